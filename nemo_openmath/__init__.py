@@ -1,0 +1,3 @@
+"""NeMo-OpenMath: build a math-reasoning model, end to end."""
+
+__version__ = "0.1.0"

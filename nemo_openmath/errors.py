@@ -1,0 +1,65 @@
+"""Errors a user meets, and the exit codes a launcher tells apart.
+
+Every error that a user can cause is a :class:`UserError`: one line that names the file, the row and the
+remedy. Anything else that escapes is a defect of this package and shows its traceback under ``--debug``.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from pathlib import Path
+
+
+class ExitCode(IntEnum):
+    """What a process of ours exits with. Launchers requeue on PREEMPTED and on nothing else."""
+
+    OK = 0
+    FAILURE = 1  # a defect, or a machine that broke
+    USER_ERROR = 2  # wrong input: the message names the remedy; running again changes nothing
+    INCOMPLETE = 3  # finished, but some items failed after all retries; running again retries them
+    PREEMPTED = 75  # EX_TEMPFAIL: state was saved; run the same command again to go on
+    INTERRUPTED = 130  # Ctrl-C
+
+
+class OpenMathError(Exception):
+    """Base of every error raised on purpose."""
+
+    exit_code = ExitCode.FAILURE
+
+
+class UserError(OpenMathError):
+    """Wrong input. ``str()`` is one line: ``file:row: what is wrong; remedy``."""
+
+    exit_code = ExitCode.USER_ERROR
+
+    def __init__(self, problem: str, *, file: str | Path | None = None, row: int | None = None, remedy: str = ""):
+        where = "" if file is None else f"{file}:{row}: " if row is not None else f"{file}: "
+        super().__init__(f"{where}{problem}" + (f"; {remedy}" if remedy else ""))
+        self.file, self.row, self.remedy = file, row, remedy
+
+
+class Incomplete(OpenMathError):
+    """A stage ended with items that failed after their retries; what finished is kept."""
+
+    exit_code = ExitCode.INCOMPLETE
+
+
+class Preempted(OpenMathError):
+    """The scheduler asked us to leave; everything finished is saved."""
+
+    exit_code = ExitCode.PREEMPTED
+
+
+class DamagedFile(OpenMathError):
+    """A file of ours does not hold what its manifest or checksum promises."""
+
+    def __init__(self, file: str | Path, problem: str, remedy: str = "delete it and run the stage again"):
+        super().__init__(f"{file}: {problem}; {remedy}")
+        self.file = file
+
+
+class MissingExtra(UserError):
+    """A package of an optional extra is needed and not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str):
+        super().__init__(f"{purpose} needs {package}", remedy=f"pip install 'nemo-openmath[{extra}]'")
