@@ -10,7 +10,7 @@ setup: $(VENV)/.ready
 # torch first and alone: with it in place, nothing that follows pulls a CUDA build.
 $(VENV)/.ready: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/pip install --quiet --index-url https://download.pytorch.org/whl/cpu torch==2.13.0 2>/dev/null || $(RUN)/pip install --quiet torch==2.13.0
+	$(RUN)/pip install --quiet torch==2.13.0
 	$(RUN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
