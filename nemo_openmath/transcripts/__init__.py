@@ -1,0 +1,21 @@
+"""The one place that knows how a conversation is written: prompts, tags, tool blocks, token ids and who made them."""
+
+from nemo_openmath.transcripts.encode import Encoded, encode, encode_many
+from nemo_openmath.transcripts.prompts import Template, load_template
+from nemo_openmath.transcripts.tokenizer import ChatTokenizer
+from nemo_openmath.transcripts.transcript import Author, Kind, Message, Piece, Segment, Transcript
+
+__all__ = [
+    "Author",
+    "ChatTokenizer",
+    "Encoded",
+    "Kind",
+    "Message",
+    "Piece",
+    "Segment",
+    "Template",
+    "Transcript",
+    "encode",
+    "encode_many",
+    "load_template",
+]

@@ -1,0 +1,56 @@
+"""Protocol constants of the released OpenMath-Nemotron models and of nvidia/OpenMathReasoning.
+
+The models were trained on these strings and the data contains them; changing one makes both unusable.
+"""
+
+from __future__ import annotations
+
+import re
+
+THINK_START = "<think>"
+THINK_END = "</think>"
+CODE_START = "<tool_call>"
+CODE_END = "</tool_call>"
+
+_REMAINING = (
+    "Remaining code executions: {n}. You will not be able to call code when you run out of executions, so use it "
+    "wisely. Note that you can still continue solving the problem without code after that."
+)
+_EXHAUSTED = (
+    "You have run out of code executions! You can no longer write or execute code. Now you should continue solving "
+    "the problem by relying on your mathematical reasoning and analytical skills."
+)
+_REMAINING_PATTERN = re.compile(r"Remaining code executions: (\d+)\.")
+JUDGMENT = re.compile(r"Judg[e]?ment:\s*\[?(\d+)\]?")
+
+
+def output_block(output: str) -> str:
+    """What the runner writes after a code block: the program's output in a fence.
+
+    It starts with the newline that closes the tag's line: the model's own ids end at the tag, which is a single
+    token in Qwen2.5, and "\\n\\n" then is the token that a tokenizer makes of the whole text.
+    """
+    if output and not output.endswith("\n"):
+        output += "\n"
+    return f"\n\n```output\n{output}```\n"
+
+
+def notice_block(remaining: int) -> str:
+    """The block that tells the model how many executions it has left."""
+    text = _REMAINING.format(n=remaining) if remaining > 0 else _EXHAUSTED
+    return f"```system\n{text}\n```\n"
+
+
+def budget_of(text: str) -> int | None:
+    """Execution budget that a stored TIR solution was generated under; None where it holds no notice."""
+    first = _REMAINING_PATTERN.search(text)
+    exhausted = text.find(_EXHAUSTED)
+    if first is not None and (exhausted < 0 or first.start() < exhausted):
+        return int(first.group(1)) + 1
+    return 1 if exhausted >= 0 else None
+
+
+def judgment_of(text: str) -> int | None:
+    """Index that a GenSelect answer chose: the last ``Judgment: IDX``, with or without brackets."""
+    found = JUDGMENT.findall(text)
+    return int(found[-1]) if found and len(found[-1]) < 10 else None

@@ -1,0 +1,186 @@
+"""One conversation: who wrote what, and with which token ids.
+
+A transcript is the prompt messages and then the *pieces* of the assistant's turn in order. A piece has one author:
+the model (its ids are the ids that it generated, and are trained on) or the runner (program output and notices,
+which are not). *Segments* are the reader's view of the same text: reasoning, code, output, notice, summary. They
+are derived from the pieces, never stored, so the two cannot disagree.
+
+    messages      user: Solve the following ...
+    pieces        model                               runner                         model
+    text          <think> try <tool_call> ... </...>  ```output 42 ``` ```system ..  so 42 </think> The answer ...
+    segments      reasoning   code                    output       notice            reasoning      summary
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from nemo_openmath.transcripts.protocol import CODE_END, CODE_START, THINK_END
+
+
+class Author(StrEnum):
+    MODEL = "model"
+    RUNNER = "runner"
+
+
+class Kind(StrEnum):
+    REASONING = "reasoning"
+    CODE = "code"
+    OUTPUT = "output"
+    NOTICE = "notice"
+    SUMMARY = "summary"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A turn before the assistant's: ``role`` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive text of one author. ``ids`` are of the tokenizer named in ``Transcript.tokenizer``."""
+
+    author: Author
+    text: str
+    ids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    kind: Kind
+    text: str
+
+    @property
+    def body(self) -> str:
+        """The text without tags and fences: the program, the output, the notice."""
+        if self.kind is Kind.CODE:
+            return self.text.removeprefix(CODE_START).removesuffix(CODE_END).strip("\n")
+        if self.kind in (Kind.OUTPUT, Kind.NOTICE):
+            return self.text.strip("\n").split("\n", 1)[-1].removesuffix("```")
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """``ended``: the model closed its turn (an end-of-turn token follows the last piece)."""
+
+    messages: tuple[Message, ...]
+    pieces: tuple[Piece, ...] = ()
+    ended: bool = True
+    tokenizer: str | None = None  # fingerprint of the tokenizer that ``ids`` belong to
+
+    @property
+    def text(self) -> str:
+        """The assistant's turn as stored in ``generation`` fields."""
+        return "".join(piece.text for piece in self.pieces)
+
+    def segments(self) -> list[Segment]:
+        """The reader's view. ``"".join(s.text for s in segments()) == text``, always."""
+        out: list[Segment] = []
+        ended = False  # </think> was seen: what follows is the summary
+        for piece in self.pieces:
+            if piece.author is Author.RUNNER:
+                out.extend(_runner_segments(piece.text))
+                continue
+            for kind, text in _split_code(piece.text):
+                if kind is Kind.CODE:
+                    out.append(Segment(kind, text))
+                elif ended:
+                    out.append(Segment(Kind.SUMMARY, text))
+                else:
+                    head, tag, tail = text.partition(THINK_END)
+                    ended = bool(tag)
+                    out.append(Segment(Kind.REASONING, head + tag))
+                    if tail:
+                        out.append(Segment(Kind.SUMMARY, tail))
+        return out
+
+    @property
+    def summary(self) -> str | None:
+        """Text after ``</think>``; None where the reasoning never ended."""
+        parts = [s.text for s in self.segments() if s.kind is Kind.SUMMARY]
+        return "".join(parts).strip() if parts else None
+
+    def code_blocks(self) -> list[str]:
+        return [s.body for s in self.segments() if s.kind is Kind.CODE]
+
+    @classmethod
+    def from_text(cls, messages: tuple[Message, ...], text: str, *, ended: bool = True) -> Transcript:
+        """Recover the pieces of a stored assistant turn (published data, other tools): the runner's are the output
+        and system fences that directly follow a code block."""
+        return cls(messages, tuple(_split_authors(text)), ended)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "messages": [{"role": m.role, "content": m.content} for m in self.messages],
+            "pieces": [
+                {"author": str(p.author), "text": p.text} | ({} if p.ids is None else {"ids": list(p.ids)})
+                for p in self.pieces
+            ],
+            "ended": self.ended,
+            "tokenizer": self.tokenizer,
+        }
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Transcript:
+        return cls(
+            messages=tuple(Message(m["role"], m["content"]) for m in row["messages"]),
+            pieces=tuple(
+                Piece(Author(p["author"]), p["text"], tuple(p["ids"]) if p.get("ids") is not None else None)
+                for p in row["pieces"]
+            ),
+            ended=row.get("ended", True),
+            tokenizer=row.get("tokenizer"),
+        )
+
+
+_NOTICE = re.compile(r"```system\n.*?```\n", re.S)
+# The output fence of a block ends at the fence that a notice follows; without a notice, at the first closing fence.
+_RUNNER = re.compile(
+    r"\n{0,2}```output\n(?:(?:(?!<tool_call>).)*?```\n(?=```system\n)```system\n.*?```\n|.*?```\n)", re.S
+)
+
+
+def _split_code(text: str) -> Iterator[tuple[Kind, str]]:
+    """Split model text into reasoning and code; an unclosed code block runs to the end of the text."""
+    at = 0
+    while (start := text.find(CODE_START, at)) >= 0:
+        end = text.find(CODE_END, start)
+        stop = len(text) if end < 0 else end + len(CODE_END)
+        if start > at:
+            yield Kind.REASONING, text[at:start]
+        yield Kind.CODE, text[start:stop]
+        at = stop
+    if at < len(text):
+        yield Kind.REASONING, text[at:]
+
+
+def _split_authors(text: str) -> Iterator[Piece]:
+    """Model and runner pieces of a stored turn: a runner piece directly follows a closed code block."""
+    start = at = 0
+    while (end := text.find(CODE_END, at)) >= 0:
+        at = end + len(CODE_END)
+        block = _RUNNER.match(text, at)
+        if block is None:
+            continue
+        yield Piece(Author.MODEL, text[start:at])
+        yield Piece(Author.RUNNER, block.group(0))
+        start = at = block.end()
+    if start < len(text):
+        yield Piece(Author.MODEL, text[start:])
+
+
+def _runner_segments(text: str) -> Iterator[Segment]:
+    notices = list(_NOTICE.finditer(text))
+    cut = notices[-1].start() if notices and notices[-1].end() == len(text) else len(text)
+    if cut:
+        yield Segment(Kind.OUTPUT, text[:cut])
+    if cut < len(text):
+        yield Segment(Kind.NOTICE, text[cut:])

@@ -1,0 +1,76 @@
+"""Pieces and segments: nothing of a text is lost, and the runner's part is found again."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nemo_openmath.transcripts import Author, Kind, Message, Piece, Transcript
+from nemo_openmath.transcripts.protocol import budget_of, judgment_of, notice_block, output_block
+
+USER = (Message("user", "q"),)
+words = st.text(st.characters(exclude_characters="<`", exclude_categories=["Cs"]), max_size=30)
+fragments = st.sampled_from(
+    [
+        "<tool_call>",
+        "</tool_call>",
+        "<think>",
+        "</think>",
+        "```output\n",
+        "```\n",
+        "```system\n",
+        "\n",
+        "\n\n",
+        "é∑😀",
+        "a",
+    ]
+)
+
+
+@given(st.lists(st.one_of(fragments, words), max_size=20).map("".join))
+def test_any_text_is_kept_whole(text: str) -> None:
+    transcript = Transcript.from_text(USER, text)
+    assert transcript.text == text
+    assert "".join(s.text for s in transcript.segments()) == text
+
+
+@given(st.lists(st.tuples(words, words, st.one_of(words, st.just("```\nx\n"))), min_size=1, max_size=4), words, words)
+def test_what_the_runner_wrote_is_parsed_back(blocks: list[tuple[str, str, str]], end: str, summary: str) -> None:
+    pieces = []
+    for left, (thought, code, output) in reversed(list(enumerate(blocks))):
+        pieces.append(Piece(Author.MODEL, f"{thought}<tool_call>\n{code}\n</tool_call>"))
+        pieces.append(Piece(Author.RUNNER, output_block(output) + notice_block(left)))
+    pieces.append(Piece(Author.MODEL, f"z{end}</think>z{summary}"))
+    original = Transcript(USER, tuple(pieces))
+    parsed = Transcript.from_text(USER, original.text)
+    assert parsed.pieces == original.pieces
+    assert parsed.segments() == original.segments()
+    assert parsed.code_blocks() == [code.strip("\n") for _, code, _ in reversed(blocks)]
+    assert parsed.summary == f"z{summary}".strip()
+    assert budget_of(original.text) == len(blocks)
+    assert Transcript.from_json(original.to_json()) == original
+
+
+def test_segments_name_their_kinds() -> None:
+    text = (
+        "<think>try <tool_call>\nprint(1)\n</tool_call>"
+        + output_block("1")
+        + notice_block(0)
+        + "so 1</think>The answer."
+    )
+    kinds = [(s.kind, s.body) for s in Transcript.from_text(USER, text).segments()]
+    assert [k for k, _ in kinds] == [Kind.REASONING, Kind.CODE, Kind.OUTPUT, Kind.NOTICE, Kind.REASONING, Kind.SUMMARY]
+    assert kinds[1][1] == "print(1)"
+    assert kinds[2][1] == "1\n"
+    assert kinds[3][1].startswith("You have run out")
+    assert kinds[5][1] == "The answer."
+
+
+def test_without_end_of_thinking_there_is_no_summary() -> None:
+    assert Transcript.from_text(USER, "just text \\boxed{1}").summary is None
+
+
+def test_budget_and_judgment() -> None:
+    assert budget_of("nothing") is None
+    assert budget_of(notice_block(0) + notice_block(3)) == 1
+    assert budget_of(notice_block(7) + notice_block(0)) == 8
+    assert judgment_of("Judgment: 3 ... Judgement: [11]") == 11
+    assert judgment_of("no verdict") is None
