@@ -1,0 +1,219 @@
+"""Grading with hard limits: a pool of warm worker processes that abuse cannot harm.
+
+Plain numbers and identical strings are answered in the calling process; every other pair goes to a worker. A pair
+that uses up its time or memory becomes a TIMEOUT verdict; its worker, if it had to be killed, is replaced, and the
+pairs behind it are graded by the replacement. So the verdict of a pair depends on the pair alone, not on its
+neighbours. Results are cached by the pair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pickle
+import queue
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, cast
+
+import nemo_openmath
+from nemo_openmath.errors import OpenMathError
+from nemo_openmath.grading import plain
+from nemo_openmath.grading.verdict import Grade, Verdict
+from nemo_openmath.grading.worker import HEADER, OUT_OF_MEMORY, OUT_OF_TIME, frame
+
+Pair = tuple[str | None, str | None]
+
+CHUNK = 64  # pairs a worker gets at once: amortizes the round trip, keeps workers evenly loaded
+STARTUP_LIMIT = 60.0  # seconds for a fresh interpreter to import the grader on a busy machine
+CACHE_SIZE = 100_000  # pairs
+CACHED_LENGTH = 2_000  # characters of a pair; longer ones are not kept
+
+
+class _Worker:
+    """One process and the pipe to it. Used by one thread at a time."""
+
+    def __init__(self, time_limit: float, memory_mb: int):
+        self.time_limit = time_limit
+        self.command = [sys.executable, "-m", "nemo_openmath.grading.worker", str(time_limit), str(memory_mb)]
+        self.starts = 0
+        self._start()
+
+    def _start(self) -> None:
+        self.starts += 1
+        root = str(Path(nemo_openmath.__file__).resolve().parents[1])
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        self.process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )
+        self.stdin = cast(BinaryIO, self.process.stdin)
+        self.stdout = cast(BinaryIO, self.process.stdout)
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.stdout, selectors.EVENT_READ)
+        self.buffer = bytearray()
+        self.ready = False
+
+    def _read(self, limit: float) -> Any:
+        """Return the next reply. Raises TimeoutError after ``limit`` seconds, EOFError when the process is gone."""
+        deadline = time.monotonic() + limit
+        while True:
+            if len(self.buffer) >= HEADER.size:
+                end = HEADER.size + HEADER.unpack_from(self.buffer)[0]
+                if len(self.buffer) >= end:
+                    payload = bytes(self.buffer[HEADER.size : end])
+                    del self.buffer[:end]
+                    return pickle.loads(payload)
+            if not self.selector.select(max(0.0, deadline - time.monotonic())):
+                raise TimeoutError
+            if not (data := os.read(self.stdout.fileno(), 1 << 16)):
+                raise EOFError
+            self.buffer += data
+
+    def grade(self, pairs: Sequence[Pair], take_modulo: int | None) -> list[Grade]:
+        grades: list[Grade] = []
+        idle_deaths = 0
+        while len(grades) < len(pairs):
+            asked = False
+            try:
+                if not self.ready:
+                    self._read(STARTUP_LIMIT)
+                    self.ready = True
+                self.stdin.write(frame((take_modulo, pairs[len(grades) :])))
+                asked = True
+                while len(grades) < len(pairs):
+                    verdict, reason = self._read(self.time_limit)
+                    grades.append(Grade(Verdict(verdict), reason))
+            except TimeoutError:
+                if asked:
+                    grades.append(OUT_OF_TIME)
+                else:
+                    idle_deaths += 1
+                self._restart()
+            except (EOFError, BrokenPipeError, ConnectionResetError):
+                if asked:  # died over this pair: the only limit that kills without a reply is memory in C code
+                    grades.append(OUT_OF_MEMORY)
+                else:
+                    idle_deaths += 1
+                self._restart()
+            if idle_deaths > 3:
+                raise OpenMathError(f"grading workers die before their first pair: {' '.join(self.command)}")
+        return grades
+
+    def _restart(self) -> None:
+        self.stop()
+        self._start()
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.selector.close()
+        self.stdin.close()
+        self.stdout.close()
+
+
+class GradingPool:
+    """``workers`` processes that compare answers, each pair within ``time_limit`` seconds and ``memory_mb`` MiB.
+
+    Safe to use from many threads and from many tasks of an event loop at once; the loop is never blocked by a
+    comparison. ``take_modulo``: integers are compared modulo this number (contests whose answers are).
+    """
+
+    def __init__(
+        self, workers: int = 1, time_limit: float = 1.0, memory_mb: int = 1024, *, take_modulo: int | None = None
+    ):
+        self.take_modulo = take_modulo
+        self._workers = [_Worker(time_limit, memory_mb) for _ in range(max(1, workers))]
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(len(self._workers), thread_name_prefix="grading")
+        self._cache: dict[Pair, Grade] = {}
+
+    @property
+    def restarts(self) -> int:
+        """How many workers were killed and replaced."""
+        return sum(worker.starts - 1 for worker in self._workers)
+
+    async def grade(self, predicted: str | None, expected: str | None) -> Grade:
+        if (known := self._known((predicted, expected))) is not None:
+            return known
+        return (await asyncio.wrap_future(self._submit([(predicted, expected)])))[0]
+
+    async def grade_many(self, pairs: Iterable[Pair]) -> list[Grade]:
+        pairs = list(pairs)
+        jobs = self._plan(pairs)
+        await asyncio.gather(*(asyncio.wrap_future(future) for _, future in jobs))
+        return self._collect(pairs, jobs)
+
+    def grade_batch(self, pairs: Iterable[Pair]) -> list[Grade]:
+        """Like ``grade_many``, for callers without an event loop."""
+        pairs = list(pairs)
+        return self._collect(pairs, self._plan(pairs))
+
+    def _known(self, pair: Pair) -> Grade | None:
+        if self.take_modulo is None and (decided := plain.decide(*pair)) is not None:
+            return decided
+        return self._cache.get(pair)
+
+    def _plan(self, pairs: list[Pair]) -> list[tuple[list[Pair], Future[list[Grade]]]]:
+        """Submit each distinct pair that a worker has to see, once."""
+        slow = [pair for pair in dict.fromkeys(pairs) if self._known(pair) is None]
+        size = max(1, min(CHUNK, -(-len(slow) // len(self._workers))))
+        chunks = [slow[i : i + size] for i in range(0, len(slow), size)]
+        return [(chunk, self._submit(chunk)) for chunk in chunks]
+
+    def _collect(self, pairs: list[Pair], jobs: list[tuple[list[Pair], Future[list[Grade]]]]) -> list[Grade]:
+        graded = {pair: grade for chunk, future in jobs for pair, grade in zip(chunk, future.result(), strict=True)}
+        return [graded.get(pair) or cast(Grade, self._known(pair)) for pair in pairs]
+
+    def _submit(self, chunk: list[Pair]) -> Future[list[Grade]]:
+        return self._threads.submit(self._run, chunk)
+
+    def _run(self, chunk: list[Pair]) -> list[Grade]:
+        worker = self._idle.get()
+        try:
+            grades = worker.grade(chunk, self.take_modulo)
+        finally:
+            self._idle.put(worker)
+        for pair, grade in zip(chunk, grades, strict=True):
+            if sum(len(answer) for answer in pair if answer) <= CACHED_LENGTH:
+                if len(self._cache) >= CACHE_SIZE:
+                    with contextlib.suppress(StopIteration, KeyError, RuntimeError):
+                        del self._cache[next(iter(self._cache))]  # the oldest
+                self._cache[pair] = grade
+        return grades
+
+    def close(self) -> None:
+        """Wait for running comparisons (each within its limit) and end the workers."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for worker in self._workers:
+            worker.stop()
+        self._workers = []
+
+    def __enter__(self) -> GradingPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> GradingPool:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
