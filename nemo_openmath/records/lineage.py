@@ -1,0 +1,67 @@
+"""Lineage: beside every artifact (checkpoint, export), what it was made from and by what."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nemo_openmath.records.manifest import write_json
+
+LINEAGE = "lineage.json"
+_PACKAGES = ("nemo-openmath", "torch", "megatron-core", "transformers", "tokenizers", "sympy", "math-verify", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """``inputs``: name -> {path, digest}. ``command``: what a user types to make it again."""
+
+    kind: str
+    inputs: dict[str, dict[str, str]]
+    command: list[str] = field(default_factory=lambda: list(sys.argv))
+    config: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / LINEAGE, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Lineage | None:
+        path = folder / LINEAGE
+        return cls(**orjson.loads(path.read_bytes())) if path.is_file() else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what can change a result."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_tree(folder: Path, ignore: tuple[str, ...] = (LINEAGE,)) -> str:
+    """SHA-256 over the names and bytes of all files of a folder, or of one file."""
+    if folder.is_file():
+        return digest_file(folder)
+    names: Mapping[str, Path] = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
+    total = hashlib.sha256()
+    for name in sorted(names):
+        if names[name].name not in ignore:
+            total.update(f"{name}\0{digest_file(names[name])}\0".encode())
+    return total.hexdigest()
