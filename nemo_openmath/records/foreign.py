@@ -43,7 +43,7 @@ def _suffix(path: Path) -> str | None:
 
 def _open(path: Path) -> IO[bytes]:
     if path.name.endswith(".gz"):
-        return gzip.open(path, "rb")
+        return io.BufferedReader(gzip.open(path, "rb"))
     if path.name.endswith(".zst"):
         import zstandard
 

@@ -29,7 +29,8 @@ class Record:
         if unknown := row.keys() - known:
             raise ValueError(f"not a {cls.__name__}: unknown field {sorted(unknown)[0]!r}")
         try:
-            return cls(**{k: tuple(v) if k in cls.tuples else v for k, v in row.items()})
+            values: dict[str, Any] = {k: tuple(v) if k in cls.tuples else v for k, v in row.items()}
+            return cls(**values)
         except TypeError as error:
             raise ValueError(f"not a {cls.__name__}: {error}") from error
 

@@ -1,0 +1,121 @@
+"""Configuration files: YAML, ``extends``, dotted overrides; every value remembers its file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline.build import OVERRIDE, Key, Origin
+
+
+class Source:
+    """Nested plain data with the origin of each key. ``folder``: what relative paths are relative to."""
+
+    def __init__(self, data: dict[str, Any], origins: dict[Key, Origin], path: Path):
+        self.data = data
+        self.path = path
+        self._origins = origins
+
+    def origin(self, key: Key) -> Origin:
+        """Origin of ``key``, or of the nearest enclosing one that was written down."""
+        for n in range(len(key), -1, -1):
+            if (found := self._origins.get(key[:n])) is not None:
+                return found
+        return Origin(str(self.path))
+
+    @classmethod
+    def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Source:
+        """Read a file, what it extends, and ``a.b.c=value`` overrides (values are YAML)."""
+        path = Path(path)
+        data, origins = _read(path, ())
+        source = cls(data, origins, path)
+        for text in overrides:
+            source._override(text)
+        return source
+
+    def _override(self, text: str) -> None:
+        name, equals, value = text.partition("=")
+        key = tuple(name.strip().split("."))
+        if not equals or not all(key):
+            raise UserError(f"not an override: {text!r}", remedy="write section.setting=value")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"cannot read the value of {name} ({_first_line(error)})") from error
+        at = self.data
+        for part in key[:-1]:
+            child = at.setdefault(part, {})
+            if not isinstance(child, dict):
+                raise UserError(f"override {name}: {part} holds no settings")
+            at = child
+        at[key[-1]] = parsed
+        self._origins = {k: o for k, o in self._origins.items() if k[: len(key)] != key}
+        self._origins[key] = OVERRIDE
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Key, Origin]]:
+    if path.resolve() in seen:
+        raise UserError("this file extends itself", file=path)
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise UserError(f"cannot read it ({error.strerror})", file=path, remedy="check the path") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise UserError(f"not YAML ({_first_line(error)})", file=path, row=mark.line + 1 if mark else None) from error
+    if root is None:
+        raise UserError("the file is empty", file=path)
+    origins: dict[Key, Origin] = {}
+    data = _plain(root, (), origins, path)
+    if not isinstance(data, dict):
+        raise UserError("expected settings by name", file=path, row=1)
+    base = data.pop("extends", None)
+    if base is None:
+        return data, origins
+    if not isinstance(base, str):
+        raise UserError("extends: expected a path", file=path, row=origins[("extends",)].line)
+    below, below_origins = _read(path.parent / base, (*seen, path.resolve()))
+    return _merge(below, data, (), below_origins, origins), below_origins
+
+
+def _plain(node: yaml.Node, key: Key, origins: dict[Key, Origin], path: Path) -> Any:
+    origins[key] = Origin(str(path), node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        out: dict[str, Any] = {}
+        for name_node, value_node in node.value:
+            name = str(name_node.value)
+            if name in out:
+                raise UserError(f"{'.'.join((*key, name))}: given twice", file=path, row=name_node.start_mark.line + 1)
+            out[name] = _plain(value_node, (*key, name), origins, path)
+            origins[(*key, name)] = Origin(str(path), name_node.start_mark.line + 1)
+        return out
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(child, (*key, str(i)), origins, path) for i, child in enumerate(node.value)]
+    return yaml.SafeLoader("").construct_object(node)
+
+
+def _merge(
+    below: dict[str, Any], above: dict[str, Any], key: Key, origins: dict[Key, Origin], new: dict[Key, Origin]
+) -> dict[str, Any]:
+    """``above`` laid over ``below``, section by section; lists and plain values are replaced whole."""
+    out = dict(below)
+    for name, value in above.items():
+        at = (*key, name)
+        if isinstance(value, dict) and isinstance(out.get(name), dict):
+            out[name] = _merge(out[name], value, at, origins, new)
+            continue
+        out[name] = value
+        for old in [k for k in origins if k[: len(at)] == at]:
+            del origins[old]
+        origins.update({k: o for k, o in new.items() if k[: len(at)] == at})
+    return out
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "problem", None) or error).split("\n", 1)[0]

@@ -1,0 +1,239 @@
+"""The Stage contract: the only way work is done here.
+
+A stage reads finished folders, writes one folder, and is pure in what it decides: the same inputs, configuration and
+seed give the same content. It may be killed at any instant and run again; it does only what is missing. Work is
+divided into units with ids, so an array of jobs can share a stage by id. What it drops, it counts, with a reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from nemo_openmath.errors import Incomplete, OpenMathError
+from nemo_openmath.pipeline.build import nearest
+from nemo_openmath.pipeline.progress import Progress
+from nemo_openmath.records import Drop, Record, RecordWriter, content_id, read_records
+from nemo_openmath.records.ids import in_shard
+
+if TYPE_CHECKING:
+    from nemo_openmath.engines.protocol import Engine
+    from nemo_openmath.grading import GradingPool
+    from nemo_openmath.sandbox.protocol import Sandbox
+    from nemo_openmath.transcripts import ChatTokenizer
+
+C = TypeVar("C")
+U = TypeVar("U")
+R = TypeVar("R", bound=Record)
+
+RUNTIME = {"runtime": True}
+"""``field(metadata=RUNTIME)``: how fast, not what. Such settings are left out of the stage's fingerprint."""
+
+
+class Services(ABC):
+    """What the surroundings lend to a stage: opened when first asked for, shared, closed at the end of the run."""
+
+    @abstractmethod
+    async def engine(self, name: str) -> tuple[Engine, ChatTokenizer]:
+        """``teacher``, or the name of a stage that made a model, or the folder of a Hugging Face model."""
+
+    @abstractmethod
+    async def sandbox(self) -> Sandbox: ...
+
+    @abstractmethod
+    async def grading(self) -> GradingPool: ...
+
+
+@dataclass
+class StageContext:
+    """Everything a running stage may touch.
+
+    ``inputs``: port name -> finished folders or files, in the recipe's order. ``output``: the stage's own folder.
+    ``facts``: numbers that the stage measured; they go into the manifest, the status and the report.
+    """
+
+    name: str
+    inputs: Mapping[str, Sequence[Path]]
+    output: Path
+    seed: int
+    services: Services
+    progress: Progress
+    shard: int = 0
+    shards: int = 1
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def read(self, port: str, kind: type[R]) -> Iterator[R]:
+        """Records of all folders of an input port, streamed."""
+        for folder in self.inputs.get(port, ()):
+            yield from read_records(folder, kind)
+
+    def one(self, port: str) -> Path:
+        """The only folder of a port."""
+        (path,) = self.inputs[port]
+        return path
+
+
+class Stage(ABC, Generic[C]):
+    """One arrow of the data flow. Subclasses are registered under ``kind`` and configured by their ``Config``."""
+
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raise it when the same configuration would make other content."""
+    Config: ClassVar[type]
+    ports: ClassVar[dict[str, str]] = {}
+    """Input name -> what it holds, in words; a name ending in ``?`` may be left out."""
+    makes: ClassVar[str] = "records"
+    """``records``, ``model`` (a folder that an engine can load), or another kind of artifact, in a word."""
+
+    def __init__(self, config: C):
+        self.config = config
+
+    @abstractmethod
+    async def run(self, context: StageContext) -> None:
+        """Fill ``context.output``. The caller writes the manifest afterwards."""
+
+    def engines(self) -> tuple[str, ...]:
+        """Names that this stage will ask ``services.engine`` for; models made by stages become its inputs."""
+        return ()
+
+    def fingerprint(self, inputs: Mapping[str, Sequence[str]], seed: int) -> str:
+        """What the stage is asked to do. ``inputs``: port -> digests."""
+        return content_id("stage", self.kind, self.version, self.settings(), dict(inputs), seed)
+
+    def settings(self) -> dict[str, Any]:
+        """The configuration as plain data, without what only concerns speed."""
+        return _settings(self.config)
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    runtime = {f.name for f in fields(config) if f.metadata.get("runtime")}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items() if k not in runtime}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one unit left."""
+
+    records: Sequence[Record] = ()
+    drops: Sequence[Drop] = ()
+
+
+class UnitStage(Stage[C], Generic[C, U]):
+    """A stage whose units are independent: given units and a coroutine for one, the rest is here.
+
+    Hundreds to thousands of units are in flight at once; memory is bounded by ``concurrency`` units. A unit that
+    raises a retryable error is tried again ``retries`` times; one that still fails is reported and left undone, so
+    that running again retries it, and the stage ends as Incomplete once all others are finished.
+    """
+
+    concurrency: int = 256
+    retries: int = 2
+
+    @abstractmethod
+    def units(self, context: StageContext) -> Iterable[tuple[str, U]]:
+        """(id, payload) of every unit, streamed. Ids are content-derived."""
+
+    @abstractmethod
+    async def process(self, unit: U, context: StageContext) -> Result:
+        """Do one unit. Cancelling the task must release what it holds."""
+
+    async def prepare(self, context: StageContext) -> None:
+        """Open what all units share."""
+
+    def count(self, context: StageContext) -> int | None:
+        """Number of units of this shard where it is cheap to know."""
+        return None
+
+    async def run(self, context: StageContext) -> None:
+        await self.prepare(context)
+        failures: Counter[str] = Counter()
+        example: dict[str, str] = {}
+        with RecordWriter(context.output, shard=context.shard, shards=context.shards) as writer:
+            context.progress.begin(self.count(context), writer.recovered)
+
+            async def one(key: str, unit: U) -> None:
+                try:
+                    result = await self._attempt(unit, context)
+                except OpenMathError as error:
+                    if not isinstance(getattr(error, "retryable", None), bool):
+                        raise
+                    failures[type(error).__name__] += 1
+                    example.setdefault(type(error).__name__, f"{key}: {error}")
+                else:
+                    writer.commit(key, result.records, result.drops)
+                context.progress.advance()
+
+            todo = (
+                (key, unit)
+                for key, unit in self.units(context)
+                if in_shard(key, context.shard, context.shards) and not writer.done(key)
+            )
+            await run_bounded(todo, one, self.concurrency)
+        if failures:
+            kind, count = failures.most_common(1)[0]
+            raise Incomplete(
+                f"{context.name}: {sum(failures.values())} units failed after {self.retries + 1} attempts, {count} by "
+                f"{kind} (for example {example[kind]}); what finished is kept, run again to retry the rest"
+            )
+
+    async def _attempt(self, unit: U, context: StageContext) -> Result:
+        for attempt in range(self.retries + 1):
+            try:
+                return await self.process(unit, context)
+            except OpenMathError as error:
+                if not getattr(error, "retryable", False) or attempt == self.retries:
+                    raise
+        raise AssertionError("the loop returns or raises")
+
+
+async def run_bounded(
+    units: Iterable[tuple[str, U]], work: Callable[[str, U], Awaitable[None]], concurrency: int
+) -> None:
+    """Run ``work`` over a stream with at most ``concurrency`` in flight. The first error cancels the rest."""
+    pending: set[asyncio.Task[None]] = set()
+    try:
+        for key, unit in units:
+            pending.add(asyncio.ensure_future(_call(work, key, unit)))
+            if len(pending) >= concurrency:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+
+
+async def _call(work: Callable[[str, U], Awaitable[None]], key: str, unit: U) -> None:
+    await work(key, unit)
+
+
+_REGISTRY: dict[str, type[Stage]] = {}
+
+
+def register(cls: type[Stage]) -> type[Stage]:
+    """Class decorator: make the stage usable in recipes under its ``kind``."""
+    if _REGISTRY.setdefault(cls.kind, cls) is not cls:
+        raise ValueError(f"two stages are called {cls.kind}")
+    return cls
+
+
+def stage_class(kind: str) -> type[Stage]:
+    """Raises KeyError with the nearest known kind."""
+    try:
+        return _REGISTRY[kind]
+    except KeyError:
+        raise KeyError(f"unknown stage kind {kind!r}; {nearest(kind, sorted(_REGISTRY))}") from None
+
+
+def stage_kinds() -> dict[str, type[Stage]]:
+    return dict(sorted(_REGISTRY.items()))
