@@ -1,0 +1,244 @@
+"""Build Megatron's GPT model of a :class:`ModelConfig` for one process of a layout, and load Hugging Face weights into it."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from safetensors import safe_open
+from torch import Tensor
+
+from nemo_openmath.errors import MissingExtra, UserError
+from nemo_openmath.models import hf_mapping
+from nemo_openmath.models.attention import PackedAttention
+from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.models.layout import Parallel
+from nemo_openmath.models.loss import linear_cross_entropy
+from nemo_openmath.models.norm import RMSNorm
+from nemo_openmath.models.packed import PackedBatch
+
+LayerBackend = Literal["auto", "local", "transformer_engine"]
+Recompute = Literal["none", "selective", "full"]
+log = logging.getLogger(__name__)
+
+
+class PackedGPT(GPTModel):
+    """Megatron's GPT on one :class:`PackedBatch`: its output on the last stage is the summed loss of the trained tokens."""
+
+    def forward_batch(self, batch: PackedBatch) -> Tensor:
+        """Last stage: the sum of -log p(label) over the trained tokens of this context rank (fp32 scalar).
+        Earlier stages: hidden states [t, 1, hidden]."""
+        return self(batch.tokens, None, None, labels=batch.labels, packed_seq_params=batch)
+
+    def _postprocess(self, hidden_states: Tensor, *_: Any, **rest: Any) -> Tensor:
+        if not self.post_process:
+            return hidden_states
+        batch: PackedBatch = rest["packed_seq_params"]
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        group = self.pg_collection.tp
+        if self.config.sequence_parallel:
+            hidden_states = tensor_parallel.gather_from_sequence_parallel_region(hidden_states, group=group)
+        elif group.size() > 1:
+            hidden_states = tensor_parallel.copy_to_tensor_model_parallel_region(hidden_states, group=group)
+        rows = hidden_states.squeeze(1)
+        if batch.trained is not None:
+            rows = rows.index_select(0, batch.trained)
+        return linear_cross_entropy(rows, weight, batch.labels, group)
+
+
+class SwiGLU(MLP):
+    """Megatron's MLP without its two extra passes over memory (an offset of zero, a clamp of nothing)."""
+
+    def forward(self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
+        gate_up, _bias = self.linear_fc1(hidden_states)
+        gate, up = gate_up.chunk(2, dim=-1)
+        output, _bias = self.linear_fc2(F.silu(gate) * up)
+        return output, None
+
+
+def choose_backend(backend: LayerBackend) -> Literal["local", "transformer_engine"]:
+    """``auto``: TransformerEngine on GPU when it is installed, else our own attention. The choice is logged."""
+    installed = importlib.util.find_spec("transformer_engine") is not None
+    if backend == "transformer_engine" and not installed:
+        raise MissingExtra("transformer-engine", "gpu", "model.backend = transformer_engine")
+    chosen: Literal["local", "transformer_engine"] = "local"
+    if backend == "transformer_engine" or (backend == "auto" and installed and torch.cuda.is_available()):
+        chosen = "transformer_engine"
+    log.info("layers: %s", "TransformerEngine" if chosen == "transformer_engine" else "our own attention and norms")
+    return chosen
+
+
+def transformer_config(
+    model: ModelConfig,
+    parallel: Parallel,
+    *,
+    dtype: torch.dtype = torch.float32,
+    recompute: Recompute = "none",
+) -> TransformerConfig:
+    """megatron-core's configuration of ``model``."""
+    bf16, cpu = dtype == torch.bfloat16, not torch.cuda.is_available()
+    checkpointing: dict[str, Any] = {}
+    if recompute == "selective":
+        checkpointing = {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    elif recompute == "full":
+        checkpointing = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return TransformerConfig(
+        num_layers=model.num_hidden_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.intermediate_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_key_value_heads,
+        kv_channels=model.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.rms_norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=model.qkv_bias,
+        qk_layernorm=model.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        virtual_pipeline_model_parallel_size=parallel.vpp if parallel.vpp > 1 else None,
+        context_parallel_size=parallel.cp,
+        sequence_parallel=parallel.sequence_parallel,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=bf16,
+        init_method_std=model.initializer_range,
+        use_cpu_initialization=cpu,
+        perform_initialization=False,  # weights come from HF or a checkpoint
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=False,
+        apply_rope_fusion=False,
+        calculate_per_token_loss=True,  # gradients are summed over ranks; the loss is already divided (training/loop.py)
+        deallocate_pipeline_outputs=True,
+        **checkpointing,
+    )
+
+
+def layer_spec(model: ModelConfig, backend: Literal["local", "transformer_engine"]) -> Any:
+    """The layers' modules. Local: ours for attention, norms and MLP around megatron-core's parallel linear layers."""
+    if backend == "transformer_engine":
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_norm)
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=model.qk_norm)
+    layer = spec.submodules
+    layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
+    attention = layer.self_attention.submodules
+    attention.core_attention = PackedAttention
+    if model.qk_norm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    layer.mlp.module = SwiGLU
+    return spec
+
+
+def build_model(
+    model: ModelConfig,
+    parallel: Parallel,
+    *,
+    dtype: torch.dtype = torch.float32,
+    recompute: Recompute = "none",
+    backend: LayerBackend = "auto",
+) -> list[PackedGPT]:
+    """This process's model chunks (one, or ``parallel.vpp`` when interleaved), weights uninitialised.
+
+    megatron-core's parallel state must be initialised for ``parallel``.
+    """
+    chosen = choose_backend(backend)
+    config = transformer_config(model, parallel, dtype=dtype, recompute=recompute)
+    chunks = []
+    for stage in range(parallel.vpp):
+        vp_stage = stage if parallel.vpp > 1 else None
+        spec: Any = layer_spec(model, chosen)
+        chunk = PackedGPT(
+            config=config,
+            transformer_layer_spec=_block_spec(config, spec, chosen, vp_stage),
+            vocab_size=model.vocab_size,
+            max_sequence_length=model.max_position_embeddings,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+            parallel_output=True,
+            share_embeddings_and_output_weights=model.tie_word_embeddings,
+            position_embedding_type="none" if chosen == "local" else "rope",
+            rotary_base=model.rope_theta,
+            vp_stage=vp_stage,
+        )
+        chunk = chunk.to(dtype)
+        chunks.append(chunk.cuda() if torch.cuda.is_available() else chunk)
+    return chunks
+
+
+def _block_spec(config: TransformerConfig, layer: Any, backend: str, vp_stage: int | None) -> Any:
+    if backend == "transformer_engine":
+        return layer
+    from megatron.core.transformer.transformer_block import get_num_layers_to_build
+
+    count = get_num_layers_to_build(config, vp_stage=vp_stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)
+
+
+def parameters_by_stored_name(chunks: Iterable[PackedGPT], model: ModelConfig) -> dict[str, tuple[hf_mapping.Mapped, Tensor]]:
+    """Each parameter of this process under its stored name. A tied output layer of a last stage appears as the embedding
+    (under pipeline parallelism both the first and the last stage hold one)."""
+    entries = hf_mapping.mapping(model)
+    found: dict[str, tuple[hf_mapping.Mapped, Tensor]] = {}
+    for chunk in chunks:
+        parameters = dict(chunk.named_parameters())
+        layers = chunk.decoder.layers
+        offset, count = (layers[0].layer_number - 1 if len(layers) else 0), len(layers)
+        fused = any(name.endswith("layer_norm_weight") for name in parameters)
+        for entry in entries:
+            layer = hf_mapping.layer_of(entry.stored)
+            if layer is not None and not offset <= layer < offset + count:
+                continue
+            name = hf_mapping.local_name(entry.stored, offset, fused_norms=fused)
+            parameter = parameters.pop(name, None)
+            if parameter is not None:
+                found[entry.stored] = (entry, parameter)
+        tied = parameters.pop("output_layer.weight", None)
+        if tied is not None:
+            found["output_layer.weight"] = (entries[0], tied)
+        if parameters:
+            raise RuntimeError(f"parameters that no mapping names: {sorted(parameters)}")
+    return found
+
+
+@torch.no_grad()
+def load_hf(chunks: Iterable[PackedGPT], model: ModelConfig, read: Callable[[str], Tensor]) -> None:
+    """Copy this process's slices of Hugging Face weights into its chunks. ``read(hf_name)`` gives one full tensor."""
+    size = parallel_state.get_tensor_model_parallel_world_size()
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    for entry, parameter in parameters_by_stored_name(chunks, model).values():
+        full = hf_mapping.join(entry, hf_mapping.read_hf(read, entry, model), model)
+        parameter.copy_(hf_mapping.tp_slice(entry, full, size, rank))
+
+
+def hf_reader(folder: str | Path) -> Callable[[str], Tensor]:
+    """Reads single tensors of a Hugging Face folder's safetensors files by name, memory-mapped."""
+    folder = Path(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError("no *.safetensors here", file=folder, remedy="give a Hugging Face model folder with safetensors weights")
+    handles = [safe_open(file, framework="pt") for file in files]
+    where = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118 (not a dict)
+    return lambda name: where[name].get_tensor(name)

@@ -1,0 +1,192 @@
+"""Model configurations: the Qwen2 family (Qwen2.5, Qwen2.5-Math) and dense Qwen3, read from and written to HF config.json.
+
+A :class:`ModelConfig` uses the field names of Hugging Face's ``config.json``, so any Qwen2 or Qwen3 folder can be the
+start of a training. The Math bases get RoPE base 500000 and 131072 positions, as in the recipe (arXiv 2504.16891,
+section 5.1): their own 10000 and 4096 are too short for 32768-token solutions.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nemo_openmath.errors import UserError
+
+ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a dense decoder with RoPE, RMSNorm, SwiGLU and grouped-query attention."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rope_theta: float = 1_000_000.0
+    max_position_embeddings: int = 131_072
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    model_type: str = "qwen2"  # qwen2: biases on Q, K, V; qwen3: RMSNorm on each query and key head instead
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.model_type not in ARCHITECTURES:
+            raise UserError(f"model_type {self.model_type!r} is not supported", remedy="use qwen2 or qwen3 (dense)")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise UserError(
+                f"{self.num_attention_heads} attention heads are not a multiple of {self.num_key_value_heads} KV heads",
+                remedy="change num_key_value_heads",
+            )
+
+    @property
+    def qkv_bias(self) -> bool:
+        return self.model_type == "qwen2"
+
+    @property
+    def qk_norm(self) -> bool:
+        return self.model_type == "qwen3"
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters; tied embeddings count once."""
+        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        attention = self.hidden_size * (2 * q + 2 * kv) + (q + 2 * kv if self.qkv_bias else 0)
+        attention += 2 * self.head_dim if self.qk_norm else 0
+        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+        return embeddings + self.num_hidden_layers * layer + self.hidden_size
+
+    def flops(self, tokens: int, sum_squared_lengths: int, trained_tokens: int | None = None) -> float:
+        """Model FLOPs of one forward and backward pass (no recomputation), causal attention counted as half.
+
+        ``sum_squared_lengths`` is the sum over samples of length squared: what attention costs in a pack.
+        ``trained_tokens``: positions whose logits are computed (all of them when None).
+        """
+        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        layer = self.hidden_size * (2 * q + 2 * kv) + 3 * self.hidden_size * self.intermediate_size
+        head = self.hidden_size * self.vocab_size * (tokens if trained_tokens is None else trained_tokens)
+        attention = self.num_hidden_layers * q * sum_squared_lengths  # QK^T and AV, 2 FLOPs each, half masked
+        return 3.0 * (2 * (tokens * self.num_hidden_layers * layer + head) + 2 * attention)
+
+    @classmethod
+    def from_hf(cls, folder: str | Path) -> ModelConfig:
+        """Read ``folder/config.json`` (``rope_theta`` at the top or inside ``rope_parameters``)."""
+        path = Path(folder) / "config.json"
+        try:
+            raw: dict[str, Any] = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise UserError("no config.json", file=folder, remedy="give a Hugging Face model folder") from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"not JSON ({error})", file=path, remedy="download the model again") from None
+        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            raise UserError(f"RoPE scaling {kind!r} is not supported", file=path, remedy="set rope_scaling to null")
+        if raw.get("use_sliding_window"):
+            raise UserError("sliding-window attention is not supported", file=path, remedy="set use_sliding_window false")
+        if raw.get("model_type") not in ARCHITECTURES:
+            raise UserError(f"model_type {raw.get('model_type')!r}", file=path, remedy="use a Qwen2 or dense Qwen3 model")
+        theta = rope.get("rope_theta", raw.get("rope_theta"))
+        if theta is None:
+            raise UserError("neither rope_theta nor rope_parameters", file=path, remedy="add rope_theta")
+        eos = raw.get("eos_token_id")
+        try:
+            return cls(
+                **{key: raw[key] for key in _REQUIRED},
+                num_key_value_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
+                head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
+                rope_theta=float(theta),
+                max_position_embeddings=raw.get("max_position_embeddings", 32768),
+                rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+                tie_word_embeddings=raw.get("tie_word_embeddings", False),
+                initializer_range=raw.get("initializer_range", 0.02),
+                model_type=raw["model_type"],
+                bos_token_id=raw.get("bos_token_id"),
+                eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
+                pad_token_id=raw.get("pad_token_id"),
+            )
+        except KeyError as error:
+            raise UserError(f"{error} is missing", file=path, remedy="use a complete Qwen2 config.json") from None
+
+    def to_hf(self, dtype: str = "bfloat16") -> dict[str, Any]:
+        """The content of ``config.json``. RoPE is written in both forms: transformers 5 reads ``rope_parameters``,
+        vLLM's and TensorRT-LLM's older readers ``rope_theta`` (else they fall back to base 10000)."""
+        eos = self.eos_token_id
+        return {
+            "architectures": [ARCHITECTURES[self.model_type]],
+            "model_type": self.model_type,
+            **{key: getattr(self, key) for key in _REQUIRED},
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "max_position_embeddings": self.max_position_embeddings,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "initializer_range": self.initializer_range,
+            "attention_dropout": 0.0,
+            "attention_bias": self.qkv_bias,
+            "use_sliding_window": False,
+            "use_cache": True,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
+            "pad_token_id": self.pad_token_id,
+            "dtype": dtype,
+            "torch_dtype": dtype,
+        }
+
+    def with_changes(self, **changes: Any) -> ModelConfig:
+        """A copy with some fields changed, e.g. ``rope_theta=500000.0``."""
+        return replace(self, **changes)
+
+
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+def _qwen25(hidden: int, inner: int, layers: int, heads: int, kv: int, vocab: int, **rest: Any) -> ModelConfig:
+    return ModelConfig(vocab, hidden, inner, layers, heads, kv, hidden // heads, eos_token_id=151643, **rest)
+
+
+def _qwen3(hidden: int, inner: int, layers: int, heads: int, tied: bool) -> ModelConfig:
+    return ModelConfig(
+        *(151936, hidden, inner, layers, heads, 8, 128),
+        max_position_embeddings=32768,
+        tie_word_embeddings=tied,
+        model_type="qwen3",
+        eos_token_id=151643,
+    )
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "tiny": ModelConfig(512, 64, 160, 4, 8, 2, 8, max_position_embeddings=4096, tie_word_embeddings=True),
+    "qwen2.5-1.5b": _qwen25(1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True),
+    "qwen2.5-7b": _qwen25(3584, 18944, 28, 28, 4, 152064),
+    "qwen2.5-14b": _qwen25(5120, 13824, 48, 40, 8, 152064, rms_norm_eps=1e-5),
+    "qwen2.5-32b": _qwen25(5120, 27648, 64, 40, 8, 152064, rms_norm_eps=1e-5),
+    "qwen2.5-math-1.5b": _qwen25(1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True, rope_theta=500_000.0),
+    "qwen2.5-math-7b": _qwen25(3584, 18944, 28, 28, 4, 152064, rope_theta=500_000.0),
+    "qwen3-0.6b": _qwen3(1024, 3072, 28, 16, True),
+    "qwen3-1.7b": _qwen3(2048, 6144, 28, 16, True),
+    "qwen3-4b": _qwen3(2560, 9728, 36, 32, True),
+    "qwen3-8b": _qwen3(4096, 12288, 36, 32, False),
+    "qwen3-14b": _qwen3(5120, 17408, 40, 40, False),
+    "qwen3-32b": _qwen3(5120, 25600, 64, 64, False),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """A named configuration; an unknown name lists the known ones."""
+    try:
+        return PRESETS[name.lower()]
+    except KeyError:
+        raise UserError(f"no model is named {name!r}", remedy="use one of " + ", ".join(PRESETS)) from None

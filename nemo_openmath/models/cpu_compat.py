@@ -1,0 +1,125 @@
+"""megatron-core 0.16.1 on a machine without CUDA, over gloo. The one file that knows megatron-core's CUDA assumptions.
+
+:func:`install` does nothing when CUDA is available, so the GPU path is untouched. Without CUDA it
+
+* gives the ``torch.cuda`` calls that megatron-core makes unconditionally a CPU meaning (they raise otherwise);
+* hands the few modules that write ``device="cuda"`` literally a view of ``torch`` whose factories answer with CPU tensors
+  (those modules alone: the rest of the process keeps the real ``torch``);
+* lets the CUDA random-state tracker keep the CPU generator's state.
+
+:func:`cuda_type_names` is for building the optimizer, which tells parameters apart by ``tensor.type()`` strings.
+
+Everything named here is listed in :data:`PATCHED`, and a test fails when one of them moves upstream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from nemo_openmath.errors import UserError
+
+MEGATRON_VERSION = "0.16.1"
+
+# module -> names in it (or source fragments) that this file relies on
+PATCHED: dict[str, tuple[str, ...]] = {
+    "megatron.core.pipeline_parallel.schedules": ('torch.zeros([], dtype=torch.int, device="cuda")',),
+    "megatron.core.optimizer.optimizer": ("device='cuda'", "param.type() == 'torch.cuda.FloatTensor'"),
+    "megatron.core.optimizer.distrib_optimizer": ("model_param.type() == 'torch.cuda.FloatTensor'",),
+    "megatron.core.optimizer.clip_grads": ("torch.zeros(1, dtype=torch.int, device='cuda')",),
+    "megatron.core.optimizer.grad_scaler": ("device='cuda'",),
+    "megatron.core.distributed.param_and_grad_buffer": ("device=torch.cuda.current_device()",),
+    "megatron.core.dist_checkpointing.exchange_utils": ('torch.empty_like(tensor, device="cuda")',),
+    "megatron.core.tensor_parallel.random": ("def _get_cuda_rng_state(", "def _set_cuda_rng_state("),
+}
+_LITERAL_CUDA = (
+    "megatron.core.pipeline_parallel.schedules",
+    "megatron.core.optimizer.optimizer",
+    "megatron.core.optimizer.clip_grads",
+    "megatron.core.optimizer.grad_scaler",
+    "megatron.core.dist_checkpointing.exchange_utils",
+)
+_FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "empty_like", "zeros_like")
+_CPU = torch.device("cpu")
+
+
+class _CpuTorch(ModuleType):
+    """``torch`` with factories that answer ``device="cuda"`` with CPU tensors."""
+
+    def __init__(self) -> None:
+        super().__init__("torch")
+        for name in _FACTORIES:
+            setattr(self, name, _on_cpu(getattr(torch, name)))
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(torch, name)
+        setattr(self, name, value)  # the next look-up is direct
+        return value
+
+
+def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(factory)
+    def create(*args: Any, **kwargs: Any) -> Any:
+        if str(kwargs.get("device", "")).startswith("cuda"):
+            kwargs["device"] = _CPU
+        return factory(*args, **kwargs)
+
+    return create
+
+
+_installed = False
+
+
+def install() -> bool:
+    """Make megatron-core usable here; True where the CPU compatibility is active. Safe to call again."""
+    global _installed
+    import megatron.core
+
+    if megatron.core.__version__ != MEGATRON_VERSION:
+        raise UserError(
+            f"megatron-core {megatron.core.__version__} is installed, {MEGATRON_VERSION} is needed",
+            remedy=f"pip install megatron-core=={MEGATRON_VERSION}",
+        )
+    if torch.cuda.is_available():
+        return False
+    if _installed:
+        return True
+    torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment,return-value]
+    torch.cuda.synchronize = lambda *args, **kwargs: None
+    torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
+    torch.cuda.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign,assignment]
+    from megatron.core.tensor_parallel import random as tracker
+
+    tracker._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
+    tracker._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+    cpu_torch = _CpuTorch()
+    for name in _LITERAL_CUDA:
+        importlib.import_module(name).torch = cpu_torch  # type: ignore[attr-defined]
+    _installed = True
+    return True
+
+
+@contextlib.contextmanager
+def cuda_type_names() -> Iterator[None]:
+    """Within it, ``tensor.type()`` of a CPU tensor reads ``torch.cuda.FloatTensor`` and the like (only without CUDA)."""
+    if torch.cuda.is_available():
+        yield
+        return
+    original = torch.Tensor.type
+
+    def named(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        return result.replace("torch.", "torch.cuda.", 1) if isinstance(result, str) else result
+
+    torch.Tensor.type = named  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        torch.Tensor.type = original  # type: ignore[method-assign]

@@ -1,0 +1,244 @@
+"""The checkpoint folder: how a training state lies on disk, and how model weights are read from and written to it.
+
+    OUTPUT/checkpoints/
+        step-00000400/
+            manifest.json      what this is: format, step, every file below with its size and SHA-256, training facts
+            model/             config.json and the tokenizer's files: the checkpoint can be exported alone
+            state/             megatron-core ``torch_dist`` (PyTorch distributed checkpoint: .metadata, *.distcp, common.pt)
+        .step-00000800.partial/    being written; never read, removed by the next save
+
+A folder is written under its ``.partial`` name, flushed to disk and renamed, so ``step-*`` is whole or absent. The
+manifest's checksums find what the disk broke later: :func:`newest_valid` skips such a folder and says why.
+
+Model tensors in ``state/`` are stored under the *stored* names of :mod:`nemo_openmath.models.hf_mapping`: full tensors,
+global layer numbers, no prefix (``decoder.layers.3.mlp.linear_fc1.weight``). Everything else (``optimizer.*`` and other
+keys) is training state; a folder without it is a model alone, from which a training can start but not resume.
+
+This file needs neither megatron-core nor a process group: converters and averagers use it in one plain process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.models import hf_mapping
+from nemo_openmath.models.configs import ModelConfig
+
+FORMAT, VERSION = "nemo-openmath-checkpoint", 1
+MANIFEST, STATE, MODEL = "manifest.json", "state", "model"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``manifest.json`` says."""
+
+    step: int  # optimizer steps done
+    files: dict[str, dict[str, Any]]  # relative path -> {"bytes": int, "sha256": str}
+    training: dict[str, Any] = field(default_factory=dict)  # layout, data position and fingerprint, ...; {} for a model alone
+    format: str = FORMAT
+    version: int = VERSION
+
+
+def step_folder(root: str | Path, step: int) -> Path:
+    """``root/step-00000400``."""
+    return Path(root) / f"step-{step:08d}"
+
+
+def partial_folder(root: str | Path, step: int) -> Path:
+    """The name under which :func:`step_folder` is written."""
+    return Path(root) / f".step-{step:08d}.partial"
+
+
+def list_checkpoints(root: str | Path) -> list[Path]:
+    """Finished checkpoint folders of ``root``, oldest step first; validity is not checked."""
+    root = Path(root)
+    return sorted(p for p in root.glob("step-*") if p.is_dir()) if root.is_dir() else []
+
+
+def checksum(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, flushed to disk first."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def files_of(folder: Path) -> list[Path]:
+    """All files of a checkpoint folder but its manifest."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+
+
+def finish(partial: Path, manifest: Manifest, final: Path) -> None:
+    """Write the manifest and give the folder its final name. After it the checkpoint exists, whole."""
+    path = partial / MANIFEST
+    with path.open("w") as file:
+        json.dump(asdict(manifest), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    if final.exists():  # the same step saved again (a resume that repeated it)
+        shutil.rmtree(final)
+    partial.rename(final)
+    directory = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """The manifest, or :class:`DamagedFile` with the reason."""
+    path = Path(folder) / MANIFEST
+    remedy = "use another checkpoint"
+    try:
+        raw = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DamagedFile(path, "no manifest: this is not a finished checkpoint", remedy) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DamagedFile(path, f"not JSON ({error})", remedy) from None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise DamagedFile(path, f"not a {FORMAT} manifest", remedy)
+    if raw.get("version") != VERSION:
+        raise UserError(f"checkpoint version {raw.get('version')}, this program reads {VERSION}", file=path)
+    try:
+        return Manifest(**raw)
+    except TypeError as error:
+        raise DamagedFile(path, f"manifest fields are wrong ({error})", remedy) from None
+
+
+def verify(folder: str | Path, *, checksums: bool = True, threads: int = 4) -> Manifest:
+    """Check sizes and (unless told not to) SHA-256 of every file; :class:`DamagedFile` names the first wrong one."""
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+
+    def wrong(item: tuple[str, dict[str, Any]]) -> tuple[Path, str] | None:
+        path, expected = folder / item[0], item[1]
+        if not path.is_file():
+            return path, "missing"
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            return path, f"{size} bytes, the manifest says {expected['bytes']}"
+        if checksums and checksum(path)["sha256"] != expected["sha256"]:
+            return path, "its checksum differs from the manifest"
+        return None
+
+    with ThreadPoolExecutor(threads) as pool:
+        for found in pool.map(wrong, manifest.files.items()):
+            if found:
+                raise DamagedFile(*found, "use another checkpoint")
+    return manifest
+
+
+def newest_valid(root: str | Path) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest checkpoint whose checksums hold (None when there is none), and the skipped newer ones with reasons."""
+    skipped = []
+    for folder in reversed(list_checkpoints(root)):
+        try:
+            verify(folder)
+        except DamagedFile as error:
+            skipped.append((folder, str(error)))
+        else:
+            return folder, skipped
+    return None, skipped
+
+
+def tensor_shapes(folder: str | Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of every full tensor in ``folder/state`` (optimizer state included)."""
+    state = Path(folder) / STATE
+    try:
+        metadata = dcp.FileSystemReader(state).read_metadata()
+    except (OSError, EOFError) as error:
+        raise DamagedFile(state, f"unreadable metadata ({error})", "use another checkpoint") from None
+    tensors = {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
+    return {name: (tuple(v.size), v.properties.dtype) for name, v in tensors.items()}
+
+
+def read_tensors(folder: str | Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Full tensors by stored name, read in one plain process (no process group), resharded from any layout."""
+    shapes = tensor_shapes(folder)
+    wanted: dict[str, Any] = {}
+    for name in names:
+        if name not in shapes:
+            raise DamagedFile(Path(folder) / STATE, f"holds no tensor {name}", "check that model/config.json belongs to it")
+        wanted[name] = torch.empty(shapes[name][0], dtype=shapes[name][1])
+    dcp.load(wanted, storage_reader=dcp.FileSystemReader(Path(folder) / STATE), no_dist=True)
+    return wanted
+
+
+def read_model(folder: str | Path) -> tuple[ModelConfig, Iterator[tuple[hf_mapping.Mapped, Tensor]]]:
+    """The configuration and the stored model tensors of a checkpoint, one after another (memory: one tensor)."""
+    config = ModelConfig.from_hf(Path(folder) / MODEL)
+
+    def tensors() -> Iterator[tuple[hf_mapping.Mapped, Tensor]]:
+        for entry in hf_mapping.mapping(config):
+            yield entry, read_tensors(folder, [entry.stored])[entry.stored]
+
+    return config, tensors()
+
+
+def write_model(
+    root: str | Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    model_folder: str | Path,
+    *,
+    training: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a checkpoint that holds a model alone (no optimizer), in one plain process; returns its folder.
+
+    ``tensors``: stored name -> full tensor (they may be memory-mapped). ``model_folder``: a Hugging Face folder whose
+    config.json and tokenizer files go along. megatron-core loads the result at any layout.
+    """
+    final, partial = step_folder(root, step), partial_folder(root, step)
+    shutil.rmtree(partial, ignore_errors=True)
+    copy_model_files(model_folder, partial / MODEL)
+    state = partial / STATE
+    state.mkdir(parents=True)
+    dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(state, single_file_per_rank=True), no_dist=True)
+    torch.save({}, state / "common.pt")
+    (state / "metadata.json").write_text(json.dumps(TORCH_DIST))
+    files = {str(path.relative_to(partial)): checksum(path) for path in files_of(partial)}
+    finish(partial, Manifest(step, files, dict(training or {})), final)
+    return final
+
+
+# megatron-core's own description of the backend (dist_checkpointing/core.py)
+TORCH_DIST = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+
+
+def copy_model_files(source: str | Path, target: str | Path) -> None:
+    """config.json and the tokenizer's files of a Hugging Face folder (those that are there)."""
+    source, target = Path(source), Path(target)
+    if not (source / "config.json").is_file():
+        raise UserError("no config.json", file=source, remedy="give a Hugging Face model folder")
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", *TOKENIZER_FILES):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
