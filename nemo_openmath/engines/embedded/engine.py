@@ -1,0 +1,213 @@
+"""The embedded engine: a Hugging Face model generating inside this process, as an :class:`Engine`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nemo_openmath.engines.embedded.decoder import Decoder
+from nemo_openmath.engines.embedded.scheduler import Job, Scheduler, Statistics
+from nemo_openmath.engines.embedded.text import Detokenizer, StopTable, TextStream
+from nemo_openmath.engines.embedded.weights import load_weights
+from nemo_openmath.engines.protocol import Capabilities, Chunk, Completion, ContextOverflow, EngineError, Request
+from nemo_openmath.errors import UserError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class EmbeddedEngine:
+    """Loads Qwen2, Qwen3 and Llama directories and decodes with continuous batching on the CPU or one GPU.
+
+    In float32 on the CPU the greedy output is that of transformers' ``generate``, and a seeded request gives the same
+    tokens alone and in any batch, at the same ``slots`` and ``threads``. No such promise is made for other types.
+    """
+
+    def __init__(self, name: str, tokenizer: Any, scheduler: Scheduler, max_context: int, detokenizer: Detokenizer):
+        self._name, self.tokenizer, self._scheduler = name, tokenizer, scheduler
+        self._detokenizer = detokenizer
+        self._capabilities = Capabilities(
+            token_ids=True,
+            text_prompts=True,
+            seeds=True,
+            logprobs=True,
+            keep_stop=True,
+            cached_tokens=True,
+            max_context=max_context,
+        )
+        self._closed = False
+
+    @classmethod
+    def load(
+        cls,
+        model_dir: str | Path,
+        *,
+        slots: int = 64,
+        max_context: int | None = None,
+        threads: int | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+        prefix_cache_bytes: int = 1 << 30,
+        name: str | None = None,
+    ) -> EmbeddedEngine:
+        """Load a model directory and start its decoding thread.
+
+        ``slots``: requests decoded at once (more wait in line). ``max_context``: tokens of prompt + completion; the
+        KV cache for ``slots`` such contexts is allocated at once. ``threads``: of each operation (default: torch's).
+        ``prefix_cache_bytes``: memory for prefixes of conversations and prompts that hold no slot at the moment.
+        """
+        from transformers import AutoTokenizer
+
+        if dtype not in _DTYPES:
+            raise UserError(f"dtype {dtype!r} is unknown", remedy=f"use one of {', '.join(_DTYPES)}")
+        if slots < 1:
+            raise UserError(f"slots must be at least 1, not {slots}")
+        threads = threads or torch.get_num_threads()
+        with torch.inference_mode():
+            weights = load_weights(model_dir, max_context=max_context, dtype=_DTYPES[dtype], device=device)
+            decoder = Decoder(weights, slots)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"no usable tokenizer: {error}", file=model_dir, remedy="save the tokenizer there"
+            ) from error
+        if not tokenizer.is_fast:
+            raise UserError("the tokenizer has no tokenizer.json", file=model_dir, remedy="save it as a fast tokenizer")
+        vocab = weights.head.shape[0]
+        detokenizer = Detokenizer(tokenizer, _end_ids(Path(model_dir), tokenizer))
+        scheduler = Scheduler(
+            decoder, detokenizer, StopTable(tokenizer, vocab, detokenizer), slots, prefix_cache_bytes, threads
+        )
+        return cls(name or Path(model_dir).resolve().name, tokenizer, scheduler, weights.max_context, detokenizer)
+
+    @property
+    def model(self) -> str:
+        return self._name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    @property
+    def statistics(self) -> Statistics:
+        """Totals since the start; written by the decoding thread, safe to read at any time."""
+        return self._scheduler.statistics
+
+    @property
+    def load_now(self) -> tuple[int, int]:
+        """Requests in a slot, requests waiting for one."""
+        return self._scheduler.running, self._scheduler.waiting
+
+    async def complete(self, request: Request) -> Completion:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Completion] = loop.create_future()
+        job = self._job(request, lambda result: _from_thread(loop, _settle, future, result))
+        self._submit(job)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._scheduler.cancel(job)
+            raise
+
+    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[list[int] | Completion | BaseException] = asyncio.Queue()
+        job = self._job(request, lambda result: _from_thread(loop, events.put_nowait, result))
+        job.tokens = lambda ids: _from_thread(loop, events.put_nowait, ids)
+        s = request.sampling
+        hold_back = 0 if s.keep_stop or not s.stop else max(map(len, s.stop))
+        text = TextStream(self._detokenizer, job.prompt.tolist(), hold_back)
+        self._submit(job)
+        given = 0
+        try:
+            while isinstance(event := await events.get(), list):
+                given += len(event)
+                yield Chunk(text.add(event), tuple(event))
+            job.cancelled = True  # it has ended: nothing to cancel any more
+            if isinstance(event, BaseException):
+                raise EngineError(f"the engine failed: {event}", retryable=False) from event
+            yield Chunk(text.rest(event.text), event.token_ids[given:], event)
+        finally:
+            if not job.cancelled:
+                self._scheduler.cancel(job)
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await asyncio.to_thread(self._scheduler.close)
+
+    def _job(self, request: Request, done: Any) -> Job:
+        prompt = request.prompt
+        ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+        tokens = np.asarray(ids, np.int32)
+        if not len(tokens):
+            raise EngineError("the prompt is empty", retryable=False)
+        limit = self._capabilities.max_context
+        assert limit is not None
+        if len(tokens) >= limit:
+            raise ContextOverflow(len(tokens), limit)
+        vocab = self._scheduler.vocab
+        if tokens.min() < 0 or tokens.max() >= vocab:
+            raise EngineError(f"the prompt has token ids outside 0..{vocab - 1}", retryable=False)
+        _check(request)
+        deadline = float("inf") if request.time_limit is None else time.monotonic() + request.time_limit
+        return Job(tokens, request.sampling, done, conversation=request.conversation, deadline=deadline)
+
+    def _submit(self, job: Job) -> None:
+        if self._closed:
+            raise EngineError("the engine is closed", retryable=False)
+        try:
+            self._scheduler.submit(job)
+        except RuntimeError as error:
+            raise EngineError(str(error), retryable=False) from error
+
+
+def _check(request: Request) -> None:
+    s = request.sampling
+    for good, problem in (
+        (s.max_tokens >= 1, f"max_tokens must be at least 1, not {s.max_tokens}"),
+        (s.temperature >= 0, f"temperature must not be negative: {s.temperature}"),
+        (0 < s.top_p <= 1, f"top_p must be in (0, 1], not {s.top_p}"),
+        (s.top_k >= 0, f"top_k must not be negative: {s.top_k}"),
+        (0 <= s.min_p <= 1, f"min_p must be in [0, 1], not {s.min_p}"),
+        (all(s.stop), "a stop string is empty"),
+    ):
+        if not good:
+            raise EngineError(problem, retryable=False)
+
+
+def _settle(future: asyncio.Future[Completion], result: Completion | BaseException) -> None:
+    if future.done():  # cancelled by its task
+        return
+    if isinstance(result, BaseException):
+        error = EngineError(f"the engine failed: {result!r}", retryable=False)
+        error.__cause__ = result
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def _from_thread(loop: asyncio.AbstractEventLoop, call: Any, *args: Any) -> None:
+    """Run ``call`` in the event loop; an event loop that is gone has nobody to tell."""
+    try:
+        loop.call_soon_threadsafe(call, *args)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
+
+
+def _end_ids(path: Path, tokenizer: Any) -> frozenset[int]:
+    """End-of-turn tokens: of generation_config.json, config.json and the tokenizer."""
+    ids: set[int] = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
+    for name in ("generation_config.json", "config.json"):
+        if (file := path / name).is_file():
+            value = json.loads(file.read_text()).get("eos_token_id")
+            ids.update(value if isinstance(value, list) else [] if value is None else [value])
+    return frozenset(ids)

@@ -1,0 +1,433 @@
+"""The decoding loop: continuous batching over a fixed number of slots, in one thread of its own.
+
+Each turn: take new and cancelled requests; give free slots to waiting requests (with the longest prefix that some
+slot or the prefix store holds); compute up to ``PREFILL_TOKENS`` of their prompts, packed without padding; then one
+token for every decoding slot. Running requests always occupy slots 0..n-1, so that a step costs what n rows cost.
+Python touches a single request only when it starts, streams or ends; everything per token is one array operation.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from nemo_openmath.engines.embedded.decoder import Decoder, Segment
+from nemo_openmath.engines.embedded.prefix import Prefix, PrefixStore
+from nemo_openmath.engines.embedded.sampling import RowSampling, logprobs, sample, uniforms
+from nemo_openmath.engines.embedded.text import Detokenizer, StopTable
+from nemo_openmath.engines.protocol import Completion, Finish, Sampling, Usage
+
+PREFILL_TOKENS = 2048  # of a turn: bounds how long running requests wait for new prompts
+WORTH_COPYING = 16  # tokens; shorter common prefixes are computed again
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A request inside the engine. ``done`` is called once, ``tokens`` after each new token; both in this thread."""
+
+    prompt: np.ndarray  # int32
+    sampling: Sampling
+    done: Callable[[Completion | BaseException], None]
+    tokens: Callable[[list[int]], None] | None = None
+    conversation: str | None = None
+    deadline: float = float("inf")  # time.monotonic()
+    cancelled: bool = False
+    row: int = -1
+    computed: int = 0  # prompt tokens whose cache is in the row
+    cached: int = 0
+    source: Job | None = None  # a request whose prompt is being computed and shares `share` tokens with this one
+    share: int = 0
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Totals since the engine started."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    steps: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    sample_seconds: float = 0.0
+    finished: dict[Finish, int] = field(default_factory=lambda: dict.fromkeys(Finish, 0))
+
+
+class Scheduler:
+    """Runs jobs on a decoder. ``submit``, ``cancel`` and ``close`` may be called from any thread."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        detokenizer: Detokenizer,
+        stops: StopTable,
+        slots: int,
+        prefix_bytes: int,
+        threads: int,
+    ):
+        self._decoder, self._detokenizer, self._stops = decoder, detokenizer, stops
+        self._slots, self._threads = slots, threads
+        self._context = decoder.weights.max_context
+        self._store = PrefixStore(prefix_bytes)
+        self.statistics = Statistics()
+        rows, capacity = decoder.rows, decoder.capacity
+        self._jobs: list[Job] = []  # job of row r at index r
+        self._waiting: deque[Job] = deque()
+        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._ids = np.zeros((rows, capacity), np.int32)  # prompt and completion
+        self._length = np.zeros(rows, np.int64)  # tokens in _ids; the last one is not in the cache while decoding
+        self._start = np.zeros(rows, np.int64)  # length of the prompt
+        self._end = np.zeros(rows, np.int64)  # length at which the request is full
+        self._decoding = np.zeros(rows, bool)
+        self._deadline = np.full(rows, np.inf)
+        self._set = np.zeros(rows, np.int64)  # row of the stop table
+        self._uniforms = np.zeros((rows, capacity))
+        self._sampling = RowSampling(
+            np.zeros(rows, np.float32), np.ones(rows, np.float32), np.zeros(rows, np.int64), np.zeros(rows, np.float32)
+        )
+        self._wants_logprobs = np.zeros(rows, bool)
+        self._streams = np.zeros(rows, bool)
+        self._logprobs = np.zeros((rows, capacity), np.float32)
+        self._per_row = [
+            self._ids, self._length, self._start, self._end, self._decoding, self._deadline, self._set, self._uniforms,
+            self._sampling.temperature, self._sampling.top_p, self._sampling.top_k, self._sampling.min_p,
+            self._wants_logprobs, self._streams, self._logprobs,
+        ]  # fmt: skip
+        self._some_cancelled = False
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="embedded-engine", daemon=True)
+        self._thread.start()
+
+    # -- from any thread -------------------------------------------------------------------------------------------
+
+    def submit(self, job: Job) -> None:
+        if self._closed:
+            raise RuntimeError("the engine is closed")
+        self._inbox.put(job)
+
+    def cancel(self, job: Job) -> None:
+        """End a job as cancelled; its slot is free at the next turn."""
+        job.cancelled = True
+        self._some_cancelled = True
+
+    def close(self) -> None:
+        """End every pending job as cancelled and stop the thread."""
+        self._closed = True
+        self._inbox.put(None)
+        self._thread.join()
+
+    @property
+    def vocab(self) -> int:
+        return self._decoder.weights.head.shape[0]
+
+    @property
+    def running(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting) + self._inbox.qsize()
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)
+        try:
+            with torch.inference_mode():
+                while self._receive():
+                    self._drop_cancelled_and_late()
+                    self._admit()
+                    self._prefill()
+                    self._decode()
+        except BaseException as error:
+            self._closed = True
+            self._fail_all(error)
+            return
+        self._cancel_all()
+
+    def _receive(self) -> bool:
+        """Move new requests to the waiting line; sleep while there is nothing to do. False: close."""
+        idle = not self._jobs and not self._waiting
+        while True:
+            try:
+                job = self._inbox.get(block=idle)
+            except queue.Empty:
+                return True
+            if job is None:
+                return False
+            self._waiting.append(job)
+            idle = False
+
+    def _drop_cancelled_and_late(self) -> None:
+        now = time.monotonic()
+        if self._some_cancelled:
+            self._some_cancelled = False
+            for job in [j for j in self._jobs if j.cancelled]:
+                self._finish(job, Finish.CANCELLED)
+        n = len(self._jobs)
+        if n and self._deadline[:n].min() <= now:
+            for job in [self._jobs[r] for r in np.flatnonzero(self._deadline[:n] <= now)]:
+                self._finish(job, Finish.TIME)
+        if self._waiting:
+            kept: deque[Job] = deque()
+            for job in self._waiting:
+                if job.cancelled or job.deadline <= now:
+                    self._answer(job, "", (), Finish.CANCELLED if job.cancelled else Finish.TIME)
+                else:
+                    kept.append(job)
+            self._waiting = kept
+
+    # -- admission and prompts -------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._jobs) < self._slots:
+            job = self._waiting.popleft()
+            row = job.row = len(self._jobs)
+            n, s = len(job.prompt), job.sampling
+            self._ids[row, :n] = job.prompt
+            self._length[row] = self._start[row] = n
+            self._end[row] = min(n + s.max_tokens, self._context)
+            self._decoding[row] = False
+            self._deadline[row] = job.deadline
+            self._set[row] = self._stops.index(s.stop)
+            self._sampling.temperature[row] = s.temperature
+            self._sampling.top_p[row] = s.top_p
+            self._sampling.top_k[row] = s.top_k
+            self._sampling.min_p[row] = s.min_p
+            if s.temperature > 0:
+                new = int(self._end[row]) - n
+                self._uniforms[row, :new] = uniforms(s.seed, new)
+            self._wants_logprobs[row] = s.logprobs
+            self._streams[row] = job.tokens is not None
+            self._decoder.positions[row] = self._decoder.scratch
+            self._find_prefix(job)
+            self._jobs.append(job)
+
+    def _find_prefix(self, job: Job, among_rows: bool = True) -> None:
+        """Take over the longest prefix there is in the store or in another row, or note the row that will have it."""
+        usable = len(job.prompt) - 1  # the last token's logits are needed
+        entry, stored = self._store.find(job.prompt[:usable], job.conversation)
+        other, common = self._closest_row(job, usable) if among_rows else (None, 0)
+        if other is not None and common > stored:
+            if other.computed < min(common, len(other.prompt)) and common - stored >= WORTH_COPYING:
+                job.source, job.share = other, common
+            elif min(common, self._in_cache(other)) >= max(stored, WORTH_COPYING):
+                job.computed = min(common, self._in_cache(other))
+                self._decoder.copy_row(other.row, job.row, job.computed)
+        if job.source is None and job.computed == 0 and entry is not None and stored >= WORTH_COPYING:
+            self._decoder.load_row(job.row, entry.keys, entry.values, stored)
+            job.computed = stored
+            if entry.conversation is not None and entry.conversation == job.conversation:
+                self._store.drop(entry)  # this row holds it now, and will put it back longer
+        job.cached = job.computed
+
+    def _closest_row(self, job: Job, usable: int) -> tuple[Job | None, int]:
+        """The running request that shares the longest prefix with the job's prompt."""
+        n = len(self._jobs)
+        if not n or not usable:
+            return None, 0
+        begins = np.flatnonzero(self._ids[:n, 0] == job.prompt[0])
+        if not len(begins):
+            return None, 0
+        same = self._ids[begins, :usable] == job.prompt[:usable]
+        common = np.where(same.all(1), usable, (~same).argmax(1))
+        common = np.minimum(common, self._length[begins])
+        best = int(common.argmax())
+        return self._jobs[begins[best]], int(common[best])
+
+    def _in_cache(self, job: Job) -> int:
+        return int(self._length[job.row]) - 1 if self._decoding[job.row] else job.computed
+
+    def _prefill(self) -> None:
+        if self._decoding[: len(self._jobs)].all():
+            return
+        began = time.perf_counter()
+        segments: list[Segment] = []
+        jobs: list[Job] = []
+        room = PREFILL_TOKENS
+        for job in self._jobs:
+            if self._decoding[job.row] or room <= 0 or self._waits_for_source(job):
+                continue
+            take = min(len(job.prompt) - job.computed, room)
+            segments.append(Segment(job.row, job.computed, job.prompt[job.computed : job.computed + take]))
+            jobs.append(job)
+            room -= take
+        if not segments:
+            return
+        logits = self._decoder.prefill(segments)
+        ready = []
+        for i, (job, segment) in enumerate(zip(jobs, segments, strict=True)):
+            job.computed += len(segment.ids)
+            if job.computed == len(job.prompt):
+                self._decoder.activate(job.row, job.computed)
+                self._decoding[job.row] = True
+                ready.append(i)
+        self.statistics.prefill_seconds += time.perf_counter() - began
+        if ready:
+            rows = np.array([jobs[i].row for i in ready])
+            self._take_tokens(logits if len(ready) == len(jobs) else logits[ready], rows)
+
+    def _waits_for_source(self, job: Job) -> bool:
+        """Copy the shared prefix once its owner has computed it; compute it here if the owner is gone."""
+        source = job.source
+        if source is None:
+            return False
+        if source.row >= 0 and source.computed < min(job.share, len(source.prompt)):
+            return True
+        job.source = None
+        if source.row < 0:
+            self._find_prefix(job, among_rows=False)  # another row may be waiting for this one
+            return False
+        job.computed = job.cached = min(job.share, self._in_cache(source))
+        self._decoder.copy_row(source.row, job.row, job.computed)
+        return False
+
+    # -- decoding --------------------------------------------------------------------------------------------------
+
+    def _decode(self) -> None:
+        n = len(self._jobs)
+        decoding = self._decoding[:n]
+        if not decoding.any():
+            return
+        began = time.perf_counter()
+        length = self._length[:n]
+        at = np.where(decoding, length - 1, self._decoder.scratch)
+        tokens = self._ids[np.arange(n), np.where(decoding, length - 1, 0)]
+        self._decoder.positions[:n] = torch.from_numpy(at)
+        self._decoder.tokens[:n] = torch.from_numpy(tokens)
+        if n < self._decoder.rows:
+            self._decoder.positions[n : self._decoder.round_rows(n)] = self._decoder.scratch
+        logits = self._decoder.decode(n, int(length[decoding].max()))
+        self.statistics.steps += 1
+        self.statistics.decode_seconds += time.perf_counter() - began
+        rows = np.flatnonzero(decoding)
+        self._take_tokens(logits[:n] if len(rows) == n else logits[torch.from_numpy(rows).to(logits.device)], rows)
+
+    def _take_tokens(self, logits: torch.Tensor, rows: np.ndarray) -> None:
+        """Draw the next token of each of ``rows`` and end the requests that it ends."""
+        began = time.perf_counter()
+        s = self._sampling
+        parameters = RowSampling(s.temperature[rows], s.top_p[rows], s.top_k[rows], s.min_p[rows])
+        length = self._length[rows]
+        made = length - self._start[rows]
+        drawn = sample(logits, parameters, self._uniforms[rows, made])
+        if self._wants_logprobs[rows].any():
+            self._logprobs[rows, made] = logprobs(logits, drawn)
+        self._ids[rows, length] = drawn
+        length += 1
+        self._length[rows] = length
+        self.statistics.generated_tokens += len(rows)
+        self.statistics.sample_seconds += time.perf_counter() - began
+        for row, token in zip(*(x[self._streams[rows]].tolist() for x in (rows, drawn)), strict=True):
+            self._jobs[row].tokens([token])  # type: ignore[misc]  # _streams says that it is there
+        maybe = self._stops.table[self._set[rows], drawn] | (length >= self._end[rows])
+        if maybe.any():
+            for job in [self._jobs[r] for r in rows[maybe]]:
+                self._end_if_over(job)
+
+    def _end_if_over(self, job: Job) -> None:
+        row = job.row
+        ids = self._ids[row, self._start[row] : self._length[row]].tolist()
+        if ids[-1] in self._detokenizer.end_ids:
+            self._finish(job, Finish.STOP)
+        elif job.sampling.stop and (found := self._detokenizer.find_stop(ids, job.sampling.stop, job.prompt)):
+            text, stop = found
+            if job.sampling.keep_stop:
+                text += stop
+            else:
+                while ids and len(self._detokenizer.text(ids[:-1], job.prompt)) >= len(text):
+                    ids.pop()
+            self._finish(job, Finish.STOP, text, ids, stop)
+        elif self._length[row] >= self._end[row]:
+            self._finish(job, Finish.LENGTH)
+
+    # -- ends ------------------------------------------------------------------------------------------------------
+
+    def _finish(
+        self, job: Job, finish: Finish, text: str | None = None, ids: list[int] | None = None, stop: str | None = None
+    ) -> None:
+        """Answer, keep the prefix for later, and close the gap in the rows."""
+        row = job.row
+        if ids is None:
+            ids = self._ids[row, self._start[row] : self._length[row]].tolist()
+        if text is None:
+            text = self._detokenizer.text(ids, job.prompt)
+        probabilities = None
+        if job.sampling.logprobs:
+            probabilities = tuple(self._logprobs[row, : len(ids)].tolist())
+        generated = int(self._length[row] - self._start[row])
+        self._keep_prefix(job, finish)
+        last = len(self._jobs) - 1
+        if row != last:
+            moved = self._jobs[row] = self._jobs[last]
+            self._decoder.copy_row(last, row, max(1, self._in_cache(moved)))
+            for array in self._per_row:
+                array[row] = array[last]
+            moved.row = row
+            if self._decoding[row]:
+                self._decoder.activate(row, int(self._length[row]) - 1)
+        self._jobs.pop()
+        self._decoding[last] = False
+        self._streams[last] = False
+        self._deadline[last] = np.inf
+        self._decoder.positions[last] = self._decoder.scratch
+        job.row = -1
+        self._answer(job, text, tuple(ids), finish, stop, probabilities, generated)
+
+    def _keep_prefix(self, job: Job, finish: Finish) -> None:
+        """Store what a later request may begin with: the conversation if it can go on, else the prompt."""
+        have = self._in_cache(job)
+        goes_on = job.conversation is not None and finish is not Finish.CANCELLED
+        length = have if goes_on else min(have, len(job.prompt))
+        ids = self._ids[job.row, :length].copy()
+        if length < WORTH_COPYING:
+            return
+        if not goes_on:
+            entry, common = self._store.find(ids, None)
+            if entry is not None and common >= length - WORTH_COPYING:
+                return
+        keys, values = self._decoder.save_row(job.row, length)
+        self._store.put(Prefix(ids, keys, values, job.conversation if goes_on else None))
+
+    def _answer(
+        self,
+        job: Job,
+        text: str,
+        ids: tuple[int, ...],
+        finish: Finish,
+        stop: str | None = None,
+        probabilities: tuple[float, ...] | None = None,
+        generated: int = 0,
+    ) -> None:
+        s = self.statistics
+        s.requests += 1
+        s.finished[finish] += 1
+        s.prompt_tokens += len(job.prompt)
+        s.cached_tokens += job.cached
+        usage = Usage(len(job.prompt), job.cached, generated)
+        job.done(Completion(text, ids, finish, stop, usage, probabilities))
+
+    def _cancel_all(self) -> None:
+        while not self._inbox.empty():
+            if (job := self._inbox.get()) is not None:
+                self._waiting.append(job)
+        for job in [*self._jobs]:
+            self._finish(job, Finish.CANCELLED)
+        for job in self._waiting:
+            self._answer(job, "", (), Finish.CANCELLED)
+        self._waiting.clear()
+
+    def _fail_all(self, error: BaseException) -> None:
+        while not self._inbox.empty():
+            if (job := self._inbox.get()) is not None:
+                self._waiting.append(job)
+        for job in [*self._jobs, *self._waiting]:
+            job.done(error)
