@@ -1,0 +1,236 @@
+"""SFT rows -> token files, at the speed of the tokenizers library.
+
+The input (JSON Lines of :class:`SftRow`) is taken as one long stretch of bytes and cut into pieces of equal size; a
+piece owns the lines that begin in it and becomes one shard. Pieces depend on the input alone, so any number of
+workers, killed and started again at any instant, makes the same bytes: a shard is there whole or is made again.
+Every worker is a process with a tokenizer of its own; rows are streamed, so memory does not grow with the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import orjson
+
+from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.records.foreign import read_rows
+from nemo_openmath.records.store import part_files
+from nemo_openmath.records.types import SftRow
+from nemo_openmath.sft.token_file import MANIFEST, Shard, ShardWriter, TokenFolder, write_manifest
+from nemo_openmath.transcripts import ChatTokenizer, Transcript, encode_many
+
+NO_TRAINED = "no trained token"
+_PIECE_BYTES = 1 << 20  # a piece is never smaller,
+_PIECES = 256  # and there are about this many at most: each shard is a mapping in every rank
+_BATCH_CHARS = 1 << 20  # text handed to the tokenizer at once
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Lines of a file that begin in [start, end); compressed files are one span."""
+
+    file: Path
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    shard: Path
+    spans: tuple[_Span, ...]
+    source: str
+    train_on_tool_output: bool
+
+
+def write_tokens(
+    rows: str | Path,
+    tokenizer: str | Path,
+    folder: str | Path,
+    *,
+    train_on_tool_output: bool = False,
+    workers: int | None = None,
+    on_shard: Callable[[int, int], None] | None = None,
+) -> TokenFolder:
+    """Tokenize the rows of a file (.jsonl, .gz, .zst) or of a stage's folder into ``folder``.
+
+    ``tokenizer``: a Hugging Face model folder. ``train_on_tool_output``: loss also on what the runner wrote.
+    ``workers``: processes, by default one a core. ``on_shard(done, all)`` is called as shards finish. Shards of an
+    earlier run over the same input are kept, those of another input or tokenizer are replaced. Rows without a
+    trained token are dropped and counted. Raises UserError naming file and row of a broken line.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    chat = ChatTokenizer.load(tokenizer)
+    pieces = _plan(_input_files(Path(rows)), folder, f"{chat.fingerprint} {train_on_tool_output}", train_on_tool_output)
+    missing = [piece for piece in pieces if not _is_done(piece)]
+    names = [piece.shard.name for piece in pieces]
+    if missing or not (folder / MANIFEST).is_file():
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for stale in [*folder.glob("*.tokens"), *folder.glob(".*.tokens.tmp")]:
+            if stale.name not in names:
+                stale.unlink()
+    else:
+        return TokenFolder(folder)
+
+    done = len(pieces) - len(missing)
+    workers = min(workers or len(os.sched_getaffinity(0)), len(missing))
+    if workers <= 1:
+        for piece in missing:
+            _write_piece(piece, chat)
+            done += 1
+            if on_shard:
+                on_shard(done, len(pieces))
+    else:
+        with ProcessPoolExecutor(
+            workers, get_context("spawn"), initializer=_start_worker, initargs=(Path(tokenizer),)
+        ) as pool:
+            futures = [pool.submit(_work, piece) for piece in missing]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    done += 1
+                    if on_shard:
+                        on_shard(done, len(pieces))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return write_manifest(folder, names)
+
+
+def _input_files(rows: Path) -> list[Path]:
+    if not rows.exists():
+        raise UserError("no such file or folder", file=rows, remedy="run the stage that writes the SFT rows")
+    if rows.is_file():
+        return [rows]
+    files = part_files(rows) or sorted(p for s in ("jsonl", "jsonl.gz", "jsonl.zst") for p in rows.glob(f"*.{s}"))
+    if not files:
+        raise UserError("no .jsonl, .jsonl.gz or .jsonl.zst file in this folder", file=rows)
+    return files
+
+
+def _plan(files: Sequence[Path], folder: Path, options: str, train_on_tool_output: bool) -> list[_Piece]:
+    sizes = [file.stat().st_size for file in files]
+    source = hashlib.sha256(options.encode())
+    for file, size in zip(files, sizes, strict=True):
+        with file.open("rb") as stream:  # name, size, first and last 64 KiB tell one input from another
+            head = stream.read(1 << 16)
+            stream.seek(max(0, size - (1 << 16)))
+            source.update(f"\0{file.name}\0{size}\0".encode() + head + stream.read())
+    step = max(_PIECE_BYTES, -(-sum(sizes) // _PIECES))
+    count = max(1, -(-sum(sizes) // step))
+    spans: list[list[_Span]] = [[] for _ in range(count)]
+    begin = 0  # of the file, in the stretch of all files
+    for file, size in zip(files, sizes, strict=True):
+        if file.suffix != ".jsonl":
+            spans[min(begin // step, count - 1)].append(_Span(file, 0, size))
+        else:
+            for piece in range(begin // step, -(-(begin + size) // step)):
+                start, end = piece * step - begin, (piece + 1) * step - begin
+                spans[piece].append(_Span(file, max(0, start), min(size, end)))
+        begin += size
+    digest = source.hexdigest()[:16]
+    return [
+        _Piece(folder / f"{i:05d}.tokens", tuple(part), digest, train_on_tool_output) for i, part in enumerate(spans)
+    ]
+
+
+def _is_done(piece: _Piece) -> bool:
+    if not piece.shard.exists():
+        return False
+    try:
+        return Shard(piece.shard).meta["source"] == piece.source
+    except DamagedFile:
+        return False  # it is made again
+
+
+def _start_worker(tokenizer: Path) -> None:
+    global _tokenizer
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
+    _tokenizer = ChatTokenizer.load(tokenizer)
+
+
+_tokenizer: ChatTokenizer  # of a worker process
+
+
+def _work(piece: _Piece) -> None:
+    _write_piece(piece, _tokenizer)
+
+
+def _write_piece(piece: _Piece, chat: ChatTokenizer) -> None:
+    dropped: Counter[str] = Counter()
+    writer = ShardWriter(piece.shard, tokenizer=chat.fingerprint, vocab_size=chat.vocab_size, source=piece.source)
+    with writer:
+        for rows, transcripts in _batches(piece.spans):
+            many = encode_many(transcripts, chat, train_on_tool_output=piece.train_on_tool_output)
+            for row, encoded in zip(rows, many, strict=True):
+                if True in encoded.trained:
+                    writer.add(row.id, row.mode, encoded.ids, encoded.trained)
+                else:
+                    dropped[NO_TRAINED] += 1
+        writer.finish(dropped)
+
+
+def _batches(spans: Sequence[_Span]) -> Iterator[tuple[list[SftRow], list[Transcript]]]:
+    rows: list[SftRow] = []
+    transcripts: list[Transcript] = []
+    chars = 0
+    for span in spans:
+        for row, transcript in _rows(span):
+            rows.append(row)
+            transcripts.append(transcript)
+            chars += sum(len(p.text) for p in transcript.pieces) + sum(len(m.content) for m in transcript.messages)
+            if chars >= _BATCH_CHARS:
+                yield rows, transcripts
+                rows, transcripts, chars = [], [], 0
+    if rows:
+        yield rows, transcripts
+
+
+def _rows(span: _Span) -> Iterator[tuple[SftRow, Transcript]]:
+    if span.file.suffix != ".jsonl":
+        for file, number, value in read_rows(span.file):
+            try:
+                yield _parse(value)
+            except (ValueError, KeyError, TypeError) as error:
+                raise _broken(error, file, number) from error
+        return
+    with span.file.open("rb") as stream:
+        at = span.start
+        if at:  # the line that holds the byte before belongs to the piece before
+            stream.seek(at - 1)
+            at += len(stream.readline()) - 1
+        while at < span.end:
+            line = stream.readline()
+            try:
+                if line.strip():
+                    yield _parse(orjson.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                raise _broken(error, span.file, _row_at(span.file, at)) from error
+            at += len(line)
+
+
+def _parse(value: dict) -> tuple[SftRow, Transcript]:
+    row = SftRow.from_json(value)
+    return row, Transcript.from_json(row.transcript)
+
+
+def _broken(error: Exception, file: Path, row: int) -> UserError:
+    what = f"no field {error}" if isinstance(error, KeyError) else str(error)
+    return UserError(f"not an SFT row ({what})", file=file, row=row, remedy="run the stage that wrote it again")
+
+
+def _row_at(file: Path, at: int) -> int:
+    """Row number, from 1, of the line that begins at a byte."""
+    with file.open("rb") as stream:
+        rows = 1
+        while at > 0 and (block := stream.read(min(at, 1 << 20))):
+            rows += block.count(b"\n")
+            at -= len(block)
+    return rows

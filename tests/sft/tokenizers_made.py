@@ -1,0 +1,51 @@
+"""Small tokenizers of two families, trained in place: byte-level BPE (Qwen, Llama 3) and SentencePiece-like BPE with
+byte fallback (Llama 2, Mistral), whose first word gets a space of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+_TEXTS = [
+    "Solve the following math problem. Make sure to put the answer (and only answer) inside \\boxed{}.",
+    "<think> First, note that 12 + 30 = 42. </think> The answer is \\boxed{42}.",
+    "```output\n42\n```\n```system\nRemaining code executions: 3. You will not be able to call code\n```\n",
+    "import sympy as sp\nprint(sum(range(10)))\nx = sp.symbols('x')\nprint(sp.solve(x**2 - 4))\n",
+    "Let n be an integer with n^2 = 2n + 3; então ação, größer, задача, 数学 問題 😀",
+] * 4
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TOOL = ["<tool_call>", "</tool_call>"]
+
+
+def byte_level(folder: Path, entries: int = 600) -> Path:
+    """As Qwen2.5: byte-level BPE with the tool tags as single tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=entries, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(_TEXTS, trainer)
+    tokenizer.add_tokens(TOOL)
+    return _save(tokenizer, folder)
+
+
+def sentencepiece_like(folder: Path) -> Path:
+    """As Llama 2: BPE over text with spaces written as a letter, bytes for what is unknown, no tool tokens."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", *SPECIAL, *(f"<0x{b:02X}>" for b in range(256))]
+    tokenizer.train_from_iterator(_TEXTS, trainers.BpeTrainer(vocab_size=700, special_tokens=special))
+    return _save(tokenizer, folder)
+
+
+def _save(tokenizer: Tokenizer, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}))
+    return folder
