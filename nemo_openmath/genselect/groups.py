@@ -1,0 +1,95 @@
+"""Candidates to choose among (paper sections 4.2 and 4.3)."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
+from nemo_openmath.records import Drop, Generation, Group, Problem
+from nemo_openmath.rollout import derive_seed
+from nemo_openmath.transcripts import Transcript
+
+
+@dataclass(frozen=True)
+class GroupsConfig:
+    """``sizes``: smallest and largest number of candidates; drawn per group. ``groups``: distinct groups per problem.
+    ``mixed``: for training data, at least one correct and one incorrect candidate; off for inference, where nothing
+    about correctness may be used. ``max_summary_chars``: longer summaries are cut from the left, where the answer is not.
+    """
+
+    sizes: tuple[int, ...] = (2, 16)
+    groups: int = 8
+    mixed: bool = True
+    max_summary_chars: int = 8000
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) != 2 or not 2 <= self.sizes[0] <= self.sizes[1]:
+            raise ValueError("sizes: give the smallest and the largest group, such as [2, 16]")
+
+
+@register
+class Groups(UnitStage[GroupsConfig, tuple[Problem, list[Generation]]]):
+    """Problem and its solutions -> groups of candidates in a random order."""
+
+    kind = "genselect.groups"
+    Config = GroupsConfig
+    ports = {"problems": "problems", "generations": "graded solutions with summaries"}
+    concurrency = 1
+
+    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Problem, list[Generation]]]]:
+        solutions: dict[str, list[Generation]] = defaultdict(list)
+        for generation in context.read("generations", Generation):
+            solutions[generation.problem_id].append(generation)
+        for problem in context.read("problems", Problem):
+            yield problem.id, (problem, sorted(solutions[problem.id], key=lambda g: g.id))
+
+    async def process(self, unit: tuple[Problem, list[Generation]], context: StageContext) -> Result:
+        problem, solutions = unit
+        usable = [(g, s) for g in solutions if g.predicted_answer is not None and (s := summary_of(g))]
+        if len(usable) < 2:
+            return Result(drops=[Drop("fewer than two solutions with a summary", problem.problem)])
+        right = [n for n, (g, _) in enumerate(usable) if g.correct]
+        wrong = [n for n, (g, _) in enumerate(usable) if not g.correct]
+        if self.config.mixed and not (right and wrong):
+            return Result(drops=[Drop("all correct" if right else "all incorrect", problem.problem)])
+        rng = random.Random(derive_seed(context.seed, "groups", problem.id))
+        made: dict[str, Group] = {}
+        for _ in range(self.config.groups * 4):  # distinct groups: small sets of solutions may not have so many
+            if len(made) == self.config.groups:
+                break
+            group = self._group(problem, usable, right, wrong, rng)
+            made.setdefault(str(sorted(group.members)), group)
+        return Result(list(made.values()))
+
+    def _group(
+        self,
+        problem: Problem,
+        usable: list[tuple[Generation, str]],
+        right: list[int],
+        wrong: list[int],
+        rng: random.Random,
+    ) -> Group:
+        low, high = self.config.sizes
+        size = min(rng.randint(low, high), len(usable))
+        chosen = [rng.choice(right), rng.choice(wrong)] if self.config.mixed else []
+        rest = [n for n in range(len(usable)) if n not in chosen]
+        chosen += rng.sample(rest, size - len(chosen))
+        rng.shuffle(chosen)
+        members = [usable[n] for n in chosen]
+        return Group.make(
+            problem.id,
+            tuple(g.id for g, _ in members),
+            problem=problem.problem,
+            summaries=tuple(s[-self.config.max_summary_chars :] for _, s in members),
+            answers=tuple(g.predicted_answer for g, _ in members),
+            correct=tuple(g.correct for g, _ in members),
+            expected_answer=problem.expected_answer,
+        )
+
+
+def summary_of(generation: Generation) -> str | None:
+    """Text after the reasoning; None where there is none."""
+    return Transcript.from_json(generation.transcript).summary

@@ -1,0 +1,101 @@
+"""Ask a model which candidate is right, for training data and for inference alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from nemo_openmath.engines.protocol import ContextOverflow
+from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
+from nemo_openmath.pipeline.stage import RUNTIME
+from nemo_openmath.records import Drop, Generation, Group
+from nemo_openmath.rollout import RolloutSettings, derive_seed, roll_out
+from nemo_openmath.transcripts import load_template
+from nemo_openmath.transcripts.protocol import judgment_of
+
+
+@dataclass(frozen=True)
+class SelectConfig(RolloutSettings):
+    """``samples``: judgements per group. ``keep_correct``: for training data, only choices of a correct candidate."""
+
+    engine: str = "teacher"
+    max_tokens: int = 2048
+    samples: int = 1
+    keep_correct: bool = False
+    prompt: Path | None = None
+    concurrency: int = field(default=256, metadata=RUNTIME)
+
+
+@register
+class Select(UnitStage[SelectConfig, tuple[Group, int]]):
+    """Group -> a generation of mode genselect. ``extra``: group, chosen (generation id), k, round; its answer and
+    verdict are those of the chosen candidate. A judgement that names none has no answer."""
+
+    kind = "genselect.select"
+    Config = SelectConfig
+    ports = {"groups": "groups of candidates"}
+
+    def __init__(self, config: SelectConfig):
+        super().__init__(config)
+        self.concurrency = config.concurrency
+        self._template = load_template("genselect", config.prompt)
+
+    def engines(self) -> tuple[str, ...]:
+        return (self.config.engine,)
+
+    async def prepare(self, context: StageContext) -> None:
+        self._engine, self._tokenizer = await context.services.engine(self.config.engine)
+
+    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Group, int]]]:
+        shape = {k: v for k, v in asdict(self.config).items() if k in ("temperature", "top_p", "max_tokens")}
+        rounds: dict[str, int] = {}
+        for group in context.read("groups", Group):
+            for sample in range(self.config.samples):
+                key = Generation.make_id(
+                    group.id, "genselect", self._engine.model, self._template.digest, shape, context.seed, sample
+                )
+                rounds[group.problem_id] = rounds.get(group.problem_id, -1) + 1
+                yield key, (group, rounds[group.problem_id])
+
+    async def process(self, unit: tuple[Group, int], context: StageContext) -> Result:
+        group, turn = unit
+        listing = "\n\n".join(f"Solution {i}:\n{summary}" for i, summary in enumerate(group.summaries))
+        messages = self._template.messages(
+            num_solutions=len(group.members), max_idx=len(group.members) - 1, problem=group.problem, solutions=listing
+        )
+        key = f"{group.id}:{turn}"
+        seed = derive_seed(context.seed, "select", key)
+        try:
+            outcome = await roll_out(self._engine, self._tokenizer, messages, self.config, seed=seed, key=key)
+        except ContextOverflow as error:
+            return Result(drops=[Drop("candidates longer than the context", str(error))])
+        index = judgment_of(outcome.transcript.text) if outcome.finish == "stop" else None
+        chosen = index if index is not None and index < len(group.members) else None
+        right = chosen is not None and bool(group.correct[chosen])
+        if self.config.keep_correct and not right:
+            reason = "no valid judgment" if chosen is None else "chose an incorrect candidate"
+            return Result(drops=[Drop(reason, outcome.transcript.text[-200:])])
+        generation = Generation(
+            id=Generation.make_id(group.id, "genselect", self._engine.model, self._template.digest, {}, seed, turn),
+            parents=(group.id, *group.members),
+            problem_id=group.problem_id,
+            mode="genselect",
+            model=self._engine.model,
+            sample=turn,
+            transcript=outcome.transcript.to_json(),
+            finish=outcome.finish,
+            expected_answer=group.expected_answer,
+            predicted_answer=None if chosen is None else group.answers[chosen],
+            verdict="equal" if right else "not_equal",
+            verdict_reason="of the chosen candidate" if chosen is not None else "no valid judgment",
+            prompt_tokens=outcome.prompt_tokens,
+            completion_tokens=outcome.completion_tokens,
+            extra={
+                "group": group.id,
+                "chosen": None if chosen is None else group.members[chosen],
+                "k": len(group.members),
+                "round": turn,
+            },
+        )
+        return Result([generation])

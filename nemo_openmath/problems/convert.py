@@ -1,0 +1,62 @@
+"""Proof problems become problems with an answer (paper section 2.1, step 3)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from nemo_openmath.pipeline import Result, StageContext, register
+from nemo_openmath.problems.prompted import PromptedConfig, PromptedStage
+from nemo_openmath.records import Drop, Problem, Thread
+
+_FORM = re.compile(r"Problem:\s*(?P<problem>.+?)\s*\nAnswer:\s*(?P<answer>\S.*)", re.S)
+
+
+@register
+class ConvertProofs(PromptedStage[PromptedConfig, tuple[Problem, str]]):
+    """Proof -> a problem that asks for a value, with its answer; everything else passes unchanged."""
+
+    kind = "problems.convert_proofs"
+    prompt = "convert-proof"
+    Config = PromptedConfig
+    ports = {"problems": "classified problems", "threads": "the threads they came from"}
+
+    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Problem, str]]]:
+        return with_discussion(context)
+
+    async def process(self, unit: tuple[Problem, str], context: StageContext) -> Result:
+        problem, discussion = unit
+        if problem.category != "proof":
+            return Result([problem])
+        found, answer = await self.question(
+            context, problem.id, parse_conversion, problem=problem.problem, forum_discussions=discussion
+        )
+        if found is None:
+            return Result(drops=[Drop("unparsable answer", answer)])
+        if not found:
+            return Result(drops=[Drop("proof that cannot be converted", problem.problem)])
+        converted = Problem.make(
+            found[0],
+            expected_answer=found[1],
+            problem_type="converted_proof",
+            category="answer",
+            source=problem.source,
+            parents=(problem.id, *problem.parents),
+        )
+        return Result([converted])
+
+
+def with_discussion(context: StageContext) -> Iterable[tuple[str, tuple[Problem, str]]]:
+    """Problems with the replies of their thread: joined by id, never by order."""
+    replies = {thread.id: thread.forum_discussions for thread in context.read("threads", Thread)}
+    for problem in context.read("problems", Problem):
+        thread = next((p for p in problem.parents if p in replies), None)
+        yield problem.id, (problem, replies[thread] if thread else "")
+
+
+def parse_conversion(text: str) -> tuple[str, str] | tuple[()] | None:
+    """(problem, answer); () for "Not possible"; None for anything else."""
+    if text.rstrip(".").lower() == "not possible":
+        return ()
+    found = _FORM.fullmatch(text)
+    return (found["problem"], found["answer"].strip()) if found else None

@@ -1,0 +1,212 @@
+"""The CoT and TIR loops.
+
+    prompt ids -> engine -> model ids (up to </tool_call>) -> sandbox -> runner's block -> engine -> ... -> end of turn
+
+The context only ever grows by the ids that the model made and the ids of the runner's block, so an engine's prefix
+cache holds all of it, and the ids that were generated are the ids that can be trained on.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nemo_openmath.engines.protocol import Engine, Finish, Request, Sampling
+from nemo_openmath.records import content_id
+from nemo_openmath.sandbox.protocol import Limits, Sandbox, Session
+from nemo_openmath.transcripts import Author, ChatTokenizer, Message, Piece, Transcript
+from nemo_openmath.transcripts.protocol import CODE_END, CODE_START, notice_block, output_block
+
+_SEED_RANGE = 2**31
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How a solution is sampled. Paper: section 2.3 (data), 3.4 (budgets), 5.2 (evaluation), 6 (competition).
+
+    ``max_tokens`` counts everything after the prompt: what the model writes and what the sandbox's output adds.
+    ``budgets``: smallest and largest number of code executions; drawn per sample and stated in the prompt.
+    ``output_chars``: characters of a program's output that the model is shown.
+    ``repetition``: stop-gap against endless loops: a tail that repeats this many times ends as "repetition"; 0: off.
+    """
+
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int = 16384
+    budgets: tuple[int, ...] = (1, 8)
+    code_seconds: float = 10.0
+    code_memory_mb: int = 1024
+    output_chars: int = 1000
+    repetition: int = 8
+
+    def __post_init__(self) -> None:
+        if len(self.budgets) != 2 or not 0 < self.budgets[0] <= self.budgets[1]:
+            raise ValueError("budgets: give the smallest and the largest number of code executions, such as [1, 8]")
+
+
+Ending = Literal["stop", "length", "time", "budget", "repetition"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One solution and what it took. ``finish``: stop (the model ended its turn), length, time, budget (it called code
+    that it no longer had), repetition."""
+
+    transcript: Transcript
+    finish: Ending
+    prompt_tokens: int
+    completion_tokens: int
+    runner_tokens: int
+    cached_tokens: int  # prompt tokens, over all turns, that the engine did not have to compute
+    computed_tokens: int  # and those that it had to
+    code_calls: int
+    code_seconds: float
+
+
+@dataclass
+class _State:
+    ids: list[int]
+    pieces: list[Piece] = field(default_factory=list)
+    completion: int = 0
+    runner: int = 0
+    cached: int = 0
+    computed: int = 0
+    calls: int = 0
+    seconds: float = 0.0
+
+
+async def roll_out(
+    engine: Engine,
+    tokenizer: ChatTokenizer,
+    messages: tuple[Message, ...],
+    settings: RolloutSettings,
+    *,
+    seed: int,
+    key: str,
+    sandbox: Sandbox | None = None,
+    budget: int = 0,
+) -> Outcome:
+    """One solution. ``key`` names the conversation for prefix caches; ``budget`` > 0 lets it call code.
+
+    Cancelling releases the engine's request and the sandbox's session. Raises EngineError and SandboxError; whatever
+    the model and its code do is an outcome.
+    """
+    state = _State(tokenizer.prompt_ids(messages))
+    prompt_tokens = len(state.ids)
+    session: Session | None = None
+    try:
+        while True:
+            room = settings.max_tokens - state.completion - state.runner
+            stop = await _model_turn(engine, tokenizer, settings, state, room, seed, key, tools=budget > 0)
+            if stop is not Finish.STOP:
+                finish: Ending = "time" if stop is Finish.TIME else "length"
+                break
+            text = state.pieces[-1].text if state.pieces else ""
+            if not (budget > 0 and text.endswith(CODE_END)):
+                finish = "stop"
+                break
+            if state.calls == budget:
+                finish = "budget"
+                break
+            if session is None:
+                assert sandbox is not None, "a budget needs a sandbox"
+                session = await sandbox.session(Limits(wall_s=settings.code_seconds, memory_mb=settings.code_memory_mb))
+            await _runner_turn(session, tokenizer, settings, state, budget)
+            if state.completion + state.runner >= settings.max_tokens:
+                finish = "length"
+                break
+    finally:
+        if session is not None:
+            await session.close()
+    if finish == "length" and settings.repetition and _repeats(state.ids[prompt_tokens:], settings.repetition):
+        finish = "repetition"
+    return Outcome(
+        transcript=Transcript(messages, tuple(state.pieces), finish == "stop", tokenizer.fingerprint),
+        finish=finish,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=state.completion,
+        runner_tokens=state.runner,
+        cached_tokens=state.cached,
+        computed_tokens=state.computed,
+        code_calls=state.calls,
+        code_seconds=state.seconds,
+    )
+
+
+async def _model_turn(
+    engine: Engine,
+    tokenizer: ChatTokenizer,
+    settings: RolloutSettings,
+    state: _State,
+    room: int,
+    seed: int,
+    key: str,
+    *,
+    tools: bool,
+) -> Finish:
+    sampling = Sampling(
+        max_tokens=room,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        min_p=settings.min_p,
+        seed=derive_seed(seed, state.calls),
+        stop=(CODE_END,) if tools else (),
+    )
+    completion = await engine.complete(Request(tuple(state.ids), sampling, conversation=key))
+    ids = completion.token_ids
+    state.completion += len(ids)
+    state.cached += completion.usage.cached_tokens
+    state.computed += len(state.ids) - completion.usage.cached_tokens
+    if completion.finish is Finish.STOP and completion.stop is None and ids:
+        ids = ids[:-1]  # the end-of-turn token: Transcript.ended says it
+    if completion.text:
+        state.pieces.append(Piece(Author.MODEL, completion.text, ids))
+    state.ids.extend(ids)
+    return completion.finish
+
+
+async def _runner_turn(
+    session: Session, tokenizer: ChatTokenizer, settings: RolloutSettings, state: _State, budget: int
+) -> None:
+    text = state.pieces[-1].text
+    start = text.rfind(CODE_START)
+    code = text[start + len(CODE_START) : -len(CODE_END)].strip("\n") if start >= 0 else ""
+    if start >= 0:
+        result = await session.execute(code)
+        output, state.seconds = result.output, state.seconds + result.duration_s
+    else:
+        output = f"SyntaxError: {CODE_END} without {CODE_START}"
+    state.calls += 1
+    block = output_block(cut_output(output, settings.output_chars)) + notice_block(budget - state.calls)
+    ids = tuple(tokenizer.encode(block))
+    state.pieces.append(Piece(Author.RUNNER, block, ids))
+    state.ids.extend(ids)
+    state.runner += len(ids)
+
+
+def cut_output(output: str, chars: int) -> str:
+    """At most ``chars`` characters of a program's output, with a visible note where it was cut."""
+    return output if len(output) <= chars else output[:chars] + "... (output cut)\n"
+
+
+def derive_seed(seed: int, *parts: object) -> int:
+    """An independent seed in [0, 2**31) for each (seed, parts)."""
+    return int(content_id("seed", seed, *parts).rsplit("-", 1)[1][:12], 16) % _SEED_RANGE
+
+
+def draw_budget(settings: RolloutSettings, seed: int) -> int:
+    """Number of code executions of one sample, uniform over the range (paper section 3.4)."""
+    return random.Random(seed).randint(*settings.budgets)
+
+
+def _repeats(ids: list[int], times: int) -> bool:
+    """Whether the ids end in one stretch repeated ``times`` times: looked for at every period, in linear time each."""
+    for period in range(1, len(ids) // times + 1):
+        tail = ids[-period * times :]
+        if tail[period:] == tail[:-period]:
+            return True
+    return False

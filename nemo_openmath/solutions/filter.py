@@ -1,0 +1,100 @@
+"""Which solutions are good enough to learn from (paper sections 2.3, 3.2 and 3.4)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
+from nemo_openmath.records import Drop, Generation
+from nemo_openmath.records.ids import unit_key
+from nemo_openmath.transcripts import Kind, Transcript
+from nemo_openmath.transcripts.protocol import CODE_START
+
+
+@dataclass(frozen=True)
+class FilterConfig:
+    """``correct``: only solutions judged equal. ``code``: TIR solutions must run code. ``max_blocks``: at most so many
+    code blocks (stage 0: two; 0: any). ``answer_after_code``: no boxed answer before the first code block.
+    ``error_free``: no block may have ended in a traceback. ``max_tokens``: 0: any length.
+    ``per_problem``: at most so many of a problem, chosen by id (0: all); ``easy_per_problem``: of a problem that was
+    solved in more than ``easy`` of its samples: more solutions for harder problems."""
+
+    correct: bool = True
+    code: bool = True
+    max_blocks: int = 0
+    answer_after_code: bool = True
+    error_free: bool = False
+    max_tokens: int = 0
+    per_problem: int = 0
+    easy: float = 1.0
+    easy_per_problem: int = 0
+
+
+@register
+class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
+    """Graded generation -> itself, or a counted drop with the first reason that applies."""
+
+    kind = "solutions.filter"
+    Config = FilterConfig
+    ports = {"generations": "graded solutions"}
+    concurrency = 1
+
+    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Generation, bool]]]:
+        over = self._over_quota(context) if self.config.per_problem or self.config.easy_per_problem else frozenset()
+        return ((g.id, (g, g.id in over)) for g in context.read("generations", Generation))
+
+    async def process(self, unit: tuple[Generation, bool], context: StageContext) -> Result:
+        generation, over = unit
+        reason = self._reason(generation) or ("enough solutions of this problem" if over else None)
+        if reason is not None:
+            return Result(drops=[Drop(reason, f"{generation.problem_id} {generation.predicted_answer}")])
+        return Result([generation])
+
+    def _over_quota(self, context: StageContext) -> frozenset[str]:
+        """Ids beyond their problem's quota. Chosen by hash, so that the choice does not depend on file order."""
+        good: dict[str, list[str]] = {}
+        total: Counter[str] = Counter()
+        for generation in context.read("generations", Generation):
+            total[generation.problem_id] += 1
+            if self._reason(generation) is None:
+                good.setdefault(generation.problem_id, []).append(generation.id)
+        over: set[str] = set()
+        for problem, ids in good.items():
+            easy = len(ids) / total[problem] > self.config.easy
+            quota = (self.config.easy_per_problem if easy else 0) or self.config.per_problem
+            if quota:
+                over.update(sorted(ids, key=unit_key)[quota:])
+        return frozenset(over)
+
+    def _reason(self, generation: Generation) -> str | None:
+        config = self.config
+        if not generation.finished:
+            return {"budget": "over the code budget", "repetition": "repeats itself"}.get(
+                generation.finish, f"unfinished ({generation.finish})"
+            )
+        if generation.predicted_answer is None:
+            return "no boxed answer"
+        if config.correct and not generation.correct:
+            return "wrong answer" if generation.verdict == "not_equal" else f"verdict {generation.verdict}"
+        if config.max_tokens and generation.completion_tokens > config.max_tokens:
+            return "too long"
+        transcript = Transcript.from_json(generation.transcript)
+        if transcript.summary is None:
+            return "no summary after the reasoning"
+        return self._code_reason(generation, transcript) if generation.mode == "tir" else None
+
+    def _code_reason(self, generation: Generation, transcript: Transcript) -> str | None:
+        config = self.config
+        if config.code and generation.code_calls == 0:
+            return "no code was run"
+        if config.max_blocks and generation.code_calls > config.max_blocks:
+            return "too many code blocks"
+        if config.answer_after_code and "\\boxed" in transcript.text.partition(CODE_START)[0] and generation.code_calls:
+            return "answer before the first code"
+        if config.error_free and any(
+            "Traceback" in s.text or "Error:" in s.text for s in transcript.segments() if s.kind is Kind.OUTPUT
+        ):
+            return "a code block failed"
+        return None

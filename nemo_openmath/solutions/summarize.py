@@ -1,0 +1,94 @@
+"""New summaries for old reasoning (paper section 4.1): several are written, the longest that keeps the answer stays."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from nemo_openmath.engines.protocol import Request, Sampling
+from nemo_openmath.grading import Verdict, extract_answer
+from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
+from nemo_openmath.pipeline.stage import RUNTIME
+from nemo_openmath.records import Drop, Generation, Problem
+from nemo_openmath.rollout import derive_seed
+from nemo_openmath.transcripts import Author, Piece, Transcript, load_template
+from nemo_openmath.transcripts.protocol import THINK_END
+
+
+@dataclass(frozen=True)
+class SummarizeConfig:
+    """``candidates``: summaries written per solution, each of at most ``max_tokens``."""
+
+    engine: str = "teacher"
+    candidates: int = 4
+    max_tokens: int = 2048
+    temperature: float = 0.7
+    prompt: Path | None = None
+    concurrency: int = field(default=256, metadata=RUNTIME)
+
+
+@register
+class Summarize(UnitStage[SummarizeConfig, Generation]):
+    """Generation -> the same generation with a new summary, or a drop where none kept the answer."""
+
+    kind = "solutions.summarize"
+    Config = SummarizeConfig
+    ports = {"generations": "graded solutions", "problems": "their problems"}
+
+    def __init__(self, config: SummarizeConfig):
+        super().__init__(config)
+        self.concurrency = config.concurrency
+        self._template = load_template("summarize", config.prompt)
+
+    def engines(self) -> tuple[str, ...]:
+        return (self.config.engine,)
+
+    async def prepare(self, context: StageContext) -> None:
+        self._engine, self._tokenizer = await context.services.engine(self.config.engine)
+        self._pool = await context.services.grading()
+        self._problems = {p.id: p.problem for p in context.read("problems", Problem)}
+
+    def units(self, context: StageContext) -> Iterable[tuple[str, Generation]]:
+        return ((g.id, g) for g in context.read("generations", Generation))
+
+    async def process(self, unit: Generation, context: StageContext) -> Result:
+        if unit.predicted_answer is None:
+            return Result(drops=[Drop("no answer to summarize", unit.problem_id)])
+        transcript = Transcript.from_json(unit.transcript)
+        messages = self._template.messages(problem=self._problems[unit.problem_id], solution=transcript.text)
+        prompt = tuple(self._tokenizer.prompt_ids(messages))
+        requests = [
+            Request(
+                prompt,
+                Sampling(
+                    max_tokens=self.config.max_tokens,
+                    temperature=self.config.temperature,
+                    seed=derive_seed(context.seed, "summary", unit.id, i),
+                ),
+            )
+            for i in range(self.config.candidates)
+        ]
+        texts = [c.text.strip() for c in await asyncio.gather(*map(self._engine.complete, requests))]
+        valid = []
+        for text in texts:
+            answer = extract_answer(text).answer
+            if answer is not None and (await self._pool.grade(answer, unit.predicted_answer)).verdict is Verdict.EQUAL:
+                valid.append(text)
+        if not valid:
+            return Result(drops=[Drop("no summary kept the answer", texts[0] if texts else "")])
+        best = max(valid, key=lambda text: (len(text), text))
+        return Result([unit.with_(transcript=replace_summary(transcript, best).to_json())])
+
+
+def replace_summary(transcript: Transcript, summary: str) -> Transcript:
+    """The transcript with everything after ``</think>`` replaced. The new piece has no ids: nobody generated it here."""
+    pieces: list[Piece] = []
+    for piece in transcript.pieces:
+        if piece.author is Author.MODEL and THINK_END in piece.text:
+            head = piece.text[: piece.text.index(THINK_END) + len(THINK_END)]
+            pieces.append(Piece(Author.MODEL, f"{head}\n{summary}"))
+            return replace(transcript, pieces=tuple(pieces), ended=True)
+        pieces.append(piece)
+    return replace(transcript, pieces=(*pieces, Piece(Author.MODEL, f"{THINK_END}\n{summary}")), ended=True)
