@@ -1,0 +1,210 @@
+"""Runs blocks as a notebook would: variables stay, the last expression's value is shown, tracebacks name user code.
+
+This module runs inside the walls, in the same process as the code it runs; nothing here is trusted by the client.
+"""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import io
+import linecache
+import signal
+import struct
+import sys
+import traceback
+from collections.abc import Iterator
+from mmap import mmap
+from types import FrameType, ModuleType, TracebackType
+from typing import Any, TextIO, cast
+
+from nemo_openmath.sandbox import channel
+from nemo_openmath.sandbox.libc import syscall
+from nemo_openmath.sandbox.seccomp import Architecture
+
+_TRACEBACK_HEAD, _TRACEBACK_TAIL = 10, 20  # user frames shown of a deep recursion
+_REPEAT_S = 0.1  # a block that swallowed the interrupt gets it again until the client kills it
+_TIMER_CREATE = {"x86_64": 222, "aarch64": 107}
+_TIMER_SETTIME = {"x86_64": 223, "aarch64": 110}
+_CLOCK_MONOTONIC, _CLOCK_PROCESS_CPUTIME_ID = 1, 2
+
+
+class Interrupted(BaseException):
+    """Raised in the user's code when its time is over; not an Exception, so that `except Exception` lets it pass."""
+
+    def __init__(self, outcome: int, message: str):
+        super().__init__(message)
+        self.outcome = outcome
+
+
+class Timers:
+    """A wall-clock and a CPU timer of the process, apart from `alarm` and `setitimer`, which stay the code's own."""
+
+    def __init__(self, arch: Architecture) -> None:
+        self._settime = _TIMER_SETTIME[arch.name]
+        self._armed = False
+        self._limits = (0.0, 0.0)
+        self._ids: list[int] = []
+        self._signals = (signal.SIGRTMAX - 1, signal.SIGRTMAX - 2)
+        for clock, number in zip((_CLOCK_MONOTONIC, _CLOCK_PROCESS_CPUTIME_ID), self._signals, strict=True):
+            event = struct.pack("=QiI48x", 0, number, 0)  # SIGEV_SIGNAL
+            identifier = ctypes.c_int()
+            syscall(_TIMER_CREATE[arch.name], clock, event, ctypes.byref(identifier))
+            self._ids.append(identifier.value)
+
+    def arm(self, wall_s: float, cpu_s: float) -> None:
+        """From now on, `Interrupted` is raised when either time is over."""
+        self._limits = (wall_s, cpu_s)
+        for number in self._signals:
+            signal.signal(number, self._interrupt)
+        self._armed = True
+        self._set(wall_s, cpu_s)
+
+    def disarm(self) -> None:
+        """No interrupt any more, even if one is on its way."""
+        self._armed = False
+        self._set(0, 0)
+
+    def _set(self, *seconds: float) -> None:
+        for identifier, value in zip(self._ids, seconds, strict=True):
+            whole, fraction = divmod(round(value * 1e9), 1_000_000_000)
+            syscall(
+                self._settime, identifier, 0, struct.pack("=QQQQ", 0, round(_REPEAT_S * 1e9), whole, fraction), None
+            )
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if not self._armed:
+            return
+        if number == self._signals[0]:
+            raise Interrupted(channel.OUT_OF_TIME, f"the code ran longer than {self._limits[0]:g} s")
+        raise Interrupted(channel.OUT_OF_CPU, f"the code used more than {self._limits[1]:g} s of CPU")
+
+
+class SharedOutput(io.RawIOBase):
+    """The bytes of one stream, kept up to ``capacity``; the rest is counted and dropped."""
+
+    def __init__(self, memory: mmap, stream: int, capacity: int, room: int) -> None:
+        self._memory, self._counter = memory, 8 * stream
+        self._start = channel.HEADER.size + stream * capacity
+        self._room = min(room, capacity)
+        self._written = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        length = len(data)
+        kept = min(length, self._room - self._written)
+        if kept > 0:
+            start = self._start + self._written
+            self._memory[start : start + kept] = bytes(data[:kept])
+        self._written += length
+        struct.pack_into("<Q", self._memory, self._counter, self._written)
+        return length
+
+
+class Interpreter:
+    """The state of a session: one ``__main__`` module."""
+
+    def __init__(self, memory: mmap, capacity: int, timers: Timers) -> None:
+        self._memory, self._capacity, self._timers = memory, capacity, timers
+        self._blocks = 0
+        main = ModuleType("__main__")
+        main.__dict__["__builtins__"] = sys.modules["builtins"]
+        sys.modules["__main__"] = main
+        self._namespace = main.__dict__
+
+    def execute(self, code: str, wall_s: float, cpu_s: float, room: int) -> int:
+        """Run one block; its output is in shared memory when this returns one of `channel`'s outcomes."""
+        self._blocks += 1
+        filename = f"<block {self._blocks}>"
+        out, err = (
+            io.TextIOWrapper(
+                cast(io.BufferedIOBase, SharedOutput(self._memory, stream, self._capacity, room)),
+                encoding="utf-8",
+                errors="backslashreplace",
+                write_through=True,
+            )
+            for stream in (0, 1)
+        )
+        sys.stdout, sys.stderr = out, err
+        try:
+            try:
+                self._timers.arm(wall_s, cpu_s)
+                return self._run(code, filename, err)
+            finally:
+                self._timers.disarm()
+        except Interrupted as late:  # it hit while a traceback was being written
+            err.write(f"TimeoutError: {late}\n")
+            return late.outcome
+
+    def _run(self, code: str, filename: str, err: TextIO) -> int:
+        linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
+        try:
+            body, last = _compile(code, filename)
+        except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
+            err.write(format_error(error))
+            return channel.RAISED
+        try:
+            exec(body, self._namespace)
+            if last is not None and (value := eval(last, self._namespace)) is not None:
+                print(repr(value))
+        except Interrupted as error:
+            err.write(format_error(error))
+            return error.outcome
+        except MemoryError as error:
+            err.write(format_error(error))
+            return channel.OUT_OF_MEMORY
+        except SystemExit as error:  # in a notebook, exit() ends the block, not the session
+            if error.code in (None, 0):
+                return channel.FINISHED
+            err.write(format_error(error))
+            return channel.RAISED
+        except BaseException as error:
+            err.write(format_error(error))
+            return channel.RAISED
+        return channel.FINISHED
+
+
+def _compile(code: str, filename: str) -> tuple[Any, Any]:
+    tree = ast.parse(code, filename)
+    last = None
+    # As in a notebook, a final semicolon hides the value.
+    if tree.body and isinstance(tree.body[-1], ast.Expr) and not code.rstrip().endswith(";"):
+        expression = ast.Expression(tree.body.pop().value)  # type: ignore[attr-defined]
+        last = compile(expression, filename, "eval", dont_inherit=True)
+    return compile(tree, filename, "exec", dont_inherit=True), last
+
+
+def format_error(error: BaseException) -> str:
+    """The traceback as Python prints it, with the user's own frames only."""
+    try:
+        shown = _shorten(error, traceback.TracebackException(type(error), error, None, compact=True), 0)
+        return "".join(shown.format())
+    except Interrupted:
+        raise
+    except BaseException:  # an exception whose __str__ raises, or no memory left to format it
+        return f"{type(error).__name__}\n"
+
+
+def _shorten(error: BaseException, shown: traceback.TracebackException, depth: int) -> traceback.TracebackException:
+    frames = list(_user_frames(error.__traceback__))
+    if len(frames) > _TRACEBACK_HEAD + _TRACEBACK_TAIL:
+        frames = frames[:_TRACEBACK_HEAD] + frames[-_TRACEBACK_TAIL:]
+    shown.stack = traceback.StackSummary.extract(iter(frames), lookup_lines=True)
+    if isinstance(error, Interrupted):
+        shown.exc_type = TimeoutError
+    for name in ("__cause__", "__context__"):
+        inner, inner_shown = getattr(error, name), getattr(shown, name)
+        if inner is not None and inner_shown is not None:
+            if depth < 3 and not isinstance(error, Interrupted):
+                _shorten(inner, inner_shown, depth + 1)
+            else:
+                setattr(shown, name, None)
+    return shown
+
+
+def _user_frames(trace: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
+    for frame, line in traceback.walk_tb(trace):
+        if frame.f_code.co_filename.startswith("<block "):
+            yield frame, line

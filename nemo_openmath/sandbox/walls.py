@@ -1,0 +1,113 @@
+"""Everything that stands between a session's process and the machine, put up by the process itself after the fork.
+
+Required: no_new_privs, Landlock, seccomp. A missing one is named by :func:`missing_walls`; the sandbox then refuses to
+start unless the user asked for an unsafe one.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import struct
+import sys
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nemo_openmath.sandbox import landlock, seccomp
+from nemo_openmath.sandbox.libc import PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, prctl, syscall
+
+_CAPSET = {"x86_64": 126, "aarch64": 91}
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is fixed when a session's process is made: its kernel limits and its share of memory for output."""
+
+    memory_mb: int
+    open_files: int
+    file_mb: int
+    capacity: int  # bytes of output kept per stream
+
+
+def missing_walls() -> list[str]:
+    """Names of required layers that this machine lacks, with what would bring them."""
+    missing = []
+    if seccomp.architecture() is None:
+        missing.append("seccomp (no system-call table for this processor: x86_64 and aarch64 are known)")
+    elif not seccomp.available():
+        missing.append("seccomp (kernel built or run without CONFIG_SECCOMP_FILTER)")
+    if landlock.abi() < 1:
+        missing.append("Landlock (Linux 5.13 or newer with 'landlock' among the security modules)")
+    return missing
+
+
+def readable_places(packages: Iterable[str]) -> list[str]:
+    """Files and folders that Python itself needs to read lazily: the standard library, the packages, shared libraries,
+    time zones. Not the whole of site-packages, and nothing below a home, working or service folder."""
+    places = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.dirname(os.__file__)}
+    multiarch = sysconfig.get_config_var("MULTIARCH") or ""
+    places |= {"/lib64", "/usr/lib64", f"/lib/{multiarch}", f"/usr/lib/{multiarch}", "/etc/ld.so.cache"}
+    places |= {"/usr/share/zoneinfo", "/dev/zero", "/dev/random", "/dev/urandom"}
+    for name in packages:
+        origin = getattr(sys.modules[name], "__file__", None)
+        if origin and os.path.basename(origin).startswith("__init__."):
+            folder = os.path.dirname(origin)
+            places |= {folder, f"{folder}.libs"}  # manylinux wheels keep their shared libraries beside the package
+        elif origin:
+            places.add(origin)
+    real = {os.path.realpath(place) for place in places if os.path.exists(place)}
+    return sorted(place for place in real if place not in ("/", "/lib", "/usr/lib", "/usr"))
+
+
+def open_places(places: Iterable[str]) -> list[tuple[int, bool]]:
+    """O_PATH descriptors of the places, opened once and used by every session."""
+    return [(os.open(place, os.O_PATH | os.O_CLOEXEC), os.path.isdir(place)) for place in places]
+
+
+def die_with_parent(parent: int) -> None:
+    """SIGKILL for this process when the thread that forked it ends."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def set_limits(shape: Shape) -> None:
+    """Kernel limits, soft and hard; seccomp then takes away every call that could change them."""
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        pages = int(statm.read().split()[0])
+    address_space = pages * resource.getpagesize() + (shape.memory_mb << 20)
+    for kind, value in (
+        (resource.RLIMIT_AS, address_space),
+        (resource.RLIMIT_FSIZE, shape.file_mb << 20),
+        (resource.RLIMIT_NOFILE, shape.open_files),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_RTPRIO, 0),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (bound, bound))
+
+
+def drop_capabilities(arch: seccomp.Architecture) -> None:
+    """Give up every capability, so that a session of root is root in name only; no_new_privs makes it final."""
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    syscall(_CAPSET[arch.name], header, bytes(24))
+
+
+def close_in(folder: str, readable: Iterable[tuple[int, bool]], skip: frozenset[str]) -> None:
+    """The last step: the walls that cannot be taken down. ``skip``: required layers that are missing, by request."""
+    arch = seccomp.architecture()
+    if arch is not None:
+        drop_capabilities(arch)
+    else:
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+    if "Landlock" not in skip:
+        landlock.restrict(landlock.abi(), readable, folder)
+    if "seccomp" not in skip and arch is not None:
+        seccomp.restrict(seccomp.program(arch, os.getpid()))
