@@ -1,0 +1,113 @@
+"""Two checkpoints, or two modes, on the same problems: the difference problem by problem.
+
+Problems differ far more than models do; pairing removes that, so a difference can be certain although the two
+intervals overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from nemo_openmath.errors import UserError
+from nemo_openmath.evaluation.intervals import mean_interval, share_difference_interval
+from nemo_openmath.evaluation.metrics import UNBOUNDED, ProblemScores
+from nemo_openmath.pipeline.build import nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What to compare: mode and metric (with its k) before and after."""
+
+    mode_before: str
+    metric_before: str
+    mode_after: str
+    metric_after: str
+
+    @classmethod
+    def parse(cls, text: str) -> Pair:
+        """``tir pass@1`` (the same on both sides) or ``cot pass@1 -> tir pass@1``."""
+        sides = [side.split() for side in text.split("->")]
+        if len(sides) > 2 or any(len(side) != 2 for side in sides):
+            raise UserError(f"not a pair: {text!r}", remedy="write 'tir pass@1' or 'cot pass@1 -> tir pass@1'")
+        (mode_before, metric_before), (mode_after, metric_after) = sides[0], sides[-1]
+        if (metric_before in UNBOUNDED or metric_after in UNBOUNDED) and metric_before != metric_after:
+            raise UserError(f"cannot compare {metric_before} with {metric_after}", remedy="compare like with like")
+        return cls(mode_before, metric_before, mode_after, metric_after)
+
+
+@dataclass(frozen=True, slots=True)
+class PairedRow:
+    """``difference``: after minus before, the mean over ``problems``; ``low`` and ``high`` end its 95% interval.
+    ``metric`` reads ``maj@8 -> genselect@8`` where the two sides differ. ``better``, ``worse``: problems."""
+
+    metric: str
+    mode_before: str
+    mode_after: str
+    checkpoint_before: str
+    checkpoint_after: str
+    before: float
+    after: float
+    difference: float
+    low: float | None
+    high: float | None
+    better: int
+    worse: int
+    problems: int
+
+
+def paired_difference(
+    before: Iterable[ProblemScores],
+    after: Iterable[ProblemScores],
+    pair: Pair,
+    *,
+    checkpoint_before: str = "",
+    checkpoint_after: str = "",
+) -> PairedRow:
+    """Join by problem id and compare. Raises UserError naming a problem that only one side has, or a metric that
+    was not computed."""
+    old = _values(before, pair.mode_before, pair.metric_before, checkpoint_before or "before")
+    new = _values(after, pair.mode_after, pair.metric_after, checkpoint_after or "after")
+    _check_same(old, new, checkpoint_before or "before", checkpoint_after or "after")
+    ids = sorted(old)
+    first, second = np.array([old[i] for i in ids]), np.array([new[i] for i in ids])
+    differences = second - first
+    interval = mean_interval if pair.metric_before in UNBOUNDED else share_difference_interval
+    low, high = interval(differences)
+    same = pair.metric_before == pair.metric_after
+    return PairedRow(
+        metric=pair.metric_before if same else f"{pair.metric_before} -> {pair.metric_after}",
+        mode_before=pair.mode_before,
+        mode_after=pair.mode_after,
+        checkpoint_before=checkpoint_before,
+        checkpoint_after=checkpoint_after,
+        before=float(first.mean()),
+        after=float(second.mean()),
+        difference=float(differences.mean()),
+        low=low,
+        high=high,
+        better=int((differences > 1e-12).sum()),
+        worse=int((differences < -1e-12).sum()),
+        problems=len(ids),
+    )
+
+
+def _values(scores: Iterable[ProblemScores], mode: str, metric: str, side: str) -> dict[str, float]:
+    rows = [problem for problem in scores if problem.mode == mode]
+    if not rows:
+        raise UserError(f"{side} has no scores of mode {mode!r}")
+    known = sorted(rows[0].values)
+    if metric not in rows[0].values:
+        raise UserError(f"{side} has no metric {metric!r} of mode {mode}", remedy=nearest(metric, known))
+    return {row.problem_id: row.values[metric] for row in rows}
+
+
+def _check_same(before: Mapping[str, float], after: Mapping[str, float], old: str, new: str) -> None:
+    for has, lacks, side, other in ((before, after, old, new), (after, before, new, old)):
+        if only := has.keys() - lacks.keys():
+            raise UserError(
+                f"{len(only)} problems of {side} are not in {other}, for example {min(only)}",
+                remedy="evaluate both on the same benchmark",
+            )

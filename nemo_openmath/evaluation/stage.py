@@ -1,0 +1,144 @@
+"""Evaluation as stages: graded generations -> rows with intervals, and two such folders -> paired differences."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nemo_openmath.errors import UserError
+from nemo_openmath.evaluation.metrics import SUBSETS, ProblemScores, Scores, score, summarise
+from nemo_openmath.evaluation.paired import Pair, paired_difference
+from nemo_openmath.grading import Grade
+from nemo_openmath.pipeline import Stage, StageContext, register
+from nemo_openmath.records import Generation, Problem, write_json
+
+RESULTS, PER_PROBLEM, PAIRED = "results.json", "per_problem.jsonl", "paired.json"
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """``checkpoint``: label of the rows (base, iteration1, ...). ``ks``: numbers of samples for maj@k and pass@k;
+    those above a mode's samples are skipped, and said so. ``subsets``: draws per k where votes are not counted
+    exactly (above 1000 samples a problem)."""
+
+    checkpoint: str = "model"
+    ks: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64])
+    subsets: int = SUBSETS
+
+
+@register
+class Metrics(Stage[MetricsConfig]):
+    """Accuracy, votes, selection and cost of one checkpoint, by mode, each with a 95% interval over problems."""
+
+    kind = "evaluation.metrics"
+    Config = MetricsConfig
+    makes = "metrics"
+    ports = {
+        "generations": "graded generations of the benchmark, of one or several modes",
+        "problems?": "the benchmark: every problem of it must have been tried in every mode",
+    }
+
+    async def run(self, context: StageContext) -> None:
+        if not self.config.ks or min(self.config.ks) < 1 or self.config.subsets < 1:
+            raise UserError(f"{context.name}: ks and subsets must be at least 1", remedy="write ks: [1, 4, 16]")
+        pool = await context.services.grading()
+
+        def compare(left: str, right: str) -> Grade:
+            return pool.grade_batch([(left, right)])[0]
+
+        def work() -> Scores:
+            expected = [p.id for p in context.read("problems", Problem)] if context.inputs.get("problems") else None
+            return score(
+                context.read("generations", Generation),
+                ks=self.config.ks,
+                seed=context.seed,
+                subsets=self.config.subsets,
+                compare=compare,
+                expected=expected,
+            )
+
+        scores = await asyncio.to_thread(work)
+        if not scores.problems:
+            raise UserError(f"{context.name}: there are no generations", remedy="check the stage that feeds it")
+        rows = [{"checkpoint": self.config.checkpoint, **asdict(row)} for row in summarise(scores.problems)]
+        write_scores(context.output, self.config.checkpoint, scores.problems)
+        write_json(context.output / RESULTS, rows)
+        context.facts |= {
+            "results": rows,
+            "undecided": scores.undecided,
+            "skipped_ks": scores.skipped,
+            "cut_votes": scores.cut_votes,
+        }
+        for mode, ks in scores.skipped.items():
+            context.progress.say(f"{mode}: no metrics for k = {', '.join(map(str, ks))}: fewer samples than that")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """``pairs``: ``tir pass@1`` compares it before and after; ``cot pass@1 -> tir pass@1`` compares across modes or
+    metrics (within one checkpoint, give the same folder as ``before`` and ``after``)."""
+
+    pairs: list[str] = field(default_factory=lambda: ["cot pass@1", "tir pass@1"])
+
+
+@register
+class Compare(Stage[CompareConfig]):
+    """Paired differences between two checkpoints, or two modes of one, over the same problems."""
+
+    kind = "evaluation.compare"
+    Config = CompareConfig
+    makes = "metrics"
+    ports = {"before": "folder of evaluation.metrics", "after": "folder of evaluation.metrics"}
+
+    async def run(self, context: StageContext) -> None:
+        (label_before, before), (label_after, after) = (read_scores(context.one(p)) for p in ("before", "after"))
+        rows: list[dict[str, Any]] = []
+        for text in self.config.pairs:
+            row = paired_difference(
+                before, after, Pair.parse(text), checkpoint_before=label_before, checkpoint_after=label_after
+            )
+            rows.append(asdict(row))
+        write_json(context.output / PAIRED, rows)
+        context.facts["paired"] = rows
+
+
+def write_scores(folder: Path, checkpoint: str, scores: list[ProblemScores]) -> None:
+    """``per_problem.jsonl``: one line a problem and mode. Whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / PER_PROBLEM
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        for row in scores:
+            file.write(orjson.dumps({"checkpoint": checkpoint, **asdict(row)}) + b"\n")
+    temporary.replace(path)
+
+
+def read_scores(folder: Path) -> tuple[str, list[ProblemScores]]:
+    """(checkpoint, scores) of a folder of evaluation.metrics. Raises UserError naming file and row."""
+    path = folder / PER_PROBLEM
+    if not path.is_file():
+        raise UserError(f"no {PER_PROBLEM}", file=folder, remedy="give the folder of an evaluation.metrics stage")
+    labels: set[str] = set()
+    scores = [_read_row(path, row, line, labels) for row, line in _lines(path)]
+    if len(labels) != 1:
+        raise UserError("scores of exactly one checkpoint are wanted", file=path)
+    return labels.pop(), scores
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
+        yield from enumerate(file, 1)
+
+
+def _read_row(path: Path, row: int, line: bytes, labels: set[str]) -> ProblemScores:
+    try:
+        values = orjson.loads(line)
+        labels.add(values.pop("checkpoint"))
+        return ProblemScores(**values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"not a row of scores ({error})", file=path, row=row, remedy="run its stage again") from error
