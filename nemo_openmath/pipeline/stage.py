@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from nemo_openmath.errors import Incomplete, OpenMathError
 from nemo_openmath.pipeline.build import nearest
 from nemo_openmath.pipeline.progress import Progress
-from nemo_openmath.records import Drop, Record, RecordWriter, content_id, read_records
+from nemo_openmath.records import Drop, Record, RecordWriter, content_id, digest_of_lines, read_records
 from nemo_openmath.records.ids import in_shard
+from nemo_openmath.records.lineage import digest_tree
+from nemo_openmath.records.store import read_lines
 
 if TYPE_CHECKING:
     from nemo_openmath.engines.protocol import Engine
@@ -104,6 +106,10 @@ class Stage(ABC, Generic[C]):
     def fingerprint(self, inputs: Mapping[str, Sequence[str]], seed: int) -> str:
         """What the stage is asked to do. ``inputs``: port -> digests."""
         return content_id("stage", self.kind, self.version, self.settings(), dict(inputs), seed)
+
+    def digest(self, output: Path) -> str:
+        """Digest of what was made: of the records whatever their order, or of all files of an artifact."""
+        return digest_of_lines(read_lines(output)) if self.makes == "records" else digest_tree(output)
 
     def settings(self) -> dict[str, Any]:
         """The configuration as plain data, without what only concerns speed."""

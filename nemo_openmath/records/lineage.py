@@ -55,8 +55,8 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_tree(folder: Path, ignore: tuple[str, ...] = (LINEAGE,)) -> str:
-    """SHA-256 over the names and bytes of all files of a folder, or of one file."""
+def digest_tree(folder: Path, ignore: tuple[str, ...] = (LINEAGE, "plan.json", "seconds.json", "manifest.json")) -> str:
+    """SHA-256 over the names and bytes of all files of a folder but those about how it came to be, or of one file."""
     if folder.is_file():
         return digest_file(folder)
     names: Mapping[str, Path] = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}

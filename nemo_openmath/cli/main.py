@@ -1,0 +1,68 @@
+"""The ``openmath`` command: verbs only, no logic. Each group of verbs is one file of this folder."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from nemo_openmath import __version__
+from nemo_openmath.errors import ExitCode, OpenMathError
+
+# torch's threads are set by the code that uses it; libraries below it must not multiply them.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, run, and turn errors into one line and an exit code (see errors.ExitCode)."""
+    sys.exit(int(run(sys.argv[1:] if arguments is None else list(arguments))))
+
+
+def run(arguments: list[str]) -> ExitCode:
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "work"):
+        parser.print_help()
+        return ExitCode.OK
+    try:
+        options.work(options)
+    except KeyboardInterrupt:
+        print("interrupted; finished work is kept, the same command goes on from here", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    except OpenMathError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"openmath: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        return ExitCode.FAILURE
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        else:
+            print(f"openmath: defect: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        return ExitCode.FAILURE
+    return ExitCode.OK
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs. Their files import heavy packages only when run."""
+    from nemo_openmath.cli import verbs
+
+    parser = argparse.ArgumentParser(
+        prog="openmath",
+        description="Build a math-reasoning model: problems, solutions, training, checkpoints, evaluation.",
+        epilog="Exit codes: 0 done, 1 failure, 2 wrong input, 3 some items failed (run again), 75 preempted (run again).",
+    )
+    parser.add_argument("--version", action="version", version=f"openmath {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    groups = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for group in verbs.GROUPS:
+        group(groups)
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""``openmath recipe run|show|status|report|stages``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+from typing import Any
+
+
+def add(groups: Any) -> None:
+    parser = groups.add_parser("recipe", help="run a recipe file, or look at one", description=__doc__)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    run = _verb(verbs, "run", "run what is missing or changed; run again to go on", _run)
+    _file(run)
+    run.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the run")
+    run.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    run.add_argument(
+        "--from", dest="start", metavar="STAGE", help="begin with this stage; earlier ones must be finished"
+    )
+
+    show = _verb(verbs, "show", "print every setting with its value and origin (default, file:line, override)", _show)
+    _file(show)
+
+    status = _verb(verbs, "status", "stages of a run: state, counts, time, drops by reason", _status)
+    status.add_argument("output", type=Path, metavar="DIR", help="folder of the run")
+
+    report = _verb(verbs, "report", "write report.json and report.html of a run again", _report)
+    report.add_argument("output", type=Path, metavar="DIR", help="folder of the run")
+
+    _verb(verbs, "stages", "the kinds of stages a recipe can use", _stages)
+
+
+def _verb(verbs: Any, name: str, text: str, work: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
+    parser.set_defaults(work=work)
+    return parser
+
+
+def _file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as stages.train1.training.lr=1e-4")
+
+
+def _run(options: argparse.Namespace) -> None:
+    from nemo_openmath.recipe.command import run_recipe
+
+    asyncio.run(run_recipe(options.recipe, options.overrides, options.output, start=options.start, until=options.until))
+
+
+def _show(options: argparse.Namespace) -> None:
+    from nemo_openmath.recipe.command import show_recipe
+
+    show_recipe(options.recipe, options.overrides)
+
+
+def _status(options: argparse.Namespace) -> None:
+    from nemo_openmath.recipe.command import show_status
+
+    show_status(options.output)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from nemo_openmath.recipe.command import write_report
+
+    write_report(options.output)
+
+
+def _stages(options: argparse.Namespace) -> None:
+    from nemo_openmath.recipe.command import show_stages
+
+    show_stages()

@@ -1,0 +1,57 @@
+"""The demo's world as stages: its forum and its benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nemo_openmath.demo.forum import ForumConfig, make_threads
+from nemo_openmath.demo.world import Item, make_benchmark, parse
+from nemo_openmath.pipeline import Stage, StageContext, register
+from nemo_openmath.records import Problem, Thread
+from nemo_openmath.records.store import write_records
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """``problems``: how many, of the pool that is held out by construction."""
+
+    problems: int = 200
+
+
+@register
+class Benchmark(Stage[BenchmarkConfig]):
+    """Held-out problems of the tiny world with exact answers."""
+
+    kind = "demo.benchmark"
+    Config = BenchmarkConfig
+
+    async def run(self, context: StageContext) -> None:
+        items = make_benchmark(context.seed, self.config.problems)
+        write_records(context.output, map(_problem, items))
+
+
+def _problem(item: Item) -> Problem:
+    return Problem.make(
+        item.statement, expected_answer=item.answer, category="answer", source="demo", extra={"kind": item.kind}
+    )
+
+
+@dataclass(frozen=True)
+class ThreadsConfig:
+    """``forum``: how many threads of each sort, and what their replies say."""
+
+    forum: ForumConfig = field(default_factory=ForumConfig)
+
+
+@register
+class Threads(Stage[ThreadsConfig]):
+    """A forum about the tiny world, with the noise of a forum; some threads leak the benchmark."""
+
+    kind = "demo.threads"
+    Config = ThreadsConfig
+    ports = {"benchmark": "problems to leak"}
+
+    async def run(self, context: StageContext) -> None:
+        benchmark = [item for p in context.read("benchmark", Problem) if (item := parse(p.problem)) is not None]
+        rows = make_threads(self.config.forum, context.seed, benchmark)
+        write_records(context.output, (Thread.make(**row) for row in rows))

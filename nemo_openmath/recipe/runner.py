@@ -1,0 +1,239 @@
+"""Run a recipe: each stage once, again only when what it was asked to do or what it reads has changed.
+
+A stage's folder holds ``plan.json`` (the fingerprint that it is being made for) from its first moment and
+``manifest.json`` from its last. A folder whose plan is not today's is made anew; one without a manifest is gone on
+with; one whose manifest and files are as promised is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import orjson
+
+from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.pipeline import Progress, StageContext
+from nemo_openmath.recipe.file import Recipe, StageEntry
+from nemo_openmath.recipe.services import RecipeServices
+from nemo_openmath.records import Manifest, read_drops, read_manifest, write_json
+from nemo_openmath.records.lineage import digest_tree, versions
+from nemo_openmath.records.manifest import write_manifest
+from nemo_openmath.records.store import count_units, part_files
+
+_PLAN = "plan.json"
+_SECONDS = "seconds.json"
+
+
+class State(StrEnum):
+    FINISHED = "finished"
+    CHANGED = "changed"  # finished, but for another configuration or other inputs
+    UNFINISHED = "unfinished"
+    DAMAGED = "damaged"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    name: str
+    state: State
+    manifest: Manifest | None
+
+
+class Run:
+    """A recipe and its output folder, one sub-folder a stage."""
+
+    def __init__(self, recipe: Recipe, output: Path):
+        self.recipe = recipe
+        self.output = output
+        self._digests: dict[Path, str] = {}
+
+    def status(self) -> Iterator[StageStatus]:
+        """Every stage as it stands now, without running anything."""
+        for entry in self.recipe.stages.values():
+            yield self._status(entry)
+
+    async def execute(self, *, start: str | None = None, until: str | None = None) -> None:
+        """Run what is missing or changed, from stage ``start`` up to and including ``until``."""
+        names = list(self.recipe.stages)
+        first = names.index(self.recipe.entry(start).name) if start else 0
+        last = names.index(self.recipe.entry(until).name) if until else len(names) - 1
+        self.output.mkdir(parents=True, exist_ok=True)
+        services = RecipeServices(self.recipe, self.output)
+        try:
+            for name in names[first : last + 1]:
+                await self._run_stage(self.recipe.stages[name], services)
+        finally:
+            await services.close()
+
+    def folder(self, name: str) -> Path:
+        return self.output / name
+
+    def _status(self, entry: StageEntry) -> StageStatus:
+        folder = self.folder(entry.name)
+        try:
+            manifest = read_manifest(folder)
+        except DamagedFile:
+            return StageStatus(entry.name, State.DAMAGED, None)
+        if manifest is None:
+            begun = (folder / _PLAN).exists()
+            return StageStatus(entry.name, State.UNFINISHED if begun else State.MISSING, None)
+        if manifest.facts.get("files") != file_sizes(folder):
+            return StageStatus(entry.name, State.DAMAGED, manifest)
+        try:
+            same = self._fingerprint(entry)[0] == manifest.fingerprint
+        except _NotReady:
+            same = False
+        return StageStatus(entry.name, State.FINISHED if same else State.CHANGED, manifest)
+
+    async def _run_stage(self, entry: StageEntry, services: RecipeServices) -> None:
+        folder = self.folder(entry.name)
+        status = self._status(entry)
+        if status.state is State.FINISHED:
+            return
+        try:
+            fingerprint, inputs = self._fingerprint(entry)
+        except _NotReady as error:
+            raise UserError(str(error), remedy="run it first, or leave out --from") from error
+        with Progress(entry.name) as progress:
+            if status.state is not State.MISSING and not _planned(folder, fingerprint, status.state):
+                progress.say(f"{status.state}: made again")
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / _PLAN, {"fingerprint": fingerprint})
+            context = StageContext(
+                name=entry.name,
+                inputs={port: [self._path(n) for n in names] for port, names in entry.inputs.items()},
+                output=folder,
+                seed=entry.seed,
+                services=services,
+                progress=progress,
+            )
+            with _stopwatch(folder) as spent:
+                await entry.stage.run(context)
+            await services.release_model()
+            manifest = _manifest(entry, folder, fingerprint, inputs, context, spent())
+            write_manifest(folder, manifest)
+            progress.say(_line(manifest))
+
+    def _fingerprint(self, entry: StageEntry) -> tuple[str, dict[str, str]]:
+        """(fingerprint, input -> digest). Raises _NotReady where an input has not been made."""
+        by_port: dict[str, list[str]] = {}
+        flat: dict[str, str] = {}
+        for port, names in entry.inputs.items():
+            for name in names:
+                flat[str(name)] = self._digest(name)
+                by_port.setdefault(port, []).append(flat[str(name)])
+        for engine in entry.stage.engines():
+            digest = self._engine_digest(engine)
+            flat[engine] = digest
+            by_port.setdefault("engine", []).append(digest)
+        return entry.stage.fingerprint(by_port, entry.seed), flat
+
+    def _digest(self, name: str | Path) -> str:
+        if isinstance(name, Path):
+            if name not in self._digests:
+                self._digests[name] = digest_tree(name)
+            return self._digests[name]
+        try:
+            manifest = read_manifest(self.folder(name))
+        except DamagedFile:
+            manifest = None
+        if manifest is None:
+            raise _NotReady(f"stage {name!r} has not finished")
+        return manifest.digest
+
+    def _engine_digest(self, engine: str) -> str:
+        if engine in self.recipe.stages:
+            return self._digest(engine)
+        if engine != "teacher":
+            return self._digest(self.recipe.relative(engine))
+        teacher = self.recipe.teacher
+        if teacher.url is not None:
+            return f"{teacher.model} {teacher.api}"
+        return orjson.dumps(teacher.stand_in).decode()
+
+    def _path(self, name: str | Path) -> Path:
+        return name if isinstance(name, Path) else self.folder(name)
+
+
+class _NotReady(Exception):
+    pass
+
+
+def _planned(folder: Path, fingerprint: str, state: State) -> bool:
+    """Whether what lies there is a part of what is wanted now."""
+    if state is not State.UNFINISHED:
+        return False
+    try:
+        return bool(orjson.loads((folder / _PLAN).read_bytes())["fingerprint"] == fingerprint)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+@contextlib.contextmanager
+def _stopwatch(folder: Path) -> Iterator[Callable[[], float]]:
+    """Seconds spent on a stage, earlier attempts included unless they were killed."""
+    path = folder / _SECONDS
+    before = float(orjson.loads(path.read_bytes())) if path.exists() else 0.0
+    begun = time.monotonic()
+
+    def spent() -> float:
+        return before + time.monotonic() - begun
+
+    try:
+        yield spent
+    finally:
+        with contextlib.suppress(OSError):  # a full disk must not hide the error that matters
+            write_json(path, round(spent(), 3))
+
+
+def _manifest(
+    entry: StageEntry, folder: Path, fingerprint: str, inputs: dict[str, str], context: StageContext, seconds: float
+) -> Manifest:
+    drops = Counter(drop.reason for _, drop in read_drops(folder))
+    drops.update(context.facts.pop("dropped", {}))  # of stages that do not keep records
+    counts = {
+        "units": count_units(folder),
+        "records": sum(1 for path in part_files(folder) for _ in path.open("rb")),
+        "drops": drops.total(),
+    }
+    return Manifest(
+        stage=entry.stage.kind,
+        fingerprint=fingerprint,
+        digest=entry.stage.digest(folder),
+        counts=counts,
+        drops=dict(drops.most_common()),
+        config=entry.stage.settings(),
+        inputs=inputs,
+        versions=versions(),
+        seconds=round(seconds, 2),
+        facts={**context.facts, "seed": entry.seed, "files": file_sizes(folder)},
+    )
+
+
+_NOT_CONTENT = ("manifest.json", _PLAN, _SECONDS)
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Name -> bytes of what a finished stage holds: a cheap check that nobody removed or cut a file."""
+    return {
+        str(p.relative_to(folder)): p.stat().st_size
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in _NOT_CONTENT and not p.name.startswith(".")
+    }
+
+
+def _line(manifest: Manifest) -> str:
+    counts = manifest.counts
+    text = f"{counts['records']} records" if counts["units"] else "done"
+    if counts["drops"]:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in list(manifest.drops.items())[:3])
+        text += f", dropped {counts['drops']} ({reasons}{', ...' if len(manifest.drops) > 3 else ''})"
+    return f"{text}, {manifest.seconds:.1f} s"

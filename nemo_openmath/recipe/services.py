@@ -1,0 +1,114 @@
+"""What a running recipe lends to its stages: engines, the sandbox, the grading pool. Opened late, closed at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from nemo_openmath.engines.http import HTTPEngine
+from nemo_openmath.engines.open import open_engine
+from nemo_openmath.engines.protocol import Engine
+from nemo_openmath.errors import OpenMathError, UserError
+from nemo_openmath.grading import GradingPool
+from nemo_openmath.pipeline.stage import Services
+from nemo_openmath.recipe.file import Recipe
+from nemo_openmath.sandbox.local import LocalSandbox
+from nemo_openmath.transcripts import ChatTokenizer
+
+_STARTUP_SECONDS = 60
+
+
+class RecipeServices(Services):
+    """``models``: folder of a finished stage by name. At most one model is held in memory at a time."""
+
+    def __init__(self, recipe: Recipe, run: Path):
+        self._recipe = recipe
+        self._run = run
+        self._teacher: tuple[Engine, ChatTokenizer] | None = None
+        self._teacher_process: asyncio.subprocess.Process | None = None
+        self._model: tuple[str, Engine, ChatTokenizer] | None = None
+        self._sandbox: LocalSandbox | None = None
+        self._grading: GradingPool | None = None
+
+    async def engine(self, name: str) -> tuple[Engine, ChatTokenizer]:
+        if name == "teacher":
+            if self._teacher is None:
+                self._teacher = await self._open_teacher()
+            return self._teacher
+        if self._model is None or self._model[0] != name:
+            await self.release_model()
+            folder = self._run / name if name in self._recipe.stages else self._recipe.relative(name)
+            engine = await open_engine(replace(self._recipe.student, model=str(folder)))
+            self._model = (name, engine, ChatTokenizer.load(folder))
+        return self._model[1:]
+
+    async def release_model(self) -> None:
+        """Close the student's engine: its threads and memory belong to the next stage."""
+        if self._model is not None:
+            await self._model[1].close()
+            self._model = None
+
+    async def sandbox(self) -> LocalSandbox:
+        if self._sandbox is None:
+            settings = self._recipe.sandbox
+            self._sandbox = LocalSandbox(workers=settings.workers, unsafe=settings.unsafe)
+        return self._sandbox
+
+    async def grading(self) -> GradingPool:
+        if self._grading is None:
+            settings = self._recipe.grading
+            self._grading = GradingPool(workers=settings.workers, time_limit=settings.time_limit)
+        return self._grading
+
+    async def close(self) -> None:
+        await self.release_model()
+        if self._teacher is not None:
+            await self._teacher[0].close()
+        if self._teacher_process is not None and self._teacher_process.returncode is None:
+            self._teacher_process.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._teacher_process.wait(), 5)
+        if self._sandbox is not None:
+            await self._sandbox.close()
+        if self._grading is not None:
+            self._grading.close()
+
+    def teacher_tokenizer(self) -> Path:
+        """Folder of the teacher's tokenizer. Raises UserError where the recipe names none."""
+        if self._recipe.teacher.tokenizer is None:
+            raise UserError(
+                "teacher.tokenizer is not set",
+                file=self._recipe.path,
+                remedy="give the folder of the model's tokenizer",
+            )
+        return self._recipe.relative(self._recipe.teacher.tokenizer)
+
+    async def _open_teacher(self) -> tuple[Engine, ChatTokenizer]:
+        settings = self._recipe.teacher
+        tokenizer = ChatTokenizer.load(self.teacher_tokenizer())
+        url = settings.url or await self._start_stand_in()
+        api = settings.api
+        engine = HTTPEngine([url], settings.model, tokenizer=tokenizer, api=api)
+        await engine.probe()
+        return engine, tokenizer
+
+    async def _start_stand_in(self) -> str:
+        command = [sys.executable, "-m", "nemo_openmath.demo.teacher", "--tokenizer", str(self.teacher_tokenizer())]
+        command += ["--config", json.dumps(asdict(self._recipe.teacher.stand_in)), "--port", "0"]
+        log = (self._run / "teacher.log").open("ab")
+        with log:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdout=asyncio.subprocess.PIPE, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
+        self._teacher_process = process
+        assert process.stdout is not None
+        try:
+            line = await asyncio.wait_for(process.stdout.readline(), _STARTUP_SECONDS)
+            return str(json.loads(line)["url"])
+        except (TimeoutError, ValueError, KeyError) as error:
+            raise OpenMathError(f"the stand-in teacher did not start; see {self._run / 'teacher.log'}") from error

@@ -1,0 +1,90 @@
+"""Tokenization and packing as stages of a recipe."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from nemo_openmath.pipeline import Stage, StageContext, register
+from nemo_openmath.pipeline.stage import RUNTIME
+from nemo_openmath.sft.pack_plan import Mixture, write_packs
+from nemo_openmath.sft.tokenization import write_tokens
+
+
+@dataclass(frozen=True)
+class TokenizeConfig:
+    """``train_on_tool_output``: loss also on what the sandbox's runner wrote."""
+
+    train_on_tool_output: bool = False
+    workers: int | None = field(default=None, metadata=RUNTIME)
+
+
+@register
+class Tokenize(Stage[TokenizeConfig]):
+    """SFT rows -> token files, one folder per input: ``tokens-0``, ``tokens-1``, ..."""
+
+    kind = "sft.tokenize"
+    Config = TokenizeConfig
+    ports = {"rows": "SFT rows", "model": "the model whose tokenizer is used"}
+    makes = "tokens"
+
+    async def run(self, context: StageContext) -> None:
+        context.progress.begin(len(context.inputs["rows"]))
+        totals = {"samples": 0, "tokens": 0, "trained_tokens": 0}
+        dropped: dict[str, int] = {}
+        for i, rows in enumerate(context.inputs["rows"]):
+            folder = await asyncio.to_thread(
+                write_tokens,
+                rows,
+                context.one("model"),
+                context.output / f"tokens-{i}",
+                train_on_tool_output=self.config.train_on_tool_output,
+                workers=self.config.workers,
+            )
+            totals["samples"] += len(folder)
+            totals["tokens"] += folder.num_tokens
+            totals["trained_tokens"] += folder.num_trained
+            for reason, count in folder.dropped.items():
+                dropped[reason] = dropped.get(reason, 0) + count
+            context.progress.advance()
+        context.facts.update(totals, dropped=dropped)
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """``capacity``: tokens of a pack (32768 in the paper). ``pad_multiple``: 2 x CP x TP of the layouts to train with.
+    ``weights``: copies of each sample in an epoch, by mode. ``phases``: modes trained one after the other."""
+
+    capacity: int = 32768
+    pad_multiple: int = 1
+    weights: dict[str, float] = field(default_factory=dict)
+    phases: list[list[str]] | None = None
+    too_long: Literal["drop", "error"] = "drop"
+
+
+@register
+class PackSamples(Stage[PackConfig]):
+    """Token files -> which samples lie together in a pack."""
+
+    kind = "sft.pack"
+    Config = PackConfig
+    ports = {"tokens": "folders of sft.tokenize"}
+    makes = "packs"
+
+    async def run(self, context: StageContext) -> None:
+        folders: list[Path] = [t for f in context.inputs["tokens"] for t in sorted(f.glob("tokens-*"))]
+        plan = await asyncio.to_thread(
+            write_packs,
+            folders,
+            context.output,
+            capacity=self.config.capacity,
+            pad_multiple=self.config.pad_multiple,
+            mixture=Mixture(self.config.phases, self.config.weights or None),
+            too_long=self.config.too_long,
+            seed=context.seed,
+        )
+        context.facts.update(
+            packs=plan.num_packs, samples=len(plan.entries), fill=round(plan.fill, 4), dropped=plan.meta["dropped"]
+        )
