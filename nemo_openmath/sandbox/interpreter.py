@@ -120,7 +120,7 @@ class Interpreter:
         filename = f"<block {self._blocks}>"
         out, err = (
             io.TextIOWrapper(
-                cast(io.BufferedIOBase, SharedOutput(self._memory, stream, self._capacity, room)),
+                cast(Any, SharedOutput(self._memory, stream, self._capacity, room)),
                 encoding="utf-8",
                 errors="backslashreplace",
                 write_through=True,

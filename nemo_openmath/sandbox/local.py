@@ -32,8 +32,9 @@ class LocalSandbox:
     ``limits``: of sessions that name none. ``workers``: executions that run at the same time (default: the processors
     this process may use), so that a wall-clock limit means the same under load; the others wait their turn.
     ``sessions``: live sessions; `session` waits beyond. ``spares``: sessions of the default limits kept forked in
-    advance. ``seed``: of `random`, numpy, sympy and the hash; None for entropy. ``unsafe``: run even where a required
-    wall is missing, and say so in every result.
+    advance. ``seed``: of `random`, numpy, sympy and the hash; None for entropy. ``packages``: imported beforehand, and
+    besides the standard library the only ones there are. ``namespaces``: an extra layer, used where the system allows.
+    ``unsafe``: run even where a required wall is missing, and say so in every result.
 
     Raises UserError at the start where a wall is missing and ``unsafe`` was not given.
     """
@@ -47,10 +48,11 @@ class LocalSandbox:
         spares: int = 4,
         seed: int | None = 0,
         packages: Sequence[str] = DEFAULT_PACKAGES,
+        namespaces: bool = True,
         unsafe: bool = False,
     ) -> None:
         self.limits = limits or Limits()
-        self.unsafe = unsafe
+        self._unsafe, self._namespaces = unsafe, namespaces
         self._spare_count = spares
         self._packages, self._seed = tuple(packages), seed
         self._running = asyncio.Semaphore(workers or len(os.sched_getaffinity(0)))
@@ -125,6 +127,11 @@ class LocalSandbox:
         return self._running
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """What stands around the sessions, once started."""
+        return self._zygote.layers if self._zygote is not None else ()
+
+    @property
     def missing_walls(self) -> bool:
         """Whether a required wall is missing, by request."""
         return self._zygote is not None and bool(self._zygote.missing)
@@ -142,7 +149,7 @@ class LocalSandbox:
             if self._zygote is None or not self._zygote.alive:
                 if self._zygote is not None:
                     await self._zygote.close()
-                self._zygote = await Zygote.start(self._packages, self._seed, self.unsafe)
+                self._zygote = await Zygote.start(self._packages, self._seed, self._unsafe, self._namespaces)
             return self._zygote
 
     def _start_refilling(self) -> None:

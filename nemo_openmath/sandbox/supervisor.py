@@ -31,14 +31,16 @@ class Zygote:
     def __init__(self, popen: subprocess.Popen[bytes], control: socket.socket, base: str, missing: list[str]) -> None:
         self.missing = missing
         self.alive = True
+        self.namespaces = False  # whether it lives in namespaces of its own
         self._popen, self._control, self._base = popen, control, base
         self._count = 0
+        self._ordering = asyncio.Lock()
         self._pending: dict[int, asyncio.Future[list[int]]] = {}
         self._processes: dict[int, SessionProcess] = {}
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @classmethod
-    async def start(cls, packages: Sequence[str], seed: int | None, unsafe: bool) -> Zygote:
+    async def start(cls, packages: Sequence[str], seed: int | None, unsafe: bool, namespaces: bool) -> Zygote:
         """Raises UserError where a wall is missing (unless ``unsafe``) or a package cannot be imported."""
         if platform.system() != "Linux":
             raise UserError(f"the sandbox needs Linux, this is {platform.system()}", remedy="run it in a Linux machine")
@@ -51,7 +53,13 @@ class Zygote:
         base = tempfile.mkdtemp(prefix="openmath-sandbox-")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         client = os.pidfd_open(os.getpid())
-        settings = {"seed": seed, "base": base, "packages": list(packages), "missing": missing}
+        settings = {
+            "seed": seed,
+            "base": base,
+            "packages": list(packages),
+            "missing": missing,
+            "namespaces": namespaces,
+        }
         try:
             popen = _spawn(theirs, client, settings)
         except OSError:
@@ -71,6 +79,13 @@ class Zygote:
             raise
         return zygote
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """What stands around its sessions."""
+        missing = {name.split()[0] for name in self.missing}
+        walls_up = [wall for wall in ("seccomp", "Landlock") if wall not in missing]
+        return ("no_new_privs", "rlimits", *walls_up, *(["namespaces"] if self.namespaces else []))
+
     async def make(self, shape: walls.Shape) -> SessionProcess:
         """A new session process whose walls stand. Raises SandboxError."""
         loop = asyncio.get_running_loop()
@@ -80,11 +95,15 @@ class Zygote:
         number, folder = self._count, f"{self._base}/{self._count}"
         self._pending[number] = loop.create_future()
         order = {"id": number, "folder": folder, "shape": shape_fields(shape)}
-        await loop.sock_sendall(self._control, json.dumps(order).encode())
+        answer = self._pending[number]
         try:
-            wire, pidfd, memory = await asyncio.shield(self._pending[number])
+            async with self._ordering:  # one writer, and no queue in the socket
+                await loop.sock_sendall(self._control, json.dumps(order).encode())
+                wire, pidfd, memory = await asyncio.shield(answer)
+        except OSError as error:
+            raise SandboxError("the sandbox's zygote died", retryable=True) from error
         except asyncio.CancelledError:
-            self._pending[number].add_done_callback(_close_all)  # the process ends when its socket closes
+            answer.add_done_callback(_close_all)  # the process ends when its socket closes
             raise
         mapping = mmap.mmap(memory, channel.memory_size(shape.capacity))
         os.close(memory)
@@ -97,8 +116,10 @@ class Zygote:
             ending = await process.ready()
         except BaseException:
             process.kill()
+            process.release()
             raise
         if ending.outcome is None:
+            process.release()
             raise SandboxError(f"a session could not be walled in: {ending.reason or 'it died'}", retryable=True)
         return process
 
@@ -133,12 +154,17 @@ class Zygote:
             future = self._pending.pop(message["id"])
             if "error" in message:
                 future.set_exception(SandboxError(f"no new session: {message['error']}", retryable=True))
+            elif len(descriptors) != 3:  # the kernel had no room for them in our table
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                future.set_exception(SandboxError("too many open files; raise `ulimit -n`", retryable=False))
             else:
                 future.set_result(descriptors)
         elif "failed" in message:
             remedy = "install it where the sandbox runs, or leave it out of the sandbox's packages"
             self._ready.set_exception(UserError(message["failed"], remedy=remedy))
         else:
+            self.namespaces = message["namespaces"]
             self._ready.set_result(None)
 
     def _lost(self) -> None:

@@ -25,7 +25,7 @@ import socket
 import sys
 from typing import Any, NoReturn
 
-from nemo_openmath.sandbox import channel, folders, seccomp, walls
+from nemo_openmath.sandbox import channel, folders, namespaces, seccomp, walls
 from nemo_openmath.sandbox.interpreter import Interpreter, Timers
 
 _STANDARD_MODULES = """
@@ -188,6 +188,8 @@ class Zygote:
             score.write("1000")  # if the machine runs out of memory, the kernel takes sessions first
         if self._seed is None:
             seed_everything(None)
+        else:
+            random.seed(self._seed)  # Python reseeds it from entropy after every fork
         arch = seccomp.architecture()
         assert arch is not None
         timers = Timers(arch)
@@ -259,13 +261,15 @@ def main() -> None:
         signal.signal(ignored, signal.SIG_IGN)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    zygote = Zygote(control, json.loads(sys.argv[3]))
+    settings = json.loads(sys.argv[3])
+    entered = settings["namespaces"] and namespaces.enter()
+    zygote = Zygote(control, settings)
     try:
         zygote.preload()
     except ImportError as error:
         control.send(json.dumps({"failed": str(error)}).encode())
         return
-    control.send(json.dumps({"ready": True}).encode())
+    control.send(json.dumps({"ready": True, "namespaces": entered}).encode())
     try:
         zygote.serve(client)
     finally:
