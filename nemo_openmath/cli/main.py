@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="openmath",
         description="Build a math-reasoning model: problems, solutions, training, checkpoints, evaluation.",
-        epilog="Exit codes: 0 done, 1 failure, 2 wrong input, 3 some items failed (run again), 75 preempted (run again).",
+        epilog="Exit codes: 0 done, 1 failure, 2 wrong input, 3 some items failed, 75 preempted (3, 75: run again).",
     )
     parser.add_argument("--version", action="version", version=f"openmath {__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")

@@ -78,7 +78,7 @@ class Builder:
             self._record_default(at, made[name])
         try:
             return kind(**made)
-        except ValueError as error:  # a dataclass's own check in __post_init__
+        except (ValueError, UserError) as error:  # a dataclass's own check in __post_init__
             raise self.error(key, str(error)) from error
 
     def convert(self, hint: Any, value: Any, key: Key) -> Any:

@@ -11,6 +11,8 @@ import yaml
 from nemo_openmath.errors import UserError
 from nemo_openmath.pipeline.build import OVERRIDE, Key, Origin
 
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 class Source:
     """Nested plain data with the origin of each key. ``folder``: what relative paths are relative to."""
@@ -88,12 +90,18 @@ def _plain(node: yaml.Node, key: Key, origins: dict[Key, Origin], path: Path) ->
     origins[key] = Origin(str(path), node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         out: dict[str, Any] = {}
-        for name_node, value_node in node.value:
+        merged = [v for k, v in node.value if k.tag == _MERGE]  # <<: *anchor, below what is written here
+        for source in (n for v in merged for n in (reversed(v.value) if isinstance(v, yaml.SequenceNode) else [v])):
+            out |= _plain(source, key, origins, path)
+        written: set[str] = set()
+        for name_node, value_node in (pair for pair in node.value if pair[0].tag != _MERGE):
             name = str(name_node.value)
-            if name in out:
+            if name in written:
                 raise UserError(f"{'.'.join((*key, name))}: given twice", file=path, row=name_node.start_mark.line + 1)
+            written.add(name)
             out[name] = _plain(value_node, (*key, name), origins, path)
             origins[(*key, name)] = Origin(str(path), name_node.start_mark.line + 1)
+        origins[key] = Origin(str(path), node.start_mark.line + 1)
         return out
     if isinstance(node, yaml.SequenceNode):
         return [_plain(child, (*key, str(i)), origins, path) for i, child in enumerate(node.value)]

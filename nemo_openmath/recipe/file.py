@@ -108,7 +108,7 @@ class _Head:
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe file. Raises UserError naming file, line, setting and remedy."""
     source = Source.read(path, overrides)
-    data = dict(source.data)
+    data = {k: v for k, v in source.data.items() if not k.startswith("x-")}  # x-...: a place for YAML anchors
     builder = Builder(source.origin)
     stages = data.pop("stages", None)
     if not isinstance(stages, dict) or not stages:

@@ -68,6 +68,7 @@ class RecordWriter:
         for kind, path in self._paths.items():
             self._files[kind] = path.open("ab", buffering=0)
         self._ends = ends
+        self._failed = False
         self._records: list[bytes] = []
         self._drops: list[bytes] = []
         self._journal: list[bytes] = []
@@ -108,7 +109,7 @@ class RecordWriter:
     def flush(self) -> None:
         """Make everything committed so far durable."""
         self._flushed = time.monotonic()
-        if not self._journal:
+        if not self._journal or self._failed:
             return
         self._append("part", self._records)
         self._append("drops", self._drops)
@@ -145,6 +146,7 @@ class RecordWriter:
                 view = view[file.write(view) :]
             os.fsync(file.fileno())
         except OSError as error:
+            self._failed = True  # the next opening cuts what was half written
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise UserError(
                     f"no space left ({error.strerror}); finished work is kept",
