@@ -33,10 +33,10 @@ _SECONDS = "seconds.json"
 
 class State(StrEnum):
     FINISHED = "finished"
-    CHANGED = "changed"  # finished, but for another configuration or other inputs
-    UNFINISHED = "unfinished"
-    DAMAGED = "damaged"
-    MISSING = "missing"
+    CHANGED = "stale"  # finished, but for another configuration or other inputs
+    UNFINISHED = "started"
+    DAMAGED = "damaged"  # finished once, and files are gone or cut since
+    MISSING = "waiting"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from nemo_openmath.engines.open import open_engine
 from nemo_openmath.engines.protocol import Engine
 from nemo_openmath.errors import OpenMathError, UserError
 from nemo_openmath.grading import GradingPool
+from nemo_openmath.pipeline.processes import child_environment
 from nemo_openmath.pipeline.stage import Services
 from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.sandbox.local import LocalSandbox
@@ -103,7 +103,7 @@ class RecipeServices(Services):
         log = (self._run / "teacher.log").open("ab")
         with log:
             process = await asyncio.create_subprocess_exec(
-                *command, stdout=asyncio.subprocess.PIPE, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+                *command, stdout=asyncio.subprocess.PIPE, stderr=log, env=child_environment(OMP_NUM_THREADS="1")
             )
         self._teacher_process = process
         assert process.stdout is not None

@@ -1,0 +1,39 @@
+"""``python -m nemo_openmath.training JOB.yaml --processes N [key=value ...]``: a training on this machine's processes.
+
+One process that owns its ranks: when it dies they die, and what ends a rank ends it with the same exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from nemo_openmath.errors import OpenMathError
+from nemo_openmath.pipeline.processes import die_with_parent
+from nemo_openmath.training.launch_local import run_local
+
+
+def main() -> int:
+    die_with_parent()
+    parser = argparse.ArgumentParser(prog="python -m nemo_openmath.training", description=__doc__)
+    parser.add_argument("job", metavar="JOB.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    options = parser.parse_args()
+    try:
+        run_local(
+            options.processes,
+            options.job,
+            overrides=options.overrides,
+            threads=options.threads,
+            on_line=lambda line: print(line, flush=True),
+        )
+    except OpenMathError as error:
+        print(error, file=sys.stderr, flush=True)
+        return int(error.exit_code)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

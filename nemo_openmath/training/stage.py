@@ -1,0 +1,135 @@
+"""Training as a stage of a recipe: packs and a model in, checkpoints out."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import orjson
+
+from nemo_openmath.errors import ExitCode, OpenMathError, Preempted, UserError
+from nemo_openmath.pipeline import Stage, StageContext, register
+from nemo_openmath.pipeline.processes import child_environment
+from nemo_openmath.pipeline.stage import RUNTIME
+from nemo_openmath.records import write_json
+from nemo_openmath.records.lineage import Lineage, digest_tree
+from nemo_openmath.training.config import DataConfig, Job, TrainingConfig
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """``processes``: ranks on this machine; on a cluster the launcher starts them. ``epochs`` or ``steps``."""
+
+    processes: int = field(default=1, metadata=RUNTIME)
+    threads: int = field(default=1, metadata=RUNTIME)
+    batch_samples: int = 1024
+    epochs: float | None = None
+    steps: int | None = None
+    rope_theta: float | None = None
+    max_position_embeddings: int | None = None
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give the length of the training as epochs or as steps")
+
+
+@register
+class Sft(Stage[SftConfig]):
+    """Sequence-packed supervised fine-tuning on megatron-core. Killed and run again, it resumes from its newest
+    checkpoint."""
+
+    kind = "training.sft"
+    Config = SftConfig
+    ports = {"packs": "folder of sft.pack", "model": "model to start from", "validation?": "held-out packs"}
+    makes = "checkpoints"
+
+    async def run(self, context: StageContext) -> None:
+        job = context.output / "job.yaml"
+        write_json(job, self._job(context))  # JSON is YAML
+        await self._train(job, context)
+        rows = metrics(context.output)
+        last = rows[-1] if rows else {}
+        context.facts.update(
+            steps=last.get("step"),
+            loss=last.get("loss"),
+            tokens=sum(row.get("tokens", 0) for row in rows),
+            trained_tokens=sum(row.get("trained_tokens", 0) for row in rows),
+            train_seconds=round(sum(row.get("seconds", 0.0) for row in rows), 1),
+        )
+        sources = (context.one("packs"), context.one("model"))
+        inputs = {path.name: {"path": str(path), "digest": digest_tree(path)} for path in sources}
+        Lineage("checkpoints", inputs, config=self.settings()).write(context.output)
+
+    def digest(self, output: Path) -> str:
+        """Of the checkpoints: what was trained, not how long it took."""
+        return digest_tree(output / "checkpoints")
+
+    def _job(self, context: StageContext) -> dict[str, object]:
+        config = self.config
+        validation = context.inputs.get("validation")
+        data = DataConfig(
+            folder=context.one("packs").resolve(),
+            batch_samples=config.batch_samples,
+            epochs=config.epochs,
+            steps=config.steps,
+            seed=context.seed,
+            validation=validation[0].resolve() if validation else None,
+        )
+        job = Job(
+            model=context.one("model").resolve(),
+            data=data,
+            output=context.output.resolve(),
+            training=config.training,
+            rope_theta=config.rope_theta,
+            max_position_embeddings=config.max_position_embeddings,
+        )
+        plain: dict[str, object] = orjson.loads(orjson.dumps(asdict(job), default=str))
+        return plain
+
+    async def _train(self, job: Path, context: StageContext) -> None:
+        command = [sys.executable, "-m", "nemo_openmath.training", str(job)]
+        command += ["--processes", str(self.config.processes), "--threads", str(self.config.threads)]
+        error_log = context.output / ".training.stderr"
+        with error_log.open("wb") as errors:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdout=asyncio.subprocess.PIPE, stderr=errors, env=child_environment()
+            )
+            assert process.stdout is not None
+            try:
+                async for line in process.stdout:
+                    _show(line.decode(errors="replace").rstrip(), context)
+                code = await process.wait()
+            finally:
+                if process.returncode is None:
+                    process.terminate()  # the ranks save and leave
+                    await process.wait()
+        if code == 0:
+            return
+        said = error_log.read_text(errors="replace").strip()
+        last = said.splitlines()[-1] if said else f"exit code {code}"
+        if code == ExitCode.USER_ERROR:
+            raise UserError(last)
+        if code == ExitCode.PREEMPTED:
+            raise Preempted(last)
+        raise OpenMathError(f"{context.name}: training failed (exit code {code}):\n{said[-4000:]}")
+
+
+def _show(line: str, context: StageContext) -> None:
+    """A rank's progress line: ``step 12/400 ...`` moves the bar, anything else is said."""
+    words = line.split()
+    at = words[1].partition("/") if len(words) > 1 and words[0] == "step" else ("", "", "")
+    if at[0].isdigit() and at[2].isdigit():
+        context.progress.begin(int(at[2]), int(at[0]))
+        context.progress.advance(0, " ".join(words[2:8]))
+    else:
+        context.progress.say(line)
+
+
+def metrics(output: Path) -> Sequence[dict[str, float]]:
+    """Rows of ``metrics.jsonl``: step, loss, grad_norm, lr, tokens, trained_tokens, seconds."""
+    path = output / "metrics.jsonl"
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
