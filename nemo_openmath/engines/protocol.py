@@ -132,8 +132,15 @@ class EngineError(OpenMathError):
         self.retryable = retryable
 
 
-class ContextOverflow(EngineError):
+class InvalidRequest(EngineError):
+    """The request itself is wrong (an option out of range, an empty prompt): repeating it changes nothing."""
+
+    def __init__(self, message: str):
+        super().__init__(message, retryable=False)
+
+
+class ContextOverflow(InvalidRequest):
     """The prompt leaves no room for a single token."""
 
     def __init__(self, prompt_tokens: int, max_context: int):
-        super().__init__(f"prompt of {prompt_tokens} tokens does not fit the context of {max_context}", retryable=False)
+        super().__init__(f"prompt of {prompt_tokens} tokens does not fit the context of {max_context}")

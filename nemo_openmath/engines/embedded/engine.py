@@ -16,7 +16,15 @@ from nemo_openmath.engines.embedded.decoder import Decoder
 from nemo_openmath.engines.embedded.scheduler import Job, Scheduler, Statistics
 from nemo_openmath.engines.embedded.text import Detokenizer, StopTable, TextStream
 from nemo_openmath.engines.embedded.weights import load_weights
-from nemo_openmath.engines.protocol import Capabilities, Chunk, Completion, ContextOverflow, EngineError, Request
+from nemo_openmath.engines.protocol import (
+    Capabilities,
+    Chunk,
+    Completion,
+    ContextOverflow,
+    EngineError,
+    InvalidRequest,
+    Request,
+)
 from nemo_openmath.errors import UserError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -101,6 +109,11 @@ class EmbeddedEngine:
         return self._scheduler.statistics
 
     @property
+    def alive(self) -> bool:
+        """False after ``close``, or when the decoding thread failed."""
+        return self._scheduler.alive
+
+    @property
     def load_now(self) -> tuple[int, int]:
         """Requests in a slot, requests waiting for one."""
         return self._scheduler.running, self._scheduler.waiting
@@ -120,6 +133,7 @@ class EmbeddedEngine:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[list[int] | Completion | BaseException] = asyncio.Queue()
         job = self._job(request, lambda result: _from_thread(loop, events.put_nowait, result))
+        job.streams = True
         job.tokens = lambda ids: _from_thread(loop, events.put_nowait, ids)
         s = request.sampling
         hold_back = 0 if s.keep_stop or not s.stop else max(map(len, s.stop))
@@ -148,14 +162,14 @@ class EmbeddedEngine:
         ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
         tokens = np.asarray(ids, np.int32)
         if not len(tokens):
-            raise EngineError("the prompt is empty", retryable=False)
+            raise InvalidRequest("the prompt is empty")
         limit = self._capabilities.max_context
         assert limit is not None
         if len(tokens) >= limit:
             raise ContextOverflow(len(tokens), limit)
         vocab = self._scheduler.vocab
         if tokens.min() < 0 or tokens.max() >= vocab:
-            raise EngineError(f"the prompt has token ids outside 0..{vocab - 1}", retryable=False)
+            raise InvalidRequest(f"the prompt has token ids outside 0..{vocab - 1}")
         _check(request)
         deadline = float("inf") if request.time_limit is None else time.monotonic() + request.time_limit
         return Job(tokens, request.sampling, done, conversation=request.conversation, deadline=deadline)
@@ -180,7 +194,7 @@ def _check(request: Request) -> None:
         (all(s.stop), "a stop string is empty"),
     ):
         if not good:
-            raise EngineError(problem, retryable=False)
+            raise InvalidRequest(problem)
 
 
 def _settle(future: asyncio.Future[Completion], result: Completion | BaseException) -> None:

@@ -28,6 +28,10 @@ PREFILL_TOKENS = 2048  # of a turn: bounds how long running requests wait for ne
 WORTH_COPYING = 16  # tokens; shorter common prefixes are computed again
 
 
+def _nothing(ids: list[int]) -> None:
+    """A request that does not stream."""
+
+
 @dataclass(eq=False, slots=True)
 class Job:
     """A request inside the engine. ``done`` is called once, ``tokens`` after each new token; both in this thread."""
@@ -35,7 +39,8 @@ class Job:
     prompt: np.ndarray  # int32
     sampling: Sampling
     done: Callable[[Completion | BaseException], None]
-    tokens: Callable[[list[int]], None] | None = None
+    tokens: Callable[[list[int]], None] = field(default=_nothing)
+    streams: bool = False
     conversation: str | None = None
     deadline: float = float("inf")  # time.monotonic()
     cancelled: bool = False
@@ -96,7 +101,7 @@ class Scheduler:
         self._wants_logprobs = np.zeros(rows, bool)
         self._streams = np.zeros(rows, bool)
         self._logprobs = np.zeros((rows, capacity), np.float32)
-        self._per_row = [
+        self._per_row: list[np.ndarray] = [
             self._ids, self._length, self._start, self._end, self._decoding, self._deadline, self._set, self._uniforms,
             self._sampling.temperature, self._sampling.top_p, self._sampling.top_k, self._sampling.min_p,
             self._wants_logprobs, self._streams, self._logprobs,
@@ -123,6 +128,10 @@ class Scheduler:
         self._closed = True
         self._inbox.put(None)
         self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        return not self._closed
 
     @property
     def vocab(self) -> int:
@@ -206,7 +215,7 @@ class Scheduler:
                 new = int(self._end[row]) - n
                 self._uniforms[row, :new] = uniforms(s.seed, new)
             self._wants_logprobs[row] = s.logprobs
-            self._streams[row] = job.tokens is not None
+            self._streams[row] = job.streams
             self._decoder.positions[row] = self._decoder.scratch
             self._find_prefix(job)
             self._jobs.append(job)
@@ -327,7 +336,7 @@ class Scheduler:
         self.statistics.generated_tokens += len(rows)
         self.statistics.sample_seconds += time.perf_counter() - began
         for row, token in zip(*(x[self._streams[rows]].tolist() for x in (rows, drawn)), strict=True):
-            self._jobs[row].tokens([token])  # type: ignore[misc]  # _streams says that it is there
+            self._jobs[row].tokens([token])
         maybe = self._stops.table[self._set[rows], drawn] | (length >= self._end[rows])
         if maybe.any():
             for job in [self._jobs[r] for r in rows[maybe]]:
@@ -364,7 +373,7 @@ class Scheduler:
         if job.sampling.logprobs:
             probabilities = tuple(self._logprobs[row, : len(ids)].tolist())
         generated = int(self._length[row] - self._start[row])
-        self._keep_prefix(job, finish)
+        self._keep_prefix(job, finish, stop)
         last = len(self._jobs) - 1
         if row != last:
             moved = self._jobs[row] = self._jobs[last]
@@ -382,10 +391,10 @@ class Scheduler:
         job.row = -1
         self._answer(job, text, tuple(ids), finish, stop, probabilities, generated)
 
-    def _keep_prefix(self, job: Job, finish: Finish) -> None:
+    def _keep_prefix(self, job: Job, finish: Finish, stop: str | None) -> None:
         """Store what a later request may begin with: the conversation if it can go on, else the prompt."""
         have = self._in_cache(job)
-        goes_on = job.conversation is not None and finish is not Finish.CANCELLED
+        goes_on = finish is not Finish.CANCELLED and (job.conversation is not None or stop is not None)
         length = have if goes_on else min(have, len(job.prompt))
         ids = self._ids[job.row, :length].copy()
         if length < WORTH_COPYING:

@@ -7,10 +7,11 @@ a token whose text holds the last character of a stop string. Only then is text 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+Ids: TypeAlias = Sequence[int] | np.ndarray
 BROKEN = "\ufffd"  # what a decoder writes for bytes that are not, or not yet, UTF-8
 OVERLAP = 6  # prompt tokens decoded along with a completion, for decoders whose pieces depend on what precedes
 
@@ -24,16 +25,16 @@ class Detokenizer:
         decoder = tokenizer.backend_tokenizer.decoder
         self._joins = "ByteLevel" in repr(decoder)  # decode(a + b) == decode(a) + decode(b), up to UTF-8
 
-    def text(self, ids: Sequence[int], before: Sequence[int] = ()) -> str:
+    def text(self, ids: Ids, before: Ids = ()) -> str:
         """Text of ``ids`` as it continues the tokens ``before`` it."""
         shown = [i for i in ids if i not in self.end_ids]
-        if self._joins or not before:
+        if self._joins or not len(before):
             return self._decode(shown, skip_special_tokens=False)
         head = [int(i) for i in before[-OVERLAP:]]
         prefix = self._decode(head, skip_special_tokens=False)
         return self._decode(head + shown, skip_special_tokens=False)[len(prefix) :]
 
-    def find_stop(self, ids: Sequence[int], stops: Sequence[str], before: Sequence[int] = ()) -> tuple[str, str] | None:
+    def find_stop(self, ids: Ids, stops: Sequence[str], before: Ids = ()) -> tuple[str, str] | None:
         """Return (text up to the stop string, stop string) of the stop string that appears first, if one does."""
         longest = max(len(s.encode()) for s in stops)
         tail = ids[-(longest + OVERLAP) :]  # a token is at least a byte
@@ -81,13 +82,13 @@ def _texts(tokenizer: Any, vocab: int) -> list[str]:
 class TextStream:
     """Turns the ids of one streamed request into text as soon as it is certain."""
 
-    def __init__(self, detokenizer: Detokenizer, before: Sequence[int], hold_back: int):
-        self._detokenizer, self._before, self._hold = detokenizer, list(before[-OVERLAP:]), hold_back
+    def __init__(self, detokenizer: Detokenizer, before: Ids, hold_back: int):
+        self._detokenizer, self._before, self._hold = detokenizer, [int(i) for i in before[-OVERLAP:]], hold_back
         self._ids: list[int] = []
         self._given = ""
         self._pending = ""
 
-    def add(self, ids: Sequence[int]) -> str:
+    def add(self, ids: Ids) -> str:
         """Text that is certain now: whole characters, and nothing that a stop string could still take back."""
         self._ids.extend(ids)
         text = self._detokenizer.text(self._ids, self._before)

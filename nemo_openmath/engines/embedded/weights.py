@@ -97,7 +97,8 @@ def load_weights(
         layers = []
         for i in range(int(config.num_hidden_layers)):
             layer = _layer(get, read, f"model.layers.{i}", heads, kv_heads, head_dim)
-            layers.append(Layer(*(None if t is None else t.to(device, dtype).contiguous() for t in layer)))
+            placed_layer: Any = (None if t is None else t.to(device, dtype).contiguous() for t in layer)
+            layers.append(Layer(*placed_layer))
         placed = embedding.to(device, dtype)
         return Weights(
             embedding=placed,
@@ -185,7 +186,7 @@ def _rotation(config: Any, positions: int, head_dim: int) -> Tensor:
     kind = parameters.get("rope_type", "default")
     factor = 1.0
     if kind == "default":
-        theta = float(parameters.get("rope_theta") or getattr(config, "rope_theta", 10000.0))
+        theta = float(parameters.get("rope_theta") or getattr(config, "rope_theta", None) or 10000.0)
         frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
     elif kind in ("linear", "llama3", "yarn"):
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
