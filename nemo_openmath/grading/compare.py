@@ -1,24 +1,183 @@
-"""Are two answers the same?"""
+"""Compare a predicted answer with the expected one: fast path, words and choices, then expressions in every reading.
+
+A pair whose text has two customary readings gets a verdict only where both readings agree on it.
+"""
 
 from __future__ import annotations
 
-from nemo_openmath.grading import plain
-from nemo_openmath.grading.verdict import Grade, unknown
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+
+from nemo_openmath.grading import lexer, plain, texts
+from nemo_openmath.grading.equivalence import Comparison
+from nemo_openmath.grading.forms import Form, Scalar, form
+from nemo_openmath.grading.lexer import NotMath
+from nemo_openmath.grading.parser import Node, Parser
+from nemo_openmath.grading.verdict import Grade, Verdict, equal, not_equal, unknown
+
+_SPACES = re.compile(r"\s+")
+_BARE_LOG = re.compile(r"log(?![_\w])|\\log(?!\s*_)")
+_LABEL = re.compile(r"^\x01[^\x02\x01]{1,60}\x02\s*[=:]\s*")
+_CHARACTERS = re.compile(r"[\x01\x02{}]|\s+")
 
 
 def compare(predicted: str | None, expected: str | None, *, take_modulo: int | None = None) -> Grade:
-    """Compare a predicted answer with the expected one; never raises. See the package docstring for the rules.
+    """Grade a predicted answer; never raises. The rules of equality are stated in the package's docstring.
 
-    ``take_modulo``: integers count as equal when they are so modulo this number.
+    ``take_modulo``: whole numbers count as equal when they are congruent modulo this number. Work is bounded for any
+    input, but not below the limit of a second: that is what GradingPool is for.
     """
     decided = plain.decide(predicted, expected)
-    if decided is None or (take_modulo and not decided.is_equal and predicted and expected):
-        if take_modulo and predicted and expected:
+    if predicted is None or expected is None or (decided is not None and (decided.is_equal or not take_modulo)):
+        return decided if decided is not None else plain.MISSING
+    if not predicted.strip() or not expected.strip():
+        return decided if decided is not None else plain.MISSING
+    try:
+        if take_modulo and (residues := _residues(predicted, expected, take_modulo)) is not None:
+            return residues
+        return decided or _compare(predicted, expected)
+    except RecursionError:
+        return unknown("nested too deeply")
+
+
+def _residues(predicted: str, expected: str, modulo: int) -> Grade | None:
+    values = [_whole(text) for text in (predicted, expected)]
+    if values[0] is None or values[1] is None:
+        return None
+    same = (values[0] - values[1]) % modulo == 0
+    return equal(f"congruent modulo {modulo}") if same else not_equal(f"different modulo {modulo}")
+
+
+def _whole(text: str) -> int | None:
+    """The whole number an answer is, None where it is another kind of answer."""
+    from nemo_openmath.grading.evaluate import Evaluator
+
+    try:
+        for reading in _read(text).forms:
+            if isinstance(reading, Scalar):
+                value = Evaluator(128).value(reading.node)
+                return value if isinstance(value, int) else None
+    except ArithmeticError:
+        pass
+    return None
+
+
+class _Reading:
+    """One answer, read once: its canonical spelling, its expressions, or why it is none."""
+
+    __slots__ = ("ambiguous", "canonical", "cleaned", "forms", "problem", "tight", "words")
+
+    def __init__(self, text: str):
+        self.forms: list[Form] = []
+        self.tight: list[Form] = []
+        self.ambiguous = False
+        self.problem = ""
+        self.words = texts.unwrap(text)
+        try:
+            self.cleaned = lexer.clean(text)
+        except NotMath as error:
+            self.cleaned, self.problem = text, str(error)
+            self.canonical = _SPACES.sub("", text)
+            return
+        self.cleaned = _LABEL.sub("", self.cleaned)
+        self.canonical = _CHARACTERS.sub("", self.cleaned).replace("dfrac", "frac").replace("tfrac", "frac")
+        source = texts.number_word(self.words) or self.cleaned
+        for variant in _comma_readings(source):
             try:
-                same = (int(predicted) - int(expected)) % take_modulo == 0
-            except ValueError:
-                same = False
-            if same:
-                return plain.SAME_NUMBER
-        return decided or unknown("not plainly numbers")
-    return decided
+                self.forms.append(self._parse(variant, tight=False))
+                self.tight.append(self._parse(variant, tight=True) if self.ambiguous else self.forms[-1])
+            except NotMath as error:
+                self.problem = str(error)
+        del self.forms[len(self.tight) :]
+
+    def _parse(self, text: str, tight: bool) -> Form:
+        tokens = lexer.tokenize(text)
+        if not tokens:
+            raise NotMath("nothing to compare")
+        parser = Parser(tokens, tight=tight)
+        node: Node = parser.parse()
+        self.ambiguous |= parser.ambiguous
+        return form(node)
+
+
+@lru_cache(maxsize=4096)
+def _read_short(text: str) -> _Reading:
+    return _Reading(text)
+
+
+def _read(text: str) -> _Reading:
+    return _read_short(text) if len(text) < 500 else _Reading(text)
+
+
+def _comma_readings(text: str) -> Iterator[str]:
+    """1,234 is a number, and in a bare list perhaps two; (1,234) is a pair; in "1,234, 5" the space separates."""
+    if not lexer.COMMA_GROUPED.search(text):
+        yield text
+        return
+    grouped = lexer.COMMA_GROUPED.sub(lambda m: m[0].replace(",", ""), text)
+    if re.search(r",\s", text):
+        yield grouped
+    elif text.lstrip().startswith(("(", "[", "{", r"\{", r"\langle")):
+        yield text
+    else:
+        yield grouped
+        yield text
+
+
+def _compare(predicted: str, expected: str) -> Grade:
+    p, e = _read(predicted), _read(expected)
+    if p.canonical == e.canonical and p.canonical:
+        return equal("same but for the dress")
+    chosen = _choices(p, e)
+    if chosen is not None:
+        return chosen
+    by_words = texts.compare_words(p.words, e.words, bool(p.forms), bool(e.forms))
+    if by_words is not None:
+        return by_words
+    if not p.forms or not e.forms:
+        return unknown(f"not compared as an expression: {p.problem or e.problem}")
+    grade = _compare_readings(p.forms, e.forms, p.cleaned + " " + e.cleaned)
+    if p.ambiguous or e.ambiguous:
+        other = _compare_readings(p.tight, e.tight, p.cleaned + " " + e.cleaned)
+        if other.verdict is not grade.verdict:
+            return unknown("depends on how far a slash or a function reaches")
+    return grade
+
+
+def _compare_readings(p: list[Form], e: list[Form], source: str) -> Grade:
+    grades = [_compare_forms(a, b, source) for a in p for b in e]
+    for wanted in (Verdict.EQUAL, Verdict.UNKNOWN):
+        for grade in grades:
+            if grade.verdict is wanted:
+                return grade
+    return grades[0]
+
+
+def _compare_forms(a: Form, b: Form, source: str) -> Grade:
+    natural = Comparison().forms(a, b)
+    if not _BARE_LOG.search(source):
+        return natural
+    decimal = Comparison(log_base=10).forms(a, b)
+    return natural if natural.verdict is decimal.verdict else unknown("depends on the base of the logarithm")
+
+
+def _choices(p: _Reading, e: _Reading) -> Grade | None:
+    """(B), B and (B) 12 are one choice; (B) 12 is also 12; a bare letter against a value is for the judge."""
+    a, b = texts.choice(p.words), texts.choice(e.words)
+    if a is None and b is None:
+        return None
+    if a is not None and b is not None:
+        if a[0] != b[0]:
+            return not_equal("different choices")
+        if not a[1] or not b[1]:
+            return equal("same choice")
+        same = compare(a[1], b[1])
+        return same if same.is_equal else unknown("the same letter with different texts")
+    letter, text = a or b  # type: ignore[misc]
+    other = e if a is not None else p
+    if not text:
+        is_value = any(not (isinstance(f, Scalar) and f.node[0] == "sym") for f in other.forms)
+        return unknown("a choice against its possible text") if is_value or not other.forms else None
+    grade = compare(text, other.words)
+    return grade if grade.is_equal else None if not grade.reason else unknown("a choice against another answer")

@@ -1,0 +1,355 @@
+"""Are two answers, as forms, the same answer?
+
+Every rule that is a convention and not mathematics is stated where it is applied. Where custom leaves both verdicts
+open (is a list ordered? is ``[1, 2]`` an interval?) the grade is unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from nemo_openmath.grading import numeric
+from nemo_openmath.grading.forms import (
+    INFINITY,
+    MINUS_INFINITY,
+    Assignment,
+    Collection,
+    Congruence,
+    Empty,
+    Form,
+    Interval,
+    Matrix,
+    Ratio,
+    Region,
+    Relation,
+    Scalar,
+    Tuple,
+    Without,
+    as_region,
+)
+from nemo_openmath.grading.numeric import symbols
+from nemo_openmath.grading.parser import Node
+from nemo_openmath.grading.units import COUNTED
+from nemo_openmath.grading.verdict import Grade, Verdict, equal, not_equal, unknown
+
+MAX_PAIRS = 2500  # comparisons of members of two collections
+KINDS = not_equal("different kinds of answer")
+
+
+def all_of(grades: Sequence[Grade]) -> Grade:
+    """Equal if all are, not equal if one is not, else unknown."""
+    for wanted in (Verdict.NOT_EQUAL, Verdict.UNKNOWN):
+        for grade in grades:
+            if grade.verdict is wanted:
+                return grade
+    return grades[0] if len(grades) == 1 else equal("all parts are equal")
+
+
+class Comparison:
+    r"""Compares forms. ``log_base``: what a bare \log means, 0 for the natural one."""
+
+    def __init__(self, log_base: int = 0):
+        self.log_base = log_base
+
+    def forms(self, a: Form, b: Form) -> Grade:
+        grade = self._values(a, b)
+        first, second = getattr(a, "name", None), getattr(b, "name", None)
+        if grade.is_equal and first and second and first != second:
+            return unknown(f"the same value of {first} and of {second}")
+        return grade
+
+    def nodes(self, a: Node, b: Node) -> Grade:
+        infinite = [n in (INFINITY, MINUS_INFINITY) for n in (a, b)]
+        if any(infinite):
+            if all(infinite):
+                return equal("infinite") if a == b else not_equal("infinities of different sign")
+            other = b if infinite[0] else a
+            return (
+                unknown("an expression with infinity")
+                if _mentions_infinity(other)
+                else not_equal("infinite and finite")
+            )
+        return numeric.same(a, b, self.log_base)
+
+    def _values(self, a: Form, b: Form) -> Grade:
+        if isinstance(a, Scalar) and isinstance(b, Scalar):
+            return self._scalars(a, b)
+        if isinstance(a, Relation) or isinstance(b, Relation):
+            return self._relations(a, b)
+        regions = as_region(a), as_region(b)
+        if (isinstance(a, Region) or isinstance(b, Region)) and regions[0] is not None and regions[1] is not None:
+            return self._regions(regions[0], regions[1])
+        for x, y in ((a, b), (b, a)):
+            match x, y:
+                case Collection(), Collection():
+                    return self._collections(x, y)
+                case Collection(items=(only,)), Scalar() | Tuple():
+                    return self._values(only, y)
+                case Tuple(), Tuple():
+                    return self._tuples(x, y)
+                case Collection(), Tuple():
+                    return self._collection_with_tuple(x, y)
+                case Assignment(), Assignment():
+                    return self._assignments(x, y)
+                case Assignment(), Tuple(items=items):
+                    return self._assignment_with_values(x, items)
+                case Assignment(), Collection(items=items):
+                    return self._assignment_with_values(x, items)
+                case Assignment(), _:
+                    return unknown("several names against one value")
+                case Matrix(), Matrix():
+                    return self._matrices(x, y)
+                case Matrix(), Tuple(items=items) | Collection(items=items, braces=False):
+                    vector = [n for row in x.rows for n in row]
+                    if 1 not in (len(x.rows), len(x.rows[0])) or len(vector) != len(items):
+                        return KINDS
+                    return all_of([self._values(Scalar(n), i) for n, i in zip(vector, items, strict=True)])
+                case Congruence(), Congruence():
+                    return self._congruences(x, y)
+                case Congruence(), _:
+                    return unknown("a residue class against a value")
+                case Ratio(), Ratio():
+                    if len(x.parts) != len(y.parts):
+                        return KINDS
+                    p, q = x.parts, y.parts
+                    return all_of([
+                        self.nodes(("mul", (p[0], q[i])), ("mul", (q[0], p[i]))) for i in range(1, len(p))
+                    ])  # fmt: skip
+                case Ratio(parts=(p, q)), Scalar(unit=None):
+                    grade = self.nodes(("div", p, q), y.node)
+                    return grade if grade.is_equal else unknown("a ratio against a number")
+                case Ratio(), _:
+                    return unknown("a ratio against another kind of answer")
+                case Without(), Without():
+                    return all_of([self._values(x.whole, y.whole), self._values(x.removed, y.removed)])
+                case Without(), _:
+                    return unknown("a set difference against another kind of answer")
+                case Empty(), Empty():
+                    return equal("both empty")
+        return KINDS
+
+    def _scalars(self, a: Scalar, b: Scalar) -> Grade:
+        """One unit left out is no difference: the problem asks for it. Two units must agree after conversion."""
+        x, y, u, v = a.node, b.node, a.unit, b.unit
+        if u == v:
+            return self.nodes(x, y)
+        if u is None or v is None:
+            plain, bare, unit = (x, y, v) if u is None else (y, x, u)
+            grade = self.nodes(x, y)
+            if grade.is_equal:
+                return equal("same number, one without unit")
+            if unit == "percent":
+                grade = self.nodes(plain, ("percent", bare))
+            elif isinstance(unit, tuple) and unit[0] == (("deg", 1),):
+                grade = self.nodes(plain, ("unit", bare, unit[0], unit[1]))
+            return grade
+        if u == "percent" or v == "percent":
+            return not_equal("percentage against a quantity")
+        assert isinstance(u, tuple)
+        assert isinstance(v, tuple)
+        if u[0] == v[0]:
+            return self.nodes(_scaled(x, u[1]), _scaled(y, v[1]))
+        kinds = {base for dimension in (u[0], v[0]) for base, _ in dimension}
+        if kinds == {"deg", "rad"}:
+            return self.nodes(*(("unit", n, w[0], w[1]) if w[0] == (("deg", 1),) else n for n, w in ((x, u), (y, v))))
+        if kinds & COUNTED and self.nodes(x, y).is_equal:
+            return unknown("the same number of different things")
+        return not_equal("different units")
+
+    def _collections(self, a: Collection, b: Collection) -> Grade:
+        xs, ys = a.items, b.items
+        if len(xs) == len(ys) and xs == ys:
+            return equal("same values")
+        if len(xs) * len(ys) > MAX_PAIRS:
+            return unknown("too many values to match")
+        grades = [[self._values(x, y) for y in ys] for x in xs]
+        lists = not (a.braces and b.braces)
+        if lists and len(xs) == len(ys) and all(grades[i][i].is_equal for i in range(len(xs))):
+            return equal("same values")
+        rows_ok = [_best(row) for row in grades]
+        columns_ok = [_best(column) for column in zip(*grades, strict=True)]
+        verdict = all_of([*rows_ok, *columns_ok])
+        if not verdict.is_equal:
+            return verdict
+        if lists and len(xs) != len(ys):
+            return unknown("values are repeated") if a.braces or b.braces else not_equal("different numbers of values")
+        if lists and self._repeats(xs):
+            # A list with repetitions is a sequence: its order may matter.
+            return unknown("the same values in another order, with repetitions")
+        return equal("same values")
+
+    def _repeats(self, items: tuple[Form, ...]) -> bool:
+        return any(self._values(x, y).is_equal for i, x in enumerate(items) for y in items[:i])
+
+    def _tuples(self, a: Tuple, b: Tuple) -> Grade:
+        if len(a.items) != len(b.items):
+            return not_equal("different lengths")
+        grade = all_of([self._values(x, y) for x, y in zip(a.items, b.items, strict=True)])
+        if not grade.is_equal or len(a.items) > 2:
+            return grade
+        ends = [(t.opening.replace("<(", "("), t.closing.replace(")>", ")")) for t in (a, b)]
+        if ends[0] == ends[1]:
+            return grade
+        half_open = any(opening + closing in ("(]", "[)") for opening, closing in ends)
+        infinite = any(isinstance(i, Scalar) and i.node in (INFINITY, MINUS_INFINITY) for i in a.items)
+        return not_equal("open and closed ends") if half_open or infinite else unknown("round and square brackets")
+
+    def _collection_with_tuple(self, a: Collection, b: Tuple) -> Grade:
+        """A list without brackets is the tuple with the same order; a set never is one for certain."""
+        if len(a.items) != len(b.items):
+            return not_equal("different numbers of values")
+        ordered = all_of([self._values(x, y) for x, y in zip(a.items, b.items, strict=True)])
+        if ordered.is_equal and not a.braces and (b.opening, b.closing) in (("(", ")"), ("[", "]"), ("<(", ")>")):
+            return equal("same values in the same order")
+        unordered = self._collections(replace_braces(a), Collection(b.items, braces=True))
+        return unknown("an ordered and an unordered answer") if unordered.is_equal else unordered
+
+    def _assignments(self, a: Assignment, b: Assignment) -> Grade:
+        x, y = dict(a.values), dict(b.values)
+        if x.keys() != y.keys():
+            return unknown("values of different names")
+        return all_of([self._values(x[name], y[name]) for name in x])
+
+    def _assignment_with_values(self, a: Assignment, items: Sequence[Form]) -> Grade:
+        """x = 1, y = 2 is (1, 2): values in the order of their names."""
+        if len(a.values) != len(items):
+            return not_equal("different numbers of values")
+        by_name = [value for _, value in sorted(a.values, key=lambda pair: pair[0])]
+        grade = all_of([self._values(x, y) for x, y in zip(by_name, items, strict=True)])
+        if grade.is_equal:
+            return grade
+        as_sets = self._collections(Collection(tuple(by_name), True), Collection(tuple(items), True))
+        return unknown("values given to names in another order") if as_sets.is_equal else grade
+
+    def _matrices(self, a: Matrix, b: Matrix) -> Grade:
+        if len(a.rows) != len(b.rows) or len(a.rows[0]) != len(b.rows[0]):
+            flat = [[n for row in m.rows for n in row] for m in (a, b)]
+            vectors = all(1 in (len(m.rows), len(m.rows[0])) for m in (a, b)) and len(flat[0]) == len(flat[1])
+            if vectors and all(self.nodes(x, y).is_equal for x, y in zip(*flat, strict=True)):
+                return unknown("a row and a column")
+            return not_equal("different shapes")
+        pairs = [(x, y) for r, s in zip(a.rows, b.rows, strict=True) for x, y in zip(r, s, strict=True)]
+        return all_of([self.nodes(x, y) for x, y in pairs])
+
+    def _congruences(self, a: Congruence, b: Congruence) -> Grade:
+        match a.modulus, b.modulus, a.residue, b.residue:
+            case ("num", int(m), _), ("num", int(n), _), x, y:
+                if m != n or m == 0:
+                    return not_equal("different moduli")
+                values = [_integer(x), _integer(y)]
+                if values[0] is None or values[1] is None:
+                    return unknown("residues")
+                return equal("congruent") if (values[0] - values[1]) % m == 0 else not_equal("not congruent")
+        return unknown("moduli")
+
+    def _regions(self, a: Region, b: Region) -> Grade:
+        xs, ys = a.intervals, b.intervals
+        if len(xs) * len(ys) > MAX_PAIRS:
+            return unknown("too many intervals")
+        grades = [[self._intervals(x, y) for y in ys] for x in xs]
+        grade = all_of([*map(_best, grades), *(_best(column) for column in zip(*grades, strict=True))])
+        if grade.verdict is Verdict.NOT_EQUAL and max(len(xs), len(ys)) > 1 and len(xs) != len(ys):
+            return unknown("unions of different numbers of intervals")
+        return grade
+
+    def _intervals(self, a: Interval, b: Interval) -> Grade:
+        ends = all_of([self.nodes(a.low, b.low), self.nodes(a.high, b.high)])
+        if ends.is_equal and (a.low_closed, a.high_closed) != (b.low_closed, b.high_closed):
+            infinite = a.low == MINUS_INFINITY and a.high == INFINITY
+            return ends if infinite else not_equal("open and closed ends")
+        return ends
+
+    def _relations(self, a: Form, b: Form) -> Grade:
+        """Equations are equal when their differences of sides are proportional; a polynomial equation in one unknown
+        equals the list of its roots."""
+        if isinstance(a, Relation) and isinstance(b, Relation) and a.operators != ("=",):
+            if a.operators == b.operators and len(a.nodes) == len(b.nodes):
+                grades = [self.nodes(x, y) for x, y in zip(a.nodes, b.nodes, strict=True)]
+                if all(g.is_equal for g in grades):
+                    return equal("same relation")
+            return unknown("relations")
+        first, second = _sides(a, b), _sides(b, a)
+        if first is None or second is None:
+            return unknown("an equation against another kind of answer")
+        return _proportional(first, second, self.log_base)
+
+
+def replace_braces(c: Collection) -> Collection:
+    return Collection(c.items, braces=True, name=c.name)
+
+
+def _best(grades: Sequence[Grade]) -> Grade:
+    for wanted in (Verdict.EQUAL, Verdict.UNKNOWN):
+        for grade in grades:
+            if grade.verdict is wanted:
+                return grade
+    return not_equal("a value without a counterpart")
+
+
+def _scaled(node: Node, factor: Fraction) -> Node:
+    return ("mul", (node, ("num", factor, 0)))
+
+
+def _integer(node: Node) -> int | None:
+    match node:
+        case ("num", int(value), 0):
+            return value
+        case ("neg", ("num", int(value), 0)):
+            return -value
+    return None
+
+
+def _mentions_infinity(node: Node) -> bool:
+    return node == INFINITY or any(_mentions_infinity(part) for part in node if isinstance(part, tuple))
+
+
+def _sides(f: Form, other: Form) -> Node | None:
+    """left - right of an equation; of a named value, or of roots beside an equation in one unknown."""
+    if isinstance(f, Relation):
+        return ("add", (f.nodes[0], ("neg", f.nodes[1]))) if f.operators == ("=",) else None
+    unknowns = symbols(("rel", other.nodes)) if isinstance(other, Relation) else set()
+    items = f.items if isinstance(f, Collection) else (f,)
+    name = getattr(f, "name", None) or (next(iter(unknowns)) if len(unknowns) == 1 else None)
+    if name is None or not all(isinstance(i, Scalar) and i.unit is None for i in items) or "(" in name:
+        return None
+    factors = tuple(("add", (("sym", name), ("neg", i.node))) for i in items if isinstance(i, Scalar))
+    return factors[0] if len(factors) == 1 else ("mul", factors)
+
+
+def _proportional(a: Node, b: Node, log_base: int) -> Grade:
+    """Whether a = c b for a constant c, at random points; affine forms that are not are different."""
+    names = sorted(symbols(a) | symbols(b))
+    first, second = (_renamed_point(names, i) for i in (0, 1))
+    left = ("mul", (_at(a, first), _at(b, second)))
+    right = ("mul", (_at(a, second), _at(b, first)))
+    grade = numeric.same_number(left, right, {}, log_base)
+    if grade.is_equal:
+        zero = numeric.same_number(_at(a, first), ("num", 0, 0), {}, log_base)
+        return equal("the same equation") if zero.verdict is Verdict.NOT_EQUAL else unknown("an identity")
+    if grade.verdict is Verdict.NOT_EQUAL and _affine(a, names) and _affine(b, names):
+        return not_equal("different linear equations")
+    return unknown("equations that are not multiples of each other")
+
+
+def _renamed_point(names: list[str], which: int) -> dict[str, Fraction]:
+    primes = (7919, 7907, 7901, 7883, 7879, 7877, 7873, 7867, 7853, 7841, 7829, 7823)
+    return {
+        n: Fraction(primes[(3 * i + 5 * which) % 12] + 131 * i, 1009 + 2 * i + 90 * which) for i, n in enumerate(names)
+    }
+
+
+def _at(node: Node, point: dict[str, Fraction]) -> Node:
+    if node and node[0] == "sym" and node[1] in point:
+        return ("num", point[node[1]], 0)
+    return tuple(_at(part, point) if isinstance(part, tuple) else part for part in node)
+
+
+def _affine(node: Node, names: list[str]) -> bool:
+    p, q = _renamed_point(names, 0), _renamed_point(names, 1)
+    middle = {n: (p[n] + q[n]) / 2 for n in names}
+    twice: Node = ("mul", (("num", 2, 0), _at(node, middle)))
+    return numeric.same_number(("add", (_at(node, p), _at(node, q))), twice, {}).is_equal
+
+
+__all__ = ["Comparison", "all_of"]

@@ -1,0 +1,316 @@
+r"""What kind of answer an expression is: one value, several, an ordered tuple, a region, a relation, ...
+
+Spellings of one thing become one form: ``x = \pm 3``, ``3, -3`` and ``\{-3, 3\}`` are collections of 3 and -3;
+``1 < x \le 2`` and ``(1, 2]`` are regions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+from nemo_openmath.grading.lexer import NotMath
+from nemo_openmath.grading.numeric import symbols
+from nemo_openmath.grading.parser import Node
+from nemo_openmath.grading.units import Dimension
+
+INFINITY: Node = ("const", "oo")
+MINUS_INFINITY: Node = ("neg", INFINITY)
+ZERO: Node = ("num", 0, 0)
+MAX_SIGNS = 4  # plus-minus signs of one expression
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """One value. ``unit``: (dimension, size), "percent" or None. ``name``: x in x = 5."""
+
+    node: Node
+    unit: tuple[Dimension, Fraction] | str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Several values in no order. ``braces``: written as a set, so that repetition means nothing."""
+
+    items: tuple[Form, ...]
+    braces: bool = False
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Tuple:
+    """Values in order; with two of them perhaps an interval."""
+
+    items: tuple[Form, ...]
+    opening: str
+    closing: str
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Interval:
+    low: Node
+    low_closed: bool
+    high: Node
+    high_closed: bool
+
+
+@dataclass(frozen=True)
+class Region:
+    """A union of intervals and points of the line."""
+
+    intervals: tuple[Interval, ...]
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """x = 1, y = 2: names with their values, as written."""
+
+    values: tuple[tuple[str, Form], ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    rows: tuple[tuple[Node, ...], ...]
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Relation:
+    """An equation or inequality that is no assignment."""
+
+    operators: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    name: None = None
+
+
+@dataclass(frozen=True)
+class Congruence:
+    residue: Node
+    modulus: Node
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    parts: tuple[Node, ...]
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Without:
+    """A set without another."""
+
+    whole: Form
+    removed: Form
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Empty:
+    name: str | None = None
+
+
+Form = Scalar | Collection | Tuple | Region | Assignment | Matrix | Relation | Congruence | Ratio | Without | Empty
+
+_FUNCTION_LETTERS = frozenset("fghFGHPQRTpq") | {"phi", "psi"}
+_FLIP = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+
+
+def form(node: Node) -> Form:
+    """Return the form of an expression. Raises NotMath where it is none that is compared here."""
+    match node:
+        case ("list", nodes, connective):
+            return _listed(nodes, connective)
+        case ("seq", opening, closing, nodes):
+            items = tuple(form(n) for n in nodes)
+            if opening == "set(":
+                return Collection(_flat(items), braces=True)
+            return Tuple(items, opening, closing)
+        case ("rel", operators, nodes):
+            return _related(operators, nodes)
+        case ("in", a, whole):
+            return _named(form(whole), _name(a) or _refuse("member"))
+        case ("union", nodes):
+            return _united([form(n) for n in nodes])
+        case ("setminus", a, b):
+            return Without(form(a), form(b))
+        case ("matrix", rows):
+            return Matrix(rows)
+        case ("ratio", nodes):
+            return Ratio(nodes)
+        case ("empty",):
+            return Empty()
+        case ("mod", ("rel", operators, nodes), modulus) if set(operators) <= {"equiv", "="}:
+            return Congruence(nodes[-1], modulus, _name(nodes[0]))
+        case ("mod", residue, modulus):
+            return Congruence(residue, modulus)
+        case ("sym", "mathbb_R"):
+            return Region((Interval(MINUS_INFINITY, False, INFINITY, False),))
+    return _scalar(node)
+
+
+def _refuse(what: str) -> Any:
+    raise NotMath(what)
+
+
+def _scalar(node: Node) -> Form:
+    expanded = _expand_signs(node)
+    if len(expanded) > 1:
+        return Collection(tuple(_with_unit(n) for n in expanded))
+    return _with_unit(node)
+
+
+def _with_unit(node: Node) -> Scalar:
+    match node:
+        case ("unit", a, dimension, factor):
+            return Scalar(a, (dimension, factor)) if dimension else Scalar(a)
+        case ("percent", a):
+            return Scalar(a, "percent")
+        case ("neg", ("unit" | "percent", a, *_)):
+            inner = _with_unit(node[1])
+            return replace(inner, node=("neg", a))
+        case ("mul", (("unit", a, dimension, factor), *rest)):  # \$5 million
+            return Scalar(("mul", (a, *rest)), (dimension, factor))
+    return Scalar(node)
+
+
+def _expand_signs(node: Node) -> list[Node]:
+    """The expressions that a plus-minus stands for; all its signs change together."""
+    if not _has_sign(node):
+        return [node]
+    return [_choose(node, 1), _choose(node, -1)]
+
+
+def _has_sign(node: Node) -> bool:
+    if node and node[0] == "pm":
+        return True
+    return any(_has_sign(part) for part in node if isinstance(part, tuple))
+
+
+def _choose(node: Node, upper: int) -> Node:
+    if node and node[0] == "pm":
+        _, a, b, sign = node
+        a, b = _choose(a, upper), _choose(b, upper)
+        b = b if sign * upper > 0 else ("neg", b)
+        return b if a == ZERO else ("add", (a, b))
+    return tuple(_choose(part, upper) if isinstance(part, tuple) else part for part in node)
+
+
+def _name(node: Node) -> str | None:
+    """The name on the left of "x = ...", "f(x) = ..." or "(x, y) = ..."; None where it is an expression."""
+    match node:
+        case ("sym", name):
+            return str(name)
+        case ("mul", (("sym", f), argument)) if f in _FUNCTION_LETTERS and argument[0] in ("sym", "num", "seq"):
+            return f"{f}()"
+        case ("seq", "(", ")", nodes) if all(n[0] == "sym" for n in nodes):
+            return "(" + ",".join(n[1] for n in nodes) + ")"
+    return None
+
+
+def _named(value: Form, name: str | None) -> Form:
+    if name is None or isinstance(value, Relation | Assignment):
+        return value
+    return replace(value, name=name)
+
+
+def _related(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> Form:
+    operators = tuple("=" if op == "approx" else op for op in operators)
+    if set(operators) == {"="}:
+        name = _name(nodes[0])
+        if name is not None and (len(nodes) == 2 or len(set(nodes[1:])) == 1):
+            return _named(form(nodes[-1]), name)
+        if len(nodes) == 2 and (name := _name(nodes[1])) is not None and not symbols(nodes[0]):
+            return _named(form(nodes[0]), name)
+        return Relation(operators, nodes)
+    region = _inequality(operators, nodes)
+    return region if region is not None else Relation(operators, nodes)
+
+
+def _inequality(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> Region | None:
+    """x > 1, 3 >= x, 1 < x <= 2 with one symbol and constant ends, as a region."""
+    places = [i for i, n in enumerate(nodes) if n[0] == "sym"]
+    if len(places) != 1 or not set(operators) <= {"<", ">", "<=", ">="}:
+        return None
+    place = places[0]
+    if any(symbols(n) for i, n in enumerate(nodes) if i != place) or len(nodes) > 3:
+        return None
+    low, low_closed, high, high_closed = MINUS_INFINITY, False, INFINITY, False
+    for i, op in enumerate(operators):
+        if i + 1 == place:  # constant op x
+            other, op = nodes[i], _FLIP[op]
+        elif i == place:
+            other = nodes[i + 1]
+        else:
+            return None
+        if op in ("<", "<="):
+            high, high_closed = other, op == "<="
+        else:
+            low, low_closed = other, op == ">="
+    if len(operators) == 2 and (low == MINUS_INFINITY or high == INFINITY):
+        return None
+    return Region((Interval(low, low_closed, high, high_closed),), nodes[place][1])
+
+
+def _listed(nodes: tuple[Node, ...], connective: str) -> Form:
+    forms = [form(n) for n in nodes]
+    names = [f.name if not isinstance(f, Assignment) else None for f in forms]
+    if any(isinstance(f, Region) and f.name for f in forms):
+        if connective == "or" and len(set(names)) == 1 and all(isinstance(f, Region) for f in forms):
+            return _named(_united(forms), names[0])
+        raise NotMath("several conditions")
+    given = [name for name in names if name]
+    if len(given) == len(forms) and len(set(given)) == len(forms):
+        return Assignment(tuple((str(name), _anonymous(f)) for name, f in zip(names, forms, strict=True)))
+    if len(set(given)) == 1 and (len(given) == len(forms) or (names[0] and len(given) == 1)):
+        anonymous = tuple(_anonymous(f) for f in forms)
+        return Collection(_flat(anonymous), name=given[0])
+    if given:
+        raise NotMath("values of several names")
+    return Collection(_flat(tuple(forms)))
+
+
+def _anonymous(f: Form) -> Form:
+    return f if isinstance(f, Assignment | Relation) else replace(f, name=None)
+
+
+def _flat(items: tuple[Form, ...]) -> tuple[Form, ...]:
+    r"""0, \pm 1 is three values."""
+    flat: list[Form] = []
+    for item in items:
+        if isinstance(item, Collection) and not item.braces and item.name is None:
+            flat.extend(item.items)
+        else:
+            flat.append(item)
+    return tuple(flat)
+
+
+def _united(forms: list[Form]) -> Form:
+    """A union of intervals and finite sets."""
+    if all(isinstance(f, Collection) for f in forms):
+        return Collection(tuple(i for f in forms if isinstance(f, Collection) for i in f.items), braces=True)
+    intervals: list[Interval] = []
+    for f in forms:
+        region = as_region(f)
+        if region is not None:
+            intervals.extend(region.intervals)
+        elif isinstance(f, Collection) and all(isinstance(i, Scalar) and i.unit is None for i in f.items):
+            intervals.extend(Interval(i.node, True, i.node, True) for i in f.items if isinstance(i, Scalar))
+        else:
+            raise NotMath("union")
+    return Region(tuple(intervals))
+
+
+def as_region(f: Form) -> Region | None:
+    """The interval that a form can be read as, None where it cannot."""
+    if isinstance(f, Region):
+        return f
+    if isinstance(f, Tuple) and len(f.items) == 2 and f.opening in "([" and f.closing in ")]":
+        low, high = f.items
+        if isinstance(low, Scalar) and isinstance(high, Scalar) and low.unit is None and high.unit is None:
+            return Region((Interval(low.node, f.opening == "[", high.node, f.closing == "]"),), f.name)
+    return None

@@ -1,0 +1,523 @@
+r"""Tokens -> expression tree, by recursive descent with a bound on depth; linear in the number of tokens.
+
+A node is a tuple whose first entry names it:
+
+    ("num", value, digits)      int or Fraction; digits of a written decimal, 0 of an exact number
+    ("sym", name)  ("const", "pi" | "e" | "i" | "oo")
+    ("add", nodes)  ("mul", nodes)  ("neg", a)  ("div", a, b)  ("pow", a, b)  ("root", a, n)  ("pm", a, b, sign)
+    ("fn", name, argument, base or power-of-function)  ("fact", a, step)  ("binom", n, k)
+    ("seq", open, close, nodes)  ("list", nodes, "," | "and" | "or")  ("ratio", nodes)  ("matrix", rows)
+    ("rel", operators, nodes)  ("in", a, set)  ("union", nodes)  ("setminus", a, b)  ("empty",)
+    ("unit", a, dimension, factor)  ("percent", a)  ("mod", a, modulus)
+
+Where custom leaves two readings of a product behind a slash or a function (1/2x, \sin x/2), ``Parser.ambiguous`` is
+set and ``tight`` chooses the second one: the product first.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+from nemo_openmath.grading.lexer import NotMath, Token
+from nemo_openmath.grading.units import SCALES, UNITS, dimension
+
+Node = tuple[Any, ...]
+
+MAX_DEPTH = 120
+_RELATIONS = frozenset({"=", "<", ">", "<=", ">=", "!=", "approx", "==", "equiv"})
+_CLOSERS = {"(": (")", "]"), "[": ("]", ")"), "set(": (")set",), "<(": (")>",), "{": ("}",)}
+_EOF: Token = ("eof", None)
+_ONE: Node = ("num", 1, 0)
+_CURRENCY = {"$": "USD", r"\$": "USD", "€": "€", "£": "£", "¥": "¥", "₹": "₹"}
+
+
+class Parser:
+    """Parses one answer. ``parse()`` returns the node of the whole text or raises NotMath."""
+
+    def __init__(self, tokens: list[Token], *, tight: bool = False):
+        self.tokens = tokens
+        self.position = 0
+        self.depth = 0
+        self.bars = 0  # open absolute values: their closing bar must not open another
+        self.tight = tight
+        self.ambiguous = False
+
+    def parse(self) -> Node:
+        node = self._list()
+        if self.position < len(self.tokens):
+            raise NotMath(f"unexpected {self._peek()[1]!r}")
+        return node
+
+    def _peek(self, ahead: int = 0) -> Token:
+        index = self.position + ahead
+        return self.tokens[index] if index < len(self.tokens) else _EOF
+
+    def _op(self) -> str | None:
+        kind, value = self._peek()
+        return value if kind == "op" else None
+
+    def _take(self, op: str) -> bool:
+        if self._peek() == ("op", op):
+            self.position += 1
+            return True
+        return False
+
+    def _expect(self, op: str) -> None:
+        if not self._take(op):
+            raise NotMath(f"expected {op!r}")
+
+    def _enter(self) -> None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise NotMath("nested too deeply")
+
+    def _list(self) -> Node:
+        items = [self._item()]
+        connective = ","
+        while (op := self._op()) in (",", ";", "and", "or"):
+            self.position += 1
+            if op in (",", ";") and self._op() in ("and", "or"):  # "1, 2, and 3"
+                op = self._op()
+                self.position += 1
+            if op in ("and", "or"):
+                connective = op
+            items.append(self._item())
+        return items[0] if len(items) == 1 else ("list", tuple(items), connective)
+
+    def _item(self) -> Node:
+        self._enter()
+        first = self._set_expression()
+        operators: list[str] = []
+        nodes = [first]
+        while (op := self._op()) in _RELATIONS or op == "in":
+            self.position += 1
+            if op == "in":
+                return self._leave(("in", nodes[-1], self._set_expression()))
+            operators.append("=" if op == "==" else str(op))
+            nodes.append(self._set_expression())
+        node: Node = ("rel", tuple(operators), tuple(nodes)) if operators else first
+        if self._op() == "(" and self._peek(1) == ("op", "mod"):
+            self.position += 2
+            node = ("mod", node, self._additive())
+            self._expect(")")
+        elif self._take("mod"):
+            node = ("mod", node, self._additive())
+        return self._leave(node)
+
+    def _leave(self, node: Node) -> Node:
+        self.depth -= 1
+        return node
+
+    def _set_expression(self) -> Node:
+        node = self._ratio()
+        while (op := self._op()) in ("cup", "setminus"):
+            self.position += 1
+            right = self._ratio()
+            if op == "cup":
+                node = ("union", (*node[1], right)) if node[0] == "union" else ("union", (node, right))
+            else:
+                node = ("setminus", node, right)
+        return node
+
+    def _ratio(self) -> Node:
+        parts = [self._additive()]
+        while self._take(":"):
+            parts.append(self._additive())
+        return parts[0] if len(parts) == 1 else ("ratio", tuple(parts))
+
+    def _additive(self) -> Node:
+        self._enter()
+        terms: list[Node] = []
+        op = self._op()
+        if op in ("pm", "mp"):
+            terms = [("num", 0, 0)]
+        else:
+            terms = [self._term()]
+        while (op := self._op()) in ("+", "-", "pm", "mp"):
+            self.position += 1
+            term = self._term()
+            if op == "+":
+                terms.append(term)
+            elif op == "-":
+                terms.append(("neg", term))
+            else:
+                left = terms[0] if len(terms) == 1 else ("add", tuple(terms))
+                terms = [("pm", left, term, 1 if op == "pm" else -1)]
+        return self._leave(terms[0] if len(terms) == 1 else ("add", tuple(terms)))
+
+    def _term(self) -> Node:
+        negative = False
+        while (op := self._op()) in ("+", "-"):
+            negative ^= op == "-"
+            self.position += 1
+        node = self._product()
+        while (op := self._op()) in ("*", "/", "over", "choose"):
+            self.position += 1
+            if op == "over":
+                node = ("div", node, self._product())
+            elif op == "choose":
+                node = ("binom", node, self._product())
+            elif op == "*":
+                node = _times(node, self._signed(self._product))
+            else:
+                node = self._divide(node)
+        node = self._units(node)
+        return ("neg", node) if negative else node
+
+    def _signed(self, parse: Any) -> Node:
+        negative = False
+        while (op := self._op()) in ("+", "-"):
+            negative ^= op == "-"
+            self.position += 1
+        node: Node = parse()
+        return ("neg", node) if negative else node
+
+    def _divide(self, numerator: Node) -> Node:
+        """What follows a slash: one factor, then more factors of the whole ("tight": of the denominator)."""
+        if self.tight:
+            return ("div", numerator, self._signed(self._product))
+        denominator = self._signed(self._factor)
+        node: Node = ("div", numerator, denominator)
+        while self._starts_factor():
+            self.ambiguous = True
+            node = _times(node, self._factor())
+        return node
+
+    def _product(self) -> Node:
+        """Factors side by side."""
+        node = self._factor()
+        while self._starts_factor():
+            node = self._mixed(node) or _times(node, self._factor())
+        return node
+
+    def _mixed(self, node: Node) -> Node | None:
+        r"""A whole number before a proper fraction of whole numbers, 3\frac{1}{2}, is a sum."""
+        if node[0] != "num" or not isinstance(node[1], int) or self._peek() != ("cmd", "frac"):
+            return None
+        start = self.position
+        fraction = self._factor()
+        match fraction:
+            case ("div", ("num", int(a), 0), ("num", int(b), 0)) if 0 < a < b and self.tokens[start - 1][0] == "num":
+                return ("num", node[1] + Fraction(a, b), 0)
+        self.position = start
+        return None
+
+    def _starts_factor(self) -> bool:
+        kind, value = self._peek()
+        if kind in ("sym", "const", "cmd", "fn", "begin"):
+            return True
+        if kind == "num":
+            previous = self.tokens[self.position - 1]
+            return previous[0] != "num"  # 2 3 is no product
+        if kind == "op":
+            if value == "(" and self._peek(1) == ("op", "mod"):
+                return False
+            return (
+                value in ("(", "{", "floor(", "ceil(")
+                or (value == "[" and self._peek(-1)[0] != "op")
+                or (value == "|" and not self.bars)
+            )
+        return False
+
+    def _factor(self) -> Node:
+        node = self._primary()
+        while True:
+            op = self._op()
+            if op in ("^", "**"):
+                self.position += 1
+                if self._take("°") or self._braced("°"):
+                    node = ("unit", node, (("deg", 1),), Fraction(1))
+                elif self._take("'"):
+                    pass
+                else:
+                    node = ("pow", node, self._exponent())
+            elif op == "!":
+                self.position += 1
+                node = ("fact", node, 1)
+            elif op == "!!":
+                self.position += 1
+                node = ("fact", node, 2)
+            elif op == "%":
+                self.position += 1
+                node = ("percent", node)
+            elif op == "°":
+                self.position += 1
+                node = ("unit", node, (("deg", 1),), Fraction(1))
+            elif op == "_" and node[0] == "num":
+                self.position += 1
+                node = _in_base(node, self._group_or_token())
+            elif op == "'" and node[0] == "sym":
+                self.position += 1
+                node = ("sym", node[1] + "'")
+            else:
+                return node
+
+    def _braced(self, op: str) -> bool:
+        if self._op() == "{" and self._peek(1) == ("op", op) and self._peek(2) == ("op", "}"):
+            self.position += 3
+            return True
+        return False
+
+    def _exponent(self) -> Node:
+        self._enter()
+        negative = False
+        while self._op() in ("+", "-"):
+            negative ^= self._op() == "-"
+            self.position += 1
+        node = self._primary()
+        while self._take("!"):
+            node = ("fact", node, 1)
+        if self._op() in ("^", "**"):  # right to left: 2^3^2 = 2^9
+            self.position += 1
+            node = ("pow", node, self._exponent())
+        return self._leave(("neg", node) if negative else node)
+
+    def _group_or_token(self) -> Node:
+        r"""A LaTeX argument: a braced group or one token (\frac12 splits the number)."""
+        if self._take("{"):
+            self._enter()
+            node = self._list()
+            self._expect("}")
+            return self._leave(node)
+        kind, value = self._peek()
+        if kind == "num" and isinstance(value[0], int) and value[0] > 9 and not value[1]:
+            digits = str(value[0])
+            self.tokens[self.position] = ("num", (int(digits[1:]), 0))
+            if digits[1] == "0" and len(digits) > 2:
+                raise NotMath("unbraced argument")
+            return ("num", int(digits[0]), 0)
+        return self._primary()
+
+    def _primary(self) -> Node:
+        self._enter()
+        node = self._primary_inner()
+        return self._leave(node)
+
+    def _primary_inner(self) -> Node:
+        kind, value = self._peek()
+        self.position += 1
+        if kind == "num":
+            return ("num", *value)
+        if kind == "const":
+            return ("const", value)
+        if kind == "sym":
+            return self._symbol(value)
+        if kind == "fn":
+            return self._function(value)
+        if kind == "cmd":
+            return self._command(value)
+        if kind == "begin":
+            return self._matrix(value)
+        if kind == "op":
+            if value in _CLOSERS:
+                return self._bracket(value)
+            if value == "|":
+                self.bars += 1
+                node = self._additive()
+                self._expect("|")
+                self.bars -= 1
+                return ("fn", "abs", node, None)
+            if value in ("floor(", "ceil("):
+                bars, self.bars = self.bars, 0
+                node = self._additive()
+                self.bars = bars
+                self._expect(")" + value[:-1])
+                return ("fn", value[:-1], node, None)
+            if value in _CURRENCY:
+                return self._money(_CURRENCY[value])
+        raise NotMath(f"unexpected {value!r}")
+
+    def _money(self, word: str) -> Node:
+        node = self._factor()
+        base, factor, power = UNITS[word]
+        while self._peek()[0] == "word" and self._peek()[1] in SCALES:
+            node = _times(node, ("num", SCALES[self._peek()[1]], 0))
+            self.position += 1
+        return ("unit", node, ((base, power),), factor)
+
+    def _symbol(self, name: str) -> Node:
+        if self._op() == "_":
+            self.position += 1
+            sub = self._group_or_token()
+            name += "_" + _plain(sub)
+        return ("sym", name)
+
+    def _bracket(self, opening: str) -> Node:
+        bars, self.bars = self.bars, 0
+        closers = _CLOSERS[opening]
+        if self._op() in closers:
+            closing = str(self._op())
+            self.position += 1
+            self.bars = bars
+            if opening in ("set(", "{"):
+                return ("empty",)
+            raise NotMath("empty brackets")
+        node = self._list()
+        closing = self._op() or ""
+        if closing not in closers:
+            raise NotMath("brackets do not match")
+        self.position += 1
+        self.bars = bars
+        if node[0] == "list":
+            return ("seq", "set(" if opening == "{" else opening, ")set" if opening == "{" else closing, node[1])
+        if opening == "set(":
+            return ("seq", opening, closing, (node,))
+        if (opening, closing) in (("(", "]"), ("[", ")")):
+            raise NotMath("brackets do not match")
+        return node
+
+    def _function(self, name: str) -> Node:
+        base: Node | None = None
+        power: Node | None = None
+        while self._op() in ("_", "^"):
+            which = self._op()
+            self.position += 1
+            if which == "_":
+                base = self._group_or_token()
+            else:
+                power = self._exponent()
+        argument = self._argument()
+        if power == ("neg", _ONE):
+            if name not in ("sin", "cos", "tan"):
+                raise NotMath("inverse of a function")
+            return ("fn", "arc" + name, argument, None)
+        node: Node = ("fn", name, argument, base)
+        return node if power is None else ("pow", node, power)
+
+    def _argument(self) -> Node:
+        """What a function applies to: brackets, or the factors up to a sign, a slash or the next function."""
+        if self._op() in ("(", "[", "{", "|"):
+            return self._primary()
+        negative = self._op() == "-"
+        if negative:
+            self.position += 1
+        node = self._factor()
+        while self._starts_factor() and self._peek()[0] != "fn" and self._op() != "(":
+            node = _times(node, self._factor())
+        if self._op() == "/":
+            self.ambiguous = True
+            if self.tight:
+                self.position += 1
+                node = ("div", node, self._factor())
+        return ("neg", node) if negative else node
+
+    def _command(self, name: str) -> Node:
+        if name == "frac":
+            top = self._group_or_token()
+            return ("div", top, self._group_or_token())
+        if name == "binom":
+            top = self._group_or_token()
+            return ("binom", top, self._group_or_token())
+        if name == "sqrt":
+            index: Node = ("num", 2, 0)
+            if self._take("["):
+                index = self._additive()
+                self._expect("]")
+            if self._op() == "(":
+                return ("root", self._primary(), index)
+            if self._peek()[0] == "num":  # √12, sqrt 12: the whole number, not its first digit
+                self.position += 1
+                return ("root", ("num", *self.tokens[self.position - 1][1]), index)
+            return ("root", self._group_or_token(), index)
+        if name in ("emptyset", "varnothing"):
+            return ("empty",)
+        if name == "mathbb":
+            return ("sym", "mathbb_" + _plain(self._group_or_token()))
+        if name in ("overline", "bar", "vec", "hat"):
+            return ("sym", f"{name}_" + _plain(self._group_or_token()))
+        raise NotMath(f"{name} is not evaluated here")
+
+    def _matrix(self, kind: str) -> Node:
+        if kind not in ("pmatrix", "bmatrix", "matrix", "vmatrix", "Bmatrix", "smallmatrix"):
+            raise NotMath(f"environment {kind}")
+        rows: list[tuple[Node, ...]] = []
+        row: list[Node] = []
+        while self._peek()[0] != "end":
+            row.append(self._additive())
+            if not self._take("&"):
+                rows.append(tuple(row))
+                row = []
+                if not self._take("\\\\"):
+                    break
+        if self._peek()[0] != "end" or row or len({len(r) for r in rows}) != 1:
+            raise NotMath("ragged matrix")
+        self.position += 1
+        node: Node = ("matrix", tuple(rows))
+        return ("fn", "det", node, None) if kind == "vmatrix" else node
+
+    def _units(self, node: Node) -> Node:
+        """Unit words behind a term, with exponents and one "per"."""
+        if self._peek()[0] != "word":
+            return node
+        parts: dict[str, int] = {}
+        factor = Fraction(1)
+        sign, pending, seen = 1, 1, False
+        while self._peek()[0] == "word" or (seen and self._op() == "/" and self._peek(1)[0] == "word"):
+            kind, word = self._peek()
+            self.position += 1
+            if kind == "op" or word == "per":
+                if sign < 0:
+                    raise NotMath("unit")
+                sign = -1
+            elif word in ("square", "sq"):
+                pending = 2
+            elif word == "cubic":
+                pending = 3
+            elif word in ("percent", "percents"):
+                return ("percent", node)
+            elif word in SCALES:
+                node = _times(node, ("num", SCALES[word], 0))
+            else:
+                base, size, exponent = UNITS.get(word, (word, Fraction(1), 1))
+                power = pending
+                if self._op() == "^" and self._peek(1)[0] == "num":
+                    power, self.position = self._peek(1)[1][0], self.position + 2
+                elif self._op() == "^" and self._op_at(1) == "{" and self._peek(2)[0] == "num":
+                    power, self.position = self._peek(2)[1][0], self.position + 4
+                if not isinstance(power, int) or not 0 < power < 10:
+                    raise NotMath("unit")
+                parts[base] = parts.get(base, 0) + sign * exponent * power
+                factor *= size ** (sign * power)
+                pending, seen = 1, True
+        if not seen:
+            return node if sign > 0 and pending == 1 else _raise("unit")
+        return ("unit", node, dimension(parts), factor)
+
+    def _op_at(self, ahead: int) -> str | None:
+        kind, value = self._peek(ahead)
+        return value if kind == "op" else None
+
+
+def _raise(message: str) -> Node:
+    raise NotMath(message)
+
+
+def _times(a: Node, b: Node) -> Node:
+    return ("mul", (*a[1], b)) if a[0] == "mul" else ("mul", (a, b))
+
+
+def _plain(node: Node) -> str:
+    """A subscript or a name under a bar, as text."""
+    match node:
+        case ("num", value, _):
+            return str(value)
+        case ("sym" | "const", name):
+            return str(name)
+        case ("mul", nodes) | ("list", nodes, _):
+            return ",".join(map(_plain, nodes))
+        case ("add", nodes):
+            return "+".join(map(_plain, nodes))
+        case ("neg", a):
+            return "-" + _plain(a)
+    raise NotMath("name")
+
+
+def _in_base(node: Node, base: Node) -> Node:
+    match node, base:
+        case ("num", int(value), 0), ("num", int(b), 0) if 2 <= b <= 36:
+            try:
+                return ("num", int(str(value), b), 0)
+            except ValueError:
+                raise NotMath("digit too large for its base") from None
+    raise NotMath("base")

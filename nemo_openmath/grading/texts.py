@@ -1,0 +1,110 @@
+r"""Answers in words: yes and no, choices, "no solution", and free text compared by its words.
+
+Closed classes (yes/no, parity, weekdays, ...) can be told apart; two free texts that differ can be paraphrases, so
+they are never more than unknown.
+"""
+
+from __future__ import annotations
+
+import re
+
+from nemo_openmath.grading.verdict import Grade, equal, not_equal, unknown
+
+_WRAPPER = re.compile(
+    r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mbox|emph|operatorname\*?|boldsymbol)\s*\{([^{}]*)\}"
+)
+_CHOICE = re.compile(
+    r"\(\s*([A-Ja-e])\s*\)|([A-Ja-e])[.)]|([A-J])|(?:\(\s*([A-J])\s*\)|([A-J])\s?[.):])[.:]?\s+(\S.*)", re.DOTALL
+)
+_OPTION_WORD = re.compile(r"(?:option|choice|answer)\s+\(?([A-Ja-j])\)?\s*", re.IGNORECASE)
+_WORD = re.compile(r"[^\W_]+")
+
+CLASSES: dict[str, tuple[str, str]] = {}
+for _kind, _values in {
+    "truth": ("yes y|no|true|false",),
+    "emptiness": (
+        "no solution|no solutions|no real solution|no real solutions|none|empty set|the empty set|nothing|there is no solution|no such numbers exist",
+        ),
+    "existence": ("does not exist|dne|undefined|not defined|do not exist",),
+    "parity": ("even|odd",),
+    "quantity": ("finite|infinite", "infinitely many|infinitely many solutions|infinite solutions|infinitely many pairs"),
+    "weekday": ("monday|tuesday|wednesday|thursday|friday|saturday|sunday",),
+    "month": ("january|february|march|april|may|june|july|august|september|october|november|december",),
+    "color": ("red|green|blue|yellow|black|white|orange|purple|brown|pink|gray grey",),
+    "shape": ("circle|ellipse|parabola|hyperbola|line|point|triangle|square|rectangle|rhombus|trapezoid|parallelogram",),
+    "winner": ("alice|bob", "first player|the first player|first", "second player|the second player|second"),
+    "order": ("increasing|decreasing", "converges convergent|diverges divergent"),
+    "direction": ("north|south|east|west|left|right|clockwise|counterclockwise",),
+    "angle": ("acute|obtuse|right angle",),
+}.items():  # fmt: skip
+    for _group in _values:
+        synonyms = _kind == "emptiness" or _kind == "existence" or _group.startswith(("infinitely", "first", "second"))
+        for _index, _names in enumerate(_group.split("|")):
+            for _name in [_names] if " " in _names and synonyms else _names.split():
+                CLASSES[_name] = (_kind, _group.split("|")[0] if synonyms else _names.split()[0])
+
+_NUMBER_WORDS = {
+    w: str(i)
+    for i, w in enumerate(
+        """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+        seventeen eighteen nineteen twenty""".split()
+    )
+}
+_EXCLUSIVE = frozenset(
+    {"truth", "emptiness", "parity", "weekday", "month", "color", "winner", "existence"}
+)  # no number
+
+
+def unwrap(text: str) -> str:
+    r"""Text without its LaTeX wrappers: ``\text{yes}.`` -> ``yes``."""
+    for _ in range(3):
+        shorter = _WRAPPER.sub(r" \1 ", text)
+        if shorter == text:
+            break
+        text = shorter
+    return text.replace("$", " ").replace(r"\ ", " ").replace("~", " ").strip().rstrip(".,;!").strip()
+
+
+def closed_class(text: str) -> tuple[str, str] | None:
+    """(class, canonical value) of a word of a closed class, else None. ``text`` is unwrapped."""
+    return CLASSES.get(" ".join(text.lower().split()))
+
+
+def number_word(text: str) -> str | None:
+    """Digits of a number written as a word up to twenty, else None."""
+    return _NUMBER_WORDS.get(text.lower())
+
+
+def choice(text: str) -> tuple[str, str] | None:
+    """(letter, text of the choice or "") of a multiple-choice answer such as ``(B)``, ``B. 12`` or ``B``, else None."""
+    text = text.strip()
+    if (m := _OPTION_WORD.match(text)) is not None:
+        return m[1].upper(), text[m.end() :].strip()
+    if (m := _CHOICE.fullmatch(text)) is None:
+        return None
+    letter = m[1] or m[2] or m[3] or m[4] or m[5]
+    return letter.upper(), (m[6] or "").strip()
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Lower-case words without articles; symbols other than letters and digits separate."""
+    return tuple(w for w in _WORD.findall(text.lower()) if w not in ("a", "an", "the"))
+
+
+def is_wordy(text: str) -> bool:
+    """Whether a text is made of words and nothing that counts as mathematics."""
+    return bool(text) and re.fullmatch(r"[A-Za-z][A-Za-z' \-,.]*", text) is not None and len(text) > 1
+
+
+def compare_words(p: str, e: str, p_is_math: bool, e_is_math: bool) -> Grade | None:
+    """Compare two unwrapped texts of which at least one is no expression; None: words do not decide."""
+    a, b = closed_class(p), closed_class(e)
+    if a and b:
+        if a == b:
+            return equal("same word")
+        return not_equal("different words of one kind") if a[0] == b[0] else unknown("different words")
+    if (a and a[0] in _EXCLUSIVE and e_is_math) or (b and b[0] in _EXCLUSIVE and p_is_math):
+        return not_equal("a word against a number")
+    if is_wordy(p) and is_wordy(e) and words(p) == words(e):
+        return equal("same words")
+    return None

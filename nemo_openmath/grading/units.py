@@ -1,0 +1,87 @@
+"""Units, currencies and counted things that stand behind a number."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+Dimension = tuple[tuple[str, int], ...]  # (base unit, exponent), sorted by name
+
+
+def _table() -> dict[str, tuple[str, Fraction, int]]:
+    """Word -> (base unit, size in it, exponent)."""
+    table: dict[str, tuple[str, Fraction, int]] = {}
+
+    def add(base: str, size: str | int, words: str, exponent: int = 1) -> None:
+        for word in words.split():
+            table[word] = (base, Fraction(size), exponent)
+
+    add("m", "1/1000", "mm millimeter millimeters millimetre millimetres")
+    add("m", "1/100", "cm centimeter centimeters centimetre centimetres")
+    add("m", "1/10", "dm decimeter decimeters")
+    add("m", 1, "m meter meters metre metres")
+    add("m", 1000, "km kilometer kilometers kilometre kilometres")
+    add("m", "254/10000", "in inch inches")
+    add("m", "3048/10000", "ft foot feet")
+    add("m", "9144/10000", "yd yard yards")
+    add("m", "1609344/1000", "mi mile miles")
+    add("m", "1/1000", "l L liter liters litre litres", 3)
+    add("m", "1/1000000", "ml mL milliliter milliliters cc", 3)
+    add("m", 10000, "ha hectare hectares", 2)
+    add("s", 1, "s sec secs second seconds")
+    add("s", 60, "min mins minute minutes")
+    add("s", 3600, "h hr hrs hour hours")
+    add("s", 86400, "day days")
+    add("s", 604800, "week weeks")
+    add("year", 1, "year years yr yrs")
+    add("year", "1/12", "month months")
+    add("g", "1/1000", "mg milligram milligrams")
+    add("g", 1, "g gram grams")
+    add("g", 1000, "kg kilogram kilograms")
+    add("g", 1000000, "tonne tonnes")
+    add("lb", 1, "lb lbs")
+    add("lb", "1/16", "oz ounce ounces")
+    add("USD", 1, "dollar dollars USD usd bucks")
+    add("USD", "1/100", "cent cents ¢")
+    add("EUR", 1, "€ euro euros EUR")
+    add("GBP", 1, "£ GBP")
+    add("JPY", 1, "¥ yen yuan")
+    add("INR", 1, "₹ rupee rupees")
+    add("deg", 1, "degree degrees deg °")
+    add("rad", 1, "rad radian radians")
+    add("N", 1, "N newton newtons")
+    add("J", 1, "J joule joules")
+    add("W", 1, "W watt watts")
+    add("Hz", 1, "Hz hertz")
+    add("pound", 1, "pound pounds")  # a currency or a weight: only like with like
+    add("ton", 1, "ton tons")
+    add("gallon", 1, "gallon gallons gal")
+    add("acre", 1, "acre acres")
+    add("unit", 1, "unit units")
+    return table
+
+
+UNITS = _table()
+UNITS["mph"] = ("mph", Fraction(1), 1)
+LONE_LETTERS = frozenset(word for word in UNITS if len(word) == 1 and word.isascii())  # 5 m may be five times m
+
+COUNTED = frozenset(
+    """apples oranges balls books boxes boys girls cards chairs coins cookies children days digits dogs cats edges
+    elements faces factors friends games guests integers items lines marbles matches men women moves numbers objects
+    pages pairs parts pencils people persons pieces players points positions possibilities primes problems rectangles
+    regions rolls rows columns seats sequences solutions squares steps stones students subsets sweets teams terms
+    tickets tiles times triangles trees turns values vertices ways words workers arrangements combinations
+    permutations functions polynomials divisors""".split()
+) - {"days"}
+
+SCALES = {
+    "dozen": 12,
+    "hundred": 100,
+    "thousand": 1000,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
+
+
+def dimension(parts: dict[str, int]) -> Dimension:
+    return tuple(sorted((base, exponent) for base, exponent in parts.items() if exponent and base != "unit"))
