@@ -1,0 +1,117 @@
+"""Forum threads made of the world's problems, with the noise of a forum. Rows as the raw forum's: ``forum_post`` and
+``forum_discussions`` ("Post 1:\\n...")."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from nemo_openmath.demo import posed
+from nemo_openmath.demo.posed import Posed
+from nemo_openmath.demo.world import Item, make_problems
+from nemo_openmath.errors import UserError
+
+
+@dataclass(frozen=True)
+class ForumConfig:
+    """Threads by what their first post holds, then shares of the threads by what the replies say."""
+
+    single: int = 300  # one problem with an answer
+    several: int = 30  # two or three of them
+    none: int = 25  # talk
+    proof: int = 50  # a proof problem that hides a value
+    beyond: int = 15  # a proof problem that does not
+    choice: int = 20  # multiple choice
+    binary: int = 20  # yes or no
+    broken: int = 20  # truncated or nonsense
+    leaked: int = 15  # a benchmark problem, word for word
+    reworded: int = 15  # a benchmark problem in other words
+    answered: float = 0.6  # replies give the answer
+    contradicted: float = 0.15  # somebody errs first and is corrected
+    disputed: float = 0.05  # two answers, nobody settles it
+    wrong: float = 0.05  # everybody repeats a wrong answer; what is left says nothing about it
+
+
+_HELLO = ("Hi all!", "Hello,", "I found this in an old book.", "From our math circle:", "Stuck on this one.", "")
+_THANKS = ("Thanks!", "Any help is welcome.", "Please show your steps.", "I have no idea how to start.", "", "")
+_TALK = (
+    "Does anybody know a good book on number theory for beginners?",
+    "When will the results of the contest be online?",
+    "Thank you all for the nice evening at the math circle!",
+    "My calculator broke yesterday, and the contest is on Friday.",
+    "Sorry, wrong section. A moderator may delete this.",
+)
+_SMALL_TALK = ("Nice problem!", "Any progress?", "I would also like to know.", "Did you try small cases first?")
+_SAY = ("I get {x}.", "The answer is {x}.", "My program says {x}.", "I think it is {x}.")
+_AGREE = ("I get {x} too.", "Same here, {x}.", "Yes, {x}.")
+_CORRECT = ("No, you missed a case. It is {x}.", "Check your last step. The answer is {x}.")
+
+
+def make_threads(config: ForumConfig, seed: int, benchmark: Sequence[Item] = ()) -> list[dict[str, str]]:
+    """The threads in random order. ``benchmark``: where the leaks come from.
+
+    Problems are of the train pool, all different. Raises UserError where a leak is wanted of no benchmark.
+    """
+    rng = random.Random(f"forum:{seed}")
+    if max(config.leaked, config.reworded) > len(benchmark):
+        raise UserError(f"{max(config.leaked, config.reworded)} leaks of {len(benchmark)} benchmark problems")
+    counts = {field.name: getattr(config, field.name) for field in fields(config) if field.type == "int"}
+    needed = sum(counts.values()) + 2 * config.several
+    fresh = iter(make_problems(seed, needed, pool="train"))
+    threads: list[list[Posed]] = []
+    threads += [[posed.ask(next(fresh))] for _ in range(config.single)]
+    threads += [[posed.ask(next(fresh)) for _ in range(rng.choice((2, 2, 3)))] for _ in range(config.several)]
+    threads += [[] for _ in range(config.none)]
+    threads += [[posed.as_proof(next(fresh), rng)] for _ in range(config.proof)]
+    threads += [[posed.beyond(rng)] for _ in range(config.beyond)]
+    threads += [[posed.as_choice(next(fresh), rng)] for _ in range(config.choice)]
+    threads += [[posed.as_question(next(fresh), rng)] for _ in range(config.binary)]
+    threads += [[posed.broken(next(fresh), rng)] for _ in range(config.broken)]
+    threads += [[posed.ask(item)] for item in rng.sample(list(benchmark), config.leaked)]
+    threads += [[posed.ask(item.reworded())] for item in rng.sample(list(benchmark), config.reworded)]
+    rng.shuffle(threads)
+    return [{"forum_post": _post(t, rng), "forum_discussions": _discussion(t, config, rng)} for t in threads]
+
+
+def _post(problems: list[Posed], rng: random.Random) -> str:
+    if not problems:
+        return rng.choice(_TALK)
+    body = [p.text for p in problems]
+    if len(body) > 1:
+        body = [f"{at}) {text}" for at, text in enumerate(body, 1)]
+    hello, thanks = rng.choice(_HELLO), rng.choice(_THANKS)
+    lines = [hello, *body, thanks] if len(body) > 1 or rng.random() < 0.5 else [f"{hello} {body[0]}".strip(), thanks]
+    return "\n".join(line for line in lines if line)
+
+
+def _discussion(problems: list[Posed], config: ForumConfig, rng: random.Random) -> str:
+    replies: list[str] = []
+    for problem in problems:
+        # With several problems in a post people quote the one that they answer.
+        quote = f"[quote]{problem.text}[/quote]\n" if len(problems) > 1 else ""
+        replies += [quote + reply for reply in _replies(problem, config, rng)]
+    if not replies or rng.random() < 0.3:
+        replies.insert(rng.randrange(len(replies) + 1), rng.choice(_SMALL_TALK))
+    return "\n\n".join(f"Post {at}:\n{reply}" for at, reply in enumerate(replies, 1))
+
+
+def _replies(problem: Posed, config: ForumConfig, rng: random.Random) -> list[str]:
+    if problem.item is None:
+        return []
+    right = problem.item.answer
+    wrong = str(int(right) + rng.choice((1, 2, 3, 10)))
+
+    def say(phrases: tuple[str, ...], answer: str) -> str:
+        return rng.choice(phrases).replace("{x}", answer)
+
+    u = rng.random()
+    if (u := u - config.answered) < 0:
+        return [say(_SAY, right), *([say(_AGREE, right)] if rng.random() < 0.4 else [])]
+    if (u := u - config.contradicted) < 0:
+        return [say(_SAY, wrong), say(_CORRECT, right)]
+    if (u := u - config.disputed) < 0:
+        return [say(_SAY, wrong), say(_SAY, right)]
+    if u - config.wrong < 0:
+        return [say(_SAY, wrong), say(_AGREE, wrong)]
+    return []

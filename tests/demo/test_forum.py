@@ -1,0 +1,71 @@
+"""The forum holds what its parameters say, and a careful reader can find it again."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from nemo_openmath.demo import ForumConfig, clerk, make_benchmark, make_threads, parse, posed
+from nemo_openmath.demo.posed import Form
+from nemo_openmath.errors import UserError
+
+NONE = random.Random(0)
+
+
+def test_counts_forms_and_leaks() -> None:
+    benchmark = make_benchmark(0, 100)
+    config = ForumConfig()
+    threads = make_threads(config, 0, benchmark)
+    assert threads == make_threads(config, 0, benchmark) != make_threads(config, 1, benchmark)
+    read = [posed.read(thread["forum_post"]) for thread in threads]
+    sizes = Counter(len(found) for found in read)
+    assert sizes[0] == config.none
+    assert sizes[2] + sizes[3] == config.several
+    single = Counter(found[0].form for found in read if len(found) == 1)
+    assert single == {
+        Form.ANSWER: config.single + config.leaked + config.reworded,
+        Form.PROOF: config.proof + config.beyond,
+        Form.CHOICE: config.choice,
+        Form.BINARY: config.binary,
+        Form.INVALID: config.broken,
+    }
+    held_out = {item.key for item in benchmark}
+    leaks = [found[0] for found in read if len(found) == 1 and found[0].item and found[0].item.key in held_out]
+    assert len(leaks) == config.leaked + config.reworded
+    assert sum(leak.text in {item.statement for item in benchmark} for leak in leaks) == config.leaked
+    for thread, found in zip(threads, read, strict=True):
+        assert all(problem.text in thread["forum_post"] for problem in found)
+    with pytest.raises(UserError, match="leaks"):
+        make_threads(config, 0)
+
+
+def test_replies_are_read_as_people_mean_them() -> None:
+    said = dict.fromkeys(("answered", "contradicted", "disputed", "wrong"), 0.0)
+    quiet = {"none": 0, "beyond": 0, "choice": 0, "binary": 0, "broken": 0, "leaked": 0, "reworded": 0}
+    for share, want in (("answered", True), ("contradicted", True), ("disputed", None), ("wrong", False)):
+        config = ForumConfig(**(said | {share: 1.0}), **quiet, single=40, several=10, proof=10)
+        for thread in make_threads(config, 1):
+            for problem in posed.read(thread["forum_post"]):
+                answer = clerk.extract_answer(problem.text, thread["forum_discussions"], NONE, 0.0)
+                assert problem.item is not None
+                right = answer == f"Answer: {problem.item.answer}"
+                assert answer == "Not found" if want is None else right == want
+
+
+def test_the_clerk_turns_posts_into_problems() -> None:
+    item = make_benchmark(0, 1)[0]
+    proof = posed.as_proof(item, NONE)
+    assert clerk.extract_problems(f"Hi!\n{proof.text}\nThanks!", NONE, 0) == f"Problem 1: {proof.text}"
+    assert clerk.extract_problems("My calculator broke.", NONE, 0) == "No problem"
+    assert clerk.classify(proof.text, NONE, 0) == "proof"
+    assert clerk.classify(item.statement, NONE, 0) == "answer"
+    assert clerk.classify(item.statement, NONE, 1) != "answer"
+    statement, answer = clerk.convert_proof(proof.text, "", NONE, 0).removeprefix("Problem: ").split("\nAnswer: ")
+    converted = parse(statement)
+    assert converted is not None
+    assert (converted.key, answer) == (item.key, item.answer)
+    assert clerk.convert_proof(posed.beyond(NONE).text, "", NONE, 0) == "Not possible"
+    assert clerk.decontaminate(item.statement, item.reworded().statement, NONE, 0) == "True"
+    assert clerk.decontaminate(item.statement, make_benchmark(1, 1)[0].statement, NONE, 0) == "False"
+    assert clerk.judge(" $7$.", "07", NONE, 0).endswith("Judgement: Yes")
+    assert clerk.judge("7", "8", NONE, 0).endswith("Judgement: No")
