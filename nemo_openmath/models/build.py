@@ -121,6 +121,9 @@ def transformer_config(
         sequence_parallel=parallel.sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
+        # With two stages a rank's next and previous neighbour are one: batched sends between them would be matched wrongly.
+        overlap_p2p_comm=parallel.vpp > 1,
+        batch_p2p_comm=parallel.vpp == 1,
         bf16=bf16,
         init_method_std=model.initializer_range,
         use_cpu_initialization=cpu,
@@ -185,7 +188,20 @@ def build_model(
         )
         chunk = chunk.to(dtype)
         chunks.append(chunk.cuda() if torch.cuda.is_available() else chunk)
+    _mark_tensor_parallel(chunks, model)
     return chunks
+
+
+def _mark_tensor_parallel(chunks: Iterable[PackedGPT], model: ModelConfig) -> None:
+    """Say which parameters are slices: the gradient norm counts those on every rank and the others once.
+    (megatron-core does it while it initialises weights, which we skip.)"""
+    for entry, parameter in parameters_by_stored_name(chunks, model).values():
+        if entry.tp_axis is not None:
+            for name in ("tensor_model_parallel", "partition_dim", "partition_stride"):
+                if hasattr(parameter, name):
+                    delattr(parameter, name)
+            stride = 2 if entry.kind == "gate_up" else 1
+            tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, entry.tp_axis, stride)
 
 
 def _block_spec(config: TransformerConfig, layer: Any, backend: str, vp_stage: int | None) -> Any:

@@ -35,6 +35,7 @@ PATCHED: dict[str, tuple[str, ...]] = {
     "megatron.core.optimizer.clip_grads": ("torch.zeros(1, dtype=torch.int, device='cuda')",),
     "megatron.core.optimizer.grad_scaler": ("device='cuda'",),
     "megatron.core.distributed.param_and_grad_buffer": ("device=torch.cuda.current_device()",),
+    "megatron.core.utils": ('torch.tensor([float(l2_reduced)], dtype=torch.float, device="cuda")',),
     "megatron.core.dist_checkpointing.exchange_utils": ('torch.empty_like(tensor, device="cuda")',),
     "megatron.core.tensor_parallel.random": ("def _get_cuda_rng_state(", "def _set_cuda_rng_state("),
 }
@@ -43,6 +44,7 @@ _LITERAL_CUDA = (
     "megatron.core.optimizer.optimizer",
     "megatron.core.optimizer.clip_grads",
     "megatron.core.optimizer.grad_scaler",
+    "megatron.core.utils",
     "megatron.core.dist_checkpointing.exchange_utils",
 )
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "empty_like", "zeros_like")

@@ -11,11 +11,13 @@ from pathlib import Path
 import orjson
 
 from nemo_openmath.errors import ExitCode, OpenMathError, Preempted, UserError
+from nemo_openmath.models.torch_dist import step_folder
 from nemo_openmath.pipeline import Stage, StageContext, register
 from nemo_openmath.pipeline.processes import child_environment
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import write_json
 from nemo_openmath.records.lineage import Lineage, digest_tree
+from nemo_openmath.sft.data_module import PackedData
 from nemo_openmath.training.config import DataConfig, Job, TrainingConfig
 
 
@@ -48,9 +50,9 @@ class Sft(Stage[SftConfig]):
     makes = "checkpoints"
 
     async def run(self, context: StageContext) -> None:
-        job = context.output / "job.yaml"
-        write_json(job, self._job(context))  # JSON is YAML
-        await self._train(job, context)
+        await self.prepare_launch(context)
+        if not self._trained(context):  # a launcher's own ranks may have done it
+            await self._train(context.output / "job.yaml", context)
         rows = metrics(context.output)
         last = rows[-1] if rows else {}
         context.facts.update(
@@ -63,6 +65,18 @@ class Sft(Stage[SftConfig]):
         sources = (context.one("packs"), context.one("model"))
         inputs = {path.name: {"path": str(path), "digest": digest_tree(path)} for path in sources}
         Lineage("checkpoints", inputs, config=self.settings()).write(context.output)
+
+    async def prepare_launch(self, context: StageContext) -> None:
+        """Write ``job.yaml``, which ``torchrun -m nemo_openmath.training.run`` takes too."""
+        write_json(context.output / "job.yaml", self._job(context))  # JSON is YAML
+
+    def _trained(self, context: StageContext) -> bool:
+        """Whether the checkpoint of the last step is there already."""
+        config = self.config
+        steps = PackedData.open(
+            context.one("packs"), batch_samples=config.batch_samples, epochs=config.epochs, steps=config.steps
+        ).num_steps
+        return step_folder(context.output / "checkpoints", steps).is_dir()
 
     def digest(self, output: Path) -> str:
         """Of the checkpoints: what was trained, not how long it took."""

@@ -1,0 +1,206 @@
+"""Saving and loading a training's state at any layout; the folder is described in :mod:`nemo_openmath.models.torch_dist`.
+
+What is saved: model weights under their stored names, Adam's moments (and the fp32 main weights in bf16 training) under
+``optimizer.<kind>.<stored name>`` in the parameters' own shapes, and a few numbers: step, Adam updates, random state, the
+data's fingerprint. The learning rate and the position in the data are functions of the step. Nothing depends on the layout.
+
+Saving is PyTorch's distributed checkpoint called directly: megatron-core's writer starts helper processes, which costs
+seconds and needs a guarded ``__main__``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from torch import Tensor
+
+from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.models import torch_dist
+from nemo_openmath.models.build import PackedGPT
+from nemo_openmath.models.torch_dist import Manifest
+from nemo_openmath.training.optimizer import Optimizer
+
+
+class CheckpointStore:
+    """The checkpoints of one training: ``OUTPUT/checkpoints``. All methods are called by all ranks together."""
+
+    def __init__(self, root: Path, model_files: Path, *, lasting: tuple[int, ...], keep_last: int, asynchronous: bool):
+        self.root, self.model_files = root, model_files
+        self.lasting, self.keep_last = frozenset(lasting), keep_last
+        self._pending: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
+        # The writer's own group: its messages must not mix with those of the training going on.
+        self._group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" or asynchronous else None
+
+    def save(self, step: int, models: list[PackedGPT], optimizer: Optimizer, facts: Mapping[str, Any]) -> None:
+        """Write ``step-<step>``. Asynchronously: from a copy in host memory; :meth:`wait` or the next save ends it."""
+        self.wait()
+        partial = torch_dist.partial_folder(self.root, step)
+        if dist.get_rank() == 0:
+            for old in self.root.glob(".step-*.partial"):
+                shutil.rmtree(old, ignore_errors=True)
+            (partial / torch_dist.STATE).mkdir(parents=True)
+            torch_dist.copy_model_files(self.model_files, partial / torch_dist.MODEL)
+        state, common = self._state(models, optimizer), {"step": step, "updates": optimizer.updates, **facts}
+        common["random_state"] = torch.get_rng_state()
+        sharded, _ = save_preprocess(state, validate_access_integrity=False)
+        sharded, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
+        tensors = mcore_to_pyt_state_dict(sharded, False)
+        if self._pool is None:
+            self._write(tensors, common, step, partial)
+        else:
+            copies = {key: _on_host(value) for key, value in tensors.items()}
+            self._pending = self._pool.submit(self._write, copies, common, step, partial)
+
+    def wait(self) -> None:
+        """Until the save under way, if any, is on disk; raises what it raised."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def _write(self, tensors: dict[str, Any], common: dict[str, Any], step: int, partial: Path) -> None:
+        dist.barrier(group=self._group)  # rank 0 has made the folder
+        state = partial / torch_dist.STATE
+        dcp.save(
+            tensors,
+            storage_writer=dcp.FileSystemWriter(state, single_file_per_rank=True, sync_files=False),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+            process_group=self._group,
+        )
+        rank = dist.get_rank()
+        if rank == 0:
+            torch.save(common, state / "common.pt")
+            (state / "metadata.json").write_text(json.dumps(torch_dist.TORCH_DIST))
+        own = [p for p in torch_dist.files_of(partial) if _writer_of(p) == rank]
+        sums = {str(path.relative_to(partial)): torch_dist.checksum(path) for path in own}
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, sums, group=self._group)
+        if rank == 0:
+            files = {name: entry for each in gathered for name, entry in each.items()}
+            training = {key: value for key, value in common.items() if not isinstance(value, Tensor)}
+            torch_dist.finish(partial, Manifest(step, files, training), torch_dist.step_folder(self.root, step))
+            self._remove_old()
+        dist.barrier(group=self._group)
+
+    def _remove_old(self) -> None:
+        passing = [p for p in torch_dist.list_checkpoints(self.root) if int(p.name[5:]) not in self.lasting]
+        for folder in passing[: len(passing) - self.keep_last] if self.keep_last > 0 else []:
+            grave = folder.with_name(f".{folder.name}.partial")  # so that a half-removed one is never read
+            folder.rename(grave)
+            shutil.rmtree(grave)
+
+    def newest(self, warn: Callable[[str], None]) -> Path | None:
+        """The newest valid checkpoint, found by rank 0 for all; what is skipped is told to ``warn`` with the reason."""
+        found: list[Any] = [None]
+        if dist.get_rank() == 0:
+            folder, skipped = torch_dist.newest_valid(self.root)
+            for path, reason in skipped:
+                warn(f"skipping checkpoint {path.name}: {reason}")
+            found = [folder]
+        dist.broadcast_object_list(found, src=0, group=self._group)
+        return found[0]
+
+    def load(self, folder: Path, models: list[PackedGPT], optimizer: Optimizer, fingerprint: str) -> dict[str, Any]:
+        """Fill models and optimizer from ``folder``, written at any layout; returns its numbers (``step``, ...)."""
+        manifest = torch_dist.read_manifest(folder)
+        if manifest.training.get("fingerprint") != fingerprint:
+            raise UserError(
+                "this checkpoint was trained on other data, packing, order or batch size",
+                file=folder,
+                remedy="restore the data settings, or choose another output folder to start anew from this checkpoint",
+            )
+        state = self._state(models, optimizer)
+        if optimizer.config.precision == "bf16" and not any(
+            name.startswith("optimizer.main.") for name in torch_dist.tensor_shapes(folder)
+        ):
+            raise UserError("this checkpoint is of fp32 training", file=folder, remedy="set training.precision to fp32")
+        loaded = dist_checkpointing.load(state, str(folder / torch_dist.STATE), validate_access_integrity=False)
+        _fill(models, loaded)
+        names = _names(models)
+        full = {p: {k: loaded["optimizer"][f"{k}.{name}"] for k in optimizer.state_keys} for name, p in names.items()}
+        optimizer.load_state(full, int(loaded["updates"]))
+        torch.set_rng_state(loaded["random_state"])
+        return {key: value for key, value in loaded.items() if not isinstance(value, dict | Tensor)}
+
+    def _state(self, models: list[PackedGPT], optimizer: Optimizer) -> dict[str, Any]:
+        state, tensors, names = sharded_model(models), optimizer.full_state(), _names(models)
+        moments: dict[str, Any] = {}
+        for chunk, entries in state.items():
+            for name, entry in entries.items():
+                for kind, tensor in tensors[names[f"{chunk}.{name}"]].items():
+                    moments[f"{kind}.{chunk}.{name}"] = _like(entry, f"optimizer.{kind}.{entry.key}", tensor)
+        return {**state, "optimizer": moments}
+
+
+def sharded_model(models: list[PackedGPT]) -> dict[str, dict[str, Any]]:
+    """megatron-core's description of each chunk's parameters: where each lies in which stored tensor."""
+    metadata = {
+        "non_homogeneous_layers": True,  # layers are stored one by one, under global numbers
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
+    return {
+        f"chunk{number}": {
+            name: entry
+            for name, entry in model.sharded_state_dict(metadata=metadata).items()
+            if not name.endswith("_extra_state")
+        }
+        for number, model in enumerate(models)
+    }
+
+
+def load_model(folder: Path, models: list[PackedGPT]) -> None:
+    """Weights alone, for a training that starts from another's checkpoint (or from an average)."""
+    _fill(models, dist_checkpointing.load(sharded_model(models), str(folder / torch_dist.STATE), validate_access_integrity=False))
+
+
+def _fill(models: list[PackedGPT], loaded: dict[str, Any]) -> None:
+    for number, model in enumerate(models):
+        keys = model.load_state_dict(loaded[f"chunk{number}"], strict=False)
+        missing = [k for k in keys.missing_keys if not k.endswith("_extra_state")]
+        if missing or keys.unexpected_keys:
+            raise DamagedFile("checkpoint", f"parameters {missing + keys.unexpected_keys} do not match the model")
+
+
+def _names(models: list[PackedGPT]) -> dict[str, Tensor]:
+    return {f"chunk{number}.{name}": p for number, model in enumerate(models) for name, p in model.named_parameters()}
+
+
+def _like(entry: ShardedTensor | ShardedTensorFactory, key: str, tensor: Tensor) -> ShardedTensor | ShardedTensorFactory:
+    """The description of a tensor that is divided as ``entry`` is."""
+    if isinstance(entry, ShardedTensorFactory):
+        return replace(entry, key=key, data=tensor)
+    return replace(entry, key=key, data=tensor, dtype=tensor.dtype)
+
+
+def _on_host(value: Any) -> Any:
+    """A copy in host memory of what one key of a distributed checkpoint's state dict holds."""
+    if hasattr(value, "local_shards"):
+        for shard in value.local_shards():
+            shard.tensor = shard.tensor.detach().to("cpu", copy=True)
+        return value
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+
+
+def _writer_of(path: Path) -> int:
+    """The rank that wrote a file of a partial folder (``__3_0.distcp`` is rank 3's; all else is rank 0's)."""
+    return int(path.name[2:].split("_")[0]) if path.suffix == ".distcp" else 0
+
+

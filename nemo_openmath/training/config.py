@@ -1,0 +1,107 @@
+"""What a training job says: where model and data are, how to optimise, how to spread over processes, what to keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from nemo_openmath.errors import UserError
+from nemo_openmath.models.layout import Parallel
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Which steps are saved, and which saved ones stay.
+
+    The last step is always saved and kept, and so are the ``average_k`` equally spaced ones, ``steps`` and ``epochs``
+    (arXiv 2504.16891, section 5.1: the average of 4 equally spaced checkpoints; figure 4: 0.75, 1.5, 3, 6 epochs).
+    """
+
+    every: int = 0  # steps between saves for resuming; 0: none
+    keep_last: int = 2  # of those, how many stay
+    average_k: int = 0  # save k equally spaced steps, the last step among them
+    steps: tuple[int, ...] = ()
+    epochs: tuple[float, ...] = ()  # may be fractions of an epoch
+    asynchronous: bool = True  # on GPU: write from a copy in host memory while training goes on
+
+    def lasting(self, num_steps: int, steps_per_epoch: float) -> tuple[int, ...]:
+        """Steps (counted after the update, 1..num_steps) whose checkpoints are never removed."""
+        spaced = {round(num_steps * i / self.average_k) for i in range(1, self.average_k + 1)}
+        at_epochs = {round(epoch * steps_per_epoch) for epoch in self.epochs}
+        chosen = {num_steps, *spaced, *self.steps, *at_epochs}
+        return tuple(sorted(step for step in chosen if 1 <= step <= num_steps))
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Stops a training that goes wrong, naming the samples of the batch. NaN always stops it."""
+
+    spike_factor: float = 0.0  # stop when the loss exceeds this many times its running mean; 0: off
+    window: int = 50  # steps of the running mean
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Loss on held-out samples, which the job's ``data.validation`` names."""
+
+    every: int = 0  # steps; 0: only when the training ends
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One SFT run. Learning rate, decay and schedule defaults are the recipe's (arXiv 2504.16891, section 5.1)."""
+
+    lr: float = 1e-4
+    final_lr_ratio: float = 1e-3  # the last step's learning rate over ``lr``
+    schedule: Literal["cosine", "constant"] = "cosine"  # constant: the TIR stages
+    warmup: float = 0.1  # share of all steps, linear (constant schedules warm up too; 0: none)
+    weight_decay: float = 0.01  # not on norms and biases
+    decay_norms_and_biases: bool = False
+    beta1: float = 0.9
+    beta2: float = 0.95  # not stated in the paper
+    epsilon: float = 1e-8
+    clip: float = 1.0  # of the global gradient norm; 0: none
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: fp32 main weights and fp32 gradient sums
+    parallel: Parallel = field(default_factory=Parallel)
+    distributed_optimizer: bool = False  # split optimizer state over data- and context-parallel ranks
+    recompute: Literal["none", "selective", "full"] = "none"
+    backend: Literal["auto", "local", "transformer_engine"] = "auto"
+    seed: int = 0
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    guard: Guard = field(default_factory=Guard)
+    validation: Validation = field(default_factory=Validation)
+    log_every: int = 1  # steps between lines of metrics.jsonl
+    tensorboard: bool = False
+    wandb_project: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("warmup", 0, 1), ("final_lr_ratio", 0, 1), ("beta1", 0, 1), ("beta2", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"training.{name} = {getattr(self, name)}", remedy=f"choose it from {low} to {high}")
+        if self.lr <= 0:
+            raise UserError(f"training.lr = {self.lr}", remedy="choose it above 0")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A packed folder (written by the SFT data stage) and how much of it to train on."""
+
+    folder: Path
+    batch_samples: int = 1024  # samples of the global batch, at every layout
+    epochs: float | None = None
+    steps: int | None = None  # instead of epochs
+    seed: int = 0  # of the order of packs
+    validation: Path | None = None  # another packed folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training job's file (JSON or YAML)."""
+
+    model: Path  # Hugging Face folder, or a checkpoint folder (step-*) of another training
+    data: DataConfig
+    output: Path
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    rope_theta: float | None = None  # changes the base model's: 500000 for the Math bases (section 5.1)
+    max_position_embeddings: int | None = None  # likewise: 131072

@@ -1,0 +1,248 @@
+"""The training loop. Runs inside every rank of an already launched process group."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from nemo_openmath.errors import Preempted, UserError
+from nemo_openmath.models import torch_dist
+from nemo_openmath.models.build import PackedGPT, build_model, hf_reader, load_hf
+from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.sft.pack_types import PackSource
+from nemo_openmath.training.checkpoint import CheckpointStore, load_model
+from nemo_openmath.training.config import TrainingConfig
+from nemo_openmath.training.metrics import LossGuard, Metrics, console_line
+from nemo_openmath.training.optimizer import Optimizer
+from nemo_openmath.training.runtime import is_main, parallel_state_of
+from nemo_openmath.training.schedule import learning_rate
+from nemo_openmath.training.step import BatchFacts, Stepper, total_loss, update
+
+# Dense bf16 matrix peak in FLOP/s, from the vendors' data sheets; MFU is not reported for devices that are not here.
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training ended."""
+
+    step: int
+    loss: float  # of the last step; NaN when there was nothing left to do
+    checkpoint: Path  # of the last step
+
+
+def train(
+    model: Path,
+    source: PackSource,
+    config: TrainingConfig,
+    output: Path,
+    *,
+    validation: PackSource | None = None,
+    batch_samples: int | None = None,
+    changes: dict[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+) -> TrainResult:
+    """Train ``model`` on all steps of ``source``; resumes from the newest valid checkpoint under ``output``.
+
+    model: a Hugging Face folder, or a checkpoint folder whose weights (not optimizer) are the start. ``changes``: fields
+    of its :class:`ModelConfig` to change, e.g. ``rope_theta``. ``batch_samples`` turns ``checkpoints.epochs`` into steps.
+    Raises :class:`Preempted` after SIGTERM or SIGUSR1, once everything is saved.
+    """
+    is_checkpoint = (model / torch_dist.MANIFEST).is_file()
+    files = model / torch_dist.MODEL if is_checkpoint else model
+    shape = ModelConfig.from_hf(files).with_changes(**(changes or {}))
+    config.parallel.check(shape, dist.get_world_size())
+    with parallel_state_of(config.parallel, config.seed), _stop_signals() as stopped:
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        models = build_model(shape, config.parallel, dtype=dtype, recompute=config.recompute, backend=config.backend)
+        store = _store(output, files, shape, source, config, batch_samples)
+        newest = store.newest(say)
+        if newest is None:
+            if is_checkpoint:
+                torch_dist.verify(model)
+                load_model(model, models)
+            else:
+                load_hf(models, shape, hf_reader(model))
+        optimizer = Optimizer.build(models, config)
+        first = 0
+        if newest is not None:
+            first = int(store.load(newest, models, optimizer, source.fingerprint)["step"])
+            if is_main():
+                say(f"resuming after step {first} ({newest.name})")
+        run = _Run(models, optimizer, store, shape, source, config, output, validation, say, stopped)
+        return run.steps(first)
+
+
+class _Run:
+    def __init__(
+        self,
+        models: list[PackedGPT],
+        optimizer: Optimizer,
+        store: CheckpointStore,
+        shape: ModelConfig,
+        source: PackSource,
+        config: TrainingConfig,
+        output: Path,
+        validation: PackSource | None,
+        say: Callable[[str], None],
+        stopped: Callable[[], bool],
+    ) -> None:
+        self.models, self.optimizer, self.store, self.shape = models, optimizer, store, shape
+        self.source, self.config, self.output, self.validation = source, config, output, validation
+        self.say, self.stopped = say, stopped
+        self.stepper = Stepper(models, optimizer.chunks, shape, config)
+
+    def steps(self, first: int) -> TrainResult:
+        count, config = self.source.num_steps, self.config
+        metrics = Metrics(self.output, config, first) if is_main() else None
+        guard, loss, saved = LossGuard(config.guard), float("nan"), first
+        for step in range(first, count):
+            start = time.perf_counter()
+            batch = self.source.batch(step)
+            lr = learning_rate(step, count, config)
+            read = time.perf_counter()
+            loss, norm, facts = update(self.stepper, self.optimizer, batch, lr, guard.for_batch(step, batch))
+            done = step + 1
+            computed = time.perf_counter()
+            record: dict[str, Any] = {"step": done, "loss": loss, "grad_norm": norm, "lr": lr, **_counts(facts)}
+            if self.validation is not None and _due(done, count, config.validation.every):
+                record["validation_loss"] = self.validate()
+            evaluated = time.perf_counter()
+            stop = self._agree(self.stopped())
+            if stop or done in self.store.lasting or _due(done, 0, config.checkpoints.every):
+                self._save(done)
+                saved = done
+            record |= _times(start, read, computed, evaluated, facts, self._peak(facts))
+            if metrics is not None and (_due(done, count, config.log_every) or "validation_loss" in record):
+                metrics.write(record)
+                self.say(console_line(record, count))
+            if stop and done < count:
+                self.store.wait()
+                if metrics is not None:
+                    metrics.close()
+                raise Preempted(f"asked to stop: saved after step {done} of {count}; run the same command again to go on")
+        if saved < count or first == count == 0:
+            self._save(count)
+        self.store.wait()
+        if metrics is not None:
+            metrics.close()
+        return TrainResult(count, loss, torch_dist.step_folder(self.store.root, count))
+
+    def validate(self) -> float:
+        """Mean loss over the held-out samples: total over trained tokens, whatever their batches."""
+        assert self.validation is not None
+        total, tokens = 0.0, 0
+        for model in self.models:
+            model.eval()
+        with torch.no_grad():
+            for step in range(self.validation.num_steps):
+                part, facts = self.stepper.run(self.validation.batch(step), train=False)
+                total += total_loss(part) * facts.trained_tokens
+                tokens += facts.trained_tokens
+        for model in self.models:
+            model.train()
+        return total / tokens
+
+    def _save(self, step: int) -> None:
+        layout = {"world_size": dist.get_world_size(), **asdict(self.config.parallel)}
+        facts = {"fingerprint": self.source.fingerprint, "num_steps": self.source.num_steps, "layout": layout}
+        self.store.save(step, self.models, self.optimizer, facts)
+
+    def _agree(self, stop: bool) -> bool:
+        """Whether any rank was asked to stop: signals reach ranks at different times."""
+        flag = torch.tensor(float(stop), device=self.stepper.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)
+
+    def _peak(self, facts: BatchFacts) -> float | None:
+        """Model FLOPs of the step over the devices' peak FLOP/s: the seconds it would take at 100%."""
+        if not torch.cuda.is_available():
+            return None
+        name = torch.cuda.get_device_name()
+        peak = next((value for key, value in PEAK_FLOPS.items() if key in name), None)
+        flops = self.shape.flops(facts.tokens, facts.sum_squared_lengths, facts.trained_tokens)
+        return None if peak is None else flops / (peak * dist.get_world_size())
+
+
+def _store(
+    output: Path,
+    files: Path,
+    shape: ModelConfig,
+    source: PackSource,
+    config: TrainingConfig,
+    batch_samples: int | None,
+) -> CheckpointStore:
+    """The checkpoint store; rank 0 writes the trained model's config.json and tokenizer files to ``OUTPUT/model``."""
+    settings, own_files = config.checkpoints, output / "model"
+    if is_main():
+        torch_dist.copy_model_files(files, own_files)
+        dtype = "bfloat16" if config.precision == "bf16" else "float32"
+        (own_files / "config.json").write_text(json.dumps(shape.to_hf(dtype), indent=2))
+    if settings.epochs and batch_samples is None:
+        raise UserError("checkpoints.epochs needs the batch size in samples", remedy="give batch_samples to train()")
+    per_epoch = source.num_samples / (batch_samples or 1)
+    return CheckpointStore(
+        output / "checkpoints",
+        own_files,
+        lasting=settings.lasting(source.num_steps, per_epoch),
+        keep_last=settings.keep_last,
+        asynchronous=settings.asynchronous and torch.cuda.is_available(),
+    )
+
+
+def _due(step: int, last: int, every: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+def _counts(facts: BatchFacts) -> dict[str, Any]:
+    return {
+        "tokens": facts.tokens,
+        "trained_tokens": facts.trained_tokens,
+        "samples": facts.samples,
+        "fill": round(facts.fill, 5),
+    }
+
+
+def _times(
+    start: float, read: float, computed: float, evaluated: float, facts: BatchFacts, ideal: float | None
+) -> dict[str, Any]:
+    end = time.perf_counter()
+    step = computed - start
+    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 1024 * _peak_kilobytes()
+    times = {
+        "seconds": round(end - start, 4),
+        "read_seconds": round(read - start, 4),
+        "compute_seconds": round(computed - read, 4),
+        "validation_seconds": round(evaluated - computed, 4),
+        "save_seconds": round(end - evaluated, 4),
+        "tokens_per_second": round(facts.tokens / step, 1),
+        "peak_memory_bytes": memory,
+    }
+    return times if ideal is None else {**times, "mfu": round(ideal / step, 4)}
+
+
+def _peak_kilobytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """A function that tells whether SIGTERM or SIGUSR1 came; the handlers are put back at the end."""
+    received: list[int] = []
+    names = (signal.SIGTERM, signal.SIGUSR1)
+    before = {name: signal.signal(name, lambda number, _frame: received.append(number)) for name in names}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,108 @@
+"""Watching a training: metrics.jsonl, a console line, TensorBoard and wandb; the guard that stops it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_openmath.errors import MissingExtra, OpenMathError
+from nemo_openmath.sft.pack_types import Pack
+from nemo_openmath.training.config import Guard, TrainingConfig
+
+
+class Metrics:
+    """Appends a line per step to ``OUTPUT/metrics.jsonl`` (rank 0 only). A resume cuts the lines of steps done again."""
+
+    def __init__(self, output: Path, config: TrainingConfig, first_step: int):
+        path = output / "metrics.jsonl"
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= first_step:
+                        kept.append(line)
+                except (json.JSONDecodeError, KeyError, TypeError):
+                    continue  # torn by a kill
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(line + "\n" for line in kept))
+        partial.rename(path)
+        self._file = path.open("a")
+        self._board = _tensorboard(output) if config.tensorboard else None
+        self._wandb = _wandb(config.wandb_project, output) if config.wandb_project else None
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        numbers = {key: value for key, value in record.items() if isinstance(value, int | float) and key != "step"}
+        if self._board is not None:
+            for key, value in numbers.items():
+                self._board.add_scalar(key, value, record["step"])
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=record["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def console_line(record: Mapping[str, Any], num_steps: int) -> str:
+    """One line for people."""
+    line = (
+        f"step {record['step']}/{num_steps}  loss {record['loss']:.4f}  grad {record['grad_norm']:.3f}  "
+        f"lr {record['lr']:.2e}  {record['tokens_per_second']:,.0f} tok/s  {record['seconds']:.2f}s"
+    )
+    return line + (f"  MFU {record['mfu']:.0%}" if record.get("mfu") else "")
+
+
+class TrainingDiverged(OpenMathError):
+    """Loss or gradient norm is not finite, or the loss jumped; names the samples of the batch."""
+
+
+class LossGuard:
+    """Checks each step before the weights change."""
+
+    def __init__(self, config: Guard):
+        self.config = config
+        self._recent: deque[float] = deque(maxlen=config.window)
+
+    def for_batch(self, step: int, batch: Sequence[Pack]) -> Callable[[float, float], None]:
+        """A check of (loss, gradient norm) that names the batch's samples when it raises."""
+
+        def check(loss: float, norm: float) -> None:
+            problem = ""
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                problem = f"loss {loss} and gradient norm {norm} at step {step}"
+            elif self.config.spike_factor and len(self._recent) == self.config.window:
+                mean = sum(self._recent) / len(self._recent)
+                if loss > self.config.spike_factor * mean:
+                    problem = f"loss {loss:.4f} at step {step} is over {self.config.spike_factor} x its mean {mean:.4f}"
+            if problem:
+                names = [name for pack in batch for name in pack.sample_ids]
+                shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+                raise TrainingDiverged(f"{problem}; weights unchanged; samples of the batch: {shown}")
+            self._recent.append(loss)
+
+        return check
+
+
+def _tensorboard(output: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingExtra("tensorboard", "dev", "training.tensorboard") from None
+    return SummaryWriter(str(output / "tensorboard"))
+
+
+def _wandb(project: str, output: Path) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise MissingExtra("wandb", "dev", "training.wandb_project") from None
+    return wandb.init(project=project, dir=str(output), resume="allow")

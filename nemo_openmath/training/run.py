@@ -1,0 +1,75 @@
+"""Entry of a rank: ``python -m nemo_openmath.training.run JOB.yaml [key=value ...]``, started by a launcher.
+
+``launch_local.py`` starts the ranks of one machine; torchrun does too. Exit codes are :class:`ExitCode`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from nemo_openmath.errors import ExitCode, OpenMathError
+from nemo_openmath.pipeline.build import Builder
+from nemo_openmath.pipeline.config import Source
+from nemo_openmath.training.config import Job
+
+
+def read_job(path: str | Path, overrides: list[str] | None = None) -> Job:
+    """A job's file with ``a.b=value`` overrides; relative paths are relative to the file."""
+    source = Source.read(path, overrides or [])
+    return Builder(source.origin).build(Job, source.data)
+
+
+def run_job(job: Job) -> None:
+    """Train as ``job`` says, in this rank of a launched world."""
+    from nemo_openmath.sft.data_module import PackedData
+    from nemo_openmath.training.loop import train
+    from nemo_openmath.training.runtime import start_process
+
+    start_process()
+    data = job.data
+    source = PackedData.open(
+        data.folder,
+        batch_samples=data.batch_samples,
+        epochs=data.epochs,
+        steps=data.steps,
+        seed=data.seed,
+        pad_multiple=1,  # the trainer pads for the layout itself, so that the folder need not know it
+    )
+    held_out = None
+    if data.validation is not None:
+        held_out = PackedData.open(data.validation, batch_samples=data.batch_samples, epochs=1, pad_multiple=1)
+    changes: dict[str, Any] = {
+        key: getattr(job, key) for key in ("rope_theta", "max_position_embeddings") if getattr(job, key) is not None
+    }
+    train(
+        *(job.model, source, job.training, job.output),
+        validation=held_out,
+        batch_samples=data.batch_samples,
+        changes=changes,
+        say=lambda line: print(line, flush=True),
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        run_job(read_job(arguments[0], arguments[1:]))
+    except OpenMathError as error:
+        print(f"rank {os.environ.get('RANK', '0')}: {error}", file=sys.stderr, flush=True)
+        return int(error.exit_code)
+    except Exception:
+        print(f"rank {os.environ.get('RANK', '0')}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        return int(ExitCode.FAILURE)
+    return int(ExitCode.OK)
+
+
+if __name__ == "__main__":
+    # No interpreter shutdown: a rank whose peers are gone would wait for them in destructors.
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

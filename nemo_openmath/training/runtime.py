@@ -1,0 +1,59 @@
+"""The process group and megatron-core's parallel state of a rank."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+import random
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from nemo_openmath.models import cpu_compat
+from nemo_openmath.models.layout import Parallel
+
+
+def start_process(timeout_minutes: float = 30.0) -> None:
+    """Join the process group that the launcher described (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, LOCAL_RANK)."""
+    warnings.filterwarnings("ignore", module=r"(megatron|torch)\b.*")
+    for noisy in ("megatron.core", "torch.distributed"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    cpu_compat.install()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo", timeout=datetime.timedelta(minutes=timeout_minutes)
+        )
+
+
+@contextlib.contextmanager
+def parallel_state_of(parallel: Parallel, seed: int) -> Iterator[None]:
+    """megatron-core's groups for ``parallel`` over the whole world; seeds every generator; takes all down at the end."""
+    from megatron.core import parallel_state, tensor_parallel
+
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        virtual_pipeline_model_parallel_size=parallel.vpp if parallel.vpp > 1 else None,
+        context_parallel_size=parallel.cp,
+        create_gloo_process_groups=False,
+    )
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    try:
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+
+
+def is_main() -> bool:
+    """Whether this rank reports for all."""
+    return dist.get_rank() == 0

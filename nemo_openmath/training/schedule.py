@@ -1,0 +1,23 @@
+"""Learning rate as a pure function of the step: nothing to save, nothing to drift on resume."""
+
+from __future__ import annotations
+
+import math
+
+from nemo_openmath.training.config import TrainingConfig
+
+
+def learning_rate(step: int, num_steps: int, config: TrainingConfig) -> float:
+    """Rate of the update with number ``step`` (from 0) of ``num_steps``.
+
+    Linear from lr / W up to lr over the first W = warmup x num_steps updates, then half a cosine down to
+    lr x final_lr_ratio at the last update (or constant).
+    """
+    warmup = round(config.warmup * num_steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.lr
+    final = config.lr * config.final_lr_ratio
+    progress = (step + 1 - warmup) / max(1, num_steps - warmup)
+    return final + (config.lr - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -1,0 +1,132 @@
+"""One optimizer step: the batch's packs dealt to ranks, pipelined forward and backward passes, the update.
+
+The loss of a batch is the sum of -log p over all its trained tokens, divided by their number. Every rank reads the whole
+batch, so it knows that number beforehand and divides its own part by it; summing gradients over ranks then gives the
+gradient of the batch's loss, at every layout, without any weighting of packs, micro-batches or ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from nemo_openmath.errors import UserError
+from nemo_openmath.models.build import PackedGPT
+from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.models.packed import PackedBatch, pack_batch
+from nemo_openmath.sft.pack_types import Pack
+from nemo_openmath.training.config import TrainingConfig
+from nemo_openmath.training.dealing import deal
+from nemo_openmath.training.optimizer import Optimizer
+
+
+@dataclass(frozen=True)
+class BatchFacts:
+    """What every rank knows of a batch before computing it."""
+
+    samples: int
+    tokens: int  # padding of the packs included
+    trained_tokens: int
+    sum_squared_lengths: int  # of samples: what attention costs
+    dealt_tokens: int  # what all ranks compute together, the padding of the layout included
+
+    @property
+    def fill(self) -> float:
+        """Share of the computed tokens that belong to packs."""
+        return self.tokens / max(1, self.dealt_tokens)
+
+
+class Stepper:
+    """Runs batches through this rank's model chunks."""
+
+    def __init__(self, models: Sequence[PackedGPT], chunks: Sequence[Any], model: ModelConfig, config: TrainingConfig):
+        self.models, self.chunks, self.model, self.parallel = list(models), list(chunks), model, config.parallel
+        self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        self.ranks = parallel_state.get_data_parallel_world_size()
+        self.rank = parallel_state.get_data_parallel_rank()
+        self._schedule: Callable[..., list[Tensor]] = get_forward_backward_func()
+        # The loss is divided already: no scaling by token counts, hence no further messages.
+        self.models[0].config.finalize_model_grads_func = lambda chunks, _tokens, **rest: finalize_model_grads(chunks, **rest)
+
+    def run(self, batch: Sequence[Pack], *, train: bool = True) -> tuple[Tensor, BatchFacts]:
+        """Forward (and backward) passes over a global batch; returns this rank's part of its mean loss and the facts.
+
+        The parts of the last pipeline stage's ranks sum to the loss (:func:`total_loss`); other stages give 0.
+        """
+        trained = sum(pack.num_trained for pack in batch)
+        if trained == 0:
+            names = ", ".join(name for pack in batch for name in pack.sample_ids[:3])
+            raise UserError(f"a batch trains no token (samples {names}, ...)", remedy="check the loss masks of the data")
+        deals = deal(batch, self.ranks, self.parallel)
+        facts = BatchFacts(
+            samples=sum(len(pack.sample_ids) for pack in batch),
+            tokens=sum(len(pack.tokens) for pack in batch),
+            trained_tokens=trained,
+            sum_squared_lengths=sum(pack.attention_cost for pack in batch),
+            dealt_tokens=sum(len(pack.tokens) for share in deals for pack in share),
+        )
+        mine = deals[self.rank]
+        iterators: list[Iterator[PackedBatch]] = [iter(map(self._to_device, mine)) for _ in self.models]
+
+        def forward(iterator: Iterator[PackedBatch], chunk: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+            batch = next(iterator)
+            output = chunk(batch.tokens, None, None, labels=batch.labels, packed_seq_params=batch)
+
+            def mean(total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                part = total / trained
+                return part, _NO_COUNT, part.detach()
+
+            return output, mean
+
+        several = len(self.models) > 1
+        parts = self._schedule(
+            forward_step_func=forward,
+            data_iterator=iterators if several else iterators[0],
+            model=self.chunks if several else self.chunks[:1],
+            num_microbatches=len(mine),
+            seq_length=len(mine[0].tokens),
+            micro_batch_size=1,
+            forward_only=not train,
+        )
+        loss = torch.stack(parts).sum() if parts else torch.zeros((), device=self.device)
+        return loss, facts
+
+    def _to_device(self, pack: Pack) -> PackedBatch:
+        return pack_batch(
+            *(pack.tokens, pack.labels, pack.trained, pack.cu_seqlens, self.model),
+            cp=self.parallel.cp,
+            cp_rank=parallel_state.get_context_parallel_rank(),
+            device=self.device,
+        )
+
+
+_NO_COUNT = torch.zeros((), dtype=torch.int)
+
+
+def total_loss(part: Tensor) -> float:
+    """The mean loss of a batch on every rank, from the parts of :meth:`Stepper.run`."""
+    total = part.double()
+    if parallel_state.get_tensor_model_parallel_rank() > 0:  # tensor-parallel ranks hold the same part
+        total = torch.zeros_like(total)
+    dist.all_reduce(total)
+    return float(total)
+
+
+def update(stepper: Stepper, optimizer: Optimizer, batch: Sequence[Pack], lr: float, check: Callable[[float, float], None]):
+    """One optimizer step with learning rate ``lr``: (loss, gradient norm, facts). ``check(loss, norm)`` may raise before
+    the weights change."""
+    optimizer.zero_grad()
+    part, facts = stepper.run(batch)
+    norm = optimizer.gradient_norm()
+    loss = total_loss(part)
+    check(loss, norm)
+    optimizer.step(norm, lr)
+    return loss, norm, facts
