@@ -7,6 +7,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from nemo_openmath.errors import UserError
+
 
 def add(groups: Any) -> None:
     parser = groups.add_parser("recipe", help="run a recipe file, or look at one", description=__doc__)
@@ -18,6 +20,12 @@ def add(groups: Any) -> None:
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")
     run.add_argument(
         "--from", dest="start", metavar="STAGE", help="begin with this stage; earlier ones must be finished"
+    )
+
+    run.add_argument("--only", metavar="STAGE", help="this stage alone")
+    run.add_argument("--shard", metavar="I/N", default="0/1", help="with --only: job I (from 0) of an array of N")
+    run.add_argument(
+        "--prepare", action="store_true", help="with --only: write the job file of a training, run nothing"
     )
 
     show = _verb(verbs, "show", "print every setting with its value and origin (default, file:line, override)", _show)
@@ -45,8 +53,18 @@ def _file(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from nemo_openmath.recipe.command import run_recipe
+    from nemo_openmath.recipe.runner import Selection
 
-    asyncio.run(run_recipe(options.recipe, options.overrides, options.output, start=options.start, until=options.until))
+    shard, shards = _shard(options.shard)
+    selection = Selection(options.start, options.until, options.only, shard, shards, options.prepare)
+    asyncio.run(run_recipe(options.recipe, options.overrides, options.output, selection))
+
+
+def _shard(text: str) -> tuple[int, int]:
+    shard, _, shards = text.partition("/")
+    if not (shard.isdigit() and shards.isdigit() and int(shard) < int(shards)):
+        raise UserError(f"not a shard: {text!r}", remedy="write I/N with I from 0 to N-1, such as 0/8")
+    return int(shard), int(shards)
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -99,6 +99,10 @@ class Stage(ABC, Generic[C]):
     async def run(self, context: StageContext) -> None:
         """Fill ``context.output``. The caller writes the manifest afterwards."""
 
+    async def prepare_launch(self, context: StageContext) -> None:
+        """Write down what a cluster launcher's own processes are to do (``job.yaml`` of a training). Most stages have
+        nothing of the kind: their jobs run the stage itself."""
+
     def engines(self) -> tuple[str, ...]:
         """Names that this stage will ask ``services.engine`` for; models made by stages become its inputs."""
         return ()

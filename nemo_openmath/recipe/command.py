@@ -15,7 +15,7 @@ from rich.table import Table
 from nemo_openmath.errors import UserError
 from nemo_openmath.pipeline.stage import stage_kinds
 from nemo_openmath.recipe.file import Recipe, load_recipe
-from nemo_openmath.recipe.runner import Run
+from nemo_openmath.recipe.runner import Run, Selection
 from nemo_openmath.recipe.view import run_view
 from nemo_openmath.records import write_json
 from nemo_openmath.reports import build_report, results_table, status_table
@@ -23,19 +23,16 @@ from nemo_openmath.reports import build_report, results_table, status_table
 _RUN = "run.json"
 
 
-async def run_recipe(
-    path: Path, overrides: Sequence[str], output: Path, *, start: str | None = None, until: str | None = None
-) -> None:
-    """Run, then print the results and where the report is."""
+async def run_recipe(path: Path, overrides: Sequence[str], output: Path, selection: Selection) -> None:
+    """Run, then print the results and where the report is (a part of a run reports nothing)."""
     recipe = load_recipe(path, overrides)
-    for name in (start, until):
-        if name is not None:
-            recipe.entry(name)
+    selection.names(recipe)  # a wrong name is said before anything is written
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / _RUN, {"recipe": str(path.resolve()), "overrides": list(overrides), "command": sys.argv})
     run = Run(recipe, output)
-    await run.execute(start=start, until=until)
-    report(run)
+    await run.execute(selection)
+    if selection.only is None:
+        report(run)
 
 
 def report(run: Run) -> None:

@@ -145,7 +145,7 @@ def _entry(name: str, body: Any, earlier: dict[str, StageEntry], builder: Builde
         raise builder.choice((*key, "run"), kind, list(kinds))
     cls = kinds[kind]
     builder.convert(str, kind, (*key, "run"))
-    config = builder.build(cls.Config, body, key)
+    config: Any = builder.build(cls.Config, body, key)
     inputs = _inputs(cls, written, key, earlier, builder, path)
     try:
         stage = cls(config)

@@ -19,7 +19,7 @@ from pathlib import Path
 import orjson
 
 from nemo_openmath.errors import DamagedFile, UserError
-from nemo_openmath.pipeline import Progress, StageContext
+from nemo_openmath.pipeline import Progress, StageContext, UnitStage
 from nemo_openmath.recipe.file import Recipe, StageEntry
 from nemo_openmath.recipe.services import RecipeServices
 from nemo_openmath.records import Manifest, read_drops, read_manifest, write_json
@@ -29,6 +29,7 @@ from nemo_openmath.records.store import count_units, part_files
 
 _PLAN = "plan.json"
 _SECONDS = "seconds.json"
+_SHARD = ".done-"
 
 
 class State(StrEnum):
@@ -46,6 +47,29 @@ class StageStatus:
     manifest: Manifest | None
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which stages to run: from ``start`` up to and including ``until``, or ``only`` one; of it perhaps only shard
+    ``shard`` of ``shards`` (a job of an array). ``prepare``: only write down what a launcher's processes will do."""
+
+    start: str | None = None
+    until: str | None = None
+    only: str | None = None
+    shard: int = 0
+    shards: int = 1
+    prepare: bool = False
+
+    def names(self, recipe: Recipe) -> list[str]:
+        """Stage names in order. Raises UserError for an unknown one."""
+        names = list(recipe.stages)
+        first, last = self.only or self.start, self.only or self.until
+        if self.only is None and (self.shards > 1 or self.prepare):
+            raise UserError("--shard and --prepare are of one stage", remedy="name it with --only")
+        begin = names.index(recipe.entry(first).name) if first else 0
+        end = names.index(recipe.entry(last).name) if last else len(names) - 1
+        return names[begin : end + 1]
+
+
 class Run:
     """A recipe and its output folder, one sub-folder a stage."""
 
@@ -59,16 +83,13 @@ class Run:
         for entry in self.recipe.stages.values():
             yield self._status(entry)
 
-    async def execute(self, *, start: str | None = None, until: str | None = None) -> None:
-        """Run what is missing or changed, from stage ``start`` up to and including ``until``."""
-        names = list(self.recipe.stages)
-        first = names.index(self.recipe.entry(start).name) if start else 0
-        last = names.index(self.recipe.entry(until).name) if until else len(names) - 1
+    async def execute(self, selection: Selection) -> None:
+        """Run what is missing or changed of the selected stages, in the recipe's order."""
         self.output.mkdir(parents=True, exist_ok=True)
         services = RecipeServices(self.recipe, self.output)
         try:
-            for name in names[first : last + 1]:
-                await self._run_stage(self.recipe.stages[name], services)
+            for name in selection.names(self.recipe):
+                await self._run_stage(self.recipe.stages[name], services, selection)
         finally:
             await services.close()
 
@@ -92,7 +113,7 @@ class Run:
             same = False
         return StageStatus(entry.name, State.FINISHED if same else State.CHANGED, manifest)
 
-    async def _run_stage(self, entry: StageEntry, services: RecipeServices) -> None:
+    async def _run_stage(self, entry: StageEntry, services: RecipeServices, selection: Selection) -> None:
         folder = self.folder(entry.name)
         status = self._status(entry)
         if status.state is State.FINISHED:
@@ -103,10 +124,16 @@ class Run:
             raise UserError(str(error), remedy="run it first, or leave out --from") from error
         with Progress(entry.name) as progress:
             if status.state is not State.MISSING and not _planned(folder, fingerprint, status.state):
+                if selection.shards > 1:
+                    raise UserError(
+                        f"{status.state}: made for other settings or inputs", file=folder, remedy="remove it"
+                    )
                 progress.say(f"{status.state}: made again")
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / _PLAN, {"fingerprint": fingerprint})
+            if selection.shards > 1 and not isinstance(entry.stage, UnitStage):
+                raise UserError(f"stage {entry.name!r} cannot be split into shards", remedy="leave out --shard")
             context = StageContext(
                 name=entry.name,
                 inputs={port: [self._path(n) for n in names] for port, names in entry.inputs.items()},
@@ -114,10 +141,18 @@ class Run:
                 seed=entry.seed,
                 services=services,
                 progress=progress,
+                shard=selection.shard,
+                shards=selection.shards,
             )
+            if selection.prepare:
+                await entry.stage.prepare_launch(context)
+                return
             with _stopwatch(folder) as spent:
                 await entry.stage.run(context)
             await services.release_model()
+            if not _last_shard(folder, context):
+                progress.say(f"shard {context.shard} of {context.shards} done")
+                return
             manifest = _manifest(entry, folder, fingerprint, inputs, context, spent())
             write_manifest(folder, manifest)
             progress.say(_line(manifest))
@@ -175,6 +210,22 @@ def _planned(folder: Path, fingerprint: str, state: State) -> bool:
         return bool(orjson.loads((folder / _PLAN).read_bytes())["fingerprint"] == fingerprint)
     except (OSError, ValueError, KeyError):
         return False
+
+
+def _last_shard(folder: Path, context: StageContext) -> bool:
+    """Note that this shard is done, with what it measured; True once all are, and then their facts are summed."""
+    if context.shards == 1:
+        return True
+    write_json(folder / f"{_SHARD}{context.shard:05d}-of-{context.shards:05d}.json", context.facts)
+    done = sorted(folder.glob(f"{_SHARD}*-of-{context.shards:05d}.json"))
+    if len(done) < context.shards:
+        return False
+    total: Counter[str] = Counter()
+    for path in done:
+        total.update({k: v for k, v in orjson.loads(path.read_bytes()).items() if isinstance(v, int | float)})
+    context.facts.clear()
+    context.facts.update(total)
+    return True
 
 
 @contextlib.contextmanager

@@ -52,8 +52,8 @@ def _standins(run: Run) -> Iterator[str]:
     kinds = {e.stage.kind for e in run.recipe.stages.values()}
     if run.recipe.teacher.url is None and any("teacher" in e.stage.engines() for e in run.recipe.stages.values()):
         yield (
-            "The teacher (extraction, solutions, summaries, selections) is a program that plays a large language model, "
-            "with errors at stated rates. Set teacher.url to put a real model in its place."
+            "The teacher (extraction, solutions, summaries, selections) is a program that plays a large language "
+            "model, with errors at stated rates. Set teacher.url to put a real model in its place."
         )
     if "demo.threads" in kinds:
         yield "The forum is generated from a tiny mathematical world. Use problems.read_threads for real threads."
