@@ -1,0 +1,1 @@
+"""Checkpoints: average, merge, convert, export; exact, streaming, in bounded memory."""

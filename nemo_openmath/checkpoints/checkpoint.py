@@ -1,0 +1,143 @@
+"""One way to open any checkpoint: its kind is found out, its tensors appear lazily under Hugging Face names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from nemo_openmath.checkpoints import classic, names, safetensors_files, torch_dist_files
+from nemo_openmath.checkpoints.folders import read_config
+from nemo_openmath.checkpoints.lazy import Hashed, LazyTensor
+from nemo_openmath.errors import UserError
+from nemo_openmath.models import hf_mapping
+from nemo_openmath.models import torch_dist as folder_format
+from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.records.lineage import Lineage
+
+Kind = Literal["hf", "torch_dist", "classic"]
+
+
+@dataclass
+class Checkpoint:
+    """An opened checkpoint. ``tensors``: HF name -> tensor. ``model_files``: the folder of config.json and tokenizer.
+    ``layout``: how it is cut on disk, in words."""
+
+    path: Path
+    kind: Kind
+    tensors: dict[str, LazyTensor]
+    model_files: Path
+    step: int | None = None
+    layout: str = ""
+    _hashed: dict[str, Hashed] = field(default_factory=dict, repr=False)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json as it is."""
+        return read_config(self.model_files)
+
+    @property
+    def model(self) -> ModelConfig:
+        """Raises UserError where the architecture is not one that can be converted."""
+        return ModelConfig.from_hf(self.model_files)
+
+    def digest(self) -> str:
+        """SHA-256 over names, dtypes, shapes and elements of the tensors, however they are sharded. Elements that were
+        read while converting are not read again."""
+        total = hashlib.sha256()
+        for name, tensor in sorted(self._hashed.items()):
+            total.update(f"{name}\0{tensor.dtype}\0{tensor.shape}\0{tensor.digest()}\n".encode())
+        return total.hexdigest()
+
+
+def open_checkpoint(path: str | Path, model_files: str | Path | None = None) -> Checkpoint:
+    """Open a Hugging Face folder, a checkpoint of ours, a bare ``torch_dist`` folder, or a classic Megatron folder.
+
+    ``model_files``: where config.json and the tokenizer are, for Megatron folders that do not hold them. A folder of
+    several steps means its last. Raises UserError or DamagedFile naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    folder = _latest(path)
+    around = None if model_files is None else Path(model_files)
+    if (folder / folder_format.STATE).is_dir() and (folder / folder_format.MANIFEST).is_file():
+        manifest = folder_format.verify(folder, checksums=False)
+        return _torch_dist(folder, folder / folder_format.STATE, around or folder / folder_format.MODEL, manifest.step)
+    if (folder / torch_dist_files.METADATA).is_file():
+        return _torch_dist(folder, folder, around or _beside(folder), _iteration(folder))
+    if any(folder.glob("mp_rank_*")):
+        around = around or _beside(folder)
+        stored, facts = classic.read(folder, ModelConfig.from_hf(around))
+        layout = f"tp {facts['tp']} x pp {facts['pp']}"
+        return _opened(folder, "classic", stored, around, step=facts["step"], layout=layout)
+    if (folder / "config.json").is_file():
+        return _opened(folder, "hf", safetensors_files.read_folder(folder), around or folder, layout=_shards(folder))
+    problem = "does not exist" if not folder.exists() else "is no checkpoint"
+    raise UserError(
+        problem, file=path, remedy="give a Hugging Face folder, a torch_dist checkpoint or a classic Megatron folder"
+    )
+
+
+def _torch_dist(folder: Path, state: Path, model_files: Path, step: int | None) -> Checkpoint:
+    config = ModelConfig.from_hf(model_files)
+    found = torch_dist_files.read(state)
+    known = {entry.stored for entry in hf_mapping.mapping(config)}
+    stored = {name: tensor for name, tensor in found.items() if not name.startswith("optimizer.") or name in known}
+    files = len(list(state.glob("*.distcp")))
+    return _opened(folder, "torch_dist", stored, model_files, step=step, layout=f"{files} files, loads at any layout")
+
+
+def _opened(
+    folder: Path,
+    kind: Kind,
+    found: Mapping[str, LazyTensor],
+    model_files: Path,
+    *,
+    step: int | None = None,
+    layout: str,
+) -> Checkpoint:
+    hashed = {name: Hashed(tensor) for name, tensor in found.items()}
+    tensors: dict[str, LazyTensor] = dict(hashed)
+    if kind != "hf":
+        tensors = names.to_hf(hashed, ModelConfig.from_hf(model_files), folder)
+    return Checkpoint(folder, kind, tensors, model_files, step, layout, hashed)
+
+
+def _latest(path: Path) -> Path:
+    """The folder of the last step where ``path`` holds several; else ``path``."""
+    marker = path / "latest_checkpointed_iteration.txt"
+    if marker.is_file():
+        text = marker.read_text().strip()
+        return path / ("release" if text == "release" else f"iter_{int(text):07d}")
+    steps = folder_format.list_checkpoints(path)
+    return steps[-1] if steps else path
+
+
+def _beside(folder: Path) -> Path:
+    """Where a Megatron folder's config.json may be: in it, in its ``model`` folder, or in the folder above."""
+    candidates = (folder / "model", folder, folder.parent / "model", folder.parent)
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise UserError(
+        "no config.json belongs to it", file=folder, remedy="name a Hugging Face folder that has it (model_files)"
+    )
+
+
+def _iteration(folder: Path) -> int | None:
+    name = folder.name.removeprefix("iter_")
+    return int(name) if name.isdigit() else None
+
+
+def _shards(folder: Path) -> str:
+    index = folder / safetensors_files.INDEX
+    count = len(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else 1
+    return f"{count} file" + ("s" if count > 1 else "")
+
+
+def lineage(kind: str, sources: Mapping[str, Checkpoint], **config: Any) -> Lineage:
+    """The lineage of something made of ``sources``; call it when their tensors have been read."""
+    inputs = {name: {"path": str(source.path), "digest": source.digest()} for name, source in sources.items()}
+    return Lineage(kind, inputs, config={key: value for key, value in config.items() if value is not None})

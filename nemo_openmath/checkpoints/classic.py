@@ -1,0 +1,146 @@
+"""Classic Megatron folders: one file per tensor- and pipeline-parallel rank, each with its slice of the model.
+
+ROOT/latest_checkpointed_iteration.txt
+ROOT/iter_0000100/mp_rank_TT/model_optim_rng.pt          one pipeline stage
+ROOT/iter_0000100/mp_rank_TT_PPP/model_optim_rng.pt      several
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nemo_openmath.checkpoints import torch_file
+from nemo_openmath.checkpoints.lazy import LazyTensor, stream
+from nemo_openmath.checkpoints.names import pad_vocabulary, tp_join, tp_slice
+from nemo_openmath.checkpoints.safetensors_files import write_all
+from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.models import hf_mapping
+from nemo_openmath.models.configs import ModelConfig
+
+FILE = "model_optim_rng.pt"
+_RANK = re.compile(r"mp_rank_(\d\d)(?:_(\d\d\d))?")
+
+
+def read(folder: Path, config: ModelConfig) -> tuple[dict[str, LazyTensor], dict[str, Any]]:
+    """Stored tensors of ``folder`` (that holds ``mp_rank_*``) and {"tp", "pp", "step"}."""
+    ranks: dict[tuple[int, int], dict[str, Any]] = {}
+    for path in sorted(folder.glob("mp_rank_*")):
+        match = _RANK.fullmatch(path.name)
+        if match:
+            if not (path / FILE).is_file():
+                raise DamagedFile(path / FILE, "missing", "copy the checkpoint again")
+            ranks[int(match[1]), int(match[2] or 0)] = torch_file.load(path / FILE)
+    tp, pp = 1 + max(t for t, _ in ranks), 1 + max(p for _, p in ranks)
+    missing = [
+        f"mp_rank_{t:02d}" + (f"_{p:03d}" if pp > 1 else "")
+        for p in range(pp)
+        for t in range(tp)
+        if (t, p) not in ranks
+    ]
+    if missing:
+        raise DamagedFile(folder, f"missing {', '.join(missing)} of {tp} x {pp} ranks", "copy the checkpoint again")
+    parts: dict[str, list[LazyTensor]] = {}
+    for stage in range(pp):
+        for rank in range(tp):
+            for name, tensor in _stage(ranks[rank, stage], stage, pp, config.num_hidden_layers, folder).items():
+                parts.setdefault(f"{stage}:{name}", []).append(tensor)
+    entries = {entry.stored: entry for entry in hf_mapping.mapping(config)}
+    stored: dict[str, LazyTensor] = {}
+    for key, slices in parts.items():
+        name = _fused(key.split(":", 1)[1])
+        if name in entries and name not in stored:  # a tied output layer of the last stage repeats the embedding
+            stored[name] = tp_join(entries[name], slices)
+    return stored, {"tp": tp, "pp": pp, "step": ranks[0, 0].get("iteration")}
+
+
+def _stage(content: Any, stage: int, pp: int, layers: int, folder: Path) -> dict[str, LazyTensor]:
+    """One rank file's tensors under global layer numbers; with interleaved stages it holds model0, model1, ..."""
+    if not isinstance(content, dict) or not any(re.fullmatch(r"model\d*", str(key)) for key in content):
+        raise UserError("holds no model", file=folder, remedy=f"give a folder whose {FILE} files have a 'model' entry")
+    chunks = [content[key] for key in sorted(key for key in content if re.fullmatch(r"model\d*", str(key)))]
+    size = layers // (pp * len(chunks))
+    found = {}
+    for number, chunk in enumerate(chunks):
+        offset = (number * pp + stage) * size
+        for name, tensor in chunk.items():
+            layer = hf_mapping.layer_of(name)
+            if isinstance(tensor, LazyTensor):
+                if layer is not None:
+                    name = f"decoder.layers.{layer + offset}." + name.split(".", 3)[3]
+                found[name] = tensor
+    return found
+
+
+def _fused(name: str) -> str:
+    for local, fused in (
+        ("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight"),
+        ("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight"),
+    ):
+        if name.startswith("decoder.layers.") and name.split(".", 3)[3] == local:
+            return name.removesuffix(local) + fused
+    return name
+
+
+def write(
+    root: Path,
+    stored: Mapping[str, LazyTensor],
+    config: ModelConfig,
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    step: int = 0,
+    vocabulary_multiple: int = 128,
+    fused_norms: bool = True,
+) -> None:
+    """Write ``root/iter_*`` for tp x pp ranks. ``fused_norms``: TransformerEngine's names, which Megatron-LM's default
+    layers use; else the local layers'. The vocabulary is padded with zero rows to a multiple of
+    ``vocabulary_multiple * tp`` as Megatron-LM pads it (``--make-vocab-size-divisible-by``)."""
+    _check_layout(config, tp, pp)
+    folder = root / f"iter_{step:07d}"
+    layers = config.num_hidden_layers // pp
+    for stage in range(pp):
+        for rank in range(tp):
+            model: dict[str, LazyTensor] = {}
+            for entry in hf_mapping.mapping(config):
+                layer, name = hf_mapping.layer_of(entry.stored), entry.stored
+                first, last = name.startswith("embedding."), layer is None and not name.startswith("embedding.")
+                tied_head = first and config.tie_word_embeddings and pp > 1 and stage == pp - 1
+                here = (first and stage == 0) or (last and stage == pp - 1) or tied_head
+                if here or (layer is not None and layer // layers == stage):
+                    name = "output_layer.weight" if tied_head else name
+                    full = pad_vocabulary(entry, stored[entry.stored], vocabulary_multiple * tp)
+                    local = hf_mapping.local_name(name, stage * layers, fused_norms=fused_norms)
+                    model[local] = tp_slice(entry, full, tp, rank)
+            path = folder / (f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if pp > 1 else ""))
+            path.mkdir(parents=True)
+            _write_rank(path / FILE, model, step)
+    (root / "latest_checkpointed_iteration.txt").write_text(f"{step}\n")
+
+
+def _write_rank(path: Path, model: dict[str, LazyTensor], step: int) -> None:
+    source = stream(model)
+
+    def pieces(_: LazyTensor) -> Iterator[Tensor]:
+        return next(source)[1]  # the stream and the file hold the tensors in one order
+
+    content = {"model": model, "checkpoint_version": 3.0, "iteration": step}
+    with path.open("wb", buffering=0) as file:
+        torch_file.save(functools.partial(write_all, file), content, model.values(), pieces)
+
+
+def _check_layout(config: ModelConfig, tp: int, pp: int) -> None:
+    groups = config.num_key_value_heads
+    for name, value, parts in (
+        ("num_attention_heads", config.num_attention_heads, tp),
+        ("num_key_value_heads", max(groups, tp), min(groups, tp)),  # fewer groups than ranks: Megatron shares them
+        ("intermediate_size", config.intermediate_size, tp),
+        ("num_hidden_layers", config.num_hidden_layers, pp),
+    ):
+        if tp < 1 or pp < 1 or value % parts:
+            raise UserError(f"{name} = {value} and {parts} ranks do not divide", remedy="choose another --tp or --pp")

@@ -1,0 +1,205 @@
+"""Averages and merges of whole checkpoints, Hugging Face or Megatron, streamed. The arithmetic is in
+:mod:`~nemo_openmath.checkpoints.merging`; here is which checkpoints go together."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_checkpoint
+from nemo_openmath.checkpoints.convert import write_megatron
+from nemo_openmath.checkpoints.folders import building, write_hf
+from nemo_openmath.checkpoints.lazy import LazyTensor
+from nemo_openmath.checkpoints.merging import NEEDS_BASE, Method, merged
+from nemo_openmath.errors import UserError
+from nemo_openmath.models import torch_dist as folder_format
+from nemo_openmath.records.lineage import digest_file
+
+Format = Literal["same", "hf", "megatron"]
+_MAY_DIFFER = frozenset(
+    {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "use_cache", "attention_bias"}
+    | {"initializer_range", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id"}
+)
+"""Keys of config.json that change neither the function of the weights nor the meaning of a token."""
+log = logging.getLogger(__name__)
+
+
+def average(
+    sources: Sequence[str | Path],
+    dst: str | Path,
+    *,
+    weights: Sequence[float] | None = None,
+    steps: Sequence[int] | None = None,
+    count: int | None = None,
+    format: Format = "same",
+    into_existing: bool = False,
+) -> Path:
+    """The weighted mean of checkpoints (Hugging Face or Megatron), in ``dst``, in the dtype and format of the first.
+
+    ``steps`` or ``count``: the sources are folders of several steps (a training's output); take these steps, or
+    ``count`` equally spaced ones that end with the last (the recipe's 4). ``weights``: equal when not given; they are
+    divided by their sum, with a warning where that is not 1. Megatron is written as ``torch_dist``.
+    """
+    if steps is not None or count is not None:
+        sources = [folder for source in sources for folder in select_steps(source, steps, count)]
+    if not sources:
+        raise UserError("nothing to average", remedy="name at least one checkpoint")
+    opened = _open_all(sources)
+    shares = _shares(weights, len(opened))
+    settings = {"weights": shares, "steps": [source.step for source in opened]}
+    tensors = _merged("linear", opened, shares)
+    return _write(dst, tensors, opened, "checkpoints.average", settings, format, into_existing)
+
+
+def merge(
+    method: Method,
+    sources: Sequence[str | Path],
+    dst: str | Path,
+    *,
+    weights: Sequence[float] | None = None,
+    base: str | Path | None = None,
+    density: float = 0.5,
+    seed: int = 0,
+    format: Format = "same",
+    into_existing: bool = False,
+) -> Path:
+    """Merge models into ``dst``; the methods are explained in :mod:`~nemo_openmath.checkpoints.merging`.
+
+    ``base``: the model that all were trained from, for task_arithmetic, ties and dare. ``density``: the part of each
+    difference that ties and dare keep. ``weights``: equal when not given; 1 each for the methods with a base.
+    """
+    if method not in get_args(Method):
+        raise UserError(f"method {method!r}", remedy=f"use one of {', '.join(get_args(Method))}")
+    if (base is not None) != (method in NEEDS_BASE):
+        remedy = "name the model that all were trained from" if base is None else "leave the base out"
+        raise UserError(f"{method} {'needs a base' if base is None else 'has no base'}", remedy=remedy)
+    if method == "slerp" and len(sources) != 2:
+        raise UserError(f"slerp merges two models, not {len(sources)}", remedy="use linear for more")
+    if not 0.0 < density <= 1.0:
+        raise UserError(f"density {density} is not in (0, 1]", remedy="0.5 keeps half of each difference")
+    opened = _open_all([*sources, *([] if base is None else [base])])
+    count = len(sources)
+    if method in NEEDS_BASE:
+        shares = [1.0] * count if weights is None else _counted(weights, count)
+    else:
+        shares = _shares(weights, count)
+    settings: dict[str, Any] = {"method": method, "weights": shares}
+    if method in ("ties", "dare"):
+        settings |= {"density": density, "seed": seed}
+    tensors = _merged(method, opened, shares, density, seed)
+    return _write(dst, tensors, opened, "checkpoints.merge", settings, format, into_existing)
+
+
+def sweep(
+    sources: Sequence[str | Path],
+    folder: str | Path,
+    ratios: Sequence[float],
+    *,
+    method: Method = "linear",
+    **options: Any,
+) -> Iterator[tuple[float, Path]]:
+    """Candidates (1 - r) A + r B for every r of ``ratios``, each made when it is asked for (paper, Table 10)."""
+    for ratio in ratios:
+        yield ratio, merge(method, sources, Path(folder) / f"ratio-{ratio:g}", weights=[1 - ratio, ratio], **options)
+
+
+def select_steps(root: str | Path, steps: Sequence[int] | None = None, count: int | None = None) -> list[Path]:
+    """Folders ``step-*`` of ``root`` or ``root/checkpoints``: the named steps, or ``count`` equally spaced ones."""
+    root = Path(root)
+    found = {int(p.name.removeprefix("step-")): p for p in folder_format.list_checkpoints(root / "checkpoints")}
+    found = found or {int(p.name.removeprefix("step-")): p for p in folder_format.list_checkpoints(root)}
+    have = ", ".join(map(str, sorted(found))) or "none"
+    if steps is not None:
+        missing = [step for step in steps if step not in found]
+        if missing:
+            raise UserError(f"no checkpoint of step {missing[0]}", file=root, remedy=f"there are: {have}")
+        return [found[step] for step in steps]
+    wanted = len(found) if count is None else count
+    if not 0 < wanted <= len(found):
+        raise UserError(
+            f"{wanted} checkpoints are wanted, there are {len(found)} ({have})", file=root, remedy="lower count"
+        )
+    ordered = sorted(found)
+    return [found[ordered[(i + 1) * len(ordered) // wanted - 1]] for i in range(wanted)]
+
+
+def _open_all(paths: Sequence[str | Path]) -> list[Checkpoint]:
+    """Opened and found to be of one architecture, vocabulary and tensor set; else a UserError names the difference."""
+    opened = [open_checkpoint(path) for path in paths]
+    first, config = opened[0], opened[0].config
+    for other in opened[1:]:
+        theirs = other.config
+        for key in sorted((config.keys() & theirs.keys()) - _MAY_DIFFER):
+            if config[key] != theirs[key]:
+                raise UserError(
+                    f"{key} is {theirs[key]!r}, in {first.path} it is {config[key]!r}",
+                    file=other.path,
+                    remedy="combine only checkpoints of one model",
+                )
+        for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+            files = [source.model_files / name for source in (first, other)]
+            if all(file.is_file() for file in files) and digest_file(files[0]) != digest_file(files[1]):
+                raise UserError(
+                    f"{name} differs from that of {first.path}", file=other.path, remedy="their tokens do not match"
+                )
+        difference = first.tensors.keys() ^ other.tensors.keys()
+        if difference:
+            name = min(difference)
+            where = first.path if name in first.tensors else other.path
+            raise UserError(
+                f"only {where} holds {name}", file=other.path, remedy="combine only checkpoints of one model"
+            )
+        for name, tensor in first.tensors.items():
+            if tensor.shape != (shape := other.tensors[name].shape):
+                raise UserError(f"{name} has shape {shape}, in {first.path} {tensor.shape}", file=other.path)
+    return opened
+
+
+def _counted(weights: Sequence[float], count: int) -> list[float]:
+    if len(weights) != count:
+        raise UserError(f"{len(weights)} weights for {count} models", remedy="give one weight per model")
+    return [float(weight) for weight in weights]
+
+
+def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+    """Weights divided by their sum."""
+    shares = _counted([1.0 / count] * count if weights is None else weights, count)
+    total = math.fsum(shares)
+    if not math.isfinite(total) or abs(total) < 1e-9:
+        raise UserError(f"the weights sum to {total}", remedy="give weights with a positive sum")
+    if abs(total - 1.0) > 1e-6:
+        log.warning("the weights sum to %g; they are divided by it", total)
+        return [share / total for share in shares]
+    return shares
+
+
+def _merged(
+    method: Method, opened: Sequence[Checkpoint], weights: Sequence[float], density: float = 1.0, seed: int = 0
+) -> dict[str, LazyTensor]:
+    return {
+        name: merged(method, name, [source.tensors[name] for source in opened], weights, density, seed)
+        for name in opened[0].tensors
+    }
+
+
+def _write(
+    dst: str | Path,
+    tensors: Mapping[str, LazyTensor],
+    sources: Sequence[Checkpoint],
+    kind: str,
+    settings: dict[str, Any],
+    format: Format,
+    into_existing: bool,
+) -> Path:
+    first = sources[0]
+    chosen = ("hf" if first.kind == "hf" else "megatron") if format == "same" else format
+    with building(Path(dst), into_existing=into_existing) as folder:
+        if chosen == "hf":
+            write_hf(folder, tensors, first.model_files)
+        else:
+            write_megatron(folder, tensors, first.model_files, step=sources[-1].step or 0)
+        lineage(kind, {str(number): source for number, source in enumerate(sources)}, **settings).write(folder)
+    return Path(dst)

@@ -1,0 +1,141 @@
+"""What surrounds the tensors: the files of a model folder, and output folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemo_openmath.checkpoints.lazy import LazyTensor
+from nemo_openmath.checkpoints.safetensors_files import SHARD_BYTES, write_folder
+from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.models.torch_dist import TOKENIZER_FILES
+
+
+@contextmanager
+def building(destination: Path, *, into_existing: bool = False) -> Iterator[Path]:
+    """A temporary folder beside ``destination``: flushed to disk and renamed when the block ends well, removed when it
+    does not. ``into_existing``: the folder exists and its owner marks it as finished (a stage's output): the files
+    are moved into it."""
+    destination = Path(os.path.abspath(destination))
+    if not into_existing and destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UserError("exists already", file=destination, remedy="remove it or choose another name")
+    parent = destination if into_existing else destination.parent
+    partial = parent / f".{destination.name}.{os.getpid()}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in [*partial.rglob("*"), partial]:
+            _flush(path)
+        if into_existing:
+            for path in partial.iterdir():
+                _replace(path, destination / path.name)
+            partial.rmdir()
+        else:
+            _replace(partial, destination)
+        _flush(parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = "free some space; nothing was left behind"
+            raise UserError(
+                f"no space left while writing ({error.strerror})", file=destination, remedy=remedy
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(path: Path, destination: Path) -> None:
+    if destination.is_dir():
+        shutil.rmtree(destination)
+    path.rename(destination)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` as it is."""
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError("no config.json", file=folder, remedy="give a Hugging Face model folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DamagedFile(path, f"not JSON ({error})", "copy or download it again") from None
+
+
+def changed_config(
+    raw: Mapping[str, Any],
+    *,
+    rope_theta: float | None = None,
+    max_positions: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Any]:
+    """``raw`` with changes. The RoPE base is always written in both forms, ``rope_theta`` and ``rope_parameters``:
+    readers that miss theirs fall back to base 10000 without a word."""
+    config = dict(raw)
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    theta = rope_theta if rope_theta is not None else rope.get("rope_theta", config.get("rope_theta"))
+    if theta is not None:
+        config["rope_theta"] = float(theta)
+        kind = rope.pop("rope_type", rope.pop("type", "default"))
+        config["rope_parameters"] = {**rope, "rope_type": kind, "rope_theta": float(theta)}
+    if max_positions is not None:
+        config["max_position_embeddings"] = max_positions
+        if "max_window_layers" in config and not config.get("use_sliding_window"):
+            config["sliding_window"] = None
+    if dtype is not None:
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+    return config
+
+
+def copy_model_files(source: Path, target: Path, config: Mapping[str, Any]) -> None:
+    """``config`` as config.json, the tokenizer's files of ``source``, and generation_config.json (made from the
+    configuration's special tokens where ``source`` has none)."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if not (target / "generation_config.json").is_file():
+        keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+        tokens = {key: config[key] for key in keys if config.get(key) is not None}
+        (target / "generation_config.json").write_text(json.dumps(tokens, indent=2) + "\n")
+
+
+def write_hf(
+    folder: Path,
+    tensors: Mapping[str, LazyTensor],
+    model_files: Path,
+    *,
+    rope_theta: float | None = None,
+    max_positions: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """A Hugging Face folder; config.json and tokenizer from ``model_files``, with the tensors' dtype."""
+    dtype = main_dtype(tensors)
+    config = changed_config(read_config(model_files), rope_theta=rope_theta, max_positions=max_positions, dtype=dtype)
+    copy_model_files(model_files, folder, config)
+    write_folder(folder, tensors, shard_bytes)
+
+
+def main_dtype(tensors: Mapping[str, LazyTensor]) -> torch.dtype:
+    """The dtype of most elements."""
+    sizes: dict[torch.dtype, int] = {}
+    for tensor in tensors.values():
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel
+    return max(sizes, key=lambda dtype: sizes[dtype])

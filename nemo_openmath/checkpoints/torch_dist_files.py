@@ -1,0 +1,176 @@
+"""megatron-core's ``torch_dist`` checkpoints (PyTorch distributed checkpoint), without processes and without a GPU.
+
+    .metadata        pickle: every tensor's dtype, shape and blocks, and in which file, where, each block lies
+    __R_N.distcp     the blocks, one ``torch.save`` after another
+    common.pt        what is not sharded          metadata.json    that this is torch_dist
+
+Reading resolves every tensor to regions of files. Writing streams tensor after tensor; any layout loads the result.
+The folder around it (manifest, model files) is :mod:`nemo_openmath.models.torch_dist`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import filesystem
+from torch.distributed.checkpoint import metadata as dcp
+
+from nemo_openmath.checkpoints import torch_file
+from nemo_openmath.checkpoints.lazy import Grid, LazyTensor, Rows, Window, stream
+from nemo_openmath.checkpoints.safetensors_files import write_all
+from nemo_openmath.errors import DamagedFile
+from nemo_openmath.models.torch_dist import TORCH_DIST
+
+METADATA = ".metadata"
+FILE_BYTES = 5_000_000_000
+_AGAIN = "use another checkpoint"
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the classes that describe tensors; whatever else is in there (save plans) is not needed."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == dcp.__name__ and hasattr(dcp, name):
+            return getattr(dcp, name)
+        if module == filesystem.__name__ and name == "_StorageInfo":
+            return filesystem._StorageInfo
+        if module == "torch.serialization" and name == "_get_layout":
+            return lambda name: torch.strided
+        if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
+            return getattr(torch, name)
+        return torch_file.Opaque
+
+
+def _metadata(folder: Path) -> Any:
+    try:
+        with (folder / METADATA).open("rb") as file:
+            found = _Unpickler(file).load()
+        return found.state_dict_metadata, found.storage_data
+    except Exception as error:  # a pickle that is cut or altered fails in any way
+        raise DamagedFile(folder / METADATA, f"unreadable ({type(error).__name__}: {error})", _AGAIN) from None
+
+
+def read(folder: Path, names: Iterable[str] | None = None) -> dict[str, LazyTensor]:
+    """Tensors by stored name (all, or ``names``; those that are not there are left out). Damaged or missing files are
+    named. Layers stored as one stack (``decoder.layers.mlp...`` of [layers, ...]) appear one by one."""
+    state, storage = _metadata(folder)
+    stacked = {name for name in state if name.startswith("decoder.layers.") and not name.split(".")[2].isdigit()}
+    wanted = None if names is None else set(names)
+    found: dict[str, LazyTensor] = {}
+    for name, entry in state.items():
+        if not isinstance(entry, dcp.TensorStorageMetadata):
+            continue
+        layers = [name]
+        if name in stacked:
+            layers = [name.replace("layers.", f"layers.{number}.", 1) for number in range(entry.size[0])]
+        if wanted is not None and wanted.isdisjoint(layers):
+            continue
+        tensor = _tensor(folder, name, entry, storage)
+        if name in stacked:
+            for number, layer in enumerate(layers):
+                found[layer] = Window(tensor, number * tensor.row, tensor.shape[1:])
+        else:
+            found[name] = tensor
+    return found if wanted is None else {name: found[name] for name in found if name in wanted}
+
+
+def _tensor(folder: Path, name: str, entry: Any, storage: Mapping[Any, Any]) -> LazyTensor:
+    blocks: list[tuple[tuple[int, ...], LazyTensor]] = []
+    for chunk in entry.chunks:
+        where = storage.get(dcp.MetadataIndex(name, chunk.offsets))
+        if where is None:
+            raise DamagedFile(folder / METADATA, f"no file holds the block at {tuple(chunk.offsets)} of {name}", _AGAIN)
+        path = folder / where.relative_path
+        if not path.is_file():
+            raise DamagedFile(path, f"missing; it holds a part of {name}", _AGAIN)
+        if where.offset + where.length > path.stat().st_size:
+            raise DamagedFile(path, f"truncated; it holds a part of {name}", _AGAIN)
+        block = torch_file.load(path, where.offset, where.length)
+        if not isinstance(block, LazyTensor) or block.numel != torch.Size(chunk.sizes).numel():
+            raise DamagedFile(path, f"the block at {tuple(chunk.offsets)} of {name} is not what .metadata says", _AGAIN)
+        blocks.append((tuple(chunk.offsets), Window(block, 0, tuple(chunk.sizes))))
+    blocks.sort(key=lambda item: item[0])
+    shape = tuple(entry.size)
+    if sum(block.numel for _, block in blocks) != torch.Size(shape).numel():
+        raise DamagedFile(folder / METADATA, f"the blocks of {name} do not cover its shape {shape}", _AGAIN)
+    if len(blocks) == 1:
+        return Window(blocks[0][1], 0, shape)
+    if all(block.shape[1:] == shape[1:] for _, block in blocks):
+        return Rows([block for _, block in blocks])
+    return Grid(shape, blocks)
+
+
+def write(
+    folder: Path,
+    tensors: Mapping[str, LazyTensor],
+    *,
+    objects: Mapping[str, Any] | None = None,
+    common: Mapping[str, Any] | None = None,
+    file_bytes: int = FILE_BYTES,
+) -> dict[str, dict[str, Any]]:
+    """Write a checkpoint; returns file name -> {"bytes", "sha256"}, taken while writing.
+
+    ``tensors``: stored name -> full tensor. ``objects``: megatron-core's sharded objects (``NAME/shard_0_1`` -> value).
+    ``common``: the content of common.pt.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state: dict[str, Any] = {}
+    storage: dict[Any, Any] = {}
+    files: dict[str, dict[str, Any]] = {}
+    output = _Output(folder, files)
+    for name, value in (objects or {}).items():
+        buffer = io.BytesIO()
+        torch.save([value], buffer)
+        start = output.at
+        output.write(buffer.getbuffer())
+        state[name] = dcp.BytesStorageMetadata()
+        storage[dcp.MetadataIndex(name)] = filesystem._StorageInfo(output.name, start, output.at - start)
+    for name, pieces in stream(tensors):
+        tensor = tensors[name]
+        if output.at > file_bytes:
+            output.close()
+            output = _Output(folder, files)
+        start = output.at
+        torch_file.save(output.write, tensor, [tensor], lambda _, source=pieces: source)  # type: ignore[misc]
+        shape, origin = torch.Size(tensor.shape), torch.Size([0] * len(tensor.shape))
+        chunk = dcp.ChunkStorageMetadata(offsets=origin, sizes=shape)
+        state[name] = dcp.TensorStorageMetadata(dcp.TensorProperties(dtype=tensor.dtype), shape, [chunk])
+        where = filesystem._StorageInfo(output.name, start, output.at - start)
+        storage[dcp.MetadataIndex(name, origin)] = where
+    output.close()
+    description = dcp.Metadata(state, planner_data={}, storage_data=storage, storage_meta=dcp.StorageMeta())
+    saved = io.BytesIO()
+    torch.save(dict(common or {}), saved)
+    for file, data in (
+        ("common.pt", saved.getvalue()),
+        ("metadata.json", json.dumps(TORCH_DIST).encode()),
+        (METADATA, pickle.dumps(description)),
+    ):
+        (folder / file).write_bytes(data)
+        files[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return files
+
+
+class _Output:
+    """The next ``__0_N.distcp``, hashed as it is written."""
+
+    def __init__(self, folder: Path, files: dict[str, dict[str, Any]]):
+        self.name, self.at, self._files = f"__0_{len(files)}.distcp", 0, files
+        self._file = (folder / self.name).open("wb", buffering=0)
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> None:
+        write_all(self._file, data)
+        self._hash.update(data)
+        self.at += len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        self._files[self.name] = {"bytes": self.at, "sha256": self._hash.hexdigest()}

@@ -1,0 +1,113 @@
+"""Hugging Face -> Megatron -> Hugging Face, without processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_openmath.checkpoints import classic
+from nemo_openmath.checkpoints.convert import hf_to_megatron, megatron_to_hf
+from nemo_openmath.errors import UserError
+from nemo_openmath.models import hf_mapping, torch_dist
+from nemo_openmath.models.configs import ModelConfig
+
+from . import models
+
+
+@pytest.mark.parametrize("config", [models.TIED, models.UNTIED, models.QWEN3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torch_dist_round_trip_is_bitwise(tmp_path: Path, config: ModelConfig, dtype: torch.dtype) -> None:
+    source = models.make(tmp_path / "hf", config, dtype=dtype)
+    megatron = hf_to_megatron(source, tmp_path / "megatron")
+    torch_dist.verify(megatron)  # the trainer's own check of sizes and checksums
+    back = megatron_to_hf(megatron, tmp_path / "back", shard_bytes=20_000)
+    assert models.same(models.load(back), models.load(source))
+    assert len(list(back.glob("*.safetensors"))) > 1
+    assert (back / "tokenizer.json").read_text() == (source / "tokenizer.json").read_text()
+    assert json.loads((back / "generation_config.json").read_text())["eos_token_id"] == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "tp", "pp"),
+    [(models.TIED, 1, 1), (models.TIED, 2, 1), (models.TIED, 2, 2), (models.UNTIED, 1, 2), (models.WIDE, 4, 2)],
+)
+@pytest.mark.parametrize("fused", [True, False])
+def test_classic_round_trip_is_bitwise(
+    tmp_path: Path, config: ModelConfig, tp: int, pp: int, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = models.make(tmp_path / "hf", config)
+    local_name = hf_mapping.local_name
+    monkeypatch.setattr(
+        hf_mapping, "local_name", lambda *a, **k: local_name(*a, **({"fused_norms": fused} if k else {}))
+    )
+    megatron = hf_to_megatron(source, tmp_path / "megatron", classic_folders=True, tp=tp, pp=pp)
+    assert len(list(megatron.glob("iter_*/mp_rank_*/" + classic.FILE))) == tp * pp
+    back = megatron_to_hf(megatron, tmp_path / "back")
+    assert models.same(models.load(back), models.load(source))
+
+
+def test_classic_ranks_hold_what_megatron_holds(tmp_path: Path) -> None:
+    """torch.load of each rank file against slices made by the pure functions from whole tensors."""
+    config, tp, pp = models.WIDE, 4, 2
+    source = models.make(tmp_path / "hf", config)
+    folder = hf_to_megatron(source, tmp_path / "m", classic_folders=True, tp=tp, pp=pp) / "iter_0000000"
+    weights = models.load(source)
+    stored = {entry.stored: (entry, tensor) for entry, tensor in hf_mapping.hf_to_stored(weights.__getitem__, config)}
+    for stage in range(pp):
+        for rank in range(tp):
+            held = torch.load(folder / f"mp_rank_{rank:02d}_{stage:03d}" / classic.FILE, weights_only=True)["model"]
+            for name in stored:
+                entry, tensor = stored[name]
+                layer = hf_mapping.layer_of(name)
+                if (layer if layer is not None else -1 if "embedding" in name else 9) // 2 not in (
+                    stage,
+                    *((-1,) if stage == 0 else (4,)),
+                ):
+                    continue
+                if "embedding" in name or "output_layer" in name:
+                    tensor = torch.cat([tensor, torch.zeros(512 - 107, 64)])
+                local = hf_mapping.local_name(name, stage * 2, fused_norms=True)
+                assert torch.equal(held.pop(local), hf_mapping.tp_slice(entry, tensor, tp, rank)), local
+            assert not held
+
+
+def test_rope_is_written_in_both_forms(tmp_path: Path) -> None:
+    source = models.make(tmp_path / "hf")
+    config = json.loads((source / "config.json").read_text())
+    del config["rope_parameters"]  # what transformers 4 wrote
+    (source / "config.json").write_text(json.dumps(config))
+    megatron = hf_to_megatron(source, tmp_path / "megatron", rope_theta=500_000, max_positions=131_072)
+    back = megatron_to_hf(megatron, tmp_path / "back")
+    written = json.loads((back / "config.json").read_text())
+    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == 500_000.0
+    assert written["max_position_embeddings"] == 131_072
+    assert not torch.allclose(models.logits(back), models.logits(source), atol=1e-3)
+    assert ModelConfig.from_hf(back).rope_theta == 500_000.0
+
+
+def test_lineage_names_the_inputs(tmp_path: Path) -> None:
+    source = models.make(tmp_path / "hf")
+    sharded = tmp_path / "sharded"
+    a = json.loads((hf_to_megatron(source, tmp_path / "a") / "lineage.json").read_text())
+    megatron_to_hf(tmp_path / "a", sharded, shard_bytes=10_000)
+    b = json.loads((hf_to_megatron(sharded, tmp_path / "b") / "lineage.json").read_text())
+    other = models.make(tmp_path / "other", seed=1)
+    c = json.loads((hf_to_megatron(other, tmp_path / "c") / "lineage.json").read_text())
+    digest_a, digest_b, digest_c = (x["inputs"]["source"]["digest"] for x in (a, b, c))
+    assert digest_a == digest_b != digest_c
+    assert a["inputs"]["source"]["path"] == str(source)
+
+
+def test_mismatch_of_config_and_weights_is_named(tmp_path: Path) -> None:
+    source = models.make(tmp_path / "hf")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"intermediate_size": 81}))
+    with pytest.raises(UserError, match=r"gate_proj.weight has shape \(80, 48\), the configuration says \(81, 48\)"):
+        hf_to_megatron(source, tmp_path / "megatron")
+    (source / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
+    with pytest.raises(UserError, match="hold no model.layers.4"):
+        hf_to_megatron(source, tmp_path / "megatron")
+    assert not (tmp_path / "megatron").exists()
