@@ -1,15 +1,11 @@
-"""Best-fit packing of millions of samples, decided on counts of lengths.
+"""Packing of millions of samples into rows of a fixed number of tokens.
 
-Samples of the same length are interchangeable and lengths are small integers (at most the capacity C), so
-best-fit-decreasing (Johnson 1974: longest sample first, each into the fullest pack that has room) need not look at
-samples one by one. The state is, for each residual room r, the runs of packs with that room. One decision places as
-many samples of a length l as a run can take: r // l in each pack. The number of decisions depends on the distinct
-lengths, hardly on the samples: 5.5M samples take some 100 thousand decisions. What then remains is numpy over the
-samples: one radix sort to find them by length, one `repeat` to hand out pack numbers. Time O(n + decisions), memory
-about 40 bytes a sample.
+What lies together is decided on counts of lengths (``fit.py``: exact pairs, or best-fit-decreasing where that needs
+fewer packs), in a fraction of a second at any number of samples. What remains is numpy over the samples: one radix
+sort to find them by length, one `repeat` to hand out pack numbers. Time O(n), memory about 40 bytes a sample.
 
-The result is exactly a best-fit-decreasing packing (at most 11/9 of the optimum in theory; at this recipe's
-lengths within 0.02% of the bound sum(lengths) / C, see benchmarks/packing.py).
+At this recipe's lengths the number of packs is within 0.002% of the bound sum(lengths) / capacity; on any input it is
+within 0.01% of the bound or no more than best-fit-decreasing needs (benchmarks/packing.py measures both).
 """
 
 from __future__ import annotations
@@ -17,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nemo_openmath.sft.permutation import permutation
+from nemo_openmath.sft.fit import best_fit, pair_fit
+from nemo_openmath.sft.permutation import hash_indices
 
 
 def pack(lengths: ArrayLike, capacity: int, seed: int = 0) -> tuple[NDArray[np.int32], int]:
@@ -38,75 +35,25 @@ def pack(lengths: ArrayLike, capacity: int, seed: int = 0) -> tuple[NDArray[np.i
         row = int(np.flatnonzero(sizes == wrong)[0])
         raise ValueError(f"sample {row} has {wrong} tokens: outside 1..{capacity}")
 
-    starts, packs, per_pack = _decide(np.bincount(sizes, minlength=longest + 1), capacity)
+    counts = np.bincount(sizes)
+    decisions, count = pair_fit(counts, capacity)
+    bound = -(-int(sizes.sum(dtype=np.int64)) // capacity)
+    if count > bound * 1.0001:  # there is something to gain: see whether the other does better
+        others, fewer = best_fit(counts, capacity)
+        if fewer < count:
+            decisions, count = others, fewer
+    first, packs, each, length = np.array(decisions, np.int64).T
+    by_length = np.argsort(-length, kind="stable")
+    first, packs, each = first[by_length], packs[by_length], each[by_length]
 
-    # Samples in the order the decisions consume them: longest first, samples of one length in a seeded order.
-    # Keys of 16 bits are sorted by radix, in linear time.
-    shuffled = permutation(sizes.size, seed)
+    # Samples in the order the decisions take them: longest first, samples of one length in a seeded order.
+    # numpy sorts keys of 16 bits by radix, in linear time.
+    shuffled = np.argsort((hash_indices(sizes.size, seed) >> np.uint64(48)).astype(np.uint16), kind="stable")
     keys = (longest - sizes[shuffled]).astype(np.uint16 if longest - shortest < 1 << 16 else np.int64)
     order = shuffled[np.argsort(keys, kind="stable")]
     del shuffled, keys
 
-    # Decision d fills packs starts[d], starts[d] + 1, ... with per_pack[d] samples each.
-    runs = np.repeat(per_pack, packs)  # samples that each (decision, pack) pair takes
-    first = np.repeat(starts - (np.cumsum(packs) - packs), packs)
-    pack_of = np.repeat((first + np.arange(len(runs))).astype(np.int32), runs)
+    slots = np.arange(int(packs.sum())) + np.repeat(first - (np.cumsum(packs) - packs), packs)  # a pack per decision
     index = np.empty(sizes.size, np.int32)
-    index[order] = pack_of
-    return index, int((starts + packs).max())
-
-
-def _decide(counts: NDArray[np.int64], capacity: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Best-fit-decreasing over counts[length]. Returns the decisions in order (first pack, packs, samples a pack)."""
-    starts: list[int] = []
-    packs: list[int] = []
-    per_pack: list[int] = []
-    room: list[list[tuple[int, int]]] = [[] for _ in range(capacity + 1)]  # residual -> runs (first pack, packs)
-    words = [0] * ((capacity >> 6) + 1)  # bit r % 64 of words[r // 64]: room[r] is not empty
-    top = 0  # bit w: words[w] is not zero
-    opened = 0
-
-    for length in np.flatnonzero(counts)[::-1].tolist():
-        left = int(counts[length])
-        while left:
-            # The fullest packs that have room: the lowest set bit at or above `length`.
-            word = length >> 6
-            bits = words[word] >> (length & 63) << (length & 63)
-            if not bits:
-                above = top >> (word + 1)
-                if above:
-                    word += (above & -above).bit_length()
-                    bits = words[word]
-            if bits:
-                residual = (word << 6) + (bits & -bits).bit_length() - 1
-                run, size = room[residual].pop()
-                if not room[residual]:
-                    words[word] &= ~(bits & -bits)
-                    if not words[word]:
-                        top &= ~(1 << word)
-            else:  # nothing has room: open as many packs as the rest of this length fills
-                residual = capacity
-                run, size = opened, -(-left // (capacity // length))
-                opened += size
-            each = residual // length
-            full = min(size, left // each)
-            last = (
-                min(left - full * each, each) if full < size else 0
-            )  # one more pack takes what is left, less than `each`
-            for first, many, take in (
-                (run, full, each),
-                (run + full, min(1, last), last),
-                (run + full + min(1, last), size - full - min(1, last), 0),
-            ):
-                if not many:
-                    continue
-                if take:
-                    starts.append(first)
-                    packs.append(many)
-                    per_pack.append(take)
-                rest = residual - take * length
-                room[rest].append((first, many))
-                words[rest >> 6] |= 1 << (rest & 63)
-                top |= 1 << (rest >> 6)
-            left -= full * each + last
-    return np.array(starts, np.int64), np.array(packs, np.int64), np.array(per_pack, np.int64)
+    index[order] = np.repeat(slots.astype(np.int32), np.repeat(each, packs))
+    return index, count
