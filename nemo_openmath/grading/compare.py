@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from nemo_openmath.grading import lexer, plain, texts
 from nemo_openmath.grading.equivalence import Comparison
-from nemo_openmath.grading.forms import Form, Scalar, form
+from nemo_openmath.grading.forms import Empty, Form, Scalar, form
 from nemo_openmath.grading.lexer import NotMath
 from nemo_openmath.grading.parser import Node, Parser
 from nemo_openmath.grading.verdict import Grade, Verdict, equal, not_equal, unknown
@@ -19,7 +19,7 @@ from nemo_openmath.grading.verdict import Grade, Verdict, equal, not_equal, unkn
 _SPACES = re.compile(r"\s+")
 _BARE_LOG = re.compile(r"log(?![_\w])|\\log(?!\s*_)")
 _LABEL = re.compile(r"^\x01[^\x02\x01]{1,60}\x02\s*[=:]\s*")
-_CHARACTERS = re.compile(r"[\x01\x02{}]|\s+")
+_SPACE = re.compile(r"((?<=[\w.])\s+(?=[\w.])|(?<=,)\s+(?=\d))|\s+")  # group 1: a space that means something
 
 
 def compare(predicted: str | None, expected: str | None, *, take_modulo: int | None = None) -> Grade:
@@ -81,7 +81,7 @@ class _Reading:
             self.canonical = _SPACES.sub("", text)
             return
         self.cleaned = _LABEL.sub("", self.cleaned)
-        self.canonical = _CHARACTERS.sub("", self.cleaned).replace("dfrac", "frac").replace("tfrac", "frac")
+        self.canonical = _canonical(self.cleaned)
         source = texts.number_word(self.words) or self.cleaned
         for variant in _comma_readings(source):
             try:
@@ -99,6 +99,15 @@ class _Reading:
         node: Node = parser.parse()
         self.ambiguous |= parser.ambiguous
         return form(node)
+
+
+def _canonical(cleaned: str) -> str:
+    """One spelling for texts that differ in dress alone; spaces stay where they keep digits or words apart."""
+    text = cleaned.replace("\x01", " ").replace("\x02", " ").strip()
+    text = (
+        text.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac").replace(r"\leq", r"\le").replace(r"\geq", r"\ge")
+    )
+    return _SPACE.sub(lambda m: " " if m[1] else "", text)
 
 
 @lru_cache(maxsize=4096)
@@ -132,7 +141,7 @@ def _compare(predicted: str, expected: str) -> Grade:
     chosen = _choices(p, e)
     if chosen is not None:
         return chosen
-    by_words = texts.compare_words(p.words, e.words, bool(p.forms), bool(e.forms))
+    by_words = texts.compare_words(p.words, e.words, bool(p.forms), bool(e.forms), _is_empty(p), _is_empty(e))
     if by_words is not None:
         return by_words
     if not p.forms or not e.forms:
@@ -143,6 +152,10 @@ def _compare(predicted: str, expected: str) -> Grade:
         if other.verdict is not grade.verdict:
             return unknown("depends on how far a slash or a function reaches")
     return grade
+
+
+def _is_empty(reading: _Reading) -> bool:
+    return any(isinstance(f, Empty) for f in reading.forms)
 
 
 def _compare_readings(p: list[Form], e: list[Form], source: str) -> Grade:
@@ -174,7 +187,7 @@ def _choices(p: _Reading, e: _Reading) -> Grade | None:
             return equal("same choice")
         same = compare(a[1], b[1])
         return same if same.is_equal else unknown("the same letter with different texts")
-    letter, text = a or b  # type: ignore[misc]
+    _, text = a or b  # type: ignore[misc]
     other = e if a is not None else p
     if not text:
         is_value = any(not (isinstance(f, Scalar) and f.node[0] == "sym") for f in other.forms)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from nemo_openmath.grading import numeric
+from nemo_openmath.grading.evaluate import Evaluator
 from nemo_openmath.grading.forms import (
     INFINITY,
     MINUS_INFINITY,
@@ -28,6 +29,7 @@ from nemo_openmath.grading.forms import (
     Without,
     as_region,
 )
+from nemo_openmath.grading.intervals import Ball, OutOfReach, add, from_exact, midpoint, sign
 from nemo_openmath.grading.numeric import symbols
 from nemo_openmath.grading.parser import Node
 from nemo_openmath.grading.units import COUNTED
@@ -137,11 +139,16 @@ class Comparison:
         if u is None or v is None:
             plain, bare, unit = (x, y, v) if u is None else (y, x, u)
             grade = self.nodes(x, y)
+            if unit == "percent":
+                hundredths = self.nodes(plain, ("percent", bare))
+                if grade.is_equal and not hundredths.is_equal and not self._above_one(bare):
+                    return unknown("a percentage of at most one against the same number")
+                grade = grade if grade.is_equal else hundredths
             if grade.is_equal:
                 return equal("same number, one without unit")
             if unit == "percent":
-                grade = self.nodes(plain, ("percent", bare))
-            elif isinstance(unit, tuple) and unit[0] == (("deg", 1),):
+                return grade
+            if isinstance(unit, tuple) and unit[0] == (("deg", 1),):
                 grade = self.nodes(plain, ("unit", bare, unit[0], unit[1]))
             return grade
         if u == "percent" or v == "percent":
@@ -156,6 +163,14 @@ class Comparison:
         if kinds & COUNTED and self.nodes(x, y).is_equal:
             return unknown("the same number of different things")
         return not_equal("different units")
+
+    def _above_one(self, node: Node) -> bool:
+        """Whether 50 in 50% is clearly no fraction of one already."""
+        try:
+            value = Evaluator(64, {}, self.log_base).value(node)
+            return sign(add(value, from_exact(-1, 64), 64).re) > 0 if isinstance(value, Ball) else value > 1
+        except ArithmeticError:
+            return False
 
     def _collections(self, a: Collection, b: Collection) -> Grade:
         xs, ys = a.items, b.items
@@ -172,9 +187,13 @@ class Comparison:
         verdict = all_of([*rows_ok, *columns_ok])
         if not verdict.is_equal:
             return verdict
-        if lists and len(xs) != len(ys):
-            return unknown("values are repeated") if a.braces or b.braces else not_equal("different numbers of values")
-        if lists and self._repeats(xs):
+        if not lists:
+            return equal("same values")
+        if a.braces or b.braces:
+            return equal("same values") if len(xs) == len(ys) else unknown("values are repeated")
+        if not _pair_up(grades):
+            return not_equal("different numbers of values")
+        if self._repeats(xs):
             # A list with repetitions is a sequence: its order may matter.
             return unknown("the same values in another order, with repetitions")
         return equal("same values")
@@ -244,14 +263,47 @@ class Comparison:
         return unknown("moduli")
 
     def _regions(self, a: Region, b: Region) -> Grade:
-        xs, ys = a.intervals, b.intervals
-        if len(xs) * len(ys) > MAX_PAIRS:
-            return unknown("too many intervals")
-        grades = [[self._intervals(x, y) for y in ys] for x in xs]
-        grade = all_of([*map(_best, grades), *(_best(column) for column in zip(*grades, strict=True))])
-        if grade.verdict is Verdict.NOT_EQUAL and max(len(xs), len(ys)) > 1 and len(xs) != len(ys):
-            return unknown("unions of different numbers of intervals")
-        return grade
+        xs, ys = self._merged(a.intervals), self._merged(b.intervals)
+        if xs is None or ys is None:
+            return unknown("ends of intervals that are no real numbers")
+        if len(xs) != len(ys):
+            return not_equal("different numbers of intervals")
+        return all_of([self._intervals(x, y) for x, y in zip(xs, ys, strict=True)])
+
+    def _merged(self, intervals: Sequence[Interval]) -> list[Interval] | None:
+        """Intervals from left to right, those that overlap or touch made one."""
+        if len(intervals) == 1:
+            return list(intervals)
+        try:
+            ends = [(self._place(i.low), self._place(i.high)) for i in intervals]
+        except ArithmeticError:
+            return None
+        merged: list[Interval] = []
+        reach: float | Fraction = 0
+        for (low, high), i in sorted(zip(ends, intervals, strict=True), key=lambda pair: pair[0]):
+            last = merged[-1] if merged else None
+            if last is None or low > reach or (low == reach and not (i.low_closed or last.high_closed)):
+                merged.append(i)
+                reach = high
+                continue
+            start_closed = last.low_closed or (i.low_closed and self._place(last.low) == low)
+            if high > reach:
+                merged[-1], reach = Interval(last.low, start_closed, i.high, i.high_closed), high
+            else:
+                end_closed = last.high_closed or (i.high_closed and high == reach)
+                merged[-1] = Interval(last.low, start_closed, last.high, end_closed)
+        return merged
+
+    def _place(self, node: Node) -> float | Fraction:
+        """Where an end lies, exactly or to 100 bits; equal ends have equal places."""
+        if node in (INFINITY, MINUS_INFINITY):
+            return float("inf") if node == INFINITY else float("-inf")
+        value = Evaluator(192, {}, self.log_base).value(node)
+        if not isinstance(value, Ball):
+            return Fraction(value)
+        if value.im is not None:
+            raise OutOfReach("complex end")
+        return Fraction(round(midpoint(value.re) * (1 << 100)), 1 << 100)
 
     def _intervals(self, a: Interval, b: Interval) -> Grade:
         ends = all_of([self.nodes(a.low, b.low), self.nodes(a.high, b.high)])
@@ -269,14 +321,50 @@ class Comparison:
                 if all(g.is_equal for g in grades):
                     return equal("same relation")
             return unknown("relations")
+        if any(self._no_root(x, y) for x, y in ((a, b), (b, a))):
+            return not_equal("a value that does not solve the equation")
         first, second = _sides(a, b), _sides(b, a)
         if first is None or second is None:
             return unknown("an equation against another kind of answer")
         return _proportional(first, second, self.log_base)
 
+    def _no_root(self, equation: Form, values: Form) -> bool:
+        """Whether a listed value certainly does not solve an equation in one unknown."""
+        if not isinstance(equation, Relation) or equation.operators != ("=",) or isinstance(values, Relation):
+            return False
+        unknowns = symbols(("rel", equation.nodes))
+        items = values.items if isinstance(values, Collection) else (values,)
+        if len(unknowns) != 1 or not all(isinstance(i, Scalar) and not symbols(i.node) for i in items):
+            return False
+        (name,) = unknowns
+        left, right = equation.nodes
+        return any(
+            self.nodes(_put(left, name, i.node), _put(right, name, i.node)).verdict is Verdict.NOT_EQUAL
+            for i in items
+            if isinstance(i, Scalar)
+        )
+
+
+def _put(node: Node, name: str, value: Node) -> Node:
+    """The expression with a value in the place of a symbol."""
+    if node == ("sym", name):
+        return value
+    return tuple(_put(part, name, value) if isinstance(part, tuple) else part for part in node)
+
 
 def replace_braces(c: Collection) -> Collection:
     return Collection(c.items, braces=True, name=c.name)
+
+
+def _pair_up(grades: Sequence[Sequence[Grade]]) -> bool:
+    """Whether every row can be given an equal column of its own."""
+    free = list(range(len(grades[0])))
+    for row in grades:
+        match = next((j for j in free if row[j].is_equal), None)
+        if match is None:
+            return False
+        free.remove(match)
+    return not free
 
 
 def _best(grades: Sequence[Grade]) -> Grade:

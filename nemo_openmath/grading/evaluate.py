@@ -198,7 +198,7 @@ class Evaluator:
         if base is not None:
             raise OutOfReach(name)
         if name == "abs":
-            return ball.absolute(x, self.prec) if isinstance(x, Ball) else abs(x)
+            return ball.absolute(x, self.prec) if isinstance(x, Ball) else max(x, -x)
         if name == "floor":
             return ball.floor(x) if isinstance(x, Ball) else math.floor(x)
         if name == "ceil":
@@ -222,7 +222,7 @@ class Evaluator:
         if any(isinstance(v, Ball) for v in values):
             raise OutOfReach(name)
         if name in ("max", "min"):
-            numbers = [v for v in values if not isinstance(v, Ball)]
+            numbers: list[Exact] = [v for v in values if not isinstance(v, Ball)]
             return max(numbers) if name == "max" else min(numbers)
         naturals = [self._natural(v) for v in values]
         return math.gcd(*naturals) if name == "gcd" else math.lcm(*naturals)

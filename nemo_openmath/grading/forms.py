@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from nemo_openmath.grading import numeric
 from nemo_openmath.grading.lexer import NotMath
 from nemo_openmath.grading.numeric import symbols
 from nemo_openmath.grading.parser import Node
@@ -222,8 +223,11 @@ def _related(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> Form:
     operators = tuple("=" if op == "approx" else op for op in operators)
     if set(operators) == {"="}:
         name = _name(nodes[0])
-        if name is not None and (len(nodes) == 2 or len(set(nodes[1:])) == 1):
+        agreed = all(numeric.same(node, nodes[-1]).is_equal for node in nodes[1:-1])
+        if name is not None and agreed:
             return _named(form(nodes[-1]), name)
+        if agreed and not any(map(symbols, nodes)) and numeric.same(nodes[0], nodes[-1]).is_equal:
+            return form(nodes[-1])
         if len(nodes) == 2 and (name := _name(nodes[1])) is not None and not symbols(nodes[0]):
             return _named(form(nodes[0]), name)
         return Relation(operators, nodes)

@@ -70,7 +70,7 @@ def atom(re: Interval, im: Interval | None = None) -> Ball:
 def magnitude(x: Interval) -> float:
     """log2 of the largest absolute value, about."""
     best = -1e9
-    for sign, man, exp, bc in x:
+    for _, man, exp, bc in x:
         if not man:
             if exp:
                 raise OutOfReach("infinite")

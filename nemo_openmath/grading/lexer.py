@@ -46,13 +46,16 @@ _TRANSLATE = str.maketrans(_UNICODE)
 _DRESS = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|middle)(?![a-zA-Z])\.?"
     r"|\\(?:displaystyle|textstyle|limits|nolimits|quad|qquad|mathstrut|hspace\{[^{}]{0,20}\}|hline|bf|rm|it)(?![a-zA-Z])"
-    r"|\\[!,;:> ]|~"
+    r"|(?<!\\)\\[!,;:> ]|~"
 )
 _FONT = re.compile(r"\\(?:mathbf|mathit|mathcal|mathsf|boldsymbol|bm|pmb|ensuremath|boxed|fbox)(?![a-zA-Z])")
+_PMOD = re.compile(r"\\pmod\s*(?:\{([^{}]{0,60})\}|(\d+))")
 _GROUPED = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\{,\}|,?\\[!,; ]|~| )\d{3})+(?!\d)")
 _DECIMAL_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d)")
 COMMA_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d])")
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mbox|operatorname\*?|emph)\s*\{([^{}\\$]*)\}")
+_TEXT = re.compile(
+    r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mbox|operatorname\*?|emph)\s*\{((?:[^{}\\$]|\\[$%&_, ])*)\}"
+)
 
 _TOKEN = re.compile(
     r"\s*(?:"
@@ -111,6 +114,7 @@ def clean(text: str) -> str:
     text = _GROUPED.sub(lambda m: re.sub(r"\D", "", m[0]), text)
     text = _DECIMAL_COMMA.sub(".", text)
     text = _TEXT.sub(lambda m: f"\x01{m[1]}\x02", text)
+    text = _PMOD.sub(r"(\\bmod \1\2)", text)
     text = _FONT.sub(" ", text)
     text = _DRESS.sub(" ", text)
     text = text.replace(r"\(", " ").replace(r"\)", " ").strip()
@@ -118,7 +122,8 @@ def clean(text: str) -> str:
         text = text[2:-2]
     if text.count("$") - text.count("\\$") >= 2:
         text = re.sub(r"(?<!\\)\$", " ", text)
-    return text.rstrip(" \t\n.,;").lstrip()
+    text = text.rstrip(" \t\n.,;").lstrip()
+    return text[:-1].rstrip() if text.endswith("\\") and not text.endswith("\\\\") else text
 
 
 def tokenize(text: str) -> list[Token]:

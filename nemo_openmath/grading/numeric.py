@@ -55,8 +55,9 @@ def same(a: Node, b: Node, log_base: int = 0) -> Grade:
     return _same_function(a, b, names, log_base)
 
 
-def same_number(a: Node, b: Node, values: Mapping[str, Exact], log_base: int = 0) -> Grade:
-    """Compare the values of two expressions at given values of their symbols."""
+def same_number(a: Node, b: Node, values: Mapping[str, Exact], log_base: int = 0, *, real: bool = False, agreement: float = AGREEMENT) -> Grade:
+    """Compare the values of two expressions at given values of their symbols. ``real``: unknown where one is not;
+    ``agreement``: bits that have to agree at a point."""
     precision = FIRST_PRECISION
     gap = 0.0
     heights = 0.0
@@ -68,6 +69,8 @@ def same_number(a: Node, b: Node, values: Mapping[str, Exact], log_base: int = 0
             if not isinstance(x, ball.Ball) and not isinstance(y, ball.Ball):
                 return EXACT if x == y else DIFFERENT
             left, right = evaluator.ball(x), evaluator.ball(y)
+            if real and (left.im is not None or right.im is not None):
+                return unknown("outside the real domain")
             different, gap = ball.apart(left, right, precision)
             if different:
                 return DIFFERENT
@@ -75,6 +78,8 @@ def same_number(a: Node, b: Node, values: Mapping[str, Exact], log_base: int = 0
             heights = difference.u + difference.l
             if evaluator.transcendental:
                 needed = AGREEMENT + 2 * heights
+            elif values:
+                needed = agreement  # at a random point a coincidence is as good as excluded
             else:
                 needed = (evaluator.degree - 1) * difference.u + difference.l + 1
             if -gap > needed:
@@ -91,7 +96,30 @@ def same_number(a: Node, b: Node, values: Mapping[str, Exact], log_base: int = 0
         precision = int(min(MAX_PRECISION, max(2 * precision, min(needed, MAX_PRECISION))))
     if -gap > AGREEMENT + 2 * heights and -gap > MAX_PRECISION / 2:
         return equal(f"all of {int(-gap * 0.301)} digits agree")
+    if _folded(a) == _folded(b):
+        return EXACT
     return unknown("too close to tell apart")
+
+
+def _folded(node: Node) -> Node:
+    """The expression with its exact parts evaluated: 9^(9^9) as 9^387420489."""
+    if node and node[0] in ("sym", "const", "num"):
+        return ("num", node[1], 0) if node[0] == "num" else node
+    try:
+        value = Evaluator(FIRST_PRECISION).value(node)
+        if not isinstance(value, ball.Ball):
+            return ("num", value, 0)
+    except (ArithmeticError, ValueError, IndexError, TypeError):
+        pass
+    return tuple(_folded(part) if isinstance(part, tuple) else part for part in node)
+
+
+def _written_bits(folded: Node) -> float:
+    """Bits of the numbers that stand in an expression."""
+    if folded and folded[0] == "num":
+        value = Fraction(folded[1])
+        return ball.log2_int(value.numerator) + ball.log2_int(value.denominator)
+    return sum(_written_bits(part) for part in folded if isinstance(part, tuple))
 
 
 def _points(names: list[str], seed: str) -> Iterator[tuple[str, dict[str, Exact]]]:
@@ -99,7 +127,7 @@ def _points(names: list[str], seed: str) -> Iterator[tuple[str, dict[str, Exact]
     rng = random.Random(seed)
 
     def rational() -> Fraction:
-        return Fraction(rng.randrange(1 << 10, 1 << 14), rng.randrange(1 << 10, 1 << 12) | 1)
+        return Fraction(rng.randrange(13, 400), rng.randrange(11, 61, 2))  # small: exponents become root indices
 
     for _ in range(3):
         yield "positive", {name: rational() for name in names}
@@ -108,30 +136,41 @@ def _points(names: list[str], seed: str) -> Iterator[tuple[str, dict[str, Exact]
             "signed",
             {name: -rational() if i == 0 or rng.random() < 0.5 else rational() for i, name in enumerate(names)},
         )
-    whole = rng.sample(range(2, 60), min(len(names), 50)) if len(names) <= 50 else []
-    for shift in (0, 1) if whole else ():
-        yield "whole", {name: value + shift for name, value in zip(names, whole, strict=True)}
+    if len(names) <= 50:
+        for shift in (0, 1, 2):
+            whole = rng.sample(range(1, 60), len(names))
+            yield "whole", {name: 2 * value + shift for name, value in zip(names, whole, strict=True)}
 
 
 def _same_function(a: Node, b: Node, names: list[str], log_base: int) -> Grade:
     seen: dict[str, set[bool]] = {}
+    real = not (_mentions(a, ("const", "i")) or _mentions(b, ("const", "i")))
+    points = 0
+    agreement = AGREEMENT + 2 * (_written_bits(_folded(a)) + _written_bits(_folded(b)))
     failure = unknown("no point to compare at")
     for kind, point in _points(names, repr((a, b) if repr(a) < repr(b) else (b, a))):
-        grade = same_number(a, b, point, log_base)
+        grade = same_number(a, b, point, log_base, real=real, agreement=agreement)
         if grade.verdict == "unknown":
             failure = grade
             continue
+        points += 1
         seen.setdefault(kind, set()).add(grade.is_equal)
         if kind == "positive" and not grade.is_equal and not _counts(names):
             return _renamed(a, b)
     if not seen:
         return failure
+    if points < 3:
+        return unknown("defined at too few points")
     results = set().union(*seen.values())
     if results == {True}:
         return equal("same function of its symbols")
     if results == {False}:
         return _renamed(a, b)
     return unknown("equal for some values of the symbols only")
+
+
+def _mentions(node: Node, wanted: Node) -> bool:
+    return node == wanted or any(_mentions(part, wanted) for part in node if isinstance(part, tuple))
 
 
 def _counts(names: list[str]) -> bool:
@@ -141,6 +180,8 @@ def _counts(names: list[str]) -> bool:
 def _renamed(a: Node, b: Node) -> Grade:
     """Different functions, unless one is the other with its symbols renamed."""
     first, second = symbols(a), symbols(b)
+    if a[0] == b[0] == "sym":
+        return not_equal("different symbols")
     if first != second and len(first) == len(second) == 1:
         (x,), (y,) = first, second
         if _same_function(_rename(a, x, y), b, [y], 0).is_equal:
@@ -186,7 +227,7 @@ def _rounded(a: Node, b: Node, log_base: int) -> Grade | None:
     try:
         value = Evaluator(128, {}, log_base).value(other)
         if not isinstance(value, ball.Ball):
-            gap = abs(literal - value)
+            gap, cut_off = abs(literal - value), abs(literal) < abs(value)
             terminating = _terminates(Fraction(value))
         else:
             difference = ball.add(value, ball.from_exact(-literal, 128), 128)
@@ -194,13 +235,13 @@ def _rounded(a: Node, b: Node, log_base: int) -> Grade | None:
                 return None
             # Midpoint is enough here: an enclosure of 128 bits is far narrower than any written last place.
             middle = ball.midpoint(difference.re)
-            gap, terminating = abs(middle), False
+            gap, terminating, cut_off = abs(middle), False, literal * middle > 0
     except (Undecided, Undefined, OutOfReach):
         return None
     if digits < MIN_ROUNDED_DIGITS or gap == 0:
         return None
     place = _last_place(literal, digits)
-    if gap >= place:
+    if gap >= place or (gap * 2 > place and not cut_off):
         return None
     if terminating:
         return unknown("a rounding of an exact number") if digits >= SURE_DIGITS and gap * 2 <= place else DIFFERENT

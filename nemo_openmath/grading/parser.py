@@ -188,7 +188,7 @@ class Parser:
         """Factors side by side."""
         node = self._factor()
         while self._starts_factor():
-            node = self._mixed(node) or _times(node, self._factor())
+            node = _times(node, self._factor())
         return node
 
     def _mixed(self, node: Node) -> Node | None:
@@ -196,7 +196,7 @@ class Parser:
         if node[0] != "num" or not isinstance(node[1], int) or self._peek() != ("cmd", "frac"):
             return None
         start = self.position
-        fraction = self._factor()
+        fraction = self._primary()
         match fraction:
             case ("div", ("num", int(a), 0), ("num", int(b), 0)) if 0 < a < b and self.tokens[start - 1][0] == "num":
                 return ("num", node[1] + Fraction(a, b), 0)
@@ -222,14 +222,15 @@ class Parser:
 
     def _factor(self) -> Node:
         node = self._primary()
+        node = self._mixed(node) or node
         while True:
             op = self._op()
             if op in ("^", "**"):
                 self.position += 1
                 if self._take("°") or self._braced("°"):
                     node = ("unit", node, (("deg", 1),), Fraction(1))
-                elif self._take("'"):
-                    pass
+                elif (self._take("'") or self._braced("'")) and node[0] == "sym":
+                    node = ("sym", node[1] + "'")
                 else:
                     node = ("pow", node, self._exponent())
             elif op == "!":

@@ -50,6 +50,7 @@ _NUMBER_WORDS = {
         seventeen eighteen nineteen twenty""".split()
     )
 }
+_NO_SOLUTION = ("emptiness", "no solution")
 _EXCLUSIVE = frozenset(
     {"truth", "emptiness", "parity", "weekday", "month", "color", "winner", "existence"}
 )  # no number
@@ -96,13 +97,15 @@ def is_wordy(text: str) -> bool:
     return bool(text) and re.fullmatch(r"[A-Za-z][A-Za-z' \-,.]*", text) is not None and len(text) > 1
 
 
-def compare_words(p: str, e: str, p_is_math: bool, e_is_math: bool) -> Grade | None:
+def compare_words(p: str, e: str, p_is_math: bool, e_is_math: bool, p_is_empty: bool, e_is_empty: bool) -> Grade | None:
     """Compare two unwrapped texts of which at least one is no expression; None: words do not decide."""
     a, b = closed_class(p), closed_class(e)
     if a and b:
         if a == b:
             return equal("same word")
         return not_equal("different words of one kind") if a[0] == b[0] else unknown("different words")
+    if (a == _NO_SOLUTION and e_is_empty) or (b == _NO_SOLUTION and p_is_empty):
+        return equal("nothing")
     if (a and a[0] in _EXCLUSIVE and e_is_math) or (b and b[0] in _EXCLUSIVE and p_is_math):
         return not_equal("a word against a number")
     if is_wordy(p) and is_wordy(e) and words(p) == words(e):
