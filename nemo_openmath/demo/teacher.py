@@ -10,9 +10,12 @@ Its text is a pure function of the prompt and the request's seed (of the prompt 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import contextlib
 import json
 import random
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +23,7 @@ from pathlib import Path
 from nemo_openmath.demo import clerk, solver
 from nemo_openmath.demo.rates import TeacherConfig
 from nemo_openmath.engines.protocol import Capabilities, Chunk, Completion, Finish, Request, Sampling, Usage
+from nemo_openmath.engines.server import OpenAIServer
 from nemo_openmath.errors import UserError
 from nemo_openmath.transcripts import ChatTokenizer, Message, Template, load_template
 
@@ -146,18 +150,51 @@ _TASKS: dict[str, Callable[[dict[str, str], str, random.Random, TeacherConfig], 
 }
 
 
-def load_config(path: str | Path | None) -> TeacherConfig:
-    """Rates from a JSON object; those not named keep their defaults. Raises UserError naming the wrong key."""
-    if path is None:
+def load_config(config: str | Path | None) -> TeacherConfig:
+    """Rates from a JSON object, given as text or as a file; those not named keep their defaults.
+
+    Raises UserError naming the wrong key or value.
+    """
+    if config is None:
         return TeacherConfig()
+    inline = isinstance(config, str) and config.lstrip().startswith("{")
+    where = None if inline else config
     try:
-        values = json.loads(Path(path).read_text())
-        unknown = set(values) - {field.name for field in fields(TeacherConfig)}
+        values = json.loads(str(config) if inline else Path(config).read_text())
+        known = [field.name for field in fields(TeacherConfig)]
+        unknown = sorted(set(values) - set(known))
         if unknown:
-            known = ", ".join(field.name for field in fields(TeacherConfig))
-            raise UserError(f"unknown rate {sorted(unknown)[0]!r}", file=path, remedy=f"one of {known}")
+            raise UserError(f"unknown rate {unknown[0]!r}", file=where, remedy=f"one of {', '.join(known)}")
         return TeacherConfig(**values)
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"cannot read the teacher's rates ({error})", file=path, remedy="a JSON object of rates"
-        ) from error
+        problem = f"cannot read the teacher's rates ({error})"
+        raise UserError(problem, file=where, remedy="give a JSON object of rates") from error
+
+
+async def serve(teacher: StandInTeacher, port: int) -> None:
+    """Serve until cancelled; one JSON line on stdout tells the URL when ready."""
+    async with OpenAIServer(teacher, port=port) as server:
+        ready = {"url": server.url, "model": teacher.model, "what": "a program that stands in for a language model"}
+        print(json.dumps(ready), flush=True)
+        await asyncio.Event().wait()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``python -m nemo_openmath.demo.teacher --tokenizer DIR [--config JSON] [--port N]``."""
+    parser = argparse.ArgumentParser(prog="python -m nemo_openmath.demo.teacher", description=__doc__)
+    parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer that prompts are written with")
+    parser.add_argument("--config", help="rates of errors: a JSON object, or a file that holds one")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one; the URL is printed")
+    options = parser.parse_args(arguments)
+    try:
+        teacher = StandInTeacher(ChatTokenizer.load(options.tokenizer), load_config(options.config))
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(serve(teacher, options.port))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return int(error.exit_code)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,11 +1,15 @@
 """The stand-in behind the Engine protocol: reads prompts from token ids, reads outputs, errs at its stated rates."""
 
+import asyncio
 import contextlib
 import io
+import json
+import sys
 from dataclasses import fields, replace
 from itertools import chain, islice
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from nemo_openmath.demo import Item, StandInTeacher, TeacherConfig, make_benchmark, make_item, train_tokenizer
@@ -148,3 +152,25 @@ def test_a_wrong_rate_is_named(tmp_path: Path) -> None:
     path.write_text('{"cot_error": 1.5}')
     with pytest.raises(UserError, match="not between"):
         load_config(path)
+    assert load_config('{"cot_error": 0.5}') == TeacherConfig(cot_error=0.5)
+
+
+async def test_served_over_http_by_its_own_process(tokenizer: ChatTokenizer) -> None:
+    command = [sys.executable, "-m", "nemo_openmath.demo.teacher", "--tokenizer", str(tokenizer.folder), "--config"]
+    process = await asyncio.create_subprocess_exec(*command, '{"cot_error": 0.3}', stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        url = json.loads(await process.stdout.readline())["url"]
+        item = make_benchmark(0, 3)[2]
+        ids = tuple(tokenizer.prompt_ids(load_template("cot").messages(problem=item.statement)))
+        call = {"model": "stand-in-teacher", "prompt": ids, "max_tokens": 200, "temperature": 0.7, "seed": 5}
+        call |= {"stop": ["</think>"], "include_stop_str_in_output": True, "return_token_ids": True}
+        async with aiohttp.ClientSession() as session, session.post(f"{url}/v1/completions", json=call) as response:
+            (choice,) = (await response.json())["choices"]
+        request = Request(ids, Sampling(max_tokens=200, seed=5, stop=("</think>",)))
+        own = await StandInTeacher(tokenizer, TeacherConfig(cot_error=0.3)).complete(request)
+        assert (choice["text"], tuple(choice["token_ids"])) == (own.text, own.token_ids)
+        assert own.text.endswith("</think>")
+    finally:
+        process.terminate()
+        await process.wait()
