@@ -1,0 +1,372 @@
+"""Client for any OpenAI-compatible server: vLLM, SGLang, TensorRT-LLM, our own, or a plain one.
+
+Every request ends exactly once, with a completion or an :class:`EngineError` that names the server and the cause.
+Cancelling it closes its connection, which makes every one of these servers free what it held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+
+from nemo_openmath.engines.dialects import DIALECTS, OWNERS, Dialect, Piece, chat_dialect, to_completion
+from nemo_openmath.engines.protocol import (
+    Capabilities,
+    Chunk,
+    Completion,
+    EngineError,
+    InvalidRequest,
+    Request,
+    Usage,
+)
+from nemo_openmath.engines.servers import Server, ServerPool
+from nemo_openmath.errors import UserError
+
+CONNECT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """``attempts``: how often a server may fail a request (5xx, disconnect, time-out, damaged answer) before it ends.
+    Waiting because servers are busy (429) or away (connection refused) is bounded by ``patience_s`` instead. Delays
+    grow from ``first_s`` to ``most_s`` by doubling, each drawn between half and whole; Retry-After is obeyed."""
+
+    attempts: int = 5
+    first_s: float = 0.25
+    most_s: float = 30.0
+    patience_s: float = 600.0
+
+    def delay(self, failure: int) -> float:
+        return min(self.most_s, self.first_s * 2.0 ** min(failure, 30)) * random.uniform(0.5, 1.0)
+
+
+class _Failure(Exception):
+    """An attempt failed in a way that another attempt may not. ``counts``: as one of RetryPolicy.attempts;
+    ``blames``: the server's health."""
+
+    def __init__(self, message: str, *, counts: bool = True, blames: bool = True, after_s: float | None = None):
+        super().__init__(message)
+        self.counts, self.blames, self.after_s = counts, blames, after_s
+
+
+class HTTPEngine:
+    """An :class:`Engine` behind HTTP. ``kind="auto"`` asks the server what it is at the first request or ``probe()``.
+
+    ``urls``: base URLs, or the path of a file that lists them (read again when it changes). ``tokenizer``: needed for
+    trtllm, useful for cutting stop strings from token ids. ``api``: "completions", or "chat" for prompts in text that
+    the server renders as a user turn. ``timeout_s``: of a whole attempt; a request's own time limit is kept besides.
+    ``api_key_env``: name of the environment variable that holds the bearer token.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str] | Path,
+        model: str,
+        *,
+        tokenizer: Any = None,
+        api: str = "completions",
+        kind: str = "auto",
+        retry: RetryPolicy | None = None,
+        api_key_env: str | None = None,
+        connections: int = 1024,
+        timeout_s: float = 3600.0,
+    ):
+        if kind != "auto" and kind not in DIALECTS:
+            raise UserError(f"server kind {kind!r} is unknown", remedy=f"use auto or one of {', '.join(DIALECTS)}")
+        if api not in ("completions", "chat"):
+            raise UserError(f"api {api!r} is unknown", remedy="use completions or chat")
+        self._model, self.tokenizer, self._api = model, tokenizer, api
+        self._pool = ServerPool([urls] if isinstance(urls, str) else urls)
+        self._retry = retry or RetryPolicy()
+        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if api_key_env is not None:
+            if not (key := os.environ.get(api_key_env)):
+                raise UserError(f"the environment variable {api_key_env} is empty", remedy="set it to the API key")
+            self._headers["Authorization"] = f"Bearer {key}"
+        self._connections, self._timeout_s = connections, timeout_s
+        self._dialect: Dialect | None = None
+        self._capabilities: Capabilities | None = None
+        if kind != "auto":
+            self._speak(kind, None)
+        self._probing: asyncio.Lock | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    @property
+    def model(self) -> str:
+        return self._model
+
+    @property
+    def capabilities(self) -> Capabilities:
+        if self._capabilities is None:
+            raise EngineError("what the server can do is not known yet: await probe() first", retryable=False)
+        return self._capabilities
+
+    @property
+    def servers(self) -> list[Server]:
+        """The servers and their state, for progress pages."""
+        return self._pool.servers
+
+    async def probe(self) -> Capabilities:
+        """Ask a server what it is and how long its context is. Raises EngineError where none answers in time."""
+
+        async def ask(server: Server) -> dict[str, Any]:
+            return await self._json(server, "GET", "/v1/models", None)
+
+        cards = (await self._with_retries(ask, None)).get("data") or []
+        card = next((c for c in cards if c.get("id") == self._model), None)
+        if card is None:
+            served = ", ".join(str(c.get("id")) for c in cards) or "nothing"
+            raise EngineError(f"no server has the model {self._model!r}; it serves {served}", retryable=False)
+        kind = self._dialect.name if self._dialect else OWNERS.get(str(card.get("owned_by")), "openai")
+        return self._speak(kind, card.get("max_model_len"))
+
+    def _speak(self, kind: str, max_context: int | None) -> Capabilities:
+        self._dialect = DIALECTS[kind] if self._api == "completions" else chat_dialect(kind)
+        if kind == "trtllm" and self._api == "completions" and self.tokenizer is None:
+            raise UserError("trtllm returns token ids only", remedy="give the model's tokenizer")
+        self._capabilities = replace(self._dialect.capabilities, max_context=max_context)
+        return self._capabilities
+
+    async def complete(self, request: Request) -> Completion:
+        dialect = await self._ready()
+        if request.time_limit is not None:
+            return await self._complete_in_time(request, dialect)
+        body = orjson.dumps(dialect.body(request, self._model, False))
+
+        async def ask(server: Server) -> Completion:
+            answer = await self._json(server, "POST", dialect.path, body)
+            return self._completion(lambda: dialect.read(answer, Piece()), request)
+
+        return await self._with_retries(ask, request.conversation)
+
+    async def _complete_in_time(self, request: Request, dialect: Dialect) -> Completion:
+        """Streams, so that what was generated when the time is over can be returned."""
+        body = orjson.dumps(dialect.body(request, self._model, True))
+        so_far = Piece()
+
+        async def ask(server: Server) -> Completion:
+            nonlocal so_far
+            so_far = Piece()
+            async for piece in self._events(server, dialect, body, so_far):
+                so_far.add(piece)
+            return self._completion(lambda: so_far, request)
+
+        try:
+            async with asyncio.timeout(request.time_limit):
+                return await self._with_retries(ask, request.conversation)
+        except TimeoutError:
+            _end_in_time(so_far, request)
+            return to_completion(so_far, request, self.tokenizer)
+
+    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        dialect = await self._ready()
+        body = orjson.dumps(dialect.body(request, self._model, True))
+        loop = asyncio.get_running_loop()
+        deadline = None if request.time_limit is None else loop.time() + request.time_limit
+        so_far = Piece()
+
+        async def begin(server: Server) -> tuple[Server, AsyncGenerator[Piece, None], Piece]:
+            events = self._events(server, dialect, body, so_far)
+            return server, events, await anext(events)
+
+        events: AsyncGenerator[Piece, None] | None = None
+        try:
+            async with asyncio.timeout_at(deadline):
+                server, events, piece = await self._with_retries(begin, request.conversation)
+            with self._pool.using(server):
+                while True:
+                    so_far.add(piece)
+                    yield Chunk(piece.text, piece.ids)
+                    async with asyncio.timeout_at(deadline):
+                        piece = await anext(events)
+        except StopAsyncIteration:
+            pass
+        except TimeoutError:
+            _end_in_time(so_far, request)
+        except _Failure as error:  # what was yielded cannot be taken back
+            raise EngineError(f"{server.url}: {error}", retryable=True) from error
+        finally:
+            if events is not None:
+                await events.aclose()
+        completion = to_completion(so_far, request, self.tokenizer)
+        yield Chunk(completion.text[len(so_far.text) :], completion.token_ids[len(so_far.ids) :], completion)
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # -- attempts --------------------------------------------------------------------------------------------------
+
+    async def _ready(self) -> Dialect:
+        if self._dialect is None:
+            self._probing = self._probing or asyncio.Lock()
+            async with self._probing:
+                if self._dialect is None:
+                    await self.probe()
+        assert self._dialect is not None
+        return self._dialect
+
+    async def _with_retries(self, attempt: Callable[[Server], Awaitable[Any]], conversation: str | None) -> Any:
+        began, failures, waits = time.monotonic(), 0, 0
+        avoid: tuple[Server, ...] = ()
+        cause: _Failure | None = None
+        where = "no server"
+        while True:
+            if self._closed:
+                raise EngineError("the engine is closed", retryable=False)
+            server = self._pool.pick(conversation, avoid)
+            if server is None:
+                delay = self._pool.seconds_until_open()
+            else:
+                where = server.url
+                try:
+                    with self._pool.using(server):
+                        result = await attempt(server)
+                    server.succeeded()
+                    return result
+                except _Failure as failure:
+                    cause, avoid = failure, (server,)
+                    failures += failure.counts
+                    waits += not failure.counts
+                    if failure.blames:
+                        server.failed()
+                    delay = failure.after_s or self._retry.delay(failures + waits - 1)
+            late = time.monotonic() + delay - began > self._retry.patience_s
+            if failures >= self._retry.attempts or late:
+                after = f"after {failures} failed attempts" if not late else f"after {self._retry.patience_s:g} s"
+                message = f"{where}: {cause or 'every server is away'} ({after})"
+                raise EngineError(message, retryable=True) from cause
+            await asyncio.sleep(delay)
+
+    async def _json(self, server: Server, method: str, path: str, body: bytes | None) -> dict[str, Any]:
+        try:
+            async with self._client().request(method, server.url + path, data=body) as response:
+                content = await response.read()
+                self._check_status(response, content)
+        except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:
+            raise _Failure(f"cannot connect: {error}", counts=False) from error
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise _Failure(f"connection lost: {error or type(error).__name__}") from error
+        except TimeoutError as error:
+            raise _Failure(f"no answer within {self._timeout_s:g} s") from error
+        try:
+            answer = orjson.loads(content)
+        except orjson.JSONDecodeError as error:
+            raise _Failure(f"damaged answer: {error}") from error
+        if not isinstance(answer, dict):
+            raise _Failure("damaged answer: not a JSON object")
+        self._check_model(answer)
+        return answer
+
+    async def _events(
+        self, server: Server, dialect: Dialect, body: bytes, so_far: Piece
+    ) -> AsyncGenerator[Piece, None]:
+        """The pieces of one streamed answer; _Failure where it breaks off before its end."""
+        ended = False
+        try:
+            async with self._client().post(server.url + dialect.path, data=body) as response:
+                if response.status != 200:
+                    self._check_status(response, await response.read())
+                async for line in response.content:
+                    if not line.startswith(b"data:"):
+                        continue
+                    data = line[5:].strip()
+                    if data == b"[DONE]":
+                        ended = True
+                        break
+                    event = orjson.loads(data)
+                    if error := event.get("error"):
+                        raise _Failure(f"the server failed: {error.get('message', error)}")
+                    self._check_model(event)
+                    yield dialect.read(event, so_far)
+        except aiohttp.ClientConnectorError as error:
+            raise _Failure(f"cannot connect: {error}", counts=False) from error
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise _Failure(f"connection lost: {error or type(error).__name__}") from error
+        except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+            raise _Failure(f"damaged answer: {error!r}") from error
+        except TimeoutError as error:
+            raise _Failure(f"no answer within {self._timeout_s:g} s") from error
+        if not ended:
+            raise _Failure("the stream broke off")
+
+    def _completion(self, read: Callable[[], Piece], request: Request) -> Completion:
+        try:
+            completion = to_completion(read(), request, self.tokenizer)
+        except EngineError as error:
+            raise _Failure(str(error)) from error
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            raise _Failure(f"damaged answer: {error!r}") from error
+        if self.capabilities.token_ids and not completion.token_ids:
+            raise _Failure("the server returned no token ids; does it support return_token_ids?")
+        return completion
+
+    def _check_status(self, response: aiohttp.ClientResponse, content: bytes) -> None:
+        status = response.status
+        if status == 200:
+            return
+        message = f"HTTP {status}: {_message(content)}"
+        after = _retry_after(response)
+        if status == 429:
+            raise _Failure(message, counts=False, blames=False, after_s=after)
+        if status >= 500 or status == 408:
+            raise _Failure(message, after_s=after)
+        if status == 404 and len(self._pool.servers) > 1:
+            raise _Failure(message)  # this server may have another model; the next may have ours
+        if status in (400, 413, 422):
+            raise InvalidRequest(f"{response.url.origin()}: {message}")
+        raise EngineError(f"{response.url.origin()}: {message}", retryable=False)
+
+    def _check_model(self, answer: dict[str, Any]) -> None:
+        served = answer.get("model")
+        if served is not None and served != self._model:
+            raise _Failure(f"the server answers as {served!r}, asked for {self._model!r}")
+
+    def _client(self) -> aiohttp.ClientSession:
+        loop = asyncio.get_running_loop()
+        if self._session is None or self._session.closed or self._loop is not loop:
+            self._loop = loop
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._connections, ttl_dns_cache=10),
+                timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=CONNECT_S),
+                headers=self._headers,
+                read_bufsize=1 << 20,
+            )
+        return self._session
+
+
+def _end_in_time(so_far: Piece, request: Request) -> None:
+    """Make what was received until the request's time was over a whole answer."""
+    so_far.finish, so_far.stop = "time_limit", None
+    so_far.usage = Usage(0 if isinstance(request.prompt, str) else len(request.prompt), 0, len(so_far.ids))
+
+
+def _message(content: bytes) -> str:
+    """The server's own words, in whichever of the customary places they are."""
+    try:
+        body = orjson.loads(content)
+        error = body.get("error", body)
+        text = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+        return str(text or body)[:500]
+    except (orjson.JSONDecodeError, AttributeError):
+        return content.decode(errors="replace")[:500].strip() or "no explanation"
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    try:
+        return max(0.0, float(response.headers["Retry-After"])) * random.uniform(1.0, 1.25)
+    except (KeyError, ValueError):
+        return None
