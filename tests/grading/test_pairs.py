@@ -1,0 +1,91 @@
+"""The table of pairs: no wrong answer is ever accepted, and nearly every right one is."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from nemo_openmath.grading import Verdict, compare
+
+LINE = re.compile(r"(?P<a>.+?) (?P<verdict>==|!=) (?P<b>.+) ## (?P<reason>.+)")
+SECTION = re.compile(r"\[([^\[\]]+)\]")
+
+
+def read_pairs() -> list[tuple[str, str, str, bool, str]]:
+    """(kind, a, b, same, reason) of every line of the table."""
+    rows = []
+    kind = ""
+    for number, line in enumerate((Path(__file__).parent / "pairs.txt").read_text("utf-8").splitlines(), 1):
+        if not line or line.startswith("; "):
+            continue
+        if (section := SECTION.fullmatch(line)) is not None:
+            kind = section[1]
+            continue
+        match = LINE.fullmatch(line)
+        assert match is not None, f"line {number}"
+        rows.append((kind, match["a"], match["b"], match["verdict"] == "==", match["reason"]))
+    return rows
+
+
+PAIRS = read_pairs()
+
+
+def test_table_is_large_and_balanced() -> None:
+    kinds = Counter(kind for kind, *_ in PAIRS)
+    assert len(PAIRS) >= 600
+    assert len({(a, b) for _, a, b, _, _ in PAIRS}) == len(PAIRS)
+    assert len(kinds) >= 25
+    same = sum(same for *_, same, _ in PAIRS)
+    assert 0.35 < same / len(PAIRS) < 0.65
+    assert all(any(s for k, _, _, s, _ in PAIRS if k == kind) for kind in kinds)
+    assert all(any(not s for k, _, _, s, _ in PAIRS if k == kind) for kind in kinds)
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["predicted first", "expected first"])
+def test_no_false_positive_and_high_recall(turned: bool) -> None:
+    accepted, missed, decided = [], [], 0
+    for kind, a, b, same, _ in PAIRS:
+        grade = compare(b, a) if turned else compare(a, b)
+        assert grade.verdict is not Verdict.TIMEOUT
+        if same and not grade.is_equal:
+            missed.append(f"[{kind}] {a} == {b}: {grade.verdict} ({grade.reason})")
+        if not same and grade.is_equal:
+            accepted.append(f"[{kind}] {a} != {b} ({grade.reason})")
+        decided += not same and grade.verdict is Verdict.NOT_EQUAL
+    assert not accepted, "\n".join(accepted)
+    positives = sum(same for *_, same, _ in PAIRS)
+    assert len(missed) <= 0.02 * positives, "\n".join(missed)
+    # "Unknown" must not be the way out: most different pairs are recognized as different.
+    assert decided >= 0.9 * (len(PAIRS) - positives)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "expected", "same"),
+    [("1104", "104", True), ("104", "1104", True), ("-1", "999", True), ("105", "104", False), ("2^{10}", "24", True),
+     ("\\frac{1}{2}", "0.5", True), ("\\frac12", "\\frac13", False), ("1,104", "104", True)],
+)  # fmt: skip
+def test_take_modulo(predicted: str, expected: str, same: bool) -> None:
+    assert compare(predicted, expected, take_modulo=1000).is_equal is same
+
+
+def test_missing_answers_are_never_right() -> None:
+    for predicted in (None, "", "   "):
+        for expected in ("5", "\\pi"):
+            assert compare(predicted, expected).verdict is Verdict.NOT_EQUAL
+        assert compare(predicted, expected, take_modulo=1000).verdict is Verdict.NOT_EQUAL
+    for expected in (None, "", "  "):
+        assert compare("5", expected).verdict is Verdict.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [("3.14", "\\pi"), ("x^2+1", "n^2+1"), ("1/2x", "x/2"), ("\\log 100", "2"), ("[1,2]", "(1,2)"), ("\\sqrt{x^2}", "x"),
+     ("B", "12"), ("a blue whale", "the largest animal"), ("5 \\text{ apples}", "5 \\text{ oranges}"), ("5 \\pmod 7", "5"),
+     ("\\{1,2\\}", "(1,2)"), ("6,6,5", "6,5,6"), ("9^{9^{9^9}}", "9^{9^{9^8}}"), ("\\int_0^1 x\\,dx", "\\frac12")],
+)  # fmt: skip
+def test_what_custom_leaves_open_is_unknown(a: str, b: str) -> None:
+    assert compare(a, b).verdict is Verdict.UNKNOWN
+    assert compare(b, a).verdict is Verdict.UNKNOWN
