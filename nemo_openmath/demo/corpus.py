@@ -25,7 +25,7 @@ _NAMES = ("n", "k", "a", "b", "x", "limit", "total")
 def documents(seed: int, *, pool: str = "base") -> Iterator[str]:
     """Documents without end, drawn from the seed."""
     rng = random.Random(f"corpus:{seed}")
-    kinds = (_notebook, _notebook, _notebook, _forum, _forum, _drill, _copying)
+    kinds = (_notebook, _notebook, _notebook, _notebook, _forum, _forum, _drill, _copying)
     while True:
         yield rng.choice(kinds)(rng, pool)
 
