@@ -1,0 +1,18 @@
+"""Pages, pictures and tables from a run's records: the only place that renders."""
+
+from nemo_openmath.reports.build import build_report, report_json
+from nemo_openmath.reports.console import results_table, status_table
+from nemo_openmath.reports.view import ConfigValue, Example, Funnel, RunView, StageView, gather
+
+__all__ = [
+    "ConfigValue",
+    "Example",
+    "Funnel",
+    "RunView",
+    "StageView",
+    "build_report",
+    "gather",
+    "report_json",
+    "results_table",
+    "status_table",
+]
