@@ -200,6 +200,6 @@ def _write(
         if chosen == "hf":
             write_hf(folder, tensors, first.model_files)
         else:
-            write_megatron(folder, tensors, first.model_files, step=sources[-1].step or 0)
+            write_megatron(folder, tensors, first.model_files)
         lineage(kind, {str(number): source for number, source in enumerate(sources)}, **settings).write(folder)
     return Path(dst)

@@ -104,7 +104,8 @@ def write_megatron(
         tp, pp = classic_layout
         classic.write(folder, stored, config, tp=tp, pp=pp, step=step, vocabulary_multiple=vocabulary_multiple)
         return
-    written = torch_dist_files.write(folder / folder_format.STATE, stored, objects=_extra_states(config))
+    common = {"iteration": step, "checkpoint_version": 3.0, "content_metadata": {"non_homogeneous_layers": True}}
+    written = torch_dist_files.write(folder / folder_format.STATE, stored, objects=_extra_states(config), common=common)
     files = {f"{folder_format.STATE}/{name}": entry for name, entry in written.items()}
     for path in (folder / folder_format.MODEL).iterdir():
         files[f"{folder_format.MODEL}/{path.name}"] = folder_format.checksum(path)

@@ -108,6 +108,6 @@ def test_mismatch_of_config_and_weights_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gate_proj.weight has shape \(80, 48\), the configuration says \(81, 48\)"):
         hf_to_megatron(source, tmp_path / "megatron")
     (source / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
-    with pytest.raises(UserError, match="hold no model.layers.4"):
+    with pytest.raises(UserError, match=r"hold no model\.layers\.4"):
         hf_to_megatron(source, tmp_path / "megatron")
     assert not (tmp_path / "megatron").exists()
