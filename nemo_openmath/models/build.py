@@ -135,7 +135,7 @@ def transformer_config(
         gradient_accumulation_fusion=False,
         apply_rope_fusion=False,
         calculate_per_token_loss=True,  # gradients are summed over ranks; the loss is already divided (training/loop.py)
-        deallocate_pipeline_outputs=True,
+        deallocate_pipeline_outputs=not cpu,  # gloo still sends from the tensor when megatron-core would empty it
         **checkpointing,
     )
 

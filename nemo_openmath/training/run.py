@@ -25,11 +25,12 @@ def read_job(path: str | Path, overrides: list[str] | None = None) -> Job:
 
 def run_job(job: Job) -> None:
     """Train as ``job`` says, in this rank of a launched world."""
-    from nemo_openmath.sft.data_module import PackedData
-    from nemo_openmath.training.loop import train
     from nemo_openmath.training.runtime import start_process
 
-    start_process()
+    start_process()  # before megatron-core is imported elsewhere (see cpu_compat)
+    from nemo_openmath.sft.data_module import PackedData
+    from nemo_openmath.training.loop import train
+
     data = job.data
     source = PackedData.open(
         data.folder,

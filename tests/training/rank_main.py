@@ -1,0 +1,114 @@
+"""What each rank of the proofs runs: all cases of one world size, one after another, in one spawn.
+
+    python -m tests.training.rank_main SPEC.json
+
+The spec is a list of cases: {"kind": "gradients" | "train", "model": folder, "output": folder, "config": {...}, ...}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from nemo_openmath.training.runtime import parallel_state_of, start_process
+
+start_process(timeout_minutes=2)
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from megatron.core import parallel_state  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from nemo_openmath.models import hf_mapping  # noqa: E402
+from nemo_openmath.models.build import build_model, hf_reader, load_hf, parameters_by_stored_name  # noqa: E402
+from nemo_openmath.models.configs import ModelConfig  # noqa: E402
+from nemo_openmath.pipeline.build import Builder, Origin  # noqa: E402
+from nemo_openmath.training.config import TrainingConfig  # noqa: E402
+from nemo_openmath.training.loop import train  # noqa: E402
+from nemo_openmath.training.optimizer import Optimizer  # noqa: E402
+from nemo_openmath.training.step import Stepper, total_loss  # noqa: E402
+from tests.training.packs import RandomPacks  # noqa: E402
+
+
+def gradients(case: dict[str, Any], config: TrainingConfig) -> None:
+    """Saves the loss, the gradient norm and every HF parameter's gradient of one batch."""
+    model = ModelConfig.from_hf(case["model"])
+    config.parallel.check(model, dist.get_world_size())
+    with parallel_state_of(config.parallel, seed=0):
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        models = build_model(model, config.parallel, dtype=dtype, recompute=config.recompute)
+        load_hf(models, model, hf_reader(case["model"]))
+        optimizer = Optimizer.build(models, config)
+        optimizer.zero_grad()
+        part, _ = Stepper(models, optimizer.chunks, model, config).run(RandomPacks(1).batch(0))
+        norm, loss = optimizer.gradient_norm(), total_loss(part)
+        mine = {
+            (name, parallel_state.get_tensor_model_parallel_rank()): (entry, gradient)
+            for name, entry, gradient in full_gradients(optimizer, models, model)
+        }
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine)
+        if dist.get_rank() == 0:
+            merged = {key: value for each in everyone for key, value in each.items()}
+            found = {}
+            for name in {name for name, _ in merged}:
+                entry = merged[name, 0][0]
+                whole = hf_mapping.tp_join(entry, [merged[name, r][1] for r in range(config.parallel.tp)])
+                found |= dict(zip(entry.hf, hf_mapping.split(entry, whole, model), strict=True))
+            torch.save({"loss": loss, "norm": norm, "gradients": found}, case["output"])
+
+
+def full_gradients(optimizer: Optimizer, models: list[Any], model: ModelConfig) -> list[tuple[str, Any, Tensor]]:
+    """(stored name, mapping entry, this TP rank's gradient), put together from the distributed optimizer's shards."""
+    shards = {parameter: (held, main.grad) for _, parameter, main, held in optimizer._locate()}
+    result = []
+    for name, (entry, parameter) in parameters_by_stored_name(models, model).items():
+        held, gradient = shards.get(parameter, (None, None))
+        full = torch.zeros(parameter.numel())
+        if gradient is not None:
+            full[held if held is not None else slice(None)] = gradient.flatten()
+        if optimizer.config.distributed_optimizer:
+            dist.all_reduce(full, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+        result.append((name, entry, full.view(parameter.shape)))
+    return result
+
+
+class Killed(RandomPacks):
+    """A source that kills its process when a certain batch is asked for."""
+
+    def batch(self, step: int) -> Any:
+        if step == int(os.environ["TEST_KILL_AT"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().batch(step)
+
+
+def run(case: dict[str, Any]) -> None:
+    config = Builder(lambda _: Origin("test")).build(TrainingConfig, case["config"])
+    if case["kind"] == "gradients":
+        gradients(case, config)
+        return
+    kill = case.get("kill_rank") == dist.get_rank()
+    source = (Killed if kill else RandomPacks)(case["steps"])
+    validation = RandomPacks(2, seed=99) if case.get("validation") else None
+    train(Path(case["model"]), source, config, Path(case["output"]), validation=validation, batch_samples=17)
+
+
+def main() -> None:
+    cases = json.loads(Path(sys.argv[1]).read_text())
+    for case in cases:
+        try:
+            run(case)
+        except Exception:
+            print(f"case {case}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+            os._exit(1)
+        dist.barrier()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
