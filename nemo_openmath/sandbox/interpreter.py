@@ -150,6 +150,8 @@ class Interpreter:
             if last is not None and (value := eval(last, self._namespace)) is not None:
                 print(repr(value))
         except Interrupted as error:
+            self._timers.disarm()
+            error.__cause__ = error.__context__ = None  # formatting it must run no code of the user's
             err.write(format_error(error))
             return error.outcome
         except MemoryError as error:
@@ -197,7 +199,7 @@ def _shorten(error: BaseException, shown: traceback.TracebackException, depth: i
     for name in ("__cause__", "__context__"):
         inner, inner_shown = getattr(error, name), getattr(shown, name)
         if inner is not None and inner_shown is not None:
-            if depth < 3 and not isinstance(error, Interrupted):
+            if depth < 3:
                 _shorten(inner, inner_shown, depth + 1)
             else:
                 setattr(shown, name, None)

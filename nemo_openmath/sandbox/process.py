@@ -130,10 +130,13 @@ class SessionProcess(asyncio.Protocol):
         self._buffer += data
         if self._answer is None or self._answer.done():
             return self._end(Status.KILLED, "it wrote to the sandbox's own channel")
+        begun = self._buffer[: channel.NONCE_BYTES]
+        if len(self._buffer) > channel.REPLY.size or not self._nonce.startswith(begun):
+            return self._end(Status.KILLED, "it wrote to the sandbox's own channel")
         if len(self._buffer) < channel.REPLY.size:
             return None
-        nonce, outcome = channel.REPLY.unpack_from(self._buffer)
-        if len(self._buffer) > channel.REPLY.size or nonce != self._nonce or outcome not in _STATUS_OF_OUTCOME:
+        outcome = channel.REPLY.unpack(self._buffer)[1]
+        if outcome not in _STATUS_OF_OUTCOME:
             return self._end(Status.KILLED, "it wrote to the sandbox's own channel")
         self._buffer = b""
         self._answer.set_result(Ending(outcome, _STATUS_OF_OUTCOME[outcome]))

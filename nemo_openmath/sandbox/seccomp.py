@@ -175,11 +175,8 @@ def available() -> bool:
     return libc.syscall(arch.seccomp, 2, 0, ctypes.byref(action)) == 0
 
 
-def restrict(code: bytes) -> None:
+def restrict(arch: Architecture, code: bytes) -> None:
     """Put the filter on the calling thread, for good. Needs no_new_privs. Raises OSError."""
-    arch = architecture()
-    if arch is None:
-        raise OSError(errno.ENOSYS, f"no system-call table for {platform.machine()}")
     buffer = ctypes.create_string_buffer(code, len(code))
     loaded = _Program(len(code) // 8, ctypes.addressof(buffer))
     syscall(arch.seccomp, 1, 0, ctypes.byref(loaded))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.errors import UserError
-from nemo_openmath.sandbox import channel, folders, walls
+from nemo_openmath.sandbox import channel, folders, seccomp, walls
 from nemo_openmath.sandbox.process import SessionProcess
 from nemo_openmath.sandbox.protocol import SandboxError
 
@@ -44,6 +44,10 @@ class Zygote:
         """Raises UserError where a wall is missing (unless ``unsafe``) or a package cannot be imported."""
         if platform.system() != "Linux":
             raise UserError(f"the sandbox needs Linux, this is {platform.system()}", remedy="run it in a Linux machine")
+        if seccomp.architecture() is None:
+            raise UserError(
+                f"the sandbox has no system-call table for {platform.machine()}", remedy="use x86_64 or aarch64"
+            )
         missing = walls.missing_walls()
         if missing and not unsafe:
             raise UserError(
@@ -223,5 +227,6 @@ def _environment(seed: int | None) -> dict[str, str]:
         "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
+        "MALLOC_ARENA_MAX": "1",  # glibc reserves 64 MB of address space for every thread's arena
         "MKL_NUM_THREADS": "1",
     }

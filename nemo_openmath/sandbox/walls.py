@@ -35,9 +35,7 @@ class Shape:
 def missing_walls() -> list[str]:
     """Names of required layers that this machine lacks, with what would bring them."""
     missing = []
-    if seccomp.architecture() is None:
-        missing.append("seccomp (no system-call table for this processor: x86_64 and aarch64 are known)")
-    elif not seccomp.available():
+    if not seccomp.available():
         missing.append("seccomp (kernel built or run without CONFIG_SECCOMP_FILTER)")
     if landlock.abi() < 1:
         missing.append("Landlock (Linux 5.13 or newer with 'landlock' among the security modules)")
@@ -100,14 +98,12 @@ def drop_capabilities(arch: seccomp.Architecture) -> None:
     syscall(_CAPSET[arch.name], header, bytes(24))
 
 
-def close_in(folder: str, readable: Iterable[tuple[int, bool]], skip: frozenset[str]) -> None:
+def close_in(
+    arch: seccomp.Architecture, folder: str, readable: Iterable[tuple[int, bool]], skip: frozenset[str]
+) -> None:
     """The last step: the walls that cannot be taken down. ``skip``: required layers that are missing, by request."""
-    arch = seccomp.architecture()
-    if arch is not None:
-        drop_capabilities(arch)
-    else:
-        prctl(PR_SET_NO_NEW_PRIVS, 1)
+    drop_capabilities(arch)
     if "Landlock" not in skip:
         landlock.restrict(landlock.abi(), readable, folder)
-    if "seccomp" not in skip and arch is not None:
-        seccomp.restrict(seccomp.program(arch, os.getpid()))
+    if "seccomp" not in skip:
+        seccomp.restrict(arch, seccomp.program(arch, os.getpid()))

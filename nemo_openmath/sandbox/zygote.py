@@ -76,6 +76,7 @@ class Zygote:
         # `import torch` in a session must say "No module named", not "Permission denied".
         sys.path[:] = [place for place in sys.path if place and "-packages" not in place and _is_standard(place)]
         sys.meta_path[:] = [finder for finder in sys.meta_path if "frozen_importlib" in finder.__module__]
+        self._own_modules = [name for name in sys.modules if name.split(".")[0] == "nemo_openmath"]
         gc.collect()
         gc.freeze()
 
@@ -191,13 +192,13 @@ class Zygote:
         else:
             random.seed(self._seed)  # Python reseeds it from entropy after every fork
         arch = seccomp.architecture()
-        assert arch is not None
+        assert arch is not None  # the client refused to start otherwise
         timers = Timers(arch)
         walls.set_limits(shape)
-        walls.close_in(folder, readable, self._skip)
+        walls.close_in(arch, folder, readable, self._skip)
         for descriptor, _ in readable:
             os.close(descriptor)
-        for name in [name for name in sys.modules if name.split(".")[0] == "nemo_openmath"]:
+        for name in self._own_modules:
             del sys.modules[name]
         run_session(wire.detach(), Interpreter(output, shape.capacity, timers))
 

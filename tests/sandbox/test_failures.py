@@ -1,0 +1,102 @@
+"""kill -9 of every part: clear statuses, a sandbox that heals, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nemo_openmath.sandbox import Limits, LocalSandbox, Status
+
+LIMITS = Limits(wall_s=30, cpu_s=30)
+
+
+async def gone(pid: int, seconds: float = 10) -> bool:
+    end = time.monotonic() + seconds
+    while psutil.pid_exists(pid):
+        if time.monotonic() > end:
+            return False
+        await asyncio.sleep(0.02)
+    return True
+
+
+@pytest.fixture
+async def sandbox():
+    before = len(os.listdir("/proc/self/fd"))
+    async with LocalSandbox(limits=LIMITS, spares=1, packages=()) as made:
+        yield made
+    assert len(os.listdir("/proc/self/fd")) <= before
+    assert psutil.Process().children() == []
+
+
+async def test_a_killed_session_says_so_and_goes_on(sandbox: LocalSandbox) -> None:
+    async with await sandbox.session() as session:
+        await session.execute("x = 1")
+        running = asyncio.create_task(session.execute("print('so far')\nimport time; time.sleep(20)"))
+        await asyncio.sleep(0.2)
+        os.kill(session._process._pid, signal.SIGKILL)
+        killed = await running
+        assert (killed.status, killed.stdout, killed.state_lost) == (Status.KILLED, "so far\n", True)
+        assert "SIGKILL" in killed.stderr
+        await session.execute("x = 2")
+        os.kill(session._process._pid, signal.SIGKILL)  # between two blocks
+        await asyncio.sleep(0.2)
+        after = await session.execute("'x' in globals()")
+        assert (after.status, after.stdout, after.state_lost) == (Status.COMPLETED, "False\n", True)
+        assert "earlier blocks are lost" in after.stderr
+
+
+@pytest.mark.parametrize("part", ["outer", "inner"])
+async def test_a_killed_zygote_takes_its_sessions_along_and_is_replaced(sandbox: LocalSandbox, part: str) -> None:
+    outer = psutil.Process(sandbox._zygote._popen.pid)
+    inner = outer.children()[0] if sandbox._zygote.namespaces else outer
+    base = Path(sandbox._zygote._base)
+    async with await sandbox.session() as busy, await sandbox.session() as idle:
+        await idle.execute("open('f', 'w').write('x')")
+        pids = [inner.pid, outer.pid, busy._process._pid, idle._process._pid]
+        running = asyncio.create_task(busy.execute("while True: pass"))
+        await asyncio.sleep(0.2)
+        os.kill(inner.pid if part == "inner" else outer.pid, signal.SIGKILL)
+        killed = await running
+        assert (killed.status, killed.state_lost) == (Status.KILLED, True)
+        assert "zygote died" in killed.stderr
+        again = await asyncio.gather(busy.execute("1 + 1"), idle.execute("2 + 2"))
+        assert [result.stdout for result in again] == ["2\n", "4\n"]
+        assert again[1].state_lost
+        assert all([await gone(pid) for pid in pids])
+    assert not base.exists()
+
+
+CLIENT = """
+import asyncio
+from nemo_openmath.sandbox import LocalSandbox, Limits
+async def main():
+    sandbox = LocalSandbox(packages=(), spares=2, limits=Limits(wall_s=60, cpu_s=60))
+    await sandbox.start()
+    session = await sandbox.session()
+    print((await session.execute("import os; open('f', 'w').write('x'); print(os.getcwd())")).stdout, flush=True)
+    await session.execute("while True: pass")
+asyncio.run(main())
+"""
+
+
+async def test_nothing_outlives_a_killed_client() -> None:
+    client = subprocess.Popen([sys.executable, "-c", CLIENT], stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
+    assert client.stdout is not None
+    folder = Path(client.stdout.readline().strip())
+    assert folder.exists()
+    await asyncio.sleep(0.2)
+    family = [process.pid for process in psutil.Process(client.pid).children(recursive=True)]
+    assert len(family) >= 4
+    client.kill()
+    client.wait()
+    client.stdout.close()
+    assert all([await gone(pid) for pid in family])
+    assert not folder.parent.exists()

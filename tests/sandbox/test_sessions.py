@@ -1,0 +1,309 @@
+"""What a block gives back, and what stays from block to block."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nemo_openmath.errors import UserError
+from nemo_openmath.sandbox import Limits, LocalSandbox, SandboxError, Status, exec_file
+
+QUICK = Limits(wall_s=0.4, cpu_s=5, memory_mb=512, output_chars=1000)
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def sandbox():
+    async with LocalSandbox(limits=QUICK, spares=2) as made:
+        yield made
+
+
+async def run_blocks(sandbox: LocalSandbox, *codes: str, limits: Limits = QUICK):
+    async with await sandbox.session(limits) as session:
+        return [await session.execute(code) for code in codes]
+
+
+async def test_a_notebook(sandbox) -> None:
+    define, value, hidden, both, none, exits, name = await run_blocks(
+        sandbox,
+        "from sympy import *\nx = symbols('x')\ndef f(n):\n    return factor(x**n - 1)",
+        "f(2)",
+        "f(2);",
+        "print('first')\n'second'",
+        "print()",
+        "exit()\n1/0",
+        "__name__, len(input.__name__)",
+    )
+    assert (define.stdout, value.stdout, hidden.stdout) == ("", "(x - 1)*(x + 1)\n", "")
+    assert both.stdout == "first\n'second'\n"
+    assert none.stdout == "\n"
+    assert (exits.status, exits.output) == (Status.COMPLETED, "")
+    assert name.stdout == "('__main__', 5)\n"
+
+
+async def test_tracebacks_name_the_users_lines_only(sandbox) -> None:
+    define, raised, chained, syntax, memory, deep, evil = await run_blocks(
+        sandbox,
+        "import sympy\ndef f(x):\n    return sympy.sqrt(x) + sympy.Integer('x')\n",
+        "y = 1\nf(2)",
+        "try:\n    {}['key']\nexcept KeyError as e:\n    raise ValueError('no') from e",
+        "x = (1,\ny = 2",
+        "b = bytearray(1 << 40)",
+        "def g(n): return g(n + 1)\ng(0)",
+        "class E(Exception):\n    def __str__(self): raise self\nraise E",
+    )
+    assert (define.status, raised.status) == (Status.COMPLETED, Status.ERROR)
+    lines = raised.stderr.splitlines()
+    assert lines[:5] == [
+        "Traceback (most recent call last):",
+        '  File "<block 2>", line 2, in <module>',
+        "    f(2)",
+        '  File "<block 1>", line 3, in f',
+        "    return sympy.sqrt(x) + sympy.Integer('x')",
+    ]
+    assert lines[5].startswith("ValueError: ")
+    assert "KeyError: 'key'" in chained.stderr
+    assert chained.stderr.endswith("ValueError: no\n")
+    assert "nemo_openmath" not in chained.stderr
+    assert syntax.stderr.startswith('  File "<block 4>", line 1\n')
+    assert (memory.status, deep.status, evil.status) == (Status.MEMORY, Status.ERROR, Status.ERROR)
+    assert "RecursionError" in deep.stderr
+    assert len(deep.stderr) < 2000
+
+
+async def test_a_timeout_keeps_the_output_and_the_state_of_completed_blocks(sandbox) -> None:
+    _, late, kept, busy, after = await run_blocks(
+        sandbox,
+        "x = 41",
+        "print('partial')\nx += 1\nwhile True: len('x')",
+        "x",
+        "import time\nx += 1\ntime.sleep(10)",
+        "x",
+    )
+    assert (late.status, late.stdout, late.state_lost) == (Status.TIMEOUT, "partial\n", False)
+    assert "TimeoutError: the code ran longer than 0.4 s" in late.stderr
+    assert (kept.stdout, busy.status, after.stdout) == ("42\n", Status.TIMEOUT, "43\n")
+
+
+async def test_a_killed_block_keeps_the_output_and_says_that_state_is_lost(sandbox) -> None:
+    stubborn = "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\n"
+    _, late, forgotten, dead, again = await run_blocks(
+        sandbox,
+        "x = 41",
+        f"print('partial')\n{stubborn}while True: pass",
+        "x",
+        "print('last words', flush=True)\nimport os; os._exit(7)",
+        "1 + 1",
+    )
+    assert (late.status, late.stdout, late.state_lost) == (Status.TIMEOUT, "partial\n", True)
+    assert "variables, imports and files of earlier blocks are lost" in late.stderr
+    assert "NameError" in forgotten.stderr
+    assert (dead.status, dead.stdout, dead.state_lost) == (Status.KILLED, "last words\n", True)
+    assert "exited with code 7" in dead.stderr
+    assert (again.stdout, again.state_lost) == ("2\n", False)
+
+
+async def test_cpu_time_is_limited_apart_from_wall_time(sandbox) -> None:
+    limits = Limits(wall_s=20, cpu_s=0.2)
+    asleep, busy, kept = await run_blocks(
+        sandbox, "import time; time.sleep(0.5); x = 1", "while True: pass", "x", limits=limits
+    )
+    assert asleep.status == Status.COMPLETED
+    assert busy.status == Status.TIMEOUT
+    assert "more than 0.2 s of CPU" in busy.stderr
+    assert kept.stdout == "1\n"
+
+
+async def test_the_codes_own_alarm_is_its_own(sandbox) -> None:
+    code = (
+        "import signal, time\ndef handler(*_): raise RuntimeError('mine')\nsignal.signal(signal.SIGALRM, handler)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.05)\ntry:\n    time.sleep(9)\nexcept RuntimeError as e: print(e)"
+    )
+    assert [result.stdout for result in await run_blocks(sandbox, code)] == ["mine\n"]
+
+
+@pytest.mark.parametrize("text", ["x", "é", "\U0001d54f", "\ud800"], ids=["1", "2", "4", "surrogate"])
+async def test_output_is_cut_with_a_note(sandbox, text: str) -> None:
+    n = QUICK.output_chars
+    code = f"import sys\nt = {text!r}\n"
+    exact, over, errors, raw = await run_blocks(
+        sandbox,
+        f"{code}print(t * {n} if t.isprintable() else 'x' * {n}, end='')",
+        f"{code}print(t * {n + 1}, end='')",
+        f"{code}sys.stderr.write('x' * {n + 1});",
+        f"sys.stdout.buffer.write(b'\\xff' * {8 * n}); print(len(sys.stdout.encoding))",
+    )
+    assert (len(exact.stdout), exact.truncated) == (n, False)
+    assert over.truncated
+    assert over.stdout.endswith(f"\n[output cut after {n} characters]\n")
+    assert len(over.stdout) == n + len(f"\n[output cut after {n} characters]\n")
+    assert errors.truncated
+    assert raw.truncated
+
+
+async def test_a_fresh_session_is_always_the_same(sandbox) -> None:
+    code = (
+        "import random, numpy as np, sympy, time, locale, os\n"
+        "(random.random(), np.random.rand(), np.random.default_rng().random(), hash('x'), list({'a', 'b', 'c', 'd'}),"
+        " sympy.core.random.rng.random(), time.tzname, locale.setlocale(locale.LC_ALL), sorted(os.environ)) == expected"
+    )
+    record = code.replace(" == expected", "")
+    async with await sandbox.session() as a, await sandbox.session(Limits(memory_mb=300)) as b:
+        first, second = await a.execute(record), await b.execute(record)
+        await a.execute("import random; random.seed(5)")
+        await a.reset()
+        third = await a.execute(record)
+    async with LocalSandbox(spares=1) as other, await other.session() as session:
+        fourth = await session.execute(record)
+    async with LocalSandbox(spares=1, seed=None) as free, await free.session() as a, await free.session() as b:
+        unseeded = {(await session.execute(record)).stdout for session in (a, b)}
+    assert first.status == Status.COMPLETED, first.stderr
+    assert first.stdout == second.stdout == third.stdout == fourth.stdout
+    assert len(unseeded | {first.stdout}) == 3
+
+
+async def test_files_live_and_die_with_the_session() -> None:
+    async with LocalSandbox(limits=QUICK, spares=0, packages=()) as sandbox:
+        session = await sandbox.session()
+        where = (
+            await session.execute("import os, tempfile; open('f', 'w').write('x'); print(os.getcwd())")
+        ).stdout.strip()
+        assert Path(where, "f").read_text() == "x"
+        inside = await session.execute("import tempfile; print(os.path.dirname(tempfile.mkdtemp()), os.listdir('.'))")
+        assert inside.stdout.startswith(where)
+        await session.reset()
+        assert not Path(where).exists()
+        assert (await session.execute("import os; os.listdir('.')")).stdout == "[]\n"
+        base = Path(where).parent
+        await session.close()
+        assert list(base.iterdir()) == []
+    assert not base.exists()
+
+
+async def test_nothing_runs_between_blocks() -> None:
+    count = "import threading\nn = 0\ndef f():\n    global n\n    while True: n += 1\n"
+    start = "threading.Thread(target=f, daemon=True).start()"
+    async with LocalSandbox(limits=QUICK, spares=0, packages=()) as sandbox, await sandbox.session() as session:
+        await session.execute(count + start)
+        pid = session._process._pid
+        before = Path(f"/proc/{pid}/stat").read_text().split()[13]
+        await asyncio.sleep(0.3)
+        assert Path(f"/proc/{pid}/stat").read_text().split()[13] == before
+        assert int((await session.execute("n")).stdout) > 0
+
+
+async def test_sessions_and_executions_wait_their_turn() -> None:
+    async with LocalSandbox(limits=QUICK, spares=0, sessions=2, workers=1, packages=()) as sandbox:
+        one, two = await sandbox.session(), await sandbox.session()
+        third = asyncio.create_task(sandbox.session())
+        results = await asyncio.gather(*(session.execute("import time; time.sleep(0.3)") for session in (one, two)))
+        assert [result.status for result in results] == [Status.COMPLETED] * 2  # 0.6 s in all, each within its 0.4 s
+        assert not third.done()
+        await one.close()
+        async with await third as session:
+            assert (await session.execute("1")).stdout == "1\n"
+        with pytest.raises(SandboxError, match="closed"):
+            await one.execute("1")
+        await two.close()
+
+
+async def test_cancelling_kills_what_runs() -> None:
+    async with (
+        LocalSandbox(limits=Limits(wall_s=60, cpu_s=60), spares=0, packages=()) as sandbox,
+        await sandbox.session() as session,
+    ):
+        await session.execute("x = 1")
+        pid = session._process._pid
+        task = asyncio.create_task(session.execute("while True: pass"))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        after = await session.execute("'x' in dir()")
+        assert (after.stdout, after.state_lost) == ("False\n", True)
+        assert not os.path.exists(f"/proc/{pid}")
+
+
+async def test_limits_that_cannot_be_given_are_refused() -> None:
+    async with LocalSandbox(limits=QUICK, spares=0, packages=()) as sandbox:
+        for wrong in (Limits(processes=1), Limits(wall_s=0), Limits(memory_mb=-1), Limits(open_files=2)):
+            with pytest.raises(UserError, match="limits"):
+                await sandbox.session(wrong)
+        async with await sandbox.session() as session:
+            with pytest.raises(UserError, match="output_chars"):
+                await session.execute("1", Limits(output_chars=10**6))
+            long = await session.execute("#" + "x" * (1 << 20))
+            assert (long.status, long.stdout) == (Status.ERROR, "")
+
+
+async def test_a_program_from_a_file(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("import numpy\nprint(numpy.arange(3).sum())\nraise SystemExit(3)")
+    result = await asyncio.to_thread(exec_file, program, QUICK)
+    assert (result.status, result.stdout, result.unsafe) == (Status.ERROR, "3\n", False)
+    with pytest.raises(UserError, match=r"nothing\.py: cannot read"):
+        exec_file(tmp_path / "nothing.py")
+
+
+names = st.sampled_from(["a", "b", "c"])
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("set"), names, st.integers(-(10**20), 10**20)),
+        st.tuples(st.just("add"), names, names),
+        st.tuples(st.just("raise"), names, st.integers(0, 9)),
+        st.tuples(st.just("function"), names, st.integers(0, 9)),
+    ),
+    max_size=12,
+)
+
+
+async def test_state_persists_like_that_of_one_program(sandbox) -> None:
+    """Against `exec` of the same blocks in one namespace, errors included."""
+    loop = asyncio.get_running_loop()
+
+    @given(program=steps)
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    def check(program) -> None:
+        codes = [_code(*step) for step in program]
+        expected: dict = {}
+        for code in codes:
+            try:
+                exec(code, expected)
+            except Exception:
+                continue
+        wanted = {name: _seen(expected[name]) for name in "abc" if name in expected}
+        got = asyncio.run_coroutine_threadsafe(_run(sandbox, codes), loop).result(60)
+        assert got == wanted
+
+    await asyncio.to_thread(check)
+
+
+async def _run(sandbox: LocalSandbox, codes: list[str]) -> dict[str, int]:
+    async with await sandbox.session() as session:
+        for code in codes:
+            await session.execute(code)
+        shown = await session.execute(
+            "{n: (v() if callable(v) else v) for n in 'abc' if n in globals() for v in [globals()[n]]}"
+        )
+        return eval(shown.stdout)
+
+
+def _code(kind: str, name: str, value) -> str:
+    return {
+        "set": f"{name} = {value}",
+        "add": f"{name} = {name} + {value}",
+        "raise": f"{name} = {value}\nraise ValueError\n{name} = 10",
+        "function": f"def {name}(): return {value}",
+    }[kind]
+
+
+def _seen(value):
+    return value() if callable(value) else value
