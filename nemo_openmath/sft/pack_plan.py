@@ -6,6 +6,7 @@ The plan is a section file of kind "packs" (``section_file.py``):
     pack_end   <u4: where each pack's entries end
     phase_end  <u4: where each phase's packs end
     meta       {"capacity", "pad_multiple", "seed", "phases": [[group, ...], ...], "weights": {group: weight},
+                "at_least": {group: tokens},
                 "tokens": [{"path" (relative to the plan), "fingerprint"}], "samples", "copies", "tokens_kept",
                 "padding", "dropped": {reason: count}, "examples": {reason: id}}
 
@@ -37,6 +38,7 @@ PLAN = "packs.plan"
 KIND = "packs"
 TOO_LONG = "longer than a pack"
 DOUBLED = "same id as another sample"
+TOO_SHORT = "solution shorter than the mixture asks for"
 NO_WEIGHT = "group not in the mixture"
 
 
@@ -47,10 +49,13 @@ class Mixture:
     ``phases``: groups trained on together, phase after phase, each phase for all epochs of the run (the sequential
     curriculum of paper section 5.1's comparison: [["cot"], ["tir"], ["genselect"]]); None: all in one phase.
     ``weights``: copies of each sample in an epoch, by group; 1 where not named; 0 leaves the group out.
+    ``at_least``: tokens that a group's solutions have at least, the prompt not counted. The second round of section
+    5.1 is {"cot": 5000, "tir": 5000}; that GenSelect is exempt is the reference's choice.
     """
 
     phases: Sequence[Sequence[str]] | None = None
     weights: Mapping[str, float] | None = None
+    at_least: Mapping[str, int] | None = None
 
 
 class Samples:
@@ -136,6 +141,12 @@ def write_packs(
             remedy="raise the capacity or drop them (too_long: drop)",
         )
     order = order[fits]
+    if mixture.at_least:
+        limits = np.array([mixture.at_least.get(name, 0) for name in names])
+        solutions = lengths - np.concatenate([f.prompt_lengths() for f in opened])
+        long_enough = solutions[order] >= limits[groups[order]]
+        drop(TOO_SHORT, order[~long_enough])
+        order = order[long_enough]
 
     phases = [list(p) for p in mixture.phases] if mixture.phases is not None else [names]
     weights = _check(mixture, phases, names, folder)
@@ -168,6 +179,7 @@ def write_packs(
         "seed": seed,
         "phases": phases,
         "weights": {n: weights.get(n, 1.0) for n in names},
+        "at_least": dict(mixture.at_least or {}),
         "tokens": [{"path": os.path.relpath(f.folder, folder), "fingerprint": f.fingerprint} for f in opened],
         "samples": int((times > 0).sum()),
         "copies": len(flat),
@@ -188,7 +200,7 @@ def write_packs(
 def _check(mixture: Mixture, phases: list[list[str]], names: list[str], folder: Path) -> dict[str, float]:
     weights = dict(mixture.weights or {})
     listed = [name for phase in phases for name in phase]
-    for name in [*listed, *weights]:
+    for name in [*listed, *weights, *(mixture.at_least or ())]:
         if name not in names:
             raise UserError(f"no sample of group {name!r}", file=folder, remedy=f"the groups are {', '.join(names)}")
     if len(set(listed)) < len(listed):

@@ -1,16 +1,115 @@
-"""Tokenization and packing as stages of a recipe."""
+"""Reading, choosing, tokenizing and packing as stages of a recipe."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from nemo_openmath.pipeline import Stage, StageContext, register
+from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline import Result, Stage, StageContext, UnitStage, register
 from nemo_openmath.pipeline.stage import RUNTIME
+from nemo_openmath.records import Drop, RecordWriter, SftRow, unit_key
+from nemo_openmath.records.ids import in_shard
+from nemo_openmath.sft.formatting import MODES, Formatter, Reject
 from nemo_openmath.sft.pack_plan import Mixture, write_packs
+from nemo_openmath.sft.reading import name_in, read_source
+from nemo_openmath.sft.selection import Choice, FormatRules
 from nemo_openmath.sft.tokenization import write_tokens
+from nemo_openmath.transcripts import load_template
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """``dataset``: a name of the Hub, instead of the port ``data``; ``split``: which of its splits. ``mode``: what rows
+    are that do not say so (cot, tir, genselect). ``prompts``: the user's own template files, by mode."""
+
+    dataset: str | None = None
+    split: str | None = None
+    mode: Literal["cot", "tir", "genselect"] | None = None
+    prompts: dict[str, Path] = field(default_factory=dict)
+    rules: FormatRules = field(default_factory=FormatRules)
+
+
+@register
+class Read(Stage[ReadConfig]):
+    """Published data (nvidia/OpenMathReasoning, the reference's input/output files) -> SFT rows, rejects counted."""
+
+    kind = "sft.read"
+    Config = ReadConfig
+    ports = {"data?": "files or folders: JSON Lines (.gz, .zst) or Parquet"}
+
+    async def run(self, context: StageContext) -> None:
+        config = self.config
+        sources: list[str | Path] = [*context.inputs.get("data", ())]
+        if config.dataset is not None:
+            sources.append(config.dataset)
+        if not sources:
+            raise UserError(
+                f"{context.name}: nothing to read", remedy="give files (from: ./data) or dataset: and split:"
+            )
+        templates = {mode: load_template(mode, path) for mode, path in config.prompts.items()}
+        formatter = Formatter(config.mode or (config.split if config.split in MODES else None), templates)
+        await asyncio.to_thread(self._read, context, sources, formatter)
+
+    def _read(self, context: StageContext, sources: list[str | Path], formatter: Formatter) -> None:
+        seen: set[int] = set()  # of row ids, 8 bytes each: what came before in the data
+        with RecordWriter(context.output, shard=context.shard, shards=context.shards) as writer:
+            context.progress.begin(None, writer.recovered)
+            for number, source in enumerate(sources):
+
+                def bad(file: Path, row: int, problem: str, number: int = number, source: str | Path = source) -> None:
+                    unit = f"{number}:{name_in(source, file)}:{row}"
+                    if in_shard(unit, context.shard, context.shards) and not writer.done(unit):
+                        writer.commit(unit, drops=[Drop("not a JSON object", problem)])
+
+                for (name, row_number), fields in read_source(source, split=self.config.split, on_bad=bad):
+                    unit = f"{number}:{name}:{row_number}"
+                    try:
+                        row = formatter.format(fields)
+                        reason, detail = self.config.rules.reject(row), f"{name}:{row_number}"
+                        key = unit_key(row.id)
+                        if reason is None and key in seen:
+                            reason = "duplicate"
+                        seen.add(key)
+                    except Reject as error:
+                        row, reason, detail = None, error.reason, f"{name}:{row_number} {error.detail}"
+                    if in_shard(unit, context.shard, context.shards) and not writer.done(unit):
+                        if reason is None and row is not None:
+                            writer.commit(unit, [row])
+                        else:
+                            writer.commit(unit, drops=[Drop(reason or "", detail)])
+                        context.progress.advance()
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """``choice``: by mode, problem source and pass rate (second round of section 5.1: sources [olympiad],
+    max_pass_rate 0.3). ``rules``: rejects by format, for rows that were not read by ``sft.read``; None: no rejects."""
+
+    choice: Choice = field(default_factory=Choice)
+    rules: FormatRules | None = None
+
+
+@register
+class Select(UnitStage[SelectConfig, SftRow]):
+    """SFT rows -> those to train on."""
+
+    kind = "sft.select"
+    Config = SelectConfig
+    ports = {"rows": "SFT rows"}
+    concurrency = 1
+
+    def units(self, context: StageContext) -> Iterable[tuple[str, SftRow]]:
+        return ((row.id, row) for row in context.read("rows", SftRow))
+
+    async def process(self, unit: SftRow, context: StageContext) -> Result:
+        reason = self.config.choice.reject(unit)
+        if reason is None and self.config.rules is not None:
+            reason = self.config.rules.reject(unit)
+        return Result([unit]) if reason is None else Result(drops=[Drop(reason, unit.id)])
 
 
 @dataclass(frozen=True)
@@ -55,12 +154,14 @@ class Tokenize(Stage[TokenizeConfig]):
 @dataclass(frozen=True)
 class PackConfig:
     """``capacity``: tokens of a pack (32768 in the paper). ``pad_multiple``: 2 x CP x TP of the layouts to train with.
-    ``weights``: copies of each sample in an epoch, by mode. ``phases``: modes trained one after the other."""
+    ``weights``: copies of each sample in an epoch, by mode. ``phases``: modes trained one after the other.
+    ``at_least``: tokens that solutions of a mode have at least (second round: 5000 for cot and tir, section 5.1)."""
 
     capacity: int = 32768
     pad_multiple: int = 1
     weights: dict[str, float] = field(default_factory=dict)
     phases: list[list[str]] | None = None
+    at_least: dict[str, int] = field(default_factory=dict)
     too_long: Literal["drop", "error"] = "drop"
 
 
@@ -81,7 +182,7 @@ class PackSamples(Stage[PackConfig]):
             context.output,
             capacity=self.config.capacity,
             pad_multiple=self.config.pad_multiple,
-            mixture=Mixture(self.config.phases, self.config.weights or None),
+            mixture=Mixture(self.config.phases, self.config.weights, self.config.at_least),
             too_long=self.config.too_long,
             seed=context.seed,
         )

@@ -165,6 +165,11 @@ class Shard:
         ends = self.index["token_end"].astype(np.int64)
         return np.diff(ends, prepend=0).astype(np.int32)
 
+    def prompt_lengths(self) -> NDArray[np.int32]:
+        """[n] tokens before the first trained one."""
+        starts = np.concatenate([[0], self.index["run_end"][:-1]]).astype(np.int64)
+        return self._runs[starts].astype(np.int32) if len(self) else np.empty(0, np.int32)
+
     def length(self, row: int) -> int:
         """Tokens of sample ``row``."""
         ends = self.index["token_end"]
@@ -253,6 +258,10 @@ class TokenFolder:
     def lengths(self) -> NDArray[np.int32]:
         """[n] tokens of each sample."""
         return np.concatenate([np.empty(0, np.int32), *(s.lengths() for s in self.shards)])
+
+    def prompt_lengths(self) -> NDArray[np.int32]:
+        """[n] tokens of each sample before its first trained one: its prompt."""
+        return np.concatenate([np.empty(0, np.int32), *(s.prompt_lengths() for s in self.shards)])
 
     def id_hashes(self) -> NDArray[np.uint64]:
         """[n] hash of each sample's id."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_openmath.sft.balance import assign, assign_in_order, imbalance
+from nemo_openmath.sft.fit import Decisions, best_fit, pair_fit
 from nemo_openmath.sft.packing import pack
 from nemo_openmath.sft.permutation import permutation
 
@@ -47,11 +49,30 @@ def test_every_sample_is_in_one_pack_that_holds_it(problem: tuple[list[int], int
     assert count <= best_fit_decreasing(lengths, capacity)
 
 
+@given(problems(), st.sampled_from([pair_fit, best_fit]))
+@settings(max_examples=200, deadline=None)
+def test_both_ways_to_decide_use_up_the_stock_and_overfill_nothing(
+    problem: tuple[list[int], int], decide: Callable[..., tuple[Decisions, int]]
+) -> None:
+    lengths, capacity = problem
+    counts = np.bincount(lengths) if lengths else np.zeros(1, np.int64)
+    decisions, packs = decide(counts, capacity)
+    used, loads = np.zeros_like(counts), np.zeros(packs, np.int64)
+    for first, many, each, length in decisions:
+        assert min(many, each) > 0
+        used[length] += many * each
+        loads[first : first + many] += each * length
+    assert (used == counts).all()
+    assert not packs or (0 < loads.min() <= loads.max() <= capacity)
+    if decide is best_fit:
+        assert packs == best_fit_decreasing(lengths, capacity)
+
+
 def test_fill_is_near_the_bound_at_the_lengths_of_the_recipe() -> None:
     rng = np.random.default_rng(1)
     lengths = np.clip(np.exp(rng.normal(np.log(6000), 0.8, 100_000)), 16, 32768).astype(np.int64)
     _, count = pack(lengths, 32768)
-    assert lengths.sum() / (count * 32768) > 0.9995
+    assert lengths.sum() / (count * 32768) > 0.9998
 
 
 def test_seed_moves_samples_of_one_length_and_nothing_else() -> None:

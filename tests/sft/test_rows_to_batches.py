@@ -19,7 +19,7 @@ from tokenizers_made import byte_level, sentencepiece_like
 
 from nemo_openmath.errors import DamagedFile, UserError
 from nemo_openmath.sft.data_module import PackedData
-from nemo_openmath.sft.pack_plan import DOUBLED, NO_WEIGHT, TOO_LONG, Mixture, write_packs
+from nemo_openmath.sft.pack_plan import DOUBLED, NO_WEIGHT, TOO_LONG, TOO_SHORT, Mixture, write_packs
 from nemo_openmath.sft.token_file import TokenFolder
 from nemo_openmath.sft.tokenization import NO_TRAINED, write_tokens
 from nemo_openmath.transcripts import ChatTokenizer, Transcript, encode
@@ -249,6 +249,16 @@ def test_mixture_weights_and_curriculum(packed: Path, tmp_path: Path) -> None:
     assert Counter(s.group for s in stream)["cot"] == 2 * groups["cot"]
     with pytest.raises(UserError, match="no sample of group 'tri'"):
         write_packs(packed, tmp_path, capacity=CAPACITY, mixture=Mixture(weights={"tri": 1}))
+
+
+def test_second_round_keeps_long_solutions(packed: Path, tmp_path: Path) -> None:
+    solutions = {s.id: len(s.tokens) - int(np.argmax(s.trained)) for s in TokenFolder(packed) if s.group == "cot"}
+    limit = sorted(solutions.values())[len(solutions) // 2]
+    plan = write_packs(packed, tmp_path, capacity=CAPACITY, mixture=Mixture(at_least={"cot": limit}))
+    kept = {plan.samples[row].id for row in plan.entries.tolist()}
+    assert kept & solutions.keys() == {i for i, tokens in solutions.items() if tokens >= limit}
+    assert plan.meta["dropped"] == {TOO_SHORT: len(solutions.keys() - kept)}
+    assert len(kept - solutions.keys()) == len(TokenFolder(packed)) - len(solutions)  # the other modes are exempt
 
 
 def test_several_token_folders_in_one_plan(packed: Path, tokenizer: Path, tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+"""Rows of other people's data as they are: files and folders (JSON Lines, .gz, .zst, Parquet) or a `datasets` name.
+
+Streamed: one row at a time is in memory (one batch of 1024 for Parquet), whatever the size of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from nemo_openmath.errors import UserError
+from nemo_openmath.records.foreign import BadRow, read_rows
+
+Place = tuple[str, int]  # file or split, and row counted from 1
+
+
+def read_source(
+    source: str | Path, *, split: str | None = None, on_bad: BadRow | None = None
+) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """(place, fields) of every row of a local file or folder or, where there is none, of a dataset of the Hub.
+
+    ``split``: of a `datasets` name (cot, tir, genselect). ``on_bad(file, row, problem)`` takes rows that are not
+    JSON objects; without it they raise UserError.
+    """
+    if Path(source).exists() or not _is_hub_name(str(source)):
+        for file, row, fields in read_rows(source, on_bad):
+            yield (name_in(source, file), row), fields
+        return
+    if split is None:
+        raise UserError(f"dataset {source}: no split given", remedy="name one, as in split: cot")
+    for number, fields in enumerate(_hub_rows()(str(source), split), 1):
+        yield (f"{source}:{split}", number), fields
+
+
+def name_in(source: str | Path, file: Path) -> str:
+    """What a file is called inside its source, the same on every machine."""
+    return str(file.relative_to(source)) if file != Path(source) else file.name
+
+
+def _is_hub_name(source: str) -> bool:
+    owner, _, name = source.partition("/")
+    return bool(owner and name) and "/" not in name and not source.startswith((".", "/", "~"))
+
+
+def _hub_rows() -> Callable[[str, str], Iterator[dict[str, Any]]]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise UserError(
+            "reading a dataset by name needs the package datasets", remedy="pip install datasets"
+        ) from error
+    return lambda name, split: iter(load_dataset(name, split=split, streaming=True))

@@ -1,0 +1,94 @@
+"""Which rows are trained on: rejects by format, and the second round's choice (paper section 5.1).
+
+What makes a solution good (length, repetition, relevance of its code) is judged in ``solutions/``; here only the
+form of a row counts: a sample with no answer, two answers or an unfinished block teaches exactly that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nemo_openmath.grading.extraction import extract_answer
+from nemo_openmath.records.types import SftRow
+from nemo_openmath.transcripts import Kind, Transcript
+from nemo_openmath.transcripts.protocol import CODE_END, CODE_START, THINK_END, THINK_START, judgment_of
+
+
+@dataclass(frozen=True, slots=True)
+class FormatRules:
+    """Each rule names a reject; all are on by default and can be switched off one by one.
+
+    ``box``: a solution (cot, tir) ends with a complete boxed answer; ``one_box``: with one only; ``think``: it has
+    <think> ... </think> once, in this order; ``blocks``: code blocks are closed and answered by an output block, no
+    output stands elsewhere; ``judgment``: a selection (genselect) names its choice.
+    """
+
+    box: bool = True
+    one_box: bool = True
+    think: bool = True
+    blocks: bool = True
+    judgment: bool = True
+
+    def reject(self, row: SftRow) -> str | None:
+        """The first reason against this row, or None."""
+        transcript = Transcript.from_json(row.transcript)
+        text = transcript.text
+        if row.mode == "genselect":
+            return "no judgment" if self.judgment and judgment_of(text) is None else None
+        if self.think and not _has_think(transcript):
+            return "think tags missing or out of order"
+        if self.blocks and not _blocks_are_whole(transcript):
+            return "code or output block that is not whole"
+        found = extract_answer(text)
+        if self.box and found.answer is None:
+            return "no boxed answer"
+        if self.one_box and len(found.boxes) > 1:
+            return "several different boxed answers"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A part of the rows by what is known of their problem. None: does not matter.
+
+    ``sources``: the problem's source contains one of these words (any case). ``max_pass_rate``: at most this;
+    rows without a known pass rate are left out then, unless ``keep_unknown``. Lengths are chosen when packing
+    (``Mixture.at_least``), where they are known in tokens.
+    """
+
+    modes: tuple[str, ...] | None = None
+    sources: tuple[str, ...] | None = None
+    max_pass_rate: float | None = None
+    keep_unknown: bool = False
+
+    def reject(self, row: SftRow) -> str | None:
+        """The first reason against this row, or None."""
+        if self.modes is not None and row.mode not in self.modes:
+            return "other mode"
+        if self.sources is not None and not any(s.lower() in row.problem_source.lower() for s in self.sources):
+            return "other problem source"
+        if self.max_pass_rate is not None:
+            if row.pass_rate is None:
+                return None if self.keep_unknown else "pass rate unknown"
+            if row.pass_rate > self.max_pass_rate:
+                return "pass rate too high"
+        return None
+
+
+def _has_think(transcript: Transcript) -> bool:
+    text = "".join(s.text for s in transcript.segments() if s.kind in (Kind.REASONING, Kind.SUMMARY))
+    prompted = bool(transcript.messages) and transcript.messages[-1].content.endswith(THINK_START)
+    return text.count(THINK_END) == 1 and (prompted or -1 < text.find(THINK_START) < text.find(THINK_END))
+
+
+def _blocks_are_whole(transcript: Transcript) -> bool:
+    segments = transcript.segments()
+    for i, segment in enumerate(segments):
+        after = segments[i + 1].kind if i + 1 < len(segments) else None
+        if segment.kind is Kind.CODE and not (segment.text.endswith(CODE_END) and after is Kind.OUTPUT):
+            return False
+        if segment.kind in (Kind.REASONING, Kind.SUMMARY) and (
+            CODE_START in segment.text or CODE_END in segment.text or "```output\n" in segment.text
+        ):
+            return False
+    return True

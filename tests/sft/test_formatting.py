@@ -1,0 +1,251 @@
+"""Published rows -> SFT rows: prompts, budgets, authors, rejects; nothing disappears without a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_rows import make_rows
+from tokenizers_made import byte_level
+
+from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline import StageContext
+from nemo_openmath.pipeline.progress import Progress
+from nemo_openmath.records import SftRow, read_drops, read_records
+from nemo_openmath.sft.formatting import Formatter, Reject
+from nemo_openmath.sft.reading import read_source
+from nemo_openmath.sft.selection import Choice, FormatRules
+from nemo_openmath.sft.stages import Read, ReadConfig
+from nemo_openmath.transcripts import Author, ChatTokenizer, Message, Transcript, encode, load_template
+from nemo_openmath.transcripts.protocol import notice_block, output_block
+
+COT = {
+    "problem": "What is 6 * 7?",
+    "generated_solution": "<think> 42 </think> The answer is \\boxed{42}.",
+    "expected_answer": "42",
+    "problem_type": "has_answer_extracted",
+    "problem_source": "aops_c6_high_school_olympiads",
+    "generation_model": "DeepSeek-R1",
+    "pass_rate_72b_tir": "0.25",
+    "inference_mode": "cot",
+    "used_in_kaggle": True,
+}
+CALL = "<tool_call>\nprint(6 * 7)\n</tool_call>"
+TIR = COT | {
+    "generated_solution": f"<think> Let me compute.{CALL}{output_block('42')}{notice_block(4)}"
+    "So 42. </think> It is \\boxed{42}.",
+    "inference_mode": "tir",
+}
+GENSELECT = COT | {
+    "problem": "You are given 2 solutions. ... 0 to 1",
+    "generated_solution": "<think> Both. </think>\nJudgment: 1",
+    "pass_rate_72b_tir": "n/a",
+    "inference_mode": "genselect",
+}
+
+
+def test_cot_row_gets_the_prompt_of_the_recipe() -> None:
+    row = Formatter().format(COT)
+    transcript = Transcript.from_json(row.transcript)
+    assert [m.content for m in transcript.messages] == [
+        "Solve the following math problem. Make sure to put the answer (and only answer) inside \\boxed{}.\n\n"
+        "What is 6 * 7?"
+    ]
+    assert transcript.text == COT["generated_solution"]
+    assert (row.mode, row.expected_answer, row.pass_rate) == ("cot", "42", 0.25)
+
+
+@pytest.mark.parametrize(("left", "budget"), [(4, 5), (7, 8), (0, 1)])
+def test_tir_budget_and_authors_are_recovered_from_the_text(left: int, budget: int) -> None:
+    runner = output_block("42") + notice_block(left)
+    solution = f"<think> Let me compute.{CALL}{runner}So 42. </think> It is \\boxed{{42}}."
+    transcript = Transcript.from_json(Formatter().format(TIR | {"generated_solution": solution}).transcript)
+    assert f"You may perform up to {budget} Python code calls" in transcript.messages[0].content
+    assert [p.text for p in transcript.pieces if p.author is Author.RUNNER] == [runner]
+    assert transcript.text == solution
+
+
+def test_genselect_prompt_is_taken_as_it_is() -> None:
+    row = Formatter().format(GENSELECT)
+    assert Transcript.from_json(row.transcript).messages[0].content == GENSELECT["problem"]
+    assert (row.mode, row.pass_rate) == ("genselect", None)
+
+
+def test_reference_rows_with_plain_and_with_chatml_input() -> None:
+    plain = Formatter().format({"input": "What is 6 * 7?", "output": "It is \\boxed{42}."})
+    chat = Formatter().format(
+        {
+            "input": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 6 * 7?<|im_end|>\n"
+            "<|im_start|>assistant\n",
+            "output": "It is \\boxed{42}.<|im_end|>",
+        }
+    )
+    ours, theirs = (Transcript.from_json(r.transcript) for r in (plain, chat))
+    assert [(m.role, m.content) for m in theirs.messages] == [("system", "Be brief."), ("user", "What is 6 * 7?")]
+    assert ours.messages == theirs.messages[1:]
+    assert ours.text == theirs.text == "It is \\boxed{42}."
+    assert plain.mode == "cot"
+    assert Formatter().format({"input": "x", "output": TIR["generated_solution"]}).mode == "tir"
+    with pytest.raises(Reject, match="whole ChatML"):
+        Formatter().format({"input": "<|im_start|>user\nnever ended", "output": "x"})
+
+
+def test_our_own_rows_pass_through() -> None:
+    (row,) = make_rows(1)
+    assert Formatter().format(orjson.loads(orjson.dumps(row))) == row
+
+
+def test_own_templates_replace_the_shipped_ones(tmp_path: Path) -> None:
+    (tmp_path / "cot.txt").write_text("[system]\nThink.\n[user]\nSolve: {problem}")
+    row = Formatter(templates={"cot": load_template("cot", tmp_path / "cot.txt")}).format(COT)
+    assert [m["content"] for m in row.transcript["messages"]] == ["Think.", "Solve: What is 6 * 7?"]
+
+
+def reason(mode: str, solution: str, rules: FormatRules | None = None) -> str | None:
+    base = {"cot": COT, "tir": TIR, "genselect": GENSELECT}[mode]
+    return (rules or FormatRules()).reject(Formatter().format(base | {"generated_solution": solution}))
+
+
+def test_format_rejects() -> None:
+    out, notice = output_block("42"), notice_block(3)
+    assert reason("cot", COT["generated_solution"]) is None
+    assert reason("tir", TIR["generated_solution"]) is None
+    assert reason("genselect", GENSELECT["generated_solution"]) is None
+    assert reason("cot", "<think> 42 </think> The answer is 42.") == "no boxed answer"
+    assert reason("cot", "<think> x </think> \\boxed{1} or \\boxed{2}") == "several different boxed answers"
+    assert reason("cot", "<think> x </think> \\boxed{1}, that is \\boxed{1}") is None
+    for wrong in ("\\boxed{1}", "<think> \\boxed{1}", "x </think> \\boxed{1}", "</think> <think> \\boxed{1}"):
+        assert reason("cot", wrong) == "think tags missing or out of order"
+        assert reason("cot", wrong, FormatRules(think=False)) is None
+    for wrong in (
+        f"<think> {CALL}{out}{notice} <tool_call>\nprint( </think> \\boxed{{1}}",  # never closed
+        f"<think> {CALL}{out}{notice} {CALL} no output </think> \\boxed{{1}}",
+        f"<think> {CALL}{out}{notice} I imagine\n```output\n7\n```\n </think> \\boxed{{1}}",
+    ):
+        assert reason("tir", wrong, FormatRules(think=False)) == "code or output block that is not whole"
+    assert reason("genselect", "<think> Both. </think> I cannot say.") == "no judgment"
+
+
+@given(
+    st.lists(
+        st.sampled_from(["\\boxed{4", "}", "<think>", "</think>", CALL, "```output\n", "é😀", "\n", "42"]), max_size=9
+    )
+)
+@settings(deadline=None)
+def test_rules_never_fail_on_odd_texts(parts: list[str]) -> None:
+    reason("cot", "." + "".join(parts))
+
+
+def test_choice_of_the_second_round() -> None:
+    choice = Choice(sources=("olympiad",), max_pass_rate=0.3)
+    row = Formatter().format(COT)
+    assert choice.reject(row) is None
+    assert choice.reject(row.with_(problem_source="MATH_training_set")) == "other problem source"
+    assert choice.reject(row.with_(pass_rate=0.31)) == "pass rate too high"
+    assert choice.reject(row.with_(pass_rate=None)) == "pass rate unknown"
+    assert Choice(max_pass_rate=0.3, keep_unknown=True).reject(row.with_(pass_rate=None)) is None
+    assert Choice(modes=("tir",)).reject(row) == "other mode"
+
+
+TAGS = [
+    "<tool_call>",
+    "</tool_call>",
+    "```output\n",
+    "```\n",
+    "```system\n",
+    "</think>",
+    CALL,
+    "\n",
+    " ",
+    "é",
+    "😀",
+    "數",
+]
+
+
+@given(
+    st.lists(st.one_of(st.sampled_from([*TAGS, output_block("é 7"), notice_block(2)]), st.text(max_size=6)), min_size=1)
+)
+@settings(max_examples=150, deadline=None)
+def test_mask_of_any_published_text_is_its_authors(chat: ChatTokenizer, parts: list[str]) -> None:
+    """The trained tokens spell what the model wrote, the others what it did not: exactly, whatever the text."""
+    solution = "." + "".join(parts)
+    transcript = Transcript.from_text((Message("user", "Solve: 6 * 7"),), solution)
+    encoded = encode(transcript, chat)
+
+    def spell(trained: bool) -> str:
+        return chat.decode([i for i, t in zip(encoded.ids, encoded.trained, strict=True) if t is trained])
+
+    assert transcript.text == solution
+    assert spell(True) == "".join(p.text for p in transcript.pieces if p.author is Author.MODEL) + "<|im_end|>"
+    runner = "".join(p.text for p in transcript.pieces if p.author is Author.RUNNER)
+    assert spell(False) == chat.render(transcript.messages) + runner
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
+    return ChatTokenizer.load(byte_level(tmp_path_factory.mktemp("tokenizer")))
+
+
+def lines(rows: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(r).encode() + b"\n" for r in rows)
+
+
+def test_every_kind_of_file_reads_the_same(tmp_path: Path) -> None:
+    rows = [COT, TIR, GENSELECT]
+    (tmp_path / "a.jsonl").write_bytes(lines(rows))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines(rows)))
+    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(lines(rows)))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
+    found = list(read_source(tmp_path))
+    assert [place for place, _ in found] == [
+        (name, row) for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.parquet") for row in (1, 2, 3)
+    ]
+    assert all(fields == rows[row - 1] for (_, row), fields in found)
+    with pytest.raises(UserError, match="no such file"):
+        list(read_source(tmp_path / "nothing.jsonl"))
+    with pytest.raises(UserError, match="no split given"):
+        list(read_source("nvidia/OpenMathReasoning"))
+
+
+def test_read_stage_counts_every_reject_with_an_example(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    bad = [
+        COT | {"problem": ""},
+        {"question": "?"},
+        TIR | {"generated_solution": "<think> no code </think> \\boxed{1}"},
+    ]
+    (data / "rows.jsonl").write_bytes(lines([COT, TIR, GENSELECT, COT, *bad]) + b"{half\n")
+    context = StageContext(
+        name="read",
+        inputs={"data": [data]},
+        output=tmp_path / "out",
+        seed=0,
+        services=None,  # type: ignore[arg-type]  # reading asks for none
+        progress=Progress(tmp_path / "progress.json"),
+    )
+    for _ in range(2):  # the second run finds everything done
+        asyncio.run(Read(ReadConfig()).run(context))
+        rows = list(read_records(tmp_path / "out", SftRow))
+        assert [r.mode for r in rows] == ["cot", "tir", "genselect"]
+        drops = [drop for _, drop in read_drops(tmp_path / "out")]
+        assert Counter(d.reason for d in drops) == {
+            "duplicate": 1,
+            "no problem": 1,
+            "unknown columns": 1,
+            "tir: no notice of remaining executions": 1,
+            "not a JSON object": 1,
+        }
+        assert all(d.detail for d in drops)
