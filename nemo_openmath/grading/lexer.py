@@ -29,13 +29,19 @@ MAX_DIGITS = 4_000  # of one number literal; longer integers are compared as str
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUBSCRIPT = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _UNICODE = {
-    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "⁄": "/", "∕": "/", "÷": "/", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ",
-    "∙": r"\cdot ", "•": r"\cdot ", "∗": "*", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ",
-    "±": r"\pm ", "∓": r"\mp ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "ø": r"\emptyset ", "√": r"\sqrt ",
-    "∛": r"\sqrt[3] ", "∜": r"\sqrt[4] ", "≡": r"\equiv ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ",
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "⁄": "/", "∕": "/", "÷": "/", "×": r"\times ", "·": r"\cdot ",
+    "⋅": r"\cdot ",
+    "∙": r"\cdot ", "•": r"\cdot ", "∗": "*", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ",
+    "≠": r"\ne ", "≈": r"\approx ",
+    "±": r"\pm ", "∓": r"\mp ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "ø": r"\emptyset ",
+    "√": r"\sqrt ",
+    "∛": r"\sqrt[3] ", "∜": r"\sqrt[4] ", "≡": r"\equiv ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ",
+    "γ": r"\gamma ",
     "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega ", "μ": r"\mu ", "ε": r"\epsilon ", "δ": r"\delta ", "σ": r"\sigma ",
-    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "⌊": r"\lfloor ",
-    "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨": r"\langle ", "⟩": r"\rangle ", "º": "°", "′": "'", "\u200b": "",
+    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
+    "⌊": r"\lfloor ",
+    "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨": r"\langle ", "⟩": r"\rangle ", "º": "°", "′": "'",
+    "\u200b": "",
     "\ufeff": "", "∖": r"\setminus ", "…": r"\ldots ", "↦": r"\mapsto ",
 }  # fmt: skip
 _UNICODE |= {c: rf"\frac{{{a}}}{{{b}}}" for c, a, b in
@@ -75,27 +81,33 @@ _TOKEN = re.compile(
 
 FUNCTIONS = frozenset(
     """sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp gcd lcm max min abs sgn floor ceil
-    det cosec arg""".split()
+    det cosec arg""".split()  # noqa: SIM905
 )  # fmt: skip
 _FUNCTION_NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "tg": "tan", "ctg": "cot", "cosec": "csc"}
 _GREEK = frozenset(
     """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau
-    upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar""".split()
+    upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar""".split()  # noqa: SIM905
 )
 _OPS = {
-    r"\times": "*", r"\cdot": "*", r"\ast": "*", r"\div": "/", r"\le": "<=", r"\leq": "<=", r"\leqslant": "<=", r"\ge": ">=",
-    r"\geq": ">=", r"\geqslant": ">=", r"\lt": "<", r"\gt": ">", r"\ne": "!=", r"\neq": "!=", r"\{": "set(", r"\}": ")set",
-    r"\lbrace": "set(", r"\rbrace": ")set", r"\langle": "<(", r"\rangle": ")>", r"\lvert": "|", r"\rvert": "|", r"\vert": "|",
+    r"\times": "*", r"\cdot": "*", r"\ast": "*", r"\div": "/", r"\le": "<=", r"\leq": "<=", r"\leqslant": "<=",
+    r"\ge": ">=",
+    r"\geq": ">=", r"\geqslant": ">=", r"\lt": "<", r"\gt": ">", r"\ne": "!=", r"\neq": "!=", r"\{": "set(",
+    r"\}": ")set",
+    r"\lbrace": "set(", r"\rbrace": ")set", r"\langle": "<(", r"\rangle": ")>", r"\lvert": "|", r"\rvert": "|",
+    r"\vert": "|",
     r"\|": "|", r"\lVert": "|", r"\rVert": "|", r"\lfloor": "floor(", r"\rfloor": ")floor", r"\lceil": "ceil(",
-    r"\rceil": ")ceil", r"\cup": "cup", r"\cap": "cap", r"\setminus": "setminus", r"\backslash": "setminus", r"\in": "in",
+    r"\rceil": ")ceil", r"\cup": "cup", r"\cap": "cap", r"\setminus": "setminus", r"\backslash": "setminus",
+    r"\in": "in",
     r"\pm": "pm", r"\mp": "mp", r"\equiv": "equiv", r"\approx": "approx", r"\sim": "approx", r"\%": "%", r"\circ": "°",
     r"\degree": "°", r"\prime": "'", r"\lor": "or", r"\vee": "or", r"\land": "and", r"\wedge": "and", r"\colon": ":",
-    r"\lbrack": "[", r"\rbrack": "]", r"\\": "\\\\", r"\over": "over", r"\choose": "choose", r"\mid": "|", r"\bmod": "mod",
-    r"\mod": "mod", r"\pmod": "mod", r"\euro": "€", r"\pounds": "£", r"\cents": "¢", r"\textdollar": r"\$", r"\$": r"\$",
+    r"\lbrack": "[", r"\rbrack": "]", r"\\": "\\\\", r"\over": "over", r"\choose": "choose", r"\mid": "|",
+    r"\bmod": "mod",
+    r"\mod": "mod", r"\pmod": "mod", r"\euro": "€", r"\pounds": "£", r"\cents": "¢", r"\textdollar": r"\$",
+    r"\$": r"\$",
     r"\_": "_", r"\#": "#", r"\&": "&", r"\implies": "=>", r"\Rightarrow": "=>", r"\dotsc": "dots", r"\ldots": "dots",
     r"\dots": "dots", r"\cdots": "dots", r"\infty": "oo", r"\lparen": "(", r"\rparen": ")",
 }  # fmt: skip
-_COMMANDS = frozenset("frac sqrt binom overline bar vec hat mathbb emptyset varnothing".split())
+_COMMANDS = frozenset({"frac", "sqrt", "binom", "overline", "bar", "vec", "hat", "mathbb", "emptyset", "varnothing"})
 _ALIASES = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom"}
 CONNECTIVES = frozenset({"and", "or"})
 UNIT_WORDS = frozenset({"square", "sq", "cubic", "per", "percent", "percents"})
@@ -234,7 +246,7 @@ def _letters(text: str, tokens: list[Token]) -> None:
 _ENGLISH = frozenset(
     """the of to in is it no yes not for are was all any one two six ten and but if so as at by on he she we you be
     red odd even day won lost via per our out may can has had her his its who why how now new old mon tue wed thu fri
-    sat sun jan feb mar apr jun jul aug sep oct nov dec dne nil non set sum win tie""".split()
+    sat sun jan feb mar apr jun jul aug sep oct nov dec dne nil non set sum win tie""".split()  # noqa: SIM905
 )
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from nemo_openmath.grading import plain
 from nemo_openmath.grading.compare import compare as compare_answers
 from nemo_openmath.grading.verdict import Grade, Verdict
 
@@ -31,6 +32,14 @@ class Majority:
     missing: int
     comparisons: int
     complete: bool
+
+
+@dataclass(slots=True)
+class _Group:
+    representative: str
+    count: int
+    first: int  # index of the representative's first appearance
+    value: tuple[int, int] | None  # of a plain number
 
 
 def majority(
@@ -59,31 +68,37 @@ def majority(
         spellings[spelling] += 1
         first.setdefault(spelling, index)
 
-    groups: list[list[str | int]] = []  # [representative, count, index of first appearance]
+    groups: list[_Group] = []
+    by_value: dict[tuple[int, int], _Group] = {}
     comparisons, complete = 0, True
     for spelling, count in sorted(spellings.items(), key=lambda item: (-item[1], first[item[0]])):
-        for group in groups:
+        value = plain.value(spelling)
+        home = by_value.get(value) if value is not None else None
+        for group in groups if home is None else ():
+            if value is not None and group.value is not None and compare is compare_answers:
+                continue  # plain numbers of different values
             if comparisons >= max_comparisons:
                 complete = False
                 break
             comparisons += 1
-            if compare(spelling, str(group[0])).verdict is Verdict.EQUAL:
-                group[1] += count  # type: ignore[operator]
+            if compare(spelling, group.representative).verdict is Verdict.EQUAL:
+                home = group
                 break
-        else:
-            groups.append([spelling, count, first[spelling]])
-            continue
-        if not complete:
-            groups.append([spelling, count, first[spelling]])
-    ranked = sorted(((str(r), int(c), int(i)) for r, c, i in groups), key=lambda g: (-g[1], g[2]))
-    best = ranked[0][1] if ranked else 0
+        if home is None:
+            home = _Group(spelling, 0, first[spelling], value)
+            groups.append(home)
+        home.count += count
+        if value is not None:
+            by_value.setdefault(value, home)
+    ranked = sorted(groups, key=lambda group: (-group.count, group.first))
+    best = ranked[0].count if ranked else 0
     enough = bool(ranked) and best >= min_share * len(answers)
     return Majority(
-        answer=ranked[0][0] if enough else None,
+        answer=ranked[0].representative if enough else None,
         count=best,
         total=len(answers),
-        groups=tuple((r, c) for r, c, _ in ranked),
-        tie=len(ranked) > 1 and ranked[1][1] == best,
+        groups=tuple((group.representative, group.count) for group in ranked),
+        tie=len(ranked) > 1 and ranked[1].count == best,
         missing=missing,
         comparisons=comparisons,
         complete=complete,

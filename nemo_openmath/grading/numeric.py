@@ -55,7 +55,15 @@ def same(a: Node, b: Node, log_base: int = 0) -> Grade:
     return _same_function(a, b, names, log_base)
 
 
-def same_number(a: Node, b: Node, values: Mapping[str, Exact], log_base: int = 0, *, real: bool = False, agreement: float = AGREEMENT) -> Grade:
+def same_number(
+    a: Node,
+    b: Node,
+    values: Mapping[str, Exact],
+    log_base: int = 0,
+    *,
+    real: bool = False,
+    agreement: float = AGREEMENT,
+) -> Grade:
     """Compare the values of two expressions at given values of their symbols. ``real``: unknown where one is not;
     ``agreement``: bits that have to agree at a point."""
     precision = FIRST_PRECISION

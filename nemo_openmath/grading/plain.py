@@ -6,6 +6,7 @@ strings, and returns None for everything that needs the parser.
 
 from __future__ import annotations
 
+import math
 import re
 
 from nemo_openmath.grading.verdict import Grade, equal, not_equal, unknown
@@ -51,6 +52,16 @@ def decide(predicted: str | None, expected: str | None) -> Grade | None:
         return SAME_NUMBER
     # A long decimal may be a rounding of the other number, and 1,234 may be a list: the rules are in constants.py.
     return OTHER_NUMBER if max(a_digits, b_digits) < MIN_ROUNDED_DIGITS else None
+
+
+def value(text: str) -> tuple[int, int] | None:
+    """Numerator and denominator in lowest terms of a plain number that is no rounding, else None. Two texts with
+    values are equal exactly where their values are."""
+    read = _read(text.strip())
+    if read is None or read[2] >= MIN_ROUNDED_DIGITS:
+        return None
+    divisor = math.gcd(read[0], read[1])
+    return read[0] // divisor, read[1] // divisor
 
 
 def _read(text: str) -> tuple[int, int, int] | None:

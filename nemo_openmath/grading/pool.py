@@ -151,6 +151,10 @@ class GradingPool:
             return known
         return (await asyncio.wrap_future(self._submit([(predicted, expected)])))[0]
 
+    def compare(self, predicted: str | None, expected: str | None) -> Grade:
+        """One pair, for callers without an event loop (``majority(answers, compare=pool.compare)``)."""
+        return self.grade_batch([(predicted, expected)])[0]
+
     async def grade_many(self, pairs: Iterable[Pair]) -> list[Grade]:
         pairs = list(pairs)
         jobs = self._plan(pairs)

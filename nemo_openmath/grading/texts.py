@@ -14,46 +14,51 @@ _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mbox|emph|operatorname\*?|boldsymbol)\s*\{([^{}]*)\}"
 )
 _CHOICE = re.compile(
-    r"\(\s*([A-Ja-e])\s*\)|([A-Ja-e])[.)]|([A-J])|(?:\(\s*([A-J])\s*\)|([A-J])\s?[.):])[.:]?\s+(\S.*)", re.DOTALL
+    r"\(\s*([A-Ja-e])\s*\)|([A-Ja-e])[.)]|([A-J])"  # the letter alone: (B), b), B
+    r"|(?:\(\s*([A-J])\s*\)|([A-J])\s?[.):])[.:]?\s+(\S.*)",  # with the choice's text: (B) 12, B. 12
+    re.DOTALL,
 )
 _OPTION_WORD = re.compile(r"(?:option|choice|answer)\s+\(?([A-Ja-j])\)?\s*", re.IGNORECASE)
 _WORD = re.compile(r"[^\W_]+")
 
-CLASSES: dict[str, tuple[str, str]] = {}
-for _kind, _values in {
-    "truth": ("yes y|no|true|false",),
-    "emptiness": (
-        "no solution|no solutions|no real solution|no real solutions|none|empty set|the empty set|nothing|there is no solution|no such numbers exist",
-        ),
-    "existence": ("does not exist|dne|undefined|not defined|do not exist",),
-    "parity": ("even|odd",),
-    "quantity": ("finite|infinite", "infinitely many|infinitely many solutions|infinite solutions|infinitely many pairs"),
-    "weekday": ("monday|tuesday|wednesday|thursday|friday|saturday|sunday",),
-    "month": ("january|february|march|april|may|june|july|august|september|october|november|december",),
-    "color": ("red|green|blue|yellow|black|white|orange|purple|brown|pink|gray grey",),
-    "shape": ("circle|ellipse|parabola|hyperbola|line|point|triangle|square|rectangle|rhombus|trapezoid|parallelogram",),
-    "winner": ("alice|bob", "first player|the first player|first", "second player|the second player|second"),
-    "order": ("increasing|decreasing", "converges convergent|diverges divergent"),
-    "direction": ("north|south|east|west|left|right|clockwise|counterclockwise",),
-    "angle": ("acute|obtuse|right angle",),
-}.items():  # fmt: skip
-    for _group in _values:
-        synonyms = _kind == "emptiness" or _kind == "existence" or _group.startswith(("infinitely", "first", "second"))
-        for _index, _names in enumerate(_group.split("|")):
-            for _name in [_names] if " " in _names and synonyms else _names.split():
-                CLASSES[_name] = (_kind, _group.split("|")[0] if synonyms else _names.split()[0])
+# Class -> values; "/" separates the spellings of one value, the first of which is its name.
+_CLASSES = {
+    "truth": ["yes/y", "no"],
+    "boolean": ["true", "false"],
+    "emptiness": ["no solution/no solutions/no real solution/no real solutions/none/empty set/the empty set/nothing"],
+    "existence": ["does not exist/do not exist/dne/undefined/not defined"],
+    "parity": ["even", "odd"],
+    "quantity": ["finite", "infinite", "infinitely many/infinitely many solutions/infinite solutions"],
+    "weekday": ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"],
+    "month": ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october"]
+    + ["november", "december"],
+    "color": ["red", "green", "blue", "yellow", "black", "white", "orange", "purple", "brown", "pink", "gray/grey"],
+    "curve": ["circle", "ellipse", "parabola", "hyperbola", "line"],
+    "winner": ["alice", "bob"],
+    "player": ["first player/the first player/first", "second player/the second player/second"],
+    "trend": ["increasing", "decreasing"],
+    "limit": ["converges/convergent", "diverges/divergent"],
+    "direction": ["north", "south", "east", "west"],
+    "side": ["left", "right"],
+    "angle": ["acute", "obtuse"],
+}
+CLASSES: dict[str, tuple[str, str]] = {
+    spelling: (kind, value.partition("/")[0])
+    for kind, values in _CLASSES.items()
+    for value in values
+    for spelling in value.split("/")
+}
+_NO_SOLUTION = ("emptiness", "no solution")
+# Words of these classes are never a number (the "second" of a list could be).
+_EXCLUSIVE = frozenset({"truth", "boolean", "emptiness", "parity", "weekday", "month", "color", "winner", "existence"})
 
 _NUMBER_WORDS = {
     w: str(i)
     for i, w in enumerate(
         """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
-        seventeen eighteen nineteen twenty""".split()
+        seventeen eighteen nineteen twenty""".split()  # noqa: SIM905
     )
 }
-_NO_SOLUTION = ("emptiness", "no solution")
-_EXCLUSIVE = frozenset(
-    {"truth", "emptiness", "parity", "weekday", "month", "color", "winner", "existence"}
-)  # no number
 
 
 def unwrap(text: str) -> str:

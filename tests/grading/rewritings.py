@@ -50,7 +50,11 @@ def rewritings(answer: str) -> Iterator[str]:
         yield text.replace(r"\pi", "π")
     if r"\sqrt{" in text:
         yield text.replace(r"\sqrt{", r"\sqrt {")
-    if re.search(r"[a-z]{3}|\\text|\\begin|ldots", re.sub(r"\\[a-z]+", "", text)) or "ldots" in text or r"\begin" in text:
+    if (
+        re.search(r"[a-z]{3}|\\text|\\begin|ldots", re.sub(r"\\[a-z]+", "", text))
+        or "ldots" in text
+        or r"\begin" in text
+    ):
         return
     yield text.replace("(", r"\left(").replace(")", r"\right)")
     yield text.replace("+", " + ").replace("-", " - ")
@@ -59,7 +63,13 @@ def rewritings(answer: str) -> Iterator[str]:
             yield ", ".join(reversed(items))
         yield re.sub(r",\s*", ", ", text)
         return
-    yield from (rf"x = {text}", rf"\left({text}\right)", rf"1 \cdot ({text})", rf"\frac{{2({text})}}{{2}}", rf"-(-({text}))")
+    yield from (
+        rf"x = {text}",
+        rf"\left({text}\right)",
+        rf"1 \cdot ({text})",
+        rf"\frac{{2({text})}}{{2}}",
+        rf"-(-({text}))",
+    )
     yield rf"({text})+7-7"
     if (terms := split_sum(text)) is not None:
         head = terms[0] if terms[0].startswith("-") else "+" + terms[0]
@@ -69,7 +79,12 @@ def rewritings(answer: str) -> Iterator[str]:
         return
     sign, size = ("-", -value) if value < 0 else ("", value)
     n, d = size.numerator, size.denominator
-    yield from (rf"{sign}\frac{{{3 * n}}}{{{3 * d}}}", f"{sign}{n}/{d}", f"{sign}0{n}/{d}", rf"{sign}{n} \cdot {d}^{{-1}}")
+    yield from (
+        rf"{sign}\frac{{{3 * n}}}{{{3 * d}}}",
+        f"{sign}{n}/{d}",
+        f"{sign}0{n}/{d}",
+        rf"{sign}{n} \cdot {d}^{{-1}}",
+    )
     if d == 1:
         yield from (f"{sign}{n:,}", f"{sign}{n:,}".replace(",", "{,}"), f"{sign}{n}.0", f"{sign}{n}.00", f"{sign}00{n}")
         yield from (rf"\text{{{text}}}", rf"\mathbf{{{text}}}", f"{value - 5}+5", rf"{sign}{n * 100}\%")
@@ -109,9 +124,19 @@ def near_misses(answer: str) -> Iterator[str]:
         yield text.replace(r"\pi", "", 1).strip() or "1"
     value = exact_value(text)
     if value:
-        yield from (f"-({text})", rf"\frac{{1}}{{{text}}}" if abs(value) != 1 else "2", f"{text} + 10^{{-40}}", rf"{text}\sqrt{{2}}")
+        yield from (
+            f"-({text})",
+            rf"\frac{{1}}{{{text}}}" if abs(value) != 1 else "2",
+            f"{text} + 10^{{-40}}",
+            rf"{text}\sqrt{{2}}",
+        )
         yield rf"{text}\pi"
         if value.denominator == 1:
-            yield from (f"{text}.5", f"{text}.000001", f"{text}\\%" if abs(value) <= 1 else f"0.{abs(value)}", f"{text}, {text}1")
+            yield from (
+                f"{text}.5",
+                f"{text}.000001",
+                f"{text}\\%" if abs(value) <= 1 else f"0.{abs(value)}",
+                f"{text}, {text}1",
+            )
     elif value is None and "," not in text and "=" not in text and r"\begin" not in text and "if" not in text:
         yield f"-({text})"

@@ -82,8 +82,10 @@ def test_missing_answers_are_never_right() -> None:
 
 @pytest.mark.parametrize(
     ("a", "b"),
-    [("3.14", "\\pi"), ("x^2+1", "n^2+1"), ("1/2x", "x/2"), ("\\log 100", "2"), ("[1,2]", "(1,2)"), ("\\sqrt{x^2}", "x"),
-     ("B", "12"), ("a blue whale", "the largest animal"), ("5 \\text{ apples}", "5 \\text{ oranges}"), ("5 \\pmod 7", "5"),
+    [("3.14", "\\pi"), ("x^2+1", "n^2+1"), ("1/2x", "x/2"), ("\\log 100", "2"), ("[1,2]", "(1,2)"), ("\\sqrt{x^2}",
+    "x"),
+     ("B", "12"), ("a blue whale", "the largest animal"), ("5 \\text{ apples}", "5 \\text{ oranges}"), ("5 \\pmod 7",
+     "5"),
      ("\\{1,2\\}", "(1,2)"), ("6,6,5", "6,5,6"), ("9^{9^{9^9}}", "9^{9^{9^8}}"), ("\\int_0^1 x\\,dx", "\\frac12")],
 )  # fmt: skip
 def test_what_custom_leaves_open_is_unknown(a: str, b: str) -> None:

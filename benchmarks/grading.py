@@ -1,0 +1,101 @@
+"""Pairs graded a second on one core, against math-verify alone on the same pairs.
+
+    python benchmarks/grading.py DATA [--million]
+
+DATA: a JSONL file with ``expected_answer``. Each expected answer is compared with itself in other spellings and with
+near misses (tests/grading/rewritings.py). "contest" takes the answers as often as they occur (most are short
+integers) against integers; "LaTeX" only those that hold a command. ``--million`` streams a million contest pairs
+through a pool and prints the peak memory of both processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from nemo_openmath.grading import GradingPool, compare
+from tests.grading.rewritings import body, near_misses
+
+Pair = tuple[str, str]
+
+
+def contest_pairs(answers: list[str], count: int) -> list[Pair]:
+    """What a label or a benchmark run compares: mostly right short answers, some wrong ones, a few in LaTeX."""
+    rng = random.Random(0)
+    pairs = []
+    for answer in itertools.islice(itertools.cycle(answers), count):
+        text = body(answer)
+        wrong = list(near_misses(answer))
+        pairs.append((rng.choice(wrong) if wrong and rng.random() < 0.4 else text, text))
+    return pairs
+
+
+def latex_pairs(answers: list[str], count: int) -> list[Pair]:
+    rng = random.Random(1)
+    expressions = [body(a) for a in answers if "\\" in a]
+    pairs = []
+    for text in itertools.islice(itertools.cycle(expressions), count):
+        wrong = list(near_misses(text))
+        spelling = rng.choice(
+            [text, text.replace(r"\frac", r"\dfrac"), rf"\left({text}\right)", f"0+{text}", rf"\frac{{2({text})}}{{2}}"]
+        )
+        pairs.append((rng.choice(wrong) if rng.random() < 0.4 else spelling, text))
+    return list(dict.fromkeys(pairs))
+
+
+def rate(grade: Callable[[str, str], object], pairs: Iterable[Pair]) -> float:
+    started, count = time.process_time(), 0
+    for predicted, expected in pairs:
+        grade(predicted, expected)
+        count += 1
+    return count / (time.process_time() - started)
+
+
+def math_verify(predicted: str, expected: str) -> bool:
+    from math_verify import parse, verify
+
+    return verify(parse(f"${expected}$"), parse(f"${predicted}$"))
+
+
+def million(answers: list[str]) -> None:
+    pairs = contest_pairs(answers, 10_000)
+    started = time.monotonic()
+    with GradingPool(workers=1) as pool:
+        for _ in range(100):
+            pool.grade_batch(pairs)
+    seconds = time.monotonic() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
+    print(f"1,000,000 pairs: {seconds:.1f} s, peak memory {peak} MiB here, {workers} MiB in the worker")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--million", action="store_true")
+    options = parser.parse_args()
+    with options.data.open(encoding="utf-8") as lines:
+        answers = [json.loads(line)["expected_answer"] for line in lines]
+    compare("x+1", "1+x")
+    math_verify("x+1", "1+x")
+    for name, pairs in (
+        ("contest answers", contest_pairs(answers, 500)),
+        ("LaTeX expressions", latex_pairs(answers, 300)),
+    ):
+        ours, theirs = rate(compare, pairs), rate(math_verify, pairs)
+        print(f"{name}: {len(pairs)} pairs; ours {ours:,.0f}/s, math-verify {theirs:,.0f}/s, ratio {ours / theirs:.0f}")
+    if options.million:
+        million(answers)
+
+
+if __name__ == "__main__":
+    main()
