@@ -77,6 +77,7 @@ def make_base(output: str | Path, config: BaseConfig, work: str | Path) -> dict[
     rows = [json.loads(line) for line in (work / "training" / "metrics.jsonl").read_text().splitlines()]
     shutil.rmtree(output, ignore_errors=True)
     megatron_to_hf(list_checkpoints(work / "training" / "checkpoints")[-1], output, dtype=torch.bfloat16)
+    (output / "lineage.json").unlink()  # it names the work folder, which is gone; the README tells the origin
     loss = sum(row["loss"] for row in rows[-50:]) / len(rows[-50:])
     facts = {
         "parameters": parameters,

@@ -23,7 +23,6 @@ from pathlib import Path
 from nemo_openmath.demo import clerk, solver
 from nemo_openmath.demo.rates import TeacherConfig
 from nemo_openmath.engines.protocol import Capabilities, Chunk, Completion, Finish, Request, Sampling, Usage
-from nemo_openmath.engines.server import OpenAIServer
 from nemo_openmath.errors import UserError
 from nemo_openmath.transcripts import ChatTokenizer, Message, Template, load_template
 
@@ -173,6 +172,8 @@ def load_config(config: str | Path | None) -> TeacherConfig:
 
 async def serve(teacher: StandInTeacher, port: int) -> None:
     """Serve until cancelled; one JSON line on stdout tells the URL when ready."""
+    from nemo_openmath.engines.server import OpenAIServer  # in process, the stand-in needs no web server
+
     async with OpenAIServer(teacher, port=port) as server:
         ready = {"url": server.url, "model": teacher.model, "what": "a program that stands in for a language model"}
         print(json.dumps(ready), flush=True)
