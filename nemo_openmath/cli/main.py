@@ -22,7 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> ExitCode:
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes key=value arguments only right behind the file; people also write them last.
+    if rest and not (hasattr(options, "overrides") and all("=" in r and not r.startswith("-") for r in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
     if not hasattr(options, "work"):
         parser.print_help()
         return ExitCode.OK

@@ -49,7 +49,7 @@ class Builder:
     """Builds dataclasses from nested dicts. ``origin(key)`` says where the value at ``key`` was written."""
 
     def __init__(self, origin: Callable[[Key], Origin]):
-        self._origin = origin
+        self.origin = origin
         self.values: list[Value] = []
 
     def build(self, kind: type[T], data: Any, key: Key = ()) -> T:
@@ -98,7 +98,7 @@ class Builder:
                 raise self.error(key, f"expected settings by name, got {_show(value)}")
             return {str(k): self.convert(args[1], v, (*key, str(k))) for k, v in value.items()}
         made = self._convert_plain(hint, origin, args, value, key)
-        self.values.append(Value(key, made, self._origin(key)))
+        self.values.append(Value(key, made, self.origin(key)))
         return made
 
     def _convert_plain(self, hint: Any, origin: Any, args: tuple[Any, ...], value: Any, key: Key) -> Any:
@@ -129,7 +129,7 @@ class Builder:
 
     def _convert_union(self, args: Sequence[Any], value: Any, key: Key) -> Any:
         if value is None and type(None) in args:
-            self.values.append(Value(key, None, self._origin(key)))
+            self.values.append(Value(key, None, self.origin(key)))
             return None
         options = [a for a in args if a is not type(None)]
         for i, option in enumerate(options):
@@ -151,7 +151,7 @@ class Builder:
 
     def error(self, key: Key, problem: str, remedy: str = "") -> UserError:
         """A UserError that names the file, the line and the setting."""
-        origin = self._origin(key)
+        origin = self.origin(key)
         name = ".".join(key) or "recipe"
         return UserError(f"{name}: {problem}", file=origin.file, row=origin.line, remedy=remedy)
 

@@ -26,7 +26,7 @@ _RUN = "run.json"
 async def run_recipe(path: Path, overrides: Sequence[str], output: Path, selection: Selection) -> None:
     """Run, then print the results and where the report is (a part of a run reports nothing)."""
     recipe = load_recipe(path, overrides)
-    selection.names(recipe)  # a wrong name is said before anything is written
+    recipe.check_files(selection.names(recipe))  # what is wrong is said before anything is written
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / _RUN, {"recipe": str(path.resolve()), "overrides": list(overrides), "command": sys.argv})
     run = Run(recipe, output)

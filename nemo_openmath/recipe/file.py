@@ -8,8 +8,8 @@
       threads: {run: demo.threads, ...}             # name: kind of stage, inputs, settings
       extract: {run: problems.extract, from: threads, engine: teacher}
 
-A stage's ``from`` names earlier stages, or files and folders relative to the recipe file: one name or a list where
-the stage has one input, ``port: names`` where it has several.
+A stage's ``from`` names earlier stages, or files and folders (recognised by their ``/``, relative to the recipe file):
+one name or a list for the one input that a stage needs, ``port: names`` where there are several.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from nemo_openmath.demo import TeacherConfig
 from nemo_openmath.engines.open import EngineConfig
 from nemo_openmath.errors import UserError
-from nemo_openmath.pipeline.build import Builder, Value, nearest
+from nemo_openmath.pipeline.build import Builder, Origin, Value, nearest
 from nemo_openmath.pipeline.config import Source
 from nemo_openmath.pipeline.stage import Stage, stage_kinds
 from nemo_openmath.recipe import rooms
@@ -64,10 +64,14 @@ class StageEntry:
     stage: Stage
     inputs: dict[str, tuple[str | Path, ...]]
     seed: int
+    origin: Origin
+    folder: Path  # of the recipe file: what its paths are relative to
 
-    def stages_needed(self) -> set[str]:
-        """Names of the stages whose output this one reads."""
-        return {n for names in self.inputs.values() for n in names if isinstance(n, str)}
+    def files(self) -> list[Path]:
+        """Files and folders that this stage reads and that no stage makes."""
+        engines = [name for name in self.stage.engines() if "/" in name]
+        named = [n for names in self.inputs.values() for n in names if isinstance(n, Path)]
+        return [*named, *(self.folder / name for name in engines)]
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,18 @@ class Recipe:
         if name not in self.stages:
             raise UserError(f"no stage {name!r}", file=self.path, remedy=nearest(name, list(self.stages)))
         return self.stages[name]
+
+    def check_files(self, names: Sequence[str]) -> None:
+        """Raises UserError, with the line of its stage, for a file that is not there."""
+        for entry in map(self.entry, names):
+            for file in entry.files():
+                if not file.exists():
+                    raise UserError(
+                        f"stages.{entry.name}: no such file or folder: {file}",
+                        file=entry.origin.file,
+                        row=entry.origin.line,
+                        remedy="put it there, or change the path",
+                    )
 
     def relative(self, path: str | Path) -> Path:
         """A path written in the recipe file."""
@@ -158,7 +174,7 @@ def _entry(name: str, body: Any, earlier: dict[str, StageEntry], builder: Builde
                 raise builder.error((*key, "engine"), f"stage {engine!r} makes no model")
     if own_seed is not None:
         builder.convert(int, own_seed, (*key, "seed"))
-    return StageEntry(name, stage, inputs, seed if own_seed is None else own_seed)
+    return StageEntry(name, stage, inputs, seed if own_seed is None else own_seed, builder.origin(key), path.parent)
 
 
 def _inputs(
@@ -166,11 +182,12 @@ def _inputs(
 ) -> dict[str, tuple[str | Path, ...]]:
     ports = {p.removesuffix("?"): p for p in cls.ports}
     if not isinstance(written, dict):
-        if len(ports) != 1:
+        required = [name for name, declared in ports.items() if name == declared]
+        if len(required) != 1:
             raise builder.error(
                 (*key, "from"), f"{cls.kind} has {len(ports)} inputs", f"name them: {', '.join(ports) or 'none'}"
             )
-        written = {next(iter(ports)): written}
+        written = {required[0]: written}
     out: dict[str, tuple[str | Path, ...]] = {}
     for port, names in written.items():
         at = (*key, "from", port)
@@ -192,7 +209,6 @@ def _check_name(
 ) -> str | Path:
     if name in earlier:
         return name
-    file = path.parent / name
-    if file.exists():
-        return file
-    raise builder.error(key, f"no earlier stage and no file is called {name!r}", nearest(name, list(earlier)))
+    if "/" in name:
+        return path.parent / name
+    raise builder.error(key, f"no earlier stage is called {name!r}", f"{nearest(name, list(earlier))} (a path has a /)")

@@ -173,6 +173,8 @@ class Run:
 
     def _digest(self, name: str | Path) -> str:
         if isinstance(name, Path):
+            if not name.exists():
+                raise _NotReady(f"no such file or folder: {name}")
             if name not in self._digests:
                 self._digests[name] = digest_tree(name)
             return self._digests[name]

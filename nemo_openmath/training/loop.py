@@ -58,7 +58,7 @@ def train(
     of its :class:`ModelConfig` to change, e.g. ``rope_theta``. ``batch_samples`` turns ``checkpoints.epochs`` into steps.
     Raises :class:`Preempted` after SIGTERM or SIGUSR1, once everything is saved.
     """
-    is_checkpoint = (model / torch_dist.MANIFEST).is_file()
+    is_checkpoint = (model / torch_dist.STATE).is_dir()
     files = model / torch_dist.MODEL if is_checkpoint else model
     shape = ModelConfig.from_hf(files).with_changes(**(changes or {}))
     config.parallel.check(shape, dist.get_world_size())
