@@ -174,10 +174,9 @@ def split_name(name: str) -> tuple[str, int | None]:
 
 def group_votes(samples: Sequence[tuple[str | None, bool]], compare: Compare = compare) -> Votes:
     """Group (answer, right) pairs by meaning, once for all k. A group is right where most of its members are."""
-    joins: dict[str, str] = {}
+    joins: dict[str, str] = {}  # spelling -> representative
 
     def remember(spelling: str, representative: str) -> Grade:
-        # majority() lets a spelling join the first representative it equals: this is where we learn which.
         grade = compare(spelling, representative)
         if grade.verdict is Verdict.EQUAL:
             joins[spelling] = representative
@@ -188,6 +187,8 @@ def group_votes(samples: Sequence[tuple[str | None, bool]], compare: Compare = c
     hits = [0] * len(at)
     for answer, right in samples:
         if right and answer and (spelling := answer.strip()):
+            if spelling not in joins and spelling not in at:  # joined by its value, without a comparison
+                joins[spelling] = next(r for r in at if compare(spelling, r).verdict is Verdict.EQUAL)
             hits[at[joins.get(spelling, spelling)]] += 1
     sizes = [count for _, count in vote.groups]
     right_groups = [float(2 * hit > size) for hit, size in zip(hits, sizes, strict=True)]

@@ -139,7 +139,8 @@ def drop_examples(folder: Path, reasons: int | None = None) -> dict[str, str]:
 
 def read_losses(path: Path) -> Losses:
     """Curves of a metrics.jsonl. A step logged twice (training was resumed) counts as logged last; a torn line
-    (training was killed in it) is left out. ``tokens`` and ``seconds`` of the rows are those of the step and are summed."""
+    (training was killed in it) is left out. ``tokens``, ``trained_tokens`` and ``seconds`` of a row are those of its
+    step; here they are summed."""
     rows: dict[int, dict[str, Any]] = {}
     for line in path.read_bytes().split(b"\n") if path.is_file() else ():
         try:

@@ -69,7 +69,7 @@ def test_votes_go_by_meaning_and_are_grouped_once() -> None:
     assert votes.sizes == [3, 2]
     assert votes.right == [1.0, 0.0]
     assert votes.missing == 1
-    assert len(asked) <= 3
+    assert len(asked) <= 4
 
 
 def test_selection_is_the_majority_over_rounds_and_the_mean_over_single_ones() -> None:
