@@ -1,0 +1,218 @@
+"""Packing, opening and balancing at the size of the recipe: `python benchmarks/packing.py [--samples 5500000]`.
+
+Peers, written here from their descriptions and run beside ours on the same lengths: best-fit-decreasing with a segment
+tree over rooms, one sample at a time (as TRL packs), and first-fit-decreasing with a segment tree over packs (as
+Megatron-Bridge packs). Lengths are log-normal with median 6000, cut to 32768.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import resource
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from nemo_openmath.sft.balance import assign, assign_in_order, imbalance
+from nemo_openmath.sft.data_module import PackedData
+from nemo_openmath.sft.pack_plan import write_packs
+from nemo_openmath.sft.packing import pack
+from nemo_openmath.sft.section_file import SectionWriter
+from nemo_openmath.sft.token_file import INDEX, KIND, ShardWriter, write_manifest
+
+CAPACITY = 32768
+
+
+def draw_lengths(count: int, sigma: float, seed: int = 0) -> np.ndarray:
+    drawn = np.exp(np.random.default_rng(seed).normal(np.log(6000), sigma, count))
+    return np.clip(drawn, 16, CAPACITY).astype(np.int64)
+
+
+def best_fit_by_sample(lengths: np.ndarray) -> int:
+    """Packs of best-fit-decreasing; a max tree over rooms finds the fullest pack with room for a sample."""
+    size = 1 << (CAPACITY + 1).bit_length()
+    tree = [0] * (2 * size)  # over rooms: bit set where a pack with that room exists
+    packs_with = [0] * size
+    packs = 0
+
+    def put(room: int) -> None:
+        packs_with[room] += 1
+        at = room + size
+        while at and not tree[at]:
+            tree[at] = 1
+            at >>= 1
+
+    def remove(room: int) -> None:
+        packs_with[room] -= 1
+        if not packs_with[room]:
+            at = room + size
+            tree[at] = 0
+            at >>= 1
+            while at and not (tree[2 * at] or tree[2 * at + 1]):
+                tree[at] = 0
+                at >>= 1
+
+    for length in np.sort(lengths)[::-1].tolist():
+        at = length + size  # the first room at or above the length
+        if not tree[at]:
+            while at > 1 and (at & 1 or not tree[at + 1]):
+                at >>= 1
+            if at > 1:
+                at += 1
+                while at < size:
+                    at = 2 * at if tree[2 * at] else 2 * at + 1
+        if at > 1:
+            room = at - size
+            remove(room)
+            put(room - length)
+        else:
+            packs += 1
+            put(CAPACITY - length)
+    return packs
+
+
+def first_fit_by_sample(lengths: np.ndarray) -> int:
+    """Packs of first-fit-decreasing; a max tree over packs finds the first with room for a sample."""
+    size = 1 << (len(lengths) - 1).bit_length()
+    tree = [CAPACITY] * (2 * size)
+    packs = 0
+    for length in np.sort(lengths)[::-1].tolist():
+        at = 1
+        while at < size:
+            at = 2 * at if tree[2 * at] >= length else 2 * at + 1
+        packs = max(packs, at - size + 1)
+        tree[at] -= length
+        at >>= 1
+        while at:
+            best = max(tree[2 * at], tree[2 * at + 1])
+            if tree[at] == best:
+                break
+            tree[at] = best
+            at >>= 1
+    return packs
+
+
+def timed(work: Callable[[], object]) -> tuple[object, float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = work()
+    return result, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def report(name: str, lengths: np.ndarray, packs: int, wall: float, cpu: float) -> None:
+    bound = -(-int(lengths.sum()) // CAPACITY)
+    fill = lengths.sum() / packs / CAPACITY
+    print(
+        f"{name:34} {len(lengths):9,} samples  {wall:6.2f} s ({cpu:5.2f} s CPU)  fill {fill:.4%}"
+        f"  {packs - bound:6,} packs above the bound ({packs / bound - 1:.4%})",
+        flush=True,
+    )
+
+
+def packing(samples: int, peers: int) -> None:
+    for sigma in (0.6, 0.8, 1.0):
+        print(f"sigma {sigma}")
+        lengths = draw_lengths(samples, sigma)
+        (_, count), wall, cpu = timed(lambda: pack(lengths, CAPACITY))  # noqa: B023
+        report("ours", lengths, count, wall, cpu)
+        if sigma == 0.8:
+            some = lengths[:peers]
+            (_, count), ours, ours_cpu = timed(lambda: pack(some, CAPACITY))  # noqa: B023
+            report("ours", some, count, ours, ours_cpu)
+            for name, peer in (
+                ("best-fit by sample", best_fit_by_sample),
+                ("first-fit by sample", first_fit_by_sample),
+            ):
+                count, wall, cpu = timed(lambda: peer(some))  # noqa: B023
+                report(name, some, count, wall, cpu)
+                print(f"{'':34} ours is {cpu / ours_cpu:.0f} times as fast (CPU)")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"peak memory of all of it: {peak:.2f} GB")
+
+
+def balancing(samples: int) -> None:
+    lengths = draw_lengths(samples, 0.8)
+    index, count = pack(lengths, CAPACITY)
+    costs = np.bincount(index, weights=lengths.astype(np.float64) ** 2, minlength=count).astype(np.int64)
+    held = samples / count
+    rng = np.random.default_rng(0)
+    print(f"worst rank's attention cost over the mean ({held:.2f} samples a pack)")
+    for ranks, batch in ((8, 1024), (64, 1024), (64, 8192), (512, 8192), (512, 32768)):
+        before, after = [], []
+        for _ in range(20):
+            step = costs[rng.choice(count, round(batch / held), replace=False)]
+            before.append(imbalance(step, assign_in_order(len(step), ranks)))
+            after.append(imbalance(step, assign(step, ranks)))
+        print(f"  DP {ranks:3}, batch of {batch:6,} samples: {np.mean(before):.3f} before, {np.mean(after):.3f} after")
+
+
+def opening(samples: int) -> None:
+    """Samples of 16 tokens: what is opened is the index, whose size does not depend on the tokens."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, shards = Path(name), 176
+        per = -(-samples // shards)
+        for shard in range(shards):
+            _write_shard(folder / f"{shard:05d}.tokens", shard * per, per)
+        write_manifest(folder, [f"{shard:05d}.tokens" for shard in range(shards)])
+        plan, wall, cpu = timed(lambda: write_packs(folder, capacity=CAPACITY))
+        print(f"packing stage over {len(plan.samples):,} samples, files included: {wall:.2f} s ({cpu:.2f} s CPU)")
+        data, wall, cpu = timed(lambda: PackedData.open(folder, batch_samples=1024, epochs=6))
+        print(f"opening {data.num_samples:,} packed samples in {shards} shards: {wall:.2f} s ({cpu:.2f} s CPU)")
+        _, wall, cpu = timed(lambda: data.rows(data.num_steps // 2))
+        print(f"order of an epoch of {data.plan.num_packs:,} packs, at its first step: {wall:.2f} s ({cpu:.2f} s CPU)")
+
+
+def _write_shard(path: Path, first: int, count: int) -> None:
+    """As ShardWriter writes it, in bulk."""
+    tokens = np.random.default_rng(first).integers(0, 60_000, (count, 16)).astype("<u2")
+    runs = np.tile(np.array([8, 8], "<u4"), (count, 1))
+    ids = [f"row-{first + i:028x}".encode() for i in range(count)]
+    index = np.zeros(count, INDEX)
+    row = np.arange(1, count + 1)
+    index["token_end"], index["run_end"], index["id_end"] = row * 16, row * 2, row * 32
+    index["id_hash"] = [int.from_bytes(hashlib.blake2b(i, digest_size=8).digest(), "little") for i in ids]
+    parts = zip(tokens, ids, strict=True)
+    index["crc32"] = [zlib.crc32(i, zlib.crc32(runs[0].data, zlib.crc32(t.data))) for t, i in parts]
+    with SectionWriter(path, KIND) as writer:
+        writer.add("tokens", tokens)
+        writer.add("runs", runs)
+        writer.begin("ids", "|u1")
+        writer.write(b"".join(ids))
+        writer.add("index", index)
+        counts = {"samples": count, "tokens": count * 16, "trained": count * 8}
+        kept = {"tokenizer": "benchmark", "vocab_size": 60_000, "source": "benchmark", "groups": ["cot"], "dropped": {}}
+        writer.finish(kept | counts)
+
+
+def reading() -> None:
+    lengths = draw_lengths(2000, 0.8)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        writer = ShardWriter(folder / "00000.tokens", tokenizer="benchmark", vocab_size=150_000, source="benchmark")
+        for i, length in enumerate(lengths.tolist()):
+            writer.add(f"row-{i:028x}", "cot", np.zeros(length, np.int32), np.arange(length) > 200)
+        writer.finish({})
+        write_manifest(folder, ["00000.tokens"])
+        write_packs(folder, capacity=CAPACITY, pad_multiple=64)
+        data = PackedData.open(folder, batch_samples=36, epochs=8)
+        steps = range(0, data.num_steps - 1, 9)
+        packs = sum(len(data.batch(step)) for step in steps)
+        _, wall, _ = timed(lambda: [data.batch(step) for step in steps])
+        print(
+            f"batches of {packs / len(steps):.1f} packs of {CAPACITY:,} tokens: {wall / len(steps) * 1e3:.1f} ms each"
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=5_500_000)
+    parser.add_argument("--peers", type=int, default=1_000_000, help="samples that the peers are given")
+    options = parser.parse_args()
+    packing(options.samples, options.peers)
+    balancing(min(options.samples, 500_000))
+    reading()
+    opening(options.samples)
