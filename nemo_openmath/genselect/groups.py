@@ -15,9 +15,10 @@ from nemo_openmath.transcripts import Transcript
 
 @dataclass(frozen=True)
 class GroupsConfig:
-    """``sizes``: smallest and largest number of candidates; drawn per group. ``groups``: distinct groups per problem.
-    ``mixed``: for training data, at least one correct and one incorrect candidate; off for inference, where nothing
-    about correctness may be used. ``max_summary_chars``: longer summaries are cut from the left, where the answer is not.
+    """``sizes``: smallest and largest number of candidates; drawn per group. ``groups``: per problem; distinct ones for
+    training data. ``mixed``: for training data, at least one correct and one incorrect candidate; off for inference,
+    where nothing about correctness may be used and every problem gets its groups, even of one candidate or none.
+    ``max_summary_chars``: longer summaries are cut from the left, where the answer is not.
     """
 
     sizes: tuple[int, ...] = (2, 16)
@@ -49,44 +50,41 @@ class Groups(UnitStage[GroupsConfig, tuple[Problem, list[Generation]]]):
     async def process(self, unit: tuple[Problem, list[Generation]], context: StageContext) -> Result:
         problem, solutions = unit
         usable = [(g, s) for g in solutions if g.predicted_answer is not None and (s := summary_of(g))]
-        if len(usable) < 2:
-            return Result(drops=[Drop("fewer than two solutions with a summary", problem.problem)])
+        rng = random.Random(derive_seed(context.seed, "groups", problem.id))
+        if not self.config.mixed:
+            return Result([self._group(problem, usable, [], rng, turn) for turn in range(self.config.groups)])
         right = [n for n, (g, _) in enumerate(usable) if g.correct]
         wrong = [n for n, (g, _) in enumerate(usable) if not g.correct]
-        if self.config.mixed and not (right and wrong):
-            return Result(drops=[Drop("all correct" if right else "all incorrect", problem.problem)])
-        rng = random.Random(derive_seed(context.seed, "groups", problem.id))
+        if not (right and wrong):
+            reason = "all correct" if right else "all incorrect" if wrong else "no solution with a summary"
+            return Result(drops=[Drop(reason, problem.problem)])
         made: dict[str, Group] = {}
-        for _ in range(self.config.groups * 4):  # distinct groups: small sets of solutions may not have so many
+        for _ in range(self.config.groups * 4):  # a few solutions may not have so many distinct groups
             if len(made) == self.config.groups:
                 break
-            group = self._group(problem, usable, right, wrong, rng)
+            group = self._group(problem, usable, [rng.choice(right), rng.choice(wrong)], rng, 0)
             made.setdefault(str(sorted(group.members)), group)
         return Result(list(made.values()))
 
     def _group(
-        self,
-        problem: Problem,
-        usable: list[tuple[Generation, str]],
-        right: list[int],
-        wrong: list[int],
-        rng: random.Random,
+        self, problem: Problem, usable: list[tuple[Generation, str]], chosen: list[int], rng: random.Random, turn: int
     ) -> Group:
-        low, high = self.config.sizes
-        size = min(rng.randint(low, high), len(usable))
-        chosen = [rng.choice(right), rng.choice(wrong)] if self.config.mixed else []
+        """A group that holds ``chosen`` and, up to a drawn size, others."""
+        size = rng.randint(*self.config.sizes)
         rest = [n for n in range(len(usable)) if n not in chosen]
-        chosen += rng.sample(rest, size - len(chosen))
+        chosen = chosen + rng.sample(rest, min(size, len(usable)) - len(chosen))
         rng.shuffle(chosen)
         members = [usable[n] for n in chosen]
         return Group.make(
             problem.id,
             tuple(g.id for g, _ in members),
+            turn=turn,
             problem=problem.problem,
             summaries=tuple(s[-self.config.max_summary_chars :] for _, s in members),
             answers=tuple(g.predicted_answer for g, _ in members),
             correct=tuple(g.correct for g, _ in members),
             expected_answer=problem.expected_answer,
+            extra={"k": size},
         )
 
 

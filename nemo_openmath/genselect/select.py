@@ -10,8 +10,8 @@ from nemo_openmath.engines.protocol import ContextOverflow
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import Drop, Generation, Group
-from nemo_openmath.rollout import RolloutSettings, derive_seed, roll_out
-from nemo_openmath.transcripts import load_template
+from nemo_openmath.rollout import Outcome, RolloutSettings, derive_seed, roll_out
+from nemo_openmath.transcripts import Transcript, load_template
 from nemo_openmath.transcripts.protocol import judgment_of
 
 
@@ -60,23 +60,29 @@ class Select(UnitStage[SelectConfig, tuple[Group, int]]):
 
     async def process(self, unit: tuple[Group, int], context: StageContext) -> Result:
         group, turn = unit
+        seed = derive_seed(context.seed, "select", group.id, turn)
         listing = "\n\n".join(f"Solution {i}:\n{summary}" for i, summary in enumerate(group.summaries))
         messages = self._template.messages(
             num_solutions=len(group.members), max_idx=len(group.members) - 1, problem=group.problem, solutions=listing
         )
-        key = f"{group.id}:{turn}"
-        seed = derive_seed(context.seed, "select", key)
+        if len(group.members) < 2:  # nothing to choose among
+            empty = Transcript(messages, tokenizer=self._tokenizer.fingerprint)
+            return Result([self._generation(group, turn, seed, Outcome(empty, "stop"), 0 if group.members else None)])
         try:
-            outcome = await roll_out(self._engine, self._tokenizer, messages, self.config, seed=seed, key=key)
+            outcome = await roll_out(
+                self._engine, self._tokenizer, messages, self.config, seed=seed, key=f"{group.id}:{turn}"
+            )
         except ContextOverflow as error:
             return Result(drops=[Drop("candidates longer than the context", str(error))])
         index = judgment_of(outcome.transcript.text) if outcome.finish == "stop" else None
         chosen = index if index is not None and index < len(group.members) else None
-        right = chosen is not None and bool(group.correct[chosen])
-        if self.config.keep_correct and not right:
+        if self.config.keep_correct and (chosen is None or not group.correct[chosen]):
             reason = "no valid judgment" if chosen is None else "chose an incorrect candidate"
             return Result(drops=[Drop(reason, outcome.transcript.text[-200:])])
-        generation = Generation(
+        return Result([self._generation(group, turn, seed, outcome, chosen)])
+
+    def _generation(self, group: Group, turn: int, seed: int, outcome: Outcome, chosen: int | None) -> Generation:
+        return Generation(
             id=Generation.make_id(group.id, "genselect", self._engine.model, self._template.digest, {}, seed, turn),
             parents=(group.id, *group.members),
             problem_id=group.problem_id,
@@ -87,15 +93,14 @@ class Select(UnitStage[SelectConfig, tuple[Group, int]]):
             finish=outcome.finish,
             expected_answer=group.expected_answer,
             predicted_answer=None if chosen is None else group.answers[chosen],
-            verdict="equal" if right else "not_equal",
-            verdict_reason="of the chosen candidate" if chosen is not None else "no valid judgment",
+            verdict="equal" if chosen is not None and group.correct[chosen] else "not_equal",
+            verdict_reason="no valid judgment" if chosen is None else "of the chosen candidate",
             prompt_tokens=outcome.prompt_tokens,
             completion_tokens=outcome.completion_tokens,
             extra={
                 "group": group.id,
                 "chosen": None if chosen is None else group.members[chosen],
-                "k": len(group.members),
+                "k": group.extra["k"],
                 "round": turn,
             },
         )
-        return Result([generation])

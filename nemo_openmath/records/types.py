@@ -130,14 +130,10 @@ class Group(Record):
     tuples: ClassVar[tuple[str, ...]] = ("parents", "members", "summaries", "answers", "correct")
 
     @classmethod
-    def make(cls, problem_id: str, members: tuple[str, ...], **values: Any) -> Group:
-        return cls(
-            id=content_id("group", problem_id, members),
-            problem_id=problem_id,
-            members=members,
-            parents=members,
-            **values,
-        )
+    def make(cls, problem_id: str, members: tuple[str, ...], *, turn: int = 0, **values: Any) -> Group:
+        """``turn`` tells groups of the same members apart where every problem gets several (inference)."""
+        made = content_id("group", problem_id, members, turn)
+        return cls(id=made, problem_id=problem_id, members=members, parents=members, **values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

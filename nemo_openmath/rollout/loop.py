@@ -57,13 +57,13 @@ class Outcome:
 
     transcript: Transcript
     finish: Ending
-    prompt_tokens: int
-    completion_tokens: int
-    runner_tokens: int
-    cached_tokens: int  # prompt tokens, over all turns, that the engine did not have to compute
-    computed_tokens: int  # and those that it had to
-    code_calls: int
-    code_seconds: float
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    runner_tokens: int = 0
+    cached_tokens: int = 0  # prompt tokens, over all turns, that the engine did not have to compute
+    computed_tokens: int = 0  # and those that it had to
+    code_calls: int = 0
+    code_seconds: float = 0.0
 
 
 @dataclass
