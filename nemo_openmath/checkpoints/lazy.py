@@ -268,8 +268,7 @@ def check_finite(name: str, piece: Tensor) -> None:
     if not piece.is_floating_point() or piece.dtype.itemsize == 1 or math.isfinite(piece.sum(dtype=torch.float32)):
         return
     if not bool(piece.isfinite().all()):
-        kind = "NaN" if bool(piece.isnan().any()) else "infinity"
-        raise UserError(f"tensor {name} holds {kind}", remedy="use an earlier checkpoint: this one is broken")
+        raise UserError(f"tensor {name} holds NaN or infinity", remedy="use an earlier checkpoint: this one is broken")
 
 
 def _ahead(items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
