@@ -71,11 +71,12 @@ def majority(
     groups: list[_Group] = []
     by_value: dict[tuple[int, int], _Group] = {}
     comparisons, complete = 0, True
+    shortcut = compare is compare_answers  # plain numbers are grouped by value; another rule may see them otherwise
     for spelling, count in sorted(spellings.items(), key=lambda item: (-item[1], first[item[0]])):
-        value = plain.value(spelling)
+        value = plain.value(spelling) if shortcut else None
         home = by_value.get(value) if value is not None else None
         for group in groups if home is None else ():
-            if value is not None and group.value is not None and compare is compare_answers:
+            if value is not None and group.value is not None:
                 continue  # plain numbers of different values
             if comparisons >= max_comparisons:
                 complete = False

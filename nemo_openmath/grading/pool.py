@@ -31,6 +31,7 @@ from nemo_openmath.grading.worker import HEADER, OUT_OF_MEMORY, OUT_OF_TIME, fra
 
 Pair = tuple[str | None, str | None]
 
+PROGRAM = "from nemo_openmath.grading.worker import main; main()"
 CHUNK = 64  # pairs a worker gets at once: amortizes the round trip, keeps workers evenly loaded
 STARTUP_LIMIT = 60.0  # seconds for a fresh interpreter to import the grader on a busy machine
 CACHE_SIZE = 100_000  # pairs
@@ -42,7 +43,7 @@ class _Worker:
 
     def __init__(self, time_limit: float, memory_mb: int):
         self.time_limit = time_limit
-        self.command = [sys.executable, "-m", "nemo_openmath.grading.worker", str(time_limit), str(memory_mb)]
+        self.command = [sys.executable, "-c", PROGRAM, str(time_limit), str(memory_mb)]
         self.starts = 0
         self._start()
 

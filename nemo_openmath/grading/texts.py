@@ -30,8 +30,7 @@ _CLASSES = {
     "parity": ["even", "odd"],
     "quantity": ["finite", "infinite", "infinitely many/infinitely many solutions/infinite solutions"],
     "weekday": ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"],
-    "month": ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october"]
-    + ["november", "december"],
+    "month": "january february march april may june july august september october november december".split(),  # noqa: SIM905
     "color": ["red", "green", "blue", "yellow", "black", "white", "orange", "purple", "brown", "pink", "gray/grey"],
     "curve": ["circle", "ellipse", "parabola", "hyperbola", "line"],
     "winner": ["alice", "bob"],

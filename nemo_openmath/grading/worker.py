@@ -1,7 +1,7 @@
 """A grading process: reads frames of pairs from standard input, answers one frame per pair on standard output.
 
-Started as ``python -m nemo_openmath.grading.worker TIME_LIMIT MEMORY_MB`` in a fresh interpreter, so it shares no
-memory, lock or thread with its parent. It limits itself: address space by rlimit, each pair by an alarm that raises
+``main`` runs in a fresh interpreter (see pool.py) with the arguments TIME_LIMIT and MEMORY_MB, so it shares no memory,
+lock or thread with its parent. It limits itself: address space by rlimit, each pair by an alarm that raises
 inside Python, and, should a C call not return or the parent be gone, by a processor-time alarm that kills. The
 parent's own clock stands above all of these (see pool.py).
 """
@@ -79,7 +79,3 @@ def main() -> None:
             grade = guarded(predicted, expected, take_modulo, time_limit)
             signal.setitimer(signal.ITIMER_PROF, 0)
             os.write(replies, frame((grade.verdict.value, grade.reason)))
-
-
-if __name__ == "__main__":
-    main()

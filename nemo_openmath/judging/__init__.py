@@ -1,0 +1,20 @@
+"""LLM judges for the pairs that symbolic grading cannot tell, and their agreement with it.
+
+Importing this registers the stage ``judging.judge``. Prompt: ``judge`` in transcripts/prompts, replaceable.
+"""
+
+from nemo_openmath.judging.agreement import Agreement, Disagreement
+from nemo_openmath.judging.judge import Judge, Judgement, JudgeSettings, Question, judge, parse_judgement
+from nemo_openmath.judging.stage import JudgeAnswers
+
+__all__ = [
+    "Agreement",
+    "Disagreement",
+    "Judge",
+    "JudgeAnswers",
+    "JudgeSettings",
+    "Judgement",
+    "Question",
+    "judge",
+    "parse_judgement",
+]

@@ -1,0 +1,69 @@
+"""The judging stage: generations whose verdict the symbolic grader left open get one from a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nemo_openmath.grading import Grade, Verdict
+from nemo_openmath.judging.agreement import Agreement
+from nemo_openmath.judging.judge import Judge, JudgeSettings, Question, judge
+from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
+from nemo_openmath.pipeline.stage import RUNTIME
+from nemo_openmath.records import Generation, Problem
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """``engine``: the judge's; ``more_engines``: further judges. ``everything``: judge the pairs too that the symbolic
+    grader decided; their verdict stays the symbolic one, and the agreement of the two is among the stage's facts."""
+
+    engine: str = "teacher"
+    more_engines: tuple[str, ...] = ()
+    everything: bool = False
+    votes: int = 1
+    attempts: int = 3
+    temperature: float = 0.0
+    max_tokens: int = 2048
+    prompt: Path | None = None
+    concurrency: int = field(default=256, metadata=RUNTIME)
+
+
+@register
+class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
+    """Graded generation -> the same generation; where its verdict was unknown or timeout, with the judge's."""
+
+    kind = "judging.judge"
+    Config = JudgeConfig
+    ports = {"generations": "graded solutions", "problems": "their problems"}
+
+    def __init__(self, config: JudgeConfig):
+        super().__init__(config)
+        self.concurrency = config.concurrency
+
+    def engines(self) -> tuple[str, ...]:
+        return (self.config.engine, *self.config.more_engines)
+
+    async def prepare(self, context: StageContext) -> None:
+        c = self.config
+        settings = JudgeSettings(c.votes, c.attempts, c.temperature, c.max_tokens, c.concurrency, context.seed)
+        self._judges = [Judge(*await context.services.engine(name), settings, c.prompt) for name in self.engines()]
+        self._problems = {p.id: p.problem for p in context.read("problems", Problem)}
+        self._agreement = Agreement()
+
+    def units(self, context: StageContext) -> Iterable[tuple[str, Generation]]:
+        return ((g.id, g) for g in context.read("generations", Generation))
+
+    async def process(self, unit: Generation, context: StageContext) -> Result:
+        symbolic = Grade(Verdict(unit.verdict or "unknown"), unit.verdict_reason or "not graded")
+        open_ = symbolic.verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT)
+        if not open_ and not self.config.everything:
+            return Result([unit])
+        question = Question(self._problems[unit.problem_id], unit.predicted_answer, unit.expected_answer)
+        judged = await judge(question, self._judges)
+        self._agreement.add(question, symbolic, judged)
+        context.facts["judging"] = self._agreement.to_json()
+        if not open_:
+            return Result([unit])
+        return Result([unit.with_(verdict=str(judged.verdict), verdict_reason=judged.reason)])
