@@ -23,6 +23,7 @@ from typing import Any
 
 from nemo_openmath.engines.protocol import Capabilities, Completion, EngineError, Finish, InvalidRequest, Request, Usage
 from nemo_openmath.engines.wire import FINISH
+from nemo_openmath.transcripts.tokenizer import ChatTokenizer
 
 Body = dict[str, Any]
 
@@ -180,7 +181,7 @@ def chat_dialect(kind: str) -> Dialect:
     return Dialect(kind, "/v1/chat/completions", _TEXT, _chat, _read_openai)
 
 
-def to_completion(piece: Piece, request: Request, tokenizer: Any) -> Completion:
+def to_completion(piece: Piece, request: Request, tokenizer: ChatTokenizer | None) -> Completion:
     """The finished completion, with the stop string as the request wants it.
 
     Raises EngineError where the server gave up the request.
@@ -189,24 +190,18 @@ def to_completion(piece: Piece, request: Request, tokenizer: Any) -> Completion:
         raise EngineError(f"the server ended the request early ({piece.finish})", retryable=True)
     s = request.sampling
     text, ids = piece.text, piece.ids
-    decode = getattr(tokenizer, "decode", None)
-    if ids and not text and decode is not None:  # asked not to decode (trtllm)
-        end = getattr(tokenizer, "eos_token_id", None)
-        text = decode([i for i in ids if i != end], skip_special_tokens=False)
+    if ids and not text and tokenizer is not None:  # it was asked not to decode (trtllm)
+        text = tokenizer.decode([i for i in ids if i != tokenizer.end_of_turn])
     stop = piece.stop if piece.stop in s.stop else None
-    if stop is not None:
+    if stop is not None and s.keep_stop:
         at = text.find(stop)
-        if s.keep_stop:
-            if at < 0:  # the server took it off
-                text += stop
-                if ids and decode is not None and stop not in decode(ids[-len(stop.encode()) - 2 :]):
-                    ids += tuple(tokenizer(stop, add_special_tokens=False)["input_ids"])
-            else:
-                text = text[: at + len(stop)]
-        else:
-            text = text if at < 0 else text[:at]
-            while ids and decode is not None and len(decode(ids[:-1], skip_special_tokens=False)) >= len(text):
-                ids = ids[:-1]
+        text = text + stop if at < 0 else text[: at + len(stop)]
+        if at < 0 and ids and tokenizer is not None and stop not in tokenizer.decode(ids[-len(stop.encode()) - 2 :]):
+            ids += tuple(tokenizer.encode(stop))  # the server took it off its ids too
+    elif stop is not None:
+        text = text.partition(stop)[0]
+        while ids and tokenizer is not None and len(tokenizer.decode(ids[:-1])) >= len(text):
+            ids = ids[:-1]
     usage = piece.usage or Usage(0 if isinstance(request.prompt, str) else len(request.prompt), 0, len(piece.ids))
     finish = FINISH.get(piece.finish or "", Finish.STOP)
     return Completion(text, ids, finish, stop, usage, piece.logprobs[: len(ids) or None] if s.logprobs else None)

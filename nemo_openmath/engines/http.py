@@ -30,6 +30,7 @@ from nemo_openmath.engines.protocol import (
 )
 from nemo_openmath.engines.servers import Server, ServerPool
 from nemo_openmath.errors import UserError
+from nemo_openmath.transcripts.tokenizer import ChatTokenizer
 
 CONNECT_S = 10.0
 
@@ -72,7 +73,7 @@ class HTTPEngine:
         urls: str | Sequence[str] | Path,
         model: str,
         *,
-        tokenizer: Any = None,
+        tokenizer: ChatTokenizer | None = None,
         api: str = "completions",
         kind: str = "auto",
         retry: RetryPolicy | None = None,

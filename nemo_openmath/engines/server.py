@@ -33,6 +33,9 @@ from nemo_openmath.engines.wire import (
     parse_call,
     usage_body,
 )
+from nemo_openmath.errors import UserError
+from nemo_openmath.transcripts.tokenizer import ChatTokenizer
+from nemo_openmath.transcripts.transcript import Message
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MOST_BODY_BYTES = 64 << 20
@@ -49,13 +52,13 @@ class OpenAIServer:
         self,
         engine: Engine,
         *,
-        tokenizer: Any = None,
+        tokenizer: ChatTokenizer | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
         api_key: str | None = None,
     ):
         self.engine, self.host, self.port = engine, host, port
-        self.tokenizer = tokenizer if tokenizer is not None else getattr(engine, "tokenizer", None)
+        self.tokenizer: ChatTokenizer | None = tokenizer or getattr(engine, "tokenizer", None)
         self._api_key = api_key
         self._runner: web.AppRunner | None = None
         self._counts: Counter[str] = Counter()
@@ -142,20 +145,19 @@ class OpenAIServer:
     def _render(self, call: Call) -> tuple[int, ...] | str:
         if self.tokenizer is None:
             raise BadRequest("this server has no chat template; use /v1/completions")
+        messages = [Message(m["role"], m["content"]) for m in call.messages or ()]
         try:
-            text = self.tokenizer.apply_chat_template(call.messages, tokenize=False, **call.template)
-        except Exception as error:  # a template is a program that raises what it likes at messages it refuses
-            raise BadRequest(f"the chat template refuses these messages: {error}", "messages") from error
-        if not self.engine.capabilities.token_ids:
-            return str(text)
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            text = self.tokenizer.render(messages)
+        except UserError as error:
+            raise BadRequest(str(error), "messages") from error
+        return tuple(self.tokenizer.encode(text)) if self.engine.capabilities.token_ids else text
 
     def _prompt(self, prompt: tuple[int, ...] | str) -> tuple[int, ...] | str:
         able = self.engine.capabilities
         if isinstance(prompt, str) and not able.text_prompts:
             if self.tokenizer is None:
                 raise BadRequest("this engine takes token ids only", "prompt")
-            return tuple(self.tokenizer(prompt)["input_ids"])
+            return tuple(self.tokenizer.backend.encode(prompt).ids)
         if not isinstance(prompt, str) and not able.token_ids:
             raise BadRequest("this engine takes text only", "prompt")
         return prompt

@@ -25,6 +25,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "ignore_eos": (False,),
     "skip_special_tokens": (False,),
     "top_logprobs": (0,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "chat_template_kwargs": ({},),
 }
 FINISH_REASON = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.TIME: "time_limit", Finish.CANCELLED: "abort"}
 FINISH = {reason: finish for finish, reason in FINISH_REASON.items()}
@@ -52,7 +55,6 @@ class Call:
     time_limit: float | None
     prompts: list[tuple[int, ...] | str] = field(default_factory=list)
     messages: list[dict[str, Any]] | None = None
-    template: dict[str, Any] = field(default_factory=dict)
 
 
 class _Fields:
@@ -141,19 +143,9 @@ def parse_call(body: Any, model: str, chat: bool) -> Call:
         time_limit=time_limit or None,
         prompts=[] if chat else _prompts(f.take("prompt", (str, list))),
         messages=_messages(f.take("messages", list)) if chat else None,
-        template=_template(f) if chat else {},
     )
     f.finish()
     return call
-
-
-def _template(f: _Fields) -> dict[str, Any]:
-    options = dict(f.take("chat_template_kwargs", dict, {}))
-    options["add_generation_prompt"] = f.take("add_generation_prompt", bool, True)
-    options["continue_final_message"] = f.take("continue_final_message", bool, False)
-    if options["continue_final_message"] and options["add_generation_prompt"]:
-        raise BadRequest("continue_final_message needs add_generation_prompt false", "continue_final_message")
-    return options
 
 
 def _prompts(prompt: Any) -> list[tuple[int, ...] | str]:

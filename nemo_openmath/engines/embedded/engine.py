@@ -26,6 +26,7 @@ from nemo_openmath.engines.protocol import (
     Request,
 )
 from nemo_openmath.errors import UserError
+from nemo_openmath.transcripts.tokenizer import ChatTokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,7 +38,9 @@ class EmbeddedEngine:
     tokens alone and in any batch, at the same ``slots`` and ``threads``. No such promise is made for other types.
     """
 
-    def __init__(self, name: str, tokenizer: Any, scheduler: Scheduler, max_context: int, detokenizer: Detokenizer):
+    def __init__(
+        self, name: str, tokenizer: ChatTokenizer, scheduler: Scheduler, max_context: int, detokenizer: Detokenizer
+    ):
         self._name, self.tokenizer, self._scheduler = name, tokenizer, scheduler
         self._detokenizer = detokenizer
         self._capabilities = Capabilities(
@@ -70,8 +73,6 @@ class EmbeddedEngine:
         KV cache for ``slots`` such contexts is allocated at once. ``threads``: of each operation (default: torch's).
         ``prefix_cache_bytes``: memory for prefixes of conversations and prompts that hold no slot at the moment.
         """
-        from transformers import AutoTokenizer
-
         if dtype not in _DTYPES:
             raise UserError(f"dtype {dtype!r} is unknown", remedy=f"use one of {', '.join(_DTYPES)}")
         if slots < 1:
@@ -80,14 +81,7 @@ class EmbeddedEngine:
         with torch.inference_mode():
             weights = load_weights(model_dir, max_context=max_context, dtype=_DTYPES[dtype], device=device)
             decoder = Decoder(weights, slots)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(model_dir)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"no usable tokenizer: {error}", file=model_dir, remedy="save the tokenizer there"
-            ) from error
-        if not tokenizer.is_fast:
-            raise UserError("the tokenizer has no tokenizer.json", file=model_dir, remedy="save it as a fast tokenizer")
+        tokenizer = ChatTokenizer.load(model_dir)
         vocab = weights.head.shape[0]
         detokenizer = Detokenizer(tokenizer, _end_ids(Path(model_dir), tokenizer))
         scheduler = Scheduler(
@@ -159,7 +153,7 @@ class EmbeddedEngine:
 
     def _job(self, request: Request, done: Any) -> Job:
         prompt = request.prompt
-        ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+        ids = self.tokenizer.backend.encode(prompt).ids if isinstance(prompt, str) else prompt
         tokens = np.asarray(ids, np.int32)
         if not len(tokens):
             raise InvalidRequest("the prompt is empty")
@@ -217,9 +211,9 @@ def _from_thread(loop: asyncio.AbstractEventLoop, call: Any, *args: Any) -> None
             raise
 
 
-def _end_ids(path: Path, tokenizer: Any) -> frozenset[int]:
-    """End-of-turn tokens: of generation_config.json, config.json and the tokenizer."""
-    ids: set[int] = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
+def _end_ids(path: Path, tokenizer: ChatTokenizer) -> frozenset[int]:
+    """End-of-turn tokens: of the tokenizer, generation_config.json and config.json."""
+    ids = {tokenizer.end_of_turn}
     for name in ("generation_config.json", "config.json"):
         if (file := path / name).is_file():
             value = json.loads(file.read_text()).get("eos_token_id")

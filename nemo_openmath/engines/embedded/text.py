@@ -7,9 +7,11 @@ a token whose text holds the last character of a stop string. Only then is text 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
+
+from nemo_openmath.transcripts.tokenizer import ChatTokenizer
 
 Ids: TypeAlias = Sequence[int] | np.ndarray
 BROKEN = "\ufffd"  # what a decoder writes for bytes that are not, or not yet, UTF-8
@@ -19,10 +21,10 @@ OVERLAP = 6  # prompt tokens decoded along with a completion, for decoders whose
 class Detokenizer:
     """Decodes with the tokenizer's own decoder. Special tokens are text like others, end-of-turn ones are not."""
 
-    def __init__(self, tokenizer: Any, end_ids: frozenset[int]):
-        self._decode = tokenizer.backend_tokenizer.decode
+    def __init__(self, tokenizer: ChatTokenizer, end_ids: frozenset[int]):
+        self._decode = tokenizer.backend.decode
         self.end_ids = end_ids
-        decoder = tokenizer.backend_tokenizer.decoder
+        decoder = tokenizer.backend.decoder
         self._joins = "ByteLevel" in repr(decoder)  # decode(a + b) == decode(a) + decode(b), up to UTF-8
 
     def text(self, ids: Ids, before: Ids = ()) -> str:
@@ -53,7 +55,7 @@ class StopTable:
 
     MOST_SETS = 256  # beyond this many distinct sets every token is a candidate: slower, still right
 
-    def __init__(self, tokenizer: Any, vocab: int, detokenizer: Detokenizer):
+    def __init__(self, tokenizer: ChatTokenizer, vocab: int, detokenizer: Detokenizer):
         ends = np.zeros(vocab, bool)
         ends[[i for i in detokenizer.end_ids if i < vocab]] = True
         self.table = np.stack([ends, np.ones(vocab, bool)])
@@ -73,9 +75,9 @@ class StopTable:
         return self._sets[stops]
 
 
-def _texts(tokenizer: Any, vocab: int) -> list[str]:
+def _texts(tokenizer: ChatTokenizer, vocab: int) -> list[str]:
     """The text of each token, with the leading space that some decoders take from a first token."""
-    decode, raw = tokenizer.backend_tokenizer.decode, tokenizer.backend_tokenizer.id_to_token
+    decode, raw = tokenizer.backend.decode, tokenizer.backend.id_to_token
     return [decode([i], skip_special_tokens=False) + " " * (raw(i) or "").startswith("▁") for i in range(vocab)]
 
 
