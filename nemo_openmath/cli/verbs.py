@@ -1,5 +1,5 @@
 """The groups of verbs, in the order of ``openmath --help``."""
 
-from nemo_openmath.cli import recipe
+from nemo_openmath.cli import checkpoints, recipe, tools
 
-GROUPS = (recipe.add,)
+GROUPS = (recipe.add, tools.add, checkpoints.add)

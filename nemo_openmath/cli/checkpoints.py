@@ -1,0 +1,118 @@
+"""``openmath convert|average|merge|inspect``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nemo_openmath.cli.common import numbers, verb
+
+_METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare")
+
+
+def add(groups: Any) -> None:
+    convert = groups.add_parser("convert", help="Hugging Face <-> Megatron", description="Convert a checkpoint.")
+    directions = convert.add_subparsers(title="directions", metavar="DIRECTION", required=True)
+    to_megatron = verb(
+        directions, "hf-to-megatron", "Hugging Face folder -> torch_dist (or classic) checkpoint", _to_megatron
+    )
+    to_hf = verb(directions, "megatron-to-hf", "torch_dist or classic checkpoint -> Hugging Face folder", _to_hf)
+    for parser in (to_megatron, to_hf):
+        parser.add_argument("source", type=Path, metavar="SRC")
+        parser.add_argument("target", type=Path, metavar="DST")
+        parser.add_argument("--rope-theta", type=float, help="change the RoPE base in config.json")
+        parser.add_argument("--max-positions", type=int, help="change max_position_embeddings in config.json")
+    to_megatron.add_argument("--classic", action="store_true", help="mp_rank_XX folders instead of torch_dist")
+    to_megatron.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks of --classic")
+    to_megatron.add_argument("--pp", type=int, default=1, help="pipeline ranks of --classic")
+    to_hf.add_argument(
+        "--model-files", type=Path, help="folder with config.json and tokenizer, if not in the checkpoint"
+    )
+
+    average = verb(groups, "average", "average checkpoints, in fp32, tensor by tensor", _average)
+    average.add_argument("sources", nargs="+", type=Path, metavar="CHECKPOINT")
+    average.add_argument("--output", type=Path, required=True)
+    average.add_argument("--weights", type=numbers, metavar="0.5,0.5", help="default: equal")
+    average.add_argument("--steps", type=numbers, metavar="7500,15000", help="of trainings: these steps of each")
+    average.add_argument("--count", type=int, help="of trainings: so many equally spaced ones of each")
+    average.add_argument("--format", choices=("same", "hf", "megatron"), default="same")
+
+    merge = verb(groups, "merge", "merge models: linear, SLERP, task arithmetic, TIES, DARE", _merge)
+    merge.add_argument("sources", nargs="+", type=Path, metavar="MODEL")
+    merge.add_argument("--method", choices=_METHODS, default="linear")
+    merge.add_argument("--weights", type=numbers, metavar="0.3,0.7", help="default: equal")
+    merge.add_argument("--base", type=Path, help="the model all were trained from (task_arithmetic, ties, dare)")
+    merge.add_argument("--density", type=float, default=0.5, help="share of each difference that ties and dare keep")
+    merge.add_argument("--seed", type=int, default=0, help="of dare")
+    merge.add_argument("--output", type=Path, required=True)
+
+    inspect = verb(groups, "inspect", "what a checkpoint is, or how two differ", _inspect)
+    inspect.add_argument("path", type=Path, metavar="A")
+    inspect.add_argument("other", type=Path, nargs="?", metavar="B")
+
+
+def _to_megatron(options: argparse.Namespace) -> None:
+    from nemo_openmath.checkpoints.convert import hf_to_megatron
+
+    done = hf_to_megatron(
+        options.source,
+        options.target,
+        classic_folders=options.classic,
+        tp=options.tp,
+        pp=options.pp,
+        rope_theta=options.rope_theta,
+        max_positions=options.max_positions,
+    )
+    print(done)
+
+
+def _to_hf(options: argparse.Namespace) -> None:
+    from nemo_openmath.checkpoints.convert import megatron_to_hf
+
+    done = megatron_to_hf(
+        options.source,
+        options.target,
+        model_files=options.model_files,
+        rope_theta=options.rope_theta,
+        max_positions=options.max_positions,
+    )
+    print(done)
+
+
+def _average(options: argparse.Namespace) -> None:
+    from nemo_openmath.checkpoints.combine import average
+
+    steps = None if options.steps is None else [int(step) for step in options.steps]
+    done = average(
+        options.sources,
+        options.output,
+        weights=options.weights,
+        steps=steps,
+        count=options.count,
+        format=options.format,
+    )
+    print(done)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from nemo_openmath.checkpoints.combine import merge
+
+    done = merge(
+        options.method,
+        options.sources,
+        options.output,
+        weights=options.weights,
+        base=options.base,
+        density=options.density,
+        seed=options.seed,
+    )
+    print(done)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from nemo_openmath.checkpoints.inspection import compare, inspect
+
+    shown = inspect(options.path) if options.other is None else compare(options.path, options.other)
+    for line in shown.lines():
+        print(line)

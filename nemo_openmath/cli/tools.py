@@ -1,0 +1,94 @@
+"""``openmath grade``, ``openmath sandbox``, ``openmath serve``, ``openmath sft``, ``openmath data``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nemo_openmath.cli.common import overrides, verb
+
+
+def add(groups: Any) -> None:
+    sft = verb(groups, "sft", "train on packed data with this machine's processes (a job file, YAML)", _sft)
+    sft.add_argument("job", type=Path, metavar="JOB.yaml")
+    overrides(sft, "training.lr=1e-4 training.parallel.tp=2")
+    sft.add_argument("--processes", type=int, default=1, help="ranks; tp x pp x cp of them form a replica")
+    sft.add_argument("--threads", type=int, default=1, help="of each process, on CPU")
+
+    grade = verb(groups, "grade", "compare predicted_answer (or generation) with expected_answer, row by row", _grade)
+    grade.add_argument("file", type=Path, metavar="FILE", help="JSON Lines (plain, .gz, .zst) or Parquet")
+    grade.add_argument("--output", type=Path, required=True, help="the same rows with verdict and reason")
+    grade.add_argument("--workers", type=int, default=1)
+    grade.add_argument("--time-limit", type=float, default=1.0, metavar="SECONDS", help="of one pair")
+    grade.add_argument("--take-modulo", type=int, metavar="N", help="answers count modulo N")
+    grade.add_argument("--fallback", action="store_true", help='accept "the final answer is ..." where there is no box')
+    grade.add_argument("--show-disagreements", action="store_true", help="print rows where another opinion differs")
+
+    serve = verb(groups, "serve", "serve a model over the OpenAI-compatible protocol, watched and restarted", _serve)
+    serve.add_argument("model", metavar="MODEL", help="Hugging Face folder")
+    serve.add_argument("--engine", choices=("embedded", "vllm", "sglang", "trtllm"), default="embedded")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--name", help="name it is served under; default: the folder's")
+    serve.add_argument("--address-file", type=Path, help="write the URL there whenever the server has (re)started")
+    serve.add_argument("--log", type=Path, help="the server's own output")
+    serve.add_argument("arguments", nargs="*", help="for the server itself; write them behind --")
+
+    sandbox = groups.add_parser("sandbox", help="run a model's Python", description="Isolated Python sessions.")
+    verbs = sandbox.add_subparsers(title="verbs", metavar="VERB", required=True)
+    run = verb(verbs, "exec", "run one program and print the result as a JSON object", _exec)
+    run.add_argument("file", type=Path, metavar="FILE.py")
+    run.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS")
+    run.add_argument("--memory", type=int, default=1024, metavar="MB")
+    run.add_argument("--unsafe", action="store_true", help="run even where a wall is missing on this system")
+
+
+def _sft(options: argparse.Namespace) -> None:
+    from nemo_openmath.training.launch_local import run_local
+
+    run_local(options.processes, options.job, overrides=options.overrides, threads=options.threads)
+
+
+def _grade(options: argparse.Namespace) -> None:
+    from nemo_openmath.grading import grade_file, show_disagreements
+
+    counts = grade_file(
+        options.file,
+        options.output,
+        workers=options.workers,
+        time_limit=options.time_limit,
+        fallback=options.fallback,
+        take_modulo=options.take_modulo,
+    )
+    print(", ".join(f"{name} {count}" for name, count in counts.items()))
+    if options.show_disagreements:
+        show_disagreements(options.output)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from nemo_openmath.engines.serving import ServerConfig, serve
+
+    config = ServerConfig(
+        model=options.model,
+        engine=options.engine,
+        host=options.host,
+        port=options.port,
+        name=options.name,
+        arguments=tuple(options.arguments),
+        log=options.log,
+        address_file=options.address_file,
+    )
+    asyncio.run(serve(config))
+
+
+def _exec(options: argparse.Namespace) -> None:
+    from nemo_openmath.sandbox import Limits, exec_file
+
+    limits = Limits(wall_s=options.timeout, cpu_s=options.timeout, memory_mb=options.memory)
+    result = exec_file(options.file, limits, unsafe=options.unsafe)
+    print(orjson.dumps(asdict(result)).decode())
