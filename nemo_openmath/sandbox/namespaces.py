@@ -7,34 +7,37 @@ user namespaces; the required walls do not depend on them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 from typing import NoReturn
 
+from nemo_openmath.sandbox import folders
 from nemo_openmath.sandbox.libc import libc
 from nemo_openmath.sandbox.walls import die_with_parent
 
 _NEWUSER, _NEWPID, _NEWNET = 0x10000000, 0x20000000, 0x40000000
 _NEWIPC, _NEWUTS, _NEWCGROUP = 0x08000000, 0x04000000, 0x02000000
+_NEWNS = 0x00020000
 _EXTRA = _NEWPID | _NEWNET | _NEWIPC | _NEWUTS | _NEWCGROUP
 
 
-def enter() -> bool:
-    """Move on in new namespaces; False where the system forbids them.
+def enter(base: str, mounts: bool) -> bool:
+    """Move on in new namespaces; False where the system forbids them, or ``mounts`` inside of them.
 
     To be called once, early, by a process with one thread. The caller goes on as the first process of the pid
-    namespace; what was the caller stays behind, waits for it and ends with it.
+    namespace; what was the caller stays behind, waits for it, removes ``base`` and ends.
     """
     for flags in (_EXTRA, _NEWUSER | _EXTRA):  # root of the machine needs no user namespace
-        if _possible(flags):
+        if _possible(flags | (_NEWNS if mounts else 0)):
             break
     else:
         return False
     _unshare(flags)
     child = os.fork()
     if child:
-        _stay_behind(child)
+        _stay_behind(child, base)
     die_with_parent(0)  # the parent is outside of the pid namespace: its number reads 0 in here
     return True
 
@@ -64,11 +67,13 @@ def _unshare(flags: int) -> None:
         _write("/proc/self/gid_map", f"{group} {group} 1")
 
 
-def _stay_behind(child: int) -> NoReturn:
+def _stay_behind(child: int, base: str) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.closerange(0, os.sysconf("SC_OPEN_MAX"))
     _, status = os.waitpid(child, 0)
+    with contextlib.suppress(OSError):
+        folders.remove(base)  # usually gone already
     os._exit(abs(os.waitstatus_to_exitcode(status)) & 0xFF)
 
 

@@ -87,6 +87,9 @@ class SessionProcess(asyncio.Protocol):
             self._watch.cancel()
             self._answer = None
         duration = time.monotonic() - self._started
+        if ending.outcome is not None and duration > TICK_S / 2 and (excess := self._excess()):
+            self.kill()
+            ending = Ending(None, Status.KILLED, excess)
         if self.alive:  # nothing of the session runs, writes or burns CPU between blocks
             self._stopped = True
             self._signal(signal.SIGSTOP)
@@ -161,14 +164,20 @@ class SessionProcess(asyncio.Protocol):
             return self._end(Status.TIMEOUT, f"the code used more than {limits.cpu_s:g} s of CPU")
         if threads_of(self._pid) > limits.threads:
             return self._end(Status.KILLED, f"it had more than {limits.threads} threads")
-        size, entries = folders.usage(self.folder)
-        if entries > folders.MAX_ENTRIES:
-            return self._end(Status.KILLED, f"it made more than {folders.MAX_ENTRIES} files and folders")
-        if size + folders.open_files_size(self._pid) > self.shape.file_mb << 20:
-            return self._end(Status.KILLED, f"its files took more than {self.shape.file_mb} MB")
+        if excess := self._excess():
+            return self._end(Status.KILLED, excess)
         remaining = limits.wall_s + GRACE_S - elapsed
         self._watch = asyncio.get_running_loop().call_later(min(TICK_S, remaining), self._check)
         return None
+
+    def _excess(self) -> str:
+        """What is too much on disk; empty if nothing is."""
+        size, entries = folders.usage(self.folder)
+        if entries > folders.MAX_ENTRIES:
+            return f"it made more than {folders.MAX_ENTRIES} files and folders"
+        if size + folders.open_files_size(self._pid) > self.shape.file_mb << 20:
+            return f"its files took more than {self.shape.file_mb} MB"
+        return ""
 
     def _end(self, status: Status, reason: str) -> None:
         self.kill()

@@ -28,10 +28,10 @@ _PROGRAM = "from nemo_openmath.sandbox.zygote import main; main()"
 class Zygote:
     """A running zygote. Made by `start`; `alive` turns false for good when it dies, and all its sessions with it."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], control: socket.socket, base: str, missing: list[str]) -> None:
-        self.missing = missing
+    def __init__(self, popen: subprocess.Popen[bytes], control: socket.socket, base: str) -> None:
+        self.missing: list[str] = []  # required walls that are not there, by request
+        self.layers: tuple[str, ...] = ()  # what stands around its sessions
         self.alive = True
-        self.namespaces = False  # whether it lives in namespaces of its own
         self._popen, self._control, self._base = popen, control, base
         self._count = 0
         self._ordering = asyncio.Lock()
@@ -48,12 +48,6 @@ class Zygote:
             raise UserError(
                 f"the sandbox has no system-call table for {platform.machine()}", remedy="use x86_64 or aarch64"
             )
-        missing = walls.missing_walls()
-        if missing and not unsafe:
-            raise UserError(
-                f"the sandbox would lack {' and '.join(missing)}",
-                remedy="use a kernel that has it, or ask for an unsafe sandbox by name",
-            )
         base = tempfile.mkdtemp(prefix="openmath-sandbox-")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         client = os.pidfd_open(os.getpid())
@@ -61,7 +55,7 @@ class Zygote:
             "seed": seed,
             "base": base,
             "packages": list(packages),
-            "missing": missing,
+            "unsafe": unsafe,
             "namespaces": namespaces,
         }
         try:
@@ -74,7 +68,7 @@ class Zygote:
             theirs.close()
             os.close(client)
         ours.setblocking(False)
-        zygote = cls(popen, ours, base, missing)
+        zygote = cls(popen, ours, base)
         asyncio.get_running_loop().add_reader(ours.fileno(), zygote._receive)
         try:
             await asyncio.wait_for(asyncio.shield(zygote._ready), _START_TIMEOUT_S)
@@ -82,13 +76,6 @@ class Zygote:
             await zygote.close()
             raise
         return zygote
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """What stands around its sessions."""
-        missing = {name.split()[0] for name in self.missing}
-        walls_up = [wall for wall in ("seccomp", "Landlock") if wall not in missing]
-        return ("no_new_privs", "rlimits", *walls_up, *(["namespaces"] if self.namespaces else []))
 
     async def make(self, shape: walls.Shape) -> SessionProcess:
         """A new session process whose walls stand. Raises SandboxError."""
@@ -167,8 +154,16 @@ class Zygote:
         elif "failed" in message:
             remedy = "install it where the sandbox runs, or leave it out of the sandbox's packages"
             self._ready.set_exception(UserError(message["failed"], remedy=remedy))
+        elif "refused" in message:
+            remedy = "bring it, or ask for an unsafe sandbox by name"
+            self._ready.set_exception(
+                UserError(f"the sandbox would lack {' and '.join(message['refused'])}", remedy=remedy)
+            )
         else:
-            self.namespaces = message["namespaces"]
+            self.missing = message["missing"]
+            walls_up = [] if "seccomp" in " ".join(self.missing) else ["seccomp"]
+            walls_up += [message["file_wall"]] if message["file_wall"] else []
+            self.layers = ("no_new_privs", "rlimits", *walls_up, *(["namespaces"] if message["namespaces"] else []))
             self._ready.set_result(None)
 
     def _lost(self) -> None:

@@ -1,7 +1,7 @@
 """Everything that stands between a session's process and the machine, put up by the process itself after the fork.
 
-Required: no_new_privs, Landlock, seccomp. A missing one is named by :func:`missing_walls`; the sandbox then refuses to
-start unless the user asked for an unsafe one.
+Required: no_new_privs, seccomp and a file wall: Landlock or, on kernels without it, a mount namespace. A missing one is
+named by :func:`missing_walls`; the zygote then refuses to start unless the user asked for an unsafe one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from nemo_openmath.sandbox import landlock, seccomp
 from nemo_openmath.sandbox.libc import PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, prctl, syscall
 
+LANDLOCK, MOUNTS = "Landlock", "mount namespace"
 _CAPSET = {"x86_64": 126, "aarch64": 91}
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -32,13 +33,15 @@ class Shape:
     capacity: int  # bytes of output kept per stream
 
 
-def missing_walls() -> list[str]:
-    """Names of required layers that this machine lacks, with what would bring them."""
+def missing_walls(file_wall: str | None) -> list[str]:
+    """What is required and not there, with what would bring it."""
     missing = []
     if not seccomp.available():
-        missing.append("seccomp (kernel built or run without CONFIG_SECCOMP_FILTER)")
-    if landlock.abi() < 1:
-        missing.append("Landlock (Linux 5.13 or newer with 'landlock' among the security modules)")
+        missing.append("seccomp (a kernel with CONFIG_SECCOMP_FILTER)")
+    if file_wall is None:
+        missing.append(
+            "a file wall (Landlock, that is Linux 5.13 with 'landlock' among the security modules, or namespaces)"
+        )
     return missing
 
 
@@ -72,13 +75,17 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def set_limits(shape: Shape) -> None:
-    """Kernel limits, soft and hard; seccomp then takes away every call that could change them."""
+def address_space() -> int:
+    """Bytes of this process's address space."""
     with open("/proc/self/statm", encoding="ascii") as statm:
-        pages = int(statm.read().split()[0])
-    address_space = pages * resource.getpagesize() + (shape.memory_mb << 20)
+        return int(statm.read().split()[0]) * resource.getpagesize()
+
+
+def set_limits(shape: Shape, preloaded: int) -> None:
+    """Kernel limits, soft and hard; seccomp then takes away every call that could change them. ``preloaded``: bytes of
+    address space that a session has before it runs anything."""
     for kind, value in (
-        (resource.RLIMIT_AS, address_space),
+        (resource.RLIMIT_AS, preloaded + (shape.memory_mb << 20)),
         (resource.RLIMIT_FSIZE, shape.file_mb << 20),
         (resource.RLIMIT_NOFILE, shape.open_files),
         (resource.RLIMIT_CORE, 0),
@@ -99,11 +106,11 @@ def drop_capabilities(arch: seccomp.Architecture) -> None:
 
 
 def close_in(
-    arch: seccomp.Architecture, folder: str, readable: Iterable[tuple[int, bool]], skip: frozenset[str]
+    arch: seccomp.Architecture, file_wall: str | None, places: Iterable[tuple[int, bool]], folder: str
 ) -> None:
-    """The last step: the walls that cannot be taken down. ``skip``: required layers that are missing, by request."""
+    """The last step: the walls that cannot be taken down. What is missing was asked to be, or we would not be here."""
     drop_capabilities(arch)
-    if "Landlock" not in skip:
-        landlock.restrict(landlock.abi(), readable, folder)
-    if "seccomp" not in skip:
+    if file_wall == LANDLOCK:
+        landlock.restrict(landlock.abi(), places, folder)
+    if seccomp.available():
         seccomp.restrict(arch, seccomp.program(arch, os.getpid()))

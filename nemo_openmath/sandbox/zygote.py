@@ -12,6 +12,7 @@ Sessions die with the zygote (PDEATHSIG), the zygote with its client (end of fil
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -25,7 +26,7 @@ import socket
 import sys
 from typing import Any, NoReturn
 
-from nemo_openmath.sandbox import channel, folders, namespaces, seccomp, walls
+from nemo_openmath.sandbox import channel, folders, landlock, mounts, namespaces, seccomp, walls
 from nemo_openmath.sandbox.interpreter import Interpreter, Timers
 
 _STANDARD_MODULES = """
@@ -51,13 +52,16 @@ sympy.N(sympy.pi, 30); sympy.summation(x, (x, 1, y)); sympy.limit(sympy.sin(x) /
 class Zygote:
     """Preloads, then forks on request until its client is gone."""
 
-    def __init__(self, control: socket.socket, settings: dict[str, Any]) -> None:
-        self._control = control
+    def __init__(self, control: socket.socket, settings: dict[str, Any], file_wall: str | None) -> None:
+        self._control, self._file_wall = control, file_wall
+        arch = seccomp.architecture()
+        assert arch is not None  # the client refused to start otherwise
+        self._arch = arch
         self._seed: int | None = settings["seed"]
         self._base: str = settings["base"]
         self._packages: list[str] = settings["packages"]
-        self._skip = frozenset(name.split()[0] for name in settings["missing"])
         self._pid = os.getpid()
+        self._preloaded = 0  # bytes of address space
         self._selector = selectors.DefaultSelector()
         self._sessions: dict[int, tuple[int, int, str]] = {}  # pidfd -> session id, pid, folder
         self._removers: dict[int, tuple[int, int, int]] = {}  # pidfd -> session id, pid, exit status of the session
@@ -72,11 +76,16 @@ class Zygote:
         if "sympy" in self._packages:
             exec(_WARM_UP, {"sympy": sys.modules["sympy"]})
         seed_everything(self._seed)
-        self._readable = walls.open_places(walls.readable_places(self._packages))
+        places = walls.readable_places(self._packages)
+        if self._file_wall == walls.MOUNTS:
+            self._preloaded = walls.address_space()
+            mounts.enter_root(self._arch.name, places, self._base)
+        self._readable = walls.open_places(places) if self._file_wall == walls.LANDLOCK else []
         # `import torch` in a session must say "No module named", not "Permission denied".
         sys.path[:] = [place for place in sys.path if place and "-packages" not in place and _is_standard(place)]
         sys.meta_path[:] = [finder for finder in sys.meta_path if "frozen_importlib" in finder.__module__]
         self._own_modules = [name for name in sys.modules if name.split(".")[0] == "nemo_openmath"]
+        self._preloaded = self._preloaded or walls.address_space()
         gc.collect()
         gc.freeze()
 
@@ -106,7 +115,8 @@ class Zygote:
             os.waitpid(pid, 0)
         for _, pid, _ in self._removers.values():
             os.waitpid(pid, 0)
-        folders.remove(self._base)
+        with contextlib.suppress(OSError):  # of the mount wall, the base itself is left to the process outside
+            folders.remove(self._base)
 
     def _make(self, order: dict[str, Any]) -> None:
         shape = walls.Shape(**order["shape"])
@@ -185,17 +195,15 @@ class Zygote:
         os.environ.clear()
         os.environ.update(HOME=folder, TMPDIR=folder, TZ="UTC", LC_ALL="C.UTF-8", OMP_NUM_THREADS="1")
         os.environ.update(OPENBLAS_NUM_THREADS="1", PATH="/nonexistent")
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
-            score.write("1000")  # if the machine runs out of memory, the kernel takes sessions first
         if self._seed is None:
             seed_everything(None)
         else:
             random.seed(self._seed)  # Python reseeds it from entropy after every fork
-        arch = seccomp.architecture()
-        assert arch is not None  # the client refused to start otherwise
-        timers = Timers(arch)
-        walls.set_limits(shape)
-        walls.close_in(arch, folder, readable, self._skip)
+        timers = Timers(self._arch)
+        walls.set_limits(shape, self._preloaded)
+        if self._file_wall == walls.MOUNTS:
+            mounts.hide_others(folder, self._base)
+        walls.close_in(self._arch, self._file_wall, readable, folder)
         for descriptor, _ in readable:
             os.close(descriptor)
         for name in self._own_modules:
@@ -263,14 +271,24 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     settings = json.loads(sys.argv[3])
-    entered = settings["namespaces"] and namespaces.enter()
-    zygote = Zygote(control, settings)
+    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+        score.write("1000")  # if the machine runs out of memory, the kernel takes sessions first
+    has_landlock = landlock.abi() > 0
+    entered = settings["namespaces"] and namespaces.enter(settings["base"], mounts=not has_landlock)
+    file_wall = walls.LANDLOCK if has_landlock else walls.MOUNTS if entered else None
+    missing = walls.missing_walls(file_wall)
+    if missing and not settings["unsafe"]:
+        control.send(json.dumps({"refused": missing}).encode())
+        return
+    zygote = Zygote(control, settings, file_wall)
     try:
         zygote.preload()
     except ImportError as error:
         control.send(json.dumps({"failed": str(error)}).encode())
         return
-    control.send(json.dumps({"ready": True, "namespaces": entered}).encode())
+    control.send(
+        json.dumps({"ready": True, "missing": missing, "file_wall": file_wall, "namespaces": entered}).encode()
+    )
     try:
         zygote.serve(client)
     finally:

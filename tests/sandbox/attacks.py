@@ -20,6 +20,10 @@ def call(*a):
     return r
 def check(reached):
     if not reached: raise PermissionError('no effect')
+def exposed(folder, where=None):  # entries that lead to none of the places which sessions may read
+    base = os.path.abspath(where or folder)
+    full = [os.path.join(base, name) for name in os.listdir(folder)]
+    return [p for p in full if not any((place + '/').startswith(p + '/') for place in (*places, os.environ['HOME']))]
 {setup}
 for line in {lines!r}:
     try:

@@ -17,7 +17,7 @@ from nemo_openmath.sandbox.process import SessionProcess
 from nemo_openmath.sandbox.walls import Shape
 
 SHAPE = Shape(memory_mb=64, open_files=16, file_mb=1, capacity=400)
-LIMITS = Limits(wall_s=0.1, output_chars=100)
+LIMITS = Limits(wall_s=1.0, output_chars=100)
 
 # What the process may send back: pieces of the true answer, damaged answers, anything.
 pieces = st.lists(

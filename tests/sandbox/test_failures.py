@@ -56,7 +56,7 @@ async def test_a_killed_session_says_so_and_goes_on(sandbox: LocalSandbox) -> No
 @pytest.mark.parametrize("part", ["outer", "inner"])
 async def test_a_killed_zygote_takes_its_sessions_along_and_is_replaced(sandbox: LocalSandbox, part: str) -> None:
     outer = psutil.Process(sandbox._zygote._popen.pid)
-    inner = outer.children()[0] if sandbox._zygote.namespaces else outer
+    inner = outer.children()[0] if "namespaces" in sandbox.layers else outer
     base = Path(sandbox._zygote._base)
     async with await sandbox.session() as busy, await sandbox.session() as idle:
         await idle.execute("open('f', 'w').write('x')")

@@ -1,6 +1,6 @@
 """What the attacks aim at, and the look from outside at whether they got it.
 
-Run by hand, `python -m tests.sandbox.world [--no-namespaces]` prints the table of results.
+Run by hand, `python -m tests.sandbox.world [--no-namespaces | --old-kernel]` prints the table of results.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nemo_openmath.sandbox as package
-from nemo_openmath.sandbox import Execution, Limits, LocalSandbox
+from nemo_openmath.sandbox import Execution, Limits, LocalSandbox, walls
+from tests.sandbox import old_kernel
 from tests.sandbox.attacks import ATTACKS, Attack
 
 LIMITS = Limits(wall_s=1.5, cpu_s=1.5, memory_mb=512, output_chars=4000, file_mb=32)
@@ -73,6 +75,7 @@ class World:
             "udp": self.listeners[1].getsockname()[1],
             "unix": str(self.folder / "unix"),
             "other": "1",
+            "places": [*walls.readable_places(()), sysconfig.get_path("purelib"), "/lib", "/lib64", "/.session"],
         }
 
     def close(self) -> None:
@@ -88,7 +91,8 @@ class World:
         prologue = "".join(f"{name} = {value!r}\n" for name, value in self.names.items())
         problems = []
         async with await sandbox.session() as session:
-            execution = await session.execute(prologue + attack.code)
+            limits = replace(LIMITS, wall_s=0.6) if attack.group == "time" else LIMITS
+            execution = await session.execute(prologue + attack.code, limits)
             after = await session.execute("print(1 + 1)")
             if not (after.stdout == "2\n" or after.state_lost or after.status != "completed"):
                 problems.append(f"the next block gave {after}")
@@ -160,6 +164,7 @@ async def run_all(
                 damage.append(f"another session was touched: {kept}")
             if namespaces != ("namespaces" in sandbox.layers):
                 damage.append(f"layers: {sandbox.layers}")
+            print(f"layers: {', '.join(sandbox.layers)}")
         return list(results), damage
     finally:
         world.close()
@@ -175,6 +180,8 @@ def table(results: Sequence[Result]) -> str:
 
 
 if __name__ == "__main__":
+    if "--old-kernel" in sys.argv:
+        old_kernel.pretend()
     found, harm = asyncio.run(run_all(namespaces="--no-namespaces" not in sys.argv))
     print(table(found))
     problems = [f"{result.attack.name}: {problem}" for result in found for problem in result.problems] + harm
