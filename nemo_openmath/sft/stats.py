@@ -1,0 +1,188 @@
+"""What a folder of packs holds: lengths by group, fill, trained share, cost imbalance; and a pack to look at.
+
+Numbers come from the index alone, so 5.5M samples take seconds. ``show_*`` make rich renderables for a terminal or,
+through rich's export, for a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from nemo_openmath.sft.balance import assign, assign_in_order, imbalance
+from nemo_openmath.sft.data_module import PackedData
+from nemo_openmath.sft.pack_plan import PackPlan
+from nemo_openmath.sft.pack_types import Pack
+from nemo_openmath.transcripts import ChatTokenizer
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_BINS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStats:
+    """Samples of one group in an epoch (copies counted). ``quantiles``: tokens at 0, 10, 50, 90, 99, 100%.
+    ``histogram``: samples by length in equal steps of ``step`` tokens."""
+
+    group: str
+    samples: int
+    tokens: int
+    prompt_tokens: int
+    quantiles: tuple[int, ...]
+    histogram: tuple[int, ...]
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Imbalance:
+    """Worst rank's attention cost over the mean, averaged over steps: packs dealt in order, and assigned by cost."""
+
+    ranks: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class PackStats:
+    """``fill``: tokens and padding over the room of all packs; ``padding``: its share of what fills the packs;
+    ``trained``: share of targets among the tokens of the files; ``dropped``: {reason: samples}."""
+
+    groups: tuple[GroupStats, ...]
+    packs: int
+    capacity: int
+    fill: float
+    padding: float
+    trained: float
+    dropped: dict[str, int]
+    imbalance: tuple[Imbalance, ...]
+
+
+def measure(
+    plan: PackPlan, *, batch_samples: int = 1024, ranks: Sequence[int] = (8, 64), steps: int = 20, seed: int = 0
+) -> PackStats:
+    """Statistics of a plan; imbalance over the first ``steps`` batches of ``batch_samples``."""
+    folders = plan.samples.folders
+    lengths = np.concatenate([f.lengths() for f in folders])
+    prompts = np.concatenate([f.prompt_lengths() for f in folders])
+    names = sorted({name for f in folders for name in f.groups})
+    codes = np.concatenate([np.array([names.index(g) for g in f.groups] or [0])[f.group_codes()] for f in folders])
+    entries = np.asarray(plan.entries)
+    step = max(1, -(-int(lengths[entries].max()) // _BINS))
+    groups = []
+    for code, name in enumerate(names):
+        mine = entries[codes[entries] == code]
+        if len(mine):
+            groups.append(_group(name, lengths[mine], prompts[mine], step))
+    tokens, trained = sum(f.num_tokens for f in folders), sum(f.num_trained for f in folders)
+    filled = plan.meta["tokens_kept"] + plan.meta["padding"]
+    return PackStats(
+        groups=tuple(groups),
+        packs=plan.num_packs,
+        capacity=plan.capacity,
+        fill=plan.fill,
+        padding=plan.meta["padding"] / filled,
+        trained=trained / tokens,
+        dropped=dict(plan.meta["dropped"]),
+        imbalance=_imbalance(plan, batch_samples, ranks, steps, seed),
+    )
+
+
+def _group(name: str, lengths: NDArray, prompts: NDArray, step: int) -> GroupStats:
+    quantiles = np.quantile(lengths, (0, 0.1, 0.5, 0.9, 0.99, 1), method="nearest")
+    return GroupStats(
+        group=name,
+        samples=len(lengths),
+        tokens=int(lengths.sum(dtype=np.int64)),
+        prompt_tokens=int(prompts.sum(dtype=np.int64)),
+        quantiles=tuple(int(q) for q in quantiles),
+        histogram=tuple(np.bincount((lengths - 1) // step, minlength=_BINS).tolist()),
+        step=step,
+    )
+
+
+def _imbalance(
+    plan: PackPlan, batch_samples: int, ranks: Sequence[int], steps: int, seed: int
+) -> tuple[Imbalance, ...]:
+    data = PackedData(
+        plan,
+        batch_samples=batch_samples,
+        run_samples=len(plan.entries),
+        seed=seed,
+        pad_multiple=plan.pad_multiple,
+    )
+    costs = []
+    for step in range(min(steps, data.num_steps)):
+        costs.append([sum(plan.samples.length(row) ** 2 for row in pack) for pack in data.rows(step)])
+    found = []
+    for count in ranks:
+        before = [imbalance(c, assign_in_order(len(c), count)) for c in costs]
+        after = [imbalance(c, assign(c, count)) for c in costs]
+        found.append(Imbalance(count, float(np.mean(before)), float(np.mean(after))))
+    return tuple(found)
+
+
+def show_stats(stats: PackStats) -> RenderableType:
+    """Tables and a histogram a group, for ``openmath data stats``."""
+    lengths = Table(title="Samples of an epoch", title_justify="left")
+    for column in (
+        "group",
+        "samples",
+        "tokens",
+        "prompt",
+        "shortest",
+        "10%",
+        "median",
+        "90%",
+        "99%",
+        "longest",
+        "lengths",
+    ):
+        lengths.add_column(column, justify="left" if column in ("group", "lengths") else "right")
+    for g in stats.groups:
+        share = f"{g.prompt_tokens / g.tokens:.1%}"
+        lengths.add_row(g.group, f"{g.samples:,}", f"{g.tokens:,}", share, *(f"{q:,}" for q in g.quantiles), _bars(g))
+    lines = [
+        f"{stats.packs:,} packs of {stats.capacity:,} tokens, filled to {stats.fill:.3%}; padding {stats.padding:.3%}",
+        f"trained tokens: {stats.trained:.1%}",
+        *(f"left out: {count:,} ({reason})" for reason, count in sorted(stats.dropped.items())),
+        *(
+            f"slowest of {i.ranks} data-parallel ranks: attention cost {i.before:.3f} x the mean as dealt, "
+            f"{i.after:.3f} x balanced"
+            for i in stats.imbalance
+        ),
+    ]
+    return Group(lengths, Text("\n".join(lines)))
+
+
+def _bars(group: GroupStats) -> str:
+    top = max(group.histogram)
+    return "".join(_BARS[-(-count * (len(_BARS) - 1) // top)] for count in group.histogram)
+
+
+def show_pack(pack: Pack, tokenizer: ChatTokenizer) -> Text:
+    """The text of a pack: green where a token is a target of the loss, dim where it is not, a line at each boundary.
+
+    Tokens that are only part of a character are shown with the ones that complete it.
+    """
+    out = Text()
+    bounds = pack.cu_seqlens.tolist()
+    for name, (start, stop) in zip(pack.sample_ids, pairwise(bounds), strict=True):
+        # A token is a target where the position before it has it as a trained label.
+        targets = np.concatenate([[False], pack.trained[start : stop - 1]])
+        labels = np.flatnonzero(pack.trained[start:stop] | (pack.labels[start:stop] != 0))
+        used = int(labels[-1]) + 2 if len(labels) else 1  # the last label is the sample's last token
+        share = f"{int(targets.sum())} of {used} tokens trained, {stop - start - used} of padding"
+        out.append(f"──── {name}  [{start}, {stop})  {share}\n", style="bold")
+        edges = [0, *(np.flatnonzero(np.diff(targets[:used])) + 1).tolist(), used]
+        for a, b in pairwise(edges):
+            style = "green" if targets[a] else "dim"
+            out.append(tokenizer.decode(pack.tokens[start + a : start + b].tolist()), style=style)
+        out.append("\n")
+    return out

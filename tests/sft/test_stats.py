@@ -1,0 +1,49 @@
+"""Statistics against counting by hand; a shown pack spells its samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from made_rows import make_rows, store_rows
+from rich.console import Console
+from tokenizers_made import byte_level
+
+from nemo_openmath.sft import PackedData, PackPlan, write_packs, write_tokens
+from nemo_openmath.sft.stats import measure, show_pack, show_stats
+from nemo_openmath.transcripts import ChatTokenizer
+
+
+def test_statistics_and_a_shown_pack(tmp_path: Path) -> None:
+    chat = ChatTokenizer.load(byte_level(tmp_path / "tokenizer"))
+    tokens = write_tokens(store_rows(tmp_path / "rows", make_rows(200)), chat.folder, tmp_path / "tokens")
+    write_packs(tmp_path / "tokens", capacity=2048, pad_multiple=8)
+    plan = PackPlan(tmp_path / "tokens")
+    stats = measure(plan, batch_samples=50, ranks=(2, 4))
+    samples = list(tokens)
+    for group in stats.groups:
+        lengths = sorted(len(s.tokens) for s in samples if s.group == group.group)
+        assert (group.samples, group.tokens) == (len(lengths), sum(lengths))
+        assert (group.quantiles[0], group.quantiles[-1]) == (lengths[0], lengths[-1])
+        assert sum(group.histogram) == len(lengths)
+        assert group.prompt_tokens == sum(int(s.trained.argmax()) for s in samples if s.group == group.group)
+    assert {g.group for g in stats.groups} == {"cot", "tir", "genselect"}
+    assert stats.trained == sum(s.trained.sum() for s in samples) / sum(len(s.tokens) for s in samples)
+    assert stats.padding == sum(-len(s.tokens) % 8 for s in samples) / sum(-(-len(s.tokens) // 8) * 8 for s in samples)
+    assert all(1 <= i.after <= i.before for i in stats.imbalance)
+
+    console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(show_stats(stats))
+    printed = console.export_text()
+    assert "filled to" in printed
+    assert f"{stats.groups[0].tokens:,}" in printed
+
+    (pack, *_) = PackedData.open(tmp_path / "tokens", batch_samples=5, epochs=1).batch(0)
+    shown = show_pack(pack, chat)
+    for name in pack.sample_ids:
+        sample = next(s for s in samples if s.id == name)
+        assert chat.decode(sample.tokens.tolist()) in shown.plain
+        used, trained = len(sample.tokens), int(sample.trained.sum())
+        assert f"{trained} of {used} tokens trained, {-used % 8} of padding" in shown.plain
+    green = "".join(shown.plain[s.start : s.end] for s in shown.spans if s.style == "green")
+    expected = "".join(chat.decode(s.tokens[s.trained].tolist()) for n in pack.sample_ids for s in samples if s.id == n)
+    assert green == expected
