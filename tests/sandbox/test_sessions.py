@@ -194,6 +194,7 @@ async def test_nothing_runs_between_blocks() -> None:
     async with LocalSandbox(limits=QUICK, spares=0, packages=()) as sandbox, await sandbox.session() as session:
         await session.execute(count + start)
         pid = session._process._pid
+        await asyncio.sleep(0.2)
         before = Path(f"/proc/{pid}/stat").read_text().split()[13]
         await asyncio.sleep(0.3)
         assert Path(f"/proc/{pid}/stat").read_text().split()[13] == before
