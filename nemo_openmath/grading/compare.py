@@ -14,11 +14,12 @@ from nemo_openmath.grading.equivalence import Comparison
 from nemo_openmath.grading.forms import Empty, Form, Scalar, form
 from nemo_openmath.grading.lexer import NotMath
 from nemo_openmath.grading.parser import Node, Parser
+from nemo_openmath.grading.units import LONE_LETTERS, UNITS
 from nemo_openmath.grading.verdict import Grade, Verdict, equal, not_equal, unknown
 
 _SPACES = re.compile(r"\s+")
 _BARE_LOG = re.compile(r"log(?![_\w])|\\log(?!\s*_)")
-_LABEL = re.compile(r"^\x01[^\x02\x01]{1,60}\x02\s*[=:]\s*")
+_LABEL = re.compile(r"\x01([^\x02\x01]{1,60})\x02\s*[=:]\s*")
 _SPACE = re.compile(r"((?<=[\w.])\s+(?=[\w.])|(?<=,)\s+(?=\d))|\s+")  # group 1: a space that means something
 
 
@@ -66,13 +67,14 @@ def _whole(text: str) -> int | None:
 class _Reading:
     """One answer, read once: its canonical spelling, its expressions, or why it is none."""
 
-    __slots__ = ("ambiguous", "canonical", "cleaned", "forms", "problem", "tight", "words")
+    __slots__ = ("ambiguous", "canonical", "cleaned", "forms", "label", "problem", "tight", "words")
 
     def __init__(self, text: str):
         self.forms: list[Form] = []
         self.tight: list[Form] = []
         self.ambiguous = False
         self.problem = ""
+        self.label = ""  # Area in \text{Area} = 5
         self.words = texts.unwrap(text)
         try:
             self.cleaned = lexer.clean(text)
@@ -80,7 +82,9 @@ class _Reading:
             self.cleaned, self.problem = text, str(error)
             self.canonical = _SPACES.sub("", text)
             return
-        self.cleaned = _LABEL.sub("", self.cleaned)
+        if (label := _LABEL.match(self.cleaned)) is not None:
+            self.label = " ".join(texts.words(label[1]))
+            self.cleaned = self.cleaned[label.end() :]
         self.canonical = _canonical(self.cleaned)
         source = texts.number_word(self.words) or self.cleaned
         for variant in _comma_readings(source):
@@ -136,6 +140,13 @@ def _comma_readings(text: str) -> Iterator[str]:
 
 def _compare(predicted: str, expected: str) -> Grade:
     p, e = _read(predicted), _read(expected)
+    grade = _compare_read(p, e)
+    if grade.is_equal and p.label and e.label and p.label != e.label:
+        return unknown(f"the same value of {p.label} and of {e.label}")
+    return grade
+
+
+def _compare_read(p: _Reading, e: _Reading) -> Grade:
     if p.canonical == e.canonical and p.canonical:
         return equal("same but for the dress")
     chosen = _choices(p, e)
@@ -160,11 +171,23 @@ def _is_empty(reading: _Reading) -> bool:
 
 def _compare_readings(p: list[Form], e: list[Form], source: str) -> Grade:
     grades = [_compare_forms(a, b, source) for a in p for b in e]
+    grades += [_compare_forms(x, y, source) for a in p for b in e for x, y in _letter_units(a, b)]
     for wanted in (Verdict.EQUAL, Verdict.UNKNOWN):
         for grade in grades:
             if grade.verdict is wanted:
                 return grade
     return grades[0]
+
+
+def _letter_units(a: Form, b: Form) -> Iterator[tuple[Form, Form]]:
+    """5m beside 5 metres: a letter behind a number is a unit where the other answer has that unit."""
+    for x, y, turned in ((a, b, False), (b, a, True)):
+        if isinstance(x, Scalar) and isinstance(y, Scalar) and x.unit is None and isinstance(y.unit, tuple):
+            match x.node:
+                case ("mul", (number, ("sym", letter))) if letter in LONE_LETTERS:
+                    base, size, exponent = UNITS[letter]
+                    read = Scalar(number, (((base, exponent),), size), x.name)
+                    yield (y, read) if turned else (read, y)
 
 
 def _compare_forms(a: Form, b: Form, source: str) -> Grade:

@@ -198,6 +198,8 @@ class Evaluator:
         if base is not None:
             raise OutOfReach(name)
         if name == "abs":
+            if isinstance(x, Ball) and x.im is not None:
+                self.radicals["abs", argument] = 2
             return ball.absolute(x, self.prec) if isinstance(x, Ball) else max(x, -x)
         if name == "floor":
             return ball.floor(x) if isinstance(x, Ball) else math.floor(x)

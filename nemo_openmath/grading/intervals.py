@@ -61,10 +61,12 @@ def from_exact(value: int | Fraction, prec: int) -> Ball:
     )
 
 
-def atom(re: Interval, im: Interval | None = None) -> Ball:
-    """A number without a proven height (pi, a sine): its size stands in; equality is then by precision only."""
+def atom(re: Interval, im: Interval | None = None, of: Ball | None = None) -> Ball:
+    """A number without a proven height (pi, a sine): its size and the heights of the argument it is a function ``of``
+    stand in (cos 10^-100 is near 1); equality is then by precision only."""
     m = magnitude(re) if im is None else max(magnitude(re), magnitude(im))
-    return Ball(re, im, max(2.0, m + 2.0), max(2.0, 2.0 - m))
+    u, l = (0.0, 0.0) if of is None else (of.u, of.l)  # noqa: E741
+    return Ball(re, im, max(2.0, m + 2.0) + u, max(2.0, 2.0 - m) + l)
 
 
 def magnitude(x: Interval) -> float:
@@ -183,8 +185,9 @@ def _bounded(x: Ball) -> None:
 def exp(x: Ball, prec: int) -> Ball:
     _bounded(x)
     if x.im is None:
-        return _checked(atom(mpi.mpi_exp(x.re, prec)))
-    return _checked(atom(*mpi.mpci_exp((x.re, x.im), prec)))
+        return _checked(atom(mpi.mpi_exp(x.re, prec), of=x))
+    re, im = mpi.mpci_exp((x.re, x.im), prec)
+    return _checked(atom(re, im, x))
 
 
 def log(x: Ball, prec: int) -> Ball:
@@ -193,26 +196,28 @@ def log(x: Ball, prec: int) -> Ball:
         if s == 0:
             raise Undefined("logarithm of zero")
         if s > 0:
-            return _checked(atom(mpi.mpi_log(x.re, prec)))
-        return _checked(atom(mpi.mpi_log(mpi.mpi_neg(x.re), prec), mpi.mpi_pi(prec)))
+            return _checked(atom(mpi.mpi_log(x.re, prec), of=x))
+        return _checked(atom(mpi.mpi_log(mpi.mpi_neg(x.re), prec), mpi.mpi_pi(prec), of=x))
     if contains_zero(x.im) and mpf_sign(x.re[0]) <= 0:
         raise Undecided  # on the branch cut
-    return _checked(atom(*mpi.mpci_log((x.re, x.im), prec)))
+    re, im = mpi.mpci_log((x.re, x.im), prec)
+    return _checked(atom(re, im, x))
 
 
 def cos_sin(x: Ball, prec: int) -> tuple[Ball, Ball]:
     _bounded(x)
     if x.im is None:
         c, s = mpi.mpi_cos_sin(x.re, prec)
-        return _checked(atom(c)), _checked(atom(s))
+        return _checked(atom(c, of=x)), _checked(atom(s, of=x))
     z = (x.re, x.im)
-    return _checked(atom(*mpi.mpci_cos(z, prec))), _checked(atom(*mpi.mpci_sin(z, prec)))
+    (c, c_im), (s, s_im) = mpi.mpci_cos(z, prec), mpi.mpci_sin(z, prec)
+    return _checked(atom(c, c_im, x)), _checked(atom(s, s_im, x))
 
 
 def atan2(y: Ball, x: Ball, prec: int) -> Ball:
     if x.im is not None or y.im is not None:
         raise OutOfReach("inverse tangent of a complex number")
-    return _checked(atom(mpi.mpi_atan2(y.re, x.re, prec)))
+    return _checked(atom(mpi.mpi_atan2(y.re, x.re, prec), of=y if y.u + y.l > x.u + x.l else x))
 
 
 def absolute(x: Ball, prec: int) -> Ball:

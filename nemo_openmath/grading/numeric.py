@@ -85,7 +85,7 @@ def same_number(
             difference = ball.add(left, ball.negate(right), precision)
             heights = difference.u + difference.l
             if evaluator.transcendental:
-                needed = AGREEMENT + 2 * heights
+                needed = AGREEMENT + 4 * heights
             elif values:
                 needed = agreement  # at a random point a coincidence is as good as excluded
             else:
@@ -102,7 +102,7 @@ def same_number(
         if precision >= MAX_PRECISION:
             break
         precision = int(min(MAX_PRECISION, max(2 * precision, min(needed, MAX_PRECISION))))
-    if -gap > AGREEMENT + 2 * heights and -gap > MAX_PRECISION / 2:
+    if -gap > AGREEMENT + 4 * heights and -gap > MAX_PRECISION / 2:
         return equal(f"all of {int(-gap * 0.301)} digits agree")
     if _folded(a) == _folded(b):
         return EXACT
@@ -130,8 +130,9 @@ def _written_bits(folded: Node) -> float:
     return sum(_written_bits(part) for part in folded if isinstance(part, tuple))
 
 
-def _points(names: list[str], seed: str) -> Iterator[tuple[str, dict[str, Exact]]]:
-    """Kinds of points and values for the symbols: positive rationals, rationals of any sign, whole numbers."""
+def _points(names: list[str], seed: str, far: int) -> Iterator[tuple[str, dict[str, Exact]]]:
+    """Kinds of points and values for the symbols: positive rationals, rationals of any sign, whole numbers. With
+    ``far``, also of that size and its square: beyond the places where |x - 1000| or a floor changes."""
     rng = random.Random(seed)
 
     def rational() -> Fraction:
@@ -144,6 +145,8 @@ def _points(names: list[str], seed: str) -> Iterator[tuple[str, dict[str, Exact]
             "signed",
             {name: -rational() if i == 0 or rng.random() < 0.5 else rational() for i, name in enumerate(names)},
         )
+    for scale in (far, -far, far * far, -far * far) if far else ():
+        yield "positive" if scale > 0 else "signed", {name: scale * rational() for name in names}
     if len(names) <= 50:
         for shift in (0, 1, 2):
             whole = rng.sample(range(1, 60), len(names))
@@ -154,9 +157,10 @@ def _same_function(a: Node, b: Node, names: list[str], log_base: int) -> Grade:
     seen: dict[str, set[bool]] = {}
     real = not (_mentions(a, ("const", "i")) or _mentions(b, ("const", "i")))
     points = 0
-    agreement = AGREEMENT + 2 * (_written_bits(_folded(a)) + _written_bits(_folded(b)))
+    far = 4 * max(_largest(a), _largest(b)) if _piecewise(a) or _piecewise(b) else 0
+    agreement = AGREEMENT + 8 * (_written_bits(_folded(a)) + _written_bits(_folded(b)))
     failure = unknown("no point to compare at")
-    for kind, point in _points(names, repr((a, b) if repr(a) < repr(b) else (b, a))):
+    for kind, point in _points(names, repr((a, b) if repr(a) < repr(b) else (b, a)), far):
         grade = same_number(a, b, point, log_base, real=real, agreement=agreement)
         if grade.verdict == "unknown":
             failure = grade
@@ -179,6 +183,22 @@ def _same_function(a: Node, b: Node, names: list[str], log_base: int) -> Grade:
 
 def _mentions(node: Node, wanted: Node) -> bool:
     return node == wanted or any(_mentions(part, wanted) for part in node if isinstance(part, tuple))
+
+
+def _piecewise(node: Node) -> bool:
+    """Whether the expression may be different functions on different parts of the line."""
+    if node and (node[0] == "root" or (node[0] == "fn" and node[1] in ("abs", "floor", "ceil", "max", "min", "sgn"))):
+        return True
+    if node and node[0] == "pow" and node[2][0] == "div":
+        return True
+    return any(_piecewise(part) for part in node if isinstance(part, tuple))
+
+
+def _largest(node: Node) -> int:
+    """The largest number that stands in an expression, rounded up, within reason."""
+    if node and node[0] == "num":
+        return min(int(abs(node[1])) + 1, 10**12)
+    return max((_largest(part) for part in node if isinstance(part, tuple)), default=1)
 
 
 def _counts(names: list[str]) -> bool:

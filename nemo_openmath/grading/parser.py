@@ -188,7 +188,11 @@ class Parser:
         """Factors side by side."""
         node = self._factor()
         while self._starts_factor():
-            node = _times(node, self._factor())
+            braced = self._op() == "{"
+            factor = self._factor()
+            if braced and node[0] == factor[0] == "num":
+                raise NotMath("numbers side by side")  # TeX prints {2}{3} as 23
+            node = _times(node, factor)
         return node
 
     def _mixed(self, node: Node) -> Node | None:

@@ -92,13 +92,14 @@ def choice(text: str) -> tuple[str, str] | None:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Lower-case words without articles; symbols other than letters and digits separate."""
-    return tuple(w for w in _WORD.findall(text.lower()) if w not in ("a", "an", "the"))
+    """Lower-case words without a leading article; symbols other than letters and digits separate."""
+    found = tuple(_WORD.findall(text.lower()))
+    return found[1:] if len(found) > 1 and found[0] in ("a", "an", "the") else found
 
 
 def is_wordy(text: str) -> bool:
-    """Whether a text is made of words and nothing that counts as mathematics."""
-    return bool(text) and re.fullmatch(r"[A-Za-z][A-Za-z' \-,.]*", text) is not None and len(text) > 1
+    """Whether a text is made of words, a real one among them, and of nothing that counts as mathematics."""
+    return re.fullmatch(r"[A-Za-z][A-Za-z' \-,.]*", text) is not None and re.search("[A-Za-z]{3}", text) is not None
 
 
 def compare_words(p: str, e: str, p_is_math: bool, e_is_math: bool, p_is_empty: bool, e_is_empty: bool) -> Grade | None:
@@ -112,6 +113,6 @@ def compare_words(p: str, e: str, p_is_math: bool, e_is_math: bool, p_is_empty: 
         return equal("nothing")
     if (a and a[0] in _EXCLUSIVE and e_is_math) or (b and b[0] in _EXCLUSIVE and p_is_math):
         return not_equal("a word against a number")
-    if is_wordy(p) and is_wordy(e) and words(p) == words(e):
+    if not (p_is_math and e_is_math) and is_wordy(p) and is_wordy(e) and words(p) == words(e):
         return equal("same words")
     return None
