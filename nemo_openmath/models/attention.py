@@ -162,7 +162,9 @@ class _ContextPlan:
             keys, cu_keys = _runs(cu[:-1], chunk * (number + 1))
             on_device = (cu_queries.to(device, torch.int32), cu_keys.to(device, torch.int32))
             passes.append(
-                _Pass(queries.to(device), keys.to(device), tuple(cu_queries.tolist()), tuple(cu_keys.tolist()), on_device)
+                _Pass(
+                    queries.to(device), keys.to(device), tuple(cu_queries.tolist()), tuple(cu_keys.tolist()), on_device
+                )
             )
         return cls(order.to(device), passes)
 

@@ -213,7 +213,9 @@ def _block_spec(config: TransformerConfig, layer: Any, backend: str, vp_stage: i
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)
 
 
-def parameters_by_stored_name(chunks: Iterable[PackedGPT], model: ModelConfig) -> dict[str, tuple[hf_mapping.Mapped, Tensor]]:
+def parameters_by_stored_name(
+    chunks: Iterable[PackedGPT], model: ModelConfig
+) -> dict[str, tuple[hf_mapping.Mapped, Tensor]]:
     """Each parameter of this process under its stored name. A tied output layer of a last stage appears as the embedding
     (under pipeline parallelism both the first and the last stage hold one)."""
     entries = hf_mapping.mapping(model)
@@ -254,7 +256,9 @@ def hf_reader(folder: str | Path) -> Callable[[str], Tensor]:
     folder = Path(folder)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise UserError("no *.safetensors here", file=folder, remedy="give a Hugging Face model folder with safetensors weights")
+        raise UserError(
+            "no *.safetensors here", file=folder, remedy="give a Hugging Face model folder with safetensors weights"
+        )
     handles = [safe_open(file, framework="pt") for file in files]
     where = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118 (not a dict)
     return lambda name: where[name].get_tensor(name)

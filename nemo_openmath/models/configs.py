@@ -92,9 +92,13 @@ class ModelConfig:
         if kind != "default":
             raise UserError(f"RoPE scaling {kind!r} is not supported", file=path, remedy="set rope_scaling to null")
         if raw.get("use_sliding_window"):
-            raise UserError("sliding-window attention is not supported", file=path, remedy="set use_sliding_window false")
+            raise UserError(
+                "sliding-window attention is not supported", file=path, remedy="set use_sliding_window false"
+            )
         if raw.get("model_type") not in ARCHITECTURES:
-            raise UserError(f"model_type {raw.get('model_type')!r}", file=path, remedy="use a Qwen2 or dense Qwen3 model")
+            raise UserError(
+                f"model_type {raw.get('model_type')!r}", file=path, remedy="use a Qwen2 or dense Qwen3 model"
+            )
         theta = rope.get("rope_theta", raw.get("rope_theta"))
         if theta is None:
             raise UserError("neither rope_theta nor rope_parameters", file=path, remedy="add rope_theta")

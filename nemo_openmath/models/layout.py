@@ -66,7 +66,9 @@ class Parallel:
                 remedy=f"change parallel.pp or parallel.vpp to divide {model.num_hidden_layers}",
             )
         if self.vpp > 1 and self.pp == 1:
-            raise UserError("parallel.vpp needs pipeline stages", remedy="set parallel.pp to 2 or more, or parallel.vpp to 1")
+            raise UserError(
+                "parallel.vpp needs pipeline stages", remedy="set parallel.pp to 2 or more, or parallel.vpp to 1"
+            )
         if self.sequence_parallel and self.tp == 1:
             raise UserError(
                 "parallel.sequence_parallel splits over the tensor-parallel group, which has one rank",

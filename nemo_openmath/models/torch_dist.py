@@ -58,7 +58,9 @@ class Manifest:
 
     step: int  # optimizer steps done
     files: dict[str, dict[str, Any]]  # relative path -> {"bytes": int, "sha256": str}
-    training: dict[str, Any] = field(default_factory=dict)  # layout, data position and fingerprint, ...; {} for a model alone
+    training: dict[str, Any] = field(
+        default_factory=dict
+    )  # layout, data position and fingerprint, ...; {} for a model alone
     format: str = FORMAT
     version: int = VERSION
 
@@ -181,7 +183,9 @@ def read_tensors(folder: str | Path, names: Iterable[str]) -> dict[str, Tensor]:
     wanted: dict[str, Any] = {}
     for name in names:
         if name not in shapes:
-            raise DamagedFile(Path(folder) / STATE, f"holds no tensor {name}", "check that model/config.json belongs to it")
+            raise DamagedFile(
+                Path(folder) / STATE, f"holds no tensor {name}", "check that model/config.json belongs to it"
+            )
         wanted[name] = torch.empty(shapes[name][0], dtype=shapes[name][1])
     dcp.load(wanted, storage_reader=dcp.FileSystemReader(Path(folder) / STATE), no_dist=True)
     return wanted

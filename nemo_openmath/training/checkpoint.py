@@ -168,7 +168,10 @@ def sharded_model(models: list[PackedGPT]) -> dict[str, dict[str, Any]]:
 
 def load_model(folder: Path, models: list[PackedGPT]) -> None:
     """Weights alone, for a training that starts from another's checkpoint (or from an average)."""
-    _fill(models, dist_checkpointing.load(sharded_model(models), str(folder / torch_dist.STATE), validate_access_integrity=False))
+    _fill(
+        models,
+        dist_checkpointing.load(sharded_model(models), str(folder / torch_dist.STATE), validate_access_integrity=False),
+    )
 
 
 def _fill(models: list[PackedGPT], loaded: dict[str, Any]) -> None:
@@ -183,7 +186,9 @@ def _names(models: list[PackedGPT]) -> dict[str, Tensor]:
     return {f"chunk{number}.{name}": p for number, model in enumerate(models) for name, p in model.named_parameters()}
 
 
-def _like(entry: ShardedTensor | ShardedTensorFactory, key: str, tensor: Tensor) -> ShardedTensor | ShardedTensorFactory:
+def _like(
+    entry: ShardedTensor | ShardedTensorFactory, key: str, tensor: Tensor
+) -> ShardedTensor | ShardedTensorFactory:
     """The description of a tensor that is divided as ``entry`` is."""
     if isinstance(entry, ShardedTensorFactory):
         return replace(entry, key=key, data=tensor)
@@ -202,5 +207,3 @@ def _on_host(value: Any) -> Any:
 def _writer_of(path: Path) -> int:
     """The rank that wrote a file of a partial folder (``__3_0.distcp`` is rank 3's; all else is rank 0's)."""
     return int(path.name[2:].split("_")[0]) if path.suffix == ".distcp" else 0
-
-

@@ -130,7 +130,9 @@ class _Run:
                 self.store.wait()
                 if metrics is not None:
                     metrics.close()
-                raise Preempted(f"asked to stop: saved after step {done} of {count}; run the same command again to go on")
+                raise Preempted(
+                    f"asked to stop: saved after step {done} of {count}; run the same command again to go on"
+                )
         if saved < count or first == count == 0:
             self._save(count)
         self.store.wait()

@@ -64,7 +64,9 @@ class Optimizer:
         )
         overrides: dict | None = {} if config.decay_norms_and_biases else None
         with cuda_type_names():
-            optimizer = get_megatron_optimizer(settings, chunks, config_overrides=overrides, use_gloo_process_groups=False)
+            optimizer = get_megatron_optimizer(
+                settings, chunks, config_overrides=overrides, use_gloo_process_groups=False
+            )
         parts = list(optimizer.chained_optimizers) if isinstance(optimizer, ChainedOptimizer) else [optimizer]
         for part in parts:
             for group in part.optimizer.param_groups if part.optimizer is not None else ():

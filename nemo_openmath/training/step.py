@@ -49,12 +49,16 @@ class Stepper:
 
     def __init__(self, models: Sequence[PackedGPT], chunks: Sequence[Any], model: ModelConfig, config: TrainingConfig):
         self.models, self.chunks, self.model, self.parallel = list(models), list(chunks), model, config.parallel
-        self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        self.device = (
+            torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        )
         self.ranks = parallel_state.get_data_parallel_world_size()
         self.rank = parallel_state.get_data_parallel_rank()
         self._schedule: Callable[..., list[Tensor]] = get_forward_backward_func()
         # The loss is divided already: no scaling by token counts, hence no further messages.
-        self.models[0].config.finalize_model_grads_func = lambda chunks, _tokens, **rest: finalize_model_grads(chunks, **rest)
+        self.models[0].config.finalize_model_grads_func = lambda chunks, _tokens, **rest: finalize_model_grads(
+            chunks, **rest
+        )
 
     def run(self, batch: Sequence[Pack], *, train: bool = True) -> tuple[Tensor, BatchFacts]:
         """Forward (and backward) passes over a global batch; returns this rank's part of its mean loss and the facts.
@@ -64,7 +68,9 @@ class Stepper:
         trained = sum(pack.num_trained for pack in batch)
         if trained == 0:
             names = ", ".join(name for pack in batch for name in pack.sample_ids[:3])
-            raise UserError(f"a batch trains no token (samples {names}, ...)", remedy="check the loss masks of the data")
+            raise UserError(
+                f"a batch trains no token (samples {names}, ...)", remedy="check the loss masks of the data"
+            )
         deals = deal(batch, self.ranks, self.parallel)
         facts = BatchFacts(
             samples=sum(len(pack.sample_ids) for pack in batch),
@@ -120,7 +126,9 @@ def total_loss(part: Tensor) -> float:
     return float(total)
 
 
-def update(stepper: Stepper, optimizer: Optimizer, batch: Sequence[Pack], lr: float, check: Callable[[float, float], None]):
+def update(
+    stepper: Stepper, optimizer: Optimizer, batch: Sequence[Pack], lr: float, check: Callable[[float, float], None]
+):
     """One optimizer step with learning rate ``lr``: (loss, gradient norm, facts). ``check(loss, norm)`` may raise before
     the weights change."""
     optimizer.zero_grad()

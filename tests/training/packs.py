@@ -19,7 +19,8 @@ SHAPES: dict[str, ModelConfig] = {
     "qwen3": TINY.with_changes(model_type="qwen3", head_dim=16),
 }
 # Sample lengths of each pack: uneven packs, a sample over half its pack, a pack full to the last token (128).
-LENGTHS = ((37, 23, 5, 40), (90, 38), (3, 17), (64, 33, 31), (7, 7, 7, 7, 7))
+LENGTHS = ((37, 23, 5, 40), (90, 38), (3, 17, 7))
+BATCH_SAMPLES = sum(len(lengths) for lengths in LENGTHS)
 
 
 def write_model(folder: Path, name: str) -> Path:
@@ -27,7 +28,9 @@ def write_model(folder: Path, name: str) -> Path:
     from transformers import AutoModelForCausalLM, AutoConfig
 
     shape = SHAPES[name]
-    config = AutoConfig.for_model(shape.model_type, **{k: v for k, v in shape.to_hf("float32").items() if k != "model_type"})
+    config = AutoConfig.for_model(
+        shape.model_type, **{k: v for k, v in shape.to_hf("float32").items() if k != "model_type"}
+    )
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
@@ -50,10 +53,11 @@ class RandomPacks:
     num_steps: int
     seed: int = 0
     fingerprint: str = "random-packs"
+    shift_masks: int = 0  # a defect on purpose: masks are this many tokens late
 
     @cached_property
     def num_samples(self) -> int:
-        return self.num_steps * sum(len(lengths) for lengths in LENGTHS)
+        return self.num_steps * BATCH_SAMPLES
 
     def batch(self, step: int) -> list[Pack]:
         random = np.random.default_rng([self.seed, step])
@@ -62,11 +66,12 @@ class RandomPacks:
             cu = np.cumsum([0, *lengths]).astype(np.int32)
             tokens = random.integers(0, TINY.vocab_size, cu[-1]).astype(np.int32)
             labels = np.concatenate([np.append(tokens[a + 1 : b], 0) for a, b in zip(cu[:-1], cu[1:], strict=True)])
-            trained = random.random(cu[-1]) < (0.3, 0.9, 0.9, 0.6, 0.8)[number]
+            trained = random.random(cu[-1]) < (0.3, 0.9, 0.9)[number]
             trained[cu[1:] - 1] = False  # a sample's last token has no next one
             if number == 2:
                 trained[cu[1] :] = False
                 trained[cu[1] + 4] = True
+            trained = np.roll(trained, self.shift_masks)
             names = tuple(f"step{step}/pack{number}/sample{i}" for i in range(len(lengths)))
             packs.append(Pack(tokens, labels.astype(np.int32), trained, cu, names))
         return packs

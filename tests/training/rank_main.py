@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +21,24 @@ from nemo_openmath.training.runtime import parallel_state_of, start_process
 
 start_process(timeout_minutes=2)
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from nemo_openmath.errors import Preempted  # noqa: E402
 from nemo_openmath.models import hf_mapping  # noqa: E402
 from nemo_openmath.models.build import build_model, hf_reader, load_hf, parameters_by_stored_name  # noqa: E402
 from nemo_openmath.models.configs import ModelConfig  # noqa: E402
 from nemo_openmath.pipeline.build import Builder, Origin  # noqa: E402
+from nemo_openmath.sft.pack_types import Pack  # noqa: E402
 from nemo_openmath.training.config import TrainingConfig  # noqa: E402
+from nemo_openmath.training.dealing import concatenate, samples_of  # noqa: E402
 from nemo_openmath.training.loop import train  # noqa: E402
 from nemo_openmath.training.optimizer import Optimizer  # noqa: E402
 from nemo_openmath.training.step import Stepper, total_loss  # noqa: E402
-from tests.training.packs import RandomPacks  # noqa: E402
+from tests.training.packs import BATCH_SAMPLES, RandomPacks  # noqa: E402
 
 
 def gradients(case: dict[str, Any], config: TrainingConfig) -> None:
@@ -45,7 +51,9 @@ def gradients(case: dict[str, Any], config: TrainingConfig) -> None:
         load_hf(models, model, hf_reader(case["model"]))
         optimizer = Optimizer.build(models, config)
         optimizer.zero_grad()
-        part, _ = Stepper(models, optimizer.chunks, model, config).run(RandomPacks(1).batch(0))
+        part, _ = Stepper(models, optimizer.chunks, model, config).run(
+            RandomPacks(1, shift_masks=case.get("shift_masks", 0)).batch(0)
+        )
         norm, loss = optimizer.gradient_norm(), total_loss(part)
         mine = {
             (name, parallel_state.get_tensor_model_parallel_rank()): (entry, gradient)
@@ -78,24 +86,68 @@ def full_gradients(optimizer: Optimizer, models: list[Any], model: ModelConfig) 
     return result
 
 
-class Killed(RandomPacks):
-    """A source that kills its process when a certain batch is asked for."""
+@dataclass(frozen=True)
+class Signalled(RandomPacks):
+    """A source that sends its own process a signal when a certain batch is asked for."""
 
-    def batch(self, step: int) -> Any:
-        if step == int(os.environ["TEST_KILL_AT"]):
-            os.kill(os.getpid(), signal.SIGKILL)
+    at: int = 0
+    number: int = signal.SIGKILL
+
+    def batch(self, step: int) -> list[Pack]:
+        if step == self.at:
+            os.kill(os.getpid(), self.number)
         return super().batch(step)
+
+
+def training(case: dict[str, Any], config: TrainingConfig) -> None:
+    """One training; ``"signal": [rank, number, step]`` interrupts it; ``"start"`` copies another's checkpoints first."""
+    output, source = Path(case["output"]), RandomPacks(case["steps"])
+    if "start" in case and dist.get_rank() == 0:
+        shutil.copytree(Path(case["start"]) / "checkpoints", output / "checkpoints")
+    dist.barrier()
+    if "signal" in case:
+        rank, number, step = case["signal"]
+        if rank == dist.get_rank():
+            source = Signalled(case["steps"], at=step, number=number)
+    validation = RandomPacks(2, seed=99) if case.get("validation") else None
+    try:
+        train(Path(case["model"]), source, config, output, validation=validation, batch_samples=BATCH_SAMPLES)
+    except Preempted:
+        if case.get("signal", [0, 0])[1] != signal.SIGTERM:
+            raise
+
+
+def leaks(case: dict[str, Any], config: TrainingConfig) -> None:
+    """Loss of each sample alone in the sum, as it is, with all other samples changed, and at another place in the pack."""
+    model = ModelConfig.from_hf(case["model"])
+    samples = samples_of(RandomPacks(1).batch(0)[0])
+    with parallel_state_of(config.parallel, seed=0):
+        models = build_model(model, config.parallel)
+        load_hf(models, model, hf_reader(case["model"]))
+        stepper = Stepper(models, [*Optimizer.build(models, config).chunks], model, config)
+
+        def loss(packs: list[Pack]) -> float:
+            with torch.no_grad():
+                return total_loss(stepper.run([concatenate(packs)], train=False)[0])
+
+        def silent(pack: Pack, change: int) -> Pack:
+            return replace(pack, tokens=(pack.tokens + change) % model.vocab_size, trained=np.zeros_like(pack.trained))
+
+        found = []
+        for i, sample in enumerate(samples):
+
+            def around(change: int, i: int = i) -> list[Pack]:
+                return [s if j == i else silent(s, change) for j, s in enumerate(samples)]
+
+            alone = around(0)
+            found.append([loss(alone), loss(around(7)), loss(alone[i:] + alone[:i]), loss([sample])])
+        if dist.get_rank() == 0:
+            torch.save(found, case["output"])
 
 
 def run(case: dict[str, Any]) -> None:
     config = Builder(lambda _: Origin("test")).build(TrainingConfig, case["config"])
-    if case["kind"] == "gradients":
-        gradients(case, config)
-        return
-    kill = case.get("kill_rank") == dist.get_rank()
-    source = (Killed if kill else RandomPacks)(case["steps"])
-    validation = RandomPacks(2, seed=99) if case.get("validation") else None
-    train(Path(case["model"]), source, config, Path(case["output"]), validation=validation, batch_samples=17)
+    {"gradients": gradients, "train": training, "leaks": leaks}[case["kind"]](case, config)
 
 
 def main() -> None:

@@ -1,0 +1,76 @@
+"""Ranks that die: kill -9 between two steps and the resume, traceback of the first cause, no rank left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from nemo_openmath.errors import ExitCode, Preempted, UserError
+from nemo_openmath.training.launch_local import RankFailed, spawn
+from tests.training.packs import write_model
+from tests.training.test_same_loss_at_every_layout import assert_close, final_weights, records
+
+STEPS, KILLED_AT = 10, 6
+
+
+def _run(folder: Path, cases: list[dict[str, Any]]) -> None:
+    (folder / "spec.json").write_text(json.dumps(cases))
+    spawn(2, [sys.executable, "-m", "tests.training.rank_main", str(folder / "spec.json")], on_line=lambda _: None)
+
+
+@pytest.mark.slow
+def test_kill_9_and_resume(tmp_path: Path) -> None:
+    """Rank 1 is killed at a step; the rerun goes on from the newest checkpoint and ends as an uninterrupted run does."""
+    model = str(write_model(tmp_path / "hf", "tied"))
+    config = {"lr": 1e-3, "checkpoints": {"every": 2, "keep_last": 2}}
+    base = {"kind": "train", "model": model, "config": config, "steps": STEPS}
+    killed = {**base, "output": str(tmp_path / "killed"), "signal": [1, int(signal.SIGKILL), KILLED_AT + 1]}
+    with pytest.raises(RankFailed, match="SIGKILL"):
+        _run(tmp_path, [killed])
+    done = sorted(p.name for p in (tmp_path / "killed/checkpoints").glob("step-*"))
+    assert done == ["step-00000004", "step-00000006"]
+    newest = tmp_path / "killed/checkpoints/step-00000006/state/__1_0.distcp"
+    newest.write_bytes(newest.read_bytes()[:100])  # and the disk lost a part: the one before is taken
+    whole = {**base, "output": str(tmp_path / "whole")}
+    _run(tmp_path, [{**base, "output": str(tmp_path / "killed")}, whole])
+    assert [r["step"] for r in records(tmp_path / "killed")] == list(range(1, STEPS + 1))
+    assert [r["loss"] for r in records(tmp_path / "killed")] == [r["loss"] for r in records(tmp_path / "whole")]
+    assert_close(final_weights(tmp_path / "killed"), final_weights(tmp_path / "whole"), 0.0)
+
+
+def test_a_failing_rank_takes_all_down_and_is_quoted() -> None:
+    script = "import os,time\nif os.environ['RANK']=='1': raise RuntimeError('the cause')\ntime.sleep(60)"
+    start = time.monotonic()
+    with pytest.raises(RankFailed, match=r"rank 1 died \(exit code 1\)(.|\n)*the cause"):
+        spawn(2, [sys.executable, "-c", script])
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(("code", "error"), [(ExitCode.USER_ERROR, UserError), (ExitCode.PREEMPTED, Preempted)])
+def test_exit_codes_mean_what_they_say(code: ExitCode, error: type[Exception]) -> None:
+    script = f"import sys,os; print('rank '+os.environ['RANK']+': said', file=sys.stderr); sys.exit({int(code)})"
+    with pytest.raises(error, match="^said$"):
+        spawn(2, [sys.executable, "-c", script])
+
+
+def test_ranks_die_with_their_parent() -> None:
+    script = (
+        "import sys; from nemo_openmath.training.launch_local import spawn\n"
+        "spawn(2, [sys.executable, '-c', 'import os,time; print(os.getpid(), flush=True); time.sleep(60)'])"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    parent.stdout.readline()
+    ranks = psutil.Process(parent.pid).children()
+    assert len(ranks) == 2
+    parent.kill()
+    _, alive = psutil.wait_procs(ranks, timeout=10)
+    assert not alive
