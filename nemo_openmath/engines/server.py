@@ -154,10 +154,10 @@ class OpenAIServer:
 
     def _prompt(self, prompt: tuple[int, ...] | str) -> tuple[int, ...] | str:
         able = self.engine.capabilities
-        if isinstance(prompt, str) and not able.text_prompts:
-            if self.tokenizer is None:
-                raise BadRequest("this engine takes token ids only", "prompt")
+        if isinstance(prompt, str) and able.token_ids and self.tokenizer is not None:
             return tuple(self.tokenizer.backend.encode(prompt).ids)
+        if isinstance(prompt, str) and not able.text_prompts:
+            raise BadRequest("this engine takes token ids only", "prompt")
         if not isinstance(prompt, str) and not able.token_ids:
             raise BadRequest("this engine takes text only", "prompt")
         return prompt

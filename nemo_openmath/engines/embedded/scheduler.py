@@ -156,11 +156,10 @@ class Scheduler:
                     self._admit()
                     self._prefill()
                     self._decode()
-        except BaseException as error:
+                self._cancel_all()
+        except BaseException as error:  # whatever it is, nobody may wait for ever
             self._closed = True
             self._fail_all(error)
-            return
-        self._cancel_all()
 
     def _receive(self) -> bool:
         """Move new requests to the waiting line; sleep while there is nothing to do. False: close."""
