@@ -2,7 +2,8 @@
 
 Peers, written here from their descriptions and run beside ours on the same lengths: best-fit-decreasing with a segment
 tree over rooms, one sample at a time (as TRL packs), and first-fit-decreasing with a segment tree over packs (as
-Megatron-Bridge packs). Lengths are log-normal with median 6000, cut to 32768.
+Megatron-Bridge packs); and TRL's own tree where TRL is installed. Lengths are log-normal with median 6000, cut to
+32768.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import resource
 import tempfile
 import time
 import zlib
+from collections import defaultdict, deque
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +79,31 @@ def best_fit_by_sample(lengths: np.ndarray) -> int:
     return packs
 
 
+def trl_by_sample(lengths: np.ndarray) -> int:
+    """The decisions of TRL's packer (``trl.data_utils._pack_bfd``) with its own tree; no tokens are moved."""
+    from trl.data_utils import _SegmentTree
+
+    tree = _SegmentTree(CAPACITY)
+    tree.add(CAPACITY)
+    bins: dict[int, deque[list[int]]] = defaultdict(deque)
+    packs = 0
+    for row in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[row])
+        room = tree.search(length)
+        if room < CAPACITY:
+            members = bins[room].popleft()
+            if not bins[room]:
+                tree.remove(room)
+        else:
+            members = []
+            packs += 1
+        members.append(row)
+        if room > length:
+            bins[room - length].append(members)
+            tree.add(room - length)
+    return packs
+
+
 def first_fit_by_sample(lengths: np.ndarray) -> int:
     """Packs of first-fit-decreasing; a max tree over packs finds the first with room for a sample."""
     size = 1 << (len(lengths) - 1).bit_length()
@@ -113,20 +141,20 @@ def report(name: str, lengths: np.ndarray, packs: int, wall: float, cpu: float) 
     )
 
 
-def packing(samples: int, peers: int) -> None:
+def packing(samples: int, peer_samples: int) -> None:
     for sigma in (0.6, 0.8, 1.0):
         print(f"sigma {sigma}")
         lengths = draw_lengths(samples, sigma)
         (_, count), wall, cpu = timed(lambda: pack(lengths, CAPACITY))  # noqa: B023
         report("ours", lengths, count, wall, cpu)
         if sigma == 0.8:
-            some = lengths[:peers]
+            some = lengths[:peer_samples]
             (_, count), ours, ours_cpu = timed(lambda: pack(some, CAPACITY))  # noqa: B023
             report("ours", some, count, ours, ours_cpu)
-            for name, peer in (
-                ("best-fit by sample", best_fit_by_sample),
-                ("first-fit by sample", first_fit_by_sample),
-            ):
+            peers = [("best-fit by sample", best_fit_by_sample), ("first-fit by sample", first_fit_by_sample)]
+            if find_spec("trl"):
+                peers.append(("TRL's best-fit-decreasing", trl_by_sample))
+            for name, peer in peers:
                 count, wall, cpu = timed(lambda: peer(some))  # noqa: B023
                 report(name, some, count, wall, cpu)
                 print(f"{'':34} ours is {cpu / ours_cpu:.0f} times as fast (CPU)")
