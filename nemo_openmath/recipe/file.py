@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nemo_openmath.demo import TeacherConfig
 from nemo_openmath.engines.open import EngineConfig
@@ -33,12 +33,17 @@ assert rooms.ROOMS
 @dataclass(frozen=True)
 class Teacher:
     """The model that reads the forum, solves, judges and summarises. ``url: null`` starts the stand-in, a program
-    that plays it in the demo's world; anything else is any OpenAI-compatible server."""
+    that plays it in the demo's world; anything else is any OpenAI-compatible server. ``attempts``: of a request that
+    fails; ``timeout_s``: of one attempt; ``patience_s``: for a server that is busy or away."""
 
     url: str | None = None
     model: str = "stand-in-teacher"
     tokenizer: str | None = None
-    api: str = "completions"
+    api: Literal["completions", "chat"] = "completions"
+    api_key_env: str | None = None
+    attempts: int = 5
+    timeout_s: float = 3600.0
+    patience_s: float = 600.0
     stand_in: TeacherConfig = field(default_factory=TeacherConfig)
 
 

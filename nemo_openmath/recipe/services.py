@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from nemo_openmath.engines.http import HTTPEngine
+from nemo_openmath.engines.http import HTTPEngine, RetryPolicy
 from nemo_openmath.engines.open import open_engine
 from nemo_openmath.engines.protocol import Engine
 from nemo_openmath.errors import OpenMathError, UserError
@@ -92,8 +92,15 @@ class RecipeServices(Services):
         settings = self._recipe.teacher
         tokenizer = ChatTokenizer.load(self.teacher_tokenizer())
         url = settings.url or await self._start_stand_in()
-        api = settings.api
-        engine = HTTPEngine([url], settings.model, tokenizer=tokenizer, api=api)
+        engine = HTTPEngine(
+            [url],
+            settings.model,
+            tokenizer=tokenizer,
+            api=settings.api,
+            retry=RetryPolicy(attempts=settings.attempts, patience_s=settings.patience_s),
+            api_key_env=settings.api_key_env,
+            timeout_s=settings.timeout_s,
+        )
         await engine.probe()
         return engine, tokenizer
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from nemo_openmath.engines.protocol import Engine, Request, Sampling
-from nemo_openmath.rollout.loop import derive_seed
+from nemo_openmath.rollout.loop import derive_seed, prompt_text
 from nemo_openmath.transcripts import ChatTokenizer, Message
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ async def ask(
 ) -> tuple[T | None, str]:
     """(what ``parse`` made of the answer, the answer). Answers that do not parse are asked for again, with another
     seed and at least temperature 0.7; after ``attempts`` the value is None and the caller counts it."""
-    prompt = tuple(tokenizer.prompt_ids(messages))
+    prompt = prompt_text(engine, messages) or tuple(tokenizer.prompt_ids(messages))
     text = ""
     for attempt in range(attempts):
         sampling = Sampling(

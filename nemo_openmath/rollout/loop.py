@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nemo_openmath.engines.protocol import Engine, Finish, Request, Sampling
+from nemo_openmath.errors import UserError
 from nemo_openmath.records import content_id
 from nemo_openmath.sandbox.protocol import Limits, Sandbox, Session
 from nemo_openmath.transcripts import Author, ChatTokenizer, Message, Piece, Transcript
@@ -69,6 +70,7 @@ class Outcome:
 @dataclass
 class _State:
     ids: list[int]
+    text: str | None  # the user's turn, for an engine that takes no token ids (a chat server)
     pieces: list[Piece] = field(default_factory=list)
     completion: int = 0
     runner: int = 0
@@ -94,7 +96,12 @@ async def roll_out(
     Cancelling releases the engine's request and the sandbox's session. Raises EngineError and SandboxError; whatever
     the model and its code do is an outcome.
     """
-    state = _State(tokenizer.prompt_ids(messages))
+    state = _State(tokenizer.prompt_ids(messages), prompt_text(engine, messages))
+    if budget > 0 and state.text is not None:
+        raise UserError(
+            f"{engine.model} takes no token ids, which solutions with code need",
+            remedy="use a server with the completions API (api: completions)",
+        )
     prompt_tokens = len(state.ids)
     session: Session | None = None
     try:
@@ -156,15 +163,16 @@ async def _model_turn(
         seed=derive_seed(seed, state.calls),
         stop=(CODE_END,) if tools else (),
     )
-    completion = await engine.complete(Request(tuple(state.ids), sampling, conversation=key))
+    prompt = tuple(state.ids) if state.text is None else state.text
+    completion = await engine.complete(Request(prompt, sampling, conversation=key))
     ids = completion.token_ids
-    state.completion += len(ids)
+    state.completion += len(ids) or completion.usage.completion_tokens
     state.cached += completion.usage.cached_tokens
     state.computed += len(state.ids) - completion.usage.cached_tokens
     if completion.finish is Finish.STOP and completion.stop is None and ids:
         ids = ids[:-1]  # the end-of-turn token: Transcript.ended says it
     if completion.text:
-        state.pieces.append(Piece(Author.MODEL, completion.text, ids))
+        state.pieces.append(Piece(Author.MODEL, completion.text, ids if state.text is None else None))
     state.ids.extend(ids)
     return completion.finish
 
@@ -186,6 +194,17 @@ async def _runner_turn(
     state.pieces.append(Piece(Author.RUNNER, block, ids))
     state.ids.extend(ids)
     state.runner += len(ids)
+
+
+def prompt_text(engine: Engine, messages: tuple[Message, ...]) -> str | None:
+    """The user's turn where the engine renders prompts itself; None where it takes token ids."""
+    if engine.capabilities.token_ids:
+        return None
+    if [m.role for m in messages] != ["user"]:
+        raise UserError(
+            f"{engine.model} takes one user turn only", remedy="leave the system turn out of the prompt file"
+        )
+    return messages[0].content
 
 
 def cut_output(output: str, chars: int) -> str:

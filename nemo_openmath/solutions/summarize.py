@@ -12,7 +12,7 @@ from nemo_openmath.grading import Verdict, extract_answer
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import Drop, Generation, Problem
-from nemo_openmath.rollout import derive_seed
+from nemo_openmath.rollout.loop import derive_seed, prompt_text
 from nemo_openmath.transcripts import Author, Piece, Transcript, load_template
 from nemo_openmath.transcripts.protocol import THINK_END
 
@@ -58,7 +58,7 @@ class Summarize(UnitStage[SummarizeConfig, Generation]):
             return Result(drops=[Drop("no answer to summarize", unit.problem_id)])
         transcript = Transcript.from_json(unit.transcript)
         messages = self._template.messages(problem=self._problems[unit.problem_id], solution=transcript.text)
-        prompt = tuple(self._tokenizer.prompt_ids(messages))
+        prompt = prompt_text(self._engine, messages) or tuple(self._tokenizer.prompt_ids(messages))
         requests = [
             Request(
                 prompt,
@@ -83,7 +83,7 @@ class Summarize(UnitStage[SummarizeConfig, Generation]):
 
 
 def replace_summary(transcript: Transcript, summary: str) -> Transcript:
-    """The transcript with everything after ``</think>`` replaced. The new piece has no ids: nobody generated it here."""
+    """The transcript with everything after ``</think>`` replaced. The new piece has no ids: nobody generated it."""
     pieces: list[Piece] = []
     for piece in transcript.pieces:
         if piece.author is Author.MODEL and THINK_END in piece.text:

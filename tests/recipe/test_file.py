@@ -1,0 +1,86 @@
+"""Recipe files: every mistake is said before anything runs, with its place and a remedy."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nemo_openmath.cli.main import run
+from nemo_openmath.errors import ExitCode, UserError
+from nemo_openmath.recipe import load_recipe
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+A = "a: {run: demo.benchmark}\n  c: "
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ("a: {run: demo.benchmrk}", r"r\.yaml:3: stages\.a\.run: .* not a choice; did you mean 'demo\.benchmark'"),
+        ("a: {run: demo.benchmark, problems: many}", r"r\.yaml:3: stages\.a\.problems: expected a whole number, got"),
+        ("a: {run: demo.benchmark, problem: 3}", r"stages\.a\.problem: unknown setting; did you mean 'problems'"),
+        ("a: {run: demo.threads}", r"stages\.a\.from: input 'benchmark' is missing \(problems to leak\)"),
+        ("a: {run: demo.threads, from: b}", r"stages\.a\.from\.benchmark: no earlier stage is called 'b'"),
+        ("a: {run: demo.threads, from: {bench: x}}", r"from\.bench: unknown setting; did you mean 'benchmark'"),
+        ("a: {problems: 3}", r"stages\.a: a stage needs a kind; write run: kind"),
+        (A + "{run: rollout.generate, from: a, engine: a}", r"stages\.c\.engine: stage 'a' makes no model"),
+        (A + "{run: rollout.generate, from: a, budgets: [3, 1]}", r"stages\.c: budgets: give the smallest"),
+        (
+            A + "{run: rollout.generate, from: a, prompt: nowhere.txt}",
+            r"stages\.c: nowhere\.txt: cannot read the prompt",
+        ),
+    ],
+)
+def test_mistakes(tmp_path: Path, stages: str, message: str) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(f"name: r\nstages:\n  {stages}\n")
+    with pytest.raises(UserError, match=message):
+        load_recipe(file)
+
+
+def test_a_missing_file_is_said_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        "name: r\nstages:\n  a: {run: demo.benchmark}\n  b: {run: problems.read_threads, from: ./none.jsonl}\n"
+    )
+    assert run(["recipe", "run", str(file), "--output", str(tmp_path / "out")]) is ExitCode.USER_ERROR
+    said = capsys.readouterr().err.strip()
+    assert re.fullmatch(
+        r"openmath: .*r\.yaml:4: stages\.b: no such file or folder: .*none\.jsonl; put it there.*", said
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_stage_names_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("name: r\nstages:\n  benchmark: {run: demo.benchmark}\n")
+    assert run(["recipe", "run", str(file), "--output", str(tmp_path), "--until", "benchmrk"]) is ExitCode.USER_ERROR
+    assert "did you mean 'benchmark'" in capsys.readouterr().err
+    assert run(["recipe", "status", str(tmp_path / "nothing")]) is ExitCode.USER_ERROR
+    assert "no run here" in capsys.readouterr().err
+
+
+def test_show_names_the_origin_of_every_value(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recipe", "show", str(EXAMPLES / "smoke.yaml"), "stages.train1.training.lr=1e-5"]) is ExitCode.OK
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert re.search(r"0\.00001\s+# override$", lines["stages.train1.training.lr"])
+    assert re.search(r"24\s+# smoke\.yaml:\d+$", lines["stages.benchmark.problems"])
+    assert re.search(r'"cosine"\s+# tiny\.yaml:\d+$', lines["stages.train1.training.schedule"])
+    assert re.search(r"1e-8\s+# default$", lines["stages.train1.training.epsilon"])
+
+
+def test_smoke_is_tiny_with_smaller_numbers() -> None:
+    tiny, smoke = load_recipe(EXAMPLES / "tiny.yaml"), load_recipe(EXAMPLES / "smoke.yaml")
+    assert list(tiny.stages) == list(smoke.stages)
+    for name, entry in tiny.stages.items():
+        assert entry.stage.kind == smoke.stages[name].stage.kind
+        assert entry.inputs == smoke.stages[name].inputs
+
+
+def test_the_user_can_bring_prompts(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "tiny.yaml", tmp_path)
+    (tmp_path / "mine.txt").write_text("Solve, please: {problem}\n")
+    load_recipe(tmp_path / "tiny.yaml", [f"stages.cot.prompt={tmp_path}/mine.txt"])
