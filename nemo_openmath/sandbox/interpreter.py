@@ -81,16 +81,23 @@ class Timers:
 
 
 class SharedOutput(io.RawIOBase):
-    """The bytes of one stream, kept up to ``capacity``; the rest is counted and dropped."""
+    """The bytes of one stream, kept up to ``room``; the rest is counted and dropped."""
 
-    def __init__(self, memory: mmap, stream: int, capacity: int, room: int) -> None:
+    def __init__(self, memory: mmap, stream: int, capacity: int) -> None:
         self._memory, self._counter = memory, 8 * stream
         self._start = channel.HEADER.size + stream * capacity
-        self._room = min(room, capacity)
+        self._capacity = self._room = capacity
         self._written = 0
+
+    def begin(self, room: int) -> None:
+        """A new block: empty, with ``room`` bytes."""
+        self._room, self._written = min(room, self._capacity), 0
 
     def writable(self) -> bool:
         return True
+
+    def close(self) -> None:
+        """Nothing: `sys.stdout.close()` ends one wrapper, not the session's output."""
 
     def write(self, data: Any, /) -> int:
         length = len(data)
@@ -107,7 +114,9 @@ class Interpreter:
     """The state of a session: one ``__main__`` module."""
 
     def __init__(self, memory: mmap, capacity: int, timers: Timers) -> None:
-        self._memory, self._capacity, self._timers = memory, capacity, timers
+        self._timers = timers
+        # Kept for the session: a logging handler of an earlier block goes on writing to the stream it was made with.
+        self._streams = [SharedOutput(memory, stream, capacity) for stream in (0, 1)]
         self._blocks = 0
         main = ModuleType("__main__")
         main.__dict__["__builtins__"] = sys.modules["builtins"]
@@ -117,26 +126,27 @@ class Interpreter:
     def execute(self, code: str, wall_s: float, cpu_s: float, room: int) -> int:
         """Run one block; its output is in shared memory when this returns one of `channel`'s outcomes."""
         self._blocks += 1
-        filename = f"<block {self._blocks}>"
-        out, err = (
-            io.TextIOWrapper(
-                cast(Any, SharedOutput(self._memory, stream, self._capacity, room)),
-                encoding="utf-8",
-                errors="backslashreplace",
-                write_through=True,
-            )
-            for stream in (0, 1)
+        for stream in self._streams:
+            stream.begin(room)
+        sys.stdout, sys.stderr = (
+            io.TextIOWrapper(cast(Any, stream), encoding="utf-8", errors="backslashreplace", write_through=True)
+            for stream in self._streams
         )
-        sys.stdout, sys.stderr = out, err
+        err = sys.stderr
         try:
             try:
                 self._timers.arm(wall_s, cpu_s)
-                return self._run(code, filename, err)
+                return self._run(code, f"<block {self._blocks}>", err)
             finally:
                 self._timers.disarm()
+                for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+                    signal.setitimer(timer, 0)  # an alarm of the block's own must not hit the next one
         except Interrupted as late:  # it hit while a traceback was being written
             err.write(f"TimeoutError: {late}\n")
             return late.outcome
+        except BaseException as error:  # out of the code's own signal handler, at the last moment
+            err.write(f"{type(error).__name__}\n")
+            return channel.RAISED
 
     def _run(self, code: str, filename: str, err: TextIO) -> int:
         linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)

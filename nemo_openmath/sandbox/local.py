@@ -51,6 +51,8 @@ class LocalSandbox:
         namespaces: bool = True,
         unsafe: bool = False,
     ) -> None:
+        if seed is not None and not 0 <= seed < 2**32:
+            raise UserError(f"sandbox seed {seed}", remedy="use a number from 0 to 4294967295, or None")
         self.limits = limits or Limits()
         self._unsafe, self._namespaces = unsafe, namespaces
         self._spare_count = spares

@@ -98,7 +98,9 @@ class SessionProcess(asyncio.Protocol):
         return ending, duration
 
     def output(self, characters: int) -> tuple[str, str, bool]:
-        """(stdout, stderr, cut) of the last execution, also after a kill."""
+        """(stdout, stderr, cut) of the last execution, also after a kill; empty once released."""
+        if self._pidfd < 0:
+            return "", "", False
         return channel.read_output(self._memory, self.shape.capacity, characters)
 
     async def cause_of_death(self) -> str:

@@ -212,7 +212,7 @@ def _close_all(future: asyncio.Future[list[int]]) -> None:
 def _environment(seed: int | None) -> dict[str, str]:
     """Nothing of the caller's but where its packages are."""
     package_root = str(Path(__file__).resolve().parents[2])
-    folders_on_path = [place for place in sys.path if place and Path(place).is_dir()]
+    folders_on_path = [os.path.abspath(place) for place in sys.path if place and Path(place).is_dir()]
     return {
         "PYTHONPATH": os.pathsep.join([*folders_on_path, package_root]),
         "PYTHONHASHSEED": "random" if seed is None else str(seed % 2**32),

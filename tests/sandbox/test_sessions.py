@@ -130,6 +130,23 @@ async def test_the_codes_own_alarm_is_its_own(sandbox) -> None:
     assert [result.stdout for result in await run_blocks(sandbox, code)] == ["mine\n"]
 
 
+async def test_what_a_block_leaves_behind_does_not_harm_the_next(sandbox) -> None:
+    alarm, _, logged, _, closed, replaced = await run_blocks(
+        sandbox,
+        "import signal, logging, sys, io, time\ndef handler(*_): raise RuntimeError\n"
+        "signal.signal(signal.SIGALRM, handler)\nsignal.setitimer(signal.ITIMER_REAL, 0.1)",
+        "logging.basicConfig(format='%(message)s')\nlogging.warning('a long first message')\ntime.sleep(0.2)",
+        "logging.warning('second')\nprint('out')",
+        "sys.stdout.close()\nsys.stderr = None",
+        "print('still here')\nsys.stdout = io.StringIO()\nprint('captured')",
+        "print('again')",
+    )
+    assert alarm.status == Status.COMPLETED
+    assert (logged.stdout, logged.stderr) == ("out\n", "second\n")
+    assert (closed.stdout, replaced.stdout) == ("still here\n", "again\n")
+    assert not replaced.state_lost
+
+
 @pytest.mark.parametrize("text", ["x", "é", "\U0001d54f", "\ud800"], ids=["1", "2", "4", "surrogate"])
 async def test_output_is_cut_with_a_note(sandbox, text: str) -> None:
     n = QUICK.output_chars
