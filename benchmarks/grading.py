@@ -1,11 +1,11 @@
 """Pairs graded a second on one core, against math-verify alone on the same pairs.
 
-    python benchmarks/grading.py DATA [--million]
+    python benchmarks/grading.py DATA [--million] [--accuracy]
 
 DATA: a JSONL file with ``expected_answer``. Each expected answer is compared with itself in other spellings and with
 near misses (tests/grading/rewritings.py). "contest" takes the answers as often as they occur (most are short
 integers) against integers; "LaTeX" only those that hold a command. ``--million`` streams a million contest pairs
-through a pool and prints the peak memory of both processes.
+through a pool and prints the peak memory of both processes. ``--accuracy`` runs both graders over the pair table.
 """
 
 from __future__ import annotations
@@ -66,6 +66,21 @@ def math_verify(predicted: str, expected: str) -> bool:
     return verify(parse(f"${expected}$"), parse(f"${predicted}$"))
 
 
+def accuracy() -> None:
+    """Both graders on the table of pairs (tests/grading/pairs.txt), both orders. math-verify has no third verdict."""
+    from tests.grading.test_pairs import PAIRS
+
+    table = [(x, y, same) for _, a, b, same, _ in PAIRS for x, y in ((a, b), (b, a))]
+    graders: dict[str, Callable[[str, str], bool]] = {
+        "ours": lambda a, b: compare(a, b).is_equal,
+        "math-verify": math_verify,
+    }
+    for name, grader in graders.items():
+        accepted = sum(grader(a, b) for a, b, same in table if not same)
+        missed = sum(not grader(a, b) for a, b, same in table if same)
+        print(f"{name}: {len(table)} comparisons, {accepted} false positives, {missed} misses")
+
+
 def million(answers: list[str]) -> None:
     pairs = contest_pairs(answers, 10_000)
     started = time.monotonic()
@@ -82,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--million", action="store_true")
+    parser.add_argument("--accuracy", action="store_true")
     options = parser.parse_args()
     with options.data.open(encoding="utf-8") as lines:
         answers = [json.loads(line)["expected_answer"] for line in lines]
@@ -93,6 +109,8 @@ def main() -> None:
     ):
         ours, theirs = rate(compare, pairs), rate(math_verify, pairs)
         print(f"{name}: {len(pairs)} pairs; ours {ours:,.0f}/s, math-verify {theirs:,.0f}/s, ratio {ours / theirs:.0f}")
+    if options.accuracy:
+        accuracy()
     if options.million:
         million(answers)
 

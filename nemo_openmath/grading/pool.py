@@ -63,6 +63,9 @@ class _Worker:
         self.stdout = cast(BinaryIO, self.process.stdout)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.stdout, selectors.EVENT_READ)
+        os.set_blocking(self.stdin.fileno(), False)
+        self.writable = selectors.DefaultSelector()
+        self.writable.register(self.stdin, selectors.EVENT_WRITE)
         self.buffer = bytearray()
         self.ready = False
 
@@ -82,6 +85,15 @@ class _Worker:
                 raise EOFError
             self.buffer += data
 
+    def _write(self, data: bytes) -> None:
+        """Hand a job over. Raises TimeoutError where the process does not take it: it may be stopped or swapped out."""
+        deadline = time.monotonic() + STARTUP_LIMIT
+        left = memoryview(data)
+        while left:
+            if not self.writable.select(max(0.0, deadline - time.monotonic())):
+                raise TimeoutError
+            left = left[os.write(self.stdin.fileno(), left) :]
+
     def grade(self, pairs: Sequence[Pair], take_modulo: int | None) -> list[Grade]:
         grades: list[Grade] = []
         idle_deaths = 0
@@ -91,7 +103,7 @@ class _Worker:
                 if not self.ready:
                     self._read(STARTUP_LIMIT)
                     self.ready = True
-                self.stdin.write(frame((take_modulo, pairs[len(grades) :])))
+                self._write(frame((take_modulo, pairs[len(grades) :])))
                 asked = True
                 while len(grades) < len(pairs):
                     verdict, reason = self._read(self.time_limit)
@@ -120,6 +132,7 @@ class _Worker:
         self.process.kill()
         self.process.wait()
         self.selector.close()
+        self.writable.close()
         self.stdin.close()
         self.stdout.close()
 
@@ -158,30 +171,40 @@ class GradingPool:
 
     async def grade_many(self, pairs: Iterable[Pair]) -> list[Grade]:
         pairs = list(pairs)
-        jobs = self._plan(pairs)
-        await asyncio.gather(*(asyncio.wrap_future(future) for _, future in jobs))
-        return self._collect(pairs, jobs)
+        grades, jobs = self._plan(pairs)
+        for chunk, future in jobs:
+            found = await asyncio.wrap_future(future)
+            grades.update(zip(chunk, found, strict=True))
+        return [grades[pair] for pair in pairs]
 
     def grade_batch(self, pairs: Iterable[Pair]) -> list[Grade]:
         """Like ``grade_many``, for callers without an event loop."""
         pairs = list(pairs)
-        return self._collect(pairs, self._plan(pairs))
+        grades, jobs = self._plan(pairs)
+        for chunk, future in jobs:
+            grades.update(zip(chunk, future.result(), strict=True))
+        return [grades[pair] for pair in pairs]
 
     def _known(self, pair: Pair) -> Grade | None:
         if self.take_modulo is None and (decided := plain.decide(*pair)) is not None:
             return decided
         return self._cache.get(pair)
 
-    def _plan(self, pairs: list[Pair]) -> list[tuple[list[Pair], Future[list[Grade]]]]:
-        """Submit each distinct pair that a worker has to see, once."""
-        slow = [pair for pair in dict.fromkeys(pairs) if self._known(pair) is None]
-        size = max(1, min(CHUNK, -(-len(slow) // len(self._workers))))
-        chunks = [slow[i : i + size] for i in range(0, len(slow), size)]
-        return [(chunk, self._submit(chunk)) for chunk in chunks]
-
-    def _collect(self, pairs: list[Pair], jobs: list[tuple[list[Pair], Future[list[Grade]]]]) -> list[Grade]:
-        graded = {pair: grade for chunk, future in jobs for pair, grade in zip(chunk, future.result(), strict=True)}
-        return [graded.get(pair) or cast(Grade, self._known(pair)) for pair in pairs]
+    def _plan(self, pairs: list[Pair]) -> tuple[dict[Pair, Grade], list[tuple[list[Pair], Future[list[Grade]]]]]:
+        """Grades that are known, and jobs for the other pairs: each distinct pair goes to a worker once."""
+        grades: dict[Pair, Grade] = {}
+        slow: dict[Pair, None] = {}
+        for pair in pairs:
+            if pair in grades or pair in slow:
+                continue
+            if (known := self._known(pair)) is not None:
+                grades[pair] = known
+            else:
+                slow[pair] = None
+        rest = list(slow)
+        size = max(1, min(CHUNK, -(-len(rest) // len(self._workers))))
+        chunks = [rest[i : i + size] for i in range(0, len(rest), size)]
+        return grades, [(chunk, self._submit(chunk)) for chunk in chunks]
 
     def _submit(self, chunk: list[Pair]) -> Future[list[Grade]]:
         return self._threads.submit(self._run, chunk)
