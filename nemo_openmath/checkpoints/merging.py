@@ -16,15 +16,13 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from nemo_openmath.checkpoints.lazy import PIECE, LazyTensor, Mapped
+from nemo_openmath.checkpoints.methods import Method
 
-Method = Literal["linear", "slerp", "task_arithmetic", "ties", "dare"]
-NEEDS_BASE = ("task_arithmetic", "ties", "dare")
 _CACHED = 1 << 17  # elements: a few fp32 buffers of this size stay in a core's cache
 _RANDOM_BLOCK = 1 << 16  # elements whose random numbers come from one seed
 _PARALLEL = 0.9995  # cosine above which SLERP is linear: its sine is too small to divide by

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from nemo_openmath.checkpoints.combine import average, merge, select_steps
-from nemo_openmath.checkpoints.merging import Method
+from nemo_openmath.checkpoints.methods import Method
 from nemo_openmath.pipeline import Stage, StageContext, register
 
 
@@ -33,6 +32,8 @@ class Average(Stage[AverageConfig]):
     makes = "model"
 
     async def run(self, context: StageContext) -> None:
+        from nemo_openmath.checkpoints.combine import average, select_steps  # torch takes seconds to import
+
         config = self.config
         sources = [p for root in context.inputs["training"] for p in select_steps(root, config.steps, config.count)]
         context.progress.say(f"averaging {', '.join(path.name for path in sources)}")
@@ -61,6 +62,8 @@ class Merge(Stage[MergeConfig]):
     makes = "model"
 
     async def run(self, context: StageContext) -> None:
+        from nemo_openmath.checkpoints.combine import merge
+
         config, base = self.config, context.inputs.get("base")
         await asyncio.to_thread(
             merge,

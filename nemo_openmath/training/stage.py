@@ -11,7 +11,6 @@ from pathlib import Path
 import orjson
 
 from nemo_openmath.errors import ExitCode, OpenMathError, Preempted, UserError
-from nemo_openmath.models.torch_dist import step_folder
 from nemo_openmath.pipeline import Stage, StageContext, register
 from nemo_openmath.pipeline.processes import child_environment
 from nemo_openmath.pipeline.stage import RUNTIME
@@ -72,6 +71,8 @@ class Sft(Stage[SftConfig]):
 
     def _trained(self, context: StageContext) -> bool:
         """Whether the checkpoint of the last step is there already."""
+        from nemo_openmath.models.torch_dist import step_folder  # torch takes seconds to import
+
         config = self.config
         steps = PackedData.open(
             context.one("packs"), batch_samples=config.batch_samples, epochs=config.epochs, steps=config.steps
