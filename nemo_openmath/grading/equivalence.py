@@ -6,7 +6,10 @@ open (is a list ordered? is ``[1, 2]`` an interval?) the grade is unknown.
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 from nemo_openmath.grading import numeric
@@ -35,6 +38,7 @@ from nemo_openmath.grading.parser import Node
 from nemo_openmath.grading.units import COUNTED
 from nemo_openmath.grading.verdict import Grade, Verdict, equal, not_equal, unknown
 
+_FUNCTION = re.compile(r"([A-Za-z]+)\(([A-Za-z]+)\)")
 MAX_PAIRS = 2500  # comparisons of members of two collections
 KINDS = not_equal("different kinds of answer")
 
@@ -55,6 +59,7 @@ class Comparison:
         self.log_base = log_base
 
     def forms(self, a: Form, b: Form) -> Grade:
+        a, b = self._holes(a), self._holes(_same_argument(a, b))
         grade = self._values(a, b)
         first, second = getattr(a, "name", None), getattr(b, "name", None)
         if grade.is_equal and first and second and first != second:
@@ -197,6 +202,21 @@ class Comparison:
             # A list with repetitions is a sequence: its order may matter.
             return unknown("the same values in another order, with repetitions")
         return equal("same values")
+
+    def _holes(self, f: Form) -> Form:
+        """The line without finitely many points, as a region."""
+        line = (Interval(MINUS_INFINITY, False, INFINITY, False),)
+        if not (isinstance(f, Without) and isinstance(f.whole, Region) and f.whole.intervals == line):
+            return f
+        points = f.removed.items if isinstance(f.removed, Collection) else ()
+        if not points or not all(isinstance(p, Scalar) and p.unit is None and not symbols(p.node) for p in points):
+            return f
+        try:
+            places = {self._place(p.node): p.node for p in points if isinstance(p, Scalar)}
+        except ArithmeticError:
+            return f
+        ends = [MINUS_INFINITY, *(places[place] for place in sorted(places)), INFINITY]
+        return Region(tuple(Interval(a, False, b, False) for a, b in itertools.pairwise(ends)), f.name)
 
     def _repeats(self, items: tuple[Form, ...]) -> bool:
         return any(self._values(x, y).is_equal for i, x in enumerate(items) for y in items[:i])
@@ -343,6 +363,16 @@ class Comparison:
             for i in items
             if isinstance(i, Scalar)
         )
+
+
+def _same_argument(a: Form, b: Form) -> Form:
+    """``b`` with the argument of its function called as in ``a``: f(t) = t + 1 is f(x) = x + 1."""
+    first, second = (_FUNCTION.fullmatch(getattr(f, "name", None) or "") for f in (a, b))
+    if first is None or second is None or first[1] != second[1] or first[2] == second[2] or not isinstance(b, Scalar):
+        return b
+    if first[2] in symbols(b.node):
+        return b
+    return replace(b, node=_put(b.node, second[2], ("sym", first[2])), name=first[0])
 
 
 def _put(node: Node, name: str, value: Node) -> Node:

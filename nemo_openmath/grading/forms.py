@@ -133,6 +133,8 @@ def form(node: Node) -> Form:
             return Tuple(items, opening, closing)
         case ("rel", operators, nodes):
             return _related(operators, nodes)
+        case ("builder", name, condition):
+            return _built(str(name), form(condition))
         case ("in", a, whole):
             return _named(form(whole), _name(a) or _refuse("member"))
         case ("union", nodes):
@@ -152,6 +154,13 @@ def form(node: Node) -> Form:
         case ("sym", "mathbb_R"):
             return Region((Interval(MINUS_INFINITY, False, INFINITY, False),))
     return _scalar(node)
+
+
+def _built(name: str, condition: Form) -> Form:
+    r"""\{x : 1 < x < 2\}: a condition that is a region of x is that region."""
+    if not isinstance(condition, Region | Collection) or condition.name != name:
+        raise NotMath("set by a condition")
+    return replace(condition, name=None)
 
 
 def _refuse(what: str) -> Any:
@@ -207,7 +216,7 @@ def _name(node: Node) -> str | None:
         case ("sym", name):
             return str(name)
         case ("mul", (("sym", f), argument)) if f in _FUNCTION_LETTERS and argument[0] in ("sym", "num", "seq"):
-            return f"{f}()"
+            return f"{f}({argument[1]})" if argument[0] in ("sym", "num") else f"{f}()"
         case ("seq", "(", ")", nodes) if all(n[0] == "sym" for n in nodes):
             return "(" + ",".join(n[1] for n in nodes) + ")"
     return None

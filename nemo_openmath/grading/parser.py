@@ -7,8 +7,8 @@ A node is a tuple whose first entry names it:
     ("add", nodes)  ("mul", nodes)  ("neg", a)  ("div", a, b)  ("pow", a, b)  ("root", a, n)  ("pm", a, b, sign)
     ("fn", name, argument, base or power-of-function)  ("fact", a, step)  ("binom", n, k)
     ("seq", open, close, nodes)  ("list", nodes, "," | "and" | "or")  ("ratio", nodes)  ("matrix", rows)
-    ("rel", operators, nodes)  ("in", a, set)  ("union", nodes)  ("setminus", a, b)  ("empty",)
-    ("unit", a, dimension, factor)  ("percent", a)  ("mod", a, modulus)
+    ("rel", operators, nodes)  ("in", a, set)  ("builder", name, condition)  ("union", nodes)  ("setminus", a, b)
+    ("empty",)  ("unit", a, dimension, factor)  ("percent", a)  ("mod", a, modulus)
 
 Where custom leaves two readings of a product behind a slash or a function (1/2x, \sin x/2), ``Parser.ambiguous`` is
 set and ``tight`` chooses the second one: the product first.
@@ -358,7 +358,12 @@ class Parser:
             if opening in ("set(", "{"):
                 return ("empty",)
             raise NotMath("empty brackets")
+        name = self._builder() if opening == "set(" else None
         node = self._list()
+        if name is not None:
+            self._expect(")set")
+            self.bars = bars
+            return ("builder", name, node)
         closing = self._op() or ""
         if closing not in closers:
             raise NotMath("brackets do not match")
@@ -371,6 +376,19 @@ class Parser:
         if (opening, closing) in (("(", "]"), ("[", ")")):
             raise NotMath("brackets do not match")
         return node
+
+    def _builder(self) -> str | None:
+        r"""The name before the bar or colon of \{x : ...\} or \{x \in \mathbb{R} | ...\}, None in other sets."""
+        kind, name = self._peek()
+        ahead = 1
+        if self._peek(1) == ("op", "in") and self._peek(2) == ("cmd", "mathbb") and self._peek(3) == ("op", "{"):
+            if self._peek(4) != ("sym", "R"):
+                return None
+            ahead = 6
+        if kind != "sym" or self._op_at(ahead) not in (":", "|"):
+            return None
+        self.position += ahead + 1
+        return str(name)
 
     def _function(self, name: str) -> Node:
         base: Node | None = None
