@@ -1,5 +1,5 @@
 """The groups of verbs, in the order of ``openmath --help``."""
 
-from nemo_openmath.cli import checkpoints, recipe, tools
+from nemo_openmath.cli import checkpoints, launch, recipe, tools
 
-GROUPS = (recipe.add, tools.add, checkpoints.add)
+GROUPS = (recipe.add, launch.add, tools.add, checkpoints.add)

@@ -1,0 +1,133 @@
+"""The cluster file: where jobs run, in what container, and how much each kind of stage gets.
+
+    templates: .                 # folder of the sbatch templates, relative to this file
+    partition: batch
+    container: {runtime: pyxis, image: /images/openmath.sqsh, mounts: ["/data:/data"]}
+    default: {cpus: 16, time: "04:00:00"}
+    kinds: {training.sft: {nodes: 8, gpus: 8}, rollout.generate: {gpus: 8, array: 32}}
+    stages: {base_cot: {array: 4}}
+
+What a stage's job gets is written in three layers: ``default``, its kind, its name; the last one that says it counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline.build import Builder
+from nemo_openmath.pipeline.config import Source
+from nemo_openmath.pipeline.stage import stage_kinds
+
+
+@dataclass(frozen=True)
+class Container:
+    """``mounts``: ``HOST:CONTAINER``. ``arguments``: further words for srun (pyxis) or ``apptainer exec``."""
+
+    runtime: Literal["none", "pyxis", "apptainer"] = "none"
+    image: str = ""
+    mounts: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.runtime != "none" and not self.image:
+            raise ValueError(f"a {self.runtime} container needs an image")
+        if self.runtime == "none" and (self.image or self.mounts or self.arguments):
+            raise ValueError("image, mounts and arguments need runtime: pyxis or apptainer")
+
+
+@dataclass(frozen=True)
+class Server:
+    """What serves a model inside the jobs that generate with it.
+
+    ``command``: shell words that use "$MODEL" (its folder), "$NAME" (what clients call it) and "$PORT"; GET /health
+    must answer. ``model``: the teacher's folder (those of other models are known). ``container``: the server's own,
+    such as vLLM's image; default: the jobs'.
+    """
+
+    command: str
+    model: str | None = None
+    container: Container | None = None
+
+    def __post_init__(self) -> None:
+        for word in ("$MODEL", "$PORT"):
+            if word not in self.command and word.replace("$", "${") not in self.command:
+                raise ValueError(f'the command of a server must use "{word}"')
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of one job; null: as in the layer below. ``array``: the stage is shared by so many jobs; ``running``: of these at
+    most so many at a time. ``gpus``: per node. ``server``: another command for this stage's server."""
+
+    nodes: int | None = None
+    gpus: int | None = None
+    cpus: int | None = None  # per task: of a training, per rank
+    memory: str | None = None  # per node
+    time: str | None = None
+    array: int | None = None
+    running: int | None = None
+    partition: str | None = None
+    server: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "cpus", "array", "running"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: write 1 or more")
+        if self.gpus is not None and self.gpus < 0:
+            raise ValueError(f"gpus is {self.gpus}: write 0 or more")
+
+    def under(self, above: Resources) -> Resources:
+        """These, with whatever ``above`` says in their place."""
+        said = {f.name: getattr(above, f.name) for f in fields(above) if getattr(above, f.name) is not None}
+        return replace(self, **said)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """``environment``: exported in every job. ``setup``: lines of shell that every job begins with. ``sbatch``: further
+    options of every job, such as ``--qos=high``. ``warn_seconds``: before its time limit a job is asked to save."""
+
+    templates: Path
+    partition: str | None = None
+    account: str | None = None
+    sbatch: tuple[str, ...] = ()
+    container: Container = field(default_factory=Container)
+    environment: dict[str, str] = field(default_factory=dict)
+    setup: tuple[str, ...] = ()
+    warn_seconds: int = 300
+    server: Server | None = None
+    teacher: Server | None = None
+    default: Resources = field(default_factory=Resources)
+    kinds: dict[str, Resources] = field(default_factory=dict)
+    stages: dict[str, Resources] = field(default_factory=dict)
+
+    def resources(self, stage: str, kind: str) -> Resources:
+        """What the job of a stage gets."""
+        empty = Resources()
+        return self.default.under(self.kinds.get(kind, empty)).under(self.stages.get(stage, empty))
+
+
+def load_cluster(path: str | Path, stages: Sequence[str]) -> Cluster:
+    """Read and check a cluster file for a recipe with these stages. Raises UserError with file, line and remedy."""
+    source = Source.read(path)
+    builder = Builder(source.origin)
+    cluster = builder.build(Cluster, source.data)
+    for section, written, known in (
+        ("kinds", cluster.kinds, list(stage_kinds())),
+        ("stages", cluster.stages, list(stages)),
+    ):
+        for name in written:
+            if name not in known:
+                raise builder.choice((section, name), name, known)
+    if cluster.teacher is not None and cluster.teacher.model is None:
+        raise builder.error(("teacher",), "which model?", "write model: and the folder of the teacher's weights")
+    origin = builder.origin(("templates",))  # relative to the file that says it, which this one may extend
+    folder = Path(origin.file).parent / cluster.templates
+    if not folder.is_dir():
+        raise UserError(f"templates: no folder {folder}", file=origin.file, row=origin.line, remedy="change the path")
+    return replace(cluster, templates=folder)

@@ -1,0 +1,102 @@
+"""Jobs -> sbatch scripts and the script that submits them, rendered from Jinja templates."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from nemo_openmath.errors import OpenMathError, UserError
+from nemo_openmath.launch.cluster import Cluster, Container
+from nemo_openmath.launch.jobs import Job, script_path
+
+SUBMIT = "submit.sh"
+
+
+def write_scripts(
+    jobs: Sequence[Job], cluster: Cluster, recipe: Path, output: Path, overrides: Sequence[str] = ()
+) -> Path:
+    """Write ``output/sbatch/*.sh``, one a job, and ``submit.sh``, whose path is returned. Scripts of earlier launches
+    are removed; their logs stay."""
+    recipe, output = recipe.resolve(), output.resolve()
+    folder = output / "sbatch"
+    templates = _templates(cluster.templates)
+    common = {"cluster": cluster, "recipe": recipe, "output": output, "run": output.name, "overrides": list(overrides)}
+    texts = {
+        script_path(output, job.stage): _render(templates, f"{job.work}.sh.j2", {**common, "job": job}) for job in jobs
+    }
+    submit_script = folder / SUBMIT
+    texts[submit_script] = _render(templates, "submit.sh.j2", {**common, "jobs": jobs})
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.sh"):
+            old.unlink()
+        for path, text in texts.items():
+            path.write_text(text)
+            path.chmod(0o755)
+    except OSError as error:
+        raise OpenMathError(f"{folder}: cannot be written ({error.strerror})") from error
+    return submit_script
+
+
+def submit(script: Path) -> str:
+    """Run ``submit.sh``; what it printed: a line for each job. Raises UserError where sbatch is missing or refuses."""
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "sbatch is not on this machine", file=script, remedy="run this script where Slurm is, or use recipe run"
+        )
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())
+        raise UserError(f"not submitted: {said}", file=script)
+    return done.stdout
+
+
+def step(container: Container, gpus: int = 0) -> str:
+    """How srun is told to run something in a container: words between srun's own options and the command."""
+    if container.runtime == "pyxis":
+        words = [f"--container-image={container.image}"]
+        words += [f"--container-mounts={','.join(container.mounts)}"] if container.mounts else []
+        return shlex.join([*words, *container.arguments])
+    if container.runtime == "apptainer":
+        words = ["apptainer", "exec", *(["--nv"] if gpus else [])]
+        words += [word for mount in container.mounts for word in ("--bind", mount)]
+        return shlex.join([*words, *container.arguments, container.image])
+    return ""
+
+
+def _templates(folder: Path) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # shell, not HTML: values go through the filter `quote`
+    )
+    environment.filters["quote"] = lambda value: shlex.quote(str(value))
+    environment.filters["step"] = step
+    return environment
+
+
+def _render(templates: jinja2.Environment, name: str, values: dict[str, object]) -> str:
+    folder = _folder(templates)
+    try:
+        return templates.get_template(name).render(**values)
+    except jinja2.TemplateNotFound as error:
+        raise UserError(f"no template {error.name}", file=folder, remedy="copy it from launcher_scripts/") from error
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(
+            f"template: {error.message}", file=Path(folder) / (error.name or name), row=error.lineno
+        ) from error
+    except jinja2.UndefinedError as error:
+        raise UserError(f"template: {error.message}", file=Path(folder) / name) from error
+
+
+def _folder(templates: jinja2.Environment) -> str:
+    assert isinstance(templates.loader, jinja2.FileSystemLoader)
+    return templates.loader.searchpath[0]

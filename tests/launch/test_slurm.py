@@ -1,0 +1,128 @@
+"""The generated scripts on a real Slurm (by hand: `pytest -m manual tests/launch`; apt install slurm-wlm munge)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.launch.slurm_rig import missing_programs, slurm
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.manual,
+    pytest.mark.skipif(bool(missing_programs()), reason="Slurm is not installed here"),
+]
+
+CLUSTER = """\
+templates: {templates}
+environment: {{OMP_NUM_THREADS: "1", PATH: "{path}:/usr/sbin:/usr/bin:/sbin:/bin"}}
+warn_seconds: 50
+default: {{time: "00:{minutes}:00"}}
+kinds: {kinds}
+"""
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with slurm(tmp_path_factory.mktemp("slurm")) as environment:
+        yield environment
+
+
+def launch(rig: dict[str, str], folder: Path, until: str, *, path: Path, kinds: str = "{}", minutes: str = "20") -> str:
+    """`openmath launch` of the smoke recipe; what it printed."""
+    cluster = folder / "cluster.yaml"
+    cluster.write_text(CLUSTER.format(templates=ROOT / "launcher_scripts", path=path, kinds=kinds, minutes=minutes))
+    command = [sys.executable, "-m", "nemo_openmath.cli.main", "launch", str(ROOT / "examples/smoke.yaml")]
+    command += ["--cluster", str(cluster), "--output", str(folder / "run"), "--until", until]
+    return subprocess.run(command, env=rig, check=True, capture_output=True, text=True).stdout
+
+
+def states(rig: dict[str, str]) -> dict[str, str]:
+    """Job name -> state, as scontrol knows it (array tasks and finished jobs too)."""
+    lines = subprocess.run(
+        ["scontrol", "--oneliner", "show", "job"], env=rig, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    rows = [dict(word.partition("=")[::2] for word in line.split()) for line in lines if line.startswith("JobId")]
+    return {f"{r['JobName']}.{r.get('ArrayTaskId', '')}".rstrip("."): r["JobState"] for r in rows}
+
+
+def wait(rig: dict[str, str], prefix: str, seconds: float) -> dict[str, str]:
+    """States of the jobs whose names begin so, once none is pending or running."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        now = {name: state for name, state in states(rig).items() if name.startswith(prefix)}
+        if now and not any(s in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING") for s in now.values()):
+            return now
+        time.sleep(1)
+    raise AssertionError(f"still going: {now}")
+
+
+def shim(folder: Path, body: str) -> Path:
+    """A program called openmath, to see what Slurm makes of its exit codes."""
+    folder.mkdir()
+    program = folder / "openmath"
+    program.write_text(f"#!/bin/bash\n{body}\n")
+    program.chmod(0o755)
+    return folder
+
+
+def test_stages_run_in_order_and_arrays_share_one(rig: dict[str, str], tmp_path: Path) -> None:
+    """Real stages with the stand-in teacher, one as an array: all is made, and a second launch has nothing to do."""
+    kinds = "{problems.classify: {array: 2}}"
+    said = launch(rig, tmp_path, "answered", path=Path(sys.executable).parent, kinds=kinds)
+    assert said.count(" after ") == 5
+    assert set(wait(rig, "run.", 900).values()) == {"COMPLETED"}
+    assert all((tmp_path / "run" / name / "manifest.json").exists() for name in ("threads", "classified", "answered"))
+    again = launch(rig, tmp_path, "answered", path=Path(sys.executable).parent, kinds=kinds)
+    assert again == "every stage is finished\n"
+
+
+def test_exit_code_75_is_queued_again_and_dependents_wait(rig: dict[str, str], tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    path = shim(tmp_path / "bin", f'echo "$*" >> {marks}; [ "$(wc -l < {marks})" -gt 1 ] || exit 75')
+    launch(rig, tmp_path, "threads", path=path)
+    # Slurm holds a requeued job back for two minutes (its BeginTime), so this takes that long.
+    wait_for = wait(rig, "run.", 400)
+    assert set(wait_for.values()) == {"COMPLETED"}
+    stages = [line.rsplit(" ", 1)[1] for line in marks.read_text().splitlines()]
+    assert stages == ["benchmark", "benchmark", "threads"]
+
+
+def test_a_failure_is_not_queued_again_and_ends_its_dependents(rig: dict[str, str], tmp_path: Path) -> None:
+    path = shim(tmp_path / "bin", "exit 2")
+    launch(rig, tmp_path, "threads", path=path)
+    found = wait(rig, "run.", 60)
+    assert found == {"run.benchmark": "FAILED", "run.threads": "CANCELLED"}
+
+
+def test_the_signal_before_the_time_limit_reaches_the_step(rig: dict[str, str], tmp_path: Path) -> None:
+    """USR1 comes 50 s before the limit of one minute; the step saves, exits 75, and its second run completes."""
+    marks = tmp_path / "marks"
+    body = f'[ -e {marks} ] && exit 0\ntrap "echo saved > {marks}; exit 75" USR1\nwhile :; do sleep 0.2; done'
+    launch(rig, tmp_path, "benchmark", path=shim(tmp_path / "bin", body), minutes="01")
+    assert wait(rig, "run.", 400) == {"run.benchmark": "COMPLETED"}
+    assert marks.read_text() == "saved\n"
+
+
+def test_a_cancelled_job_stays_cancelled(rig: dict[str, str], tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    launch(rig, tmp_path, "benchmark", path=shim(tmp_path / "bin", f"touch {ready}; exec sleep 300"))
+    while not ready.exists():
+        time.sleep(0.2)
+    subprocess.run(["scancel", "--name=run.benchmark"], env=rig, check=True)
+    assert wait(rig, "run.", 60) == {"run.benchmark": "CANCELLED"}
+
+
+def test_a_second_launch_is_refused_while_jobs_are_queued(rig: dict[str, str], tmp_path: Path) -> None:
+    path = shim(tmp_path / "bin", "exec sleep 300")
+    launch(rig, tmp_path, "benchmark", path=path)
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        launch(rig, tmp_path, "benchmark", path=path)
+    assert "queued already" in caught.value.stderr
+    subprocess.run(["scancel", "--name=run.benchmark"], env=rig, check=True)
+    wait(rig, "run.", 60)
