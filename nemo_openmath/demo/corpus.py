@@ -22,12 +22,14 @@ _CODE = ("In Python:\n{program}\nIt prints {answer}.", "{program}\n# {answer}", 
 _NAMES = ("n", "k", "a", "b", "x", "limit", "total")
 
 
-def documents(seed: int, *, pool: str = "base") -> Iterator[str]:
-    """Documents without end, drawn from the seed."""
-    rng = random.Random(f"corpus:{seed}")
-    kinds = (_notebook, _notebook, _notebook, _notebook, _forum, _forum, _drill, _copying)
+def documents(seed: int, *, first: bool = False, pool: str = "base") -> Iterator[str]:
+    """Documents without end, drawn from the seed. ``first``: only those that teach to copy numbers, which a small
+    model had better learn before anything else."""
+    rng = random.Random(f"corpus:{seed}:{first}")
+    copying = (_notebook, _notebook, _notebook, _list, _list, _list, _assignments)
+    every = (*4 * (_notebook,), *2 * (_forum,), _drill, _assignments, _list)
     while True:
-        yield rng.choice(kinds)(rng, pool)
+        yield rng.choice(copying if first else every)(rng, pool)
 
 
 def _notebook(rng: random.Random, pool: str) -> str:
@@ -84,14 +86,20 @@ def _fact(rng: random.Random) -> str:
     return f"{a} - {min(a, b)} = {a - min(a, b)}"
 
 
-def _copying(rng: random.Random, pool: str) -> str:
-    """Numbers that stand in a text and again in code: what small models find hardest."""
+def _assignments(rng: random.Random, pool: str) -> str:
+    """Numbers that stand in a text and again in code."""
     names = rng.sample(_NAMES, rng.randint(2, 4))
     values = [rng.randint(2, 10 ** rng.randint(1, 4)) for _ in names]
     told = ", ".join(f"{name} is {value}" for name, value in zip(names, values, strict=True))
     code = "\n".join(f"{name} = {value}" for name, value in zip(names, values, strict=True))
     at = rng.randrange(len(names))
     return f"Here {told}.\n{code}\nprint({names[at]})\n# {values[at]}"
+
+
+def _list(rng: random.Random, pool: str) -> str:
+    """A list of numbers, twice."""
+    text = " ".join(str(rng.randrange(10 ** rng.randint(1, 4))) for _ in range(rng.randint(2, 6)))
+    return f"{text}\n{text}"
 
 
 def recipe_texts(seed: int, count: int) -> Iterator[str]:

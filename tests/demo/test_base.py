@@ -13,7 +13,8 @@ def test_a_checkpoint_is_made_that_transformers_loads(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    config = BaseConfig(tokens=20_000, processes=1, hidden=32, layers=2, heads=2, kv_heads=1, intermediate=64)
+    sizes = {"hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate": 64}
+    config = BaseConfig(first_tokens=5_000, tokens=20_000, processes=1, **sizes)
     facts = make_base(tmp_path / "base", config, tmp_path / "work")
     metrics = [json.loads(line) for line in (tmp_path / "work/training/metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["loss"] < metrics[0]["loss"]
