@@ -18,7 +18,7 @@ class Record:
 
     id: str
     parents: tuple[str, ...] = ()
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict, hash=False)
 
     tuples: ClassVar[tuple[str, ...]] = ("parents",)
 
@@ -87,7 +87,7 @@ class Generation(Record):
     mode: str  # cot, tir, genselect
     model: str
     sample: int
-    transcript: dict[str, Any]
+    transcript: dict[str, Any] = field(hash=False)
     finish: str
     expected_answer: str | None = None
     predicted_answer: str | None = None
@@ -142,7 +142,7 @@ class SftRow(Record):
 
     problem_id: str
     mode: str
-    transcript: dict[str, Any]
+    transcript: dict[str, Any] = field(hash=False)
     expected_answer: str | None = None
     problem_source: str = ""
     pass_rate: float | None = None
