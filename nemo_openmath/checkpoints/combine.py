@@ -13,7 +13,8 @@ from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_check
 from nemo_openmath.checkpoints.convert import write_megatron
 from nemo_openmath.checkpoints.folders import building, write_hf
 from nemo_openmath.checkpoints.lazy import LazyTensor
-from nemo_openmath.checkpoints.merging import NEEDS_BASE, Method, merged
+from nemo_openmath.checkpoints.merging import merged
+from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
 from nemo_openmath.errors import UserError
 from nemo_openmath.models import torch_dist as folder_format
 from nemo_openmath.records.lineage import digest_file
