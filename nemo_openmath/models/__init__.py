@@ -1,4 +1,5 @@
-"""Qwen2.5 and dense Qwen3 on megatron-core: configurations, weights mapping, packed attention, fused loss, checkpoint files.
+"""Qwen2.5 and dense Qwen3 on megatron-core: configurations, weights mapping, packed attention, fused loss, checkpoint
+files.
 
 configs.py     ModelConfig, presets, HF config.json both ways
 layout.py      Parallel: which products of TP, PP, CP, DP are valid

@@ -1,13 +1,13 @@
 """Causal attention inside each sample of a pack, with context parallelism, in plain PyTorch.
 
-megatron-core's own local attention refuses packed input and context parallelism; this ``core_attention`` takes the place
-of TransformerEngine's. It rotates queries and keys itself (the angles come with the pack, so RoPE restarts at each sample
-and no loop over samples is needed), gathers keys and values over the context-parallel group (their gradients go back
-by a reduce-scatter), and attends
+megatron-core's own local attention refuses packed input and context parallelism; this ``core_attention`` takes the
+place of TransformerEngine's. It rotates queries and keys itself (the angles come with the pack, so RoPE restarts at
+each sample and no loop over samples is needed), gathers keys and values over the context-parallel group (their
+gradients go back by a reduce-scatter), and attends
 
 * on CPU: sample by sample with torch's SDPA;
-* on GPU: with ``torch.nn.attention.varlen`` (flash attention), one call for the whole pack, two under context parallelism
-  (one for each zig-zag chunk). No dense mask, no loop over samples.
+* on GPU: with ``torch.nn.attention.varlen`` (flash attention), one call for the whole pack, two under context
+  parallelism (one for each zig-zag chunk). No dense mask, no loop over samples.
 
 The cost follows the sum of squared sample lengths. Keys and values of the whole pack are held by every context rank:
 with grouped-query attention they are a small part of the activations, which is why we gather rather than pass a ring.
@@ -87,7 +87,7 @@ class _Rotate(torch.autograd.Function):
         return _rotate(x, cos, sin)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _rotate(grad, cos, -sin), None, None
 
@@ -108,7 +108,7 @@ class _GatherSequence(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         out = grad.new_empty((grad.shape[0] // ctx.group.size(), *grad.shape[1:]))
         dist.reduce_scatter_tensor(out, grad.contiguous(), group=ctx.group)
         return out, None
@@ -182,7 +182,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, passes: list[_Pass], scal
         return kernel(query, key, value, passes[0], scale)
     outputs = []
     for each in passes:
-        assert each.queries is not None and each.keys is not None
+        assert each.queries is not None
+        assert each.keys is not None
         q, k, v = (x.index_select(0, i) for x, i in ((query, each.queries), (key, each.keys), (value, each.keys)))
         outputs.append(kernel(q, k, v, each, scale))
     held = torch.cat([each.queries for each in passes if each.queries is not None])

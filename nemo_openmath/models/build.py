@@ -1,4 +1,4 @@
-"""Build Megatron's GPT model of a :class:`ModelConfig` for one process of a layout, and load Hugging Face weights into it."""
+"""Build Megatron's GPT model of a :class:`ModelConfig` for one process of a layout; load Hugging Face weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.transformer.mlp import MLP
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from safetensors import safe_open
@@ -38,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class PackedGPT(GPTModel):
-    """Megatron's GPT on one :class:`PackedBatch`: its output on the last stage is the summed loss of the trained tokens."""
+    """Megatron's GPT on one :class:`PackedBatch`; the last stage's output is the summed loss of the trained tokens."""
 
     def forward_batch(self, batch: PackedBatch) -> Tensor:
         """Last stage: the sum of -log p(label) over the trained tokens of this context rank (fp32 scalar).
@@ -121,7 +120,8 @@ def transformer_config(
         sequence_parallel=parallel.sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
-        # With two stages a rank's next and previous neighbour are one: batched sends between them would be matched wrongly.
+        # With two stages a rank's next and previous neighbour are one: batched sends between them would be matched
+        # wrongly.
         overlap_p2p_comm=parallel.vpp > 1,
         batch_p2p_comm=parallel.vpp == 1,
         bf16=bf16,
@@ -134,7 +134,8 @@ def transformer_config(
         persist_layer_norm=False,
         gradient_accumulation_fusion=False,
         apply_rope_fusion=False,
-        calculate_per_token_loss=True,  # gradients are summed over ranks; the loss is already divided (training/loop.py)
+        # gradients are summed over ranks; the loss is already divided (training/loop.py)
+        calculate_per_token_loss=True,
         deallocate_pipeline_outputs=not cpu,  # gloo still sends from the tensor when megatron-core would empty it
         **checkpointing,
     )
@@ -216,8 +217,8 @@ def _block_spec(config: TransformerConfig, layer: Any, backend: str, vp_stage: i
 def parameters_by_stored_name(
     chunks: Iterable[PackedGPT], model: ModelConfig
 ) -> dict[str, tuple[hf_mapping.Mapped, Tensor]]:
-    """Each parameter of this process under its stored name. A tied output layer of a last stage appears as the embedding
-    (under pipeline parallelism both the first and the last stage hold one)."""
+    """Each parameter of this process under its stored name. A tied output layer of a last stage appears as the
+    embedding (under pipeline parallelism both the first and the last stage hold one)."""
     entries = hf_mapping.mapping(model)
     found: dict[str, tuple[hf_mapping.Mapped, Tensor]] = {}
     for chunk in chunks:

@@ -1,4 +1,5 @@
-"""Model configurations: the Qwen2 family (Qwen2.5, Qwen2.5-Math) and dense Qwen3, read from and written to HF config.json.
+"""Model configurations: the Qwen2 family (Qwen2.5, Qwen2.5-Math) and dense Qwen3, read from and written to HF
+config.json.
 
 A :class:`ModelConfig` uses the field names of Hugging Face's ``config.json``, so any Qwen2 or Qwen3 folder can be the
 start of a training. The Math bases get RoPE base 500000 and 131072 positions, as in the recipe (arXiv 2504.16891,

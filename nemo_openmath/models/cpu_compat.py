@@ -3,14 +3,14 @@
 :func:`install` does nothing when CUDA is available, so the GPU path is untouched. Without CUDA it
 
 * gives the ``torch.cuda`` calls that megatron-core makes unconditionally a CPU meaning (they raise otherwise);
-* hands the few modules that write ``device="cuda"`` literally a view of ``torch`` whose factories answer with CPU tensors
-  (those modules alone: the rest of the process keeps the real ``torch``);
+* hands the few modules that write ``device="cuda"`` literally a view of ``torch`` whose factories answer with CPU
+  tensors (those modules alone: the rest of the process keeps the real ``torch``);
 * lets the CUDA random-state tracker keep the CPU generator's state.
 
 :func:`cuda_type_names` is for building the optimizer, which tells parameters apart by ``tensor.type()`` strings.
 
-Everything named here is listed in :data:`PATCHED`, and a test fails when one of them moves upstream. Call :func:`install` before anything else imports
-megatron-core: a rank then starts in half the time.
+Everything named here is listed in :data:`PATCHED`, and a test fails when one of them moves upstream. Call
+:func:`install` before anything else imports megatron-core: a rank then starts in half the time.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def install() -> bool:
     torch.cuda.synchronize = lambda *args, **kwargs: None
     torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
     torch.cuda.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign,assignment]
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     from megatron.core.tensor_parallel import random as tracker
 
     tracker._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
@@ -113,7 +113,8 @@ def install() -> bool:
 @contextlib.contextmanager
 def _no_compiler() -> Iterator[None]:
     """Within it, without CUDA, ``torch.compile`` leaves functions as they are. megatron-core decorates its fused GPU
-    kernels at import, which loads the whole compiler (3 of 8 seconds of a rank's start) for functions CPU never calls."""
+    kernels at import, which loads the whole compiler (3 of 8 seconds of a rank's start) for functions CPU never
+    calls."""
     if torch.cuda.is_available():
         yield
         return
@@ -127,7 +128,7 @@ def _no_compiler() -> Iterator[None]:
 
 @contextlib.contextmanager
 def cuda_type_names() -> Iterator[None]:
-    """Within it, ``tensor.type()`` of a CPU tensor reads ``torch.cuda.FloatTensor`` and the like (only without CUDA)."""
+    """Within it, ``tensor.type()`` of a CPU tensor reads ``torch.cuda.FloatTensor`` and so on (without CUDA)."""
     if torch.cuda.is_available():
         yield
         return

@@ -5,12 +5,14 @@ Three namings meet here:
 * *HF*: ``model.layers.3.self_attn.q_proj.weight`` ...
 * *stored*: full (unsharded) Megatron tensors under global layer numbers, as they lie in a ``torch_dist`` checkpoint:
   ``decoder.layers.3.self_attention.linear_qkv.weight``. The norms before QKV and MLP are stored as
-  ``...linear_qkv.layer_norm_weight`` and ``...linear_fc1.layer_norm_weight`` whether TransformerEngine fuses them or not.
+  ``...linear_qkv.layer_norm_weight`` and ``...linear_fc1.layer_norm_weight`` whether TransformerEngine fuses them or
+  not.
 * *local*: the parameter names of one pipeline stage's model chunk, where layers count from 0 (:func:`local_name`).
 
 One :class:`Mapped` per stored tensor says which HF tensors it joins, how, and along which axis TP slices it:
 
-    linear_qkv   per KV group g: its queries, its key, its value: [q(g); k(g); v(g)] for g = 0..groups-1; a TP rank holds
+    linear_qkv   per KV group g: its queries, its key, its value: [q(g); k(g); v(g)] for g = 0..groups-1; a TP rank
+    holds
                  whole groups, so a slice along axis 0 is right
     linear_fc1   stored [gate; up]; a TP rank holds [gate(r); up(r)], so it slices each half
 """

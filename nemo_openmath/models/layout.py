@@ -1,4 +1,4 @@
-"""How a training is spread over processes: tensor, pipeline, context and data parallelism, and which products are valid."""
+"""How a training is spread over processes: tensor, pipeline, context, data parallelism; which products are valid."""
 
 from __future__ import annotations
 

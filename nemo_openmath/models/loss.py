@@ -1,9 +1,10 @@
 """Cross-entropy of the trained positions, fused with the output layer: no whole-pack logits in memory.
 
-Only trained positions get logits (in SFT the prompt's are skipped). They are computed a block of rows at a time, in fp32,
-and each block's gradient is taken at once, so that peak memory is a block and not positions x vocabulary: 32768 positions
-x 152064 entries in fp32 would be 20 GB, a block is at most :data:`BLOCK_BYTES`. Under tensor parallelism each rank holds a
-slice of the vocabulary; a row's maximum, sum of exponentials and target logit are combined over the group.
+Only trained positions get logits (in SFT the prompt's are skipped). They are computed a block of rows at a time, in
+fp32, and each block's gradient is taken at once, so that peak memory is a block and not positions x vocabulary: 32768
+positions x 152064 entries in fp32 would be 20 GB, a block is at most :data:`BLOCK_BYTES`. Under tensor parallelism
+each rank holds a slice of the vocabulary; a row's maximum, sum of exponentials and target logit are combined over the
+group.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def linear_cross_entropy(
     tensor-parallel group. Under tensor parallelism hidden's gradient is this rank's part of a sum over the group: the
     caller's autograd adds it up (as behind any column-parallel layer).
     """
-    return _LinearCrossEntropy.apply(hidden, weight, labels, group)  # type: ignore[no-untyped-call]
+    return _LinearCrossEntropy.apply(hidden, weight, labels, group)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -61,7 +62,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None
 
@@ -69,7 +70,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _block(
     hidden: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup | None, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Softmax [r, V / TP] (fp32), loss of each row [r], target column [r, 1] and 1.0 where this rank owns the target."""
+    """Softmax [r, V / TP] (fp32), loss of each row [r], target column [r, 1] and 1.0 where it is this rank's."""
     logits = (hidden @ weight.t()).float()
     owned = ((labels >= 0) & (labels < weight.shape[0])).float()
     target = labels.clamp(0, weight.shape[0] - 1).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""RMSNorm that sequence parallelism accepts (torch's own is refused by megatron-core, which must know its parameters)."""
+"""RMSNorm that sequence parallelism accepts (megatron-core refuses torch's own: it must know its parameters)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and x.dtype == torch.float32:
-            return _CpuRMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+            return _CpuRMSNorm.apply(x, self.weight, self.eps)
         return torch.nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -35,7 +35,7 @@ class _CpuRMSNorm(torch.autograd.Function):
         return normed * weight
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         normed, weight, scale = ctx.saved_tensors
         product = grad * normed
         along = (product @ weight.unsqueeze(-1)).div_(normed.shape[-1])

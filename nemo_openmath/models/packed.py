@@ -1,8 +1,9 @@
-"""One micro-batch as a rank sees it: a pack, its sample boundaries, positions and rotary angles, split over context ranks.
+"""One micro-batch as a rank sees it: a pack, its sample boundaries, positions and rotary angles, split over context
+ranks.
 
-Under context parallelism each sample of L tokens (a multiple of 2 x CP) is cut into 2 x CP chunks; rank r holds chunks r
-and 2 x CP - 1 - r. Causal attention costs a late chunk more than an early one; the pair costs every rank the same. With
-CP = 2 and samples of 8 and 4 tokens:
+Under context parallelism each sample of L tokens (a multiple of 2 x CP) is cut into 2 x CP chunks; rank r holds
+chunks r and 2 x CP - 1 - r. Causal attention costs a late chunk more than an early one; the pair costs every rank the
+same. With CP = 2 and samples of 8 and 4 tokens:
 
     pack     a0 a1 a2 a3 a4 a5 a6 a7 | b0 b1 b2 b3
     rank 0   a0 a1             a6 a7 | b0       b3

@@ -3,8 +3,8 @@
     OUTPUT/checkpoints/
         step-00000400/
             manifest.json      what this is: format, step, every file below with its size and SHA-256, training facts
-            model/             config.json and the tokenizer's files: the checkpoint can be exported alone
-            state/             megatron-core ``torch_dist`` (PyTorch distributed checkpoint: .metadata, *.distcp, common.pt)
+            model/             config.json and the tokenizer's files: the checkpoint can be exported alone state/
+            megatron-core ``torch_dist`` (PyTorch distributed checkpoint: .metadata, *.distcp, common.pt)
         .step-00000800.partial/    being written; never read, removed by the next save
 
 A folder is written under its ``.partial`` name, flushed to disk and renamed, so ``step-*`` is whole or absent. The
@@ -30,8 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from nemo_openmath.errors import DamagedFile, UserError
@@ -170,7 +171,7 @@ def tensor_shapes(folder: str | Path) -> dict[str, tuple[tuple[int, ...], torch.
     """Shape and dtype of every full tensor in ``folder/state`` (optimizer state included)."""
     state = Path(folder) / STATE
     try:
-        metadata = dcp.FileSystemReader(state).read_metadata()
+        metadata = FileSystemReader(state).read_metadata()
     except (OSError, EOFError) as error:
         raise DamagedFile(state, f"unreadable metadata ({error})", "use another checkpoint") from None
     tensors = {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
@@ -187,7 +188,7 @@ def read_tensors(folder: str | Path, names: Iterable[str]) -> dict[str, Tensor]:
                 Path(folder) / STATE, f"holds no tensor {name}", "check that model/config.json belongs to it"
             )
         wanted[name] = torch.empty(shapes[name][0], dtype=shapes[name][1])
-    dcp.load(wanted, storage_reader=dcp.FileSystemReader(Path(folder) / STATE), no_dist=True)
+    state_dict_loader.load(wanted, storage_reader=FileSystemReader(Path(folder) / STATE), no_dist=True)
     return wanted
 
 
@@ -220,7 +221,8 @@ def write_model(
     copy_model_files(model_folder, partial / MODEL)
     state = partial / STATE
     state.mkdir(parents=True)
-    dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(state, single_file_per_rank=True), no_dist=True)
+    writer = FileSystemWriter(state, single_file_per_rank=True)
+    state_dict_saver.save(dict(tensors), storage_writer=writer, no_dist=True)
     torch.save({}, state / "common.pt")
     (state / "metadata.json").write_text(json.dumps(TORCH_DIST))
     files = {str(path.relative_to(partial)): checksum(path) for path in files_of(partial)}

@@ -1,8 +1,10 @@
-"""Saving and loading a training's state at any layout; the folder is described in :mod:`nemo_openmath.models.torch_dist`.
+"""Saving and loading a training's state at any layout; the folder is described in
+:mod:`nemo_openmath.models.torch_dist`.
 
-What is saved: model weights under their stored names, Adam's moments (and the fp32 main weights in bf16 training) under
-``optimizer.<kind>.<stored name>`` in the parameters' own shapes, and a few numbers: step, Adam updates, random state, the
-data's fingerprint. The learning rate and the position in the data are functions of the step. Nothing depends on the layout.
+What is saved: model weights under their stored names, Adam's moments (and the fp32 main weights in bf16 training)
+under ``optimizer.<kind>.<stored name>`` in the parameters' own shapes, and a few numbers: step, Adam updates, random
+state, the data's fingerprint. The learning rate and the position in the data are functions of the step. Nothing
+depends on the layout.
 
 Saving is PyTorch's distributed checkpoint called directly: megatron-core's writer starts helper processes, which costs
 seconds and needs a guarded ``__main__``.
@@ -12,7 +14,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -21,7 +22,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
@@ -31,6 +31,8 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     mcore_to_pyt_state_dict,
 )
 from torch import Tensor
+from torch.distributed.checkpoint import state_dict_saver
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from nemo_openmath.errors import DamagedFile, UserError
 from nemo_openmath.models import torch_dist
@@ -79,9 +81,9 @@ class CheckpointStore:
     def _write(self, tensors: dict[str, Any], common: dict[str, Any], step: int, partial: Path) -> None:
         dist.barrier(group=self._group)  # rank 0 has made the folder
         state = partial / torch_dist.STATE
-        dcp.save(
+        state_dict_saver.save(
             tensors,
-            storage_writer=dcp.FileSystemWriter(state, single_file_per_rank=True, sync_files=False),
+            storage_writer=FileSystemWriter(state, single_file_per_rank=True, sync_files=False),
             planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
             process_group=self._group,
         )

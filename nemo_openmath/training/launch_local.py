@@ -1,7 +1,7 @@
 """Starts the ranks of a training on one machine and watches them: ``run_local(2, "job.yaml")``.
 
-One rank's death takes all down, with that rank's traceback; so does the parent's. SIGTERM and SIGUSR1 are passed on, so a
-preempted job saves and exits with ``ExitCode.PREEMPTED``.
+One rank's death takes all down, with that rank's traceback; so does the parent's. SIGTERM and SIGUSR1 are passed on,
+so a preempted job saves and exits with ``ExitCode.PREEMPTED``.
 """
 
 from __future__ import annotations

@@ -54,9 +54,9 @@ def train(
 ) -> TrainResult:
     """Train ``model`` on all steps of ``source``; resumes from the newest valid checkpoint under ``output``.
 
-    model: a Hugging Face folder, or a checkpoint folder whose weights (not optimizer) are the start. ``changes``: fields
-    of its :class:`ModelConfig` to change, e.g. ``rope_theta``. ``batch_samples`` turns ``checkpoints.epochs`` into steps.
-    Raises :class:`Preempted` after SIGTERM or SIGUSR1, once everything is saved.
+    model: a Hugging Face folder, or a checkpoint folder whose weights (not optimizer) are the start. ``changes``:
+    fields of its :class:`ModelConfig` to change, e.g. ``rope_theta``. ``batch_samples`` turns ``checkpoints.epochs``
+    into steps. Raises :class:`Preempted` after SIGTERM or SIGUSR1, once everything is saved.
     """
     is_checkpoint = (model / torch_dist.STATE).is_dir()
     files = model / torch_dist.MODEL if is_checkpoint else model

@@ -15,7 +15,7 @@ from nemo_openmath.training.config import Guard, TrainingConfig
 
 
 class Metrics:
-    """Appends a line per step to ``OUTPUT/metrics.jsonl`` (rank 0 only). A resume cuts the lines of steps done again."""
+    """Appends a line per step to ``OUTPUT/metrics.jsonl`` (rank 0 alone); a resume cuts lines of steps done again."""
 
     def __init__(self, output: Path, config: TrainingConfig, first_step: int):
         path = output / "metrics.jsonl"
@@ -102,7 +102,7 @@ def _tensorboard(output: Path) -> Any:
 
 def _wandb(project: str, output: Path) -> Any:
     try:
-        import wandb
+        import wandb  # type: ignore[import-not-found]
     except ImportError:
         raise MissingExtra("wandb", "dev", "training.wandb_project") from None
     return wandb.init(project=project, dir=str(output), resume="allow")

@@ -1,8 +1,8 @@
 """Megatron's data-parallel gradient buffers and optimizer around the model chunks, stepped in the open.
 
-The step is taken apart (gradients ready, norm, check, clip, update) so that a norm that is not finite stops the training
-before the weights are touched. Optimizer state is read and written here per parameter, in the parameter's own shape,
-whatever the optimizer's inner division: the checkpoint knows nothing of it.
+The step is taken apart (gradients ready, norm, check, clip, update) so that a norm that is not finite stops the
+training before the weights are touched. Optimizer state is read and written here per parameter, in the parameter's
+own shape, whatever the optimizer's inner division: the checkpoint knows nothing of it.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def start_process(timeout_minutes: float = 30.0) -> None:
 
 @contextlib.contextmanager
 def parallel_state_of(parallel: Parallel, seed: int) -> Iterator[None]:
-    """megatron-core's groups for ``parallel`` over the whole world; seeds every generator; takes all down at the end."""
+    """megatron-core's groups for ``parallel`` over the whole world; seeds every generator; removes all at the end."""
     from megatron.core import parallel_state, tensor_parallel
 
     parallel_state.initialize_model_parallel(

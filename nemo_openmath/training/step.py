@@ -1,8 +1,8 @@
 """One optimizer step: the batch's packs dealt to ranks, pipelined forward and backward passes, the update.
 
-The loss of a batch is the sum of -log p over all its trained tokens, divided by their number. Every rank reads the whole
-batch, so it knows that number beforehand and divides its own part by it; summing gradients over ranks then gives the
-gradient of the batch's loss, at every layout, without any weighting of packs, micro-batches or ranks.
+The loss of a batch is the sum of -log p over all its trained tokens, divided by their number. Every rank reads the
+whole batch, so it knows that number beforehand and divides its own part by it; summing gradients over ranks then
+gives the gradient of the batch's loss, at every layout, without any weighting of packs, micro-batches or ranks.
 """
 
 from __future__ import annotations
@@ -128,9 +128,9 @@ def total_loss(part: Tensor) -> float:
 
 def update(
     stepper: Stepper, optimizer: Optimizer, batch: Sequence[Pack], lr: float, check: Callable[[float, float], None]
-):
-    """One optimizer step with learning rate ``lr``: (loss, gradient norm, facts). ``check(loss, norm)`` may raise before
-    the weights change."""
+) -> tuple[float, float, BatchFacts]:
+    """One optimizer step with learning rate ``lr``: (loss, gradient norm, facts). ``check(loss, norm)`` may raise
+    before the weights change."""
     optimizer.zero_grad()
     part, facts = stepper.run(batch)
     norm = optimizer.gradient_norm()

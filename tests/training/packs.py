@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ BATCH_SAMPLES = sum(len(lengths) for lengths in LENGTHS)
 
 def write_model(folder: Path, name: str) -> Path:
     """A Hugging Face folder with random weights; biases and norms far from 0 and 1, so that a mapping error shows."""
-    from transformers import AutoModelForCausalLM, AutoConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     shape = SHAPES[name]
     config = AutoConfig.for_model(
@@ -48,7 +49,7 @@ def write_model(folder: Path, name: str) -> Path:
 
 @dataclass(frozen=True)
 class RandomPacks:
-    """A :class:`PackSource` of random tokens: the packs of ``LENGTHS``, others at each step. One sample trains one token."""
+    """Random tokens in packs of ``LENGTHS``, others at each step. One sample trains one token."""
 
     num_steps: int
     seed: int = 0
@@ -65,7 +66,7 @@ class RandomPacks:
         for number, lengths in enumerate(LENGTHS):
             cu = np.cumsum([0, *lengths]).astype(np.int32)
             tokens = random.integers(0, TINY.vocab_size, cu[-1]).astype(np.int32)
-            labels = np.concatenate([np.append(tokens[a + 1 : b], 0) for a, b in zip(cu[:-1], cu[1:], strict=True)])
+            labels = np.concatenate([np.append(tokens[a + 1 : b], 0) for a, b in pairwise(cu)])
             trained = random.random(cu[-1]) < (0.3, 0.9, 0.9)[number]
             trained[cu[1:] - 1] = False  # a sample's last token has no next one
             if number == 2:

@@ -100,7 +100,7 @@ class Signalled(RandomPacks):
 
 
 def training(case: dict[str, Any], config: TrainingConfig) -> None:
-    """One training; ``"signal": [rank, number, step]`` interrupts it; ``"start"`` copies another's checkpoints first."""
+    """One training; ``"signal": [rank, number, step]`` interrupts it; ``"start"`` copies checkpoints there first."""
     output, source = Path(case["output"]), RandomPacks(case["steps"])
     if "start" in case and dist.get_rank() == 0:
         shutil.copytree(Path(case["start"]) / "checkpoints", output / "checkpoints")
@@ -118,7 +118,7 @@ def training(case: dict[str, Any], config: TrainingConfig) -> None:
 
 
 def leaks(case: dict[str, Any], config: TrainingConfig) -> None:
-    """Loss of each sample alone in the sum, as it is, with all other samples changed, and at another place in the pack."""
+    """Each sample's loss: as it is, with all others changed, at another place of the pack, and alone."""
     model = ModelConfig.from_hf(case["model"])
     samples = samples_of(RandomPacks(1).batch(0)[0])
     with parallel_state_of(config.parallel, seed=0):

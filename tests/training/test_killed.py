@@ -28,7 +28,7 @@ def _run(folder: Path, cases: list[dict[str, Any]]) -> None:
 
 @pytest.mark.slow
 def test_kill_9_and_resume(tmp_path: Path) -> None:
-    """Rank 1 is killed at a step; the rerun goes on from the newest checkpoint and ends as an uninterrupted run does."""
+    """Rank 1 is killed at a step; the rerun goes on from the newest valid checkpoint and ends as without the kill."""
     model = str(write_model(tmp_path / "hf", "tied"))
     config = {"lr": 1e-3, "checkpoints": {"every": 2, "keep_last": 2}}
     base = {"kind": "train", "model": model, "config": config, "steps": STEPS}
@@ -57,7 +57,7 @@ def test_a_failing_rank_takes_all_down_and_is_quoted() -> None:
 @pytest.mark.parametrize(("code", "error"), [(ExitCode.USER_ERROR, UserError), (ExitCode.PREEMPTED, Preempted)])
 def test_exit_codes_mean_what_they_say(code: ExitCode, error: type[Exception]) -> None:
     script = f"import sys,os; print('rank '+os.environ['RANK']+': said', file=sys.stderr); sys.exit({int(code)})"
-    with pytest.raises(error, match="^said$"):
+    with pytest.raises(error, match=r"^said$"):
         spawn(2, [sys.executable, "-c", script])
 
 
