@@ -2,13 +2,15 @@
 
 Layout (allocated once; R slots, H KV heads, D head_dim, C capacity in tokens)::
 
-    keys    [layer][R * H, D, C]     transposed: scores are one bmm without a copy
-    values  [layer][R * H, C, D]
-    mask    [R, C]                   0 where a slot may look, -inf elsewhere
+    keys, values  [layer][R * H, C, D]
+    mask          [R, C]                  0 where a slot may look, -inf elsewhere (without compiled kernels)
 
 Rows are slots. A step computes rows 0..n-1, n rounded up to ``quantum``: the smallest number of rows at which this
 machine's matrix product gives every row the same bits whatever the number of rows; so a request draws the same tokens
 alone and in any batch. Rows that are not decoding compute on a scratch column and are ignored.
+
+In float32 on the CPU, attention, rotation, norms and gate run in compiled kernels (kernels.py) that read exactly the
+positions each row has; elsewhere, and without a compiler, the same step runs in torch alone.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemo_openmath.engines.embedded.kernels import Kernels, load_kernels
 from nemo_openmath.engines.embedded.weights import Weights
 
 BLOCK = 64  # attention lengths are rounded up to this: few distinct shapes, aligned rows
@@ -60,13 +63,16 @@ class _Step:
     up: Tensor
     logits: Tensor
     rows_kv: Tensor
+    live: Tensor
+    h: Tensor
+    gated: Tensor
     cache: list[tuple[Tensor, Tensor, Tensor, Tensor]]  # of each layer: keys to write, values to write, keys, values
 
 
 class Decoder:
     """Computes; knows nothing of requests. Not safe for use from more than one thread."""
 
-    def __init__(self, weights: Weights, slots: int):
+    def __init__(self, weights: Weights, slots: int, threads: int = 1, compiled: bool = True):
         w = self.weights = weights
         self.slots = slots
         self.dtype, self.device = w.embedding.dtype, w.embedding.device
@@ -76,7 +82,7 @@ class Decoder:
         rows = self.rows = self.round_rows(slots)
         kv, d, layers = w.kv_heads, w.head_dim, len(w.layers)
         zeros, empty = self._zeros, self._empty
-        self.keys = zeros(layers, rows * kv, d, self.capacity)
+        self.keys = zeros(layers, rows * kv, self.capacity, d)
         self.values = zeros(layers, rows * kv, self.capacity, d)
         self.mask = torch.full((rows, self.capacity), float("-inf"), dtype=self.dtype, device=self.device)
         self.mask[:, 0] = 0  # a row of nothing but -inf would write NaN into its scratch column
@@ -90,9 +96,16 @@ class Decoder:
         self._rotation = torch.empty(rows, d // 2, dtype=w.rotation.dtype, device=self.device)
         self._qkv = empty(rows, kv * (w.group + 2) * d)
         self._scores = empty(rows * w.heads * self.capacity)
-        self._heads_out = empty(rows * kv, w.group, d)
+        self._heads_out = zeros(rows * kv, w.group, d)  # rows that are not live keep finite values
         self._gate_up = empty(rows, w.layers[0].gate_up.shape[0])
         self._logits = empty(rows, w.head.shape[0])
+        self.live = torch.zeros(rows, dtype=torch.uint8, device=self.device)
+        self.kernels: Kernels | None = None
+        if compiled and self.device.type == "cpu" and self.dtype == torch.float32:
+            self.kernels = load_kernels(d, w.group, w.layers[0].down.shape[1], threads)
+        self._scratch_scores = empty(threads, w.group, self.capacity + 16)
+        self._h = empty(rows, w.embedding.shape[1])
+        self._gated = empty(rows, w.layers[0].down.shape[1])
         self._steps: dict[tuple[int, int], _Step] = {}
         # on the CPU the step's inputs are written through numpy, without a call into torch
         self.rotation = torch.cat([w.rotation, w.rotation[-1:].expand(self.capacity - len(w.rotation), -1)])
@@ -113,6 +126,8 @@ class Decoder:
         s = self._steps.get((rows, length)) or self._make_step(rows, length)
         torch.index_select(w.embedding, 0, s.tokens, out=s.x)
         torch.index_select(self.rotation, 0, s.positions, out=s.rotation)
+        if self.kernels is not None:
+            return self._decode_compiled(self.kernels, s)
         rotation = s.rotation.unsqueeze(1).unsqueeze(1)
         s.positions_kv.view(rows, -1).copy_(s.positions.unsqueeze(1))
         self.mask.index_put_((self._row_index[:rows], s.positions), self._zero)
@@ -135,6 +150,24 @@ class Decoder:
             F.silu(s.gate, inplace=True).mul_(s.up)
             _add_linear(s.x, s.gate, layer.down, None)
         torch.mm(F.rms_norm(s.x, hidden, w.norm, eps), w.head.t(), out=s.logits)
+        return s.logits
+
+    def _decode_compiled(self, kernels: Kernels, s: _Step) -> Tensor:
+        w, eps = self.weights, self.weights.eps
+        for layer, (write_keys, write_values, _, _) in zip(w.layers, s.cache, strict=True):
+            kernels.rms_norm(s.x, s.h, eps)
+            _linear(s.h, layer.qkv, layer.qkv_bias, s.qkv)
+            kernels.attend(
+                *(s.qkv, layer.qk_norm, s.rotation, write_keys, write_values, s.positions, s.live),
+                *(self._scratch_scores, s.heads_out, w.kv_heads, eps),
+            )
+            _add_linear(s.x, s.attended, layer.o, layer.o_bias)
+            kernels.rms_norm(s.x, s.h, eps)
+            torch.mm(s.h, layer.gate_up.t(), out=s.gate_up)
+            kernels.gated(s.gate_up, s.gated)
+            _add_linear(s.x, s.gated, layer.down, None)
+        kernels.rms_norm(s.x, s.h, eps)
+        torch.mm(s.h.mul_(w.norm), w.head.t(), out=s.logits)
         return s.logits
 
     def _make_step(self, rows: int, length: int) -> _Step:
@@ -169,8 +202,11 @@ class Decoder:
             up=gate_up[:, half:],
             logits=self._logits[:rows],
             rows_kv=self._rows_kv[: rows * kv],
+            live=self.live[:rows],
+            h=self._h[:rows],
+            gated=self._gated[:rows],
             cache=[
-                (k.transpose(1, 2), v, k[: rows * kv, :, :length], v[: rows * kv, :length])
+                (k, v, k[: rows * kv, :length].transpose(1, 2), v[: rows * kv, :length])
                 for k, v in zip(self.keys, self.values, strict=True)
             ],
         )
@@ -206,11 +242,11 @@ class Decoder:
             for segment, mask, begin, end in zip(segments, masks, bounds[:-1], bounds[1:], strict=True):
                 mine, stop = heads[begin:end], segment.start + end - begin
                 rows = slice(segment.row * kv, (segment.row + 1) * kv)
-                keys[rows, :, segment.start : stop] = mine[:, :, group].permute(1, 2, 0)
+                keys[rows, segment.start : stop] = mine[:, :, group].transpose(0, 1)
                 values[rows, segment.start : stop] = mine[:, :, group + 1].transpose(0, 1)
                 attended[begin:end] = F.scaled_dot_product_attention(
                     mine[:, :, :group].reshape(end - begin, w.heads, d).transpose(0, 1).unsqueeze(0),
-                    keys[rows, :, :stop].transpose(1, 2).contiguous().unsqueeze(0),
+                    keys[rows, :stop].unsqueeze(0),
                     values[rows, :stop].unsqueeze(0),
                     attn_mask=mask,
                     is_causal=mask is None and end - begin > 1,
@@ -234,9 +270,15 @@ class Decoder:
     # -- rows ------------------------------------------------------------------------------------------------------
 
     def activate(self, row: int, length: int) -> None:
-        """Let ``row`` see its first ``length`` positions from the next decode on."""
+        """Decode ``row`` from the next step on; it sees its first ``length`` positions."""
+        self.live[row] = 1
         self.mask[row, :length] = 0
         self.mask[row, length:] = float("-inf")
+
+    def park(self, row: int) -> None:
+        """Stop decoding ``row``: its steps go to the scratch column."""
+        self.live[row] = 0
+        self.positions[row] = self.scratch
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` positions of a row's cache."""
@@ -244,18 +286,18 @@ class Decoder:
         self.load_row(target, keys, values, length)
 
     def save_row(self, row: int, length: int) -> tuple[Tensor, Tensor]:
-        """Return copies of keys [layer, kv_head, head_dim, length] and values [layer, kv_head, length, head_dim]."""
+        """Return copies of keys and values, each [layer, kv_head, length, head_dim]."""
         keys, values = self._row(row, length)
         return keys.clone(memory_format=torch.contiguous_format), values.clone(memory_format=torch.contiguous_format)
 
     def load_row(self, row: int, keys: Tensor, values: Tensor, length: int) -> None:
         to_keys, to_values = self._row(row, length)
-        to_keys.copy_(keys[..., :length])
+        to_keys.copy_(keys[:, :, :length])
         to_values.copy_(values[:, :, :length])
 
     def _row(self, row: int, length: int) -> tuple[Tensor, Tensor]:
         rows = slice(row * self.weights.kv_heads, (row + 1) * self.weights.kv_heads)
-        return self.keys[:, rows, :, :length], self.values[:, rows, :length]
+        return self.keys[:, rows, :length], self.values[:, rows, :length]
 
     # -- set-up ----------------------------------------------------------------------------------------------------
 

@@ -80,7 +80,7 @@ class EmbeddedEngine:
         threads = threads or torch.get_num_threads()
         with torch.inference_mode():
             weights = load_weights(model_dir, max_context=max_context, dtype=_DTYPES[dtype], device=device)
-            decoder = Decoder(weights, slots)
+            decoder = Decoder(weights, slots, threads)
         tokenizer = ChatTokenizer.load(model_dir)
         vocab = weights.head.shape[0]
         detokenizer = Detokenizer(tokenizer, _end_ids(Path(model_dir), tokenizer))

@@ -14,7 +14,7 @@ CHUNK = 32  # tokens; prefixes are found at multiples of this and then compared 
 
 @dataclass(eq=False, slots=True)
 class Prefix:
-    """``ids`` [n] and their cache: keys [layer, kv_head, head_dim, n], values [layer, kv_head, n, head_dim]."""
+    """``ids`` [n] and their cache: keys and values [layer, kv_head, n, head_dim]."""
 
     ids: np.ndarray
     keys: Tensor

@@ -215,7 +215,7 @@ class Scheduler:
                 self._uniforms[row, :new] = uniforms(s.seed, new)
             self._wants_logprobs[row] = s.logprobs
             self._streams[row] = job.streams
-            self._decoder.positions[row] = self._decoder.scratch
+            self._decoder.park(row)
             self._find_prefix(job)
             self._jobs.append(job)
 
@@ -382,11 +382,13 @@ class Scheduler:
             moved.row = row
             if self._decoding[row]:
                 self._decoder.activate(row, int(self._length[row]) - 1)
+            else:
+                self._decoder.park(row)
         self._jobs.pop()
         self._decoding[last] = False
         self._streams[last] = False
         self._deadline[last] = np.inf
-        self._decoder.positions[last] = self._decoder.scratch
+        self._decoder.park(last)
         job.row = -1
         self._answer(job, text, tuple(ids), finish, stop, probabilities, generated)
 
