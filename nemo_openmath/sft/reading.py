@@ -10,22 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.errors import UserError
-from nemo_openmath.records.foreign import BadRow, read_rows
+from nemo_openmath.records.foreign import read_rows
 
 Place = tuple[str, int]  # file or split, and row counted from 1
+Row = tuple[Place, dict[str, Any] | str]
 
 
-def read_source(
-    source: str | Path, *, split: str | None = None, on_bad: BadRow | None = None
-) -> Iterator[tuple[Place, dict[str, Any]]]:
+def read_source(source: str | Path, *, split: str | None = None, broken: bool = False) -> Iterator[Row]:
     """(place, fields) of every row of a local file or folder or, where there is none, of a dataset of the Hub.
 
-    ``split``: of a `datasets` name (cot, tir, genselect). ``on_bad(file, row, problem)`` takes rows that are not
-    JSON objects; without it they raise UserError.
+    ``split``: of a `datasets` name (cot, tir, genselect). With ``broken``, a row that is not a JSON object comes as
+    a string that says why; without it raises UserError.
     """
     if Path(source).exists() or not _is_hub_name(str(source)):
-        for file, row, fields in read_rows(source, on_bad):
+        bad: list[Row] = []  # rows that the reader passed over since the last good one
+
+        def on_bad(file: Path, row: int, problem: str) -> None:
+            bad.append(((name_in(source, file), row), problem))
+
+        for file, row, fields in read_rows(source, on_bad if broken else None):
+            yield from bad
+            bad.clear()
             yield (name_in(source, file), row), fields
+        yield from bad
         return
     if split is None:
         raise UserError(f"dataset {source}: no split given", remedy="name one, as in split: cot")

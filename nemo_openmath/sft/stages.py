@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nemo_openmath.errors import UserError
 from nemo_openmath.pipeline import Result, Stage, StageContext, UnitStage, register
@@ -14,8 +15,9 @@ from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import Drop, RecordWriter, SftRow, unit_key
 from nemo_openmath.records.ids import in_shard
 from nemo_openmath.sft.formatting import MODES, Formatter, Reject
+from nemo_openmath.sft.key_set import KeySet
 from nemo_openmath.sft.pack_plan import Mixture, write_packs
-from nemo_openmath.sft.reading import name_in, read_source
+from nemo_openmath.sft.reading import Row, read_source
 from nemo_openmath.sft.selection import Choice, FormatRules
 from nemo_openmath.sft.tokenization import write_tokens
 from nemo_openmath.transcripts import load_template
@@ -55,33 +57,45 @@ class Read(Stage[ReadConfig]):
         await asyncio.to_thread(self._read, context, sources, formatter)
 
     def _read(self, context: StageContext, sources: list[str | Path], formatter: Formatter) -> None:
-        seen: set[int] = set()  # of row ids, 8 bytes each: what came before in the data
-        with RecordWriter(context.output, shard=context.shard, shards=context.shards) as writer:
-            context.progress.begin(None, writer.recovered)
+        seen = KeySet()
+        with RecordWriter(context.output, shard=context.shard, shards=context.shards, flush_units=1) as writer:
+            context.progress.begin(None, writer.recovered * _BLOCK)
             for number, source in enumerate(sources):
-
-                def bad(file: Path, row: int, problem: str, number: int = number, source: str | Path = source) -> None:
-                    unit = f"{number}:{name_in(source, file)}:{row}"
+                for start, rows in _blocks(read_source(source, split=self.config.split, broken=True)):
+                    records: list[SftRow] = []
+                    drops: list[Drop] = []
+                    for place, fields in rows:
+                        try:
+                            row = self._row(formatter, fields, seen)
+                            records.append(row)
+                        except Reject as error:
+                            drops.append(Drop(error.reason, f"{place[0]}:{place[1]} {error.detail}"))
+                    unit = f"{number}:{start}"
                     if in_shard(unit, context.shard, context.shards) and not writer.done(unit):
-                        writer.commit(unit, drops=[Drop("not a JSON object", problem)])
+                        writer.commit(unit, records, drops)
+                        context.progress.advance(len(rows))
 
-                for (name, row_number), fields in read_source(source, split=self.config.split, on_bad=bad):
-                    unit = f"{number}:{name}:{row_number}"
-                    try:
-                        row = formatter.format(fields)
-                        reason, detail = self.config.rules.reject(row), f"{name}:{row_number}"
-                        key = unit_key(row.id)
-                        if reason is None and key in seen:
-                            reason = "duplicate"
-                        seen.add(key)
-                    except Reject as error:
-                        row, reason, detail = None, error.reason, f"{name}:{row_number} {error.detail}"
-                    if in_shard(unit, context.shard, context.shards) and not writer.done(unit):
-                        if reason is None and row is not None:
-                            writer.commit(unit, [row])
-                        else:
-                            writer.commit(unit, drops=[Drop(reason or "", detail)])
-                        context.progress.advance()
+    def _row(self, formatter: Formatter, fields: dict[str, Any] | str, seen: KeySet) -> SftRow:
+        """Raises Reject."""
+        if isinstance(fields, str):
+            raise Reject("not a JSON object", fields)
+        row = formatter.format(fields)
+        if reason := self.config.rules.reject(row):
+            raise Reject(reason, row.id)
+        if not seen.add(unit_key(row.id)):
+            raise Reject("duplicate", row.id)
+        return row
+
+
+_BLOCK = 256  # rows that are written, or written again after a kill, together
+
+
+def _blocks(rows: Iterable[Row]) -> Iterator[tuple[int, list[Row]]]:
+    """(number of the first row, rows) of consecutive blocks."""
+    rows, start = iter(rows), 0
+    while block := list(islice(rows, _BLOCK)):
+        yield start, block
+        start += len(block)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from nemo_openmath.pipeline import StageContext
 from nemo_openmath.pipeline.progress import Progress
 from nemo_openmath.records import SftRow, read_drops, read_records
 from nemo_openmath.sft.formatting import Formatter, Reject
+from nemo_openmath.sft.key_set import KeySet
 from nemo_openmath.sft.reading import read_source
 from nemo_openmath.sft.selection import Choice, FormatRules
 from nemo_openmath.sft.stages import Read, ReadConfig
@@ -248,4 +249,11 @@ def test_read_stage_counts_every_reject_with_an_example(tmp_path: Path) -> None:
             "tir: no notice of remaining executions": 1,
             "not a JSON object": 1,
         }
-        assert all(d.detail for d in drops)
+        assert all("rows.jsonl:" in d.detail for d in drops)
+
+
+def test_keys_are_remembered_past_every_merge() -> None:
+    keys = [k * 0x9E3779B97F4A7C15 % 2**64 for k in range(70_000)]  # 65536 are merged
+    seen = KeySet()
+    assert all(seen.add(k) for k in keys)
+    assert not any(seen.add(k) for k in keys[::7])

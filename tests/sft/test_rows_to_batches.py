@@ -135,7 +135,8 @@ def test_plan_does_not_depend_on_the_order_of_rows(tokenizer: Path, tmp_path: Pa
     assert batches[0] == batches[1]
 
 
-def test_any_number_of_workers_makes_the_same_bytes(tokenizer: Path, tmp_path: Path) -> None:
+def test_any_number_of_workers_makes_the_same_bytes(tmp_path: Path) -> None:
+    tokenizer = byte_level(tmp_path / "tokenizer")
     rows = tmp_path / "rows"
     store_rows(rows, make_rows(800, longest=120))
     assert sum(p.stat().st_size for p in rows.glob("part*")) > 1 << 20  # more than one shard
@@ -144,8 +145,13 @@ def test_any_number_of_workers_makes_the_same_bytes(tokenizer: Path, tmp_path: P
     assert len(one.shards) > 1
     assert digest(tmp_path / "one") == digest(tmp_path / "two")
     assert [s.id for s in one] == [r.id for r in make_rows(800, longest=120)]
+    with (rows / "part-00000-of-00001.jsonl").open("ab") as file:
+        file.write(b"{half")
+    with pytest.raises(UserError, match=r"jsonl:801: not an SFT row"):  # also from a worker process
+        write_tokens(rows, tokenizer, tmp_path / "two", workers=2)
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_makes_the_same_bytes(tmp_path: Path) -> None:
     tokenizer = byte_level(tmp_path / "tokenizer")
     rows = store_rows(tmp_path / "rows", make_rows(1500, longest=160))
