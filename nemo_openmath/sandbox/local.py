@@ -91,8 +91,7 @@ class LocalSandbox:
         if self._refilling is not None:
             self._refilling.cancel()
             await asyncio.gather(self._refilling, return_exceptions=True)
-        for session in list(self._sessions):
-            await session.close()
+        await asyncio.gather(*(session.close() for session in list(self._sessions)))
         async with self._starting:
             if self._zygote is not None:
                 for process in self._spares:
