@@ -55,6 +55,7 @@ _DRESS = re.compile(
     r"|(?<!\\)\\[!,;:> ]|~"
 )
 _FONT = re.compile(r"\\(?:mathbf|mathit|mathcal|mathsf|boldsymbol|bm|pmb|ensuremath|boxed|fbox)(?![a-zA-Z])")
+_ORDINAL = re.compile(r"(?<=\d)(?:\^?\{?\x01(?:st|nd|rd|th)\x02\}?|(?:st|nd|rd|th)(?![a-zA-Z]))")
 _PMOD = re.compile(r"\\pmod\s*(?:\{([^{}]{0,60})\}|(\d+))")
 _GROUPED = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\{,\}|,?\\[!,; ]|~| )\d{3})+(?!\d)")
 _DECIMAL_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d)")
@@ -127,6 +128,7 @@ def clean(text: str) -> str:
     text = _DECIMAL_COMMA.sub(".", text)
     text = _TEXT.sub(lambda m: f"\x01{m[1]}\x02", text)
     text = _PMOD.sub(r"(\\bmod \1\2)", text)
+    text = _ORDINAL.sub("", text)
     text = _FONT.sub(" ", text)
     text = _DRESS.sub(" ", text)
     text = text.replace(r"\(", " ").replace(r"\)", " ").strip()

@@ -87,6 +87,8 @@ def choice(text: str) -> tuple[str, str] | None:
         return m[1].upper(), text[m.end() :].strip()
     if (m := _CHOICE.fullmatch(text)) is None:
         return None
+    if m[6] and re.match(r"(?:and|or)\b|[,&;(]", m[6]):  # several choices
+        return None
     letter = m[1] or m[2] or m[3] or m[4] or m[5]
     return letter.upper(), (m[6] or "").strip()
 
