@@ -4,6 +4,7 @@ from nemo_openmath import genselect, problems, solutions
 from nemo_openmath.checkpoints import stages as checkpoint_stages
 from nemo_openmath.demo import stages as demo_stages
 from nemo_openmath.evaluation import stage as evaluation_stages
+from nemo_openmath.judging import stage as judging_stages
 from nemo_openmath.rollout import stage as rollout_stages
 from nemo_openmath.sft import stages as sft_stages
 from nemo_openmath.training import stage as training_stages
@@ -13,6 +14,7 @@ ROOMS = (
     solutions,
     genselect,
     rollout_stages,
+    judging_stages,
     sft_stages,
     training_stages,
     checkpoint_stages,

@@ -42,20 +42,21 @@ def launch(rig: dict[str, str], folder: Path, until: str, *, path: Path, kinds: 
     return subprocess.run(command, env=rig, check=True, capture_output=True, text=True).stdout
 
 
-def states(rig: dict[str, str]) -> dict[str, str]:
-    """Job name -> state, as scontrol knows it (array tasks and finished jobs too)."""
+def states(rig: dict[str, str], run: Path) -> dict[str, str]:
+    """Stage (and array task) -> state of its job, as scontrol knows it, of finished jobs too."""
     lines = subprocess.run(
         ["scontrol", "--oneliner", "show", "job"], env=rig, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     rows = [dict(word.partition("=")[::2] for word in line.split()) for line in lines if line.startswith("JobId")]
-    return {f"{r['JobName']}.{r.get('ArrayTaskId', '')}".rstrip("."): r["JobState"] for r in rows}
+    mine = [r for r in rows if r.get("WorkDir") == str(run)]
+    return {".".join([r["JobName"], *r.get("ArrayTaskId", "").split()]).partition(".")[2]: r["JobState"] for r in mine}
 
 
-def wait(rig: dict[str, str], prefix: str, seconds: float) -> dict[str, str]:
-    """States of the jobs whose names begin so, once none is pending or running."""
+def wait(rig: dict[str, str], folder: Path, seconds: float) -> dict[str, str]:
+    """States of a launch's jobs, once none is pending or running."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        now = {name: state for name, state in states(rig).items() if name.startswith(prefix)}
+        now = states(rig, folder / "run")
         if now and not any(s in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING") for s in now.values()):
             return now
         time.sleep(1)
@@ -76,7 +77,7 @@ def test_stages_run_in_order_and_arrays_share_one(rig: dict[str, str], tmp_path:
     kinds = "{problems.classify: {array: 2}}"
     said = launch(rig, tmp_path, "answered", path=Path(sys.executable).parent, kinds=kinds)
     assert said.count(" after ") == 5
-    assert set(wait(rig, "run.", 900).values()) == {"COMPLETED"}
+    assert set(wait(rig, tmp_path, 900).values()) == {"COMPLETED"}
     assert all((tmp_path / "run" / name / "manifest.json").exists() for name in ("threads", "classified", "answered"))
     again = launch(rig, tmp_path, "answered", path=Path(sys.executable).parent, kinds=kinds)
     assert again == "every stage is finished\n"
@@ -87,8 +88,7 @@ def test_exit_code_75_is_queued_again_and_dependents_wait(rig: dict[str, str], t
     path = shim(tmp_path / "bin", f'echo "$*" >> {marks}; [ "$(wc -l < {marks})" -gt 1 ] || exit 75')
     launch(rig, tmp_path, "threads", path=path)
     # Slurm holds a requeued job back for two minutes (its BeginTime), so this takes that long.
-    wait_for = wait(rig, "run.", 400)
-    assert set(wait_for.values()) == {"COMPLETED"}
+    assert wait(rig, tmp_path, 400) == {"benchmark": "COMPLETED", "threads": "COMPLETED"}
     stages = [line.rsplit(" ", 1)[1] for line in marks.read_text().splitlines()]
     assert stages == ["benchmark", "benchmark", "threads"]
 
@@ -96,8 +96,8 @@ def test_exit_code_75_is_queued_again_and_dependents_wait(rig: dict[str, str], t
 def test_a_failure_is_not_queued_again_and_ends_its_dependents(rig: dict[str, str], tmp_path: Path) -> None:
     path = shim(tmp_path / "bin", "exit 2")
     launch(rig, tmp_path, "threads", path=path)
-    found = wait(rig, "run.", 60)
-    assert found == {"run.benchmark": "FAILED", "run.threads": "CANCELLED"}
+    found = wait(rig, tmp_path, 60)
+    assert found == {"benchmark": "FAILED", "threads": "CANCELLED"}
 
 
 def test_the_signal_before_the_time_limit_reaches_the_step(rig: dict[str, str], tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_the_signal_before_the_time_limit_reaches_the_step(rig: dict[str, str], 
     marks = tmp_path / "marks"
     body = f'[ -e {marks} ] && exit 0\ntrap "echo saved > {marks}; exit 75" USR1\nwhile :; do sleep 0.2; done'
     launch(rig, tmp_path, "benchmark", path=shim(tmp_path / "bin", body), minutes="01")
-    assert wait(rig, "run.", 400) == {"run.benchmark": "COMPLETED"}
+    assert wait(rig, tmp_path, 400) == {"benchmark": "COMPLETED"}
     assert marks.read_text() == "saved\n"
 
 
@@ -115,7 +115,7 @@ def test_a_cancelled_job_stays_cancelled(rig: dict[str, str], tmp_path: Path) ->
     while not ready.exists():
         time.sleep(0.2)
     subprocess.run(["scancel", "--name=run.benchmark"], env=rig, check=True)
-    assert wait(rig, "run.", 60) == {"run.benchmark": "CANCELLED"}
+    assert wait(rig, tmp_path, 60) == {"benchmark": "CANCELLED"}
 
 
 def test_a_second_launch_is_refused_while_jobs_are_queued(rig: dict[str, str], tmp_path: Path) -> None:
@@ -125,4 +125,4 @@ def test_a_second_launch_is_refused_while_jobs_are_queued(rig: dict[str, str], t
         launch(rig, tmp_path, "benchmark", path=path)
     assert "queued already" in caught.value.stderr
     subprocess.run(["scancel", "--name=run.benchmark"], env=rig, check=True)
-    wait(rig, "run.", 60)
+    wait(rig, tmp_path, 60)
