@@ -1,0 +1,176 @@
+"""Training speed on CPU, one thread, fp32: our packed step against transformers' and against padded batches.
+
+    OMP_NUM_THREADS=1 python benchmarks/training.py [--seconds 20] [--sizes 1m 20m]
+
+Tokens per CPU second (not wall time: other work on the machine shifts it less), rounds of both sides alternating, and
+the median of the rounds' ratios. A round is one optimizer step on the same samples: forward, backward, clip and AdamW.
+
+transformers: ``Qwen2ForCausalLM`` with SDPA, packed flash-style (position ids restart at each sample), pack by pack.
+padded: the same engine and samples in random batches of 8, each padded to its longest; grouped: sorted by length first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nemo_openmath.training.runtime import parallel_state_of, start_process
+
+for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+    os.environ.setdefault(name, value)
+start_process()
+
+import torch  # noqa: E402
+
+from nemo_openmath.models.build import build_model, load_hf  # noqa: E402
+from nemo_openmath.models.configs import ModelConfig  # noqa: E402
+from nemo_openmath.sft.pack_types import Pack  # noqa: E402
+from nemo_openmath.training.config import TrainingConfig  # noqa: E402
+from nemo_openmath.training.dealing import concatenate  # noqa: E402
+from nemo_openmath.training.optimizer import Optimizer  # noqa: E402
+from nemo_openmath.training.step import Stepper, update  # noqa: E402
+
+SIZES = {
+    "1m": ModelConfig(2048, 128, 352, 4, 4, 2, 32, tie_word_embeddings=True, max_position_embeddings=4096),
+    "20m": ModelConfig(8192, 384, 1024, 10, 6, 2, 64, tie_word_embeddings=True, max_position_embeddings=4096),
+}
+PACK_TOKENS = 2048
+PROMPT_SHARE = 0.2  # of each sample, not trained
+
+
+def long_tailed_lengths(count: int, random: np.random.Generator) -> list[int]:
+    """The recipe's lengths (log-normal, median 6000, cut to 32768) divided by 16; sigma 1."""
+    return [int(n) for n in np.clip(random.lognormal(np.log(375), 1.0, count), 16, PACK_TOKENS)]
+
+
+def sample(length: int, padded: int, vocabulary: int, random: np.random.Generator) -> Pack:
+    """One sample of random tokens, padded as a segment of its own."""
+    tokens = np.zeros(padded, np.int32)
+    tokens[:length] = random.integers(1, vocabulary, length)
+    trained = np.zeros(padded, bool)
+    trained[int(PROMPT_SHARE * length) : length - 1] = True
+    return Pack(tokens, np.roll(tokens, -1), trained, np.array([0, padded], np.int32), ("",))
+
+
+def packed(lengths: list[int], vocabulary: int, random: np.random.Generator) -> list[Pack]:
+    """First-fit packs of PACK_TOKENS."""
+    bins: list[list[int]] = []
+    for length in sorted(lengths, reverse=True):
+        for each in bins:
+            if sum(each) + length <= PACK_TOKENS:
+                each.append(length)
+                break
+        else:
+            bins.append([length])
+    return [concatenate([sample(n, n, vocabulary, random) for n in each]) for each in bins]
+
+
+def padded(lengths: list[int], vocabulary: int, random: np.random.Generator) -> list[Pack]:
+    """Batches of 8 in the given order, each padded to its longest sample."""
+    groups = [lengths[i : i + 8] for i in range(0, len(lengths), 8)]
+    return [concatenate([sample(n, max(group), vocabulary, random) for n in group]) for group in groups]
+
+
+class Ours:
+    def __init__(self, model: ModelConfig, weights: dict[str, torch.Tensor]):
+        config = TrainingConfig(warmup=0.0)
+        models = build_model(model, config.parallel)
+        load_hf(models, model, weights.__getitem__)
+        self.optimizer = Optimizer.build(models, config)
+        self.stepper = Stepper(models, self.optimizer.chunks, model, config)
+
+    def step(self, batch: list[Pack]) -> float:
+        return update(self.stepper, self.optimizer, batch, 1e-5, lambda _loss, _norm: None)[0]
+
+
+class Transformers:
+    def __init__(self, model: torch.nn.Module):
+        self.model = model.train()
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, betas=(0.9, 0.95))
+
+    def step(self, batch: list[Pack]) -> float:
+        count, total = sum(pack.num_trained for pack in batch), 0.0
+        for pack in batch:
+            labels = np.full(len(pack.tokens), -100)
+            labels[1:] = np.where(pack.trained[:-1], pack.labels[:-1], -100)  # transformers shifts them itself
+            loss = self.model(
+                input_ids=torch.from_numpy(pack.tokens).long().unsqueeze(0),
+                position_ids=torch.from_numpy(pack.position_ids()).long().unsqueeze(0),
+                labels=torch.from_numpy(labels).unsqueeze(0),
+                num_items_in_batch=torch.tensor(count),
+                use_cache=False,
+            ).loss
+            loss.backward()
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total
+
+
+def against(sides: dict[str, Callable[[], Any]], work: dict[str, int], seconds: float) -> dict[str, float]:
+    """Work per CPU second of each side, medians over alternating rounds."""
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for run in sides.values():
+        run()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or not all(rates.values()):
+        for name, run in sides.items():
+            start = time.process_time()
+            run()
+            rates[name].append(work[name] / (time.process_time() - start))
+    first = next(iter(rates.values()))
+    for name, values in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(first, values, strict=True))
+        print(
+            f"  {name:28} {statistics.median(values):9,.0f} per CPU second   ratio {ratio:.2f}   rounds {len(values)}"
+        )
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each comparison")
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for size in options.sizes:
+        shape, random = SIZES[size], np.random.default_rng(0)
+        raw = shape.to_hf("float32")
+        config = AutoConfig.for_model(raw.pop("model_type"), **raw)
+        theirs = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        weights = {name: value.clone() for name, value in theirs.state_dict().items()}
+        with parallel_state_of(TrainingConfig().parallel, seed=0):
+            ours, them = Ours(shape, weights), Transformers(theirs)
+            lengths = long_tailed_lengths(16, random)
+            batch = packed(lengths, shape.vocab_size, random)
+            tokens = sum(len(pack.tokens) for pack in batch)
+            print(f"{size}: {shape.num_parameters:,} parameters, {len(batch)} packs, {tokens} tokens a step")
+            first = ours.step(batch), them.step(batch)
+            print(f"  the same loss: ours {first[0]:.5f}, transformers {first[1]:.5f}")
+            print(" packed, tokens:")
+            sides = {"ours": lambda: ours.step(batch), "transformers": lambda: them.step(batch)}  # noqa: B023
+            against(sides, dict.fromkeys(sides, tokens), options.seconds)
+            if size == "1m":
+                lengths = long_tailed_lengths(64, random)
+                kinds = {
+                    "packed": packed(lengths, shape.vocab_size, random),
+                    "padded, random batches of 8": padded(lengths, shape.vocab_size, random),
+                    "padded, grouped by length": padded(sorted(lengths), shape.vocab_size, random),
+                }
+                print(" packing, trained tokens:")
+                runs = {name: (lambda packs=packs: ours.step(packs)) for name, packs in kinds.items()}  # noqa: B023
+                trained = {name: sum(pack.num_trained for pack in packs) for name, packs in kinds.items()}
+                against(runs, trained, options.seconds)
+
+
+if __name__ == "__main__":
+    main()
