@@ -14,6 +14,7 @@ import os
 import pickle
 import queue
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ Pair = tuple[str | None, str | None]
 PROGRAM = "from nemo_openmath.grading.worker import main; main()"
 CHUNK = 64  # pairs a worker gets at once: amortizes the round trip, keeps workers evenly loaded
 STARTUP_LIMIT = 60.0  # seconds for a fresh interpreter to import the grader on a busy machine
+WALL_FACTOR = 5  # wall clock a pair may take in time limits: a busy machine is slow, a hung worker silent
 CACHE_SIZE = 100_000  # pairs
 CACHED_LENGTH = 2_000  # characters of a pair; longer ones are not kept
 
@@ -106,7 +108,7 @@ class _Worker:
                 self._write(frame((take_modulo, pairs[len(grades) :])))
                 asked = True
                 while len(grades) < len(pairs):
-                    verdict, reason = self._read(self.time_limit)
+                    verdict, reason = self._read(self.time_limit * WALL_FACTOR)
                     grades.append(Grade(Verdict(verdict), reason))
             except TimeoutError:
                 if asked:
@@ -115,8 +117,9 @@ class _Worker:
                     idle_deaths += 1
                 self._restart()
             except (EOFError, BrokenPipeError, ConnectionResetError):
-                if asked:  # died over this pair: the only limit that kills without a reply is memory in C code
-                    grades.append(OUT_OF_MEMORY)
+                if asked:  # died over this pair, by its alarm or, without a reply, for memory in C code
+                    timed_out = self.process.wait() == -signal.SIGVTALRM
+                    grades.append(OUT_OF_TIME if timed_out else OUT_OF_MEMORY)
                 else:
                     idle_deaths += 1
                 self._restart()
@@ -138,7 +141,8 @@ class _Worker:
 
 
 class GradingPool:
-    """``workers`` processes that compare answers, each pair within ``time_limit`` seconds and ``memory_mb`` MiB.
+    """``workers`` processes that compare answers, each pair within ``time_limit`` seconds of processor time and
+    ``memory_mb`` MiB. A worker that says nothing for five time limits of wall clock is killed.
 
     Safe to use from many threads and from many tasks of an event loop at once; the loop is never blocked by a
     comparison. ``take_modulo``: integers are compared modulo this number (contests whose answers are).

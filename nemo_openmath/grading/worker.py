@@ -2,8 +2,8 @@
 
 ``main`` runs in a fresh interpreter (see pool.py) with the arguments TIME_LIMIT and MEMORY_MB, so it shares no memory,
 lock or thread with its parent. It limits itself: address space by rlimit, each pair by an alarm that raises
-inside Python, and, should a C call not return or the parent be gone, by a processor-time alarm that kills. The
-parent's own clock stands above all of these (see pool.py).
+inside Python, and, should a C call not return, by a second alarm that kills. Both count processor time, so that a busy
+machine does not turn right answers into time-outs; the parent's wall clock stands above them (see pool.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nemo_openmath.grading.compare import compare
 from nemo_openmath.grading.verdict import Grade, Verdict, unknown
 
 HEADER = struct.Struct("<I")  # length of the pickle that follows
-SOFT_SHARE = 0.9  # the alarm inside rings before the parent's clock kills the process
+SOFT_SHARE = 0.9  # of the limit: when the alarm that raises rings; the one that kills rings at the limit
 OUT_OF_TIME = Grade(Verdict.TIMEOUT, "time limit")
 OUT_OF_MEMORY = Grade(Verdict.TIMEOUT, "memory limit")
 
@@ -46,11 +46,12 @@ def guarded(predicted: str | None, expected: str | None, take_modulo: int | None
     """Compare under the alarms; whatever goes wrong becomes a verdict."""
     try:
         try:
-            signal.setitimer(signal.ITIMER_REAL, time_limit * SOFT_SHARE)
-            signal.setitimer(signal.ITIMER_PROF, time_limit * 4 + 1)
+            signal.setitimer(signal.ITIMER_VIRTUAL, time_limit)
+            signal.setitimer(signal.ITIMER_PROF, time_limit * SOFT_SHARE)
             return compare(predicted, expected, take_modulo=take_modulo)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     except OutOfTime:
         return OUT_OF_TIME
     except MemoryError:
@@ -70,12 +71,12 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    signal.signal(signal.SIGALRM, _ring)
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # kills, also in the middle of a C call
+    signal.signal(signal.SIGPROF, _ring)
+    signal.signal(signal.SIGVTALRM, signal.SIG_DFL)  # kills, also in the middle of a C call
     os.write(replies, frame("ready"))
     while (job := read_frame(sys.stdin.buffer)) is not None:
         take_modulo, pairs = job
         for predicted, expected in pairs:
             grade = guarded(predicted, expected, take_modulo, time_limit)
-            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             os.write(replies, frame((grade.verdict.value, grade.reason)))

@@ -74,6 +74,14 @@ def test_a_hung_worker_costs_one_pair_and_is_replaced() -> None:
         assert pool.grade_batch([pairs[2]])[0].verdict is Verdict.TIMEOUT  # cached by the pair
 
 
+def test_a_c_call_that_never_returns_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck = "import nemo_openmath.grading.worker as w; w.compare = lambda *a, **k: sum(range(10**12)); w.main()"
+    monkeypatch.setattr("nemo_openmath.grading.pool.PROGRAM", stuck)
+    with GradingPool(workers=1, time_limit=0.3) as pool:
+        assert [g.reason for g in pool.grade_batch([("x", "y"), ("y", "z")])] == ["time limit"] * 2
+        assert pool.restarts == 2
+
+
 def test_a_killed_worker_is_replaced() -> None:
     with GradingPool(workers=1) as pool:
         assert pool.grade_batch([(r"\sqrt{4}", "2")])[0].is_equal
@@ -99,7 +107,7 @@ def test_limits_inside_the_worker(abuse: str, reason: str) -> None:
         "import resource, signal, nemo_openmath.grading.worker as w\n"
         f"def bad(*a, **k):\n    {abuse}\n"
         "w.compare = bad\n"
-        "signal.signal(signal.SIGALRM, w._ring)\n"
+        "signal.signal(signal.SIGPROF, w._ring)\n"
         "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
         "print(w.guarded('a', 'b', None, 0.3).reason)\n"
     )
