@@ -20,6 +20,7 @@ import queue
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -218,12 +219,16 @@ class Whole(LazyTensor):
         return found
 
 
+_HASHING = ThreadPoolExecutor(2, "checkpoint-hash")
+
+
 class Hashed(LazyTensor):
-    """Passes ``source`` through and takes the SHA-256 of its bytes on the way."""
+    """Passes ``source`` through and takes the SHA-256 of its bytes on the way, in another thread."""
 
     def __init__(self, source: LazyTensor):
         self.source, self.dtype, self.shape = source, source.dtype, source.shape
         self._hash, self._done = hashlib.sha256(), 0
+        self._pending: Future[None] | None = None
 
     def read(self, start: int, stop: int) -> Tensor:
         found = self.source.read(start, stop)
@@ -232,13 +237,20 @@ class Hashed(LazyTensor):
         return found
 
     def _take(self, piece: Tensor) -> None:
-        self._hash.update(bytes_of(piece))
+        self._wait()  # one piece at a time, in order
+        self._pending = _HASHING.submit(self._hash.update, bytes_of(piece))
         self._done += piece.numel()
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
 
     def digest(self) -> str:
         """SHA-256 of all elements; what was not read in order is read now."""
         while self._done < self.numel:
             self._take(self.source.read(self._done, min(self._done + PIECE, self.numel)))
+        self._wait()
         return self._hash.hexdigest()
 
 
@@ -264,11 +276,12 @@ def stream(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, Iterator[Te
 
 
 def check_finite(name: str, piece: Tensor) -> None:
-    """A sum is one fast pass; only where it is not finite are the elements looked at (huge values may overflow it)."""
-    if not piece.is_floating_point() or piece.dtype.itemsize == 1 or math.isfinite(piece.sum(dtype=torch.float32)):
-        return
-    if not bool(piece.isfinite().all()):
-        raise UserError(f"tensor {name} holds NaN or infinity", remedy="use an earlier checkpoint: this one is broken")
+    """Smallest and largest element are one fast pass, and a NaN becomes both."""
+    if piece.is_floating_point() and piece.dtype.itemsize > 1 and piece.numel():
+        low, high = piece.aminmax()
+        if not (math.isfinite(low) and math.isfinite(high)):
+            remedy = "use an earlier checkpoint: this one is broken"
+            raise UserError(f"tensor {name} holds NaN or infinity", remedy=remedy)
 
 
 def _ahead(items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

@@ -15,6 +15,7 @@ import io
 import json
 import pickle
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -165,12 +166,15 @@ class _Output:
         self.name, self.at, self._files = f"__0_{len(files)}.distcp", 0, files
         self._file = (folder / self.name).open("wb", buffering=0)
         self._hash = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1, "checkpoint-hash")
 
     def write(self, data: bytes | memoryview) -> None:
+        hashed = self._thread.submit(self._hash.update, data)  # both release the interpreter's lock
         write_all(self._file, data)
-        self._hash.update(data)
+        hashed.result()
         self.at += len(data)
 
     def close(self) -> None:
         self._file.close()
+        self._thread.shutdown()
         self._files[self.name] = {"bytes": self.at, "sha256": self._hash.hexdigest()}

@@ -1,0 +1,186 @@
+"""TensorRT-LLM's legacy checkpoint (versions 0.18 to 1.2): config.json and one safetensors file per rank.
+
+Written from the format alone, tensorrt_llm is not imported. Rank = pp * TP + tp; layers count from 0 in every pipeline
+stage. Per rank:
+
+    attention.qkv    [q_r; k_r; v_r]: this rank's heads; a KV head is repeated on several ranks where there are fewer
+                     KV heads than ranks
+    attention.dense  columns of o_proj          mlp.fc   rows of gate_proj (yes: gate_proj)
+    mlp.gate         rows of up_proj            mlp.proj columns of down_proj
+    lm_head          rows, the vocabulary padded with zeros to a multiple of TP; written for tied models too
+
+For ``int8`` (W8A16) and ``int4`` (W4A16) the tensors stay as they are: TensorRT-LLM quantizes them when it loads them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from nemo_openmath.checkpoints.checkpoint import lineage, open_checkpoint
+from nemo_openmath.checkpoints.folders import building, main_dtype
+from nemo_openmath.checkpoints.lazy import Held, LazyTensor, Rows, columns, rows
+from nemo_openmath.checkpoints.safetensors_files import write_file
+from nemo_openmath.errors import UserError
+from nemo_openmath.models import hf_mapping
+from nemo_openmath.models.configs import ARCHITECTURES, ModelConfig
+
+Quantization = Literal["int8", "int4"]
+_ALGORITHMS = {None: None, "int8": "W8A16", "int4": "W4A16"}
+
+
+def hf_to_trtllm(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    dtype: torch.dtype | None = None,
+    quantization: Quantization | None = None,
+) -> Path:
+    """A checkpoint (Hugging Face or Megatron) -> TensorRT-LLM checkpoint ``dst`` for ``tp`` x ``pp`` ranks.
+
+    ``dtype``: bfloat16, float16 or float32; the source's when not given. :func:`commands` says how to go on.
+    """
+    if quantization not in _ALGORITHMS:
+        raise UserError(f"quantization {quantization!r}", remedy="use int8 or int4, or leave it out")
+    source = open_checkpoint(src)
+    config = source.model
+    _check_layout(config, tp, pp)
+    chosen = dtype or main_dtype(source.tensors)
+    if chosen not in (torch.bfloat16, torch.float16, torch.float32):
+        raise UserError(f"{chosen} is no dtype of TensorRT-LLM", remedy="use bfloat16, float16 or float32")
+    for entry in hf_mapping.mapping(config):  # names and shapes, before anything is written
+        hf_mapping.read_hf(lambda name: _shape_only(source.tensors, name), entry, config)
+    tensors = {name: tensor.to(chosen) for name, tensor in source.tensors.items()}
+    with building(Path(dst)) as folder:
+        described = _config(config, tp, pp, str(chosen).removeprefix("torch."), _ALGORITHMS[quantization])
+        (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        for stage in range(pp):
+            for rank in range(tp):
+                held = _rank(tensors, config, tp, pp, rank, stage)
+                write_file(folder / f"rank{stage * tp + rank}.safetensors", held)
+        settings = {"tp": tp, "pp": pp, "dtype": str(chosen), "quantization": quantization}
+        lineage("checkpoints.hf_to_trtllm", {"source": source}, **settings).write(folder)
+    return Path(dst)
+
+
+def commands(dst: str | Path, tokenizer: str | Path) -> list[str]:
+    """What to run where TensorRT-LLM is installed: build the engine, then serve it."""
+    described = json.loads((Path(dst) / "config.json").read_text())
+    layout, dtype = described["mapping"], described["dtype"]
+    engine = f"{Path(dst)}-engine"
+    plugin = f"--gemm_plugin {dtype}" + (" --workers 8" if layout["world_size"] >= 8 else "")
+    sizes = f"--max_seq_len {min(described['max_position_embeddings'], 32768)} --max_batch_size 16"
+    return [
+        f"trtllm-build --checkpoint_dir {dst} --output_dir {engine} {plugin} {sizes}",
+        f"trtllm-serve {engine} --backend trt --tokenizer {tokenizer} "
+        f"--tp_size {layout['tp_size']} --pp_size {layout['pp_size']}",
+    ]
+
+
+def _check_layout(config: ModelConfig, tp: int, pp: int) -> None:
+    heads, groups, inner = config.num_attention_heads, config.num_key_value_heads, config.intermediate_size
+    if tp < 1 or pp < 1:
+        raise UserError(f"tp = {tp}, pp = {pp}", remedy="both are at least 1")
+    for problem, divides in (
+        (f"{heads} attention heads are not divisible by tp = {tp}", heads % tp == 0),
+        (f"{groups} KV heads and tp = {tp} do not divide", max(groups, tp) % min(groups, tp) == 0),
+        (f"intermediate_size {inner} is not divisible by tp = {tp}", inner % tp == 0),
+        (f"{config.num_hidden_layers} layers are not divisible by pp = {pp}", config.num_hidden_layers % pp == 0),
+    ):
+        if not divides:
+            raise UserError(problem, remedy="choose another --tp or --pp")
+
+
+def _rank(
+    tensors: Mapping[str, LazyTensor], config: ModelConfig, tp: int, pp: int, rank: int, stage: int
+) -> dict[str, LazyTensor]:
+    """The tensors of one rank."""
+    held: dict[str, LazyTensor] = {}
+    if stage == 0:
+        held["transformer.vocab_embedding.weight"] = tensors["model.embed_tokens.weight"]
+    count = config.num_hidden_layers // pp
+    for number in range(count):
+        hf, ours = f"model.layers.{stage * count + number}.", f"transformer.layers.{number}."
+        for suffix in ("weight", "bias") if config.qkv_bias else ("weight",):
+            q, k, v = (tensors[f"{hf}self_attn.{name}_proj.{suffix}"] for name in "qkv")
+            q, k, v = _part(q, tp, rank), _kv_heads(k, config, tp, rank), _kv_heads(v, config, tp, rank)
+            held[f"{ours}attention.qkv.{suffix}"] = Rows([q, k, v])
+        for name in "qk" if config.qk_norm else "":
+            held[f"{ours}attention.{name}_layernorm.weight"] = tensors[f"{hf}self_attn.{name}_norm.weight"]
+        held[f"{ours}input_layernorm.weight"] = tensors[f"{hf}input_layernorm.weight"]
+        held[f"{ours}post_layernorm.weight"] = tensors[f"{hf}post_attention_layernorm.weight"]
+        held[f"{ours}attention.dense.weight"] = _columns(tensors[f"{hf}self_attn.o_proj.weight"], tp, rank)
+        held[f"{ours}mlp.fc.weight"] = _part(tensors[f"{hf}mlp.gate_proj.weight"], tp, rank)
+        held[f"{ours}mlp.gate.weight"] = _part(tensors[f"{hf}mlp.up_proj.weight"], tp, rank)
+        held[f"{ours}mlp.proj.weight"] = _columns(tensors[f"{hf}mlp.down_proj.weight"], tp, rank)
+    if stage == pp - 1:
+        held["transformer.ln_f.weight"] = tensors["model.norm.weight"]
+        head = tensors["model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"]
+        missing = -head.shape[0] % tp
+        if missing:
+            head = Rows([head, Held(torch.zeros((missing, head.shape[1]), dtype=head.dtype))])
+        held["lm_head.weight"] = _part(head, tp, rank)
+    return held
+
+
+def _part(tensor: LazyTensor, tp: int, rank: int) -> LazyTensor:
+    size = tensor.shape[0] // tp
+    return rows(tensor, rank * size, (rank + 1) * size)
+
+
+def _kv_heads(tensor: LazyTensor, config: ModelConfig, tp: int, rank: int) -> LazyTensor:
+    if config.num_key_value_heads >= tp:
+        return _part(tensor, tp, rank)
+    head = rank * config.num_key_value_heads // tp
+    return rows(tensor, head * config.head_dim, (head + 1) * config.head_dim)
+
+
+def _columns(tensor: LazyTensor, tp: int, rank: int) -> LazyTensor:
+    size = tensor.shape[1] // tp
+    return columns(tensor, rank * size, (rank + 1) * size) if tp > 1 else tensor
+
+
+def _shape_only(tensors: Mapping[str, LazyTensor], name: str) -> torch.Tensor:
+    return torch.empty(tensors[name].shape, device="meta")
+
+
+def _config(config: ModelConfig, tp: int, pp: int, dtype: str, algorithm: str | None) -> dict[str, Any]:
+    """config.json as TensorRT-LLM's QWenConfig reads it."""
+    return {
+        "architecture": ARCHITECTURES[config.model_type],
+        "qwen_type": config.model_type,
+        "dtype": dtype,
+        "logits_dtype": "float32",
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_size": config.head_dim,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "position_embedding_type": "rope_gpt_neox",
+        "rotary_base": config.rope_theta,
+        "rotary_scaling": None,
+        "hidden_act": "silu",
+        "norm_epsilon": config.rms_norm_eps,
+        "attn_bias": config.qkv_bias,
+        "mlp_bias": False,
+        "qk_layernorm": config.qk_norm,
+        "use_parallel_embedding": False,
+        "embedding_sharding_dim": 0,
+        "tie_word_embeddings": False,  # the file holds lm_head in any case
+        "use_logn_attn": False,
+        "disable_weight_only_quant_plugin": False,
+        "moe_intermediate_size": 0,
+        "moe_shared_expert_intermediate_size": 0,
+        "num_labels": 1,
+        "mapping": {"world_size": tp * pp, "tp_size": tp, "pp_size": pp, "gpus_per_node": 8},
+        "quantization": {"quant_algo": algorithm, "kv_cache_quant_algo": None, "exclude_modules": None},
+    }
