@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from nemo_openmath.checkpoints import classic, names, torch_dist_files
-from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_checkpoint
+from nemo_openmath.checkpoints.checkpoint import lineage, open_checkpoint
 from nemo_openmath.checkpoints.folders import building, changed_config, copy_model_files, main_dtype, write_hf
 from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.safetensors_files import SHARD_BYTES
@@ -125,6 +125,3 @@ def _extra_states(config: ModelConfig) -> dict[str, None]:
 
 def _as(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None) -> dict[str, LazyTensor]:
     return {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in tensors.items()}
-
-
-__all__ = ["Checkpoint", "hf_to_megatron", "megatron_to_hf", "write_megatron"]

@@ -6,7 +6,7 @@ memory used is a few pieces, whatever the size of the model:
 
     Region   elements of a file                        Rows    tensors stacked along the first axis
     Window   consecutive elements of another tensor    Grid    a tensor cut into blocks (sharded checkpoints)
-    Mapped   a function of tensors, element by element Whole   a function that needs whole tensors
+    Mapped   a function of tensors, element by element Held    a tensor in memory
 
 Reading is in row-major order; results are 1-D and may be views, so a reader does not write into them.
 """
@@ -200,23 +200,6 @@ class Mapped(LazyTensor):
 
     def read(self, start: int, stop: int) -> Tensor:
         return self.function([part.read(start, stop) for part in self.parts])
-
-
-class Whole(LazyTensor):
-    """``function()`` gives the whole tensor; it is called when the first element is read, and its result kept until the
-    last one was."""
-
-    def __init__(self, function: Callable[[], Tensor], dtype: torch.dtype, shape: Sequence[int]):
-        self.function, self.dtype, self.shape = function, dtype, tuple(shape)
-        self._kept: Tensor | None = None
-
-    def read(self, start: int, stop: int) -> Tensor:
-        if self._kept is None:
-            self._kept = self.function().contiguous().view(-1)
-        found = self._kept[start:stop]
-        if stop == self.numel:
-            self._kept = None
-        return found
 
 
 _HASHING = ThreadPoolExecutor(2, "checkpoint-hash")

@@ -54,6 +54,9 @@ class Opaque:
     def __init__(self, *_: Any, **__: Any):
         pass
 
+    def __call__(self, *_: Any, **__: Any) -> Opaque:
+        return self
+
     def __setstate__(self, state: Any) -> None:
         pass
 
