@@ -86,7 +86,8 @@ class Ours:
         self.stepper = Stepper(models, self.optimizer.chunks, model, config)
 
     def step(self, batch: list[Pack]) -> float:
-        return update(self.stepper, self.optimizer, batch, 1e-5, lambda _loss, _norm: None)[0]
+        settings = {"check": lambda _loss, _norm: None, "stopping": lambda: False}
+        return update(self.stepper, self.optimizer, batch, 1e-5, **settings)[0]
 
 
 class Transformers:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies.torch import (
@@ -64,13 +65,16 @@ class CheckpointStore:
         state, common = self._state(models, optimizer), {"step": step, "updates": optimizer.updates, **facts}
         common["random_state"] = torch.get_rng_state()
         sharded, _ = save_preprocess(state, validate_access_integrity=False)
+        if self._pool is not None:
+            for entry in nested_values(sharded):
+                if isinstance(entry, ShardedTensor) and entry.data is not None:
+                    entry.data = entry.data.detach().to("cpu", copy=True)
         sharded, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
         tensors = mcore_to_pyt_state_dict(sharded, False)
         if self._pool is None:
             self._write(tensors, common, step, partial)
         else:
-            copies = {key: _on_host(value) for key, value in tensors.items()}
-            self._pending = self._pool.submit(self._write, copies, common, step, partial)
+            self._pending = self._pool.submit(self._write, tensors, common, step, partial)
 
     def wait(self) -> None:
         """Until the save under way, if any, is on disk; raises what it raised."""
@@ -195,15 +199,6 @@ def _like(
     if isinstance(entry, ShardedTensorFactory):
         return replace(entry, key=key, data=tensor)
     return replace(entry, key=key, data=tensor, dtype=tensor.dtype)
-
-
-def _on_host(value: Any) -> Any:
-    """A copy in host memory of what one key of a distributed checkpoint's state dict holds."""
-    if hasattr(value, "local_shards"):
-        for shard in value.local_shards():
-            shard.tensor = shard.tensor.detach().to("cpu", copy=True)
-        return value
-    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
 
 
 def _writer_of(path: Path) -> int:

@@ -23,7 +23,7 @@ class Checkpoints:
     average_k: int = 0  # save k equally spaced steps, the last step among them
     steps: tuple[int, ...] = ()
     epochs: tuple[float, ...] = ()  # may be fractions of an epoch
-    asynchronous: bool = True  # on GPU: write from a copy in host memory while training goes on
+    asynchronous: bool | None = None  # write from a copy in host memory while training goes on; None: on GPU
 
     def lasting(self, num_steps: int, steps_per_epoch: float) -> tuple[int, ...]:
         """Steps (counted after the update, 1..num_steps) whose checkpoints are never removed."""

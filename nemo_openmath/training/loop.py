@@ -111,14 +111,16 @@ class _Run:
             batch = self.source.batch(step)
             lr = learning_rate(step, count, config)
             read = time.perf_counter()
-            loss, norm, facts = update(self.stepper, self.optimizer, batch, lr, guard.for_batch(step, batch))
+            check = guard.for_batch(step, batch)
+            loss, norm, facts, stop = update(
+                *(self.stepper, self.optimizer, batch, lr), check=check, stopping=self.stopped
+            )
             done = step + 1
             computed = time.perf_counter()
             record: dict[str, Any] = {"step": done, "loss": loss, "grad_norm": norm, "lr": lr, **_counts(facts)}
             if self.validation is not None and _due(done, count, config.validation.every):
                 record["validation_loss"] = self.validate()
             evaluated = time.perf_counter()
-            stop = self._agree(self.stopped())
             if stop or done in self.store.lasting or _due(done, 0, config.checkpoints.every):
                 self._save(done)
                 saved = done
@@ -149,7 +151,7 @@ class _Run:
         with torch.no_grad():
             for step in range(self.validation.num_steps):
                 part, facts = self.stepper.run(self.validation.batch(step), train=False)
-                total += total_loss(part) * facts.trained_tokens
+                total += total_loss(part)[0] * facts.trained_tokens
                 tokens += facts.trained_tokens
         for model in self.models:
             model.train()
@@ -159,12 +161,6 @@ class _Run:
         layout = {"world_size": dist.get_world_size(), **asdict(self.config.parallel)}
         facts = {"fingerprint": self.source.fingerprint, "num_steps": self.source.num_steps, "layout": layout}
         self.store.save(step, self.models, self.optimizer, facts)
-
-    def _agree(self, stop: bool) -> bool:
-        """Whether any rank was asked to stop: signals reach ranks at different times."""
-        flag = torch.tensor(float(stop), device=self.stepper.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
 
     def _peak(self, facts: BatchFacts) -> float | None:
         """Model FLOPs of the step over the devices' peak FLOP/s: the seconds it would take at 100%."""
@@ -198,7 +194,7 @@ def _store(
         own_files,
         lasting=settings.lasting(source.num_steps, per_epoch),
         keep_last=settings.keep_last,
-        asynchronous=settings.asynchronous and torch.cuda.is_available(),
+        asynchronous=torch.cuda.is_available() if settings.asynchronous is None else settings.asynchronous,
     )
 
 

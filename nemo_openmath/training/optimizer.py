@@ -42,8 +42,7 @@ class Optimizer:
         ddp = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
             use_distributed_optimizer=config.distributed_optimizer,
-            overlap_grad_reduce=torch.cuda.is_available() and config.parallel.pp == 1,
-            overlap_param_gather=torch.cuda.is_available() and config.distributed_optimizer and config.parallel.pp == 1,
+            overlap_grad_reduce=config.parallel.pp == 1,
         )
         chunks = [
             DistributedDataParallel(model.config, ddp, model, disable_bucketing=number > 0)

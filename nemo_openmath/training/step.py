@@ -55,6 +55,10 @@ class Stepper:
         self.ranks = parallel_state.get_data_parallel_world_size()
         self.rank = parallel_state.get_data_parallel_rank()
         self._schedule: Callable[..., list[Tensor]] = get_forward_backward_func()
+        if chunks[
+            0
+        ].ddp_config.overlap_grad_reduce:  # gradients travel during the last micro-batch's backward pass alone
+            self.models[0].config.no_sync_func = chunks[0].no_sync
         # The loss is divided already: no scaling by token counts, hence no further messages.
         self.models[0].config.finalize_model_grads_func = lambda chunks, _tokens, **rest: finalize_model_grads(
             chunks, **rest
@@ -117,24 +121,34 @@ class Stepper:
 _NO_COUNT = torch.zeros((), dtype=torch.int)
 
 
-def total_loss(part: Tensor) -> float:
-    """The mean loss of a batch on every rank, from the parts of :meth:`Stepper.run`."""
-    total = part.double()
+def total_loss(part: Tensor, flag: bool = False) -> tuple[float, bool]:
+    """The mean loss of a batch from the parts of :meth:`Stepper.run`, and whether any rank raised its flag; the same on
+    every rank, in one message."""
     if parallel_state.get_tensor_model_parallel_rank() > 0:  # tensor-parallel ranks hold the same part
-        total = torch.zeros_like(total)
-    dist.all_reduce(total)
-    return float(total)
+        part = torch.zeros_like(part)
+    both = torch.stack([part.double(), torch.full_like(part, float(flag), dtype=torch.float64)])
+    dist.all_reduce(both)
+    loss, flags = both.tolist()
+    return loss, flags > 0
 
 
 def update(
-    stepper: Stepper, optimizer: Optimizer, batch: Sequence[Pack], lr: float, check: Callable[[float, float], None]
-) -> tuple[float, float, BatchFacts]:
-    """One optimizer step with learning rate ``lr``: (loss, gradient norm, facts). ``check(loss, norm)`` may raise
-    before the weights change."""
+    stepper: Stepper,
+    optimizer: Optimizer,
+    batch: Sequence[Pack],
+    lr: float,
+    *,
+    check: Callable[[float, float], None],
+    stopping: Callable[[], bool],
+) -> tuple[float, float, BatchFacts, bool]:
+    """One optimizer step with learning rate ``lr``: (loss, gradient norm, facts, whether any rank is ``stopping``).
+
+    ``check(loss, norm)`` may raise before the weights change.
+    """
     optimizer.zero_grad()
     part, facts = stepper.run(batch)
     norm = optimizer.gradient_norm()
-    loss = total_loss(part)
+    loss, stop = total_loss(part, stopping())
     check(loss, norm)
     optimizer.step(norm, lr)
-    return loss, norm, facts
+    return loss, norm, facts, stop

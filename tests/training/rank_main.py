@@ -54,7 +54,7 @@ def gradients(case: dict[str, Any], config: TrainingConfig) -> None:
         part, _ = Stepper(models, optimizer.chunks, model, config).run(
             RandomPacks(1, shift_masks=case.get("shift_masks", 0)).batch(0)
         )
-        norm, loss = optimizer.gradient_norm(), total_loss(part)
+        norm, loss = optimizer.gradient_norm(), total_loss(part)[0]
         mine = {
             (name, parallel_state.get_tensor_model_parallel_rank()): (entry, gradient)
             for name, entry, gradient in full_gradients(optimizer, models, model)
@@ -128,7 +128,7 @@ def leaks(case: dict[str, Any], config: TrainingConfig) -> None:
 
         def loss(packs: list[Pack]) -> float:
             with torch.no_grad():
-                return total_loss(stepper.run([concatenate(packs)], train=False)[0])
+                return total_loss(stepper.run([concatenate(packs)], train=False)[0])[0]
 
         def silent(pack: Pack, change: int) -> Pack:
             return replace(pack, tokens=(pack.tokens + change) % model.vocab_size, trained=np.zeros_like(pack.trained))

@@ -85,7 +85,8 @@ def _pairs(root: Path) -> list[dict[str, Any]]:
         },
     ]
     for name in RESUMED_AT:
-        config = {**SETTINGS, **LAYOUTS[name][1]}
+        asynchronous = {"every": 2, "asynchronous": name == "DP2"}
+        config = {**SETTINGS, **LAYOUTS[name][1], "checkpoints": asynchronous}
         cases.append(
             {**base, "output": str(root / f"resumed {name}"), "config": config, "start": str(root / "stopped")}
         )

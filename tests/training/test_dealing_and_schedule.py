@@ -1,0 +1,97 @@
+"""Dealing loses no sample and changes none; the learning rate's corners; which checkpoints last."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemo_openmath.models.layout import Parallel
+from nemo_openmath.models.packed import zigzag
+from nemo_openmath.sft.pack_types import Pack
+from nemo_openmath.training.config import Checkpoints, TrainingConfig
+from nemo_openmath.training.dealing import deal, samples_of
+from nemo_openmath.training.schedule import learning_rate
+
+batches = st.lists(st.lists(st.integers(1, 70), min_size=1, max_size=6), min_size=1, max_size=6)
+layouts = st.sampled_from(
+    [
+        Parallel(),
+        Parallel(cp=2),
+        Parallel(tp=2, sequence_parallel=True),
+        Parallel(tp=4, cp=2, sequence_parallel=True),
+        Parallel(pp=2, vpp=2),
+        Parallel(pp=3, cp=4),
+    ]
+)
+
+
+def _pack(number: int, lengths: list[int]) -> Pack:
+    cu = np.cumsum([0, *lengths]).astype(np.int32)
+    random = np.random.default_rng(number)
+    tokens, labels = (random.integers(1, 1000, cu[-1]).astype(np.int32) for _ in range(2))
+    return Pack(tokens, labels, random.random(cu[-1]) < 0.7, cu, tuple(f"{number}/{i}" for i in range(len(lengths))))
+
+
+@settings(max_examples=200, deadline=None)
+@given(batches, st.integers(1, 5), layouts)
+def test_every_sample_is_dealt_once_and_unchanged(batch: list[list[int]], ranks: int, parallel: Parallel) -> None:
+    packs = [_pack(i, lengths) for i, lengths in enumerate(batch)]
+    shares = deal(packs, ranks, parallel)
+    assert len(shares) == ranks
+    assert len({len(share) for share in shares}) == 1
+    assert parallel.vpp == 1 or len(shares[0]) % parallel.pp == 0
+    if parallel.pp > 1:
+        assert len({len(pack.tokens) for share in shares for pack in share}) == 1
+    dealt = {}
+    for share in shares:
+        for pack in share:
+            assert len(pack.tokens) % parallel.pack_multiple == 0
+            assert all(n % parallel.sample_multiple == 0 for n in np.diff(pack.cu_seqlens))
+            for sample in samples_of(pack):
+                if sample.sample_ids == ("",):
+                    assert not sample.trained.any()
+                else:
+                    assert sample.sample_ids not in dealt
+                    dealt[sample.sample_ids] = sample
+    for pack in packs:
+        for sample in samples_of(pack):
+            got, n = dealt.pop(sample.sample_ids), len(sample.tokens)
+            for field in ("tokens", "labels", "trained"):
+                assert np.array_equal(getattr(got, field)[:n], getattr(sample, field))
+            assert not got.trained[n:].any()
+    assert not dealt
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 4))
+def test_zigzag_shares_every_sample_evenly(chunks: list[int], cp: int) -> None:
+    cu = [0, *np.cumsum([2 * cp * n for n in chunks]).tolist()]
+    held = [zigzag(cu, cp, rank) for rank in range(cp)]
+    assert sorted(np.concatenate(held).tolist()) == list(range(cu[-1]))
+    for a, b in pairwise(cu):  # causal cost: a token costs its position
+        costs = {int((h[(h >= a) & (h < b)] - a).sum()) for h in held}
+        assert len(costs) == 1
+
+
+def test_learning_rate() -> None:
+    config = TrainingConfig(lr=3e-4, warmup=0.1)
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[0] == pytest.approx(3e-5)
+    assert max(rates) == rates[9] == pytest.approx(3e-4)
+    assert rates[-1] == pytest.approx(3e-7)  # a thousandth, at the last update
+    assert all(b < a for a, b in pairwise(rates[9:]))
+    middle = 3e-7 + (3e-4 - 3e-7) * 0.5 * (1 + math.cos(math.pi * 45 / 90))
+    assert rates[54] == pytest.approx(middle)
+    constant = TrainingConfig(lr=1e-5, schedule="constant", warmup=0.0)
+    assert {learning_rate(step, 400, constant) for step in range(400)} == {1e-5}
+
+
+def test_lasting_checkpoints() -> None:
+    """The recipe: 4 equally spaced of 30000; figure 4: 0.75, 1.5, 3 and 6 epochs."""
+    assert Checkpoints(average_k=4).lasting(30000, 5000.0) == (7500, 15000, 22500, 30000)
+    assert Checkpoints(epochs=(0.75, 1.5, 3, 6)).lasting(30000, 5000.0) == (3750, 7500, 15000, 30000)
+    assert Checkpoints(steps=(400, 900)).lasting(500, 1.0) == (400, 500)
