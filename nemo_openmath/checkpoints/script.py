@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
-from nemo_openmath.errors import OpenMathError
+from nemo_openmath.errors import OpenMathError, UserError
 
 N = TypeVar("N", int, float)
 
@@ -32,3 +34,25 @@ def numbers(kind: type[N]) -> Callable[[str], list[N]]:
 
     parse.__name__ = f"{kind.__name__},{kind.__name__},..."
     return parse
+
+
+def texts(path: str | Path, count: int) -> list[str]:
+    """The first ``count`` texts of a file: lines, or of JSON lines the strings in them, joined."""
+    found: list[str] = []
+    try:
+        with Path(path).open() as file:
+            for number, line in enumerate(file, 1):
+                if len(found) < count and line.strip():
+                    found.append(_text(line, number, path) if str(path).endswith(".jsonl") else line.strip())
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", file=path, remedy="give a file of texts") from None
+    return found
+
+
+def _text(line: str, number: int, path: str | Path) -> str:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"not JSON ({error})", file=path, row=number, remedy="give one JSON value a line") from None
+    values = value.values() if isinstance(value, dict) else [value]
+    return "\n".join(part for part in values if isinstance(part, str))

@@ -1,0 +1,126 @@
+"""Quantized exports against hand-computed values and against the model they come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoModelForCausalLM
+
+from nemo_openmath.checkpoints.quantize import QUANT_CONFIG, dequantized, quantize
+from nemo_openmath.checkpoints.script import texts
+from nemo_openmath.errors import UserError
+
+from . import models
+
+TEXTS = ["w3 w5 w7 w9", "w1 w1 w2 w100"]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = models.make(tmp_path / "hf", models.UNTIED)
+    tokenizer = Tokenizer(WordLevel({f"w{n}": n for n in range(107)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    return folder
+
+
+def logits_of(weights: dict[str, torch.Tensor], source: Path) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    model.load_state_dict(weights)
+    with torch.no_grad():
+        return model(models.tokens()).logits
+
+
+def test_int8_by_hand(tmp_path: Path, source: Path) -> None:
+    tensors = load_file(source / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors[name][0] = torch.linspace(-1.27, 1.27, 80)
+    tensors[name][1] = 0.0
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    made = load_file(quantize(source, tmp_path / "q", format="int8") / "model.safetensors")
+    assert made[name].dtype == torch.int8
+    assert made[f"{name}_scale"][:2].tolist() == pytest.approx([0.01, 1.0])
+    assert (
+        made[name][0].tolist()
+        == (torch.linspace(-1.27, 1.27, 80) / (tensors[name][0].abs().max() / 127)).round().tolist()
+    )
+    assert not made[name][1].any()
+    assert set(made) == set(tensors) | {f"{n}_scale" for n in tensors if n.endswith("proj.weight")}
+    assert made["lm_head.weight"].dtype == torch.float32
+
+
+def test_int8_keeps_the_model(tmp_path: Path, source: Path) -> None:
+    made = quantize(source, tmp_path / "q", format="int8")
+    original = load_file(source / "model.safetensors")
+    fake = dict(original)
+    for name, tensor in original.items():
+        if name.endswith("proj.weight"):
+            scale = tensor.abs().amax(1, keepdim=True) / 127
+            fake[name] = (tensor / scale).round() * scale
+    ours = {name: tensor.full() for name, tensor in dequantized(made).items()}
+    torch.testing.assert_close(logits_of(ours, source), logits_of(fake, source), rtol=0, atol=1e-5)
+    drift = (logits_of(ours, source) - models.logits(source)).norm() / models.logits(source).norm()
+    assert 1e-4 < drift < 0.05
+    written = json.loads((made / QUANT_CONFIG).read_text())
+    assert written["quantization"] == {
+        "quant_algo": "W8A16",
+        "kv_cache_quant_algo": None,
+        "exclude_modules": ["lm_head"],
+    }
+    assert json.loads((made / "config.json").read_text())["quantization_config"]["quant_method"] == "modelopt"
+
+
+def test_fp8_shares_the_scales_of_fused_layers(tmp_path: Path, source: Path) -> None:
+    made = quantize(source, tmp_path / "q", format="fp8", calibration=TEXTS)
+    tensors, original = load_file(made / "model.safetensors"), load_file(source / "model.safetensors")
+    q, k, v = (f"model.layers.2.self_attn.{x}_proj." for x in "qkv")
+    assert tensors[q + "weight"].dtype == torch.float8_e4m3fn
+    largest = max(original[x + "weight"].abs().max().item() for x in (q, k, v))
+    for part in (q, k, v):
+        assert tensors[part + "weight_scale"].item() == pytest.approx(largest / 448)
+        assert tensors[part + "input_scale"].item() == tensors[q + "input_scale"].item()
+    expected = (original[k + "weight"] / tensors[k + "weight_scale"]).to(torch.float8_e4m3fn)
+    assert torch.equal(tensors[k + "weight"].view(torch.uint8), expected.view(torch.uint8))
+    ours = {name: tensor.full() for name, tensor in dequantized(made).items()}
+    for name, tensor in original.items():
+        error = (ours[name] - tensor).abs()
+        if name.endswith("proj.weight"):  # three bits of mantissa; below 2**-6 steps, the smallest, of 2**-9
+            assert (error <= tensor.abs() / 16 + tensors[f"{name}_scale"] * 2.0**-10).all(), name
+        else:
+            assert not error.any()
+    drift = (logits_of(ours, source) - models.logits(source)).norm() / models.logits(source).norm()
+    assert 1e-3 < drift < 0.3  # of random weights; a scale that is lost or swapped gives more than 1
+
+
+def test_fp8_input_scale_is_the_largest_input(tmp_path: Path, source: Path) -> None:
+    made = load_file(quantize(source, tmp_path / "q", format="fp8", calibration=TEXTS) / "model.safetensors")
+    weights = load_file(source / "model.safetensors")
+    ids = sorted({int(word[1:]) for text in TEXTS for word in text.split()})
+    x = weights["model.embed_tokens.weight"][ids]
+    x = torch.nn.functional.rms_norm(x, (48,), weights["model.layers.0.input_layernorm.weight"], 1e-6)
+    expected = x.abs().max().item() / 448
+    assert made["model.layers.0.self_attn.q_proj.input_scale"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_calibration_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n\ntwo\nthree\n")
+    assert texts(tmp_path / "a.txt", 2) == ["one", "two"]
+    (tmp_path / "a.jsonl").write_text('{"problem": "p", "n": 3, "solution": "s"}\n"plain"\n{\n')
+    with pytest.raises(UserError, match=r"a\.jsonl:3: not JSON"):
+        texts(tmp_path / "a.jsonl", 9)
+    assert texts(tmp_path / "a.jsonl", 2) == ["p\ns", "plain"]
+
+
+def test_refusals(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(UserError, match="fp8 scales activations; give calibration texts"):
+        quantize(source, tmp_path / "q", format="fp8")
+    with pytest.raises(UserError, match="format 'int3'; use one of fp8, int8"):
+        quantize(source, tmp_path / "q", format="int3")  # type: ignore[arg-type]
