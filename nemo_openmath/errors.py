@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -35,7 +36,10 @@ class UserError(OpenMathError):
     def __init__(self, problem: str, *, file: str | Path | None = None, row: int | None = None, remedy: str = ""):
         where = "" if file is None else f"{file}:{row}: " if row is not None else f"{file}: "
         super().__init__(f"{where}{problem}" + (f"; {remedy}" if remedy else ""))
-        self.file, self.row, self.remedy = file, row, remedy
+        self.file, self.row, self.remedy, self.problem = file, row, remedy, problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _user_error, (self.problem, self.file, self.row, self.remedy)
 
 
 class Incomplete(OpenMathError):
@@ -55,7 +59,10 @@ class DamagedFile(OpenMathError):
 
     def __init__(self, file: str | Path, problem: str, remedy: str = "delete it and run the stage again"):
         super().__init__(f"{file}: {problem}; {remedy}")
-        self.file = file
+        self.file, self.problem, self.remedy = file, problem, remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:  # worker processes hand it to their parent
+        return type(self), (self.file, self.problem, self.remedy)
 
 
 class MissingExtra(UserError):
@@ -63,3 +70,12 @@ class MissingExtra(UserError):
 
     def __init__(self, package: str, extra: str, purpose: str):
         super().__init__(f"{purpose} needs {package}", remedy=f"pip install 'nemo-openmath[{extra}]'")
+        self.package, self.extra, self.purpose = package, extra, purpose
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.package, self.extra, self.purpose)
+
+
+def _user_error(problem: str, file: Path | None, row: int | None, remedy: str) -> UserError:
+    """Rebuild a pickled UserError: its arguments are keywords."""
+    return UserError(problem, file=file, row=row, remedy=remedy)

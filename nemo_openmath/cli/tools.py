@@ -39,6 +39,16 @@ def add(groups: Any) -> None:
     serve.add_argument("--log", type=Path, help="the server's own output")
     serve.add_argument("arguments", nargs="*", help="for the server itself; write them behind --")
 
+    data = groups.add_parser("data", help="look at packed data", description="Packed training data.")
+    stats = verb(
+        data.add_subparsers(title="verbs", metavar="VERB", required=True),
+        "stats",
+        "lengths by subset, fill, trained share, cost balance; one pack token by token",
+        _stats,
+    )
+    stats.add_argument("packs", type=Path, metavar="DIR", help="folder of a sft.pack stage")
+    stats.add_argument("--tokenizer", type=Path, metavar="MODEL", help="also show a pack, with this model's tokenizer")
+
     sandbox = groups.add_parser("sandbox", help="run a model's Python", description="Isolated Python sessions.")
     verbs = sandbox.add_subparsers(title="verbs", metavar="VERB", required=True)
     run = verb(verbs, "exec", "run one program and print the result as a JSON object", _exec)
@@ -52,6 +62,21 @@ def _sft(options: argparse.Namespace) -> None:
     from nemo_openmath.training.launch_local import run_local
 
     run_local(options.processes, options.job, overrides=options.overrides, threads=options.threads)
+
+
+def _stats(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from nemo_openmath.sft.data_module import PackedData
+    from nemo_openmath.sft.pack_plan import PackPlan
+    from nemo_openmath.sft.stats import measure, show_pack, show_stats
+    from nemo_openmath.transcripts import ChatTokenizer
+
+    console = Console()
+    console.print(show_stats(measure(PackPlan(options.packs))))
+    if options.tokenizer is not None:
+        data = PackedData.open(options.packs, batch_samples=1, epochs=1)
+        console.print(show_pack(data.batch(0)[0], ChatTokenizer.load(options.tokenizer)), soft_wrap=True)
 
 
 def _grade(options: argparse.Namespace) -> None:

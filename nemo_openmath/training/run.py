@@ -39,6 +39,7 @@ def run_job(job: Job) -> None:
         steps=data.steps,
         seed=data.seed,
         pad_multiple=1,  # the trainer pads for the layout itself, so that the folder need not know it
+        tokenizer=_tokenizer(job.model),
     )
     held_out = None
     if data.validation is not None:
@@ -53,6 +54,15 @@ def run_job(job: Job) -> None:
         changes=changes,
         say=lambda line: print(line, flush=True),
     )
+
+
+def _tokenizer(model: Path) -> str | None:
+    """Fingerprint of the model's tokenizer: token files made with another are refused. None where it has none."""
+    from nemo_openmath.models.torch_dist import MODEL, STATE
+    from nemo_openmath.transcripts import ChatTokenizer
+
+    folder = model / MODEL if (model / STATE).is_dir() else model
+    return ChatTokenizer.load(folder).fingerprint if (folder / "tokenizer.json").is_file() else None
 
 
 def main(arguments: list[str] | None = None) -> int:
