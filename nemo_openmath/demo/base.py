@@ -39,8 +39,9 @@ class BaseConfig:
     """Sizes of the student and of its pre-training. ``first_tokens``: of text that teaches copying; ``tokens``: of
     all sorts of text, after that. Each token is seen once.
 
-    Numbers are copied from statement to program after 500 steps with these settings; with the usual initial scale
-    of 0.02 and batches of 64 they were not after 500.
+    Copying numbers from a statement into a program is learnt late and suddenly: with these settings digits were
+    right 49% of the time at step 800, 94% at step 1400 and 99% at the end. With the usual initial scale of 0.02 and
+    batches of 64 documents there was no sign of it after 500 steps.
     """
 
     first_tokens: int = 800_000
