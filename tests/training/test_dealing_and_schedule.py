@@ -37,7 +37,7 @@ def _pack(number: int, lengths: list[int]) -> Pack:
     return Pack(tokens, labels, random.random(cu[-1]) < 0.7, cu, tuple(f"{number}/{i}" for i in range(len(lengths))))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(batches, st.integers(1, 5), layouts)
 def test_every_sample_is_dealt_once_and_unchanged(batch: list[list[int]], ranks: int, parallel: Parallel) -> None:
     packs = [_pack(i, lengths) for i, lengths in enumerate(batch)]
