@@ -112,12 +112,13 @@ def summarize(solution: str, rng: random.Random, config: TeacherConfig) -> str:
 
 
 def genselect(item: Item | None, solutions: str, count: int, rng: random.Random, config: TeacherConfig) -> str:
-    """List the candidates' answers and choose a right one, where there is one and no error strikes."""
+    """List the candidates' answers and choose the first right one, where there is one and no error strikes."""
     answers = _answers(solutions, count)
     right = [i for i, answer in enumerate(answers) if item is not None and answer == item.answer]
     chosen = rng.choice(right) if right and rng.random() >= config.genselect_error else rng.randrange(len(answers))
-    listed = ", ".join(answer or "none" for answer in answers)
-    return f"{THINK_START}Answers: {listed}. I trust {answers[chosen] or 'none'}.\n{THINK_END}Judgment: {chosen}"
+    chosen = answers.index(answers[chosen])  # of equal answers the first: a choice that can be learnt
+    listed = " ".join(f"{i}: {answer or 'none'}." for i, answer in enumerate(answers))
+    return f"{THINK_START}Answers: {listed} I trust {chosen}.\n{THINK_END}Judgment: {chosen}"
 
 
 def _answers(solutions: str, count: int) -> list[str | None]:

@@ -80,8 +80,8 @@ class Sft(Stage[SftConfig]):
         return step_folder(context.output / "checkpoints", steps).is_dir()
 
     def digest(self, output: Path) -> str:
-        """Of the checkpoints: what was trained, not how long it took."""
-        return digest_tree(output / "checkpoints")
+        """Of the checkpoints' tensors: not how long it took, nor torch's index of files, which names this folder."""
+        return digest_tree(output / "checkpoints", ignore=("manifest.json", ".metadata"))
 
     def _job(self, context: StageContext) -> dict[str, object]:
         config = self.config
