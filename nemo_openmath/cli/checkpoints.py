@@ -1,4 +1,4 @@
-"""``openmath convert|average|merge|inspect``."""
+"""``openmath convert|quantize|average|merge|inspect``."""
 
 from __future__ import annotations
 
@@ -29,6 +29,23 @@ def add(groups: Any) -> None:
     to_hf.add_argument(
         "--model-files", type=Path, help="folder with config.json and tokenizer, if not in the checkpoint"
     )
+
+    to_trtllm = verb(
+        directions, "hf-to-trtllm", "Hugging Face or Megatron -> TensorRT-LLM checkpoint (0.18-1.2)", _to_trtllm
+    )
+    to_trtllm.add_argument("source", type=Path, metavar="SRC")
+    to_trtllm.add_argument("target", type=Path, metavar="DST")
+    to_trtllm.add_argument("--tp", type=int, default=1)
+    to_trtllm.add_argument("--pp", type=int, default=1)
+    to_trtllm.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: the source's")
+    to_trtllm.add_argument("--quantization", choices=("int8", "int4"), help="weight-only, done when it is loaded")
+
+    quantize = verb(groups, "quantize", "quantized Hugging Face folder, with hf_quant_config.json", _quantize)
+    quantize.add_argument("source", type=Path, metavar="SRC")
+    quantize.add_argument("target", type=Path, metavar="DST")
+    quantize.add_argument("--format", choices=("fp8", "int8"), required=True)
+    quantize.add_argument("--calibration", type=Path, help="texts for fp8: lines of a .txt, or .jsonl")
+    quantize.add_argument("--samples", type=int, default=256, help="texts to use of it")
 
     average = verb(groups, "average", "average checkpoints, in fp32, tensor by tensor", _average)
     average.add_argument("sources", nargs="+", type=Path, metavar="CHECKPOINT")
@@ -78,6 +95,31 @@ def _to_hf(options: argparse.Namespace) -> None:
         max_positions=options.max_positions,
     )
     print(done)
+
+
+def _to_trtllm(options: argparse.Namespace) -> None:
+    import torch
+
+    from nemo_openmath.checkpoints.trtllm import commands, hf_to_trtllm
+
+    done = hf_to_trtllm(
+        options.source,
+        options.target,
+        tp=options.tp,
+        pp=options.pp,
+        dtype=getattr(torch, options.dtype) if options.dtype else None,
+        quantization=options.quantization,
+    )
+    print(done)
+    print("then, where TensorRT-LLM is installed:", *commands(done, options.source), sep="\n  ")
+
+
+def _quantize(options: argparse.Namespace) -> None:
+    from nemo_openmath.checkpoints.quantize import quantize
+    from nemo_openmath.checkpoints.script import texts
+
+    calibration = texts(options.calibration, options.samples) if options.calibration else None
+    print(quantize(options.source, options.target, format=options.format, calibration=calibration))
 
 
 def _average(options: argparse.Namespace) -> None:
