@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from nemo_openmath.errors import UserError
-from nemo_openmath.launch.cluster import Cluster, Container, Resources
+from nemo_openmath.launch.cluster import Cluster, Container, Resources, Server
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _job(stage: StageFacts, after: tuple[str, ...], cluster: Cluster, teacher_na
 
 def _server(stage: StageFacts, got: Resources, cluster: Cluster, teacher_name: str | None) -> Served | None:
     """The server that the stage's job starts; None where the recipe's own engine does the work."""
-    wanted = []
+    wanted: list[tuple[Server, str, str, tuple[str, ...]]] = []
     for model in stage.models:
         if model == "teacher" and cluster.teacher is not None and teacher_name is not None:
             folder = str(cluster.teacher.model)

@@ -109,6 +109,19 @@ def test_the_signal_before_the_time_limit_reaches_the_step(rig: dict[str, str], 
     assert marks.read_text() == "saved\n"
 
 
+def test_a_preempted_job_is_queued_again(rig: dict[str, str], tmp_path: Path) -> None:
+    """A more urgent job takes the nodes: the step gets SIGTERM and saves, and completes after its second start."""
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    body = f'[ -e {saved} ] && exit 0\ntrap "touch {saved}; exit 75" TERM\ntouch {ready}\nwhile :; do sleep 0.2; done'
+    launch(rig, tmp_path, "benchmark", path=shim(tmp_path / "bin", body))
+    while not ready.exists():
+        time.sleep(0.2)
+    urgent = ["sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+    subprocess.run(urgent, env=rig, check=True, stdout=subprocess.DEVNULL)
+    assert wait(rig, tmp_path, 400) == {"benchmark": "COMPLETED"}
+    assert saved.exists()
+
+
 def test_a_cancelled_job_stays_cancelled(rig: dict[str, str], tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     launch(rig, tmp_path, "benchmark", path=shim(tmp_path / "bin", f"touch {ready}; exec sleep 300"))

@@ -1,0 +1,170 @@
+"""`openmath launch`: cluster files, jobs and their scripts, without a Slurm."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from nemo_openmath.cli.main import run
+from nemo_openmath.errors import ExitCode, UserError
+from nemo_openmath.launch import Job, StageFacts, load_cluster, plan_jobs, submit, write_scripts
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "launcher_scripts"
+
+STAGES = [
+    StageFacts("problems", "problems.read_problems", splits=True),
+    StageFacts("judged", "judging.judge", ("problems",), splits=True, models=("teacher",)),
+    StageFacts("packs", "sft.pack", ("judged",)),
+    StageFacts("train", "training.sft", ("packs",), trains=True),
+    StageFacts("model", "checkpoints.average", ("train",)),
+    StageFacts("solve", "rollout.generate", ("problems", "model"), splits=True, models=("/runs/model",)),
+]
+CLUSTER = """\
+templates: {templates}
+server: {{command: serve "$MODEL" --port "$PORT"}}
+teacher: {{command: serve "$MODEL" --port "$PORT", model: /models/teacher}}
+default: {{cpus: 2, time: "01:00:00"}}
+kinds: {{training.sft: {{nodes: 2, gpus: 4, cpus: 8}}, rollout.generate: {{array: 3, running: 2, time: "02:00:00"}}}}
+stages: {{solve: {{array: 5}}}}
+"""
+
+
+def cluster_file(folder: Path, text: str = CLUSTER) -> Path:
+    path = folder / "cluster.yaml"
+    path.write_text(text.format(templates=SCRIPTS))
+    return path
+
+
+def jobs(folder: Path, text: str = CLUSTER, finished: frozenset[str] = frozenset()) -> dict[str, Job]:
+    cluster = load_cluster(cluster_file(folder, text), [s.name for s in STAGES])
+    return {job.stage: job for job in plan_jobs(STAGES, cluster, finished=finished, teacher_name="big-model")}
+
+
+def scripts(folder: Path, text: str = CLUSTER) -> dict[str, str]:
+    cluster = load_cluster(cluster_file(folder, text), [s.name for s in STAGES])
+    planned = plan_jobs(STAGES, cluster, teacher_name="big-model")
+    write_scripts(planned, cluster, folder / "my recipe.yaml", folder / "run", ["a.b=c d"])
+    return {path.stem: path.read_text() for path in (folder / "run" / "sbatch").glob("*.sh")}
+
+
+@pytest.mark.parametrize("cluster", ["slurm-pyxis", "slurm-apptainer"])
+@pytest.mark.parametrize("recipe", ["smoke", "qwen2.5-14b", "kaggle", "data-generation"])
+def test_every_script_is_bash_and_every_stage_has_one(recipe: str, cluster: str, tmp_path: Path) -> None:
+    arguments = ["launch", str(ROOT / f"examples/{recipe}.yaml"), "--cluster", str(SCRIPTS / f"{cluster}.yaml")]
+    assert run([*arguments, "--output", str(tmp_path / "run"), "--dry-run", "seed=3"]) is ExitCode.OK
+    written = sorted((tmp_path / "run" / "sbatch").glob("*.sh"))
+    for path in written:
+        subprocess.run(["bash", "-n", str(path)], check=True)
+        assert path.name == "submit.sh" or "seed=3" in path.read_text()
+    submitted = re.findall(r"^submit (\S+)", (tmp_path / "run/sbatch/submit.sh").read_text(), re.M)
+    assert sorted(submitted) == [p.stem for p in written if p.stem != "submit"]
+
+
+def test_layers_of_resources(tmp_path: Path) -> None:
+    got = jobs(tmp_path)
+    assert (got["solve"].array, got["solve"].running, got["solve"].time, got["solve"].cpus) == (5, 2, "02:00:00", 2)
+    assert (got["train"].nodes, got["train"].gpus, got["train"].cpus, got["train"].time) == (2, 4, 8, "01:00:00")
+    assert (got["packs"].nodes, got["packs"].gpus, got["packs"].array) == (1, 0, 1)
+
+
+def test_finished_stages_are_left_out_unless_something_before_them_runs(tmp_path: Path) -> None:
+    left = jobs(tmp_path, finished=frozenset({"problems", "judged", "packs"}))
+    assert {name: job.after for name, job in left.items()} == {"train": (), "model": ("train",), "solve": ("model",)}
+    again = jobs(tmp_path, finished=frozenset({"problems", "packs", "train", "model", "solve"}))
+    assert list(again) == ["judged", "packs", "train", "model", "solve"]
+
+
+def test_jobs_serve_the_models_they_generate_with(tmp_path: Path) -> None:
+    got = jobs(tmp_path)
+    teacher, student = got["judged"].server, got["solve"].server
+    assert teacher is not None
+    assert student is not None
+    assert (teacher.model, teacher.name, teacher.overrides) == ("/models/teacher", "big-model", ("teacher.url=$url",))
+    assert (student.model, student.name) == ("/runs/model", "/runs/model")
+    assert student.overrides == ("student.kind=http", "student.urls=[$url]")
+    assert got["packs"].server is None
+
+
+def test_what_a_script_says(tmp_path: Path) -> None:
+    made = scripts(tmp_path)
+    assert "#SBATCH --array=0-4%2" in made["solve"]
+    assert '--shard "$SLURM_ARRAY_TASK_ID/5"' in made["solve"]
+    assert f"'{tmp_path}/my recipe.yaml'" in made["solve"]
+    assert "'a.b=c d'" in made["train"]
+    assert "#SBATCH --ntasks-per-node=4" in made["train"]
+    assert made["train"].index("--prepare") < made["train"].index("nemo_openmath.training.run")
+    assert "#SBATCH --signal=B:USR1@300" in made["packs"]
+    assert "submit solve problems model\n" in made["submit"]
+    assert "--kill-on-invalid-dep=yes" in made["submit"]
+
+
+@pytest.mark.parametrize(
+    ("container", "words"),
+    [
+        (
+            "{runtime: pyxis, image: /i.sqsh, mounts: ['/a:/b', '/c:/d']}",
+            "--container-image=/i.sqsh --container-mounts=/a:/b,/c:/d openmath",
+        ),
+        ("{runtime: apptainer, image: /i.sif, mounts: ['/a:/b']}", "apptainer exec --bind /a:/b /i.sif openmath"),
+        ("{runtime: apptainer, image: '/my images/i.sif'}", "apptainer exec '/my images/i.sif' openmath"),
+    ],
+)  # fmt: skip
+def test_containers(container: str, words: str, tmp_path: Path) -> None:
+    made = scripts(tmp_path, CLUSTER + f"container: {container.replace('{', '{{').replace('}', '}}')}\n")
+    assert words in " ".join(made["packs"].replace("\\\n", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("partitoin: batch", "did you mean 'partition'"),
+        ("kinds: {{training.sfd: {{gpus: 8}}}}", "did you mean 'training.sft'"),
+        ("stages: {{solv: {{gpus: 8}}}}", "did you mean 'solve'"),
+        ("default: {{gpu: 8}}", "did you mean 'gpus'"),
+        ("default: {{nodes: 0}}", "nodes is 0"),
+        ("container: {{runtime: pyxis}}", "needs an image"),
+        ("container: {{runtime: docker, image: i}}", "known: none, pyxis, apptainer"),
+        ("server: {{command: serve}}", "must use"),
+        ('teacher: {{command: serve "$MODEL" "$PORT"}}', "which model"),
+    ],
+)
+def test_mistakes_name_line_and_remedy(line: str, said: str, tmp_path: Path) -> None:
+    path = cluster_file(tmp_path, "templates: {templates}\n" + line + "\n")
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        load_cluster(path, [s.name for s in STAGES])
+    assert "cluster.yaml:2: " in str(caught.value)
+
+
+def test_what_cannot_be_split_or_spread_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'packs'.*cannot be split"):
+        jobs(tmp_path, "templates: {templates}\nstages: {{packs: {{array: 2}}}}\n")
+    with pytest.raises(UserError, match=r"'model'.*one node"):
+        jobs(tmp_path, "templates: {templates}\nstages: {{model: {{nodes: 2}}}}\n")
+
+
+def test_a_users_own_template(tmp_path: Path) -> None:
+    own = tmp_path / "mine"
+    own.mkdir()
+    for source in SCRIPTS.glob("*.j2"):
+        (own / source.name).write_text(source.read_text())
+    text = CLUSTER.replace("{templates}", "./mine")
+    (own / "stage.sh.j2").write_text("#!/bin/bash\necho {{ job.stage }}\n")
+    assert scripts(tmp_path, text)["packs"] == "#!/bin/bash\necho packs\n"
+    (own / "stage.sh.j2").write_text("line one\n{{ job.stagge }}\n")
+    before = sorted((tmp_path / "run/sbatch").glob("*.sh"))
+    with pytest.raises(UserError, match="stagge"):
+        scripts(tmp_path, text)
+    assert sorted((tmp_path / "run/sbatch").glob("*.sh")) == before
+    (own / "stage.sh.j2").write_text("line one\n{% if %}\n")
+    with pytest.raises(UserError, match=re.escape("stage.sh.j2:2: ")):
+        scripts(tmp_path, text)
+
+
+def test_without_sbatch_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="sbatch is not on this machine"):
+        submit(tmp_path / "submit.sh")
