@@ -1,0 +1,57 @@
+"""The whole recipe, every stage of it, by the command a user types; then again, in seconds."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_the_whole_recipe_runs_and_reports(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nemo_openmath.cli.main", "recipe", "run", "examples/smoke.yaml"]
+    command += ["--output", str(tmp_path)]
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "report.html" in first.stdout
+    assert "stand-in" in first.stdout, "what stands in for a model is said where the results are"
+
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {"results", "funnel", "drops", "seconds", "config", "versions", "seeds"} <= report.keys()
+    rows = {(r["checkpoint"], r["mode"], r["metric"]) for r in report["results"]}
+    for checkpoint in ("base", "iteration1", "iteration2"):
+        assert {(checkpoint, "cot", "pass@1"), (checkpoint, "tir", "pass@1"), (checkpoint, "tir", "unfinished")} <= rows
+    assert ("iteration2", "genselect", "genselect@k") in rows
+    for row in report["results"]:
+        assert {"value", "low", "high", "problems", "k"} <= row.keys()
+        if row["metric"] == "pass@1":
+            assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
+            assert row["problems"] == 24
+    assert report["drops"]["problems"], "the benchmark leaks into the forum and is found"
+
+    # The page is whole: no address outside itself.
+    page = (tmp_path / "report.html").read_text()
+    assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", page)
+
+    # Nothing trained on is in the benchmark.
+    benchmark = {json.loads(line)["problem"] for line in _lines(tmp_path / "benchmark")}
+    trained = {json.loads(line)["problem"] for line in _lines(tmp_path / "problems")}
+    assert len(benchmark) == 24
+    assert trained
+    assert not trained & benchmark
+
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/manifest.json")}
+    begun = time.monotonic()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/manifest.json")} == before
+    print(f"second run: {time.monotonic() - begun:.1f} s")
+
+
+def _lines(folder: Path) -> list[str]:
+    return [line for part in sorted(folder.glob("part-*.jsonl")) for line in part.read_text().splitlines()]
