@@ -7,6 +7,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from nemo_openmath.cli.common import overrides, verb
 from nemo_openmath.errors import UserError
 
 
@@ -14,7 +15,7 @@ def add(groups: Any) -> None:
     parser = groups.add_parser("recipe", help="run a recipe file, or look at one", description=__doc__)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
-    run = _verb(verbs, "run", "run what is missing or changed; run again to go on", _run)
+    run = verb(verbs, "run", "run what is missing or changed; run again to go on", _run)
     _file(run)
     run.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the run")
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")
@@ -28,27 +29,21 @@ def add(groups: Any) -> None:
         "--prepare", action="store_true", help="with --only: write the job file of a training, run nothing"
     )
 
-    show = _verb(verbs, "show", "print every setting with its value and origin (default, file:line, override)", _show)
+    show = verb(verbs, "show", "print every setting with its value and origin (default, file:line, override)", _show)
     _file(show)
 
-    status = _verb(verbs, "status", "stages of a run: state, counts, time, drops by reason", _status)
+    status = verb(verbs, "status", "stages of a run: state, counts, time, drops by reason", _status)
     status.add_argument("output", type=Path, metavar="DIR", help="folder of the run")
 
-    report = _verb(verbs, "report", "write report.json and report.html of a run again", _report)
+    report = verb(verbs, "report", "write report.json and report.html of a run again", _report)
     report.add_argument("output", type=Path, metavar="DIR", help="folder of the run")
 
-    _verb(verbs, "stages", "the kinds of stages a recipe can use", _stages)
-
-
-def _verb(verbs: Any, name: str, text: str, work: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
-    parser.set_defaults(work=work)
-    return parser
+    verb(verbs, "stages", "the kinds of stages a recipe can use", _stages)
 
 
 def _file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as stages.train1.training.lr=1e-4")
+    overrides(parser, "stages.train1.training.lr=1e-4")
 
 
 def _run(options: argparse.Namespace) -> None:
