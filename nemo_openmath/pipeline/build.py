@@ -46,10 +46,12 @@ class Value:
 
 
 class Builder:
-    """Builds dataclasses from nested dicts. ``origin(key)`` says where the value at ``key`` was written."""
+    """Builds dataclasses from nested dicts. ``origin(key)`` says where the value at ``key`` was written; relative paths
+    are relative to ``folder``, those of overrides to the working directory."""
 
-    def __init__(self, origin: Callable[[Key], Origin]):
+    def __init__(self, origin: Callable[[Key], Origin], folder: Path | None = None):
         self.origin = origin
+        self.folder = folder
         self.values: list[Value] = []
 
     def build(self, kind: type[T], data: Any, key: Key = ()) -> T:
@@ -114,7 +116,7 @@ class Builder:
                 raise self.choice(key, value, names)
             return hint(value)
         if hint is Path and isinstance(value, str):
-            return Path(value)
+            return Path(value) if self.folder is None or self.origin(key) is OVERRIDE else self.folder / value
         if hint is float and isinstance(value, str):  # YAML reads 1e-4 as a string
             try:
                 return float(value)

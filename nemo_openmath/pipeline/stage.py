@@ -122,7 +122,18 @@ class Stage(ABC, Generic[C]):
 
 def _settings(config: Any) -> dict[str, Any]:
     runtime = {f.name for f in fields(config) if f.metadata.get("runtime")}
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items() if k not in runtime}
+    return {k: _plain(v) for k, v in asdict(config).items() if k not in runtime}
+
+
+def _plain(value: Any) -> Any:
+    """Data for a fingerprint: a file counts by its content, not by where it lies."""
+    if isinstance(value, Path):
+        return f"{value.name} {digest_tree(value)}" if value.exists() else str(value)
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
 
 
 @dataclass(frozen=True, slots=True)

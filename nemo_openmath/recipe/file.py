@@ -130,7 +130,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe file. Raises UserError naming file, line, setting and remedy."""
     source = Source.read(path, overrides)
     data = {k: v for k, v in source.data.items() if not k.startswith("x-")}  # x-...: a place for YAML anchors
-    builder = Builder(source.origin)
+    builder = Builder(source.origin, Path(path).parent)
     stages = data.pop("stages", None)
     if not isinstance(stages, dict) or not stages:
         raise builder.error(("stages",), "a recipe needs stages", "write stages: {name: {run: kind, ...}}")

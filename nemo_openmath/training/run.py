@@ -20,7 +20,7 @@ from nemo_openmath.training.config import Job
 def read_job(path: str | Path, overrides: list[str] | None = None) -> Job:
     """A job's file with ``a.b=value`` overrides; relative paths are relative to the file."""
     source = Source.read(path, overrides or [])
-    return Builder(source.origin).build(Job, source.data)
+    return Builder(source.origin, Path(path).parent).build(Job, source.data)
 
 
 def run_job(job: Job) -> None:

@@ -30,7 +30,7 @@ A = "a: {run: demo.benchmark}\n  c: "
         (A + "{run: rollout.generate, from: a, budgets: [3, 1]}", r"stages\.c: budgets: give the smallest"),
         (
             A + "{run: rollout.generate, from: a, prompt: nowhere.txt}",
-            r"stages\.c: nowhere\.txt: cannot read the prompt",
+            r"stages\.c: .*nowhere\.txt: cannot read the prompt",
         ),
     ],
 )
@@ -80,7 +80,21 @@ def test_smoke_is_tiny_with_smaller_numbers() -> None:
         assert entry.inputs == smoke.stages[name].inputs
 
 
-def test_the_user_can_bring_prompts(tmp_path: Path) -> None:
+def test_the_user_can_bring_prompts_and_their_text_counts(tmp_path: Path) -> None:
+    """A prompt is found beside the recipe; the stage is another stage when its text changes, not when it moves."""
+    shutil.copytree(EXAMPLES / "base", tmp_path / "base")
     shutil.copy(EXAMPLES / "tiny.yaml", tmp_path)
     (tmp_path / "mine.txt").write_text("Solve, please: {problem}\n")
-    load_recipe(tmp_path / "tiny.yaml", [f"stages.cot.prompt={tmp_path}/mine.txt"])
+    (tmp_path / "own.yaml").write_text("extends: tiny.yaml\nname: own\nstages: {cot: {prompt: mine.txt}}\n")
+
+    def fingerprint(folder: Path) -> str:
+        return load_recipe(folder / "own.yaml").stages["cot"].stage.fingerprint({}, 1)
+
+    first = fingerprint(tmp_path)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("tiny.yaml", "own.yaml", "mine.txt"):
+        shutil.copy(tmp_path / name, moved)
+    assert fingerprint(moved) == first
+    (tmp_path / "mine.txt").write_text("Solve, if you please: {problem}\n")
+    assert fingerprint(tmp_path) != first
