@@ -87,7 +87,6 @@ def test_exit_code_75_is_queued_again_and_dependents_wait(rig: dict[str, str], t
     marks = tmp_path / "marks"
     path = shim(tmp_path / "bin", f'echo "$*" >> {marks}; [ "$(wc -l < {marks})" -gt 1 ] || exit 75')
     launch(rig, tmp_path, "threads", path=path)
-    # Slurm holds a requeued job back for two minutes (its BeginTime), so this takes that long.
     assert wait(rig, tmp_path, 400) == {"benchmark": "COMPLETED", "threads": "COMPLETED"}
     stages = [line.rsplit(" ", 1)[1] for line in marks.read_text().splitlines()]
     assert stages == ["benchmark", "benchmark", "threads"]
