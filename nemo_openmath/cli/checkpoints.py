@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.cli.common import numbers, verb
+from nemo_openmath.cli.common import numbers, verb, weights_and_sources
 
 _METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare")
 
@@ -48,17 +48,17 @@ def add(groups: Any) -> None:
     quantize.add_argument("--samples", type=int, default=256, help="texts to use of it")
 
     average = verb(groups, "average", "average checkpoints, in fp32, tensor by tensor", _average)
-    average.add_argument("sources", nargs="+", type=Path, metavar="CHECKPOINT")
+    average.add_argument("sources", nargs="*", type=Path, metavar="CHECKPOINT")
     average.add_argument("--output", type=Path, required=True)
-    average.add_argument("--weights", type=numbers, metavar="0.5,0.5", help="default: equal")
+    average.add_argument("--weights", nargs="+", metavar="W", help="such as 0.5 0.5; default: equal")
     average.add_argument("--steps", type=numbers, metavar="7500,15000", help="of trainings: these steps of each")
     average.add_argument("--count", type=int, help="of trainings: so many equally spaced ones of each")
     average.add_argument("--format", choices=("same", "hf", "megatron"), default="same")
 
     merge = verb(groups, "merge", "merge models: linear, SLERP, task arithmetic, TIES, DARE", _merge)
-    merge.add_argument("sources", nargs="+", type=Path, metavar="MODEL")
+    merge.add_argument("sources", nargs="*", type=Path, metavar="MODEL")
     merge.add_argument("--method", choices=_METHODS, default="linear")
-    merge.add_argument("--weights", type=numbers, metavar="0.3,0.7", help="default: equal")
+    merge.add_argument("--weights", nargs="+", metavar="W", help="such as 0.3 0.7; default: equal")
     merge.add_argument("--base", type=Path, help="the model all were trained from (task_arithmetic, ties, dare)")
     merge.add_argument("--density", type=float, default=0.5, help="share of each difference that ties and dare keep")
     merge.add_argument("--seed", type=int, default=0, help="of dare")
@@ -125,11 +125,12 @@ def _quantize(options: argparse.Namespace) -> None:
 def _average(options: argparse.Namespace) -> None:
     from nemo_openmath.checkpoints.combine import average
 
+    weights, sources = weights_and_sources(options.weights, options.sources)
     steps = None if options.steps is None else [int(step) for step in options.steps]
     done = average(
-        options.sources,
+        sources,
         options.output,
-        weights=options.weights,
+        weights=weights,
         steps=steps,
         count=options.count,
         format=options.format,
@@ -140,11 +141,12 @@ def _average(options: argparse.Namespace) -> None:
 def _merge(options: argparse.Namespace) -> None:
     from nemo_openmath.checkpoints.combine import merge
 
+    weights, sources = weights_and_sources(options.weights, options.sources)
     done = merge(
         options.method,
-        options.sources,
+        sources,
         options.output,
-        weights=options.weights,
+        weights=weights,
         base=options.base,
         density=options.density,
         seed=options.seed,

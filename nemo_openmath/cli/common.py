@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
-
-from nemo_openmath.errors import UserError
 
 
 def verb(parent: Any, name: str, text: str, work: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
@@ -22,8 +21,21 @@ def overrides(parser: argparse.ArgumentParser, example: str) -> None:
 
 
 def numbers(text: str) -> list[float]:
-    """``0.3,0.7`` as a list."""
+    """An argparse type: ``0.3,0.7`` as a list."""
     try:
         return [float(part) for part in text.replace(",", " ").split()]
     except ValueError:
-        raise UserError(f"not a list of numbers: {text!r}", remedy="write them as 0.3,0.7") from None
+        raise argparse.ArgumentTypeError(f"not a list of numbers: {text!r} (write 0.3,0.7)") from None
+
+
+def weights_and_sources(words: list[str] | None, sources: list[Path]) -> tuple[list[float] | None, list[Path]]:
+    """``--weights 0.3 0.7 A B`` as people write it: the numbers are weights, what follows them are sources."""
+    if words is None:
+        return None, sources
+    weights: list[float] = []
+    for at, word in enumerate(words):
+        try:
+            weights += numbers(word)
+        except argparse.ArgumentTypeError:
+            return weights, [*sources, *map(Path, words[at:])]
+    return weights, sources

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from nemo_openmath.cli.common import overrides, verb
+from nemo_openmath.errors import UserError
 
 
 def add(groups: Any) -> None:
@@ -98,6 +99,8 @@ def _grade(options: argparse.Namespace) -> None:
 def _serve(options: argparse.Namespace) -> None:
     from nemo_openmath.engines.serving import ServerConfig, serve
 
+    if options.engine == "embedded" and not Path(options.model).is_dir():
+        raise UserError("no such model folder", file=options.model, remedy="give a Hugging Face folder")
     config = ServerConfig(
         model=options.model,
         engine=options.engine,
