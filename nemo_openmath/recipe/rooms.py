@@ -2,6 +2,7 @@
 
 from nemo_openmath import genselect, problems, solutions
 from nemo_openmath.checkpoints import stages as checkpoint_stages
+from nemo_openmath.competition import stage as competition_stages
 from nemo_openmath.demo import stages as demo_stages
 from nemo_openmath.evaluation import stage as evaluation_stages
 from nemo_openmath.judging import stage as judging_stages
@@ -20,4 +21,5 @@ ROOMS = (
     checkpoint_stages,
     evaluation_stages,
     demo_stages,
+    competition_stages,
 )

@@ -1,0 +1,118 @@
+"""One problem: many solutions at once, the answer that enough of them agree on, and the rest cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nemo_openmath.engines.protocol import Engine, EngineError
+from nemo_openmath.grading import Grade, compare, extract_answer, majority
+from nemo_openmath.pipeline import Clock
+from nemo_openmath.rollout import RolloutSettings, derive_seed, roll_out
+from nemo_openmath.sandbox.protocol import Sandbox, SandboxError
+from nemo_openmath.transcripts import ChatTokenizer, Template
+
+
+@dataclass(frozen=True)
+class SolverSettings:
+    """Paper section 6: 16 solutions in a batch, ended when the first 4 agree, or 5 where fewer have finished by then;
+    6 code calls of 2 seconds, 200 characters of output, temperature 0.
+
+    ``agree``: equal answers among the first ``agree`` that finish end the batch; later, ``agree + 1`` equal ones do.
+    At temperature 0 a batch differs by its code budgets and by what the sandbox answers; give a temperature where the
+    engine decodes deterministically.
+    """
+
+    batch: int = 16
+    agree: int = 4
+    rollout: RolloutSettings = field(
+        default_factory=lambda: RolloutSettings(temperature=0.0, budgets=(6, 6), code_seconds=2.0, output_chars=200)
+    )
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.agree <= self.batch:
+            raise ValueError("agree: choose it from 1 to batch")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``answer``: None where no solution had one. ``votes`` of ``finished`` solutions; ``ended``: agreement, finished
+    (all of the batch) or time. ``failed``: solutions lost to the engine or the sandbox."""
+
+    answer: str | None
+    votes: int
+    finished: int
+    ended: str
+    seconds: float
+    completion_tokens: int
+    failed: int = 0
+
+
+async def solve(
+    engine: Engine,
+    tokenizer: ChatTokenizer,
+    sandbox: Sandbox | None,
+    template: Template,
+    problem: str,
+    settings: SolverSettings,
+    *,
+    seconds: float,
+    seed: int,
+    clock: Clock,
+    comparison: Callable[[str, str], Grade] = compare,
+) -> Answer:
+    """The answer within ``seconds``. Solutions still running at the end are cancelled on the engine and in the
+    sandbox; those that fail are counted and left out."""
+    begun = clock.now()
+    answers: list[str | None] = []
+    tokens = failed = 0
+    tools = "total_code_executions" in template.fields
+
+    async def one(sample: int) -> tuple[str | None, int]:
+        own = derive_seed(seed, problem, sample)
+        budget = settings.rollout.budgets[1] if tools else 0
+        fields = {"problem": problem} | ({"total_code_executions": budget} if tools else {})
+        outcome = await roll_out(
+            engine, tokenizer, template.messages(**fields), settings.rollout,
+            seed=own, key=f"{own}", sandbox=sandbox, budget=budget,
+        )  # fmt: skip
+        finished = outcome.finish == "stop"
+        return (extract_answer(outcome.transcript.text).answer if finished else None), outcome.completion_tokens
+
+    tasks = [asyncio.ensure_future(one(sample)) for sample in range(settings.batch)]
+    alarm = asyncio.ensure_future(clock.sleep(seconds))
+    ended = "finished"
+    pending = tasks
+    try:
+        while pending:
+            await asyncio.wait([*pending, alarm], return_when=asyncio.FIRST_COMPLETED)
+            ready, pending = [t for t in pending if t.done()], [t for t in pending if not t.done()]
+            for task in ready:
+                try:
+                    answer, used = task.result()
+                except (EngineError, SandboxError):
+                    failed += 1
+                    continue
+                answers.append(answer)
+                tokens += used
+            if _agreed(answers, settings.agree, comparison):
+                ended = "agreement"
+                break
+            if alarm.done():
+                ended = "time"
+                break
+    finally:
+        for task in (*tasks, alarm):
+            task.cancel()
+        await asyncio.gather(*tasks, alarm, return_exceptions=True)
+    vote = majority(answers, compare=comparison)
+    return Answer(vote.answer, vote.count, len(answers), ended, clock.now() - begun, tokens, failed)
+
+
+def _agreed(answers: list[str | None], agree: int, comparison: Callable[[str, str], Grade]) -> bool:
+    """Whether the first ``agree`` answers are all equal, or ``agree + 1`` of all are."""
+    if len(answers) < agree:
+        return False
+    vote = majority(answers, compare=comparison)
+    return vote.answer is not None and vote.count >= (agree if len(answers) == agree else agree + 1)

@@ -1,0 +1,86 @@
+"""The competition as a stage: problems one after the other, a time bank over all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nemo_openmath.competition.bank import TimeBank
+from nemo_openmath.competition.solver import SolverSettings, solve
+from nemo_openmath.pipeline import Stage, StageContext, SystemClock, register
+from nemo_openmath.records import Generation, Problem, RecordWriter, content_id, read_records
+from nemo_openmath.transcripts import load_template
+
+
+@dataclass(frozen=True)
+class CompeteConfig:
+    """``base_seconds`` for every problem and up to ``bank_seconds`` more from what others left: 350 and 210 for 50
+    problems in 5 hours (section 6). ``limit``: only the first so many problems (0: all)."""
+
+    engine: str
+    mode: str = "tir"
+    base_seconds: float = 350.0
+    bank_seconds: float = 210.0
+    limit: int = 0
+    prompt: Path | None = None
+    solver: SolverSettings = field(default_factory=SolverSettings)
+
+
+@register
+class Compete(Stage[CompeteConfig]):
+    """Problem -> its one submitted answer, judged. Answers depend on the machine's speed, as in the competition."""
+
+    kind = "competition.solve"
+    Config = CompeteConfig
+    ports = {"problems": "problems with expected answers"}
+
+    def engines(self) -> tuple[str, ...]:
+        return (self.config.engine,)
+
+    async def run(self, context: StageContext) -> None:
+        config, clock = self.config, SystemClock()
+        engine, tokenizer = await context.services.engine(config.engine)
+        sandbox = await context.services.sandbox()
+        pool = await context.services.grading()
+        template = load_template(config.mode, config.prompt)
+        problems = [p for n, p in enumerate(context.read("problems", Problem)) if not config.limit or n < config.limit]
+        bank = TimeBank(config.base_seconds, config.bank_seconds)
+        ended = {"agreement": 0, "finished": 0, "time": 0}
+        right = tokens = 0
+        with RecordWriter(context.output, flush_units=1) as writer:
+            context.progress.begin(len(problems), writer.recovered)
+            before = {g.id: g for g in read_records(context.output, Generation)}  # of an interrupted run
+            for problem in problems:
+                key = content_id("submission", problem.id, context.seed)
+                if writer.done(key):
+                    bank.spend(before[key].extra["seconds"])
+                    right += before[key].correct
+                    continue
+                answer = await solve(
+                    engine, tokenizer, sandbox, template, problem.problem, config.solver,
+                    seconds=bank.allowance(), seed=context.seed, clock=clock,
+                )  # fmt: skip
+                bank.spend(answer.seconds)
+                grade = await pool.grade(answer.answer, problem.expected_answer)
+                ended[answer.ended] += 1
+                right += grade.is_equal
+                tokens += answer.completion_tokens
+                record = Generation(
+                    id=key,
+                    parents=(problem.id,),
+                    problem_id=problem.id,
+                    mode="competition",
+                    model=engine.model,
+                    sample=0,
+                    transcript={"messages": [], "pieces": []},
+                    finish=answer.ended,
+                    expected_answer=problem.expected_answer,
+                    predicted_answer=answer.answer,
+                    verdict=str(grade.verdict),
+                    verdict_reason=grade.reason,
+                    completion_tokens=answer.completion_tokens,
+                    extra={"votes": answer.votes, "finished": answer.finished, "seconds": round(answer.seconds, 3)},
+                )
+                writer.commit(key, [record])
+                context.progress.advance(note=f"{right} right, bank {bank.saved:.0f} s")
+        context.facts.update(right=right, problems=len(problems), ended=ended, completion_tokens=tokens)

@@ -1,0 +1,115 @@
+"""Time bank and early agreement, with the stand-in teacher as the model and a clock that the test moves."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nemo_openmath.competition import SolverSettings, TimeBank, solve
+from nemo_openmath.engines.protocol import Capabilities, Chunk, Completion, EngineError, Finish, Request
+from nemo_openmath.pipeline import SystemClock
+from nemo_openmath.rollout import RolloutSettings
+from nemo_openmath.transcripts import ChatTokenizer, load_template
+
+
+@given(st.lists(st.floats(0, 560), max_size=50))
+def test_the_bank_never_gives_more_than_it_has(times: list[float]) -> None:
+    bank = TimeBank()
+    spent = 0.0
+    for n, wanted in enumerate(times, 1):
+        allowed = bank.allowance()
+        assert allowed <= 560
+        took = min(wanted, allowed)
+        bank.spend(took)
+        spent += took
+        assert spent <= n * 350 + 1e-6, "all problems so far fit their base times"
+    assert TimeBank(350, 210).allowance() == 350, "the first problem has its base time alone"
+
+
+def test_an_overdrawn_problem_is_paid_by_the_next() -> None:
+    bank = TimeBank(10, 5)
+    bank.spend(4)
+    assert bank.allowance() == 15
+    bank.spend(15)
+    assert bank.allowance() == 11
+
+
+class Voices:
+    """An engine whose n-th request says the n-th answer after the n-th delay; None fails. Counts what is cancelled."""
+
+    model = "voices"
+    capabilities = Capabilities(True, True, True, False, True, False)
+
+    def __init__(self, tokenizer: ChatTokenizer, said: list[tuple[str | None, float]]):
+        self.tokenizer, self.said, self.asked, self.cancelled = tokenizer, said, 0, 0
+
+    async def complete(self, request: Request) -> Completion:
+        answer, delay = self.said[self.asked]
+        self.asked += 1
+        try:
+            await asyncio.sleep(delay)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if answer is None:
+            raise EngineError("lost", retryable=False)
+        text = f"<think>so</think>\\boxed{{{answer}}}"
+        return Completion(text, (*self.tokenizer.encode(text), self.tokenizer.end_of_turn), Finish.STOP)
+
+    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        done = await self.complete(request)
+        yield Chunk(done.text, done.token_ids, done)
+
+    async def close(self) -> None: ...
+
+
+async def run(tokenizer: ChatTokenizer, said: list[tuple[str | None, float]], seconds: float = 5.0, agree: int = 3):  # type: ignore[no-untyped-def]
+    engine = Voices(tokenizer, said)
+    settings = SolverSettings(batch=len(said), agree=agree, rollout=RolloutSettings(max_tokens=100))
+    result = await solve(
+        engine, tokenizer, None, load_template("cot"), "p", settings, seconds=seconds, seed=1, clock=SystemClock()
+    )
+    return result, engine
+
+
+SLOW = 60.0
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "votes", "ended", "cancelled"),
+    [
+        # The first three agree (1/2 is 0.5): the stragglers are cancelled.
+        ([("1/2", 0.0), ("0.5", 0.02), ("\\frac12", 0.04), ("7", SLOW), ("7", SLOW)], None, 3, "agreement", 2),
+        # One of the first three differs: four equal ones are needed then.
+        ([("1", 0.0), ("2", 0.02), ("1", 0.04), ("1", 0.06), ("1", 0.08), ("2", SLOW)], "1", 4, "agreement", 1),
+        # Nobody agrees: all are heard, the majority wins.
+        ([("1", 0.0), ("2", 0.02), ("2", 0.04), ("3", 0.06)], "2", 2, "finished", 0),
+        # Failures are left out.
+        ([(None, 0.0), ("2", 0.02), (None, 0.03)], "2", 1, "finished", 0),
+    ],
+)
+async def test_agreement(
+    tokenizer: ChatTokenizer,
+    said: list[tuple[str | None, float]],
+    answer: str | None,
+    votes: int,
+    ended: str,
+    cancelled: int,
+) -> None:
+    result, engine = await run(tokenizer, said)
+    assert (result.votes, result.ended, engine.cancelled) == (votes, ended, cancelled)
+    assert result.answer == answer or (answer is None and result.answer in ("1/2", "0.5", "\\frac12"))
+    assert result.failed == sum(a is None for a, _ in said)
+
+
+async def test_the_time_limit_takes_what_there_is(tokenizer: ChatTokenizer) -> None:
+    result, engine = await run(tokenizer, [("4", 0.0), ("5", SLOW), ("5", SLOW)], seconds=0.3)
+    assert (result.answer, result.ended, result.finished, engine.cancelled) == ("4", "time", 1, 2)
+    assert result.seconds < 5
+
+
+async def test_no_answer_at_all(tokenizer: ChatTokenizer) -> None:
+    result, _ = await run(tokenizer, [("5", SLOW)], seconds=0.1, agree=1)
+    assert (result.answer, result.votes, result.ended) == (None, 0, "time")
