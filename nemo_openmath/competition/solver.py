@@ -103,7 +103,8 @@ async def solve(
                 ended = "time"
                 break
     finally:
-        for task in (*tasks, alarm):
+        alarm.cancel()
+        for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, alarm, return_exceptions=True)
     vote = majority(answers, compare=comparison)
