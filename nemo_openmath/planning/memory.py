@@ -1,0 +1,213 @@
+"""Bytes that one rank of a training holds, by kind, following what our trainer allocates on a GPU.
+
+Weights, gradients and optimizer state are models/build.py's parameters as training/optimizer.py keeps them: fp32
+gradient sums, Adam's two moments, and in bf16 an fp32 main weight; the last two, not
+the gradients, are split by the distributed optimizer, over data- and context-parallel ranks.
+
+Activations are the tensors that autograd keeps, layer by layer (models/build.py's local layers with flash attention);
+compare arXiv 2205.05198 (sections 4 and 5), whose layer has dropout, GELU and unfused attention. Logits are the peak of
+models/loss.py: blocks of rows and the gradients that it computes at once, never positions x vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.models.layout import Parallel
+
+Precision = Literal["fp32", "bf16"]
+Recompute = Literal["none", "selective", "full"]
+RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
+
+# CUDA context, NCCL buffers and cuBLAS workspaces; and the allocator's loss on tensors whose size changes with every
+# pack. Assumptions: no GPU was at hand to measure them.
+FIXED_RESERVE = 2 << 30
+FRAGMENTATION = 0.05  # of all that is allocated and freed during a step
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a training is spread over GPUs, and what it recomputes."""
+
+    parallel: Parallel
+    data_parallel: int
+    distributed_optimizer: bool
+    recompute: Recompute
+
+    @property
+    def gpus(self) -> int:
+        return self.parallel.model_parallel * self.data_parallel
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes that stay from step to step."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one GPU at the step's peak. The kinds add up to it."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int  # kept for the backward pass
+    logits: int  # the loss's own tensors, beside all activations
+    backward: int  # gradients and recomputed tensors of one layer, as far as they exceed the logits (freed by then)
+    reserve: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def stage_parameters(model: ModelConfig, parallel: Parallel, stage: int) -> int:
+    """Parameters held by a rank of pipeline stage ``stage`` (0 .. pp - 1). Tensor parallelism slices matrices and
+    QKV biases, not norms; a tied embedding is held by the first and by the last stage."""
+    h, tp = model.hidden_size, parallel.tp
+    q, kv = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
+    sliced = h * (2 * q + 2 * kv) + 3 * h * model.intermediate_size + (q + 2 * kv if model.qkv_bias else 0)
+    layer = sliced // tp + 2 * h + (2 * model.head_dim if model.qk_norm else 0)
+    vocabulary = model.vocab_size * h // tp
+    first, last = stage == 0, stage == parallel.pp - 1
+    total = model.num_hidden_layers // parallel.pp * layer
+    total += vocabulary if first else 0
+    total += h if last else 0
+    total += vocabulary if last and not (first and model.tie_word_embeddings) else 0
+    return total
+
+
+def states(model: ModelConfig, layout: Layout, precision: Precision, stage: int = 0) -> States:
+    """Weights, gradients and optimizer state of a rank (buffer padding, at most some kB, left out)."""
+    count = stage_parameters(model, layout.parallel, stage)
+    bf16 = precision == "bf16"
+    shards = layout.data_parallel * layout.parallel.cp if layout.distributed_optimizer else 1
+    return States(count * (2 if bf16 else 4), 4 * count, -(-count // shards) * (12 if bf16 else 8))
+
+
+def layer_activations(
+    model: ModelConfig, parallel: Parallel, tokens: int, precision: Precision, recompute: Recompute
+) -> int:
+    """Bytes that one layer keeps for its backward pass, for ``tokens`` of this context rank."""
+    width, heads, groups = _width(precision), model.num_attention_heads, model.num_key_value_heads
+    tp, cp = parallel.tp, parallel.cp
+    split = tp if parallel.sequence_parallel else 1
+    hidden = tokens * model.hidden_size * width // split
+    if recompute == "full":
+        return hidden  # the layer's input
+    q = tokens * heads * model.head_dim * width // tp
+    kv = tokens * groups * model.head_dim * width // tp  # keys alone
+    projected = q + 2 * kv  # the output of the QKV product: kept whole while a view of it is
+    copied = q if groups > tp else 0  # queries are cut out of it by a copy unless there is one group
+    scales = 4 * tokens
+    norms_and_inputs = 4 * hidden + 2 * scales // split  # inputs of both norms, of the QKV and of the first MLP product
+    mlp = 4 * tokens * model.intermediate_size * width // tp  # gate, up, silu(gate), their product
+    total = norms_and_inputs + mlp + q  # q: the output projection's input
+    if model.qk_norm:
+        total += (copied or 0) + projected + scales * (heads + groups) // tp
+    if recompute == "selective":  # attention's inputs, before rotation
+        return total + (q + kv if model.qk_norm else projected + copied)
+    statistics = 4 * tokens * heads // tp  # flash attention's log-sum-exp
+    if cp == 1:
+        return total + q + 2 * kv + statistics  # rotated queries and keys, values; the output is the projection's input
+    # Both zig-zag chunks have their own queries, outputs and copies of the keys and values they see: on every rank
+    # 2 x CP + 1 of the pack's 2 x CP chunks in all.
+    return total + 2 * q + (2 * cp + 1) * kv + statistics + 8 * tokens  # and the outputs' order
+
+
+def batch_bytes(model: ModelConfig, parallel: Parallel, tokens: int) -> int:
+    """A micro-batch's token and label ids, indices of trained positions, rotary angles, the order of its chunks."""
+    chunks = 4 * (4 * parallel.cp + 3) * tokens if parallel.cp > 1 else 0  # indices of t queries, (CP + 1/2) t keys, T
+    return tokens * (3 * 8 + 4 * model.head_dim) + chunks
+
+
+def in_flight(parallel: Parallel, stage: int, micro_batches: int) -> int:
+    """Layers whose activations a stage holds at once, one micro-batch's layer counted once (1F1B and interleaved 1F1B,
+    arXiv 2104.04473, section 2.2), as a multiple of layers per chunk."""
+    if parallel.vpp == 1:
+        return min(parallel.pp - stage, micro_batches)
+    warm_up = 2 * (parallel.pp - stage - 1) + (parallel.vpp - 1) * parallel.pp
+    return min(warm_up + 1, micro_batches * parallel.vpp)
+
+
+def loss_peak(model: ModelConfig, parallel: Parallel, tokens: int, trained: int, precision: Precision) -> int:
+    """Peak of the fused loss (models/loss.py) for ``trained`` of ``tokens`` positions."""
+    from nemo_openmath.models.loss import BLOCK_BYTES
+
+    width, h = _width(precision), model.hidden_size
+    vocabulary = model.vocab_size // parallel.tp
+    block = min(trained, max(64, BLOCK_BYTES // (4 * vocabulary))) * vocabulary
+    gathered = tokens * h * width if parallel.sequence_parallel else 0
+    rows = trained * h * width
+    # fp32: the product adds in place; bf16: bf16 logits' gradients, a bf16 product and an fp32 sum of weight gradients
+    return gathered + 2 * rows + 4 * block + 4 * vocabulary * h + (2 * block + 2 * vocabulary * h if width == 2 else 0)
+
+
+def backward_peak(model: ModelConfig, parallel: Parallel, tokens: int, precision: Precision) -> int:
+    """Gradients alive inside one layer's backward pass: the MLP's is the largest part."""
+    width, h, f = _width(precision), model.hidden_size, model.intermediate_size // parallel.tp
+    split = parallel.tp if parallel.sequence_parallel else 1
+    gathered = 2 * tokens * h if split > 1 else 0
+    return width * (2 * tokens * h // split + tokens * h + gathered + 5 * tokens * f + 2 * f * h)
+
+
+def memory(
+    model: ModelConfig,
+    layout: Layout,
+    *,
+    capacity: int,
+    micro_batches: int,
+    precision: Precision = "bf16",
+    trained: float = 1.0,
+) -> Memory:
+    """The fullest pipeline stage's memory. ``capacity``: tokens of a pack; ``trained``: share of them in the loss;
+    ``micro_batches``: packs of each replica in a step."""
+    stages = [
+        _stage(model, layout, stage, capacity, micro_batches, precision, trained) for stage in range(layout.parallel.pp)
+    ]
+    return max(stages, key=lambda found: found.total)
+
+
+def rank_tokens(parallel: Parallel, capacity: int) -> int:
+    """Tokens of a full pack that one context rank holds, the layout's padding included."""
+    return -(-capacity // parallel.pack_multiple) * parallel.pack_multiple // parallel.cp
+
+
+def _stage(
+    model: ModelConfig,
+    layout: Layout,
+    stage: int,
+    capacity: int,
+    micro_batches: int,
+    precision: Precision,
+    trained: float,
+) -> Memory:
+    parallel = layout.parallel
+    tokens = rank_tokens(parallel, capacity)
+    kept = states(model, layout, precision, stage)
+    last = stage == parallel.pp - 1
+    layers = model.num_hidden_layers // (parallel.pp * parallel.vpp)
+    chunks = in_flight(parallel, stage, micro_batches)
+    activations = chunks * layers * layer_activations(model, parallel, tokens, precision, layout.recompute)
+    activations += -(-chunks // parallel.vpp) * batch_bytes(model, parallel, tokens)
+    logits = 0
+    if last:
+        split = parallel.tp if parallel.sequence_parallel else 1
+        activations += tokens * (model.hidden_size * _width(precision) + 4) // split  # the final norm's input
+        logits = loss_peak(model, parallel, tokens, round(trained * tokens), precision)
+    backward = backward_peak(model, parallel, tokens, precision)
+    if layout.recompute != "none":  # what was dropped comes back, one layer at a time
+        backward += layer_activations(model, parallel, tokens, precision, "none")
+    backward = max(0, backward - logits)
+    reserve = FIXED_RESERVE + round(FRAGMENTATION * (activations + logits + backward))
+    return Memory(kept.weights, kept.gradients, kept.optimizer, activations, logits, backward, reserve)
+
+
+def _width(precision: Precision) -> int:
+    return 2 if precision == "bf16" else 4
