@@ -4,6 +4,7 @@ from nemo_openmath import genselect, problems, solutions
 from nemo_openmath.checkpoints import stages as checkpoint_stages
 from nemo_openmath.competition import stage as competition_stages
 from nemo_openmath.demo import stages as demo_stages
+from nemo_openmath.drafter import stage as drafter_stages
 from nemo_openmath.evaluation import stage as evaluation_stages
 from nemo_openmath.judging import stage as judging_stages
 from nemo_openmath.rollout import stage as rollout_stages
@@ -19,6 +20,7 @@ ROOMS = (
     sft_stages,
     training_stages,
     checkpoint_stages,
+    drafter_stages,
     evaluation_stages,
     demo_stages,
     competition_stages,
