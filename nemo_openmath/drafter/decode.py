@@ -1,9 +1,9 @@
 """Greedy speculative decoding: several tokens a pass of the model, the same tokens as without a drafter.
 
 A step starts from a hidden state h and the token that the model decided from it. The drafter's beams that begin with
-that token are merged into a tree (common beginnings once; arXiv 2403.09919, section 3.2), the model reads the tree in
-one pass, each node seeing the text and its own ancestors, and the longest path on which every token is what the model
-itself says is taken. Its last hidden state starts the next step.
+that token are merged into a tree, common beginnings once. The model reads the tree in one pass, each node seeing the
+text and its own ancestors (tree attention, arXiv 2403.09919), and the longest path on which every token is what the
+model itself says is taken. Its last hidden state starts the next step.
 
     beams    7 4 9        nodes  7 4 9 1       sees   7          the model says 4 after 7 and 9 after 4:
              7 4 1                                    7 4        7 4 9 is taken, and what it says after 9

@@ -1,4 +1,4 @@
-"""ReDrafter (arXiv 2403.09919, section 3.1): drafts several tokens from one hidden state of the model it serves.
+"""ReDrafter (arXiv 2403.09919): drafts several tokens from one hidden state of the model it serves.
 
 The model's last hidden state h at position t (the input of its own head) says token t+1. The drafter reads that token
 and guesses on, with a state s that starts as zeros and one head for all steps:

@@ -1,4 +1,4 @@
-"""Training a drafter on a frozen model's own generations (arXiv 2403.09919, section 3.1 and equation of the loss).
+"""Training a drafter on a frozen model's own generations (ReDrafter, arXiv 2403.09919).
 
 At every position the drafter reads the next i+1 tokens of the text and guesses the one after them, from that
 position's hidden state: the loss is the sum over i < draft_tokens of the mean cross-entropy of these guesses, over
