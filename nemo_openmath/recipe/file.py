@@ -49,10 +49,20 @@ class Teacher:
 
 @dataclass(frozen=True)
 class SandboxSettings:
-    """``unsafe``: run code even where a wall is missing; every result then says so."""
+    """``url``: of an ``openmath sandbox serve`` (http://, https://, unix:/path); null: a sandbox of the recipe's own,
+    with ``workers``. ``token_env``: the environment variable with the service's token. ``unsafe``: run code even where
+    a wall is missing; every result then says so."""
 
+    url: str | None = None
+    token_env: str | None = None
     workers: int | None = None
     unsafe: bool = False
+
+    def __post_init__(self) -> None:
+        if self.url is not None and self.workers is not None:
+            raise UserError("workers belong to the service", remedy="remove workers, or url")
+        if self.url is None and self.token_env is not None:
+            raise UserError("token_env without url", remedy="give the service's url, or remove token_env")
 
 
 @dataclass(frozen=True)

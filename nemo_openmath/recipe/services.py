@@ -17,7 +17,8 @@ from nemo_openmath.grading import GradingPool
 from nemo_openmath.pipeline.processes import child_environment
 from nemo_openmath.pipeline.stage import Services
 from nemo_openmath.recipe.file import Recipe
-from nemo_openmath.sandbox.local import LocalSandbox
+from nemo_openmath.sandbox import LocalSandbox, Sandbox
+from nemo_openmath.sandbox.service import RemoteSandbox
 from nemo_openmath.transcripts import ChatTokenizer
 
 _STARTUP_SECONDS = 60
@@ -32,7 +33,7 @@ class RecipeServices(Services):
         self._teacher: tuple[Engine, ChatTokenizer] | None = None
         self._teacher_process: asyncio.subprocess.Process | None = None
         self._model: tuple[str, Engine, ChatTokenizer] | None = None
-        self._sandbox: LocalSandbox | None = None
+        self._sandbox: Sandbox | None = None
         self._grading: GradingPool | None = None
 
     async def engine(self, name: str) -> tuple[Engine, ChatTokenizer]:
@@ -53,10 +54,15 @@ class RecipeServices(Services):
             await self._model[1].close()
             self._model = None
 
-    async def sandbox(self) -> LocalSandbox:
+    async def sandbox(self) -> Sandbox:
         if self._sandbox is None:
             settings = self._recipe.sandbox
-            self._sandbox = LocalSandbox(workers=settings.workers, unsafe=settings.unsafe)
+            if settings.url is None:
+                self._sandbox = LocalSandbox(workers=settings.workers, unsafe=settings.unsafe)
+            else:
+                remote = RemoteSandbox(settings.url, settings.token_env, unsafe=settings.unsafe)
+                self._sandbox = remote
+                await remote.start()
         return self._sandbox
 
     async def grading(self) -> GradingPool:

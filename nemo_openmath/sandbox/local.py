@@ -65,6 +65,7 @@ class LocalSandbox:
         self._refilling: asyncio.Task[None] | None = None
         self._sessions: set[LocalSession] = set()
         self._closed = False
+        self.starts = 0  # of zygotes, so far
 
     async def start(self) -> None:
         """Start the zygote and the spare sessions now (a second or two) instead of at the first session."""
@@ -128,6 +129,11 @@ class LocalSandbox:
         return self._running
 
     @property
+    def alive(self) -> bool:
+        """Whether a zygote stands; a dead one is replaced by `start` and by the next session."""
+        return self._zygote is not None and self._zygote.alive
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """What stands around the sessions, once started."""
         return self._zygote.layers if self._zygote is not None else ()
@@ -151,6 +157,7 @@ class LocalSandbox:
                 if self._zygote is not None:
                     await self._zygote.close()
                 self._zygote = await Zygote.start(self._packages, self._seed, self._unsafe, self._namespaces)
+                self.starts += 1
             return self._zygote
 
     def _start_refilling(self) -> None:
@@ -173,20 +180,19 @@ class LocalSession:
     """One interpreter of a `LocalSandbox`. After a kill it goes on with a fresh process and says so."""
 
     def __init__(self, sandbox: LocalSandbox, limits: Limits, process: SessionProcess) -> None:
-        self._sandbox, self._limits = sandbox, limits
+        self._sandbox, self.limits = sandbox, limits
         self._process: SessionProcess | None = process
         self._busy = self._closed = False
 
     async def execute(self, code: str, limits: Limits | None = None) -> Execution:
         """Run a block; see `protocol.Session.execute`. Of ``limits``, those of an execution are used."""
-        limits = limits or self._limits
+        limits = limits or self.limits
         data = code.encode("utf-8", "replace")
-        check_execution(limits, self._limits)
+        check_execution(limits, self.limits)
         if self._closed or self._busy:
             raise SandboxError("the session is closed" if self._closed else "the session is busy", retryable=False)
         if len(data) > channel.MAX_CODE_BYTES:
-            refusal = f"ValueError: the code has {len(data)} bytes, more than {channel.MAX_CODE_BYTES}\n"
-            return Execution(Status.ERROR, "", refusal, 0.0, unsafe=self._sandbox.missing_walls)
+            return refusal_of_length(len(data), unsafe=self._sandbox.missing_walls)
         self._busy = True
         try:
             async with self._sandbox.running:
@@ -219,7 +225,7 @@ class LocalSession:
         if lost:
             await self._discard()
         if self._process is None:
-            self._process = await self._sandbox.process(shape_of(self._limits))
+            self._process = await self._sandbox.process(shape_of(self.limits))
         process = self._process
         ending, duration = await process.run(code, limits)
         note = f"[{_LOST}]\n" if lost else ""
@@ -259,6 +265,12 @@ def exec_file(path: str | Path, limits: Limits | None = None, *, unsafe: bool = 
             return await session.execute(code)
 
     return asyncio.run(run())
+
+
+def refusal_of_length(size: int, *, unsafe: bool = False) -> Execution:
+    """The result of code that is too long to run; ``size`` in bytes."""
+    refusal = f"ValueError: the code has {size} bytes, more than {channel.MAX_CODE_BYTES}\n"
+    return Execution(Status.ERROR, "", refusal, 0.0, unsafe=unsafe)
 
 
 def shape_of(limits: Limits) -> Shape:
