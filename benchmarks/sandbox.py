@@ -11,13 +11,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import json
 import os
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from nemo_openmath.sandbox import LocalSandbox
+from nemo_openmath.sandbox import LocalSandbox, Sandbox
+from nemo_openmath.sandbox.service import RemoteSandbox
 
 SYMPY = "import sympy\nx = sympy.symbols('x')\nprint(sympy.solve(x**2 - 5*x + 6, x))"
 PROGRAMS = {
@@ -70,17 +74,7 @@ async def ours(sessions: int, blocks: int, idle: int) -> dict[str, float]:
     async with LocalSandbox() as sandbox:
         ready = time.perf_counter() - start
 
-        async def open_session() -> tuple[Execute, Callable[[], Awaitable[None]]]:
-            session = await sandbox.session()
-
-            async def execute(code: str) -> str:
-                result = await session.execute(code)
-                assert result.status == "completed", result
-                return result.stdout
-
-            return execute, session.close
-
-        results = await measure(open_session, sessions, blocks)
+        results = await measure(opener(sandbox), sessions, blocks)
         held = [await sandbox.session() for _ in range(idle)]
         results["private memory of a fresh session, MB"] = statistics.median(map(private_mb, held))
         for session in held:
@@ -90,6 +84,35 @@ async def ours(sessions: int, blocks: int, idle: int) -> dict[str, float]:
         for session in held:
             await session.close()
     return results
+
+
+def opener(sandbox: Sandbox) -> Open:
+    async def open_session() -> tuple[Execute, Callable[[], Awaitable[None]]]:
+        session = await sandbox.session()
+
+        async def execute(code: str) -> str:
+            result = await session.execute(code)
+            assert result.status == "completed", result
+            return result.stdout
+
+        return execute, session.close
+
+    return open_session
+
+
+async def service(sessions: int, blocks: int) -> dict[str, float]:
+    """The same through `openmath sandbox serve`, a process of its own, over loopback TCP."""
+    command = [sys.executable, "-m", "nemo_openmath.cli.main", "sandbox", "serve", "--port", "0"]
+    with tempfile.TemporaryFile() as log:  # it logs every execution
+        process = await asyncio.create_subprocess_exec(*command, stderr=log)
+        try:
+            while b"\n" not in (line := os.pread(log.fileno(), 4096, 0)):  # noqa: ASYNC110  (another process's file)
+                await asyncio.sleep(0.05)
+            async with RemoteSandbox(json.loads(line.partition(b"\n")[0])["url"]) as sandbox:
+                return await measure(opener(sandbox), sessions, blocks)
+        finally:
+            process.terminate()
+            await process.wait()
 
 
 def private_mb(session: object) -> float:
@@ -127,15 +150,18 @@ async def main() -> None:
     parser.add_argument("--idle", type=int, default=50, help="sessions held for the memory test")
     options = parser.parse_args()
     mine = await ours(options.sessions, options.blocks, options.idle)
+    served = await service(options.sessions, options.blocks)
     other: dict[str, float] = {}
     if importlib.util.find_spec("ipykernel") and importlib.util.find_spec("jupyter_client"):
         other = await peer(options.sessions, max(10, options.blocks // 10))
-    print(f"| {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} | ours | IPython kernel | ratio |")
-    print("|---|---|---|---|")
+    machine = f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}"
+    print(f"| {machine} | ours | ours, over HTTP | IPython kernel | ratio |")
+    print("|---|---|---|---|---|")
     for name, value in mine.items():
         theirs = other.get(name)
         ratio = "" if theirs is None else f"{(value / theirs if 'per second' in name else theirs / value):.1f}"
-        print(f"| {name} | {value:.2f} | {'' if theirs is None else f'{theirs:.2f}'} | {ratio} |")
+        over_http = f"{served[name]:.2f}" if name in served else ""
+        print(f"| {name} | {value:.2f} | {over_http} | {'' if theirs is None else f'{theirs:.2f}'} | {ratio} |")
 
 
 if __name__ == "__main__":
