@@ -119,6 +119,8 @@ def _random_model(folder: Path, tokenizer: ChatTokenizer, config: BaseConfig) ->
     )
     torch.manual_seed(config.seed)
     model = Qwen2ForCausalLM(shape)
+    # A document of the corpus ends with the pad token, an answered turn with its own: generation stops at either.
+    model.generation_config.eos_token_id = [tokenizer.end_of_turn, tokenizer.pad]
     model.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())
 
