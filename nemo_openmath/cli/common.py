@@ -12,6 +12,7 @@ def verb(parent: Any, name: str, text: str, work: Callable[[argparse.Namespace],
     """A verb with its help and the function that does it."""
     parser: argparse.ArgumentParser = parent.add_parser(name, help=text, description=text)
     parser.set_defaults(work=work)
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
     return parser
 
 

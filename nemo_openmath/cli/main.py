@@ -43,13 +43,23 @@ def run(arguments: list[str]) -> ExitCode:
         return error.exit_code
     except BrokenPipeError:
         return ExitCode.FAILURE
-    except Exception as error:
-        if options.debug:
-            traceback.print_exc()
+    except OSError as error:
+        if error.filename is None or options.debug:
+            _say_defect(error, options.debug)
         else:
-            print(f"openmath: defect: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+            print(f"openmath: {error.filename}: {error.strerror}", file=sys.stderr)
+        return ExitCode.FAILURE
+    except Exception as error:
+        _say_defect(error, options.debug)
         return ExitCode.FAILURE
     return ExitCode.OK
+
+
+def _say_defect(error: Exception, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    else:
+        print(f"openmath: defect: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -49,7 +49,9 @@ class Source:
         except yaml.YAMLError as error:
             raise UserError(f"cannot read the value of {name} ({_first_line(error)})") from error
         at = self.data
-        for part in key[:-1]:
+        for depth, part in enumerate(key[:-1], 1):
+            if part not in at:
+                self._origins[key[:depth]] = OVERRIDE
             child = at.setdefault(part, {})
             if not isinstance(child, dict):
                 raise UserError(f"override {name}: {part} holds no settings")
@@ -66,6 +68,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Key,
         text = path.read_text()
     except OSError as error:
         raise UserError(f"cannot read it ({error.strerror})", file=path, remedy="check the path") from error
+    except UnicodeDecodeError as error:
+        raise UserError("not a text file", file=path, remedy="give a recipe in YAML") from error
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
@@ -45,7 +46,9 @@ class Progress:
 
     def say(self, message: str) -> None:
         """A line that stays."""
-        self._console.print(f"[bold]{self.stage}[/bold] {message}", highlight=False, markup=True, soft_wrap=True)
+        self._console.print(
+            f"[bold]{self.stage}[/bold] {escape(message)}", highlight=False, markup=True, soft_wrap=True
+        )
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from nemo_openmath.demo import TeacherConfig
 from nemo_openmath.engines.open import EngineConfig
 from nemo_openmath.errors import UserError
-from nemo_openmath.pipeline.build import Builder, Origin, Value, nearest
+from nemo_openmath.pipeline.build import OVERRIDE, Builder, Origin, Value, nearest
 from nemo_openmath.pipeline.config import Source
 from nemo_openmath.pipeline.stage import Stage, stage_kinds
 from nemo_openmath.recipe import rooms
@@ -168,6 +168,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def _entry(name: str, body: Any, earlier: dict[str, StageEntry], builder: Builder, path: Path, seed: int) -> StageEntry:
     key = ("stages", name)
     if not isinstance(body, dict) or not isinstance(body.get("run"), str):
+        if builder.origin(key) is OVERRIDE and earlier:  # a misspelt name comes after all those of the file
+            raise builder.error(key, "no such stage", nearest(name, list(earlier)))
         raise builder.error(key, "a stage needs a kind", "write run: kind")
     body = dict(body)
     kind, written, own_seed = body.pop("run"), body.pop("from", {}), body.pop("seed", None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -45,15 +46,53 @@ def _open(path: Path) -> IO[bytes]:
     if path.name.endswith(".gz"):
         return io.BufferedReader(gzip.open(path, "rb"))
     if path.name.endswith(".zst"):
+        return io.BufferedReader(_ZstdFile(path))
+    return path.open("rb")
+
+
+class _ZstdFile(io.RawIOBase):
+    """Frames of a .zst file one after another. The library's own reader ends quietly where a file was cut; this one
+    raises EOFError, as gzip does."""
+
+    _CHUNK = 1 << 16  # bytes read at once
+
+    def __init__(self, path: Path):
         import zstandard
 
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True))
-    return path.open("rb")
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._frame: Any = None
+        self._raw = path.open("rb")
+        self._input = self._output = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            data = self._input or self._raw.read(self._CHUNK)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the file was cut")
+                return 0
+            if self._frame is None:
+                self._frame = self._decompressor.decompressobj()
+            self._output = self._frame.decompress(data)
+            self._input = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        count = min(len(buffer), len(self._output))
+        buffer[:count] = self._output[:count]
+        self._output = self._output[count:]
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 def _read_lines(path: Path, on_bad: BadRow | None) -> Iterator[tuple[Path, int, dict[str, Any]]]:
     with _open(path) as file:
-        for row, line in enumerate(file, 1):
+        for row, line in enumerate(_lines(path, file), 1):
             if not line.strip():
                 continue
             try:
@@ -69,15 +108,34 @@ def _read_lines(path: Path, on_bad: BadRow | None) -> Iterator[tuple[Path, int, 
                 raise UserError(problem, file=path, row=row, remedy="mend or delete this row")
 
 
+def _lines(path: Path, file: IO[bytes]) -> Iterator[bytes]:
+    """Lines of a file. Raises UserError with the row at which a compressed file breaks off."""
+    row = 0
+    try:
+        for row, line in enumerate(file, 1):  # noqa: B007
+            yield line
+    except (EOFError, OSError, zlib.error, _zstd_error()) as error:
+        raise UserError(
+            f"cannot be read on ({error})", file=path, row=row + 1, remedy="fetch or compress this file again"
+        ) from error
+
+
+def _zstd_error() -> type[Exception]:
+    import zstandard
+
+    return zstandard.ZstdError
+
+
 def _read_parquet(path: Path) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    from pyarrow.lib import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    try:
-        table = ParquetFile(path)
-    except Exception as error:
-        raise UserError(f"not a Parquet file ({error})", file=path) from error
     row = 0
-    for batch in table.iter_batches(batch_size=1024):
-        for value in batch.to_pylist():
-            row += 1
-            yield path, row, value
+    try:
+        for batch in ParquetFile(path).iter_batches(batch_size=1024):
+            for value in batch.to_pylist():
+                row += 1
+                yield path, row, value
+    except (ArrowException, OSError) as error:
+        what = f"cannot be read on ({error})" if row else f"not a Parquet file ({error})"
+        raise UserError(what, file=path, row=row + 1 if row else None, remedy="fetch this file again") from error
