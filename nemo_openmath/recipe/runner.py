@@ -23,13 +23,14 @@ from nemo_openmath.pipeline import Progress, StageContext, UnitStage
 from nemo_openmath.recipe.file import Recipe, StageEntry
 from nemo_openmath.recipe.services import RecipeServices
 from nemo_openmath.records import Manifest, read_drops, read_manifest, write_json
-from nemo_openmath.records.lineage import digest_tree, versions
+from nemo_openmath.records.lineage import remembered_digest, versions
 from nemo_openmath.records.manifest import write_manifest
 from nemo_openmath.records.store import count_units, part_files
 
 _PLAN = "plan.json"
 _SECONDS = "seconds.json"
 _SHARD = ".done-"
+_DIGESTS = ".digests"
 
 
 class State(StrEnum):
@@ -176,7 +177,7 @@ class Run:
             if not name.exists():
                 raise _NotReady(f"no such file or folder: {name}")
             if name not in self._digests:
-                self._digests[name] = digest_tree(name)
+                self._digests[name] = remembered_digest(name, self.output / _DIGESTS)
             return self._digests[name]
         try:
             manifest = read_manifest(self.folder(name))

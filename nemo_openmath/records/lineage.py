@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from nemo_openmath.records.ids import content_id
 from nemo_openmath.records.manifest import write_json
 
 LINEAGE = "lineage.json"
@@ -65,3 +67,20 @@ def digest_tree(folder: Path, ignore: tuple[str, ...] = (LINEAGE, "plan.json", "
         if names[name].name not in ignore:
             total.update(f"{name}\0{digest_file(names[name])}\0".encode())
     return total.hexdigest()
+
+
+def remembered_digest(path: Path, memory: Path) -> str:
+    """:func:`digest_tree`, read again only when a name, a size or a modification time changed: models and data sets
+    of many gigabytes are looked at by every job of a run. ``memory``: folder of what was found, one file a path."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    seen = [(str(f.relative_to(path)), (at := f.stat()).st_size, at.st_mtime_ns) for f in files]
+    note = memory / f"{content_id('path', str(path.resolve()))}.json"
+    signature = content_id("files", seen)
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        if (known := orjson.loads(note.read_bytes()))["files"] == signature:
+            return str(known["digest"])
+    digest = digest_tree(path)
+    with contextlib.suppress(OSError):  # only speed is lost
+        memory.mkdir(parents=True, exist_ok=True)
+        write_json(note, {"path": str(path), "files": signature, "digest": digest})
+    return digest
