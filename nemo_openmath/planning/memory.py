@@ -96,7 +96,7 @@ def layer_activations(
 ) -> int:
     """Bytes that one layer keeps for its backward pass, for ``tokens`` of this context rank."""
     width, heads, groups = _width(precision), model.num_attention_heads, model.num_key_value_heads
-    tp, cp = parallel.tp, parallel.cp
+    tp = parallel.tp
     split = tp if parallel.sequence_parallel else 1
     hidden = tokens * model.hidden_size * width // split
     if recompute == "full":
@@ -113,12 +113,21 @@ def layer_activations(
         total += (copied or 0) + projected + scales * (heads + groups) // tp
     if recompute == "selective":  # attention's inputs, before rotation
         return total + (q + kv if model.qk_norm else projected + copied)
-    statistics = 4 * tokens * heads // tp  # flash attention's log-sum-exp
+    return total + attention_tensors(model, parallel, tokens, precision)
+
+
+def attention_tensors(model: ModelConfig, parallel: Parallel, tokens: int, precision: Precision) -> int:
+    """Of :func:`layer_activations`, what the attention itself keeps; with recomputation it comes back in the backward
+    pass, one layer at a time."""
+    width, tp, cp = _width(precision), parallel.tp, parallel.cp
+    q = tokens * model.num_attention_heads * model.head_dim * width // tp
+    kv = tokens * model.num_key_value_heads * model.head_dim * width // tp
+    statistics = 4 * tokens * model.num_attention_heads // tp  # flash attention's log-sum-exp
     if cp == 1:
-        return total + q + 2 * kv + statistics  # rotated queries and keys, values; the output is the projection's input
+        return q + 2 * kv + statistics  # rotated queries and keys, values; the output is the projection's input
     # Both zig-zag chunks have their own queries, outputs and copies of the keys and values they see: on every rank
     # 2 x CP + 1 of the pack's 2 x CP chunks in all.
-    return total + 2 * q + (2 * cp + 1) * kv + statistics + 8 * tokens  # and the outputs' order
+    return 2 * q + (2 * cp + 1) * kv + statistics + 8 * tokens  # and the outputs' order
 
 
 def batch_bytes(model: ModelConfig, parallel: Parallel, tokens: int) -> int:
@@ -142,19 +151,31 @@ def loss_peak(model: ModelConfig, parallel: Parallel, tokens: int, trained: int,
 
     width, h = _width(precision), model.hidden_size
     vocabulary = model.vocab_size // parallel.tp
-    block = min(trained, max(64, BLOCK_BYTES // (4 * vocabulary))) * vocabulary
+    length = max(64, BLOCK_BYTES // (4 * vocabulary))  # rows
+    block = min(trained, length) * vocabulary
+    normed = tokens * h * width // (parallel.tp if parallel.sequence_parallel else 1)  # what the rows are picked from
     gathered = tokens * h * width if parallel.sequence_parallel else 0
     rows = trained * h * width
-    # fp32: the product adds in place; bf16: bf16 logits' gradients, a bf16 product and an fp32 sum of weight gradients
-    return gathered + 2 * rows + 4 * block + 4 * vocabulary * h + (2 * block + 2 * vocabulary * h if width == 2 else 0)
+    # A block's logits in fp32, and in bf16 beside them; the block before is let go only when the next is there.
+    blocks = (4 if width == 4 else 6) * block * (2 if trained > length else 1)
+    if width == 2:  # or: the block's gradients, and its part of the weight's gradient before the fp32 sum
+        blocks = max(blocks, 6 * block + 2 * vocabulary * h)
+    return normed + gathered + 2 * rows + 4 * vocabulary * h + blocks
 
 
-def backward_peak(model: ModelConfig, parallel: Parallel, tokens: int, precision: Precision) -> int:
-    """Gradients alive inside one layer's backward pass: the MLP's is the largest part."""
+def backward_peak(
+    model: ModelConfig, parallel: Parallel, tokens: int, precision: Precision, recompute: Recompute
+) -> int:
+    """Gradients alive inside one layer's backward pass, and what is recomputed for it: in the MLP or in the attention,
+    whichever is more. What the layer kept is let go as its gradients come."""
     width, h, f = _width(precision), model.hidden_size, model.intermediate_size // parallel.tp
     split = parallel.tp if parallel.sequence_parallel else 1
-    gathered = 2 * tokens * h if split > 1 else 0
-    return width * (2 * tokens * h // split + tokens * h + gathered + 5 * tokens * f + 2 * f * h)
+    hidden = width * (2 * tokens * h // split + tokens * h + (2 * tokens * h if split > 1 else 0))
+    mlp = width * (2 * tokens * f + 2 * f * h)
+    attention = attention_tensors(model, parallel, tokens, precision)  # as large as their gradients
+    if recompute == "full":
+        return hidden + layer_activations(model, parallel, tokens, precision, "none") + max(mlp, attention)
+    return hidden + max(mlp, attention * (2 if recompute == "selective" else 1))
 
 
 def memory(
@@ -201,10 +222,7 @@ def _stage(
         split = parallel.tp if parallel.sequence_parallel else 1
         activations += tokens * (model.hidden_size * _width(precision) + 4) // split  # the final norm's input
         logits = loss_peak(model, parallel, tokens, round(trained * tokens), precision)
-    backward = backward_peak(model, parallel, tokens, precision)
-    if layout.recompute != "none":  # what was dropped comes back, one layer at a time
-        backward += layer_activations(model, parallel, tokens, precision, "none")
-    backward = max(0, backward - logits)
+    backward = max(0, backward_peak(model, parallel, tokens, precision, layout.recompute) - logits)
     reserve = FIXED_RESERVE + round(FRAGMENTATION * (activations + logits + backward))
     return Memory(kept.weights, kept.gradients, kept.optimizer, activations, logits, backward, reserve)
 

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from nemo_openmath.models import loss  # noqa: E402
 from nemo_openmath.models.build import build_model  # noqa: E402
 from nemo_openmath.models.configs import ModelConfig  # noqa: E402
 from nemo_openmath.pipeline.build import Builder, Origin  # noqa: E402
@@ -62,7 +63,21 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
         kept = storages([*mains, *(t for t in moments if t.numel() > 1)])
         kept = {address: size for address, size in kept.items() if address not in weights}
         found = {name: sum(each.values()) for name, each in (("weights", weights), ("gradients", gradients))}
-        return {**found, "optimizer": sum(kept.values()), "activations": saved(stepper, models, pack, set(weights))}
+        found |= {"optimizer": sum(kept.values()), "activations": saved(stepper, models, pack, set(weights))}
+        ranks = config.parallel.data_parallel(dist.get_world_size())
+        for size in case["block_bytes"]:  # of a block of logits
+            loss.CPU_BLOCK_BYTES = size
+            found[f"peak {size}"] = peak(lambda: stepper.run([pack] * ranks))
+        return found
+
+
+def peak(work: Callable[[], Any]) -> int:
+    """Most bytes allocated at once during ``work``, beyond those before it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return int(np.cumsum([event.nbytes() for event in events]).max())
 
 
 def saved(stepper: Stepper, models: list[Any], pack: Pack, weights: set[int]) -> int:

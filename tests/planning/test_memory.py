@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nemo_openmath.models import loss
 from nemo_openmath.models.configs import preset
 from nemo_openmath.models.layout import Parallel
 from nemo_openmath.planning import memory
@@ -18,6 +19,7 @@ from nemo_openmath.training.launch_local import spawn
 TINY = preset("tiny")
 MODELS = {"tied": TINY, "untied": TINY.with_changes(tie_word_embeddings=False, vocab_size=640)}
 TOKENS = 512
+BLOCK_BYTES = (256 << 20, 256 << 10)  # the loss in one block of logits, and in several
 CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "fp32": (1, "tied", {}),
     "fp32, untied": (1, "untied", {}),
@@ -53,9 +55,10 @@ COUNTED = [name for name, (_, _, c) in CASES.items() if "precision" not in c and
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
     root = tmp_path_factory.mktemp("memory")
+    common = {"tokens": TOKENS, "block_bytes": BLOCK_BYTES}
     for world in (1, 2):
         cases = [
-            {"model": asdict(MODELS[model]), "config": config, "tokens": TOKENS, "output": str(root / name)}
+            {"model": asdict(MODELS[model]), "config": config, **common, "output": str(root / name)}
             for name, (size, model, config) in CASES.items()
             if size == world
         ]
@@ -94,7 +97,8 @@ def test_activations_are_what_autograd_keeps(measured: dict[str, dict[str, int]]
     parallel = layout.parallel
     tokens = memory.rank_tokens(parallel, TOKENS)
     layer = memory.layer_activations(model, parallel, tokens, "fp32", layout.recompute)
-    expected = model.num_hidden_layers * (layer + cpu_attention(name, tokens))
+    extra = cpu_attention(name, tokens) if layout.recompute == "none" else 0
+    expected = model.num_hidden_layers * (layer + extra)
     expected += tokens * (4 * model.hidden_size + 4) // (parallel.tp if parallel.sequence_parallel else 1)
     expected += 4 * (tokens * model.hidden_size + model.vocab_size // parallel.tp * model.hidden_size)  # of the loss
     # Labels lie in the batch, not in autograd's hands; so do, where attention is recomputed, angles and chunk indices.
@@ -105,11 +109,26 @@ def test_activations_are_what_autograd_keeps(measured: dict[str, dict[str, int]]
 def cpu_attention(name: str, tokens: int) -> int:
     """What the CPU's attention keeps of a layer beyond flash attention: each sample's output beside their
     concatenation and values as a view of the whole QKV product; under context parallelism the second chunk's mask."""
-    _, which, config = CASES[name]
+    which = CASES[name][1]
     model, parallel = MODELS[which], layout_of(name).parallel
-    if config.get("recompute", "none") != "none":
-        return 0
     if parallel.cp > 1:  # rank 0 holds the first chunk and the last, which sees the whole pack
         return 4 * (tokens // 2) * TOKENS
     q, kv = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     return 4 * tokens * (2 * q + kv) // parallel.tp
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize("block_bytes", BLOCK_BYTES)
+def test_the_peak_of_a_step(
+    measured: dict[str, dict[str, int]], name: str, block_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The most that a forward and backward pass allocates at once is within 5% of the plan."""
+    monkeypatch.setattr(loss, "BLOCK_BYTES", block_bytes)
+    model, layout = MODELS[CASES[name][1]], layout_of(name)
+    plan = memory.memory(model, layout, capacity=TOKENS, micro_batches=1, precision="fp32")
+    tokens = memory.rank_tokens(layout.parallel, TOKENS)
+    expected = plan.activations + plan.logits + plan.backward
+    kept = layout.recompute == "none"  # else the attention's tensors come back for one layer at a time
+    expected += cpu_attention(name, tokens) * (model.num_hidden_layers if kept else 1)
+    assert measured[name][f"peak {block_bytes}"] == pytest.approx(expected, rel=0.05)
