@@ -24,6 +24,7 @@ from nemo_openmath.demo import clerk, solver
 from nemo_openmath.demo.rates import TeacherConfig
 from nemo_openmath.engines.protocol import Capabilities, Chunk, Completion, Finish, Request, Sampling, Usage
 from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline.processes import die_with_parent
 from nemo_openmath.transcripts import ChatTokenizer, Message, Template, load_template
 
 MODEL = "stand-in-teacher"
@@ -182,6 +183,7 @@ async def serve(teacher: StandInTeacher, port: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """``python -m nemo_openmath.demo.teacher --tokenizer DIR [--config JSON] [--port N]``."""
+    die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m nemo_openmath.demo.teacher", description=__doc__)
     parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer that prompts are written with")
     parser.add_argument("--config", help="rates of errors: a JSON object, or a file that holds one")
