@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
+import stat
+
+from nemo_openmath.sandbox.libc import libc
 
 MAX_ENTRIES = 4096  # files and folders of one session
+_TMPFS, _RAMFS = 0x01021994, 0x858458F6  # linux/magic.h
 
 
 def usage(folder: str) -> tuple[int, int]:
@@ -30,20 +36,56 @@ def usage(folder: str) -> tuple[int, int]:
     return size, entries
 
 
-def open_files_size(pid: int) -> int:
-    """Bytes on disk of the deleted files that a process holds open (they are in no folder any more)."""
-    size = 0
+def counts_what_is_written(folder: str) -> bool:
+    """Whether `written` counts all that a process does to files in there; not so in memory, through mappings."""
+    answer = ctypes.create_string_buffer(512)
+    return libc.statfs(folder.encode(), answer) == 0 and ctypes.c_long.from_buffer(answer).value not in (_TMPFS, _RAMFS)
+
+
+def written(pid: int) -> int | None:
+    """Bytes that a process has written so far, by calls and through mappings; None where the kernel does not tell."""
+    try:
+        with open(f"/proc/{pid}/io", "rb") as io:
+            counts = dict(line.split(b": ") for line in io)
+        return max(int(counts[b"wchar"]), int(counts[b"write_bytes"]))  # the latter holds the mappings', too
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def deleted_files_size(pid: int, each: int) -> int:
+    """Bytes on disk of the deleted files that a process keeps alive. One that it holds open counts as what it takes;
+    one that is only mapped, however little of it, as ``each``: its size cannot be seen."""
+    size, seen = 0, set()
     try:
         for name in os.listdir(f"/proc/{pid}/fd"):
             try:
                 status = os.stat(f"/proc/{pid}/fd/{name}")
             except OSError:
                 continue
-            if status.st_nlink == 0 and (status.st_mode & 0o170000) == 0o100000:
+            if status.st_nlink == 0 and stat.S_ISREG(status.st_mode) and status.st_ino not in seen:
+                seen.add(status.st_ino)
                 size += status.st_blocks * 512
+        with open(f"/proc/{pid}/maps", "rb") as maps:
+            for line in maps:
+                if line.endswith(b" (deleted)\n"):
+                    device, inode = line.split(maxsplit=5)[3:5]
+                    if device != _device_of_shared_memory() and int(inode) not in seen:
+                        seen.add(int(inode))
+                        size += each
     except OSError:  # the process is gone, or not ours to look into
         pass
     return size
+
+
+@functools.cache
+def _device_of_shared_memory() -> bytes:
+    """As it is written in `maps`, of the kernel's own mount for shared memory, in which no session has a path."""
+    descriptor = os.memfd_create("openmath")
+    try:
+        device = os.fstat(descriptor).st_dev
+    finally:
+        os.close(descriptor)
+    return b"%02x:%02x" % (os.major(device), os.minor(device))
 
 
 def remove(folder: str) -> None:

@@ -92,6 +92,7 @@ class SharedOutput(io.RawIOBase):
     def begin(self, room: int) -> None:
         """A new block: empty, with ``room`` bytes."""
         self._room, self._written = min(room, self._capacity), 0
+        struct.pack_into("<Q", self._memory, self._counter, 0)  # a thread of the last block may have written since
 
     def writable(self) -> bool:
         return True

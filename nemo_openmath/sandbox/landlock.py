@@ -23,27 +23,54 @@ def abi() -> int:
     return max(0, libc.syscall(_CREATE_RULESET, None, 0, 1))
 
 
+def outer_layer(version: int, readable: Iterable[str], listed: Iterable[str], base: str) -> int:
+    """A ruleset for all sessions, to `enforce` besides the one of their own: of folders whose content must stay hidden
+    in part (a rule holds for all below it), only these ``readable`` parts. ``listed``: folders whose names may be read;
+    ``base``: the sessions' folders. Raises OSError."""
+    ruleset, file_rights = _create(version)
+    for place in (*readable, "/dev/null", base):
+        rights = file_rights & ~_EXECUTE if place == base else _READ_FILE | _READ_DIR
+        rights |= (_WRITE_FILE | _TRUNCATE) & file_rights if place == "/dev/null" else 0
+        _allow_path(ruleset, rights if os.path.isdir(place) else rights & ~_READ_DIR, place)
+    for place in listed:
+        _allow_path(ruleset, _READ_DIR, place)
+    return ruleset
+
+
+def enforce(ruleset: int) -> None:
+    """Wall in the calling thread, for good: from now on this ruleset must allow, too. Needs no_new_privs."""
+    syscall(_RESTRICT_SELF, ruleset, 0)
+
+
 def restrict(version: int, readable: Iterable[tuple[int, bool]], folder: str) -> None:
     """Wall in the calling thread, for good. Needs no_new_privs. Raises OSError.
 
     ``readable``: (O_PATH descriptor, is a folder) of what may be read; ``folder``: where it may also write.
     """
-    file_rights = (1 << (13, 14, 15, 15, 16)[min(version, 5) - 1]) - 1
-    attributes = struct.pack("=QQQ", file_rights, 0b11, 0b11)  # files; TCP bind, connect; abstract sockets, signals
-    ruleset = syscall(_CREATE_RULESET, attributes, 8 if version < 4 else 16 if version < 6 else 24, 0)
+    ruleset, file_rights = _create(version)
     try:
         for descriptor, is_folder in readable:
             _allow(ruleset, _READ_FILE | _READ_DIR if is_folder else _READ_FILE, descriptor)
-        null, own = os.open("/dev/null", os.O_PATH), os.open(folder, os.O_PATH | os.O_DIRECTORY)
-        try:
-            _allow(ruleset, (_READ_FILE | _WRITE_FILE | _TRUNCATE) & file_rights, null)
-            _allow(ruleset, file_rights & ~_EXECUTE, own)
-        finally:
-            os.close(null)
-            os.close(own)
-        syscall(_RESTRICT_SELF, ruleset, 0)
+        _allow_path(ruleset, (_READ_FILE | _WRITE_FILE | _TRUNCATE) & file_rights, "/dev/null")
+        _allow_path(ruleset, file_rights & ~_EXECUTE, folder)
+        enforce(ruleset)
     finally:
         os.close(ruleset)
+
+
+def _create(version: int) -> tuple[int, int]:
+    """(ruleset, the rights to files that this kernel's Landlock knows)."""
+    file_rights = (1 << (13, 14, 15, 15, 16)[min(version, 5) - 1]) - 1
+    attributes = struct.pack("=QQQ", file_rights, 0b11, 0b11)  # files; TCP bind, connect; abstract sockets, signals
+    return syscall(_CREATE_RULESET, attributes, 8 if version < 4 else 16 if version < 6 else 24, 0), file_rights
+
+
+def _allow_path(ruleset: int, rights: int, path: str) -> None:
+    descriptor = os.open(path, os.O_PATH)
+    try:
+        _allow(ruleset, rights, descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _allow(ruleset: int, rights: int, descriptor: int) -> None:

@@ -16,12 +16,12 @@ _REC, _PRIVATE, _DETACH, _NEWNS = 16384, 1 << 18, 2, 0x20000
 # statvfs's names for what a remount must keep in a user namespace, and mount's
 _LOCKED = {2: _NOSUID, 4: _NODEV, 8: _NOEXEC, 1024: 1024, 2048: 2048, 4096: 1 << 21}
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-_STAGE = "/.session"
+_STAGE, _EMPTY = "/.session", "size=1m,mode=755"
 
 
-def enter_root(machine: str, places: Iterable[str], base: str) -> None:
-    """Move into a mount namespace whose root has ``places``, read-only, and ``base``, the sessions' folders. Needs to
-    be root, or first in a user namespace. Raises OSError."""
+def enter_root(machine: str, places: Iterable[str], hidden: Iterable[str], base: str) -> None:
+    """Move into a mount namespace whose root has ``places`` (sorted), read-only and without what is in ``hidden``, and
+    ``base``, the sessions' folders. Needs to be root, or first in a user namespace. Raises OSError."""
     root = f"{base}/.root"
     os.mkdir(root)
     if libc.unshare(_NEWNS):
@@ -31,6 +31,7 @@ def enter_root(machine: str, places: Iterable[str], base: str) -> None:
     for name in ("lib", "lib64"):  # /lib -> usr/lib on merged systems; the loader's cache names both
         if os.path.islink(f"/{name}") and not os.readlink(f"/{name}").startswith("/"):
             os.symlink(os.readlink(f"/{name}"), f"{root}/{name}")
+    empty: list[str] = []
     for place in (*places, "/dev/null"):
         target = root + place
         if os.path.isdir(place):
@@ -42,6 +43,12 @@ def enter_root(machine: str, places: Iterable[str], base: str) -> None:
         if not place.startswith("/dev/"):
             locked = sum(flag for seen, flag in _LOCKED.items() if os.statvfs(target).f_flag & seen)
             _mount(None, target, None, _BIND | _REMOUNT | _RDONLY | locked)
+        for folder in hidden:
+            if folder.startswith(place + "/"):  # packages are mounted into it after this
+                _mount("none", root + folder, "tmpfs", _NOSUID | _NODEV, _EMPTY)
+                empty.append(root + folder)
+    for target in empty:
+        _mount(None, target, None, _REMOUNT | _RDONLY | _NOSUID | _NODEV, _EMPTY)
     os.makedirs(root + base)
     os.mkdir(root + _STAGE)
     _mount(base, root + base, None, _BIND)

@@ -15,6 +15,7 @@ from nemo_openmath.sandbox.walls import Shape
 
 GRACE_S = 0.3  # between the interrupt inside the code and the kill from outside
 TICK_S = 0.05  # how often a running process is measured
+_SHARE = 10  # measuring a disk takes at most one part in so many of the client's time
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -51,6 +52,9 @@ class SessionProcess(asyncio.Protocol):
         self._answer: asyncio.Future[Ending] | None = asyncio.get_running_loop().create_future()
         self._limits: Limits | None = None
         self._started = self._cpu_before = 0.0
+        self._unmeasured = 0.0  # seconds that its files could grow since they were measured
+        self._measure_at = 0.0  # not before
+        self._all_is_counted = folders.counts_what_is_written(folder)
         self._idle: asyncio.TimerHandle | None = None
         self._stopped = False
 
@@ -69,7 +73,7 @@ class SessionProcess(asyncio.Protocol):
         channel.HEADER.pack_into(self._memory, 0, 0, 0)
         if not self.alive or self._transport is None:
             return Ending(None, Status.KILLED, "the session's process had died"), 0.0
-        self._cpu_before = cpu_seconds(self._pid)
+        self._cpu_before = cpu_seconds(self._pid)[0]
         if self._idle is not None:
             self._idle.cancel()
         if self._stopped:
@@ -90,7 +94,8 @@ class SessionProcess(asyncio.Protocol):
             self._watch.cancel()
             self._answer = None
         duration = time.monotonic() - self._started
-        if ending.outcome is not None and duration > TICK_S / 2 and (excess := self._excess()):
+        self._unmeasured += duration
+        if ending.outcome is not None and self._unmeasured > TICK_S / 2 and (excess := self._excess()):
             self.kill()
             ending = Ending(None, Status.KILLED, excess)
         if self.alive:
@@ -166,11 +171,15 @@ class SessionProcess(asyncio.Protocol):
         elapsed = time.monotonic() - self._started
         if elapsed >= limits.wall_s + GRACE_S:
             return self._end(Status.TIMEOUT, f"the code ran longer than {limits.wall_s:g} s")
-        if cpu_seconds(self._pid) - self._cpu_before >= limits.cpu_s + GRACE_S:
+        used, main_thread_ended = cpu_seconds(self._pid)
+        if used - self._cpu_before >= limits.cpu_s + GRACE_S:
             return self._end(Status.TIMEOUT, f"the code used more than {limits.cpu_s:g} s of CPU")
-        if threads_of(self._pid) > limits.threads:
+        threads = threads_of(self._pid)
+        if threads > limits.threads:
             return self._end(Status.KILLED, f"it had more than {limits.threads} threads")
-        if excess := self._excess():
+        if main_thread_ended and threads > 1:  # nobody would answer, and what it holds cannot be seen any more
+            return self._end(Status.KILLED, "its main thread ended")
+        if time.monotonic() >= self._measure_at and (excess := self._excess()):
             return self._end(Status.KILLED, excess)
         remaining = limits.wall_s + GRACE_S - elapsed
         self._watch = asyncio.get_running_loop().call_later(min(TICK_S, remaining), self._check)
@@ -179,14 +188,21 @@ class SessionProcess(asyncio.Protocol):
     def _stop(self) -> None:
         """A tick after a block: nothing of the session runs, writes or burns CPU until the next one."""
         self._stopped = True
+        self._unmeasured += TICK_S
         self._signal(signal.SIGSTOP)
 
     def _excess(self) -> str:
         """What is too much on disk; empty if nothing is."""
+        start, most = time.monotonic(), self.shape.file_mb << 20
         size, entries = folders.usage(self.folder)
+        written = folders.written(self._pid) if self._all_is_counted else None
+        if size <= most and (written is None or written > most):
+            size += folders.deleted_files_size(self._pid, most)
+        now = time.monotonic()
+        self._unmeasured, self._measure_at = 0.0, now + _SHARE * (now - start)
         if entries > folders.MAX_ENTRIES:
             return f"it made more than {folders.MAX_ENTRIES} files and folders"
-        if size + folders.open_files_size(self._pid) > self.shape.file_mb << 20:
+        if size > most:
             return f"its files took more than {self.shape.file_mb} MB"
         return ""
 
@@ -210,8 +226,8 @@ def _pid_of(pidfd: int) -> int:
         return next(int(line.split()[1]) for line in info if line.startswith("Pid:"))
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of all threads so far; 0 for a process that is gone."""
+def cpu_seconds(pid: int) -> tuple[float, bool]:
+    """(user and system time of all threads so far, whether the main thread has ended); 0 for a process that is gone."""
     try:
         stat = os.open(f"/proc/{pid}/stat", os.O_RDONLY)  # read before every block: half the price of open()
         try:
@@ -219,8 +235,8 @@ def cpu_seconds(pid: int) -> float:
         finally:
             os.close(stat)
     except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS
+        return 0.0, False
+    return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS, fields[0] == b"Z"
 
 
 def threads_of(pid: int) -> int:

@@ -24,7 +24,7 @@ from nemo_openmath.sandbox.libc import libc, syscall
 # name = x86_64 number / aarch64 number; "-" where the architecture has no such call.
 _NUMBERS = """
 read=0/63 write=1/64 readv=19/65 writev=20/66 pread64=17/67 pwrite64=18/68 preadv=295/69 pwritev=296/70
-close=3/57 close_range=436/436 fstat=5/80 newfstatat=262/79 statx=332/291 stat=4/- lstat=6/- lseek=8/62
+close=3/57 fstat=5/80 newfstatat=262/79 statx=332/291 stat=4/- lstat=6/- lseek=8/62
 access=21/- faccessat=269/48 faccessat2=439/439 readlink=89/- readlinkat=267/78 getdents64=217/61 getcwd=79/17
 chdir=80/49 fchdir=81/50 mkdir=83/- mkdirat=258/34 unlink=87/- unlinkat=263/35 rmdir=84/- rename=82/-
 renameat=264/38 renameat2=316/276 ftruncate=77/46 fsync=74/82 fdatasync=75/83 statfs=137/43 fstatfs=138/44
@@ -48,7 +48,7 @@ set_tid_address=218/96 arch_prctl=158/- exit=60/93 exit_group=231/94
 # Allowed only with the arguments of `_argument_rules`.
 _GUARDED_NUMBERS = """
 openat=257/56 mmap=9/222 fcntl=72/25 ioctl=16/29 clone=56/220 kill=62/129 tgkill=234/131 prlimit64=302/261
-socketpair=53/199 sendto=44/206
+socketpair=53/199 sendto=44/206 close_range=436/436
 """
 _CLONE3 = 435  # on both; answered ENOSYS so that libc falls back to clone, whose flags a filter can read
 
@@ -92,7 +92,8 @@ class Argument:
 
 def _argument_rules(pid: int) -> dict[str, tuple[Argument, ...]]:
     read_only, write_only, read_write, truncate = os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_TRUNC
-    thread = 0x100 | 0x800 | 0x10000  # CLONE_VM | CLONE_SIGHAND | CLONE_THREAD
+    # CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD: a table of open files of its own would hide them
+    thread = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000
     namespaces = 0x7E020000 | 0x80  # every CLONE_NEW*, including CLONE_NEWTIME
     return {
         # Landlock before ABI 3 lets O_RDONLY|O_TRUNC empty a readable file.
@@ -112,6 +113,7 @@ def _argument_rules(pid: int) -> dict[str, tuple[Argument, ...]]:
         "prlimit64": (Argument(2, (0,), pointer=True),),  # reading limits, never setting them
         "socketpair": (Argument(0, (1,)),),  # AF_UNIX: asyncio wakes itself through one
         "sendto": (Argument(4, (0,), pointer=True),),  # no destination address
+        "close_range": (Argument(2, (0, 4)),),  # not CLOSE_RANGE_UNSHARE
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import site
 import struct
 import sys
 import sysconfig
@@ -47,7 +48,8 @@ def missing_walls(file_wall: str | None) -> list[str]:
 
 def readable_places(packages: Iterable[str]) -> list[str]:
     """Files and folders that Python itself needs to read lazily: the standard library, the packages, shared libraries,
-    time zones. Not the whole of site-packages, and nothing below a home, working or service folder."""
+    time zones. Of site-packages only what is preloaded (see `hidden_folders`), and nothing of a home, working or
+    service folder."""
     places = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.dirname(os.__file__)}
     multiarch = sysconfig.get_config_var("MULTIARCH") or ""
     places |= {"/lib64", "/usr/lib64", f"/lib/{multiarch}", f"/usr/lib/{multiarch}", "/etc/ld.so.cache"}
@@ -61,6 +63,32 @@ def readable_places(packages: Iterable[str]) -> list[str]:
             places.add(origin)
     real = {os.path.realpath(place) for place in places if os.path.exists(place)}
     return sorted(place for place in real if place not in ("/", "/lib", "/usr/lib", "/usr"))
+
+
+def hidden_folders(places: Iterable[str]) -> list[str]:
+    """Of what lies in the places, what is not to be read: an interpreter's other packages, beside its library."""
+    candidates = {os.path.realpath(folder) for folder in site.getsitepackages([sys.prefix, sys.base_prefix])}
+    known = set(places)
+    return sorted(f for f in candidates if os.path.isdir(f) and f not in known and any(_is_in(f, p) for p in known))
+
+
+def without(places: Iterable[str], hidden: Iterable[str]) -> tuple[list[str], list[str]]:
+    """(readable, listed): the same places with the hidden folders left out, and the folders that thus fell apart."""
+    readable, listed, pending = [], [], list(places)
+    while pending:
+        place = pending.pop()
+        if place in hidden:
+            continue
+        if any(_is_in(folder, place) for folder in hidden):
+            listed.append(place)
+            pending += [entry.path for entry in os.scandir(place) if not entry.is_symlink()]
+        else:
+            readable.append(place)
+    return readable, listed
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return path.startswith(folder + "/")
 
 
 def open_places(places: Iterable[str]) -> list[tuple[int, bool]]:
@@ -98,6 +126,12 @@ def set_limits(shape: Shape, preloaded: int) -> None:
         resource.setrlimit(kind, (bound, bound))
 
 
+def forbid_queued_signals() -> None:
+    """The kernel counts queued signals per user: a session could use up what all processes of the user share, and no
+    timer could be made any more. Those made before this stay; other signals still arrive, unqueued."""
+    resource.setrlimit(resource.RLIMIT_SIGPENDING, (0, 0))
+
+
 def drop_capabilities(arch: seccomp.Architecture) -> None:
     """Give up every capability, so that a session of root is root in name only; no_new_privs makes it final."""
     prctl(PR_SET_NO_NEW_PRIVS, 1)
@@ -106,11 +140,14 @@ def drop_capabilities(arch: seccomp.Architecture) -> None:
 
 
 def close_in(
-    arch: seccomp.Architecture, file_wall: str | None, places: Iterable[tuple[int, bool]], folder: str
+    arch: seccomp.Architecture, file_wall: str | None, outer: int, places: Iterable[tuple[int, bool]], folder: str
 ) -> None:
-    """The last step: the walls that cannot be taken down. What is missing was asked to be, or we would not be here."""
+    """The last step: the walls that cannot be taken down. What is missing was asked to be, or we would not be here.
+    ``outer``: Landlock's ruleset for all sessions, or -1."""
     drop_capabilities(arch)
     if file_wall == LANDLOCK:
+        if outer >= 0:
+            landlock.enforce(outer)
         landlock.restrict(landlock.abi(), places, folder)
     if seccomp.available():
         seccomp.restrict(arch, seccomp.program(arch, os.getpid()))

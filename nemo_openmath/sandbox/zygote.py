@@ -13,6 +13,7 @@ Sessions die with the zygote (PDEATHSIG), the zygote with its client (end of fil
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
@@ -62,6 +63,7 @@ class Zygote:
         self._packages: list[str] = settings["packages"]
         self._pid = os.getpid()
         self._preloaded = 0  # bytes of address space
+        self._outer = -1
         self._selector = selectors.DefaultSelector()
         self._sessions: dict[int, tuple[int, int, str]] = {}  # pidfd -> session id, pid, folder
         self._removers: dict[int, tuple[int, int, int]] = {}  # pidfd -> session id, pid, exit status of the session
@@ -77,10 +79,13 @@ class Zygote:
             exec(_WARM_UP, {"sympy": sys.modules["sympy"]})
         seed_everything(self._seed)
         places = walls.readable_places(self._packages)
+        hidden = walls.hidden_folders(places)
         if self._file_wall == walls.MOUNTS:
             self._preloaded = walls.address_space()
-            mounts.enter_root(self._arch.name, places, self._base)
+            mounts.enter_root(self._arch.name, places, hidden, self._base)
         self._readable = walls.open_places(places) if self._file_wall == walls.LANDLOCK else []
+        if hidden and self._file_wall == walls.LANDLOCK:
+            self._outer = landlock.outer_layer(landlock.abi(), *walls.without(places, hidden), self._base)
         # `import torch` in a session must say "No module named", not "Permission denied".
         sys.path[:] = [place for place in sys.path if place and "-packages" not in place and _is_standard(place)]
         sys.meta_path[:] = [finder for finder in sys.meta_path if "frozen_importlib" in finder.__module__]
@@ -98,7 +103,10 @@ class Zygote:
                 if key.fd == client:
                     return
                 if key.fileobj is self._control:
-                    message = self._control.recv(65536)
+                    try:
+                        message = self._control.recv(65536)
+                    except ConnectionError:  # it went away with words of ours unread
+                        return
                     if not message:
                         return
                     self._make(json.loads(message))
@@ -120,27 +128,40 @@ class Zygote:
 
     def _make(self, order: dict[str, Any]) -> None:
         shape = walls.Shape(**order["shape"])
+        memory = -1
+        ours = theirs = None
         try:
             ours, theirs = socket.socketpair()
-            memory = os.memfd_create("output", os.MFD_CLOEXEC)
-            os.ftruncate(memory, channel.memory_size(shape.capacity))
+            memory = _shared_memory(channel.memory_size(shape.capacity))
             os.mkdir(order["folder"], 0o700)
-            pid = os.fork()
-        except OSError as error:
-            self._send({"id": order["id"], "error": str(error)})
-            return
-        if pid == 0:
             try:
-                self._become_session(ours, memory, shape, order["folder"])
-            except BaseException as error:
-                _report_and_exit(ours, error)
-        ours.close()
-        pidfd = os.pidfd_open(pid)
-        self._sessions[pidfd] = (order["id"], pid, order["folder"])
-        self._selector.register(pidfd, selectors.EVENT_READ)
-        self._send({"id": order["id"]}, [theirs.fileno(), pidfd, memory])
-        theirs.close()
-        os.close(memory)
+                pid = os.fork()
+            except OSError:
+                os.rmdir(order["folder"])
+                raise
+            if pid == 0:
+                try:
+                    self._become_session(ours, memory, shape, order["folder"])
+                except BaseException as error:
+                    _report_and_exit(ours, error)
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError:  # no descriptor is left
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                os.rmdir(order["folder"])
+                raise
+            self._sessions[pidfd] = (order["id"], pid, order["folder"])
+            self._selector.register(pidfd, selectors.EVENT_READ)
+            self._send({"id": order["id"]}, [theirs.fileno(), pidfd, memory])
+        except (OSError, OverflowError) as error:
+            self._send({"id": order["id"], "error": str(error)})
+        finally:
+            for end in (ours, theirs):
+                if end is not None:
+                    end.close()
+            if memory >= 0:
+                os.close(memory)
 
     def _reap(self, pidfd: int) -> None:
         self._selector.unregister(pidfd)
@@ -150,14 +171,18 @@ class Zygote:
         try:
             os.rmdir(folder)
         except OSError:  # not empty: whatever is in there must not hold up the other sessions
-            remover = os.fork()
+            try:
+                remover = os.fork()
+            except OSError:  # the machine is full: what is left goes with the base
+                self._send({"ended": session, "status": status})
+                return
             if remover == 0:
                 walls.die_with_parent(self._pid)
                 try:
                     folders.remove(folder)
                 finally:
                     os._exit(0)
-            pidfd = os.pidfd_open(remover)
+            pidfd = os.pidfd_open(remover)  # there is room: the session's own was closed just now
             self._removers[pidfd] = (session, remover, status)
             self._selector.register(pidfd, selectors.EVENT_READ)
         else:
@@ -187,7 +212,12 @@ class Zygote:
         for standard in (0, 1, 2):
             os.dup2(null, standard)
         first = 3
-        for kept in sorted([wire.fileno(), *(descriptor for descriptor, _ in readable)]):
+        needed = [
+            wire.fileno(),
+            *(descriptor for descriptor, _ in readable),
+            *([self._outer] if self._outer >= 0 else []),
+        ]
+        for kept in sorted(needed):
             os.closerange(first, kept)
             first = kept + 1
         os.closerange(first, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -200,15 +230,29 @@ class Zygote:
         else:
             random.seed(self._seed)  # Python reseeds it from entropy after every fork
         timers = Timers(self._arch)
+        walls.forbid_queued_signals()
         walls.set_limits(shape, self._preloaded)
         if self._file_wall == walls.MOUNTS:
             mounts.hide_others(folder, self._base)
-        walls.close_in(self._arch, self._file_wall, readable, folder)
-        for descriptor, _ in readable:
-            os.close(descriptor)
+        walls.close_in(self._arch, self._file_wall, self._outer, readable, folder)
+        for descriptor in needed:
+            if descriptor != wire.fileno():
+                os.close(descriptor)
         for name in self._own_modules:
             del sys.modules[name]
         run_session(wire.detach(), Interpreter(output, shape.capacity, timers))
+
+
+def _shared_memory(size: int) -> int:
+    """Descriptor of memory that nobody can shrink any more: reading it can never fail."""
+    memory = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(memory, size)
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(memory)
+        raise
+    return memory
 
 
 def run_session(wire: int, interpreter: Interpreter) -> NoReturn:
