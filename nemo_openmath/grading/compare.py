@@ -20,6 +20,9 @@ from nemo_openmath.grading.verdict import Grade, Verdict, equal, not_equal, unkn
 _SPACES = re.compile(r"\s+")
 _BARE_LOG = re.compile(r"log(?![_\w])|\\log(?!\s*_)")
 _LABEL = re.compile(r"\x01([^\x02\x01]{1,60})\x02\s*[=:]\s*")
+_IN_BASE = re.compile(r"(-?[0-9A-Z]{1,60})_\{?\d{1,2}\}?")
+_DECIMAL_COMMA = re.compile(r"-?\d{1,30},\d{1,30}")
+_LETTERS = re.compile(r"[A-J]{2,10}")
 _SPACE = re.compile(r"((?<=[\w.])\s+(?=[\w.])|(?<=,)\s+(?=\d))|\s+")  # group 1: a space that means something
 
 
@@ -86,7 +89,7 @@ class _Reading:
             self.label = " ".join(texts.words(label[1]))
             self.cleaned = self.cleaned[label.end() :]
         self.canonical = _canonical(self.cleaned)
-        source = texts.number_word(self.words) or self.cleaned
+        source = texts.number_word(self.words) or _large_base(self.canonical) or self.cleaned
         for variant in _comma_readings(source):
             try:
                 self.forms.append(self._parse(variant, tight=False))
@@ -103,6 +106,17 @@ class _Reading:
         node: Node = parser.parse()
         self.ambiguous |= parser.ambiguous
         return form(node)
+
+
+def _large_base(canonical: str) -> str | None:
+    """The value of 2A_{16}, whose digits are letters too, else None."""
+    m = re.fullmatch(r"(-?)([0-9A-Z]{1,60})_\{?(\d\d)\}?", canonical)
+    if m is None or m[2].isdigit() or m[2].isalpha() or not 11 <= int(m[3]) <= 36:
+        return None
+    try:
+        return m[1] + str(int(m[2], int(m[3])))
+    except ValueError:
+        return None
 
 
 def _canonical(cleaned: str) -> str:
@@ -157,12 +171,29 @@ def _compare_read(p: _Reading, e: _Reading) -> Grade:
         return by_words
     if not p.forms or not e.forms:
         return unknown(f"not compared as an expression: {p.problem or e.problem}")
+    for x, y in ((p, e), (e, p)):
+        if (open_ := _notations(x, y)) is not None:
+            return unknown(open_)
     grade = _compare_readings(p.forms, e.forms, p.cleaned + " " + e.cleaned)
     if p.ambiguous or e.ambiguous:
         other = _compare_readings(p.tight, e.tight, p.cleaned + " " + e.cleaned)
         if other.verdict is not grade.verdict:
             return unknown("depends on how far a slash or a function reaches")
     return grade
+
+
+def _notations(x: _Reading, y: _Reading) -> str | None:
+    """Why ``x`` against ``y`` is a question of notation that mathematics does not answer, else None."""
+    if (m := _IN_BASE.fullmatch(x.canonical)) is not None and m[1].lstrip("0") == y.canonical.lstrip("0"):
+        return "digits of a base against digits without one"
+    if _DECIMAL_COMMA.fullmatch(x.canonical) and "," not in y.canonical:
+        grade = compare(x.canonical.replace(",", "."), y.cleaned)
+        return None if grade.verdict is Verdict.NOT_EQUAL else "a comma that may be a decimal one"
+    if _LETTERS.fullmatch(x.canonical) and sorted(x.canonical) == sorted(
+        y.canonical.replace(",", "").replace("and", "")
+    ):
+        return "letters together and listed" if "," in y.canonical or "and" in y.canonical else None
+    return None
 
 
 def _is_empty(reading: _Reading) -> bool:

@@ -107,6 +107,8 @@ class Comparison:
                     return unknown("several names against one value")
                 case Matrix(), Matrix():
                     return self._matrices(x, y)
+                case Matrix(), Tuple(items=items, opening="[") if (rows := _rows(items)) is not None:
+                    return self._matrices(x, Matrix(rows))
                 case Matrix(), Tuple(items=items) | Collection(items=items, braces=False):
                     vector = [n for row in x.rows for n in row]
                     if 1 not in (len(x.rows), len(x.rows[0])) or len(vector) != len(items):
@@ -363,6 +365,18 @@ class Comparison:
             for i in items
             if isinstance(i, Scalar)
         )
+
+
+def _rows(items: Sequence[Form]) -> tuple[tuple[Node, ...], ...] | None:
+    """[[1, 2], [3, 4]] as the rows of a matrix, None where it is none."""
+    rows = []
+    for item in items:
+        if not isinstance(item, Tuple) or item.opening != "[" or len(item.items) != len(items[0].items):  # type: ignore[union-attr]
+            return None
+        if not all(isinstance(i, Scalar) and i.unit is None for i in item.items):
+            return None
+        rows.append(tuple(i.node for i in item.items if isinstance(i, Scalar)))
+    return tuple(rows)
 
 
 def _same_argument(a: Form, b: Form) -> Form:

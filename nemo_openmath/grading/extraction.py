@@ -12,7 +12,7 @@ from dataclasses import dataclass
 THINK_END = "</think>"
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
-_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*\{?|\\.|[{}]", re.DOTALL)
+_TOKEN = re.compile(r"\\{1,2}(?:boxed|fbox)(?![a-zA-Z])\s*\{?|\\.|[{}]", re.DOTALL)
 _BARE = re.compile(r"[^\s{}$\\]+")  # \boxed 42: authors mean 42, though TeX would box the 4
 _PHRASE = re.compile(r"\b(?:final\s{1,4})?answer\s{1,4}is\b[ \t]{0,8}:?", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|\n")
@@ -62,7 +62,7 @@ def _scan(text: str, start: int) -> tuple[list[str], bool]:
                 while spans and spans[-1][0] >= opened:
                     spans.pop()
                 spans.append((opened, match.start()))
-        elif token.startswith(("\\boxed", "\\fbox")):
+        elif token.lstrip("\\").startswith(("boxed", "fbox")):  # \\\\boxed: a text that was escaped twice
             last_start = position
             if token.endswith("{"):
                 stack.append(position)

@@ -6,6 +6,7 @@ Spellings of one thing become one form: ``x = \pm 3``, ``3, -3`` and ``\{-3, 3\}
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -151,9 +152,22 @@ def form(node: Node) -> Form:
             return Congruence(nodes[-1], modulus, _name(nodes[0]))
         case ("mod", residue, modulus):
             return Congruence(residue, modulus)
+        case ("neg", ("matrix", _)):
+            return _scaled_matrix(node[1], lambda n: ("neg", n))
+        case ("mul", nodes) if sum(n[0] == "matrix" for n in nodes) == 1:
+            others = tuple(n for n in nodes if n[0] != "matrix")
+            return _scaled_matrix(next(n for n in nodes if n[0] == "matrix"), lambda n: ("mul", (*others, n)))
+        case ("div", ("matrix", _), divisor):
+            return _scaled_matrix(node[1], lambda n: ("div", n, divisor))
+        case ("mul", (("sym", point), ("seq", "(", ")", nodes))) if point.isupper() and point[0] not in "CP":
+            return Tuple(tuple(form(n) for n in nodes), "(", ")", str(point))  # the point A(1, 2)
         case ("sym", "mathbb_R"):
             return Region((Interval(MINUS_INFINITY, False, INFINITY, False),))
     return _scalar(node)
+
+
+def _scaled_matrix(matrix: Node, scale: Callable[[Node], Node]) -> Matrix:
+    return Matrix(tuple(tuple(scale(n) for n in row) for row in matrix[1]))
 
 
 def _built(name: str, condition: Form) -> Form:
@@ -217,6 +231,9 @@ def _name(node: Node) -> str | None:
             return str(name)
         case ("mul", (("sym", f), argument)) if f in _FUNCTION_LETTERS and argument[0] in ("sym", "num", "seq"):
             return f"{f}({argument[1]})" if argument[0] in ("sym", "num") else f"{f}()"
+        case ("mul", nodes) if all(n[0] == "sym" and len(n[1]) == 1 for n in nodes):  # the segment AB, the angle ABC
+            name = "".join(n[1] for n in nodes)
+            return name if len(name) <= 5 and name.removeprefix("m").isupper() else None
         case ("seq", "(", ")", nodes) if all(n[0] == "sym" for n in nodes):
             return "(" + ",".join(n[1] for n in nodes) + ")"
     return None
@@ -233,7 +250,7 @@ def _related(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> Form:
     if set(operators) == {"="}:
         name = _name(nodes[0])
         agreed = all(numeric.same(node, nodes[-1]).is_equal for node in nodes[1:-1])
-        if name is not None and agreed:
+        if name is not None and agreed and not (nodes[0][0] == "mul" and "(" not in name and symbols(nodes[-1])):
             return _named(form(nodes[-1]), name)
         if agreed and not any(map(symbols, nodes)) and numeric.same(nodes[0], nodes[-1]).is_equal:
             return form(nodes[-1])
@@ -246,7 +263,12 @@ def _related(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> Form:
 
 def _inequality(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> Region | None:
     """x > 1, 3 >= x, 1 < x <= 2 with one symbol and constant ends, as a region."""
+    if len(nodes) == 2 and any(n[0] == "fn" and n[1] == "abs" for n in nodes):
+        return _around(operators[0], nodes)
     places = [i for i, n in enumerate(nodes) if n[0] == "sym"]
+    if len(places) == 1 and operators == ("!=",) and not symbols(nodes[1 - places[0]]):
+        hole, name = nodes[1 - places[0]], nodes[places[0]][1]
+        return Region((Interval(MINUS_INFINITY, False, hole, False), Interval(hole, False, INFINITY, False)), name)
     if len(places) != 1 or not set(operators) <= {"<", ">", "<=", ">="}:
         return None
     place = places[0]
@@ -269,12 +291,51 @@ def _inequality(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> Region |
     return Region((Interval(low, low_closed, high, high_closed),), nodes[place][1])
 
 
+def _around(op: str, nodes: tuple[Node, ...]) -> Region | None:
+    """|x - a| < r and |x - a| > r for a positive r, as a region."""
+    inner, radius = nodes
+    if not (inner[0] == "fn" and inner[1] == "abs"):
+        inner, radius, op = radius, inner, _FLIP.get(op, op)
+    if op not in _FLIP or symbols(radius) or numeric.sign_of(radius) != 1:
+        return None
+    match inner[2]:
+        case ("sym", name):
+            middle: Node = ZERO
+        case ("add", (("sym", name), offset)) if not symbols(offset):
+            middle = ("neg", offset)
+        case _:
+            return None
+    low, high = ("add", (middle, ("neg", radius))), ("add", (middle, radius))
+    closed = op.endswith("=")
+    if op[0] == "<":
+        return Region((Interval(low, closed, high, closed),), name)
+    return Region((Interval(MINUS_INFINITY, False, low, closed), Interval(high, closed, INFINITY, False)), name)
+
+
+def _both(a: Region, b: Region) -> Region | None:
+    """x > 1 and x < 2: the interval between, None where it is not certainly one."""
+    for x, y in ((a, b), (b, a)):
+        if len(x.intervals) == len(y.intervals) == 1:
+            low, high = x.intervals[0], y.intervals[0]
+            ends = (low.low, high.high)
+            bounded = low.high == INFINITY and high.low == MINUS_INFINITY
+            if bounded and INFINITY not in ends and MINUS_INFINITY not in ends:
+                if numeric.sign_of(("add", (high.high, ("neg", low.low)))) != 1:
+                    return None
+                return Region((Interval(low.low, low.low_closed, high.high, high.high_closed),), a.name)
+    return None
+
+
 def _listed(nodes: tuple[Node, ...], connective: str) -> Form:
     forms = [form(n) for n in nodes]
     names = [f.name if not isinstance(f, Assignment) else None for f in forms]
     if any(isinstance(f, Region) and f.name for f in forms):
         if connective == "or" and len(set(names)) == 1 and all(isinstance(f, Region) for f in forms):
             return _named(_united(forms), names[0])
+        if connective == "and" and len(forms) == 2 and len(set(names)) == 1:
+            first, second = forms
+            if isinstance(first, Region) and isinstance(second, Region) and (both := _both(first, second)) is not None:
+                return both
         raise NotMath("several conditions")
     given = [name for name in names if name]
     if len(given) == len(forms) and len(set(given)) == len(forms):

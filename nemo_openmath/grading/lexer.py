@@ -14,7 +14,7 @@ import unicodedata
 from fractions import Fraction
 from typing import Any
 
-from nemo_openmath.grading.units import COUNTED, LONE_LETTERS, SCALES, UNITS
+from nemo_openmath.grading.units import COMPOSITE, COUNTED, LONE_LETTERS, SCALES, UNITS
 
 Token = tuple[str, Any]
 
@@ -51,13 +51,17 @@ _TRANSLATE = str.maketrans(_UNICODE)
 
 _DRESS = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|middle)(?![a-zA-Z])\.?"
-    r"|\\(?:displaystyle|textstyle|limits|nolimits|quad|qquad|mathstrut|hspace\{[^{}]{0,20}\}|hline|bf|rm|it)(?![a-zA-Z])"
+    r"|\\(?:displaystyle|textstyle|limits|nolimits|quad|qquad|mathstrut|angle|measuredangle|hspace\{[^{}]{0,20}\}|hline|bf|rm|it)(?![a-zA-Z])"
     r"|(?<!\\)\\[!,;:> ]|~"
 )
 _FONT = re.compile(r"\\(?:mathbf|mathit|mathcal|mathsf|boldsymbol|bm|pmb|ensuremath|boxed|fbox)(?![a-zA-Z])")
 _ORDINAL = re.compile(r"(?<=\d)(?:\^?\{?\x01(?:st|nd|rd|th)\x02\}?|(?:st|nd|rd|th)(?![a-zA-Z]))")
 _PMOD = re.compile(r"\\pmod\s*(?:\{([^{}]{0,60})\}|(\d+))")
 _GROUPED = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\{,\}|,?\\[!,; ]|~| )\d{3})+(?!\d)")
+_CHOOSE = re.compile(r"(?:\{\})?[_^]\{?(\d{1,9}|n)\}?\s?C_\{?(\d{1,9}|[a-z])\}?")  # {}_{10}C_3
+_POWER_OF_TEN = re.compile(r"(?<=[\d.])\x01[eE]\x02(?=[+-]?\d)")  # 1.5\mathrm{e}3
+_DOTS = re.compile(r"\\(?:dots|cdots|dotsc|dotsb)(?![a-zA-Z])|\.\s?\.\s?\.")
+_PLUS_MINUS = re.compile(r"\+/-|(?:^|(?<==))\s*\+\s?-(?=\s?[\d\\a-z(])")
 _DECIMAL_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d)")
 COMMA_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d])")
 _TEXT = re.compile(
@@ -84,7 +88,15 @@ FUNCTIONS = frozenset(
     """sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp gcd lcm max min abs sgn floor ceil
     det cosec arg""".split()  # noqa: SIM905
 )  # fmt: skip
-_FUNCTION_NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "tg": "tan", "ctg": "cot", "cosec": "csc"}
+_FUNCTION_NAMES = {
+    "asin": "arcsin",
+    "acos": "arccos",
+    "atan": "arctan",
+    "arctg": "arctan",
+    "tg": "tan",
+    "ctg": "cot",
+    "cosec": "csc",
+}
 _GREEK = frozenset(
     """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau
     upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar""".split()  # noqa: SIM905
@@ -127,6 +139,10 @@ def clean(text: str) -> str:
     text = _GROUPED.sub(lambda m: re.sub(r"\D", "", m[0]), text)
     text = _DECIMAL_COMMA.sub(".", text)
     text = _TEXT.sub(lambda m: f"\x01{m[1]}\x02", text)
+    text = _POWER_OF_TEN.sub("e", text)
+    text = _CHOOSE.sub(r"\\binom{\1}{\2}", text)
+    text = _PLUS_MINUS.sub(r"\\pm ", _DOTS.sub(r"\\ldots ", text))
+    text = re.sub(r"\\([RZNQC])(?![a-zA-Z])", r"\\mathbb{\1}", text)
     text = _PMOD.sub(r"(\\bmod \1\2)", text)
     text = _ORDINAL.sub("", text)
     text = _FONT.sub(" ", text)
@@ -253,7 +269,7 @@ _ENGLISH = frozenset(
 
 
 def _is_unit(word: str) -> bool:
-    return word in UNITS or word in COUNTED or word in SCALES or word in UNIT_WORDS
+    return word in UNITS or word in COUNTED or word in SCALES or word in UNIT_WORDS or word in COMPOSITE
 
 
 def _words(text: str, tokens: list[Token]) -> None:

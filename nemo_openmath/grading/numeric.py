@@ -8,7 +8,9 @@ generator seeded with the pair: a verdict is reproducible.
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
@@ -22,6 +24,8 @@ FIRST_PRECISION = 96  # bits: tells most different numbers apart
 MAX_PRECISION = 8192
 AGREEMENT = 400  # bits of agreement, beyond the heights, that count as equality without a proven bound
 SURE_DIGITS = 6  # significant digits from which a correctly rounded decimal stands for a non-terminating number
+
+_DECORATED = re.compile(r"(?:overline|bar|vec|hat)_")
 
 EXACT = equal("same value")
 DIFFERENT = not_equal("different values")
@@ -185,6 +189,17 @@ def _same_function(a: Node, b: Node, names: list[str], log_base: int) -> Grade:
     return unknown("equal for some values of the symbols only")
 
 
+def sign_of(node: Node) -> int | None:
+    """Sign of a constant real expression, None where it is not certain."""
+    try:
+        value = Evaluator(FIRST_PRECISION).value(node)
+        if not isinstance(value, ball.Ball):
+            return (value > 0) - (value < 0)
+        return None if value.im is not None else ball.sign(value.re)
+    except ArithmeticError:
+        return None
+
+
 def _mentions(node: Node, wanted: Node) -> bool:
     return node == wanted or any(_mentions(part, wanted) for part in node if isinstance(part, tuple))
 
@@ -212,12 +227,18 @@ def _counts(names: list[str]) -> bool:
 def _renamed(a: Node, b: Node) -> Grade:
     """Different functions, unless one is the other with its symbols renamed."""
     first, second = symbols(a), symbols(b)
+    if any(_DECORATED.match(name) for name in first ^ second):
+        return unknown("names under a bar or an arrow")
     if a[0] == b[0] == "sym":
-        return not_equal("different symbols")
-    if first != second and len(first) == len(second) == 1:
-        (x,), (y,) = first, second
-        if _same_function(_rename(a, x, y), b, [y], 0).is_equal:
-            return unknown("the same but for the name of the symbol")
+        return unknown("upper and lower case") if a[1].lower() == b[1].lower() else not_equal("different symbols")
+    old, new = sorted(first - second), sorted(second - first)
+    if len(old) == len(new) and 0 < len(old) <= 3:
+        for names in itertools.permutations(new):
+            renamed = a
+            for x, y in zip(old, names, strict=True):
+                renamed = _rename(renamed, x, y)
+            if _same_function(renamed, b, sorted(second), 0).is_equal:
+                return unknown("the same but for the names of symbols")
     return not_equal("different functions of their symbols")
 
 
@@ -229,6 +250,9 @@ def _rename(node: Node, old: str, new: str) -> Node:
 
 def _decimal(node: Node) -> tuple[Fraction, int] | None:
     """Value and written significant digits of a decimal literal."""
+    if node[0] == "percent":
+        inner = _decimal(node[1])
+        return None if inner is None else (inner[0] / 100, inner[1])
     negative = node[0] == "neg"
     if negative:
         node = node[1]

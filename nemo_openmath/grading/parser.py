@@ -20,7 +20,8 @@ from fractions import Fraction
 from typing import Any
 
 from nemo_openmath.grading.lexer import NotMath, Token
-from nemo_openmath.grading.units import SCALES, UNITS, dimension
+from nemo_openmath.grading.quantities import with_units
+from nemo_openmath.grading.units import SCALES, UNITS
 
 Node = tuple[Any, ...]
 
@@ -162,7 +163,7 @@ class Parser:
                 node = _times(node, self._signed(self._product))
             else:
                 node = self._divide(node)
-        node = self._units(node)
+        node = with_units(self, node)
         return ("neg", node) if negative else node
 
     def _signed(self, parse: Any) -> Node:
@@ -322,7 +323,7 @@ class Parser:
                 node = self._additive()
                 self._expect("|")
                 self.bars -= 1
-                return ("fn", "abs", node, None)
+                return ("fn", "det" if node[0] == "matrix" else "abs", node, None)
             if value in ("floor(", "ceil("):
                 bars, self.bars = self.bars, 0
                 node = self._additive()
@@ -345,6 +346,11 @@ class Parser:
         if self._op() == "_":
             self.position += 1
             sub = self._group_or_token()
+            if name in ("C", "A", "P") and self._op() == "^" and _counts(sub):
+                self.position += 1
+                k = self._exponent()
+                falling: Node = ("div", ("fact", sub, 1), ("fact", ("add", (sub, ("neg", k))), 1))
+                return ("binom", sub, k) if name == "C" else falling
             name += "_" + _plain(sub)
         return ("sym", name)
 
@@ -452,8 +458,14 @@ class Parser:
         raise NotMath(f"{name} is not evaluated here")
 
     def _matrix(self, kind: str) -> Node:
-        if kind not in ("pmatrix", "bmatrix", "matrix", "vmatrix", "Bmatrix", "smallmatrix"):
+        if kind not in ("pmatrix", "bmatrix", "matrix", "vmatrix", "Bmatrix", "smallmatrix", "array"):
             raise NotMath(f"environment {kind}")
+        if kind == "array":
+            self._expect("{")
+            while not self._take("}"):  # columns; a line between them makes an augmented matrix
+                if self._peek()[0] not in ("sym", "word", "const"):
+                    raise NotMath("columns of an array")
+                self.position += 1
         rows: list[tuple[Node, ...]] = []
         row: list[Node] = []
         while self._peek()[0] != "end":
@@ -469,55 +481,18 @@ class Parser:
         node: Node = ("matrix", tuple(rows))
         return ("fn", "det", node, None) if kind == "vmatrix" else node
 
-    def _units(self, node: Node) -> Node:
-        """Unit words behind a term, with exponents and one "per"."""
-        if self._peek()[0] != "word":
-            return node
-        parts: dict[str, int] = {}
-        factor = Fraction(1)
-        sign, pending, seen = 1, 1, False
-        while self._peek()[0] == "word" or (seen and self._op() == "/" and self._peek(1)[0] == "word"):
-            kind, word = self._peek()
-            self.position += 1
-            if kind == "op" or word == "per":
-                if sign < 0:
-                    raise NotMath("unit")
-                sign = -1
-            elif word in ("square", "sq"):
-                pending = 2
-            elif word == "cubic":
-                pending = 3
-            elif word in ("percent", "percents"):
-                return ("percent", node)
-            elif word in SCALES:
-                node = _times(node, ("num", SCALES[word], 0))
-            else:
-                base, size, exponent = UNITS.get(word, (word, Fraction(1), 1))
-                power = pending
-                if self._op() == "^" and self._peek(1)[0] == "num":
-                    power, self.position = self._peek(1)[1][0], self.position + 2
-                elif self._op() == "^" and self._op_at(1) == "{" and self._peek(2)[0] == "num":
-                    power, self.position = self._peek(2)[1][0], self.position + 4
-                if not isinstance(power, int) or not 0 < power < 10:
-                    raise NotMath("unit")
-                parts[base] = parts.get(base, 0) + sign * exponent * power
-                factor *= size ** (sign * power)
-                pending, seen = 1, True
-        if not seen:
-            return node if sign > 0 and pending == 1 else _raise("unit")
-        return ("unit", node, dimension(parts), factor)
-
     def _op_at(self, ahead: int) -> str | None:
         kind, value = self._peek(ahead)
         return value if kind == "op" else None
 
 
-def _raise(message: str) -> Node:
-    raise NotMath(message)
-
-
 def _times(a: Node, b: Node) -> Node:
     return ("mul", (*a[1], b)) if a[0] == "mul" else ("mul", (a, b))
+
+
+def _counts(sub: Node) -> bool:
+    """Whether a subscript is the n of C_n^k: a number above one, or n itself."""
+    return (sub[0] == "num" and isinstance(sub[1], int) and sub[1] > 1) or sub == ("sym", "n")
 
 
 def _plain(node: Node) -> str:

@@ -51,13 +51,22 @@ _NO_SOLUTION = ("emptiness", "no solution")
 # Words of these classes are never a number (the "second" of a list could be).
 _EXCLUSIVE = frozenset({"truth", "boolean", "emptiness", "parity", "weekday", "month", "color", "winner", "existence"})
 
-_NUMBER_WORDS = {
-    w: str(i)
-    for i, w in enumerate(
-        """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
-        seventeen eighteen nineteen twenty""".split()  # noqa: SIM905
-    )
+_ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+    seventeen eighteen nineteen""".split()  # noqa: SIM905
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
+_NUMBER_WORDS = {word: str(i) for i, word in enumerate(_ONES)}
+_NUMBER_WORDS |= {word: str(20 + 10 * i) for i, word in enumerate(_TENS)}
+_NUMBER_WORDS |= {
+    f"{ten} {one}": str(20 + 10 * i + j) for i, ten in enumerate(_TENS) for j, one in enumerate(_ONES[:10]) if j
 }
+_NUMBER_WORDS |= {"hundred": "100", "one hundred": "100", "a hundred": "100", "one thousand": "1000"}
+_SETS = {
+    "real numbers": r"\mathbb{R}",
+    "reals": r"\mathbb{R}",
+    "integers": r"\mathbb{Z}",
+    "natural numbers": r"\mathbb{N}",
+}
+_ALL = re.compile(r"(?:the set of |set of )?all (real numbers|reals|integers|natural numbers)(?: [a-z])?")
 
 
 def unwrap(text: str) -> str:
@@ -76,8 +85,10 @@ def closed_class(text: str) -> tuple[str, str] | None:
 
 
 def number_word(text: str) -> str | None:
-    """Digits of a number written as a word up to twenty, else None."""
-    return _NUMBER_WORDS.get(text.lower())
+    """A number up to a hundred written as a word, or "all real numbers", in symbols; else None."""
+    if (m := _ALL.fullmatch(text.lower())) is not None:
+        return _SETS[m[1]]
+    return _NUMBER_WORDS.get(text.lower().replace("-", " "))
 
 
 def choice(text: str) -> tuple[str, str] | None:

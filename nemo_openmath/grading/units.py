@@ -61,7 +61,18 @@ def _table() -> dict[str, tuple[str, Fraction, int]]:
 
 
 UNITS = _table()
-UNITS["mph"] = ("mph", Fraction(1), 1)
+_HOUR = ("s", Fraction(3600), -1)
+COMPOSITE = {  # word -> (base unit, size in it, exponent of 1 or -1), ...
+    "mph": (("m", Fraction(1609344, 1000), 1), _HOUR),
+    "kph": (("m", Fraction(1000), 1), _HOUR),
+    "kmh": (("m", Fraction(1000), 1), _HOUR),
+}
+# "and" joins a smaller part to these: 2 hours and 30 minutes, 5 dollars and 25 cents, 5 feet and 6 inches.
+MIXED = frozenset(
+    word
+    for word, (base, size, _) in UNITS.items()
+    if base in ("s", "USD", "year", "lb") or (base == "m" and size in (Fraction(9144, 10000), Fraction(3048, 10000)))
+)
 LONE_LETTERS = frozenset(word for word in UNITS if len(word) == 1 and word.isascii())  # 5 m may be five times m
 
 COUNTED = frozenset(
