@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from nemo_openmath.sandbox import Limits, LocalSandbox, Status
+from nemo_openmath.sandbox import Limits, LocalSandbox, Status, channel
 
 LIMITS = Limits(wall_s=30, cpu_s=30)
 
@@ -100,3 +101,31 @@ async def test_nothing_outlives_a_killed_client() -> None:
     client.stdout.close()
     assert all([await gone(pid) for pid in family])
     assert not folder.parent.exists()
+
+
+async def test_a_session_cannot_keep_others_from_being_made(sandbox: LocalSandbox) -> None:
+    """The kernel counts queued signals per user, and a new session's timers need some."""
+    code = (
+        "import os, signal, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, {40})\n"
+        "sent = 0\nwhile sent < 200_000:\n    os.kill(os.getpid(), 40); sent += 1\nprint(sent)\ntime.sleep(20)"
+    )
+    async with await sandbox.session() as hostile:
+        running = asyncio.create_task(hostile.execute(code))
+        while not channel.HEADER.unpack_from(hostile._process._memory)[0]:  # noqa: ASYNC110  (another process's)
+            await asyncio.sleep(0.05)
+        for _ in range(3):  # more than the spares
+            async with await sandbox.session() as other:
+                assert (await other.execute("1 + 1")).stdout == "2\n"
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_many_short_blocks_cannot_fill_the_disk(sandbox: LocalSandbox) -> None:
+    """None of them lasts long enough to be measured while it runs."""
+    async with await sandbox.session(replace(LIMITS, file_mb=4)) as session:
+        await session.execute("n = 0")
+        for _ in range(100):
+            result = await session.execute("n += 1\nopen(f'{n}', 'wb').write(bytes(1 << 20))")
+            if result.status == Status.KILLED:
+                break
+        assert "more than 4 MB" in result.stderr

@@ -61,6 +61,7 @@ class World:
         for listener in self.listeners:
             listener.setblocking(False)
         self.before = self._outside_state()
+        packages = Path(sys.base_prefix, "lib", f"python{sys.version_info[0]}.{sys.version_info[1]}", "site-packages")
         self.names = {
             "bait": str(self.bait),
             "baits": str(self.baits),
@@ -75,6 +76,7 @@ class World:
             "udp": self.listeners[1].getsockname()[1],
             "unix": str(self.folder / "unix"),
             "other": "1",
+            "installed": next(iter(sorted(map(str, packages.glob("*/__init__.py")))), str(packages / "none")),
             "places": [*walls.readable_places(()), sysconfig.get_path("purelib"), "/lib", "/lib64", "/.session"],
         }
 
@@ -100,9 +102,11 @@ class World:
             clean = await fresh.execute(
                 "import builtins, os, random, sympy\n"
                 "poisoned = hasattr(builtins, 'poison'), os.environ.get('POISON')\n"
-                "*poisoned, os.listdir('.'), callable(sympy.solve), random.random()"
+                "x, found = sympy.symbols('x'), os.listdir('.')\n"
+                "*poisoned, found, sympy.solve(x**2 - 5*x + 6, x), sum([1, 1]), random.random()",
+                replace(LIMITS, wall_s=30, cpu_s=30),  # a busy machine is no breach
             )
-            if clean.stdout != "(False, None, [], True, 0.8444218515250481)\n":
+            if clean.stdout != "(False, None, [], [2, 3], 2, 0.8444218515250481)\n":
                 problems.append(f"a fresh session gave {clean}")
         if execution.status.value not in attack.ends:
             problems.append(
