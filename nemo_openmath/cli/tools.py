@@ -26,9 +26,11 @@ def add(groups: Any) -> None:
     grade.add_argument("--output", type=Path, required=True, help="the same rows with verdict and reason")
     grade.add_argument("--workers", type=int, default=1)
     grade.add_argument("--time-limit", type=float, default=1.0, metavar="SECONDS", help="of one pair")
+    grade.add_argument("--memory-mb", type=int, default=1024, metavar="MIB", help="of one worker")
     grade.add_argument("--take-modulo", type=int, metavar="N", help="answers count modulo N")
     grade.add_argument("--fallback", action="store_true", help='accept "the final answer is ..." where there is no box')
     grade.add_argument("--show-disagreements", action="store_true", help="print rows where another opinion differs")
+    grade.add_argument("--other", metavar="COLUMN", help="the other opinion; default: judgement, else is_correct")
 
     serve = verb(groups, "serve", "serve a model over the OpenAI-compatible protocol, watched and restarted", _serve)
     serve.add_argument("model", metavar="MODEL", help="Hugging Face folder")
@@ -101,12 +103,13 @@ def _grade(options: argparse.Namespace) -> None:
         options.output,
         workers=options.workers,
         time_limit=options.time_limit,
+        memory_mb=options.memory_mb,
         fallback=options.fallback,
         take_modulo=options.take_modulo,
     )
     print(", ".join(f"{name} {count}" for name, count in counts.items()))
     if options.show_disagreements:
-        show_disagreements(options.output)
+        show_disagreements(options.output, other=options.other)
 
 
 def _serve(options: argparse.Namespace) -> None:

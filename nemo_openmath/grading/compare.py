@@ -186,7 +186,7 @@ def _notations(x: _Reading, y: _Reading) -> str | None:
     """Why ``x`` against ``y`` is a question of notation that mathematics does not answer, else None."""
     if (m := _IN_BASE.fullmatch(x.canonical)) is not None and m[1].lstrip("0") == y.canonical.lstrip("0"):
         return "digits of a base against digits without one"
-    if _DECIMAL_COMMA.fullmatch(x.canonical) and "," not in y.canonical:
+    if _DECIMAL_COMMA.fullmatch(x.canonical) and "," not in y.canonical and not lexer.COMMA_GROUPED.search(x.canonical):
         grade = compare(x.canonical.replace(",", "."), y.cleaned)
         return None if grade.verdict is Verdict.NOT_EQUAL else "a comma that may be a decimal one"
     if _LETTERS.fullmatch(x.canonical) and sorted(x.canonical) == sorted(

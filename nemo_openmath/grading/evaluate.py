@@ -59,6 +59,9 @@ class Evaluator:
                 return product
             case ("div", a, b):
                 return self._divide(self.value(a), self.value(b))
+            case ("pow", ("const", "e"), b) if not isinstance(exponent := self.value(b), int):
+                self.transcendental = True
+                return ball.exp(self.ball(exponent), self.prec)
             case ("pow", a, b):
                 return self._power(self.value(a), self.value(b), node)
             case ("root", a, n):

@@ -40,6 +40,7 @@ class _Group:
     count: int
     first: int  # index of the representative's first appearance
     value: tuple[int, int] | None  # of a plain number
+    spellings: list[str]
 
 
 def majority(
@@ -53,9 +54,10 @@ def majority(
 
     Missing answers (None or blank) count in ``total`` and never win. Spellings are visited from the most common to
     the rarest, equal counts in order of first appearance; each joins the first group whose representative it equals
-    (only Verdict.EQUAL joins), so a group's representative is its most common spelling. Groups are ordered by count;
-    of equal counts the one whose representative appeared first wins, and ``tie`` says so. A winner with
-    ``count / total < min_share`` gives ``answer`` None.
+    (only Verdict.EQUAL joins) and of which no other spelling is certainly different: 5 cm and 5 m both equal 5, and
+    not each other. So a group's representative is its most common spelling, and no group holds two answers. Groups
+    are ordered by count; of equal counts the one whose representative appeared first wins, and ``tie`` says so. A
+    winner with ``count / total < min_share`` gives ``answer`` None.
     """
     spellings: Counter[str] = Counter()
     first: dict[str, int] = {}
@@ -82,13 +84,19 @@ def majority(
                 complete = False
                 break
             comparisons += 1
-            if compare(spelling, group.representative).verdict is Verdict.EQUAL:
+            if compare(spelling, group.representative).verdict is not Verdict.EQUAL:
+                continue
+            others = group.spellings[1 : 1 + max_comparisons - comparisons]
+            comparisons += len(others)
+            if all(compare(spelling, other).verdict is not Verdict.NOT_EQUAL for other in others):
                 home = group
                 break
         if home is None:
-            home = _Group(spelling, 0, first[spelling], value)
+            home = _Group(spelling, 0, first[spelling], value, [])
             groups.append(home)
         home.count += count
+        if value is None or value != home.value or not home.spellings:
+            home.spellings.append(spelling)
         if value is not None:
             by_value.setdefault(value, home)
     ranked = sorted(groups, key=lambda group: (-group.count, group.first))

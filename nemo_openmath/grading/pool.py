@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 import nemo_openmath
-from nemo_openmath.errors import OpenMathError
+from nemo_openmath.errors import OpenMathError, UserError
 from nemo_openmath.grading import plain
 from nemo_openmath.grading.verdict import Grade, Verdict
 from nemo_openmath.grading.worker import HEADER, OUT_OF_MEMORY, OUT_OF_TIME, frame
@@ -36,6 +36,7 @@ PROGRAM = "from nemo_openmath.grading.worker import main; main()"
 CHUNK = 64  # pairs a worker gets at once: amortizes the round trip, keeps workers evenly loaded
 STARTUP_LIMIT = 60.0  # seconds for a fresh interpreter to import the grader on a busy machine
 WALL_FACTOR = 5  # wall clock a pair may take in time limits: a busy machine is slow, a hung worker silent
+MAX_IDLE_DEATHS = 9  # of a worker before it is given its first pair, one after another
 CACHE_SIZE = 100_000  # pairs
 CACHED_LENGTH = 2_000  # characters of a pair; longer ones are not kept
 
@@ -99,6 +100,7 @@ class _Worker:
     def grade(self, pairs: Sequence[Pair], take_modulo: int | None) -> list[Grade]:
         grades: list[Grade] = []
         idle_deaths = 0
+        suspect = -1  # index of the pair over which a worker died once already
         while len(grades) < len(pairs):
             asked = False
             try:
@@ -106,7 +108,7 @@ class _Worker:
                     self._read(STARTUP_LIMIT)
                     self.ready = True
                 self._write(frame((take_modulo, pairs[len(grades) :])))
-                asked = True
+                asked, idle_deaths = True, 0
                 while len(grades) < len(pairs):
                     verdict, reason = self._read(self.time_limit * WALL_FACTOR)
                     grades.append(Grade(Verdict(verdict), reason))
@@ -117,13 +119,17 @@ class _Worker:
                     idle_deaths += 1
                 self._restart()
             except (EOFError, BrokenPipeError, ConnectionResetError):
-                if asked:  # died over this pair, by its alarm or, without a reply, for memory in C code
-                    timed_out = self.process.wait() == -signal.SIGVTALRM
-                    grades.append(OUT_OF_TIME if timed_out else OUT_OF_MEMORY)
-                else:
+                code = self.process.wait()
+                if not asked:
                     idle_deaths += 1
+                elif code == -signal.SIGVTALRM:  # its own alarm, in the middle of a C call
+                    grades.append(OUT_OF_TIME)
+                elif suspect == len(grades):  # twice over this pair: for memory, in C code
+                    grades.append(OUT_OF_MEMORY)
+                else:  # perhaps killed by somebody for no fault of the pair
+                    suspect = len(grades)
                 self._restart()
-            if idle_deaths > 3:
+            if idle_deaths > MAX_IDLE_DEATHS:
                 raise OpenMathError(f"grading workers die before their first pair: {' '.join(self.command)}")
         return grades
 
@@ -151,8 +157,13 @@ class GradingPool:
     def __init__(
         self, workers: int = 1, time_limit: float = 1.0, memory_mb: int = 1024, *, take_modulo: int | None = None
     ):
+        if workers < 1 or not time_limit > 0 or memory_mb < 256 or (take_modulo is not None and take_modulo < 1):
+            raise UserError(
+                "a grading pool needs at least one worker, a time limit above 0, 256 MiB and a modulus of at least 1",
+                remedy="mend workers, time limit, memory or modulus",
+            )
         self.take_modulo = take_modulo
-        self._workers = [_Worker(time_limit, memory_mb) for _ in range(max(1, workers))]
+        self._workers = [_Worker(time_limit, memory_mb) for _ in range(workers)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -175,7 +186,8 @@ class GradingPool:
 
     async def grade_many(self, pairs: Iterable[Pair]) -> list[Grade]:
         pairs = list(pairs)
-        grades, jobs = self._plan(pairs)
+        large = len(pairs) > 8 * CHUNK  # looking them all up would hold up the loop
+        grades, jobs = await asyncio.to_thread(self._plan, pairs) if large else self._plan(pairs)
         for chunk, future in jobs:
             found = await asyncio.wrap_future(future)
             grades.update(zip(chunk, found, strict=True))

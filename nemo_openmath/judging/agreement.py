@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import orjson
 
 from nemo_openmath.grading import Grade, Verdict
 from nemo_openmath.judging.judge import Judgement, Question
@@ -17,6 +22,43 @@ class Disagreement:
     question: Question
     symbolic: Grade
     judged: Judgement
+
+    def to_json(self) -> dict[str, Any]:
+        q, s, j = self.question, self.symbolic, self.judged
+        return {
+            "problem": q.problem,
+            "predicted_answer": q.predicted,
+            "expected_answer": q.expected,
+            "symbolic": str(s.verdict),
+            "symbolic_reason": s.reason,
+            "judged": str(j.verdict),
+            "judged_reason": j.reason,
+            "votes": list(j.votes),
+            "asked": j.asked,
+            "invalid": j.invalid,
+        }
+
+    @staticmethod
+    def from_json(row: dict[str, Any]) -> Disagreement:
+        return Disagreement(
+            Question(row["problem"], row["predicted_answer"], row["expected_answer"]),
+            Grade(Verdict(row["symbolic"]), row["symbolic_reason"]),
+            Judgement(Verdict(row["judged"]), row["judged_reason"], tuple(row["votes"]), row["asked"], row["invalid"]),
+        )
+
+
+def read_judgements(files: Iterable[Path]) -> Agreement:
+    """Agreement over journals of judgements. A torn last line is left out; of a unit judged twice the last stays."""
+    found: dict[str, Disagreement] = {}
+    for file in files:
+        for line in file.read_bytes().split(b"\n"):
+            with contextlib.suppress(orjson.JSONDecodeError):
+                row = orjson.loads(line)
+                found[row["unit"]] = Disagreement.from_json(row)
+    agreement = Agreement()
+    for _, entry in sorted(found.items()):
+        agreement.add(entry.question, entry.symbolic, entry.judged)
+    return agreement
 
 
 @dataclass
@@ -68,16 +110,5 @@ class Agreement:
             "kappa": self.kappa,
             "requests": self.requests,
             "invalid_votes": self.invalid_votes,
-            "disagreements": [
-                {
-                    "problem": d.question.problem,
-                    "predicted_answer": d.question.predicted,
-                    "expected_answer": d.question.expected,
-                    "symbolic": str(d.symbolic.verdict),
-                    "symbolic_reason": d.symbolic.reason,
-                    "judged": str(d.judged.verdict),
-                    "judged_reason": d.judged.reason,
-                }
-                for d in self.examples
-            ],
+            "disagreements": [d.to_json() for d in self.examples],
         }

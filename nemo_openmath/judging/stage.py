@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import orjson
+
+from nemo_openmath.errors import UserError
 from nemo_openmath.grading import Grade, Verdict
-from nemo_openmath.judging.agreement import Agreement
+from nemo_openmath.judging.agreement import Disagreement, read_judgements
 from nemo_openmath.judging.judge import Judge, JudgeSettings, Question, judge
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
 from nemo_openmath.pipeline.stage import RUNTIME
@@ -50,7 +53,19 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
         settings = JudgeSettings(c.votes, c.attempts, c.temperature, c.max_tokens, c.concurrency, context.seed)
         self._judges = [Judge(*await context.services.engine(name), settings, c.prompt) for name in self.engines()]
         self._problems = {p.id: p.problem for p in context.read("problems", Problem)}
-        self._agreement = Agreement()
+        shard = f"{context.shard:05d}-of-{context.shards:05d}"
+        self._journal = (context.output / f"judgements-{shard}.jsonl").open("ab+")
+        self._agreement = read_judgements([Path(self._journal.name)])
+
+    async def run(self, context: StageContext) -> None:
+        try:
+            await super().run(context)
+        finally:
+            if (journal := getattr(self, "_journal", None)) is not None:
+                journal.close()
+        everywhere = read_judgements(sorted(context.output.glob("judgements-*.jsonl")))
+        text = orjson.dumps(everywhere.to_json(), option=orjson.OPT_INDENT_2)
+        (context.output / "agreement.json").write_bytes(text)
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Generation]]:
         return ((g.id, g) for g in context.read("generations", Generation))
@@ -60,8 +75,16 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
         open_ = symbolic.verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT)
         if not open_ and not self.config.everything:
             return Result([unit])
+        if unit.problem_id not in self._problems:
+            raise UserError(
+                f"problem {unit.problem_id} of generation {unit.id} is in none of the problem files",
+                remedy="give the stage the problems that its generations answer",
+            )
         question = Question(self._problems[unit.problem_id], unit.predicted_answer, unit.expected_answer)
         judged = await judge(question, self._judges)
+        entry = Disagreement(question, symbolic, judged)
+        self._journal.write(orjson.dumps({"unit": unit.id, **entry.to_json()}, option=orjson.OPT_APPEND_NEWLINE))
+        self._journal.flush()
         self._agreement.add(question, symbolic, judged)
         context.facts["judging"] = self._agreement.to_json()
         if not open_:
