@@ -23,6 +23,16 @@ from nemo_openmath.sandbox.supervisor import Zygote
 from nemo_openmath.sandbox.walls import Shape
 
 DEFAULT_PACKAGES = ("numpy", "scipy", "sympy", "mpmath", "networkx")
+# What the kernel's calls can still take, far beyond what makes sense.
+_MOST = {
+    "wall_s": 10**6,
+    "cpu_s": 10**6,
+    "memory_mb": 1 << 24,
+    "output_chars": 10**8,
+    "threads": 1 << 16,
+    "open_files": 1 << 20,
+    "file_mb": 1 << 24,
+}
 _LOST = "the session was restarted: variables, imports and files of earlier blocks are lost"
 
 
@@ -53,6 +63,9 @@ class LocalSandbox:
     ) -> None:
         if seed is not None and not 0 <= seed < 2**32:
             raise UserError(f"sandbox seed {seed}", remedy="use a number from 0 to 4294967295, or None")
+        for name, value, least in (("workers", workers, 1), ("sessions", sessions, 1), ("spares", spares, 0)):
+            if value is not None and value < least:
+                raise UserError(f"sandbox {name} {value}", remedy=f"use {least} or more")
         self.limits = limits or Limits()
         self._unsafe, self._namespaces = unsafe, namespaces
         self._spare_count = spares
@@ -277,9 +290,9 @@ def shape_of(limits: Limits) -> Shape:
     """What of the limits is fixed for a session's life. Raises UserError."""
     if limits.processes:
         raise UserError(f"limits.processes={limits.processes}", remedy="sessions cannot start processes; use 0")
-    for name in ("wall_s", "cpu_s", "memory_mb", "output_chars", "threads", "open_files", "file_mb"):
-        if getattr(limits, name) <= 0:
-            raise UserError(f"limits.{name}={getattr(limits, name)}", remedy="use a positive number")
+    for name, most in _MOST.items():
+        if not 0 < getattr(limits, name) <= most:  # nor is nan
+            raise UserError(f"limits.{name}={getattr(limits, name)}", remedy=f"use a positive number up to {most}")
     if limits.open_files < 8:
         raise UserError(f"limits.open_files={limits.open_files}", remedy="use 8 or more")
     capacity = limits.output_chars * channel.BYTES_PER_CHARACTER

@@ -16,6 +16,7 @@ from nemo_openmath.sandbox.walls import Shape
 GRACE_S = 0.3  # between the interrupt inside the code and the kill from outside
 TICK_S = 0.05  # how often a running process is measured
 _SHARE = 10  # measuring a disk takes at most one part in so many of the client's time
+_LONGEST_REPORT = 2000  # bytes
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -144,6 +145,8 @@ class SessionProcess(asyncio.Protocol):
         self._buffer += data
         if self._answer is None or self._answer.done():
             return self._end(Status.KILLED, "it wrote to the sandbox's own channel")
+        if self._limits is None and any(self._buffer[: channel.NONCE_BYTES]) and len(self._buffer) <= _LONGEST_REPORT:
+            return None  # no code ran yet: which wall could not be put up; `connection_lost` passes it on
         begun = self._buffer[: channel.NONCE_BYTES]
         if len(self._buffer) > channel.REPLY.size or not self._nonce.startswith(begun):
             return self._end(Status.KILLED, "it wrote to the sandbox's own channel")

@@ -88,6 +88,7 @@ class Zygote:
             self._outer = landlock.outer_layer(landlock.abi(), *walls.without(places, hidden), self._base)
         # `import torch` in a session must say "No module named", not "Permission denied".
         sys.path[:] = [place for place in sys.path if place and "-packages" not in place and _is_standard(place)]
+        sys.argv[:], sys.orig_argv[:] = [""], [sys.executable]
         sys.meta_path[:] = [finder for finder in sys.meta_path if "frozen_importlib" in finder.__module__]
         self._own_modules = [name for name in sys.modules if name.split(".")[0] == "nemo_openmath"]
         self._preloaded = self._preloaded or walls.address_space()

@@ -329,3 +329,16 @@ def test_recipe_settings_that_contradict_are_refused() -> None:
         SandboxSettings(url="http://127.0.0.1:1", workers=2)
     with pytest.raises(UserError, match="token_env"):
         SandboxSettings(token_env="X")
+
+
+async def test_a_service_without_walls_is_not_used_unless_accepted_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as (service, _):
+        monkeypatch.setattr(type(service._sandbox), "missing_walls", True)
+        for use in (RemoteSandbox.start, RemoteSandbox.session):  # also by who never calls start
+            trusting = RemoteSandbox(service.url)
+            with pytest.raises(UserError, match="lacks a wall"):
+                await use(trusting)
+            await trusting.close()
+        async with RemoteSandbox(service.url, unsafe=True) as sandbox, await sandbox.session() as session:
+            assert (await session.execute("1")).unsafe
+            assert (await session.execute("#" * (2 << 20))).unsafe

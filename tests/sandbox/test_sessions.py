@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from nemo_openmath.errors import UserError
 from nemo_openmath.sandbox import Limits, LocalSandbox, SandboxError, Status, exec_file
+from nemo_openmath.sandbox.local import shape_of
 
 QUICK = Limits(wall_s=1.0, cpu_s=5, memory_mb=512, output_chars=1000)
 
@@ -40,13 +42,13 @@ async def test_a_notebook(sandbox) -> None:
         "print('first')\n'second'",
         "print()",
         "exit()\n1/0",
-        "__name__, len(input.__name__)",
+        "import sys; __name__, len(input.__name__), sys.argv",
     )
     assert (define.stdout, value.stdout, hidden.stdout) == ("", "(x - 1)*(x + 1)\n", "")
     assert both.stdout == "first\n'second'\n"
     assert none.stdout == "\n"
     assert (exits.status, exits.output) == (Status.COMPLETED, "")
-    assert name.stdout == "('__main__', 5)\n"
+    assert name.stdout == "('__main__', 5, [''])\n"
 
 
 async def test_tracebacks_name_the_users_lines_only(sandbox) -> None:
@@ -252,7 +254,8 @@ async def test_cancelling_kills_what_runs() -> None:
 
 async def test_limits_that_cannot_be_given_are_refused() -> None:
     async with LocalSandbox(limits=QUICK, spares=0, packages=()) as sandbox:
-        for wrong in (Limits(processes=1), Limits(wall_s=0), Limits(memory_mb=-1), Limits(open_files=2)):
+        for wrong in (Limits(processes=1), Limits(wall_s=0), Limits(memory_mb=-1), Limits(open_files=2),
+                      Limits(wall_s=float("nan")), Limits(cpu_s=float("inf")), Limits(memory_mb=10**15)):  # fmt: skip
             with pytest.raises(UserError, match="limits"):
                 await sandbox.session(wrong)
         async with await sandbox.session() as session:
@@ -260,6 +263,12 @@ async def test_limits_that_cannot_be_given_are_refused() -> None:
                 await session.execute("1", Limits(output_chars=10**6))
             long = await session.execute("#" + "x" * (1 << 20))
             assert (long.status, long.stdout) == (Status.ERROR, "")
+        with pytest.raises(SandboxError, match="could not be walled in: OverflowError"):  # the reason comes through
+            await sandbox.process(replace(shape_of(QUICK), memory_mb=1 << 60))
+        assert (await run_blocks(sandbox, "1 + 1"))[0].stdout == "2\n"
+    for wrong in ({"workers": 0}, {"sessions": 0}, {"spares": -1}):
+        with pytest.raises(UserError, match="or more"):
+            LocalSandbox(**wrong)
 
 
 async def test_a_program_from_a_file(tmp_path: Path) -> None:

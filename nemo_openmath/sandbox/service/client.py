@@ -63,22 +63,21 @@ class RemoteSandbox:
         self._sessions: set[RemoteSession] = set()
         self._farewells: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._walls: bool | None = None  # whether all of them stand; None: not asked yet
 
     async def start(self) -> Description:
         """What the service is. Raises UserError if it does not answer, or without walls, or refuses the token."""
         try:
-            _, data = await self.call("GET", "/v1", patience_s=min(_FAREWELL_S, self._patience_s))
+            return await self._describe(min(_FAREWELL_S, self._patience_s))
         except SandboxError as error:
             raise UserError(
                 f"no sandbox service at {self._url}: {error}", remedy="start one with: openmath sandbox serve"
             ) from error
-        description = _parsed(_DESCRIPTION, data)
-        if description.unsafe and not self._unsafe:
-            raise UserError(f"the sandbox at {self._url} lacks a wall", remedy="accept that by name: unsafe")
-        return description
 
     async def session(self, limits: Limits | None = None) -> RemoteSession:
         """A new session; waits for a free place. Raises UserError for limits the service does not grant."""
+        if self._walls is None:  # `start` was not called
+            await self._describe(self._patience_s)
         session = RemoteSession(self, secrets.token_hex(16), limits or self._limits)
         try:
             await session.open()
@@ -106,7 +105,19 @@ class RemoteSandbox:
     ) -> None:
         await self.close()
 
+    async def _describe(self, patience_s: float) -> Description:
+        description: Description = _parsed(_DESCRIPTION, (await self.call("GET", "/v1", patience_s=patience_s))[1])
+        if description.unsafe and not self._unsafe:
+            raise UserError(f"the sandbox at {self._url} lacks a wall", remedy="accept that by name: unsafe")
+        self._walls = not description.unsafe
+        return description
+
     # for RemoteSession
+
+    @property
+    def missing_walls(self) -> bool:
+        """Whether the service lacks a required wall, which was accepted by name."""
+        return self._walls is False
 
     def forget(self, session: RemoteSession) -> None:
         """A session was closed."""
@@ -183,7 +194,7 @@ class RemoteSession:
         self._check()
         data = code.encode("utf-8", "replace")
         if len(data) > channel.MAX_CODE_BYTES:
-            return refusal_of_length(len(data))
+            return refusal_of_length(len(data), unsafe=self._sandbox.missing_walls)
         self._busy = True
         self._number += 1
         body = {"number": self._number, "code": data.decode()} | ({} if limits is None else {"limits": limits})
@@ -232,7 +243,8 @@ class RemoteSession:
         except _Gone:  # it may have begun there: it does not begin again
             await self.open()
             note = f"The session was killed: {_LOST}\n"
-            return Execution(Status.KILLED, "", note, time.monotonic() - start, state_lost=True)
+            unsafe = self._sandbox.missing_walls
+            return Execution(Status.KILLED, "", note, time.monotonic() - start, state_lost=True, unsafe=unsafe)
         if status != 404:
             return _parsed(_EXECUTION, data)
         await self.open()
