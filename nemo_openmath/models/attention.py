@@ -192,20 +192,17 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, passes: list[_Pass], scal
 
 def _each_sample(query: Tensor, key: Tensor, value: Tensor, each: _Pass, scale: float) -> Tensor:
     """SDPA sample by sample (CPU)."""
-    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))  # [1, heads, t, d]
     grouped = query.shape[1] != key.shape[1]
+    queries, keys = ([b - a for a, b in itertools.pairwise(cu)] for cu in (each.cu_queries, each.cu_keys))
+    # split, not slices: its backward lays the samples' gradients end to end once; a slice's fills a whole pack.
+    parts = (x.transpose(0, 1).unsqueeze(0).split(n, dim=2) for x, n in ((query, queries), (key, keys), (value, keys)))
     outputs = []
-    for (a, b), (c, d) in zip(itertools.pairwise(each.cu_queries), itertools.pairwise(each.cu_keys), strict=True):
-        mask = None
-        if b - a != d - c:  # a later zig-zag chunk: queries stand at the end of their keys
-            mask = torch.ones(b - a, d - c, dtype=torch.bool).tril(d - c - (b - a))
+    for q, k, v in zip(*parts, strict=True):  # [1, heads, sample, d]
+        rows, columns, mask = q.shape[2], k.shape[2], None
+        if rows != columns:  # a later zig-zag chunk: queries stand at the end of their keys
+            mask = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
         outputs.append(
-            F.scaled_dot_product_attention(
-                *(q[:, :, a:b], k[:, :, c:d], v[:, :, c:d], mask),
-                is_causal=mask is None,
-                scale=scale,
-                enable_gqa=grouped,
-            )
+            F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=grouped)
         )
     return torch.cat(outputs, dim=2).squeeze(0).transpose(0, 1)
 

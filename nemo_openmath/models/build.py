@@ -66,9 +66,29 @@ class SwiGLU(MLP):
 
     def forward(self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
         gate_up, _bias = self.linear_fc1(hidden_states)
-        gate, up = gate_up.chunk(2, dim=-1)
-        output, _bias = self.linear_fc2(F.silu(gate) * up)
+        output, _bias = self.linear_fc2(_Gate.apply(gate_up))
         return output, None
+
+
+class _Gate(torch.autograd.Function):
+    """silu(gate) * up of [..., 2 f] laid as [gate, up]; both gradients are written where they belong, not joined."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        activated = F.silu(gate)
+        ctx.save_for_backward(gate_up, activated)
+        return activated * up
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        gate_up, activated = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        out = torch.empty_like(gate_up)
+        grad_gate, grad_up = out.chunk(2, dim=-1)
+        torch.mul(grad, activated, out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        return out
 
 
 def choose_backend(backend: LayerBackend) -> Literal["local", "transformer_engine"]:
