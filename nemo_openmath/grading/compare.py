@@ -13,7 +13,8 @@ from nemo_openmath.grading import lexer, plain, texts
 from nemo_openmath.grading.equivalence import Comparison
 from nemo_openmath.grading.forms import Empty, Form, Scalar, form
 from nemo_openmath.grading.lexer import NotMath
-from nemo_openmath.grading.parser import Node, Parser
+from nemo_openmath.grading.names import Node
+from nemo_openmath.grading.parser import Parser
 from nemo_openmath.grading.units import LONE_LETTERS, UNITS
 from nemo_openmath.grading.verdict import Grade, Verdict, equal, not_equal, unknown
 
@@ -111,7 +112,7 @@ class _Reading:
 def _large_base(canonical: str) -> str | None:
     """The value of 2A_{16}, whose digits are letters too, else None."""
     m = re.fullmatch(r"(-?)([0-9A-Z]{1,60})_\{?(\d\d)\}?", canonical)
-    if m is None or m[2].isdigit() or m[2].isalpha() or not 11 <= int(m[3]) <= 36:
+    if m is None or m[2].isdigit() or (m[2].isalpha() and m[3] != "16") or not 11 <= int(m[3]) <= 36:
         return None
     try:
         return m[1] + str(int(m[2], int(m[3])))
@@ -207,7 +208,18 @@ def _compare_readings(p: list[Form], e: list[Form], source: str) -> Grade:
         for grade in grades:
             if grade.verdict is wanted:
                 return grade
+    if any(_lone_unit(x, y) or _lone_unit(y, x) for x in p for y in e):
+        return unknown("a letter that may be a unit")
     return grades[0]
+
+
+def _lone_unit(x: Form, y: Form) -> bool:
+    """5 m against 5: metres, or five times m."""
+    if isinstance(x, Scalar) and isinstance(y, Scalar) and x.unit is None and y.unit is None:
+        match x.node:
+            case ("mul", (number, ("sym", letter))) if letter in LONE_LETTERS:
+                return Comparison().forms(Scalar(number), Scalar(y.node)).is_equal
+    return False
 
 
 def _letter_units(a: Form, b: Form) -> Iterator[tuple[Form, Form]]:

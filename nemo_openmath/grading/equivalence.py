@@ -13,6 +13,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from nemo_openmath.grading import numeric
+from nemo_openmath.grading.equations import proportional
 from nemo_openmath.grading.evaluate import Evaluator
 from nemo_openmath.grading.forms import (
     INFINITY,
@@ -33,8 +34,8 @@ from nemo_openmath.grading.forms import (
     as_region,
 )
 from nemo_openmath.grading.intervals import Ball, OutOfReach, add, from_exact, midpoint, sign
+from nemo_openmath.grading.names import DOTS, Node
 from nemo_openmath.grading.numeric import symbols
-from nemo_openmath.grading.parser import Node
 from nemo_openmath.grading.units import COUNTED
 from nemo_openmath.grading.verdict import Grade, Verdict, equal, not_equal, unknown
 
@@ -82,6 +83,8 @@ class Comparison:
     def _values(self, a: Form, b: Form) -> Grade:
         if isinstance(a, Scalar) and isinstance(b, Scalar):
             return self._scalars(a, b)
+        if _elided(a) or _elided(b):
+            return self._elided_lists(a, b)
         if isinstance(a, Relation) or isinstance(b, Relation):
             return self._relations(a, b)
         regions = as_region(a), as_region(b)
@@ -204,6 +207,14 @@ class Comparison:
             # A list with repetitions is a sequence: its order may matter.
             return unknown("the same values in another order, with repetitions")
         return equal("same values")
+
+    def _elided_lists(self, a: Form, b: Form) -> Grade:
+        """1, 3, ..., 99 equals itself; what else its dots stand for is for a reader."""
+        if isinstance(a, Collection | Tuple) and type(a) is type(b) and len(a.items) == len(b.items):
+            grades = [self._values(x, y) for x, y in zip(a.items, b.items, strict=True)]
+            if all(grade.is_equal for grade in grades):
+                return equal("same values around the dots")
+        return unknown("dots that stand for values")
 
     def _holes(self, f: Form) -> Form:
         """The line without finitely many points, as a region."""
@@ -343,12 +354,15 @@ class Comparison:
                 if all(g.is_equal for g in grades):
                     return equal("same relation")
             return unknown("relations")
+        for x, y in ((a, b), (b, a)):
+            if isinstance(x, Relation) and isinstance(y, Scalar) and (total := _total(x)) is not None and not y.name:
+                return self._values(total, y)
         if any(self._no_root(x, y) for x, y in ((a, b), (b, a))):
             return not_equal("a value that does not solve the equation")
         first, second = _sides(a, b), _sides(b, a)
         if first is None or second is None:
             return unknown("an equation against another kind of answer")
-        return _proportional(first, second, self.log_base)
+        return proportional(first, second, self.log_base)
 
     def _no_root(self, equation: Form, values: Form) -> bool:
         """Whether a listed value certainly does not solve an equation in one unknown."""
@@ -365,6 +379,19 @@ class Comparison:
             for i in items
             if isinstance(i, Scalar)
         )
+
+
+def _total(f: Relation) -> Scalar | None:
+    """70 of "m + n = 70", the usual last line of a contest answer: a sum of several letters that are no coordinates and
+    a whole number. None of other equations."""
+    if f.operators != ("=",) or f.nodes[0][0] != "add" or _integer(f.nodes[1]) is None:
+        return None
+    names = symbols(f.nodes[0])
+    return Scalar(f.nodes[1]) if len(names) > 1 and names <= set("abcdkmnpqABCDMNPQ") else None
+
+
+def _elided(f: Form) -> bool:
+    return isinstance(f, Collection | Tuple) and any(isinstance(i, Scalar) and i.node == DOTS for i in f.items)
 
 
 def _rows(items: Sequence[Form]) -> tuple[tuple[Node, ...], ...] | None:
@@ -447,41 +474,6 @@ def _sides(f: Form, other: Form) -> Node | None:
         return None
     factors = tuple(("add", (("sym", name), ("neg", i.node))) for i in items if isinstance(i, Scalar))
     return factors[0] if len(factors) == 1 else ("mul", factors)
-
-
-def _proportional(a: Node, b: Node, log_base: int) -> Grade:
-    """Whether a = c b for a constant c, at random points; affine forms that are not are different."""
-    names = sorted(symbols(a) | symbols(b))
-    first, second = (_renamed_point(names, i) for i in (0, 1))
-    left = ("mul", (_at(a, first), _at(b, second)))
-    right = ("mul", (_at(a, second), _at(b, first)))
-    grade = numeric.same_number(left, right, {}, log_base)
-    if grade.is_equal:
-        zero = numeric.same_number(_at(a, first), ("num", 0, 0), {}, log_base)
-        return equal("the same equation") if zero.verdict is Verdict.NOT_EQUAL else unknown("an identity")
-    if grade.verdict is Verdict.NOT_EQUAL and _affine(a, names) and _affine(b, names):
-        return not_equal("different linear equations")
-    return unknown("equations that are not multiples of each other")
-
-
-def _renamed_point(names: list[str], which: int) -> dict[str, Fraction]:
-    primes = (7919, 7907, 7901, 7883, 7879, 7877, 7873, 7867, 7853, 7841, 7829, 7823)
-    return {
-        n: Fraction(primes[(3 * i + 5 * which) % 12] + 131 * i, 1009 + 2 * i + 90 * which) for i, n in enumerate(names)
-    }
-
-
-def _at(node: Node, point: dict[str, Fraction]) -> Node:
-    if node and node[0] == "sym" and node[1] in point:
-        return ("num", point[node[1]], 0)
-    return tuple(_at(part, point) if isinstance(part, tuple) else part for part in node)
-
-
-def _affine(node: Node, names: list[str]) -> bool:
-    p, q = _renamed_point(names, 0), _renamed_point(names, 1)
-    middle = {n: (p[n] + q[n]) / 2 for n in names}
-    twice: Node = ("mul", (("num", 2, 0), _at(node, middle)))
-    return numeric.same_number(("add", (_at(node, p), _at(node, q))), twice, {}).is_equal
 
 
 __all__ = ["Comparison", "all_of"]

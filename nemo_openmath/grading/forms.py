@@ -13,8 +13,8 @@ from typing import Any
 
 from nemo_openmath.grading import numeric
 from nemo_openmath.grading.lexer import NotMath
+from nemo_openmath.grading.names import Node
 from nemo_openmath.grading.numeric import symbols
-from nemo_openmath.grading.parser import Node
 from nemo_openmath.grading.units import Dimension
 
 INFINITY: Node = ("const", "oo")
@@ -159,7 +159,7 @@ def form(node: Node) -> Form:
             return _scaled_matrix(next(n for n in nodes if n[0] == "matrix"), lambda n: ("mul", (*others, n)))
         case ("div", ("matrix", _), divisor):
             return _scaled_matrix(node[1], lambda n: ("div", n, divisor))
-        case ("mul", (("sym", point), ("seq", "(", ")", nodes))) if point.isupper() and point[0] not in "CP":
+        case ("mul", (("sym", point), ("seq", "(", ")", nodes))) if point.isupper() and point[0] not in "CPNU":
             return Tuple(tuple(form(n) for n in nodes), "(", ")", str(point))  # the point A(1, 2)
         case ("sym", "mathbb_R"):
             return Region((Interval(MINUS_INFINITY, False, INFINITY, False),))
@@ -233,7 +233,8 @@ def _name(node: Node) -> str | None:
             return f"{f}({argument[1]})" if argument[0] in ("sym", "num") else f"{f}()"
         case ("mul", nodes) if all(n[0] == "sym" and len(n[1]) == 1 for n in nodes):  # the segment AB, the angle ABC
             name = "".join(n[1] for n in nodes)
-            return name if len(name) <= 5 and name.removeprefix("m").isupper() else None
+            upper = name.removeprefix("m") if len(name) > 2 else name  # m of the measure of an angle
+            return upper if len(name) <= 5 and upper.isupper() else None
         case ("seq", "(", ")", nodes) if all(n[0] == "sym" for n in nodes):
             return "(" + ",".join(n[1] for n in nodes) + ")"
     return None

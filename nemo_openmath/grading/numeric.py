@@ -16,7 +16,7 @@ from fractions import Fraction
 
 from nemo_openmath.grading import intervals as ball
 from nemo_openmath.grading.evaluate import Evaluator, Exact, OutOfReach, Undecided, Undefined
-from nemo_openmath.grading.parser import Node
+from nemo_openmath.grading.names import Node
 from nemo_openmath.grading.plain import MIN_ROUNDED_DIGITS
 from nemo_openmath.grading.verdict import Grade, equal, not_equal, unknown
 

@@ -20,10 +20,9 @@ from fractions import Fraction
 from typing import Any
 
 from nemo_openmath.grading.lexer import NotMath, Token
+from nemo_openmath.grading.names import DOTS, Node, counts, in_base, plain
 from nemo_openmath.grading.quantities import with_units
 from nemo_openmath.grading.units import SCALES, UNITS
-
-Node = tuple[Any, ...]
 
 MAX_DEPTH = 120
 _RELATIONS = frozenset({"=", "<", ">", "<=", ">=", "!=", "approx", "==", "equiv"})
@@ -87,6 +86,8 @@ class Parser:
         return items[0] if len(items) == 1 else ("list", tuple(items), connective)
 
     def _item(self) -> Node:
+        if self._take("dots"):
+            return DOTS
         self._enter()
         first = self._set_expression()
         operators: list[str] = []
@@ -252,7 +253,7 @@ class Parser:
                 node = ("unit", node, (("deg", 1),), Fraction(1))
             elif op == "_" and node[0] == "num":
                 self.position += 1
-                node = _in_base(node, self._group_or_token())
+                node = in_base(node, self._group_or_token())
             elif op == "'" and node[0] == "sym":
                 self.position += 1
                 node = ("sym", node[1] + "'")
@@ -346,12 +347,12 @@ class Parser:
         if self._op() == "_":
             self.position += 1
             sub = self._group_or_token()
-            if name in ("C", "A", "P") and self._op() == "^" and _counts(sub):
+            if name in ("C", "A", "P") and self._op() == "^" and counts(sub):
                 self.position += 1
                 k = self._exponent()
                 falling: Node = ("div", ("fact", sub, 1), ("fact", ("add", (sub, ("neg", k))), 1))
                 return ("binom", sub, k) if name == "C" else falling
-            name += "_" + _plain(sub)
+            name += "_" + plain(sub)
         return ("sym", name)
 
     def _bracket(self, opening: str) -> Node:
@@ -452,9 +453,9 @@ class Parser:
         if name in ("emptyset", "varnothing"):
             return ("empty",)
         if name == "mathbb":
-            return ("sym", "mathbb_" + _plain(self._group_or_token()))
+            return ("sym", "mathbb_" + plain(self._group_or_token()))
         if name in ("overline", "bar", "vec", "hat"):
-            return ("sym", f"{name}_" + _plain(self._group_or_token()))
+            return ("sym", f"{name}_" + plain(self._group_or_token()))
         raise NotMath(f"{name} is not evaluated here")
 
     def _matrix(self, kind: str) -> Node:
@@ -488,34 +489,3 @@ class Parser:
 
 def _times(a: Node, b: Node) -> Node:
     return ("mul", (*a[1], b)) if a[0] == "mul" else ("mul", (a, b))
-
-
-def _counts(sub: Node) -> bool:
-    """Whether a subscript is the n of C_n^k: a number above one, or n itself."""
-    return (sub[0] == "num" and isinstance(sub[1], int) and sub[1] > 1) or sub == ("sym", "n")
-
-
-def _plain(node: Node) -> str:
-    """A subscript or a name under a bar, as text."""
-    match node:
-        case ("num", value, _):
-            return str(value)
-        case ("sym" | "const", name):
-            return str(name)
-        case ("mul", nodes) | ("list", nodes, _):
-            return ",".join(map(_plain, nodes))
-        case ("add", nodes):
-            return "+".join(map(_plain, nodes))
-        case ("neg", a):
-            return "-" + _plain(a)
-    raise NotMath("name")
-
-
-def _in_base(node: Node, base: Node) -> Node:
-    match node, base:
-        case ("num", int(value), 0), ("num", int(b), 0) if 2 <= b <= 36:
-            try:
-                return ("num", int(str(value), b), 0)
-            except ValueError:
-                raise NotMath("digit too large for its base") from None
-    raise NotMath("base")

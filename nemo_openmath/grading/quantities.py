@@ -5,11 +5,12 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from nemo_openmath.grading.lexer import NotMath
-from nemo_openmath.grading.units import COMPOSITE, MIXED, SCALES, UNITS, dimension
+from nemo_openmath.grading.lexer import NotMath, Token
+from nemo_openmath.grading.names import Node
+from nemo_openmath.grading.units import COMPOSITE, LONE_LETTERS, MIXED, SCALES, UNITS, dimension
 
 if TYPE_CHECKING:
-    from nemo_openmath.grading.parser import Node, Parser
+    from nemo_openmath.grading.parser import Parser
 
 
 def with_units(parser: Parser, node: Node) -> Node:
@@ -45,13 +46,15 @@ def _simple(parser: Parser, node: Node) -> Node:
     parts: dict[str, int] = {}
     factor = Fraction(1)
     sign, pending, seen = 1, 1, False
-    while parser._peek()[0] == "word" or (seen and parser._op() == "/" and parser._peek(1)[0] == "word"):
+    while parser._peek()[0] == "word" or (seen and parser._op() == "/" and _is_word(parser._peek(1))):
         kind, word = parser._peek()
         parser.position += 1
         if kind == "op" or word == "per":
             if sign < 0:
                 raise NotMath("unit")
             sign = -1
+            if parser._peek()[0] == "sym" and _is_word(parser._peek()):
+                parser.tokens[parser.position] = ("word", parser._peek()[1])
         elif word in ("square", "sq"):
             pending = 2
         elif word == "cubic":
@@ -76,6 +79,11 @@ def _simple(parser: Parser, node: Node) -> Node:
     if sign > 0 and pending == 1:
         return node
     raise NotMath("unit")
+
+
+def _is_word(token: Token) -> bool:
+    """Whether a unit can be read: km/h has a lone letter behind the slash."""
+    return token[0] == "word" or (token[0] == "sym" and token[1] in LONE_LETTERS)
 
 
 def _exponent(parser: Parser, pending: int) -> int:

@@ -55,7 +55,6 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
         self._problems = {p.id: p.problem for p in context.read("problems", Problem)}
         shard = f"{context.shard:05d}-of-{context.shards:05d}"
         self._journal = (context.output / f"judgements-{shard}.jsonl").open("ab+")
-        self._agreement = read_judgements([Path(self._journal.name)])
 
     async def run(self, context: StageContext) -> None:
         try:
@@ -66,6 +65,8 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
         everywhere = read_judgements(sorted(context.output.glob("judgements-*.jsonl")))
         text = orjson.dumps(everywhere.to_json(), option=orjson.OPT_INDENT_2)
         (context.output / "agreement.json").write_bytes(text)
+        if context.shards == 1:
+            context.facts["judging"] = everywhere.to_json()
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Generation]]:
         return ((g.id, g) for g in context.read("generations", Generation))
@@ -85,8 +86,6 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
         entry = Disagreement(question, symbolic, judged)
         self._journal.write(orjson.dumps({"unit": unit.id, **entry.to_json()}, option=orjson.OPT_APPEND_NEWLINE))
         self._journal.flush()
-        self._agreement.add(question, symbolic, judged)
-        context.facts["judging"] = self._agreement.to_json()
         if not open_:
             return Result([unit])
         return Result([unit.with_(verdict=str(judged.verdict), verdict_reason=judged.reason)])

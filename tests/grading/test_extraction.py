@@ -27,6 +27,8 @@ from nemo_openmath.grading import extract_answer
         (r"{ never closed \boxed{5}", "5"),
         (r"stray } brace \boxed{5} }", "5"),
         ("\\boxed{\n12\n}", "12"),
+        (r"\\boxed{1}, no: \\boxed{2}", "2"),  # escaped twice on its way through JSON
+        (r"a \\\boxed{5}", "5"),  # behind a line break
         (r"<think>\boxed{1}</think> \boxed{2}", "2"),
         (r"<think>\boxed{1</think> \boxed{2}", "2"),
         (r"<think>a</think> \boxed{1}</think>\boxed{3}", "3"),

@@ -80,3 +80,62 @@ def test_disagreements_are_shown(tmp_path: Path) -> None:
     assert "... and 1 more" in text.getvalue()
     with pytest.raises(UserError, match="no verdict"):
         show_disagreements(tmp_path / "rows.jsonl")
+
+
+def test_a_killed_run_goes_on_from_its_last_whole_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nemo_openmath.grading import file as module
+    from nemo_openmath.grading import pool
+
+    path, out, partial = tmp_path / "rows.jsonl", tmp_path / "out.jsonl", tmp_path / ".out.jsonl.partial"
+    write(path, [{"predicted_answer": str(i), "expected_answer": str(i % 3)} for i in range(40)])
+    whole = grade_file(path, tmp_path / "whole.jsonl")
+    monkeypatch.setattr(module, "BATCH", 8)
+    seen: list[int] = []
+    grade_batch = pool.GradingPool.grade_batch
+
+    def dying(self: pool.GradingPool, pairs: object) -> object:
+        seen.append(len(grades := grade_batch(self, pairs)))  # type: ignore[arg-type]
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return grades
+
+    monkeypatch.setattr(pool.GradingPool, "grade_batch", dying)
+    with pytest.raises(KeyboardInterrupt):
+        grade_file(path, out)
+    with partial.open("ab") as file:
+        file.write(b'{"torn')
+    assert not out.exists()
+    assert grade_file(path, out) == whole
+    assert sum(seen) == 40 + 8  # the batch that was cut off is graded again, no other
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert not partial.exists()
+
+    partial.write_bytes(b'["another task"]\n{"verdict": "equal"}\n')
+    assert grade_file(path, out) == whole
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"workers": 0}, {"time_limit": -1.0}, {"memory_mb": 1}, {"take_modulo": 0}], ids=lambda d: next(iter(d))
+)
+def test_wrong_limits_are_said(tmp_path: Path, wrong: dict) -> None:
+    with pytest.raises(UserError, match="at least one worker"):
+        grade_file(write(tmp_path / "rows.jsonl", ROWS), tmp_path / "out.jsonl", **wrong)
+
+
+def test_output_that_cannot_be_written(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", ROWS)
+    with pytest.raises(UserError, match="is a folder"):
+        grade_file(path, tmp_path)
+    with pytest.raises(UserError, match="cannot write"):
+        grade_file(path, path / "out.jsonl")
+
+
+def test_a_models_text_does_not_command_the_terminal(tmp_path: Path) -> None:
+    row = {"predicted_answer": "\x1b[2J" + "x" * 5000, "expected_answer": "y z\n", "verdict": "unknown"}
+    text = io.StringIO()
+    show_disagreements(write(tmp_path / "rows.jsonl", [row]), out=text)
+    assert "\x1b" not in text.getvalue()
+    assert len(text.getvalue().splitlines()) == 3
+    assert len(text.getvalue()) < 500
+    with pytest.raises(UserError, match="no row has an opinion"):
+        show_disagreements(tmp_path / "rows.jsonl", other="nobody", out=text)

@@ -64,3 +64,10 @@ def test_comparisons_are_bounded_and_the_bound_is_reported() -> None:
 def test_only_equal_joins() -> None:
     vote = majority(["a", "b"], compare=lambda a, b: Grade(Verdict.UNKNOWN, ""))
     assert len(vote.groups) == 2
+
+
+def test_no_group_holds_two_different_answers() -> None:
+    """Equality of answers is not transitive where one leaves its unit out."""
+    vote = majority(["5", "5", "5 cm", r"5 \text{ m}", r"5 \text{ m}"])
+    assert vote.groups == (("5", 4), ("5 cm", 1))
+    assert majority(["50\\%", "50\\%", "50", "0.5"]).groups == (("50\\%", 3), ("0.5", 1))

@@ -86,7 +86,10 @@ def test_missing_answers_are_never_right() -> None:
     "x"),
      ("B", "12"), ("a blue whale", "the largest animal"), ("5 \\text{ apples}", "5 \\text{ oranges}"), ("5 \\pmod 7",
      "5"),
-     ("\\{1,2\\}", "(1,2)"), ("6,6,5", "6,5,6"), ("9^{9^{9^9}}", "9^{9^{9^8}}"), ("\\int_0^1 x\\,dx", "\\frac12")],
+     ("\\{1,2\\}", "(1,2)"), ("6,6,5", "6,5,6"), ("9^{9^{9^9}}", "9^{9^{9^8}}"), ("\\int_0^1 x\\,dx", "\\frac12"),
+     ("101_2", "101"), ("0,5", "0.5"), ("b", "B"), ("x^2+C", "x^2+c"), ("\\overline{AB}", "AB"), ("x+y=5", "5"),
+     ("1, 2, 3, ...", "1,2,3"), ("ABC", "A, B, C"), ("33.3\\%", "1/3"), ("1+2+\\ldots+n", "n"),
+     ("x<1 \\text{ and } x>3", "x<1 \\text{ or } x>3"), ("AB=5", "BC=5"), ("5 m", "5")],
 )  # fmt: skip
 def test_what_custom_leaves_open_is_unknown(a: str, b: str) -> None:
     assert compare(a, b).verdict is Verdict.UNKNOWN

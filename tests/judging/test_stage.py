@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import orjson
 from rich.console import Console
 
 from nemo_openmath.demo.teacher import StandInTeacher
@@ -93,3 +94,17 @@ async def test_everything_measures_agreement(tokenizer: ChatTokenizer, tmp_path:
     assert report["rate"] == 0.5
     assert [d["predicted_answer"] for d in report["disagreements"]] == ["8"]
     assert report["requests"] == 18
+
+
+async def test_agreement_survives_a_restart(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    _, facts = await run(tokenizer, tmp_path, everything=True)
+    before = facts["judging"]
+    output = tmp_path / "judged"
+    with (output / "judgements-00000-of-00001.jsonl").open("ab") as file:
+        file.write(b'{"unit": "torn')
+    inputs = {"generations": [tmp_path / "graded"], "problems": [tmp_path / "problems"]}
+    progress = Progress("test", console=Console(file=io.StringIO()))
+    context = StageContext("test", inputs, output, 7, Lent(tokenizer), progress)
+    await JudgeAnswers(JudgeConfig(votes=3, everything=True)).run(context)  # nothing is left to judge
+    assert context.facts["judging"] == before
+    assert orjson.loads((output / "agreement.json").read_bytes()) == before

@@ -1,0 +1,41 @@
+"""Subscripts: part of a name, the base of a number, or the n of a binomial coefficient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nemo_openmath.grading.lexer import NotMath
+
+Node = tuple[Any, ...]
+DOTS: Node = ("sym", "...")  # an item of a list: 1, 3, ..., 99
+
+
+def counts(sub: Node) -> bool:
+    """Whether a subscript is the n of C_n^k: a number above one, or n itself."""
+    return (sub[0] == "num" and isinstance(sub[1], int) and sub[1] > 1) or sub == ("sym", "n")
+
+
+def plain(node: Node) -> str:
+    """A subscript or a name under a bar, as text."""
+    match node:
+        case ("num", value, _):
+            return str(value)
+        case ("sym" | "const", name):
+            return str(name)
+        case ("mul", nodes) | ("list", nodes, _):
+            return ",".join(map(plain, nodes))
+        case ("add", nodes):
+            return "+".join(map(plain, nodes))
+        case ("neg", a):
+            return "-" + plain(a)
+    raise NotMath("name")
+
+
+def in_base(node: Node, base: Node) -> Node:
+    match node, base:
+        case ("num", int(value), 0), ("num", int(b), 0) if 2 <= b <= 36:
+            try:
+                return ("num", int(str(value), b), 0)
+            except ValueError:
+                raise NotMath("digit too large for its base") from None
+    raise NotMath("base")
