@@ -26,7 +26,6 @@ from torch.utils.data import Dataset
 
 from nemo_openmath.errors import UserError
 from nemo_openmath.sft.balance import assign
-from nemo_openmath.sft.data_module import lay_out
 from nemo_openmath.sft.pack_plan import PackPlan
 from nemo_openmath.sft.pack_types import Pack
 from nemo_openmath.sft.permutation import permutation
@@ -100,20 +99,15 @@ class PackStream(Dataset[Pack]):
 
     def _deal(self, step: int) -> list[int]:
         numbers = [self.pack_number(step * self.batch_packs + i) for i in range(self.batch_packs)]
-        costs = [sum(self.plan.samples.length(row) ** 2 for row in self._rows(number)) for number in numbers]
+        costs = [
+            sum(self.plan.samples.length(row) ** 2 for row in self.plan.rows(number)) if number >= 0 else 0
+            for number in numbers
+        ]
         shares = assign(costs, self._ranks)  # equally many each
         return [numbers[share[i]] for i in range(self.batch_packs // self._ranks) for share in shares]
 
-    def _rows(self, number: int) -> list[int]:
-        if number < 0:
-            return []
-        start = int(self.plan.pack_end[number - 1]) if number else 0
-        return self.plan.entries[start : int(self.plan.pack_end[number])].tolist()
-
     def _build(self, number: int) -> Pack:
-        if number < 0:
-            return empty_pack(self.plan.pad_multiple)
-        return lay_out([self.plan.samples[row] for row in self._rows(number)], self.plan.pad_multiple)
+        return empty_pack(self.plan.pad_multiple) if number < 0 else self.plan.pack(number)
 
 
 def empty_pack(length: int) -> Pack:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_openmath.errors import UserError
-from nemo_openmath.sft.pack_plan import PackPlan
+from nemo_openmath.sft.pack_plan import PackPlan, lay_out
 from nemo_openmath.sft.pack_types import Pack
 from nemo_openmath.sft.permutation import permutation
-from nemo_openmath.sft.token_file import Sample
 
 
 class PackedData:
@@ -155,18 +153,3 @@ class PackedData:
 
     def _build(self, rows: list[int]) -> Pack:
         return lay_out([self.plan.samples[row] for row in rows], self._pad_multiple)
-
-
-def lay_out(samples: Sequence[Sample], pad_multiple: int) -> Pack:
-    """The pack of samples laid end to end, each padded to a multiple of ``pad_multiple``."""
-    sizes = [-(-len(sample.tokens) // pad_multiple) * pad_multiple for sample in samples]
-    boundaries = np.cumsum([0, *sizes], dtype=np.int32)
-    tokens = np.zeros(boundaries[-1], np.int32)
-    labels = np.zeros(boundaries[-1], np.int32)
-    trained = np.zeros(boundaries[-1], np.bool_)
-    for sample, start in zip(samples, boundaries.tolist(), strict=False):
-        stop = start + len(sample.tokens)
-        tokens[start:stop] = sample.tokens
-        labels[start : stop - 1] = sample.tokens[1:]
-        trained[start : stop - 1] = sample.trained[1:]
-    return Pack(tokens, labels, trained, boundaries, tuple(s.id for s in samples))

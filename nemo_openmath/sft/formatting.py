@@ -48,9 +48,8 @@ class Formatter:
         """Raises Reject."""
         if "transcript" in row:
             try:
-                Transcript.from_json(row["transcript"])
-                return SftRow.from_json(dict(row))
-            except (ValueError, KeyError, TypeError) as error:
+                return own_row(dict(row))[0]
+            except ValueError as error:
                 raise Reject("not an SFT row", str(error)) from error
         if "generated_solution" in row:
             return self._published(row)
@@ -86,7 +85,7 @@ class Formatter:
         mode = row.get("inference_mode") or self.mode or _guess(answer)
         if mode not in MODES:
             raise Reject("unknown inference mode", str(mode))
-        problem = row.get("problem") or messages[-1].content
+        problem = str(row.get("problem") or messages[-1].content)
         return self._row(row, problem, mode, messages, answer.removesuffix("\n").removesuffix(_END))
 
     def _row(
@@ -104,16 +103,40 @@ class Formatter:
             problem_id=problem.id,
             mode=mode,
             transcript=Transcript.from_text(messages, answer).to_json(),
-            expected_answer=row.get("expected_answer") or None,
+            expected_answer=None if row.get("expected_answer") in (None, "") else str(row["expected_answer"]),
             problem_source=source,
             pass_rate=_rate(row.get("pass_rate_72b_tir")),
         )
+
+
+def own_row(value: dict[str, Any]) -> tuple[SftRow, Transcript]:
+    """A row of our own files and its transcript. Raises ValueError that says what is wrong."""
+    row = SftRow.from_json(value)
+    for name in ("id", "problem_id", "mode", "problem_source"):
+        if not isinstance(getattr(row, name), str):
+            raise ValueError(f"{name} is not text")
+    if not isinstance(row.pass_rate, float | int | None):
+        raise ValueError("pass_rate is not a number")
+    try:
+        transcript = Transcript.from_json(row.transcript)
+        texts = [*(m.content for m in transcript.messages), *(p.text for p in transcript.pieces)]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("transcript: a text is not text")
+    except KeyError as error:
+        raise ValueError(f"transcript: no field {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"transcript: {error}") from error
+    return row, transcript
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
         raise Reject(f"no {column}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise Reject(f"{column} is not valid Unicode", str(error)) from error
     return value
 
 

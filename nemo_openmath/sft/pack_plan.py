@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.sft.pack_types import Pack
 from nemo_openmath.sft.packing import pack
 from nemo_openmath.sft.permutation import hash_indices
 from nemo_openmath.sft.section_file import SectionFile, SectionWriter
@@ -40,6 +41,7 @@ TOO_LONG = "longer than a pack"
 DOUBLED = "same id as another sample"
 TOO_SHORT = "solution shorter than the mixture asks for"
 NO_WEIGHT = "group not in the mixture"
+THINNED = "left out by a weight below 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,8 @@ def write_packs(
     whole = np.floor(copies)
     more = (hash_indices(len(order), seed) >> np.uint64(11)).astype(np.float64) * 2.0**-53 < copies - whole
     times = (whole + more).astype(np.int64)
-    drop(NO_WEIGHT, order[times == 0])
+    drop(NO_WEIGHT, order[copies == 0])
+    drop(THINNED, order[(times == 0) & (copies > 0)])
 
     entries: list[NDArray] = []
     ends: list[NDArray] = []
@@ -238,7 +241,33 @@ class PackPlan:
     def num_packs(self) -> int:
         return len(self.pack_end)
 
+    def rows(self, pack: int) -> list[int]:
+        """Sample numbers of a pack (0 <= pack < num_packs). Raises UserError."""
+        if not 0 <= pack < self.num_packs:
+            raise UserError(f"no pack {pack}", file=self.folder, remedy=f"choose 0 to {self.num_packs - 1}")
+        start = int(self.pack_end[pack - 1]) if pack else 0
+        return self.entries[start : int(self.pack_end[pack])].tolist()
+
+    def pack(self, pack: int) -> Pack:
+        """A pack as it was planned, read and checked."""
+        return lay_out([self.samples[row] for row in self.rows(pack)], self.pad_multiple)
+
     @property
     def fill(self) -> float:
         """Tokens, padding included, over the room of all packs."""
         return (self.meta["tokens_kept"] + self.meta["padding"]) / (self.num_packs * self.capacity)
+
+
+def lay_out(samples: Sequence[Sample], pad_multiple: int) -> Pack:
+    """The pack of samples laid end to end, each padded to a multiple of ``pad_multiple``."""
+    sizes = [-(-len(sample.tokens) // pad_multiple) * pad_multiple for sample in samples]
+    boundaries = np.cumsum([0, *sizes], dtype=np.int32)
+    tokens = np.zeros(boundaries[-1], np.int32)
+    labels = np.zeros(boundaries[-1], np.int32)
+    trained = np.zeros(boundaries[-1], np.bool_)
+    for sample, start in zip(samples, boundaries.tolist(), strict=False):
+        stop = start + len(sample.tokens)
+        tokens[start:stop] = sample.tokens
+        labels[start : stop - 1] = sample.tokens[1:]
+        trained[start : stop - 1] = sample.trained[1:]
+    return Pack(tokens, labels, trained, boundaries, tuple(s.id for s in samples))

@@ -5,11 +5,11 @@ Streamed: one row at a time is in memory (one batch of 1024 for Parquet), whatev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.errors import MissingExtra, UserError
 from nemo_openmath.records.foreign import read_rows
 
 Place = tuple[str, int]  # file or split, and row counted from 1
@@ -36,8 +36,17 @@ def read_source(source: str | Path, *, split: str | None = None, broken: bool = 
         return
     if split is None:
         raise UserError(f"dataset {source}: no split given", remedy="name one, as in split: cot")
-    for number, fields in enumerate(_hub_rows()(str(source), split), 1):
-        yield (f"{source}:{split}", number), fields
+    number = 0
+    try:
+        for number, fields in enumerate(_hub_rows(str(source), split), 1):
+            yield (f"{source}:{split}", number), fields
+    except (OSError, ValueError) as error:  # what datasets raises: no such name or split, no network, a broken file
+        first = (str(error) or type(error).__name__).split("\n", 1)[0]
+        raise UserError(
+            f"dataset {source}: {split}: cannot be read on ({first})",
+            row=number + 1,
+            remedy="check name, split and network, or download its files and name their folder",
+        ) from error
 
 
 def name_in(source: str | Path, file: Path) -> str:
@@ -50,11 +59,9 @@ def _is_hub_name(source: str) -> bool:
     return bool(owner and name) and "/" not in name and not source.startswith((".", "/", "~"))
 
 
-def _hub_rows() -> Callable[[str, str], Iterator[dict[str, Any]]]:
+def _hub_rows(name: str, split: str) -> Iterator[dict[str, Any]]:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise UserError(
-            "reading a dataset by name needs the package datasets", remedy="pip install datasets"
-        ) from error
-    return lambda name, split: iter(load_dataset(name, split=split, streaming=True))
+        raise MissingExtra("datasets", "datasets", "reading a dataset by name") from error
+    return iter(load_dataset(name, split=split, streaming=True))

@@ -26,13 +26,19 @@ from nemo_openmath.transcripts import load_template
 @dataclass(frozen=True)
 class ReadConfig:
     """``dataset``: a name of the Hub, instead of the port ``data``; ``split``: which of its splits. ``mode``: what rows
-    are that do not say so (cot, tir, genselect). ``prompts``: the user's own template files, by mode."""
+    are that do not say so (cot, tir, genselect). ``prompts``: the user's own template files, of cot and tir; genselect
+    rows hold theirs."""
 
     dataset: str | None = None
     split: str | None = None
     mode: Literal["cot", "tir", "genselect"] | None = None
     prompts: dict[str, Path] = field(default_factory=dict)
     rules: FormatRules = field(default_factory=FormatRules)
+
+    def __post_init__(self) -> None:
+        for mode in self.prompts:
+            if mode not in ("cot", "tir"):
+                raise UserError(f"prompts: no prompt is put around rows of {mode!r}", remedy="name cot or tir")
 
 
 @register

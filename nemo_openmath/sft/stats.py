@@ -35,6 +35,7 @@ class GroupStats:
     samples: int
     tokens: int
     prompt_tokens: int
+    trained_tokens: int
     quantiles: tuple[int, ...]
     histogram: tuple[int, ...]
     step: int
@@ -42,9 +43,11 @@ class GroupStats:
 
 @dataclass(frozen=True, slots=True)
 class Imbalance:
-    """Worst rank's attention cost over the mean, averaged over steps: packs dealt in order, and assigned by cost."""
+    """Worst rank's attention cost over the mean, averaged over steps of ``batch_samples``: packs dealt in order, and
+    assigned by cost (which cannot help where a step has fewer packs than ranks)."""
 
     ranks: int
+    batch_samples: int
     before: float
     after: float
 
@@ -52,7 +55,7 @@ class Imbalance:
 @dataclass(frozen=True, slots=True)
 class PackStats:
     """``fill``: tokens and padding over the room of all packs; ``padding``: its share of what fills the packs;
-    ``trained``: share of targets among the tokens of the files; ``dropped``: {reason: samples}."""
+    ``trained``: share of targets among the tokens of an epoch; ``dropped``: {reason: samples}."""
 
     groups: tuple[GroupStats, ...]
     packs: int
@@ -71,6 +74,7 @@ def measure(
     folders = plan.samples.folders
     lengths = np.concatenate([f.lengths() for f in folders])
     prompts = np.concatenate([f.prompt_lengths() for f in folders])
+    targets = np.concatenate([f.trained_lengths() for f in folders])
     names = sorted({name for f in folders for name in f.groups})
     codes = np.concatenate([np.array([names.index(g) for g in f.groups] or [0])[f.group_codes()] for f in folders])
     entries = np.asarray(plan.entries)
@@ -79,8 +83,7 @@ def measure(
     for code, name in enumerate(names):
         mine = entries[codes[entries] == code]
         if len(mine):
-            groups.append(_group(name, lengths[mine], prompts[mine], step))
-    tokens, trained = sum(f.num_tokens for f in folders), sum(f.num_trained for f in folders)
+            groups.append(_group(name, lengths[mine], prompts[mine], targets[mine], step))
     filled = plan.meta["tokens_kept"] + plan.meta["padding"]
     return PackStats(
         groups=tuple(groups),
@@ -88,19 +91,20 @@ def measure(
         capacity=plan.capacity,
         fill=plan.fill,
         padding=plan.meta["padding"] / filled,
-        trained=trained / tokens,
+        trained=sum(g.trained_tokens for g in groups) / sum(g.tokens for g in groups),
         dropped=dict(plan.meta["dropped"]),
         imbalance=_imbalance(plan, batch_samples, ranks, steps, seed),
     )
 
 
-def _group(name: str, lengths: NDArray, prompts: NDArray, step: int) -> GroupStats:
+def _group(name: str, lengths: NDArray, prompts: NDArray, targets: NDArray, step: int) -> GroupStats:
     quantiles = np.quantile(lengths, (0, 0.1, 0.5, 0.9, 0.99, 1), method="nearest")
     return GroupStats(
         group=name,
         samples=len(lengths),
         tokens=int(lengths.sum(dtype=np.int64)),
         prompt_tokens=int(prompts.sum(dtype=np.int64)),
+        trained_tokens=int(targets.sum(dtype=np.int64)),
         quantiles=tuple(int(q) for q in quantiles),
         histogram=tuple(np.bincount((lengths - 1) // step, minlength=_BINS).tolist()),
         step=step,
@@ -124,41 +128,41 @@ def _imbalance(
     for count in ranks:
         before = [imbalance(c, assign_in_order(len(c), count)) for c in costs]
         after = [imbalance(c, assign(c, count)) for c in costs]
-        found.append(Imbalance(count, float(np.mean(before)), float(np.mean(after))))
+        found.append(Imbalance(count, batch_samples, float(np.mean(before)), float(np.mean(after))))
     return tuple(found)
 
 
 def show_stats(stats: PackStats) -> RenderableType:
-    """Tables and a histogram a group, for ``openmath data stats``."""
-    lengths = Table(title="Samples of an epoch", title_justify="left")
-    for column in (
-        "group",
-        "samples",
-        "tokens",
-        "prompt",
-        "shortest",
-        "10%",
-        "median",
-        "90%",
-        "99%",
-        "longest",
-        "lengths",
-    ):
-        lengths.add_column(column, justify="left" if column in ("group", "lengths") else "right")
+    """A table, a histogram a group and a few lines, for ``openmath data stats``; 80 columns are enough."""
+    table = Table(title="Samples of an epoch, lengths in tokens", title_justify="left", box=None, collapse_padding=True)
+    table.add_column("", no_wrap=True)
+    for column in ("samples", "tokens", "prompt", "trained", "10%", "median", "90%", "99%", "longest"):
+        table.add_column(column, justify="right", no_wrap=True)
     for g in stats.groups:
-        share = f"{g.prompt_tokens / g.tokens:.1%}"
-        lengths.add_row(g.group, f"{g.samples:,}", f"{g.tokens:,}", share, *(f"{q:,}" for q in g.quantiles), _bars(g))
+        shares = (f"{g.prompt_tokens / g.tokens:.1%}", f"{g.trained_tokens / g.tokens:.1%}")
+        table.add_row(g.group, f"{g.samples:,}", _short(g.tokens), *shares, *(f"{q:,}" for q in g.quantiles[1:]))
+    width = max(len(g.group) for g in stats.groups)
     lines = [
+        *(f"{g.group:{width}} 0 {_bars(g)} {g.step * len(g.histogram):,} tokens" for g in stats.groups),
+        "",
         f"{stats.packs:,} packs of {stats.capacity:,} tokens, filled to {stats.fill:.3%}; padding {stats.padding:.3%}",
-        f"trained tokens: {stats.trained:.1%}",
+        f"trained: {stats.trained:.1%} of all tokens",
         *(f"left out: {count:,} ({reason})" for reason, count in sorted(stats.dropped.items())),
+        "attention cost of the slowest data-parallel rank over the mean:",
         *(
-            f"slowest of {i.ranks} data-parallel ranks: attention cost {i.before:.3f} x the mean as dealt, "
-            f"{i.after:.3f} x balanced"
+            f"  {i.ranks:3} ranks, {i.batch_samples:,} samples a step: {i.before:.3f} as dealt, {i.after:.3f} balanced"
             for i in stats.imbalance
         ),
     ]
-    return Group(lengths, Text("\n".join(lines)))
+    return Group(table, Text("\n".join(lines)))
+
+
+def _short(count: int) -> str:
+    """1234567 as 1.235M."""
+    for unit, name in ((10**12, "T"), (10**9, "G"), (10**6, "M")):
+        if count >= unit:
+            return f"{count / unit:.4g}{name}"
+    return f"{count:,}"
 
 
 def _bars(group: GroupStats) -> str:
@@ -166,10 +170,11 @@ def _bars(group: GroupStats) -> str:
     return "".join(_BARS[-(-count * (len(_BARS) - 1) // top)] for count in group.histogram)
 
 
-def show_pack(pack: Pack, tokenizer: ChatTokenizer) -> Text:
+def show_pack(pack: Pack, tokenizer: ChatTokenizer, *, marks: bool = False) -> Text:
     """The text of a pack: green where a token is a target of the loss, dim where it is not, a line at each boundary.
 
-    Tokens that are only part of a character are shown with the ones that complete it.
+    Tokens that are only part of a character are shown with the ones that complete it. ``marks``: also put what is
+    trained between ⟦ and ⟧, for output without colours.
     """
     out = Text()
     bounds = pack.cu_seqlens.tolist()
@@ -183,6 +188,8 @@ def show_pack(pack: Pack, tokenizer: ChatTokenizer) -> Text:
         edges = [0, *(np.flatnonzero(np.diff(targets[:used])) + 1).tolist(), used]
         for a, b in pairwise(edges):
             style = "green" if targets[a] else "dim"
-            out.append(tokenizer.decode(pack.tokens[start + a : start + b].tolist()), style=style)
+            left, right = ("⟦", "⟧") if marks and targets[a] else ("", "")
+            out.append(left).append(tokenizer.decode(pack.tokens[start + a : start + b].tolist()), style=style)
+            out.append(right)
         out.append("\n")
     return out

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import zlib
 from bisect import bisect_right
 from collections import Counter
@@ -62,6 +63,7 @@ INDEX = np.dtype(
         ("reserved", "<u2"),
     ]
 )
+_INDEX = struct.Struct("<QQIIIHH")  # one record of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +97,7 @@ class ShardWriter:
         self._groups: dict[str, int] = {}
         self._writer = SectionWriter(path, KIND)
         self._writer.begin("tokens", self._dtype)
-        self._runs: list[bytes] = []
-        self._ids: list[bytes] = []
-        self._index: list[tuple[int, int, int, int, int, int, int]] = []
+        self._runs, self._ids, self._index = bytearray(), bytearray(), bytearray()  # about 100 bytes a sample
         self._ends = (0, 0, 0)
         self._trained = 0
 
@@ -113,21 +113,22 @@ class ShardWriter:
         hashed = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
         code = self._groups.setdefault(group, len(self._groups))
         self._writer.write(parts[0])
-        self._runs.append(parts[1])
-        self._ids.append(name)
+        self._runs += parts[1]
+        self._ids += name
         self._trained += int(runs[1::2].sum())
         self._ends = (self._ends[0] + tokens.size, self._ends[1] + runs.size, self._ends[2] + len(name))
-        self._index.append((self._ends[0], hashed, self._ends[1], self._ends[2], crc, code, 0))
+        self._index += _INDEX.pack(self._ends[0], hashed, self._ends[1], self._ends[2], crc, code, 0)
 
     def finish(self, dropped: dict[str, int]) -> None:
         """Write index and checksums; the shard is whole from here on. ``dropped``: {reason: rows not written}."""
         writer = self._writer
         writer.begin("runs", "<u4")
-        writer.write(b"".join(self._runs))
+        writer.write(self._runs)
         writer.begin("ids", "|u1")
-        writer.write(b"".join(self._ids))
-        writer.add("index", np.array(self._index, INDEX))
-        counts = {"samples": len(self._index), "tokens": self._ends[0], "trained": self._trained}
+        writer.write(self._ids)
+        index = np.frombuffer(self._index, INDEX)
+        writer.add("index", index)
+        counts = {"samples": len(index), "tokens": self._ends[0], "trained": self._trained}
         facts = {"groups": list(self._groups), "dropped": dict(sorted(dropped.items()))}
         writer.finish(self._meta | counts | facts)
 
@@ -165,6 +166,15 @@ class Shard:
         ends = self.index["token_end"].astype(np.int64)
         return np.diff(ends, prepend=0).astype(np.int32)
 
+    def trained_lengths(self) -> NDArray[np.int32]:
+        """[n] trained tokens of each sample."""
+        if not len(self):
+            return np.empty(0, np.int32)
+        ends = self.index["run_end"].astype(np.int64)
+        starts = np.concatenate([[0], ends[:-1]])
+        odd = (np.arange(len(self._runs)) - np.repeat(starts, ends - starts)) % 2 == 1
+        return np.add.reduceat(np.where(odd, self._runs, 0), starts).astype(np.int32)
+
     def prompt_lengths(self) -> NDArray[np.int32]:
         """[n] tokens before the first trained one."""
         starts = np.concatenate([[0], self.index["run_end"][:-1]]).astype(np.int64)
@@ -201,20 +211,23 @@ class TokenFolder:
         self.folder = Path(folder)
         manifest = self.folder / MANIFEST
         try:
-            content = json.loads(manifest.read_bytes())
+            text = manifest.read_bytes()
         except FileNotFoundError as error:
             raise UserError(
                 "no finished token files", file=self.folder, remedy="run tokenization to its end"
             ) from error
-        except ValueError as error:
-            raise DamagedFile(manifest, "not JSON") from error
-        self.tokenizer: str = content["tokenizer"]
-        self.vocab_size: int = content["vocab_size"]
-        self.dropped: dict[str, int] = content["dropped"]
+        try:
+            content = json.loads(text)
+            self.tokenizer: str = content["tokenizer"]
+            self.vocab_size: int = content["vocab_size"]
+            self.dropped: dict[str, int] = content["dropped"]
+            entries = [(entry["name"], entry["digest"]) for entry in content["shards"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedFile(manifest, f"not the list of token files ({error})") from error
         self.shards = []
-        for entry in content["shards"]:
-            shard = Shard(self.folder / entry["name"])
-            if shard.digest != entry["digest"]:
+        for name, digest in entries:
+            shard = Shard(self.folder / name)
+            if shard.digest != digest:
                 raise DamagedFile(shard.path, "not the shard that tokens.json lists")
             verify_bytes -= shard.token_bytes
             if verify_bytes >= 0:
@@ -262,6 +275,10 @@ class TokenFolder:
     def prompt_lengths(self) -> NDArray[np.int32]:
         """[n] tokens of each sample before its first trained one: its prompt."""
         return np.concatenate([np.empty(0, np.int32), *(s.prompt_lengths() for s in self.shards)])
+
+    def trained_lengths(self) -> NDArray[np.int32]:
+        """[n] trained tokens of each sample."""
+        return np.concatenate([np.empty(0, np.int32), *(s.trained_lengths() for s in self.shards)])
 
     def id_hashes(self) -> NDArray[np.uint64]:
         """[n] hash of each sample's id."""

@@ -16,13 +16,16 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from nemo_openmath.errors import DamagedFile, UserError
 from nemo_openmath.records.foreign import read_rows
+from nemo_openmath.records.manifest import read_manifest
 from nemo_openmath.records.store import part_files
 from nemo_openmath.records.types import SftRow
+from nemo_openmath.sft.formatting import own_row
 from nemo_openmath.sft.token_file import MANIFEST, Shard, ShardWriter, TokenFolder, write_manifest
 from nemo_openmath.transcripts import ChatTokenizer, Transcript, encode_many
 
@@ -117,12 +120,7 @@ def _input_files(rows: Path) -> list[Path]:
 
 def _plan(files: Sequence[Path], folder: Path, options: str, train_on_tool_output: bool) -> list[_Piece]:
     sizes = [file.stat().st_size for file in files]
-    source = hashlib.sha256(options.encode())
-    for file, size in zip(files, sizes, strict=True):
-        with file.open("rb") as stream:  # name, size, first and last 64 KiB tell one input from another
-            head = stream.read(1 << 16)
-            stream.seek(max(0, size - (1 << 16)))
-            source.update(f"\0{file.name}\0{size}\0".encode() + head + stream.read())
+    source = _digest(files, sizes, options)
     step = max(_PIECE_BYTES, -(-sum(sizes) // _PIECES))
     count = max(1, -(-sum(sizes) // step))
     spans: list[list[_Span]] = [[] for _ in range(count)]
@@ -135,10 +133,27 @@ def _plan(files: Sequence[Path], folder: Path, options: str, train_on_tool_outpu
                 start, end = piece * step - begin, (piece + 1) * step - begin
                 spans[piece].append(_Span(file, max(0, start), min(size, end)))
         begin += size
-    digest = source.hexdigest()[:16]
     return [
-        _Piece(folder / f"{i:05d}.tokens", tuple(part), digest, train_on_tool_output) for i, part in enumerate(spans)
+        _Piece(folder / f"{i:05d}.tokens", tuple(part), source, train_on_tool_output) for i, part in enumerate(spans)
     ]
+
+
+def _digest(files: Sequence[Path], sizes: Sequence[int], options: str) -> str:
+    """Tells one input from another. A finished stage's rows by the digest of its manifest, other files by their whole
+    content or, above 2 GiB in all, by their sizes and 64 KiB at each of 256 places."""
+    digest = hashlib.sha256(options.encode())
+    for folder in sorted({file.parent for file in files}):
+        manifest = read_manifest(folder) if part_files(folder) else None
+        digest.update(b"\0" if manifest is None else f"\0{manifest.digest}\0".encode())
+    whole = sum(sizes) <= 2 << 30
+    for file, size in zip(files, sizes, strict=True):
+        digest.update(f"\0{file.name}\0{size}\0".encode())
+        block = 1 << 20 if whole else 1 << 16
+        with file.open("rb") as stream:
+            for at in range(0, size, block if whole else max(block, size // 255)):
+                stream.seek(min(at, max(0, size - block)))
+                digest.update(stream.read(block))
+    return digest.hexdigest()[:16]
 
 
 def _is_done(piece: _Piece) -> bool:
@@ -198,7 +213,7 @@ def _rows(span: _Span) -> Iterator[tuple[SftRow, Transcript]]:
         for file, number, value in read_rows(span.file):
             try:
                 yield _parse(value)
-            except (ValueError, KeyError, TypeError) as error:
+            except ValueError as error:
                 raise _broken(error, file, number) from error
         return
     with span.file.open("rb") as stream:
@@ -211,19 +226,19 @@ def _rows(span: _Span) -> Iterator[tuple[SftRow, Transcript]]:
             try:
                 if line.strip():
                     yield _parse(orjson.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
+            except ValueError as error:
                 raise _broken(error, span.file, _row_at(span.file, at)) from error
             at += len(line)
 
 
-def _parse(value: dict) -> tuple[SftRow, Transcript]:
-    row = SftRow.from_json(value)
-    return row, Transcript.from_json(row.transcript)
+def _parse(value: Any) -> tuple[SftRow, Transcript]:
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return own_row(value)
 
 
 def _broken(error: Exception, file: Path, row: int) -> UserError:
-    what = f"no field {error}" if isinstance(error, KeyError) else str(error)
-    return UserError(f"not an SFT row ({what})", file=file, row=row, remedy="run the stage that wrote it again")
+    return UserError(f"not an SFT row ({error})", file=file, row=row, remedy="run the stage that wrote it again")
 
 
 def _row_at(file: Path, at: int) -> int:

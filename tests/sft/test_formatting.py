@@ -25,7 +25,7 @@ from nemo_openmath.pipeline.progress import Progress
 from nemo_openmath.records import SftRow, read_drops, read_records
 from nemo_openmath.sft.formatting import Formatter, Reject
 from nemo_openmath.sft.key_set import KeySet
-from nemo_openmath.sft.reading import read_source
+from nemo_openmath.sft.reading import _hub_rows, read_source
 from nemo_openmath.sft.selection import Choice, FormatRules
 from nemo_openmath.sft.stages import Read, ReadConfig
 from nemo_openmath.transcripts import Author, ChatTokenizer, Message, Transcript, encode, load_template
@@ -107,10 +107,32 @@ def test_our_own_rows_pass_through() -> None:
     assert Formatter().format(orjson.loads(orjson.dumps(row))) == row
 
 
+ODD = [None, "", 0, 1.5, True, [], {}, "x", ["a"], {"a": 1}, "<think>", "n/a", "0.3", float("nan"), "\ud800"]
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*COT, "input", "output", "transcript", "id", "mode", "problem_id", "parents", "extra"]),
+        st.sampled_from([*ODD, CALL, "<|im_start|>user\nq<|im_end|>\n", *make_rows(1)[0].transcript.values()]),
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_whatever_a_row_holds_it_is_a_sample_or_a_reject(row: dict[str, Any]) -> None:
+    for more in ({}, {"id": "a", "problem_id": "p", "mode": "cot"}, {"problem": "1 + 1", "inference_mode": "cot"}):
+        try:
+            made = Formatter().format(row | more)
+        except Reject:
+            continue
+        FormatRules().reject(made)
+        Choice(sources=("olympiad",), max_pass_rate=0.3).reject(made)
+
+
 def test_own_templates_replace_the_shipped_ones(tmp_path: Path) -> None:
     (tmp_path / "cot.txt").write_text("[system]\nThink.\n[user]\nSolve: {problem}")
     row = Formatter(templates={"cot": load_template("cot", tmp_path / "cot.txt")}).format(COT)
     assert [m["content"] for m in row.transcript["messages"]] == ["Think.", "Solve: What is 6 * 7?"]
+    with pytest.raises(UserError, match="no prompt is put around rows of 'genselect'"):
+        ReadConfig(prompts={"genselect": tmp_path / "cot.txt"})
 
 
 def reason(mode: str, solution: str, rules: FormatRules | None = None) -> str | None:
@@ -218,6 +240,17 @@ def test_every_kind_of_file_reads_the_same(tmp_path: Path) -> None:
         list(read_source(tmp_path / "nothing.jsonl"))
     with pytest.raises(UserError, match="no split given"):
         list(read_source("nvidia/OpenMathReasoning"))
+
+
+def test_a_dataset_is_read_by_name(tmp_path: Path) -> None:
+    """By the package itself, from a folder in the Hub's layout. Needs the extra `datasets`, without network."""
+    pytest.importorskip("datasets")
+    rows = [COT, TIR]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "cot-00000-of-00001.parquet")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: cot\n    path: cot-*.parquet\n---\n"
+    )
+    assert list(_hub_rows(str(tmp_path), "cot")) == rows
 
 
 def test_read_stage_counts_every_reject_with_an_example(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tokenizers_made import byte_level, sentencepiece_like
 
 from nemo_openmath.errors import DamagedFile, UserError
 from nemo_openmath.sft.data_module import PackedData
-from nemo_openmath.sft.pack_plan import DOUBLED, NO_WEIGHT, TOO_LONG, TOO_SHORT, Mixture, write_packs
+from nemo_openmath.sft.pack_plan import DOUBLED, NO_WEIGHT, THINNED, TOO_LONG, TOO_SHORT, Mixture, write_packs
 from nemo_openmath.sft.token_file import TokenFolder
 from nemo_openmath.sft.tokenization import NO_TRAINED, write_tokens
 from nemo_openmath.transcripts import ChatTokenizer, Transcript, encode
@@ -172,7 +172,17 @@ def test_killed_and_run_again_makes_the_same_bytes(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert not (killed / "tokens.json").exists()
-    (killed / "packs.plan").unlink(missing_ok=True)
+    endless = program + "\nwhile True: write_packs(sys.argv[3], capacity=4096)"  # killed while it packs
+    process = subprocess.Popen([sys.executable, "-c", endless, str(rows), str(tokenizer), str(killed)])
+    while process.poll() is None and not (killed / "packs.plan").exists():
+        time.sleep(0.001)
+    while process.poll() is None and not (killed / ".packs.plan.tmp").exists():
+        time.sleep(0.0001)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (killed / "packs.plan").read_bytes() == (tmp_path / "whole" / "packs.plan").read_bytes()
+    (killed / "packs.plan").unlink()
     (killed / ".packs.plan.tmp").write_bytes(b"half a plan")
     subprocess.run([sys.executable, "-c", program, str(rows), str(tokenizer), str(killed)], check=True)
     assert digest(killed) == digest(tmp_path / "whole")
@@ -186,6 +196,15 @@ def test_another_input_or_option_replaces_the_shards(tokenizer: Path, tmp_path: 
     trained = write_tokens(tmp_path / "rows", tokenizer, tmp_path / "tokens", train_on_tool_output=True)
     assert trained.num_trained > before
     assert trained.num_tokens == sum(s.tokens.size for s in trained)
+    path = tmp_path / "rows" / "part-00000-of-00001.jsonl"
+    text = path.read_bytes()
+    middle = text.index(b"First", len(text) // 2)  # as long as before, other in the middle alone
+    (tmp_path / "other.jsonl").write_bytes(text[:middle] + b"Worst" + text[middle + 5 :])
+    (tmp_path / "rows.jsonl").write_bytes(text)
+    for name in ("rows", "other"):
+        (tmp_path / f"{name}.jsonl").rename(tmp_path / "input.jsonl")
+        last = write_tokens(tmp_path / "input.jsonl", tokenizer, tmp_path / "again")
+    assert sum(a.tokens.tolist() != b.tokens.tolist() for a, b in zip(masked, last, strict=True)) == 1
     packed = gzip.compress((tmp_path / "rows" / "part-00000-of-00001.jsonl").read_bytes())
     (tmp_path / "rows.jsonl.gz").write_bytes(packed)
     again = write_tokens(tmp_path / "rows.jsonl.gz", tokenizer, tmp_path / "tokens")
@@ -229,7 +248,7 @@ def test_a_broken_row_is_named(tokenizer: Path, tmp_path: Path) -> None:
     store_rows(tmp_path / "rows", make_rows(5))
     path = tmp_path / "rows" / "part-00000-of-00001.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    for wrong in (b"{half\n", b'{"id": "x"}\n', lines[2].replace(b'"pieces"', b'"parts"')):
+    for wrong in (b"{half\n", b'{"id": "x"}\n', lines[2].replace(b'"pieces"', b'"parts"'), b"[1]\n"):
         path.write_bytes(b"".join([*lines[:3], wrong, *lines[4:]]))
         with pytest.raises(UserError, match=r"part-00000-of-00001\.jsonl:4: not an SFT row"):
             write_tokens(tmp_path / "rows", tokenizer, tmp_path / "tokens")
@@ -253,6 +272,10 @@ def test_mixture_weights_and_curriculum(packed: Path, tmp_path: Path) -> None:
     assert {s.group for s in stream[: switch - mixed]} == {"tir"}
     assert {s.group for s in stream[switch + mixed :]} == {"cot"}
     assert Counter(s.group for s in stream)["cot"] == 2 * groups["cot"]
+    half = write_packs(packed, tmp_path, capacity=CAPACITY, mixture=Mixture(weights={"cot": 0.5}))
+    kept = Counter(half.samples[row].group for row in half.entries.tolist())
+    assert 0 < kept["cot"] < groups["cot"]
+    assert half.meta["dropped"] == {THINNED: groups["cot"] - kept["cot"]}
     with pytest.raises(UserError, match="no sample of group 'tri'"):
         write_packs(packed, tmp_path, capacity=CAPACITY, mixture=Mixture(weights={"tri": 1}))
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from made_rows import make_rows, store_rows
 from rich.console import Console
 from tokenizers_made import byte_level
 
-from nemo_openmath.sft import PackedData, PackPlan, write_packs, write_tokens
+from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.sft import Mixture, PackedData, PackPlan, write_packs, write_tokens
 from nemo_openmath.sft.stats import measure, show_pack, show_stats
+from nemo_openmath.sft.verify import verify
 from nemo_openmath.transcripts import ChatTokenizer
 
 
@@ -25,6 +28,7 @@ def test_statistics_and_a_shown_pack(tmp_path: Path) -> None:
         assert (group.samples, group.tokens) == (len(lengths), sum(lengths))
         assert (group.quantiles[0], group.quantiles[-1]) == (lengths[0], lengths[-1])
         assert sum(group.histogram) == len(lengths)
+        assert group.trained_tokens == sum(int(s.trained.sum()) for s in samples if s.group == group.group)
         assert group.prompt_tokens == sum(int(s.trained.argmax()) for s in samples if s.group == group.group)
     assert {g.group for g in stats.groups} == {"cot", "tir", "genselect"}
     assert stats.trained == sum(s.trained.sum() for s in samples) / sum(len(s.tokens) for s in samples)
@@ -36,6 +40,7 @@ def test_statistics_and_a_shown_pack(tmp_path: Path) -> None:
     printed = console.export_text()
     assert "filled to" in printed
     assert f"{stats.groups[0].tokens:,}" in printed
+    assert max(map(len, printed.splitlines())) <= 80
 
     (pack, *_) = PackedData.open(tmp_path / "tokens", batch_samples=5, epochs=1).batch(0)
     shown = show_pack(pack, chat)
@@ -47,3 +52,32 @@ def test_statistics_and_a_shown_pack(tmp_path: Path) -> None:
     green = "".join(shown.plain[s.start : s.end] for s in shown.spans if s.style == "green")
     expected = "".join(chat.decode(s.tokens[s.trained].tolist()) for n in pack.sample_ids for s in samples if s.id == n)
     assert green == expected
+    marked = show_pack(pack, chat, marks=True).plain
+    assert "".join(part.split("⟧")[0] for part in marked.split("⟦")[1:]) == expected
+
+
+def test_trained_share_is_of_what_is_packed(tmp_path: Path) -> None:
+    chat = ChatTokenizer.load(byte_level(tmp_path / "tokenizer"))
+    tokens = write_tokens(store_rows(tmp_path / "rows", make_rows(60)), chat.folder, tmp_path / "tokens")
+    write_packs(tmp_path / "tokens", capacity=2048, mixture=Mixture(weights={"cot": 2, "tir": 0}))
+    stats = measure(PackPlan(tmp_path / "tokens"))
+    times = {"cot": 2, "genselect": 1, "tir": 0}
+    trained = sum(times[s.group] * int(s.trained.sum()) for s in tokens)
+    assert stats.trained == trained / sum(times[s.group] * len(s.tokens) for s in tokens)
+
+
+def test_verify_reads_what_opening_does_not(tmp_path: Path) -> None:
+    tokenizer = byte_level(tmp_path / "tokenizer")
+    write_tokens(store_rows(tmp_path / "rows", make_rows(20)), tokenizer, tmp_path / "stage" / "tokens-0")
+    write_packs(tmp_path / "stage" / "tokens-0", tmp_path / "packs", capacity=2048)
+    assert len(list(verify(tmp_path / "packs"))) == 2
+    assert len(list(verify(tmp_path / "stage"))) == 1
+    path = tmp_path / "stage" / "tokens-0" / "00000.tokens"
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1  # in the tokens
+    path.write_bytes(data)
+    for folder in ("packs", "stage"):
+        with pytest.raises(DamagedFile, match=r"00000\.tokens"):
+            list(verify(tmp_path / folder))
+    with pytest.raises(UserError, match="neither packs nor token files"):
+        list(verify(tmp_path))
