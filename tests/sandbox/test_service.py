@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -78,10 +79,17 @@ async def test_a_remote_session_is_a_session(tmp_path: Path) -> None:
             assert (await other.execute("x")).stdout == "'other'\n"
             assert "more than" in (await one.execute("#" * (2 << 20))).stderr
             assert (await one.execute("print('\ud800')")).status == Status.COMPLETED
+        with pytest.raises(UserError, match="another service does"):  # and it leaves the socket where it is
+            await SandboxService(replace(SETTINGS, socket=tmp_path / "s")).start()
+        assert (tmp_path / "s").is_socket()
         with pytest.raises(SandboxError, match="closed"):
             await one.execute("1")
         assert service._table.sessions == 0
     assert not (tmp_path / "s").exists()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "s"))
+    async with serving(socket=tmp_path / "s") as (_, sandbox), await sandbox.session() as session:
+        assert (await session.execute("1 + 1")).stdout == "2\n"
 
 
 async def test_a_number_runs_once() -> None:
@@ -233,6 +241,10 @@ async def test_the_command_drains_at_sigterm_and_heals_after_kill() -> None:
     assert (killed.status, killed.state_lost, "killed" in killed.stderr) == (Status.KILLED, True, True)
     after = await idle.execute("'x' in globals()")
     assert (after.status, after.stdout, after.state_lost) == (Status.COMPLETED, "False\n", True)
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+    writer.write(b"GET /health HTTP/1.1\r\n\r\n")  # without a host: aiohttp's own log has the trace
+    assert b"400" in await reader.readline()
+    writer.close()
     last = asyncio.create_task(busy.execute("import time; time.sleep(0.8); 'done'"))
     await asyncio.sleep(0.2)
     process.send_signal(signal.SIGTERM)
@@ -244,7 +256,8 @@ async def test_the_command_drains_at_sigterm_and_heals_after_kill() -> None:
     assert (await last).stdout == "'done'\n"
     assert await asyncio.to_thread(process.wait, 10) == 0
     assert process.stderr is not None
-    events = [json.loads(line)["event"] for line in process.stderr]
+    events = [json.loads(line)["event"] for line in process.stderr]  # all of it is JSON
+    assert "Error handling request from 127.0.0.1" in events
     assert events[events.index("draining") :].count("drained") == 1
     await asyncio.wait_for(sandbox.close(), 15)
 
@@ -276,6 +289,8 @@ async def test_what_is_refused() -> None:
         for number, code, more in [
             (0, "1", {}),
             (True, "1", {}),
+            (10**18, "1", {}),
+            (10**30, "1", {}),
             (1, 5, {}),
             (1, "1", {"x": 1}),
             (1, "1", {"limits": {"wall": 1}}),

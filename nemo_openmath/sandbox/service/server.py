@@ -38,6 +38,7 @@ from nemo_openmath.sandbox.service.table import Refusal, SessionTable
 MOST = Limits(600.0, 600.0, 16_384, 1_000_000, 0, 256, 1024, 4096)
 _MOST_BODY_BYTES = 6 * channel.MAX_CODE_BYTES + 65_536  # JSON writes a byte as at most six
 _SHORTEST_TOKEN = 16
+_NUMBERS_END = 10**18  # of a session's executions: JSON and its readers hold 64 bits
 _WATCH_S = 0.5
 _RETRY_S = 0.5  # for a zygote that is being replaced
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -96,6 +97,7 @@ class SandboxService:
         )
         self._runner: web.AppRunner | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._bound: tuple[int, int] | None = None  # the socket's file, once we made it
         self.url = ""
 
     async def start(self) -> Self:
@@ -133,7 +135,7 @@ class SandboxService:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
-        if self._settings.socket is not None:
+        if self._settings.socket is not None and self._bound == _identity(self._settings.socket):
             self._settings.socket.unlink(missing_ok=True)
         await self._sandbox.close()
 
@@ -176,9 +178,9 @@ class SandboxService:
 
     async def cancel(self, request: web.Request) -> web.Response:
         number = request.match_info["number"]
-        if not re.fullmatch(r"[1-9][0-9]{0,17}", number):
+        if not re.fullmatch(r"[0-9]{1,18}", number):
             raise UserError(f"{number!r} is not the number of an execution")
-        await self._table.cancel(_session(request), int(number))
+        await self._table.cancel(_session(request), _positive(int(number)))
         return web.Response(status=204)
 
     async def reset(self, request: web.Request) -> web.Response:
@@ -273,11 +275,13 @@ class SandboxService:
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             self.url = f"http://{host}:{runner.addresses[0][1]}"
             return
+        await _check_unused(settings.socket)
         before = os.umask(0o177)
         try:
             await web.UnixSite(runner, str(settings.socket), backlog=1024).start()
         finally:
             os.umask(before)
+        self._bound = _identity(settings.socket)
         self.url = f"unix:{settings.socket.resolve()}"
 
 
@@ -285,9 +289,8 @@ async def serve(settings: ServiceSettings) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal does not wait. Log lines go to standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(JSONLines())
-    LOG.addHandler(handler)
+    logging.getLogger().addHandler(handler)  # also for what aiohttp and asyncio have to say
     LOG.setLevel(logging.INFO)
-    LOG.propagate = False
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a session holds two descriptors, a client one more
     stop, now = asyncio.Event(), asyncio.Event()
@@ -321,6 +324,24 @@ def _token(name: str, *, required: bool) -> str | None:
     return token
 
 
+async def _check_unused(path: Path) -> None:
+    """Raises UserError if somebody listens there: binding would take the path away from them."""
+    try:
+        _, writer = await asyncio.open_unix_connection(path)
+    except OSError:  # nothing there, or a dead service's, which asyncio replaces
+        return
+    writer.close()
+    raise UserError(f"cannot listen on {path}: another service does", remedy="stop it, or choose another")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -349,8 +370,8 @@ def _session(request: web.Request) -> str:
 
 
 def _positive(number: int) -> int:
-    if number < 1:
-        raise UserError(f"number={number}", remedy="count from 1")
+    if not 1 <= number < _NUMBERS_END:
+        raise UserError(f"number={number}", remedy=f"count from 1; the last is {_NUMBERS_END - 1}")
     return number
 
 
