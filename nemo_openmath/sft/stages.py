@@ -56,7 +56,7 @@ class Read(Stage[ReadConfig]):
             sources.append(config.dataset)
         if not sources:
             raise UserError(
-                f"{context.name}: nothing to read", remedy="give files (from: ./data) or dataset: and split:"
+                f"{context.name}: nothing to read", remedy="give files (from: {data: ./data/}) or dataset: and split:"
             )
         templates = {mode: load_template(mode, path) for mode, path in config.prompts.items()}
         formatter = Formatter(config.mode or (config.split if config.split in MODES else None), templates)
