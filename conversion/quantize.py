@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Hugging Face folder -> quantized Hugging Face folder (fp8, int8 weight-only) for TensorRT-LLM and vLLM."""
+"""Hugging Face folder -> quantized Hugging Face folder (fp8, fp8 with cache, int8, int4 AWQ) for TensorRT-LLM, vLLM."""
 
 import argparse
 
@@ -9,8 +9,9 @@ from nemo_openmath.checkpoints.script import run, texts
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("src", help="Hugging Face folder")
 parser.add_argument("dst", help="folder to write")
-parser.add_argument("--format", required=True, choices=["fp8", "int8"])
-parser.add_argument("--calibration", help="texts for fp8: a .txt file (one a line) or .jsonl (strings or text fields)")
+parser.add_argument("--format", required=True, choices=["fp8", "fp8_kv", "int8", "int4_awq"])
+parser.add_argument("--calibration", help="texts: a .txt file (one a line) or .jsonl (strings or text fields)")
+parser.add_argument("--layout", choices=["modelopt", "compressed-tensors"], default="modelopt", help="vLLM: the latter")
 parser.add_argument("--samples", type=int, default=256, help="texts to use of it")
 parser.add_argument("--max-tokens", type=int, default=2048, help="of each text")
 
@@ -23,5 +24,6 @@ if __name__ == "__main__":
             format=options.format,
             calibration=texts(options.calibration, options.samples) if options.calibration else None,
             max_tokens=options.max_tokens,
+            layout=options.layout,
         )
     )

@@ -36,14 +36,36 @@ def numbers(kind: type[N]) -> Callable[[str], list[N]]:
     return parse
 
 
+def ratios(text: str) -> list[float]:
+    """An argparse type: ``0,0.1,...,1`` -> 0, 0.1, 0.2 and so on up to 1."""
+    found: list[float] = []
+    parts = [part.strip() for part in text.split(",")]
+    for at, part in enumerate(parts):
+        if part not in ("...", "\u2026"):
+            found.append(float(part))
+            continue
+        if len(found) < 2 or at + 1 == len(parts) or (step := found[-1] - found[-2]) <= 0:
+            raise ValueError(text)
+        count = round((float(parts[at + 1]) - found[-1]) / step)
+        start = found[-1]
+        found += [round(start + step * number, 10) for number in range(1, count)]
+    return found
+
+
 def texts(path: str | Path, count: int) -> list[str]:
-    """The first ``count`` texts of a file: lines, or of JSON lines the strings in them, joined."""
+    """The first ``count`` texts of a file: lines, or of JSON lines the strings in them, joined. Of a folder (a stage's
+    records): of all its .jsonl files, in the order of their names."""
+    if Path(path).is_dir():
+        files = sorted(file for file in Path(path).rglob("*.jsonl") if not file.name.startswith("."))
+        return [text for file in files for text in texts(file, count)][:count]
     found: list[str] = []
     try:
         with Path(path).open() as file:
             for number, line in enumerate(file, 1):
                 if len(found) < count and line.strip():
                     found.append(_text(line, number, path) if str(path).endswith(".jsonl") else line.strip())
+    except UnicodeDecodeError:
+        raise UserError("is not text", file=path, remedy="give a .txt or .jsonl file") from None
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", file=path, remedy="give a file of texts") from None
     return found

@@ -1,11 +1,11 @@
-"""Averaging and merging as stages of a recipe."""
+"""Averaging, merging and quantizing as stages of a recipe."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
 
-from nemo_openmath.checkpoints.methods import Method
+from nemo_openmath.checkpoints.methods import Layout, Method, QuantizedFormat
 from nemo_openmath.pipeline import Stage, StageContext, register
 
 
@@ -77,3 +77,66 @@ class Merge(Stage[MergeConfig]):
             format="hf",
             into_existing=True,
         )
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """``format`` and ``layout`` as of ``openmath quantize``; ``samples``: calibration texts, each cut to
+    ``max_tokens``."""
+
+    format: QuantizedFormat
+    layout: Layout = "modelopt"
+    samples: int = 256
+    max_tokens: int = 2048
+
+
+@register
+class Quantize(Stage[QuantizeConfig]):
+    """A model quantized for TensorRT-LLM or vLLM; checked against its source on some of the texts."""
+
+    kind = "checkpoints.quantize"
+    Config = QuantizeConfig
+    ports = {"model": "Hugging Face model", "calibration?": "texts: a .txt or .jsonl file, or the records of a stage"}
+    makes = "quantized"
+
+    async def run(self, context: StageContext) -> None:
+        from nemo_openmath.checkpoints.dequantize import check_export
+        from nemo_openmath.checkpoints.quantize import quantize
+        from nemo_openmath.checkpoints.script import texts
+
+        config, model = self.config, context.one("model")
+        given = [t for path in context.inputs.get("calibration", ()) for t in texts(path, config.samples)]
+        await asyncio.to_thread(
+            quantize,
+            model,
+            context.output,
+            format=config.format,
+            calibration=given[: config.samples],
+            max_tokens=config.max_tokens,
+            layout=config.layout,
+            into_existing=True,
+        )
+        if given:
+            check = await asyncio.to_thread(check_export, context.output, model, given[:4])
+            context.progress.say(check.line())
+            context.facts.update(check=check.line())
+
+
+@dataclass(frozen=True)
+class DequantizeConfig:
+    pass
+
+
+@register
+class Dequantize(Stage[DequantizeConfig]):
+    """The plain model that a quantized one stands for, so that any engine can evaluate what rounding cost."""
+
+    kind = "checkpoints.dequantize"
+    Config = DequantizeConfig
+    ports = {"quantized": "folder of checkpoints.quantize"}
+    makes = "model"
+
+    async def run(self, context: StageContext) -> None:
+        from nemo_openmath.checkpoints.dequantize import write_dequantized
+
+        await asyncio.to_thread(write_dequantized, context.one("quantized"), context.output, into_existing=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.cli.common import numbers, verb, weights_and_sources
+from nemo_openmath.cli.common import numbers, ratios, verb, weights_and_sources
+from nemo_openmath.errors import UserError
 
 _METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare")
 
@@ -43,8 +45,15 @@ def add(groups: Any) -> None:
     quantize = verb(groups, "quantize", "quantized Hugging Face folder, with hf_quant_config.json", _quantize)
     quantize.add_argument("source", type=Path, metavar="SRC")
     quantize.add_argument("target", type=Path, metavar="DST")
-    quantize.add_argument("--format", choices=("fp8", "int8"), required=True)
-    quantize.add_argument("--calibration", type=Path, help="texts for fp8: lines of a .txt, or .jsonl")
+    quantize.add_argument("--format", choices=("fp8", "fp8_kv", "int8", "int4_awq"), required=True)
+    quantize.add_argument(
+        "--layout",
+        choices=("modelopt", "compressed-tensors"),
+        default="modelopt",
+        help="vLLM reads int8 and int4_awq as the latter",
+    )
+    quantize.add_argument("--max-tokens", type=int, default=2048, help="of each text")
+    quantize.add_argument("--calibration", type=Path, help="texts: lines of a .txt, .jsonl, or a stage's folder")
     quantize.add_argument("--samples", type=int, default=256, help="texts to use of it")
 
     average = verb(groups, "average", "average checkpoints, in fp32, tensor by tensor", _average)
@@ -63,6 +72,11 @@ def add(groups: Any) -> None:
     merge.add_argument("--density", type=float, default=0.5, help="share of each difference that ties and dare keep")
     merge.add_argument("--seed", type=int, default=0, help="of dare")
     merge.add_argument("--output", type=Path, required=True)
+    merge.add_argument("--sweep", type=ratios, metavar="0,0.1,...,1", help="one merge per part of the second model")
+    merge.add_argument("--benchmark", type=Path, help="with --sweep: problems on which each is evaluated")
+    merge.add_argument("--mode", choices=("cot", "tir"), default="tir", help="of the evaluation")
+    merge.add_argument("--samples", type=int, default=16, help="a problem; k of maj@k and pass@k")
+    merge.add_argument("--set", nargs="+", metavar="key=value", default=[], help="settings of the evaluation's recipe")
 
     inspect = verb(groups, "inspect", "what a checkpoint is, or how two differ", _inspect)
     inspect.add_argument("path", type=Path, metavar="A")
@@ -115,11 +129,22 @@ def _to_trtllm(options: argparse.Namespace) -> None:
 
 
 def _quantize(options: argparse.Namespace) -> None:
+    from nemo_openmath.checkpoints.dequantize import check_export
     from nemo_openmath.checkpoints.quantize import quantize
     from nemo_openmath.checkpoints.script import texts
 
     calibration = texts(options.calibration, options.samples) if options.calibration else None
-    print(quantize(options.source, options.target, format=options.format, calibration=calibration))
+    done = quantize(
+        options.source,
+        options.target,
+        format=options.format,
+        calibration=calibration,
+        max_tokens=options.max_tokens,
+        layout=options.layout,
+    )
+    print(done)
+    if calibration:
+        print(check_export(done, options.source, calibration[:4]).line())
 
 
 def _average(options: argparse.Namespace) -> None:
@@ -139,9 +164,20 @@ def _average(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from nemo_openmath.checkpoints.combine import merge
+    from nemo_openmath.checkpoints.combine import merge, sweep
 
     weights, sources = weights_and_sources(options.weights, options.sources)
+    if options.sweep is not None:
+        if weights is not None or len(sources) != 2:
+            raise UserError("a sweep is over two models and sets their weights", remedy="give A B and no --weights")
+        if options.benchmark is not None:
+            return _evaluated_sweep(options, sources)
+        settings = {"method": options.method, "base": options.base, "density": options.density, "seed": options.seed}
+        for ratio, made in sweep(sources, options.output, options.sweep, **settings):
+            print(f"{made} (ratio {ratio:g})", flush=True)
+        return None
+    if options.benchmark is not None:
+        raise UserError("--benchmark without --sweep", remedy="add --sweep 0,0.1,...,1")
     done = merge(
         options.method,
         sources,
@@ -152,6 +188,24 @@ def _merge(options: argparse.Namespace) -> None:
         seed=options.seed,
     )
     print(done)
+    return None
+
+
+def _evaluated_sweep(options: argparse.Namespace, sources: list[Path]) -> None:
+    from nemo_openmath.recipe.sweep import Sweep, run_sweep
+
+    plan = Sweep(
+        models=(sources[0], sources[1]),
+        ratios=tuple(options.sweep),
+        benchmark=options.benchmark,
+        method=options.method,
+        base=options.base,
+        density=options.density,
+        seed=options.seed,
+        mode=options.mode,
+        samples=options.samples,
+    )
+    asyncio.run(run_sweep(plan, options.output, options.set))
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -13,7 +13,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM
 
-from nemo_openmath.checkpoints.quantize import QUANT_CONFIG, dequantized, quantize
+from nemo_openmath.checkpoints.dequantize import dequantized
+from nemo_openmath.checkpoints.quantize import QUANT_CONFIG, quantize
 from nemo_openmath.checkpoints.script import texts
 from nemo_openmath.errors import UserError
 
@@ -22,14 +23,34 @@ from . import models
 TEXTS = ["w3 w5 w7 w9", "w1 w1 w2 w100"]
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    folder = models.make(tmp_path / "hf", models.UNTIED)
+BIG = models.UNTIED.with_changes(
+    hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, head_dim=32
+)  # widths that int4 takes
+
+
+def with_tokenizer(folder: Path) -> Path:
     tokenizer = Tokenizer(WordLevel({f"w{n}": n for n in range(107)}, unk_token="w0"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     return folder
+
+
+def word_model(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """A model of ``BIG`` with some loud channels, as trained ones have: what AWQ is for."""
+    tensors = load_file(models.make(folder, BIG, dtype=dtype) / "model.safetensors")
+    for name, tensor in tensors.items():
+        if name.endswith("layernorm.weight"):
+            tensor[::17] *= 8
+        elif tensor.dim() == 2:
+            tensor *= 0.4
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return with_tokenizer(folder)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return with_tokenizer(models.make(tmp_path / "hf", models.UNTIED))
 
 
 def logits_of(weights: dict[str, torch.Tensor], source: Path) -> torch.Tensor:
@@ -73,7 +94,7 @@ def test_int8_keeps_the_model(tmp_path: Path, source: Path) -> None:
     assert written["quantization"] == {
         "quant_algo": "W8A16",
         "kv_cache_quant_algo": None,
-        "exclude_modules": ["lm_head"],
+        "exclude_modules": ["lm_head", "model.embed_tokens"],
     }
     assert json.loads((made / "config.json").read_text())["quantization_config"]["quant_method"] == "modelopt"
 
@@ -120,7 +141,7 @@ def test_calibration_file(tmp_path: Path) -> None:
 
 
 def test_refusals(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(UserError, match="fp8 scales activations; give calibration texts"):
+    with pytest.raises(UserError, match="fp8 needs to know the activations; give calibration texts"):
         quantize(source, tmp_path / "q", format="fp8")
-    with pytest.raises(UserError, match="format 'int3'; use one of fp8, int8"):
+    with pytest.raises(UserError, match="format 'int3'; use one of fp8, fp8_kv, int8, int4_awq"):
         quantize(source, tmp_path / "q", format="int3")  # type: ignore[arg-type]

@@ -1,0 +1,134 @@
+"""What quantization must know of the activations: the model is run (transformers, CPU) over calibration texts.
+
+For every linear layer of the decoder: the largest magnitude of its input, the mean magnitude of each of its input's
+channels, and a few rows of the input (evenly over the texts) to measure an error with. For the cache: the largest
+magnitude of keys, after RoPE as they are cached, and of values.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nemo_openmath.errors import UserError
+
+LINEAR = re.compile(r"(model\.layers\.\d+\.(?:self_attn|mlp)\.)(q|k|v|o|gate|up|down)_proj\.weight")
+_FUSED = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+_ROWS = 256  # rows of each layer's input that are kept
+_ATTENTION = "openmath_watched"
+
+
+def group_of(name: str) -> str:
+    """One name for the layers that have one input, and that engines fuse into one matrix."""
+    match = LINEAR.fullmatch(name)
+    assert match is not None
+    return match[1] + _FUSED.get(match[2], match[2])
+
+
+@dataclass
+class Calibration:
+    """``largest``: group -> largest input; ``mean``: group -> [in]; ``rows``: group -> [n, in]; ``cache``:
+    ``model.layers.N.self_attn.k`` or ``.v`` -> largest element. fp32."""
+
+    largest: dict[str, float] = field(default_factory=dict)
+    mean: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    cache: dict[str, float] = field(default_factory=dict)
+
+
+def load_model(folder: Path) -> Any:
+    """transformers' model of a Hugging Face folder, in its own dtype."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval().requires_grad_(False)
+
+
+def token_ids(folder: Path, texts: Sequence[str], max_tokens: int) -> list[Tensor]:
+    """Texts as [1, n] token ids, each cut to ``max_tokens``. Raises UserError without a tokenizer, or tokens."""
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise UserError("missing; calibration needs it", file=file, remedy="copy it from the model this one came from")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"not a tokenizer ({error})", file=file, remedy="copy it again") from None
+    encoded = [tokenizer.encode(text).ids[:max_tokens] for text in texts]
+    found = [torch.tensor([ids]) for ids in encoded if ids]
+    if not found:
+        raise UserError("the calibration texts hold no token", file=folder, remedy="give texts with words")
+    return found
+
+
+@contextmanager
+def attention_through(model: Any, change: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Keys (after RoPE) and values [batch, kv heads, tokens, head size] of every layer pass through ``change(layer,
+    key, value)``."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Any:
+        key, value = change(module.layer_idx, key, value)
+        return sdpa_attention_forward(module, query, key, value, *rest, **options)
+
+    AttentionInterface.register(_ATTENTION, attention)
+    AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+    before = model.config._attn_implementation
+    model.config._attn_implementation = _ATTENTION
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+
+
+@torch.no_grad()
+def calibrate(folder: Path, texts: Sequence[str], max_tokens: int) -> Calibration:
+    """Run the model over ``texts``. Raises UserError where they give nothing to measure."""
+    ids, model = token_ids(folder, texts, max_tokens), load_model(folder)
+    found, counts = Calibration(), dict[str, int]()
+    per_text = -(-_ROWS // len(ids))
+
+    def watch(name: str) -> Any:
+        group = group_of(name)
+
+        def hook(_: Any, arguments: tuple[Tensor, ...]) -> None:
+            x = arguments[0].detach().flatten(0, -2).float()
+            found.largest[group] = max(found.largest.get(group, 0.0), float(x.abs().amax()))
+            found.mean[group] = found.mean.get(group, torch.zeros(x.shape[1])) + x.abs().sum(0)
+            counts[group] = counts.get(group, 0) + x.shape[0]
+            held = found.rows.get(group, x[:0])
+            chosen = x[:: max(1, x.shape[0] // per_text)][: min(per_text, _ROWS - len(held))]
+            found.rows[group] = torch.cat([held, chosen])
+
+        return hook
+
+    def largest(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        for letter, tensor in (("k", key), ("v", value)):
+            name = f"model.layers.{layer}.self_attn.{letter}"
+            found.cache[name] = max(found.cache.get(name, 0.0), float(tensor.abs().amax()))
+        return key, value
+
+    seen: set[str] = set()
+    for name, module in model.named_modules():
+        if LINEAR.fullmatch(f"{name}.weight") and group_of(f"{name}.weight") not in seen:
+            seen.add(group_of(f"{name}.weight"))
+            module.register_forward_pre_hook(watch(f"{name}.weight"))
+    with attention_through(model, largest):
+        for sequence in ids:
+            model.model(sequence)
+    values = [*found.largest.values(), *found.cache.values()]
+    if not values or not all(math.isfinite(value) and value > 0 for value in values):
+        remedy = "give other texts, or check the model: inspect names NaN and zeros"
+        raise UserError("the calibration texts gave no finite activations", file=folder, remedy=remedy)
+    found.mean = {group: total / counts[group] for group, total in found.mean.items()}
+    return found

@@ -1,0 +1,138 @@
+"""A sweep of merges, evaluated: a recipe file is written, run, and its results put side by side (paper, Table 10).
+
+The recipe has, for every ratio, a merge, generations of the benchmark by it, grades and metrics, in this order; so at
+most one candidate is served at a time, and a sweep that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
+from nemo_openmath.errors import UserError
+from nemo_openmath.evaluation.stage import RESULTS
+from nemo_openmath.recipe.file import load_recipe
+from nemo_openmath.recipe.runner import Run, Selection
+
+RECIPE = "sweep.yaml"
+_COLUMNS = ("maj", "pass", "tokens", "code_calls")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Candidates (1 - r) A + r B for the ``ratios``. ``samples``: a problem, and the k of maj@k and pass@k."""
+
+    models: tuple[Path, Path]
+    ratios: tuple[float, ...]
+    benchmark: Path
+    method: Method = "linear"
+    base: Path | None = None
+    density: float = 0.5
+    seed: int = 0
+    mode: str = "tir"
+    samples: int = 16
+
+    def recipe(self, folder: Path) -> dict[str, Any]:
+        """The content of the recipe file in ``folder``."""
+        models = [_path(model, folder) for model in self.models]
+        stages: dict[str, Any] = {"benchmark": {"run": "problems.read_problems", "from": _path(self.benchmark, folder)}}
+        for ratio in self.ratios:
+            name = candidate(ratio)
+            inputs: dict[str, Any] = {"models": models}
+            merge: dict[str, Any] = {
+                "run": "checkpoints.merge",
+                "method": self.method,
+                "weights": [round(1 - ratio, 10), ratio],
+            }
+            if self.method in NEEDS_BASE:
+                if self.base is None:
+                    raise UserError(f"{self.method} needs a base", remedy="add --base: what both were trained from")
+                inputs["base"] = _path(self.base, folder)
+                merge["density"] = self.density
+            stages[name] = {**merge, "from": inputs}
+            stages[f"{name}_solved"] = {
+                "run": "rollout.generate",
+                "from": "benchmark",
+                "engine": name,
+                "mode": self.mode,
+                "samples": self.samples,
+                "temperature": 0.6,
+                "top_p": 0.95,
+                "max_tokens": 32768,  # (5.2)
+                **({"budgets": [8, 8]} if self.mode == "tir" else {}),
+            }
+            stages[f"{name}_graded"] = {"run": "solutions.grade", "from": f"{name}_solved"}
+            stages[f"{name}_results"] = {
+                "run": "evaluation.metrics",
+                "from": {"generations": f"{name}_graded", "problems": "benchmark"},
+                "checkpoint": f"ratio {ratio:g}",
+                "ks": sorted({1, self.samples}),
+            }
+        return {"name": "sweep", "seed": self.seed, "stages": stages}
+
+
+def candidate(ratio: float) -> str:
+    """Name of the stage: ``ratio_0_3`` of 0.3."""
+    return f"ratio_{ratio:g}".replace(".", "_").replace("-", "minus_")
+
+
+def _path(path: Path, folder: Path) -> str:
+    relative = os.path.relpath(path, folder)
+    return relative if "/" in relative else f"./{relative}"
+
+
+async def run_sweep(sweep: Sweep, output: Path, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Write ``output/sweep.yaml``, run it in ``output`` and print the table; returns its rows. ``overrides``: of the
+    recipe; a ``*`` stands for every candidate: ``stages.*_solved.max_tokens=256``."""
+    if len(set(sweep.ratios)) != len(sweep.ratios) or not sweep.ratios:
+        raise UserError("the ratios of a sweep differ from each other", remedy="write --sweep 0,0.1,...,1")
+    if sweep.samples < 1:
+        raise UserError(f"samples = {sweep.samples}", remedy="at least 1")
+    content = sweep.recipe(output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / RECIPE).write_text(yaml.safe_dump(content, sort_keys=False))
+    names = [candidate(ratio) for ratio in sweep.ratios]
+    settings = [text.replace("*", name) for text in overrides for name in (names if "*" in text else names[:1])]
+    recipe = load_recipe(output / RECIPE, settings)
+    recipe.check_files(list(recipe.stages))
+    run = Run(recipe, output)
+    await run.execute(Selection())
+    rows = [_row(ratio, run.folder(f"{candidate(ratio)}_results"), sweep.samples) for ratio in sweep.ratios]
+    Console().print(_table(rows, sweep))
+    return rows
+
+
+def _row(ratio: float, folder: Path, k: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"ratio": ratio}
+    for found in orjson.loads((folder / RESULTS).read_bytes()):
+        kind = found["metric"].split("@")[0]
+        if kind in _COLUMNS and found["k"] in (None, k):
+            row[kind] = (found["value"], found["low"], found["high"])
+    return row
+
+
+def _table(rows: Sequence[dict[str, Any]], sweep: Sweep) -> Table:
+    """Ratio, maj@k, pass@k, length, code calls; in brackets the 95% interval over problems."""
+    a, b = (model.name for model in sweep.models)
+    table = Table(title=f"(1 - r) {a} + r {b}, {sweep.method} (paper, Table 10)")
+    for name in ("r", f"maj@{sweep.samples}", f"pass@{sweep.samples}", "tokens", "code calls"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(f"{row['ratio']:g}", *(_cell(row.get(kind), kind in ("maj", "pass")) for kind in _COLUMNS))
+    return table
+
+
+def _cell(value: tuple[float, float | None, float | None] | None, share: bool) -> str:
+    if value is None:
+        return "-"
+    shown = [f"{100 * x:.1f}" if share else f"{x:.1f}" for x in value if x is not None]
+    return shown[0] + (f" [{shown[1]}, {shown[2]}]" if len(shown) == 3 else "")

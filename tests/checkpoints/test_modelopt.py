@@ -1,0 +1,84 @@
+"""Our exports against nvidia-modelopt's own, of one model calibrated on the same tokens. Runs where it is installed:
+
+pip install nvidia-modelopt==0.47.0 requests; pytest tests/checkpoints/test_modelopt.py
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nemo_openmath.checkpoints.dequantize import check_export, dequantized, quantized_model, run_quantized
+from nemo_openmath.checkpoints.quantize import QUANT_CONFIG, quantize
+
+from . import models
+from .test_quantize import word_model
+
+pytest.importorskip("modelopt", reason="compares with nvidia-modelopt, where it is installed")
+TEXTS = [" ".join(f"w{(17 * n + 31 * t * t + n * n) % 107}" for n in range(64)) for t in range(4)]
+FORMATS = ("fp8", "fp8_kv", "int8", "int4_awq")
+
+
+def theirs(source: Path, folder: Path, format: str) -> Tensor:
+    """ModelOpt's export in ``folder``; returns its fake-quantized model's logits."""
+    import modelopt.torch.quantization as mtq
+    from modelopt.torch.export import export_hf_checkpoint
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
+    configs: dict[str, Any] = {"int8": mtq.INT8_WEIGHT_ONLY_CFG, "int4_awq": mtq.INT4_AWQ_CFG}
+    config = copy.deepcopy(configs.get(format, mtq.FP8_DEFAULT_CFG))
+    if format == "fp8_kv":
+        config["quant_cfg"] = [*config["quant_cfg"], *mtq.FP8_KV_CFG["quant_cfg"]]
+
+    def loop(model: Any) -> None:
+        for text in TEXTS:
+            model(torch.tensor([[int(word[1:]) for word in text.split()]]))
+
+    model = mtq.quantize(model, config, loop)
+    with torch.inference_mode():
+        logits = model(models.tokens()).logits
+        export_hf_checkpoint(model, export_dir=str(folder))
+    return logits
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_export_equals_modelopts(tmp_path: Path, format: Any) -> None:
+    source = word_model(tmp_path / "hf", torch.bfloat16)
+    fake = theirs(source, tmp_path / "theirs", format).float()
+    ours = quantize(source, tmp_path / "ours", format=format, calibration=TEXTS)
+    a, b = load_file(ours / "model.safetensors"), load_file(tmp_path / "theirs" / "model.safetensors")
+    assert {name: (t.dtype, t.shape) for name, t in a.items()} == {name: (t.dtype, t.shape) for name, t in b.items()}
+    assert config_of(ours) == config_of(tmp_path / "theirs")
+    for name, tensor in b.items():
+        fused = any(f"{x}_proj." in name for x in ("q", "k", "v", "gate", "up"))
+        if format == "int8" or (format != "int4_awq" and not fused):
+            differ = (a[name].float() != tensor.float()).float().mean()  # it divides in bf16, so some round otherwise
+            assert differ < (0.15 if name.endswith("proj.weight") else 1e-9), name
+        elif name.endswith(("input_scale", "k_scale", "v_scale")):
+            torch.testing.assert_close(a[name], tensor, rtol=2e-3, atol=0.0)
+        elif name.endswith("weight_scale") and format != "int4_awq":
+            assert a[name] >= tensor  # ours is shared by what engines fuse
+    # their export, read by our dequantizer and run with our rounding, is their fake-quantized model
+    read = run_quantized(quantized_model(tmp_path / "theirs", source), tmp_path / "theirs", models.tokens()).float()
+    original = run_quantized(quantized_model(source, source), source, models.tokens()).float()
+    moved = (fake - original).norm()
+    print(format, "gap", float((read - fake).norm() / fake.norm()), "moved", float(moved / fake.norm()))
+    assert (read - fake).norm() < 0.4 * moved
+    ours_check, theirs_check = (check_export(f, source, TEXTS) for f in (ours, tmp_path / "theirs"))
+    print(ours_check.line(), "| theirs:", theirs_check.line())
+    assert ours_check.error < 1.1 * theirs_check.error
+    assert dequantized(ours).keys() == dequantized(tmp_path / "theirs").keys()
+
+
+def config_of(folder: Path) -> tuple[Any, Any]:
+    a = json.loads((folder / QUANT_CONFIG).read_text())["quantization"]
+    b = json.loads((folder / "config.json").read_text())["quantization_config"]
+    return a, {key: value for key, value in b.items() if key not in ("producer", "group_size")}
