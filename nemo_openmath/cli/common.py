@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nemo_openmath.errors import UserError
+
 
 def verb(parent: Any, name: str, text: str, work: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
     """A verb with its help and the function that does it."""
@@ -40,3 +42,21 @@ def weights_and_sources(words: list[str] | None, sources: list[Path]) -> tuple[l
         except argparse.ArgumentTypeError:
             return weights, [*sources, *map(Path, words[at:])]
     return weights, sources
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """``I/N`` as (I, N)."""
+    shard, _, shards = text.partition("/")
+    if not (shard.isdigit() and shards.isdigit() and int(shard) < int(shards)):
+        raise UserError(f"not a shard: {text!r}", remedy="write I/N with I from 0 to N-1, such as 0/8")
+    return int(shard), int(shards)
+
+
+def ratios(text: str) -> list[float]:
+    """An argparse type: ``0,0.1,...,1`` as a list, the dots filled in."""
+    from nemo_openmath.checkpoints.script import ratios as parse
+
+    try:
+        return parse(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not a list of ratios: {text!r} (write 0,0.1,...,1)") from None

@@ -32,7 +32,7 @@ def _launch(options: argparse.Namespace) -> None:
         facts,
         cluster,
         finished=finished_stages(recipe, options.output),
-        teacher_name=recipe.teacher.model if recipe.teacher.url is not None else None,
+        teacher_name=None if recipe.teacher.is_stand_in else recipe.teacher.model,
     )
     if not jobs:
         print("every stage is finished")

@@ -7,8 +7,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.cli.common import overrides, verb
-from nemo_openmath.errors import UserError
+from nemo_openmath.cli.common import overrides, shard_of, verb
 
 
 def add(groups: Any) -> None:
@@ -50,16 +49,9 @@ def _run(options: argparse.Namespace) -> None:
     from nemo_openmath.recipe.command import run_recipe
     from nemo_openmath.recipe.runner import Selection
 
-    shard, shards = _shard(options.shard)
+    shard, shards = shard_of(options.shard)
     selection = Selection(options.start, options.until, options.only, shard, shards, options.prepare)
     asyncio.run(run_recipe(options.recipe, options.overrides, options.output, selection))
-
-
-def _shard(text: str) -> tuple[int, int]:
-    shard, _, shards = text.partition("/")
-    if not (shard.isdigit() and shards.isdigit() and int(shard) < int(shards)):
-        raise UserError(f"not a shard: {text!r}", remedy="write I/N with I from 0 to N-1, such as 0/8")
-    return int(shard), int(shards)
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""``openmath grade``, ``openmath sandbox``, ``openmath serve``, ``openmath sft``, ``openmath data``."""
+"""``openmath generate``, ``grade``, ``sandbox``, ``serve``, ``sft``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from nemo_openmath.cli.common import overrides, verb
+from nemo_openmath.cli.common import overrides, shard_of, verb
 from nemo_openmath.errors import UserError
 
 
@@ -42,15 +42,14 @@ def add(groups: Any) -> None:
     serve.add_argument("--log", type=Path, help="the server's own output")
     serve.add_argument("arguments", nargs="*", help="for the server itself; write them behind --")
 
-    data = groups.add_parser("data", help="look at packed data", description="Packed training data.")
-    stats = verb(
-        data.add_subparsers(title="verbs", metavar="VERB", required=True),
-        "stats",
-        "lengths by subset, fill, trained share, cost balance; one pack token by token",
-        _stats,
+    generate = verb(groups, "generate", "sample solutions of a file of problems; run again to go on", _generate)
+    generate.add_argument(
+        "job", type=Path, metavar="CONFIG.yaml", help="problems, engine, generate: see recipe/generate.py"
     )
-    stats.add_argument("packs", type=Path, metavar="DIR", help="folder of a sft.pack stage")
-    stats.add_argument("--tokenizer", type=Path, metavar="MODEL", help="also show a pack, with this model's tokenizer")
+    overrides(generate, "generate.samples=8")
+    generate.add_argument("--output", type=Path, required=True, metavar="DIR", help="solutions/ in it holds the result")
+    generate.add_argument("--shard", metavar="I/N", default="0/1", help="job I (from 0) of an array of N")
+    generate.add_argument("--prepare", action="store_true", help="only read the problems, before an array of jobs")
 
     sandbox = groups.add_parser("sandbox", help="run a model's Python", description="Isolated Python sessions.")
     verbs = sandbox.add_subparsers(title="verbs", metavar="VERB", required=True)
@@ -78,21 +77,6 @@ def _sft(options: argparse.Namespace) -> None:
     from nemo_openmath.training.launch_local import run_local
 
     run_local(options.processes, options.job, overrides=options.overrides, threads=options.threads)
-
-
-def _stats(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    from nemo_openmath.sft.data_module import PackedData
-    from nemo_openmath.sft.pack_plan import PackPlan
-    from nemo_openmath.sft.stats import measure, show_pack, show_stats
-    from nemo_openmath.transcripts import ChatTokenizer
-
-    console = Console()
-    console.print(show_stats(measure(PackPlan(options.packs))))
-    if options.tokenizer is not None:
-        data = PackedData.open(options.packs, batch_samples=1, epochs=1)
-        console.print(show_pack(data.batch(0)[0], ChatTokenizer.load(options.tokenizer)), soft_wrap=True)
 
 
 def _grade(options: argparse.Namespace) -> None:
@@ -128,6 +112,13 @@ def _serve(options: argparse.Namespace) -> None:
         address_file=options.address_file,
     )
     asyncio.run(serve(config))
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from nemo_openmath.recipe.generate import generate
+
+    shard, shards = shard_of(options.shard)
+    asyncio.run(generate(options.job, options.overrides, options.output, shard, shards, options.prepare))
 
 
 def _exec(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from nemo_openmath.engines.protocol import (
     Capabilities,
     Chunk,
     Completion,
+    ContextOverflow,
     EngineError,
     InvalidRequest,
     Request,
@@ -141,6 +143,7 @@ class HTTPEngine:
 
     async def complete(self, request: Request) -> Completion:
         dialect = await self._ready()
+        request = _fits(request, self.capabilities.max_context)
         if request.time_limit is not None:
             return await self._complete_in_time(request, dialect)
         body = orjson.dumps(dialect.body(request, self._model, False))
@@ -172,6 +175,7 @@ class HTTPEngine:
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         dialect = await self._ready()
+        request = _fits(request, self.capabilities.max_context)
         body = orjson.dumps(dialect.body(request, self._model, True))
         loop = asyncio.get_running_loop()
         deadline = None if request.time_limit is None else loop.time() + request.time_limit
@@ -196,6 +200,8 @@ class HTTPEngine:
         except TimeoutError:
             _end_in_time(so_far, request)
         except _Failure as error:  # what was yielded cannot be taken back
+            if error.blames:
+                server.failed()
             raise EngineError(f"{server.url}: {error}", retryable=True) from error
         finally:
             if events is not None:
@@ -293,11 +299,11 @@ class HTTPEngine:
                         raise _Failure(f"the server failed: {error.get('message', error)}")
                     self._check_model(event)
                     yield dialect.read(event, so_far)
-        except aiohttp.ClientConnectorError as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:
             raise _Failure(f"cannot connect: {error}", counts=False) from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise _Failure(f"connection lost: {error or type(error).__name__}") from error
-        except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        except (ValueError, AttributeError, KeyError, TypeError) as error:  # an event too long for a line, too
             raise _Failure(f"damaged answer: {error!r}") from error
         except TimeoutError as error:
             raise _Failure(f"no answer within {self._timeout_s:g} s") from error
@@ -327,6 +333,9 @@ class HTTPEngine:
             raise _Failure(message, after_s=after)
         if status == 404 and len(self._pool.servers) > 1:
             raise _Failure(message)  # this server may have another model; the next may have ours
+        if status == 400 and ("context length" in message or "fit the context" in message):
+            # of a prompt in text: only the server counts its tokens
+            raise ContextOverflow.said(f"{response.url.origin()}: {message}")
         if status in (400, 413, 422):
             raise InvalidRequest(f"{response.url.origin()}: {message}")
         raise EngineError(f"{response.url.origin()}: {message}", retryable=False)
@@ -367,7 +376,26 @@ def _message(content: bytes) -> str:
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    """Seconds that the server asks to wait, as a number or as a date; a little more, so that not all come at once."""
+    value = response.headers.get("Retry-After", "")
     try:
-        return max(0.0, float(response.headers["Retry-After"])) * random.uniform(1.0, 1.25)
-    except (KeyError, ValueError):
-        return None
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(0.0, seconds) * random.uniform(1.0, 1.25)
+
+
+def _fits(request: Request, max_context: int | None) -> Request:
+    """The request with ``max_tokens`` cut to what the context leaves: vLLM refuses more than that. Raises
+    ContextOverflow where it leaves nothing."""
+    if max_context is None or isinstance(request.prompt, str):
+        return request
+    left = max_context - len(request.prompt)
+    if left <= 0:
+        raise ContextOverflow(len(request.prompt), max_context)
+    if request.sampling.max_tokens <= left:
+        return request
+    return replace(request, sampling=replace(request.sampling, max_tokens=left))

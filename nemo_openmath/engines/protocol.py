@@ -144,3 +144,10 @@ class ContextOverflow(InvalidRequest):
 
     def __init__(self, prompt_tokens: int, max_context: int):
         super().__init__(f"prompt of {prompt_tokens} tokens does not fit the context of {max_context}")
+
+    @classmethod
+    def said(cls, message: str) -> ContextOverflow:
+        """The same, in a server's own words."""
+        error = cls(0, 0)
+        error.args = (message,)
+        return error

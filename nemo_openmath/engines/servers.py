@@ -42,8 +42,10 @@ class Server:
         self.failures, self.pause_s, self.closed_until = 0, 0.0, 0.0
 
     def failed(self) -> None:
+        """One more failure. Those that arrive while the server is closed already (a thousand requests lose their
+        connections at the same moment) are one event and do not lengthen the pause."""
         self.failures += 1
-        if self.failures >= TRIPS_AFTER:
+        if self.failures >= TRIPS_AFTER and time.monotonic() >= self.closed_until:
             self.pause_s = min(MOST_PAUSE_S, 2 * self.pause_s or FIRST_PAUSE_S)
             self.closed_until = time.monotonic() + self.pause_s * random.uniform(0.5, 1.0)
 

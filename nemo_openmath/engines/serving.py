@@ -28,6 +28,7 @@ from nemo_openmath.pipeline.processes import child_environment, die_with_parent
 
 ServerKind = Literal["vllm", "sglang", "trtllm", "embedded"]
 TERMINATE_S = 10.0
+LASTED_S = 600.0  # a server that was healthy for so long starts with a clean slate
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class ServerProcess:
     def __init__(self, config: ServerConfig):
         self.config = config
         self.starts = 0
+        self._started_at = 0.0
         self._port = config.port
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -150,6 +152,7 @@ class ServerProcess:
                 await self._end()
                 raise self._error(f"was not healthy within {self.config.start_s:g} s")
             await asyncio.sleep(min(0.2, self.config.check_s))
+        self._started_at = time.monotonic()
         if (file := self.config.address_file) is not None:
             partial = file.with_name(file.name + ".partial")
             partial.write_text(self.url + "\n")
@@ -167,7 +170,7 @@ class ServerProcess:
                     continue
                 if now - healthy_at < self.config.silent_s:
                     continue
-            in_a_row = 1 if now - healthy_at > 600 else in_a_row + 1
+            in_a_row = 1 if healthy_at - self._started_at > LASTED_S else in_a_row + 1
             if in_a_row > self.config.restarts:
                 self.failure = self._error(f"died {in_a_row} times")
                 return

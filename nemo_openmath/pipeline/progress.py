@@ -23,13 +23,14 @@ class Progress:
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
         self._total: int | None = None
-        self._count = 0
+        self._count = self._before = 0
+        self.failed = 0
         self._start = self._printed = time.monotonic()
         self._note = ""
 
     def begin(self, total: int | None, done: int = 0) -> None:
         """Start counting towards ``total`` (None: not known), ``done`` of it done by earlier attempts."""
-        self._total, self._count = total, done
+        self._total, self._count, self._before = total, done, done
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, total=total, completed=done)
 
@@ -41,8 +42,17 @@ class Progress:
             self._bar.update(self._task, completed=self._count, note=self._note)
         elif time.monotonic() - self._printed > self._every:
             self._printed = time.monotonic()
+            seconds = self._printed - self._start
             of = "" if self._total is None else f" of {self._total}"
-            self.say(f"{self._count}{of}, {self._printed - self._start:.0f} s  {self._note}")
+            failed = f", {self.failed} failed" if self.failed else ""
+            self.say(f"{self._count}{of}{failed}, {seconds:.0f} s{self._remaining(seconds)}  {self._note}")
+
+    def _remaining(self, seconds: float) -> str:
+        """How long the rest takes at the speed so far, in words; nothing where that is not known."""
+        done = self._count - self._before
+        if self._total is None or done <= 0 or self._count >= self._total:
+            return ""
+        return f", about {seconds / done * (self._total - self._count):.0f} s left"
 
     def say(self, message: str) -> None:
         """A line that stays."""

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+import orjson
+
 from nemo_openmath.errors import Incomplete, OpenMathError
 from nemo_openmath.pipeline.build import nearest
 from nemo_openmath.pipeline.progress import Progress
@@ -144,6 +146,37 @@ class Result:
     drops: Sequence[Drop] = ()
 
 
+class Failures:
+    """The units that failed after all retries. Each is kept with its error in ``failed-<shard>.jsonl``, which the next
+    run, whose retries they are, begins anew."""
+
+    def __init__(self, context: StageContext, attempts: int):
+        self._stage, self._attempts = context.name, attempts
+        self._path = context.output / f"failed-{context.shard:05d}-of-{context.shards:05d}.jsonl"
+        self._path.unlink(missing_ok=True)
+        self._kinds: Counter[str] = Counter()
+        self._example: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return self._kinds.total()
+
+    def add(self, key: str, error: OpenMathError) -> None:
+        kind = type(error).__name__
+        self._kinds[kind] += 1
+        self._example.setdefault(kind, f"{key}: {error}")
+        with self._path.open("ab") as file:
+            file.write(orjson.dumps({"unit": key, "error": kind, "message": str(error)}) + b"\n")
+
+    def close(self) -> None:
+        """Raises Incomplete, which says how many, where any failed."""
+        if self._kinds:
+            kind, count = self._kinds.most_common(1)[0]
+            raise Incomplete(
+                f"{self._stage}: {len(self)} units failed after {self._attempts} attempts, {count} by {kind} (for "
+                f"example {self._example[kind]}); what finished is kept, run again to retry the rest ({self._path})"
+            )
+
+
 class UnitStage(Stage[C], Generic[C, U]):
     """A stage whose units are independent: given units and a coroutine for one, the rest is here.
 
@@ -172,22 +205,12 @@ class UnitStage(Stage[C], Generic[C, U]):
 
     async def run(self, context: StageContext) -> None:
         await self.prepare(context)
-        failures: Counter[str] = Counter()
-        example: dict[str, str] = {}
+        failures = Failures(context, self.retries + 1)
         with RecordWriter(context.output, shard=context.shard, shards=context.shards) as writer:
             context.progress.begin(self.count(context), writer.recovered)
 
             async def one(key: str, unit: U) -> None:
-                try:
-                    result = await self._attempt(unit, context)
-                except OpenMathError as error:
-                    if not isinstance(getattr(error, "retryable", None), bool):
-                        raise
-                    failures[type(error).__name__] += 1
-                    example.setdefault(type(error).__name__, f"{key}: {error}")
-                else:
-                    writer.commit(key, result.records, result.drops)
-                context.progress.advance()
+                await self.do_unit(key, unit, context, writer, failures)
 
             todo = (
                 (key, unit)
@@ -195,12 +218,24 @@ class UnitStage(Stage[C], Generic[C, U]):
                 if in_shard(key, context.shard, context.shards) and not writer.done(key)
             )
             await run_bounded(todo, one, self.concurrency)
-        if failures:
-            kind, count = failures.most_common(1)[0]
-            raise Incomplete(
-                f"{context.name}: {sum(failures.values())} units failed after {self.retries + 1} attempts, {count} by "
-                f"{kind} (for example {example[kind]}); what finished is kept, run again to retry the rest"
-            )
+        failures.close()
+
+    async def do_unit(
+        self, key: str, unit: U, context: StageContext, writer: RecordWriter, failures: Failures
+    ) -> Result | None:
+        """Do one unit, with its retries, and store what it left; None where it failed."""
+        result = None
+        try:
+            result = await self._attempt(unit, context)
+        except OpenMathError as error:
+            if not isinstance(getattr(error, "retryable", None), bool):
+                raise
+            failures.add(key, error)
+            context.progress.failed += 1
+        else:
+            writer.commit(key, result.records, result.drops)
+        context.progress.advance()
+        return result
 
     async def _attempt(self, unit: U, context: StageContext) -> Result:
         for attempt in range(self.retries + 1):

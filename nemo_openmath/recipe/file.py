@@ -34,9 +34,13 @@ assert rooms.ROOMS
 class Teacher:
     """The model that reads the forum, solves, judges and summarises. ``url: null`` starts the stand-in, a program
     that plays it in the demo's world; anything else is any OpenAI-compatible server. ``attempts``: of a request that
-    fails; ``timeout_s``: of one attempt; ``patience_s``: for a server that is busy or away."""
+    fails; ``timeout_s``: of one attempt; ``patience_s``: for a server that is busy or away. Several servers of the same
+    model: ``urls``, or ``urls_file``, one a line, read again when it changes; ``server``: their kind."""
 
     url: str | None = None
+    urls: tuple[str, ...] = ()
+    urls_file: Path | None = None
+    server: Literal["auto", "vllm", "sglang", "trtllm", "openmath", "openai"] = "auto"
     model: str = "stand-in-teacher"
     tokenizer: str | None = None
     api: Literal["completions", "chat"] = "completions"
@@ -45,6 +49,14 @@ class Teacher:
     timeout_s: float = 3600.0
     patience_s: float = 600.0
     stand_in: TeacherConfig = field(default_factory=TeacherConfig)
+
+    def __post_init__(self) -> None:
+        if sum((self.url is not None, bool(self.urls), self.urls_file is not None)) > 1:
+            raise UserError("url, urls and urls_file exclude each other", remedy="name the servers once")
+
+    @property
+    def is_stand_in(self) -> bool:
+        return self.url is None and not self.urls and self.urls_file is None
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ class Run:
         if engine != "teacher":
             return self._digest(self.recipe.relative(engine))
         teacher = self.recipe.teacher
-        if teacher.url is not None:
+        if not teacher.is_stand_in:
             return f"{teacher.model} {teacher.api}"
         return orjson.dumps(teacher.stand_in).decode()
 

@@ -97,10 +97,17 @@ class RecipeServices(Services):
     async def _open_teacher(self) -> tuple[Engine, ChatTokenizer]:
         settings = self._recipe.teacher
         tokenizer = ChatTokenizer.load(self.teacher_tokenizer())
-        url = settings.url or await self._start_stand_in()
+        urls: list[str] | Path
+        if settings.urls_file is not None:
+            urls = settings.urls_file
+        elif settings.is_stand_in:
+            urls = [await self._start_stand_in()]
+        else:
+            urls = [settings.url] if settings.url is not None else list(settings.urls)
         engine = HTTPEngine(
-            [url],
+            urls,
             settings.model,
+            kind=settings.server,
             tokenizer=tokenizer,
             api=settings.api,
             retry=RetryPolicy(attempts=settings.attempts, patience_s=settings.patience_s),

@@ -50,7 +50,7 @@ def _kind(run: Run, name: str) -> str:
 
 def _standins(run: Run) -> Iterator[str]:
     kinds = {e.stage.kind for e in run.recipe.stages.values()}
-    if run.recipe.teacher.url is None and any("teacher" in e.stage.engines() for e in run.recipe.stages.values()):
+    if run.recipe.teacher.is_stand_in and any("teacher" in e.stage.engines() for e in run.recipe.stages.values()):
         yield (
             "The teacher (extraction, solutions, summaries, selections) is a program that plays a large language "
             "model, with errors at stated rates. Set teacher.url to put a real model in its place."

@@ -194,17 +194,25 @@ def read_lines(folder: Path) -> Iterator[bytes]:
             yield from file
 
 
+def shard_file(folder: Path, shard: int, shards: int) -> Path:
+    """The data file of one shard."""
+    return folder / f"part-{shard:05d}-of-{shards:05d}.jsonl"
+
+
 def read_records(folder: Path, kind: type[R]) -> Iterator[R]:
     """Records of a finished stage, streamed. Raises UserError naming file and row of a broken line."""
     for path in part_files(folder):
-        with path.open("rb") as file:
-            for row, line in enumerate(file, 1):
-                try:
-                    yield kind.from_json(orjson.loads(line))
-                except ValueError as error:
-                    raise UserError(
-                        str(error), file=path, row=row, remedy="run the stage that wrote it again"
-                    ) from error
+        yield from read_file(path, kind)
+
+
+def read_file(path: Path, kind: type[R]) -> Iterator[R]:
+    """Records of one data file, streamed. Raises UserError naming file and row of a broken line."""
+    with path.open("rb") as file:
+        for row, line in enumerate(file, 1):
+            try:
+                yield kind.from_json(orjson.loads(line))
+            except ValueError as error:
+                raise UserError(str(error), file=path, row=row, remedy="run the stage that wrote it again") from error
 
 
 def read_drops(folder: Path) -> Iterator[tuple[str, Drop]]:

@@ -9,10 +9,10 @@ cache holds all of it, and the ids that were generated are the ids that can be t
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Literal
 
-from nemo_openmath.engines.protocol import Engine, Finish, Request, Sampling
+from nemo_openmath.engines.protocol import ContextOverflow, Engine, Finish, Request, Sampling
 from nemo_openmath.errors import UserError
 from nemo_openmath.records import content_id
 from nemo_openmath.sandbox.protocol import Limits, Sandbox, Session
@@ -28,6 +28,7 @@ class RolloutSettings:
 
     ``max_tokens`` counts everything after the prompt: what the model writes and what the sandbox's output adds.
     ``budgets``: smallest and largest number of code executions; drawn per sample and stated in the prompt.
+    The context of the engine ends a solution as well ("length"), never loses it.
     ``output_chars``: characters of a program's output that the model is shown.
     ``repetition``: stop-gap against endless loops: a tail that repeats this many times ends as "repetition"; 0: off.
     """
@@ -65,6 +66,13 @@ class Outcome:
     computed_tokens: int = 0  # and those that it had to
     code_calls: int = 0
     code_seconds: float = 0.0
+
+    def plus(self, other: Outcome) -> Outcome:
+        """This outcome with the other's costs added."""
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in _COSTS})
+
+
+_COSTS = tuple(f.name for f in fields(Outcome) if f.default is not MISSING)
 
 
 @dataclass
@@ -107,9 +115,16 @@ async def roll_out(
     try:
         while True:
             room = settings.max_tokens - state.completion - state.runner
+            if (limit := engine.capabilities.max_context) is not None and state.text is None:
+                room = min(room, limit - len(state.ids))
+                if room <= 0 and not state.pieces:
+                    raise ContextOverflow(len(state.ids), limit)
+                if room <= 0:
+                    finish: Ending = "length"
+                    break
             stop = await _model_turn(engine, tokenizer, settings, state, room, seed, key, tools=budget > 0)
             if stop is not Finish.STOP:
-                finish: Ending = "time" if stop is Finish.TIME else "length"
+                finish = "time" if stop is Finish.TIME else "length"
                 break
             text = state.pieces[-1].text if state.pieces else ""
             if not (budget > 0 and text.endswith(CODE_END)):
@@ -225,6 +240,8 @@ def draw_budget(settings: RolloutSettings, seed: int) -> int:
 def _repeats(ids: list[int], times: int) -> bool:
     """Whether the ids end in one stretch repeated ``times`` times: looked for at every period, in linear time each."""
     for period in range(1, len(ids) // times + 1):
+        if times > 1 and ids[-2:] != ids[-2 - period : -period]:
+            continue  # nearly always: without a copy
         tail = ids[-period * times :]
         if tail[period:] == tail[:-period]:
             return True

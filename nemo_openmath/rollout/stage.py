@@ -2,35 +2,58 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from nemo_openmath.engines.protocol import ContextOverflow
+from nemo_openmath.engines.protocol import ContextOverflow, InvalidRequest
+from nemo_openmath.grading import Verdict, extract_answer
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
-from nemo_openmath.pipeline.stage import RUNTIME
-from nemo_openmath.records import Drop, Generation, Problem
-from nemo_openmath.rollout.loop import RolloutSettings, derive_seed, draw_budget, roll_out
-from nemo_openmath.transcripts import load_template
+from nemo_openmath.pipeline.stage import RUNTIME, Failures, run_bounded
+from nemo_openmath.records import Drop, Generation, Problem, RecordWriter
+from nemo_openmath.records.ids import in_shard
+from nemo_openmath.records.store import read_file, shard_file
+from nemo_openmath.rollout.counts import Votes, by_hardness, next_batch
+from nemo_openmath.rollout.loop import Outcome, RolloutSettings, derive_seed, draw_budget, roll_out
+from nemo_openmath.transcripts import Transcript, load_template
+
+Sample = tuple[Problem, int]
 
 
 @dataclass(frozen=True)
 class GenerateConfig(RolloutSettings):
-    """``engine``: teacher, the name of a stage that made a model, or a model folder. ``samples``: per problem.
+    """``engine``: teacher, the name of a stage that made a model, or a model folder. ``samples``: per problem, at most.
+
+    ``count``: ``fixed`` makes all of them; ``hardness`` makes from ``least`` (pass rate 1) to ``samples`` (pass rate 0
+    or unknown); ``agreement`` stops between ``least`` and ``samples`` once more answers cannot change the majority
+    (``confidence`` 1) or hardly would (below 1): see counts.py.
     ``limit``: only the first so many problems (0: all). ``prompt``: a template of the user's own."""
 
     engine: str = "teacher"
     mode: Literal["cot", "tir"] = "cot"
     samples: int = 1
+    count: Literal["fixed", "hardness", "agreement"] = "fixed"
+    least: int = 4
+    confidence: float = 1.0
     limit: int = 0
     prompt: Path | None = None
     concurrency: int = field(default=256, metadata=RUNTIME)
 
+    def __post_init__(self) -> None:
+        RolloutSettings.__post_init__(self)
+        if self.samples < 1:
+            raise ValueError("samples: choose at least 1")
+        if self.count != "fixed" and not 1 <= self.least <= self.samples:
+            raise ValueError("least: choose it from 1 to samples")
+        if not 0.5 < self.confidence <= 1:
+            raise ValueError("confidence: choose it above 0.5, at most 1 (certain)")
+
 
 @register
-class Generate(UnitStage[GenerateConfig, tuple[Problem, int]]):
+class Generate(UnitStage[GenerateConfig, Sample]):
     """Sample solutions (paper sections 2.3 and 3)."""
 
     kind = "rollout.generate"
@@ -43,7 +66,8 @@ class Generate(UnitStage[GenerateConfig, tuple[Problem, int]]):
         self._template = load_template(config.mode, config.prompt)
         shape = {k: v for k, v in asdict(config).items() if k in _SHAPE}
         self._sampling: dict[str, Any] = shape
-        self._tokens = self._cached = self._fresh = 0
+        self._total = Outcome(Transcript((), (), False, ""), "stop")
+        self._in_flight = self._made = self._saved = self._early = 0
 
     def engines(self) -> tuple[str, ...]:
         return (self.config.engine,)
@@ -53,10 +77,24 @@ class Generate(UnitStage[GenerateConfig, tuple[Problem, int]]):
         self._sandbox = await context.services.sandbox() if self.config.mode == "tir" else None
         self._begun = time.monotonic()
 
+    async def run(self, context: StageContext) -> None:
+        if self.config.count == "agreement":
+            await self._run_until_agreed(context)
+        else:
+            await super().run(context)
+        if self.config.count != "fixed":
+            self._report_savings(context)
+
+    # -- which samples ---------------------------------------------------------------------------------------------
+
     def count(self, context: StageContext) -> int | None:
-        if context.shards > 1:
+        if context.shards > 1 or self.config.count == "agreement":
             return None
-        return sum(1 for _ in self._problems(context)) * self.config.samples
+        return sum(self._samples(p) for p in self._problems(context))
+
+    def _samples(self, problem: Problem) -> int:
+        c = self.config
+        return by_hardness(problem.pass_rate, c.least, c.samples) if c.count == "hardness" else c.samples
 
     def _problems(self, context: StageContext) -> Iterable[Problem]:
         for n, problem in enumerate(context.read("problems", Problem)):
@@ -64,32 +102,90 @@ class Generate(UnitStage[GenerateConfig, tuple[Problem, int]]):
                 return
             yield problem
 
-    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Problem, int]]]:
-        for problem in self._problems(context):
-            for sample in range(self.config.samples):
-                key = Generation.make_id(
-                    problem.id, self.config.mode, self._engine.model, self._template.digest, self._sampling,
-                    context.seed, sample,
-                )  # fmt: skip
-                yield key, (problem, sample)
+    def _id(self, problem: Problem, sample: int, context: StageContext) -> str:
+        model, prompt = self._engine.model, self._template.digest
+        return Generation.make_id(problem.id, self.config.mode, model, prompt, self._sampling, context.seed, sample)
 
-    async def process(self, unit: tuple[Problem, int], context: StageContext) -> Result:
-        problem, sample = unit
-        key = Generation.make_id(
-            problem.id,
-            self.config.mode,
-            self._engine.model,
-            self._template.digest,
-            self._sampling,
-            context.seed,
-            sample,
+    def units(self, context: StageContext) -> Iterable[tuple[str, Sample]]:
+        for problem in self._problems(context):
+            samples = self._samples(problem)
+            if in_shard(problem.id, context.shard, context.shards):  # so that the shards' savings add up
+                self._saved += self.config.samples - samples
+            for sample in range(samples):
+                yield self._id(problem, sample, context), (problem, sample)
+
+    async def _run_until_agreed(self, context: StageContext) -> None:
+        """A problem's batches follow each other; problems run side by side. All of a problem is in one shard."""
+        await self.prepare(context)
+        pool = await context.services.grading()
+        failures, gate = Failures(context, self.retries + 1), asyncio.Semaphore(self.concurrency)
+
+        async def equal(a: str, b: str) -> bool:
+            return (await pool.grade(a, b)).verdict is Verdict.EQUAL
+
+        with RecordWriter(context.output, shard=context.shard, shards=context.shards) as writer:
+            context.progress.begin(None, writer.recovered)
+            stored = {
+                g.id: _answer(g)
+                for g in read_file(shard_file(context.output, context.shard, context.shards), Generation)
+            }
+
+            async def sample(problem: Problem, number: int) -> str | None:
+                key = self._id(problem, number, context)
+                if writer.done(key):
+                    return stored.pop(key, None)
+                async with gate:
+                    result = await self.do_unit(key, (problem, number), context, writer, failures)
+                if result is None:
+                    raise _Failed
+                return next((_answer(r) for r in result.records if isinstance(r, Generation)), None)
+
+            async def solve(_: str, problem: Problem) -> None:
+                votes, made, c = Votes(equal), 0, self.config
+                while more := next_batch(*votes.two_best, made, c.least, c.samples, c.confidence):
+                    batch = [asyncio.ensure_future(sample(problem, made + i)) for i in range(more)]
+                    try:
+                        answers = await asyncio.gather(*batch, return_exceptions=True)
+                    finally:
+                        for task in batch:
+                            task.cancel()
+                    for answer in answers:
+                        if isinstance(answer, _Failed):
+                            return  # undecided: the next run goes on here
+                        if isinstance(answer, BaseException):
+                            raise answer
+                        await votes.add(answer)
+                    made += more
+                self._saved += c.samples - made
+                self._early += made < c.samples
+
+            mine = ((p.id, p) for p in self._problems(context) if in_shard(p.id, context.shard, context.shards))
+            await run_bounded(mine, solve, self.concurrency)
+        failures.close()
+
+    def _report_savings(self, context: StageContext) -> None:
+        """Saved tokens are an estimate: what the samples not made would have taken at the mean of those made now."""
+        mean = self._total.completion_tokens / self._made if self._made else 0.0
+        facts = {"samples_saved": self._saved, "tokens_saved_estimate": round(self._saved * mean)}
+        if self.config.count == "agreement":
+            facts["problems_ended_early"] = self._early
+        context.facts.update(facts)
+        context.progress.say(
+            f"{self._saved} samples saved by {self.config.count}, about {facts['tokens_saved_estimate']} tokens"
         )
+
+    # -- one sample ------------------------------------------------------------------------------------------------
+
+    async def process(self, unit: Sample, context: StageContext) -> Result:
+        problem, sample = unit
+        key = self._id(problem, sample, context)
         seed = derive_seed(context.seed, key)
         fields: dict[str, object] = {"problem": problem.problem}
         budget = 0
         if self.config.mode == "tir":
             budget = draw_budget(self.config, seed)
             fields["total_code_executions"] = budget
+        self._in_flight += 1
         try:
             outcome = await roll_out(
                 self._engine,
@@ -103,16 +199,11 @@ class Generate(UnitStage[GenerateConfig, tuple[Problem, int]]):
             )
         except ContextOverflow as error:
             return Result(drops=[Drop("prompt longer than the context", str(error))])
-        self._tokens += outcome.completion_tokens
-        self._cached += outcome.cached_tokens
-        self._fresh += outcome.computed_tokens
-        seconds = time.monotonic() - self._begun
-        context.facts.update(
-            completion_tokens=self._tokens,
-            tokens_per_second=round(self._tokens / seconds, 1),
-            cached_share=round(self._cached / max(1, self._cached + self._fresh), 3),
-        )
-        context.progress.advance(0, f"{self._tokens / seconds:.0f} tokens/s")
+        except InvalidRequest as error:  # asking again changes nothing
+            return Result(drops=[Drop("refused by the engine", str(error))])
+        finally:
+            self._in_flight -= 1
+        self._note(outcome, context)
         generation = Generation(
             id=key,
             parents=(problem.id,),
@@ -131,6 +222,36 @@ class Generate(UnitStage[GenerateConfig, tuple[Problem, int]]):
             extra={"source": problem.source, "category": problem.category} | problem.extra,
         )
         return Result([generation])
+
+    def _note(self, outcome: Outcome, context: StageContext) -> None:
+        """Facts for the manifest (of this run: a resumed one counts what it made itself) and the line people watch."""
+        total = self._total = self._total.plus(outcome)
+        self._made += 1
+        seconds = time.monotonic() - self._begun
+        rate = total.completion_tokens / seconds
+        cached = total.cached_tokens / max(1, total.cached_tokens + total.computed_tokens)
+        context.facts.update(
+            completion_tokens=total.completion_tokens,
+            tokens_per_second=round(rate, 1),
+            cached_prompt_tokens=total.cached_tokens,
+            computed_prompt_tokens=total.computed_tokens,
+        )
+        note = f"{rate:.0f} tokens/s, {cached:.0%} of prompts cached, {self._in_flight} in flight"
+        if self.config.mode == "tir":
+            context.facts["code_seconds"] = round(total.code_seconds, 1)
+            note += f", {total.code_seconds / self._made:.2f} s of code a solution"
+        context.progress.advance(0, note)
+
+
+class _Failed(Exception):
+    """A sample that has been noted among the failures."""
+
+
+def _answer(generation: Generation) -> str | None:
+    """The boxed answer of a finished solution."""
+    if not generation.finished:
+        return None
+    return extract_answer(Transcript.from_json(generation.transcript).text).answer
 
 
 _SHAPE = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "budgets", "code_seconds", "output_chars")

@@ -107,16 +107,19 @@ class Scheduler:
             self._wants_logprobs, self._streams, self._logprobs,
         ]  # fmt: skip
         self._some_cancelled = False
+        self._look_again = float("inf")  # when the first waiting request is late
         self._closed = False
+        self._gate = threading.Lock()  # no job may enter the line after it has been emptied for good
         self._thread = threading.Thread(target=self._run, name="embedded-engine", daemon=True)
         self._thread.start()
 
     # -- from any thread -------------------------------------------------------------------------------------------
 
     def submit(self, job: Job) -> None:
-        if self._closed:
-            raise RuntimeError("the engine is closed")
-        self._inbox.put(job)
+        with self._gate:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            self._inbox.put(job)
 
     def cancel(self, job: Job) -> None:
         """End a job as cancelled; its slot is free at the next turn."""
@@ -125,7 +128,8 @@ class Scheduler:
 
     def close(self) -> None:
         """End every pending job as cancelled and stop the thread."""
-        self._closed = True
+        with self._gate:
+            self._closed = True
         self._inbox.put(None)
         self._thread.join()
 
@@ -158,7 +162,8 @@ class Scheduler:
                     self._decode()
                 self._cancel_all()
         except BaseException as error:  # whatever it is, nobody may wait for ever
-            self._closed = True
+            with self._gate:
+                self._closed = True
             self._fail_all(error)
 
     def _receive(self) -> bool:
@@ -172,11 +177,13 @@ class Scheduler:
             if job is None:
                 return False
             self._waiting.append(job)
+            self._look_again = min(self._look_again, job.deadline)
+            self._some_cancelled |= job.cancelled  # it may have been cancelled on its way here
             idle = False
 
     def _drop_cancelled_and_late(self) -> None:
         now = time.monotonic()
-        if self._some_cancelled:
+        if cancelled := self._some_cancelled:
             self._some_cancelled = False
             for job in [j for j in self._jobs if j.cancelled]:
                 self._finish(job, Finish.CANCELLED)
@@ -184,7 +191,7 @@ class Scheduler:
         if n and self._deadline[:n].min() <= now:
             for job in [self._jobs[r] for r in np.flatnonzero(self._deadline[:n] <= now)]:
                 self._finish(job, Finish.TIME)
-        if self._waiting:
+        if self._waiting and (cancelled or now >= self._look_again):
             kept: deque[Job] = deque()
             for job in self._waiting:
                 if job.cancelled or job.deadline <= now:
@@ -192,6 +199,7 @@ class Scheduler:
                 else:
                     kept.append(job)
             self._waiting = kept
+            self._look_again = min((j.deadline for j in kept), default=float("inf"))
 
     # -- admission and prompts -------------------------------------------------------------------------------------
 

@@ -1,0 +1,115 @@
+"""``openmath generate``: solutions of a file of problems, as a recipe of two stages.
+
+    problems: ./problems.jsonl      # JSON Lines (.gz, .zst) or Parquet with `problem`, or the folder of a stage
+    engine: {kind: embedded, model: ./my-model}   # or {kind: http, urls: [..], model: .., tokenizer: ./its-tokenizer}
+    generate: {mode: tir, samples: 32, count: agreement, temperature: 0.7, max_tokens: 16384}
+    sandbox: {workers: 8}
+    seed: 1
+
+The output folder is that of a run: ``solutions/`` holds the generations, and the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from nemo_openmath.engines.open import EngineConfig
+from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline.build import Builder
+from nemo_openmath.pipeline.config import Source
+from nemo_openmath.problems.read import ReadConfig, ReadProblems
+from nemo_openmath.recipe.file import GradingSettings, Recipe, SandboxSettings, StageEntry, Teacher
+from nemo_openmath.recipe.runner import Run, Selection, State
+from nemo_openmath.records.store import part_files
+from nemo_openmath.rollout.stage import Generate, GenerateConfig
+
+PROBLEMS, SOLUTIONS = "problems", "solutions"
+
+
+@dataclass(frozen=True)
+class GenerateJob:
+    """What the file says. ``generate.engine`` is the engine named here: leave it out there."""
+
+    problems: Path
+    engine: EngineConfig
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    sandbox: SandboxSettings = field(default_factory=SandboxSettings)
+    grading: GradingSettings = field(default_factory=GradingSettings)
+    seed: int = 0
+
+
+def load_job(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that a job file means. Raises UserError naming file, line, setting and remedy."""
+    source = Source.read(path, overrides)
+    builder = Builder(source.origin, path.parent)
+    job = builder.build(GenerateJob, source.data)
+    if not job.problems.exists():
+        raise builder.error(
+            ("problems",), f"no such file or folder: {job.problems}", "put it there, or change the path"
+        )
+    if job.generate.engine != GenerateConfig.engine:
+        raise builder.error(("generate", "engine"), "the engine is named once", "set `engine` beside `generate`")
+    student, teacher, engine = EngineConfig(), Teacher(), "teacher"
+    if job.engine.kind == "embedded":
+        folder = path.parent / job.engine.model
+        if not job.engine.model or not folder.is_dir():
+            raise builder.error(("engine", "model"), f"no such folder: {folder}", "name a Hugging Face folder")
+        student, engine = job.engine, str(folder.resolve())
+    elif job.engine.kind == "http":
+        teacher = _teacher(job.engine, builder)
+    else:
+        raise builder.error(("engine", "kind"), "a recording answers only what was recorded", "use embedded or http")
+    stages: dict[str, StageEntry] = {}
+    problems: str | Path = job.problems
+    if not (job.problems.is_dir() and part_files(job.problems)):
+        reading = ReadProblems(ReadConfig())
+        origin = builder.origin(("problems",))
+        stages[PROBLEMS] = StageEntry(PROBLEMS, reading, {"files": (problems,)}, job.seed, origin, path.parent)
+        problems = PROBLEMS
+    stage = Generate(replace(job.generate, engine=engine))
+    origin = builder.origin(("generate",))
+    stages[SOLUTIONS] = StageEntry(SOLUTIONS, stage, {"problems": (problems,)}, job.seed, origin, path.parent)
+    return Recipe(
+        path.stem, job.seed, path, teacher, student, job.sandbox, job.grading, stages, builder.values
+    )  # fmt: skip
+
+
+def _teacher(engine: EngineConfig, builder: Builder) -> Teacher:
+    if bool(engine.urls) == (engine.urls_file is not None) or not engine.model:
+        raise builder.error(("engine",), "an http engine needs `model` and either `urls` or `urls_file`")
+    if engine.tokenizer is None:
+        raise builder.error(("engine", "tokenizer"), "missing", "give the folder of the model's tokenizer")
+    return Teacher(
+        urls=engine.urls,
+        urls_file=engine.urls_file,
+        server=engine.server,
+        model=engine.model,
+        tokenizer=str(engine.tokenizer.resolve()),
+        api=engine.api,
+        api_key_env=engine.api_key_env,
+        attempts=engine.attempts,
+        timeout_s=engine.timeout_s,
+        patience_s=engine.patience_s,
+    )
+
+
+async def generate(path: Path, overrides: Sequence[str], output: Path, shard: int, shards: int, prepare: bool) -> None:
+    """Do a job, or shard ``shard`` of ``shards`` of it; ``prepare``: only read the problems, before an array starts."""
+    recipe = load_job(path, overrides)
+    run = Run(recipe, output)
+    if prepare:
+        if PROBLEMS in recipe.stages:
+            await run.execute(Selection(only=PROBLEMS))
+        return
+    if shards > 1:
+        if any(s.name == PROBLEMS and s.state is not State.FINISHED for s in run.status()):
+            raise UserError(
+                "the problems have not been read",
+                file=output,
+                remedy="run the command once with --prepare, then the array",
+            )
+        await run.execute(Selection(only=SOLUTIONS, shard=shard, shards=shards))
+        return
+    await run.execute(Selection())
