@@ -7,7 +7,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.cli.common import numbers, ratios, verb, weights_and_sources
+from nemo_openmath.cli.common import numbers, verb, weights_and_sources
 from nemo_openmath.errors import UserError
 
 _METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare")
@@ -72,7 +72,7 @@ def add(groups: Any) -> None:
     merge.add_argument("--density", type=float, default=0.5, help="share of each difference that ties and dare keep")
     merge.add_argument("--seed", type=int, default=0, help="of dare")
     merge.add_argument("--output", type=Path, required=True)
-    merge.add_argument("--sweep", type=ratios, metavar="0,0.1,...,1", help="one merge per part of the second model")
+    merge.add_argument("--sweep", type=_ratios, metavar="0,0.1,...,1", help="one merge per part of the second model")
     merge.add_argument("--benchmark", type=Path, help="with --sweep: problems on which each is evaluated")
     merge.add_argument("--mode", choices=("cot", "tir"), default="tir", help="of the evaluation")
     merge.add_argument("--samples", type=int, default=16, help="a problem; k of maj@k and pass@k")
@@ -214,3 +214,13 @@ def _inspect(options: argparse.Namespace) -> None:
     shown = inspect(options.path) if options.other is None else compare(options.path, options.other)
     for line in shown.lines():
         print(line)
+
+
+def _ratios(text: str) -> list[float]:
+    """An argparse type: ``0,0.1,...,1`` as a list, the dots filled in."""
+    from nemo_openmath.checkpoints.script import ratios as parse
+
+    try:
+        return parse(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not a list of ratios: {text!r} (write 0,0.1,...,1)") from None

@@ -50,13 +50,3 @@ def shard_of(text: str) -> tuple[int, int]:
     if not (shard.isdigit() and shards.isdigit() and int(shard) < int(shards)):
         raise UserError(f"not a shard: {text!r}", remedy="write I/N with I from 0 to N-1, such as 0/8")
     return int(shard), int(shards)
-
-
-def ratios(text: str) -> list[float]:
-    """An argparse type: ``0,0.1,...,1`` as a list, the dots filled in."""
-    from nemo_openmath.checkpoints.script import ratios as parse
-
-    try:
-        return parse(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"not a list of ratios: {text!r} (write 0,0.1,...,1)") from None
