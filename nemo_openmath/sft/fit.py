@@ -17,6 +17,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+_NEAR = 4  # pairs looked at one by one before all are compared at once
+
 Decisions = list[tuple[int, int, int, int]]  # first pack, packs, each, length
 
 
@@ -39,11 +41,16 @@ class _Stock:
 
     def longest(self, limit: int) -> int:
         """The longest length up to ``limit``, or -1."""
-        return (self._have & ((2 << limit) - 1)).bit_length() - 1
+        have = self._have if limit == self._capacity else self._have & ((2 << limit) - 1)
+        return have.bit_length() - 1
 
     def pair(self, total: int) -> tuple[int, int] | None:
         """Two lengths in stock that add up to ``total``, as even as possible."""
         half = (total + 1) >> 1
+        count, low = self.count, total - half
+        for i in range(min(_NEAR, low)):  # while the stock is rich there is one close by
+            if count[half + i] and count[low - i] and (i or half != low or count[half] > 1):
+                return half + i, low - i
         longer = (self._have & (self._mirror >> (self._capacity - total))) >> half  # bit i: half + i and its partner
         if longer & 1 and 2 * half == total and self.count[half] < 2:
             longer ^= 1
@@ -56,6 +63,7 @@ class _Stock:
 def pair_fit(counts: NDArray[np.int64], capacity: int) -> tuple[Decisions, int]:
     """Decisions that pack all of ``counts`` [longest + 1] (counts[0] = 0), and the number of packs."""
     stock = _Stock(counts, capacity)
+    count = stock.count
     decisions: Decisions = []
     opened = 0
     while (length := stock.longest(capacity)) > 0:
@@ -70,21 +78,22 @@ def pair_fit(counts: NDArray[np.int64], capacity: int) -> tuple[Decisions, int]:
         while todo:
             first, packs, room = todo.pop()
             while packs and room:
-                chosen: tuple[int, ...]
-                if stock.count[room]:
-                    chosen = (room,)
-                elif found := stock.pair(room):
-                    chosen = found
-                elif (longest := stock.longest(room)) > 0:
-                    chosen = (longest,)
-                else:
-                    break
-                twice = len(chosen) == 2 and chosen[0] == chosen[1]
-                many = min(packs, stock.count[chosen[0]] // 2 if twice else min(stock.count[c] for c in chosen))
-                for part in chosen:
-                    decisions.append((first, many, 1, part))
-                    stock.take(part, many)
-                rest = room - sum(chosen)
+                one, other = room, 0
+                if not count[room]:
+                    if found := stock.pair(room):
+                        one, other = found
+                    elif (one := stock.longest(room)) <= 0:
+                        break
+                have = count[one] >> 1 if one == other else count[one]
+                if other and count[other] < have and one != other:
+                    have = count[other]
+                many = packs if packs < have else have
+                decisions.append((first, many, 1, one))
+                stock.take(one, many)
+                if other:
+                    decisions.append((first, many, 1, other))
+                    stock.take(other, many)
+                rest = room - one - other
                 if rest:  # these packs go on with less room, the others later
                     if packs > many:
                         todo.append((first + many, packs - many, room))
