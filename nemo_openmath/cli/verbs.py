@@ -1,5 +1,5 @@
 """The groups of verbs, in the order of ``openmath --help``."""
 
-from nemo_openmath.cli import checkpoints, launch, plan, recipe, tools
+from nemo_openmath.cli import checkpoints, data, launch, plan, recipe, tools
 
-GROUPS = (recipe.add, launch.add, plan.add, tools.add, checkpoints.add)
+GROUPS = (recipe.add, launch.add, plan.add, tools.add, data.add, checkpoints.add)

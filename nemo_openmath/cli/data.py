@@ -1,0 +1,54 @@
+"""``openmath data``: look at token files and packs, check them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nemo_openmath.cli.common import verb
+from nemo_openmath.errors import UserError
+
+
+def add(groups: Any) -> None:
+    data = groups.add_parser("data", help="look at packed data, check it", description="Packed training data.")
+    verbs = data.add_subparsers(title="verbs", metavar="VERB", required=True)
+    stats = verb(
+        verbs, "stats", "lengths by subset, fill, trained share, cost balance; one pack token by token", _stats
+    )
+    stats.add_argument("packs", type=Path, metavar="DIR", help="folder of a sft.pack stage")
+    stats.add_argument("--tokenizer", type=Path, metavar="MODEL", help="also show a pack, with this model's tokenizer")
+    stats.add_argument("--pack", type=int, default=0, metavar="N", help="which pack is shown (from 0)")
+    stats.add_argument("--batch-samples", type=int, default=1024, metavar="N", help="of a step, for the cost balance")
+    stats.add_argument("--ranks", type=int, nargs="+", default=[8, 64], metavar="N", help="data-parallel sizes")
+
+    verify = verb(verbs, "verify", "read every byte of packs or token files and check it against its checksum", _verify)
+    verify.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="of a sft.pack or sft.tokenize stage")
+
+
+def _stats(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from nemo_openmath.sft.pack_plan import PackPlan
+    from nemo_openmath.sft.stats import measure, show_pack, show_stats
+    from nemo_openmath.transcripts import ChatTokenizer
+
+    if min(options.batch_samples, *options.ranks) < 1:
+        raise UserError("--batch-samples and --ranks are above zero")
+    console = Console(width=None if Console().is_terminal else 120)
+    plan = PackPlan(options.packs)
+    console.print(show_stats(measure(plan, batch_samples=options.batch_samples, ranks=options.ranks)))
+    if options.tokenizer is not None:
+        tokenizer = ChatTokenizer.load(options.tokenizer)
+        for tokens in plan.samples.folders:
+            tokens.require(tokenizer.fingerprint)
+        shown = show_pack(plan.pack(options.pack), tokenizer, marks=console.color_system is None)
+        console.print(shown, soft_wrap=True, highlight=False)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from nemo_openmath.sft.verify import verify
+
+    for folder in options.folders:
+        for line in verify(folder):
+            print(line)
