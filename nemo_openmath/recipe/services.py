@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import sys
 from dataclasses import asdict, replace
@@ -53,6 +54,7 @@ class RecipeServices(Services):
         if self._model is not None:
             await self._model[1].close()
             self._model = None
+            gc.collect()  # caches of gigabytes hang in cycles, which the collector finds by their count, not their size
 
     async def sandbox(self) -> Sandbox:
         if self._sandbox is None:
