@@ -2,92 +2,23 @@
 
 import asyncio
 import json
-import random
+import sys
+import time
 from collections import Counter
+from email.utils import formatdate
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
-from aiohttp import web
+from faulty import FAULTS, FaultyServer
 
 from nemo_openmath.engines.dialects import DIALECTS, Piece, to_completion
-from nemo_openmath.engines.http import HTTPEngine, RetryPolicy
+from nemo_openmath.engines.http import HTTPEngine, RetryPolicy, _retry_after
 from nemo_openmath.engines.protocol import EngineError, Finish, Request, Sampling
-from nemo_openmath.engines.servers import TRIPS_AFTER, ServerPool
+from nemo_openmath.engines.servers import FIRST_PAUSE_S, TRIPS_AFTER, Server, ServerPool
 
-FAULTS = ("500", "429", "hang", "disconnect", "truncated", "wrong model", "slow")
-
-
-class FaultyServer:
-    """Answers like vLLM, echoing the prompt's ids; each request draws a fault with probability ``rate``."""
-
-    def __init__(self, rate: float, seed: int = 0, port: int = 0):
-        self.rate, self.random, self.port = rate, random.Random(seed), port
-        self.seen: Counter[str] = Counter()
-        self.answered = 0
-
-    async def start(self):
-        app = web.Application()
-        app.router.add_post("/v1/completions", self.completions)
-        self.runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await self.runner.setup()
-        await web.TCPSite(self.runner, "127.0.0.1", self.port, reuse_address=True).start()
-        self.port = self.runner.addresses[0][1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        return self
-
-    async def die(self):
-        await self.runner.cleanup()
-
-    async def completions(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        fault = self.random.choice(FAULTS) if self.random.random() < self.rate else "none"
-        self.seen[fault] += 1
-        ids = body["prompt"]
-        choice = {"index": 0, "text": " ".join(map(str, ids)), "token_ids": ids, "finish_reason": "stop"}
-        answer = {
-            "model": "m",
-            "choices": [choice],
-            "usage": {"prompt_tokens": len(ids), "completion_tokens": len(ids)},
-        }
-        if fault == "500":
-            return web.json_response({"error": {"message": "out of memory"}}, status=500)
-        if fault == "429":
-            return web.json_response({"error": "busy"}, status=429, headers={"Retry-After": "0.02"})
-        if fault == "hang":
-            await asyncio.sleep(5)
-        if fault == "wrong model":
-            answer["model"] = "other"
-        if fault == "slow":
-            await asyncio.sleep(0.1)
-        if body.get("stream"):
-            return await self.stream(request, fault, ids)
-        text = json.dumps(answer)
-        if fault == "disconnect":
-            response = web.StreamResponse(headers={"Content-Length": str(len(text))})
-            await response.prepare(request)
-            await response.write(text[: len(text) // 2].encode())
-            request.transport.close()
-            return response
-        if fault == "truncated":
-            text = text[: len(text) // 2]
-        self.answered += fault in ("none", "slow")
-        return web.Response(text=text, content_type="application/json")
-
-    async def stream(self, request, fault, ids):
-        response = web.StreamResponse()
-        await response.prepare(request)
-        for i, token in enumerate(ids):
-            choice = {"index": 0, "text": f"{token} ", "token_ids": [token], "finish_reason": None}
-            if i == len(ids) - 1:
-                choice["finish_reason"] = "stop"
-            line = json.dumps({"model": "other" if fault == "wrong model" else "m", "choices": [choice]})
-            if i == 1 and fault in ("disconnect", "truncated"):
-                await response.write(f"data: {line[:9] if fault == 'truncated' else line}\n\n".encode())
-                request.transport.close()
-                return response
-            await response.write(f"data: {line}\n\n".encode())
-        await response.write(b"data: [DONE]\n\n")
-        return response
+BASE = Path(__file__).parents[2] / "examples" / "base"
 
 
 def client(urls, **policy):
@@ -127,9 +58,8 @@ async def test_each_of_1000_requests_ends_exactly_once():
 
 
 @pytest.mark.parametrize("fault", ["500", "hang", "disconnect", "truncated", "wrong model"])
-async def test_a_server_that_only_fails_ends_in_a_named_error(fault, monkeypatch):
-    monkeypatch.setattr(f"{__name__}.FAULTS", (fault,))
-    server = await FaultyServer(1.0).start()
+async def test_a_server_that_only_fails_ends_in_a_named_error(fault):
+    server = await FaultyServer(1.0, faults=(fault,)).start()
     engine = client(server.url, attempts=2)
     with pytest.raises(EngineError, match=server.url) as error:
         async with asyncio.timeout(20):
@@ -140,10 +70,9 @@ async def test_a_server_that_only_fails_ends_in_a_named_error(fault, monkeypatch
     await server.die()
 
 
-async def test_a_busy_server_is_waited_for(monkeypatch):
+async def test_a_busy_server_is_waited_for():
     """429 does not count as a failure: more of them than ``attempts`` and the request still succeeds."""
-    monkeypatch.setattr(f"{__name__}.FAULTS", ("429",))
-    server = await FaultyServer(1.0).start()
+    server = await FaultyServer(1.0, faults=("429",)).start()
     engine = client(server.url, attempts=1)
     task = asyncio.create_task(engine.complete(Request((1, 2, 3))))
     await tiny.until(lambda: server.seen["429"] >= 4)
@@ -174,6 +103,69 @@ def test_conversations_stay_and_load_is_spread():
         assert not home.available(1.0)  # one request at a time until one succeeds
     home.succeeded()
     assert not home.on_trial
+
+
+def test_failures_at_the_same_moment_are_one_event():
+    """A thousand requests lose a server at once: it is tried again after the first pause, not after the longest."""
+    server = Server("http://h")
+    for _ in range(1000):
+        server.failed()
+    assert server.pause_s == FIRST_PAUSE_S
+    server.closed_until = 0.0
+    server.failed()
+    assert server.pause_s == 2 * FIRST_PAUSE_S
+
+
+@pytest.mark.parametrize("seconds", [3, 90])
+def test_retry_after_is_a_number_or_a_date(seconds):
+    date = formatdate(time.time() + seconds, usegmt=True)
+    for value in (str(seconds), date):
+        answer = SimpleNamespace(headers={"Retry-After": value})
+        assert seconds - 1.1 <= _retry_after(answer) <= 1.25 * seconds
+    assert _retry_after(SimpleNamespace(headers={"Retry-After": "soon"})) is None
+    assert _retry_after(SimpleNamespace(headers={})) is None
+
+
+@pytest.mark.slow
+async def test_kill_9_of_the_client_at_random_comes_to_the_same_set(tmp_path):
+    """1,000 requests of ``openmath generate`` to a faulty server that also dies and restarts."""
+    problems = "".join(json.dumps({"problem": f"What is {i} + {i}?"}) + "\n" for i in range(500))
+    (tmp_path / "problems.jsonl").write_text(problems)
+    server = await FaultyServer(0.1, faults=("500", "429", "disconnect", "truncated", "slow")).start()
+    job = {
+        "problems": "./problems.jsonl",
+        "engine": {"kind": "http", "urls": [server.url], "model": "m", "tokenizer": str(BASE), "attempts": 50},
+        "generate": {"samples": 2, "concurrency": 32},
+    }
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+
+    async def run(output: str, kill_after: float | None = None) -> int:
+        command = [sys.executable, "-m", "nemo_openmath.cli.main", "generate", str(tmp_path / "job.yaml")]
+        process = await asyncio.create_subprocess_exec(*command, "--output", str(tmp_path / output))
+        if kill_after is not None:
+            journal = tmp_path / output / "solutions" / "journal-00000-of-00001.jsonl"
+            await tiny.until(lambda: (journal.exists() and journal.stat().st_size > 0) or process.returncode, 120)
+            await asyncio.sleep(kill_after)
+            if process.returncode is None:
+                process.kill()
+        return await process.wait()
+
+    for kill_after in (0.0, 0.3):
+        if await run("killed", kill_after) == 0:
+            break
+    await server.die()
+    server = await FaultyServer(0.1, 5, server.port, server.faults).start()
+    assert await run("killed") == 0
+    server.rate = 0.0
+    assert await run("whole") == 0
+    await server.die()
+    killed, whole = (
+        json.loads((tmp_path / o / "solutions" / "manifest.json").read_text()) for o in ("killed", "whole")
+    )
+    assert killed["counts"] == whole["counts"] == {"units": 1000, "records": 1000, "drops": 0}
+    assert killed["digest"] == whole["digest"]
+    records = (tmp_path / "killed" / "solutions" / "part-00000-of-00001.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["id"] for line in records}) == 1000
 
 
 def test_servers_that_move_are_found_again(tmp_path):
