@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -74,9 +76,17 @@ def add(groups: Any) -> None:
 
 
 def _sft(options: argparse.Namespace) -> None:
+    from nemo_openmath.pipeline.progress import Progress
     from nemo_openmath.training.launch_local import run_local
+    from nemo_openmath.training.metrics import show
 
-    run_local(options.processes, options.job, overrides=options.overrides, threads=options.threads)
+    def run(on_line: Callable[[str], None]) -> None:
+        run_local(options.processes, options.job, overrides=options.overrides, threads=options.threads, on_line=on_line)
+
+    if not sys.stdout.isatty():  # a log: every line
+        return run(print)
+    with Progress("sft") as progress:
+        return run(lambda line: show(line, progress))
 
 
 def _grade(options: argparse.Namespace) -> None:

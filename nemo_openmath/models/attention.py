@@ -177,7 +177,7 @@ def _runs(starts: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, passes: list[_Pass], scale: float) -> Tensor:
     """[t, heads, d] in the order of ``query``."""
-    kernel = _varlen_flash if query.is_cuda else _each_sample
+    kernel = _varlen_flash if query.is_cuda and query.dtype != torch.float32 else _each_sample
     if len(passes) == 1:
         return kernel(query, key, value, passes[0], scale)
     outputs = []
@@ -191,7 +191,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, passes: list[_Pass], scal
 
 
 def _each_sample(query: Tensor, key: Tensor, value: Tensor, each: _Pass, scale: float) -> Tensor:
-    """SDPA sample by sample (CPU)."""
+    """SDPA sample by sample (CPU, and fp32 on GPU, which flash attention refuses)."""
     grouped = query.shape[1] != key.shape[1]
     queries, keys = ([b - a for a, b in itertools.pairwise(cu)] for cu in (each.cu_queries, each.cu_keys))
     # split, not slices: its backward lays the samples' gradients end to end once; a slice's fills a whole pack.
@@ -200,7 +200,7 @@ def _each_sample(query: Tensor, key: Tensor, value: Tensor, each: _Pass, scale: 
     for q, k, v in zip(*parts, strict=True):  # [1, heads, sample, d]
         rows, columns, mask = q.shape[2], k.shape[2], None
         if rows != columns:  # a later zig-zag chunk: queries stand at the end of their keys
-            mask = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
+            mask = torch.ones(rows, columns, dtype=torch.bool, device=q.device).tril(columns - rows)
         outputs.append(
             F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=grouped)
         )

@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -79,7 +80,8 @@ def partial_folder(root: str | Path, step: int) -> Path:
 def list_checkpoints(root: str | Path) -> list[Path]:
     """Finished checkpoint folders of ``root``, oldest step first; validity is not checked."""
     root = Path(root)
-    return sorted(p for p in root.glob("step-*") if p.is_dir()) if root.is_dir() else []
+    found = (p for p in root.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name) and p.is_dir())
+    return sorted(found, key=lambda p: int(p.name[5:]))
 
 
 def checksum(path: Path) -> dict[str, Any]:
@@ -124,10 +126,13 @@ def read_manifest(folder: str | Path) -> Manifest:
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise DamagedFile(path, f"not a {FORMAT} manifest", remedy)
     if raw.get("version") != VERSION:
-        raise UserError(f"checkpoint version {raw.get('version')}, this program reads {VERSION}", file=path)
+        raise DamagedFile(path, f"checkpoint version {raw.get('version')}, this program reads {VERSION}", remedy)
     try:
-        return Manifest(**raw)
-    except TypeError as error:
+        manifest = Manifest(**raw)
+        for entry in manifest.files.values():
+            int(entry["bytes"]), str(entry["sha256"])
+        return manifest
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise DamagedFile(path, f"manifest fields are wrong ({error})", remedy) from None
 
 

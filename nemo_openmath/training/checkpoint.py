@@ -134,9 +134,10 @@ class CheckpointStore:
                 remedy="restore the data settings, or choose another output folder to start anew from this checkpoint",
             )
         state = self._state(models, optimizer)
-        if optimizer.config.precision == "bf16" and not any(
-            name.startswith("optimizer.main.") for name in torch_dist.tensor_shapes(folder)
-        ):
+        mains = any(name.startswith("optimizer.main.") for name in torch_dist.tensor_shapes(folder))
+        if mains and optimizer.config.precision == "fp32":  # its fp32 weights would be lost
+            raise UserError("this checkpoint is of bf16 training", file=folder, remedy="set training.precision to bf16")
+        if not mains and optimizer.config.precision == "bf16":
             raise UserError("this checkpoint is of fp32 training", file=folder, remedy="set training.precision to fp32")
         loaded = dist_checkpointing.load(state, str(folder / torch_dist.STATE), validate_access_integrity=False)
         _fill(models, loaded)

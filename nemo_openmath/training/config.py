@@ -19,11 +19,16 @@ class Checkpoints:
     """
 
     every: int = 0  # steps between saves for resuming; 0: none
-    keep_last: int = 2  # of those, how many stay
+    keep_last: int = 2  # of those, how many stay; 0: all
     average_k: int = 0  # save k equally spaced steps, the last step among them
     steps: tuple[int, ...] = ()
     epochs: tuple[float, ...] = ()  # may be fractions of an epoch
     asynchronous: bool | None = None  # write from a copy in host memory while training goes on; None: on GPU
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep_last", "average_k"):
+            if getattr(self, name) < 0:
+                raise UserError(f"checkpoints.{name} = {getattr(self, name)}", remedy="choose 0 or more")
 
     def lasting(self, num_steps: int, steps_per_epoch: float) -> tuple[int, ...]:
         """Steps (counted after the update, 1..num_steps) whose checkpoints are never removed."""
@@ -39,6 +44,10 @@ class Guard:
 
     spike_factor: float = 0.0  # stop when the loss exceeds this many times its running mean; 0: off
     window: int = 50  # steps of the running mean
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise UserError(f"guard.window = {self.window}", remedy="choose 1 or more")
 
 
 @dataclass(frozen=True)

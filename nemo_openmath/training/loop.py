@@ -28,7 +28,7 @@ from nemo_openmath.training.runtime import is_main, parallel_state_of
 from nemo_openmath.training.schedule import learning_rate
 from nemo_openmath.training.step import BatchFacts, Stepper, total_loss, update
 
-# Dense bf16 matrix peak in FLOP/s, from the vendors' data sheets; MFU is not reported for devices that are not here.
+# Dense bf16 matrix peak in FLOP/s, from the vendors' data sheets.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12}
 
 
@@ -68,6 +68,8 @@ def train(
         store = _store(output, files, shape, source, config, batch_samples)
         newest = store.newest(say)
         if newest is None:
+            if is_main() and torch_dist.list_checkpoints(store.root):
+                say(f"no valid checkpoint is left under {store.root}: starting from {model}")
             if is_checkpoint:
                 torch_dist.verify(model)
                 load_model(model, models)
@@ -76,9 +78,18 @@ def train(
         optimizer = Optimizer.build(models, config)
         first = 0
         if newest is not None:
-            first = int(store.load(newest, models, optimizer, source.fingerprint)["step"])
+            found = store.load(newest, models, optimizer, source.fingerprint)
+            first, before = int(found["step"]), int(found["num_steps"])
+            if first > source.num_steps:
+                raise UserError(
+                    f"this checkpoint is of step {first}, the job ends after step {source.num_steps}",
+                    file=newest,
+                    remedy="ask for more steps, or choose another output folder",
+                )
             if is_main():
                 say(f"resuming after step {first} ({newest.name})")
+                if before != source.num_steps:
+                    say(f"{before} steps were planned before, {source.num_steps} are now: the learning rate follows")
         run = _Run(models, optimizer, store, shape, source, config, output, validation, say, stopped)
         return run.steps(first)
 
@@ -101,6 +112,7 @@ class _Run:
         self.source, self.config, self.output, self.validation = source, config, output, validation
         self.say, self.stopped = say, stopped
         self.stepper = Stepper(models, optimizer.chunks, shape, config)
+        self.peak_flops = _peak_flops(config.precision)
 
     def steps(self, first: int) -> TrainResult:
         count, config = self.source.num_steps, self.config
@@ -124,7 +136,7 @@ class _Run:
             if stop or done in self.store.lasting or _due(done, 0, config.checkpoints.every):
                 self._save(done)
                 saved = done
-            record |= _times(start, read, computed, evaluated, facts, self._peak(facts))
+            record |= _times(start, read, computed, evaluated, facts, self._ideal(facts))
             if metrics is not None and (_due(done, count, config.log_every) or "validation_loss" in record):
                 metrics.write(record)
                 self.say(console_line(record, count))
@@ -150,26 +162,25 @@ class _Run:
             model.eval()
         with torch.no_grad():
             for step in range(self.validation.num_steps):
-                part, facts = self.stepper.run(self.validation.batch(step), train=False)
+                batch = self.validation.batch(step)
+                if not any(pack.num_trained for pack in batch):
+                    continue
+                part, facts = self.stepper.run(batch, train=False)
                 total += total_loss(part)[0] * facts.trained_tokens
                 tokens += facts.trained_tokens
         for model in self.models:
             model.train()
-        return total / tokens
+        return total / tokens if tokens else float("nan")
 
     def _save(self, step: int) -> None:
         layout = {"world_size": dist.get_world_size(), **asdict(self.config.parallel)}
         facts = {"fingerprint": self.source.fingerprint, "num_steps": self.source.num_steps, "layout": layout}
         self.store.save(step, self.models, self.optimizer, facts)
 
-    def _peak(self, facts: BatchFacts) -> float | None:
+    def _ideal(self, facts: BatchFacts) -> float:
         """Model FLOPs of the step over the devices' peak FLOP/s: the seconds it would take at 100%."""
-        if not torch.cuda.is_available():
-            return None
-        name = torch.cuda.get_device_name()
-        peak = next((value for key, value in PEAK_FLOPS.items() if key in name), None)
         flops = self.shape.flops(facts.tokens, facts.sum_squared_lengths, facts.trained_tokens)
-        return None if peak is None else flops / (peak * dist.get_world_size())
+        return flops / (self.peak_flops * dist.get_world_size())
 
 
 def _store(
@@ -212,21 +223,40 @@ def _counts(facts: BatchFacts) -> dict[str, Any]:
 
 
 def _times(
-    start: float, read: float, computed: float, evaluated: float, facts: BatchFacts, ideal: float | None
+    start: float, read: float, computed: float, evaluated: float, facts: BatchFacts, ideal: float
 ) -> dict[str, Any]:
     end = time.perf_counter()
     step = computed - start
     memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 1024 * _peak_kilobytes()
-    times = {
+    return {
         "seconds": round(end - start, 4),
         "read_seconds": round(read - start, 4),
         "compute_seconds": round(computed - read, 4),
         "validation_seconds": round(evaluated - computed, 4),
         "save_seconds": round(end - evaluated, 4),
         "tokens_per_second": round(facts.tokens / step, 1),
+        "mfu": round(ideal / step, 4),
         "peak_memory_bytes": memory,
     }
-    return times if ideal is None else {**times, "mfu": round(ideal / step, 4)}
+
+
+def _peak_flops(precision: str) -> float:
+    """FLOP/s of one device: the data sheet's for a GPU we know in bf16, else measured on a matrix product (ten
+    rounds, the best; on CPU with this process's threads)."""
+    device, dtype = "cpu", torch.float32
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        stated = next((value for key, value in PEAK_FLOPS.items() if key in name), None)
+        if stated is not None and precision == "bf16":
+            return stated
+        device, dtype = "cuda", torch.bfloat16 if precision == "bf16" else torch.float32
+    size = 8192 if device == "cuda" else 512
+    a, best = torch.ones(size, size, device=device, dtype=dtype), float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        float((a @ a)[0, 0])  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
 
 
 def _peak_kilobytes() -> int:

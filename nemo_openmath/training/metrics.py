@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import deque
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.errors import MissingExtra, OpenMathError
+from nemo_openmath.pipeline.progress import Progress
 from nemo_openmath.sft.pack_types import Pack
 from nemo_openmath.training.config import Guard, TrainingConfig
 
@@ -31,7 +33,7 @@ class Metrics:
         partial.write_text("".join(line + "\n" for line in kept))
         partial.rename(path)
         self._file = path.open("a")
-        self._board = _tensorboard(output) if config.tensorboard else None
+        self._board = _tensorboard(output, first_step) if config.tensorboard else None
         self._wandb = _wandb(config.wandb_project, output) if config.wandb_project else None
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -56,9 +58,21 @@ def console_line(record: Mapping[str, Any], num_steps: int) -> str:
     """One line for people."""
     line = (
         f"step {record['step']}/{num_steps}  loss {record['loss']:.4f}  grad {record['grad_norm']:.3f}  "
-        f"lr {record['lr']:.2e}  {record['tokens_per_second']:,.0f} tok/s  {record['seconds']:.2f}s"
+        f"lr {record['lr']:.2e}  {record['tokens_per_second']:,.0f} tok/s  {record['seconds']:.2f}s  "
+        f"MFU {record['mfu']:.0%}  fill {record['fill']:.0%}  {record['peak_memory_bytes'] / 2**30:.1f} GiB"
     )
-    return line + (f"  MFU {record['mfu']:.0%}" if record.get("mfu") else "")
+    return line + (f"  validation {record['validation_loss']:.4f}" if "validation_loss" in record else "")
+
+
+def show(line: str, progress: Progress) -> None:
+    """Rank 0's line on a progress bar: ``step 12/400 ...`` moves it, anything else is said."""
+    words = line.split()
+    at = words[1].partition("/") if len(words) > 1 and words[0] == "step" else ("", "", "")
+    if at[0].isdigit() and at[2].isdigit():
+        progress.begin(int(at[2]), int(at[0]))
+        progress.advance(0, " ".join(words[2:]))
+    else:
+        progress.say(line)
 
 
 class TrainingDiverged(OpenMathError):
@@ -92,17 +106,18 @@ class LossGuard:
         return check
 
 
-def _tensorboard(output: Path) -> Any:
+def _tensorboard(output: Path, first_step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise MissingExtra("tensorboard", "dev", "training.tensorboard") from None
-    return SummaryWriter(str(output / "tensorboard"))
+        raise MissingExtra("tensorboard", "watch", "training.tensorboard") from None
+    return SummaryWriter(str(output / "tensorboard"), purge_step=first_step + 1)  # steps done again replace the old
 
 
 def _wandb(project: str, output: Path) -> Any:
     try:
         import wandb  # type: ignore[import-not-found]
     except ImportError:
-        raise MissingExtra("wandb", "dev", "training.wandb_project") from None
-    return wandb.init(project=project, dir=str(output), resume="allow")
+        raise MissingExtra("wandb", "watch", "training.wandb_project") from None
+    name = hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16]  # a resumed training goes on in its own run
+    return wandb.init(project=project, dir=str(output), id=name, name=output.name, resume="allow")

@@ -6,21 +6,34 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from nemo_openmath.errors import ExitCode, OpenMathError
 from nemo_openmath.pipeline.build import Builder
 from nemo_openmath.pipeline.config import Source
-from nemo_openmath.training.config import Job
+from nemo_openmath.training.config import Job, TrainingConfig
 
 
 def read_job(path: str | Path, overrides: list[str] | None = None) -> Job:
     """A job's file with ``a.b=value`` overrides; relative paths are relative to the file."""
-    source = Source.read(path, overrides or [])
+    settings = {field.name for field in fields(TrainingConfig)}  # parallel.tp=2 is training.parallel.tp=2
+    given = [f"training.{text}" if re.split(r"[.=]", text)[0] in settings else text for text in overrides or []]
+    source = Source.read(path, given)
     return Builder(source.origin, Path(path).parent).build(Job, source.data)
+
+
+def check_job(job: Job, processes: int) -> None:
+    """Refuse what can be refused before any rank is started: a missing model, a layout that does not divide."""
+    from nemo_openmath.models.configs import ModelConfig
+
+    inside = job.model / "model"  # of a checkpoint folder
+    model = ModelConfig.from_hf(inside if (inside / "config.json").is_file() else job.model)
+    job.training.parallel.check(model, processes)
 
 
 def run_job(job: Job) -> None:

@@ -18,6 +18,7 @@ from nemo_openmath.records import write_json
 from nemo_openmath.records.lineage import Lineage, digest_tree
 from nemo_openmath.sft.data_module import PackedData
 from nemo_openmath.training.config import DataConfig, Job, TrainingConfig
+from nemo_openmath.training.metrics import show
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Sft(Stage[SftConfig]):
             assert process.stdout is not None
             try:
                 async for line in process.stdout:
-                    _show(line.decode(errors="replace").rstrip(), context)
+                    show(line.decode(errors="replace").rstrip(), context.progress)
                 code = await process.wait()
             finally:
                 if process.returncode is None:
@@ -131,17 +132,6 @@ class Sft(Stage[SftConfig]):
         if code == ExitCode.PREEMPTED:
             raise Preempted(last)
         raise OpenMathError(f"{context.name}: training failed (exit code {code}):\n{said[-4000:]}")
-
-
-def _show(line: str, context: StageContext) -> None:
-    """A rank's progress line: ``step 12/400 ...`` moves the bar, anything else is said."""
-    words = line.split()
-    at = words[1].partition("/") if len(words) > 1 and words[0] == "step" else ("", "", "")
-    if at[0].isdigit() and at[2].isdigit():
-        context.progress.begin(int(at[2]), int(at[0]))
-        context.progress.advance(0, " ".join(words[2:8]))
-    else:
-        context.progress.say(line)
 
 
 def metrics(output: Path) -> Sequence[dict[str, float]]:

@@ -36,6 +36,7 @@ from nemo_openmath.sft.pack_types import Pack  # noqa: E402
 from nemo_openmath.training.config import TrainingConfig  # noqa: E402
 from nemo_openmath.training.dealing import concatenate, samples_of  # noqa: E402
 from nemo_openmath.training.loop import train  # noqa: E402
+from nemo_openmath.training.metrics import TrainingDiverged  # noqa: E402
 from nemo_openmath.training.optimizer import Optimizer  # noqa: E402
 from nemo_openmath.training.step import Stepper, total_loss  # noqa: E402
 from tests.training.packs import BATCH_SAMPLES, RandomPacks  # noqa: E402
@@ -100,10 +101,13 @@ class Signalled(RandomPacks):
 
 
 def training(case: dict[str, Any], config: TrainingConfig) -> None:
-    """One training; ``"signal": [rank, number, step]`` interrupts it; ``"start"`` copies checkpoints there first."""
+    """One training; ``"signal": [rank, number, step]`` interrupts it; ``"start"`` copies checkpoints there first, those
+    of steps up to ``"until"``."""
     output, source = Path(case["output"]), RandomPacks(case["steps"])
     if "start" in case and dist.get_rank() == 0:
         shutil.copytree(Path(case["start"]) / "checkpoints", output / "checkpoints")
+        for later in range(case.get("until", case["steps"]) + 1, case["steps"] + 1):
+            shutil.rmtree(output / f"checkpoints/step-{later:08d}", ignore_errors=True)
     dist.barrier()
     if "signal" in case:
         rank, number, step = case["signal"]
@@ -112,6 +116,8 @@ def training(case: dict[str, Any], config: TrainingConfig) -> None:
     validation = RandomPacks(2, seed=99) if case.get("validation") else None
     try:
         train(Path(case["model"]), source, config, output, validation=validation, batch_samples=BATCH_SAMPLES)
+    except TrainingDiverged as error:
+        (output / "diverged").write_text(str(error))
     except Preempted:
         if case.get("signal", [0, 0])[1] != signal.SIGTERM:
             raise

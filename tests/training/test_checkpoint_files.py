@@ -81,3 +81,25 @@ def test_a_half_written_folder_does_not_count(root: Path) -> None:
 def test_a_missing_tensor_is_named(root: Path) -> None:
     with pytest.raises(DamagedFile, match=r"decoder\.layers\.9"):
         torch_dist.read_tensors(torch_dist.step_folder(root, 1), ["decoder.layers.9.mlp.linear_fc1.weight"])
+
+
+def test_every_flipped_bit_of_a_manifest_is_harmless(root: Path) -> None:
+    """The folder is skipped, or (a flip in a name that nothing checks) still whole; nothing else is raised."""
+    folder = torch_dist.step_folder(root, 3)
+    manifest = (folder / "manifest.json").read_bytes()
+    skipped = 0
+    for place in range(len(manifest)):
+        flipped = bytearray(manifest)
+        flipped[place] ^= 1 << place % 7
+        (folder / "manifest.json").write_bytes(bytes(flipped))
+        try:
+            torch_dist.verify(folder, checksums=False)
+        except DamagedFile:
+            skipped += 1
+    assert skipped > len(manifest) / 4
+
+
+def test_other_folders_are_no_checkpoints(root: Path) -> None:
+    torch_dist.step_folder(root, 3).rename(root / "step-00000003.kept")
+    (root / "step-of-mine").mkdir()
+    assert [p.name for p in torch_dist.list_checkpoints(root)] == ["step-00000001", "step-00000002"]

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nemo_openmath.errors import UserError
+from nemo_openmath.models.configs import preset
 from nemo_openmath.models.layout import Parallel
 from nemo_openmath.models.packed import zigzag
 from nemo_openmath.sft.pack_types import Pack
-from nemo_openmath.training.config import Checkpoints, TrainingConfig
+from nemo_openmath.training.config import Checkpoints, Guard, TrainingConfig
 from nemo_openmath.training.dealing import deal, samples_of
+from nemo_openmath.training.metrics import LossGuard, TrainingDiverged, console_line
+from nemo_openmath.training.run import check_job, read_job
 from nemo_openmath.training.schedule import learning_rate
 
 batches = st.lists(st.lists(st.integers(1, 70), min_size=1, max_size=6), min_size=1, max_size=6)
@@ -95,3 +101,40 @@ def test_lasting_checkpoints() -> None:
     assert Checkpoints(average_k=4).lasting(30000, 5000.0) == (7500, 15000, 22500, 30000)
     assert Checkpoints(epochs=(0.75, 1.5, 3, 6)).lasting(30000, 5000.0) == (3750, 7500, 15000, 30000)
     assert Checkpoints(steps=(400, 900)).lasting(500, 1.0) == (400, 500)
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])
+def test_what_is_not_finite_stops_with_the_samples_named(loss: float, norm: float) -> None:
+    check = LossGuard(Guard()).for_batch(7, [_pack(3, [4, 5])])
+    check(1.0, 1.0)
+    with pytest.raises(TrainingDiverged, match=r"step 7; weights unchanged; samples of the batch: 3/0, 3/1$"):
+        check(loss, norm)
+
+
+def test_a_spike_is_over_the_running_mean() -> None:
+    check = LossGuard(Guard(spike_factor=2.0, window=3)).for_batch(0, [_pack(0, [4])])
+    for loss in (1.0, 9.0, 2.0):  # no mean of three yet
+        check(loss, 1.0)
+    check(7.9, 1.0)  # mean 4
+    with pytest.raises(TrainingDiverged):
+        check(12.7, 1.0)  # mean 6.3
+
+
+def test_a_line_for_people() -> None:
+    record = {"step": 3, "loss": 1.5, "grad_norm": 0.25, "lr": 1e-4, "tokens_per_second": 12345.6, "seconds": 2.0}
+    line = console_line({**record, "mfu": 0.41, "fill": 0.98, "peak_memory_bytes": 3 << 30}, 9)
+    expected = "step 3/9  loss 1.5000  grad 0.250  lr 1.00e-04  12,346 tok/s  2.00s  MFU 41%  fill 98%  3.0 GiB"
+    assert line == expected
+
+
+def test_a_job_is_refused_before_ranks_start(tmp_path: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/config.json").write_text(json.dumps(preset("tiny").to_hf()))
+    (tmp_path / "job.yaml").write_text("{model: hf, data: {folder: packs, steps: 4}, output: out}")
+    job = read_job(tmp_path / "job.yaml", ["parallel.tp=2", "lr=1e-5", "training.parallel.cp=2"])
+    assert (job.training.parallel.tp, job.training.parallel.cp, job.training.lr) == (2, 2, 1e-5)
+    check_job(job, 8)
+    with pytest.raises(UserError, match="6 processes are not a multiple"):
+        check_job(job, 6)
+    with pytest.raises(UserError, match=r"keep_last = -1"):
+        read_job(tmp_path / "job.yaml", ["checkpoints.keep_last=-1"])
