@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +14,24 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM
 
-from nemo_openmath.checkpoints.dequantize import dequantized
-from nemo_openmath.checkpoints.quantize import QUANT_CONFIG, quantize
+from nemo_openmath.checkpoints import awq
+from nemo_openmath.checkpoints.calibration import calibrate
+from nemo_openmath.checkpoints.checkpoint import open_checkpoint
+from nemo_openmath.checkpoints.dequantize import (
+    check_export,
+    dequantized,
+    quantized_model,
+    run_quantized,
+    write_dequantized,
+)
+from nemo_openmath.checkpoints.lazy import Held
+from nemo_openmath.checkpoints.quantize import QUANT_CONFIG, _Int4, _Words, quantize
 from nemo_openmath.checkpoints.script import texts
 from nemo_openmath.errors import UserError
 
 from . import models
 
+LONG = [" ".join(f"w{(17 * n + 31 * t * t + n * n) % 107}" for n in range(64)) for t in range(4)]
 TEXTS = ["w3 w5 w7 w9", "w1 w1 w2 w100"]
 
 
@@ -145,3 +157,96 @@ def test_refusals(tmp_path: Path, source: Path) -> None:
         quantize(source, tmp_path / "q", format="fp8")
     with pytest.raises(UserError, match="format 'int3'; use one of fp8, fp8_kv, int8, int4_awq"):
         quantize(source, tmp_path / "q", format="int3")  # type: ignore[arg-type]
+
+
+def fake_quantized_logits(folder: Path, source: Path) -> torch.Tensor:
+    """transformers with weights and inputs rounded here, from the tensors of the export alone."""
+    held = load_file(folder / "model.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    for name, module in model.named_modules():
+        if f"{name}.input_scale" in held:
+            w, s, x = (held[f"{name}.{t}"].float() for t in ("weight", "weight_scale", "input_scale"))
+            module.weight.data = w * s
+            module.register_forward_pre_hook(
+                lambda _, a, x=x: ((a[0] / x).clamp(-448, 448).to(torch.float8_e4m3fn).float() * x,)
+            )
+    with torch.no_grad():
+        return model(models.tokens()).logits
+
+
+def test_fp8_is_the_fake_quantized_model(tmp_path: Path) -> None:
+    source = word_model(tmp_path / "hf")
+    made = quantize(source, tmp_path / "q", format="fp8", calibration=LONG)
+    ours = run_quantized(quantized_model(made, source), made, models.tokens())
+    torch.testing.assert_close(ours, fake_quantized_logits(made, source), rtol=0, atol=1e-5)
+
+
+def test_fp8_cache_scales_are_of_keys_after_rope_and_of_values(tmp_path: Path) -> None:
+    source = word_model(tmp_path / "hf")
+    made = quantize(source, tmp_path / "q", format="fp8_kv", calibration=LONG)
+    held = load_file(made / "model.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    largest = torch.zeros(2, 2)
+    for text in LONG:
+        with torch.no_grad():
+            cache = model(torch.tensor([[int(word[1:]) for word in text.split()]]), use_cache=True).past_key_values
+        for n, layer in enumerate(cache.layers):
+            largest[n] = largest[n].maximum(torch.stack([layer.keys.abs().max(), layer.values.abs().max()]))
+    for n in range(2):
+        for letter, peak in zip("kv", largest[n], strict=True):
+            found = held[f"model.layers.{n}.self_attn.{letter}_proj.{letter}_scale"]
+            assert found.item() == pytest.approx(peak.item() / 448, rel=1e-5)
+    written = json.loads((made / QUANT_CONFIG).read_text())["quantization"]
+    assert (written["quant_algo"], written["kv_cache_quant_algo"]) == ("FP8", "FP8")
+    check = check_export(made, source, LONG)
+    plain = check_export(quantize(source, tmp_path / "p", format="fp8", calibration=LONG), source, LONG)
+    assert plain.error < check.error < 0.4  # the cache's rounding adds; a lost scale gives more than 1
+
+
+def test_int4_by_hand() -> None:
+    weight = torch.zeros(2, 128)
+    weight[0, :4] = torch.tensor([7.0, -7.0, 3.4, -0.6])
+    weight[1, :2] = torch.tensor([-1.4, 0.2])
+    values, scale = awq.rounded(weight)
+    assert scale.flatten().tolist() == pytest.approx([1.0, 0.2])
+    assert values[:, :4].tolist() == [[7, -7, 3, -1], [-7, 1, 0, 0]]
+    packed = _Int4(Held(weight), scale, rows_a_byte=2).full()
+    # row 0 in the low half, two's complement: 7 | -7 << 4, -7 | 1 << 4, 3, -1
+    assert packed[0, :4].tolist() == [0x7 | 0x9 << 4, 0x9 | 0x1 << 4, 0x3, 0xF]
+    words = _Words(_Int4(Held(weight), scale), 4).full()
+    assert words.dtype == torch.int32
+    # 7 + 8, -7 + 8, 3 + 8, -1 + 8, then zeros + 8: lowest first
+    assert words[0, 0].item() & 0xFFFFFFFF == 0x88887B1F
+
+
+@pytest.mark.parametrize("layout", ["modelopt", "compressed-tensors"])
+def test_awq_betters_plain_rounding(tmp_path: Path, layout: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = word_model(tmp_path / "hf")
+    made = quantize(source, tmp_path / "q", format="int4_awq", calibration=LONG, layout=layout)
+    found = check_export(made, source, LONG)
+    monkeypatch.setattr(awq, "search", lambda weight, mean, x: torch.ones_like(mean))
+    plain = check_export(
+        quantize(source, tmp_path / "p", format="int4_awq", calibration=LONG, layout=layout), source, LONG
+    )
+    assert found.error < 0.95 * plain.error
+    with torch.no_grad():  # scaling alone, without rounding, does not change the function
+        monkeypatch.undo()
+        activations = calibrate(source, LONG, 64)
+        scaled = awq.scaled(open_checkpoint(source).tensors, activations, stored_scales=False)
+        weights = {name: tensor.full() for name, tensor in scaled.items()}
+        torch.testing.assert_close(logits_of(weights, source), models.logits(source), rtol=0, atol=1e-4)
+
+
+def test_int8_in_both_layouts_is_one_model(tmp_path: Path) -> None:
+    source = word_model(tmp_path / "hf")
+    a = dequantized(quantize(source, tmp_path / "a", format="int8"))
+    made = quantize(source, tmp_path / "b", format="int8", layout="compressed-tensors")
+    b = dequantized(made)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name].full(), b[name].full()), name
+    assert not (made / QUANT_CONFIG).exists()
+    plain = write_dequantized(tmp_path / "a", tmp_path / "plain")
+    assert models.same(models.load(plain), {name: tensor.full() for name, tensor in a.items()})
+    with pytest.raises(UserError, match="is quantized already"):
+        quantize(made, tmp_path / "c", format="int8")
