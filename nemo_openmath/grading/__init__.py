@@ -9,6 +9,10 @@ r"""Answers: extraction, equivalence with a reason, isolated grading, majority.
 - A list without brackets is unordered unless it repeats values; a tuple is ordered; against each other they are
   equal in the same order and unknown otherwise. x = 1, y = 2 is (1, 2).
 - "x = 5" is "5"; a polynomial equation equals the list of its roots; equations that are multiples are equal.
+- "m + n = 70" is 70 (letters that are no coordinates); "AB = 5" and "A(1, 2)" are 5 and (1, 2). 2 hours 30 minutes
+  is 2.5 hours. Dots in a list stand only for the same dots. C_n^k is n choose k.
+- Unknown, for both readings are in use: 0,5 against 0.5; digits of a base against digits without one; 5 m against 5;
+  letters in another case; ABC against A, B, C; a name under a bar against the bare name.
 - 3\frac{1}{2} is three and a half; 1,234 is a number (in brackets a pair); \sqrt[3]{-8} is -2; \log is unknown where
   its base decides; what stands behind a slash or a function is unknown where its reach decides (1/2x).
 - (B) 12 is B and is 12; a bare letter against a value is unknown. "Yes" is not a number.

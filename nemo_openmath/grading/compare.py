@@ -21,7 +21,7 @@ from nemo_openmath.grading.verdict import Grade, Verdict, equal, not_equal, unkn
 _SPACES = re.compile(r"\s+")
 _BARE_LOG = re.compile(r"log(?![_\w])|\\log(?!\s*_)")
 _LABEL = re.compile(r"\x01([^\x02\x01]{1,60})\x02\s*[=:]\s*")
-_IN_BASE = re.compile(r"(-?[0-9A-Z]{1,60})_\{?\d{1,2}\}?")
+_IN_BASE = re.compile(r"(-?[0-9A-Z]{1,60})_\{?(?!10\b)\d{1,2}\}?")
 _DECIMAL_COMMA = re.compile(r"-?\d{1,30},\d{1,30}")
 _LETTERS = re.compile(r"[A-J]{2,10}")
 _SPACE = re.compile(r"((?<=[\w.])\s+(?=[\w.])|(?<=,)\s+(?=\d))|\s+")  # group 1: a space that means something
