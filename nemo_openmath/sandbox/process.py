@@ -15,7 +15,7 @@ from nemo_openmath.sandbox.walls import Shape
 
 GRACE_S = 0.3  # between the interrupt inside the code and the kill from outside
 TICK_S = 0.05  # how often a running process is measured
-_SHARE = 10  # measuring a disk takes at most one part in so many of the client's time
+_SHARE = 10  # measuring one session's disk takes at most one part in so many of the client's time
 _LONGEST_REPORT = 2000  # bytes
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -196,13 +196,13 @@ class SessionProcess(asyncio.Protocol):
 
     def _excess(self) -> str:
         """What is too much on disk; empty if nothing is."""
-        start, most = time.monotonic(), self.shape.file_mb << 20
+        start, most = time.thread_time(), self.shape.file_mb << 20
         size, entries = folders.usage(self.folder)
         written = folders.written(self._pid) if self._all_is_counted else None
         if size <= most and (written is None or written > most):
             size += folders.deleted_files_size(self._pid, most)
-        now = time.monotonic()
-        self._unmeasured, self._measure_at = 0.0, now + _SHARE * (now - start)
+        self._unmeasured = 0.0
+        self._measure_at = time.monotonic() + _SHARE * (time.thread_time() - start)
         if entries > folders.MAX_ENTRIES:
             return f"it made more than {folders.MAX_ENTRIES} files and folders"
         if size > most:

@@ -65,6 +65,7 @@ async def test_soak() -> None:
                                 return
 
             await asyncio.gather(*(work(seed) for seed in range(8)))
+            await asyncio.sleep(1)  # until the spares are there again
             middle = held(sandbox)
             numbers = iter(range(total))
             seen.clear()
