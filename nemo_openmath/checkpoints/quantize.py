@@ -19,6 +19,7 @@ model's dtype, ``weight_shape``.
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -238,8 +239,9 @@ class _Scaled(LazyTensor):
 class _ByRows(LazyTensor):
     """A matrix that is computed in whole rows."""
 
+    @abstractmethod
     def of_rows(self, first: int, end: int) -> Tensor:
-        raise NotImplementedError
+        """Rows ``first`` to ``end`` of the matrix."""
 
     def read(self, start: int, stop: int) -> Tensor:
         first, end = start // self.row, -(-stop // self.row)
