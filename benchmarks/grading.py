@@ -4,8 +4,9 @@
 
 DATA: a JSONL file with ``expected_answer``. Each expected answer is compared with itself in other spellings and with
 near misses (tests/grading/rewritings.py). "contest" takes the answers as often as they occur (most are short
-integers) against integers; "LaTeX" only those that hold a command. ``--million`` streams a million contest pairs
-through a pool and prints the peak memory of both processes. ``--accuracy`` runs both graders over the pair table.
+integers) against integers; "fresh contest" has other digits in each pair, so that no reading of an answer is met twice;
+"LaTeX" only those that hold a command. ``--million`` streams a million fresh contest pairs through a pool of one worker
+and prints the peak memory of both processes. ``--accuracy`` runs both graders over the pair table.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import argparse
 import itertools
 import json
 import random
+import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,16 +30,21 @@ from tests.grading.rewritings import body, near_misses
 
 Pair = tuple[str, str]
 
+DIGITS = re.compile(r"[0-9]+")
 
-def contest_pairs(answers: list[str], count: int) -> list[Pair]:
+
+def contest_pairs(answers: list[str], count: int, *, fresh: bool = False) -> Iterator[Pair]:
     """What a label or a benchmark run compares: mostly right short answers, some wrong ones, a few in LaTeX."""
     rng = random.Random(0)
-    pairs = []
+
+    def other(digits: re.Match[str]) -> str:
+        size = len(digits[0])
+        return str(rng.randrange(10 ** (size - 1), 10**size))
+
     for answer in itertools.islice(itertools.cycle(answers), count):
-        text = body(answer)
-        wrong = list(near_misses(answer))
-        pairs.append((rng.choice(wrong) if wrong and rng.random() < 0.4 else text, text))
-    return pairs
+        text = DIGITS.sub(other, answer) if fresh else answer
+        wrong = list(near_misses(text)) if rng.random() < 0.4 else []
+        yield (rng.choice(wrong) if wrong else body(text)), body(text)
 
 
 def latex_pairs(answers: list[str], count: int) -> list[Pair]:
@@ -82,15 +90,21 @@ def accuracy() -> None:
 
 
 def million(answers: list[str]) -> None:
-    pairs = contest_pairs(answers, 10_000)
-    started = time.monotonic()
+    verdicts: Counter[str] = Counter()
+    seconds = 0.0
+    pairs = contest_pairs(answers, 1_000_000, fresh=True)
     with GradingPool(workers=1) as pool:
-        for _ in range(100):
-            pool.grade_batch(pairs)
-    seconds = time.monotonic() - started
+        while batch := list(itertools.islice(pairs, 10_000)):
+            started = time.monotonic()
+            grades = pool.grade_batch(batch)
+            seconds += time.monotonic() - started
+            verdicts.update(str(g.verdict) for g in grades)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
-    print(f"1,000,000 pairs: {seconds:.1f} s, peak memory {peak} MiB here, {workers} MiB in the worker")
+    print(
+        f"1,000,000 fresh pairs: {seconds:.1f} s, peak memory {peak} MiB here, {workers} MiB in the worker; "
+        + ", ".join(f"{count:,} {verdict}" for verdict, count in verdicts.most_common())
+    )
 
 
 def main() -> None:
@@ -104,7 +118,8 @@ def main() -> None:
     compare("x+1", "1+x")
     math_verify("x+1", "1+x")
     for name, pairs in (
-        ("contest answers", contest_pairs(answers, 500)),
+        ("contest answers", list(contest_pairs(answers, 500))),
+        ("fresh contest answers", list(contest_pairs(answers, 500, fresh=True))),
         ("LaTeX expressions", latex_pairs(answers, 300)),
     ):
         ours, theirs = rate(compare, pairs), rate(math_verify, pairs)

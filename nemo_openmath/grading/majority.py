@@ -49,8 +49,12 @@ def majority(
     compare: Callable[[str, str], Grade] = compare_answers,
     max_comparisons: int = MAX_COMPARISONS,
     min_share: float = 0.0,
+    by_value: bool = True,
 ) -> Majority:
     """Group ``answers`` by equivalence and return the vote.
+
+    ``by_value``: plain numbers are told apart by their values, without a comparison; False where ``compare`` sees
+    numbers otherwise (``take_modulo``).
 
     Missing answers (None or blank) count in ``total`` and never win. Spellings are visited from the most common to
     the rarest, equal counts in order of first appearance; each joins the first group whose representative it equals
@@ -71,12 +75,11 @@ def majority(
         first.setdefault(spelling, index)
 
     groups: list[_Group] = []
-    by_value: dict[tuple[int, int], _Group] = {}
+    homes: dict[tuple[int, int], _Group] = {}
     comparisons, complete = 0, True
-    shortcut = compare is compare_answers  # plain numbers are grouped by value; another rule may see them otherwise
     for spelling, count in sorted(spellings.items(), key=lambda item: (-item[1], first[item[0]])):
-        value = plain.value(spelling) if shortcut else None
-        home = by_value.get(value) if value is not None else None
+        value = plain.value(spelling) if by_value else None
+        home = homes.get(value) if value is not None else None
         for group in groups if home is None else ():
             if value is not None and group.value is not None:
                 continue  # plain numbers of different values
@@ -98,7 +101,7 @@ def majority(
         if value is None or value != home.value or not home.spellings:
             home.spellings.append(spelling)
         if value is not None:
-            by_value.setdefault(value, home)
+            homes.setdefault(value, home)
     ranked = sorted(groups, key=lambda group: (-group.count, group.first))
     best = ranked[0].count if ranked else 0
     enough = bool(ranked) and best >= min_share * len(answers)

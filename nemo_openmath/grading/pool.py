@@ -181,7 +181,8 @@ class GradingPool:
         return (await asyncio.wrap_future(self._submit([(predicted, expected)])))[0]
 
     def compare(self, predicted: str | None, expected: str | None) -> Grade:
-        """One pair, for callers without an event loop (``majority(answers, compare=pool.compare)``)."""
+        """One pair, for callers without an event loop (``majority(answers, compare=pool.compare)``; with
+        ``take_modulo`` also ``by_value=False``)."""
         return self.grade_batch([(predicted, expected)])[0]
 
     async def grade_many(self, pairs: Iterable[Pair]) -> list[Grade]:

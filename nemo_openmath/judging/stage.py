@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import orjson
 
@@ -54,7 +56,7 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
         self._judges = [Judge(*await context.services.engine(name), settings, c.prompt) for name in self.engines()]
         self._problems = {p.id: p.problem for p in context.read("problems", Problem)}
         shard = f"{context.shard:05d}-of-{context.shards:05d}"
-        self._journal = (context.output / f"judgements-{shard}.jsonl").open("ab+")
+        self._journal = _open_journal(context.output / f"judgements-{shard}.jsonl")
 
     async def run(self, context: StageContext) -> None:
         try:
@@ -89,3 +91,13 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
         if not open_:
             return Result([unit])
         return Result([unit.with_(verdict=str(judged.verdict), verdict_reason=judged.reason)])
+
+
+def _open_journal(file: Path) -> BinaryIO:
+    """For appending whole lines: a line that a killed run left torn is ended, so that the next one stays readable."""
+    journal = file.open("ab+")
+    if journal.tell():
+        journal.seek(-1, os.SEEK_END)
+        if journal.read(1) != b"\n":
+            journal.write(b"\n")
+    return journal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from nemo_openmath.grading import Grade, Verdict, compare, majority
+from nemo_openmath.grading import Grade, GradingPool, Verdict, compare, majority
 
 
 def test_groups_by_meaning_and_represents_by_the_most_common_spelling() -> None:
@@ -59,6 +59,14 @@ def test_comparisons_are_bounded_and_the_bound_is_reported() -> None:
     numbers = [str(i) for i in range(100)] + ["0", "00"]
     assert majority(numbers, max_comparisons=0).complete  # plain numbers are grouped by value
     assert majority(numbers).groups[0] == ("0", 3)
+    vote = majority(numbers, compare=counted, max_comparisons=50)  # whoever compares
+    assert vote.complete
+    assert vote.comparisons == 0
+
+
+def test_numbers_of_a_rule_that_sees_them_otherwise() -> None:
+    with GradingPool(take_modulo=10) as pool:
+        assert majority(["3", "13", "4"], compare=pool.compare, by_value=False).groups == (("3", 2), ("4", 1))
 
 
 def test_only_equal_joins() -> None:

@@ -82,6 +82,45 @@ def test_a_c_call_that_never_returns_is_killed(monkeypatch: pytest.MonkeyPatch) 
         assert pool.restarts == 2
 
 
+def test_a_worker_killed_from_outside_costs_no_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Once over a pair it may be somebody's doing, and the pair is graded again; twice it is the pair's."""
+    marks = f"""
+import os, signal, pathlib
+import nemo_openmath.grading.worker as w
+real = w.compare
+def compare(a, b, **k):
+    mark = pathlib.Path({str(tmp_path)!r}) / a
+    if a == "once" and not mark.exists() or a == "always":
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(a, b, **k)
+w.compare = compare
+w.main()
+"""
+    monkeypatch.setattr("nemo_openmath.grading.pool.PROGRAM", marks)
+    with GradingPool(workers=1) as pool:
+        grades = pool.grade_batch([("x", "y"), ("once", "x+1"), ("always", "x"), (r"\sqrt{9}", "3")])
+        calm = compare("once", "x+1")
+        assert grades[1] == calm
+        assert grades[2] == Grade(Verdict.TIMEOUT, "memory limit")
+        assert grades[3].is_equal
+        assert pool.restarts == 3
+
+
+def test_a_memory_bomb_costs_one_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = (
+        "import nemo_openmath.grading.worker as w; real = w.compare\n"
+        "w.compare = lambda a, b, **k: len([bytearray(1 << 20) for _ in range(1 << 14)]) if a == 'bomb' "
+        "else real(a, b, **k)\nw.main()"
+    )
+    monkeypatch.setattr("nemo_openmath.grading.pool.PROGRAM", bomb)
+    with GradingPool(workers=1, time_limit=20, memory_mb=512) as pool:
+        grades = pool.grade_batch([("bomb", "x"), (r"\sqrt{9}", "3"), ("bomb", "y"), (r"\sqrt{16}", "4")])
+        assert [g.reason for g in grades[::2]] == ["memory limit"] * 2
+        assert all(g.is_equal for g in grades[1::2])
+        assert pool.restarts == 0  # the worker limits itself
+
+
 def test_a_killed_worker_is_replaced() -> None:
     with GradingPool(workers=1) as pool:
         assert pool.grade_batch([(r"\sqrt{4}", "2")])[0].is_equal

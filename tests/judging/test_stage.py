@@ -52,7 +52,9 @@ def generation(number: int, predicted: str | None, verdict: str) -> Generation:
     )
 
 
-async def run(tokenizer: ChatTokenizer, folder: Path, **config: Any) -> tuple[dict[str, Generation], dict[str, Any]]:
+async def run(
+    tokenizer: ChatTokenizer, folder: Path, *, shards: int = 1, **config: Any
+) -> tuple[dict[str, Generation], dict[str, Any]]:
     graded = [
         generation(0, "7", "unknown"),
         generation(1, "8", "timeout"),
@@ -60,14 +62,16 @@ async def run(tokenizer: ChatTokenizer, folder: Path, **config: Any) -> tuple[di
         generation(3, "8", "equal"),  # a symbolic verdict is never overruled
         generation(4, "9", "not_equal"),
     ]
+    folder.mkdir(exist_ok=True)
     write_records(folder / "problems", [PROBLEM])
     write_records(folder / "graded", graded)
     inputs = {"generations": [folder / "graded"], "problems": [folder / "problems"]}
     output = folder / "judged"
-    output.mkdir()
+    output.mkdir(exist_ok=True)
     progress = Progress("test", console=Console(file=io.StringIO()))
-    context = StageContext("test", inputs, output, 7, Lent(tokenizer), progress)
-    await JudgeAnswers(JudgeConfig(votes=3, **config)).run(context)
+    for shard in range(shards):
+        context = StageContext("test", inputs, output, 7, Lent(tokenizer), progress, shard, shards)
+        await JudgeAnswers(JudgeConfig(votes=3, **config)).run(context)
     return {g.id: g for g in read_records(output, Generation)}, context.facts
 
 
@@ -108,3 +112,19 @@ async def test_agreement_survives_a_restart(tokenizer: ChatTokenizer, tmp_path: 
     await JudgeAnswers(JudgeConfig(votes=3, everything=True)).run(context)  # nothing is left to judge
     assert context.facts["judging"] == before
     assert orjson.loads((output / "agreement.json").read_bytes()) == before
+
+
+async def test_a_torn_line_costs_no_judgement_behind_it(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    _, whole = await run(tokenizer, tmp_path / "whole", everything=True)
+    (output := tmp_path / "torn" / "judged").mkdir(parents=True)
+    (output / "judgements-00000-of-00001.jsonl").write_bytes(b'{"unit": "g0", "probl')
+    _, facts = await run(tokenizer, tmp_path / "torn", everything=True)
+    assert facts["judging"] == whole["judging"]
+
+
+async def test_agreement_of_shards_is_that_of_the_whole(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    _, facts = await run(tokenizer, tmp_path / "whole", everything=True)
+    judged, _ = await run(tokenizer, tmp_path / "shards", everything=True, shards=2)
+    assert len(judged) == 5
+    assert len(list((tmp_path / "shards" / "judged").glob("judgements-*.jsonl"))) == 2
+    assert orjson.loads((tmp_path / "shards" / "judged" / "agreement.json").read_bytes()) == facts["judging"]

@@ -65,9 +65,11 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
         found = {name: sum(each.values()) for name, each in (("weights", weights), ("gradients", gradients))}
         found |= {"optimizer": sum(kept.values()), "activations": saved(stepper, models, pack, set(weights))}
         ranks = config.parallel.data_parallel(dist.get_world_size())
+        runs = 1 if dist.get_world_size() == 1 else 3
         for size in case["block_bytes"]:  # of a block of logits
             loss.CPU_BLOCK_BYTES = size
-            found[f"peak {size}"] = peak(lambda: stepper.run([pack] * ranks))
+            # gloo's threads let go of a reduced tensor when they get to it: the least of a few runs is the step's own.
+            found[f"peak {size}"] = min(peak(lambda: stepper.run([pack] * ranks)) for _ in range(runs))
         return found
 
 

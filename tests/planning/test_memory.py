@@ -55,10 +55,15 @@ COUNTED = [name for name, (_, _, c) in CASES.items() if "precision" not in c and
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
     root = tmp_path_factory.mktemp("memory")
-    common = {"tokens": TOKENS, "block_bytes": BLOCK_BYTES}
     for world in (1, 2):
         cases = [
-            {"model": asdict(MODELS[model]), "config": config, **common, "output": str(root / name)}
+            {
+                "model": asdict(MODELS[model]),
+                "config": config,
+                "tokens": TOKENS,
+                "block_bytes": BLOCK_BYTES if name in COUNTED else (),
+                "output": str(root / name),
+            }
             for name, (size, model, config) in CASES.items()
             if size == world
         ]

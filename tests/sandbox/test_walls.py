@@ -51,6 +51,9 @@ CASES = [  # name, arguments, allowed
     ("socketpair", (2, 1, 0), False), ("sendto", (3, 1, 1, 0, 0, 0), True), ("sendto", (3, 1, 1, 0, 1 << 40, 9), False),
     ("sendto", (3, 1, 1, 0, 64, 16), False), ("fcntl", (3, 1030), True), ("fcntl", (3, 8), False),
     ("ioctl", (0, 0x5401), True), ("ioctl", (0, 0x5412), False),
+    ("clone", (0x3D0F00 & ~0x400,), False), ("clone", (0x3D0F00 & ~0x200,), False),  # files, folders of its own
+    ("clone", (0x3D0F00 & ~0x10000,), False), ("close_range", (3, 9, 0), True), ("close_range", (3, 9, 4), True),
+    ("close_range", (3, 9, 2), False), ("close_range", (3, 9, 6), False),
 ]  # fmt: skip
 
 
