@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_openmath.errors import UserError
+from nemo_openmath.sft.held_out import hold_out
 from nemo_openmath.sft.pack_plan import PackPlan, lay_out
 from nemo_openmath.sft.pack_types import Pack
 from nemo_openmath.sft.permutation import permutation
@@ -29,6 +30,7 @@ class PackedData:
 
     def __init__(self, plan: PackPlan, *, batch_samples: int, run_samples: int, seed: int, pad_multiple: int):
         self.plan = plan
+        self.held_out: PackedData | None = None  # one pass over the samples held out, where some are
         self.batch_samples = batch_samples
         self._run_samples = run_samples
         self._seed = seed
@@ -55,14 +57,18 @@ class PackedData:
         seed: int = 0,
         pad_multiple: int | None = None,
         tokenizer: str | None = None,
+        validation_share: float = 0.0,
     ) -> PackedData:
         """Open the folder of a ``packs.plan`` for a run of ``epochs`` or of ``steps``.
 
         ``batch_samples``: samples of the global batch. ``pad_multiple``: 2 x CP x TP of the layout, a divisor of the
         plan's; None: the plan's. ``tokenizer``: fingerprint of the model's tokenizer and template; token files made
-        with another are refused. Raises UserError, and DamagedFile naming the file.
+        with another are refused. ``validation_share``: of the samples, held out (:func:`hold_out`) and not trained on;
+        they are ``self.held_out``. Raises UserError, and DamagedFile naming the file.
         """
-        plan = PackPlan(folder)
+        plan, held_out = PackPlan(folder), None
+        if validation_share:
+            plan, held_out = hold_out(plan, validation_share, seed)
         if (epochs is None) == (steps is None):
             raise UserError("give the length of the run as epochs or as steps", file=folder)
         if batch_samples < 1 or (epochs is not None and epochs <= 0) or (steps is not None and steps < 1):
@@ -79,7 +85,13 @@ class PackedData:
                 tokens.require(tokenizer)
         entries = len(plan.entries)
         run_samples = steps * batch_samples if steps is not None else max(1, round((epochs or 0) * entries))
-        return cls(plan, batch_samples=batch_samples, run_samples=run_samples, seed=seed, pad_multiple=pad_multiple)
+        data = cls(plan, batch_samples=batch_samples, run_samples=run_samples, seed=seed, pad_multiple=pad_multiple)
+        if held_out is not None:
+            once = len(held_out.entries)
+            data.held_out = cls(
+                held_out, batch_samples=batch_samples, run_samples=once, seed=seed, pad_multiple=pad_multiple
+            )
+        return data
 
     @property
     def num_samples(self) -> int:

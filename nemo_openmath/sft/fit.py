@@ -6,10 +6,11 @@ samples. A decision (first pack, packs, each, length) puts ``each`` samples of a
 first, first + 1, ..., first + packs - 1.
 
 `pair_fit` is the one that usually wins: a pack is opened with the longest samples left and closed with one or two
-samples that fill it to the last token. Which pairs of lengths add up to the room left is one AND of two
-bit sets, the lengths in stock and their mirror image, so an exact pair is found in about a microsecond. Of the pairs
-the most even one is taken, which keeps short samples in stock to close the last packs with. `best_fit` is
-best-fit-decreasing (Johnson 1974), at most 11/9 of the optimum on any input.
+samples that fill it to the last token. Where there are several samples of most lengths, packs are first closed by
+pairs for hundreds of neighbouring lengths at once (`_pairs_in_bulk`); for the rest, which pairs of lengths add up to
+the room left is one AND of two bit sets, the lengths in stock and their mirror image, so an exact pair is found in
+about a microsecond. Of the pairs the most even one is taken, which keeps short samples in stock to close the last packs
+with. `best_fit` is best-fit-decreasing (Johnson 1974), at most 11/9 of the optimum on any input.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 _NEAR = 4  # pairs looked at one by one before all are compared at once
+_CHUNK = 512  # lengths that are opened together in bulk
+_FITS = 6  # bulk opens lengths of which up to this many fill a pack: shorter ones are few and better kept for the end
+_SHIFTS = 32  # pairs tried for a chunk
 
-Decisions = list[tuple[int, int, int, int]]  # first pack, packs, each, length
+Decisions = NDArray[np.int64]  # [n, 4]: first pack, packs, each, length
 
 
 class _Stock:
     """What is left to pack: samples of each length, and the lengths that occur as the bits of two integers."""
 
     def __init__(self, counts: NDArray[np.int64], capacity: int):
-        full = np.zeros(capacity + 1, np.int64)
-        full[: len(counts)] = counts
-        self.count: list[int] = full.tolist()
+        self.count: list[int] = counts.tolist()
         self._capacity = capacity
-        self._have = _bits(full > 0)  # bit l: length l occurs
-        self._mirror = _bits(full[::-1] > 0)  # bit capacity - l: length l occurs
+        self._have = _bits(counts > 0)  # bit l: length l occurs
+        self._mirror = _bits(counts[::-1] > 0)  # bit capacity - l: length l occurs
 
     def take(self, length: int, many: int) -> None:
         self.count[length] -= many
@@ -60,18 +62,22 @@ class _Stock:
         return length, total - length
 
 
-def pair_fit(counts: NDArray[np.int64], capacity: int) -> tuple[Decisions, int]:
-    """Decisions that pack all of ``counts`` [longest + 1] (counts[0] = 0), and the number of packs."""
-    stock = _Stock(counts, capacity)
+def pair_fit(counts: NDArray[np.int64], capacity: int, *, chunk: int = _CHUNK) -> tuple[Decisions, int]:
+    """Decisions that pack all of ``counts`` [longest + 1] (counts[0] = 0), and the number of packs. ``chunk``: lengths
+    that are opened together where samples abound."""
+    left = np.zeros(capacity + 1, np.int64)
+    left[: len(counts)] = counts
+    bulk, opened = np.empty((0, 4), np.int64), 0
+    if left.sum() >= 4 * np.count_nonzero(left):
+        bulk, opened = _pairs_in_bulk(left, capacity, chunk)
+    stock = _Stock(left, capacity)
     count = stock.count
-    decisions: Decisions = []
-    opened = 0
+    flat: list[int] = []  # decisions end to end
     while (length := stock.longest(capacity)) > 0:
-        # As many packs as this length alone would fill, each left with room for one or two samples more.
-        fit = capacity // length
-        packs = max(1, stock.count[length] // fit)
-        each = min(stock.count[length], max(1, fit - 1))
-        decisions.append((opened, packs, each, length))
+        # All packs that this length opens, each left with room for one or two samples more.
+        each = min(count[length], max(1, capacity // length - 1))
+        packs = count[length] // each
+        flat += (opened, packs, each, length)
         stock.take(length, packs * each)
         todo = [(opened, packs, capacity - each * length)]
         opened += packs
@@ -88,10 +94,10 @@ def pair_fit(counts: NDArray[np.int64], capacity: int) -> tuple[Decisions, int]:
                 if other and count[other] < have and one != other:
                     have = count[other]
                 many = packs if packs < have else have
-                decisions.append((first, many, 1, one))
+                flat += (first, many, 1, one)
                 stock.take(one, many)
                 if other:
-                    decisions.append((first, many, 1, other))
+                    flat += (first, many, 1, other)
                     stock.take(other, many)
                 rest = room - one - other
                 if rest:  # these packs go on with less room, the others later
@@ -100,12 +106,78 @@ def pair_fit(counts: NDArray[np.int64], capacity: int) -> tuple[Decisions, int]:
                     packs, room = many, rest
                 else:
                     first, packs = first + many, packs - many
-    return decisions, opened
+    return np.concatenate([bulk, np.array(flat, np.int64).reshape(-1, 4)]), opened
+
+
+def _pairs_in_bulk(left: NDArray[np.int64], capacity: int, chunk: int) -> tuple[Decisions, int]:
+    """Close full packs by pairs while samples abound: (decisions, packs opened); ``left`` [capacity + 1] is what is
+    left of the stock.
+
+    A length of which ``fit`` fill a pack opens it with ``each`` = max(1, fit - 1). For lengths L, L - s, L - 2s, ...
+    the rooms left grow by s * each, and pairs (half + k, room - half - k) for one k are two slices of the counts: how
+    many packs all these lengths close is the minimum of three arrays. s is 1 or 2, so that s * each is even; k is
+    such that the two slices do not meet, and both lie below the lengths that open.
+    """
+    parts: list[NDArray[np.int64]] = []
+    opened = 0
+    for fit in range(1, _FITS + 1):
+        each = max(1, fit - 1)
+        skip = 1 + each % 2
+        step = skip * each // 2  # of the halves
+        bottom = capacity // (fit + 1) + 1
+        for top in range(capacity // fit, bottom - 1, -chunk):
+            for start in range(top, top - skip, -1):
+                lengths = np.arange(start, max(bottom - 1, top - chunk), -skip)
+                packs = left[lengths] // each
+                wanted = todo = int(packs.sum())
+                if not todo:
+                    continue
+                room = capacity - each * start
+                half, span = (room + 1) // 2, step * (len(lengths) - 1)
+                low = room - half
+                first_k = max(0, (span + 2 - half + low) // 2)
+                for k in range(first_k, min(first_k + _SHIFTS, low, bottom - half - span)):
+                    longer = left[half + k : half + k + span + 1 : step]
+                    shorter = left[low - k : low - k + span + 1 : step]
+                    many = np.minimum(np.minimum(longer, shorter), packs)
+                    closed = int(many.sum())
+                    if 20 * closed < todo and closed < len(lengths):
+                        continue  # too few to be worth writing down
+                    longer -= many
+                    shorter -= many
+                    packs -= many
+                    left[lengths] -= many * each
+                    at = np.flatnonzero(many)
+                    parts.append(
+                        _decide(opened, many[at], each, lengths[at], half + k + step * at, low - k + step * at)
+                    )
+                    opened += closed
+                    todo -= closed
+                    if 20 * todo < wanted:
+                        break
+    return (np.concatenate(parts) if parts else np.empty((0, 4), np.int64)), opened
+
+
+def _decide(
+    opened: int,
+    many: NDArray[np.int64],
+    each: int,
+    length: NDArray[np.int64],
+    one: NDArray[np.int64],
+    other: NDArray[np.int64],
+) -> Decisions:
+    """``each`` of a length, one of ``one`` and one of ``other`` in ``many`` packs, for each entry of the arrays."""
+    out = np.ones((3, len(many), 4), np.int64)
+    out[:, :, 0] = opened + np.cumsum(many) - many
+    out[:, :, 1] = many
+    out[0, :, 2] = each
+    out[:, :, 3] = length, one, other
+    return out.reshape(-1, 4)
 
 
 def best_fit(counts: NDArray[np.int64], capacity: int) -> tuple[Decisions, int]:
     """The same by best-fit-decreasing: the longest sample first, each into the fullest pack that has room."""
-    decisions: Decisions = []
+    flat: list[int] = []  # decisions end to end
     runs: list[list[tuple[int, int]]] = [[] for _ in range(capacity + 1)]  # room -> (first pack, packs) with that room
     rooms = 0  # bit r: runs[r] is not empty
     opened = 0
@@ -129,13 +201,13 @@ def best_fit(counts: NDArray[np.int64], capacity: int) -> tuple[Decisions, int]:
             for many, each in ((full, most), (1 if rest else 0, rest), (packs - full - bool(rest), 0)):
                 if many:
                     if each:
-                        decisions.append((first, many, each, length))
+                        flat += (first, many, each, length)
                     after = room - each * length
                     runs[after].append((first, many))
                     rooms |= 1 << after
                     first += many
             left -= full * most + rest
-    return decisions, opened
+    return np.array(flat, np.int64).reshape(-1, 4), opened
 
 
 def _bits(flags: NDArray[np.bool_]) -> int:

@@ -241,6 +241,12 @@ class PackPlan:
     def num_packs(self) -> int:
         return len(self.pack_end)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sample in it."""
+        lengths = np.concatenate([folder.lengths() for folder in self.samples.folders])
+        return int(lengths[np.asarray(self.entries)].max())
+
     def rows(self, pack: int) -> list[int]:
         """Sample numbers of a pack (0 <= pack < num_packs). Raises UserError."""
         if not 0 <= pack < self.num_packs:

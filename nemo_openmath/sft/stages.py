@@ -193,6 +193,7 @@ class PackSamples(Stage[PackConfig]):
     Config = PackConfig
     ports = {"tokens": "folders of sft.tokenize"}
     makes = "packs"
+    version = 2  # other samples of a length lie together than before
 
     async def run(self, context: StageContext) -> None:
         folders: list[Path] = [t for f in context.inputs["tokens"] for t in sorted(f.glob("tokens-*"))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from nemo_openmath.sft.balance import assign, assign_in_order, imbalance
 from nemo_openmath.sft.fit import Decisions, best_fit, pair_fit
-from nemo_openmath.sft.packing import pack
+from nemo_openmath.sft.packing import _longest_first, pack
 from nemo_openmath.sft.permutation import permutation
 
 
@@ -49,16 +50,17 @@ def test_every_sample_is_in_one_pack_that_holds_it(problem: tuple[list[int], int
     assert count <= best_fit_decreasing(lengths, capacity)
 
 
-@given(problems(), st.sampled_from([pair_fit, best_fit]))
-@settings(max_examples=200, deadline=None)
-def test_both_ways_to_decide_use_up_the_stock_and_overfill_nothing(
-    problem: tuple[list[int], int], decide: Callable[..., tuple[Decisions, int]]
+@given(problems(), st.sampled_from([pair_fit, best_fit, partial(pair_fit, chunk=7)]), st.integers(1, 9))
+@settings(max_examples=300, deadline=None)
+def test_every_way_to_decide_uses_up_the_stock_and_overfills_nothing(
+    problem: tuple[list[int], int], decide: Callable[..., tuple[Decisions, int]], times: int
 ) -> None:
     lengths, capacity = problem
+    lengths = lengths * times  # from 4 of each on, pair_fit begins in bulk
     counts = np.bincount(lengths) if lengths else np.zeros(1, np.int64)
     decisions, packs = decide(counts, capacity)
     used, loads = np.zeros_like(counts), np.zeros(packs, np.int64)
-    for first, many, each, length in decisions:
+    for first, many, each, length in decisions.tolist():
         assert min(many, each) > 0
         used[length] += many * each
         loads[first : first + many] += each * length
@@ -70,9 +72,24 @@ def test_both_ways_to_decide_use_up_the_stock_and_overfill_nothing(
 
 def test_fill_is_near_the_bound_at_the_lengths_of_the_recipe() -> None:
     rng = np.random.default_rng(1)
-    lengths = np.clip(np.exp(rng.normal(np.log(6000), 0.8, 100_000)), 16, 32768).astype(np.int64)
-    _, count = pack(lengths, 32768)
+    lengths = np.clip(np.exp(rng.normal(np.log(6000), 0.8, 200_000)), 16, 32768).astype(np.int64)
+    index, count = pack(lengths, 32768)
+    assert np.bincount(index, weights=lengths, minlength=count).max() <= 32768
     assert lengths.sum() / (count * 32768) > 0.9998
+    assert -(-lengths.sum() // 32768) <= count <= len(lengths) * 0.25  # about four lie in a pack
+
+
+def test_word_sort_and_key_sort_agree() -> None:
+    """Where length, hash and sample do not fit into one word, keys are sorted: the same order but for equal hashes."""
+    rng = np.random.default_rng(2)
+    sizes = rng.integers(1, 5, 400)
+    hashes = rng.integers(0, 1 << 63, 400).astype(np.uint64)
+    by_keys = np.lexsort((hashes, -sizes))
+    assert _longest_first(sizes, 1 << 40, hashes.copy()).tolist() == by_keys.tolist()
+    assert (
+        _longest_first(sizes, 4, hashes << np.uint64(1)).tolist()
+        == np.lexsort((hashes << np.uint64(1), -sizes)).tolist()
+    )
 
 
 def test_seed_moves_samples_of_one_length_and_nothing_else() -> None:
