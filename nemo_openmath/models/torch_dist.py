@@ -3,8 +3,9 @@
     OUTPUT/checkpoints/
         step-00000400/
             manifest.json      what this is: format, step, every file below with its size and SHA-256, training facts
-            model/             config.json and the tokenizer's files: the checkpoint can be exported alone state/
-            megatron-core ``torch_dist`` (PyTorch distributed checkpoint: .metadata, *.distcp, common.pt)
+            model/             config.json and the tokenizer's files: the checkpoint can be exported alone
+            state/             megatron-core ``torch_dist`` (PyTorch distributed checkpoint: .metadata, *.distcp,
+                               common.pt)
         .step-00000800.partial/    being written; never read, removed by the next save
 
 A folder is written under its ``.partial`` name, flushed to disk and renamed, so ``step-*`` is whole or absent. The
@@ -103,9 +104,14 @@ def finish(partial: Path, manifest: Manifest, final: Path) -> None:
         json.dump(asdict(manifest), file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    if final.exists():  # the same step saved again (a resume that repeated it)
-        shutil.rmtree(final)
-    partial.rename(final)
+    if final.exists():  # the same step saved again, where the first was damaged
+        grave = final.with_name(f".{final.name}.replaced.partial")  # at no moment a half-removed one has the name
+        shutil.rmtree(grave, ignore_errors=True)
+        final.rename(grave)
+        partial.rename(final)
+        shutil.rmtree(grave)
+    else:
+        partial.rename(final)
     directory = os.open(final.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -143,13 +149,16 @@ def verify(folder: str | Path, *, checksums: bool = True, threads: int = 4) -> M
 
     def wrong(item: tuple[str, dict[str, Any]]) -> tuple[Path, str] | None:
         path, expected = folder / item[0], item[1]
-        if not path.is_file():
+        try:
+            size = path.stat().st_size
+            if size != expected["bytes"]:
+                return path, f"{size} bytes, the manifest says {expected['bytes']}"
+            if checksums and checksum(path)["sha256"] != expected["sha256"]:
+                return path, "its checksum differs from the manifest"
+        except FileNotFoundError:
             return path, "missing"
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            return path, f"{size} bytes, the manifest says {expected['bytes']}"
-        if checksums and checksum(path)["sha256"] != expected["sha256"]:
-            return path, "its checksum differs from the manifest"
+        except OSError as error:
+            return path, f"unreadable ({error.strerror})"
         return None
 
     with ThreadPoolExecutor(threads) as pool:

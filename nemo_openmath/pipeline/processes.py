@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 _PARENT = "OPENMATH_PARENT"
 _PR_SET_PDEATHSIG = 1
@@ -22,6 +23,18 @@ def die_with_parent() -> None:
     parent = os.environ.pop(_PARENT, None)
     if parent is None or not sys.platform.startswith("linux"):
         return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(parent):  # it died before we asked
-        os.kill(os.getpid(), signal.SIGTERM)
+    _ask(ctypes.CDLL(None, use_errno=True), int(parent), signal.SIGTERM)
+
+
+def killed_with_parent() -> Callable[[], None] | None:
+    """``preexec_fn`` of a child, whatever its program: the kernel (Linux) kills it when this process dies."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc, parent = ctypes.CDLL(None, use_errno=True), os.getpid()  # loaded before the fork
+    return lambda: _ask(libc, parent, signal.SIGKILL)
+
+
+def _ask(libc: ctypes.CDLL, parent: int, number: signal.Signals) -> None:
+    libc.prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:  # it died before we asked
+        os.kill(os.getpid(), number)

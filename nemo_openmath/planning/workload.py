@@ -123,7 +123,14 @@ def _of_job(job: Job, file: str, given: Given) -> Workload:
 
     assert given.batch_samples is not None
     epochs = job.data.epochs if given.steps is None else None
-    data = PackedData.open(job.data.folder, batch_samples=given.batch_samples, epochs=epochs, steps=given.steps)
+    data = PackedData.open(
+        job.data.folder,
+        batch_samples=given.batch_samples,
+        epochs=epochs,
+        steps=given.steps,
+        seed=job.data.seed,
+        validation_share=job.data.validation_share,
+    )
     plan = data.plan
     lengths = np.concatenate([folder.lengths() for folder in plan.samples.folders])[np.asarray(plan.entries)]
     lengths = lengths.astype(np.int64)

@@ -4,7 +4,7 @@
 What is saved: model weights under their stored names, Adam's moments (and the fp32 main weights in bf16 training)
 under ``optimizer.<kind>.<stored name>`` in the parameters' own shapes, and a few numbers: step, Adam updates, random
 state, the data's fingerprint. The learning rate and the position in the data are functions of the step. Nothing
-depends on the layout.
+depends on the layout. Data-parallel ranks, which hold the same, share out the parameters and write a part each.
 
 Saving is PyTorch's distributed checkpoint called directly: megatron-core's writer starts helper processes, which costs
 seconds and needs a guarded ``__main__``.
@@ -62,8 +62,9 @@ class CheckpointStore:
                 shutil.rmtree(old, ignore_errors=True)
             (partial / torch_dist.STATE).mkdir(parents=True)
             torch_dist.copy_model_files(self.model_files, partial / torch_dist.MODEL)
-        state, common = self._state(models, optimizer), {"step": step, "updates": optimizer.updates, **facts}
-        common["random_state"] = torch.get_rng_state()
+        common = {"step": step, "updates": optimizer.updates, **facts, "random_state": torch.get_rng_state()}
+        writers = optimizer.share_out()
+        state = _state(models, optimizer.full_state(writers), writers)
         sharded, _ = save_preprocess(state, validate_access_integrity=False)
         if self._pool is not None:
             for entry in nested_values(sharded):
@@ -103,11 +104,14 @@ class CheckpointStore:
             files = {name: entry for each in gathered for name, entry in each.items()}
             training = {key: value for key, value in common.items() if not isinstance(value, Tensor)}
             torch_dist.finish(partial, Manifest(step, files, training), torch_dist.step_folder(self.root, step))
-            self._remove_old()
+            self._remove_old(step)
         dist.barrier(group=self._group)
 
-    def _remove_old(self) -> None:
-        passing = [p for p in torch_dist.list_checkpoints(self.root) if int(p.name[5:]) not in self.lasting]
+    def _remove_old(self, step: int) -> None:
+        """Those before ``step``, just saved, that are too many. Later ones were damaged, else we had resumed from them:
+        they must not count, and are replaced when the training comes to their steps."""
+        saved = (p for p in torch_dist.list_checkpoints(self.root) if int(p.name[5:]) <= step)
+        passing = [p for p in saved if int(p.name[5:]) not in self.lasting]
         for folder in passing[: len(passing) - self.keep_last] if self.keep_last > 0 else []:
             grave = folder.with_name(f".{folder.name}.partial")  # so that a half-removed one is never read
             folder.rename(grave)
@@ -133,28 +137,42 @@ class CheckpointStore:
                 file=folder,
                 remedy="restore the data settings, or choose another output folder to start anew from this checkpoint",
             )
-        state = self._state(models, optimizer)
         mains = any(name.startswith("optimizer.main.") for name in torch_dist.tensor_shapes(folder))
         if mains and optimizer.config.precision == "fp32":  # its fp32 weights would be lost
             raise UserError("this checkpoint is of bf16 training", file=folder, remedy="set training.precision to bf16")
         if not mains and optimizer.config.precision == "bf16":
             raise UserError("this checkpoint is of fp32 training", file=folder, remedy="set training.precision to fp32")
+        state = _state(models, optimizer.empty_state())
         loaded = dist_checkpointing.load(state, str(folder / torch_dist.STATE), validate_access_integrity=False)
         _fill(models, loaded)
         names = _names(models)
         full = {p: {k: loaded["optimizer"][f"{k}.{name}"] for k in optimizer.state_keys} for name, p in names.items()}
         optimizer.load_state(full, int(loaded["updates"]))
         torch.set_rng_state(loaded["random_state"])
-        return {key: value for key, value in loaded.items() if not isinstance(value, dict | Tensor)}
+        return {key: value for key, value in loaded.items() if key not in state and not isinstance(value, Tensor)}
 
-    def _state(self, models: list[PackedGPT], optimizer: Optimizer) -> dict[str, Any]:
-        state, tensors, names = sharded_model(models), optimizer.full_state(), _names(models)
-        moments: dict[str, Any] = {}
-        for chunk, entries in state.items():
-            for name, entry in entries.items():
-                for kind, tensor in tensors[names[f"{chunk}.{name}"]].items():
-                    moments[f"{kind}.{chunk}.{name}"] = _like(entry, f"optimizer.{kind}.{entry.key}", tensor)
-        return {**state, "optimizer": moments}
+
+def _state(
+    models: list[PackedGPT], tensors: Mapping[Tensor, dict[str, Tensor]], writers: Mapping[Tensor, int] | None = None
+) -> dict[str, Any]:
+    """Descriptions of the models' parameters and of their optimizer ``tensors``. ``writers``: the data-parallel rank
+    that writes each parameter; only this rank's are in the result. None: all are, for loading."""
+    model, moments, names = sharded_model(models), dict[str, Any](), _names(models)
+    rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    state: dict[str, Any] = {chunk: {} for chunk in model}
+    for chunk, entries in model.items():
+        for name, entry in entries.items():
+            parameter = names[f"{chunk}.{name}"]
+            if writers is not None:
+                if writers[parameter] != rank:
+                    continue
+                if entry.replica_id[-1] != rank:  # (pipeline copy, tensor-parallel copy, data-parallel copy)
+                    raise RuntimeError(f"{entry.key}: replica {entry.replica_id} is not of data-parallel rank {rank}")
+                entry = replace(entry, replica_id=(*entry.replica_id[:-1], 0))  # megatron-core writes copy 0
+            state[chunk][name] = entry
+            for kind, tensor in tensors[parameter].items():
+                moments[f"{kind}.{chunk}.{name}"] = _like(entry, f"optimizer.{kind}.{entry.key}", tensor)
+    return {**state, "optimizer": moments}
 
 
 def sharded_model(models: list[PackedGPT]) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from nemo_openmath.errors import UserError
 from nemo_openmath.models.layout import Parallel
+from nemo_openmath.sft.held_out import check_share
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,13 @@ class Guard:
 
 @dataclass(frozen=True)
 class Validation:
-    """Loss on held-out samples, which the job's ``data.validation`` names."""
+    """Loss on held-out samples: those of the job's ``data.validation``, or its ``data.validation_share``."""
 
     every: int = 0  # steps; 0: only when the training ends
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise UserError(f"validation.every = {self.every}", remedy="choose 0 or more")
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class TrainingConfig:
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     guard: Guard = field(default_factory=Guard)
     validation: Validation = field(default_factory=Validation)
-    log_every: int = 1  # steps between lines of metrics.jsonl
+    log_every: int = 1  # steps between lines on the console, TensorBoard and wandb; metrics.jsonl has every step
     tensorboard: bool = False
     wandb_project: str | None = None
 
@@ -88,8 +93,14 @@ class TrainingConfig:
         for name, low, high in (("warmup", 0, 1), ("final_lr_ratio", 0, 1), ("beta1", 0, 1), ("beta2", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise UserError(f"training.{name} = {getattr(self, name)}", remedy=f"choose it from {low} to {high}")
-        if self.lr <= 0:
-            raise UserError(f"training.lr = {self.lr}", remedy="choose it above 0")
+        for name in ("lr", "epsilon"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"training.{name} = {getattr(self, name)}", remedy="choose it above 0")
+        for name in ("weight_decay", "clip"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"training.{name} = {getattr(self, name)}", remedy="choose it 0 or more")
+        if self.log_every < 1:
+            raise UserError(f"training.log_every = {self.log_every}", remedy="choose it 1 or more")
 
 
 @dataclass(frozen=True)
@@ -100,8 +111,18 @@ class DataConfig:
     batch_samples: int = 1024  # samples of the global batch, at every layout
     epochs: float | None = None
     steps: int | None = None  # instead of epochs
-    seed: int = 0  # of the order of packs
+    seed: int = 0  # of the order of packs, and of which samples are held out
     validation: Path | None = None  # another packed folder
+    # Instead: this share of the folder's samples is held out, chosen by their ids and the seed alone
+    # (sft/held_out.py): the same at every layout, and never trained on.
+    validation_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_share(self.validation_share)
+        if self.validation is not None and self.validation_share:
+            raise UserError(
+                "data.validation and data.validation_share are both given", remedy="leave out one of the two"
+            )
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ Every rank computes the whole deal by itself from the same batch: no communicati
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from nemo_openmath.models.layout import Parallel
+from nemo_openmath.sft.balance import assign
 from nemo_openmath.sft.pack_types import Pack
 
 # Attention of one token over one earlier token against all else for one token; measured for a 1M and a 1.5B model it
@@ -29,7 +29,7 @@ def deal(batch: Sequence[Pack], ranks: int, parallel: Parallel) -> list[list[Pac
     Each sample is padded to ``parallel.sample_multiple``, each pack to ``parallel.pack_multiple``; under pipeline
     parallelism all packs of the batch get the same length, as the stages exchange tensors of one shape.
     """
-    shares = _assign([_cost(pack) for pack in batch], ranks)
+    shares = assign([round(_cost(pack)) for pack in batch], ranks)
     packs = [[batch[i] for i in share] for share in shares]
     if ranks > 1 and parallel.pp == 1:
         again = _deal_samples(batch, ranks)
@@ -105,19 +105,6 @@ def _cost(pack: Pack) -> float:
 
 def _slowest(shares: Sequence[Sequence[Pack]]) -> float:
     return max(sum(_cost(pack) for pack in share) for share in shares)
-
-
-def _assign(costs: Sequence[float], ranks: int) -> list[list[int]]:
-    """Largest first to the least loaded rank (Graham 1969), no rank more than ceil(items / ranks)."""
-    limit = -(-len(costs) // ranks)
-    shares: list[list[int]] = [[] for _ in range(ranks)]
-    heap = [(0.0, rank) for rank in range(ranks)]
-    for item in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        load, rank = heapq.heappop(heap)
-        shares[rank].append(item)
-        if len(shares[rank]) < limit:
-            heapq.heappush(heap, (load + costs[item], rank))
-    return shares
 
 
 def _deal_samples(batch: Sequence[Pack], ranks: int) -> list[list[Pack]]:

@@ -6,7 +6,6 @@ so a preempted job saves and exits with ``ExitCode.PREEMPTED``.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -20,16 +19,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from nemo_openmath.errors import ExitCode, OpenMathError, Preempted, UserError
+from nemo_openmath.pipeline.processes import killed_with_parent
 from nemo_openmath.training.run import check_job, read_job
 
 KILL_AFTER_SECONDS = 5.0  # between the first rank's death and the killing of the others
-# glibc gives a freed tensor back to the system and pays page by page for the next one: kept instead, in huge pages,
-# a CPU step of examples/tiny.yaml took 529 ms, not 569. Larger ones (a checkpoint's copies) still go back.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
+# Huge pages for what runtime.keep_freed_memory keeps; glibc reads it before a program starts, so that under another
+# launcher it is the user's to set.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 PREEMPTION_SECONDS = 600.0  # for saving after SIGTERM before ranks are killed
 
 
@@ -72,7 +68,7 @@ def spawn(
     on_line: Callable[[str], None] = print,
 ) -> None:
     """Run ``command`` once per rank with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set; see :func:`run_local`."""
-    base = {**KEEP_MEMORY, **os.environ, **(environment or {})}
+    base = {**HUGE_PAGES, **os.environ, **(environment or {})}
     base |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": str(threads)}
     base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "PYTHONUNBUFFERED": "1"}
     base.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -90,7 +86,7 @@ def spawn(
                             stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
                             stderr=file,
                             text=True,
-                            preexec_fn=_die_with_parent(os.getpid()),
+                            preexec_fn=killed_with_parent(),
                         )
                     )
             _watch(ranks, errors, on_line)
@@ -184,18 +180,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _die_with_parent(parent: int) -> Callable[[], None] | None:
-    """Ask the kernel (Linux) to kill the rank when the launcher dies, however it dies."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)
-    pr_set_pdeathsig = 1
-
-    def arrange() -> None:
-        libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before we asked
-            os._exit(int(ExitCode.FAILURE))
-
-    return arrange

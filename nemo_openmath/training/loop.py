@@ -6,9 +6,10 @@ import json
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.sft.pack_types import PackSource
 from nemo_openmath.training.checkpoint import CheckpointStore, load_model
 from nemo_openmath.training.config import TrainingConfig
-from nemo_openmath.training.metrics import LossGuard, Metrics, console_line
+from nemo_openmath.training.metrics import LossGuard, Metrics, TrainingDiverged, console_line
 from nemo_openmath.training.optimizer import Optimizer
 from nemo_openmath.training.runtime import is_main, parallel_state_of
 from nemo_openmath.training.schedule import learning_rate
@@ -76,10 +77,10 @@ def train(
             else:
                 load_hf(models, shape, hf_reader(model))
         optimizer = Optimizer.build(models, config)
-        first = 0
+        first, last = 0, None
         if newest is not None:
             found = store.load(newest, models, optimizer, source.fingerprint)
-            first, before = int(found["step"]), int(found["num_steps"])
+            first, before, last = int(found["step"]), int(found["num_steps"]), found.get("record")
             if first > source.num_steps:
                 raise UserError(
                     f"this checkpoint is of step {first}, the job ends after step {source.num_steps}",
@@ -91,7 +92,11 @@ def train(
                 if before != source.num_steps:
                     say(f"{before} steps were planned before, {source.num_steps} are now: the learning rate follows")
         run = _Run(models, optimizer, store, shape, source, config, output, validation, say, stopped)
-        return run.steps(first)
+        try:
+            return run.steps(first, last)
+        except TrainingDiverged:  # all ranks raise it: what is being written is finished
+            store.wait()
+            raise
 
 
 class _Run:
@@ -114,9 +119,10 @@ class _Run:
         self.stepper = Stepper(models, optimizer.chunks, shape, config)
         self.peak_flops = _peak_flops(config.precision)
 
-    def steps(self, first: int) -> TrainResult:
+    def steps(self, first: int, last: Mapping[str, Any] | None) -> TrainResult:
+        """Trains from step ``first`` on; ``last``: the line of metrics.jsonl of the checkpoint resumed from."""
         count, config = self.source.num_steps, self.config
-        metrics = Metrics(self.output, config, first) if is_main() else None
+        metrics = Metrics(self.output, config, first, last) if is_main() else None
         guard, loss, saved = LossGuard(config.guard), float("nan"), first
         for step in range(first, count):
             start = time.perf_counter()
@@ -130,16 +136,22 @@ class _Run:
             done = step + 1
             computed = time.perf_counter()
             record: dict[str, Any] = {"step": done, "loss": loss, "grad_norm": norm, "lr": lr, **_counts(facts)}
-            if self.validation is not None and _due(done, count, config.validation.every):
-                record["validation_loss"] = self.validate()
+            if self.validation is not None and _due(done, count, config.validation.every) and not stop:
+                held_out, stop = self.validate()
+                record |= {} if held_out is None else {"validation_loss": held_out}
+                if stop and is_main():
+                    self.say(f"asked to stop: step {done} is not validated")
             evaluated = time.perf_counter()
+            times = partial(_times, start, read, computed, evaluated, facts, self._ideal(facts))
             if stop or done in self.store.lasting or _due(done, 0, config.checkpoints.every):
-                self._save(done)
+                self._save(done, record | times())
                 saved = done
-            record |= _times(start, read, computed, evaluated, facts, self._ideal(facts))
-            if metrics is not None and (_due(done, count, config.log_every) or "validation_loss" in record):
-                metrics.write(record)
-                self.say(console_line(record, count))
+            record |= times()
+            if metrics is not None:
+                shown = _due(done, count, config.log_every) or "validation_loss" in record
+                metrics.write(record, boards=shown)
+                if shown:
+                    self.say(console_line(record, count))
             if stop and done < count:
                 self.store.wait()
                 if metrics is not None:
@@ -148,16 +160,17 @@ class _Run:
                     f"asked to stop: saved after step {done} of {count}; run the same command again to go on"
                 )
         if saved < count or first == count == 0:
-            self._save(count)
+            self._save(count, None)
         self.store.wait()
         if metrics is not None:
             metrics.close()
         return TrainResult(count, loss, torch_dist.step_folder(self.store.root, count))
 
-    def validate(self) -> float:
-        """Mean loss over the held-out samples: total over trained tokens, whatever their batches."""
+    def validate(self) -> tuple[float | None, bool]:
+        """Mean loss over the held-out samples: total over trained tokens, whatever their batches. And whether a rank
+        was asked to stop: then the loss is None, given up in the middle."""
         assert self.validation is not None
-        total, tokens = 0.0, 0
+        total, tokens, stop = 0.0, 0, False
         for model in self.models:
             model.eval()
         with torch.no_grad():
@@ -166,15 +179,20 @@ class _Run:
                 if not any(pack.num_trained for pack in batch):
                     continue
                 part, facts = self.stepper.run(batch, train=False)
-                total += total_loss(part)[0] * facts.trained_tokens
+                loss, stop = total_loss(part, self.stopped())
+                if stop:
+                    break
+                total += loss * facts.trained_tokens
                 tokens += facts.trained_tokens
         for model in self.models:
             model.train()
-        return total / tokens if tokens else float("nan")
+        return (total / tokens if tokens and not stop else None), stop
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, record: Mapping[str, Any] | None) -> None:
+        """``record``: the step's line of metrics.jsonl, kept with the checkpoint."""
         layout = {"world_size": dist.get_world_size(), **asdict(self.config.parallel)}
         facts = {"fingerprint": self.source.fingerprint, "num_steps": self.source.num_steps, "layout": layout}
+        facts |= {} if record is None else {"record": dict(record)}
         self.store.save(step, self.models, self.optimizer, facts)
 
     def _ideal(self, facts: BatchFacts) -> float:

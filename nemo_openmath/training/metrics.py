@@ -10,25 +10,30 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.errors import MissingExtra, OpenMathError
+from nemo_openmath.errors import MissingExtra, OpenMathError, UserError
 from nemo_openmath.pipeline.progress import Progress
 from nemo_openmath.sft.pack_types import Pack
 from nemo_openmath.training.config import Guard, TrainingConfig
 
 
 class Metrics:
-    """Appends a line per step to ``OUTPUT/metrics.jsonl`` (rank 0 alone); a resume cuts lines of steps done again."""
+    """Appends a line per step to ``OUTPUT/metrics.jsonl`` (rank 0 alone). A resume cuts lines of steps done again, and
+    puts back the line of the checkpoint's own step, ``last``, where a kill came between the save and the line."""
 
-    def __init__(self, output: Path, config: TrainingConfig, first_step: int):
+    def __init__(self, output: Path, config: TrainingConfig, first_step: int, last: Mapping[str, Any] | None = None):
         path = output / "metrics.jsonl"
-        kept = []
+        kept, newest = [], 0
         if path.exists():
-            for line in path.read_text().splitlines():
+            for line in path.read_text(errors="replace").splitlines():
                 try:
-                    if json.loads(line)["step"] <= first_step:
-                        kept.append(line)
-                except (json.JSONDecodeError, KeyError, TypeError):
+                    step = int(json.loads(line)["step"])
+                except (ValueError, KeyError, TypeError):
                     continue  # torn by a kill
+                if newest < step <= first_step:
+                    kept.append(line)
+                    newest = step
+        if last is not None and newest < first_step == last.get("step"):
+            kept.append(json.dumps(last))
         partial = path.with_suffix(".partial")
         partial.write_text("".join(line + "\n" for line in kept))
         partial.rename(path)
@@ -36,9 +41,12 @@ class Metrics:
         self._board = _tensorboard(output, first_step) if config.tensorboard else None
         self._wandb = _wandb(config.wandb_project, output) if config.wandb_project else None
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: Mapping[str, Any], *, boards: bool = True) -> None:
+        """``boards``: also to TensorBoard and wandb."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        if not boards:
+            return
         numbers = {key: value for key, value in record.items() if isinstance(value, int | float) and key != "step"}
         if self._board is not None:
             for key, value in numbers.items():
@@ -120,4 +128,8 @@ def _wandb(project: str, output: Path) -> Any:
     except ImportError:
         raise MissingExtra("wandb", "watch", "training.wandb_project") from None
     name = hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16]  # a resumed training goes on in its own run
-    return wandb.init(project=project, dir=str(output), id=name, name=output.name, resume="allow")
+    try:
+        return wandb.init(project=project, dir=str(output), id=name, name=output.name, resume="allow")
+    except wandb.errors.Error as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"wandb: {said}", remedy="run wandb login, or set WANDB_MODE=offline") from None

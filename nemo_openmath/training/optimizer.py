@@ -7,7 +7,7 @@ own shape, whatever the optimizer's inner division: the checkpoint knows nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from nemo_openmath.models.build import PackedGPT
 from nemo_openmath.models.cpu_compat import cuda_type_names
+from nemo_openmath.sft.balance import assign
 from nemo_openmath.training.config import TrainingConfig
 
 STATE_KEYS = ("exp_avg", "exp_avg_sq")
@@ -125,11 +126,25 @@ class Optimizer:
                     for main in group["params"]:
                         yield part, mains[id(main)], main, None
 
+    def share_out(self) -> dict[Tensor, int]:
+        """Model parameter -> the data-parallel rank (with context parallelism) that writes it to a checkpoint, the same
+        on all of them; sizes as even as can be found."""
+        parameters = [p for chunk in self.chunks for p in chunk.parameters()]
+        ranks = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+        shares = assign([p.numel() for p in parameters], ranks)
+        return {parameters[i]: rank for rank, share in enumerate(shares) for i in share}
+
+    def empty_state(self) -> dict[Tensor, dict[str, Tensor]]:
+        """Tensors on the host to load :meth:`full_state` into."""
+        parameters = (p for chunk in self.chunks for p in chunk.parameters())
+        return {p: {key: torch.empty(p.shape, dtype=torch.float32) for key in self.state_keys} for p in parameters}
+
     @torch.no_grad()
-    def full_state(self) -> dict[Tensor, dict[str, Tensor]]:
+    def full_state(self, receivers: Mapping[Tensor, int]) -> dict[Tensor, dict[str, Tensor]]:
         """Model parameter -> fp32 tensors of its shape: exp_avg, exp_avg_sq and, where kept apart, the main weight.
 
-        With the distributed optimizer every rank of the group gets the full tensors (summed from the shards).
+        With the distributed optimizer each parameter's are put together from the shards by the data-parallel rank that
+        ``receivers`` names, and are found there alone; otherwise every rank has all.
         """
         own: dict[Tensor, tuple[slice | None, dict[str, Tensor]]] = {}
         for part, parameter, main, held in self._locate():
@@ -143,15 +158,18 @@ class Optimizer:
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         full: dict[Tensor, dict[str, Tensor]] = {}
         for parameter in (p for chunk in self.chunks for p in chunk.parameters()):  # the same order on every rank
+            receiver = receivers[parameter]
             held, values = own.get(parameter, (None, {}))
             tensors = {}
             for key in self.state_keys:
                 flat = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
                 if held is not None and key in values:
                     flat[held] = values[key]
-                dist.all_reduce(flat, group=group)
-                tensors[key] = flat.view(parameter.shape).to("cpu")
-            full[parameter] = tensors
+                dist.reduce(flat, group=group, group_dst=receiver)
+                if group.rank() == receiver:
+                    tensors[key] = flat.view(parameter.shape).to("cpu")
+            if group.rank() == receiver:
+                full[parameter] = tensors
         return full
 
     @torch.no_grad()

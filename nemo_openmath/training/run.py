@@ -11,12 +11,15 @@ import sys
 import traceback
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nemo_openmath.errors import ExitCode, OpenMathError
+from nemo_openmath.errors import ExitCode, OpenMathError, UserError
 from nemo_openmath.pipeline.build import Builder
 from nemo_openmath.pipeline.config import Source
 from nemo_openmath.training.config import Job, TrainingConfig
+
+if TYPE_CHECKING:
+    from nemo_openmath.models.configs import ModelConfig
 
 
 def read_job(path: str | Path, overrides: list[str] | None = None) -> Job:
@@ -29,11 +32,20 @@ def read_job(path: str | Path, overrides: list[str] | None = None) -> Job:
 
 def check_job(job: Job, processes: int) -> None:
     """Refuse what can be refused before any rank is started: a missing model, a layout that does not divide."""
+    job.training.parallel.check(_shape(job), processes)
+
+
+def _changes(job: Job) -> dict[str, Any]:
+    names = ("rope_theta", "max_position_embeddings")
+    return {name: getattr(job, name) for name in names if getattr(job, name) is not None}
+
+
+def _shape(job: Job) -> ModelConfig:
     from nemo_openmath.models.configs import ModelConfig
 
     inside = job.model / "model"  # of a checkpoint folder
-    model = ModelConfig.from_hf(inside if (inside / "config.json").is_file() else job.model)
-    job.training.parallel.check(model, processes)
+    folder = inside if (inside / "config.json").is_file() else job.model
+    return ModelConfig.from_hf(folder).with_changes(**_changes(job))
 
 
 def run_job(job: Job) -> None:
@@ -53,18 +65,23 @@ def run_job(job: Job) -> None:
         seed=data.seed,
         pad_multiple=1,  # the trainer pads for the layout itself, so that the folder need not know it
         tokenizer=_tokenizer(job.model),
+        validation_share=data.validation_share,
     )
-    held_out = None
+    longest, positions = source.plan.longest, _shape(job).max_position_embeddings
+    if longest > positions:
+        raise UserError(
+            f"the longest sample has {longest} tokens, the model {positions} positions",
+            file=data.folder,
+            remedy="pack with a lower capacity, or raise the job's max_position_embeddings (and rope_theta)",
+        )
+    held_out = source.held_out
     if data.validation is not None:
         held_out = PackedData.open(data.validation, batch_samples=data.batch_samples, epochs=1, pad_multiple=1)
-    changes: dict[str, Any] = {
-        key: getattr(job, key) for key in ("rope_theta", "max_position_embeddings") if getattr(job, key) is not None
-    }
     train(
         *(job.model, source, job.training, job.output),
         validation=held_out,
         batch_samples=data.batch_samples,
-        changes=changes,
+        changes=_changes(job),
         say=lambda line: print(line, flush=True),
     )
 
@@ -81,6 +98,8 @@ def _tokenizer(model: Path) -> str | None:
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if not arguments:
+            raise UserError("no job file is named", remedy="python -m nemo_openmath.training.run JOB.yaml")
         run_job(read_job(arguments[0], arguments[1:]))
     except OpenMathError as error:
         print(f"rank {os.environ.get('RANK', '0')}: {error}", file=sys.stderr, flush=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import datetime
 import logging
 import os
 import random
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -24,12 +26,24 @@ def start_process(timeout_minutes: float = 30.0) -> None:
     for noisy in ("megatron.core", "torch.distributed"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     cpu_compat.install()
+    keep_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
         dist.init_process_group(
             "nccl" if torch.cuda.is_available() else "gloo", timeout=datetime.timedelta(minutes=timeout_minutes)
         )
+
+
+def keep_freed_memory() -> None:
+    """On CPU: keep the memory of freed tensors for the next ones. glibc gives blocks above 128 kB back to the system at
+    once and pays for every page of the next tensor anew. Blocks above 64 MiB (a checkpoint's copies) still go back."""
+    if torch.cuda.is_available() or not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        for parameter, value in ((-3, 64 << 20), (-1, (1 << 31) - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            libc.mallopt(parameter, value)
 
 
 @contextlib.contextmanager

@@ -17,19 +17,23 @@ from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import write_json
 from nemo_openmath.records.lineage import Lineage, digest_tree
 from nemo_openmath.sft.data_module import PackedData
+from nemo_openmath.sft.held_out import check_share
 from nemo_openmath.training.config import DataConfig, Job, TrainingConfig
 from nemo_openmath.training.metrics import show
 
 
 @dataclass(frozen=True)
 class SftConfig:
-    """``processes``: ranks on this machine; on a cluster the launcher starts them. ``epochs`` or ``steps``."""
+    """``processes``: ranks on this machine; on a cluster the launcher starts them. ``epochs`` or ``steps``.
+    ``validation_share``: of the packs' samples, held out by id for the validation loss, instead of the port
+    ``validation``."""
 
     processes: int = field(default=1, metadata=RUNTIME)
     threads: int = field(default=1, metadata=RUNTIME)
     batch_samples: int = 1024
     epochs: float | None = None
     steps: int | None = None
+    validation_share: float = 0.0
     rope_theta: float | None = None
     max_position_embeddings: int | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -37,6 +41,7 @@ class SftConfig:
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give the length of the training as epochs or as steps")
+        check_share(self.validation_share)
 
 
 @register
@@ -76,7 +81,12 @@ class Sft(Stage[SftConfig]):
 
         config = self.config
         steps = PackedData.open(
-            context.one("packs"), batch_samples=config.batch_samples, epochs=config.epochs, steps=config.steps
+            context.one("packs"),
+            batch_samples=config.batch_samples,
+            epochs=config.epochs,
+            steps=config.steps,
+            seed=context.seed,
+            validation_share=config.validation_share,
         ).num_steps
         return step_folder(context.output / "checkpoints", steps).is_dir()
 
@@ -94,6 +104,7 @@ class Sft(Stage[SftConfig]):
             steps=config.steps,
             seed=context.seed,
             validation=validation[0].resolve() if validation else None,
+            validation_share=config.validation_share,
         )
         job = Job(
             model=context.one("model").resolve(),

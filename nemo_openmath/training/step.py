@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -75,6 +76,7 @@ class Stepper:
             raise UserError(
                 f"a batch trains no token (samples {names}, ...)", remedy="check the loss masks of the data"
             )
+        check_tokens(batch, self.model.vocab_size)
         deals = deal(batch, self.ranks, self.parallel)
         facts = BatchFacts(
             samples=sum(len(pack.sample_ids) for pack in batch),
@@ -116,6 +118,21 @@ class Stepper:
             cp_rank=parallel_state.get_context_parallel_rank(),
             device=self.device,
         )
+
+
+def check_tokens(batch: Sequence[Pack], vocabulary: int) -> None:
+    """Refuse ids outside 0..vocabulary-1, naming the sample: under tensor parallelism they would train as zeros,
+    without an error."""
+    for pack in batch:
+        for ids in (pack.tokens, pack.labels):
+            if not len(ids) or (ids.min() >= 0 and ids.max() < vocabulary):
+                continue
+            wrong = int(np.flatnonzero((ids < 0) | (ids >= vocabulary))[0])
+            name = pack.sample_ids[int(np.searchsorted(pack.cu_seqlens, wrong, "right")) - 1]
+            raise UserError(
+                f"sample {name}: token {ids[wrong]} is outside the model's vocabulary of {vocabulary}",
+                remedy="tokenize with the model's own tokenizer",
+            )
 
 
 _NO_COUNT = torch.zeros((), dtype=torch.int)

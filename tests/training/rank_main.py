@@ -27,7 +27,7 @@ import torch.distributed as dist  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from nemo_openmath.errors import Preempted  # noqa: E402
+from nemo_openmath.errors import Preempted, UserError  # noqa: E402
 from nemo_openmath.models import hf_mapping  # noqa: E402
 from nemo_openmath.models.build import build_model, hf_reader, load_hf, parameters_by_stored_name  # noqa: E402
 from nemo_openmath.models.configs import ModelConfig  # noqa: E402
@@ -118,6 +118,8 @@ def training(case: dict[str, Any], config: TrainingConfig) -> None:
         train(Path(case["model"]), source, config, output, validation=validation, batch_samples=BATCH_SAMPLES)
     except TrainingDiverged as error:
         (output / "diverged").write_text(str(error))
+    except UserError as error:
+        (output / f"refused-{dist.get_rank()}").write_text(str(error))
     except Preempted:
         if case.get("signal", [0, 0])[1] != signal.SIGTERM:
             raise

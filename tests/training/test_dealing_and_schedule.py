@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,12 +17,15 @@ from nemo_openmath.errors import UserError
 from nemo_openmath.models.configs import preset
 from nemo_openmath.models.layout import Parallel
 from nemo_openmath.models.packed import zigzag
+from nemo_openmath.models.torch_dist import step_folder
 from nemo_openmath.sft.pack_types import Pack
-from nemo_openmath.training.config import Checkpoints, Guard, TrainingConfig
+from nemo_openmath.training.checkpoint import CheckpointStore
+from nemo_openmath.training.config import Checkpoints, DataConfig, Guard, TrainingConfig
 from nemo_openmath.training.dealing import deal, samples_of
-from nemo_openmath.training.metrics import LossGuard, TrainingDiverged, console_line
+from nemo_openmath.training.metrics import LossGuard, Metrics, TrainingDiverged, console_line
 from nemo_openmath.training.run import check_job, read_job
 from nemo_openmath.training.schedule import learning_rate
+from nemo_openmath.training.step import check_tokens
 
 batches = st.lists(st.lists(st.integers(1, 70), min_size=1, max_size=6), min_size=1, max_size=6)
 layouts = st.sampled_from(
@@ -120,6 +124,63 @@ def test_a_spike_is_over_the_running_mean() -> None:
         check(12.7, 1.0)  # mean 6.3
 
 
+def test_a_resume_leaves_one_line_for_each_step(tmp_path: Path) -> None:
+    """Killed after saving step 4 with its line not yet written, and with lines of steps to be done again."""
+    log = tmp_path / "metrics.jsonl"
+    for lines, kept in (("123", "123"), ("12356", "123"), ("1234567", "1234"), ("123412", "1234")):
+        log.write_text("".join(f'{{"step": {n}, "loss": {n}.5}}\n' for n in lines) + '{"step": 8, "lo')
+        Metrics(tmp_path, TrainingConfig(), 4, {"step": 4, "loss": 4.25}).close()
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
+        assert rows[3]["loss"] == (4.5 if "4" in kept else 4.25)
+
+
+def test_lines_of_every_step_whatever_is_shown(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, TrainingConfig(log_every=3), 0)
+    for step in (1, 2, 3):
+        metrics.write({"step": step}, boards=step == 3)
+    metrics.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_tensorboard_shows_steps_done_again_once(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    killed = Metrics(tmp_path, TrainingConfig(tensorboard=True), 0)
+    for step in range(1, 7):
+        killed.write({"step": step, "loss": 1.0})
+    killed._board.flush()
+    resumed = Metrics(tmp_path, TrainingConfig(tensorboard=True), 4)
+    for step in (5, 6, 7):
+        resumed.write({"step": step, "loss": 2.0})
+    resumed.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert shown == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 2.0), (6, 2.0), (7, 2.0)]
+
+
+def test_a_token_outside_the_vocabulary_names_its_sample() -> None:
+    pack = _pack(5, [4, 3])
+    pack.tokens[5] = 1000
+    check_tokens([pack], 1001)
+    with pytest.raises(UserError, match="sample 5/1: token 1000 is outside the model's vocabulary of 1000; "):
+        check_tokens([pack], 1000)
+
+
+def test_damaged_later_checkpoints_do_not_push_out_good_ones(tmp_path: Path) -> None:
+    """Resumed before a damaged step 6 with keep_last 1: what is saved at step 2, then 4, stays until the next."""
+    store = CheckpointStore.__new__(CheckpointStore)  # without process groups
+    store.root, store.lasting, store.keep_last = tmp_path, frozenset({3}), 1
+    step_folder(tmp_path, 6).mkdir()
+    for step in (2, 3, 4):
+        step_folder(tmp_path, step).mkdir()
+        store._remove_old(step)
+        assert step_folder(tmp_path, step).is_dir()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000004", "step-00000006"]
+
+
 def test_a_line_for_people() -> None:
     record = {"step": 3, "loss": 1.5, "grad_norm": 0.25, "lr": 1e-4, "tokens_per_second": 12345.6, "seconds": 2.0}
     line = console_line({**record, "mfu": 0.41, "fill": 0.98, "peak_memory_bytes": 3 << 30}, 9)
@@ -138,3 +199,20 @@ def test_a_job_is_refused_before_ranks_start(tmp_path: Path) -> None:
         check_job(job, 6)
     with pytest.raises(UserError, match=r"keep_last = -1"):
         read_job(tmp_path / "job.yaml", ["checkpoints.keep_last=-1"])
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: TrainingConfig(lr=0.0), "training.lr = 0.0; choose it above 0"),
+        (lambda: TrainingConfig(clip=-1.0), "training.clip = -1.0; choose it 0 or more"),
+        (lambda: TrainingConfig(log_every=0), "training.log_every = 0; choose it 1 or more"),
+        (lambda: TrainingConfig(lr=math.nan), "training.lr = nan; choose it above 0"),
+        (lambda: DataConfig(Path("packs"), validation_share=1.0), "validation_share = 1.0; choose it from 0"),
+        (lambda: DataConfig(Path("a"), validation=Path("b"), validation_share=0.1), "are both given"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(make: Callable[[], object], says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make()
+    assert says in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from nemo_openmath.errors import ExitCode, Preempted, UserError
 from nemo_openmath.training.launch_local import RankFailed, spawn
 from tests.training.packs import write_model
-from tests.training.test_same_loss_at_every_layout import assert_close, final_weights, records
+from tests.training.test_same_loss_at_every_layout import assert_close, final_weights, records, weights_after
 
 STEPS, KILLED_AT = 10, 6
 
@@ -44,6 +45,63 @@ def test_kill_9_and_resume(tmp_path: Path) -> None:
     assert [r["step"] for r in records(tmp_path / "killed")] == list(range(1, STEPS + 1))
     assert [r["loss"] for r in records(tmp_path / "killed")] == [r["loss"] for r in records(tmp_path / "whole")]
     assert_close(final_weights(tmp_path / "killed"), final_weights(tmp_path / "whole"), 0.0)
+
+
+def _sweep(root: Path, name: str, model: str, layouts: list[Any], *, steps: int, kills: int) -> dict[str, Any]:
+    spec = {"model": model, "output": str(root / name), "steps": steps, "kills": kills, "seed": 0, "layouts": layouts}
+    (root / f"{name}.json").write_text(json.dumps(spec))
+    command = [sys.executable, "-m", "tests.training.kill_sweep", str(root / f"{name}.json")]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _config(**changes: Any) -> dict[str, Any]:
+    settings = {"lr": 1e-3, "warmup": 0.2, "epsilon": 1e-6, "distributed_optimizer": True}
+    saves = {"every": 1, "keep_last": 2, "asynchronous": changes.pop("asynchronous", False)}
+    return {**settings, "checkpoints": saves, **changes}
+
+
+def _line(row: dict[str, Any]) -> tuple[int, float, float]:
+    return row["step"], row["loss"], row["grad_norm"]
+
+
+def _sweep_and_compare(root: Path, *, steps: int, kills: int, asynchronous: tuple[bool, ...]) -> None:
+    model = str(write_model(root / "hf", "tied"))
+    _sweep(root, "whole", model, [[2, _config()]], steps=steps, kills=0)
+    whole = records(root / "whole")
+    assert [row["step"] for row in whole] == list(range(1, steps + 1))
+    for each in asynchronous:
+        name = "asynchronous" if each else "synchronous"
+        found = _sweep(root, name, model, [[2, _config(asynchronous=each)]], steps=steps, kills=kills)
+        print(f"{name}, the same layout: {found}")
+        assert found["kills"] == kills
+        assert [_line(row) for row in records(root / name)] == [_line(row) for row in whole]
+        assert_close(weights_after(root / name, steps), weights_after(root / "whole", steps), 0.0)
+    others = ({"tp": 2}, {"pp": 2, "vpp": 2}, {"cp": 2})
+    layouts = [[2, _config()], *([2, _config(parallel=parallel, asynchronous=True)] for parallel in others)]
+    layouts.append([1, _config(distributed_optimizer=False)])
+    found = _sweep(root, "others", model, layouts, steps=steps, kills=kills)
+    print(f"a layout of its own for every attempt: {found}")
+    assert found["kills"] == kills
+    assert [row["step"] for row in records(root / "others")] == list(range(1, steps + 1))
+    for row, expected in zip(records(root / "others"), whole, strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert_close(weights_after(root / "others", steps), weights_after(root / "whole", steps), 1e-5)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    """Between two steps, within one, within a save: every line of metrics.jsonl and every weight is exactly that of the
+    uninterrupted run; within 1e-5 when each attempt has another layout."""
+    _sweep_and_compare(tmp_path, steps=6, kills=3, asynchronous=(True,))
+
+
+@pytest.mark.manual
+def test_killed_at_random_moments_many_times(tmp_path: Path) -> None:
+    """The same for as many kills as OPENMATH_KILLS says; `-s` shows what was hit."""
+    kills = int(os.environ.get("OPENMATH_KILLS", "60"))
+    _sweep_and_compare(tmp_path, steps=kills, kills=kills, asynchronous=(False, True))
 
 
 def test_a_failing_rank_takes_all_down_and_is_quoted() -> None:

@@ -72,7 +72,10 @@ def _single(root: Path) -> list[dict[str, Any]]:
             "output": str(root / "diverged"),
             "steps": STEPS,
             **base,
-            "config": {"guard": {"spike_factor": 0.5, "window": 1}},  # a loss that does not halve counts as a spike
+            "config": {
+                "guard": {"spike_factor": 0.5, "window": 1},  # a loss that does not halve counts as a spike
+                "checkpoints": {"every": 1, "asynchronous": True},
+            },
         },
     ]
 
@@ -105,6 +108,9 @@ def _pairs(root: Path) -> list[dict[str, Any]]:
     for name, start in (("bf16", {}), ("bf16 resumed", {"start": str(root / "bf16"), "until": STOPPED_AFTER})):
         saved = {"precision": "bf16", "checkpoints": {"every": STOPPED_AFTER, "keep_last": 0}}
         cases.append({**base, "output": str(root / name), "config": {**stopped, **saved}, **start})
+    for before, now in (("bf16", "fp32"), ("stopped", "bf16")):
+        config = {**stopped, "precision": now}
+        cases.append({**base, "output": str(root / f"refused {now}"), "config": config, "start": str(root / before)})
     return cases
 
 
@@ -179,7 +185,12 @@ def records(output: Path) -> list[dict[str, Any]]:
 
 def final_weights(output: Path) -> dict[str, Tensor]:
     """HF weights of the last step's checkpoint."""
-    folder = torch_dist.step_folder(output / "checkpoints", STEPS)
+    return weights_after(output, STEPS)
+
+
+def weights_after(output: Path, step: int) -> dict[str, Tensor]:
+    """HF weights of a step's checkpoint."""
+    folder = torch_dist.step_folder(output / "checkpoints", step)
     torch_dist.verify(folder)
     config, tensors = torch_dist.read_model(folder)
     return {name: t for e, stored in tensors for name, t in zip(e.hf, hf_mapping.split(e, stored, config), strict=True)}
@@ -219,13 +230,24 @@ def test_bf16_trains_and_resumes_exactly(results: Path, adamw: Any) -> None:
     assert_close(final_weights(results / "bf16 resumed"), final_weights(results / "bf16"), 0.0)
 
 
+@pytest.mark.parametrize(("now", "before"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_a_resume_in_another_precision_is_refused(results: Path, now: str, before: str) -> None:
+    """fp32 weights or optimizer state would be lost or made up; every rank says so, in one line, and writes nothing."""
+    folder = results / f"refused {now}"
+    for rank in (0, 1):
+        said = (folder / f"refused-{rank}").read_text()
+        assert said.endswith(f"this checkpoint is of {before} training; set training.precision to {before}")
+    assert not (folder / "metrics.jsonl").exists()
+
+
 def test_a_spike_stops_the_training_and_names_the_batch(results: Path) -> None:
     said = (results / "diverged/diverged").read_text()
     assert "weights unchanged" in said
     assert "step1/pack0/sample0" in said
     assert "step1/pack2/sample2" in said
     assert [r["step"] for r in records(results / "diverged")] == [1]
-    assert not list((results / "diverged").glob("checkpoints/step-*"))
+    # what was being written is whole, nothing was saved of the step refused
+    assert torch_dist.newest_valid(results / "diverged/checkpoints")[0].name == "step-00000001"
 
 
 @pytest.mark.parametrize("layout", RESUMED_AT)

@@ -1,0 +1,119 @@
+"""Kills a training at random moments, again and again, until it has come to its end.
+
+    python -m tests.training.kill_sweep SPEC.json
+
+Ranks are forked from a process that has imported everything already, so that an attempt costs a second and not ten.
+A kill comes after one to three batches of an attempt were asked for, at a moment uniform in the time that a step and
+its save took. Half of the times all ranks die at once, as when a machine is lost; else one dies, and the others up to
+0.2 s later.
+
+The spec: {"model": folder, "output": folder, "steps": n, "kills": n, "seed": n, "layouts": [[ranks, config],
+...]}; attempt i has layout i modulo their number. Prints {"kills", "within_save", "attempts", "steps"}: within
+a save is a kill that leaves a partial folder; ``steps`` are those after which checkpoints were resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_openmath.models import cpu_compat
+
+cpu_compat.install()
+
+from nemo_openmath.pipeline.build import Builder, Origin  # noqa: E402
+from nemo_openmath.sft.pack_types import Pack  # noqa: E402
+from nemo_openmath.training.config import TrainingConfig  # noqa: E402
+from nemo_openmath.training.launch_local import _free_port  # noqa: E402
+from nemo_openmath.training.loop import train  # noqa: E402
+from nemo_openmath.training.runtime import start_process  # noqa: E402
+from tests.training.packs import BATCH_SAMPLES, RandomPacks  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Announced(RandomPacks):
+    """Writes to a pipe when a batch is asked for."""
+
+    pipe: int = -1
+
+    def batch(self, step: int) -> list[Pack]:
+        os.write(self.pipe, b".")
+        return super().batch(step)
+
+
+def rank_main(spec: dict[str, Any], config: dict[str, Any], rank: int, world: int, port: int, pipe: int) -> None:
+    """Does not return."""
+    code = 1
+    try:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+        start_process(timeout_minutes=2)
+        built = Builder(lambda _: Origin("test")).build(TrainingConfig, config)
+        source = Announced(spec["steps"], pipe=pipe) if rank == 0 else RandomPacks(spec["steps"])
+        say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+        train(Path(spec["model"]), source, built, Path(spec["output"]), batch_samples=BATCH_SAMPLES, say=say)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def attempt(spec: dict[str, Any], number: int, chance: random.Random | None) -> bool:
+    """One start of all ranks, killed unless ``chance`` is None; True when it came to its end."""
+    world, config = spec["layouts"][number % len(spec["layouts"])]
+    port, (reader, writer) = _free_port(), os.pipe()
+    ranks = []
+    for rank in range(world):
+        child = os.fork()
+        if child == 0:
+            rank_main(spec, config, rank, world, port, writer)
+        ranks.append(child)
+    os.close(writer)
+    if chance is not None:
+        took, before = 0.5, time.monotonic()
+        for number in range(chance.randint(1, 3)):
+            if not os.read(reader, 1):  # rank 0 is gone
+                break
+            took, before = (time.monotonic() - before if number else took), time.monotonic()
+        time.sleep(chance.uniform(0, took))
+        order = chance.sample(ranks, len(ranks))
+        os.kill(order[0], signal.SIGKILL)
+        time.sleep(chance.choice((0.0, chance.uniform(0, 0.2))))
+        for child in order[1:]:
+            os.kill(child, signal.SIGKILL)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in ranks]
+    os.close(reader)
+    wrong = [code for code in codes if code not in (0, -signal.SIGKILL)]
+    if wrong and -signal.SIGKILL not in codes:
+        raise SystemExit(f"ranks ended by themselves: {codes}")
+    return all(code == 0 for code in codes)
+
+
+def main() -> None:
+    spec = json.loads(Path(sys.argv[1]).read_text())
+    chance, checkpoints = random.Random(spec["seed"]), Path(spec["output"]) / "checkpoints"
+    found: dict[str, Any] = {"kills": 0, "within_save": 0, "attempts": 0, "steps": []}
+    finished = False
+    while not finished:
+        newest = max((int(p.name[5:]) for p in checkpoints.glob("step-*")), default=0)
+        kill = found["kills"] < spec["kills"] and newest < spec["steps"]
+        finished = attempt(spec, found["attempts"], chance if kill else None)
+        found["attempts"] += 1
+        found["steps"].append(newest)
+        if kill and not finished:
+            found["kills"] += 1
+            found["within_save"] += bool(list(checkpoints.glob(".step-*.partial")))
+    print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
