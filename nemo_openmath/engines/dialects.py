@@ -66,8 +66,9 @@ def _common(request: Request, model: str, stream: bool) -> Body:
         "max_tokens": s.max_tokens,
         "temperature": s.temperature,
         "top_p": s.top_p,
-        "seed": s.seed % 2**63,
     }
+    if s.temperature > 0:  # a seed has no effect at 0, and costs a server a generator of its own
+        body["seed"] = s.seed % 2**63
     if s.stop:
         body["stop"] = s.stop
     if stream:

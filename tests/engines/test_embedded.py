@@ -9,6 +9,7 @@ import tiny
 import torch
 
 from nemo_openmath.engines.embedded import EmbeddedEngine
+from nemo_openmath.engines.embedded.kernels import load_kernels
 from nemo_openmath.engines.embedded.sampling import RowSampling, sample, uniforms
 from nemo_openmath.engines.protocol import ContextOverflow, EngineError, Finish, InvalidRequest, Request, Sampling
 from nemo_openmath.errors import UserError
@@ -104,17 +105,33 @@ def exact(logits: np.ndarray, temperature: float, top_p: float, top_k: int, min_
     return result
 
 
+def draw_in_torch(logits: torch.Tensor, rows: RowSampling, u: np.ndarray) -> np.ndarray:
+    return sample(logits, rows, u)
+
+
+def draw_compiled(logits: torch.Tensor, rows: RowSampling, u: np.ndarray) -> np.ndarray:
+    if (kernels := load_kernels(16, 2, 1)) is None:
+        pytest.skip("no C compiler")
+    n, vocab = logits.shape
+    logits, tokens = logits.contiguous(), np.empty(n, np.int64)
+    room = np.empty(kernels.room_size(vocab), np.float32)
+    given = [a.ctypes.data for a in (rows.temperature, rows.top_p, rows.top_k, rows.min_p, u)]
+    kernels.sample(logits.data_ptr(), vocab, vocab, *given, 0, n, room.ctypes.data, tokens.ctypes.data, None)
+    return tokens
+
+
+@pytest.mark.parametrize("draw", [draw_in_torch, draw_compiled])
 @pytest.mark.parametrize(
     ("vocab", "temperature", "top_p", "top_k", "min_p"),
     [
         (64, 1.0, 1.0, 0, 0.0),
         (64, 0.7, 0.95, 0, 0.0),
         (6000, 0.5, 0.9, 0, 0.0),
-        (64, 1.3, 0.8, 12, 0.1),
+        (61, 1.3, 0.8, 12, 0.1),
         (6000, 1.0, 0.999, 400, 0.0),
     ],
 )
-def test_sampled_frequencies_pass_chi_square(vocab, temperature, top_p, top_k, min_p):
+def test_sampled_frequencies_pass_chi_square(draw, vocab, temperature, top_p, top_k, min_p):
     from scipy.stats import chisquare
 
     n = 20_000 if vocab < 1000 else 4000
@@ -123,7 +140,7 @@ def test_sampled_frequencies_pass_chi_square(vocab, temperature, top_p, top_k, m
     counts = np.zeros(vocab)
     for part in np.array_split(u, 20):
         full = [np.full(len(part), x, t) for x, t in ((temperature, "f4"), (top_p, "f4"), (top_k, "i8"), (min_p, "f4"))]
-        counts += np.bincount(sample(logits.expand(len(part), -1), RowSampling(*full), part), minlength=vocab)
+        counts += np.bincount(draw(logits.expand(len(part), -1), RowSampling(*full), part), minlength=vocab)
     expected = exact(logits.numpy(), temperature, top_p, top_k, min_p) * n
     assert counts[expected == 0].sum() == 0
     common = expected >= 5
@@ -132,6 +149,24 @@ def test_sampled_frequencies_pass_chi_square(vocab, temperature, top_p, top_k, m
     if wanted[-1] < 5:
         observed, wanted = [*observed[:-2], sum(observed[-2:])], [*wanted[:-2], sum(wanted[-2:])]
     assert chisquare(observed, wanted).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("vocab", [5, 64, 1003])
+def test_both_samplers_draw_the_same(vocab):
+    """Every mix of options, ties and a nearly sure token among them; the same uniform numbers."""
+    rng = np.random.default_rng(vocab)
+    n = 600
+    logits = rng.normal(size=(n, vocab)).astype(np.float32) * rng.choice([0.1, 3, 30], (n, 1)).astype(np.float32)
+    logits[::5] = logits[::5].round()
+    rows = RowSampling(
+        rng.choice([0, 0.3, 1, 2], n).astype(np.float32),
+        rng.choice([1, 0.95, 0.5, 1e-6], n).astype(np.float32),
+        rng.choice([0, 1, 3, 40, 2000], n),
+        rng.choice([0, 0.02, 1], n).astype(np.float32),
+    )
+    u = rng.random(n)
+    same = draw_compiled(torch.from_numpy(logits), rows, u) == sample(torch.from_numpy(logits), rows, u)
+    assert same.mean() > 0.998  # but for draws at the edge between two tokens, where rounding decides
 
 
 async def test_engine_draws_from_the_models_distribution(engine, model_dir):

@@ -1,47 +1,81 @@
-"""The compiled step against the torch step: the same logits at unequal lengths."""
+"""The compiled decoder against the torch one, and against itself in other batches: there, to the last bit."""
 
 import shutil
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
-from nemo_openmath.engines.embedded.decoder import Decoder, Segment
+from nemo_openmath.engines.embedded.compiled import CompiledDecoder, compile_decoder
+from nemo_openmath.engines.embedded.decoder import Decoder, Segment, TorchDecoder
 from nemo_openmath.engines.embedded.weights import load_weights
 
 LENGTHS = (1, 16, 17, 63, 64, 65, 200)
+MODELS = [
+    ("qwen2", {}),
+    ("qwen3", {"head_dim": 32, "num_key_value_heads": 1}),
+    ("llama", {"num_key_value_heads": 4, "vocab_size": 509}),
+]
+compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
 
-def step(path, compiled: bool, threads: int = 1) -> tuple[torch.Tensor, Decoder]:
-    import numpy as np
-
-    with torch.inference_mode():
-        decoder = Decoder(load_weights(path), len(LENGTHS) + 1, threads, compiled)
-        for row, length in enumerate(LENGTHS):
-            decoder.prefill([Segment(row, 0, np.arange(row, row + length) % 500)])
-            decoder.activate(row, length)
-            decoder.positions[row] = length
-            decoder.tokens[row] = row + 3
-        for _ in range(2):  # twice: the second sees what the first wrote
-            logits = decoder.decode(len(LENGTHS), max(LENGTHS) + 2)[: len(LENGTHS)].clone()
-            decoder.positions[: len(LENGTHS)] += 1
-    return logits, decoder
+def compiled(path, threads: int = 1, slots: int = 8) -> CompiledDecoder:
+    decoder = compile_decoder(load_weights(path), slots, threads)
+    assert decoder is not None
+    return decoder
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-@pytest.mark.parametrize(("kind", "changes"), [("qwen2", {}), ("qwen3", {"head_dim": 32, "num_key_value_heads": 1})])
-def test_compiled_step_is_the_torch_step(tmp_path, kind, changes):
+def logits_of(decoder: Decoder) -> torch.Tensor:
+    """Of prompts of unequal lengths, and of three more tokens each."""
+    rows = np.arange(len(LENGTHS))
+    made = [decoder.prefill([Segment(r, 0, np.arange(r, r + n) % 500) for r, n in enumerate(LENGTHS)]).clone()]
+    for i in range(3):
+        made.append(decoder.decode(rows, rows + 3 + i, np.array(LENGTHS) + i).clone())
+    return torch.cat(made)
+
+
+@compiler
+@pytest.mark.parametrize(("kind", "changes"), MODELS)
+def test_compiled_logits_are_those_of_torch(tmp_path, kind, changes):
     path = tiny.save_model(tmp_path / "m", kind, **changes)
-    expected, _ = step(path, compiled=False)
-    for threads in (1, 3):
-        actual, decoder = step(path, compiled=True, threads=threads)
-        assert decoder.kernels is not None
-        torch.testing.assert_close(actual, expected, atol=2e-4, rtol=1e-4)
+    with torch.inference_mode():
+        expected = logits_of(TorchDecoder(load_weights(path), 8))
+        for threads in (1, 3):
+            actual = logits_of(compiled(path, threads))
+            torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-5)
+
+
+@compiler
+@pytest.mark.parametrize(("kind", "changes"), MODELS)
+def test_a_token_has_the_same_bits_however_it_is_computed(tmp_path, kind, changes):
+    """In one prompt, in parts, token by token, alone and among others, and from a moved, copied or saved cache."""
+    path = tiny.save_model(tmp_path / "m", kind, **changes)
+    ids = np.random.default_rng(0).integers(3, 500, 130).astype(np.int32)
+    seen = []
+    with torch.inference_mode():
+        for threads in (1, 3):
+            d = compiled(path, threads)
+            seen.append(d.prefill([Segment(0, 0, ids)]).clone())
+            d.prefill([Segment(1, 0, ids[:100]), Segment(2, 0, ids[:7]), Segment(4, 0, ids[3:50])])
+            seen.append(d.prefill([Segment(1, 100, ids[100:]), Segment(2, 7, ids[7:])]).clone())
+            d.prefill([Segment(3, 0, ids[:109])])
+            d.move_row(3, 5, 109)
+            d.copy_row(5, 6, 109)
+            d.load_row(7, *d.save_row(6, 109), 109)
+            for rows in ([5], [5, 6], [0, 1, 2, 3, 4, 5, 6, 7]):
+                for at in range(109, 130):
+                    tokens = np.where(np.isin(rows, (5, 6, 7)), ids[at], at)
+                    last = d.decode(np.array(rows), tokens, np.full(len(rows), at))
+                seen.append(last[[i for i, r in enumerate(rows) if r in (5, 6, 7 if len(rows) > 2 else 5)]].clone())
+    for logits in seen:
+        assert torch.equal(logits, seen[0].expand_as(logits))
 
 
 def test_without_compiler_torch_decodes(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", "/nowhere/cc")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    logits, decoder = step(tiny.save_model(tmp_path / "m"), compiled=True)
-    assert decoder.kernels is None
-    assert logits.isfinite().all()
+    weights = load_weights(tiny.save_model(tmp_path / "m"))
+    assert compile_decoder(weights, 8, 1) is None
+    with torch.inference_mode():
+        assert logits_of(TorchDecoder(weights, 8)).isfinite().all()

@@ -1,8 +1,11 @@
 """Against a real vLLM server. Start one (a CPU will do) and say where it is and which folder it serves:
 
-    python -m vllm.entrypoints.openai.api_server --model DIR --dtype float32 --enforce-eager --block-size 16 \\
-        --enable-prompt-tokens-details
+    python -m vllm.entrypoints.openai.api_server --model DIR --dtype float32 --enforce-eager --block-size 32 \\
+        --enable-prompt-tokens-details --max-num-batched-tokens 16384
     OPENMATH_VLLM_URL=http://127.0.0.1:8000 OPENMATH_VLLM_MODEL=DIR pytest -m manual tests/engines/test_vllm.py
+
+On a CPU, vLLM 0.32 dies ("CPU Generator does not use offset") when a seeded request's prompt is computed in parts: hence
+the last option.
 """
 
 import asyncio

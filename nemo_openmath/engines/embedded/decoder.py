@@ -1,29 +1,28 @@
-"""The forward pass: ragged prefill and batched single-token decoding over one static KV cache.
+"""What computes the model, behind one interface, and the one of the two that is torch alone (GPUs, other types than
+float32, machines without a C compiler): ragged prefill and batched single-token decoding over one static KV cache.
 
 Layout (allocated once; R slots, H KV heads, D head_dim, C capacity in tokens)::
 
     keys, values  [layer][R * H, C, D]
-    mask          [R, C]                  0 where a slot may look, -inf elsewhere (without compiled kernels)
+    mask          [R, C]                  0 where a slot may look, -inf elsewhere
 
 Rows are slots. A step computes rows 0..n-1, n rounded up to ``quantum``: the smallest number of rows at which this
 machine's matrix product gives every row the same bits whatever the number of rows; so a request draws the same tokens
 alone and in any batch. Rows that are not decoding compute on a scratch column and are ignored.
-
-In float32 on the CPU, attention, rotation, norms and gate run in compiled kernels (kernels.py) that read exactly the
-positions each row has; elsewhere, and without a compiler, the same step runs in torch alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemo_openmath.engines.embedded.kernels import Kernels, load_kernels
+from nemo_openmath.engines.embedded.sampling import RowSampling, logprobs, sample
 from nemo_openmath.engines.embedded.weights import Weights
 
 BLOCK = 64  # attention lengths are rounded up to this: few distinct shapes, aligned rows
@@ -36,6 +35,47 @@ class Segment:
     row: int
     start: int
     ids: np.ndarray
+
+
+class Decoder(Protocol):
+    """Computes; knows nothing of requests. Not safe for use from more than one thread. A row is a slot's number;
+    ``capacity``: tokens that each holds. Logits are valid until the next call."""
+
+    rows: int
+    capacity: int
+    vocab: int
+    max_context: int
+
+    def prefill(self, segments: Sequence[Segment]) -> Tensor:
+        """Compute the tokens of all segments at once, without padding; return the logits [segments, vocab] of each
+        segment's last token. The cache of a segment's row must hold positions 0..start-1."""
+        ...
+
+    def decode(self, rows: np.ndarray, tokens: np.ndarray, positions: np.ndarray) -> Tensor:
+        """One token for each of ``rows`` (ascending) at its position; return logits [len(rows), vocab]."""
+        ...
+
+    def sample(
+        self, logits: Tensor, rows: RowSampling, u: np.ndarray, with_logprobs: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Draw one token for each row of ``logits`` with the uniform numbers ``u``, and its log probability."""
+        ...
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` positions of a row's cache."""
+        ...
+
+    def move_row(self, source: int, target: int, length: int) -> None:
+        """The same, where ``source`` is not needed any more."""
+        ...
+
+    def save_row(self, row: int, length: int) -> tuple[Tensor, Tensor]:
+        """Return copies of a row's first ``length`` keys and values, for :meth:`load_row`."""
+        ...
+
+    def load_row(self, row: int, keys: Tensor, values: Tensor, length: int) -> None:
+        """Put back the first ``length`` positions of what was saved."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +103,15 @@ class _Step:
     up: Tensor
     logits: Tensor
     rows_kv: Tensor
-    live: Tensor
-    h: Tensor
-    gated: Tensor
     cache: list[tuple[Tensor, Tensor, Tensor, Tensor]]  # of each layer: keys to write, values to write, keys, values
 
 
-class Decoder:
-    """Computes; knows nothing of requests. Not safe for use from more than one thread."""
+class TorchDecoder:
+    """A :class:`Decoder` in torch."""
 
-    def __init__(self, weights: Weights, slots: int, threads: int = 1, compiled: bool = True):
+    def __init__(self, weights: Weights, slots: int):
         w = self.weights = weights
-        self.slots = slots
+        self.slots, self.vocab, self.max_context = slots, w.head.shape[0], w.max_context
         self.dtype, self.device = w.embedding.dtype, w.embedding.device
         self.capacity = -(-(w.max_context + 1) // BLOCK) * BLOCK  # the last column is scratch
         self.scratch = self.capacity - 1
@@ -99,15 +136,8 @@ class Decoder:
         self._heads_out = zeros(rows * kv, w.group, d)  # rows that are not live keep finite values
         self._gate_up = empty(rows, w.layers[0].gate_up.shape[0])
         self._logits = empty(rows, w.head.shape[0])
-        self.live = torch.zeros(rows, dtype=torch.uint8, device=self.device)
-        self.kernels: Kernels | None = None
-        if compiled and self.device.type == "cpu" and self.dtype == torch.float32:
-            self.kernels = load_kernels(d, w.group, w.layers[0].down.shape[1], threads)
-        self._scratch_scores = empty(threads, w.group, self.capacity + 16)
-        self._h = empty(rows, w.embedding.shape[1])
-        self._gated = empty(rows, w.layers[0].down.shape[1])
+        self._expected = np.full(rows, -1)  # positions that the mask of each row shows
         self._steps: dict[tuple[int, int], _Step] = {}
-        # on the CPU the step's inputs are written through numpy, without a call into torch
         self.rotation = torch.cat([w.rotation, w.rotation[-1:].expand(self.capacity - len(w.rotation), -1)])
 
     def round_rows(self, n: int) -> int:
@@ -115,19 +145,26 @@ class Decoder:
 
     # -- one token for each row ------------------------------------------------------------------------------------
 
-    def decode(self, n: int, longest: int) -> Tensor:
-        """Compute one token for rows 0..n-1 from ``tokens`` at ``positions``; return logits [n', vocab], n' >= n.
+    def decode(self, rows: np.ndarray, tokens: np.ndarray, positions: np.ndarray) -> Tensor:
+        for i in np.flatnonzero(self._expected[rows] != positions).tolist():
+            self.mask[rows[i], : positions[i]] = 0
+            self.mask[rows[i], positions[i] :] = float("-inf")
+        self._expected[rows] = positions + 1
+        where = torch.from_numpy(rows).to(self.device)
+        self.positions.fill_(self.scratch)
+        self.positions[where] = torch.from_numpy(positions).to(self.device)
+        self.tokens[where] = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
+        n = int(rows[-1]) + 1
+        logits = self._step(self.round_rows(n), int(positions.max()) + 1)
+        return logits[:n] if n == len(rows) else logits[where]
 
-        ``longest``: the greatest position + 1 of a decoding row. The result is valid until the next call.
-        """
+    def _step(self, rows: int, longest: int) -> Tensor:
+        """Compute rows 0 .. rows - 1 from ``tokens`` at ``positions``, all below ``longest`` or parked at scratch."""
         w = self.weights
-        rows = self.round_rows(n)
         length = -(-longest // BLOCK) * BLOCK
         s = self._steps.get((rows, length)) or self._make_step(rows, length)
         torch.index_select(w.embedding, 0, s.tokens, out=s.x)
         torch.index_select(self.rotation, 0, s.positions, out=s.rotation)
-        if self.kernels is not None:
-            return self._decode_compiled(self.kernels, s)
         rotation = s.rotation.unsqueeze(1).unsqueeze(1)
         s.positions_kv.view(rows, -1).copy_(s.positions.unsqueeze(1))
         self.mask.index_put_((self._row_index[:rows], s.positions), self._zero)
@@ -150,24 +187,6 @@ class Decoder:
             F.silu(s.gate, inplace=True).mul_(s.up)
             _add_linear(s.x, s.gate, layer.down, None)
         torch.mm(F.rms_norm(s.x, hidden, w.norm, eps), w.head.t(), out=s.logits)
-        return s.logits
-
-    def _decode_compiled(self, kernels: Kernels, s: _Step) -> Tensor:
-        w, eps = self.weights, self.weights.eps
-        for layer, (write_keys, write_values, _, _) in zip(w.layers, s.cache, strict=True):
-            kernels.rms_norm(s.x, s.h, eps)
-            _linear(s.h, layer.qkv, layer.qkv_bias, s.qkv)
-            kernels.attend(
-                *(s.qkv, layer.qk_norm, s.rotation, write_keys, write_values, s.positions, s.live),
-                *(self._scratch_scores, s.heads_out, w.kv_heads, eps),
-            )
-            _add_linear(s.x, s.attended, layer.o, layer.o_bias)
-            kernels.rms_norm(s.x, s.h, eps)
-            torch.mm(s.h, layer.gate_up.t(), out=s.gate_up)
-            kernels.gated(s.gate_up, s.gated)
-            _add_linear(s.x, s.gated, layer.down, None)
-        kernels.rms_norm(s.x, s.h, eps)
-        torch.mm(s.h.mul_(w.norm), w.head.t(), out=s.logits)
         return s.logits
 
     def _make_step(self, rows: int, length: int) -> _Step:
@@ -202,9 +221,6 @@ class Decoder:
             up=gate_up[:, half:],
             logits=self._logits[:rows],
             rows_kv=self._rows_kv[: rows * kv],
-            live=self.live[:rows],
-            h=self._h[:rows],
-            gated=self._gated[:rows],
             cache=[
                 (k, v, k[: rows * kv, :length].transpose(1, 2), v[: rows * kv, :length])
                 for k, v in zip(self.keys, self.values, strict=True)
@@ -216,8 +232,6 @@ class Decoder:
     # -- many tokens of some rows ----------------------------------------------------------------------------------
 
     def prefill(self, segments: Sequence[Segment]) -> Tensor:
-        """Compute the tokens of all segments at once, without padding; return the logits [segments, vocab] of each
-        segment's last token. The cache of a segment's row must hold positions 0..start-1."""
         w = self.weights
         kv, group, d = w.kv_heads, w.group, w.head_dim
         ids = np.concatenate([s.ids for s in segments])
@@ -267,26 +281,22 @@ class Decoder:
             return None
         return torch.ones(n, s.start + n, dtype=torch.bool, device=self.device).tril(s.start)
 
+    def sample(
+        self, logits: Tensor, rows: RowSampling, u: np.ndarray, with_logprobs: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        tokens = sample(logits, rows, u)
+        return tokens, logprobs(logits, tokens) if with_logprobs else None
+
     # -- rows ------------------------------------------------------------------------------------------------------
 
-    def activate(self, row: int, length: int) -> None:
-        """Decode ``row`` from the next step on; it sees its first ``length`` positions."""
-        self.live[row] = 1
-        self.mask[row, :length] = 0
-        self.mask[row, length:] = float("-inf")
-
-    def park(self, row: int) -> None:
-        """Stop decoding ``row``: its steps go to the scratch column."""
-        self.live[row] = 0
-        self.positions[row] = self.scratch
-
     def copy_row(self, source: int, target: int, length: int) -> None:
-        """Copy the first ``length`` positions of a row's cache."""
         keys, values = self._row(source, length)
         self.load_row(target, keys, values, length)
 
+    def move_row(self, source: int, target: int, length: int) -> None:
+        self.copy_row(source, target, max(1, length))
+
     def save_row(self, row: int, length: int) -> tuple[Tensor, Tensor]:
-        """Return copies of keys and values, each [layer, kv_head, length, head_dim]."""
         keys, values = self._row(row, length)
         return keys.clone(memory_format=torch.contiguous_format), values.clone(memory_format=torch.contiguous_format)
 

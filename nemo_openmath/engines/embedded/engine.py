@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from nemo_openmath.engines.embedded.decoder import Decoder
+from nemo_openmath.engines.embedded.compiled import compile_decoder
+from nemo_openmath.engines.embedded.decoder import Decoder, TorchDecoder
 from nemo_openmath.engines.embedded.scheduler import Job, Scheduler, Statistics
 from nemo_openmath.engines.embedded.text import Detokenizer, StopTable, TextStream
 from nemo_openmath.engines.embedded.weights import load_weights
@@ -80,14 +81,13 @@ class EmbeddedEngine:
         threads = threads or torch.get_num_threads()
         with torch.inference_mode():
             weights = load_weights(model_dir, max_context=max_context, dtype=_DTYPES[dtype], device=device)
-            decoder = Decoder(weights, slots, threads)
+            decoder: Decoder = compile_decoder(weights, slots, threads) or TorchDecoder(weights, slots)
         tokenizer = ChatTokenizer.load(model_dir)
-        vocab = weights.head.shape[0]
         detokenizer = Detokenizer(tokenizer, _end_ids(Path(model_dir), tokenizer))
         scheduler = Scheduler(
-            decoder, detokenizer, StopTable(tokenizer, vocab, detokenizer), slots, prefix_cache_bytes, threads
+            decoder, detokenizer, StopTable(tokenizer, decoder.vocab, detokenizer), slots, prefix_cache_bytes, threads
         )
-        return cls(name or Path(model_dir).resolve().name, tokenizer, scheduler, weights.max_context, detokenizer)
+        return cls(name or Path(model_dir).resolve().name, tokenizer, scheduler, decoder.max_context, detokenizer)
 
     @property
     def model(self) -> str:

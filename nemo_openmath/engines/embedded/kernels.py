@@ -1,5 +1,5 @@
-"""Compiles kernels.c for a model's shapes, once a machine, and calls it. Without a C compiler decoding falls back to
-torch: the same results up to rounding, at about half the speed."""
+"""Compiles forward.c and sample.c for a model's shapes, once a machine, and calls them. Without a C compiler, and in
+other types than float32, decoding is torch's: the same results up to rounding, several times slower."""
 
 from __future__ import annotations
 
@@ -11,83 +11,92 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from torch import Tensor
-
-SOURCE = Path(__file__).with_name("kernels.c")
-# sums may be reordered (once, by the compiler); not -ffast-math, whose start-up code turns off denormals process-wide
+SOURCES = [Path(__file__).with_name(name) for name in ("forward.c", "sample.c", "vectors.h")]
+# nothing may reorder a sum: rows are to have the same bits in every batch
 FLAGS = (
-    *("-O3", "-march=native", "-funroll-loops", "-shared", "-fPIC"),
-    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-ffp-contract=fast"),
+    *("-O3", "-march=native", "-funroll-loops", "-shared", "-fPIC", "-pthread"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast"),
 )
 _log = logging.getLogger(__name__)
+_P, _I = ctypes.c_void_p, ctypes.c_int64
+
+
+class CLayer(ctypes.Structure):
+    """``Layer`` of forward.c: addresses of packed matrices, of biases and norms, and of the cache."""
+
+    _fields_ = [(n, _P) for n in ["qkv", "qkv_bias", "qk_norm", "o", "o_bias", "gate_up", "down", "keys", "values"]]
+
+
+class CModel(ctypes.Structure):
+    """``Model`` of forward.c."""
+
+    _fields_ = [
+        *((n, _I) for n in ["hidden", "kv_heads", "intermediate", "vocab", "layers", "capacity"]),
+        *((n, _P) for n in ["embedding", "head", "rotation", "zeros", "layer"]),
+        ("eps", ctypes.c_double),
+    ]
+
+
+class CBatch(ctypes.Structure):
+    """``Batch`` of forward.c."""
+
+    _fields_ = [
+        *((n, _P) for n in ["tokens", "slots", "positions", "wanted"]),
+        ("logit_rows", _I),
+        *((n, _P) for n in ["x", "qkv", "logits", "barrier"]),
+    ]
 
 
 class Kernels:
-    """The compiled functions. Calls release the GIL; rows are split over ``threads``."""
+    """The compiled functions and the threads that run them. Calls release the GIL."""
 
     def __init__(self, library: ctypes.CDLL, threads: int):
-        self._rms_norm, self._gated, self._attend = library.rms_norm, library.gated, library.attend
-        pointer, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-        self._rms_norm.argtypes = [pointer, pointer, integer, integer, number]
-        self._gated.argtypes = [pointer, pointer, integer, integer]
-        self._attend.argtypes = [pointer] * 9 + [integer] * 4 + [number]
-        for function in (self._rms_norm, self._gated, self._attend):
-            function.restype = None
+        def function(name: str, result: type | None, *arguments: type) -> Callable[..., int]:
+            f = getattr(library, name)
+            f.argtypes, f.restype = arguments, result
+            return f
+
+        self.pack = function("pack", None, _P, _I, _I, _I, _P)
+        self.forward = function("forward", None, _P, _P, _P, _I, _I)
+        self.sample = function("sample", None, _P, _I, _I, _P, _P, _P, _P, _P, _I, _I, _P, _P, _P)
+        self.scratch_size = function("scratch_size", _I, _I, _I, _I)
+        self.room_size = function("room_size", _I, _I)
+        constant = function("constant", _I, _I)
+        self.lanes, self.panel, self.span = (constant(i) for i in range(3))
+        self._free_barrier = function("free_barrier", None, _P)
         self.threads = threads
-        self._pool = ThreadPoolExecutor(threads - 1, "attention") if threads > 1 else None
+        self.barrier = function("make_barrier", _P, _I)(threads) if threads > 1 else None
+        self._pool = ThreadPoolExecutor(threads - 1, "decoding") if threads > 1 else None
 
-    def rms_norm(self, x: Tensor, out: Tensor, eps: float) -> None:
-        """out = x / rms(x), both [rows, n]."""
-        self._rms_norm(x.data_ptr(), out.data_ptr(), x.shape[0], x.shape[1], eps)
-
-    def gated(self, gate_up: Tensor, out: Tensor) -> None:
-        """out [rows, n] = silu(gate) * up, from [rows, 2 n]."""
-        self._gated(gate_up.data_ptr(), out.data_ptr(), out.shape[0], out.shape[1])
-
-    def attend(
-        self,
-        qkv: Tensor,
-        qk_norm: Tensor | None,
-        rotation: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        positions: Tensor,
-        live: Tensor,
-        scores: Tensor,
-        out: Tensor,
-        kv_heads: int,
-        eps: float,
-    ) -> None:
-        """See kernels.c. ``scores``: [threads, group, capacity + 16]."""
-        rows, capacity = qkv.shape[0], keys.shape[1]
-        head = (qkv.data_ptr(), None if qk_norm is None else qk_norm.data_ptr(), rotation.data_ptr())
-        middle = (keys.data_ptr(), values.data_ptr(), positions.data_ptr(), live.data_ptr())
-        parts = min(self.threads, rows)
-        bounds = [rows * i // parts for i in range(parts + 1)]
-
-        def part(i: int) -> None:
-            mine = scores.data_ptr() + i * scores.stride(0) * 4
-            self._attend(*head, *middle, mine, out.data_ptr(), bounds[i], bounds[i + 1], kv_heads, capacity, eps)
-
+    def share(self, work: Callable[[int, int, int], None], n: int) -> None:
+        """Call ``work(thread, first, last)`` for parts of 0..n-1, side by side; every thread has one where n allows."""
+        parts = max(1, min(self.threads, n))
+        bounds = [n * i // parts for i in range(parts + 1)]
         if self._pool is None or parts == 1:
-            part(0)
+            work(0, 0, n)
             return
-        others = [self._pool.submit(part, i) for i in range(1, parts)]
-        part(0)
+        others = [self._pool.submit(work, i, bounds[i], bounds[i + 1]) for i in range(1, parts)]
+        work(0, 0, bounds[1])
         for other in others:
             other.result()
 
+    def __del__(self) -> None:
+        if getattr(self, "barrier", None):
+            self._free_barrier(self.barrier)
 
-def load_kernels(head_dim: int, group: int, intermediate: int, threads: int) -> Kernels | None:
-    """The kernels for these shapes; None where they do not apply or there is no compiler."""
+
+def load_kernels(head_dim: int, group: int, threads: int) -> Kernels | None:
+    """The functions for these shapes; None where there is no compiler."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if head_dim % 16 or intermediate % 16 or compiler is None or not SOURCE.is_file():
+    if compiler is None or not all(s.is_file() for s in SOURCES):
         return None
     flags = [*FLAGS, f"-DHEAD_DIM={head_dim}", f"-DGROUP={group}"]
-    identity = " ".join([*flags, compiler, platform.machine(), _cpu()]).encode() + SOURCE.read_bytes()
+    identity = " ".join([*flags, compiler, platform.machine(), _cpu()]).encode()
+    identity += b"".join(s.read_bytes() for s in SOURCES)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nemo_openmath"
     file = cache / f"decode-{hashlib.sha256(identity).hexdigest()[:16]}.so"
     try:
@@ -95,12 +104,9 @@ def load_kernels(head_dim: int, group: int, intermediate: int, threads: int) -> 
             cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache) as folder:
                 made = Path(folder) / "decode.so"
-                subprocess.run(
-                    [compiler, *flags, "-o", str(made), str(SOURCE), "-lm"],
-                    check=True,
-                    capture_output=True,
-                    timeout=120,
-                )
+                sources = [str(s) for s in SOURCES if s.suffix == ".c"]
+                command = [compiler, *flags, "-o", str(made), *sources, "-lm"]
+                subprocess.run(command, check=True, capture_output=True, timeout=120)
                 made.replace(file)
         return Kernels(ctypes.CDLL(str(file)), threads)
     except (OSError, subprocess.SubprocessError) as error:

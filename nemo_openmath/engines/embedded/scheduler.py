@@ -20,7 +20,7 @@ import torch
 
 from nemo_openmath.engines.embedded.decoder import Decoder, Segment
 from nemo_openmath.engines.embedded.prefix import Prefix, PrefixStore
-from nemo_openmath.engines.embedded.sampling import RowSampling, logprobs, sample, uniforms
+from nemo_openmath.engines.embedded.sampling import RowSampling, uniforms
 from nemo_openmath.engines.embedded.text import Detokenizer, StopTable
 from nemo_openmath.engines.protocol import Completion, Finish, Sampling, Usage
 
@@ -80,7 +80,7 @@ class Scheduler:
     ):
         self._decoder, self._detokenizer, self._stops = decoder, detokenizer, stops
         self._slots, self._threads = slots, threads
-        self._context = decoder.weights.max_context
+        self._context = decoder.max_context
         self._store = PrefixStore(prefix_bytes)
         self.statistics = Statistics()
         rows, capacity = decoder.rows, decoder.capacity
@@ -139,7 +139,7 @@ class Scheduler:
 
     @property
     def vocab(self) -> int:
-        return self._decoder.weights.head.shape[0]
+        return self._decoder.vocab
 
     @property
     def running(self) -> int:
@@ -223,7 +223,6 @@ class Scheduler:
                 self._uniforms[row, :new] = uniforms(s.seed, new)
             self._wants_logprobs[row] = s.logprobs
             self._streams[row] = job.streams
-            self._decoder.park(row)
             self._find_prefix(job)
             self._jobs.append(job)
 
@@ -283,7 +282,6 @@ class Scheduler:
         for i, (job, segment) in enumerate(zip(jobs, segments, strict=True)):
             job.computed += len(segment.ids)
             if job.computed == len(job.prompt):
-                self._decoder.activate(job.row, job.computed)
                 self._decoding[job.row] = True
                 ready.append(i)
         self.statistics.prefill_seconds += time.perf_counter() - began
@@ -314,18 +312,12 @@ class Scheduler:
         if not decoding.any():
             return
         began = time.perf_counter()
-        length = self._length[:n]
-        at = np.where(decoding, length - 1, self._decoder.scratch)
-        tokens = self._ids[np.arange(n), np.where(decoding, length - 1, 0)]
-        self._decoder.positions[:n] = torch.from_numpy(at)
-        self._decoder.tokens[:n] = torch.from_numpy(tokens)
-        if n < self._decoder.rows:
-            self._decoder.positions[n : self._decoder.round_rows(n)] = self._decoder.scratch
-        logits = self._decoder.decode(n, int(length[decoding].max()))
+        rows = np.flatnonzero(decoding)
+        at = self._length[rows] - 1
+        logits = self._decoder.decode(rows, self._ids[rows, at], at)
         self.statistics.steps += 1
         self.statistics.decode_seconds += time.perf_counter() - began
-        rows = np.flatnonzero(decoding)
-        self._take_tokens(logits[:n] if len(rows) == n else logits[torch.from_numpy(rows).to(logits.device)], rows)
+        self._take_tokens(logits, rows)
 
     def _take_tokens(self, logits: torch.Tensor, rows: np.ndarray) -> None:
         """Draw the next token of each of ``rows`` and end the requests that it ends."""
@@ -334,9 +326,10 @@ class Scheduler:
         parameters = RowSampling(s.temperature[rows], s.top_p[rows], s.top_k[rows], s.min_p[rows])
         length = self._length[rows]
         made = length - self._start[rows]
-        drawn = sample(logits, parameters, self._uniforms[rows, made])
-        if self._wants_logprobs[rows].any():
-            self._logprobs[rows, made] = logprobs(logits, drawn)
+        wanted = bool(self._wants_logprobs[rows].any())
+        drawn, logprobs = self._decoder.sample(logits, parameters, self._uniforms[rows, made], wanted)
+        if logprobs is not None:
+            self._logprobs[rows, made] = logprobs
         self._ids[rows, length] = drawn
         length += 1
         self._length[rows] = length
@@ -384,19 +377,14 @@ class Scheduler:
         last = len(self._jobs) - 1
         if row != last:
             moved = self._jobs[row] = self._jobs[last]
-            self._decoder.copy_row(last, row, max(1, self._in_cache(moved)))
+            self._decoder.move_row(last, row, self._in_cache(moved))
             for array in self._per_row:
                 array[row] = array[last]
             moved.row = row
-            if self._decoding[row]:
-                self._decoder.activate(row, int(self._length[row]) - 1)
-            else:
-                self._decoder.park(row)
         self._jobs.pop()
         self._decoding[last] = False
         self._streams[last] = False
         self._deadline[last] = np.inf
-        self._decoder.park(last)
         job.row = -1
         self._answer(job, text, tuple(ids), finish, stop, probabilities, generated)
 

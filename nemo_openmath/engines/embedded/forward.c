@@ -1,0 +1,285 @@
+/* The forward pass of Qwen2, Qwen3 and Llama in float32: any number of tokens of any slots in one call, prompts and
+ * decoding alike. Compiled for the model's HEAD_DIM (a multiple of 16) and GROUP (query heads of a KV head) on first
+ * use; see kernels.py.
+ *
+ * Every number of a row comes from the same operations in the same order whatever else is in the batch: a token has
+ * the same logits, bit for bit, alone or among others, and computed again or read from the cache.
+ *
+ * Matrices are packed in panels, [out / PANEL][in][PANEL], so that a tile of TALL rows and one panel is computed in
+ * registers with one pass over the panel. Of gate and up, a panel holds LANES of each.
+ * keys    [slots, kv_heads, capacity / SPAN, HEAD_DIM, SPAN]   scores of SPAN positions at once, no sums across lanes
+ * values  [slots, kv_heads, capacity, HEAD_DIM] */
+
+#include <pthread.h>
+#include <stdlib.h>
+
+#include "vectors.h"
+
+#define TALL 6
+#define PANEL (2 * LANES)
+#define SPAN 32  /* positions; capacity is a multiple */
+#define ROWS 96  /* rows that go through a layer together: they stay in the cache of the core */
+#define MIX (HEAD_DIM % (4 * LANES) == 0 ? 4 : HEAD_DIM % (2 * LANES) == 0 ? 2 : 1)
+
+typedef struct {
+    const float *qkv, *qkv_bias, *qk_norm, *o, *o_bias, *gate_up, *down;
+    float *keys, *values;
+} Layer;
+
+typedef struct {
+    int64_t hidden, kv_heads, intermediate, vocab, layers, capacity;
+    const float *embedding, *head, *rotation; /* rotation [positions, HEAD_DIM / 2, 2]: cos, sin */
+    const float *zeros;                       /* the bias of what has none */
+    const Layer *layer;
+    double eps;
+} Model;
+
+/* Rows of one slot follow each other in the order of their positions. */
+typedef struct {
+    const int64_t *tokens, *slots, *positions; /* [rows] */
+    const int64_t *wanted;                     /* [logit_rows], ascending: rows whose logits are computed */
+    int64_t logit_rows;
+    float *x, *qkv;   /* [rows, hidden], [rows, kv_heads * (GROUP + 2) * HEAD_DIM] */
+    float *logits;    /* [logit_rows, vocab rounded up to PANEL] */
+    pthread_barrier_t *barrier; /* NULL where no thread needs what another one computes */
+} Batch;
+
+enum { LANES_ = LANES, PANEL_ = PANEL, SPAN_ = SPAN };
+int64_t constant(int64_t which) { return which == 0 ? LANES_ : which == 1 ? PANEL_ : SPAN_; }
+
+void *make_barrier(int64_t threads) {
+    pthread_barrier_t *barrier = malloc(sizeof *barrier);
+    if (barrier && pthread_barrier_init(barrier, NULL, (unsigned)threads)) { free(barrier); return NULL; }
+    return barrier;
+}
+
+void free_barrier(void *barrier) {
+    pthread_barrier_destroy(barrier);
+    free(barrier);
+}
+
+/* floats of a thread's scratch */
+int64_t scratch_size(int64_t kv_heads, int64_t intermediate, int64_t capacity) {
+    return ROWS * (1 + kv_heads * GROUP * HEAD_DIM + intermediate) + GROUP * (capacity + SPAN);
+}
+
+/* [out, in] -> panels; `pair`: rows i and out / 2 + i are gate and up. Rows beyond `out` are zero. */
+void pack(const float *matrix, int64_t out, int64_t in, int64_t pair, float *packed) {
+    const int64_t panels = (out + PANEL - 1) / PANEL;
+    for (int64_t p = 0; p < panels; p++)
+        for (int64_t c = 0; c < PANEL; c++) {
+            const int64_t row = pair ? p * LANES + c % LANES + c / LANES * (out / 2) : p * PANEL + c;
+            for (int64_t k = 0; k < in; k++) packed[(p * in + k) * PANEL + c] = row < out ? matrix[row * in + k] : 0;
+        }
+}
+
+/* -- matrix products ---------------------------------------------------------------------------------------------- */
+
+enum { STORE, ADD, GATE };
+
+INLINE void tile(const int tall, const int what, const float *x, const float *panel, int64_t in, const float *scale,
+                 const float *bias, float *out, int64_t stride) {
+    vec sums[TALL][2];
+    for (int r = 0; r < tall; r++) sums[r][0] = sums[r][1] = all(0.0f);
+    for (int64_t k = 0; k < in; k++) {
+        const vec a = load(panel + k * PANEL), b = load(panel + k * PANEL + LANES);
+        for (int r = 0; r < tall; r++) {
+            const vec value = all(x[r * in + k]);
+            sums[r][0] += value * a;
+            sums[r][1] += value * b;
+        }
+    }
+    /* each case in one expression: whether a product is fused with a sum must not depend on the tile's height */
+    for (int r = 0; r < tall; r++) {
+        float *o = out + r * stride;
+        const vec a = sums[r][0], b = sums[r][1];
+        if (what == GATE) {
+            const vec gate = a * scale[r], low = pick(gate < -80.0f, all(-80.0f), gate);
+            store(o, gate / (1.0f + exp_vec(-low)) * (b * scale[r]));
+        } else if (what == ADD) {
+            store(o, load(o) + (a + load(bias)));
+            store(o + LANES, load(o + LANES) + (b + load(bias + LANES)));
+        } else {
+            store(o, a * scale[r] + load(bias));
+            store(o + LANES, b * scale[r] + load(bias + LANES));
+        }
+    }
+}
+
+/* out (+)= x @ matrix.T, rows of x scaled (the norm before a matrix), gate applied: all in one pass. */
+INLINE void multiply(const int what, const float *x, int64_t rows, int64_t in, const float *matrix, int64_t panels,
+                     const float *scale, const float *bias, float *out, int64_t stride) {
+    const int step = what == GATE ? LANES : PANEL;
+    for (int64_t p = 0; p < panels; p++) {
+        const float *panel = matrix + p * in * PANEL, *shift = bias + p * PANEL;
+        float *o = out + p * step;
+        int64_t r = 0;
+#define TILE(tall) tile(tall, what, x + r * in, panel, in, scale ? scale + r : NULL, shift, o + r * stride, stride)
+        for (; r + TALL <= rows; r += TALL) TILE(TALL);
+        switch (rows - r) {
+            case 1: TILE(1); break;
+            case 2: TILE(2); break;
+            case 3: TILE(3); break;
+            case 4: TILE(4); break;
+            case 5: TILE(5); break;
+        }
+#undef TILE
+    }
+}
+
+/* 1 / rms of each row */
+static void scales(const float *x, int64_t rows, int64_t n, float eps, float *out) {
+    for (int64_t r = 0; r < rows; r++) {
+        vec squares = all(0.0f);
+        for (int64_t i = 0; i < n; i += LANES) { vec v = load(x + r * n + i); squares += v * v; }
+        out[r] = 1.0f / sqrtf(sum(squares) / n + eps);
+    }
+}
+
+/* -- attention ---------------------------------------------------------------------------------------------------- */
+
+/* Norm (Qwen3) and rotation of q_1 .. q_G and k; k and v go into the cache. */
+static void place(const Model *m, const Layer *l, float *qkv, int64_t slot, int64_t at) {
+    const float *turn = m->rotation + at * HEAD_DIM;
+    for (int64_t h = 0; h < m->kv_heads; h++) {
+        float *head = qkv + h * (GROUP + 2) * HEAD_DIM;
+        for (int g = 0; g <= GROUP; g++) {
+            float *x = head + g * HEAD_DIM;
+            if (l->qk_norm) {
+                float scale;
+                scales(x, 1, HEAD_DIM, m->eps, &scale);
+                for (int d = 0; d < HEAD_DIM; d++) x[d] *= scale * l->qk_norm[g * HEAD_DIM + d];
+            }
+            for (int d = 0; d < HEAD_DIM; d += 2) {
+                const float a = x[d], b = x[d + 1];
+                x[d] = a * turn[d] - b * turn[d + 1];
+                x[d + 1] = a * turn[d + 1] + b * turn[d];
+            }
+        }
+        const int64_t row = (slot * m->kv_heads + h) * m->capacity;
+        float *key = l->keys + (row + at / SPAN * SPAN) * HEAD_DIM + at % SPAN;
+        for (int d = 0; d < HEAD_DIM; d++) key[d * SPAN] = head[GROUP * HEAD_DIM + d];
+        memcpy(l->values + (row + at) * HEAD_DIM, head + (GROUP + 1) * HEAD_DIM, HEAD_DIM * sizeof(float));
+    }
+}
+
+INLINE void score(const int heads, const float *q, const float *key, float *scores, int64_t stride) {
+    vec sums[2][SPAN / LANES];
+    for (int g = 0; g < heads; g++)
+        for (int p = 0; p < SPAN / LANES; p++) sums[g][p] = all(0.0f);
+    for (int d = 0; d < HEAD_DIM; d++) {
+        vec k[SPAN / LANES];
+        for (int p = 0; p < SPAN / LANES; p++) k[p] = load(key + d * SPAN + p * LANES);
+        for (int g = 0; g < heads; g++) {
+            const vec value = all(q[g * HEAD_DIM + d]);
+            for (int p = 0; p < SPAN / LANES; p++) sums[g][p] += value * k[p];
+        }
+    }
+    for (int g = 0; g < heads; g++)
+        for (int p = 0; p < SPAN / LANES; p++) store(scores + g * stride + p * LANES, sums[g][p]);
+}
+
+INLINE void mix(const int heads, const float *weights, int64_t stride, const float *values, int64_t length, float *out) {
+    for (int part = 0; part < HEAD_DIM; part += MIX * LANES) {
+        vec sums[2][MIX];
+        for (int g = 0; g < heads; g++)
+            for (int p = 0; p < MIX; p++) sums[g][p] = all(0.0f);
+        for (int64_t j = 0; j < length; j++) {
+            vec v[MIX];
+            for (int p = 0; p < MIX; p++) v[p] = load(values + j * HEAD_DIM + part + p * LANES);
+            for (int g = 0; g < heads; g++) {
+                const vec weight = all(weights[g * stride + j]);
+                for (int p = 0; p < MIX; p++) sums[g][p] += weight * v[p];
+            }
+        }
+        for (int g = 0; g < heads; g++)
+            for (int p = 0; p < MIX; p++) store(out + g * HEAD_DIM + part + p * LANES, sums[g][p]);
+    }
+}
+
+/* out [kv_heads, GROUP, HEAD_DIM]: attention of one token over positions 0 .. at of its slot. */
+static void attend(const Model *m, const Layer *l, const float *qkv, int64_t slot, int64_t at, float *scores,
+                   float *out) {
+    const int64_t length = at + 1, padded = (length + SPAN - 1) / SPAN * SPAN, stride = m->capacity + SPAN;
+    for (int64_t h = 0; h < m->kv_heads; h++) {
+        const float *q = qkv + h * (GROUP + 2) * HEAD_DIM;
+        const int64_t row = (slot * m->kv_heads + h) * m->capacity;
+        const float *keys = l->keys + row * HEAD_DIM, *values = l->values + row * HEAD_DIM;
+        float *o = out + h * GROUP * HEAD_DIM;
+        for (int64_t j = 0; j < padded; j += SPAN) {
+            int g = 0;
+            for (; g + 2 <= GROUP; g += 2)
+                score(2, q + g * HEAD_DIM, keys + j * HEAD_DIM, scores + g * stride + j, stride);
+            if (g < GROUP) score(1, q + g * HEAD_DIM, keys + j * HEAD_DIM, scores + g * stride + j, stride);
+        }
+        float shrink[GROUP];
+        for (int g = 0; g < GROUP; g++) {
+            float *s = scores + g * stride;
+            for (int64_t j = length; j < padded; j++) s[j] = -INFINITY;
+            vec most = load(s), total = all(0.0f);
+            for (int64_t j = LANES; j < padded; j += LANES) { vec v = load(s + j); most = pick(v > most, v, most); }
+            const float top = greatest(most);
+            for (int64_t j = 0; j < padded; j += LANES) {
+                const vec e = exp_vec(load(s + j) - top);
+                store(s + j, e);
+                total += e;
+            }
+            shrink[g] = 1.0f / sum(total);
+        }
+        int g = 0;
+        for (; g + 2 <= GROUP; g += 2) mix(2, scores + g * stride, stride, values, length, o + g * HEAD_DIM);
+        if (g < GROUP) mix(1, scores + g * stride, stride, values, length, o + g * HEAD_DIM);
+        for (g = 0; g < GROUP; g++)
+            for (int d = 0; d < HEAD_DIM; d++) o[g * HEAD_DIM + d] *= shrink[g];
+    }
+}
+
+/* -- the whole pass ----------------------------------------------------------------------------------------------- */
+
+/* Rows first .. last - 1 of the batch, by one of the threads that share it. */
+void forward(const Model *m, const Batch *b, float *scratch, int64_t first, int64_t last) {
+    const int64_t hidden = m->hidden, heads = m->kv_heads * GROUP * HEAD_DIM;
+    const int64_t width = m->kv_heads * (GROUP + 2) * HEAD_DIM, inner = m->intermediate;
+    float *scale = scratch, *mixed = scale + ROWS, *gated = mixed + ROWS * heads, *scores = gated + ROWS * inner;
+    int64_t begin = 0, end; /* of this thread's wanted rows */
+    while (begin < b->logit_rows && b->wanted[begin] < first) begin++;
+    for (end = begin; end < b->logit_rows && b->wanted[end] < last; end++) {}
+
+    for (int64_t r = first; r < last; r++)
+        memcpy(b->x + r * hidden, m->embedding + b->tokens[r] * hidden, hidden * sizeof(float));
+    for (int64_t i = 0; i < m->layers; i++) {
+        const Layer *l = m->layer + i;
+        for (int64_t r = first; r < last; r += ROWS) {
+            const int64_t n = last - r < ROWS ? last - r : ROWS;
+            float *x = b->x + r * hidden, *qkv = b->qkv + r * width;
+            scales(x, n, hidden, m->eps, scale);
+            multiply(STORE, x, n, hidden, l->qkv, width / PANEL, scale, l->qkv_bias, qkv, width);
+            for (int64_t j = 0; j < n; j++) place(m, l, qkv + j * width, b->slots[r + j], b->positions[r + j]);
+        }
+        if (b->barrier) pthread_barrier_wait(b->barrier);
+        /* after the last layer's keys and values, only the wanted rows matter: they move to the front of x */
+        const int only = i + 1 == m->layers;
+        const int64_t rows = only ? end - begin : last - first;
+        for (int64_t done = 0; done < rows; done += ROWS) {
+            const int64_t n = rows - done < ROWS ? rows - done : ROWS;
+            float *x = b->x + (first + done) * hidden;
+            for (int64_t j = 0; j < n; j++) {
+                const int64_t r = only ? b->wanted[begin + done + j] : first + done + j;
+                attend(m, l, b->qkv + r * width, b->slots[r], b->positions[r], scores, mixed + j * heads);
+                if (only && r != first + done + j) memcpy(x + j * hidden, b->x + r * hidden, hidden * sizeof(float));
+            }
+            multiply(ADD, mixed, n, heads, l->o, hidden / PANEL, NULL, l->o_bias, x, hidden);
+            scales(x, n, hidden, m->eps, scale);
+            multiply(GATE, x, n, hidden, l->gate_up, inner / LANES, scale, m->zeros, gated, inner);
+            multiply(ADD, gated, n, inner, l->down, hidden / PANEL, NULL, m->zeros, x, hidden);
+        }
+    }
+    const int64_t panels = (m->vocab + PANEL - 1) / PANEL;
+    for (int64_t done = 0; done < end - begin; done += ROWS) {
+        const int64_t n = end - begin - done < ROWS ? end - begin - done : ROWS;
+        const float *x = b->x + (first + done) * hidden;
+        scales(x, n, hidden, m->eps, scale);
+        multiply(STORE, x, n, hidden, m->head, panels, scale, m->zeros, b->logits + (begin + done) * panels * PANEL,
+                 panels * PANEL);
+    }
+}
