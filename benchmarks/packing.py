@@ -18,6 +18,7 @@ import time
 import zlib
 from collections import defaultdict, deque
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -83,11 +84,9 @@ def best_fit_by_sample(lengths: np.ndarray) -> int:
     return packs
 
 
-def trl_by_sample(lengths: np.ndarray) -> int:
+def trl_by_sample(lengths: np.ndarray, tree_of: Any) -> int:
     """The decisions of TRL's packer (``trl.data_utils._pack_bfd``) with its own tree; no tokens are moved."""
-    from trl.data_utils import _SegmentTree
-
-    tree = _SegmentTree(CAPACITY)
+    tree = tree_of(CAPACITY)
     tree.add(CAPACITY)
     bins: dict[int, deque[list[int]]] = defaultdict(deque)
     packs = 0
@@ -180,7 +179,9 @@ def against_peers(lengths: np.ndarray, bridge: Path | None) -> None:
         ("first-fit as we would write it", first_fit_by_sample),
     ]
     if find_spec("trl"):
-        peers.append(("TRL's best-fit-decreasing", trl_by_sample))
+        from trl.data_utils import _SegmentTree  # takes seconds, which are not counted
+
+        peers.append(("TRL's best-fit-decreasing", partial(trl_by_sample, tree_of=_SegmentTree)))
     if bridge is not None:
         peers.append(("Megatron-Bridge's first-fit", megatron_bridge(bridge)))
 

@@ -26,6 +26,13 @@ def die_with_parent() -> None:
     _ask(ctypes.CDLL(None, use_errno=True), int(parent), signal.SIGTERM)
 
 
+def killed_with(parent: int) -> None:
+    """Ask the kernel (Linux) to kill this process when ``parent``, its parent, dies: workers of a pool, which else wait
+    for ever for work that nobody sends."""
+    if sys.platform.startswith("linux"):
+        _ask(ctypes.CDLL(None, use_errno=True), parent, signal.SIGKILL)
+
+
 def killed_with_parent() -> Callable[[], None] | None:
     """``preexec_fn`` of a child, whatever its program: the kernel (Linux) kills it when this process dies."""
     if not sys.platform.startswith("linux"):

@@ -8,6 +8,7 @@ from nemo_openmath.drafter import stage as drafter_stages
 from nemo_openmath.evaluation import stage as evaluation_stages
 from nemo_openmath.judging import stage as judging_stages
 from nemo_openmath.rollout import stage as rollout_stages
+from nemo_openmath.sft import read_stage as sft_read_stage
 from nemo_openmath.sft import stages as sft_stages
 from nemo_openmath.training import stage as training_stages
 
@@ -17,6 +18,7 @@ ROOMS = (
     genselect,
     rollout_stages,
     judging_stages,
+    sft_read_stage,
     sft_stages,
     training_stages,
     checkpoint_stages,

@@ -24,14 +24,23 @@ def read_rows(path: str | Path, on_bad: BadRow | None = None) -> Iterator[tuple[
 
     Without ``on_bad`` a broken row raises UserError.
     """
+    for file in data_files(path):
+        yield from _read_parquet(file, on_bad) if is_parquet(file) else _read_lines(file, on_bad)
+
+
+def data_files(path: str | Path) -> list[Path]:
+    """The file, or every data file below a folder in name order. Raises UserError where there is none."""
     path = Path(path)
     if not path.exists():
         raise UserError("no such file", file=path, remedy="check the path in the recipe")
     files = sorted(p for p in path.rglob("*") if _suffix(p)) if path.is_dir() else [path]
     if not files:
         raise UserError("no .jsonl, .jsonl.gz, .jsonl.zst or .parquet file in this folder", file=path)
-    for file in files:
-        yield from _read_parquet(file) if _suffix(file) == ".parquet" else _read_lines(file, on_bad)
+    return files
+
+
+def is_parquet(path: Path) -> bool:
+    return _suffix(path) == ".parquet"
 
 
 def _suffix(path: Path) -> str | None:
@@ -91,29 +100,38 @@ class _ZstdFile(io.RawIOBase):
 
 
 def _read_lines(path: Path, on_bad: BadRow | None) -> Iterator[tuple[Path, int, dict[str, Any]]]:
-    with _open(path) as file:
-        for row, line in enumerate(_lines(path, file), 1):
-            if not line.strip():
-                continue
-            try:
-                value = orjson.loads(line)
-                problem = None if isinstance(value, dict) else "not a JSON object"
-            except orjson.JSONDecodeError as error:
-                problem = f"not JSON ({error})"
-            if problem is None:
-                yield path, row, value
-            elif on_bad is not None:
-                on_bad(path, row, problem)
-            else:
-                raise UserError(problem, file=path, row=row, remedy="mend or delete this row")
+    for row, line in enumerate(raw_lines(path), 1):
+        value = parse_line(line)
+        if isinstance(value, str):
+            _bad(path, row, value, on_bad)
+        elif value is not None:
+            yield path, row, value
 
 
-def _lines(path: Path, file: IO[bytes]) -> Iterator[bytes]:
-    """Lines of a file. Raises UserError with the row at which a compressed file breaks off."""
+def parse_line(line: bytes) -> dict[str, Any] | str | None:
+    """The object of a line; what is wrong with it; None for an empty one."""
+    if not line.strip():
+        return None
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return f"not JSON ({error})"
+    return value if isinstance(value, dict) else "not a JSON object"
+
+
+def _bad(path: Path, row: int, problem: str, on_bad: BadRow | None) -> None:
+    if on_bad is None:
+        raise UserError(problem, file=path, row=row, remedy="mend or delete this row")
+    on_bad(path, row, problem)
+
+
+def raw_lines(path: Path) -> Iterator[bytes]:
+    """Lines of a file, empty ones included. Raises UserError with the row at which a compressed file breaks off."""
     row = 0
     try:
-        for row, line in enumerate(file, 1):  # noqa: B007
-            yield line
+        with _open(path) as file:
+            for row, line in enumerate(file, 1):  # noqa: B007
+                yield line
     except (EOFError, OSError, zlib.error, _zstd_error()) as error:
         raise UserError(
             f"cannot be read on ({error})", file=path, row=row + 1, remedy="fetch or compress this file again"
@@ -126,16 +144,37 @@ def _zstd_error() -> type[Exception]:
     return zstandard.ZstdError
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+def _read_parquet(path: Path, on_bad: BadRow | None) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    row = 0
+    for batch in raw_batches(path, 1024):
+        for value in batch_rows(batch):
+            row += 1
+            if isinstance(value, str):
+                _bad(path, row, value, on_bad)
+            else:
+                yield path, row, value
+
+
+def batch_rows(batch: Any) -> list[dict[str, Any] | str]:
+    """Rows of a pyarrow.RecordBatch; of one whose text is not valid, what is wrong with it."""
+    try:
+        return batch.to_pylist()
+    except ValueError as error:  # UnicodeDecodeError, or a date out of range: find the rows
+        if batch.num_rows == 1:
+            return [f"not valid ({error})"]
+        return [row for i in range(batch.num_rows) for row in batch_rows(batch.slice(i, 1))]
+
+
+def raw_batches(path: Path, rows: int) -> Iterator[Any]:
+    """pyarrow.RecordBatches of at most ``rows`` rows. Raises UserError with the row at which the file breaks off."""
     from pyarrow.lib import ArrowException
     from pyarrow.parquet import ParquetFile
 
     row = 0
     try:
-        for batch in ParquetFile(path).iter_batches(batch_size=1024):
-            for value in batch.to_pylist():
-                row += 1
-                yield path, row, value
+        for batch in ParquetFile(path).iter_batches(batch_size=rows):
+            yield batch
+            row += batch.num_rows
     except (ArrowException, OSError) as error:
         what = f"cannot be read on ({error})" if row else f"not a Parquet file ({error})"
         raise UserError(what, file=path, row=row + 1 if row else None, remedy="fetch this file again") from error

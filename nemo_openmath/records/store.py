@@ -80,8 +80,9 @@ class RecordWriter:
         """Whether this unit was committed, now or by an earlier attempt."""
         return unit_key(unit) in self._done
 
-    def commit(self, unit: str, records: Sequence[Record] = (), drops: Sequence[Drop] = ()) -> None:
-        """Hand over all that a unit left. Durable after the next flush; never split by a kill."""
+    def commit(self, unit: str, records: Sequence[Record | orjson.Fragment] = (), drops: Sequence[Drop] = ()) -> None:
+        """Hand over all that a unit left. Durable after the next flush; never split by a kill. A ``Fragment`` is the
+        JSON of a record that another process made."""
         key = unit_key(unit)
         if key in self._done:
             raise ValueError(f"unit {unit} was committed before")

@@ -12,8 +12,10 @@ Whatever cannot be trained on is a :class:`Reject` with a reason that is counted
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from nemo_openmath.records.types import Problem, SftRow
@@ -31,7 +33,7 @@ class Reject(Exception):
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(reason)
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail = reason, detail.encode(errors="replace").decode()
 
 
 class Formatter:
@@ -71,7 +73,7 @@ class Formatter:
             messages = self._templates["tir"].messages(total_code_executions=budget, problem=problem)
         else:
             messages = self._templates["cot"].messages(problem=problem)
-        return self._row(row, problem, mode, messages, solution, source=str(row.get("problem_source") or ""))
+        return self._row(row, problem, mode, messages, solution, source=_label(row, "problem_source") or "")
 
     def _reference(self, row: Mapping[str, Any]) -> SftRow:
         prompt, answer = _text(row, "input"), _text(row, "output")
@@ -85,7 +87,7 @@ class Formatter:
         mode = row.get("inference_mode") or self.mode or _guess(answer)
         if mode not in MODES:
             raise Reject("unknown inference mode", str(mode))
-        problem = str(row.get("problem") or messages[-1].content)
+        problem = _label(row, "problem") or messages[-1].content
         return self._row(row, problem, mode, messages, answer.removesuffix("\n").removesuffix(_END))
 
     def _row(
@@ -103,7 +105,7 @@ class Formatter:
             problem_id=problem.id,
             mode=mode,
             transcript=Transcript.from_text(messages, answer).to_json(),
-            expected_answer=None if row.get("expected_answer") in (None, "") else str(row["expected_answer"]),
+            expected_answer=_label(row, "expected_answer"),
             problem_source=source,
             pass_rate=_rate(row.get("pass_rate_72b_tir")),
         )
@@ -119,7 +121,7 @@ def own_row(value: dict[str, Any]) -> tuple[SftRow, Transcript]:
         raise ValueError("pass_rate is not a number")
     try:
         transcript = Transcript.from_json(row.transcript)
-        texts = [*(m.content for m in transcript.messages), *(p.text for p in transcript.pieces)]
+        texts = [*(t for m in transcript.messages for t in (m.role, m.content)), *(p.text for p in transcript.pieces)]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("transcript: a text is not text")
     except KeyError as error:
@@ -133,11 +135,25 @@ def _text(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
         raise Reject(f"no {column}")
+    return _unicode(value, column)
+
+
+def _label(row: Mapping[str, Any], column: str) -> str | None:
+    """A short text, or a number in its place; None where there is none."""
+    value = row.get(column)
+    if value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and math.isnan(value)):
+        return None  # NaN is what pandas writes for nothing
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
+        raise Reject(f"{column} is not text", repr(value)[:200])
+    return _unicode(str(value), column)
+
+
+def _unicode(text: str, column: str) -> str:
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise Reject(f"{column} is not valid Unicode", str(error)) from error
-    return value
+    return text
 
 
 def _guess(answer: str) -> str:
@@ -151,6 +167,6 @@ def _rate(value: Any) -> float | None:
     """Pass rate in [0, 1]; None for "n/a" and whatever else is no number."""
     try:
         rate = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, ArithmeticError):
         return None
     return rate if 0 <= rate <= 1 else None

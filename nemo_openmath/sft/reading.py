@@ -1,52 +1,112 @@
 """Rows of other people's data as they are: files and folders (JSON Lines, .gz, .zst, Parquet) or a `datasets` name.
 
-Streamed: one row at a time is in memory (one batch of 1024 for Parquet), whatever the size of the data.
+Streamed in blocks of at most 256 rows, which depend on the data alone. A block is raw (lines, or a batch of Parquet),
+so it is cheap to hand to another process, which parses it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from nemo_openmath.errors import MissingExtra, UserError
-from nemo_openmath.records.foreign import read_rows
+from nemo_openmath.records.foreign import batch_rows, data_files, is_parquet, parse_line, raw_batches, raw_lines
 
 Place = tuple[str, int]  # file or split, and row counted from 1
 Row = tuple[Place, dict[str, Any] | str]
+_ROWS = 256  # of a block at most,
+_BYTES = 8 << 20  # and its lines take about this much at most
 
 
-def read_source(source: str | Path, *, split: str | None = None, broken: bool = False) -> Iterator[Row]:
-    """(place, fields) of every row of a local file or folder or, where there is none, of a dataset of the Hub.
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive rows of one file or split, the first of them row ``first``: lines, a serialized Arrow batch, or
+    fields."""
 
-    ``split``: of a `datasets` name (cot, tir, genselect). With ``broken``, a row that is not a JSON object comes as
-    a string that says why; without it raises UserError.
-    """
+    place: str
+    first: int
+    raw: list[bytes] | bytes | list[dict[str, Any]]
+
+    def rows(self) -> Iterator[Row]:
+        """(place, fields); for a row that cannot be used, a string that says why. Empty lines are passed over."""
+        parsed: Any
+        if isinstance(self.raw, bytes):
+            import pyarrow
+
+            parsed = (row for batch in pyarrow.ipc.open_stream(self.raw) for row in batch_rows(batch))
+        else:
+            parsed = (parse_line(row) if isinstance(row, bytes) else row for row in self.raw)
+        for number, row in enumerate(parsed, self.first):
+            if row is not None:
+                yield (self.place, number), row
+
+
+def read_blocks(source: str | Path, *, split: str | None = None) -> Iterator[Block]:
+    """All rows of a local file or folder or, where there is none, of a dataset of the Hub. ``split``: of a `datasets`
+    name (cot, tir, genselect). Raises UserError."""
     if Path(source).exists() or not _is_hub_name(str(source)):
-        bad: list[Row] = []  # rows that the reader passed over since the last good one
-
-        def on_bad(file: Path, row: int, problem: str) -> None:
-            bad.append(((name_in(source, file), row), problem))
-
-        for file, row, fields in read_rows(source, on_bad if broken else None):
-            yield from bad
-            bad.clear()
-            yield (name_in(source, file), row), fields
-        yield from bad
+        for file in data_files(source):
+            yield from _parquet_blocks(source, file) if is_parquet(file) else _line_blocks(source, file)
         return
     if split is None:
         raise UserError(f"dataset {source}: no split given", remedy="name one, as in split: cot")
-    number = 0
+    done = 0
     try:
-        for number, fields in enumerate(_hub_rows(str(source), split), 1):
-            yield (f"{source}:{split}", number), fields
+        rows = _hub_rows(str(source), split)
+        for first in count(1, _ROWS):
+            block = []
+            for fields in rows:
+                block.append(fields)
+                done += 1
+                if len(block) == _ROWS:
+                    break
+            if block:
+                yield Block(f"{source}:{split}", first, block)
+            if len(block) < _ROWS:
+                return
     except (OSError, ValueError) as error:  # what datasets raises: no such name or split, no network, a broken file
-        first = (str(error) or type(error).__name__).split("\n", 1)[0]
+        message = (str(error) or type(error).__name__).split("\n", 1)[0]
         raise UserError(
-            f"dataset {source}: {split}: cannot be read on ({first})",
-            row=number + 1,
+            f"dataset {source}: {split}: cannot be read on ({message})",
+            row=done + 1,
             remedy="check name, split and network, or download its files and name their folder",
         ) from error
+
+
+def read_source(source: str | Path, *, split: str | None = None) -> Iterator[Row]:
+    """The rows of :func:`read_blocks` one by one."""
+    for block in read_blocks(source, split=split):
+        yield from block.rows()
+
+
+def _line_blocks(source: str | Path, file: Path) -> Iterator[Block]:
+    lines: list[bytes] = []
+    first = size = 0
+    for row, line in enumerate(raw_lines(file), 1):
+        if not lines:
+            first, size = row, 0
+        lines.append(line)
+        size += len(line)
+        if len(lines) == _ROWS or size >= _BYTES:
+            yield Block(name_in(source, file), first, lines)
+            lines = []
+    if lines:
+        yield Block(name_in(source, file), first, lines)
+
+
+def _parquet_blocks(source: str | Path, file: Path) -> Iterator[Block]:
+    import pyarrow
+
+    first = 1
+    for batch in raw_batches(file, _ROWS):
+        sink = pyarrow.BufferOutputStream()
+        with pyarrow.ipc.new_stream(sink, batch.schema) as stream:
+            stream.write_batch(batch)
+        yield Block(name_in(source, file), first, sink.getvalue().to_pybytes())
+        first += batch.num_rows
 
 
 def name_in(source: str | Path, file: Path) -> str:

@@ -6,11 +6,12 @@ form of a row counts: a sample with no answer, two answers or an unfinished bloc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nemo_openmath.grading.extraction import extract_answer
 from nemo_openmath.records.types import SftRow
-from nemo_openmath.transcripts import Kind, Transcript
+from nemo_openmath.transcripts import Kind, Segment, Transcript
 from nemo_openmath.transcripts.protocol import CODE_END, CODE_START, THINK_END, THINK_START, judgment_of
 
 
@@ -35,9 +36,10 @@ class FormatRules:
         text = transcript.text
         if row.mode == "genselect":
             return "no judgment" if self.judgment and judgment_of(text) is None else None
-        if self.think and not _has_think(transcript):
+        segments = transcript.segments()
+        if self.think and not _has_think(transcript, segments):
             return "think tags missing or out of order"
-        if self.blocks and not _blocks_are_whole(transcript):
+        if self.blocks and not _blocks_are_whole(segments):
             return "code or output block that is not whole"
         found = extract_answer(text)
         if self.box and found.answer is None:
@@ -75,14 +77,13 @@ class Choice:
         return None
 
 
-def _has_think(transcript: Transcript) -> bool:
-    text = "".join(s.text for s in transcript.segments() if s.kind in (Kind.REASONING, Kind.SUMMARY))
+def _has_think(transcript: Transcript, segments: Sequence[Segment]) -> bool:
+    text = "".join(s.text for s in segments if s.kind in (Kind.REASONING, Kind.SUMMARY))
     prompted = bool(transcript.messages) and transcript.messages[-1].content.endswith(THINK_START)
     return text.count(THINK_END) == 1 and (prompted or -1 < text.find(THINK_START) < text.find(THINK_END))
 
 
-def _blocks_are_whole(transcript: Transcript) -> bool:
-    segments = transcript.segments()
+def _blocks_are_whole(segments: Sequence[Segment]) -> bool:
     for i, segment in enumerate(segments):
         after = segments[i + 1].kind if i + 1 < len(segments) else None
         if segment.kind is Kind.CODE and not (segment.text.endswith(CODE_END) and after is Kind.OUTPUT):

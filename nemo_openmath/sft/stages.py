@@ -1,107 +1,19 @@
-"""Reading, choosing, tokenizing and packing as stages of a recipe."""
+"""Choosing, tokenizing and packing as stages of a recipe (reading is in ``read_stage.py``)."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from nemo_openmath.errors import UserError
 from nemo_openmath.pipeline import Result, Stage, StageContext, UnitStage, register
 from nemo_openmath.pipeline.stage import RUNTIME
-from nemo_openmath.records import Drop, RecordWriter, SftRow, unit_key
-from nemo_openmath.records.ids import in_shard
-from nemo_openmath.sft.formatting import MODES, Formatter, Reject
-from nemo_openmath.sft.key_set import KeySet
+from nemo_openmath.records import Drop, SftRow
 from nemo_openmath.sft.pack_plan import Mixture, write_packs
-from nemo_openmath.sft.reading import Row, read_source
 from nemo_openmath.sft.selection import Choice, FormatRules
 from nemo_openmath.sft.tokenization import write_tokens
-from nemo_openmath.transcripts import load_template
-
-
-@dataclass(frozen=True)
-class ReadConfig:
-    """``dataset``: a name of the Hub, instead of the port ``data``; ``split``: which of its splits. ``mode``: what rows
-    are that do not say so (cot, tir, genselect). ``prompts``: the user's own template files, of cot and tir; genselect
-    rows hold theirs."""
-
-    dataset: str | None = None
-    split: str | None = None
-    mode: Literal["cot", "tir", "genselect"] | None = None
-    prompts: dict[str, Path] = field(default_factory=dict)
-    rules: FormatRules = field(default_factory=FormatRules)
-
-    def __post_init__(self) -> None:
-        for mode in self.prompts:
-            if mode not in ("cot", "tir"):
-                raise UserError(f"prompts: no prompt is put around rows of {mode!r}", remedy="name cot or tir")
-
-
-@register
-class Read(Stage[ReadConfig]):
-    """Published data (nvidia/OpenMathReasoning, the reference's input/output files) -> SFT rows, rejects counted."""
-
-    kind = "sft.read"
-    Config = ReadConfig
-    ports = {"data?": "files or folders: JSON Lines (.gz, .zst) or Parquet"}
-
-    async def run(self, context: StageContext) -> None:
-        config = self.config
-        sources: list[str | Path] = [*context.inputs.get("data", ())]
-        if config.dataset is not None:
-            sources.append(config.dataset)
-        if not sources:
-            raise UserError(
-                f"{context.name}: nothing to read", remedy="give files (from: {data: ./data/}) or dataset: and split:"
-            )
-        templates = {mode: load_template(mode, path) for mode, path in config.prompts.items()}
-        formatter = Formatter(config.mode or (config.split if config.split in MODES else None), templates)
-        await asyncio.to_thread(self._read, context, sources, formatter)
-
-    def _read(self, context: StageContext, sources: list[str | Path], formatter: Formatter) -> None:
-        seen = KeySet()
-        with RecordWriter(context.output, shard=context.shard, shards=context.shards, flush_units=1) as writer:
-            context.progress.begin(None, writer.recovered * _BLOCK)
-            for number, source in enumerate(sources):
-                for start, rows in _blocks(read_source(source, split=self.config.split, broken=True)):
-                    records: list[SftRow] = []
-                    drops: list[Drop] = []
-                    for place, fields in rows:
-                        try:
-                            row = self._row(formatter, fields, seen)
-                            records.append(row)
-                        except Reject as error:
-                            drops.append(Drop(error.reason, f"{place[0]}:{place[1]} {error.detail}"))
-                    unit = f"{number}:{start}"
-                    if in_shard(unit, context.shard, context.shards) and not writer.done(unit):
-                        writer.commit(unit, records, drops)
-                        context.progress.advance(len(rows))
-
-    def _row(self, formatter: Formatter, fields: dict[str, Any] | str, seen: KeySet) -> SftRow:
-        """Raises Reject."""
-        if isinstance(fields, str):
-            raise Reject("not a JSON object", fields)
-        row = formatter.format(fields)
-        if reason := self.config.rules.reject(row):
-            raise Reject(reason, row.id)
-        if not seen.add(unit_key(row.id)):
-            raise Reject("duplicate", row.id)
-        return row
-
-
-_BLOCK = 256  # rows that are written, or written again after a kill, together
-
-
-def _blocks(rows: Iterable[Row]) -> Iterator[tuple[int, list[Row]]]:
-    """(number of the first row, rows) of consecutive blocks."""
-    rows, start = iter(rows), 0
-    while block := list(islice(rows, _BLOCK)):
-        yield start, block
-        start += len(block)
 
 
 @dataclass(frozen=True)

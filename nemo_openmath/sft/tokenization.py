@@ -12,21 +12,22 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.errors import DamagedFile, OpenMathError, UserError
 from nemo_openmath.records.foreign import read_rows
 from nemo_openmath.records.manifest import read_manifest
 from nemo_openmath.records.store import part_files
 from nemo_openmath.records.types import SftRow
 from nemo_openmath.sft.formatting import own_row
 from nemo_openmath.sft.token_file import MANIFEST, Shard, ShardWriter, TokenFolder, write_manifest
+from nemo_openmath.sft.workers import DIED, cores, pool_of
 from nemo_openmath.transcripts import ChatTokenizer, Transcript, encode_many
 
 NO_TRAINED = "no trained token"
@@ -83,7 +84,7 @@ def write_tokens(
         return TokenFolder(folder)
 
     done = len(pieces) - len(missing)
-    workers = min(workers or len(os.sched_getaffinity(0)), len(missing))
+    workers = min(workers or cores(), len(missing))
     if workers <= 1:
         for piece in missing:
             _write_piece(piece, chat)
@@ -91,9 +92,7 @@ def write_tokens(
             if on_shard:
                 on_shard(done, len(pieces))
     else:
-        with ProcessPoolExecutor(
-            workers, get_context("spawn"), initializer=_start_worker, initargs=(Path(tokenizer),)
-        ) as pool:
+        with pool_of(workers, _start_worker, Path(tokenizer)) as pool:
             futures = [pool.submit(_work, piece) for piece in missing]
             try:
                 for future in as_completed(futures):
@@ -101,6 +100,8 @@ def write_tokens(
                     done += 1
                     if on_shard:
                         on_shard(done, len(pieces))
+            except BrokenProcessPool as error:
+                raise OpenMathError(DIED) from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -185,10 +186,17 @@ def _write_piece(piece: _Piece, chat: ChatTokenizer) -> None:
         for rows, transcripts in _batches(piece.spans):
             many = encode_many(transcripts, chat, train_on_tool_output=piece.train_on_tool_output)
             for row, encoded in zip(rows, many, strict=True):
-                if True in encoded.trained:
-                    writer.add(row.id, row.mode, encoded.ids, encoded.trained)
-                else:
+                if True not in encoded.trained:
                     dropped[NO_TRAINED] += 1
+                    continue
+                try:
+                    writer.add(row.id, row.mode, encoded.ids, encoded.trained)
+                except (ValueError, TypeError, OverflowError) as error:  # ids that a row brought itself
+                    raise UserError(
+                        f"{row.id}: ids that are none of the tokenizer's ({error})",
+                        file=piece.spans[0].file,
+                        remedy="remove the row, or its ids",
+                    ) from error
         writer.finish(dropped)
 
 

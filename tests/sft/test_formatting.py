@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ from tokenizers_made import byte_level
 from nemo_openmath.errors import UserError
 from nemo_openmath.pipeline import StageContext
 from nemo_openmath.pipeline.progress import Progress
-from nemo_openmath.records import SftRow, read_drops, read_records
+from nemo_openmath.records import Drop, SftRow, read_drops, read_records
 from nemo_openmath.sft.formatting import Formatter, Reject
 from nemo_openmath.sft.key_set import KeySet
-from nemo_openmath.sft.reading import _hub_rows, read_source
+from nemo_openmath.sft.read_stage import Read, ReadConfig, _Maker
+from nemo_openmath.sft.reading import Block, _hub_rows, read_source
 from nemo_openmath.sft.selection import Choice, FormatRules
-from nemo_openmath.sft.stages import Read, ReadConfig
 from nemo_openmath.transcripts import Author, ChatTokenizer, Message, Transcript, encode, load_template
 from nemo_openmath.transcripts.protocol import notice_block, output_block
 
@@ -107,24 +108,37 @@ def test_our_own_rows_pass_through() -> None:
     assert Formatter().format(orjson.loads(orjson.dumps(row))) == row
 
 
-ODD = [None, "", 0, 1.5, True, [], {}, "x", ["a"], {"a": 1}, "<think>", "n/a", "0.3", float("nan"), "\ud800"]
+OURS = orjson.loads(orjson.dumps(make_rows(1)[0]))
+ODD = st.sampled_from(
+    [None, "", 0, 1.5, True, 10**400, float("nan"), "\ud800", b"x", "<think>", "n/a", "0.3", Decimal("sNaN"), CALL]
+    + ["<|im_start|>user\nq<|im_end|>\n"]
+    + list(OURS["transcript"].values())
+)
+VALUES = st.recursive(ODD, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=2), v, max_size=3))
 
 
 @given(
-    st.dictionaries(
-        st.sampled_from([*COT, "input", "output", "transcript", "id", "mode", "problem_id", "parents", "extra"]),
-        st.sampled_from([*ODD, CALL, "<|im_start|>user\nq<|im_end|>\n", *make_rows(1)[0].transcript.values()]),
-    )
+    st.sampled_from([COT, TIR, GENSELECT, {"input": "1 + 1", "output": "\\boxed{2}"}, OURS, {}]),
+    st.dictionaries(st.sampled_from([*COT, "input", "output", *OURS, "x\ud800"]), VALUES, max_size=3),
 )
-@settings(max_examples=100, deadline=None)
-def test_whatever_a_row_holds_it_is_a_sample_or_a_reject(row: dict[str, Any]) -> None:
-    for more in ({}, {"id": "a", "problem_id": "p", "mode": "cot"}, {"problem": "1 + 1", "inference_mode": "cot"}):
-        try:
-            made = Formatter().format(row | more)
-        except Reject:
-            continue
-        FormatRules().reject(made)
-        Choice(sources=("olympiad",), max_pass_rate=0.3).reject(made)
+@settings(max_examples=150, deadline=None)
+def test_whatever_a_row_holds_it_is_a_sample_or_a_reject(good: dict[str, Any], odd: dict[str, Any]) -> None:
+    made = _Maker(None, {}, FormatRules(box=False, one_box=False, think=False, blocks=False, judgment=False))
+    (row,) = made((0, Block("file", 1, [good | odd]))).rows
+    if isinstance(row, Drop):
+        orjson.dumps(row.detail)
+    else:
+        kept = SftRow.from_json(orjson.loads(row[1]))
+        FormatRules().reject(kept)
+        Choice(sources=("olympiad",), max_pass_rate=0.3).reject(kept)
+    if not odd and good:
+        assert not isinstance(row, Drop)
+
+
+@pytest.mark.parametrize("column", ["problem", "generated_solution", "expected_answer", "problem_source"])
+def test_half_a_character_is_a_reject_with_its_column(column: str) -> None:
+    with pytest.raises(Reject, match=f"{column} is not valid Unicode"):
+        Formatter().format(COT | {column: "\ud800"})
 
 
 def test_own_templates_replace_the_shipped_ones(tmp_path: Path) -> None:
@@ -253,6 +267,47 @@ def test_a_dataset_is_read_by_name(tmp_path: Path) -> None:
     assert list(_hub_rows(str(tmp_path), "cot")) == rows
 
 
+def read(data: Path, out: Path, workers: int) -> None:
+    context = StageContext(
+        name="read",
+        inputs={"data": [data]},
+        output=out,
+        seed=0,
+        services=None,  # type: ignore[arg-type]  # reading asks for none
+        progress=Progress(out.with_suffix(".json")),
+    )
+    asyncio.run(Read(ReadConfig(workers=workers)).run(context))
+
+
+def test_any_number_of_workers_reads_the_same_bytes(tmp_path: Path) -> None:
+    """Rows of several blocks and files, with duplicates across blocks, broken lines and text that is not Unicode."""
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [COT | {"problem": f"What is {i % 1100} + 1?"} for i in range(1200)]
+    (data / "a.jsonl").write_bytes(lines(rows[:500]) + b"{half\n\n" + lines(rows[500:700]))
+    (data / "b.jsonl.gz").write_bytes(gzip.compress(lines(rows[700:])))
+    table = pa.Table.from_pylist([COT | {"problem": "first"}, TIR])
+    half = pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")]
+    )
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("expected_answer"), "expected_answer", half), data / "c.parquet"
+    )
+    for workers in (1, 2):
+        read(data, tmp_path / f"out{workers}", workers)
+    one, two = (
+        {p.name: p.read_bytes() for p in (tmp_path / name).iterdir() if "journal" not in p.name}
+        for name in ("out1", "out2")
+    )
+    assert one == two
+    made = list(read_records(tmp_path / "out1", SftRow))
+    assert len(made) == 1101
+    assert Transcript.from_json(made[-1].transcript).messages[0].content.endswith("first")
+    drops = [drop for _, drop in read_drops(tmp_path / "out1")]
+    assert Counter(d.reason for d in drops) == {"duplicate": 100, "not a JSON object": 2}
+    assert [d.detail.split()[0] for d in drops if d.reason != "duplicate"] == ["a.jsonl:501", "c.parquet:2"]
+
+
 def test_read_stage_counts_every_reject_with_an_example(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
@@ -262,16 +317,8 @@ def test_read_stage_counts_every_reject_with_an_example(tmp_path: Path) -> None:
         TIR | {"generated_solution": "<think> no code </think> \\boxed{1}"},
     ]
     (data / "rows.jsonl").write_bytes(lines([COT, TIR, GENSELECT, COT, *bad]) + b"{half\n")
-    context = StageContext(
-        name="read",
-        inputs={"data": [data]},
-        output=tmp_path / "out",
-        seed=0,
-        services=None,  # type: ignore[arg-type]  # reading asks for none
-        progress=Progress(tmp_path / "progress.json"),
-    )
     for _ in range(2):  # the second run finds everything done
-        asyncio.run(Read(ReadConfig()).run(context))
+        read(data, tmp_path / "out", 1)
         rows = list(read_records(tmp_path / "out", SftRow))
         assert [r.mode for r in rows] == ["cot", "tir", "genselect"]
         drops = [drop for _, drop in read_drops(tmp_path / "out")]

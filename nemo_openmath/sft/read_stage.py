@@ -1,0 +1,136 @@
+"""Reading published data as a stage of a recipe.
+
+One process reads raw blocks and writes the records in their order; others parse, format and judge the rows between.
+What is written depends on the data alone, not on the number of processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline import Stage, StageContext, register
+from nemo_openmath.pipeline.stage import RUNTIME
+from nemo_openmath.records import Drop, RecordWriter, unit_key
+from nemo_openmath.records.ids import in_shard
+from nemo_openmath.sft.formatting import MODES, Formatter, Reject
+from nemo_openmath.sft.key_set import KeySet
+from nemo_openmath.sft.reading import Block, read_blocks
+from nemo_openmath.sft.selection import FormatRules
+from nemo_openmath.sft.workers import cores, ordered
+from nemo_openmath.transcripts import load_template
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """``dataset``: a name of the Hub, instead of the port ``data``; ``split``: which of its splits. ``mode``: what rows
+    are that do not say so (cot, tir, genselect). ``prompts``: the user's own template files, of cot and tir; genselect
+    rows hold theirs. ``workers``: processes that parse and format, by default one a core."""
+
+    dataset: str | None = None
+    split: str | None = None
+    mode: Literal["cot", "tir", "genselect"] | None = None
+    prompts: dict[str, Path] = field(default_factory=dict)
+    rules: FormatRules = field(default_factory=FormatRules)
+    workers: int | None = field(default=None, metadata=RUNTIME)
+
+    def __post_init__(self) -> None:
+        for mode in self.prompts:
+            if mode not in ("cot", "tir"):
+                raise UserError(f"prompts: no prompt is put around rows of {mode!r}", remedy="name cot or tir")
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"workers: {self.workers}", remedy="give at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Of one block. ``rows``: (id, JSON of the SftRow, where it stood), or why there is none."""
+
+    unit: str
+    rows: list[tuple[str, bytes, str] | Drop]
+
+
+@register
+class Read(Stage[ReadConfig]):
+    """Published data (nvidia/OpenMathReasoning, the reference's input/output files) -> SFT rows, rejects counted."""
+
+    kind = "sft.read"
+    Config = ReadConfig
+    ports = {"data?": "files or folders: JSON Lines (.gz, .zst) or Parquet"}
+    version = 2  # other units of work than before
+
+    async def run(self, context: StageContext) -> None:
+        config = self.config
+        sources: list[str | Path] = [*context.inputs.get("data", ())]
+        if config.dataset is not None:
+            sources.append(config.dataset)
+        if not sources:
+            raise UserError(
+                f"{context.name}: nothing to read", remedy="give files (from: {data: ./data/}) or dataset: and split:"
+            )
+        for mode, path in config.prompts.items():
+            load_template(mode, path)  # what is wrong with it is said here
+        await asyncio.to_thread(self._read, context, sources)
+
+    def _read(self, context: StageContext, sources: list[str | Path]) -> None:
+        seen = KeySet()
+        mode = self.config.mode or (self.config.split if self.config.split in MODES else None)
+        workers = self.config.workers or cores()
+        made = ordered(_Maker, self._blocks(sources), mode, self.config.prompts, self.config.rules, workers=workers)
+        with RecordWriter(context.output, shard=context.shard, shards=context.shards, flush_units=16) as writer:
+            context.progress.begin(None)
+            for block in made:
+                records: list[orjson.Fragment] = []
+                drops: list[Drop] = []
+                for row in block.rows:
+                    if isinstance(row, Drop):
+                        drops.append(row)
+                    elif seen.add(unit_key(row[0])):
+                        records.append(orjson.Fragment(row[1]))
+                    else:
+                        drops.append(Drop("duplicate", f"{row[2]} {row[0]}"))
+                if in_shard(block.unit, context.shard, context.shards) and not writer.done(block.unit):
+                    writer.commit(block.unit, records, drops)
+                context.progress.advance(len(block.rows))
+
+    def _blocks(self, sources: list[str | Path]) -> Iterator[tuple[int, Block]]:
+        for number, source in enumerate(sources):
+            for block in read_blocks(source, split=self.config.split):
+                yield number, block
+
+
+class _Maker:
+    """Makes SFT rows of a block's rows."""
+
+    def __init__(self, mode: str | None, prompts: dict[str, Path], rules: FormatRules):
+        self._formatter = Formatter(mode, {name: load_template(name, path) for name, path in prompts.items()})
+        self._rules = rules
+
+    def __call__(self, task: tuple[int, Block]) -> _Made:
+        number, block = task
+        rows: list[tuple[str, bytes, str] | Drop] = []
+        for (name, row), fields in block.rows():
+            place = f"{name}:{row}"
+            try:
+                rows.append((*self._format(fields), place))
+            except Reject as error:
+                rows.append(Drop(error.reason, f"{place} {error.detail}"))
+        return _Made(f"{number}:{block.place}:{block.first}", rows)
+
+    def _format(self, fields: dict[str, Any] | str) -> tuple[str, bytes]:
+        """Id and JSON. Raises Reject."""
+        if isinstance(fields, str):
+            raise Reject("not a JSON object", fields)
+        row = self._formatter.format(fields)
+        if reason := self._rules.reject(row):
+            raise Reject(reason, row.id)
+        try:
+            return row.id, orjson.dumps(row)
+        except TypeError as error:  # a row of ours that came through Parquet: half a character, bytes, a huge number
+            raise Reject("cannot be written as JSON", str(error)) from error
