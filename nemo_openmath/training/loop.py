@@ -77,10 +77,10 @@ def train(
             else:
                 load_hf(models, shape, hf_reader(model))
         optimizer = Optimizer.build(models, config)
-        first, last = 0, None
+        first, found = 0, dict[str, Any]()
         if newest is not None:
             found = store.load(newest, models, optimizer, source.fingerprint)
-            first, before, last = int(found["step"]), int(found["num_steps"]), found.get("record")
+            first, before = int(found["step"]), int(found["num_steps"])
             if first > source.num_steps:
                 raise UserError(
                     f"this checkpoint is of step {first}, the job ends after step {source.num_steps}",
@@ -93,7 +93,7 @@ def train(
                     say(f"{before} steps were planned before, {source.num_steps} are now: the learning rate follows")
         run = _Run(models, optimizer, store, shape, source, config, output, validation, say, stopped)
         try:
-            return run.steps(first, last)
+            return run.steps(first, found)
         except TrainingDiverged:  # all ranks raise it: what is being written is finished
             store.wait()
             raise
@@ -116,20 +116,22 @@ class _Run:
         self.models, self.optimizer, self.store, self.shape = models, optimizer, store, shape
         self.source, self.config, self.output, self.validation = source, config, output, validation
         self.say, self.stopped = say, stopped
+        self.guard = LossGuard(config.guard)
         self.stepper = Stepper(models, optimizer.chunks, shape, config)
         self.peak_flops = _peak_flops(config.precision)
 
-    def steps(self, first: int, last: Mapping[str, Any] | None) -> TrainResult:
-        """Trains from step ``first`` on; ``last``: the line of metrics.jsonl of the checkpoint resumed from."""
+    def steps(self, first: int, found: Mapping[str, Any]) -> TrainResult:
+        """Trains from step ``first`` on; ``found``: what :meth:`_save` left in the checkpoint resumed from."""
         count, config = self.source.num_steps, self.config
-        metrics = Metrics(self.output, config, first, last) if is_main() else None
-        guard, loss, saved = LossGuard(config.guard), float("nan"), first
+        metrics = Metrics(self.output, config, first, found.get("record")) if is_main() else None
+        self.guard = LossGuard(config.guard, found.get("recent_losses", ()))
+        loss, saved = float("nan"), first
         for step in range(first, count):
             start = time.perf_counter()
             batch = self.source.batch(step)
             lr = learning_rate(step, count, config)
             read = time.perf_counter()
-            check = guard.for_batch(step, batch)
+            check = self.guard.for_batch(step, batch)
             loss, norm, facts, stop = update(
                 *(self.stepper, self.optimizer, batch, lr), check=check, stopping=self.stopped
             )
@@ -192,6 +194,7 @@ class _Run:
         """``record``: the step's line of metrics.jsonl, kept with the checkpoint."""
         layout = {"world_size": dist.get_world_size(), **asdict(self.config.parallel)}
         facts = {"fingerprint": self.source.fingerprint, "num_steps": self.source.num_steps, "layout": layout}
+        facts |= {"recent_losses": self.guard.recent}
         facts |= {} if record is None else {"record": dict(record)}
         self.store.save(step, self.models, self.optimizer, facts)
 

@@ -88,11 +88,16 @@ class TrainingDiverged(OpenMathError):
 
 
 class LossGuard:
-    """Checks each step before the weights change."""
+    """Checks each step before the weights change. ``recent``: the last losses, kept with checkpoints, so that a resumed
+    training stops where the uninterrupted one would."""
 
-    def __init__(self, config: Guard):
+    def __init__(self, config: Guard, recent: Sequence[float] = ()):
         self.config = config
-        self._recent: deque[float] = deque(maxlen=config.window)
+        self._recent: deque[float] = deque(recent, maxlen=config.window)
+
+    @property
+    def recent(self) -> list[float]:
+        return list(self._recent)
 
     def for_batch(self, step: int, batch: Sequence[Pack]) -> Callable[[float, float], None]:
         """A check of (loss, gradient norm) that names the batch's samples when it raises."""

@@ -116,12 +116,15 @@ def test_what_is_not_finite_stops_with_the_samples_named(loss: float, norm: floa
 
 
 def test_a_spike_is_over_the_running_mean() -> None:
-    check = LossGuard(Guard(spike_factor=2.0, window=3)).for_batch(0, [_pack(0, [4])])
+    guard = LossGuard(Guard(spike_factor=2.0, window=3))
+    check = guard.for_batch(0, [_pack(0, [4])])
     for loss in (1.0, 9.0, 2.0):  # no mean of three yet
         check(loss, 1.0)
     check(7.9, 1.0)  # mean 4
-    with pytest.raises(TrainingDiverged):
-        check(12.7, 1.0)  # mean 6.3
+    resumed = LossGuard(Guard(spike_factor=2.0, window=3), guard.recent).for_batch(0, [_pack(0, [4])])
+    for each in (check, resumed):
+        with pytest.raises(TrainingDiverged):
+            each(12.7, 1.0)  # mean 6.3
 
 
 def test_a_resume_leaves_one_line_for_each_step(tmp_path: Path) -> None:

@@ -102,9 +102,8 @@ def _pairs(root: Path) -> list[dict[str, Any]]:
     for name in RESUMED_AT:
         asynchronous = {"every": 2, "asynchronous": name == "DP2"}
         config = {**SETTINGS, **LAYOUTS[name][1], "checkpoints": asynchronous}
-        cases.append(
-            {**base, "output": str(root / f"resumed {name}"), "config": config, "start": str(root / "stopped")}
-        )
+        place = {"output": str(root / f"resumed {name}"), "start": str(root / "stopped"), "validation": True}
+        cases.append({**base, "config": config, **place})
     for name, start in (("bf16", {}), ("bf16 resumed", {"start": str(root / "bf16"), "until": STOPPED_AFTER})):
         saved = {"precision": "bf16", "checkpoints": {"every": STOPPED_AFTER, "keep_last": 0}}
         cases.append({**base, "output": str(root / name), "config": {**stopped, **saved}, **start})
@@ -207,7 +206,7 @@ def test_a_stopped_training_resumes_exactly(results: Path) -> None:
     """SIGTERM to one rank saves on all; the resume at the same layout equals the uninterrupted run bit for bit."""
     uninterrupted = results / "DP2 + distributed optimizer"
     assert records(results / "stopped")[-1]["step"] == STOPPED_AFTER
-    resumed, whole = records(results / "resumed"), records(uninterrupted)[STOPPED_AFTER:]
+    resumed, whole = records(results / "resumed"), records(uninterrupted)[STOPPED_AFTER - 1 :]
     assert [(r["step"], r["loss"], r["grad_norm"]) for r in resumed] == [
         (r["step"], r["loss"], r["grad_norm"]) for r in whole
     ]
@@ -226,7 +225,7 @@ def test_bf16_trains_and_resumes_exactly(results: Path, adamw: Any) -> None:
     weights and moments from the file) that equals the uninterrupted run bit for bit."""
     whole, resumed = records(results / "bf16"), records(results / "bf16 resumed")
     assert [r["loss"] for r in whole] == pytest.approx([step.loss for step in adamw[0]], rel=5e-3)
-    assert [(r["step"], r["loss"]) for r in resumed] == [(r["step"], r["loss"]) for r in whole[STOPPED_AFTER:]]
+    assert [(r["step"], r["loss"]) for r in resumed] == [(r["step"], r["loss"]) for r in whole[STOPPED_AFTER - 1 :]]
     assert_close(final_weights(results / "bf16 resumed"), final_weights(results / "bf16"), 0.0)
 
 
@@ -254,9 +253,11 @@ def test_a_spike_stops_the_training_and_names_the_batch(results: Path) -> None:
 def test_resume_at_another_layout(results: Path, layout: str) -> None:
     """From the distributed optimizer's checkpoint, five more steps at another layout, within 1e-5."""
     uninterrupted = results / "DP2 + distributed optimizer"
-    resumed, whole = records(results / f"resumed {layout}"), records(uninterrupted)[STOPPED_AFTER:]
-    assert len(resumed) == STEPS - STOPPED_AFTER
+    resumed, whole = records(results / f"resumed {layout}"), records(uninterrupted)[STOPPED_AFTER - 1 :]
+    assert len(resumed) == STEPS - STOPPED_AFTER + 1  # the first line came with the checkpoint
     assert [r["loss"] for r in resumed] == pytest.approx([r["loss"] for r in whole], rel=1e-5)
+    held_out = records(results / "resumed")[-1]["validation_loss"]
+    assert resumed[-1]["validation_loss"] == pytest.approx(held_out, rel=1e-5)
     assert_close(final_weights(results / f"resumed {layout}"), final_weights(uninterrupted), 1e-5)
 
 
