@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nemo_openmath.checkpoints.calibration import LINEAR, Calibration, group_of
-from nemo_openmath.checkpoints.lazy import Held, LazyTensor
+from nemo_openmath.checkpoints.lazy import Held, LazyTensor, check_finite
 from nemo_openmath.errors import UserError
 
 GROUP = 128
@@ -80,6 +80,7 @@ def scaled(
         if group.endswith(".o") and not stored_scales:
             continue
         weight = torch.cat([tensors[name].full().float() for name in names])
+        check_finite(names[0], weight)
         divisor = 1 / search(weight, calibration.mean[group], calibration.rows[group])
         if norm := _norm_before(group):
             before = tensors[norm].full()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from nemo_openmath.checkpoints import classic, names, safetensors_files, torch_dist_files
 from nemo_openmath.checkpoints.folders import read_config
 from nemo_openmath.checkpoints.lazy import Hashed, LazyTensor
-from nemo_openmath.errors import UserError
+from nemo_openmath.errors import DamagedFile, UserError
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models import torch_dist as folder_format
 from nemo_openmath.models.configs import ModelConfig
@@ -43,6 +43,20 @@ class Checkpoint:
     def model(self) -> ModelConfig:
         """Raises UserError where the architecture is not one that can be converted."""
         return ModelConfig.from_hf(self.model_files)
+
+    @property
+    def quantization(self) -> str | None:
+        """What ``config.json`` or ``hf_quant_config.json`` says about quantized weights; None: they are plain."""
+        described = self.config.get("quantization_config")
+        if not described and (self.path / "hf_quant_config.json").is_file():
+            described = read_config(self.path, "hf_quant_config.json").get("quantization")
+        return None if not described else str(described.get("quant_algo") or described.get("quant_method") or "unknown")
+
+    def refuse_quantized(self) -> None:
+        """Payloads without their scales are other weights: UserError for a quantized folder."""
+        if self.quantization:
+            problem = f"is quantized ({self.quantization})"
+            raise UserError(problem, file=self.path, remedy="give the plain model that it was made from")
 
     def digest(self) -> str:
         """SHA-256 over names, dtypes, shapes and elements of the tensors, however they are sharded. Elements that were
@@ -110,6 +124,8 @@ def _latest(path: Path) -> Path:
     marker = path / "latest_checkpointed_iteration.txt"
     if marker.is_file():
         text = marker.read_text().strip()
+        if text != "release" and not text.isdigit():
+            raise DamagedFile(marker, f"holds {text[:20]!r}, not the number of a step", "write the number into it")
         return path / ("release" if text == "release" else f"iter_{int(text):07d}")
     steps = folder_format.list_checkpoints(path)
     return steps[-1] if steps else path

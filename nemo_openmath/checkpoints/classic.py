@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ def read(folder: Path, config: ModelConfig) -> tuple[dict[str, LazyTensor], dict
             if not (path / FILE).is_file():
                 raise DamagedFile(path / FILE, "missing", "copy the checkpoint again")
             ranks[int(match[1]), int(match[2] or 0)] = torch_file.load(path / FILE)
+    if not ranks:
+        names = ", ".join(sorted(path.name for path in folder.glob("mp_rank_*"))[:3])
+        raise UserError(f"holds {names}", file=folder, remedy="folders mp_rank_TT or mp_rank_TT_PPP can be read")
     tp, pp = 1 + max(t for t, _ in ranks), 1 + max(p for _, p in ranks)
     missing = [
         f"mp_rank_{t:02d}" + (f"_{p:03d}" if pp > 1 else "")
@@ -45,36 +48,56 @@ def read(folder: Path, config: ModelConfig) -> tuple[dict[str, LazyTensor], dict
     ]
     if missing:
         raise DamagedFile(folder, f"missing {', '.join(missing)} of {tp} x {pp} ranks", "copy the checkpoint again")
-    parts: dict[str, list[LazyTensor]] = {}
+    chunks = {place: _chunks(content, folder) for place, content in ranks.items()}
+    offsets = _first_layers([chunks[0, stage] for stage in range(pp)])
+    parts: dict[tuple[int, str], list[LazyTensor]] = {}
     for stage in range(pp):
         for rank in range(tp):
-            for name, tensor in _stage(ranks[rank, stage], stage, pp, config.num_hidden_layers, folder).items():
-                parts.setdefault(f"{stage}:{name}", []).append(tensor)
+            for name, tensor in _global(chunks[rank, stage], offsets[stage]):
+                parts.setdefault((stage, name), []).append(tensor)
     entries = {entry.stored: entry for entry in hf_mapping.mapping(config)}
     stored: dict[str, LazyTensor] = {}
-    for key, slices in parts.items():
-        name = _fused(key.split(":", 1)[1])
-        if name in entries and name not in stored:  # a tied output layer of the last stage repeats the embedding
+    for (_, local), slices in parts.items():
+        name = _fused(local)
+        if len(slices) != tp or len({part.shape for part in slices}) > 1:
+            shapes = ", ".join(str(part.shape) for part in slices)
+            raise DamagedFile(folder, f"{name} has the shapes {shapes} on {tp} tensor-parallel ranks", "save it again")
+        if name not in entries:  # for the caller to judge: it has no place in the model
+            stored.setdefault(name, slices[0])
+        elif name not in stored:  # a tied output layer of the last stage repeats the embedding
             stored[name] = tp_join(entries[name], slices)
     return stored, {"tp": tp, "pp": pp, "step": ranks[0, 0].get("iteration")}
 
 
-def _stage(content: Any, stage: int, pp: int, layers: int, folder: Path) -> dict[str, LazyTensor]:
-    """One rank file's tensors under global layer numbers; with interleaved stages it holds model0, model1, ..."""
-    if not isinstance(content, dict) or not any(re.fullmatch(r"model\d*", str(key)) for key in content):
+def _chunks(content: Any, folder: Path) -> list[dict[str, Any]]:
+    """The model chunks of a rank file: one, or with interleaved stages model0, model1, ..."""
+    found = [] if not isinstance(content, dict) else [key for key in content if re.fullmatch(r"model\d*", str(key))]
+    if not found or not all(isinstance(content[key], dict) for key in found):
         raise UserError("holds no model", file=folder, remedy=f"give a folder whose {FILE} files have a 'model' entry")
-    chunks = [content[key] for key in sorted(key for key in content if re.fullmatch(r"model\d*", str(key)))]
-    size = layers // (pp * len(chunks))
-    found = {}
-    for number, chunk in enumerate(chunks):
-        offset = (number * pp + stage) * size
+    return [content[key] for key in sorted(found, key=lambda key: (len(key), key))]
+
+
+def _first_layers(stages: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[int]]:
+    """[stage][chunk] -> its first layer: chunk by chunk over all stages, each with the layers that it holds, so stages
+    may be of unequal size."""
+    first, at = [[0] * len(stage) for stage in stages], 0
+    for chunk in range(max(len(stage) for stage in stages)):
+        for number, stage in enumerate(stages):
+            if chunk < len(stage):
+                first[number][chunk] = at
+                at += 1 + max(
+                    (layer for name in stage[chunk] if (layer := hf_mapping.layer_of(name)) is not None), default=-1
+                )
+    return first
+
+
+def _global(chunks: Sequence[Mapping[str, Any]], offsets: Sequence[int]) -> Iterator[tuple[str, LazyTensor]]:
+    """One rank's tensors under global layer numbers."""
+    for chunk, offset in zip(chunks, offsets, strict=True):
         for name, tensor in chunk.items():
-            layer = hf_mapping.layer_of(name)
             if isinstance(tensor, LazyTensor):
-                if layer is not None:
-                    name = f"decoder.layers.{layer + offset}." + name.split(".", 3)[3]
-                found[name] = tensor
-    return found
+                layer = hf_mapping.layer_of(name)
+                yield name if layer is None else f"decoder.layers.{layer + offset}." + name.split(".", 3)[3], tensor
 
 
 def _fused(name: str) -> str:

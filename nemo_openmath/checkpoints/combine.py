@@ -11,12 +11,11 @@ from typing import Any, Literal, get_args
 
 from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_checkpoint
 from nemo_openmath.checkpoints.convert import write_megatron
-from nemo_openmath.checkpoints.folders import building, write_hf
+from nemo_openmath.checkpoints.folders import building, changed_config, write_hf
 from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.merging import merged
 from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
 from nemo_openmath.errors import UserError
-from nemo_openmath.models import torch_dist as folder_format
 from nemo_openmath.records.lineage import digest_file
 
 Format = Literal["same", "hf", "megatron"]
@@ -108,10 +107,13 @@ def sweep(
 
 
 def select_steps(root: str | Path, steps: Sequence[int] | None = None, count: int | None = None) -> list[Path]:
-    """Folders ``step-*`` of ``root`` or ``root/checkpoints``: the named steps, or ``count`` equally spaced ones."""
+    """Folders ``step-*`` of ``root`` or ``root/checkpoints`` (else Megatron-LM's ``iter_*``, else transformers'
+    ``checkpoint-*``): the named steps, or ``count`` equally spaced ones."""
     root = Path(root)
-    found = {int(p.name.removeprefix("step-")): p for p in folder_format.list_checkpoints(root / "checkpoints")}
-    found = found or {int(p.name.removeprefix("step-")): p for p in folder_format.list_checkpoints(root)}
+    found: dict[int, Path] = {}
+    for folder, pattern in ((root / "checkpoints", "step-"), (root, "step-"), (root, "iter_"), (root, "checkpoint-")):
+        named = {path.name.removeprefix(pattern): path for path in folder.glob(f"{pattern}*") if path.is_dir()}
+        found = found or {int(number): path for number, path in named.items() if number.isdigit()}
     have = ", ".join(map(str, sorted(found))) or "none"
     if steps is not None:
         missing = [step for step in steps if step not in found]
@@ -130,9 +132,11 @@ def select_steps(root: str | Path, steps: Sequence[int] | None = None, count: in
 def _open_all(paths: Sequence[str | Path]) -> list[Checkpoint]:
     """Opened and found to be of one architecture, vocabulary and tensor set; else a UserError names the difference."""
     opened = [open_checkpoint(path) for path in paths]
-    first, config = opened[0], opened[0].config
+    for source in opened:
+        source.refuse_quantized()
+    first, config = opened[0], _settings(opened[0])
     for other in opened[1:]:
-        theirs = other.config
+        theirs = _settings(other)
         for key in sorted((config.keys() & theirs.keys()) - _MAY_DIFFER):
             if config[key] != theirs[key]:
                 raise UserError(
@@ -159,9 +163,19 @@ def _open_all(paths: Sequence[str | Path]) -> list[Checkpoint]:
     return opened
 
 
+def _settings(source: Checkpoint) -> dict[str, Any]:
+    """config.json with RoPE in one form, whichever of the three it was written in."""
+    config = changed_config(source.config)
+    rope = config.pop("rope_parameters", None) or {}
+    config.pop("rope_scaling", None)
+    return config | {f"rope {key}": value for key, value in rope.items() if key != "rope_theta"}
+
+
 def _counted(weights: Sequence[float], count: int) -> list[float]:
     if len(weights) != count:
         raise UserError(f"{len(weights)} weights for {count} models", remedy="give one weight per model")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise UserError(f"the weights {list(weights)} are not all finite", remedy="give numbers such as 0.3 0.7")
     return [float(weight) for weight in weights]
 
 

@@ -42,6 +42,7 @@ def hf_to_megatron(
             "a torch_dist checkpoint has no layout: tp and pp do nothing", remedy="leave them out, or add --classic"
         )
     source = open_checkpoint(src)
+    source.refuse_quantized()
     tensors = _as(source.tensors, dtype)
     with building(Path(dst)) as folder:
         settings: dict[str, Any] = {"rope_theta": rope_theta, "max_positions": max_positions}

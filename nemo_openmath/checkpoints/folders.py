@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
+import math
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +21,8 @@ from nemo_openmath.checkpoints.safetensors_files import SHARD_BYTES, write_folde
 from nemo_openmath.errors import DamagedFile, UserError
 from nemo_openmath.models.torch_dist import TOKENIZER_FILES
 
+_HOST = socket.gethostname()
+
 
 @contextmanager
 def building(destination: Path, *, into_existing: bool = False) -> Iterator[Path]:
@@ -28,8 +33,8 @@ def building(destination: Path, *, into_existing: bool = False) -> Iterator[Path
     if not into_existing and destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError("exists already", file=destination, remedy="remove it or choose another name")
     parent = destination if into_existing else destination.parent
-    partial = parent / f".{destination.name}.{os.getpid()}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = parent / f".{destination.name}.{_HOST}-{os.getpid()}.partial"
+    _remove_remains(parent, destination.name, everyones=into_existing)
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -53,6 +58,15 @@ def building(destination: Path, *, into_existing: bool = False) -> Iterator[Path
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _remove_remains(parent: Path, name: str, *, everyones: bool) -> None:
+    """What killed writers of ``name`` left: those of this machine whose process is gone, or everyone's."""
+    for path in parent.glob(f".{glob.escape(name)}.*.partial"):
+        host, _, pid = path.name.removeprefix(f".{name}.").removesuffix(".partial").rpartition("-")
+        ours = host == _HOST and pid.isdigit()
+        if everyones or (ours and (int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists())):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _replace(path: Path, destination: Path) -> None:
     if destination.is_dir():
         shutil.rmtree(destination)
@@ -67,15 +81,18 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """``config.json`` as it is."""
-    path = folder / "config.json"
+    path = folder / name
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError("no config.json", file=folder, remedy="give a Hugging Face model folder") from None
+        raise UserError(f"no {name}", file=folder, remedy="give a Hugging Face model folder") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DamagedFile(path, f"not JSON ({error})", "copy or download it again") from None
+    if not isinstance(found, dict):
+        raise DamagedFile(path, "not a JSON object", "copy or download it again")
+    return found
 
 
 def changed_config(
@@ -87,13 +104,24 @@ def changed_config(
 ) -> dict[str, Any]:
     """``raw`` with changes. The RoPE base is always written in both forms, ``rope_theta`` and ``rope_parameters``:
     readers that miss theirs fall back to base 10000 without a word."""
+    if rope_theta is not None and not (math.isfinite(rope_theta) and rope_theta > 1):
+        raise UserError(f"a RoPE base of {rope_theta:g}", remedy="the recipe's is 500000")
+    if max_positions is not None and max_positions < 1:
+        raise UserError(f"{max_positions} positions", remedy="the recipe has 131072")
     config = dict(raw)
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    both = {float(form["rope_theta"]) for form in (rope, config) if form.get("rope_theta") is not None}
+    if rope_theta is None and len(both) > 1:
+        problem = f"config.json says rope_theta {config['rope_theta']}, and {rope['rope_theta']} in its other form"
+        raise UserError(problem, remedy="readers differ in which they take: set both, or convert with --rope-theta")
     theta = rope_theta if rope_theta is not None else rope.get("rope_theta", config.get("rope_theta"))
     if theta is not None:
         config["rope_theta"] = float(theta)
         kind = rope.pop("rope_type", rope.pop("type", "default"))
         config["rope_parameters"] = {**rope, "rope_type": kind, "rope_theta": float(theta)}
+        if config.get("rope_scaling"):  # the older name of the same; loaders that know both prefer it
+            rest = {key: value for key, value in rope.items() if key != "rope_theta"}
+            config["rope_scaling"] = None if kind == "default" else {**rest, "rope_type": kind}
     if max_positions is not None:
         config["max_position_embeddings"] = max_positions
         if "max_window_layers" in config and not config.get("use_sliding_window"):

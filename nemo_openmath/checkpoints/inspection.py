@@ -124,10 +124,17 @@ def inspect(path: str | Path, *, model_files: str | Path | None = None, norms: b
         step=source.step,
         architecture=", ".join(config.get("architectures") or [str(config.get("model_type"))]),
         elements=elements,
-        lineage=Lineage.read(source.path),
+        lineage=_lineage(source.path),
         tensors=tuple(_row(name, tensor) for name, tensor in sorted(source.tensors.items())) if norms else (),
         digest=source.digest() if norms else None,
     )
+
+
+def _lineage(folder: Path) -> Lineage | None:
+    try:
+        return Lineage.read(folder)
+    except (TypeError, ValueError):  # another program's file of that name
+        return None
 
 
 def _row(name: str, tensor: LazyTensor) -> TensorRow:

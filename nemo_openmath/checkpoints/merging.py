@@ -1,7 +1,7 @@
 """How models are merged, tensor by tensor, in fp32 and in pieces. With models x_1 .. x_n, weights w, a base model b:
 
 * linear (model soups, arXiv 2203.05482; the recipe's 0.3 CoT + 0.7 TIR): sum_i w_i x_i, computed as
-  x_1 + sum_i w_i (x_i - x_1), so that equal inputs give themselves back bit for bit;
+  x_p + sum_i w_i (x_i - x_p), p of the largest weight: equal inputs, and weight 1, give a model back bit for bit;
 * slerp (Shoemake 1985): along the great circle between two tensors, to the part w_2 of the angle;
 * task_arithmetic (arXiv 2212.04089): b + sum_i w_i (x_i - b);
 * ties (arXiv 2306.01708): of every x_i - b the largest elements are kept (a part ``density``), the sign of each element
@@ -47,13 +47,16 @@ def merged(
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """x_1 + sum_i w_i (x_i - x_1) of flat tensors, for weights that sum to 1."""
-    return add_differences(tensors[0], tensors[1:], weights[1:])
+    """x_p + sum_i w_i (x_i - x_p) of flat tensors, for weights that sum to 1; x_p has the largest weight."""
+    pivot = max(range(len(weights)), key=lambda number: weights[number])
+    rest = [number for number in range(len(weights)) if number != pivot]
+    return add_differences(tensors[pivot], [tensors[n] for n in rest], [weights[n] for n in rest])
 
 
 def add_differences(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """base + sum_i w_i (x_i - base), flat, in fp32 (float64 stays), block by block within the cache."""
-    total = base.to(torch.promote_types(base.dtype, torch.float32), copy=True)
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in (base, *tensors)), torch.float32)
+    total = base.to(dtype, copy=True)
     size = min(_CACHED, total.numel())
     origin, difference = torch.empty(size, dtype=total.dtype), torch.empty(size, dtype=total.dtype)
     for start in range(0, total.numel(), _CACHED):

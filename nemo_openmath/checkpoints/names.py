@@ -6,7 +6,8 @@ numbers instead of weights they give the order, and lazy tensors then read the r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +19,9 @@ from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.hf_mapping import Mapped
 
+_MODEL = ("embedding.", "decoder.", "output_layer.")  # how the names of a model's tensors begin; the rest is training
+log = logging.getLogger(__name__)
+
 
 def to_stored(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> dict[str, LazyTensor]:
     """HF names -> stored names, full tensors. Raises UserError naming a missing tensor or a wrong shape."""
@@ -28,7 +32,27 @@ def to_stored(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> dict[st
             parts.append(_checked(tensors, name, shape))
         order = hf_mapping.join(entry, _row_numbers(parts), config)
         stored[entry.stored] = parts[0] if len(parts) == 1 else take_rows(parts, order)
+    check_nothing_left(tensors, config)
     return stored
+
+
+def check_nothing_left(tensors: Iterable[str], config: ModelConfig, file: Path | None = None) -> None:
+    """Raises UserError naming a tensor that the architecture of config.json has no place for: it would be lost.
+
+    Not missed are RoPE's tables, which are computed, and the lm_head of a model whose config.json ties it to the
+    embedding, which every loader ignores (a warning says so)."""
+    known = {name for entry in hf_mapping.mapping(config) for name in entry.hf}
+    left = {name for name in tensors if name not in known and not name.endswith("rotary_emb.inv_freq")}
+    if config.tie_word_embeddings and "lm_head.weight" in left:
+        log.warning("lm_head.weight is left out: config.json ties it to the embedding")
+        left.remove("lm_head.weight")
+    if left:
+        raise _no_place(min(left), len(left), file)
+
+
+def _no_place(name: str, count: int, file: Path | None) -> UserError:
+    problem = f"config.json has no place for {name} ({count} such tensor{'s' * (count > 1)})"
+    return UserError(problem, file=file, remedy="check config.json against the weights")
 
 
 def to_hf(stored: Mapping[str, LazyTensor], config: ModelConfig, file: Path | None = None) -> dict[str, LazyTensor]:
@@ -46,6 +70,11 @@ def to_hf(stored: Mapping[str, LazyTensor], config: ModelConfig, file: Path | No
             continue
         for part, order in zip(entry.hf, hf_mapping.split(entry, torch.arange(shape[0]), config), strict=True):
             tensors[part] = take_rows([source], order)
+    known = {name for entry in hf_mapping.mapping(config) for name in (entry.stored, _unfused(entry.stored))}
+    known |= {"output_layer.weight"} if config.tie_word_embeddings else set()  # the last stage's copy
+    left = {name for name in stored if name.startswith(_MODEL) and name not in known}
+    if left:
+        raise _no_place(min(left), len(left), file)
     return tensors
 
 

@@ -32,7 +32,7 @@ from nemo_openmath.checkpoints import awq
 from nemo_openmath.checkpoints.calibration import LINEAR, Calibration, calibrate, group_of
 from nemo_openmath.checkpoints.checkpoint import lineage, open_checkpoint
 from nemo_openmath.checkpoints.folders import building, changed_config, copy_model_files, main_dtype
-from nemo_openmath.checkpoints.lazy import PIECE, Held, LazyTensor, rows
+from nemo_openmath.checkpoints.lazy import PIECE, Held, LazyTensor, check_finite, rows
 from nemo_openmath.checkpoints.methods import Layout, QuantizedFormat
 from nemo_openmath.checkpoints.safetensors_files import write_folder
 from nemo_openmath.errors import UserError
@@ -69,7 +69,7 @@ def quantize(
     source = open_checkpoint(src)
     if source.kind != "hf":
         raise UserError("is no Hugging Face folder", file=src, remedy="convert it first: convert megatron-to-hf")
-    if "quantization_config" in source.config:
+    if source.quantization:
         raise UserError("is quantized already", file=src, remedy="give the model that it was made from")
     activations = Calibration()
     if format != "int8":
@@ -149,7 +149,7 @@ def _eight_bits(
     layout: Layout,
     dtype: torch.dtype,
 ) -> dict[str, LazyTensor]:
-    of_rows = {name: _row_largest(tensor) for name, tensor in tensors.items() if LINEAR.fullmatch(name)}
+    of_rows = {name: _row_largest(name, tensor) for name, tensor in tensors.items() if LINEAR.fullmatch(name)}
     of_groups: dict[str, float] = {}
     for name, largest in of_rows.items():
         of_groups[group_of(name)] = max(of_groups.get(group_of(name), 0.0), float(largest.amax()))
@@ -184,7 +184,7 @@ def _int4(tensors: Mapping[str, LazyTensor], layout: Layout, dtype: torch.dtype)
         if not LINEAR.fullmatch(name):
             made[name] = tensor
             continue
-        scale = torch.cat([awq.rounded(part.float())[1] for part in _blocks(tensor)])
+        scale = torch.cat([awq.rounded(part.float())[1] for part in _blocks(name, tensor)])
         if layout == "modelopt":
             made[name] = _Int4(tensor, scale, rows_a_byte=2)
             made[f"{name}_scale"] = Held(scale)
@@ -203,16 +203,18 @@ def _positive(scale: Tensor) -> Tensor:
     return torch.where(scale > 0, scale, torch.ones(()))  # of zeros
 
 
-def _blocks(tensor: LazyTensor) -> Iterator[Tensor]:
-    """A matrix, a few rows at a time."""
+def _blocks(name: str, tensor: LazyTensor) -> Iterator[Tensor]:
+    """A matrix, a few rows at a time; what is not finite is refused here, for no integer shows it."""
     step = max(1, PIECE // tensor.row)
     for at in range(0, tensor.shape[0], step):
-        yield rows(tensor, at, min(at + step, tensor.shape[0])).full()
+        part = rows(tensor, at, min(at + step, tensor.shape[0])).full()
+        check_finite(name, part)
+        yield part
 
 
-def _row_largest(tensor: LazyTensor) -> Tensor:
+def _row_largest(name: str, tensor: LazyTensor) -> Tensor:
     """Largest magnitude of every row, fp32 [out]."""
-    return torch.cat([part.abs().amax(1).float() for part in _blocks(tensor)])
+    return torch.cat([part.abs().amax(1).float() for part in _blocks(name, tensor)])
 
 
 class _Scaled(LazyTensor):

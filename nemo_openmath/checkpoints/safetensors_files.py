@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import json
+import operator
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ import torch
 from nemo_openmath.checkpoints.lazy import LazyTensor, Region, bytes_of, stream
 from nemo_openmath.errors import DamagedFile, UserError
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 DTYPES = {
@@ -36,6 +39,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 _AGAIN = "copy or download it again"
 
 
@@ -48,22 +52,41 @@ def read_file(path: Path) -> dict[str, LazyTensor]:
         if len(head) < 8 or length > size - 8:
             raise DamagedFile(path, f"truncated: {size} bytes do not hold the header", _AGAIN)
         try:
-            header: dict[str, Any] = json.loads(file.read(length))
+            header: Any = json.loads(file.read(length))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise DamagedFile(path, f"its header is not JSON ({error})", _AGAIN) from None
-    header.pop("__metadata__", None)
     tensors: dict[str, LazyTensor] = {}
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        if entry["dtype"] not in DTYPES:
-            raise UserError(f"tensor {name} has the unknown dtype {entry['dtype']}", file=path)
-        start, stop = entry["data_offsets"]
-        region = Region(path, 8 + length + start, DTYPES[entry["dtype"]], tuple(entry["shape"]))
+    at = 0
+    for name, dtype, shape, start, stop in _entries(path, header):
+        if dtype not in DTYPES:
+            raise UserError(
+                f"tensor {name} has the unknown dtype {dtype}", file=path, remedy="save it in another dtype"
+            )
+        region = Region(path, 8 + length + start, DTYPES[dtype], shape)
         if 8 + length + stop > size:
             raise DamagedFile(path, f"truncated: {name} ends at byte {8 + length + stop} of {size}", _AGAIN)
         if region.nbytes != stop - start:
             raise DamagedFile(path, f"{name} has {stop - start} bytes, its shape needs {region.nbytes}", _AGAIN)
-        tensors[name] = region
+        if start != at:
+            raise DamagedFile(path, f"{name} begins at byte {start}, what is before it ends at {at}", _AGAIN)
+        tensors[name], at = region, stop
+    if 8 + length + at != size:
+        raise DamagedFile(path, f"{size - 8 - length - at} bytes belong to no tensor", _AGAIN)
     return tensors
+
+
+def _entries(path: Path, header: Any) -> list[tuple[str, str, tuple[int, ...], int, int]]:
+    """(name, dtype, shape, first byte, end) of every tensor, in file order."""
+    found = []
+    try:
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, stop = entry["data_offsets"]
+                shape = tuple(operator.index(size) for size in entry["shape"])
+                found.append((name, str(entry["dtype"]), shape, operator.index(start), operator.index(stop)))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DamagedFile(path, f"its header is not of safetensors ({error!r})", _AGAIN) from None
+    return sorted(found, key=lambda entry: entry[3:])
 
 
 def read_folder(folder: Path) -> dict[str, LazyTensor]:
@@ -71,15 +94,15 @@ def read_folder(folder: Path) -> dict[str, LazyTensor]:
     (or the reverse), are errors that name them."""
     index = folder / INDEX
     if not index.is_file():
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise UserError("no *.safetensors here", file=folder, remedy="save the model as safetensors")
-        return {name: tensor for file in files for name, tensor in read_file(file).items()}
+        return _read_without_index(folder)
     try:
         where: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        names = sorted(set(where.values()))
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise DamagedFile(index, f"not an index ({error!r})", _AGAIN) from None
-    names = sorted(set(where.values()))
+    if (folder / SINGLE).is_file() and SINGLE not in names:
+        problem = f"holds {SINGLE} and {INDEX}: two models, and programs differ in which they load"
+        raise UserError(problem, file=folder, remedy="remove the stale one")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise DamagedFile(folder, f"missing {', '.join(missing)} of {len(names)} shards", _AGAIN)
@@ -93,6 +116,27 @@ def read_folder(folder: Path) -> dict[str, LazyTensor]:
         ):
             if difference:
                 raise DamagedFile(folder / shard, f"{problem} {min(difference)} ({len(difference)} tensors)", _AGAIN)
+        tensors.update(held)
+    return tensors
+
+
+def _read_without_index(folder: Path) -> dict[str, LazyTensor]:
+    if (folder / SINGLE).is_file():  # what every loader takes; other files beside it are not the model
+        return read_file(folder / SINGLE)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError("no *.safetensors here", file=folder, remedy="save the model as safetensors")
+    tensors: dict[str, LazyTensor] = {}
+    for file in files:
+        if match := _SHARD.fullmatch(file.name):
+            every = [f"{match[1]}-{n:05d}-of-{match[3]}.safetensors" for n in range(1, int(match[3]) + 1)]
+            missing = [name for name in every if not (folder / name).is_file()]
+            if missing:
+                raise DamagedFile(folder, f"missing {', '.join(missing)} of {len(every)} shards", _AGAIN)
+        held = read_file(file)
+        if twice := tensors.keys() & held.keys():
+            problem = f"{min(twice)} is in two files, and no {INDEX} says which counts"
+            raise UserError(problem, file=file, remedy="remove the files that are not the model's")
         tensors.update(held)
     return tensors
 
@@ -133,7 +177,7 @@ def write_folder(folder: Path, tensors: Mapping[str, LazyTensor], shard_bytes: i
         shards[-1][name] = tensor
         held += tensor.nbytes
     if len(shards) == 1:
-        return write_file(folder / "model.safetensors", tensors)
+        return write_file(folder / SINGLE, tensors)
     where: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"

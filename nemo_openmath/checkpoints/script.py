@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 from nemo_openmath.errors import OpenMathError, UserError
 
+_PROSE = ("input", "prompt", "problem", "generation", "generated_solution", "solution", "output", "text")
 N = TypeVar("N", int, float)
 
 
@@ -44,19 +46,27 @@ def ratios(text: str) -> list[float]:
         if part not in ("...", "\u2026"):
             found.append(float(part))
             continue
-        if len(found) < 2 or at + 1 == len(parts) or (step := found[-1] - found[-2]) <= 0:
+        if len(found) < 2 or at + 1 == len(parts) or not (step := found[-1] - found[-2]) > 0:
             raise ValueError(text)
-        count = round((float(parts[at + 1]) - found[-1]) / step)
-        start = found[-1]
-        found += [round(start + step * number, 10) for number in range(1, count)]
+        start, last = found[-1], float(parts[at + 1])
+        count = 1
+        while start + step * count < last - step * 1e-6:
+            found.append(round(start + step * count, 10))
+            count += 1
+    if not all(math.isfinite(ratio) for ratio in found):
+        raise ValueError(text)
     return found
 
 
 def texts(path: str | Path, count: int) -> list[str]:
-    """The first ``count`` texts of a file: lines, or of JSON lines the strings in them, joined. Of a folder (a stage's
-    records): of all its .jsonl files, in the order of their names."""
+    """The first ``count`` texts of a file: lines, or of JSON lines their fields of prose (else all strings), joined.
+    Of a folder: of its part-*.jsonl (a stage's records), else of all its .jsonl files, in the order of their names."""
     if Path(path).is_dir():
-        files = sorted(file for file in Path(path).rglob("*.jsonl") if not file.name.startswith("."))
+        files = sorted(Path(path).glob("part-*.jsonl")) or sorted(Path(path).glob("[!.]*.jsonl"))
+        if not files:
+            raise UserError(
+                "holds no .jsonl", file=path, remedy="give a file of texts, or the folder of a stage's records"
+            )
         return [text for file in files for text in texts(file, count)][:count]
     found: list[str] = []
     try:
@@ -76,5 +86,7 @@ def _text(line: str, number: int, path: str | Path) -> str:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"not JSON ({error})", file=path, row=number, remedy="give one JSON value a line") from None
-    values = value.values() if isinstance(value, dict) else [value]
+    values = [value]
+    if isinstance(value, dict):
+        values = [value[key] for key in _PROSE if isinstance(value.get(key), str)] or list(value.values())
     return "\n".join(part for part in values if isinstance(part, str))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from nemo_openmath.checkpoints.lazy import LazyTensor, Region, Window, bytes_of
-from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.errors import DamagedFile, OpenMathError, UserError
 
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -38,6 +38,7 @@ _STORAGES = {
 }
 _STORAGE_OF = {dtype: getattr(torch, name) for name, dtype in _STORAGES.items()}
 _ALIGNMENT = 64
+_AGAIN = "copy or save it again"
 _PLAIN = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("argparse", "Namespace"): argparse.Namespace,
@@ -103,8 +104,8 @@ def load(path: Path, offset: int = 0, length: int | None = None) -> Any:
             archive = zipfile.ZipFile(_Slice(file, offset, length))
             (description,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
             data = archive.read(description)
-        except (zipfile.BadZipFile, ValueError, EOFError, struct.error) as error:
-            raise DamagedFile(path, f"truncated or not a torch file ({error})", "copy or save it again") from None
+        except (zipfile.BadZipFile, ValueError, EOFError, struct.error, NotImplementedError, OSError) as error:
+            raise DamagedFile(path, f"truncated or not a torch file ({error})", _AGAIN) from None
         prefix = description.removesuffix("data.pkl")
         found: dict[str, tuple[int, int]] = {}
         for info in archive.infolist():
@@ -113,7 +114,13 @@ def load(path: Path, offset: int = 0, length: int | None = None) -> Any:
                 name, extra = struct.unpack("<HH", file.read(4))
                 at = offset + info.header_offset + 30 + name + extra
                 found[info.filename.removeprefix(prefix + "data/")] = (at, info.file_size)
-    return _Unpickler(data, path, found).load()
+    try:
+        return _Unpickler(data, path, found).load()
+    except OpenMathError:
+        raise
+    except Exception as error:  # a pickle that is cut or altered fails in any way
+        problem = f"its description of tensors cannot be read ({type(error).__name__}: {error})"
+        raise DamagedFile(path, problem, _AGAIN) from None
 
 
 class _Unpickler(pickle.Unpickler):
@@ -136,14 +143,20 @@ class _Unpickler(pickle.Unpickler):
         _, dtype, key, _, numel = pid
         at, size = self._records[key]
         if size != numel * dtype.itemsize:
-            raise DamagedFile(self._path, f"storage {key} has {size} bytes, {numel * dtype.itemsize} are needed")
+            raise DamagedFile(
+                self._path, f"storage {key} has {size} bytes, {numel * dtype.itemsize} are needed", _AGAIN
+            )
         return Region(self._path, at, dtype, (numel,))
 
     def _tensor(self, storage: Region, offset: int, shape: Any, stride: Any, *_: Any) -> LazyTensor:
         wanted = 1
         for size, step in zip(reversed(shape), reversed(stride), strict=True):
             if size != 1 and step != wanted:
-                raise UserError(f"a tensor of shape {tuple(shape)} is not contiguous", file=self._path)
+                raise UserError(
+                    f"a tensor of shape {tuple(shape)} is not contiguous",
+                    file=self._path,
+                    remedy="save contiguous() tensors",
+                )
             wanted *= size
         return Window(storage, offset, tuple(shape))
 

@@ -10,25 +10,32 @@ stage. Per rank:
     lm_head          rows, the vocabulary padded with zeros to a multiple of TP; written for tied models too
 
 For ``int8`` (W8A16) and ``int4`` (W4A16) the tensors stay as they are: TensorRT-LLM quantizes them when it loads them.
+From an FP8 folder (``openmath quantize --format fp8`` or ``fp8_kv``, or ModelOpt's own) every linear layer has e4m3
+``weight``, fp32 ``weights_scaling_factor`` [1] and ``activation_scaling_factor`` [1], the same on every rank; parts of
+a fused layer that have different scales are rounded again to the largest. With an FP8 cache every layer has
+``attention.kv_cache_scaling_factor`` fp32 [1], the larger of the key's and the value's.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from nemo_openmath.checkpoints.checkpoint import lineage, open_checkpoint
+from nemo_openmath.checkpoints import names
+from nemo_openmath.checkpoints.calibration import LINEAR
+from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_checkpoint
 from nemo_openmath.checkpoints.folders import building, main_dtype
-from nemo_openmath.checkpoints.lazy import Held, LazyTensor, Rows, columns, rows
+from nemo_openmath.checkpoints.lazy import Held, LazyTensor, Mapped, Rows, columns, rows
 from nemo_openmath.checkpoints.safetensors_files import write_file
 from nemo_openmath.errors import UserError
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ARCHITECTURES, ModelConfig
 
+E4M3 = torch.float8_e4m3fn
 Quantization = Literal["int8", "int4"]
 _ALGORITHMS = {None: None, "int8": "W8A16", "int4": "W4A16"}
 
@@ -44,27 +51,35 @@ def hf_to_trtllm(
 ) -> Path:
     """A checkpoint (Hugging Face or Megatron) -> TensorRT-LLM checkpoint ``dst`` for ``tp`` x ``pp`` ranks.
 
-    ``dtype``: bfloat16, float16 or float32; the source's when not given. :func:`commands` says how to go on.
+    ``src`` may be an FP8 folder; ``quantization`` is for the others. ``dtype``: bfloat16, float16 or float32; the
+    source's when not given. :func:`commands` says how to go on.
     """
     if quantization not in _ALGORITHMS:
         raise UserError(f"quantization {quantization!r}", remedy="use int8 or int4, or leave it out")
     source = open_checkpoint(src)
     config = source.model
     _check_layout(config, tp, pp)
-    chosen = dtype or main_dtype(source.tensors)
+    algorithm, cache = _ALGORITHMS[quantization], None
+    if source.quantization:
+        algorithm, cache = _fp8(source, quantization)
+    plain = {name: tensor for name, tensor in source.tensors.items() if tensor.dtype.itemsize > 1}
+    chosen = dtype or main_dtype({name: plain[name] for name in plain if not name.endswith("_scale")})
     if chosen not in (torch.bfloat16, torch.float16, torch.float32):
         raise UserError(f"{chosen} is no dtype of TensorRT-LLM", remedy="use bfloat16, float16 or float32")
     for entry in hf_mapping.mapping(config):  # names and shapes, before anything is written
         hf_mapping.read_hf(lambda name: _shape_only(source.tensors, name), entry, config)
-    tensors = {name: tensor.to(chosen) for name, tensor in source.tensors.items()}
+    names.check_nothing_left((name for name in source.tensors if not (_is_scale(name) and algorithm == "FP8")), config)
+    tensors = {
+        name: t.to(chosen) if name in plain and not name.endswith("_scale") else t for name, t in source.tensors.items()
+    }
     with building(Path(dst)) as folder:
-        described = _config(config, tp, pp, str(chosen).removeprefix("torch."), _ALGORITHMS[quantization])
+        described = _config(config, tp, pp, str(chosen).removeprefix("torch."), algorithm, cache)
         (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
         for stage in range(pp):
             for rank in range(tp):
                 held = _rank(tensors, config, tp, pp, rank, stage)
                 write_file(folder / f"rank{stage * tp + rank}.safetensors", held)
-        settings = {"tp": tp, "pp": pp, "dtype": str(chosen), "quantization": quantization}
+        settings = {"tp": tp, "pp": pp, "dtype": str(chosen), "quantization": algorithm}
         lineage("checkpoints.hf_to_trtllm", {"source": source}, **settings).write(folder)
     return Path(dst)
 
@@ -74,7 +89,9 @@ def commands(dst: str | Path, tokenizer: str | Path) -> list[str]:
     described = json.loads((Path(dst) / "config.json").read_text())
     layout, dtype = described["mapping"], described["dtype"]
     engine = f"{Path(dst)}-engine"
-    plugin = f"--gemm_plugin {dtype}" + (" --workers 8" if layout["world_size"] >= 8 else "")
+    plugin = f"--gemm_plugin {'auto' if described['quantization']['quant_algo'] == 'FP8' else dtype}"
+    plugin += " --workers 8" if layout["world_size"] >= 8 else ""
+    plugin += " --use_fp8_context_fmha enable" if described["quantization"]["kv_cache_quant_algo"] else ""
     sizes = f"--max_seq_len {min(described['max_position_embeddings'], 32768)} --max_batch_size 16"
     return [
         f"trtllm-build --checkpoint_dir {dst} --output_dir {engine} {plugin} {sizes}",
@@ -107,18 +124,29 @@ def _rank(
     count = config.num_hidden_layers // pp
     for number in range(count):
         hf, ours = f"model.layers.{stage * count + number}.", f"transformer.layers.{number}."
-        for suffix in ("weight", "bias") if config.qkv_bias else ("weight",):
-            q, k, v = (tensors[f"{hf}self_attn.{name}_proj.{suffix}"] for name in "qkv")
+        q, k, v = _one_scale(tensors, [f"{hf}self_attn.{name}_proj." for name in "qkv"], f"{ours}attention.qkv.", held)
+        q, k, v = _part(q, tp, rank), _kv_heads(k, config, tp, rank), _kv_heads(v, config, tp, rank)
+        held[f"{ours}attention.qkv.weight"] = Rows([q, k, v])
+        if config.qkv_bias:
+            q, k, v = (tensors[f"{hf}self_attn.{name}_proj.bias"] for name in "qkv")
             q, k, v = _part(q, tp, rank), _kv_heads(k, config, tp, rank), _kv_heads(v, config, tp, rank)
-            held[f"{ours}attention.qkv.{suffix}"] = Rows([q, k, v])
+            held[f"{ours}attention.qkv.bias"] = Rows([q, k, v])
+        if (key := f"{hf}self_attn.k_proj.k_scale") in tensors:
+            scales = (tensors[key], tensors[f"{hf}self_attn.v_proj.v_scale"])
+            largest = max(float(scale.full()) for scale in scales)
+            held[f"{ours}attention.kv_cache_scaling_factor"] = Held(torch.tensor([largest]))
         for name in "qk" if config.qk_norm else "":
             held[f"{ours}attention.{name}_layernorm.weight"] = tensors[f"{hf}self_attn.{name}_norm.weight"]
         held[f"{ours}input_layernorm.weight"] = tensors[f"{hf}input_layernorm.weight"]
         held[f"{ours}post_layernorm.weight"] = tensors[f"{hf}post_attention_layernorm.weight"]
-        held[f"{ours}attention.dense.weight"] = _columns(tensors[f"{hf}self_attn.o_proj.weight"], tp, rank)
-        held[f"{ours}mlp.fc.weight"] = _part(tensors[f"{hf}mlp.gate_proj.weight"], tp, rank)
-        held[f"{ours}mlp.gate.weight"] = _part(tensors[f"{hf}mlp.up_proj.weight"], tp, rank)
-        held[f"{ours}mlp.proj.weight"] = _columns(tensors[f"{hf}mlp.down_proj.weight"], tp, rank)
+        for name, source, cut in (
+            ("attention.dense.", "self_attn.o_proj.", _columns),
+            ("mlp.fc.", "mlp.gate_proj.", _part),
+            ("mlp.gate.", "mlp.up_proj.", _part),
+            ("mlp.proj.", "mlp.down_proj.", _columns),
+        ):
+            (weight,) = _one_scale(tensors, [hf + source], ours + name, held)
+            held[f"{ours}{name}weight"] = cut(weight, tp, rank)
     if stage == pp - 1:
         held["transformer.ln_f.weight"] = tensors["model.norm.weight"]
         head = tensors["model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"]
@@ -127,6 +155,52 @@ def _rank(
             head = Rows([head, Held(torch.zeros((missing, head.shape[1]), dtype=head.dtype))])
         held["lm_head.weight"] = _part(head, tp, rank)
     return held
+
+
+def _one_scale(
+    tensors: Mapping[str, LazyTensor], sources: Sequence[str], name: str, held: dict[str, LazyTensor]
+) -> list[LazyTensor]:
+    """The weights of ``sources``, which TensorRT-LLM holds as one matrix ``name``. FP8: under one scale, which is put
+    into ``held``."""
+    weights = [tensors[f"{source}weight"] for source in sources]
+    if weights[0].dtype != E4M3:
+        return weights
+    scales = [float(tensors[f"{source}weight_scale"].full()) for source in sources]
+    largest = max(scales)
+    inputs = max(float(tensors[f"{source}input_scale"].full()) for source in sources)
+    held[f"{name}weights_scaling_factor"] = Held(torch.tensor([largest]))
+    held[f"{name}activation_scaling_factor"] = Held(torch.tensor([inputs]))
+    return [w if s == largest else _rescaled(w, s / largest) for w, s in zip(weights, scales, strict=True)]
+
+
+def _rescaled(weight: LazyTensor, factor: float) -> LazyTensor:
+    return Mapped((weight,), lambda parts: (parts[0].float() * factor).to(E4M3), E4M3)
+
+
+def _is_scale(name: str) -> bool:
+    """Whether a tensor of an FP8 folder is a scale."""
+    return name.endswith((".weight_scale", ".input_scale", ".k_scale", ".v_scale"))
+
+
+def _fp8(source: Checkpoint, quantization: str | None) -> tuple[str, str | None]:
+    """(quant_algo, kv_cache_quant_algo) of a quantized folder; UserError where it is not ModelOpt's FP8, or a scale is
+    missing."""
+    described = source.config.get("quantization_config") or {}
+    if source.quantization != "FP8" or quantization is not None:
+        problem = f"is quantized ({source.quantization})"
+        remedy = "FP8 folders are converted as they are, for the other kinds give the plain model"
+        raise UserError(problem, file=source.path, remedy=remedy)
+    for name, tensor in source.tensors.items():
+        missing = [name + end for end in ("_scale",) if name + end not in source.tensors]
+        missing += [x for x in [name.removesuffix("weight") + "input_scale"] if x not in source.tensors]
+        if tensor.dtype == E4M3 and missing:
+            raise UserError(f"{name} has no {missing[0]}", file=source.path, remedy="export it again")
+        if LINEAR.fullmatch(name) and tensor.dtype != E4M3:
+            raise UserError(f"{name} is not in FP8", file=source.path, remedy="quantize all of the decoder's layers")
+    cached = any(name.endswith(".k_scale") for name in source.tensors)
+    if described.get("kv_cache_scheme") and not cached:
+        raise UserError("promises an FP8 cache and has no k_scale", file=source.path, remedy="export it again")
+    return "FP8", "FP8" if cached else None
 
 
 def _part(tensor: LazyTensor, tp: int, rank: int) -> LazyTensor:
@@ -150,7 +224,9 @@ def _shape_only(tensors: Mapping[str, LazyTensor], name: str) -> torch.Tensor:
     return torch.empty(tensors[name].shape, device="meta")
 
 
-def _config(config: ModelConfig, tp: int, pp: int, dtype: str, algorithm: str | None) -> dict[str, Any]:
+def _config(
+    config: ModelConfig, tp: int, pp: int, dtype: str, algorithm: str | None, cache: str | None
+) -> dict[str, Any]:
     """config.json as TensorRT-LLM's QWenConfig reads it."""
     return {
         "architecture": ARCHITECTURES[config.model_type],
@@ -182,5 +258,9 @@ def _config(config: ModelConfig, tp: int, pp: int, dtype: str, algorithm: str | 
         "moe_shared_expert_intermediate_size": 0,
         "num_labels": 1,
         "mapping": {"world_size": tp * pp, "tp_size": tp, "pp_size": pp, "gpus_per_node": 8},
-        "quantization": {"quant_algo": algorithm, "kv_cache_quant_algo": None, "exclude_modules": None},
+        "quantization": {
+            "quant_algo": algorithm,
+            "kv_cache_quant_algo": cache,
+            "exclude_modules": ["lm_head"] if algorithm == "FP8" else None,
+        },
     }

@@ -151,6 +151,8 @@ def _average(options: argparse.Namespace) -> None:
     from nemo_openmath.checkpoints.combine import average
 
     weights, sources = weights_and_sources(options.weights, options.sources)
+    if any(step != int(step) for step in options.steps or ()):
+        raise UserError(f"steps {options.steps}", remedy="write whole numbers: --steps 7500,15000")
     steps = None if options.steps is None else [int(step) for step in options.steps]
     done = average(
         sources,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +86,14 @@ def test_average_of_megatron_steps(tmp_path: Path) -> None:
         average([root], tmp_path / "x", steps=[15])
     with pytest.raises(UserError, match="9 checkpoints are wanted, there are 8"):
         average([root], tmp_path / "x", count=9)
+    for step in (100, 200):  # Megatron-LM's own folders
+        hf_to_megatron(tmp_path / f"hf{step // 100}", tmp_path / f"c{step}", classic_folders=True, tp=2)
+        (tmp_path / f"c{step}" / "iter_0000000").rename(root / f"iter_{step:07d}")
+    (tmp_path / "c100" / "model").rename(root / "model")
+    for folder in (root / "checkpoints").iterdir():
+        shutil.rmtree(folder)
+    classic = average([root], tmp_path / "classic", steps=[100, 200], format="hf")
+    assert_equals(classic, lambda a, b: (a + b) / 2, tmp_path / "hf1", tmp_path / "hf2")
 
 
 def test_linear_merge_is_the_recipes(tmp_path: Path, three: list[Path]) -> None:
@@ -93,7 +102,7 @@ def test_linear_merge_is_the_recipes(tmp_path: Path, three: list[Path]) -> None:
     candidates = dict(sweep(three[:2], tmp_path / "sweep", [0.0, 0.7, 1.0]))
     assert models.same(models.load(candidates[0.7]), models.load(made))
     assert models.same(models.load(candidates[0.0]), models.load(three[0]))
-    assert_equals(candidates[1.0], lambda a, b: b, *three[:2])
+    assert models.same(models.load(candidates[1.0]), models.load(three[1]))
 
 
 def test_slerp(tmp_path: Path, three: list[Path]) -> None:
@@ -178,8 +187,16 @@ def test_strangers_are_refused_by_name(tmp_path: Path, three: list[Path]) -> Non
         average([three[0], wide], tmp_path / "x")
     config = json.loads((three[1] / "config.json").read_text())
     (three[1] / "config.json").write_text(json.dumps(config | {"rope_theta": 5.0}))
-    with pytest.raises(UserError, match=r"rope_theta is 5\.0"):
+    with pytest.raises(UserError, match=r"says rope_theta 5\.0, and 1000000\.0 in its other form"):
         average(three[:2], tmp_path / "x")
+    older = {key: value for key, value in config.items() if key != "rope_parameters"}  # as transformers 4 wrote it
+    (three[1] / "config.json").write_text(json.dumps(older | {"rope_theta": 5.0}))
+    newer = {key: value for key, value in config.items() if key != "rope_theta"}
+    (three[0] / "config.json").write_text(json.dumps(newer))
+    with pytest.raises(UserError, match=r"rope_theta is 5\.0, in .*a it is 1000000\.0"):
+        average(three[:2], tmp_path / "x")
+    (three[1] / "config.json").write_text(json.dumps(older))
+    average(three[:2], tmp_path / "the two forms agree")
     (three[2] / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer\.json differs"):
         average([three[0], three[2]], tmp_path / "x")

@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig
 
 from nemo_openmath.checkpoints import classic
+from nemo_openmath.checkpoints.combine import average, merge
 from nemo_openmath.checkpoints.convert import hf_to_megatron, megatron_to_hf
+from nemo_openmath.checkpoints.quantize import quantize
+from nemo_openmath.checkpoints.safetensors_files import SINGLE
+from nemo_openmath.checkpoints.trtllm import hf_to_trtllm
 from nemo_openmath.errors import UserError
 from nemo_openmath.models import hf_mapping, torch_dist
 from nemo_openmath.models.configs import ModelConfig
@@ -85,6 +91,16 @@ def test_rope_is_written_in_both_forms(tmp_path: Path) -> None:
     assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == 500_000.0
     assert written["max_position_embeddings"] == 131_072
     assert not torch.allclose(models.logits(back), models.logits(source), atol=1e-3)
+    scaling = {"rope_type": "default", "rope_theta": 1e4}  # a third form, which transformers 5 prefers to the others
+    (source / "config.json").write_text(json.dumps(config | {"rope_theta": 1e4, "rope_scaling": scaling}))
+    moved = hf_to_megatron(source, tmp_path / "moved", rope_theta=500_000)
+    config = AutoConfig.from_pretrained(moved / "model")
+    assert config.rope_parameters["rope_theta"] == 500_000.0
+    for wrong in (0.0, -5.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="a RoPE base of"):
+            hf_to_megatron(source, tmp_path / "x", rope_theta=wrong)
+    with pytest.raises(UserError, match="0 positions"):
+        hf_to_megatron(source, tmp_path / "x", max_positions=0)
     assert ModelConfig.from_hf(back).rope_theta == 500_000.0
 
 
@@ -111,3 +127,62 @@ def test_mismatch_of_config_and_weights_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"hold no model\.layers\.4"):
         hf_to_megatron(source, tmp_path / "megatron")
     assert not (tmp_path / "megatron").exists()
+
+
+def test_a_tensor_without_a_place_is_not_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A config.json of fewer layers, left-over scales, strange names: refused by name in every direction."""
+    source = models.make(tmp_path / "hf")
+    config = json.loads((source / "config.json").read_text())
+    folders = {
+        "torch_dist": hf_to_megatron(source, tmp_path / "m"),
+        "classic": hf_to_megatron(source, tmp_path / "c", classic_folders=True, tp=2, pp=2),
+    }
+    for folder in folders.values():
+        changed = json.loads((folder / "model" / "config.json").read_text()) | {"num_hidden_layers": 3}
+        (tmp_path / "fewer").mkdir(exist_ok=True)
+        (tmp_path / "fewer" / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=r"no place for decoder\.layers\.3\."):
+            megatron_to_hf(folder, tmp_path / "x", model_files=tmp_path / "fewer")
+    (source / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    for attempt in (hf_to_megatron, hf_to_trtllm):
+        with pytest.raises(UserError, match=r"no place for model\.layers\.3\..* \(12 such tensors\)"):
+            attempt(source, tmp_path / "x")
+    (source / "config.json").write_text(json.dumps(config))
+    save_file(models.load(source) | {"model.layers.0.mlp.up_proj.weight_scale": torch.ones(1)}, source / SINGLE)
+    with pytest.raises(UserError, match=r"no place for model\.layers\.0\.mlp\.up_proj\.weight_scale"):
+        hf_to_megatron(source, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    tied = models.make(tmp_path / "tied", models.TIED)
+    save_file(models.load(tied) | {"lm_head.weight": torch.ones(107, 48)}, tied / SINGLE)
+    hf_to_megatron(tied, tmp_path / "y")
+    assert "lm_head.weight is left out" in caplog.text
+
+
+def test_quantized_weights_are_not_taken_for_plain_ones(tmp_path: Path) -> None:
+    made = quantize(models.make(tmp_path / "hf"), tmp_path / "q", format="int8")
+    attempts = (
+        hf_to_megatron,
+        hf_to_trtllm,
+        lambda src, dst: average([src, src], dst),
+        lambda src, dst: merge("linear", [src, src], dst),
+    )
+    for attempt in attempts:
+        with pytest.raises(UserError, match=r"q: is quantized \(W8A16\)"):
+            attempt(made, tmp_path / "x")
+
+
+def test_stages_of_unequal_size(tmp_path: Path) -> None:
+    """Megatron-LM may give the first stage fewer layers: each holds what it holds."""
+    source = models.make(tmp_path / "hf", models.UNTIED)
+    folder = hf_to_megatron(source, tmp_path / "m", classic_folders=True, pp=2) / "iter_0000000"
+    files = [folder / f"mp_rank_00_{stage:03d}" / classic.FILE for stage in range(2)]
+    first, second = (torch.load(file, weights_only=True) for file in files)
+    moved = {name for name in first["model"] if name.startswith("decoder.layers.1.")}
+    later = {
+        name.replace("layers.1.", "layers.2.").replace("layers.0.", "layers.1."): value
+        for name, value in second["model"].items()
+    }
+    later |= {name.replace("layers.1.", "layers.0."): first["model"].pop(name) for name in moved}
+    torch.save(first, files[0])
+    torch.save(second | {"model": later}, files[1])
+    assert models.same(models.load(megatron_to_hf(tmp_path / "m", tmp_path / "back")), models.load(source))

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import resource
-from collections.abc import Iterator
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save, save_file
 
+from nemo_openmath.checkpoints import torch_dist_files, torch_file
 from nemo_openmath.checkpoints.combine import average
 from nemo_openmath.checkpoints.convert import hf_to_megatron, megatron_to_hf
-from nemo_openmath.checkpoints.safetensors_files import INDEX
+from nemo_openmath.checkpoints.folders import building
+from nemo_openmath.checkpoints.lazy import Held, LazyTensor
+from nemo_openmath.checkpoints.quantize import quantize
+from nemo_openmath.checkpoints.safetensors_files import INDEX, read_file
 from nemo_openmath.errors import DamagedFile, UserError
 
 from . import models
+from .test_quantize import LONG, word_model
 
 
 @pytest.fixture
@@ -58,6 +72,114 @@ def test_index_that_names_absent_tensors(sharded: Path) -> None:
     index["weight_map"]["model.layers.9.absent"] = sorted(set(index["weight_map"].values()))[0]
     (sharded / INDEX).write_text(json.dumps(index))
     refuses(sharded, DamagedFile, r"lacks, though the index names it: model\.layers\.9\.absent")
+
+
+def test_shards_without_their_index(sharded: Path) -> None:
+    (sharded / INDEX).unlink()
+    megatron_to_hf(hf_to_megatron(sharded, sharded.parent / "whole"), sharded.parent / "again")
+    shards = sorted(sharded.glob("*.safetensors"))
+    (sharded / "other.safetensors").write_bytes(shards[0].read_bytes())
+    refuses(sharded, UserError, r"other\.safetensors: .* is in two files, and no .*index\.json says which counts")
+    (sharded / "other.safetensors").unlink()
+    shards[1].unlink()
+    refuses(sharded, DamagedFile, rf"missing {shards[1].name} of {len(shards)} shards")
+
+
+def test_two_models_in_one_folder(sharded: Path) -> None:
+    save_file(models.random_tensors(models.UNTIED, 1), sharded / "model.safetensors")
+    refuses(sharded, UserError, r"holds model\.safetensors and model\.safetensors\.index\.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda h: [], "not of safetensors"),
+        (lambda h: {"a": 3}, "not of safetensors"),
+        (lambda h: {"a": {"dtype": "F32", "shape": [1]}}, "not of safetensors"),
+        (lambda h: {"a": {**h["a"], "shape": [2.5]}, "b": h["b"]}, "not of safetensors"),
+        (lambda h: {"a": {**h["a"], "dtype": "F6"}, "b": h["b"]}, "unknown dtype F6"),
+        (lambda h: {"a": h["a"], "b": {**h["b"], "data_offsets": [4, 20]}}, "b begins at byte 4, what is before it"),
+        (lambda h: {"a": h["a"], "b": {**h["b"], "data_offsets": [-16, 0]}}, "begins at byte -16"),
+        (lambda h: {"a": h["a"]}, "16 bytes belong to no tensor"),
+    ],
+)
+def test_headers_that_lie(tmp_path: Path, change: Callable[[Any], Any], problem: str) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(4), "b": torch.ones(4)}, file)
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(change(json.loads(data[8 : 8 + size]))).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + size :])
+    with pytest.raises((DamagedFile, UserError), match=rf"model\.safetensors: .*{problem}"):
+        read_file(file)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_no_damage_escapes_as_something_else(data: st.DataObject) -> None:
+    """Any byte of the files that describe tensors, changed: the tensors are read, or the file is named."""
+    file = data.draw(st.sampled_from(sorted(DESCRIPTIONS)))
+    content = bytearray(DESCRIPTIONS[file])
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(DamagedFile, UserError):
+        path = Path(folder) / file
+        path.write_bytes(content)
+        if file == "x.safetensors":
+            found = read_file(path)
+        elif file == "x.pt":
+            found = torch_file.load(path)
+        else:
+            found = torch_dist_files.read(Path(folder))
+        for tensor in found.values() if isinstance(found, dict) else ():
+            if isinstance(tensor, LazyTensor) and tensor.numel < 1000:
+                tensor.full()
+
+
+def _descriptions() -> dict[str, bytes]:
+    tensors = {"a": torch.ones(4), "b": torch.ones(3, 2)}
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    with tempfile.TemporaryDirectory() as folder:
+        torch_dist_files.write(Path(folder), {name: Held(tensor) for name, tensor in tensors.items()})
+        metadata = (Path(folder) / ".metadata").read_bytes()
+    return {"x.safetensors": save(tensors), "x.pt": buffer.getvalue(), ".metadata": metadata}
+
+
+DESCRIPTIONS = _descriptions()
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    source = models.make(tmp_path / "hf")
+    child = os.fork()
+    if not child:  # killed in the middle of writing
+        with building(tmp_path / "out") as folder:
+            (folder / "half").write_text("")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert [path.name for path in tmp_path.glob(".*")] == [f".out.{socket.gethostname()}-{child}.partial"]
+    (tmp_path / f".out.{socket.gethostname()}-1.partial").mkdir()  # of a process that lives
+    (tmp_path / ".out.elsewhere-77777.partial").mkdir()
+    average([source], tmp_path / "out")
+    assert sorted(path.name.split(".")[2] for path in tmp_path.glob(".*")) == [
+        "elsewhere-77777",
+        f"{socket.gethostname()}-1",
+    ]
+    stage = tmp_path / "stage"
+    (stage / ".stage.elsewhere-77777.partial").mkdir(parents=True)  # a stage's folder has one writer
+    average([source], stage, into_existing=True)
+    assert not list(stage.glob(".*"))
+
+
+@pytest.mark.parametrize("format", ["int8", "fp8", "int4_awq"])
+def test_broken_number_is_not_quantized(tmp_path: Path, format: Any) -> None:
+    source = word_model(tmp_path / "hf")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = float("nan")
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.down_proj\.weight holds NaN"):
+        quantize(source, tmp_path / "q", format=format, calibration=LONG[:1])
+    assert not (tmp_path / "q").exists()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
