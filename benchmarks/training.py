@@ -7,6 +7,8 @@ the median of the rounds' ratios. A round is one optimizer step on the same samp
 
 transformers: ``Qwen2ForCausalLM`` with SDPA, packed flash-style (position ids restart at each sample), pack by pack.
 padded: the same engine and samples in random batches of 8, each padded to its longest; grouped: sorted by length first.
+attention: forward and backward of one layer over 8192 tokens, as one sample and as shorter ones: its cost is to follow
+the sum of squared lengths.
 """
 
 from __future__ import annotations
@@ -28,8 +30,10 @@ start_process()
 
 import torch  # noqa: E402
 
+from nemo_openmath.models.attention import _attend, _whole  # noqa: E402
 from nemo_openmath.models.build import build_model, load_hf  # noqa: E402
 from nemo_openmath.models.configs import ModelConfig  # noqa: E402
+from nemo_openmath.models.packed import pack_batch  # noqa: E402
 from nemo_openmath.sft.pack_types import Pack  # noqa: E402
 from nemo_openmath.training.config import TrainingConfig  # noqa: E402
 from nemo_openmath.training.dealing import concatenate  # noqa: E402
@@ -135,6 +139,28 @@ def against(sides: dict[str, Callable[[], Any]], work: dict[str, int], seconds: 
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
+def attention(seconds: float) -> None:
+    """CPU seconds of one attention over packs of as many tokens, by length of their samples."""
+    tokens, heads, groups, size = 8192, 4, 2, 64
+    shape = ModelConfig(2048, heads * size, 352, 1, heads, groups, size)
+    query, key, value = (torch.randn(tokens, n, size, requires_grad=True) for n in (heads, groups, groups))
+
+    def run(length: int) -> Callable[[], None]:
+        cu = np.arange(0, tokens + 1, length, dtype=np.int32)
+        zeros = np.zeros(tokens, np.int32)
+        batch = pack_batch(zeros, zeros, np.ones(tokens, bool), cu, shape)
+
+        def once() -> None:
+            _attend(query, key, value, [_whole(batch)], size**-0.5).sum().backward()
+
+        return once
+
+    lengths = (8192, 2048, 512)
+    print(" attention, squared lengths (in millions); a ratio of 1 follows their sum:")
+    squares = {f"samples of {n}": tokens // n * n * n // 1_000_000 for n in lengths}
+    against({name: run(n) for name, n in zip(squares, lengths, strict=True)}, squares, seconds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=20.0, help="of each comparison")
@@ -161,6 +187,7 @@ def main() -> None:
             sides = {"ours": lambda: ours.step(batch), "transformers": lambda: them.step(batch)}  # noqa: B023
             against(sides, dict.fromkeys(sides, tokens), options.seconds)
             if size == "1m":
+                attention(options.seconds / 2)
                 lengths = long_tailed_lengths(64, random)
                 kinds = {
                     "packed": packed(lengths, shape.vocab_size, random),

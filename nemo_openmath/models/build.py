@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +32,6 @@ from nemo_openmath.models.packed import PackedBatch
 
 LayerBackend = Literal["auto", "local", "transformer_engine"]
 Recompute = Literal["none", "selective", "full"]
-log = logging.getLogger(__name__)
 
 
 class PackedGPT(GPTModel):
@@ -92,14 +90,13 @@ class _Gate(torch.autograd.Function):
 
 
 def choose_backend(backend: LayerBackend) -> Literal["local", "transformer_engine"]:
-    """``auto``: TransformerEngine on GPU when it is installed, else our own attention. The choice is logged."""
+    """``auto``: TransformerEngine on GPU when it is installed, else our own layers. The trainer's first line tells."""
     installed = importlib.util.find_spec("transformer_engine") is not None
     if backend == "transformer_engine" and not installed:
-        raise MissingExtra("transformer-engine", "gpu", "model.backend = transformer_engine")
+        raise MissingExtra("transformer-engine", "gpu", "training.backend = transformer_engine")
     chosen: Literal["local", "transformer_engine"] = "local"
     if backend == "transformer_engine" or (backend == "auto" and installed and torch.cuda.is_available()):
         chosen = "transformer_engine"
-    log.info("layers: %s", "TransformerEngine" if chosen == "transformer_engine" else "our own attention and norms")
     return chosen
 
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from nemo_openmath.errors import Preempted, UserError
 from nemo_openmath.models import torch_dist
-from nemo_openmath.models.build import PackedGPT, build_model, hf_reader, load_hf
+from nemo_openmath.models.build import PackedGPT, build_model, choose_backend, hf_reader, load_hf
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.sft.pack_types import PackSource
 from nemo_openmath.training.checkpoint import CheckpointStore, load_model
@@ -66,6 +66,8 @@ def train(
     with parallel_state_of(config.parallel, config.seed), _stop_signals() as stopped:
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         models = build_model(shape, config.parallel, dtype=dtype, recompute=config.recompute, backend=config.backend)
+        if is_main():
+            say(_first_line(shape, config))
         store = _store(output, files, shape, source, config, batch_samples)
         newest = store.newest(say)
         if newest is None:
@@ -227,6 +229,15 @@ def _store(
         lasting=settings.lasting(source.num_steps, per_epoch),
         keep_last=settings.keep_last,
         asynchronous=torch.cuda.is_available() if settings.asynchronous is None else settings.asynchronous,
+    )
+
+
+def _first_line(shape: ModelConfig, config: TrainingConfig) -> str:
+    layout, data_parallel = config.parallel, config.parallel.data_parallel(dist.get_world_size())
+    layers = "TransformerEngine's" if choose_backend(config.backend) == "transformer_engine" else "our own"
+    return (
+        f"{shape.num_parameters:,} parameters, {config.precision}; tp {layout.tp} x pp {layout.pp} x cp {layout.cp} x "
+        f"dp {data_parallel}; layers: {layers}; recompute {config.recompute}"
     )
 
 
