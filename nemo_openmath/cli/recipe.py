@@ -27,6 +27,9 @@ def add(groups: Any) -> None:
     run.add_argument(
         "--prepare", action="store_true", help="with --only: write the job file of a training, run nothing"
     )
+    run.add_argument(
+        "--replace", action="store_true", help="make changed stages anew even where that throws long work away"
+    )
 
     show = verb(verbs, "show", "print every setting with its value and origin (default, file:line, override)", _show)
     _file(show)
@@ -50,7 +53,7 @@ def _run(options: argparse.Namespace) -> None:
     from nemo_openmath.recipe.runner import Selection
 
     shard, shards = shard_of(options.shard)
-    selection = Selection(options.start, options.until, options.only, shard, shards, options.prepare)
+    selection = Selection(options.start, options.until, options.only, shard, shards, options.prepare, options.replace)
     asyncio.run(run_recipe(options.recipe, options.overrides, options.output, selection))
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -31,6 +32,7 @@ _PLAN = "plan.json"
 _SECONDS = "seconds.json"
 _SHARD = ".done-"
 _DIGESTS = ".digests"
+LONG = 900.0  # seconds of work that no run throws away unasked
 
 
 class State(StrEnum):
@@ -51,7 +53,8 @@ class StageStatus:
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which stages to run: from ``start`` up to and including ``until``, or ``only`` one; of it perhaps only shard
-    ``shard`` of ``shards`` (a job of an array). ``prepare``: only write down what a launcher's processes will do."""
+    ``shard`` of ``shards`` (a job of an array). ``prepare``: only write down what a launcher's processes will do.
+    ``replace``: also what took long is made anew where it no longer is what the recipe asks for."""
 
     start: str | None = None
     until: str | None = None
@@ -59,6 +62,7 @@ class Selection:
     shard: int = 0
     shards: int = 1
     prepare: bool = False
+    replace: bool = False
 
     def names(self, recipe: Recipe) -> list[str]:
         """Stage names in order. Raises UserError for an unknown one."""
@@ -129,7 +133,14 @@ class Run:
                     raise UserError(
                         f"{status.state}: made for other settings or inputs", file=folder, remedy="remove it"
                     )
-                progress.say(f"{status.state}: made again")
+                change = _change(status.manifest, entry, inputs)
+                if (work := _spent(folder)) > LONG and not selection.replace:
+                    raise UserError(
+                        f"{status.state}{change}, and {work / 3600:.1f} hours of work lie there",
+                        file=folder,
+                        remedy="make it anew with --replace, or give another --output",
+                    )
+                progress.say(f"{status.state}{change}: made again")
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / _PLAN, {"fingerprint": fingerprint})
@@ -213,6 +224,35 @@ def _planned(folder: Path, fingerprint: str, state: State) -> bool:
         return bool(orjson.loads((folder / _PLAN).read_bytes())["fingerprint"] == fingerprint)
     except (OSError, ValueError, KeyError):
         return False
+
+
+def _spent(folder: Path) -> float:
+    """Seconds of work that lie in a stage's folder: what is noted, and what a killed last attempt did not note."""
+    noted, plan = folder / _SECONDS, folder / _PLAN
+    before = float(orjson.loads(noted.read_bytes())) if noted.exists() else 0.0
+    begun = plan.stat().st_mtime if plan.exists() else time.time()
+    if noted.exists() and noted.stat().st_mtime >= begun:
+        return before
+    return before + max(0.0, max(p.stat().st_mtime for p in [folder, *folder.rglob("*")]) - begun)
+
+
+def _change(manifest: Manifest | None, entry: StageEntry, inputs: dict[str, str]) -> str:
+    """The first difference between what a finished stage was made for and what is asked for now, in words."""
+    if manifest is None:
+        return ""
+    for key, was, now in _differences(manifest.config, entry.stage.settings()):
+        return f" ({key} was {was!r:.80}, is {now!r:.80})"
+    changed = (name for name in [*inputs, *manifest.inputs] if inputs.get(name) != manifest.inputs.get(name))
+    return next((f" (input {Path(name).name} has changed)" for name in changed), "")
+
+
+def _differences(was: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted(was.keys() | now.keys()):
+        left, right = was.get(key), now.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            yield from ((f"{key}.{inner}", a, b) for inner, a, b in _differences(left, right))
+        elif left != right:
+            yield key, left, right
 
 
 def _last_shard(folder: Path, context: StageContext) -> bool:
