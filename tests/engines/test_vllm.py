@@ -4,8 +4,8 @@
         --enable-prompt-tokens-details --max-num-batched-tokens 16384
     OPENMATH_VLLM_URL=http://127.0.0.1:8000 OPENMATH_VLLM_MODEL=DIR pytest -m manual tests/engines/test_vllm.py
 
-On a CPU, vLLM 0.32 dies ("CPU Generator does not use offset") when a seeded request's prompt is computed in parts: hence
-the last option.
+On a CPU, vLLM 0.32 dies ("CPU Generator does not use offset") when a seeded request's prompt is computed in parts:
+hence the last option.
 """
 
 import asyncio
@@ -40,8 +40,10 @@ async def engine():
 
 
 def prompts(n: int) -> list[tuple[int, ...]]:
-    rng = np.random.default_rng(1)
-    return [tuple(rng.integers(100, 600, rng.integers(5, 150)).tolist()) for _ in range(n)]
+    """Of 5-150 tokens of text: after ids that are no whole UTF-8, vLLM's text begins with that of the prompt."""
+    rng, tokenizer = np.random.default_rng(1), ChatTokenizer.load(MODEL)
+    numbers = [" ".join(map(str, rng.integers(0, 10_000, 150))) for _ in range(n)]
+    return [tuple(tokenizer.encode(text)[: rng.integers(5, 150)]) for text in numbers]
 
 
 async def test_greedy_is_that_of_the_embedded_engine(engine):
