@@ -9,7 +9,8 @@
       extract: {run: problems.extract, from: threads, engine: teacher}
 
 A stage's ``from`` names earlier stages, or files and folders (recognised by their ``/``, relative to the recipe file):
-one name or a list for the one input that a stage needs, ``port: names`` where there are several.
+one name or a list for the one input that a stage needs (or has, where it needs none), ``port: names`` where there are
+several.
 """
 
 from __future__ import annotations
@@ -211,7 +212,7 @@ def _inputs(
 ) -> dict[str, tuple[str | Path, ...]]:
     ports = {p.removesuffix("?"): p for p in cls.ports}
     if not isinstance(written, dict):
-        required = [name for name, declared in ports.items() if name == declared]
+        required = [name for name, declared in ports.items() if name == declared] or list(ports)
         if len(required) != 1:
             raise builder.error(
                 (*key, "from"), f"{cls.kind} has {len(ports)} inputs", f"name them: {', '.join(ports) or 'none'}"

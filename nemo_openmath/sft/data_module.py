@@ -71,7 +71,11 @@ class PackedData:
             plan, held_out = hold_out(plan, validation_share, seed)
         if (epochs is None) == (steps is None):
             raise UserError("give the length of the run as epochs or as steps", file=folder)
-        if batch_samples < 1 or (epochs is not None and epochs <= 0) or (steps is not None and steps < 1):
+        if (
+            batch_samples < 1
+            or not 0 < (1 if epochs is None else epochs) < math.inf
+            or (1 if steps is None else steps) < 1
+        ):
             raise UserError("batch, epochs and steps must be above zero", file=folder)
         pad_multiple = pad_multiple or plan.pad_multiple
         if plan.pad_multiple % pad_multiple:

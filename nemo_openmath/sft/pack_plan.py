@@ -103,6 +103,8 @@ def write_packs(
     is left to train on or, with ``too_long="error"``, where a sample does not fit.
     """
     sources = [Path(tokens)] if isinstance(tokens, str | Path) else [Path(t) for t in tokens]
+    if not sources:
+        raise UserError("no token files to pack", remedy="name folders of sft.tokenize")
     folder = Path(folder) if folder is not None else sources[0]
     if pad_multiple < 1 or capacity < pad_multiple or capacity % pad_multiple:
         raise UserError(

@@ -100,6 +100,8 @@ class SectionFile:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError as error:
             raise UserError("no such file", file=path, remedy=f"run the stage that writes {kind}") from error
+        except OSError as error:
+            raise DamagedFile(path, f"cannot be read ({error.strerror})") from error
         view = memoryview(self._map)
         offset, length, crc, magic = _TAIL.unpack(view[-_TAIL.size :])
         if magic != _TAIL_MAGIC or offset + length + _TAIL.size != size:

@@ -21,7 +21,8 @@ class FormatRules:
 
     ``box``: a solution (cot, tir) ends with a complete boxed answer; ``one_box``: with one only; ``think``: it has
     <think> ... </think> once, in this order; ``blocks``: code blocks are closed and answered by an output block, no
-    output stands elsewhere; ``judgment``: a selection (genselect) names its choice.
+    output stands elsewhere; ``judgment``: a selection (genselect) names its choice; ``turns``: no text holds a control
+    token of ChatML, which would become a turn of its own.
     """
 
     box: bool = True
@@ -29,11 +30,14 @@ class FormatRules:
     think: bool = True
     blocks: bool = True
     judgment: bool = True
+    turns: bool = True
 
     def reject(self, row: SftRow) -> str | None:
         """The first reason against this row, or None."""
         transcript = Transcript.from_json(row.transcript)
         text = transcript.text
+        if self.turns and any("<|im_" in part for part in (text, *(m.content for m in transcript.messages))):
+            return "control token in the text"
         if row.mode == "genselect":
             return "no judgment" if self.judgment and judgment_of(text) is None else None
         segments = transcript.segments()

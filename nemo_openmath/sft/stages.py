@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from nemo_openmath.errors import UserError
 from nemo_openmath.pipeline import Result, Stage, StageContext, UnitStage, register
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import Drop, SftRow
@@ -108,7 +109,12 @@ class PackSamples(Stage[PackConfig]):
     version = 2  # other samples of a length lie together than before
 
     async def run(self, context: StageContext) -> None:
-        folders: list[Path] = [t for f in context.inputs["tokens"] for t in sorted(f.glob("tokens-*"))]
+        folders: list[Path] = []
+        for folder in context.inputs["tokens"]:
+            found = sorted(folder.glob("tokens-*"), key=lambda path: int(path.name.removeprefix("tokens-")))
+            if not found:
+                raise UserError("no token files", file=folder, remedy="name a stage or folder of sft.tokenize")
+            folders += found
         plan = await asyncio.to_thread(
             write_packs,
             folders,

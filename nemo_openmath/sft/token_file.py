@@ -93,6 +93,7 @@ class ShardWriter:
 
     def __init__(self, path: Path, *, tokenizer: str, vocab_size: int, source: str):
         self._meta: dict[str, Any] = {"tokenizer": tokenizer, "vocab_size": vocab_size, "source": source}
+        self._vocab_size = vocab_size
         self._dtype = token_dtype(vocab_size)
         self._groups: dict[str, int] = {}
         self._writer = SectionWriter(path, KIND)
@@ -102,11 +103,14 @@ class ShardWriter:
         self._trained = 0
 
     def add(self, id: str, group: str, ids: ArrayLike, trained: ArrayLike) -> None:
-        """Append a sample of at least one token; ``trained`` has one flag for each of ``ids``."""
-        tokens = np.asarray(ids, self._dtype)  # an id outside the type raises OverflowError
+        """Append a sample of at least one token; ``trained`` has one flag for each of ``ids``. Raises ValueError."""
+        given = np.asarray(ids)
         runs = runs_of(trained)
-        if not tokens.size or int(runs.sum()) != tokens.size:
-            raise ValueError(f"sample {id}: {tokens.size} tokens, {int(runs.sum())} flags")
+        if not given.size or int(runs.sum()) != given.size:
+            raise ValueError(f"sample {id}: {given.size} tokens, {int(runs.sum())} flags")
+        if given.dtype.kind not in "iu" or given.min() < 0 or given.max() >= self._vocab_size:
+            raise ValueError(f"sample {id}: not ids from 0 to {self._vocab_size - 1}")
+        tokens = given.astype(self._dtype)
         name = id.encode()
         parts = (tokens.tobytes(), runs.astype("<u4").tobytes(), name)
         crc = zlib.crc32(name, zlib.crc32(parts[1], zlib.crc32(parts[0])))

@@ -181,7 +181,7 @@ def _work(piece: _Piece) -> None:
 
 def _write_piece(piece: _Piece, chat: ChatTokenizer) -> None:
     dropped: Counter[str] = Counter()
-    writer = ShardWriter(piece.shard, tokenizer=chat.fingerprint, vocab_size=chat.vocab_size, source=piece.source)
+    writer = ShardWriter(piece.shard, tokenizer=chat.fingerprint, vocab_size=_entries(chat), source=piece.source)
     with writer:
         for rows, transcripts in _batches(piece.spans):
             many = encode_many(transcripts, chat, train_on_tool_output=piece.train_on_tool_output)
@@ -193,11 +193,16 @@ def _write_piece(piece: _Piece, chat: ChatTokenizer) -> None:
                     writer.add(row.id, row.mode, encoded.ids, encoded.trained)
                 except (ValueError, TypeError, OverflowError) as error:  # ids that a row brought itself
                     raise UserError(
-                        f"{row.id}: ids that are none of the tokenizer's ({error})",
+                        f"{row.id} brings ids that are not the tokenizer's ({error})",
                         file=piece.spans[0].file,
                         remedy="remove the row, or its ids",
                     ) from error
         writer.finish(dropped)
+
+
+def _entries(chat: ChatTokenizer) -> int:
+    """One more than the highest id: a tokenizer may leave ids out."""
+    return 1 + max(chat.backend.get_vocab(with_added_tokens=True).values())
 
 
 def _batches(spans: Sequence[_Span]) -> Iterator[tuple[list[SftRow], list[Transcript]]]:

@@ -41,6 +41,13 @@ def test_mistakes(tmp_path: Path, stages: str, message: str) -> None:
         load_recipe(file)
 
 
+def test_one_name_is_enough_for_the_only_input_even_where_it_may_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("name: r\nstages:\n  rows: {run: sft.read, from: ./data/}\n")
+    assert load_recipe(tmp_path / "r.yaml").stages["rows"].inputs == {"data": (tmp_path / "data",)}
+    (tmp_path / "r.yaml").write_text("name: r\nstages:\n  m: {run: checkpoints.merge, from: ./data/}\n")
+    assert set(load_recipe(tmp_path / "r.yaml").stages["m"].inputs) == {"models"}
+
+
 def test_a_missing_file_is_said_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "r.yaml"
     file.write_text(

@@ -18,7 +18,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_rows import make_rows
-from tokenizers_made import byte_level
+from tokenizers_made import byte_level, unigram
 
 from nemo_openmath.errors import UserError
 from nemo_openmath.pipeline import StageContext
@@ -110,9 +110,25 @@ def test_our_own_rows_pass_through() -> None:
 
 OURS = orjson.loads(orjson.dumps(make_rows(1)[0]))
 ODD = st.sampled_from(
-    [None, "", 0, 1.5, True, 10**400, float("nan"), "\ud800", b"x", "<think>", "n/a", "0.3", Decimal("sNaN"), CALL]
-    + ["<|im_start|>user\nq<|im_end|>\n"]
-    + list(OURS["transcript"].values())
+    [
+        *(
+            None,
+            "",
+            0,
+            1.5,
+            True,
+            10**400,
+            float("nan"),
+            "\ud800",
+            b"x",
+            "<think>",
+            "n/a",
+            "0.3",
+            Decimal("sNaN"),
+            CALL,
+        ),
+        *("<|im_start|>user\nq<|im_end|>\n", *OURS["transcript"].values()),
+    ]
 )
 VALUES = st.recursive(ODD, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=2), v, max_size=3))
 
@@ -123,7 +139,9 @@ VALUES = st.recursive(ODD, lambda v: st.lists(v, max_size=3) | st.dictionaries(s
 )
 @settings(max_examples=150, deadline=None)
 def test_whatever_a_row_holds_it_is_a_sample_or_a_reject(good: dict[str, Any], odd: dict[str, Any]) -> None:
-    made = _Maker(None, {}, FormatRules(box=False, one_box=False, think=False, blocks=False, judgment=False))
+    made = _Maker(
+        None, {}, FormatRules(box=False, one_box=False, think=False, blocks=False, judgment=False, turns=False)
+    )
     (row,) = made((0, Block("file", 1, [good | odd]))).rows
     if isinstance(row, Drop):
         orjson.dumps(row.detail)
@@ -172,6 +190,9 @@ def test_format_rejects() -> None:
     ):
         assert reason("tir", wrong, FormatRules(think=False)) == "code or output block that is not whole"
     assert reason("genselect", "<think> Both. </think> I cannot say.") == "no judgment"
+    turn = COT["generated_solution"] + "<|im_end|>\n<|im_start|>user\nMore?"
+    assert reason("cot", turn) == "control token in the text"
+    assert reason("cot", turn, FormatRules(turns=False)) is None
 
 
 @given(
@@ -214,25 +235,30 @@ TAGS = [
 @given(
     st.lists(st.one_of(st.sampled_from([*TAGS, output_block("é 7"), notice_block(2)]), st.text(max_size=6)), min_size=1)
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_mask_of_any_published_text_is_its_authors(chat: ChatTokenizer, parts: list[str]) -> None:
     """The trained tokens spell what the model wrote, the others what it did not: exactly, whatever the text."""
     solution = "." + "".join(parts)
     transcript = Transcript.from_text((Message("user", "Solve: 6 * 7"),), solution)
     encoded = encode(transcript, chat)
 
+    spaced = chat.backend.token_to_id("<0x00>") is not None  # a piece gets a space before it, which is the piece's
+
     def spell(trained: bool) -> str:
         return chat.decode([i for i, t in zip(encoded.ids, encoded.trained, strict=True) if t is trained])
 
+    def written(author: Author) -> str:
+        texts = [p.text.replace("▁", " ") if spaced else p.text for p in transcript.pieces if p.author is author]
+        return "".join(" " + text if spaced and not text.startswith(" ") else text for text in texts)
+
     assert transcript.text == solution
-    assert spell(True) == "".join(p.text for p in transcript.pieces if p.author is Author.MODEL) + "<|im_end|>"
-    runner = "".join(p.text for p in transcript.pieces if p.author is Author.RUNNER)
-    assert spell(False) == chat.render(transcript.messages) + runner
+    assert spell(True) == written(Author.MODEL) + "<|im_end|>"
+    assert spell(False) == chat.render(transcript.messages) + written(Author.RUNNER)
 
 
-@pytest.fixture(scope="module")
-def chat(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
-    return ChatTokenizer.load(byte_level(tmp_path_factory.mktemp("tokenizer")))
+@pytest.fixture(scope="module", params=[byte_level, unigram])
+def chat(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
+    return ChatTokenizer.load(request.param(tmp_path_factory.mktemp("tokenizer")))
 
 
 def lines(rows: list[dict[str, Any]]) -> bytes:

@@ -254,6 +254,19 @@ def test_a_broken_row_is_named(tokenizer: Path, tmp_path: Path) -> None:
             write_tokens(tmp_path / "rows", tokenizer, tmp_path / "tokens")
 
 
+@pytest.mark.parametrize("wrong", [-1, 1.5, "7", 60_000])
+def test_ids_that_a_row_brings_are_checked(tmp_path: Path, wrong: object) -> None:
+    """60000 fits into the file's type and not into the vocabulary: it would be read from outside the embedding."""
+    folder = byte_level(tmp_path / "tokenizer")
+    piece = {"author": "model", "text": "x", "ids": [5, wrong]}
+    (row,) = make_rows(1)
+    own = row.transcript | {"pieces": [piece], "tokenizer": ChatTokenizer.load(folder).fingerprint}
+    rows = store_rows(tmp_path / "rows", [row.with_(transcript=own)])
+    with pytest.raises(UserError, match="brings ids that are not the tokenizer's"):
+        write_tokens(rows, folder, tmp_path / "tokens")
+    assert not list((tmp_path / "tokens").iterdir())
+
+
 def test_mixture_weights_and_curriculum(packed: Path, tmp_path: Path) -> None:
     groups = Counter(s.group for s in TokenFolder(packed))
     plan = write_packs(
@@ -305,6 +318,10 @@ def test_what_does_not_belong_together_is_refused_at_opening(packed: Path, token
         PackedData.open(packed, batch_samples=8, epochs=1, tokenizer="another")
     with pytest.raises(UserError, match="pack again with pad_multiple=48"):
         PackedData.open(packed, batch_samples=8, epochs=1, pad_multiple=6 * 8)
+    with pytest.raises(UserError, match="above zero"):
+        PackedData.open(packed, batch_samples=8, epochs=float("inf"))
+    with pytest.raises(UserError, match="no token files"):
+        write_packs([], tmp_path, capacity=CAPACITY)
     with pytest.raises(UserError, match="as epochs or as steps"):
         PackedData.open(packed, batch_samples=8)
     rows = store_rows(tmp_path / "rows", make_rows(20))

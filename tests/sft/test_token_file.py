@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,9 +64,10 @@ def test_tokens_take_the_smallest_type_that_holds_the_vocabulary(tmp_path: Path,
     assert folder[0].tokens.itemsize == width
 
 
-def test_an_id_outside_the_vocabulary_type_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OverflowError):
-        write(tmp_path, [[("a", "cot", [65536], [True])]])
+@pytest.mark.parametrize("wrong", [300, 65536, -1, 1.5, "7"])
+def test_what_is_no_id_of_the_vocabulary_is_refused(tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(ValueError, match="not ids from 0 to 299"):
+        write(tmp_path, [[("a", "cot", [wrong], [True])]])
     assert not list(tmp_path.iterdir())
 
 

@@ -1,5 +1,6 @@
-"""Small tokenizers of two families, trained in place: byte-level BPE (Qwen, Llama 3) and SentencePiece-like BPE with
-byte fallback (Llama 2, Mistral), whose first word gets a space of its own."""
+"""Small tokenizers of three families, trained in place: byte-level BPE (Qwen, Llama 3); SentencePiece-like BPE with
+byte fallback (Llama 2, Mistral), whose first word gets a space of its own; SentencePiece-like unigram (T5), which takes
+the likeliest cut of a whole text instead of merging upwards."""
 
 from __future__ import annotations
 
@@ -42,6 +43,19 @@ def sentencepiece_like(folder: Path) -> Path:
     special = ["<unk>", *SPECIAL, *(f"<0x{b:02X}>" for b in range(256))]
     tokenizer.train_from_iterator(_TEXTS, trainers.BpeTrainer(vocab_size=700, special_tokens=special))
     return _save(tokenizer, folder)
+
+
+def unigram(folder: Path) -> Path:
+    """Unigram over text whose spaces are written as a letter, bytes for what is unknown, no tool tokens."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=["<unk>", *SPECIAL], unk_token="<unk>")
+    tokenizer.train_from_iterator(_TEXTS, trainer)
+    state = json.loads(tokenizer.to_str())
+    state["model"]["vocab"] += [[f"<0x{b:02X}>", -20.0] for b in range(256)]
+    state["model"]["byte_fallback"] = True
+    return _save(Tokenizer.from_str(json.dumps(state)), folder)
 
 
 def _save(tokenizer: Tokenizer, folder: Path) -> Path:
