@@ -53,8 +53,19 @@ class CheckpointStore:
         # The writer's own group: its messages must not mix with those of the training going on.
         self._group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" or asynchronous else None
 
-    def save(self, step: int, models: list[PackedGPT], optimizer: Optimizer, facts: Mapping[str, Any]) -> None:
-        """Write ``step-<step>``. Asynchronously: from a copy in host memory; :meth:`wait` or the next save ends it."""
+    def save(
+        self,
+        step: int,
+        models: list[PackedGPT],
+        optimizer: Optimizer,
+        facts: Mapping[str, Any],
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write ``step-<step>``. Asynchronously: from a copy in host memory; :meth:`wait` or the next save ends it.
+
+        ``facts`` are part of the state, the same for the same training; ``notes`` (times and the like) go into the
+        manifest alone. :meth:`load` returns both.
+        """
         self.wait()
         partial = torch_dist.partial_folder(self.root, step)
         if dist.get_rank() == 0:
@@ -73,9 +84,9 @@ class CheckpointStore:
         sharded, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
         tensors = mcore_to_pyt_state_dict(sharded, False)
         if self._pool is None:
-            self._write(tensors, common, step, partial)
+            self._write(tensors, common, notes or {}, step, partial)
         else:
-            self._pending = self._pool.submit(self._write, tensors, common, step, partial)
+            self._pending = self._pool.submit(self._write, tensors, common, notes or {}, step, partial)
 
     def wait(self) -> None:
         """Until the save under way, if any, is on disk; raises what it raised."""
@@ -83,7 +94,9 @@ class CheckpointStore:
             self._pending.result()
             self._pending = None
 
-    def _write(self, tensors: dict[str, Any], common: dict[str, Any], step: int, partial: Path) -> None:
+    def _write(
+        self, tensors: dict[str, Any], common: dict[str, Any], notes: Mapping[str, Any], step: int, partial: Path
+    ) -> None:
         dist.barrier(group=self._group)  # rank 0 has made the folder
         state = partial / torch_dist.STATE
         state_dict_saver.save(
@@ -102,7 +115,7 @@ class CheckpointStore:
         dist.all_gather_object(gathered, sums, group=self._group)
         if rank == 0:
             files = {name: entry for each in gathered for name, entry in each.items()}
-            training = {key: value for key, value in common.items() if not isinstance(value, Tensor)}
+            training = {key: value for key, value in {**common, **notes}.items() if not isinstance(value, Tensor)}
             torch_dist.finish(partial, Manifest(step, files, training), torch_dist.step_folder(self.root, step))
             self._remove_old(step)
         dist.barrier(group=self._group)
@@ -149,7 +162,7 @@ class CheckpointStore:
         full = {p: {k: loaded["optimizer"][f"{k}.{name}"] for k in optimizer.state_keys} for name, p in names.items()}
         optimizer.load_state(full, int(loaded["updates"]))
         torch.set_rng_state(loaded["random_state"])
-        return {key: value for key, value in loaded.items() if key not in state and not isinstance(value, Tensor)}
+        return manifest.training
 
 
 def _state(

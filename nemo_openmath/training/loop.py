@@ -197,8 +197,7 @@ class _Run:
         layout = {"world_size": dist.get_world_size(), **asdict(self.config.parallel)}
         facts = {"fingerprint": self.source.fingerprint, "num_steps": self.source.num_steps, "layout": layout}
         facts |= {"recent_losses": self.guard.recent}
-        facts |= {} if record is None else {"record": dict(record)}
-        self.store.save(step, self.models, self.optimizer, facts)
+        self.store.save(step, self.models, self.optimizer, facts, {} if record is None else {"record": dict(record)})
 
     def _ideal(self, facts: BatchFacts) -> float:
         """Model FLOPs of the step over the devices' peak FLOP/s: the seconds it would take at 100%."""

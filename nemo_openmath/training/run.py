@@ -56,7 +56,7 @@ def run_job(job: Job) -> None:
     from nemo_openmath.sft.data_module import PackedData
     from nemo_openmath.training.loop import train
 
-    data = job.data
+    data, tokenizer = job.data, _tokenizer(job.model)
     source = PackedData.open(
         data.folder,
         batch_samples=data.batch_samples,
@@ -64,7 +64,7 @@ def run_job(job: Job) -> None:
         steps=data.steps,
         seed=data.seed,
         pad_multiple=1,  # the trainer pads for the layout itself, so that the folder need not know it
-        tokenizer=_tokenizer(job.model),
+        tokenizer=tokenizer,
         validation_share=data.validation_share,
     )
     longest, positions = source.plan.longest, _shape(job).max_position_embeddings
@@ -76,7 +76,9 @@ def run_job(job: Job) -> None:
         )
     held_out = source.held_out
     if data.validation is not None:
-        held_out = PackedData.open(data.validation, batch_samples=data.batch_samples, epochs=1, pad_multiple=1)
+        held_out = PackedData.open(
+            data.validation, batch_samples=data.batch_samples, epochs=1, pad_multiple=1, tokenizer=tokenizer
+        )
     train(
         *(job.model, source, job.training, job.output),
         validation=held_out,
