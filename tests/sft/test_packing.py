@@ -39,7 +39,7 @@ def problems(draw: st.DrawFn) -> tuple[list[int], int]:
 
 
 @given(problems(), st.integers(0, 3))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_every_sample_is_in_one_pack_that_holds_it(problem: tuple[list[int], int], seed: int) -> None:
     lengths, capacity = problem
     index, count = pack(lengths, capacity, seed)
@@ -51,7 +51,7 @@ def test_every_sample_is_in_one_pack_that_holds_it(problem: tuple[list[int], int
 
 
 @given(problems(), st.sampled_from([pair_fit, best_fit, partial(pair_fit, chunk=7)]), st.integers(1, 9))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_every_way_to_decide_uses_up_the_stock_and_overfills_nothing(
     problem: tuple[list[int], int], decide: Callable[..., tuple[Decisions, int]], times: int
 ) -> None:

@@ -6,11 +6,10 @@ import gzip
 import hashlib
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +17,10 @@ from made_rows import make_rows, store_rows
 from tokenizers_made import byte_level, sentencepiece_like
 
 from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.sft import tokenization
 from nemo_openmath.sft.data_module import PackedData
 from nemo_openmath.sft.pack_plan import DOUBLED, NO_WEIGHT, THINNED, TOO_LONG, TOO_SHORT, Mixture, write_packs
+from nemo_openmath.sft.section_file import SectionWriter
 from nemo_openmath.sft.token_file import TokenFolder
 from nemo_openmath.sft.tokenization import NO_TRAINED, write_tokens
 from nemo_openmath.transcripts import ChatTokenizer, Transcript, encode
@@ -135,56 +136,77 @@ def test_plan_does_not_depend_on_the_order_of_rows(tokenizer: Path, tmp_path: Pa
     assert batches[0] == batches[1]
 
 
-def test_any_number_of_workers_makes_the_same_bytes(tmp_path: Path) -> None:
+def test_any_number_of_workers_makes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenization, "_PIECE_BYTES", 1 << 16)
     tokenizer = byte_level(tmp_path / "tokenizer")
     rows = tmp_path / "rows"
-    store_rows(rows, make_rows(800, longest=120))
-    assert sum(p.stat().st_size for p in rows.glob("part*")) > 1 << 20  # more than one shard
+    store_rows(rows, make_rows(240))
     one = write_tokens(rows, tokenizer, tmp_path / "one", workers=1)
     write_tokens(rows, tokenizer, tmp_path / "two", workers=2)
-    assert len(one.shards) > 1
+    assert len(one.shards) > 3
     assert digest(tmp_path / "one") == digest(tmp_path / "two")
-    assert [s.id for s in one] == [r.id for r in make_rows(800, longest=120)]
+    assert [s.id for s in one] == [r.id for r in make_rows(240)]
     with (rows / "part-00000-of-00001.jsonl").open("ab") as file:
         file.write(b"{half")
-    with pytest.raises(UserError, match=r"jsonl:801: not an SFT row"):  # also from a worker process
+    with pytest.raises(UserError, match=r"jsonl:241: not an SFT row"):  # also from a worker process
         write_tokens(rows, tokenizer, tmp_path / "two", workers=2)
 
 
-@pytest.mark.slow
-def test_killed_and_run_again_makes_the_same_bytes(tmp_path: Path) -> None:
+def _make(rows: Path, tokenizer: Path, folder: Path, kill_at: tuple[str, int] | None = None) -> None:
+    """Tokens and packs. ``kill_at``: this process is killed half-way through the n-th write to a file of this name or,
+    with n = -1, when all is written and the file is about to get its name."""
+    if kill_at is not None:
+        write, finish = SectionWriter.write, SectionWriter.finish
+        left = [kill_at[1]]
+
+        def dying_write(self: SectionWriter, data: Any) -> None:
+            left[0] -= self.path.name == kill_at[0]
+            if left[0] == 0:
+                view = np.ascontiguousarray(data).data.cast("B") if isinstance(data, np.ndarray) else memoryview(data)
+                self._file.write(view[: len(view) // 2])
+                self._file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(self, data)
+
+        def dying_finish(self: SectionWriter, meta: dict[str, Any]) -> None:
+            if self.path.name == kill_at[0] and kill_at[1] < 0:  # whole, but not yet named
+                os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+            finish(self, meta)
+
+        SectionWriter.write, SectionWriter.finish = dying_write, dying_finish  # type: ignore[method-assign]
+    write_tokens(rows, tokenizer, folder, workers=1)
+    write_packs(folder, capacity=4096)
+
+
+def test_killed_and_run_again_makes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kill -9 inside shards, before a shard and before the plan get their names, and inside the plan."""
+    monkeypatch.setattr(tokenization, "_PIECE_BYTES", 1 << 16)
     tokenizer = byte_level(tmp_path / "tokenizer")
-    rows = store_rows(tmp_path / "rows", make_rows(1500, longest=160))
-    write_tokens(rows, tokenizer, tmp_path / "whole", workers=1)
-    write_packs(tmp_path / "whole", capacity=4096)
-    program = (
-        "from nemo_openmath.sft.tokenization import write_tokens; from nemo_openmath.sft.pack_plan import write_packs\n"
-        "import sys; write_tokens(*sys.argv[1:4], workers=1); write_packs(sys.argv[3], capacity=4096)"
-    )
+    rows = store_rows(tmp_path / "rows", make_rows(240))
+    _make(rows, tokenizer, tmp_path / "whole")
+    shards = len(list((tmp_path / "whole").glob("*.tokens")))
+    assert shards > 3
     killed = tmp_path / "killed"
-    for shards in (1, 2):  # the first life ends in its second shard, the second in a later one
-        process = subprocess.Popen([sys.executable, "-c", program, str(rows), str(tokenizer), str(killed)])
-        while process.poll() is None and not (
-            len(list(killed.glob("0*.tokens"))) >= shards and list(killed.glob(".*.tmp"))
-        ):
-            time.sleep(0.001)
-        assert process.poll() is None, "it finished before it could be killed"
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert not (killed / "tokens.json").exists()
-    endless = program + "\nwhile True: write_packs(sys.argv[3], capacity=4096)"  # killed while it packs
-    process = subprocess.Popen([sys.executable, "-c", endless, str(rows), str(tokenizer), str(killed)])
-    while process.poll() is None and not (killed / "packs.plan").exists():
-        time.sleep(0.001)
-    while process.poll() is None and not (killed / ".packs.plan.tmp").exists():
-        time.sleep(0.0001)
-    assert process.poll() is None
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert (killed / "packs.plan").read_bytes() == (tmp_path / "whole" / "packs.plan").read_bytes()
-    (killed / "packs.plan").unlink()
-    (killed / ".packs.plan.tmp").write_bytes(b"half a plan")
-    subprocess.run([sys.executable, "-c", program, str(rows), str(tokenizer), str(killed)], check=True)
+    finished: dict[str, int] = {}
+    for kill_at in (
+        ("00001.tokens", 9),
+        ("00001.tokens", -1),
+        ("00002.tokens", 1),
+        ("packs.plan", 1),
+        ("packs.plan", -1),
+    ):
+        process = get_context("fork").Process(target=_make, args=(rows, tokenizer, killed, kill_at))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert not (killed / "packs.plan").exists()
+        kept = {path.name: path.stat().st_mtime_ns for path in killed.glob("0*.tokens")}
+        assert len(kept) == (shards if kill_at[0] == "packs.plan" else int(kill_at[0][:5]))
+        assert kept.items() >= finished.items()  # what was finished was not made again
+        finished = kept
+        assert (killed / "tokens.json").exists() == (kill_at[0] == "packs.plan")
+        assert list(killed.glob(".*.tmp"))
+    _make(rows, tokenizer, killed)
     assert digest(killed) == digest(tmp_path / "whole")
 
 
