@@ -8,22 +8,27 @@ outputs of 16-1500 tokens, log-normal with median 150, as reasoning has them, an
 ``generate`` runs each batch to its longest output. Only tokens that were asked for count. The ratio is also given in
 CPU seconds, which a busy machine disturbs less than wall time. Then: the
 share of prompt tokens recomputed when every request continues once after a tool's output, and the CPU cost of a request
-in the HTTP client.
+in the HTTP client. ``--soak N`` instead: the memory of this process over N requests of client and engine.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import resource
+import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from nemo_openmath.engines.embedded import EmbeddedEngine
-from nemo_openmath.engines.protocol import Request, Sampling
+from nemo_openmath.engines.http import HTTPEngine
+from nemo_openmath.engines.protocol import Engine, Request, Sampling
 
 SIZES = {
     "1m": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 5, "num_attention_heads": 4},
@@ -118,26 +123,57 @@ async def run_embedded(folder: Path, requests: list[Request], threads: int) -> t
     return clock, made, again
 
 
-async def client_overhead(n: int = 2000) -> float:
-    """CPU milliseconds of a request in the client; the server is another process."""
-    import sys
-
-    from nemo_openmath.engines.http import HTTPEngine
-
+@asynccontextmanager
+async def echo_client() -> AsyncIterator[HTTPEngine]:
+    """A client of a server in another process that gives everybody the same answer."""
     server = await asyncio.create_subprocess_exec(sys.executable, "-c", ECHO, stdout=asyncio.subprocess.PIPE)
+    assert server.stdout is not None
+    engine = HTTPEngine((await server.stdout.readline()).decode().strip(), "m", kind="vllm")
     try:
-        assert server.stdout is not None
-        engine = HTTPEngine((await server.stdout.readline()).decode().strip(), "m", kind="vllm")
+        yield engine
+    finally:
+        await engine.close()
+        server.terminate()
+        await server.wait()
+
+
+async def client_overhead(n: int = 2000) -> float:
+    """CPU milliseconds of a request in the client."""
+    async with echo_client() as engine:
         request = Request(tuple(range(400)), Sampling(max_tokens=100))
         await asyncio.gather(*(engine.complete(request) for _ in range(64)))
         with Clock() as clock:
             for _ in range(n // 64):
                 await asyncio.gather(*(engine.complete(request) for _ in range(64)))
-        await engine.close()
         return 1e3 * clock.cpu / (n // 64 * 64)
-    finally:
-        server.terminate()
-        await server.wait()
+
+
+async def soak(name: str, engine: Engine, n: int) -> None:
+    """Memory of this process over n requests, each of a conversation of its own, 256 in flight."""
+    left = iter(range(n))
+    sizes: list[float] = []
+
+    async def ask() -> None:
+        for i in left:
+            if i % (n // 10) == n // 10 - 1:
+                sizes.append(resident_mib())
+            request = Request((i % 1000 + 1, i // 1000 % 1000 + 1, 3), Sampling(max_tokens=4, seed=i), f"c{i}")
+            assert (await engine.complete(request)).token_ids
+
+    await asyncio.gather(*(ask() for _ in range(256)))
+    print(f"{name}, {n} requests: resident MiB at each tenth: {' '.join(f'{s:.0f}' for s in sizes)}", flush=True)
+
+
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+async def run_soak(folder: Path, n: int) -> None:
+    async with echo_client() as engine:
+        await soak("HTTP client", engine, n)
+    embedded = EmbeddedEngine.load(folder, slots=BATCH, threads=1, prefix_cache_bytes=64 << 20)
+    await soak("embedded engine", embedded, n)
+    await embedded.close()
 
 
 ECHO = """
@@ -168,12 +204,16 @@ def main() -> None:
     parser.add_argument("--lengths", choices=("even", "tailed"), default="even")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--requests", type=int, default=192)
+    parser.add_argument("--soak", type=int, metavar="N")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     requests = make_requests(arguments.requests, arguments.lengths)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder, arguments.size)
+        if arguments.soak:
+            asyncio.run(run_soak(folder, arguments.soak))
+            return
         ours, made, again = asyncio.run(run_embedded(folder, requests, arguments.threads))
         theirs = run_generate(folder, requests, arguments.lengths)
     asked = sum(r.sampling.max_tokens for r in requests)

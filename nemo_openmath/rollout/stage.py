@@ -78,12 +78,16 @@ class Generate(UnitStage[GenerateConfig, Sample]):
         self._begun = time.monotonic()
 
     async def run(self, context: StageContext) -> None:
+        stored = shard_file(context.output, context.shard, context.shards)
+        resumed = stored.exists() and stored.stat().st_size > 0
         if self.config.count == "agreement":
             await self._run_until_agreed(context)
         else:
             await super().run(context)
         if self.config.count != "fixed":
             self._report_savings(context)
+        if resumed:
+            self._count_all(stored, context)
 
     # -- which samples ---------------------------------------------------------------------------------------------
 
@@ -174,6 +178,11 @@ class Generate(UnitStage[GenerateConfig, Sample]):
             f"{self._saved} samples saved by {self.config.count}, about {facts['tokens_saved_estimate']} tokens"
         )
 
+    def _count_all(self, file: Path, context: StageContext) -> None:
+        """What all attempts made together, and what of it this one did."""
+        context.facts["completion_tokens_of_this_run"] = self._total.completion_tokens
+        context.facts["completion_tokens"] = sum(g.completion_tokens for g in read_file(file, Generation))
+
     # -- one sample ------------------------------------------------------------------------------------------------
 
     async def process(self, unit: Sample, context: StageContext) -> Result:
@@ -224,7 +233,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
         return Result([generation])
 
     def _note(self, outcome: Outcome, context: StageContext) -> None:
-        """Facts for the manifest (of this run: a resumed one counts what it made itself) and the line people watch."""
+        """Facts for the manifest (rate, prompt tokens and code: of this run alone) and the line people watch."""
         total = self._total = self._total.plus(outcome)
         self._made += 1
         seconds = time.monotonic() - self._begun

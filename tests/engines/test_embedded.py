@@ -1,7 +1,9 @@
 """The embedded engine against transformers, against itself in other batches, and at its limits."""
 
 import asyncio
+import gc
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -307,6 +309,21 @@ async def test_close_ends_everything_pending(model_dir):
     assert not engine.alive
     with pytest.raises(EngineError):
         await engine.complete(Request((1, 2)))
+
+
+async def test_a_closed_engine_holds_no_cache(model_dir):
+    """Whoever still holds the engine, and without waiting for the garbage collector."""
+    engine = EmbeddedEngine.load(model_dir, slots=2, threads=1)
+    await engine.complete(Request(tuple(range(3, 60)), Sampling(max_tokens=4), "c"))
+    decoder, store = weakref.ref(engine._scheduler._decoder), engine._scheduler._store
+    assert store.used_bytes > 0
+    gc.disable()
+    try:
+        await engine.close()
+        assert decoder() is None
+        assert (store.used_bytes, len(store)) == (0, 0)
+    finally:
+        gc.enable()
 
 
 def test_models_it_does_not_compute_are_named(tmp_path):

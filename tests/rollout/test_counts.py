@@ -14,7 +14,7 @@ from nemo_openmath.grading import GradingPool, majority
 from nemo_openmath.pipeline import Progress, StageContext
 from nemo_openmath.records import Generation, Problem, read_records
 from nemo_openmath.records.store import write_records
-from nemo_openmath.rollout.counts import by_hardness, chance_of_lead, next_batch
+from nemo_openmath.rollout.counts import by_hardness, chance_of_lead, next_batch, settled
 from nemo_openmath.rollout.stage import Generate, GenerateConfig, _answer
 from nemo_openmath.transcripts import ChatTokenizer
 
@@ -135,14 +135,33 @@ async def test_agreement_saves_samples_at_equal_labels(folder: Path, tokenizer: 
         await work(folder, "broken", Dice(tokenizer, failing=0.05), CONFIG)
     assert (folder / "broken" / "failed-00000-of-00001.jsonl").read_text().count("rolled off") > 0
     last = Dice(tokenizer)
-    await work(folder, "broken", last, CONFIG)
+    facts = await work(folder, "broken", last, CONFIG)
     assert stored(folder / "broken") == few
+    every_token = sum(g.completion_tokens for g in read_records(folder / "broken", Generation))
+    assert facts["completion_tokens"] == every_token > facts["completion_tokens_of_this_run"], "of all attempts"
     assert last.requests < engine.requests
     assert not (folder / "broken" / "failed-00000-of-00001.jsonl").exists()
 
     for shard in range(3):
         await work(folder, "array", Dice(tokenizer), CONFIG, shard, 3)
     assert stored(folder / "array") == few
+
+
+async def test_less_than_certainty_saves_more(folder: Path, tokenizer: ChatTokenizer) -> None:
+    """Each problem ends at the first batch after which the rule is content, and not before."""
+    config = replace(CONFIG, confidence=0.8)
+    await work(folder, "sure", Dice(tokenizer), CONFIG)
+    await work(folder, "likely", Dice(tokenizer), config)
+    sure, likely = stored(folder / "sure"), stored(folder / "likely")
+    assert sum(map(len, likely.values())) < 0.85 * sum(map(len, sure.values()))
+    for answers in likely.values():
+        names = [{"0.5": "1/2"}.get(a, a) for _, a in sorted(answers.items())]
+        counts = sorted((names.count(a) for a in set(names)), reverse=True)
+        first, second = (*counts, 0)[:2]
+        assert len(names) == 12 or settled(first, second, 12 - len(names), 0.8)
+        counts = [names[:-1].count(a) for a in set(names)]
+        first, second = (*sorted(counts, reverse=True), 0)[:2]
+        assert len(names) == 3 or not settled(first, second, 13 - len(names), 0.8)
 
 
 async def test_samples_by_hardness(folder: Path, tokenizer: ChatTokenizer) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from nemo_openmath.demo import StandInTeacher, TeacherConfig, make_problems
-from nemo_openmath.engines.protocol import Capabilities, Chunk, Completion, Finish, Request, Usage
+from nemo_openmath.engines.protocol import Capabilities, Chunk, Completion, ContextOverflow, Finish, Request, Usage
 from nemo_openmath.records import Generation
 from nemo_openmath.rollout import RolloutSettings, ask, roll_out
 from nemo_openmath.rollout.loop import cut_output, draw_budget
@@ -113,6 +113,26 @@ async def test_odd_endings(
     assert (out.finish, out.code_calls) == (finish, calls)
     assert out.completion_tokens + out.runner_tokens <= settings.max_tokens + 100, "one block of output at most beyond"
     assert out.transcript.ended == (finish == "stop")
+
+
+async def test_a_full_context_is_a_length_and_nothing_is_lost(tokenizer: ChatTokenizer, sandbox: LocalSandbox) -> None:
+    """It may fill up in the model's turn, or by the runner's block; a prompt without room is an error of its own."""
+    prompt = len(tokenizer.prompt_ids(messages(2)))
+    code = "<tool_call>\nprint('y' * 500)\n</tool_call>"
+    for texts, room in (
+        ([code, "never asked"], len(tokenizer.encode(code)) + 3),
+        ([" ".join(map(str, range(500)))], 40),
+    ):
+        engine = Script(tokenizer, texts)
+        engine.capabilities = replace(Script.capabilities, max_context=prompt + room)
+        out = await roll_out(engine, tokenizer, messages(2), SETTINGS, seed=1, key="k", sandbox=sandbox, budget=2)
+        assert (out.finish, out.transcript.ended, len(engine.requests)) == ("length", False, 1)
+        assert engine.requests[0].sampling.max_tokens == room
+        assert out.transcript.text.startswith(texts[0][:20])
+        assert ("y" * 500 in out.transcript.text) == (out.code_calls == 1) == (texts[0] == code)
+    engine.capabilities = replace(Script.capabilities, max_context=prompt)
+    with pytest.raises(ContextOverflow):
+        await roll_out(engine, tokenizer, messages(2), SETTINGS, seed=1, key="k", sandbox=sandbox, budget=2)
 
 
 async def test_output_is_cut_and_errors_are_shown(tokenizer: ChatTokenizer, sandbox: LocalSandbox) -> None:

@@ -60,6 +60,11 @@ class PrefixStore:
         while self._used > self._budget:
             self.drop(next(iter(self._entries.values())))
 
+    def clear(self) -> None:
+        """Drop everything."""
+        for entry in list(self._entries.values()):
+            self.drop(entry)
+
     def drop(self, prefix: Prefix) -> None:
         if self._entries.pop(id(prefix), None) is None:
             return

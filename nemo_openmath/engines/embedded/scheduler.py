@@ -80,7 +80,7 @@ class Scheduler:
     ):
         self._decoder, self._detokenizer, self._stops = decoder, detokenizer, stops
         self._slots, self._threads = slots, threads
-        self._context = decoder.max_context
+        self._context, self.vocab = decoder.max_context, decoder.vocab
         self._store = PrefixStore(prefix_bytes)
         self.statistics = Statistics()
         rows, capacity = decoder.rows, decoder.capacity
@@ -132,14 +132,12 @@ class Scheduler:
             self._closed = True
         self._inbox.put(None)
         self._thread.join()
+        self._store.clear()  # memory goes now, whoever still holds the engine
+        self._decoder = None  # type: ignore[assignment]
 
     @property
     def alive(self) -> bool:
         return not self._closed
-
-    @property
-    def vocab(self) -> int:
-        return self._decoder.vocab
 
     @property
     def running(self) -> int:
