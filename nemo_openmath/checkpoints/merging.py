@@ -38,33 +38,37 @@ def merged(
     if method == "dare":
         return _Dare(parts, weights, density, f"{seed}:{name}")
     functions: dict[str, Callable[[list[Tensor]], Tensor]] = {
-        "linear": lambda tensors: weighted_sum(tensors, weights),
+        "linear": lambda tensors: weighted_sum(tensors, weights, dtype),
         "slerp": _slerp(parts, weights[-1]),
-        "task_arithmetic": lambda tensors: add_differences(tensors[-1], tensors[:-1], weights),
+        "task_arithmetic": lambda tensors: add_differences(tensors[-1], tensors[:-1], weights, dtype),
         "ties": _ties(parts, weights, density),
     }
     return Mapped(parts, lambda tensors: functions[method](tensors).to(dtype), dtype)
 
 
-def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
     """x_p + sum_i w_i (x_i - x_p) of flat tensors, for weights that sum to 1; x_p has the largest weight."""
     pivot = max(range(len(weights)), key=lambda number: weights[number])
     rest = [number for number in range(len(weights)) if number != pivot]
-    return add_differences(tensors[pivot], [tensors[n] for n in rest], [weights[n] for n in rest])
+    return add_differences(tensors[pivot], [tensors[n] for n in rest], [weights[n] for n in rest], dtype)
 
 
-def add_differences(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """base + sum_i w_i (x_i - base), flat, in fp32 (float64 stays), block by block within the cache."""
-    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in (base, *tensors)), torch.float32)
-    total = base.to(dtype, copy=True)
-    size = min(_CACHED, total.numel())
-    origin, difference = torch.empty(size, dtype=total.dtype), torch.empty(size, dtype=total.dtype)
-    for start in range(0, total.numel(), _CACHED):
-        block = total[start : start + _CACHED]
-        a, d = origin[: block.numel()].copy_(block), difference[: block.numel()]
+def add_differences(
+    base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype | None = None
+) -> Tensor:
+    """base + sum_i w_i (x_i - base), flat, in fp32 (float64 stays), block by block within the cache; ``dtype``: of the
+    result."""
+    exact = functools.reduce(torch.promote_types, (tensor.dtype for tensor in (base, *tensors)), torch.float32)
+    made = torch.empty(base.numel(), dtype=dtype or exact)
+    buffers = torch.empty(3, min(_CACHED, base.numel()), dtype=exact)
+    for start in range(0, base.numel(), _CACHED):
+        stop = min(start + _CACHED, base.numel())
+        total, origin, difference = buffers[:, : stop - start]
+        total.copy_(origin.copy_(base[start:stop]))
         for tensor, weight in zip(tensors, weights, strict=True):
-            block.add_(d.copy_(tensor[start : start + _CACHED]).sub_(a), alpha=weight)
-    return total
+            total.add_(difference.copy_(tensor[start:stop]).sub_(origin), alpha=weight)
+        made[start:stop] = total
+    return made
 
 
 def _slerp(parts: Sequence[LazyTensor], t: float) -> Callable[[list[Tensor]], Tensor]:

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from nemo_openmath.errors import OpenMathError, UserError
 
-_PROSE = ("input", "prompt", "problem", "generation", "generated_solution", "solution", "output", "text")
+_PROSE = ("transcript", "messages", "pieces", "content", "input", "prompt", "problem", "generation")
+_PROSE += ("generated_solution", "solution", "output", "text")
 N = TypeVar("N", int, float)
 
 
@@ -86,7 +87,17 @@ def _text(line: str, number: int, path: str | Path) -> str:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"not JSON ({error})", file=path, row=number, remedy="give one JSON value a line") from None
-    values = [value]
-    if isinstance(value, dict):
-        values = [value[key] for key in _PROSE if isinstance(value.get(key), str)] or list(value.values())
-    return "\n".join(part for part in values if isinstance(part, str))
+    found = _strings(value)
+    return "\n".join(
+        found or (part for part in (value.values() if isinstance(value, dict) else ()) if isinstance(part, str))
+    )
+
+
+def _strings(value: Any) -> list[str]:
+    """The prose of a JSON value, however deep: strings, or what stands under ``_PROSE``, in its order."""
+    if isinstance(value, str):
+        return [value]
+    parts = (
+        value if isinstance(value, list) else [value[key] for key in _PROSE if isinstance(value, dict) and key in value]
+    )
+    return [text for part in parts for text in _strings(part)]

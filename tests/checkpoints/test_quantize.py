@@ -150,6 +150,17 @@ def test_calibration_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.jsonl:3: not JSON"):
         texts(tmp_path / "a.jsonl", 9)
     assert texts(tmp_path / "a.jsonl", 2) == ["p\ns", "plain"]
+    (tmp_path / "part-00000-of-00001.jsonl").write_text('{"id": "x1", "problem": "p", "generation": "g"}\n')
+    (tmp_path / "drops-00000-of-00001.jsonl").write_text('{"unit": "u", "reason": "r"}\n')
+    (tmp_path / "journal-00000-of-00001.jsonl").write_text('{"unit": "u"}\n')
+    assert texts(tmp_path, 9) == ["p\ng"]  # of a stage's folder its records, of a record its prose
+    transcript = {"messages": [{"role": "user", "content": "p"}], "pieces": [{"author": "model", "text": "s"}]}
+    record = json.dumps({"id": "generation-1", "transcript": transcript, "finish": "stop"})
+    (tmp_path / "part-00000-of-00001.jsonl").write_text(record)
+    assert texts(tmp_path, 9) == ["p\ns"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: holds no \.jsonl"):
+        texts(tmp_path / "empty", 9)
 
 
 def test_refusals(tmp_path: Path, source: Path) -> None:

@@ -1,14 +1,56 @@
 from __future__ import annotations
 
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from nemo_openmath.checkpoints.script import ratios
+
 from . import models
 
+SCRIPTS = ("hf_to_megatron", "megatron_to_hf", "hf_to_trtllm", "average", "merge", "quantize")
 CONVERSION = Path(__file__).parents[2] / "conversion"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0,0.1,...,1", [n / 10 for n in range(11)]),
+        ("0.3", [0.3]),
+        ("0,0.5,1", [0, 0.5, 1]),
+        ("0, 0.3, ..., 1", [0, 0.3, 0.6, 0.9, 1]),
+        ("0,0.25,…,1,2", [0, 0.25, 0.5, 0.75, 1, 2]),
+        ("0,0.1,...,0.1", [0, 0.1, 0.1]),
+    ],
+)
+def test_ratios(text: str, expected: list[float]) -> None:
+    assert ratios(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["0,...,1", "...,1", "0,0.1,...", "1,0.5,...,0", "a", "", "0,nan", "0,inf", "0,0.1,...,nan"]
+)
+def test_ratios_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError):
+        ratios(text)
+
+
+def test_scripts_run_alone(tmp_path: Path) -> None:
+    """From another folder, with the package on the path and nothing else of ours."""
+    source = models.make(tmp_path / "a", models.TIED)
+    (tmp_path / "elsewhere").mkdir()
+    script = tmp_path / "hf_to_megatron.py"
+    script.write_bytes((CONVERSION / script.name).read_bytes())
+    environment = {**os.environ, "PYTHONPATH": str(CONVERSION.parent)}
+    command = [sys.executable, str(script), str(source), "made", "--rope-theta", "500000", "--max-positions", "131072"]
+    done = subprocess.run(command, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "wrote made\n"), done.stderr
+    assert (tmp_path / "elsewhere" / "made" / "state" / ".metadata").is_file()
+    assert {path.stem for path in CONVERSION.glob("*.py")} == set(SCRIPTS)
 
 
 def test_scripts_there_and_back(
