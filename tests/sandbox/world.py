@@ -49,7 +49,7 @@ class World:
         for file in (self.bait, self.outside_file):
             file.write_text(self.secret)
         self.outside_file.chmod(0o666)
-        self.sentinel = subprocess.Popen(["sleep", "600"])
+        self.sentinel = subprocess.Popen(["sleep", "86400"])
         self.listeners = [socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)]
         self.listeners[1].bind(("127.0.0.1", 0))
         for address in (str(self.folder / "unix"), "\0openmath"):
