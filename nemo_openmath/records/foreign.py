@@ -132,6 +132,8 @@ def raw_lines(path: Path) -> Iterator[bytes]:
         with _open(path) as file:
             for row, line in enumerate(file, 1):  # noqa: B007
                 yield line
+    except GeneratorExit:  # not read to its end, perhaps at the end of the process
+        raise
     except (EOFError, OSError, zlib.error, _zstd_error()) as error:
         raise UserError(
             f"cannot be read on ({error})", file=path, row=row + 1, remedy="fetch or compress this file again"

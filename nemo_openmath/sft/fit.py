@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _NEAR = 4  # pairs looked at one by one before all are compared at once
-_CHUNK = 512  # lengths that are opened together in bulk
+_CHUNKS = 64  # bulk opens lengths by this part of the capacity together
 _FITS = 6  # bulk opens lengths of which up to this many fill a pack: shorter ones are few and better kept for the end
 _SHIFTS = 32  # pairs tried for a chunk
 
@@ -62,14 +62,13 @@ class _Stock:
         return length, total - length
 
 
-def pair_fit(counts: NDArray[np.int64], capacity: int, *, chunk: int = _CHUNK) -> tuple[Decisions, int]:
-    """Decisions that pack all of ``counts`` [longest + 1] (counts[0] = 0), and the number of packs. ``chunk``: lengths
-    that are opened together where samples abound."""
+def pair_fit(counts: NDArray[np.int64], capacity: int) -> tuple[Decisions, int]:
+    """Decisions that pack all of ``counts`` [longest + 1] (counts[0] = 0), and the number of packs."""
     left = np.zeros(capacity + 1, np.int64)
     left[: len(counts)] = counts
     bulk, opened = np.empty((0, 4), np.int64), 0
     if left.sum() >= 4 * np.count_nonzero(left):
-        bulk, opened = _pairs_in_bulk(left, capacity, chunk)
+        bulk, opened = _pairs_in_bulk(left, capacity)
     stock = _Stock(left, capacity)
     count = stock.count
     flat: list[int] = []  # decisions end to end
@@ -109,7 +108,7 @@ def pair_fit(counts: NDArray[np.int64], capacity: int, *, chunk: int = _CHUNK) -
     return np.concatenate([bulk, np.array(flat, np.int64).reshape(-1, 4)]), opened
 
 
-def _pairs_in_bulk(left: NDArray[np.int64], capacity: int, chunk: int) -> tuple[Decisions, int]:
+def _pairs_in_bulk(left: NDArray[np.int64], capacity: int) -> tuple[Decisions, int]:
     """Close full packs by pairs while samples abound: (decisions, packs opened); ``left`` [capacity + 1] is what is
     left of the stock.
 
@@ -120,6 +119,7 @@ def _pairs_in_bulk(left: NDArray[np.int64], capacity: int, chunk: int) -> tuple[
     """
     parts: list[NDArray[np.int64]] = []
     opened = 0
+    chunk = -(-capacity // _CHUNKS)
     for fit in range(1, _FITS + 1):
         each = max(1, fit - 1)
         skip = 1 + each % 2

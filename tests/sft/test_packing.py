@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_openmath.sft.balance import assign, assign_in_order, imbalance
-from nemo_openmath.sft.fit import Decisions, best_fit, pair_fit
+from nemo_openmath.sft.fit import Decisions, _pairs_in_bulk, best_fit, pair_fit
 from nemo_openmath.sft.packing import _longest_first, pack
 from nemo_openmath.sft.permutation import permutation
 
@@ -50,13 +49,13 @@ def test_every_sample_is_in_one_pack_that_holds_it(problem: tuple[list[int], int
     assert count <= best_fit_decreasing(lengths, capacity)
 
 
-@given(problems(), st.sampled_from([pair_fit, best_fit, partial(pair_fit, chunk=7)]), st.integers(1, 9))
+@given(problems(), st.sampled_from([pair_fit, best_fit]), st.integers(1, 9))
 @settings(max_examples=200, deadline=None)
 def test_every_way_to_decide_uses_up_the_stock_and_overfills_nothing(
     problem: tuple[list[int], int], decide: Callable[..., tuple[Decisions, int]], times: int
 ) -> None:
     lengths, capacity = problem
-    lengths = lengths * times  # from 4 of each on, pair_fit begins in bulk
+    lengths = [n for n in lengths for _ in range(1 + n * times % 9)]  # from 4 of each on, pair_fit begins in bulk
     counts = np.bincount(lengths) if lengths else np.zeros(1, np.int64)
     decisions, packs = decide(counts, capacity)
     used, loads = np.zeros_like(counts), np.zeros(packs, np.int64)
@@ -68,6 +67,21 @@ def test_every_way_to_decide_uses_up_the_stock_and_overfills_nothing(
     assert not packs or (0 < loads.min() <= loads.max() <= capacity)
     if decide is best_fit:
         assert packs == best_fit_decreasing(lengths, capacity)
+
+
+def test_bulk_decides_much_of_what_abounds() -> None:
+    lengths = np.clip(np.exp(np.random.default_rng(0).normal(np.log(110), 0.8, 20_000)), 1, 600).astype(np.int64)
+    counts = np.bincount(lengths)
+    decisions, packs = pair_fit(counts, 600)
+    first, many, each, length = decisions.T
+    assert np.bincount(length, weights=many * each, minlength=len(counts)).tolist() == counts.tolist()
+    members = np.repeat(first - np.cumsum(many) + many, many) + np.arange(many.sum())  # a pack per decision and pack
+    loads = np.bincount(members, weights=np.repeat(each * length, many), minlength=packs)
+    assert (len(loads), loads.max()) == (packs, 600)
+    left = np.append(counts, np.zeros(601 - len(counts), np.int64))
+    _, opened = _pairs_in_bulk(left, 600)
+    assert opened > packs / 3
+    assert left.min() == 0
 
 
 def test_fill_is_near_the_bound_at_the_lengths_of_the_recipe() -> None:
