@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 
 from nemo_openmath.errors import OpenMathError, UserError
 
-_PROSE = ("transcript", "messages", "pieces", "content", "input", "prompt", "problem", "generation")
-_PROSE += ("generated_solution", "solution", "output", "text")
+_PROSE = (
+    *("transcript", "messages", "pieces", "content", "input", "prompt", "problem"),
+    *("generation", "generated_solution", "solution", "output", "text"),
+)
 N = TypeVar("N", int, float)
 
 
