@@ -104,7 +104,7 @@ class ServerPool:
         if not candidates:
             return None
         least = min(candidates, key=lambda s: (s.in_flight, random.random()))
-        if conversation is None:
+        if conversation is None or len(self._servers) == 1:
             return least
         home = self._servers.get(self._homes.get(conversation, ""))
         chosen = home if home in candidates and home.in_flight < least.in_flight + OVERLOAD else least

@@ -179,7 +179,7 @@ async def _model_turn(
         stop=(CODE_END,) if tools else (),
     )
     prompt = tuple(state.ids) if state.text is None else state.text
-    completion = await engine.complete(Request(prompt, sampling, conversation=key))
+    completion = await engine.complete(Request(prompt, sampling, conversation=key if tools else None))
     ids = completion.token_ids
     state.completion += len(ids) or completion.usage.completion_tokens
     state.cached += completion.usage.cached_tokens

@@ -210,6 +210,21 @@ async def test_continuing_conversations_recompute_only_what_is_new(engine):
         assert b.usage.cached_tokens == (known if known >= 16 else 0)
 
 
+async def test_a_loop_with_tools_that_is_over_leaves_only_its_prompt(engine):
+    """Its context waits in the store while the tool works; then nothing of it but what other samples begin with."""
+    store, prompt = engine._scheduler._store, tuple(range(10, 90))
+    free = await engine.complete(Request(prompt, Sampling(max_tokens=40, temperature=1.0, seed=4)))
+    assert [len(p.ids) for p in store._entries.values()] == [80]
+    turn = Sampling(max_tokens=40, temperature=1.0, seed=4, stop=(free.text[20:24],))
+    stopped = await engine.complete(Request(prompt, turn, "c"))
+    context = (*prompt, *stopped.token_ids)
+    assert sorted(len(p.ids) for p in store._entries.values()) == [80, len(context) - 1]
+    turn = Sampling(max_tokens=8, temperature=1.0, stop=("never said",))
+    assert (await engine.complete(Request(context, turn, "c"))).usage.cached_tokens == len(context) - 1
+    assert sorted(len(p.ids) for p in store._entries.values())[:1] == [80]
+    assert "c" not in store._by_conversation
+
+
 async def test_samples_of_one_prompt_compute_it_once(engine):
     prompt = prompts(1, seed=6)[0] + tuple(range(30, 90))
     answers = await asyncio.gather(

@@ -36,7 +36,8 @@ class EmbeddedEngine:
     """Loads Qwen2, Qwen3 and Llama directories and decodes with continuous batching on the CPU or one GPU.
 
     In float32 on the CPU the greedy output is that of transformers' ``generate``, and a seeded request gives the same
-    tokens alone and in any batch, at the same ``slots`` and ``threads``. No such promise is made for other types.
+    tokens alone and in any batch: with a C compiler at any ``slots`` and ``threads`` and from any cached prefix, to the
+    last bit (compiled.py); without one at the same ``slots`` and ``threads``. No promise is made for other types.
     """
 
     def __init__(

@@ -389,7 +389,9 @@ class Scheduler:
     def _keep_prefix(self, job: Job, finish: Finish, stop: str | None) -> None:
         """Store what a later request may begin with: the conversation if it can go on, else the prompt."""
         have = self._in_cache(job)
-        goes_on = finish is not Finish.CANCELLED and (job.conversation is not None or stop is not None)
+        # one that has stop strings and ended by none of them is a loop with tools that is over
+        waits = stop is not None or (job.conversation is not None and not job.sampling.stop)
+        goes_on = waits and finish is not Finish.CANCELLED
         length = have if goes_on else min(have, len(job.prompt))
         ids = self._ids[job.row, :length].copy()
         if length < WORTH_COPYING:
