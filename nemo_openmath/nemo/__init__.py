@@ -11,7 +11,8 @@
 **Environment.** nemo-toolkit 2.7.3 pins transformers 4.57 and numpy below 2, which the core excludes. Of this package
 the adapter uses the token-file reader and the recipe's numbers alone, and both run there. In an NGC container with NeMo
 2.x: ``pip install --no-deps nemo-openmath && pip install orjson``. Elsewhere ``requirements.txt`` beside this file
-makes such an environment; with the newest pyarrow, datasets or leptonai instead of its pins NeMo does not import.
+makes such an environment; with the newest pyarrow, datasets or leptonai instead of its pins NeMo does not import, and
+with megatron-core 0.16 its trainer fails on ``strategies.tensorstore``, which is no more.
 Nothing else of this package imports the adapter.
 
 **Its future.** Upstream deprecates the collection: "nemo.collections.llm is deprecated and will be removed in a future
@@ -21,8 +22,8 @@ with ``openmath sft``; this adapter is for clusters that run NeMo 2.x already.
 
 **Traps of 2.7.3 that the adapter steers around.**
 
-- Under context parallelism its data step (with megatron-core 0.16.1) cuts a packed row, and its table of boundaries, as
-  if it were one sample. :func:`~nemo_openmath.nemo.packs.packed_data_step` cuts every sample by itself.
+- Under context parallelism its data step (with megatron-core 0.15 and 0.16) cuts a packed row, and its table of
+  boundaries, as if it were one sample. :func:`~nemo_openmath.nemo.packs.packed_data_step` cuts every sample by itself.
 - Without ``calculate_per_token_loss`` the loss is the mean of the packs' means: a token of a pack with few trained
   tokens counts more. The recipes set it, and the loss is the core's: the sum over trained tokens by their number in the
   batch.

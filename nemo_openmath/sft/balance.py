@@ -2,6 +2,10 @@
 
 Packs have the same number of tokens but not the same cost: attention costs the sum of squared sample lengths, so a
 pack of one 32K sample takes eight times the attention of a pack of eight. All ranks wait for the slowest.
+
+Training has no switch for it: the batch, and by it the loss and the gradients, are the same however its packs are
+dealt, so there is nothing to gain by dealing worse. `openmath data stats` shows both. Where dealing is another's, as in
+NeMo, it is the order of the packs that is balanced, and ``PackedDataModule(balance=False)`` leaves it alone.
 """
 
 from __future__ import annotations
