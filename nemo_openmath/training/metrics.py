@@ -136,5 +136,5 @@ def _wandb(project: str, output: Path) -> Any:
     try:
         return wandb.init(project=project, dir=str(output), id=name, name=output.name, resume="allow")
     except wandb.errors.Error as error:
-        said = " ".join(str(error).split())
+        said = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"wandb: {said}", remedy="run wandb login, or set WANDB_MODE=offline") from None
