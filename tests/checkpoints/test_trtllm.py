@@ -9,14 +9,28 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nemo_openmath.checkpoints.dequantize import quantized_model, run_quantized
+from nemo_openmath.checkpoints.quantize import quantize
 from nemo_openmath.checkpoints.trtllm import commands, hf_to_trtllm
 from nemo_openmath.errors import UserError
 from nemo_openmath.models.configs import ModelConfig
 
 from . import models
+from .test_quantize import LONG, word_model
+
+
+def e4m3(x: Tensor, scale: Tensor) -> Tensor:
+    return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype) * scale
+
+
+def linear(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
+    """FP8 as TensorRT-LLM computes it: the input rounded, the product of payloads times both scales."""
+    if f"{name}.weights_scaling_factor" not in w:
+        return x @ w[f"{name}.weight"].T
+    return e4m3(x, w[f"{name}.activation_scaling_factor"]) @ w[f"{name}.weight"].T * w[f"{name}.weights_scaling_factor"]
 
 
 class Ranks:
@@ -41,8 +55,7 @@ class Ranks:
                 x = x + sum(self.attention(y, w) for w in weights)
                 y = self.norm(x, weights[0]["post_layernorm.weight"])
                 x = x + sum(
-                    (F.silu(y @ w["mlp.fc.weight"].T) * (y @ w["mlp.gate.weight"].T)) @ w["mlp.proj.weight"].T
-                    for w in weights
+                    linear(F.silu(linear(y, w, "mlp.fc")) * linear(y, w, "mlp.gate"), w, "mlp.proj") for w in weights
                 )
         x = self.norm(x, ranks[0]["transformer.ln_f.weight"].to(self.dtype))
         return torch.cat([x @ r["lm_head.weight"].to(self.dtype).T for r in ranks], -1)[
@@ -55,7 +68,7 @@ class Ranks:
     def attention(self, x: Tensor, w: dict[str, Tensor]) -> Tensor:
         size, heads = self.config["head_size"], self.config["num_attention_heads"] // self.tp
         kv = max(1, self.config["num_key_value_heads"] // self.tp)
-        qkv = x @ w["attention.qkv.weight"].T
+        qkv = linear(x, w, "attention.qkv")
         qkv = qkv + w["attention.qkv.bias"] if self.config["attn_bias"] else qkv
         parts = qkv.split([heads * size, kv * size, kv * size], -1)
         q, k, v = (t.unflatten(-1, (-1, size)).transpose(1, 2) for t in parts)
@@ -66,8 +79,10 @@ class Ranks:
             self.dtype.to_complex()
         )
         q, k = (self.rotate(t, turn) for t in (q, k))
+        if (scale := w.get("attention.kv_cache_scaling_factor")) is not None:
+            k, v = e4m3(k, scale), e4m3(v, scale)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return out.transpose(1, 2).flatten(2) @ w["attention.dense.weight"].T
+        return linear(out.transpose(1, 2).flatten(2), w, "attention.dense")
 
     @staticmethod
     def rotate(t: Tensor, turn: Tensor) -> Tensor:
@@ -133,6 +148,74 @@ def test_names_shapes_and_dtypes(tmp_path: Path) -> None:
     build, serve = commands(made, tmp_path / "hf")
     assert build.startswith(f"trtllm-build --checkpoint_dir {made} ")
     assert "--tp_size 4 --pp_size 2" in serve
+
+
+SCALES = {"weights_scaling_factor": (1,), "activation_scaling_factor": (1,)}
+
+
+@pytest.mark.parametrize("format", ["fp8", "fp8_kv"])
+def test_fp8(tmp_path: Path, format: Any) -> None:
+    source = word_model(tmp_path / "hf")
+    folder = quantize(source, tmp_path / "fp8", format=format, calibration=LONG)
+    made = hf_to_trtllm(folder, tmp_path / "trt", tp=2, pp=2)
+    described = json.loads((made / "config.json").read_text())
+    cached = format == "fp8_kv"
+    assert described["quantization"] == {
+        "quant_algo": "FP8",
+        "kv_cache_quant_algo": "FP8" if cached else None,
+        "exclude_modules": ["lm_head"],
+    }
+    assert described["dtype"] == "float32"
+    linear = ("attention.qkv", "attention.dense", "mlp.fc", "mlp.gate", "mlp.proj")
+    ranks = [load_file(made / f"rank{n}.safetensors") for n in range(4)]
+    for tensors in ranks:  # names, shapes and dtypes, exactly
+        names = {f"{name}.{end}": shape for name in linear for end, shape in SCALES.items()}
+        names |= {"attention.kv_cache_scaling_factor": (1,)} if cached else {}
+        layer = {name.removeprefix("transformer.layers.0."): t for name, t in tensors.items() if "layers.0." in name}
+        scales = {name: tuple(t.shape) for name, t in layer.items() if "scaling_factor" in name}
+        assert scales == names
+        assert {t.dtype for name, t in layer.items() if name in scales} == {torch.float32}
+        payloads = {name for name, t in layer.items() if t.dtype == torch.float8_e4m3fn}
+        assert payloads == {f"{name}.weight" for name in linear}
+    hf = load_file(folder / "model.safetensors")
+    for stage in range(2):  # the payloads of both ranks, put together, are the source's, bit for bit
+        a, b = (ranks[2 * stage + n] for n in range(2))
+        for name, part, axis in (("mlp.gate", "mlp.up_proj", 0), ("attention.dense", "self_attn.o_proj", 1)):
+            whole = torch.cat([r[f"transformer.layers.0.{name}.weight"].view(torch.uint8) for r in (a, b)], axis)
+            assert torch.equal(whole, hf[f"model.layers.{stage}.{part}.weight"].view(torch.uint8))
+        if cached:
+            largest = max(hf[f"model.layers.{stage}.self_attn.{x}_proj.{x}_scale"].item() for x in "kv")
+            assert a["transformer.layers.0.attention.kv_cache_scaling_factor"].item() == largest
+            for x in "kv":  # the model that is expected below has this one scale, too
+                hf[f"model.layers.{stage}.self_attn.{x}_proj.{x}_scale"] = torch.tensor(largest)
+    save_file(hf, folder / "model.safetensors")
+    found = Ranks(made).logits()
+    expected = run_quantized(quantized_model(folder, source), folder, models.tokens())
+    # sums in another order move some inputs by a step of e4m3; a lost or exchanged scale gives more than 1
+    assert (found - expected).norm() < 0.03 * expected.norm()
+    build, _ = commands(made, source)
+    assert "--gemm_plugin auto" in build
+    assert ("--use_fp8_context_fmha enable" in build) == cached
+
+
+def test_fp8_of_parts_with_different_scales(tmp_path: Path) -> None:
+    """Foreign exports give q, k and v scales of their own; TensorRT-LLM has one, so the others are rounded again."""
+    folder = quantize(word_model(tmp_path / "hf"), tmp_path / "fp8", format="fp8", calibration=LONG)
+    tensors = load_file(folder / "model.safetensors")
+    q, k = (f"model.layers.0.self_attn.{x}_proj.weight" for x in "qk")
+    tensors[f"{k}_scale"] = 4 * tensors[f"{k}_scale"]
+    save_file(tensors, folder / "model.safetensors")
+    held = load_file(hf_to_trtllm(folder, tmp_path / "trt") / "rank0.safetensors")
+    qkv = held["transformer.layers.0.attention.qkv.weight"].float()
+    assert held["transformer.layers.0.attention.qkv.weights_scaling_factor"].item() == tensors[f"{k}_scale"].item()
+    assert torch.equal(qkv[128:192], tensors[k].float())
+    assert torch.equal(qkv[:128], (tensors[q].float() / 4).to(torch.float8_e4m3fn).float())
+    del tensors[f"{q}_scale"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"layers\.0\.self_attn\.q_proj\.weight has no .*q_proj\.weight_scale"):
+        hf_to_trtllm(folder, tmp_path / "x")
+    with pytest.raises(UserError, match=r"is quantized \(FP8\)"):
+        hf_to_trtllm(folder, tmp_path / "x", quantization="int8")
 
 
 @pytest.mark.parametrize(("quantization", "algorithm"), [("int8", "W8A16"), ("int4", "W4A16")])
