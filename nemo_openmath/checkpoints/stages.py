@@ -57,6 +57,7 @@ class Merge(Stage[MergeConfig]):
     """Models merged into one Hugging Face model (the recipe: 0.3 CoT + 0.7 TIR, section 6)."""
 
     kind = "checkpoints.merge"
+    version = 2  # the model of the largest weight is the pivot
     Config = MergeConfig
     ports = {"models": "models to merge, in the order of the weights", "base?": "the model all were trained from"}
     makes = "model"
@@ -95,6 +96,7 @@ class Quantize(Stage[QuantizeConfig]):
     """A model quantized for TensorRT-LLM or vLLM; checked against its source on some of the texts."""
 
     kind = "checkpoints.quantize"
+    version = 2  # calibrates on transcripts, not on ids
     Config = QuantizeConfig
     ports = {"model": "Hugging Face model", "calibration?": "texts: a .txt or .jsonl file, or the records of a stage"}
     makes = "quantized"
