@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nemo_openmath.checkpoints import awq
 from nemo_openmath.checkpoints.dequantize import check_export, dequantized, quantized_model, run_quantized
 from nemo_openmath.checkpoints.quantize import QUANT_CONFIG, quantize
+from nemo_openmath.checkpoints.trtllm import hf_to_trtllm
 
 from . import models
 from .test_quantize import word_model
@@ -74,12 +76,59 @@ def test_export_equals_modelopts(tmp_path: Path, format: Any) -> None:
         for name, tensor in original.items():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 assert (norms[name].full() - tensor).norm() < 0.15 * tensor.norm(), name
+                if "o_proj" in name:  # whose factors they may put into v's rows
+                    continue
+                # the search found the same exponent, and with it our rounding and packing give their bytes
+                scale = b[name.removesuffix("weight") + "pre_quant_scale"]
+                torch.testing.assert_close(a[name.removesuffix("weight") + "pre_quant_scale"], scale, rtol=1e-4, atol=0)
+                values, scales = awq.rounded(tensor / scale.float())
+                torch.testing.assert_close(scales, b[f"{name}_scale"], rtol=1e-6, atol=0)
+                theirs_values = unpacked(b[name])
+                assert (values != theirs_values).float().mean() < 1e-3, name  # ties that fp32 rounding turns
+                assert (unpacked(a[name]) != theirs_values).float().mean() < 1e-2, name
     ours_check, theirs_check = (check_export(f, source, TEXTS) for f in (ours, tmp_path / "theirs"))
     assert ours_check.error < 1.1 * theirs_check.error
     assert dequantized(ours).keys() == dequantized(tmp_path / "theirs").keys()
+
+
+def unpacked(payload: Tensor) -> Tensor:
+    """uint8 [out/2, in] -> int8 [out, in], two rows a byte, the first in the low half."""
+    signed = payload.view(torch.int8)
+    return torch.stack([(signed << 4) >> 4, signed >> 4], 1).flatten(0, 1)
 
 
 def config_of(folder: Path) -> tuple[Any, Any]:
     a = json.loads((folder / QUANT_CONFIG).read_text())["quantization"]
     b = json.loads((folder / "config.json").read_text())["quantization_config"]
     return a, {key: value for key, value in b.items() if key not in ("producer", "group_size")}
+
+
+def test_rank_files_equal_modelopts(tmp_path: Path) -> None:
+    """ModelOpt's own TensorRT-LLM checkpoint (deprecated there) of the same FP8 model: the same names, shapes, dtypes,
+    and but for the scales that we share among fused layers the same bytes."""
+    import modelopt.torch.quantization as mtq
+    from modelopt.torch.export import export_tensorrt_llm_checkpoint
+    from transformers import AutoModelForCausalLM
+
+    source = word_model(tmp_path / "hf")
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
+
+    def loop(model: Any) -> None:
+        for text in TEXTS:
+            model(torch.tensor([[int(word[1:]) for word in text.split()]]))
+
+    model = mtq.quantize(model, copy.deepcopy(mtq.FP8_DEFAULT_CFG), loop)
+    with torch.inference_mode():
+        export_tensorrt_llm_checkpoint(model, "qwen", torch.float16, tmp_path / "theirs", 1, 1)
+    made = hf_to_trtllm(
+        quantize(source, tmp_path / "q", format="fp8", calibration=TEXTS), tmp_path / "ours", dtype=torch.float16
+    )
+    a, b = (load_file(folder / "rank0.safetensors") for folder in (made, tmp_path / "theirs"))
+    assert {n: (t.dtype, t.numel()) for n, t in a.items()} == {n: (t.dtype, t.numel()) for n, t in b.items()}
+    for name, tensor in b.items():
+        if name.startswith("transformer.layers") and name.endswith("scaling_factor"):
+            assert a[name].item() == pytest.approx(tensor.item(), rel=1e-6) or "mlp.fc" in name or "mlp.gate" in name
+        elif tensor.dtype == torch.float8_e4m3fn and "mlp.fc" not in name and "mlp.gate" not in name:
+            assert (a[name].view(torch.uint8) != tensor.view(torch.uint8)).float().mean() < 1e-3, name
+        elif tensor.dtype != torch.float8_e4m3fn:
+            assert torch.equal(a[name], tensor), name
