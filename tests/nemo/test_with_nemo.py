@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 import socket
+import subprocess
 import sys
 from itertools import islice, pairwise
 from pathlib import Path
@@ -146,6 +149,20 @@ def test_batches_through_nemos_sampler_equal_our_loaders(folder: Path) -> None:
             assert micro["position_ids"][0, start:stop].tolist() == list(range(stop - start))
     assert next(names, None) is None
     assert len(in_order) == len(loader.dataset)
+
+
+@pytest.mark.manual
+def test_finetune_takes_two_steps(folder: Path, tmp_path: Path) -> None:
+    program = [
+        sys.executable,
+        str(Path(__file__).with_name("finetune_on_cpu.py")),
+        str(folder / "packs"),
+        str(tmp_path),
+    ]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    losses = [float(found) for found in re.findall(r"reduced_train_loss: ([0-9.]+)", done.stdout + done.stderr)]
+    assert losses[0] == pytest.approx(math.log(640), abs=0.2)  # an untrained model knows nothing of 640 entries
+    assert losses[1] < losses[0]
 
 
 def test_what_does_not_fit_is_refused(folder: Path) -> None:
