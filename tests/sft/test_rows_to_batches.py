@@ -174,13 +174,16 @@ def _make(rows: Path, tokenizer: Path, folder: Path, kill_at: tuple[str, int] | 
             finish(self, meta)
 
         SectionWriter.write, SectionWriter.finish = dying_write, dying_finish  # type: ignore[method-assign]
+    tokenization._PIECE_BYTES = 1 << 16  # several shards
     write_tokens(rows, tokenizer, folder, workers=1)
     write_packs(folder, capacity=4096)
 
 
 def test_killed_and_run_again_makes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9 inside shards, before a shard and before the plan get their names, and inside the plan."""
-    monkeypatch.setattr(tokenization, "_PIECE_BYTES", 1 << 16)
+    monkeypatch.setattr(tokenization, "_PIECE_BYTES", tokenization._PIECE_BYTES)  # put back afterwards
+    context = get_context("forkserver")  # a fork of this process would inherit locks that its threads hold
+    context.set_forkserver_preload(["nemo_openmath.sft.pack_plan", "nemo_openmath.sft.tokenization"])
     tokenizer = byte_level(tmp_path / "tokenizer")
     rows = store_rows(tmp_path / "rows", make_rows(240))
     _make(rows, tokenizer, tmp_path / "whole")
@@ -195,7 +198,7 @@ def test_killed_and_run_again_makes_the_same_bytes(tmp_path: Path, monkeypatch: 
         ("packs.plan", 1),
         ("packs.plan", -1),
     ):
-        process = get_context("fork").Process(target=_make, args=(rows, tokenizer, killed, kill_at))
+        process = context.Process(target=_make, args=(rows, tokenizer, killed, kill_at))
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL
