@@ -62,12 +62,12 @@ def read(folder: Path, names: Iterable[str] | None = None) -> dict[str, LazyTens
     """Tensors by stored name (all, or ``names``; those that are not there are left out). Damaged or missing files are
     named. Layers stored as one stack (``decoder.layers.mlp...`` of [layers, ...]) appear one by one."""
     try:
-        return _read(folder, *_metadata(folder), names)
+        return _tensors(folder, *_metadata(folder), names)
     except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:  # other than it describes
         raise DamagedFile(folder / METADATA, f"unreadable ({type(error).__name__}: {error})", _AGAIN) from None
 
 
-def _read(
+def _tensors(
     folder: Path, state: Mapping[str, Any], storage: Mapping[Any, Any], names: Iterable[str] | None
 ) -> dict[str, LazyTensor]:
     stacked = {name for name in state if name.startswith("decoder.layers.") and not name.split(".")[2].isdigit()}

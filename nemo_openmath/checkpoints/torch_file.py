@@ -98,6 +98,13 @@ class _Slice(io.RawIOBase):
 
 def load(path: Path, offset: int = 0, length: int | None = None) -> Any:
     """What ``torch.save`` wrote at ``offset``, with a :class:`LazyTensor` for every tensor."""
+    try:
+        return _load(path, offset, length)
+    except struct.error as error:  # a number that is cut short
+        raise DamagedFile(path, f"unreadable ({error})", "make or copy it again") from None
+
+
+def _load(path: Path, offset: int = 0, length: int | None = None) -> Any:
     length = path.stat().st_size - offset if length is None else length
     with path.open("rb") as file:
         try:
