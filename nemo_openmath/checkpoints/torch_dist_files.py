@@ -62,7 +62,8 @@ def read(folder: Path, names: Iterable[str] | None = None) -> dict[str, LazyTens
     """Tensors by stored name (all, or ``names``; those that are not there are left out). Damaged or missing files are
     named. Layers stored as one stack (``decoder.layers.mlp...`` of [layers, ...]) appear one by one."""
     try:
-        return _tensors(folder, *_metadata(folder), names)
+        state, storage = _metadata(folder)
+        return _tensors(folder, state, storage, names)
     except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:  # other than it describes
         raise DamagedFile(folder / METADATA, f"unreadable ({type(error).__name__}: {error})", _AGAIN) from None
 
