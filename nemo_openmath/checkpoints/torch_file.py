@@ -101,7 +101,7 @@ def load(path: Path, offset: int = 0, length: int | None = None) -> Any:
     try:
         return _load(path, offset, length)
     except struct.error as error:  # a number that is cut short
-        raise DamagedFile(path, f"unreadable ({error})", "make or copy it again") from None
+        raise DamagedFile(path, f"unreadable ({error})", _AGAIN) from None
 
 
 def _load(path: Path, offset: int = 0, length: int | None = None) -> Any:

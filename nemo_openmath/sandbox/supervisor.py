@@ -71,7 +71,8 @@ class Zygote:
         zygote = cls(popen, ours, base)
         asyncio.get_running_loop().add_reader(ours.fileno(), zygote._receive)
         try:
-            await asyncio.wait_for(asyncio.shield(zygote._ready), _START_TIMEOUT_S)
+            async with asyncio.timeout(_START_TIMEOUT_S):  # 3.11's wait_for swallows a cancellation that meets a result
+                await asyncio.shield(zygote._ready)
         except BaseException:
             await zygote.close()
             raise
