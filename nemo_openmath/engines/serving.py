@@ -201,7 +201,8 @@ class ServerProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)  # its own session: the group holds it and its workers only
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), TERMINATE_S)
+                async with asyncio.timeout(TERMINATE_S):
+                    await process.wait()
 
     def _error(self, what: str) -> EngineError:
         log = f"; see {self.config.log}" if self.config.log is not None else ""

@@ -80,7 +80,8 @@ class RecipeServices(Services):
         if self._teacher_process is not None and self._teacher_process.returncode is None:
             self._teacher_process.terminate()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._teacher_process.wait(), 5)
+                async with asyncio.timeout(5):
+                    await self._teacher_process.wait()
         if self._sandbox is not None:
             await self._sandbox.close()
         if self._grading is not None:
@@ -130,7 +131,8 @@ class RecipeServices(Services):
         self._teacher_process = process
         assert process.stdout is not None
         try:
-            line = await asyncio.wait_for(process.stdout.readline(), _STARTUP_SECONDS)
+            async with asyncio.timeout(_STARTUP_SECONDS):
+                line = await process.stdout.readline()
             return str(json.loads(line)["url"])
         except (TimeoutError, ValueError, KeyError) as error:
             raise OpenMathError(f"the stand-in teacher did not start; see {self._run / 'teacher.log'}") from error

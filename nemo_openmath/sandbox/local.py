@@ -186,7 +186,7 @@ class LocalSandbox:
     async def _refill(self) -> None:
         shape = shape_of(self.limits)
         while len(self._spares) < self._spare_count and not self._closed:
-            self._spares.append(await (await self._ready_zygote()).make(shape))
+            self._spares.append(await (await self._ready_zygote()).make(shape, spare=True))
 
 
 class LocalSession:

@@ -3,7 +3,7 @@
 Started by `LocalSandbox` as a program of its own (never a fork of the caller, which may hold threads, secrets and a
 GPU) with a clean environment. It takes orders on one socket, a `SOCK_SEQPACKET` of JSON messages:
 
-    -> {"id": 7, "folder": "/tmp/.../7", "shape": {...}}   make a session
+    -> {"id": 7, "folder": "/tmp/.../7", "shape": {...}, "spare": false}   make a session
     <- {"id": 7} with descriptors: session socket, pidfd, shared memory of the output
     <- {"ended": 7, "status": -9}                          its process is gone and its folder removed
 
@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import gc
 import importlib
+import io
 import json
 import mmap
 import os
@@ -27,7 +28,7 @@ import socket
 import sys
 from typing import Any, NoReturn
 
-from nemo_openmath.sandbox import channel, folders, landlock, mounts, namespaces, seccomp, walls
+from nemo_openmath.sandbox import channel, folders, landlock, mounts, namespaces, pages, seccomp, walls
 from nemo_openmath.sandbox.interpreter import Interpreter, Timers
 
 _STANDARD_MODULES = """
@@ -49,6 +50,11 @@ sympy.factorint(2**31 + 11)
 sympy.N(sympy.pi, 30); sympy.summation(x, (x, 1, y)); sympy.limit(sympy.sin(x) / x, x, 0); sympy.diff(sympy.exp(x), x)
 """
 
+_USUAL = """
+x = sympy.symbols("x")
+print(sympy.solve(x**2 - 5*x + 6, x), sympy.simplify((x**2 - 1) / (x - 1)), file=io.StringIO())
+"""
+
 
 class Zygote:
     """Preloads, then forks on request until its client is gone."""
@@ -64,6 +70,7 @@ class Zygote:
         self._pid = os.getpid()
         self._preloaded = 0  # bytes of address space
         self._outer = -1
+        self._written: list[pages.Range] = []  # what a usual block writes to
         self._selector = selectors.DefaultSelector()
         self._sessions: dict[int, tuple[int, int, str]] = {}  # pidfd -> session id, pid, folder
         self._removers: dict[int, tuple[int, int, int]] = {}  # pidfd -> session id, pid, exit status of the session
@@ -77,6 +84,8 @@ class Zygote:
                 importlib.import_module(f"{package}.{name}")
         if "sympy" in self._packages:
             exec(_WARM_UP, {"sympy": sys.modules["sympy"]})
+        if "sympy" in self._packages:
+            self._written = pages.written_by(lambda: exec(_USUAL, {"sympy": sys.modules["sympy"], "io": io}))
         seed_everything(self._seed)
         places = walls.readable_places(self._packages)
         hidden = walls.hidden_folders(places)
@@ -142,7 +151,7 @@ class Zygote:
                 raise
             if pid == 0:
                 try:
-                    self._become_session(ours, memory, shape, order["folder"])
+                    self._become_session(ours, memory, shape, order["folder"], spare=order["spare"])
                 except BaseException as error:
                     _report_and_exit(ours, error)
             try:
@@ -202,7 +211,9 @@ class Zygote:
         except OSError:  # the client is gone; serve() ends at the next turn
             return
 
-    def _become_session(self, wire: socket.socket, memory: int, shape: walls.Shape, folder: str) -> NoReturn:
+    def _become_session(
+        self, wire: socket.socket, memory: int, shape: walls.Shape, folder: str, *, spare: bool
+    ) -> NoReturn:
         walls.die_with_parent(self._pid)
         os.setsid()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -230,6 +241,8 @@ class Zygote:
             seed_everything(None)
         else:
             random.seed(self._seed)  # Python reseeds it from entropy after every fork
+        if spare:
+            pages.own(self._written)
         timers = Timers(self._arch)
         walls.forbid_queued_signals()
         walls.set_limits(shape, self._preloaded)
