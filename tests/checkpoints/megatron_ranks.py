@@ -1,7 +1,9 @@
 """Run by every rank of test_megatron.py: load checkpoints into real models with megatron-core, and save them again.
 
-Arguments, once or more: model folder, checkpoint, folder to save to, tp, pp. megatron-core does both: its GPTModel's
-own sharded_state_dict, dist_checkpointing.load and dist_checkpointing.save. It saves the layers as stacks, its default.
+Arguments, once or more: model folder, checkpoint, folder to save to, tp, pp, prefix. megatron-core does both: its
+GPTModel's own sharded_state_dict, dist_checkpointing.load and dist_checkpointing.save. It saves the layers as stacks,
+its default, and the vocabulary padded to a multiple of 128 x TP as trainings pad it; ``prefix``, where it is not "-", is
+put before the names, as NeMo's ``module.``.
 """
 
 import os
@@ -17,12 +19,12 @@ def main() -> None:
     from nemo_openmath.training.runtime import start_process
 
     start_process(2.0)
-    for job in zip(*[iter(sys.argv[1:])] * 5, strict=True):
+    for job in zip(*[iter(sys.argv[1:])] * 6, strict=True):
         load_and_save(*job)
     dist.destroy_process_group()
 
 
-def load_and_save(hf: str, checkpoint: str, again: str, tp: str, pp: str) -> None:
+def load_and_save(hf: str, checkpoint: str, again: str, tp: str, pp: str, prefix: str) -> None:
     import torch.distributed as dist
     from megatron.core import dist_checkpointing
 
@@ -33,16 +35,22 @@ def load_and_save(hf: str, checkpoint: str, again: str, tp: str, pp: str) -> Non
 
     parallel = Parallel(tp=int(tp), pp=int(pp))
     with parallel_state_of(parallel, 0):
-        (model,) = build_model(ModelConfig.from_hf(hf), parallel, backend="local")
+        config = ModelConfig.from_hf(hf)
+        padded = config.vocab_size + -config.vocab_size % (128 * parallel.tp)
+        (model,) = build_model(config.with_changes(vocab_size=padded), parallel, backend="local")
         for parameter in model.parameters():
             parameter.data.fill_(float("nan"))  # what is not loaded shows
         metadata = dist_checkpointing.load_content_metadata(checkpoint)
         loaded = dist_checkpointing.load(model.sharded_state_dict(metadata=metadata), checkpoint)
         model.load_state_dict({name: value for name, value in loaded.items() if name not in COMMON})
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
         if os.environ["RANK"] == "0":
             Path(again).mkdir()
         dist.barrier()
-        dist_checkpointing.save(model.sharded_state_dict(), again)
+        saved = model.sharded_state_dict()
+        if prefix != "-":
+            apply_prefix_mapping(saved, {"": prefix})
+        dist_checkpointing.save(saved, again)
 
 
 if __name__ == "__main__":
