@@ -3,6 +3,7 @@
 
 import argparse
 
+from nemo_openmath.checkpoints.dequantize import check_export
 from nemo_openmath.checkpoints.quantize import quantize
 from nemo_openmath.checkpoints.script import run, texts
 
@@ -15,15 +16,15 @@ parser.add_argument("--layout", choices=["modelopt", "compressed-tensors"], defa
 parser.add_argument("--samples", type=int, default=256, help="texts to use of it")
 parser.add_argument("--max-tokens", type=int, default=2048, help="of each text")
 
+
+def work(options: argparse.Namespace) -> str:
+    calibration = texts(options.calibration, options.samples) if options.calibration else None
+    chosen = {"format": options.format, "layout": options.layout, "max_tokens": options.max_tokens}
+    quantize(options.src, options.dst, calibration=calibration, **chosen)
+    if calibration:
+        print(check_export(options.dst, options.src, calibration[:4]).line())
+    return str(options.dst)
+
+
 if __name__ == "__main__":
-    options = parser.parse_args()
-    run(
-        lambda: quantize(
-            options.src,
-            options.dst,
-            format=options.format,
-            calibration=texts(options.calibration, options.samples) if options.calibration else None,
-            max_tokens=options.max_tokens,
-            layout=options.layout,
-        )
-    )
+    run(work, parser.parse_args())

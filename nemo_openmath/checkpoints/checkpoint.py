@@ -13,12 +13,12 @@ from nemo_openmath.checkpoints import classic, names, safetensors_files, torch_d
 from nemo_openmath.checkpoints.folders import read_config
 from nemo_openmath.checkpoints.lazy import Hashed, LazyTensor
 from nemo_openmath.errors import DamagedFile, UserError
-from nemo_openmath.models import hf_mapping
 from nemo_openmath.models import torch_dist as folder_format
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.records.lineage import Lineage
 
 Kind = Literal["hf", "torch_dist", "classic"]
+_NEMO = "weights"  # beside it is context/, which says how the training was configured
 
 
 @dataclass
@@ -50,6 +50,8 @@ class Checkpoint:
         described = self.config.get("quantization_config")
         if not described and (self.path / "hf_quant_config.json").is_file():
             described = read_config(self.path, "hf_quant_config.json").get("quantization")
+        if described and not isinstance(described, dict):
+            return str(described)
         return None if not described else str(described.get("quant_algo") or described.get("quant_method") or "unknown")
 
     def refuse_quantized(self) -> None:
@@ -68,7 +70,8 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path, model_files: str | Path | None = None) -> Checkpoint:
-    """Open a Hugging Face folder, a checkpoint of ours, a bare ``torch_dist`` folder, or a classic Megatron folder.
+    """Open a Hugging Face folder, a checkpoint of ours, a bare ``torch_dist`` folder (NeMo's has it in ``weights``), or
+    a classic Megatron folder.
 
     ``model_files``: where config.json and the tokenizer are, for Megatron folders that do not hold them. A folder of
     several steps means its last. Raises UserError or DamagedFile naming the file and what is wrong with it.
@@ -79,6 +82,8 @@ def open_checkpoint(path: str | Path, model_files: str | Path | None = None) -> 
     if (folder / folder_format.STATE).is_dir() and (folder / folder_format.MANIFEST).is_file():
         manifest = folder_format.verify(folder, checksums=False)
         return _torch_dist(folder, folder / folder_format.STATE, around or folder / folder_format.MODEL, manifest.step)
+    if (folder / _NEMO / torch_dist_files.METADATA).is_file():
+        folder = folder / _NEMO
     if (folder / torch_dist_files.METADATA).is_file():
         return _torch_dist(folder, folder, around or _beside(folder), _iteration(folder))
     if any(folder.glob("mp_rank_*")):
@@ -89,16 +94,13 @@ def open_checkpoint(path: str | Path, model_files: str | Path | None = None) -> 
     if (folder / "config.json").is_file():
         return _opened(folder, "hf", safetensors_files.read_folder(folder), around or folder, layout=_shards(folder))
     problem = "does not exist" if not folder.exists() else "is no checkpoint"
-    raise UserError(
-        problem, file=path, remedy="give a Hugging Face folder, a torch_dist checkpoint or a classic Megatron folder"
-    )
+    remedy = "give a Hugging Face folder, a torch_dist checkpoint or a classic Megatron folder"
+    raise UserError(problem, file=path if folder.exists() else folder, remedy=remedy)
 
 
 def _torch_dist(folder: Path, state: Path, model_files: Path, step: int | None) -> Checkpoint:
-    config = ModelConfig.from_hf(model_files)
     found = torch_dist_files.read(state)
-    known = {entry.stored for entry in hf_mapping.mapping(config)}
-    stored = {name: tensor for name, tensor in found.items() if not name.startswith("optimizer.") or name in known}
+    stored = {name: tensor for name, tensor in found.items() if name.startswith(names.MODEL)}
     files = len(list(state.glob("*.distcp")))
     return _opened(folder, "torch_dist", stored, model_files, step=step, layout=f"{files} files, loads at any layout")
 
@@ -137,9 +139,8 @@ def _beside(folder: Path) -> Path:
     for candidate in candidates:
         if (candidate / "config.json").is_file():
             return candidate
-    raise UserError(
-        "no config.json belongs to it", file=folder, remedy="name a Hugging Face folder that has it (model_files)"
-    )
+    remedy = "copy those of its Hugging Face model into it, or name that folder: megatron-to-hf --model-files"
+    raise UserError("no config.json and tokenizer belong to it", file=folder, remedy=remedy)
 
 
 def _iteration(folder: Path) -> int | None:

@@ -162,6 +162,7 @@ def _check_layout(config: ModelConfig, tp: int, pp: int) -> None:
     for name, value, parts in (
         ("num_attention_heads", config.num_attention_heads, tp),
         ("num_key_value_heads", max(groups, tp), min(groups, tp)),  # fewer groups than ranks: Megatron shares them
+        ("rows of Q, K and V", (config.num_attention_heads + 2 * groups) * config.head_dim, tp),
         ("intermediate_size", config.intermediate_size, tp),
         ("num_hidden_layers", config.num_hidden_layers, pp),
     ):

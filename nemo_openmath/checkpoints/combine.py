@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,7 +17,7 @@ from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.merging import merged
 from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
 from nemo_openmath.errors import UserError
-from nemo_openmath.records.lineage import digest_file
+from nemo_openmath.records.lineage import Lineage, digest_file
 
 Format = Literal["same", "hf", "megatron"]
 _MAY_DIFFER = frozenset(
@@ -24,6 +25,7 @@ _MAY_DIFFER = frozenset(
     | {"initializer_range", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id"}
 )
 """Keys of config.json that change neither the function of the weights nor the meaning of a token."""
+_MERGE = "checkpoints.merge"
 log = logging.getLogger(__name__)
 
 
@@ -71,11 +73,35 @@ def merge(
     ``base``: the model that all were trained from, for task_arithmetic, ties and dare. ``density``: the part of each
     difference that ties and dare keep. ``weights``: equal when not given; 1 each for the methods with a base.
     """
+    plan = _plan(method, sources, weights, base, density, seed)
+    tensors = _merged(method, plan.opened, plan.shares, density, seed)
+    return _write(dst, tensors, plan.opened, _MERGE, plan.settings, format, into_existing)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a merge is made of: ``opened`` ends with the base, ``settings`` go into the lineage."""
+
+    opened: list[Checkpoint]
+    shares: list[float]
+    settings: dict[str, Any]
+
+
+def _plan(
+    method: Method,
+    sources: Sequence[str | Path],
+    weights: Sequence[float] | None,
+    base: str | Path | None,
+    density: float,
+    seed: int,
+) -> _Plan:
     if method not in get_args(Method):
         raise UserError(f"method {method!r}", remedy=f"use one of {', '.join(get_args(Method))}")
     if (base is not None) != (method in NEEDS_BASE):
         remedy = "name the model that all were trained from" if base is None else "leave the base out"
         raise UserError(f"{method} {'needs a base' if base is None else 'has no base'}", remedy=remedy)
+    if not sources:
+        raise UserError("nothing to merge", remedy="name the models")
     if method == "slerp" and len(sources) != 2:
         raise UserError(f"slerp merges two models, not {len(sources)}", remedy="use linear for more")
     if not 0.0 < density <= 1.0:
@@ -89,8 +115,16 @@ def merge(
     settings: dict[str, Any] = {"method": method, "weights": shares}
     if method in ("ties", "dare"):
         settings |= {"density": density, "seed": seed}
-    tensors = _merged(method, opened, shares, density, seed)
-    return _write(dst, tensors, opened, "checkpoints.merge", settings, format, into_existing)
+    return _Plan(opened, shares, settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One merge of a sweep. ``kept``: an earlier run of the sweep had made it."""
+
+    ratio: float
+    path: Path
+    kept: bool
 
 
 def sweep(
@@ -99,11 +133,53 @@ def sweep(
     ratios: Sequence[float],
     *,
     method: Method = "linear",
-    **options: Any,
-) -> Iterator[tuple[float, Path]]:
-    """Candidates (1 - r) A + r B for every r of ``ratios``, each made when it is asked for (paper, Table 10)."""
+    base: str | Path | None = None,
+    density: float = 0.5,
+    seed: int = 0,
+    format: Format = "same",
+) -> Iterator[Candidate]:
+    """Candidates (1 - r) A + r B for every r of ``ratios``, each made when it is asked for (paper, Table 10).
+
+    A sweep that was killed goes on: a candidate that is there is kept where its lineage names these inputs (by their
+    digests) and settings, and refused with a UserError where it does not.
+    """
+    digests: dict[str, str] = {}  # of the inputs, which are read for it only where there is something to keep
     for ratio in ratios:
-        yield ratio, merge(method, sources, Path(folder) / f"ratio-{ratio:g}", weights=[1 - ratio, ratio], **options)
+        target, weights = Path(folder) / f"ratio-{ratio:g}", [1 - ratio, ratio]
+        kept = target.is_dir() and any(target.iterdir())
+        if kept:
+            plan = _plan(method, sources, weights, base, density, seed)
+            digests = digests or {str(number): source.digest() for number, source in enumerate(plan.opened)}
+            if reason := _unlike(target, plan, digests, format):
+                remedy = "remove it, or choose another --output"
+                raise UserError(f"exists already, and {reason}", file=target, remedy=remedy)
+        else:
+            merge(method, sources, target, weights=weights, base=base, density=density, seed=seed, format=format)
+        yield Candidate(ratio, target, kept)
+
+
+def _unlike(target: Path, plan: _Plan, digests: Mapping[str, str], format: Format) -> str | None:
+    """Why ``target`` is not what ``plan`` would write; None when it is. It is opened, so that damage shows."""
+    try:
+        found = Lineage.read(target)
+    except (TypeError, ValueError):
+        found = None
+    if found is None or found.kind != _MERGE:
+        return "is no merge"
+    if {name: entry.get("digest") for name, entry in found.inputs.items()} != digests:
+        return "was made of other models"
+    if found.config != plan.settings:
+        return f"was made with {', '.join(f'{key} {value}' for key, value in found.config.items())}"
+    made, first = open_checkpoint(target), plan.opened[0]
+    if (made.kind == "hf") != (_chosen(first, format) == "hf"):
+        return f"is a {made.kind} checkpoint"
+    if _without_dtype(made.config) != _without_dtype(changed_config(first.config)):
+        return "has another config.json"
+    return None
+
+
+def _without_dtype(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
 
 
 def select_steps(root: str | Path, steps: Sequence[int] | None = None, count: int | None = None) -> list[Path]:
@@ -210,11 +286,15 @@ def _write(
     into_existing: bool,
 ) -> Path:
     first = sources[0]
-    chosen = ("hf" if first.kind == "hf" else "megatron") if format == "same" else format
     with building(Path(dst), into_existing=into_existing) as folder:
-        if chosen == "hf":
+        if _chosen(first, format) == "hf":
             write_hf(folder, tensors, first.model_files)
         else:
             write_megatron(folder, tensors, first.model_files)
         lineage(kind, {str(number): source for number, source in enumerate(sources)}, **settings).write(folder)
     return Path(dst)
+
+
+def _chosen(first: Checkpoint, format: Format) -> str:
+    """The format to write."""
+    return ("hf" if first.kind == "hf" else "megatron") if format == "same" else format

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import json
+import logging
 import math
 import os
 import shutil
@@ -22,16 +23,17 @@ from nemo_openmath.errors import DamagedFile, UserError
 from nemo_openmath.models.torch_dist import TOKENIZER_FILES
 
 _HOST = socket.gethostname()
+log = logging.getLogger(__name__)
 
 
 @contextmanager
 def building(destination: Path, *, into_existing: bool = False) -> Iterator[Path]:
     """A temporary folder beside ``destination``: flushed to disk and renamed when the block ends well, removed when it
     does not. ``into_existing``: the folder exists and its owner marks it as finished (a stage's output): the files
-    are moved into it."""
-    destination = Path(os.path.abspath(destination))
-    if not into_existing and destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise UserError("exists already", file=destination, remedy="remove it or choose another name")
+    are moved into it. Raises UserError where the folder exists, cannot be written, or the disk is full."""
+    destination = Path(os.path.realpath(destination))  # a link to an empty folder stays one
+    if not into_existing:
+        _refuse_taken(destination)
     parent = destination if into_existing else destination.parent
     partial = parent / f".{destination.name}.{_HOST}-{os.getpid()}.partial"
     _remove_remains(parent, destination.name, everyones=into_existing)
@@ -45,17 +47,38 @@ def building(destination: Path, *, into_existing: bool = False) -> Iterator[Path
                 _replace(path, destination / path.name)
             partial.rmdir()
         else:
-            _replace(partial, destination)
+            _refuse_taken(destination)  # by another process, in the meantime
+            partial.rename(destination)
         _flush(parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = "free some space; nothing was left behind"
-            raise UserError(
-                f"no space left while writing ({error.strerror})", file=destination, remedy=remedy
-            ) from error
+        if (ours := _of_the_disk(error, destination, partial)) is not None:
+            raise ours from error
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if partial.exists():
+            log.warning("%s could not be removed: remove it", partial)
+
+
+def _refuse_taken(destination: Path) -> None:
+    """UserError where a finished folder cannot get the name ``destination``."""
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UserError("exists already", file=destination, remedy="remove it or choose another name")
+    if destination.is_dir() and os.path.ismount(destination):
+        raise UserError("is a mount point, which cannot be renamed", file=destination, remedy="name a folder inside it")
+
+
+def _of_the_disk(error: OSError, destination: Path, partial: Path) -> UserError | None:
+    """The error of a full disk, or of a folder that cannot be written; None for what else the system says."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        remedy = "free some space; nothing was left behind"
+        return UserError(f"no space left while writing ({error.strerror})", file=destination, remedy=remedy)
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    ours = any(name.startswith(str(partial)) or partial.is_relative_to(name) for name in names)
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG) and ours:
+        remedy = "choose a folder that can be written"
+        return UserError(f"cannot be written ({error.strerror})", file=destination, remedy=remedy)
+    return None
 
 
 def _remove_remains(parent: Path, name: str, *, everyones: bool) -> None:
@@ -166,4 +189,6 @@ def main_dtype(tensors: Mapping[str, LazyTensor]) -> torch.dtype:
     sizes: dict[torch.dtype, int] = {}
     for tensor in tensors.values():
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel
+    if not sizes:
+        raise UserError("the weights hold no tensor", remedy="give a model")
     return max(sizes, key=lambda dtype: sizes[dtype])

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from nemo_openmath.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from nemo_openmath.checkpoints.lazy import LazyTensor
+from nemo_openmath.checkpoints.lazy import LazyTensor, bytes_of
+from nemo_openmath.models import torch_dist as folder_format
 from nemo_openmath.records.lineage import Lineage
 
 
@@ -110,9 +111,12 @@ class Comparison:
 def inspect(path: str | Path, *, model_files: str | Path | None = None, norms: bool = True) -> Inspection:
     """Describe a checkpoint. ``norms`` reads all elements; without it only headers are read, and no digest is taken.
 
-    Raises UserError or DamagedFile naming damaged and missing files.
+    Raises UserError or DamagedFile naming damaged and missing files; the checksums of a manifest are held against
+    the files where norms are taken.
     """
     source = open_checkpoint(path, model_files)
+    if norms and (source.path / folder_format.STATE).is_dir() and (source.path / folder_format.MANIFEST).is_file():
+        folder_format.verify(source.path)  # with checksums: bytes that the disk changed look like weights
     elements: dict[str, int] = {}
     for tensor in source.tensors.values():
         elements[_name(tensor.dtype)] = elements.get(_name(tensor.dtype), 0) + tensor.numel
@@ -178,11 +182,13 @@ def compare(a: str | Path, b: str | Path) -> Comparison:
             continue
         if x.dtype != y.dtype:
             shapes.append(f"{name}: {_name(x.dtype)} in A, {_name(y.dtype)} in B")
-        gap, size = _Statistics(), _Statistics()
+        gap, size, alike = _Statistics(), _Statistics(), True
+        exact = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
         for p, q in zip(x.pieces(), y.pieces(), strict=True):
-            gap.add(p.float() - q.float())
+            gap.add(p.to(exact) - q.to(exact))
             size.add(p)
-        if gap.largest or gap.broken or size.broken:
+            alike = alike and (x.dtype != y.dtype or bytes_of(p) == bytes_of(q))  # 0 and -0 are not
+        if gap.largest or gap.broken or size.broken or not alike:
             different.append(Difference(name, gap.norm, gap.norm / size.norm if size.norm else math.inf, gap.largest))
         else:
             equal += 1

@@ -31,6 +31,7 @@ from nemo_openmath.errors import DamagedFile, UserError
 
 PIECE = 1 << 21
 """Elements of a piece. malloc reuses blocks of a few MB; larger ones cost page faults each time."""
+_AGAIN = "copy or export it again"
 _AHEAD = 4  # pieces read and computed in advance of the writer
 
 
@@ -92,13 +93,16 @@ class Region(LazyTensor):
     def read(self, start: int, stop: int) -> Tensor:
         buffer = torch.empty(stop - start, dtype=self.dtype)
         view = bytes_of(buffer)
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset + start * self.dtype.itemsize)
-            while len(view):
-                count = file.readinto(view)
-                if not count:
-                    raise DamagedFile(self.path, "the file ends inside a tensor", "copy or export it again")
-                view = view[count:]
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(self.offset + start * self.dtype.itemsize)
+                while len(view):
+                    count = file.readinto(view)
+                    if not count:
+                        raise DamagedFile(self.path, "the file ends inside a tensor", _AGAIN)
+                    view = view[count:]
+        except OSError as error:  # gone meanwhile, or the disk is broken
+            raise DamagedFile(self.path, f"cannot be read ({error.strerror})", _AGAIN) from None
         return buffer
 
 

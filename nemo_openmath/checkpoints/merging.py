@@ -101,7 +101,7 @@ def _ties(parts: Sequence[LazyTensor], weights: Sequence[float], density: float)
         base = tensors[-1].float()
         kept = []
         for tensor, threshold in zip(tensors[:-1], thresholds(), strict=True):
-            difference = tensor.float().sub_(base)
+            difference = tensor.float() - base
             kept.append(difference.mul_(difference.abs() >= threshold))
         elected = sum((d * w for d, w in zip(kept, weights, strict=True)), torch.zeros_like(base)).sign_()
         total, mass = torch.zeros_like(base), torch.zeros_like(base)
@@ -109,7 +109,7 @@ def _ties(parts: Sequence[LazyTensor], weights: Sequence[float], density: float)
             agrees = (difference.sign() == elected) & (difference != 0)
             total.add_(difference * agrees, alpha=weight)
             mass.add_(agrees, alpha=weight)
-        return base.add_(total.div_(mass).nan_to_num_(0.0, 0.0, 0.0))
+        return total.div_(mass).nan_to_num_(0.0, 0.0, 0.0).add_(base)
 
     return function
 
@@ -122,7 +122,8 @@ def kth_largest_difference(tensor: LazyTensor, base: LazyTensor, k: int) -> floa
     def bits() -> Iterator[Tensor]:
         for start in range(0, tensor.numel, PIECE):
             stop = min(start + PIECE, tensor.numel)
-            yield tensor.read(start, stop).float().sub_(base.read(start, stop).float()).abs_().view(torch.int32)
+            difference = tensor.read(start, stop).float() - base.read(start, stop).float()
+            yield difference.abs_().view(torch.int32)
 
     def select(histogram: Tensor, k: int) -> tuple[int, int]:
         """The bin that holds the k-th largest, and its rank therein."""

@@ -19,7 +19,7 @@ from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.hf_mapping import Mapped
 
-_MODEL = ("embedding.", "decoder.", "output_layer.")  # how the names of a model's tensors begin; the rest is training
+MODEL = ("embedding.", "decoder.", "output_layer.")  # how the names of a model's tensors begin; the rest is training
 log = logging.getLogger(__name__)
 
 
@@ -72,7 +72,7 @@ def to_hf(stored: Mapping[str, LazyTensor], config: ModelConfig, file: Path | No
             tensors[part] = take_rows([source], order)
     known = {name for entry in hf_mapping.mapping(config) for name in (entry.stored, _unfused(entry.stored))}
     known |= {"output_layer.weight"} if config.tie_word_embeddings else set()  # the last stage's copy
-    left = {name for name in stored if name.startswith(_MODEL) and name not in known}
+    left = {name for name in stored if name.startswith(MODEL) and name not in known}
     if left:
         raise _no_place(min(left), len(left), file)
     return tensors

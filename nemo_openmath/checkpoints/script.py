@@ -7,9 +7,12 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from nemo_openmath.errors import OpenMathError, UserError
+from nemo_openmath.errors import ExitCode, OpenMathError, UserError
+
+if TYPE_CHECKING:
+    from nemo_openmath.checkpoints.combine import Candidate
 
 _PROSE = (
     *("transcript", "messages", "pieces", "content", "input", "prompt", "problem"),
@@ -19,16 +22,28 @@ N = TypeVar("N", int, float)
 
 
 def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-    """Call ``function`` and print what it wrote (a path, or several, each as it is finished); exit with our codes."""
+    """Call ``function`` and print what it wrote (a path, or the candidates of a sweep, each as it is finished); exit
+    with our codes."""
     try:
         made = function(*arguments, **options)
-        for path in made if isinstance(made, Iterator) else [made]:
-            print(
-                f"wrote {path}" if not isinstance(path, tuple) else f"wrote {path[1]} (ratio {path[0]:g})", flush=True
-            )
+        if isinstance(made, Iterator):
+            for candidate in made:
+                print(shown(candidate), flush=True)
+        else:
+            print(f"wrote {made}", flush=True)
     except OpenMathError as error:
         print(error, file=sys.stderr)
         sys.exit(int(error.exit_code))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(int(ExitCode.FAILURE))
+
+
+def shown(candidate: Candidate) -> str:
+    """A line about a candidate of a sweep."""
+    return f"{'kept' if candidate.kept else 'wrote'} {candidate.path} (ratio {candidate.ratio:g})"
 
 
 def numbers(kind: type[N]) -> Callable[[str], list[N]]:

@@ -4,7 +4,8 @@
     __R_N.distcp     the blocks, one ``torch.save`` after another
     common.pt        what is not sharded          metadata.json    that this is torch_dist
 
-Reading resolves every tensor to regions of files. Writing streams tensor after tensor; any layout loads the result.
+Reading resolves every tensor to regions of files; the ``module.`` that NeMo puts before every name is taken off.
+Writing streams tensor after tensor; any layout loads the result.
 The folder around it (manifest, model files) is :mod:`nemo_openmath.models.torch_dist`'s.
 """
 
@@ -14,6 +15,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +34,7 @@ from nemo_openmath.models.torch_dist import TORCH_DIST
 METADATA = ".metadata"
 FILE_BYTES = 5_000_000_000
 _AGAIN = "use another checkpoint"
+_WRAPPERS = re.compile(r"^(module\.)+")  # NeMo's megatron_parallel saves the model as an attribute of its wrapper
 
 
 class _Unpickler(pickle.Unpickler):
@@ -71,23 +74,26 @@ def read(folder: Path, names: Iterable[str] | None = None) -> dict[str, LazyTens
 def _tensors(
     folder: Path, state: Mapping[str, Any], storage: Mapping[Any, Any], names: Iterable[str] | None
 ) -> dict[str, LazyTensor]:
-    stacked = {name for name in state if name.startswith("decoder.layers.") and not name.split(".")[2].isdigit()}
     wanted = None if names is None else set(names)
     found: dict[str, LazyTensor] = {}
     for name, entry in state.items():
         if not isinstance(entry, dcp.TensorStorageMetadata):
             continue
-        layers = [name]
-        if name in stacked:
-            layers = [name.replace("layers.", f"layers.{number}.", 1) for number in range(entry.size[0])]
+        plain = _WRAPPERS.sub("", name)
+        stacked = plain.startswith("decoder.layers.") and not plain.split(".")[2].isdigit()
+        layers = [plain]
+        if stacked:
+            layers = [plain.replace("layers.", f"layers.{number}.", 1) for number in range(entry.size[0])]
         if wanted is not None and wanted.isdisjoint(layers):
             continue
+        if twice := found.keys() & set(layers):
+            raise DamagedFile(folder / METADATA, f"{min(twice)} is in it twice", _AGAIN)
         tensor = _tensor(folder, name, entry, storage)
-        if name in stacked:
+        if stacked:
             for number, layer in enumerate(layers):
                 found[layer] = Window(tensor, number * tensor.row, tensor.shape[1:])
         else:
-            found[name] = tensor
+            found[plain] = tensor
     return found if wanted is None else {name: found[name] for name in found if name in wanted}
 
 

@@ -99,35 +99,32 @@ class _Slice(io.RawIOBase):
 def load(path: Path, offset: int = 0, length: int | None = None) -> Any:
     """What ``torch.save`` wrote at ``offset``, with a :class:`LazyTensor` for every tensor."""
     try:
-        return _load(path, offset, length)
-    except struct.error as error:  # a number that is cut short
-        raise DamagedFile(path, f"unreadable ({error})", _AGAIN) from None
+        data, records = _records(path, offset, path.stat().st_size - offset if length is None else length)
+        return _Unpickler(data, path, records).load()
+    except OpenMathError:
+        raise
+    except Exception as error:  # an archive or a pickle that is cut or altered fails in any way
+        raise DamagedFile(path, f"truncated or not a torch file ({type(error).__name__}: {error})", _AGAIN) from None
 
 
-def _load(path: Path, offset: int = 0, length: int | None = None) -> Any:
-    length = path.stat().st_size - offset if length is None else length
+def _records(path: Path, offset: int, length: int) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """The pickle, and storage -> (position in the file, bytes)."""
     with path.open("rb") as file:
-        try:
-            archive = zipfile.ZipFile(_Slice(file, offset, length))
-            (description,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
-            data = archive.read(description)
-        except (zipfile.BadZipFile, ValueError, EOFError, struct.error, NotImplementedError, OSError) as error:
-            raise DamagedFile(path, f"truncated or not a torch file ({error})", _AGAIN) from None
-        prefix = description.removesuffix("data.pkl")
+        archive = zipfile.ZipFile(_Slice(file, offset, length))
+        (description,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
+        data, prefix = archive.read(description), description.removesuffix("data.pkl")
         found: dict[str, tuple[int, int]] = {}
         for info in archive.infolist():
             if info.filename.startswith(prefix + "data/"):
+                if info.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(f"{info.filename} is compressed")
                 file.seek(offset + info.header_offset + 26)
                 name, extra = struct.unpack("<HH", file.read(4))
                 at = offset + info.header_offset + 30 + name + extra
                 found[info.filename.removeprefix(prefix + "data/")] = (at, info.file_size)
-    try:
-        return _Unpickler(data, path, found).load()
-    except OpenMathError:
-        raise
-    except Exception as error:  # a pickle that is cut or altered fails in any way
-        problem = f"its description of tensors cannot be read ({type(error).__name__}: {error})"
-        raise DamagedFile(path, problem, _AGAIN) from None
+        if prefix + "byteorder" in archive.namelist() and archive.read(prefix + "byteorder") != b"little":
+            raise UserError("was written big-endian", file=path, remedy="save it on a little-endian machine")
+    return data, found
 
 
 class _Unpickler(pickle.Unpickler):

@@ -72,6 +72,7 @@ def add(groups: Any) -> None:
     merge.add_argument("--density", type=float, default=0.5, help="share of each difference that ties and dare keep")
     merge.add_argument("--seed", type=int, default=0, help="of dare")
     merge.add_argument("--output", type=Path, required=True)
+    merge.add_argument("--format", choices=("same", "hf", "megatron"), default="same")
     merge.add_argument("--sweep", type=_ratios, metavar="0,0.1,...,1", help="one merge per part of the second model")
     merge.add_argument("--benchmark", type=Path, help="with --sweep: problems on which each is evaluated")
     merge.add_argument("--mode", choices=("cot", "tir"), default="tir", help="of the evaluation")
@@ -167,6 +168,7 @@ def _average(options: argparse.Namespace) -> None:
 
 def _merge(options: argparse.Namespace) -> None:
     from nemo_openmath.checkpoints.combine import merge, sweep
+    from nemo_openmath.checkpoints.script import shown
 
     weights, sources = weights_and_sources(options.weights, options.sources)
     if options.sweep is not None:
@@ -174,9 +176,9 @@ def _merge(options: argparse.Namespace) -> None:
             raise UserError("a sweep is over two models and sets their weights", remedy="give A B and no --weights")
         if options.benchmark is not None:
             return _evaluated_sweep(options, sources)
-        settings = {"method": options.method, "base": options.base, "density": options.density, "seed": options.seed}
-        for ratio, made in sweep(sources, options.output, options.sweep, **settings):
-            print(f"{made} (ratio {ratio:g})", flush=True)
+        settings = {name: getattr(options, name) for name in ("method", "base", "density", "seed", "format")}
+        for candidate in sweep(sources, options.output, options.sweep, **settings):
+            print(shown(candidate), flush=True)
         return None
     if options.benchmark is not None:
         raise UserError("--benchmark without --sweep", remedy="add --sweep 0,0.1,...,1")
@@ -188,6 +190,7 @@ def _merge(options: argparse.Namespace) -> None:
         base=options.base,
         density=options.density,
         seed=options.seed,
+        format=options.format,
     )
     print(done)
     return None

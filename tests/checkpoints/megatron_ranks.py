@@ -2,8 +2,8 @@
 
 Arguments, once or more: model folder, checkpoint, folder to save to, tp, pp, prefix. megatron-core does both: its
 GPTModel's own sharded_state_dict, dist_checkpointing.load and dist_checkpointing.save. It saves the layers as stacks,
-its default, and the vocabulary padded to a multiple of 128 x TP as trainings pad it; ``prefix``, where it is not "-", is
-put before the names, as NeMo's ``module.``.
+its default, and the vocabulary padded to a multiple of 128 x TP as Megatron's trainings pad it. ``prefix`` ("-": none)
+is put before the names, as NeMo does with ``module.``.
 """
 
 import os
@@ -45,12 +45,9 @@ def load_and_save(hf: str, checkpoint: str, again: str, tp: str, pp: str, prefix
         model.load_state_dict({name: value for name, value in loaded.items() if name not in COMMON})
         assert all(parameter.isfinite().all() for parameter in model.parameters())
         if os.environ["RANK"] == "0":
-            Path(again).mkdir()
+            Path(again).mkdir(parents=True)
         dist.barrier()
-        saved = model.sharded_state_dict()
-        if prefix != "-":
-            apply_prefix_mapping(saved, {"": prefix})
-        dist_checkpointing.save(saved, again)
+        dist_checkpointing.save(model.sharded_state_dict(prefix=prefix.removeprefix("-")), again)
 
 
 if __name__ == "__main__":

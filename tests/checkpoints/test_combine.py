@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from nemo_openmath.checkpoints.combine import average, merge, select_steps, sweep
 from nemo_openmath.checkpoints.convert import hf_to_megatron, megatron_to_hf
+from nemo_openmath.checkpoints.inspection import inspect
 from nemo_openmath.checkpoints.lazy import Held
 from nemo_openmath.checkpoints.merging import kth_largest_difference
+from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
 from nemo_openmath.errors import UserError
 from nemo_openmath.models import torch_dist
 
@@ -99,7 +101,7 @@ def test_average_of_megatron_steps(tmp_path: Path) -> None:
 def test_linear_merge_is_the_recipes(tmp_path: Path, three: list[Path]) -> None:
     made = merge("linear", three[:2], tmp_path / "m", weights=[0.3, 0.7])
     assert_equals(made, lambda a, b: 0.3 * a + 0.7 * b, *three[:2])
-    candidates = dict(sweep(three[:2], tmp_path / "sweep", [0.0, 0.7, 1.0]))
+    candidates = {made.ratio: made.path for made in sweep(three[:2], tmp_path / "sweep", [0.0, 0.7, 1.0])}
     assert models.same(models.load(candidates[0.7]), models.load(made))
     assert models.same(models.load(candidates[0.0]), models.load(three[0]))
     assert models.same(models.load(candidates[1.0]), models.load(three[1]))
@@ -203,3 +205,13 @@ def test_strangers_are_refused_by_name(tmp_path: Path, three: list[Path]) -> Non
     with pytest.raises(UserError, match="ties needs a base"):
         merge("ties", three[:2], tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp", "task_arithmetic", "ties", "dare"])
+def test_lineage_of_a_merge_has_the_digests_of_its_inputs(tmp_path: Path, three: list[Path], method: Method) -> None:
+    """They are taken while merging: arithmetic in place would change what is hashed."""
+    base = three[2] if method in NEEDS_BASE else None
+    made = merge(method, three[:2], tmp_path / "m", base=base)
+    inputs = json.loads((made / "lineage.json").read_text())["inputs"]
+    expected = [inspect(source).digest for source in (three if base else three[:2])]
+    assert [inputs[name]["digest"] for name in sorted(inputs)] == expected

@@ -257,3 +257,27 @@ def test_existing_output_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         average([source], source)
     assert models.same(models.load(source), models.random_tensors(models.UNTIED))
+
+
+def test_a_link_to_an_empty_folder_as_output(tmp_path: Path) -> None:
+    source = models.make(tmp_path / "hf")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    average([source], tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert models.same(models.load(tmp_path / "there"), models.load(source))
+
+
+def test_what_another_process_finished_meanwhile_stays(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+
+    def both() -> None:
+        with building(target) as folder:
+            (folder / "ours").write_text("")
+            target.mkdir()
+            (target / "theirs").write_text("")
+
+    with pytest.raises(UserError, match="out: exists already"):
+        both()
+    assert [path.name for path in target.iterdir()] == ["theirs"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

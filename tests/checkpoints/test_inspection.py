@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from nemo_openmath.checkpoints.convert import hf_to_megatron
 from nemo_openmath.checkpoints.inspection import compare, inspect
+from nemo_openmath.errors import DamagedFile
 
 from . import models
 
@@ -61,3 +62,30 @@ def test_compare_across_formats(tmp_path: Path) -> None:
     assert [row.name for row in found.different] == ["model.norm.weight"]
     assert found.different[0].largest == pytest.approx(0.5)
     assert found.shapes == ("model.layers.0.mlp.up_proj.weight: shape [80, 48] in A, [3] in B",)
+
+
+def test_equal_means_bit_for_bit(tmp_path: Path) -> None:
+    """Not within fp32, and a zero is not its negative."""
+    source = models.make(tmp_path / "a", dtype=torch.float64)
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.norm.weight"][0] = 0.0
+    save_file(tensors, source / "model.safetensors")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "config.json").write_text((source / "config.json").read_text())
+    tensors["model.norm.weight"][0] = -0.0
+    tensors["lm_head.weight"][1, 1] += 1e-12
+    save_file(tensors, tmp_path / "b" / "model.safetensors")
+    found = compare(source, tmp_path / "b")
+    assert [row.name for row in found.different] == ["lm_head.weight", "model.norm.weight"]
+    assert found.different[0].largest == pytest.approx(1e-12, rel=1e-3)
+    assert found.different[1].largest == 0.0
+
+
+def test_a_bit_that_the_disk_changed_is_noticed(tmp_path: Path) -> None:
+    megatron = hf_to_megatron(models.make(tmp_path / "hf"), tmp_path / "m")
+    file = megatron / "state" / "__0_0.distcp"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(DamagedFile, match=r"__0_0\.distcp: its checksum differs"):
+        inspect(megatron)

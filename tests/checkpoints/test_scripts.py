@@ -60,10 +60,16 @@ def test_scripts_there_and_back(
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         runpy.run_path(str(CONVERSION / f"{name}.py"), run_name="__main__")
 
+    monkeypatch.chdir(tmp_path)
     source = models.make(tmp_path / "a", models.WIDE)
     script("hf_to_megatron", source, tmp_path / "m", "--classic", "--tp", "2", "--pp", "2")
     script("megatron_to_hf", tmp_path / "m", tmp_path / "b")
     script("average", source, tmp_path / "b", "--output", tmp_path / "c", "--weights", "0.5", "0.5")
+    script("hf_to_trtllm", tmp_path / "m", "t", "--tp", "2", "--pp", "2", "--dtype", "float16")
+    assert len(list((tmp_path / "t").glob("rank*.safetensors"))) == 4
+    assert "trtllm-build --checkpoint_dir t " in capsys.readouterr().out
+    script("quantize", source, "q", "--format", "int8")
+    assert "model.layers.0.mlp.up_proj.weight_scale" in models.load(tmp_path / "q")
     script("merge", source, tmp_path / "c", "--output", tmp_path / "d", "--sweep", "0.3,0.7")
     assert models.same(models.load(tmp_path / "d" / "ratio-0.7"), models.load(source))
     assert capsys.readouterr().out.splitlines()[-1] == f"wrote {tmp_path / 'd' / 'ratio-0.7'} (ratio 0.7)"

@@ -1,8 +1,12 @@
-"""`openmath merge --sweep --benchmark`: every candidate is made, generates, is graded, and stands in the table."""
+"""`openmath merge --sweep`: killed, it goes on; with --benchmark every candidate generates and stands in the table."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nemo_openmath.cli.main import run
+
+from . import models
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 
@@ -49,3 +55,65 @@ def test_a_sweep_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     before = {path: path.stat().st_mtime_ns for path in output.glob("*/manifest.json")}
     assert run(command) == 0
     assert {path: path.stat().st_mtime_ns for path in output.glob("*/manifest.json")} == before
+
+
+DIES = """
+import os, signal, sys
+from nemo_openmath.checkpoints import safetensors_files
+from nemo_openmath.cli.main import run
+
+left, write = int(sys.argv[1]), safetensors_files.write_all
+
+def write_all(file, data):
+    global left
+    left -= len(data)
+    if left < 0:
+        write(file, data[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(file, data)
+
+safetensors_files.write_all = write_all
+run(sys.argv[2:])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """kill -9 in the middle of the third of five candidates: two are kept, the half one is made again."""
+    a, b, c = (models.make(tmp_path / name, models.TIED, seed) for seed, name in enumerate("abc"))
+    size, output = (a / "model.safetensors").stat().st_size, tmp_path / "out"
+    command = ["merge", str(a), str(b), "--output", str(output), "--sweep", "0,0.25,...,1"]
+    died = subprocess.run([sys.executable, "-c", DIES, str(size * 5 // 2), *command], capture_output=True, text=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    finished = {path: path.stat().st_ino for path in output.glob("ratio-*")}
+    assert {path.name for path in finished} == {"ratio-0", "ratio-0.25"}
+    (half,) = output.glob(".ratio-0.5.*.partial")
+    assert (half / "model.safetensors").stat().st_size < size
+    assert run(command) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == ["kept", "kept", "wrote", "wrote", "wrote"]
+    assert {path.name for path in output.iterdir()} == {f"ratio-{n / 4:g}" for n in range(5)}
+    assert {path: path.stat().st_ino for path in finished} == finished
+    assert run([*command[:3], "--output", str(tmp_path / "whole"), *command[5:]]) == 0
+    for made in output.iterdir():
+        assert models.same(models.load(made), models.load(tmp_path / "whole" / made.name))
+
+    def refuses(command: list[str], code: int, problem: str) -> None:
+        capsys.readouterr()
+        assert run(command) == code
+        assert problem in capsys.readouterr().err
+
+    refuses([*command, "--method", "slerp"], 2, "ratio-0: exists already, and was made with method linear, weights")
+    refuses([*command, "--format", "megatron"], 2, "ratio-0: exists already, and is a hf checkpoint")
+    other = "ratio-0: exists already, and was made of other models; remove it, or choose another --output"
+    refuses(["merge", str(a), str(c), *command[3:]], 2, other)
+    saved = shutil.copyfile(b / "model.safetensors", tmp_path / "saved")
+    shutil.copyfile(c / "model.safetensors", b / "model.safetensors")  # the same name, other weights
+    refuses(command, 2, other)
+    shutil.copyfile(saved, b / "model.safetensors")
+    config = json.loads((a / "config.json").read_text())
+    for model in (a, b):
+        (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
+    refuses(command, 2, "has another config.json")
+    (output / "ratio-0" / "model.safetensors").write_bytes(b"")
+    refuses(command, 1, "ratio-0/model.safetensors: truncated")

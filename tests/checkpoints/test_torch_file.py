@@ -84,3 +84,15 @@ def test_every_view_reads_right_in_any_pieces(height: int, width: int, size: int
     assert torch.equal(pieces_of(Grid(whole.shape, blocks), size), whole)
     flat = whole.view(-1)[column:]
     assert torch.equal(pieces_of(Window(Held(whole), column, flat.shape), size), flat)
+
+
+def test_compressed_elements_are_not_taken_for_weights(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(64)}, tmp_path / "x.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "x.pt") as old,
+        zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(DamagedFile, match=r"y\.pt: .*data/0 is compressed"):
+        torch_file.load(tmp_path / "y.pt")
