@@ -74,7 +74,7 @@ def pack_batch(
         held = zigzag(boundaries, cp, cp_rank)
         tokens, labels, trained, positions = tokens[held], labels[held], trained[held], positions[held]
     where = np.flatnonzero(trained)
-    cos, sin = rotary(torch.from_numpy(positions), config)
+    cos, sin = rotary(torch.from_numpy(positions).to(device), config)  # computed there: 50 ms a pack of 32K on a core
     cu = torch.from_numpy(np.ascontiguousarray(cu_seqlens, dtype=np.int32)).to(device)
     longest = int(np.diff(cu_seqlens).max(initial=0))
     return PackedBatch(
@@ -87,13 +87,13 @@ def pack_batch(
         labels=torch.from_numpy(labels[where].astype(np.int64)).to(device),
         trained=None if len(where) == len(tokens) else torch.from_numpy(where).to(device),
         boundaries=boundaries,
-        cos=cos.unsqueeze(1).to(device),
-        sin=sin.unsqueeze(1).to(device),
+        cos=cos.unsqueeze(1),
+        sin=sin.unsqueeze(1),
     )
 
 
 def rotary(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """Cosine and sine [t, head_dim / 2] (fp32) of the rotary angles (RoFormer, arXiv 2104.09864, section 3.4.2)."""
-    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device) / config.head_dim
     angles = torch.outer(positions.float(), 1.0 / config.rope_theta**exponent)
     return angles.cos(), angles.sin()

@@ -155,11 +155,14 @@ class CheckpointStore:
             raise UserError("this checkpoint is of bf16 training", file=folder, remedy="set training.precision to bf16")
         if not mains and optimizer.config.precision == "bf16":
             raise UserError("this checkpoint is of fp32 training", file=folder, remedy="set training.precision to fp32")
-        state = _state(models, optimizer.empty_state())
+        empty = optimizer.empty_state()
+        state, held = _state(models, empty), set(empty)
+        del empty
         loaded = dist_checkpointing.load(state, str(folder / torch_dist.STATE), validate_access_integrity=False)
+        del state  # so that the tensors go one by one
         _fill(models, loaded)
-        names = _names(models)
-        full = {p: {k: loaded["optimizer"][f"{k}.{name}"] for k in optimizer.state_keys} for name, p in names.items()}
+        moments, keys, names = loaded.pop("optimizer"), optimizer.state_keys, _names(models)
+        full = {p: {k: moments.pop(f"{k}.{name}") for k in keys} for name, p in names.items() if p in held}
         optimizer.load_state(full, int(loaded["updates"]))
         torch.set_rng_state(loaded["random_state"])
         return manifest.training
@@ -168,8 +171,8 @@ class CheckpointStore:
 def _state(
     models: list[PackedGPT], tensors: Mapping[Tensor, dict[str, Tensor]], writers: Mapping[Tensor, int] | None = None
 ) -> dict[str, Any]:
-    """Descriptions of the models' parameters and of their optimizer ``tensors``. ``writers``: the data-parallel rank
-    that writes each parameter; only this rank's are in the result. None: all are, for loading."""
+    """Descriptions of the models' parameters and of such optimizer ``tensors`` as are given. ``writers``: the
+    data-parallel rank that writes each parameter; only this rank's are in the result. None: all are, for loading."""
     model, moments, names = sharded_model(models), dict[str, Any](), _names(models)
     rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
     state: dict[str, Any] = {chunk: {} for chunk in model}
@@ -183,7 +186,7 @@ def _state(
                     raise RuntimeError(f"{entry.key}: replica {entry.replica_id} is not of data-parallel rank {rank}")
                 entry = replace(entry, replica_id=(*entry.replica_id[:-1], 0))  # megatron-core writes copy 0
             state[chunk][name] = entry
-            for kind, tensor in tensors[parameter].items():
+            for kind, tensor in tensors.get(parameter, {}).items():
                 moments[f"{kind}.{chunk}.{name}"] = _like(entry, f"optimizer.{kind}.{entry.key}", tensor)
     return {**state, "optimizer": moments}
 

@@ -63,6 +63,24 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """Traces of chosen steps by torch.profiler (training/profile.py): ``step-00000010-rank-0.json.gz`` and a table.
+
+    A traced step takes longer, and its line in metrics.jsonl says so.
+    """
+
+    steps: tuple[int, ...] = ()  # counted from 1, as in metrics.jsonl
+    folder: Path | None = None  # None: OUTPUT/profile
+    ranks: tuple[int, ...] = (0,)  # (): all
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("steps", 1), ("ranks", 0)):
+            wrong = [number for number in getattr(self, name) if number < lowest]
+            if wrong:
+                raise UserError(f"profile.{name} holds {wrong[0]}", remedy=f"choose {lowest} or more")
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """One SFT run. Learning rate, decay and schedule defaults are the recipe's (arXiv 2504.16891, section 5.1)."""
 
@@ -85,6 +103,7 @@ class TrainingConfig:
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     guard: Guard = field(default_factory=Guard)
     validation: Validation = field(default_factory=Validation)
+    profile: Profile = field(default_factory=Profile)
     log_every: int = 1  # steps between lines on the console, TensorBoard and wandb; metrics.jsonl has every step
     tensorboard: bool = False
     wandb_project: str | None = None

@@ -22,12 +22,15 @@ from nemo_openmath.models.build import PackedGPT, build_model, choose_backend, h
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.sft.pack_types import PackSource
 from nemo_openmath.training.checkpoint import CheckpointStore, load_model
+from nemo_openmath.training.claim import Claim, claimed, decided_by_main
 from nemo_openmath.training.config import TrainingConfig
 from nemo_openmath.training.metrics import LossGuard, Metrics, TrainingDiverged, console_line
 from nemo_openmath.training.optimizer import Optimizer
+from nemo_openmath.training.profile import Phases, profiled
+from nemo_openmath.training.read_ahead import read_ahead
 from nemo_openmath.training.runtime import is_main, parallel_state_of
 from nemo_openmath.training.schedule import learning_rate
-from nemo_openmath.training.step import BatchFacts, Stepper, total_loss, update
+from nemo_openmath.training.step import BatchFacts, Dealt, Stepper, total_loss, update
 
 # Dense bf16 matrix peak in FLOP/s, from the vendors' data sheets.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12}
@@ -57,13 +60,18 @@ def train(
 
     model: a Hugging Face folder, or a checkpoint folder whose weights (not optimizer) are the start. ``changes``:
     fields of its :class:`ModelConfig` to change, e.g. ``rope_theta``. ``batch_samples`` turns ``checkpoints.epochs``
-    into steps. Raises :class:`Preempted` after SIGTERM or SIGUSR1, once everything is saved.
+    into steps. Raises UserError where another training runs in ``output``, and :class:`Preempted` after SIGTERM or
+    SIGUSR1, once everything is saved.
     """
     is_checkpoint = (model / torch_dist.STATE).is_dir()
     files = model / torch_dist.MODEL if is_checkpoint else model
     shape = ModelConfig.from_hf(files).with_changes(**(changes or {}))
     config.parallel.check(shape, dist.get_world_size())
-    with parallel_state_of(config.parallel, config.seed), _stop_signals() as stopped:
+    with (
+        claimed(output, say) as claim,
+        parallel_state_of(config.parallel, config.seed),
+        _stop_signals(claim) as stopped,
+    ):
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         models = build_model(shape, config.parallel, dtype=dtype, recompute=config.recompute, backend=config.backend)
         if is_main():
@@ -93,7 +101,7 @@ def train(
                 say(f"resuming after step {first} ({newest.name})")
                 if before != source.num_steps:
                     say(f"{before} steps were planned before, {source.num_steps} are now: the learning rate follows")
-        run = _Run(models, optimizer, store, shape, source, config, output, validation, say, stopped)
+        run = _Run(models, optimizer, store, shape, source, config, output, validation, say, stopped, claim)
         try:
             return run.steps(first, found)
         except TrainingDiverged:  # all ranks raise it: what is being written is finished
@@ -114,10 +122,11 @@ class _Run:
         validation: PackSource | None,
         say: Callable[[str], None],
         stopped: Callable[[], bool],
+        claim: Claim | None,
     ) -> None:
         self.models, self.optimizer, self.store, self.shape = models, optimizer, store, shape
         self.source, self.config, self.output, self.validation = source, config, output, validation
-        self.say, self.stopped = say, stopped
+        self.say, self.stopped, self.claim = say, stopped, claim
         self.guard = LossGuard(config.guard)
         self.stepper = Stepper(models, optimizer.chunks, shape, config)
         self.peak_flops = _peak_flops(config.precision)
@@ -128,47 +137,59 @@ class _Run:
         metrics = Metrics(self.output, config, first, found.get("record")) if is_main() else None
         self.guard = LossGuard(config.guard, found.get("recent_losses", ()))
         loss, saved = float("nan"), first
-        for step in range(first, count):
-            start = time.perf_counter()
-            batch = self.source.batch(step)
-            lr = learning_rate(step, count, config)
-            read = time.perf_counter()
-            check = self.guard.for_batch(step, batch)
-            loss, norm, facts, stop = update(
-                *(self.stepper, self.optimizer, batch, lr), check=check, stopping=self.stopped
-            )
-            done = step + 1
-            computed = time.perf_counter()
-            record: dict[str, Any] = {"step": done, "loss": loss, "grad_norm": norm, "lr": lr, **_counts(facts)}
-            if self.validation is not None and _due(done, count, config.validation.every) and not stop:
-                held_out, stop = self.validate()
-                record |= {} if held_out is None else {"validation_loss": held_out}
-                if stop and is_main():
-                    self.say(f"asked to stop: step {done} is not validated")
-            evaluated = time.perf_counter()
-            times = partial(_times, start, read, computed, evaluated, facts, self._ideal(facts))
-            if stop or done in self.store.lasting or _due(done, 0, config.checkpoints.every):
-                self._save(done, record | times())
-                saved = done
-            record |= times()
-            if metrics is not None:
-                shown = _due(done, count, config.log_every) or "validation_loss" in record
-                metrics.write(record, boards=shown)
-                if shown:
-                    self.say(console_line(record, count))
-            if stop and done < count:
-                self.store.wait()
-                if metrics is not None:
-                    metrics.close()
-                raise Preempted(
-                    f"asked to stop: saved after step {done} of {count}; run the same command again to go on"
-                )
+        with read_ahead(self._batch, range(first, count)) as batches:
+            for done in range(first + 1, count + 1):
+                with profiled(done, config.profile, self.output):
+                    loss, stop, was_saved = self._step(done, batches, metrics)
+                saved = done if was_saved else saved
+                if stop and done < count:
+                    self.store.wait()
+                    if metrics is not None:
+                        metrics.close()
+                    raise Preempted(
+                        f"asked to stop: saved after step {done} of {count}; run the same command again to go on"
+                    )
         if saved < count or first == count == 0:
             self._save(count, None)
         self.store.wait()
         if metrics is not None:
             metrics.close()
         return TrainResult(count, loss, torch_dist.step_folder(self.store.root, count))
+
+    def _batch(self, step: int) -> Dealt:
+        return self.stepper.deal(self.source.batch(step))
+
+    def _step(self, done: int, batches: Iterator[Dealt], metrics: Metrics | None) -> tuple[float, bool, bool]:
+        """The step after which ``done`` are done: its loss, whether to stop after it, whether it is saved."""
+        count, config, phases = self.source.num_steps, self.config, Phases()
+        start = time.perf_counter()
+        batch = next(batches)
+        read = time.perf_counter()
+        lr = learning_rate(done - 1, count, config)
+        check = self.guard.for_batch(done - 1, batch.facts.sample_ids)
+        loss, norm, facts, stop = update(
+            *(self.stepper, self.optimizer, batch, lr), check=check, stopping=self.stopped, phases=phases
+        )
+        computed = time.perf_counter()
+        record: dict[str, Any] = {"step": done, "loss": loss, "grad_norm": norm, "lr": lr, **_counts(facts)}
+        record |= {"profiled": True} if done in config.profile.steps else {}
+        if self.validation is not None and _due(done, count, config.validation.every) and not stop:
+            held_out, stop = self.validate()
+            record |= {} if held_out is None else {"validation_loss": held_out}
+            if stop and is_main():
+                self.say(f"asked to stop: step {done} is not validated")
+        evaluated = time.perf_counter()
+        times = partial(_times, start, read, computed, evaluated, phases, facts, self._ideal(facts))
+        saves = stop or done in self.store.lasting or _due(done, 0, config.checkpoints.every)
+        if saves:
+            self._save(done, record | times())
+        record |= times()
+        if metrics is not None:
+            shown = _due(done, count, config.log_every) or "validation_loss" in record
+            metrics.write(record, boards=shown)
+            if shown:
+                self.say(console_line(record, count))
+        return loss, stop, saves
 
     def validate(self) -> tuple[float | None, bool]:
         """Mean loss over the held-out samples: total over trained tokens, whatever their batches. And whether a rank
@@ -194,6 +215,7 @@ class _Run:
 
     def _save(self, step: int, record: Mapping[str, Any] | None) -> None:
         """``record``: the step's line of metrics.jsonl, kept with the checkpoint."""
+        decided_by_main(lambda: self.claim.check() if self.claim else None)
         layout = {"world_size": dist.get_world_size(), **asdict(self.config.parallel)}
         facts = {"fingerprint": self.source.fingerprint, "num_steps": self.source.num_steps, "layout": layout}
         facts |= {"recent_losses": self.guard.recent}
@@ -254,8 +276,9 @@ def _counts(facts: BatchFacts) -> dict[str, Any]:
 
 
 def _times(
-    start: float, read: float, computed: float, evaluated: float, facts: BatchFacts, ideal: float
+    start: float, read: float, computed: float, evaluated: float, phases: Phases, facts: BatchFacts, ideal: float
 ) -> dict[str, Any]:
+    """See training/profile.py."""
     end = time.perf_counter()
     step = computed - start
     memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 1024 * _peak_kilobytes()
@@ -263,6 +286,7 @@ def _times(
         "seconds": round(end - start, 4),
         "read_seconds": round(read - start, 4),
         "compute_seconds": round(computed - read, 4),
+        **{f"{name}_seconds": round(seconds, 4) for name, seconds in phases.seconds.items()},
         "validation_seconds": round(evaluated - computed, 4),
         "save_seconds": round(end - evaluated, 4),
         "tokens_per_second": round(facts.tokens / step, 1),
@@ -295,11 +319,17 @@ def _peak_kilobytes() -> int:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
+def _stop_signals(claim: Claim | None) -> Iterator[Callable[[], bool]]:
     """A function that tells whether SIGTERM or SIGUSR1 came; the handlers are put back at the end."""
     received: list[int] = []
     names = (signal.SIGTERM, signal.SIGUSR1)
-    before = {name: signal.signal(name, lambda number, _frame: received.append(number)) for name in names}
+
+    def receive(number: int, _frame: object) -> None:
+        received.append(number)
+        if claim is not None:
+            claim.stopping()
+
+    before = {name: signal.signal(name, receive) for name in names}
     try:
         yield lambda: bool(received)
     finally:

@@ -12,7 +12,6 @@ from typing import Any
 
 from nemo_openmath.errors import MissingExtra, OpenMathError, UserError
 from nemo_openmath.pipeline.progress import Progress
-from nemo_openmath.sft.pack_types import Pack
 from nemo_openmath.training.config import Guard, TrainingConfig
 
 
@@ -99,8 +98,8 @@ class LossGuard:
     def recent(self) -> list[float]:
         return list(self._recent)
 
-    def for_batch(self, step: int, batch: Sequence[Pack]) -> Callable[[float, float], None]:
-        """A check of (loss, gradient norm) that names the batch's samples when it raises."""
+    def for_batch(self, step: int, names: Sequence[str]) -> Callable[[float, float], None]:
+        """A check of (loss, gradient norm) that names the batch's samples, ``names``, when it raises."""
 
         def check(loss: float, norm: float) -> None:
             problem = ""
@@ -111,7 +110,6 @@ class LossGuard:
                 if loss > self.config.spike_factor * mean:
                     problem = f"loss {loss:.4f} at step {step} is over {self.config.spike_factor} x its mean {mean:.4f}"
             if problem:
-                names = [name for pack in batch for name in pack.sample_ids]
                 shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
                 raise TrainingDiverged(f"{problem}; weights unchanged; samples of the batch: {shown}")
             self._recent.append(loss)

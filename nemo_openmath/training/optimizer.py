@@ -135,9 +135,10 @@ class Optimizer:
         return {parameters[i]: rank for rank, share in enumerate(shares) for i in share}
 
     def empty_state(self) -> dict[Tensor, dict[str, Tensor]]:
-        """Tensors on the host to load :meth:`full_state` into."""
-        parameters = (p for chunk in self.chunks for p in chunk.parameters())
-        return {p: {key: torch.empty(p.shape, dtype=torch.float32) for key in self.state_keys} for p in parameters}
+        """Tensors on the host to load :meth:`full_state` into: those of the parameters of which this rank holds any
+        state. With the distributed optimizer these are few on each of many ranks."""
+        held = (parameter for _, parameter, _, _ in self._locate())
+        return {p: {key: torch.empty(p.shape, dtype=torch.float32) for key in self.state_keys} for p in held}
 
     @torch.no_grad()
     def full_state(self, receivers: Mapping[Tensor, int]) -> dict[Tensor, dict[str, Tensor]]:
@@ -174,14 +175,18 @@ class Optimizer:
 
     @torch.no_grad()
     def load_state(self, full: dict[Tensor, dict[str, Tensor]], updates: int) -> None:
-        """Inverse of :meth:`full_state`. Each parameter gets its own step counter: shared ones would be counted up
-        once per parameter and update."""
+        """Inverse of :meth:`full_state`; empties ``full``, whose tensors are taken over where they are whole. Each
+        parameter gets its own step counter: shared ones would be counted up once per parameter and update."""
         self.updates = updates
         for part, parameter, main, held in self._locate():
-            tensors = {k: t if held is None else t.reshape(-1)[held] for k, t in full[parameter].items()}
+            whole = full.pop(parameter)
+            tensors = {k: t if held is None else t.reshape(-1)[held] for k, t in whole.items()}
             if "main" in tensors:
                 main.copy_(tensors["main"])
-            state: dict[str, Any] = {key: tensors[key].to(main.device, torch.float32, copy=True) for key in STATE_KEYS}
+            state: dict[str, Any] = {
+                key: tensors[key].to(main.device, torch.float32, copy=held is not None) for key in STATE_KEYS
+            }
+            del whole, tensors
             if isinstance(part.optimizer, torch.optim.AdamW):
                 state["step"] = torch.tensor(float(updates), device=main.device if main.is_cuda else "cpu")
             else:  # TransformerEngine's and Apex's fused Adam count per group

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -18,6 +19,7 @@ from nemo_openmath.records import write_json
 from nemo_openmath.records.lineage import Lineage, digest_tree
 from nemo_openmath.sft.data_module import PackedData
 from nemo_openmath.sft.held_out import check_share
+from nemo_openmath.training.claim import refuse_claimed
 from nemo_openmath.training.config import DataConfig, Job, TrainingConfig
 from nemo_openmath.training.metrics import show
 
@@ -54,7 +56,13 @@ class Sft(Stage[SftConfig]):
     ports = {"packs": "folder of sft.pack", "model": "model to start from", "validation?": "held-out packs"}
     makes = "checkpoints"
 
+    def settings(self) -> dict[str, Any]:
+        found = super().settings()
+        found["training"].pop("profile")  # looking at a training makes no other one of it
+        return found
+
     async def run(self, context: StageContext) -> None:
+        refuse_claimed(context.output)
         await self.prepare_launch(context)
         if not self._trained(context):  # a launcher's own ranks may have done it
             await self._train(context.output / "job.yaml", context)

@@ -27,6 +27,7 @@ from nemo_openmath.sft.pack_types import Pack
 from nemo_openmath.training.config import TrainingConfig
 from nemo_openmath.training.dealing import deal
 from nemo_openmath.training.optimizer import Optimizer
+from nemo_openmath.training.profile import Phases
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,20 @@ class BatchFacts:
     trained_tokens: int
     sum_squared_lengths: int  # of samples: what attention costs
     dealt_tokens: int  # what all ranks compute together, the padding of the layout included
+    sample_ids: tuple[str, ...]
 
     @property
     def fill(self) -> float:
         """Share of the computed tokens that belong to packs."""
         return self.tokens / max(1, self.dealt_tokens)
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """A batch as this rank computes it."""
+
+    mine: list[Pack]  # its micro-batches
+    facts: BatchFacts
 
 
 class Stepper:
@@ -65,11 +75,8 @@ class Stepper:
             chunks, **rest
         )
 
-    def run(self, batch: Sequence[Pack], *, train: bool = True) -> tuple[Tensor, BatchFacts]:
-        """Forward (and backward) passes over a global batch; returns this rank's part of its mean loss and the facts.
-
-        The parts of the last pipeline stage's ranks sum to the loss (:func:`total_loss`); other stages give 0.
-        """
+    def deal(self, batch: Sequence[Pack]) -> Dealt:
+        """Check a global batch and take this rank's part of it. Touches no tensor: a thread may do it ahead."""
         trained = sum(pack.num_trained for pack in batch)
         if trained == 0:
             names = ", ".join(name for pack in batch for name in pack.sample_ids[:3])
@@ -80,12 +87,21 @@ class Stepper:
         deals = deal(batch, self.ranks, self.parallel)
         facts = BatchFacts(
             samples=sum(len(pack.sample_ids) for pack in batch),
+            sample_ids=tuple(name for pack in batch for name in pack.sample_ids),
             tokens=sum(len(pack.tokens) for pack in batch),
             trained_tokens=trained,
             sum_squared_lengths=sum(pack.attention_cost for pack in batch),
             dealt_tokens=sum(len(pack.tokens) for share in deals for pack in share),
         )
-        mine = deals[self.rank]
+        return Dealt(deals[self.rank], facts)
+
+    def run(self, batch: Dealt | Sequence[Pack], *, train: bool = True) -> tuple[Tensor, BatchFacts]:
+        """Forward (and backward) passes over a global batch; returns this rank's part of its mean loss and the facts.
+
+        The parts of the last pipeline stage's ranks sum to the loss (:func:`total_loss`); other stages give 0.
+        """
+        dealt = batch if isinstance(batch, Dealt) else self.deal(batch)
+        mine, facts, trained = dealt.mine, dealt.facts, dealt.facts.trained_tokens
         iterators: list[Iterator[PackedBatch]] = [iter(map(self._to_device, mine)) for _ in self.models]
 
         def forward(iterator: Iterator[PackedBatch], chunk: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
@@ -152,20 +168,25 @@ def total_loss(part: Tensor, flag: bool = False) -> tuple[float, bool]:
 def update(
     stepper: Stepper,
     optimizer: Optimizer,
-    batch: Sequence[Pack],
+    batch: Dealt | Sequence[Pack],
     lr: float,
     *,
     check: Callable[[float, float], None],
     stopping: Callable[[], bool],
+    phases: Phases | None = None,
 ) -> tuple[float, float, BatchFacts, bool]:
     """One optimizer step with learning rate ``lr``: (loss, gradient norm, facts, whether any rank is ``stopping``).
 
-    ``check(loss, norm)`` may raise before the weights change.
+    ``check(loss, norm)`` may raise before the weights change. ``phases`` gets the seconds of each part.
     """
-    optimizer.zero_grad()
-    part, facts = stepper.run(batch)
-    norm = optimizer.gradient_norm()
-    loss, stop = total_loss(part, stopping())
+    phases = phases or Phases()
+    with phases("forward_backward"):
+        optimizer.zero_grad()
+        part, facts = stepper.run(batch)
+    with phases("gradient"):
+        norm = optimizer.gradient_norm()
+        loss, stop = total_loss(part, stopping())
     check(loss, norm)
-    optimizer.step(norm, lr)
+    with phases("optimizer"):
+        optimizer.step(norm, lr)
     return loss, norm, facts, stop

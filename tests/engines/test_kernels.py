@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 
+from nemo_openmath.engines.embedded import compiled as compiled_module
 from nemo_openmath.engines.embedded.compiled import CompiledDecoder, compile_decoder
 from nemo_openmath.engines.embedded.decoder import Decoder, Segment, TorchDecoder
 from nemo_openmath.engines.embedded.weights import load_weights
@@ -20,9 +21,16 @@ MODELS = [
 compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
 
-def compiled(path, threads: int = 1, slots: int = 8) -> CompiledDecoder:
-    decoder = compile_decoder(load_weights(path), slots, threads)
+WAYS = ((1, False), (3, False), (3, True))  # threads; whether they divide the matrices instead of the rows
+
+
+def compiled(path, threads: int = 1, wide: bool = False, slots: int = 8) -> CompiledDecoder:
+    with pytest.MonkeyPatch.context() as patch:
+        if wide:
+            patch.setattr(compiled_module, "LARGE_BYTES", 0)
+        decoder = compile_decoder(load_weights(path), slots, threads)
     assert decoder is not None
+    assert (decoder._few > 0) == wide
     return decoder
 
 
@@ -41,8 +49,8 @@ def test_compiled_logits_are_those_of_torch(tmp_path, kind, changes):
     path = tiny.save_model(tmp_path / "m", kind, **changes)
     with torch.inference_mode():
         expected = logits_of(TorchDecoder(load_weights(path), 8))
-        for threads in (1, 3):
-            actual = logits_of(compiled(path, threads))
+        for way in WAYS:
+            actual = logits_of(compiled(path, *way))
             torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-5)
 
 
@@ -54,8 +62,8 @@ def test_a_token_has_the_same_bits_however_it_is_computed(tmp_path, kind, change
     ids = np.random.default_rng(0).integers(3, 500, 130).astype(np.int32)
     seen = []
     with torch.inference_mode():
-        for threads in (1, 3):
-            d = compiled(path, threads)
+        for way in WAYS:
+            d = compiled(path, *way)
             seen.append(d.prefill([Segment(0, 0, ids)]).clone())
             d.prefill([Segment(1, 0, ids[:100]), Segment(2, 0, ids[:7]), Segment(4, 0, ids[3:50])])
             seen.append(d.prefill([Segment(1, 100, ids[100:]), Segment(2, 7, ids[7:])]).clone())

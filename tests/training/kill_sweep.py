@@ -3,7 +3,7 @@
     python -m tests.training.kill_sweep SPEC.json
 
 Ranks are forked from a process that has imported everything already, so that an attempt costs a second and not ten.
-A kill comes after one to three batches of an attempt were asked for, at a moment uniform in the time that a step and
+A kill comes after one to three steps of an attempt have begun, at a moment uniform in the time that a step and
 its save took. Half of the times all ranks die at once, as when a machine is lost; else one dies, and the others up to
 0.2 s later.
 
@@ -21,7 +21,6 @@ import signal
 import sys
 import time
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from nemo_openmath.models import cpu_compat
 cpu_compat.install()
 
 from nemo_openmath.pipeline.build import Builder, Origin  # noqa: E402
-from nemo_openmath.sft.pack_types import Pack  # noqa: E402
+from nemo_openmath.training import loop  # noqa: E402
 from nemo_openmath.training.config import TrainingConfig  # noqa: E402
 from nemo_openmath.training.launch_local import _free_port  # noqa: E402
 from nemo_openmath.training.loop import train  # noqa: E402
@@ -38,15 +37,15 @@ from nemo_openmath.training.runtime import start_process  # noqa: E402
 from tests.training.packs import BATCH_SAMPLES, RandomPacks  # noqa: E402
 
 
-@dataclass(frozen=True)
-class Announced(RandomPacks):
-    """Writes to a pipe when a batch is asked for."""
+def announce_steps(pipe: int) -> None:
+    """Write to a pipe when a step begins. (Batches are read ahead by a thread.)"""
+    update = loop.update
 
-    pipe: int = -1
+    def announced(*args: Any, **kwargs: Any) -> Any:
+        os.write(pipe, b".")
+        return update(*args, **kwargs)
 
-    def batch(self, step: int) -> list[Pack]:
-        os.write(self.pipe, b".")
-        return super().batch(step)
+    loop.update = announced
 
 
 def rank_main(spec: dict[str, Any], config: dict[str, Any], rank: int, world: int, port: int, pipe: int) -> None:
@@ -57,7 +56,9 @@ def rank_main(spec: dict[str, Any], config: dict[str, Any], rank: int, world: in
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
         start_process(timeout_minutes=2)
         built = Builder(lambda _: Origin("test")).build(TrainingConfig, config)
-        source = Announced(spec["steps"], pipe=pipe) if rank == 0 else RandomPacks(spec["steps"])
+        source = RandomPacks(spec["steps"])
+        if rank == 0:
+            announce_steps(pipe)
         say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
         train(Path(spec["model"]), source, built, Path(spec["output"]), batch_samples=BATCH_SAMPLES, say=say)
         code = 0

@@ -13,7 +13,9 @@ import shutil
 import signal
 import sys
 import traceback
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from nemo_openmath.models.build import build_model, hf_reader, load_hf, paramete
 from nemo_openmath.models.configs import ModelConfig  # noqa: E402
 from nemo_openmath.pipeline.build import Builder, Origin  # noqa: E402
 from nemo_openmath.sft.pack_types import Pack  # noqa: E402
+from nemo_openmath.training import loop  # noqa: E402
 from nemo_openmath.training.config import TrainingConfig  # noqa: E402
 from nemo_openmath.training.dealing import concatenate, samples_of  # noqa: E402
 from nemo_openmath.training.loop import train  # noqa: E402
@@ -87,17 +90,21 @@ def full_gradients(optimizer: Optimizer, models: list[Any], model: ModelConfig) 
     return result
 
 
-@dataclass(frozen=True)
-class Signalled(RandomPacks):
-    """A source that sends its own process a signal when a certain batch is asked for."""
+@contextmanager
+def signalled(at: int, number: int) -> Iterator[None]:
+    """Within it, a training of this process (from its first step on) gets a signal when step ``at`` (from 0) begins."""
+    steps, update = iter(range(at + 1)), loop.update
 
-    at: int = 0
-    number: int = signal.SIGKILL
+    def update_signalled(*args: Any, **kwargs: Any) -> Any:
+        if next(steps, None) == at:
+            os.kill(os.getpid(), number)
+        return update(*args, **kwargs)
 
-    def batch(self, step: int) -> list[Pack]:
-        if step == self.at:
-            os.kill(os.getpid(), self.number)
-        return super().batch(step)
+    loop.update = update_signalled
+    try:
+        yield
+    finally:
+        loop.update = update
 
 
 def training(case: dict[str, Any], config: TrainingConfig) -> None:
@@ -109,13 +116,11 @@ def training(case: dict[str, Any], config: TrainingConfig) -> None:
         for later in range(case.get("until", case["steps"]) + 1, case["steps"] + 1):
             shutil.rmtree(output / f"checkpoints/step-{later:08d}", ignore_errors=True)
     dist.barrier()
-    if "signal" in case:
-        rank, number, step = case["signal"]
-        if rank == dist.get_rank():
-            source = Signalled(case["steps"], at=step, number=number)
+    rank, number, step = case.get("signal", (None, 0, 0))
     validation = RandomPacks(2, seed=99) if case.get("validation") else None
     try:
-        train(Path(case["model"]), source, config, output, validation=validation, batch_samples=BATCH_SAMPLES)
+        with signalled(step, number) if rank == dist.get_rank() else nullcontext():
+            train(Path(case["model"]), source, config, output, validation=validation, batch_samples=BATCH_SAMPLES)
     except TrainingDiverged as error:
         (output / "diverged").write_text(str(error))
     except UserError as error:

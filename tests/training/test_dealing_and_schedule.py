@@ -109,7 +109,7 @@ def test_lasting_checkpoints() -> None:
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])
 def test_what_is_not_finite_stops_with_the_samples_named(loss: float, norm: float) -> None:
-    check = LossGuard(Guard()).for_batch(7, [_pack(3, [4, 5])])
+    check = LossGuard(Guard()).for_batch(7, _pack(3, [4, 5]).sample_ids)
     check(1.0, 1.0)
     with pytest.raises(TrainingDiverged, match=r"step 7; weights unchanged; samples of the batch: 3/0, 3/1$"):
         check(loss, norm)
@@ -117,11 +117,11 @@ def test_what_is_not_finite_stops_with_the_samples_named(loss: float, norm: floa
 
 def test_a_spike_is_over_the_running_mean() -> None:
     guard = LossGuard(Guard(spike_factor=2.0, window=3))
-    check = guard.for_batch(0, [_pack(0, [4])])
+    check = guard.for_batch(0, _pack(0, [4]).sample_ids)
     for loss in (1.0, 9.0, 2.0):  # no mean of three yet
         check(loss, 1.0)
     check(7.9, 1.0)  # mean 4
-    resumed = LossGuard(Guard(spike_factor=2.0, window=3), guard.recent).for_batch(0, [_pack(0, [4])])
+    resumed = LossGuard(Guard(spike_factor=2.0, window=3), guard.recent).for_batch(0, _pack(0, [4]).sample_ids)
     for each in (check, resumed):
         with pytest.raises(TrainingDiverged):
             each(12.7, 1.0)  # mean 6.3

@@ -11,6 +11,8 @@
  * values  [slots, kv_heads, capacity, HEAD_DIM] */
 
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "vectors.h"
@@ -43,6 +45,10 @@ typedef struct {
     float *logits;    /* [logit_rows, vocab rounded up to PANEL] */
     pthread_barrier_t *barrier; /* NULL where no thread needs what another one computes */
 } Batch;
+
+typedef struct { int64_t first, last; } Range;
+static Range whole(int64_t n) { return (Range){0, n}; }
+static Range part(int64_t n, int64_t i, int64_t parts) { return (Range){n * i / parts, n * (i + 1) / parts}; }
 
 enum { LANES_ = LANES, PANEL_ = PANEL, SPAN_ = SPAN };
 int64_t constant(int64_t which) { return which == 0 ? LANES_ : which == 1 ? PANEL_ : SPAN_; }
@@ -107,10 +113,10 @@ INLINE void tile(const int tall, const int what, const float *x, const float *pa
 }
 
 /* out (+)= x @ matrix.T, rows of x scaled (the norm before a matrix), gate applied: all in one pass. */
-INLINE void multiply(const int what, const float *x, int64_t rows, int64_t in, const float *matrix, int64_t panels,
+INLINE void multiply(const int what, const float *x, int64_t rows, int64_t in, const float *matrix, Range panels,
                      const float *scale, const float *bias, float *out, int64_t stride) {
     const int step = what == GATE ? LANES : PANEL;
-    for (int64_t p = 0; p < panels; p++) {
+    for (int64_t p = panels.first; p < panels.last; p++) {
         const float *panel = matrix + p * in * PANEL, *shift = bias + p * PANEL;
         float *o = out + p * step;
         int64_t r = 0;
@@ -139,9 +145,9 @@ static void scales(const float *x, int64_t rows, int64_t n, float eps, float *ou
 /* -- attention ---------------------------------------------------------------------------------------------------- */
 
 /* Norm (Qwen3) and rotation of q_1 .. q_G and k; k and v go into the cache. */
-static void place(const Model *m, const Layer *l, float *qkv, int64_t slot, int64_t at) {
+static void place(const Model *m, const Layer *l, float *qkv, int64_t slot, int64_t at, Range kv_heads) {
     const float *turn = m->rotation + at * HEAD_DIM;
-    for (int64_t h = 0; h < m->kv_heads; h++) {
+    for (int64_t h = kv_heads.first; h < kv_heads.last; h++) {
         float *head = qkv + h * (GROUP + 2) * HEAD_DIM;
         for (int g = 0; g <= GROUP; g++) {
             float *x = head + g * HEAD_DIM;
@@ -198,10 +204,10 @@ INLINE void mix(const int heads, const float *weights, int64_t stride, const flo
 }
 
 /* out [kv_heads, GROUP, HEAD_DIM]: attention of one token over positions 0 .. at of its slot. */
-static void attend(const Model *m, const Layer *l, const float *qkv, int64_t slot, int64_t at, float *scores,
-                   float *out) {
+static void attend(const Model *m, const Layer *l, const float *qkv, int64_t slot, int64_t at, Range kv_heads,
+                   float *scores, float *out) {
     const int64_t length = at + 1, padded = (length + SPAN - 1) / SPAN * SPAN, stride = m->capacity + SPAN;
-    for (int64_t h = 0; h < m->kv_heads; h++) {
+    for (int64_t h = kv_heads.first; h < kv_heads.last; h++) {
         const float *q = qkv + h * (GROUP + 2) * HEAD_DIM;
         const int64_t row = (slot * m->kv_heads + h) * m->capacity;
         const float *keys = l->keys + row * HEAD_DIM, *values = l->values + row * HEAD_DIM;
@@ -240,6 +246,7 @@ static void attend(const Model *m, const Layer *l, const float *qkv, int64_t slo
 void forward(const Model *m, const Batch *b, float *scratch, int64_t first, int64_t last) {
     const int64_t hidden = m->hidden, heads = m->kv_heads * GROUP * HEAD_DIM;
     const int64_t width = m->kv_heads * (GROUP + 2) * HEAD_DIM, inner = m->intermediate;
+    const Range kv_heads = whole(m->kv_heads), columns = whole(hidden / PANEL);
     float *scale = scratch, *mixed = scale + ROWS, *gated = mixed + ROWS * heads, *scores = gated + ROWS * inner;
     int64_t begin = 0, end; /* of this thread's wanted rows */
     while (begin < b->logit_rows && b->wanted[begin] < first) begin++;
@@ -253,8 +260,8 @@ void forward(const Model *m, const Batch *b, float *scratch, int64_t first, int6
             const int64_t n = last - r < ROWS ? last - r : ROWS;
             float *x = b->x + r * hidden, *qkv = b->qkv + r * width;
             scales(x, n, hidden, m->eps, scale);
-            multiply(STORE, x, n, hidden, l->qkv, width / PANEL, scale, l->qkv_bias, qkv, width);
-            for (int64_t j = 0; j < n; j++) place(m, l, qkv + j * width, b->slots[r + j], b->positions[r + j]);
+            multiply(STORE, x, n, hidden, l->qkv, whole(width / PANEL), scale, l->qkv_bias, qkv, width);
+            for (int64_t j = 0; j < n; j++) place(m, l, qkv + j * width, b->slots[r + j], b->positions[r + j], kv_heads);
         }
         if (b->barrier) pthread_barrier_wait(b->barrier);
         /* after the last layer's keys and values, only the wanted rows matter: they move to the front of x */
@@ -265,13 +272,13 @@ void forward(const Model *m, const Batch *b, float *scratch, int64_t first, int6
             float *x = b->x + (first + done) * hidden;
             for (int64_t j = 0; j < n; j++) {
                 const int64_t r = only ? b->wanted[begin + done + j] : first + done + j;
-                attend(m, l, b->qkv + r * width, b->slots[r], b->positions[r], scores, mixed + j * heads);
+                attend(m, l, b->qkv + r * width, b->slots[r], b->positions[r], kv_heads, scores, mixed + j * heads);
                 if (only && r != first + done + j) memcpy(x + j * hidden, b->x + r * hidden, hidden * sizeof(float));
             }
-            multiply(ADD, mixed, n, heads, l->o, hidden / PANEL, NULL, l->o_bias, x, hidden);
+            multiply(ADD, mixed, n, heads, l->o, columns, NULL, l->o_bias, x, hidden);
             scales(x, n, hidden, m->eps, scale);
-            multiply(GATE, x, n, hidden, l->gate_up, inner / LANES, scale, m->zeros, gated, inner);
-            multiply(ADD, gated, n, inner, l->down, hidden / PANEL, NULL, m->zeros, x, hidden);
+            multiply(GATE, x, n, hidden, l->gate_up, whole(inner / LANES), scale, m->zeros, gated, inner);
+            multiply(ADD, gated, n, inner, l->down, columns, NULL, m->zeros, x, hidden);
         }
     }
     const int64_t panels = (m->vocab + PANEL - 1) / PANEL;
@@ -279,7 +286,68 @@ void forward(const Model *m, const Batch *b, float *scratch, int64_t first, int6
         const int64_t n = end - begin - done < ROWS ? end - begin - done : ROWS;
         const float *x = b->x + (first + done) * hidden;
         scales(x, n, hidden, m->eps, scale);
-        multiply(STORE, x, n, hidden, m->head, panels, scale, m->zeros, b->logits + (begin + done) * panels * PANEL,
+        multiply(STORE, x, n, hidden, m->head, whole(panels), scale, m->zeros, b->logits + (begin + done) * panels * PANEL,
                  panels * PANEL);
     }
+}
+
+/* -- few rows: each thread has a part of every matrix ----------------------------------------------------------------- */
+
+typedef struct {
+    atomic_long arrived, round;
+} Meeting; /* zero before the first forward_wide */
+
+/* Wait for the other threads. They are microseconds apart where each has a core; where not, the core is given up. */
+static void meet(Meeting *meeting, int64_t threads) {
+    const long round = atomic_load_explicit(&meeting->round, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&meeting->arrived, 1, memory_order_acq_rel) == threads - 1) {
+        atomic_store_explicit(&meeting->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&meeting->round, round + 1, memory_order_release);
+        return;
+    }
+    for (int spin = 0; atomic_load_explicit(&meeting->round, memory_order_acquire) == round; spin++)
+        if (spin > 4000) sched_yield();
+}
+
+/* The same as `forward` for all rows of a batch (at most ROWS), the same bits: the work of one of `threads` threads that
+ * all call it. `shared`: scratch of all of them, `own`: of this one. */
+void forward_wide(const Model *m, const Batch *b, Meeting *meeting, float *shared, float *own, int64_t rows,
+                  int64_t thread, int64_t threads) {
+    const int64_t hidden = m->hidden, heads = m->kv_heads * GROUP * HEAD_DIM;
+    const int64_t width = m->kv_heads * (GROUP + 2) * HEAD_DIM, inner = m->intermediate;
+    const Range kv_heads = part(m->kv_heads, thread, threads), columns = part(hidden / PANEL, thread, threads);
+    float *scale = own, *scores = own + ROWS; /* the norms are computed by each: cheaper than to meet once more */
+    float *mixed = shared, *gated = mixed + ROWS * heads, *x = b->x;
+
+    if (thread == 0)
+        for (int64_t r = 0; r < rows; r++)
+            memcpy(x + r * hidden, m->embedding + b->tokens[r] * hidden, hidden * sizeof(float));
+    meet(meeting, threads);
+    int64_t n = rows;
+    for (int64_t i = 0; i < m->layers; i++) {
+        const Layer *l = m->layer + i;
+        scales(x, rows, hidden, m->eps, scale);
+        multiply(STORE, x, rows, hidden, l->qkv, part(width / PANEL, thread, threads), scale, l->qkv_bias, b->qkv, width);
+        meet(meeting, threads);
+        for (int64_t r = 0; r < rows; r++)
+            place(m, l, b->qkv + r * width, b->slots[r], b->positions[r], kv_heads);
+        const int only = i + 1 == m->layers;
+        n = only ? b->logit_rows : rows;
+        for (int64_t j = 0; j < n; j++) {
+            const int64_t r = only ? b->wanted[j] : j;
+            attend(m, l, b->qkv + r * width, b->slots[r], b->positions[r], kv_heads, scores, mixed + j * heads);
+            if (thread == 0 && r != j) memcpy(x + j * hidden, x + r * hidden, hidden * sizeof(float));
+        }
+        meet(meeting, threads);
+        multiply(ADD, mixed, n, heads, l->o, columns, NULL, l->o_bias, x, hidden);
+        meet(meeting, threads);
+        scales(x, n, hidden, m->eps, scale);
+        multiply(GATE, x, n, hidden, l->gate_up, part(inner / LANES, thread, threads), scale, m->zeros, gated, inner);
+        meet(meeting, threads);
+        multiply(ADD, gated, n, inner, l->down, columns, NULL, m->zeros, x, hidden);
+        meet(meeting, threads);
+    }
+    const int64_t panels = (m->vocab + PANEL - 1) / PANEL;
+    scales(x, n, hidden, m->eps, scale);
+    multiply(STORE, x, n, hidden, m->head, part(panels, thread, threads), scale, m->zeros, b->logits, panels * PANEL);
 }

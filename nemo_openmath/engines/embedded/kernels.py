@@ -62,6 +62,7 @@ class Kernels:
 
         self.pack = function("pack", None, _P, _I, _I, _I, _P)
         self.forward = function("forward", None, _P, _P, _P, _I, _I)
+        self.forward_wide = function("forward_wide", None, _P, _P, _P, _P, _P, _I, _I, _I)
         self.sample = function("sample", None, _P, _I, _I, _P, _P, _P, _P, _P, _I, _I, _P, _P, _P)
         self.scratch_size = function("scratch_size", _I, _I, _I, _I)
         self.room_size = function("room_size", _I, _I)
@@ -81,6 +82,13 @@ class Kernels:
             return
         others = [self._pool.submit(work, i, bounds[i], bounds[i + 1]) for i in range(1, parts)]
         work(0, 0, bounds[1])
+        for other in others:
+            other.result()
+
+    def together(self, work: Callable[[int], None]) -> None:
+        """Call ``work(thread)`` in every thread at the same time."""
+        others = [self._pool.submit(work, i) for i in range(1, self.threads)] if self._pool is not None else []
+        work(0)
         for other in others:
             other.result()
 
