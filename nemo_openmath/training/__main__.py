@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of each process")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # key=value may come after --processes
     try:
         run_local(
             options.processes,

@@ -1,0 +1,36 @@
+"""The next batch is read, checked and dealt by a thread while this one is computed.
+
+For 1024 samples of the recipe's lengths (10M tokens) that is 0.1 to 0.3 s of one core on every rank: nothing beside a
+step on CPU, a tenth of a step of seconds on hundreds of GPUs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@contextmanager
+def read_ahead(read: Callable[[int], T], steps: range) -> Iterator[Iterator[T]]:
+    """``read(step)`` of each of ``steps``, in order, one ahead. What it raises is raised where its step's turn comes.
+    The thread is gone when the context is left, after the reading it is at."""
+    with ThreadPoolExecutor(1, "read-ahead") as pool:
+
+        def each() -> Iterator[T]:
+            coming = deque(pool.submit(read, step) for step in steps[:1])
+            for following in steps[1:]:
+                found = coming.popleft().result()
+                coming.append(pool.submit(read, following))
+                yield found
+            for last in coming:
+                yield last.result()
+
+        try:
+            yield each()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
