@@ -7,7 +7,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.cli.common import numbers, verb, weights_and_sources
+from nemo_openmath.cli.common import numbers, verb
 from nemo_openmath.errors import UserError
 
 _METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare")
@@ -150,6 +150,7 @@ def _quantize(options: argparse.Namespace) -> None:
 
 def _average(options: argparse.Namespace) -> None:
     from nemo_openmath.checkpoints.combine import average
+    from nemo_openmath.checkpoints.script import weights_and_sources
 
     weights, sources = weights_and_sources(options.weights, options.sources)
     if any(step != int(step) for step in options.steps or ()):
@@ -168,7 +169,7 @@ def _average(options: argparse.Namespace) -> None:
 
 def _merge(options: argparse.Namespace) -> None:
     from nemo_openmath.checkpoints.combine import merge, sweep
-    from nemo_openmath.checkpoints.script import shown
+    from nemo_openmath.checkpoints.script import shown, weights_and_sources
 
     weights, sources = weights_and_sources(options.weights, options.sources)
     if options.sweep is not None:

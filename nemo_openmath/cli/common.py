@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from nemo_openmath.errors import UserError
@@ -29,19 +28,6 @@ def numbers(text: str) -> list[float]:
         return [float(part) for part in text.replace(",", " ").split()]
     except ValueError:
         raise argparse.ArgumentTypeError(f"not a list of numbers: {text!r} (write 0.3,0.7)") from None
-
-
-def weights_and_sources(words: list[str] | None, sources: list[Path]) -> tuple[list[float] | None, list[Path]]:
-    """``--weights 0.3 0.7 A B`` as people write it: the numbers are weights, what follows them are sources."""
-    if words is None:
-        return None, sources
-    weights: list[float] = []
-    for at, word in enumerate(words):
-        try:
-            weights += numbers(word)
-        except argparse.ArgumentTypeError:
-            return weights, [*sources, *map(Path, words[at:])]
-    return weights, sources
 
 
 def shard_of(text: str) -> tuple[int, int]:

@@ -51,7 +51,8 @@ def add(groups: Any) -> None:
     overrides(generate, "generate.samples=8")
     generate.add_argument("--output", type=Path, required=True, metavar="DIR", help="solutions/ in it holds the result")
     generate.add_argument("--shard", metavar="I/N", default="0/1", help="job I (from 0) of an array of N")
-    generate.add_argument("--prepare", action="store_true", help="only read the problems, before an array of jobs")
+    prepare = "before an array of jobs: read the problems, keep what there is of fewer samples"
+    generate.add_argument("--prepare", action="store_true", help=prepare)
 
     sandbox = groups.add_parser("sandbox", help="run a model's Python", description="Isolated Python sessions.")
     verbs = sandbox.add_subparsers(title="verbs", metavar="VERB", required=True)

@@ -8,10 +8,11 @@ divided into units with ids, so an array of jobs can share a stage by id. What i
 from __future__ import annotations
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -91,6 +92,8 @@ class Stage(ABC, Generic[C]):
     Config: ClassVar[type]
     ports: ClassVar[dict[str, str]] = {}
     """Input name -> what it holds, in words; a name ending in ``?`` may be left out."""
+    grows: ClassVar[tuple[str, ...]] = ()
+    """Settings (0: no bound) of which a larger value adds units and changes none: what was made is kept then."""
     makes: ClassVar[str] = "records"
     """``records``, ``model`` (a folder that an engine can load), or another kind of artifact, in a word."""
 
@@ -112,6 +115,12 @@ class Stage(ABC, Generic[C]):
     def fingerprint(self, inputs: Mapping[str, Sequence[str]], seed: int) -> str:
         """What the stage is asked to do. ``inputs``: port -> digests."""
         return content_id("stage", self.kind, self.version, self.settings(), dict(inputs), seed)
+
+    def smaller(self, was: Mapping[str, int]) -> Stage[C] | None:
+        """The stage that this one has grown from; None where it has not. ``was``: the values of ``grows`` then."""
+        now = {name: getattr(self.config, name) for name in self.grows}
+        grown = was.keys() == now.keys() and all((now[n] or math.inf) >= (was[n] or math.inf) for n in now)
+        return type(self)(replace(self.config, **was)) if grown and now else None  # type: ignore[type-var]
 
     def digest(self, output: Path) -> str:
         """Digest of what was made: of the records whatever their order, or of all files of an artifact."""

@@ -7,6 +7,7 @@
     seed: 1
 
 The output folder is that of a run: ``solutions/`` holds the generations, and the same command goes on where it was.
+With more ``samples`` or a larger ``limit`` it keeps what is there and makes the rest.
 """
 
 from __future__ import annotations
@@ -96,12 +97,13 @@ def _teacher(engine: EngineConfig, builder: Builder) -> Teacher:
 
 
 async def generate(path: Path, overrides: Sequence[str], output: Path, shard: int, shards: int, prepare: bool) -> None:
-    """Do a job, or shard ``shard`` of ``shards`` of it; ``prepare``: only read the problems, before an array starts."""
+    """Do a job, or shard ``shard`` of ``shards`` of it; ``prepare``: what comes before an array starts."""
     recipe = load_job(path, overrides)
     run = Run(recipe, output)
     if prepare:
         if PROBLEMS in recipe.stages:
             await run.execute(Selection(only=PROBLEMS))
+        await run.execute(Selection(only=SOLUTIONS, prepare=True))
         return
     if shards > 1:
         if any(s.name == PROBLEMS and s.state is not State.FINISHED for s in run.status()):

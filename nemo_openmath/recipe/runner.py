@@ -13,7 +13,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from nemo_openmath.recipe.services import RecipeServices
 from nemo_openmath.records import Manifest, read_drops, read_manifest, write_json
 from nemo_openmath.records.lineage import remembered_digest, versions
 from nemo_openmath.records.manifest import write_manifest
-from nemo_openmath.records.store import count_units, part_files
+from nemo_openmath.records.store import count_units, part_files, shard_counts
 
 _PLAN = "plan.json"
 _SECONDS = "seconds.json"
@@ -134,19 +134,30 @@ class Run:
             if status.state is not State.MISSING and not _planned(folder, fingerprint, status.state):
                 if selection.shards > 1:
                     raise UserError(
-                        f"{status.state}: made for other settings or inputs", file=folder, remedy="remove it"
+                        f"{status.state}: made for other settings or inputs",
+                        file=folder,
+                        remedy="run the command once with --prepare instead of --shard, or remove the folder",
                     )
                 change = _change(status.manifest, entry, inputs)
-                if (work := _spent(folder)) > LONG and not selection.replace:
+                if keeps := status.state is not State.DAMAGED and self._has_grown(entry, folder):
+                    progress.say(f"{status.state}{change}: what is there is kept")
+                    for path in [folder / "manifest.json", *folder.glob(f"{_SHARD}*")]:
+                        path.unlink(missing_ok=True)
+                elif (work := _spent(folder)) > LONG and not selection.replace:
                     raise UserError(
                         f"{status.state}{change}, and {work / 3600:.1f} hours of work lie there",
                         file=folder,
                         remedy="make it anew with --replace, or give another --output",
                     )
-                progress.say(f"{status.state}{change}: made again")
-                shutil.rmtree(folder)
+                if not keeps:
+                    progress.say(f"{status.state}{change}: made again")
+                    shutil.rmtree(folder)
+            if not selection.prepare and (others := shard_counts(folder) - {selection.shards}):
+                how = f"an array of {others.pop()}" if others != {1} else "one job"
+                raise UserError(f"begun as {how}", file=folder, remedy="go on as begun, or remove the folder")
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / _PLAN, {"fingerprint": fingerprint})
+            grows = {name: getattr(entry.stage.config, name) for name in entry.stage.grows}
+            write_json(folder / _PLAN, {"fingerprint": fingerprint, "grows": grows})
             if selection.shards > 1 and not isinstance(entry.stage, UnitStage):
                 raise UserError(f"stage {entry.name!r} cannot be split into shards", remedy="leave out --shard")
             context = StageContext(
@@ -171,6 +182,17 @@ class Run:
             manifest = _manifest(entry, folder, fingerprint, inputs, context, spent())
             write_manifest(folder, manifest)
             progress.say(_line(manifest))
+
+    def _has_grown(self, entry: StageEntry, folder: Path) -> bool:
+        """Whether what lies there is what this stage makes with smaller values of the settings that grow."""
+        try:
+            plan = orjson.loads((folder / _PLAN).read_bytes())
+            smaller = entry.stage.smaller(plan["grows"])
+        except (OSError, ValueError, KeyError):
+            return False
+        if smaller is None:
+            return False
+        return bool(self._fingerprint(replace(entry, stage=smaller))[0] == plan["fingerprint"])
 
     def _fingerprint(self, entry: StageEntry) -> tuple[str, dict[str, str]]:
         """(fingerprint, input -> digest). Raises _NotReady where an input has not been made."""

@@ -200,6 +200,11 @@ def shard_file(folder: Path, shard: int, shards: int) -> Path:
     return folder / f"part-{shard:05d}-of-{shards:05d}.jsonl"
 
 
+def shard_counts(folder: Path) -> set[int]:
+    """Into how many shards the work in a folder was divided: one number, where nobody mixed two."""
+    return {int(path.stem.rsplit("-", 1)[1]) for path in folder.glob("journal-*-of-*.jsonl")}
+
+
 def read_records(folder: Path, kind: type[R]) -> Iterator[R]:
     """Records of a finished stage, streamed. Raises UserError naming file and row of a broken line."""
     for path in part_files(folder):

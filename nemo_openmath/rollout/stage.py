@@ -59,6 +59,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
     kind = "rollout.generate"
     Config = GenerateConfig
     ports = {"problems": "problems to solve"}
+    grows = ("samples", "limit")
 
     def __init__(self, config: GenerateConfig):
         super().__init__(config)

@@ -17,6 +17,9 @@ from nemo_openmath.engines.dialects import DIALECTS, Piece, to_completion
 from nemo_openmath.engines.http import HTTPEngine, RetryPolicy, _retry_after
 from nemo_openmath.engines.protocol import EngineError, Finish, Request, Sampling
 from nemo_openmath.engines.servers import FIRST_PAUSE_S, TRIPS_AFTER, Server, ServerPool
+from nemo_openmath.errors import UserError
+from nemo_openmath.recipe.generate import generate
+from nemo_openmath.records import Generation, read_records
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 
@@ -166,6 +169,45 @@ async def test_kill_9_of_the_client_at_random_comes_to_the_same_set(tmp_path):
     assert killed["digest"] == whole["digest"]
     records = (tmp_path / "killed" / "solutions" / "part-00000-of-00001.jsonl").read_text().splitlines()
     assert len({json.loads(line)["id"] for line in records}) == 1000
+
+
+async def test_more_samples_keep_what_is_there(tmp_path):
+    """Also for an array of jobs; other settings make everything anew, and two ways of sharing work do not mix."""
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps({"problem": f"{i} + {i}?"}) + "\n" for i in range(8)))
+    server = await FaultyServer(0.0).start()
+    engine = {"kind": "http", "urls": [server.url], "model": "m", "tokenizer": str(BASE)}
+    (tmp_path / "job.yaml").write_text(json.dumps({"problems": "./problems.jsonl", "engine": engine}))
+
+    async def made(*overrides: str, output: str = "one", shard: int = 0, shards: int = 1, prepare: bool = False) -> int:
+        """How many solutions a run asked for."""
+        before = server.answered
+        await generate(tmp_path / "job.yaml", overrides, tmp_path / output, shard, shards, prepare)
+        return server.answered - before
+
+    def stored(output: str) -> list[tuple[str, int]]:
+        found = [(g.problem_id, g.sample) for g in read_records(tmp_path / output / "solutions", Generation)]
+        return sorted(found)
+
+    assert await made("generate.samples=2", "generate.limit=3") == 6
+    assert await made("generate.samples=4", "generate.limit=3") == 6
+    assert await made("generate.samples=4") == 20
+    assert await made("generate.samples=4") == 0
+    for shard in range(2):
+        await made("generate.samples=2", output="array", shard=shard, shards=2, prepare=shard == 0)
+        await made("generate.samples=2", output="array", shard=shard, shards=2)
+    with pytest.raises(UserError, match="--prepare"):
+        await made("generate.samples=4", output="array", shard=1, shards=2)
+    assert await made("generate.samples=4", output="array", shards=2, prepare=True) == 0
+    with pytest.raises(UserError, match="begun as an array of 2"):
+        await made("generate.samples=4", output="array")
+    assert sum([await made("generate.samples=4", output="array", shard=i, shards=2) for i in range(2)]) == 16
+    assert stored("array") == stored("one")
+    assert len(set(stored("one"))) == 32
+    manifests = [json.loads((tmp_path / o / "solutions" / "manifest.json").read_text()) for o in ("one", "array")]
+    assert manifests[0]["digest"] == manifests[1]["digest"]
+    assert await made("generate.samples=1") == 8
+    assert await made("generate.samples=2", "generate.temperature=0.5") == 16
+    await server.die()
 
 
 def test_servers_that_move_are_found_again(tmp_path):
