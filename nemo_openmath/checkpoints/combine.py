@@ -143,6 +143,8 @@ def sweep(
     A sweep that was killed goes on: a candidate that is there is kept where its lineage names these inputs (by their
     digests) and settings, and refused with a UserError where it does not.
     """
+    if len(sources) != 2:
+        raise UserError(f"a sweep is over two models, not {len(sources)}", remedy="name two")
     digests: dict[str, str] = {}  # of the inputs, which are read for it only where there is something to keep
     for ratio in ratios:
         target, weights = Path(folder) / f"ratio-{ratio:g}", [1 - ratio, ratio]

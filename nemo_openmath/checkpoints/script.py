@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -54,6 +54,23 @@ def numbers(kind: type[N]) -> Callable[[str], list[N]]:
 
     parse.__name__ = f"{kind.__name__},{kind.__name__},..."
     return parse
+
+
+def weights_and_sources(
+    words: Sequence[str] | None, sources: Sequence[str | Path]
+) -> tuple[list[float] | None, list[Path]]:
+    """``--weights 0.3 0.7 A B`` as people write it: the numbers are weights, what follows them are sources. UserError
+    where there is neither a number nor a source."""
+    weights: list[float] = []
+    for at, word in enumerate(words or ()):
+        try:
+            weights += [float(part) for part in word.split(",")]
+        except ValueError:
+            sources = [*sources, *(words or ())[at:]]
+            break
+    if words is not None and not weights:
+        raise UserError(f"--weights {' '.join(words)}", remedy="write numbers, such as --weights 0.3 0.7 A B")
+    return (None if words is None else weights), [Path(source) for source in sources]
 
 
 def ratios(text: str) -> list[float]:

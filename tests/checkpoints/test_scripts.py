@@ -64,7 +64,7 @@ def test_scripts_there_and_back(
     source = models.make(tmp_path / "a", models.WIDE)
     script("hf_to_megatron", source, tmp_path / "m", "--classic", "--tp", "2", "--pp", "2")
     script("megatron_to_hf", tmp_path / "m", tmp_path / "b")
-    script("average", source, tmp_path / "b", "--output", tmp_path / "c", "--weights", "0.5", "0.5")
+    script("average", "--weights", "0.5", "0.5", source, tmp_path / "b", "--output", tmp_path / "c")
     script("hf_to_trtllm", tmp_path / "m", "t", "--tp", "2", "--pp", "2", "--dtype", "float16")
     assert len(list((tmp_path / "t").glob("rank*.safetensors"))) == 4
     assert "trtllm-build --checkpoint_dir t " in capsys.readouterr().out
