@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from nemo_openmath.checkpoints import classic, names, safetensors_files, torch_dist_files
 from nemo_openmath.checkpoints.folders import read_config
 from nemo_openmath.checkpoints.lazy import Hashed, LazyTensor
@@ -18,6 +20,7 @@ from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.records.lineage import Lineage
 
 Kind = Literal["hf", "torch_dist", "classic"]
+_PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _NEMO = "weights"  # beside it is context/, which says how the training was configured
 
 
@@ -55,10 +58,14 @@ class Checkpoint:
         return None if not described else str(described.get("quant_algo") or described.get("quant_method") or "unknown")
 
     def refuse_quantized(self) -> None:
-        """Payloads without their scales are other weights: UserError for a quantized folder."""
+        """Payloads without their scales are other weights: UserError for a quantized folder, said to be so or not."""
         if self.quantization:
             problem = f"is quantized ({self.quantization})"
             raise UserError(problem, file=self.path, remedy="give the plain model that it was made from")
+        for name, tensor in self.tensors.items():
+            if tensor.dtype not in _PLAIN:
+                problem = f"{name} is {str(tensor.dtype).removeprefix('torch.')}, and config.json does not say what for"
+                raise UserError(problem, file=self.path, remedy="give a model of plain weights")
 
     def digest(self) -> str:
         """SHA-256 over names, dtypes, shapes and elements of the tensors, however they are sharded. Elements that were
@@ -79,9 +86,12 @@ def open_checkpoint(path: str | Path, model_files: str | Path | None = None) -> 
     path = Path(path)
     folder = _latest(path)
     around = None if model_files is None else Path(model_files)
-    if (folder / folder_format.STATE).is_dir() and (folder / folder_format.MANIFEST).is_file():
+    state = folder / folder_format.STATE
+    if (state / torch_dist_files.METADATA).is_file() or (
+        state.is_dir() and (folder / folder_format.MANIFEST).is_file()
+    ):
         manifest = folder_format.verify(folder, checksums=False)
-        return _torch_dist(folder, folder / folder_format.STATE, around or folder / folder_format.MODEL, manifest.step)
+        return _torch_dist(folder, state, around or folder / folder_format.MODEL, manifest.step)
     if (folder / _NEMO / torch_dist_files.METADATA).is_file():
         folder = folder / _NEMO
     if (folder / torch_dist_files.METADATA).is_file():
@@ -114,6 +124,7 @@ def _opened(
     step: int | None = None,
     layout: str,
 ) -> Checkpoint:
+    read_config(model_files)
     hashed = {name: Hashed(tensor) for name, tensor in found.items()}
     tensors: dict[str, LazyTensor] = dict(hashed)
     if kind != "hf":

@@ -24,6 +24,7 @@ from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ModelConfig
 
 FILE = "model_optim_rng.pt"
+_HEAD = "output_layer.weight"
 _RANK = re.compile(r"mp_rank_(\d\d)(?:_(\d\d\d))?")
 
 
@@ -62,9 +63,11 @@ def read(folder: Path, config: ModelConfig) -> tuple[dict[str, LazyTensor], dict
         if len(slices) != tp or len({part.shape for part in slices}) > 1:
             shapes = ", ".join(str(part.shape) for part in slices)
             raise DamagedFile(folder, f"{name} has the shapes {shapes} on {tp} tensor-parallel ranks", "save it again")
-        if name not in entries:  # for the caller to judge: it has no place in the model
+        if name == _HEAD and name not in entries:  # tied: the last stage repeats the embedding, cut as it is
+            stored[name] = tp_join(entries["embedding.word_embeddings.weight"], slices)
+        elif name not in entries:  # for the caller to judge: it has no place in the model
             stored.setdefault(name, slices[0])
-        elif name not in stored:  # a tied output layer of the last stage repeats the embedding
+        elif name not in stored:
             stored[name] = tp_join(entries[name], slices)
     return stored, {"tp": tp, "pp": pp, "step": ranks[0, 0].get("iteration")}
 

@@ -56,13 +56,13 @@ def building(destination: Path, *, into_existing: bool = False) -> Iterator[Path
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if partial.exists():
+        if os.path.exists(partial):
             log.warning("%s could not be removed: remove it", partial)
 
 
 def _refuse_taken(destination: Path) -> None:
     """UserError where a finished folder cannot get the name ``destination``."""
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+    if os.path.exists(destination) and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError("exists already", file=destination, remedy="remove it or choose another name")
     if destination.is_dir() and os.path.ismount(destination):
         raise UserError("is a mount point, which cannot be renamed", file=destination, remedy="name a folder inside it")
@@ -104,8 +104,11 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """``config.json`` as it is."""
+    """``config.json`` as it is, its sizes found to be sizes and its RoPE settings to be settings."""
     path = folder / name
     try:
         found = json.loads(path.read_text())
@@ -115,6 +118,17 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
         raise DamagedFile(path, f"not JSON ({error})", "copy or download it again") from None
     if not isinstance(found, dict):
         raise DamagedFile(path, "not a JSON object", "copy or download it again")
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(found.get(key) or {}, dict):
+            raise UserError(f"{key} is {found[key]!r}", file=path, remedy="write an object, or null")
+    numbers: list[tuple[str, Any, Any, int]] = [(key, found[key], int, 1) for key in _SIZES if key in found]
+    forms = (found, found.get("rope_parameters") or {}, found.get("rope_scaling") or {})
+    numbers += [
+        ("rope_theta", form["rope_theta"], (int, float), 0) for form in forms if form.get("rope_theta") is not None
+    ]
+    for key, value, kind, least in numbers:
+        if not isinstance(value, kind) or isinstance(value, bool) or not value >= least:
+            raise UserError(f"{key} is {value!r}", file=path, remedy="write the model's number")
     return found
 
 

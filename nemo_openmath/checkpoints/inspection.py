@@ -121,12 +121,13 @@ def inspect(path: str | Path, *, model_files: str | Path | None = None, norms: b
     for tensor in source.tensors.values():
         elements[_name(tensor.dtype)] = elements.get(_name(tensor.dtype), 0) + tensor.numel
     config = source.config
+    listed = config.get("architectures") or None
     return Inspection(
         path=source.path,
         kind=source.kind,
         layout=source.layout,
         step=source.step,
-        architecture=", ".join(config.get("architectures") or [str(config.get("model_type"))]),
+        architecture=", ".join(map(str, listed)) if isinstance(listed, list) else str(config.get("model_type")),
         elements=elements,
         lineage=_lineage(source.path),
         tensors=tuple(_row(name, tensor) for name, tensor in sorted(source.tensors.items())) if norms else (),

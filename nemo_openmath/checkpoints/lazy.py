@@ -315,4 +315,5 @@ def _ahead(items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
             yield item
     finally:
         stopped.set()
-        thread.join()
+        if thread is not threading.current_thread():  # which may be the one to collect a generator given up
+            thread.join()

@@ -71,7 +71,13 @@ def to_hf(stored: Mapping[str, LazyTensor], config: ModelConfig, file: Path | No
         for part, order in zip(entry.hf, hf_mapping.split(entry, torch.arange(shape[0]), config), strict=True):
             tensors[part] = take_rows([source], order)
     known = {name for entry in hf_mapping.mapping(config) for name in (entry.stored, _unfused(entry.stored))}
-    known |= {"output_layer.weight"} if config.tie_word_embeddings else set()  # the last stage's copy
+    if config.tie_word_embeddings and "output_layer.weight" in stored:  # the last stage's copy
+        known.add("output_layer.weight")
+        if not _equal(stored["output_layer.weight"], stored["embedding.word_embeddings.weight"]):
+            problem = "output_layer.weight differs from the embedding, and config.json ties the two"
+            raise UserError(
+                problem, file=file, remedy="give the config.json of this model, with tie_word_embeddings false"
+            )
     left = {name for name in stored if name.startswith(MODEL) and name not in known}
     if left:
         raise _no_place(min(left), len(left), file)
@@ -103,6 +109,11 @@ def pad_vocabulary(entry: Mapped, tensor: LazyTensor, multiple: int) -> LazyTens
     """Zero rows up to a multiple, for embedding and output layer."""
     missing = -tensor.shape[0] % multiple if _is_vocabulary(entry) else 0
     return Rows([tensor, Held(torch.zeros((missing, *tensor.shape[1:]), dtype=tensor.dtype))]) if missing else tensor
+
+
+def _equal(a: LazyTensor, b: LazyTensor) -> bool:
+    """Element by element, up to the first piece that differs."""
+    return a.shape == b.shape and all(torch.equal(p, q) for p, q in zip(a.pieces(), b.pieces(), strict=True))
 
 
 def _is_vocabulary(entry: Mapped) -> bool:

@@ -71,6 +71,7 @@ def quantize(
         raise UserError("is no Hugging Face folder", file=src, remedy="convert it first: convert megatron-to-hf")
     if source.quantization:
         raise UserError("is quantized already", file=src, remedy="give the model that it was made from")
+    source.refuse_quantized()
     activations = Calibration()
     if format != "int8":
         if not calibration:

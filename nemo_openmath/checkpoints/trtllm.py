@@ -62,6 +62,8 @@ def hf_to_trtllm(
     algorithm, cache = _ALGORITHMS[quantization], None
     if source.quantization:
         algorithm, cache = _fp8(source, quantization)
+    else:
+        source.refuse_quantized()
     plain = {name: tensor for name, tensor in source.tensors.items() if tensor.dtype.itemsize > 1}
     chosen = dtype or main_dtype({name: plain[name] for name in plain if not name.endswith("_scale")})
     if chosen not in (torch.bfloat16, torch.float16, torch.float32):

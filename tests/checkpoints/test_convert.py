@@ -186,3 +186,51 @@ def test_stages_of_unequal_size(tmp_path: Path) -> None:
     torch.save(first, files[0])
     torch.save(second | {"model": later}, files[1])
     assert models.same(models.load(megatron_to_hf(tmp_path / "m", tmp_path / "back")), models.load(source))
+
+
+def test_an_output_layer_is_not_lost_to_a_config_that_ties_it(tmp_path: Path) -> None:
+    """Of a classic folder's last stage it is the embedding's copy: only then it may go."""
+    source, tied = models.make(tmp_path / "hf"), models.make(tmp_path / "tied", models.TIED)
+    for number, options in enumerate(({}, {"classic_folders": True, "tp": 2, "pp": 2})):
+        folder = hf_to_megatron(source, tmp_path / f"m{number}", **options)
+        with pytest.raises(UserError, match=r"output_layer\.weight differs from the embedding"):
+            megatron_to_hf(folder, tmp_path / "x", model_files=tied)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.int64])
+def test_codes_are_not_taken_for_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    source = models.make(tmp_path / "hf")
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file(models.load(source) | {name: torch.ones(80, 48).to(dtype)}, source / SINGLE)
+    attempts = (
+        hf_to_megatron,
+        hf_to_trtllm,
+        lambda src, dst: average([src, src], dst),
+        lambda src, dst: quantize(src, dst, format="int8"),
+    )
+    for attempt in attempts:
+        with pytest.raises(UserError, match=rf"{name} is \w+, and config\.json does not say what for"):
+            attempt(source, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab_size": "107"},
+        {"num_hidden_layers": None},
+        {"num_attention_heads": 0},
+        {"hidden_size": 48.0},
+        {"rope_theta": "1e4"},
+        {"rope_parameters": "x"},
+        {"rope_scaling": [1]},
+    ],
+)
+def test_a_config_with_wrong_values_is_named(tmp_path: Path, change: dict[str, object]) -> None:
+    source = models.make(tmp_path / "hf")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | change))
+    for attempt in (hf_to_megatron, hf_to_trtllm, lambda src, dst: average([src, src], dst)):
+        with pytest.raises(UserError, match=rf"config\.json: {next(iter(change))} is "):
+            attempt(source, tmp_path / "x")

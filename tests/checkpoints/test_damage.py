@@ -209,6 +209,9 @@ def test_damaged_torch_dist(tmp_path: Path) -> None:
         megatron_to_hf(folder, tmp_path / "back")
     with pytest.raises(DamagedFile, match=r"__0_0\.distcp: truncated; it holds a part of"):
         megatron_to_hf(folder / "state", tmp_path / "back", model_files=source)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(DamagedFile, match="no manifest: this is not a finished checkpoint"):
+        megatron_to_hf(folder, tmp_path / "back")
     file.unlink()
     with pytest.raises(DamagedFile, match=r"__0_0\.distcp: missing"):
         megatron_to_hf(folder / "state", tmp_path / "back", model_files=source)
