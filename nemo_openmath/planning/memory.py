@@ -91,6 +91,26 @@ def states(model: ModelConfig, layout: Layout, precision: Precision, stage: int 
     return States(count * (2 if bf16 else 4), 4 * count, -(-count // shards) * (12 if bf16 else 8))
 
 
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes of the host's memory that a rank needs for checkpoints, beside the training itself."""
+
+    saving: int  # copies that are written while the training goes on
+    loading: int  # optimizer state on its way to the GPU
+
+
+def host_memory(model: ModelConfig, layout: Layout, precision: Precision) -> HostMemory:
+    """Of the fullest rank. Saving: data-parallel ranks share out the parameters, each with weight and optimizer state,
+    one parameter at least. Loading: the state that the rank keeps, whole rows (training/shards.py)."""
+    count = max(stage_parameters(model, layout.parallel, stage) for stage in range(layout.parallel.pp))
+    largest = max(model.vocab_size * model.hidden_size, 2 * model.hidden_size * model.intermediate_size)
+    state = 12 if precision == "bf16" else 8
+    ranks = layout.data_parallel * layout.parallel.cp
+    share = max(-(-count // ranks), min(count, largest // layout.parallel.tp))
+    held = -(-count // ranks) if layout.distributed_optimizer else count
+    return HostMemory(share * (_width(precision) + state), held * state)
+
+
 def layer_activations(
     model: ModelConfig, parallel: Parallel, tokens: int, precision: Precision, recompute: Recompute
 ) -> int:

@@ -10,7 +10,15 @@ from rich.text import Text
 
 from nemo_openmath.planning.gpus import GIB
 from nemo_openmath.planning.layouts import Estimate, Plan, estimate
-from nemo_openmath.planning.memory import FIXED_RESERVE, FRAGMENTATION, RECOMPUTE, Layout, Memory, rank_tokens
+from nemo_openmath.planning.memory import (
+    FIXED_RESERVE,
+    FRAGMENTATION,
+    RECOMPUTE,
+    Layout,
+    Memory,
+    host_memory,
+    rank_tokens,
+)
 from nemo_openmath.planning.speed import LINK_EFFICIENCY
 
 KINDS = {
@@ -28,7 +36,7 @@ assert set(KINDS) == {field.name for field in fields(Memory)}
 def show(plan: Plan, rows: int) -> RenderableType:
     """The whole answer; ``rows`` layouts at most (0: all)."""
     chosen = plan.own or plan.fits[0]
-    return Group(_facts(plan), _memory(plan, chosen), _time(plan, chosen), _layouts(plan, rows))
+    return Group(_facts(plan), _memory(plan, chosen), _host(plan, chosen), _time(plan, chosen), _layouts(plan, rows))
 
 
 def _facts(plan: Plan) -> Text:
@@ -67,6 +75,12 @@ def _memory(plan: Plan, chosen: Estimate) -> Table:
     fits = ("yes" if found.total <= plan.gpu.memory else "no" for found in by_mode.values())
     table.add_row(f"fits {plan.gpu.memory // GIB}", *fits)
     return table
+
+
+def _host(plan: Plan, chosen: Estimate) -> Text:
+    found = host_memory(plan.work.model, chosen.layout, plan.work.training.precision)
+    said = f"{_gib(found.saving)} GiB while a checkpoint is written, {_gib(found.loading)} GiB while one is loaded"
+    return Text(f"host memory of a rank for checkpoints: {said}")
 
 
 def _time(plan: Plan, chosen: Estimate) -> Text:

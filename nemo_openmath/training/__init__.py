@@ -9,6 +9,7 @@ dealing.py       a batch's packs dealt to data-parallel ranks and padded for the
 schedule.py      learning rate as a function of the step
 optimizer.py     megatron-core's gradient buffers and Adam, stepped in the open; state per parameter
 checkpoint.py    saving and loading at any layout
+shards.py        the rows of stored tensors that a process needs, read alone
 metrics.py       metrics.jsonl, console, TensorBoard, wandb; the guard against divergence
 claim.py         one training at a time in an output folder
 profile.py       seconds of each part of a step; traces of chosen steps

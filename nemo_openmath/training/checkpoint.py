@@ -33,13 +33,15 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.errors import DamagedFile, OpenMathError, UserError
 from nemo_openmath.models import torch_dist
 from nemo_openmath.models.build import PackedGPT
 from nemo_openmath.models.torch_dist import Manifest
 from nemo_openmath.training.optimizer import Optimizer
+from nemo_openmath.training.shards import Box, read_boxes, rows_of
 
 
 class CheckpointStore:
@@ -79,7 +81,9 @@ class CheckpointStore:
         sharded, _ = save_preprocess(state, validate_access_integrity=False)
         if self._pool is not None:
             for entry in nested_values(sharded):
-                if isinstance(entry, ShardedTensor) and entry.data is not None:
+                # the distributed optimizer's were put together for this save: nothing else changes them
+                ours = optimizer.config.distributed_optimizer and entry.key.startswith("optimizer.")
+                if isinstance(entry, ShardedTensor) and entry.data is not None and not ours:
                     entry.data = entry.data.detach().to("cpu", copy=True)
         sharded, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
         tensors = mcore_to_pyt_state_dict(sharded, False)
@@ -99,13 +103,22 @@ class CheckpointStore:
     ) -> None:
         dist.barrier(group=self._group)  # rank 0 has made the folder
         state = partial / torch_dist.STATE
-        state_dict_saver.save(
-            tensors,
-            storage_writer=FileSystemWriter(state, single_file_per_rank=True, sync_files=False),
-            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
-            process_group=self._group,
-        )
-        rank = dist.get_rank()
+        try:
+            state_dict_saver.save(
+                tensors,
+                storage_writer=FileSystemWriter(state, single_file_per_rank=True, sync_files=False),
+                planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+                process_group=self._group,
+            )
+            self._finish(common, notes, step, partial)
+        except CheckpointException as error:  # every rank's; not an Exception
+            raise _not_written(partial, *next((rank, cause) for rank, (cause, _) in error.failures.items())) from None
+        except OSError as error:
+            raise _not_written(partial, dist.get_rank(), error) from None
+
+    def _finish(self, common: dict[str, Any], notes: Mapping[str, Any], step: int, partial: Path) -> None:
+        """Checksums and manifest of a folder whose tensors are written; then it gets its name."""
+        rank, state = dist.get_rank(), partial / torch_dist.STATE
         if rank == 0:
             torch.save(common, state / "common.pt")
             (state / "metadata.json").write_text(json.dumps(torch_dist.TORCH_DIST))
@@ -155,38 +168,52 @@ class CheckpointStore:
             raise UserError("this checkpoint is of bf16 training", file=folder, remedy="set training.precision to bf16")
         if not mains and optimizer.config.precision == "bf16":
             raise UserError("this checkpoint is of fp32 training", file=folder, remedy="set training.precision to fp32")
-        empty = optimizer.empty_state()
-        state, held = _state(models, empty), set(empty)
-        del empty
-        loaded = dist_checkpointing.load(state, str(folder / torch_dist.STATE), validate_access_integrity=False)
-        del state  # so that the tensors go one by one
+        state, sharded = folder / torch_dist.STATE, sharded_model(models)
+        held, boxes, ranges, names = dict[Tensor, dict[str, Tensor]](), list[Box](), optimizer.held(), _names(models)
+        for chunk, entries in sharded.items():
+            for name, entry in entries.items():
+                parameter = names[f"{chunk}.{name}"]
+                for kind in optimizer.state_keys if parameter in ranges else ():
+                    target, parts = rows_of(entry, ranges[parameter], f"optimizer.{kind}.")
+                    held.setdefault(parameter, {})[kind] = target
+                    boxes += parts
+        loaded = dist_checkpointing.load(sharded, str(state), validate_access_integrity=False)
         _fill(models, loaded)
-        moments, keys, names = loaded.pop("optimizer"), optimizer.state_keys, _names(models)
-        full = {p: {k: moments.pop(f"{k}.{name}") for k in keys} for name, p in names.items() if p in held}
-        optimizer.load_state(full, int(loaded["updates"]))
+        read_boxes(state, boxes)
+        del boxes
+        optimizer.load_state(held, int(loaded["updates"]))
         torch.set_rng_state(loaded["random_state"])
         return manifest.training
 
 
+def _not_written(partial: Path, rank: int, cause: BaseException) -> OpenMathError:
+    chain: BaseException | None = cause
+    while chain is not None and not isinstance(chain, OSError):  # torch's zip writer complains of its own
+        chain = chain.__cause__ or chain.__context__
+    why = (chain.strerror if isinstance(chain, OSError) else None) or " ".join(str(cause).split())
+    return OpenMathError(
+        f"{partial}: rank {rank} could not write the checkpoint ({why}); make room, then run the same command again"
+    )
+
+
 def _state(
-    models: list[PackedGPT], tensors: Mapping[Tensor, dict[str, Tensor]], writers: Mapping[Tensor, int] | None = None
+    models: list[PackedGPT], tensors: Mapping[Tensor, dict[str, Tensor]], writers: Mapping[Tensor, int]
 ) -> dict[str, Any]:
-    """Descriptions of the models' parameters and of such optimizer ``tensors`` as are given. ``writers``: the
-    data-parallel rank that writes each parameter; only this rank's are in the result. None: all are, for loading."""
+    """Descriptions of the models' parameters and of their optimizer ``tensors``. ``writers``: the data-parallel rank
+    that writes each parameter; only this rank's are in the result."""
     model, moments, names = sharded_model(models), dict[str, Any](), _names(models)
     rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
     state: dict[str, Any] = {chunk: {} for chunk in model}
     for chunk, entries in model.items():
         for name, entry in entries.items():
             parameter = names[f"{chunk}.{name}"]
-            if writers is not None:
-                if writers[parameter] != rank:
-                    continue
-                if entry.replica_id[-1] != rank:  # (pipeline copy, tensor-parallel copy, data-parallel copy)
-                    raise RuntimeError(f"{entry.key}: replica {entry.replica_id} is not of data-parallel rank {rank}")
-                entry = replace(entry, replica_id=(*entry.replica_id[:-1], 0))  # megatron-core writes copy 0
+            if writers[parameter] != rank:
+                continue
+            if entry.replica_id[-1] != rank:  # (pipeline copy, tensor-parallel copy, data-parallel copy)
+                raise RuntimeError(f"{entry.key}: replica {entry.replica_id} is not of data-parallel rank {rank}")
+            entry = replace(entry, replica_id=(*entry.replica_id[:-1], 0))  # megatron-core writes copy 0
             state[chunk][name] = entry
-            for kind, tensor in tensors.get(parameter, {}).items():
+            for kind, tensor in tensors[parameter].items():
                 moments[f"{kind}.{chunk}.{name}"] = _like(entry, f"optimizer.{kind}.{entry.key}", tensor)
     return {**state, "optimizer": moments}
 

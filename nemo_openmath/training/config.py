@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,15 @@ class Checkpoints:
         for name in ("every", "keep_last", "average_k"):
             if getattr(self, name) < 0:
                 raise UserError(f"checkpoints.{name} = {getattr(self, name)}", remedy="choose 0 or more")
+        for name in ("steps", "epochs"):
+            for value in getattr(self, name):
+                if not 0 < value < math.inf:
+                    raise UserError(f"checkpoints.{name} holds {value}", remedy="choose numbers above 0")
+
+    def unreached(self, num_steps: int, steps_per_epoch: float) -> list[str]:
+        """Which of ``steps`` and ``epochs`` lie behind the end of the training: nothing is saved for them."""
+        late = [f"step {step}" for step in self.steps if step > num_steps]
+        return late + [f"epoch {epoch:g}" for epoch in self.epochs if round(epoch * steps_per_epoch) > num_steps]
 
     def lasting(self, num_steps: int, steps_per_epoch: float) -> tuple[int, ...]:
         """Steps (counted after the update, 1..num_steps) whose checkpoints are never removed."""
@@ -47,6 +57,8 @@ class Guard:
     window: int = 50  # steps of the running mean
 
     def __post_init__(self) -> None:
+        if not 0 <= self.spike_factor < math.inf:
+            raise UserError(f"guard.spike_factor = {self.spike_factor}", remedy="choose 0 (off) or a factor above 1")
         if self.window < 1:
             raise UserError(f"guard.window = {self.window}", remedy="choose 1 or more")
 
@@ -109,14 +121,17 @@ class TrainingConfig:
     wandb_project: str | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in (("warmup", 0, 1), ("final_lr_ratio", 0, 1), ("beta1", 0, 1), ("beta2", 0, 1)):
-            if not low <= getattr(self, name) <= high:
-                raise UserError(f"training.{name} = {getattr(self, name)}", remedy=f"choose it from {low} to {high}")
+        for name in ("warmup", "final_lr_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"training.{name} = {getattr(self, name)}", remedy="choose it from 0 to 1")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"training.{name} = {getattr(self, name)}", remedy="choose it from 0 to below 1")
         for name in ("lr", "epsilon"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"training.{name} = {getattr(self, name)}", remedy="choose it above 0")
         for name in ("weight_decay", "clip"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"training.{name} = {getattr(self, name)}", remedy="choose it 0 or more")
         if self.log_every < 1:
             raise UserError(f"training.log_every = {self.log_every}", remedy="choose it 1 or more")

@@ -63,6 +63,11 @@ def train(
     into steps. Raises UserError where another training runs in ``output``, and :class:`Preempted` after SIGTERM or
     SIGUSR1, once everything is saved.
     """
+    if config.validation.every and validation is None:
+        raise UserError(
+            f"validation.every = {config.validation.every}, but nothing is held out",
+            remedy="give data.validation or data.validation_share",
+        )
     is_checkpoint = (model / torch_dist.STATE).is_dir()
     files = model / torch_dist.MODEL if is_checkpoint else model
     shape = ModelConfig.from_hf(files).with_changes(**(changes or {}))
@@ -76,7 +81,7 @@ def train(
         models = build_model(shape, config.parallel, dtype=dtype, recompute=config.recompute, backend=config.backend)
         if is_main():
             say(_first_line(shape, config))
-        store = _store(output, files, shape, source, config, batch_samples)
+        store = _store(output, files, shape, source, config, batch_samples, say)
         newest = store.newest(say)
         if newest is None:
             if is_main() and torch_dist.list_checkpoints(store.root):
@@ -234,6 +239,7 @@ def _store(
     source: PackSource,
     config: TrainingConfig,
     batch_samples: int | None,
+    say: Callable[[str], None],
 ) -> CheckpointStore:
     """The checkpoint store; rank 0 writes the trained model's config.json and tokenizer files to ``OUTPUT/model``."""
     settings, own_files = config.checkpoints, output / "model"
@@ -244,6 +250,9 @@ def _store(
     if settings.epochs and batch_samples is None:
         raise UserError("checkpoints.epochs needs the batch size in samples", remedy="give batch_samples to train()")
     per_epoch = source.num_samples / (batch_samples or 1)
+    late = settings.unreached(source.num_steps, per_epoch)
+    if late and is_main():
+        say(f"no checkpoint after {', '.join(late)}: the training ends after step {source.num_steps}")
     return CheckpointStore(
         output / "checkpoints",
         own_files,

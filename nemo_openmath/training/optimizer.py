@@ -134,11 +134,10 @@ class Optimizer:
         shares = assign([p.numel() for p in parameters], ranks)
         return {parameters[i]: rank for rank, share in enumerate(shares) for i in share}
 
-    def empty_state(self) -> dict[Tensor, dict[str, Tensor]]:
-        """Tensors on the host to load :meth:`full_state` into: those of the parameters of which this rank holds any
-        state. With the distributed optimizer these are few on each of many ranks."""
-        held = (parameter for _, parameter, _, _ in self._locate())
-        return {p: {key: torch.empty(p.shape, dtype=torch.float32) for key in self.state_keys} for p in held}
+    def held(self) -> dict[Tensor, slice]:
+        """Model parameter -> which of its elements, flattened, this rank holds the state of; those with any."""
+        found = ((parameter, part) for _, parameter, _, part in self._locate())
+        return {parameter: part or slice(0, parameter.numel()) for parameter, part in found}
 
     @torch.no_grad()
     def full_state(self, receivers: Mapping[Tensor, int]) -> dict[Tensor, dict[str, Tensor]]:
@@ -174,19 +173,16 @@ class Optimizer:
         return full
 
     @torch.no_grad()
-    def load_state(self, full: dict[Tensor, dict[str, Tensor]], updates: int) -> None:
-        """Inverse of :meth:`full_state`; empties ``full``, whose tensors are taken over where they are whole. Each
-        parameter gets its own step counter: shared ones would be counted up once per parameter and update."""
+    def load_state(self, held: dict[Tensor, dict[str, Tensor]], updates: int) -> None:
+        """Inverse of :meth:`full_state`, of the elements :meth:`held` names; empties ``held``, whose tensors on the
+        host are taken over. Each parameter gets its own step counter: shared ones would be counted up once per
+        parameter and update."""
         self.updates = updates
-        for part, parameter, main, held in self._locate():
-            whole = full.pop(parameter)
-            tensors = {k: t if held is None else t.reshape(-1)[held] for k, t in whole.items()}
+        for part, parameter, main, _ in self._locate():
+            tensors = held.pop(parameter)
             if "main" in tensors:
-                main.copy_(tensors["main"])
-            state: dict[str, Any] = {
-                key: tensors[key].to(main.device, torch.float32, copy=held is not None) for key in STATE_KEYS
-            }
-            del whole, tensors
+                main.copy_(tensors["main"].view(main.shape))
+            state: dict[str, Any] = {key: tensors[key].view(main.shape).to(main.device) for key in STATE_KEYS}
             if isinstance(part.optimizer, torch.optim.AdamW):
                 state["step"] = torch.tensor(float(updates), device=main.device if main.is_cuda else "cpu")
             else:  # TransformerEngine's and Apex's fused Adam count per group

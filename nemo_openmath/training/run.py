@@ -106,7 +106,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OpenMathError as error:
         print(f"rank {os.environ.get('RANK', '0')}: {error}", file=sys.stderr, flush=True)
         return int(error.exit_code)
-    except Exception:
+    except KeyboardInterrupt:
+        return int(ExitCode.INTERRUPTED)
+    except BaseException:  # torch.distributed.checkpoint has errors that are no Exception
         print(f"rank {os.environ.get('RANK', '0')}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         return int(ExitCode.FAILURE)
     return int(ExitCode.OK)

@@ -64,6 +64,13 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
         kept = {address: size for address, size in kept.items() if address not in weights}
         found = {name: sum(each.values()) for name, each in (("weights", weights), ("gradients", gradients))}
         found |= {"optimizer": sum(kept.values()), "activations": saved(stepper, models, pack, set(weights))}
+        writers, rank = optimizer.share_out(), dist.get_rank()  # of data- and context-parallel ranks
+        if config.parallel.cp * config.parallel.data_parallel(dist.get_world_size()) == dist.get_world_size():
+            full = optimizer.full_state(writers)
+            copies = [[p, *full[p].values()] for p, writer in writers.items() if writer == rank]
+            found["saving"] = sum(tensor.nbytes for each in copies for tensor in each)
+            held = sum(part.stop - part.start for part in optimizer.held().values())
+            found["loading"] = 4 * len(optimizer.state_keys) * held
         ranks = config.parallel.data_parallel(dist.get_world_size())
         runs = 1 if dist.get_world_size() == 1 else 3
         for size in case["block_bytes"]:  # of a block of logits

@@ -95,6 +95,16 @@ def test_states_are_what_the_trainer_holds(measured: dict[str, dict[str, int]], 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CASES if "TP" not in name and "PP" not in name])
+def test_what_checkpoints_take_of_the_host(measured: dict[str, dict[str, int]], name: str) -> None:
+    """What a rank copies to save and what it loads: within a part of the largest parameter, and 1% of padding."""
+    _, model, config = CASES[name]
+    expected = memory.host_memory(MODELS[model], layout_of(name), config.get("precision", "fp32"))
+    assert measured[name]["loading"] == pytest.approx(expected.loading, rel=0.01)
+    assert measured[name]["saving"] == pytest.approx(expected.saving, rel=0.2)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTED)
 def test_activations_are_what_autograd_keeps(measured: dict[str, dict[str, int]], name: str) -> None:
     """Within 0.2% of the tensors that autograd saves, each storage once, after what is known to differ on CPU."""

@@ -156,5 +156,14 @@ def test_the_command(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     assert run(["plan", str(job), "--gpus", "32", "--gpu", "h100", "--rows", "5", "training.recompute=full"]) == 0
     said = capsys.readouterr().out
-    for words in ("optimizer states", "logits", "selective", "GPU-hours", "assumed", "100 steps", "the best 5"):
+    for words in (
+        "optimizer states",
+        "host memory",
+        "logits",
+        "selective",
+        "GPU-hours",
+        "assumed",
+        "100 steps",
+        "the best 5",
+    ):
         assert words in said

@@ -20,7 +20,7 @@ from nemo_openmath.models.packed import zigzag
 from nemo_openmath.models.torch_dist import step_folder
 from nemo_openmath.sft.pack_types import Pack
 from nemo_openmath.training.checkpoint import CheckpointStore
-from nemo_openmath.training.config import Checkpoints, DataConfig, Guard, TrainingConfig
+from nemo_openmath.training.config import Checkpoints, DataConfig, Guard, Profile, TrainingConfig
 from nemo_openmath.training.dealing import deal, samples_of
 from nemo_openmath.training.metrics import LossGuard, Metrics, TrainingDiverged, console_line
 from nemo_openmath.training.run import check_job, read_job
@@ -211,6 +211,10 @@ def test_a_job_is_refused_before_ranks_start(tmp_path: Path) -> None:
         (lambda: TrainingConfig(clip=-1.0), "training.clip = -1.0; choose it 0 or more"),
         (lambda: TrainingConfig(log_every=0), "training.log_every = 0; choose it 1 or more"),
         (lambda: TrainingConfig(lr=math.nan), "training.lr = nan; choose it above 0"),
+        (lambda: TrainingConfig(beta2=1.0), "training.beta2 = 1.0; choose it from 0 to below 1"),
+        (lambda: Guard(spike_factor=-1.0), "guard.spike_factor = -1.0; choose 0 (off)"),
+        (lambda: Checkpoints(epochs=(0.75, -1.5)), "checkpoints.epochs holds -1.5; choose numbers above 0"),
+        (lambda: Profile(steps=(0,)), "profile.steps holds 0; choose 1 or more"),
         (lambda: DataConfig(Path("packs"), validation_share=1.0), "validation_share = 1.0; choose it from 0"),
         (lambda: DataConfig(Path("a"), validation=Path("b"), validation_share=0.1), "are both given"),
     ],
