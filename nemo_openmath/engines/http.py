@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,17 +32,24 @@ from nemo_openmath.engines.protocol import (
     Usage,
 )
 from nemo_openmath.engines.servers import Server, ServerPool
+from nemo_openmath.engines.sse import events as sse_events
 from nemo_openmath.errors import UserError
 from nemo_openmath.transcripts.tokenizer import ChatTokenizer
 
 CONNECT_S = 10.0
+# a prompt that is too long, in the words of vLLM, SGLang, TensorRT-LLM, llama.cpp, OpenAI and our own server
+_TOO_LONG = re.compile(
+    r"context[ _](length|size|window)|fit the context|max(imum)?[ _](model|seq|input|sequence)[ _]?len|max_num_tokens",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """``attempts``: how often a server may fail a request (5xx, disconnect, time-out, damaged answer) before it ends.
-    Waiting because servers are busy (429) or away (connection refused) is bounded by ``patience_s`` instead. Delays
-    grow from ``first_s`` to ``most_s`` by doubling, each drawn between half and whole; Retry-After is obeyed."""
+    Waiting because servers are busy (429) or away (connection refused) is bounded by ``patience_s`` instead, in which
+    the time that a server worked on the request does not count. Delays grow from ``first_s`` to ``most_s`` by doubling,
+    each drawn between half and whole; Retry-After is obeyed."""
 
     attempts: int = 5
     first_s: float = 0.25
@@ -88,6 +96,7 @@ class HTTPEngine:
         if api not in ("completions", "chat"):
             raise UserError(f"api {api!r} is unknown", remedy="use completions or chat")
         self._model, self.tokenizer, self._api = model, tokenizer, api
+        self._asks_for = model  # the name by which the server knows it
         self._pool = ServerPool([urls] if isinstance(urls, str) else urls)
         self._retry = retry or RetryPolicy()
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
@@ -127,10 +136,12 @@ class HTTPEngine:
             return await self._json(server, "GET", "/v1/models", None)
 
         cards = (await self._with_retries(ask, None)).get("data") or []
-        card = next((c for c in cards if c.get("id") == self._model), None)
+        same = [c for c in cards if _same_model(str(c.get("id")), self._model)]
+        card = next((c for c in same if c.get("id") == self._model), same[0] if same else None)
         if card is None:
             served = ", ".join(str(c.get("id")) for c in cards) or "nothing"
             raise EngineError(f"no server has the model {self._model!r}; it serves {served}", retryable=False)
+        self._asks_for = str(card["id"])
         kind = self._dialect.name if self._dialect else OWNERS.get(str(card.get("owned_by")), "openai")
         return self._speak(kind, card.get("max_model_len"))
 
@@ -142,11 +153,11 @@ class HTTPEngine:
         return self._capabilities
 
     async def complete(self, request: Request) -> Completion:
+        if request.time_limit is not None:
+            return await self._complete_in_time(request)
         dialect = await self._ready()
         request = _fits(request, self.capabilities.max_context)
-        if request.time_limit is not None:
-            return await self._complete_in_time(request, dialect)
-        body = orjson.dumps(dialect.body(request, self._model, False))
+        body = orjson.dumps(dialect.body(request, self._asks_for, False))
 
         async def ask(server: Server) -> Completion:
             answer = await self._json(server, "POST", dialect.path, body)
@@ -154,9 +165,8 @@ class HTTPEngine:
 
         return await self._with_retries(ask, request.conversation)
 
-    async def _complete_in_time(self, request: Request, dialect: Dialect) -> Completion:
+    async def _complete_in_time(self, request: Request) -> Completion:
         """Streams, so that what was generated when the time is over can be returned."""
-        body = orjson.dumps(dialect.body(request, self._model, True))
         so_far = Piece()
 
         async def ask(server: Server) -> Completion:
@@ -168,15 +178,15 @@ class HTTPEngine:
 
         try:
             async with asyncio.timeout(request.time_limit):
+                dialect = await self._ready()
+                request = _fits(request, self.capabilities.max_context)
+                body = orjson.dumps(dialect.body(request, self._asks_for, True))
                 return await self._with_retries(ask, request.conversation)
         except TimeoutError:
             _end_in_time(so_far, request)
             return to_completion(so_far, request, self.tokenizer)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        dialect = await self._ready()
-        request = _fits(request, self.capabilities.max_context)
-        body = orjson.dumps(dialect.body(request, self._model, True))
         loop = asyncio.get_running_loop()
         deadline = None if request.time_limit is None else loop.time() + request.time_limit
         so_far = Piece()
@@ -188,11 +198,14 @@ class HTTPEngine:
         events: AsyncGenerator[Piece, None] | None = None
         try:
             async with asyncio.timeout_at(deadline):
+                dialect = await self._ready()
+                request = _fits(request, self.capabilities.max_context)
+                body = orjson.dumps(dialect.body(request, self._asks_for, True))
                 server, events, piece = await self._with_retries(begin, request.conversation)
             with self._pool.using(server):
                 while True:
                     so_far.add(piece)
-                    yield Chunk(piece.text, piece.ids)
+                    yield Chunk(piece.text, piece.ids, logprobs=piece.logprobs)
                     async with asyncio.timeout_at(deadline):
                         piece = await anext(events)
         except StopAsyncIteration:
@@ -207,7 +220,9 @@ class HTTPEngine:
             if events is not None:
                 await events.aclose()
         completion = to_completion(so_far, request, self.tokenizer)
-        yield Chunk(completion.text[len(so_far.text) :], completion.token_ids[len(so_far.ids) :], completion)
+        given = len(so_far.text), len(so_far.ids), len(so_far.logprobs)
+        logprobs = (completion.logprobs or ())[given[2] :]
+        yield Chunk(completion.text[given[0] :], completion.token_ids[given[1] :], completion, logprobs)
 
     async def close(self) -> None:
         self._closed = True
@@ -227,7 +242,7 @@ class HTTPEngine:
         return self._dialect
 
     async def _with_retries(self, attempt: Callable[[Server], Awaitable[Any]], conversation: str | None) -> Any:
-        began, failures, waits = time.monotonic(), 0, 0
+        waited, failures, waits = 0.0, 0, 0
         avoid: tuple[Server, ...] = ()
         cause: _Failure | None = None
         where = "no server"
@@ -238,7 +253,7 @@ class HTTPEngine:
             if server is None:
                 delay = self._pool.seconds_until_open()
             else:
-                where = server.url
+                where, began = server.url, time.monotonic()
                 try:
                     with self._pool.using(server):
                         result = await attempt(server)
@@ -247,20 +262,25 @@ class HTTPEngine:
                 except _Failure as failure:
                     cause, avoid = failure, (server,)
                     failures += failure.counts
-                    waits += not failure.counts
+                    if not failure.counts:
+                        waits += 1
+                        waited += time.monotonic() - began
                     if failure.blames:
                         server.failed()
                     delay = failure.after_s or self._retry.delay(failures + waits - 1)
-            late = time.monotonic() + delay - began > self._retry.patience_s
+            late = waited + delay > self._retry.patience_s
             if failures >= self._retry.attempts or late:
                 after = f"after {failures} failed attempts" if not late else f"after {self._retry.patience_s:g} s"
                 message = f"{where}: {cause or 'every server is away'} ({after})"
                 raise EngineError(message, retryable=True) from cause
-            await asyncio.sleep(delay)
+            waited += delay
+            over = time.monotonic() + delay
+            while not self._closed and (left := over - time.monotonic()) > 0:  # noqa: ASYNC110  # of any event loop
+                await asyncio.sleep(min(left, 1.0))
 
     async def _json(self, server: Server, method: str, path: str, body: bytes | None) -> dict[str, Any]:
         try:
-            async with self._client().request(method, server.url + path, data=body) as response:
+            async with self._client().request(method, server.url + path, data=body, allow_redirects=False) as response:
                 content = await response.read()
                 self._check_status(response, content)
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:
@@ -284,26 +304,22 @@ class HTTPEngine:
         """The pieces of one streamed answer; _Failure where it breaks off before its end."""
         ended = False
         try:
-            async with self._client().post(server.url + dialect.path, data=body) as response:
+            async with self._client().post(server.url + dialect.path, data=body, allow_redirects=False) as response:
                 if response.status != 200:
                     self._check_status(response, await response.read())
-                async for line in response.content:
-                    if not line.startswith(b"data:"):
-                        continue
-                    data = line[5:].strip()
-                    if data == b"[DONE]":
+                async for event in sse_events(response.content.iter_any()):
+                    if event is None:
                         ended = True
                         break
-                    event = orjson.loads(data)
-                    if error := event.get("error"):
-                        raise _Failure(f"the server failed: {error.get('message', error)}")
+                    if event.get("error"):
+                        raise _Failure(f"the server failed: {_words(event)}")
                     self._check_model(event)
                     yield dialect.read(event, so_far)
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:
             raise _Failure(f"cannot connect: {error}", counts=False) from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise _Failure(f"connection lost: {error or type(error).__name__}") from error
-        except (ValueError, AttributeError, KeyError, TypeError) as error:  # an event too long for a line, too
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise _Failure(f"damaged answer: {error!r}") from error
         except TimeoutError as error:
             raise _Failure(f"no answer within {self._timeout_s:g} s") from error
@@ -312,12 +328,14 @@ class HTTPEngine:
 
     def _completion(self, read: Callable[[], Piece], request: Request) -> Completion:
         try:
-            completion = to_completion(read(), request, self.tokenizer)
+            piece = read()
+            completion = to_completion(piece, request, self.tokenizer)
         except EngineError as error:
             raise _Failure(str(error)) from error
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise _Failure(f"damaged answer: {error!r}") from error
-        if self.capabilities.token_ids and not completion.token_ids:
+        made = piece.text or (piece.stop is None and piece.usage is not None and piece.usage.completion_tokens > 1)
+        if self.capabilities.token_ids and not piece.ids and made:
             raise _Failure("the server returned no token ids; does it support return_token_ids?")
         return completion
 
@@ -333,7 +351,11 @@ class HTTPEngine:
             raise _Failure(message, after_s=after)
         if status == 404 and len(self._pool.servers) > 1:
             raise _Failure(message)  # this server may have another model; the next may have ours
-        if status == 400 and ("context length" in message or "fit the context" in message):
+        if 300 <= status < 400:  # followed, a POST would arrive as a GET
+            message = (
+                f"HTTP {status}: the address has moved to {response.headers.get('Location', 'nowhere')}; name that"
+            )
+        if status in (400, 413, 422) and _TOO_LONG.search(message):
             # of a prompt in text: only the server counts its tokens
             raise ContextOverflow.said(f"{response.url.origin()}: {message}")
         if status in (400, 413, 422):
@@ -342,7 +364,7 @@ class HTTPEngine:
 
     def _check_model(self, answer: dict[str, Any]) -> None:
         served = answer.get("model")
-        if served is not None and served != self._model:
+        if served is not None and served != self._asks_for and not _same_model(str(served), self._model):
             raise _Failure(f"the server answers as {served!r}, asked for {self._model!r}")
 
     def _client(self) -> aiohttp.ClientSession:
@@ -360,19 +382,32 @@ class HTTPEngine:
 
 def _end_in_time(so_far: Piece, request: Request) -> None:
     """Make what was received until the request's time was over a whole answer."""
-    so_far.finish, so_far.stop = "time_limit", None
-    so_far.usage = Usage(0 if isinstance(request.prompt, str) else len(request.prompt), 0, len(so_far.ids))
+    if so_far.finish is None:
+        so_far.finish, so_far.stop = "time_limit", None
+    if so_far.usage is None:
+        so_far.usage = Usage(0 if isinstance(request.prompt, str) else len(request.prompt), 0, len(so_far.ids))
 
 
 def _message(content: bytes) -> str:
     """The server's own words, in whichever of the customary places they are."""
     try:
-        body = orjson.loads(content)
-        error = body.get("error", body)
-        text = error.get("message") or error.get("detail") if isinstance(error, dict) else error
-        return str(text or body)[:500]
+        return _words(orjson.loads(content))
     except (orjson.JSONDecodeError, AttributeError):
         return content.decode(errors="replace")[:500].strip() or "no explanation"
+
+
+def _words(body: dict[str, Any]) -> str:
+    error = body.get("error", body)
+    text = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+    return str(text or body)[:500]
+
+
+def _same_model(served: str, asked: str) -> bool:
+    """Whether two names mean one model: they are equal, or one is a path to, or lacks the owner of, the other."""
+    if served == asked:
+        return True
+    loose = any("/" not in name or name.startswith(("/", ".", "~")) for name in (served, asked))
+    return loose and served.rstrip("/").rsplit("/", 1)[-1] == asked.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:

@@ -79,11 +79,13 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a streamed completion; the last one carries the whole ``completion``."""
+    """A piece of a streamed completion; the last one carries the whole ``completion``. ``logprobs``: of its tokens,
+    where they were asked for and the engine knows them by then."""
 
     text: str
     token_ids: tuple[int, ...] = ()
     completion: Completion | None = None
+    logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

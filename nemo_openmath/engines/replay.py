@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -29,6 +29,7 @@ from nemo_openmath.errors import UserError
 from nemo_openmath.pipeline.clock import Clock, SystemClock
 
 FORMAT = "openmath-recording-1"
+_Piece: TypeAlias = tuple[float, str, tuple[int, ...], tuple[float, ...]]  # seconds, text, ids, log-probabilities
 
 
 class Recorder:
@@ -51,14 +52,14 @@ class Recorder:
     async def complete(self, request: Request) -> Completion:
         began = self._clock.now()
         completion = await self._engine.complete(request)
-        self._write(request, completion, [(self._clock.now() - began, "", ())])
+        self._write(request, completion, [(self._clock.now() - began, "", (), ())])
         return completion
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         began = self._clock.now()
-        pieces: list[tuple[float, str, tuple[int, ...]]] = []
+        pieces: list[_Piece] = []
         async for chunk in self._engine.stream(request):
-            pieces.append((self._clock.now() - began, chunk.text, chunk.token_ids))
+            pieces.append((self._clock.now() - began, chunk.text, chunk.token_ids, chunk.logprobs))
             if chunk.completion is not None:
                 self._write(request, chunk.completion, pieces)
             yield chunk
@@ -68,7 +69,7 @@ class Recorder:
         self._file.close()
         await self._engine.close()
 
-    def _write(self, request: Request, c: Completion, pieces: list[tuple[float, str, tuple[int, ...]]]) -> None:
+    def _write(self, request: Request, c: Completion, pieces: list[_Piece]) -> None:
         row = {"key": request_key(request), "request": asdict(request), "completion": asdict(c), "pieces": pieces}
         self._file.write(orjson.dumps(row) + b"\n")
         self._file.flush()
@@ -128,11 +129,12 @@ class ReplayEngine:
         """The pieces as they were streamed; one piece where the recorded request was not streamed."""
         completion, pieces = self._next(request)
         if len(pieces) == 1:
-            pieces = [(pieces[0][0], completion.text, completion.token_ids)]
+            pieces = [(pieces[0][0], completion.text, completion.token_ids, completion.logprobs or ())]
         began = self._clock.now()
-        for i, (at, text, ids) in enumerate(pieces):
+        for i, (at, text, ids, *logprobs) in enumerate(pieces):  # recordings made before have no log-probabilities here
             await self._wait(at - (self._clock.now() - began) * self._speed)
-            yield Chunk(text, tuple(ids), completion if i == len(pieces) - 1 else None)
+            last = completion if i == len(pieces) - 1 else None
+            yield Chunk(text, tuple(ids), last, tuple(*logprobs))
 
     async def close(self) -> None:
         self._rows.clear()

@@ -15,7 +15,7 @@ import asyncio
 import hmac
 import secrets
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any, Self
@@ -176,23 +176,23 @@ class OpenAIServer:
         if call.return_token_ids:
             choice["token_ids"] = c.token_ids
             choice["prompt_token_ids"] = None if isinstance(r.prompt, str) else r.prompt
-        choice["logprobs"] = self._logprobs(c, chat) if call.sampling.logprobs else None
+        known = call.sampling.logprobs and c.logprobs is not None
+        choice["logprobs"] = self._logprobs(c.token_ids, c.logprobs or (), chat) if known else None
         return choice
 
-    def _logprobs(self, c: Completion, chat: bool) -> dict[str, Any] | None:
-        if c.logprobs is None:
-            return None
-        texts = [self.tokenizer.decode([i]) if self.tokenizer is not None else str(i) for i in c.token_ids]
+    def _logprobs(self, ids: Sequence[int], values: Sequence[float], chat: bool, offset: int = 0) -> dict[str, Any]:
+        """``offset``: characters of the tokens before these, of a streamed answer."""
+        texts = [self.tokenizer.decode([i]) if self.tokenizer is not None else str(i) for i in ids]
         if chat:
             return {
                 "content": [
                     {"token": t, "logprob": p, "bytes": list(t.encode()), "top_logprobs": []}
-                    for t, p in zip(texts, c.logprobs, strict=True)
+                    for t, p in zip(texts, values, strict=True)
                 ]
             }
-        offsets = list(accumulate(map(len, texts[:-1]), initial=0))
-        top = [{t: p} for t, p in zip(texts, c.logprobs, strict=True)]
-        return {"tokens": texts, "token_logprobs": c.logprobs, "top_logprobs": top, "text_offset": offsets}
+        offsets = list(accumulate(map(len, texts), initial=offset))[: len(texts)]
+        top = [{t: p} for t, p in zip(texts, values, strict=True)]
+        return {"tokens": texts, "token_logprobs": values, "top_logprobs": top, "text_offset": offsets}
 
     async def _stream(
         self, http: web.Request, call: Call, requests: list[Request], request_id: str, chat: bool
@@ -200,9 +200,10 @@ class OpenAIServer:
         chunks = _merge([self.engine.stream(r) for r in requests])
         first = await anext(chunks)  # a refused request becomes a plain error answer, not a broken stream
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-        await response.prepare(http)
         kind = "chat.completion.chunk" if chat else "text_completion"
         done: list[Completion] = []
+        sent: Counter[int] = Counter()  # log-probabilities, of each request
+        offsets: Counter[int] = Counter()
 
         async def send(index: int, chunk: Chunk) -> None:
             c = chunk.completion
@@ -210,14 +211,19 @@ class OpenAIServer:
             choice |= {"delta": {"role": "assistant", "content": chunk.text}} if chat else {"text": chunk.text}
             if call.return_token_ids:
                 choice["token_ids"] = chunk.token_ids
+            ids, values = chunk.token_ids, chunk.logprobs
             if c is not None:
                 done.append(c)
                 choice |= {"finish_reason": FINISH_REASON[c.finish], "stop_reason": c.stop}
-                if call.sampling.logprobs:
-                    choice["logprobs"] = self._logprobs(c, chat)
+                ids, values = c.token_ids[sent[index] :], (c.logprobs or ())[sent[index] :]
+            if call.sampling.logprobs and values:
+                choice["logprobs"] = logprobs = self._logprobs(ids, values, chat, offsets[index])
+                sent[index] += len(values)
+                offsets[index] += sum(map(len, logprobs.get("tokens", ())))
             await response.write(_event(envelope(kind, request_id, self.engine.model, [choice])))
 
         try:
+            await response.prepare(http)
             await send(*first)
             async for index, chunk in chunks:
                 await send(index, chunk)
@@ -251,7 +257,7 @@ class OpenAIServer:
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if self._api_key is not None and request.path.startswith("/v1/"):
             given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), self._api_key.encode()):
+            if not hmac.compare_digest(given.encode(errors="surrogateescape"), self._api_key.encode()):
                 return _json(error_body("missing or wrong API key", "authentication_error", 401), 401)
         try:
             return await handler(request)

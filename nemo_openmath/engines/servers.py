@@ -79,15 +79,17 @@ class ServerPool:
             if (stamp := (stat.st_mtime_ns, stat.st_size)) == self._stamp:
                 return
             lines = [line.strip() for line in self._file.read_text().splitlines()]
-        except OSError as error:
+            if urls := [line for line in lines if line and not line.startswith("#")]:
+                self._set(urls)
+                self._stamp = stamp
+        except (OSError, UserError, UnicodeDecodeError) as error:
             if self._servers:
                 return  # it is being replaced: the old addresses hold until the new ones are there
+            if isinstance(error, UserError):
+                raise
             raise UserError(
                 "no list of servers", file=self._file, remedy="start the servers, or name their URLs"
             ) from error
-        if urls := [line for line in lines if line and not line.startswith("#")]:
-            self._set(urls)
-            self._stamp = stamp
 
     def _set(self, urls: Sequence[str]) -> None:
         clean = list(dict.fromkeys(_base(u) for u in urls))

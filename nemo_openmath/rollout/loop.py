@@ -12,7 +12,7 @@ import random
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Literal
 
-from nemo_openmath.engines.protocol import ContextOverflow, Engine, Finish, Request, Sampling
+from nemo_openmath.engines.protocol import ContextOverflow, Engine, EngineError, Finish, Request, Sampling
 from nemo_openmath.errors import UserError
 from nemo_openmath.records import content_id
 from nemo_openmath.sandbox.protocol import Limits, Sandbox, Session
@@ -30,7 +30,9 @@ class RolloutSettings:
     ``budgets``: smallest and largest number of code executions; drawn per sample and stated in the prompt.
     The context of the engine ends a solution as well ("length"), never loses it.
     ``output_chars``: characters of a program's output that the model is shown.
-    ``repetition``: stop-gap against endless loops: a tail that repeats this many times ends as "repetition"; 0: off.
+    ``repetition``: a solution that ran into its limit while its tail repeated this many times is reported as
+    "repetition" instead of "length"; 0: never. Nothing is ended for it before the limit: a row of zeros in a program
+    repeats as often.
     """
 
     temperature: float = 0.7
@@ -184,8 +186,12 @@ async def _model_turn(
     state.completion += len(ids) or completion.usage.completion_tokens
     state.cached += completion.usage.cached_tokens
     state.computed += len(state.ids) - completion.usage.cached_tokens
-    if completion.finish is Finish.STOP and completion.stop is None and ids:
-        ids = ids[:-1]  # the end-of-turn token: Transcript.ended says it
+    if completion.finish is Finish.CANCELLED:  # the engine was closed: what there is is no solution
+        raise EngineError("the engine ended the request before it was finished", retryable=True)
+    # without the end-of-turn token: Transcript.ended says it; some servers do not return it
+    over = completion.finish is Finish.STOP and completion.stop is None and len(ids) > 0
+    if over and (ids[-1] == tokenizer.end_of_turn or tokenizer.decode(ids) != completion.text):
+        ids = ids[:-1]
     if completion.text:
         state.pieces.append(Piece(Author.MODEL, completion.text, ids if state.text is None else None))
     state.ids.extend(ids)

@@ -71,7 +71,8 @@ class CompiledDecoder:
         self._buffers = torch.empty(0)
         self._shared = torch.empty(size)  # of threads that divide the matrices among them
         self._meeting = np.zeros(2, np.int64)
-        self._few = FEW_ROWS * kernels.threads if kernels.threads > 1 and self._weight_bytes() >= LARGE_BYTES else 0
+        wide = kernels.threads > 1 and self._weight_bytes() >= LARGE_BYTES
+        self._few = min(FEW_ROWS * kernels.threads, kernels.most_wide) if wide else 0
 
     def _weight_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self._keep)

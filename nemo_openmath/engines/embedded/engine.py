@@ -29,6 +29,7 @@ from nemo_openmath.engines.protocol import (
 from nemo_openmath.errors import UserError
 from nemo_openmath.transcripts.tokenizer import ChatTokenizer
 
+HOTTEST = 1e6  # where every distribution is flat; beyond it float32 ends
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -126,23 +127,23 @@ class EmbeddedEngine:
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         loop = asyncio.get_running_loop()
-        events: asyncio.Queue[list[int] | Completion | BaseException] = asyncio.Queue()
+        events: asyncio.Queue[tuple[list[int], list[float]] | Completion | BaseException] = asyncio.Queue()
         job = self._job(request, lambda result: _from_thread(loop, events.put_nowait, result))
         job.streams = True
-        job.tokens = lambda ids: _from_thread(loop, events.put_nowait, ids)
+        job.tokens = lambda ids, logprobs: _from_thread(loop, events.put_nowait, (ids, logprobs))
         s = request.sampling
-        hold_back = 0 if s.keep_stop or not s.stop else max(map(len, s.stop))
-        text = TextStream(self._detokenizer, job.prompt.tolist(), hold_back)
+        text = TextStream(self._detokenizer, job.prompt.tolist(), s.stop)
         self._submit(job)
         given = 0
         try:
-            while isinstance(event := await events.get(), list):
-                given += len(event)
-                yield Chunk(text.add(event), tuple(event))
+            while isinstance(event := await events.get(), tuple):
+                ids, logprobs = event
+                given += len(ids)
+                yield Chunk(text.add(ids), tuple(ids), logprobs=tuple(logprobs))
             job.cancelled = True  # it has ended: nothing to cancel any more
             if isinstance(event, BaseException):
                 raise EngineError(f"the engine failed: {event}", retryable=False) from event
-            yield Chunk(text.rest(event.text), event.token_ids[given:], event)
+            yield Chunk(text.rest(event.text), event.token_ids[given:], event, (event.logprobs or ())[given:])
         finally:
             if not job.cancelled:
                 self._scheduler.cancel(job)
@@ -155,16 +156,20 @@ class EmbeddedEngine:
     def _job(self, request: Request, done: Any) -> Job:
         prompt = request.prompt
         ids = self.tokenizer.backend.encode(prompt).ids if isinstance(prompt, str) else prompt
-        tokens = np.asarray(ids, np.int32)
+        vocab = self._scheduler.vocab
+        foreign = InvalidRequest(f"the prompt has token ids outside 0..{vocab - 1}")
+        try:
+            tokens = np.asarray(ids, np.int32)
+        except OverflowError:
+            raise foreign from None
         if not len(tokens):
             raise InvalidRequest("the prompt is empty")
         limit = self._capabilities.max_context
         assert limit is not None
         if len(tokens) >= limit:
             raise ContextOverflow(len(tokens), limit)
-        vocab = self._scheduler.vocab
         if tokens.min() < 0 or tokens.max() >= vocab:
-            raise InvalidRequest(f"the prompt has token ids outside 0..{vocab - 1}")
+            raise foreign
         _check(request)
         deadline = float("inf") if request.time_limit is None else time.monotonic() + request.time_limit
         return Job(tokens, request.sampling, done, conversation=request.conversation, deadline=deadline)
@@ -182,7 +187,7 @@ def _check(request: Request) -> None:
     s = request.sampling
     for good, problem in (
         (s.max_tokens >= 1, f"max_tokens must be at least 1, not {s.max_tokens}"),
-        (s.temperature >= 0, f"temperature must not be negative: {s.temperature}"),
+        (0 <= s.temperature <= HOTTEST, f"temperature must be from 0 to {HOTTEST:g}, not {s.temperature}"),
         (0 < s.top_p <= 1, f"top_p must be in (0, 1], not {s.top_p}"),
         (s.top_k >= 0, f"top_k must not be negative: {s.top_k}"),
         (0 <= s.min_p <= 1, f"min_p must be in [0, 1], not {s.min_p}"),

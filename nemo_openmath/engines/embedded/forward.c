@@ -50,8 +50,7 @@ typedef struct { int64_t first, last; } Range;
 static Range whole(int64_t n) { return (Range){0, n}; }
 static Range part(int64_t n, int64_t i, int64_t parts) { return (Range){n * i / parts, n * (i + 1) / parts}; }
 
-enum { LANES_ = LANES, PANEL_ = PANEL, SPAN_ = SPAN };
-int64_t constant(int64_t which) { return which == 0 ? LANES_ : which == 1 ? PANEL_ : SPAN_; }
+int64_t constant(int64_t which) { return (const int64_t[]){LANES, PANEL, SPAN, ROWS}[which]; }
 
 void *make_barrier(int64_t threads) {
     pthread_barrier_t *barrier = malloc(sizeof *barrier);

@@ -11,9 +11,12 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import TypeAlias
 
 SOURCES = [Path(__file__).with_name(name) for name in ("forward.c", "sample.c", "vectors.h")]
 # nothing may reorder a sum: rows are to have the same bits in every batch
@@ -51,6 +54,59 @@ class CBatch(ctypes.Structure):
     ]
 
 
+Inbox: TypeAlias = "SimpleQueue[tuple[Callable[[], None], SimpleQueue[BaseException | None]] | None]"
+
+
+class Team:
+    """Threads that work side by side with the caller. All of them run before any work is given out, for threads that
+    meet would wait for ever for one that cannot start; where the system allows fewer than asked for, they are fewer.
+    """
+
+    def __init__(self, threads: int):
+        self._inboxes: list[Inbox] = []
+        for i in range(1, threads):
+            inbox: Inbox = SimpleQueue()
+            try:
+                Thread(target=_serve, args=(inbox,), name=f"decoding-{i}", daemon=True).start()
+            except RuntimeError as error:
+                _log.warning("decoding with %d threads instead of %d: %s", i, threads, error)
+                break
+            self._inboxes.append(inbox)
+
+    def __len__(self) -> int:
+        return len(self._inboxes) + 1
+
+    def run(self, works: Sequence[Callable[[], None]]) -> None:
+        """Call each of at most ``len(self)`` works in a thread of its own, at the same time; return when all have."""
+        done: SimpleQueue[BaseException | None] = SimpleQueue()
+        for inbox, work in zip(self._inboxes, works[1:], strict=False):
+            inbox.put((work, done))
+        try:
+            works[0]()
+        finally:
+            errors = [done.get() for _ in works[1:]]
+        for error in errors:
+            if error is not None:
+                raise error
+
+    def __del__(self) -> None:
+        for inbox in self._inboxes:
+            inbox.put(None)
+
+
+def _serve(inbox: Inbox) -> None:
+    while (task := inbox.get()) is not None:
+        work, done = task
+        error = None
+        try:
+            work()
+        except BaseException as raised:  # it is the caller's
+            error = raised
+        del task, work  # nothing may keep what it worked on
+        done.put(error)
+        del done, error
+
+
 class Kernels:
     """The compiled functions and the threads that run them. Calls release the GIL."""
 
@@ -67,30 +123,21 @@ class Kernels:
         self.scratch_size = function("scratch_size", _I, _I, _I, _I)
         self.room_size = function("room_size", _I, _I)
         constant = function("constant", _I, _I)
-        self.lanes, self.panel, self.span = (constant(i) for i in range(3))
+        self.lanes, self.panel, self.span, self.most_wide = (constant(i) for i in range(4))
         self._free_barrier = function("free_barrier", None, _P)
-        self.threads = threads
-        self.barrier = function("make_barrier", _P, _I)(threads) if threads > 1 else None
-        self._pool = ThreadPoolExecutor(threads - 1, "decoding") if threads > 1 else None
+        self._team = Team(threads)
+        self.threads = len(self._team)
+        self.barrier = function("make_barrier", _P, _I)(self.threads) if self.threads > 1 else None
 
     def share(self, work: Callable[[int, int, int], None], n: int) -> None:
         """Call ``work(thread, first, last)`` for parts of 0..n-1, side by side; every thread has one where n allows."""
         parts = max(1, min(self.threads, n))
         bounds = [n * i // parts for i in range(parts + 1)]
-        if self._pool is None or parts == 1:
-            work(0, 0, n)
-            return
-        others = [self._pool.submit(work, i, bounds[i], bounds[i + 1]) for i in range(1, parts)]
-        work(0, 0, bounds[1])
-        for other in others:
-            other.result()
+        self._team.run([partial(work, i, bounds[i], bounds[i + 1]) for i in range(parts)])
 
     def together(self, work: Callable[[int], None]) -> None:
         """Call ``work(thread)`` in every thread at the same time."""
-        others = [self._pool.submit(work, i) for i in range(1, self.threads)] if self._pool is not None else []
-        work(0)
-        for other in others:
-            other.result()
+        self._team.run([partial(work, i) for i in range(self.threads)])
 
     def __del__(self) -> None:
         if getattr(self, "barrier", None):

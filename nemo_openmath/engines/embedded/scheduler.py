@@ -28,18 +28,19 @@ PREFILL_TOKENS = 2048  # of a turn: bounds how long running requests wait for ne
 WORTH_COPYING = 16  # tokens; shorter common prefixes are computed again
 
 
-def _nothing(ids: list[int]) -> None:
+def _nothing(ids: list[int], logprobs: list[float]) -> None:
     """A request that does not stream."""
 
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """A request inside the engine. ``done`` is called once, ``tokens`` after each new token; both in this thread."""
+    """A request inside the engine. ``done`` is called once, ``tokens`` after each new token, with its log-probability
+    where that is wanted; both in this thread."""
 
     prompt: np.ndarray  # int32
     sampling: Sampling
     done: Callable[[Completion | BaseException], None]
-    tokens: Callable[[list[int]], None] = field(default=_nothing)
+    tokens: Callable[[list[int], list[float]], None] = field(default=_nothing)
     streams: bool = False
     conversation: str | None = None
     deadline: float = float("inf")  # time.monotonic()
@@ -176,7 +177,8 @@ class Scheduler:
                 return False
             self._waiting.append(job)
             self._look_again = min(self._look_again, job.deadline)
-            self._some_cancelled |= job.cancelled  # it may have been cancelled on its way here
+            if job.cancelled:  # on its way here; another thread may set the flag meanwhile: never write what was read
+                self._some_cancelled = True
             idle = False
 
     def _drop_cancelled_and_late(self) -> None:
@@ -214,7 +216,7 @@ class Scheduler:
             self._set[row] = self._stops.index(s.stop)
             self._sampling.temperature[row] = s.temperature
             self._sampling.top_p[row] = s.top_p
-            self._sampling.top_k[row] = s.top_k
+            self._sampling.top_k[row] = min(s.top_k, self.vocab)
             self._sampling.min_p[row] = s.min_p
             if s.temperature > 0:
                 new = int(self._end[row]) - n
@@ -333,8 +335,10 @@ class Scheduler:
         self._length[rows] = length
         self.statistics.generated_tokens += len(rows)
         self.statistics.sample_seconds += time.perf_counter() - began
-        for row, token in zip(*(x[self._streams[rows]].tolist() for x in (rows, drawn)), strict=True):
-            self._jobs[row].tokens([token])
+        for i in np.flatnonzero(self._streams[rows]).tolist():
+            job = self._jobs[rows[i]]
+            known = [float(logprobs[i])] if job.sampling.logprobs and logprobs is not None else []
+            job.tokens([int(drawn[i])], known)
         maybe = self._stops.table[self._set[rows], drawn] | (length >= self._end[rows])
         if maybe.any():
             for job in [self._jobs[r] for r in rows[maybe]]:

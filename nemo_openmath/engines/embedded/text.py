@@ -84,8 +84,9 @@ def _texts(tokenizer: ChatTokenizer, vocab: int) -> list[str]:
 class TextStream:
     """Turns the ids of one streamed request into text as soon as it is certain."""
 
-    def __init__(self, detokenizer: Detokenizer, before: Ids, hold_back: int):
-        self._detokenizer, self._before, self._hold = detokenizer, [int(i) for i in before[-OVERLAP:]], hold_back
+    def __init__(self, detokenizer: Detokenizer, before: Ids, stops: Sequence[str] = ()):
+        self._detokenizer, self._before, self._stops = detokenizer, [int(i) for i in before[-OVERLAP:]], stops
+        self._hold = max(map(len, stops), default=0)
         self._ids: list[int] = []
         self._given = ""
         self._pending = ""
@@ -99,6 +100,8 @@ class TextStream:
             self._before = (self._before + self._ids)[-OVERLAP:]
             self._ids = []
         certain = len(self._pending) - self._hold
+        # a token may go on behind the stop string that ends the request
+        certain = min([certain, *(at for s in self._stops if (at := self._pending.find(s)) >= 0)])
         piece, self._pending = (
             (self._pending[:certain], self._pending[certain:]) if certain > 0 else ("", self._pending)
         )
