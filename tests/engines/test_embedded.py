@@ -4,6 +4,7 @@ import asyncio
 import gc
 import time
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -307,13 +308,55 @@ async def test_full_context_ends_with_length(engine):
 
 @pytest.mark.parametrize(
     "request_",
-    [Request(()), Request((1, 99999)), Request((1, 2), Sampling(top_p=0)), Request((1,), Sampling(max_tokens=0))],
+    [
+        Request(()),
+        Request((1, 99999)),
+        Request((1, 2**40)),
+        Request((1, 2), Sampling(top_p=0)),
+        Request((1,), Sampling(max_tokens=0)),
+        Request((1,), Sampling(temperature=1e39)),
+    ],
 )
 async def test_wrong_requests_are_refused(engine, request_):
     with pytest.raises(InvalidRequest):
         await engine.complete(request_)
     with pytest.raises(InvalidRequest):
         await anext(engine.stream(request_))
+
+
+async def test_numbers_of_any_size_leave_the_engine_alive(engine):
+    greedy = await engine.complete(Request((5, 6, 7), Sampling(max_tokens=8, temperature=0)))
+    for odd in (
+        {"top_k": 2**63}, {"top_p": 1e-60}, {"min_p": 1.0}, {"seed": -(2**70)}, {"temperature": 1e6, "seed": 2**64},
+        {"temperature": 1e-45}, {"temperature": 1e-6}, {"max_tokens": 2**70, "top_k": 1},
+    ):  # fmt: skip
+        sampling = Sampling(**{"max_tokens": 8, "temperature": 1.0, "top_p": 1.0, "logprobs": True} | odd)
+        answer = await engine.complete(Request((5, 6, 7), sampling))
+        assert answer.logprobs is not None
+        assert np.isfinite(answer.logprobs).all()
+        if odd.keys() & {"top_p", "min_p"} or sampling.temperature < 1e-5 or sampling.top_k == 1:
+            assert answer.token_ids[:8] == greedy.token_ids
+    assert engine.alive
+
+
+async def test_a_stream_stops_within_a_token(engine):
+    """What a token says behind the stop string is in neither the stream nor the completion; logprobs come in time."""
+    prompt, tried = prompts(1, seed=9)[0], 0
+    for seed in range(20):
+        sampling = Sampling(max_tokens=50, temperature=1.0, seed=seed, logprobs=True)
+        free = await engine.complete(Request(prompt, sampling))
+        before = ""
+        for text in (engine.tokenizer.decode([i]) for i in free.token_ids):
+            if len(text) > 3 and text.isascii() and text[:2] not in before + text[0] and tried < 4:
+                tried += 1
+                for keep in (True, False):
+                    stopped = replace(sampling, stop=(text[:2],), keep_stop=keep)
+                    chunks = [c async for c in engine.stream(Request(prompt, stopped))]
+                    whole = chunks[-1].completion
+                    assert whole.text == before + text[:2] * keep == "".join(c.text for c in chunks)
+                    assert [p for c in chunks for p in c.logprobs][: len(whole.token_ids)] == list(whole.logprobs)
+            before += text
+    assert tried
 
 
 async def test_close_ends_everything_pending(model_dir):

@@ -1,6 +1,8 @@
 """The compiled decoder against the torch one, and against itself in other batches: there, to the last bit."""
 
 import shutil
+import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import tiny
 import torch
 
 from nemo_openmath.engines.embedded import compiled as compiled_module
+from nemo_openmath.engines.embedded import kernels as kernels_module
 from nemo_openmath.engines.embedded.compiled import CompiledDecoder, compile_decoder
 from nemo_openmath.engines.embedded.decoder import Decoder, Segment, TorchDecoder
 from nemo_openmath.engines.embedded.weights import load_weights
@@ -21,7 +24,8 @@ MODELS = [
 compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
 
-WAYS = ((1, False), (3, False), (3, True))  # threads; whether they divide the matrices instead of the rows
+# threads; whether they divide the matrices instead of the rows. Seven could take more rows than their scratch holds
+WAYS = ((1, False), (3, False), (3, True), (7, True))
 
 
 def compiled(path, threads: int = 1, wide: bool = False, slots: int = 8) -> CompiledDecoder:
@@ -78,6 +82,47 @@ def test_a_token_has_the_same_bits_however_it_is_computed(tmp_path, kind, change
                 seen.append(last[[i for i, r in enumerate(rows) if r in (5, 6, 7 if len(rows) > 2 else 5)]].clone())
     for logits in seen:
         assert torch.equal(logits, seen[0].expand_as(logits))
+
+
+@compiler
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_without_a_head_of_their_own(tmp_path, threads):
+    """Three KV heads, and more rows wanted than threads: parts of unequal size, some of them empty."""
+    path = tiny.save_model(tmp_path / "m", num_attention_heads=6, num_key_value_heads=3, hidden_size=96)
+    segments = [Segment(r, 0, np.arange(5, 7 + r)) for r in range(5)]
+    with torch.inference_mode():
+        alone, wide = compiled(path).prefill(segments), compiled(path, threads, True).prefill(segments)
+    assert torch.equal(alone, wide)
+
+
+def test_a_team_is_what_the_system_allows(monkeypatch):
+    """A thread that cannot start is known before anybody waits for it."""
+    left = 2
+
+    class Scarce(threading.Thread):
+        def start(self):
+            nonlocal left
+            if left == 0:
+                raise RuntimeError("can't start new thread")
+            left -= 1
+            super().start()
+
+    monkeypatch.setattr(kernels_module, "Thread", Scarce)
+    team = kernels_module.Team(8)
+    assert len(team) == 3
+    meeting, met = threading.Barrier(3), []
+
+    def work(i: int) -> None:
+        meeting.wait(20)
+        met.append(i)
+        if i == 2:
+            raise ValueError("told to the caller")
+
+    with pytest.raises(ValueError, match="told"):
+        team.run([partial(work, i) for i in range(3)])
+    assert sorted(met) == [0, 1, 2]
+    team.run([partial(met.append, 3)])
+    assert met[-1] == 3
 
 
 def test_without_compiler_torch_decodes(tmp_path, monkeypatch):

@@ -118,6 +118,24 @@ async def test_streamed_events_follow_the_protocol(served):
     assert sorted(e["choices"][0]["index"] for e in parsed[:-1] if e["choices"][0]["finish_reason"]) == [0, 1]
 
 
+async def test_streamed_logprobs_come_with_their_tokens(served):
+    _, url = served
+    body = {"prompt": list(PROMPT), "max_tokens": 9, "seed": 3, "logprobs": 1, "return_token_ids": True}
+    _, whole = await post(url, **body)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(url + "/v1/completions", json=body | {"stream": True}) as answer,
+    ):
+        lines = [line[6:] async for line in answer.content if line.startswith(b"data: {")]
+    choices = [json.loads(line)["choices"][0] for line in lines]
+    for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
+        assert [x for c in choices if c.get("logprobs") for x in c["logprobs"][name]] == whole["choices"][0][
+            "logprobs"
+        ][name]
+    assert all(len(c["logprobs"]["tokens"]) == len(c["token_ids"]) for c in choices if c.get("logprobs"))
+    assert sum(bool(c.get("logprobs")) for c in choices) == 9
+
+
 @pytest.mark.parametrize(
     ("status", "body", "names"),
     [
@@ -129,6 +147,8 @@ async def test_streamed_events_follow_the_protocol(served):
         (400, {"prompt": [1, "a"]}, "prompt"),
         (400, {"prompt": [1] * 600}, "600 tokens"),
         (400, {"prompt": [99999]}, "99999|outside"),
+        (400, {"prompt": [2**40]}, "outside"),
+        (400, {"prompt": "a", "temperature": 1e39}, "temperature"),
         (404, {"prompt": "a", "model": "other"}, "other"),
         (400, {}, "prompt"),
     ],
@@ -163,6 +183,10 @@ async def test_api_key(model_dir, monkeypatch):
     monkeypatch.setenv("A_KEY", "s3cret")
     async with OpenAIServer(engine, api_key="s3cret") as server:
         assert (await post(server.url, prompt="a"))[0] == 401
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\r\n\r\n")
+        assert b" 401 " in await reader.readline()
+        writer.close()
         client = HTTPEngine(server.url, engine.model, api_key_env="A_KEY")
         assert (await client.complete(Request((5, 6), Sampling(max_tokens=2)))).token_ids
         await client.close()

@@ -7,7 +7,16 @@ from dataclasses import replace
 import pytest
 
 from nemo_openmath.demo import StandInTeacher, TeacherConfig, make_problems
-from nemo_openmath.engines.protocol import Capabilities, Chunk, Completion, ContextOverflow, Finish, Request, Usage
+from nemo_openmath.engines.protocol import (
+    Capabilities,
+    Chunk,
+    Completion,
+    ContextOverflow,
+    EngineError,
+    Finish,
+    Request,
+    Usage,
+)
 from nemo_openmath.records import Generation
 from nemo_openmath.rollout import RolloutSettings, ask, roll_out
 from nemo_openmath.rollout.loop import cut_output, draw_budget
@@ -133,6 +142,34 @@ async def test_a_full_context_is_a_length_and_nothing_is_lost(tokenizer: ChatTok
     engine.capabilities = replace(Script.capabilities, max_context=prompt)
     with pytest.raises(ContextOverflow):
         await roll_out(engine, tokenizer, messages(2), SETTINGS, seed=1, key="k", sandbox=sandbox, budget=2)
+
+
+async def test_what_a_server_leaves_out_or_breaks_off(tokenizer: ChatTokenizer, sandbox: LocalSandbox) -> None:
+    """No end-of-turn token among the ids; a turn of no length after an output; an engine that was closed."""
+    code, done = "<tool_call>\nprint(6 * 7)\n</tool_call>", "It is 42"
+    for last in (done, ""):
+        engine = Script(tokenizer, [code, last])
+        complete = engine.complete
+
+        async def bare(request: Request, complete=complete) -> Completion:
+            made = await complete(request)
+            ids = made.token_ids if made.stop else made.token_ids[:-1]
+            return replace(made, token_ids=ids, usage=replace(made.usage, completion_tokens=len(ids)))
+
+        engine.complete = bare  # type: ignore[method-assign]
+        out = await roll_out(engine, tokenizer, messages(2), SETTINGS, seed=1, key="k", sandbox=sandbox, budget=2)
+        assert (out.finish, out.code_calls) == ("stop", 1)
+        ids = [i for p in out.transcript.pieces for i in p.ids or ()]
+        assert tokenizer.decode(ids) == out.transcript.text == code + output_block("42") + notice_block(1) + last
+        assert out.completion_tokens + out.runner_tokens == len(ids)
+
+    async def closed(request: Request) -> Completion:
+        return Completion("It", (5,), Finish.CANCELLED)
+
+    engine.complete = closed  # type: ignore[method-assign]
+    with pytest.raises(EngineError) as error:
+        await roll_out(engine, tokenizer, messages(2), SETTINGS, seed=1, key="k", sandbox=sandbox, budget=2)
+    assert error.value.retryable, "it is no solution that ended at its length"
 
 
 async def test_output_is_cut_and_errors_are_shown(tokenizer: ChatTokenizer, sandbox: LocalSandbox) -> None:
