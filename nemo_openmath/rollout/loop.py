@@ -9,6 +9,7 @@ cache holds all of it, and the ids that were generated are the ids that can be t
 from __future__ import annotations
 
 import random
+from array import array
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Literal
 
@@ -244,11 +245,12 @@ def draw_budget(settings: RolloutSettings, seed: int) -> int:
 
 
 def _repeats(ids: list[int], times: int) -> bool:
-    """Whether the ids end in one stretch repeated ``times`` times: looked for at every period, in linear time each."""
-    for period in range(1, len(ids) // times + 1):
-        if times > 1 and ids[-2:] != ids[-2 - period : -period]:
-            continue  # nearly always: without a copy
-        tail = ids[-period * times :]
-        if tail[period:] == tail[:-period]:
+    """Whether the ids end in one stretch repeated ``times`` times: looked for at every period, nearly always without
+    more than a look at the last few ids."""
+    data = array("q", ids).tobytes()
+    for shift in range(8, len(data) // times + 1, 8):  # bytes of a period
+        rest = shift * (times - 1)  # what must equal what stands a period before it
+        few = min(rest, 512)
+        if data[-few:] == data[-few - shift : -shift] and data[-rest:] == data[-rest - shift : -shift]:
             return True
     return False

@@ -14,7 +14,7 @@ from nemo_openmath.grading import Verdict, extract_answer
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
 from nemo_openmath.pipeline.stage import RUNTIME, Failures, run_bounded
 from nemo_openmath.records import Drop, Generation, Problem, RecordWriter
-from nemo_openmath.records.ids import in_shard
+from nemo_openmath.records.ids import in_shard, unit_key
 from nemo_openmath.records.store import read_file, shard_file
 from nemo_openmath.rollout.counts import Votes, by_hardness, next_batch
 from nemo_openmath.rollout.loop import Outcome, RolloutSettings, derive_seed, draw_budget, roll_out
@@ -102,10 +102,14 @@ class Generate(UnitStage[GenerateConfig, Sample]):
         return by_hardness(problem.pass_rate, c.least, c.samples) if c.count == "hardness" else c.samples
 
     def _problems(self, context: StageContext) -> Iterable[Problem]:
-        for n, problem in enumerate(context.read("problems", Problem)):
-            if self.config.limit and n >= self.config.limit:
+        """Each problem once: the folder of a user's own may hold one twice."""
+        seen: set[int] = set()
+        for problem in context.read("problems", Problem):
+            if self.config.limit and len(seen) >= self.config.limit:
                 return
-            yield problem
+            if (key := unit_key(problem.id)) not in seen:
+                seen.add(key)
+                yield problem
 
     def _id(self, problem: Problem, sample: int, context: StageContext) -> str:
         model, prompt = self._engine.model, self._template.digest

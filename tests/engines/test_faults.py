@@ -19,7 +19,7 @@ from nemo_openmath.engines.protocol import EngineError, Finish, Request, Samplin
 from nemo_openmath.engines.servers import FIRST_PAUSE_S, TRIPS_AFTER, Server, ServerPool
 from nemo_openmath.errors import UserError
 from nemo_openmath.recipe.generate import generate
-from nemo_openmath.records import Generation, read_records
+from nemo_openmath.records import Generation, Problem, RecordWriter, read_records
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 
@@ -208,6 +208,21 @@ async def test_more_samples_keep_what_is_there(tmp_path):
     assert await made("generate.samples=1") == 8
     assert await made("generate.samples=2", "generate.temperature=0.5") == 16
     await server.die()
+
+
+@pytest.mark.parametrize("count", ["fixed", "agreement"])
+async def test_a_problem_that_is_there_twice_is_solved_once(tmp_path, count):
+    with RecordWriter(tmp_path / "problems") as writer:
+        for i in range(6):
+            writer.commit(f"row {i}", [Problem(id=f"problem-{i % 3}", problem=f"{i % 3} + 1?")])
+    server = await FaultyServer(0.0).start()
+    engine = {"kind": "http", "urls": [server.url], "model": "m", "tokenizer": str(BASE)}
+    (tmp_path / "job.yaml").write_text(json.dumps({"problems": "./problems", "engine": engine}))
+    overrides = ["generate.samples=4", f"generate.count={count}"]
+    await generate(tmp_path / "job.yaml", overrides, tmp_path / "out", 0, 1, False)
+    await server.die()
+    found = [(g.problem_id, g.sample) for g in read_records(tmp_path / "out" / "solutions", Generation)]
+    assert sorted(found) == [(f"problem-{i}", n) for i in range(3) for n in range(4)]
 
 
 def test_servers_that_move_are_found_again(tmp_path):

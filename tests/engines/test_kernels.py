@@ -35,6 +35,7 @@ def compiled(path, threads: int = 1, wide: bool = False, slots: int = 8) -> Comp
         decoder = compile_decoder(load_weights(path), slots, threads)
     assert decoder is not None
     assert (decoder._few > 0) == wide
+    assert decoder._few <= decoder._kernels.most_wide
     return decoder
 
 

@@ -1,6 +1,7 @@
 """The loop with the stand-in teacher (a real engine), the real sandbox, and scripted engines for the odd endings."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from nemo_openmath.engines.protocol import (
 )
 from nemo_openmath.records import Generation
 from nemo_openmath.rollout import RolloutSettings, ask, roll_out
-from nemo_openmath.rollout.loop import cut_output, draw_budget
+from nemo_openmath.rollout.loop import _repeats, cut_output, draw_budget
 from nemo_openmath.sandbox.local import LocalSandbox
 from nemo_openmath.solutions.grade import answer_of
 from nemo_openmath.transcripts import Author, ChatTokenizer, Kind, Transcript, encode, load_template
@@ -122,6 +123,18 @@ async def test_odd_endings(
     assert (out.finish, out.code_calls) == (finish, calls)
     assert out.completion_tokens + out.runner_tokens <= settings.max_tokens + 100, "one block of output at most beyond"
     assert out.transcript.ended == (finish == "stop")
+
+
+def test_a_repeated_tail_is_found_at_every_period() -> None:
+    draw = random.Random(1)
+    for _ in range(2000):
+        times = draw.randint(2, 5)
+        stretch = [draw.randrange(3) for _ in range(draw.randint(1, 90))]
+        ids = [draw.randrange(2) for _ in range(draw.randrange(40))] + stretch * draw.randrange(7)
+        ids = ids[: len(ids) - draw.randrange(2)]
+        periods = range(1, len(ids) // times + 1)
+        found = any(ids[-p * times :] == ids[-p:] * times for p in periods)
+        assert _repeats(ids, times) == found
 
 
 async def test_a_full_context_is_a_length_and_nothing_is_lost(tokenizer: ChatTokenizer, sandbox: LocalSandbox) -> None:
