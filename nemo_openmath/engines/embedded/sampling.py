@@ -30,8 +30,8 @@ class RowSampling:
 
 
 def uniforms(seed: int, n: int) -> np.ndarray:
-    """The first n uniform numbers in [0, 1) of a request: Philox, keyed by its seed."""
-    return np.random.Generator(np.random.Philox(key=seed % 2**64)).random(n)
+    """The first n uniform numbers in [0, 1) of a request: Philox, keyed by its seed (mod 2^63, as servers take it)."""
+    return np.random.Generator(np.random.Philox(key=seed % 2**63)).random(n)
 
 
 def sample(logits: Tensor, rows: RowSampling, u: np.ndarray) -> np.ndarray:
