@@ -7,7 +7,6 @@ with; one whose manifest and files are as promised is left alone.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import shutil
 import time
@@ -96,8 +95,6 @@ class Run:
         try:
             for name in selection.names(self.recipe):
                 await self._run_stage(self.recipe.stages[name], services, selection)
-                if (task := asyncio.current_task()) is not None and task.cancelling():
-                    raise asyncio.CancelledError  # Ctrl-C that something in the stage has swallowed
         finally:
             await services.close()
 

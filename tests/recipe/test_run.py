@@ -129,7 +129,10 @@ def test_a_full_disk_in_the_middle_of_a_stage(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
-    process = start(tmp_path, "--until", "tir", start_new_session=True)
+    def heed() -> None:  # the shell of a background job has it ignored, and children inherit that
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = start(tmp_path, "--until", "tir", start_new_session=True, preexec_fn=heed)
     while not (tmp_path / "cot" / "manifest.json").exists():
         time.sleep(0.05)
         assert process.poll() is None
