@@ -64,7 +64,7 @@ def weights_and_sources(
     weights: list[float] = []
     for at, word in enumerate(words or ()):
         try:
-            weights += [float(part) for part in word.split(",")]
+            weights += numbers(float)(word)
         except ValueError:
             sources = [*sources, *(words or ())[at:]]
             break

@@ -25,7 +25,7 @@ from nemo_openmath.recipe.file import Recipe, StageEntry
 from nemo_openmath.recipe.services import RecipeServices
 from nemo_openmath.records import Manifest, read_drops, read_manifest, write_json
 from nemo_openmath.records.lineage import remembered_digest, versions
-from nemo_openmath.records.manifest import write_manifest
+from nemo_openmath.records.manifest import MANIFEST, write_manifest
 from nemo_openmath.records.store import count_units, part_files, shard_counts
 
 _PLAN = "plan.json"
@@ -129,29 +129,9 @@ class Run:
             raise UserError(str(error), remedy="run it first, or leave out --from") from error
         with Progress(entry.name) as progress:
             if status.state is not State.MISSING and not _planned(folder, fingerprint, status.state):
-                if selection.shards > 1:
-                    raise UserError(
-                        f"{status.state}: made for other settings or inputs",
-                        file=folder,
-                        remedy="run the command once with --prepare instead of --shard, or remove the folder",
-                    )
-                change = _change(status.manifest, entry, inputs)
-                if keeps := status.state is not State.DAMAGED and self._has_grown(entry, folder):
-                    progress.say(f"{status.state}{change}: what is there is kept")
-                    for path in [folder / "manifest.json", *folder.glob(f"{_SHARD}*")]:
-                        path.unlink(missing_ok=True)
-                elif (work := _spent(folder)) > LONG and not selection.replace:
-                    raise UserError(
-                        f"{status.state}{change}, and {work / 3600:.1f} hours of work lie there",
-                        file=folder,
-                        remedy="make it anew with --replace, or give another --output",
-                    )
-                if not keeps:
-                    progress.say(f"{status.state}{change}: made again")
-                    shutil.rmtree(folder)
-            if not selection.prepare and (others := shard_counts(folder) - {selection.shards}):
-                how = f"an array of {others.pop()}" if others != {1} else "one job"
-                raise UserError(f"begun as {how}", file=folder, remedy="go on as begun, or remove the folder")
+                self._make_way(entry, status, inputs, selection, progress)
+            else:
+                _refuse_other_shards(folder, selection)
             folder.mkdir(parents=True, exist_ok=True)
             grows = {name: getattr(entry.stage.config, name) for name in entry.stage.grows}
             write_json(folder / _PLAN, {"fingerprint": fingerprint, "grows": grows})
@@ -179,6 +159,38 @@ class Run:
             manifest = _manifest(entry, folder, fingerprint, inputs, context, spent())
             write_manifest(folder, manifest)
             progress.say(_line(manifest))
+
+    def _make_way(
+        self,
+        entry: StageEntry,
+        status: StageStatus,
+        inputs: dict[str, str],
+        selection: Selection,
+        progress: Progress,
+    ) -> None:
+        """A folder made for other settings or inputs: keep what is a part of what is wanted now, or remove all."""
+        folder = self.folder(entry.name)
+        if selection.shards > 1:
+            raise UserError(
+                f"{status.state}: made for other settings or inputs",
+                file=folder,
+                remedy="run the command once with --prepare instead of --shard, or remove the folder",
+            )
+        change = _change(status.manifest, entry, inputs)
+        if status.state is not State.DAMAGED and self._has_grown(entry, folder):
+            _refuse_other_shards(folder, selection)
+            progress.say(f"{status.state}{change}: what is there is kept")
+            for path in [folder / MANIFEST, *folder.glob(f"{_SHARD}*")]:
+                path.unlink(missing_ok=True)
+            return
+        if (work := _spent(folder)) > LONG and not selection.replace:
+            raise UserError(
+                f"{status.state}{change}, and {work / 3600:.1f} hours of work lie there",
+                file=folder,
+                remedy="make it anew with --replace, or give another --output",
+            )
+        progress.say(f"{status.state}{change}: made again")
+        shutil.rmtree(folder)
 
     def _has_grown(self, entry: StageEntry, folder: Path) -> bool:
         """Whether what lies there is what this stage makes with smaller values of the settings that grow."""
@@ -236,6 +248,13 @@ class Run:
 
 class _NotReady(Exception):
     pass
+
+
+def _refuse_other_shards(folder: Path, selection: Selection) -> None:
+    """Work divided in two ways would be done twice. What only prepares divides nothing."""
+    if not selection.prepare and (others := shard_counts(folder) - {selection.shards}):
+        how = f"an array of {others.pop()}" if others != {1} else "one job"
+        raise UserError(f"begun as {how}", file=folder, remedy="go on as begun, or remove the folder")
 
 
 def _planned(folder: Path, fingerprint: str, state: State) -> bool:
@@ -334,7 +353,7 @@ def _manifest(
     )
 
 
-_NOT_CONTENT = ("manifest.json", _PLAN, _SECONDS)
+_NOT_CONTENT = (MANIFEST, _PLAN, _SECONDS)
 
 
 def file_sizes(folder: Path) -> dict[str, int]:

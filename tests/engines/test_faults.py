@@ -197,6 +197,9 @@ async def test_more_samples_keep_what_is_there(tmp_path):
         await made("generate.samples=2", output="array", shard=shard, shards=2)
     with pytest.raises(UserError, match="--prepare"):
         await made("generate.samples=4", output="array", shard=1, shards=2)
+    with pytest.raises(UserError, match="begun as an array of 2"):
+        await made("generate.samples=4", output="array")
+    assert (tmp_path / "array" / "solutions" / "manifest.json").exists(), "what is refused changes nothing"
     assert await made("generate.samples=4", output="array", shards=2, prepare=True) == 0
     with pytest.raises(UserError, match="begun as an array of 2"):
         await made("generate.samples=4", output="array")

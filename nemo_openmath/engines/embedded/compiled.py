@@ -16,8 +16,8 @@ from nemo_openmath.engines.embedded.sampling import RowSampling
 from nemo_openmath.engines.embedded.weights import Layer, Weights
 
 # Threads divide the rows. With fewer rows than this for each of them, reading the matrices of a model that does not
-# fit the cache takes longer than computing: they divide the matrices instead (25M parameters, 2 threads: 1.7x the speed
-# at 2 rows, 1.4x at 16), for which they must meet five times a layer, too often for a small model.
+# fit the cache takes longer than computing: they divide the matrices instead, for which they must meet five times a
+# layer, too often for a small model.
 FEW_ROWS = 16
 LARGE_BYTES = 32 << 20
 
