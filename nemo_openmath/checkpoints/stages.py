@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Annotated
 
 from nemo_openmath.checkpoints.methods import Layout, Method, QuantizedFormat
 from nemo_openmath.pipeline import Stage, StageContext, register
+from nemo_openmath.pipeline.bounds import FiniteFloat, Length, PositiveInt, PositiveShare
 
 
 @dataclass(frozen=True)
 class AverageConfig:
     """``count`` equally spaced checkpoints of every training (the recipe takes 4), or those of ``steps``."""
 
-    count: int | None = None
-    steps: tuple[int, ...] | None = None
-    weights: tuple[float, ...] | None = None
+    count: PositiveInt | None = None
+    steps: Annotated[tuple[PositiveInt, ...], Length()] | None = None
+    weights: Annotated[tuple[FiniteFloat, ...], Length()] | None = None
 
     def __post_init__(self) -> None:
         if (self.count is None) == (self.steps is None):
@@ -48,8 +50,8 @@ class MergeConfig:
     """``weights`` follow the order of the models; the base of ``task_arithmetic``, ``ties`` and ``dare`` is a port."""
 
     method: Method = "linear"
-    weights: tuple[float, ...] | None = None
-    density: float = 0.5
+    weights: Annotated[tuple[FiniteFloat, ...], Length()] | None = None
+    density: PositiveShare = 0.5
 
 
 @register
@@ -87,8 +89,8 @@ class QuantizeConfig:
 
     format: QuantizedFormat
     layout: Layout = "modelopt"
-    samples: int = 256
-    max_tokens: int = 2048
+    samples: PositiveInt = 256
+    max_tokens: PositiveInt = 2048
 
 
 @register

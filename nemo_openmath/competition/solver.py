@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from nemo_openmath.engines.protocol import Engine, EngineError
 from nemo_openmath.grading import Grade, compare, extract_answer, majority
 from nemo_openmath.pipeline import Clock
+from nemo_openmath.pipeline.bounds import PositiveInt
 from nemo_openmath.rollout import RolloutSettings, derive_seed, roll_out
 from nemo_openmath.sandbox.protocol import Sandbox, SandboxError
 from nemo_openmath.transcripts import ChatTokenizer, Template
@@ -24,8 +25,8 @@ class SolverSettings:
     engine decodes deterministically.
     """
 
-    batch: int = 16
-    agree: int = 4
+    batch: PositiveInt = 16
+    agree: PositiveInt = 4
     rollout: RolloutSettings = field(
         default_factory=lambda: RolloutSettings(temperature=0.0, budgets=(6, 6), code_seconds=2.0, output_chars=200)
     )

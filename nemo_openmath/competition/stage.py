@@ -8,6 +8,7 @@ from pathlib import Path
 from nemo_openmath.competition.bank import TimeBank
 from nemo_openmath.competition.solver import SolverSettings, solve
 from nemo_openmath.pipeline import Stage, StageContext, SystemClock, register
+from nemo_openmath.pipeline.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from nemo_openmath.records import Generation, Problem, RecordWriter, content_id, read_records
 from nemo_openmath.transcripts import load_template
 
@@ -19,9 +20,9 @@ class CompeteConfig:
 
     engine: str
     mode: str = "tir"
-    base_seconds: float = 350.0
-    bank_seconds: float = 210.0
-    limit: int = 0
+    base_seconds: PositiveFloat = 350.0
+    bank_seconds: NonNegativeFloat = 210.0
+    limit: NonNegativeInt = 0
     prompt: Path | None = None
     solver: SolverSettings = field(default_factory=SolverSettings)
 

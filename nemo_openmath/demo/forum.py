@@ -11,26 +11,27 @@ from nemo_openmath.demo import posed
 from nemo_openmath.demo.posed import Posed
 from nemo_openmath.demo.world import Item, make_problems
 from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline.bounds import NonNegativeInt, Share
 
 
 @dataclass(frozen=True)
 class ForumConfig:
     """Threads by what their first post holds, then shares of the threads by what the replies say."""
 
-    single: int = 300  # one problem with an answer
-    several: int = 30  # two or three of them
-    none: int = 25  # talk
-    proof: int = 50  # a proof problem that hides a value
-    beyond: int = 15  # a proof problem that does not
-    choice: int = 20  # multiple choice
-    binary: int = 20  # yes or no
-    broken: int = 20  # truncated or nonsense
-    leaked: int = 15  # a benchmark problem, word for word
-    reworded: int = 15  # a benchmark problem in other words
-    answered: float = 0.6  # replies give the answer
-    contradicted: float = 0.15  # somebody errs first and is corrected
-    disputed: float = 0.05  # two answers, nobody settles it
-    wrong: float = 0.05  # everybody repeats a wrong answer; what is left says nothing about it
+    single: NonNegativeInt = 300  # one problem with an answer
+    several: NonNegativeInt = 30  # two or three of them
+    none: NonNegativeInt = 25  # talk
+    proof: NonNegativeInt = 50  # a proof problem that hides a value
+    beyond: NonNegativeInt = 15  # a proof problem that does not
+    choice: NonNegativeInt = 20  # multiple choice
+    binary: NonNegativeInt = 20  # yes or no
+    broken: NonNegativeInt = 20  # truncated or nonsense
+    leaked: NonNegativeInt = 15  # a benchmark problem, word for word
+    reworded: NonNegativeInt = 15  # a benchmark problem in other words
+    answered: Share = 0.6  # replies give the answer
+    contradicted: Share = 0.15  # somebody errs first and is corrected
+    disputed: Share = 0.05  # two answers, nobody settles it
+    wrong: Share = 0.05  # everybody repeats a wrong answer; what is left says nothing about it
 
 
 _HELLO = ("Hi all!", "Hello,", "I found this in an old book.", "From our math circle:", "Stuck on this one.", "")
@@ -56,7 +57,7 @@ def make_threads(config: ForumConfig, seed: int, benchmark: Sequence[Item] = ())
     rng = random.Random(f"forum:{seed}")
     if max(config.leaked, config.reworded) > len(benchmark):
         raise UserError(f"{max(config.leaked, config.reworded)} leaks of {len(benchmark)} benchmark problems")
-    counts = {field.name: getattr(config, field.name) for field in fields(config) if field.type == "int"}
+    counts = {field.name: getattr(config, field.name) for field in fields(config) if field.type == "NonNegativeInt"}
     needed = sum(counts.values()) + 2 * config.several
     fresh = iter(make_problems(seed, needed, pool="train"))
     threads: list[list[Posed]] = []

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from nemo_openmath.demo.forum import ForumConfig, make_threads
 from nemo_openmath.demo.world import Item, make_benchmark, parse
 from nemo_openmath.pipeline import Stage, StageContext, register
+from nemo_openmath.pipeline.bounds import PositiveInt
 from nemo_openmath.records import Problem, Thread
 from nemo_openmath.records.store import write_records
 
@@ -15,7 +16,7 @@ from nemo_openmath.records.store import write_records
 class BenchmarkConfig:
     """``problems``: how many, of the pool that is held out by construction."""
 
-    problems: int = 200
+    problems: PositiveInt = 200
 
 
 @register

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 from nemo_openmath.drafter.texts import read_texts
 from nemo_openmath.errors import OpenMathError, UserError
 from nemo_openmath.pipeline import Stage, StageContext, register
+from nemo_openmath.pipeline.bounds import Bounds, NonNegativeInt, PositiveFloat, PositiveInt, ShareBelowOne
 from nemo_openmath.records import Generation
 from nemo_openmath.records.lineage import Lineage, digest_tree
 from nemo_openmath.transcripts import ChatTokenizer
@@ -19,13 +21,13 @@ class DrafterConfig:
     """``max_tokens``: a longer generation is cut. ``batch_tokens``: of a step, padding included. ``held_out``: share
     of the problems whose generations measure the drafter instead of training it."""
 
-    draft_tokens: int = 3
-    layers: int = 2
-    lr: float = 1e-3
-    epochs: int = 1
-    max_tokens: int = 8192
-    batch_tokens: int = 16384
-    held_out: float = 0.05
+    draft_tokens: PositiveInt = 3
+    layers: NonNegativeInt = 2
+    lr: PositiveFloat = 1e-3
+    epochs: PositiveInt = 1
+    max_tokens: Annotated[int, Bounds(3)] = 8192
+    batch_tokens: PositiveInt = 16384
+    held_out: ShareBelowOne = 0.05
 
     def __post_init__(self) -> None:
         if min(self.draft_tokens, self.epochs, self.batch_tokens) < 1 or self.layers < 0 or self.max_tokens < 3:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from nemo_openmath.engines.protocol import Engine
 from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from nemo_openmath.transcripts.tokenizer import ChatTokenizer
 
 
@@ -19,21 +20,21 @@ class EngineConfig:
     kind: Literal["embedded", "http", "replay"] = "embedded"
     model: str = ""
     # embedded
-    slots: int = 64  # requests decoded at once
-    max_context: int | None = None  # tokens of prompt + completion; default: the model's
-    threads: int | None = None  # of each operation; default: torch's
+    slots: PositiveInt = 64  # requests decoded at once
+    max_context: PositiveInt | None = None  # tokens of prompt + completion; default: the model's
+    threads: PositiveInt | None = None  # of each operation; default: torch's
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
-    prefix_cache_mib: int = 1024
+    prefix_cache_mib: NonNegativeInt = 1024
     # http
     urls: tuple[str, ...] = ()
     urls_file: Path | None = None
     server: Literal["auto", "vllm", "sglang", "trtllm", "openmath", "openai"] = "auto"
     api: Literal["completions", "chat"] = "completions"
     tokenizer: Path | None = None  # directory; needed for trtllm
-    attempts: int = 5
-    patience_s: float = 600.0  # for servers that are busy or away
-    timeout_s: float = 3600.0  # of one attempt
+    attempts: PositiveInt = 5
+    patience_s: NonNegativeFloat = 600.0  # for servers that are busy or away
+    timeout_s: PositiveFloat = 3600.0  # of one attempt
     api_key_env: str | None = None
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
 
@@ -15,6 +15,7 @@ from nemo_openmath.evaluation.metrics import SUBSETS, ProblemScores, Scores, sco
 from nemo_openmath.evaluation.paired import Pair, paired_difference
 from nemo_openmath.grading import Grade
 from nemo_openmath.pipeline import Stage, StageContext, register
+from nemo_openmath.pipeline.bounds import Length, PositiveInt
 from nemo_openmath.records import Generation, Problem, write_json
 
 RESULTS, PER_PROBLEM, PAIRED = "results.json", "per_problem.jsonl", "paired.json"
@@ -27,8 +28,8 @@ class MetricsConfig:
     exactly (above 1000 samples a problem)."""
 
     checkpoint: str = "model"
-    ks: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64])
-    subsets: int = SUBSETS
+    ks: Annotated[list[PositiveInt], Length()] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64])
+    subsets: PositiveInt = SUBSETS
 
 
 @register

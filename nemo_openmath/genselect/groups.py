@@ -6,8 +6,10 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
+from nemo_openmath.pipeline.bounds import Length, PositiveInt
 from nemo_openmath.records import Drop, Generation, Group, Problem
 from nemo_openmath.rollout import derive_seed
 from nemo_openmath.transcripts import Transcript
@@ -21,10 +23,10 @@ class GroupsConfig:
     ``max_summary_chars``: longer summaries are cut from the left, where the answer is not.
     """
 
-    sizes: tuple[int, ...] = (2, 16)
-    groups: int = 8
+    sizes: Annotated[tuple[PositiveInt, ...], Length(2, 2)] = (2, 16)
+    groups: PositiveInt = 8
     mixed: bool = True
-    max_summary_chars: int = 8000
+    max_summary_chars: PositiveInt = 8000
 
     def __post_init__(self) -> None:
         if len(self.sizes) != 2 or not 2 <= self.sizes[0] <= self.sizes[1]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nemo_openmath.engines.protocol import ContextOverflow
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
+from nemo_openmath.pipeline.bounds import PositiveInt
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import Drop, Generation, Group
 from nemo_openmath.rollout import Outcome, RolloutSettings, derive_seed, roll_out
@@ -20,11 +21,11 @@ class SelectConfig(RolloutSettings):
     """``samples``: judgements per group. ``keep_correct``: for training data, only choices of a correct candidate."""
 
     engine: str = "teacher"
-    max_tokens: int = 2048
-    samples: int = 1
+    max_tokens: PositiveInt = 2048
+    samples: PositiveInt = 1
     keep_correct: bool = False
     prompt: Path | None = None
-    concurrency: int = field(default=256, metadata=RUNTIME)
+    concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
 
 
 @register

@@ -15,6 +15,7 @@ from nemo_openmath.grading import Grade, Verdict
 from nemo_openmath.judging.agreement import Disagreement, read_judgements
 from nemo_openmath.judging.judge import Judge, JudgeSettings, Question, judge
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
+from nemo_openmath.pipeline.bounds import NonNegativeFloat, PositiveInt
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import Generation, Problem
 
@@ -27,12 +28,12 @@ class JudgeConfig:
     engine: str = "teacher"
     more_engines: tuple[str, ...] = ()
     everything: bool = False
-    votes: int = 1
-    attempts: int = 3
-    temperature: float = 0.0
-    max_tokens: int = 2048
+    votes: PositiveInt = 1
+    attempts: PositiveInt = 3
+    temperature: NonNegativeFloat = 0.0
+    max_tokens: PositiveInt = 2048
     prompt: Path | None = None
-    concurrency: int = field(default=256, metadata=RUNTIME)
+    concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
 
 
 @register

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline.bounds import NonNegativeInt, PositiveInt
 from nemo_openmath.pipeline.build import Builder
 from nemo_openmath.pipeline.config import Source
 from nemo_openmath.pipeline.stage import stage_kinds
@@ -63,13 +64,13 @@ class Resources:
     """Of one job; null: as in the layer below. ``array``: the stage is shared by so many jobs; ``running``: of these at
     most so many at a time. ``gpus``: per node. ``server``: another command for this stage's server."""
 
-    nodes: int | None = None
-    gpus: int | None = None
-    cpus: int | None = None  # per task: of a training, per rank
+    nodes: PositiveInt | None = None
+    gpus: NonNegativeInt | None = None
+    cpus: PositiveInt | None = None  # per task: of a training, per rank
     memory: str | None = None  # per node
     time: str | None = None
-    array: int | None = None
-    running: int | None = None
+    array: PositiveInt | None = None
+    running: PositiveInt | None = None
     partition: str | None = None
     server: str | None = None
 
@@ -99,7 +100,7 @@ class Cluster:
     container: Container = field(default_factory=Container)
     environment: dict[str, str] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
-    warn_seconds: int = 300
+    warn_seconds: NonNegativeInt = 300
     server: Server | None = None
     teacher: Server | None = None
     default: Resources = field(default_factory=Resources)

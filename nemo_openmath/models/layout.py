@@ -6,16 +6,17 @@ from dataclasses import dataclass
 
 from nemo_openmath.errors import UserError
 from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.pipeline.bounds import PositiveInt
 
 
 @dataclass(frozen=True)
 class Parallel:
     """Sizes of the model-parallel groups; what is left of the world is data parallel."""
 
-    tp: int = 1  # tensor parallel
-    pp: int = 1  # pipeline stages
-    cp: int = 1  # context parallel: each sample is split over this many ranks
-    vpp: int = 1  # model chunks per pipeline stage (interleaved 1F1B when above 1)
+    tp: PositiveInt = 1  # tensor parallel
+    pp: PositiveInt = 1  # pipeline stages
+    cp: PositiveInt = 1  # context parallel: each sample is split over this many ranks
+    vpp: PositiveInt = 1  # model chunks per pipeline stage (interleaved 1F1B when above 1)
     sequence_parallel: bool = False  # split norms and residuals over the tensor-parallel group
 
     @property

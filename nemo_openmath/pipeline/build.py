@@ -1,7 +1,8 @@
 """Plain data -> typed dataclasses, with every value's origin remembered and every mistake named.
 
 Types understood in a configuration: str, int, float, bool, Literal, enums, Path, ``X | None``, tuple/list of X,
-dict[str, X], nested dataclasses. Nothing is guessed: "3" is no int, 1 is no str; an int is a float.
+dict[str, X], nested dataclasses, and ranges of these (``bounds.py``). Nothing is guessed: "3" is no int, 1 is no str;
+an int is a float.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline.bounds import Bounds, Length
 
 T = TypeVar("T")
 Key = tuple[str, ...]
@@ -60,7 +62,7 @@ class Builder:
             data = {}
         if not isinstance(data, dict):
             raise self.error(key, f"expected settings of {kind.__name__}, got {_show(data)}")
-        hints = typing.get_type_hints(kind)
+        hints = typing.get_type_hints(kind, include_extras=True)
         known = {f.name: f for f in fields(kind) if f.init}  # type: ignore[arg-type]
         for name in data:
             if name not in known:
@@ -86,6 +88,8 @@ class Builder:
     def convert(self, hint: Any, value: Any, key: Key) -> Any:
         """``value`` as the type ``hint``."""
         origin, args = get_origin(hint), get_args(hint)
+        if origin is Annotated:
+            return self._within(self.convert(args[0], value, key), args[1:], key)
         if is_dataclass(hint):
             return self.build(typing.cast(type, hint), value, key)
         if origin in (Union, types.UnionType):
@@ -101,6 +105,12 @@ class Builder:
             return {str(k): self.convert(args[1], v, (*key, str(k))) for k, v in value.items()}
         made = self._convert_plain(hint, origin, args, value, key)
         self.values.append(Value(key, made, self.origin(key)))
+        return made
+
+    def _within(self, made: Any, limits: Sequence[Any], key: Key) -> Any:
+        for limit in limits:
+            if isinstance(limit, Bounds | Length) and (problem := limit.problem(made)):
+                raise self.error(key, problem)
         return made
 
     def _convert_plain(self, hint: Any, origin: Any, args: tuple[Any, ...], value: Any, key: Key) -> Any:

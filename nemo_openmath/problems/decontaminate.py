@@ -13,15 +13,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nemo_openmath.pipeline import Result, StageContext, register
+from nemo_openmath.pipeline.bounds import PositiveInt, Share
 from nemo_openmath.problems.prompted import PromptedConfig, PromptedStage
 from nemo_openmath.records import Drop, Problem
 
 
 @dataclass(frozen=True)
 class DecontaminateConfig(PromptedConfig):
-    candidates: int = 5
-    threshold: float = 0.3
-    ngram: int = 8
+    candidates: PositiveInt = 5
+    threshold: Share = 0.3
+    ngram: PositiveInt = 8
 
 
 @register

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
 from nemo_openmath.pipeline import StageContext, UnitStage
+from nemo_openmath.pipeline.bounds import NonNegativeFloat, PositiveInt
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.rollout import ask, derive_seed
 from nemo_openmath.transcripts import load_template
@@ -23,10 +24,10 @@ class PromptedConfig:
 
     engine: str = "teacher"
     prompt: Path | None = None
-    temperature: float = 0.0
-    max_tokens: int = 4096
-    attempts: int = 3
-    concurrency: int = field(default=256, metadata=RUNTIME)
+    temperature: NonNegativeFloat = 0.0
+    max_tokens: PositiveInt = 4096
+    attempts: PositiveInt = 3
+    concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
 
 
 class PromptedStage(UnitStage[C, U], Generic[C, U]):

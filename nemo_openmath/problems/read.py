@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
+from nemo_openmath.pipeline.bounds import PositiveInt
 from nemo_openmath.records import Drop, Problem, Thread, content_id
 from nemo_openmath.records.foreign import read_rows
 
@@ -19,7 +20,7 @@ Row = tuple[Path, int, dict[str, Any] | str]
 class ReadConfig:
     """``max_chars``: longer posts and problems are dropped, and counted."""
 
-    max_chars: int = 100_000
+    max_chars: PositiveInt = 100_000
 
 
 class _Read(UnitStage[ReadConfig, Row]):

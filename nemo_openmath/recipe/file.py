@@ -23,6 +23,7 @@ from typing import Any, Literal
 from nemo_openmath.demo import TeacherConfig
 from nemo_openmath.engines.open import EngineConfig
 from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline.bounds import AnyInt, NonNegativeFloat, PositiveFloat, PositiveInt
 from nemo_openmath.pipeline.build import OVERRIDE, Builder, Origin, Value, nearest
 from nemo_openmath.pipeline.config import Source
 from nemo_openmath.pipeline.stage import Stage, stage_kinds
@@ -46,9 +47,9 @@ class Teacher:
     tokenizer: str | None = None
     api: Literal["completions", "chat"] = "completions"
     api_key_env: str | None = None
-    attempts: int = 5
-    timeout_s: float = 3600.0
-    patience_s: float = 600.0
+    attempts: PositiveInt = 5
+    timeout_s: PositiveFloat = 3600.0
+    patience_s: NonNegativeFloat = 600.0
     stand_in: TeacherConfig = field(default_factory=TeacherConfig)
 
     def __post_init__(self) -> None:
@@ -68,7 +69,7 @@ class SandboxSettings:
 
     url: str | None = None
     token_env: str | None = None
-    workers: int | None = None
+    workers: PositiveInt | None = None
     unsafe: bool = False
 
     def __post_init__(self) -> None:
@@ -80,8 +81,8 @@ class SandboxSettings:
 
 @dataclass(frozen=True)
 class GradingSettings:
-    workers: int = 1
-    time_limit: float = 2.0
+    workers: PositiveInt = 1
+    time_limit: PositiveFloat = 2.0
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Recipe:
 @dataclass(frozen=True)
 class _Head:
     name: str
-    seed: int = 0
+    seed: AnyInt = 0
     teacher: Teacher = field(default_factory=Teacher)
     student: EngineConfig = field(default_factory=EngineConfig)
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)

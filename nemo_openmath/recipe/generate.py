@@ -18,6 +18,7 @@ from pathlib import Path
 
 from nemo_openmath.engines.open import EngineConfig
 from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline.bounds import AnyInt
 from nemo_openmath.pipeline.build import Builder
 from nemo_openmath.pipeline.config import Source
 from nemo_openmath.problems.read import ReadConfig, ReadProblems
@@ -38,7 +39,7 @@ class GenerateJob:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
     grading: GradingSettings = field(default_factory=GradingSettings)
-    seed: int = 0
+    seed: AnyInt = 0
 
 
 def load_job(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -11,10 +11,19 @@ from __future__ import annotations
 import random
 from array import array
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from nemo_openmath.engines.protocol import ContextOverflow, Engine, EngineError, Finish, Request, Sampling
 from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline.bounds import (
+    Length,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveShare,
+    Share,
+)
 from nemo_openmath.records import content_id
 from nemo_openmath.sandbox.protocol import Limits, Sandbox, Session
 from nemo_openmath.transcripts import Author, ChatTokenizer, Message, Piece, Transcript
@@ -36,16 +45,16 @@ class RolloutSettings:
     repeats as often.
     """
 
-    temperature: float = 0.7
-    top_p: float = 0.95
-    top_k: int = 0
-    min_p: float = 0.0
-    max_tokens: int = 16384
-    budgets: tuple[int, ...] = (1, 8)
-    code_seconds: float = 10.0
-    code_memory_mb: int = 1024
-    output_chars: int = 1000
-    repetition: int = 8
+    temperature: NonNegativeFloat = 0.7
+    top_p: PositiveShare = 0.95
+    top_k: NonNegativeInt = 0
+    min_p: Share = 0.0
+    max_tokens: PositiveInt = 16384
+    budgets: Annotated[tuple[PositiveInt, ...], Length(2, 2)] = (1, 8)
+    code_seconds: PositiveFloat = 10.0
+    code_memory_mb: PositiveInt = 1024
+    output_chars: NonNegativeInt = 1000
+    repetition: NonNegativeInt = 8
 
     def __post_init__(self) -> None:
         if len(self.budgets) != 2 or not 0 < self.budgets[0] <= self.budgets[1]:

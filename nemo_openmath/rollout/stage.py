@@ -12,6 +12,7 @@ from typing import Any, Literal
 from nemo_openmath.engines.protocol import ContextOverflow, InvalidRequest
 from nemo_openmath.grading import Verdict, extract_answer
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
+from nemo_openmath.pipeline.bounds import NonNegativeInt, PositiveInt, PositiveShare
 from nemo_openmath.pipeline.stage import RUNTIME, Failures, run_bounded
 from nemo_openmath.records import Drop, Generation, Problem, RecordWriter
 from nemo_openmath.records.ids import in_shard, unit_key
@@ -34,13 +35,13 @@ class GenerateConfig(RolloutSettings):
 
     engine: str = "teacher"
     mode: Literal["cot", "tir"] = "cot"
-    samples: int = 1
+    samples: PositiveInt = 1
     count: Literal["fixed", "hardness", "agreement"] = "fixed"
-    least: int = 4
-    confidence: float = 1.0
-    limit: int = 0
+    least: PositiveInt = 4
+    confidence: PositiveShare = 1.0
+    limit: NonNegativeInt = 0
     prompt: Path | None = None
-    concurrency: int = field(default=256, metadata=RUNTIME)
+    concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
 
     def __post_init__(self) -> None:
         RolloutSettings.__post_init__(self)

@@ -16,6 +16,7 @@ import orjson
 
 from nemo_openmath.errors import UserError
 from nemo_openmath.pipeline import Stage, StageContext, register
+from nemo_openmath.pipeline.bounds import PositiveInt
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import Drop, RecordWriter, unit_key
 from nemo_openmath.records.ids import in_shard
@@ -38,7 +39,7 @@ class ReadConfig:
     mode: Literal["cot", "tir", "genselect"] | None = None
     prompts: dict[str, Path] = field(default_factory=dict)
     rules: FormatRules = field(default_factory=FormatRules)
-    workers: int | None = field(default=None, metadata=RUNTIME)
+    workers: PositiveInt | None = field(default=None, metadata=RUNTIME)
 
     def __post_init__(self) -> None:
         for mode in self.prompts:

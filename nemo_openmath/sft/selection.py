@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from nemo_openmath.grading.extraction import extract_answer
+from nemo_openmath.pipeline.bounds import Length, Share
 from nemo_openmath.records.types import SftRow
 from nemo_openmath.transcripts import Kind, Segment, Transcript
 from nemo_openmath.transcripts.protocol import CODE_END, CODE_START, THINK_END, THINK_START, judgment_of
@@ -62,9 +64,9 @@ class Choice:
     (``Mixture.at_least``), where they are known in tokens.
     """
 
-    modes: tuple[str, ...] | None = None
-    sources: tuple[str, ...] | None = None
-    max_pass_rate: float | None = None
+    modes: Annotated[tuple[str, ...], Length()] | None = None
+    sources: Annotated[tuple[str, ...], Length()] | None = None
+    max_pass_rate: Share | None = None
     keep_unknown: bool = False
 
     def reject(self, row: SftRow) -> str | None:

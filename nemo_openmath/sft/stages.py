@@ -10,6 +10,7 @@ from typing import Literal
 
 from nemo_openmath.errors import UserError
 from nemo_openmath.pipeline import Result, Stage, StageContext, UnitStage, register
+from nemo_openmath.pipeline.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import Drop, SftRow
 from nemo_openmath.sft.pack_plan import Mixture, write_packs
@@ -50,7 +51,7 @@ class TokenizeConfig:
     """``train_on_tool_output``: loss also on what the sandbox's runner wrote."""
 
     train_on_tool_output: bool = False
-    workers: int | None = field(default=None, metadata=RUNTIME)
+    workers: PositiveInt | None = field(default=None, metadata=RUNTIME)
 
 
 @register
@@ -90,11 +91,11 @@ class PackConfig:
     ``weights``: copies of each sample in an epoch, by mode. ``phases``: modes trained one after the other.
     ``at_least``: tokens that solutions of a mode have at least (second round: 5000 for cot and tir, section 5.1)."""
 
-    capacity: int = 32768
-    pad_multiple: int = 1
-    weights: dict[str, float] = field(default_factory=dict)
+    capacity: PositiveInt = 32768
+    pad_multiple: PositiveInt = 1
+    weights: dict[str, NonNegativeFloat] = field(default_factory=dict)
     phases: list[list[str]] | None = None
-    at_least: dict[str, int] = field(default_factory=dict)
+    at_least: dict[str, NonNegativeInt] = field(default_factory=dict)
     too_long: Literal["drop", "error"] = "drop"
 
 

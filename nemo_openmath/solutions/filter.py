@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
+from nemo_openmath.pipeline.bounds import NonNegativeInt, Share
 from nemo_openmath.records import Drop, Generation
 from nemo_openmath.records.ids import unit_key
 from nemo_openmath.transcripts import Kind, Transcript
@@ -23,13 +24,13 @@ class FilterConfig:
 
     correct: bool = True
     code: bool = True
-    max_blocks: int = 0
+    max_blocks: NonNegativeInt = 0
     answer_after_code: bool = True
     error_free: bool = False
-    max_tokens: int = 0
-    per_problem: int = 0
-    easy: float = 1.0
-    easy_per_problem: int = 0
+    max_tokens: NonNegativeInt = 0
+    per_problem: NonNegativeInt = 0
+    easy: Share = 1.0
+    easy_per_problem: NonNegativeInt = 0
 
 
 @register

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from nemo_openmath.grading import extract_answer
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
+from nemo_openmath.pipeline.bounds import PositiveInt
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import Generation, Problem
 from nemo_openmath.transcripts import Transcript
@@ -17,7 +18,7 @@ class GradeConfig:
     """``fallback``: also accept "the final answer is ..." where there is no box."""
 
     fallback: bool = False
-    concurrency: int = field(default=256, metadata=RUNTIME)
+    concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
 
 
 @register

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 from nemo_openmath.grading import majority
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
+from nemo_openmath.pipeline.bounds import Length, PositiveInt, Share
 from nemo_openmath.records import Drop, Generation, Problem
 from nemo_openmath.solutions.grade import answer_of
 
@@ -16,8 +18,8 @@ from nemo_openmath.solutions.grade import answer_of
 class MajorityConfig:
     """``share``: the largest group must hold at least this share of the answers given, and ``count`` of them."""
 
-    share: float = 0.5
-    count: int = 2
+    share: Share = 0.5
+    count: PositiveInt = 2
 
 
 @register
@@ -55,7 +57,7 @@ class MajorityAnswers(UnitStage[MajorityConfig, tuple[Problem, list[str | None]]
 class HardnessConfig:
     """``keep``: smallest and largest pass rate of problems that go on; [0, 1] keeps all."""
 
-    keep: tuple[float, ...] = (0.0, 1.0)
+    keep: Annotated[tuple[Share, ...], Length(2, 2)] = (0.0, 1.0)
 
 
 @register

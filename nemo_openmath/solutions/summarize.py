@@ -10,6 +10,7 @@ from pathlib import Path
 from nemo_openmath.engines.protocol import Request, Sampling
 from nemo_openmath.grading import Verdict, extract_answer
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
+from nemo_openmath.pipeline.bounds import NonNegativeFloat, PositiveInt
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import Drop, Generation, Problem
 from nemo_openmath.rollout.loop import derive_seed, prompt_text
@@ -22,11 +23,11 @@ class SummarizeConfig:
     """``candidates``: summaries written per solution, each of at most ``max_tokens``."""
 
     engine: str = "teacher"
-    candidates: int = 4
-    max_tokens: int = 2048
-    temperature: float = 0.7
+    candidates: PositiveInt = 4
+    max_tokens: PositiveInt = 2048
+    temperature: NonNegativeFloat = 0.7
     prompt: Path | None = None
-    concurrency: int = field(default=256, metadata=RUNTIME)
+    concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
 
 
 @register

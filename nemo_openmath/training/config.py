@@ -9,6 +9,15 @@ from typing import Literal
 
 from nemo_openmath.errors import UserError
 from nemo_openmath.models.layout import Parallel
+from nemo_openmath.pipeline.bounds import (
+    AnyInt,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    ShareBelowOne,
+)
 from nemo_openmath.sft.held_out import check_share
 
 
@@ -20,11 +29,11 @@ class Checkpoints:
     (arXiv 2504.16891, section 5.1: the average of 4 equally spaced checkpoints; figure 4: 0.75, 1.5, 3, 6 epochs).
     """
 
-    every: int = 0  # steps between saves for resuming; 0: none
-    keep_last: int = 2  # of those, how many stay; 0: all
-    average_k: int = 0  # save k equally spaced steps, the last step among them
-    steps: tuple[int, ...] = ()
-    epochs: tuple[float, ...] = ()  # may be fractions of an epoch
+    every: NonNegativeInt = 0  # steps between saves for resuming; 0: none
+    keep_last: NonNegativeInt = 2  # of those, how many stay; 0: all
+    average_k: NonNegativeInt = 0  # save k equally spaced steps, the last step among them
+    steps: tuple[PositiveInt, ...] = ()
+    epochs: tuple[PositiveFloat, ...] = ()  # may be fractions of an epoch
     asynchronous: bool | None = None  # write from a copy in host memory while training goes on; None: on GPU
 
     def __post_init__(self) -> None:
@@ -53,8 +62,8 @@ class Checkpoints:
 class Guard:
     """Stops a training that goes wrong, naming the samples of the batch. NaN always stops it."""
 
-    spike_factor: float = 0.0  # stop when the loss exceeds this many times its running mean; 0: off
-    window: int = 50  # steps of the running mean
+    spike_factor: NonNegativeFloat = 0.0  # stop when the loss exceeds this many times its running mean; 0: off
+    window: PositiveInt = 50  # steps of the running mean
 
     def __post_init__(self) -> None:
         if not 0 <= self.spike_factor < math.inf:
@@ -67,7 +76,7 @@ class Guard:
 class Validation:
     """Loss on held-out samples: those of the job's ``data.validation``, or its ``data.validation_share``."""
 
-    every: int = 0  # steps; 0: only when the training ends
+    every: NonNegativeInt = 0  # steps; 0: only when the training ends
 
     def __post_init__(self) -> None:
         if self.every < 0:
@@ -81,9 +90,9 @@ class Profile:
     A traced step takes longer, and its line in metrics.jsonl says so.
     """
 
-    steps: tuple[int, ...] = ()  # counted from 1, as in metrics.jsonl
+    steps: tuple[PositiveInt, ...] = ()  # counted from 1, as in metrics.jsonl
     folder: Path | None = None  # None: OUTPUT/profile
-    ranks: tuple[int, ...] = (0,)  # (): all
+    ranks: tuple[NonNegativeInt, ...] = (0,)  # (): all
 
     def __post_init__(self) -> None:
         for name, lowest in (("steps", 1), ("ranks", 0)):
@@ -96,27 +105,27 @@ class Profile:
 class TrainingConfig:
     """One SFT run. Learning rate, decay and schedule defaults are the recipe's (arXiv 2504.16891, section 5.1)."""
 
-    lr: float = 1e-4
-    final_lr_ratio: float = 1e-3  # the last step's learning rate over ``lr``
+    lr: PositiveFloat = 1e-4
+    final_lr_ratio: Share = 1e-3  # the last step's learning rate over ``lr``
     schedule: Literal["cosine", "constant"] = "cosine"  # constant: the TIR stages
-    warmup: float = 0.1  # share of all steps, linear (constant schedules warm up too; 0: none)
-    weight_decay: float = 0.01  # not on norms and biases
+    warmup: Share = 0.1  # share of all steps, linear (constant schedules warm up too; 0: none)
+    weight_decay: NonNegativeFloat = 0.01  # not on norms and biases
     decay_norms_and_biases: bool = False
-    beta1: float = 0.9
-    beta2: float = 0.95  # not stated in the paper
-    epsilon: float = 1e-8
-    clip: float = 1.0  # of the global gradient norm; 0: none
+    beta1: ShareBelowOne = 0.9
+    beta2: ShareBelowOne = 0.95  # not stated in the paper
+    epsilon: PositiveFloat = 1e-8
+    clip: NonNegativeFloat = 1.0  # of the global gradient norm; 0: none
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: fp32 main weights and fp32 gradient sums
     parallel: Parallel = field(default_factory=Parallel)
     distributed_optimizer: bool = False  # split optimizer state over data- and context-parallel ranks
     recompute: Literal["none", "selective", "full"] = "none"
     backend: Literal["auto", "local", "transformer_engine"] = "auto"
-    seed: int = 0
+    seed: AnyInt = 0
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     guard: Guard = field(default_factory=Guard)
     validation: Validation = field(default_factory=Validation)
     profile: Profile = field(default_factory=Profile)
-    log_every: int = 1  # steps between lines on the console, TensorBoard and wandb; metrics.jsonl has every step
+    log_every: PositiveInt = 1  # steps between lines on console, TensorBoard and wandb; metrics.jsonl has every step
     tensorboard: bool = False
     wandb_project: str | None = None
 
@@ -142,14 +151,14 @@ class DataConfig:
     """A packed folder (written by the SFT data stage) and how much of it to train on."""
 
     folder: Path
-    batch_samples: int = 1024  # samples of the global batch, at every layout
-    epochs: float | None = None
-    steps: int | None = None  # instead of epochs
-    seed: int = 0  # of the order of packs, and of which samples are held out
+    batch_samples: PositiveInt = 1024  # samples of the global batch, at every layout
+    epochs: PositiveFloat | None = None
+    steps: PositiveInt | None = None  # instead of epochs
+    seed: AnyInt = 0  # of the order of packs, and of which samples are held out
     validation: Path | None = None  # another packed folder
     # Instead: this share of the folder's samples is held out, chosen by their ids and the seed alone
     # (sft/held_out.py): the same at every layout, and never trained on.
-    validation_share: float = 0.0
+    validation_share: ShareBelowOne = 0.0
 
     def __post_init__(self) -> None:
         check_share(self.validation_share)
@@ -167,5 +176,5 @@ class Job:
     data: DataConfig
     output: Path
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    rope_theta: float | None = None  # changes the base model's: 500000 for the Math bases (section 5.1)
-    max_position_embeddings: int | None = None  # likewise: 131072
+    rope_theta: PositiveFloat | None = None  # changes the base model's: 500000 for the Math bases (section 5.1)
+    max_position_embeddings: PositiveInt | None = None  # likewise: 131072

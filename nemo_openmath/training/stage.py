@@ -13,6 +13,7 @@ import orjson
 
 from nemo_openmath.errors import ExitCode, OpenMathError, Preempted, UserError
 from nemo_openmath.pipeline import Stage, StageContext, register
+from nemo_openmath.pipeline.bounds import PositiveFloat, PositiveInt, ShareBelowOne
 from nemo_openmath.pipeline.processes import child_environment
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import write_json
@@ -30,14 +31,14 @@ class SftConfig:
     ``validation_share``: of the packs' samples, held out by id for the validation loss, instead of the port
     ``validation``."""
 
-    processes: int = field(default=1, metadata=RUNTIME)
-    threads: int = field(default=1, metadata=RUNTIME)
-    batch_samples: int = 1024
-    epochs: float | None = None
-    steps: int | None = None
-    validation_share: float = 0.0
-    rope_theta: float | None = None
-    max_position_embeddings: int | None = None
+    processes: PositiveInt = field(default=1, metadata=RUNTIME)
+    threads: PositiveInt = field(default=1, metadata=RUNTIME)
+    batch_samples: PositiveInt = 1024
+    epochs: PositiveFloat | None = None
+    steps: PositiveInt | None = None
+    validation_share: ShareBelowOne = 0.0
+    rope_theta: PositiveFloat | None = None
+    max_position_embeddings: PositiveInt | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:

@@ -200,7 +200,7 @@ def test_a_job_is_refused_before_ranks_start(tmp_path: Path) -> None:
     check_job(job, 8)
     with pytest.raises(UserError, match="6 processes are not a multiple"):
         check_job(job, 6)
-    with pytest.raises(UserError, match=r"keep_last = -1"):
+    with pytest.raises(UserError, match=r"keep_last: -1 is out of range"):
         read_job(tmp_path / "job.yaml", ["checkpoints.keep_last=-1"])
 
 
