@@ -6,6 +6,8 @@ remedy. Anything else that escapes is a defect of this package and shows its tra
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,58 @@ class UserError(OpenMathError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _user_error, (self.problem, self.file, self.row, self.remedy)
+
+
+def one_error(errors: Sequence[UserError], heading: str) -> UserError:
+    """The error itself where there is one; else an error that lists all of them, a line each, below ``heading``."""
+    if len(errors) == 1:
+        return errors[0]
+    return UserError("\n  - ".join([f"{heading}: {len(errors)} things are wrong", *map(str, errors)]))
+
+
+class SystemFailure(OpenMathError):
+    """The machine refused: a full disk, a file system that is read-only or gone. ``str()`` is one line with the path,
+    the reason and the remedy."""
+
+    def __init__(self, file: str | Path, problem: str, remedy: str):
+        super().__init__(f"{file}: {problem}; {remedy}")
+        self.file, self.problem, self.remedy = file, problem, remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.file, self.problem, self.remedy)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ARGUMENT = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a part of the path is a file; name a folder",
+    errno.EISDIR: "name a file, not a folder",
+    errno.EEXIST: "a file of this name is there; choose another name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "links lead in a circle; name the file itself",
+    errno.EACCES: "choose a path that this user may use, or change its permissions",
+    errno.EPERM: "choose a path that this user may use, or change its permissions",
+    errno.EROFS: "choose a folder that can be written",
+}
+
+
+def no_space(file: str | Path, reason: str, kept: str = "finished work is kept") -> SystemFailure:
+    """The error of a full disk."""
+    return SystemFailure(file, f"no space left ({reason}); {kept}", "free some space and run the same command again")
+
+
+def of_the_system(error: OSError, file: str | Path | None = None) -> OpenMathError | None:
+    """What an OSError means to a user: a path that was named wrong (exit code 2), or a machine that failed (1). None
+    where it names no file and is no full disk: then it is for the caller to explain."""
+    name = file if file is not None else error.filename
+    if name is None and error.errno not in _FULL:
+        return None
+    reason, where = error.strerror or str(error), str(name) if name is not None else "the output's disk"
+    if error.errno in _FULL:
+        return no_space(where, reason)
+    if error.errno in _ARGUMENT:
+        return UserError(f"cannot be used ({reason})", file=where, remedy=_ARGUMENT[error.errno])
+    return SystemFailure(where, reason, "check the file system, then run the same command again")
 
 
 class Incomplete(OpenMathError):

@@ -31,6 +31,7 @@ class Average(Stage[AverageConfig]):
     kind = "checkpoints.average"
     Config = AverageConfig
     ports = {"training": "folders of a training, holding checkpoints/step-*"}
+    takes = {"training": "checkpoints"}
     makes = "model"
 
     async def run(self, context: StageContext) -> None:
@@ -62,6 +63,7 @@ class Merge(Stage[MergeConfig]):
     version = 2  # the model of the largest weight is the pivot
     Config = MergeConfig
     ports = {"models": "models to merge, in the order of the weights", "base?": "the model all were trained from"}
+    takes = {"models": "model", "base": "model"}
     makes = "model"
 
     async def run(self, context: StageContext) -> None:
@@ -101,6 +103,7 @@ class Quantize(Stage[QuantizeConfig]):
     version = 2  # calibrates on transcripts, not on ids
     Config = QuantizeConfig
     ports = {"model": "Hugging Face model", "calibration?": "texts: a .txt or .jsonl file, or the records of a stage"}
+    takes = {"model": "model", "calibration": "records"}
     makes = "quantized"
 
     async def run(self, context: StageContext) -> None:
@@ -138,6 +141,7 @@ class Dequantize(Stage[DequantizeConfig]):
     kind = "checkpoints.dequantize"
     Config = DequantizeConfig
     ports = {"quantized": "folder of checkpoints.quantize"}
+    takes = {"quantized": "quantized"}
     makes = "model"
 
     async def run(self, context: StageContext) -> None:

@@ -34,6 +34,8 @@ class Compete(Stage[CompeteConfig]):
     kind = "competition.solve"
     Config = CompeteConfig
     ports = {"problems": "problems with expected answers"}
+    takes = {"problems": "Problem"}
+    record = Generation
 
     def engines(self) -> tuple[str, ...]:
         return (self.config.engine,)

@@ -25,6 +25,7 @@ class Benchmark(Stage[BenchmarkConfig]):
 
     kind = "demo.benchmark"
     Config = BenchmarkConfig
+    record = Problem
 
     async def run(self, context: StageContext) -> None:
         items = make_benchmark(context.seed, self.config.problems)
@@ -51,6 +52,8 @@ class Threads(Stage[ThreadsConfig]):
     kind = "demo.threads"
     Config = ThreadsConfig
     ports = {"benchmark": "problems to leak"}
+    takes = {"benchmark": "Problem"}
+    record = Thread
 
     async def run(self, context: StageContext) -> None:
         benchmark = [item for p in context.read("benchmark", Problem) if (item := parse(p.problem)) is not None]

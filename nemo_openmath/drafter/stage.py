@@ -44,6 +44,7 @@ class TrainDrafter(Stage[DrafterConfig]):
     kind = "drafter.train"
     Config = DrafterConfig
     ports = {"generations": "solutions that the model itself generated", "model": "model to draft for"}
+    takes = {"generations": "Generation", "model": "model"}
     makes = "drafter"
 
     async def run(self, context: StageContext) -> None:

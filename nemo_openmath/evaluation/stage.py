@@ -43,6 +43,7 @@ class Metrics(Stage[MetricsConfig]):
         "generations": "graded generations of the benchmark, of one or several modes",
         "problems?": "the benchmark: every problem of it must have been tried in every mode",
     }
+    takes = {"generations": "Generation", "problems": "Problem"}
 
     async def run(self, context: StageContext) -> None:
         if not self.config.ks or min(self.config.ks) < 1 or self.config.subsets < 1:
@@ -95,6 +96,7 @@ class Compare(Stage[CompareConfig]):
     Config = CompareConfig
     makes = "metrics"
     ports = {"before": "folder of evaluation.metrics", "after": "folder of evaluation.metrics"}
+    takes = {"before": "metrics", "after": "metrics"}
 
     async def run(self, context: StageContext) -> None:
         (label_before, before), (label_after, after) = (read_scores(context.one(p)) for p in ("before", "after"))

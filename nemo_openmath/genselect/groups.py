@@ -40,6 +40,8 @@ class Groups(UnitStage[GroupsConfig, tuple[Problem, list[Generation]]]):
     kind = "genselect.groups"
     Config = GroupsConfig
     ports = {"problems": "problems", "generations": "graded solutions with summaries"}
+    takes = {"problems": "Problem", "generations": "Generation"}
+    record = Group
     concurrency = 1
 
     def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Problem, list[Generation]]]]:

@@ -36,6 +36,8 @@ class Select(UnitStage[SelectConfig, tuple[Group, int]]):
     kind = "genselect.select"
     Config = SelectConfig
     ports = {"groups": "groups of candidates"}
+    takes = {"groups": "Group"}
+    record = Generation
 
     def __init__(self, config: SelectConfig):
         super().__init__(config)

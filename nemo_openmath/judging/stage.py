@@ -43,6 +43,8 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
     kind = "judging.judge"
     Config = JudgeConfig
     ports = {"generations": "graded solutions", "problems": "their problems"}
+    takes = {"generations": "Generation", "problems": "Problem"}
+    record = Generation
 
     def __init__(self, config: JudgeConfig):
         super().__init__(config)

@@ -48,8 +48,9 @@ class Value:
 
 
 class Builder:
-    """Builds dataclasses from nested dicts. ``origin(key)`` says where the value at ``key`` was written; relative paths
-    are relative to ``folder``, those of overrides to the working directory."""
+    """Builds dataclasses from nested dicts. ``origin(key)`` says where the value at ``key`` was written. Relative paths
+    are relative to the file that they are written in, those of overrides to the working directory; without ``folder``
+    they stay as they are."""
 
     def __init__(self, origin: Callable[[Key], Origin], folder: Path | None = None):
         self.origin = origin
@@ -84,6 +85,12 @@ class Builder:
             return kind(**made)
         except (ValueError, UserError) as error:  # a dataclass's own check in __post_init__
             raise self.error(key, str(error)) from error
+
+    def base(self, key: Key) -> Path:
+        """The folder that a relative path at ``key`` is relative to: its file's, or for an override the working
+        directory."""
+        origin = self.origin(key)
+        return Path() if origin is OVERRIDE else Path(origin.file).parent
 
     def convert(self, hint: Any, value: Any, key: Key) -> Any:
         """``value`` as the type ``hint``."""
@@ -126,7 +133,7 @@ class Builder:
                 raise self.choice(key, value, names)
             return hint(value)
         if hint is Path and isinstance(value, str):
-            return Path(value) if self.folder is None or self.origin(key) is OVERRIDE else self.folder / value
+            return Path(value) if self.folder is None else self.base(key) / value
         if hint is float and isinstance(value, str):  # YAML reads 1e-4 as a string
             try:
                 return float(value)

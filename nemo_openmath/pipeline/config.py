@@ -1,4 +1,8 @@
-"""Configuration files: YAML, ``extends``, dotted overrides; every value remembers its file and line."""
+"""Configuration files: YAML, ``extends``, dotted overrides; every value remembers its file and line.
+
+What a file or the command line says is laid over what it extends, section by section. ``key: null`` takes a key out. A
+section that changes its ``run`` (the kind of a stage) begins anew: settings of another kind are not settings of it.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,12 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 class Source:
-    """Nested plain data with the origin of each key. ``folder``: what relative paths are relative to."""
+    """Nested plain data with the origin of each key. ``files``: the file and what it extends."""
 
     def __init__(self, data: dict[str, Any], origins: dict[Key, Origin], path: Path):
         self.data = data
         self.path = path
+        self.files: tuple[Path, ...] = (path,)
         self._origins = origins
 
     def origin(self, key: Key) -> Origin:
@@ -35,7 +40,9 @@ class Source:
         path = Path(path)
         data, origins = _read(path, ())
         source = cls(data, origins, path)
-        for text in overrides:
+        source.files = tuple(dict.fromkeys([path, *(Path(o.file) for o in origins.values())]))
+        kinds_first = sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".run"))
+        for text in kinds_first:
             source._override(text)
         return source
 
@@ -56,9 +63,20 @@ class Source:
             if not isinstance(child, dict):
                 raise UserError(f"override {name}: {part} holds no settings")
             at = child
+        if key[-1] == "run" and at.get("run", parsed) != parsed:
+            at.clear()
+            self._forget(key[:-1])
+            self._origins[key[:-1]] = OVERRIDE
+        self._forget(key)
+        if parsed is None and key[-1] in at:
+            del at[key[-1]]
+            return
         at[key[-1]] = parsed
-        self._origins = {k: o for k, o in self._origins.items() if k[: len(key)] != key}
         self._origins[key] = OVERRIDE
+
+    def _forget(self, key: Key) -> None:
+        """Forget where ``key`` and what lies below it were written."""
+        self._origins = {k: o for k, o in self._origins.items() if k[: len(key)] != key}
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Key, Origin]]:
@@ -118,13 +136,16 @@ def _merge(
     """``above`` laid over ``below``, section by section; lists and plain values are replaced whole."""
     out = dict(below)
     for name, value in above.items():
-        at = (*key, name)
-        if isinstance(value, dict) and isinstance(out.get(name), dict):
-            out[name] = _merge(out[name], value, at, origins, new)
+        at, was = (*key, name), out.get(name)
+        if isinstance(value, dict) and isinstance(was, dict) and value.get("run", was.get("run")) == was.get("run"):
+            out[name] = _merge(was, value, at, origins, new)
             continue
-        out[name] = value
         for old in [k for k in origins if k[: len(at)] == at]:
             del origins[old]
+        if value is None and name in out:
+            del out[name]
+            continue
+        out[name] = value
         origins.update({k: o for k, o in new.items() if k[: len(at)] == at})
     return out
 

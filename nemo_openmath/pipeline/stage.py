@@ -92,6 +92,11 @@ class Stage(ABC, Generic[C]):
     Config: ClassVar[type]
     ports: ClassVar[dict[str, str]] = {}
     """Input name -> what it holds, in words; a name ending in ``?`` may be left out."""
+    takes: ClassVar[dict[str, str]] = {}
+    """Input name (without ``?``) -> the :meth:`product` of the stages that it may be wired to; ``records``: of any
+    that makes records. Inputs that are not listed take files of others."""
+    record: ClassVar[type[Record] | None] = None
+    """What the records are, where ``makes`` is ``records``."""
     grows: ClassVar[tuple[str, ...]] = ()
     """Settings (0: no bound) of which a larger value adds units and changes none: what was made is kept then."""
     makes: ClassVar[str] = "records"
@@ -99,6 +104,15 @@ class Stage(ABC, Generic[C]):
 
     def __init__(self, config: C):
         self.config = config
+
+    @classmethod
+    def product(cls) -> str:
+        """What the stage's folder holds: the name of the record type, or of the artifact."""
+        return cls.record.__name__ if cls.record is not None else cls.makes
+
+    def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
+        """Raise the UserError of what can be known to be wrong before any stage runs. ``inputs``: the files and folders
+        that exist by then; what other stages will make is not among them."""
 
     @abstractmethod
     async def run(self, context: StageContext) -> None:

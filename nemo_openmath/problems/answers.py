@@ -19,6 +19,8 @@ class ExtractAnswers(PromptedStage[PromptedConfig, tuple[Problem, str]]):
     prompt = "extract-answer"
     Config = PromptedConfig
     ports = {"problems": "problems", "threads": "the threads they came from"}
+    takes = {"problems": "Problem", "threads": "Thread"}
+    record = Problem
 
     def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Problem, str]]]:
         return with_discussion(context)

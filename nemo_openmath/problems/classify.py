@@ -31,6 +31,8 @@ class Classify(PromptedStage[ClassifyConfig, Problem]):
     prompt = "classify"
     Config = ClassifyConfig
     ports = {"problems": "extracted problems"}
+    takes = {"problems": "Problem"}
+    record = Problem
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Problem]]:
         seen: set[str] = set()

@@ -20,6 +20,8 @@ class ConvertProofs(PromptedStage[PromptedConfig, tuple[Problem, str]]):
     prompt = "convert-proof"
     Config = PromptedConfig
     ports = {"problems": "classified problems", "threads": "the threads they came from"}
+    takes = {"problems": "Problem", "threads": "Thread"}
+    record = Problem
 
     def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Problem, str]]]:
         return with_discussion(context)

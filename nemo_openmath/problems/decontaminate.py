@@ -33,6 +33,8 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem]):
     prompt = "decontaminate"
     Config = DecontaminateConfig
     ports = {"problems": "problems", "benchmark": "problems that must not be trained on"}
+    takes = {"problems": "Problem", "benchmark": "Problem"}
+    record = Problem
 
     async def prepare(self, context: StageContext) -> None:
         await super().prepare(context)

@@ -20,6 +20,8 @@ class Extract(PromptedStage[PromptedConfig, Thread]):
     prompt = "extract-problems"
     Config = PromptedConfig
     ports = {"threads": "forum threads"}
+    takes = {"threads": "Thread"}
+    record = Problem
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Thread]]:
         return ((thread.id, thread) for thread in context.read("threads", Thread))

@@ -55,6 +55,7 @@ class ReadThreads(_Read):
     """Raw forum rows: ``forum_post``, ``forum_discussions``."""
 
     kind = "problems.read_threads"
+    record = Thread
 
     def make(self, row: dict[str, Any], where: str) -> Result:
         post, replies = row.get("forum_post"), row.get("forum_discussions", "")
@@ -72,6 +73,7 @@ class ReadProblems(_Read):
     """Problem rows: ``problem`` and, where known, ``expected_answer``; other fields travel along."""
 
     kind = "problems.read_problems"
+    record = Problem
 
     def make(self, row: dict[str, Any], where: str) -> Result:
         text, answer = row.get("problem"), row.get("expected_answer")

@@ -55,7 +55,7 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise builder.error(("generate", "engine"), "the engine is named once", "set `engine` beside `generate`")
     student, teacher, engine = EngineConfig(), Teacher(), "teacher"
     if job.engine.kind == "embedded":
-        folder = path.parent / job.engine.model
+        folder = builder.base(("engine", "model")) / job.engine.model
         if not job.engine.model or not folder.is_dir():
             raise builder.error(("engine", "model"), f"no such folder: {folder}", "name a Hugging Face folder")
         student, engine = job.engine, str(folder.resolve())
@@ -68,11 +68,11 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not (job.problems.is_dir() and part_files(job.problems)):
         reading = ReadProblems(ReadConfig())
         origin = builder.origin(("problems",))
-        stages[PROBLEMS] = StageEntry(PROBLEMS, reading, {"files": (problems,)}, job.seed, origin, path.parent)
+        stages[PROBLEMS] = StageEntry(PROBLEMS, reading, {"files": (problems,)}, job.seed, origin)
         problems = PROBLEMS
     stage = Generate(replace(job.generate, engine=engine))
     origin = builder.origin(("generate",))
-    stages[SOLUTIONS] = StageEntry(SOLUTIONS, stage, {"problems": (problems,)}, job.seed, origin, path.parent)
+    stages[SOLUTIONS] = StageEntry(SOLUTIONS, stage, {"problems": (problems,)}, job.seed, origin)
     return Recipe(
         path.stem, job.seed, path, teacher, student, job.sandbox, job.grading, stages, builder.values
     )  # fmt: skip

@@ -37,4 +37,4 @@ def _facts(entry: StageEntry, recipe: Recipe, output: Path) -> StageFacts:
 
 
 def _folder(name: str, recipe: Recipe, output: Path) -> str:
-    return str(output / name if name in recipe.stages else recipe.path.resolve().parent / name)
+    return str(output / name if name in recipe.stages else recipe.relative(name).resolve())

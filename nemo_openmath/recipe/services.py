@@ -44,7 +44,7 @@ class RecipeServices(Services):
             return self._teacher
         if self._model is None or self._model[0] != name:
             await self.release_model()
-            folder = self._run / name if name in self._recipe.stages else self._recipe.relative(name)
+            folder = self._run / name if name in self._recipe.stages else self._recipe.relative(name).resolve()
             engine = await open_engine(replace(self._recipe.student, model=str(folder)))
             self._model = (name, engine, ChatTokenizer.load(folder))
         return self._model[1:]

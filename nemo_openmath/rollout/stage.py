@@ -60,6 +60,8 @@ class Generate(UnitStage[GenerateConfig, Sample]):
     kind = "rollout.generate"
     Config = GenerateConfig
     ports = {"problems": "problems to solve"}
+    takes = {"problems": "Problem"}
+    record = Generation
     grows = ("samples", "limit")
 
     def __init__(self, config: GenerateConfig):

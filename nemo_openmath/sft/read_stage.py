@@ -18,7 +18,7 @@ from nemo_openmath.errors import UserError
 from nemo_openmath.pipeline import Stage, StageContext, register
 from nemo_openmath.pipeline.bounds import PositiveInt
 from nemo_openmath.pipeline.stage import RUNTIME
-from nemo_openmath.records import Drop, RecordWriter, unit_key
+from nemo_openmath.records import Drop, RecordWriter, SftRow, unit_key
 from nemo_openmath.records.ids import in_shard
 from nemo_openmath.sft.formatting import MODES, Formatter, Reject
 from nemo_openmath.sft.key_set import KeySet
@@ -64,6 +64,8 @@ class Read(Stage[ReadConfig]):
     kind = "sft.read"
     Config = ReadConfig
     ports = {"data?": "files or folders: JSON Lines (.gz, .zst) or Parquet"}
+    takes = {"data": "records"}
+    record = SftRow
     version = 2  # other units of work than before
 
     async def run(self, context: StageContext) -> None:

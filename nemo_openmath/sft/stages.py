@@ -34,6 +34,8 @@ class Select(UnitStage[SelectConfig, SftRow]):
     kind = "sft.select"
     Config = SelectConfig
     ports = {"rows": "SFT rows"}
+    takes = {"rows": "SftRow"}
+    record = SftRow
     concurrency = 1
 
     def units(self, context: StageContext) -> Iterable[tuple[str, SftRow]]:
@@ -61,6 +63,7 @@ class Tokenize(Stage[TokenizeConfig]):
     kind = "sft.tokenize"
     Config = TokenizeConfig
     ports = {"rows": "SFT rows", "model": "the model whose tokenizer is used"}
+    takes = {"rows": "SftRow", "model": "model"}
     makes = "tokens"
 
     async def run(self, context: StageContext) -> None:
@@ -106,6 +109,7 @@ class PackSamples(Stage[PackConfig]):
     kind = "sft.pack"
     Config = PackConfig
     ports = {"tokens": "folders of sft.tokenize"}
+    takes = {"tokens": "tokens"}
     makes = "packs"
     version = 2  # other samples of a length lie together than before
 

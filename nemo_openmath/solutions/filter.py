@@ -40,6 +40,8 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
     kind = "solutions.filter"
     Config = FilterConfig
     ports = {"generations": "graded solutions"}
+    takes = {"generations": "Generation"}
+    record = Generation
     concurrency = 1
 
     def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Generation, bool]]]:

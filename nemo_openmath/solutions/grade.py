@@ -32,6 +32,8 @@ class Grade(UnitStage[GradeConfig, Generation]):
     kind = "solutions.grade"
     Config = GradeConfig
     ports = {"generations": "solutions", "problems?": "problems whose expected answers are to be used"}
+    takes = {"generations": "Generation", "problems": "Problem"}
+    record = Generation
 
     def __init__(self, config: GradeConfig):
         super().__init__(config)

@@ -29,6 +29,8 @@ class MajorityAnswers(UnitStage[MajorityConfig, tuple[Problem, list[str | None]]
     kind = "solutions.majority_answers"
     Config = MajorityConfig
     ports = {"problems": "problems", "generations": "solutions of them"}
+    takes = {"problems": "Problem", "generations": "Generation"}
+    record = Problem
     concurrency = 1
 
     def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Problem, list[str | None]]]]:
@@ -67,6 +69,8 @@ class Hardness(UnitStage[HardnessConfig, tuple[Problem, list[bool]]]):
     kind = "solutions.hardness"
     Config = HardnessConfig
     ports = {"problems": "problems with answers", "generations": "graded solutions"}
+    takes = {"problems": "Problem", "generations": "Generation"}
+    record = Problem
     concurrency = 1
 
     def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Problem, list[bool]]]]:

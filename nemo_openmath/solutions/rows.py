@@ -21,6 +21,8 @@ class Rows(UnitStage[RowsConfig, Generation]):
     kind = "solutions.rows"
     Config = RowsConfig
     ports = {"generations": "solutions to train on"}
+    takes = {"generations": "Generation"}
+    record = SftRow
     concurrency = 1
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Generation]]:

@@ -37,6 +37,8 @@ class Summarize(UnitStage[SummarizeConfig, Generation]):
     kind = "solutions.summarize"
     Config = SummarizeConfig
     ports = {"generations": "graded solutions", "problems": "their problems"}
+    takes = {"generations": "Generation", "problems": "Problem"}
+    record = Generation
 
     def __init__(self, config: SummarizeConfig):
         super().__init__(config)

@@ -55,6 +55,7 @@ class Sft(Stage[SftConfig]):
     kind = "training.sft"
     Config = SftConfig
     ports = {"packs": "folder of sft.pack", "model": "model to start from", "validation?": "held-out packs"}
+    takes = {"packs": "packs", "model": "model", "validation": "packs"}
     makes = "checkpoints"
 
     def settings(self) -> dict[str, Any]:

@@ -91,9 +91,11 @@ def load_template(name: str, path: str | Path | None = None) -> Template:
         path = f"{name}.txt"
     else:
         try:
-            text = Path(path).read_text()
+            text = Path(path).read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot read the prompt ({error.strerror})", file=path) from error
+        except UnicodeDecodeError as error:
+            raise UserError("the prompt is not UTF-8", file=path, remedy="save it as UTF-8") from error
     system = None
     if text.startswith("[system]\n"):
         system, separator, text = text.removeprefix("[system]\n").partition("\n[user]\n")

@@ -8,6 +8,7 @@ import pytest
 
 from nemo_openmath.cli.main import run
 from nemo_openmath.errors import ExitCode, UserError
+from nemo_openmath.pipeline.stage import stage_kinds
 from nemo_openmath.recipe import load_recipe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -105,3 +106,83 @@ def test_the_user_can_bring_prompts_and_their_text_counts(tmp_path: Path) -> Non
     assert fingerprint(moved) == first
     (tmp_path / "mine.txt").write_text("Solve, if you please: {problem}\n")
     assert fingerprint(tmp_path) != first
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (
+            A + "{run: solutions.grade, from: a}",
+            r"r\.yaml:4: stages\.c\.from\.generations: solutions\.grade takes Generation records here, and 'a' "
+            r"\(demo\.benchmark\) makes Problem records; name a stage that makes them$",
+        ),
+        (A + "{run: sft.pack, from: a}", r"takes a folder of tokens here, and 'a' \(demo\.benchmark\) makes Problem"),
+        (
+            "a: {run: solutions.grade, from: b}\n  b: {run: solutions.filter, from: a}",
+            r"stages\.a\.from\.generations: the stages read each other in a circle: a reads b reads a",
+        ),
+        ("a: {run: solutions.grade, from: a}", r"in a circle: a reads a"),
+        (
+            "a: {run: demo.threads, from: b}\n  b: {run: demo.benchmark}",
+            r"stage 'b' stands below this one; write 'b' above 'a'",
+        ),
+        ("../a: {run: demo.benchmark}", r"a stage's name is the name of a folder"),
+        (
+            "a: {run: demo.benchmrk}\n  b: {run: demo.benchmark, lr: 3}\n  c: {run: demo.threads, from: a}",
+            r"2 things are wrong\n  - .*r\.yaml:3: stages\.a\.run: .*\n  - .*r\.yaml:4: stages\.b\.lr: unknown setting",
+        ),
+    ],
+)
+def test_what_does_not_fit_together(tmp_path: Path, stages: str, message: str) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(f"name: r\nstages:\n  {stages}\n")
+    with pytest.raises(UserError, match=message):
+        load_recipe(file)
+
+
+def test_every_kind_says_what_it_takes_and_makes() -> None:
+    """What a stage takes is made by some stage, and every kind that makes records names their type."""
+    kinds = stage_kinds()
+    made = {cls.product() for cls in kinds.values()}
+    for kind, cls in kinds.items():
+        assert (cls.record is not None) == (cls.makes == "records"), kind
+        assert set(cls.takes) <= {port.removesuffix("?") for port in cls.ports}, kind
+        assert set(cls.takes.values()) <= made | {"records"}, kind
+        assert set(cls.takes) == {p.removesuffix("?") for p in cls.ports} or "files" in cls.ports, kind
+
+
+def test_a_stage_of_another_kind_takes_over_no_settings(tmp_path: Path) -> None:
+    """In a file that extends and on the command line alike; `null` takes a setting, or a stage, out."""
+    base, own = tmp_path / "base.yaml", tmp_path / "own.yaml"
+    (tmp_path / "b.jsonl").write_text("{}\n")
+    base.write_text("name: base\nstages:\n  a: {run: demo.benchmark, problems: 7}\n  b: {run: demo.threads, from: a}\n")
+    own.write_text(
+        "extends: base.yaml\nname: own\nstages:\n  a: {run: problems.read_problems, from: ./b.jsonl}\n  b: null\n"
+    )
+    stages = load_recipe(own).stages
+    assert list(stages) == ["a"]
+    assert stages["a"].inputs == {"files": (tmp_path / "b.jsonl",)}
+    words = ["stages.a.from=./b.jsonl", "stages.a.run=problems.read_problems", "stages.a.max_chars=9"]
+    assert load_recipe(base, words).stages["a"].stage.settings() == {"max_chars": 9}
+    assert load_recipe(base, ["stages.a.problems=null"]).stages["a"].stage.config.problems != 7
+    own.write_text(
+        "extends: base.yaml\nname: own\nstages:\n  a: {run: problems.read_problems, from: ./x/, problems: 7}\n"
+    )
+    with pytest.raises(UserError, match=r"own\.yaml:4: stages\.a\.problems: unknown setting"):
+        load_recipe(own)
+
+
+def test_a_path_is_relative_to_the_file_that_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe in another folder than what it extends; the command line means the folder where it is typed."""
+    own = tmp_path / "mine" / "own.yaml"
+    own.parent.mkdir()
+    own.write_text(
+        f"extends: {EXAMPLES / 'tiny.yaml'}\nname: own\nstages:\n"
+        "  benchmark: {run: problems.read_problems, from: ./b}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(own, ["stages.threads.run=problems.read_threads", "stages.threads.from=./t"])
+    assert recipe.stages["tokens1"].inputs["model"] == (EXAMPLES / "base",)
+    assert recipe.relative("./base") == EXAMPLES / "base"
+    assert recipe.stages["benchmark"].inputs["files"] == (own.parent / "b",)
+    assert recipe.stages["threads"].inputs["files"][0].resolve() == tmp_path / "t"
