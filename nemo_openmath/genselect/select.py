@@ -61,6 +61,10 @@ class Select(UnitStage[SelectConfig, tuple[Group, int]]):
                 rounds[group.problem_id] = rounds.get(group.problem_id, -1) + 1
                 yield key, (group, rounds[group.problem_id])
 
+    def check_sum(self, context: StageContext, offered: int) -> None:
+        """Each group is judged ``samples`` times."""
+        super().check_sum(context, offered // self.config.samples)
+
     async def process(self, unit: tuple[Group, int], context: StageContext) -> Result:
         group, turn = unit
         seed = derive_seed(context.seed, "select", group.id, turn)

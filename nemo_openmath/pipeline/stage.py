@@ -20,9 +20,11 @@ import orjson
 
 from nemo_openmath.errors import Incomplete, OpenMathError
 from nemo_openmath.pipeline.build import nearest
+from nemo_openmath.pipeline.merging import read_merged
 from nemo_openmath.pipeline.progress import Progress
-from nemo_openmath.records import Drop, Record, RecordWriter, content_id, digest_of_lines, read_records
-from nemo_openmath.records.ids import in_shard
+from nemo_openmath.records import Drop, Record, RecordWriter, content_id, digest_of_lines
+from nemo_openmath.records.ids import in_shard, unit_key
+from nemo_openmath.records.key_set import KeySet
 from nemo_openmath.records.lineage import digest_tree
 from nemo_openmath.records.store import read_lines
 
@@ -59,7 +61,8 @@ class StageContext:
     """Everything a running stage may touch.
 
     ``inputs``: port name -> finished folders or files, in the recipe's order. ``output``: the stage's own folder.
-    ``facts``: numbers that the stage measured; they go into the manifest, the status and the report.
+    ``facts``: numbers that the stage measured; they go into the manifest, the status and the report. ``taken``: port ->
+    records that were read of it, by readings to the end.
     """
 
     name: str
@@ -71,11 +74,14 @@ class StageContext:
     shard: int = 0
     shards: int = 1
     facts: dict[str, Any] = field(default_factory=dict)
+    taken: dict[str, int] = field(default_factory=dict)
 
     def read(self, port: str, kind: type[R]) -> Iterator[R]:
-        """Records of all folders of an input port, streamed."""
-        for folder in self.inputs.get(port, ()):
-            yield from read_records(folder, kind)
+        """Records of all folders of an input port, streamed, each id once (merging.py)."""
+        number = 0
+        for number, record in enumerate(read_merged(self.inputs.get(port, ()), kind), 1):  # noqa: B007
+            yield record
+        self.taken[port] = number
 
     def one(self, port: str) -> Path:
         """The only folder of a port."""
@@ -235,13 +241,31 @@ class UnitStage(Stage[C], Generic[C, U]):
             async def one(key: str, unit: U) -> None:
                 await self.do_unit(key, unit, context, writer, failures)
 
-            todo = (
-                (key, unit)
-                for key, unit in self.units(context)
-                if in_shard(key, context.shard, context.shards) and not writer.done(key)
-            )
-            await run_bounded(todo, one, self.concurrency)
+            offered = 0
+
+            def todo() -> Iterator[tuple[str, U]]:
+                nonlocal offered
+                seen = KeySet()
+                for key, unit in self.units(context):
+                    if not seen.add(unit_key(key)):
+                        context.facts["equal_units"] = context.facts.get("equal_units", 0) + 1
+                        continue
+                    offered += 1
+                    if in_shard(key, context.shard, context.shards) and not writer.done(key):
+                        yield key, unit
+
+            await run_bounded(todo(), one, self.concurrency)
+        self.check_sum(context, offered)
         failures.close()
+
+    def check_sum(self, context: StageContext, offered: int) -> None:
+        """Every record of the first port is one unit; nothing vanishes on its way into the stage. Stages that make
+        another number of units of a record say here how many."""
+        port = next(iter(self.ports), "")
+        if port in context.taken and context.taken[port] != offered:
+            raise AssertionError(
+                f"{self.kind}: {context.taken[port]} {port} went in, {offered} units were made of them"
+            )
 
     async def do_unit(
         self, key: str, unit: U, context: StageContext, writer: RecordWriter, failures: Failures
@@ -256,6 +280,8 @@ class UnitStage(Stage[C], Generic[C, U]):
             failures.add(key, error)
             context.progress.failed += 1
         else:
+            if not (result.records or result.drops):
+                raise AssertionError(f"{self.kind}: unit {key} left neither a record nor a reason")
             writer.commit(key, result.records, result.drops)
         context.progress.advance()
         return result

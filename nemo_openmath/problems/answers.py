@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nemo_openmath.pipeline import Result, StageContext, register
+from nemo_openmath.pipeline.merging import merge
 from nemo_openmath.problems.convert import with_discussion
 from nemo_openmath.problems.prompted import PromptedConfig, PromptedStage
 from nemo_openmath.records import Drop, Problem
 
 
 @register
-class ExtractAnswers(PromptedStage[PromptedConfig, tuple[Problem, str]]):
-    """Problem -> the same problem with its answer, where the discussion gives one. One without an answer stays
+class ExtractAnswers(PromptedStage[PromptedConfig, tuple[Problem, list[str]]]):
+    """Problem -> the same problem with its answer, where the discussion gives one. Each thread that poses the problem
+    is asked, and the answer of most of them holds (pipeline/merging.py). One without an answer stays
     (``no_answer_extracted``): the majority of its solutions may label it later."""
 
     kind = "problems.extract_answers"
@@ -22,24 +24,28 @@ class ExtractAnswers(PromptedStage[PromptedConfig, tuple[Problem, str]]):
     takes = {"problems": "Problem", "threads": "Thread"}
     record = Problem
 
-    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Problem, str]]]:
+    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Problem, list[str]]]]:
         return with_discussion(context)
 
-    async def process(self, unit: tuple[Problem, str], context: StageContext) -> Result:
-        problem, discussion = unit
+    async def process(self, unit: tuple[Problem, list[str]], context: StageContext) -> Result:
+        problem, discussions = unit
         if problem.expected_answer is not None:
             return Result([problem])
-        none = problem.with_(problem_type="no_answer_extracted")
-        if not discussion.strip():
-            return Result([none])
-        found, answer = await self.question(
-            context, problem.id, parse_answer, problem=problem.problem, forum_discussions=discussion
-        )
-        if found is None:
-            return Result(drops=[Drop("unparsable answer", answer)])
-        if not found:
-            return Result([none])
-        return Result([problem.with_(expected_answer=found, problem_type="has_answer_extracted")])
+        versions, unparsable = [], None
+        for number, discussion in enumerate(discussions):
+            key = f"{problem.id}:{number}" if number else problem.id
+            found, answer = await self.question(
+                context, key, parse_answer, problem=problem.problem, forum_discussions=discussion
+            )
+            if found:
+                versions.append(problem.with_(expected_answer=found, problem_type="has_answer_extracted"))
+            elif found is None:
+                unparsable = answer
+        if versions:
+            return Result([merge(versions)])
+        if unparsable is not None:
+            return Result(drops=[Drop("unparsable answer", unparsable)])
+        return Result([problem.with_(problem_type="no_answer_extracted")])
 
 
 def parse_answer(text: str) -> str | None:

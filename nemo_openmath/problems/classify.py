@@ -35,11 +35,7 @@ class Classify(PromptedStage[ClassifyConfig, Problem]):
     record = Problem
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Problem]]:
-        seen: set[str] = set()
-        for problem in context.read("problems", Problem):
-            if problem.id not in seen:  # the same problem posted twice is one problem
-                seen.add(problem.id)
-                yield problem.id, problem
+        return ((problem.id, problem) for problem in context.read("problems", Problem))
 
     async def process(self, unit: Problem, context: StageContext) -> Result:
         category, answer = await self.question(context, unit.id, parse_category, problem=unit.problem)

@@ -13,7 +13,7 @@ _FORM = re.compile(r"Problem:\s*(?P<problem>.+?)\s*\nAnswer:\s*(?P<answer>\S.*)"
 
 
 @register
-class ConvertProofs(PromptedStage[PromptedConfig, tuple[Problem, str]]):
+class ConvertProofs(PromptedStage[PromptedConfig, tuple[Problem, list[str]]]):
     """Proof -> a problem that asks for a value, with its answer; everything else passes unchanged."""
 
     kind = "problems.convert_proofs"
@@ -23,15 +23,15 @@ class ConvertProofs(PromptedStage[PromptedConfig, tuple[Problem, str]]):
     takes = {"problems": "Problem", "threads": "Thread"}
     record = Problem
 
-    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Problem, str]]]:
+    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Problem, list[str]]]]:
         return with_discussion(context)
 
-    async def process(self, unit: tuple[Problem, str], context: StageContext) -> Result:
-        problem, discussion = unit
+    async def process(self, unit: tuple[Problem, list[str]], context: StageContext) -> Result:
+        problem, discussions = unit
         if problem.category != "proof":
             return Result([problem])
         found, answer = await self.question(
-            context, problem.id, parse_conversion, problem=problem.problem, forum_discussions=discussion
+            context, problem.id, parse_conversion, problem=problem.problem, forum_discussions="\n\n".join(discussions)
         )
         if found is None:
             return Result(drops=[Drop("unparsable answer", answer)])
@@ -48,12 +48,11 @@ class ConvertProofs(PromptedStage[PromptedConfig, tuple[Problem, str]]):
         return Result([converted])
 
 
-def with_discussion(context: StageContext) -> Iterable[tuple[str, tuple[Problem, str]]]:
-    """Problems with the replies of their thread: joined by id, never by order."""
-    replies = {thread.id: thread.forum_discussions for thread in context.read("threads", Thread)}
+def with_discussion(context: StageContext) -> Iterable[tuple[str, tuple[Problem, list[str]]]]:
+    """Problems with the replies of each of their threads that has any: joined by id, never by order."""
+    replies = {t.id: t.forum_discussions for t in context.read("threads", Thread) if t.forum_discussions.strip()}
     for problem in context.read("problems", Problem):
-        thread = next((p for p in problem.parents if p in replies), None)
-        yield problem.id, (problem, replies[thread] if thread else "")
+        yield problem.id, (problem, [replies[parent] for parent in problem.parents if parent in replies])
 
 
 def parse_conversion(text: str) -> tuple[str, str] | tuple[()] | None:

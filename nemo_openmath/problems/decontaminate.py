@@ -41,11 +41,7 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem]):
         self._index = NgramIndex([(p.id, p.problem) for p in context.read("benchmark", Problem)], self.config.ngram)
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Problem]]:
-        seen: set[str] = set()
-        for problem in context.read("problems", Problem):
-            if problem.id not in seen:  # two proofs may have been converted to one problem
-                seen.add(problem.id)
-                yield problem.id, problem
+        return ((problem.id, problem) for problem in context.read("problems", Problem))
 
     async def process(self, unit: Problem, context: StageContext) -> Result:
         for score, identifier, text in self._index.nearest(unit.problem, self.config.candidates):

@@ -2,48 +2,80 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from nemo_openmath.errors import UserError
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
 from nemo_openmath.pipeline.bounds import PositiveInt
 from nemo_openmath.records import Drop, Problem, Thread, content_id
-from nemo_openmath.records.foreign import read_rows
+from nemo_openmath.records.foreign import BrokenRows, data_files, name_of, read_rows
 
-Row = tuple[Path, int, dict[str, Any] | str]
+Row = tuple[str, dict[str, Any] | str]  # where it stands; its fields, or what is wrong with it
 
 
 @dataclass(frozen=True)
 class ReadConfig:
-    """``max_chars``: longer posts and problems are dropped, and counted."""
+    """``max_chars``: longer posts and problems are dropped, and counted. ``skip_broken``: rows that cannot be read are
+    dropped, and counted; otherwise the input is refused, naming the first of them and how many there are."""
 
     max_chars: PositiveInt = 100_000
+    skip_broken: bool = False
 
 
 class _Read(UnitStage[ReadConfig, Row]):
-    """Rows of the files of port ``files``; broken ones are dropped with their file and row."""
+    """Rows of the files of port ``files``. All are looked at before the first is stored."""
 
     Config = ReadConfig
-    ports = {"files": "JSON Lines (plain, .gz, .zst) or Parquet"}
+    ports = {"files": "files or folders: JSON Lines, JSON, CSV (each also .gz, .zst) or Parquet"}
     concurrency = 64
+    column: ClassVar[str]
+    """What every row must have."""
+
+    async def prepare(self, context: StageContext) -> None:
+        broken = BrokenRows(skip=self.config.skip_broken)
+        rows = 0
+        for file, (_, _, value) in self._rows(context):
+            rows += 1
+            if problem := value if isinstance(value, str) else self.problem(value):
+                broken(*file, problem)
+        if not rows:
+            paths = ", ".join(str(path) for path in context.inputs["files"])
+            raise UserError("there is no row in it", file=paths, remedy=f"give a file with one {self.column!r} a row")
+        broken.refuse(rows)
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Row]]:
-        bad: list[Row] = []
-        for path in context.inputs["files"]:
-            for file, row, value in read_rows(path, on_bad=lambda f, r, why: bad.append((f, r, why))):
-                yield content_id("line", file.name, row), (file, row, value)
-        for file, row, why in bad:
-            yield content_id("line", file.name, row), (file, row, why)
+        for _, (name, row, value) in self._rows(context):
+            yield content_id("line", name, row), (f"{name}:{row}", value)
+
+    def _rows(self, context: StageContext) -> Iterator[tuple[tuple[Path, int], tuple[str, int, dict[str, Any] | str]]]:
+        """((file, row), (name, row, fields)): ``name`` is the file's path below what all inputs have in common, so it
+        is the same on every machine, in every order of the inputs, and another for each file."""
+        inputs = [Path(os.path.abspath(path)) for path in context.inputs["files"]]
+        root = os.path.commonpath([path if path.is_dir() else path.parent for path in inputs])
+        for path in inputs:
+            for file in data_files(path):
+                name = os.path.relpath(file, root)
+                for row, value in _in_order(file):
+                    yield (file, row), (name, row, value)
 
     async def process(self, unit: Row, context: StageContext) -> Result:
-        file, row, value = unit
-        where = f"{file.name}:{row}"
-        if isinstance(value, str):
-            return Result(drops=[Drop("broken row", f"{where}: {value}")])
+        where, value = unit
+        if problem := value if isinstance(value, str) else self.problem(value):
+            return Result(drops=[Drop("broken row", f"{where}: {problem}")])
+        assert isinstance(value, dict)
         return self.make(value, where)
+
+    def problem(self, row: dict[str, Any]) -> str | None:
+        """What is wrong with a row, in words that name the field."""
+        if self.column not in row:
+            return f"no {self.column!r}; the row has {', '.join(map(repr, list(row)[:12])) or 'no fields'}"
+        value = row[self.column]
+        return None if isinstance(value, str) else f"{self.column!r} is {name_of(value)}, not a text"
 
     @abstractmethod
     def make(self, row: dict[str, Any], where: str) -> Result:
@@ -56,11 +88,16 @@ class ReadThreads(_Read):
 
     kind = "problems.read_threads"
     record = Thread
+    column = "forum_post"
+
+    def problem(self, row: dict[str, Any]) -> str | None:
+        replies = row.get("forum_discussions")
+        if replies is not None and not isinstance(replies, str):
+            return f"'forum_discussions' is {name_of(replies)}, not a text"
+        return super().problem(row)
 
     def make(self, row: dict[str, Any], where: str) -> Result:
-        post, replies = row.get("forum_post"), row.get("forum_discussions", "")
-        if not isinstance(post, str) or not isinstance(replies, str):
-            return Result(drops=[Drop("no forum_post", where)])
+        post, replies = row["forum_post"], row.get("forum_discussions") or ""
         if not post.strip():
             return Result(drops=[Drop("empty post", where)])
         if len(post) > self.config.max_chars:
@@ -74,24 +111,42 @@ class ReadProblems(_Read):
 
     kind = "problems.read_problems"
     record = Problem
+    column = "problem"
+
+    def problem(self, row: dict[str, Any]) -> str | None:
+        answer = row.get("expected_answer")
+        if answer is not None and (isinstance(answer, bool) or not isinstance(answer, str | int | float)):
+            return f"'expected_answer' is {name_of(answer)}; write it as a text"
+        for name in ("problem_type", "problem_source"):
+            if row.get(name) is not None and not isinstance(row[name], str):
+                return f"{name!r} is {name_of(row[name])}, not a text"
+        if isinstance(text := row.get("problem"), str) and not text.strip():
+            return "'problem' is empty"
+        return super().problem(row)
 
     def make(self, row: dict[str, Any], where: str) -> Result:
-        text, answer = row.get("problem"), row.get("expected_answer")
-        if not isinstance(text, str) or not text.strip():
-            return Result(drops=[Drop("no problem", where)])
+        text, answer = row["problem"], row.get("expected_answer")
         if len(text) > self.config.max_chars:
             return Result(drops=[Drop("problem too long", f"{where}: {len(text)} characters")])
-        extra = {
-            k: v for k, v in row.items() if k not in ("problem", "expected_answer", "problem_type", "problem_source")
-        }
+        known = ("problem", "expected_answer", "problem_type", "problem_source")
         return Result(
             [
                 Problem.make(
                     text,
-                    expected_answer=None if answer is None else str(answer),
+                    expected_answer=None if answer is None or not str(answer).strip() else str(answer),
                     problem_type=row.get("problem_type"),
                     source=row.get("problem_source") or where.rsplit(":", 1)[0],
-                    extra=extra,
+                    extra={name: value for name, value in row.items() if name not in known},
                 )
             ]
         )
+
+
+def _in_order(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """(row, fields or what is wrong with it) of a file."""
+    bad: list[tuple[int, str]] = []
+    for _, row, value in read_rows(file, on_bad=lambda _, row, why: bad.append((row, why)), empty=True):
+        yield from bad
+        bad.clear()
+        yield row, value
+    yield from bad

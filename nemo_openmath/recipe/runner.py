@@ -21,12 +21,13 @@ import orjson
 
 from nemo_openmath.errors import DamagedFile, UserError
 from nemo_openmath.pipeline import Progress, StageContext, UnitStage
+from nemo_openmath.pipeline.merging import count_records
 from nemo_openmath.recipe.file import Recipe, StageEntry
 from nemo_openmath.recipe.services import RecipeServices
 from nemo_openmath.records import Manifest, read_drops, read_manifest, write_json
 from nemo_openmath.records.lineage import remembered_digest, versions
 from nemo_openmath.records.manifest import MANIFEST, write_manifest
-from nemo_openmath.records.store import count_units, part_files, shard_counts
+from nemo_openmath.records.store import count_units, shard_counts
 
 _PLAN = "plan.json"
 _SECONDS = "seconds.json"
@@ -336,7 +337,7 @@ def _manifest(
     drops.update(context.facts.pop("dropped", {}))  # of stages that do not keep records
     counts = {
         "units": count_units(folder),
-        "records": sum(1 for path in part_files(folder) for _ in path.open("rb")),
+        **count_records(folder),
         "drops": drops.total(),
     }
     return Manifest(
@@ -368,6 +369,10 @@ def file_sizes(folder: Path) -> dict[str, int]:
 def _line(manifest: Manifest) -> str:
     counts = manifest.counts
     text = f"{counts['records']} records" if counts["units"] else "done"
+    if merged := counts.get("merged"):
+        text += f", {merged} more versions of them merged"
+    if disagreeing := counts.get("disagreeing"):
+        text += f", {disagreeing} given different answers ({counts['undecided']} without a majority)"
     if counts["drops"]:
         reasons = ", ".join(f"{n} {reason}" for reason, n in list(manifest.drops.items())[:3])
         text += f", dropped {counts['drops']} ({reasons}{', ...' if len(manifest.drops) > 3 else ''})"

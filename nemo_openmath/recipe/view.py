@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from nemo_openmath.pipeline.merging import read_merged
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.records import Generation, Manifest, Problem, read_records
 from nemo_openmath.reports.view import ConfigValue, Example, Funnel, RunView, StageView, gather
@@ -68,7 +69,7 @@ def _problem_funnel(run: Run, finished: dict[str, Manifest]) -> Iterator[Funnel]
     if len(steps) > 1:
         yield Funnel("Problem set (paper Table 1)", steps)
     if last := by_kind.get("problems.decontaminate"):
-        types = Counter(p.problem_type for p in read_records(run.folder(last), Problem))
+        types = Counter(p.problem_type for p in read_merged([run.folder(last)], Problem))
         yield Funnel("Problems by type (paper Table 2)", [(text, types[kind]) for kind, text in _TYPES], parts=True)
 
 

@@ -28,6 +28,7 @@ from typing import BinaryIO, Self, TypeVar
 import orjson
 
 from nemo_openmath.errors import DamagedFile, OpenMathError, UserError
+from nemo_openmath.records import exact_json
 from nemo_openmath.records.ids import unit_key
 from nemo_openmath.records.types import Record
 
@@ -88,7 +89,7 @@ class RecordWriter:
             raise ValueError(f"unit {unit} was committed before")
         self._done.add(key)
         for record in records:
-            line = orjson.dumps(record) + b"\n"
+            line = exact_json.dumps(record) + b"\n"
             self._records.append(line)
             self._pending["part"] += len(line)
         for drop in drops:
@@ -206,19 +207,47 @@ def shard_counts(folder: Path) -> set[int]:
 
 
 def read_records(folder: Path, kind: type[R]) -> Iterator[R]:
-    """Records of a finished stage, streamed. Raises UserError naming file and row of a broken line."""
-    for path in part_files(folder):
-        yield from read_file(path, kind)
+    """Every line of a finished stage as a record, streamed; ``pipeline.merging.read_merged`` gives each id once.
+    Raises UserError naming file and row of a broken line."""
+    for file, row, line in record_lines([folder]):
+        yield parse_record(line, kind, file, row)
 
 
 def read_file(path: Path, kind: type[R]) -> Iterator[R]:
     """Records of one data file, streamed. Raises UserError naming file and row of a broken line."""
+    for row, line in _numbered(path):
+        yield parse_record(line, kind, path, row)
+
+
+def record_lines(folders: Iterable[Path]) -> Iterator[tuple[Path, int, bytes]]:
+    """(file, row, line) of all data files of finished stages, in a fixed order."""
+    for folder in folders:
+        for path in part_files(folder):
+            for row, line in _numbered(path):
+                yield path, row, line
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
-        for row, line in enumerate(file, 1):
-            try:
-                yield kind.from_json(orjson.loads(line))
-            except ValueError as error:
-                raise UserError(str(error), file=path, row=row, remedy="run the stage that wrote it again") from error
+        yield from enumerate(file, 1)
+
+
+def parse_record(line: bytes, kind: type[R], file: Path, row: int) -> R:
+    """The record of a line. Raises UserError naming file and row where it is none."""
+    try:
+        return kind.from_json(exact_json.loads(line))
+    except (ValueError, AttributeError) as error:
+        raise UserError(str(error), file=file, row=row, remedy="run the stage that wrote it again") from error
+
+
+_ID = b'{"id":"'
+
+
+def id_of_line(line: bytes) -> str:
+    """The id of a record, without parsing the rest of its line."""
+    if line.startswith(_ID):
+        return line[len(_ID) : line.index(b'"', len(_ID))].decode()
+    return str(exact_json.loads(line)["id"])
 
 
 def read_drops(folder: Path) -> Iterator[tuple[str, Drop]]:
@@ -228,6 +257,13 @@ def read_drops(folder: Path) -> Iterator[tuple[str, Drop]]:
             for line in file:
                 row = orjson.loads(line)
                 yield row["unit"], Drop(row["reason"], row["detail"])
+
+
+def unit_names(folder: Path) -> Iterator[str]:
+    """Names of the finished units in the journals of a folder."""
+    for path in sorted(folder.glob("journal-*.jsonl")):
+        with path.open("rb") as file:
+            yield from (orjson.loads(line)["unit"] for line in file)
 
 
 def count_units(folder: Path) -> int:

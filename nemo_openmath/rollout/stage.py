@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,7 @@ from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
 from nemo_openmath.pipeline.bounds import NonNegativeInt, PositiveInt, PositiveShare
 from nemo_openmath.pipeline.stage import RUNTIME, Failures, run_bounded
 from nemo_openmath.records import Drop, Generation, Problem, RecordWriter
-from nemo_openmath.records.ids import in_shard, unit_key
+from nemo_openmath.records.ids import in_shard
 from nemo_openmath.records.store import read_file, shard_file
 from nemo_openmath.rollout.counts import Votes, by_hardness, next_batch
 from nemo_openmath.rollout.loop import Outcome, RolloutSettings, derive_seed, draw_budget, roll_out
@@ -105,14 +106,22 @@ class Generate(UnitStage[GenerateConfig, Sample]):
         return by_hardness(problem.pass_rate, c.least, c.samples) if c.count == "hardness" else c.samples
 
     def _problems(self, context: StageContext) -> Iterable[Problem]:
-        """Each problem once: the folder of a user's own may hold one twice."""
-        seen: set[int] = set()
-        for problem in context.read("problems", Problem):
-            if self.config.limit and len(seen) >= self.config.limit:
-                return
-            if (key := unit_key(problem.id)) not in seen:
-                seen.add(key)
+        """The problems to solve; how many lie beyond the limit is counted."""
+        beyond = 0
+        for number, problem in enumerate(context.read("problems", Problem)):
+            if self.config.limit and number >= self.config.limit:
+                beyond += 1
+            else:
                 yield problem
+        if beyond and context.shard == 0:  # the facts of all shards are summed
+            context.facts["problems_beyond_the_limit"] = beyond
+
+    def check_sum(self, context: StageContext, offered: int) -> None:
+        """Of a problem, ``least`` to ``samples`` units are made."""
+        problems = min(context.taken["problems"], self.config.limit or math.inf)
+        least = self.config.samples if self.config.count == "fixed" else self.config.least
+        if not problems * least <= offered <= problems * self.config.samples:
+            raise AssertionError(f"{self.kind}: {problems} problems went in, {offered} samples were made of them")
 
     def _id(self, problem: Problem, sample: int, context: StageContext) -> str:
         model, prompt = self._engine.model, self._template.digest

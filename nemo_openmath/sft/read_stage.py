@@ -20,8 +20,8 @@ from nemo_openmath.pipeline.bounds import PositiveInt
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import Drop, RecordWriter, SftRow, unit_key
 from nemo_openmath.records.ids import in_shard
+from nemo_openmath.records.key_set import KeySet
 from nemo_openmath.sft.formatting import MODES, Formatter, Reject
-from nemo_openmath.sft.key_set import KeySet
 from nemo_openmath.sft.reading import Block, read_blocks
 from nemo_openmath.sft.selection import FormatRules
 from nemo_openmath.sft.workers import cores, ordered

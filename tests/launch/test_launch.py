@@ -125,7 +125,7 @@ def test_containers(container: str, words: str, tmp_path: Path) -> None:
         ("kinds: {{training.sfd: {{gpus: 8}}}}", "did you mean 'training.sft'"),
         ("stages: {{solv: {{gpus: 8}}}}", "did you mean 'solve'"),
         ("default: {{gpu: 8}}", "did you mean 'gpus'"),
-        ("default: {{nodes: 0}}", "nodes is 0"),
+        ("default: {{nodes: 0}}", "nodes: 0 is out of range"),
         ("container: {{runtime: pyxis}}", "needs an image"),
         ("container: {{runtime: docker, image: i}}", "known: none, pyxis, apptainer"),
         ("server: {{command: serve}}", "must use"),

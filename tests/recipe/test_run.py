@@ -18,7 +18,7 @@ from aiohttp import web
 
 from nemo_openmath.demo import StandInTeacher
 from nemo_openmath.engines.server import OpenAIServer
-from nemo_openmath.errors import ExitCode, Incomplete
+from nemo_openmath.errors import ExitCode, Incomplete, UserError
 from nemo_openmath.recipe import load_recipe
 from nemo_openmath.recipe.runner import Run, Selection, State
 from nemo_openmath.records import Problem, read_drops, read_manifest, read_records
@@ -252,10 +252,13 @@ async def test_bad_rows_of_a_forum_file_are_counted(tmp_path: Path) -> None:
     file.write_text("\n".join(rows) + "\n")
     recipe = tmp_path / "r.yaml"
     recipe.write_text("name: r\nstages:\n  threads: {run: problems.read_threads, from: ./forum.jsonl}\n")
-    await Run(load_recipe(recipe), tmp_path / "out").execute(Selection())
+    with pytest.raises(UserError, match=r"forum\.jsonl:2: not JSON .* \(3 of 6 rows are broken\)"):
+        await Run(load_recipe(recipe), tmp_path / "refused").execute(Selection())
+    skip = ["stages.threads.skip_broken=true"]
+    await Run(load_recipe(recipe, skip), tmp_path / "out").execute(Selection())
     manifest = read_manifest(tmp_path / "out" / "threads")
     assert manifest is not None
-    assert manifest.counts == {"units": 6, "records": 1, "drops": 5}
-    assert manifest.drops == {"broken row": 2, "empty post": 1, "no forum_post": 1, "post too long": 1}
+    assert manifest.counts == {"units": 6, "records": 1, "merged": 0, "drops": 5}
+    assert manifest.drops == {"broken row": 3, "empty post": 1, "post too long": 1}
     details = [drop.detail for _, drop in read_drops(tmp_path / "out" / "threads")]
     assert any(detail.startswith("forum.jsonl:2: not JSON") for detail in details)

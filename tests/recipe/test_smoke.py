@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from nemo_openmath.pipeline import UnitStage
+from nemo_openmath.recipe.file import load_recipe
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -45,12 +48,44 @@ def test_the_whole_recipe_runs_and_reports(tmp_path: Path) -> None:
     assert trained
     assert not trained & benchmark
 
+    _everything_adds_up(tmp_path)
+
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/manifest.json")}
     begun = time.monotonic()
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/manifest.json")} == before
     print(f"second run: {time.monotonic() - begun:.1f} s")
+
+
+def _everything_adds_up(run: Path) -> None:
+    """Of every kind of stage: what went in is out, merged, or dropped by a reason."""
+    recipe = load_recipe(ROOT / "examples/smoke.yaml")
+    counts = {name: json.loads((run / name / "manifest.json").read_bytes()) for name in recipe.stages}
+    kinds = set()
+    for name, entry in recipe.stages.items():
+        port = next(iter(entry.stage.ports), None)
+        records = sum(counts[str(n)]["counts"]["records"] for n in entry.inputs.get(port or "", ()))
+        made, facts = counts[name]["counts"], counts[name]["facts"]
+        if isinstance(entry.stage, UnitStage):
+            kinds.add(entry.stage.kind)
+            samples = getattr(entry.stage.config, "samples", 1)
+            units = (records - facts.get("problems_beyond_the_limit", 0)) * samples
+            assert made["units"] == units, name
+            assert len(_lines(run / name)) == made["records"] + made["merged"], name
+            with_records = {json.loads(line)["unit"] for line in _drops(run / name)}
+            assert made["drops"] == len(_drops(run / name)) == len(with_records) == sum(counts[name]["drops"].values())
+            if entry.stage.kind not in ("problems.extract", "genselect.groups"):  # several records of a unit
+                assert made["records"] + made["merged"] + made["drops"] == units, name
+        elif entry.stage.kind == "sft.tokenize":
+            assert facts["samples"] + made["drops"] == records, name
+        elif entry.stage.kind == "sft.pack":
+            assert facts["samples"] + made["drops"] == counts[str(entry.inputs["tokens"][0])]["facts"]["samples"]
+    assert len(kinds) >= 13
+
+
+def _drops(folder: Path) -> list[str]:
+    return [line for part in sorted(folder.glob("drops-*.jsonl")) for line in part.read_text().splitlines()]
 
 
 def _lines(folder: Path) -> list[str]:

@@ -24,8 +24,8 @@ from nemo_openmath.errors import UserError
 from nemo_openmath.pipeline import StageContext
 from nemo_openmath.pipeline.progress import Progress
 from nemo_openmath.records import Drop, SftRow, read_drops, read_records
+from nemo_openmath.records.key_set import KeySet
 from nemo_openmath.sft.formatting import Formatter, Reject
-from nemo_openmath.sft.key_set import KeySet
 from nemo_openmath.sft.read_stage import Read, ReadConfig, _Maker
 from nemo_openmath.sft.reading import Block, _hub_rows, read_source
 from nemo_openmath.sft.selection import Choice, FormatRules

@@ -1,0 +1,91 @@
+"""Files of problems and threads: what is wrong with them is said before anything is stored."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline import Progress, StageContext
+from nemo_openmath.pipeline.stage import Services
+from nemo_openmath.problems.read import ReadConfig, ReadProblems, ReadThreads, _Read
+from nemo_openmath.records import Problem, Thread, read_drops, read_records
+from nemo_openmath.records.store import unit_names
+
+
+def run(kind: type[_Read], output: Path, *paths: Path, **settings: Any) -> StageContext:
+    with Progress("test") as progress:
+        context = StageContext("test", {"files": paths}, output, 1, cast(Services, None), progress)
+        asyncio.run(kind(ReadConfig(**settings)).run(context))
+    return context
+
+
+GOOD = '{"problem": "1+1?", "expected_answer": 2, "level": 123456789012345678901234567890}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("p.csv", "question,answer\n1+1?,2\n", r"p\.csv:2: no 'problem'; the row has 'question', 'answer'"),
+        ("p.jsonl", GOOD + "broken\n" + '{"problem": 3}\n', r"p\.jsonl:2: not JSON.*\(2 of 3 rows are broken\).*skip"),
+        ("p.jsonl", GOOD + '{"problem": 3}\nbroken\n', r"p\.jsonl:2: 'problem' is a number, not a text \(2 of 3"),
+        ("p.jsonl", '{"problem": "x", "expected_answer": ["4"]}\n', r":1: 'expected_answer' is a list; write it as"),
+        ("p.jsonl", '{"problem": "x", "expected_answer": true}\n', r":1: 'expected_answer' is true or false"),
+        ("p.jsonl", '{"problem": " "}\n', r":1: 'problem' is empty"),
+        ("p.jsonl", '{"problem": "x", "problem_type": 3}\n', r":1: 'problem_type' is a number"),
+        ("p.json", '{"problem": ["a", "b"]}', r":1: 'problem' is a list"),
+        ("p.jsonl", "", r"p\.jsonl: there is no row in it; give a file with one 'problem' a row"),
+        ("p.jsonl", "\n\n", r"there is no row in it"),
+    ],
+)
+def test_a_problem_file_that_cannot_be_used_is_refused(tmp_path: Path, name: str, text: str, says: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=says):
+        run(ReadProblems, tmp_path / "out", tmp_path / name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_rows_are_skipped_and_counted_where_the_user_says_so(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(GOOD + "broken\n{}\n")
+    run(ReadProblems, tmp_path / "out", tmp_path / "p.jsonl", skip_broken=True)
+    (problem,) = read_records(tmp_path / "out", Problem)
+    assert (problem.expected_answer, problem.source) == ("2", "p.jsonl")
+    assert problem.extra == {"level": 123456789012345678901234567890}
+    assert [(d.reason, d.detail[:11]) for _, d in read_drops(tmp_path / "out")] == [
+        ("broken row", "p.jsonl:2: "),
+        ("broken row", "p.jsonl:3: "),
+    ]
+
+
+def test_csv_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_bytes("\ufeffproblem;expected_answer\r\n1+1?;2\r\n2+2?;\r\n".encode())
+    run(ReadProblems, tmp_path / "out", tmp_path / "p.csv")
+    assert [(p.problem, p.expected_answer) for p in read_records(tmp_path / "out", Problem)] == [
+        ("1+1?", "2"),
+        ("2+2?", None),
+    ]
+
+
+def test_files_of_one_name_in_several_folders_are_apart_and_their_order_changes_nothing(tmp_path: Path) -> None:
+    for year in ("2023", "2024"):
+        (tmp_path / "forum" / year).mkdir(parents=True)
+        rows = [json.dumps({"forum_post": f"{year} {n}"}) for n in range(3)]
+        (tmp_path / "forum" / year / "part-00000.jsonl").write_text("\n".join(rows))
+    years = [tmp_path / "forum/2023", tmp_path / "forum/2024"]
+    run(ReadThreads, tmp_path / "a", tmp_path / "forum")
+    run(ReadThreads, tmp_path / "b", *years)
+    run(ReadThreads, tmp_path / "c", *reversed(years))
+    assert len(list(read_records(tmp_path / "a", Thread))) == 6
+    assert len(set(unit_names(tmp_path / "a"))) == 6
+    assert (
+        sorted(unit_names(tmp_path / "a")) == sorted(unit_names(tmp_path / "b")) == sorted(unit_names(tmp_path / "c"))
+    )
+
+
+def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(GOOD)
+    context = run(ReadProblems, tmp_path / "out", tmp_path / "p.jsonl", tmp_path)
+    assert len(list(read_records(tmp_path / "out", Problem))) == 1
+    assert context.facts["equal_units"] == 1
