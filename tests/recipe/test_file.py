@@ -163,7 +163,7 @@ def test_a_stage_of_another_kind_takes_over_no_settings(tmp_path: Path) -> None:
     assert list(stages) == ["a"]
     assert stages["a"].inputs == {"files": (tmp_path / "b.jsonl",)}
     words = ["stages.a.from=./b.jsonl", "stages.a.run=problems.read_problems", "stages.a.max_chars=9"]
-    assert load_recipe(base, words).stages["a"].stage.settings() == {"max_chars": 9}
+    assert load_recipe(base, words).stages["a"].stage.settings() == {"max_chars": 9, "skip_broken": False}
     assert load_recipe(base, ["stages.a.problems=null"]).stages["a"].stage.config.problems != 7
     own.write_text(
         "extends: base.yaml\nname: own\nstages:\n  a: {run: problems.read_problems, from: ./x/, problems: 7}\n"
