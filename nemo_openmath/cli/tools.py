@@ -15,6 +15,8 @@ import orjson
 from nemo_openmath.cli.common import overrides, shard_of, verb
 from nemo_openmath.errors import UserError
 
+_ANSWERS = "JSON Lines, JSON, CSV or Parquet with expected_answer and predicted_answer, generation, output, ..."
+
 
 def add(groups: Any) -> None:
     sft = verb(groups, "sft", "train on packed data with this machine's processes (a job file, YAML)", _sft)
@@ -23,9 +25,10 @@ def add(groups: Any) -> None:
     sft.add_argument("--processes", type=int, default=1, help="ranks; tp x pp x cp of them form a replica")
     sft.add_argument("--threads", type=int, default=1, help="of each process, on CPU")
 
-    grade = verb(groups, "grade", "compare predicted_answer (or generation) with expected_answer, row by row", _grade)
-    grade.add_argument("file", type=Path, metavar="FILE", help="JSON Lines (plain, .gz, .zst) or Parquet")
-    grade.add_argument("--output", type=Path, required=True, help="the same rows with verdict and reason")
+    grade = verb(groups, "grade", "compare the answers of solutions with the expected ones, row by row", _grade)
+    grade.add_argument("file", type=Path, metavar="FILE", help=f"file or folder: what generate wrote, or {_ANSWERS}")
+    grade.add_argument("--output", type=Path, required=True, help="JSON Lines: the same rows with verdict and reason")
+    grade.add_argument("--skip-broken", action="store_true", help="leave out rows that cannot be read, counted")
     grade.add_argument("--workers", type=int, default=1)
     grade.add_argument("--time-limit", type=float, default=1.0, metavar="SECONDS", help="of one pair")
     grade.add_argument("--memory-mb", type=int, default=1024, metavar="MIB", help="of one worker")
@@ -101,10 +104,18 @@ def _grade(options: argparse.Namespace) -> None:
         memory_mb=options.memory_mb,
         fallback=options.fallback,
         take_modulo=options.take_modulo,
+        skip_broken=options.skip_broken,
     )
     print(", ".join(f"{name} {count}" for name, count in counts.items()))
+    right, total = counts["equal"], counts["total"]
+    print(f"right: {right} of {total} ({right / total:.1%}); with verdicts and reasons: {options.output}")
+    if counts["no_answer"] == total:
+        print(f"NO ANSWER was found in any of the {total} rows: {_LOOK}", file=sys.stderr)
     if options.show_disagreements:
         show_disagreements(options.output, other=options.other)
+
+
+_LOOK = "look whether the solutions end with \\boxed{...}, were cut by max_tokens, or stand in another column"
 
 
 def _serve(options: argparse.Namespace) -> None:

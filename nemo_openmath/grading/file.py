@@ -1,10 +1,11 @@
-"""Grade a file of answers: any JSON Lines (plain, .gz, .zst) or Parquet with ``expected_answer`` and
-``predicted_answer`` or ``generation``. Streamed in bounded memory; the result appears whole or not at all, and a
-killed run goes on from its last whole row."""
+"""Grade a file or folder of answers: our own records of solutions (``openmath generate``), and any JSON Lines, JSON,
+CSV or Parquet with ``expected_answer`` and an answer: ``predicted_answer``, or a text that ends with one. Streamed in
+bounded memory; the result appears whole or not at all, and a killed run goes on from its last whole row."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -18,11 +19,12 @@ from typing import Any, BinaryIO, TextIO
 import orjson
 
 import nemo_openmath
-from nemo_openmath.errors import UserError
+from nemo_openmath.errors import UserError, no_space
 from nemo_openmath.grading.extraction import extract_answer
 from nemo_openmath.grading.pool import GradingPool
 from nemo_openmath.grading.verdict import Verdict
-from nemo_openmath.records.foreign import read_rows
+from nemo_openmath.records.exact_json import dumps
+from nemo_openmath.records.foreign import BrokenRows, name_of, read_rows
 
 SHOWN = 300  # characters of an answer on the terminal
 BATCH = 4096  # rows in memory at once
@@ -37,40 +39,57 @@ def grade_file(
     memory_mb: int = 1024,
     fallback: bool = False,
     take_modulo: int | None = None,
+    skip_broken: bool = False,
 ) -> dict[str, int]:
     """Write every row of ``path`` to ``output`` with ``verdict``, ``reason`` and ``symbolic_correct`` added, and
-    ``predicted_answer`` where it was extracted from ``generation`` (``fallback``: see extract_answer).
+    ``predicted_answer`` where it was extracted from a text (``fallback``: see extract_answer).
 
-    Returns the count of each verdict, of all rows (``total``) and of rows without an answer (``no_answer``). Raises
-    UserError naming file and row where a row has no expected answer or neither field.
+    Returns the count of each verdict, of all rows (``total``) and of rows without an answer (``no_answer``); with
+    ``skip_broken`` of those left out (``skipped``), too. Raises UserError naming the first row of which no answer or no
+    expected answer can be read, and how many such rows there are; SystemFailure where the disk is full.
     """
     output = Path(output)
+    if any(suffix in _NOT_LINES for suffix in output.suffixes):
+        raise UserError("JSON Lines are written", file=output, remedy="name the output .jsonl")
     if output.is_dir():
         raise UserError("output is a folder", file=output, remedy="give the name of a file")
     if output.exists() and Path(path).exists() and output.resolve() == Path(path).resolve():
         raise UserError("output is the input", file=output, remedy="give another --output")
     counts: Counter[str] = Counter({str(verdict): 0 for verdict in Verdict})
     counts.update(total=0, no_answer=0)
+    broken = BrokenRows(skip=skip_broken, how="--skip-broken leaves such rows out")
     partial = output.with_name(f".{output.name}.partial")
-    task = _task(Path(path), fallback, take_modulo, time_limit, memory_mb)
+    task = _task(Path(path), fallback, take_modulo, time_limit, memory_mb, skip_broken)
     pool = GradingPool(workers, time_limit, memory_mb, take_modulo=take_modulo)
     with pool, _exclusive(partial) as out:
         try:
             done = _resume(out, task, counts)
-            for rows in _batches(islice(_prepared(path, fallback), done, None)):
-                grades = pool.grade_batch((row["predicted_answer"], row["expected_answer"]) for row in rows)
+            for rows in _batches(islice(_prepared(path, fallback, broken), done, None)):
+                grades = pool.grade_batch((row["predicted_answer"], row["expected_answer"] or "") for row in rows)
                 lines = bytearray()
                 for row, grade in zip(rows, grades, strict=True):
                     row.update(verdict=str(grade.verdict), reason=grade.reason, symbolic_correct=grade.is_equal)
+                    if row["expected_answer"] is None and row["predicted_answer"]:
+                        row.update(verdict=str(Verdict.UNKNOWN), reason="no expected answer")
                     _count(row, counts)
-                    lines += orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+                    lines += dumps(row) + b"\n"
                 out.write(lines)
                 out.flush()
+            broken.refuse()
             _finish(out, output, len(task))
         except UserError:
             partial.unlink()
             raise
-    return dict(counts)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            for file in (partial, _whole(output)):
+                file.unlink(missing_ok=True)
+            raise no_space(output, error.strerror or str(error), "nothing was written") from error
+    return dict(counts) | ({"skipped": broken.count} if broken.count else {})
+
+
+_NOT_LINES = (".parquet", ".csv", ".tsv", ".gz", ".zst", ".arrow", ".feather", ".xlsx", ".xls", ".bz2", ".xz", ".zip")
 
 
 def _count(row: dict[str, Any], counts: Counter[str]) -> None:
@@ -125,7 +144,7 @@ def _resume(out: BinaryIO, task: bytes, counts: Counter[str]) -> int:
 def _finish(out: BinaryIO, output: Path, head: int) -> None:
     """The rows without the head line appear as ``output``, whole or not at all."""
     partial = Path(out.name)
-    whole = output.with_name(f".{output.name}.whole")
+    whole = _whole(output)
     out.seek(head)
     with whole.open("wb") as target:
         shutil.copyfileobj(out, target, 1 << 20)
@@ -135,23 +154,60 @@ def _finish(out: BinaryIO, output: Path, head: int) -> None:
     partial.unlink()
 
 
-def _prepared(path: str | Path, fallback: bool) -> Iterator[dict[str, Any]]:
-    for file, number, row in read_rows(path):
-        if not isinstance(row.get("expected_answer"), str | int | float):
-            raise UserError("no expected_answer", file=file, row=number, remedy="add it, or leave the row out")
-        row["expected_answer"] = str(row["expected_answer"])
-        if "predicted_answer" in row:
-            predicted = row["predicted_answer"]
-            if not isinstance(predicted, str | int | float | None):
-                raise UserError("predicted_answer is no text", file=file, row=number, remedy="write it as a string")
-            row["predicted_answer"] = None if predicted is None else str(predicted)
-        elif isinstance(row.get("generation"), str):
-            row["predicted_answer"] = extract_answer(row["generation"], fallback=fallback).answer
-        else:
-            raise UserError(
-                "neither predicted_answer nor generation", file=file, row=number, remedy="add one of the two fields"
-            )
-        yield row
+def _whole(output: Path) -> Path:
+    return output.with_name(f".{output.name}.whole")
+
+
+def _prepared(path: str | Path, fallback: bool, broken: BrokenRows) -> Iterator[dict[str, Any]]:
+    """Rows with ``predicted_answer`` and ``expected_answer`` as texts. Once a row is broken and not to be left out, the
+    rest is only counted."""
+    for file, number, row in read_rows(path, broken):
+        if problem := _prepare(row, fallback):
+            broken(file, number, problem)
+            continue
+        broken.good += 1
+        if not broken.refused:
+            yield row
+
+
+def _prepare(row: dict[str, Any], fallback: bool) -> str | None:
+    """Put the two answers of a row in place; what is wrong with it, where they cannot be read."""
+    record = isinstance(row.get("transcript"), dict) and "problem_id" in row
+    expected = row.get("expected_answer")
+    if expected is None and not record:  # a record of ours may be of a problem whose answer nobody knows
+        return "no expected_answer"
+    if expected is not None and not _is_answer(expected):
+        return f"expected_answer is {name_of(expected)}; write a text"
+    row["expected_answer"] = None if expected is None else str(expected)
+    predicted = row.get("predicted_answer")
+    if predicted is not None and not _is_answer(predicted):
+        return f"predicted_answer is {name_of(predicted)}; write a text"
+    if predicted is None:
+        text = _text_of(row) if record else next((row[c] for c in TEXTS if isinstance(row.get(c), str)), None)
+        if text is not None:
+            predicted = extract_answer(text, fallback=fallback).answer
+        elif "predicted_answer" not in row:
+            if (column := next((c for c in TEXTS if c in row), None)) is not None:
+                return f"{column} is {name_of(row[column])}, not a text"
+            return f"none of predicted_answer, {', '.join(TEXTS)}; the row has {', '.join(list(row)[:12])}"
+    row["predicted_answer"] = None if predicted is None else str(predicted)
+    return None
+
+
+TEXTS = ("generation", "generated_solution", "output", "solution", "response", "completion")
+"""Columns whose text ends with an answer, the first that a row has: ours and the published ones."""
+
+
+def _is_answer(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def _text_of(record: dict[str, Any]) -> str:
+    """What stands behind the prompt in a record of ours; nothing where the solution did not end by itself: its box
+    was not its last word."""
+    if record.get("finish") != "stop":
+        return ""
+    return "".join(piece["text"] for piece in record["transcript"].get("pieces", ()))
 
 
 def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

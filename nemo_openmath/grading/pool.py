@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import pickle
 import queue
@@ -157,11 +158,14 @@ class GradingPool:
     def __init__(
         self, workers: int = 1, time_limit: float = 1.0, memory_mb: int = 1024, *, take_modulo: int | None = None
     ):
-        if workers < 1 or not time_limit > 0 or memory_mb < 256 or (take_modulo is not None and take_modulo < 1):
-            raise UserError(
-                "a grading pool needs at least one worker, a time limit above 0, 256 MiB and a modulus of at least 1",
-                remedy="mend workers, time limit, memory or modulus",
-            )
+        for name, value, fits, range_ in (
+            ("workers", workers, workers >= 1, "1 or more"),
+            ("time limit", time_limit, 0 < time_limit < math.inf, "a number of seconds above 0"),
+            ("memory", memory_mb, memory_mb >= 256, "256 MiB or more"),
+            ("modulus", take_modulo, take_modulo is None or take_modulo >= 1, "1 or more"),
+        ):
+            if not fits:
+                raise UserError(f"grading: {name} is {value}", remedy=f"choose {range_}")
         self.take_modulo = take_modulo
         self._workers = [_Worker(time_limit, memory_mb) for _ in range(workers)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()

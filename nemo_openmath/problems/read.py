@@ -38,15 +38,15 @@ class _Read(UnitStage[ReadConfig, Row]):
 
     async def prepare(self, context: StageContext) -> None:
         broken = BrokenRows(skip=self.config.skip_broken)
-        rows = 0
         for file, (_, _, value) in self._rows(context):
-            rows += 1
             if problem := value if isinstance(value, str) else self.problem(value):
                 broken(*file, problem)
-        if not rows:
+            else:
+                broken.good += 1
+        if not (broken.good or broken.count):
             paths = ", ".join(str(path) for path in context.inputs["files"])
             raise UserError("there is no row in it", file=paths, remedy=f"give a file with one {self.column!r} a row")
-        broken.refuse(rows)
+        broken.refuse()
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Row]]:
         for _, (name, row, value) in self._rows(context):

@@ -44,10 +44,11 @@ csv.field_size_limit(1 << 30)
 
 
 class BrokenRows:
-    """What to do about broken rows: count them all, then refuse the input unless ``skip``. Give it as ``on_bad``."""
+    """What to do about broken rows: count them all, then refuse the input unless ``skip``. Give it as ``on_bad``, and
+    count in ``good`` the rows that can be used."""
 
     def __init__(self, *, skip: bool = False, how: str = "skip_broken: true leaves broken rows out"):
-        self.skip, self.count = skip, 0
+        self.skip, self.count, self.good = skip, 0, 0
         self._how = how
         self._first: tuple[Path, int, str] | None = None
 
@@ -60,11 +61,12 @@ class BrokenRows:
         """Whether the input will be refused: rows after this need not be used."""
         return self.count > 0 and not self.skip
 
-    def refuse(self, rows: int) -> None:
-        """Raises UserError naming the first broken row and how many of ``rows`` there are, unless they are skipped.
-        An input of broken rows alone is refused in any case."""
-        if self._first is None or (self.skip and self.count < rows):
+    def refuse(self) -> None:
+        """Raises UserError naming the first broken row and how many there are, unless they are skipped. An input of
+        broken rows alone is refused in any case."""
+        if self._first is None or (self.skip and self.good):
             return
+        rows = self.good + self.count
         file, row, problem = self._first
         many = f" ({self.count} of {rows} rows are broken)" if self.count > 1 or rows > 1 else ""
         raise UserError(f"{problem}{many}", file=file, row=row, remedy=f"mend or delete it; {self._how}")

@@ -5,12 +5,17 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from nemo_openmath.cli.main import run
 from nemo_openmath.errors import UserError
 from nemo_openmath.grading import grade_file, show_disagreements
+from nemo_openmath.records import Generation
+from nemo_openmath.records.store import write_records
 
 ROWS = [
     {"id": 1, "predicted_answer": r"\frac12", "expected_answer": "0.5", "judgement": "Judgement: No"},
@@ -46,8 +51,11 @@ def test_every_row_comes_back_with_a_verdict(tmp_path: Path, name: str) -> None:
     ("row", "problem"),
     [
         ({"predicted_answer": "1"}, "no expected_answer"),
-        ({"expected_answer": "1"}, "neither predicted_answer nor generation"),
-        ({"expected_answer": "1", "predicted_answer": ["1"]}, "predicted_answer is no text"),
+        ({"expected_answer": ["1"], "predicted_answer": "1"}, "expected_answer is a list; write a text"),
+        ({"expected_answer": True, "predicted_answer": "1"}, "expected_answer is true or false"),
+        ({"expected_answer": "1"}, r"none of predicted_answer, generation, .*; the row has expected_answer"),
+        ({"expected_answer": "1", "output": [{"role": "user"}]}, "output is a list, not a text"),
+        ({"expected_answer": "1", "predicted_answer": ["1"]}, "predicted_answer is a list"),
     ],
 )
 def test_a_bad_row_is_named_and_nothing_is_written(tmp_path: Path, row: dict, problem: str) -> None:
@@ -115,10 +123,16 @@ def test_a_killed_run_goes_on_from_its_last_whole_row(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"workers": 0}, {"time_limit": -1.0}, {"memory_mb": 1}, {"take_modulo": 0}], ids=lambda d: next(iter(d))
+    ("wrong", "says"),
+    [
+        ({"workers": 0}, "workers is 0; choose 1 or more"),
+        ({"time_limit": -1.0}, "time limit is -1.0; choose a number of seconds above 0"),
+        ({"memory_mb": 1}, "memory is 1; choose 256 MiB or more"),
+        ({"take_modulo": 0}, "modulus is 0; choose 1 or more"),
+    ],
 )
-def test_wrong_limits_are_said(tmp_path: Path, wrong: dict) -> None:
-    with pytest.raises(UserError, match="at least one worker"):
+def test_wrong_limits_are_said(tmp_path: Path, wrong: dict, says: str) -> None:
+    with pytest.raises(UserError, match=says):
         grade_file(write(tmp_path / "rows.jsonl", ROWS), tmp_path / "out.jsonl", **wrong)
 
 
@@ -139,3 +153,98 @@ def test_a_models_text_does_not_command_the_terminal(tmp_path: Path) -> None:
     assert len(text.getvalue()) < 500
     with pytest.raises(UserError, match="no row has an opinion"):
         show_disagreements(tmp_path / "rows.jsonl", other="nobody", out=text)
+
+
+def record(name: str, text: str, expected: str | None, finish: str = "stop") -> Generation:
+    transcript = {"messages": [], "pieces": [{"author": "model", "text": text}], "ended": True, "tokenizer": ""}
+    return Generation(
+        id=name, problem_id="p", mode="cot", model="m", sample=0, transcript=transcript, finish=finish,
+        expected_answer=expected,
+    )  # fmt: skip
+
+
+def test_what_generate_wrote_is_graded_from_its_folder_or_file(tmp_path: Path) -> None:
+    write_records(
+        tmp_path / "solutions",
+        [
+            record("a", r"so \boxed{4}", "4"),
+            record("b", r"so \boxed{5}", "4"),
+            record("c", r"so \boxed{4} and then it was cut", "4", "length"),
+            record("d", r"so \boxed{4}", None),
+        ],
+    )
+    for path in (tmp_path / "solutions", tmp_path / "solutions/part-00000-of-00001.jsonl"):
+        counts = grade_file(path, tmp_path / "out.jsonl")
+        assert counts == {"equal": 1, "not_equal": 2, "unknown": 1, "timeout": 0, "total": 4, "no_answer": 1}
+        graded = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert [row["predicted_answer"] for row in graded] == ["4", "5", None, "4"]
+        assert graded[3]["reason"] == "no expected answer"
+
+
+@pytest.mark.parametrize("column", ["generation", "generated_solution", "output"])
+@pytest.mark.parametrize("more", [{}, {"predicted_answer": None}])
+def test_published_columns_are_read(tmp_path: Path, column: str, more: dict) -> None:
+    row = {column: r"<think>x</think> \boxed{4}", "expected_answer": "4", **more}
+    assert grade_file(write(tmp_path / "rows.jsonl", [row]), tmp_path / "out.jsonl")["equal"] == 1
+
+
+def test_csv_is_graded_and_broken_rows_are_left_out_on_demand(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("predicted_answer,expected_answer\n4,4\n4,\n,3\n")
+    with pytest.raises(UserError, match=r"a\.csv:3: no expected_answer \(1 of 3 rows are broken\).*--skip-broken"):
+        grade_file(tmp_path / "a.csv", tmp_path / "out.jsonl")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
+    counts = grade_file(tmp_path / "a.csv", tmp_path / "out.jsonl", skip_broken=True)
+    assert (counts["equal"], counts["no_answer"], counts["total"], counts["skipped"]) == (1, 1, 2, 1)
+
+
+def test_long_integers_are_graded_and_written_exactly(tmp_path: Path) -> None:
+    number = 10**40 + 1
+    row = {"predicted_answer": str(number), "expected_answer": number, "seed": number}
+    assert grade_file(write(tmp_path / "rows.jsonl", [row]), tmp_path / "out.jsonl")["equal"] == 1
+    assert f'"seed":{number}' in (tmp_path / "out.jsonl").read_text()
+
+
+@pytest.mark.parametrize("name", ["g.parquet", "g.csv", "g.jsonl.gz"])
+def test_json_lines_are_not_written_under_another_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="JSON Lines are written; name the output"):
+        grade_file(write(tmp_path / "rows.jsonl", ROWS), tmp_path / name)
+
+
+def test_the_verb_says_share_and_place_and_that_nothing_was_found(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    assert run(["grade", str(write(tmp_path / "rows.jsonl", ROWS)), "--output", str(out)]) == 0
+    said = capfd.readouterr()
+    assert f"right: 2 of 6 (33.3%); with verdicts and reasons: {out}" in said.out
+    assert said.err == ""
+    assert run(["grade", str(write(tmp_path / "rows.jsonl", [ROWS[2]])), "--output", str(out)]) == 0
+    assert "NO ANSWER was found in any of the 1 rows" in capfd.readouterr().err
+    assert run(["grade", str(write(tmp_path / "rows.jsonl", [])), "--output", str(out)]) == 2
+    assert "rows.jsonl: there is no row in it" in capfd.readouterr().err
+
+
+def test_a_full_disk_is_said_in_one_line_and_nothing_is_left(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], small_disk: Path
+) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"predicted_answer": "1", "expected_answer": "1", "pad": "x" * 9000}] * 200)
+    assert run(["grade", str(path), "--output", str(small_disk / "out.jsonl")]) == 1
+    said = capfd.readouterr().err
+    assert "no space left" in said
+    assert len(said.splitlines()) == 1
+    assert "defect" not in said
+    assert list(small_disk.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A megabyte of tmpfs."""
+    (folder := tmp_path / "disk").mkdir()
+    try:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount")
+    if done.returncode:
+        pytest.skip("mounting is not permitted")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

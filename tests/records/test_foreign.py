@@ -193,14 +193,16 @@ def test_broken_rows_are_counted_and_refused_unless_skipped(tmp_path: Path) -> N
     (tmp_path / "a.jsonl").write_text('{"a": 1}\nbroken\n[]\n{"a": 2}\n')
     for skip in (False, True):
         broken = BrokenRows(skip=skip)
+        broken.good = 2
         rows = [value for _, _, value in read_rows(tmp_path, broken)]
         assert rows == [{"a": 1}, {"a": 2}]
         assert broken.count == 2
         assert broken.refused is not skip
         if skip:
-            broken.refuse(4)
+            broken.refuse()
         else:
             with pytest.raises(UserError, match=r"a\.jsonl:2: not JSON .*\(2 of 4 rows are broken\).*skip_broken"):
-                broken.refuse(4)
+                broken.refuse()
+    broken.good = 0
     with pytest.raises(UserError, match="of 2 rows"):  # nothing would be left
-        broken.refuse(2)
+        broken.refuse()
