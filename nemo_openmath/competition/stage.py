@@ -61,7 +61,7 @@ class Compete(Stage[CompeteConfig]):
                     continue
                 answer = await solve(
                     engine, tokenizer, sandbox, template, problem.problem, config.solver,
-                    seconds=bank.allowance(), seed=context.seed, clock=clock,
+                    seconds=bank.allowance(), seed=context.seed, clock=clock, vote=pool.majority,
                 )  # fmt: skip
                 bank.spend(answer.seconds)
                 grade = await pool.grade(answer.answer, problem.expected_answer)
