@@ -27,7 +27,7 @@ class SolverSettings:
     engine decodes deterministically.
     """
 
-    batch: PositiveInt = 16
+    batch: PositiveInt = 16  # solutions that are begun together
     agree: PositiveInt = 4
     rollout: RolloutSettings = field(
         default_factory=lambda: RolloutSettings(temperature=0.0, budgets=(6, 6), code_seconds=2.0, output_chars=200)

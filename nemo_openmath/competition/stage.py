@@ -19,7 +19,7 @@ class CompeteConfig:
     problems in 5 hours (section 6). ``limit``: only the first so many problems (0: all)."""
 
     engine: str
-    mode: str = "tir"
+    mode: str = "tir"  # the prompt: cot or tir
     base_seconds: PositiveFloat = 350.0
     bank_seconds: NonNegativeFloat = 210.0
     limit: NonNegativeInt = 0

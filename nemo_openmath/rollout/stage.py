@@ -35,7 +35,7 @@ class GenerateConfig(RolloutSettings):
     ``limit``: only the first so many problems (0: all). ``prompt``: a template of the user's own."""
 
     engine: str = "teacher"
-    mode: Literal["cot", "tir"] = "cot"
+    mode: Literal["cot", "tir"] = "cot"  # tir: with code, run in the sandbox
     samples: PositiveInt = 1
     count: Literal["fixed", "hardness", "agreement"] = "fixed"
     least: PositiveInt = 4
