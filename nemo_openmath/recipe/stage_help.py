@@ -71,7 +71,7 @@ def type_name(hint: Any) -> str:
     """A type in the words of a user: what to write, and in which range."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return ", ".join([type_name(args[0]), *(str(limit).removeprefix("as ") for limit in args[1:])])
+        return ", ".join([type_name(args[0]), *map(str, args[1:])])
     if origin in (Union, UnionType):
         return " or ".join("null" if a is type(None) else type_name(a) for a in args)
     if origin is Literal:

@@ -28,7 +28,7 @@ def test_a_kind_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     for line in (
         "name: {run: rollout.generate, from: STAGE}",
         "samples: whole number, 1 or more; default 1",
-        "top_p: number, above 0, at most 1; default 0.95",
+        "top_p: number, more than 0, at most 1; default 0.95",
         "mode: cot | tir",
         "records (Generation)",
     ):
