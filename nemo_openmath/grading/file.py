@@ -24,7 +24,7 @@ from nemo_openmath.grading.extraction import extract_answer
 from nemo_openmath.grading.judgement import parse_judgement
 from nemo_openmath.grading.pool import GradingPool
 from nemo_openmath.grading.verdict import Verdict
-from nemo_openmath.records.exact_json import dumps
+from nemo_openmath.records.exact_json import dumps, loads
 from nemo_openmath.records.foreign import BrokenRows, name_of, read_rows
 
 SHOWN = 300  # characters of an answer on the terminal
@@ -133,7 +133,7 @@ def _resume(out: BinaryIO, task: bytes, counts: Counter[str]) -> int:
         for line in out:
             if not line.endswith(b"\n"):
                 break
-            _count(orjson.loads(line), counts)
+            _count(loads(line), counts)
             done, end = done + 1, end + len(line)
     out.seek(end)
     out.truncate()
