@@ -13,8 +13,7 @@ from nemo_openmath.pipeline.bounds import FiniteFloat, Length, PositiveInt, Posi
 
 @dataclass(frozen=True)
 class AverageConfig:
-    """``count`` equally spaced checkpoints of every training (the recipe takes 4), or those of ``steps``.
-    ``weights``: of the checkpoints, in their order; null: equal ones."""
+    """``count`` equally spaced checkpoints of every training (the recipe takes 4), or those of ``steps``."""
 
     count: PositiveInt | None = None
     steps: Annotated[tuple[PositiveInt, ...], Length()] | None = None
@@ -51,9 +50,9 @@ class Average(Stage[AverageConfig]):
 class MergeConfig:
     """``weights`` follow the order of the models; the base of ``task_arithmetic``, ``ties`` and ``dare`` is a port."""
 
-    method: Method = "linear"  # the weighted sum; or as the paper of that name does it
+    method: Method = "linear"
     weights: Annotated[tuple[FiniteFloat, ...], Length()] | None = None
-    density: PositiveShare = 0.5  # share of each difference that ties and dare keep
+    density: PositiveShare = 0.5
 
 
 @register

@@ -60,7 +60,9 @@ class Groups(UnitStage[GroupsConfig, tuple[Problem, list[Generation]]]):
         right = [n for n, (g, _) in enumerate(usable) if g.correct]
         wrong = [n for n, (g, _) in enumerate(usable) if not g.correct]
         if not (right and wrong):
-            reason = "all correct" if right else "all incorrect" if wrong else "no solution with a summary"
+            reason = "no solution with a summary"
+            if right or wrong:
+                reason = f"all solutions are {'correct' if right else 'incorrect'}: nothing to choose between"
             return Result(drops=[Drop(reason, problem.problem)])
         made: dict[str, Group] = {}
         for _ in range(self.config.groups * 4):  # a few solutions may not have so many distinct groups

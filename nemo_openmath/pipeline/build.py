@@ -50,11 +50,12 @@ class Value:
 class Builder:
     """Builds dataclasses from nested dicts. ``origin(key)`` says where the value at ``key`` was written. Relative paths
     are relative to the file that they are written in, those of overrides to the working directory; without ``folder``
-    they stay as they are."""
+    they stay as they are. ``here``: the working directory of the overrides."""
 
-    def __init__(self, origin: Callable[[Key], Origin], folder: Path | None = None):
+    def __init__(self, origin: Callable[[Key], Origin], folder: Path | None = None, here: Path = Path()):
         self.origin = origin
         self.folder = folder
+        self.here = here
         self.values: list[Value] = []
 
     def build(self, kind: type[T], data: Any, key: Key = ()) -> T:
@@ -90,7 +91,7 @@ class Builder:
         """The folder that a relative path at ``key`` is relative to: its file's, or for an override the working
         directory."""
         origin = self.origin(key)
-        return Path() if origin is OVERRIDE else Path(origin.file).parent
+        return self.here if origin is OVERRIDE else Path(origin.file).parent
 
     def convert(self, hint: Any, value: Any, key: Key) -> Any:
         """``value`` as the type ``hint``."""

@@ -54,11 +54,10 @@ class Progress:
             return ""
         return f", about {seconds / done * (self._total - self._count):.0f} s left"
 
-    def say(self, message: str) -> None:
-        """A line that stays."""
-        self._console.print(
-            f"[bold]{self.stage}[/bold] {escape(message)}", highlight=False, markup=True, soft_wrap=True
-        )
+    def say(self, message: str, *, before: str = "") -> None:
+        """A line that stays. ``before``: the stage's place among others, written in front of its name."""
+        head = f"{escape(before)} [bold]{self.stage}[/bold]:" if before else f"[bold]{self.stage}[/bold]"
+        self._console.print(f"{head} {escape(message)}", highlight=False, markup=True, soft_wrap=True)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:

@@ -201,7 +201,8 @@ class Failures:
         if self._kinds:
             kind, count = self._kinds.most_common(1)[0]
             raise Incomplete(
-                f"{self._stage}: {len(self)} units failed after {self._attempts} attempts, {count} by {kind} (for "
+                f"{self._stage}: {len(self)} unit{'s' * (len(self) != 1)} failed after {self._attempts} attempts, "
+                f"{count} by {kind} (for "
                 f"example {self._example[kind]}); what finished is kept, run again to retry the rest ({self._path})"
             )
 

@@ -2,49 +2,65 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-import sys
+import textwrap
+import time
+import types
+import typing
 from collections.abc import Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from nemo_openmath.errors import UserError
-from nemo_openmath.pipeline.stage import stage_kinds
-from nemo_openmath.recipe.file import Recipe, load_recipe
+from nemo_openmath.pipeline.build import nearest
+from nemo_openmath.pipeline.stage import Stage, stage_kinds
+from nemo_openmath.recipe import identity
+from nemo_openmath.recipe.file import load_recipe
+from nemo_openmath.recipe.generate import load_job
 from nemo_openmath.recipe.runner import Run, Selection
 from nemo_openmath.recipe.view import run_view
-from nemo_openmath.records import write_json
-from nemo_openmath.reports import build_report, results_table, status_table
+from nemo_openmath.reports import build_report, competition_lines, results_table, status_table
+from nemo_openmath.reports.formats import seconds_text
 
-_RUN = "run.json"
+_GIVE = "give the --output folder of recipe run or generate"
 
 
 async def run_recipe(path: Path, overrides: Sequence[str], output: Path, selection: Selection) -> None:
     """Run, then print the results and where the report is (a part of a run reports nothing)."""
-    recipe = load_recipe(path, overrides)
-    recipe.check_files(selection.names(recipe))  # what is wrong is said before anything is written
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / _RUN, {"recipe": str(path.resolve()), "overrides": list(overrides), "command": sys.argv})
-    run = Run(recipe, output)
-    await run.execute(selection)
+    begun = time.monotonic()
+    run = Run(load_recipe(path, overrides), output)
+    await run.execute(selection, overrides)
     if selection.only is None:
-        report(run)
+        report(run, time.monotonic() - begun)
 
 
-def report(run: Run) -> None:
-    """Write report.json and report.html and say what is in them."""
-    view = run_view(run)
+def report(run: Run, waited: float | None = None) -> None:
+    """Write report.json and report.html and say what is in them. ``waited``: seconds that this command took."""
+    view = run_view(run, waited)
     console = Console()
     page = build_report(view, run.output)
     if view.results:
         console.print(results_table(view.results))
+    for line in competition_lines(view.competition):
+        console.print(line, soft_wrap=True, highlight=False)
+    for sentence in view.left_out:
+        console.print(f"[yellow]not shown:[/yellow] {escape(sentence)}", soft_wrap=True, highlight=False)
     for sentence in view.standins:
-        console.print(f"[yellow]stand-in:[/yellow] {sentence}", soft_wrap=True)
-    console.print(f"report: {os.path.relpath(page)}", soft_wrap=True, highlight=False)
+        console.print(f"[yellow]stand-in:[/yellow] {escape(sentence)}", soft_wrap=True)
+    if view.note:
+        console.print(f"[yellow]note:[/yellow] {escape(view.note)}", soft_wrap=True, highlight=False)
+    if waited is not None:
+        total = sum(stage.seconds for stage in view.stages)
+        said = f"this run took {seconds_text(waited)}; the stages, all runs of them together, {seconds_text(total)}"
+        console.print(said, soft_wrap=True, highlight=False)
+    console.print(f"report: {page}", soft_wrap=True, highlight=False)
 
 
 def show_recipe(path: Path, overrides: Sequence[str]) -> None:
@@ -59,29 +75,80 @@ def show_recipe(path: Path, overrides: Sequence[str]) -> None:
 
 def show_status(output: Path) -> None:
     """The stages of a run, as they are on disk now."""
-    Console().print(status_table(run_view(opened(output)).stages))
+    view = run_view(opened(output))
+    console = Console()
+    console.print(status_table(view.stages))
+    for line in [*competition_lines(view.competition), *view.left_out]:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def write_report(output: Path) -> None:
     report(opened(output))
 
 
-def show_stages() -> None:
-    """Kinds of stages with their inputs and first lines of documentation."""
+def show_stages(kind: str | None = None) -> None:
+    """Kinds of stages with their inputs, what they make and what they do; of one kind, also its settings."""
+    kinds = stage_kinds()
+    if kind is not None:
+        if kind not in kinds:
+            raise UserError(f"no kind of stage is called {kind!r}", remedy=nearest(kind, list(kinds)))
+        return _show_kind(kinds[kind])
     table = Table(box=None)
     for name in ("kind", "inputs", "makes", "what it does"):
         table.add_column(name, overflow="fold")
-    for kind, cls in stage_kinds().items():
+    for name, cls in kinds.items():
         text = (cls.__doc__ or "").strip().split("\n\n", 1)[0].replace("\n", " ")
-        table.add_row(kind, ", ".join(cls.ports), cls.makes, " ".join(text.split()))
-    Console().print(table)
+        table.add_row(name, ", ".join(cls.ports), cls.product(), " ".join(text.split()))
+    console = Console()
+    console.print(table)
+    console.print("openmath recipe stages KIND shows the settings of one", highlight=False)
+    return None
+
+
+def _show_kind(cls: type[Stage]) -> None:
+    """A kind's inputs and settings: name, type and default, and what its documentation says of them."""
+    print(cls.kind)
+    print(textwrap.indent(inspect.cleandoc(cls.__doc__ or ""), "  "))
+    print(f"makes: {cls.product()}")
+    for port, text in cls.ports.items():
+        name = port.removesuffix("?")
+        takes = f" [{cls.takes[name]}]" if name in cls.takes else ""
+        print(f"input {name}{' (may be left out)' if port != name else ''}: {text}{takes}")
+    print("settings:")
+    hints = typing.get_type_hints(cls.Config, include_extras=True)
+    for setting in fields(cls.Config):
+        given = setting.default if setting.default is not MISSING else None
+        if setting.default_factory is not MISSING:
+            given = setting.default_factory()
+        needed = setting.default is MISSING and setting.default_factory is MISSING
+        default = "required" if needed else "the defaults below" if is_dataclass(given) else repr(given)
+        print(f"  {setting.name}: {_type_name(hints[setting.name])} = {default}")
+    if cls.Config.__doc__ and not cls.Config.__doc__.startswith(f"{cls.Config.__name__}("):
+        print(textwrap.indent(inspect.cleandoc(cls.Config.__doc__), "  "))
+    print("of every stage: run, from, seed, allow_empty")
+
+
+def _type_name(hint: Any) -> str:
+    """A type as a reader of recipes sees it, with its range."""
+    if typing.get_origin(hint) is typing.Annotated:
+        kind, *limits = typing.get_args(hint)
+        return " ".join([_type_name(kind), *(f"({limit})" for limit in limits)])
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join(_type_name(part) for part in typing.get_args(hint))
+    if hint is type(None):
+        return "null"
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
 
 
 def opened(output: Path) -> Run:
     """The run in a folder. Raises UserError where there is none."""
-    try:
-        facts: dict[str, Any] = orjson.loads((output / _RUN).read_bytes())
-    except FileNotFoundError:
-        raise UserError("no run here", file=output, remedy="give the --output folder of recipe run") from None
-    recipe: Recipe = load_recipe(facts["recipe"], facts["overrides"])
-    return Run(recipe, output)
+    if not output.is_dir():
+        raise UserError("is a file" if output.exists() else "no such folder", file=output, remedy=_GIVE)
+    found = identity.read(output)
+    if found is None or not isinstance(found.get("recipe"), str):
+        raise UserError("no run here", file=output, remedy=_GIVE)
+    path, overrides = Path(found["recipe"]), list(found.get("overrides", ()))
+    if not path.is_file():
+        raise UserError(f"its recipe is not there any more: {path}", file=output, remedy="put the file back")
+    load = load_job if found.get("verb") == "generate" else load_recipe
+    return Run(load(path, overrides, Path(found.get("folder", "."))), output)

@@ -11,7 +11,7 @@
 A stage's ``from`` names earlier stages, or files and folders (recognised by their ``/``, relative to the file that says
 it, on the command line to the working directory): one name or a list for the one input that a stage needs (or has,
 where it needs none), ``port: names`` where there are several. Every stage may have a ``seed`` of its own, and
-``allow_empty: true`` where leaving nothing is no mistake.
+``allow_empty: true`` where leaving nothing is no mistake. ``note: a sentence`` is shown with the results.
 """
 
 from __future__ import annotations
@@ -119,6 +119,8 @@ class Recipe:
     values: list[Value]
     paths: dict[str, Path] = field(default_factory=dict)  # of engines and tokenizers, as written -> where it is
     extends: tuple[Path, ...] = ()
+    note: str = ""  # a sentence for whoever reads the results
+    verb: str = "recipe"  # whose file it is: `openmath recipe`, or `openmath generate`
 
     def entry(self, name: str) -> StageEntry:
         """Raises UserError with the nearest name."""
@@ -161,6 +163,7 @@ def shown(path: Path) -> str:
 @dataclass(frozen=True)
 class _Head:
     name: str
+    note: str = ""
     seed: AnyInt = 0
     teacher: Teacher = field(default_factory=Teacher)
     student: EngineConfig = field(default_factory=EngineConfig)
@@ -168,12 +171,12 @@ class _Head:
     grading: GradingSettings = field(default_factory=GradingSettings)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe file. Raises UserError naming file, line, setting and remedy; where several stages are
-    wrong, it lists them."""
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Path()) -> Recipe:
+    """Read and check a recipe file. ``here``: what paths of ``overrides`` are relative to. Raises UserError naming
+    file, line, setting and remedy; where several stages are wrong, it lists them."""
     source = Source.read(path, overrides)
     data = {k: v for k, v in source.data.items() if not k.startswith("x-")}  # x-...: a place for YAML anchors
-    builder = Builder(source.origin, Path(path).parent)
+    builder = Builder(source.origin, Path(path).parent, here)
     stages = data.pop("stages", None)
     if not isinstance(stages, dict) or not stages:
         raise builder.error(("stages",), "a recipe needs stages", "write stages: {name: {run: kind, ...}}")
@@ -205,6 +208,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         builder.values,
         made.paths,
         source.files[1:],
+        head.note,
     )
 
 

@@ -2,34 +2,44 @@
 
 A stage's folder holds ``plan.json`` (the fingerprint that it is being made for) from its first moment and
 ``manifest.json`` from its last. A folder whose plan is not today's is made anew; one without a manifest is gone on
-with; one whose manifest and files are as promised is left alone.
+with; one whose manifest and files are as promised is left alone. A stage that leaves nothing has not finished: the run
+ends there, unless its ``allow_empty`` says that this is meant.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
+from rich.console import Console
 
 from nemo_openmath.errors import DamagedFile, UserError
-from nemo_openmath.pipeline import Progress, StageContext, UnitStage
+from nemo_openmath.pipeline import Progress, Stage, StageContext, UnitStage
 from nemo_openmath.pipeline.merging import count_records
+from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import Recipe, StageEntry
+from nemo_openmath.recipe.lock import run_lock
+from nemo_openmath.recipe.preflight import check_output, preflight
 from nemo_openmath.recipe.services import RecipeServices
 from nemo_openmath.records import Manifest, read_drops, read_manifest, write_json
 from nemo_openmath.records.lineage import remembered_digest, versions
 from nemo_openmath.records.manifest import MANIFEST, write_manifest
 from nemo_openmath.records.store import count_units, shard_counts
+from nemo_openmath.reports.formats import made_text
 
-_PLAN = "plan.json"
+_PLAN = identity.PLAN
+_NOTHING = "made_nothing"
 _SECONDS = "seconds.json"
 _SHARD = ".done-"
 _DIGESTS = ".digests"
@@ -46,9 +56,13 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
+    """``reason``: why it is stale. ``other``: it was itself made for other settings or inputs than today's."""
+
     name: str
     state: State
     manifest: Manifest | None
+    reason: str = ""
+    other: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +80,19 @@ class Selection:
     replace: bool = False
 
     def names(self, recipe: Recipe) -> list[str]:
-        """Stage names in order. Raises UserError for an unknown one."""
+        """Stage names in order. Raises UserError for an unknown one, and where nothing would be selected."""
         names = list(recipe.stages)
         first, last = self.only or self.start, self.only or self.until
         if self.only is None and (self.shards > 1 or self.prepare):
             raise UserError("--shard and --prepare are of one stage", remedy="name it with --only")
+        if self.only is not None and (self.start or self.until):
+            raise UserError("--only is one stage; --from and --until name more", remedy="give one or the other")
         begin = names.index(recipe.entry(first).name) if first else 0
         end = names.index(recipe.entry(last).name) if last else len(names) - 1
+        if end < begin:
+            raise UserError(f"--from {first} comes after --until {last}: nothing to run", remedy="exchange the two")
+        if self.only is not None and self.shards > 1 and not isinstance(recipe.entry(self.only).stage, UnitStage):
+            raise UserError(f"stage {self.only!r} cannot be split into shards", remedy="leave out --shard")
         return names[begin : end + 1]
 
 
@@ -85,22 +105,77 @@ class Run:
         self._digests: dict[Path, str] = {}
 
     def status(self) -> Iterator[StageStatus]:
-        """Every stage as it stands now, without running anything."""
+        """Every stage as it stands now, without running anything. What was made from a stage that is not as the recipe
+        asks is stale, too: its numbers are not those of the recipe."""
+        causes: dict[str, str] = {}
         for entry in self.recipe.stages.values():
-            yield self._status(entry)
+            status = self._status(entry)
+            cause = next((causes[name] for name in self._reads(entry) if name in causes), None)
+            if status.state is State.FINISHED and cause is not None:
+                status = replace(status, state=State.CHANGED, reason=f"made from another {cause}")
+            if status.state is not State.FINISHED:
+                causes[entry.name] = entry.name if status.other or cause is None else cause
+            yield status
 
-    async def execute(self, selection: Selection) -> None:
-        """Run what is missing or changed of the selected stages, in the recipe's order."""
-        self.output.mkdir(parents=True, exist_ok=True)
-        services = RecipeServices(self.recipe, self.output)
-        try:
-            for name in selection.names(self.recipe):
-                await self._run_stage(self.recipe.stages[name], services, selection)
-        finally:
-            await services.close()
+    async def execute(self, selection: Selection, overrides: Sequence[str] = ()) -> None:
+        """Run what is missing or changed of the selected stages, in the recipe's order. ``overrides``: what the recipe
+        was loaded with, for whoever opens the folder later. Raises UserError for what can be known to be wrong before
+        the first stage runs."""
+        names = selection.names(self.recipe)
+        console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
+        say = partial(console.print, markup=False)
+        check_output(self.output)
+        if not selection.replace or selection.only is not None:
+            identity.check(self.recipe, self.output)
+        todo = self._todo(names)
+        preflight(self.recipe, todo, self.output, layouts=selection.only is None)
+        self._refuse_stale_inputs(names)
+        with run_lock(self.output, selection.only, selection.shard, selection.shards, say):
+            for name in identity.take_over(self.recipe, self.output) if selection.only is None else ():
+                say(f"{name}: of another recipe, removed")
+            identity.write(self.recipe, overrides, self.output)
+            if todo and selection.only is None:
+                what = f"{self.recipe.name} ({self.recipe.path}) in {self.output}"
+                say(f"{what}: {len(todo)} of {len(names)} stages to do")
+            services = RecipeServices(self.recipe, self.output)
+            try:
+                for number, name in enumerate(names, 1):
+                    await self._run_stage(self.recipe.stages[name], services, selection, f"[{number}/{len(names)}]")
+            finally:
+                await services.close()
 
     def folder(self, name: str) -> Path:
         return self.output / name
+
+    def _todo(self, names: Sequence[str]) -> list[str]:
+        """The stages that will be run as far as can be seen now: those that are not finished, and what reads them."""
+        states = {status.name: status.state for status in self.status()}
+        return [name for name in names if states[name] is not State.FINISHED]
+
+    def _reads(self, entry: StageEntry) -> list[str]:
+        """Stages that a stage reads."""
+        named = [n for names in entry.inputs.values() for n in names if isinstance(n, str)]
+        return [*named, *(name for name in entry.stage.engines() if name in self.recipe.stages)]
+
+    def _refuse_stale_inputs(self, names: Sequence[str]) -> None:
+        """Raises UserError where a stage would be made from one that was made for other settings, and that the
+        selection leaves as it is: the result would be shown as that of today's settings."""
+        checked: set[str] = set(names)
+        todo = [(reader, name) for reader in names for name in self._reads(self.recipe.stages[reader])]
+        while todo:
+            reader, name = todo.pop()
+            if name in checked:
+                continue
+            checked.add(name)
+            status = self._status(self.recipe.stages[name])
+            if status.other or status.state is State.DAMAGED:
+                why = status.reason or "files of it are gone or cut"
+                raise UserError(
+                    f"stage {name!r} is {status.state} ({why}), and {reader!r} depends on it",
+                    file=self.folder(name),
+                    remedy="run it first, or leave out --from and --only",
+                )
+            todo += [(reader, below) for below in self._reads(self.recipe.stages[name])]
 
     def _status(self, entry: StageEntry) -> StageStatus:
         folder = self.folder(entry.name)
@@ -114,12 +189,15 @@ class Run:
         if manifest.facts.get("files") != file_sizes(folder):
             return StageStatus(entry.name, State.DAMAGED, manifest)
         try:
-            same = self._fingerprint(entry)[0] == manifest.fingerprint
-        except _NotReady:
-            same = False
-        return StageStatus(entry.name, State.FINISHED if same else State.CHANGED, manifest)
+            fingerprint, inputs = self._fingerprint(entry)
+        except _NotReady as error:
+            return StageStatus(entry.name, State.CHANGED, manifest, str(error))
+        if fingerprint == manifest.fingerprint:
+            return StageStatus(entry.name, State.FINISHED, manifest)
+        reason = _change(manifest, entry, inputs) or "made for other settings"
+        return StageStatus(entry.name, State.CHANGED, manifest, reason, other=True)
 
-    async def _run_stage(self, entry: StageEntry, services: RecipeServices, selection: Selection) -> None:
+    async def _run_stage(self, entry: StageEntry, services: RecipeServices, selection: Selection, place: str) -> None:
         folder = self.folder(entry.name)
         status = self._status(entry)
         if status.state is State.FINISHED:
@@ -129,15 +207,17 @@ class Run:
         except _NotReady as error:
             raise UserError(str(error), remedy="run it first, or leave out --from") from error
         with Progress(entry.name) as progress:
+            progress.say(_does(entry.stage), before=place)
             if status.state is not State.MISSING and not _planned(folder, fingerprint, status.state):
                 self._make_way(entry, status, inputs, selection, progress)
             else:
                 _refuse_other_shards(folder, selection)
+                if not entry.allow_empty:
+                    _forget_nothing(folder, selection)
             folder.mkdir(parents=True, exist_ok=True)
             grows = {name: getattr(entry.stage.config, name) for name in entry.stage.grows}
-            write_json(folder / _PLAN, {"fingerprint": fingerprint, "grows": grows})
-            if selection.shards > 1 and not isinstance(entry.stage, UnitStage):
-                raise UserError(f"stage {entry.name!r} cannot be split into shards", remedy="leave out --shard")
+            plan = {"fingerprint": fingerprint, "grows": grows}
+            write_json(folder / _PLAN, plan)
             context = StageContext(
                 name=entry.name,
                 inputs={port: [self._path(n) for n in names] for port, names in entry.inputs.items()},
@@ -151,15 +231,37 @@ class Run:
             if selection.prepare:
                 await entry.stage.prepare_launch(context)
                 return
-            with _stopwatch(folder) as spent:
+            with _stopwatch(folder) as spent, _named(entry):
                 await entry.stage.run(context)
             await services.release_model()
             if not _last_shard(folder, context):
                 progress.say(f"shard {context.shard} of {context.shards} done")
                 return
             manifest = _manifest(entry, folder, fingerprint, inputs, context, spent())
+            if not entry.allow_empty and (nothing := self._nothing(entry, manifest)):
+                write_json(folder / _PLAN, {**plan, _NOTHING: True})
+                raise nothing
             write_manifest(folder, manifest)
             progress.say(_line(manifest))
+
+    def _nothing(self, entry: StageEntry, manifest: Manifest) -> UserError | None:
+        """The error of a stage that left nothing; None where it left something."""
+        counts, folder = manifest.counts, self.folder(entry.name)
+        made = counts["records"] if entry.stage.makes == "records" else manifest.facts.get("samples")
+        if made != 0:
+            return None
+        remedy = f"see {folder}{os.sep}drops-*.jsonl and mend what feeds it"
+        if self.recipe.verb == "recipe":
+            remedy += ", or write allow_empty: true in this stage where that is meant"
+        if not manifest.drops:
+            read = ", ".join(self._reads(entry)) or "what it reads"
+            return entry.error(f"made nothing: nothing to work on is in {read}", remedy)
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in list(manifest.drops.items())[:3])
+        reasons += ", ..." if len(manifest.drops) > 3 else ""
+        first = next(iter(manifest.drops))
+        example = next((d.detail for _, d in read_drops(folder) if d.reason == first and d.detail), "")
+        shown = f" (such as: {' '.join(example.split())[:120]})" if example else ""
+        return entry.error(f"made nothing; dropped: {reasons}{shown}", remedy)
 
     def _make_way(
         self,
@@ -177,7 +279,7 @@ class Run:
                 file=folder,
                 remedy="run the command once with --prepare instead of --shard, or remove the folder",
             )
-        change = _change(status.manifest, entry, inputs)
+        change = f" ({said})" if (said := _change(status.manifest, entry, inputs)) else ""
         if status.state is not State.DAMAGED and self._has_grown(entry, folder):
             _refuse_other_shards(folder, selection)
             progress.say(f"{status.state}{change}: what is there is kept")
@@ -251,6 +353,26 @@ class _NotReady(Exception):
     pass
 
 
+def _does(stage: Stage) -> str:
+    """What a stage does, in its first sentence."""
+    text = " ".join((type(stage).__doc__ or "").strip().split("\n\n", 1)[0].split())
+    return text.partition(". ")[0].rstrip(".").replace("``", "")
+
+
+def _forget_nothing(folder: Path, selection: Selection) -> None:
+    """Where the last attempt left nothing, what it had to work with was wrong: nothing of it is gone on with."""
+    try:
+        nothing = orjson.loads((folder / _PLAN).read_bytes()).get(_NOTHING)
+    except (OSError, ValueError, AttributeError):
+        return
+    if nothing and selection.shards > 1:
+        raise UserError(
+            "made nothing", file=folder, remedy="mend its inputs, run it once with --prepare, then the array"
+        )
+    if nothing:
+        shutil.rmtree(folder)
+
+
 def _refuse_other_shards(folder: Path, selection: Selection) -> None:
     """Work divided in two ways would be done twice. What only prepares divides nothing."""
     if not selection.prepare and (others := shard_counts(folder) - {selection.shards}):
@@ -283,9 +405,9 @@ def _change(manifest: Manifest | None, entry: StageEntry, inputs: dict[str, str]
     if manifest is None:
         return ""
     for key, was, now in _differences(manifest.config, entry.stage.settings()):
-        return f" ({key} was {was!r:.80}, is {now!r:.80})"
+        return f"{key} was {was!r:.80}, is {now!r:.80}"
     changed = (name for name in [*inputs, *manifest.inputs] if inputs.get(name) != manifest.inputs.get(name))
-    return next((f" (input {Path(name).name} has changed)" for name in changed), "")
+    return next((f"input {Path(name).name} has changed" for name in changed), "")
 
 
 def _differences(was: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -311,6 +433,17 @@ def _last_shard(folder: Path, context: StageContext) -> bool:
     context.facts.clear()
     context.facts.update(total)
     return True
+
+
+@contextlib.contextmanager
+def _named(entry: StageEntry) -> Iterator[None]:
+    """Say which stage an error is of that names no file itself."""
+    try:
+        yield
+    except UserError as error:
+        if error.file is None and type(error) is UserError and f"{entry.name}: " not in error.problem:
+            raise entry.error(error.problem, error.remedy) from error
+        raise
 
 
 @contextlib.contextmanager
@@ -368,7 +501,7 @@ def file_sizes(folder: Path) -> dict[str, int]:
 
 def _line(manifest: Manifest) -> str:
     counts = manifest.counts
-    text = f"{counts['records']} records" if counts["units"] else "done"
+    text = made_text(manifest) or "done"
     if merged := counts.get("merged"):
         text += f", {merged} more versions of them merged"
     if disagreeing := counts.get("disagreeing"):

@@ -45,7 +45,9 @@ class RecipeServices(Services):
         if self._model is None or self._model[0] != name:
             await self.release_model()
             folder = self._run / name if name in self._recipe.stages else self._recipe.relative(name).resolve()
-            engine = await open_engine(replace(self._recipe.student, model=str(folder)))
+            student = self._recipe.student
+            named = student.model if student.kind != "embedded" else ""  # the name that one server knows it by
+            engine = await open_engine(replace(student, model=named or str(folder)))
             self._model = (name, engine, ChatTokenizer.load(folder))
         return self._model[1:]
 

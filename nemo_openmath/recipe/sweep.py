@@ -22,6 +22,7 @@ from nemo_openmath.errors import UserError
 from nemo_openmath.evaluation.stage import RESULTS
 from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.runner import Run, Selection
+from nemo_openmath.reports.formats import interval_text, value_text
 
 RECIPE = "sweep.yaml"
 _COLUMNS = ("maj", "pass", "tokens", "code_calls")
@@ -103,9 +104,8 @@ async def run_sweep(sweep: Sweep, output: Path, overrides: Sequence[str] = ()) -
     names = [candidate(ratio) for ratio in sweep.ratios]
     settings = [text.replace("*", name) for text in overrides for name in (names if "*" in text else names[:1])]
     recipe = load_recipe(output / RECIPE, settings)
-    recipe.check_files(list(recipe.stages))
     run = Run(recipe, output)
-    await run.execute(Selection())
+    await run.execute(Selection(), settings)
     rows = [_row(ratio, run.folder(f"{candidate(ratio)}_results"), sweep.samples) for ratio in sweep.ratios]
     Console().print(_table(rows, sweep))
     return rows
@@ -134,5 +134,6 @@ def _table(rows: Sequence[dict[str, Any]], sweep: Sweep) -> Table:
 def _cell(value: tuple[float, float | None, float | None] | None, share: bool) -> str:
     if value is None:
         return "-"
-    shown = [f"{100 * x:.1f}" if share else f"{x:.1f}" for x in value if x is not None]
-    return shown[0] + (f" [{shown[1]}, {shown[2]}]" if len(shown) == 3 else "")
+    metric = "share" if share else "tokens"
+    interval = interval_text(metric, value[1], value[2])
+    return value_text(metric, value[0]).removesuffix("%") + (f" [{interval}]" if interval else "")

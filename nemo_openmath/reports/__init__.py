@@ -1,7 +1,7 @@
 """Pages, pictures and tables from a run's records: the only place that renders."""
 
 from nemo_openmath.reports.build import build_report, report_json
-from nemo_openmath.reports.console import results_table, status_table
+from nemo_openmath.reports.console import competition_lines, results_table, status_table
 from nemo_openmath.reports.view import ConfigValue, Example, Funnel, RunView, StageView, gather
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "RunView",
     "StageView",
     "build_report",
+    "competition_lines",
     "gather",
     "report_json",
     "results_table",

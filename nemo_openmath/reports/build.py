@@ -32,7 +32,9 @@ def report_json(run: RunView, losses: Mapping[str, Losses]) -> dict[str, Any]:
     ``results``: {checkpoint, mode, metric, k, value, low, high, problems}. ``paired``: see evaluation.paired.PairedRow.
     ``funnel``: {title, parts, note, steps: {name, count}}. ``drops``: stage -> reason -> count. ``seconds``: by stage.
     ``config``: dotted key -> {value, origin}. ``losses``: training stage -> {steps, loss, lr, grad_norm, tokens,
-    trained_tokens, seconds}. ``standins``: sentences.
+    trained_tokens, seconds}. ``standins``: sentences. ``states``: of each stage. ``competition``: {stage, model,
+    problems, answered, right, value, low, high, seconds}. ``left_out``: sentences about stages that are not as the
+    recipe asks: their numbers are in none of the tables. ``note``: the recipe's own.
     """
     fields = ("checkpoint", "mode", "metric", "k", "value", "low", "high", "problems")
     return {
@@ -49,7 +51,11 @@ def report_json(run: RunView, losses: Mapping[str, Losses]) -> dict[str, Any]:
             }
             for table in run.funnel
         ],
-        "drops": {stage.name: dict(stage.drops) for stage in run.stages if stage.drops},
+        "competition": [dict(row) for row in run.competition],
+        "states": {stage.name: stage.state for stage in run.stages},
+        "left_out": list(run.left_out),
+        "note": run.note,
+        "drops": {stage.name: dict(stage.drops) for stage in run.stages if stage.drops and stage.current},
         "seconds": {stage.name: stage.seconds for stage in run.stages if stage.manifest},
         "config": {s.key: {"value": _plain(s.value), "origin": s.origin} for s in run.config},
         "versions": dict(run.versions),

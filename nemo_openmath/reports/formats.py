@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nemo_openmath.evaluation.metrics import UNBOUNDED
+from nemo_openmath.records import Manifest
 
 _NAMES = {
     "code_calls": "code calls per solution",
@@ -36,17 +37,23 @@ def checkpoint_name(label: str) -> str:
 def value_text(metric: str, value: float) -> str:
     """Shares in percent, counts as they are."""
     if metric in UNBOUNDED:
-        return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-    return f"{100 * value:.1f}%"
+        return _rounded(value, 0 if abs(value) >= 100 else 1)
+    return f"{_rounded(100 * value, 1)}%"
+
+
+def _rounded(value: float, digits: int) -> str:
+    """With so many decimals, and no minus in front of a zero."""
+    text = f"{value:,.{digits}f}"
+    return text.removeprefix("-") if not text.strip("-0.,") else text
 
 
 def interval_text(metric: str, low: float | None, high: float | None) -> str:
-    """``40.1–50.3``, in the unit of :func:`value_text`; empty where there is no interval."""
+    """``40.1–50.3``, in the unit of :func:`value_text`; empty where there is no interval. Nothing that is counted here
+    can be below zero, so no interval is shown to begin there."""
     if low is None or high is None or low == high:
         return ""
-    if metric in UNBOUNDED:
-        return f"{value_text(metric, low)}–{value_text(metric, high)}"
-    return f"{100 * low:.1f}–{100 * high:.1f}"
+    low, high = max(0.0, low), max(0.0, high)
+    return f"{value_text(metric, low)}–{value_text(metric, high)}".replace("%", "")
 
 
 def points_text(value: float | None) -> str:
@@ -70,14 +77,41 @@ def seconds_text(seconds: float) -> str:
 
 
 def drops_text(drops: Mapping[str, int], limit: int | None = None) -> str:
-    """``reason 12, reason 3``, most frequent first; reasons beyond ``limit`` are summed up, not left out."""
+    """``12 reason; 3 other reason``, most frequent first; reasons beyond ``limit`` are summed up, not left out."""
     ranked = sorted(drops.items(), key=lambda item: (-item[1], item[0]))
-    shown = ranked if limit is None or len(ranked) <= limit else ranked[:limit]
-    parts = [f"{reason} {count:,}" for reason, count in shown]
+    shown = ranked if limit is None or len(ranked) <= limit + 1 else ranked[:limit]  # one more is as short as its sum
+    parts = [f"{count:,} {reason}" for reason, count in shown]
     if len(shown) < len(ranked):
         rest = ranked[len(shown) :]
-        parts.append(f"{len(rest)} other reasons {sum(count for _, count in rest):,}")
-    return ", ".join(parts)
+        parts.append(f"{sum(count for _, count in rest):,} for {len(rest)} other reasons")
+    return "; ".join(parts)
+
+
+def count_text(count: int, noun: str, plural: str = "") -> str:
+    """``1 unit``, ``2 units``."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def made_text(manifest: Manifest) -> str:
+    """What a finished stage made, in its own units; empty where it says nothing that can be counted."""
+    counts, facts = manifest.counts, manifest.facts
+    if manifest.stage == "competition.solve" and "right" in facts:
+        return f"{count_text(counts['records'], 'answer')}, {facts['right']} right"
+    if counts.get("units") or counts.get("records"):
+        return count_text(counts["records"], "record")
+    if "packs" in facts:
+        return f"{count_text(facts['packs'], 'pack')} of {count_text(facts['samples'], 'sample')}"
+    if "samples" in facts and "tokens" in facts:
+        return f"{count_text(facts['samples'], 'sample')}, {count_text(facts['tokens'], 'token')}"
+    if facts.get("steps"):
+        loss = f", loss {facts['loss']:.3f}" if isinstance(facts.get("loss"), float) else ""
+        return f"{count_text(facts['steps'], 'step')}{loss}"
+    for fact, noun in (("results", "metric"), ("paired", "comparison")):
+        if fact in facts:
+            return count_text(len(facts[fact]), noun)
+    if "averaged" in facts:
+        return f"a model of {count_text(len(facts['averaged']), 'checkpoint')}"
+    return ""
 
 
 def in_order(values: Iterable[Any]) -> list[Any]:

@@ -37,7 +37,8 @@ def render(run: RunView, losses: Mapping[str, Losses]) -> str:
             samples=samples(run.results, run.selection_of),
             training=[training(name, curves) for name, curves in losses.items() if curves.steps],
             funnels=[funnel(table) for table in run.funnel],
-            drops=[stage for stage in run.stages if stage.drops],
+            drops=[stage for stage in run.stages if stage.drops and stage.current],
+            competition=competition(run.competition),
             examples=[example(e) for e in run.examples],
             times=times(run),
             config=config(run),
@@ -73,7 +74,9 @@ def lead(run: RunView) -> list[dict[str, str]]:
         problems = max(row["problems"] for row in run.results)
         tiles.append({"name": "held-out problems", "value": f"{problems:,}", "note": "intervals are over these"})
     if total := sum(stage.seconds for stage in run.stages):
-        note = f"{len(run.stages)} stages"
+        note = f"{len(run.stages)} stages, all runs of them"
+        if run.waited is not None:
+            note += f"; the last run took {formats.seconds_text(run.waited)}"
         tiles.append({"name": "time in stages", "value": formats.seconds_text(total), "note": note})
     return tiles
 
@@ -268,7 +271,24 @@ def funnel(table: Funnel) -> dict[str, Any]:
     return {"table": table, "lines": lines, "whole": f"{whole:,}"}
 
 
+def competition(rows: Rows) -> list[dict[str, str]]:
+    """Each competition's score as text."""
+    return [
+        {
+            "name": f"{row['model']} ({row['stage']})",
+            "right": f"{row['right']} of {row['problems']}",
+            "share": value_text("share", row["value"]),
+            "range": formats.interval_text("share", row["low"], row["high"]),
+            "answered": str(row["answered"]),
+            "time": formats.seconds_text(row["seconds"]),
+        }
+        for row in rows
+    ]
+
+
 def _change(before: int, after: int) -> str:
+    if before == after:
+        return "no change"
     share = f" ({(after - before) / before:+.1%})" if before else ""
     return f"{after - before:+,}{share}".replace("-", "−")
 
@@ -293,7 +313,7 @@ def times(run: RunView) -> list[dict[str, Any]]:
         {
             "stage": stage,
             "seconds": formats.seconds_text(stage.seconds) if stage.manifest else "",
-            "records": f"{stage.manifest.counts.get('records', 0):,}" if stage.manifest else "",
+            "made": formats.made_text(stage.manifest) if stage.manifest else "",
             "bar": svg.bar(stage.seconds / longest, 0),
         }
         for stage in run.stages

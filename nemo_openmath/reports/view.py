@@ -9,13 +9,14 @@ from typing import Any, Self
 
 import orjson
 
+from nemo_openmath.errors import DamagedFile
 from nemo_openmath.records import Generation, Manifest, read_drops, read_manifest
 from nemo_openmath.records.store import count_units
 
 
 @dataclass(frozen=True, slots=True)
 class StageView:
-    """One stage of a run. ``state``: a word for people (finished, started, waiting, stale, failed). ``units``: units
+    """One stage of a run. ``state``: a word for people (finished, started, waiting, stale, damaged). ``units``: units
     of work that are finished. ``examples``: drop reason -> the detail of one drop. ``folder`` is None where the stage
     has none."""
 
@@ -30,12 +31,20 @@ class StageView:
     @classmethod
     def read(cls, name: str, folder: Path, state: str | None = None) -> Self:
         """Look at a stage's folder: finished where it has a manifest, else started or waiting."""
-        manifest = read_manifest(folder)
+        try:
+            manifest = read_manifest(folder)
+        except DamagedFile:
+            manifest = None
         units = manifest.counts.get("units", 0) if manifest else count_units(folder)
         if state is None:
             state = "finished" if manifest else "started" if units else "waiting"
         examples = drop_examples(folder, len(manifest.drops) if manifest else None)
         return cls(name, state, manifest.stage if manifest else "", manifest, units, examples, folder)
+
+    @property
+    def current(self) -> bool:
+        """Whether its numbers are those of the recipe as it is now."""
+        return self.state == "finished" and self.manifest is not None
 
     @property
     def drops(self) -> dict[str, int]:
@@ -91,7 +100,10 @@ class RunView:
     ``mode``, ``metric``, ``k``, ``value``, ``low``, ``high``, ``problems``); ``paired``: rows of evaluation.compare;
     :func:`gather` collects both from the stages. ``training``: training stage -> its metrics.jsonl (rows of step,
     loss, grad_norm, lr, tokens, trained_tokens, seconds). ``standins``: sentences naming what stands in for the real
-    thing. ``selection_of``: the mode whose solutions GenSelect chose from.
+    thing. ``selection_of``: the mode whose solutions GenSelect chose from. ``competition``: a row for each competition
+    (``stage``, ``model``, ``problems``, ``answered``, ``right``, ``value``, ``low``, ``high``, ``seconds``).
+    ``left_out``: sentences that name stages whose numbers are not this recipe's, and why; ``note``: the recipe's own
+    sentence about its results; ``waited``: seconds that the last run of it took.
     """
 
     label: str
@@ -106,6 +118,10 @@ class RunView:
     versions: Mapping[str, str] = field(default_factory=dict)
     standins: Sequence[str] = ()
     selection_of: str = "tir"
+    competition: Sequence[Mapping[str, Any]] = ()
+    left_out: Sequence[str] = ()
+    note: str = ""
+    waited: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +139,7 @@ class Losses:
 
 def gather(stages: Sequence[StageView], fact: str) -> list[dict[str, Any]]:
     """Rows that the stages left under a fact (``results``, ``paired``), in order of the stages."""
-    return [row for s in stages if s.manifest for row in s.manifest.facts.get(fact, ())]
+    return [row for s in stages if s.manifest and s.current for row in s.manifest.facts.get(fact, ())]
 
 
 def drop_examples(folder: Path, reasons: int | None = None) -> dict[str, str]:

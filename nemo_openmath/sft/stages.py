@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from nemo_openmath.records import Drop, SftRow
 from nemo_openmath.sft.pack_plan import Mixture, write_packs
 from nemo_openmath.sft.selection import Choice, FormatRules
 from nemo_openmath.sft.tokenization import write_tokens
+from nemo_openmath.transcripts import ChatTokenizer
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,10 @@ class Tokenize(Stage[TokenizeConfig]):
     takes = {"rows": "SftRow", "model": "model"}
     makes = "tokens"
 
+    def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
+        for model in inputs.get("model", ()):
+            ChatTokenizer.load(model)
+
     async def run(self, context: StageContext) -> None:
         context.progress.begin(len(context.inputs["rows"]))
         totals = {"samples": 0, "tokens": 0, "trained_tokens": 0}
@@ -99,7 +104,7 @@ class PackConfig:
     weights: dict[str, NonNegativeFloat] = field(default_factory=dict)
     phases: list[list[str]] | None = None
     at_least: dict[str, NonNegativeInt] = field(default_factory=dict)
-    too_long: Literal["drop", "error"] = "drop"  # what to do about samples above the capacity
+    too_long: Literal["drop", "error"] = "drop"
 
 
 @register

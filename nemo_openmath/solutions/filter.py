@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nemo_openmath.grading import extract_answer
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
 from nemo_openmath.pipeline.bounds import NonNegativeInt, Share
 from nemo_openmath.records import Drop, Generation
 from nemo_openmath.records.ids import unit_key
+from nemo_openmath.solutions.shown import shown
 from nemo_openmath.transcripts import Kind, Transcript
 from nemo_openmath.transcripts.protocol import CODE_START
 
@@ -53,7 +53,7 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
         generation, over = unit
         reason = self._reason(generation) or ("enough solutions of this problem" if over else None)
         if reason is not None:
-            return Result(drops=[Drop(reason, f"{generation.problem_id} {generation.predicted_answer}")])
+            return Result(drops=[Drop(reason, shown(generation))])
         return Result([generation])
 
     def _over_quota(self, context: StageContext) -> frozenset[str]:
@@ -95,8 +95,7 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
             return "no code was run"
         if config.max_blocks and generation.code_calls > config.max_blocks:
             return "too many code blocks"
-        before = transcript.text.partition(CODE_START)[0]
-        if config.answer_after_code and generation.code_calls and extract_answer(before).boxes:
+        if config.answer_after_code and "\\boxed" in transcript.text.partition(CODE_START)[0] and generation.code_calls:
             return "answer before the first code"
         if config.error_free and any(
             "Traceback" in s.text or "Error:" in s.text for s in transcript.segments() if s.kind is Kind.OUTPUT

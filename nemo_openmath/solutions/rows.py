@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
 from nemo_openmath.records import Drop, Generation, SftRow
+from nemo_openmath.solutions.shown import shown
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Rows(UnitStage[RowsConfig, Generation]):
 
     async def process(self, unit: Generation, context: StageContext) -> Result:
         if not unit.finished:
-            return Result(drops=[Drop("unfinished", unit.problem_id)])
+            return Result(drops=[Drop("unfinished", shown(unit))])
         row = SftRow.make(
             unit,
             problem_id=unit.problem_id,

@@ -14,6 +14,7 @@ from nemo_openmath.pipeline.bounds import NonNegativeFloat, PositiveInt
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import Drop, Generation, Problem
 from nemo_openmath.rollout.loop import derive_seed, prompt_text
+from nemo_openmath.solutions.shown import shown
 from nemo_openmath.transcripts import Author, Piece, Transcript, load_template
 from nemo_openmath.transcripts.protocol import THINK_END
 
@@ -58,7 +59,7 @@ class Summarize(UnitStage[SummarizeConfig, Generation]):
 
     async def process(self, unit: Generation, context: StageContext) -> Result:
         if unit.predicted_answer is None:
-            return Result(drops=[Drop("no answer to summarize", unit.problem_id)])
+            return Result(drops=[Drop("no answer to summarize", shown(unit))])
         transcript = Transcript.from_json(unit.transcript)
         messages = self._template.messages(problem=self._problems[unit.problem_id], solution=transcript.text)
         prompt = prompt_text(self._engine, messages) or tuple(self._tokenizer.prompt_ids(messages))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from nemo_openmath.errors import ExitCode, OpenMathError, Preempted, UserError
+from nemo_openmath.errors import ExitCode, MissingExtra, OpenMathError, Preempted, UserError
+from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.pipeline import Stage, StageContext, register
 from nemo_openmath.pipeline.bounds import PositiveFloat, PositiveInt, ShareBelowOne
 from nemo_openmath.pipeline.processes import child_environment
@@ -32,13 +34,13 @@ class SftConfig:
     ``validation``."""
 
     processes: PositiveInt = field(default=1, metadata=RUNTIME)
-    threads: PositiveInt = field(default=1, metadata=RUNTIME)  # of each process, on a CPU
-    batch_samples: PositiveInt = 1024  # samples of the global batch, at every layout
+    threads: PositiveInt = field(default=1, metadata=RUNTIME)
+    batch_samples: PositiveInt = 1024
     epochs: PositiveFloat | None = None
     steps: PositiveInt | None = None
     validation_share: ShareBelowOne = 0.0
-    rope_theta: PositiveFloat | None = None  # changes the base model's: 500000 for the Math bases
-    max_position_embeddings: PositiveInt | None = None  # changes the base model's: 131072
+    rope_theta: PositiveFloat | None = None
+    max_position_embeddings: PositiveInt | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
@@ -57,6 +59,16 @@ class Sft(Stage[SftConfig]):
     ports = {"packs": "folder of sft.pack", "model": "model to start from", "validation?": "held-out packs"}
     takes = {"packs": "packs", "model": "model", "validation": "packs"}
     makes = "checkpoints"
+
+    def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
+        for model in inputs.get("model", ()):
+            self.config.training.parallel.check(ModelConfig.from_hf(model), self.config.processes)
+        for name, extra, wanted in (
+            ("tensorboard", "watch", self.config.training.tensorboard),
+            ("wandb", "watch", self.config.training.wandb_project is not None),
+        ):
+            if wanted and importlib.util.find_spec(name) is None:
+                raise MissingExtra(name, extra, f"training.{name}")
 
     def settings(self) -> dict[str, Any]:
         found = super().settings()

@@ -68,7 +68,7 @@ def test_unknown_stage_names_on_the_command_line(tmp_path: Path, capsys: pytest.
     assert run(["recipe", "run", str(file), "--output", str(tmp_path), "--until", "benchmrk"]) is ExitCode.USER_ERROR
     assert "did you mean 'benchmark'" in capsys.readouterr().err
     assert run(["recipe", "status", str(tmp_path / "nothing")]) is ExitCode.USER_ERROR
-    assert "no run here" in capsys.readouterr().err
+    assert "no such folder" in capsys.readouterr().err
 
 
 def test_show_names_the_origin_of_every_value(capsys: pytest.CaptureFixture[str]) -> None:

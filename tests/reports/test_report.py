@@ -108,6 +108,7 @@ def test_the_json_keeps_its_schema(run: RunView, report: Path) -> None:
     data = orjson.loads((report.parent / "report.json").read_bytes())
     assert set(data) == {
         "label", "standins", "results", "paired", "funnel", "drops", "seconds", "config", "versions", "seeds", "losses",
+        "competition", "states", "left_out", "note",
     }  # fmt: skip
     fields = {"checkpoint", "mode", "metric", "k", "value", "low", "high", "problems"}
     assert all(set(row) == fields for row in data["results"])
@@ -164,7 +165,7 @@ def test_stages_are_read_from_their_folders(tmp_path: Path) -> None:
     console = Console(file=StringIO(), width=120)
     console.print(status_table([stage, StageView("later", "waiting")]))
     shown = console.file.getvalue()
-    for words in ("finished", "too short 2, not a problem 1", "1 min 15 s", "later", "waiting"):
+    for words in ("finished", "2 too short; 1 not a problem", "1 min 15 s", "later", "waiting"):
         assert words in shown
 
 

@@ -168,7 +168,7 @@ def test_groups_mix_right_and_wrong_and_are_distinct(tmp_path: Path) -> None:
     assert len(groups) == 6
     assert len({frozenset(g.members) for g in groups}) == 6
     assert all(2 <= len(g.members) <= 5 and any(g.correct) and not all(g.correct) for g in groups)
-    assert [d.reason for _, d in read_drops(out)] == ["all correct"]
+    assert [d.reason for _, d in read_drops(out)] == ["all solutions are correct: nothing to choose between"]
 
     inference = run(Groups(GroupsConfig(sizes=(4, 4), groups=2, mixed=False)), tmp_path / "test", inputs)
     groups = list(read_records(inference, Group))

@@ -1,0 +1,92 @@
+"""Whose run an output folder holds: written into ``run.json`` when it begins, asked before anything else is written.
+
+A folder belongs to one recipe. The recipe may move, and its settings may change: what depends on a change is made
+again. Another recipe is refused, so that no page mixes two.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.recipe.file import Recipe
+from nemo_openmath.records import write_json
+from nemo_openmath.records.lineage import digest_file
+from nemo_openmath.records.manifest import MANIFEST
+
+RUN = "run.json"
+PLAN = "plan.json"
+_REMEDY = "give another --output, or make this run in its place with --replace"
+
+
+def read(output: Path) -> dict[str, Any] | None:
+    """What ``run.json`` says; None where there is none."""
+    path = output / RUN
+    try:
+        found = orjson.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except orjson.JSONDecodeError as error:
+        raise DamagedFile(path, f"not JSON ({error})", "delete it and run the recipe again") from None
+    return found if isinstance(found, dict) else {}
+
+
+def check(recipe: Recipe, output: Path) -> None:
+    """Raises UserError where the folder holds the run of another recipe, or stages of one."""
+    found = read(output)
+    if found is not None and (other := _other(found, recipe)):
+        raise UserError(f"holds the run of {other}", file=output, remedy=_REMEDY)
+    if found is None and (strangers := _strangers(recipe, output)):
+        names = ", ".join(path.name for path in strangers[:3]) + (", ..." if len(strangers) > 3 else "")
+        raise UserError(f"holds stages that this recipe has not: {names}", file=output, remedy=_REMEDY)
+
+
+def take_over(recipe: Recipe, output: Path) -> list[str]:
+    """Remove stages that another recipe left there; returns their names."""
+    found = read(output)
+    strangers = _strangers(recipe, output) if found is None or _other(found, recipe) else []
+    for folder in strangers:
+        shutil.rmtree(folder)
+    return [folder.name for folder in strangers]
+
+
+def write(recipe: Recipe, overrides: Sequence[str], output: Path) -> None:
+    """Say whose run the folder holds."""
+    output.mkdir(parents=True, exist_ok=True)
+    said = {
+        "verb": recipe.verb,
+        "name": recipe.name,
+        "recipe": str(recipe.path.resolve()),
+        "digest": digest_file(recipe.path),
+        "extends": [str(path.resolve()) for path in recipe.extends],
+        "overrides": list(overrides),
+        "folder": str(Path.cwd()),
+        "command": sys.argv,
+    }
+    write_json(output / RUN, said)
+
+
+def _other(found: dict[str, Any], recipe: Recipe) -> str | None:
+    """The recipe that ``found`` is of, in words; None where it is this one: of its name, and the same file, a moved one
+    or a copy."""
+    verb, name, path = found.get("verb", "recipe"), found.get("name"), Path(found.get("recipe", ""))
+    if (verb, name or recipe.name) != (recipe.verb, recipe.name):
+        return f"{'recipe' if verb == 'recipe' else verb} {name!r} ({path})"
+    if path.is_file() and not path.samefile(recipe.path) and digest_file(path) != digest_file(recipe.path):
+        return f"another recipe {name or recipe.name!r} ({path})"
+    return None
+
+
+def _strangers(recipe: Recipe, output: Path) -> list[Path]:
+    """Folders of stages that the recipe has not."""
+    if not output.is_dir():
+        return []
+    folders = (p for p in sorted(output.iterdir()) if p.is_dir() and not p.name.startswith("."))
+    made = (p for p in folders if (p / PLAN).is_file() or (p / MANIFEST).is_file())
+    return [p for p in made if p.name not in recipe.stages]

@@ -1,0 +1,90 @@
+"""One run at a time in an output folder; jobs of a launcher (``--only``) side by side, one for each stage or shard.
+
+A whole run holds ``OUTPUT/.run.lock`` alone. A job of one stage shares it with other such jobs and holds the stage's
+lock in ``OUTPUT/.locks`` alone, or shares that too and holds its shard's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline.locks import (
+    is_alive,
+    is_open_file,
+    new_mark,
+    open_lock_file,
+    read_mark,
+    try_lock,
+    write_mark,
+)
+
+RUN, STAGES = ".run.lock", ".locks"
+_PATIENCE = {True: 0.5, None: 3.0, False: 30.0}  # seconds, for a holder that is alive, elsewhere, or just killed
+
+
+@contextlib.contextmanager
+def run_lock(output: Path, stage: str | None, shard: int, shards: int, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold what a run of ``output`` needs, or of one stage of it. Raises UserError that names who holds it."""
+    wanted = [(output / RUN, stage is not None)]
+    if stage is not None:
+        wanted.append((output / STAGES / f"{stage}.lock", shards > 1))
+    if shards > 1:
+        wanted.append((output / STAGES / f"{stage}-{shard:05d}-of-{shards:05d}.lock", False))
+    what = "this run" if stage is None else f"stage {stage}" + (f", shard {shard} of {shards}" if shards > 1 else "")
+    with contextlib.ExitStack() as held:
+        for path, shared in wanted:
+            held.callback(os.close, _take(output, path, shared, what, say))
+        yield
+
+
+def _take(output: Path, path: Path, shared: bool, what: str, say: Callable[[str], None]) -> int:
+    begun = time.monotonic()
+    while True:
+        descriptor = open_lock_file(path)
+        free = try_lock(descriptor, shared=shared)
+        if free is None:
+            say(f"no file locks in {output}: nothing stops a second run of it")
+            return descriptor
+        if free and is_open_file(path, descriptor):  # not deleted in between
+            if not shared:
+                write_mark(descriptor, new_mark(what=what), path)
+            return descriptor
+        os.close(descriptor)
+        if not free:
+            holder = _holder(output, path)
+            if time.monotonic() - begun > _PATIENCE[is_alive(holder)]:
+                raise UserError(
+                    f"{_name(holder)} is at work in this folder",
+                    file=output,
+                    remedy="wait for it, stop it, or give another --output",
+                )
+            time.sleep(0.05)
+
+
+def _holder(output: Path, path: Path) -> dict[str, Any]:
+    """The mark of who holds a lock alone; of a shared one, of a lock that one of its holders holds alone."""
+    for candidate in [path, *sorted((output / STAGES).glob("*.lock"))]:
+        if _is_held_alone(candidate) and (mark := read_mark(candidate)):
+            return mark
+    return {}
+
+
+def _is_held_alone(path: Path) -> bool:
+    descriptor = open_lock_file(path)
+    try:
+        return try_lock(descriptor, shared=True) is False
+    finally:
+        os.close(descriptor)
+
+
+def _name(holder: dict[str, Any]) -> str:
+    if "pid" not in holder:
+        return "another run"
+    known = {"what": "a run", "host": "?", "since": "?", **holder}
+    return "process {pid} on {host} ({what}, since {since})".format_map(known)

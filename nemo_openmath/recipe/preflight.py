@@ -1,0 +1,190 @@
+"""What can be known before the first stage runs, checked then, and said all at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nemo_openmath.errors import UserError, of_the_system, one_error
+from nemo_openmath.recipe.file import Recipe, StageEntry, shown
+from nemo_openmath.transcripts import ChatTokenizer
+
+
+def preflight(recipe: Recipe, names: Sequence[str], output: Path, *, layouts: bool = True) -> None:
+    """Check what the stages ``names``, those that will be run, need: files, models, tokenizers, devices, secrets,
+    extras, room in ``output``. ``layouts``: also whether trainings suit the processes that the recipe gives them; a
+    launcher gives others. Raises UserError that lists all that is wrong. A model server is not asked: it may start
+    later."""
+    errors = recipe.missing_files(names)
+
+    def attempt(check: Callable[[], None]) -> None:
+        try:
+            check()
+        except UserError as error:
+            errors.append(error)
+
+    entries = [recipe.entry(name) for name in names]
+    for entry in entries:
+        attempt(lambda entry=entry: _inputs(entry, layouts))  # type: ignore[misc]
+    engines = {engine: entry for entry in reversed(entries) for engine in entry.stage.engines()}
+    if "teacher" in engines:
+        attempt(lambda: _teacher(recipe))
+    models = {name: entry for name, entry in engines.items() if name != "teacher"}
+    for name, entry in models.items():
+        if name not in recipe.stages and recipe.relative(name).exists():
+            attempt(lambda name=name, entry=entry: _model(entry, recipe.relative(name)))  # type: ignore[misc]
+    if models:
+        attempt(lambda: _student(recipe, list(models)))
+    if recipe.sandbox.token_env is not None and not os.environ.get(recipe.sandbox.token_env):
+        errors.append(_unset(recipe, "sandbox.token_env", recipe.sandbox.token_env))
+    attempt(lambda: _room(recipe, entries, output))
+    if errors:
+        unique = list({str(error): error for error in errors}.values())
+        raise one_error(unique, f"{recipe.path}: nothing was run")
+
+
+def check_output(output: Path) -> None:
+    """Raises UserError where the folder, or the nearest one above it that exists, cannot be written."""
+    there = next(path for path in (output.absolute(), *output.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise UserError(
+            "is a file" if there.is_file() else "is no folder", file=there, remedy="choose another --output"
+        )
+    probe = there / f".openmath-{os.getpid()}"  # os.access does not know of read-only file systems for root
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise of_the_system(error, there) or error from None
+
+
+def _inputs(entry: StageEntry, layouts: bool) -> None:
+    """What a stage says about the inputs that are there already."""
+    found = {
+        port: [name for name in names if isinstance(name, Path) and name.exists()]
+        for port, names in entry.inputs.items()
+    }
+    for port, paths in found.items():
+        if type(entry.stage).takes.get(port) == "model":
+            for path in paths:
+                _model(entry, path, tokenizer=False)
+    if layouts:
+        _as_of(entry, lambda: entry.stage.check(found))
+
+
+def _model(entry: StageEntry, folder: Path, *, tokenizer: bool = True) -> None:
+    """A folder that an engine is to load, or a stage to read."""
+    if not folder.is_dir():
+        raise entry.error(f"is no folder: {shown(folder)}", "name the folder of a Hugging Face model")
+    inside = folder / "model" if (folder / "model" / "config.json").is_file() else folder  # of a checkpoint
+    config = inside / "config.json"
+    if not config.is_file():
+        raise entry.error(f"no config.json in {shown(folder)}", "name the folder of a Hugging Face model")
+    with contextlib.suppress(UnicodeDecodeError):
+        try:
+            json.loads(config.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise entry.error(f"{config}: not JSON ({error})", "copy it again") from None
+    if tokenizer:
+        _as_of(entry, lambda: ChatTokenizer.load(folder))
+
+
+def _as_of(entry: StageEntry, check: Callable[[], object]) -> None:
+    """Say which stage an error is about."""
+    try:
+        check()
+    except UserError as error:
+        raise entry.error(str(error)) from error
+
+
+def _teacher(recipe: Recipe) -> None:
+    teacher = recipe.teacher
+    if teacher.tokenizer is None:
+        raise UserError(
+            "teacher.tokenizer is not set", file=recipe.path, remedy="give the folder of the model's tokenizer"
+        )
+    folder = recipe.relative(teacher.tokenizer)
+    if not folder.is_dir():
+        raise UserError(
+            f"teacher.tokenizer: no folder {shown(folder)}",
+            file=recipe.path,
+            remedy="give the folder of the model's tokenizer",
+        )
+    ChatTokenizer.load(folder)
+    if teacher.urls_file is not None and not teacher.urls_file.is_file():
+        problem = f"teacher.urls_file: no file {shown(teacher.urls_file)}"
+        raise UserError(problem, file=recipe.path, remedy="write one URL a line there")
+    if teacher.api_key_env is not None and not os.environ.get(teacher.api_key_env):
+        raise _unset(recipe, "teacher.api_key_env", teacher.api_key_env)
+
+
+def _unset(recipe: Recipe, setting: str, name: str) -> UserError:
+    return UserError(
+        f"{setting}: the environment variable {name} is not set",
+        file=recipe.path,
+        remedy=f"export {name}=..., or remove the setting",
+    )
+
+
+def _student(recipe: Recipe, models: Sequence[str]) -> None:
+    """The engine of models that stages make."""
+    student = recipe.student
+    if student.kind == "embedded":
+        check_device(student.device, recipe.path)
+    if student.kind != "embedded" and student.model and len(models) > 1:
+        raise UserError(
+            f"student.model is one model, and the stages ask for {len(models)}: {', '.join(models)}",
+            file=recipe.path,
+            remedy="leave it out and serve each model under the path of its folder",
+        )
+    if student.api_key_env is not None and not os.environ.get(student.api_key_env):
+        raise _unset(recipe, "student.api_key_env", student.api_key_env)
+
+
+def check_device(device: str, file: Path, setting: str = "student.device") -> None:
+    """Raises UserError where torch has no such device here."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        kind, index = torch.device(device).type, torch.device(device).index or 0
+    except RuntimeError:
+        raise UserError(f"{setting}: no device {device!r}", file=file, remedy="use cpu, cuda or cuda:0") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        why = "torch was built without CUDA" if torch.version.cuda is None else "no GPU is visible"
+        raise UserError(f"{setting}: {device!r} cannot be used: {why}", file=file, remedy=f"set {setting}: cpu")
+    if kind == "cuda" and index >= torch.cuda.device_count():
+        many = torch.cuda.device_count()
+        raise UserError(f"{setting}: {device!r}, and there are {many} GPUs", file=file, remedy="count from cuda:0")
+    if kind not in ("cpu", "cuda"):
+        raise UserError(f"{setting}: {device!r} is not supported", file=file, remedy="use cpu or cuda")
+
+
+def _room(recipe: Recipe, entries: Sequence[StageEntry], output: Path) -> None:
+    """Refuse trainings whose checkpoints cannot all fit: 12 bytes a parameter each (weights and two moments, fp32)."""
+    from nemo_openmath.models.configs import ModelConfig
+    from nemo_openmath.training.stage import Sft
+
+    wanted: dict[str, int] = {}
+    for entry in entries:
+        model = next((n for n in entry.inputs.get("model", ()) if isinstance(n, Path)), None)
+        begun = (output / entry.name / "checkpoints").exists()
+        if isinstance(entry.stage, Sft) and model is not None and (model / "config.json").is_file() and not begun:
+            with contextlib.suppress(UserError):  # said by the stage itself
+                saved = entry.stage.config.training.checkpoints.least_kept
+                wanted[entry.name] = 12 * ModelConfig.from_hf(model).num_parameters * saved
+    there = next((p for p in (output.absolute(), *output.absolute().parents) if p.is_dir()), None)
+    if not wanted or there is None:
+        return
+    total, free = sum(wanted.values()), shutil.disk_usage(there).free
+    if total > free:
+        raise UserError(
+            f"the checkpoints of {', '.join(wanted)} need some {total / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free",
+            file=there,
+            remedy="free some space, give another --output, or keep fewer checkpoints (training.checkpoints)",
+        )

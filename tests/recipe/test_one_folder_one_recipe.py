@@ -1,0 +1,241 @@
+"""An output folder is one recipe's, one run's at a time, and shows no number that is not the recipe's as it is now."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nemo_openmath.cli.main import run
+from nemo_openmath.errors import ExitCode, UserError
+from nemo_openmath.pipeline.locks import open_lock_file, try_lock
+from nemo_openmath.recipe import load_recipe
+from nemo_openmath.recipe.lock import run_lock
+from nemo_openmath.recipe.preflight import check_device
+from nemo_openmath.recipe.runner import Run, Selection, State
+from nemo_openmath.records import read_manifest
+
+BASE = Path(__file__).parents[2] / "examples" / "base"
+STAGES = "stages:\n  a: {run: demo.benchmark, problems: 8}\n  b: {run: demo.threads, from: a}\n"
+SORTS = ("several", "none", "proof", "beyond", "choice", "binary", "broken")
+FORUM = {"single": 4, "leaked": 2, "reworded": 1}
+THREADS = f"forum: {json.dumps({**dict.fromkeys(SORTS, 1), **FORUM})}"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "r.yaml"
+    file.write_text(f"name: r\n{STAGES}".replace("from: a}", f"from: a, {THREADS}}}"))
+    return file
+
+
+def go(file: Path, output: Path, *more: str) -> ExitCode:
+    return run(["recipe", "run", str(file), "--output", str(output), *more])
+
+
+def test_another_recipe_is_refused_and_takes_over_when_told(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other.yaml"
+    assert go(recipe, out) is ExitCode.OK
+    other.write_text("name: other\nstages:\n  a: {run: demo.benchmark, problems: 3}\n")
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.suffix == ".jsonl"}
+    capsys.readouterr()
+    assert go(other, out) is ExitCode.USER_ERROR
+    said = capsys.readouterr().err
+    assert f"{out}: holds the run of recipe 'r' ({recipe}); give another --output, or" in said
+    assert {p: p.read_bytes() for p in before} == before, "what is refused changes nothing"
+    assert go(other, out, "--replace") is ExitCode.OK
+    assert "b: of another recipe, removed" in capsys.readouterr().err
+    assert not (out / "b").exists()
+    assert go(recipe, out) is ExitCode.USER_ERROR, "it is the other's now"
+
+
+def test_a_recipe_may_move_and_change_but_not_be_another_of_its_name(recipe: Path, tmp_path: Path) -> None:
+    out, moved, copy = tmp_path / "out", tmp_path / "moved.yaml", tmp_path / "copy.yaml"
+    assert go(recipe, out) is ExitCode.OK
+    copy.write_text(recipe.read_text().replace("problems: 8", "problems: 9"))
+    assert go(copy, out) is ExitCode.USER_ERROR, "the first is still there, and says something else"
+    recipe.rename(moved)
+    assert go(moved, out) is ExitCode.OK
+    moved.write_text(moved.read_text().replace("problems: 8", "problems: 9"))
+    assert go(moved, out) is ExitCode.OK
+    (out / "run.json").unlink()
+    copy.write_text("name: r\nstages: {c: {run: demo.benchmark}}\n")
+    assert go(copy, out) is ExitCode.USER_ERROR, "stages that it has not"
+
+
+def test_what_was_made_for_other_settings_is_stale_everywhere(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In status, report.json and page; and nothing is made from it."""
+    out = tmp_path / "out"
+    recipe.write_text(recipe.read_text() + "  c: {run: demo.threads, from: a, " + THREADS + "}\n")
+    assert go(recipe, out) is ExitCode.OK
+    changed = Run(load_recipe(recipe, ["stages.a.problems=9"]), out)
+    states = {s.name: (s.state, s.reason) for s in changed.status()}
+    assert states["a"] == (State.CHANGED, "problems was 8, is 9")
+    assert states["b"] == states["c"] == (State.CHANGED, "made from another a")
+    capsys.readouterr()
+    assert go(recipe, out, "stages.a.problems=9", "--from", "c") is ExitCode.USER_ERROR
+    said = capsys.readouterr().err
+    assert "stage 'a' is stale (problems was 8, is 9), and 'c' depends on it; run it first" in said
+    assert go(recipe, out, "stages.a.problems=9", "--until", "a") is ExitCode.OK
+    report = json.loads((out / "report.json").read_text())
+    assert report["states"] == {"a": "finished", "b": "stale", "c": "stale"}
+    assert report["left_out"][0].startswith("b is stale: input a has changed")
+    assert not report["drops"]
+    assert "b is stale: input a has changed" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--only", "b", "--until", "a"], "--only is one stage; --from and --until name more"),
+        (["--from", "b", "--until", "a"], "--from b comes after --until a: nothing to run"),
+        (["--only", "a", "--shard", "0/2"], "stage 'a' cannot be split into shards"),
+        (["--shard", "0/2"], "--shard and --prepare are of one stage"),
+    ],
+)
+def test_a_selection_of_nothing_is_refused(
+    recipe: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go(recipe, tmp_path / "out", *words) is ExitCode.USER_ERROR
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from nemo_openmath.recipe.lock import run_lock
+with run_lock(Path(sys.argv[1]), sys.argv[2] or None, int(sys.argv[3]), int(sys.argv[4]), print):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_run_is_refused_and_jobs_of_stages_are_not(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+
+    def holder(stage: str, shard: int = 0, shards: int = 1) -> subprocess.Popen[str]:
+        words = [sys.executable, "-c", HOLD, str(out), stage, str(shard), str(shards)]
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    with holder("") as whole:
+        assert go(recipe, out) is ExitCode.USER_ERROR
+        said = capsys.readouterr().err
+        assert f"{out}: process {whole.pid} on {os.uname().nodename} (this run, since " in said
+        assert go(recipe, out, "--only", "a") is ExitCode.USER_ERROR
+        whole.kill()
+    capsys.readouterr()
+    with holder("b", 0, 2) as job:
+        with run_lock(out, "b", 1, 2, print), run_lock(out, "a", 0, 1, print):
+            pass
+        with (
+            pytest.raises(UserError, match=rf"process {job.pid} on .* \(stage b, shard 0 of 2, since"),
+            run_lock(out, "b", 0, 2, print),
+        ):
+            pass
+        assert go(recipe, out) is ExitCode.USER_ERROR
+        assert f"process {job.pid} on" in capsys.readouterr().err
+        job.kill()
+    assert go(recipe, out) is ExitCode.OK, "a killed run holds nothing"
+
+
+def test_locks_end_with_their_holder(tmp_path: Path) -> None:
+    first, second = open_lock_file(tmp_path / "x" / "l"), open_lock_file(tmp_path / "x" / "l")
+    assert try_lock(first, shared=True)
+    assert try_lock(second, shared=True)
+    assert try_lock(second) is False
+    os.close(first)
+    assert try_lock(second)
+    os.close(second)
+
+
+def test_a_stage_that_makes_nothing_has_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is named with its reasons; mended, it is done again; with allow_empty it is right."""
+    file, rows, out = tmp_path / "r.yaml", tmp_path / "rows.jsonl", tmp_path / "out"
+    file.write_text(
+        "name: r\nstages:\n  a: {run: problems.read_problems, from: ./rows.jsonl, max_chars: 3}\n"
+        "  b: {run: problems.read_problems, from: ./rows.jsonl}\n"
+    )
+    rows.write_text('{"problem": "What is 1 + 1?", "expected_answer": "2"}\n')
+    assert go(file, out) is ExitCode.USER_ERROR
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "r.yaml:3: stages.a: made nothing; dropped: 1 problem too long (such as: rows.jsonl:1: 14 characters)" in said
+    )
+    assert "or write allow_empty: true in this stage" in said
+    assert read_manifest(out / "a") is None
+    assert not (out / "b").exists(), "the run ended there"
+    assert go(file, out, "stages.a.allow_empty=true") is ExitCode.OK
+    assert read_manifest(out / "a") is not None
+    assert go(file, out, "stages.a.max_chars=100") is ExitCode.OK
+    manifest = read_manifest(out / "a")
+    assert manifest is not None
+    assert manifest.counts["records"] == 1
+
+
+def test_all_that_can_be_known_is_said_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Devices, files, models, tokenizers, secrets, layouts: in one list, before anything is written."""
+    (tmp_path / "bare").mkdir()
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        "name: r\nteacher: {url: 'http://127.0.0.1:1', tokenizer: ./nowhere, api_key_env: NO_SUCH_VARIABLE}\n"
+        "student: {device: cuda:99}\n"
+        "sandbox: {url: 'http://127.0.0.1:1', token_env: NO_SUCH_VARIABLE}\n"
+        "stages:\n  a: {run: problems.read_problems, from: ./rows.jsonl}\n"
+        "  b: {run: rollout.generate, from: a, engine: ./bare, max_tokens: 9}\n"
+        "  c: {run: rollout.generate, from: a, engine: teacher, max_tokens: 9}\n"
+        f"  m: {{run: training.sft, from: {{packs: ./packs/, model: {BASE}}}, steps: 1,\n"
+        "    training: {parallel: {tp: 3}}}\n"
+    )
+    assert go(file, tmp_path / "out") is ExitCode.USER_ERROR
+    said = capsys.readouterr().err
+    for words in (
+        f"r.yaml:6: stages.a: no such file or folder: {tmp_path}/rows.jsonl",
+        f"r.yaml:7: stages.b: no config.json in {tmp_path}/bare",
+        f"r.yaml:9: stages.m: no such file or folder: {tmp_path}/packs",
+        "teacher.tokenizer: no folder",
+        "sandbox.token_env: the environment variable NO_SUCH_VARIABLE is not set",
+        "student.device: 'cuda:99'",
+        "stages.m: ",
+        "is not divisible by parallel.tp = 3",
+    ):
+        assert words in said, words
+    assert not (tmp_path / "out").exists()
+
+
+def test_devices_are_tried_before_they_are_used(tmp_path: Path) -> None:
+    check_device("cpu", tmp_path)
+    for device in ("gpu", "cuda:99", "mps"):
+        with pytest.raises(UserError, match=r"student\.device: "):
+            check_device(device, tmp_path)
+
+
+@pytest.mark.parametrize("verb", ["run", "status", "report"])
+def test_a_file_in_place_of_the_folder(
+    recipe: Path, tmp_path: Path, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.write_text("mine")
+    code = go(recipe, out) if verb == "run" else run(["recipe", verb, str(out)])
+    assert code is ExitCode.USER_ERROR
+    said = capsys.readouterr().err
+    assert f"{out}: is a file; " in said
+    assert said.count("\n") == 1
+    assert out.read_text() == "mine"
+
+
+async def test_only_the_selected_stage_needs_its_files(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(f"name: r\n{STAGES}  c: {{run: problems.read_threads, from: ./none.jsonl}}\n")
+    await Run(load_recipe(file), tmp_path / "out").execute(Selection(until="a"))
