@@ -112,6 +112,8 @@ def _plan(
         shares = [1.0] * count if weights is None else _counted(weights, count)
     else:
         shares = _shares(weights, count)
+    if method == "slerp" and min(shares) < 0:
+        raise UserError(f"slerp with the weights {list(weights or ())}", remedy="give weights of 0 or more")
     settings: dict[str, Any] = {"method": method, "weights": shares}
     if method in ("ties", "dare"):
         settings |= {"density": density, "seed": seed}

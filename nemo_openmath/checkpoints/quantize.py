@@ -75,7 +75,7 @@ def quantize(
     activations = Calibration()
     if format != "int8":
         if not calibration:
-            raise UserError(f"{format} needs to know the activations", remedy="give calibration texts")
+            raise UserError(f"{format} needs to know the activations", remedy="give texts (--calibration FILE)")
         activations = calibrate(source.path, calibration, max_tokens)
     dtype = main_dtype(source.tensors)
     if format == "int4_awq":

@@ -6,15 +6,17 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nemo_openmath.errors import ExitCode, OpenMathError, UserError
+from nemo_openmath.records.foreign import data_files, format_of, raw_lines, read_file_rows
 
 if TYPE_CHECKING:
     from nemo_openmath.checkpoints.combine import Candidate
 
-_PROSE = (
+_KEYS = (
     *("transcript", "messages", "pieces", "content", "input", "prompt", "problem"),
     *("generation", "generated_solution", "solution", "output", "text"),
 )
@@ -94,44 +96,47 @@ def ratios(text: str) -> list[float]:
 
 
 def texts(path: str | Path, count: int) -> list[str]:
-    """The first ``count`` texts of a file: lines, or of JSON lines their fields of prose (else all strings), joined.
-    Of a folder: of its part-*.jsonl (a stage's records), else of all its .jsonl files, in the order of their names."""
-    if Path(path).is_dir():
-        files = sorted(Path(path).glob("part-*.jsonl")) or sorted(Path(path).glob("[!.]*.jsonl"))
-        if not files:
-            raise UserError(
-                "holds no .jsonl", file=path, remedy="give a file of texts, or the folder of a stage's records"
-            )
-        return [text for file in files for text in texts(file, count)][:count]
-    found: list[str] = []
-    try:
-        with Path(path).open() as file:
-            for number, line in enumerate(file, 1):
-                if len(found) < count and line.strip():
-                    found.append(_text(line, number, path) if str(path).endswith(".jsonl") else line.strip())
-    except UnicodeDecodeError:
-        raise UserError("is not text", file=path, remedy="give a .txt or .jsonl file") from None
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", file=path, remedy="give a file of texts") from None
+    """The first ``count`` texts of a file: its lines, or of JSON Lines, JSON, CSV and Parquet the fields of prose of
+    each row (else all its texts), joined. Of a folder: of all its data files, of a stage's its records. Raises
+    UserError where there is no text."""
+    if count < 1:
+        raise UserError(f"{count} calibration texts", remedy="use 1 or more")
+    found = list(islice((text for file in data_files(path) for text in _texts_of(file) if text.strip()), count))
+    if not found:
+        raise UserError("holds no text", file=path, remedy="give a .txt or .jsonl file, or a stage's folder")
     return found
 
 
-def _text(line: str, number: int, path: str | Path) -> str:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"not JSON ({error})", file=path, row=number, remedy="give one JSON value a line") from None
-    found = _strings(value)
-    return "\n".join(
-        found or (part for part in (value.values() if isinstance(value, dict) else ()) if isinstance(part, str))
-    )
+def _texts_of(file: Path) -> Iterator[str]:
+    if format_of(file) != "lines":
+        for _, _, row in read_file_rows(file):
+            yield _prose(row)
+        return
+    json_lines = any(suffix in (".jsonl", ".ndjson", ".json") for suffix in file.suffixes)
+    for number, line in enumerate(raw_lines(file), 1):
+        try:
+            text = line.decode().strip()
+        except UnicodeDecodeError:
+            raise UserError("is not UTF-8", file=file, row=number, remedy="give a .txt or .jsonl file") from None
+        if not json_lines or not text:
+            yield text
+            continue
+        try:
+            yield _prose(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise UserError(f"not JSON ({error})", file=file, row=number, remedy="give one JSON value a line") from None
+
+
+def _prose(value: Any) -> str:
+    parts = _strings(value) or (value.values() if isinstance(value, dict) else ())
+    return "\n".join(part for part in parts if isinstance(part, str))
 
 
 def _strings(value: Any) -> list[str]:
-    """The prose of a JSON value, however deep: strings, or what stands under ``_PROSE``, in its order."""
+    """The prose of a JSON value, however deep: strings, or what stands under ``_KEYS``, in its order."""
     if isinstance(value, str):
         return [value]
     parts = (
-        value if isinstance(value, list) else [value[key] for key in _PROSE if isinstance(value, dict) and key in value]
+        value if isinstance(value, list) else [value[key] for key in _KEYS if isinstance(value, dict) and key in value]
     )
     return [text for part in parts for text in _strings(part)]

@@ -13,7 +13,8 @@ from nemo_openmath.pipeline.bounds import FiniteFloat, Length, PositiveInt, Posi
 
 @dataclass(frozen=True)
 class AverageConfig:
-    """``count`` equally spaced checkpoints of every training (the recipe takes 4), or those of ``steps``."""
+    """``count`` equally spaced checkpoints of every training (the recipe takes 4), or those of ``steps``.
+    ``weights``: of the checkpoints, in their order; null: equal ones."""
 
     count: PositiveInt | None = None
     steps: Annotated[tuple[PositiveInt, ...], Length()] | None = None
@@ -50,9 +51,9 @@ class Average(Stage[AverageConfig]):
 class MergeConfig:
     """``weights`` follow the order of the models; the base of ``task_arithmetic``, ``ties`` and ``dare`` is a port."""
 
-    method: Method = "linear"
+    method: Method = "linear"  # the weighted sum; or as the paper of that name does it
     weights: Annotated[tuple[FiniteFloat, ...], Length()] | None = None
-    density: PositiveShare = 0.5
+    density: PositiveShare = 0.5  # share of each difference that ties and dare keep
 
 
 @register

@@ -7,7 +7,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.cli.common import numbers, verb
+from nemo_openmath.cli.common import at_least, numbers, verb
 from nemo_openmath.errors import UserError
 
 _METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare")
@@ -24,10 +24,10 @@ def add(groups: Any) -> None:
         parser.add_argument("source", type=Path, metavar="SRC")
         parser.add_argument("target", type=Path, metavar="DST")
         parser.add_argument("--rope-theta", type=float, help="change the RoPE base in config.json")
-        parser.add_argument("--max-positions", type=int, help="change max_position_embeddings in config.json")
+        parser.add_argument("--max-positions", type=at_least(1), help="change max_position_embeddings in config.json")
     to_megatron.add_argument("--classic", action="store_true", help="mp_rank_XX folders instead of torch_dist")
-    to_megatron.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks of --classic")
-    to_megatron.add_argument("--pp", type=int, default=1, help="pipeline ranks of --classic")
+    to_megatron.add_argument("--tp", type=at_least(1), default=1, help="tensor-parallel ranks of --classic")
+    to_megatron.add_argument("--pp", type=at_least(1), default=1, help="pipeline ranks of --classic")
     to_hf.add_argument(
         "--model-files", type=Path, help="folder with config.json and tokenizer, if not in the checkpoint"
     )
@@ -37,8 +37,8 @@ def add(groups: Any) -> None:
     )
     to_trtllm.add_argument("source", type=Path, metavar="SRC")
     to_trtllm.add_argument("target", type=Path, metavar="DST")
-    to_trtllm.add_argument("--tp", type=int, default=1)
-    to_trtllm.add_argument("--pp", type=int, default=1)
+    to_trtllm.add_argument("--tp", type=at_least(1), default=1)
+    to_trtllm.add_argument("--pp", type=at_least(1), default=1)
     to_trtllm.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: the source's")
     to_trtllm.add_argument("--quantization", choices=("int8", "int4"), help="weight-only, done when it is loaded")
 
@@ -52,16 +52,20 @@ def add(groups: Any) -> None:
         default="modelopt",
         help="vLLM reads int8 and int4_awq as the latter",
     )
-    quantize.add_argument("--max-tokens", type=int, default=2048, help="of each text")
-    quantize.add_argument("--calibration", type=Path, help="texts: lines of a .txt, .jsonl, or a stage's folder")
-    quantize.add_argument("--samples", type=int, default=256, help="texts to use of it")
+    quantize.add_argument("--max-tokens", type=at_least(1), default=2048, help="of each text")
+    quantize.add_argument(
+        "--calibration",
+        type=Path,
+        help="texts (all formats but int8 need them): .txt, .jsonl, a stage's folder",
+    )
+    quantize.add_argument("--samples", type=at_least(1), default=256, help="texts to use of it")
 
     average = verb(groups, "average", "average checkpoints, in fp32, tensor by tensor", _average)
     average.add_argument("sources", nargs="*", type=Path, metavar="CHECKPOINT")
     average.add_argument("--output", type=Path, required=True)
     average.add_argument("--weights", nargs="+", metavar="W", help="such as 0.5 0.5; default: equal")
     average.add_argument("--steps", type=numbers, metavar="7500,15000", help="of trainings: these steps of each")
-    average.add_argument("--count", type=int, help="of trainings: so many equally spaced ones of each")
+    average.add_argument("--count", type=at_least(1), help="of trainings: so many equally spaced ones of each")
     average.add_argument("--format", choices=("same", "hf", "megatron"), default="same")
 
     merge = verb(groups, "merge", "merge models: linear, SLERP, task arithmetic, TIES, DARE", _merge)
@@ -76,7 +80,7 @@ def add(groups: Any) -> None:
     merge.add_argument("--sweep", type=_ratios, metavar="0,0.1,...,1", help="one merge per part of the second model")
     merge.add_argument("--benchmark", type=Path, help="with --sweep: problems on which each is evaluated")
     merge.add_argument("--mode", choices=("cot", "tir"), default="tir", help="of the evaluation")
-    merge.add_argument("--samples", type=int, default=16, help="a problem; k of maj@k and pass@k")
+    merge.add_argument("--samples", type=at_least(1), default=16, help="a problem; k of maj@k and pass@k")
     merge.add_argument("--set", nargs="+", metavar="key=value", default=[], help="settings of the evaluation's recipe")
 
     inspect = verb(groups, "inspect", "what a checkpoint is, or how two differ", _inspect)

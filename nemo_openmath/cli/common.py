@@ -36,3 +36,18 @@ def shard_of(text: str) -> tuple[int, int]:
     if not (shard.isdigit() and shards.isdigit() and int(shard) < int(shards)):
         raise UserError(f"not a shard: {text!r}", remedy="write I/N with I from 0 to N-1, such as 0/8")
     return int(shard), int(shards)
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from ``low`` on."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"not a whole number: {text!r}") from None
+        if number < low:
+            raise argparse.ArgumentTypeError(f"{number} is out of range; choose {low} or more")
+        return number
+
+    return parse

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.cli.common import verb
+from nemo_openmath.cli.common import at_least, verb
 from nemo_openmath.errors import UserError
 
 
@@ -18,9 +18,11 @@ def add(groups: Any) -> None:
     )
     stats.add_argument("packs", type=Path, metavar="DIR", help="folder of a sft.pack stage")
     stats.add_argument("--tokenizer", type=Path, metavar="MODEL", help="also show a pack, with this model's tokenizer")
-    stats.add_argument("--pack", type=int, default=0, metavar="N", help="which pack is shown (from 0)")
-    stats.add_argument("--batch-samples", type=int, default=1024, metavar="N", help="of a step, for the cost balance")
-    stats.add_argument("--ranks", type=int, nargs="+", default=[8, 64], metavar="N", help="data-parallel sizes")
+    stats.add_argument("--pack", type=at_least(0), metavar="N", help="which pack is shown (from 0), with --tokenizer")
+    stats.add_argument(
+        "--batch-samples", type=at_least(1), default=1024, metavar="N", help="of a step, for the balance"
+    )
+    stats.add_argument("--ranks", type=at_least(1), nargs="+", default=[8, 64], metavar="N", help="data-parallel sizes")
 
     verify = verb(verbs, "verify", "read every byte of packs or token files and check it against its checksum", _verify)
     verify.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="of a sft.pack or sft.tokenize stage")
@@ -33,8 +35,8 @@ def _stats(options: argparse.Namespace) -> None:
     from nemo_openmath.sft.stats import measure, show_pack, show_stats
     from nemo_openmath.transcripts import ChatTokenizer
 
-    if min(options.batch_samples, *options.ranks) < 1:
-        raise UserError("--batch-samples and --ranks are above zero")
+    if options.pack is not None and options.tokenizer is None:
+        raise UserError("--pack shows a pack's text", remedy="add --tokenizer MODEL, or leave out --pack")
     console = Console(width=None if Console().is_terminal else 120)
     plan = PackPlan(options.packs)
     console.print(show_stats(measure(plan, batch_samples=options.batch_samples, ranks=options.ranks)))
@@ -42,7 +44,7 @@ def _stats(options: argparse.Namespace) -> None:
         tokenizer = ChatTokenizer.load(options.tokenizer)
         for tokens in plan.samples.folders:
             tokens.require(tokenizer.fingerprint)
-        shown = show_pack(plan.pack(options.pack), tokenizer, marks=console.color_system is None)
+        shown = show_pack(plan.pack(options.pack or 0), tokenizer, marks=console.color_system is None)
         console.print(shown, soft_wrap=True, highlight=False)
 
 

@@ -40,8 +40,8 @@ def add(groups: Any) -> None:
     report = verb(verbs, "report", "write report.json and report.html of a run again", _report)
     report.add_argument("output", type=Path, metavar="DIR", help="folder of the run")
 
-    stages = verb(verbs, "stages", "the kinds of stages a recipe can use; the settings of one", _stages)
-    stages.add_argument("kind", nargs="?", metavar="KIND", help="such as rollout.generate: show its settings")
+    stages = verb(verbs, "stages", "the kinds of stages a recipe can use, or all about one of them", _stages)
+    stages.add_argument("kind", nargs="?", metavar="KIND", help="its inputs, what it makes, and every setting")
 
 
 def _file(parser: argparse.ArgumentParser) -> None:
@@ -78,5 +78,9 @@ def _report(options: argparse.Namespace) -> None:
 
 def _stages(options: argparse.Namespace) -> None:
     from nemo_openmath.recipe.command import show_stages
+    from nemo_openmath.recipe.stage_help import describe
 
-    show_stages(options.kind)
+    if options.kind is not None:
+        print(describe(options.kind))
+        return
+    show_stages()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,27 +13,50 @@ from typing import Any
 
 import orjson
 
-from nemo_openmath.cli.common import overrides, shard_of, verb
+from nemo_openmath.cli.common import at_least, overrides, shard_of, verb
 from nemo_openmath.errors import UserError
 
 _ANSWERS = "JSON Lines, JSON, CSV or Parquet with expected_answer and predicted_answer, generation, output, ..."
 
 
+GENERATE_EXAMPLE = """\
+problems: ./problems.jsonl   # JSON Lines, JSON, CSV or Parquet: `problem`, and where known `expected_answer`
+engine: {kind: embedded, model: ./my-model}   # a Hugging Face folder; or a server:
+# engine: {kind: http, urls: [http://127.0.0.1:8000/v1], model: my-model, tokenizer: ./my-model}
+generate: {mode: cot, samples: 4, temperature: 0.6, top_p: 0.95, max_tokens: 32768}
+seed: 1
+"""
+SFT_EXAMPLE = """\
+model: ./my-model            # a Hugging Face folder
+output: ./my-training        # checkpoints/step-*, metrics.jsonl
+data: {folder: ./packs, batch_samples: 1024, epochs: 6}   # packed by a sft.pack stage
+training: {lr: 1e-4, warmup: 0.1, checkpoints: {every: 500, average_k: 4}}
+"""
+_GENERATE = f"a CONFIG.yaml (paths are relative to it):\n\n{textwrap.indent(GENERATE_EXAMPLE, '  ')}\n" + (
+    "every setting of `generate`: openmath recipe stages rollout.generate; commented: examples/generate.yaml"
+)
+_SFT = f"a JOB.yaml (paths are relative to it):\n\n{textwrap.indent(SFT_EXAMPLE, '  ')}\n" + (
+    "every setting of `training`: openmath recipe stages training.sft; commented: examples/sft-job.yaml"
+)
+
+
 def add(groups: Any) -> None:
     sft = verb(groups, "sft", "train on packed data with this machine's processes (a job file, YAML)", _sft)
-    sft.add_argument("job", type=Path, metavar="JOB.yaml")
+    sft.formatter_class = argparse.RawDescriptionHelpFormatter
+    sft.epilog = _SFT
+    sft.add_argument("job", type=Path, metavar="JOB.yaml", help="model, data, output, training: see below")
     overrides(sft, "training.lr=1e-4 training.parallel.tp=2")
-    sft.add_argument("--processes", type=int, default=1, help="ranks; tp x pp x cp of them form a replica")
-    sft.add_argument("--threads", type=int, default=1, help="of each process, on CPU")
+    sft.add_argument("--processes", type=at_least(1), default=1, help="ranks; tp x pp x cp of them form a replica")
+    sft.add_argument("--threads", type=at_least(1), default=1, help="of each process, on CPU")
 
     grade = verb(groups, "grade", "compare the answers of solutions with the expected ones, row by row", _grade)
     grade.add_argument("file", type=Path, metavar="FILE", help=f"file or folder: what generate wrote, or {_ANSWERS}")
     grade.add_argument("--output", type=Path, required=True, help="JSON Lines: the same rows with verdict and reason")
     grade.add_argument("--skip-broken", action="store_true", help="leave out rows that cannot be read, counted")
-    grade.add_argument("--workers", type=int, default=1)
+    grade.add_argument("--workers", type=at_least(1), default=1)
     grade.add_argument("--time-limit", type=float, default=1.0, metavar="SECONDS", help="of one pair")
-    grade.add_argument("--memory-mb", type=int, default=1024, metavar="MIB", help="of one worker")
-    grade.add_argument("--take-modulo", type=int, metavar="N", help="answers count modulo N")
+    grade.add_argument("--memory-mb", type=at_least(256), default=1024, metavar="MIB", help="of one worker")
+    grade.add_argument("--take-modulo", type=at_least(1), metavar="N", help="answers count modulo N")
     grade.add_argument("--fallback", action="store_true", help='accept "the final answer is ..." where there is no box')
     grade.add_argument("--show-disagreements", action="store_true", help="print rows where another opinion differs")
     grade.add_argument("--other", metavar="COLUMN", help="the other opinion; default: judgement, else is_correct")
@@ -48,9 +72,9 @@ def add(groups: Any) -> None:
     serve.add_argument("arguments", nargs="*", help="for the server itself; write them behind --")
 
     generate = verb(groups, "generate", "sample solutions of a file of problems; run again to go on", _generate)
-    generate.add_argument(
-        "job", type=Path, metavar="CONFIG.yaml", help="problems, engine, generate: see recipe/generate.py"
-    )
+    generate.formatter_class = argparse.RawDescriptionHelpFormatter
+    generate.epilog = _GENERATE
+    generate.add_argument("job", type=Path, metavar="CONFIG.yaml", help="problems, engine, generate: see below")
     overrides(generate, "generate.samples=8")
     generate.add_argument("--output", type=Path, required=True, metavar="DIR", help="solutions/ in it holds the result")
     generate.add_argument("--shard", metavar="I/N", default="0/1", help="job I (from 0) of an array of N")

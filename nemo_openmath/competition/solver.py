@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from nemo_openmath.engines.protocol import Engine, EngineError
-from nemo_openmath.grading import Grade, compare, extract_answer, majority
+from nemo_openmath.grading import Majority, extract_answer, majority
 from nemo_openmath.pipeline import Clock
 from nemo_openmath.pipeline.bounds import PositiveInt
 from nemo_openmath.rollout import RolloutSettings, derive_seed, roll_out
 from nemo_openmath.sandbox.protocol import Sandbox, SandboxError
 from nemo_openmath.transcripts import ChatTokenizer, Template
+
+Vote = Callable[[Sequence[str | None]], Awaitable[Majority]]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class SolverSettings:
     engine decodes deterministically.
     """
 
-    batch: PositiveInt = 16
+    batch: PositiveInt = 16  # solutions that are begun together
     agree: PositiveInt = 4
     rollout: RolloutSettings = field(
         default_factory=lambda: RolloutSettings(temperature=0.0, budgets=(6, 6), code_seconds=2.0, output_chars=200)
@@ -61,12 +63,15 @@ async def solve(
     seconds: float,
     seed: int,
     clock: Clock,
-    comparison: Callable[[str, str], Grade] = compare,
+    vote: Vote | None = None,
 ) -> Answer:
     """The answer within ``seconds``. Solutions still running at the end are cancelled on the engine and in the
-    sandbox; those that fail are counted and left out."""
+    sandbox; those that fail are counted and left out. ``vote``: counts answers (``GradingPool.majority``, whose
+    workers keep hard limits); by default ``majority`` in this process."""
     begun = clock.now()
+    count = vote or _count_here
     answers: list[str | None] = []
+    counted = majority(answers)
     tokens = failed = 0
     tools = "total_code_executions" in template.fields
 
@@ -97,7 +102,7 @@ async def solve(
                     continue
                 answers.append(answer)
                 tokens += used
-            if _agreed(answers, settings.agree, comparison):
+            if agreed(counted := await count(answers), settings.agree):
                 ended = "agreement"
                 break
             if alarm.done():
@@ -108,13 +113,15 @@ async def solve(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, alarm, return_exceptions=True)
-    vote = majority(answers, compare=comparison)
-    return Answer(vote.answer, vote.count, len(answers), ended, clock.now() - begun, tokens, failed)
+    return Answer(counted.answer, counted.count, len(answers), ended, clock.now() - begun, tokens, failed)
 
 
-def _agreed(answers: list[str | None], agree: int, comparison: Callable[[str, str], Grade]) -> bool:
-    """Whether the first ``agree`` answers are all equal, or ``agree + 1`` of all are."""
-    if len(answers) < agree:
-        return False
-    vote = majority(answers, compare=comparison)
-    return vote.answer is not None and vote.count >= (agree if len(answers) == agree else agree + 1)
+def agreed(vote: Majority, agree: int) -> bool:
+    """Whether the first ``agree`` answers are all equal, or ``agree + 1`` of all are, and no other answer has as
+    many."""
+    enough = agree if vote.total == agree else agree + 1
+    return vote.total >= agree and vote.answer is not None and vote.count >= enough and not vote.tie
+
+
+async def _count_here(answers: Sequence[str | None]) -> Majority:
+    return majority(answers)

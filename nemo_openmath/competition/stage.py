@@ -19,7 +19,7 @@ class CompeteConfig:
     problems in 5 hours (section 6). ``limit``: only the first so many problems (0: all)."""
 
     engine: str
-    mode: str = "tir"
+    mode: str = "tir"  # the prompt: cot or tir
     base_seconds: PositiveFloat = 350.0
     bank_seconds: NonNegativeFloat = 210.0
     limit: NonNegativeInt = 0
@@ -61,7 +61,7 @@ class Compete(Stage[CompeteConfig]):
                     continue
                 answer = await solve(
                     engine, tokenizer, sandbox, template, problem.problem, config.solver,
-                    seconds=bank.allowance(), seed=context.seed, clock=clock,
+                    seconds=bank.allowance(), seed=context.seed, clock=clock, vote=pool.majority,
                 )  # fmt: skip
                 bank.spend(answer.seconds)
                 grade = await pool.grade(answer.answer, problem.expected_answer)

@@ -21,10 +21,10 @@ class DrafterConfig:
     """``max_tokens``: a longer generation is cut. ``batch_tokens``: of a step, padding included. ``held_out``: share
     of the problems whose generations measure the drafter instead of training it."""
 
-    draft_tokens: PositiveInt = 3
-    layers: NonNegativeInt = 2
-    lr: PositiveFloat = 1e-3
-    epochs: PositiveInt = 1
+    draft_tokens: PositiveInt = 3  # that are guessed at once
+    layers: NonNegativeInt = 2  # of the drafter
+    lr: PositiveFloat = 1e-3  # learning rate
+    epochs: PositiveInt = 1  # times that each generation is seen
     max_tokens: Annotated[int, Bounds(3)] = 8192
     batch_tokens: PositiveInt = 16384
     held_out: ShareBelowOne = 0.05

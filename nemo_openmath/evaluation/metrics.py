@@ -174,22 +174,11 @@ def split_name(name: str) -> tuple[str, int | None]:
 
 def group_votes(samples: Sequence[tuple[str | None, bool]], compare: Compare = compare) -> Votes:
     """Group (answer, right) pairs by meaning, once for all k. A group is right where most of its members are."""
-    joins: dict[str, str] = {}  # spelling -> representative
-
-    def remember(spelling: str, representative: str) -> Grade:
-        grade = compare(spelling, representative)
-        if grade.verdict is Verdict.EQUAL:
-            joins[spelling] = representative
-        return grade
-
-    vote = majority([answer for answer, _ in samples], compare=remember)
-    at = {representative: i for i, (representative, _) in enumerate(vote.groups)}
-    hits = [0] * len(at)
+    vote = majority([answer for answer, _ in samples], compare=compare)
+    hits = [0] * len(vote.groups)
     for answer, right in samples:
-        if right and answer and (spelling := answer.strip()):
-            if spelling not in joins and spelling not in at:  # joined by its value, without a comparison
-                joins[spelling] = next(r for r in at if compare(spelling, r).verdict is Verdict.EQUAL)
-            hits[at[joins.get(spelling, spelling)]] += 1
+        if right and (group := vote.group_of(answer)) is not None:
+            hits[group] += 1
     sizes = [count for _, count in vote.groups]
     right_groups = [float(2 * hit > size) for hit, size in zip(hits, sizes, strict=True)]
     return Votes(sizes, right_groups, vote.missing, vote.complete)

@@ -1,4 +1,20 @@
-r"""The answer a solution commits to: its last ``\boxed{...}``.
+r"""The answer a solution commits to: its last ``\boxed{...}`` that holds something.
+
+The rule, in the order in which it is applied:
+
+1. Where ``</think>`` occurs only what follows the last one (the summary) is looked at: a box in the reasoning alone is
+   no answer.
+2. Code is no text: what stands in ``<tool_call>`` blocks and in fences of a programming language or of program output
+   (```` ```python ````, ```` ```output ````) is passed over. Other fences are text.
+3. The last box counts. One that is never closed yields no answer: the text was cut, and an earlier box is not what it
+   was about to say. Boxes that hold nothing or dots (``inside \boxed{}``, ``\boxed{...}``) are mentions of a box; the
+   last one that holds something counts.
+4. ``\fbox`` is a box. Without braces (``\boxed 5``, ``\boxed\frac12``) a box holds what follows up to white space,
+   if that begins as mathematics does; ``in \boxed form`` is a mention.
+5. Only where there is no box that holds something and the caller asked for it (``fallback``), the last final-answer
+   phrase with something behind it counts: "the (final) answer is ...", "(Final) Answer: ...", or a heading "Final
+   Answer" with the answer below it. It ends with its sentence or line; Markdown emphasis and the dollar signs around
+   it are taken off.
 
 One pass over the text with a stack of open braces, so the time is linear on any input. Escaped braces (``\{``) and
 line breaks (``\\``) are single tokens and never open or close a group.
@@ -13,9 +29,21 @@ THINK_END = "</think>"
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
 _TOKEN = re.compile(r"\\{1,2}(?:boxed|fbox)(?![a-zA-Z])\s*\{?|\\.|[{}]", re.DOTALL)
-_BARE = re.compile(r"[^\s{}$\\]+")  # \boxed 42: authors mean 42, though TeX would box the 4
-_PHRASE = re.compile(r"\b(?:final\s{1,4})?answer\s{1,4}is\b[ \t]{0,8}:?", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"\.(?=\s|$)|\n")
+_BARE = re.compile(
+    r"(?=[-+.(]?[0-9]|[-+]?\\[a-zA-Z]|[a-zA-Z](?![a-zA-Z]))"  # no word; \boxed 42 is 42, though TeX boxes the 4
+    r"(?:\\[a-zA-Z]+|\{[^{}\n]{0,200}\}|[^\s{}$\\`*])+"
+)
+_HOLLOW = re.compile(r"(?:[\s.\u2026~_?$]|\\(?:[lc]?dots|q?quad|square|Box)(?![a-zA-Z])|\\[,;:! ]|\\text\{\s*\})*")
+_LANGUAGES = "python3?|py|ipython|sage|sympy|cpp|c\\+\\+|c|java|javascript|js|julia|bash|sh|shell|output|stdout|system"
+_CODE = re.compile(rf"<tool_call>|^[ \t]{{0,3}}```[ \t]*(?:{_LANGUAGES})[ \t]*$", re.MULTILINE | re.IGNORECASE)
+_PHRASE = re.compile(
+    r"\b(?:final\s{1,4})?answer\s{1,4}is\b[ \t]{0,8}:?"
+    r"|\b(?:final\s{1,4})?answer\b[ \t*_]{0,8}[:\uff1a]"
+    r"|^[ \t>#*_]{0,12}(?:the\s)?final\s{1,4}answer[ \t#*_.]{0,12}$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_DISPLAY = {r"\[": r"\]", r"\(": r"\)", "$$": "$$", "$": "$"}
+_SENTENCE_END = re.compile(r"\.(?=[*_]{0,4}(?:\s|$))|\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +57,39 @@ class Extraction:
 
 
 def extract_answer(text: str, *, fallback: bool = False) -> Extraction:
-    r"""Return the content of the last complete ``\boxed{...}`` or ``\fbox{...}``.
-
-    Where ``</think>`` occurs only what follows the last one (the summary) is looked at. A last box that is never
-    closed yields no answer: the text was cut, and an earlier box is not what it was about to say. ``fallback`` also
-    accepts "(final) answer is ..." where there is no box at all.
-    """
+    r"""Return the content of the last complete ``\boxed{...}`` or ``\fbox{...}`` by the rule of this module."""
     part = text[text.rfind(THINK_END) + len(THINK_END) :] if THINK_END in text else text
+    part = _without_code(part)
     first = _BOX.search(part)
-    if first is None:
-        return _from_phrase(part) if fallback else Extraction(None, (), "no box")
-    contents, last_is_open = _scan(part, first.start())
-    boxes = tuple(dict.fromkeys(c for c in contents if c))
+    contents, last_is_open = _scan(part, first.start()) if first is not None else ([], False)
+    contents = [content for content in contents if not _HOLLOW.fullmatch(content)]
+    boxes = tuple(dict.fromkeys(contents))
     if last_is_open:
         return Extraction(None, boxes, "the last box is not closed")
-    if not contents or not contents[-1]:
-        return Extraction(None, boxes, "the last box is empty")
-    return Extraction(contents[-1], boxes, "box" if len(boxes) == 1 else f"last of {len(boxes)} different boxes")
+    if contents:
+        return Extraction(contents[-1], boxes, "box" if len(boxes) == 1 else f"last of {len(boxes)} different boxes")
+    if fallback:
+        return _from_phrase(part)
+    return Extraction(None, (), "no box" if first is None else "the last box is empty")
+
+
+def _without_code(text: str) -> str:
+    """The text with a line break for each closed block of code."""
+    kept: list[str] = []
+    position = 0
+    ends = {"<tool_call>": "</tool_call>", "```": "\n```"}
+    open_ended: set[str] = set()  # kinds of blocks that are closed no more
+    for match in _CODE.finditer(text):
+        kind = "<tool_call>" if match.group().startswith("<") else "```"
+        if match.start() < position or kind in open_ended:
+            continue
+        end = text.find(ends[kind], match.end())
+        if end < 0:
+            open_ended.add(kind)
+            continue
+        kept.append(text[position : match.start()])
+        position = end + len(ends[kind])
+    return "\n".join([*kept, text[position:]])
 
 
 def _scan(text: str, start: int) -> tuple[list[str], bool]:
@@ -63,22 +107,40 @@ def _scan(text: str, start: int) -> tuple[list[str], bool]:
                     spans.pop()
                 spans.append((opened, match.start()))
         elif token.lstrip("\\").startswith(("boxed", "fbox")):  # \\\\boxed: a text that was escaped twice
-            last_start = position
             if token.endswith("{"):
+                last_start = position
                 stack.append(position)
             elif (bare := _BARE.match(text, position)) is not None:
-                spans.append(bare.span())
+                last_start = position
+                end = position + len(bare.group().rstrip(".,;:!?)" if "(" not in bare.group() else ".,;:!?"))
+                spans.append((position, end))
                 position = bare.end()
-            else:
-                spans.append((position, position))
     return [text[a:b].strip() for a, b in spans], last_start in stack
 
 
 def _from_phrase(text: str) -> Extraction:
-    phrases = list(_PHRASE.finditer(text))
-    if not phrases:
-        return Extraction(None, (), "neither a box nor a final-answer phrase")
-    last = phrases[-1]
-    end = _SENTENCE_END.search(text, last.end())
-    rest = text[last.end() : end.start() if end else len(text)].strip().strip("*").rstrip(",;!").strip()
-    return Extraction(rest or None, (), "final-answer phrase" if rest else "nothing after the final-answer phrase")
+    """The last phrase that something follows; an empty one ends where the next one begins."""
+    phrases = [(m.start(), m.end()) for m in _PHRASE.finditer(text)]
+    limit = len(text)
+    for start, end in reversed(phrases):
+        if answer := _stated(text[end:limit]):
+            return Extraction(answer, (), "final-answer phrase")
+        limit = start
+    reason = "nothing after the final-answer phrase" if phrases else "neither a box nor a final-answer phrase"
+    return Extraction(None, (), reason)
+
+
+def _stated(text: str) -> str:
+    r"""The answer at the start of ``text``: ``**73**``, ``$73$.``, ``\[ 73 \]`` or words up to the sentence's end."""
+    rest = text.lstrip(" \t\r\n*_:`")
+    for opening, closing in _DISPLAY.items():
+        end = rest.find(closing, len(opening)) if rest.startswith(opening) else -1
+        if end >= 0 and not rest[end + len(closing) :].partition("\n")[0].strip(" \t\r.,;!*_`"):
+            return rest[len(opening) : end].strip()
+    end_of_sentence = _SENTENCE_END.search(rest)
+    sentence = (rest[: end_of_sentence.start()] if end_of_sentence else rest).strip().strip("*_`").rstrip(" \t,;!")
+    for opening, closing in _DISPLAY.items():
+        inner = sentence.removeprefix(opening).removesuffix(closing)
+        if len(sentence) - len(inner) == len(opening + closing) and closing not in inner:
+            return inner.strip()
+    return sentence

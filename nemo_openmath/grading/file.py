@@ -21,9 +21,10 @@ import orjson
 import nemo_openmath
 from nemo_openmath.errors import UserError, no_space
 from nemo_openmath.grading.extraction import extract_answer
+from nemo_openmath.grading.judgement import parse_judgement
 from nemo_openmath.grading.pool import GradingPool
 from nemo_openmath.grading.verdict import Verdict
-from nemo_openmath.records.exact_json import dumps
+from nemo_openmath.records.exact_json import dumps, loads
 from nemo_openmath.records.foreign import BrokenRows, name_of, read_rows
 
 SHOWN = 300  # characters of an answer on the terminal
@@ -132,7 +133,7 @@ def _resume(out: BinaryIO, task: bytes, counts: Counter[str]) -> int:
         for line in out:
             if not line.endswith(b"\n"):
                 break
-            _count(orjson.loads(line), counts)
+            _count(loads(line), counts)
             done, end = done + 1, end + len(line)
     out.seek(end)
     out.truncate()
@@ -265,7 +266,9 @@ def _opinion(row: dict[str, Any], other: str | None) -> bool | None:
         if isinstance(value, bool):
             return value
         if isinstance(value, str) and value.strip():
-            last = value.lower().replace("*", "").rstrip(" .\n").rpartition("judgement:")[2].strip()
+            if (judged := parse_judgement(value)) is not None:
+                return judged
+            last = value.lower().strip(" .\n*")
             if last in ("yes", "equal", "true", "correct"):
                 return True
             if last in ("no", "not_equal", "false", "incorrect"):

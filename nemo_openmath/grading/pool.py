@@ -28,6 +28,7 @@ from typing import Any, BinaryIO, cast
 import nemo_openmath
 from nemo_openmath.errors import OpenMathError, UserError
 from nemo_openmath.grading import plain
+from nemo_openmath.grading.majority import MAX_COMPARISONS, Ballot, Majority
 from nemo_openmath.grading.verdict import Grade, Verdict
 from nemo_openmath.grading.worker import HEADER, OUT_OF_MEMORY, OUT_OF_TIME, frame
 
@@ -185,9 +186,21 @@ class GradingPool:
         return (await asyncio.wrap_future(self._submit([(predicted, expected)])))[0]
 
     def compare(self, predicted: str | None, expected: str | None) -> Grade:
-        """One pair, for callers without an event loop (``majority(answers, compare=pool.compare)``; with
-        ``take_modulo`` also ``by_value=False``)."""
+        """One pair, for callers without an event loop."""
         return self.grade_batch([(predicted, expected)])[0]
+
+    async def majority(self, answers: Iterable[str | None], *, max_comparisons: int = MAX_COMPARISONS) -> Majority:
+        """The vote by the rules of grading/majority.py, compared in the workers."""
+        ballot = self._ballot(answers, max_comparisons)
+        return ballot.count(await self.grade_many(ballot.pairs))
+
+    def majority_now(self, answers: Iterable[str | None], *, max_comparisons: int = MAX_COMPARISONS) -> Majority:
+        """Like ``majority``, for callers without an event loop."""
+        ballot = self._ballot(answers, max_comparisons)
+        return ballot.count(self.grade_batch(ballot.pairs))
+
+    def _ballot(self, answers: Iterable[str | None], max_comparisons: int) -> Ballot:
+        return Ballot(answers, by_value=self.take_modulo is None, max_comparisons=max_comparisons)
 
     async def grade_many(self, pairs: Iterable[Pair]) -> list[Grade]:
         pairs = list(pairs)

@@ -3,8 +3,9 @@
 Importing this registers the stage ``judging.judge``. Prompt: ``judge`` in transcripts/prompts, replaceable.
 """
 
+from nemo_openmath.grading.judgement import parse_judgement
 from nemo_openmath.judging.agreement import Agreement, Disagreement
-from nemo_openmath.judging.judge import Judge, Judgement, JudgeSettings, Question, judge, parse_judgement
+from nemo_openmath.judging.judge import Judge, Judgement, JudgeSettings, Question, judge
 from nemo_openmath.judging.stage import JudgeAnswers
 
 __all__ = [

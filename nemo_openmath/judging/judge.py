@@ -1,15 +1,15 @@
 """LLM judges: models that read the problem and say whether two answers mean the same.
 
 A judge is asked only what the symbolic grader cannot tell (or everything, to measure agreement). Identical answers
-and missing ones are answered without asking. A judgement counts only where the model ends with exactly the line the
-prompt asks for; anything else is asked again with another seed and, after the last attempt, reported as invalid.
+and missing ones are answered without asking. A judgement counts only where the model ends with the line the prompt
+asks for and nowhere says the opposite; anything else is asked again with another seed and, after the last attempt,
+reported as invalid.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,21 +17,9 @@ from pathlib import Path
 from nemo_openmath.engines.protocol import Engine, Finish, Request, Sampling
 from nemo_openmath.errors import UserError
 from nemo_openmath.grading import Grade, Verdict
+from nemo_openmath.grading.judgement import parse_judgement
 from nemo_openmath.transcripts import ChatTokenizer
 from nemo_openmath.transcripts.prompts import Template, load_template
-from nemo_openmath.transcripts.protocol import THINK_END
-
-_LINE = re.compile(r"\W*judge?ment:\W*(yes|no)\W*", re.IGNORECASE)
-
-
-def parse_judgement(text: str) -> bool | None:
-    """True or False where the text commits itself: its last line is ``Judgement: Yes`` or ``Judgement: No`` (bold and
-    a full stop allowed) and no earlier line behind ``</think>`` says the opposite. Else None."""
-    lines = [line for line in text.rpartition(THINK_END)[2].splitlines() if line.strip()]
-    if not lines or (last := _LINE.fullmatch(lines[-1])) is None:
-        return None
-    said = {m[1].lower() for line in lines if (m := _LINE.fullmatch(line)) is not None}
-    return last[1].lower() == "yes" if len(said) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ class JudgeConfig:
     engine: str = "teacher"
     more_engines: tuple[str, ...] = ()
     everything: bool = False
-    votes: PositiveInt = 1
+    votes: PositiveInt = 1  # judgements that each judge gives; the majority holds
     attempts: PositiveInt = 3
     temperature: NonNegativeFloat = 0.0
     max_tokens: PositiveInt = 2048

@@ -25,16 +25,17 @@ class Bounds:
         """What is wrong with a value and what to choose instead, or None."""
         inside = math.isfinite(value) and (self.low < value if self.above else self.low <= value)
         inside = inside and (value < self.high if self.below else value <= self.high)
-        return None if inside else f"{value} is out of range; choose it {self}"
+        return None if inside else f"{value} is out of range; choose {self}"
 
     def __str__(self) -> str:
-        low = f"{'above' if self.above else 'from'} {self.low:g}"
-        high = f"{'below' if self.below else 'at most'} {self.high:g}"
+        if math.isinf(self.low) and math.isinf(self.high):
+            return "a finite number"
         if math.isinf(self.low):
-            return "as a finite number" if math.isinf(self.high) else high
+            return f"less than {self.high:g}" if self.below else f"at most {self.high:g}"
         if math.isinf(self.high):
-            return f"above {self.low:g}" if self.above else f"as {self.low:g} or more"
-        return f"{low}, {high}" if self.above else f"{low} to {high.removeprefix('at most ')}"
+            return f"more than {self.low:g}" if self.above else f"{self.low:g} or more"
+        high = f"less than {self.high:g}" if self.below else f"at most {self.high:g}"
+        return f"more than {self.low:g}, {high}" if self.above else f"{self.low:g} or more, {high}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,24 +113,27 @@ def _extra(versions: Sequence[Record]) -> dict[str, Any]:
 def count_records(folder: Path) -> dict[str, int]:
     """What lies in a stage's folder: ``records`` (each id once), ``merged`` (further versions of them), and
     ``disagreeing``: problems whose versions name different answers, ``undecided`` those of them without a majority."""
-    lines = sum(1 for _ in record_lines([folder]))
-    again = _repeated([folder])
+    seen, again, lines, marked = KeySet(), set[int](), 0, False
+    for _, _, line in record_lines([folder]):
+        lines += 1
+        if not seen.add(key := unit_key(name := id_of_line(line))):
+            again.add(key)
+        marked = marked or (name.startswith(_PROBLEM) and ANSWERS.encode() in line)
     counts = {"records": lines, "merged": 0}
-    disagreeing: Counter[str] = Counter()
-    if not lines:
+    if not (again or marked):
         return counts
     versions: dict[str, list[Problem]] = {}
+    disagreeing: Counter[str] = Counter()
     for file, row, line in record_lines([folder]):
         name = id_of_line(line)
-        problem = name.startswith("problem-")
+        problem = name.startswith(_PROBLEM)
         if unit_key(name) in again:
+            counts["merged"] += name in versions
             versions.setdefault(name, [])
-            counts["merged"] += 1
             if problem:
                 versions[name].append(parse_record(line, Problem, file, row))
         elif problem and ANSWERS.encode() in line:
             disagreeing[_state(parse_record(line, Problem, file, row))] += 1
-    counts["merged"] -= len(versions)
     counts["records"] -= counts["merged"]
     for found in versions.values():
         if found:
@@ -139,6 +142,9 @@ def count_records(folder: Path) -> dict[str, int]:
     if disagreeing:
         counts |= {"disagreeing": disagreeing.total(), "undecided": disagreeing["undecided"]}
     return counts
+
+
+_PROBLEM = "problem-"  # what the id of a problem begins with
 
 
 def _state(problem: Problem) -> str:

@@ -20,9 +20,9 @@ from nemo_openmath.records import Drop, Problem
 
 @dataclass(frozen=True)
 class DecontaminateConfig(PromptedConfig):
-    candidates: PositiveInt = 5
-    threshold: Share = 0.3
-    ngram: PositiveInt = 8
+    candidates: PositiveInt = 5  # most similar benchmark problems that the model is shown
+    threshold: Share = 0.3  # similarity from which on they are shown
+    ngram: PositiveInt = 8  # characters that are compared at once
 
 
 @register

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-import textwrap
 import time
-import types
-import typing
 from collections.abc import Sequence
-from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 from rich.console import Console
@@ -19,8 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nemo_openmath.errors import UserError
-from nemo_openmath.pipeline.build import nearest
-from nemo_openmath.pipeline.stage import Stage, stage_kinds
+from nemo_openmath.pipeline.stage import stage_kinds
 from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.generate import load_job
@@ -86,58 +79,17 @@ def write_report(output: Path) -> None:
     report(opened(output))
 
 
-def show_stages(kind: str | None = None) -> None:
-    """Kinds of stages with their inputs, what they make and what they do; of one kind, also its settings."""
-    kinds = stage_kinds()
-    if kind is not None:
-        if kind not in kinds:
-            raise UserError(f"no kind of stage is called {kind!r}", remedy=nearest(kind, list(kinds)))
-        return _show_kind(kinds[kind])
+def show_stages() -> None:
+    """Kinds of stages with their inputs, what they make and first lines of documentation."""
     table = Table(box=None)
     for name in ("kind", "inputs", "makes", "what it does"):
         table.add_column(name, overflow="fold")
-    for name, cls in kinds.items():
+    for kind, cls in stage_kinds().items():
         text = (cls.__doc__ or "").strip().split("\n\n", 1)[0].replace("\n", " ")
-        table.add_row(name, ", ".join(cls.ports), cls.product(), " ".join(text.split()))
+        table.add_row(kind, ", ".join(cls.ports), cls.product(), " ".join(text.split()))
     console = Console()
     console.print(table)
     console.print("openmath recipe stages KIND shows the settings of one", highlight=False)
-    return None
-
-
-def _show_kind(cls: type[Stage]) -> None:
-    """A kind's inputs and settings: name, type and default, and what its documentation says of them."""
-    print(cls.kind)
-    print(textwrap.indent(inspect.cleandoc(cls.__doc__ or ""), "  "))
-    print(f"makes: {cls.product()}")
-    for port, text in cls.ports.items():
-        name = port.removesuffix("?")
-        takes = f" [{cls.takes[name]}]" if name in cls.takes else ""
-        print(f"input {name}{' (may be left out)' if port != name else ''}: {text}{takes}")
-    print("settings:")
-    hints = typing.get_type_hints(cls.Config, include_extras=True)
-    for setting in fields(cls.Config):
-        given = setting.default if setting.default is not MISSING else None
-        if setting.default_factory is not MISSING:
-            given = setting.default_factory()
-        needed = setting.default is MISSING and setting.default_factory is MISSING
-        default = "required" if needed else "the defaults below" if is_dataclass(given) else repr(given)
-        print(f"  {setting.name}: {_type_name(hints[setting.name])} = {default}")
-    if cls.Config.__doc__ and not cls.Config.__doc__.startswith(f"{cls.Config.__name__}("):
-        print(textwrap.indent(inspect.cleandoc(cls.Config.__doc__), "  "))
-    print("of every stage: run, from, seed, allow_empty")
-
-
-def _type_name(hint: Any) -> str:
-    """A type as a reader of recipes sees it, with its range."""
-    if typing.get_origin(hint) is typing.Annotated:
-        kind, *limits = typing.get_args(hint)
-        return " ".join([_type_name(kind), *(f"({limit})" for limit in limits)])
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " | ".join(_type_name(part) for part in typing.get_args(hint))
-    if hint is type(None):
-        return "null"
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
 
 
 def opened(output: Path) -> Run:

@@ -1,6 +1,6 @@
 """``openmath generate``: solutions of a file of problems, as a recipe of two stages.
 
-    problems: ./problems.jsonl      # JSON Lines (.gz, .zst) or Parquet with `problem`, or the folder of a stage
+    problems: ./problems.jsonl      # JSON Lines, JSON, CSV or Parquet with `problem`, or the folder of a stage
     engine: {kind: embedded, model: ./my-model}   # or {kind: http, urls: [..], model: .., tokenizer: ./its-tokenizer}
     generate: {mode: tir, samples: 32, count: agreement, temperature: 0.7, max_tokens: 16384}
     sandbox: {workers: 8}
@@ -12,33 +12,40 @@ With more ``samples`` or a larger ``limit`` it keeps what is there and makes the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from nemo_openmath.engines.open import EngineConfig
 from nemo_openmath.errors import UserError
+from nemo_openmath.grading import GradingPool
 from nemo_openmath.pipeline.bounds import AnyInt
 from nemo_openmath.pipeline.build import Builder
 from nemo_openmath.pipeline.config import Source
 from nemo_openmath.problems.read import ReadConfig, ReadProblems
 from nemo_openmath.recipe.file import GradingSettings, Recipe, SandboxSettings, StageEntry, Teacher
 from nemo_openmath.recipe.runner import Run, Selection, State
+from nemo_openmath.records import Generation, Problem, read_records
 from nemo_openmath.records.store import part_files
 from nemo_openmath.rollout.stage import Generate, GenerateConfig
+from nemo_openmath.solutions.grade import answer_of
 
 PROBLEMS, SOLUTIONS = "problems", "solutions"
 
 
 @dataclass(frozen=True)
 class GenerateJob:
-    """What the file says. ``generate.engine`` is the engine named here: leave it out there."""
+    """What the file says. ``generate.engine`` is the engine named here: leave it out there. ``skip_broken``: leave out
+    rows of ``problems`` that cannot be read, counted; otherwise the file is refused."""
 
     problems: Path
     engine: EngineConfig
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
     grading: GradingSettings = field(default_factory=GradingSettings)
+    skip_broken: bool = False
     seed: AnyInt = 0
 
 
@@ -66,10 +73,12 @@ def load_job(path: Path, overrides: Sequence[str] = (), here: Path = Path()) -> 
     stages: dict[str, StageEntry] = {}
     problems: str | Path = job.problems
     if not (job.problems.is_dir() and part_files(job.problems)):
-        reading = ReadProblems(ReadConfig())
+        reading = ReadProblems(ReadConfig(skip_broken=job.skip_broken))
         origin = builder.origin(("problems",))
         stages[PROBLEMS] = StageEntry(PROBLEMS, reading, {"files": (problems,)}, job.seed, origin)
         problems = PROBLEMS
+    else:
+        _check_records(job.problems, builder)
     stage = Generate(replace(job.generate, engine=engine))
     origin = builder.origin(("generate",))
     stages[SOLUTIONS] = StageEntry(SOLUTIONS, stage, {"problems": (problems,)}, job.seed, origin)
@@ -77,6 +86,17 @@ def load_job(path: Path, overrides: Sequence[str] = (), here: Path = Path()) -> 
         path.stem, job.seed, path, teacher, student, job.sandbox, job.grading, stages, builder.values,
         verb="generate",
     )  # fmt: skip
+
+
+def _check_records(folder: Path, builder: Builder) -> None:
+    """Raises UserError where the folder of a stage holds something else than problems, or nothing."""
+    try:
+        found = next(read_records(folder, Problem), None)
+    except UserError as error:
+        problem = f"the records in {folder} are no problems ({error.problem})"
+        raise builder.error(("problems",), problem, "name a stage that makes problems") from error
+    if found is None:
+        raise builder.error(("problems",), f"there is no record in {folder}", "run the stage that makes it again")
 
 
 def _teacher(engine: EngineConfig, builder: Builder) -> Teacher:
@@ -98,6 +118,36 @@ def _teacher(engine: EngineConfig, builder: Builder) -> Teacher:
     )
 
 
+def summary(output: Path) -> str:
+    """What was made, where it is, how much of it is right, and what to do next."""
+    folder = output / SOLUTIONS
+    total = answered = known = right = 0
+    with GradingPool() as pool:
+        for batch in _batches(read_records(folder, Generation)):
+            answers = [answer_of(generation) for generation in batch]
+            pairs = [(a, g.expected_answer) for a, g in zip(answers, batch, strict=True) if a and g.expected_answer]
+            total, answered = total + len(batch), answered + sum(a is not None for a in answers)
+            known += sum(g.expected_answer is not None for g in batch)
+            right += sum(grade.is_equal for grade in pool.grade_batch(pairs))
+            if total >= _COUNTED:
+                break
+    of = f"of the first {total}" if total >= _COUNTED else f"of {total}"
+    said = f"{answered} {of} solutions have an answer"
+    if known:
+        said += f"; {right} of {known} are right ({right / known:.1%})"
+    hint = "" if answered or not total else "\nno answer at all: see `finish` in the records (length: raise max_tokens)"
+    where, graded = os.path.relpath(folder), os.path.relpath(output / "graded.jsonl")
+    return f"solutions: {where}; {said}{hint}\nnext: openmath grade {where} --output {graded}"
+
+
+_COUNTED = 20_000  # solutions that are graded for the line at the end; all of them: openmath grade
+
+
+def _batches(records: Iterator[Generation]) -> Iterator[list[Generation]]:
+    while batch := list(islice(records, 1000)):
+        yield batch
+
+
 async def generate(path: Path, overrides: Sequence[str], output: Path, shard: int, shards: int, prepare: bool) -> None:
     """Do a job, or shard ``shard`` of ``shards`` of it; ``prepare``: what comes before an array starts."""
     recipe = load_job(path, overrides)
@@ -117,3 +167,4 @@ async def generate(path: Path, overrides: Sequence[str], output: Path, shard: in
         await run.execute(Selection(only=SOLUTIONS, shard=shard, shards=shards), overrides)
         return
     await run.execute(Selection(), overrides)
+    print(summary(output))

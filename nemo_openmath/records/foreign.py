@@ -295,9 +295,8 @@ def name_of(value: Any) -> str:
         list: "a list",
         dict: "an object",
         int: "a number",
-        float: "a number",
     }
-    return names.get(type(value), type(value).__name__)
+    return "a number" if isinstance(value, float) else names.get(type(value), type(value).__name__)
 
 
 def _bad(path: Path, row: int, problem: str, on_bad: BadRow | None) -> None:
@@ -415,7 +414,8 @@ def _read_parquet(path: Path, on_bad: BadRow | None) -> Iterator[tuple[Path, int
 def batch_rows(batch: Any) -> list[dict[str, Any] | str]:
     """Rows of a pyarrow.RecordBatch as JSON has them; of one that has no such form, what is wrong with it.
 
-    Decimals become their text (``0.50`` stays so), NaN becomes None as pandas means it, dates and times stay.
+    Decimals become their text (``0.50`` stays so), NaN becomes None as pandas means it, dates and times stay. Floats of
+    32 or 16 bits become the shortest decimal that they stand for: 0.1, not 0.10000000149011612.
     """
     try:
         rows = batch.to_pylist()
@@ -423,7 +423,17 @@ def batch_rows(batch: Any) -> list[dict[str, Any] | str]:
         if batch.num_rows == 1:
             return [f"not valid ({error})"]
         return [row for i in range(batch.num_rows) for row in batch_rows(batch.slice(i, 1))]
+    for field in batch.schema:
+        if str(field.type) in ("float", "halffloat"):
+            for row in rows:
+                row[field.name] = _shortest(row[field.name], str(field.type))
     return [_row_of_json(row) for row in rows]
+
+
+def _shortest(value: float | None, kind: str) -> float | None:
+    import numpy
+
+    return None if value is None else float(str((numpy.float32 if kind == "float" else numpy.float16)(value)))
 
 
 def _row_of_json(row: dict[str, Any]) -> dict[str, Any] | str:

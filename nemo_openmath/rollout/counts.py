@@ -3,17 +3,16 @@
 By agreement, samples come in batches, each the smallest that could settle the vote, and the votes are counted in the
 order of their sample numbers: what is decided depends on the answers alone, not on which sample finished first, so an
 interrupted run goes on to the same set. ``confidence`` 1: a problem ends when no answers that are still to come could
-change its majority, so labels equal those of the full count. Below 1: when the leading answer is the more likely one
-of the two best with that probability, under a uniform prior: P(Beta(first + 1, second + 1) > 1/2), the rule of
-Adaptive-Consistency (arXiv 2305.11860); it saves more and may now and then change a label.
+change its majority, so labels equal those of the full count: the leader is counted without spellings that fit two
+answers, its rivals with them (``Majority.lead``). What is not foreseen: an answer to come that makes one of the
+leader's own spellings fit two (5, once both 5 cm and 5 m are there). Below 1: when the leading answer is the more
+likely one of the two best with that probability, under a uniform prior: P(Beta(first + 1, second + 1) > 1/2), the rule
+of Adaptive-Consistency (arXiv 2305.11860); it saves more and may now and then change a label.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
-
-Equal = Callable[[str, str], Awaitable[bool]]
 
 
 def by_hardness(pass_rate: float | None, least: int, most: int) -> int:
@@ -45,27 +44,3 @@ def next_batch(first: int, second: int, made: int, least: int, most: int, confid
     if left <= 0 or settled(first, second, left, confidence):
         return 0
     return next((k for k in range(1, left) if settled(first + k, second, left - k, confidence)), left)
-
-
-class Votes:
-    """The vote on one problem: answers grouped by equivalence, each with the first group that it equals."""
-
-    def __init__(self, equal: Equal):
-        self._equal = equal
-        self.groups: list[tuple[str, int]] = []
-
-    async def add(self, answer: str | None) -> None:
-        """Count an answer; a missing one votes for nothing."""
-        if answer is None or not answer.strip():
-            return
-        for i, (known, count) in enumerate(self.groups):
-            if await self._equal(answer, known):
-                self.groups[i] = known, count + 1
-                return
-        self.groups.append((answer, 1))
-
-    @property
-    def two_best(self) -> tuple[int, int]:
-        """Sizes of the two largest groups; 0 where there is none."""
-        sizes = sorted((count for _, count in self.groups), reverse=True)
-        return (*sizes, 0, 0)[0], (*sizes, 0, 0)[1]

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_openmath.engines.protocol import ContextOverflow, InvalidRequest
-from nemo_openmath.grading import Verdict, extract_answer
+from nemo_openmath.grading import extract_answer
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
 from nemo_openmath.pipeline.bounds import NonNegativeInt, PositiveInt, PositiveShare
 from nemo_openmath.pipeline.stage import RUNTIME, Failures, run_bounded
 from nemo_openmath.records import Drop, Generation, Problem, RecordWriter
 from nemo_openmath.records.ids import in_shard
 from nemo_openmath.records.store import read_file, shard_file
-from nemo_openmath.rollout.counts import Votes, by_hardness, next_batch
+from nemo_openmath.rollout.counts import by_hardness, next_batch
 from nemo_openmath.rollout.loop import Outcome, RolloutSettings, derive_seed, draw_budget, roll_out
 from nemo_openmath.transcripts import Transcript, load_template
 
@@ -35,7 +35,7 @@ class GenerateConfig(RolloutSettings):
     ``limit``: only the first so many problems (0: all). ``prompt``: a template of the user's own."""
 
     engine: str = "teacher"
-    mode: Literal["cot", "tir"] = "cot"
+    mode: Literal["cot", "tir"] = "cot"  # tir: with code, run in the sandbox
     samples: PositiveInt = 1
     count: Literal["fixed", "hardness", "agreement"] = "fixed"
     least: PositiveInt = 4
@@ -141,9 +141,6 @@ class Generate(UnitStage[GenerateConfig, Sample]):
         pool = await context.services.grading()
         failures, gate = Failures(context, self.retries + 1), asyncio.Semaphore(self.concurrency)
 
-        async def equal(a: str, b: str) -> bool:
-            return (await pool.grade(a, b)).verdict is Verdict.EQUAL
-
         with RecordWriter(context.output, shard=context.shard, shards=context.shards) as writer:
             context.progress.begin(None, writer.recovered)
             stored = {
@@ -162,8 +159,9 @@ class Generate(UnitStage[GenerateConfig, Sample]):
                 return next((_answer(r) for r in result.records if isinstance(r, Generation)), None)
 
             async def solve(_: str, problem: Problem) -> None:
-                votes, made, c = Votes(equal), 0, self.config
-                while more := next_batch(*votes.two_best, made, c.least, c.samples, c.confidence):
+                given: list[str | None] = []
+                lead, made, c = (0, 0), 0, self.config
+                while more := next_batch(*lead, made, c.least, c.samples, c.confidence):
                     batch = [asyncio.ensure_future(sample(problem, made + i)) for i in range(more)]
                     try:
                         answers = await asyncio.gather(*batch, return_exceptions=True)
@@ -175,8 +173,9 @@ class Generate(UnitStage[GenerateConfig, Sample]):
                             return  # undecided: the next run goes on here
                         if isinstance(answer, BaseException):
                             raise answer
-                        await votes.add(answer)
+                        given.append(answer)
                     made += more
+                    lead = (await pool.majority(given)).lead
                 self._saved += c.samples - made
                 self._early += made < c.samples
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from nemo_openmath.grading import extract_answer
 from nemo_openmath.records.types import Problem, SftRow
 from nemo_openmath.transcripts import Message, Template, Transcript, load_template
 from nemo_openmath.transcripts.protocol import CODE_START, budget_of, judgment_of
@@ -160,7 +161,7 @@ def _guess(answer: str) -> str:
     """The mode that a row's own text shows: code was run, a judgment was given, or neither."""
     if CODE_START in answer:
         return "tir"
-    return "genselect" if judgment_of(answer) is not None and "\\boxed" not in answer else "cot"
+    return "genselect" if judgment_of(answer) is not None and extract_answer(answer).answer is None else "cot"
 
 
 def _rate(value: Any) -> float | None:

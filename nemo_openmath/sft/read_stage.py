@@ -20,6 +20,7 @@ from nemo_openmath.pipeline import Stage, StageContext, register
 from nemo_openmath.pipeline.bounds import PositiveInt
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import Drop, RecordWriter, SftRow, unit_key
+from nemo_openmath.records.foreign import BrokenRows
 from nemo_openmath.records.ids import in_shard
 from nemo_openmath.records.key_set import KeySet
 from nemo_openmath.sft.formatting import MODES, Formatter, Reject
@@ -33,13 +34,15 @@ from nemo_openmath.transcripts import load_template
 class ReadConfig:
     """``dataset``: a name of the Hub, instead of the port ``data``; ``split``: which of its splits. ``mode``: what rows
     are that do not say so (cot, tir, genselect). ``prompts``: the user's own template files, of cot and tir; genselect
-    rows hold theirs. ``workers``: processes that parse and format, by default one a core."""
+    rows hold theirs. ``skip_broken``: rows of no known form are dropped and counted; otherwise the data is refused,
+    naming the first and how many. ``workers``: processes that parse and format, by default one a core."""
 
     dataset: str | None = None
     split: str | None = None
     mode: Literal["cot", "tir", "genselect"] | None = None
     prompts: dict[str, Path] = field(default_factory=dict)
     rules: FormatRules = field(default_factory=FormatRules)
+    skip_broken: bool = False
     workers: PositiveInt | None = field(default=None, metadata=RUNTIME)
 
     def __post_init__(self) -> None:
@@ -52,10 +55,17 @@ class ReadConfig:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """Of one block. ``rows``: (id, JSON of the SftRow, where it stood), or why there is none."""
+    """Of one block. ``rows``: (id, JSON of the SftRow, where it stood), or why there is none. ``broken``: (row, why) of
+    those that are of no known form."""
 
     unit: str
+    source: int
+    place: str
     rows: list[tuple[str, bytes, str] | Drop]
+    broken: list[tuple[int, str]]
+
+
+_BROKEN = ("not a JSON object", "unknown columns", "not an SFT row")
 
 
 @register
@@ -89,13 +99,19 @@ class Read(Stage[ReadConfig]):
         await asyncio.to_thread(self._read, context, sources)
 
     def _read(self, context: StageContext, sources: list[str | Path]) -> None:
-        seen = KeySet()
+        seen, broken = KeySet(), BrokenRows(skip=self.config.skip_broken)
         mode = self.config.mode or (self.config.split if self.config.split in MODES else None)
         workers = self.config.workers or cores()
         made = ordered(_Maker, self._blocks(sources), mode, self.config.prompts, self.config.rules, workers=workers)
         with RecordWriter(context.output, shard=context.shard, shards=context.shards, flush_units=16) as writer:
             context.progress.begin(None)
             for block in made:
+                file = _file(sources[block.source], block.place)
+                for number, problem in block.broken:
+                    broken(file, number, problem)
+                broken.good += len(block.rows) - len(block.broken)
+                if broken.refused:  # the rest is only counted
+                    continue
                 records: list[orjson.Fragment] = []
                 drops: list[Drop] = []
                 for row in block.rows:
@@ -108,11 +124,18 @@ class Read(Stage[ReadConfig]):
                 if in_shard(block.unit, context.shard, context.shards) and not writer.done(block.unit):
                     writer.commit(block.unit, records, drops)
                 context.progress.advance(len(block.rows))
+        if not (broken.good or broken.count):
+            raise UserError("there is no row in it", file=", ".join(map(str, sources)), remedy="give another file")
+        broken.refuse()
 
     def _blocks(self, sources: list[str | Path]) -> Iterator[tuple[int, Block]]:
         for number, source in enumerate(sources):
             for block in read_blocks(source, split=self.config.split):
                 yield number, block
+
+
+def _file(source: str | Path, place: str) -> Path:
+    return Path(source) / place if Path(source).is_dir() else Path(source)
 
 
 class _Maker:
@@ -125,13 +148,18 @@ class _Maker:
     def __call__(self, task: tuple[int, Block]) -> _Made:
         number, block = task
         rows: list[tuple[str, bytes, str] | Drop] = []
+        broken: list[tuple[int, str]] = []
         for (name, row), fields in block.rows():
             place = f"{name}:{row}"
             try:
                 rows.append((*self._format(fields), place))
             except Reject as error:
                 rows.append(Drop(error.reason, f"{place} {error.detail}"))
-        return _Made(f"{number}:{block.place}:{block.first}", rows)
+                if error.reason in _BROKEN:
+                    broken.append(
+                        (row, error.detail if isinstance(fields, str) else f"{error.reason} ({error.detail})")
+                    )
+        return _Made(f"{number}:{block.place}:{block.first}", number, block.place, rows, broken)
 
     def _format(self, fields: dict[str, Any] | str) -> tuple[str, bytes]:
         """Id and JSON. Raises Reject."""

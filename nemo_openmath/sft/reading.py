@@ -1,4 +1,4 @@
-"""Rows of other people's data as they are: files and folders (JSON Lines, .gz, .zst, Parquet) or a `datasets` name.
+"""Rows of other people's data as they are: files and folders (JSON Lines, JSON, CSV, Parquet) or a `datasets` name.
 
 Streamed in blocks of at most 256 rows, which depend on the data alone. A block is raw (lines, or a batch of Parquet),
 so it is cheap to hand to another process, which parses it.
@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.errors import MissingExtra, UserError
-from nemo_openmath.records.foreign import batch_rows, data_files, is_parquet, parse_line, raw_batches, raw_lines
+from nemo_openmath.records.foreign import (
+    batch_rows,
+    data_files,
+    format_of,
+    parse_line,
+    raw_batches,
+    raw_lines,
+    read_file_rows,
+)
 
 Place = tuple[str, int]  # file or split, and row counted from 1
 Row = tuple[Place, dict[str, Any] | str]
@@ -23,12 +31,12 @@ _BYTES = 8 << 20  # and its lines take about this much at most
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive rows of one file or split, the first of them row ``first``: lines, a serialized Arrow batch, or
-    fields."""
+    """Consecutive rows of one file or split, the first of them row ``first``: lines, a serialized Arrow batch, fields,
+    or what is wrong with them."""
 
     place: str
     first: int
-    raw: list[bytes] | bytes | list[dict[str, Any]]
+    raw: list[bytes] | bytes | list[dict[str, Any]] | list[str]
 
     def rows(self) -> Iterator[Row]:
         """(place, fields); for a row that cannot be used, a string that says why. Empty lines are passed over."""
@@ -49,7 +57,9 @@ def read_blocks(source: str | Path, *, split: str | None = None) -> Iterator[Blo
     name (cot, tir, genselect). Raises UserError."""
     if Path(source).exists() or not _is_hub_name(str(source)):
         for file in data_files(source):
-            yield from _parquet_blocks(source, file) if is_parquet(file) else _line_blocks(source, file)
+            kind = format_of(file)
+            blocks = {"parquet": _parquet_blocks, "lines": _line_blocks}.get(kind, _row_blocks)
+            yield from blocks(source, file)
         return
     if split is None:
         raise UserError(f"dataset {source}: no split given", remedy="name one, as in split: cot")
@@ -107,6 +117,24 @@ def _parquet_blocks(source: str | Path, file: Path) -> Iterator[Block]:
             stream.write_batch(batch)
         yield Block(name_in(source, file), first, sink.getvalue().to_pybytes())
         first += batch.num_rows
+
+
+def _row_blocks(source: str | Path, file: Path) -> Iterator[Block]:
+    """Of CSV and JSON documents, which are parsed here. A row that cannot be used is a block of its own."""
+    rows: list[dict[str, Any]] = []
+    broken: list[tuple[int, str]] = []
+    first = 1
+    for _, row, fields in read_file_rows(file, lambda _, row, why: broken.append((row, why))):
+        if rows and (row != first + len(rows) or len(rows) == _ROWS):
+            yield Block(name_in(source, file), first, rows)
+            rows = []
+        if not rows:
+            first = row
+        rows.append(fields)
+    if rows:
+        yield Block(name_in(source, file), first, rows)
+    for row, why in broken:
+        yield Block(name_in(source, file), row, [why])
 
 
 def name_in(source: str | Path, file: Path) -> str:

@@ -59,9 +59,9 @@ class FormatRules:
 class Choice:
     """A part of the rows by what is known of their problem. None: does not matter.
 
-    ``sources``: the problem's source contains one of these words (any case). ``max_pass_rate``: at most this;
-    rows without a known pass rate are left out then, unless ``keep_unknown``. Lengths are chosen when packing
-    (``Mixture.at_least``), where they are known in tokens.
+    ``modes``: cot, tir, genselect. ``sources``: the problem's source contains one of these words (any case).
+    ``max_pass_rate``: at most this; rows without a known pass rate are left out then, unless ``keep_unknown``. Lengths
+    are chosen when packing (``Mixture.at_least``), where they are known in tokens.
     """
 
     modes: Annotated[tuple[str, ...], Length()] | None = None

@@ -104,7 +104,7 @@ class PackConfig:
     weights: dict[str, NonNegativeFloat] = field(default_factory=dict)
     phases: list[list[str]] | None = None
     at_least: dict[str, NonNegativeInt] = field(default_factory=dict)
-    too_long: Literal["drop", "error"] = "drop"
+    too_long: Literal["drop", "error"] = "drop"  # what to do about samples above the capacity
 
 
 @register

@@ -43,13 +43,15 @@ class GroupStats:
 
 @dataclass(frozen=True, slots=True)
 class Imbalance:
-    """Worst rank's attention cost over the mean, averaged over steps of ``batch_samples``: packs dealt in order, and
-    assigned by cost (which cannot help where a step has fewer packs than ranks)."""
+    """Worst rank's attention cost over the mean, averaged over steps of ``batch_samples``: packs taken in order, and
+    assigned by cost. ``packs``: of a step. Both are None where a step has fewer packs than there are ranks: then some
+    ranks get none, and no assignment helps."""
 
     ranks: int
     batch_samples: int
-    before: float
-    after: float
+    packs: int
+    before: float | None
+    after: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +124,17 @@ def _imbalance(
         pad_multiple=plan.pad_multiple,
     )
     costs = []
-    for step in range(min(steps, data.num_steps)):
+    for step in range(min(steps, max(1, len(plan.entries) // batch_samples))):  # whole steps, or the only one
         costs.append([sum(plan.samples.length(row) ** 2 for row in pack) for pack in data.rows(step)])
     found = []
     for count in ranks:
+        fewest = min(map(len, costs), default=0)
+        if fewest < count:
+            found.append(Imbalance(count, batch_samples, fewest, None, None))
+            continue
         before = [imbalance(c, assign_in_order(len(c), count)) for c in costs]
         after = [imbalance(c, assign(c, count)) for c in costs]
-        found.append(Imbalance(count, batch_samples, float(np.mean(before)), float(np.mean(after))))
+        found.append(Imbalance(count, batch_samples, fewest, float(np.mean(before)), float(np.mean(after))))
     return tuple(found)
 
 
@@ -145,16 +151,21 @@ def show_stats(stats: PackStats) -> RenderableType:
     lines = [
         *(f"{g.group:{width}} 0 {_bars(g)} {g.step * len(g.histogram):,} tokens" for g in stats.groups),
         "",
-        f"{stats.packs:,} packs of {stats.capacity:,} tokens, filled to {stats.fill:.3%}; padding {stats.padding:.3%}",
-        f"trained: {stats.trained:.1%} of all tokens",
+        f"{stats.packs:,} packs of {stats.capacity:,} tokens; {stats.fill:.3%} of the room is used",
+        f"padding: {stats.padding:.3%} of what is used",
+        f"trained: {stats.trained:.1%} of all tokens are targets of the loss",
         *(f"left out: {count:,} ({reason})" for reason, count in sorted(stats.dropped.items())),
-        "attention cost of the slowest data-parallel rank over the mean:",
-        *(
-            f"  {i.ranks:3} ranks, {i.batch_samples:,} samples a step: {i.before:.3f} as dealt, {i.after:.3f} balanced"
-            for i in stats.imbalance
-        ),
+        "attention cost of the slowest data-parallel rank over the mean (1: none waits):",
+        *map(_balance, stats.imbalance),
     ]
     return Group(table, Text("\n".join(lines)))
+
+
+def _balance(i: Imbalance) -> str:
+    of = f"  {i.ranks:3} ranks, {i.batch_samples:,} samples a step: "
+    if i.before is None or i.after is None:
+        return f"{of}a step has only {i.packs} packs"
+    return f"{of}{i.before:.3f} in order, {i.after:.3f} assigned by cost"
 
 
 def _short(count: int) -> str:

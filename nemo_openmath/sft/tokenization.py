@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from nemo_openmath.errors import DamagedFile, OpenMathError, UserError
+from nemo_openmath.records import exact_json
 from nemo_openmath.records.foreign import read_rows
 from nemo_openmath.records.manifest import read_manifest
 from nemo_openmath.records.store import part_files
@@ -238,7 +237,7 @@ def _rows(span: _Span) -> Iterator[tuple[SftRow, Transcript]]:
             line = stream.readline()
             try:
                 if line.strip():
-                    yield _parse(orjson.loads(line))
+                    yield _parse(exact_json.loads(line))
             except ValueError as error:
                 raise _broken(error, span.file, _row_at(span.file, at)) from error
             at += len(line)

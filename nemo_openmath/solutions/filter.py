@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from nemo_openmath.grading import extract_answer
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
 from nemo_openmath.pipeline.bounds import NonNegativeInt, Share
 from nemo_openmath.records import Drop, Generation
@@ -95,7 +96,8 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
             return "no code was run"
         if config.max_blocks and generation.code_calls > config.max_blocks:
             return "too many code blocks"
-        if config.answer_after_code and "\\boxed" in transcript.text.partition(CODE_START)[0] and generation.code_calls:
+        before = transcript.text.partition(CODE_START)[0]
+        if config.answer_after_code and generation.code_calls and extract_answer(before).boxes:
             return "answer before the first code"
         if config.error_free and any(
             "Traceback" in s.text or "Error:" in s.text for s in transcript.segments() if s.kind is Kind.OUTPUT

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
-from nemo_openmath.grading import majority
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
 from nemo_openmath.pipeline.bounds import Length, PositiveInt, Share
 from nemo_openmath.records import Drop, Generation, Problem
@@ -42,16 +41,21 @@ class MajorityAnswers(UnitStage[MajorityConfig, tuple[Problem, list[str | None]]
         for problem in context.read("problems", Problem):
             yield problem.id, (problem, sorted(answers[problem.id], key=str))
 
+    async def prepare(self, context: StageContext) -> None:
+        self._pool = await context.services.grading()
+
     async def process(self, unit: tuple[Problem, list[str | None]], context: StageContext) -> Result:
         problem, answers = unit
         if problem.expected_answer is not None:
             return Result([problem])
         given = [a for a in answers if a is not None]
-        vote = majority(given)
+        vote = await self._pool.majority(given)
         if vote.answer is None:
             return Result(drops=[Drop("no expected answer and no solution with one", problem.problem)])
         if vote.tie or vote.count < self.config.count or vote.count < self.config.share * len(given):
-            return Result(drops=[Drop("no majority among the answers", f"{problem.problem} {vote.groups[:4]}")])
+            return Result(
+                drops=[Drop("no majority among the answers", f"{problem.problem} {vote.groups[:4]} {vote.reason}")]
+            )
         return Result([problem.with_(expected_answer=vote.answer)])
 
 

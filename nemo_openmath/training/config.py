@@ -110,29 +110,29 @@ class Profile:
 class TrainingConfig:
     """One SFT run. Learning rate, decay and schedule defaults are the recipe's (arXiv 2504.16891, section 5.1)."""
 
-    lr: PositiveFloat = 1e-4
+    lr: PositiveFloat = 1e-4  # the highest learning rate
     final_lr_ratio: Share = 1e-3  # the last step's learning rate over ``lr``
     schedule: Literal["cosine", "constant"] = "cosine"  # constant: the TIR stages
     warmup: Share = 0.1  # share of all steps, linear (constant schedules warm up too; 0: none)
     weight_decay: NonNegativeFloat = 0.01  # not on norms and biases
-    decay_norms_and_biases: bool = False
-    beta1: ShareBelowOne = 0.9
+    decay_norms_and_biases: bool = False  # weight decay on these, too
+    beta1: ShareBelowOne = 0.9  # of AdamW, like the next two
     beta2: ShareBelowOne = 0.95  # not stated in the paper
-    epsilon: PositiveFloat = 1e-8
+    epsilon: PositiveFloat = 1e-8  # of AdamW
     clip: NonNegativeFloat = 1.0  # of the global gradient norm; 0: none
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: fp32 main weights and fp32 gradient sums
     parallel: Parallel = field(default_factory=Parallel)
     distributed_optimizer: bool = False  # split optimizer state over data- and context-parallel ranks
-    recompute: Literal["none", "selective", "full"] = "none"
-    backend: Literal["auto", "local", "transformer_engine"] = "auto"
+    recompute: Literal["none", "selective", "full"] = "none"  # activations that are made again: less memory, more time
+    backend: Literal["auto", "local", "transformer_engine"] = "auto"  # of the layers; auto: by the device
     seed: AnyInt = 0
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     guard: Guard = field(default_factory=Guard)
     validation: Validation = field(default_factory=Validation)
     profile: Profile = field(default_factory=Profile)
     log_every: PositiveInt = 1  # steps between lines on console, TensorBoard and wandb; metrics.jsonl has every step
-    tensorboard: bool = False
-    wandb_project: str | None = None
+    tensorboard: bool = False  # also write TensorBoard files
+    wandb_project: str | None = None  # also log there
 
     def __post_init__(self) -> None:
         for name in ("warmup", "final_lr_ratio"):

@@ -34,13 +34,13 @@ class SftConfig:
     ``validation``."""
 
     processes: PositiveInt = field(default=1, metadata=RUNTIME)
-    threads: PositiveInt = field(default=1, metadata=RUNTIME)
-    batch_samples: PositiveInt = 1024
+    threads: PositiveInt = field(default=1, metadata=RUNTIME)  # of each process, on a CPU
+    batch_samples: PositiveInt = 1024  # samples of the global batch, at every layout
     epochs: PositiveFloat | None = None
     steps: PositiveInt | None = None
     validation_share: ShareBelowOne = 0.0
-    rope_theta: PositiveFloat | None = None
-    max_position_embeddings: PositiveInt | None = None
+    rope_theta: PositiveFloat | None = None  # changes the base model's: 500000 for the Math bases
+    max_position_embeddings: PositiveInt | None = None  # changes the base model's: 131072
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ _EXHAUSTED = (
     "the problem by relying on your mathematical reasoning and analytical skills."
 )
 _REMAINING_PATTERN = re.compile(r"Remaining code executions: (\d+)\.")
-JUDGMENT = re.compile(r"Judg[e]?ment:\s*\[?(\d+)\]?")
+JUDGMENT = re.compile(r"(?i:judge?ment)[*_]{0,3}:[\s*_]{0,8}\[?(\d+)\]?")  # emphasis does not matter
 
 
 def output_block(output: str) -> str:

@@ -159,12 +159,19 @@ def test_calibration_file(tmp_path: Path) -> None:
     (tmp_path / "part-00000-of-00001.jsonl").write_text(record)
     assert texts(tmp_path, 9) == ["p\ns"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty: holds no \.jsonl"):
+    with pytest.raises(UserError, match=r"empty: no \.jsonl, \.json, \.csv"):
         texts(tmp_path / "empty", 9)
+    with pytest.raises(UserError, match="-3 calibration texts; use 1 or more"):
+        texts(tmp_path / "a.txt", -3)
+    (tmp_path / "b.csv").write_text("problem,level\nHow many?,3\n")
+    assert texts(tmp_path / "b.csv", 9) == ["How many?"]
+    (tmp_path / "b.csv").write_text("")
+    with pytest.raises(UserError, match=r"b\.csv: holds no text"):
+        texts(tmp_path / "b.csv", 9)
 
 
 def test_refusals(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(UserError, match="fp8 needs to know the activations; give calibration texts"):
+    with pytest.raises(UserError, match=r"fp8 needs to know the activations; give texts \(--calibration FILE\)"):
         quantize(source, tmp_path / "q", format="fp8")
     with pytest.raises(UserError, match="format 'int3'; use one of fp8, fp8_kv, int8, int4_awq"):
         quantize(source, tmp_path / "q", format="int3")  # type: ignore[arg-type]

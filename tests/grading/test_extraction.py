@@ -32,6 +32,23 @@ from nemo_openmath.grading import extract_answer
         (r"<think>\boxed{1}</think> \boxed{2}", "2"),
         (r"<think>\boxed{1</think> \boxed{2}", "2"),
         (r"<think>a</think> \boxed{1}</think>\boxed{3}", "3"),
+        (r"\boxed{7}. (The answer stands inside \boxed{}.)", "7"),
+        (r"\boxed{3} \boxed{ }", "3"),
+        (r"\boxed{3}, in the form \boxed{...}", "3"),
+        (r"\boxed{3}, as \boxed asks", "3"),
+        (r"\boxed{3}. It stands in `\boxed`.", "3"),
+        (r"$\boxed 5$.", "5"),
+        (r"\boxed 5. Done", "5"),
+        (r"$\boxed\frac{1}{2}$", r"\frac{1}{2}"),
+        (
+            r"\boxed{f(x) = \begin{cases} 1 & x > 0 \\ 0 & \text{else} \end{cases}}",
+            r"f(x) = \begin{cases} 1 & x > 0 \\ 0 & \text{else} \end{cases}",
+        ),
+        (r"**\boxed{8}**", "8"),
+        (r"\text{so \boxed{9}}", "9"),
+        ("```\n\\boxed{5}\n```", "5"),
+        ("\\boxed{4}\n```python\nprint(r'\\boxed{5}')\n```", "4"),
+        ("```python\nx = 1\n\\boxed{6}", "6"),  # a fence that is never closed is no fence
     ],
 )
 def test_last_complete_box(text: str, answer: str) -> None:
@@ -45,7 +62,10 @@ def test_last_complete_box(text: str, answer: str) -> None:
         (r"\boxed{\frac{1}{2}", "the last box is not closed"),
         (r"\boxed{1}, \boxed{\}", "the last box is not closed"),
         (r"\boxed{}", "the last box is empty"),
-        (r"\boxed{3} \boxed{ }", "the last box is empty"),
+        (r"\boxed{ } \boxed{\ldots}", "the last box is empty"),
+        (r"Write it in \boxed form", "the last box is empty"),
+        ("```python\nprint(r'\\boxed{5}')\n```\nSo it is five.", "no box"),
+        ("<tool_call>\nprint(r'\\boxed{5}')\n</tool_call>\n```output\n\\boxed{5}\n```\n", "no box"),
         (r"<think>\boxed{1}</think> so it is 1", "no box"),
         (r"\boxedtext{1}", "no box"),
         ("the answer is 5", "no box"),
@@ -69,7 +89,23 @@ def test_different_boxes_are_reported() -> None:
     ("text", "answer"),
     [
         ("The final answer is 42.", "42"),
-        ("The answer is: $3.5$.", "$3.5$"),
+        ("The answer is: $3.5$.", "3.5"),
+        ("The final answer is $73$.", "73"),
+        ("Final Answer: The final answer is $73$. I hope it is correct.", "73"),
+        ("**Final Answer**\n\n73", "73"),
+        ("**Final Answer**: 73", "73"),
+        ("**Final Answer:** 73.", "73"),
+        ("Final Answer: **73**", "73"),
+        ("Final answer: **73.**\n", "73"),
+        ("**Answer:** 73", "73"),
+        ("Answer: 73", "73"),
+        ("### Final Answer\n\\[\n73\n\\]\n", "73"),
+        ("### Final Answer\n$$73$$", "73"),
+        ("**Final Answer**\nThe final answer is $\\frac{1}{2}$ m.", "$\\frac{1}{2}$ m"),
+        ("The answer is 5.\n\n**Final Answer**\n", "5"),
+        ("Put it in \\boxed{}. Final Answer: 73", "73"),
+        ("the answer is $1$ or $2$.", "$1$ or $2$"),
+        ("<think>The answer is 4.</think>It is done.", None),
         ("the answer is 1.\nNo, the answer is 2.\n", "2"),
         ("**Final answer is** 7", "7"),
         ("The answer is", None),
@@ -90,7 +126,7 @@ def test_phrase_only_as_fallback(text: str, answer: str | None) -> None:
     )
 )
 def test_any_balanced_content_comes_back(content: str) -> None:
-    expected = content.strip() or None
+    expected = content.strip() if content.strip(" _") else None  # a blank to fill in
     assert extract_answer(rf"{{ \boxed{{{content}}} }}").answer == expected
 
 
@@ -102,9 +138,14 @@ def test_any_text_is_read(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["{", "}", r"\boxed{", r"\boxed{1}", r"\{", "\\", "answer is ", r"\boxed{{", "</think>", "{}"]
-)
+    "unit",
+    [
+        "{", "}", r"\boxed{", r"\boxed{1}", r"\{", "\\", "answer is ", "answer: ", "Final Answer\n", "```python\n",
+        "<tool_call>", r"\boxed a", r"\boxed{{", "</think>", "{}", r"\boxed{.", r"\boxed\a{",
+    ],
+)  # fmt: skip
 def test_a_megabyte_takes_linear_work(unit: str) -> None:
     # A quadratic scan of these would take hours; the suite's time is the assertion.
-    text = r"\boxed{" + unit * (1_000_000 // len(unit))
-    assert extract_answer(text, fallback=True).boxes.__class__ is tuple
+    text = unit * (1_000_000 // len(unit))
+    for whole in (text, r"\boxed{" + text):
+        assert extract_answer(whole, fallback=True).boxes.__class__ is tuple

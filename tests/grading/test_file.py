@@ -248,3 +248,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting is not permitted")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_numbers_are_graded_and_written_as_they_are_spelled(tmp_path: Path) -> None:
+    lines = [
+        '{"id":18446744073709551617,"expected_answer":18446744073709551617,"predicted_answer":18446744073709552000}',
+        '{"id":1e400,"expected_answer":18446744073709551617,"predicted_answer":18446744073709551617}',
+        '{"id":0.10,"expected_answer":0.1,"predicted_answer":0.10}',
+        '{"id":3,"expected_answer":12345678901234567890.5,"predicted_answer":12345678901234567890.6}',
+    ]
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n".join(lines) + "\n")
+    assert grade_file(source, out)["equal"] == 2
+    graded = out.read_text().splitlines()
+    assert [json.loads(line)["verdict"] for line in graded] == ["not_equal", "equal", "equal", "not_equal"]
+    assert [line.split(",")[0] for line in graded][:2] == ['{"id":18446744073709551617', '{"id":1e400']
+    assert '"expected_answer":"12345678901234567890.5"' in graded[3]
+    assert '"predicted_answer":"0.10"' in graded[2]

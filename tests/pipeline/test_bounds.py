@@ -73,12 +73,12 @@ def test_every_default_is_inside_its_range() -> None:
 @pytest.mark.parametrize(
     ("bounds", "inside", "outside", "text"),
     [
-        (Bounds(0, 1), [0, 0.5, 1], [-0.1, 1.1, math.nan], "from 0 to 1"),
-        (Bounds(0, 1, below=True), [0, 0.99], [1, -1], "from 0 to below 1"),
-        (Bounds(0, 1, above=True), [1, 0.01], [0, 2], "above 0, at most 1"),
-        (Bounds(0, above=True), [1e-9], [0, math.inf], "above 0"),
-        (Bounds(1), [1], [0, -5], "as 1 or more"),
-        (Bounds(), [-3, 0], [math.nan, -math.inf], "as a finite number"),
+        (Bounds(0, 1), [0, 0.5, 1], [-0.1, 1.1, math.nan], "0 or more, at most 1"),
+        (Bounds(0, 1, below=True), [0, 0.99], [1, -1], "0 or more, less than 1"),
+        (Bounds(0, 1, above=True), [1, 0.01], [0, 2], "more than 0, at most 1"),
+        (Bounds(0, above=True), [1e-9], [0, math.inf], "more than 0"),
+        (Bounds(1), [1], [0, -5], "1 or more"),
+        (Bounds(), [-3, 0], [math.nan, -math.inf], "a finite number"),
     ],
 )
 def test_what_a_range_holds_and_how_it_reads(
@@ -101,9 +101,9 @@ class Settings:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"problems": -3}, "problems: -3 is out of range; choose it as 1 or more"),
-        ({"top": -1}, "top: -1 is out of range; choose it as 0 or more"),
-        ({"share": 3}, "share: 3.0 is out of range; choose it from 0 to 1"),
+        ({"problems": -3}, "problems: -3 is out of range; choose 1 or more"),
+        ({"top": -1}, "top: -1 is out of range; choose 0 or more"),
+        ({"share": 3}, "share: 3.0 is out of range; choose 0 or more, at most 1"),
         ({"share": ".nan"}, "share: expected a number"),
         ({"share": "nan"}, "share: nan is out of range"),
         ({"steps": []}, "steps: [] has 0 entries; give at least 1"),

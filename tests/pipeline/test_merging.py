@@ -172,6 +172,17 @@ def test_two_threads_with_the_same_problem_are_one_problem_from_extraction_to_an
     assert set(found.parents) == {thread.id for thread in threads}
 
 
+def test_a_proof_is_converted_with_the_replies_of_all_its_threads(tmp_path: Path) -> None:
+    threads = [Thread.make(f"Hello {n}", f"I get {n}") for n in (3, 7)]
+    proof = Problem.make("Prove it.", category="proof", parents=tuple(thread.id for thread in threads))
+    engine = Scripted(lambda prompt: f"Problem: Find it.\nAnswer: {sorted(re.findall(r'I get (.)', prompt))}")
+    problems, forum = store(tmp_path / "p", proof), store(tmp_path / "t", *threads)
+    run(ConvertProofs(PromptedConfig()), tmp_path / "out", engine, problems=problems, threads=forum)
+    (found,) = read_merged([tmp_path / "out"], Problem)
+    assert found.expected_answer == "['3', '7']"
+    assert found.parents == (proof.id, *proof.parents)
+
+
 def test_two_proofs_that_become_the_same_problem_are_one_with_both_parents(tmp_path: Path) -> None:
     proofs = [Problem.make(f"Prove {n}.", category="proof") for n in range(2)]
     problems, threads = store(tmp_path / "p", *proofs), store(tmp_path / "t", Thread.make("x"))

@@ -59,6 +59,16 @@ def test_broken_rows_are_skipped_and_counted_where_the_user_says_so(tmp_path: Pa
     ]
 
 
+@pytest.mark.parametrize("number", ["18446744073709551617", "12345678901234567890.5", "0.10", "1e400"])
+def test_an_answer_that_is_a_number_keeps_its_spelling(tmp_path: Path, number: str) -> None:
+    (tmp_path / "p.jsonl").write_text(f'{{"problem": "x", "expected_answer": {number}, "bound": {number}}}\n')
+    run(ReadProblems, tmp_path / "out", tmp_path / "p.jsonl")
+    (problem,) = read_records(tmp_path / "out", Problem)
+    assert problem.expected_answer == number
+    (stored,) = (tmp_path / "out").glob("part-*")
+    assert f'"bound":{number}' in stored.read_text()
+
+
 def test_csv_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_bytes("\ufeffproblem;expected_answer\r\n1+1?;2\r\n2+2?;\r\n".encode())
     run(ReadProblems, tmp_path / "out", tmp_path / "p.csv")

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_the_whole_recipe_runs_and_reports(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nemo_openmath.cli.main", "recipe", "run", "examples/smoke.yaml"]
+    tmp_path = tmp_path / "run"
     command += ["--output", str(tmp_path)]
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert first.returncode == 0, first.stdout + first.stderr
@@ -50,12 +51,26 @@ def test_the_whole_recipe_runs_and_reports(tmp_path: Path) -> None:
 
     _everything_adds_up(tmp_path)
 
+    _its_files_feed_the_other_examples(tmp_path)
+
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/manifest.json")}
     begun = time.monotonic()
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/manifest.json")} == before
     print(f"second run: {time.monotonic() - begun:.1f} s")
+
+
+def _its_files_feed_the_other_examples(run: Path) -> None:
+    """``examples/generate.yaml`` and ``examples/sft-job.yaml``, over this run instead of ``runs/smoke``."""
+    solve = ["generate", "examples/generate.yaml", "--output", f"{run}/../generated", f"problems={run}/benchmark"]
+    learn = ["sft", "examples/sft-job.yaml", f"output={run}/../trained", f"data.folder={run}/packs1"]
+    for words in ([*solve, f"engine.model={run}/student1"], learn):
+        command = [sys.executable, "-m", "nemo_openmath.cli.main", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert len(_lines(run.parent / "generated/solutions")) == 16
+    assert (run.parent / "trained/checkpoints/step-00000004").is_dir()
 
 
 def _everything_adds_up(run: Path) -> None:

@@ -3,9 +3,12 @@
 import decimal
 import gzip
 import json
+import pickle
 import random
 from pathlib import Path
 
+import numpy
+import orjson
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -166,6 +169,8 @@ def test_types_of_parquet_become_those_of_json(tmp_path: Path) -> None:
             "list": pyarrow.array([[1, None]]),
             "struct": pyarrow.array([{"d": decimal.Decimal("1.20")}]),
             "bytes": pyarrow.array([b"text"]),
+            "float32": pyarrow.array([0.1], pyarrow.float32()),
+            "float16": pyarrow.array([numpy.float16(0.1)], pyarrow.float16()),
         }
     )
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
@@ -173,6 +178,7 @@ def test_types_of_parquet_become_those_of_json(tmp_path: Path) -> None:
     assert row == {
         "int64": -(2**63), "uint64": 2**64 - 1, "decimal": "0.50", "nan": None, "null": None, "large": "x",
         "dictionary": "y", "list": [1, None], "struct": {"d": "1.20"}, "bytes": "text",
+        "float32": 0.1, "float16": 0.1,
     }  # fmt: skip
     pyarrow.parquet.write_table(pyarrow.table({"b": [b"\xff\xfe"]}), tmp_path / "t.parquet")
     with pytest.raises(UserError, match=r"t\.parquet:1: a column of bytes that are no text"):
@@ -184,9 +190,36 @@ def test_integers_of_any_length_are_exact() -> None:
         number = int("9" * digits)
         assert exact_json.loads(b'{"n": %d}' % number) == {"n": number}
         assert exact_json.loads(exact_json.dumps({"n": [number, -number, 1.5]})) == {"n": [number, -number, 1.5]}
-    assert exact_json.loads(b"[" + b"1" * 5000 + b"]") == ["1" * 5000]
+    assert exact_json.dumps(exact_json.loads(b"[" + b"1" * 5000 + b"]")) == b"[" + b"1" * 5000 + b"]"
     with pytest.raises(ValueError, match="NaN"):
-        exact_json.loads(b"[NaN, " + b"1" * 30 + b"]")
+        exact_json.loads(b"[1e400, NaN]")
+
+
+NUMBERS = [
+    "18446744073709551617", "-18446744073709551617", "9223372036854775808", "12345678901234567890.5", "1e400", "1E-400",
+    "0.1234567890123456789", "123456789012345678901e3", "0.10", "1.50", "2e3",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NUMBERS)
+def test_numbers_of_answers_keep_their_spelling(text: str) -> None:
+    line = f'{{"id":7,"expected_answer":{text},"nested":[{{"answer":{text}}}],"rate":0.1}}'
+    row = exact_json.loads(line.encode())
+    assert str(row["expected_answer"]) == text
+    assert float(row["expected_answer"]) == float(text)
+    assert type(row["rate"]) is float
+    assert exact_json.dumps(row).decode() == line
+    assert exact_json.dumps(pickle.loads(pickle.dumps(row))).decode() == line
+
+
+def test_numbers_elsewhere_are_what_they_were() -> None:
+    for line in (b'{"a":0.30000000000000004,"b":1e22,"c":12345678901234567,"d":1.0}', b"[0.1, 1e5]"):
+        assert exact_json.loads(line) == orjson.loads(line)
+    with pytest.raises(ValueError, match="Expecting property name"):
+        exact_json.loads(b'{"n": 1e400, }')
+    for deep in (b"[" * 100_000 + b"1e400", b"[1e400," + b"[" * 100_000):
+        with pytest.raises(ValueError, match=r"depth limit|nested too deeply"):
+            exact_json.loads(deep)
 
 
 def test_broken_rows_are_counted_and_refused_unless_skipped(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import gzip
+import io
 import json
 from collections import Counter
 from decimal import Decimal
@@ -293,7 +295,7 @@ def test_a_dataset_is_read_by_name(tmp_path: Path) -> None:
     assert list(_hub_rows(str(tmp_path), "cot")) == rows
 
 
-def read(data: Path, out: Path, workers: int) -> None:
+def read(data: Path, out: Path, workers: int, skip_broken: bool = True) -> None:
     context = StageContext(
         name="read",
         inputs={"data": [data]},
@@ -302,7 +304,7 @@ def read(data: Path, out: Path, workers: int) -> None:
         services=None,  # type: ignore[arg-type]  # reading asks for none
         progress=Progress(out.with_suffix(".json")),
     )
-    asyncio.run(Read(ReadConfig(workers=workers)).run(context))
+    asyncio.run(Read(ReadConfig(workers=workers, skip_broken=skip_broken)).run(context))
 
 
 def test_any_number_of_workers_reads_the_same_bytes(tmp_path: Path) -> None:
@@ -356,6 +358,35 @@ def test_read_stage_counts_every_reject_with_an_example(tmp_path: Path) -> None:
             "not a JSON object": 1,
         }
         assert all("rows.jsonl:" in d.detail for d in drops)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("a.jsonl", lines([COT]) + b"{half\n" + lines([COT]) + b"[]\n", r"a\.jsonl:2: not JSON .*\(2 of 4 rows are"),
+        ("a.jsonl", lines([COT, {"question": "?"}]), r"a\.jsonl:2: unknown columns \(question\) \(1 of 2"),
+        ("a.csv", b"question,answer\n1+1?,2\n", r"a\.csv:2: unknown columns \(answer, question\)"),
+        ("a.json", b'[{"input": "x", "output": "y"}, 7]', r"a\.json:2: not a JSON object but a number"),
+        ("a.jsonl", b"", r"there is no row in it"),
+    ],
+)
+def test_data_with_broken_rows_is_refused(tmp_path: Path, name: str, data: bytes, says: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).write_bytes(data)
+    with pytest.raises(UserError, match=says):
+        read(tmp_path / "data", tmp_path / "out", 1, skip_broken=False)
+
+
+def test_csv_and_json_documents_are_read_in_blocks(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([COT | {"problem": f"{i}?"} for i in range(600)]))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["problem", "generated_solution", "expected_answer"], extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(COT | {"problem": f"{i}?"} for i in range(599, 602))
+    (tmp_path / "b.csv").write_text(text.getvalue())
+    read(tmp_path, tmp_path / "out", 2, skip_broken=False)
+    assert len(list(read_records(tmp_path / "out", SftRow))) == 602
+    assert [drop.reason for _, drop in read_drops(tmp_path / "out")] == ["duplicate"]
 
 
 def test_keys_are_remembered_past_every_merge() -> None:

@@ -74,3 +74,5 @@ def test_budget_and_judgment() -> None:
     assert budget_of(notice_block(7) + notice_block(0)) == 8
     assert judgment_of("Judgment: 3 ... Judgement: [11]") == 11
     assert judgment_of("no verdict") is None
+    for text in ("**Judgment:** 3", "**Judgment**: 3", "Judgment: **3**", "**Judgment: [3]**", "judgement: 3."):
+        assert judgment_of(text) == 3

@@ -1,0 +1,29 @@
+"""What a judge said: the line ``Judgement: Yes`` or ``Judgement: No`` at the end of its answer."""
+
+from __future__ import annotations
+
+import re
+
+from nemo_openmath.grading.extraction import THINK_END
+
+THINK_START = "<think>"
+
+# Emphasis, quotes and brackets around the words do not matter; a colon, a dash or an equals sign stands between them.
+_SAID = (
+    r"(?i:judge?ment)(?:\s+is)?[\s*_`\"'\])]{0,8}[:=\uff1a\u2013\u2014-][\s*_`\"'\[(]{0,8}"
+    r"(?:\\(?:boxed|text(?:bf)?)\{){0,2}(?i:(yes|no))\b"
+)
+_ANYWHERE = re.compile(_SAID)
+_LAST_LINE = re.compile(rf"[\W_]*(?:(?i:my|the|final|overall|conclusion)[\s:,]+){{0,3}}[\W_]*{_SAID}[\W_]*")
+
+
+def parse_judgement(text: str) -> bool | None:
+    """True or False where the text commits itself: its last line is ``Judgement: Yes`` or ``Judgement: No`` and nothing
+    else (``Final judgement``, emphasis and a full stop allowed), and nowhere behind ``</think>`` it says the opposite.
+    Else None. Thinking that is never closed commits to nothing."""
+    said = text.rpartition(THINK_END)[2]
+    lines = [line for line in said.splitlines() if line.strip()]
+    if not lines or THINK_START in said or (last := _LAST_LINE.fullmatch(lines[-1].strip())) is None:
+        return None
+    verdicts = {match[1].lower() for match in _ANYWHERE.finditer(said)}
+    return last[1].lower() == "yes" if len(verdicts) == 1 else None

@@ -1,0 +1,50 @@
+"""Nothing has to be looked up in the source: every setting of every kind is printed with type, default and meaning."""
+
+import pytest
+import yaml
+
+from nemo_openmath.cli.main import run
+from nemo_openmath.cli.tools import GENERATE_EXAMPLE, SFT_EXAMPLE
+from nemo_openmath.errors import ExitCode, UserError
+from nemo_openmath.pipeline.build import OVERRIDE, Builder
+from nemo_openmath.pipeline.stage import stage_kinds
+from nemo_openmath.recipe.generate import GenerateJob
+from nemo_openmath.recipe.stage_help import describe, settings
+from nemo_openmath.training.config import Job
+
+
+@pytest.mark.parametrize("kind", stage_kinds())
+def test_every_setting_has_a_meaning(kind: str) -> None:
+    cls = stage_kinds()[kind]
+    told = describe(kind)
+    assert [s.name for s in settings(cls.Config) if not s.meaning] == []
+    for port, holds in cls.ports.items():
+        assert f"  {port.removesuffix('?')}: {holds}" in told
+
+
+def test_a_kind_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recipe", "stages", "rollout.generate"]) is ExitCode.OK
+    said = capsys.readouterr().out
+    for line in (
+        "name: {run: rollout.generate, from: STAGE}",
+        "samples: whole number, 1 or more; default 1",
+        "top_p: number, more than 0, at most 1; default 0.95",
+        "mode: cot | tir",
+        "records (Generation)",
+    ):
+        assert line in said
+    assert "checkpoints.every: whole number, 0 or more; default 0" in describe("training.sft")
+    assert "format: fp8 | fp8_kv | int8 | int4_awq; required" in describe("checkpoints.quantize")
+    with pytest.raises(UserError, match=r"did you mean 'training\.sft'"):
+        describe("trainin.sft")
+
+
+@pytest.mark.parametrize(
+    ("verb", "kind", "text"), [("generate", GenerateJob, GENERATE_EXAMPLE), ("sft", Job, SFT_EXAMPLE)]
+)
+def test_help_shows_a_file_that_works(verb: str, kind: type, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Builder(lambda _: OVERRIDE).build(kind, yaml.safe_load(text))
+    with pytest.raises(SystemExit):
+        run([verb, "--help"])
+    said = capsys.readouterr().out
+    assert all(line.strip() in said for line in text.splitlines())
