@@ -1,7 +1,12 @@
 """What a benchmark says: accuracy, votes and selection with 95% intervals, and paired differences."""
 
 from nemo_openmath.evaluation.estimators import majority_at_k, pass_at_k
-from nemo_openmath.evaluation.intervals import mean_interval, share_difference_interval, share_interval
+from nemo_openmath.evaluation.intervals import (
+    amount_interval,
+    mean_interval,
+    share_difference_interval,
+    share_interval,
+)
 from nemo_openmath.evaluation.metrics import MetricRow, ProblemScores, evaluate, score, summarise
 from nemo_openmath.evaluation.paired import Pair, PairedRow, paired_difference
 
@@ -10,6 +15,7 @@ __all__ = [
     "Pair",
     "PairedRow",
     "ProblemScores",
+    "amount_interval",
     "evaluate",
     "majority_at_k",
     "mean_interval",

@@ -1,58 +1,120 @@
 """95% intervals over problems.
 
-The problems are the sample: a benchmark of 200 is a draw from the problems one could have asked. Closed forms, no
-resampling: they are exact to reproduce, cost nothing, and hold where a percentile bootstrap fails: with few problems
-and near 0 or 1, where the bootstrap of an all-wrong benchmark claims certainty.
+The problems are the sample: a benchmark of 200 is a draw from the problems one could have asked. What is averaged is a
+number of each problem: a share in [0, 1] (pass@1 over its samples, pass@k, maj@k) or a difference of two in [-1, 1].
+Little else is known of its distribution, and benchmarks are small and their values pile up at the ends. There the usual
+intervals claim too much: Wilson's score interval at the effective sample size, Student's and the percentile bootstrap
+hold the truth in 73 to 88 of 100 benchmarks of 5 problems and in 84 to 94 of 15.
+
+So means of bounded values get Gaffke's interval (Gaffke 2005, "Three test statistics for a nonparametric one-sided
+hypothesis on the mean of a nonnegative variable"; found again by Learned-Miller and Thomas 2019, arXiv 1905.06208).
+Its upper end is the 97.5% quantile of ``sum(D_i y_i)``, where y are the n values and one more at the upper bound and D
+is uniform over the shares that sum to 1 (Dirichlet(1, ..., 1)); its lower end is the same with the lower bound. For
+values of 0 and 1 that is Clopper and Pearson's exact interval; all right or all wrong is no exception. No distribution
+is known for which it covers less than it says, and ``tests/evaluation/test_intervals.py`` finds none. At 200 problems
+it is 1 to 15% wider than what assumes normality. Quantiles are computed, not drawn: the same values give the same
+interval to eight digits, whatever their order.
 """
 
 from __future__ import annotations
 
-from math import sqrt
+from collections.abc import Callable
+from functools import lru_cache
+from math import pi, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit  # quantiles of Student's t; scipy.stats takes seconds to import
+from scipy.special import betaincinv, stdtrit  # scipy.stats takes seconds to import
 
-Z = 1.959963984540054  # two-sided 95% of the normal distribution
+TAIL = 0.025
+NODES = 256  # of the quadrature
 Interval = tuple[float | None, float | None]
 Values = NDArray[np.float64]
 
 
-def share_interval(values: Values) -> Interval:
-    """Interval of the mean of values in [0, 1], one a problem.
+def share_interval(values: Values) -> tuple[float, float]:
+    """Interval of the mean of values in [0, 1], one a problem. 200 of 200 gives [0.982, 1]."""
+    return bounded_interval(values, 0.0, 1.0)
 
-    Wilson's score interval at the effective sample size ``n * p(1-p) / s^2`` (survey statistics; Korn and Graubard
-    1998, Franco et al. 2019). For values of 0 and 1 this is Wilson's interval; averages over samples vary less than
-    single draws and get a shorter one. All 0 or all 1: Wilson's, which stays honest: 200 of 200 gives [0.981, 1].
-    """
-    count, mean = len(values), float(np.mean(values))
-    variance = float(np.var(values))
-    binary = mean * (1.0 - mean)
-    size = count * binary / variance if variance > 1e-12 and binary > 0 else float(count)
-    centre = (mean + Z * Z / (2 * size)) / (1 + Z * Z / size)
-    half = Z / (1 + Z * Z / size) * sqrt(max(binary, 0.0) / size + (Z / (2 * size)) ** 2)
-    return max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
+
+def share_difference_interval(differences: Values) -> tuple[float, float]:
+    """Interval of the mean of paired differences in [-1, 1], one a problem. 200 equal problems give +-0.0183."""
+    return bounded_interval(differences, -1.0, 1.0)
 
 
 def mean_interval(values: Values) -> Interval:
-    """Interval of a mean without bounds (tokens, calls), by Student's t; none from a single problem."""
+    """Interval of a mean without bounds (differences of tokens or of calls), by Student's t; none from a single
+    problem. It assumes many values or normal ones: of few skewed values it covers less than 95%."""
     count = len(values)
     if count < 2:
         return None, None
     mean = float(np.mean(values))
-    half = float(stdtrit(count - 1, 0.975)) * float(np.std(values, ddof=1)) / sqrt(count)
+    half = float(stdtrit(count - 1, 1 - TAIL)) * float(np.std(values, ddof=1)) / sqrt(count)
     return mean - half, mean + half
 
 
-def share_difference_interval(differences: Values) -> Interval:
-    """Interval of the mean of paired differences in [-1, 1], one a problem.
+def amount_interval(values: Values) -> Interval:
+    """Interval of the mean of amounts (tokens, calls), which are not negative: Student's above zero."""
+    low, high = mean_interval(values)
+    return (None if low is None else max(0.0, low)), high
 
-    Two pseudo-problems, one won and one lost, are added before the normal interval is taken. For differences of -1, 0
-    and 1 this is the adjusted Wald interval of Bonett and Price (2012), the recommended one for paired shares; it
-    stays honest where no problem differs: 200 equal problems give +-0.0137.
+
+def bounded_interval(values: Values, least: float, most: float) -> tuple[float, float]:
+    """Gaffke's interval of the mean of at least one value in [least, most]."""
+    scaled = np.clip((np.asarray(values, dtype=float) - least) / (most - least), 0.0, 1.0)
+    mean = float(np.mean(scaled))
+    low, high = 1.0 - _upper(1.0 - scaled), _upper(scaled)
+    low, high = max(0.0, min(mean, low)), min(1.0, max(mean, high))
+    return least + (most - least) * low, least + (most - least) * high
+
+
+def _upper(values: Values) -> float:
+    """97.5% quantile of a random weighted mean of values in [0, 1] and of 1."""
+    points, counts = np.unique(values, return_counts=True)
+    if points[0] == 1.0:
+        return 1.0
+    ones = int(counts[-1]) if points[-1] == 1.0 else 0
+    if len(points) == (2 if ones else 1):  # one other value: the weight of 1 has a beta distribution
+        weight = float(betaincinv(ones + 1, len(values) - ones, 1 - TAIL))
+        return float(points[0]) + (1.0 - float(points[0])) * weight
+    points, counts = np.append(points, 1.0), np.append(counts, 1).astype(np.int64)
+    return _root(lambda at: chance_below(points, counts, at) - (1 - TAIL), float(np.mean(values)), 1.0)
+
+
+def chance_below(points: Values, counts: NDArray[np.int64], at: float) -> float:
+    """P(sum(D_i y_i) <= at), D uniform over shares that sum to 1, y each of ``points`` as often as ``counts`` says.
+
+    With independent exponential variables E in place of D it is P(sum(E_i (y_i - at)) <= 0), by the inversion of
+    the characteristic function (Imhof 1961), with Gauss and Legendre's rule over x = u / (u + c).
     """
-    count, total = len(differences) + 2, float(np.sum(differences))
-    mean = total / count
-    variance = max(0.0, (float(np.sum(differences * differences)) + 2.0) / count - mean * mean)
-    half, value = Z * sqrt(variance / count), total / (count - 2)
-    return max(-1.0, min(value, mean - half)), min(1.0, max(value, mean + half))
+    nodes, weights = _rule()
+    gaps = points - at
+    scale = 2.0 / sqrt(float(np.sum(counts * gaps * gaps)))
+    angles = (scale * nodes / (1.0 - nodes))[:, None] * gaps
+    phase = np.arctan(angles) @ counts
+    decay = np.exp(-0.5 * (np.log1p(angles * angles) @ counts))
+    return 0.5 - float(np.sum(weights * np.sin(phase) * decay / (nodes * (1.0 - nodes)))) / pi
+
+
+@lru_cache(maxsize=1)
+def _rule() -> tuple[Values, Values]:
+    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    return (nodes + 1.0) / 2.0, weights / 2.0
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a growing function from below zero to above zero is zero, to 1e-11 (Illinois' rule of false position)."""
+    at_low, at_high = function(low), TAIL  # at the upper bound the chance is 1
+    middle = high
+    for _ in range(200):
+        before, middle = middle, (low * at_high - high * at_low) / (at_high - at_low)
+        if not low < middle < high or abs(middle - before) < 1e-11:
+            break
+        value = function(middle)
+        if value == 0:
+            break
+        if value < 0:
+            low, at_low, at_high = middle, value, at_high / 2 if before < middle else at_high
+        else:
+            high, at_high, at_low = middle, value, at_low / 2 if before > middle else at_low
+    return min(max(middle, low), high)

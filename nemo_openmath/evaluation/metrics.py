@@ -16,7 +16,7 @@ import numpy as np
 
 from nemo_openmath.errors import UserError
 from nemo_openmath.evaluation.estimators import majority_at_k, pass_at_k
-from nemo_openmath.evaluation.intervals import mean_interval, share_interval
+from nemo_openmath.evaluation.intervals import amount_interval, share_interval
 from nemo_openmath.grading import Grade, Verdict, compare, majority
 from nemo_openmath.records import Generation
 from nemo_openmath.records.ids import unit_key
@@ -158,7 +158,7 @@ def summarise(scores: Iterable[ProblemScores]) -> list[MetricRow]:
     rows = []
     for mode, name in sorted(table, key=lambda at: (_mode_order(at[0]), _metric_order(at[1]))):
         values = np.asarray(table[mode, name])
-        low, high = (mean_interval if name in UNBOUNDED else share_interval)(values)
+        low, high = (amount_interval if name in UNBOUNDED else share_interval)(values)
         metric, k = split_name(name)
         rows.append(MetricRow(mode, metric, k, float(values.mean()), low, high, len(values)))
     return rows

@@ -135,7 +135,8 @@ def _signed(value: float | None) -> str:
     if value is None:
         return ""
     digits = 0 if abs(value) >= 100 else 1
-    return f"{value:+,.{digits}f}".replace("-", "−")
+    text = f"{value:+,.{digits}f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def _pair_name(row: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from nemo_openmath.evaluation import Pair, evaluate, paired_difference, score
 from nemo_openmath.evaluation.metrics import group_votes
 from nemo_openmath.grading import Grade, Verdict
 from nemo_openmath.records import Generation
+from nemo_openmath.reports.formats import interval_text, value_text
 
 
 def sample(problem: str, index: int, answer: str | None, right: bool, mode: str = "tir", **more: Any) -> Generation:
@@ -133,3 +134,19 @@ def test_paired_difference_joins_by_problem() -> None:
         paired_difference(before, after, Pair.parse("tir maj@l"))
     with pytest.raises(UserError, match="not a pair"):
         Pair.parse("tir -> cot")
+
+
+def test_intervals_of_a_table_stay_within_what_is_possible() -> None:
+    """Tokens of few solutions vary widely, and nothing is right or unfinished: no end is below zero or above one."""
+    generations = [
+        sample(f"p{n}", 0, None if n else "1", False, completion_tokens=1 + 400 * (n == 3)) for n in range(4)
+    ]
+    rows = evaluate(generations, ks=[1], seed=0)
+    for row in rows:
+        assert row.low is not None
+        assert row.high is not None
+        assert 0.0 <= row.low <= row.value <= row.high
+        assert row.high <= 1.0 or row.metric in ("tokens", "code_calls")
+        assert "-" not in value_text(row.metric, row.value) + interval_text(row.metric, row.low, row.high)
+    assert interval_text("pass@1", -1e-17, 0.001) == "0.0–0.1"
+    assert (value_text("pass@1", -1e-9), value_text("tokens", -0.0)) == ("0.0%", "0.0")
