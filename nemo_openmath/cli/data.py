@@ -41,7 +41,7 @@ def _stats(options: argparse.Namespace) -> None:
     plan = PackPlan(options.packs)
     console.print(show_stats(measure(plan, batch_samples=options.batch_samples, ranks=options.ranks)))
     if options.tokenizer is not None:
-        tokenizer = ChatTokenizer.load(options.tokenizer)
+        tokenizer = ChatTokenizer.load(options.tokenizer, chat=False)
         for tokens in plan.samples.folders:
             tokens.require(tokenizer.fingerprint)
         shown = show_pack(plan.pack(options.pack or 0), tokenizer, marks=console.color_system is None)

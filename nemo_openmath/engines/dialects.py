@@ -179,7 +179,7 @@ OWNERS = {"vllm": "vllm", "sglang": "sglang", "tensorrt_llm": "trtllm", "nemo-op
 
 
 def chat_dialect(kind: str) -> Dialect:
-    return Dialect(kind, "/v1/chat/completions", _TEXT, _chat, _read_openai)
+    return Dialect(kind, "/v1/chat/completions", replace(_TEXT, renders=True), _chat, _read_openai)
 
 
 def to_completion(piece: Piece, request: Request, tokenizer: ChatTokenizer | None) -> Completion:

@@ -69,7 +69,7 @@ async def _open_http(config: EngineConfig) -> Engine:
 
     if bool(config.urls) == (config.urls_file is not None):
         raise UserError("an http engine needs `urls` or `urls_file`, and not both", remedy="name the servers once")
-    tokenizer = None if config.tokenizer is None else ChatTokenizer.load(config.tokenizer)
+    tokenizer = None if config.tokenizer is None else ChatTokenizer.load(config.tokenizer, chat=False)
     engine = HTTPEngine(
         config.urls_file or config.urls,
         config.model,

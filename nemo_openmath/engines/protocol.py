@@ -99,6 +99,7 @@ class Capabilities:
     keep_stop: bool
     cached_tokens: bool  # usage.cached_tokens is reported
     max_context: int | None = None  # tokens of prompt + completion
+    renders: bool = False  # a prompt in text is the user's turn: the chat template is put around it there
 
 
 @runtime_checkable

@@ -147,15 +147,16 @@ class OpenAIServer:
             raise BadRequest("this server has no chat template; use /v1/completions")
         messages = [Message(m["role"], m["content"]) for m in call.messages or ()]
         try:
-            text = self.tokenizer.render(messages)
+            if self.engine.capabilities.token_ids:
+                return tuple(self.tokenizer.prompt_ids(messages))
+            return self.tokenizer.render(messages)
         except UserError as error:
             raise BadRequest(str(error), "messages") from error
-        return tuple(self.tokenizer.encode(text)) if self.engine.capabilities.token_ids else text
 
     def _prompt(self, prompt: tuple[int, ...] | str) -> tuple[int, ...] | str:
         able = self.engine.capabilities
         if isinstance(prompt, str) and able.token_ids and self.tokenizer is not None:
-            return tuple(self.tokenizer.backend.encode(prompt).ids)
+            return tuple(self.tokenizer.encode_whole(prompt))
         if isinstance(prompt, str) and not able.text_prompts:
             raise BadRequest("this engine takes token ids only", "prompt")
         if not isinstance(prompt, str) and not able.token_ids:

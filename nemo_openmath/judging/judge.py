@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nemo_openmath.engines.asking import prompt_for
 from nemo_openmath.engines.protocol import Engine, Finish, Request, Sampling
 from nemo_openmath.errors import UserError
 from nemo_openmath.grading import Grade, Verdict
@@ -83,12 +84,14 @@ class Judge:
         messages = self.template.messages(
             problem=question.problem, predicted_answer=question.predicted, expected_answer=question.expected
         )
-        prompt = tuple(self.tokenizer.prompt_ids(messages))
+        prompt = prompt_for(self.engine, self.tokenizer, messages)
         results = await asyncio.gather(*(self._vote(prompt, question, i) for i in range(self.settings.votes)))
         invalid = next((text for vote, _, text in results if vote is None), None)
         return tuple(vote for vote, _, _ in results), sum(asked for _, asked, _ in results), invalid
 
-    async def _vote(self, prompt: tuple[int, ...], question: Question, index: int) -> tuple[bool | None, int, str]:
+    async def _vote(
+        self, prompt: tuple[int, ...] | str, question: Question, index: int
+    ) -> tuple[bool | None, int, str]:
         text = ""
         for attempt in range(self.settings.attempts):
             first = index == 0 and attempt == 0

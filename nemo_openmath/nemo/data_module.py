@@ -70,7 +70,7 @@ class PackedDataModule(FineTuningDataModule):
                 from nemo_openmath.transcripts import ChatTokenizer
 
                 for tokens in plan.samples.folders:
-                    tokens.require(ChatTokenizer.load(self.model).fingerprint)
+                    tokens.require(ChatTokenizer.load(self.model, chat=False).fingerprint)
         super().setup(stage)
 
     @property

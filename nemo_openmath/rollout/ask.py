@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from nemo_openmath.engines.asking import answer_of, prompt_for
 from nemo_openmath.engines.protocol import Engine, Request, Sampling
-from nemo_openmath.rollout.loop import derive_seed, prompt_text
+from nemo_openmath.rollout.loop import derive_seed
 from nemo_openmath.transcripts import ChatTokenizer, Message
 
 T = TypeVar("T")
@@ -23,9 +24,9 @@ async def ask(
     temperature: float = 0.0,
     attempts: int = 3,
 ) -> tuple[T | None, str]:
-    """(what ``parse`` made of the answer, the answer). Answers that do not parse are asked for again, with another
+    """(what ``parse`` made of the answer, which is what follows the thinking; all that the model wrote). Answers that do not parse are asked for again, with another
     seed and at least temperature 0.7; after ``attempts`` the value is None and the caller counts it."""
-    prompt = prompt_text(engine, messages) or tuple(tokenizer.prompt_ids(messages))
+    prompt = prompt_for(engine, tokenizer, messages)
     text = ""
     for attempt in range(attempts):
         sampling = Sampling(
@@ -34,6 +35,6 @@ async def ask(
             seed=derive_seed(seed, attempt),
         )
         text = (await engine.complete(Request(prompt, sampling))).text
-        if (value := parse(text.strip())) is not None:
+        if (value := parse(answer_of(text, tokenizer, messages))) is not None:
             return value, text
     return None, text

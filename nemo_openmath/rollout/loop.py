@@ -4,6 +4,9 @@
 
 The context only ever grows by the ids that the model made and the ids of the runner's block, so an engine's prefix
 cache holds all of it, and the ids that were generated are the ids that can be trained on.
+
+A ``<think>`` that the chat template writes at the end of the prompt is the transcript's first piece, by the template.
+What a program prints is encoded as text through and through: a control token in it is no token.
 """
 
 from __future__ import annotations
@@ -13,7 +16,15 @@ from array import array
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Annotated, Literal
 
-from nemo_openmath.engines.protocol import ContextOverflow, Engine, EngineError, Finish, Request, Sampling
+from nemo_openmath.engines.asking import prompt_for
+from nemo_openmath.engines.protocol import (
+    ContextOverflow,
+    Engine,
+    EngineError,
+    Finish,
+    Request,
+    Sampling,
+)
 from nemo_openmath.errors import UserError
 from nemo_openmath.pipeline.bounds import (
     Length,
@@ -27,7 +38,7 @@ from nemo_openmath.pipeline.bounds import (
 from nemo_openmath.records import content_id
 from nemo_openmath.sandbox.protocol import Limits, Sandbox, Session
 from nemo_openmath.transcripts import Author, ChatTokenizer, Message, Piece, Transcript
-from nemo_openmath.transcripts.protocol import CODE_END, CODE_START, notice_block, output_block
+from nemo_openmath.transcripts.protocol import CODE_END, CODE_START, THINK_END, THINK_START, notice_block, output_block
 
 _SEED_RANGE = 2**31
 
@@ -90,7 +101,7 @@ _COSTS = tuple(f.name for f in fields(Outcome) if f.default is not MISSING)
 @dataclass
 class _State:
     ids: list[int]
-    text: str | None  # the user's turn, for an engine that takes no token ids (a chat server)
+    text: str | None  # the prompt for an engine that takes no token ids
     pieces: list[Piece] = field(default_factory=list)
     completion: int = 0
     runner: int = 0
@@ -116,7 +127,9 @@ async def roll_out(
     Cancelling releases the engine's request and the sandbox's session. Raises EngineError and SandboxError; whatever
     the model and its code do is an outcome.
     """
-    state = _State(tokenizer.prompt_ids(messages), prompt_text(engine, messages))
+    prompt = tokenizer.prompt(messages)
+    asked = prompt_for(engine, tokenizer, messages)
+    state = _State(tokenizer.encode_parts(prompt.parts), asked if isinstance(asked, str) else None)
     if budget > 0 and state.text is not None:
         raise UserError(
             f"{engine.model} takes no token ids, which solutions with code need",
@@ -158,7 +171,7 @@ async def roll_out(
     if finish == "length" and settings.repetition and _repeats(state.ids[prompt_tokens:], settings.repetition):
         finish = "repetition"
     return Outcome(
-        transcript=Transcript(messages, tuple(state.pieces), finish == "stop", tokenizer.fingerprint),
+        transcript=_transcript(engine, tokenizer, messages, state.pieces, prompt.opening, ended=finish == "stop"),
         finish=finish,
         prompt_tokens=prompt_tokens,
         completion_tokens=state.completion,
@@ -168,6 +181,25 @@ async def roll_out(
         code_calls=state.calls,
         code_seconds=state.seconds,
     )
+
+
+def _transcript(
+    engine: Engine,
+    tokenizer: ChatTokenizer,
+    messages: tuple[Message, ...],
+    pieces: list[Piece],
+    opening: str,
+    *,
+    ended: bool,
+) -> Transcript:
+    """The transcript with its one ``<think>``. A chat server has a template of its own, and perhaps a parser that takes
+    the thinking out: there only a text without the tag, of a model whose template writes it, gets the template's."""
+    made = Transcript(messages, tuple(pieces), ended, tokenizer.fingerprint)
+    if engine.capabilities.renders and (THINK_START in made.text or THINK_END in opening):
+        opening = ""
+    if opening:
+        return replace(made, pieces=(Piece(Author.TEMPLATE, opening), *made.pieces))
+    return made.with_opening() if engine.capabilities.renders else made
 
 
 async def _model_turn(
@@ -190,8 +222,8 @@ async def _model_turn(
         seed=derive_seed(seed, state.calls),
         stop=(CODE_END,) if tools else (),
     )
-    prompt = tuple(state.ids) if state.text is None else state.text
-    completion = await engine.complete(Request(prompt, sampling, conversation=key if tools else None))
+    asked = tuple(state.ids) if state.text is None else state.text
+    completion = await engine.complete(Request(asked, sampling, conversation=key if tools else None))
     ids = completion.token_ids
     state.completion += len(ids) or completion.usage.completion_tokens
     state.cached += completion.usage.cached_tokens
@@ -221,21 +253,10 @@ async def _runner_turn(
         output = f"SyntaxError: {CODE_END} without {CODE_START}"
     state.calls += 1
     block = output_block(cut_output(output, settings.output_chars)) + notice_block(budget - state.calls)
-    ids = tuple(tokenizer.encode(block))
+    ids = tuple(tokenizer.encode_text(block))
     state.pieces.append(Piece(Author.RUNNER, block, ids))
     state.ids.extend(ids)
     state.runner += len(ids)
-
-
-def prompt_text(engine: Engine, messages: tuple[Message, ...]) -> str | None:
-    """The user's turn where the engine renders prompts itself; None where it takes token ids."""
-    if engine.capabilities.token_ids:
-        return None
-    if [m.role for m in messages] != ["user"]:
-        raise UserError(
-            f"{engine.model} takes one user turn only", remedy="leave the system turn out of the prompt file"
-        )
-    return messages[0].content
 
 
 def cut_output(output: str, chars: int) -> str:

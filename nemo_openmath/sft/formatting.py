@@ -4,10 +4,17 @@ Three kinds of rows are understood, told apart by their columns:
 
     problem, generated_solution, ...   nvidia/OpenMathReasoning: the prompt of the row's mode is put around the problem;
                                        in genselect the problem is the whole prompt already
-    input, output                      the reference's SFT files: the input is the user's turn, or whole ChatML text
+    input, output                      the reference's SFT files: the input is the user's turn, or a rendered prompt
     transcript, problem_id, mode, ...  our own records, taken as they are
 
-Whatever cannot be trained on is a :class:`Reject` with a reason that is counted.
+An input is a rendered prompt where it begins with the sign that a chat format begins with and ends with the one that
+opens the assistant's turn (``_FORMATS``), perhaps with ``<think>`` behind it. It is not rendered again: its control
+tokens are tokens. Whole ChatML turns that open no turn of the assistant are read as turns. An input that begins with
+such a sign and is neither is a reject. Signs elsewhere in an input are text, as they are in a problem.
+
+A solution that ends in an end-of-text token is not given a second one, and thinking that ends without having begun
+gets its ``<think>`` (``transcripts/transcript.py``). Whatever cannot be trained on is a :class:`Reject` with a reason
+that is counted.
 """
 
 from __future__ import annotations
@@ -20,13 +27,32 @@ from typing import Any
 
 from nemo_openmath.grading import extract_answer
 from nemo_openmath.records.types import Problem, SftRow
-from nemo_openmath.transcripts import Message, Template, Transcript, load_template
+from nemo_openmath.transcripts import RENDERED, Message, Template, Transcript, load_template
 from nemo_openmath.transcripts.protocol import CODE_START, budget_of, judgment_of
+from nemo_openmath.transcripts.tokenizer import strip_end
 
 MODES = ("cot", "tir", "genselect")
 _TURN = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)<\|im_end\|>\n?", re.DOTALL)
-_OPEN_TURN = "<|im_start|>assistant\n"
-_END = "<|im_end|>"
+# Chat formats: (how a prompt begins, how it opens the assistant's turn), as the families' templates write them.
+_FORMATS = [
+    (re.compile(begin), re.compile(opened + r"(?:<think>\s*(?:</think>\s*)?)?\Z"))
+    for begin, opened in (
+        (r"<\|im_start\|>", r"<\|im_start\|>assistant\n"),  # Qwen, SmolLM, OLMo
+        (r"<\|start_header_id\|>", r"<\|start_header_id\|>assistant<\|end_header_id\|>\s*"),  # Llama 3
+        (r"\[INST\]", r"\[/INST\]\s*"),  # Llama 2, Mistral
+        (r"\[SYSTEM_PROMPT\]", r"\[/INST\]\s*"),
+        (r"<start_of_turn>", r"<start_of_turn>model\n"),  # Gemma
+        (r"<｜User｜>|<｜begin▁of▁sentence｜>", r"<｜Assistant｜>\s*"),  # DeepSeek
+        (r"<\|(?:user|system)\|>", r"<\|assistant\|>\s*"),  # Phi, Zephyr, Tulu, GLM
+        (r"<\|start_of_role\|>", r"<\|start_of_role\|>assistant<\|end_of_role\|>\s*"),  # Granite
+        (r"<\|START_OF_TURN_TOKEN\|>", r"<\|CHATBOT_TOKEN\|>(?:<\|START_RESPONSE\|>)?\s*"),  # Command R
+    )
+]
+_FIRST = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<BOS_TOKEN>|<\|endoftext\|>|\[gMASK\]<sop>)?\s*")
+_ENDS = (
+    *("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "</s>", "<end_of_turn>", "<eos>", "<|end|>"),
+    *("<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>"),
+)
 
 
 class Reject(Exception):
@@ -78,18 +104,13 @@ class Formatter:
 
     def _reference(self, row: Mapping[str, Any]) -> SftRow:
         prompt, answer = _text(row, "input"), _text(row, "output")
-        if "<|im_start|>" in prompt:  # whole ChatML text up to where the assistant begins
-            turns = prompt.removesuffix(_OPEN_TURN)
-            messages = tuple(Message(m.group(1), m.group(2)) for m in _TURN.finditer(turns))
-            if _TURN.sub("", turns).strip() or not messages:
-                raise Reject("input is not whole ChatML turns", prompt[:200])
-        else:
-            messages = (Message("user", prompt),)
+        messages = _messages_of(prompt)
         mode = row.get("inference_mode") or self.mode or _guess(answer)
         if mode not in MODES:
             raise Reject("unknown inference mode", str(mode))
-        problem = _label(row, "problem") or messages[-1].content
-        return self._row(row, problem, mode, messages, answer.removesuffix("\n").removesuffix(_END))
+        turns = [text for role, text in _TURN.findall(prompt) if role == "user"] if _is_rendered(messages) else []
+        problem = _label(row, "problem") or (turns[-1] if turns else messages[-1].content)
+        return self._row(row, problem, mode, messages, answer)
 
     def _row(
         self,
@@ -105,11 +126,28 @@ class Formatter:
             problem,
             problem_id=problem.id,
             mode=mode,
-            transcript=Transcript.from_text(messages, answer).to_json(),
+            transcript=Transcript.from_text(messages, strip_end(answer, _ENDS)[0]).with_opening().to_json(),
             expected_answer=_label(row, "expected_answer"),
             problem_source=source,
             pass_rate=_rate(row.get("pass_rate_72b_tir")),
         )
+
+
+def _messages_of(prompt: str) -> tuple[Message, ...]:
+    """The user's turn, a rendered prompt, or turns; see above. Raises Reject."""
+    start = _FIRST.match(prompt)
+    body = prompt[start.end() :] if start else prompt
+    if not any(begin.match(body) for begin, _ in _FORMATS):
+        return (Message("user", prompt),)
+    if any(begin.match(body) and opened.search(body) for begin, opened in _FORMATS):
+        return (Message(RENDERED, prompt),)
+    if (turns := _TURN.findall(body)) and not _TURN.sub("", body).strip():
+        return tuple(Message(role, text) for role, text in turns)
+    raise Reject("input begins like a rendered prompt and opens no turn of the assistant", prompt[:200])
+
+
+def _is_rendered(messages: tuple[Message, ...]) -> bool:
+    return [m.role for m in messages] == [RENDERED]
 
 
 def own_row(value: dict[str, Any]) -> tuple[SftRow, Transcript]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +28,13 @@ from nemo_openmath.sft.formatting import MODES, Formatter, Reject
 from nemo_openmath.sft.reading import Block, read_blocks
 from nemo_openmath.sft.selection import FormatRules
 from nemo_openmath.sft.workers import cores, ordered
-from nemo_openmath.transcripts import load_template
+from nemo_openmath.transcripts import RENDERED, Transcript, load_template
 
 
 @dataclass(frozen=True)
 class ReadConfig:
-    """``dataset``: a name of the Hub, instead of the port ``data``; ``split``: which of its splits. ``mode``: what rows
+    """``dataset``: a name of the Hub, instead of the port ``data``; ``split``: which of its splits, or of those that the
+    files of a folder are named after (reading.py). ``mode``: what rows
     are that do not say so (cot, tir, genselect). ``prompts``: the user's own template files, of cot and tir; genselect
     rows hold theirs. ``skip_broken``: rows of no known form are dropped and counted; otherwise the data is refused,
     naming the first and how many. ``workers``: processes that parse and format, by default one a core."""
@@ -53,16 +55,20 @@ class ReadConfig:
             raise UserError(f"workers: {self.workers}", remedy="give at least 1")
 
 
+_KINDS = ("rows_without_thinking", "rows_that_think")
+
+
 @dataclass(frozen=True, slots=True)
 class _Made:
     """Of one block. ``rows``: (id, JSON of the SftRow, where it stood), or why there is none. ``broken``: (row, why) of
-    those that are of no known form."""
+    those that are of no known form. ``counts``: of rows that are kept, what is worth knowing of them."""
 
     unit: str
     source: int
     place: str
     rows: list[tuple[str, bytes, str] | Drop]
     broken: list[tuple[int, str]]
+    counts: Counter[str]
 
 
 _BROKEN = ("not a JSON object", "unknown columns", "not an SFT row")
@@ -100,6 +106,7 @@ class Read(Stage[ReadConfig]):
 
     def _read(self, context: StageContext, sources: list[str | Path]) -> None:
         seen, broken = KeySet(), BrokenRows(skip=self.config.skip_broken)
+        counts: Counter[str] = Counter()
         mode = self.config.mode or (self.config.split if self.config.split in MODES else None)
         workers = self.config.workers or cores()
         made = ordered(_Maker, self._blocks(sources), mode, self.config.prompts, self.config.rules, workers=workers)
@@ -121,12 +128,22 @@ class Read(Stage[ReadConfig]):
                         records.append(orjson.Fragment(row[1]))
                     else:
                         drops.append(Drop("duplicate", f"{row[2]} {row[0]}"))
+                counts += block.counts
                 if in_shard(block.unit, context.shard, context.shards) and not writer.done(block.unit):
                     writer.commit(block.unit, records, drops)
                 context.progress.advance(len(block.rows))
         if not (broken.good or broken.count):
             raise UserError("there is no row in it", file=", ".join(map(str, sources)), remedy="give another file")
         broken.refuse()
+        if context.shard == 0:  # every shard reads all rows
+            context.facts.update(counts)
+        if given := counts["rendered_prompts"]:
+            context.progress.say(f"{given} inputs are rendered prompts: they are taken as given, not rendered again")
+        if counts["rows_without_thinking"] and counts["rows_that_think"]:
+            context.progress.say(
+                f"{counts['rows_without_thinking']} of {sum(counts[c] for c in _KINDS)} solutions do not think; "
+                "rules: {think: required} leaves them out"
+            )
 
     def _blocks(self, sources: list[str | Path]) -> Iterator[tuple[int, Block]]:
         for number, source in enumerate(sources):
@@ -147,28 +164,34 @@ class _Maker:
 
     def __call__(self, task: tuple[int, Block]) -> _Made:
         number, block = task
+        counts: Counter[str] = Counter()
         rows: list[tuple[str, bytes, str] | Drop] = []
         broken: list[tuple[int, str]] = []
-        for (name, row), fields in block.rows():
-            place = f"{name}:{row}"
+        for (name, line), fields in block.rows():
+            place = f"{name}:{line}"
             try:
-                rows.append((*self._format(fields), place))
+                row, json = self._format(fields)
+                transcript = Transcript.from_json(row.transcript)
+                counts["rendered_prompts"] += transcript.messages[0].role == RENDERED if transcript.messages else 0
+                if row.mode != "genselect":
+                    counts[_KINDS[transcript.thinks]] += 1
+                rows.append((row.id, json, place))
             except Reject as error:
                 rows.append(Drop(error.reason, f"{place} {error.detail}"))
                 if error.reason in _BROKEN:
                     broken.append(
-                        (row, error.detail if isinstance(fields, str) else f"{error.reason} ({error.detail})")
+                        (line, error.detail if isinstance(fields, str) else f"{error.reason} ({error.detail})")
                     )
-        return _Made(f"{number}:{block.place}:{block.first}", number, block.place, rows, broken)
+        return _Made(f"{number}:{block.place}:{block.first}", number, block.place, rows, broken, +counts)
 
-    def _format(self, fields: dict[str, Any] | str) -> tuple[str, bytes]:
-        """Id and JSON. Raises Reject."""
+    def _format(self, fields: dict[str, Any] | str) -> tuple[SftRow, bytes]:
+        """The row and its JSON. Raises Reject."""
         if isinstance(fields, str):
             raise Reject("not a JSON object", fields)
         row = self._formatter.format(fields)
         if reason := self._rules.reject(row):
             raise Reject(reason, row.id)
         try:
-            return row.id, orjson.dumps(row)
+            return row, orjson.dumps(row)
         except TypeError as error:  # a row of ours that came through Parquet: half a character, bytes, a huge number
             raise Reject("cannot be written as JSON", str(error)) from error

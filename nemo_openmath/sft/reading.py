@@ -6,7 +6,8 @@ so it is cheap to hand to another process, which parses it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -53,10 +54,10 @@ class Block:
 
 
 def read_blocks(source: str | Path, *, split: str | None = None) -> Iterator[Block]:
-    """All rows of a local file or folder or, where there is none, of a dataset of the Hub. ``split``: of a `datasets`
-    name (cot, tir, genselect). Raises UserError."""
+    """All rows of a local file or folder or, where there is none, of a dataset of the Hub. ``split``: of the dataset
+    (cot, tir, genselect), or of a folder whose files and subfolders are named after splits. Raises UserError."""
     if Path(source).exists() or not _is_hub_name(str(source)):
-        for file in data_files(source):
+        for file in files_of_split(Path(source), data_files(source), split):
             kind = format_of(file)
             blocks = {"parquet": _parquet_blocks, "lines": _line_blocks}.get(kind, _row_blocks)
             yield from blocks(source, file)
@@ -84,6 +85,68 @@ def read_blocks(source: str | Path, *, split: str | None = None) -> Iterator[Blo
             row=done + 1,
             remedy="check name, split and network, or download its files and name their folder",
         ) from error
+
+
+# Words that name a split, as in the Hub's folders.
+_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_NO_SPLITS = ("part", "data", "shard", "chunk", "file")
+_SHARD_OF = re.compile(r"(.+)-\d{5}-of-\d{5}")
+_SEPARATED = re.compile(r"[^A-Za-z0-9]+|(?<=[A-Za-z])(?=\d)")
+
+
+def files_of_split(source: Path, files: Sequence[Path], split: str | None) -> list[Path]:
+    """The ``files`` of a source that belong to a split; all of them where none is named.
+
+    A file belongs to the split that its name names (train.jsonl, train-00000-of-00004.parquet, my_test_2.jsonl.gz),
+    else to the one that the nearest folder does (data/train/part-0.parquet). Files that name none belong to train
+    where no file names one. A file that was given by itself belongs to any split but another one that it is called
+    after. Raises UserError naming the splits that are there where the one asked for is not.
+    """
+    if split is None:
+        return list(files)
+    named = {file: _splits_of(file, source, split) for file in files}
+    wanted = _split_of_word(split)
+    if source.is_file():
+        found = [file for file in files if not named[file] or wanted in named[file]]
+    elif not any(named.values()):
+        found = list(files) if wanted == "train" else []
+    else:
+        found = [file for file in files if wanted in named[file]]
+    if found:
+        return found
+    there = ", ".join(sorted(set().union(*named.values()))) or "none that is named"
+    raise UserError(
+        f"no file of the split {split!r}; splits there: {there}",
+        file=source,
+        remedy="name one of them, or leave split: out to read all (mode: says what rows are)",
+    )
+
+
+def _splits_of(file: Path, source: Path, split: str) -> set[str]:
+    """The splits that a file is named after, by the name nearest to it that names any."""
+    place = Path(name_in(source, file))
+    for name in (place.name.split(".")[0], *reversed(place.parts[:-1])):
+        words = [_split_of_word(word) for word in _SEPARATED.split(name)]
+        known = {*_WORDS, "cot", "tir", "genselect", "additional_problems", split}
+        found = {word for word in words if word in known} | ({split} if split in (name, *_parts_of(name)) else set())
+        found = found or set(_parts_of(name))
+        if found:
+            return found
+    return set()
+
+
+def _parts_of(name: str) -> list[str]:
+    """The name of a shard without its number: a split may be of several words (additional_problems)."""
+    sharded = _SHARD_OF.fullmatch(name)
+    return [sharded[1]] if sharded and sharded[1] not in _NO_SPLITS else []
+
+
+def _split_of_word(word: str) -> str:
+    return next((split for split, words in _WORDS.items() if word.lower() in words), word)
 
 
 def read_source(source: str | Path, *, split: str | None = None) -> Iterator[Row]:

@@ -8,28 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from nemo_openmath.grading.extraction import extract_answer
 from nemo_openmath.pipeline.bounds import Length, Share
 from nemo_openmath.records.types import SftRow
-from nemo_openmath.transcripts import Kind, Segment, Transcript
-from nemo_openmath.transcripts.protocol import CODE_END, CODE_START, THINK_END, THINK_START, judgment_of
+from nemo_openmath.transcripts import Author, Kind, Segment, Transcript
+from nemo_openmath.transcripts.protocol import CODE_END, CODE_START, judgment_of
 
 
 @dataclass(frozen=True, slots=True)
 class FormatRules:
     """Each rule names a reject; all are on by default and can be switched off one by one.
 
-    ``box``: a solution (cot, tir) ends with a complete boxed answer; ``one_box``: with one only; ``think``: it has
-    <think> ... </think> once, in this order; ``blocks``: code blocks are closed and answered by an output block, no
-    output stands elsewhere; ``judgment``: a selection (genselect) names its choice; ``turns``: no text holds a control
-    token of ChatML, which would become a turn of its own.
+    ``box``: a solution (cot, tir) ends with a complete boxed answer; ``one_box``: with one only; ``think``: "auto": its
+    tags of thinking, if it has any, are <think> ... </think> once, in this order (what has none is a solution of a model
+    that does not think: all of it is the answer); "required": it has them; "off": not looked at; ``blocks``: code
+    blocks are closed and answered by an output block, no output stands elsewhere; ``judgment``: a selection (genselect)
+    names its choice; ``turns``: a solution holds no control token of ChatML, as one does that ran on into turns of its
+    own. In a problem such a token is text.
     """
 
     box: bool = True
     one_box: bool = True
-    think: bool = True
+    think: Literal["auto", "required", "off"] = "auto"
     blocks: bool = True
     judgment: bool = True
     turns: bool = True
@@ -38,13 +40,16 @@ class FormatRules:
         """The first reason against this row, or None."""
         transcript = Transcript.from_json(row.transcript)
         text = transcript.text
-        if self.turns and any("<|im_" in part for part in (text, *(m.content for m in transcript.messages))):
+        if self.turns and any("<|im_" in p.text for p in transcript.pieces if p.author is Author.MODEL):
             return "control token in the text"
         if row.mode == "genselect":
             return "no judgment" if self.judgment and judgment_of(text) is None else None
         segments = transcript.segments()
-        if self.think and not _has_think(transcript, segments):
-            return "think tags missing or out of order"
+        if self.think != "off" and (thinking := transcript.thinking) != "whole":
+            if thinking == "broken":
+                return "think tags out of order"
+            if self.think == "required":
+                return "no think tags"
         if self.blocks and not _blocks_are_whole(segments):
             return "code or output block that is not whole"
         found = extract_answer(text)
@@ -81,12 +86,6 @@ class Choice:
             if row.pass_rate > self.max_pass_rate:
                 return "pass rate too high"
         return None
-
-
-def _has_think(transcript: Transcript, segments: Sequence[Segment]) -> bool:
-    text = "".join(s.text for s in segments if s.kind in (Kind.REASONING, Kind.SUMMARY))
-    prompted = bool(transcript.messages) and transcript.messages[-1].content.endswith(THINK_START)
-    return text.count(THINK_END) == 1 and (prompted or -1 < text.find(THINK_START) < text.find(THINK_END))
 
 
 def _blocks_are_whole(segments: Sequence[Segment]) -> bool:

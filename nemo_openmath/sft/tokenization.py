@@ -66,7 +66,7 @@ def write_tokens(
     ``tokenizer``: a Hugging Face model folder. ``train_on_tool_output``: loss also on what the runner wrote.
     ``workers``: processes, by default one a core. ``on_shard(done, all)`` is called as shards finish. Shards of an
     earlier run over the same input are kept, those of another input or tokenizer are replaced. Rows without a
-    trained token are dropped and counted. Raises UserError naming file and row of a broken line.
+    trained token, and rows that the tokenizer's chat template cannot have, are dropped and counted. Raises UserError naming file and row of a broken line.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,6 +185,9 @@ def _write_piece(piece: _Piece, chat: ChatTokenizer) -> None:
         for rows, transcripts in _batches(piece.spans):
             many = encode_many(transcripts, chat, train_on_tool_output=piece.train_on_tool_output)
             for row, encoded in zip(rows, many, strict=True):
+                if encoded.unfit is not None:
+                    dropped[encoded.unfit] += 1
+                    continue
                 if True not in encoded.trained:
                     dropped[NO_TRAINED] += 1
                     continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from nemo_openmath.grading import extract_answer
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
@@ -18,12 +19,16 @@ from nemo_openmath.transcripts.protocol import CODE_START
 
 @dataclass(frozen=True)
 class FilterConfig:
-    """``correct``: only solutions judged equal. ``code``: TIR solutions must run code. ``max_blocks``: at most so many
+    """``think``: "auto": solutions of a model of whose finished ones at least half think (<think> ... </think>) must have
+    ended their thinking, those of other models need no thinking: all of their text is the answer. "required": all
+    must think; "optional": none must. Thinking that was begun must have ended in any case.
+    ``correct``: only solutions judged equal. ``code``: TIR solutions must run code. ``max_blocks``: at most so many
     code blocks (stage 0: two; 0: any). ``answer_after_code``: no boxed answer before the first code block.
     ``error_free``: no block may have ended in a traceback. ``max_tokens``: 0: any length.
     ``per_problem``: at most so many of a problem, chosen by id (0: all); ``easy_per_problem``: of a problem that was
     solved in more than ``easy`` of its samples: more solutions for harder problems."""
 
+    think: Literal["auto", "required", "optional"] = "auto"
     correct: bool = True
     code: bool = True
     max_blocks: NonNegativeInt = 0
@@ -47,6 +52,7 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
     concurrency = 1
 
     def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Generation, bool]]]:
+        self._thinkers = self._models_that_think(context)
         over = self._over_quota(context) if self.config.per_problem or self.config.easy_per_problem else frozenset()
         return ((g.id, (g, g.id in over)) for g in context.read("generations", Generation))
 
@@ -56,6 +62,20 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
         if reason is not None:
             return Result(drops=[Drop(reason, shown(generation))])
         return Result([generation])
+
+    def _models_that_think(self, context: StageContext) -> frozenset[tuple[str, str]]:
+        """(model, mode) of which at least half of the finished solutions think."""
+        if self.config.think != "auto":
+            return frozenset()
+        finished: Counter[tuple[str, str]] = Counter()
+        thinking: Counter[tuple[str, str]] = Counter()
+        for generation in context.read("generations", Generation):
+            if generation.finished:
+                finished[generation.model, generation.mode] += 1
+                thinking[generation.model, generation.mode] += Transcript.from_json(generation.transcript).thinks
+        for model, mode in sorted(finished.keys() - +thinking):
+            context.progress.say(f"{model} ({mode}) does not think: all text of its solutions is taken for the answer")
+        return frozenset(key for key, count in finished.items() if 2 * thinking[key] >= count)
 
     def _over_quota(self, context: StageContext) -> frozenset[str]:
         """Ids beyond their problem's quota. Chosen by hash, so that the choice does not depend on file order."""
@@ -86,7 +106,10 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
         if config.max_tokens and generation.completion_tokens > config.max_tokens:
             return "too long"
         transcript = Transcript.from_json(generation.transcript)
-        if transcript.summary is None:
+        thinking = transcript.thinking
+        if thinking == "broken":
+            return "no summary after the reasoning" if transcript.summary is None else "think tags out of order"
+        if thinking == "none" and (config.think == "required" or (generation.model, generation.mode) in self._thinkers):
             return "no summary after the reasoning"
         return self._code_reason(generation, transcript) if generation.mode == "tir" else None
 

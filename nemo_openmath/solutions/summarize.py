@@ -7,15 +7,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from nemo_openmath.engines.asking import answer_of, prompt_for
 from nemo_openmath.engines.protocol import Request, Sampling
 from nemo_openmath.grading import Verdict, extract_answer
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
 from nemo_openmath.pipeline.bounds import NonNegativeFloat, PositiveInt
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import Drop, Generation, Problem
-from nemo_openmath.rollout.loop import derive_seed, prompt_text
+from nemo_openmath.rollout.loop import derive_seed
 from nemo_openmath.solutions.shown import shown
-from nemo_openmath.transcripts import Author, Piece, Transcript, load_template
+from nemo_openmath.transcripts import OPENING, Author, Piece, Transcript, load_template
 from nemo_openmath.transcripts.protocol import THINK_END
 
 
@@ -62,7 +63,7 @@ class Summarize(UnitStage[SummarizeConfig, Generation]):
             return Result(drops=[Drop("no answer to summarize", shown(unit))])
         transcript = Transcript.from_json(unit.transcript)
         messages = self._template.messages(problem=self._problems[unit.problem_id], solution=transcript.text)
-        prompt = prompt_text(self._engine, messages) or tuple(self._tokenizer.prompt_ids(messages))
+        prompt = prompt_for(self._engine, self._tokenizer, messages)
         requests = [
             Request(
                 prompt,
@@ -74,7 +75,8 @@ class Summarize(UnitStage[SummarizeConfig, Generation]):
             )
             for i in range(self.config.candidates)
         ]
-        texts = [c.text.strip() for c in await asyncio.gather(*map(self._engine.complete, requests))]
+        completions = await asyncio.gather(*map(self._engine.complete, requests))
+        texts = [answer_of(c.text, self._tokenizer, messages) for c in completions]
         valid = []
         for text in texts:
             answer = extract_answer(text).answer
@@ -87,7 +89,12 @@ class Summarize(UnitStage[SummarizeConfig, Generation]):
 
 
 def replace_summary(transcript: Transcript, summary: str) -> Transcript:
-    """The transcript with everything after ``</think>`` replaced. The new piece has no ids: nobody generated it."""
+    """The transcript with everything after ``</think>`` replaced. The new piece has no ids: nobody generated it.
+
+    A solution that does not think becomes the thinking before the summary, whole."""
+    if not transcript.thinks:
+        told = (p for p in transcript.pieces if p.author is not Author.TEMPLATE)
+        transcript = replace(transcript, pieces=(Piece(Author.TEMPLATE, OPENING), *told))
     pieces: list[Piece] = []
     for piece in transcript.pieces:
         if piece.author is Author.MODEL and THINK_END in piece.text:

@@ -94,7 +94,7 @@ def _tokenizer(model: Path) -> str | None:
     from nemo_openmath.transcripts import ChatTokenizer
 
     folder = model / MODEL if (model / STATE).is_dir() else model
-    return ChatTokenizer.load(folder).fingerprint if (folder / "tokenizer.json").is_file() else None
+    return ChatTokenizer.load(folder, chat=False).fingerprint if (folder / "tokenizer.json").is_file() else None
 
 
 def main(arguments: list[str] | None = None) -> int:

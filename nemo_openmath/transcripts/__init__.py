@@ -3,9 +3,11 @@
 from nemo_openmath.transcripts.encode import Encoded, encode, encode_many
 from nemo_openmath.transcripts.prompts import Template, load_template
 from nemo_openmath.transcripts.tokenizer import ChatTokenizer
-from nemo_openmath.transcripts.transcript import Author, Kind, Message, Piece, Segment, Transcript
+from nemo_openmath.transcripts.transcript import OPENING, RENDERED, Author, Kind, Message, Piece, Segment, Transcript
 
 __all__ = [
+    "OPENING",
+    "RENDERED",
     "Author",
     "ChatTokenizer",
     "Encoded",

@@ -9,22 +9,33 @@ are derived from the pieces, never stored, so the two cannot disagree.
     pieces        model                               runner                         model
     text          <think> try <tool_call> ... </...>  ```output 42 ``` ```system ..  so 42 </think> The answer ...
     segments      reasoning   code                    output       notice            reasoning      summary
+
+**One <think>, whoever wrote it.** The text of a turn that thinks begins with one ``<think>`` and holds one
+``</think>``, in every record. Who wrote the first is an author like the others: ``model`` where the model did,
+``template`` where the chat template had it in the prompt already (QwQ, DeepSeek-R1), or where the pipeline put an
+answer's thinking into tags. Training asks the student's own template: where that opens the thought, neither kind of
+``<think>`` is put behind it again; where it does not, the student has to write it, so it is trained on, whoever wrote
+it for the teacher (``encode.py``). A turn without any tag does not think: its whole text is the answer.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
-from nemo_openmath.transcripts.protocol import CODE_END, CODE_START, THINK_END
+from nemo_openmath.transcripts.protocol import CODE_END, CODE_START, THINK_END, THINK_START
+
+
+RENDERED = "rendered"  # role of a message that is a whole prompt, rendered before it came to us
 
 
 class Author(StrEnum):
     MODEL = "model"
     RUNNER = "runner"
+    TEMPLATE = "template"  # of a <think> in front, see above
 
 
 class Kind(StrEnum):
@@ -37,7 +48,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A turn before the assistant's: ``role`` is system, user or assistant."""
+    """A turn before the assistant's: ``role`` is system, user or assistant. Or, alone, ``RENDERED``."""
 
     role: str
     content: str
@@ -85,7 +96,7 @@ class Transcript:
         """The reader's view. ``"".join(s.text for s in segments()) == text``, always."""
         out: list[Segment] = []
         ended = False  # </think> was seen: what follows is the summary
-        for piece in self.pieces:
+        for piece in self._told():
             if piece.author is Author.RUNNER:
                 out.extend(_runner_segments(piece.text))
                 continue
@@ -102,11 +113,48 @@ class Transcript:
                         out.append(Segment(Kind.SUMMARY, tail))
         return out
 
+    def _told(self) -> tuple[Piece, ...]:
+        """The pieces, the template's <think> as part of the text behind it."""
+        match self.pieces:
+            case (Piece(author=Author.TEMPLATE) as first, Piece(author=Author.MODEL) as second, *rest):
+                return (Piece(Author.MODEL, first.text + second.text), *rest)
+        return self.pieces
+
+    @property
+    def thinking(self) -> Literal["none", "whole", "broken"]:
+        """Whether the turn thinks, and its tags are one ``<think>`` and behind it one ``</think>``."""
+        if not self.thinks:
+            return "none"
+        prose = "".join(s.text for s in self.segments() if s.kind in _PROSE)
+        once = prose.count(THINK_START) == 1 == prose.count(THINK_END)
+        return "whole" if once and prose.find(THINK_START) < prose.find(THINK_END) else "broken"
+
+    @property
+    def thinks(self) -> bool:
+        """Whether a tag of thinking stands in the text, outside code and output. The empty thought that some templates
+        write is none."""
+        if self.pieces and self.pieces[0].author is Author.TEMPLATE and THINK_END in self.pieces[0].text:
+            return False
+        return any(THINK_START in s.text or THINK_END in s.text for s in self.segments() if s.kind in _PROSE)
+
     @property
     def summary(self) -> str | None:
-        """Text after ``</think>``; None where the reasoning never ended."""
-        parts = [s.text for s in self.segments() if s.kind is Kind.SUMMARY]
+        """Text after ``</think>``; None where the reasoning never ended. Of a turn that does not think, all its text
+        but code and output."""
+        segments = [s for s in self.segments() if s.kind in _PROSE]
+        parts = [s.text for s in segments if s.kind is Kind.SUMMARY]
+        if not parts and not self.thinks:
+            parts = [s.text for s in segments]
         return "".join(parts).strip() if parts else None
+
+    def with_opening(self) -> Transcript:
+        """The same transcript; where its thinking ends without having begun, with the ``<think>`` that stood in the
+        prompt of the model that wrote it."""
+        prose = "".join(s.text for s in self.segments() if s.kind in _PROSE)
+        head, ended, _ = prose.partition(THINK_END)
+        if not ended or THINK_START in head:
+            return self
+        return replace(self, pieces=(Piece(Author.TEMPLATE, OPENING), *self.pieces))
 
     def code_blocks(self) -> list[str]:
         return [s.body for s in self.segments() if s.kind is Kind.CODE]
@@ -141,6 +189,8 @@ class Transcript:
         )
 
 
+OPENING = f"{THINK_START}\n"
+_PROSE = (Kind.REASONING, Kind.SUMMARY)
 _NOTICE = re.compile(r"```system\n.*?```\n", re.S)
 # The output fence of a block ends at the fence that a notice follows; without a notice, at the first closing fence.
 _RUNNER = re.compile(

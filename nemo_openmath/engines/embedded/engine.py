@@ -84,7 +84,7 @@ class EmbeddedEngine:
         with torch.inference_mode():
             weights = load_weights(model_dir, max_context=max_context, dtype=_DTYPES[dtype], device=device)
             decoder: Decoder = compile_decoder(weights, slots, threads) or TorchDecoder(weights, slots)
-        tokenizer = ChatTokenizer.load(model_dir)
+        tokenizer = ChatTokenizer.load(model_dir, chat=False)
         detokenizer = Detokenizer(tokenizer, _end_ids(Path(model_dir), tokenizer))
         scheduler = Scheduler(
             decoder, detokenizer, StopTable(tokenizer, decoder.vocab, detokenizer), slots, prefix_cache_bytes, threads
@@ -155,7 +155,7 @@ class EmbeddedEngine:
 
     def _job(self, request: Request, done: Any) -> Job:
         prompt = request.prompt
-        ids = self.tokenizer.backend.encode(prompt).ids if isinstance(prompt, str) else prompt
+        ids = self.tokenizer.encode_whole(prompt) if isinstance(prompt, str) else prompt
         vocab = self._scheduler.vocab
         foreign = InvalidRequest(f"the prompt has token ids outside 0..{vocab - 1}")
         try:

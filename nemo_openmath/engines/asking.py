@@ -1,0 +1,39 @@
+"""What an engine is asked with, and what of its words is the answer: one rule for whoever asks a model something.
+
+An engine that takes token ids gets ids. A chat server gets the user's turn as it stands, and what control tokens in it
+become is that server's affair. A completions server that is asked in text gets the rendered prompt; there a control
+token in a message would become a token of its own, so such a message is refused.
+"""
+
+from __future__ import annotations
+
+from nemo_openmath.engines.protocol import Engine, InvalidRequest
+from nemo_openmath.errors import UserError
+from nemo_openmath.transcripts.protocol import THINK_END, THINK_START
+from nemo_openmath.transcripts.tokenizer import ChatTokenizer
+from nemo_openmath.transcripts.transcript import Message
+
+
+def prompt_for(engine: Engine, tokenizer: ChatTokenizer, messages: tuple[Message, ...]) -> tuple[int, ...] | str:
+    """The prompt of a request. Raises UserError and InvalidRequest for what this engine cannot be asked."""
+    if engine.capabilities.token_ids:
+        return tuple(tokenizer.prompt_ids(messages))
+    if engine.capabilities.renders:
+        if [m.role for m in messages] != ["user"]:
+            raise UserError(
+                f"{engine.model} takes one user turn only", remedy="leave the system turn out of the prompt file"
+            )
+        return messages[0].content
+    prompt = tokenizer.prompt(messages)
+    if (forged := next((text for text, literal in prompt.parts if literal), None)) is not None:
+        raise InvalidRequest(f"a server that is asked in text would take {forged} in the message for a token")
+    return tokenizer.without_first(prompt.text)
+
+
+def answer_of(text: str, tokenizer: ChatTokenizer, messages: tuple[Message, ...]) -> str:
+    """What follows the thinking, without white space around it; nothing where the thinking did not end."""
+    _, ended, answer = text.rpartition(THINK_END)
+    opening = tokenizer.prompt(messages).opening
+    if not ended and (THINK_START in text or (opening and THINK_END not in opening)):
+        return ""
+    return answer.strip()
