@@ -24,8 +24,10 @@ async def ask(
     temperature: float = 0.0,
     attempts: int = 3,
 ) -> tuple[T | None, str]:
-    """(what ``parse`` made of the answer, which is what follows the thinking; all that the model wrote). Answers that do not parse are asked for again, with another
-    seed and at least temperature 0.7; after ``attempts`` the value is None and the caller counts it."""
+    """(what ``parse`` made of the answer, which is what follows the thinking; all that the model wrote).
+
+    Answers that do not parse are asked for again, with another seed and at least temperature 0.7; after ``attempts``
+    the value is None and the caller counts it."""
     prompt = prompt_for(engine, tokenizer, messages)
     text = ""
     for attempt in range(attempts):

@@ -33,11 +33,11 @@ from nemo_openmath.transcripts import RENDERED, Transcript, load_template
 
 @dataclass(frozen=True)
 class ReadConfig:
-    """``dataset``: a name of the Hub, instead of the port ``data``; ``split``: which of its splits, or of those that the
-    files of a folder are named after (reading.py). ``mode``: what rows
-    are that do not say so (cot, tir, genselect). ``prompts``: the user's own template files, of cot and tir; genselect
-    rows hold theirs. ``skip_broken``: rows of no known form are dropped and counted; otherwise the data is refused,
-    naming the first and how many. ``workers``: processes that parse and format, by default one a core."""
+    """``dataset``: a name of the Hub, instead of the port ``data``; ``split``: which of its splits, or of those that
+    the files of a folder are named after (reading.py). ``mode``: what rows are that do not say so (cot, tir,
+    genselect). ``prompts``: the user's own template files, of cot and tir; genselect rows hold theirs. ``skip_broken``:
+    rows of no known form are dropped and counted; otherwise the data is refused, naming the first and how many.
+    ``workers``: processes that parse and format, by default one a core."""
 
     dataset: str | None = None
     split: str | None = None

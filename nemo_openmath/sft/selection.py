@@ -21,9 +21,9 @@ from nemo_openmath.transcripts.protocol import CODE_END, CODE_START, judgment_of
 class FormatRules:
     """Each rule names a reject; all are on by default and can be switched off one by one.
 
-    ``box``: a solution (cot, tir) ends with a complete boxed answer; ``one_box``: with one only; ``think``: "auto": its
-    tags of thinking, if it has any, are <think> ... </think> once, in this order (what has none is a solution of a model
-    that does not think: all of it is the answer); "required": it has them; "off": not looked at; ``blocks``: code
+    ``box``: a solution (cot, tir) ends with a complete boxed answer; ``one_box``: with one only; ``think``: "auto":
+    its tags of thinking, if it has any, are <think> ... </think> once, in this order (what has none is a solution of a
+    model that does not think: all of it is the answer); "required": it has them; "off": not looked at; ``blocks``: code
     blocks are closed and answered by an output block, no output stands elsewhere; ``judgment``: a selection (genselect)
     names its choice; ``turns``: a solution holds no control token of ChatML, as one does that ran on into turns of its
     own. In a problem such a token is text.

@@ -66,7 +66,8 @@ def write_tokens(
     ``tokenizer``: a Hugging Face model folder. ``train_on_tool_output``: loss also on what the runner wrote.
     ``workers``: processes, by default one a core. ``on_shard(done, all)`` is called as shards finish. Shards of an
     earlier run over the same input are kept, those of another input or tokenizer are replaced. Rows without a
-    trained token, and rows that the tokenizer's chat template cannot have, are dropped and counted. Raises UserError naming file and row of a broken line.
+    trained token, and rows that the tokenizer's chat template cannot have, are dropped and counted. Raises UserError
+    naming file and row of a broken line.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,9 +19,9 @@ from nemo_openmath.transcripts.protocol import CODE_START
 
 @dataclass(frozen=True)
 class FilterConfig:
-    """``think``: "auto": solutions of a model of whose finished ones at least half think (<think> ... </think>) must have
-    ended their thinking, those of other models need no thinking: all of their text is the answer. "required": all
-    must think; "optional": none must. Thinking that was begun must have ended in any case.
+    """``think``: "auto": solutions of a model of whose finished ones at least half think (<think> ... </think>) must
+    think, those of other models need not: all of their text is the answer. "required": all must; "optional": none must.
+    Thinking that was begun must have ended in any case.
     ``correct``: only solutions judged equal. ``code``: TIR solutions must run code. ``max_blocks``: at most so many
     code blocks (stage 0: two; 0: any). ``answer_after_code``: no boxed answer before the first code block.
     ``error_free``: no block may have ended in a traceback. ``max_tokens``: 0: any length.

@@ -156,7 +156,7 @@ def _shape(turns: Sequence[Mapping[str, str]]) -> str:
 class _Generation(jinja2.ext.Extension):
     """``{% generation %} ... {% endgeneration %}``: its body is written as it is."""
 
-    tags = {"generation"}  # noqa: RUF012  # jinja2's own declaration
+    tags = {"generation"}  # jinja2's own declaration
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno

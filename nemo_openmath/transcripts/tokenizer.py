@@ -2,9 +2,9 @@
 
 What is a control token and what is text is decided by who wrote it. The chat template's own control tokens are ids.
 What a message holds (a problem, a forum post, a candidate) is text through and through: a control token spelled there
-becomes ordinary pieces of text and forges neither a turn nor an id. Likewise what a program printed. What a model wrote
-is text, too, except the tags of our protocol (``<think>``, ``<tool_call>``), which are the model's to write. A *rendered*
-message (role ``RENDERED``) is a whole prompt that somebody rendered before: all its control tokens are ids.
+becomes ordinary pieces of text and forges neither a turn nor an id. Likewise what a program printed. What a model
+wrote is text, too, except the tags of our protocol (``<think>``, ``<tool_call>``), which are the model's to write. A
+*rendered* message (role ``RENDERED``) is a whole prompt that somebody rendered before: all its control tokens are ids.
 
 Control tokens are the special tokens, the tags of our protocol, and the added tokens that the template writes.
 """

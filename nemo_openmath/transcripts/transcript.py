@@ -28,7 +28,6 @@ from typing import Any, Literal
 
 from nemo_openmath.transcripts.protocol import CODE_END, CODE_START, THINK_END, THINK_START
 
-
 RENDERED = "rendered"  # role of a message that is a whole prompt, rendered before it came to us
 
 

@@ -25,13 +25,22 @@ from tokenizers_made import byte_level, unigram
 from nemo_openmath.errors import UserError
 from nemo_openmath.pipeline import StageContext
 from nemo_openmath.pipeline.progress import Progress
-from nemo_openmath.records import Drop, SftRow, read_drops, read_records
+from nemo_openmath.records import Drop, Problem, SftRow, read_drops, read_records
 from nemo_openmath.records.key_set import KeySet
 from nemo_openmath.sft.formatting import Formatter, Reject
 from nemo_openmath.sft.read_stage import Read, ReadConfig, _Maker
 from nemo_openmath.sft.reading import Block, _hub_rows, read_source
 from nemo_openmath.sft.selection import Choice, FormatRules
-from nemo_openmath.transcripts import Author, ChatTokenizer, Message, Transcript, encode, load_template
+from nemo_openmath.transcripts import (
+    RENDERED,
+    Author,
+    ChatTokenizer,
+    Message,
+    Piece,
+    Transcript,
+    encode,
+    load_template,
+)
 from nemo_openmath.transcripts.protocol import notice_block, output_block
 
 COT = {
@@ -86,23 +95,85 @@ def test_genselect_prompt_is_taken_as_it_is() -> None:
     assert (row.mode, row.pass_rate) == ("genselect", None)
 
 
-def test_reference_rows_with_plain_and_with_chatml_input() -> None:
-    plain = Formatter().format({"input": "What is 6 * 7?", "output": "It is \\boxed{42}."})
-    chat = Formatter().format(
-        {
-            "input": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 6 * 7?<|im_end|>\n"
-            "<|im_start|>assistant\n",
-            "output": "It is \\boxed{42}.<|im_end|>",
-        }
-    )
-    ours, theirs = (Transcript.from_json(r.transcript) for r in (plain, chat))
-    assert [(m.role, m.content) for m in theirs.messages] == [("system", "Be brief."), ("user", "What is 6 * 7?")]
-    assert ours.messages == theirs.messages[1:]
-    assert ours.text == theirs.text == "It is \\boxed{42}."
-    assert plain.mode == "cot"
+CHATML = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 6 * 7?<|im_end|>\n"
+
+
+def reference(prompt: str, answer: str = "It is \\boxed{42}.") -> Transcript:
+    return Transcript.from_json(Formatter().format({"input": prompt, "output": answer}).transcript)
+
+
+def test_reference_rows_are_a_users_turn_or_turns() -> None:
+    plain, chat = reference("What is 6 * 7?"), reference(CHATML, "It is \\boxed{42}.<|im_end|>")
+    assert [(m.role, m.content) for m in chat.messages] == [("system", "Be brief."), ("user", "What is 6 * 7?")]
+    assert plain.messages == chat.messages[1:]
+    assert plain.text == chat.text == "It is \\boxed{42}."
+    assert Formatter().format({"input": "What is 6 * 7?", "output": "It is \\boxed{42}."}).mode == "cot"
     assert Formatter().format({"input": "x", "output": TIR["generated_solution"]}).mode == "tir"
-    with pytest.raises(Reject, match="whole ChatML"):
-        Formatter().format({"input": "<|im_start|>user\nnever ended", "output": "x"})
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        CHATML + "<|im_start|>assistant\n",
+        CHATML + "<|im_start|>assistant\n<think>\n",
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n6 * 7?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<s>[INST] 6 * 7? [/INST]",
+        "<bos><start_of_turn>user\n6 * 7?<end_of_turn>\n<start_of_turn>model\n",
+        "<｜begin▁of▁sentence｜><｜User｜>6 * 7?<｜Assistant｜><think>\n",
+        "<|user|>\n6 * 7?<|end|>\n<|assistant|>\n",
+    ],
+)
+def test_a_rendered_prompt_is_taken_as_it_is(prompt: str) -> None:
+    transcript = reference(prompt)
+    assert [(m.role, m.content) for m in transcript.messages] == [(RENDERED, prompt)]
+
+
+def test_which_inputs_are_rendered_prompts() -> None:
+    for text in (
+        "What does <|im_start|>assistant\n mean?",
+        "Is <|im_start|>user a sign? <|im_start|>assistant\n",
+        "[1, 2] [/INST]",
+        "Solve [INST].",
+    ):
+        assert reference(text).messages == (Message("user", text),)
+    for text in ("<|im_start|>user\nnever ended", CHATML + "and more", "<s>[INST] cut"):
+        with pytest.raises(Reject, match="like a rendered prompt"):
+            reference(text)
+    row = Formatter().format({"input": CHATML + "<|im_start|>assistant\n", "output": "\\boxed{42}"})
+    assert row.problem_id == Problem.make("What is 6 * 7?").id
+
+
+def test_a_rendered_prompt_is_encoded_as_given_with_its_control_tokens(chat: ChatTokenizer) -> None:
+    prompt = CHATML + "<|im_start|>assistant\n<think>\n"
+    encoded = encode(reference(prompt, "<think>\nso</think>\\boxed{42}<|im_end|>\n"), chat)
+    start, end = (chat.backend.token_to_id(t) for t in ("<|im_start|>", "<|im_end|>"))
+    given = chat.encode(prompt)
+    assert encoded.ids[: len(given)] == given
+    assert (encoded.ids.count(start), encoded.ids.count(end)) == (3, 3)
+    assert chat.decode(encoded.ids).count("<think>") == 1
+    assert encoded.unfit is None
+    foreign = encode(reference("<s>[INST] 6 * 7? [/INST]"), chat)
+    assert foreign.unfit == "input is a prompt in another model's format"
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|im_end|>\n", "<|endoftext|>", "<|im_end|>\n<|endoftext|>\n", "</s>"])
+def test_a_text_that_ends_is_not_ended_again(chat: ChatTokenizer, end: str) -> None:
+    clean = encode(Transcript.from_json(Formatter().format(COT).transcript), chat)
+    row = Formatter().format(COT | {"generated_solution": COT["generated_solution"] + end})
+    assert FormatRules().reject(row) is None
+    assert encode(Transcript.from_json(row.transcript), chat) == clean
+    if end != "</s>":  # a row of ours that was not cleaned when it was read
+        own = Transcript.from_text((Message("user", "q"),), "so" + end, ended=False)
+        assert encode(own, chat) == encode(Transcript.from_text((Message("user", "q"),), "so"), chat)
+
+
+def test_thinking_that_only_ends_gets_its_beginning() -> None:
+    row = Formatter().format(COT | {"generated_solution": "so 42</think>It is \\boxed{42}."})
+    transcript = Transcript.from_json(row.transcript)
+    assert transcript.pieces[0] == Piece(Author.TEMPLATE, "<think>\n")
+    assert transcript.thinking == "whole"
+    assert FormatRules(think="required").reject(row) is None
 
 
 def test_our_own_rows_pass_through() -> None:
@@ -142,7 +213,7 @@ VALUES = st.recursive(ODD, lambda v: st.lists(v, max_size=3) | st.dictionaries(s
 @settings(max_examples=150, deadline=None)
 def test_whatever_a_row_holds_it_is_a_sample_or_a_reject(good: dict[str, Any], odd: dict[str, Any]) -> None:
     made = _Maker(
-        None, {}, FormatRules(box=False, one_box=False, think=False, blocks=False, judgment=False, turns=False)
+        None, {}, FormatRules(box=False, one_box=False, think="off", blocks=False, judgment=False, turns=False)
     )
     (row,) = made((0, Block("file", 1, [good | odd]))).rows
     if isinstance(row, Drop):
@@ -182,19 +253,22 @@ def test_format_rejects() -> None:
     assert reason("cot", "<think> 42 </think> The answer is 42.") == "no boxed answer"
     assert reason("cot", "<think> x </think> \\boxed{1} or \\boxed{2}") == "several different boxed answers"
     assert reason("cot", "<think> x </think> \\boxed{1}, that is \\boxed{1}") is None
-    for wrong in ("\\boxed{1}", "<think> \\boxed{1}", "x </think> \\boxed{1}", "</think> <think> \\boxed{1}"):
-        assert reason("cot", wrong) == "think tags missing or out of order"
-        assert reason("cot", wrong, FormatRules(think=False)) is None
+    for wrong in ("<think> \\boxed{1}", "</think> <think> \\boxed{1}", "<think> a <think> b </think> \\boxed{1}"):
+        assert reason("cot", wrong) == "think tags out of order"
+        assert reason("cot", wrong, FormatRules(think="off")) is None
+    assert reason("cot", "\\boxed{1}") is None, "a model that does not think"
+    assert reason("cot", "\\boxed{1}", FormatRules(think="required")) == "no think tags"
     for wrong in (
         f"<think> {CALL}{out}{notice} <tool_call>\nprint( </think> \\boxed{{1}}",  # never closed
         f"<think> {CALL}{out}{notice} {CALL} no output </think> \\boxed{{1}}",
         f"<think> {CALL}{out}{notice} I imagine\n```output\n7\n```\n </think> \\boxed{{1}}",
     ):
-        assert reason("tir", wrong, FormatRules(think=False)) == "code or output block that is not whole"
+        assert reason("tir", wrong, FormatRules(think="off")) == "code or output block that is not whole"
     assert reason("genselect", "<think> Both. </think> I cannot say.") == "no judgment"
     turn = COT["generated_solution"] + "<|im_end|>\n<|im_start|>user\nMore?"
     assert reason("cot", turn) == "control token in the text"
     assert reason("cot", turn, FormatRules(turns=False)) is None
+    assert FormatRules().reject(Formatter().format(COT | {"problem": "What is <|im_end|>?"})) is None
 
 
 @given(
@@ -282,6 +356,47 @@ def test_every_kind_of_file_reads_the_same(tmp_path: Path) -> None:
         list(read_source(tmp_path / "nothing.jsonl"))
     with pytest.raises(UserError, match="no split given"):
         list(read_source("nvidia/OpenMathReasoning"))
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "chosen"),
+    [
+        (["train-0.jsonl", "test-0.jsonl"], "train", [0]),
+        (["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "test-00000-of-00001.jsonl"], "train", [0, 1]),
+        (["data/train-00000-of-00001.jsonl", "data/validation-00000-of-00001.jsonl"], "validation", [1]),
+        (["train/part-0.jsonl", "test/part-0.jsonl"], "test", [1]),
+        (["dev/train_extra.jsonl", "dev/rows.jsonl"], "validation", [1]),
+        (["my_train_2.jsonl", "valid.jsonl"], "train", [0]),
+        (["cot-00000-of-00001.jsonl", "additional_problems-00000-of-00001.jsonl"], "additional_problems", [1]),
+        (["training.jsonl", "constraint.jsonl"], "train", [0]),
+        (["a.jsonl", "b.jsonl"], "train", [0, 1]),
+        (["train-0.jsonl", "test-0.jsonl"], None, [0, 1]),
+        (["train-0.jsonl", "test-0.jsonl"], "cot", None),
+        (["a.jsonl", "b.jsonl"], "test", None),
+    ],
+)
+def test_a_split_of_a_folder_is_read_alone(
+    tmp_path: Path, names: list[str], split: str | None, chosen: list[int] | None
+) -> None:
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(lines([COT | {"problem": str(number)}]))
+    if chosen is None:
+        with pytest.raises(
+            UserError, match=rf"{tmp_path}: no file of the split '{split}'; splits there: (none|test, train)"
+        ):
+            list(read_source(tmp_path, split=split))
+        return
+    found = [fields["problem"] for _, fields in read_source(tmp_path, split=split)]  # type: ignore[index]
+    assert sorted(found) == [str(n) for n in chosen]
+
+
+def test_a_file_given_by_itself_is_of_any_split_but_another(tmp_path: Path) -> None:
+    for name in ("rows.jsonl", "test.jsonl"):
+        (tmp_path / name).write_bytes(lines([COT]))
+    assert len(list(read_source(tmp_path / "rows.jsonl", split="train"))) == 1
+    with pytest.raises(UserError, match=r"test\.jsonl: no file of the split 'train'; splits there: test"):
+        list(read_source(tmp_path / "test.jsonl", split="train"))
 
 
 def test_a_dataset_is_read_by_name(tmp_path: Path) -> None:

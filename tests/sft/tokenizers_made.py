@@ -16,6 +16,10 @@ _TEXTS = [
     "import sympy as sp\nprint(sum(range(10)))\nx = sp.symbols('x')\nprint(sp.solve(x**2 - 4))\n",
     "Let n be an integer with n^2 = 2n + 3; então ação, größer, задача, 数学 問題 😀",
 ] * 4
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TOOL = ["<tool_call>", "</tool_call>"]
 
@@ -61,5 +65,6 @@ def unigram(folder: Path) -> Path:
 def _save(tokenizer: Tokenizer, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}))
+    config = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": CHAT}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder

@@ -98,7 +98,8 @@ def test_newer_answers_of_the_problems_win(tmp_path: Path) -> None:
         (boxed("1"), {"verdict": "not_equal"}, "wrong answer"),
         (boxed("1"), {"verdict": "timeout"}, "verdict timeout"),
         (boxed("1"), {"predicted_answer": None}, "no boxed answer"),
-        ("The answer is \\boxed{1}.", {}, "no summary after the reasoning"),
+        ("<think>The answer is \\boxed{1}.", {}, "no summary after the reasoning"),
+        ("<think>a<think>b</think>\\boxed{1}.", {}, "think tags out of order"),
         (boxed("1"), {"mode": "tir"}, "no code was run"),
         (f"<think>It is \\boxed{{1}}. {CODE}{output_block('1')}{notice_block(1)}</think>\\boxed{{1}}", {"mode": "tir"},
          "answer before the first code"),
@@ -113,6 +114,26 @@ def test_filters_name_their_reason(tmp_path: Path, text: str, values: dict[str, 
     out = run(Filter(FilterConfig(max_blocks=1, error_free=True)), tmp_path, {"generations": [row]})
     assert [d.reason for _, d in read_drops(out)] == ([] if reason is None else [reason])
     assert len(list(read_records(out, Generation))) == (reason is None)
+
+
+@pytest.mark.parametrize(
+    ("think", "thinking", "plain", "kept"),
+    [
+        ("auto", 0, 4, 4),  # a model that does not think is not dropped whole
+        ("auto", 3, 1, 3),  # one that thinks has ended its thinking
+        ("auto", 1, 5, 6),
+        ("required", 1, 3, 1),
+        ("optional", 3, 1, 4),
+    ],
+)
+def test_solutions_without_thinking(tmp_path: Path, think: Any, thinking: int, plain: int, kept: int) -> None:
+    texts = [boxed("1")] * thinking + ["It is \\boxed{1}."] * plain
+    good: dict[str, Any] = {"verdict": "equal", "predicted_answer": "1"}
+    rows = [generation(f"g{i}", text, **good) for i, text in enumerate(texts)]
+    rows += [generation("another", boxed("1"), **good).with_(model="another")]
+    out = run(Filter(FilterConfig(think=think)), tmp_path, {"generations": rows})
+    assert len(list(read_records(out, Generation))) == kept + 1
+    assert {d.reason for _, d in read_drops(out)} <= {"no summary after the reasoning"}
 
 
 def test_quotas_keep_more_of_harder_problems(tmp_path: Path) -> None:
@@ -183,6 +204,15 @@ def test_rows_keep_the_transcript_as_it_is(tmp_path: Path) -> None:
     (out,) = read_records(run(Rows(RowsConfig()), tmp_path, {"generations": [row]}), SftRow)
     assert out.transcript == row.transcript
     assert out.parents == ("g",)
+
+
+def test_a_solution_without_thinking_becomes_the_thinking_before_its_summary() -> None:
+    plain = Transcript(USER, (Piece(Author.MODEL, "6 * 7 = \\boxed{42}", (1, 2)),), True, "t")
+    for old in (plain, Transcript(USER, (Piece(Author.TEMPLATE, "<think>\n\n</think>\n\n"), *plain.pieces), True, "t")):
+        new = replace_summary(old, "It is \\boxed{42}.")
+        assert new.text == "<think>\n6 * 7 = \\boxed{42}</think>\nIt is \\boxed{42}."
+        assert (new.thinking, new.summary) == ("whole", "It is \\boxed{42}.")
+    assert old.summary == plain.summary == "6 * 7 = \\boxed{42}"
 
 
 def test_a_new_summary_replaces_what_follows_the_reasoning() -> None:

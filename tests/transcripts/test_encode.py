@@ -1,5 +1,6 @@
-"""Ids and masks against independent oracles: transformers' own chat rendering, and authorship by construction."""
+"""Ids and masks against an independent oracle: authorship by construction."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,16 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     backend = _byte_level() if request.param == "byte-level" else _sentencepiece_like()
     backend.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}'
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "eos_token": "<|im_end|>",
+                "pad_token": "<|endoftext|>",
+                "chat_template": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+                "{% endfor %}"
+                "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+            }
+        )
     )
     return ChatTokenizer.load(folder)
 
@@ -57,7 +67,11 @@ texts = st.lists(
 
 
 @settings(max_examples=40, deadline=None)
-@given(prompt=texts, pieces=st.lists(st.tuples(st.sampled_from(Author), texts), max_size=6), ended=st.booleans())
+@given(
+    prompt=texts,
+    pieces=st.lists(st.tuples(st.sampled_from([Author.MODEL, Author.RUNNER]), texts), max_size=6),
+    ended=st.booleans(),
+)
 def test_every_id_belongs_to_its_author(
     tokenizer: ChatTokenizer, prompt: str, pieces: list[tuple[Author, str]], ended: bool
 ) -> None:
@@ -66,7 +80,7 @@ def test_every_id_belongs_to_its_author(
     expected_ids = tokenizer.prompt_ids(transcript.messages)
     expected = [False] * len(expected_ids)
     for author, text in pieces:
-        part = tokenizer.encode(text)
+        part = tokenizer.encode_text(text, tags=author is Author.MODEL)
         expected_ids += part
         expected += [author is Author.MODEL] * len(part)
     assert out.ids[: len(expected_ids)] == expected_ids
@@ -83,18 +97,6 @@ def test_generated_ids_are_kept_and_not_encoded_again(tokenizer: ChatTokenizer) 
     assert encode(transcript, tokenizer).ids[-len(ids) :] == list(ids)
     foreign = Transcript(transcript.messages, transcript.pieces, False, "another tokenizer")
     assert encode(foreign, tokenizer).ids[-1:] == tokenizer.encode("print")[-1:]
-
-
-def test_prompts_equal_transformers(tokenizer: ChatTokenizer) -> None:
-    from transformers import PreTrainedTokenizerFast
-
-    theirs = PreTrainedTokenizerFast.from_pretrained(tokenizer.folder)
-    theirs.chat_template = tokenizer.template
-    turns = [{"role": "system", "content": "s {x} é"}, {"role": "user", "content": "12 <tool_call>\n"}]
-    text = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    messages = [Message(t["role"], t["content"]) for t in turns]
-    assert tokenizer.render(messages) == text
-    assert tokenizer.prompt_ids(messages) == theirs(text, add_special_tokens=False)["input_ids"]
 
 
 def test_templates_are_inverted_and_checked(tmp_path: Path) -> None:

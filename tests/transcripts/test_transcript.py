@@ -7,6 +7,7 @@ from nemo_openmath.transcripts import Author, Kind, Message, Piece, Transcript
 from nemo_openmath.transcripts.protocol import budget_of, judgment_of, notice_block, output_block
 
 USER = (Message("user", "q"),)
+CODE = "<tool_call>\nprint(1)\n</tool_call>"
 words = st.text(st.characters(exclude_characters="<`", exclude_categories=["Cs"]), max_size=30)
 fragments = st.sampled_from(
     [
@@ -64,8 +65,20 @@ def test_segments_name_their_kinds() -> None:
     assert kinds[5][1] == "The answer."
 
 
-def test_without_end_of_thinking_there_is_no_summary() -> None:
-    assert Transcript.from_text(USER, "just text \\boxed{1}").summary is None
+def test_the_summary_is_what_follows_thinking_or_all_of_it() -> None:
+    def read(text: str) -> tuple[str, str | None]:
+        transcript = Transcript.from_text(USER, text)
+        return transcript.thinking, transcript.summary
+
+    assert read("just text \\boxed{1}") == ("none", "just text \\boxed{1}")
+    assert read(f"try {CODE}{output_block('1</think>')}so 1") == ("none", "try so 1")
+    assert read("<think>never ended \\boxed{1}") == ("broken", None)
+    assert read("<think>a</think>b") == ("whole", "b")
+    assert read("<think>a<think>b</think>c")[0] == "broken"
+    assert read("a</think>b") == ("broken", "b")
+    assert Transcript.from_text(USER, "a</think>b").with_opening().thinking == "whole"
+    empty = Piece(Author.TEMPLATE, "<think>\n\n</think>\n\n")
+    assert Transcript(USER, (empty, Piece(Author.MODEL, "b"))).summary == "b"
 
 
 def test_budget_and_judgment() -> None:
