@@ -23,3 +23,11 @@ KILLERS = [
     r"\lceil e^{700} \rceil", r"(\sqrt{2}+\sqrt{3}+\sqrt{5}+\sqrt{7}+\sqrt{11})^{50}", r"\frac{1}{10^{100000}}",
     "(a+b+c+d+e+f)^{300}",
 ]  # fmt: skip
+
+# Pairs of a killer with something short, or with itself without its last character, that are equal: all there are.
+TRUE_EQUALS = {
+    frozenset((" " * 100000 + "1", "1")): "white space around a number",
+    frozenset(("1|" * 1000, "1")): "ones and absolute values of one, multiplied",
+    frozenset(("3 1/2 " * 1500, ("3 1/2 " * 1500)[:-1])): "white space at the end",
+    frozenset(("\x00\x01\x02" * 300, ("\x00\x01\x02" * 300)[:-1])): "control characters alone",
+}
