@@ -21,4 +21,4 @@ if __name__ == "__main__":
     dtype = getattr(torch, options.dtype) if options.dtype else None
     layout = {"tp": options.tp, "pp": options.pp}
     run(hf_to_trtllm, options.src, options.dst, dtype=dtype, quantization=options.quantization, **layout)
-    print("then, where TensorRT-LLM is installed:", *commands(options.dst, options.src), sep="\n  ")
+    print("then, where TensorRT-LLM is installed:", *commands(options.dst), sep="\n  ")

@@ -17,6 +17,7 @@ from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.merging import merged
 from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
 from nemo_openmath.errors import UserError
+from nemo_openmath.models.stop_tokens import StopTokens
 from nemo_openmath.records.lineage import Lineage, digest_file
 
 Format = Literal["same", "hf", "megatron"]
@@ -177,7 +178,8 @@ def _unlike(target: Path, plan: _Plan, digests: Mapping[str, str], format: Forma
     made, first = open_checkpoint(target), plan.opened[0]
     if (made.kind == "hf") != (_chosen(first, format) == "hf"):
         return f"is a {made.kind} checkpoint"
-    if _without_dtype(made.config) != _without_dtype(changed_config(first.config)):
+    expected = _stops(plan.opened).change(changed_config(first.config))
+    if _without_dtype(made.config) != _without_dtype(expected):
         return "has another config.json"
     return None
 
@@ -289,14 +291,20 @@ def _write(
     format: Format,
     into_existing: bool,
 ) -> Path:
-    first = sources[0]
+    first, stops = sources[0], _stops(sources)
     with building(Path(dst), into_existing=into_existing) as folder:
         if _chosen(first, format) == "hf":
-            write_hf(folder, tensors, first.model_files)
+            write_hf(folder, tensors, first.model_files, stops=stops)
         else:
-            write_megatron(folder, tensors, first.model_files)
+            write_megatron(folder, tensors, first.model_files, stops=stops)
         lineage(kind, {str(number): source for number, source in enumerate(sources)}, **settings).write(folder)
     return Path(dst)
+
+
+def _stops(sources: Sequence[Checkpoint]) -> StopTokens:
+    """Where texts of a model made of ``sources`` end: as those of any of them, in the first one's order."""
+    first, *others = (StopTokens.of(source.model_files) for source in sources)
+    return first.with_others(others)
 
 
 def _chosen(first: Checkpoint, format: Format) -> str:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from nemo_openmath.checkpoints import classic, names, torch_dist_files
-from nemo_openmath.checkpoints.checkpoint import lineage, open_checkpoint
+from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_checkpoint
 from nemo_openmath.checkpoints.folders import building, changed_config, copy_model_files, main_dtype, write_hf
 from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.safetensors_files import SHARD_BYTES
 from nemo_openmath.errors import UserError
 from nemo_openmath.models import torch_dist as folder_format
 from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.models.stop_tokens import StopTokens
 
 
 def hf_to_megatron(
@@ -79,9 +80,19 @@ def megatron_to_hf(
         raise UserError("is a Hugging Face folder already", file=src, remedy="give a Megatron checkpoint")
     settings: dict[str, Any] = {"rope_theta": rope_theta, "max_positions": max_positions}
     with building(Path(dst)) as folder:
-        write_hf(folder, _as(source.tensors, dtype), source.model_files, shard_bytes=shard_bytes, **settings)
+        tensors, stops = _as(source.tensors, dtype), _taught(source)
+        write_hf(folder, tensors, source.model_files, shard_bytes=shard_bytes, stops=stops, **settings)
         lineage("checkpoints.megatron_to_hf", {"source": source}, step=source.step, **settings).write(folder)
     return Path(dst)
+
+
+def _taught(source: Checkpoint) -> StopTokens | None:
+    """What a training taught to end a text with, where config.json and tokenizer are not those of its checkpoint. The
+    checkpoint's own files say it already."""
+    own = source.path / folder_format.MODEL
+    if own == source.model_files or not (source.path / folder_format.MANIFEST).is_file() or not own.is_dir():
+        return None
+    return StopTokens.of(own) if folder_format.read_manifest(source.path).training else None
 
 
 def write_megatron(
@@ -94,13 +105,14 @@ def write_megatron(
     step: int = 0,
     rope_theta: float | None = None,
     max_positions: int | None = None,
+    stops: StopTokens | None = None,
 ) -> None:
     """HF-named tensors into ``folder`` as a checkpoint of ours, or as classic files for ``classic_layout`` (tp, pp)."""
     config = ModelConfig.from_hf(model_files)
     stored = names.to_stored(tensors, config)
     raw = json.loads((model_files / "config.json").read_text())
     changed = changed_config(raw, rope_theta=rope_theta, max_positions=max_positions, dtype=main_dtype(tensors))
-    copy_model_files(model_files, folder / folder_format.MODEL, changed)
+    copy_model_files(model_files, folder / folder_format.MODEL, changed, stops=stops)
     if classic_layout is not None:
         tp, pp = classic_layout
         classic.write(folder, stored, config, tp=tp, pp=pp, step=step, vocabulary_multiple=vocabulary_multiple)

@@ -20,6 +20,7 @@ import torch
 from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.safetensors_files import SHARD_BYTES, write_folder
 from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.models.stop_tokens import StopTokens
 from nemo_openmath.models.torch_dist import TOKENIZER_FILES
 
 _HOST = socket.gethostname()
@@ -168,9 +169,10 @@ def changed_config(
     return config
 
 
-def copy_model_files(source: Path, target: Path, config: Mapping[str, Any]) -> None:
+def copy_model_files(source: Path, target: Path, config: Mapping[str, Any], *, stops: StopTokens | None = None) -> None:
     """``config`` as config.json, the tokenizer's files of ``source``, and generation_config.json (made from the
-    configuration's special tokens where ``source`` has none)."""
+    configuration's special tokens where ``source`` has none). ``stops``: what the files are to name as the end of a
+    text instead; without it they stay as they are, sampling defaults included: the same model has the same files."""
     target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
@@ -180,6 +182,8 @@ def copy_model_files(source: Path, target: Path, config: Mapping[str, Any]) -> N
         keys = ("bos_token_id", "eos_token_id", "pad_token_id")
         tokens = {key: config[key] for key in keys if config.get(key) is not None}
         (target / "generation_config.json").write_text(json.dumps(tokens, indent=2) + "\n")
+    if stops is not None:
+        stops.write(target)
 
 
 def write_hf(
@@ -190,11 +194,13 @@ def write_hf(
     rope_theta: float | None = None,
     max_positions: int | None = None,
     shard_bytes: int = SHARD_BYTES,
+    stops: StopTokens | None = None,
 ) -> None:
-    """A Hugging Face folder; config.json and tokenizer from ``model_files``, with the tensors' dtype."""
+    """A Hugging Face folder; config.json and tokenizer from ``model_files``, with the tensors' dtype. ``stops``: see
+    :func:`copy_model_files`."""
     dtype = main_dtype(tensors)
     config = changed_config(read_config(model_files), rope_theta=rope_theta, max_positions=max_positions, dtype=dtype)
-    copy_model_files(model_files, folder, config)
+    copy_model_files(model_files, folder, config, stops=stops)
     write_folder(folder, tensors, shard_bytes)
 
 

@@ -28,13 +28,16 @@ import torch
 from nemo_openmath.checkpoints import names
 from nemo_openmath.checkpoints.calibration import LINEAR
 from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_checkpoint
-from nemo_openmath.checkpoints.folders import building, main_dtype
+from nemo_openmath.checkpoints.folders import building, copy_model_files, main_dtype
 from nemo_openmath.checkpoints.lazy import Held, LazyTensor, Mapped, Rows, columns, rows
 from nemo_openmath.checkpoints.safetensors_files import write_file
 from nemo_openmath.errors import UserError
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ARCHITECTURES, ModelConfig
 
+TOKENIZER = (
+    "tokenizer"  # folder of the tokenizer's files and generation_config.json: the ranks' config.json is no model's
+)
 E4M3 = torch.float8_e4m3fn
 Quantization = Literal["int8", "int4"]
 _ALGORITHMS = {None: None, "int8": "W8A16", "int4": "W4A16"}
@@ -77,6 +80,7 @@ def hf_to_trtllm(
     with building(Path(dst)) as folder:
         described = _config(config, tp, pp, str(chosen).removeprefix("torch."), algorithm, cache)
         (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        copy_model_files(source.model_files, folder / TOKENIZER, source.config)
         for stage in range(pp):
             for rank in range(tp):
                 held = _rank(tensors, config, tp, pp, rank, stage)
@@ -86,8 +90,9 @@ def hf_to_trtllm(
     return Path(dst)
 
 
-def commands(dst: str | Path, tokenizer: str | Path) -> list[str]:
-    """What to run where TensorRT-LLM is installed: build the engine, then serve it."""
+def commands(dst: str | Path) -> list[str]:
+    """What to run where TensorRT-LLM is installed: build the engine, then serve it with the tokenizer that lies in the
+    checkpoint, which says where texts end."""
     described = json.loads((Path(dst) / "config.json").read_text())
     layout, dtype = described["mapping"], described["dtype"]
     engine = f"{Path(dst)}-engine"
@@ -97,7 +102,7 @@ def commands(dst: str | Path, tokenizer: str | Path) -> list[str]:
     sizes = f"--max_seq_len {min(described['max_position_embeddings'], 32768)} --max_batch_size 16"
     return [
         f"trtllm-build --checkpoint_dir {dst} --output_dir {engine} {plugin} {sizes}",
-        f"trtllm-serve {engine} --backend trt --tokenizer {tokenizer} "
+        f"trtllm-serve {engine} --backend trt --tokenizer {Path(dst) / TOKENIZER} "
         f"--tp_size {layout['tp_size']} --pp_size {layout['pp_size']}",
     ]
 

@@ -130,7 +130,7 @@ def _to_trtllm(options: argparse.Namespace) -> None:
         quantization=options.quantization,
     )
     print(done)
-    print("then, where TensorRT-LLM is installed:", *commands(done, options.source), sep="\n  ")
+    print("then, where TensorRT-LLM is installed:", *commands(done), sep="\n  ")
 
 
 def _quantize(options: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from nemo_openmath.errors import Preempted, UserError
 from nemo_openmath.models import torch_dist
 from nemo_openmath.models.build import PackedGPT, build_model, choose_backend, hf_reader, load_hf
 from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.models.stop_tokens import StopTokens
 from nemo_openmath.sft.pack_types import PackSource
 from nemo_openmath.training.checkpoint import CheckpointStore, load_model
 from nemo_openmath.training.claim import Claim, claimed, decided_by_main
@@ -54,14 +55,16 @@ def train(
     validation: PackSource | None = None,
     batch_samples: int | None = None,
     changes: dict[str, Any] | None = None,
+    ends: tuple[int, ...] = (),
     say: Callable[[str], None] = print,
 ) -> TrainResult:
     """Train ``model`` on all steps of ``source``; resumes from the newest valid checkpoint under ``output``.
 
     model: a Hugging Face folder, or a checkpoint folder whose weights (not optimizer) are the start. ``changes``:
-    fields of its :class:`ModelConfig` to change, e.g. ``rope_theta``. ``batch_samples`` turns ``checkpoints.epochs``
-    into steps. Raises UserError where another training runs in ``output``, and :class:`Preempted` after SIGTERM or
-    SIGUSR1, once everything is saved.
+    fields of its :class:`ModelConfig` to change, e.g. ``rope_theta``. ``ends``: ids of the tokens that the samples end
+    in; the checkpoints' files name them. ``batch_samples`` turns ``checkpoints.epochs`` into steps. Raises UserError
+    where another training runs in ``output``, and :class:`Preempted` after SIGTERM or SIGUSR1, once everything is
+    saved.
     """
     if config.validation.every and validation is None:
         raise UserError(
@@ -81,7 +84,7 @@ def train(
         models = build_model(shape, config.parallel, dtype=dtype, recompute=config.recompute, backend=config.backend)
         if is_main():
             say(_first_line(shape, config))
-        store = _store(output, files, shape, source, config, batch_samples, say)
+        store = _store(output, files, shape, source, config, batch_samples, ends, say)
         newest = store.newest(say)
         if newest is None:
             if is_main() and torch_dist.list_checkpoints(store.root):
@@ -239,14 +242,17 @@ def _store(
     source: PackSource,
     config: TrainingConfig,
     batch_samples: int | None,
+    ends: tuple[int, ...],
     say: Callable[[str], None],
 ) -> CheckpointStore:
-    """The checkpoint store; rank 0 writes the trained model's config.json and tokenizer files to ``OUTPUT/model``."""
+    """The checkpoint store; rank 0 writes the trained model's config.json and tokenizer files to ``OUTPUT/model``,
+    where the texts end as the data taught (see :mod:`nemo_openmath.models.stop_tokens`)."""
     settings, own_files = config.checkpoints, output / "model"
     if is_main():
         torch_dist.copy_model_files(files, own_files)
         dtype = "bfloat16" if config.precision == "bf16" else "float32"
         (own_files / "config.json").write_text(json.dumps(shape.to_hf(dtype), indent=2))
+        StopTokens.of(files).taught(ends).write(own_files)
     if settings.epochs and batch_samples is None:
         raise UserError("checkpoints.epochs needs the batch size in samples", remedy="give batch_samples to train()")
     per_epoch = source.num_samples / (batch_samples or 1)

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import traceback
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,8 +85,19 @@ def run_job(job: Job) -> None:
         validation=held_out,
         batch_samples=data.batch_samples,
         changes=_changes(job),
+        ends=_ends(job.model, source.last_trained()),
         say=lambda line: print(line, flush=True),
     )
+
+
+def _ends(model: Path, last: Counter[int]) -> tuple[int, ...]:
+    """The tokens that the data teaches to end a text with, the most frequent first. A sample may also end in a word
+    (it was cut, or its author went on): only tokens that stand for no text count."""
+    from nemo_openmath.models.stop_tokens import special_ids
+    from nemo_openmath.models.torch_dist import MODEL, STATE
+
+    special = special_ids(model / MODEL if (model / STATE).is_dir() else model)
+    return tuple(token for token, _ in last.most_common() if token in special)
 
 
 def _tokenizer(model: Path) -> str | None:

@@ -135,7 +135,7 @@ def test_names_shapes_and_dtypes(tmp_path: Path) -> None:
     layers = {f"transformer.layers.{n}.{name}": shape for n in range(2) for name, shape in layer.items()}
     first = {"transformer.vocab_embedding.weight": (107, 64)}
     last = {"transformer.ln_f.weight": (64,), "lm_head.weight": (27, 64)}  # 107 padded to 108
-    files = {"config.json", "lineage.json"} | {f"rank{r}.safetensors" for r in range(8)}
+    files = {"config.json", "lineage.json", "tokenizer"} | {f"rank{r}.safetensors" for r in range(8)}
     assert {p.name for p in made.iterdir()} == files
     for rank in range(8):
         tensors = load_file(made / f"rank{rank}.safetensors")
@@ -145,9 +145,11 @@ def test_names_shapes_and_dtypes(tmp_path: Path) -> None:
     assert written["mapping"] == {"world_size": 8, "tp_size": 4, "pp_size": 2, "gpus_per_node": 8}
     assert (written["rotary_base"], written["dtype"], written["architecture"]) == (1e6, "bfloat16", "Qwen2ForCausalLM")
     assert written["quantization"]["quant_algo"] is None
-    build, serve = commands(made, tmp_path / "hf")
+    build, serve = commands(made)
     assert build.startswith(f"trtllm-build --checkpoint_dir {made} ")
     assert "--tp_size 4 --pp_size 2" in serve
+    assert f"--tokenizer {made}/tokenizer " in serve
+    assert (made / "tokenizer/generation_config.json").is_file()
 
 
 SCALES = {"weights_scaling_factor": (1,), "activation_scaling_factor": (1,)}
@@ -193,7 +195,7 @@ def test_fp8(tmp_path: Path, format: Any) -> None:
     expected = run_quantized(quantized_model(folder, source), folder, models.tokens())
     # sums in another order move some inputs by a step of e4m3; a lost or exchanged scale gives more than 1
     assert (found - expected).norm() < 0.03 * expected.norm()
-    build, _ = commands(made, source)
+    build, _ = commands(made)
     assert "--gemm_plugin auto" in build
     assert ("--use_fp8_context_fmha enable" in build) == cached
 
