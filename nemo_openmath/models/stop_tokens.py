@@ -68,8 +68,8 @@ class StopTokens:
         if config.is_file():
             _write(config, self.change(_object(config)))
         _write(folder / GENERATION, self.change({}))
-        text = {number: token for token, number in _token_ids(folder).items()}
-        chosen = {"eos_token": text.get(self.ends[0]) if self.ends else None, "pad_token": text.get(self.pad)}
+        text: dict[int | None, str] = {number: token for token, number in _token_ids(folder).items()}
+        chosen = {"eos_token": text.get(next(iter(self.ends), None)), "pad_token": text.get(self.pad)}
         for name in (_TOKENIZER, "special_tokens_map.json"):
             if not (folder / name).is_file():
                 continue
@@ -89,7 +89,8 @@ def special_ids(folder: Path) -> frozenset[int]:
     :meth:`StopTokens.of` finds named."""
     added = _object(folder / "tokenizer.json").get("added_tokens") or []
     named = StopTokens.of(folder)
-    return frozenset({token["id"] for token in added if token.get("special")} | {*named.ends, named.pad} - {None})  # type: ignore[arg-type]
+    ids = {*(token["id"] for token in added if token.get("special")), *named.ends}
+    return frozenset(ids if named.pad is None else {*ids, named.pad})
 
 
 def _token_ids(folder: Path) -> dict[str, int]:
