@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemo_openmath.checkpoints.hf_folder import open_tensors
 from nemo_openmath.errors import UserError
 
 LINEAR = re.compile(r"(model\.layers\.\d+\.(?:self_attn|mlp)\.)(q|k|v|o|gate|up|down)_proj\.weight")
@@ -47,6 +48,8 @@ class Calibration:
 def load_model(folder: Path) -> Any:
     """transformers' model of a Hugging Face folder, in its own dtype."""
     from transformers import AutoModelForCausalLM
+
+    open_tensors(folder)  # refuses what transformers would compute in another way, or not at all
 
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval().requires_grad_(False)
 

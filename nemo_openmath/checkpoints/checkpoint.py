@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+from torch import Tensor
 
-from nemo_openmath.checkpoints import classic, names, safetensors_files, torch_dist_files
-from nemo_openmath.checkpoints.folders import read_config
+from nemo_openmath.checkpoints import classic, hf_folder, names, safetensors_files, torch_dist_files
 from nemo_openmath.checkpoints.lazy import Hashed, LazyTensor
 from nemo_openmath.errors import DamagedFile, UserError
 from nemo_openmath.models import torch_dist as folder_format
 from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.models.hf_config import quantization, read_config
 from nemo_openmath.records.lineage import Lineage
 
 Kind = Literal["hf", "torch_dist", "classic"]
-_PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _NEMO = "weights"  # beside it is context/, which says how the training was configured
 
 
@@ -45,27 +44,17 @@ class Checkpoint:
     @property
     def model(self) -> ModelConfig:
         """Raises UserError where the architecture is not one that can be converted."""
-        return ModelConfig.from_hf(self.model_files)
+        return ModelConfig.from_hf(self.model_files, quantized=True)
 
     @property
     def quantization(self) -> str | None:
         """What ``config.json`` or ``hf_quant_config.json`` says about quantized weights; None: they are plain."""
-        described = self.config.get("quantization_config")
-        if not described and (self.path / "hf_quant_config.json").is_file():
-            described = read_config(self.path, "hf_quant_config.json").get("quantization")
-        if described and not isinstance(described, dict):
-            return str(described)
-        return None if not described else str(described.get("quant_algo") or described.get("quant_method") or "unknown")
+        return quantization(self.path, self.config)
 
-    def refuse_quantized(self) -> None:
-        """Payloads without their scales are other weights: UserError for a quantized folder, said to be so or not."""
-        if self.quantization:
-            problem = f"is quantized ({self.quantization})"
-            raise UserError(problem, file=self.path, remedy="give the plain model that it was made from")
-        for name, tensor in self.tensors.items():
-            if tensor.dtype not in _PLAIN:
-                problem = f"{name} is {str(tensor.dtype).removeprefix('torch.')}, and config.json does not say what for"
-                raise UserError(problem, file=self.path, remedy="give a model of plain weights")
+    def read(self, name: str) -> Tensor:
+        """One whole tensor, whose digest is not taken on the way. KeyError where there is none of this name."""
+        tensor = self.tensors[name]
+        return (tensor.source if isinstance(tensor, Hashed) else tensor).full()
 
     def digest(self) -> str:
         """SHA-256 over names, dtypes, shapes and elements of the tensors, however they are sharded. Elements that were
@@ -76,12 +65,22 @@ class Checkpoint:
         return total.hexdigest()
 
 
-def open_checkpoint(path: str | Path, model_files: str | Path | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path,
+    model_files: str | Path | None = None,
+    *,
+    strict: bool = True,
+    say: Callable[[str], None] = hf_folder.warn,
+) -> Checkpoint:
     """Open a Hugging Face folder, a checkpoint of ours, a bare ``torch_dist`` folder (NeMo's has it in ``weights``), or
     a classic Megatron folder.
 
     ``model_files``: where config.json and the tokenizer are, for Megatron folders that do not hold them. A folder of
     several steps means its last. Raises UserError or DamagedFile naming the file and what is wrong with it.
+
+    A Hugging Face folder is taken for a model to compute with: quantized weights, missing ones and ones without a place
+    are refused. ``strict`` = False opens what is there, to look at it or to turn quantized weights into plain ones.
+    ``say`` is told what is left out.
     """
     path = Path(path)
     folder = _latest(path)
@@ -102,7 +101,8 @@ def open_checkpoint(path: str | Path, model_files: str | Path | None = None) -> 
         layout = f"tp {facts['tp']} x pp {facts['pp']}"
         return _opened(folder, "classic", stored, around, step=facts["step"], layout=layout)
     if (folder / "config.json").is_file():
-        return _opened(folder, "hf", safetensors_files.read_folder(folder), around or folder, layout=_shards(folder))
+        tensors = hf_folder.open_tensors(folder, around, strict=strict, say=say)
+        return _opened(folder, "hf", tensors, around or folder, layout=_shards(folder))
     problem = "does not exist" if not folder.exists() else "is no checkpoint"
     remedy = "give a Hugging Face folder, a torch_dist checkpoint or a classic Megatron folder"
     raise UserError(problem, file=path if folder.exists() else folder, remedy=remedy)
@@ -128,6 +128,7 @@ def _opened(
     hashed = {name: Hashed(tensor) for name, tensor in found.items()}
     tensors: dict[str, LazyTensor] = dict(hashed)
     if kind != "hf":
+        hf_folder.refuse_payloads(folder, found)
         tensors = names.to_hf(hashed, ModelConfig.from_hf(model_files), folder)
     return Checkpoint(folder, kind, tensors, model_files, step, layout, hashed)
 

@@ -214,8 +214,6 @@ def select_steps(root: str | Path, steps: Sequence[int] | None = None, count: in
 def _open_all(paths: Sequence[str | Path]) -> list[Checkpoint]:
     """Opened and found to be of one architecture, vocabulary and tensor set; else a UserError names the difference."""
     opened = [open_checkpoint(path) for path in paths]
-    for source in opened:
-        source.refuse_quantized()
     first, config = opened[0], _settings(opened[0])
     for other in opened[1:]:
         theirs = _settings(other)

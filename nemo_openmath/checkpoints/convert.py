@@ -18,6 +18,7 @@ from nemo_openmath.checkpoints.safetensors_files import SHARD_BYTES
 from nemo_openmath.errors import UserError
 from nemo_openmath.models import torch_dist as folder_format
 from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.models.hf_config import read_config
 from nemo_openmath.models.stop_tokens import StopTokens
 
 
@@ -43,7 +44,6 @@ def hf_to_megatron(
             "a torch_dist checkpoint has no layout: tp and pp do nothing", remedy="leave them out, or add --classic"
         )
     source = open_checkpoint(src)
-    source.refuse_quantized()
     tensors = _as(source.tensors, dtype)
     with building(Path(dst)) as folder:
         settings: dict[str, Any] = {"rope_theta": rope_theta, "max_positions": max_positions}
@@ -110,7 +110,7 @@ def write_megatron(
     """HF-named tensors into ``folder`` as a checkpoint of ours, or as classic files for ``classic_layout`` (tp, pp)."""
     config = ModelConfig.from_hf(model_files)
     stored = names.to_stored(tensors, config)
-    raw = json.loads((model_files / "config.json").read_text())
+    raw = read_config(model_files)
     changed = changed_config(raw, rope_theta=rope_theta, max_positions=max_positions, dtype=main_dtype(tensors))
     copy_model_files(model_files, folder / folder_format.MODEL, changed, stops=stops)
     if classic_layout is not None:

@@ -26,7 +26,7 @@ _E4M3 = torch.float8_e4m3fn
 def dequantized(folder: str | Path) -> dict[str, LazyTensor]:
     """The weights that a quantized folder stands for, in fp32, without the scales; ``pre_quant_scale`` is multiplied
     in. Raises UserError where a payload lacks its scale."""
-    held = open_checkpoint(folder).tensors
+    held = open_checkpoint(folder, strict=False).tensors
     plain: dict[str, LazyTensor] = {}
     for name, tensor in held.items():
         weight = name.removesuffix("_packed")
@@ -84,7 +84,7 @@ class _Weight(LazyTensor):
 def write_dequantized(src: str | Path, dst: str | Path, *, into_existing: bool = False) -> Path:
     """A quantized folder -> plain Hugging Face folder ``dst`` of the weights it stands for, in its own dtype: what an
     engine without the kernels evaluates. Inputs and cache, which fp8 rounds too, are not rounded there."""
-    source = open_checkpoint(src)
+    source = open_checkpoint(src, strict=False)
     config = source.config
     if config.pop("quantization_config", None) is None:
         raise UserError("is not quantized", file=src, remedy="use it as it is")
@@ -143,7 +143,7 @@ def quantized_model(folder: Path, source: Path) -> Any:
     for name, tensor in plain.items():
         if name in parameters:
             parameters[name].copy_(tensor.full())
-    held = open_checkpoint(folder).tensors
+    held = open_checkpoint(folder, strict=False).tensors
     for name, module in model.named_modules():
         if f"{name}.input_scale" in held:
             module.register_forward_pre_hook(_rounding(held[f"{name}.input_scale"].full()))
@@ -152,7 +152,7 @@ def quantized_model(folder: Path, source: Path) -> Any:
 
 def run_quantized(model: Any, folder: Path, sequence: Tensor) -> Tensor:
     """Logits of :func:`quantized_model`, its cache rounded where the export says."""
-    held = open_checkpoint(folder).tensors
+    held = open_checkpoint(folder, strict=False).tensors
     scales = {name: tensor.full() for name, tensor in held.items() if name.endswith(("k_scale", "v_scale"))}
 
     def change(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

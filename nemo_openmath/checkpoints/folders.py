@@ -19,7 +19,8 @@ import torch
 
 from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.safetensors_files import SHARD_BYTES, write_folder
-from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.errors import UserError
+from nemo_openmath.models.hf_config import read_config, rope_of
 from nemo_openmath.models.stop_tokens import StopTokens
 from nemo_openmath.models.torch_dist import TOKENIZER_FILES
 
@@ -105,34 +106,6 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-
-
-def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """``config.json`` as it is, its sizes found to be sizes and its RoPE settings to be settings."""
-    path = folder / name
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"no {name}", file=folder, remedy="give a Hugging Face model folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedFile(path, f"not JSON ({error})", "copy or download it again") from None
-    if not isinstance(found, dict):
-        raise DamagedFile(path, "not a JSON object", "copy or download it again")
-    for key in ("rope_parameters", "rope_scaling"):
-        if not isinstance(found.get(key) or {}, dict):
-            raise UserError(f"{key} is {found[key]!r}", file=path, remedy="write an object, or null")
-    numbers: list[tuple[str, Any, Any, int]] = [(key, found[key], int, 1) for key in _SIZES if key in found]
-    forms = (found, found.get("rope_parameters") or {}, found.get("rope_scaling") or {})
-    numbers += [
-        ("rope_theta", form["rope_theta"], (int, float), 0) for form in forms if form.get("rope_theta") is not None
-    ]
-    for key, value, kind, least in numbers:
-        if not isinstance(value, kind) or isinstance(value, bool) or not value >= least:
-            raise UserError(f"{key} is {value!r}", file=path, remedy="write the model's number")
-    return found
-
-
 def changed_config(
     raw: Mapping[str, Any],
     *,
@@ -147,19 +120,18 @@ def changed_config(
     if max_positions is not None and max_positions < 1:
         raise UserError(f"{max_positions} positions", remedy="the recipe has 131072")
     config = dict(raw)
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    both = {float(form["rope_theta"]) for form in (rope, config) if form.get("rope_theta") is not None}
-    if rope_theta is None and len(both) > 1:
-        problem = f"config.json says rope_theta {config['rope_theta']}, and {rope['rope_theta']} in its other form"
+    rope = rope_of(config)
+    forms = (config.get("rope_scaling") or {}, config.get("rope_parameters") or {}, config)
+    said = list(dict.fromkeys(float(form["rope_theta"]) for form in forms if form.get("rope_theta") is not None))
+    if rope_theta is None and len(said) > 1:
+        problem = f"config.json says rope_theta {said[-1]}, and {said[0]} in its other form"
         raise UserError(problem, remedy="readers differ in which they take: set both, or convert with --rope-theta")
-    theta = rope_theta if rope_theta is not None else rope.get("rope_theta", config.get("rope_theta"))
+    theta = rope_theta if rope_theta is not None else rope.theta
     if theta is not None:
         config["rope_theta"] = float(theta)
-        kind = rope.pop("rope_type", rope.pop("type", "default"))
-        config["rope_parameters"] = {**rope, "rope_type": kind, "rope_theta": float(theta)}
+        config["rope_parameters"] = {**rope.settings, "rope_type": rope.kind, "rope_theta": float(theta)}
         if config.get("rope_scaling"):  # the older name of the same; loaders that know both prefer it
-            rest = {key: value for key, value in rope.items() if key != "rope_theta"}
-            config["rope_scaling"] = None if kind == "default" else {**rest, "rope_type": kind}
+            config["rope_scaling"] = None if rope.kind == "default" else {**rope.settings, "rope_type": rope.kind}
     if max_positions is not None:
         config["max_position_embeddings"] = max_positions
         if "max_window_layers" in config and not config.get("use_sliding_window"):

@@ -6,13 +6,13 @@ numbers instead of weights they give the order, and lazy tensors then read the r
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from nemo_openmath.checkpoints.hf_folder import equal, no_place
 from nemo_openmath.checkpoints.lazy import Grid, Held, LazyTensor, Rows, columns, rows, take_rows
 from nemo_openmath.errors import UserError
 from nemo_openmath.models import hf_mapping
@@ -20,7 +20,6 @@ from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.hf_mapping import Mapped
 
 MODEL = ("embedding.", "decoder.", "output_layer.")  # how the names of a model's tensors begin; the rest is training
-log = logging.getLogger(__name__)
 
 
 def to_stored(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> dict[str, LazyTensor]:
@@ -37,22 +36,10 @@ def to_stored(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> dict[st
 
 
 def check_nothing_left(tensors: Iterable[str], config: ModelConfig, file: Path | None = None) -> None:
-    """Raises UserError naming a tensor that the architecture of config.json has no place for: it would be lost.
-
-    Not missed are RoPE's tables, which are computed, and the lm_head of a model whose config.json ties it to the
-    embedding, which every loader ignores (a warning says so)."""
+    """Raises UserError naming a tensor that the architecture of config.json has no place for: it would be lost."""
     known = {name for entry in hf_mapping.mapping(config) for name in entry.hf}
-    left = {name for name in tensors if name not in known and not name.endswith("rotary_emb.inv_freq")}
-    if config.tie_word_embeddings and "lm_head.weight" in left:
-        log.warning("lm_head.weight is left out: config.json ties it to the embedding")
-        left.remove("lm_head.weight")
-    if left:
-        raise _no_place(min(left), len(left), file)
-
-
-def _no_place(name: str, count: int, file: Path | None) -> UserError:
-    problem = f"config.json has no place for {name} ({count} such tensor{'s' * (count > 1)})"
-    return UserError(problem, file=file, remedy="check config.json against the weights")
+    if left := set(tensors) - known:
+        raise no_place(left, file)
 
 
 def to_hf(stored: Mapping[str, LazyTensor], config: ModelConfig, file: Path | None = None) -> dict[str, LazyTensor]:
@@ -73,14 +60,14 @@ def to_hf(stored: Mapping[str, LazyTensor], config: ModelConfig, file: Path | No
     known = {name for entry in hf_mapping.mapping(config) for name in (entry.stored, _unfused(entry.stored))}
     if config.tie_word_embeddings and "output_layer.weight" in stored:  # the last stage's copy
         known.add("output_layer.weight")
-        if not _equal(stored["output_layer.weight"], stored["embedding.word_embeddings.weight"]):
+        if not equal(stored["output_layer.weight"], stored["embedding.word_embeddings.weight"]):
             problem = "output_layer.weight differs from the embedding, and config.json ties the two"
             raise UserError(
                 problem, file=file, remedy="give the config.json of this model, with tie_word_embeddings false"
             )
     left = {name for name in stored if name.startswith(MODEL) and name not in known}
     if left:
-        raise _no_place(min(left), len(left), file)
+        raise no_place(left, file)
     return tensors
 
 
@@ -109,11 +96,6 @@ def pad_vocabulary(entry: Mapped, tensor: LazyTensor, multiple: int) -> LazyTens
     """Zero rows up to a multiple, for embedding and output layer."""
     missing = -tensor.shape[0] % multiple if _is_vocabulary(entry) else 0
     return Rows([tensor, Held(torch.zeros((missing, *tensor.shape[1:]), dtype=tensor.dtype))]) if missing else tensor
-
-
-def _equal(a: LazyTensor, b: LazyTensor) -> bool:
-    """Element by element, up to the first piece that differs."""
-    return a.shape == b.shape and all(torch.equal(p, q) for p, q in zip(a.pieces(), b.pieces(), strict=True))
 
 
 def _is_vocabulary(entry: Mapped) -> bool:

@@ -66,12 +66,12 @@ def quantize(
         raise UserError(
             f"{format} is not written as {layout}", remedy="leave the layout out: vLLM reads ModelOpt's FP8"
         )
-    source = open_checkpoint(src)
+    source = open_checkpoint(src, strict=False)
     if source.kind != "hf":
         raise UserError("is no Hugging Face folder", file=src, remedy="convert it first: convert megatron-to-hf")
     if source.quantization:
         raise UserError("is quantized already", file=src, remedy="give the model that it was made from")
-    source.refuse_quantized()
+    source = open_checkpoint(src)
     activations = Calibration()
     if format != "int8":
         if not calibration:

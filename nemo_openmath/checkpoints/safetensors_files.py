@@ -89,18 +89,38 @@ def _entries(path: Path, header: Any) -> list[tuple[str, str, tuple[int, ...], i
     return sorted(found, key=lambda entry: entry[3:])
 
 
-def read_folder(folder: Path) -> dict[str, LazyTensor]:
-    """Tensors of a (sharded) Hugging Face folder. Missing shards, and tensors that the index names and no file holds
-    (or the reverse), are errors that name them."""
+def read_folder(folder: Path) -> tuple[dict[str, LazyTensor], list[str]]:
+    """(tensors of a Hugging Face folder, names of the files of weights that are not of them).
+
+    What transformers reads is read: ``model.safetensors``, else the shards that the index names. A folder that has
+    both is refused, because programs differ in which they take; only an index that names that one file may lie beside
+    it. Without either, the whole set of one save's shards is read. Missing shards, and tensors that the index names
+    and no file holds (or the reverse), are errors that name them."""
     index = folder / INDEX
-    if not index.is_file():
-        return _read_without_index(folder)
+    if index.is_file():
+        tensors, read = _of_index(index)
+    elif (folder / SINGLE).is_file():
+        tensors, read = read_file(folder / SINGLE), [SINGLE]
+    else:
+        tensors, read = _shards_without_index(folder)
+    others = {file.name for pattern in _WEIGHTS for file in folder.glob(pattern) if file.is_file()}
+    return tensors, sorted(others - set(read))
+
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "consolidated*.pth", "*.gguf")
+
+
+def _of_index(index: Path) -> tuple[dict[str, LazyTensor], list[str]]:
+    folder = index.parent
     try:
         where: dict[str, str] = json.loads(index.read_text())["weight_map"]
         names = sorted(set(where.values()))
+        wrong = next((name for name in names if Path(name).name != name or name in ("", ".", "..")), None)
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise DamagedFile(index, f"not an index ({error!r})", _AGAIN) from None
-    if (folder / SINGLE).is_file() and SINGLE not in names:
+    if wrong is not None:
+        raise DamagedFile(index, f"names {wrong!r}, which is no file of this folder", _AGAIN)
+    if (folder / SINGLE).is_file() and names != [SINGLE]:
         problem = f"holds {SINGLE} and {INDEX}: two models, and programs differ in which they load"
         raise UserError(problem, file=folder, remedy="remove the stale one")
     missing = [name for name in names if not (folder / name).is_file()]
@@ -117,28 +137,34 @@ def read_folder(folder: Path) -> dict[str, LazyTensor]:
             if difference:
                 raise DamagedFile(folder / shard, f"{problem} {min(difference)} ({len(difference)} tensors)", _AGAIN)
         tensors.update(held)
-    return tensors
+    return tensors, names
 
 
-def _read_without_index(folder: Path) -> dict[str, LazyTensor]:
-    if (folder / SINGLE).is_file():  # what every loader takes; other files beside it are not the model
-        return read_file(folder / SINGLE)
-    files = sorted(folder.glob("*.safetensors"))
+def _shards_without_index(folder: Path) -> tuple[dict[str, LazyTensor], list[str]]:
+    files = sorted(file.name for file in folder.glob("*.safetensors"))
     if not files:
         raise UserError("no *.safetensors here", file=folder, remedy="save the model as safetensors")
+    shards = {name: match for name in files if (match := _SHARD.fullmatch(name))}
+    saves = sorted({(match[1], match[3]) for match in shards.values()})
+    strangers = [name for name in files if name not in shards]
+    if strangers or len(saves) > 1:
+        named = strangers or [f"{name}-*-of-{count}.safetensors" for name, count in saves]
+        problem = f"neither {SINGLE} nor {INDEX} is here to say whether {', '.join(named)} is the model"
+        remedy = f"rename the model's one file to {SINGLE}, or remove what is not the model's"
+        raise UserError(problem, file=folder, remedy=remedy)
+    name, count = saves[0]
+    every = [f"{name}-{n:05d}-of-{count}.safetensors" for n in range(1, int(count) + 1)]
+    missing = [shard for shard in every if shard not in shards]
+    if missing:
+        raise DamagedFile(folder, f"missing {', '.join(missing)} of {len(every)} shards", _AGAIN)
     tensors: dict[str, LazyTensor] = {}
-    for file in files:
-        if match := _SHARD.fullmatch(file.name):
-            every = [f"{match[1]}-{n:05d}-of-{match[3]}.safetensors" for n in range(1, int(match[3]) + 1)]
-            missing = [name for name in every if not (folder / name).is_file()]
-            if missing:
-                raise DamagedFile(folder, f"missing {', '.join(missing)} of {len(every)} shards", _AGAIN)
-        held = read_file(file)
+    for shard in files:
+        held = read_file(folder / shard)
         if twice := tensors.keys() & held.keys():
             problem = f"{min(twice)} is in two files, and no {INDEX} says which counts"
-            raise UserError(problem, file=file, remedy="remove the files that are not the model's")
+            raise UserError(problem, file=folder / shard, remedy="remove the files that are not the model's")
         tensors.update(held)
-    return tensors
+    return tensors, files
 
 
 def write_file(path: Path, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -29,11 +29,13 @@ from nemo_openmath.checkpoints import names
 from nemo_openmath.checkpoints.calibration import LINEAR
 from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_checkpoint
 from nemo_openmath.checkpoints.folders import building, copy_model_files, main_dtype
+from nemo_openmath.checkpoints.hf_folder import without_copies
 from nemo_openmath.checkpoints.lazy import Held, LazyTensor, Mapped, Rows, columns, rows
 from nemo_openmath.checkpoints.safetensors_files import write_file
 from nemo_openmath.errors import UserError
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ARCHITECTURES, ModelConfig
+from nemo_openmath.models.hf_config import describe
 
 TOKENIZER = (
     "tokenizer"  # folder of the tokenizer's files and generation_config.json: the ranks' config.json is no model's
@@ -59,14 +61,16 @@ def hf_to_trtllm(
     """
     if quantization not in _ALGORITHMS:
         raise UserError(f"quantization {quantization!r}", remedy="use int8 or int4, or leave it out")
-    source = open_checkpoint(src)
+    source = open_checkpoint(src, strict=False)
     config = source.model
     _check_layout(config, tp, pp)
     algorithm, cache = _ALGORITHMS[quantization], None
     if source.quantization:
         algorithm, cache = _fp8(source, quantization)
+        model = describe(source.model_files, quantized=True)
+        source.tensors = without_copies(source.tensors, model, source.path)
     else:
-        source.refuse_quantized()
+        source = open_checkpoint(src)
     plain = {name: tensor for name, tensor in source.tensors.items() if tensor.dtype.itemsize > 1}
     chosen = dtype or main_dtype({name: plain[name] for name in plain if not name.endswith("_scale")})
     if chosen not in (torch.bfloat16, torch.float16, torch.float32):

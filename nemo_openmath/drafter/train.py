@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
+from nemo_openmath.checkpoints.hf_folder import open_tensors
 from nemo_openmath.drafter.model import ReDrafter, Shape
 from nemo_openmath.drafter.texts import Text
 from nemo_openmath.errors import OpenMathError, UserError
@@ -55,6 +56,7 @@ def load_base(folder: Path) -> Any:
     """The model to draft for, frozen, on the GPU where there is one: a transformers causal language model."""
     from transformers import AutoModelForCausalLM
 
+    open_tensors(folder)  # refuses what transformers would compute in another way, or not at all
     try:
         base = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     except (OSError, ValueError) as error:

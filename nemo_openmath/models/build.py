@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,10 +17,9 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from safetensors import safe_open
 from torch import Tensor
 
-from nemo_openmath.errors import MissingExtra, UserError
+from nemo_openmath.errors import MissingExtra
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.attention import PackedAttention
 from nemo_openmath.models.configs import ModelConfig
@@ -267,16 +265,3 @@ def load_hf(chunks: Iterable[PackedGPT], model: ModelConfig, read: Callable[[str
     for entry, parameter in parameters_by_stored_name(chunks, model).values():
         full = hf_mapping.join(entry, hf_mapping.read_hf(read, entry, model), model)
         parameter.copy_(hf_mapping.tp_slice(entry, full, size, rank))
-
-
-def hf_reader(folder: str | Path) -> Callable[[str], Tensor]:
-    """Reads single tensors of a Hugging Face folder's safetensors files by name, memory-mapped."""
-    folder = Path(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(
-            "no *.safetensors here", file=folder, remedy="give a Hugging Face model folder with safetensors weights"
-        )
-    handles = [safe_open(file, framework="pt") for file in files]
-    where = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118 (not a dict)
-    return lambda name: where[name].get_tensor(name)

@@ -8,14 +8,15 @@ section 5.1): their own 10000 and 4096 are too short for 32768-token solutions.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from nemo_openmath.errors import UserError
+from nemo_openmath.models.hf_config import describe
 
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_UNSCALED = "give the model without it, or set rope_scaling to null if it was trained so"
 
 
 @dataclass(frozen=True)
@@ -79,48 +80,32 @@ class ModelConfig:
         return 3.0 * (2 * (tokens * self.num_hidden_layers * layer + head) + 2 * attention)
 
     @classmethod
-    def from_hf(cls, folder: str | Path) -> ModelConfig:
-        """Read ``folder/config.json`` (``rope_theta`` at the top or inside ``rope_parameters``)."""
-        path = Path(folder) / "config.json"
-        try:
-            raw: dict[str, Any] = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise UserError("no config.json", file=folder, remedy="give a Hugging Face model folder") from None
-        except json.JSONDecodeError as error:
-            raise UserError(f"not JSON ({error})", file=path, remedy="download the model again") from None
-        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            raise UserError(f"RoPE scaling {kind!r} is not supported", file=path, remedy="set rope_scaling to null")
-        if raw.get("use_sliding_window"):
-            raise UserError(
-                "sliding-window attention is not supported", file=path, remedy="set use_sliding_window false"
-            )
-        if raw.get("model_type") not in ARCHITECTURES:
-            raise UserError(
-                f"model_type {raw.get('model_type')!r}", file=path, remedy="use a Qwen2 or dense Qwen3 model"
-            )
-        theta = rope.get("rope_theta", raw.get("rope_theta"))
-        if theta is None:
-            raise UserError("neither rope_theta nor rope_parameters", file=path, remedy="add rope_theta")
-        eos = raw.get("eos_token_id")
-        try:
-            return cls(
-                **{key: raw[key] for key in _REQUIRED},
-                num_key_value_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
-                head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
-                rope_theta=float(theta),
-                max_position_embeddings=raw.get("max_position_embeddings", 32768),
-                rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-                tie_word_embeddings=raw.get("tie_word_embeddings", False),
-                initializer_range=raw.get("initializer_range", 0.02),
-                model_type=raw["model_type"],
-                bos_token_id=raw.get("bos_token_id"),
-                eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
-                pad_token_id=raw.get("pad_token_id"),
-            )
-        except KeyError as error:
-            raise UserError(f"{error} is missing", file=path, remedy="use a complete Qwen2 config.json") from None
+    def from_hf(cls, folder: str | Path, *, quantized: bool = False) -> ModelConfig:
+        """What ``folder/config.json`` describes (see :mod:`nemo_openmath.models.hf_config`), where training computes
+        it; else a UserError names the field. ``quantized``: accept a folder of quantized weights."""
+        found = describe(folder, quantized=quantized)
+        path, kind = found.file, found.model_type
+        for wrong, problem, remedy in (
+            (kind not in ARCHITECTURES, f"model_type {kind!r} is not supported", "use a Qwen2 or dense Qwen3 model"),
+            (found.rope.kind != "default", f"RoPE scaling {found.rope.kind!r} is not supported", _UNSCALED),
+            (found.o_bias, "attention_bias is true: biases of a Qwen3 are not computed", "use a model without them"),
+            (
+                found.attention_dropout > 0,
+                f"attention_dropout is {found.attention_dropout:g}: no dropout is computed",
+                "set it to 0.0",
+            ),
+        ):
+            if wrong:
+                raise UserError(problem, file=path, remedy=remedy)
+        eos = found.raw.get("eos_token_id")
+        names = {field.name for field in fields(cls)} & {field.name for field in fields(found)}
+        return cls(
+            **{name: getattr(found, name) for name in names},
+            rope_theta=found.theta,
+            bos_token_id=found.raw.get("bos_token_id"),
+            eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
+            pad_token_id=found.raw.get("pad_token_id"),
+        )
 
     def to_hf(self, dtype: str = "bfloat16") -> dict[str, Any]:
         """The content of ``config.json``. RoPE is written in both forms: transformers 5 reads ``rope_parameters``,

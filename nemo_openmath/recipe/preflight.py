@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nemo_openmath.engines.devices import check_device
 from nemo_openmath.errors import UserError, of_the_system, one_error
 from nemo_openmath.recipe.file import Recipe, StageEntry, shown
 from nemo_openmath.transcripts import ChatTokenizer
@@ -134,7 +135,7 @@ def _student(recipe: Recipe, models: Sequence[str]) -> None:
     """The engine of models that stages make."""
     student = recipe.student
     if student.kind == "embedded":
-        check_device(student.device, recipe.path)
+        check_device(student.device, "student.device", recipe.path)
     if student.kind != "embedded" and student.model and len(models) > 1:
         raise UserError(
             f"student.model is one model, and the stages ask for {len(models)}: {', '.join(models)}",
@@ -143,26 +144,6 @@ def _student(recipe: Recipe, models: Sequence[str]) -> None:
         )
     if student.api_key_env is not None and not os.environ.get(student.api_key_env):
         raise _unset(recipe, "student.api_key_env", student.api_key_env)
-
-
-def check_device(device: str, file: Path, setting: str = "student.device") -> None:
-    """Raises UserError where torch has no such device here."""
-    if device == "cpu":
-        return
-    import torch
-
-    try:
-        kind, index = torch.device(device).type, torch.device(device).index or 0
-    except RuntimeError:
-        raise UserError(f"{setting}: no device {device!r}", file=file, remedy="use cpu, cuda or cuda:0") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        why = "torch was built without CUDA" if torch.version.cuda is None else "no GPU is visible"
-        raise UserError(f"{setting}: {device!r} cannot be used: {why}", file=file, remedy=f"set {setting}: cpu")
-    if kind == "cuda" and index >= torch.cuda.device_count():
-        many = torch.cuda.device_count()
-        raise UserError(f"{setting}: {device!r}, and there are {many} GPUs", file=file, remedy="count from cuda:0")
-    if kind not in ("cpu", "cuda"):
-        raise UserError(f"{setting}: {device!r} is not supported", file=file, remedy="use cpu or cuda")
 
 
 def _room(recipe: Recipe, entries: Sequence[StageEntry], output: Path) -> None:

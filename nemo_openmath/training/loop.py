@@ -16,9 +16,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from nemo_openmath.checkpoints.checkpoint import open_checkpoint
 from nemo_openmath.errors import Preempted, UserError
 from nemo_openmath.models import torch_dist
-from nemo_openmath.models.build import PackedGPT, build_model, choose_backend, hf_reader, load_hf
+from nemo_openmath.models.build import PackedGPT, build_model, choose_backend, load_hf
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.stop_tokens import StopTokens
 from nemo_openmath.sft.pack_types import PackSource
@@ -75,6 +76,7 @@ def train(
     files = model / torch_dist.MODEL if is_checkpoint else model
     shape = ModelConfig.from_hf(files).with_changes(**(changes or {}))
     config.parallel.check(shape, dist.get_world_size())
+    opened = open_checkpoint(model, say=say if is_main() else _unsaid)
     with (
         claimed(output, say) as claim,
         parallel_state_of(config.parallel, config.seed),
@@ -93,7 +95,7 @@ def train(
                 torch_dist.verify(model)
                 load_model(model, models)
             else:
-                load_hf(models, shape, hf_reader(model))
+                load_hf(models, shape, opened.read)
         optimizer = Optimizer.build(models, config)
         first, found = 0, dict[str, Any]()
         if newest is not None:
@@ -233,6 +235,10 @@ class _Run:
         """Model FLOPs of the step over the devices' peak FLOP/s: the seconds it would take at 100%."""
         flops = self.shape.flops(facts.tokens, facts.sum_squared_lengths, facts.trained_tokens)
         return flops / (self.peak_flops * dist.get_world_size())
+
+
+def _unsaid(_line: str) -> None:
+    """What another rank says."""
 
 
 def _store(

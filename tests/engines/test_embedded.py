@@ -387,7 +387,7 @@ async def test_a_closed_engine_holds_no_cache(model_dir):
 
 def test_models_it_does_not_compute_are_named(tmp_path):
     path = tiny.save_model(tmp_path / "m", "llama", mlp_bias=True)
-    with pytest.raises(UserError, match="MLP biases"):
+    with pytest.raises(UserError, match="mlp_bias is True: biases in the MLP"):
         EmbeddedEngine.load(path)
     with pytest.raises(UserError, match=r"config\.json"):
         EmbeddedEngine.load(tmp_path)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from nemo_openmath.cli.main import run
+from nemo_openmath.engines.devices import check_device
 from nemo_openmath.errors import ExitCode, UserError
 from nemo_openmath.pipeline.locks import open_lock_file, try_lock
 from nemo_openmath.recipe import load_recipe
 from nemo_openmath.recipe.lock import run_lock
-from nemo_openmath.recipe.preflight import check_device
 from nemo_openmath.recipe.runner import Run, Selection, State
 from nemo_openmath.records import read_manifest
 
@@ -215,10 +215,10 @@ def test_all_that_can_be_known_is_said_at_the_start(tmp_path: Path, capsys: pyte
 
 
 def test_devices_are_tried_before_they_are_used(tmp_path: Path) -> None:
-    check_device("cpu", tmp_path)
+    check_device("cpu", "student.device", tmp_path)
     for device in ("gpu", "cuda:99", "mps"):
         with pytest.raises(UserError, match=r"student\.device: "):
-            check_device(device, tmp_path)
+            check_device(device, "student.device", tmp_path)
 
 
 @pytest.mark.parametrize("verb", ["run", "status", "report"])

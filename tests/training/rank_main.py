@@ -29,9 +29,10 @@ import torch.distributed as dist  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from nemo_openmath.checkpoints.checkpoint import open_checkpoint  # noqa: E402
 from nemo_openmath.errors import Preempted, UserError  # noqa: E402
 from nemo_openmath.models import hf_mapping  # noqa: E402
-from nemo_openmath.models.build import build_model, hf_reader, load_hf, parameters_by_stored_name  # noqa: E402
+from nemo_openmath.models.build import build_model, load_hf, parameters_by_stored_name  # noqa: E402
 from nemo_openmath.models.configs import ModelConfig  # noqa: E402
 from nemo_openmath.pipeline.build import Builder, Origin  # noqa: E402
 from nemo_openmath.sft.pack_types import Pack  # noqa: E402
@@ -52,7 +53,7 @@ def gradients(case: dict[str, Any], config: TrainingConfig) -> None:
     with parallel_state_of(config.parallel, seed=0):
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         models = build_model(model, config.parallel, dtype=dtype, recompute=config.recompute)
-        load_hf(models, model, hf_reader(case["model"]))
+        load_hf(models, model, open_checkpoint(case["model"]).read)
         optimizer = Optimizer.build(models, config)
         optimizer.zero_grad()
         part, _ = Stepper(models, optimizer.chunks, model, config).run(
@@ -136,7 +137,7 @@ def leaks(case: dict[str, Any], config: TrainingConfig) -> None:
     samples = samples_of(RandomPacks(1).batch(0)[0])
     with parallel_state_of(config.parallel, seed=0):
         models = build_model(model, config.parallel)
-        load_hf(models, model, hf_reader(case["model"]))
+        load_hf(models, model, open_checkpoint(case["model"]).read)
         stepper = Stepper(models, [*Optimizer.build(models, config).chunks], model, config)
 
         def loss(packs: list[Pack]) -> float:
