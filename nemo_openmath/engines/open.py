@@ -20,8 +20,10 @@ class EngineConfig:
     kind: Literal["embedded", "http", "replay"] = "embedded"
     model: str = ""
     # embedded
-    slots: PositiveInt = 64  # requests decoded at once
-    max_context: PositiveInt | None = None  # tokens of prompt + completion; default: the model's
+    # what is null is chosen from the memory that is free
+    slots: PositiveInt | None = None  # requests decoded at once; null: 64, or fewer
+    max_context: PositiveInt | None = None  # tokens of prompt + completion; null: the model's, or fewer
+    cache_mib: PositiveInt | None = None  # memory for keys and values; requests wait where it is full
     threads: PositiveInt | None = None  # of each operation; default: torch's
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
@@ -52,6 +54,7 @@ async def open_engine(config: EngineConfig) -> Engine:
             config.model,
             slots=config.slots,
             max_context=config.max_context,
+            cache_mib=config.cache_mib,
             threads=config.threads,
             dtype=config.dtype,
             device=config.device,

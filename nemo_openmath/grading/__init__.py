@@ -16,6 +16,7 @@ r"""Answers: extraction, equivalence with a reason, isolated grading, majority.
 - 3\frac{1}{2} is three and a half; 1,234 is a number (in brackets a pair); \sqrt[3]{-8} is -2; \log is unknown where
   its base decides; what stands behind a slash or a function is unknown where its reach decides (1/2x).
 - (B) 12 is B and is 12; a bare letter against a value is unknown. "Yes" is not a number.
+- A vote groups answers by one equivalence that no order of the votes changes: see majority.py.
 - Functions of symbols are compared on their real domain at random points; renamed symbols are unknown.
 """
 

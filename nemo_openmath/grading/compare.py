@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import lru_cache
 
 from nemo_openmath.grading import lexer, plain, texts
@@ -14,15 +15,21 @@ from nemo_openmath.grading.equivalence import Comparison
 from nemo_openmath.grading.forms import Empty, Form, Scalar, form
 from nemo_openmath.grading.lexer import NotMath
 from nemo_openmath.grading.names import Node
+from nemo_openmath.grading.numeric import symbols
 from nemo_openmath.grading.parser import Parser
-from nemo_openmath.grading.units import LONE_LETTERS, UNITS
+from nemo_openmath.grading.units import LONE_LETTERS, dimension, letter_unit
 from nemo_openmath.grading.verdict import Grade, Verdict, equal, not_equal, unknown
 
 _SPACES = re.compile(r"\s+")
 _BARE_LOG = re.compile(r"log(?![_\w])|\\log(?!\s*_)")
 _LABEL = re.compile(r"\x01([^\x02\x01]{1,60})\x02\s*[=:]\s*")
 _IN_BASE = re.compile(r"(-?[0-9A-Z]{1,60})_\{?(?!10\b)\d{1,2}\}?")
-_DECIMAL_COMMA = re.compile(r"-?\d{1,30},\d{1,30}")
+_SPACING = re.compile(r"\\[!,;:> ]|\\thinspace|[\s~$]")
+_DECIMAL_COMMA = re.compile(r"-?\d{1,30},\d{1,30}")  # 0,125
+_EUROPEAN = re.compile(r"-?\d{1,3}(?:\.\d{3}){1,10},\d{1,30}")  # 1.234,56
+_POINTS = re.compile(r"-?\d{1,3}(?:\.\d{3}){2,10}")  # 1.234.567
+_GROUPS = re.compile(r"-?[1-9](?:\d{0,2}(?:,\d{3}){1,10}|\d?(?:,\d{2}){1,10},\d{3}|\d{0,3}(?:,\d{4}){1,10})")
+_COUNT_OF_PRIMES = re.compile(r"\\pi\(\d+\)")
 _LETTERS = re.compile(r"[A-J]{2,10}")
 _SPACE = re.compile(r"((?<=[\w.])\s+(?=[\w.])|(?<=,)\s+(?=\d))|\s+")  # group 1: a space that means something
 
@@ -71,7 +78,7 @@ def _whole(text: str) -> int | None:
 class _Reading:
     """One answer, read once: its canonical spelling, its expressions, or why it is none."""
 
-    __slots__ = ("ambiguous", "canonical", "cleaned", "forms", "label", "problem", "tight", "words")
+    __slots__ = ("ambiguous", "canonical", "cleaned", "forms", "label", "problem", "squeezed", "tight", "words")
 
     def __init__(self, text: str):
         self.forms: list[Form] = []
@@ -80,6 +87,7 @@ class _Reading:
         self.problem = ""
         self.label = ""  # Area in \text{Area} = 5
         self.words = texts.unwrap(text)
+        self.squeezed = _SPACING.sub("", text.replace("{,}", ",")) if len(text) < 200 else ""
         try:
             self.cleaned = lexer.clean(text)
         except NotMath as error:
@@ -180,6 +188,8 @@ def _compare_read(p: _Reading, e: _Reading) -> Grade:
         other = _compare_readings(p.tight, e.tight, p.cleaned + " " + e.cleaned)
         if other.verdict is not grade.verdict:
             return unknown("depends on how far a slash or a function reaches")
+    if grade.verdict is Verdict.NOT_EQUAL and any(map(_COUNT_OF_PRIMES.fullmatch, (p.canonical, e.canonical))):
+        return unknown("a multiple of pi or a number of primes")
     return grade
 
 
@@ -187,9 +197,9 @@ def _notations(x: _Reading, y: _Reading) -> str | None:
     """Why ``x`` against ``y`` is a question of notation that mathematics does not answer, else None."""
     if (m := _IN_BASE.fullmatch(x.canonical)) is not None and m[1].lstrip("0") == y.canonical.lstrip("0"):
         return "digits of a base against digits without one"
-    if _DECIMAL_COMMA.fullmatch(x.canonical) and "," not in y.canonical and not lexer.COMMA_GROUPED.search(x.canonical):
-        grade = compare(x.canonical.replace(",", "."), y.cleaned)
-        return None if grade.verdict is Verdict.NOT_EQUAL else "a comma that may be a decimal one"
+    for number in _numbers_with_commas(x.squeezed, x.canonical, y.canonical.startswith("(")):
+        if compare(number, y.cleaned).verdict is not Verdict.NOT_EQUAL:
+            return "a comma or point that may be read in two ways"
     if _LETTERS.fullmatch(x.canonical) and sorted(x.canonical) == sorted(
         y.canonical.replace(",", "").replace("and", "")
     ):
@@ -197,40 +207,76 @@ def _notations(x: _Reading, y: _Reading) -> str | None:
     return None
 
 
+def _numbers_with_commas(squeezed: str, canonical: str, beside_tuple: bool) -> Iterator[str]:
+    """What a text of digits and commas also means somewhere: 0,125 is 0.125, 1, 234 is perhaps 1234. The reading
+    that the grader takes by custom is left out."""
+    if "," not in squeezed and squeezed.count(".") < 2:
+        return
+    if _DECIMAL_COMMA.fullmatch(squeezed):
+        yield squeezed.replace(",", ".")
+    if _EUROPEAN.fullmatch(squeezed):
+        yield squeezed.replace(".", "").replace(",", ".")
+    if _POINTS.fullmatch(squeezed):
+        yield squeezed.replace(".", "")
+    bare = squeezed[1:-1] if squeezed[:1] == "(" and squeezed[-1:] == ")" and not beside_tuple else squeezed
+    if _GROUPS.fullmatch(bare) and not lexer.COMMA_GROUPED.fullmatch(canonical.lstrip("-")) and not canonical.isdigit():
+        yield bare.replace(",", "")
+
+
 def _is_empty(reading: _Reading) -> bool:
     return any(isinstance(f, Empty) for f in reading.forms)
 
 
 def _compare_readings(p: list[Form], e: list[Form], source: str) -> Grade:
-    grades = [_compare_forms(a, b, source) for a in p for b in e]
-    grades += [_compare_forms(x, y, source) for a in p for b in e for x, y in _letter_units(a, b)]
-    for wanted in (Verdict.EQUAL, Verdict.UNKNOWN):
-        for grade in grades:
-            if grade.verdict is wanted:
-                return grade
-    if any(_lone_unit(x, y) or _lone_unit(y, x) for x in p for y in e):
-        return unknown("a letter that may be a unit")
-    return grades[0]
-
-
-def _lone_unit(x: Form, y: Form) -> bool:
-    """5 m against 5: metres, or five times m."""
-    if isinstance(x, Scalar) and isinstance(y, Scalar) and x.unit is None and y.unit is None:
-        match x.node:
-            case ("mul", (number, ("sym", letter))) if letter in LONE_LETTERS:
-                return Comparison().forms(Scalar(number), Scalar(y.node)).is_equal
-    return False
+    """The first reading of each side is the customary one, and it alone makes two answers equal."""
+    a, b = p[0], e[0]
+    customary = next(_letter_units(a, b), None)
+    grade = _compare_forms(*(customary or (a, b)), source)
+    if grade.is_equal or len(p) == len(e) == 1:
+        return grade
+    for x in p:
+        for y in e:
+            if (other := _compare_forms(x, y, source)).verdict is not Verdict.NOT_EQUAL:
+                return unknown("equal in another reading") if other.is_equal else other
+    return grade
 
 
 def _letter_units(a: Form, b: Form) -> Iterator[tuple[Form, Form]]:
-    """5m beside 5 metres: a letter behind a number is a unit where the other answer has that unit."""
+    """5m or 9.8 m/s^2 beside a quantity with a unit: letters behind a number are units too."""
     for x, y, turned in ((a, b, False), (b, a, True)):
         if isinstance(x, Scalar) and isinstance(y, Scalar) and x.unit is None and isinstance(y.unit, tuple):
-            match x.node:
-                case ("mul", (number, ("sym", letter))) if letter in LONE_LETTERS:
-                    base, size, exponent = UNITS[letter]
-                    read = Scalar(number, (((base, exponent),), size), x.name)
-                    yield (y, read) if turned else (read, y)
+            number: list[Node] = []
+            powers: dict[str, int] = {}
+            if _split(x.node, 1, number, powers) and powers and number:
+                parts: dict[str, int] = {}
+                size = Fraction(1)
+                for letter, power in powers.items():
+                    bases, factor = letter_unit(letter)
+                    size *= factor**power
+                    for base, exponent in bases.items():
+                        parts[base] = parts.get(base, 0) + exponent * power
+                node = number[0] if len(number) == 1 else ("mul", tuple(number))
+                read = Scalar(node, (dimension(parts), size), x.name)
+                yield (y, read) if turned else (read, y)
+
+
+def _split(node: Node, power: int, number: list[Node], powers: dict[str, int]) -> bool:
+    """Sort the factors of a product into numbers and letters that name units; False where there are others."""
+    match node:
+        case ("sym", letter) if letter in LONE_LETTERS:
+            powers[letter] = powers.get(letter, 0) + power
+            return True
+        case ("pow", ("sym", letter), ("num", int(exponent), 0)) if letter in LONE_LETTERS and 0 < exponent < 10:
+            powers[letter] = powers.get(letter, 0) + power * exponent
+            return True
+        case ("mul", nodes):
+            return all(_split(n, power, number, powers) for n in nodes)
+        case ("div", top, bottom) if symbols(bottom):
+            return _split(top, power, number, powers) and _split(bottom, -power, number, powers)
+    if symbols(node) or power < 0:
+        return False
+    number.append(node)
+    return True
 
 
 def _compare_forms(a: Form, b: Form, source: str) -> Grade:

@@ -9,16 +9,20 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 from nemo_openmath.grading import numeric
-from nemo_openmath.grading.equations import proportional
+from nemo_openmath.grading.equations import compare_relations, pairs, proportional, solutions
 from nemo_openmath.grading.evaluate import Evaluator
 from nemo_openmath.grading.forms import (
     INFINITY,
     MINUS_INFINITY,
+    ZERO,
+    Approximation,
     Assignment,
+    Clock,
     Collection,
     Congruence,
     Empty,
@@ -36,10 +40,12 @@ from nemo_openmath.grading.forms import (
 from nemo_openmath.grading.intervals import Ball, OutOfReach, add, from_exact, midpoint, sign
 from nemo_openmath.grading.names import DOTS, Node
 from nemo_openmath.grading.numeric import symbols
-from nemo_openmath.grading.units import COUNTED
+from nemo_openmath.grading.units import COUNTED, measured
 from nemo_openmath.grading.verdict import Grade, Verdict, equal, not_equal, unknown
 
 _FUNCTION = re.compile(r"([A-Za-z]+)\(([A-Za-z]+)\)")
+_LETTER = re.compile(r"[A-Za-z](?:_\w+)?'*|[a-z]{2,}(?:_\w+)?'*")  # a name that stands for a number: y, x_1, theta
+_SUMMANDS = frozenset("abcdkmnpqrstABCDMNPQRST")
 MAX_PAIRS = 2500  # comparisons of members of two collections
 KINDS = not_equal("different kinds of answer")
 
@@ -61,11 +67,14 @@ class Comparison:
 
     def forms(self, a: Form, b: Form) -> Grade:
         a, b = self._holes(a), self._holes(_same_argument(a, b))
-        grade = self._values(a, b)
         first, second = getattr(a, "name", None), getattr(b, "name", None)
-        if grade.is_equal and first and second and first != second:
-            return unknown(f"the same value of {first} and of {second}")
-        return grade
+        if first and second and first != second:
+            if isinstance(a, Scalar) and isinstance(b, Scalar) and (symbols(a.node) or symbols(b.node)):
+                return self._relations(a, b)
+            grade = self._values(a, b)
+            both = f"{first} and of {second}"
+            return unknown(f"the same value of {both}") if grade.is_equal else unknown(f"values of {both}")
+        return self._values(a, b)
 
     def nodes(self, a: Node, b: Node) -> Grade:
         infinite = [n in (INFINITY, MINUS_INFINITY) for n in (a, b)]
@@ -81,10 +90,20 @@ class Comparison:
         return numeric.same(a, b, self.log_base)
 
     def _values(self, a: Form, b: Form) -> Grade:
+        grade = self._kinds(a, b)
+        if grade is KINDS and (_has_letters(a) or _has_letters(b)):
+            return unknown("another kind of answer, with letters")
+        return grade
+
+    def _kinds(self, a: Form, b: Form) -> Grade:
         if isinstance(a, Scalar) and isinstance(b, Scalar):
             return self._scalars(a, b)
         if _elided(a) or _elided(b):
             return self._elided_lists(a, b)
+        if isinstance(a, Approximation) or isinstance(b, Approximation):
+            return self._approximations(a, b)
+        if isinstance(a, Clock) or isinstance(b, Clock):
+            return self._times(a, b)
         if isinstance(a, Relation) or isinstance(b, Relation):
             return self._relations(a, b)
         regions = as_region(a), as_region(b)
@@ -117,17 +136,16 @@ class Comparison:
                     if 1 not in (len(x.rows), len(x.rows[0])) or len(vector) != len(items):
                         return KINDS
                     return all_of([self._values(Scalar(n), i) for n, i in zip(vector, items, strict=True)])
+                case Matrix(), Scalar(node=("num", 0, _)) if all(
+                    numeric.sign_of(n) == 0 for row in x.rows for n in row
+                ):
+                    return unknown("a matrix of zeros and zero")
                 case Congruence(), Congruence():
                     return self._congruences(x, y)
                 case Congruence(), _:
                     return unknown("a residue class against a value")
                 case Ratio(), Ratio():
-                    if len(x.parts) != len(y.parts):
-                        return KINDS
-                    p, q = x.parts, y.parts
-                    return all_of([
-                        self.nodes(("mul", (p[0], q[i])), ("mul", (q[0], p[i]))) for i in range(1, len(p))
-                    ])  # fmt: skip
+                    return self._ratios(x.parts, y.parts)
                 case Ratio(parts=(p, q)), Scalar(unit=None):
                     grade = self.nodes(("div", p, q), y.node)
                     return grade if grade.is_equal else unknown("a ratio against a number")
@@ -168,11 +186,71 @@ class Comparison:
         if u[0] == v[0]:
             return self.nodes(_scaled(x, u[1]), _scaled(y, v[1]))
         kinds = {base for dimension in (u[0], v[0]) for base, _ in dimension}
+        if kinds == {"degC", "degF"} and u[0][0][1] == v[0][0][1] == 1:
+            celsius, other = (x, y) if u[0] == (("degC", 1),) else (y, x)
+            fahrenheit: Node = ("add", (("mul", (celsius, ("num", Fraction(9, 5), 0))), ("num", 32, 0)))
+            same = self.nodes(fahrenheit, other)
+            return unknown("the same temperature in two scales") if same.is_equal else not_equal("temperatures")
+        if kinds & {"degC", "degF"} and "deg" in kinds and self.nodes(x, y).is_equal:
+            return unknown("degrees of an angle and of a temperature")
         if kinds == {"deg", "rad"}:
             return self.nodes(*(("unit", n, w[0], w[1]) if w[0] == (("deg", 1),) else n for n, w in ((x, u), (y, v))))
         if kinds & COUNTED and self.nodes(x, y).is_equal:
             return unknown("the same number of different things")
+        if measured(u[0]) == measured(v[0]):
+            return unknown("units without a fixed rate")
         return not_equal("different units")
+
+    def _ratios(self, p: Sequence[Node], q: Sequence[Node]) -> Grade:
+        """2:4 is 1:2; a ratio with a part that is zero, or a letter, is only the same ratio."""
+        if len(p) != len(q):
+            return KINDS
+        grade = all_of([self.nodes(("mul", (p[0], q[i])), ("mul", (q[0], p[i]))) for i in range(1, len(p))])
+        if all(n == m for n, m in zip(p, q, strict=True)):
+            return grade
+        if any(not symbols(n) and numeric.sign_of(n) == 0 for n in (*p, *q)):
+            return unknown("a ratio with zero")
+        return grade
+
+    def _times(self, a: Form, b: Form) -> Grade:
+        """Times of day are equal at the same moment; two times without a half of the day may be durations, and where
+        no part is zero ratios. A ratio that may be a time equals only its own spelling."""
+        for x, y in ((a, b), (b, a)):
+            if isinstance(x, Clock) and isinstance(y, Ratio):
+                grade = self._ratios([("num", n, 0) for n in x.parts], y.parts) if not x.half else KINDS
+                return unknown("a time or a ratio") if grade.verdict is not Verdict.NOT_EQUAL else grade
+            if isinstance(x, Collection) and len(x.items) == 1:
+                return self._values(x.items[0], y)
+        if not isinstance(a, Clock) or not isinstance(b, Clock):
+            return unknown("a time against another kind of answer")
+        if len(a.parts) != len(b.parts):
+            return unknown("a time with seconds and one without")
+        if a.half and b.half:
+            return equal("same time") if _moment(a) == _moment(b) else not_equal("different times")
+        if a.half or b.half:
+            half, bare = (a, b) if a.half else (b, a)
+            if _moment(half) % 43200 != _moment(bare) % 43200:
+                return not_equal("different times")
+            if 13 <= bare.parts[0] <= 24:
+                return equal("same time") if _moment(half) == _moment(bare) else not_equal("different times")
+            return unknown("a time without its half of the day")
+        if a.parts == b.parts:
+            return equal("same time")
+        if _moment(a) % 43200 == _moment(b) % 43200:
+            return unknown("times half a day apart")
+        if self._ratios(*([("num", n, 0) for n in t.parts] for t in (a, b))).is_equal:
+            return unknown("two times or two ratios")
+        return not_equal("different times")
+
+    def _approximations(self, a: Form, b: Form) -> Grade:
+        """80/9, rounded 8.89, is 80/9: what is meant is compared; against the rounded number alone nothing is sure."""
+        meant = [f.value if isinstance(f, Approximation) else f for f in (a, b)]
+        grade = self._values(*meant)
+        if grade.verdict is not Verdict.NOT_EQUAL:
+            return grade
+        rounded = [f.rounded if isinstance(f, Approximation) else (f,) for f in (a, b)]
+        close = any(self._values(x, y).verdict is not Verdict.NOT_EQUAL for x in rounded[0] for y in rounded[1])
+        return unknown("a rounding of the same number") if close else grade
 
     def _above_one(self, node: Node) -> bool:
         """Whether 50 in 50% is clearly no fraction of one already."""
@@ -245,7 +323,10 @@ class Comparison:
             return grade
         half_open = any(opening + closing in ("(]", "[)") for opening, closing in ends)
         infinite = any(isinstance(i, Scalar) and i.node in (INFINITY, MINUS_INFINITY) for i in a.items)
-        return not_equal("open and closed ends") if half_open or infinite else unknown("round and square brackets")
+        if not (half_open or infinite):
+            return unknown("round and square brackets")
+        first, second = as_region(a), as_region(b)
+        return self._regions(first, second) if first and second else not_equal("open and closed ends")
 
     def _collection_with_tuple(self, a: Collection, b: Tuple) -> Grade:
         """A list without brackets is the tuple with the same order; a set never is one for certain."""
@@ -341,53 +422,98 @@ class Comparison:
     def _intervals(self, a: Interval, b: Interval) -> Grade:
         ends = all_of([self.nodes(a.low, b.low), self.nodes(a.high, b.high)])
         if ends.is_equal and (a.low_closed, a.high_closed) != (b.low_closed, b.high_closed):
-            infinite = a.low == MINUS_INFINITY and a.high == INFINITY
-            return ends if infinite else not_equal("open and closed ends")
+            low = a.low_closed == b.low_closed or a.low == MINUS_INFINITY
+            high = a.high_closed == b.high_closed or a.high == INFINITY
+            return ends if low and high else not_equal("open and closed ends")
         return ends
 
     def _relations(self, a: Form, b: Form) -> Grade:
-        """Equations are equal when their differences of sides are proportional; a polynomial equation in one unknown
-        equals the list of its roots."""
-        if isinstance(a, Relation) and isinstance(b, Relation) and a.operators != ("=",):
-            if a.operators == b.operators and len(a.nodes) == len(b.nodes):
-                grades = [self.nodes(x, y) for x, y in zip(a.nodes, b.nodes, strict=True)]
-                if all(g.is_equal for g in grades):
-                    return equal("same relation")
-            return unknown("relations")
+        """Conditions are compared as such; an equation in one unknown equals the list of its roots."""
         for x, y in ((a, b), (b, a)):
             if isinstance(x, Relation) and isinstance(y, Scalar) and (total := _total(x)) is not None and not y.name:
                 return self._values(total, y)
-        if any(self._no_root(x, y) for x, y in ((a, b), (b, a))):
-            return not_equal("a value that does not solve the equation")
-        first, second = _sides(a, b), _sides(b, a)
+            if isinstance(x, Relation) and (grade := self._roots(x, y)) is not None:
+                return grade
+        first, second = _condition(a, b), _condition(b, a)
         if first is None or second is None:
-            return unknown("an equation against another kind of answer")
-        return proportional(first, second, self.log_base)
+            return unknown("a relation against another kind of answer")
+        return compare_relations(first, second, self.log_base)
 
-    def _no_root(self, equation: Form, values: Form) -> bool:
-        """Whether a listed value certainly does not solve an equation in one unknown."""
-        if not isinstance(equation, Relation) or equation.operators != ("=",) or isinstance(values, Relation):
-            return False
+    def _roots(self, equation: Relation, values: Form) -> Grade | None:
+        """An equation in one unknown against the values it may have, None where the pair is another."""
         unknowns = symbols(("rel", equation.nodes))
         items = values.items if isinstance(values, Collection) else (values,)
-        if len(unknowns) != 1 or not all(isinstance(i, Scalar) and not symbols(i.node) for i in items):
-            return False
+        scalars = [i for i in items if isinstance(i, Scalar) and i.unit is None and not symbols(i.node)]
+        if equation.operators != ("=",) or len(unknowns) != 1 or len(scalars) != len(items) or not items:
+            return None
         (name,) = unknowns
+        if (given := getattr(values, "name", None)) and given != name:
+            return unknown(f"an equation in {name} against a value of {given}")
         left, right = equation.nodes
-        return any(
-            self.nodes(_put(left, name, i.node), _put(right, name, i.node)).verdict is Verdict.NOT_EQUAL
-            for i in items
-            if isinstance(i, Scalar)
-        )
+        for i in scalars:
+            sides = (numeric.put(side, name, i.node) for side in (left, right))
+            if self.nodes(*sides).verdict is Verdict.NOT_EQUAL:
+                return not_equal("a value that does not solve the equation")
+        function: Node = ("add", (left, ("neg", right)))
+        factors = tuple(("add", (("sym", name), ("neg", i.node))) for i in scalars)
+        roots: Node = factors[0] if len(factors) == 1 else ("mul", factors)
+        if proportional(function, roots, self.log_base) is not None:
+            return equal("the equation and its roots")
+        for solution in solutions(function, name, self.log_base):
+            solved = numeric.same_number(numeric.put(function, name, solution), ZERO, {}, self.log_base, real=True)
+            is_listed = any(self.nodes(solution, i.node).verdict is not Verdict.NOT_EQUAL for i in scalars)
+            if solved.is_equal and not is_listed and name in "xyzt":
+                return not_equal("a solution is missing")
+        return unknown("an equation that is no multiple of that of the values")
+
+
+def _condition(f: Form, other: Form) -> tuple[tuple[str, Node, Node], ...] | None:
+    """A relation, a named value or a half line as a chain of pairs of sides, None of another answer."""
+    match f:
+        case Relation(operators, nodes):
+            return pairs(operators, nodes)
+        case Scalar(node, None, str(name)) if _LETTER.fullmatch(name):
+            return (("=", ("sym", name), node),)
+        case Region(intervals=(only,)):
+            names = symbols(("rel", other.nodes)) if isinstance(other, Relation) else set()
+            letter = f.name or (next(iter(names)) if len(names) == 1 else None)
+            if letter is None or (only.low == MINUS_INFINITY) == (only.high == INFINITY):
+                return None
+            if only.low == MINUS_INFINITY:
+                return (("<=" if only.high_closed else "<", ("sym", letter), only.high),)
+            return (("<=" if only.low_closed else "<", only.low, ("sym", letter)),)
+    return None
+
+
+def _moment(time: Clock) -> int:
+    """Seconds since midnight; of a time without its half of the day, as its digits say."""
+    hours, minutes, *seconds = time.parts
+    if time.half:
+        hours = hours % 12 + 12 * (time.half == "p")
+    return hours * 3600 + minutes * 60 + sum(seconds)
+
+
+def _has_letters(f: Any) -> bool:
+    """Whether a form holds a letter, or a function that is not known here."""
+    if isinstance(f, Clock):
+        return False
+    if isinstance(f, tuple):
+        if f and isinstance(f[0], str):
+            return bool(symbols(f)) or f[0] == "call"
+        return any(map(_has_letters, f))
+    if is_dataclass(f):
+        return any(_has_letters(getattr(f, field.name)) for field in fields(f) if field.name not in ("name", "unit"))
+    return False
 
 
 def _total(f: Relation) -> Scalar | None:
-    """70 of "m + n = 70", the usual last line of a contest answer: a sum of several letters that are no coordinates and
-    a whole number. None of other equations."""
-    if f.operators != ("=",) or f.nodes[0][0] != "add" or _integer(f.nodes[1]) is None:
+    """70 of "m + n = 70", the usual last line of a contest answer: a sum of letters and a positive whole number. None
+    of other equations."""
+    if f.operators != ("=",) or f.nodes[0][0] != "add" or (_integer(f.nodes[1]) or 0) <= 0:
         return None
-    names = symbols(f.nodes[0])
-    return Scalar(f.nodes[1]) if len(names) > 1 and names <= set("abcdkmnpqABCDMNPQ") else None
+    terms = f.nodes[0][1]
+    names = {term[1] for term in terms if term[0] == "sym"}
+    return Scalar(f.nodes[1]) if len(names) == len(terms) and names <= _SUMMANDS else None
 
 
 def _elided(f: Form) -> bool:
@@ -413,14 +539,7 @@ def _same_argument(a: Form, b: Form) -> Form:
         return b
     if first[2] in symbols(b.node):
         return b
-    return replace(b, node=_put(b.node, second[2], ("sym", first[2])), name=first[0])
-
-
-def _put(node: Node, name: str, value: Node) -> Node:
-    """The expression with a value in the place of a symbol."""
-    if node == ("sym", name):
-        return value
-    return tuple(_put(part, name, value) if isinstance(part, tuple) else part for part in node)
+    return replace(b, node=numeric.put(b.node, second[2], ("sym", first[2])), name=first[0])
 
 
 def replace_braces(c: Collection) -> Collection:
@@ -461,19 +580,6 @@ def _integer(node: Node) -> int | None:
 
 def _mentions_infinity(node: Node) -> bool:
     return node == INFINITY or any(_mentions_infinity(part) for part in node if isinstance(part, tuple))
-
-
-def _sides(f: Form, other: Form) -> Node | None:
-    """left - right of an equation; of a named value, or of roots beside an equation in one unknown."""
-    if isinstance(f, Relation):
-        return ("add", (f.nodes[0], ("neg", f.nodes[1]))) if f.operators == ("=",) else None
-    unknowns = symbols(("rel", other.nodes)) if isinstance(other, Relation) else set()
-    items = f.items if isinstance(f, Collection) else (f,)
-    name = getattr(f, "name", None) or (next(iter(unknowns)) if len(unknowns) == 1 else None)
-    if name is None or not all(isinstance(i, Scalar) and i.unit is None for i in items) or "(" in name:
-        return None
-    factors = tuple(("add", (("sym", name), ("neg", i.node))) for i in items if isinstance(i, Scalar))
-    return factors[0] if len(factors) == 1 else ("mul", factors)
 
 
 __all__ = ["Comparison", "all_of"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 
 from nemo_openmath.grading import intervals as ball
-from nemo_openmath.grading.intervals import Ball, OutOfReach, Undecided, Undefined
+from nemo_openmath.grading.intervals import Ball, NotReal, OutOfReach, Undecided, Undefined
 from nemo_openmath.grading.names import Node
 
 Exact = int | Fraction
@@ -24,10 +24,11 @@ class Evaluator:
     something without a proven zero bound (pi, e, logarithms, sines) took part.
     """
 
-    def __init__(self, prec: int, symbols: Mapping[str, Exact] | None = None, log_base: int = 0):
+    def __init__(self, prec: int, symbols: Mapping[str, Exact] | None = None, log_base: int = 0, *, real: bool = False):
         self.prec = prec
         self.symbols = symbols or {}
         self.log_base = log_base  # what a bare \log means: 0 natural, else its base
+        self.real = real  # powers with a letter in the exponent are those of positive bases
         self.radicals: dict[Node, int] = {}
         self.transcendental = False
 
@@ -63,7 +64,11 @@ class Evaluator:
                 self.transcendental = True
                 return ball.exp(self.ball(exponent), self.prec)
             case ("pow", a, b):
-                return self._power(self.value(a), self.value(b), node)
+                base, exponent = self.value(a), self.value(b)
+                negative = self.real and isinstance(exponent, Fraction) and not isinstance(base, Ball) and base < 0
+                if negative and b[0] not in ("div", "num"):  # x^{1/3} is a root, x^n is none
+                    raise NotReal("power of a negative base")
+                return self._power(base, exponent, node)
             case ("root", a, n):
                 index = self.value(n)
                 if not isinstance(index, int) or not 2 <= index <= 1000:
@@ -209,6 +214,8 @@ class Evaluator:
         if name == "ceil":
             return ball.floor(x) + 1 if isinstance(x, Ball) else math.ceil(x)
         if name == "sgn":
+            if isinstance(x, Ball) and x.im is not None:
+                raise NotReal("sign of a complex number")
             return ball.sign(self.ball(x).re)
         if x == 0:
             if name in ("sin", "tan", "arcsin", "arctan", "sinh", "tanh"):
@@ -384,4 +391,4 @@ _FUNCTIONS: dict[str, Callable[[Ball, int], Ball]] = {
     "exp": ball.exp,
 }
 
-__all__ = ["Ball", "Evaluator", "Exact", "OutOfReach", "Undecided", "Undefined", "Value"]
+__all__ = ["Ball", "Evaluator", "Exact", "NotReal", "OutOfReach", "Undecided", "Undefined", "Value"]

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from nemo_openmath.grading import numeric
+from nemo_openmath.grading.evaluate import Ball, Evaluator
 from nemo_openmath.grading.lexer import NotMath
 from nemo_openmath.grading.names import Node
 from nemo_openmath.grading.numeric import symbols
@@ -20,7 +21,10 @@ from nemo_openmath.grading.units import Dimension
 INFINITY: Node = ("const", "oo")
 MINUS_INFINITY: Node = ("neg", INFINITY)
 ZERO: Node = ("num", 0, 0)
+NEARLY: Node = ("num", Fraction(1, 20), 0)  # relative error of what is called an approximation
 MAX_SIGNS = 4  # plus-minus signs of one expression
+MAX_MATRIX = 8  # rows and columns of matrices that are multiplied out
+MAX_POWER = 20  # of a matrix
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,25 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class Clock:
+    """12:30 or 4:00 PM: hours and minutes, perhaps seconds, and "a", "p" or ""; without a half of the day perhaps a
+    duration or a ratio."""
+
+    parts: tuple[int, ...]
+    half: str
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """80/9 \\approx 8.89: the value that is meant and the numbers that stand for it."""
+
+    value: Scalar
+    rounded: tuple[Scalar, ...]
+    name: str | None = None
+
+
+@dataclass(frozen=True)
 class Without:
     """A set without another."""
 
@@ -116,7 +139,21 @@ class Empty:
     name: str | None = None
 
 
-Form = Scalar | Collection | Tuple | Region | Assignment | Matrix | Relation | Congruence | Ratio | Without | Empty
+Form = (
+    Scalar
+    | Collection
+    | Tuple
+    | Region
+    | Assignment
+    | Matrix
+    | Relation
+    | Congruence
+    | Ratio
+    | Clock
+    | Approximation
+    | Without
+    | Empty
+)
 
 _FUNCTION_LETTERS = frozenset("fghFGHPQRTpq") | {"phi", "psi"}
 _FLIP = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
@@ -146,28 +183,96 @@ def form(node: Node) -> Form:
             return Matrix(rows)
         case ("ratio", nodes):
             return Ratio(nodes)
+        case ("clock", parts, half):
+            return Clock(parts, half)
         case ("empty",):
             return Empty()
         case ("mod", ("rel", operators, nodes), modulus) if set(operators) <= {"equiv", "="}:
             return Congruence(nodes[-1], modulus, _name(nodes[0]))
         case ("mod", residue, modulus):
             return Congruence(residue, modulus)
-        case ("neg", ("matrix", _)):
-            return _scaled_matrix(node[1], lambda n: ("neg", n))
-        case ("mul", nodes) if sum(n[0] == "matrix" for n in nodes) == 1:
-            others = tuple(n for n in nodes if n[0] != "matrix")
-            return _scaled_matrix(next(n for n in nodes if n[0] == "matrix"), lambda n: ("mul", (*others, n)))
-        case ("div", ("matrix", _), divisor):
-            return _scaled_matrix(node[1], lambda n: ("div", n, divisor))
         case ("mul", (("sym", point), ("seq", "(", ")", nodes))) if point.isupper() and point[0] not in "CPNU":
             return Tuple(tuple(form(n) for n in nodes), "(", ")", str(point))  # the point A(1, 2)
         case ("sym", "mathbb_R"):
             return Region((Interval(MINUS_INFINITY, False, INFINITY, False),))
+    if _has_matrix(node):
+        rows = _rows(node)
+        if rows is None:
+            raise NotMath("a matrix inside an expression")
+        return Matrix(rows)
     return _scalar(node)
 
 
-def _scaled_matrix(matrix: Node, scale: Callable[[Node], Node]) -> Matrix:
-    return Matrix(tuple(tuple(scale(n) for n in row) for row in matrix[1]))
+def _has_matrix(node: Node) -> bool:
+    if (node and node[0] in ("matrix", "seq")) or (node and node[0] == "fn" and node[1] == "det"):
+        return node[0] == "matrix"
+    return any(_has_matrix(part) for part in node if isinstance(part, tuple))
+
+
+def _rows(node: Node) -> tuple[tuple[Node, ...], ...] | None:
+    """The entries of a matrix expression: sums, products, powers and multiples. None of one that is a number."""
+    if not _has_matrix(node):
+        return None
+    match node:
+        case ("matrix", rows):
+            if len(rows) > MAX_MATRIX or len(rows[0]) > MAX_MATRIX:
+                raise NotMath("a large matrix inside an expression")
+            return rows
+        case ("neg", a):
+            return _each(_matrix(a), lambda n: ("neg", n))
+        case ("div", a, divisor) if not _has_matrix(divisor):
+            return _each(_matrix(a), lambda n: ("div", n, divisor))
+        case ("add", nodes):
+            total = _matrix(nodes[0])
+            for term in map(_matrix, nodes[1:]):
+                if len(term) != len(total) or len(term[0]) != len(total[0]):
+                    raise NotMath("a sum of matrices of different shapes")
+                total = tuple(
+                    tuple(("add", (x, y)) for x, y in zip(r, s, strict=True)) for r, s in zip(total, term, strict=True)
+                )
+            return total
+        case ("mul", nodes):
+            factors = tuple(n for n in nodes if not _has_matrix(n))
+            product: tuple[tuple[Node, ...], ...] | None = None
+            for matrix in (_matrix(n) for n in nodes if _has_matrix(n)):
+                product = matrix if product is None else _product(product, matrix)
+            assert product is not None
+            return _each(product, lambda n: ("mul", (*factors, n))) if factors else product
+        case ("pow", a, ("num", int(power), 0)) if 0 < power <= MAX_POWER:
+            base = result = _matrix(a)
+            for _ in range(power - 1):
+                result = _product(result, base)
+            return result
+    raise NotMath("a matrix inside an expression")
+
+
+def _matrix(node: Node) -> tuple[tuple[Node, ...], ...]:
+    if (rows := _rows(node)) is None:
+        raise NotMath("a number beside a matrix")
+    return rows
+
+
+def _each(rows: tuple[tuple[Node, ...], ...], change: Callable[[Node], Node]) -> tuple[tuple[Node, ...], ...]:
+    return tuple(tuple(change(n) for n in row) for row in rows)
+
+
+def _product(a: tuple[tuple[Node, ...], ...], b: tuple[tuple[Node, ...], ...]) -> tuple[tuple[Node, ...], ...]:
+    if len(a[0]) != len(b):
+        raise NotMath("a product of matrices of unfitting shapes")
+    entries = [
+        [("add", tuple(("mul", (x, y)) for x, y in zip(row, column, strict=True))) for column in zip(*b, strict=True)]
+        for row in a
+    ]
+    return tuple(tuple(map(_folded, row)) for row in entries)
+
+
+def _folded(node: Node) -> Node:
+    """A rational number as one, so that powers of matrices do not grow."""
+    try:
+        value = Evaluator(numeric.FIRST_PRECISION).value(node)
+    except ArithmeticError:
+        return node
+    return node if isinstance(value, Ball) else ("num", value, 0)
 
 
 def _built(name: str, condition: Form) -> Form:
@@ -229,8 +334,10 @@ def _name(node: Node) -> str | None:
     match node:
         case ("sym", name):
             return str(name)
-        case ("mul", (("sym", f), argument)) if f in _FUNCTION_LETTERS and argument[0] in ("sym", "num", "seq"):
-            return f"{f}({argument[1]})" if argument[0] in ("sym", "num") else f"{f}()"
+        case ("call", ("sym", f), argument) if argument[0] in ("sym", "num"):
+            return f"{f}({argument[1]})"
+        case ("mul", (("sym", f), argument)) if f in _FUNCTION_LETTERS and argument[0] == "seq":
+            return f"{f}()"
         case ("mul", nodes) if all(n[0] == "sym" and len(n[1]) == 1 for n in nodes):  # the segment AB, the angle ABC
             name = "".join(n[1] for n in nodes)
             upper = name.removeprefix("m") if len(name) > 2 else name  # m of the measure of an angle
@@ -247,19 +354,38 @@ def _named(value: Form, name: str | None) -> Form:
 
 
 def _related(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> Form:
-    operators = tuple("=" if op == "approx" else op for op in operators)
-    if set(operators) == {"="}:
+    if set(operators) <= {"=", "approx"}:
         name = _name(nodes[0])
         agreed = all(numeric.same(node, nodes[-1]).is_equal for node in nodes[1:-1])
         if name is not None and agreed and not (nodes[0][0] == "mul" and "(" not in name and symbols(nodes[-1])):
             return _named(form(nodes[-1]), name)
-        if agreed and not any(map(symbols, nodes)) and numeric.same(nodes[0], nodes[-1]).is_equal:
-            return form(nodes[-1])
-        if len(nodes) == 2 and (name := _name(nodes[1])) is not None and not symbols(nodes[0]):
-            return _named(form(nodes[0]), name)
+        if len(nodes) == 2 and (turned := _name(nodes[1])) is not None and not symbols(nodes[0]):
+            return _named(form(nodes[0]), turned)
+        values = nodes[1:] if name is not None else nodes
+        if not any(map(symbols, values)):
+            return _named(_equal_values(values), name)
+        if "approx" in operators:
+            raise NotMath("an approximation of an expression with letters")
         return Relation(operators, nodes)
     region = _inequality(operators, nodes)
     return region if region is not None else Relation(operators, nodes)
+
+
+def _equal_values(nodes: tuple[Node, ...]) -> Form:
+    """A chain of numbers that are equal, or of a number and roundings of it. Raises NotMath where it does not hold."""
+    if all(numeric.same(nodes[0], node).is_equal for node in nodes[1:]):
+        return form(nodes[-1])
+    value, *others = (_scalar(node) for node in nodes)
+    rounded = tuple(other for other in others if isinstance(other, Scalar))
+    if not isinstance(value, Scalar) or len(rounded) != len(others):
+        raise NotMath("an equation that does not hold")
+    for other in rounded:
+        left, right = (("percent", s.node) if s.unit == "percent" else s.node for s in (value, other))
+        gap: Node = ("fn", "abs", ("add", (left, ("neg", right))), None)
+        allowed: Node = ("fn", "abs", ("mul", (left, NEARLY)), None)
+        if numeric.sign_of(("add", (allowed, ("neg", gap)))) == -1 or numeric.sign_of(gap) is None:
+            raise NotMath("an equation that does not hold")
+    return Approximation(value, rounded)
 
 
 def _inequality(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> Region | None:

@@ -13,7 +13,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from mpmath.libmp import finf, fnan, fninf, from_int, fzero, mpf_floor, mpf_sign, to_int, to_rational
+from mpmath.libmp import finf, fnan, fninf, from_int, from_man_exp, fzero, mpf_floor, mpf_sign, to_int, to_rational
 from mpmath.libmp import libmpi as mpi
 
 Interval = tuple[Any, Any]
@@ -27,6 +27,10 @@ class Undecided(ArithmeticError):
 
 class Undefined(ArithmeticError):
     """Division by zero and the like."""
+
+
+class NotReal(Undefined):
+    """A function of real numbers alone at a complex one."""
 
 
 class OutOfReach(ArithmeticError):
@@ -200,8 +204,8 @@ def log(x: Ball, prec: int) -> Ball:
         return _checked(atom(mpi.mpi_log(mpi.mpi_neg(x.re), prec), mpi.mpi_pi(prec), of=x))
     if contains_zero(x.im) and mpf_sign(x.re[0]) <= 0:
         raise Undecided  # on the branch cut
-    re, im = mpi.mpci_log((x.re, x.im), prec)
-    return _checked(atom(re, im, x))
+    size = mpi.mpci_abs((x.re, x.im), prec + 10)
+    return _checked(atom(mpi.mpi_log(size, prec), _angle(x.im, x.re, prec), x))
 
 
 def cos_sin(x: Ball, prec: int) -> tuple[Ball, Ball]:
@@ -216,8 +220,16 @@ def cos_sin(x: Ball, prec: int) -> tuple[Ball, Ball]:
 
 def atan2(y: Ball, x: Ball, prec: int) -> Ball:
     if x.im is not None or y.im is not None:
-        raise OutOfReach("inverse tangent of a complex number")
-    return _checked(atom(mpi.mpi_atan2(y.re, x.re, prec), of=y if y.u + y.l > x.u + x.l else x))
+        raise NotReal("inverse tangent of a complex number")
+    return _checked(atom(_angle(y.re, x.re, prec), of=y if y.u + y.l > x.u + x.l else x))
+
+
+def _angle(y: Interval, x: Interval, prec: int) -> Interval:
+    """The inverse tangent of y / x. mpmath rounds it to nearest, not outward, so it is computed to more bits and
+    widened by more than its error."""
+    bits = prec + 10
+    wide = (from_man_exp((1 << bits) - 1, -bits), from_man_exp((1 << bits) + 1, -bits))
+    return mpi.mpi_mul(mpi.mpi_atan2(y, x, bits + 10), wide, prec)
 
 
 def absolute(x: Ball, prec: int) -> Ball:
@@ -229,7 +241,7 @@ def absolute(x: Ball, prec: int) -> Ball:
 
 def floor(x: Ball) -> int:
     if x.im is not None:
-        raise Undefined("floor of a complex number")
+        raise NotReal("floor of a complex number")
     if magnitude(x.re) > 10_000:
         raise OutOfReach("floor")
     low, high = (int(to_int(mpf_floor(end))) for end in x.re)

@@ -4,7 +4,8 @@ The dress (``\left``, ``\dfrac``, ``\,``, ``$``, ``\mathrm``, Unicode) is taken 
 spelling of everything. All patterns are linear: no quantifier nests inside another over the same characters.
 
 A token is ``(kind, value)``: ``num`` (Fraction, written digits of a decimal or 0), ``sym`` name, ``const`` name,
-``fn`` name, ``cmd`` a LaTeX command that takes arguments, ``word`` a unit or connective, ``op`` anything else.
+``fn`` name, ``cmd`` a LaTeX command that takes arguments, ``word`` a unit or connective, ``clock`` a time (its parts
+and a, p or nothing), ``op`` anything else.
 """
 
 from __future__ import annotations
@@ -57,13 +58,23 @@ _DRESS = re.compile(
 _FONT = re.compile(r"\\(?:mathbf|mathit|mathcal|mathsf|boldsymbol|bm|pmb|ensuremath|boxed|fbox)(?![a-zA-Z])")
 _ORDINAL = re.compile(r"(?<=\d)(?:\^?\{?\x01(?:st|nd|rd|th)\x02\}?|(?:st|nd|rd|th)(?![a-zA-Z]))")
 _PMOD = re.compile(r"\\pmod\s*(?:\{([^{}]{0,60})\}|(\d+))")
-_GROUPED = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\{,\}|,?\\[!,; ]|~| )\d{3})+(?!\d)")
+# A comma with a negative or no space behind it groups digits; with a wider space it separates a list: 1,\\,234.
+_GROUPED = re.compile(
+    r"(?<![\d.])[1-9]\d{0,2}(?:(?:(?:\{,\}|,)\s?(?:\\!\s?){1,2}|\{,\}\s?|\\[!,;:> ]\s?|\\thinspace\s?|~| )\d{3})+(?!\d)"
+)
+_MERIDIEM = re.compile(  # 4:00 PM, 4:00\\text{ p.m.}; without minutes only where it cannot be a product: 4 p.m.
+    r"(?<![\w.:])(\d{1,2})(?::([0-5]\d)(?::([0-5]\d))?(?:\\[,;: ]|~)?\s?\x01?\s?([ap])\s?\.?\s?m\b"
+    r"|(?:\\[,;: ]|~)?\s?(?:\x01\s?([ap])\s?\.?\s?m\b|([ap])\.\s?m\b))\.?\s?\x02?(?![\w(^])",
+    re.IGNORECASE,
+)
+_CLOCK = re.compile(r"(?<![\w.:\x03])(\d{1,2}):([0-5]\d)(?::([0-5]\d))?(?!\d|:|\.\d|\s?\x03)")
+_TIMES = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)")  # 1.2 x 10^3
 _CHOOSE = re.compile(r"(?:\{\})?[_^]\{?(\d{1,9}|n)\}?\s?C_\{?(\d{1,9}|[a-z])\}?")  # {}_{10}C_3
 _POWER_OF_TEN = re.compile(r"(?<=[\d.])\x01[eE]\x02(?=[+-]?\d)")  # 1.5\mathrm{e}3
 _DOTS = re.compile(r"\\(?:dots|cdots|dotsc|dotsb)(?![a-zA-Z])|\.\s?\.\s?\.")
 _PLUS_MINUS = re.compile(r"\+/-|(?:^|(?<==))\s*\+\s?-(?=\s?[\d\\a-z(])")
 _DECIMAL_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d)")
-COMMA_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d])")
+COMMA_GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 _TEXT = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mbox|operatorname\*?|emph)\s*\{((?:[^{}\\$]|\\[$%&_, ])*)\}"
 )
@@ -77,6 +88,7 @@ _TOKEN = re.compile(
     r"|(?P<cmd>\\[a-zA-Z]+)"
     r"|(?P<escaped>\\.)"
     r"|(?P<text>\x01[^\x02]*\x02)"
+    r"|(?P<clock>\x03[^\x04]*\x04)"
     r"|(?P<letters>[A-Za-z]+)"
     r"|(?P<op>\*\*|<=|>=|!=|==|->|=>|!!|[-+*/^_=<>!%'°()\[\]{}|,;:&?$€£¥₹¢.])"
     r"|(?P<other>\S)"
@@ -111,7 +123,7 @@ _OPS = {
     r"\|": "|", r"\lVert": "|", r"\rVert": "|", r"\lfloor": "floor(", r"\rfloor": ")floor", r"\lceil": "ceil(",
     r"\rceil": ")ceil", r"\cup": "cup", r"\cap": "cap", r"\setminus": "setminus", r"\backslash": "setminus",
     r"\in": "in",
-    r"\pm": "pm", r"\mp": "mp", r"\equiv": "equiv", r"\approx": "approx", r"\sim": "approx", r"\%": "%", r"\circ": "°",
+    r"\pm": "pm", r"\mp": "mp", r"\equiv": "equiv", r"\approx": "approx", r"\%": "%", r"\circ": "°",
     r"\degree": "°", r"\prime": "'", r"\lor": "or", r"\vee": "or", r"\land": "and", r"\wedge": "and", r"\colon": ":",
     r"\lbrack": "[", r"\rbrack": "]", r"\\": "\\\\", r"\over": "over", r"\choose": "choose", r"\mid": "|",
     r"\bmod": "mod",
@@ -136,10 +148,14 @@ def clean(text: str) -> str:
     text = text.translate(_TRANSLATE)
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
+    text = re.sub("[\x01-\x04]", "", text)
     text = _GROUPED.sub(lambda m: re.sub(r"\D", "", m[0]), text)
     text = _DECIMAL_COMMA.sub(".", text)
     text = _TEXT.sub(lambda m: f"\x01{m[1]}\x02", text)
     text = _POWER_OF_TEN.sub("e", text)
+    text = _TIMES.sub(r" \\times ", text)
+    if ":" in text or "m" in text or "M" in text:
+        text = _CLOCK.sub(_clock, _MERIDIEM.sub(_half_day, text))
     text = _CHOOSE.sub(r"\\binom{\1}{\2}", text)
     text = _PLUS_MINUS.sub(r"\\pm ", _DOTS.sub(r"\\ldots ", text))
     text = re.sub(r"\\([RZNQC])(?![a-zA-Z])", r"\\mathbb{\1}", text)
@@ -154,6 +170,22 @@ def clean(text: str) -> str:
         text = re.sub(r"(?<!\\)\$", " ", text)
     text = text.rstrip(" \t\n.,;").lstrip()
     return text[:-1].rstrip() if text.endswith("\\") and not text.endswith("\\\\") else text
+
+
+def _half_day(m: re.Match[str]) -> str:
+    hour = int(m[1])
+    if not 1 <= hour <= 12:
+        return m[0]
+    return _time(hour, m[2] or "00", m[3], (m[4] or m[5] or m[6]).lower())
+
+
+def _clock(m: re.Match[str]) -> str:
+    return _time(int(m[1]), m[2], m[3], "")
+
+
+def _time(hour: int, minutes: str, seconds: str | None, half: str) -> str:
+    """The spelling of a time between the lexer's own marks: hours, minutes, perhaps seconds, perhaps a or p."""
+    return f"\x03{hour}:{minutes}" + (f":{seconds}" if seconds else "") + f"{half}\x04"
 
 
 def tokenize(text: str) -> list[Token]:
@@ -186,6 +218,9 @@ def tokenize(text: str) -> list[Token]:
             if denominator == 0 or numerator >= denominator:
                 raise NotMath("not a mixed number")
             tokens.append(("num", (whole + Fraction(numerator, denominator), 0)))
+        elif kind == "clock":
+            digits = value[1:-1].rstrip("ap")
+            tokens.append(("clock", (tuple(map(int, digits.split(":"))), value[1 + len(digits) : -1])))
         elif kind == "repeat":
             tokens.append(("num", (_repeating(value), 0)))
         else:

@@ -2,20 +2,31 @@
 
 Exact where both are rational. Otherwise enclosures: disjoint ones prove "different"; "same" is proved by the zero
 bound of the difference (see intervals.py), or, where pi, e, logarithms or sines take part, accepted when all digits
-agree to a precision far beyond the size of the expressions. Symbols are replaced by random rational numbers from a
-generator seeded with the pair: a verdict is reproducible.
+agree to a precision far beyond the size of the expressions.
+
+Functions of symbols are compared at random rational points (from a generator seeded with the pair: a verdict is
+reproducible). What a few points prove depends on the kind of function:
+
+- Rational functions, sines, exponentials and what is made of them are analytic: five points, of both signs.
+- Roots, logarithms, absolute values and the like have branches: points of all signs and several sizes, also beyond
+  each number that is written in them, and the same real domain.
+- floor, ceil and sgn may differ at isolated points: they are letters of their own, the same where their arguments are.
+
+"Different" needs a point at which both have a real value, and the same symbols on both sides: a letter that only one
+side has may be defined by the problem. A function that is not known here (a letter before a bracket) is never
+different.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from typing import Any
 
 from nemo_openmath.grading import intervals as ball
-from nemo_openmath.grading.evaluate import Evaluator, Exact, OutOfReach, Undecided, Undefined
+from nemo_openmath.grading.evaluate import Evaluator, Exact, NotReal, OutOfReach, Undecided, Undefined, Value
 from nemo_openmath.grading.names import Node
 from nemo_openmath.grading.plain import MIN_ROUNDED_DIGITS
 from nemo_openmath.grading.verdict import Grade, equal, not_equal, unknown
@@ -23,12 +34,20 @@ from nemo_openmath.grading.verdict import Grade, equal, not_equal, unknown
 FIRST_PRECISION = 96  # bits: tells most different numbers apart
 MAX_PRECISION = 8192
 AGREEMENT = 400  # bits of agreement, beyond the heights, that count as equality without a proven bound
+POINT_AGREEMENT = 160  # the same at the later ones of many random points
 SURE_DIGITS = 6  # significant digits from which a correctly rounded decimal stands for a non-terminating number
+BRANCHED_POINTS = 24  # at which functions with branches are compared
+MIN_BRANCHED_POINTS = 6  # of them that must lie in the domain
+MAX_CALLS = 20  # unknown functions of one pair
 
-_DECORATED = re.compile(r"(?:overline|bar|vec|hat)_")
+_CONSTANT = re.compile(r"(?:[Cc]|const|K)(?:_.*)?|k")  # customary names of a constant of integration
+_INTEGRATION = re.compile(r"C(?:_.*)?|[cK]_.*|K")  # those that hardly name anything else
 
 EXACT = equal("same value")
 DIFFERENT = not_equal("different values")
+NO_VALUE = unknown("outside the real domain")
+ONE_VALUE = unknown("real on one side only")
+OPEN_VALUE = unknown("perhaps real")
 
 
 def symbols(node: Node, found: set[str] | None = None) -> set[str]:
@@ -56,7 +75,56 @@ def same(a: Node, b: Node, log_base: int = 0) -> Grade:
     if not names:
         rounded = _rounded(a, b, log_base)
         return rounded if rounded is not None else same_number(a, b, {}, log_base)
+    if _mentions_any(a, "call") or _mentions_any(b, "call"):
+        grade = _Opaque("call", log_base).compare(a, b)
+        return grade if grade.is_equal else unknown("a function that is not known here")
+    if _has_steps(a) or _has_steps(b):
+        grade = _Opaque("fn", log_base).compare(a, b)
+        if grade.is_equal:
+            return grade
+        grade = _same_function(a, b, names, log_base)
+        return unknown("steps that agree where they were tried") if grade.is_equal else grade
     return _same_function(a, b, names, log_base)
+
+
+class _Opaque:
+    """Replaces unknown functions, or functions with steps, by letters: one letter for one function of one argument."""
+
+    def __init__(self, kind: str, log_base: int):
+        self.kind, self.log_base = kind, log_base
+        self.known: list[tuple[Any, Node, Node]] = []  # function, argument, letter
+
+    def compare(self, a: Node, b: Node) -> Grade:
+        try:
+            return same(self._hide(a), self._hide(b), self.log_base)
+        except OutOfReach:
+            return unknown("too many unknown functions")
+
+    def _hide(self, node: Node) -> Node:
+        if node and node[0] == self.kind and (self.kind == "call" or (node[1] in STEPS and symbols(node))):
+            function, argument = node[1], self._hide(node[2])
+            for other, value, letter in self.known:
+                if other == function and (value == argument or same(value, argument, self.log_base).is_equal):
+                    return letter
+            if len(self.known) >= MAX_CALLS:
+                raise OutOfReach("calls")
+            letter = ("sym", f"{self.kind} {len(self.known)}")
+            self.known.append((function, argument, letter))
+            return letter
+        return tuple(self._hide(part) if isinstance(part, tuple) else part for part in node)
+
+
+def _mentions_any(node: Node, kind: str) -> bool:
+    return bool(node) and (node[0] == kind or any(_mentions_any(p, kind) for p in node if isinstance(p, tuple)))
+
+
+STEPS = frozenset({"floor", "ceil", "sgn"})
+
+
+def _has_steps(node: Node) -> bool:
+    if node and node[0] == "fn" and node[1] in STEPS and symbols(node):
+        return True
+    return any(_has_steps(part) for part in node if isinstance(part, tuple))
 
 
 def same_number(
@@ -74,15 +142,19 @@ def same_number(
     gap = 0.0
     heights = 0.0
     while True:
-        evaluator = Evaluator(precision, values, log_base)
+        evaluator = Evaluator(precision, values, log_base, real=real)
         needed = 4.0 * precision
         try:
-            x, y = evaluator.value(a), evaluator.value(b)
+            if real:
+                first, second = _real_value(evaluator, a), _real_value(evaluator, b)
+                if first is None or second is None:
+                    return NO_VALUE if first is None and second is None else ONE_VALUE
+                x, y = first, second
+            else:
+                x, y = evaluator.value(a), evaluator.value(b)
             if not isinstance(x, ball.Ball) and not isinstance(y, ball.Ball):
                 return EXACT if x == y else DIFFERENT
             left, right = evaluator.ball(x), evaluator.ball(y)
-            if real and (left.im is not None or right.im is not None):
-                return unknown("outside the real domain")
             different, gap = ball.apart(left, right, precision)
             if different:
                 return DIFFERENT
@@ -97,6 +169,8 @@ def same_number(
             if -gap > needed:
                 return EXACT if not evaluator.transcendental else equal(f"all of {int(-gap * 0.301)} digits agree")
             needed += max(0.0, ball.magnitude(left.re)) + 64
+        except _RealOrNotError:
+            return OPEN_VALUE
         except Undecided:
             gap = 0.0
         except Undefined as error:
@@ -134,59 +208,106 @@ def _written_bits(folded: Node) -> float:
     return sum(_written_bits(part) for part in folded if isinstance(part, tuple))
 
 
-def _points(names: list[str], seed: str, far: int) -> Iterator[tuple[str, dict[str, Exact]]]:
-    """Kinds of points and values for the symbols: positive rationals, rationals of any sign, whole numbers. With
-    ``far``, also of that size and its square: beyond the places where |x - 1000| or a floor changes."""
+class _RealOrNotError(ArithmeticError):
+    """An imaginary part that is too close to zero to tell."""
+
+
+def _real_value(evaluator: Evaluator, node: Node) -> Value | None:
+    """The value of an expression, None where it is not real. Raises Undefined at a pole."""
+    try:
+        value = evaluator.value(node)
+    except NotReal:
+        return None
+    if isinstance(value, ball.Ball) and value.im is not None:
+        if not ball.contains_zero(value.im):
+            return None
+        raise Undecided if evaluator.prec <= FIRST_PRECISION else _RealOrNotError
+    return value
+
+
+def _random(rng: random.Random) -> Fraction:
+    """Small, for exponents become indices of roots; with an odd denominator, for which negative bases have powers."""
+    return Fraction(rng.randrange(13, 400), rng.randrange(11, 61, 2))
+
+
+def _points(names: list[str], seed: str, branched: bool, landmarks: list[Fraction]) -> Iterator[dict[str, Exact]]:
+    """Rational values for the symbols: positive and of any sign; for functions with branches in all combinations of
+    signs, small, large and on either side of each landmark."""
     rng = random.Random(seed)
+    if not branched:
+        for _ in range(3):
+            yield {name: _random(rng) for name in names}
+        for _ in range(2):
+            yield {
+                name: -_random(rng) if i == 0 or rng.random() < 0.5 else _random(rng) for i, name in enumerate(names)
+            }
+        return
+    far = 4 * max(landmarks, default=Fraction(1))
+    scales = [Fraction(1), Fraction(1, 27), Fraction(27), Fraction(1, 81), far, far * far]
+    near = [x for mark in landmarks for x in (mark + Fraction(3, 31), abs(mark - Fraction(3, 31)))]
+    for i in range(BRANCHED_POINTS):
+        point: dict[str, Exact] = {}
+        for k, name in enumerate(names):
+            size = scales[(i // 2) % 6] * _random(rng)
+            if near and i >= 8 and rng.random() < 0.5:
+                size = rng.choice(near)
+            negative = bool(i >> k & 1) if k < 3 else rng.random() < 0.5
+            point[name] = -size if negative else size
+        yield point
 
-    def rational() -> Fraction:
-        return Fraction(rng.randrange(13, 400), rng.randrange(11, 61, 2))  # small: exponents become root indices
 
-    for _ in range(3):
-        yield "positive", {name: rational() for name in names}
-    for _ in range(2):
-        yield (
-            "signed",
-            {name: -rational() if i == 0 or rng.random() < 0.5 else rational() for i, name in enumerate(names)},
-        )
-    for scale in (far, -far, far * far, -far * far) if far else ():
-        yield "positive" if scale > 0 else "signed", {name: scale * rational() for name in names}
-    if len(names) <= 50:
-        for shift in (0, 1, 2) * 4:
-            whole = rng.sample(range(1, 60), len(names))
-            yield "whole", {name: 2 * value + shift for name, value in zip(names, whole, strict=True)}
+def _whole_points(names: list[str], seed: str) -> Iterator[dict[str, Exact]]:
+    """Whole values for symbols that count: small ones of every remainder, and larger ones."""
+    rng = random.Random(seed)
+    if len(names) > 50:
+        return
+    for shift in (0, 1, 2) * 9:
+        whole = rng.sample(range(1, 60), len(names))
+        yield {name: 2 * value + shift for name, value in zip(names, whole, strict=True)}
+    for scale in (7, 100, 100):
+        whole = rng.sample(range(60, 120), len(names))
+        yield {name: scale * value + i for i, (name, value) in enumerate(zip(names, whole, strict=True))}
 
 
 def _same_function(a: Node, b: Node, names: list[str], log_base: int) -> Grade:
-    seen: dict[str, set[bool]] = {}
     real = not (_mentions(a, ("const", "i")) or _mentions(b, ("const", "i")))
-    points = 0
-    far = 4 * max(_largest(a), _largest(b)) if _piecewise(a) or _piecewise(b) else 0
-    agreement = AGREEMENT + 8 * (_written_bits(_folded(a)) + _written_bits(_folded(b)))
+    branched = _branched(a) or _branched(b)
+    counts = _counts(names)
+    seed = repr((a, b) if repr(a) < repr(b) else (b, a))
+    written = 8 * (_written_bits(_folded(a)) + _written_bits(_folded(b)))
+    landmarks = sorted(_numbers(a) | _numbers(b))[:12] if branched else []
+    equal_at = different_at = one_sided = 0
     failure = unknown("no point to compare at")
-    whole = 0
-    for kind, point in _points(names, repr((a, b) if repr(a) < repr(b) else (b, a)), far):
+    for i, point in enumerate(_points(names, seed, branched, landmarks)):
+        agreement = (AGREEMENT if i < 5 else POINT_AGREEMENT) + written
         grade = same_number(a, b, point, log_base, real=real, agreement=agreement)
         if grade.verdict == "unknown":
             failure = grade
-            continue
-        points += 1
-        whole += kind == "whole"
-        seen.setdefault(kind, set()).add(grade.is_equal)
-        if whole == 3:  # more of them are drawn, for factorials of differences are not defined at all
-            break
-        if kind == "positive" and not grade.is_equal and not _counts(names):
-            return _renamed(a, b)
-    if not seen:
-        return failure
-    if points < 3:
-        return unknown("defined at too few points")
-    results = set().union(*seen.values())
-    if results == {True}:
+            one_sided += grade is ONE_VALUE or grade is OPEN_VALUE
+        elif grade.is_equal:
+            equal_at += 1
+        else:
+            different_at += 1
+        if different_at and not counts and (not branched or equal_at or i >= 5):
+            return _differ(a, b) if not equal_at else unknown("equal for some values of the symbols only")
+    whole_equal = whole_different = 0
+    if counts:
+        enough = 15 if branched or not equal_at else 3
+        for point in _whole_points(names, seed):
+            grade = same_number(a, b, point, log_base, real=real, agreement=AGREEMENT + written)
+            whole_equal += grade.is_equal
+            whole_different += grade.verdict == "not_equal"
+            if whole_equal + whole_different == enough:  # more are drawn, for factorials of differences have no value
+                break
+    if different_at or whole_different:
+        if equal_at or whole_equal:
+            return unknown("equal for some values of the symbols only")
+        return _differ(a, b)
+    if one_sided and not (counts and all(map(_counting, names)) and whole_equal >= MIN_BRANCHED_POINTS):
+        return unknown("real for different values of the symbols")
+    if equal_at >= (MIN_BRANCHED_POINTS if branched else 3) or (counts and whole_equal >= MIN_BRANCHED_POINTS):
         return equal("same function of its symbols")
-    if results == {False}:
-        return _renamed(a, b)
-    return unknown("equal for some values of the symbols only")
+    return unknown("defined at too few points") if equal_at or whole_equal else failure
 
 
 def sign_of(node: Node) -> int | None:
@@ -204,48 +325,103 @@ def _mentions(node: Node, wanted: Node) -> bool:
     return node == wanted or any(_mentions(part, wanted) for part in node if isinstance(part, tuple))
 
 
-def _piecewise(node: Node) -> bool:
-    """Whether the expression may be different functions on different parts of the line."""
-    if node and (node[0] == "root" or (node[0] == "fn" and node[1] in ("abs", "floor", "ceil", "max", "min", "sgn"))):
-        return True
-    if node and node[0] == "pow" and node[2][0] == "div":
-        return True
-    return any(_piecewise(part) for part in node if isinstance(part, tuple))
+_ANALYTIC = frozenset("sin cos tan cot sec csc sinh cosh tanh exp".split())  # noqa: SIM905
 
 
-def _largest(node: Node) -> int:
-    """The largest number that stands in an expression, rounded up, within reason."""
+def _branched(node: Node) -> bool:
+    """Whether an expression may be different analytic functions on different parts of the line."""
+    match node:
+        case ("num" | "sym" | "const", *_):
+            return False
+        case ("pow", base, exponent):
+            if not symbols(base) and symbols(exponent):
+                return sign_of(base) != 1 or _branched(exponent)
+            return symbols(node) != set() and (_integer_of(exponent) is None or _branched(base))
+        case ("fn", name, argument, base):
+            return symbols(node) != set() and (name not in _ANALYTIC or base is not None or _branched(argument))
+        case ("root" | "fact" | "binom", *_):
+            return symbols(node) != set()
+    return any(_branched(part) for part in node if isinstance(part, tuple))
+
+
+def _integer_of(node: Node) -> int | None:
+    match node:
+        case ("num", int(value), _):
+            return value
+        case ("neg", ("num", int(value), _)):
+            return -value
+    return None
+
+
+def _numbers(node: Node) -> set[Fraction]:
+    """Sizes of the numbers that stand in an expression, within reason."""
     if node and node[0] == "num":
-        return min(int(abs(node[1])) + 1, 10**12)
-    return max((_largest(part) for part in node if isinstance(part, tuple)), default=1)
+        return {min(abs(Fraction(node[1])), Fraction(10**12))}
+    found: set[Fraction] = set()
+    for part in node:
+        if isinstance(part, tuple):
+            found |= _numbers(part)
+    return found
 
 
 def _counts(names: list[str]) -> bool:
-    return any(name[0] in "nkmjpq" for name in names)
+    return any(map(_counting, names))
 
 
-def _renamed(a: Node, b: Node) -> Grade:
-    """Different functions, unless one is the other with its symbols renamed."""
+def _counting(name: str) -> bool:
+    return name[0] in "nkmjpq"
+
+
+def _differ(a: Node, b: Node) -> Grade:
+    """Two functions differ: the grade of the answers."""
     first, second = symbols(a), symbols(b)
-    if any(_DECORATED.match(name) for name in first ^ second):
-        return unknown("names under a bar or an arrow")
-    if a[0] == b[0] == "sym":
-        return unknown("upper and lower case") if a[1].lower() == b[1].lower() else not_equal("different symbols")
-    old, new = sorted(first - second), sorted(second - first)
-    if len(old) == len(new) and 0 < len(old) <= 3:
-        for names in itertools.permutations(new):
-            renamed = a
-            for x, y in zip(old, names, strict=True):
-                renamed = _rename(renamed, x, y)
-            if _same_function(renamed, b, sorted(second), 0).is_equal:
-                return unknown("the same but for the names of symbols")
+    if first != second:
+        return unknown("letters that only one side has")
+    constants = [name for name in first if _CONSTANT.fullmatch(name)]
+    if constants and len(first) > len(constants):
+        return _families(a, b, constants)
     return not_equal("different functions of their symbols")
 
 
-def _rename(node: Node, old: str, new: str) -> Node:
-    if node == ("sym", old):
-        return ("sym", new)
-    return tuple(_rename(part, old, new) if isinstance(part, tuple) else part for part in node)
+def _families(a: Node, b: Node, constants: list[str]) -> Grade:
+    """x^2 + C and x^2 + 1 + C are one family; sin x + C and cos x + C are two, for their difference is no constant."""
+    open_ = unknown("the same but for a constant of integration")
+    if len(constants) == 1:
+        (name,) = constants
+        zero, one = (tuple(put(n, name, ("num", v, 0)) for n in (a, b)) for v in (0, 1))
+        added = [
+            same(("add", (one[i], ("neg", zero[i]))), ("num", 1, 0)).is_equal if symbols(zero[i]) else False
+            for i in (0, 1)
+        ]
+        if all(added):
+            difference: Node = ("add", (zero[0], ("neg", zero[1])))
+            names = sorted(symbols(difference))
+            values = []
+            for seed in range(12):
+                rng = random.Random(seed)
+                values.append({n: _random(rng) for n in names})
+            for point in values[1:]:
+                here, there = (
+                    put_all(difference, {n: ("num", v, 0) for n, v in p.items()}) for p in (values[0], point)
+                )
+                if same_number(here, there, {}, real=True).verdict == "not_equal":
+                    return not_equal("different families of functions")
+            return open_
+    if any(map(_INTEGRATION.fullmatch, constants)):
+        return open_
+    return not_equal("different functions of their symbols")
+
+
+def put(node: Node, name: str, value: Node) -> Node:
+    """The expression with a value in the place of a symbol."""
+    return put_all(node, {name: value})
+
+
+def put_all(node: Node, values: Mapping[str, Node]) -> Node:
+    """The expression with values in the place of symbols."""
+    if node and node[0] == "sym":
+        return values.get(node[1], node)
+    return tuple(put_all(part, values) if isinstance(part, tuple) else part for part in node)
 
 
 def _decimal(node: Node) -> tuple[Fraction, int] | None:

@@ -9,6 +9,8 @@ A node is a tuple whose first entry names it:
     ("seq", open, close, nodes)  ("list", nodes, "," | "and" | "or")  ("ratio", nodes)  ("matrix", rows)
     ("rel", operators, nodes)  ("in", a, set)  ("builder", name, condition)  ("union", nodes)  ("setminus", a, b)
     ("empty",)  ("unit", a, dimension, factor)  ("percent", a)  ("mod", a, modulus)
+    ("call", function, argument)  f(3) of a letter f: a value that is not known here
+    ("clock", parts, half)        12:30 or 4:00 PM; half is "a", "p" or ""
 
 Where custom leaves two readings of a product behind a slash or a function (1/2x, \sin x/2), ``Parser.ambiguous`` is
 set and ``tight`` chooses the second one: the product first.
@@ -29,6 +31,8 @@ _RELATIONS = frozenset({"=", "<", ">", "<=", ">=", "!=", "approx", "==", "equiv"
 _CLOSERS = {"(": (")", "]"), "[": ("]", ")"), "set(": (")set",), "<(": (")>",), "{": ("}",)}
 _EOF: Token = ("eof", None)
 _ONE: Node = ("num", 1, 0)
+_FUNCTION_NAMES = frozenset({"f", "g", "F", "G", "phi", "psi", "Gamma", "zeta"})  # f(x+1) is no product
+_TEMPERATURES = {"C": "degC", "F": "degF"}
 _CURRENCY = {"$": "USD", r"\$": "USD", "€": "€", "£": "£", "¥": "¥", "₹": "₹"}
 
 
@@ -234,7 +238,7 @@ class Parser:
             if op in ("^", "**"):
                 self.position += 1
                 if self._take("°") or self._braced("°"):
-                    node = ("unit", node, (("deg", 1),), Fraction(1))
+                    node = self._degrees(node)
                 elif (self._take("'") or self._braced("'")) and node[0] == "sym":
                     node = ("sym", node[1] + "'")
                 else:
@@ -250,15 +254,37 @@ class Parser:
                 node = ("percent", node)
             elif op == "°":
                 self.position += 1
-                node = ("unit", node, (("deg", 1),), Fraction(1))
+                node = self._degrees(node)
             elif op == "_" and node[0] == "num":
                 self.position += 1
                 node = in_base(node, self._group_or_token())
             elif op == "'" and node[0] == "sym":
                 self.position += 1
                 node = ("sym", node[1] + "'")
+            elif op == "(" and self._is_call(node):
+                self.position += 1
+                node = ("call", node, self._bracket("("))
             else:
                 return node
+
+    def _is_call(self, node: Node) -> bool:
+        r"""Whether a bracket behind a letter holds the argument of a function: \varphi(10), f(x+1), a(n); x(x+1) is a
+        product."""
+        letter = node[1] if node[0] == "pow" else node  # f^{-1}(2), f^2(x)
+        if letter[0] != "sym":
+            return False
+        if letter[1].rstrip("'") in _FUNCTION_NAMES:
+            return self._peek(1) != ("op", "mod")
+        ahead = 2 if self._op_at(1) in ("+", "-") else 1
+        is_simple = self._peek(ahead)[0] in ("num", "sym", "const") and self._op_at(ahead + 1) == ")"
+        return is_simple and node[0] == "sym"
+
+    def _degrees(self, node: Node) -> Node:
+        kind, name = self._peek()
+        if kind == "sym" and name in _TEMPERATURES and self._op_at(1) not in ("(", "^", "_"):
+            self.position += 1
+            return ("unit", node, ((_TEMPERATURES[name], 1),), Fraction(1))
+        return ("unit", node, (("deg", 1),), Fraction(1))
 
     def _braced(self, op: str) -> bool:
         if self._op() == "{" and self._peek(1) == ("op", op) and self._peek(2) == ("op", "}"):
@@ -312,6 +338,8 @@ class Parser:
             return self._symbol(value)
         if kind == "fn":
             return self._function(value)
+        if kind == "clock":
+            return ("clock", *value)
         if kind == "cmd":
             return self._command(value)
         if kind == "begin":

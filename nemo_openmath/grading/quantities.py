@@ -64,10 +64,11 @@ def _simple(parser: Parser, node: Node) -> Node:
         elif word in SCALES:
             node = ("mul", (node, ("num", SCALES[word], 0)))
         elif word in COMPOSITE:
+            power = _exponent(parser, pending)
             for base, size, exponent in COMPOSITE[word]:
-                parts[base] = parts.get(base, 0) + sign * exponent
-                factor *= size ** (sign * (1 if exponent > 0 else -1))
-            seen = True
+                parts[base] = parts.get(base, 0) + sign * exponent * power
+                factor *= size ** (sign * power * (1 if exponent > 0 else -1))
+            pending, seen = 1, True
         else:
             base, size, exponent = UNITS.get(word, (word, Fraction(1), 1))
             power = _exponent(parser, pending)

@@ -48,10 +48,8 @@ def _table() -> dict[str, tuple[str, Fraction, int]]:
     add("INR", 1, "₹ rupee rupees")
     add("deg", 1, "degree degrees deg °")
     add("rad", 1, "rad radian radians")
-    add("N", 1, "N newton newtons")
-    add("J", 1, "J joule joules")
-    add("W", 1, "W watt watts")
-    add("Hz", 1, "Hz hertz")
+    add("degC", 1, "celsius")
+    add("degF", 1, "fahrenheit")
     add("pound", 1, "pound pounds")  # a currency or a weight: only like with like
     add("ton", 1, "ton tons")
     add("gallon", 1, "gallon gallons gal")
@@ -62,18 +60,33 @@ def _table() -> dict[str, tuple[str, Fraction, int]]:
 
 UNITS = _table()
 _HOUR = ("s", Fraction(3600), -1)
+_FORCE = (("g", Fraction(1000), 1), ("m", Fraction(1), 1), ("s", Fraction(1), -1), ("s", Fraction(1), -1))
+_ENERGY = (*_FORCE, ("m", Fraction(1), 1))
+_POWER = (*_ENERGY, ("s", Fraction(1), -1))
 COMPOSITE = {  # word -> (base unit, size in it, exponent of 1 or -1), ...
     "mph": (("m", Fraction(1609344, 1000), 1), _HOUR),
     "kph": (("m", Fraction(1000), 1), _HOUR),
     "kmh": (("m", Fraction(1000), 1), _HOUR),
+    **dict.fromkeys(("N", "newton", "newtons"), _FORCE),
+    **dict.fromkeys(("J", "joule", "joules"), _ENERGY),
+    **dict.fromkeys(("W", "watt", "watts"), _POWER),
+    **dict.fromkeys(("Hz", "hertz"), (("s", Fraction(1), -1),)),
 }
+# Units that measure one thing without a fixed rate in the table above (acre and m^2, year and day, pound and gram):
+# quantities in them are not told apart.
+_MEASURES = {
+    "year": (("time", 1),), "s": (("time", 1),), "lb": (("mass", 1),), "ton": (("mass", 1),), "g": (("mass", 1),),
+    "pound": (("mass", 1),), "gallon": (("length", 3),), "acre": (("length", 2),), "m": (("length", 1),),
+    "degC": (("temperature", 1),), "degF": (("temperature", 1),), "deg": (("angle", 1),), "rad": (("angle", 1),),
+}  # fmt: skip
 # "and" joins a smaller part to these: 2 hours and 30 minutes, 5 dollars and 25 cents, 5 feet and 6 inches.
 MIXED = frozenset(
     word
     for word, (base, size, _) in UNITS.items()
     if base in ("s", "USD", "year", "lb") or (base == "m" and size in (Fraction(9144, 10000), Fraction(3048, 10000)))
 )
-LONE_LETTERS = frozenset(word for word in UNITS if len(word) == 1 and word.isascii())  # 5 m may be five times m
+# 5 m may be five times m
+LONE_LETTERS = frozenset(word for word in (*UNITS, *COMPOSITE) if len(word) == 1 and word.isascii())
 
 COUNTED = frozenset(
     """apples oranges balls books boxes boys girls cards chairs coins cookies children days digits dogs cats edges
@@ -94,5 +107,26 @@ SCALES = {
 }
 
 
+def measured(dimension: Dimension) -> Dimension:
+    """What a quantity of this dimension measures: length and mass of whatever units."""
+    parts: dict[str, int] = {}
+    for base, exponent in dimension:
+        for measure, power in _MEASURES.get(base, ((base, 1),)):
+            parts[measure] = parts.get(measure, 0) + exponent * power
+    return tuple(sorted((measure, exponent) for measure, exponent in parts.items() if exponent))
+
+
+def letter_unit(word: str) -> tuple[dict[str, int], Fraction]:
+    """Exponents of the base units and the size of a unit that is a letter: ({"m": 1}, 1) of m."""
+    parts: dict[str, int] = {}
+    size = Fraction(1)
+    for base, factor, exponent in COMPOSITE.get(word) or (UNITS[word],):
+        parts[base] = parts.get(base, 0) + exponent
+        size *= factor ** (1 if exponent > 0 else -1) if word in COMPOSITE else factor
+    return parts, size
+
+
 def dimension(parts: dict[str, int]) -> Dimension:
+    if "degC" in parts or "degF" in parts:  # degrees Celsius
+        parts = {base: exponent for base, exponent in parts.items() if base != "deg"}
     return tuple(sorted((base, exponent) for base, exponent in parts.items() if exponent and base != "unit"))

@@ -1,6 +1,7 @@
 """Time bank and early agreement, with the stand-in teacher as the model and a clock that the test moves."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 
 import pytest
@@ -8,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_openmath.competition import SolverSettings, TimeBank, solve
+from nemo_openmath.competition.solver import agreed
 from nemo_openmath.engines.protocol import Capabilities, Chunk, Completion, EngineError, Finish, Request
+from nemo_openmath.grading import majority
 from nemo_openmath.pipeline import SystemClock
 from nemo_openmath.rollout import RolloutSettings
 from nemo_openmath.transcripts import ChatTokenizer, load_template
@@ -113,3 +116,14 @@ async def test_the_time_limit_takes_what_there_is(tokenizer: ChatTokenizer) -> N
 async def test_no_answer_at_all(tokenizer: ChatTokenizer) -> None:
     result, _ = await run(tokenizer, [("5", SLOW)], seconds=0.1, agree=1)
     assert (result.answer, result.votes, result.ended) == (None, 0, "time")
+
+
+@pytest.mark.parametrize(
+    "answers", [["50", "50%", "0.5", "50", "0.5"], ["7", "5 m", "5", "5 cm", "5", "5"], ["1", None, "2"]]
+)
+def test_agreement_is_the_vote_on_what_was_seen_in_any_order(answers: list[str | None]) -> None:
+    for agree in (2, 3, 4):
+        said = {agreed(majority(order), agree) for order in itertools.permutations(answers)}
+        assert len(said) == 1
+        vote = majority(answers)
+        assert said == {not vote.tie and vote.count >= agree + (len(answers) > agree) and len(answers) >= agree}

@@ -1,5 +1,6 @@
 """Generations -> metrics and paired differences, counted by hand."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -150,3 +151,12 @@ def test_intervals_of_a_table_stay_within_what_is_possible() -> None:
         assert "-" not in value_text(row.metric, row.value) + interval_text(row.metric, row.low, row.high)
     assert interval_text("pass@1", -1e-17, 0.001) == "0.0–0.1"
     assert (value_text("pass@1", -1e-9), value_text("tokens", -0.0)) == ("0.0%", "0.0")
+
+
+def test_order_of_samples_that_fit_two_answers_does_not_matter() -> None:
+    answers = ["0.5", "50%", "50", "50", "0.5"]
+    found = set()
+    for order in itertools.permutations(answers):
+        votes = group_votes([(answer, answer != "50") for answer in order])
+        found.add((tuple(votes.sizes), tuple(votes.right), votes.missing))
+    assert found == {((3, 2), (0.0, 1.0), 0)}

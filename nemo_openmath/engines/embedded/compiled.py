@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nemo_openmath.engines.embedded.cache import Cache, block_tokens
 from nemo_openmath.engines.embedded.decoder import Segment
 from nemo_openmath.engines.embedded.kernels import CBatch, CLayer, CModel, Kernels, load_kernels
 from nemo_openmath.engines.embedded.sampling import RowSampling
@@ -23,8 +24,8 @@ LARGE_BYTES = 32 << 20
 
 
 class CompiledDecoder:
-    """A :class:`~nemo_openmath.engines.embedded.decoder.Decoder`. The cache (allocated once; R slots, H KV heads,
-    D head_dim, C capacity in tokens, S = 32)::
+    """A :class:`~nemo_openmath.engines.embedded.decoder.Decoder`. The cache (memory comes with use: cache.py; R slots,
+    H KV heads, D head_dim, C capacity in tokens, S = 32)::
 
         keys    [layer, R * H, C / S, D * S]    S positions side by side, for each of D dimensions
         values  [layer, R * H, C, D]
@@ -32,19 +33,21 @@ class CompiledDecoder:
     Rows are names of slots: moving a row renames it. Use :func:`compile_decoder`.
     """
 
-    def __init__(self, weights: Weights, slots: int, kernels: Kernels):
+    def __init__(self, weights: Weights, slots: int, kernels: Kernels, tight: bool = False):
         w, self._kernels = weights, kernels
         self.slots = self.rows = slots
         self.vocab = w.head.shape[0]
         self.max_context = w.max_context
-        self.capacity = -(-w.max_context // kernels.span) * kernels.span
         kv, d, layers = w.kv_heads, w.head_dim, len(w.layers)
+        self.block = block_tokens(kernels.span, 4 * d)
+        self.capacity = -(-w.max_context // self.block) * self.block
         self._kv_heads, self._hidden = kv, w.embedding.shape[1]
         self._width = kv * (w.group + 2) * d
         inner = w.layers[0].down.shape[1]
         self._vocab_padded = -(-self.vocab // kernels.panel) * kernels.panel
-        self.keys = torch.zeros(layers, slots * kv, self.capacity // kernels.span, d * kernels.span)
-        self.values = torch.zeros(layers, slots * kv, self.capacity, d)
+        cache = self._cache = Cache(layers, slots, kv, self.capacity, d, torch.float32, self.block, tight)
+        self.keys = cache.keys.view(layers, slots * kv, self.capacity // kernels.span, d * kernels.span)
+        self.values = cache.values.view(layers, slots * kv, self.capacity, d)
         self._slot = np.arange(slots)  # of each row
         self._keep: list[Tensor] = []  # what the structures point to
         zeros = self._hold(torch.zeros(2 * max(self._hidden, self._width, inner, self._vocab_padded)))
@@ -109,12 +112,15 @@ class CompiledDecoder:
 
     def decode(self, rows: np.ndarray, tokens: np.ndarray, positions: np.ndarray) -> Tensor:
         slots = self._slot[rows]
+        self._cache.wrote(slots, positions + 1)
         return self._forward(tokens.astype(np.int64), slots, positions, np.arange(len(rows)), apart=True)
 
     def prefill(self, segments: Sequence[Segment]) -> Tensor:
         tokens = np.concatenate([s.ids for s in segments]).astype(np.int64)
         lengths = np.array([len(s.ids) for s in segments])
         ends = np.cumsum(lengths)
+        for s in segments:
+            self._cache.wrote(self._slot[s.row], s.start + len(s.ids))
         slots = np.repeat(self._slot[[s.row for s in segments]], lengths)
         positions = np.arange(len(tokens)) + np.repeat(np.array([s.start for s in segments]) - ends + lengths, lengths)
         return self._forward(tokens, slots, positions, ends - 1, apart=len(tokens) == len(segments))
@@ -194,9 +200,16 @@ class CompiledDecoder:
         return keys.clone(memory_format=torch.contiguous_format), values.clone(memory_format=torch.contiguous_format)
 
     def load_row(self, row: int, keys: Tensor, values: Tensor, length: int) -> None:
+        self._cache.wrote(self._slot[row], length)
         to_keys, to_values = self._row(row, length)
         to_keys.copy_(keys[:, :, : to_keys.shape[2]])
         to_values.copy_(values[:, :, :length])
+
+    def held(self) -> np.ndarray:
+        return self._cache.held[self._slot]
+
+    def release(self, row: int, length: int) -> None:
+        self._cache.release(int(self._slot[row]), length)
 
     def _row(self, row: int, length: int) -> tuple[Tensor, Tensor]:
         begin = int(self._slot[row]) * self._kv_heads
@@ -204,7 +217,7 @@ class CompiledDecoder:
         return self.keys[:, rows, : -(-length // self._kernels.span)], self.values[:, rows, :length]
 
 
-def compile_decoder(weights: Weights, slots: int, threads: int) -> CompiledDecoder | None:
+def compile_decoder(weights: Weights, slots: int, threads: int, tight: bool = False) -> CompiledDecoder | None:
     """The decoder of ``weights``; None where its shapes, type or device, or a missing compiler forbid it."""
     w = weights
     if w.embedding.device.type != "cpu" or w.embedding.dtype != torch.float32 or w.head_dim % 16:
@@ -216,4 +229,4 @@ def compile_decoder(weights: Weights, slots: int, threads: int) -> CompiledDecod
     width = w.kv_heads * (w.group + 2) * w.head_dim
     if hidden % kernels.panel or width % kernels.panel or inner % kernels.lanes:
         return None
-    return CompiledDecoder(w, slots, kernels)
+    return CompiledDecoder(w, slots, kernels, tight)

@@ -1,7 +1,7 @@
 """What computes the model, behind one interface, and the one of the two that is torch alone (GPUs, other types than
 float32, machines without a C compiler): ragged prefill and batched single-token decoding over one static KV cache.
 
-Layout (allocated once; R slots, H KV heads, D head_dim, C capacity in tokens)::
+Layout (R slots, H KV heads, D head_dim, C capacity in tokens; on a CPU memory comes with use, see cache.py)::
 
     keys, values  [layer][R * H, C, D]
     mask          [R, C]                  0 where a slot may look, -inf elsewhere
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemo_openmath.engines.embedded.cache import Cache, block_tokens
 from nemo_openmath.engines.embedded.sampling import RowSampling, logprobs, sample
 from nemo_openmath.engines.embedded.weights import Weights
 
@@ -39,10 +40,12 @@ class Segment:
 
 class Decoder(Protocol):
     """Computes; knows nothing of requests. Not safe for use from more than one thread. A row is a slot's number;
-    ``capacity``: tokens that each holds. Logits are valid until the next call."""
+    ``capacity``: tokens that each holds; ``block``: tokens by which its memory grows. Logits are valid until the next
+    call."""
 
     rows: int
     capacity: int
+    block: int
     vocab: int
     max_context: int
 
@@ -77,6 +80,14 @@ class Decoder(Protocol):
         """Put back the first ``length`` positions of what was saved."""
         ...
 
+    def held(self) -> np.ndarray:
+        """Tokens [rows], in whole blocks, that each row has memory for; zeros where all of it is taken at once."""
+        ...
+
+    def release(self, row: int, length: int) -> None:
+        """Give back the memory of a row behind its first ``length`` positions."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Step:
@@ -109,18 +120,25 @@ class _Step:
 class TorchDecoder:
     """A :class:`Decoder` in torch."""
 
-    def __init__(self, weights: Weights, slots: int):
+    def __init__(self, weights: Weights, slots: int, tight: bool = False):
         w = self.weights = weights
         self.slots, self.vocab, self.max_context = slots, w.head.shape[0], w.max_context
         self.dtype, self.device = w.embedding.dtype, w.embedding.device
-        self.capacity = -(-(w.max_context + 1) // BLOCK) * BLOCK  # the last column is scratch
+        self.block = block_tokens(BLOCK, w.head_dim * self.dtype.itemsize)
+        self.capacity = -(-(w.max_context + 1) // self.block) * self.block  # the last column is scratch
         self.scratch = self.capacity - 1
         self.quantum = self._row_quantum()
         rows = self.rows = self.round_rows(slots)
         kv, d, layers = w.kv_heads, w.head_dim, len(w.layers)
         zeros, empty = self._zeros, self._empty
-        self.keys = zeros(layers, rows * kv, self.capacity, d)
-        self.values = zeros(layers, rows * kv, self.capacity, d)
+        self._cache: Cache | None = None
+        if self.device.type == "cpu":
+            cache = self._cache = Cache(layers, rows, kv, self.capacity, d, self.dtype, self.block, tight)
+            self.keys = cache.keys.view(layers, rows * kv, self.capacity, d)
+            self.values = cache.values.view(layers, rows * kv, self.capacity, d)
+        else:
+            self.keys = zeros(layers, rows * kv, self.capacity, d)
+            self.values = zeros(layers, rows * kv, self.capacity, d)
         self.mask = torch.full((rows, self.capacity), float("-inf"), dtype=self.dtype, device=self.device)
         self.mask[:, 0] = 0  # a row of nothing but -inf would write NaN into its scratch column
         self.tokens = torch.zeros(rows, dtype=torch.int64, device=self.device)
@@ -150,6 +168,7 @@ class TorchDecoder:
             self.mask[rows[i], : positions[i]] = 0
             self.mask[rows[i], positions[i] :] = float("-inf")
         self._expected[rows] = positions + 1
+        self._wrote(rows, positions + 1)
         where = torch.from_numpy(rows).to(self.device)
         self.positions.fill_(self.scratch)
         self.positions[where] = torch.from_numpy(positions).to(self.device)
@@ -242,6 +261,8 @@ class TorchDecoder:
         positions = torch.from_numpy(np.pad(at, padding)).to(self.device)
         bounds = np.cumsum([0, *(len(s.ids) for s in segments)]).tolist()
         masks = [self._causal(s) for s in segments]
+        for s in segments:
+            self._wrote(s.row, s.start + len(s.ids))
         hidden, eps = w.embedding.shape[1:], w.eps
         x = w.embedding[tokens]
         rotation = w.rotation[positions].unsqueeze(1).unsqueeze(1)
@@ -301,9 +322,21 @@ class TorchDecoder:
         return keys.clone(memory_format=torch.contiguous_format), values.clone(memory_format=torch.contiguous_format)
 
     def load_row(self, row: int, keys: Tensor, values: Tensor, length: int) -> None:
+        self._wrote(row, length)
         to_keys, to_values = self._row(row, length)
         to_keys.copy_(keys[:, :, :length])
         to_values.copy_(values[:, :, :length])
+
+    def held(self) -> np.ndarray:
+        return np.zeros(self.rows, np.int64) if self._cache is None else self._cache.held
+
+    def release(self, row: int, length: int) -> None:
+        if self._cache is not None:
+            self._cache.release(row, length)
+
+    def _wrote(self, rows: np.ndarray | int, ends: np.ndarray | int) -> None:
+        if self._cache is not None:
+            self._cache.wrote(rows, ends)
 
     def _row(self, row: int, length: int) -> tuple[Tensor, Tensor]:
         rows = slice(row * self.weights.kv_heads, (row + 1) * self.weights.kv_heads)

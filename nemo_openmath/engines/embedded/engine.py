@@ -14,6 +14,16 @@ import torch
 
 from nemo_openmath.engines.embedded.compiled import compile_decoder
 from nemo_openmath.engines.embedded.decoder import Decoder, TorchDecoder
+from nemo_openmath.engines.embedded.memory import (
+    SLOTS,
+    Free,
+    MemoryPlan,
+    Need,
+    address_space,
+    free_memory,
+    plan_memory,
+    show,
+)
 from nemo_openmath.engines.embedded.scheduler import Job, Scheduler, Statistics
 from nemo_openmath.engines.embedded.text import Detokenizer, StopTable, TextStream
 from nemo_openmath.engines.embedded.weights import load_weights
@@ -56,14 +66,16 @@ class EmbeddedEngine:
             max_context=max_context,
         )
         self._closed = False
+        self.memory = ""  # slots, context and memory, in one line
 
     @classmethod
     def load(
         cls,
         model_dir: str | Path,
         *,
-        slots: int = 64,
+        slots: int | None = None,
         max_context: int | None = None,
+        cache_mib: int | None = None,
         threads: int | None = None,
         dtype: str = "float32",
         device: str = "cpu",
@@ -72,24 +84,47 @@ class EmbeddedEngine:
     ) -> EmbeddedEngine:
         """Load a model directory and start its decoding thread.
 
-        ``slots``: requests decoded at once (more wait in line). ``max_context``: tokens of prompt + completion; the
-        KV cache for ``slots`` such contexts is allocated at once. ``threads``: of each operation (default: torch's).
-        ``prefix_cache_bytes``: memory for prefixes of conversations and prompts that hold no slot at the moment.
+        ``slots``: requests decoded at once, at most (more wait in line). ``max_context``: tokens of prompt +
+        completion. ``cache_mib``: memory for keys and values. What is not given is chosen from what is free
+        (memory.py). ``threads``: of each operation (default: torch's). ``prefix_cache_bytes``: memory, at most, for
+        prefixes of conversations and prompts that hold no slot at the moment.
+
+        Raises UserError for a model that it cannot compute, and where the model or what is asked for does not fit.
         """
         if dtype not in _DTYPES:
             raise UserError(f"dtype {dtype!r} is unknown", remedy=f"use one of {', '.join(_DTYPES)}")
-        if slots < 1:
-            raise UserError(f"slots must be at least 1, not {slots}")
+        check_device(device)
+        plan = _plan(Path(model_dir), dtype, device, slots, max_context, cache_mib, prefix_cache_bytes)
         threads = threads or torch.get_num_threads()
-        with torch.inference_mode():
-            weights = load_weights(model_dir, max_context=max_context, dtype=_DTYPES[dtype], device=device)
-            decoder: Decoder = compile_decoder(weights, slots, threads) or TorchDecoder(weights, slots)
         tokenizer = ChatTokenizer.load(model_dir, chat=False)
+        slots, tight = plan.slots, plan.cache_tokens < plan.slots * plan.max_context
+        try:
+            with torch.inference_mode():
+                weights = load_weights(
+                    model_dir, max_context=plan.max_context or max_context, dtype=_DTYPES[dtype], device=device
+                )
+                decoder: Decoder = compile_decoder(weights, slots, threads, tight) or TorchDecoder(
+                    weights, slots, tight
+                )
+            del weights
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise UserError(
+                f"out of memory while {model_dir} was loaded ({show(_free(device).available)} is free now)",
+                remedy="use a smaller model or a type with fewer bytes (dtype), or free memory",
+            ) from error
         detokenizer = Detokenizer(tokenizer, _end_ids(Path(model_dir), tokenizer))
         scheduler = Scheduler(
-            decoder, detokenizer, StopTable(tokenizer, decoder.vocab, detokenizer), slots, prefix_cache_bytes, threads
+            decoder,
+            detokenizer,
+            StopTable(tokenizer, decoder.vocab, detokenizer),
+            slots,
+            plan.prefix_bytes,
+            threads,
+            plan.cache_tokens or None,
         )
-        return cls(name or Path(model_dir).resolve().name, tokenizer, scheduler, decoder.max_context, detokenizer)
+        engine = cls(name or Path(model_dir).resolve().name, tokenizer, scheduler, decoder.max_context, detokenizer)
+        engine.memory = plan.said
+        return engine
 
     @property
     def model(self) -> str:
@@ -181,6 +216,56 @@ class EmbeddedEngine:
             self._scheduler.submit(job)
         except RuntimeError as error:
             raise EngineError(str(error), retryable=False) from error
+
+
+def check_device(device: str) -> None:
+    """Raise UserError where this machine has no such device."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UserError(f"device {device!r} is unknown", remedy="use cpu, cuda or cuda:N") from None
+    if kind not in ("cpu", "cuda"):
+        raise UserError(f"device {device!r} is not one the embedded engine uses", remedy="use cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and (torch.device(device).index or 0) >= count:
+        raise UserError(f"device {device!r}: this machine has {count} CUDA devices", remedy="use cpu, or another one")
+
+
+def _free(device: str) -> Free:
+    if torch.device(device).type == "cuda":
+        return Free(torch.cuda.mem_get_info(device)[0], "of the GPU's memory")
+    return free_memory()
+
+
+def _plan(
+    folder: Path,
+    dtype: str,
+    device: str,
+    slots: int | None,
+    max_context: int | None,
+    cache_mib: int | None,
+    prefix_bytes: int,
+) -> MemoryPlan:
+    on_cpu = torch.device(device).type == "cpu"
+    compiled = on_cpu and dtype == "float32"
+    need = Need.of(folder, _DTYPES[dtype].itemsize, compiled=compiled, slots=slots or SLOTS)
+    if not (folder / "config.json").is_file():
+        raise UserError("no model here (config.json is missing)", file=folder, remedy="name a Hugging Face directory")
+    if need is None:  # the reader of the weights will say what is wrong with the configuration
+        return MemoryPlan(slots or SLOTS, 0, 0, prefix_bytes, "")
+    free, space = _free(device), address_space()
+    paged = on_cpu and space > 2 * (slots or SLOTS) * (max_context or need.limit) * need.token + need.loading
+    if on_cpu and space < free.available:
+        free = Free(space, "of the address space (ulimit -v)")
+    return plan_memory(
+        need,
+        free,
+        slots=slots,
+        max_context=max_context,
+        cache_mib=cache_mib,
+        prefix_mib=prefix_bytes >> 20,
+        paged=paged,
+    )
 
 
 def _check(request: Request) -> None:

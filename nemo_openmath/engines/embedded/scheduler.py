@@ -4,6 +4,10 @@ Each turn: take new and cancelled requests; give free slots to waiting requests 
 slot or the prefix store holds); compute up to ``PREFILL_TOKENS`` of their prompts, packed without padding; then one
 token for every decoding slot. Running requests always occupy slots 0..n-1, so that a step costs what n rows cost.
 Python touches a single request only when it starts, streams or ends; everything per token is one array operation.
+
+Where memory is not enough for every slot at full length, the requests share ``cache_tokens``: one is let in when there
+is room for what it holds so far, and when the running ones outgrow the room, the newest is paused. It goes on later
+from its own tokens, with the same result.
 """
 
 from __future__ import annotations
@@ -19,12 +23,12 @@ import numpy as np
 import torch
 
 from nemo_openmath.engines.embedded.decoder import Decoder, Segment
+from nemo_openmath.engines.embedded.memory import PREFILL_TOKENS
 from nemo_openmath.engines.embedded.prefix import Prefix, PrefixStore
 from nemo_openmath.engines.embedded.sampling import RowSampling, uniforms
 from nemo_openmath.engines.embedded.text import Detokenizer, StopTable
 from nemo_openmath.engines.protocol import Completion, Finish, Sampling, Usage
 
-PREFILL_TOKENS = 2048  # of a turn: bounds how long running requests wait for new prompts
 WORTH_COPYING = 16  # tokens; shorter common prefixes are computed again
 
 
@@ -48,8 +52,16 @@ class Job:
     row: int = -1
     computed: int = 0  # prompt tokens whose cache is in the row
     cached: int = 0
+    order: int = -1  # of admission: the newest is paused first
+    paused: np.ndarray | None = None  # prompt and completion so far, of a request that gave its slot back
+    logprobs: np.ndarray | None = None  # of that completion
     source: Job | None = None  # a request whose prompt is being computed and shares `share` tokens with this one
     share: int = 0
+
+    @property
+    def ids(self) -> np.ndarray:
+        """What is computed before the next token is drawn."""
+        return self.prompt if self.paused is None else self.paused
 
 
 @dataclass(slots=True)
@@ -61,6 +73,7 @@ class Statistics:
     cached_tokens: int = 0
     generated_tokens: int = 0
     steps: int = 0
+    pauses: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     sample_seconds: float = 0.0
@@ -78,6 +91,7 @@ class Scheduler:
         slots: int,
         prefix_bytes: int,
         threads: int,
+        cache_tokens: int | None = None,
     ):
         self._decoder, self._detokenizer, self._stops = decoder, detokenizer, stops
         self._slots, self._threads = slots, threads
@@ -85,6 +99,11 @@ class Scheduler:
         self._store = PrefixStore(prefix_bytes)
         self.statistics = Statistics()
         rows, capacity = decoder.rows, decoder.capacity
+        # whole blocks for at least one request of full length: the oldest always goes on
+        least, most = -(-decoder.max_context // decoder.block) * decoder.block, slots * capacity
+        self._budget = most if cache_tokens is None else max(least, cache_tokens // decoder.block * decoder.block)
+        self._tight = self._budget < most
+        self._admitted = 0
         self._jobs: list[Job] = []  # job of row r at index r
         self._waiting: deque[Job] = deque()
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -195,7 +214,7 @@ class Scheduler:
             kept: deque[Job] = deque()
             for job in self._waiting:
                 if job.cancelled or job.deadline <= now:
-                    self._answer(job, "", (), Finish.CANCELLED if job.cancelled else Finish.TIME)
+                    self._answer_waiting(job, Finish.CANCELLED if job.cancelled else Finish.TIME)
                 else:
                     kept.append(job)
             self._waiting = kept
@@ -205,11 +224,18 @@ class Scheduler:
 
     def _admit(self) -> None:
         while self._waiting and len(self._jobs) < self._slots:
-            job = self._waiting.popleft()
-            row = job.row = len(self._jobs)
-            n, s = len(job.prompt), job.sampling
-            self._ids[row, :n] = job.prompt
-            self._length[row] = self._start[row] = n
+            job = self._waiting[0]
+            row, s, n = len(self._jobs), job.sampling, len(job.prompt)
+            self._ids[row, : len(job.ids)] = job.ids
+            self._length[row] = len(job.ids)
+            if self._tight and not self._fits(row + 1, spare=row):
+                return
+            self._waiting.popleft()
+            job.row, job.computed, job.source = row, 0, None
+            if job.order < 0:
+                job.order = self._admitted
+                self._admitted += 1
+            self._start[row] = n
             self._end[row] = min(n + s.max_tokens, self._context)
             self._decoding[row] = False
             self._deadline[row] = job.deadline
@@ -223,16 +249,18 @@ class Scheduler:
                 self._uniforms[row, :new] = uniforms(s.seed, new)
             self._wants_logprobs[row] = s.logprobs
             self._streams[row] = job.streams
+            if job.logprobs is not None:
+                self._logprobs[row, : len(job.logprobs)] = job.logprobs
             self._find_prefix(job)
             self._jobs.append(job)
 
     def _find_prefix(self, job: Job, among_rows: bool = True) -> None:
         """Take over the longest prefix there is in the store or in another row, or note the row that will have it."""
-        usable = len(job.prompt) - 1  # the last token's logits are needed
-        entry, stored = self._store.find(job.prompt[:usable], job.conversation)
+        usable = len(job.ids) - 1  # the last token's logits are needed
+        entry, stored = self._store.find(job.ids[:usable], job.conversation)
         other, common = self._closest_row(job, usable) if among_rows else (None, 0)
         if other is not None and common > stored:
-            if other.computed < min(common, len(other.prompt)) and common - stored >= WORTH_COPYING:
+            if other.computed < min(common, len(other.ids)) and common - stored >= WORTH_COPYING:
                 job.source, job.share = other, common
             elif min(common, self._in_cache(other)) >= max(stored, WORTH_COPYING):
                 job.computed = min(common, self._in_cache(other))
@@ -242,17 +270,18 @@ class Scheduler:
             job.computed = stored
             if entry.conversation is not None and entry.conversation == job.conversation:
                 self._store.drop(entry)  # this row holds it now, and will put it back longer
-        job.cached = job.computed
+        if job.paused is None:
+            job.cached = job.computed
 
     def _closest_row(self, job: Job, usable: int) -> tuple[Job | None, int]:
         """The running request that shares the longest prefix with the job's prompt."""
         n = len(self._jobs)
         if not n or not usable:
             return None, 0
-        begins = np.flatnonzero(self._ids[:n, 0] == job.prompt[0])
+        begins = np.flatnonzero(self._ids[:n, 0] == job.ids[0])
         if not len(begins):
             return None, 0
-        same = self._ids[begins, :usable] == job.prompt[:usable]
+        same = self._ids[begins, :usable] == job.ids[:usable]
         common = np.where(same.all(1), usable, (~same).argmax(1))
         common = np.minimum(common, self._length[begins])
         best = int(common.argmax())
@@ -271,8 +300,8 @@ class Scheduler:
         for job in self._jobs:
             if self._decoding[job.row] or room <= 0 or self._waits_for_source(job):
                 continue
-            take = min(len(job.prompt) - job.computed, room)
-            segments.append(Segment(job.row, job.computed, job.prompt[job.computed : job.computed + take]))
+            take = min(len(job.ids) - job.computed, room)
+            segments.append(Segment(job.row, job.computed, job.ids[job.computed : job.computed + take]))
             jobs.append(job)
             room -= take
         if not segments:
@@ -281,7 +310,7 @@ class Scheduler:
         ready = []
         for i, (job, segment) in enumerate(zip(jobs, segments, strict=True)):
             job.computed += len(segment.ids)
-            if job.computed == len(job.prompt):
+            if job.computed == len(job.ids):
                 self._decoding[job.row] = True
                 ready.append(i)
         self.statistics.prefill_seconds += time.perf_counter() - began
@@ -294,15 +323,50 @@ class Scheduler:
         source = job.source
         if source is None:
             return False
-        if source.row >= 0 and source.computed < min(job.share, len(source.prompt)):
+        if source.row >= 0 and source.computed < min(job.share, len(source.ids)):
             return True
         job.source = None
         if source.row < 0:
             self._find_prefix(job, among_rows=False)  # another row may be waiting for this one
             return False
-        job.computed = job.cached = min(job.share, self._in_cache(source))
+        job.computed = min(job.share, self._in_cache(source))
+        if job.paused is None:
+            job.cached = job.computed
         self._decoder.copy_row(source.row, job.row, job.computed)
         return False
+
+    # -- memory ----------------------------------------------------------------------------------------------------
+
+    def _fits(self, rows: int, spare: int = 0) -> bool:
+        """Whether the first ``rows`` rows, at their lengths and with a block more for ``spare`` of them, are within the
+        budget; then memory that nobody needs is given back where that is necessary. A single row always fits."""
+        block = self._decoder.block
+        needed = np.zeros(self._decoder.rows, np.int64)
+        needed[:rows] = -(-self._length[:rows] // block) * block
+        if rows > 1 and int(needed.sum()) + spare * block > self._budget:
+            return False
+        held = self._decoder.held()
+        if int(np.maximum(needed, held).sum()) > self._budget:
+            for row in np.flatnonzero(held > needed).tolist():
+                self._decoder.release(row, int(needed[row]))
+        return True
+
+    def _pause(self, job: Job) -> None:
+        """Take the slot of a running request, which is the first in line from now on."""
+        row, have = job.row, self._in_cache(job)
+        if self._decoding[row]:
+            job.paused = self._ids[row, : self._length[row]].copy()
+            job.logprobs = self._logprobs[row, : len(job.paused) - len(job.prompt)].copy()
+        if have >= WORTH_COPYING:
+            self._store.put(Prefix(job.ids[:have].copy(), *self._decoder.save_row(row, have), None))
+        self._close_gap(job)
+        for other in self._jobs:
+            if other.source is job:
+                other.source = None
+                self._find_prefix(other, among_rows=False)
+        self._waiting.appendleft(job)
+        self._look_again = min(self._look_again, job.deadline)
+        self.statistics.pauses += 1
 
     # -- decoding --------------------------------------------------------------------------------------------------
 
@@ -312,6 +376,12 @@ class Scheduler:
         if not decoding.any():
             return
         began = time.perf_counter()
+        if self._tight:
+            while not self._fits(len(self._jobs)):
+                self._pause(max(self._jobs, key=lambda job: job.order))
+            decoding = self._decoding[: len(self._jobs)]
+            if not decoding.any():
+                return
         rows = np.flatnonzero(decoding)
         at = self._length[rows] - 1
         logits = self._decoder.decode(rows, self._ids[rows, at], at)
@@ -376,7 +446,12 @@ class Scheduler:
             probabilities = tuple(self._logprobs[row, : len(ids)].tolist())
         generated = int(self._length[row] - self._start[row])
         self._keep_prefix(job, finish, stop)
-        last = len(self._jobs) - 1
+        self._close_gap(job)
+        self._answer(job, text, tuple(ids), finish, stop, probabilities, generated)
+
+    def _close_gap(self, job: Job) -> None:
+        """Take a request out of its row; the last row moves there."""
+        row, last = job.row, len(self._jobs) - 1
         if row != last:
             moved = self._jobs[row] = self._jobs[last]
             self._decoder.move_row(last, row, self._in_cache(moved))
@@ -388,7 +463,6 @@ class Scheduler:
         self._streams[last] = False
         self._deadline[last] = np.inf
         job.row = -1
-        self._answer(job, text, tuple(ids), finish, stop, probabilities, generated)
 
     def _keep_prefix(self, job: Job, finish: Finish, stop: str | None) -> None:
         """Store what a later request may begin with: the conversation if it can go on, else the prompt."""
@@ -425,6 +499,15 @@ class Scheduler:
         usage = Usage(len(job.prompt), job.cached, generated)
         job.done(Completion(text, ids, finish, stop, usage, probabilities))
 
+    def _answer_waiting(self, job: Job, finish: Finish) -> None:
+        """Answer a request that has no slot, with what it generated before it was paused."""
+        ids = job.ids[len(job.prompt) :].tolist()
+        probabilities = None
+        if job.sampling.logprobs:
+            probabilities = () if job.logprobs is None else tuple(job.logprobs.tolist())
+        text = self._detokenizer.text(ids, job.prompt) if ids else ""
+        self._answer(job, text, tuple(ids), finish, None, probabilities, len(ids))
+
     def _cancel_all(self) -> None:
         while not self._inbox.empty():
             if (job := self._inbox.get()) is not None:
@@ -432,7 +515,7 @@ class Scheduler:
         for job in [*self._jobs]:
             self._finish(job, Finish.CANCELLED)
         for job in self._waiting:
-            self._answer(job, "", (), Finish.CANCELLED)
+            self._answer_waiting(job, Finish.CANCELLED)
         self._waiting.clear()
 
     def _fail_all(self, error: BaseException) -> None:
