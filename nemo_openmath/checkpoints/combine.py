@@ -18,7 +18,8 @@ from nemo_openmath.checkpoints.merging import merged
 from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
 from nemo_openmath.errors import UserError
 from nemo_openmath.models.stop_tokens import StopTokens
-from nemo_openmath.records.lineage import Lineage, digest_file
+from nemo_openmath.records.lineage import Lineage
+from nemo_openmath.transcripts.same_tokenizer import tokenizer_difference
 
 Format = Literal["same", "hf", "megatron"]
 _MAY_DIFFER = frozenset(
@@ -224,12 +225,9 @@ def _open_all(paths: Sequence[str | Path]) -> list[Checkpoint]:
                     file=other.path,
                     remedy="combine only checkpoints of one model",
                 )
-        for name in ("tokenizer.json", "vocab.json", "merges.txt"):
-            files = [source.model_files / name for source in (first, other)]
-            if all(file.is_file() for file in files) and digest_file(files[0]) != digest_file(files[1]):
-                raise UserError(
-                    f"{name} differs from that of {first.path}", file=other.path, remedy="their tokens do not match"
-                )
+        if said := tokenizer_difference(other.model_files, first.model_files):
+            problem = f"its tokenizer differs from that of {first.path}: {said}"
+            raise UserError(problem, file=other.path, remedy="combine only checkpoints of one tokenizer")
         difference = first.tensors.keys() ^ other.tensors.keys()
         if difference:
             name = min(difference)

@@ -3,11 +3,11 @@ for the number of slots, the context and the keys and values."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_openmath.errors import UserError
+from nemo_openmath.models.hf_config import describe
 
 PREFILL_TOKENS = 2048  # of a turn: bounds how long running requests wait for new prompts
 SLOTS = 64  # where nothing else is asked for
@@ -109,17 +109,16 @@ class Need:
 
         ``compiled``: the weights are packed once more while they are loaded (compiled.py)."""
         try:
-            c = json.loads((folder / "config.json").read_text())
-            hidden, layers, inner = int(c["hidden_size"]), int(c["num_hidden_layers"]), int(c["intermediate_size"])
-            heads, vocab, limit = int(c["num_attention_heads"]), int(c["vocab_size"]), int(c["max_position_embeddings"])
-            kv_heads = int(c.get("num_key_value_heads") or heads)
-            head_dim = int(c.get("head_dim") or hidden // heads)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            model = describe(folder)
+        except UserError:
             return None
+        hidden, layers, inner = model.hidden_size, model.num_hidden_layers, model.intermediate_size
+        heads, vocab, limit = model.num_attention_heads, model.vocab_size, model.max_position_embeddings
+        kv_heads, head_dim = model.num_key_value_heads, model.head_dim
         width = (heads + 2 * kv_heads) * head_dim
         body = layers * (hidden * width + heads * head_dim * hidden + 3 * hidden * inner)
         table = vocab * hidden
-        tables = 1 if c.get("tie_word_embeddings") else 2
+        tables = 1 if model.tie_word_embeddings else 2
         in_torch = (body + tables * table) * itemsize
         resident = (body + 2 * table) * itemsize if compiled else in_torch
         loading = in_torch + (body + table) * itemsize if compiled else in_torch + 4 * tables * table
