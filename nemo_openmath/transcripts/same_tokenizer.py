@@ -87,6 +87,10 @@ def _step(name: str, step: Any) -> Any:
         inner = next((key for key in ("normalizers", "pretokenizers", "processors", "decoders") if key in step), "")
         parts = [part for part in (_step(name, part) for part in step.get(inner) or []) if part is not None]
         return None if not parts else parts[0] if len(parts) == 1 else parts
+    if kind == "TemplateProcessing":  # one that puts no token around a text does nothing
+        parts = [part for form in ("single", "pair") for part in step.get(form) or []]
+        if not any("SpecialToken" in part for part in parts):
+            return None
     if kind == "ByteLevel":
         if name == "post_processor":  # it moves offsets alone
             return None
