@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from nemo_openmath.checkpoints import classic, hf_folder, names, safetensors_files, torch_dist_files
-from nemo_openmath.checkpoints.lazy import Hashed, LazyTensor
+from nemo_openmath.checkpoints.lazy import Hashed, LazyTensor, bytes_of
 from nemo_openmath.errors import DamagedFile, UserError
 from nemo_openmath.models import torch_dist as folder_format
 from nemo_openmath.models.configs import ModelConfig
@@ -20,6 +20,7 @@ from nemo_openmath.models.hf_config import quantization, read_config
 from nemo_openmath.records.lineage import Lineage
 
 Kind = Literal["hf", "torch_dist", "classic"]
+_SAMPLE = 1000  # elements
 _NEMO = "weights"  # beside it is context/, which says how the training was configured
 
 
@@ -55,6 +56,17 @@ class Checkpoint:
         """One whole tensor, whose digest is not taken on the way. KeyError where there is none of this name."""
         tensor = self.tensors[name]
         return (tensor.source if isinstance(tensor, Hashed) else tensor).full()
+
+    def sampled_digest(self) -> str:
+        """SHA-256 over names, dtypes, shapes and the first and last thousand elements of each tensor: another model has
+        another one, and it costs a few kilobytes of reading a tensor."""
+        total = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            source = tensor.source if isinstance(tensor, Hashed) else tensor
+            total.update(f"{name}\0{source.dtype}\0{source.shape}\n".encode())
+            for start in (0, max(0, source.numel - _SAMPLE)):
+                total.update(bytes_of(source.read(start, min(start + _SAMPLE, source.numel))))
+        return total.hexdigest()
 
     def digest(self) -> str:
         """SHA-256 over names, dtypes, shapes and elements of the tensors, however they are sharded. Elements that were

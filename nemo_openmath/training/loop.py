@@ -33,6 +33,7 @@ from nemo_openmath.training.read_ahead import read_ahead
 from nemo_openmath.training.runtime import is_main, parallel_state_of
 from nemo_openmath.training.schedule import learning_rate
 from nemo_openmath.training.step import BatchFacts, Dealt, Stepper, total_loss, update
+from nemo_openmath.training.used import model_facts, refuse_another_model
 
 # Dense bf16 matrix peak in FLOP/s, from the vendors' data sheets.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12}
@@ -86,8 +87,9 @@ def train(
         models = build_model(shape, config.parallel, dtype=dtype, recompute=config.recompute, backend=config.backend)
         if is_main():
             say(_first_line(shape, config))
-        store = _store(output, files, shape, source, config, batch_samples, ends, say)
+        store = _store(output, source, config, batch_samples, say)
         newest = store.newest(say)
+        facts = model_facts(shape, opened)
         if newest is None:
             if is_main() and torch_dist.list_checkpoints(store.root):
                 say(f"no valid checkpoint is left under {store.root}: starting from {model}")
@@ -99,6 +101,7 @@ def train(
         optimizer = Optimizer.build(models, config)
         first, found = 0, dict[str, Any]()
         if newest is not None:
+            refuse_another_model(newest, torch_dist.read_manifest(newest).training, facts)
             found = store.load(newest, models, optimizer, source.fingerprint)
             first, before = int(found["step"]), int(found["num_steps"])
             if first > source.num_steps:
@@ -111,7 +114,9 @@ def train(
                 say(f"resuming after step {first} ({newest.name})")
                 if before != source.num_steps:
                     say(f"{before} steps were planned before, {source.num_steps} are now: the learning rate follows")
-        run = _Run(models, optimizer, store, shape, source, config, output, validation, say, stopped, claim)
+        if is_main():  # nothing is written before it is known that the training in the folder is this one
+            _write_model_files(files, store.model_files, shape, config, ends)
+        run = _Run(models, optimizer, store, shape, source, config, output, validation, say, stopped, claim, facts)
         try:
             return run.steps(first, found)
         except TrainingDiverged:  # all ranks raise it: what is being written is finished
@@ -133,10 +138,11 @@ class _Run:
         say: Callable[[str], None],
         stopped: Callable[[], bool],
         claim: Claim | None,
+        facts: dict[str, Any],
     ) -> None:
         self.models, self.optimizer, self.store, self.shape = models, optimizer, store, shape
         self.source, self.config, self.output, self.validation = source, config, output, validation
-        self.say, self.stopped, self.claim = say, stopped, claim
+        self.say, self.stopped, self.claim, self.facts = say, stopped, claim, facts
         self.guard = LossGuard(config.guard)
         self.stepper = Stepper(models, optimizer.chunks, shape, config)
         self.peak_flops = _peak_flops(config.precision)
@@ -228,7 +234,7 @@ class _Run:
         decided_by_main(lambda: self.claim.check() if self.claim else None)
         layout = {"world_size": dist.get_world_size(), **asdict(self.config.parallel)}
         facts = {"fingerprint": self.source.fingerprint, "num_steps": self.source.num_steps, "layout": layout}
-        facts |= {"recent_losses": self.guard.recent}
+        facts |= {"recent_losses": self.guard.recent, **self.facts}
         self.store.save(step, self.models, self.optimizer, facts, {} if record is None else {"record": dict(record)})
 
     def _ideal(self, facts: BatchFacts) -> float:
@@ -242,23 +248,10 @@ def _unsaid(_line: str) -> None:
 
 
 def _store(
-    output: Path,
-    files: Path,
-    shape: ModelConfig,
-    source: PackSource,
-    config: TrainingConfig,
-    batch_samples: int | None,
-    ends: tuple[int, ...],
-    say: Callable[[str], None],
+    output: Path, source: PackSource, config: TrainingConfig, batch_samples: int | None, say: Callable[[str], None]
 ) -> CheckpointStore:
-    """The checkpoint store; rank 0 writes the trained model's config.json and tokenizer files to ``OUTPUT/model``,
-    where the texts end as the data taught (see :mod:`nemo_openmath.models.stop_tokens`)."""
-    settings, own_files = config.checkpoints, output / "model"
-    if is_main():
-        torch_dist.copy_model_files(files, own_files)
-        dtype = "bfloat16" if config.precision == "bf16" else "float32"
-        (own_files / "config.json").write_text(json.dumps(shape.to_hf(dtype), indent=2))
-        StopTokens.of(files).taught(ends).write(own_files)
+    """The checkpoint store, whose model files are those of ``OUTPUT/model``."""
+    settings = config.checkpoints
     if settings.epochs and batch_samples is None:
         raise UserError("checkpoints.epochs needs the batch size in samples", remedy="give batch_samples to train()")
     per_epoch = source.num_samples / (batch_samples or 1)
@@ -267,11 +260,22 @@ def _store(
         say(f"no checkpoint after {', '.join(late)}: the training ends after step {source.num_steps}")
     return CheckpointStore(
         output / "checkpoints",
-        own_files,
+        output / "model",
         lasting=settings.lasting(source.num_steps, per_epoch),
         keep_last=settings.keep_last,
         asynchronous=torch.cuda.is_available() if settings.asynchronous is None else settings.asynchronous,
     )
+
+
+def _write_model_files(
+    files: Path, own_files: Path, shape: ModelConfig, config: TrainingConfig, ends: tuple[int, ...]
+) -> None:
+    """The trained model's config.json and tokenizer files, where the texts end as the data taught (see
+    :mod:`nemo_openmath.models.stop_tokens`)."""
+    torch_dist.copy_model_files(files, own_files)
+    dtype = "bfloat16" if config.precision == "bf16" else "float32"
+    (own_files / "config.json").write_text(json.dumps(shape.to_hf(dtype), indent=2))
+    StopTokens.of(files).taught(ends).write(own_files)
 
 
 def _first_line(shape: ModelConfig, config: TrainingConfig) -> str:

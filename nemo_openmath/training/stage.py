@@ -95,7 +95,14 @@ class Sft(Stage[SftConfig]):
 
     async def prepare_launch(self, context: StageContext) -> None:
         """Write ``job.yaml``, which ``torchrun -m nemo_openmath.training.run`` takes too."""
-        write_json(context.output / "job.yaml", self._job(context))  # JSON is YAML
+        job = self._job(context)
+        if any((context.output / "checkpoints").glob("step-*")):
+            from nemo_openmath.training.used import refuse_used  # torch takes seconds to import
+
+            names = ("rope_theta", "max_position_embeddings")
+            changes = {name: job[name] for name in names if job[name] is not None}
+            refuse_used(context.output, context.one("model"), changes)
+        write_json(context.output / "job.yaml", job)  # JSON is YAML
 
     def _trained(self, context: StageContext) -> bool:
         """Whether the checkpoint of the last step is there already."""
