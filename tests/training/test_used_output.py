@@ -1,0 +1,83 @@
+"""A used output folder goes on with the same model alone; another is refused before anything is written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+
+from nemo_openmath.checkpoints.checkpoint import open_checkpoint
+from nemo_openmath.checkpoints.convert import hf_to_megatron
+from nemo_openmath.errors import UserError
+from nemo_openmath.models import hf_mapping, torch_dist
+from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.training.stage import Sft, SftConfig
+from nemo_openmath.training.used import model_facts, refuse_used
+from tests.checkpoints import models
+
+
+@pytest.fixture
+def used(tmp_path: Path) -> tuple[Path, Path]:
+    """(model, output with a checkpoint of a training that started from it)."""
+    model, output = models.make(tmp_path / "model"), tmp_path / "out"
+    opened, shape = open_checkpoint(model), ModelConfig.from_hf(model)
+    stored = {entry.stored: tensor for entry, tensor in hf_mapping.hf_to_stored(opened.read, shape)}
+    facts = {"fingerprint": "x", **model_facts(shape, opened)}
+    torch_dist.write_model(output / "checkpoints", 3, stored, model, training=facts)
+    return model, output
+
+
+def test_the_same_model_goes_on_wherever_it_lies(used: tuple[Path, Path], tmp_path: Path) -> None:
+    model, output = used
+    refuse_used(output, model, {})
+    model.rename(tmp_path / "moved")
+    refuse_used(output, tmp_path / "moved", {})
+    refuse_used(tmp_path / "new", tmp_path / "moved", {"rope_theta": 5e5})
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(ModelConfig)])
+def test_any_other_field_of_the_model_is_named(used: tuple[Path, Path], name: str) -> None:
+    model, output = used
+    value = getattr(ModelConfig.from_hf(model), name)
+    other: Any = {"num_key_value_heads": 6, "model_type": "qwen3", "tie_word_embeddings": True}.get(
+        name, value * 2 if value else 9
+    )
+    with pytest.raises(UserError, match=rf"step-00000003: this training's model has {name} .*, the job says "):
+        refuse_used(output, model, {name: other})
+
+
+def test_other_weights_are_refused(used: tuple[Path, Path], tmp_path: Path) -> None:
+    _, output = used
+    with pytest.raises(UserError, match="started from other weights than those of the job's model"):
+        refuse_used(output, models.make(tmp_path / "other", seed=1), {})
+
+
+async def test_the_job_file_stays_as_it_was(used: tuple[Path, Path], tmp_path: Path) -> None:
+    model, output = used
+    inputs = {"model": [model], "packs": [tmp_path / "packs"]}
+    context: Any = SimpleNamespace(output=output, inputs=inputs, seed=0, one=lambda port: inputs[port][0])
+    await Sft(SftConfig(steps=5)).prepare_launch(context)
+    before = (output / "job.yaml").read_text()
+    assert json.loads(before)["data"]["steps"] == 5
+    with pytest.raises(UserError, match=r"has rope_theta 1000000\.0, the job says 7000\.0"):
+        await Sft(SftConfig(steps=5, rope_theta=7000.0)).prepare_launch(context)
+    inputs["model"] = [models.make(tmp_path / "other", seed=1)]
+    with pytest.raises(UserError, match="other weights"):
+        await Sft(SftConfig(steps=5)).prepare_launch(context)
+    assert (output / "job.yaml").read_text() == before
+
+
+def test_the_digest_sees_every_tensor_and_no_layout(tmp_path: Path) -> None:
+    folder = models.make(tmp_path / "m")
+    first = open_checkpoint(folder).sampled_digest()
+    assert open_checkpoint(hf_to_megatron(folder, tmp_path / "mg")).sampled_digest() == first
+    for name in models.load(folder):
+        tensors = models.random_tensors(models.UNTIED)
+        tensors[name].view(-1)[-1] += 1
+        save_file(tensors, folder / "model.safetensors")
+        assert open_checkpoint(folder).sampled_digest() != first, name
