@@ -32,8 +32,14 @@ def read_job(path: str | Path, overrides: list[str] | None = None) -> Job:
 
 
 def check_job(job: Job, processes: int) -> None:
-    """Refuse what can be refused before any rank is started: a missing model, a layout that does not divide."""
+    """Refuse what can be refused before any rank is started: a model that is missing or is not what it says, a layout
+    that does not divide, an output that another model was trained in."""
+    from nemo_openmath.checkpoints.checkpoint import open_checkpoint  # torch takes seconds to import
+    from nemo_openmath.training.used import refuse_used
+
     job.training.parallel.check(_shape(job), processes)
+    open_checkpoint(job.model)
+    refuse_used(job.output, job.model, _changes(job))
 
 
 def _changes(job: Job) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from nemo_openmath.errors import UserError
 from nemo_openmath.models.configs import preset
@@ -26,6 +27,7 @@ from nemo_openmath.training.metrics import LossGuard, Metrics, TrainingDiverged,
 from nemo_openmath.training.run import check_job, read_job
 from nemo_openmath.training.schedule import learning_rate
 from nemo_openmath.training.step import check_tokens
+from tests.checkpoints import models
 
 batches = st.lists(st.lists(st.integers(1, 70), min_size=1, max_size=6), min_size=1, max_size=6)
 layouts = st.sampled_from(
@@ -192,14 +194,16 @@ def test_a_line_for_people() -> None:
 
 
 def test_a_job_is_refused_before_ranks_start(tmp_path: Path) -> None:
-    (tmp_path / "hf").mkdir()
-    (tmp_path / "hf/config.json").write_text(json.dumps(preset("tiny").to_hf()))
+    models.make(tmp_path / "hf", preset("tiny"))
     (tmp_path / "job.yaml").write_text("{model: hf, data: {folder: packs, steps: 4}, output: out}")
     job = read_job(tmp_path / "job.yaml", ["parallel.tp=2", "lr=1e-5", "training.parallel.cp=2"])
     assert (job.training.parallel.tp, job.training.parallel.cp, job.training.lr) == (2, 2, 1e-5)
     check_job(job, 8)
     with pytest.raises(UserError, match="6 processes are not a multiple"):
         check_job(job, 6)
+    save_file({**models.random_tensors(preset("tiny")), "x": torch.ones(1)}, tmp_path / "hf/model.safetensors")
+    with pytest.raises(UserError, match="no place for x"):
+        check_job(job, 8)
     with pytest.raises(UserError, match=r"keep_last: -1 is out of range"):
         read_job(tmp_path / "job.yaml", ["checkpoints.keep_last=-1"])
 
