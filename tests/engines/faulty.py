@@ -18,6 +18,7 @@ class FaultyServer:
         self.rate, self.random, self.port = rate, random.Random(seed), port
         self.seen: Counter[str] = Counter()
         self.answered = 0
+        self.held = asyncio.Event()  # a stream whose fault is "hold" waits for it before its last token
 
     async def start(self):
         app = web.Application()
@@ -34,6 +35,7 @@ class FaultyServer:
         return web.json_response({"data": [{"id": "m", "owned_by": "vllm"}]})
 
     async def die(self):
+        self.held.set()
         await self.runner.cleanup()
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
@@ -79,6 +81,8 @@ class FaultyServer:
             if i == len(ids) - 1:
                 choice["finish_reason"] = "stop"
             line = json.dumps({"model": "other" if fault == "wrong model" else "m", "choices": [choice]})
+            if i == len(ids) - 1 and fault == "hold":
+                await self.held.wait()
             if i == 1 and fault in ("disconnect", "truncated"):
                 await response.write(f"data: {line[:9] if fault == 'truncated' else line}\n\n".encode())
                 request.transport.close()

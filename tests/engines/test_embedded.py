@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import time
 import weakref
 from dataclasses import replace
 
@@ -289,13 +288,30 @@ async def test_cancelling_frees_the_slot(engine):
     assert engine.statistics.finished[Finish.CANCELLED] == 21
 
 
-async def test_time_limit_returns_what_there_is(engine):
-    began = time.monotonic()
-    answer = await engine.complete(Request((5, 6, 7), Sampling(max_tokens=500, temperature=1.0), time_limit=0.005))
-    assert answer.finish is Finish.TIME  # without a limit this one ends after 163 tokens
-    assert len(answer.token_ids) < 163
-    assert time.monotonic() - began < 30
+class Ticks:
+    """A clock that is a second later whenever it is read."""
+
+    def __init__(self):
+        self.time = 0.0
+
+    def now(self) -> float:
+        self.time += 1
+        return self.time
+
+    async def sleep(self, seconds: float) -> None:
+        raise NotImplementedError
+
+
+async def test_time_limit_returns_what_there_is(model_dir):
+    engine = EmbeddedEngine.load(model_dir, slots=2, threads=1, clock=Ticks())
+    sampling = Sampling(max_tokens=500, temperature=1.0)
+    whole = await engine.complete(Request((5, 6, 7), sampling))
+    answer = await engine.complete(Request((5, 6, 7), sampling, time_limit=20))
+    assert (whole.finish, answer.finish) == (Finish.STOP, Finish.TIME)
+    assert 10 < len(answer.token_ids) <= 20 < len(whole.token_ids)
+    assert whole.token_ids[: len(answer.token_ids)] == answer.token_ids
     assert answer.text == engine.tokenizer.decode(answer.token_ids)
+    await engine.close()
 
 
 async def test_full_context_ends_with_length(engine):
@@ -361,10 +377,13 @@ async def test_a_stream_stops_within_a_token(engine):
 
 async def test_close_ends_everything_pending(model_dir):
     engine = EmbeddedEngine.load(model_dir, slots=2, threads=1)
-    tasks = [asyncio.create_task(engine.complete(Request((5, i), Sampling(max_tokens=400)))) for i in range(6)]
-    await asyncio.sleep(0.02)
+    sampling = Sampling(max_tokens=400)
+    tasks = [asyncio.create_task(engine.complete(Request((5, i), sampling))) for i in range(3, 500)]  # a second's work
+    await tiny.until(lambda: engine.load_now[0] == 2)
     await engine.close()
-    assert {t.finish for t in await asyncio.gather(*tasks)} <= {Finish.CANCELLED, Finish.STOP}
+    finished = [t.finish for t in await asyncio.gather(*tasks)]
+    assert finished[-1] is Finish.CANCELLED  # had no slot yet
+    assert set(finished) <= {Finish.CANCELLED, Finish.STOP, Finish.LENGTH}
     assert not engine.alive
     with pytest.raises(EngineError):
         await engine.complete(Request((1, 2)))

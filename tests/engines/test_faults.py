@@ -165,7 +165,7 @@ async def test_kill_9_of_the_client_at_random_comes_to_the_same_set(tmp_path):
     killed, whole = (
         json.loads((tmp_path / o / "solutions" / "manifest.json").read_text()) for o in ("killed", "whole")
     )
-    assert killed["counts"] == whole["counts"] == {"units": 1000, "records": 1000, "drops": 0}
+    assert killed["counts"] == whole["counts"] == {"units": 1000, "records": 1000, "merged": 0, "drops": 0}
     assert killed["digest"] == whole["digest"]
     records = (tmp_path / "killed" / "solutions" / "part-00000-of-00001.jsonl").read_text().splitlines()
     assert len({json.loads(line)["id"] for line in records}) == 1000

@@ -21,6 +21,9 @@ from nemo_openmath.problems.convert import ConvertProofs
 from nemo_openmath.problems.extract import Extract
 from nemo_openmath.problems.prompted import PromptedConfig
 from nemo_openmath.records import Drop, Generation, Problem, Record, RecordWriter, Thread, read_drops
+from nemo_openmath.transcripts import ChatTokenizer
+
+BASE = Path(__file__).parents[2] / "examples" / "base"
 
 
 def problem(answer: str | None, *parents: str, **values: Any) -> Problem:
@@ -107,7 +110,13 @@ class Scripted:
 
     model = "scripted"
     capabilities = Capabilities(
-        token_ids=False, text_prompts=True, seeds=True, logprobs=False, keep_stop=False, cached_tokens=False
+        token_ids=False,
+        text_prompts=True,
+        renders=True,
+        seeds=True,
+        logprobs=False,
+        keep_stop=False,
+        cached_tokens=False,
     )
 
     def __init__(self, answer: Callable[[str], str]):
@@ -128,7 +137,7 @@ class Lent(Services):
         self._engine = engine
 
     async def engine(self, name: str) -> Any:
-        return self._engine, None
+        return self._engine, ChatTokenizer.load(BASE)
 
     async def sandbox(self) -> Any:
         raise AssertionError

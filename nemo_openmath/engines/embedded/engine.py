@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from nemo_openmath.engines.protocol import (
     Request,
 )
 from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline.clock import Clock
 from nemo_openmath.transcripts.tokenizer import ChatTokenizer
 
 HOTTEST = 1e6  # where every distribution is flat; beyond it float32 ends
@@ -81,13 +81,14 @@ class EmbeddedEngine:
         device: str = "cpu",
         prefix_cache_bytes: int = 1 << 30,
         name: str | None = None,
+        clock: Clock | None = None,
     ) -> EmbeddedEngine:
         """Load a model directory and start its decoding thread.
 
         ``slots``: requests decoded at once, at most (more wait in line). ``max_context``: tokens of prompt +
         completion. ``cache_mib``: memory for keys and values. What is not given is chosen from what is free
         (memory.py). ``threads``: of each operation (default: torch's). ``prefix_cache_bytes``: memory, at most, for
-        prefixes of conversations and prompts that hold no slot at the moment.
+        prefixes of conversations and prompts that hold no slot at the moment. ``clock``: of time limits.
 
         Raises UserError for a model that it cannot compute, and where the model or what is asked for does not fit.
         """
@@ -121,6 +122,7 @@ class EmbeddedEngine:
             plan.prefix_bytes,
             threads,
             plan.cache_tokens or None,
+            clock,
         )
         engine = cls(name or Path(model_dir).resolve().name, tokenizer, scheduler, decoder.max_context, detokenizer)
         engine.memory = plan.said
@@ -206,7 +208,7 @@ class EmbeddedEngine:
         if tokens.min() < 0 or tokens.max() >= vocab:
             raise foreign
         _check(request)
-        deadline = float("inf") if request.time_limit is None else time.monotonic() + request.time_limit
+        deadline = float("inf") if request.time_limit is None else self._scheduler.clock.now() + request.time_limit
         return Job(tokens, request.sampling, done, conversation=request.conversation, deadline=deadline)
 
     def _submit(self, job: Job) -> None:

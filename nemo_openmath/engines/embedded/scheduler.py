@@ -28,6 +28,7 @@ from nemo_openmath.engines.embedded.prefix import Prefix, PrefixStore
 from nemo_openmath.engines.embedded.sampling import RowSampling, uniforms
 from nemo_openmath.engines.embedded.text import Detokenizer, StopTable
 from nemo_openmath.engines.protocol import Completion, Finish, Sampling, Usage
+from nemo_openmath.pipeline.clock import Clock, SystemClock
 
 WORTH_COPYING = 16  # tokens; shorter common prefixes are computed again
 
@@ -47,7 +48,7 @@ class Job:
     tokens: Callable[[list[int], list[float]], None] = field(default=_nothing)
     streams: bool = False
     conversation: str | None = None
-    deadline: float = float("inf")  # time.monotonic()
+    deadline: float = float("inf")  # on the scheduler's clock
     cancelled: bool = False
     row: int = -1
     computed: int = 0  # prompt tokens whose cache is in the row
@@ -92,7 +93,9 @@ class Scheduler:
         prefix_bytes: int,
         threads: int,
         cache_tokens: int | None = None,
+        clock: Clock | None = None,
     ):
+        self.clock = clock or SystemClock()  # of deadlines; read once a step
         self._decoder, self._detokenizer, self._stops = decoder, detokenizer, stops
         self._slots, self._threads = slots, threads
         self._context, self.vocab = decoder.max_context, decoder.vocab
@@ -201,7 +204,7 @@ class Scheduler:
             idle = False
 
     def _drop_cancelled_and_late(self) -> None:
-        now = time.monotonic()
+        now = self.clock.now()
         if cancelled := self._some_cancelled:
             self._some_cancelled = False
             for job in [j for j in self._jobs if j.cancelled]:
