@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from nemo_openmath.errors import UserError
 from nemo_openmath.records import exact_json
+from nemo_openmath.records.manifest import MANIFEST
 
 BadRow = Callable[[Path, int, str], None]
 
@@ -111,8 +112,8 @@ def read_file_rows(file: Path, on_bad: BadRow | None = None) -> Iterator[tuple[P
 def data_files(path: str | Path) -> list[Path]:
     """The file, or every data file below a folder in name order; of the folder of a stage its records alone.
 
-    Raises UserError where there is none, where a folder holds data in a format that is not read, and for the folder
-    of a whole run.
+    Raises UserError where there is none, where a folder holds data in a format that is not read, for the folder of a
+    whole run, and for a stage that has not finished.
     """
     path = Path(path)
     if not path.exists():
@@ -124,6 +125,13 @@ def data_files(path: str | Path) -> list[Path]:
             "the folder of a run, not of data", file=path, remedy=f"name one of its stages: {', '.join(stages)}"
         )
     stage_folders = {p.parent for p in path.rglob("journal-*-of-*.jsonl")}
+    for folder in sorted(stage_folders):
+        if not (folder / MANIFEST).is_file():
+            raise UserError(
+                "the folder of a stage that has not finished",
+                file=folder,
+                remedy="run the stage to its end, or name one of its part files",
+            )
     files = []
     for file in sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path)):
         if file.parent in stage_folders and not (file.name.startswith("part-") and file.suffix == ".jsonl"):

@@ -15,6 +15,7 @@ from nemo_openmath.cli.main import run
 from nemo_openmath.errors import UserError
 from nemo_openmath.grading import grade_file, show_disagreements
 from nemo_openmath.records import Generation
+from nemo_openmath.records.manifest import Manifest, write_manifest
 from nemo_openmath.records.store import write_records
 
 ROWS = [
@@ -173,6 +174,9 @@ def test_what_generate_wrote_is_graded_from_its_folder_or_file(tmp_path: Path) -
             record("d", r"so \boxed{4}", None),
         ],
     )
+    with pytest.raises(UserError, match=r"solutions: the folder of a stage that has not finished"):
+        grade_file(tmp_path / "solutions", tmp_path / "out.jsonl")
+    write_manifest(tmp_path / "solutions", Manifest("solutions", "", "", {}))
     for path in (tmp_path / "solutions", tmp_path / "solutions/part-00000-of-00001.jsonl"):
         counts = grade_file(path, tmp_path / "out.jsonl")
         assert counts == {"equal": 1, "not_equal": 2, "unknown": 1, "timeout": 0, "total": 4, "no_answer": 1}

@@ -95,7 +95,9 @@ def test_files_of_one_name_in_several_folders_are_apart_and_their_order_changes_
 
 
 def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_text(GOOD)
-    context = run(ReadProblems, tmp_path / "out", tmp_path / "p.jsonl", tmp_path)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "p.jsonl").write_text(GOOD)
+    context = run(ReadProblems, tmp_path / "out", data / "p.jsonl", data)
     assert len(list(read_records(tmp_path / "out", Problem))) == 1
     assert context.facts["equal_units"] == 1

@@ -25,8 +25,9 @@ from tokenizers_made import byte_level, unigram
 from nemo_openmath.errors import UserError
 from nemo_openmath.pipeline import StageContext
 from nemo_openmath.pipeline.progress import Progress
-from nemo_openmath.records import Drop, Problem, SftRow, read_drops, read_records
+from nemo_openmath.records import Drop, Problem, RecordWriter, SftRow, read_drops, read_records
 from nemo_openmath.records.key_set import KeySet
+from nemo_openmath.records.manifest import Manifest, write_manifest
 from nemo_openmath.sft.formatting import Formatter, Reject
 from nemo_openmath.sft.read_stage import Read, ReadConfig, _Maker
 from nemo_openmath.sft.reading import Block, _hub_rows, read_source
@@ -493,15 +494,28 @@ def test_data_with_broken_rows_is_refused(tmp_path: Path, name: str, data: bytes
 
 
 def test_csv_and_json_documents_are_read_in_blocks(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(json.dumps([COT | {"problem": f"{i}?"} for i in range(600)]))
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.json").write_text(json.dumps([COT | {"problem": f"{i}?"} for i in range(600)]))
     text = io.StringIO()
     writer = csv.DictWriter(text, ["problem", "generated_solution", "expected_answer"], extrasaction="ignore")
     writer.writeheader()
     writer.writerows(COT | {"problem": f"{i}?"} for i in range(599, 602))
-    (tmp_path / "b.csv").write_text(text.getvalue())
-    read(tmp_path, tmp_path / "out", 2, skip_broken=False)
+    (data / "b.csv").write_text(text.getvalue())
+    read(data, tmp_path / "out", 2, skip_broken=False)
     assert len(list(read_records(tmp_path / "out", SftRow))) == 602
     assert [drop.reason for _, drop in read_drops(tmp_path / "out")] == ["duplicate"]
+
+
+def test_a_stages_own_folder_is_its_records_once_it_has_finished(tmp_path: Path) -> None:
+    row, broken = make_rows(1)[0], tmp_path / "stage"
+    with RecordWriter(broken) as writer:
+        writer.commit("a", [row])
+        writer.commit("b", drops=[Drop("no box", "x")])
+    with pytest.raises(UserError, match="stage: the folder of a stage that has not finished"):
+        list(read_source(broken))
+    write_manifest(broken, Manifest("stage", "", "", {}))
+    assert [fields["id"] for _, fields in read_source(broken)] == [row.id]  # type: ignore[index]
 
 
 def test_keys_are_remembered_past_every_merge() -> None:
