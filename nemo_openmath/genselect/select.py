@@ -81,7 +81,7 @@ class Select(UnitStage[SelectConfig, tuple[Group, int]]):
             )
         except ContextOverflow as error:
             return Result(drops=[Drop("candidates longer than the context", str(error))])
-        index = judgment_of(outcome.transcript.text) if outcome.finish == "stop" else None
+        index = judgment_of(outcome.transcript.said) if outcome.finish == "stop" else None
         chosen = index if index is not None and index < len(group.members) else None
         if self.config.keep_correct and (chosen is None or not group.correct[chosen]):
             reason = "no valid judgment" if chosen is None else "chose an incorrect candidate"

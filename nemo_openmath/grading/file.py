@@ -208,7 +208,8 @@ def _text_of(record: dict[str, Any]) -> str:
     was not its last word."""
     if record.get("finish") != "stop":
         return ""
-    return "".join(piece["text"] for piece in record["transcript"].get("pieces", ()))
+    pieces = record["transcript"].get("pieces", ())
+    return "".join("\n" if piece.get("author") == "runner" else piece["text"] for piece in pieces)
 
 
 def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -234,8 +234,11 @@ async def _model_turn(
     over = completion.finish is Finish.STOP and completion.stop is None and len(ids) > 0
     if over and (ids[-1] == tokenizer.end_of_turn or tokenizer.decode(ids) != completion.text):
         ids = ids[:-1]
-    if completion.text:
-        state.pieces.append(Piece(Author.MODEL, completion.text, ids if state.text is None else None))
+    text = completion.text
+    if state.text is not None and completion.finish is Finish.STOP:  # some servers write the end-of-text token
+        text, _ = tokenizer.strip_end(text)
+    if text:
+        state.pieces.append(Piece(Author.MODEL, text, ids if state.text is None else None))
     state.ids.extend(ids)
     return completion.finish
 

@@ -276,7 +276,7 @@ def _answer(generation: Generation) -> str | None:
     """The boxed answer of a finished solution."""
     if not generation.finished:
         return None
-    return extract_answer(Transcript.from_json(generation.transcript).text).answer
+    return extract_answer(Transcript.from_json(generation.transcript).said).answer
 
 
 _SHAPE = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "budgets", "code_seconds", "output_chars")

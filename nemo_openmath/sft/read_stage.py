@@ -21,11 +21,11 @@ from nemo_openmath.pipeline import Stage, StageContext, register
 from nemo_openmath.pipeline.bounds import PositiveInt
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import Drop, RecordWriter, SftRow, unit_key
-from nemo_openmath.records.foreign import BrokenRows
+from nemo_openmath.records.foreign import BrokenRows, data_files
 from nemo_openmath.records.ids import in_shard
 from nemo_openmath.records.key_set import KeySet
 from nemo_openmath.sft.formatting import MODES, Formatter, Reject
-from nemo_openmath.sft.reading import Block, read_blocks
+from nemo_openmath.sft.reading import Block, files_of_split, read_blocks
 from nemo_openmath.sft.selection import FormatRules
 from nemo_openmath.sft.workers import cores, ordered
 from nemo_openmath.transcripts import RENDERED, Transcript, load_template
@@ -83,11 +83,13 @@ class Read(Stage[ReadConfig]):
     ports = {"data?": "files or folders: JSON Lines (.gz, .zst) or Parquet"}
     takes = {"data": "records"}
     record = SftRow
-    version = 2  # other units of work than before
+    version = 3  # rendered prompts as given, one <think>, one end of text
 
     def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
         for mode, path in self.config.prompts.items():
             load_template(mode, path)
+        for source in inputs.get("data", ()):
+            files_of_split(source, data_files(source), self.config.split)
         if self.config.dataset is not None and importlib.util.find_spec("datasets") is None:
             raise MissingExtra("datasets", "datasets", "reading a dataset by name")
 

@@ -39,11 +39,10 @@ class FormatRules:
     def reject(self, row: SftRow) -> str | None:
         """The first reason against this row, or None."""
         transcript = Transcript.from_json(row.transcript)
-        text = transcript.text
         if self.turns and any("<|im_" in p.text for p in transcript.pieces if p.author is Author.MODEL):
             return "control token in the text"
         if row.mode == "genselect":
-            return "no judgment" if self.judgment and judgment_of(text) is None else None
+            return "no judgment" if self.judgment and judgment_of(transcript.said) is None else None
         segments = transcript.segments()
         if self.think != "off" and (thinking := transcript.thinking) != "whole":
             if thinking == "broken":
@@ -52,7 +51,7 @@ class FormatRules:
                 return "no think tags"
         if self.blocks and not _blocks_are_whole(segments):
             return "code or output block that is not whole"
-        found = extract_answer(text)
+        found = extract_answer(transcript.said)
         if self.box and found.answer is None:
             return "no boxed answer"
         if self.one_box and len(found.boxes) > 1:

@@ -29,6 +29,7 @@ from nemo_openmath.sft.token_file import MANIFEST, Shard, ShardWriter, TokenFold
 from nemo_openmath.sft.workers import DIED, cores, pool_of
 from nemo_openmath.transcripts import ChatTokenizer, Transcript, encode_many
 
+_VERSION = 2  # of what is made of a row: raised when the same row gives other tokens than before
 NO_TRAINED = "no trained token"
 _PIECE_BYTES = 1 << 20  # a piece is never smaller,
 _PIECES = 256  # and there are about this many at most: each shard is a mapping in every rank
@@ -72,7 +73,9 @@ def write_tokens(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     chat = ChatTokenizer.load(tokenizer)
-    pieces = _plan(_input_files(Path(rows)), folder, f"{chat.fingerprint} {train_on_tool_output}", train_on_tool_output)
+    pieces = _plan(
+        _input_files(Path(rows)), folder, f"{_VERSION} {chat.fingerprint} {train_on_tool_output}", train_on_tool_output
+    )
     missing = [piece for piece in pieces if not _is_done(piece)]
     names = [piece.shard.name for piece in pieces]
     if missing or not (folder / MANIFEST).is_file():

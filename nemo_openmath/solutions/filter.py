@@ -50,6 +50,7 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
     takes = {"generations": "Generation"}
     record = Generation
     concurrency = 1
+    version = 2  # solutions of models that do not think are kept
 
     def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Generation, bool]]]:
         self._thinkers = self._models_that_think(context)

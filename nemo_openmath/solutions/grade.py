@@ -67,4 +67,4 @@ def answer_of(generation: Generation, *, fallback: bool = False) -> str | None:
     """The boxed answer of a solution. An unfinished one has none: its box was not its last word."""
     if not generation.finished:
         return None
-    return extract_answer(Transcript.from_json(generation.transcript).text, fallback=fallback).answer
+    return extract_answer(Transcript.from_json(generation.transcript).said, fallback=fallback).answer

@@ -91,6 +91,11 @@ class Transcript:
         """The assistant's turn as stored in ``generation`` fields."""
         return "".join(piece.text for piece in self.pieces)
 
+    @property
+    def said(self) -> str:
+        """The text without what programs printed: a tag or a box in that is nobody's word."""
+        return "".join(piece.text if piece.author is not Author.RUNNER else "\n" for piece in self.pieces)
+
     def segments(self) -> list[Segment]:
         """The reader's view. ``"".join(s.text for s in segments()) == text``, always."""
         out: list[Segment] = []

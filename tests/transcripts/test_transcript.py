@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nemo_openmath.grading import extract_answer
 from nemo_openmath.transcripts import Author, Kind, Message, Piece, Transcript
 from nemo_openmath.transcripts.protocol import budget_of, judgment_of, notice_block, output_block
 
@@ -77,6 +78,8 @@ def test_the_summary_is_what_follows_thinking_or_all_of_it() -> None:
     assert read("<think>a<think>b</think>c")[0] == "broken"
     assert read("a</think>b") == ("broken", "b")
     assert Transcript.from_text(USER, "a</think>b").with_opening().thinking == "whole"
+    printed = Transcript.from_text(USER, "\\boxed{1} " + CODE + output_block("</think> \\boxed{9}"))
+    assert extract_answer(printed.said).answer == "1", "what a program prints is nobody's answer"
     empty = Piece(Author.TEMPLATE, "<think>\n\n</think>\n\n")
     assert Transcript(USER, (empty, Piece(Author.MODEL, "b"))).summary == "b"
 
