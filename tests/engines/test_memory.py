@@ -121,16 +121,16 @@ async def test_requests_that_share_too_little_memory_come_to_the_same(model_dir,
     if not compiler:
         monkeypatch.setattr(engine_module, "compile_decoder", lambda *_: None)
     token = 3 * 2 * 2 * 16 * 4  # layers, K and V, heads, head_dim, bytes
-    tight = EmbeddedEngine.load(model_dir, slots=4, threads=1, cache_mib=1, prefix_cache_bytes=1 << 20)
+    tight = EmbeddedEngine.load(model_dir, slots=8, threads=1, cache_mib=1, prefix_cache_bytes=1 << 20)
     budget = (1 << 20) // token
-    wide = EmbeddedEngine.load(model_dir, slots=4, threads=1)
+    wide = EmbeddedEngine.load(model_dir, slots=8, threads=1)
     assert f"{budget:,} tokens of all requests together, 2 of full length; others wait" in tight.memory
     shared = tuple(range(20, 60))
     requests = [
         Request(
             (*shared[: 10 * (i % 3)], i + 3, 7 + i), Sampling(max_tokens=400, temperature=1.0, seed=i, logprobs=True)
         )
-        for i in range(6)
+        for i in range(12)
     ]
     most = []
     fits = tight._scheduler._fits
