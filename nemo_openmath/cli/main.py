@@ -15,6 +15,9 @@ from nemo_openmath.errors import ExitCode, OpenMathError
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 
+PASS_ON = ("serve",)  # verbs that pass on what stands behind --
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run, and turn errors into one line and an exit code (see errors.ExitCode)."""
     sys.exit(int(run(sys.argv[1:] if arguments is None else list(arguments))))
@@ -22,7 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> ExitCode:
     parser = build_parser()
+    arguments, behind = _split(arguments)
     options, rest = parser.parse_known_args(arguments)
+    if behind is not None:
+        options.behind = behind
+    if hasattr(options, "unknown"):  # the verb says what they may have been meant for
+        options.unknown, rest = rest, []
     # argparse takes key=value arguments only right behind the file; people also write them last.
     if rest and not (hasattr(options, "overrides") and all("=" in r and not r.startswith("-") for r in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -53,6 +61,16 @@ def run(arguments: list[str]) -> ExitCode:
         _say_defect(error, options.debug)
         return ExitCode.FAILURE
     return ExitCode.OK
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str] | None]:
+    """(what is for us, what stands behind ``--`` and is for the program that the verb starts; None where the verb
+    starts none): argparse would take the first option behind it for one of ours."""
+    verb = next((word for word in arguments if not word.startswith("-")), "")
+    if verb not in PASS_ON or "--" not in arguments:
+        return arguments, None
+    at = arguments.index("--")
+    return arguments[:at], arguments[at + 1 :]
 
 
 def _say_defect(error: Exception, debug: bool) -> None:

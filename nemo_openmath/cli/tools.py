@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from nemo_openmath.cli.common import at_least, overrides, shard_of, verb
-from nemo_openmath.errors import UserError
+from nemo_openmath.engines.serving_options import add_embedded_options, server_arguments
 
 _ANSWERS = "JSON Lines, JSON, CSV or Parquet with expected_answer and predicted_answer, generation, output, ..."
 
@@ -35,6 +35,10 @@ training: {lr: 1e-4, warmup: 0.1, checkpoints: {every: 500, average_k: 4}}
 _GENERATE = f"a CONFIG.yaml (paths are relative to it):\n\n{textwrap.indent(GENERATE_EXAMPLE, '  ')}\n" + (
     "every setting of `generate`: openmath recipe stages rollout.generate; commented: examples/generate.yaml"
 )
+_SERVE = """\
+options of another engine go behind --, unchanged:
+  openmath serve MODEL --engine vllm --port 8001 -- --tensor-parallel-size 2
+"""
 _SFT = f"a JOB.yaml (paths are relative to it):\n\n{textwrap.indent(SFT_EXAMPLE, '  ')}\n" + (
     "every setting of `training`: openmath recipe stages training.sft; commented: examples/sft-job.yaml"
 )
@@ -62,14 +66,18 @@ def add(groups: Any) -> None:
     grade.add_argument("--other", metavar="COLUMN", help="the other opinion; default: judgement, else is_correct")
 
     serve = verb(groups, "serve", "serve a model over the OpenAI-compatible protocol, watched and restarted", _serve)
+    serve.formatter_class = argparse.RawDescriptionHelpFormatter
+    serve.epilog = _SERVE
     serve.add_argument("model", metavar="MODEL", help="Hugging Face folder")
-    serve.add_argument("--engine", choices=("embedded", "vllm", "sglang", "trtllm"), default="embedded")
-    serve.add_argument("--host", default="127.0.0.1")
-    serve.add_argument("--port", type=int, default=8000)
+    engines = ("embedded", "vllm", "sglang", "trtllm")
+    serve.add_argument("--engine", choices=engines, default="embedded", help="default: %(default)s")
+    serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    serve.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0: a free one, which is said")
     serve.add_argument("--name", help="name it is served under; default: the folder's")
     serve.add_argument("--address-file", type=Path, help="write the URL there whenever the server has (re)started")
-    serve.add_argument("--log", type=Path, help="the server's own output")
-    serve.add_argument("arguments", nargs="*", help="for the server itself; write them behind --")
+    serve.add_argument("--log", type=Path, help="keep all that the server prints there; its last words are said anyway")
+    add_embedded_options(serve.add_argument_group("options of the embedded engine"))
+    serve.set_defaults(behind=(), unknown=())
 
     generate = verb(groups, "generate", "sample solutions of a file of problems; run again to go on", _generate)
     generate.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -145,15 +153,13 @@ _LOOK = "look whether the solutions end with \\boxed{...}, were cut by max_token
 def _serve(options: argparse.Namespace) -> None:
     from nemo_openmath.engines.serving import ServerConfig, serve
 
-    if options.engine == "embedded" and not Path(options.model).is_dir():
-        raise UserError("no such model folder", file=options.model, remedy="give a Hugging Face folder")
     config = ServerConfig(
         model=options.model,
         engine=options.engine,
         host=options.host,
         port=options.port,
         name=options.name,
-        arguments=tuple(options.arguments),
+        arguments=server_arguments(options, options.behind, options.unknown),
         log=options.log,
         address_file=options.address_file,
     )

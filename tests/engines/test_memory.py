@@ -11,8 +11,9 @@ import torch
 from nemo_openmath.engines.embedded import EmbeddedEngine
 from nemo_openmath.engines.embedded import engine as engine_module
 from nemo_openmath.engines.embedded.cache import Cache, block_tokens
-from nemo_openmath.engines.embedded.memory import Free, Need, free_memory, plan_memory
+from nemo_openmath.engines.embedded.memory import Need, plan_memory
 from nemo_openmath.engines.embedded.scheduler import Job
+from nemo_openmath.engines.free_memory import Free, free_memory
 from nemo_openmath.engines.protocol import Finish, Request, Sampling
 from nemo_openmath.errors import UserError
 

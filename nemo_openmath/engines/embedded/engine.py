@@ -13,19 +13,11 @@ import torch
 
 from nemo_openmath.engines.embedded.compiled import compile_decoder
 from nemo_openmath.engines.embedded.decoder import Decoder, TorchDecoder
-from nemo_openmath.engines.embedded.memory import (
-    SLOTS,
-    Free,
-    MemoryPlan,
-    Need,
-    address_space,
-    free_memory,
-    plan_memory,
-    show,
-)
+from nemo_openmath.engines.embedded.memory import SLOTS, MemoryPlan, Need, address_space, plan_memory
 from nemo_openmath.engines.embedded.scheduler import Job, Scheduler, Statistics
 from nemo_openmath.engines.embedded.text import Detokenizer, StopTable, TextStream
 from nemo_openmath.engines.embedded.weights import load_weights
+from nemo_openmath.engines.free_memory import Free, free_memory, show
 from nemo_openmath.engines.protocol import (
     Capabilities,
     Chunk,

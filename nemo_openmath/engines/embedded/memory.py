@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_openmath.engines.free_memory import Free, lines_of, show
 from nemo_openmath.errors import UserError
 from nemo_openmath.models.hf_config import describe
 
@@ -14,55 +15,6 @@ SLOTS = 64  # where nothing else is asked for
 LEAST_CONTEXT = 1024  # tokens: a shorter one is never chosen, only obeyed
 RESERVE, RESERVED_SHARE = 256 << 20, 0.1  # bytes, and share of what is free, that is left to others
 _FEW_SLOTS, _GOOD_CONTEXT = 4, 8192  # where every slot takes its memory at once
-
-
-@dataclass(frozen=True, slots=True)
-class Free:
-    """Bytes that may be taken. ``where``: of what, for messages."""
-
-    available: int
-    where: str = "of this machine's memory"
-
-
-def free_memory(root: Path = Path("/")) -> Free:
-    """What a process may still take: MemAvailable, or less where a cgroup (v1 or v2, or one above it) limits it.
-    ``root``: where /proc and /sys lie."""
-    available = 1 << 62
-    for line in _lines(root / "proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) << 10
-    free = Free(available)
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            base, limit, used, cache = root / "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            base, limit, used = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cache = "total_inactive_file"
-        else:
-            continue
-        group = base / path.lstrip("/")
-        for folder in [group, *group.parents]:  # in a container the path may be one of the host: it is just not there
-            left = _left(folder, limit, used, cache)
-            if left is not None and left < free.available:
-                free = Free(left, "of this job's or container's memory limit")
-            if folder == base:
-                break
-    return free
-
-
-def _left(folder: Path, limit: str, used: str, cache: str) -> int | None:
-    try:
-        most = int((folder / limit).read_text())
-        now = int((folder / used).read_text())
-    except (OSError, ValueError):  # no such group, or "max"
-        return None
-    reclaimable = 0
-    for line in _lines(folder / "memory.stat"):
-        name, _, value = line.partition(" ")
-        if name == cache:
-            reclaimable = int(value)
-    return max(0, most - now + reclaimable)
 
 
 def address_space() -> int:
@@ -74,21 +26,14 @@ def address_space() -> int:
     if limit != resource.RLIM_INFINITY:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         left = max(0, limit - pages * resource.getpagesize())
-    if _lines(Path("/proc/sys/vm/overcommit_memory"))[:1] == ["2"]:  # what is reserved counts as taken
-        table = {name: int(rest.split()[0]) << 10 for name, _, rest in map(_part, _lines(Path("/proc/meminfo")))}
+    if lines_of(Path("/proc/sys/vm/overcommit_memory"))[:1] == ["2"]:  # what is reserved counts as taken
+        table = {name: int(rest.split()[0]) << 10 for name, _, rest in map(_part, lines_of(Path("/proc/meminfo")))}
         left = min(left, max(0, table["CommitLimit"] - table["Committed_AS"]))
     return left
 
 
 def _part(line: str) -> tuple[str, str, str]:
     return line.partition(":")
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,10 +156,3 @@ def plan_memory(
     if max_context is None and context < need.limit:
         said += f"; the model's {need.limit:,} tokens do not fit"
     return MemoryPlan(wanted, context, tokens, prefix, said)
-
-
-def show(count: int) -> str:
-    """Bytes for people."""
-    if count < 1 << 30:
-        return f"{max(0, count) / (1 << 20):.0f} MiB"
-    return f"{count / (1 << 30):.1f} GiB"
