@@ -19,7 +19,7 @@ import torch
 
 from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.safetensors_files import SHARD_BYTES, write_folder
-from nemo_openmath.errors import UserError
+from nemo_openmath.errors import OpenMathError, UserError, no_space
 from nemo_openmath.models.hf_config import read_config, rope_of
 from nemo_openmath.models.stop_tokens import StopTokens
 from nemo_openmath.models.torch_dist import TOKENIZER_FILES
@@ -70,11 +70,10 @@ def _refuse_taken(destination: Path) -> None:
         raise UserError("is a mount point, which cannot be renamed", file=destination, remedy="name a folder inside it")
 
 
-def _of_the_disk(error: OSError, destination: Path, partial: Path) -> UserError | None:
+def _of_the_disk(error: OSError, destination: Path, partial: Path) -> OpenMathError | None:
     """The error of a full disk, or of a folder that cannot be written; None for what else the system says."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        remedy = "free some space; nothing was left behind"
-        return UserError(f"no space left while writing ({error.strerror})", file=destination, remedy=remedy)
+        return no_space(destination, error.strerror or str(error), "nothing was left behind")
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     ours = any(name.startswith(str(partial)) or partial.is_relative_to(name) for name in names)
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG) and ours:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.cli.common import at_least, numbers, verb
+from nemo_openmath.cli.common import AGAIN, NOTHING_KEPT, at_least, numbers, verb
+from nemo_openmath.cli.streams import run_async
 from nemo_openmath.errors import UserError
 
+_MERGE = "what a sweep has finished is kept, and the same command goes on; a single merge begins anew"
 _METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare")
 
 
@@ -17,9 +18,19 @@ def add(groups: Any) -> None:
     convert = groups.add_parser("convert", help="Hugging Face <-> Megatron", description="Convert a checkpoint.")
     directions = convert.add_subparsers(title="directions", metavar="DIRECTION", required=True)
     to_megatron = verb(
-        directions, "hf-to-megatron", "Hugging Face folder -> torch_dist (or classic) checkpoint", _to_megatron
+        directions,
+        "hf-to-megatron",
+        "Hugging Face folder -> torch_dist (or classic) checkpoint",
+        _to_megatron,
+        interrupted=NOTHING_KEPT,
     )
-    to_hf = verb(directions, "megatron-to-hf", "torch_dist or classic checkpoint -> Hugging Face folder", _to_hf)
+    to_hf = verb(
+        directions,
+        "megatron-to-hf",
+        "torch_dist or classic checkpoint -> Hugging Face folder",
+        _to_hf,
+        interrupted=NOTHING_KEPT,
+    )
     for parser in (to_megatron, to_hf):
         parser.add_argument("source", type=Path, metavar="SRC")
         parser.add_argument("target", type=Path, metavar="DST")
@@ -33,7 +44,11 @@ def add(groups: Any) -> None:
     )
 
     to_trtllm = verb(
-        directions, "hf-to-trtllm", "Hugging Face or Megatron -> TensorRT-LLM checkpoint (0.18-1.2)", _to_trtllm
+        directions,
+        "hf-to-trtllm",
+        "Hugging Face or Megatron -> TensorRT-LLM checkpoint (0.18-1.2)",
+        _to_trtllm,
+        interrupted=NOTHING_KEPT,
     )
     to_trtllm.add_argument("source", type=Path, metavar="SRC")
     to_trtllm.add_argument("target", type=Path, metavar="DST")
@@ -42,7 +57,13 @@ def add(groups: Any) -> None:
     to_trtllm.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: the source's")
     to_trtllm.add_argument("--quantization", choices=("int8", "int4"), help="weight-only, done when it is loaded")
 
-    quantize = verb(groups, "quantize", "quantized Hugging Face folder, with hf_quant_config.json", _quantize)
+    quantize = verb(
+        groups,
+        "quantize",
+        "quantized Hugging Face folder, with hf_quant_config.json",
+        _quantize,
+        interrupted=NOTHING_KEPT,
+    )
     quantize.add_argument("source", type=Path, metavar="SRC")
     quantize.add_argument("target", type=Path, metavar="DST")
     quantize.add_argument("--format", choices=("fp8", "fp8_kv", "int8", "int4_awq"), required=True)
@@ -60,7 +81,9 @@ def add(groups: Any) -> None:
     )
     quantize.add_argument("--samples", type=at_least(1), default=256, help="texts to use of it")
 
-    average = verb(groups, "average", "average checkpoints, in fp32, tensor by tensor", _average)
+    average = verb(
+        groups, "average", "average checkpoints, in fp32, tensor by tensor", _average, interrupted=NOTHING_KEPT
+    )
     average.add_argument("sources", nargs="*", type=Path, metavar="CHECKPOINT")
     average.add_argument("--output", type=Path, required=True)
     average.add_argument("--weights", nargs="+", metavar="W", help="such as 0.5 0.5; default: equal")
@@ -68,7 +91,9 @@ def add(groups: Any) -> None:
     average.add_argument("--count", type=at_least(1), help="of trainings: so many equally spaced ones of each")
     average.add_argument("--format", choices=("same", "hf", "megatron"), default="same")
 
-    merge = verb(groups, "merge", "merge models: linear, SLERP, task arithmetic, TIES, DARE", _merge)
+    merge = verb(
+        groups, "merge", "merge models: linear, SLERP, task arithmetic, TIES, DARE", _merge, interrupted=_MERGE
+    )
     merge.add_argument("sources", nargs="*", type=Path, metavar="MODEL")
     merge.add_argument("--method", choices=_METHODS, default="linear")
     merge.add_argument("--weights", nargs="+", metavar="W", help="such as 0.3 0.7; default: equal")
@@ -83,7 +108,7 @@ def add(groups: Any) -> None:
     merge.add_argument("--samples", type=at_least(1), default=16, help="a problem; k of maj@k and pass@k")
     merge.add_argument("--set", nargs="+", metavar="key=value", default=[], help="settings of the evaluation's recipe")
 
-    inspect = verb(groups, "inspect", "what a checkpoint is, or how two differ", _inspect)
+    inspect = verb(groups, "inspect", "what a checkpoint is, or how two differ", _inspect, interrupted=AGAIN)
     inspect.add_argument("path", type=Path, metavar="A")
     inspect.add_argument("other", type=Path, nargs="?", metavar="B")
 
@@ -215,7 +240,7 @@ def _evaluated_sweep(options: argparse.Namespace, sources: list[Path]) -> None:
         mode=options.mode,
         samples=options.samples,
     )
-    asyncio.run(run_sweep(plan, options.output, options.set))
+    run_async(run_sweep(plan, options.output, options.set))
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -8,11 +8,62 @@ from typing import Any
 
 from nemo_openmath.errors import UserError
 
+GOES_ON = "finished work is kept, the same command goes on from here"
+AGAIN = "run the same command again"
+NOTHING_KEPT = "nothing was left behind; run the same command again"
 
-def verb(parent: Any, name: str, text: str, work: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
-    """A verb with its help and the function that does it."""
-    parser: argparse.ArgumentParser = parent.add_parser(name, help=text, description=text)
-    parser.set_defaults(work=work)
+EXIT_CODES = """exit codes: 0 done, 1 failure, 2 wrong input, 3 some items failed, 75 preempted,
+130 interrupted (3, 75, 130: run again)"""
+
+EXAMPLES = {
+    "recipe run": "examples/smoke.yaml --output runs/smoke",
+    "recipe show": "examples/smoke.yaml stages.train1.training.lr=1e-4",
+    "recipe status": "runs/smoke",
+    "recipe report": "runs/smoke",
+    "recipe stages": "rollout.generate",
+    "launch": "examples/qwen2.5-14b.yaml --cluster cluster.yaml --output /shared/runs/14b --dry-run",
+    "plan": "qwen2.5-14b --gpus 32 --gpu h100",
+    "sft": "job.yaml --processes 2 training.lr=1e-4",
+    "grade": "runs/mine/solutions --output graded.jsonl",
+    "serve": "runs/smoke/student1 --port 8000",
+    "generate": "generate.yaml --output runs/mine generate.samples=8",
+    "sandbox exec": "program.py --timeout 10",
+    "sandbox serve": "--port 8700",
+    "data stats": "runs/smoke/packs1 --tokenizer examples/base",
+    "data verify": "runs/smoke/packs1",
+    "convert hf-to-megatron": "./Qwen2.5-1.5B ./megatron",
+    "convert megatron-to-hf": "runs/smoke/train1/checkpoints/step-00000008 ./hf",
+    "convert hf-to-trtllm": "runs/smoke/student1 ./trtllm --tp 2",
+    "quantize": "runs/smoke/student1 ./int8 --format int8",
+    "average": "runs/smoke/train1 --count 4 --output ./averaged",
+    "merge": "--weights 0.3 0.7 ./cot ./tir --output ./merged",
+    "inspect": "runs/smoke/student1",
+}
+
+
+class Help(argparse.HelpFormatter):
+    """Help with every default, whether or not the argument has a text, and an epilog as it is written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        value = action.default
+        told = value in (None, False, argparse.SUPPRESS, []) or "default" in text or not action.option_strings
+        return text if told else f"{text} (default: %(default)s)".lstrip()
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return "".join(indent + line for line in text.splitlines(keepends=True))
+        return super()._fill_text(text, width, indent)
+
+
+def verb(
+    parent: Any, name: str, text: str, work: Callable[[argparse.Namespace], None], *, interrupted: str = GOES_ON
+) -> argparse.ArgumentParser:
+    """A verb with its help and the function that does it. ``interrupted``: what is true after Ctrl-C."""
+    parser: argparse.ArgumentParser = parent.add_parser(name, help=text, description=text, formatter_class=Help)
+    full = parser.prog.partition(" ")[2]
+    parser.epilog = f"example: {parser.prog} {EXAMPLES[full]}\n{EXIT_CODES}\n"
+    parser.set_defaults(work=work, parser=parser, interrupted=interrupted)
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
     return parser
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.cli.common import at_least, verb
+from nemo_openmath.cli.common import AGAIN, at_least, verb
 from nemo_openmath.errors import UserError
 
 
@@ -14,7 +14,11 @@ def add(groups: Any) -> None:
     data = groups.add_parser("data", help="look at packed data, check it", description="Packed training data.")
     verbs = data.add_subparsers(title="verbs", metavar="VERB", required=True)
     stats = verb(
-        verbs, "stats", "lengths by subset, fill, trained share, cost balance; one pack token by token", _stats
+        verbs,
+        "stats",
+        "lengths by subset, fill, trained share, cost balance; one pack token by token",
+        _stats,
+        interrupted=AGAIN,
     )
     stats.add_argument("packs", type=Path, metavar="DIR", help="folder of a sft.pack stage")
     stats.add_argument("--tokenizer", type=Path, metavar="MODEL", help="also show a pack, with this model's tokenizer")
@@ -24,7 +28,13 @@ def add(groups: Any) -> None:
     )
     stats.add_argument("--ranks", type=at_least(1), nargs="+", default=[8, 64], metavar="N", help="data-parallel sizes")
 
-    verify = verb(verbs, "verify", "read every byte of packs or token files and check it against its checksum", _verify)
+    verify = verb(
+        verbs,
+        "verify",
+        "read every byte of packs or token files and check it against its checksum",
+        _verify,
+        interrupted=AGAIN,
+    )
     verify.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="of a sft.pack or sft.tokenize stage")
 
 

@@ -9,7 +9,9 @@ import traceback
 from collections.abc import Sequence
 
 from nemo_openmath import __version__
-from nemo_openmath.errors import ExitCode, OpenMathError
+from nemo_openmath.cli.common import EXAMPLES, EXIT_CODES, Help
+from nemo_openmath.cli.streams import be_patient
+from nemo_openmath.errors import ExitCode, OpenMathError, of_the_system
 
 # torch's threads are set by the code that uses it; libraries below it must not multiply them.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -20,10 +22,14 @@ PASS_ON = ("serve",)  # verbs that pass on what stands behind --
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run, and turn errors into one line and an exit code (see errors.ExitCode)."""
-    sys.exit(int(run(sys.argv[1:] if arguments is None else list(arguments))))
+    be_patient()
+    code = run(sys.argv[1:] if arguments is None else list(arguments))
+    sys.stdout.flush()
+    sys.exit(int(code))
 
 
 def run(arguments: list[str]) -> ExitCode:
+    """Do what a command line says; its exit code. Results go to standard output, everything else to standard error."""
     parser = build_parser()
     arguments, behind = _split(arguments)
     options, rest = parser.parse_known_args(arguments)
@@ -33,7 +39,7 @@ def run(arguments: list[str]) -> ExitCode:
         options.unknown, rest = rest, []
     # argparse takes key=value arguments only right behind the file; people also write them last.
     if rest and not (hasattr(options, "overrides") and all("=" in r and not r.startswith("-") for r in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        getattr(options, "parser", parser).error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
     if not hasattr(options, "work"):
@@ -42,24 +48,10 @@ def run(arguments: list[str]) -> ExitCode:
     try:
         options.work(options)
     except KeyboardInterrupt:
-        print("interrupted; finished work is kept, the same command goes on from here", file=sys.stderr)
+        print(f"interrupted; {options.interrupted}", file=sys.stderr)
         return ExitCode.INTERRUPTED
-    except OpenMathError as error:
-        if options.debug:
-            traceback.print_exc()
-        print(f"openmath: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        return ExitCode.FAILURE
-    except OSError as error:
-        if error.filename is None or options.debug:
-            _say_defect(error, options.debug)
-        else:
-            print(f"openmath: {error.filename}: {error.strerror}", file=sys.stderr)
-        return ExitCode.FAILURE
     except Exception as error:
-        _say_defect(error, options.debug)
-        return ExitCode.FAILURE
+        return _say(error, options.debug)
     return ExitCode.OK
 
 
@@ -73,11 +65,21 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str] | None]:
     return arguments[:at], arguments[at + 1 :]
 
 
-def _say_defect(error: Exception, debug: bool) -> None:
+def _say(error: Exception, debug: bool) -> ExitCode:
+    """One line about an error, or its traceback; the exit code that it means."""
+    known: Exception | None = error
+    if isinstance(error, OSError):
+        known = of_the_system(error) or OpenMathError(f"the system says: {error.strerror or error}")
+    elif isinstance(error, MemoryError):
+        known = OpenMathError("out of memory; close other programs, or ask for less at once")
     if debug:
         traceback.print_exception(error)
-    else:
+    if isinstance(known, OpenMathError):
+        print(f"openmath: {known}", file=sys.stderr)
+        return known.exit_code
+    if not debug:
         print(f"openmath: defect: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+    return ExitCode.FAILURE
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -87,7 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="openmath",
         description="Build a math-reasoning model: problems, solutions, training, checkpoints, evaluation.",
-        epilog="Exit codes: 0 done, 1 failure, 2 wrong input, 3 some items failed, 75 preempted (3, 75: run again).",
+        epilog=f"example: openmath recipe run {EXAMPLES['recipe run']}\n{EXIT_CODES}\n",
+        formatter_class=Help,
     )
     parser.add_argument("--version", action="version", version=f"openmath {__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")

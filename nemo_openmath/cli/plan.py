@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from nemo_openmath.cli.common import overrides, verb
+from nemo_openmath.cli.common import AGAIN, overrides, verb
 
 
 def add(groups: Any) -> None:
-    plan = verb(groups, "plan", "memory, time and GPU-hours of a training; the layouts that fit, best first", _plan)
+    plan = verb(
+        groups,
+        "plan",
+        "memory, time and GPU-hours of a training; the layouts that fit, best first",
+        _plan,
+        interrupted=AGAIN,
+    )
     plan.add_argument("config", metavar="CONFIG", help="training job file (YAML), or a model such as qwen2.5-14b")
     overrides(plan, "training.parallel.tp=8 training.recompute=full")
     plan.add_argument("--gpus", type=int, required=True, metavar="N")

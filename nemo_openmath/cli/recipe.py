@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.cli.common import overrides, shard_of, verb
+from nemo_openmath.cli.common import AGAIN, overrides, shard_of, verb
+from nemo_openmath.cli.streams import run_async
 
 
 def add(groups: Any) -> None:
@@ -31,16 +31,24 @@ def add(groups: Any) -> None:
         "--replace", action="store_true", help="make changed stages anew even where that throws long work away"
     )
 
-    show = verb(verbs, "show", "print every setting with its value and origin (default, file:line, override)", _show)
+    show = verb(
+        verbs,
+        "show",
+        "print every setting with its value and origin (default, file:line, override)",
+        _show,
+        interrupted=AGAIN,
+    )
     _file(show)
 
-    status = verb(verbs, "status", "stages of a run: state, counts, time, drops by reason", _status)
+    status = verb(verbs, "status", "stages of a run: state, counts, time, drops by reason", _status, interrupted=AGAIN)
     status.add_argument("output", type=Path, metavar="DIR", help="folder of the run")
 
-    report = verb(verbs, "report", "write report.json and report.html of a run again", _report)
+    report = verb(verbs, "report", "write report.json and report.html of a run again", _report, interrupted=AGAIN)
     report.add_argument("output", type=Path, metavar="DIR", help="folder of the run")
 
-    stages = verb(verbs, "stages", "the kinds of stages a recipe can use, or all about one of them", _stages)
+    stages = verb(
+        verbs, "stages", "the kinds of stages a recipe can use, or all about one of them", _stages, interrupted=AGAIN
+    )
     stages.add_argument("kind", nargs="?", metavar="KIND", help="its inputs, what it makes, and every setting")
 
 
@@ -55,7 +63,7 @@ def _run(options: argparse.Namespace) -> None:
 
     shard, shards = shard_of(options.shard)
     selection = Selection(options.start, options.until, options.only, shard, shards, options.prepare, options.replace)
-    asyncio.run(run_recipe(options.recipe, options.overrides, options.output, selection))
+    run_async(run_recipe(options.recipe, options.overrides, options.output, selection))
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from nemo_openmath.cli.common import at_least, overrides, shard_of, verb
+from nemo_openmath.cli.streams import run_async
 from nemo_openmath.engines.serving_options import add_embedded_options, server_arguments
 
 _ANSWERS = "JSON Lines, JSON, CSV or Parquet with expected_answer and predicted_answer, generation, output, ..."
@@ -44,20 +45,32 @@ _SFT = f"a JOB.yaml (paths are relative to it):\n\n{textwrap.indent(SFT_EXAMPLE,
 )
 
 
+_SAVED = "the training was saved as it said, and the same command goes on from there"
+_RESUMED = "the rows that were graded are kept beside the output, the same command goes on from there"
+_ENDED = "the program was ended"
+
+
 def add(groups: Any) -> None:
-    sft = verb(groups, "sft", "train on packed data with this machine's processes (a job file, YAML)", _sft)
-    sft.formatter_class = argparse.RawDescriptionHelpFormatter
-    sft.epilog = _SFT
+    sft = verb(
+        groups, "sft", "train on packed data with this machine's processes (a job file, YAML)", _sft, interrupted=_SAVED
+    )
+    sft.epilog = f"{sft.epilog}\n\n{_SFT}"
     sft.add_argument("job", type=Path, metavar="JOB.yaml", help="model, data, output, training: see below")
     overrides(sft, "training.lr=1e-4 training.parallel.tp=2")
     sft.add_argument("--processes", type=at_least(1), default=1, help="ranks; tp x pp x cp of them form a replica")
     sft.add_argument("--threads", type=at_least(1), default=1, help="of each process, on CPU")
 
-    grade = verb(groups, "grade", "compare the answers of solutions with the expected ones, row by row", _grade)
+    grade = verb(
+        groups,
+        "grade",
+        "compare the answers of solutions with the expected ones, row by row",
+        _grade,
+        interrupted=_RESUMED,
+    )
     grade.add_argument("file", type=Path, metavar="FILE", help=f"file or folder: what generate wrote, or {_ANSWERS}")
     grade.add_argument("--output", type=Path, required=True, help="JSON Lines: the same rows with verdict and reason")
     grade.add_argument("--skip-broken", action="store_true", help="leave out rows that cannot be read, counted")
-    grade.add_argument("--workers", type=at_least(1), default=1)
+    grade.add_argument("--workers", type=at_least(1), default=1, help="processes")
     grade.add_argument("--time-limit", type=float, default=1.0, metavar="SECONDS", help="of one pair")
     grade.add_argument("--memory-mb", type=at_least(256), default=1024, metavar="MIB", help="of one worker")
     grade.add_argument("--take-modulo", type=at_least(1), metavar="N", help="answers count modulo N")
@@ -66,8 +79,7 @@ def add(groups: Any) -> None:
     grade.add_argument("--other", metavar="COLUMN", help="the other opinion; default: judgement, else is_correct")
 
     serve = verb(groups, "serve", "serve a model over the OpenAI-compatible protocol, watched and restarted", _serve)
-    serve.formatter_class = argparse.RawDescriptionHelpFormatter
-    serve.epilog = _SERVE
+    serve.epilog = f"{serve.epilog}\n{_SERVE}"
     serve.add_argument("model", metavar="MODEL", help="Hugging Face folder")
     engines = ("embedded", "vllm", "sglang", "trtllm")
     serve.add_argument("--engine", choices=engines, default="embedded", help="default: %(default)s")
@@ -80,8 +92,7 @@ def add(groups: Any) -> None:
     serve.set_defaults(behind=(), unknown=())
 
     generate = verb(groups, "generate", "sample solutions of a file of problems; run again to go on", _generate)
-    generate.formatter_class = argparse.RawDescriptionHelpFormatter
-    generate.epilog = _GENERATE
+    generate.epilog = f"{generate.epilog}\n\n{_GENERATE}"
     generate.add_argument("job", type=Path, metavar="CONFIG.yaml", help="problems, engine, generate: see below")
     overrides(generate, "generate.samples=8")
     generate.add_argument("--output", type=Path, required=True, metavar="DIR", help="solutions/ in it holds the result")
@@ -91,10 +102,10 @@ def add(groups: Any) -> None:
 
     sandbox = groups.add_parser("sandbox", help="run a model's Python", description="Isolated Python sessions.")
     verbs = sandbox.add_subparsers(title="verbs", metavar="VERB", required=True)
-    run = verb(verbs, "exec", "run one program and print the result as a JSON object", _exec)
+    run = verb(verbs, "exec", "run one program and print the result as a JSON object", _exec, interrupted=_ENDED)
     run.add_argument("file", type=Path, metavar="FILE.py")
-    run.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS")
-    run.add_argument("--memory", type=int, default=1024, metavar="MB")
+    run.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="of the program")
+    run.add_argument("--memory", type=int, default=1024, metavar="MB", help="of the program")
     run.add_argument("--unsafe", action="store_true", help="run even where a wall is missing on this system")
     service = verb(verbs, "serve", "serve one sandbox to all processes of a node, until SIGTERM", _serve_sandbox)
     service.add_argument("--host", default="127.0.0.1", help="another than loopback needs a token")
@@ -170,7 +181,7 @@ def _generate(options: argparse.Namespace) -> None:
     from nemo_openmath.recipe.generate import generate
 
     shard, shards = shard_of(options.shard)
-    asyncio.run(generate(options.job, options.overrides, options.output, shard, shards, options.prepare))
+    run_async(generate(options.job, options.overrides, options.output, shard, shards, options.prepare))
 
 
 def _exec(options: argparse.Namespace) -> None:

@@ -15,7 +15,6 @@ Works on shared network file systems: no locks, no database; a second writer of 
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import time
@@ -27,7 +26,7 @@ from typing import BinaryIO, Self, TypeVar
 
 import orjson
 
-from nemo_openmath.errors import DamagedFile, OpenMathError, UserError
+from nemo_openmath.errors import DamagedFile, OpenMathError, UserError, of_the_system
 from nemo_openmath.records import exact_json
 from nemo_openmath.records.ids import unit_key
 from nemo_openmath.records.types import Record
@@ -149,13 +148,7 @@ class RecordWriter:
             os.fsync(file.fileno())
         except OSError as error:
             self._failed = True  # the next opening cuts what was half written
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise UserError(
-                    f"no space left ({error.strerror}); finished work is kept",
-                    file=path,
-                    remedy="free some space and run the same command again",
-                ) from error
-            raise
+            raise of_the_system(error, path) or error from error
         self._ends[kind] += len(data)
 
     def _recover(self) -> dict[str, int]:

@@ -331,6 +331,12 @@ def main() -> None:
     settings = json.loads(sys.argv[3])
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
         score.write("1000")  # if the machine runs out of memory, the kernel takes sessions first
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has gone: so do we
+        _serve(control, client, settings)
+
+
+def _serve(control: socket.socket, client: int, settings: dict[str, Any]) -> None:
+    """Put up the walls, say to the client whether they stand, and make sessions until it ends."""
     has_landlock = landlock.abi() > 0
     entered = settings["namespaces"] and namespaces.enter(settings["base"], mounts=not has_landlock)
     file_wall = walls.LANDLOCK if has_landlock else walls.MOUNTS if entered else None

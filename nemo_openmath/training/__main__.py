@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nemo_openmath.errors import OpenMathError
+from nemo_openmath.errors import ExitCode, OpenMathError
 from nemo_openmath.pipeline.processes import die_with_parent
-from nemo_openmath.training.launch_local import run_local
+from nemo_openmath.training.launch_local import RankFailed, run_local
 
 
 def main() -> int:
@@ -29,7 +29,11 @@ def main() -> int:
             threads=options.threads,
             on_line=lambda line: print(line, flush=True),
         )
+    except KeyboardInterrupt:
+        return int(ExitCode.INTERRUPTED)
     except OpenMathError as error:
+        if isinstance(error, RankFailed):
+            print(error.said, file=sys.stderr)
         print(error, file=sys.stderr, flush=True)
         return int(error.exit_code)
     return 0

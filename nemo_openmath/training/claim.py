@@ -11,25 +11,27 @@ next save, before it writes: the file no longer bears its mark.
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import json
 import os
-import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.errors import OpenMathError, UserError
+from nemo_openmath.pipeline.locks import (
+    is_open_file,
+    new_mark,
+    open_lock_file,
+    read_mark,
+    try_lock,
+    write_mark,
+)
 
 LOCK = ".training.lock"
 PATIENCE_SECONDS = 3.0  # for a holder that was just killed
 STOPPING_SECONDS = 600.0  # for a holder that is stopping
-_HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 class Claim:
@@ -37,40 +39,25 @@ class Claim:
 
     def __init__(self, path: Path, descriptor: int, mark: dict[str, Any]):
         self.path, self._descriptor, self._mark = path, descriptor, mark
-        if _is(path, descriptor):
+        if is_open_file(path, descriptor):
             self._write()
 
     @classmethod
     def take(cls, output: Path, ranks: int, say: Callable[[str], None]) -> Claim:
         """Raises UserError naming the folder and what holds it, or why it cannot be written."""
-        mark = {
-            "id": uuid.uuid4().hex,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "ranks": ranks,
-            "since": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-            "stopping": False,
-        }
+        mark = new_mark(id=uuid.uuid4().hex, ranks=ranks, stopping=False)
         path, start, told = output / LOCK, time.monotonic(), False
         while True:
-            try:
-                output.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            except OSError as error:
-                problem = f"cannot write ({error.strerror})"
-                raise UserError(problem, file=output, remedy="choose another output folder") from None
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is(path, descriptor):  # not deleted in between
-                    return cls(path, descriptor, mark)
-                os.close(descriptor)
-                continue
-            except OSError as error:
-                if error.errno not in _HELD:
-                    say(f"{output}: no file locks here ({error.strerror}): a second training takes the folder over")
-                    return cls(path, descriptor, mark)
+            descriptor = open_lock_file(path)
+            free = try_lock(descriptor)
+            if free is None:
+                say(f"{output}: no file locks here: a second training takes the folder over")
+            if free is None or (free and is_open_file(path, descriptor)):  # not deleted in between
+                return cls(path, descriptor, mark)
             os.close(descriptor)
-            holder, waited = _read(path), time.monotonic() - start
+            if free:
+                continue
+            holder, waited = read_mark(path), time.monotonic() - start
             stopping = holder.get("stopping") is True
             if waited > (STOPPING_SECONDS if stopping else PATIENCE_SECONDS):
                 raise _held(output, holder)
@@ -81,13 +68,13 @@ class Claim:
 
     def stopping(self) -> None:
         """Tell those who want the folder that it will soon be free. Safe in a signal handler."""
-        if _read(self.path).get("id") == self._mark["id"]:
+        if read_mark(self.path).get("id") == self._mark["id"]:
             self._mark["stopping"] = True
             self._write()
 
     def check(self) -> None:
         """Raises UserError when another training has taken the folder over all the same."""
-        holder = _read(self.path)
+        holder = read_mark(self.path)
         if holder.get("id") != self._mark["id"]:
             problem = f"{_name(holder)} has taken this folder over; nothing more is saved"
             raise UserError(problem, file=self.path.parent, remedy="run one training at a time in a folder")
@@ -96,9 +83,7 @@ class Claim:
         os.close(self._descriptor)
 
     def _write(self) -> None:
-        text = json.dumps(self._mark).encode()
-        os.pwrite(self._descriptor, text, 0)
-        os.ftruncate(self._descriptor, len(text))
+        write_mark(self._descriptor, self._mark, self.path)
 
 
 @contextmanager
@@ -121,14 +106,14 @@ def claimed(output: Path, say: Callable[[str], None]) -> Iterator[Claim | None]:
 
 
 def decided_by_main(action: Callable[[], None]) -> None:
-    """Run ``action`` in rank 0; the UserError it raises is raised in every rank."""
+    """Run ``action`` in rank 0; the error it raises for a user is raised in every rank."""
     import torch.distributed as dist
 
     said: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
             action()
-        except UserError as error:
+        except OpenMathError as error:
             said = [error]
     dist.broadcast_object_list(said, src=0)
     if said[0] is not None:
@@ -144,29 +129,11 @@ def refuse_claimed(output: Path) -> None:
     except OSError:
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = _read(path)
-        if error.errno in _HELD and not holder.get("stopping"):
-            raise _held(output, holder) from None
+        holder = read_mark(path)
+        if try_lock(descriptor) is False and not holder.get("stopping"):
+            raise _held(output, holder)
     finally:
         os.close(descriptor)
-
-
-def _is(path: Path, descriptor: int) -> bool:
-    """Whether ``path`` is still the file that was opened."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except OSError:
-        return False
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):  # being written, or gone
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _name(holder: dict[str, Any]) -> str:

@@ -7,13 +7,14 @@ so a preempted job saves and exits with ``ExitCode.PREEMPTED``.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -30,12 +31,19 @@ PREEMPTION_SECONDS = 600.0  # for saving after SIGTERM before ranks are killed
 
 
 class RankFailed(OpenMathError):
-    """A rank died; the message ends with what it wrote last."""
+    """A rank died. The message is one line and ends with the last one that it wrote; ``said``: all of them."""
 
     def __init__(self, rank: int, code: int, said: str):
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        super().__init__(f"rank {rank} died ({how}); it said:\n{said}")
-        self.rank, self.code = rank, code
+        last = said.splitlines()[-1].strip() if said else _SILENT.get(code, "it said nothing")
+        super().__init__(f"rank {rank} died ({how}): {last}")
+        self.rank, self.code, self.said = rank, code, said
+
+
+_SILENT = {
+    -signal.SIGKILL: "killed from outside; often the machine was out of memory (see dmesg)",
+    -signal.SIGBUS: "a file in use was cut, or /dev/shm is full",
+}
 
 
 def run_local(
@@ -50,7 +58,7 @@ def run_local(
     """Run a training job (:class:`nemo_openmath.training.config.Job` file) in ``processes`` ranks; returns when done.
 
     ``on_line`` gets rank 0's progress lines. Raises what the first failing rank meant: :class:`UserError`,
-    :class:`Preempted`, or :class:`RankFailed` with its traceback.
+    :class:`Preempted`, or :class:`RankFailed` with its traceback; KeyboardInterrupt after Ctrl-C, once all is saved.
     """
     if processes < 1:
         raise UserError(f"{processes} processes", remedy="start 1 or more")
@@ -73,31 +81,54 @@ def spawn(
     base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "PYTHONUNBUFFERED": "1"}
     base.setdefault("GLOO_SOCKET_IFNAME", "lo")
     base.setdefault("MKL_NUM_THREADS", str(threads))
-    with tempfile.TemporaryDirectory(prefix="openmath-ranks-") as scratch:
-        errors = [Path(scratch) / f"rank-{rank}.stderr" for rank in range(processes)]
-        ranks: list[subprocess.Popen[str]] = []
-        try:
-            for rank, error in enumerate(errors):
-                with error.open("w") as file:
-                    ranks.append(
-                        subprocess.Popen(
-                            command,
-                            env={**base, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                            stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-                            stderr=file,
-                            text=True,
-                            preexec_fn=killed_with_parent(),
-                        )
-                    )
-            _watch(ranks, errors, on_line)
-        finally:
-            _kill(ranks)
+    ranks: list[subprocess.Popen[str]] = []
+    errors: list[_Said] = []
+    try:
+        for rank in range(processes):
+            process = subprocess.Popen(
+                command,
+                env={**base, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                preexec_fn=killed_with_parent(),
+            )
+            ranks.append(process)
+            errors.append(_Said(process.stderr))
+        _watch(ranks, errors, on_line)
+    finally:
+        _kill(ranks)
 
 
-def _watch(ranks: list[subprocess.Popen[str]], errors: list[Path], on_line: Callable[[str], None]) -> None:
+class _Said:
+    """The last lines that a rank wrote to its standard error, read as it writes: in memory, for a full disk is a thing
+    that ranks die of."""
+
+    def __init__(self, stream: IO[str] | None):
+        self._lines: deque[str] = deque(maxlen=400)
+        self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
+        self._thread.start()
+
+    def _read(self, stream: IO[str] | None) -> None:
+        for line in stream or ():
+            self._lines.append(line)
+
+    def text(self) -> str:
+        """All that is known, once the rank has ended; a child of it may still hold the pipe."""
+        self._thread.join(2.0)
+        return "".join(list(self._lines))[-20_000:].strip()
+
+
+def _last(said: str) -> str:
+    return re.sub(r"^rank \d+: ", "", said.splitlines()[-1])
+
+
+def _watch(ranks: list[subprocess.Popen[str]], errors: list[_Said], on_line: Callable[[str], None]) -> None:
     reader = threading.Thread(target=_forward_lines, args=(ranks[0].stdout, on_line), daemon=True)
     reader.start()
-    with _pass_on_signals(ranks) as asked:
+    with _pass_on_signals(ranks) as signals:
+        asked = signals.asked
         while True:
             codes = [process.poll() for process in ranks]
             if all(code == 0 for code in codes):
@@ -113,28 +144,34 @@ def _watch(ranks: list[subprocess.Popen[str]], errors: list[Path], on_line: Call
             time.sleep(0.05)
     reader.join(0.5)
     codes = [process.poll() for process in ranks]
-    asked_to = (None, 0, ExitCode.PREEMPTED, -signal.SIGTERM, -signal.SIGUSR1)
+    asked_to = (None, 0, ExitCode.PREEMPTED, ExitCode.INTERRUPTED, -signal.SIGTERM, -signal.SIGUSR1, -signal.SIGINT)
+    if signals.interrupted and all(code in asked_to for code in codes):
+        saved = [line for error in errors if (line := error.text()).endswith("to go on")]
+        on_line(_last(saved[0]) if saved else "asked to stop before the first step")
+        raise KeyboardInterrupt
     if asked and all(code in asked_to for code in codes) and ExitCode.PREEMPTED not in codes:
         raise Preempted("asked to stop before the first step; run the same command again")
     _raise(codes, errors)
 
 
-def _raise(codes: Sequence[int | None], errors: Sequence[Path]) -> None:
+def _raise(codes: Sequence[int | None], errors: Sequence[_Said]) -> None:
     """Raise what the failing ranks mean; a peer's lost connection never hides the first cause."""
 
     def said(rank: int) -> str:
-        return errors[rank].read_text(errors="replace")[-20_000:].strip()
+        return errors[rank].text()
 
     failed = [(rank, code) for rank, code in enumerate(codes) if code not in (None, 0)]
     for rank, code in failed:
         if code == ExitCode.USER_ERROR:
-            raise UserError(said(rank).splitlines()[-1].removeprefix(f"rank {rank}: ") if said(rank) else "refused")
+            raise UserError(_last(said(rank)) if said(rank) else "refused")
     if failed and all(code == ExitCode.PREEMPTED for _, code in failed):
-        raise Preempted(said(failed[0][0]).splitlines()[-1].removeprefix(f"rank {failed[0][0]}: "))
+        raise Preempted(_last(said(failed[0][0])))
     connection_lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
     causes = [pair for pair in failed if not any(text in said(pair[0]) for text in connection_lost)]
     rank, code = (causes or failed)[0]
     assert code is not None
+    if (text := said(rank)) and text.splitlines()[-1].startswith(f"rank {rank}: "):
+        raise OpenMathError(_last(text))  # it knew what was wrong
     raise RankFailed(rank, code, said(rank))
 
 
@@ -145,17 +182,27 @@ def _forward_lines(stream: IO[str] | None, on_line: Callable[[str], None]) -> No
 
 
 class _pass_on_signals:
-    """SIGTERM and SIGUSR1 of this process go to all ranks; records when the first came. Main thread only."""
+    """SIGTERM and SIGUSR1 of this process go to all ranks; records when the first came. Ctrl-C goes there as SIGTERM:
+    the ranks save and leave; a second one ends all at once. Main thread only."""
 
     def __init__(self, ranks: Sequence[subprocess.Popen[str]]):
-        self.ranks, self.asked = ranks, list[float]()
+        self.ranks, self.asked, self.interrupted = ranks, list[float](), False
         self.before: dict[int, Any] = {}
 
-    def __enter__(self) -> list[float]:
+    def __enter__(self) -> _pass_on_signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGUSR1):
                 self.before[number] = signal.signal(number, self._pass_on)
-        return self.asked
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                self.before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def _interrupt(self, _number: int, _frame: Any) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        print("stopping: the ranks save after this step; Ctrl-C again ends at once", file=sys.stderr, flush=True)
+        self._pass_on(signal.SIGTERM, None)
 
     def _pass_on(self, number: int, _frame: Any) -> None:
         self.asked.append(time.monotonic())

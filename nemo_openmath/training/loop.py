@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import time
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from nemo_openmath.checkpoints.checkpoint import open_checkpoint
-from nemo_openmath.errors import Preempted, UserError
+from nemo_openmath.errors import ExitCode, Preempted, UserError
 from nemo_openmath.models import torch_dist
 from nemo_openmath.models.build import PackedGPT, build_model, choose_backend, load_hf
 from nemo_openmath.models.configs import ModelConfig
@@ -37,6 +38,9 @@ from nemo_openmath.training.used import model_facts, refuse_another_model
 
 # Dense bf16 matrix peak in FLOP/s, from the vendors' data sheets.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12}
+
+
+SECONDS_BETWEEN_LINES = 30.0  # within a step
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,20 @@ def train(
                     file=newest,
                     remedy="ask for more steps, or choose another output folder",
                 )
+            changed = _changed(found.get("settings"), config)
+            if first == source.num_steps and changed:
+                raise UserError(
+                    f"this training has finished, with other settings: {changed}",
+                    file=output,
+                    remedy="choose another output folder, or ask for more steps",
+                )
             if is_main():
-                say(f"resuming after step {first} ({newest.name})")
+                if first == source.num_steps:
+                    say(f"finished before: all {first} steps are done and saved ({newest}); nothing to do")
+                else:
+                    say(f"resuming after step {first} ({newest.name})")
+                if changed:
+                    say(f"from here on with other settings: {changed}")
                 if before != source.num_steps:
                     say(f"{before} steps were planned before, {source.num_steps} are now: the learning rate follows")
         if is_main():  # nothing is written before it is known that the training in the folder is this one
@@ -144,8 +160,18 @@ class _Run:
         self.source, self.config, self.output, self.validation = source, config, output, validation
         self.say, self.stopped, self.claim, self.facts = say, stopped, claim, facts
         self.guard = LossGuard(config.guard)
+        self._said_at = 0.0
         self.stepper = Stepper(models, optimizer.chunks, shape, config)
         self.peak_flops = _peak_flops(config.precision)
+        if is_main():
+            self.stepper.on_pack = self._within_a_step
+
+    def _within_a_step(self, done: int, count: int, seconds: float) -> None:
+        """A line now and then while a step takes long."""
+        if seconds - self._said_at > SECONDS_BETWEEN_LINES or seconds < self._said_at:
+            if seconds > SECONDS_BETWEEN_LINES:
+                self.say(f"... {done} of {count} packs of this step, {seconds:.0f} s")
+            self._said_at = seconds
 
     def steps(self, first: int, found: Mapping[str, Any]) -> TrainResult:
         """Trains from step ``first`` on; ``found``: what :meth:`_save` left in the checkpoint resumed from."""
@@ -234,7 +260,7 @@ class _Run:
         decided_by_main(lambda: self.claim.check() if self.claim else None)
         layout = {"world_size": dist.get_world_size(), **asdict(self.config.parallel)}
         facts = {"fingerprint": self.source.fingerprint, "num_steps": self.source.num_steps, "layout": layout}
-        facts |= {"recent_losses": self.guard.recent, **self.facts}
+        facts |= {"recent_losses": self.guard.recent, "settings": _decisive(self.config), **self.facts}
         self.store.save(step, self.models, self.optimizer, facts, {} if record is None else {"record": dict(record)})
 
     def _ideal(self, facts: BatchFacts) -> float:
@@ -276,6 +302,18 @@ def _write_model_files(
     dtype = "bfloat16" if config.precision == "bf16" else "float32"
     (own_files / "config.json").write_text(json.dumps(shape.to_hf(dtype), indent=2))
     StopTokens.of(files).taught(ends).write(own_files)
+
+
+def _decisive(config: TrainingConfig) -> dict[str, Any]:
+    """The settings that decide what is learned; the layout and what is only watched are not among them."""
+    names = ("lr", "final_lr_ratio", "schedule", "warmup", "weight_decay", "decay_norms_and_biases", "beta1", "beta2")
+    return {name: getattr(config, name) for name in (*names, "epsilon", "clip", "precision", "seed")}
+
+
+def _changed(before: Mapping[str, Any] | None, config: TrainingConfig) -> str:
+    """``lr was 0.001, is 0.002``; empty where nothing that matters has changed, or nothing is known of before."""
+    now = _decisive(config)
+    return ", ".join(f"{k} was {v}, is {now[k]}" for k, v in (before or {}).items() if k in now and now[k] != v)
 
 
 def _first_line(shape: ModelConfig, config: TrainingConfig) -> str:
@@ -345,11 +383,14 @@ def _peak_kilobytes() -> int:
 
 @contextmanager
 def _stop_signals(claim: Claim | None) -> Iterator[Callable[[], bool]]:
-    """A function that tells whether SIGTERM or SIGUSR1 came; the handlers are put back at the end."""
+    """A function that tells whether SIGTERM, SIGUSR1 or Ctrl-C came; the handlers are put back at the end. A second
+    Ctrl-C ends this rank at once."""
     received: list[int] = []
-    names = (signal.SIGTERM, signal.SIGUSR1)
+    names = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def receive(number: int, _frame: object) -> None:
+        if number == signal.SIGINT and number in received:
+            os._exit(ExitCode.INTERRUPTED)
         received.append(number)
         if claim is not None:
             claim.stopping()

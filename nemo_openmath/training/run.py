@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_openmath.errors import ExitCode, OpenMathError, UserError
+from nemo_openmath.errors import ExitCode, OpenMathError, UserError, of_the_system
 from nemo_openmath.pipeline.build import Builder
 from nemo_openmath.pipeline.config import Source
 from nemo_openmath.training.config import Job, TrainingConfig
@@ -33,13 +33,26 @@ def read_job(path: str | Path, overrides: list[str] | None = None) -> Job:
 
 def check_job(job: Job, processes: int) -> None:
     """Refuse what can be refused before any rank is started: a model that is missing or is not what it says, a layout
-    that does not divide, an output that another model was trained in."""
+    that does not divide, a batch of more samples than there are, an output that another model was trained in."""
     from nemo_openmath.checkpoints.checkpoint import open_checkpoint  # torch takes seconds to import
+    from nemo_openmath.sft.pack_plan import PackPlan
     from nemo_openmath.training.used import refuse_used
 
     job.training.parallel.check(_shape(job), processes)
+    check_batch(job.data.batch_samples, len(PackPlan(job.data.folder).entries), job.data.folder)
     open_checkpoint(job.model)
     refuse_used(job.output, job.model, _changes(job))
+
+
+def check_batch(batch: int, samples: int, folder: Path) -> None:
+    """Refuse a batch that goes through the data more than once: one step of it may take longer than the training that
+    was meant."""
+    if batch > samples > 0:
+        raise UserError(
+            f"batch_samples = {batch:,} is more than the {samples:,} samples there are: a step would take all of them",
+            file=folder,
+            remedy=f"choose {samples:,} or fewer",
+        )
 
 
 def _changes(job: Job) -> dict[str, Any]:
@@ -126,6 +139,11 @@ def main(arguments: list[str] | None = None) -> int:
         return int(error.exit_code)
     except KeyboardInterrupt:
         return int(ExitCode.INTERRUPTED)
+    except OSError as error:
+        known = of_the_system(error)
+        said = str(known) if known is not None else f"\n{traceback.format_exc()}"
+        print(f"rank {os.environ.get('RANK', '0')}: {said}", file=sys.stderr, flush=True)
+        return int(known.exit_code if known is not None else ExitCode.FAILURE)
     except BaseException:  # torch.distributed.checkpoint has errors that are no Exception
         print(f"rank {os.environ.get('RANK', '0')}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         return int(ExitCode.FAILURE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
@@ -105,19 +106,22 @@ class Sft(Stage[SftConfig]):
         write_json(context.output / "job.yaml", job)  # JSON is YAML
 
     def _trained(self, context: StageContext) -> bool:
-        """Whether the checkpoint of the last step is there already."""
+        """Whether the checkpoint of the last step is there already. Raises UserError for a batch of more samples than
+        there are."""
         from nemo_openmath.models.torch_dist import step_folder  # torch takes seconds to import
+        from nemo_openmath.training.run import check_batch
 
         config = self.config
-        steps = PackedData.open(
+        data = PackedData.open(
             context.one("packs"),
             batch_samples=config.batch_samples,
             epochs=config.epochs,
             steps=config.steps,
             seed=context.seed,
             validation_share=config.validation_share,
-        ).num_steps
-        return step_folder(context.output / "checkpoints", steps).is_dir()
+        )
+        check_batch(config.batch_samples, len(data.plan.entries), context.one("packs"))
+        return step_folder(context.output / "checkpoints", data.num_steps).is_dir()
 
     def digest(self, output: Path) -> str:
         """Of the checkpoints' tensors: not how long it took, nor torch's index of files, which names this folder."""
@@ -149,29 +153,34 @@ class Sft(Stage[SftConfig]):
     async def _train(self, job: Path, context: StageContext) -> None:
         command = [sys.executable, "-m", "nemo_openmath.training", str(job)]
         command += ["--processes", str(self.config.processes), "--threads", str(self.config.threads)]
-        error_log = context.output / ".training.stderr"
-        with error_log.open("wb") as errors:
-            process = await asyncio.create_subprocess_exec(
-                *command, stdout=asyncio.subprocess.PIPE, stderr=errors, env=child_environment()
-            )
-            assert process.stdout is not None
-            try:
-                async for line in process.stdout:
-                    show(line.decode(errors="replace").rstrip(), context.progress)
-                code = await process.wait()
-            finally:
-                if process.returncode is None:
-                    process.terminate()  # the ranks save and leave
-                    await process.wait()
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=child_environment()
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        errors = asyncio.ensure_future(process.stderr.read())
+        try:
+            async for line in process.stdout:
+                show(line.decode(errors="replace").rstrip(), context.progress)
+            code, said = await process.wait(), (await errors).decode(errors="replace").strip()
+        finally:
+            if process.returncode is None:
+                context.progress.say("stopping: it saves after this step")
+                process.terminate()
+                await process.wait()
+            errors.cancel()
         if code == 0:
             return
-        said = error_log.read_text(errors="replace").strip()
-        last = said.splitlines()[-1] if said else f"exit code {code}"
+        last = said.splitlines()[-1] if said else "it said nothing"
         if code == ExitCode.USER_ERROR:
             raise UserError(last)
         if code == ExitCode.PREEMPTED:
             raise Preempted(last)
-        raise OpenMathError(f"{context.name}: training failed (exit code {code}):\n{said[-4000:]}")
+        log = context.output / "training.log"
+        with contextlib.suppress(OSError):  # the disk may be what is full
+            log.write_text(said)
+            last += f" (all that it said: {log})" if said.count("\n") else ""
+        raise OpenMathError(f"{context.name}: training failed (exit code {code}): {last}")
 
 
 def metrics(output: Path) -> Sequence[dict[str, float]]:

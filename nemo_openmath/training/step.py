@@ -7,6 +7,7 @@ gives the gradient of the batch's loss, at every layout, without any weighting o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,7 @@ class Stepper:
         self.device = (
             torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         )
+        self.on_pack: Callable[[int, int, float], None] | None = None  # (done, of how many, seconds) in a step
         self.ranks = parallel_state.get_data_parallel_world_size()
         self.rank = parallel_state.get_data_parallel_rank()
         self._schedule: Callable[..., list[Tensor]] = get_forward_backward_func()
@@ -103,6 +105,7 @@ class Stepper:
         dealt = batch if isinstance(batch, Dealt) else self.deal(batch)
         mine, facts, trained = dealt.mine, dealt.facts, dealt.facts.trained_tokens
         iterators: list[Iterator[PackedBatch]] = [iter(map(self._to_device, mine)) for _ in self.models]
+        iterators[0] = self._watched(iterators[0], len(mine))
 
         def forward(iterator: Iterator[PackedBatch], chunk: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
             batch = next(iterator)
@@ -126,6 +129,13 @@ class Stepper:
         )
         loss = torch.stack(parts).sum() if parts else torch.zeros((), device=self.device)
         return loss, facts
+
+    def _watched(self, packs: Iterator[PackedBatch], count: int) -> Iterator[PackedBatch]:
+        begun = time.monotonic()
+        for done, pack in enumerate(packs):
+            if self.on_pack is not None:
+                self.on_pack(done, count, time.monotonic() - begun)
+            yield pack
 
     def _to_device(self, pack: Pack) -> PackedBatch:
         return pack_batch(

@@ -56,7 +56,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_every_verb_says_that_the_disk_is_full(
     disk: Path, sources: dict[str, Path], verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With room for nothing, for a part, and for all but the end: one line, exit code 2, and nothing is left."""
+    """With room for nothing, for a part, and for all but the end: one line, exit code 1, and nothing is left."""
     out, filler = disk / "out", disk / "filler"
     command = VERBS[verb].format(**sources, out=out).split()
     assert run(command) == 0
@@ -65,11 +65,11 @@ def test_every_verb_says_that_the_disk_is_full(
     for room in (0, used // 3, used - 4096):
         filler.write_bytes(bytes(SIZE - room))
         capsys.readouterr()
-        assert run(command) == 2, room
+        assert run(command) == 1, room
         error = capsys.readouterr().err
         assert error.count("\n") == 1
-        assert "no space left while writing" in error
-        assert error.endswith("; free some space; nothing was left behind\n")
+        assert "no space left (" in error
+        assert error.endswith("; nothing was left behind; free some space and run the same command again\n")
         filler.unlink()
         finished = {path.name for path in (out.iterdir() if out.exists() else ())}
         assert finished <= ({"ratio-0"} if verb == "sweep" else set())

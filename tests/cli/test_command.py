@@ -1,14 +1,26 @@
 """The command as a user types it: results on standard output, mistakes in one line and an exit code."""
 
+import argparse
+import asyncio
+import errno
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nemo_openmath.cli.main import run
+from nemo_openmath.cli.common import EXAMPLES
+from nemo_openmath.cli.main import _say, build_parser, run
+from nemo_openmath.cli.streams import run_async
 from nemo_openmath.errors import ExitCode
 
-BASE = str(Path(__file__).parents[2] / "examples" / "base")
+EXAMPLES_FOLDER = Path(__file__).parents[2] / "examples"
+BASE = str(EXAMPLES_FOLDER / "base")
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
@@ -43,6 +55,111 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert out.count("\n") == 1
     assert "Traceback" not in out
     assert not list(tmp_path.iterdir()), "nothing was written"
+
+
+def verbs(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Every parser that does something."""
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not groups:
+        yield parser
+    for group in groups:
+        for child in group.choices.values():
+            yield from verbs(child)
+
+
+def test_every_help_has_an_example_that_parses_and_all_defaults() -> None:
+    found = list(verbs(build_parser()))
+    assert len(found) > 20
+    for parser in found:
+        words = EXAMPLES[parser.prog.partition(" ")[2]].split()
+        text = parser.format_help()
+        assert f"example: {parser.prog} {' '.join(words)}\nexit codes: 0 done, " in text
+        _, rest = build_parser().parse_known_args([*parser.prog.split()[1:], *words])
+        assert all("=" in word and not word.startswith("-") for word in rest), parser.prog
+        for action in parser._actions:
+            told = str(action.default) in " ".join(text.split()) or "default" in (action.help or "")
+            assert action.default in (None, False, [], argparse.SUPPRESS) or told, (parser.prog, action.dest)
+
+
+def test_a_mistake_shows_the_usage_of_its_own_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(["grade", "x", "--output", "y", "--nonsense"])
+    assert stop.value.code == ExitCode.USER_ERROR
+    assert said(capsys).startswith("usage: openmath grade ")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "out/x"), 1, "out/x: no space left"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "no space left"),
+        (OSError(errno.EROFS, "Read-only file system", "ro/x"), 2, "ro/x: cannot be used (Read-only file system); "),
+        (FileExistsError(errno.EEXIST, "File exists", "x"), 2, "x: cannot be used (File exists); a file of this name"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "x/y"), 2, "x/y: cannot be used (Not a directory); "),
+        (OSError(errno.EIO, "Input/output error", "x"), 1, "x: Input/output error; check the file system"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), 1, "the system says: Connection refused"),
+        (MemoryError(), 1, "out of memory"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    error: Exception, code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _say(error, debug=False) == code
+    text = said(capsys)
+    assert words in text
+    assert text.count("\n") == 1
+    assert "defect" not in text
+
+
+def test_a_reader_that_leaves_ends_nothing(tmp_path: Path) -> None:
+    """``| head``: what is left to do is done, and the exit code is that of the work."""
+    words = [sys.executable, "-m", "nemo_openmath.cli.main", "recipe", "show", str(EXAMPLES_FOLDER / "tiny.yaml")]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "true"),
+    [
+        (["average", BASE, BASE, "--output", "x"], "nothing was left behind; run the same command again"),
+        (["sandbox", "exec", "p.py"], "the program was ended"),
+        (["recipe", "run", "r.yaml", "--output", "x"], "finished work is kept, the same command goes on from here"),
+    ],
+)
+def test_ctrl_c_says_what_is_true(
+    words: list[str], true: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build() -> argparse.ArgumentParser:
+        parser = build_parser()
+        for verb in verbs(parser):
+            verb.set_defaults(work=lambda _: signal.raise_signal(signal.SIGINT))
+        return parser
+
+    monkeypatch.setattr("nemo_openmath.cli.main.build_parser", build)
+    assert run(words) is ExitCode.INTERRUPTED
+    assert said(capsys) == f"interrupted; {true}\n"
+
+
+def test_ctrl_c_is_heard_while_a_model_loads(capfd: pytest.CaptureFixture[str]) -> None:
+    """The load cannot be stopped: that it was heard is said at once, before the load ends."""
+    may_end = threading.Event()
+
+    async def work() -> None:
+        load = asyncio.ensure_future(asyncio.to_thread(may_end.wait, 60))
+        await asyncio.sleep(0)
+        signal.raise_signal(signal.SIGINT)
+        heard.append(capfd.readouterr().err)
+        may_end.set()
+        await load
+
+    heard: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_async(work())
+    assert heard == ["\nstopping; Ctrl-C again ends at once\n"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_unknown_words_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,7 +120,7 @@ def test_a_full_disk_in_the_middle_of_a_stage(tmp_path: Path) -> None:
         tmp_path / "full", "--until", "extracted", "stages.threads.forum.single=400", preexec_fn=small_files
     )
     said, _ = process.communicate(timeout=120)
-    assert process.returncode == ExitCode.USER_ERROR, said
+    assert process.returncode == ExitCode.FAILURE, said
     assert "no space left" in said
     assert "run the same command again" in said
     finish(tmp_path / "full", "--until", "extracted", "stages.threads.forum.single=400")

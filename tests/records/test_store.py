@@ -117,14 +117,14 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path: Path) -> None:
     code = f"""
 import resource
 from pathlib import Path
-from nemo_openmath.errors import UserError
+from nemo_openmath.errors import SystemFailure
 from nemo_openmath.records import Problem, RecordWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
     with RecordWriter(Path({str(tmp_path)!r}), flush_units=1) as writer:
         for n in range(100):
             writer.commit(f"u{{n}}", [Problem.make(f"{{n}} " + "x" * 900)])
-except UserError as error:
+except SystemFailure as error:
     print(error)
 """
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import os
@@ -97,7 +98,7 @@ def test_without_a_lock_the_later_training_has_the_folder(
         def refuse(*_: object) -> None:
             raise OSError(38, "Function not implemented")
 
-        monkeypatch.setattr(claim_module.fcntl, "flock", refuse)
+        monkeypatch.setattr(fcntl, "flock", refuse)
     lines: list[str] = []
     first = Claim.take(tmp_path, 1, lines.append)
     first.check()
@@ -115,7 +116,7 @@ def test_without_a_lock_the_later_training_has_the_folder(
 
 def test_a_folder_that_cannot_be_written_is_refused_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/out: cannot write \(Not a directory\); choose another"):
+    with pytest.raises(UserError, match=r"file/out: cannot be used \(Not a directory\); a part of the path is a file"):
         Claim.take(tmp_path / "file/out", 1, print)
 
 
