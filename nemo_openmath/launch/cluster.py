@@ -46,12 +46,13 @@ class Server:
 
     ``command``: shell words that use "$MODEL" (its folder), "$NAME" (what clients call it) and "$PORT"; GET /health
     must answer. ``model``: the teacher's folder (those of other models are known). ``container``: the server's own,
-    such as vLLM's image; default: the jobs'.
+    such as vLLM's image; default: the jobs'. ``start_seconds``: how long a job waits for /health before it fails.
     """
 
     command: str
     model: str | None = None
     container: Container | None = None
+    start_seconds: PositiveInt = 3600
 
     def __post_init__(self) -> None:
         for word in ("$MODEL", "$PORT"):

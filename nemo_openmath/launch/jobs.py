@@ -33,6 +33,7 @@ class Served:
     command: str
     container: Container
     overrides: tuple[str, ...]
+    start_seconds: int
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def _server(stage: StageFacts, got: Resources, cluster: Cluster, teacher_name: s
             remedy="serve the teacher elsewhere (teacher.url of the recipe) and leave it out of the cluster file",
         )
     server, folder, name, overrides = wanted[0]
-    return Served(folder, name, got.server or server.command, server.container or cluster.container, overrides)
+    container = server.container or cluster.container
+    return Served(folder, name, got.server or server.command, container, overrides, server.start_seconds)
 
 
 def script_path(output: Path, stage: str) -> Path:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
+import os
 import re
+import shutil
+import socket
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -87,6 +92,43 @@ def test_jobs_serve_the_models_they_generate_with(tmp_path: Path) -> None:
     assert (student.model, student.name) == ("/runs/model", "/runs/model")
     assert student.overrides == ("student.kind=http", "student.urls=[$url]")
     assert got["packs"].server is None
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+def test_a_job_waits_for_its_server_without_a_proxy_and_not_for_ever(tmp_path: Path) -> None:
+    text = CLUSTER.replace('teacher: {{command: serve "$MODEL"', 'teacher: {{start_seconds: 1, command: serve "$MODEL"')
+    script = scripts(tmp_path, text)["judged"]
+    wait = script[script.index("began=$SECONDS") : script.index("\ndone\n") + 6]
+
+    class Healthy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 404)
+            self.end_headers()
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Healthy) as server, socket.socket() as taken:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        taken.bind(("127.0.0.1", 0))  # nobody listens there
+        away = f"127.0.0.1:{taken.getsockname()[1]}"
+
+        def waits(address: str, process: str = "$$") -> subprocess.CompletedProcess[str]:
+            begin = f"url=http://{address} asked= server={process}\nkill() {{ [ $1 != -0 ] || builtin kill $@; }}\n"
+            environment = {**os.environ, "http_proxy": f"http://{away}"}
+            return subprocess.run(["bash", "-c", begin + wait], capture_output=True, text=True, env=environment)
+
+        assert waits(f"127.0.0.1:{server.server_address[1]}").returncode == 0
+        late, ended = waits(away), waits(away, "999999999")
+        server.shutdown()
+    assert (late.returncode, ended.returncode) == (1, 1)
+    assert f"did not answer at http://{away}/health within 1 s (start_seconds)" in late.stderr
+    assert re.match(
+        rf"waiting for the model server at http://{away}/health since [\d:]+; gives up at [\d:]+", late.stderr
+    )
+    assert "ended before it answered" in ended.stderr
+
+
+def test_the_servers_of_our_cluster_files_take_no_sampling_defaults_of_a_model() -> None:
+    for path in SCRIPTS.glob("*.yaml"):
+        assert path.read_text().count("--generation-config vllm") == path.read_text().count("vllm serve"), path
 
 
 def test_what_a_script_says(tmp_path: Path) -> None:
