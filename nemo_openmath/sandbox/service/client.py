@@ -21,6 +21,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline.waiting import Waiting
 from nemo_openmath.sandbox import channel
 from nemo_openmath.sandbox.local import refusal_of_length
 from nemo_openmath.sandbox.protocol import Execution, Limits, SandboxError, Status
@@ -39,7 +40,8 @@ class RemoteSandbox:
 
     ``token_env``: the environment variable with the bearer token. ``limits``: of sessions that name none; default: the
     service's. ``patience_s``: how long a busy or absent service is waited for. ``unsafe``: accept a service that runs
-    without a required wall. A request that got no answer is repeated: the service runs no block twice.
+    without a required wall. ``waiting``: says that it is waited for. A request that got no answer is repeated: the
+    service runs no block twice.
     """
 
     def __init__(
@@ -50,10 +52,12 @@ class RemoteSandbox:
         limits: Limits | None = None,
         patience_s: float = 600.0,
         unsafe: bool = False,
+        waiting: Waiting | None = None,
     ) -> None:
         if not url.startswith(("http://", "https://", "unix:")):
             raise UserError(f"sandbox url {url!r}", remedy="write http://host:port, https://.. or unix:/path")
         self._url, self._limits, self._patience_s, self._unsafe = url.rstrip("/"), limits, patience_s, unsafe
+        self._waiting = waiting or Waiting()
         self._headers: dict[str, str] = {}
         if token_env is not None:
             if not os.environ.get(token_env):
@@ -135,7 +139,8 @@ class RemoteSandbox:
     ) -> tuple[int, bytes]:
         """(status, body) of an answer that is not to be repeated: 200, 204 or 404. A 404 after a request that may have
         been received is `_Gone`. Raises SandboxError and UserError."""
-        end = time.monotonic() + (self._patience_s if patience_s is None else patience_s)
+        patience_s = self._patience_s if patience_s is None else patience_s
+        end = time.monotonic() + patience_s
         data = None if body is None else orjson.dumps(body)
         received, pause_s = False, _BACKOFF_S[0]
         while True:
@@ -145,6 +150,7 @@ class RemoteSandbox:
                     answer = await response.read()
                 status = response.status
                 if status not in (429, 503):
+                    self._waiting.over(self._url)
                     if status == 404 and received:
                         raise _Gone
                     return status, _checked(status, answer, self._url)
@@ -157,6 +163,7 @@ class RemoteSandbox:
             pause_s *= random.uniform(0.75, 1.25)  # clients that were refused together should not return together
             if time.monotonic() + pause_s > end:
                 raise SandboxError(f"sandbox service: {problem}", retryable=True)
+            self._waiting.still(f"the sandbox service {self._url} ({problem})", patience_s, "patience_s")
             await asyncio.sleep(pause_s)
 
     @property
