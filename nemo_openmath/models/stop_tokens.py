@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.errors import DamagedFile
+from nemo_openmath.transcripts.tokenizer import ChatTokenizer
 
 GENERATION = "generation_config.json"
 
@@ -82,6 +83,11 @@ class StopTokens:
 
 _TOKENIZER = "tokenizer_config.json"
 _ONE = ("pad", "bos")
+
+
+def end_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
+    """Ids of all tokens that end a text: those that the model's files name, and the end of a turn of its template."""
+    return frozenset({tokenizer.end_of_turn, *StopTokens.of(tokenizer.folder).ends})
 
 
 def special_ids(folder: Path) -> frozenset[int]:

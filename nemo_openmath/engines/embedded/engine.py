@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from nemo_openmath.engines.protocol import (
     Request,
 )
 from nemo_openmath.errors import UserError
+from nemo_openmath.models.stop_tokens import end_ids
 from nemo_openmath.pipeline.clock import Clock
 from nemo_openmath.transcripts.tokenizer import ChatTokenizer
 
@@ -105,7 +105,7 @@ class EmbeddedEngine:
                 f"out of memory while {model_dir} was loaded ({show(_free(device).available)} is free now)",
                 remedy="use a smaller model or a type with fewer bytes (dtype), or free memory",
             ) from error
-        detokenizer = Detokenizer(tokenizer, _end_ids(Path(model_dir), tokenizer))
+        detokenizer = Detokenizer(tokenizer, end_ids(tokenizer))
         scheduler = Scheduler(
             decoder,
             detokenizer,
@@ -294,13 +294,3 @@ def _from_thread(loop: asyncio.AbstractEventLoop, call: Any, *args: Any) -> None
     except RuntimeError:
         if not loop.is_closed():
             raise
-
-
-def _end_ids(path: Path, tokenizer: ChatTokenizer) -> frozenset[int]:
-    """End-of-turn tokens: of the tokenizer, generation_config.json and config.json."""
-    ids = {tokenizer.end_of_turn}
-    for name in ("generation_config.json", "config.json"):
-        if (file := path / name).is_file():
-            value = json.loads(file.read_text()).get("eos_token_id")
-            ids.update(value if isinstance(value, list) else [] if value is None else [value])
-    return frozenset(ids)
