@@ -7,6 +7,7 @@ Cancelling it closes its connection, which makes every one of these servers free
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import re
@@ -20,7 +21,8 @@ from typing import Any
 import aiohttp
 import orjson
 
-from nemo_openmath.engines.dialects import DIALECTS, OWNERS, Dialect, Piece, chat_dialect, to_completion
+from nemo_openmath.engines.answers import Piece, alias_of, error_of, is_error, same_model
+from nemo_openmath.engines.dialects import DIALECTS, OWNERS, Dialect, chat_dialect, to_completion
 from nemo_openmath.engines.protocol import (
     Capabilities,
     Chunk,
@@ -29,14 +31,19 @@ from nemo_openmath.engines.protocol import (
     EngineError,
     InvalidRequest,
     Request,
-    Usage,
+    WrongServer,
 )
 from nemo_openmath.engines.servers import Server, ServerPool
 from nemo_openmath.engines.sse import events as sse_events
 from nemo_openmath.errors import UserError
+from nemo_openmath.models.stop_tokens import end_ids
+from nemo_openmath.pipeline.waiting import Waiting
 from nemo_openmath.transcripts.tokenizer import ChatTokenizer
 
+log = logging.getLogger(__name__)
+
 CONNECT_S = 10.0
+PROBE_S = 15.0  # a server that does not say within this time what it serves is away
 # a prompt that is too long, in the words of vLLM, SGLang, TensorRT-LLM, llama.cpp, OpenAI and our own server
 _TOO_LONG = re.compile(
     r"context[ _](length|size|window)|fit the context|max(imum)?[ _](model|seq|input|sequence)[ _]?len|max_num_tokens",
@@ -75,7 +82,7 @@ class HTTPEngine:
     ``urls``: base URLs, or the path of a file that lists them (read again when it changes). ``tokenizer``: needed for
     trtllm, useful for cutting stop strings from token ids. ``api``: "completions", or "chat" for prompts in text that
     the server renders as a user turn. ``timeout_s``: of a whole attempt; a request's own time limit is kept besides.
-    ``api_key_env``: name of the environment variable that holds the bearer token.
+    ``api_key_env``: name of the environment variable that holds the bearer token. ``waiting``: says what is waited for.
     """
 
     def __init__(
@@ -90,6 +97,7 @@ class HTTPEngine:
         api_key_env: str | None = None,
         connections: int = 1024,
         timeout_s: float = 3600.0,
+        waiting: Waiting | None = None,
     ):
         if kind != "auto" and kind not in DIALECTS:
             raise UserError(f"server kind {kind!r} is unknown", remedy=f"use auto or one of {', '.join(DIALECTS)}")
@@ -107,6 +115,10 @@ class HTTPEngine:
         self._connections, self._timeout_s = connections, timeout_s
         self._dialect: Dialect | None = None
         self._capabilities: Capabilities | None = None
+        self._ends = () if tokenizer is None else tuple(sorted(end_ids(tokenizer)))
+        self._waiting = waiting or Waiting(say=log.warning)
+        self._aliases: set[str] = {model}  # names under which the server may answer
+        self._said: set[str] = set()
         if kind != "auto":
             self._speak(kind, None)
         self._probing: asyncio.Lock | None = None
@@ -133,15 +145,24 @@ class HTTPEngine:
         """Ask a server what it is and how long its context is. Raises EngineError where none answers in time."""
 
         async def ask(server: Server) -> dict[str, Any]:
-            return await self._json(server, "GET", "/v1/models", None)
+            return await self._json(server, "GET", "/v1/models", None, timeout_s=min(PROBE_S, self._timeout_s))
 
-        cards = (await self._with_retries(ask, None)).get("data") or []
-        same = [c for c in cards if _same_model(str(c.get("id")), self._model)]
-        card = next((c for c in same if c.get("id") == self._model), same[0] if same else None)
-        if card is None:
-            served = ", ".join(str(c.get("id")) for c in cards) or "nothing"
-            raise EngineError(f"no server has the model {self._model!r}; it serves {served}", retryable=False)
+        answer = await self._with_retries(ask, None)
+        cards = [card for card in answer.get("data") or [] if isinstance(card, dict)]
+        for means in (str.__eq__, same_model, alias_of):
+            same = [card for card in cards if means(str(card.get("id")), self._model)]
+            if same:
+                break
+        else:
+            served = ", ".join(str(card.get("id")) for card in cards) or "nothing"
+            where = ", ".join(server.url for server in self.servers)
+            raise WrongServer(
+                f"{where}: no server has the model {self._model!r}; it serves {served}; name one of these"
+            )
+        card = same[0]
         self._asks_for = str(card["id"])
+        self._aliases |= {str(card[key]) for key in ("id", "root") if card.get(key)}
+        self._tell_alias(self._asks_for)
         kind = self._dialect.name if self._dialect else OWNERS.get(str(card.get("owned_by")), "openai")
         return self._speak(kind, card.get("max_model_len"))
 
@@ -149,7 +170,13 @@ class HTTPEngine:
         self._dialect = DIALECTS[kind] if self._api == "completions" else chat_dialect(kind)
         if kind == "trtllm" and self._api == "completions" and self.tokenizer is None:
             raise UserError("trtllm returns token ids only", remedy="give the model's tokenizer")
-        self._capabilities = replace(self._dialect.capabilities, max_context=max_context)
+        if left := self._dialect.takes.left:
+            self._say(
+                f"{self._model}: asked as a plain OpenAI server, which decides by itself on {', '.join(left)}; "
+                "if it is vLLM, SGLang or TensorRT-LLM, name its kind"
+            )
+        limit = max_context if type(max_context) is int and max_context > 0 else None
+        self._capabilities = replace(self._dialect.capabilities, max_context=limit)
         return self._capabilities
 
     async def complete(self, request: Request) -> Completion:
@@ -157,7 +184,7 @@ class HTTPEngine:
             return await self._complete_in_time(request)
         dialect = await self._ready()
         request = _fits(request, self.capabilities.max_context)
-        body = orjson.dumps(dialect.body(request, self._asks_for, False))
+        body = orjson.dumps(dialect.body(request, self._asks_for, False, self._ends))
 
         async def ask(server: Server) -> Completion:
             answer = await self._json(server, "POST", dialect.path, body)
@@ -180,10 +207,10 @@ class HTTPEngine:
             async with asyncio.timeout(request.time_limit):
                 dialect = await self._ready()
                 request = _fits(request, self.capabilities.max_context)
-                body = orjson.dumps(dialect.body(request, self._asks_for, True))
+                body = orjson.dumps(dialect.body(request, self._asks_for, True, self._ends))
                 return await self._with_retries(ask, request.conversation)
         except TimeoutError:
-            _end_in_time(so_far, request)
+            _end_in_time(so_far)
             return to_completion(so_far, request, self.tokenizer)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
@@ -196,22 +223,25 @@ class HTTPEngine:
             return server, events, await anext(events)
 
         events: AsyncGenerator[Piece, None] | None = None
+        given = ""  # text that was yielded
         try:
             async with asyncio.timeout_at(deadline):
                 dialect = await self._ready()
                 request = _fits(request, self.capabilities.max_context)
-                body = orjson.dumps(dialect.body(request, self._asks_for, True))
+                body = orjson.dumps(dialect.body(request, self._asks_for, True, self._ends))
                 server, events, piece = await self._with_retries(begin, request.conversation)
             with self._pool.using(server):
                 while True:
                     so_far.add(piece)
-                    yield Chunk(piece.text, piece.ids, logprobs=piece.logprobs)
+                    text = piece.text if not so_far.thinking else _behind(so_far.whole, given)
+                    given += text
+                    yield Chunk(text, piece.ids, logprobs=piece.logprobs)
                     async with asyncio.timeout_at(deadline):
                         piece = await anext(events)
         except StopAsyncIteration:
             pass
         except TimeoutError:
-            _end_in_time(so_far, request)
+            _end_in_time(so_far)
         except _Failure as error:  # what was yielded cannot be taken back
             if error.blames:
                 server.failed()
@@ -220,9 +250,9 @@ class HTTPEngine:
             if events is not None:
                 await events.aclose()
         completion = to_completion(so_far, request, self.tokenizer)
-        given = len(so_far.text), len(so_far.ids), len(so_far.logprobs)
-        logprobs = (completion.logprobs or ())[given[2] :]
-        yield Chunk(completion.text[given[0] :], completion.token_ids[given[1] :], completion, logprobs)
+        logprobs = (completion.logprobs or ())[len(so_far.logprobs) :]
+        text = _behind(completion.text, given)
+        yield Chunk(text, completion.token_ids[len(so_far.ids) :], completion, logprobs)
 
     async def close(self) -> None:
         self._closed = True
@@ -258,6 +288,7 @@ class HTTPEngine:
                     with self._pool.using(server):
                         result = await attempt(server)
                     server.succeeded()
+                    self._waiting.over(server.url)
                     return result
                 except _Failure as failure:
                     cause, avoid = failure, (server,)
@@ -275,12 +306,25 @@ class HTTPEngine:
                 raise EngineError(message, retryable=True) from cause
             waited += delay
             over = time.monotonic() + delay
-            while not self._closed and (left := over - time.monotonic()) > 0:  # noqa: ASYNC110  # of any event loop
+            self._wait_on(where, cause, waited - delay)
+            while not self._closed and (left := over - time.monotonic()) > 0:  # of any event loop
                 await asyncio.sleep(min(left, 1.0))
+                self._wait_on(where, cause, waited - max(0.0, over - time.monotonic()))
 
-    async def _json(self, server: Server, method: str, path: str, body: bytes | None) -> dict[str, Any]:
+    def _wait_on(self, where: str, cause: _Failure | None, waited_s: float) -> None:
+        what = f"{where} ({cause or 'every server is away'})"
+        self._waiting.still(what, self._retry.patience_s, "patience_s", waited_s=waited_s)
+
+    async def _json(
+        self, server: Server, method: str, path: str, body: bytes | None, *, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        """A JSON object. ``timeout_s``: after which the server counts as away; default: the attempt's time, after which
+        it has failed."""
+        timeout = aiohttp.ClientTimeout(total=timeout_s or self._timeout_s, sock_connect=CONNECT_S)
         try:
-            async with self._client().request(method, server.url + path, data=body, allow_redirects=False) as response:
+            async with (await self._client()).request(
+                method, server.url + path, data=body, allow_redirects=False, timeout=timeout
+            ) as response:
                 content = await response.read()
                 self._check_status(response, content)
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:
@@ -288,13 +332,16 @@ class HTTPEngine:
         except (aiohttp.ClientError, ConnectionError) as error:
             raise _Failure(f"connection lost: {error or type(error).__name__}") from error
         except TimeoutError as error:
-            raise _Failure(f"no answer within {self._timeout_s:g} s") from error
+            seconds = timeout_s or self._timeout_s
+            raise _Failure(f"no answer within {seconds:g} s", counts=timeout_s is None) from error
         try:
             answer = orjson.loads(content)
         except orjson.JSONDecodeError as error:
             raise _Failure(f"damaged answer: {error}") from error
         if not isinstance(answer, dict):
             raise _Failure("damaged answer: not a JSON object")
+        if is_error(answer):
+            self._refuse(server.url, *error_of(answer), None)
         self._check_model(answer)
         return answer
 
@@ -304,15 +351,17 @@ class HTTPEngine:
         """The pieces of one streamed answer; _Failure where it breaks off before its end."""
         ended = False
         try:
-            async with self._client().post(server.url + dialect.path, data=body, allow_redirects=False) as response:
+            async with (await self._client()).post(
+                server.url + dialect.path, data=body, allow_redirects=False
+            ) as response:
                 if response.status != 200:
                     self._check_status(response, await response.read())
                 async for event in sse_events(response.content.iter_any()):
                     if event is None:
                         ended = True
                         break
-                    if event.get("error"):
-                        raise _Failure(f"the server failed: {_words(event)}")
+                    if is_error(event):
+                        self._refuse(server.url, *error_of(event), None)
                     self._check_model(event)
                     yield dialect.read(event, so_far)
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:
@@ -321,6 +370,10 @@ class HTTPEngine:
             raise _Failure(f"connection lost: {error or type(error).__name__}") from error
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise _Failure(f"damaged answer: {error!r}") from error
+        except EngineError as error:
+            if error.retryable:
+                raise _Failure(str(error)) from error
+            raise
         except TimeoutError as error:
             raise _Failure(f"no answer within {self._timeout_s:g} s") from error
         if not ended:
@@ -334,7 +387,7 @@ class HTTPEngine:
             raise _Failure(str(error)) from error
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise _Failure(f"damaged answer: {error!r}") from error
-        made = piece.text or (piece.stop is None and piece.usage is not None and piece.usage.completion_tokens > 1)
+        made = piece.text or (piece.stop is None and (piece.usage.get("completion_tokens") or 0) > 1)
         if self.capabilities.token_ids and not piece.ids and made:
             raise _Failure("the server returned no token ids; does it support return_token_ids?")
         return completion
@@ -343,33 +396,51 @@ class HTTPEngine:
         status = response.status
         if status == 200:
             return
-        message = f"HTTP {status}: {_message(content)}"
-        after = _retry_after(response)
+        words = _message(content)
+        if 300 <= status < 400:  # followed, a POST would arrive as a GET
+            words = f"the address has moved to {response.headers.get('Location', 'nowhere')}; name that"
+        self._refuse(str(response.url.origin()), status, words, _retry_after(response))
+
+    def _refuse(self, url: str, status: int, words: str, after_s: float | None) -> None:
+        """Raise what an error of the HTTP status ``status`` means; a server may also send it with status 200."""
+        message = f"HTTP {status}: {words}"
         if status == 429:
-            raise _Failure(message, counts=False, blames=False, after_s=after)
+            raise _Failure(message, counts=False, blames=False, after_s=after_s)
         if status >= 500 or status == 408:
-            raise _Failure(message, after_s=after)
+            raise _Failure(message, after_s=after_s)
         if status == 404 and len(self._pool.servers) > 1:
             raise _Failure(message)  # this server may have another model; the next may have ours
-        if 300 <= status < 400:  # followed, a POST would arrive as a GET
-            message = (
-                f"HTTP {status}: the address has moved to {response.headers.get('Location', 'nowhere')}; name that"
-            )
         if status in (400, 413, 422) and _TOO_LONG.search(message):
             # of a prompt in text: only the server counts its tokens
-            raise ContextOverflow.said(f"{response.url.origin()}: {message}")
+            raise ContextOverflow.said(f"{url}: {message}")
         if status in (400, 413, 422):
-            raise InvalidRequest(f"{response.url.origin()}: {message}")
-        raise EngineError(f"{response.url.origin()}: {message}", retryable=False)
+            raise InvalidRequest(f"{url}: {message}")
+        raise WrongServer(f"{url}: {message}")
 
     def _check_model(self, answer: dict[str, Any]) -> None:
         served = answer.get("model")
-        if served is not None and served != self._asks_for and not _same_model(str(served), self._model):
+        if served is None or any(same_model(str(served), name) for name in self._aliases):
+            return
+        if not any(alias_of(str(served), name) for name in self._aliases):
             raise _Failure(f"the server answers as {served!r}, asked for {self._model!r}")
+        self._tell_alias(str(served))
 
-    def _client(self) -> aiohttp.ClientSession:
+    def _tell_alias(self, served: str) -> None:
+        if not same_model(served, self._model):
+            self._say(f"the server calls {self._model!r} {served!r}; taken for the same model")
+
+    def _say(self, line: str) -> None:
+        """Once, however often it is the case."""
+        if line not in self._said:
+            self._said.add(line)
+            log.warning(line)
+
+    async def _client(self) -> aiohttp.ClientSession:
+        """The connections, of the event loop that runs now."""
         loop = asyncio.get_running_loop()
         if self._session is None or self._session.closed or self._loop is not loop:
+            if self._session is not None:
+                await self._session.close()  # those of another loop
             self._loop = loop
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=self._connections, ttl_dns_cache=10),
@@ -380,34 +451,23 @@ class HTTPEngine:
         return self._session
 
 
-def _end_in_time(so_far: Piece, request: Request) -> None:
+def _behind(text: str, given: str) -> str:
+    """What ``text`` has beyond what was ``given``; nothing where it turned out otherwise: the completion has all."""
+    return text[len(given) :] if text.startswith(given) else ""
+
+
+def _end_in_time(so_far: Piece) -> None:
     """Make what was received until the request's time was over a whole answer."""
     if so_far.finish is None:
         so_far.finish, so_far.stop = "time_limit", None
-    if so_far.usage is None:
-        so_far.usage = Usage(0 if isinstance(request.prompt, str) else len(request.prompt), 0, len(so_far.ids))
 
 
 def _message(content: bytes) -> str:
     """The server's own words, in whichever of the customary places they are."""
     try:
-        return _words(orjson.loads(content))
+        return error_of(orjson.loads(content))[1]
     except (orjson.JSONDecodeError, AttributeError):
         return content.decode(errors="replace")[:500].strip() or "no explanation"
-
-
-def _words(body: dict[str, Any]) -> str:
-    error = body.get("error", body)
-    text = error.get("message") or error.get("detail") if isinstance(error, dict) else error
-    return str(text or body)[:500]
-
-
-def _same_model(served: str, asked: str) -> bool:
-    """Whether two names mean one model: they are equal, or one is a path to, or lacks the owner of, the other."""
-    if served == asked:
-        return True
-    loose = any("/" not in name or name.startswith(("/", ".", "~")) for name in (served, asked))
-    return loose and served.rstrip("/").rsplit("/", 1)[-1] == asked.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:

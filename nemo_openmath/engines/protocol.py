@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from nemo_openmath.errors import OpenMathError
+from nemo_openmath.errors import ExitCode, OpenMathError
 
 
 class Finish(StrEnum):
@@ -22,6 +22,7 @@ class Finish(StrEnum):
     LENGTH = "length"  # max_tokens, or the context is full
     TIME = "time"  # the request's own time limit; what was generated so far is returned
     CANCELLED = "cancelled"
+    CUT = "cut"  # the server ended it for a reason of its own (content filter, tool call): it is not finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens: prompt tokens in all, those of them that were not recomputed, and tokens generated."""
+    """Tokens: prompt tokens in all, those of them that were not recomputed, and tokens generated. ``estimated``: the
+    server did not say all of it, and what it left out was counted from ids or from text."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,15 @@ class EngineError(OpenMathError):
     def __init__(self, message: str, *, retryable: bool):
         super().__init__(message)
         self.retryable = retryable
+
+
+class WrongServer(EngineError):
+    """The server is not the one that was meant: it lacks the model, refuses the key, has moved. That is wrong input."""
+
+    exit_code = ExitCode.USER_ERROR
+
+    def __init__(self, message: str):
+        super().__init__(message, retryable=False)
 
 
 class InvalidRequest(EngineError):

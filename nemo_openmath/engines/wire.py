@@ -29,8 +29,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "chat_template_kwargs": ({},),
 }
-FINISH_REASON = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.TIME: "time_limit", Finish.CANCELLED: "abort"}
-FINISH = {reason: finish for finish, reason in FINISH_REASON.items()}
+FINISH_REASON = {
+    Finish.STOP: "stop",
+    Finish.LENGTH: "length",
+    Finish.TIME: "time_limit",
+    Finish.CANCELLED: "abort",
+    Finish.CUT: "content_filter",
+}
 
 
 class BadRequest(Exception):

@@ -47,8 +47,13 @@ class RecipeServices(Services):
             folder = self._run / name if name in self._recipe.stages else self._recipe.relative(name).resolve()
             student = self._recipe.student
             named = student.model if student.kind != "embedded" else ""  # the name that one server knows it by
-            engine = await open_engine(replace(student, model=named or str(folder)))
-            self._model = (name, engine, ChatTokenizer.load(folder))
+            tokenizer = (student.tokenizer or folder) if student.kind == "http" else student.tokenizer
+            engine = await open_engine(replace(student, model=named or str(folder), tokenizer=tokenizer))
+            try:
+                self._model = (name, engine, ChatTokenizer.load(folder))
+            except BaseException:
+                await engine.close()
+                raise
         return self._model[1:]
 
     async def release_model(self) -> None:
@@ -76,18 +81,23 @@ class RecipeServices(Services):
         return self._grading
 
     async def close(self) -> None:
-        await self.release_model()
-        if self._teacher is not None:
-            await self._teacher[0].close()
+        """Close all that was opened, whatever of it fails to close."""
+        async with contextlib.AsyncExitStack() as stack:
+            if self._grading is not None:
+                stack.callback(self._grading.close)
+            if self._sandbox is not None:
+                stack.push_async_callback(self._sandbox.close)
+            stack.push_async_callback(self._end_stand_in)
+            if self._teacher is not None:
+                stack.push_async_callback(self._teacher[0].close)
+            stack.push_async_callback(self.release_model)
+
+    async def _end_stand_in(self) -> None:
         if self._teacher_process is not None and self._teacher_process.returncode is None:
             self._teacher_process.terminate()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(5):
                     await self._teacher_process.wait()
-        if self._sandbox is not None:
-            await self._sandbox.close()
-        if self._grading is not None:
-            self._grading.close()
 
     def teacher_tokenizer(self) -> Path:
         """Folder of the teacher's tokenizer. Raises UserError where the recipe names none."""
@@ -119,7 +129,11 @@ class RecipeServices(Services):
             api_key_env=settings.api_key_env,
             timeout_s=settings.timeout_s,
         )
-        await engine.probe()
+        try:
+            await engine.probe()
+        except BaseException:  # Ctrl-C while it is waited for, too
+            await engine.close()
+            raise
         return engine, tokenizer
 
     async def _start_stand_in(self) -> str:

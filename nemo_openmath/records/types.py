@@ -78,7 +78,7 @@ class Problem(Record):
 class Generation(Record):
     """One sampled solution (or selection). The id is known before anything is generated.
 
-    ``transcript``: JSON form of transcripts.Transcript. ``finish``: stop, length, time, repetition or error.
+    ``transcript``: JSON form of transcripts.Transcript. ``finish``: stop, length, time, budget, repetition or cut.
     ``verdict``: equal, not_equal, unknown, timeout; None before judging. ``prompt_tokens`` is the context at the
     first token, ``completion_tokens`` what the model generated, ``runner_tokens`` what the sandbox's output added.
     """

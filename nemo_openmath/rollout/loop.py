@@ -72,13 +72,14 @@ class RolloutSettings:
             raise ValueError("budgets: give the smallest and the largest number of code executions, such as [1, 8]")
 
 
-Ending = Literal["stop", "length", "time", "budget", "repetition"]
+Ending = Literal["stop", "length", "time", "budget", "repetition", "cut"]
+_UNFINISHED: dict[Finish, Ending] = {Finish.TIME: "time", Finish.CUT: "cut"}
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One solution and what it took. ``finish``: stop (the model ended its turn), length, time, budget (it called code
-    that it no longer had), repetition."""
+    that it no longer had), repetition, cut (the server ended it for a reason of its own, such as a content filter)."""
 
     transcript: Transcript
     finish: Ending
@@ -149,7 +150,7 @@ async def roll_out(
                     break
             stop = await _model_turn(engine, tokenizer, settings, state, room, seed, key, tools=budget > 0)
             if stop is not Finish.STOP:
-                finish = "time" if stop is Finish.TIME else "length"
+                finish = _UNFINISHED.get(stop, "length")
                 break
             text = state.pieces[-1].text if state.pieces else ""
             if not (budget > 0 and text.endswith(CODE_END)):

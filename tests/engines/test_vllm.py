@@ -18,9 +18,11 @@ import torch
 from nemo_openmath.engines.embedded import EmbeddedEngine
 from nemo_openmath.engines.http import HTTPEngine
 from nemo_openmath.engines.protocol import ContextOverflow, Finish, Request, Sampling
-from nemo_openmath.transcripts import ChatTokenizer
+from nemo_openmath.models.stop_tokens import end_ids
+from nemo_openmath.transcripts import ChatTokenizer, Message
 
 URL, MODEL = os.environ.get("OPENMATH_VLLM_URL"), os.environ.get("OPENMATH_VLLM_MODEL", "")
+GREEDY = Sampling(max_tokens=300, temperature=0)
 pytestmark = [
     pytest.mark.manual,
     pytest.mark.skipif(URL is None, reason="OPENMATH_VLLM_URL names no server"),
@@ -69,6 +71,47 @@ async def test_greedy_is_that_of_the_embedded_engine(engine):
             two = reference(torch.tensor([request.prompt + a.token_ids[:at]])).logits[0, -1].topk(2).values
         assert two[0] - two[1] < 1e-3
     assert exempt <= 2
+
+
+PROBLEMS = (
+    "What is 17 * 23?",
+    "A train travels 120 km in 1.5 hours. What is its average speed in km/h?",
+    "Find the sum of the first 20 positive integers.",
+    "Solve for x: 3x + 7 = 31.",
+    "What is the greatest common divisor of 84 and 126?",
+    "How many diagonals does a convex polygon with 10 sides have?",
+    "What is the remainder when 2^10 is divided by 7?",
+    "The sides of a right triangle are 9 and 12. How long is its hypotenuse?",
+)
+
+
+async def test_greedy_solutions_are_those_of_the_embedded_engine(engine):
+    """Character for character, however the server was started: with ``--generation-config vllm`` it has no sampling
+    defaults of the model's, without it the requests leave it nothing to decide."""
+    embedded, tokenizer = EmbeddedEngine.load(MODEL, slots=8, threads=1), ChatTokenizer.load(MODEL)
+    asked = [Request(tuple(tokenizer.prompt_ids((Message("user", p),))), GREEDY) for p in PROBLEMS]
+    theirs = await asyncio.gather(*(engine.complete(r) for r in asked))
+    ours = await asyncio.gather(*(embedded.complete(r) for r in asked))
+    await embedded.close()
+    assert [a.text for a in theirs] == [a.text for a in ours]
+    assert [a.finish for a in theirs] == [a.finish for a in ours]
+    assert [a.token_ids for a in theirs] == [a.token_ids for a in ours]
+    for answer in theirs:
+        if answer.finish is Finish.STOP:
+            assert answer.token_ids[-1] in end_ids(tokenizer)
+            assert not answer.text.endswith(tokenizer.decode(answer.token_ids[-1:]))
+    assert any(a.finish is Finish.STOP for a in theirs)
+
+
+async def test_a_chat_answer_is_that_of_the_same_prompt(engine):
+    """Rendered by the server: a model whose template is its own says the same as when it is given the ids."""
+    chat = HTTPEngine(URL, engine.model, tokenizer=engine.tokenizer, api="chat")
+    tokenizer = ChatTokenizer.load(MODEL)
+    ids = tuple(tokenizer.prompt_ids((Message("user", PROBLEMS[3]),)))
+    assert (await chat.complete(Request(PROBLEMS[3], GREEDY))).text == (
+        await engine.complete(Request(ids, GREEDY))
+    ).text
+    await chat.close()
 
 
 async def test_prefixes_are_reused_when_a_conversation_goes_on(engine):
