@@ -60,7 +60,7 @@ def test_sigkill_at_random_moments_loses_and_doubles_nothing(tmp_path: Path) -> 
     assert len({p.id for p in read_records(killed, Problem)}) == len(content(whole)[0])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(cut=st.integers(0, 10_000), which=st.sampled_from(["part", "drops", "journal"]), junk=st.binary(max_size=40))
 def test_a_file_torn_anywhere_is_cut_back_to_whole_units(
     tmp_path_factory: pytest.TempPathFactory, cut: int, which: str, junk: bytes

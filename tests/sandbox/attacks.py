@@ -2,7 +2,8 @@
 
 An attack starts at a line ``=== group: name -> statuses it may end with`` (without the arrow: completed or error). It
 is a program that prints BREACH when it got what it was after, or lines ``try EXPRESSION``, each of which must raise;
-names such as ``bait`` are those of `world.World`, which also looks from outside.
+names such as ``bait`` are those of `world.World`, which also looks from outside. One that may end in a timeout has
+little time; another that must be killed sleeps for ``patience``, longer than its time, before it says BREACH.
 """
 
 from __future__ import annotations

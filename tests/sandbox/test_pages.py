@@ -6,10 +6,12 @@ import mmap
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from nemo_openmath.sandbox import Limits, LocalSandbox, pages
+from nemo_openmath.sandbox import LocalSandbox, pages
+from tests.sandbox.waiting import AMPLE
 
 _COUNTED = """
 import resource as _resource
@@ -63,9 +65,9 @@ def test_what_a_work_writes_is_found_and_can_be_owned_ahead() -> None:
 
 async def test_a_spare_session_owns_what_sympy_writes_and_one_made_on_demand_does_not() -> None:
     async with (
-        LocalSandbox(limits=Limits(memory_mb=512), spares=1) as sandbox,
+        LocalSandbox(limits=replace(AMPLE, memory_mb=512), spares=1) as sandbox,
         await sandbox.session() as spare,
-        await sandbox.session(Limits(memory_mb=500)) as made,
+        await sandbox.session(replace(AMPLE, memory_mb=500)) as made,
     ):
         ahead, on_demand = [int((await session.execute(_COUNTED)).stdout) for session in (spare, made)]
     assert ahead < on_demand / 4

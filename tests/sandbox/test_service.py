@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
@@ -23,12 +22,14 @@ import pytest
 from nemo_openmath.errors import UserError
 from nemo_openmath.recipe.file import SandboxSettings
 from nemo_openmath.sandbox import Execution, Limits, SandboxError, Status
+from nemo_openmath.sandbox.local import LocalSession
 from nemo_openmath.sandbox.service import RemoteSandbox, SandboxService, ServiceSettings
+from nemo_openmath.sandbox.service.client import RemoteSession
 from nemo_openmath.sandbox.service.openapi import ROUTES
+from tests.sandbox.waiting import AMPLE, HELD, begun, time_is_over, until
 
 SETTINGS = ServiceSettings(port=0, packages=(), workers=2)
 NAME = "0123456789abcdef" * 2
-LONG = Limits(wall_s=30, cpu_s=30)
 
 
 @asynccontextmanager
@@ -37,11 +38,23 @@ async def serving(**changes: Any) -> AsyncIterator[tuple[SandboxService, RemoteS
         yield service, sandbox
 
 
+class Ticks:
+    """A clock that the test moves."""
+
+    time = 0.0
+
+    def now(self) -> float:
+        return self.time
+
+    async def sleep(self, seconds: float) -> None:
+        raise NotImplementedError
+
+
 class Wire:
     """Requests by hand: (status, headers, body)."""
 
-    def __init__(self, service: SandboxService) -> None:
-        self.url = service.url
+    def __init__(self, service: SandboxService | str) -> None:
+        self.url = service if isinstance(service, str) else service.url
 
     async def __call__(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, Any, Any]:
         async with (
@@ -55,25 +68,27 @@ class Wire:
         return await self("POST", f"/v1/sessions/{NAME}/executions", {"number": number, "code": code, **more})
 
 
-async def until(condition: Any, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.02)
+def inside(service: SandboxService, session: RemoteSession) -> LocalSession:
+    """The service's end of a session."""
+    return service._table._held[session._path.rpartition("/")[2]].opening.result()
 
 
 async def test_a_remote_session_is_a_session(tmp_path: Path) -> None:
     async with serving(socket=tmp_path / "s") as (service, sandbox):
         assert (tmp_path / "s").stat().st_mode & 0o777 == 0o600
-        async with await sandbox.session(Limits(wall_s=5)) as one, await sandbox.session() as other:
+        async with await sandbox.session(AMPLE) as one, await sandbox.session(AMPLE) as other:
             await one.execute("x = 20\ndef f(): return x + 1")
             await other.execute("x = 'other'")
             result = await one.execute("print('ünï\U0001f600'); f()")
             assert replace(result, duration_s=0) == Execution(Status.COMPLETED, "ünï\U0001f600\n21\n", "", 0)
             assert "ZeroDivisionError" in (await one.execute("1 / 0")).stderr
-            slow = await one.execute("print('so far')\nwhile True: pass", Limits(wall_s=0.2))
-            assert (slow.status, slow.stdout) == (Status.TIMEOUT, "so far\n")
-            assert (await one.execute("x")).stdout == "20\n"
+            short = await one.execute("while True: pass", replace(AMPLE, wall_s=0.1))  # not those of its session
+            assert short.status == Status.TIMEOUT
+            await one.execute("x = 20")  # where the interrupt came late
+            slow = await begun(one, "print('so far')\nwhile True: pass", inside(service, one))
+            time_is_over(inside(service, one))
+            assert ((await slow).status, (await slow).stdout) == (Status.TIMEOUT, "so far\n")
+            await one.execute("x = 20")
             await one.reset()
             assert (await one.execute("'x' in globals()")).stdout == "False\n"
             assert (await other.execute("x")).stdout == "'other'\n"
@@ -107,7 +122,7 @@ async def test_a_number_runs_once() -> None:
         await ask.execute(4, "n")
         status, _, body = await ask.execute(2, code)  # its result is forgotten by now
         assert (status, body["reason"]) == (410, "number")
-        busy = asyncio.create_task(ask.execute(5, "while True: pass"))
+        busy = asyncio.create_task(ask.execute(5, "while True: pass", limits={"wall_s": 300, "cpu_s": 300}))
         await until(lambda: service._table.executions)
         assert (await ask.execute(6, "n"))[2]["reason"] == "busy"
         assert (await ask("DELETE", f"/v1/sessions/{NAME}/executions/5"))[0] == 204
@@ -156,11 +171,11 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 async def test_back_pressure() -> None:
     async with serving(workers=1, queue=1, sessions=3) as (service, sandbox):
         ask = Wire(service)
-        sessions = [await sandbox.session(LONG) for _ in range(2)]
+        sessions = [await sandbox.session(AMPLE) for _ in range(2)]
         await ask("PUT", f"/v1/sessions/{NAME}", {})
         status, headers, body = await ask("PUT", f"/v1/sessions/{'f' * 32}", {})
         assert (status, body["reason"], headers["Retry-After"]) == (429, "sessions", "1")
-        work = [asyncio.create_task(s.execute("import time; time.sleep(0.4); 7")) for s in sessions]
+        work = [asyncio.create_task(s.execute(HELD + "7")) for s in sessions]
         await until(lambda: service._table.executions == 2)
         status, headers, body = await ask.execute(1, "1")
         assert (status, body["reason"]) == (429, "queue")
@@ -171,18 +186,18 @@ async def test_back_pressure() -> None:
             await patient.session()
         assert error.value.retryable
         await patient.close()
-        assert [r.stdout for r in await asyncio.gather(*work)] == ["7\n", "7\n"]
+        for session in sessions:
+            Path(inside(service, session)._process.folder, "go").touch()
+        assert [r.stdout for r in await asyncio.gather(*work)] == ["held\n7\n"] * 2
         assert (await ask.execute(1, "1"))[2]["stdout"] == "1\n"  # the refused number had not been used up
 
 
 async def test_cancelling_kills_what_runs() -> None:
-    async with serving() as (service, sandbox), await sandbox.session(LONG) as session:
+    async with serving() as (service, sandbox), await sandbox.session(AMPLE) as session:
         await session.execute("x = 1")
-        local = service._table._held[session._path.rpartition("/")[2]].opening.result()
+        local = inside(service, session)
         pid = local._process._pid
-        task = asyncio.create_task(session.execute("while True: pass"))
-        await until(lambda: service._table.executions)
-        await asyncio.sleep(0.1)
+        task = await begun(session, "print('running')\nwhile True: pass", local)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -193,21 +208,33 @@ async def test_cancelling_kills_what_runs() -> None:
 
 
 async def test_idle_sessions_expire_and_say_so() -> None:
-    async with serving(idle_s=0.3) as (service, sandbox), await sandbox.session() as session:
+    clock = Ticks()
+    async with (
+        SandboxService(replace(SETTINGS, idle_s=60), clock) as service,
+        RemoteSandbox(service.url, limits=AMPLE) as sandbox,
+        await sandbox.session() as session,
+    ):
         await session.execute("x = 1")
-        assert (await session.execute("import time; time.sleep(0.9); x")).stdout == "1\n"  # working is not idling
-        await until(lambda: service._table.sessions == 0)
+        running = await begun(session, HELD + "x", inside(service, session))
+        clock.time += 1000
+        await service._table.sweep()
+        assert service._table.sessions == 1  # working is not idling
+        Path(inside(service, session)._process.folder, "go").touch()
+        assert (await running).stdout == "held\n1\n"
+        clock.time += 59
+        await service._table.sweep()
+        assert service._table.sessions == 1
+        clock.time += 2
+        await until(lambda: service._table.sessions == 0)  # the service looks by itself
         after = await session.execute("'x' in globals()")
         assert (after.status, after.stdout, after.state_lost) == (Status.COMPLETED, "False\n", True)
         assert "earlier blocks are lost" in after.stderr
-        assert 'sessions_ended_total{why="expired"} 1' in (await Wire(service)("GET", "/metrics"))[2]
+        await until(lambda: 'sessions_ended_total{why="expired"} 1' in service._metrics.render({}))
 
 
 async def test_a_killed_zygote_is_replaced() -> None:
-    async with serving() as (service, sandbox), await sandbox.session(LONG) as busy:
-        running = asyncio.create_task(busy.execute("while True: pass"))
-        await until(lambda: service._table.executions)
-        await asyncio.sleep(0.1)
+    async with serving() as (service, sandbox), await sandbox.session(AMPLE) as busy:
+        running = await begun(busy, "print('running')\nwhile True: pass", inside(service, busy))
         os.kill(service._sandbox._zygote._popen.pid, signal.SIGKILL)
         killed = await running
         assert (killed.status, killed.state_lost) == (Status.KILLED, True)
@@ -224,18 +251,25 @@ def start(*arguments: str, **environment: str) -> tuple[subprocess.Popen[str], s
     return process, json.loads(process.stderr.readline())["url"]
 
 
+async def health(url: str, **expected: object) -> None:
+    """Wait until the service at ``url`` says so of itself."""
+    async with asyncio.timeout(120):
+        while not (await Wire(url)("GET", "/health"))[2].items() >= expected.items():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 async def test_the_command_drains_at_sigterm_and_heals_after_kill() -> None:
     process, url = await asyncio.to_thread(start, "--port", "0")
     family = psutil.Process(process.pid).children(recursive=True)
     sandbox = RemoteSandbox(url)
-    idle, busy = await sandbox.session(LONG), await sandbox.session(LONG)
+    idle, busy = await sandbox.session(AMPLE), await sandbox.session(AMPLE)
     await idle.execute("x = 1")
     running = asyncio.create_task(busy.execute("while True: pass"))
-    await asyncio.sleep(0.2)
+    await health(url, executions=1)
     process.kill()
     process.wait()
     await until(lambda: not any(p.is_running() and p.status() != "zombie" for p in family))
-    process, again = await asyncio.to_thread(start, "--port", url.rpartition(":")[2])
+    process, again = await asyncio.to_thread(start, "--port", url.rpartition(":")[2], "--drain", "300")
     assert again == url
     killed = await running
     assert (killed.status, killed.state_lost, "killed" in killed.stderr) == (Status.KILLED, True, True)
@@ -245,21 +279,23 @@ async def test_the_command_drains_at_sigterm_and_heals_after_kill() -> None:
     writer.write(b"GET /health HTTP/1.1\r\n\r\n")  # without a host: aiohttp's own log has the trace
     assert b"400" in await reader.readline()
     writer.close()
-    last = asyncio.create_task(busy.execute("import time; time.sleep(0.8); 'done'"))
-    await asyncio.sleep(0.2)
+    folder = Path((await busy.execute("import os; print(os.getcwd())")).stdout.strip())
+    last = asyncio.create_task(busy.execute(HELD + "'done'"))
+    await health(url, executions=1)
     process.send_signal(signal.SIGTERM)
-    await asyncio.sleep(0.1)
+    await health(url, status="draining")
     impatient = RemoteSandbox(url, patience_s=0)
     with pytest.raises(SandboxError, match="going down"):
         await impatient.session()
     await impatient.close()
-    assert (await last).stdout == "'done'\n"
-    assert await asyncio.to_thread(process.wait, 10) == 0
+    (folder / "go").touch()
+    assert (await last).stdout == "held\n'done'\n"
+    assert await asyncio.to_thread(process.wait, 300) == 0
     assert process.stderr is not None
     events = [json.loads(line)["event"] for line in process.stderr]  # all of it is JSON
     assert "Error handling request from 127.0.0.1" in events
     assert events[events.index("draining") :].count("drained") == 1
-    await asyncio.wait_for(sandbox.close(), 15)
+    await asyncio.wait_for(sandbox.close(), 300)
 
 
 async def test_a_token_is_needed_where_others_can_come(monkeypatch: pytest.MonkeyPatch) -> None:

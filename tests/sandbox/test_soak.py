@@ -7,14 +7,14 @@ import os
 import random
 import time
 from collections import Counter
-from dataclasses import replace
 
 import psutil
 import pytest
 
 from nemo_openmath.sandbox import LocalSandbox
 from tests.sandbox.attacks import ATTACKS
-from tests.sandbox.world import LIMITS, World
+from tests.sandbox.waiting import until
+from tests.sandbox.world import LIMITS, World, limits_of
 
 
 def held(sandbox: LocalSandbox) -> dict[str, int]:
@@ -53,24 +53,24 @@ async def test_soak() -> None:
                         for _ in range(chance.randint(1, 40)):
                             if chance.random() < 0.01:
                                 attack = chance.choice(ATTACKS)
-                                result = await session.execute(prologue + attack.code, replace(LIMITS, wall_s=0.5))
+                                result = await session.execute(prologue + attack.code, limits_of(attack))
                                 assert "BREACH" not in result.output, attack
                                 assert world.secret not in result.output
                                 attacks += 1
                                 break  # the session is the attacker's now
-                            result = await session.execute(f"n = {number}\nprint(n * 2)\nn", replace(LIMITS, wall_s=30))
+                            result = await session.execute(f"n = {number}\nprint(n * 2)\nn")
                             assert result.stdout == f"{2 * number}\n{number}\n", result
                             seen[str(number)] += 1
                             if (number := next(numbers, None)) is None:
                                 return
 
             await asyncio.gather(*(work(seed) for seed in range(8)))
-            await asyncio.sleep(1)  # until the spares are there again
+            await until(lambda: sandbox._refilling is None or sandbox._refilling.done())
             middle = held(sandbox)
             numbers = iter(range(total))
             seen.clear()
             await asyncio.gather(*(work(seed) for seed in range(places)))
-            await asyncio.sleep(1)
+            await until(lambda: sandbox._refilling is None or sandbox._refilling.done())
             after = held(sandbox)
             assert max(seen.values()) == 1
         assert world.damage() == []

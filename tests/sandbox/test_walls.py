@@ -104,7 +104,7 @@ asyncio.run(main())
 
 def without_landlock(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", WITHOUT_LANDLOCK, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_no_start_without_a_file_wall_unless_unsafe_is_said() -> None:

@@ -23,7 +23,7 @@ def possible() -> bool:
     return subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
 
 
-def run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
     """`python arguments` as nobody, in the repository."""
     steps = ["set -e"]
     if closed := _closed_ancestor(Path(sys.base_prefix).resolve()):

@@ -24,7 +24,8 @@ from nemo_openmath.sandbox import Execution, Limits, LocalSandbox, walls
 from tests.sandbox import old_kernel
 from tests.sandbox.attacks import ATTACKS, Attack
 
-LIMITS = Limits(wall_s=1.5, cpu_s=1.5, memory_mb=512, output_chars=4000, file_mb=32)
+LIMITS = Limits(wall_s=300, cpu_s=300, memory_mb=512, output_chars=4000, file_mb=32)
+SHORT_S, SHORTEST_S = 1.5, 0.6  # for attacks that may, or must, end in a timeout
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class World:
             "udp": self.listeners[1].getsockname()[1],
             "unix": str(self.folder / "unix"),
             "other": "1",
+            "patience": 2 * LIMITS.wall_s,
             "installed": next(iter(sorted(map(str, packages.glob("*/__init__.py")))), str(packages / "none")),
             "places": [*walls.readable_places(()), sysconfig.get_path("purelib"), "/lib", "/lib64", "/.session"],
         }
@@ -93,9 +95,9 @@ class World:
         prologue = "".join(f"{name} = {value!r}\n" for name, value in self.names.items())
         problems = []
         async with await sandbox.session() as session:
-            limits = replace(LIMITS, wall_s=0.6) if attack.group == "time" else LIMITS
+            limits = limits_of(attack)
             execution = await session.execute(prologue + attack.code, limits)
-            after = await session.execute("print(1 + 1)")
+            after = await session.execute("print(1 + 1)", replace(LIMITS, wall_s=SHORT_S))
             if not (after.stdout == "2\n" or after.state_lost or after.status != "completed"):
                 problems.append(f"the next block gave {after}")
         async with await sandbox.session() as fresh:
@@ -104,7 +106,7 @@ class World:
                 "poisoned = hasattr(builtins, 'poison'), os.environ.get('POISON')\n"
                 "x, found = sympy.symbols('x'), os.listdir('.')\n"
                 "*poisoned, found, sympy.solve(x**2 - 5*x + 6, x), sum([1, 1]), random.random()",
-                replace(LIMITS, wall_s=30, cpu_s=30),  # a busy machine is no breach
+                LIMITS,  # a busy machine is no breach
             )
             if clean.stdout != "(False, None, [], [2, 3], 2, 0.8444218515250481)\n":
                 problems.append(f"a fresh session gave {clean}")
@@ -118,7 +120,7 @@ class World:
             problems.append("the secret was read")
         if len(execution.stdout) > LIMITS.output_chars + 100 or len(execution.stderr) > LIMITS.output_chars + 300:
             problems.append("the output is too long")
-        if execution.duration_s > LIMITS.wall_s + 3:
+        if execution.duration_s > limits.wall_s + 60:  # and no busy machine either
             problems.append(f"it took {execution.duration_s:.1f} s")
         return Result(attack, execution, tuple(problems))
 
@@ -144,6 +146,14 @@ class World:
             (str(path), path.stat().st_mode, path.read_bytes() if path.is_file() else b"")
             for path in sorted([self.bait, *self.outside.rglob("*")])
         ]
+
+
+def limits_of(attack: Attack) -> Limits:
+    """`LIMITS`, with little time where the attack may end in a timeout."""
+    if "timeout" not in attack.ends:
+        return LIMITS
+    seconds = SHORTEST_S if attack.ends == {"timeout"} else SHORT_S
+    return replace(LIMITS, wall_s=seconds, cpu_s=seconds)
 
 
 async def run_all(

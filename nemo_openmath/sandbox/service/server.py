@@ -27,6 +27,7 @@ from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
 from nemo_openmath.errors import UserError
+from nemo_openmath.pipeline.clock import Clock, SystemClock
 from nemo_openmath.sandbox import channel
 from nemo_openmath.sandbox.local import DEFAULT_PACKAGES, LocalSandbox
 from nemo_openmath.sandbox.protocol import Limits, SandboxError
@@ -76,9 +77,9 @@ class ServiceSettings:
 
 class SandboxService:
     """``async with SandboxService(settings) as service: .. service.url``. Raises UserError where a wall is missing,
-    or the token for an address that others can reach."""
+    or the token for an address that others can reach. ``clock``: of idle sessions."""
 
-    def __init__(self, settings: ServiceSettings) -> None:
+    def __init__(self, settings: ServiceSettings, clock: Clock | None = None) -> None:
         self._settings = settings
         self._local = settings.socket is None and _is_loopback(settings.host)
         self._token = _token(settings.token_env, required=settings.socket is None and not self._local)
@@ -94,6 +95,7 @@ class SandboxService:
             queue=settings.queue,
             sessions=settings.sessions,
             idle_s=settings.idle_s,
+            clock=clock or SystemClock(),
         )
         self._runner: web.AppRunner | None = None
         self._watching: asyncio.Task[None] | None = None

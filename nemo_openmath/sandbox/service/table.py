@@ -8,11 +8,11 @@ any request whose answer it did not get.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from nemo_openmath.pipeline.clock import Clock
 from nemo_openmath.sandbox.local import LocalSandbox, LocalSession
 from nemo_openmath.sandbox.protocol import Execution, Limits, SandboxError
 from nemo_openmath.sandbox.service.metrics import Metrics, log
@@ -34,9 +34,9 @@ class Refusal(Exception):
 class _Held:
     opening: asyncio.Task[LocalSession]
     asked: Limits | None
+    used: float  # when, on the table's clock
     last: int = 0  # the highest number used
     operations: dict[int, asyncio.Task[Any]] = field(default_factory=dict)
-    used: float = field(default_factory=time.monotonic)
 
     @property
     def busy(self) -> bool:
@@ -44,12 +44,21 @@ class _Held:
 
 
 class SessionTable:
-    """``workers`` executions run, ``queue`` more wait, the rest is refused with the time to come back at."""
+    """``workers`` executions run, ``queue`` more wait, the rest is refused with the time to come back at. A session
+    unused for ``idle_s`` on ``clock`` ends at the next `sweep`."""
 
     def __init__(
-        self, sandbox: LocalSandbox, metrics: Metrics, *, workers: int, queue: int, sessions: int, idle_s: float
+        self,
+        sandbox: LocalSandbox,
+        metrics: Metrics,
+        *,
+        workers: int,
+        queue: int,
+        sessions: int,
+        idle_s: float,
+        clock: Clock,
     ) -> None:
-        self._sandbox, self._metrics = sandbox, metrics
+        self._sandbox, self._metrics, self._clock = sandbox, metrics, clock
         self._workers, self._queue, self._most, self._idle_s = workers, queue, sessions, idle_s
         self._held: dict[str, _Held] = {}
         self._executions = 0  # running or waiting
@@ -72,7 +81,8 @@ class SessionTable:
             self._check_draining()
             if len(self._held) >= self._most:
                 raise Refusal(429, "sessions", f"all {self._most} sessions are taken", 1.0)
-            held = self._held[name] = _Held(asyncio.create_task(self._sandbox.session(limits)), limits)
+            opening = asyncio.create_task(self._sandbox.session(limits))
+            held = self._held[name] = _Held(opening, limits, self._clock.now())
             self._metrics.count("sessions_total")
         elif held.asked != limits:
             raise Refusal(409, "limits", "the session exists with other limits")
@@ -125,7 +135,7 @@ class SessionTable:
 
     async def sweep(self) -> None:
         """End the sessions that nobody used for a while; forget old results."""
-        now = time.monotonic()
+        now = self._clock.now()
         for name, held in list(self._held.items()):
             idle_s = 0.0 if held.busy else now - held.used
             if idle_s > RESULT_S:
@@ -155,7 +165,7 @@ class SessionTable:
 
     async def _once(self, name: str, number: int, work: Callable[[LocalSession], Awaitable[T]]) -> T:
         held = self._find(name)
-        held.used = time.monotonic()
+        held.used = self._clock.now()
         if number not in held.operations:
             self._admit(held, number)
             held.last = number
@@ -189,4 +199,4 @@ class SessionTable:
 
     def _ended(self, held: _Held) -> None:
         self._executions -= 1
-        held.used = time.monotonic()
+        held.used = self._clock.now()
