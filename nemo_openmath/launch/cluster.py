@@ -12,16 +12,20 @@ What a stage's job gets is written in three layers: ``default``, its kind, its n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from nemo_openmath.errors import UserError
-from nemo_openmath.pipeline.bounds import NonNegativeInt, PositiveInt
+from nemo_openmath.launch.values import memory, sbatch_option, time_limit
+from nemo_openmath.pipeline.bounds import Bounds, NonNegativeInt, PositiveInt
 from nemo_openmath.pipeline.build import Builder
 from nemo_openmath.pipeline.config import Source
 from nemo_openmath.pipeline.stage import stage_kinds
+
+WarnSeconds = Annotated[int, Bounds(0, 65535)]  # what sbatch accepts
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,10 @@ class Resources:
                 raise ValueError(f"{name} is {value}: write 1 or more")
         if self.gpus is not None and self.gpus < 0:
             raise ValueError(f"gpus is {self.gpus}: write 0 or more")
+        if self.time is not None:
+            time_limit(self.time)
+        if self.memory is not None:
+            memory(self.memory)
 
     def under(self, above: Resources) -> Resources:
         """These, with whatever ``above`` says in their place."""
@@ -92,7 +100,8 @@ class Resources:
 @dataclass(frozen=True)
 class Cluster:
     """``environment``: exported in every job. ``setup``: lines of shell that every job begins with. ``sbatch``: further
-    options of every job, such as ``--qos=high``. ``warn_seconds``: before its time limit a job is asked to save."""
+    options of every job, such as ``--qos=high``. ``warn_seconds``: before its time limit a job is asked to save.
+    ``max_array_size``: the cluster's MaxArraySize (``scontrol show config``)."""
 
     templates: Path
     partition: str | None = None
@@ -101,7 +110,8 @@ class Cluster:
     container: Container = field(default_factory=Container)
     environment: dict[str, str] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
-    warn_seconds: NonNegativeInt = 300
+    warn_seconds: WarnSeconds = 300
+    max_array_size: PositiveInt = 1001
     server: Server | None = None
     teacher: Server | None = None
     default: Resources = field(default_factory=Resources)
@@ -126,6 +136,32 @@ def load_cluster(path: str | Path, stages: Sequence[str]) -> Cluster:
         for name in written:
             if name not in known:
                 raise builder.choice((section, name), name, known)
+    for name in cluster.environment:
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+            raise builder.error(("environment", name), "no name of a variable", "use letters, digits and _")
+    for i, option in enumerate(cluster.sbatch):
+        try:
+            sbatch_option(option)
+        except ValueError as error:
+            raise builder.error(("sbatch", str(i)), str(error)) from error
+    layers = {("default",): cluster.default}
+    layers |= {("kinds", name): layer for name, layer in cluster.kinds.items()}
+    layers |= {("stages", name): layer for name, layer in cluster.stages.items()}
+    for key, layer in layers.items():
+        if layer.time is not None and time_limit(layer.time) <= cluster.warn_seconds:
+            raise builder.error(
+                (*key, "time"),
+                f"{layer.time!r} is not above warn_seconds ({cluster.warn_seconds}): a job would be asked to save"
+                " as it starts, and be queued again for ever",
+                "give it more time, or lower warn_seconds",
+            )
+        if layer.array is not None and layer.array > cluster.max_array_size:
+            raise builder.error(
+                (*key, "array"),
+                f"{layer.array} jobs are more than this cluster's arrays may have (max_array_size: "
+                f"{cluster.max_array_size})",
+                f"write {cluster.max_array_size} or less, or set max_array_size to what `scontrol show config` says",
+            )
     if cluster.teacher is not None and cluster.teacher.model is None:
         raise builder.error(("teacher",), "which model?", "write model: and the folder of the teacher's weights")
     origin = builder.origin(("templates",))  # relative to the file that says it, which this one may extend

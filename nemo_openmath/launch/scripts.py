@@ -13,6 +13,7 @@ import jinja2
 from nemo_openmath.errors import OpenMathError, UserError
 from nemo_openmath.launch.cluster import Cluster, Container
 from nemo_openmath.launch.jobs import Job, script_path
+from nemo_openmath.launch.values import pattern, sbatch_option
 
 SUBMIT = "submit.sh"
 
@@ -23,6 +24,10 @@ def write_scripts(
     """Write ``output/sbatch/*.sh``, one a job, and ``submit.sh``, whose path is returned. Scripts of earlier launches
     are removed; their logs stay."""
     recipe, output = recipe.resolve(), output.resolve()
+    for path in (recipe, output):
+        if not str(path).isprintable():
+            raise UserError("the path has a line break or another control character", file=repr(str(path)),
+                            remedy="rename it")  # fmt: skip
     folder = output / "sbatch"
     templates = _templates(cluster.templates)
     common = {"cluster": cluster, "recipe": recipe, "output": output, "run": output.name, "overrides": list(overrides)}
@@ -80,6 +85,8 @@ def _templates(folder: Path) -> jinja2.Environment:
     )
     environment.filters["quote"] = lambda value: shlex.quote(str(value))
     environment.filters["step"] = step
+    environment.filters["pattern"] = pattern
+    environment.filters["sbatch_option"] = sbatch_option
     return environment
 
 

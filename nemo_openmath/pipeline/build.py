@@ -145,7 +145,9 @@ class Builder:
         if hint in (str, int, float, bool) and type(value) is hint:
             return value
         name = getattr(hint, "__name__", str(hint))
-        raise self.error(key, f"expected {_NAMES.get(name, name)}, got {_show(value)}")
+        quotes = hint is str and isinstance(value, int | float) and not isinstance(value, bool)
+        remedy = "write it in quotes" if quotes else ""
+        raise self.error(key, f"expected {_NAMES.get(name, name)}, got {_show(value)}", remedy)
 
     def _convert_union(self, args: Sequence[Any], value: Any, key: Key) -> Any:
         if value is None and type(None) in args:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import http.server
+import json
+import math
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -16,6 +19,7 @@ import pytest
 from nemo_openmath.cli.main import run
 from nemo_openmath.errors import ExitCode, UserError
 from nemo_openmath.launch import Job, StageFacts, load_cluster, plan_jobs, submit, write_scripts
+from nemo_openmath.launch.values import time_limit
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "launcher_scripts"
@@ -168,12 +172,21 @@ def test_containers(container: str, words: str, tmp_path: Path) -> None:
         ("stages: {{solv: {{gpus: 8}}}}", "did you mean 'solve'"),
         ("default: {{gpu: 8}}", "did you mean 'gpus'"),
         ("default: {{nodes: 0}}", "nodes: 0 is out of range"),
+        ("default: {{time: 4h}}", "time '4h' is no time limit of Slurm"),
+        ("default: {{time: 4:00:00}}", "expected a text, got 14400; write it in quotes"),
+        ("default: {{memory: lots}}", "memory 'lots' is no amount of memory"),
+        ("warn_seconds: -3", "warn_seconds: -3 is out of range; choose 0 or more, at most 65535"),
+        ("environment: {{A B: c}}", "environment.A B: no name of a variable"),
+        ("sbatch: [qos=high]", "'qos=high' is no option of sbatch"),
+        ("sbatch: [--time=1]", "--time is written by the launcher; what says it is time:"),
+        ("kinds: {{rollout.generate: {{array: 2000}}}}", "array: 2000 jobs are more than this cluster's"),
+        ("stages: {{solve: {{array: 101}}}}\nmax_array_size: 100", "(max_array_size: 100)"),
         ("container: {{runtime: pyxis}}", "needs an image"),
         ("container: {{runtime: docker, image: i}}", "known: none, pyxis, apptainer"),
         ("server: {{command: serve}}", "must use"),
         ('teacher: {{command: serve "$MODEL" "$PORT"}}', "which model"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_name_line_and_remedy(line: str, said: str, tmp_path: Path) -> None:
     path = cluster_file(tmp_path, "templates: {templates}\n" + line + "\n")
     with pytest.raises(UserError, match=re.escape(said)) as caught:
@@ -210,3 +223,99 @@ def test_without_sbatch_the_error_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="sbatch is not on this machine"):
         submit(tmp_path / "submit.sh")
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("240", 14400), ("4:30", 270), ("04:00:00", 14400), ("1-0", 86400), ("2-12", 216000), ("1-02:30", 95400),
+        ("1-02:30:15", 95415), ("90:00", 5400), ("UNLIMITED", math.inf), ("infinite", math.inf), ("0", math.inf),
+    ],
+)  # fmt: skip
+def test_time_limits_of_slurm(written: str, seconds: float) -> None:
+    assert time_limit(written) == seconds
+
+
+@pytest.mark.parametrize("written", ["", "4h", "-1", "1-", "1:2:3:4", "1-2:3:4:5", "1.5", "٣", " 4", "tomorrow"])
+def test_what_is_no_time_limit(written: str) -> None:
+    with pytest.raises(ValueError, match="no time limit of Slurm"):
+        time_limit(written)
+
+
+@pytest.mark.parametrize(
+    ("time", "fits"), [("00:04:00", False), ("5", False), ("05:01", True), ("0-0:5", False), ("0", True)]
+)
+def test_a_time_limit_must_be_above_the_warning(time: str, fits: bool, tmp_path: Path) -> None:
+    """Else a job is asked to save as soon as it starts, and is queued again for ever."""
+    text = "templates: {templates}\nwarn_seconds: 300\n" + f'kinds: {{{{rollout.generate: {{{{time: "{time}"}}}}}}}}\n'
+    if fits:
+        assert jobs(tmp_path, text)["solve"].time == time
+        return
+    with pytest.raises(UserError, match=r"not above warn_seconds \(300\)") as caught:
+        jobs(tmp_path, text)
+    assert f"cluster.yaml:3: kinds.rollout.generate.time: {time!r}" in str(caught.value)
+
+
+def test_an_array_may_have_as_many_jobs_as_the_cluster_allows(tmp_path: Path) -> None:
+    text = "templates: {templates}\nstages: {{solve: {{array: 1001}}}}\n"
+    assert jobs(tmp_path, text)["solve"].array == 1001
+    more = "max_array_size: 2000\ntemplates: {templates}\nstages: {{solve: {{array: 2000}}}}\n"
+    assert jobs(tmp_path, more)["solve"].array == 2000
+
+
+ODD = 'it\'s $(touch x) `a` "b" #c;%j'
+
+
+def test_values_with_blanks_and_signs_of_the_shell_are_quoted(tmp_path: Path) -> None:
+    """Every value of an #SBATCH line is one word to a reader of quotes; sbatch is one (test_slurm.py)."""
+    text = (
+        CLUSTER
+        + "account: {odd}\npartition: {odd}\nsbatch: [{comment}, --qos high, '--comment=\"x y\"', --exclusive]\n"
+    )
+    text = text.replace("{odd}", json.dumps(ODD)).replace("{comment}", json.dumps(f"--comment={ODD}"))
+    cluster = load_cluster(cluster_file(tmp_path, text), [s.name for s in STAGES])
+    output = tmp_path / ODD
+    write_scripts(plan_jobs(STAGES, cluster, teacher_name="t"), cluster, tmp_path / "r.yaml", output)
+    for script in (output / "sbatch").glob("*.sh"):
+        subprocess.run(["bash", "-n", str(script)], check=True)
+        lines = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH ")]
+        words = [shlex.split(line.removeprefix("#SBATCH ")) for line in lines]
+        if script.stem == "submit":
+            continue
+        given = dict(w[0].split("=", 1) for w in words if "=" in w[0])
+        assert given["--account"] == given["--partition"] == ODD
+        assert given["--chdir"] == str(output)
+        assert given["--job-name"] == f"{ODD}.{script.stem}"
+        assert given["--output"].startswith(str(output).replace("%", "%%"))
+        assert [w for w in words if w[0].startswith(("--comment", "--qos", "--exclusive"))] == [
+            [f"--comment={ODD}"], ["--qos", "high"], ["--comment=x y"], ["--exclusive"],
+        ]  # fmt: skip
+
+
+def test_a_path_with_a_line_break_is_refused(tmp_path: Path) -> None:
+    cluster = load_cluster(cluster_file(tmp_path), [s.name for s in STAGES])
+    with pytest.raises(UserError, match="line break"):
+        write_scripts([], cluster, tmp_path / "r.yaml", tmp_path / "a\nb")
+
+
+def leave_of_a_job(tmp_path: Path, **variables: str) -> str:
+    """What a job that is asked to leave says to scontrol, by the functions of a written script."""
+    script = scripts(tmp_path)["solve"]
+    functions = script[script.index("leave() {") : script.index("run() {")]
+    program = (
+        "asked=yes\n"
+        f"scontrol() {{ echo \"$*\" >> {tmp_path}/asked; echo 'JobId=7 JobState=RUNNING Reason=None'; }}\n"
+        + functions
+        + "leave 75"
+    )  # fmt: skip
+    done = subprocess.run(["bash", "-c", program], env={"PATH": "/usr/bin:/bin", **variables}, check=False)
+    assert done.returncode == 75
+    return (tmp_path / "asked").read_text()
+
+
+def test_a_task_of_an_array_queues_itself_again_and_no_other(tmp_path: Path) -> None:
+    """The last task's job id is the array's own: by it, scontrol would mean all tasks."""
+    ids = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "4"}
+    assert leave_of_a_job(tmp_path, **ids) == "--oneliner show job 7_4\nrequeue 7_4\n"
+    (tmp_path / "asked").unlink()
+    assert leave_of_a_job(tmp_path, SLURM_JOB_ID="7") == "--oneliner show job 7\nrequeue 7\n"

@@ -92,6 +92,47 @@ def test_exit_code_75_is_queued_again_and_dependents_wait(rig: dict[str, str], t
     assert stages == ["benchmark", "benchmark", "threads"]
 
 
+def test_an_array_all_of_whose_tasks_leave_is_queued_again_and_its_dependents_run(
+    rig: dict[str, str], tmp_path: Path
+) -> None:
+    """Each task ends with 75 once, and is queued again by itself; one of them has the array's own job id."""
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    body = f"""\
+mark={marks}/$SLURM_JOB_NAME.${{SLURM_ARRAY_TASK_ID:-alone}}
+echo x >> $mark
+case "$*" in *--shard*) [ "$(wc -l < $mark)" -gt 1 ] || exit 75;; esac"""
+    kinds = "{problems.classify: {array: 3}}"
+    launch(rig, tmp_path, "answered", path=shim(tmp_path / "bin", body), kinds=kinds)
+    found = wait(rig, tmp_path, 600)
+    assert set(found.values()) == {"COMPLETED"}, found
+    starts = {path.name: len(path.read_text().split()) for path in marks.iterdir()}
+    assert {name: n for name, n in starts.items() if "alone" not in name} == {
+        f"run.classified.{i}": 2 for i in range(3)
+    }
+    assert starts["run.answered.alone"] == 1
+    assert set(starts.values()) == {1, 2}
+
+
+def test_names_with_blanks_and_signs_of_the_shell_arrive_as_written(rig: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / 'it\'s %j & "b" #c;$HOME'
+    folder.mkdir()
+    said = launch(rig, folder, "benchmark", path=shim(tmp_path / "bin", 'pwd; echo "$SLURM_JOB_NAME"'))
+    job = said.splitlines()[-1].split()[0]
+    while "COMPLETED" not in (shown := show(rig, job)):
+        assert "FAILED" not in shown
+        time.sleep(0.5)
+    assert f"WorkDir={folder / 'run'}" in shown
+    (log,) = (folder / "run/sbatch/logs").iterdir()
+    assert log.name == f"run.benchmark-{job}.out"
+    assert log.read_text().splitlines()[-2:] == [str(folder / "run"), "run.benchmark"]
+
+
+def show(rig: dict[str, str], job: str) -> str:
+    command = ["scontrol", "--oneliner", "show", "job", job]
+    return subprocess.run(command, env=rig, capture_output=True, text=True, check=True).stdout
+
+
 def test_a_failure_is_not_queued_again_and_ends_its_dependents(rig: dict[str, str], tmp_path: Path) -> None:
     path = shim(tmp_path / "bin", "exit 2")
     launch(rig, tmp_path, "threads", path=path)

@@ -1,0 +1,67 @@
+"""Values that Slurm understands: time limits, and words of ``#SBATCH`` lines."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+_TIME = re.compile(
+    r"(?P<days>\d+)-(?P<h>\d+)(:(?P<m>\d+)(:(?P<s>\d+))?)?"  # D-HH, D-HH:MM, D-HH:MM:SS
+    r"|(?P<hours>\d+):(?P<min>\d+):(?P<sec>\d+)"  # HH:MM:SS
+    r"|(?P<minutes>\d+)(:(?P<seconds>\d+))?"  # minutes, MM:SS
+)
+_UNITS = {"days": 86400, "h": 3600, "hours": 3600, "m": 60, "min": 60, "minutes": 60, "s": 1, "sec": 1, "seconds": 1}
+_OPTION = re.compile(r"(?P<name>--[a-z][a-z0-9-]*|-[A-Za-z])(?:(?P<between>=|\s+)(?P<value>.*))?", re.DOTALL)
+OURS = {
+    "--time": "time: under default, kinds or stages",
+    "-t": "time: under default, kinds or stages",
+    "--array": "array: under kinds or stages",
+    "-a": "array: under kinds or stages",
+    "--signal": "warn_seconds:",
+    "--job-name": "the folder's name in --output",
+    "-J": "the folder's name in --output",
+    "--chdir": "the folder in --output",
+    "-D": "the folder in --output",
+    "--dependency": "nothing: jobs wait for the stages that they read",
+    "-d": "nothing: jobs wait for the stages that they read",
+    "--no-requeue": "nothing: a preempted job goes on only when it is queued again",
+}
+"""Options of sbatch that the launcher writes itself, and what says them."""
+
+
+def time_limit(text: str) -> float:
+    """Seconds of a Slurm time limit (``minutes``, ``MM:SS``, ``HH:MM:SS``, ``D-HH``, ``D-HH:MM``, ``D-HH:MM:SS``);
+    infinity for ``UNLIMITED``, ``INFINITE`` and 0, which are no limit. Raises ValueError for anything else."""
+    if text.upper() in ("UNLIMITED", "INFINITE"):
+        return float("inf")
+    if (found := _TIME.fullmatch(text)) is None or not text.isascii():
+        raise ValueError(f"time {text!r} is no time limit of Slurm: write minutes, HH:MM:SS, D-HH or D-HH:MM:SS")
+    seconds = sum(_UNITS[name] * int(count) for name, count in found.groupdict().items() if count is not None)
+    return seconds or float("inf")
+
+
+def memory(text: str) -> str:
+    """``text``, where Slurm reads it as an amount of memory. Raises ValueError for anything else."""
+    if not re.fullmatch(r"[0-9]+([KMGT]B?)?", text, re.IGNORECASE):
+        raise ValueError(f"memory {text!r} is no amount of memory: write megabytes, or a number with K, M, G or T")
+    return text
+
+
+def sbatch_option(text: str) -> str:
+    """An option of sbatch as a word, or two, of an ``#SBATCH`` line: its value in quotes where it needs them. Raises
+    ValueError for what is no option, and for one that the launcher writes itself."""
+    if (found := _OPTION.fullmatch(text.strip())) is None or not text.isprintable():
+        raise ValueError(f"{text!r} is no option of sbatch: write it as --name, --name=value or -n value")
+    name, between, value = found["name"], found["between"], found["value"]
+    if name in OURS:
+        raise ValueError(f"{name} is written by the launcher; what says it is {OURS[name]}")
+    if value is None:
+        return name
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":  # its own quotes
+        value = value[1:-1]
+    return f"{name}{between.strip() or ' '}{shlex.quote(value)}"
+
+
+def pattern(text: object) -> str:
+    """A path as it is written in ``--output``, where Slurm replaces ``%x`` and its like."""
+    return str(text).replace("%", "%%")
