@@ -144,7 +144,7 @@ def load_cluster(path: str | Path, stages: Sequence[str]) -> Cluster:
             sbatch_option(option)
         except ValueError as error:
             raise builder.error(("sbatch", str(i)), str(error)) from error
-    layers = {("default",): cluster.default}
+    layers: dict[tuple[str, ...], Resources] = {("default",): cluster.default}
     layers |= {("kinds", name): layer for name, layer in cluster.kinds.items()}
     layers |= {("stages", name): layer for name, layer in cluster.stages.items()}
     for key, layer in layers.items():
