@@ -9,6 +9,7 @@ import ast
 import ctypes
 import io
 import linecache
+import re
 import signal
 import struct
 import sys
@@ -27,6 +28,9 @@ _REPEAT_S = 0.1  # a block that swallowed the interrupt gets it again until the 
 _TIMER_CREATE = {"x86_64": 222, "aarch64": 107}
 _TIMER_SETTIME = {"x86_64": 223, "aarch64": 110}
 _CLOCK_MONOTONIC, _CLOCK_PROCESS_CPUTIME_ID = 1, 2
+
+# blank lines and comments, then a statement that is indented
+_INDENTED = re.compile(r"(?:[ \t\f]*(?:#[^\r\n]*)?(?:\r\n?|\n))*[ \t]+[^\s#]")
 
 
 class Interrupted(BaseException):
@@ -123,6 +127,7 @@ class Interpreter:
         main.__dict__["__builtins__"] = sys.modules["builtins"]
         sys.modules["__main__"] = main
         self._namespace = main.__dict__
+        sys.set_int_max_str_digits(0)  # integers of any length are written; time and memory are what bounds them
 
     def execute(self, code: str, wall_s: float, cpu_s: float, room: int) -> int:
         """Run one block; its output is in shared memory when this returns one of `channel`'s outcomes."""
@@ -179,8 +184,28 @@ class Interpreter:
         return channel.FINISHED
 
 
+def _parse(code: str, filename: str) -> ast.Module:
+    """The statements of a block. One that is indented as a whole runs, as in a notebook; strings stay unchanged."""
+    if not _INDENTED.match(code):
+        return ast.parse(code, filename)
+    try:
+        tree = ast.parse(f"with _:\n{code}", filename)  # nothing of a user's can go on with a `with`
+    except SyntaxError as error:
+        error.lineno, error.end_lineno = _before(error.lineno), _before(error.end_lineno)
+        error.msg = re.sub(r"(?<= on line )\d+", lambda found: str(int(found[0]) - 1), error.msg)
+        raise
+    whole, *rest = tree.body
+    tree.body = [*cast(ast.With, whole).body, *rest]
+    ast.increment_lineno(tree, -1)
+    return tree
+
+
+def _before(line: int | None) -> int | None:
+    return None if line is None else max(1, line - 1)
+
+
 def _compile(code: str, filename: str) -> tuple[Any, Any]:
-    tree = ast.parse(code, filename)
+    tree = _parse(code, filename)
     last = None
     # As in a notebook, a final semicolon hides the value.
     if tree.body and isinstance(tree.body[-1], ast.Expr) and not code.rstrip().endswith(";"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +81,63 @@ async def test_tracebacks_name_the_users_lines_only(sandbox) -> None:
     assert (memory.status, deep.status, evil.status) == (Status.MEMORY, Status.ERROR, Status.ERROR)
     assert "RecursionError" in deep.stderr
     assert len(deep.stderr) < 2000
+
+
+@pytest.mark.parametrize(
+    ("code", "stdout"),
+    [
+        ("    x = 2\n    x + 1", "3\n"),
+        ("\tx = 2\n\tif x:\n\t\tprint(x)\n", "2\n"),
+        ("\n  \n    # why\n  # and how\n    x = 2\n\n    x", "2\n"),
+        ("# not indented\n    x = 2\n    # no more\n    x", "2\n"),
+        ('    x = """a\n    b\n  c"""\n    x', "'a\\n    b\\n  c'\n"),
+        ("    def f():\n        return 1\n    f()\n", "1\n"),
+        ("    x = 2\nprint(x)", "2\n"),
+        ("    x = [1,\n2]\n    x;", ""),
+        ("  from __future__ import annotations\r\n  print(1)\r\n", "1\n"),
+        ("    # a comment alone", ""),
+    ],
+)
+async def test_a_block_that_is_indented_as_a_whole_runs(sandbox, code: str, stdout: str) -> None:
+    (result,) = await run_blocks(sandbox, code)
+    assert (result.status, result.stdout, result.stderr) == (Status.COMPLETED, stdout, "")
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "said"),
+    [
+        ("    x = 1\n    y = 0\n    x / y", 3, "ZeroDivisionError"),
+        ("    x = 1\n    y = = 0", 2, "SyntaxError: invalid syntax"),
+        ("    x = 1\n    for i in x:\n    y = 0", 3, "after 'for' statement on line 2"),
+        ("    x = 1\n  y = 0", 2, "IndentationError"),
+        ("    x = 1\nelse:\n    x = 2", 2, "SyntaxError"),
+        ("x = 1\n    y = 0", 2, "IndentationError: unexpected indent"),
+        ("    return 1", 1, "'return' outside function"),
+    ],
+)
+async def test_mistakes_in_an_indented_block_name_its_lines(sandbox, code: str, line: int, said: str) -> None:
+    (result,) = await run_blocks(sandbox, code)
+    assert result.status is Status.ERROR
+    assert f'File "<block 1>", line {line}' in result.stderr
+    assert said in result.stderr
+
+
+async def test_integers_of_any_length_are_printed_and_read(sandbox) -> None:
+    printed, shown, formatted, read = await run_blocks(
+        sandbox,
+        "print(7**6000)",
+        "7**6000",
+        "import math, sympy\nlen(str(math.factorial(3000))), len(f'{10**5000}'), len(str(sympy.Integer(10)**5000))",
+        f"x = {'9' * 5000}\nint('8' * 5000) < x",
+        limits=replace(LIMITS, output_chars=10_000),
+    )
+    with_limit = sys.get_int_max_str_digits()
+    try:
+        sys.set_int_max_str_digits(0)
+        assert printed.stdout == shown.stdout == f"{7**6000}\n"
+    finally:
+        sys.set_int_max_str_digits(with_limit)
+    assert (formatted.stdout, read.stdout) == ("(9131, 5001, 5001)\n", "True\n")
 
 
 @pytest.fixture
@@ -235,10 +293,14 @@ async def test_nothing_runs_between_blocks() -> None:
     async with LocalSandbox(limits=LIMITS, spares=0, packages=()) as sandbox, await sandbox.session() as session:
         await session.execute(count + start)
         stat = Path(f"/proc/{session._process._pid}/stat")
-        await until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
-        before = stat.read_text()
+
+        def fields() -> list[str]:
+            return stat.read_text().rpartition(")")[2].split()
+
+        await until(lambda: fields()[0] == "T")
+        before = fields()[11:13]  # CPU time, of the user and of the system
         await asyncio.sleep(0.1)
-        assert stat.read_text() == before  # its CPU time is in there
+        assert fields()[11:13] == before
         assert int((await session.execute("n")).stdout) > 0
 
 
