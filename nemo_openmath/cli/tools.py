@@ -88,6 +88,8 @@ def add(groups: Any) -> None:
     serve.add_argument("--name", help="name it is served under; default: the folder's")
     serve.add_argument("--address-file", type=Path, help="write the URL there whenever the server has (re)started")
     serve.add_argument("--log", type=Path, help="keep all that the server prints there; its last words are said anyway")
+    serve.add_argument("--start-seconds", type=at_least(1), default=1800, metavar="N",
+                       help="how long loading may take; default: %(default)s")  # fmt: skip
     add_embedded_options(serve.add_argument_group("options of the embedded engine"))
     serve.set_defaults(behind=(), unknown=())
 
@@ -173,6 +175,7 @@ def _serve(options: argparse.Namespace) -> None:
         arguments=server_arguments(options, options.behind, options.unknown),
         log=options.log,
         address_file=options.address_file,
+        start_s=options.start_seconds,
     )
     asyncio.run(serve(config))
 

@@ -31,6 +31,7 @@ from nemo_openmath.engines.protocol import EngineError
 from nemo_openmath.engines.serving_options import DEVICE, DTYPE, NO_CHAT, add_embedded_options
 from nemo_openmath.errors import ExitCode, MissingExtra, OpenMathError, UserError
 from nemo_openmath.pipeline.processes import child_environment, die_with_parent
+from nemo_openmath.pipeline.waiting import Waiting
 
 ServerKind = Literal["vllm", "sglang", "trtllm", "embedded"]
 TERMINATE_S = 10.0
@@ -197,7 +198,7 @@ class ServerProcess:
         assert self._process.stdout is not None
         self._reading = asyncio.create_task(self._read(self._process.stdout, log))
         self.starts += 1
-        began = said = time.monotonic()
+        began, waiting = time.monotonic(), Waiting(say=self._say, first_s=SAY_S, every_s=SAY_S)
         while not await self._healthy():
             now = time.monotonic()
             if self._process.returncode is not None:
@@ -206,12 +207,8 @@ class ServerProcess:
             if now - began > self.config.start_s:
                 await self._end()
                 raise self._error(f"was not healthy within {self.config.start_s:g} s")
-            if now - said > SAY_S:
-                said = now
-                last = f"; it said last: {self.lines[-1]}" if self.lines else ""
-                self._say(
-                    f"waiting for {self.url}/health for {now - began:.0f} s, at most {self.config.start_s:g}{last}"
-                )
+            last = f" (it said last: {self.lines[-1]})" if self.lines else ""
+            waiting.still(f"{self.url}/health{last}", self.config.start_s, "--start-seconds")
             await asyncio.sleep(min(0.2, self.config.check_s))
         self._started_at = time.monotonic()
         if (file := self.config.address_file) is not None:
