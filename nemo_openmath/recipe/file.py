@@ -67,11 +67,13 @@ class Teacher:
 @dataclass(frozen=True)
 class SandboxSettings:
     """``url``: of an ``openmath sandbox serve`` (http://, https://, unix:/path); null: a sandbox of the recipe's own,
-    with ``workers``. ``token_env``: the environment variable with the service's token. ``unsafe``: run code even where
-    a wall is missing; every result then says so."""
+    with ``workers``. ``token_env``: the environment variable with the service's token. ``patience_s``: how long a
+    service that is busy or away is waited for. ``unsafe``: run code even where a wall is missing; every result then
+    says so."""
 
     url: str | None = None
     token_env: str | None = None
+    patience_s: NonNegativeFloat = 600.0
     workers: PositiveInt | None = None
     unsafe: bool = False
 

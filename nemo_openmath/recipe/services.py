@@ -69,7 +69,9 @@ class RecipeServices(Services):
             if settings.url is None:
                 self._sandbox = LocalSandbox(workers=settings.workers, unsafe=settings.unsafe)
             else:
-                remote = RemoteSandbox(settings.url, settings.token_env, unsafe=settings.unsafe)
+                remote = RemoteSandbox(
+                    settings.url, settings.token_env, patience_s=settings.patience_s, unsafe=settings.unsafe
+                )
                 self._sandbox = remote
                 await remote.start()
         return self._sandbox
