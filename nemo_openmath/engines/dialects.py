@@ -222,7 +222,7 @@ def to_completion(piece: Piece, request: Request, tokenizer: ChatTokenizer | Non
     s = request.sampling
     text, ids = piece.whole, piece.ids
     if ids and not text and tokenizer is not None:  # it was asked not to decode (trtllm)
-        text = tokenizer.decode([i for i in ids if i != tokenizer.end_of_turn])
+        text = tokenizer.decode(ids)
     stop = piece.stop if piece.stop in s.stop else None
     if stop is not None and s.keep_stop:
         at = text.find(stop)
@@ -234,7 +234,7 @@ def to_completion(piece: Piece, request: Request, tokenizer: ChatTokenizer | Non
         while ids and tokenizer is not None and len(tokenizer.decode(ids[:-1])) >= len(text):
             ids = ids[:-1]
     elif finish is Finish.STOP and tokenizer is not None:
-        text = text.removesuffix(tokenizer.decode([tokenizer.end_of_turn]))
+        text, _ = tokenizer.strip_end(text)
         if ids and piece.stop_id is not None and ids[-1] != piece.stop_id:
             ids += (piece.stop_id,)  # likewise
     usage = usage_of(piece.usage, request, text, ids, tokenizer)

@@ -29,6 +29,7 @@ from nemo_openmath.engines.protocol import (
     Completion,
     ContextOverflow,
     EngineError,
+    Finish,
     InvalidRequest,
     Request,
     WrongServer,
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
 PROBE_S = 15.0  # a server that does not say within this time what it serves is away
+SPARE = 8  # tokens of its context that a server may keep for itself
 # a prompt that is too long, in the words of vLLM, SGLang, TensorRT-LLM, llama.cpp, OpenAI and our own server
 _TOO_LONG = re.compile(
     r"context[ _](length|size|window)|fit the context|max(imum)?[ _](model|seq|input|sequence)[ _]?len|max_num_tokens",
@@ -279,7 +281,7 @@ class HTTPEngine:
         while True:
             if self._closed:
                 raise EngineError("the engine is closed", retryable=False)
-            server = self._pool.pick(conversation, avoid)
+            server, asked = self._pool.pick(conversation, avoid), None
             if server is None:
                 delay = self._pool.seconds_until_open()
             else:
@@ -298,7 +300,10 @@ class HTTPEngine:
                         waited += time.monotonic() - began
                     if failure.blames:
                         server.failed()
-                    delay = failure.after_s or self._retry.delay(failures + waits - 1)
+                    asked = failure.after_s
+                    delay = asked or self._retry.delay(failures + waits - 1)
+            if not asked and (left := self._retry.patience_s - waited) > self._retry.first_s:
+                delay = min(delay, left)  # the last attempt comes when the time is over
             late = waited + delay > self._retry.patience_s
             if failures >= self._retry.attempts or late:
                 after = f"after {failures} failed attempts" if not late else f"after {self._retry.patience_s:g} s"
@@ -328,7 +333,7 @@ class HTTPEngine:
                 content = await response.read()
                 self._check_status(response, content)
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:
-            raise _Failure(f"cannot connect: {error}", counts=False) from error
+            raise _Failure(f"cannot connect: {_reason(error)}", counts=False) from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise _Failure(f"connection lost: {error or type(error).__name__}") from error
         except TimeoutError as error:
@@ -365,7 +370,7 @@ class HTTPEngine:
                     self._check_model(event)
                     yield dialect.read(event, so_far)
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:
-            raise _Failure(f"cannot connect: {error}", counts=False) from error
+            raise _Failure(f"cannot connect: {_reason(error)}", counts=False) from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise _Failure(f"connection lost: {error or type(error).__name__}") from error
         except (ValueError, AttributeError, KeyError, TypeError) as error:
@@ -390,7 +395,23 @@ class HTTPEngine:
         made = piece.text or (piece.stop is None and (piece.usage.get("completion_tokens") or 0) > 1)
         if self.capabilities.token_ids and not piece.ids and made:
             raise _Failure("the server returned no token ids; does it support return_token_ids?")
+        self._tell_of(completion, request)
         return completion
+
+    def _tell_of(self, completion: Completion, request: Request) -> None:
+        """Say what the server did otherwise than it was asked."""
+        if completion.usage.estimated:
+            self._say(f"{self._model}: the server does not count all tokens (usage); the counts are estimates")
+        made, context = completion.usage.completion_tokens, self.capabilities.max_context
+        if context is None or completion.usage.estimated or completion.finish is not Finish.LENGTH:
+            return
+        room = context - SPARE - completion.usage.prompt_tokens
+        if made < min(request.sampling.max_tokens, room):
+            self._say(
+                f"{self._model}: the server ends texts after {made} tokens, though {request.sampling.max_tokens} were "
+                "asked for and its context has room (max_new_tokens of the model's generation_config.json? start vLLM "
+                "with --generation-config vllm)"
+            )
 
     def _check_status(self, response: aiohttp.ClientResponse, content: bytes) -> None:
         status = response.status
@@ -454,6 +475,14 @@ class HTTPEngine:
 def _behind(text: str, given: str) -> str:
     """What ``text`` has beyond what was ``given``; nothing where it turned out otherwise: the completion has all."""
     return text[len(given) :] if text.startswith(given) else ""
+
+
+def _reason(error: aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError) -> str:
+    """The system's words for it; the address is said besides."""
+    if not isinstance(error, aiohttp.ClientConnectorError):
+        return f"no connection within {CONNECT_S:g} s"
+    number = error.os_error.errno
+    return os.strerror(number) if number and number > 0 else error.os_error.strerror or str(error.os_error)
 
 
 def _end_in_time(so_far: Piece) -> None:

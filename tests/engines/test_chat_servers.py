@@ -275,6 +275,23 @@ def test_an_alias_differs_by_a_date_or_a_revision_alone(served: str, asked: str,
     assert alias_of(served, asked) is same
 
 
+async def test_what_a_server_did_otherwise_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A limit of its own ends texts as max_tokens does (vLLM takes max_new_tokens from generation_config.json)."""
+    caplog.set_level(logging.WARNING)
+    models = {"data": [{"id": "m", "owned_by": "vllm", "max_model_len": 4096}]}
+    async with Server(answer(finish="length"), models=models) as server:
+        client = server.client(kind="auto")
+        for limit in (7, 100, 100):
+            await client.complete(Request("q", Sampling(max_tokens=limit)))
+        server.bodies = [answer(usage=None)]
+        for _ in range(2):
+            assert (await client.complete(ASKED)).usage.estimated
+        await client.close()
+    limited, counted = [r.getMessage() for r in caplog.records]
+    assert "ends texts after 7 tokens, though 100 were asked for" in limited
+    assert "the counts are estimates" in counted
+
+
 # -- requests ----------------------------------------------------------------------------------------------------------
 
 NEUTRAL = {"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "n": 1, "temperature": 0.0}
