@@ -30,7 +30,7 @@ def preflight(recipe: Recipe, names: Sequence[str], output: Path, *, layouts: bo
 
     entries = [recipe.entry(name) for name in names]
     for entry in entries:
-        attempt(lambda entry=entry: _inputs(entry, layouts))  # type: ignore[misc]
+        attempt(lambda entry=entry: _inputs(entry, output, layouts))  # type: ignore[misc]
     engines = {engine: entry for entry in reversed(entries) for engine in entry.stage.engines()}
     if "teacher" in engines:
         attempt(lambda: _teacher(recipe))
@@ -63,7 +63,7 @@ def check_output(output: Path) -> None:
         raise of_the_system(error, there) or error from None
 
 
-def _inputs(entry: StageEntry, layouts: bool) -> None:
+def _inputs(entry: StageEntry, output: Path, layouts: bool) -> None:
     """What a stage says about the inputs that are there already."""
     found = {
         port: [name for name in names if isinstance(name, Path) and name.exists()]
@@ -73,6 +73,11 @@ def _inputs(entry: StageEntry, layouts: bool) -> None:
         if type(entry.stage).takes.get(port) == "model":
             for path in paths:
                 _model(entry, path, tokenizer=False)
+        elif inside := next((path for path in paths if output.resolve().is_relative_to(path.resolve())), None):
+            raise entry.error(
+                f"the output folder {shown(output)} lies inside what is read: {shown(inside)}",
+                "choose another --output, or read from a folder of its own",
+            )
     if layouts:
         _as_of(entry, lambda: entry.stage.check(found))
 

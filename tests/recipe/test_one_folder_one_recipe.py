@@ -239,3 +239,13 @@ async def test_only_the_selected_stage_needs_its_files(tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text(f"name: r\n{STAGES}  c: {{run: problems.read_threads, from: ./none.jsonl}}\n")
     await Run(load_recipe(file), tmp_path / "out").execute(Selection(until="a"))
+
+
+def test_what_is_read_does_not_hold_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A reader of the folder would read its own output."""
+    (tmp_path / "rows.jsonl").write_text('{"problem": "1+1?", "expected_answer": "2"}\n')
+    file = tmp_path / "r.yaml"
+    file.write_text("name: r\nstages:\n  a: {run: problems.read_problems, from: ./}\n")
+    assert go(file, tmp_path / "out") is ExitCode.USER_ERROR
+    assert "lies inside what is read" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "a").exists()
