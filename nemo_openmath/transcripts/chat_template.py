@@ -16,6 +16,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.utils
@@ -27,17 +28,17 @@ from nemo_openmath.errors import UserError
 FILE = "chat_template.jinja"
 FOLDER = "additional_chat_templates"
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# What transformers' classes take where tokenizer_config.json does not name a token.
-_CLASS_DEFAULTS = {
-    "Qwen2Tokenizer": dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
-    "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
-}
+# What transformers takes where tokenizer_config.json does not name a token depends on the tokenizer's class, and that
+# on the model: these two are known, of the others the tokens that a template writes must be named.
+_QWEN2 = dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
+_PLAIN = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
 _ADD_ONE = f"save the model's template as {FILE} in this folder"
 
 
 class ChatTemplate:
     """A compiled template. ``source``: its text; ``file``: where it stands; ``literals``: the strings in its text, the
-    only places where it can write a control token by itself. Raises UserError where it does not compile."""
+    only places where it can write a control token by itself; ``reads``: its variables. Raises UserError where it
+    does not compile."""
 
     def __init__(self, source: str, file: Path, tokens: Mapping[str, str], now: Callable[[], datetime] = datetime.now):
         self.source, self.file, self.tokens = source, file, dict(tokens)
@@ -53,6 +54,7 @@ class ChatTemplate:
         strings = [node.data for node in parsed.find_all(jinja2.nodes.TemplateData)]
         strings += [node.value for node in parsed.find_all(jinja2.nodes.Const) if isinstance(node.value, str)]
         self.literals = "\0".join(strings)
+        self.reads = jinja2.meta.find_undeclared_variables(parsed)
 
     def render(self, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
         """The text of a conversation. Raises UserError where the template refuses it, fails, or writes nothing."""
@@ -108,28 +110,58 @@ def load_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate 
     text, place = named["default"]
     if not isinstance(text, str):
         raise UserError("the chat template is not a text", file=place, remedy=_ADD_ONE)
-    return ChatTemplate(text, place, special_tokens(folder, config))
+    tokens, unknown = special_tokens(folder, config)
+    template = ChatTemplate(text, place, tokens)
+    if missing := sorted(unknown & template.reads):
+        raise UserError(
+            f"the chat template writes {missing[0]}, which tokenizer_config.json does not name",
+            file=place,
+            remedy=f"name {missing[0]} in tokenizer_config.json (null: none)",
+        )
+    return template
 
 
 def no_chat_template(folder: Path) -> UserError:
     return UserError("no chat template", file=folder, remedy=_ADD_ONE)
 
 
-def special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """Variables of a template: the named special tokens of the tokenizer, bos_token and the like."""
-    found: dict[str, Any] = dict(_CLASS_DEFAULTS.get(str(config.get("tokenizer_class")).removesuffix("Fast"), {}))
-    sources: list[Mapping[str, Any]] = [config]
+def special_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, str], set[str]]:
+    """Variables of a template: the named special tokens of the tokenizer, bos_token and the like; and those of which
+    it is not known what they are. Raises UserError where one is not a token."""
+    file = folder / "tokenizer_config.json"
+    sources: list[tuple[Path, Mapping[str, Any]]] = [(file, config)]
     legacy = folder / "special_tokens_map.json"
     if legacy.is_file() and "added_tokens_decoder" not in config:
-        sources.append(_read_object(legacy))
-    for source in sources:
-        for name, value in source.items():
-            if name in _NAMED or (name.endswith("_token") and isinstance(value, str | dict)):
-                found[name] = value
+        sources.append((legacy, _read_object(legacy)))
+    found: dict[str, Any] = {}
+    for file, source in sources:
+        named = {name: value for name, value in source.items() if name in _NAMED}
+        for name, value in named.items():
+            if not isinstance(_content(value), str | None):
+                raise UserError(f"{name} is not a token: {value!r}", file=file, remedy="write its text, or null")
+        found |= named
+        found |= {k: v for k, v in source.items() if k.endswith("_token") and isinstance(v, str | dict)}
         if isinstance(extra := source.get("extra_special_tokens"), dict):
             found |= extra
-    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in found.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
+    defaults = _class_defaults(folder, config)
+    unknown = set() if defaults is not None else set(_NAMED) - found.keys()
+    texts = {name: _content(value) for name, value in ((defaults or {}) | found).items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}, unknown
+
+
+def _class_defaults(folder: Path, config: Mapping[str, Any]) -> dict[str, str] | None:
+    """The tokens of transformers' class for this folder, None for a class whose tokens are not known here."""
+    model = _read_object(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
+    name = config.get("tokenizer_class")
+    if model == "qwen2" or (name in ("Qwen2Tokenizer", "Qwen2TokenizerFast", None) and model == "qwen3"):
+        return _QWEN2
+    if name in ("Qwen2Tokenizer", "Qwen2TokenizerFast") and model is None:
+        return _QWEN2
+    return {} if name in _PLAIN or (name is None and model is None) else None
+
+
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _read(file: Path) -> str:

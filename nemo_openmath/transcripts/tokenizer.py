@@ -139,6 +139,13 @@ class ChatTokenizer:
         marked = [Message(m.role, self._of(m).sub(rf"{left}\g<0>{right}", m.content)) for m in messages]
         between = re.compile(f"{left}({self._controls[False].pattern}){right}|[{left}{right}]")
         pieces = between.split(self._render(marked, True))
+        if self.chat is not None and "".join(pieces) != self._render(messages, True):
+            sign = next(found[0] for m in messages if (found := self._of(m).search(m.content)))
+            raise UserError(
+                f"the chat template computes with the texts of messages, and one holds {sign}",
+                file=self.chat.file,
+                remedy="leave that message out, or give a template that writes texts as they are",
+            )
         return Prompt(tuple((text, i % 2 == 1) for i, text in enumerate(pieces) if text), opening)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:

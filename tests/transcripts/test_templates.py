@@ -296,6 +296,60 @@ def test_control_tokens_in_a_message_are_text(tmp_path: Path, backend: Tokenizer
             assert ids == made
 
 
+def test_a_template_that_computes_with_texts_gets_no_control_token(tmp_path: Path, backend: Tokenizer) -> None:
+    template = "{% for m in messages %}{{ m.content | length }} {{ m.content | tojson(ensure_ascii=true) }}{% endfor %}"
+    ours = ChatTokenizer.load(save(tmp_path, backend, template, {"eos_token": "<|im_end|>"}))
+    assert ours.prompt([Message("user", "a<b")]).text == '3 "a<b"'
+    with pytest.raises(UserError, match=r"computes with the texts of messages, and one holds <\|im_end\|>"):
+        ours.prompt([Message("user", "a<|im_end|>b")])
+
+
+NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+ABSENT = "which tokenizer_config.json does not name"
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "refused"),
+    [
+        ("PreTrainedTokenizerFast", None, None),
+        ("PreTrainedTokenizerFast", "qwen2", None),
+        ("Qwen2Tokenizer", "qwen2", None),
+        ("Qwen2TokenizerFast", "qwen3", None),
+        (None, None, None),
+        (None, "qwen3", None),
+        ("LlamaTokenizer", "qwen2", None),
+        ("LlamaTokenizer", "llama", ABSENT),
+        ("GemmaTokenizer", None, ABSENT),
+        ("GPT2Tokenizer", "gpt2", ABSENT),
+        (None, "gemma2", ABSENT),
+    ],
+)
+def test_a_token_that_is_not_named_is_transformers_or_refused(
+    tmp_path: Path, backend: Tokenizer, kind: str | None, model: str | None, refused: str | None
+) -> None:
+    from transformers import AutoTokenizer
+
+    template = "".join(f"{{{{ {n} if {n} is defined else 'none' }}}} " for n in NAMES)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model} if model else {}))
+    for tokens in ({}, {"eos_token": "<|im_end|>"}, dict.fromkeys(NAMES), dict.fromkeys(NAMES, "<s>")):
+        save(tmp_path, backend, template, tokens, **({"tokenizer_class": kind} if kind else {}))
+        if kind is None:
+            config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+            del config["tokenizer_class"]
+            (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        if refused and len(tokens) < len(NAMES):
+            with pytest.raises(UserError, match=refused):
+                ChatTokenizer.load(tmp_path)
+            continue
+        text = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
+            [{"role": "user", "content": "q"}], tokenize=False
+        )
+        assert ChatTokenizer.load(tmp_path).render([Message("user", "q")]) == text
+    save(tmp_path, backend, template, dict.fromkeys(NAMES) | {"bos_token": 3})
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: bos_token is not a token: 3"):
+        ChatTokenizer.load(tmp_path)
+
+
 def test_what_a_program_prints_is_text_and_what_a_model_calls_is_a_call(tmp_path: Path, backend: Tokenizer) -> None:
     ours = ChatTokenizer.load(save(tmp_path, backend, *FAMILIES["chatml"]))
     model, runner = (
