@@ -12,7 +12,6 @@ from nemo_openmath.competition import SolverSettings, TimeBank, solve
 from nemo_openmath.competition.solver import agreed
 from nemo_openmath.engines.protocol import Capabilities, Chunk, Completion, EngineError, Finish, Request
 from nemo_openmath.grading import majority
-from nemo_openmath.pipeline import SystemClock
 from nemo_openmath.rollout import RolloutSettings
 from nemo_openmath.transcripts import ChatTokenizer, load_template
 
@@ -40,22 +39,28 @@ def test_an_overdrawn_problem_is_paid_by_the_next() -> None:
 
 
 class Voices:
-    """An engine whose n-th request says the n-th answer after the n-th delay; None fails. Counts what is cancelled."""
+    """An engine whose n-th request says the n-th answer once all before it are said; None fails, NEVER waits until it
+    is cancelled, which is counted. It is also the clock: the time is over once all but NEVER is said."""
 
-    model = "voices"
+    model, never_late = "voices", False
     capabilities = Capabilities(True, True, True, False, True, False)
 
-    def __init__(self, tokenizer: ChatTokenizer, said: list[tuple[str | None, float]]):
-        self.tokenizer, self.said, self.asked, self.cancelled = tokenizer, said, 0, 0
+    def __init__(self, tokenizer: ChatTokenizer, said: list[str | None]):
+        self.tokenizer, self.said, self.asked, self.cancelled, self.time = tokenizer, said, 0, 0, 0.0
+        self.turns = [asyncio.Event() for _ in range(len(said) + 1)]
+        self.turns[0].set()
 
     async def complete(self, request: Request) -> Completion:
-        answer, delay = self.said[self.asked]
+        number, answer = self.asked, self.said[self.asked]
         self.asked += 1
         try:
-            await asyncio.sleep(delay)
+            await self.turns[number].wait()
+            if answer == NEVER:
+                await asyncio.Event().wait()
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+        self.turns[number + 1].set()
         if answer is None:
             raise EngineError("lost", retryable=False)
         text = f"<think>so</think>\\boxed{{{answer}}}"
@@ -67,54 +72,66 @@ class Voices:
 
     async def close(self) -> None: ...
 
+    def now(self) -> float:
+        return self.time
 
-async def run(tokenizer: ChatTokenizer, said: list[tuple[str | None, float]], seconds: float = 5.0, agree: int = 3):  # type: ignore[no-untyped-def]
+    async def sleep(self, seconds: float) -> None:
+        await self.turns[len(self.said) - self.said.count(NEVER)].wait()
+        for _ in range(20):  # the last answer has arrived
+            await asyncio.sleep(0)
+        if self.never_late:
+            await asyncio.Event().wait()
+        self.time += seconds
+
+
+NEVER = "never"
+
+
+async def run(tokenizer: ChatTokenizer, said: list[str | None], agree: int = 3, never_late: bool = False):  # type: ignore[no-untyped-def]
     engine = Voices(tokenizer, said)
+    engine.never_late = never_late
     settings = SolverSettings(batch=len(said), agree=agree, rollout=RolloutSettings(max_tokens=100))
     result = await solve(
-        engine, tokenizer, None, load_template("cot"), "p", settings, seconds=seconds, seed=1, clock=SystemClock()
+        engine, tokenizer, None, load_template("cot"), "p", settings, seconds=9.0, seed=1, clock=engine
     )
     return result, engine
-
-
-SLOW = 60.0
 
 
 @pytest.mark.parametrize(
     ("said", "answer", "votes", "ended", "cancelled"),
     [
         # The first three agree (1/2 is 0.5): the stragglers are cancelled.
-        ([("1/2", 0.0), ("0.5", 0.02), ("\\frac12", 0.04), ("7", SLOW), ("7", SLOW)], None, 3, "agreement", 2),
+        (["1/2", "0.5", "\\frac12", NEVER, NEVER], None, 3, "agreement", 2),
         # One of the first three differs: four equal ones are needed then.
-        ([("1", 0.0), ("2", 0.02), ("1", 0.04), ("1", 0.06), ("1", 0.08), ("2", SLOW)], "1", 4, "agreement", 1),
+        (["1", "2", "1", "1", "1", NEVER], "1", 4, "agreement", 1),
         # Nobody agrees: all are heard, the majority wins.
-        ([("1", 0.0), ("2", 0.02), ("2", 0.04), ("3", 0.06)], "2", 2, "finished", 0),
+        (["1", "2", "2", "3"], "2", 2, "finished", 0),
         # Failures are left out.
-        ([(None, 0.0), ("2", 0.02), (None, 0.03)], "2", 1, "finished", 0),
+        ([None, "2", None], "2", 1, "finished", 0),
     ],
 )
 async def test_agreement(
     tokenizer: ChatTokenizer,
-    said: list[tuple[str | None, float]],
+    said: list[str | None],
     answer: str | None,
     votes: int,
     ended: str,
     cancelled: int,
 ) -> None:
-    result, engine = await run(tokenizer, said)
+    result, engine = await run(tokenizer, said, never_late=True)
     assert (result.votes, result.ended, engine.cancelled) == (votes, ended, cancelled)
     assert result.answer == answer or (answer is None and result.answer in ("1/2", "0.5", "\\frac12"))
-    assert result.failed == sum(a is None for a, _ in said)
+    assert result.failed == said.count(None)
 
 
 async def test_the_time_limit_takes_what_there_is(tokenizer: ChatTokenizer) -> None:
-    result, engine = await run(tokenizer, [("4", 0.0), ("5", SLOW), ("5", SLOW)], seconds=0.3)
+    result, engine = await run(tokenizer, ["4", NEVER, NEVER])
     assert (result.answer, result.ended, result.finished, engine.cancelled) == ("4", "time", 1, 2)
-    assert result.seconds < 5
+    assert result.seconds == 9.0
 
 
 async def test_no_answer_at_all(tokenizer: ChatTokenizer) -> None:
-    result, _ = await run(tokenizer, [("5", SLOW)], seconds=0.1, agree=1)
+    result, _ = await run(tokenizer, [NEVER], agree=1)
     assert (result.answer, result.votes, result.ended) == (None, 0, "time")
 
 

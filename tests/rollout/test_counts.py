@@ -17,6 +17,7 @@ from nemo_openmath.records.store import write_records
 from nemo_openmath.rollout.counts import by_hardness, chance_of_lead, next_batch, settled
 from nemo_openmath.rollout.stage import Generate, GenerateConfig, _answer
 from nemo_openmath.transcripts import ChatTokenizer
+from tests.waiting import until
 
 
 def test_hardness_gives_more_to_harder_problems() -> None:
@@ -48,16 +49,19 @@ def test_certain_agreement_never_changes_a_label() -> None:
 
 
 class Dice:
-    """Answers by chance: what a problem's sample says depends on its seed alone; some requests fail at first."""
+    """Answers by chance: what a problem's sample says depends on its seed alone; some requests fail at first, and all
+    beyond ``most`` wait for ever."""
 
     model = "dice"
     capabilities = Capabilities(True, True, True, False, True, False)
 
-    def __init__(self, tokenizer: ChatTokenizer, failing: float = 0.0):
-        self.tokenizer, self.failing, self.requests = tokenizer, failing, 0
+    def __init__(self, tokenizer: ChatTokenizer, failing: float = 0.0, most: int = 10**9):
+        self.tokenizer, self.failing, self.most, self.requests = tokenizer, failing, most, 0
 
     async def complete(self, request: Request) -> Completion:
         self.requests += 1
+        if self.requests > self.most:
+            await asyncio.Event().wait()
         await asyncio.sleep(random.random() / 200)
         draw = hashlib.sha256(f"{request.prompt}{request.sampling.seed}".encode()).digest()[0]
         if draw < 256 * self.failing:
@@ -126,8 +130,9 @@ async def test_agreement_saves_samples_at_equal_labels(folder: Path, tokenizer: 
         labels = [majority([of[i] for i in sorted(of)]).answer for of in (answers, every[problem])]
         assert len({{"0.5": "1/2"}.get(label, label) for label in labels}) == 1
 
-    task = asyncio.create_task(work(folder, "broken", Dice(tokenizer), CONFIG))
-    await asyncio.sleep(0.03)
+    stuck = Dice(tokenizer, most=60)
+    task = asyncio.create_task(work(folder, "broken", stuck, CONFIG))
+    await until(lambda: stuck.requests > stuck.most)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

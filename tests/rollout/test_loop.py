@@ -21,12 +21,14 @@ from nemo_openmath.engines.protocol import (
 from nemo_openmath.records import Generation
 from nemo_openmath.rollout import RolloutSettings, ask, roll_out
 from nemo_openmath.rollout.loop import _repeats, cut_output, draw_budget
+from nemo_openmath.sandbox import channel
 from nemo_openmath.sandbox.local import LocalSandbox
 from nemo_openmath.solutions.grade import answer_of
 from nemo_openmath.transcripts import Author, ChatTokenizer, Kind, Transcript, encode, load_template
 from nemo_openmath.transcripts.protocol import CODE_END, budget_of, notice_block, output_block
+from tests.waiting import until
 
-SETTINGS = RolloutSettings(max_tokens=600)
+SETTINGS = RolloutSettings(max_tokens=600, code_seconds=300.0)
 PROBLEM = "What is 6 times 7?"
 FAULTLESS = TeacherConfig(
     **dict.fromkeys(
@@ -199,16 +201,20 @@ async def test_output_is_cut_and_errors_are_shown(tokenizer: ChatTokenizer, sand
 
 
 async def test_cancelling_releases_engine_and_session(tokenizer: ChatTokenizer, sandbox: LocalSandbox) -> None:
-    engine = Script(tokenizer, ["<tool_call>\nimport time; time.sleep(60)\n</tool_call>"])
-    settings = replace(SETTINGS, code_seconds=30.0)
+    engine = Script(tokenizer, ["<tool_call>\nprint('begun')\nimport time; time.sleep(600)\n</tool_call>"])
     task = asyncio.create_task(
-        roll_out(engine, tokenizer, messages(1), settings, seed=1, key="k", sandbox=sandbox, budget=1)
+        roll_out(engine, tokenizer, messages(1), SETTINGS, seed=1, key="k", sandbox=sandbox, budget=1)
     )
-    await asyncio.sleep(0.5)  # long enough for the code to be running
-    assert engine.requests
+
+    def printed() -> bool:
+        sessions = [session for session in sandbox._sessions if session._busy and session._process]
+        return any(channel.HEADER.unpack_from(session._process._memory)[0] for session in sessions)
+
+    await until(lambda: task.done() or printed())
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 120)
+    assert not sandbox._sessions
     again = Script(tokenizer, ["<tool_call>\n1 + 1\n</tool_call>", "end"])
     out = await roll_out(again, tokenizer, messages(1), SETTINGS, seed=1, key="k", sandbox=sandbox, budget=1)
     assert "2\n" in out.transcript.text

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from nemo_openmath.sandbox import LocalSandbox, Status
-from tests.sandbox.waiting import AMPLE, begun, until
+from tests.sandbox.waiting import AMPLE, begun
+from tests.waiting import until
 
 LIMITS = AMPLE
 
@@ -22,7 +23,7 @@ LIMITS = AMPLE
 @pytest.fixture
 async def sandbox():
     before = len(os.listdir("/proc/self/fd"))
-    async with LocalSandbox(limits=LIMITS, spares=1, packages=()) as made:
+    async with LocalSandbox(limits=LIMITS, workers=2, spares=1, packages=()) as made:
         yield made
     assert len(os.listdir("/proc/self/fd")) <= before
     assert psutil.Process().children() == []

@@ -26,7 +26,8 @@ from nemo_openmath.sandbox.local import LocalSession
 from nemo_openmath.sandbox.service import RemoteSandbox, SandboxService, ServiceSettings
 from nemo_openmath.sandbox.service.client import RemoteSession
 from nemo_openmath.sandbox.service.openapi import ROUTES
-from tests.sandbox.waiting import AMPLE, HELD, begun, time_is_over, until
+from tests.sandbox.waiting import AMPLE, HELD, begun, time_is_over
+from tests.waiting import until
 
 SETTINGS = ServiceSettings(port=0, packages=(), workers=2)
 NAME = "0123456789abcdef" * 2

@@ -13,8 +13,8 @@ import pytest
 
 from nemo_openmath.sandbox import LocalSandbox
 from tests.sandbox.attacks import ATTACKS
-from tests.sandbox.waiting import until
 from tests.sandbox.world import LIMITS, World, limits_of
+from tests.waiting import until
 
 
 def held(sandbox: LocalSandbox) -> dict[str, int]:

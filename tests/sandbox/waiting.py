@@ -1,26 +1,17 @@
-"""Waiting for what other processes do, instead of for some time in which they should have done it."""
+"""Blocks that are known to run, and that end when they are told to."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
 
 from nemo_openmath.sandbox import Execution, Limits, channel
 from nemo_openmath.sandbox.local import LocalSession
 from nemo_openmath.sandbox.protocol import Session
+from tests.waiting import until
 
 AMPLE = Limits(wall_s=300, cpu_s=300)  # on the slowest machine
 # A block that prints, and ends when a file `go` is in its folder.
 HELD = "import os, time\nprint('held')\nwhile not os.path.exists('go'): time.sleep(0.005)\n"
-
-
-async def until(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Raises AssertionError when it is still not so after ``seconds``, which only a hanging test waits for."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.005)
 
 
 async def begun(session: Session, code: str, inside: LocalSession | None = None) -> asyncio.Task[Execution]:

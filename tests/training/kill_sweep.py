@@ -2,10 +2,10 @@
 
     python -m tests.training.kill_sweep SPEC.json
 
-Ranks are forked from a process that has imported everything already, so that an attempt costs a second and not ten.
-A kill comes after one to three steps of an attempt have begun, at a moment uniform in the time that a step and
-its save took. Half of the times all ranks die at once, as when a machine is lost; else one dies, and the others up to
-0.2 s later.
+Ranks are forked from a process that has imported everything already, so that an attempt costs a second and not ten. A
+kill comes after one to three steps of an attempt have begun, at a moment uniform in the time that a step and its save
+took; no further step begins, however late the kill is. Half of the times all ranks die at once, as when a machine is
+lost; else one dies, and the others up to 0.2 s later.
 
 The spec: {"model": folder, "output": folder, "steps": n, "kills": n, "seed": n, "layouts": [[ranks, config],
 ...]}; attempt i has layout i modulo their number. Prints {"kills", "within_save", "attempts", "steps"}: within
@@ -14,6 +14,7 @@ a save is a kill that leaves a partial folder; ``steps`` are those after which c
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -37,28 +38,34 @@ from nemo_openmath.training.runtime import start_process  # noqa: E402
 from tests.training.packs import BATCH_SAMPLES, RandomPacks  # noqa: E402
 
 
-def announce_steps(pipe: int) -> None:
-    """Write to a pipe when a step begins. (Batches are read ahead by a thread.)"""
-    update = loop.update
+def announce_steps(pipe: int, most: int | None) -> None:
+    """Write to a pipe when a step begins; wait for the end before the one after ``most``. (Batches are read ahead by a
+    thread.)"""
+    update, begun = loop.update, itertools.count()
 
     def announced(*args: Any, **kwargs: Any) -> Any:
+        if next(begun) == most:
+            time.sleep(3600)
         os.write(pipe, b".")
         return update(*args, **kwargs)
 
     loop.update = announced
 
 
-def rank_main(spec: dict[str, Any], config: dict[str, Any], rank: int, world: int, port: int, pipe: int) -> None:
-    """Does not return."""
+def rank_main(
+    spec: dict[str, Any], config: dict[str, Any], ranks: tuple[int, int], port: int, pipe: int, most: int | None
+) -> None:
+    """Does not return. ``ranks``: this one, and how many there are."""
+    rank, world = ranks
     code = 1
     try:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-        start_process(timeout_minutes=2)
+        start_process(timeout_minutes=20)
         built = Builder(lambda _: Origin("test")).build(TrainingConfig, config)
         source = RandomPacks(spec["steps"])
         if rank == 0:
-            announce_steps(pipe)
+            announce_steps(pipe, most)
         say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
         train(Path(spec["model"]), source, built, Path(spec["output"]), batch_samples=BATCH_SAMPLES, say=say)
         code = 0
@@ -73,15 +80,16 @@ def attempt(spec: dict[str, Any], number: int, chance: random.Random | None) -> 
     world, config = spec["layouts"][number % len(spec["layouts"])]
     port, (reader, writer) = _free_port(), os.pipe()
     ranks = []
+    most = None if chance is None else chance.randint(1, 3)
     for rank in range(world):
         child = os.fork()
         if child == 0:
-            rank_main(spec, config, rank, world, port, writer)
+            rank_main(spec, config, (rank, world), port, writer, most)
         ranks.append(child)
     os.close(writer)
-    if chance is not None:
+    if chance is not None and most is not None:
         took, before = 0.5, time.monotonic()
-        for number in range(chance.randint(1, 3)):
+        for number in range(most):
             if not os.read(reader, 1):  # rank 0 is gone
                 break
             took, before = (time.monotonic() - before if number else took), time.monotonic()

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_folder_is_held_until_its_holder_dies(
     tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claim_module, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(claim_module, "PATIENCE_SECONDS", 0.0)
     said = rf"^{tmp_path}: the training of process {holder.pid} on \S+ \(4 ranks, since .* UTC\) is running in this "
     with pytest.raises(UserError, match=said):
         Claim.take(tmp_path, 1, print)
@@ -73,17 +72,20 @@ def test_a_folder_is_held_until_its_holder_dies(
 def test_one_that_is_stopping_is_waited_for(
     tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claim_module, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(claim_module, "PATIENCE_SECONDS", -1.0)  # another is refused at once
     assert holder.stdin is not None
     assert holder.stdout is not None
     print("stop", file=holder.stdin, flush=True)
     assert holder.stdout.readline() == "said\n"
     refuse_claimed(tmp_path)  # not refused
-    threading.Timer(1.0, holder.kill).start()
     lines: list[str] = []
-    start = time.monotonic()
-    Claim.take(tmp_path, 1, lines.append).release()
-    assert time.monotonic() - start > 0.5
+
+    def say(line: str) -> None:
+        lines.append(line)
+        assert holder.poll() is None
+        holder.kill()
+
+    Claim.take(tmp_path, 1, say).release()
     [line] = lines
     assert line.startswith(f"waiting for the training of process {holder.pid} on ")
 
@@ -134,7 +136,7 @@ def test_batches_are_read_ahead_in_order_and_errors_keep_their_turn() -> None:
     with read_ahead(read, range(2, 6)) as batches:
         assert next(batches) == 20
         assert next(batches) == 30
-        assert here.wait(10)  # read while this one is computed
+        assert here.wait(300)  # read while this one is computed
         with pytest.raises(UserError, match=r"^00000\.tokens:7: checksum differs"):
             next(batches)
     assert asked == [2, 3, 4]  # and nothing further
@@ -179,7 +181,7 @@ def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
         if line.startswith("step 2/"):
             break
     second = _start(job)
-    _, said = second.communicate(timeout=300)
+    _, said = second.communicate(timeout=1200)
     assert second.returncode == ExitCode.USER_ERROR
     assert said.count("\n") == 1
     assert said.startswith(f"{out}: the training of process ")
@@ -189,7 +191,7 @@ def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
     first.communicate()
     newest = max(int(p.name[5:]) for p in (out / "checkpoints").glob("step-*"))
     third = _start(job, f"data.steps={newest + 3}", f"profile.steps=[{newest + 2},{newest + 3}]")
-    lines, said = third.communicate(timeout=300)
+    lines, said = third.communicate(timeout=1200)
     assert third.returncode == ExitCode.OK, said
     assert "resuming after step" in lines
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -198,12 +200,14 @@ def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
 
 
 def _shows_where_the_time_went(out: Path, rows: list[dict[str, Any]]) -> None:
-    last = len(rows)
+    last, shares = len(rows), []
     for row in rows:
         parts = sum(row[f"{name}_seconds"] for name in ("read", "compute", "validation", "save"))
         assert parts == pytest.approx(row["seconds"], abs=5e-4)
         inside = sum(row[f"{name}_seconds"] for name in ("forward_backward", "gradient", "optimizer"))
-        assert 0.5 * row["compute_seconds"] < inside < row["compute_seconds"] + 5e-4
+        assert inside < row["compute_seconds"] + 5e-4
+        shares.append(inside / row["compute_seconds"])
+    assert max(shares) > 0.5  # of a step that no other process disturbed
     assert [row["step"] for row in rows if row.get("profiled")][-2:] == [last - 1, last]
     for step in (last - 1, last):
         for rank in (0, 1):
