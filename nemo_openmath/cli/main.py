@@ -23,7 +23,11 @@ PASS_ON = ("serve",)  # verbs that pass on what stands behind --
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run, and turn errors into one line and an exit code (see errors.ExitCode)."""
     be_patient()
-    code = run(sys.argv[1:] if arguments is None else list(arguments))
+    try:
+        code = run(sys.argv[1:] if arguments is None else list(arguments))
+    except KeyboardInterrupt:  # before the work had begun
+        print("interrupted; nothing was begun", file=sys.stderr)
+        code = ExitCode.INTERRUPTED
     sys.stdout.flush()
     sys.exit(int(code))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
@@ -49,6 +48,8 @@ def be_patient() -> None:
 
 def run_async(work: Coroutine[Any, Any, object]) -> None:
     """``asyncio.run`` whose Ctrl-C says at once that it was heard; a second one does not wait for anything."""
+    import asyncio
+
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         task = loop.create_task(work)

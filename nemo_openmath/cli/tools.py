@@ -45,7 +45,7 @@ _SFT = f"a JOB.yaml (paths are relative to it):\n\n{textwrap.indent(SFT_EXAMPLE,
 )
 
 
-_SAVED = "the training was saved as it said, and the same command goes on from there"
+_SAVED = "what was saved is kept, the same command goes on from there"
 _RESUMED = "the rows that were graded are kept beside the output, the same command goes on from there"
 _ENDED = "the program was ended"
 

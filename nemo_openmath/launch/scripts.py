@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 
-from nemo_openmath.errors import OpenMathError, UserError
+from nemo_openmath.errors import UserError, of_the_system
 from nemo_openmath.launch.cluster import Cluster, Container
 from nemo_openmath.launch.jobs import Job, script_path
 from nemo_openmath.launch.values import pattern, sbatch_option
@@ -44,7 +44,7 @@ def write_scripts(
             path.write_text(text)
             path.chmod(0o755)
     except OSError as error:
-        raise OpenMathError(f"{folder}: cannot be written ({error.strerror})") from error
+        raise of_the_system(error, folder) or error from error
     return submit_script
 
 

@@ -271,7 +271,8 @@ def exec_file(path: str | Path, limits: Limits | None = None, *, unsafe: bool = 
     try:
         code = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the program: {error}", file=path, remedy="give a UTF-8 Python file") from error
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the program ({why})", file=path, remedy="give a UTF-8 Python file") from error
 
     async def run() -> Execution:
         async with LocalSandbox(limits=limits, spares=1, unsafe=unsafe) as sandbox, await sandbox.session() as session:

@@ -98,7 +98,7 @@ class SectionFile:
                 if size < len(_MAGIC) + _TAIL.size:
                     raise DamagedFile(path, f"only {size} bytes: cut off")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError("no such file", file=path, remedy=f"run the stage that writes {kind}") from error
         except OSError as error:
             raise DamagedFile(path, f"cannot be read ({error.strerror})") from error

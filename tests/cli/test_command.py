@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nemo_openmath.cli.common import EXAMPLES
-from nemo_openmath.cli.main import _say, build_parser, run
+from nemo_openmath.cli.main import _say, build_parser, main, run
 from nemo_openmath.cli.streams import run_async
 from nemo_openmath.errors import ExitCode
 
@@ -141,6 +141,14 @@ def test_ctrl_c_says_what_is_true(
     monkeypatch.setattr("nemo_openmath.cli.main.build_parser", build)
     assert run(words) is ExitCode.INTERRUPTED
     assert said(capsys) == f"interrupted; {true}\n"
+
+
+def test_ctrl_c_before_the_work_begins(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nemo_openmath.cli.main.build_parser", lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as stop:
+        main(["recipe", "stages"])
+    assert stop.value.code == ExitCode.INTERRUPTED
+    assert said(capsys) == "interrupted; nothing was begun\n"
 
 
 def test_ctrl_c_is_heard_while_a_model_loads(capfd: pytest.CaptureFixture[str]) -> None:
