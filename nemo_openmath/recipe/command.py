@@ -16,10 +16,10 @@ from nemo_openmath.errors import UserError
 from nemo_openmath.pipeline.stage import stage_kinds
 from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import load_recipe
-from nemo_openmath.recipe.generate import load_job
+from nemo_openmath.recipe.generate import SOLUTIONS, load_job, summary
 from nemo_openmath.recipe.runner import Run, Selection
 from nemo_openmath.recipe.view import run_view
-from nemo_openmath.reports import build_report, competition_lines, results_table, status_table
+from nemo_openmath.reports import RunView, build_report, competition_lines, results_table, status_table
 from nemo_openmath.reports.formats import seconds_text
 
 _GIVE = "give the --output folder of recipe run or generate"
@@ -68,15 +68,25 @@ def show_recipe(path: Path, overrides: Sequence[str]) -> None:
 
 def show_status(output: Path) -> None:
     """The stages of a run, as they are on disk now."""
-    view = run_view(opened(output))
+    run = opened(output)
+    view = run_view(run)
     console = Console()
     console.print(status_table(view.stages))
     for line in [*competition_lines(view.competition), *view.left_out]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+    _say_solutions(run, view)
+
+
+def _say_solutions(run: Run, view: RunView) -> None:
+    """How much is right of what ``openmath generate`` made."""
+    if run.recipe.verb == "generate" and any(s.name == SOLUTIONS and s.current for s in view.stages):
+        print(summary(run.output))
 
 
 def write_report(output: Path) -> None:
-    report(opened(output))
+    run = opened(output)
+    report(run)
+    _say_solutions(run, run_view(run))
 
 
 def show_stages() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from nemo_openmath.engines.devices import check_device
 from nemo_openmath.errors import UserError, of_the_system, one_error
 from nemo_openmath.recipe.file import Recipe, StageEntry, shown
+from nemo_openmath.reports.formats import bytes_text
 from nemo_openmath.transcripts import ChatTokenizer
 
 
@@ -170,7 +171,7 @@ def _room(recipe: Recipe, entries: Sequence[StageEntry], output: Path) -> None:
     total, free = sum(wanted.values()), shutil.disk_usage(there).free
     if total > free:
         raise UserError(
-            f"the checkpoints of {', '.join(wanted)} need some {total / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free",
+            f"the checkpoints of {', '.join(wanted)} need some {bytes_text(total)}; free: {bytes_text(free)}",
             file=there,
             remedy="free some space, give another --output, or keep fewer checkpoints (training.checkpoints)",
         )

@@ -356,7 +356,8 @@ class _NotReady(Exception):
 def _does(stage: Stage) -> str:
     """What a stage does, in its first sentence."""
     text = " ".join((type(stage).__doc__ or "").strip().split("\n\n", 1)[0].split())
-    return text.partition(". ")[0].rstrip(".").replace("``", "")
+    sentence = text.partition(". ")[0].replace("``", "")
+    return sentence if sentence.endswith("...") else sentence.removesuffix(".")
 
 
 def _forget_nothing(folder: Path, selection: Selection) -> None:
@@ -501,7 +502,7 @@ def file_sizes(folder: Path) -> dict[str, int]:
 
 def _line(manifest: Manifest) -> str:
     counts = manifest.counts
-    text = made_text(manifest) or "done"
+    text = made_text(manifest)
     if merged := counts.get("merged"):
         text += f", {merged} more versions of them merged"
     if disagreeing := counts.get("disagreeing"):

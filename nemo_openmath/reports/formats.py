@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nemo_openmath.evaluation.metrics import UNBOUNDED
+from nemo_openmath.pipeline.stage import stage_kinds
 from nemo_openmath.records import Manifest
 
 _NAMES = {
@@ -76,6 +77,11 @@ def seconds_text(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def bytes_text(size: float) -> str:
+    """``12 MB``, ``590.4 GB``: of a disk, in powers of ten."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
+
+
 def drops_text(drops: Mapping[str, int], limit: int | None = None) -> str:
     """``12 reason; 3 other reason``, most frequent first; reasons beyond ``limit`` are summed up, not left out."""
     ranked = sorted(drops.items(), key=lambda item: (-item[1], item[0]))
@@ -93,7 +99,7 @@ def count_text(count: int, noun: str, plural: str = "") -> str:
 
 
 def made_text(manifest: Manifest) -> str:
-    """What a finished stage made, in its own units; empty where it says nothing that can be counted."""
+    """What a finished stage made, in its own units."""
     counts, facts = manifest.counts, manifest.facts
     if manifest.stage == "competition.solve" and "right" in facts:
         return f"{count_text(counts['records'], 'answer')}, {facts['right']} right"
@@ -111,7 +117,8 @@ def made_text(manifest: Manifest) -> str:
             return count_text(len(facts[fact]), noun)
     if "averaged" in facts:
         return f"a model of {count_text(len(facts['averaged']), 'checkpoint')}"
-    return ""
+    stage = stage_kinds().get(manifest.stage)
+    return "nothing" if stage is not None and stage.makes == "records" else "done"
 
 
 def in_order(values: Iterable[Any]) -> list[Any]:

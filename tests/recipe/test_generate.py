@@ -91,10 +91,16 @@ def test_the_end_says_where_how_many_right_and_what_next(
 
     boxed = {"messages": [], "pieces": [{"author": "model", "text": r"\boxed{2}"}], "ended": True, "tokenizer": ""}
     part = tmp_path / "out/solutions/part-00000-of-00001.jsonl"
-    row = json.loads(part.read_text()) | {"transcript": boxed, "finish": "stop"}
+    row_before = part.read_text()
+    row = json.loads(row_before) | {"transcript": boxed, "finish": "stop"}
     part.write_text(json.dumps(row) + "\n")
     from nemo_openmath.recipe.generate import summary
 
     assert "1 of 1 solutions have an answer; 1 of 1 are right (100.0%)" in summary(tmp_path / "out")
+    part.write_text(row_before)
+    for verb in ("status", "report"):
+        assert run(["recipe", verb, "out"]) is ExitCode.OK
+        assert "0 of 1 solutions have an answer" in capfd.readouterr().out
+    part.write_text(json.dumps(row) + "\n")
     assert run(["grade", "out/solutions", "--output", "out/graded.jsonl"]) is ExitCode.OK
     assert "right: 1 of 1 (100.0%)" in capfd.readouterr().out

@@ -4,15 +4,18 @@ import re
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 from made_run import made_run
 from rich.console import Console
 
+from nemo_openmath.problems.read import ReadProblems
 from nemo_openmath.records import Drop, Manifest, RecordWriter
 from nemo_openmath.records.manifest import write_manifest
 from nemo_openmath.reports import RunView, StageView, build_report, gather, results_table, status_table
+from nemo_openmath.reports.formats import bytes_text, made_text
 from nemo_openmath.reports.view import read_losses
 
 VOID = {"meta", "br", "link", "img", "input"}
@@ -186,3 +189,14 @@ def test_losses_survive_a_kill_and_a_resume(tmp_path: Path) -> None:
     curves = read_losses(path)
     assert (curves.steps, curves.loss, curves.tokens) == ([1, 2, 3, 4], [1.0, 9.0, 3.0, 4.0], 40)
     assert read_losses(tmp_path / "none").steps == []
+
+
+def test_what_a_stage_made_is_in_its_own_units() -> None:
+    def made(stage: str, counts: dict[str, int], facts: dict[str, Any]) -> str:
+        return made_text(Manifest(stage, "f", "d", counts, {}, {}, {}, {}, 1.0, facts))
+
+    assert made("competition.solve", {"units": 3, "records": 3}, {"right": 2}) == "3 answers, 2 right"
+    assert made(ReadProblems.kind, {"units": 0, "records": 0}, {}) == "nothing"
+    assert made("training.sft", {"records": 0}, {"steps": 8, "loss": 1.5}) == "8 steps, loss 1.500"
+    assert made("training.sft", {"records": 0}, {}) == "done"
+    assert (bytes_text(2e6), bytes_text(590.4e9)) == ("2 MB", "590.4 GB")
