@@ -12,6 +12,7 @@ seconds and needs a guarded ``__main__``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -191,6 +192,8 @@ def _not_written(partial: Path, rank: int, cause: BaseException) -> OpenMathErro
     while chain is not None and not isinstance(chain, OSError):  # torch's zip writer complains of its own
         chain = chain.__cause__ or chain.__context__
     why = (chain.strerror if isinstance(chain, OSError) else None) or " ".join(str(cause).split())
+    with contextlib.suppress(OSError):
+        why += f"; {shutil.disk_usage(partial.parent).free / 2**20:,.0f} MiB are free there"
     return OpenMathError(
         f"{partial}: rank {rank} could not write the checkpoint ({why}); make room, then run the same command again"
     )

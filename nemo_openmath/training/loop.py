@@ -163,6 +163,8 @@ class _Run:
         self._said_at = 0.0
         self.stepper = Stepper(models, optimizer.chunks, shape, config)
         self.peak_flops = _peak_flops(config.precision)
+        if is_main() and config.log_every:
+            say(f"MFU is the share of {self.peak_flops / 1e12:,.3g} TFLOP/s, the peak of a process's device")
         if is_main():
             self.stepper.on_pack = self._within_a_step
 
