@@ -153,6 +153,9 @@ def test_calibration_file(tmp_path: Path) -> None:
     (tmp_path / "part-00000-of-00001.jsonl").write_text('{"id": "x1", "problem": "p", "generation": "g"}\n')
     (tmp_path / "drops-00000-of-00001.jsonl").write_text('{"unit": "u", "reason": "r"}\n')
     (tmp_path / "journal-00000-of-00001.jsonl").write_text('{"unit": "u"}\n')
+    with pytest.raises(UserError, match="the folder of a stage that has not finished"):
+        texts(tmp_path, 9)
+    (tmp_path / "manifest.json").write_text("{}")
     assert texts(tmp_path, 9) == ["p\ng"]  # of a stage's folder its records, of a record its prose
     transcript = {"messages": [{"role": "user", "content": "p"}], "pieces": [{"author": "model", "text": "s"}]}
     record = json.dumps({"id": "generation-1", "transcript": transcript, "finish": "stop"})

@@ -18,7 +18,7 @@ class FaultyServer:
         self.rate, self.random, self.port = rate, random.Random(seed), port
         self.seen: Counter[str] = Counter()
         self.answered = 0
-        self.held = asyncio.Event()  # a stream whose fault is "hold" waits for it before its last token
+        self.held = asyncio.Event()  # waited for by the fault "hang", and before the last token of a stream by "hold"
 
     async def start(self):
         app = web.Application()
@@ -54,7 +54,7 @@ class FaultyServer:
         if fault == "429":
             return web.json_response({"error": "busy"}, status=429, headers={"Retry-After": "0.02"})
         if fault == "hang":
-            await asyncio.sleep(5)
+            await self.held.wait()
         if fault == "wrong model":
             answer["model"] = "other"
         if fault == "slow":

@@ -15,6 +15,7 @@ from nemo_openmath.engines.embedded.kernels import load_kernels
 from nemo_openmath.engines.embedded.sampling import RowSampling, sample, uniforms
 from nemo_openmath.engines.protocol import ContextOverflow, EngineError, Finish, InvalidRequest, Request, Sampling
 from nemo_openmath.errors import UserError
+from tests.waiting import until
 
 
 def prompts(n: int, longest: int = 120, seed: int = 0) -> list[tuple[int, ...]]:
@@ -283,7 +284,7 @@ async def test_cancelling_frees_the_slot(engine):
     for task in tasks:
         task.cancel()
     await stream.aclose()
-    await tiny.until(lambda: engine.load_now == (0, 0))
+    await until(lambda: engine.load_now == (0, 0))
     assert all(isinstance(r, asyncio.CancelledError) for r in await asyncio.gather(*tasks, return_exceptions=True))
     assert engine.statistics.finished[Finish.CANCELLED] == 21
 
@@ -379,7 +380,7 @@ async def test_close_ends_everything_pending(model_dir):
     engine = EmbeddedEngine.load(model_dir, slots=2, threads=1)
     sampling = Sampling(max_tokens=400)
     tasks = [asyncio.create_task(engine.complete(Request((5, i), sampling))) for i in range(3, 500)]  # a second's work
-    await tiny.until(lambda: engine.load_now[0] == 2)
+    await until(lambda: engine.load_now[0] == 2)
     await engine.close()
     finished = [t.finish for t in await asyncio.gather(*tasks)]
     assert finished[-1] is Finish.CANCELLED  # had no slot yet

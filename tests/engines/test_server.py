@@ -5,7 +5,6 @@ import json
 
 import aiohttp
 import pytest
-import tiny
 from faulty import FaultyServer
 
 from nemo_openmath.engines.embedded import EmbeddedEngine
@@ -15,6 +14,7 @@ from nemo_openmath.engines.protocol import EngineError, Finish, InvalidRequest, 
 from nemo_openmath.engines.replay import Recorder, ReplayEngine
 from nemo_openmath.engines.server import OpenAIServer
 from nemo_openmath.errors import UserError
+from tests.waiting import until
 
 PROMPT = tuple(range(20, 60))
 
@@ -80,12 +80,12 @@ async def test_disconnect_frees_the_engine(served, client):
     await client.probe()
     tasks = [
         asyncio.create_task(client.complete(Request((i, 9), Sampling(max_tokens=500, temperature=1.0))))
-        for i in range(3, 11)
+        for i in range(3, 99)
     ]
-    await tiny.until(lambda: engine.load_now[0] == 4)
+    await until(lambda: engine.load_now[0] == 4)
     for task in tasks:
         task.cancel()
-    await tiny.until(lambda: engine.load_now == (0, 0))
+    await until(lambda: engine.load_now == (0, 0))
     assert engine.statistics.finished[Finish.CANCELLED] > 0
 
 
@@ -257,6 +257,6 @@ async def test_a_started_server_is_restarted_when_it_dies(model_dir, tmp_path):
         assert after.token_ids == before.token_ids
         assert server.starts == 2
         await client.close()
-        await tiny.until(lambda: len(said) == 2)
+        await until(lambda: len(said) == 2)
     assert "was killed by SIGKILL (out of memory?" in said[0]
     assert said[1].startswith(f"serving m again at {server.url}")

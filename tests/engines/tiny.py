@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -70,10 +68,3 @@ def save_model(path: Path, kind: str = "qwen2", seed: int = 0, vocab: int = 512,
     net.save_pretrained(path)
     tokenizer(vocab).save_pretrained(path)
     return path
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait for something that another thread or process brings about."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)

@@ -19,20 +19,23 @@ from nemo_openmath.records import Drop, Problem, RecordWriter, digest_of_lines, 
 from nemo_openmath.records.ids import in_shard
 from nemo_openmath.records.store import read_lines
 
-# Commits units 0..N-1 in a random order, each with zero to three records and perhaps a drop, flushing often.
+# Commits units 0..N-1 in a random order, each with zero to three records and perhaps a drop, flushing often; after so
+# many that its caller names, it waits to be killed.
 WRITER = """
 import random, sys, time
 from pathlib import Path
 from nemo_openmath.records import Drop, Problem, RecordWriter
-order = list(range(400)); random.Random(time.time_ns()).shuffle(order)
+most = int(sys.argv[2])
+order = list(range(800)); random.Random(time.time_ns()).shuffle(order)
 with RecordWriter(Path(sys.argv[1]), flush_units=7) as writer:
     print("open", flush=True)
     for n in order:
         unit = f"unit-{n}"
         if writer.done(unit): continue
+        if not most: time.sleep(3600)
+        most -= 1
         records = [Problem.make(f"{unit} {i} " + "x" * (37 * n % 4000)) for i in range(n % 4)]
         writer.commit(unit, records, [Drop("odd", unit)] if n % 2 else [])
-        time.sleep(0.0003)
 """
 
 
@@ -43,18 +46,16 @@ def content(folder: Path) -> tuple[list[bytes], list[tuple[str, Drop]]]:
 @pytest.mark.slow
 def test_sigkill_at_random_moments_loses_and_doubles_nothing(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([sys.executable, "-c", WRITER, str(whole)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", WRITER, str(whole), "-1"], check=True, stdout=subprocess.DEVNULL)
     rng = random.Random(5)
-    kills = 0
     for _ in range(60):
-        process = subprocess.Popen([sys.executable, "-c", WRITER, str(killed)], stdout=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(killed), "13"], stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(rng.uniform(0, 0.02))
+        time.sleep(rng.uniform(0, 0.005))
         process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-    subprocess.run([sys.executable, "-c", WRITER, str(killed)], check=True, stdout=subprocess.DEVNULL)
-    assert kills >= 24, "the writer finished before it could be killed often enough"
+        assert process.wait() == -signal.SIGKILL
+    subprocess.run([sys.executable, "-c", WRITER, str(killed), "-1"], check=True, stdout=subprocess.DEVNULL)
     assert content(killed) == content(whole)
     assert digest_of_lines(read_lines(killed)) == digest_of_lines(read_lines(whole))
     assert len({p.id for p in read_records(killed, Problem)}) == len(content(whole)[0])
