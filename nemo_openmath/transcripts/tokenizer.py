@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,8 @@ class ChatTokenizer:
         if template is None and chat:
             raise no_chat_template(folder)
         eos = _content(config.get("eos_token")) or (template.tokens.get("eos_token") if template else None)
+        written = {k: v for k, v in template.tokens.items() if k in template.reads} if template else {}
+        _check_added(backend, config, written | ({"eos_token": eos} if eos else {}), path)
         end = _token_id(backend, _written_end(backend, template), "<|im_end|>", eos)
         if end is None:
             raise UserError("no end-of-turn token", file=path, remedy="set eos_token in tokenizer_config.json")
@@ -301,6 +303,23 @@ def _written_end(backend: Tokenizer, chat: ChatTemplate | None) -> str | None:
     behind = text.rpartition(mark)[2].lstrip() if mark in text else ""
     special = [t.content for t in backend.get_added_tokens_decoder().values() if t.special]
     return max((s for s in special if s and behind.startswith(s)), key=len, default=None)
+
+
+def _check_added(backend: Tokenizer, config: dict[str, Any], named: Mapping[str, str], file: Path) -> None:
+    """Raise UserError where tokenizer_config.json knows a token that tokenizer.json does not have as one: transformers
+    adds it when it loads the folder, so its ids of the same text are others. ``named``: those that matter, by name."""
+    there = {token.content: number for number, token in backend.get_added_tokens_decoder().items()}
+    listed = config.get("added_tokens_decoder")
+    wrong = [f"{name} {text}" for name, text in named.items() if text and text not in there]
+    for number, token in listed.items() if isinstance(listed, dict) else ():
+        if str(there.get(str(_content(token)))) != str(number):
+            wrong.append(f"{_content(token)} (id {number})")
+    if wrong:
+        raise UserError(
+            f"tokenizer_config.json names {wrong[0]}, which is not an added token here",
+            file=file,
+            remedy="load the folder with transformers' AutoTokenizer and save_pretrained it again",
+        )
 
 
 def _content(token: Any) -> str | None:

@@ -469,3 +469,27 @@ def test_the_fingerprint_knows_what_shapes_a_prompt(tmp_path: Path, backend: Tok
     assert one == fingerprint("two", CHATML, {"eos_token": "<|im_end|>", "bos_token": "<bos>"})
     two = fingerprint("three", bos, {"eos_token": "<|im_end|>", "bos_token": "<s>"})
     assert len({one, two, fingerprint("four", bos, {"eos_token": "<|im_end|>", "bos_token": "<bos>"})}) == 3
+
+
+def test_a_token_of_the_configuration_alone_is_refused(tmp_path: Path, backend: Tokenizer) -> None:
+    """transformers adds it on loading: its ids would be others."""
+    template, mend = "{{ bos_token }}" + CHATML, r"tokenizer\.json: tokenizer_config\.json names "
+    eos = {"eos_token": "<|im_end|>"}
+    for name, tokens, says in (
+        ("new", {**eos, "bos_token": "<new>"}, "bos_token <new>, which is not an added token here"),
+        ("word", {**eos, "bos_token": "answer"}, "bos_token answer, which is not an added token"),
+        ("end", {"eos_token": "<new>", "bos_token": None}, "eos_token <new>, which is not an added token"),
+        ("list", {**eos, "bos_token": None, "added_tokens_decoder": {"9": {"content": "<s>"}}}, r"<s> \(id 9\)"),
+    ):
+        folder = save(tmp_path / name, backend, template, tokens)
+        with pytest.raises(UserError, match=mend + says):
+            ChatTokenizer.load(folder)
+    ours = save(tmp_path / "unused", backend, template, {**eos, "bos_token": None, "pad_token": "<new>"})
+    messages = [{"role": "user", "content": "q"}]
+    assert ChatTokenizer.load(ours).prompt_ids([Message("user", "q")]) == theirs(ours).apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
+    theirs(folder := tmp_path / "new").save_pretrained(folder)  # the remedy
+    assert ChatTokenizer.load(folder).prompt_ids([Message("user", "q")]) == theirs(folder).apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
