@@ -29,6 +29,9 @@ _DECIMAL_COMMA = re.compile(r"-?\d{1,30},\d{1,30}")  # 0,125
 _EUROPEAN = re.compile(r"-?\d{1,3}(?:\.\d{3}){1,10},\d{1,30}")  # 1.234,56
 _POINTS = re.compile(r"-?\d{1,3}(?:\.\d{3}){2,10}")  # 1.234.567
 _GROUPS = re.compile(r"-?[1-9](?:\d{0,2}(?:,\d{3}){1,10}|\d?(?:,\d{2}){1,10},\d{3}|\d{0,3}(?:,\d{4}){1,10})")
+_SPAN = re.compile(r"\d+(?:-\d+)+")  # 3-2: a score, pages, a difference
+_VECTORS, _CROSS = re.compile(r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm|hat)\b"), re.compile(r"\\times|×|\\wedge")
+_WORD = re.compile(r"[a-zA-Z]{3,}")
 _COUNT_OF_PRIMES = re.compile(r"\\pi\(\d+\)")
 _LETTERS = re.compile(r"[A-J]{2,10}")
 _SPACE = re.compile(r"((?<=[\w.])\s+(?=[\w.])|(?<=,)\s+(?=\d))|\s+")  # group 1: a space that means something
@@ -166,6 +169,11 @@ def _compare(predicted: str, expected: str) -> Grade:
     grade = _compare_read(p, e)
     if grade.is_equal and p.label and e.label and p.label != e.label:
         return unknown(f"the same value of {p.label} and of {e.label}")
+    if grade.is_equal and p.canonical != e.canonical:
+        if any(_VECTORS.search(text) and _CROSS.search(text) for text in (predicted, expected)):
+            return unknown("a product of vectors depends on their order")
+        if _WORD.fullmatch(p.canonical) and _WORD.fullmatch(e.canonical):
+            return unknown("the same letters in another order")
     return grade
 
 
@@ -190,6 +198,8 @@ def _compare_read(p: _Reading, e: _Reading) -> Grade:
             return unknown("depends on how far a slash or a function reaches")
     if grade.verdict is Verdict.NOT_EQUAL and any(map(_COUNT_OF_PRIMES.fullmatch, (p.canonical, e.canonical))):
         return unknown("a multiple of pi or a number of primes")
+    if grade.is_equal and _SPAN.fullmatch(p.canonical) and _SPAN.fullmatch(e.canonical):
+        return unknown("the same as differences, and not as spans or scores")
     return grade
 
 

@@ -132,6 +132,13 @@ _OPS = {
     r"\_": "_", r"\#": "#", r"\&": "&", r"\implies": "=>", r"\Rightarrow": "=>", r"\dotsc": "dots", r"\ldots": "dots",
     r"\dots": "dots", r"\cdots": "dots", r"\infty": "oo", r"\lparen": "(", r"\rparen": ")",
 }  # fmt: skip
+_DASHED = re.compile(r"[\s$]*\d+\s*[–—]\s*\d+[\s$]*")  # 10–20, with a dash that typesetters use for spans
+# Of nothing else than a date, or of a padded one anywhere: nobody leaves such a difference or quotient as an answer.
+_MONTH, _DAY = "(?:0?[1-9]|1[0-2])", "(?:0?[1-9]|[12][0-9]|3[01])"
+_DATE = re.compile(
+    rf"[12]\d{{3}}([-/]){_MONTH}\1{_DAY}|{_DAY}([-/]){_DAY}\2[12]\d{{3}}|.*(?<!\d)[12]\d{{3}}([-/])[01]\d\3[0-3]\d(?!\d).*",
+    re.DOTALL,
+)
 _COMMANDS = frozenset({"frac", "sqrt", "binom", "overline", "bar", "vec", "hat", "mathbb", "emptyset", "varnothing"})
 _ALIASES = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom"}
 CONNECTIVES = frozenset({"and", "or"})
@@ -143,6 +150,8 @@ def clean(text: str) -> str:
     """Take off the dress that never changes the meaning."""
     if len(text) > MAX_LENGTH:
         raise NotMath("too long")
+    if _DASHED.fullmatch(text):
+        raise NotMath("a span or a difference")
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda m: "^{" + m[0].translate(_SUPERSCRIPT) + "}", text)
     text = re.sub(r"[₀₁₂₃₄₅₆₇₈₉]+", lambda m: "_{" + m[0].translate(_SUBSCRIPT) + "}", text)
     text = text.translate(_TRANSLATE)
@@ -169,6 +178,8 @@ def clean(text: str) -> str:
     if text.count("$") - text.count("\\$") >= 2:
         text = re.sub(r"(?<!\\)\$", " ", text)
     text = text.rstrip(" \t\n.,;").lstrip()
+    if (text.count("-") > 1 or text.count("/") > 1) and _DATE.fullmatch(text):
+        raise NotMath("a date")
     return text[:-1].rstrip() if text.endswith("\\") and not text.endswith("\\\\") else text
 
 
