@@ -96,6 +96,12 @@ def of_the_system(error: OSError, file: str | Path | None = None) -> OpenMathErr
     return SystemFailure(where, reason, "check the file system, then run the same command again")
 
 
+class Refused(OpenMathError):
+    """What was asked for was refused, and asking again changes nothing. ``reason`` is what is counted."""
+
+    reason = "refused by the engine"
+
+
 class Incomplete(OpenMathError):
     """A stage ended with items that failed after their retries; what finished is kept."""
 

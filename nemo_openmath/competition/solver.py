@@ -41,7 +41,7 @@ class SolverSettings:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """``answer``: None where no solution had one. ``votes`` of ``finished`` solutions; ``ended``: agreement, finished
-    (all of the batch) or time. ``failed``: solutions lost to the engine or the sandbox."""
+    (all of the batch) or time. ``failed``: solutions lost to the engine or the sandbox, ``lost_to`` the last error."""
 
     answer: str | None
     votes: int
@@ -50,6 +50,7 @@ class Answer:
     seconds: float
     completion_tokens: int
     failed: int = 0
+    lost_to: EngineError | SandboxError | None = None
 
 
 async def solve(
@@ -73,6 +74,7 @@ async def solve(
     answers: list[str | None] = []
     counted = majority(answers)
     tokens = failed = 0
+    lost_to: EngineError | SandboxError | None = None
     tools = "total_code_executions" in template.fields
 
     async def one(sample: int) -> tuple[str | None, int]:
@@ -97,8 +99,8 @@ async def solve(
             for task in ready:
                 try:
                     answer, used = task.result()
-                except (EngineError, SandboxError):
-                    failed += 1
+                except (EngineError, SandboxError) as error:
+                    failed, lost_to = failed + 1, error
                     continue
                 answers.append(answer)
                 tokens += used
@@ -113,7 +115,7 @@ async def solve(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, alarm, return_exceptions=True)
-    return Answer(counted.answer, counted.count, len(answers), ended, clock.now() - begun, tokens, failed)
+    return Answer(counted.answer, counted.count, len(answers), ended, clock.now() - begun, tokens, failed, lost_to)
 
 
 def agreed(vote: Majority, agree: int) -> bool:

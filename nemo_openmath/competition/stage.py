@@ -7,9 +7,12 @@ from pathlib import Path
 
 from nemo_openmath.competition.bank import TimeBank
 from nemo_openmath.competition.solver import SolverSettings, solve
+from nemo_openmath.engines.protocol import ContextOverflow, EngineError
+from nemo_openmath.errors import Refused, UserError
 from nemo_openmath.pipeline import Stage, StageContext, SystemClock, register
 from nemo_openmath.pipeline.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from nemo_openmath.records import Generation, Problem, RecordWriter, content_id, read_records
+from nemo_openmath.sandbox.protocol import SandboxError
 from nemo_openmath.transcripts import load_template
 
 
@@ -25,6 +28,17 @@ class CompeteConfig:
     limit: NonNegativeInt = 0
     prompt: Path | None = None
     solver: SolverSettings = field(default_factory=SolverSettings)
+
+
+def _check_engine(error: EngineError | SandboxError) -> None:
+    """Raise what ended all solutions of the first problems, unless that was the length of the problem: an engine that
+    never answers would lose the competition without a word."""
+    if isinstance(error, ContextOverflow):
+        return
+    if isinstance(error, Refused):
+        remedy = "put the engine's settings right and run the same command again"
+        raise UserError(f"the engine refused every solution: {error}", remedy=remedy) from error
+    raise error
 
 
 @register
@@ -49,7 +63,7 @@ class Compete(Stage[CompeteConfig]):
         problems = [p for n, p in enumerate(context.read("problems", Problem)) if not config.limit or n < config.limit]
         bank = TimeBank(config.base_seconds, config.bank_seconds)
         ended = {"agreement": 0, "finished": 0, "time": 0}
-        right = tokens = 0
+        right = tokens = lost = finished = 0
         with RecordWriter(context.output, flush_units=1) as writer:
             context.progress.begin(len(problems), writer.recovered)
             before = {g.id: g for g in read_records(context.output, Generation)}  # of an interrupted run
@@ -63,6 +77,9 @@ class Compete(Stage[CompeteConfig]):
                     engine, tokenizer, sandbox, template, problem.problem, config.solver,
                     seconds=bank.allowance(), seed=context.seed, clock=clock, vote=pool.majority,
                 )  # fmt: skip
+                finished, lost = finished + answer.finished, lost + answer.failed
+                if not finished and answer.lost_to and answer.failed == config.solver.batch:
+                    _check_engine(answer.lost_to)
                 bank.spend(answer.seconds)
                 grade = await pool.grade(answer.answer, problem.expected_answer)
                 ended[answer.ended] += 1
@@ -86,4 +103,7 @@ class Compete(Stage[CompeteConfig]):
                 )
                 writer.commit(key, [record])
                 context.progress.advance(note=f"{right} right, bank {bank.saved:.0f} s")
+        if lost:
+            context.facts["solutions_lost"] = lost
+            context.progress.say(f"{lost} solutions were lost to the engine or the sandbox and have no vote")
         context.facts.update(right=right, problems=len(problems), ended=ended, completion_tokens=tokens)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from nemo_openmath.errors import ExitCode, OpenMathError
+from nemo_openmath.errors import ExitCode, OpenMathError, Refused
 
 
 class Finish(StrEnum):
@@ -147,7 +147,7 @@ class WrongServer(EngineError):
         super().__init__(message, retryable=False)
 
 
-class InvalidRequest(EngineError):
+class InvalidRequest(EngineError, Refused):
     """The request itself is wrong (an option out of range, an empty prompt): repeating it changes nothing."""
 
     def __init__(self, message: str):
@@ -156,6 +156,8 @@ class InvalidRequest(EngineError):
 
 class ContextOverflow(InvalidRequest):
     """The prompt leaves no room for a single token."""
+
+    reason = "prompt longer than the context"
 
     def __init__(self, prompt_tokens: int, max_context: int):
         super().__init__(f"prompt of {prompt_tokens} tokens does not fit the context of {max_context}")

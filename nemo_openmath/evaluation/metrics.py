@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,8 @@ class MetricRow:
 
 @dataclass(frozen=True, slots=True)
 class ProblemScores:
-    """One problem in one mode. ``values``: metric with its k (``maj@8``, ``tokens``) -> value."""
+    """One problem in one mode. ``values``: metric with its k (``maj@8``, ``tokens``) -> value; empty for a problem that
+    is counted apart: the model could not be asked, for example because the prompt was longer than its context."""
 
     problem_id: str
     mode: str
@@ -60,9 +62,20 @@ class Scores:
     vote compares (the rest of them count as different)."""
 
     problems: list[ProblemScores]
+    """Those counted apart, too, without values."""
     undecided: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, list[int]] = field(default_factory=dict)
     cut_votes: int = 0
+
+    def apart(self) -> list[dict[str, Any]]:
+        """For each mode with problems that are counted apart: ``mode``, ``problems`` (how many, ``of`` how many), and
+        an ``example``'s id."""
+        rows = []
+        for mode in dict.fromkeys(problem.mode for problem in self.problems):
+            of = [problem for problem in self.problems if problem.mode == mode]
+            if ids := [problem.problem_id for problem in of if not problem.values]:
+                rows.append({"mode": mode, "problems": len(ids), "of": len(of), "example": ids[0]})
+        return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +89,7 @@ class _Sample:
     tokens: int
     calls: int
     candidates: int  # of a selection; 0 otherwise
+    tried: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +129,8 @@ def score(
     answer are those of the chosen candidate, or no answer where ``chosen`` is None; ``k`` is how many candidates the
     selection asked for. ``expected``: ids of the
     benchmark's problems; each must occur in each mode. A k above the samples of all problems of a mode is skipped;
-    one above those of some is refused, for a mean over the easy part would pass for the whole.
+    one above those of some is refused, for a mean over the easy part would pass for the whole. A problem with a
+    generation that could not be tried is counted apart in its mode (:meth:`Scores.apart`): no mean has it.
 
     Raises UserError naming the generation that has no verdict or occurs twice, or the problem that lacks samples.
     """
@@ -133,8 +148,12 @@ def score(
     out = Scores([], undecided=dict(undecided))
     cut = 0
     for mode in sorted(modes, key=_mode_order):
-        problems = modes[mode]
-        _check_problems(mode, problems, wanted)
+        _check_problems(mode, modes[mode], wanted)
+        problems = {i: samples for i, samples in modes[mode].items() if all(s.tried for s in samples)}
+        apart = modes[mode].keys() - problems.keys()
+        out.problems.extend(ProblemScores(i, mode, len(modes[mode][i]), {}) for i in sorted(apart))
+        if not problems:
+            continue
         selections = mode == "genselect"
         usable = _same_candidates(problems) if selections else _usable(mode, problems, ks, out.skipped)
         for problem_id in sorted(problems):
@@ -240,6 +259,7 @@ def _sample(generation: Generation) -> _Sample:
         tokens=generation.completion_tokens,
         calls=generation.code_calls,
         candidates=candidates,
+        tried=generation.tried,
     )
 
 

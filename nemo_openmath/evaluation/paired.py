@@ -41,6 +41,7 @@ class Pair:
 @dataclass(frozen=True, slots=True)
 class PairedRow:
     """``difference``: after minus before, the mean over ``problems``; ``low`` and ``high`` end its 95% interval.
+    ``apart``: problems left out because one side counts them apart.
     ``metric`` reads ``maj@8 -> genselect@8`` where the two sides differ. ``better``, ``worse``: problems."""
 
     metric: str
@@ -56,6 +57,7 @@ class PairedRow:
     better: int
     worse: int
     problems: int
+    apart: int = 0
 
 
 def paired_difference(
@@ -71,8 +73,12 @@ def paired_difference(
     old = _values(before, pair.mode_before, pair.metric_before, checkpoint_before or "before")
     new = _values(after, pair.mode_after, pair.metric_after, checkpoint_after or "after")
     _check_same(old, new, checkpoint_before or "before", checkpoint_after or "after")
-    ids = sorted(old)
-    first, second = np.array([old[i] for i in ids]), np.array([new[i] for i in ids])
+    ids = [i for i in sorted(old) if old[i] is not None and new[i] is not None]
+    if not ids:
+        raise UserError(
+            "no problem has a value on both sides: all are counted apart", remedy="see `finish` of the generations"
+        )
+    first, second = (np.array([values[i] for i in ids], float) for values in (old, new))
     differences = second - first
     interval = mean_interval if pair.metric_before in UNBOUNDED else share_difference_interval
     low, high = interval(differences)
@@ -91,20 +97,22 @@ def paired_difference(
         better=int((differences > 1e-12).sum()),
         worse=int((differences < -1e-12).sum()),
         problems=len(ids),
+        apart=len(old) - len(ids),
     )
 
 
-def _values(scores: Iterable[ProblemScores], mode: str, metric: str, side: str) -> dict[str, float]:
+def _values(scores: Iterable[ProblemScores], mode: str, metric: str, side: str) -> dict[str, float | None]:
+    """None: the problem is counted apart."""
     rows = [problem for problem in scores if problem.mode == mode]
     if not rows:
         raise UserError(f"{side} has no scores of mode {mode!r}")
-    known = sorted(rows[0].values)
-    if metric not in rows[0].values:
-        raise UserError(f"{side} has no metric {metric!r} of mode {mode}", remedy=nearest(metric, known))
-    return {row.problem_id: row.values[metric] for row in rows}
+    known = next((row.values for row in rows if row.values), {})
+    if known and metric not in known:
+        raise UserError(f"{side} has no metric {metric!r} of mode {mode}", remedy=nearest(metric, sorted(known)))
+    return {row.problem_id: row.values[metric] if row.values else None for row in rows}
 
 
-def _check_same(before: Mapping[str, float], after: Mapping[str, float], old: str, new: str) -> None:
+def _check_same(before: Mapping[str, object], after: Mapping[str, object], old: str, new: str) -> None:
     for has, lacks, side, other in ((before, after, old, new), (after, before, new, old)):
         if only := has.keys() - lacks.keys():
             raise UserError(

@@ -67,6 +67,8 @@ class Metrics(Stage[MetricsConfig]):
         scores = await asyncio.to_thread(work)
         if not scores.problems:
             raise UserError(f"{context.name}: there are no generations", remedy="check the stage that feeds it")
+        if not any(problem.values for problem in scores.problems):
+            raise UserError(f"{context.name}: no problem could be tried", remedy="see `finish` of the generations")
         rows = [{"checkpoint": self.config.checkpoint, **asdict(row)} for row in summarise(scores.problems)]
         write_scores(context.output, self.config.checkpoint, scores.problems)
         write_json(context.output / RESULTS, rows)
@@ -75,7 +77,13 @@ class Metrics(Stage[MetricsConfig]):
             "undecided": scores.undecided,
             "skipped_ks": scores.skipped,
             "cut_votes": scores.cut_votes,
+            "apart": [{"checkpoint": self.config.checkpoint, **row} for row in scores.apart()],
         }
+        for row in scores.apart():
+            context.progress.say(
+                f"{row['mode']}: {row['problems']} of {row['of']} problems are in no mean, for the model could not be "
+                f"asked (longer than its context, or refused), for example {row['example']}"
+            )
         for mode, ks in scores.skipped.items():
             context.progress.say(f"{mode}: no metrics for k = {', '.join(map(str, ks))}: fewer samples than that")
 

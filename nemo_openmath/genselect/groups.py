@@ -19,7 +19,8 @@ from nemo_openmath.transcripts import Transcript
 class GroupsConfig:
     """``sizes``: smallest and largest number of candidates; drawn per group. ``groups``: per problem; distinct ones for
     training data. ``mixed``: for training data, at least one correct and one incorrect candidate; off for inference,
-    where nothing about correctness may be used and every problem gets its groups, even of one candidate or none.
+    where nothing about correctness may be used and every problem gets its groups, even of one candidate or none (of a
+    problem whose solutions could not be tried, ``extra`` says why: ``untried``).
     ``max_summary_chars``: longer summaries are cut from the left, where the answer is not.
     """
 
@@ -56,7 +57,10 @@ class Groups(UnitStage[GroupsConfig, tuple[Problem, list[Generation]]]):
         usable = [(g, s) for g in solutions if g.predicted_answer is not None and (s := summary_of(g))]
         rng = random.Random(derive_seed(context.seed, "groups", problem.id))
         if not self.config.mixed:
-            return Result([self._group(problem, usable, [], rng, turn) for turn in range(self.config.groups)])
+            groups = [self._group(problem, usable, [], rng, turn) for turn in range(self.config.groups)]
+            if solutions and not any(g.tried for g in solutions):
+                groups = [group.with_(extra=group.extra | {"untried": solutions[0].finish}) for group in groups]
+            return Result(groups)
         right = [n for n, (g, _) in enumerate(usable) if g.correct]
         wrong = [n for n, (g, _) in enumerate(usable) if not g.correct]
         if not (right and wrong):

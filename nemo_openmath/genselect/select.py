@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from nemo_openmath.engines.protocol import ContextOverflow
+from nemo_openmath.errors import Refused
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
 from nemo_openmath.pipeline.bounds import PositiveInt
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import Drop, Generation, Group
 from nemo_openmath.rollout import Outcome, RolloutSettings, derive_seed, roll_out
-from nemo_openmath.transcripts import Transcript, load_template
+from nemo_openmath.rollout.stage import note_untried
+from nemo_openmath.transcripts import Message, Transcript, load_template
 from nemo_openmath.transcripts.protocol import judgment_of
 
 
@@ -31,9 +32,12 @@ class SelectConfig(RolloutSettings):
 @register
 class Select(UnitStage[SelectConfig, tuple[Group, int]]):
     """Group -> a generation of mode genselect. ``extra``: group, chosen (generation id), k, round; its answer and
-    verdict are those of the chosen candidate. A judgement that names none has no answer."""
+    verdict are those of the chosen candidate. A judgement that names none has no answer. Candidates longer than the
+    context, or refused by the engine, leave a generation that says so: evaluation counts its problem apart. Of
+    training data (``keep_correct``) they are dropped."""
 
     kind = "genselect.select"
+    version = 2  # candidates that do not fit leave a generation, not a drop
     Config = SelectConfig
     ports = {"groups": "groups of candidates"}
     takes = {"groups": "Group"}
@@ -61,6 +65,10 @@ class Select(UnitStage[SelectConfig, tuple[Group, int]]):
                 rounds[group.problem_id] = rounds.get(group.problem_id, -1) + 1
                 yield key, (group, rounds[group.problem_id])
 
+    async def run(self, context: StageContext) -> None:
+        await super().run(context)
+        note_untried(context)
+
     def check_sum(self, context: StageContext, offered: int) -> None:
         """Each group is judged ``samples`` times."""
         super().check_sum(context, offered // self.config.samples)
@@ -68,25 +76,35 @@ class Select(UnitStage[SelectConfig, tuple[Group, int]]):
     async def process(self, unit: tuple[Group, int], context: StageContext) -> Result:
         group, turn = unit
         seed = derive_seed(context.seed, "select", group.id, turn)
-        listing = "\n\n".join(f"Solution {i}:\n{summary}" for i, summary in enumerate(group.summaries))
-        messages = self._template.messages(
-            num_solutions=len(group.members), max_idx=len(group.members) - 1, problem=group.problem, solutions=listing
-        )
+        messages = self._messages(group)
         if len(group.members) < 2:  # nothing to choose among
-            empty = Transcript(messages, tokenizer=self._tokenizer.fingerprint)
-            return Result([self._generation(group, turn, seed, Outcome(empty, "stop"), 0 if group.members else None)])
-        try:
-            outcome = await roll_out(
-                self._engine, self._tokenizer, messages, self.config, seed=seed, key=f"{group.id}:{turn}"
+            empty = Outcome(
+                Transcript(messages, tokenizer=self._tokenizer.fingerprint), group.extra.get("untried", "stop")
             )
-        except ContextOverflow as error:
-            return Result(drops=[Drop("candidates longer than the context", str(error))])
+            return Result([self._generation(group, turn, seed, empty, 0 if group.members else None)], asked=False)
+        outcome = await roll_out(
+            self._engine, self._tokenizer, messages, self.config, seed=seed, key=f"{group.id}:{turn}"
+        )
         index = judgment_of(outcome.transcript.said) if outcome.finish == "stop" else None
         chosen = index if index is not None and index < len(group.members) else None
         if self.config.keep_correct and (chosen is None or not group.correct[chosen]):
             reason = "no valid judgment" if chosen is None else "chose an incorrect candidate"
             return Result(drops=[Drop(reason, outcome.transcript.text[-200:])])
         return Result([self._generation(group, turn, seed, outcome, chosen)])
+
+    def refused(self, key: str, unit: tuple[Group, int], error: Refused, context: StageContext) -> Result:
+        if self.config.keep_correct:
+            return super().refused(key, unit, error, context)
+        group, turn = unit
+        outcome = Outcome.untried(self._messages(group), self._tokenizer, error)
+        generation = self._generation(group, turn, derive_seed(context.seed, "select", group.id, turn), outcome, None)
+        return Result([generation.with_(extra=generation.extra | {"untried": str(error)})])
+
+    def _messages(self, group: Group) -> tuple[Message, ...]:
+        listing = "\n\n".join(f"Solution {i}:\n{summary}" for i, summary in enumerate(group.summaries))
+        return self._template.messages(
+            num_solutions=len(group.members), max_idx=len(group.members) - 1, problem=group.problem, solutions=listing
+        )
 
     def _generation(self, group: Group, turn: int, seed: int, outcome: Outcome, chosen: int | None) -> Generation:
         return Generation(

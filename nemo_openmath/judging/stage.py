@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import orjson
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.errors import Refused, UserError
 from nemo_openmath.grading import Grade, Verdict
 from nemo_openmath.judging.agreement import Disagreement, read_judgements
 from nemo_openmath.judging.judge import Judge, JudgeSettings, Question, judge
@@ -80,7 +80,7 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
         symbolic = Grade(Verdict(unit.verdict or "unknown"), unit.verdict_reason or "not graded")
         open_ = symbolic.verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT)
         if not open_ and not self.config.everything:
-            return Result([unit])
+            return Result([unit], asked=False)
         if unit.problem_id not in self._problems:
             raise UserError(
                 f"problem {unit.problem_id} of generation {unit.id} is in none of the problem files",
@@ -91,9 +91,17 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
         entry = Disagreement(question, symbolic, judged)
         self._journal.write(orjson.dumps({"unit": unit.id, **entry.to_json()}, option=orjson.OPT_APPEND_NEWLINE))
         self._journal.flush()
+        asked = judged.asked > 0
         if not open_:
+            return Result([unit], asked=asked)
+        return Result([unit.with_(verdict=str(judged.verdict), verdict_reason=judged.reason)], asked=asked)
+
+    def refused(self, key: str, unit: Generation, error: Refused, context: StageContext) -> Result:
+        """The generation as it is, for it is none the worse: an open verdict stays open."""
+        context.facts["refused"] = context.facts.get("refused", 0) + 1
+        if unit.verdict in (Verdict.EQUAL, Verdict.NOT_EQUAL):
             return Result([unit])
-        return Result([unit.with_(verdict=str(judged.verdict), verdict_reason=judged.reason)])
+        return Result([unit.with_(verdict=str(Verdict.UNKNOWN), verdict_reason=f"not judged: {error}")])
 
 
 def _open_journal(file: Path) -> BinaryIO:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import orjson
 
-from nemo_openmath.errors import Incomplete, OpenMathError
+from nemo_openmath.errors import Incomplete, OpenMathError, Refused, UserError
 from nemo_openmath.pipeline.build import nearest
 from nemo_openmath.pipeline.merging import read_merged
 from nemo_openmath.pipeline.progress import Progress
@@ -169,10 +169,11 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one unit left."""
+    """What one unit left. ``asked``: False where no engine had to be asked for it."""
 
     records: Sequence[Record] = ()
     drops: Sequence[Drop] = ()
+    asked: bool = True
 
 
 class Failures:
@@ -207,12 +208,49 @@ class Failures:
             )
 
 
+class Refusals:
+    """The units that the engine refused. They are held back until it has answered one: an engine that refuses every
+    request is set up wrongly, which says nothing of the units. A prompt that is too long says nothing of the engine."""
+
+    SURE = 1000  # refused requests without an answered one among them
+
+    def __init__(self, context: StageContext, writer: RecordWriter):
+        self._stage, self._writer = context.name, writer
+        self._held: list[tuple[str, Result]] = []
+        self._example = ""
+        self._answered = False
+
+    def add(self, key: str, result: Result, error: Refused) -> None:
+        if self._answered or error.reason != Refused.reason:
+            self._writer.commit(key, result.records, result.drops)
+            return
+        self._held.append((key, result))
+        self._example = self._example or str(error)
+        if len(self._held) >= self.SURE:
+            self.close()
+
+    def answered(self) -> None:
+        self._answered = True
+        for key, result in self._held:
+            self._writer.commit(key, result.records, result.drops)
+        self._held = []
+
+    def close(self) -> None:
+        """Raises UserError where requests were made, and all were refused."""
+        if self._held:
+            raise UserError(
+                f"{self._stage}: the engine refused every request ({len(self._held)}), the first with: {self._example}",
+                remedy="put the engine's settings right and run the same command again",
+            )
+
+
 class UnitStage(Stage[C], Generic[C, U]):
     """A stage whose units are independent: given units and a coroutine for one, the rest is here.
 
     Hundreds to thousands of units are in flight at once; memory is bounded by ``concurrency`` units. A unit that
     raises a retryable error is tried again ``retries`` times; one that still fails is reported and left undone, so
-    that running again retries it, and the stage ends as Incomplete once all others are finished.
+    that running again retries it, and the stage ends as Incomplete once all others are finished. One that the engine
+    refuses, as it would again, leaves what :meth:`refused` says.
     """
 
     concurrency: int = 256
@@ -226,6 +264,10 @@ class UnitStage(Stage[C], Generic[C, U]):
     async def process(self, unit: U, context: StageContext) -> Result:
         """Do one unit. Cancelling the task must release what it holds."""
 
+    def refused(self, key: str, unit: U, error: Refused, context: StageContext) -> Result:
+        """What a unit leaves that the engine refused, or whose prompt is too long: a drop, counted by its reason."""
+        return Result(drops=[Drop(error.reason, str(error))])
+
     async def prepare(self, context: StageContext) -> None:
         """Open what all units share."""
 
@@ -238,9 +280,10 @@ class UnitStage(Stage[C], Generic[C, U]):
         failures = Failures(context, self.retries + 1)
         with RecordWriter(context.output, shard=context.shard, shards=context.shards) as writer:
             context.progress.begin(self.count(context), writer.recovered)
+            refusals = Refusals(context, writer)
 
             async def one(key: str, unit: U) -> None:
-                await self.do_unit(key, unit, context, writer, failures)
+                await self.do_unit(key, unit, context, writer, failures, refusals)
 
             offered = 0
 
@@ -256,6 +299,7 @@ class UnitStage(Stage[C], Generic[C, U]):
                         yield key, unit
 
             await run_bounded(todo(), one, self.concurrency)
+            refusals.close()
         self.check_sum(context, offered)
         failures.close()
 
@@ -269,12 +313,21 @@ class UnitStage(Stage[C], Generic[C, U]):
             )
 
     async def do_unit(
-        self, key: str, unit: U, context: StageContext, writer: RecordWriter, failures: Failures
+        self,
+        key: str,
+        unit: U,
+        context: StageContext,
+        writer: RecordWriter,
+        failures: Failures,
+        refusals: Refusals,
     ) -> Result | None:
         """Do one unit, with its retries, and store what it left; None where it failed."""
         result = None
         try:
             result = await self._attempt(unit, context)
+        except Refused as error:
+            result = self.refused(key, unit, error, context)
+            refusals.add(key, result, error)
         except OpenMathError as error:
             if not isinstance(getattr(error, "retryable", None), bool):
                 raise
@@ -283,6 +336,8 @@ class UnitStage(Stage[C], Generic[C, U]):
         else:
             if not (result.records or result.drops):
                 raise AssertionError(f"{self.kind}: unit {key} left neither a record nor a reason")
+            if result.asked:
+                refusals.answered()
             writer.commit(key, result.records, result.drops)
         context.progress.advance()
         return result

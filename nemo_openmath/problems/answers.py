@@ -30,7 +30,7 @@ class ExtractAnswers(PromptedStage[PromptedConfig, tuple[Problem, list[str]]]):
     async def process(self, unit: tuple[Problem, list[str]], context: StageContext) -> Result:
         problem, discussions = unit
         if problem.expected_answer is not None:
-            return Result([problem])
+            return Result([problem], asked=False)
         versions, unparsable = [], None
         for number, discussion in enumerate(discussions):
             key = f"{problem.id}:{number}" if number else problem.id
@@ -45,7 +45,7 @@ class ExtractAnswers(PromptedStage[PromptedConfig, tuple[Problem, list[str]]]):
             return Result([merge(versions)])
         if unparsable is not None:
             return Result(drops=[Drop("unparsable answer", unparsable)])
-        return Result([problem.with_(problem_type="no_answer_extracted")])
+        return Result([problem.with_(problem_type="no_answer_extracted")], asked=bool(discussions))
 
 
 def parse_answer(text: str) -> str | None:

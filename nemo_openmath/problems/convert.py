@@ -29,7 +29,7 @@ class ConvertProofs(PromptedStage[PromptedConfig, tuple[Problem, list[str]]]):
     async def process(self, unit: tuple[Problem, list[str]], context: StageContext) -> Result:
         problem, discussions = unit
         if problem.category != "proof":
-            return Result([problem])
+            return Result([problem], asked=False)
         found, answer = await self.question(
             context, problem.id, parse_conversion, problem=problem.problem, forum_discussions="\n\n".join(discussions)
         )

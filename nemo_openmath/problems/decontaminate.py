@@ -44,11 +44,15 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem]):
         return ((problem.id, problem) for problem in context.read("problems", Problem))
 
     async def process(self, unit: Problem, context: StageContext) -> Result:
+        asked = False
         for score, identifier, text in self._index.nearest(unit.problem, self.config.candidates):
             if score == 1.0:
-                return Result(drops=[Drop("in the benchmark, word for word", f"{identifier}: {unit.problem}")])
+                return Result(
+                    drops=[Drop("in the benchmark, word for word", f"{identifier}: {unit.problem}")], asked=asked
+                )
             if score < self.config.threshold:
                 break
+            asked = True
             same, answer = await self.question(
                 context, f"{unit.id}:{identifier}", parse_bool, problem=unit.problem, candidate=text
             )
@@ -56,7 +60,7 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem]):
                 return Result(drops=[Drop("unparsable answer", answer)])
             if same:
                 return Result(drops=[Drop("in the benchmark, reworded", f"{identifier}: {unit.problem}")])
-        return Result([unit])
+        return Result([unit], asked=asked)
 
 
 class NgramIndex:

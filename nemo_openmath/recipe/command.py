@@ -20,7 +20,7 @@ from nemo_openmath.recipe.generate import SOLUTIONS, load_job, summary
 from nemo_openmath.recipe.runner import Run, Selection
 from nemo_openmath.recipe.view import run_view
 from nemo_openmath.reports import RunView, build_report, competition_lines, results_table, status_table
-from nemo_openmath.reports.formats import seconds_text
+from nemo_openmath.reports.formats import apart_lines, seconds_text
 
 _GIVE = "give the --output folder of recipe run or generate"
 
@@ -41,7 +41,7 @@ def report(run: Run, waited: float | None = None) -> None:
     page = build_report(view, run.output)
     if view.results:
         console.print(results_table(view.results))
-    for line in competition_lines(view.competition):
+    for line in [*apart_lines(view.apart), *competition_lines(view.competition)]:
         console.print(line, soft_wrap=True, highlight=False)
     for sentence in view.left_out:
         console.print(f"[yellow]not shown:[/yellow] {escape(sentence)}", soft_wrap=True, highlight=False)

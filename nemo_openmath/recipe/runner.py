@@ -247,12 +247,16 @@ class Run:
     def _nothing(self, entry: StageEntry, manifest: Manifest) -> UserError | None:
         """The error of a stage that left nothing; None where it left something."""
         counts, folder = manifest.counts, self.folder(entry.name)
-        made = counts["records"] if entry.stage.makes == "records" else manifest.facts.get("samples")
+        untried = manifest.facts.get("untried", 0)
+        made = counts["records"] - untried if entry.stage.makes == "records" else manifest.facts.get("samples")
         if made != 0:
             return None
         remedy = f"see {folder}{os.sep}drops-*.jsonl and mend what feeds it"
         if self.recipe.verb == "recipe":
             remedy += ", or write allow_empty: true in this stage where that is meant"
+        if untried:
+            example = manifest.facts.get("untried_example", "see `finish` in its records")
+            return entry.error(f"made nothing: none of {untried:,} could be tried ({example})", remedy)
         if not manifest.drops:
             read = ", ".join(self._reads(entry)) or "what it reads"
             return entry.error(f"made nothing: nothing to work on is in {read}", remedy)

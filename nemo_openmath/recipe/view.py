@@ -39,6 +39,7 @@ def run_view(run: Run, waited: float | None = None) -> RunView:
         stages=stages,
         results=gather(stages, "results"),
         paired=gather(stages, "paired"),
+        apart=gather(stages, "apart"),
         funnel=[*_problem_funnel(run, finished), *_solution_funnels(run, finished)],
         training={n: run.folder(n) / "metrics.jsonl" for n in finished if _kind(run, n) == "training.sft"},
         examples=list(_examples(run, finished)),

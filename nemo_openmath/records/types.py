@@ -74,11 +74,15 @@ class Problem(Record):
         return cls(id=content_id("problem", " ".join(problem.split())), problem=problem, **values)
 
 
+UNTRIED = ("context", "refused")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation(Record):
     """One sampled solution (or selection). The id is known before anything is generated.
 
-    ``transcript``: JSON form of transcripts.Transcript. ``finish``: stop, length, time, budget, repetition or cut.
+    ``transcript``: JSON form of transcripts.Transcript. ``finish``: stop, length, time, budget, repetition, cut; or,
+    where nothing could be generated, context (the prompt was longer than the model's) or refused (by the engine).
     ``verdict``: equal, not_equal, unknown, timeout; None before judging. ``prompt_tokens`` is the context at the
     first token, ``completion_tokens`` what the model generated, ``runner_tokens`` what the sandbox's output added.
     """
@@ -113,6 +117,11 @@ class Generation(Record):
     @property
     def finished(self) -> bool:
         return self.finish == "stop"
+
+    @property
+    def tried(self) -> bool:
+        """False where the model could not be asked: such a generation says nothing of the problem or the model."""
+        return self.finish not in UNTRIED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

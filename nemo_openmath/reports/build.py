@@ -34,13 +34,15 @@ def report_json(run: RunView, losses: Mapping[str, Losses]) -> dict[str, Any]:
     ``config``: dotted key -> {value, origin}. ``losses``: training stage -> {steps, loss, lr, grad_norm, tokens,
     trained_tokens, seconds}. ``standins``: sentences. ``states``: of each stage. ``competition``: {stage, model,
     problems, answered, right, value, low, high, seconds}. ``left_out``: sentences about stages that are not as the
-    recipe asks: their numbers are in none of the tables. ``note``: the recipe's own.
+    recipe asks: their numbers are in none of the tables. ``note``: the recipe's own. ``apart``: {checkpoint, mode,
+    problems, of, example}: problems that are in no mean.
     """
     fields = ("checkpoint", "mode", "metric", "k", "value", "low", "high", "problems")
     return {
         "label": run.label,
         "standins": list(run.standins),
         "results": [{name: row[name] for name in fields} for row in run.results],
+        "apart": [dict(row) for row in run.apart],
         "paired": [dict(row) for row in run.paired],
         "funnel": [
             {

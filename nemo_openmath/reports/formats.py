@@ -121,6 +121,16 @@ def made_text(manifest: Manifest) -> str:
     return "nothing" if stage is not None and stage.makes == "records" else "done"
 
 
+def apart_lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each mode of a checkpoint of which problems are in no mean."""
+    return [
+        f"{checkpoint_name(row['checkpoint'])}, {mode_name(row['mode'])}: {row['problems']:,} of {row['of']:,} "
+        "problems are in no mean: the model could not be asked (longer than its context, or refused), "
+        f"for example {row['example']}"
+        for row in rows
+    ]
+
+
 def in_order(values: Iterable[Any]) -> list[Any]:
     """Distinct values in order of first appearance."""
     return list(dict.fromkeys(values))

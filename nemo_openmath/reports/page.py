@@ -32,6 +32,7 @@ def render(run: RunView, losses: Mapping[str, Losses]) -> str:
             css=Markup(_text("report.css")),
             lead=lead(run),
             results=results(run.results),
+            apart=formats.apart_lines(run.apart),
             checkpoints=[checkpoint_name(label) for label in in_order(r["checkpoint"] for r in run.results)],
             differences=differences(run.paired),
             samples=samples(run.results, run.selection_of),

@@ -98,7 +98,8 @@ class RunView:
 
     ``label``: what ran, a heading. ``stages``: in order. ``results``: rows of evaluation.metrics (``checkpoint``,
     ``mode``, ``metric``, ``k``, ``value``, ``low``, ``high``, ``problems``); ``paired``: rows of evaluation.compare;
-    :func:`gather` collects both from the stages. ``training``: training stage -> its metrics.jsonl (rows of step,
+    ``apart``: {checkpoint, mode, problems, of, example} of the problems that are in no mean;
+    :func:`gather` collects them from the stages. ``training``: training stage -> its metrics.jsonl (rows of step,
     loss, grad_norm, lr, tokens, trained_tokens, seconds). ``standins``: sentences naming what stands in for the real
     thing. ``selection_of``: the mode whose solutions GenSelect chose from. ``competition``: a row for each competition
     (``stage``, ``model``, ``problems``, ``answered``, ``right``, ``value``, ``low``, ``high``, ``seconds``).
@@ -110,6 +111,7 @@ class RunView:
     stages: Sequence[StageView]
     results: Sequence[Mapping[str, Any]] = ()
     paired: Sequence[Mapping[str, Any]] = ()
+    apart: Sequence[Mapping[str, Any]] = ()
     funnel: Sequence[Funnel] = ()
     training: Mapping[str, Path] = field(default_factory=dict)
     examples: Sequence[Example] = ()
@@ -138,7 +140,7 @@ class Losses:
 
 
 def gather(stages: Sequence[StageView], fact: str) -> list[dict[str, Any]]:
-    """Rows that the stages left under a fact (``results``, ``paired``), in order of the stages."""
+    """Rows that the stages left under a fact (``results``, ``paired``, ``apart``), in order of the stages."""
     return [row for s in stages if s.manifest and s.current for row in s.manifest.facts.get(fact, ())]
 
 

@@ -25,7 +25,7 @@ from nemo_openmath.engines.protocol import (
     Request,
     Sampling,
 )
-from nemo_openmath.errors import UserError
+from nemo_openmath.errors import Refused, UserError
 from nemo_openmath.pipeline.bounds import (
     Length,
     NonNegativeFloat,
@@ -72,14 +72,15 @@ class RolloutSettings:
             raise ValueError("budgets: give the smallest and the largest number of code executions, such as [1, 8]")
 
 
-Ending = Literal["stop", "length", "time", "budget", "repetition", "cut"]
+Ending = Literal["stop", "length", "time", "budget", "repetition", "cut", "context", "refused"]
 _UNFINISHED: dict[Finish, Ending] = {Finish.TIME: "time", Finish.CUT: "cut"}
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One solution and what it took. ``finish``: stop (the model ended its turn), length, time, budget (it called code
-    that it no longer had), repetition, cut (the server ended it for a reason of its own, such as a content filter)."""
+    that it no longer had), repetition, cut (the server ended it for a reason of its own, such as a content filter),
+    context or refused (the model could not be asked: see :meth:`untried`)."""
 
     transcript: Transcript
     finish: Ending
@@ -90,6 +91,12 @@ class Outcome:
     computed_tokens: int = 0  # and those that it had to
     code_calls: int = 0
     code_seconds: float = 0.0
+
+    @classmethod
+    def untried(cls, messages: tuple[Message, ...], tokenizer: ChatTokenizer, error: Refused) -> Outcome:
+        """That of a prompt which is longer than the context, or which the engine refuses."""
+        finish: Ending = "context" if isinstance(error, ContextOverflow) else "refused"
+        return cls(Transcript(messages, tokenizer=tokenizer.fingerprint), finish)
 
     def plus(self, other: Outcome) -> Outcome:
         """This outcome with the other's costs added."""

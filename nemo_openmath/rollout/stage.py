@@ -10,17 +10,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from nemo_openmath.engines.protocol import ContextOverflow, InvalidRequest
+import orjson
+
+from nemo_openmath.errors import Refused
 from nemo_openmath.grading import extract_answer
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
 from nemo_openmath.pipeline.bounds import NonNegativeInt, PositiveInt, PositiveShare
-from nemo_openmath.pipeline.stage import RUNTIME, Failures, run_bounded
-from nemo_openmath.records import Drop, Generation, Problem, RecordWriter
+from nemo_openmath.pipeline.stage import RUNTIME, Failures, Refusals, run_bounded
+from nemo_openmath.records import Generation, Problem, RecordWriter
 from nemo_openmath.records.ids import in_shard
 from nemo_openmath.records.store import read_file, shard_file
+from nemo_openmath.records.types import UNTRIED
 from nemo_openmath.rollout.counts import by_hardness, next_batch
 from nemo_openmath.rollout.loop import Outcome, RolloutSettings, derive_seed, draw_budget, roll_out
-from nemo_openmath.transcripts import Transcript, load_template
+from nemo_openmath.transcripts import Message, Transcript, load_template
 
 Sample = tuple[Problem, int]
 
@@ -59,6 +62,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
     """Sample solutions (paper sections 2.3 and 3)."""
 
     kind = "rollout.generate"
+    version = 2  # a sample that cannot be tried leaves a generation, not a drop
     Config = GenerateConfig
     ports = {"problems": "problems to solve"}
     takes = {"problems": "Problem"}
@@ -93,6 +97,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
             self._report_savings(context)
         if resumed:
             self._count_all(stored, context)
+        note_untried(context)
 
     # -- which samples ---------------------------------------------------------------------------------------------
 
@@ -143,6 +148,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
 
         with RecordWriter(context.output, shard=context.shard, shards=context.shards) as writer:
             context.progress.begin(None, writer.recovered)
+            refusals = Refusals(context, writer)
             stored = {
                 g.id: _answer(g)
                 for g in read_file(shard_file(context.output, context.shard, context.shards), Generation)
@@ -153,7 +159,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
                 if writer.done(key):
                     return stored.pop(key, None)
                 async with gate:
-                    result = await self.do_unit(key, (problem, number), context, writer, failures)
+                    result = await self.do_unit(key, (problem, number), context, writer, failures, refusals)
                 if result is None:
                     raise _Failed
                 return next((_answer(r) for r in result.records if isinstance(r, Generation)), None)
@@ -181,6 +187,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
 
             mine = ((p.id, p) for p in self._problems(context) if in_shard(p.id, context.shard, context.shards))
             await run_bounded(mine, solve, self.concurrency)
+            refusals.close()
         failures.close()
 
     def _report_savings(self, context: StageContext) -> None:
@@ -204,32 +211,45 @@ class Generate(UnitStage[GenerateConfig, Sample]):
     async def process(self, unit: Sample, context: StageContext) -> Result:
         problem, sample = unit
         key = self._id(problem, sample, context)
-        seed = derive_seed(context.seed, key)
-        fields: dict[str, object] = {"problem": problem.problem}
-        budget = 0
-        if self.config.mode == "tir":
-            budget = draw_budget(self.config, seed)
-            fields["total_code_executions"] = budget
+        seed, budget = self._draws(key, context)
         self._in_flight += 1
         try:
             outcome = await roll_out(
                 self._engine,
                 self._tokenizer,
-                self._template.messages(**fields),
+                self._messages(problem, budget),
                 self.config,
                 seed=seed,
                 key=key,
                 sandbox=self._sandbox,
                 budget=budget,
             )
-        except ContextOverflow as error:
-            return Result(drops=[Drop("prompt longer than the context", str(error))])
-        except InvalidRequest as error:  # asking again changes nothing
-            return Result(drops=[Drop("refused by the engine", str(error))])
         finally:
             self._in_flight -= 1
         self._note(outcome, context)
-        generation = Generation(
+        return Result([self._generation(key, unit, outcome, budget)])
+
+    def refused(self, key: str, unit: Sample, error: Refused, context: StageContext) -> Result:
+        """A generation that says so: evaluation counts its problem apart."""
+        _, budget = self._draws(key, context)
+        outcome = Outcome.untried(self._messages(unit[0], budget), self._tokenizer, error)
+        generation = self._generation(key, unit, outcome, budget)
+        return Result([generation.with_(extra=generation.extra | {"untried": str(error)})])
+
+    def _draws(self, key: str, context: StageContext) -> tuple[int, int]:
+        """(seed, number of code executions) of a sample."""
+        seed = derive_seed(context.seed, key)
+        return seed, draw_budget(self.config, seed) if self.config.mode == "tir" else 0
+
+    def _messages(self, problem: Problem, budget: int) -> tuple[Message, ...]:
+        fields: dict[str, object] = {"problem": problem.problem}
+        if self.config.mode == "tir":
+            fields["total_code_executions"] = budget
+        return self._template.messages(**fields)
+
+    def _generation(self, key: str, unit: Sample, outcome: Outcome, budget: int) -> Generation:
+        problem, sample = unit
+        return Generation(
             id=key,
             parents=(problem.id,),
             problem_id=problem.id,
@@ -246,7 +266,6 @@ class Generate(UnitStage[GenerateConfig, Sample]):
             budget=budget or None,
             extra={"source": problem.source, "category": problem.category} | problem.extra,
         )
-        return Result([generation])
 
     def _note(self, outcome: Outcome, context: StageContext) -> None:
         """Facts for the manifest (rate, prompt tokens and code: of this run alone) and the line people watch."""
@@ -266,6 +285,27 @@ class Generate(UnitStage[GenerateConfig, Sample]):
             context.facts["code_seconds"] = round(total.code_seconds, 1)
             note += f", {total.code_seconds / self._made:.2f} s of code a solution"
         context.progress.advance(0, note)
+
+
+# in a record's JSON no text holds these: quotes are escaped there
+_UNTRIED = tuple(b'"finish":"%s"' % finish.encode() for finish in UNTRIED)
+
+
+def note_untried(context: StageContext) -> None:
+    """Count the stored generations of this shard that could not be tried, as facts of the stage, and say so."""
+    count, example = 0, ""
+    with shard_file(context.output, context.shard, context.shards).open("rb") as lines:
+        for line in lines:
+            if not any(mark in line for mark in _UNTRIED):
+                continue
+            generation = orjson.loads(line)
+            if generation["finish"] in UNTRIED:
+                count += 1
+                reason = generation["extra"].get("untried", "none of its solutions")
+                example = example or f"problem {generation['problem_id']}: {reason}"
+    if count:
+        context.facts |= {"untried": count, "untried_example": example}
+        context.progress.say(f"{count} could not be tried and count nowhere, for example {example}")
 
 
 class _Failed(Exception):

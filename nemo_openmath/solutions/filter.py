@@ -16,6 +16,13 @@ from nemo_openmath.solutions.shown import shown
 from nemo_openmath.transcripts import Kind, Transcript
 from nemo_openmath.transcripts.protocol import CODE_START
 
+_ENDINGS = {
+    "budget": "over the code budget",
+    "repetition": "repeats itself",
+    "context": "prompt longer than the context",
+    "refused": "refused by the engine",
+}
+
 
 @dataclass(frozen=True)
 class FilterConfig:
@@ -83,7 +90,7 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
         good: dict[str, list[str]] = {}
         total: Counter[str] = Counter()
         for generation in context.read("generations", Generation):
-            total[generation.problem_id] += 1
+            total[generation.problem_id] += generation.tried
             if self._reason(generation) is None:
                 good.setdefault(generation.problem_id, []).append(generation.id)
         over: set[str] = set()
@@ -97,9 +104,7 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
     def _reason(self, generation: Generation) -> str | None:
         config = self.config
         if not generation.finished:
-            return {"budget": "over the code budget", "repetition": "repeats itself"}.get(
-                generation.finish, f"unfinished ({generation.finish})"
-            )
+            return _ENDINGS.get(generation.finish, f"unfinished ({generation.finish})")
         if generation.predicted_answer is None:
             return "no boxed answer"
         if config.correct and not generation.correct:

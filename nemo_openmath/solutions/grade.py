@@ -56,7 +56,8 @@ class Grade(UnitStage[GradeConfig, Generation]):
         else:
             grade = await self._pool.grade(predicted, expected)
             verdict, reason = str(grade.verdict), grade.reason
-        context.facts[verdict] = context.facts.get(verdict, 0) + 1
+        counted = verdict if unit.tried else "untried"
+        context.facts[counted] = context.facts.get(counted, 0) + 1
         graded = unit.with_(
             expected_answer=expected, predicted_answer=predicted, verdict=verdict, verdict_reason=reason
         )

@@ -80,7 +80,8 @@ class Hardness(UnitStage[HardnessConfig, tuple[Problem, list[bool]]]):
     def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Problem, list[bool]]]]:
         passed: dict[str, list[bool]] = defaultdict(list)
         for generation in context.read("generations", Generation):
-            passed[generation.problem_id].append(generation.correct)
+            if generation.tried:
+                passed[generation.problem_id].append(generation.correct)
         for problem in context.read("problems", Problem):
             yield problem.id, (problem, passed[problem.id])
 

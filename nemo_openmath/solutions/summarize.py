@@ -60,7 +60,7 @@ class Summarize(UnitStage[SummarizeConfig, Generation]):
 
     async def process(self, unit: Generation, context: StageContext) -> Result:
         if unit.predicted_answer is None:
-            return Result(drops=[Drop("no answer to summarize", shown(unit))])
+            return Result(drops=[Drop("no answer to summarize", shown(unit))], asked=False)
         transcript = Transcript.from_json(unit.transcript)
         messages = self._template.messages(problem=self._problems[unit.problem_id], solution=transcript.text)
         prompt = prompt_for(self._engine, self._tokenizer, messages)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nemo_openmath.errors import UserError
-from nemo_openmath.evaluation import Pair, evaluate, paired_difference, score
+from nemo_openmath.evaluation import Pair, ProblemScores, evaluate, paired_difference, score
 from nemo_openmath.evaluation.metrics import group_votes
 from nemo_openmath.grading import Grade, Verdict
 from nemo_openmath.records import Generation
@@ -160,3 +160,13 @@ def test_order_of_samples_that_fit_two_answers_does_not_matter() -> None:
         votes = group_votes([(answer, answer != "50") for answer in order])
         found.add((tuple(votes.sizes), tuple(votes.right), votes.missing))
     assert found == {((3, 2), (0.0, 1.0), 0)}
+
+
+def test_a_pair_leaves_out_what_either_side_counts_apart() -> None:
+    def scores(*values: float | None) -> list[ProblemScores]:
+        return [ProblemScores(f"p{i}", "cot", 1, {} if v is None else {"pass@1": v}) for i, v in enumerate(values)]
+
+    row = paired_difference(scores(None, 0.0, 1.0, 0.0), scores(1.0, 1.0, 1.0, None), Pair.parse("cot pass@1"))
+    assert (row.problems, row.apart, row.difference) == (2, 2, 0.5)
+    with pytest.raises(UserError, match="no problem has a value on both sides"):
+        paired_difference(scores(None, 0.0), scores(1.0, None), Pair.parse("cot pass@1"))

@@ -1,6 +1,7 @@
 """The report of a made-up run: the fixed schema, a page that needs nobody, and numbers that are the same everywhere."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -111,7 +112,7 @@ def test_the_json_keeps_its_schema(run: RunView, report: Path) -> None:
     data = orjson.loads((report.parent / "report.json").read_bytes())
     assert set(data) == {
         "label", "standins", "results", "paired", "funnel", "drops", "seconds", "config", "versions", "seeds", "losses",
-        "competition", "states", "left_out", "note",
+        "competition", "states", "left_out", "note", "apart",
     }  # fmt: skip
     fields = {"checkpoint", "mode", "metric", "k", "value", "low", "high", "problems"}
     assert all(set(row) == fields for row in data["results"])
@@ -200,3 +201,11 @@ def test_what_a_stage_made_is_in_its_own_units() -> None:
     assert made("training.sft", {"records": 0}, {"steps": 8, "loss": 1.5}) == "8 steps, loss 1.500"
     assert made("training.sft", {"records": 0}, {}) == "done"
     assert (bytes_text(2e6), bytes_text(590.4e9)) == ("2 MB", "590.4 GB")
+
+
+def test_problems_that_are_in_no_mean_stand_beside_the_results(run: RunView, tmp_path: Path) -> None:
+    apart = {"checkpoint": "base", "mode": "genselect", "problems": 3, "of": 60, "example": "problem-007"}
+    build_report(replace(run, apart=[apart]), tmp_path)
+    said = "base, GenSelect: 3 of 60 problems are in no mean"
+    assert said in (tmp_path / "report.html").read_text()
+    assert orjson.loads((tmp_path / "report.json").read_bytes())["apart"] == [apart]

@@ -1,0 +1,216 @@
+"""What the engine refuses: one refused unit is counted, an engine that refuses every request ends the stage."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nemo_openmath.competition.solver import SolverSettings
+from nemo_openmath.competition.stage import Compete, CompeteConfig
+from nemo_openmath.engines.protocol import (
+    Capabilities,
+    Completion,
+    ContextOverflow,
+    EngineError,
+    Finish,
+    InvalidRequest,
+    Request,
+    Usage,
+)
+from nemo_openmath.errors import Incomplete, UserError
+from nemo_openmath.evaluation.stage import Metrics, MetricsConfig
+from nemo_openmath.genselect.groups import Groups, GroupsConfig
+from nemo_openmath.genselect.select import Select, SelectConfig
+from nemo_openmath.grading import GradingPool
+from nemo_openmath.judging.stage import JudgeAnswers, JudgeConfig
+from nemo_openmath.pipeline import Progress, Stage, StageContext
+from nemo_openmath.problems.classify import Classify, ClassifyConfig
+from nemo_openmath.records import Generation, Group, Problem, read_drops, read_records
+from nemo_openmath.records.store import write_records
+from nemo_openmath.rollout.stage import Generate, GenerateConfig
+from nemo_openmath.solutions.filter import Filter, FilterConfig
+from nemo_openmath.solutions.grade import Grade, GradeConfig
+from nemo_openmath.solutions.label import Hardness, HardnessConfig
+from nemo_openmath.transcripts import ChatTokenizer
+
+PROBLEMS = [Problem.make(f"What is {n} plus {n}?", expected_answer=str(2 * n)) for n in range(5)]
+LONG = Problem.make("What is 7 plus 7? " + "Think well. " * 9, expected_answer="14")
+
+
+class Picky:
+    """An engine that answers ``says``, except where ``check`` raises for the text of a prompt."""
+
+    model = "picky"
+    capabilities = Capabilities(True, True, True, False, True, False)
+
+    def __init__(self, tokenizer: ChatTokenizer, says: str, check: Callable[[str], None]):
+        self.tokenizer, self.says, self.check, self.asked = tokenizer, says, check, 0
+
+    async def complete(self, request: Request) -> Completion:
+        self.asked += 1
+        self.check(self.tokenizer.decode(list(request.prompt)))
+        ids = (*self.tokenizer.encode(self.says), self.tokenizer.end_of_turn)
+        return Completion(self.says, ids, Finish.STOP, None, Usage(len(request.prompt), 0, len(ids)))
+
+
+def fits(text: str) -> None:
+    if "Think well." in text:
+        raise ContextOverflow(90, 60)
+
+
+def poisoned(text: str) -> None:
+    if "Think well." in text:
+        raise InvalidRequest("HTTP 400: flagged by the content filter")
+
+
+def refuses(text: str) -> None:
+    raise InvalidRequest("HTTP 400: this model has no parameter 'top_k'")
+
+
+def run(stage: Stage, engine: Any, output: Path, **inputs: list[Any]) -> StageContext:
+    ports = {}
+    for port, given in inputs.items():
+        folder = output.parent / f"{output.name}-{port}"
+        write_records(folder, given)
+        ports[port] = [folder]
+
+    async def work() -> StageContext:
+        async def lend(*_: object) -> Any:
+            return engine, engine.tokenizer
+
+        async def nothing() -> None:
+            return None
+
+        async def grading() -> GradingPool:
+            return pool
+
+        lent: Any = SimpleNamespace(engine=lend, grading=grading, sandbox=nothing)
+        with Progress("stage") as progress:
+            context = StageContext("stage", ports, output, 1, lent, progress)
+            await stage.run(context)
+        return context
+
+    with GradingPool(workers=1) as pool:
+        output.mkdir(parents=True, exist_ok=True)
+        return asyncio.run(work())
+
+
+@pytest.mark.parametrize("check", [fits, poisoned])
+def test_a_problem_that_cannot_be_tried_is_counted_apart(
+    check: Callable[[str], None], tokenizer: ChatTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through generation, grading, groups, selection and metrics: said with count and example, in no mean."""
+    engine = Picky(tokenizer, "It is \\boxed{2}.", check)
+    benchmark = [*PROBLEMS, LONG]
+    made = run(Generate(GenerateConfig(samples=2)), engine, tmp_path / "g", problems=benchmark)
+    assert made.facts["untried"] == 2
+    assert LONG.id in made.facts["untried_example"]
+    solutions = list(read_records(tmp_path / "g", Generation))
+    assert [g.problem_id for g in solutions if not g.tried] == [LONG.id] * 2
+    graded = run(Grade(GradeConfig()), None, tmp_path / "graded", generations=solutions)
+    assert {k: graded.facts[k] for k in ("equal", "not_equal", "untried")} == {"equal": 2, "not_equal": 8, "untried": 2}
+    rows = list(read_records(tmp_path / "graded", Generation))
+    run(
+        Groups(GroupsConfig(sizes=(2, 2), groups=1, mixed=False)),
+        None,
+        tmp_path / "groups",
+        problems=benchmark,
+        generations=rows,
+    )
+    groups = list(read_records(tmp_path / "groups", Group))
+    chooser = Picky(tokenizer, "Judgment: 0", lambda _: None)
+    run(Select(SelectConfig()), chooser, tmp_path / "chosen", groups=groups)
+    chosen = list(read_records(tmp_path / "chosen", Generation))
+    measured = run(
+        Metrics(MetricsConfig(checkpoint="base", ks=[1, 2])), None, tmp_path / "m",
+        generations=rows + chosen, problems=benchmark,
+    )  # fmt: skip
+    apart = [
+        {"checkpoint": "base", "mode": m, "problems": 1, "of": 6, "example": LONG.id} for m in ("cot", "genselect")
+    ]
+    assert measured.facts["apart"] == apart
+    assert {row["problems"] for row in measured.facts["results"]} == {5}
+    assert measured.facts["results"][0]["value"] == pytest.approx(1 / 5)
+    assert "cot: 1 of 6 problems are in no mean" in capsys.readouterr().err
+
+
+def test_candidates_that_do_not_fit_are_counted_apart(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    def group(problem: Problem, filler: str) -> Group:
+        return Group.make(
+            problem.id, ("a", "b"), turn=0, problem=problem.problem, summaries=(filler, filler), answers=("0", "1"),
+            correct=(True, False), expected_answer="0", extra={"k": 2},
+        )  # fmt: skip
+
+    groups = [group(PROBLEMS[0], "so"), group(PROBLEMS[1], "Think well.")]
+    engine = Picky(tokenizer, "Judgment: 0", fits)
+    run(Select(SelectConfig()), engine, tmp_path / "s", groups=groups)
+    chosen = list(read_records(tmp_path / "s", Generation))
+    measured = run(Metrics(MetricsConfig()), None, tmp_path / "m", generations=chosen, problems=PROBLEMS[:2])
+    assert measured.facts["apart"] == [
+        {"checkpoint": "model", "mode": "genselect", "problems": 1, "of": 2, "example": PROBLEMS[1].id}
+    ]
+    run(Select(SelectConfig(keep_correct=True)), engine, tmp_path / "t", groups=groups)
+    assert [drop.reason for _, drop in read_drops(tmp_path / "t")] == ["prompt longer than the context"]
+
+
+def test_an_untried_generation_says_nothing_of_hardness_and_is_dropped_by_name(
+    tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
+    run(Generate(GenerateConfig()), Picky(tokenizer, "\\boxed{2}", fits), tmp_path / "g", problems=[PROBLEMS[1], LONG])
+    (right,) = (g for g in read_records(tmp_path / "g", Generation) if g.tried)
+    (untried,) = (g for g in read_records(tmp_path / "g", Generation) if not g.tried)
+    right = right.with_(predicted_answer="2", verdict="equal")
+    untried = untried.with_(id="other", problem_id=right.problem_id)
+    run(Hardness(HardnessConfig()), None, tmp_path / "h", problems=[PROBLEMS[1]], generations=[right, untried])
+    assert [p.pass_rate for p in read_records(tmp_path / "h", Problem)] == [1.0]
+    run(Filter(FilterConfig()), None, tmp_path / "f", generations=[right, untried])
+    assert [drop.reason for _, drop in read_drops(tmp_path / "f")] == ["prompt longer than the context"]
+
+
+GENERATIONS = [
+    Generation(
+        id=p.id, problem_id=p.id, mode="cot", model="m", sample=0, transcript={}, finish="stop",
+        predicted_answer="x", expected_answer="y", verdict="unknown",
+    )
+    for p in PROBLEMS
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stage", "inputs"),
+    [
+        (Generate(GenerateConfig()), {"problems": PROBLEMS}),
+        (Generate(GenerateConfig(samples=4, least=2, count="agreement")), {"problems": PROBLEMS}),
+        (Classify(ClassifyConfig()), {"problems": PROBLEMS}),
+        (JudgeAnswers(JudgeConfig()), {"generations": GENERATIONS, "problems": PROBLEMS}),
+        (Compete(CompeteConfig(engine="m", mode="cot", solver=SolverSettings(batch=4))), {"problems": PROBLEMS}),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_an_engine_that_refuses_everything_ends_the_stage_and_leaves_nothing(
+    stage: Stage, inputs: dict[str, list[Any]], tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"refused every .*no parameter 'top_k'.*settings right"):
+        run(stage, Picky(tokenizer, "", refuses), tmp_path / "out", **inputs)
+    assert not [line for part in tmp_path.glob("out/journal-*") for line in part.read_bytes().splitlines()]
+
+
+def test_judging_goes_on_where_one_question_is_refused(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    more = GENERATIONS[0].with_(id="long", problem_id=LONG.id)
+    engine = Picky(tokenizer, "Judgement: Yes", poisoned)
+    inputs = {"generations": [more, *GENERATIONS], "problems": [LONG, *PROBLEMS]}
+    assert run(JudgeAnswers(JudgeConfig()), engine, tmp_path / "j", **inputs).facts["refused"] == 1
+    verdicts = {g.id: g.verdict for g in read_records(tmp_path / "j", Generation)}
+    assert verdicts.pop("long") == "unknown"
+    assert set(verdicts.values()) == {"equal"}
+
+
+def test_a_server_that_is_away_is_still_tried_again(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    def away(text: str) -> None:
+        raise EngineError("connection lost", retryable=True)
+
+    with pytest.raises(Incomplete, match="connection lost"):
+        run(Generate(GenerateConfig()), Picky(tokenizer, "", away), tmp_path / "out", problems=PROBLEMS)
