@@ -128,14 +128,19 @@ def _sft(options: argparse.Namespace) -> None:
     from nemo_openmath.pipeline.progress import Progress
     from nemo_openmath.training.launch_local import run_local
     from nemo_openmath.training.metrics import show
+    from nemo_openmath.training.run import read_job
 
     def run(on_line: Callable[[str], None]) -> None:
         run_local(options.processes, options.job, overrides=options.overrides, threads=options.threads, on_line=on_line)
 
     if not sys.stdout.isatty():  # a log: every line
-        return run(print)
-    with Progress("sft") as progress:
-        return run(lambda line: show(line, progress))
+        run(print)
+    else:
+        with Progress("sft") as progress:
+            run(lambda line: show(line, progress))
+    output = read_job(options.job, options.overrides).output
+    last = max(output.glob("checkpoints/step-*"))
+    print(f"trained: {last}\nnext: openmath convert megatron-to-hf {last} {output}-hf")
 
 
 def _grade(options: argparse.Namespace) -> None:

@@ -163,8 +163,6 @@ class _Run:
         self._said_at = 0.0
         self.stepper = Stepper(models, optimizer.chunks, shape, config)
         self.peak_flops = _peak_flops(config.precision)
-        if is_main() and config.log_every:
-            say(f"MFU is the share of {self.peak_flops / 1e12:,.3g} TFLOP/s, the peak of a process's device")
         if is_main():
             self.stepper.on_pack = self._within_a_step
 
@@ -178,6 +176,8 @@ class _Run:
     def steps(self, first: int, found: Mapping[str, Any]) -> TrainResult:
         """Trains from step ``first`` on; ``found``: what :meth:`_save` left in the checkpoint resumed from."""
         count, config = self.source.num_steps, self.config
+        if is_main() and config.log_every and first < count:
+            self.say(f"MFU is the share of {self.peak_flops / 1e12:,.3g} TFLOP/s, the peak of a process's device")
         metrics = Metrics(self.output, config, first, found.get("record")) if is_main() else None
         self.guard = LossGuard(config.guard, found.get("recent_losses", ()))
         loss, saved = float("nan"), first

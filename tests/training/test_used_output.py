@@ -8,17 +8,25 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import save_file
 
 from nemo_openmath.checkpoints.checkpoint import open_checkpoint
 from nemo_openmath.checkpoints.convert import hf_to_megatron
-from nemo_openmath.errors import UserError
+from nemo_openmath.cli.main import run
+from nemo_openmath.errors import ExitCode, UserError
 from nemo_openmath.models import hf_mapping, torch_dist
 from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.records.lineage import digest_tree
+from nemo_openmath.sft.pack_plan import write_packs
+from nemo_openmath.sft.token_file import ShardWriter, write_manifest
 from nemo_openmath.training.stage import Sft, SftConfig
 from nemo_openmath.training.used import model_facts, refuse_used
+from nemo_openmath.transcripts import ChatTokenizer
 from tests.checkpoints import models
+
+BASE = Path(__file__).parents[2] / "examples" / "base"
 
 
 @pytest.fixture
@@ -70,6 +78,30 @@ async def test_the_job_file_stays_as_it_was(used: tuple[Path, Path], tmp_path: P
     with pytest.raises(UserError, match="other weights"):
         await Sft(SftConfig(steps=5)).prepare_launch(context)
     assert (output / "job.yaml").read_text() == before
+
+
+def test_a_finished_training_is_not_another_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says where its result is; with another learning rate it is refused by name, and its files stay."""
+    tokens = tmp_path / "tokens"
+    tokens.mkdir()
+    with ShardWriter(
+        tokens / "00000.tokens", tokenizer=ChatTokenizer.load(BASE).fingerprint, vocab_size=681, source="s"
+    ) as writer:
+        for name in "abcd":
+            writer.add(name, "cot", np.arange(1, 20), [False] + [True] * 18)
+        writer.finish({})
+    write_manifest(tokens, ["00000.tokens"])
+    write_packs(tokens, tmp_path / "packs", capacity=64)
+    job = tmp_path / "job.yaml"
+    data = {"folder": "packs", "batch_samples": 4, "steps": 1}
+    job.write_text(json.dumps({"model": str(BASE), "output": "out", "data": data}))
+    last = tmp_path / "out" / "checkpoints" / "step-00000001"
+    assert run(["sft", str(job), "training.lr=1e-3"]) is ExitCode.OK
+    assert f"trained: {last}\nnext: openmath convert megatron-to-hf {last} " in capsys.readouterr().out
+    before = digest_tree(tmp_path / "out" / "checkpoints")
+    assert run(["sft", str(job), "training.lr=2e-3"]) is ExitCode.USER_ERROR
+    assert "this training has finished, with other settings: lr was 0.001, is 0.002" in capsys.readouterr().err
+    assert digest_tree(tmp_path / "out" / "checkpoints") == before
 
 
 def test_the_digest_sees_every_tensor_and_no_layout(tmp_path: Path) -> None:
