@@ -32,8 +32,10 @@ from nemo_openmath.engines.protocol import (
     Finish,
     InvalidRequest,
     Request,
+    Sampling,
     WrongServer,
 )
+from nemo_openmath.engines.same_tokens import count_difference, difference, probe_text
 from nemo_openmath.engines.servers import Server, ServerPool
 from nemo_openmath.engines.sse import events as sse_events
 from nemo_openmath.errors import UserError
@@ -144,9 +146,13 @@ class HTTPEngine:
         return self._pool.servers
 
     async def probe(self) -> Capabilities:
-        """Ask a server what it is and how long its context is. Raises EngineError where none answers in time."""
+        """Ask a server what it is, how long its context is, and whether its tokenizer is ours. Raises EngineError where
+        none answers in time, and UserError where the tokenizer is another one."""
+        asked = self.servers[0]
 
         async def ask(server: Server) -> dict[str, Any]:
+            nonlocal asked
+            asked = server
             return await self._json(server, "GET", "/v1/models", None, timeout_s=min(PROBE_S, self._timeout_s))
 
         answer = await self._with_retries(ask, None)
@@ -166,7 +172,50 @@ class HTTPEngine:
         self._aliases |= {str(card[key]) for key in ("id", "root") if card.get(key)}
         self._tell_alias(self._asks_for)
         kind = self._dialect.name if self._dialect else OWNERS.get(str(card.get("owned_by")), "openai")
-        return self._speak(kind, card.get("max_model_len"))
+        capabilities = self._speak(kind, card.get("max_model_len"))
+        if self.tokenizer is not None and self._api == "completions":  # chat servers are asked in text alone
+            await self._compare_tokenizers(asked, self.tokenizer)
+        return capabilities
+
+    async def _compare_tokenizers(self, server: Server, tokenizer: ChatTokenizer) -> None:
+        found, known = await self._tokenizer_difference(server, tokenizer)
+        if found is not None:
+            raise UserError(
+                f"{server.url}: {self._model!r} has another tokenizer than {tokenizer.folder}: {found}",
+                remedy="give as tokenizer the folder of the model that is served",
+            )
+        if not known:
+            self._say(
+                f"{self._model}: the server does not tell how it cuts a text into tokens; make sure that "
+                f"{tokenizer.folder} has its tokenizer"
+            )
+
+    async def _tokenizer_difference(self, server: Server, tokenizer: ChatTokenizer) -> tuple[str | None, bool]:
+        """(what differs, whether the server told)."""
+        text = probe_text(tokenizer)
+        body = orjson.dumps({"model": self._asks_for, "prompt": text, "add_special_tokens": False})
+        ids = (await self._once(server, "/tokenize", body)).get("tokens")
+        if isinstance(ids, list) and ids and all(type(i) is int for i in ids):
+            return difference(tokenizer, ids), True
+        assert self._dialect is not None
+        one = Request(text, Sampling(max_tokens=1, temperature=0.0))
+        body = orjson.dumps(self._dialect.body(one, self._asks_for, False, self._ends))
+        answer = await self._once(server, self._dialect.path, body)
+        try:
+            count = self._dialect.read(answer, Piece()).usage.get("prompt_tokens") if answer else None
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, EngineError):
+            count = None
+        if type(count) is not int or count <= 0:
+            return None, False
+        return count_difference(tokenizer, count), True
+
+    async def _once(self, server: Server, path: str, body: bytes) -> dict[str, Any]:
+        """The answer of a server that may not know the question; empty where it gives none."""
+        try:
+            with self._pool.using(server):
+                return await self._json(server, "POST", path, body, timeout_s=min(PROBE_S, self._timeout_s))
+        except (_Failure, EngineError):
+            return {}
 
     def _speak(self, kind: str, max_context: int | None) -> Capabilities:
         self._dialect = DIALECTS[kind] if self._api == "completions" else chat_dialect(kind)

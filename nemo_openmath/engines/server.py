@@ -2,6 +2,7 @@
 
     POST /v1/completions        text or token-id prompts, n, seed, stop, stream, logprobs, return_token_ids ..
     POST /v1/chat/completions   the same, the prompt rendered by the tokenizer's chat template
+    POST /tokenize              {prompt, add_special_tokens} -> {tokens, count}, as vLLM answers it
     GET  /v1/models  /health  /metrics
 
 Extensions, all optional: ``conversation`` (requests that share a growing prefix), ``time_limit`` (seconds; what was
@@ -73,6 +74,7 @@ class OpenAIServer:
         app = web.Application(middlewares=[self._guard], client_max_size=MOST_BODY_BYTES)
         app.router.add_post("/v1/completions", self._completions)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/tokenize", self._tokenize)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
@@ -105,6 +107,17 @@ class OpenAIServer:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         return await self._answer(request, chat=True)
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        try:
+            body = orjson.loads(await request.read())
+            prompt, whole = body["prompt"], body.get("add_special_tokens", True)
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise BadRequest("give {prompt: a text, add_special_tokens: true or false}") from error
+        if not isinstance(prompt, str) or self.tokenizer is None:
+            raise BadRequest("prompt must be a text" if self.tokenizer else "this server has no tokenizer", "prompt")
+        ids = self.tokenizer.encode_whole(prompt) if whole else self.tokenizer.encode(prompt)
+        return _json({"tokens": ids, "count": len(ids), "max_model_len": self.engine.capabilities.max_context})
 
     async def _models(self, _: web.Request) -> web.Response:
         context = self.engine.capabilities.max_context

@@ -21,6 +21,7 @@ from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.sandbox import LocalSandbox, Sandbox
 from nemo_openmath.sandbox.service import RemoteSandbox
 from nemo_openmath.transcripts import ChatTokenizer
+from nemo_openmath.transcripts.same_tokenizer import tokenizer_difference
 
 _STARTUP_SECONDS = 60
 
@@ -48,6 +49,11 @@ class RecipeServices(Services):
             student = self._recipe.student
             named = student.model if student.kind != "embedded" else ""  # the name that one server knows it by
             tokenizer = (student.tokenizer or folder) if student.kind == "http" else student.tokenizer
+            if student.tokenizer and (found := tokenizer_difference(folder, student.tokenizer)):
+                raise UserError(
+                    f"student.tokenizer {student.tokenizer} is not the tokenizer of {folder}: {found}",
+                    remedy="leave student.tokenizer out",
+                )
             engine = await open_engine(replace(student, model=named or str(folder), tokenizer=tokenizer))
             try:
                 self._model = (name, engine, ChatTokenizer.load(folder))

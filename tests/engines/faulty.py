@@ -40,6 +40,8 @@ class FaultyServer:
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        if isinstance(body["prompt"], str):
+            return web.json_response({"error": {"message": "it takes token ids only"}}, status=400)
         fault = self.random.choice(self.faults) if self.random.random() < self.rate else "none"
         self.seen[fault] += 1
         ids = body["prompt"]
