@@ -70,6 +70,7 @@ def slurm(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[dict[str, str
         text += f"CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=2000 State=UNKNOWN\n"
     text += f"PartitionName=batch Nodes=n[1-{nodes}] Default=YES MaxTime=60 State=UP PriorityTier=1 GraceTime=10\n"
     text += f"PartitionName=urgent Nodes=n[1-{nodes}] MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF\n"
+    text += f"PartitionName=short Nodes=n[1-{nodes}] DefaultTime=2 MaxTime=60 State=UP PriorityTier=1\n"
     config = folder / "slurm.conf"
     config.write_text(text)
     environment = {**os.environ, "SLURM_CONF": str(config)}

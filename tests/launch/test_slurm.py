@@ -33,10 +33,20 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         yield environment
 
 
-def launch(rig: dict[str, str], folder: Path, until: str, *, path: Path, kinds: str = "{}", minutes: str = "20") -> str:
+def launch(
+    rig: dict[str, str],
+    folder: Path,
+    until: str,
+    *,
+    path: Path,
+    kinds: str = "{}",
+    minutes: str = "20",
+    change: tuple[str, str] = ("", ""),
+) -> str:
     """`openmath launch` of the smoke recipe; what it printed."""
     cluster = folder / "cluster.yaml"
-    cluster.write_text(CLUSTER.format(templates=ROOT / "launcher_scripts", path=path, kinds=kinds, minutes=minutes))
+    text = CLUSTER.format(templates=ROOT / "launcher_scripts", path=path, kinds=kinds, minutes=minutes)
+    cluster.write_text(text.replace(*change))
     command = [sys.executable, "-m", "nemo_openmath.cli.main", "launch", str(ROOT / "examples/smoke.yaml")]
     command += ["--cluster", str(cluster), "--output", str(folder / "run"), "--until", until]
     return subprocess.run(command, env=rig, check=True, capture_output=True, text=True).stdout
@@ -147,6 +157,19 @@ def test_the_signal_before_the_time_limit_reaches_the_step(rig: dict[str, str], 
     launch(rig, tmp_path, "benchmark", path=shim(tmp_path / "bin", body), minutes="01")
     assert wait(rig, tmp_path, 400) == {"benchmark": "COMPLETED"}
     assert marks.read_text() == "saved\n"
+
+
+@pytest.mark.parametrize(("warn", "state"), [(120, "FAILED"), (119, "COMPLETED")])
+def test_a_partitions_own_time_limit_must_be_above_the_warning(
+    warn: int, state: str, rig: dict[str, str], tmp_path: Path
+) -> None:
+    """Where the cluster file says no time: the job would be asked to save as it starts, again and again."""
+    change = ('warn_seconds: 50\ndefault: {time: "00:20:00"}', f"warn_seconds: {warn}\ndefault: {{partition: short}}")
+    launch(rig, tmp_path, "benchmark", path=shim(tmp_path / "bin", "exit 0"), change=change)
+    assert wait(rig, tmp_path, 200) == {"benchmark": state}
+    (log,) = (tmp_path / "run/sbatch/logs").iterdir()
+    said = f"the partition gives benchmark 00:02:00, not above warn_seconds ({warn}): write a longer time"
+    assert (said in log.read_text()) == (state == "FAILED")
 
 
 def test_a_preempted_job_is_queued_again(rig: dict[str, str], tmp_path: Path) -> None:
