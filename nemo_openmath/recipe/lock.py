@@ -23,9 +23,11 @@ from nemo_openmath.pipeline.locks import (
     try_lock,
     write_mark,
 )
+from nemo_openmath.pipeline.waiting import Waiting
 
 RUN, STAGES = ".run.lock", ".locks"
 _PATIENCE = {True: 0.5, None: 3.0, False: 30.0}  # seconds, for a holder that is alive, elsewhere, or just killed
+_SAY_S = 2.0  # a wait of so long is said
 
 
 @contextlib.contextmanager
@@ -44,7 +46,7 @@ def run_lock(output: Path, stage: str | None, shard: int, shards: int, say: Call
 
 
 def _take(output: Path, path: Path, shared: bool, what: str, say: Callable[[str], None]) -> int:
-    begun = time.monotonic()
+    begun, waiting = time.monotonic(), Waiting(say=say, first_s=_SAY_S)
     while True:
         descriptor = open_lock_file(path)
         free = try_lock(descriptor, shared=shared)
@@ -58,12 +60,14 @@ def _take(output: Path, path: Path, shared: bool, what: str, say: Callable[[str]
         os.close(descriptor)
         if not free:
             holder = _holder(output, path)
-            if time.monotonic() - begun > _PATIENCE[is_alive(holder)]:
+            patience, waited = _PATIENCE[is_alive(holder)], time.monotonic() - begun
+            if waited > patience:
                 raise UserError(
                     f"{_name(holder)} is at work in this folder",
                     file=output,
                     remedy="wait for it, stop it, or give another --output",
                 )
+            waiting.still(f"{_name(holder)} to let go of {output}", patience, waited_s=waited)
             time.sleep(0.05)
 
 

@@ -28,6 +28,7 @@ from nemo_openmath.pipeline.locks import (
     try_lock,
     write_mark,
 )
+from nemo_openmath.pipeline.waiting import Waiting
 
 LOCK = ".training.lock"
 PATIENCE_SECONDS = 3.0  # for a holder that was just killed
@@ -46,7 +47,7 @@ class Claim:
     def take(cls, output: Path, ranks: int, say: Callable[[str], None]) -> Claim:
         """Raises UserError naming the folder and what holds it, or why it cannot be written."""
         mark = new_mark(id=uuid.uuid4().hex, ranks=ranks, stopping=False)
-        path, start, told = output / LOCK, time.monotonic(), False
+        path, start, waiting = output / LOCK, time.monotonic(), Waiting(say=say, first_s=0)
         while True:
             descriptor = open_lock_file(path)
             free = try_lock(descriptor)
@@ -61,9 +62,8 @@ class Claim:
             stopping = holder.get("stopping") is True
             if waited > (STOPPING_SECONDS if stopping else PATIENCE_SECONDS):
                 raise _held(output, holder)
-            if stopping and not told:
-                say(f"waiting for {_name(holder)}, which is stopping in {output}")
-                told = True
+            if stopping:
+                waiting.still(f"{_name(holder)}, which is stopping in {output}", STOPPING_SECONDS, waited_s=waited)
             time.sleep(0.1)
 
     def stopping(self) -> None:

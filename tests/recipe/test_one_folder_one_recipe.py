@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 from nemo_openmath.cli.main import run
 from nemo_openmath.engines.devices import check_device
 from nemo_openmath.errors import ExitCode, UserError
-from nemo_openmath.pipeline.locks import open_lock_file, try_lock
-from nemo_openmath.recipe import load_recipe
-from nemo_openmath.recipe.lock import run_lock
+from nemo_openmath.pipeline.locks import new_mark, open_lock_file, try_lock, write_mark
+from nemo_openmath.recipe import load_recipe, lock
+from nemo_openmath.recipe.lock import RUN, run_lock
 from nemo_openmath.recipe.runner import Run, Selection, State
 from nemo_openmath.records import read_manifest
 
@@ -158,6 +159,29 @@ def test_locks_end_with_their_holder(tmp_path: Path) -> None:
     os.close(first)
     assert try_lock(second)
     os.close(second)
+
+
+def test_a_wait_for_what_a_killed_run_left_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what, since when and until when; its child lets go when the line has come."""
+    monkeypatch.setattr(lock, "_SAY_S", 0.0)
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    held, lines = open_lock_file(tmp_path / RUN), list[str]()
+    assert try_lock(held)
+    write_mark(held, new_mark(what="this run") | {"pid": dead.pid}, tmp_path / RUN)
+
+    def say(line: str) -> None:
+        lines.append(line)
+        os.close(held)
+
+    with run_lock(tmp_path, None, 0, 1, say):
+        pass
+    [line] = lines
+    assert re.fullmatch(
+        rf"waiting for process {dead.pid} on .* to let go of {tmp_path}, since \d\d:\d\d:\d\d \(0 s\); "
+        r"gives up at \d\d:\d\d:\d\d, in (30|29) s",
+        line,
+    )
 
 
 def test_a_stage_that_makes_nothing_has_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

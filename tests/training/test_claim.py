@@ -6,6 +6,7 @@ import fcntl
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -87,7 +88,11 @@ def test_one_that_is_stopping_is_waited_for(
 
     Claim.take(tmp_path, 1, say).release()
     [line] = lines
-    assert line.startswith(f"waiting for the training of process {holder.pid} on ")
+    assert re.fullmatch(
+        rf"waiting for the training of process {holder.pid} on .*, which is stopping in {tmp_path}, "
+        r"since \d\d:\d\d:\d\d \(0 s\); gives up at \d\d:\d\d:\d\d, in \d+ s",
+        line,
+    )
 
 
 @pytest.mark.parametrize("way", ["folder made anew", "no locks"])
