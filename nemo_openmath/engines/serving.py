@@ -36,6 +36,10 @@ from nemo_openmath.pipeline.waiting import Waiting
 ServerKind = Literal["vllm", "sglang", "trtllm", "embedded"]
 TERMINATE_S = 10.0
 _ERROR = re.compile(r"\b(\w*(Error|Exception)|error): ")
+# what vLLM and SGLang say of a model that is neither a folder nor to be had from the Hub
+_NO_MODEL = re.compile(
+    r"huggingface\.co|valid model identifier|Repository Not Found|Repo id must|gated repo", re.IGNORECASE
+)
 KEPT_LINES, KEPT_CHARS = 40, 1000  # of a server's last output
 SAY_S = 30.0  # how often a long start is mentioned
 MEMORY = "memory: "  # what the embedded server's line about its memory begins with
@@ -310,6 +314,12 @@ class ServerProcess:
         code = self._process.returncode or 0
         if code == ExitCode.USER_ERROR and (words := self.last_words()):
             return UserError(words if self.config.engine == "embedded" else f"{self.config.engine}: {words}")
+        if not Path(self.config.model).exists() and _NO_MODEL.search(words := self.last_words()):
+            return UserError(
+                f"no such model folder, and {self.config.engine} does not get it from the Hub ({words})",
+                file=self.config.model,
+                remedy="give a Hugging Face folder, or check the name and the network",
+            )
         return self._error(f"{_exit_words(code)} {when}")
 
     def _error(self, what: str) -> EngineError:
@@ -344,10 +354,8 @@ async def serve(config: ServerConfig) -> None:
     async def run() -> None:
         try:
             await server.start()
-        except OpenMathError:
-            if (
-                config.engine != "embedded" and config.log is None and server.lines
-            ):  # the cause may be some lines further up
+        except EngineError:  # what a mistake is, is in the error's own line
+            if config.engine != "embedded" and config.log is None:  # the cause may be some lines further up
                 print("\n".join(server.lines), file=sys.stderr)
             raise
         for line in server.lines:

@@ -127,6 +127,8 @@ def server_program(folder: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> 
         ("echo 'ValueError: large'; echo 'RuntimeError: see root cause'; exit 1", EngineError, "ValueError: large"),
         ("printf 'no line end'; exit 3", EngineError, "exited with 3 while starting: no line end"),
         ("echo usage; echo 's: error: unknown --x' >&2; exit 2", UserError, "trtllm: s: error: unknown --x"),
+        ("echo \"OSError: We couldn't connect to 'https://huggingface.co'\"; exit 1", UserError, "m: no such model "),
+        ("echo 'OSError: m is not a valid model identifier'; exit 1", UserError, "(OSError: m "),
         ("kill -9 $$", EngineError, "was killed by SIGKILL (out of memory? "),
         ("kill -SEGV $$", EngineError, "was killed by SIGSEGV while starting"),
     ],
@@ -141,3 +143,21 @@ async def test_the_last_words_of_a_server_that_dies_reach_the_user(
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert ("out of memory" in str(caught.value)) == ("SIGKILL" in said)
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "lines"),
+    [(2, ExitCode.USER_ERROR, 1), (1, ExitCode.FAILURE, 3)],
+)
+def test_lines_before_the_last_are_shown_where_a_server_failed_and_not_for_a_mistake(
+    code: int,
+    exit_code: ExitCode,
+    lines: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    server_program(tmp_path, f"echo usage; echo 's: error: unknown --x'; exit {code}", monkeypatch)
+    assert run(["serve", "m", "--engine", "trtllm", "--port", "0"]) is exit_code
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", lines), err
