@@ -22,10 +22,12 @@ from nemo_openmath.grading.verdict import Grade, Verdict, equal, not_equal, unkn
 
 _SPACES = re.compile(r"\s+")
 _BARE_LOG = re.compile(r"log(?![_\w])|\\log(?!\s*_)")
-_LABEL = re.compile(r"\x01([^\x02\x01]{1,60})\x02\s*[=:]\s*")
+_LABEL = re.compile(r"\x01([A-Za-z][A-Za-z .'-]{0,59})\x02\s*[=:]\s*")
+_NO_LABEL = frozenset({"answer", "final answer", "ans", "result"})
 _IN_BASE = re.compile(r"(-?[0-9A-Z]{1,60})_\{?(?!10\b)\d{1,2}\}?")
 _SPACING = re.compile(r"\\[!,;:> ]|\\thinspace|[\s~$]")
 _DECIMAL_COMMA = re.compile(r"-?\d{1,30},\d{1,30}")  # 0,125
+_SURELY_DECIMAL = re.compile(r"-?0,\d{2,30}|-0,\d")  # as a list nobody writes it
 _EUROPEAN = re.compile(r"-?\d{1,3}(?:\.\d{3}){1,10},\d{1,30}")  # 1.234,56
 _POINTS = re.compile(r"-?\d{1,3}(?:\.\d{3}){2,10}")  # 1.234.567
 _GROUPS = re.compile(r"-?[1-9](?:\d{0,2}(?:,\d{3}){1,10}|\d?(?:,\d{2}){1,10},\d{3}|\d{0,3}(?:,\d{4}){1,10})")
@@ -81,7 +83,18 @@ def _whole(text: str) -> int | None:
 class _Reading:
     """One answer, read once: its canonical spelling, its expressions, or why it is none."""
 
-    __slots__ = ("ambiguous", "canonical", "cleaned", "forms", "label", "problem", "squeezed", "tight", "words")
+    __slots__ = (
+        "ambiguous",
+        "canonical",
+        "cleaned",
+        "forms",
+        "label",
+        "problem",
+        "spaced",
+        "squeezed",
+        "tight",
+        "words",
+    )
 
     def __init__(self, text: str):
         self.forms: list[Form] = []
@@ -91,6 +104,7 @@ class _Reading:
         self.label = ""  # Area in \text{Area} = 5
         self.words = texts.unwrap(text)
         self.squeezed = _SPACING.sub("", text.replace("{,}", ",")) if len(text) < 200 else ""
+        self.spaced = re.search(r",\s", text) is not None  # 0, 125 is a list
         try:
             self.cleaned = lexer.clean(text)
         except NotMath as error:
@@ -98,8 +112,12 @@ class _Reading:
             self.canonical = _SPACES.sub("", text)
             return
         if (label := _LABEL.match(self.cleaned)) is not None:
-            self.label = " ".join(texts.words(label[1]))
-            self.cleaned = self.cleaned[label.end() :]
+            name = " ".join(texts.words(label[1]))
+            if len(name) == 1:  # \mathrm{r} = 5 is r = 5
+                self.cleaned = label[1].strip() + self.cleaned[label.end(1) + 1 :]
+            else:
+                self.label = "" if name in _NO_LABEL else name
+                self.cleaned = self.cleaned[label.end() :]
         self.canonical = _canonical(self.cleaned)
         source = texts.number_word(self.words) or _large_base(self.canonical) or self.cleaned
         for variant in _comma_readings(source):
@@ -167,8 +185,9 @@ def _comma_readings(text: str) -> Iterator[str]:
 def _compare(predicted: str, expected: str) -> Grade:
     p, e = _read(predicted), _read(expected)
     grade = _compare_read(p, e)
-    if grade.is_equal and p.label and e.label and p.label != e.label:
-        return unknown(f"the same value of {p.label} and of {e.label}")
+    names = [r.label or (getattr(r.forms[0], "name", None) if r.forms else None) for r in (p, e)]
+    if grade.is_equal and (p.label or e.label) and None not in names and names[0] != names[1]:
+        return unknown(f"the same value of {names[0]} and of {names[1]}")
     if grade.is_equal and p.canonical != e.canonical:
         if any(_VECTORS.search(text) and _CROSS.search(text) for text in (predicted, expected)):
             return unknown("a product of vectors depends on their order")
@@ -192,6 +211,9 @@ def _compare_read(p: _Reading, e: _Reading) -> Grade:
         if (open_ := _notations(x, y)) is not None:
             return unknown(open_)
     grade = _compare_readings(p.forms, e.forms, p.cleaned + " " + e.cleaned)
+    if grade.is_equal and all(map(_SURELY_DECIMAL.fullmatch, (p.squeezed, e.squeezed))):
+        as_decimals = compare(*(r.squeezed.replace(",", ".") for r in (p, e)))
+        return as_decimals if as_decimals.is_equal else unknown("a comma that may be a decimal point")
     if p.ambiguous or e.ambiguous:
         other = _compare_readings(p.tight, e.tight, p.cleaned + " " + e.cleaned)
         if other.verdict is not grade.verdict:
@@ -207,7 +229,7 @@ def _notations(x: _Reading, y: _Reading) -> str | None:
     """Why ``x`` against ``y`` is a question of notation that mathematics does not answer, else None."""
     if (m := _IN_BASE.fullmatch(x.canonical)) is not None and m[1].lstrip("0") == y.canonical.lstrip("0"):
         return "digits of a base against digits without one"
-    for number in _numbers_with_commas(x.squeezed, x.canonical, y.canonical.startswith("(")):
+    for number in _numbers_with_commas(x.squeezed, x.canonical, x.spaced, y.canonical.startswith("(")):
         if compare(number, y.cleaned).verdict is not Verdict.NOT_EQUAL:
             return "a comma or point that may be read in two ways"
     if _LETTERS.fullmatch(x.canonical) and sorted(x.canonical) == sorted(
@@ -217,12 +239,12 @@ def _notations(x: _Reading, y: _Reading) -> str | None:
     return None
 
 
-def _numbers_with_commas(squeezed: str, canonical: str, beside_tuple: bool) -> Iterator[str]:
+def _numbers_with_commas(squeezed: str, canonical: str, spaced: bool, beside_tuple: bool) -> Iterator[str]:
     """What a text of digits and commas also means somewhere: 0,125 is 0.125, 1, 234 is perhaps 1234. The reading
     that the grader takes by custom is left out."""
     if "," not in squeezed and squeezed.count(".") < 2:
         return
-    if _DECIMAL_COMMA.fullmatch(squeezed):
+    if _DECIMAL_COMMA.fullmatch(squeezed) and not spaced:
         yield squeezed.replace(",", ".")
     if _EUROPEAN.fullmatch(squeezed):
         yield squeezed.replace(".", "").replace(",", ".")

@@ -126,7 +126,8 @@ def _witness(a: tuple[Pair, ...], b: tuple[Pair, ...], log_base: int) -> Grade:
         truths = _holds(a, {}, log_base), _holds(b, {}, log_base)
         different = None not in truths and truths[0] != truths[1]
         return not_equal("one holds and one does not") if different else unknown("relations of numbers")
-    for point in itertools.islice(_candidates([*a, *b], sorted(first), log_base), MAX_WITNESSES):
+    chain = sorted([*a, *b], key=repr)  # the same points in either direction
+    for point in itertools.islice(_candidates(chain, sorted(first), log_base), MAX_WITNESSES):
         if not all(_allowed(name, value) for name, value in point.items()):
             continue
         truths = _holds(a, point, log_base), _holds(b, point, log_base)

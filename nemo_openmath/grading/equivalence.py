@@ -121,9 +121,9 @@ class Comparison:
                     return self._collection_with_tuple(x, y)
                 case Assignment(), Assignment():
                     return self._assignments(x, y)
-                case Assignment(), Tuple(items=items):
-                    return self._assignment_with_values(x, items)
-                case Assignment(), Collection(items=items):
+                case Assignment(), Tuple(items=items) | Collection(items=items):
+                    if y.name and y.name != "(" + ",".join(sorted(name for name, _ in x.values)) + ")":
+                        return unknown("several names against one")
                     return self._assignment_with_values(x, items)
                 case Assignment(), _:
                     return unknown("several names against one value")
@@ -316,8 +316,11 @@ class Comparison:
         if len(a.items) != len(b.items):
             return not_equal("different lengths")
         grade = all_of([self._values(x, y) for x, y in zip(a.items, b.items, strict=True)])
-        if not grade.is_equal or len(a.items) > 2:
+        if not grade.is_equal:
             return grade
+        if len(a.items) > 2:
+            fitting = all(t.opening + t.closing in ("()", "[]", "<()>") for t in (a, b))
+            return grade if fitting else unknown("brackets that do not match")
         ends = [(t.opening.replace("<(", "("), t.closing.replace(")>", ")")) for t in (a, b)]
         if ends[0] == ends[1]:
             return grade
@@ -537,7 +540,7 @@ def _same_argument(a: Form, b: Form) -> Form:
     first, second = (_FUNCTION.fullmatch(getattr(f, "name", None) or "") for f in (a, b))
     if first is None or second is None or first[1] != second[1] or first[2] == second[2] or not isinstance(b, Scalar):
         return b
-    if first[2] in symbols(b.node):
+    if first[2] in symbols(b.node) or second[2] not in symbols(b.node):  # P(A) = 1/3 is not P(B) = 1/3
         return b
     return replace(b, node=numeric.put(b.node, second[2], ("sym", first[2])), name=first[0])
 

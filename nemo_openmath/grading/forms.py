@@ -14,7 +14,7 @@ from typing import Any
 from nemo_openmath.grading import numeric
 from nemo_openmath.grading.evaluate import Ball, Evaluator
 from nemo_openmath.grading.lexer import NotMath
-from nemo_openmath.grading.names import Node
+from nemo_openmath.grading.names import Node, plain
 from nemo_openmath.grading.numeric import symbols
 from nemo_openmath.grading.units import Dimension
 
@@ -337,7 +337,7 @@ def _name(node: Node) -> str | None:
         case ("call", ("sym", f), argument) if argument[0] in ("sym", "num"):
             return f"{f}({argument[1]})"
         case ("mul", (("sym", f), argument)) if f in _FUNCTION_LETTERS and argument[0] == "seq":
-            return f"{f}()"
+            return f"{f}({_argument(argument)})"
         case ("mul", nodes) if all(n[0] == "sym" and len(n[1]) == 1 for n in nodes):  # the segment AB, the angle ABC
             name = "".join(n[1] for n in nodes)
             upper = name.removeprefix("m") if len(name) > 2 else name  # m of the measure of an angle
@@ -345,6 +345,14 @@ def _name(node: Node) -> str | None:
         case ("seq", "(", ")", nodes) if all(n[0] == "sym" for n in nodes):
             return "(" + ",".join(n[1] for n in nodes) + ")"
     return None
+
+
+def _argument(node: Node) -> str:
+    """The argument of a function as part of its name."""
+    try:
+        return ",".join(map(plain, node[3]))
+    except NotMath:
+        return repr(node[3])
 
 
 def _named(value: Form, name: str | None) -> Form:
@@ -363,7 +371,7 @@ def _related(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> Form:
             return _named(form(nodes[0]), turned)
         values = nodes[1:] if name is not None else nodes
         if not any(map(symbols, values)):
-            return _named(_equal_values(values), name)
+            return _named(_equal_values(operators[len(operators) + 1 - len(values) :], values), name)
         if "approx" in operators:
             raise NotMath("an approximation of an expression with letters")
         return Relation(operators, nodes)
@@ -371,21 +379,51 @@ def _related(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> Form:
     return region if region is not None else Relation(operators, nodes)
 
 
-def _equal_values(nodes: tuple[Node, ...]) -> Form:
-    """A chain of numbers that are equal, or of a number and roundings of it. Raises NotMath where it does not hold."""
+def _equal_values(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> Form:
+    """A chain of numbers that are equal, or of a number and roundings of it. Raises NotMath where it does not hold:
+    what stands behind an equals sign and is no decimal is no rounding."""
     if all(numeric.same(nodes[0], node).is_equal for node in nodes[1:]):
         return form(nodes[-1])
     value, *others = (_scalar(node) for node in nodes)
     rounded = tuple(other for other in others if isinstance(other, Scalar))
     if not isinstance(value, Scalar) or len(rounded) != len(others):
         raise NotMath("an equation that does not hold")
-    for other in rounded:
+    for op, other in zip(operators, rounded, strict=True):
+        if op == "=" and not _is_decimal(other.node) and not numeric.same(value.node, other.node).is_equal:
+            raise NotMath("an equation that does not hold")
         left, right = (("percent", s.node) if s.unit == "percent" else s.node for s in (value, other))
         gap: Node = ("fn", "abs", ("add", (left, ("neg", right))), None)
-        allowed: Node = ("fn", "abs", ("mul", (left, NEARLY)), None)
+        place = _last_place(other.node)
+        allowed: Node = ("num", place, 0) if place else ("fn", "abs", ("mul", (left, NEARLY)), None)
+        if other.unit == "percent" and place:
+            allowed = ("percent", allowed)
         if numeric.sign_of(("add", (allowed, ("neg", gap)))) == -1 or numeric.sign_of(gap) is None:
             raise NotMath("an equation that does not hold")
     return Approximation(value, rounded)
+
+
+def _last_place(node: Node) -> Fraction | None:
+    """Worth of the last digit of a number as written, zeros at the end of a whole one left out; None of others."""
+    match node:
+        case ("num", 0, 0):
+            return Fraction(1)
+        case ("num", int(value), 0):
+            digits = str(value)
+            return Fraction(10) ** (len(digits) - len(digits.rstrip("0")))
+        case ("num", value, digits) if digits:
+            return numeric.last_place(Fraction(value), digits)
+        case ("neg", a):
+            return _last_place(a)
+    return None
+
+
+def _is_decimal(node: Node) -> bool:
+    match node:
+        case ("num", _, digits):
+            return bool(digits)
+        case ("neg", a):
+            return _is_decimal(a)
+    return False
 
 
 def _inequality(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> Region | None:
@@ -464,6 +502,8 @@ def _listed(nodes: tuple[Node, ...], connective: str) -> Form:
             if isinstance(first, Region) and isinstance(second, Region) and (both := _both(first, second)) is not None:
                 return both
         raise NotMath("several conditions")
+    if isinstance(forms[0], Relation) and any(isinstance(f, Scalar) and f.name is None for f in forms[1:]):
+        raise NotMath("a relation beside values")
     given = [name for name in names if name]
     if len(given) == len(forms) and len(set(given)) == len(forms):
         return Assignment(tuple((str(name), _anonymous(f)) for name, f in zip(names, forms, strict=True)))
@@ -500,7 +540,10 @@ def _united(forms: list[Form]) -> Form:
         if region is not None:
             intervals.extend(region.intervals)
         elif isinstance(f, Collection) and all(isinstance(i, Scalar) and i.unit is None for i in f.items):
-            intervals.extend(Interval(i.node, True, i.node, True) for i in f.items if isinstance(i, Scalar))
+            points = [i.node for i in f.items if isinstance(i, Scalar)]
+            if INFINITY in points or MINUS_INFINITY in points:
+                raise NotMath("infinity in a set")
+            intervals.extend(Interval(point, True, point, True) for point in points)
         else:
             raise NotMath("union")
     return Region(tuple(intervals))

@@ -55,6 +55,7 @@ _DRESS = re.compile(
     r"|\\(?:displaystyle|textstyle|limits|nolimits|quad|qquad|mathstrut|angle|measuredangle|hspace\{[^{}]{0,20}\}|hline|bf|rm|it)(?![a-zA-Z])"
     r"|(?<!\\)\\[!,;:> ]|~"
 )
+_BOX = re.compile(r"\s*\$?\\boxed\{((?:[^{}\\]|\\.|\{[^{}]*\})*)\}\$?\s*", re.DOTALL)
 _FONT = re.compile(r"\\(?:mathbf|mathit|mathcal|mathsf|boldsymbol|bm|pmb|ensuremath|boxed|fbox)(?![a-zA-Z])")
 _ORDINAL = re.compile(r"(?<=\d)(?:\^?\{?\x01(?:st|nd|rd|th)\x02\}?|(?:st|nd|rd|th)(?![a-zA-Z]))")
 _PMOD = re.compile(r"\\pmod\s*(?:\{([^{}]{0,60})\}|(\d+))")
@@ -74,6 +75,8 @@ _POWER_OF_TEN = re.compile(r"(?<=[\d.])\x01[eE]\x02(?=[+-]?\d)")  # 1.5\mathrm{e
 _DOTS = re.compile(r"\\(?:dots|cdots|dotsc|dotsb)(?![a-zA-Z])|\.\s?\.\s?\.")
 _PLUS_MINUS = re.compile(r"\+/-|(?:^|(?<==))\s*\+\s?-(?=\s?[\d\\a-z(])")
 _DECIMAL_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d)")
+_LEADING_ZERO = re.compile(r"[A-Za-z]\s?_\s?\{?0\d")  # x_{00} is not x_0
+_STRAY_DOLLAR = re.compile(r"(?<!\\)\$(?=\s*[(\[])")
 COMMA_GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 _TEXT = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mbox|operatorname\*?|emph)\s*\{((?:[^{}\\$]|\\[$%&_, ])*)\}"
@@ -150,6 +153,8 @@ def clean(text: str) -> str:
     """Take off the dress that never changes the meaning."""
     if len(text) > MAX_LENGTH:
         raise NotMath("too long")
+    if (box := _BOX.fullmatch(text)) is not None:
+        text = box[1]
     if _DASHED.fullmatch(text):
         raise NotMath("a span or a difference")
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda m: "^{" + m[0].translate(_SUPERSCRIPT) + "}", text)
@@ -158,6 +163,8 @@ def clean(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     text = re.sub("[\x01-\x04]", "", text)
+    if _LEADING_ZERO.search(text):
+        raise NotMath("a subscript with leading zeros")
     text = _GROUPED.sub(lambda m: re.sub(r"\D", "", m[0]), text)
     text = _DECIMAL_COMMA.sub(".", text)
     text = _TEXT.sub(lambda m: f"\x01{m[1]}\x02", text)
@@ -177,7 +184,10 @@ def clean(text: str) -> str:
         text = text[2:-2]
     if text.count("$") - text.count("\\$") >= 2:
         text = re.sub(r"(?<!\\)\$", " ", text)
+    text = _STRAY_DOLLAR.sub(" ", text)
     text = text.rstrip(" \t\n.,;").lstrip()
+    if text.endswith("$") and not text.endswith("\\$"):  # one that was never opened
+        text = text[:-1].rstrip(" \t\n.,;")
     if (text.count("-") > 1 or text.count("/") > 1) and _DATE.fullmatch(text):
         raise NotMath("a date")
     return text[:-1].rstrip() if text.endswith("\\") and not text.endswith("\\\\") else text

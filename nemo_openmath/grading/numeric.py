@@ -452,7 +452,7 @@ def _rounded(a: Node, b: Node, log_base: int) -> Grade | None:
         if x[0] == y[0]:
             return EXACT
         short, long = (x, y) if x[1] <= y[1] else (y, x)
-        if short[1] >= SURE_DIGITS and abs(short[0] - long[0]) * 2 <= _last_place(*short):
+        if short[1] >= SURE_DIGITS and abs(short[0] - long[0]) * 2 <= last_place(*short):
             return unknown("one decimal rounds to the other")
         return DIFFERENT
     (literal, digits), other = (x, b) if x is not None else (y, a)  # type: ignore[misc]
@@ -472,7 +472,7 @@ def _rounded(a: Node, b: Node, log_base: int) -> Grade | None:
         return None
     if digits < MIN_ROUNDED_DIGITS or gap == 0:
         return None
-    place = _last_place(literal, digits)
+    place = last_place(literal, digits)
     if gap >= place or (gap * 2 > place and not cut_off):
         return None
     if terminating:
@@ -492,7 +492,7 @@ def _terminates(value: Fraction) -> bool:
     return rest == 1
 
 
-def _last_place(value: Fraction, digits: int) -> Fraction:
+def last_place(value: Fraction, digits: int) -> Fraction:
     """Worth of the last written digit of a decimal with so many significant digits."""
     if not value:
         return Fraction(0)

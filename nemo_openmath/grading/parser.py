@@ -435,7 +435,13 @@ class Parser:
                 base = self._group_or_token()
             else:
                 power = self._exponent()
+        in_brackets = self._op() in ("(", "[", "|")
         argument = self._argument()
+        if in_brackets and self._op() == "^" and power is None and name in ("ln", "log", "lg"):
+            self.ambiguous = True  # \ln (x-1)^2
+            if self.tight:
+                self.position += 1
+                argument = ("pow", argument, self._exponent())
         if power == ("neg", _ONE):
             if name not in ("sin", "cos", "tan"):
                 raise NotMath("inverse of a function")

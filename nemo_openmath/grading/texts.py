@@ -127,5 +127,6 @@ def compare_words(p: str, e: str, p_is_math: bool, e_is_math: bool, p_is_empty: 
     if (a and a[0] in _EXCLUSIVE and e_is_math) or (b and b[0] in _EXCLUSIVE and p_is_math):
         return not_equal("a word against a number")
     if not (p_is_math and e_is_math) and is_wordy(p) and is_wordy(e) and words(p) == words(e):
-        return equal("same words")
+        letters = [[w for w in _WORD.findall(text) if len(w) == 1 and w not in "aAI"] for text in (p, e)]
+        return equal("same words") if letters[0] == letters[1] else unknown("letters in another case")
     return None

@@ -11,7 +11,10 @@ FRACTION = re.compile(r"\\frac\{(\d+)\}\{(\d+)\}|(\d+)\s*/\s*(\d+)")
 
 
 def body(answer: str) -> str:
-    return answer.strip().rstrip(".").strip("$").strip().rstrip(".")
+    text = answer.strip().rstrip(".")
+    if text.count("$") % 2 or (text.startswith("$") and text.endswith("$")):
+        text = text.strip("$")
+    return text.strip().rstrip(".")
 
 
 def exact_value(text: str) -> Fraction | None:
@@ -29,7 +32,7 @@ def split_sum(text: str) -> list[str] | None:
     depth, terms, start = 0, [], 0
     for i, c in enumerate(text):
         depth += (c in "({[") - (c in ")}]")
-        if depth == 0 and c in ",=<>\\" and (c != "\\" or text.startswith((r"\equiv", r"\pm", r"\text", r"\in"), i)):
+        if depth == 0 and c in ",;|=<>\\" and (c != "\\" or text.startswith((r"\equiv", r"\pm", r"\text", r"\in"), i)):
             return None
         if depth == 0 and c in "+-" and i > 0 and text[:i].strip():
             terms.append(text[start:i].strip())
@@ -41,8 +44,10 @@ def split_sum(text: str) -> list[str] | None:
 def rewritings(answer: str) -> Iterator[str]:
     """At least ten texts that mean the same answer."""
     text = body(answer)
-    yield from (text, f"${text}$", f"$${text}$$", rf"\({text}\)", rf"\[{text}\]", f"{text}.", rf"\boxed{{{text}}}")
-    yield from (rf"\displaystyle {text}", rf"\quad {text} \,", f"  {text}  ", rf"\,{text}\;", rf"$\!{text}$.")
+    yield from (text, f"{text}.", rf"\boxed{{{text}}}", rf"\displaystyle {text}", rf"\quad {text} \,", f"  {text}  ")
+    yield rf"\,{text}\;"
+    if "$" not in text:
+        yield from (f"${text}$", f"$${text}$$", rf"\({text}\)", rf"\[{text}\]", rf"$\!{text}$.")
     for command in ("dfrac", "tfrac"):
         if r"\frac" in text:
             yield text.replace(r"\frac", rf"\{command}")
@@ -51,13 +56,22 @@ def rewritings(answer: str) -> Iterator[str]:
     if r"\sqrt{" in text:
         yield text.replace(r"\sqrt{", r"\sqrt {")
     if (
-        re.search(r"[a-z]{3}|\\text|\\begin|ldots", re.sub(r"\\[a-z]+", "", text))
+        re.search(r"[A-Za-z]{3}|^[A-Z]\b|^\+?\\infty$|\\text|\\begin|ldots", re.sub(r"\\[a-z]+", "", text))
         or "ldots" in text
         or r"\begin" in text
     ):
         return
     yield text.replace("(", r"\left(").replace(")", r"\right)")
     yield text.replace("+", " + ").replace("-", " - ")
+    if re.search(
+        r"[=<>:;$]|\\(?:[lg]eq?(?:slant)?|neq?|approx|equiv|in|mid|cup|pm|mp|circ|%)(?![a-z])|\\[%{]|[\d)]\s*[%°]", text
+    ):
+        return
+    if (
+        re.search(r"(?<=[\d)}])\s*\\?(?:[a-z]{2}\b|(?:math|text)[a-z]*\{)|'|\\prime|^[\[(].*[)\]]$", text)
+        and "," not in text
+    ):
+        return  # units and intervals are no factors
     if "," in text:
         if "(" not in text and len(set(items := [i.strip() for i in text.split(",")])) == len(items):
             yield ", ".join(reversed(items))

@@ -187,7 +187,9 @@ def sweeps(texts: list[str], rng: random.Random, sample: int | None) -> dict[str
 
     return {
         "pairs": lambda: sweep_pairs(some(structured_pairs(texts))),  # type: ignore[arg-type]
-        "rewritings": lambda: sweep_rewritings(some(((t, r) for t in texts for r in dict.fromkeys(rewritings(t))), 0.2)),  # type: ignore[arg-type]
+        "rewritings": lambda: sweep_rewritings(
+            some(((t, r) for t in texts for r in dict.fromkeys(rewritings(t))), 0.2)
+        ),  # type: ignore[arg-type]
         "mutations": lambda: sweep_mutations(some(((k, t, m) for t in texts for k, m in mutations(t)), 0.2)),  # type: ignore[arg-type]
         "votes": lambda: sweep_votes(
             ballots(texts if sample is None else rng.sample(texts, max(1, sample // 250)), rng), rng
