@@ -5,6 +5,7 @@ A pair whose text has two customary readings gets a verdict only where both read
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -27,9 +28,15 @@ _NO_LABEL = frozenset({"answer", "final answer", "ans", "result"})
 _IN_BASE = re.compile(r"(-?[0-9A-Z]{1,60})_\{?(?!10\b)\d{1,2}\}?")
 _SPACING = re.compile(r"\\[!,;:> ]|\\thinspace|[\s~$]")
 _DECIMAL_COMMA = re.compile(r"-?\d{1,30},\d{1,30}")  # 0,125
+_PARTS = re.compile(  # (a) 5 (b) 6
+    r"\(a\)\s*[^\s(].*\(b\)|\(i\)\s*[^\s(].*\(ii\)|\(1\)\s*[^\s(].*\(2\)|\(A\)\s*[^\s(].*\(B\)", re.DOTALL
+)
+_COMMA_LIST = re.compile(r"(?<!\d),|,(?!\d)|,\d+,|\d,\d+[^\d;)\]}]")  # a comma that is no decimal point
+_CURRENCY = re.compile(r"\\?\$|[€£¥]")
 _SURELY_DECIMAL = re.compile(r"-?0,\d{2,30}|-0,\d")  # as a list nobody writes it
 _EUROPEAN = re.compile(r"-?\d{1,3}(?:\.\d{3}){1,10},\d{1,30}")  # 1.234,56
 _POINTS = re.compile(r"-?\d{1,3}(?:\.\d{3}){2,10}")  # 1.234.567
+_POINT = re.compile(r"-?[1-9]\d{0,2}\.\d{3}")  # 1.234
 _GROUPS = re.compile(r"-?[1-9](?:\d{0,2}(?:,\d{3}){1,10}|\d?(?:,\d{2}){1,10},\d{3}|\d{0,3}(?:,\d{4}){1,10})")
 _SPAN = re.compile(r"\d+(?:-\d+)+")  # 3-2: a score, pages, a difference
 _VECTORS, _CROSS = re.compile(r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm|hat)\b"), re.compile(r"\\times|×|\\wedge")
@@ -119,6 +126,9 @@ class _Reading:
                 self.label = "" if name in _NO_LABEL else name
                 self.cleaned = self.cleaned[label.end() :]
         self.canonical = _canonical(self.cleaned)
+        if _PARTS.match(self.cleaned) is not None:
+            self.problem = "labelled parts"
+            return
         source = texts.number_word(self.words) or _large_base(self.canonical) or self.cleaned
         for variant in _comma_readings(source):
             try:
@@ -214,6 +224,11 @@ def _compare_read(p: _Reading, e: _Reading) -> Grade:
     if grade.is_equal and all(map(_SURELY_DECIMAL.fullmatch, (p.squeezed, e.squeezed))):
         as_decimals = compare(*(r.squeezed.replace(",", ".") for r in (p, e)))
         return as_decimals if as_decimals.is_equal else unknown("a comma that may be a decimal point")
+    if grade.verdict is Verdict.NOT_EQUAL:
+        others = [_numbers_with_commas(x, y.canonical.startswith("(")) for x, y in ((p, e), (e, p))]
+        for x, y in itertools.product(*others):
+            if not _certainly_different(_read(x), _read(y)):
+                return unknown("commas or points that may be read in two ways")
     if p.ambiguous or e.ambiguous:
         other = _compare_readings(p.tight, e.tight, p.cleaned + " " + e.cleaned)
         if other.verdict is not grade.verdict:
@@ -229,8 +244,8 @@ def _notations(x: _Reading, y: _Reading) -> str | None:
     """Why ``x`` against ``y`` is a question of notation that mathematics does not answer, else None."""
     if (m := _IN_BASE.fullmatch(x.canonical)) is not None and m[1].lstrip("0") == y.canonical.lstrip("0"):
         return "digits of a base against digits without one"
-    for number in _numbers_with_commas(x.squeezed, x.canonical, x.spaced, y.canonical.startswith("(")):
-        if compare(number, y.cleaned).verdict is not Verdict.NOT_EQUAL:
+    for number in _numbers_with_commas(x, y.canonical.startswith("(")):
+        if not _certainly_different(_read(number), y):
             return "a comma or point that may be read in two ways"
     if _LETTERS.fullmatch(x.canonical) and sorted(x.canonical) == sorted(
         y.canonical.replace(",", "").replace("and", "")
@@ -239,16 +254,24 @@ def _notations(x: _Reading, y: _Reading) -> str | None:
     return None
 
 
-def _numbers_with_commas(squeezed: str, canonical: str, spaced: bool, beside_tuple: bool) -> Iterator[str]:
+def _certainly_different(x: _Reading, y: _Reading) -> bool:
+    """Whether two answers differ as they stand, no other reading of a comma or point considered."""
+    return bool(x.forms and y.forms) and _compare_readings(x.forms, y.forms, "").verdict is Verdict.NOT_EQUAL
+
+
+def _numbers_with_commas(reading: _Reading, beside_tuple: bool) -> Iterator[str]:
     """What a text of digits and commas also means somewhere: 0,125 is 0.125, 1, 234 is perhaps 1234. The reading
     that the grader takes by custom is left out."""
-    if "," not in squeezed and squeezed.count(".") < 2:
+    squeezed, canonical = _CURRENCY.sub("", reading.squeezed), reading.canonical
+    if "," not in squeezed and "." not in squeezed:
         return
-    if _DECIMAL_COMMA.fullmatch(squeezed) and not spaced:
+    if ";" in squeezed and not _COMMA_LIST.search(squeezed):  # 2,5; 3,5
+        yield squeezed.replace(",", ".").replace(";", ",")
+    if _DECIMAL_COMMA.fullmatch(squeezed) and not reading.spaced:
         yield squeezed.replace(",", ".")
     if _EUROPEAN.fullmatch(squeezed):
         yield squeezed.replace(".", "").replace(",", ".")
-    if _POINTS.fullmatch(squeezed):
+    if _POINTS.fullmatch(squeezed) or _POINT.fullmatch(squeezed):
         yield squeezed.replace(".", "")
     bare = squeezed[1:-1] if squeezed[:1] == "(" and squeezed[-1:] == ")" and not beside_tuple else squeezed
     if _GROUPS.fullmatch(bare) and not lexer.COMMA_GROUPED.fullmatch(canonical.lstrip("-")) and not canonical.isdigit():

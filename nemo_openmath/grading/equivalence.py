@@ -124,7 +124,10 @@ class Comparison:
                 case Assignment(), Tuple(items=items) | Collection(items=items):
                     if y.name and y.name != "(" + ",".join(sorted(name for name, _ in x.values)) + ")":
                         return unknown("several names against one")
-                    return self._assignment_with_values(x, items)
+                    grade = self._assignment_with_values(x, items)
+                    if not grade.is_equal and any(isinstance(value, Collection) for _, value in x.values):
+                        return unknown("several values of a name")
+                    return grade
                 case Assignment(), _:
                     return unknown("several names against one value")
                 case Matrix(), Matrix():
@@ -140,6 +143,8 @@ class Comparison:
                     numeric.sign_of(n) == 0 for row in x.rows for n in row
                 ):
                     return unknown("a matrix of zeros and zero")
+                case Matrix(rows=((_,), (_,))), Scalar():
+                    return unknown("a column or a binomial coefficient")
                 case Congruence(), Congruence():
                     return self._congruences(x, y)
                 case Congruence(), _:

@@ -76,6 +76,7 @@ _DOTS = re.compile(r"\\(?:dots|cdots|dotsc|dotsb)(?![a-zA-Z])|\.\s?\.\s?\.")
 _PLUS_MINUS = re.compile(r"\+/-|(?:^|(?<==))\s*\+\s?-(?=\s?[\d\\a-z(])")
 _DECIMAL_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d)")
 _LEADING_ZERO = re.compile(r"[A-Za-z]\s?_\s?\{?0\d")  # x_{00} is not x_0
+_PER_CENT = re.compile(r"\bper\s+cent\b")
 _STRAY_DOLLAR = re.compile(r"(?<!\\)\$(?=\s*[(\[])")
 COMMA_GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 _TEXT = re.compile(
@@ -163,6 +164,7 @@ def clean(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     text = re.sub("[\x01-\x04]", "", text)
+    text = _PER_CENT.sub("percent", text)
     if _LEADING_ZERO.search(text):
         raise NotMath("a subscript with leading zeros")
     text = _GROUPED.sub(lambda m: re.sub(r"\D", "", m[0]), text)

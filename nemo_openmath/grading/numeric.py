@@ -377,10 +377,30 @@ def _differ(a: Node, b: Node) -> Grade:
     first, second = symbols(a), symbols(b)
     if first != second:
         return unknown("letters that only one side has")
+    if len(first) == 1 and _same_steps(a, b, next(iter(first))):
+        return unknown("the same values for other whole numbers")
     constants = [name for name in first if _CONSTANT.fullmatch(name)]
     if constants and len(first) > len(constants):
         return _families(a, b, constants)
     return not_equal("different functions of their symbols")
+
+
+def _same_steps(a: Node, b: Node, name: str) -> bool:
+    """Whether two angles such as pi/4 + k pi and 5 pi/4 - k pi run through the same values for all whole k."""
+    if not _counting(name) or not all(_mentions(n, ("const", "pi")) or _mentions_any(n, "unit") for n in (a, b)):
+        return False
+    try:
+        rows = []
+        for node in (a, b):
+            values = [Evaluator(FIRST_PRECISION, {name: k}).value(node) for k in (0, 1, 2)]
+            rows.append([float(ball.midpoint(v.re) if isinstance(v, ball.Ball) else v) for v in values])
+    except (ArithmeticError, ValueError):
+        return False
+    (p, q, r), (u, v, w) = rows
+    step = q - p
+    is_linear = abs(r - q - step) < 1e-9 and abs(w - v - (v - u)) < 1e-9 and abs(step) > 1e-9
+    shift = (u - p) / step if is_linear else 0.5
+    return is_linear and abs(abs(v - u) - abs(step)) < 1e-9 and abs(shift - round(shift)) < 1e-9
 
 
 def _families(a: Node, b: Node, constants: list[str]) -> Grade:

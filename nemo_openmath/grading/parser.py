@@ -442,6 +442,8 @@ class Parser:
             if self.tight:
                 self.position += 1
                 argument = ("pow", argument, self._exponent())
+        if name in ("min", "max") and argument[0] not in ("seq", "list"):
+            raise NotMath("the least or greatest of one")
         if power == ("neg", _ONE):
             if name not in ("sin", "cos", "tan"):
                 raise NotMath("inverse of a function")

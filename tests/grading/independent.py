@@ -33,22 +33,23 @@ _FONT = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox|operatorname)\s*\{([^{}
 _SPELLINGS = (
     (r"\dfrac", r"\frac"), (r"\tfrac", r"\frac"), (r"\leqslant", r"\le "), (r"\geqslant", r"\ge "), (r"\%", "%"),
     (r"\leq", r"\le "), (r"\geq", r"\ge "), ("{,}", ","), ("+\\infty", "\\infty"), (r"\{", "{"), (r"\}", "}"),
-    ("π", r"\pi "), (r"\$", ""), (r"\lvert", "|"), (r"\rvert", "|"), (r"\cdot", r"\cdot "),
+    ("π", r"\pi "), (r"\$", ""), (r"^{\circ}", r"\circ"), (r"^\circ", r"\circ"), (r"\lvert", "|"), (r"\rvert", "|"), (r"\cdot", r"\cdot "),
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z]\w{0,3}(?:_\{?\w+\}?)?(?:\([a-z]\))?=(?![^=]*[=<>])")
 _FUNCTION = re.compile(r"([A-Za-z]\w{0,3}(?:_\{?\w+\}?)?)\(([A-Za-z])\)=")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _UNIT = re.compile(
-    r"(?<=[\d})])\s*(?:%|\^\{?\\circ\}?|[€£¥]|(?:square |cubic )?(?:miles|feet|inches|yards|hours|[a-z]{1,3}|units?)"
+    r"(?<=[\d})])\s*(?:%|\^?\{?\\circ\}?|[€£¥]|(?:square |cubic )?(?:miles|feet|inches|yards|hours|[a-z]{1,3}|units?)"
     r"(?:\^\{?\d\}?)?(?:/[a-z]+)?)$"
 )
 _CONNECTIVE = re.compile(r"\s*(?:,\s*(?:and|or)\s|;|,|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z]))\s*")
 _DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?!\d)")
 
 
-def confirmed(a: str, b: str) -> bool | None:
-    """Whether two answers are the same by another way; None where this check cannot read one of them."""
-    opinions = [_opinion(x, y) for x, y in _readings(undressed(a), undressed(b))]
+def confirmed(a: str, b: str, *, units: bool = True) -> bool | None:
+    """Whether two answers are the same by another way; None where this check cannot read one of them. ``units``: a
+    unit may be left out on one side."""
+    opinions = [_opinion(x, y) for x, y in _readings(undressed(a), undressed(b), units)]
     return True if True in opinions else False if False in opinions else None
 
 
@@ -56,18 +57,26 @@ def undressed(text: str) -> str:
     """The characters of an answer without dollar signs, font commands and spacing."""
     text = _FONT.sub(r" \1 ", _DRESS.sub(" ", text))
     for spelling, other in _SPELLINGS:
-        text = re.sub(re.escape(spelling) + ("(?![a-zA-Z])" if spelling[-1].isalpha() else ""), lambda _: other, text)
+        text = re.sub(
+            re.escape(spelling) + ("(?![a-zA-Z])" if spelling[-1].isalpha() else ""),
+            functools.partial(_constant, other),
+            text,
+        )
     return re.sub(r"\s+", " ", text).strip().rstrip(".,;").strip()
 
 
-def _readings(a: str, b: str) -> Iterator[tuple[str, str]]:
+def _constant(text: str, _: re.Match[str]) -> str:
+    return text
+
+
+def _readings(a: str, b: str, with_units: bool) -> Iterator[tuple[str, str]]:
     """The pair as it stands, then with one convention applied."""
     yield a, b
     whole = [_THOUSANDS.sub(lambda m: m[0].replace(",", ""), text) for text in (a, b)]
     if whole != [a, b]:
         yield whole[0], whole[1]
     units = [_UNIT.search(text) for text in whole]
-    if (units[0] is None) != (units[1] is None):
+    if with_units and (units[0] is None) != (units[1] is None):
         bare = [text[: unit.start()] if unit else text for text, unit in zip(whole, units, strict=True)]
         yield bare[0], bare[1]
         if (unit := units[0] or units[1]) is not None and "circ" in unit[0]:
@@ -134,9 +143,8 @@ def _lists(a: Parts, b: Parts) -> bool | None:
     if len(a[2]) != len(b[2]):
         return False
     ends = [(p[0] if "infty" not in p[2][0] else "(", p[1] if "infty" not in p[2][-1] else ")") for p in (a, b)]
-    if ends[0] != ends[1] and all(p[0] for p in (a, b)):
-        if len(a[2]) != 1:
-            return False
+    if ends[0] != ends[1] and all(p[0] for p in (a, b)) and len(a[2]) != 1:
+        return False
     return _all(_opinion(x, y) for x, y in zip(_unnamed(a[2]), _unnamed(b[2]), strict=True))
 
 
@@ -162,6 +170,12 @@ def _matched(a: list[str], b: list[str], repeated: bool) -> bool | None:
     opinions = [[_opinion(x, y) for y in b] for x in a]
     if not all(any(o is True for o in row) for row in (*opinions, *zip(*opinions, strict=True))):
         return None if any(o is None for row in opinions for o in row) else False
+    free = list(range(len(b)))
+    for row in opinions:
+        match = next((j for j in free if row[j]), None)
+        if match is None:
+            return repeated
+        free.remove(match)
     return True
 
 
@@ -174,7 +188,7 @@ def _single(a: str, b: str) -> bool | None:
     a, b = (text.replace(r"\approx", "=") for text in (a, b))
     squeezed = [re.sub(r"\s", "", text) for text in (a, b)]
     chains = [text.split("=") for text in squeezed]
-    if max(map(len, chains)) > 2 or all(len(c) == 2 and _is_number(c[0]) for c in chains):
+    if any(len(c) > 2 or (len(c) == 2 and all(map(_is_number, c))) for c in chains):
         return _chain(*chains)
     functions = [_FUNCTION.match(text) for text in squeezed]
     if functions[0] and functions[1] and functions[0][1] == functions[1][1] and functions[0][2] != functions[1][2]:
@@ -206,7 +220,7 @@ def _chain(a: list[str], b: list[str]) -> bool | None:
     """The values behind chains of numbers, which must hold but for decimals; a name may stand in front."""
     values = []
     for sides in (a, b):
-        sides = sides if _is_number(sides[0]) else sides[1:]
+        sides = sides if _is_number(sides[0]) or len(sides) == 1 else sides[1:]
         if not all(map(_is_number, sides)):
             return None
         exact = [s for s in sides if "." not in s] or sides
@@ -219,6 +233,7 @@ def _chain(a: list[str], b: list[str]) -> bool | None:
 @functools.lru_cache(maxsize=20_000)
 def _read(text: str) -> Any:
     text = re.sub(r"\s*([{}])\s*", r"\1", text)
+    text = re.sub(r"\\begin\{array\}\{[a-z]*\}", r"\\begin{pmatrix}", text).replace(r"\end{array}", r"\end{pmatrix}")
     text = _DECIMAL.sub(lambda m: rf"\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}", text)
     text = re.sub(r"([\^_])(\\frac\{\d+\}\{\d+\})", r"\1{\2}", text)
     text = re.sub(r"\\(frac|binom)\s*(\d)\s*(\d)", r"\\\1{\2}{\3}", text)
@@ -311,5 +326,5 @@ def _relations(a: Any, b: Any) -> bool | None:
             ratios.append(x / y)
     if len(ratios) < MIN_POINTS:
         return None
-    constant = all(_close(ratios[0], r) for r in ratios)
+    constant = all(_close(ratios[0], r) for r in ratios) and not _close(ratios[0], 0)
     return constant and (kinds[0] in ("=", "!=") or bool(sympy.re(ratios[0]) > 0))

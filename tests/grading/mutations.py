@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from .rewritings import body
 
-TOKEN = re.compile(r"\\(?:begin|end)\{[a-z]+\}|\\[a-zA-Z]+|\d+(?:\.\d+)?|[a-zA-Z]+|\s+|.", re.DOTALL)
+TOKEN = re.compile(r"\\(?:begin|end)\{[a-z]+\}|\\[a-zA-Z]+|\\[%$]|\d+(?:\.\d+)?|[a-zA-Z]+|\s+|.", re.DOTALL)
 _SWAPS = {
     "sign": {"+": ["-"], "-": ["+"], r"\pm": ["+", "-"]},
     "relation": {

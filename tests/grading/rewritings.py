@@ -8,6 +8,14 @@ from fractions import Fraction
 
 NUMBER = re.compile(r"(?<![\d.,])\d+(?![\d.,]*\d)")
 FRACTION = re.compile(r"\\frac\{(\d+)\}\{(\d+)\}|(\d+)\s*/\s*(\d+)")
+_WORDS = re.compile(r"[A-Za-z]{3}|^[A-Z]\b|^\+?\\infty$|\\text|\\begin|ldots")
+_RELATED = re.compile(
+    r"[=<>:;$]|\\(?:[lg]eq?(?:slant)?|neq?|approx|equiv|in|mid|cup|pm|mp|circ|%)(?![a-z])|\\[%{]|[\d)]\s*[%°]"
+)
+_NO_FACTOR = re.compile(  # units and intervals
+    r"(?<=[\d)}])\s*\\?(?:[a-z]{2}\b|(?:math|text)[a-z]*\{)|'|\\prime|^[\[(].*[)\]]$"
+)
+_EQUATION = re.compile(r"([^=<>,;:|$]+?)(=|<|>|\\leqslant|\\geqslant|\\leq?|\\geq?)(?![a-z])([^=<>,;:|$]+)")
 
 
 def body(answer: str) -> str:
@@ -55,23 +63,13 @@ def rewritings(answer: str) -> Iterator[str]:
         yield text.replace(r"\pi", "π")
     if r"\sqrt{" in text:
         yield text.replace(r"\sqrt{", r"\sqrt {")
-    if (
-        re.search(r"[A-Za-z]{3}|^[A-Z]\b|^\+?\\infty$|\\text|\\begin|ldots", re.sub(r"\\[a-z]+", "", text))
-        or "ldots" in text
-        or r"\begin" in text
-    ):
+    if _WORDS.search(re.sub(r"\\[a-z]+", "", text)) or "ldots" in text or r"\begin" in text:
         return
     yield text.replace("(", r"\left(").replace(")", r"\right)")
     yield text.replace("+", " + ").replace("-", " - ")
-    if re.search(
-        r"[=<>:;$]|\\(?:[lg]eq?(?:slant)?|neq?|approx|equiv|in|mid|cup|pm|mp|circ|%)(?![a-z])|\\[%{]|[\d)]\s*[%°]", text
-    ):
+    yield from turned(text)
+    if _RELATED.search(text) or ("," not in text and _NO_FACTOR.search(text)):
         return
-    if (
-        re.search(r"(?<=[\d)}])\s*\\?(?:[a-z]{2}\b|(?:math|text)[a-z]*\{)|'|\\prime|^[\[(].*[)\]]$", text)
-        and "," not in text
-    ):
-        return  # units and intervals are no factors
     if "," in text:
         if "(" not in text and len(set(items := [i.strip() for i in text.split(",")])) == len(items):
             yield ", ".join(reversed(items))
@@ -107,6 +105,21 @@ def rewritings(answer: str) -> Iterator[str]:
         yield f"{sign}{float(size)!r}0"
     if n > d > 1:
         yield rf"{sign}{n // d}\frac{{{n % d}}}{{{d}}}"
+
+
+def turned(text: str) -> Iterator[str]:
+    """An equation or inequality with its sides exchanged, and doubled."""
+    m = _EQUATION.fullmatch(text)
+    if m is None or _RELATED.search(m[1] + m[3]) or r"\mathrm" in text:
+        return
+    flipped = {"=": "=", "<": ">", ">": "<"}.get(m[2]) or (r"\ge " if m[2].startswith(r"\le") else r"\le ")
+    yield f"{m[3]}{flipped}{m[1]}"
+    letters = [re.search("[a-zA-Z]", re.sub(r"\\[a-z]+|[{ ]e[ }]", "", side)) for side in (m[1], m[3])]
+    if letters[1] is None and (letters[0] is None or re.fullmatch(r"\s*\w\s*", m[1])):
+        return  # a value
+    if not re.match(r"\s*\w+\(", m[1]):
+        yield f"2({m[1]}){m[2]} 2({m[3]})"
+        yield f"{m[1]}-({m[3]}){m[2]} 0"
 
 
 def prime_factors(n: int) -> Iterator[int]:
