@@ -33,7 +33,8 @@ _FONT = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox|operatorname)\s*\{([^{}
 _SPELLINGS = (
     (r"\dfrac", r"\frac"), (r"\tfrac", r"\frac"), (r"\leqslant", r"\le "), (r"\geqslant", r"\ge "), (r"\%", "%"),
     (r"\leq", r"\le "), (r"\geq", r"\ge "), ("{,}", ","), ("+\\infty", "\\infty"), (r"\{", "{"), (r"\}", "}"),
-    ("π", r"\pi "), (r"\$", ""), (r"^{\circ}", r"\circ"), (r"^\circ", r"\circ"), (r"\lvert", "|"), (r"\rvert", "|"), (r"\cdot", r"\cdot "),
+    ("π", r"\pi "), (r"\$", ""), (r"^{\circ}", r"\circ"), (r"^\circ", r"\circ"),
+    (r"\lvert", "|"), (r"\rvert", "|"), (r"\cdot", r"\cdot "),
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z]\w{0,3}(?:_\{?\w+\}?)?(?:\([a-z]\))?=(?![^=]*[=<>])")
 _FUNCTION = re.compile(r"([A-Za-z]\w{0,3}(?:_\{?\w+\}?)?)\(([A-Za-z])\)=")
