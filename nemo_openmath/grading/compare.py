@@ -28,6 +28,7 @@ _NO_LABEL = frozenset({"answer", "final answer", "ans", "result"})
 _IN_BASE = re.compile(r"(-?[0-9A-Z]{1,60})_\{?(?!10\b)\d{1,2}\}?")
 _SPACING = re.compile(r"\\[!,;:> ]|\\thinspace|[\s~$]")
 _DECIMAL_COMMA = re.compile(r"-?\d{1,30},\d{1,30}")  # 0,125
+_AND_OR = re.compile(r"(?<![a-zA-Z\\])(and|or)(?![a-zA-Z])")
 _PARTS = re.compile(  # (a) 5 (b) 6
     r"\(a\)\s*[^\s(].*\(b\)|\(i\)\s*[^\s(].*\(ii\)|\(1\)\s*[^\s(].*\(2\)|\(A\)\s*[^\s(].*\(B\)", re.DOTALL
 )
@@ -195,15 +196,23 @@ def _comma_readings(text: str) -> Iterator[str]:
 def _compare(predicted: str, expected: str) -> Grade:
     p, e = _read(predicted), _read(expected)
     grade = _compare_read(p, e)
+    if grade.is_equal and {_connective(p.cleaned), _connective(e.cleaned)} == {"and", "or"}:
+        return unknown("and, or or")
     names = [r.label or (getattr(r.forms[0], "name", None) if r.forms else None) for r in (p, e)]
     if grade.is_equal and (p.label or e.label) and None not in names and names[0] != names[1]:
         return unknown(f"the same value of {names[0]} and of {names[1]}")
     if grade.is_equal and p.canonical != e.canonical:
         if any(_VECTORS.search(text) and _CROSS.search(text) for text in (predicted, expected)):
             return unknown("a product of vectors depends on their order")
-        if _WORD.fullmatch(p.canonical) and _WORD.fullmatch(e.canonical):
+        if _WORD.fullmatch(p.canonical) and _WORD.fullmatch(e.canonical) and p.canonical.lower() != e.canonical.lower():
             return unknown("the same letters in another order")
     return grade
+
+
+def _connective(text: str) -> str | None:
+    """What joins an answer without numbers, such as A and B, where it is one word."""
+    found = set(_AND_OR.findall(text))
+    return found.pop() if len(found) == 1 and not re.search(r"\d", text) else None
 
 
 def _compare_read(p: _Reading, e: _Reading) -> Grade:
@@ -226,8 +235,8 @@ def _compare_read(p: _Reading, e: _Reading) -> Grade:
         return as_decimals if as_decimals.is_equal else unknown("a comma that may be a decimal point")
     if grade.verdict is Verdict.NOT_EQUAL:
         others = [_numbers_with_commas(x, y.canonical.startswith("(")) for x, y in ((p, e), (e, p))]
-        for x, y in itertools.product(*others):
-            if not _certainly_different(_read(x), _read(y)):
+        for number, other_number in itertools.product(*others):
+            if not _certainly_different(_read(number), _read(other_number)):
                 return unknown("commas or points that may be read in two ways")
     if p.ambiguous or e.ambiguous:
         other = _compare_readings(p.tight, e.tight, p.cleaned + " " + e.cleaned)

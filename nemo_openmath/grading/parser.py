@@ -198,6 +198,8 @@ class Parser:
             factor = self._factor()
             if braced and node[0] == factor[0] == "num":
                 raise NotMath("numbers side by side")  # TeX prints {2}{3} as 23
+            if braced and node[0] == "num" and factor[0] == "div" and factor[1][0] == factor[2][0] == "num":
+                raise NotMath("a mixed number or a product")  # 2{\frac{1}{3}}
             node = _times(node, factor)
         return node
 

@@ -70,6 +70,20 @@ def test_what_no_proof_decides_is_left_to_the_judge() -> None:
     assert not decided
 
 
+def test_claims_by_kind() -> None:
+    """Each pair has one of the verdicts that are right, and the same in both directions."""
+    names = {"E": Verdict.EQUAL, "N": Verdict.NOT_EQUAL, "U": Verdict.UNKNOWN}
+    lines = (Path(__file__).parent / "claims.txt").read_text("utf-8").splitlines()
+    claims = [line.split(" ~ ") for line in lines if line and not line.startswith(("; ", "["))]
+    wrong = []
+    for a, b, allowed in claims:
+        grade, turned = compare(a, b), compare(b, a)
+        if grade.verdict not in {names[letter] for letter in allowed} or turned.verdict is not grade.verdict:
+            wrong.append(f"{a}  ~  {b}: {grade.verdict} ({grade.reason}), turned {turned.verdict}; right: {allowed}")
+    assert len(claims) > 800
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize(
     ("predicted", "expected", "same"),
     [("1104", "104", True), ("104", "1104", True), ("-1", "999", True), ("105", "104", False), ("2^{10}", "24", True),
