@@ -42,6 +42,7 @@ _GROUPS = re.compile(r"-?[1-9](?:\d{0,2}(?:,\d{3}){1,10}|\d?(?:,\d{2}){1,10},\d{
 _SPAN = re.compile(r"\d+(?:-\d+)+")  # 3-2: a score, pages, a difference
 _VECTORS, _CROSS = re.compile(r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm|hat)\b"), re.compile(r"\\times|×|\\wedge")
 _WORD = re.compile(r"[a-zA-Z]{3,}")
+_NAMED = re.compile(r"([a-zA-Z])\s*=")
 _COUNT_OF_PRIMES = re.compile(r"\\pi\(\d+\)")
 _LETTERS = re.compile(r"[A-J]{2,10}")
 _SPACE = re.compile(r"((?<=[\w.])\s+(?=[\w.])|(?<=,)\s+(?=\d))|\s+")  # group 1: a space that means something
@@ -204,15 +205,18 @@ def _compare(predicted: str, expected: str) -> Grade:
     if grade.is_equal and p.canonical != e.canonical:
         if any(_VECTORS.search(text) and _CROSS.search(text) for text in (predicted, expected)):
             return unknown("a product of vectors depends on their order")
-        if _WORD.fullmatch(p.canonical) and _WORD.fullmatch(e.canonical) and p.canonical.lower() != e.canonical.lower():
+        letters = [r.canonical.lower() for r in (p, e)]
+        if all(map(_WORD.fullmatch, letters)) and letters[0] != letters[1] and sorted(letters[0]) == sorted(letters[1]):
             return unknown("the same letters in another order")
     return grade
 
 
 def _connective(text: str) -> str | None:
-    """What joins an answer without numbers, such as A and B, where it is one word."""
+    """What joins an answer without numbers, such as A and B, or values of several names, where it is one word.
+    (x = 1 and x = 2, x = 1 or x = 2: both are said of the solutions of an equation.)"""
     found = set(_AND_OR.findall(text))
-    return found.pop() if len(found) == 1 and not re.search(r"\d", text) else None
+    numbers, names = re.search(r"\d", text), set(_NAMED.findall(text))
+    return found.pop() if len(found) == 1 and (not numbers or len(names) > 1) else None
 
 
 def _compare_read(p: _Reading, e: _Reading) -> Grade:

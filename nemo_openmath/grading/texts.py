@@ -125,6 +125,8 @@ def compare_words(p: str, e: str, p_is_math: bool, e_is_math: bool, p_is_empty: 
     if (a == _NO_SOLUTION and e_is_empty) or (b == _NO_SOLUTION and p_is_empty):
         return equal("nothing")
     if (a and a[0] in _EXCLUSIVE and e_is_math) or (b and b[0] in _EXCLUSIVE and p_is_math):
+        if any(len(text) == 1 and text.isalpha() for text in (p, e)):
+            return unknown("a word against a letter")
         return not_equal("a word against a number")
     if not (p_is_math and e_is_math) and is_wordy(p) and is_wordy(e) and words(p) == words(e):
         letters = [[w for w in _WORD.findall(text) if len(w) == 1 and w not in "aAI"] for text in (p, e)]
