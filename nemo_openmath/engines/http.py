@@ -115,6 +115,8 @@ class HTTPEngine:
         if api_key_env is not None:
             if not (key := os.environ.get(api_key_env)):
                 raise UserError(f"the environment variable {api_key_env} is empty", remedy="set it to the API key")
+            if not key.isascii() or not key.isprintable():
+                raise UserError(f"the key in {api_key_env} is not printable ASCII", remedy="set it to the API key")
             self._headers["Authorization"] = f"Bearer {key}"
         self._connections, self._timeout_s = connections, timeout_s
         self._dialect: Dialect | None = None

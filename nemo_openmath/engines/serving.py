@@ -26,10 +26,10 @@ from typing import BinaryIO, Literal, Self
 import aiohttp
 
 from nemo_openmath.engines.free_memory import free_memory, show
-from nemo_openmath.engines.listening import check_address, free_port
 from nemo_openmath.engines.protocol import EngineError
 from nemo_openmath.engines.serving_options import DEVICE, DTYPE, NO_CHAT, add_embedded_options
 from nemo_openmath.errors import ExitCode, MissingExtra, OpenMathError, UserError
+from nemo_openmath.pipeline.listening import check_address, free_port
 from nemo_openmath.pipeline.processes import child_environment, die_with_parent
 from nemo_openmath.pipeline.waiting import Waiting
 

@@ -19,6 +19,7 @@ import aiohttp
 import psutil
 import pytest
 
+from nemo_openmath.cli.main import run
 from nemo_openmath.errors import UserError
 from nemo_openmath.recipe.file import SandboxSettings
 from nemo_openmath.sandbox import Execution, Limits, SandboxError, Status
@@ -315,6 +316,43 @@ async def test_a_token_is_needed_where_others_can_come(monkeypatch: pytest.Monke
             await RemoteSandbox(service.url).start()
         async with RemoteSandbox(service.url, "OPENMATH_SANDBOX_TOKEN") as sandbox, await sandbox.session() as session:
             assert (await session.execute("1 + 1")).stdout == "2\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--port", "{used}"], "port {used} of 127.0.0.1 is in use by another program"),
+        (["--port", "99999"], "port 99999 is out of range"),
+        (["--port", "-1"], "port -1 is out of range"),
+        (["--token-env", "UNSET_TOKEN"], "UNSET_TOKEN is not set"),
+        (["--socket", "{folder}/none/s"], "cannot listen on {folder}/none/s: no such folder"),
+        (["--workers", "0"], "workers=0"),
+    ],
+)
+def test_a_service_that_cannot_be_started_says_why_in_one_line(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        names = {"used": taken.getsockname()[1], "folder": tmp_path}
+        assert run(["sandbox", "serve", *(word.format(**names) for word in words)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"openmath: {said.format(**names)}")
+
+
+async def test_a_service_that_is_no_service_or_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ODD_TOKEN", "line\nbreak")
+    with pytest.raises(UserError, match="the token in ODD_TOKEN is not printable"):
+        RemoteSandbox("http://127.0.0.1:1", "ODD_TOKEN")
+    for url in ("http://127.0.0.1:1", "unix:/none/here", "http://no.such.host.invalid:8700"):
+        sandbox = RemoteSandbox(url, patience_s=0.01)
+        with pytest.raises(UserError, match=rf"no sandbox service at {url}: .*cannot connect.*; start one with"):
+            await sandbox.start()
+        await sandbox.close()
+    async with serving() as (service, _):
+        other = RemoteSandbox(f"{service.url}/elsewhere")
+        with pytest.raises(UserError, match="it does not answer as a sandbox service"):
+            await other.start()
+        await other.close()
 
 
 async def test_what_is_refused() -> None:

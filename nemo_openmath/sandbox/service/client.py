@@ -60,9 +60,11 @@ class RemoteSandbox:
         self._waiting = waiting or Waiting()
         self._headers: dict[str, str] = {}
         if token_env is not None:
-            if not os.environ.get(token_env):
+            if not (token := os.environ.get(token_env, "")):
                 raise UserError(f"{token_env} is not set", remedy="put the sandbox service's token there")
-            self._headers["Authorization"] = f"Bearer {os.environ[token_env]}"
+            if not token.isascii() or not token.isprintable():
+                raise UserError(f"the token in {token_env} is not printable ASCII", remedy="give the service's token")
+            self._headers["Authorization"] = f"Bearer {token}"
         self._http: aiohttp.ClientSession | None = None
         self._sessions: set[RemoteSession] = set()
         self._farewells: set[asyncio.Task[None]] = set()

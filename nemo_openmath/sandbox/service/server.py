@@ -28,6 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from nemo_openmath.errors import UserError
 from nemo_openmath.pipeline.clock import Clock, SystemClock
+from nemo_openmath.pipeline.listening import check_address
 from nemo_openmath.sandbox import channel
 from nemo_openmath.sandbox.local import DEFAULT_PACKAGES, LocalSandbox
 from nemo_openmath.sandbox.protocol import Limits, SandboxError
@@ -45,18 +46,21 @@ _RETRY_S = 0.5  # for a zygote that is being replaced
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+TOKEN_ENV = "OPENMATH_SANDBOX_TOKEN"
+
+
 @dataclass(frozen=True)
 class ServiceSettings:
     """``port`` 0 takes a free one; with ``socket`` (a path; its owner alone may connect) there is no port at all.
-    ``token_env``: name of the environment variable with the bearer token, which may be missing only on loopback and
-    on a unix socket. ``workers``: executions at the same time (default: the processors); ``queue``: how many more may
-    wait. ``idle_s``: when an unused session ends. ``drain_s``: for what runs at SIGTERM. ``most``: the largest limits
-    that a client may ask for."""
+    ``token_env``: name of the environment variable with the bearer token; that of the default may be missing on
+    loopback and on a unix socket. ``workers``: executions at the same time (default: the processors); ``queue``: how
+    many more may wait. ``idle_s``: when an unused session ends. ``drain_s``: for what runs at SIGTERM. ``most``: the
+    largest limits that a client may ask for."""
 
     host: str = "127.0.0.1"
     port: int = 8700
     socket: Path | None = None
-    token_env: str = "OPENMATH_SANDBOX_TOKEN"
+    token_env: str = TOKEN_ENV
     workers: int | None = None
     queue: int = 1024
     sessions: int = 1024
@@ -104,6 +108,10 @@ class SandboxService:
 
     async def start(self) -> Self:
         settings = self._settings
+        if settings.socket is None:
+            check_address(settings.host, settings.port)
+        elif not settings.socket.parent.is_dir():
+            raise UserError(f"cannot listen on {settings.socket}: no such folder", remedy="make it, or choose another")
         await self._sandbox.start()
         try:
             self._runner = web.AppRunner(self.app(), access_log=None, shutdown_timeout=5.0)
@@ -112,13 +120,18 @@ class SandboxService:
                 await self._listen(self._runner)
             except OSError as error:
                 where = settings.socket or f"{settings.host}:{settings.port}"
-                raise UserError(f"cannot listen on {where}: {error.strerror}", remedy="choose another") from error
+                raise UserError(
+                    f"cannot listen on {where}: {error.strerror or error}", remedy="choose another"
+                ) from error
         except BaseException:
             await self.close()
             raise
         self._watching = asyncio.create_task(self._watch())
         walls = list(self._sandbox.layers)
         log("listening", url=self.url, pid=os.getpid(), walls=walls, unsafe=self._sandbox.missing_walls)
+        if self._token is None and settings.socket is None:
+            remedy = f"set {settings.token_env}, or use a unix socket"
+            log("no token", logging.WARNING, means="every user of this machine can run code here", remedy=remedy)
         return self
 
     async def drain(self) -> None:
@@ -314,6 +327,8 @@ async def serve(settings: ServiceSettings) -> None:
 
 def _token(name: str, *, required: bool) -> str | None:
     token = os.environ.get(name) or None
+    if token is None and name != TOKEN_ENV:
+        raise UserError(f"{name} is not set", remedy="put the token there that clients must send")
     if token is None and required:
         raise UserError(
             "others could reach this address, and there is no token",
