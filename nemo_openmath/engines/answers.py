@@ -53,13 +53,18 @@ class Piece:
     @property
     def whole(self) -> str:
         """The model's text with its thinking where the model wrote it. Thinking behind which there is no text is left
-        open: whether the model ended it is not known. A text that holds its thinking itself is not given it twice."""
-        if not self.thinking or THINK_END in self.text or self.text.lstrip().startswith(THINK_START):
+        open: whether the model ended it is not known. A text that holds its thinking itself is not given it twice, and
+        tags that a parser left around the thinking, or before the text, are not doubled."""
+        bare = self.text.lstrip()
+        left = bare.startswith(THINK_END)  # by the parser, of what it took out
+        if not self.thinking or bare.startswith(THINK_START) or (THINK_END in bare and not left):
             return self.text
-        thinking = self.thinking.lstrip("\n")
-        if not self.text.strip():
+        text = (bare.removeprefix(THINK_END) if left else self.text).lstrip("\n")
+        thinking = self.thinking.lstrip("\n").removeprefix(THINK_START).lstrip("\n")
+        if thinking.rstrip().endswith(THINK_END):
+            thinking, left = thinking.rstrip().removesuffix(THINK_END), True
+        if not text.strip() and not left:
             return f"{THINK_START}\n{thinking}"
-        text = self.text.lstrip("\n")
         return f"{THINK_START}\n{thinking.rstrip()}\n{THINK_END}\n\n{text}"
 
 

@@ -31,9 +31,10 @@ def prompt_for(engine: Engine, tokenizer: ChatTokenizer, messages: tuple[Message
 
 
 def answer_of(text: str, tokenizer: ChatTokenizer, messages: tuple[Message, ...]) -> str:
-    """What follows the thinking, without white space around it; nothing where the thinking did not end."""
+    """What follows the thinking, without white space around it and without the end-of-text token that some servers
+    write; nothing where the thinking did not end."""
     _, ended, answer = text.rpartition(THINK_END)
     opening = tokenizer.prompt(messages).opening
-    if not ended and (THINK_START in text or (opening and THINK_END not in opening)):
+    if THINK_START in answer or (not ended and opening and THINK_END not in opening):
         return ""
-    return answer.strip()
+    return tokenizer.strip_end(answer)[0].strip()

@@ -85,7 +85,7 @@ class Select(UnitStage[SelectConfig, tuple[Group, int]]):
         outcome = await roll_out(
             self._engine, self._tokenizer, messages, self.config, seed=seed, key=f"{group.id}:{turn}"
         )
-        index = judgment_of(outcome.transcript.said) if outcome.finish == "stop" else None
+        index = judgment_of(outcome.transcript.summary or "") if outcome.finish == "stop" else None
         chosen = index if index is not None and index < len(group.members) else None
         if self.config.keep_correct and (chosen is None or not group.correct[chosen]):
             reason = "no valid judgment" if chosen is None else "chose an incorrect candidate"

@@ -239,10 +239,12 @@ async def _model_turn(
     if completion.finish is Finish.CANCELLED:  # the engine was closed: what there is is no solution
         raise EngineError("the engine ended the request before it was finished", retryable=True)
     # without the end-of-turn token: Transcript.ended says it; some servers do not return it
-    over = completion.finish is Finish.STOP and completion.stop is None and len(ids) > 0
-    if over and (ids[-1] == tokenizer.end_of_turn or tokenizer.decode(ids) != completion.text):
-        ids = ids[:-1]
     text = completion.text
+    if completion.finish is Finish.STOP and completion.stop is None and ids:
+        if ids[-1] not in tokenizer.end_ids and tokenizer.decode(ids) != text:
+            ids = ids[:-1]  # a token that ends a text for this model alone
+        while ids and ids[-1] in tokenizer.end_ids:
+            text, ids = text.removesuffix(tokenizer.decode(ids[-1:])), ids[:-1]
     if state.text is not None and completion.finish is Finish.STOP:  # some servers write the end-of-text token
         text, _ = tokenizer.strip_end(text)
     if text:

@@ -42,7 +42,7 @@ class FormatRules:
         if self.turns and any("<|im_" in p.text for p in transcript.pieces if p.author is Author.MODEL):
             return "control token in the text"
         if row.mode == "genselect":
-            return "no judgment" if self.judgment and judgment_of(transcript.said) is None else None
+            return "no judgment" if self.judgment and judgment_of(transcript.summary or "") is None else None
         segments = transcript.segments()
         if self.think != "off" and (thinking := transcript.thinking) != "whole":
             if thinking == "broken":

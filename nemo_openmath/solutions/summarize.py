@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nemo_openmath.engines.asking import answer_of, prompt_for
-from nemo_openmath.engines.protocol import Request, Sampling
+from nemo_openmath.engines.protocol import Finish, Request, Sampling
 from nemo_openmath.grading import Verdict, extract_answer
 from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
 from nemo_openmath.pipeline.bounds import NonNegativeFloat, PositiveInt
@@ -76,14 +76,17 @@ class Summarize(UnitStage[SummarizeConfig, Generation]):
             for i in range(self.config.candidates)
         ]
         completions = await asyncio.gather(*map(self._engine.complete, requests))
-        texts = [answer_of(c.text, self._tokenizer, messages) for c in completions]
+        # one that was cut off at its limit would teach to end in the middle of a sentence
+        texts = [answer_of(c.text, self._tokenizer, messages) for c in completions if c.finish is Finish.STOP]
+        if not texts:
+            return Result(drops=[Drop("no summary was finished", completions[0].text[-200:])])
         valid = []
         for text in texts:
             answer = extract_answer(text).answer
             if answer is not None and (await self._pool.grade(answer, unit.predicted_answer)).verdict is Verdict.EQUAL:
                 valid.append(text)
         if not valid:
-            return Result(drops=[Drop("no summary kept the answer", texts[0] if texts else "")])
+            return Result(drops=[Drop("no summary kept the answer", texts[0])])
         best = max(valid, key=lambda text: (len(text), text))
         return Result([unit.with_(transcript=replace_summary(transcript, best).to_json())])
 
@@ -95,11 +98,9 @@ def replace_summary(transcript: Transcript, summary: str) -> Transcript:
     if not transcript.thinks:
         told = (p for p in transcript.pieces if p.author is not Author.TEMPLATE)
         transcript = replace(transcript, pieces=(Piece(Author.TEMPLATE, OPENING), *told))
-    pieces: list[Piece] = []
-    for piece in transcript.pieces:
-        if piece.author is Author.MODEL and THINK_END in piece.text:
-            head = piece.text[: piece.text.index(THINK_END) + len(THINK_END)]
-            pieces.append(Piece(Author.MODEL, f"{head}\n{summary}"))
-            return replace(transcript, pieces=tuple(pieces), ended=True)
-        pieces.append(piece)
-    return replace(transcript, pieces=(*pieces, Piece(Author.MODEL, f"{THINK_END}\n{summary}")), ended=True)
+    thought = transcript.without_summary()
+    if thought is None:
+        pieces = (*transcript.pieces, Piece(Author.MODEL, f"{THINK_END}\n{summary}"))
+    else:  # the new piece has no ids, as a piece that is cut
+        pieces = (*thought[:-1], Piece(Author.MODEL, f"{thought[-1].text}\n{summary}"))
+    return replace(transcript, pieces=pieces, ended=True)

@@ -66,7 +66,7 @@ def encode_many(
             more = encoded[part] if isinstance(part, int) else part
             ids.extend(more)
             trained.extend([author is Author.MODEL or train_on_tool_output] * len(more))
-        if ended and (not listed or ids[-1] != tokenizer.end_of_turn):
+        if ended:
             ids.append(tokenizer.end_of_turn)
             trained.append(True)
         out.append(Encoded(ids, trained, unfit))
@@ -86,25 +86,29 @@ def _fit(transcript: Transcript, tokenizer: ChatTokenizer, opening: str) -> tupl
         text, said = tokenizer.strip_end(pieces[-1].text)
         pieces[-1] = Piece(Author.MODEL, text)
         ended = ended or said
+    elif pieces and pieces[-1].author is Author.MODEL and pieces[-1].ids is not None:
+        last = pieces[-1].ids
+        while last and last[-1] in tokenizer.end_ids:
+            last, ended = last[:-1], True
+        pieces[-1] = Piece(Author.MODEL, pieces[-1].text, last)
+    empty = THINK_END in lead  # a thought that a template wrote and ended: nothing to learn
+    thinking = transcript.thinking
+    unfit = "think tags out of order" if thinking == "broken" else None
     first = pieces[0] if pieces and pieces[0].author is Author.MODEL else None
     if not opening:
-        if THINK_END not in lead:  # an empty thought that a template wrote is nothing to learn
-            if first is None and lead:
-                pieces.insert(0, Piece(Author.MODEL, lead))
-            elif first is not None and lead:  # one text, cut into tokens as this model would write it
-                same = first.ids is None
-                pieces[:1] = [Piece(Author.MODEL, lead + first.text)] if same else [Piece(Author.MODEL, lead), first]
-        return [p for p in pieces if p.text or p.ids], ended, None
-    begun = bool(lead)
+        if lead and not empty and first is None:
+            pieces.insert(0, Piece(Author.MODEL, lead))
+        elif lead and not empty and first is not None:  # one text, cut into tokens as this model would write it
+            same = first.ids is None
+            pieces[:1] = [Piece(Author.MODEL, lead + first.text)] if same else [Piece(Author.MODEL, lead), first]
+        return [p for p in pieces if p.text or p.ids], ended, unfit
     if first is not None and first.ids is None and (text := first.text.lstrip()).startswith(THINK_START):
-        begun = True
         text = text.removeprefix(THINK_START)
         pieces[0] = Piece(Author.MODEL, text.removeprefix("\n") if opening.endswith("\n") else text)
     closed = THINK_END in opening
-    unfit = None
-    if closed and begun and THINK_END not in lead:
+    if closed and thinking == "whole":
         unfit = "thinks, where the chat template closes the thought"
-    elif not closed and not own and (THINK_END in lead or (not begun and not transcript.thinks)):
+    elif not closed and not own and thinking == "none":
         unfit = "does not think, where the chat template opens a thought"
     return [p for p in pieces if p.text or p.ids], ended, unfit
 

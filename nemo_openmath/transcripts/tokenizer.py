@@ -28,6 +28,7 @@ from nemo_openmath.transcripts.transcript import RENDERED, Message
 
 _TAGS = (CODE_START, CODE_END, THINK_START, THINK_END)
 _OPENING = re.compile(re.escape(THINK_START) + r"\s*(?:" + re.escape(THINK_END) + r"\s*)?\Z")
+_THOUGHT = re.compile(f"{re.escape(THINK_START)}|{re.escape(THINK_END)}")
 _PRIVATE = range(0xF0000, 0xFFFFE)  # characters that stand for nothing
 
 Part = tuple[str, bool]  # text, and whether it is a control token that is to be text
@@ -50,8 +51,8 @@ class ChatTokenizer:
     """Encodes text and prompts for one model.
 
     ``end_of_turn``: the token that the template writes behind an assistant's turn. ``ends``: texts of the tokens that
-    end a text. ``fingerprint``: sha256 (first 16 hex digits) over tokenizer and template: equal means that ids are
-    exchangeable.
+    end a text; ``end_ids``: these tokens. ``fingerprint``: sha256 (first 16 hex digits) over tokenizer and template:
+    equal means that ids are exchangeable.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class ChatTokenizer:
         controls = _control_tokens(backend, chat)
         self._controls = {False: _any_of(controls), True: _any_of(c for c in controls if c not in _TAGS)}
         self._control_ids = {backend.token_to_id(c) for c in controls}
-        self._openings: dict[tuple[str, ...], str] = {}
+        self.end_ids = frozenset(i for i in (end_of_turn, *map(backend.token_to_id, self.ends)) if i is not None)
         self._plain_backend: Tokenizer | None = None
         self._newline: list[int] | None = None
 
@@ -128,20 +129,20 @@ class ChatTokenizer:
             text = messages[0].content
             found = _OPENING.search(text)
             return Prompt(((text, False),), found[0] if found else "")
-        roles = tuple(m.role for m in messages)
-        if roles not in self._openings:  # of the template, whatever the texts say
-            found = _OPENING.search(self._render([Message(role, "x") for role in roles], True))
-            self._openings[roles] = found[0] if found else ""
-        opening = self._openings[roles]
+        rendered = whole = self._render(messages, True)
+        if any(_THOUGHT.search(m.content) for m in messages):  # a tag at the end may be a message's
+            rendered = self._render([Message(m.role, _THOUGHT.sub("x", m.content)) for m in messages], True)
+        found = _OPENING.search(rendered)
+        opening = found[0] if found else ""
         if not any(self._of(m).search(m.content) for m in messages):
-            return Prompt(((self._render(messages, True), False),), opening)
+            return Prompt(((whole, False),), opening)
         # Control tokens are put between two characters that occur in no message, and found again in the prompt.
         there = {ord(c) for m in messages for c in m.content if ord(c) in _PRIVATE}
         left, right = [chr(c) for c in _PRIVATE if c not in there][:2]
         marked = [Message(m.role, self._of(m).sub(rf"{left}\g<0>{right}", m.content)) for m in messages]
         between = re.compile(f"{left}({self._controls[False].pattern}){right}|[{left}{right}]")
         pieces = between.split(self._render(marked, True))
-        if self.chat is not None and "".join(pieces) != self._render(messages, True):
+        if self.chat is not None and "".join(pieces) != whole:
             sign = next(found[0] for m in messages if (found := self._of(m).search(m.content)))
             raise UserError(
                 f"the chat template computes with the texts of messages, and one holds {sign}",

@@ -98,24 +98,19 @@ class Transcript:
 
     def segments(self) -> list[Segment]:
         """The reader's view. ``"".join(s.text for s in segments()) == text``, always."""
-        out: list[Segment] = []
-        ended = False  # </think> was seen: what follows is the summary
+        parts: list[Segment] = []
         for piece in self._told():
             if piece.author is Author.RUNNER:
-                out.extend(_runner_segments(piece.text))
-                continue
-            for kind, text in _split_code(piece.text):
-                if kind is Kind.CODE:
-                    out.append(Segment(kind, text))
-                elif ended:
-                    out.append(Segment(Kind.SUMMARY, text))
-                else:
-                    head, tag, tail = text.partition(THINK_END)
-                    ended = bool(tag)
-                    out.append(Segment(Kind.REASONING, head + tag))
-                    if tail:
-                        out.append(Segment(Kind.SUMMARY, tail))
-        return out
+                parts.extend(_runner_segments(piece.text))
+            else:
+                parts.extend(Segment(kind, text) for kind, text in _split_code(piece.text))
+        last = max((i for i, s in enumerate(parts) if s.kind is Kind.REASONING and THINK_END in s.text), default=None)
+        if last is None:
+            return parts
+        head, tag, tail = parts[last].text.rpartition(THINK_END)  # what follows the last one is the summary
+        behind = [Segment(Kind.SUMMARY, s.text) if s.kind is Kind.REASONING else s for s in parts[last + 1 :]]
+        summary = [Segment(Kind.SUMMARY, tail)] if tail else []
+        return [*parts[:last], Segment(Kind.REASONING, head + tag), *summary, *behind]
 
     def _told(self) -> tuple[Piece, ...]:
         """The pieces, the template's <think> as part of the text behind it."""
@@ -126,36 +121,56 @@ class Transcript:
 
     @property
     def thinking(self) -> Literal["none", "whole", "broken"]:
-        """Whether the turn thinks, and its tags are one ``<think>`` and behind it one ``</think>``."""
+        """Whether the turn thinks, and its tags are one ``<think>`` at its beginning and behind it one ``</think>``."""
         if not self.thinks:
             return "none"
-        prose = "".join(s.text for s in self.segments() if s.kind in _PROSE)
-        once = prose.count(THINK_START) == 1 == prose.count(THINK_END)
-        return "whole" if once and prose.find(THINK_START) < prose.find(THINK_END) else "broken"
+        prose = self.prose
+        once = prose.count(THINK_START) == prose.count(THINK_END) == 1
+        return "whole" if once and self.text.lstrip().startswith(THINK_START) else "broken"
 
     @property
     def thinks(self) -> bool:
         """Whether a tag of thinking stands in the text, outside code and output. The empty thought that some templates
         write is none."""
-        if self.pieces and self.pieces[0].author is Author.TEMPLATE and THINK_END in self.pieces[0].text:
-            return False
-        return any(THINK_START in s.text or THINK_END in s.text for s in self.segments() if s.kind in _PROSE)
+        prose = replace(self, pieces=self.pieces[1:]).prose if self._thought_is_closed else self.prose
+        return THINK_START in prose or THINK_END in prose
+
+    @property
+    def prose(self) -> str:
+        """The text without code and what programs printed."""
+        return "".join(s.text for s in self.segments() if s.kind in _PROSE)
+
+    @property
+    def _thought_is_closed(self) -> bool:
+        return bool(self.pieces) and self.pieces[0].author is Author.TEMPLATE and THINK_END in self.pieces[0].text
 
     @property
     def summary(self) -> str | None:
-        """Text after ``</think>``; None where the reasoning never ended. Of a turn that does not think, all its text
-        but code and output."""
+        """Text after the last ``</think>``; None where the reasoning never ended. Of a turn that does not think, all
+        its text but code and output."""
         segments = [s for s in self.segments() if s.kind in _PROSE]
         parts = [s.text for s in segments if s.kind is Kind.SUMMARY]
         if not parts and not self.thinks:
             parts = [s.text for s in segments]
-        return "".join(parts).strip() if parts else None
+        text = "".join(parts)
+        return text.strip() if parts and THINK_START not in text else None
+
+    def without_summary(self) -> tuple[Piece, ...] | None:
+        """The pieces up to the last ``</think>`` that the model wrote; None where it wrote none outside code."""
+        for number in reversed(range(len(self.pieces))):
+            piece, at, end = self.pieces[number], 0, -1
+            for kind, text in _split_code(piece.text) if piece.author is Author.MODEL else ():
+                if kind is not Kind.CODE and THINK_END in text:
+                    end = at + text.rindex(THINK_END) + len(THINK_END)
+                at += len(text)
+            if end >= 0:
+                return (*self.pieces[:number], Piece(Author.MODEL, piece.text[:end]))
+        return None
 
     def with_opening(self) -> Transcript:
         """The same transcript; where its thinking ends without having begun, with the ``<think>`` that stood in the
         prompt of the model that wrote it."""
-        prose = "".join(s.text for s in self.segments() if s.kind in _PROSE)
-        head, ended, _ = prose.partition(THINK_END)
+        head, ended, _ = self.prose.partition(THINK_END)
         if not ended or THINK_START in head:
             return self
         return replace(self, pieces=(Piece(Author.TEMPLATE, OPENING), *self.pieces))

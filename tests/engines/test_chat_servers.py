@@ -97,6 +97,8 @@ MESSAGES: Sequence[tuple[dict[str, Any], str]] = (
     ({"content": ANSWER, "reasoning_content": "1+2=3"}, THOUGHT),
     ({"content": f"\n\n{ANSWER}", "reasoning": "\n1+2=3\n"}, THOUGHT),
     ({"content": THOUGHT, "reasoning_content": "1+2=3"}, THOUGHT),  # it is there already
+    ({"content": ANSWER, "reasoning_content": "<think>\n1+2=3\n</think>"}, THOUGHT),  # a parser that left the tags
+    ({"content": f"</think>\n\n{ANSWER}", "reasoning": "<think>1+2=3"}, THOUGHT),
     ({"content": ANSWER, "reasoning_content": None, "reasoning": ""}, ANSWER),
     ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, "ab"),
     (

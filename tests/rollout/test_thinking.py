@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from nemo_openmath.sft.selection import FormatRules
 from nemo_openmath.sft.tokenization import write_tokens
 from nemo_openmath.solutions.grade import answer_of as graded_answer
 from nemo_openmath.solutions.rows import Rows, RowsConfig
-from nemo_openmath.transcripts import Author, ChatTokenizer, Message, Piece, Transcript, encode
+from nemo_openmath.transcripts import Author, ChatTokenizer, Message, Piece, Transcript, encode, encode_many
 
 USER = (Message("user", "6 * 7?"),)
 THOUGHT, ANSWER = "6 * 7 is 42", "It is \\boxed{42}."
@@ -64,7 +65,10 @@ class Teacher:
 
     async def complete(self, request: Request) -> Completion:
         self.requests.append(request)
-        ids = (*self.tokenizer.encode(self.text), self.tokenizer.end_of_turn) if self.capabilities.token_ids else ()
+        ids: tuple[int, ...] = ()
+        if self.capabilities.token_ids:
+            ids = tuple(self.tokenizer.encode(self.text))
+            ids += () if ids[-1] in self.tokenizer.end_ids else (self.tokenizer.end_of_turn,)
         return Completion(self.text, ids, Finish.STOP, None, Usage(1, 0, 9))
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
@@ -171,6 +175,62 @@ async def test_a_template_that_closes_the_thought_makes_plain_answers(tmp_path: 
     assert encoded.ids == [*plain.prompt_ids(USER), *plain.encode(ANSWER), plain.end_of_turn]
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_whatever_a_turn_holds_a_sample_has_one_thought_or_is_named(
+    tmp_path: Path, tokenizer: ChatTokenizer, ending: str
+) -> None:
+    """All turns of four parts, behind each thing that a template may have written before them."""
+    student = chat(tmp_path, tokenizer, ending)
+    code = "<tool_call>print('</think><think>')</tool_call>"
+    turns = [
+        Transcript(USER, (*lead, Piece(Author.MODEL, "".join(parts))), True)
+        for parts in product(("<think>", "</think>", "a ", code), repeat=4)
+        for lead in ((), (Piece(Author.TEMPLATE, "<think>\n"),), (Piece(Author.TEMPLATE, ENDINGS["closes"][22:]),))
+    ]
+    kept = 0
+    for turn, encoded in zip(turns, encode_many(turns, student), strict=True):
+        if encoded.unfit is None:
+            text = student.decode(encoded.ids).replace(code, "")
+            tags = [text.count("<think>"), text.count("</think>")]
+            assert tags in ([1, 1], [0, 0] if ending == "plain" else [1, 1]), turn.text
+            assert text.partition("<think>")[0] in ("", text, student.render(USER).partition("<think>")[0])
+            kept += 1
+        elif turn.thinking == "whole" and ending != "closes":
+            raise AssertionError(f"{turn.text!r}: {encoded.unfit}")
+    assert kept >= 20
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])
+async def test_a_server_that_says_the_end_in_text_and_ids_ends_it_once(
+    tmp_path: Path, tokenizer: ChatTokenizer, end: str
+) -> None:
+    teachers = chat(tmp_path, tokenizer, "plain")
+    engine = Teacher(teachers, "ids", ANSWER + end)
+    out = await roll_out(engine, teachers, USER, RolloutSettings(), seed=1, key="k")
+    assert out.transcript.pieces == (Piece(Author.MODEL, ANSWER, tuple(teachers.encode(ANSWER))),)
+    ids = [*teachers.prompt_ids(USER), *teachers.encode(ANSWER), teachers.end_of_turn]
+    assert encode(out.transcript, teachers).ids == ids
+    told = Piece(Author.MODEL, ANSWER + end, tuple(teachers.encode(ANSWER + end)))  # somebody else's record
+    assert encode(replace(out.transcript, pieces=(told,), ended=False), teachers).ids == ids
+    assert answer_of(ANSWER + end + "\n", teachers, USER) == ANSWER
+
+
+def test_what_opens_a_thought_is_read_off_the_very_prompt(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    """Some templates look at the texts; a tag that a message ends in is none of theirs."""
+    by_text = "{% if '/no' in messages[-1].content %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}"
+    for number, (template, content, opening) in enumerate((
+        ("{{ messages[-1].content }}" + by_text, "6 * 7? /no", "<think>\n\n</think>\n\n"),
+        ("{{ messages[-1].content }}" + by_text, "6 * 7?", "<think>\n"),
+        ("{{ messages[-1].content }}", "6 * 7? <think>", ""),
+        ("{{ messages[-1].content }}<think>", "6 * 7? <think>", "<think>"),
+    )):  # fmt: skip
+        folder = tmp_path / str(number)
+        chat(folder, tokenizer, "plain")
+        config = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": template}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        assert ChatTokenizer.load(folder).prompt((Message("user", content),)).opening == opening
+
+
 async def test_who_asks_reads_the_answer_and_not_the_thinking(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     teachers = chat(tmp_path, tokenizer, "opens")
 
@@ -178,7 +238,13 @@ async def test_who_asks_reads_the_answer_and_not_the_thinking(tmp_path: Path, to
         return text or None
 
     for kind in ("ids", "chat"):
-        for text, answer in (("no\n</think>\n\nyes", "yes"), ("<think>no</think> yes", "yes"), ("never ended", None)):
+        again = ("<think>no</think> no <think> no", None)
+        for text, answer in (
+            again,
+            ("no\n</think>\n\nyes", "yes"),
+            ("<think>no</think> yes", "yes"),
+            ("never ended", None),
+        ):
             engine = Teacher(teachers, kind, text)
             assert (await ask(engine, teachers, USER, parse, seed=1))[0] == answer
     assert answer_of(" yes ", tokenizer, USER) == "yes"

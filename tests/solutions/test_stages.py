@@ -231,3 +231,11 @@ def test_a_new_summary_replaces_what_follows_the_reasoning() -> None:
     assert new.pieces[:2] == old.pieces[:2], "ids of what stays are kept"
     assert new.pieces[2].ids is None, "nobody generated the new text"
     assert new.summary == "new \\boxed{1}"
+
+
+def test_a_tag_inside_code_is_not_where_the_reasoning_ends() -> None:
+    code = "<tool_call>\nprint('</think>')\n</tool_call>"
+    old = Transcript.from_text(USER, f"<think>a{code}{output_block('</think>')}b</think>old")
+    assert replace_summary(old, "new").text == f"<think>a{code}{output_block('</think>')}b</think>\nnew"
+    plain = Transcript.from_text(USER, f"a{code}{output_block('</think>')}b")
+    assert replace_summary(plain, "new").text == f"<think>\na{code}{output_block('</think>')}b</think>\nnew"

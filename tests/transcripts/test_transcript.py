@@ -82,6 +82,11 @@ def test_the_summary_is_what_follows_thinking_or_all_of_it() -> None:
     assert extract_answer(printed.said).answer == "1", "what a program prints is nobody's answer"
     empty = Piece(Author.TEMPLATE, "<think>\n\n</think>\n\n")
     assert Transcript(USER, (empty, Piece(Author.MODEL, "b"))).summary == "b"
+    again = Transcript(USER, (empty, Piece(Author.MODEL, "<think>a</think>b")))
+    assert (again.thinking, again.summary) == ("broken", "b"), "a thought behind the one that was closed"
+    assert read("first <think>a</think>b")[0] == "broken", "what stands before it was not thought"
+    assert read("<think>a</think>b</think>c") == ("broken", "c"), "the summary is what grading looks at"
+    assert read("<think>a</think>b <think>c")[1] is None
 
 
 def test_budget_and_judgment() -> None:
