@@ -7,6 +7,7 @@ remedy. Anything else that escapes is a defect of this package and shows its tra
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -80,6 +81,20 @@ _ARGUMENT = {
 def no_space(file: str | Path, reason: str, kept: str = "finished work is kept") -> SystemFailure:
     """The error of a full disk."""
     return SystemFailure(file, f"no space left ({reason}); {kept}", "free some space and run the same command again")
+
+
+def refuse_special(file: Path, remedy: str) -> None:
+    """Raises UserError where ``file`` is there and is no file: a device, a folder, a link that leads nowhere. What is
+    written whole is renamed to its name, and would take the place of what was there."""
+    try:
+        os.lstat(file)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise of_the_system(error, file) or error from error
+    if not file.is_file():
+        what = "a folder" if file.is_dir() else "no file"
+        raise UserError(f"is {what}, and would be replaced", file=file, remedy=remedy)
 
 
 def of_the_system(error: OSError, file: str | Path | None = None) -> OpenMathError | None:

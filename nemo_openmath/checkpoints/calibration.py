@@ -48,9 +48,10 @@ class Calibration:
 def load_model(folder: Path) -> Any:
     """transformers' model of a Hugging Face folder, in its own dtype."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     open_tensors(folder)  # refuses what transformers would compute in another way, or not at all
-
+    disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval().requires_grad_(False)
 
 

@@ -116,6 +116,8 @@ def _texts_of(file: Path) -> Iterator[str]:
     for number, line in enumerate(raw_lines(file), 1):
         try:
             text = line.decode().strip()
+            if "\0" in text:
+                raise UserError("is no text (a zero byte)", file=file, row=number, remedy="give a .txt or .jsonl file")
         except UnicodeDecodeError:
             raise UserError("is not UTF-8", file=file, row=number, remedy="give a .txt or .jsonl file") from None
         if not json_lines or not text:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from nemo_openmath import __version__
 from nemo_openmath.cli.common import EXAMPLES, EXIT_CODES, Help
 from nemo_openmath.cli.streams import be_patient
-from nemo_openmath.errors import ExitCode, OpenMathError, of_the_system
+from nemo_openmath.errors import ExitCode, OpenMathError, UserError, of_the_system
 
 # torch's threads are set by the code that uses it; libraries below it must not multiply them.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -74,6 +74,8 @@ def _say(error: Exception, debug: bool) -> ExitCode:
     known: Exception | None = error
     if isinstance(error, OSError):
         known = of_the_system(error) or OpenMathError(f"the system says: {error.strerror or error}")
+    elif isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from "):  # of pathlib's resolve
+        known = UserError(str(error), remedy="links lead in a circle; name the file itself")
     elif isinstance(error, MemoryError):
         known = OpenMathError("out of memory; close other programs, or ask for less at once")
     if debug:

@@ -55,7 +55,9 @@ class Trained:
 def load_base(folder: Path) -> Any:
     """The model to draft for, frozen, on the GPU where there is one: a transformers causal language model."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     open_tensors(folder)  # refuses what transformers would compute in another way, or not at all
     try:
         base = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")

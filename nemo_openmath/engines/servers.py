@@ -79,7 +79,10 @@ class ServerPool:
             if (stamp := (stat.st_mtime_ns, stat.st_size)) == self._stamp:
                 return
             lines = [line.strip() for line in self._file.read_text().splitlines()]
-            if urls := [line for line in lines if line and not line.startswith("#")]:
+            urls = [line for line in lines if line and not line.startswith("#")]
+            if not urls and not self._servers:
+                raise UserError("no URL in it", file=self._file, remedy="write one URL a line, as http://host:port")
+            if urls:
                 self._set(urls)
                 self._stamp = stamp
         except (OSError, UserError, UnicodeDecodeError) as error:

@@ -28,7 +28,7 @@ import aiohttp
 from nemo_openmath.engines.free_memory import free_memory, show
 from nemo_openmath.engines.protocol import EngineError
 from nemo_openmath.engines.serving_options import DEVICE, DTYPE, NO_CHAT, add_embedded_options
-from nemo_openmath.errors import ExitCode, MissingExtra, OpenMathError, UserError
+from nemo_openmath.errors import ExitCode, MissingExtra, OpenMathError, UserError, of_the_system, refuse_special
 from nemo_openmath.pipeline.listening import check_address, free_port
 from nemo_openmath.pipeline.processes import child_environment, die_with_parent
 from nemo_openmath.pipeline.waiting import Waiting
@@ -44,6 +44,10 @@ KEPT_LINES, KEPT_CHARS = 40, 1000  # of a server's last output
 SAY_S = 30.0  # how often a long start is mentioned
 MEMORY = "memory: "  # what the embedded server's line about its memory begins with
 LASTED_S = 600.0  # a server that was healthy for so long starts with a clean slate
+
+
+def _partial(file: Path) -> Path:
+    return file.with_name(file.name + ".partial")
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,16 @@ class ServerConfig:
         check_address(self.host, self.port)
         if self.log is not None and not self.log.parent.is_dir():
             raise UserError("no such folder for the log", file=self.log.parent, remedy="make it, or change --log")
+        if self.address_file is not None:
+            if not self.address_file.parent.is_dir():
+                folder = self.address_file.parent
+                raise UserError("no such folder", file=folder, remedy="make it, or change --address-file")
+            refuse_special(self.address_file, "change --address-file")
+            try:
+                _partial(self.address_file).touch()
+                _partial(self.address_file).unlink()
+            except OSError as error:
+                raise of_the_system(error, self.address_file) or error from error
         folder = Path(self.model)
         local = self.engine == "embedded" or folder.exists() or self.model.startswith(("/", "./", "../", "~"))
         if local and not folder.is_dir():
@@ -216,9 +230,8 @@ class ServerProcess:
             await asyncio.sleep(min(0.2, self.config.check_s))
         self._started_at = time.monotonic()
         if (file := self.config.address_file) is not None:
-            partial = file.with_name(file.name + ".partial")
-            partial.write_text(self.url + "\n")
-            partial.replace(file)
+            _partial(file).write_text(self.url + "\n")
+            _partial(file).replace(file)
 
     async def _read(self, stream: asyncio.StreamReader, log: BinaryIO | None) -> None:
         """Keep the server's last lines, and all of them in the log."""

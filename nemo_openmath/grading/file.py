@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, TextIO
 import orjson
 
 import nemo_openmath
-from nemo_openmath.errors import UserError, no_space
+from nemo_openmath.errors import UserError, no_space, refuse_special
 from nemo_openmath.grading.extraction import extract_answer
 from nemo_openmath.grading.judgement import parse_judgement
 from nemo_openmath.grading.pool import GradingPool
@@ -52,13 +52,13 @@ def grade_file(
     output = Path(output)
     if any(suffix in _NOT_LINES for suffix in output.suffixes):
         raise UserError("JSON Lines are written", file=output, remedy="name the output .jsonl")
-    if output.is_dir():
-        raise UserError("output is a folder", file=output, remedy="give the name of a file")
+    refuse_special(output, "give the name of a file")
     if output.exists() and Path(path).exists() and output.resolve() == Path(path).resolve():
         raise UserError("output is the input", file=output, remedy="give another --output")
     counts: Counter[str] = Counter({str(verdict): 0 for verdict in Verdict})
     counts.update(total=0, no_answer=0)
     broken = BrokenRows(skip=skip_broken, how="--skip-broken leaves such rows out")
+    output = Path(os.path.realpath(output))  # a link stays one
     partial = output.with_name(f".{output.name}.partial")
     task = _task(Path(path), fallback, take_modulo, time_limit, memory_mb, skip_broken)
     pool = GradingPool(workers, time_limit, memory_mb, take_modulo=take_modulo)

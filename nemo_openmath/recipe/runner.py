@@ -24,7 +24,7 @@ from typing import Any
 import orjson
 from rich.console import Console
 
-from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.errors import DamagedFile, UserError, of_the_system
 from nemo_openmath.pipeline import Progress, Stage, StageContext, UnitStage
 from nemo_openmath.pipeline.merging import count_records
 from nemo_openmath.recipe import identity
@@ -329,7 +329,10 @@ class Run:
             if not name.exists():
                 raise _NotReady(f"no such file or folder: {name}")
             if name not in self._digests:
-                self._digests[name] = remembered_digest(name, self.output / _DIGESTS)
+                try:
+                    self._digests[name] = remembered_digest(name, self.output / _DIGESTS)
+                except OSError as error:
+                    raise of_the_system(error, error.filename or name) or error from error
             return self._digests[name]
         try:
             manifest = read_manifest(self.folder(name))

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.errors import DamagedFile, UserError, of_the_system
 
 _MAGIC = b"OMATHv1\n"
 _TAIL = struct.Struct("<QQI4s")
@@ -101,7 +101,10 @@ class SectionFile:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError("no such file", file=path, remedy=f"run the stage that writes {kind}") from error
         except OSError as error:
-            raise DamagedFile(path, f"cannot be read ({error.strerror})") from error
+            known = of_the_system(error, path)
+            raise (
+                known if isinstance(known, UserError) else DamagedFile(path, f"cannot be read ({error.strerror})")
+            ) from error
         view = memoryview(self._map)
         offset, length, crc, magic = _TAIL.unpack(view[-_TAIL.size :])
         if magic != _TAIL_MAGIC or offset + length + _TAIL.size != size:

@@ -141,7 +141,7 @@ def test_output_that_cannot_be_written(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", ROWS)
     with pytest.raises(UserError, match="is a folder"):
         grade_file(path, tmp_path)
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="cannot be used"):
         grade_file(path, path / "out.jsonl")
 
 

@@ -16,6 +16,7 @@ import os
 import re
 import resource
 import signal
+import stat
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
@@ -26,7 +27,7 @@ import orjson
 from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.errors import UserError, of_the_system
 from nemo_openmath.pipeline.clock import Clock, SystemClock
 from nemo_openmath.pipeline.listening import check_address
 from nemo_openmath.sandbox import channel
@@ -110,8 +111,8 @@ class SandboxService:
         settings = self._settings
         if settings.socket is None:
             check_address(settings.host, settings.port)
-        elif not settings.socket.parent.is_dir():
-            raise UserError(f"cannot listen on {settings.socket}: no such folder", remedy="make it, or choose another")
+        else:
+            _check_path(settings.socket)
         await self._sandbox.start()
         try:
             self._runner = web.AppRunner(self.app(), access_log=None, shutdown_timeout=5.0)
@@ -339,6 +340,19 @@ def _token(name: str, *, required: bool) -> str | None:
             f"the token in {name} is too short or not ASCII", remedy=f"{_SHORTEST_TOKEN} characters or more"
         )
     return token
+
+
+def _check_path(path: Path) -> None:
+    """Raises UserError where no socket can be made of this name."""
+    try:
+        if not path.parent.is_dir():
+            raise UserError(f"cannot listen on {path}: no such folder", remedy="make it, or choose another")
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise UserError("is no socket", file=path, remedy="choose another --socket")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise of_the_system(error, path) or error from error
 
 
 async def _check_unused(path: Path) -> None:

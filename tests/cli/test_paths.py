@@ -1,0 +1,131 @@
+"""Every verb is given every kind of path that cannot be used, as its input and as its output."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nemo_openmath.cli.main import build_parser, run
+from nemo_openmath.engines.servers import ServerPool
+from nemo_openmath.errors import ExitCode, UserError
+
+BASE = Path(__file__).parents[2] / "examples" / "base"
+CLUSTER = Path(__file__).parents[2] / "launcher_scripts" / "slurm-pyxis.yaml"
+
+INPUTS = {
+    "recipe run": ["{bad} --output out"],
+    "recipe show": ["{bad}"],
+    "recipe status": ["{bad}"],
+    "recipe report": ["{bad}"],
+    "recipe stages": ["{bad}"],
+    "launch": ["{bad} --cluster {cluster} --output out", "r.yaml --cluster {bad} --output out"],
+    "plan": ["{bad} --gpus 8 --gpu h100"],
+    "sft": ["{bad}", "sft.yaml data.folder={bad}"],
+    "grade": ["{bad} --output out"],
+    "serve": ["{bad} --port 0"],
+    "generate": ["{bad} --output out", "g.yaml engine.model={bad} --output out"],
+    "sandbox exec": ["{bad}"],
+    "data stats": ["{bad}"],
+    "data verify": ["{bad}"],
+    "convert hf-to-megatron": ["{bad} out"],
+    "convert megatron-to-hf": ["{bad} out"],
+    "convert hf-to-trtllm": ["{bad} out"],
+    "quantize": ["{bad} out --format int8", "{base} out --format fp8 --calibration {bad}"],
+    "average": ["{base} {bad} --output out"],
+    "merge": ["{bad} {base} --output out", "{base} {base} --method ties --base {bad} --output out"],
+    "inspect": ["{bad}", "{base} {bad}"],
+}
+OUTPUTS = {
+    "recipe run": "r.yaml --output {bad}",
+    "launch": "r.yaml --cluster {cluster} --dry-run --output {bad}",
+    "grade": "rows.jsonl --output {bad}",
+    "serve": "{base} --port 0 --address-file {bad}",
+    "generate": "g.yaml --output {bad}",
+    "sandbox serve": "--socket {bad}",
+    "convert hf-to-megatron": "{base} {bad}",
+    "convert hf-to-trtllm": "{base} {bad}",
+    "quantize": "{base} {bad} --format int8",
+    "average": "{base} {base} --output {bad}",
+    "merge": "{base} {base} --output {bad}",
+}
+# They write nothing of their own, or what they write is named by a file that they read.
+NO_INPUT = {"sandbox serve"}
+NO_OUTPUT = {"convert megatron-to-hf", "sandbox exec", "sft", "plan", "inspect"}
+NO_OUTPUT |= {f"recipe {verb}" for verb in ("show", "status", "report", "stages")} | {"data stats", "data verify"}
+
+
+def names(parser: argparse.ArgumentParser) -> Iterator[str]:
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not groups:
+        yield parser.prog.partition(" ")[2]
+    for group in groups:
+        for child in group.choices.values():
+            yield from names(child)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    row = '{"problem": "1+1?", "expected_answer": "2", "predicted_answer": "2"}\n'
+    (tmp_path / "rows.jsonl").write_text(row)
+    (tmp_path / "file").write_text("mine\n")
+    (tmp_path / "binary").write_bytes(bytes(range(256)) * 20)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "circle").symlink_to("circle")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "r.yaml").write_text("name: r\nstages:\n  a: {run: problems.read_problems, from: ./rows.jsonl}\n")
+    (tmp_path / "g.yaml").write_text(f"problems: ./rows.jsonl\nengine: {{kind: embedded, model: {BASE}}}\n")
+    (tmp_path / "sft.yaml").write_text(f"model: {BASE}\noutput: out\ndata: {{folder: packs, steps: 1}}\n")
+    return tmp_path
+
+
+def refused(words: str, bad: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> str:
+    """What is said by a command that must end with exit code 2 and one line, and leave the folder as it was."""
+    before = {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
+    assert run(words.format(bad=bad, base=BASE, cluster=CLUSTER).split()) is ExitCode.USER_ERROR, words
+    said = capfd.readouterr().err
+    assert said.startswith("openmath: "), said
+    assert said.count("\n") == 1, said
+    assert "defect" not in said
+    assert "; " in said or ": " in said.removeprefix("openmath: "), "a remedy, or what was expected"
+    assert {path: path.lstat().st_mtime_ns for path in folder.rglob("*")} == before, words
+    return said
+
+
+def test_the_tables_know_every_verb() -> None:
+    found = set(names(build_parser()))
+    assert found == set(INPUTS) | NO_INPUT
+    assert found == set(OUTPUTS) | NO_OUTPUT
+
+
+@pytest.mark.parametrize("verb", INPUTS)
+def test_an_input_that_cannot_be_used_is_one_line(verb: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for words in INPUTS[verb]:
+        for bad in ("nowhere", "file/x", "folder", "binary", "circle", "x" * 300):
+            assert bad in refused(f"{verb} {words}", bad, folder, capfd)
+
+
+@pytest.mark.parametrize("verb", OUTPUTS)
+def test_an_output_that_cannot_be_used_is_one_line(verb: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Below a file, where nothing can be made, a name that is too long, and what a file would take the place of."""
+    for bad in ("file/x", "/proc/x", "pipe", "circle", "x" * 300):
+        if (verb, bad) == ("sandbox serve", "/proc/x"):  # only known once the sandbox has started
+            continue
+        where = str(Path(bad).parent) if bad == "/proc/x" else bad.partition("/x")[0]
+        assert where in refused(f"{verb} {OUTPUTS[verb]}", bad, folder, capfd)
+
+
+def test_a_graded_file_behind_a_link_is_written_there(folder: Path) -> None:
+    (folder / "real.jsonl").write_text("")
+    (folder / "link.jsonl").symlink_to("real.jsonl")
+    assert run(["grade", "rows.jsonl", "--output", "link.jsonl"]) is ExitCode.OK
+    assert (folder / "link.jsonl").is_symlink()
+    assert "equal" in (folder / "real.jsonl").read_text()
+
+
+def test_a_list_of_servers_without_one(tmp_path: Path) -> None:
+    (tmp_path / "urls").write_text("# none yet\n\n")
+    with pytest.raises(UserError, match=r"urls: no URL in it; write one URL a line"):
+        ServerPool(tmp_path / "urls")
