@@ -30,9 +30,9 @@ def difference(tokenizer: ChatTokenizer, theirs: Sequence[int]) -> str | None:
     at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
     if at == len(ours) == len(theirs):
         return None
-    before = tokenizer.decode(ours[:at])[-12:]
-    here, there = (ids[at] if at < len(ids) else "nothing" for ids in (ours, theirs))
-    return f"behind {before!r}, a text goes on with token {here} here, with {there} there"
+    here, there = (f"token {ids[at]}" if at < len(ids) else "nothing" for ids in (ours, theirs))
+    where = f"behind {tokenizer.decode(ours[:at])[-12:]!r}" if at else "first of a text"
+    return f"{where} comes {here} here, {there} there"
 
 
 def count_difference(tokenizer: ChatTokenizer, theirs: int) -> str | None:
