@@ -32,12 +32,13 @@ from nemo_openmath.transcripts.protocol import CODE_START, budget_of, judgment_o
 from nemo_openmath.transcripts.tokenizer import strip_end
 
 MODES = ("cot", "tir", "genselect")
+_SIGN = r"<\|[^\s<|>]{1,40}\|?>"
 _TURN = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)<\|im_end\|>\n?", re.DOTALL)
 # Chat formats: (how a prompt begins, how it opens the assistant's turn), as the families' templates write them.
 _FORMATS = [
     (re.compile(begin), re.compile(opened + r"(?:<think>\s*(?:</think>\s*)?)?\Z"))
     for begin, opened in (
-        (r"<\|im_start\|>", r"<\|im_start\|>assistant\n"),  # Qwen, SmolLM, OLMo
+        (r"<\|im_start\|>", r"<\|im_start\|>assistant(?:\n|<\|im_sep\|>)"),  # Qwen, SmolLM, OLMo, Phi 4
         (r"<\|start_header_id\|>", r"<\|start_header_id\|>assistant<\|end_header_id\|>\s*"),  # Llama 3
         (r"\[INST\]", r"\[/INST\]\s*"),  # Llama 2, Mistral
         (r"\[SYSTEM_PROMPT\]", r"\[/INST\]\s*"),
@@ -46,10 +47,18 @@ _FORMATS = [
         (r"<\|(?:user|system)\|>", r"<\|assistant\|>\s*"),  # Phi, Zephyr, Tulu, GLM
         (r"<\|start_of_role\|>", r"<\|start_of_role\|>assistant<\|end_of_role\|>\s*"),  # Granite
         (r"<\|START_OF_TURN_TOKEN\|>", r"<\|CHATBOT_TOKEN\|>(?:<\|START_RESPONSE\|>)?\s*"),  # Command R
+        # Any other format whose signs look like these (gpt-oss, Llama 4, Kimi, Gemma 4),
+        (rf"(?!<\|im_start\|>){_SIGN}", rf"(?:{_SIGN}(?:assistant|model)(?:{_SIGN})?|<\|[^\s<|>]*assistant\|>)\s*"),
     )
 ]
+# and those of words alone (Alpaca, Vicuna): a turn of the user, and at the end one of the assistant.
+_WORDS = (
+    re.compile(r"^(?:### ?)?(?:Instruction|Human|User):|\bUSER:", re.MULTILINE),
+    re.compile(r"(?:^(?:### ?(?:Response|Assistant)|Assistant)|\bASSISTANT):\Z"),
+)
 _FIRST = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<BOS_TOKEN>|<\|endoftext\|>|\[gMASK\]<sop>)?\s*")
 _ENDS = (
+    *("<|eot|>", "<|eom_id|>", "<|return|>", "<turn|>", "<|end_of_turn|>", "<|endofturn|>"),
     *("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "</s>", "<end_of_turn>", "<eos>", "<|end|>"),
     *("<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>"),
 )
@@ -138,7 +147,9 @@ def _messages_of(prompt: str) -> tuple[Message, ...]:
     start = _FIRST.match(prompt)
     body = prompt[start.end() :] if start else prompt
     if not any(begin.match(body) for begin, _ in _FORMATS):
-        return (Message("user", prompt),)
+        users, opened = _WORDS
+        words = opened.search(prompt.rstrip().rpartition("\n")[2]) and users.search(body)
+        return (Message(RENDERED if words else "user", prompt),)
     if any(begin.match(body) and opened.search(body) for begin, opened in _FORMATS):
         return (Message(RENDERED, prompt),)
     if (turns := _TURN.findall(body)) and not _TURN.sub("", body).strip():

@@ -123,6 +123,14 @@ def test_reference_rows_are_a_users_turn_or_turns() -> None:
         "<bos><start_of_turn>user\n6 * 7?<end_of_turn>\n<start_of_turn>model\n",
         "<｜begin▁of▁sentence｜><｜User｜>6 * 7?<｜Assistant｜><think>\n",
         "<|user|>\n6 * 7?<|end|>\n<|assistant|>\n",
+        "<|im_start|>user<|im_sep|>6 * 7?<|im_end|><|im_start|>assistant<|im_sep|>",
+        "<|start|>user<|message|>6 * 7?<|end|><|start|>assistant",
+        "<|header_start|>user<|header_end|>\n\n6 * 7?<|eot|><|header_start|>assistant<|header_end|>\n\n",
+        "<|im_user|>user<|im_middle|>6 * 7?<|im_end|><|im_assistant|>assistant<|im_middle|>",
+        "<bos><|turn>user\n6 * 7?<turn|>\n<|turn>model\n",
+        "Below is an instruction.\n\n### Instruction:\n6 * 7?\n\n### Response:\n",
+        "A chat with an assistant. USER: 6 * 7? ASSISTANT:",
+        "<s>User: 6 * 7?\n\nAssistant:",
     ],
 )
 def test_a_rendered_prompt_is_taken_as_it_is(prompt: str) -> None:
@@ -136,9 +144,17 @@ def test_which_inputs_are_rendered_prompts() -> None:
         "Is <|im_start|>user a sign? <|im_start|>assistant\n",
         "[1, 2] [/INST]",
         "Solve [INST].",
+        "|x| < |y|, so <|x|> is",
+        "Write the Response:",
+        "Who says ASSISTANT:",
     ):
         assert reference(text).messages == (Message("user", text),)
-    for text in ("<|im_start|>user\nnever ended", CHATML + "and more", "<s>[INST] cut"):
+    for text in (
+        "<|im_start|>user\nnever ended",
+        CHATML + "and more",
+        "<s>[INST] cut",
+        "<|start|>user<|message|>6?<|end|>",
+    ):
         with pytest.raises(Reject, match="like a rendered prompt"):
             reference(text)
     row = Formatter().format({"input": CHATML + "<|im_start|>assistant\n", "output": "\\boxed{42}"})
