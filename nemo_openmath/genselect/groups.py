@@ -39,6 +39,7 @@ class Groups(UnitStage[GroupsConfig, tuple[Problem, list[Generation]]]):
     """Problem and its solutions -> groups of candidates in a random order."""
 
     kind = "genselect.groups"
+    version = 2  # a summary is what follows the last </think>
     Config = GroupsConfig
     ports = {"problems": "problems", "generations": "graded solutions with summaries"}
     takes = {"problems": "Problem", "generations": "Generation"}

@@ -37,7 +37,7 @@ class Select(UnitStage[SelectConfig, tuple[Group, int]]):
     training data (``keep_correct``) they are dropped."""
 
     kind = "genselect.select"
-    version = 2  # candidates that do not fit leave a generation, not a drop
+    version = 3  # candidates that do not fit leave a generation; the judgment stands behind the thinking
     Config = SelectConfig
     ports = {"groups": "groups of candidates"}
     takes = {"groups": "Group"}

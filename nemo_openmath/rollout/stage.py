@@ -24,6 +24,7 @@ from nemo_openmath.records.types import UNTRIED
 from nemo_openmath.rollout.counts import by_hardness, next_batch
 from nemo_openmath.rollout.loop import Outcome, RolloutSettings, derive_seed, draw_budget, roll_out
 from nemo_openmath.transcripts import Message, Transcript, load_template
+from nemo_openmath.transcripts.protocol import CODE_END, CODE_START
 
 Sample = tuple[Problem, int]
 
@@ -76,7 +77,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
         shape = {k: v for k, v in asdict(config).items() if k in _SHAPE}
         self._sampling: dict[str, Any] = shape
         self._total = Outcome(Transcript((), (), False, ""), "stop")
-        self._in_flight = self._made = self._saved = self._early = 0
+        self._in_flight = self._made = self._saved = self._early = self._uncalled = 0
 
     def engines(self) -> tuple[str, ...]:
         return (self.config.engine,)
@@ -95,6 +96,12 @@ class Generate(UnitStage[GenerateConfig, Sample]):
             await super().run(context)
         if self.config.count != "fixed":
             self._report_savings(context)
+        if self._uncalled:
+            context.facts["solutions_with_uncalled_code"] = self._uncalled
+            context.progress.say(
+                f"{self._uncalled} of {self._made} solutions wrote Python that nothing ran: what stands between "
+                f"{CODE_START} and {CODE_END} is run, ```python is not; your own prompt (prompt:) can show the tags"
+            )
         if resumed:
             self._count_all(stored, context)
         note_untried(context)
@@ -271,6 +278,8 @@ class Generate(UnitStage[GenerateConfig, Sample]):
         """Facts for the manifest (rate, prompt tokens and code: of this run alone) and the line people watch."""
         total = self._total = self._total.plus(outcome)
         self._made += 1
+        if self.config.mode == "tir" and not outcome.code_calls:
+            self._uncalled += outcome.transcript.has_uncalled_code
         seconds = time.monotonic() - self._begun
         rate = total.completion_tokens / seconds
         cached = total.cached_tokens / max(1, total.cached_tokens + total.computed_tokens)

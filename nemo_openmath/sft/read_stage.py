@@ -83,7 +83,7 @@ class Read(Stage[ReadConfig]):
     ports = {"data?": "files or folders: JSON Lines (.gz, .zst) or Parquet"}
     takes = {"data": "records"}
     record = SftRow
-    version = 3  # rendered prompts as given, one <think>, one end of text
+    version = 4  # rendered prompts of any family as given, one <think>, one end of text
 
     def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
         for mode, path in self.config.prompts.items():

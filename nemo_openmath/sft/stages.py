@@ -66,7 +66,7 @@ class Tokenize(Stage[TokenizeConfig]):
     ports = {"rows": "SFT rows", "model": "the model whose tokenizer is used"}
     takes = {"rows": "SftRow", "model": "model"}
     makes = "tokens"
-    version = 2  # one <think>, one end of text; control tokens in texts are text
+    version = 3  # one <think> at the beginning, one end of text; control tokens in texts are text
 
     def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
         for model in inputs.get("model", ()):

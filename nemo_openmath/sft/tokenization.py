@@ -29,7 +29,7 @@ from nemo_openmath.sft.token_file import MANIFEST, Shard, ShardWriter, TokenFold
 from nemo_openmath.sft.workers import DIED, cores, pool_of
 from nemo_openmath.transcripts import ChatTokenizer, Transcript, encode_many
 
-_VERSION = 2  # of what is made of a row: raised when the same row gives other tokens than before
+_VERSION = 3  # of what is made of a row: raised when the same row gives other tokens than before
 NO_TRAINED = "no trained token"
 _PIECE_BYTES = 1 << 20  # a piece is never smaller,
 _PIECES = 256  # and there are about this many at most: each shard is a mapping in every rank

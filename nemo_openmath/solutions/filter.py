@@ -57,7 +57,7 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
     takes = {"generations": "Generation"}
     record = Generation
     concurrency = 1
-    version = 2  # solutions of models that do not think are kept
+    version = 3  # solutions of models that do not think are kept; thinking stands at the beginning
 
     def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Generation, bool]]]:
         self._thinkers = self._models_that_think(context)
@@ -122,7 +122,7 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
     def _code_reason(self, generation: Generation, transcript: Transcript) -> str | None:
         config = self.config
         if config.code and generation.code_calls == 0:
-            return "no code was run"
+            return "its code was not called" if transcript.has_uncalled_code else "no code was run"
         if config.max_blocks and generation.code_calls > config.max_blocks:
             return "too many code blocks"
         before = transcript.text.partition(CODE_START)[0]

@@ -37,6 +37,7 @@ class Summarize(UnitStage[SummarizeConfig, Generation]):
     """Generation -> the same generation with a new summary, or a drop where none kept the answer."""
 
     kind = "solutions.summarize"
+    version = 2  # of the summaries that were finished
     Config = SummarizeConfig
     ports = {"generations": "graded solutions", "problems": "their problems"}
     takes = {"generations": "Generation", "problems": "Problem"}

@@ -175,6 +175,11 @@ class Transcript:
             return self
         return replace(self, pieces=(Piece(Author.TEMPLATE, OPENING), *self.pieces))
 
+    @property
+    def has_uncalled_code(self) -> bool:
+        """Whether the model wrote Python as Markdown has it, which nothing runs: it did not call it."""
+        return _FENCED.search(self.prose) is not None
+
     def code_blocks(self) -> list[str]:
         return [s.body for s in self.segments() if s.kind is Kind.CODE]
 
@@ -210,6 +215,7 @@ class Transcript:
 
 OPENING = f"{THINK_START}\n"
 _PROSE = (Kind.REASONING, Kind.SUMMARY)
+_FENCED = re.compile(r"^[ \t]*```(?:python|py)\b", re.IGNORECASE | re.MULTILINE)
 _NOTICE = re.compile(r"```system\n.*?```\n", re.S)
 # The output fence of a block ends at the fence that a notice follows; without a notice, at the first closing fence.
 _RUNNER = re.compile(

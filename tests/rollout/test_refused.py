@@ -98,6 +98,25 @@ def run(stage: Stage, engine: Any, output: Path, **inputs: list[Any]) -> StageCo
         return asyncio.run(work())
 
 
+def test_python_that_a_model_does_not_call_is_said_and_named(
+    tokenizer: ChatTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model that was not trained to call code writes a fence, and makes its output up."""
+    said = {
+        "fence": "So:\n```python\nprint(1)\n```\n```output\n2\n```\n\\boxed{2}",
+        "none": "```\n1+1\n```\n\\boxed{2}",
+    }
+    for name, text in said.items():
+        engine = Picky(tokenizer, text, lambda _: None)
+        made = run(Generate(GenerateConfig(mode="tir", samples=2)), engine, tmp_path / name, problems=PROBLEMS[1:2])
+        assert made.facts.get("solutions_with_uncalled_code", 0) == (2 if name == "fence" else 0)
+        assert ("2 of 2 solutions wrote Python that nothing ran" in capsys.readouterr().err) == (name == "fence")
+        graded = [g.with_(verdict="equal", predicted_answer="2") for g in read_records(tmp_path / name, Generation)]
+        run(Filter(FilterConfig()), None, tmp_path / f"{name}-kept", generations=graded)
+        reasons = {drop.reason for _, drop in read_drops(tmp_path / f"{name}-kept")}
+        assert reasons == {"its code was not called" if name == "fence" else "no code was run"}
+
+
 @pytest.mark.parametrize("check", [fits, poisoned])
 def test_a_problem_that_cannot_be_tried_is_counted_apart(
     check: Callable[[str], None], tokenizer: ChatTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
