@@ -62,31 +62,32 @@ def grade_file(
     partial = output.with_name(f".{output.name}.partial")
     task = _task(Path(path), fallback, take_modulo, time_limit, memory_mb, skip_broken)
     pool = GradingPool(workers, time_limit, memory_mb, take_modulo=take_modulo)
-    with pool, _exclusive(partial) as out:
-        try:
-            done = _resume(out, task, counts)
-            for rows in _batches(islice(_prepared(path, fallback, broken), done, None)):
-                grades = pool.grade_batch((row["predicted_answer"], row["expected_answer"] or "") for row in rows)
-                lines = bytearray()
-                for row, grade in zip(rows, grades, strict=True):
-                    row.update(verdict=str(grade.verdict), reason=grade.reason, symbolic_correct=grade.is_equal)
-                    if row["expected_answer"] is None and row["predicted_answer"]:
-                        row.update(verdict=str(Verdict.UNKNOWN), reason="no expected answer")
-                    _count(row, counts)
-                    lines += dumps(row) + b"\n"
-                out.write(lines)
-                out.flush()
-            broken.refuse()
-            _finish(out, output, len(task))
-        except UserError:
-            partial.unlink()
-            raise
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    try:
+        with pool, _exclusive(partial) as out:
+            try:
+                done = _resume(out, task, counts)
+                for rows in _batches(islice(_prepared(path, fallback, broken), done, None)):
+                    grades = pool.grade_batch((row["predicted_answer"], row["expected_answer"] or "") for row in rows)
+                    lines = bytearray()
+                    for row, grade in zip(rows, grades, strict=True):
+                        row.update(verdict=str(grade.verdict), reason=grade.reason, symbolic_correct=grade.is_equal)
+                        if row["expected_answer"] is None and row["predicted_answer"]:
+                            row.update(verdict=str(Verdict.UNKNOWN), reason="no expected answer")
+                        _count(row, counts)
+                        lines += dumps(row) + b"\n"
+                    out.write(lines)
+                    out.flush()
+                broken.refuse()
+                _finish(out, output, len(task))
+            except UserError:
+                partial.unlink()
                 raise
-            for file in (partial, _whole(output)):
-                file.unlink(missing_ok=True)
-            raise no_space(output, error.strerror or str(error), "nothing was written") from error
+    except OSError as error:  # also of closing the file
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        for file in (partial, _whole(output)):
+            file.unlink(missing_ok=True)
+        raise no_space(output, error.strerror or str(error), "nothing was written") from error
     return dict(counts) | ({"skipped": broken.count} if broken.count else {})
 
 

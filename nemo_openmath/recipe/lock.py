@@ -55,7 +55,11 @@ def _take(output: Path, path: Path, shared: bool, what: str, say: Callable[[str]
             return descriptor
         if free and is_open_file(path, descriptor):  # not deleted in between
             if not shared:
-                write_mark(descriptor, new_mark(what=what), path)
+                try:
+                    write_mark(descriptor, new_mark(what=what), path)
+                except BaseException:  # the disk is full
+                    os.close(descriptor)
+                    raise
             return descriptor
         os.close(descriptor)
         if not free:

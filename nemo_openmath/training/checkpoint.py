@@ -13,7 +13,9 @@ seconds and needs a guarded ``__main__``.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -187,13 +189,19 @@ class CheckpointStore:
         return manifest.training
 
 
+_FULL = 2**20  # bytes: a disk with less than this is full, whatever the writer says
+
+
 def _not_written(partial: Path, rank: int, cause: BaseException) -> OpenMathError:
     chain: BaseException | None = cause
     while chain is not None and not isinstance(chain, OSError):  # torch's zip writer complains of its own
         chain = chain.__cause__ or chain.__context__
     why = (chain.strerror if isinstance(chain, OSError) else None) or " ".join(str(cause).split())
     with contextlib.suppress(OSError):
-        why += f"; {shutil.disk_usage(partial.parent).free / 2**20:,.0f} MiB are free there"
+        free = shutil.disk_usage(partial.parent).free
+        if free < _FULL and not isinstance(chain, OSError):
+            why = os.strerror(errno.ENOSPC)
+        why += f"; {free / 2**20:,.1f} MiB are free there"
     return OpenMathError(
         f"{partial}: rank {rank} could not write the checkpoint ({why}); make room, then run the same command again"
     )

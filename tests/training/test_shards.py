@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,3 +75,14 @@ def test_a_full_disk_is_said_in_a_line() -> None:
     assert said.startswith(
         "out/.step-00000001.partial: rank 3 could not write the checkpoint (No space left on device)"
     )
+
+
+def test_a_full_disk_of_which_torch_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its zip writer often gives no reason: the disk is asked."""
+    complaint = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+    for free, says in (
+        (0, "(No space left on device; 0.0 MiB are free there)"),
+        (2**30, "unexpected pos 704 vs 598;"),
+    ):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert says in str(_not_written(tmp_path / "x", 0, complaint))
