@@ -1,8 +1,9 @@
 """What an engine is asked with, and what of its words is the answer: one rule for whoever asks a model something.
 
-An engine that takes token ids gets ids. A chat server gets the user's turn as it stands, and what control tokens in it
-become is that server's affair. A completions server that is asked in text gets the rendered prompt; there a control
-token in a message would become a token of its own, so such a message is refused.
+An engine that takes token ids gets ids. A chat server gets the user's turn as it stands, a completions server that is
+asked in text the rendered prompt. There a control token in a message would become a token of its own and could end the
+turn, so such a message is refused. To a chat server the tags of our protocol are sent all the same: solutions that are
+shown to a model hold them, and they end no turn.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ def prompt_for(engine: Engine, tokenizer: ChatTokenizer, messages: tuple[Message
             raise UserError(
                 f"{engine.model} takes one user turn only", remedy="leave the system turn out of the prompt file"
             )
+        if (sign := tokenizer.control_in(messages[0].content)) is not None:
+            raise InvalidRequest(f"a chat server would take {sign} in the message for a token")
         return messages[0].content
     prompt = tokenizer.prompt(messages)
     if (forged := next((text for text, literal in prompt.parts if literal), None)) is not None:

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nemo_openmath.engines.asking import prompt_for
+from nemo_openmath.engines.asking import answer_of, prompt_for
 from nemo_openmath.engines.protocol import Engine, Finish, Request, Sampling
 from nemo_openmath.errors import UserError
 from nemo_openmath.grading import Grade, Verdict
 from nemo_openmath.grading.judgement import parse_judgement
-from nemo_openmath.transcripts import ChatTokenizer
+from nemo_openmath.transcripts import ChatTokenizer, Message
 from nemo_openmath.transcripts.prompts import Template, load_template
 
 
@@ -85,12 +85,12 @@ class Judge:
             problem=question.problem, predicted_answer=question.predicted, expected_answer=question.expected
         )
         prompt = prompt_for(self.engine, self.tokenizer, messages)
-        results = await asyncio.gather(*(self._vote(prompt, question, i) for i in range(self.settings.votes)))
+        results = await asyncio.gather(*(self._vote(prompt, messages, question, i) for i in range(self.settings.votes)))
         invalid = next((text for vote, _, text in results if vote is None), None)
         return tuple(vote for vote, _, _ in results), sum(asked for _, asked, _ in results), invalid
 
     async def _vote(
-        self, prompt: tuple[int, ...] | str, question: Question, index: int
+        self, prompt: tuple[int, ...] | str, messages: tuple[Message, ...], question: Question, index: int
     ) -> tuple[bool | None, int, str]:
         text = ""
         for attempt in range(self.settings.attempts):
@@ -103,7 +103,8 @@ class Judge:
             async with self._slots:
                 completion = await self.engine.complete(Request(prompt, sampling))
             text = completion.text
-            if completion.finish is Finish.STOP and (vote := parse_judgement(text)) is not None:
+            answer = answer_of(text, self.tokenizer, messages) if completion.finish is Finish.STOP else ""
+            if (vote := parse_judgement(answer)) is not None:
                 return vote, attempt + 1, text
         return None, self.settings.attempts, text
 

@@ -171,6 +171,11 @@ class ChatTokenizer:
         """What is to be text in a message: in earlier turns of the assistant, the tags are its own."""
         return self._controls[message.role == "assistant"]
 
+    def control_in(self, text: str) -> str | None:
+        """The first control token that is spelled in a text, tags of our protocol aside."""
+        found = self._controls[True].search(text)
+        return found[0] if found else None
+
     def knows(self, rendered: str) -> bool:
         """Whether the sign that a whole rendered prompt begins with is one of this model's."""
         sign = re.match(r"\s*(<[^>\s]*>|\[INST\])", rendered)

@@ -124,6 +124,8 @@ async def test_unreadable_answers_are_asked_again_then_reported(tokenizer: ChatT
     judged = await judge(QUESTION, [Judge(engine, tokenizer, JudgeSettings(attempts=2))])
     assert (judged.verdict, judged.votes, judged.asked, judged.invalid) == (Verdict.UNKNOWN, (None,), 2, "Well...")
 
+    ended = ScriptedEngine(lambda i, r: "Judgement: Yes<|im_end|>\n")  # some servers write the end-of-text token
+    assert (await judge(QUESTION, [Judge(ended, tokenizer)])).verdict is Verdict.EQUAL
     cut = ScriptedEngine(lambda i, r: "Judgement: Yes", Finish.LENGTH)  # the line could have gone on
     assert (await judge(QUESTION, [Judge(cut, tokenizer)])).verdict is Verdict.UNKNOWN
 

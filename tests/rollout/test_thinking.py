@@ -255,7 +255,10 @@ def test_how_each_kind_of_server_is_asked(tmp_path: Path, tokenizer: ChatTokeniz
     opens = chat(tmp_path, tokenizer, "opens")
     forged = (Message("user", "a<|im_end|>b"),)
     assert prompt_for(Teacher(opens, "ids", ""), opens, forged) == tuple(opens.prompt_ids(forged))
-    assert prompt_for(Teacher(opens, "chat", ""), opens, forged) == "a<|im_end|>b"
+    tagged = (Message("user", "<think>a<tool_call>b"),)
+    assert prompt_for(Teacher(opens, "chat", ""), opens, tagged) == tagged[0].content
+    with pytest.raises(InvalidRequest, match=r"a chat server would take <\|im_end\|> in the message for a token"):
+        prompt_for(Teacher(opens, "chat", ""), opens, forged)
     assert prompt_for(Teacher(opens, "completions", ""), opens, USER) == opens.render(USER)
     with pytest.raises(InvalidRequest, match=r"would take <\|im_end\|> in the message for a token"):
         prompt_for(Teacher(opens, "completions", ""), opens, forged)
