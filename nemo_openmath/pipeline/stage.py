@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import orjson
 
-from nemo_openmath.errors import Incomplete, OpenMathError, Refused, UserError
+from nemo_openmath.errors import ExitCode, Incomplete, OpenMathError, Refused, UserError
 from nemo_openmath.pipeline.build import nearest
 from nemo_openmath.pipeline.merging import read_merged
 from nemo_openmath.pipeline.progress import Progress
@@ -217,6 +217,7 @@ class Refusals:
     def __init__(self, context: StageContext, writer: RecordWriter):
         self._stage, self._writer = context.name, writer
         self._held: list[tuple[str, Result]] = []
+        self._count = 0
         self._example = ""
         self._answered = False
 
@@ -225,8 +226,13 @@ class Refusals:
             self._writer.commit(key, result.records, result.drops)
             return
         self._held.append((key, result))
+        self.count(error)
+
+    def count(self, error: OpenMathError) -> None:
+        """One more refused request, of a unit that is held back or has failed."""
+        self._count += 1
         self._example = self._example or str(error)
-        if len(self._held) >= self.SURE:
+        if self._count >= self.SURE:
             self.close()
 
     def answered(self) -> None:
@@ -237,9 +243,9 @@ class Refusals:
 
     def close(self) -> None:
         """Raises UserError where requests were made, and all were refused."""
-        if self._held:
+        if self._count and not self._answered:
             raise UserError(
-                f"{self._stage}: the engine refused every request ({len(self._held)}), the first with: {self._example}",
+                f"{self._stage}: the engine refused every request ({self._count}), the first with: {self._example}",
                 remedy="put the engine's settings right and run the same command again",
             )
 
@@ -332,6 +338,8 @@ class UnitStage(Stage[C], Generic[C, U]):
             if not isinstance(getattr(error, "retryable", None), bool):
                 raise
             failures.add(key, error)
+            if error.exit_code is ExitCode.USER_ERROR:  # the server refuses us, not the unit
+                refusals.count(error)
             context.progress.failed += 1
         else:
             if not (result.records or result.drops):

@@ -22,13 +22,16 @@ from nemo_openmath.transcripts import ChatTokenizer
 Answer = Callable[[dict[str, Any]], Any]
 
 
-async def serve(owner: str, **answers: Answer) -> tuple[web.AppRunner, str, list[str]]:
+async def serve(
+    owner: str, card: dict[str, Any] | None = None, **answers: Answer
+) -> tuple[web.AppRunner, str, list[str]]:
     """A server that answers the given endpoints alone; a text is the body of a refusal."""
     asked: list[str] = []
+    card = {} if card is None else card
     app = web.Application()
 
     async def models(_: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": "m", "owned_by": owner}]})
+        return web.json_response({"data": [{"id": "m", "owned_by": owner} | card]})
 
     async def post(request: web.Request) -> web.Response:
         name = request.path.rsplit("/", 1)[-1]
@@ -130,12 +133,12 @@ async def test_our_own_server_tells_its_ids(tokenizer: ChatTokenizer, other: Cha
             await wrong.close()
 
 
-async def test_a_server_that_refuses_every_request_ends_the_job_and_a_mended_one_finishes_it(
+async def test_what_a_server_does_not_take_ends_the_job_and_a_mended_one_finishes_it(
     tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
-    """The same command: nothing of the refusals is kept."""
+    """A refusal of every request, and a context that no prompt fits: the same command then, nothing of them is kept."""
     ids = tokenizer.encode("\\boxed{2}")
-    accepts = False
+    accepts, card = False, {"max_model_len": 8}
 
     def complete(body: dict[str, Any]) -> Any:
         if not accepts:
@@ -145,12 +148,15 @@ async def test_a_server_that_refuses_every_request_ends_the_job_and_a_mended_one
             "usage": {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(ids)},
         }
 
-    runner, url, _ = await serve("vllm", tokenize=tokenize(tokenizer), completions=complete)
+    runner, url, _ = await serve("vllm", card, tokenize=tokenize(tokenizer), completions=complete)
     (tmp_path / "problems.jsonl").write_text('{"problem": "1 + 1?", "expected_answer": "2"}\n' * 2)
     engine = {"kind": "http", "urls": [url], "model": "m", "tokenizer": str(tokenizer.folder)}
     job = tmp_path / "job.yaml"
     job.write_text(json.dumps({"problems": "problems.jsonl", "engine": engine, "generate": {"samples": 3}}))
     try:
+        with pytest.raises(UserError, match=r"none of 3 could be tried \(problem .* does not fit the context of 8\)"):
+            await generate(job, (), tmp_path / "out", 0, 1, False)
+        card.clear()
         with pytest.raises(UserError, match=r"refused every request \(3\).*HTTP 400: this model has no parameter"):
             await generate(job, (), tmp_path / "out", 0, 1, False)
         accepts = True

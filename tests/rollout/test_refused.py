@@ -19,6 +19,7 @@ from nemo_openmath.engines.protocol import (
     InvalidRequest,
     Request,
     Usage,
+    WrongServer,
 )
 from nemo_openmath.errors import Incomplete, UserError
 from nemo_openmath.evaluation.stage import Metrics, MetricsConfig
@@ -27,6 +28,7 @@ from nemo_openmath.genselect.select import Select, SelectConfig
 from nemo_openmath.grading import GradingPool
 from nemo_openmath.judging.stage import JudgeAnswers, JudgeConfig
 from nemo_openmath.pipeline import Progress, Stage, StageContext
+from nemo_openmath.pipeline.stage import Refusals
 from nemo_openmath.problems.classify import Classify, ClassifyConfig
 from nemo_openmath.records import Generation, Group, Problem, read_drops, read_records
 from nemo_openmath.records.store import write_records
@@ -68,6 +70,10 @@ def poisoned(text: str) -> None:
 
 def refuses(text: str) -> None:
     raise InvalidRequest("HTTP 400: this model has no parameter 'top_k'")
+
+
+def has_moved(text: str) -> None:
+    raise WrongServer("HTTP 404: Not Found")
 
 
 def run(stage: Stage, engine: Any, output: Path, **inputs: list[Any]) -> StageContext:
@@ -215,6 +221,17 @@ def test_an_engine_that_refuses_everything_ends_the_stage_and_leaves_nothing(
     with pytest.raises(UserError, match=r"refused every .*no parameter 'top_k'.*settings right"):
         run(stage, Picky(tokenizer, "", refuses), tmp_path / "out", **inputs)
     assert not [line for part in tmp_path.glob("out/journal-*") for line in part.read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize("check", [refuses, has_moved])
+def test_the_stage_ends_as_soon_as_it_is_sure(
+    check: Callable[[str], None], tokenizer: ChatTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Refusals, "SURE", 3)
+    engine = Picky(tokenizer, "", check)
+    with pytest.raises(UserError, match=r"refused every request \(3\), the first with: HTTP 40"):
+        run(Generate(GenerateConfig(samples=50, concurrency=1)), engine, tmp_path / "out", problems=PROBLEMS)
+    assert engine.asked <= 4
 
 
 def test_judging_goes_on_where_one_question_is_refused(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
