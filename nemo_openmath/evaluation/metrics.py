@@ -143,7 +143,7 @@ def score(
             raise UserError(f"generation {generation.id} is given twice", remedy="name each folder once")
         seen.add(key)
         modes[generation.mode][generation.problem_id].append(_sample(generation))
-        undecided[generation.mode] += generation.verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT)
+        undecided[generation.mode] += generation.tried and generation.verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT)
     wanted = None if expected is None else set(expected)
     out = Scores([], undecided=dict(undecided))
     cut = 0

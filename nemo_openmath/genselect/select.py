@@ -11,6 +11,7 @@ from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
 from nemo_openmath.pipeline.bounds import PositiveInt
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import Drop, Generation, Group
+from nemo_openmath.records.types import NOT_TRIED, UNTRIED
 from nemo_openmath.rollout import Outcome, RolloutSettings, derive_seed, roll_out
 from nemo_openmath.rollout.stage import note_untried
 from nemo_openmath.transcripts import Message, Transcript, load_template
@@ -107,6 +108,11 @@ class Select(UnitStage[SelectConfig, tuple[Group, int]]):
         )
 
     def _generation(self, group: Group, turn: int, seed: int, outcome: Outcome, chosen: int | None) -> Generation:
+        verdict, reason = "not_equal", "no valid judgment"
+        if outcome.finish in UNTRIED:
+            verdict, reason = "unknown", NOT_TRIED
+        elif chosen is not None:
+            verdict, reason = "equal" if group.correct[chosen] else "not_equal", "of the chosen candidate"
         return Generation(
             id=Generation.make_id(group.id, "genselect", self._engine.model, self._template.digest, {}, seed, turn),
             parents=(group.id, *group.members),
@@ -118,8 +124,8 @@ class Select(UnitStage[SelectConfig, tuple[Group, int]]):
             finish=outcome.finish,
             expected_answer=group.expected_answer,
             predicted_answer=None if chosen is None else group.answers[chosen],
-            verdict="equal" if chosen is not None and group.correct[chosen] else "not_equal",
-            verdict_reason="no valid judgment" if chosen is None else "of the chosen candidate",
+            verdict=verdict,
+            verdict_reason=reason,
             prompt_tokens=outcome.prompt_tokens,
             completion_tokens=outcome.completion_tokens,
             extra={

@@ -26,6 +26,7 @@ from nemo_openmath.grading.pool import GradingPool
 from nemo_openmath.grading.verdict import Verdict
 from nemo_openmath.records.exact_json import dumps, loads
 from nemo_openmath.records.foreign import BrokenRows, name_of, read_rows
+from nemo_openmath.records.types import NOT_TRIED, UNTRIED
 
 SHOWN = 300  # characters of an answer on the terminal
 BATCH = 4096  # rows in memory at once
@@ -45,9 +46,10 @@ def grade_file(
     """Write every row of ``path`` to ``output`` with ``verdict``, ``reason`` and ``symbolic_correct`` added, and
     ``predicted_answer`` where it was extracted from a text (``fallback``: see extract_answer).
 
-    Returns the count of each verdict, of all rows (``total``) and of rows without an answer (``no_answer``); with
-    ``skip_broken`` of those left out (``skipped``), too. Raises UserError naming the first row of which no answer or no
-    expected answer can be read, and how many such rows there are; SystemFailure where the disk is full.
+    Returns the count of each verdict, of all rows (``total``) and of rows without an answer (``no_answer``); where
+    there are any, of generations that could not be tried (``untried``) and of rows that ``skip_broken`` left out
+    (``skipped``). Raises UserError naming the first row of which no answer or no expected answer can be read, and how
+    many such rows there are; SystemFailure where the disk is full.
     """
     output = Path(output)
     if any(suffix in _NOT_LINES for suffix in output.suffixes):
@@ -73,6 +75,8 @@ def grade_file(
                         row.update(verdict=str(grade.verdict), reason=grade.reason, symbolic_correct=grade.is_equal)
                         if row["expected_answer"] is None and row["predicted_answer"]:
                             row.update(verdict=str(Verdict.UNKNOWN), reason="no expected answer")
+                        if _is_untried(row):
+                            row.update(verdict=str(Verdict.UNKNOWN), reason=NOT_TRIED)
                         _count(row, counts)
                         lines += dumps(row) + b"\n"
                     out.write(lines)
@@ -98,6 +102,12 @@ def _count(row: dict[str, Any], counts: Counter[str]) -> None:
     counts["total"] += 1
     counts["no_answer"] += not row["predicted_answer"]
     counts[row["verdict"]] += 1
+    if _is_untried(row):
+        counts["untried"] += 1
+
+
+def _is_untried(row: dict[str, Any]) -> bool:
+    return row.get("finish") in UNTRIED and "transcript" in row
 
 
 def _task(path: Path, *settings: object) -> bytes:

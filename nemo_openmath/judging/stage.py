@@ -79,7 +79,7 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
     async def process(self, unit: Generation, context: StageContext) -> Result:
         symbolic = Grade(Verdict(unit.verdict or "unknown"), unit.verdict_reason or "not graded")
         open_ = symbolic.verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT)
-        if not open_ and not self.config.everything:
+        if not unit.tried or (not open_ and not self.config.everything):
             return Result([unit], asked=False)
         if unit.problem_id not in self._problems:
             raise UserError(

@@ -75,6 +75,7 @@ class Problem(Record):
 
 
 UNTRIED = ("context", "refused")
+NOT_TRIED = "the model could not be asked"  # the reason of the verdict of such a generation, which is unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

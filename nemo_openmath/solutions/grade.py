@@ -10,6 +10,7 @@ from nemo_openmath.pipeline import Result, StageContext, UnitStage, register
 from nemo_openmath.pipeline.bounds import PositiveInt
 from nemo_openmath.pipeline.stage import RUNTIME
 from nemo_openmath.records import Generation, Problem
+from nemo_openmath.records.types import NOT_TRIED
 from nemo_openmath.transcripts import Transcript
 
 
@@ -26,7 +27,8 @@ class Grade(UnitStage[GradeConfig, Generation]):
     """Generation -> the same generation with ``predicted_answer``, ``verdict`` and its reason.
 
     Where a solution has no answer to compare, the verdict is not_equal ("no answer"); where the problem has no
-    expected answer, it is unknown. Port ``problems``, when given, brings newer expected answers, joined by id.
+    expected answer, or the model could not be asked, it is unknown. Port ``problems``, when given, brings newer
+    expected answers, joined by id.
     """
 
     kind = "solutions.grade"
@@ -49,7 +51,9 @@ class Grade(UnitStage[GradeConfig, Generation]):
     async def process(self, unit: Generation, context: StageContext) -> Result:
         expected = self._expected.get(unit.problem_id, unit.expected_answer)
         predicted = answer_of(unit, fallback=self.config.fallback)
-        if predicted is None:
+        if not unit.tried:
+            verdict, reason = "unknown", NOT_TRIED
+        elif predicted is None:
             verdict, reason = "not_equal", "no answer"
         elif expected is None:
             verdict, reason = "unknown", "no expected answer"

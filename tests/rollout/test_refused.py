@@ -25,7 +25,7 @@ from nemo_openmath.errors import Incomplete, UserError
 from nemo_openmath.evaluation.stage import Metrics, MetricsConfig
 from nemo_openmath.genselect.groups import Groups, GroupsConfig
 from nemo_openmath.genselect.select import Select, SelectConfig
-from nemo_openmath.grading import GradingPool
+from nemo_openmath.grading import GradingPool, grade_file
 from nemo_openmath.judging.stage import JudgeAnswers, JudgeConfig
 from nemo_openmath.pipeline import Progress, Stage, StageContext
 from nemo_openmath.pipeline.stage import Refusals
@@ -138,6 +138,11 @@ def test_a_problem_that_cannot_be_tried_is_counted_apart(
     graded = run(Grade(GradeConfig()), None, tmp_path / "graded", generations=solutions)
     assert {k: graded.facts[k] for k in ("equal", "not_equal", "untried")} == {"equal": 2, "not_equal": 8, "untried": 2}
     rows = list(read_records(tmp_path / "graded", Generation))
+    assert {g.verdict for g in rows if not g.tried} == {"unknown"}
+    said = grade_file(tmp_path / "g" / "part-00000-of-00001.jsonl", tmp_path / "graded.jsonl")
+    assert said == {
+        "equal": 2, "not_equal": 8, "unknown": 2, "timeout": 0, "total": 12, "no_answer": 2, "untried": 2
+    }  # fmt: skip
     run(
         Groups(GroupsConfig(sizes=(2, 2), groups=1, mixed=False)),
         None,
@@ -157,6 +162,7 @@ def test_a_problem_that_cannot_be_tried_is_counted_apart(
         {"checkpoint": "base", "mode": m, "problems": 1, "of": 6, "example": LONG.id} for m in ("cot", "genselect")
     ]
     assert measured.facts["apart"] == apart
+    assert set(measured.facts["undecided"].values()) == {0}
     assert {row["problems"] for row in measured.facts["results"]} == {5}
     assert measured.facts["results"][0]["value"] == pytest.approx(1 / 5)
     assert "cot: 1 of 6 problems are in no mean" in capsys.readouterr().err
