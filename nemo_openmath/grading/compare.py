@@ -33,6 +33,7 @@ _PARTS = re.compile(  # (a) 5 (b) 6
     r"\(a\)\s*[^\s(].*\(b\)|\(i\)\s*[^\s(].*\(ii\)|\(1\)\s*[^\s(].*\(2\)|\(A\)\s*[^\s(].*\(B\)", re.DOTALL
 )
 _COMMA_LIST = re.compile(r"(?<!\d),|,(?!\d)|,\d+,|\d,\d+[^\d;)\]}]")  # a comma that is no decimal point
+_SPACED = re.compile(r",\s")
 _CURRENCY = re.compile(r"\\?\$|[€£¥]")
 _SURELY_DECIMAL = re.compile(r"-?0,\d{2,30}|-0,\d")  # as a list nobody writes it
 _EUROPEAN = re.compile(r"-?\d{1,3}(?:\.\d{3}){1,10},\d{1,30}")  # 1.234,56
@@ -113,7 +114,7 @@ class _Reading:
         self.label = ""  # Area in \text{Area} = 5
         self.words = texts.unwrap(text)
         self.squeezed = _SPACING.sub("", text.replace("{,}", ",")) if len(text) < 200 else ""
-        self.spaced = re.search(r",\s", text) is not None  # 0, 125 is a list
+        self.spaced = _SPACED.search(text) is not None  # 0, 125 is a list
         try:
             self.cleaned = lexer.clean(text)
         except NotMath as error:
@@ -185,7 +186,7 @@ def _comma_readings(text: str) -> Iterator[str]:
         yield text
         return
     grouped = lexer.COMMA_GROUPED.sub(lambda m: m[0].replace(",", ""), text)
-    if re.search(r",\s", text):
+    if _SPACED.search(text):
         yield grouped
     elif text.lstrip().startswith(("(", "[", "{", r"\{", r"\langle")):
         yield text

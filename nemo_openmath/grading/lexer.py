@@ -76,6 +76,7 @@ _DOTS = re.compile(r"\\(?:dots|cdots|dotsc|dotsb)(?![a-zA-Z])|\.\s?\.\s?\.")
 _PLUS_MINUS = re.compile(r"\+/-|(?:^|(?<==))\s*\+\s?-(?=\s?[\d\\a-z(])")
 _DECIMAL_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d)")
 _LEADING_ZERO = re.compile(r"[A-Za-z]\s?_\s?\{?0\d")  # x_{00} is not x_0
+_OWN_MARKS = re.compile("[\x01-\x04]")
 _PER_CENT = re.compile(r"\bper\s+cent\b")
 _STRAY_DOLLAR = re.compile(r"(?<!\\)\$(?=\s*[(\[])")
 COMMA_GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
@@ -158,12 +159,12 @@ def clean(text: str) -> str:
         text = box[1]
     if _DASHED.fullmatch(text):
         raise NotMath("a span or a difference")
-    text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda m: "^{" + m[0].translate(_SUPERSCRIPT) + "}", text)
-    text = re.sub(r"[₀₁₂₃₄₅₆₇₈₉]+", lambda m: "_{" + m[0].translate(_SUBSCRIPT) + "}", text)
-    text = text.translate(_TRANSLATE)
     if not text.isascii():
+        text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda m: "^{" + m[0].translate(_SUPERSCRIPT) + "}", text)
+        text = re.sub(r"[₀₁₂₃₄₅₆₇₈₉]+", lambda m: "_{" + m[0].translate(_SUBSCRIPT) + "}", text)
+        text = text.translate(_TRANSLATE)
         text = unicodedata.normalize("NFKC", text)
-    text = re.sub("[\x01-\x04]", "", text)
+    text = _OWN_MARKS.sub("", text)
     text = _PER_CENT.sub("percent", text)
     if _LEADING_ZERO.search(text):
         raise NotMath("a subscript with leading zeros")
