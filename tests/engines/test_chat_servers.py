@@ -30,7 +30,9 @@ from nemo_openmath.engines.protocol import (
 from nemo_openmath.engines.serving import ServerConfig, server_command
 from nemo_openmath.errors import ExitCode
 from nemo_openmath.pipeline.waiting import Waiting
+from nemo_openmath.transcripts import ChatTokenizer
 
+BASE = Path(__file__).parents[2] / "examples" / "base"  # its texts end in 658 or 660
 USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
 ASKED = Request("What is 1 + 2?")
 
@@ -322,6 +324,20 @@ def test_every_sampling_field_is_sent_that_the_server_takes() -> None:
             assert sent.get("max_tokens", sent.get("max_new_tokens")) == request.sampling.max_tokens
     drawn = DIALECTS["vllm"].body(Request((1,), Sampling(top_k=5, min_p=0.1, seed=3)), "m", False)
     assert (drawn["top_k"], drawn["min_p"], drawn["seed"]) == (5, 0.1, 3)
+
+
+async def test_all_ends_of_a_model_are_named_in_every_way_of_asking() -> None:
+    """The base's and the trained one: a vLLM without the model's generation_config.json knows the tokenizer's alone."""
+    choice = {"index": 0, "text": "ab", "token_ids": [5, 6, 660], "finish_reason": "stop"}
+    whole = {"model": "m", "choices": [choice], "usage": USAGE}
+    async with Server(whole, [whole], [whole]) as server:
+        client = server.client(kind="vllm", api="completions", tokenizer=ChatTokenizer.load(BASE))
+        for limit in (None, 30):
+            assert (await client.complete(Request((1, 2), time_limit=limit))).token_ids == (5, 6, 660)
+        assert [chunk async for chunk in client.stream(Request((1, 2)))]
+        await client.close()
+    assert [body["stop_token_ids"] for body in server.asked] == [[658, 660]] * 3
+    assert [body["include_stop_str_in_output"] for body in server.asked] == [False] * 3
 
 
 async def test_what_is_left_to_a_plain_server_is_said_and_what_it_cannot_do_is_refused(
