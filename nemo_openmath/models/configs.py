@@ -109,7 +109,9 @@ class ModelConfig:
 
     def to_hf(self, dtype: str = "bfloat16") -> dict[str, Any]:
         """The content of ``config.json``. RoPE is written in both forms: transformers 5 reads ``rope_parameters``,
-        vLLM's and TensorRT-LLM's older readers ``rope_theta`` (else they fall back to base 10000)."""
+        vLLM's and TensorRT-LLM's older readers ``rope_theta`` (else they fall back to base 10000). The version is that
+        of transformers' form: without one, its releases up to 5.19 warn that the tokenizer splits wrongly, and the
+        remedy they name would make it do so."""
         eos = self.eos_token_id
         return {
             "architectures": [ARCHITECTURES[self.model_type]],
@@ -133,6 +135,7 @@ class ModelConfig:
             "pad_token_id": self.pad_token_id,
             "dtype": dtype,
             "torch_dtype": dtype,
+            "transformers_version": "5.0.0",
         }
 
     def with_changes(self, **changes: Any) -> ModelConfig:

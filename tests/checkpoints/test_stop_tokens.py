@@ -76,6 +76,7 @@ def test_a_trained_model_stops_where_its_data_did(trained: Path, tmp_path: Path)
     made = megatron_to_hf(trained, tmp_path / "hf")
     assert read(made) == {"eos_token_id": [TURN, TEXT], "pad_token_id": TEXT, "bos_token_id": TEXT}
     assert read(made, "config.json")["eos_token_id"] == [TURN, TEXT]
+    assert read(made, "config.json")["transformers_version"] >= "5"  # else vLLM's warns of the tokenizer
     tokenizer, model = AutoTokenizer.from_pretrained(made), AutoModelForCausalLM.from_pretrained(made)
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
     assert read(made, "special_tokens_map.json")["eos_token"] == {"content": "<|im_end|>", "lstrip": False}
