@@ -1,0 +1,234 @@
+"""A real model through other readers of its folder: where its texts end, and whether they are the embedded engine's.
+
+    python benchmarks/served.py ends BASE --folder DISK [--vllm PYTHON]
+    python benchmarks/served.py equal MODEL --problems FILE.jsonl --vllm PYTHON [--tokens 120] [--count 8]
+
+``ends``: trains BASE, whose files say <|endoftext|>, for a few steps on answers that end in <|im_end|>, exports it, and
+asks it three questions through transformers' ``generate`` and, with ``--vllm``, through vLLM, by a client that names no
+stop token. Then the same weights with BASE's settings of end and sampling, as exports that keep them would have: these
+must run on behind their <|im_end|>, or the comparison shows nothing.
+
+``equal``: greedy solutions by the embedded engine and by vLLM through the HTTP client, with vLLM started as ``openmath
+serve`` starts it and with the model's own sampling defaults (``--generation-config auto``). Where two differ: the first
+token that does, and by how much the two tokens' log-probabilities differ.
+
+PYTHON: that of an environment with vLLM and this package. On a CPU vLLM takes ``VLLM_CPU_KVCACHE_SPACE`` GiB besides
+the weights. A model of 0.5B parameters takes 12 GB of memory to train.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nemo_openmath.engines.protocol import Completion, Engine, Request, Sampling
+
+SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+TASK = "Solve the following math problem. Make sure to put the answer (and only answer) inside \\boxed{}.\n\n"
+QUESTION = "A rectangle has sides {} and {}. What is its area?"
+ANSWER = "The area is the product of the sides, ${0} \\cdot {1} = {2}$.\n\nThe answer is $\\boxed{{{2}}}$."
+ASKED = [TASK + QUESTION.format(*sides) for sides in ((12, 17), (21, 8), (45, 6))]
+STEPS, LIMIT = 4, 120
+
+
+def openmath(*words: object, python: str = sys.executable) -> list[str]:
+    return [python, "-c", "from nemo_openmath.cli.main import main; main()", *map(str, words)]
+
+
+def do(*words: object) -> None:
+    print("$ openmath", *words, flush=True)
+    subprocess.run(openmath(*words), check=True)
+
+
+@contextmanager
+def vllm(python: str, model: Path, *arguments: str) -> Iterator[str]:
+    """The URL of a vLLM that ``openmath serve`` started."""
+    with tempfile.TemporaryDirectory() as room:
+        address, log = Path(room) / "address", Path(room) / "log"
+        words = ["serve", model, "--engine", "vllm", "--port", 0, "--address-file", address, "--log", log, "--"]
+        words += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048", *arguments]
+        server = subprocess.Popen(openmath(*words, python=python), stdout=subprocess.PIPE, text=True)
+        assert server.stdout is not None
+        try:
+            if not server.stdout.readline().startswith("serving "):
+                sys.exit(server.wait())
+            yield address.read_text().strip()
+        finally:
+            server.terminate()
+            server.wait()
+
+
+# -- where texts end ---------------------------------------------------------------------------------------------------
+
+
+def train(base: Path, room: Path) -> Path:
+    """The exported folder."""
+    draw = random.Random(1)
+    with (room / "rows.jsonl").open("w") as file:
+        for _ in range(36):
+            a, b = draw.randint(2, 40), draw.randint(2, 40)
+            row = {"problem": QUESTION.format(a, b), "generated_solution": ANSWER.format(a, b, a * b)}
+            file.write(json.dumps(row | {"expected_answer": str(a * b)}) + "\n")
+    stages: dict[str, Any] = {"rows": {"run": "sft.read", "from": "./rows.jsonl", "mode": "cot"}}
+    stages["tokens"] = {"run": "sft.tokenize", "from": {"rows": "rows", "model": str(base)}, "workers": 1}
+    stages["packs"] = {"run": "sft.pack", "from": "tokens", "capacity": 256}
+    (room / "packs.yaml").write_text(json.dumps({"name": "packs", "stages": stages}))
+    data = {"folder": "packs/packs", "batch_samples": 9, "steps": STEPS}
+    training = {"lr": 1e-5, "warmup": 0.25, "precision": "bf16", "checkpoints": {"every": 0}}
+    (room / "job.yaml").write_text(
+        json.dumps({"model": str(base), "output": "trained", "data": data, "training": training})
+    )
+    do("recipe", "run", room / "packs.yaml", "--output", room / "packs")
+    do("sft", room / "job.yaml", "--threads", 2)
+    do("convert", "megatron-to-hf", room / f"trained/checkpoints/step-{STEPS:08d}", room / "exported")
+    return room / "exported"
+
+
+def with_settings_of(base: Path, exported: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for file in exported.iterdir():
+        if file.name not in SETTINGS:
+            (folder / file.name).symlink_to(file.resolve())
+    for name in SETTINGS:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+    return folder
+
+
+def show(reader: str, folder: Path, answers: Sequence[Sequence[int]]) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for question, ids in enumerate(answers, 1):
+        ends = [place for place, number in enumerate(ids, 1) if tokenizer.decode([number]) == "<|im_end|>"]
+        how = f"<|im_end|> first at {ends[0]}" if ends else "no <|im_end|>"
+        print(f"{reader:34}{folder.name:10} question {question}: {len(ids):4} tokens, {how}; last ids {ids[-3:]}")
+        print(f"    {tokenizer.decode(ids[:60])!r}", flush=True)
+
+
+def by_transformers(folder: Path) -> list[list[int]]:
+    """Greedy, with whatever else the folder's ``generation_config.json`` says."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model, answers = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), []
+    for question in ASKED:
+        chat = [{"role": "user", "content": question}]
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+        with torch.no_grad():
+            made = model.generate(ids, do_sample=False, max_new_tokens=LIMIT)
+        answers.append(made[0, ids.shape[1] :].tolist())
+    return answers
+
+
+def by_chat(url: str, model: str) -> list[list[int]]:
+    """As any client of the OpenAI protocol asks: no stop token, no sampling field but the temperature."""
+    opener, answers = urllib.request.build_opener(urllib.request.ProxyHandler({})), []
+    for question in ASKED:
+        body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0}
+        content = json.dumps(body | {"max_tokens": LIMIT, "return_token_ids": True}).encode()
+        asked = urllib.request.Request(f"{url}/v1/chat/completions", content, {"Content-Type": "application/json"})
+        with opener.open(asked) as answer:
+            answers.append(json.load(answer)["choices"][0]["token_ids"])
+    return answers
+
+
+def ends(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(dir=options.folder) as room:
+        exported = train(options.model, Path(room))
+        before = with_settings_of(options.model, exported, Path(room) / "before")
+        for folder in (exported, before):
+            show("transformers' generate", folder, by_transformers(folder))
+        if options.vllm is None:
+            return
+        for folder, arguments in ((exported, ()), (exported, ("auto",)), (before, ("auto",))):
+            chosen = [word for value in arguments for word in ("--generation-config", value)]
+            with vllm(options.vllm, folder, *chosen) as url:
+                show(" ".join(("openmath serve: vLLM", *arguments)), folder, by_chat(url, folder.name))
+
+
+# -- whether they are equal --------------------------------------------------------------------------------------------
+
+
+def equal(options: argparse.Namespace) -> None:
+    from nemo_openmath.engines.embedded import EmbeddedEngine
+    from nemo_openmath.engines.http import HTTPEngine
+    from nemo_openmath.transcripts import ChatTokenizer, Message
+
+    tokenizer = ChatTokenizer.load(options.model)
+    with options.problems.open() as file:
+        problems = [json.loads(next(file))["problem"] for _ in range(options.count)]
+    prompts = [tuple(tokenizer.prompt_ids((Message("user", TASK + problem),))) for problem in problems]
+    sampling = Sampling(max_tokens=options.tokens, temperature=0, logprobs=True)
+
+    async def solve(engine: Engine) -> list[Completion]:
+        try:
+            return await asyncio.gather(*(engine.complete(Request(prompt, sampling)) for prompt in prompts))
+        finally:
+            await engine.close()
+
+    ours = asyncio.run(solve(EmbeddedEngine.load(options.model, slots=options.count, threads=2)))
+    for chosen in ("vllm", "auto"):
+        with vllm(options.vllm, options.model, "--generation-config", chosen) as url:
+            theirs = asyncio.run(solve(HTTPEngine(url, options.model.resolve().name, tokenizer=tokenizer)))
+        same = [a.text == b.text and a.token_ids == b.token_ids for a, b in zip(ours, theirs, strict=True)]
+        tokens, characters = sum(len(a.token_ids) for a in ours), sum(len(a.text) for a in ours)
+        print(f"--generation-config {chosen}: {sum(same)} of {len(same)} solutions equal character for character")
+        print(
+            f"    ({tokens} tokens, {characters} characters, {sum(a.finish == 'stop' for a in ours)} ended)", flush=True
+        )
+        for number, (prompt, a, b) in enumerate(zip(prompts, ours, theirs, strict=True), 1):
+            if a.token_ids != b.token_ids:
+                print(
+                    f"    problem {number}: {difference(options.model, prompt, a.token_ids, b.token_ids)}", flush=True
+                )
+
+
+def difference(model: Path, prompt: tuple[int, ...], a: Sequence[int], b: Sequence[int]) -> str:
+    """The first different token, and the two tokens' log-probabilities by transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    if at == min(len(a), len(b)):
+        return f"one ends at token {at + 1}"
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    with torch.no_grad():
+        scores = reference(torch.tensor([[*prompt, *a[:at]]])).logits[0, -1].log_softmax(-1)
+    return f"token {at + 1} differs: {a[at]} and {b[at]}, log-probabilities {scores[a[at]]:.5f} and {scores[b[at]]:.5f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(required=True)
+    one = verbs.add_parser("ends")
+    one.add_argument("model", type=Path, metavar="BASE")
+    one.add_argument("--folder", type=Path, help="on a disk with room for 16 bytes a parameter")
+    one.add_argument("--vllm", metavar="PYTHON")
+    one.set_defaults(work=ends)
+    two = verbs.add_parser("equal")
+    two.add_argument("model", type=Path, metavar="MODEL")
+    two.add_argument("--problems", type=Path, required=True, metavar="FILE.jsonl")
+    two.add_argument("--vllm", metavar="PYTHON", required=True)
+    two.add_argument("--tokens", type=int, default=120)
+    two.add_argument("--count", type=int, default=8)
+    two.set_defaults(work=equal)
+    options = parser.parse_args()
+    options.model = options.model.resolve()
+    options.work(options)
+
+
+if __name__ == "__main__":
+    main()
