@@ -194,6 +194,38 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
         [{"name": "tool_use", "template": "no"}, {"name": "default", "template": CHATML}],
         {"eos_token": "<|im_end|>"},
     ),
+    "macro": (
+        "{% macro turn(m) %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endmacro %}{% set head %}\n"
+        "{{ messages | length }}{% endset %}{{ head }}{% for m in messages %}{{ turn(m) }}\n{% endfor %}" + GENERATE,
+        {"eos_token": "<|im_end|>"},
+    ),
+    "white space": (
+        " {%+ if true %} a {%- endif +%}\n\t{# no #}\n  {%- for m in messages -%}\n  {{- m.content -}}  \n {% if m %}\n"
+        "x\n  {% endif %}\n{%- endfor -%}\r\n{% raw %}{{ x }}{% endraw %}\n\n",
+        {"eos_token": "<|im_end|>"},
+    ),
+    "filters": (
+        "{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | join('|') | e }}"
+        "{% filter upper %}ab{% endfilter %}{{ '%05.2f' | format(3.14159) }}{{ 7 // 2 }}{{ 'a,b'.split(',')[::-1] }}"
+        "{{ messages[0].content is string and messages[0] is mapping }}{{ messages[-1] | dictsort }}",
+        {"eos_token": "<|im_end|>"},
+    ),
+    "json": (
+        "{{ messages | tojson(indent=2) }}{{ {'b': '<é>', 'a': none} | tojson(ensure_ascii=true, sort_keys=true) }}"
+        "{{ messages[0] | tojson(separators=(',', ':')) }}{{ 10 ** 20 }}{{ 1.0 }}{{ true }}{{ none }}",
+        {"eos_token": "<|im_end|>"},
+    ),
+    "what is not given": (
+        "{{ date }}{{ messages[0].name }}{{ tools is none }}{{ documents is none }}{{ enable_thinking is defined }}"
+        "{{ messages[0].tool_calls | default('none') }}{{ messages[0].reasoning_content is defined }}"
+        "{{ cls_token is defined }}{{ add_generation_prompt }}{{ (messages | first).get('x', 'y') }}",
+        {"eos_token": "<|im_end|>", "cls_token": None},
+    ),
+    "by text": (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}"
+        "{% if 'say' in messages[-1].content %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}{% endif %}",
+        {"eos_token": "<|im_end|>"},
+    ),
     "own tokens": (
         "{{ boi_token }}{{ pad_token }}{{ cls_token }}{{ mask_token }}" + CHATML,
         {"eos_token": "<|im_end|>", "boi_token": "<s>", "pad_token": "<|endoftext|>", "mask_token": None},
