@@ -9,6 +9,7 @@ r"""Answers: extraction, equivalence with a reason, isolated grading, majority.
 - A list without brackets is unordered unless it repeats values; a tuple is ordered; against each other they are
   equal in the same order and unknown otherwise. x = 1, y = 2 is (1, 2).
 - "x = 5" is "5"; a polynomial equation equals the list of its roots; equations that are multiples are equal.
+- The same value of two names is unknown: x = 5 and y = 5, P(A) = 1/3 and P(B) = 1/3. f(t) = t + 1 is f(x) = x + 1.
 - "m + n = 70" is 70 (letters that are no coordinates); "AB = 5" and "A(1, 2)" are 5 and (1, 2). 2 hours 30 minutes
   is 2.5 hours. Dots in a list stand only for the same dots. C_n^k is n choose k.
 - Unknown, for both readings are in use: 0,5 against 0.5; digits of a base against digits without one; 5 m against 5;
