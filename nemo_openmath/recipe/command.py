@@ -72,7 +72,7 @@ def show_status(output: Path) -> None:
     view = run_view(run)
     console = Console()
     console.print(status_table(view.stages))
-    for line in [*competition_lines(view.competition), *view.left_out]:
+    for line in [*apart_lines(view.apart), *competition_lines(view.competition), *view.left_out]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     _say_solutions(run, view)
 

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from nemo_openmath.engines.open import EngineConfig, open_engine
 from nemo_openmath.engines.server import OpenAIServer
 from nemo_openmath.errors import UserError
 from nemo_openmath.recipe.generate import generate
+from nemo_openmath.recipe.services import RecipeServices
 from nemo_openmath.records import Generation, read_records
 from nemo_openmath.transcripts import ChatTokenizer
 
@@ -131,6 +133,14 @@ async def test_our_own_server_tells_its_ids(tokenizer: ChatTokenizer, other: Cha
         finally:
             await right.close()
             await wrong.close()
+
+
+async def test_a_student_has_one_tokenizer(tokenizer: ChatTokenizer, other: ChatTokenizer, tmp_path: Path) -> None:
+    """Prompts are made with that of its folder; another one beside it would read the answers."""
+    student = EngineConfig("http", "m", urls=("http://127.0.0.1:1",), tokenizer=other.folder)
+    recipe: Any = SimpleNamespace(student=student, stages={}, relative=Path)
+    with pytest.raises(UserError, match=r"student\.tokenizer .* is not the tokenizer of .*: .*; leave"):
+        await RecipeServices(recipe, tmp_path).engine(str(tokenizer.folder))
 
 
 async def test_what_a_server_does_not_take_ends_the_job_and_a_mended_one_finishes_it(
