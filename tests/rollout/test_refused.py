@@ -36,7 +36,8 @@ from nemo_openmath.rollout.stage import Generate, GenerateConfig
 from nemo_openmath.solutions.filter import Filter, FilterConfig
 from nemo_openmath.solutions.grade import Grade, GradeConfig
 from nemo_openmath.solutions.label import Hardness, HardnessConfig
-from nemo_openmath.transcripts import ChatTokenizer
+from nemo_openmath.solutions.summarize import Summarize, SummarizeConfig
+from nemo_openmath.transcripts import ChatTokenizer, Transcript
 
 PROBLEMS = [Problem.make(f"What is {n} plus {n}?", expected_answer=str(2 * n)) for n in range(5)]
 LONG = Problem.make("What is 7 plus 7? " + "Think well. " * 9, expected_answer="14")
@@ -48,14 +49,14 @@ class Picky:
     model = "picky"
     capabilities = Capabilities(True, True, True, False, True, False)
 
-    def __init__(self, tokenizer: ChatTokenizer, says: str, check: Callable[[str], None]):
-        self.tokenizer, self.says, self.check, self.asked = tokenizer, says, check, 0
+    def __init__(self, tokenizer: ChatTokenizer, says: str, check: Callable[[str], None], finish: Finish = Finish.STOP):
+        self.tokenizer, self.says, self.check, self.finish, self.asked = tokenizer, says, check, finish, 0
 
     async def complete(self, request: Request) -> Completion:
         self.asked += 1
         self.check(self.tokenizer.decode(list(request.prompt)))
         ids = (*self.tokenizer.encode(self.says), self.tokenizer.end_of_turn)
-        return Completion(self.says, ids, Finish.STOP, None, Usage(len(request.prompt), 0, len(ids)))
+        return Completion(self.says, ids, self.finish, None, Usage(len(request.prompt), 0, len(ids)))
 
 
 def fits(text: str) -> None:
@@ -121,6 +122,20 @@ def test_python_that_a_model_does_not_call_is_said_and_named(
         run(Filter(FilterConfig()), None, tmp_path / f"{name}-kept", generations=graded)
         reasons = {drop.reason for _, drop in read_drops(tmp_path / f"{name}-kept")}
         assert reasons == {"its code was not called" if name == "fence" else "no code was run"}
+
+
+@pytest.mark.parametrize("finish", [Finish.STOP, Finish.LENGTH])
+def test_a_summary_that_was_cut_off_is_none(tokenizer: ChatTokenizer, tmp_path: Path, finish: Finish) -> None:
+    """It would teach to end a text in the middle of a sentence."""
+    engine = Picky(tokenizer, "It is \\boxed{2}.", lambda _: None)
+    run(Generate(GenerateConfig()), engine, tmp_path / "g", problems=PROBLEMS[1:2])
+    solutions = [g.with_(verdict="equal", predicted_answer="2") for g in read_records(tmp_path / "g", Generation)]
+    writer = Picky(tokenizer, "So \\boxed{2}, and then<|im_end|>", lambda _: None, finish)
+    run(Summarize(SummarizeConfig()), writer, tmp_path / "s", generations=solutions, problems=PROBLEMS[1:2])
+    texts = [Transcript.from_json(g.transcript).summary for g in read_records(tmp_path / "s", Generation)]
+    assert texts == (["So \\boxed{2}, and then"] if finish is Finish.STOP else [])
+    reasons = [drop.reason for _, drop in read_drops(tmp_path / "s")]
+    assert reasons == ([] if finish is Finish.STOP else ["no summary was finished"])
 
 
 @pytest.mark.parametrize("check", [fits, poisoned])
