@@ -28,7 +28,7 @@ _NO_LABEL = frozenset({"answer", "final answer", "ans", "result"})
 _IN_BASE = re.compile(r"(-?[0-9A-Z]{1,60})_\{?(?!10\b)\d{1,2}\}?")
 _SPACING = re.compile(r"\\[!,;:> ]|\\thinspace|[\s~$]")
 _DECIMAL_COMMA = re.compile(r"-?\d{1,30},\d{1,30}")  # 0,125
-_AND_OR = re.compile(r"(?<![a-zA-Z\\])(and|or)(?![a-zA-Z])")
+_AND_OR = re.compile(r"(?<![a-zA-Z\\])(and|or)(?![a-zA-Z])|\\(land|wedge|lor|vee)(?![a-zA-Z])")
 _PARTS = re.compile(  # (a) 5 (b) 6
     r"\(a\)\s*[^\s(].*\(b\)|\(i\)\s*[^\s(].*\(ii\)|\(1\)\s*[^\s(].*\(2\)|\(A\)\s*[^\s(].*\(B\)", re.DOTALL
 )
@@ -215,7 +215,7 @@ def _compare(predicted: str, expected: str) -> Grade:
 def _connective(text: str) -> str | None:
     """What joins an answer without numbers, such as A and B, or values of several names, where it is one word.
     (x = 1 and x = 2, x = 1 or x = 2: both are said of the solutions of an equation.)"""
-    found = set(_AND_OR.findall(text))
+    found = {"and" if m[0] in ("and", r"\land", r"\wedge") else "or" for m in _AND_OR.finditer(text)}
     numbers, names = re.search(r"\d", text), set(_NAMED.findall(text))
     return found.pop() if len(found) == 1 and (not numbers or len(names) > 1) else None
 

@@ -176,7 +176,7 @@ def clean(text: str) -> str:
     if ":" in text or "m" in text or "M" in text:
         text = _CLOCK.sub(_clock, _MERIDIEM.sub(_half_day, text))
     text = _CHOOSE.sub(r"\\binom{\1}{\2}", text)
-    text = _PLUS_MINUS.sub(r"\\pm ", _DOTS.sub(r"\\ldots ", text))
+    text = _DOTS.sub(r"\\ldots ", text)
     text = re.sub(r"\\([RZNQC])(?![a-zA-Z])", r"\\mathbb{\1}", text)
     text = _PMOD.sub(r"(\\bmod \1\2)", text)
     text = _ORDINAL.sub("", text)
@@ -188,7 +188,7 @@ def clean(text: str) -> str:
     if text.count("$") - text.count("\\$") >= 2:
         text = re.sub(r"(?<!\\)\$", " ", text)
     text = _STRAY_DOLLAR.sub(" ", text)
-    text = text.rstrip(" \t\n.,;").lstrip()
+    text = _PLUS_MINUS.sub(r"\\pm ", text.rstrip(" \t\n.,;").lstrip())
     if text.endswith("$") and not text.endswith("\\$"):  # one that was never opened
         text = text[:-1].rstrip(" \t\n.,;")
     if (text.count("-") > 1 or text.count("/") > 1) and _DATE.fullmatch(text):
