@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,13 @@ from nemo_openmath.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from nemo_openmath.checkpoints.lazy import LazyTensor, bytes_of
 from nemo_openmath.models import torch_dist as folder_format
 from nemo_openmath.records.lineage import Lineage
+
+T = TypeVar("T")
+
+
+def _in_order(tensors: Iterable[tuple[str, T]]) -> list[tuple[str, T]]:
+    """By name, numbers as numbers: layer 2 before layer 10."""
+    return sorted(tensors, key=lambda item: [part.zfill(9) if part.isdigit() else part for part in item[0].split(".")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +138,7 @@ def inspect(path: str | Path, *, model_files: str | Path | None = None, norms: b
         architecture=", ".join(map(str, listed)) if isinstance(listed, list) else str(config.get("model_type")),
         elements=elements,
         lineage=_lineage(source.path),
-        tensors=tuple(_row(name, tensor) for name, tensor in sorted(source.tensors.items())) if norms else (),
+        tensors=tuple(_row(name, tensor) for name, tensor in _in_order(source.tensors.items())) if norms else (),
         digest=source.digest() if norms else None,
     )
 

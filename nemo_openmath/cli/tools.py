@@ -105,6 +105,7 @@ def add(groups: Any) -> None:
     sandbox = groups.add_parser("sandbox", help="run a model's Python", description="Isolated Python sessions.")
     verbs = sandbox.add_subparsers(title="verbs", metavar="VERB", required=True)
     run = verb(verbs, "exec", "run one program and print the result as a JSON object", _exec, interrupted=_ENDED)
+    run.epilog = f"{run.epilog}\nexit code 0 whatever became of the program: `status` in the object says it"
     run.add_argument("file", type=Path, metavar="FILE.py")
     run.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="of the program")
     run.add_argument("--memory", type=int, default=1024, metavar="MB", help="of the program")

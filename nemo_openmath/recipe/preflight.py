@@ -141,7 +141,8 @@ def _student(recipe: Recipe, models: Sequence[str]) -> None:
     """The engine of models that stages make."""
     student = recipe.student
     if student.kind == "embedded":
-        check_device(student.device, "student.device", recipe.path)
+        setting = "engine.device" if recipe.verb == "generate" else "student.device"
+        check_device(student.device, setting, recipe.path)
     if student.kind != "embedded" and student.model and len(models) > 1:
         raise UserError(
             f"student.model is one model, and the stages ask for {len(models)}: {', '.join(models)}",

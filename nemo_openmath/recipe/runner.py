@@ -36,7 +36,7 @@ from nemo_openmath.records import Manifest, read_drops, read_manifest, write_jso
 from nemo_openmath.records.lineage import remembered_digest, versions
 from nemo_openmath.records.manifest import MANIFEST, write_manifest
 from nemo_openmath.records.store import count_units, shard_counts
-from nemo_openmath.reports.formats import made_text
+from nemo_openmath.reports.formats import count_text, made_text
 
 _PLAN = identity.PLAN
 _NOTHING = "made_nothing"
@@ -511,7 +511,7 @@ def _line(manifest: Manifest) -> str:
     counts = manifest.counts
     text = made_text(manifest)
     if merged := counts.get("merged"):
-        text += f", {merged} more versions of them merged"
+        text += f", {count_text(merged, 'duplicate')} merged"
     if disagreeing := counts.get("disagreeing"):
         text += f", {disagreeing} given different answers ({counts['undecided']} without a majority)"
     if counts["drops"]:

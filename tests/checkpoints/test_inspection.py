@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nemo_openmath.checkpoints.convert import hf_to_megatron
-from nemo_openmath.checkpoints.inspection import compare, inspect
+from nemo_openmath.checkpoints.inspection import _in_order, compare, inspect
 from nemo_openmath.errors import DamagedFile
 
 from . import models
@@ -89,3 +89,9 @@ def test_a_bit_that_the_disk_changed_is_noticed(tmp_path: Path) -> None:
     file.write_bytes(data)
     with pytest.raises(DamagedFile, match=r"__0_0\.distcp: its checksum differs"):
         inspect(megatron)
+
+
+def test_layers_stand_in_their_order() -> None:
+    """Numbers in names are numbers: 2 before 10."""
+    names = [f"model.layers.{n}.x" for n in range(12)]
+    assert [name for name, _ in _in_order((name, torch.empty(0)) for name in sorted(names))] == names

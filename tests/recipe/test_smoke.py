@@ -25,6 +25,10 @@ def test_the_whole_recipe_runs_and_reports(tmp_path: Path) -> None:
     assert "report.html" in first.stdout
     assert "stand-in" in first.stdout, "what stands in for a model is said where the results are"
 
+    score = "competition (competition, student2): "
+    assert score in first.stdout
+    assert re.match(r"smoke \(examples/smoke.yaml\) in .*: 58 of 58 stages to do\n\[1/58\] benchmark: ", first.stderr)
+
     report = json.loads((tmp_path / "report.json").read_text())
     assert {"results", "funnel", "drops", "seconds", "config", "versions", "seeds"} <= report.keys()
     rows = {(r["checkpoint"], r["mode"], r["metric"]) for r in report["results"]}
@@ -37,6 +41,12 @@ def test_the_whole_recipe_runs_and_reports(tmp_path: Path) -> None:
             assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
             assert row["problems"] == 24
     assert report["drops"]["problems"], "the benchmark leaks into the forum and is found"
+
+    (competition,) = report["competition"]
+    assert competition["problems"] == 3
+    command_of_status = [*command[:4], "status", str(tmp_path)]
+    shown = subprocess.run(command_of_status, cwd=ROOT, capture_output=True, text=True, timeout=300).stdout
+    assert score in shown
 
     # The page is whole: no address outside itself.
     page = (tmp_path / "report.html").read_text()

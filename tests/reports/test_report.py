@@ -15,7 +15,15 @@ from rich.console import Console
 from nemo_openmath.problems.read import ReadProblems
 from nemo_openmath.records import Drop, Manifest, RecordWriter
 from nemo_openmath.records.manifest import write_manifest
-from nemo_openmath.reports import RunView, StageView, build_report, gather, results_table, status_table
+from nemo_openmath.reports import (
+    RunView,
+    StageView,
+    build_report,
+    competition_lines,
+    gather,
+    results_table,
+    status_table,
+)
 from nemo_openmath.reports.formats import bytes_text, made_text
 from nemo_openmath.reports.view import read_losses
 
@@ -209,3 +217,33 @@ def test_problems_that_are_in_no_mean_stand_beside_the_results(run: RunView, tmp
     said = "base, GenSelect: 3 of 60 problems are in no mean"
     assert said in (tmp_path / "report.html").read_text()
     assert orjson.loads((tmp_path / "report.json").read_bytes())["apart"] == [apart]
+
+
+def test_the_score_of_a_competition_is_everywhere(run: RunView, tmp_path: Path) -> None:
+    row = {"stage": "contest", "model": "m", "problems": 24, "answered": 24, "right": 23, "value": 23 / 24}
+    row |= {"low": 0.789, "high": 0.999, "seconds": 71.0}
+    build_report(replace(run, competition=[row]), tmp_path)
+    assert orjson.loads((tmp_path / "report.json").read_bytes())["competition"] == [row]
+    text = re.sub(r"<[^>]+>|\s+", " ", (tmp_path / "report.html").read_text())
+    assert re.search(r"m +\( *contest *\) +23 of 24 +95\.8% +78\.9–99\.9", " ".join(text.split())), "on the page"
+    assert competition_lines([row]) == [
+        "competition (contest, m): 23 of 24 right, 95.8% (78.9–99.9); 24 answered, 1 min 11 s used"
+    ]
+
+
+def test_the_status_is_readable_at_80_columns(tmp_path: Path) -> None:
+    drops = {"in the benchmark, word for word": 3, "in the benchmark, reworded": 1, "chose an incorrect candidate": 8}
+    counts = {"units": 1_234_567, "records": 1_234_555, "drops": 12}
+    manifest = Manifest("kind", "f", "d", counts, drops, seconds=12_345.0)
+    stage = StageView("student2_tir_graded", "finished", "kind", manifest)
+    console = Console(file=StringIO(), width=80)
+    console.print(status_table([stage]))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    whole = [" ".join(filter(None, column)) for column in zip(*cells, strict=True)]
+    assert whole == [
+        "student2_tir_graded", "finished", "1,234,555 records", "3 h 25 min",
+        "8 chose an incorrect candidate; 3 in the benchmark, word for word; 1 in the benchmark, reworded",
+    ]  # fmt: skip
