@@ -3,7 +3,7 @@
     python -m tests.grading.sweep [--sample N] [--only pairs,rewritings,mutations,votes] [--workers N]
 
 Reads the answers of ``public-golds.txt`` and ``comp-math-24-25.jsonl`` in the folder of test data. All sweeps together
-take about 20 minutes on two cores.
+take about five minutes on two cores that are free.
 
 - pairs: all pairs of different answers that share structure, in both directions. Two answers share structure where
   the sets of their marks (commands, relation and list signs, any letter as one mark; digits, signs, points and
