@@ -74,7 +74,7 @@ def test_claims_by_kind() -> None:
     """Each pair has one of the verdicts that are right, and the same in both directions."""
     names = {"E": Verdict.EQUAL, "N": Verdict.NOT_EQUAL, "U": Verdict.UNKNOWN}
     lines = (Path(__file__).parent / "claims.txt").read_text("utf-8").splitlines()
-    claims = [line.split(" ~ ") for line in lines if line and not line.startswith(("; ", "["))]
+    claims = [line.split(" ~ ") for line in lines if " ~ " in line and not line.startswith("; ")]
     wrong = []
     for a, b, allowed in claims:
         grade, turned = compare(a, b), compare(b, a)
