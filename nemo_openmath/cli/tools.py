@@ -158,8 +158,9 @@ def _grade(options: argparse.Namespace) -> None:
         skip_broken=options.skip_broken,
     )
     print(", ".join(f"{name} {count}" for name, count in counts.items()))
-    right, total = counts["equal"], counts["total"]
-    print(f"right: {right} of {total} ({right / total:.1%}); with verdicts and reasons: {options.output}")
+    right, total, tried = counts["equal"], counts["total"], counts["total"] - counts.get("untried", 0)
+    share = f" ({right / tried:.1%})" if tried else ""
+    print(f"right: {right} of {tried}{share}; with verdicts and reasons: {options.output}")
     if counts["no_answer"] == total:
         print(f"NO ANSWER was found in any of the {total} rows: {_LOOK}", file=sys.stderr)
     if options.show_disagreements:

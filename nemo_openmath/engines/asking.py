@@ -25,7 +25,9 @@ def prompt_for(engine: Engine, tokenizer: ChatTokenizer, messages: tuple[Message
                 f"{engine.model} takes one user turn only", remedy="leave the system turn out of the prompt file"
             )
         if (sign := tokenizer.control_in(messages[0].content)) is not None:
-            raise InvalidRequest(f"a chat server would take {sign} in the message for a token")
+            raise InvalidRequest(
+                f"a chat server would take {sign} in the message for a token; ids say it as text (api: completions)"
+            )
         return messages[0].content
     prompt = tokenizer.prompt(messages)
     if (forged := next((text for text, literal in prompt.parts if literal), None)) is not None:

@@ -123,7 +123,8 @@ def summary(output: Path) -> str:
     folder = output / SOLUTIONS
     total = answered = known = right = 0
     with GradingPool() as pool:
-        for batch in _batches(read_records(folder, Generation)):
+        tried = (generation for generation in read_records(folder, Generation) if generation.tried)
+        for batch in _batches(tried):
             answers = [answer_of(generation) for generation in batch]
             pairs = [(a, g.expected_answer) for a, g in zip(answers, batch, strict=True) if a and g.expected_answer]
             total, answered = total + len(batch), answered + sum(a is not None for a in answers)

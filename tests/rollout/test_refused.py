@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from nemo_openmath.cli.main import main
 from nemo_openmath.competition.solver import SolverSettings
 from nemo_openmath.competition.stage import Compete, CompeteConfig
 from nemo_openmath.engines.protocol import (
@@ -30,6 +31,7 @@ from nemo_openmath.judging.stage import JudgeAnswers, JudgeConfig
 from nemo_openmath.pipeline import Progress, Stage, StageContext
 from nemo_openmath.pipeline.stage import Refusals
 from nemo_openmath.problems.classify import Classify, ClassifyConfig
+from nemo_openmath.recipe.generate import summary
 from nemo_openmath.records import Generation, Group, Problem, read_drops, read_records
 from nemo_openmath.records.store import write_records
 from nemo_openmath.rollout.stage import Generate, GenerateConfig
@@ -122,6 +124,19 @@ def test_python_that_a_model_does_not_call_is_said_and_named(
         run(Filter(FilterConfig()), None, tmp_path / f"{name}-kept", generations=graded)
         reasons = {drop.reason for _, drop in read_drops(tmp_path / f"{name}-kept")}
         assert reasons == {"its code was not called" if name == "fence" else "no code was run"}
+
+
+def test_what_could_not_be_tried_is_in_no_share(
+    tokenizer: ChatTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = Picky(tokenizer, "It is \\boxed{2}.", poisoned)
+    run(Generate(GenerateConfig()), engine, tmp_path / "solutions", problems=[*PROBLEMS, LONG])
+    capsys.readouterr()
+    assert "; 5 of 5 solutions have an answer; 1 of 5 are right (20.0%)" in summary(tmp_path)
+    (part,) = (tmp_path / "solutions").glob("part-*.jsonl")
+    with pytest.raises(SystemExit, match="0"):
+        main(["grade", str(part), "--output", str(tmp_path / "graded.jsonl")])
+    assert "right: 1 of 5 (20.0%); " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("finish", [Finish.STOP, Finish.LENGTH])
