@@ -97,6 +97,12 @@ def refuse_special(file: Path, remedy: str) -> None:
         raise UserError(f"is {what}, and would be replaced", file=file, remedy=remedy)
 
 
+def refuse_device(file: Path) -> None:
+    """Raises UserError where ``file`` is a device, which may never end; a pipe is read to its end."""
+    if file.is_char_device() or file.is_block_device():
+        raise UserError("is a device", file=file, remedy="name a file")
+
+
 def of_the_system(error: OSError, file: str | Path | None = None) -> OpenMathError | None:
     """What an OSError means to a user: a path that was named wrong (exit code 2), or a machine that failed (1). None
     where it names no file and is no full disk: then it is for the caller to explain."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.errors import UserError, refuse_device
 from nemo_openmath.pipeline.build import OVERRIDE, Key, Origin
 
 _MERGE = "tag:yaml.org,2002:merge"
@@ -83,7 +83,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Key,
     if path.resolve() in seen:
         raise UserError("this file extends itself", file=path)
     try:
-        text = path.read_text()
+        refuse_device(path)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read it ({error.strerror})", file=path, remedy="check the path") from error
     except UnicodeDecodeError as error:

@@ -20,7 +20,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.errors import UserError, refuse_device
 from nemo_openmath.records import exact_json
 from nemo_openmath.records.manifest import MANIFEST
 
@@ -119,6 +119,7 @@ def data_files(path: str | Path) -> list[Path]:
     if not path.exists():
         raise UserError("no such file", file=path, remedy="check the path")
     if not path.is_dir():
+        refuse_device(path)
         return [path]
     if stages := sorted(p.parent.name for p in path.glob("*/plan.json")):
         raise UserError(

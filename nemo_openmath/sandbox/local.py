@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.errors import UserError, refuse_device
 from nemo_openmath.sandbox import channel
 from nemo_openmath.sandbox.process import SessionProcess
 from nemo_openmath.sandbox.protocol import Execution, Limits, SandboxError, Status
@@ -269,6 +269,7 @@ class LocalSession:
 def exec_file(path: str | Path, limits: Limits | None = None, *, unsafe: bool = False) -> Execution:
     """Run one program in a session of its own and wait for it. Raises UserError for a file that cannot be read."""
     try:
+        refuse_device(Path(path))
         code = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error

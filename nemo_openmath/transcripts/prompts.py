@@ -13,7 +13,7 @@ from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.errors import UserError, refuse_device
 from nemo_openmath.transcripts.transcript import Message
 
 
@@ -91,6 +91,7 @@ def load_template(name: str, path: str | Path | None = None) -> Template:
         path = f"{name}.txt"
     else:
         try:
+            refuse_device(Path(path))
             text = Path(path).read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot read the prompt ({error.strerror})", file=path) from error

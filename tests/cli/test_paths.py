@@ -103,7 +103,7 @@ def test_the_tables_know_every_verb() -> None:
 @pytest.mark.parametrize("verb", INPUTS)
 def test_an_input_that_cannot_be_used_is_one_line(verb: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for words in INPUTS[verb]:
-        for bad in ("nowhere", "file/x", "folder", "binary", "circle", "x" * 300):
+        for bad in ("nowhere", "file/x", "folder", "binary", "circle", "/dev/null", "x" * 300):
             assert bad in refused(f"{verb} {words}", bad, folder, capfd)
 
 
