@@ -40,6 +40,10 @@ _ERROR = re.compile(r"\b(\w*(Error|Exception)|error): ")
 _NO_MODEL = re.compile(
     r"huggingface\.co|valid model identifier|Repository Not Found|Repo id must|gated repo", re.IGNORECASE
 )
+# a setting that a server refuses, in pydantic's words
+_SETTING = re.compile(
+    r"(\(\w+ pid=\d+\) +)?((Value error, )?(?P<reason>.+?) \[type=\w+, input_value=|Value error, (?P<cut>.+))"
+)
 KEPT_LINES, KEPT_CHARS = 40, 1000  # of a server's last output
 SAY_S = 30.0  # how often a long start is mentioned
 MEMORY = "memory: "  # what the embedded server's line about its memory begins with
@@ -327,6 +331,9 @@ class ServerProcess:
         code = self._process.returncode or 0
         if code == ExitCode.USER_ERROR and (words := self.last_words()):
             return UserError(words if self.config.engine == "embedded" else f"{self.config.engine}: {words}")
+        for line in self.lines:
+            if code == ExitCode.FAILURE and (said := _SETTING.match(line)):
+                return UserError(f"{self.config.engine}: {said['reason'] or said['cut']}")
         if not Path(self.config.model).exists() and _NO_MODEL.search(words := self.last_words()):
             return UserError(
                 f"no such model folder, and {self.config.engine} does not get it from the Hub ({words})",

@@ -129,6 +129,8 @@ def server_program(folder: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> 
         ("echo usage; echo 's: error: unknown --x' >&2; exit 2", UserError, "trtllm: s: error: unknown --x"),
         ("echo \"OSError: We couldn't connect to 'https://huggingface.co'\"; exit 1", UserError, "m: no such model "),
         ("echo 'OSError: m is not a valid model identifier'; exit 1", UserError, "(OSError: m "),
+        (f"echo Error: 1; echo '(APIServer pid=3) Value error, too {'x' * 2000}'; exit 1", UserError, "trtllm: too x"),
+        ("echo 'Input should be 1 or 2 [type=literal_error, input_value=3]'; exit 1", UserError, "should be 1 or 2"),
         ("kill -9 $$", EngineError, "was killed by SIGKILL (out of memory? "),
         ("kill -SEGV $$", EngineError, "was killed by SIGSEGV while starting"),
     ],
