@@ -234,6 +234,7 @@ def _chain(a: list[str], b: list[str]) -> bool | None:
 @functools.lru_cache(maxsize=20_000)
 def _read(text: str) -> Any:
     text = re.sub(r"\s*([{}])\s*", r"\1", text)
+    text = text.replace(r"\circ", r"^{\circ}")
     text = re.sub(r"\\begin\{array\}\{[a-z]*\}", r"\\begin{pmatrix}", text).replace(r"\end{array}", r"\end{pmatrix}")
     text = _DECIMAL.sub(lambda m: rf"\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}", text)
     text = re.sub(r"([\^_])(\\frac\{\d+\}\{\d+\})", r"\1{\2}", text)
