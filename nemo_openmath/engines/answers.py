@@ -23,13 +23,15 @@ _FINISH = {
 }
 # The server gave up a request that it may finish another time.
 _GIVEN_UP = ("abort", "error", "cancelled", "insufficient_system_resource")
+_THINKING = ("reasoning_content", "reasoning", "thinking")
 _CHARS_A_TOKEN = 4  # of English prose and mathematics, roughly
 
 
 @dataclass(slots=True)
 class Piece:
     """What one answer, or one event of a stream, says. A whole answer is one piece. ``thinking``: what a reasoning
-    parser of the server took out of ``text``. ``usage``: as the server gave it."""
+    parser of the server took out of ``text``; ``called``: it took out a call of a tool. ``usage``: as the server gave
+    it."""
 
     text: str = ""
     ids: tuple[int, ...] = ()
@@ -39,6 +41,7 @@ class Piece:
     logprobs: tuple[float, ...] = ()
     usage: Body = field(default_factory=dict)
     thinking: str = ""
+    called: bool = False
 
     def add(self, other: Piece) -> None:
         self.text += other.text
@@ -46,6 +49,7 @@ class Piece:
         self.ids += other.ids
         self.logprobs += other.logprobs
         self.finish = other.finish or self.finish
+        self.called = self.called or other.called
         self.stop = other.stop or self.stop
         self.stop_id = other.stop_id if other.stop_id is not None else self.stop_id
         self.usage = self.usage | other.usage
@@ -77,14 +81,13 @@ def read_choice(choice: Body) -> Piece:
     if message is None:
         message = {**choice, "content": choice.get("text")}
     text, thought = _content(message.get("content"))
-    thinking = thought or _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
+    thinking = thought or next(("".join(said) for key in _THINKING if any(said := _content(message.get(key)))), "")
     text = text or _text(message.get("refusal"))
     stop = choice.get("stop_reason")
     if stop is None:
         stop = choice.get("matched_stop")  # SGLang's name of it
     piece = Piece(text, tuple(choice.get("token_ids") or ()), choice.get("finish_reason"), thinking=thinking)
-    if message.get("tool_calls") and piece.finish == "stop":
-        piece.finish = "tool_calls"  # a part of the text was taken out
+    piece.called = bool(message.get("tool_calls") or message.get("function_call"))
     piece.stop = stop if isinstance(stop, str) else None
     piece.stop_id = stop if isinstance(stop, int) else None
     if logprobs := choice.get("logprobs"):
@@ -124,7 +127,7 @@ def _text(value: Any) -> str:
 
 def finish_of(reason: str | None) -> Finish:
     """Why the text ended. Raises EngineError, retryable, where the server gave the request up or does not say."""
-    if reason is None or reason.lower() in _GIVEN_UP:
+    if not reason or reason.lower() in _GIVEN_UP:
         raise EngineError(f"the server ended the request early ({reason})", retryable=True)
     return _FINISH.get(reason.lower(), Finish.CUT)
 
@@ -132,8 +135,10 @@ def finish_of(reason: str | None) -> Finish:
 def usage_of(
     said: Mapping[str, Any], request: Request, text: str, ids: tuple[int, ...], tokenizer: ChatTokenizer | None
 ) -> Usage:
-    """What the server counted. What it left out is counted from ids or text, and the whole is marked as estimated."""
-    prompt, made = _count(said.get("prompt_tokens")), _count(said.get("completion_tokens"))
+    """What the server counted. What it left out, and zeros for what is there, is counted from ids or text, and the
+    whole is marked as estimated."""
+    prompt, made = _count(said.get("prompt_tokens")) or None, _count(said.get("completion_tokens"))
+    made = None if made == 0 and (text or ids) else made
     total, details = _count(said.get("total_tokens")), said.get("prompt_tokens_details")
     cached = _count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
     estimated = prompt is None or made is None
@@ -159,6 +164,8 @@ def _tokens(text: str, tokenizer: ChatTokenizer | None) -> int:
     return -(-len(text) // _CHARS_A_TOKEN) if tokenizer is None else len(tokenizer.encode(text))
 
 
+_WORDS = ("message", "detail", "msg", "error_msg", "errors")
+_ASKED_FOR = ("choices", "usage", "text", "data", "tokens")
 _STATUS = (  # of errors that give no number
     ("rate_limit", 429),
     ("invalid_request", 400),
@@ -174,7 +181,7 @@ def error_of(body: Mapping[str, Any]) -> tuple[int, str]:
     error = body.get("error") or body
     if not isinstance(error, Mapping):
         return 500, str(error)[:500]
-    words = error.get("message") or error.get("detail") or error.get("msg")
+    words = next((error[key] for key in _WORDS if error.get(key)), None)
     for value in (error.get("code"), error.get("status"), error.get("type")):
         if isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
             if 400 <= int(value) <= 599:
@@ -187,8 +194,10 @@ def error_of(body: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def is_error(body: Mapping[str, Any]) -> bool:
-    """Whether an answer of status 200 is an error."""
-    return bool(body.get("error")) or body.get("object") == "error"
+    """Whether an answer of status 200 is an error: it says so, or it has words for people and nothing that was asked
+    for."""
+    said = bool(body.get("error")) or body.get("object") == "error"
+    return said or (body.keys().isdisjoint(_ASKED_FOR) and any(body.get(key) for key in _WORDS))
 
 
 # What names of one model differ by: a date, a revision, a pointer to the newest, a tariff.

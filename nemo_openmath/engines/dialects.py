@@ -157,7 +157,7 @@ def _sglang(request: Request, model: str, stream: bool, sampling: Body) -> Body:
 
 def _read_openai(answer: Body, so_far: Piece) -> Piece:
     """An event without a choice brings the usage, or nothing."""
-    choices = answer.get("choices") or []
+    choices = [choice for choice in answer.get("choices") or () if not choice.get("index")]  # one was asked for
     piece = read_choice(choices[0]) if choices else Piece()
     usage = answer.get("usage")
     piece.usage = usage if isinstance(usage, dict) else {}
@@ -219,6 +219,8 @@ def to_completion(piece: Piece, request: Request, tokenizer: ChatTokenizer | Non
     Raises EngineError where the server gave up the request.
     """
     finish = finish_of(piece.finish)
+    if piece.called and finish is Finish.STOP:
+        finish = Finish.CUT  # a part of the text was taken out
     s = request.sampling
     text, ids = piece.whole, piece.ids
     if ids and not text and tokenizer is not None:  # it was asked not to decode (trtllm)

@@ -393,7 +393,7 @@ class HTTPEngine:
         try:
             answer = orjson.loads(content)
         except orjson.JSONDecodeError as error:
-            raise _Failure(f"damaged answer: {error}") from error
+            raise _Failure(f"damaged answer: {error}: {content[:80]!r}") from error
         if not isinstance(answer, dict):
             raise _Failure("damaged answer: not a JSON object")
         if is_error(answer):
@@ -432,7 +432,7 @@ class HTTPEngine:
             raise
         except TimeoutError as error:
             raise _Failure(f"no answer within {self._timeout_s:g} s") from error
-        if not ended:
+        if not ended and so_far.finish is None:  # not every server ends with [DONE]
             raise _Failure("the stream broke off")
 
     def _completion(self, read: Callable[[], Piece], request: Request) -> Completion:
@@ -491,7 +491,7 @@ class HTTPEngine:
 
     def _check_model(self, answer: dict[str, Any]) -> None:
         served = answer.get("model")
-        if served is None or any(same_model(str(served), name) for name in self._aliases):
+        if not served or any(same_model(str(served), name) for name in self._aliases):
             return
         if not any(alias_of(str(served), name) for name in self._aliases):
             raise _Failure(f"the server answers as {served!r}, asked for {self._model!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -13,8 +14,9 @@ DONE = b"[DONE]"
 async def events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
     """The data of each event, parsed; None for ``[DONE]``. Raises ValueError for data that is not JSON.
 
-    Lines end in \\n or \\r\\n, wherever the network cut them. Comments and other fields are skipped. One event's data
-    may stand on several ``data:`` lines and has no limit: it may be the log-probabilities of a whole answer.
+    Lines end in \\n or \\r\\n, wherever the network cut them. Comments, other fields, events without data and a byte
+    order mark are skipped. One event's data may stand on several ``data:`` lines and has no limit: it may be the
+    log-probabilities of a whole answer.
     """
     held: list[bytes] = []  # a line that has not ended yet
     data: list[bytes] = []  # an event that is not whole yet
@@ -35,8 +37,11 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
 
 def _take(line: bytes, data: list[bytes]) -> tuple[bool, Any]:
     """Add a line to the event's ``data``; (whether the event is whole, what it says)."""
-    line = line.strip()
-    if not line and data:
+    line = line.strip().removeprefix(codecs.BOM_UTF8)
+    if not line and not any(data):
+        data.clear()
+        return False, None
+    if not line:
         raise ValueError(f"an event is not JSON: {b' '.join(data)[:80]!r}")
     if not line.startswith(b"data:"):
         return False, None

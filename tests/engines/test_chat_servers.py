@@ -38,7 +38,8 @@ ASKED = Request("What is 1 + 2?")
 
 
 class Server:
-    """Answers each POST with the next body, the last one again and again; a list of bodies is a stream of events."""
+    """Answers each POST with the next body, the last one again and again; a list of bodies is a stream of events, bytes
+    are sent as they are."""
 
     def __init__(self, *bodies: Any, models: Any = None):
         """``models``: the answer of /v1/models, or what makes it."""
@@ -65,18 +66,20 @@ class Server:
     async def _post(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(await request.json())
         body = self.bodies.pop(0) if len(self.bodies) > 1 else self.bodies[0]
-        if not isinstance(body, list):
+        if not isinstance(body, list | bytes):
             return web.json_response(body)
         response = web.StreamResponse()
         await response.prepare(request)
-        for event in body:
-            await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
-        await response.write(b"data: [DONE]\n\n")
+        await response.write(body if isinstance(body, bytes) else b"".join(map(sent, body)) + b"data: [DONE]\n\n")
         return response
 
     def client(self, **settings: Any) -> HTTPEngine:
         retry = RetryPolicy(2, 0.001, 0.01, 5.0)
         return HTTPEngine(self.url, "m", **({"kind": "openai", "api": "chat", "retry": retry} | settings))
+
+
+def sent(event: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(event).encode() + b"\n\n"
 
 
 def answer(message: dict[str, Any] | None = None, finish: str | None = "stop", **more: Any) -> dict[str, Any]:
@@ -112,6 +115,8 @@ MESSAGES: Sequence[tuple[dict[str, Any], str]] = (
         },
         THOUGHT,
     ),
+    ({"content": ANSWER, "thinking": "1+2=3"}, THOUGHT),
+    ({"content": ANSWER, "reasoning": [{"type": "text", "text": "1+2"}, {"type": "thinking", "text": "=3"}]}, THOUGHT),
     ({"content": None, "refusal": "I cannot."}, "I cannot."),
     ({"content": None, "reasoning_content": "1+2"}, "<think>\n1+2"),  # whether it ended is not known
     ({"content": None}, ""),
@@ -167,12 +172,37 @@ async def test_only_what_is_known_as_a_stop_is_finished(reason: str, finish: Fin
     assert (await ask(events({"content": "a"}, finish=reason), request=Request("q", time_limit=30))).finish is finish
 
 
-async def test_an_answer_whose_tool_call_was_taken_out_is_not_finished() -> None:
-    call = {"type": "function", "function": {"name": "python", "arguments": "{}"}}
-    assert (await ask(answer({"content": None, "tool_calls": [call]}))).finish is Finish.CUT
+@pytest.mark.parametrize(
+    "taken", [{"tool_calls": [{"function": {"name": "python"}}]}, {"function_call": {"name": "p"}}]
+)
+async def test_an_answer_whose_tool_call_was_taken_out_is_not_finished(taken: dict[str, Any]) -> None:
+    for reason in ("stop", "eos"):
+        assert (await ask(answer({"content": None, **taken}, reason))).finish is Finish.CUT
+    streamed = events({"content": "a"}, taken)  # why it ended comes in a later event
+    assert (await ask(streamed, request=Request("q", time_limit=30))).finish is Finish.CUT
 
 
-@pytest.mark.parametrize("reason", [None, "abort", "insufficient_system_resource"])
+async def test_the_choice_that_was_asked_for_is_read() -> None:
+    other = {"index": 1, "message": {"content": "b"}, "finish_reason": "stop"}
+    assert (await ask(answer() | {"choices": [other, *answer()["choices"]]})).text == "a"
+    first, *rest = events({"content": "a"})
+    second = {"model": "m", "choices": [{"index": 1, "delta": {"content": "b"}, "finish_reason": "length"}]}
+    got = await ask([first, second, *rest], request=Request("q", time_limit=30))
+    assert (got.text, got.finish) == ("a", Finish.STOP)
+
+
+async def test_a_stream_is_read_as_servers_send_it() -> None:
+    """With a byte order mark, keep-alives with and without data, other fields; without [DONE]."""
+    first, *rest = map(sent, events({"content": "a"}, {"content": "b"}))
+    alive = b": alive\n\ndata: \n\ndata:\n\nevent: ping\nid: 7\n\n"
+    limited = Request("q", time_limit=30)
+    got = await ask(b"\xef\xbb\xbf" + first + alive.join(rest), request=limited)
+    assert (got.text, got.finish, got.usage.completion_tokens) == ("ab", Finish.STOP, 7)
+    with pytest.raises(EngineError, match="broke off"):
+        await ask(first + rest[0], request=limited)
+
+
+@pytest.mark.parametrize("reason", [None, "", "abort", "insufficient_system_resource"])
 async def test_what_a_server_gave_up_is_asked_again(reason: str | None) -> None:
     assert (await ask(answer(finish=reason), answer())).finish is Finish.STOP
     with pytest.raises(EngineError, match="early") as error:
@@ -187,6 +217,9 @@ async def test_what_a_server_gave_up_is_asked_again(reason: str | None) -> None:
         {"error": {"message": "overloaded", "code": "503", "type": "server_error"}},
         {"error": "overloaded"},
         {"object": "error", "message": "overloaded", "code": 429},
+        {"detail": "overloaded"},
+        {"success": False, "code": 50, "msg": "overloaded"},
+        {"errors": [{"message": "overloaded"}]},
         {"model": "m", "choices": [{"finish_reason": "error", "error": {"message": "overloaded", "code": 502}}]},
     ],
 )
@@ -232,6 +265,7 @@ async def test_no_choices_are_no_answer() -> None:
         ({"total_tokens": 12}, (10, 2, True)),
         ({"prompt_tokens": 5, "total_tokens": 12}, (5, 7, True)),
         ({"prompt_tokens": "many", "completion_tokens": -1}, (4, 2, True)),
+        ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, (4, 2, True)),
         ("none", (4, 2, True)),
     ],
 )
