@@ -46,13 +46,19 @@ class Calibration:
 
 
 def load_model(folder: Path) -> Any:
-    """transformers' model of a Hugging Face folder, in its own dtype."""
+    """transformers' model of a Hugging Face folder, in its own dtype, frozen. Raises UserError where it loads none."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     open_tensors(folder)  # refuses what transformers would compute in another way, or not at all
     disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval().requires_grad_(False)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
+        problem = f"transformers cannot load this model ({' '.join(str(error).split())[:200]})"
+        raise UserError(problem, file=folder, remedy="give a Hugging Face model folder") from error
+    return model.eval().requires_grad_(False)
 
 
 def token_ids(folder: Path, texts: Sequence[str], max_tokens: int) -> list[Tensor]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.merging import merged
 from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
 from nemo_openmath.errors import UserError
+from nemo_openmath.models.hf_config import ARCHITECTURES, describe
 from nemo_openmath.models.stop_tokens import StopTokens
 from nemo_openmath.records.lineage import Lineage
 from nemo_openmath.transcripts.same_tokenizer import tokenizer_difference
@@ -27,6 +28,7 @@ _MAY_DIFFER = frozenset(
     | {"initializer_range", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id"}
 )
 """Keys of config.json that change neither the function of the weights nor the meaning of a token."""
+_APART = frozenset({"file", "raw", "notes", "rope", "initializer_range", "attention_dropout"})
 _MERGE = "checkpoints.merge"
 log = logging.getLogger(__name__)
 
@@ -242,8 +244,14 @@ def _open_all(paths: Sequence[str | Path]) -> list[Checkpoint]:
 
 
 def _settings(source: Checkpoint) -> dict[str, Any]:
-    """config.json with RoPE in one form, whichever of the three it was written in."""
+    """What must be the same: of a model that we know, all that its function depends on, defaults included; of others,
+    config.json with RoPE in one form, whichever of the three it was written in."""
     config = changed_config(source.config)
+    if config.get("model_type") in tuple(ARCHITECTURES):
+        found = describe(source.model_files, quantized=True)
+        scaling = {"rope_type": found.rope.kind, **found.rope.settings}
+        same = {field.name: getattr(found, field.name) for field in fields(found) if field.name not in _APART}
+        return same | {"rope_theta": found.theta, "rope_scaling": scaling}
     rope = config.pop("rope_parameters", None) or {}
     config.pop("rope_scaling", None)
     return config | {f"rope {key}": value for key, value in rope.items() if key != "rope_theta"}

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from nemo_openmath.checkpoints.hf_folder import open_tensors
+from nemo_openmath.checkpoints.calibration import load_model
 from nemo_openmath.drafter.model import ReDrafter, Shape
 from nemo_openmath.drafter.texts import Text
-from nemo_openmath.errors import OpenMathError, UserError
+from nemo_openmath.errors import OpenMathError
 from nemo_openmath.training.config import TrainingConfig
 from nemo_openmath.training.schedule import learning_rate
 
@@ -54,17 +54,7 @@ class Trained:
 
 def load_base(folder: Path) -> Any:
     """The model to draft for, frozen, on the GPU where there is one: a transformers causal language model."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    open_tensors(folder)  # refuses what transformers would compute in another way, or not at all
-    try:
-        base = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    except (OSError, ValueError) as error:
-        problem = f"transformers cannot load this model ({str(error).splitlines()[0]})"
-        raise UserError(problem, file=folder, remedy="give a Hugging Face model folder") from error
-    return base.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+    return load_model(folder).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def train(base: Any, texts: Sequence[Text], settings: Settings, on_step: Callable[[int, int, float], None]) -> Trained:

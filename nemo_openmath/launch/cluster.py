@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from nemo_openmath.errors import UserError
-from nemo_openmath.launch.values import memory, sbatch_option, time_limit
+from nemo_openmath.launch.values import memory, one_line, sbatch_option, time_limit
 from nemo_openmath.pipeline.bounds import Bounds, NonNegativeInt, PositiveInt
 from nemo_openmath.pipeline.build import Builder
 from nemo_openmath.pipeline.config import Source
@@ -90,6 +90,7 @@ class Resources:
             time_limit(self.time)
         if self.memory is not None:
             memory(self.memory)
+        one_line(self.partition or "")
 
     def under(self, above: Resources) -> Resources:
         """These, with whatever ``above`` says in their place."""
@@ -117,6 +118,10 @@ class Cluster:
     default: Resources = field(default_factory=Resources)
     kinds: dict[str, Resources] = field(default_factory=dict)
     stages: dict[str, Resources] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for value in (self.partition, self.account):
+            one_line(value or "")
 
     def resources(self, stage: str, kind: str) -> Resources:
         """What the job of a stage gets."""

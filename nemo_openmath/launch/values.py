@@ -53,13 +53,22 @@ def sbatch_option(text: str) -> str:
     if (found := _OPTION.fullmatch(text.strip())) is None or not text.isprintable():
         raise ValueError(f"{text!r} is no option of sbatch: write it as --name, --name=value or -n value")
     name, between, value = found["name"], found["between"], found["value"]
-    if name in OURS:
-        raise ValueError(f"{name} is written by the launcher; what says it is {OURS[name]}")
+    for ours, says in OURS.items():  # sbatch takes a long option by its first letters too
+        if name == ours or (len(name) > 3 and ours.startswith(name)):
+            raise ValueError(f"{ours} is written by the launcher; what says it is {says}")
     if value is None:
         return name
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":  # its own quotes
         value = value[1:-1]
     return f"{name}{between.strip() or ' '}{shlex.quote(value)}"
+
+
+def one_line(text: str) -> str:
+    """``text``, where it fits a line of ``#SBATCH``: behind a line break sbatch reads no further ones. Raises
+    ValueError for anything else."""
+    if not text.isprintable():
+        raise ValueError(f"{text!r} has a line break or another control character: write it in one line")
+    return text
 
 
 def pattern(text: object) -> str:

@@ -49,16 +49,10 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "add_cross_attention": ((False, None), "attention to an encoder"),
     "compression_config": ((None, {}), "compressed weights"),
     "transformers_weights": ((None,), "weights in a file of another name"),
+    "text_config": ((None,), "the model of another configuration within this one"),
+    "attribute_map": ((None, {}), "fields under other names"),
 }
 
-_ORIGIN = (
-    *("transformers_version", "_name_or_path", "name_or_path", "_model_name_or_path", "model_name", "_commit_hash"),
-    *("tokenizer_class", "unsloth_version", "unsloth_fixed", "license", "base_model"),
-)
-_KERNELS = (
-    *("_attn_implementation", "attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal"),
-    *("_experts_implementation", "_experts_implementation_internal"),
-)
 NEUTRAL: dict[str, str] = {
     # names and versions
     **dict.fromkeys(

@@ -16,6 +16,7 @@ from nemo_openmath.errors import UserError, refuse_device
 from nemo_openmath.pipeline.build import OVERRIDE, Key, Origin
 
 _MERGE = "tag:yaml.org,2002:merge"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class Source:
@@ -128,6 +129,8 @@ def _plain(node: yaml.Node, key: Key, origins: dict[Key, Origin], path: Path) ->
         return out
     if isinstance(node, yaml.SequenceNode):
         return [_plain(child, (*key, str(i)), origins, path) for i, child in enumerate(node.value)]
+    if node.tag in _NUMBERS and ":" in node.value:
+        return node.value  # a time: YAML 1.1 would make a number to the base of 60 of it
     return yaml.SafeLoader("").construct_object(node)
 
 

@@ -207,6 +207,20 @@ def test_strangers_are_refused_by_name(tmp_path: Path, three: list[Path]) -> Non
     assert not (tmp_path / "x").exists()
 
 
+def test_a_field_that_is_left_out_has_its_default(tmp_path: Path, three: list[Path]) -> None:
+    """transformers leaves none out, and writes null for a window that is not used; its older releases did otherwise."""
+    config = json.loads((three[1] / "config.json").read_text())
+    saved = config | {"sliding_window": None, "layer_types": ["full_attention"] * config["num_hidden_layers"]}
+    (three[0] / "config.json").write_text(json.dumps(saved | {"mlp_bias": False, "rms_norm_eps": 1e-5}))
+    short = {key: value for key, value in config.items() if key not in ("rms_norm_eps", "architectures")}
+    short |= {"sliding_window": 4096, "max_window_layers": 2}
+    (three[1] / "config.json").write_text(json.dumps(short))
+    with pytest.raises(UserError, match=r"rms_norm_eps is 1e-06, in .*a it is 1e-05"):
+        average(three[:2], tmp_path / "x")
+    (three[0] / "config.json").write_text(json.dumps(saved))
+    assert average(three[:2], tmp_path / "x").is_dir()
+
+
 @pytest.mark.parametrize("method", ["linear", "slerp", "task_arithmetic", "ties", "dare"])
 def test_lineage_of_a_merge_has_the_digests_of_its_inputs(tmp_path: Path, three: list[Path], method: Method) -> None:
     """They are taken while merging: arithmetic in place would change what is hashed."""

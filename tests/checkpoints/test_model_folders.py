@@ -349,6 +349,8 @@ def test_every_field_is_used_as_transformers_uses_it_or_refused(tmp_path: Path, 
         ("qwen2", {"rope_scaling": YARN}, "rope_scaling says yarn .* rope_parameters says default"),
         ("qwen2", {"architectures": ["Qwen2ForSequenceClassification"]}, "do not belong together"),
         ("qwen3", {"architectures": ["Qwen3MoeForCausalLM"]}, "do not belong together"),
+        ("qwen3", {"text_config": {"rms_norm_eps": 0.01}}, "text_config is"),
+        ("qwen2", {"attribute_map": {"rms_norm_eps": "eps"}}, "attribute_map is"),
         ("qwen3", {"attention_bias": True}, "(attention_bias is true|hold no .*bias)"),
         ("qwen3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     ],
@@ -358,6 +360,17 @@ def test_what_nobody_computes_is_refused_everywhere(
 ) -> None:
     folder = models.make(tmp_path / "m", models.QWEN3 if kind == "qwen3" else models.UNTIED)
     refused(change(folder, **fields), match)
+
+
+def test_what_transformers_refuses_is_wrong_input(tmp_path: Path) -> None:
+    """Its errors have no common type."""
+    folder = models.make(tmp_path / "m")
+    whole = json.loads((folder / "config.json").read_text())
+    change(folder, quantization_config={})
+    refused(folder, "transformers cannot load this model", "calibrate", "drafter")
+    raw = {key: value for key, value in whole.items() if key != "rope_parameters"}
+    (folder / "config.json").write_text(json.dumps(raw | {"rope_scaling": YARN, "max_window_layers": None}))
+    refused(folder, "RoPE scaling 'yarn' .*max_window_layers", "engine")
 
 
 def test_a_qwen3_without_head_dim_has_128(tmp_path: Path) -> None:

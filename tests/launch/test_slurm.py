@@ -168,7 +168,7 @@ def test_a_partitions_own_time_limit_must_be_above_the_warning(
     launch(rig, tmp_path, "benchmark", path=shim(tmp_path / "bin", "exit 0"), change=change)
     assert wait(rig, tmp_path, 200) == {"benchmark": state}
     (log,) = (tmp_path / "run/sbatch/logs").iterdir()
-    said = f"the partition gives benchmark 00:02:00, not above warn_seconds ({warn}): write a longer time"
+    said = f"benchmark has 00:02:00, not above warn_seconds ({warn}): write a longer time"
     assert (said in log.read_text()) == (state == "FAILED")
 
 

@@ -40,6 +40,7 @@ def build(tmp_path: Path, text: str, *overrides: str) -> tuple[Outer, dict[str, 
 
 
 def test_values_and_origins(tmp_path: Path) -> None:
+    assert build(tmp_path, "name: 4:00:00\n")[0].name == "4:00:00"  # which YAML 1.1 calls 14400
     made, origins = build(tmp_path, "name: x\ninner:\n  lr: 1e-4\ntags: [p, q]\n", "steps=7", "inner.kind=b")
     assert made == Outer("x", 7, Inner(1e-4, "b"), ("p", "q"), None)
     assert origins == {

@@ -168,6 +168,7 @@ def _rotation(model: Described, positions: int) -> Tensor:
 def _scaled(model: Described) -> tuple[Tensor, float]:
     """transformers' frequencies and factor of a kind of :data:`SCALED`; what is wrong with its settings is a
     UserError."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -177,7 +178,8 @@ def _scaled(model: Described) -> tuple[Tensor, float]:
         if (read["rope_type"], float(read["rope_theta"])) != (model.rope.kind, model.theta):
             raise ValueError(f"transformers reads {read}")
         frequencies, factor = ROPE_INIT_FUNCTIONS[model.rope.kind](config, "cpu")
-    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, OSError) as error:
-        problem = f"RoPE scaling {model.rope.kind!r} with {dict(model.rope.settings)}: {error!r}"
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, OSError, StrictDataclassError) as error:
+        said = " ".join(repr(error).split())
+        problem = f"RoPE scaling {model.rope.kind!r} with {dict(model.rope.settings)}: {said}"
         raise UserError(problem, file=model.file, remedy="write its settings as its authors published them") from error
     return frequencies, factor
