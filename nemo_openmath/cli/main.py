@@ -36,6 +36,8 @@ def run(arguments: list[str]) -> ExitCode:
     """Do what a command line says; its exit code. Results go to standard output, everything else to standard error."""
     parser = build_parser()
     arguments, behind = _split(arguments)
+    if (empty := _empty(arguments)) is not None:
+        return _say(UserError(f"{empty or 'an argument'}: nothing is given; is a variable of the shell unset?"), False)
     options, rest = parser.parse_known_args(arguments)
     if behind is not None:
         options.behind = behind
@@ -67,6 +69,11 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str] | None]:
         return arguments, None
     at = arguments.index("--")
     return arguments[:at], arguments[at + 1 :]
+
+
+def _empty(arguments: list[str]) -> str | None:
+    """The first argument without a value: an empty path would mean the working directory."""
+    return next((word for word in arguments if not word or (word.startswith("--") and word.endswith("="))), None)
 
 
 def _say(error: Exception, debug: bool) -> ExitCode:

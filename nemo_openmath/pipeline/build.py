@@ -122,6 +122,8 @@ class Builder:
         return made
 
     def _convert_plain(self, hint: Any, origin: Any, args: tuple[Any, ...], value: Any, key: Key) -> Any:
+        if isinstance(value, int) and not -_WORD <= value < _WORD:
+            raise self.error(key, f"{_show(value)} is beyond 64 bits", "choose a smaller number")
         if hint is Any:
             return value
         if origin is Literal:
@@ -184,6 +186,7 @@ class Builder:
         return self.error(key, f"{_show(value)} is not a choice", nearest(str(value), known))
 
 
+_WORD = 1 << 63  # what a whole number is stored in
 _NAMES = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 
 

@@ -52,9 +52,11 @@ class Source:
         key = tuple(name.strip().split("."))
         if not equals or not all(key):
             raise UserError(f"not an override: {text!r}", remedy="write section.setting=value")
+        if not value.strip():
+            raise UserError(f"override {name}: no value", remedy="write one; null takes the setting out")
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"cannot read the value of {name} ({_first_line(error)})") from error
         at = self.data
         for depth, part in enumerate(key[:-1], 1):
@@ -131,7 +133,12 @@ def _plain(node: yaml.Node, key: Key, origins: dict[Key, Origin], path: Path) ->
         return [_plain(child, (*key, str(i)), origins, path) for i, child in enumerate(node.value)]
     if node.tag in _NUMBERS and ":" in node.value:
         return node.value  # a time: YAML 1.1 would make a number to the base of 60 of it
-    return yaml.SafeLoader("").construct_object(node)
+    try:
+        return yaml.SafeLoader("").construct_object(node)
+    except ValueError as error:  # a date that is none, an integer of thousands of digits
+        raise UserError(
+            f"cannot read the value of {'.'.join(key)} ({error})", file=path, row=node.start_mark.line + 1
+        ) from error
 
 
 def _merge(

@@ -39,6 +39,8 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
         (["convert", "megatron-to-hf", BASE, "x"], "is a Hugging Face folder already"),
         (["merge", "--method", "slerp", BASE, "--output", "x"], "slerp merges two models, not 1"),
         (["recipe", "run", "x", "--output", "y", "--shard", "3/2"], "not a shard"),
+        (["recipe", "run", "x", "--output", ""], "an argument: nothing is given"),
+        (["recipe", "run", "x", "--output="], "--output=: nothing is given"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(
