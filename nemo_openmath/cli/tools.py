@@ -101,6 +101,8 @@ def add(groups: Any) -> None:
     generate.add_argument("--shard", metavar="I/N", default="0/1", help="job I (from 0) of an array of N")
     prepare = "before an array of jobs: read the problems, keep what there is of fewer samples"
     generate.add_argument("--prepare", action="store_true", help=prepare)
+    again = "make changed stages anew even where that throws long work away"
+    generate.add_argument("--replace", action="store_true", help=again)
 
     sandbox = groups.add_parser("sandbox", help="run a model's Python", description="Isolated Python sessions.")
     verbs = sandbox.add_subparsers(title="verbs", metavar="VERB", required=True)
@@ -189,9 +191,11 @@ def _serve(options: argparse.Namespace) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     from nemo_openmath.recipe.generate import generate
+    from nemo_openmath.recipe.runner import Selection
 
     shard, shards = shard_of(options.shard)
-    run_async(generate(options.job, options.overrides, options.output, shard, shards, options.prepare))
+    asked = Selection(shard=shard, shards=shards, prepare=options.prepare, replace=options.replace)
+    run_async(generate(options.job, options.overrides, options.output, asked))
 
 
 def _exec(options: argparse.Namespace) -> None:

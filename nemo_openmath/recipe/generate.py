@@ -149,23 +149,26 @@ def _batches(records: Iterator[Generation]) -> Iterator[list[Generation]]:
         yield batch
 
 
-async def generate(path: Path, overrides: Sequence[str], output: Path, shard: int, shards: int, prepare: bool) -> None:
-    """Do a job, or shard ``shard`` of ``shards`` of it; ``prepare``: what comes before an array starts."""
+_ALL = Selection()
+
+
+async def generate(path: Path, overrides: Sequence[str], output: Path, asked: Selection = _ALL) -> None:
+    """Do a job, or the shard of it that is asked for; ``asked.prepare``: what comes before an array starts."""
     recipe = load_job(path, overrides)
     run = Run(recipe, output)
-    if prepare:
+    if asked.prepare:
         if PROBLEMS in recipe.stages:
-            await run.execute(Selection(only=PROBLEMS), overrides)
-        await run.execute(Selection(only=SOLUTIONS, prepare=True), overrides)
+            await run.execute(Selection(only=PROBLEMS, replace=asked.replace), overrides)
+        await run.execute(Selection(only=SOLUTIONS, prepare=True, replace=asked.replace), overrides)
         return
-    if shards > 1:
+    if asked.shards > 1:
         if any(s.name == PROBLEMS and s.state is not State.FINISHED for s in run.status()):
             raise UserError(
                 "the problems have not been read",
                 file=output,
                 remedy="run the command once with --prepare, then the array",
             )
-        await run.execute(Selection(only=SOLUTIONS, shard=shard, shards=shards), overrides)
+        await run.execute(replace(asked, only=SOLUTIONS), overrides)
         return
-    await run.execute(Selection(), overrides)
+    await run.execute(asked, overrides)
     print(summary(output))

@@ -12,6 +12,7 @@ from pathlib import Path
 from nemo_openmath.engines.devices import check_device
 from nemo_openmath.errors import UserError, of_the_system, one_error
 from nemo_openmath.recipe.file import Recipe, StageEntry, shown
+from nemo_openmath.recipe.identity import PLAN
 from nemo_openmath.reports.formats import bytes_text
 from nemo_openmath.transcripts import ChatTokenizer
 
@@ -50,12 +51,16 @@ def preflight(recipe: Recipe, names: Sequence[str], output: Path, *, layouts: bo
 
 
 def check_output(output: Path) -> None:
-    """Raises UserError where the folder, or the nearest one above it that exists, cannot be written."""
+    """Raises UserError where the folder, or the nearest one above it that exists, cannot be written, or belongs to a
+    stage, whose readers would find both."""
     there = next(path for path in (output.absolute(), *output.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
         raise UserError(
             "is a file" if there.is_file() else "is no folder", file=there, remedy="choose another --output"
         )
+    here = output.resolve()
+    if stage := next((folder for folder in (here, *here.parents) if (folder / PLAN).is_file()), None):
+        raise UserError(f"lies in the folder of a stage: {stage}", file=output, remedy="choose another --output")
     probe = there / f".openmath-{os.getpid()}"  # os.access does not know of read-only file systems for root
     try:
         probe.mkdir()

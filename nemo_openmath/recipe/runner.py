@@ -194,7 +194,7 @@ class Run:
             return StageStatus(entry.name, State.CHANGED, manifest, str(error))
         if fingerprint == manifest.fingerprint:
             return StageStatus(entry.name, State.FINISHED, manifest)
-        reason = _change(manifest, entry, inputs) or "made for other settings"
+        reason = _change(manifest, entry, inputs)
         return StageStatus(entry.name, State.CHANGED, manifest, reason, other=True)
 
     async def _run_stage(self, entry: StageEntry, services: RecipeServices, selection: Selection, place: str) -> None:
@@ -415,7 +415,7 @@ def _change(manifest: Manifest | None, entry: StageEntry, inputs: dict[str, str]
     for key, was, now in _differences(manifest.config, entry.stage.settings()):
         return f"{key} was {was!r:.80}, is {now!r:.80}"
     changed = (name for name in [*inputs, *manifest.inputs] if inputs.get(name) != manifest.inputs.get(name))
-    return next((f"input {Path(name).name} has changed" for name in changed), "")
+    return next((f"input {Path(name).name} has changed" for name in changed), "made with another seed or version")
 
 
 def _differences(was: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:

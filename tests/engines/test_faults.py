@@ -18,6 +18,7 @@ from nemo_openmath.engines.protocol import EngineError, Finish, Request, Samplin
 from nemo_openmath.engines.servers import FIRST_PAUSE_S, TRIPS_AFTER, Server, ServerPool
 from nemo_openmath.errors import UserError
 from nemo_openmath.recipe.generate import generate
+from nemo_openmath.recipe.runner import Selection
 from nemo_openmath.records import Generation, Problem, RecordWriter, read_records
 from tests.waiting import until
 
@@ -182,7 +183,8 @@ async def test_more_samples_keep_what_is_there(tmp_path):
     async def made(*overrides: str, output: str = "one", shard: int = 0, shards: int = 1, prepare: bool = False) -> int:
         """How many solutions a run asked for."""
         before = server.answered
-        await generate(tmp_path / "job.yaml", overrides, tmp_path / output, shard, shards, prepare)
+        asked = Selection(shard=shard, shards=shards, prepare=prepare)
+        await generate(tmp_path / "job.yaml", overrides, tmp_path / output, asked)
         return server.answered - before
 
     def stored(output: str) -> list[tuple[str, int]]:
@@ -223,7 +225,7 @@ async def test_a_problem_that_is_there_twice_is_solved_once(tmp_path, count):
     engine = {"kind": "http", "urls": [server.url], "model": "m", "tokenizer": str(BASE)}
     (tmp_path / "job.yaml").write_text(json.dumps({"problems": "./problems", "engine": engine}))
     overrides = ["generate.samples=4", f"generate.count={count}"]
-    await generate(tmp_path / "job.yaml", overrides, tmp_path / "out", 0, 1, False)
+    await generate(tmp_path / "job.yaml", overrides, tmp_path / "out")
     await server.die()
     found = [(g.problem_id, g.sample) for g in read_records(tmp_path / "out" / "solutions", Generation)]
     assert sorted(found) == [(f"problem-{i}", n) for i in range(3) for n in range(4)]

@@ -165,12 +165,12 @@ async def test_what_a_server_does_not_take_ends_the_job_and_a_mended_one_finishe
     job.write_text(json.dumps({"problems": "problems.jsonl", "engine": engine, "generate": {"samples": 3}}))
     try:
         with pytest.raises(UserError, match=r"none of 3 could be tried \(problem .* does not fit the context of 8\)"):
-            await generate(job, (), tmp_path / "out", 0, 1, False)
+            await generate(job, (), tmp_path / "out")
         card.clear()
         with pytest.raises(UserError, match=r"refused every request \(3\).*HTTP 400: this model has no parameter"):
-            await generate(job, (), tmp_path / "out", 0, 1, False)
+            await generate(job, (), tmp_path / "out")
         accepts = True
-        await generate(job, (), tmp_path / "out", 0, 1, False)
+        await generate(job, (), tmp_path / "out")
     finally:
         await runner.cleanup()
     assert [g.finish for g in read_records(tmp_path / "out" / "solutions", Generation)] == ["stop"] * 3

@@ -104,3 +104,13 @@ def test_the_end_says_where_how_many_right_and_what_next(
     part.write_text(json.dumps(row) + "\n")
     assert run(["grade", "out/solutions", "--output", "out/graded.jsonl"]) is ExitCode.OK
     assert "right: 1 of 1 (100.0%)" in capfd.readouterr().out
+
+
+def test_long_work_is_made_anew_when_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.jsonl").write_text(GOOD)
+    words = job(tmp_path, "p.jsonl", BASE)
+    assert run(words) is ExitCode.OK
+    (tmp_path / "out" / "solutions" / "seconds.json").write_text("9000")
+    assert run([*words, "seed=5"]) is ExitCode.USER_ERROR
+    assert "make it anew with --replace" in capfd.readouterr().err
+    assert run([*words, "seed=5", "--replace"]) is ExitCode.OK

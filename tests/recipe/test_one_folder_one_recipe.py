@@ -273,3 +273,18 @@ def test_what_is_read_does_not_hold_what_is_written(tmp_path: Path, capsys: pyte
     assert go(file, tmp_path / "out") is ExitCode.USER_ERROR
     assert "lies inside what is read" in capsys.readouterr().err
     assert not (tmp_path / "out" / "a").exists()
+
+
+def test_a_run_is_not_put_into_a_stage(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Readers of the stage would read the run as well."""
+    assert go(recipe, tmp_path / "out") is ExitCode.OK
+    for inside in ("out/a", "out/a/deeper"):
+        capsys.readouterr()
+        assert go(recipe, tmp_path / inside) is ExitCode.USER_ERROR
+        assert f"lies in the folder of a stage: {tmp_path / 'out' / 'a'}; choose" in capsys.readouterr().err
+
+
+def test_another_seed_is_named(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert go(recipe, tmp_path / "out") is ExitCode.OK
+    assert go(recipe, tmp_path / "out", "seed=5") is ExitCode.OK
+    assert "a stale (made with another seed or version): made again" in capsys.readouterr().err
