@@ -52,7 +52,7 @@ def grade_file(
     many such rows there are; SystemFailure where the disk is full.
     """
     output = Path(output)
-    if any(suffix in _NOT_LINES for suffix in output.suffixes):
+    if output.suffix.lower() in _NOT_LINES:
         raise UserError("JSON Lines are written", file=output, remedy="name the output .jsonl")
     refuse_special(output, "give the name of a file")
     if output.exists() and Path(path).exists() and output.resolve() == Path(path).resolve():
@@ -187,7 +187,7 @@ def _prepare(row: dict[str, Any], fallback: bool) -> str | None:
     record = isinstance(row.get("transcript"), dict) and "problem_id" in row
     expected = row.get("expected_answer")
     if expected is None and not record:  # a record of ours may be of a problem whose answer nobody knows
-        return "no expected_answer"
+        return f"no expected_answer; the row has {_columns(row)}"
     if expected is not None and not _is_answer(expected):
         return f"expected_answer is {name_of(expected)}; write a text"
     row["expected_answer"] = None if expected is None else str(expected)
@@ -201,9 +201,13 @@ def _prepare(row: dict[str, Any], fallback: bool) -> str | None:
         elif "predicted_answer" not in row:
             if (column := next((c for c in TEXTS if c in row), None)) is not None:
                 return f"{column} is {name_of(row[column])}, not a text"
-            return f"none of predicted_answer, {', '.join(TEXTS)}; the row has {', '.join(list(row)[:12])}"
+            return f"none of predicted_answer, {', '.join(TEXTS)}; the row has {_columns(row)}"
     row["predicted_answer"] = None if predicted is None else str(predicted)
     return None
+
+
+def _columns(row: dict[str, Any]) -> str:
+    return ", ".join(list(row)[:12]) or "no fields"
 
 
 TEXTS = ("generation", "generated_solution", "output", "solution", "response", "completion")

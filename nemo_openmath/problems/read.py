@@ -6,6 +6,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -112,6 +113,13 @@ class ReadProblems(_Read):
     kind = "problems.read_problems"
     record = Problem
     column = "problem"
+
+    async def prepare(self, context: StageContext) -> None:
+        await super().prepare(context)
+        values = (value for _, (_, _, value) in islice(self._rows(context), 1000))
+        rows = [value for value in values if isinstance(value, dict)]
+        if not any("expected_answer" in row for row in rows) and any("answer" in row for row in rows):
+            context.progress.say("no row has expected_answer, so no answer is known; `answer` is not read: rename it")
 
     def problem(self, row: dict[str, Any]) -> str | None:
         answer = row.get("expected_answer")

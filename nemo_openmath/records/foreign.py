@@ -112,8 +112,8 @@ def read_file_rows(file: Path, on_bad: BadRow | None = None) -> Iterator[tuple[P
 def data_files(path: str | Path) -> list[Path]:
     """The file, or every data file below a folder in name order; of the folder of a stage its records alone.
 
-    Raises UserError where there is none, where a folder holds data in a format that is not read, for the folder of a
-    whole run, and for a stage that has not finished.
+    Raises UserError where there is none, where a folder holds data in a format that is not read or a file both plain
+    and compressed, for the folder of a whole run, and for a stage that has not finished.
     """
     path = Path(path)
     if not path.exists():
@@ -141,6 +141,11 @@ def data_files(path: str | Path) -> list[Path]:
             raise UserError("a format that is not read", file=file, remedy=_SAVE)
         if _suffix(file) in _ROWS and file.name not in _ABOUT:
             files.append(file)
+    plain: dict[str, Path] = {}
+    for file in files:
+        name = str(file).removesuffix(".gz").removesuffix(".zst")
+        if (first := plain.setdefault(name, file)) is not file:
+            raise UserError(f"the same as {first.name} by its name", file=file, remedy="keep one of the two")
     if not files:
         raise UserError("no .jsonl, .json, .csv (each also .gz, .zst) or .parquet file in this folder", file=path)
     return files
@@ -446,10 +451,13 @@ def _shortest(value: float | None, kind: str) -> float | None:
 
 
 def _row_of_json(row: dict[str, Any]) -> dict[str, Any] | str:
-    try:
-        return {str(name): _of_json(value) for name, value in row.items()}
-    except ValueError as error:
-        return str(error)
+    made = {}
+    for name, value in row.items():
+        try:
+            made[str(name)] = _of_json(value)
+        except ValueError as error:
+            return f"column {name!r}: {error}"
+    return made
 
 
 def _of_json(value: Any) -> Any:
@@ -467,20 +475,25 @@ def _of_json(value: Any) -> Any:
         try:
             return value.decode()
         except UnicodeDecodeError:
-            raise ValueError("a column of bytes that are no text") from None
+            raise ValueError("bytes that are no text") from None
     if isinstance(value, tuple):  # an entry of a map
         return [_of_json(entry) for entry in value]
     return value  # dates and times: written in their ISO form
 
 
 def raw_batches(path: Path, rows: int) -> Iterator[Any]:
-    """pyarrow.RecordBatches of at most ``rows`` rows. Raises UserError with the row at which the file breaks off."""
+    """pyarrow.RecordBatches of at most ``rows`` rows. Raises UserError with the row at which the file breaks off, and
+    where two columns have one name."""
     from pyarrow.lib import ArrowException
     from pyarrow.parquet import ParquetFile
 
     row = 0
     try:
-        for batch in ParquetFile(path).iter_batches(batch_size=rows):
+        file = ParquetFile(path)
+        names = file.schema_arrow.names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(f"two columns are called {twice[0]!r}", file=path, remedy="rename or remove one")
+        for batch in file.iter_batches(batch_size=rows):
             yield batch
             row += batch.num_rows
     except (ArrowException, OSError) as error:

@@ -194,7 +194,8 @@ def test_published_columns_are_read(tmp_path: Path, column: str, more: dict) -> 
 
 def test_csv_is_graded_and_broken_rows_are_left_out_on_demand(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("predicted_answer,expected_answer\n4,4\n4,\n,3\n")
-    with pytest.raises(UserError, match=r"a\.csv:3: no expected_answer \(1 of 3 rows are broken\).*--skip-broken"):
+    says = r"a\.csv:3: no expected_answer; the row has .*_answer, .*_answer \(1 of 3 rows are broken\).*--skip-broken"
+    with pytest.raises(UserError, match=says):
         grade_file(tmp_path / "a.csv", tmp_path / "out.jsonl")
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
     counts = grade_file(tmp_path / "a.csv", tmp_path / "out.jsonl", skip_broken=True)
@@ -212,6 +213,10 @@ def test_long_integers_are_graded_and_written_exactly(tmp_path: Path) -> None:
 def test_json_lines_are_not_written_under_another_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="JSON Lines are written; name the output"):
         grade_file(write(tmp_path / "rows.jsonl", ROWS), tmp_path / name)
+
+
+def test_only_the_end_of_a_name_says_what_a_file_is(tmp_path: Path) -> None:
+    assert grade_file(write(tmp_path / "rows.jsonl", ROWS), tmp_path / "rows.csv.jsonl")["total"] == len(ROWS)
 
 
 def test_the_verb_says_share_and_place_and_that_nothing_was_found(

@@ -94,6 +94,15 @@ def test_files_of_one_name_in_several_folders_are_apart_and_their_order_changes_
     )
 
 
+def test_answers_under_another_name_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.jsonl").write_text('{"problem": "1+1?", "answer": "2"}\n')
+    run(ReadProblems, tmp_path / "out", tmp_path / "p.jsonl")
+    assert "no row has expected_answer" in capsys.readouterr().err
+    (tmp_path / "q.jsonl").write_text('{"problem": "1+1?", "answer": "long", "expected_answer": "2"}\n')
+    run(ReadProblems, tmp_path / "out2", tmp_path / "q.jsonl")
+    assert "no row has" not in capsys.readouterr().err
+
+
 def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()

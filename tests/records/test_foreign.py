@@ -156,6 +156,20 @@ def test_a_folder_with_data_in_another_format_is_refused(tmp_path: Path) -> None
         list(read_rows(tmp_path))
 
 
+def test_a_file_both_plain_and_compressed_is_not_read_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"{}\n"))
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz: the same as a\.jsonl by its name; keep one of the two"):
+        list(read_rows(tmp_path))
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_arrays([pyarrow.array(["1"]), pyarrow.array(["2"])], names=["answer", "answer"])
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t\.parquet: two columns are called 'answer'; rename or remove one"):
+        list(read_rows(tmp_path))
+
+
 def test_types_of_parquet_become_those_of_json(tmp_path: Path) -> None:
     table = pyarrow.table(
         {
@@ -181,7 +195,7 @@ def test_types_of_parquet_become_those_of_json(tmp_path: Path) -> None:
         "float32": 0.1, "float16": 0.1,
     }  # fmt: skip
     pyarrow.parquet.write_table(pyarrow.table({"b": [b"\xff\xfe"]}), tmp_path / "t.parquet")
-    with pytest.raises(UserError, match=r"t\.parquet:1: a column of bytes that are no text"):
+    with pytest.raises(UserError, match=r"t\.parquet:1: column 'b': bytes that are no text"):
         list(read_rows(tmp_path))
 
 
