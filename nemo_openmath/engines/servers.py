@@ -78,7 +78,7 @@ class ServerPool:
             stat = self._file.stat()
             if (stamp := (stat.st_mtime_ns, stat.st_size)) == self._stamp:
                 return
-            lines = [line.strip() for line in self._file.read_text().splitlines()]
+            lines = [line.strip() for line in self._file.read_text(encoding="utf-8-sig").splitlines()]
             urls = [line for line in lines if line and not line.startswith("#")]
             if not urls and not self._servers:
                 raise UserError("no URL in it", file=self._file, remedy="write one URL a line, as http://host:port")

@@ -270,7 +270,7 @@ def exec_file(path: str | Path, limits: Limits | None = None, *, unsafe: bool = 
     """Run one program in a session of its own and wait for it. Raises UserError for a file that cannot be read."""
     try:
         refuse_device(Path(path))
-        code = Path(path).read_text(encoding="utf-8")
+        code = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read the program ({why})", file=path, remedy="give a UTF-8 Python file") from error

@@ -92,7 +92,7 @@ def load_template(name: str, path: str | Path | None = None) -> Template:
     else:
         try:
             refuse_device(Path(path))
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8-sig")
         except OSError as error:
             raise UserError(f"cannot read the prompt ({error.strerror})", file=path) from error
         except UnicodeDecodeError as error:

@@ -230,7 +230,7 @@ async def test_closing_ends_what_waits_for_its_next_attempt():
 
 def test_a_list_of_servers_that_is_half_written_is_not_believed(tmp_path):
     file = tmp_path / "urls"
-    file.write_text("http://a:1\nhttp://b:1\n")
+    file.write_text("\ufeffhttp://a:1\nhttp://b:1\n")
     pool = ServerPool(file)
     home = pool.pick("c")
     for half in (b"htt", b"\xff\xfe", b""):

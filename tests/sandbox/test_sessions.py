@@ -363,7 +363,7 @@ async def test_limits_that_cannot_be_given_are_refused() -> None:
 
 async def test_a_program_from_a_file(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
-    program.write_text("import numpy\nprint(numpy.arange(3).sum())\nraise SystemExit(3)")
+    program.write_text("\ufeffimport numpy\nprint(numpy.arange(3).sum())\nraise SystemExit(3)")
     result = await asyncio.to_thread(exec_file, program, LIMITS)
     assert (result.status, result.stdout, result.unsafe) == (Status.ERROR, "3\n", False)
     with pytest.raises(UserError, match=r"nothing\.py: cannot read"):

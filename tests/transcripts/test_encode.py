@@ -108,7 +108,7 @@ def test_templates_are_inverted_and_checked(tmp_path: Path) -> None:
         "total_code_executions": "3",
     }
     own = tmp_path / "mine.txt"
-    own.write_text("[system]\nBe brief.\n[user]\n{problem} \\boxed{}\n")
+    own.write_text("\ufeff[system]\nBe brief.\n[user]\n{problem} \\boxed{}\n")
     turns = load_template("cot", own).messages(problem="1+1")
     assert [(m.role, m.content) for m in turns] == [("system", "Be brief."), ("user", "1+1 \\boxed{}")]
     own.write_text("no place")
