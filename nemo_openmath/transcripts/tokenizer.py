@@ -316,7 +316,10 @@ def _check_added(backend: Tokenizer, config: dict[str, Any], named: Mapping[str,
     adds it when it loads the folder, so its ids of the same text are others. ``named``: those that matter, by name."""
     there = {token.content: number for number, token in backend.get_added_tokens_decoder().items()}
     listed = config.get("added_tokens_decoder")
-    wrong = [f"{name} {text}" for name, text in named.items() if text and text not in there]
+    others = [(name, config.get(name) or ()) for name in ("additional_special_tokens", "extra_special_tokens")]
+    texts = [*named.items()]
+    texts += [(name, _content(t)) for name, said in others for t in (said.values() if isinstance(said, dict) else said)]
+    wrong = [f"{name} {text}" for name, text in texts if text and text not in there]
     for number, token in listed.items() if isinstance(listed, dict) else ():
         if str(there.get(str(_content(token)))) != str(number):
             wrong.append(f"{_content(token)} (id {number})")

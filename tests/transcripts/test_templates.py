@@ -512,6 +512,8 @@ def test_a_token_of_the_configuration_alone_is_refused(tmp_path: Path, backend: 
         ("word", {**eos, "bos_token": "answer"}, "bos_token answer, which is not an added token"),
         ("end", {"eos_token": "<new>", "bos_token": None}, "eos_token <new>, which is not an added token"),
         ("list", {**eos, "bos_token": None, "added_tokens_decoder": {"9": {"content": "<s>"}}}, r"<s> \(id 9\)"),
+        ("more", {**eos, "bos_token": None, "additional_special_tokens": ["<new>"]}, "additional_special_tokens <new>"),
+        ("extra", {**eos, "bos_token": None, "extra_special_tokens": {"image": "<i>"}}, "extra_special_tokens <i>"),
     ):
         folder = save(tmp_path / name, backend, template, tokens)
         with pytest.raises(UserError, match=mend + says):
