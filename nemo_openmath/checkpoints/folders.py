@@ -120,11 +120,6 @@ def changed_config(
         raise UserError(f"{max_positions} positions", remedy="the recipe has 131072")
     config = dict(raw)
     rope = rope_of(config)
-    forms = (config.get("rope_scaling") or {}, config.get("rope_parameters") or {}, config)
-    said = list(dict.fromkeys(float(form["rope_theta"]) for form in forms if form.get("rope_theta") is not None))
-    if rope_theta is None and len(said) > 1:
-        problem = f"config.json says rope_theta {said[-1]}, and {said[0]} in its other form"
-        raise UserError(problem, remedy="readers differ in which they take: set both, or convert with --rope-theta")
     theta = rope_theta if rope_theta is not None else rope.theta
     if theta is not None:
         config["rope_theta"] = float(theta)

@@ -230,7 +230,7 @@ def refuse_quantized(folder: Path, raw: Mapping[str, Any]) -> None:
 
 def rope_of(raw: Mapping[str, Any], path: Path | None = None) -> Rope:
     """RoPE as transformers reads it: ``rope_scaling`` before ``rope_parameters``, ``rope_theta`` at the top for what
-    lacks one. UserError where the two forms say different things: programs differ in which they take."""
+    lacks one. UserError where two of the forms say different things: programs differ in which they take."""
     forms = {key: dict(raw[key]) for key in ("rope_scaling", "rope_parameters") if raw.get(key)}
     settled = {key: _form(path, key, form) for key, form in forms.items()}
     if len(settled) == 2 and settled["rope_scaling"] != settled["rope_parameters"]:
@@ -242,6 +242,10 @@ def rope_of(raw: Mapping[str, Any], path: Path | None = None) -> Rope:
     if theta is None and any(form.get("rope_theta") is not None for form in forms.values()):
         problem = "rope_theta is in rope_parameters alone, and rope_scaling is read before it"
         raise UserError(problem, file=path, remedy="remove rope_scaling, or write rope_theta at the top")
+    bases = list(dict.fromkeys(float(f["rope_theta"]) for f in (*forms.values(), raw) if f.get("rope_theta")))
+    if len(bases) > 1:
+        problem = f"says rope_theta {bases[-1]}, and {bases[0]} in its other form: programs differ in which they take"
+        raise UserError(problem, file=path, remedy="write the right one in both")
     return Rope(kind, None if theta is None else float(theta), rest)
 
 
@@ -336,7 +340,7 @@ def describe(folder: str | Path, *, quantized: bool = False) -> Described:
         tie_word_embeddings=tied,
         initializer_range=_number(path, "initializer_range", raw.get("initializer_range", 0.02), 0.0),
         attention_dropout=dropout,
-        notes=tuple(_notes(path, kind, raw, rope)),
+        notes=tuple(_notes(path, kind, raw)),
     )
 
 
@@ -351,15 +355,9 @@ def _check_architectures(path: Path, kind: str, raw: Mapping[str, Any]) -> None:
         raise UserError(problem, file=path, remedy=f"remove auto_map if {ARCHITECTURES[kind]} computes the same")
 
 
-def _notes(path: Path, kind: str, raw: Mapping[str, Any], rope: Rope) -> list[str]:
-    notes = []
+def _notes(path: Path, kind: str, raw: Mapping[str, Any]) -> list[str]:
     unknown = sorted(raw.keys() - TAKEN - FIXED.keys() - NEUTRAL.keys())
-    if unknown:
-        notes.append(f"{path}: not used, here as in transformers' {ARCHITECTURES[kind]}: {', '.join(unknown)}")
-    top = raw.get("rope_theta")
-    if top is not None and rope.theta is not None and float(top) != rope.theta:
-        notes.append(f"{path}: rope_theta {top} at the top is not used: the RoPE settings say {rope.theta:g}")
-    return notes
+    return [f"{path}: not used, here as in transformers' {ARCHITECTURES[kind]}: {', '.join(unknown)}"] * bool(unknown)
 
 
 def _like(value: Any) -> tuple[type, ...]:

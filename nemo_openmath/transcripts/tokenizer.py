@@ -317,7 +317,7 @@ def _check_added(backend: Tokenizer, config: dict[str, Any], named: Mapping[str,
     there = {token.content: number for number, token in backend.get_added_tokens_decoder().items()}
     listed = config.get("added_tokens_decoder")
     others = [(name, config.get(name) or ()) for name in ("additional_special_tokens", "extra_special_tokens")]
-    texts = [*named.items()]
+    texts: list[tuple[str, str | None]] = [*named.items()]
     texts += [(name, _content(t)) for name, said in others for t in (said.values() if isinstance(said, dict) else said)]
     wrong = [f"{name} {text}" for name, text in texts if text and text not in there]
     for number, token in listed.items() if isinstance(listed, dict) else ():
