@@ -23,6 +23,7 @@ from nemo_openmath.errors import OpenMathError, UserError, no_space
 from nemo_openmath.models.hf_config import read_config, rope_of
 from nemo_openmath.models.stop_tokens import StopTokens
 from nemo_openmath.models.torch_dist import TOKENIZER_FILES
+from nemo_openmath.records.manifest import refuse_inside_stage
 
 _HOST = socket.gethostname()
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def building(destination: Path, *, into_existing: bool = False) -> Iterator[Path
     are moved into it. Raises UserError where the folder exists, cannot be written, or the disk is full."""
     destination = Path(os.path.realpath(destination))  # a link to an empty folder stays one
     if not into_existing:
+        refuse_inside_stage(destination)
         _refuse_taken(destination)
     parent = destination if into_existing else destination.parent
     partial = parent / f".{destination.name}.{_HOST}-{os.getpid()}.partial"

@@ -22,12 +22,14 @@ def add(groups: Any) -> None:
 def _launch(options: argparse.Namespace) -> None:
     from nemo_openmath.errors import UserError
     from nemo_openmath.launch import load_cluster, plan_jobs, submit, write_scripts
+    from nemo_openmath.recipe import identity
     from nemo_openmath.recipe.file import load_recipe
     from nemo_openmath.recipe.launching import finished_stages, stage_facts
     from nemo_openmath.recipe.preflight import check_output
 
     check_output(options.output)
     recipe = load_recipe(options.recipe, options.overrides)
+    identity.check(recipe, options.output)
     cluster = load_cluster(options.cluster, list(recipe.stages))
     facts = stage_facts(recipe, options.output.resolve(), options.until)
     jobs = plan_jobs(

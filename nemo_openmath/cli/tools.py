@@ -129,9 +129,14 @@ def add(groups: Any) -> None:
 
 def _sft(options: argparse.Namespace) -> None:
     from nemo_openmath.pipeline.progress import Progress
+    from nemo_openmath.records.manifest import refuse_inside_stage
     from nemo_openmath.training.launch_local import run_local
     from nemo_openmath.training.metrics import show
     from nemo_openmath.training.run import read_job
+
+    output = read_job(options.job, options.overrides).output
+    if output.resolve() != options.job.resolve().parent:  # not the training of a stage, that goes on
+        refuse_inside_stage(output)
 
     def run(on_line: Callable[[str], None]) -> None:
         run_local(options.processes, options.job, overrides=options.overrides, threads=options.threads, on_line=on_line)
@@ -141,7 +146,6 @@ def _sft(options: argparse.Namespace) -> None:
     else:
         with Progress("sft") as progress:
             run(lambda line: show(line, progress))
-    output = read_job(options.job, options.overrides).output
     last = max(output.glob("checkpoints/step-*"))
     print(f"trained: {last}\nnext: openmath convert megatron-to-hf {last} {output}-hf")
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from nemo_openmath.errors import UserError
 
@@ -95,7 +96,7 @@ class ServerPool:
             ) from error
 
     def _set(self, urls: Sequence[str]) -> None:
-        clean = list(dict.fromkeys(_base(u) for u in urls))
+        clean = list(dict.fromkeys(base_url(u) for u in urls))
         if not clean:
             raise UserError("no server URL given", remedy="name at least one, as http://host:port")
         self._servers = {u: self._servers.get(u) or Server(u) for u in clean}
@@ -134,8 +135,14 @@ class ServerPool:
             server.in_flight -= 1
 
 
-def _base(url: str) -> str:
+def base_url(url: str) -> str:
+    """The URL of a server without its ``/v1``. Raises UserError where it is none."""
     url = url.strip().rstrip("/").removesuffix("/v1")
-    if not url.startswith(("http://", "https://")):
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none
+        whole = False
+    if not whole:
         raise UserError(f"not a server URL: {url!r}", remedy="write it as http://host:port")
     return url

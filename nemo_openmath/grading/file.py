@@ -26,6 +26,7 @@ from nemo_openmath.grading.pool import GradingPool
 from nemo_openmath.grading.verdict import Verdict
 from nemo_openmath.records.exact_json import dumps, loads
 from nemo_openmath.records.foreign import BrokenRows, name_of, read_rows
+from nemo_openmath.records.manifest import refuse_inside_stage
 from nemo_openmath.records.types import NOT_TRIED, UNTRIED
 
 SHOWN = 300  # characters of an answer on the terminal
@@ -54,6 +55,7 @@ def grade_file(
     output = Path(output)
     if output.suffix.lower() in _NOT_LINES:
         raise UserError("JSON Lines are written", file=output, remedy="name the output .jsonl")
+    refuse_inside_stage(output)
     refuse_special(output, "give the name of a file")
     if output.exists() and Path(path).exists() and output.resolve() == Path(path).resolve():
         raise UserError("output is the input", file=output, remedy="give another --output")

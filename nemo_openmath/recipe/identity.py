@@ -18,11 +18,10 @@ from nemo_openmath.errors import DamagedFile, UserError
 from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.records import write_json
 from nemo_openmath.records.lineage import digest_file
-from nemo_openmath.records.manifest import MANIFEST
+from nemo_openmath.records.manifest import MANIFEST, PLAN
 
 RUN = "run.json"
-PLAN = "plan.json"
-_REMEDY = "give another --output, or make this run in its place with --replace"
+_REMEDY = "give another --output, or make this run in its place with --replace (recipe run, generate)"
 
 
 def read(output: Path) -> dict[str, Any] | None:

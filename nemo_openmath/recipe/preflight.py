@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nemo_openmath.engines.devices import check_device
+from nemo_openmath.engines.servers import base_url
 from nemo_openmath.errors import UserError, of_the_system, one_error
 from nemo_openmath.recipe.file import Recipe, StageEntry, shown
-from nemo_openmath.recipe.identity import PLAN
+from nemo_openmath.records.manifest import refuse_inside_stage
 from nemo_openmath.reports.formats import bytes_text
 from nemo_openmath.transcripts import ChatTokenizer
 
@@ -58,9 +59,7 @@ def check_output(output: Path) -> None:
         raise UserError(
             "is a file" if there.is_file() else "is no folder", file=there, remedy="choose another --output"
         )
-    here = output.resolve()
-    if stage := next((folder for folder in (here, *here.parents) if (folder / PLAN).is_file()), None):
-        raise UserError(f"lies in the folder of a stage: {stage}", file=output, remedy="choose another --output")
+    refuse_inside_stage(output)
     probe = there / f".openmath-{os.getpid()}"  # os.access does not know of read-only file systems for root
     try:
         probe.mkdir()
@@ -115,6 +114,8 @@ def _as_of(entry: StageEntry, check: Callable[[], object]) -> None:
 
 def _teacher(recipe: Recipe) -> None:
     teacher = recipe.teacher
+    setting = "engine.urls" if recipe.verb == "generate" else "teacher"
+    _urls(recipe, setting, [*([] if teacher.url is None else [teacher.url]), *teacher.urls])
     if teacher.tokenizer is None:
         raise UserError(
             "teacher.tokenizer is not set", file=recipe.path, remedy="give the folder of the model's tokenizer"
@@ -134,6 +135,14 @@ def _teacher(recipe: Recipe) -> None:
         raise _unset(recipe, "teacher.api_key_env", teacher.api_key_env)
 
 
+def _urls(recipe: Recipe, setting: str, urls: Sequence[str]) -> None:
+    for url in urls:
+        try:
+            base_url(url)
+        except UserError as error:
+            raise UserError(f"{setting}: {error.problem}", file=recipe.path, remedy=error.remedy) from None
+
+
 def _unset(recipe: Recipe, setting: str, name: str) -> UserError:
     return UserError(
         f"{setting}: the environment variable {name} is not set",
@@ -145,6 +154,7 @@ def _unset(recipe: Recipe, setting: str, name: str) -> UserError:
 def _student(recipe: Recipe, models: Sequence[str]) -> None:
     """The engine of models that stages make."""
     student = recipe.student
+    _urls(recipe, "student.urls", student.urls)
     if student.kind == "embedded":
         setting = "engine.device" if recipe.verb == "generate" else "student.device"
         check_device(student.device, setting, recipe.path)

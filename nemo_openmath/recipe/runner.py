@@ -34,11 +34,10 @@ from nemo_openmath.recipe.preflight import check_output, preflight
 from nemo_openmath.recipe.services import RecipeServices
 from nemo_openmath.records import Manifest, read_drops, read_manifest, write_json
 from nemo_openmath.records.lineage import remembered_digest, versions
-from nemo_openmath.records.manifest import MANIFEST, write_manifest
+from nemo_openmath.records.manifest import MANIFEST, PLAN, write_manifest
 from nemo_openmath.records.store import count_units, shard_counts
 from nemo_openmath.reports.formats import count_text, made_text
 
-_PLAN = identity.PLAN
 _NOTHING = "made_nothing"
 _SECONDS = "seconds.json"
 _SHARD = ".done-"
@@ -130,6 +129,7 @@ class Run:
         todo = self._todo(names)
         preflight(self.recipe, todo, self.output, layouts=selection.only is None)
         self._refuse_stale_inputs(names)
+        self._refuse_added(names)
         with run_lock(self.output, selection.only, selection.shard, selection.shards, say):
             for name in identity.take_over(self.recipe, self.output) if selection.only is None else ():
                 say(f"{name}: of another recipe, removed")
@@ -177,6 +177,16 @@ class Run:
                 )
             todo += [(reader, below) for below in self._reads(self.recipe.stages[name])]
 
+    def _refuse_added(self, names: Sequence[str]) -> None:
+        """Raises UserError where a stage would be made anew whose folder holds files of somebody else: they would go
+        with it."""
+        for name in names:
+            status = self._status(self.recipe.stages[name])
+            if status.state is State.DAMAGED and status.manifest is not None:
+                folder = self.folder(name)
+                if added := _added(status.manifest, folder):
+                    raise UserError(f"is not of stage {name!r}", file=folder / added[0], remedy="move it away")
+
     def _status(self, entry: StageEntry) -> StageStatus:
         folder = self.folder(entry.name)
         try:
@@ -184,10 +194,10 @@ class Run:
         except DamagedFile:
             return StageStatus(entry.name, State.DAMAGED, None)
         if manifest is None:
-            begun = (folder / _PLAN).exists()
+            begun = (folder / PLAN).exists()
             return StageStatus(entry.name, State.UNFINISHED if begun else State.MISSING, None)
-        if manifest.facts.get("files") != file_sizes(folder):
-            return StageStatus(entry.name, State.DAMAGED, manifest)
+        if reason := _damage(manifest, folder):
+            return StageStatus(entry.name, State.DAMAGED, manifest, reason)
         try:
             fingerprint, inputs = self._fingerprint(entry)
         except _NotReady as error:
@@ -217,7 +227,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             grows = {name: getattr(entry.stage.config, name) for name in entry.stage.grows}
             plan = {"fingerprint": fingerprint, "grows": grows}
-            write_json(folder / _PLAN, plan)
+            write_json(folder / PLAN, plan)
             context = StageContext(
                 name=entry.name,
                 inputs={port: [self._path(n) for n in names] for port, names in entry.inputs.items()},
@@ -239,7 +249,7 @@ class Run:
                 return
             manifest = _manifest(entry, folder, fingerprint, inputs, context, spent())
             if not entry.allow_empty and (nothing := self._nothing(entry, manifest)):
-                write_json(folder / _PLAN, {**plan, _NOTHING: True})
+                write_json(folder / PLAN, {**plan, _NOTHING: True})
                 raise nothing
             write_manifest(folder, manifest)
             progress.say(_line(manifest))
@@ -302,7 +312,7 @@ class Run:
     def _has_grown(self, entry: StageEntry, folder: Path) -> bool:
         """Whether what lies there is what this stage makes with smaller values of the settings that grow."""
         try:
-            plan = orjson.loads((folder / _PLAN).read_bytes())
+            plan = orjson.loads((folder / PLAN).read_bytes())
             smaller = entry.stage.smaller(plan["grows"])
         except (OSError, ValueError, KeyError):
             return False
@@ -370,7 +380,7 @@ def _does(stage: Stage) -> str:
 def _forget_nothing(folder: Path, selection: Selection) -> None:
     """Where the last attempt left nothing, what it had to work with was wrong: nothing of it is gone on with."""
     try:
-        nothing = orjson.loads((folder / _PLAN).read_bytes()).get(_NOTHING)
+        nothing = orjson.loads((folder / PLAN).read_bytes()).get(_NOTHING)
     except (OSError, ValueError, AttributeError):
         return
     if nothing and selection.shards > 1:
@@ -393,14 +403,14 @@ def _planned(folder: Path, fingerprint: str, state: State) -> bool:
     if state is not State.UNFINISHED:
         return False
     try:
-        return bool(orjson.loads((folder / _PLAN).read_bytes())["fingerprint"] == fingerprint)
+        return bool(orjson.loads((folder / PLAN).read_bytes())["fingerprint"] == fingerprint)
     except (OSError, ValueError, KeyError):
         return False
 
 
 def _spent(folder: Path) -> float:
     """Seconds of work that lie in a stage's folder: what is noted, and what a killed last attempt did not note."""
-    noted, plan = folder / _SECONDS, folder / _PLAN
+    noted, plan = folder / _SECONDS, folder / PLAN
     before = float(orjson.loads(noted.read_bytes())) if noted.exists() else 0.0
     begun = plan.stat().st_mtime if plan.exists() else time.time()
     if noted.exists() and noted.stat().st_mtime >= begun:
@@ -414,8 +424,10 @@ def _change(manifest: Manifest | None, entry: StageEntry, inputs: dict[str, str]
         return ""
     for key, was, now in _differences(manifest.config, entry.stage.settings()):
         return f"{key} was {was!r:.80}, is {now!r:.80}"
+    if manifest.facts.get("seed", entry.seed) != entry.seed:
+        return f"seed was {manifest.facts['seed']}, is {entry.seed}"
     changed = (name for name in [*inputs, *manifest.inputs] if inputs.get(name) != manifest.inputs.get(name))
-    return next((f"input {Path(name).name} has changed" for name in changed), "made with another seed or version")
+    return next((f"input {Path(name).name} has changed" for name in changed), "made by another version")
 
 
 def _differences(was: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -495,7 +507,7 @@ def _manifest(
     )
 
 
-_NOT_CONTENT = (MANIFEST, _PLAN, _SECONDS)
+_NOT_CONTENT = (MANIFEST, PLAN, _SECONDS)
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
@@ -505,6 +517,21 @@ def file_sizes(folder: Path) -> dict[str, int]:
         for p in sorted(folder.rglob("*"))
         if p.is_file() and p.name not in _NOT_CONTENT and not p.name.startswith(".")
     }
+
+
+def _damage(manifest: Manifest, folder: Path) -> str:
+    """How the files of a finished stage differ from those that it made; "" where they do not."""
+    made, found = manifest.facts.get("files", {}), file_sizes(folder)
+    if gone := made.keys() - found.keys():
+        return f"{min(gone)} is gone"
+    if added := _added(manifest, folder):
+        return f"{added[0]} is not of this stage"
+    return next((f"{name} has another size" for name, size in found.items() if made[name] != size), "")
+
+
+def _added(manifest: Manifest, folder: Path) -> list[str]:
+    """Files in the folder of a finished stage that it did not make."""
+    return sorted(file_sizes(folder).keys() - manifest.facts.get("files", {}).keys())
 
 
 def _line(manifest: Manifest) -> str:

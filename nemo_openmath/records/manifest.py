@@ -12,9 +12,10 @@ from typing import Any
 
 import orjson
 
-from nemo_openmath.errors import DamagedFile
+from nemo_openmath.errors import DamagedFile, UserError
 
 MANIFEST = "manifest.json"
+PLAN = "plan.json"  # in the folder of a stage from its beginning
 _MODULUS = 1 << 256
 
 
@@ -34,6 +35,14 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)  # what the stage measured; shown by status and report
+
+
+def refuse_inside_stage(output: Path) -> None:
+    """Raises UserError where ``output`` is the folder of a stage or lies in one: its readers would find both, and what
+    makes the stage again would remove both."""
+    here = output.resolve()
+    if stage := next((folder for folder in (here, *here.parents) if (folder / PLAN).is_file()), None):
+        raise UserError(f"lies in the folder of a stage: {stage}", file=output, remedy="choose another output")
 
 
 def digest_of_lines(lines: Iterable[bytes]) -> str:

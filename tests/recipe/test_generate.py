@@ -114,3 +114,15 @@ def test_long_work_is_made_anew_when_told(tmp_path: Path, capfd: pytest.CaptureF
     assert run([*words, "seed=5"]) is ExitCode.USER_ERROR
     assert "make it anew with --replace" in capfd.readouterr().err
     assert run([*words, "seed=5", "--replace"]) is ExitCode.OK
+
+
+@pytest.mark.parametrize("url", ["ftp://host", "host:8000", "http://", "http://host:99999", "http://host:port"])
+def test_what_is_no_url_is_said_before_anything_is_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], url: str
+) -> None:
+    (tmp_path / "p.jsonl").write_text(GOOD)
+    engine = {"kind": "http", "urls": [url], "model": "m", "tokenizer": str(BASE)}
+    (tmp_path / "job.yaml").write_text(json.dumps({"problems": "./p.jsonl", "engine": engine}))
+    assert run(["generate", str(tmp_path / "job.yaml"), "--output", str(tmp_path / "out")]) is ExitCode.USER_ERROR
+    assert f"engine.urls: not a server URL: '{url.rstrip('/')}'; write it as http://host:port" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()

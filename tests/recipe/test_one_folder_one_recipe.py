@@ -287,4 +287,46 @@ def test_a_run_is_not_put_into_a_stage(recipe: Path, tmp_path: Path, capsys: pyt
 def test_another_seed_is_named(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert go(recipe, tmp_path / "out") is ExitCode.OK
     assert go(recipe, tmp_path / "out", "seed=5") is ExitCode.OK
-    assert "a stale (made with another seed or version): made again" in capsys.readouterr().err
+    assert "a stale (seed was 0, is 5): made again" in capsys.readouterr().err
+
+
+def test_files_of_others_are_not_removed_with_a_stage(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, mine = tmp_path / "out", tmp_path / "out" / "a" / "mine.txt"
+    assert go(recipe, out) is ExitCode.OK
+    mine.write_text("days of work")
+    capsys.readouterr()
+    for more in ((), ("stages.a.problems=9",)):
+        assert go(recipe, out, *more) is ExitCode.USER_ERROR
+        assert f"{mine}: is not of stage 'a'; move it away" in capsys.readouterr().err
+    assert run(["recipe", "status", str(out)]) is ExitCode.OK
+    assert "a is damaged: mine.txt is not of this stage" in (said := capsys.readouterr()).out + said.err
+    assert mine.read_text() == "days of work"
+
+
+def test_verbs_write_nothing_into_a_stage(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert go(recipe, Path("out")) is ExitCode.OK
+    before = sorted(Path().rglob("*"))
+    Path("job.yaml").write_text(f"model: {BASE}\noutput: out/a/x\ndata: {{folder: packs, steps: 1}}\n")
+    for words in ("grade rows.jsonl --output out/a/x", f"convert hf-to-megatron {BASE} out/a/x", "sft job.yaml"):
+        capsys.readouterr()
+        assert run(words.split()) is ExitCode.USER_ERROR
+        assert "out/a/x: lies in the folder of a stage: " in capsys.readouterr().err
+    Path("job.yaml").unlink()
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_launch_into_the_folder_of_another_recipe_is_refused(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go(recipe, tmp_path / "out") is ExitCode.OK
+    other = tmp_path / "other.yaml"
+    other.write_text(recipe.read_text().replace("name: r", "name: other"))
+    cluster = Path(__file__).parents[2] / "launcher_scripts" / "slurm-pyxis.yaml"
+    words = f"launch {other} --cluster {cluster} --output {tmp_path / 'out'} --dry-run"
+    assert run(words.split()) is ExitCode.USER_ERROR
+    assert "holds the run of recipe 'r'" in capsys.readouterr().err
