@@ -268,7 +268,7 @@ def _counted(weights: Sequence[float], count: int) -> list[float]:
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     """Weights divided by their sum."""
     shares = _counted([1.0 / count] * count if weights is None else weights, count)
-    total = math.fsum(shares)
+    total = sum(shares)
     if not math.isfinite(total) or abs(total) < 1e-9:
         raise UserError(f"the weights sum to {total}", remedy="give weights with a positive sum")
     if abs(total - 1.0) > 1e-6:

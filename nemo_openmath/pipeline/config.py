@@ -55,9 +55,10 @@ class Source:
         if not value.strip():
             raise UserError(f"override {name}: no value", remedy="write one; null takes the setting out")
         try:
-            parsed = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:
+            node = yaml.compose(value, Loader=yaml.SafeLoader)
+        except yaml.YAMLError as error:
             raise UserError(f"cannot read the value of {name} ({_first_line(error)})") from error
+        parsed = None if node is None else _plain(node, key, {}, Path(OVERRIDE.file))
         at = self.data
         for depth, part in enumerate(key[:-1], 1):
             if part not in at:

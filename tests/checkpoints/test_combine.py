@@ -181,6 +181,8 @@ def test_weights_that_do_not_sum_to_one_warn(
         average(three, tmp_path / "x", weights=[0.5, 0.5])
     with pytest.raises(UserError, match="sum to 0"):
         average(three[:2], tmp_path / "x", weights=[1, -1])
+    with pytest.raises(UserError, match="sum to inf"):
+        average(three[:2], tmp_path / "x", weights=[1e308, 1e308])
 
 
 def test_strangers_are_refused_by_name(tmp_path: Path, three: list[Path]) -> None:

@@ -80,6 +80,7 @@ def test_extends_and_anchors(tmp_path: Path) -> None:
         ("", (), r"the file is empty"),
         ("name: x\n", ("steps",), r"not an override: 'steps'"),
         ("name: x\n", ("name.deep=1",), r"name holds no settings"),
+        ("name: x\n", ("steps=12:30",), r"steps: expected a whole number, got '12:30'"),
         ("name: x\n", ("steps=",), r"override steps: no value; write one; null takes the setting out"),
         ("name: x\n", ("steps=" + "9" * 20,), r"steps: 9+ is beyond 64 bits; choose a smaller number"),
         ("name: x\n", ("inner.lr=" + "9" * 400,), r"inner\.lr: 9+\.\.\. is beyond 64 bits"),
