@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.errors import DamagedFile
+from nemo_openmath.errors import DamagedFile, UserError
 from nemo_openmath.transcripts.tokenizer import ChatTokenizer
 
 GENERATION = "generation_config.json"
@@ -31,8 +31,9 @@ class StopTokens:
     @classmethod
     def of(cls, folder: Path) -> StopTokens:
         """What ``generation_config.json``, ``config.json`` and the tokenizer of a model folder name together. A file
-        that is not there says nothing; one that is not a JSON object is a DamagedFile."""
-        files = [_object(folder / GENERATION), _object(folder / "config.json")]
+        that is not there says nothing; one that is not a JSON object is a DamagedFile, an id that is none a UserError:
+        what is trained would carry it on."""
+        files = [_checked(folder / GENERATION), _checked(folder / "config.json")]
         ids = _token_ids(folder)
         files.append(
             {f"{kind}_token_id": ids.get(text) for kind, text in _named(_object(folder / _TOKENIZER)).items() if text}
@@ -128,6 +129,16 @@ def _object(path: Path) -> dict[str, Any]:
         raise DamagedFile(path, f"not JSON ({error})", "copy or download it again") from None
     if not isinstance(found, dict):
         raise DamagedFile(path, "not a JSON object", "copy or download it again")
+    return found
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    found = _object(path)
+    for key in ("eos_token_id", *(f"{kind}_token_id" for kind in _ONE)):
+        value, ends = found.get(key), key == "eos_token_id"
+        for number in value if isinstance(value, list) and ends else [value]:
+            if value is not None and (type(number) is not int or (ends and number < 0)):
+                raise UserError(f"{key} is {value!r}", file=path, remedy="write the id of a token")
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from nemo_openmath.checkpoints.combine import average, merge
 from nemo_openmath.checkpoints.convert import hf_to_megatron, megatron_to_hf
 from nemo_openmath.checkpoints.quantize import quantize
 from nemo_openmath.checkpoints.trtllm import hf_to_trtllm
+from nemo_openmath.errors import UserError
+from nemo_openmath.models.stop_tokens import StopTokens
 from nemo_openmath.models.torch_dist import list_checkpoints
 from nemo_openmath.records import Problem, SftRow
 from nemo_openmath.sft.pack_plan import write_packs
 from nemo_openmath.sft.tokenization import write_tokens
 from nemo_openmath.training.launch_local import run_local
+from nemo_openmath.training.run import _ends
 from nemo_openmath.transcripts import Message, Transcript
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
@@ -109,6 +113,16 @@ def test_a_merge_ends_where_any_of_its_models_does(base: Path, trained: Path, tm
     hf = megatron_to_hf(trained, tmp_path / "hf")
     made = merge("linear", [base, hf], tmp_path / "merge", weights=[0.5, 0.5])
     assert read(made) == {"eos_token_id": [TEXT, TURN], "pad_token_id": TEXT, "bos_token_id": TEXT}
+
+
+@pytest.mark.parametrize("said", ["658", True, -1, [TEXT, "x"], {}])
+def test_an_end_that_is_no_token_is_refused_before_it_is_carried_on(base: Path, tmp_path: Path, said: Any) -> None:
+    shutil.copytree(base, folder := tmp_path / "m")
+    write(folder / "generation_config.json", eos_token_id=said)
+    with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id is "):
+        StopTokens.of(folder)
+    with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id is "):
+        _ends(folder, Counter([TURN]))
 
 
 def test_a_conversion_of_an_untouched_model_keeps_its_files(base: Path, tmp_path: Path) -> None:
