@@ -94,6 +94,7 @@ _WORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _NO_SPLITS = ("part", "data", "shard", "chunk", "file")
+_FORMAT = re.compile(r"(\.(jsonl|ndjson|json|csv|parquet|gz|zst))+\Z", re.IGNORECASE)
 _SHARD_OF = re.compile(r"(.+)-\d{5}-of-\d{5}")
 _SEPARATED = re.compile(r"[^A-Za-z0-9]+|(?<=[A-Za-z])(?=\d)")
 
@@ -104,12 +105,17 @@ def files_of_split(source: Path, files: Sequence[Path], split: str | None) -> li
     A file belongs to the split that its name names (train.jsonl, train-00000-of-00004.parquet, my_test_2.jsonl.gz),
     else to the one that the nearest folder does (data/train/part-0.parquet). Files that name none belong to train
     where no file names one. A file that was given by itself belongs to any split but another one that it is called
-    after. Raises UserError naming the splits that are there where the one asked for is not.
+    after. Raises UserError naming the splits that are there where the one asked for is not, and a file that may be of
+    two.
     """
     if split is None:
         return list(files)
     named = {file: _splits_of(file, source, split) for file in files}
     wanted = _split_of_word(split)
+    for file, names in named.items():
+        if len(both := sorted(names & _WORDS.keys())) > 1 and wanted in both:
+            problem = f"its name names the splits {' and '.join(both)}"
+            raise UserError(problem, file=file, remedy="rename it after the one that it belongs to")
     if source.is_file():
         found = [file for file in files if not named[file] or wanted in named[file]]
     elif not any(named.values()):
@@ -129,7 +135,7 @@ def files_of_split(source: Path, files: Sequence[Path], split: str | None) -> li
 def _splits_of(file: Path, source: Path, split: str) -> set[str]:
     """The splits that a file is named after, by the name nearest to it that names any."""
     place = Path(name_in(source, file))
-    for name in (place.name.split(".")[0], *reversed(place.parts[:-1])):
+    for name in (_FORMAT.sub("", place.name), *reversed(place.parts[:-1])):
         words = [_split_of_word(word) for word in _SEPARATED.split(name)]
         known = {*_WORDS, "cot", "tir", "genselect", "additional_problems", split}
         found = {word for word in words if word in known} | ({split} if split in (name, *_parts_of(name)) else set())
