@@ -64,6 +64,9 @@ _ENDS = (
 )
 
 
+NOT_TEXT = " is not text"  # ends the reason of a value of another type
+
+
 class Reject(Exception):
     """A row that is not trained on: ``reason`` is counted, ``detail`` is an example for a reader."""
 
@@ -183,8 +186,10 @@ def own_row(value: dict[str, Any]) -> tuple[SftRow, Transcript]:
 
 def _text(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
-    if not isinstance(value, str) or not value.strip():
+    if value is None or (isinstance(value, str) and not value.strip()):
         raise Reject(f"no {column}")
+    if not isinstance(value, str):
+        raise Reject(f"{column}{NOT_TEXT}", repr(value)[:200])
     return _unicode(value, column)
 
 
@@ -194,7 +199,7 @@ def _label(row: Mapping[str, Any], column: str) -> str | None:
     if value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and math.isnan(value)):
         return None  # NaN is what pandas writes for nothing
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
-        raise Reject(f"{column} is not text", repr(value)[:200])
+        raise Reject(f"{column}{NOT_TEXT}", repr(value)[:200])
     return _unicode(str(value), column)
 
 

@@ -24,7 +24,7 @@ from nemo_openmath.records import Drop, RecordWriter, SftRow, unit_key
 from nemo_openmath.records.foreign import BrokenRows, data_files
 from nemo_openmath.records.ids import in_shard
 from nemo_openmath.records.key_set import KeySet
-from nemo_openmath.sft.formatting import MODES, Formatter, Reject
+from nemo_openmath.sft.formatting import MODES, NOT_TEXT, Formatter, Reject
 from nemo_openmath.sft.reading import Block, files_of_split, read_blocks
 from nemo_openmath.sft.selection import FormatRules
 from nemo_openmath.sft.workers import cores, ordered
@@ -36,7 +36,7 @@ class ReadConfig:
     """``dataset``: a name of the Hub, instead of the port ``data``; ``split``: which of its splits, or of those that
     the files of a folder are named after (reading.py). ``mode``: what rows are that do not say so (cot, tir,
     genselect). ``prompts``: the user's own template files, of cot and tir; genselect rows hold theirs. ``skip_broken``:
-    rows of no known form are dropped and counted; otherwise the data is refused, naming the first and how many.
+    rows of no known form or type are dropped and counted; otherwise the data is refused, naming the first and how many.
     ``workers``: processes that parse and format, by default one a core."""
 
     dataset: str | None = None
@@ -71,7 +71,8 @@ class _Made:
     counts: Counter[str]
 
 
-_BROKEN = ("not a JSON object", "unknown columns", "not an SFT row")
+_COLUMNS = "unknown columns"
+_BROKEN = ("not a JSON object", _COLUMNS, "not an SFT row")
 
 
 @register
@@ -180,10 +181,10 @@ class _Maker:
                 rows.append((row.id, json, place))
             except Reject as error:
                 rows.append(Drop(error.reason, f"{place} {error.detail}"))
-                if error.reason in _BROKEN:
-                    broken.append(
-                        (line, error.detail if isinstance(fields, str) else f"{error.reason} ({error.detail})")
-                    )
+                if error.reason in _BROKEN or error.reason.endswith(NOT_TEXT):
+                    problem = error.detail if isinstance(fields, str) else f"{error.reason} ({error.detail})"
+                    known = "; problem and generated_solution are read, or input and output"
+                    broken.append((line, problem + (known if error.reason == _COLUMNS else "")))
         return _Made(f"{number}:{block.place}:{block.first}", number, block.place, rows, broken, +counts)
 
     def _format(self, fields: dict[str, Any] | str) -> tuple[SftRow, bytes]:

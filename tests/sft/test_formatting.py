@@ -501,9 +501,15 @@ def test_read_stage_counts_every_reject_with_an_example(tmp_path: Path) -> None:
     ("name", "data", "says"),
     [
         ("a.jsonl", lines([COT]) + b"{half\n" + lines([COT]) + b"[]\n", r"a\.jsonl:2: not JSON .*\(2 of 4 rows are"),
-        ("a.jsonl", lines([COT, {"question": "?"}]), r"a\.jsonl:2: unknown columns \(question\) \(1 of 2"),
+        (
+            "a.jsonl",
+            lines([COT, {"question": "?"}]),
+            r"a\.jsonl:2: unknown columns \(question\); problem .*\(1 of 2",
+        ),
         ("a.csv", b"question,answer\n1+1?,2\n", r"a\.csv:2: unknown columns \(answer, question\)"),
         ("a.json", b'[{"input": "x", "output": "y"}, 7]', r"a\.json:2: not a JSON object but a number"),
+        ("a.jsonl", lines([COT, COT | {"generated_solution": 5}]), r"a\.jsonl:2: generated_solution is not text \(5\)"),
+        ("a.jsonl", lines([COT, COT | {"expected_answer": [2]}]), r"a\.jsonl:2: expected_answer is not text \(\[2\]\)"),
         ("a.jsonl", b"", r"there is no row in it"),
     ],
 )
