@@ -114,25 +114,30 @@ def _as_of(entry: StageEntry, check: Callable[[], object]) -> None:
 
 def _teacher(recipe: Recipe) -> None:
     teacher = recipe.teacher
-    setting = "engine.urls" if recipe.verb == "generate" else "teacher"
-    _urls(recipe, setting, [*([] if teacher.url is None else [teacher.url]), *teacher.urls])
+    name = _section(recipe, "teacher")
+    _urls(recipe, f"{name}.urls", [*([] if teacher.url is None else [teacher.url]), *teacher.urls])
     if teacher.tokenizer is None:
         raise UserError(
-            "teacher.tokenizer is not set", file=recipe.path, remedy="give the folder of the model's tokenizer"
+            f"{name}.tokenizer is not set", file=recipe.path, remedy="give the folder of the model's tokenizer"
         )
     folder = recipe.relative(teacher.tokenizer)
     if not folder.is_dir():
         raise UserError(
-            f"teacher.tokenizer: no folder {shown(folder)}",
+            f"{name}.tokenizer: no folder {shown(folder)}",
             file=recipe.path,
             remedy="give the folder of the model's tokenizer",
         )
     ChatTokenizer.load(folder)
     if teacher.urls_file is not None and not teacher.urls_file.is_file():
-        problem = f"teacher.urls_file: no file {shown(teacher.urls_file)}"
+        problem = f"{name}.urls_file: no file {shown(teacher.urls_file)}"
         raise UserError(problem, file=recipe.path, remedy="write one URL a line there")
     if teacher.api_key_env is not None and not os.environ.get(teacher.api_key_env):
-        raise _unset(recipe, "teacher.api_key_env", teacher.api_key_env)
+        raise _unset(recipe, f"{name}.api_key_env", teacher.api_key_env)
+
+
+def _section(recipe: Recipe, role: str) -> str:
+    """What the file calls the settings of the teacher or the student: `generate` has one engine."""
+    return "engine" if recipe.verb == "generate" else role
 
 
 def _urls(recipe: Recipe, setting: str, urls: Sequence[str]) -> None:
@@ -154,18 +159,18 @@ def _unset(recipe: Recipe, setting: str, name: str) -> UserError:
 def _student(recipe: Recipe, models: Sequence[str]) -> None:
     """The engine of models that stages make."""
     student = recipe.student
-    _urls(recipe, "student.urls", student.urls)
+    name = _section(recipe, "student")
+    _urls(recipe, f"{name}.urls", student.urls)
     if student.kind == "embedded":
-        setting = "engine.device" if recipe.verb == "generate" else "student.device"
-        check_device(student.device, setting, recipe.path)
+        check_device(student.device, f"{name}.device", recipe.path)
     if student.kind != "embedded" and student.model and len(models) > 1:
         raise UserError(
-            f"student.model is one model, and the stages ask for {len(models)}: {', '.join(models)}",
+            f"{name}.model is one model, and the stages ask for {len(models)}: {', '.join(models)}",
             file=recipe.path,
             remedy="leave it out and serve each model under the path of its folder",
         )
     if student.api_key_env is not None and not os.environ.get(student.api_key_env):
-        raise _unset(recipe, "student.api_key_env", student.api_key_env)
+        raise _unset(recipe, f"{name}.api_key_env", student.api_key_env)
 
 
 def _room(recipe: Recipe, entries: Sequence[StageEntry], output: Path) -> None:

@@ -126,3 +126,17 @@ def test_what_is_no_url_is_said_before_anything_is_read(
     assert run(["generate", str(tmp_path / "job.yaml"), "--output", str(tmp_path / "out")]) is ExitCode.USER_ERROR
     assert f"engine.urls: not a server URL: '{url.rstrip('/')}'; write it as http://host:port" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_are_named_as_the_file_names_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.jsonl").write_text(GOOD)
+    engine = {
+        "kind": "http",
+        "urls": ["http://h:1"],
+        "model": "m",
+        "tokenizer": str(BASE),
+        "api_key_env": "NO_SUCH_KEY",
+    }
+    (tmp_path / "job.yaml").write_text(json.dumps({"problems": "./p.jsonl", "engine": engine}))
+    assert run(["generate", str(tmp_path / "job.yaml"), "--output", str(tmp_path / "out")]) is ExitCode.USER_ERROR
+    assert "engine.api_key_env: the environment variable NO_SUCH_KEY is not set" in capfd.readouterr().err
