@@ -86,7 +86,10 @@ def read_choice(choice: Body) -> Piece:
     stop = choice.get("stop_reason")
     if stop is None:
         stop = choice.get("matched_stop")  # SGLang's name of it
-    piece = Piece(text, tuple(choice.get("token_ids") or ()), choice.get("finish_reason"), thinking=thinking)
+    ids = choice.get("token_ids") or ()
+    if not all(type(number) is int and number >= 0 for number in ids):
+        raise ValueError(f"ids of tokens were expected, not {ids!r:.80}")
+    piece = Piece(text, tuple(ids), choice.get("finish_reason"), thinking=thinking)
     piece.called = bool(message.get("tool_calls") or message.get("function_call"))
     piece.stop = stop if isinstance(stop, str) else None
     piece.stop_id = stop if isinstance(stop, int) else None

@@ -274,6 +274,13 @@ async def test_what_was_not_counted_is_estimated_and_marked(usage: Any, counts: 
     assert (found.prompt_tokens, found.completion_tokens, found.estimated) == counts
 
 
+@pytest.mark.parametrize("ids", [["5"], [5.0], [True], [-1], "56"])
+async def test_what_is_no_token_id_is_no_answer(ids: Any) -> None:
+    body = {"model": "m", "choices": [{"text": "a", "token_ids": ids, "finish_reason": "stop"}], "usage": USAGE}
+    with pytest.raises(EngineError, match=r"damaged answer: .*ids of tokens were expected"):
+        await ask(body, kind="vllm", api="completions")
+
+
 async def test_ids_are_counted_where_a_completions_server_counts_nothing() -> None:
     choice = {"text": "ab", "token_ids": [5, 6, 7], "finish_reason": "stop"}
     got = await ask(
