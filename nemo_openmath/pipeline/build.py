@@ -187,7 +187,7 @@ class Builder:
 
 
 _WORD = 1 << 63  # what a whole number is stored in
-_NAMES = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false"}
+_NAMES = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false", "Path": "a path"}
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

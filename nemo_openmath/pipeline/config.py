@@ -95,13 +95,18 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Key,
         raise UserError("not a text file", file=path, remedy="give a recipe in YAML") from error
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise UserError("nested too deeply", file=path) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise UserError(f"not YAML ({_first_line(error)})", file=path, row=mark.line + 1 if mark else None) from error
     if root is None:
         raise UserError("the file is empty", file=path)
     origins: dict[Key, Origin] = {}
-    data = _plain(root, (), origins, path)
+    try:
+        data = _plain(root, (), origins, path)
+    except RecursionError:
+        raise UserError("nested too deeply, or an anchor that holds itself", file=path) from None
     if not isinstance(data, dict):
         raise UserError("expected settings by name", file=path, row=1)
     base = data.pop("extends", None)
@@ -136,9 +141,9 @@ def _plain(node: yaml.Node, key: Key, origins: dict[Key, Origin], path: Path) ->
         return node.value  # a time: YAML 1.1 would make a number to the base of 60 of it
     try:
         return yaml.SafeLoader("").construct_object(node)
-    except ValueError as error:  # a date that is none, an integer of thousands of digits
+    except (ValueError, yaml.YAMLError) as error:  # a date that is none, thousands of digits, a tag of another program
         raise UserError(
-            f"cannot read the value of {'.'.join(key)} ({error})", file=path, row=node.start_mark.line + 1
+            f"cannot read the value of {'.'.join(key)} ({_first_line(error)})", file=path, row=node.start_mark.line + 1
         ) from error
 
 
