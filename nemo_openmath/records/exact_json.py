@@ -58,6 +58,39 @@ def loads(data: bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def repeated_key(data: bytes, value: Any) -> str | None:
+    """A key that an object of a JSON text gives twice, else None. ``value``: what :func:`loads` made of the text, which
+    holds the last one alone. As many ends of keys in the text as keys in the value settle it for nearly every text."""
+    keys, ends = _keys(value), data.count(b'":') + data.count(b'" :')
+    if ends == keys or ends - data.count(rb"\":") - data.count(rb"\" :") == keys:  # quotes in texts are escaped
+        return None
+    found: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            found.extend(name for name in names if names.count(name) > 1)
+
+    try:
+        json.loads(data.decode(), object_pairs_hook=look)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return found[0] if found else None
+
+
+def _keys(value: Any) -> int:
+    """How many keys all objects in a value have."""
+    count, left = 0, [value]
+    while left:
+        entry = left.pop()
+        if type(entry) is dict:
+            count += len(entry)
+            entry = entry.values()
+        if type(entry) is not list or not {dict, list}.isdisjoint(map(type, entry)):
+            left += [inner for inner in entry if type(inner) in (dict, list)]
+    return count
+
+
 def dumps(value: Any) -> bytes:
     """Compact JSON text of plain data or of a dataclass, keys in their order, numbers exact."""
     try:

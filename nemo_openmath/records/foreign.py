@@ -281,8 +281,11 @@ def parse_line(line: bytes) -> dict[str, Any] | str | None:
         return None
     try:
         value = exact_json.loads(line)
+        twice = exact_json.repeated_key(line, value)
     except ValueError as error:
         return _why_not_json(line, error)
+    if twice is not None:
+        return f"the field {twice!r} stands twice in an object; keep one of them"
     return value if isinstance(value, dict) else f"not a JSON object but {name_of(value)}"
 
 
@@ -358,6 +361,7 @@ def _read_document(path: Path, on_bad: BadRow | None) -> Iterator[tuple[Path, in
         return
     try:
         value = exact_json.loads(bytes(data))
+        twice = exact_json.repeated_key(bytes(data), value)
     except ValueError as error:
         raise UserError(
             f"not JSON ({error})",
@@ -365,6 +369,8 @@ def _read_document(path: Path, on_bad: BadRow | None) -> Iterator[tuple[Path, in
             row=getattr(error, "lineno", None),
             remedy="mend it, or write one JSON object a line",
         ) from error
+    if twice is not None:
+        raise UserError(f"the field {twice!r} stands twice in an object", file=path, remedy="keep one of them")
     for row, entry in enumerate(value if isinstance(value, list) else [value], 1):
         if isinstance(entry, dict):
             yield path, row, entry

@@ -138,6 +138,8 @@ def test_a_stages_folder_is_read_without_its_journal(tmp_path: Path) -> None:
         ("a.csv", b'problem,answer\nx,"y\n', r"a.csv:2: not CSV"),
         ("a.json", b'[{"problem": "x"}, 3]', r"a.json:2: not a JSON object but a number"),
         ("a.jsonl", b'{"a": 1}\n["b"]\n', r"a.jsonl:2: not a JSON object but a list"),
+        ("a.jsonl", b'{"a": "\\":"}\n{"a" : {"b": 1, "b":2}}\n', r"a.jsonl:2: the field 'b' stands twice in an object"),
+        ("a.json", b'[{"a": 1,\n"a" : 2}]', r"a.json: the field 'a' stands twice in an object; keep one"),
         ("a.jsonl", b'{"a": NaN}\n', r"a.jsonl:1: not JSON"),
         ("a.xlsx", b"anything", r"a.xlsx: a format that is not read; save it as JSON Lines, CSV or Parquet"),
         ("a.parquet", b"no parquet", r"a.parquet: not a Parquet file"),
