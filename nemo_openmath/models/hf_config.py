@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.errors import UserError
+from nemo_openmath.transcripts.model_files import read_object
 
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -171,19 +172,10 @@ class Described:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object of a model folder; UserError or DamagedFile where it is none."""
-    path = folder / name
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no {name}", file=folder, remedy="give a Hugging Face model folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedFile(path, f"not JSON ({error})", "copy or download it again") from None
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", file=path, remedy="give a Hugging Face folder") from None
-    if not isinstance(found, dict):
-        raise DamagedFile(path, "not a JSON object", "copy or download it again")
-    return found
+    """A JSON object of a model folder; UserError where it is none."""
+    if not (folder / name).is_file():
+        raise UserError(f"no {name}", file=folder, remedy="give a Hugging Face model folder")
+    return read_object(folder / name)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

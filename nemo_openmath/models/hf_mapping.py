@@ -136,12 +136,6 @@ def read_hf(read: Callable[[str], Tensor], entry: Mapped, config: ModelConfig) -
     return tensors
 
 
-def stored_to_hf(read: Callable[[str], Tensor], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """HF tensors one after another; ``read(stored_name)`` gives one stored tensor. Tied embeddings give no lm_head."""
-    for entry in mapping(config):
-        yield from zip(entry.hf, split(entry, read(entry.stored), config), strict=True)
-
-
 def hf_shapes(entry: Mapped, config: ModelConfig) -> tuple[tuple[int, ...], ...]:
     """Shapes of the HF tensors of ``entry``."""
     hidden, inner = config.hidden_size, config.intermediate_size

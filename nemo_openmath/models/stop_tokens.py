@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.errors import UserError
+from nemo_openmath.transcripts.model_files import read_object
 from nemo_openmath.transcripts.tokenizer import ChatTokenizer
 
 GENERATION = "generation_config.json"
@@ -31,12 +32,16 @@ class StopTokens:
     @classmethod
     def of(cls, folder: Path) -> StopTokens:
         """What ``generation_config.json``, ``config.json`` and the tokenizer of a model folder name together. A file
-        that is not there says nothing; one that is not a JSON object is a DamagedFile, an id that is none a UserError:
+        that is not there says nothing; one that is not a JSON object, and an id that is none, is a UserError:
         what is trained would carry it on."""
         files = [_checked(folder / GENERATION), _checked(folder / "config.json")]
         ids = _token_ids(folder)
         files.append(
-            {f"{kind}_token_id": ids.get(text) for kind, text in _named(_object(folder / _TOKENIZER)).items() if text}
+            {
+                f"{kind}_token_id": ids.get(text)
+                for kind, text in _named(read_object(folder / _TOKENIZER)).items()
+                if text
+            }
         )
         ends: list[int] = []
         for said in files:
@@ -68,14 +73,14 @@ class StopTokens:
         would change what is measured wherever a client leaves a field out."""
         config = folder / "config.json"
         if config.is_file():
-            _write(config, self.change(_object(config)))
+            _write(config, self.change(read_object(config)))
         _write(folder / GENERATION, self.change({}))
         text: dict[int | None, str] = {number: token for token, number in _token_ids(folder).items()}
         chosen = {"eos_token": text.get(next(iter(self.ends), None)), "pad_token": text.get(self.pad)}
         for name in (_TOKENIZER, "special_tokens_map.json"):
             if not (folder / name).is_file():
                 continue
-            said = _object(folder / name)
+            said = read_object(folder / name)
             for key, token in chosen.items():
                 if token is not None and _text(said.get(key)) != token:
                     said[key] = {**said[key], "content": token} if isinstance(said.get(key), dict) else token
@@ -94,7 +99,7 @@ def end_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
 def special_ids(folder: Path) -> frozenset[int]:
     """Ids of the tokens that stand for no text: those that ``tokenizer.json`` calls special and those that
     :meth:`StopTokens.of` finds named."""
-    added = _object(folder / "tokenizer.json").get("added_tokens") or []
+    added = read_object(folder / "tokenizer.json").get("added_tokens") or []
     named = StopTokens.of(folder)
     ids = {*(token["id"] for token in added if token.get("special")), *named.ends}
     return frozenset(ids if named.pad is None else {*ids, named.pad})
@@ -102,7 +107,7 @@ def special_ids(folder: Path) -> frozenset[int]:
 
 def _token_ids(folder: Path) -> dict[str, int]:
     """Ids of the added tokens, and of whole entries of the vocabulary, that special tokens may be named by."""
-    tokenizer = _object(folder / "tokenizer.json")
+    tokenizer = read_object(folder / "tokenizer.json")
     vocabulary = (tokenizer.get("model") or {}).get("vocab")
     known = vocabulary if isinstance(vocabulary, dict) else {}
     return {**known, **{token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}}
@@ -120,20 +125,8 @@ def _one_or_all(ends: Sequence[int]) -> int | list[int] | None:
     return None if not ends else ends[0] if len(ends) == 1 else list(ends)
 
 
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedFile(path, f"not JSON ({error})", "copy or download it again") from None
-    if not isinstance(found, dict):
-        raise DamagedFile(path, "not a JSON object", "copy or download it again")
-    return found
-
-
 def _checked(path: Path) -> dict[str, Any]:
-    found = _object(path)
+    found = read_object(path)
     for key in ("eos_token_id", *(f"{kind}_token_id" for kind in _ONE)):
         value, ends = found.get(key), key == "eos_token_id"
         for number in value if isinstance(value, list) and ends else [value]:

@@ -186,10 +186,6 @@ def format_of(file: Path) -> str:
     return "document" if suffix == ".json" and newline and not _is_object(first) else "lines"
 
 
-def is_parquet(path: Path) -> bool:
-    return format_of(path) == "parquet"
-
-
 def _is_object(line: bytes) -> bool:
     """Whether a line is a whole JSON object: then the file has one object a line."""
     try:

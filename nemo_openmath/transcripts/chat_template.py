@@ -24,6 +24,7 @@ from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nemo_openmath.errors import UserError
+from nemo_openmath.transcripts.model_files import read_object
 
 FILE = "chat_template.jinja"
 FOLDER = "additional_chat_templates"
@@ -132,7 +133,7 @@ def special_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, s
     sources: list[tuple[Path, Mapping[str, Any]]] = [(file, config)]
     legacy = folder / "special_tokens_map.json"
     if legacy.is_file() and "added_tokens_decoder" not in config:
-        sources.append((legacy, _read_object(legacy)))
+        sources.append((legacy, read_object(legacy)))
     found: dict[str, Any] = {}
     for file, source in sources:
         named = {name: value for name, value in source.items() if name in _NAMED}
@@ -151,7 +152,7 @@ def special_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, s
 
 def _class_defaults(folder: Path, config: Mapping[str, Any]) -> dict[str, str] | None:
     """The tokens of transformers' class for this folder, None for a class whose tokens are not known here."""
-    model = _read_object(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
+    model = read_object(folder / "config.json").get("model_type")
     name = config.get("tokenizer_class")
     if model == "qwen2" or (name in ("Qwen2Tokenizer", "Qwen2TokenizerFast", None) and model == "qwen3"):
         return _QWEN2
@@ -169,16 +170,6 @@ def _read(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the chat template ({error})", file=file, remedy="copy it again") from error
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read ({error})", file=file, remedy="copy it again") from error
-    if not isinstance(value, dict):
-        raise UserError("not a JSON object", file=file, remedy="copy it again")
-    return value
 
 
 def _shape(turns: Sequence[Mapping[str, str]]) -> str:

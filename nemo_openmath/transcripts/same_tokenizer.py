@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.errors import DamagedFile
+from nemo_openmath.errors import UserError
+from nemo_openmath.transcripts.model_files import read_object
 
 _STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -33,7 +34,7 @@ def tokenizer_difference(folder: str | Path, other: str | Path) -> str | None:
 def _state(folder: Path) -> dict[str, Any]:
     """Part -> what it does; the parts that the folder's files say something about."""
     found: dict[str, Any] = {}
-    whole = _read(folder / "tokenizer.json")
+    whole = read_object(folder / "tokenizer.json")
     model = whole.get("model") or {}
     if whole:
         found["vocabulary"] = _vocabulary(folder / "tokenizer.json", model.get("vocab"))
@@ -43,7 +44,7 @@ def _state(folder: Path) -> dict[str, Any]:
         found["model"] = {"type": "BPE"} | {key: value for key, value in rest.items() if value}
         found |= {step: _step(step, whole.get(step)) for step in _STEPS}
     elif (folder / "vocab.json").is_file():
-        found["vocabulary"] = _vocabulary(folder / "vocab.json", _read(folder / "vocab.json"))
+        found["vocabulary"] = _vocabulary(folder / "vocab.json", read_object(folder / "vocab.json"))
         if (folder / "merges.txt").is_file():
             lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
             found["merges"] = [_pair(line) for line in lines if line and not line.startswith("#version")]
@@ -55,12 +56,12 @@ def _state(folder: Path) -> dict[str, Any]:
 def _added(folder: Path, whole: Mapping[str, Any]) -> dict[str, Any]:
     """Text -> id and flags of the added tokens: those of tokenizer.json, and those that transformers adds from the
     other files."""
-    decoder = _read(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    decoder = read_object(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
     listed = [{"id": int(number), **token} for number, token in decoder.items() if isinstance(token, dict)]
     listed += [token for token in whole.get("added_tokens") or [] if isinstance(token, dict)]
     found = {str(t.get("content")): (t.get("id"), *(bool(t.get(flag)) for flag in _FLAGS)) for t in listed}
     if not whole:
-        for text, number in _read(folder / "added_tokens.json").items():
+        for text, number in read_object(folder / "added_tokens.json").items():
             found.setdefault(text, (number, False, False, False, False, True))
     return found
 
@@ -70,7 +71,7 @@ def _vocabulary(path: Path, vocabulary: Any) -> dict[str, Any]:
     if isinstance(vocabulary, list):
         return {str(entry[0] if isinstance(entry, list) else entry): (i, entry) for i, entry in enumerate(vocabulary)}
     if not isinstance(vocabulary, dict | None):
-        raise DamagedFile(path, "its vocabulary is no list of tokens", "copy or download it again")
+        raise UserError("its vocabulary is no list of tokens", file=path, remedy="copy or download it again")
     return dict(vocabulary or {})
 
 
@@ -121,15 +122,3 @@ def _words(part: str, a: Any, b: Any) -> Iterator[str]:
     else:
         short = [json.dumps(value, ensure_ascii=False)[:120] for value in (a, b)]
         yield f"its {part} is {short[0]}, there {short[1]}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedFile(path, f"not JSON ({error})", "copy or download it again") from None
-    if not isinstance(found, dict):
-        raise DamagedFile(path, "not a JSON object", "copy or download it again")
-    return found

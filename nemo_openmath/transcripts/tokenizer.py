@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 
 from nemo_openmath.errors import UserError
 from nemo_openmath.transcripts.chat_template import ChatTemplate, load_chat_template, no_chat_template
+from nemo_openmath.transcripts.model_files import read_object
 from nemo_openmath.transcripts.protocol import CODE_END, CODE_START, THINK_END, THINK_START
 from nemo_openmath.transcripts.transcript import RENDERED, Message
 
@@ -99,7 +100,7 @@ class ChatTokenizer:
             backend = Tokenizer.from_file(str(path))
         except Exception as error:
             raise UserError(f"cannot read the tokenizer ({error})", file=path, remedy="copy it again") from error
-        config = _read_json(folder / "tokenizer_config.json")
+        config = read_object(folder / "tokenizer_config.json")
         backend.no_padding()
         backend.no_truncation()
         template = load_chat_template(folder, config)
@@ -340,13 +341,3 @@ def _token_id(backend: Tokenizer, *names: str | None) -> int | None:
         if name is not None and (found := backend.token_to_id(name)) is not None:
             return found
     return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read ({error})", file=path, remedy="copy it again") from error
-    if not isinstance(value, dict):
-        raise UserError("not a JSON object", file=path, remedy="copy it again")
-    return value

@@ -1,7 +1,6 @@
 """Grading, generating and runs on a disk that is really full: one line, nothing torn, and the same command goes on."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from nemo_openmath.cli.main import run
 from nemo_openmath.errors import ExitCode
+from tests.disk import small_disk
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 SIZE = 1 << 20
@@ -18,17 +18,8 @@ SIZE = 1 << 20
 def disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("there is no mount")
-    if done.returncode:
-        pytest.skip(f"mounting is not permitted: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(folder, SIZE) as mounted:
+        yield mounted
 
 
 @pytest.mark.parametrize("verb", ["grade", "generate", "recipe run"])
