@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nemo_openmath.engines.embedded import EmbeddedEngine
-from nemo_openmath.engines.http import HTTPEngine
-from nemo_openmath.engines.protocol import Engine, Request, Sampling
+from nemo_openmath.core.engine import Engine, Request, Sampling
+from nemo_openmath.inference.embedded import EmbeddedEngine
+from nemo_openmath.inference.http.client import HTTPEngine
 
 SIZES = {
     "1m": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 5, "num_attention_heads": 4},

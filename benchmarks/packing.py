@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from nemo_openmath.sft.balance import assign, assign_in_order, imbalance
-from nemo_openmath.sft.data_module import PackedData
-from nemo_openmath.sft.pack_plan import write_packs
-from nemo_openmath.sft.packing import pack
-from nemo_openmath.sft.section_file import SectionWriter
-from nemo_openmath.sft.token_file import INDEX, KIND, ShardWriter, write_manifest
+from nemo_openmath.data.batches.balance import assign, assign_in_order, imbalance
+from nemo_openmath.data.batches.data_module import PackedData
+from nemo_openmath.data.packs.packing import pack
+from nemo_openmath.data.packs.plan import write_packs
+from nemo_openmath.data.tokens.section_file import SectionWriter
+from nemo_openmath.data.tokens.token_file import INDEX, KIND, ShardWriter, write_manifest
 
 CAPACITY = 32768
 

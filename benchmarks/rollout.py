@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 
-from nemo_openmath.engines.embedded import EmbeddedEngine
-from nemo_openmath.rollout import Outcome, RolloutSettings, roll_out
+from nemo_openmath.chat import Message
+from nemo_openmath.chat.tags import CODE_END, CODE_START, notice_block
+from nemo_openmath.core.sandbox import Execution, Limits, Session
+from nemo_openmath.inference.embedded import EmbeddedEngine
+from nemo_openmath.inference.rollout import Outcome, RolloutSettings, roll_out
 from nemo_openmath.sandbox.local import LocalSandbox
-from nemo_openmath.sandbox.protocol import Execution, Limits, Session
-from nemo_openmath.transcripts import Message
-from nemo_openmath.transcripts.protocol import CODE_END, CODE_START, notice_block
 
 SLOTS, IN_FLIGHT, BUDGET, CONTEXT = 64, 128, 8, 2048
 SETTINGS = RolloutSettings(temperature=1.0, top_p=1.0, max_tokens=1024, repetition=0)

@@ -32,7 +32,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.engines.protocol import Completion, Engine, Request, Sampling
+from nemo_openmath.core.engine import Completion, Engine, Request, Sampling
 
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 TASK = "Solve the following math problem. Make sure to put the answer (and only answer) inside \\boxed{}.\n\n"
@@ -163,9 +163,9 @@ def ends(options: argparse.Namespace) -> None:
 
 
 def equal(options: argparse.Namespace) -> None:
-    from nemo_openmath.engines.embedded import EmbeddedEngine
-    from nemo_openmath.engines.http import HTTPEngine
-    from nemo_openmath.transcripts import ChatTokenizer, Message
+    from nemo_openmath.chat import ChatTokenizer, Message
+    from nemo_openmath.inference.embedded import EmbeddedEngine
+    from nemo_openmath.inference.http.client import HTTPEngine
 
     tokenizer = ChatTokenizer.load(options.model)
     with options.problems.open() as file:

@@ -24,13 +24,13 @@ from pathlib import Path
 import orjson
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from nemo_openmath.pipeline import StageContext
-from nemo_openmath.pipeline.progress import Progress
-from nemo_openmath.records import SftRow
-from nemo_openmath.sft.read_stage import Read, ReadConfig
-from nemo_openmath.sft.tokenization import write_tokens
-from nemo_openmath.transcripts import ChatTokenizer, Message, Transcript
-from nemo_openmath.transcripts.protocol import notice_block, output_block
+from nemo_openmath.chat import ChatTokenizer, Message, Transcript
+from nemo_openmath.chat.tags import notice_block, output_block
+from nemo_openmath.core.progress import Progress
+from nemo_openmath.core.records import SftRow
+from nemo_openmath.core.stage import StageContext
+from nemo_openmath.data.rows.stage import Read, ReadConfig
+from nemo_openmath.data.tokens.tokenization import write_tokens
 
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -38,13 +38,13 @@ start_process()
 
 import torch  # noqa: E402
 
+from nemo_openmath.data.batches.batch_sharding import concatenate  # noqa: E402
+from nemo_openmath.data.packs.types import Pack  # noqa: E402
 from nemo_openmath.models.attention import _attend, _whole  # noqa: E402
 from nemo_openmath.models.build import build_model, load_hf  # noqa: E402
 from nemo_openmath.models.configs import ModelConfig  # noqa: E402
 from nemo_openmath.models.packed import pack_batch  # noqa: E402
-from nemo_openmath.sft.pack_types import Pack  # noqa: E402
 from nemo_openmath.training.config import TrainingConfig  # noqa: E402
-from nemo_openmath.training.dealing import concatenate  # noqa: E402
 from nemo_openmath.training.optimizer import Optimizer  # noqa: E402
 from nemo_openmath.training.step import Stepper, update  # noqa: E402
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nemo_openmath.checkpoints.combine import Candidate, merge, sweep
 from nemo_openmath.checkpoints.script import ratios, run, weights_and_sources
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("sources", nargs="*", help="models to merge")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from nemo_openmath.transcripts import ChatTokenizer
+from nemo_openmath.chat import ChatTokenizer
 
 settings.register_profile("openmath", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("openmath")

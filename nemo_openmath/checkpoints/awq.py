@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nemo_openmath.checkpoints.calibration import LINEAR, Calibration, group_of
 from nemo_openmath.checkpoints.lazy import Held, LazyTensor, check_finite
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 
 GROUP = 128
 _LEVELS = 7.0

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nemo_openmath.checkpoints.hf_folder import open_tensors
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 
 LINEAR = re.compile(r"(model\.layers\.\d+\.(?:self_attn|mlp)\.)(q|k|v|o|gate|up|down)_proj\.weight")
 _FUSED = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}

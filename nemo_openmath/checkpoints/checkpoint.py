@@ -13,11 +13,11 @@ from torch import Tensor
 
 from nemo_openmath.checkpoints import classic, hf_folder, names, safetensors_files, torch_dist_files
 from nemo_openmath.checkpoints.lazy import Hashed, LazyTensor, bytes_of
-from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.core.errors import DamagedFile, UserError
+from nemo_openmath.core.records.lineage import Lineage
 from nemo_openmath.models import torch_dist as folder_format
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.hf_config import quantization, read_config
-from nemo_openmath.records.lineage import Lineage
 
 Kind = Literal["hf", "torch_dist", "classic"]
 _SAMPLE = 1000  # elements

@@ -10,17 +10,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from nemo_openmath.chat.same_tokenizer import tokenizer_difference
 from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_checkpoint
 from nemo_openmath.checkpoints.convert import write_megatron
 from nemo_openmath.checkpoints.folders import building, changed_config, write_hf
 from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.merging import merged
 from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records.lineage import Lineage
 from nemo_openmath.models.hf_config import ARCHITECTURES, describe
 from nemo_openmath.models.stop_tokens import StopTokens
-from nemo_openmath.records.lineage import Lineage
-from nemo_openmath.transcripts.same_tokenizer import tokenizer_difference
 
 Format = Literal["same", "hf", "megatron"]
 _MAY_DIFFER = frozenset(

@@ -15,7 +15,7 @@ from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_check
 from nemo_openmath.checkpoints.folders import building, changed_config, copy_model_files, main_dtype, write_hf
 from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.safetensors_files import SHARD_BYTES
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.models import torch_dist as folder_format
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.hf_config import read_config

@@ -18,7 +18,7 @@ from nemo_openmath.checkpoints.checkpoint import lineage, open_checkpoint
 from nemo_openmath.checkpoints.folders import building, copy_model_files
 from nemo_openmath.checkpoints.lazy import LazyTensor, Mapped, rows
 from nemo_openmath.checkpoints.safetensors_files import write_folder
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 
 _E4M3 = torch.float8_e4m3fn
 

@@ -19,11 +19,11 @@ import torch
 
 from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.safetensors_files import SHARD_BYTES, write_folder
-from nemo_openmath.errors import OpenMathError, UserError, no_space
+from nemo_openmath.core.errors import OpenMathError, UserError, no_space
+from nemo_openmath.core.records.manifest import refuse_inside_stage
 from nemo_openmath.models.hf_config import read_config, rope_of
 from nemo_openmath.models.stop_tokens import StopTokens
 from nemo_openmath.models.torch_dist import TOKENIZER_FILES
-from nemo_openmath.records.manifest import refuse_inside_stage
 
 _HOST = socket.gethostname()
 log = logging.getLogger(__name__)

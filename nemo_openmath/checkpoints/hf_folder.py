@@ -14,7 +14,7 @@ import torch
 
 from nemo_openmath.checkpoints import safetensors_files
 from nemo_openmath.checkpoints.lazy import LazyTensor
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.hf_config import ARCHITECTURES, Described, describe, once, read_config, refuse_quantized
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

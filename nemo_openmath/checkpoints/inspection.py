@@ -13,8 +13,8 @@ from torch import Tensor
 
 from nemo_openmath.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from nemo_openmath.checkpoints.lazy import LazyTensor, bytes_of
+from nemo_openmath.core.records.lineage import Lineage
 from nemo_openmath.models import torch_dist as folder_format
-from nemo_openmath.records.lineage import Lineage
 
 T = TypeVar("T")
 

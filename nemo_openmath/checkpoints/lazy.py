@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.core.errors import DamagedFile, UserError
 
 PIECE = 1 << 21
 """Elements of a piece. malloc reuses blocks of a few MB; larger ones cost page faults each time."""

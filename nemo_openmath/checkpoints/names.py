@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nemo_openmath.checkpoints.hf_folder import equal, no_place
 from nemo_openmath.checkpoints.lazy import Grid, Held, LazyTensor, Rows, columns, rows, take_rows
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.hf_mapping import Mapped

@@ -35,7 +35,7 @@ from nemo_openmath.checkpoints.folders import building, changed_config, copy_mod
 from nemo_openmath.checkpoints.lazy import PIECE, Held, LazyTensor, check_finite, rows
 from nemo_openmath.checkpoints.methods import Layout, QuantizedFormat
 from nemo_openmath.checkpoints.safetensors_files import write_folder
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 
 QUANT_CONFIG = "hf_quant_config.json"
 E4M3 = torch.float8_e4m3fn

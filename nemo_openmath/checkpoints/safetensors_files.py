@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from nemo_openmath.checkpoints.lazy import LazyTensor, Region, bytes_of, stream
-from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.core.errors import DamagedFile, UserError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

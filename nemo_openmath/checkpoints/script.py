@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nemo_openmath.errors import ExitCode, OpenMathError, UserError
-from nemo_openmath.records.foreign import data_files, format_of, raw_lines, read_file_rows
+from nemo_openmath.core.errors import ExitCode, OpenMathError, UserError
+from nemo_openmath.core.records.readers import data_files, format_of, raw_lines, read_file_rows
 
 if TYPE_CHECKING:
     from nemo_openmath.checkpoints.combine import Candidate

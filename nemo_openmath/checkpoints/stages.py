@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from nemo_openmath.checkpoints.methods import Layout, Method, QuantizedFormat
-from nemo_openmath.pipeline import Stage, StageContext, register
-from nemo_openmath.pipeline.bounds import FiniteFloat, Length, PositiveInt, PositiveShare
+from nemo_openmath.core.bounds import FiniteFloat, Length, PositiveInt, PositiveShare
+from nemo_openmath.core.stage import Stage, StageContext, register
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint import metadata as dcp
 from nemo_openmath.checkpoints import torch_file
 from nemo_openmath.checkpoints.lazy import Grid, LazyTensor, Rows, Window, stream
 from nemo_openmath.checkpoints.safetensors_files import write_all
-from nemo_openmath.errors import DamagedFile
+from nemo_openmath.core.errors import DamagedFile
 from nemo_openmath.models.torch_dist import TORCH_DIST
 
 METADATA = ".metadata"

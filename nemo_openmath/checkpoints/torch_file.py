@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from nemo_openmath.checkpoints.lazy import LazyTensor, Region, Window, bytes_of
-from nemo_openmath.errors import DamagedFile, OpenMathError, UserError
+from nemo_openmath.core.errors import DamagedFile, OpenMathError, UserError
 
 _STORAGES = {
     "DoubleStorage": torch.float64,

@@ -32,7 +32,7 @@ from nemo_openmath.checkpoints.folders import building, copy_model_files, main_d
 from nemo_openmath.checkpoints.hf_folder import without_copies
 from nemo_openmath.checkpoints.lazy import Held, LazyTensor, Mapped, Rows, columns, rows
 from nemo_openmath.checkpoints.safetensors_files import write_file
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ARCHITECTURES, ModelConfig
 from nemo_openmath.models.hf_config import describe

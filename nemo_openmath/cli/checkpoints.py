@@ -8,7 +8,7 @@ from typing import Any
 
 from nemo_openmath.cli.common import AGAIN, NOTHING_KEPT, at_least, numbers, verb
 from nemo_openmath.cli.streams import run_async
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 
 _MERGE = "what a sweep has finished is kept, and the same command goes on; a single merge begins anew"
 _METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare")

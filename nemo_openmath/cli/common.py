@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 
 GOES_ON = "finished work is kept, the same command goes on from here"
 AGAIN = "run the same command again"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.cli.common import AGAIN, at_least, verb
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 
 
 def add(groups: Any) -> None:
@@ -41,9 +41,9 @@ def add(groups: Any) -> None:
 def _stats(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from nemo_openmath.sft.pack_plan import PackPlan
-    from nemo_openmath.sft.stats import measure, show_pack, show_stats
-    from nemo_openmath.transcripts import ChatTokenizer
+    from nemo_openmath.chat import ChatTokenizer
+    from nemo_openmath.data.packs.plan import PackPlan
+    from nemo_openmath.data.packs.stats import measure, show_pack, show_stats
 
     if options.pack is not None and options.tokenizer is None:
         raise UserError("--pack shows a pack's text", remedy="add --tokenizer MODEL, or leave out --pack")
@@ -59,7 +59,7 @@ def _stats(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from nemo_openmath.sft.verify import verify
+    from nemo_openmath.data.packs.verify import verify
 
     for folder in options.folders:
         for line in verify(folder):

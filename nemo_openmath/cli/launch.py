@@ -20,12 +20,12 @@ def add(groups: Any) -> None:
 
 
 def _launch(options: argparse.Namespace) -> None:
-    from nemo_openmath.errors import UserError
+    from nemo_openmath.core.errors import UserError
     from nemo_openmath.launch import load_cluster, plan_jobs, submit, write_scripts
     from nemo_openmath.recipe import identity
     from nemo_openmath.recipe.file import load_recipe
-    from nemo_openmath.recipe.launching import finished_stages, stage_facts
     from nemo_openmath.recipe.preflight import check_output
+    from nemo_openmath.recipe.slurm import finished_stages, stage_facts
 
     check_output(options.output)
     recipe = load_recipe(options.recipe, options.overrides)

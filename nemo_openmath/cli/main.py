@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from nemo_openmath import __version__
 from nemo_openmath.cli.common import EXAMPLES, EXIT_CODES, Help
 from nemo_openmath.cli.streams import be_patient
-from nemo_openmath.errors import ExitCode, OpenMathError, UserError, of_the_system
+from nemo_openmath.core.errors import ExitCode, OpenMathError, UserError, of_the_system
 
 # torch's threads are set by the code that uses it; libraries below it must not multiply them.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -30,11 +30,11 @@ def add(groups: Any) -> None:
 def _plan(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from nemo_openmath.planning.gpus import gpu
-    from nemo_openmath.planning.layouts import make_plan
-    from nemo_openmath.planning.speed import DEFAULT_MFU
-    from nemo_openmath.planning.table import show
-    from nemo_openmath.planning.workload import Given, read_workload
+    from nemo_openmath.training.planning.gpus import gpu
+    from nemo_openmath.training.planning.layouts import make_plan
+    from nemo_openmath.training.planning.speed import DEFAULT_MFU
+    from nemo_openmath.training.planning.table import show
+    from nemo_openmath.training.planning.workload import Given, read_workload
 
     given = Given(options.capacity, options.batch_samples, options.steps)
     work = read_workload(options.config, options.overrides, given)

@@ -15,7 +15,7 @@ import orjson
 
 from nemo_openmath.cli.common import at_least, overrides, shard_of, verb
 from nemo_openmath.cli.streams import run_async
-from nemo_openmath.engines.serving_options import add_embedded_options, server_arguments
+from nemo_openmath.inference.serving.serving_options import add_embedded_options, server_arguments
 
 _ANSWERS = "JSON Lines, JSON, CSV or Parquet with expected_answer and predicted_answer, generation, output, ..."
 
@@ -128,11 +128,11 @@ def add(groups: Any) -> None:
 
 
 def _sft(options: argparse.Namespace) -> None:
-    from nemo_openmath.pipeline.progress import Progress
-    from nemo_openmath.records.manifest import refuse_inside_stage
-    from nemo_openmath.training.launch_local import run_local
+    from nemo_openmath.core.progress import Progress
+    from nemo_openmath.core.records.manifest import refuse_inside_stage
+    from nemo_openmath.training.launch import run_local
     from nemo_openmath.training.metrics import show
-    from nemo_openmath.training.run import read_job
+    from nemo_openmath.training.worker import read_job
 
     output = read_job(options.job, options.overrides).output
     if output.resolve() != options.job.resolve().parent:  # not the training of a stage, that goes on
@@ -177,7 +177,7 @@ _LOOK = "look whether the solutions end with \\boxed{...}, were cut by max_token
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from nemo_openmath.engines.serving import ServerConfig, serve
+    from nemo_openmath.inference.serving.serve import ServerConfig, serve
 
     config = ServerConfig(
         model=options.model,

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from nemo_openmath.engines.protocol import Engine, EngineError
+from nemo_openmath.chat import ChatTokenizer, Template
+from nemo_openmath.core.bounds import PositiveInt
+from nemo_openmath.core.clock import Clock
+from nemo_openmath.core.engine import Engine, EngineError
+from nemo_openmath.core.sandbox import Sandbox, SandboxError
 from nemo_openmath.grading import Majority, extract_answer, majority
-from nemo_openmath.pipeline import Clock
-from nemo_openmath.pipeline.bounds import PositiveInt
-from nemo_openmath.rollout import RolloutSettings, derive_seed, roll_out
-from nemo_openmath.sandbox.protocol import Sandbox, SandboxError
-from nemo_openmath.transcripts import ChatTokenizer, Template
+from nemo_openmath.inference.rollout import RolloutSettings, derive_seed, roll_out
 
 Vote = Callable[[Sequence[str | None]], Awaitable[Majority]]
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nemo_openmath.chat import load_template
 from nemo_openmath.competition.bank import TimeBank
 from nemo_openmath.competition.solver import SolverSettings, solve
-from nemo_openmath.engines.protocol import ContextOverflow, EngineError
-from nemo_openmath.errors import Refused, UserError
-from nemo_openmath.pipeline import Stage, StageContext, SystemClock, register
-from nemo_openmath.pipeline.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat
-from nemo_openmath.records import Generation, Problem, RecordWriter, content_id, read_records
-from nemo_openmath.sandbox.protocol import SandboxError
-from nemo_openmath.transcripts import load_template
+from nemo_openmath.core.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat
+from nemo_openmath.core.clock import SystemClock
+from nemo_openmath.core.engine import ContextOverflow, EngineError
+from nemo_openmath.core.errors import Refused, UserError
+from nemo_openmath.core.records import Generation, Problem, RecordWriter, content_id, read_records
+from nemo_openmath.core.sandbox import SandboxError
+from nemo_openmath.core.stage import Stage, StageContext, register
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+from nemo_openmath.chat.tags import CODE_END, notice_block, output_block
 from nemo_openmath.demo import solver, world
 from nemo_openmath.demo.kinds import digit_sum, divisors
 from nemo_openmath.demo.rates import TeacherConfig
 from nemo_openmath.demo.world import Item
-from nemo_openmath.transcripts.protocol import CODE_END, notice_block, output_block
 
 _ASK = ("Problem: {statement}", "{statement}", "Question. {statement}")
 _TELL = ("Solution: {steps}", "{steps}", "Answer. {steps}")

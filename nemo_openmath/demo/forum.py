@@ -7,11 +7,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from nemo_openmath.demo import posed
-from nemo_openmath.demo.posed import Posed
+from nemo_openmath.core.bounds import NonNegativeInt, Share
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.demo import forms as posed
+from nemo_openmath.demo.forms import Posed
 from nemo_openmath.demo.world import Item, make_problems
-from nemo_openmath.errors import UserError
-from nemo_openmath.pipeline.bounds import NonNegativeInt, Share
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nemo_openmath.pipeline.bounds import Share
+from nemo_openmath.core.bounds import Share
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import random
 import re
 
+from nemo_openmath.chat import Kind, Transcript
+from nemo_openmath.chat.tags import CODE_END, CODE_START, THINK_END, THINK_START, judgment_of
 from nemo_openmath.demo import world
 from nemo_openmath.demo.rates import TeacherConfig
 from nemo_openmath.demo.world import Item
-from nemo_openmath.transcripts import Kind, Transcript
-from nemo_openmath.transcripts.protocol import CODE_END, CODE_START, THINK_END, THINK_START, judgment_of
 
 _OPENINGS = ("Let me compute this.", "I write a program.", "Code can count this.")
 _BOX = re.compile(r"\\boxed\{([^{}]*)\}")

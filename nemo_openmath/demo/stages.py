@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nemo_openmath.core.bounds import PositiveInt
+from nemo_openmath.core.records import Problem, Thread
+from nemo_openmath.core.records.store import write_records
+from nemo_openmath.core.stage import Stage, StageContext, register
 from nemo_openmath.demo.forum import ForumConfig, make_threads
 from nemo_openmath.demo.world import Item, make_benchmark, parse
-from nemo_openmath.pipeline import Stage, StageContext, register
-from nemo_openmath.pipeline.bounds import PositiveInt
-from nemo_openmath.records import Problem, Thread
-from nemo_openmath.records.store import write_records
 
 
 @dataclass(frozen=True)

@@ -20,19 +20,20 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import fields
 from pathlib import Path
 
-from nemo_openmath.demo import clerk, solver
+from nemo_openmath.chat import ChatTokenizer, Message, Template, load_template
+from nemo_openmath.core.engine import Capabilities, Chunk, Completion, Finish, Request, Sampling, Usage
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.processes import die_with_parent
+from nemo_openmath.demo import solver
+from nemo_openmath.demo import teacher_tasks as clerk
 from nemo_openmath.demo.rates import TeacherConfig
-from nemo_openmath.engines.protocol import Capabilities, Chunk, Completion, Finish, Request, Sampling, Usage
-from nemo_openmath.errors import UserError
-from nemo_openmath.pipeline.processes import die_with_parent
-from nemo_openmath.transcripts import ChatTokenizer, Message, Template, load_template
 
 MODEL = "stand-in-teacher"
 _UNKNOWN = "I am a program that stands in for a large language model, and I know only the prompts of this pipeline."
 
 
 class StandInTeacher:
-    """The stand-in as an :class:`~nemo_openmath.engines.protocol.Engine`.
+    """The stand-in as an :class:`~nemo_openmath.core.engine.Engine`.
 
     ``tokenizer``: any model's; the prompts' ids are decoded with it and the text written is encoded with it.
     ``templates``: by name, where the pipeline uses other prompts than the shipped ones.
@@ -173,7 +174,7 @@ def load_config(config: str | Path | None) -> TeacherConfig:
 
 async def serve(teacher: StandInTeacher, port: int) -> None:
     """Serve until cancelled; one JSON line on stdout tells the URL when ready."""
-    from nemo_openmath.engines.server import OpenAIServer  # in process, the stand-in needs no web server
+    from nemo_openmath.inference.serving.server import OpenAIServer  # in process, the stand-in needs no web server
 
     async with OpenAIServer(teacher, port=port) as server:
         ready = {"url": server.url, "model": teacher.model, "what": "a program that stands in for a language model"}

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from nemo_openmath.transcripts import ChatTokenizer, load_template
-from nemo_openmath.transcripts.protocol import CODE_END, CODE_START, THINK_END, THINK_START, notice_block
+from nemo_openmath.chat import ChatTokenizer, load_template
+from nemo_openmath.chat.tags import CODE_END, CODE_START, THINK_END, THINK_START, notice_block
 
 VOCABULARY = 1024
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

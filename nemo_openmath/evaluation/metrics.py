@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records import Generation
+from nemo_openmath.core.records.ids import unit_key
 from nemo_openmath.evaluation.estimators import majority_at_k, pass_at_k
 from nemo_openmath.evaluation.intervals import amount_interval, share_interval
 from nemo_openmath.grading import Grade, Verdict, compare, majority
-from nemo_openmath.records import Generation
-from nemo_openmath.records.ids import unit_key
 
 Compare = Callable[[str, str], Grade]
 SUBSETS = 4096

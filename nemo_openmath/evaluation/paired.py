@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.build import nearest
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.evaluation.intervals import mean_interval, share_difference_interval
 from nemo_openmath.evaluation.metrics import UNBOUNDED, ProblemScores
-from nemo_openmath.pipeline.build import nearest
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import orjson
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.bounds import Length, PositiveInt
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records import Generation, Problem, write_json
+from nemo_openmath.core.stage import Stage, StageContext, register
 from nemo_openmath.evaluation.metrics import SUBSETS, ProblemScores, Scores, score, summarise
 from nemo_openmath.evaluation.paired import Pair, paired_difference
 from nemo_openmath.grading import Grade
-from nemo_openmath.pipeline import Stage, StageContext, register
-from nemo_openmath.pipeline.bounds import Length, PositiveInt
-from nemo_openmath.records import Generation, Problem, write_json
 
 RESULTS, PER_PROBLEM, PAIRED = "results.json", "per_problem.jsonl", "paired.json"
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 
+from nemo_openmath.core.grader import Grade, Verdict, equal, not_equal, unknown
 from nemo_openmath.grading import lexer, plain, texts
 from nemo_openmath.grading.equivalence import Comparison
 from nemo_openmath.grading.forms import Empty, Form, Scalar, form
@@ -19,7 +20,6 @@ from nemo_openmath.grading.names import Node
 from nemo_openmath.grading.numeric import symbols
 from nemo_openmath.grading.parser import Parser
 from nemo_openmath.grading.units import LONE_LETTERS, dimension, letter_unit
-from nemo_openmath.grading.verdict import Grade, Verdict, equal, not_equal, unknown
 
 _SPACES = re.compile(r"\s+")
 _BARE_LOG = re.compile(r"log(?![_\w])|\\log(?!\s*_)")

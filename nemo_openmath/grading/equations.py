@@ -11,12 +11,12 @@ import random
 from collections.abc import Iterator
 from fractions import Fraction
 
+from nemo_openmath.core.grader import Grade, Verdict, equal, not_equal, unknown
 from nemo_openmath.grading import intervals as ball
 from nemo_openmath.grading import numeric
 from nemo_openmath.grading.evaluate import Evaluator, Exact
 from nemo_openmath.grading.names import Node
 from nemo_openmath.grading.numeric import symbols
-from nemo_openmath.grading.verdict import Grade, Verdict, equal, not_equal, unknown
 
 Pair = tuple[str, Node, Node]  # operator (=, !=, <, <=), left, right
 ZERO: Node = ("num", 0, 0)

@@ -13,6 +13,7 @@ from dataclasses import fields, is_dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from nemo_openmath.core.grader import Grade, Verdict, equal, not_equal, unknown
 from nemo_openmath.grading import numeric
 from nemo_openmath.grading.equations import compare_relations, pairs, proportional, solutions
 from nemo_openmath.grading.evaluate import Evaluator
@@ -41,7 +42,6 @@ from nemo_openmath.grading.intervals import Ball, OutOfReach, add, from_exact, m
 from nemo_openmath.grading.names import DOTS, Node
 from nemo_openmath.grading.numeric import symbols
 from nemo_openmath.grading.units import COUNTED, measured
-from nemo_openmath.grading.verdict import Grade, Verdict, equal, not_equal, unknown
 
 _FUNCTION = re.compile(r"([A-Za-z]+)\(([A-Za-z]+)\)")
 _LETTER = re.compile(r"[A-Za-z](?:_\w+)?'*|[a-z]{2,}(?:_\w+)?'*")  # a name that stands for a number: y, x_1, theta

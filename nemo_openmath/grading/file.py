@@ -19,15 +19,15 @@ from typing import Any, BinaryIO, TextIO
 import orjson
 
 import nemo_openmath
-from nemo_openmath.errors import UserError, no_space, refuse_special
+from nemo_openmath.core.errors import UserError, no_space, refuse_special
+from nemo_openmath.core.grader import Verdict
+from nemo_openmath.core.records.exact_json import dumps, loads
+from nemo_openmath.core.records.manifest import refuse_inside_stage
+from nemo_openmath.core.records.readers import BrokenRows, name_of, read_rows
+from nemo_openmath.core.records.types import NOT_TRIED, UNTRIED
 from nemo_openmath.grading.extraction import extract_answer
 from nemo_openmath.grading.judgement import parse_judgement
 from nemo_openmath.grading.pool import GradingPool
-from nemo_openmath.grading.verdict import Verdict
-from nemo_openmath.records.exact_json import dumps, loads
-from nemo_openmath.records.foreign import BrokenRows, name_of, read_rows
-from nemo_openmath.records.manifest import refuse_inside_stage
-from nemo_openmath.records.types import NOT_TRIED, UNTRIED
 
 SHOWN = 300  # characters of an answer on the terminal
 BATCH = 4096  # rows in memory at once

@@ -24,9 +24,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from nemo_openmath.core.grader import Grade, Verdict
 from nemo_openmath.grading import plain
 from nemo_openmath.grading.compare import compare as compare_answers
-from nemo_openmath.grading.verdict import Grade, Verdict
 
 MAX_COMPARISONS = 4096  # all pairs of 91 spellings
 

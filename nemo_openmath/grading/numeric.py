@@ -25,11 +25,11 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
+from nemo_openmath.core.grader import Grade, equal, not_equal, unknown
 from nemo_openmath.grading import intervals as ball
 from nemo_openmath.grading.evaluate import Evaluator, Exact, NotReal, OutOfReach, Undecided, Undefined, Value
 from nemo_openmath.grading.names import Node
 from nemo_openmath.grading.plain import MIN_ROUNDED_DIGITS
-from nemo_openmath.grading.verdict import Grade, equal, not_equal, unknown
 
 FIRST_PRECISION = 96  # bits: tells most different numbers apart
 MAX_PRECISION = 8192

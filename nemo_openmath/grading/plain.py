@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 
-from nemo_openmath.grading.verdict import Grade, equal, not_equal, unknown
+from nemo_openmath.core.grader import Grade, equal, not_equal, unknown
 
 _INTEGER = re.compile(r"\$?\s*+([+-]?)(?=[0-9])0*+([0-9]*+)\s*+\$?")
 _NUMBER = re.compile(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from nemo_openmath.grading.verdict import Grade, equal, not_equal, unknown
+from nemo_openmath.core.grader import Grade, equal, not_equal, unknown
 
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mbox|emph|operatorname\*?|boldsymbol)\s*\{([^{}]*)\}"

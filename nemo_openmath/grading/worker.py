@@ -16,8 +16,8 @@ import struct
 import sys
 from typing import Any, BinaryIO
 
+from nemo_openmath.core.grader import Grade, Verdict, unknown
 from nemo_openmath.grading.compare import compare
-from nemo_openmath.grading.verdict import Grade, Verdict, unknown
 
 HEADER = struct.Struct("<I")  # length of the pickle that follows
 SOFT_SHARE = 0.9  # of the limit: when the alarm that raises rings; the one that kills rings at the limit

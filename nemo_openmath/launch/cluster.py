@@ -18,12 +18,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.bounds import Bounds, NonNegativeInt, PositiveInt
+from nemo_openmath.core.build import Builder
+from nemo_openmath.core.config import Source
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.launch.values import memory, one_line, sbatch_option, time_limit
-from nemo_openmath.pipeline.bounds import Bounds, NonNegativeInt, PositiveInt
-from nemo_openmath.pipeline.build import Builder
-from nemo_openmath.pipeline.config import Source
-from nemo_openmath.pipeline.stage import stage_kinds
 
 WarnSeconds = Annotated[int, Bounds(0, 65535)]  # what sbatch accepts
 

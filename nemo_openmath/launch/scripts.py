@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 
-from nemo_openmath.errors import UserError, of_the_system
+from nemo_openmath.core.errors import UserError, of_the_system
 from nemo_openmath.launch.cluster import Cluster, Container
 from nemo_openmath.launch.jobs import Job, script_path
 from nemo_openmath.launch.values import pattern, sbatch_option

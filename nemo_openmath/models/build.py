@@ -19,7 +19,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from nemo_openmath.errors import MissingExtra
+from nemo_openmath.core.errors import MissingExtra
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.attention import PackedAttention
 from nemo_openmath.models.configs import ModelConfig

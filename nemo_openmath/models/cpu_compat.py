@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 
 MEGATRON_VERSION = "0.16.1"
 

@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import ModelConfig
 
 Kind = Literal["same", "qkv", "gate_up"]

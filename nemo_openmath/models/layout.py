@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.bounds import PositiveInt
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import ModelConfig
-from nemo_openmath.pipeline.bounds import PositiveInt
 
 
 @dataclass(frozen=True)

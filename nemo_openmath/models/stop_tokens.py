@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.errors import UserError
-from nemo_openmath.transcripts.model_files import read_object
-from nemo_openmath.transcripts.tokenizer import ChatTokenizer
+from nemo_openmath.chat.model_files import read_object
+from nemo_openmath.chat.tokenizer import ChatTokenizer
+from nemo_openmath.core.errors import UserError
 
 GENERATION = "generation_config.json"
 

@@ -37,7 +37,7 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ModelConfig
 

@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nemo_openmath.errors import UserError
-from nemo_openmath.pipeline.stage import stage_kinds
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.stage import stage_kinds
+from nemo_openmath.evaluation.reports import RunView, build_report, competition_lines, results_table, status_table
+from nemo_openmath.evaluation.reports.formats import apart_lines, seconds_text
 from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.generate import SOLUTIONS, load_job, summary
+from nemo_openmath.recipe.report_data import run_view
 from nemo_openmath.recipe.runner import Run, Selection
-from nemo_openmath.recipe.view import run_view
-from nemo_openmath.reports import RunView, build_report, competition_lines, results_table, status_table
-from nemo_openmath.reports.formats import apart_lines, seconds_text
 
 _GIVE = "give the --output folder of recipe run or generate"
 

@@ -22,15 +22,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from nemo_openmath.core.bounds import AnyInt, NonNegativeFloat, PositiveFloat, PositiveInt
+from nemo_openmath.core.build import OVERRIDE, Builder, Key, Origin, Value, nearest
+from nemo_openmath.core.config import Source
+from nemo_openmath.core.errors import DamagedFile, UserError, one_error
+from nemo_openmath.core.records import read_manifest
+from nemo_openmath.core.stage import Stage, stage_kinds
 from nemo_openmath.demo import TeacherConfig
-from nemo_openmath.engines.open import EngineConfig
-from nemo_openmath.errors import DamagedFile, UserError, one_error
-from nemo_openmath.pipeline.bounds import AnyInt, NonNegativeFloat, PositiveFloat, PositiveInt
-from nemo_openmath.pipeline.build import OVERRIDE, Builder, Key, Origin, Value, nearest
-from nemo_openmath.pipeline.config import Source
-from nemo_openmath.pipeline.stage import Stage, stage_kinds
-from nemo_openmath.recipe import rooms
-from nemo_openmath.records import read_manifest
+from nemo_openmath.inference.open import EngineConfig
+from nemo_openmath.recipe import registry as rooms
 
 assert rooms.ROOMS
 

@@ -18,19 +18,19 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from nemo_openmath.engines.open import EngineConfig
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.bounds import AnyInt
+from nemo_openmath.core.build import Builder
+from nemo_openmath.core.config import Source
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records import Generation, Problem, read_records
+from nemo_openmath.core.records.store import part_files
 from nemo_openmath.grading import GradingPool
-from nemo_openmath.pipeline.bounds import AnyInt
-from nemo_openmath.pipeline.build import Builder
-from nemo_openmath.pipeline.config import Source
-from nemo_openmath.problems.read import ReadConfig, ReadProblems
+from nemo_openmath.inference.open import EngineConfig
+from nemo_openmath.inference.rollout.stage import Generate, GenerateConfig
 from nemo_openmath.recipe.file import GradingSettings, Recipe, SandboxSettings, StageEntry, Teacher
 from nemo_openmath.recipe.runner import Run, Selection, State
-from nemo_openmath.records import Generation, Problem, read_records
-from nemo_openmath.records.store import part_files
-from nemo_openmath.rollout.stage import Generate, GenerateConfig
-from nemo_openmath.solutions.grade import answer_of
+from nemo_openmath.synthesis.problems.read import ReadConfig, ReadProblems
+from nemo_openmath.synthesis.solutions.grade import answer_of
 
 PROBLEMS, SOLUTIONS = "problems", "solutions"
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import orjson
 
-from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.core.errors import DamagedFile, UserError
+from nemo_openmath.core.records import write_json
+from nemo_openmath.core.records.lineage import digest_file
+from nemo_openmath.core.records.manifest import MANIFEST, PLAN
 from nemo_openmath.recipe.file import Recipe
-from nemo_openmath.records import write_json
-from nemo_openmath.records.lineage import digest_file
-from nemo_openmath.records.manifest import MANIFEST, PLAN
 
 RUN = "run.json"
 _REMEDY = "give another --output, or make this run in its place with --replace (recipe run, generate)"

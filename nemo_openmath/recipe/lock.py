@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.errors import UserError
-from nemo_openmath.pipeline.locks import (
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.locks import (
     is_alive,
     is_open_file,
     new_mark,
@@ -23,7 +23,7 @@ from nemo_openmath.pipeline.locks import (
     try_lock,
     write_mark,
 )
-from nemo_openmath.pipeline.waiting import Waiting
+from nemo_openmath.core.waiting import Waiting
 
 RUN, STAGES = ".run.lock", ".locks"
 _PATIENCE = {True: 0.5, None: 3.0, False: 30.0}  # seconds, for a holder that is alive, elsewhere, or just killed

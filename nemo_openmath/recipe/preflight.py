@@ -9,13 +9,13 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nemo_openmath.engines.devices import check_device
-from nemo_openmath.engines.servers import base_url
-from nemo_openmath.errors import UserError, of_the_system, one_error
+from nemo_openmath.chat import ChatTokenizer
+from nemo_openmath.core.errors import UserError, of_the_system, one_error
+from nemo_openmath.core.records.manifest import refuse_inside_stage
+from nemo_openmath.evaluation.reports.formats import bytes_text
+from nemo_openmath.inference.devices import check_device
+from nemo_openmath.inference.serving.servers import base_url
 from nemo_openmath.recipe.file import Recipe, StageEntry, shown
-from nemo_openmath.records.manifest import refuse_inside_stage
-from nemo_openmath.reports.formats import bytes_text
-from nemo_openmath.transcripts import ChatTokenizer
 
 
 def preflight(recipe: Recipe, names: Sequence[str], output: Path, *, layouts: bool = True) -> None:

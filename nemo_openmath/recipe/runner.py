@@ -24,19 +24,20 @@ from typing import Any
 import orjson
 from rich.console import Console
 
-from nemo_openmath.errors import DamagedFile, UserError, of_the_system
-from nemo_openmath.pipeline import Progress, Stage, StageContext, UnitStage
-from nemo_openmath.pipeline.merging import count_records
+from nemo_openmath.core.errors import DamagedFile, UserError, of_the_system
+from nemo_openmath.core.merging import count_records
+from nemo_openmath.core.progress import Progress
+from nemo_openmath.core.records import Manifest, read_drops, read_manifest, write_json
+from nemo_openmath.core.records.lineage import remembered_digest, versions
+from nemo_openmath.core.records.manifest import MANIFEST, PLAN, write_manifest
+from nemo_openmath.core.records.store import count_units, shard_counts
+from nemo_openmath.core.stage import Stage, StageContext, UnitStage
+from nemo_openmath.evaluation.reports.formats import count_text, made_text
 from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import Recipe, StageEntry
 from nemo_openmath.recipe.lock import run_lock
 from nemo_openmath.recipe.preflight import check_output, preflight
 from nemo_openmath.recipe.services import RecipeServices
-from nemo_openmath.records import Manifest, read_drops, read_manifest, write_json
-from nemo_openmath.records.lineage import remembered_digest, versions
-from nemo_openmath.records.manifest import MANIFEST, PLAN, write_manifest
-from nemo_openmath.records.store import count_units, shard_counts
-from nemo_openmath.reports.formats import count_text, made_text
 
 _NOTHING = "made_nothing"
 _SECONDS = "seconds.json"

@@ -10,18 +10,18 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from nemo_openmath.engines.http import HTTPEngine, RetryPolicy
-from nemo_openmath.engines.open import open_engine
-from nemo_openmath.engines.protocol import Engine
-from nemo_openmath.errors import OpenMathError, UserError
+from nemo_openmath.chat import ChatTokenizer
+from nemo_openmath.chat.same_tokenizer import tokenizer_difference
+from nemo_openmath.core.engine import Engine
+from nemo_openmath.core.errors import OpenMathError, UserError
+from nemo_openmath.core.processes import child_environment
+from nemo_openmath.core.stage import Services
 from nemo_openmath.grading import GradingPool
-from nemo_openmath.pipeline.processes import child_environment
-from nemo_openmath.pipeline.stage import Services
+from nemo_openmath.inference.http.client import HTTPEngine, RetryPolicy
+from nemo_openmath.inference.open import open_engine
 from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.sandbox import LocalSandbox, Sandbox
 from nemo_openmath.sandbox.service import RemoteSandbox
-from nemo_openmath.transcripts import ChatTokenizer
-from nemo_openmath.transcripts.same_tokenizer import tokenizer_difference
 
 _STARTUP_SECONDS = 60
 

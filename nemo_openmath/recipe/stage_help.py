@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import orjson
 
-from nemo_openmath.errors import UserError
-from nemo_openmath.pipeline.build import nearest
-from nemo_openmath.pipeline.stage import Stage, stage_kinds
+from nemo_openmath.core.build import nearest
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.stage import Stage, stage_kinds
 
 
 @dataclass(frozen=True, slots=True)

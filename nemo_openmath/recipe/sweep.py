@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.evaluation.reports.formats import interval_text, value_text
 from nemo_openmath.evaluation.stage import RESULTS
 from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.runner import Run, Selection
-from nemo_openmath.reports.formats import interval_text, value_text
 
 RECIPE = "sweep.yaml"
 _COLUMNS = ("maj", "pass", "tokens", "code_calls")

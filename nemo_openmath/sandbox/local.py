@@ -15,10 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nemo_openmath.errors import UserError, refuse_device
+from nemo_openmath.core.errors import UserError, refuse_device
+from nemo_openmath.core.sandbox import Execution, Limits, SandboxError, Status
 from nemo_openmath.sandbox import channel
 from nemo_openmath.sandbox.process import SessionProcess
-from nemo_openmath.sandbox.protocol import Execution, Limits, SandboxError, Status
 from nemo_openmath.sandbox.supervisor import Zygote
 from nemo_openmath.sandbox.walls import Shape
 

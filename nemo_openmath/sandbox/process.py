@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from mmap import mmap
 
+from nemo_openmath.core.sandbox import Limits, Status
 from nemo_openmath.sandbox import channel, folders
-from nemo_openmath.sandbox.protocol import Limits, Status
 from nemo_openmath.sandbox.walls import Shape
 
 GRACE_S = 0.3  # between the interrupt inside the code and the kill from outside

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.sandbox import SandboxError
 from nemo_openmath.sandbox import channel, folders, seccomp, walls
 from nemo_openmath.sandbox.process import SessionProcess
-from nemo_openmath.sandbox.protocol import SandboxError
 
 _START_TIMEOUT_S = 120.0  # a cold file cache on a network file system
 _PROGRAM = "from nemo_openmath.sandbox.zygote import main; main()"

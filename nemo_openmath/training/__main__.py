@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nemo_openmath.errors import ExitCode, OpenMathError
-from nemo_openmath.pipeline.processes import die_with_parent
-from nemo_openmath.training.launch_local import RankFailed, run_local
+from nemo_openmath.core.errors import ExitCode, OpenMathError
+from nemo_openmath.core.processes import die_with_parent
+from nemo_openmath.training.launch import RankFailed, run_local
 
 
 def main() -> int:

@@ -39,7 +39,7 @@ from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from nemo_openmath.errors import DamagedFile, OpenMathError, UserError
+from nemo_openmath.core.errors import DamagedFile, OpenMathError, UserError
 from nemo_openmath.models import torch_dist
 from nemo_openmath.models.build import PackedGPT
 from nemo_openmath.models.torch_dist import Manifest

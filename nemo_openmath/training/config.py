@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from nemo_openmath.errors import UserError
-from nemo_openmath.models.layout import Parallel
-from nemo_openmath.pipeline.bounds import (
+from nemo_openmath.core.bounds import (
     AnyInt,
     NonNegativeFloat,
     NonNegativeInt,
@@ -18,7 +16,9 @@ from nemo_openmath.pipeline.bounds import (
     Share,
     ShareBelowOne,
 )
-from nemo_openmath.sft.held_out import check_share
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.data.batches.held_out import check_share
+from nemo_openmath.models.layout import Parallel
 
 
 @dataclass(frozen=True)

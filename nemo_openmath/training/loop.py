@@ -18,19 +18,19 @@ import torch
 import torch.distributed as dist
 
 from nemo_openmath.checkpoints.checkpoint import open_checkpoint
-from nemo_openmath.errors import ExitCode, Preempted, UserError
+from nemo_openmath.core.errors import ExitCode, Preempted, UserError
+from nemo_openmath.data.packs.types import PackSource
 from nemo_openmath.models import torch_dist
 from nemo_openmath.models.build import PackedGPT, build_model, choose_backend, load_hf
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.stop_tokens import StopTokens
-from nemo_openmath.sft.pack_types import PackSource
 from nemo_openmath.training.checkpoint import CheckpointStore, load_model
-from nemo_openmath.training.claim import Claim, claimed, decided_by_main
 from nemo_openmath.training.config import TrainingConfig
 from nemo_openmath.training.metrics import LossGuard, Metrics, TrainingDiverged, console_line
 from nemo_openmath.training.optimizer import Optimizer
 from nemo_openmath.training.profile import Phases, profiled
 from nemo_openmath.training.read_ahead import read_ahead
+from nemo_openmath.training.run_lock import Claim, claimed, decided_by_main
 from nemo_openmath.training.runtime import is_main, parallel_state_of
 from nemo_openmath.training.schedule import learning_rate
 from nemo_openmath.training.step import BatchFacts, Dealt, Stepper, total_loss, update

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.errors import MissingExtra, OpenMathError, UserError
-from nemo_openmath.pipeline.progress import Progress
+from nemo_openmath.core.errors import MissingExtra, OpenMathError, UserError
+from nemo_openmath.core.progress import Progress
 from nemo_openmath.training.config import Guard, TrainingConfig
 
 

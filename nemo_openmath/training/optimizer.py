@@ -20,9 +20,9 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from torch import Tensor
 
+from nemo_openmath.data.batches.balance import assign
 from nemo_openmath.models.build import PackedGPT
 from nemo_openmath.models.cpu_compat import cuda_type_names
-from nemo_openmath.sft.balance import assign
 from nemo_openmath.training.config import TrainingConfig
 
 STATE_KEYS = ("exp_avg", "exp_avg_sq")

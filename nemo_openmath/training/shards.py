@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from nemo_openmath.errors import DamagedFile
+from nemo_openmath.core.errors import DamagedFile
 
 
 @dataclass(frozen=True)

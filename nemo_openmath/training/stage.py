@@ -13,19 +13,18 @@ from typing import Any
 
 import orjson
 
-from nemo_openmath.errors import ExitCode, MissingExtra, OpenMathError, Preempted, UserError
+from nemo_openmath.core.bounds import PositiveFloat, PositiveInt, ShareBelowOne
+from nemo_openmath.core.errors import ExitCode, MissingExtra, OpenMathError, Preempted, UserError
+from nemo_openmath.core.processes import child_environment
+from nemo_openmath.core.records import write_json
+from nemo_openmath.core.records.lineage import Lineage, digest_tree
+from nemo_openmath.core.stage import RUNTIME, Stage, StageContext, register
+from nemo_openmath.data.batches.data_module import PackedData
+from nemo_openmath.data.batches.held_out import check_share
 from nemo_openmath.models.configs import ModelConfig
-from nemo_openmath.pipeline import Stage, StageContext, register
-from nemo_openmath.pipeline.bounds import PositiveFloat, PositiveInt, ShareBelowOne
-from nemo_openmath.pipeline.processes import child_environment
-from nemo_openmath.pipeline.stage import RUNTIME
-from nemo_openmath.records import write_json
-from nemo_openmath.records.lineage import Lineage, digest_tree
-from nemo_openmath.sft.data_module import PackedData
-from nemo_openmath.sft.held_out import check_share
-from nemo_openmath.training.claim import refuse_claimed
 from nemo_openmath.training.config import DataConfig, Job, TrainingConfig
 from nemo_openmath.training.metrics import show
+from nemo_openmath.training.run_lock import refuse_claimed
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Sft(Stage[SftConfig]):
         Lineage("checkpoints", inputs, config=self.settings()).write(context.output)
 
     async def prepare_launch(self, context: StageContext) -> None:
-        """Write ``job.yaml``, which ``torchrun -m nemo_openmath.training.run`` takes too."""
+        """Write ``job.yaml``, which ``torchrun -m nemo_openmath.training.worker`` takes too."""
         job = self._job(context)
         if any((context.output / "checkpoints").glob("step-*")):
             from nemo_openmath.training.used import refuse_used  # torch takes seconds to import
@@ -109,7 +108,7 @@ class Sft(Stage[SftConfig]):
         """Whether the checkpoint of the last step is there already. Raises UserError for a batch of more samples than
         there are."""
         from nemo_openmath.models.torch_dist import step_folder  # torch takes seconds to import
-        from nemo_openmath.training.run import check_batch
+        from nemo_openmath.training.worker import check_batch
 
         config = self.config
         data = PackedData.open(

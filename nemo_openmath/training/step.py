@@ -20,13 +20,13 @@ from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.data.batches.batch_sharding import deal
+from nemo_openmath.data.packs.types import Pack
 from nemo_openmath.models.build import PackedGPT
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.packed import PackedBatch, pack_batch
-from nemo_openmath.sft.pack_types import Pack
 from nemo_openmath.training.config import TrainingConfig
-from nemo_openmath.training.dealing import deal
 from nemo_openmath.training.optimizer import Optimizer
 from nemo_openmath.training.profile import Phases
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from nemo_openmath.errors import DamagedFile, UserError
+from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.models import torch_dist
 from nemo_openmath.models.configs import ModelConfig
 

@@ -20,7 +20,7 @@ from nemo_openmath.checkpoints.inspection import inspect
 from nemo_openmath.checkpoints.lazy import Held
 from nemo_openmath.checkpoints.merging import kth_largest_difference
 from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.models import torch_dist
 
 from . import models

@@ -16,7 +16,7 @@ from nemo_openmath.checkpoints.convert import hf_to_megatron, megatron_to_hf
 from nemo_openmath.checkpoints.quantize import quantize
 from nemo_openmath.checkpoints.safetensors_files import SINGLE
 from nemo_openmath.checkpoints.trtllm import hf_to_trtllm
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.models import hf_mapping, torch_dist
 from nemo_openmath.models.configs import ModelConfig
 

@@ -28,7 +28,7 @@ from nemo_openmath.checkpoints.folders import building
 from nemo_openmath.checkpoints.lazy import Held, LazyTensor
 from nemo_openmath.checkpoints.quantize import quantize
 from nemo_openmath.checkpoints.safetensors_files import INDEX, read_file
-from nemo_openmath.errors import DamagedFile, SystemFailure, UserError
+from nemo_openmath.core.errors import DamagedFile, SystemFailure, UserError
 
 from . import models
 from .test_quantize import LONG, word_model

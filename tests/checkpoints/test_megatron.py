@@ -12,7 +12,7 @@ import pytest
 
 from nemo_openmath.checkpoints import torch_dist_files
 from nemo_openmath.checkpoints.convert import hf_to_megatron, megatron_to_hf
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.layout import Parallel
 

@@ -24,13 +24,13 @@ from nemo_openmath.checkpoints.inspection import inspect
 from nemo_openmath.checkpoints.quantize import quantize
 from nemo_openmath.checkpoints.safetensors_files import INDEX, SINGLE
 from nemo_openmath.checkpoints.trtllm import hf_to_trtllm
-from nemo_openmath.drafter.train import load_base
-from nemo_openmath.engines.embedded.decoder import Segment, TorchDecoder
-from nemo_openmath.engines.embedded.weights import load_weights
-from nemo_openmath.errors import DamagedFile, OpenMathError, UserError
+from nemo_openmath.core.errors import DamagedFile, OpenMathError, UserError
+from nemo_openmath.inference.embedded.decoder import Segment, TorchDecoder
+from nemo_openmath.inference.embedded.weights import load_weights
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.hf_config import FIXED, NEUTRAL, TAKEN
+from nemo_openmath.speculative.train import load_base
 
 from . import models
 

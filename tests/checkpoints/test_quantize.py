@@ -27,7 +27,7 @@ from nemo_openmath.checkpoints.dequantize import (
 from nemo_openmath.checkpoints.lazy import Held
 from nemo_openmath.checkpoints.quantize import QUANT_CONFIG, _Int4, _Words, quantize
 from nemo_openmath.checkpoints.script import texts
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 
 from . import models
 

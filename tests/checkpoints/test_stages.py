@@ -11,8 +11,9 @@ import pytest
 
 from nemo_openmath.checkpoints import stages
 from nemo_openmath.checkpoints.convert import hf_to_megatron
+from nemo_openmath.core.progress import Progress
+from nemo_openmath.core.stage import StageContext, stage_class
 from nemo_openmath.models import torch_dist
-from nemo_openmath.pipeline import Progress, StageContext, stage_class
 
 from . import models
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nemo_openmath.checkpoints import torch_file
 from nemo_openmath.checkpoints.lazy import Grid, Held, LazyTensor, Region, Rows, Window, columns, take_rows
-from nemo_openmath.errors import DamagedFile
+from nemo_openmath.core.errors import DamagedFile
 
 
 @pytest.mark.parametrize("limit", [zipfile.ZIP64_LIMIT, 100])

@@ -15,7 +15,7 @@ from torch import Tensor
 from nemo_openmath.checkpoints.dequantize import quantized_model, run_quantized
 from nemo_openmath.checkpoints.quantize import quantize
 from nemo_openmath.checkpoints.trtllm import commands, hf_to_trtllm
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import ModelConfig
 
 from . import models

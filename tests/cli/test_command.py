@@ -17,7 +17,7 @@ import pytest
 from nemo_openmath.cli.common import EXAMPLES
 from nemo_openmath.cli.main import _say, build_parser, main, run
 from nemo_openmath.cli.streams import run_async
-from nemo_openmath.errors import ExitCode
+from nemo_openmath.core.errors import ExitCode
 
 EXAMPLES_FOLDER = Path(__file__).parents[2] / "examples"
 BASE = str(EXAMPLES_FOLDER / "base")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nemo_openmath.cli.main import run
-from nemo_openmath.errors import ExitCode
+from nemo_openmath.core.errors import ExitCode
 from tests.disk import small_disk
 
 BASE = Path(__file__).parents[2] / "examples" / "base"

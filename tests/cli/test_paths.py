@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nemo_openmath.cli.main import build_parser, run
-from nemo_openmath.engines.servers import ServerPool
-from nemo_openmath.errors import ExitCode, UserError
+from nemo_openmath.core.errors import ExitCode, UserError
+from nemo_openmath.inference.serving.servers import ServerPool
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 CLUSTER = Path(__file__).parents[2] / "launcher_scripts" / "slurm-pyxis.yaml"

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nemo_openmath.chat import ChatTokenizer, load_template
 from nemo_openmath.competition import SolverSettings, TimeBank, solve
 from nemo_openmath.competition.solver import agreed
-from nemo_openmath.engines.protocol import Capabilities, Chunk, Completion, EngineError, Finish, Request
+from nemo_openmath.core.engine import Capabilities, Chunk, Completion, EngineError, Finish, Request
 from nemo_openmath.grading import majority
-from nemo_openmath.rollout import RolloutSettings
-from nemo_openmath.transcripts import ChatTokenizer, load_template
+from nemo_openmath.inference.rollout import RolloutSettings
 
 
 @given(st.lists(st.floats(0, 560), max_size=50))

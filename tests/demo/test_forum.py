@@ -5,9 +5,11 @@ from collections import Counter
 
 import pytest
 
-from nemo_openmath.demo import ForumConfig, clerk, make_benchmark, make_threads, parse, posed
-from nemo_openmath.demo.posed import Form
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.demo import ForumConfig, make_benchmark, make_threads, parse
+from nemo_openmath.demo import forms as posed
+from nemo_openmath.demo import teacher_tasks as clerk
+from nemo_openmath.demo.forms import Form
 
 NONE = random.Random(0)
 

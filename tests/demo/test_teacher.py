@@ -12,14 +12,14 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from nemo_openmath.chat import ChatTokenizer, Message, Transcript, load_template
+from nemo_openmath.chat.tags import CODE_END, judgment_of, notice_block, output_block
+from nemo_openmath.core.engine import Completion, Engine, Finish, Request, Sampling
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.demo import Item, StandInTeacher, TeacherConfig, make_benchmark, make_item, train_tokenizer
 from nemo_openmath.demo.corpus import documents, recipe_texts
 from nemo_openmath.demo.teacher import load_config
-from nemo_openmath.engines.protocol import Completion, Engine, Finish, Request, Sampling
-from nemo_openmath.errors import UserError
 from nemo_openmath.grading.extraction import extract_answer
-from nemo_openmath.transcripts import ChatTokenizer, Message, Transcript, load_template
-from nemo_openmath.transcripts.protocol import CODE_END, judgment_of, notice_block, output_block
 
 FLAWLESS = TeacherConfig(**{field.name: 0.0 for field in fields(TeacherConfig)})
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nemo_openmath.chat import ChatTokenizer, Message, load_template
+from nemo_openmath.chat.tags import CODE_END, notice_block, output_block
 from nemo_openmath.demo import make_benchmark, train_tokenizer
 from nemo_openmath.demo.corpus import documents, recipe_texts
 from nemo_openmath.demo.tokenizer import SPECIAL, TAGS, VOCABULARY
 from nemo_openmath.demo.world import find
-from nemo_openmath.transcripts import ChatTokenizer, Message, load_template
-from nemo_openmath.transcripts.protocol import CODE_END, notice_block, output_block
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 

@@ -10,13 +10,13 @@ import orjson
 import pytest
 from rich.console import Console
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.progress import Progress
+from nemo_openmath.core.records import Generation, Problem
+from nemo_openmath.core.records.store import write_records
+from nemo_openmath.core.stage import Services, Stage, StageContext
 from nemo_openmath.evaluation.stage import Compare, CompareConfig, Metrics, MetricsConfig
 from nemo_openmath.grading import GradingPool
-from nemo_openmath.pipeline import Progress, Stage, StageContext
-from nemo_openmath.pipeline.stage import Services
-from nemo_openmath.records import Generation, Problem
-from nemo_openmath.records.store import write_records
 
 PROBLEMS = [Problem.make(f"What is {i}?") for i in range(40)]
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records import Generation
 from nemo_openmath.evaluation import Pair, ProblemScores, evaluate, paired_difference, score
 from nemo_openmath.evaluation.metrics import group_votes
+from nemo_openmath.evaluation.reports.formats import interval_text, value_text
 from nemo_openmath.grading import Grade, Verdict
-from nemo_openmath.records import Generation
-from nemo_openmath.reports.formats import interval_text, value_text
 
 
 def sample(problem: str, index: int, answer: str | None, right: bool, mode: str = "tir", **more: Any) -> Generation:

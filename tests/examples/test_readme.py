@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nemo_openmath.cli.main import run
-from nemo_openmath.errors import ExitCode, UserError
+from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.preflight import preflight
 

@@ -163,7 +163,7 @@ def test_a_size_names_one_base_model(name: str) -> None:
 
 
 def test_what_cannot_run_says_what_is_missing() -> None:
-    from nemo_openmath.errors import UserError
+    from nemo_openmath.core.errors import UserError
 
     loaded = recipe("kaggle")
     with pytest.raises(UserError, match="kaggle-cot"):

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from nemo_openmath.cli.main import run
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records import Generation
+from nemo_openmath.core.records.manifest import Manifest, write_manifest
+from nemo_openmath.core.records.store import write_records
 from nemo_openmath.grading import grade_file, show_disagreements
-from nemo_openmath.records import Generation
-from nemo_openmath.records.manifest import Manifest, write_manifest
-from nemo_openmath.records.store import write_records
 
 ROWS = [
     {"id": 1, "predicted_answer": r"\frac12", "expected_answer": "0.5", "judgement": "Judgement: No"},

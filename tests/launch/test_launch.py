@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from nemo_openmath.cli.main import run
-from nemo_openmath.errors import ExitCode, UserError
+from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.launch import Job, StageFacts, load_cluster, plan_jobs, submit, write_scripts
 from nemo_openmath.launch.values import time_limit
 
@@ -142,7 +142,7 @@ def test_what_a_script_says(tmp_path: Path) -> None:
     assert f"'{tmp_path}/my recipe.yaml'" in made["solve"]
     assert "'a.b=c d'" in made["train"]
     assert "#SBATCH --ntasks-per-node=4" in made["train"]
-    assert made["train"].index("--prepare") < made["train"].index("nemo_openmath.training.run")
+    assert made["train"].index("--prepare") < made["train"].index("nemo_openmath.training.worker")
     assert "#SBATCH --signal=B:USR1@300" in made["packs"]
     assert "submit solve problems model\n" in made["submit"]
     assert "--kill-on-invalid-dep=yes" in made["submit"]

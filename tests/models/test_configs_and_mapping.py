@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import PRESETS, ModelConfig, preset
 from nemo_openmath.models.layout import Parallel

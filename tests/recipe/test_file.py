@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from nemo_openmath.cli.main import run
-from nemo_openmath.errors import ExitCode, UserError
-from nemo_openmath.pipeline.stage import stage_kinds
+from nemo_openmath.core.errors import ExitCode, UserError
+from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.recipe import load_recipe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from nemo_openmath.cli.main import run
-from nemo_openmath.errors import ExitCode
-from nemo_openmath.records import Generation, Problem, read_records
-from nemo_openmath.records.store import write_records
+from nemo_openmath.core.errors import ExitCode
+from nemo_openmath.core.records import Generation, Problem, read_records
+from nemo_openmath.core.records.store import write_records
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 GOOD = '{"problem": "What is 1 + 1?", "expected_answer": "2"}\n'

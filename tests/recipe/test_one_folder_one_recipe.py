@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from nemo_openmath.cli.main import run
-from nemo_openmath.engines.devices import check_device
-from nemo_openmath.errors import ExitCode, UserError
-from nemo_openmath.pipeline.locks import new_mark, open_lock_file, try_lock, write_mark
+from nemo_openmath.core.errors import ExitCode, UserError
+from nemo_openmath.core.locks import new_mark, open_lock_file, try_lock, write_mark
+from nemo_openmath.core.records import read_manifest
+from nemo_openmath.inference.devices import check_device
 from nemo_openmath.recipe import load_recipe, lock
 from nemo_openmath.recipe.lock import RUN, run_lock
 from nemo_openmath.recipe.runner import Run, Selection, State
-from nemo_openmath.records import read_manifest
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 STAGES = "stages:\n  a: {run: demo.benchmark, problems: 8}\n  b: {run: demo.threads, from: a}\n"

@@ -17,13 +17,13 @@ import psutil
 import pytest
 from aiohttp import web
 
+from nemo_openmath.chat import ChatTokenizer
+from nemo_openmath.core.errors import ExitCode, Incomplete, UserError
+from nemo_openmath.core.records import Problem, read_drops, read_manifest, read_records
 from nemo_openmath.demo import StandInTeacher
-from nemo_openmath.engines.server import OpenAIServer
-from nemo_openmath.errors import ExitCode, Incomplete, UserError
+from nemo_openmath.inference.serving.server import OpenAIServer
 from nemo_openmath.recipe import load_recipe
 from nemo_openmath.recipe.runner import Run, Selection, State
-from nemo_openmath.records import Problem, read_drops, read_manifest, read_records
-from nemo_openmath.transcripts import ChatTokenizer
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "examples" / "smoke.yaml"
@@ -230,7 +230,7 @@ async def test_a_teacher_that_is_gone_leaves_a_stage_to_go_on_with(
 
         async def complete(self, request):  # type: ignore[no-untyped-def]
             if self.left <= 0:
-                from nemo_openmath.engines.protocol import EngineError
+                from nemo_openmath.core.engine import EngineError
 
                 raise EngineError("out of memory", retryable=False)
             Dying.left -= 1

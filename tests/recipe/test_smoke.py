@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_openmath.pipeline import UnitStage
+from nemo_openmath.core.stage import UnitStage
 from nemo_openmath.recipe.file import load_recipe
 
 ROOT = Path(__file__).parents[2]

@@ -5,9 +5,9 @@ import yaml
 
 from nemo_openmath.cli.main import run
 from nemo_openmath.cli.tools import GENERATE_EXAMPLE, SFT_EXAMPLE
-from nemo_openmath.errors import ExitCode, UserError
-from nemo_openmath.pipeline.build import OVERRIDE, Builder
-from nemo_openmath.pipeline.stage import stage_kinds
+from nemo_openmath.core.build import OVERRIDE, Builder
+from nemo_openmath.core.errors import ExitCode, UserError
+from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.recipe.generate import GenerateJob
 from nemo_openmath.recipe.stage_help import describe, settings
 from nemo_openmath.training.config import Job

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from nemo_openmath.cli.main import run
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.recipe.file import SandboxSettings
 from nemo_openmath.sandbox import Execution, Limits, SandboxError, Status
 from nemo_openmath.sandbox.local import LocalSession

@@ -13,7 +13,7 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.sandbox import Execution, Limits, LocalSandbox, SandboxError, Status, exec_file, process
 from nemo_openmath.sandbox.local import LocalSession, shape_of
 from tests.sandbox.waiting import AMPLE, HELD, begun, time_is_over

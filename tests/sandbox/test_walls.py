@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_openmath.errors import UserError
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.sandbox import LocalSandbox, seccomp
 
 ALLOW, DENY, NO_SUCH_CALL, KILL = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS, 0x80000000

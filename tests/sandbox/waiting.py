@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from nemo_openmath.core.sandbox import Session
 from nemo_openmath.sandbox import Execution, Limits, channel
 from nemo_openmath.sandbox.local import LocalSession
-from nemo_openmath.sandbox.protocol import Session
 from tests.waiting import until
 
 AMPLE = Limits(wall_s=300, cpu_s=300)  # on the slowest machine

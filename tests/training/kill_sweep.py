@@ -29,10 +29,10 @@ from nemo_openmath.models import cpu_compat
 
 cpu_compat.install()
 
-from nemo_openmath.pipeline.build import Builder, Origin  # noqa: E402
+from nemo_openmath.core.build import Builder, Origin  # noqa: E402
 from nemo_openmath.training import loop  # noqa: E402
 from nemo_openmath.training.config import TrainingConfig  # noqa: E402
-from nemo_openmath.training.launch_local import _free_port  # noqa: E402
+from nemo_openmath.training.launch import _free_port  # noqa: E402
 from nemo_openmath.training.loop import train  # noqa: E402
 from nemo_openmath.training.runtime import start_process  # noqa: E402
 from tests.training.packs import BATCH_SAMPLES, RandomPacks  # noqa: E402

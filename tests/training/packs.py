@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nemo_openmath.data.packs.types import Pack
 from nemo_openmath.models.configs import ModelConfig, preset
-from nemo_openmath.sft.pack_types import Pack
 
 TINY = preset("tiny")
 SHAPES: dict[str, ModelConfig] = {

@@ -30,15 +30,15 @@ from megatron.core import parallel_state  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from nemo_openmath.checkpoints.checkpoint import open_checkpoint  # noqa: E402
-from nemo_openmath.errors import Preempted, UserError  # noqa: E402
+from nemo_openmath.core.build import Builder, Origin  # noqa: E402
+from nemo_openmath.core.errors import Preempted, UserError  # noqa: E402
+from nemo_openmath.data.batches.batch_sharding import concatenate, samples_of  # noqa: E402
+from nemo_openmath.data.packs.types import Pack  # noqa: E402
 from nemo_openmath.models import hf_mapping  # noqa: E402
 from nemo_openmath.models.build import build_model, load_hf, parameters_by_stored_name  # noqa: E402
 from nemo_openmath.models.configs import ModelConfig  # noqa: E402
-from nemo_openmath.pipeline.build import Builder, Origin  # noqa: E402
-from nemo_openmath.sft.pack_types import Pack  # noqa: E402
 from nemo_openmath.training import loop  # noqa: E402
 from nemo_openmath.training.config import TrainingConfig  # noqa: E402
-from nemo_openmath.training.dealing import concatenate, samples_of  # noqa: E402
 from nemo_openmath.training.loop import train  # noqa: E402
 from nemo_openmath.training.metrics import TrainingDiverged  # noqa: E402
 from nemo_openmath.training.optimizer import Optimizer  # noqa: E402

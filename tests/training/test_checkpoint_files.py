@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_openmath.errors import DamagedFile
+from nemo_openmath.core.errors import DamagedFile
 from nemo_openmath.models import hf_mapping, torch_dist
 from tests.training.packs import SHAPES
 

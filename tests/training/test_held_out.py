@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nemo_openmath.errors import UserError
-from nemo_openmath.sft.data_module import PackedData
-from nemo_openmath.sft.pack_plan import Mixture, write_packs
-from nemo_openmath.sft.token_file import ShardWriter, write_manifest
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.data.batches.data_module import PackedData
+from nemo_openmath.data.packs.plan import Mixture, write_packs
+from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
 
 SHARE = 0.2
 

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from nemo_openmath.errors import ExitCode, Preempted, UserError
-from nemo_openmath.training.launch_local import RankFailed, spawn
+from nemo_openmath.core.errors import ExitCode, Preempted, UserError
+from nemo_openmath.training.launch import RankFailed, spawn
 from tests.training.packs import write_model
 from tests.training.test_same_loss_at_every_layout import assert_close, final_weights, records, weights_after
 
@@ -121,7 +121,7 @@ def test_exit_codes_mean_what_they_say(code: ExitCode, error: type[Exception]) -
 
 def test_ranks_die_with_their_parent() -> None:
     script = (
-        "import sys; from nemo_openmath.training.launch_local import spawn\n"
+        "import sys; from nemo_openmath.training.launch import spawn\n"
         "spawn(2, [sys.executable, '-c', 'import os,time; print(os.getpid(), flush=True); time.sleep(3600)'])"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nemo_openmath.models import hf_mapping, torch_dist
 from nemo_openmath.training.config import TrainingConfig
-from nemo_openmath.training.launch_local import spawn
+from nemo_openmath.training.launch import spawn
 from tests.training import reference
 from tests.training.packs import RandomPacks, write_model
 

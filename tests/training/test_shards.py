@@ -11,7 +11,7 @@ import torch
 from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from nemo_openmath.errors import DamagedFile
+from nemo_openmath.core.errors import DamagedFile
 from nemo_openmath.models import cpu_compat
 
 cpu_compat.install()

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
+from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.checkpoints.checkpoint import open_checkpoint
 from nemo_openmath.checkpoints.convert import hf_to_megatron
 from nemo_openmath.cli.main import run
-from nemo_openmath.errors import ExitCode, UserError
+from nemo_openmath.core.errors import ExitCode, UserError
+from nemo_openmath.core.records.lineage import digest_tree
+from nemo_openmath.data.packs.plan import write_packs
+from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
 from nemo_openmath.models import hf_mapping, torch_dist
 from nemo_openmath.models.configs import ModelConfig
-from nemo_openmath.records.lineage import digest_tree
-from nemo_openmath.sft.pack_plan import write_packs
-from nemo_openmath.sft.token_file import ShardWriter, write_manifest
 from nemo_openmath.training.stage import Sft, SftConfig
 from nemo_openmath.training.used import model_facts, refuse_used
-from nemo_openmath.transcripts import ChatTokenizer
 from tests.checkpoints import models
 
 BASE = Path(__file__).parents[2] / "examples" / "base"

@@ -20,11 +20,11 @@ import aiohttp
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from nemo_openmath.errors import UserError
-from nemo_openmath.pipeline.waiting import Waiting
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.sandbox import Execution, Limits, SandboxError, Status
+from nemo_openmath.core.waiting import Waiting
 from nemo_openmath.sandbox import channel
 from nemo_openmath.sandbox.local import refusal_of_length
-from nemo_openmath.sandbox.protocol import Execution, Limits, SandboxError, Status
 from nemo_openmath.sandbox.service.wire import Description, SessionState
 
 _ATTEMPT_S = 60.0  # of one request; the next one waits for the same result

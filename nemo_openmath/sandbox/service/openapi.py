@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from nemo_openmath.sandbox.protocol import Execution
+from nemo_openmath.core.sandbox import Execution
 from nemo_openmath.sandbox.service.wire import (
     Description,
     Failure,

@@ -27,12 +27,12 @@ import orjson
 from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
-from nemo_openmath.errors import UserError, of_the_system
-from nemo_openmath.pipeline.clock import Clock, SystemClock
-from nemo_openmath.pipeline.listening import check_address
+from nemo_openmath.core.clock import Clock, SystemClock
+from nemo_openmath.core.errors import UserError, of_the_system
+from nemo_openmath.core.listening import check_address
+from nemo_openmath.core.sandbox import Limits, SandboxError
 from nemo_openmath.sandbox import channel
 from nemo_openmath.sandbox.local import DEFAULT_PACKAGES, LocalSandbox
-from nemo_openmath.sandbox.protocol import Limits, SandboxError
 from nemo_openmath.sandbox.service import wire
 from nemo_openmath.sandbox.service.metrics import LOG, JSONLines, Metrics, log
 from nemo_openmath.sandbox.service.openapi import OPEN_TO_ALL, ROUTES, document

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from nemo_openmath.pipeline.clock import Clock
+from nemo_openmath.core.clock import Clock
+from nemo_openmath.core.sandbox import Execution, Limits, SandboxError
 from nemo_openmath.sandbox.local import LocalSandbox, LocalSession
-from nemo_openmath.sandbox.protocol import Execution, Limits, SandboxError
 from nemo_openmath.sandbox.service.metrics import Metrics, log
 
 T = TypeVar("T")

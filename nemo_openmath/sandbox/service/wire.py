@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked
 
-from nemo_openmath.sandbox.protocol import Limits
+from nemo_openmath.core.sandbox import Limits
 
 _CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 

@@ -1,0 +1,111 @@
+"""Prompt templates: text files that a user can replace, one by one, by files of their own.
+
+A template is a text with ``{field}`` places. Only the fields it is rendered with are places; any other brace (LaTeX
+is full of them) stands for itself. A first line ``[system]`` opens a system turn, ``[user]`` ends it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+
+from nemo_openmath.chat.transcript import Message
+from nemo_openmath.core.errors import UserError, refuse_device
+
+
+@dataclass(frozen=True)
+class Template:
+    """``fields``: names that must occur in ``user`` or ``system``, each once or more."""
+
+    name: str
+    user: str
+    system: str | None
+    fields: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """Goes into the ids of what the prompt generated: another prompt, another sample."""
+        return hashlib.sha256(f"{self.system}\0{self.user}".encode()).hexdigest()[:16]
+
+    def messages(self, **values: object) -> tuple[Message, ...]:
+        """The filled-in turns. Values are inserted as they are and never scanned for places."""
+        if set(values) != set(self.fields):
+            raise ValueError(f"template {self.name} takes {self.fields}, got {tuple(values)}")
+
+        def fill(text: str) -> str:
+            return self._places.sub(lambda m: str(values[m.group(1)]), text)
+
+        turns = [Message("user", fill(self.user))]
+        return (Message("system", fill(self.system)), *turns) if self.system is not None else tuple(turns)
+
+    def match(self, user: str) -> dict[str, str] | None:
+        """The field values with which the user turn reads like this, or None: the inverse of :meth:`messages`."""
+        found = self._inverse.fullmatch(user)
+        return found.groupdict() if found else None
+
+    @cached_property
+    def _places(self) -> re.Pattern[str]:
+        return (
+            re.compile(r"\{(" + "|".join(map(re.escape, self.fields)) + r")\}") if self.fields else re.compile(r"(?!)")
+        )
+
+    @cached_property
+    def _inverse(self) -> re.Pattern[str]:
+        seen: set[str] = set()
+        parts: list[str] = []
+        at = 0
+        for place in self._places.finditer(self.user):
+            name = place.group(1)
+            parts.append(re.escape(self.user[at : place.start()]))
+            parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>.*?)")
+            seen.add(name)
+            at = place.end()
+        return re.compile("".join(parts) + re.escape(self.user[at:]), re.S)
+
+
+# The fields of every prompt of the pipeline; a user's file must use them all.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "cot": ("problem",),
+    "tir": ("total_code_executions", "problem"),
+    "genselect": ("num_solutions", "max_idx", "problem", "solutions"),
+    "extract-problems": ("forum_post",),
+    "classify": ("problem",),
+    "convert-proof": ("problem", "forum_discussions"),
+    "extract-answer": ("problem", "forum_discussions"),
+    "decontaminate": ("problem", "candidate"),
+    "summarize": ("problem", "solution"),
+    "judge": ("problem", "predicted_answer", "expected_answer"),
+}
+
+
+def load_template(name: str, path: str | Path | None = None) -> Template:
+    """The prompt ``name`` as shipped, or read from the user's file. Raises UserError where a place is missing."""
+    if name not in FIELDS:
+        raise UserError(f"unknown prompt {name!r}", remedy=f"one of {', '.join(FIELDS)}")
+    if path is None:
+        text = (files(__package__) / "prompts" / f"{name}.txt").read_text()
+        path = f"{name}.txt"
+    else:
+        try:
+            refuse_device(Path(path))
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise UserError(f"cannot read the prompt ({error.strerror})", file=path) from error
+        except UnicodeDecodeError as error:
+            raise UserError("the prompt is not UTF-8", file=path, remedy="save it as UTF-8") from error
+    system = None
+    if text.startswith("[system]\n"):
+        system, separator, text = text.removeprefix("[system]\n").partition("\n[user]\n")
+        if not separator:
+            raise UserError("[system] is not followed by [user]", file=path, remedy="add a line [user]")
+    template = Template(name, text.rstrip("\n"), system, FIELDS[name])
+    for field in template.fields:
+        if f"{{{field}}}" not in template.user + (system or ""):
+            raise UserError(
+                f"the prompt has no place for {{{field}}}", file=path, remedy=f"write {{{field}}} where it goes"
+            )
+    return template

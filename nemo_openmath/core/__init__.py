@@ -1,0 +1,12 @@
+"""The ground that every other package stands on.
+
+errors.py      the errors a user can meet, and the exit code of each
+records/       typed records with content-derived ids, the append-only store, manifests, lineage, foreign files
+engine.py      the protocol of whatever generates text
+sandbox.py     the protocol of whatever runs a model's Python
+grader.py      the verdicts of a comparison
+stage.py       the Stage contract: what a step of a recipe reads, writes, drops and retries
+build.py       values of a YAML file into typed settings; config.py: the file and its overrides
+merging.py     the shards of an array of jobs into one result
+progress.py, clock.py, waiting.py, processes.py, listening.py, locks.py, bounds.py     small tools of long work
+"""

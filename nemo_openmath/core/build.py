@@ -1,0 +1,201 @@
+"""Plain data -> typed dataclasses, with every value's origin remembered and every mistake named.
+
+Types understood in a configuration: str, int, float, bool, Literal, enums, Path, ``X | None``, tuple/list of X,
+dict[str, X], nested dataclasses, and ranges of these (``bounds.py``). Nothing is guessed: "3" is no int, 1 is no str;
+an int is a float.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from nemo_openmath.core.bounds import Bounds, Length
+from nemo_openmath.core.errors import UserError
+
+T = TypeVar("T")
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value came from: ``default``, ``override``, or a file and its line."""
+
+    file: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+
+DEFAULT = Origin("default")
+OVERRIDE = Origin("override")
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A resolved setting, for ``recipe show``."""
+
+    key: Key
+    value: Any
+    origin: Origin
+
+
+class Builder:
+    """Builds dataclasses from nested dicts. ``origin(key)`` says where the value at ``key`` was written. Relative paths
+    are relative to the file that they are written in, those of overrides to the working directory; without ``folder``
+    they stay as they are. ``here``: the working directory of the overrides."""
+
+    def __init__(self, origin: Callable[[Key], Origin], folder: Path | None = None, here: Path = Path()):
+        self.origin = origin
+        self.folder = folder
+        self.here = here
+        self.values: list[Value] = []
+
+    def build(self, kind: type[T], data: Any, key: Key = ()) -> T:
+        """An instance of the dataclass ``kind``. Raises UserError with file, line, key and remedy."""
+        if data is None:
+            data = {}
+        if not isinstance(data, dict):
+            raise self.error(key, f"expected settings of {kind.__name__}, got {_show(data)}")
+        hints = typing.get_type_hints(kind, include_extras=True)
+        known = {f.name: f for f in fields(kind) if f.init}  # type: ignore[arg-type]
+        for name in data:
+            if name not in known:
+                raise self.unknown((*key, str(name)), list(known))
+        made: dict[str, Any] = {}
+        for name, spec in known.items():
+            at = (*key, name)
+            if name in data:
+                made[name] = self.convert(hints[name], data[name], at)
+                continue
+            if spec.default is not MISSING:
+                made[name] = spec.default
+            elif spec.default_factory is not MISSING:
+                made[name] = spec.default_factory()
+            else:
+                raise self.error(at, "this setting is required")
+            self._record_default(at, made[name])
+        try:
+            return kind(**made)
+        except (ValueError, UserError) as error:  # a dataclass's own check in __post_init__
+            raise self.error(key, str(error)) from error
+
+    def base(self, key: Key) -> Path:
+        """The folder that a relative path at ``key`` is relative to: its file's, or for an override the working
+        directory."""
+        origin = self.origin(key)
+        return self.here if origin is OVERRIDE else Path(origin.file).parent
+
+    def convert(self, hint: Any, value: Any, key: Key) -> Any:
+        """``value`` as the type ``hint``."""
+        origin, args = get_origin(hint), get_args(hint)
+        if origin is Annotated:
+            return self._within(self.convert(args[0], value, key), args[1:], key)
+        if is_dataclass(hint):
+            return self.build(typing.cast(type, hint), value, key)
+        if origin in (Union, types.UnionType):
+            return self._convert_union(args, value, key)
+        if origin in (tuple, list):
+            if not isinstance(value, list):
+                raise self.error(key, f"expected a list, got {_show(value)}")
+            made = [self.convert(args[0], v, (*key, str(i))) for i, v in enumerate(value)]
+            return tuple(made) if origin is tuple else made
+        if origin is dict:
+            if not isinstance(value, dict):
+                raise self.error(key, f"expected settings by name, got {_show(value)}")
+            return {str(k): self.convert(args[1], v, (*key, str(k))) for k, v in value.items()}
+        made = self._convert_plain(hint, origin, args, value, key)
+        self.values.append(Value(key, made, self.origin(key)))
+        return made
+
+    def _within(self, made: Any, limits: Sequence[Any], key: Key) -> Any:
+        for limit in limits:
+            if isinstance(limit, Bounds | Length) and (problem := limit.problem(made)):
+                raise self.error(key, problem)
+        return made
+
+    def _convert_plain(self, hint: Any, origin: Any, args: tuple[Any, ...], value: Any, key: Key) -> Any:
+        if isinstance(value, int) and not -_WORD <= value < _WORD:
+            raise self.error(key, f"{_show(value)} is beyond 64 bits", "choose a smaller number")
+        if hint is Any:
+            return value
+        if origin is Literal:
+            if value not in args:
+                raise self.choice(key, value, [str(a) for a in args])
+            return value
+        if isinstance(hint, type) and issubclass(hint, Enum):
+            names = [str(member.value) for member in hint]
+            if value not in names:
+                raise self.choice(key, value, names)
+            return hint(value)
+        if hint is Path and isinstance(value, str):
+            return Path(value) if self.folder is None else self.base(key) / value
+        if hint is float and isinstance(value, str):  # YAML reads 1e-4 as a string
+            try:
+                return float(value)
+            except ValueError:
+                pass
+        if hint is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if hint in (str, int, float, bool) and type(value) is hint:
+            return value
+        name = getattr(hint, "__name__", str(hint))
+        quotes = hint is str and isinstance(value, int | float) and not isinstance(value, bool)
+        remedy = "write it in quotes" if quotes else ""
+        raise self.error(key, f"expected {_NAMES.get(name, name)}, got {_show(value)}", remedy)
+
+    def _convert_union(self, args: Sequence[Any], value: Any, key: Key) -> Any:
+        if value is None and type(None) in args:
+            self.values.append(Value(key, None, self.origin(key)))
+            return None
+        options = [a for a in args if a is not type(None)]
+        for i, option in enumerate(options):
+            mark = len(self.values)
+            try:
+                return self.convert(option, value, key)
+            except UserError:
+                del self.values[mark:]
+                if i == len(options) - 1:
+                    raise
+        raise AssertionError("a union has members")
+
+    def _record_default(self, key: Key, value: Any) -> None:
+        if is_dataclass(value) and not isinstance(value, type):
+            for spec in fields(value):
+                self._record_default((*key, spec.name), getattr(value, spec.name))
+        else:
+            self.values.append(Value(key, value, DEFAULT))
+
+    def error(self, key: Key, problem: str, remedy: str = "") -> UserError:
+        """A UserError that names the file, the line and the setting."""
+        origin = self.origin(key)
+        name = ".".join(key) or "recipe"
+        return UserError(f"{name}: {problem}", file=origin.file, row=origin.line, remedy=remedy)
+
+    def unknown(self, key: Key, known: Sequence[str]) -> UserError:
+        return self.error(key, "unknown setting", nearest(key[-1], known))
+
+    def choice(self, key: Key, value: Any, known: Sequence[str]) -> UserError:
+        return self.error(key, f"{_show(value)} is not a choice", nearest(str(value), known))
+
+
+_WORD = 1 << 63  # what a whole number is stored in
+_NAMES = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false", "Path": "a path"}
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A remedy: the nearest known name, or the list of them."""
+    close = difflib.get_close_matches(name, known, 1, 0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

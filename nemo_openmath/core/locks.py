@@ -1,0 +1,82 @@
+"""Locks on files (``flock``) that name their holder: any death releases them, kill -9 and a lost machine too.
+
+NFS passes the locks on to all nodes; Lustre mounted without ``-o flock`` has none, and with ``localflock`` none that
+another node sees. What then happens is for the caller to say.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nemo_openmath.core.errors import of_the_system
+
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)
+
+
+def open_lock_file(path: Path) -> int:
+    """The descriptor of a lock's file, made where it is missing. Raises the error that a user understands."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise of_the_system(error, path.parent) or error from None
+
+
+def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
+    """Whether the lock was free and is held now; None where the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in _HELD else None
+    return True
+
+
+def is_open_file(path: Path, descriptor: int) -> bool:
+    """Whether ``path`` is still the file that was opened."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def new_mark(**more: Any) -> dict[str, Any]:
+    """Who holds a lock: process, host, since when."""
+    since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": since, **more}
+
+
+def read_mark(path: Path) -> dict[str, Any]:
+    """The holder's mark; empty where there is none, or while it is being written."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_mark(descriptor: int, mark: dict[str, Any], path: Path) -> None:
+    """Write the mark into the lock's file. Raises the error that a user understands (a full disk)."""
+    text = json.dumps(mark).encode()
+    try:
+        os.pwrite(descriptor, text, 0)
+        os.ftruncate(descriptor, len(text))
+    except OSError as error:
+        raise of_the_system(error, path) or error from None
+
+
+def is_alive(mark: dict[str, Any]) -> bool | None:
+    """Whether the process of a mark is there; None where it is another machine's."""
+    if mark.get("host") != socket.gethostname() or not isinstance(mark.get("pid"), int):
+        return None
+    try:
+        state = Path(f"/proc/{mark['pid']}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in ("Z", "X")

@@ -1,0 +1,170 @@
+"""Equal records are one record, wherever they come from twice: here, and nowhere else, they become one.
+
+A stage may store the same record for several of its units: a problem that two threads pose, a proof and a problem that
+turn out to be the same, a row that two files hold. Whoever reads records (``StageContext.read``) gets each id once,
+with the parents of all its versions joined, so no stage can see another version than the next one does.
+
+Versions of a problem may name different expected answers. The rule: every version that names one has a vote, votes are
+counted by meaning (``grading.majority``), and the answer with the most votes holds. Where two have as many, the problem
+has no expected answer. Either way ``extra["answers_given"]`` keeps what was said: answer -> votes.
+
+Versions of anything else that differ in more than parents and ``extra`` are refused: nobody can say which one is meant.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records import Problem, Record, read_manifest
+from nemo_openmath.core.records.exact_json import dumps
+from nemo_openmath.core.records.ids import unit_key
+from nemo_openmath.core.records.key_set import KeySet
+from nemo_openmath.core.records.store import id_of_line, parse_record, record_lines
+from nemo_openmath.grading.majority import majority
+
+ANSWERS = "answers_given"
+R = TypeVar("R", bound=Record)
+
+
+def read_merged(folders: Sequence[Path], kind: type[R]) -> Iterator[R]:
+    """The records of finished stages, each id once, at the place where it is first seen.
+
+    Streamed: eight bytes a record are kept, and whole records only where an id comes twice. Raises UserError naming
+    file and row of a broken line, or the record whose versions contradict each other.
+    """
+    folders = list({os.path.realpath(folder): folder for folder in folders}.values())
+    again = set[int]() if _known_apart(folders) else _repeated(folders)
+    versions: dict[str, list[R]] = {}
+    if again:
+        for file, row, line in record_lines(folders):
+            if unit_key(name := id_of_line(line)) in again:
+                versions.setdefault(name, []).append(parse_record(line, kind, file, row))
+    for file, row, line in record_lines(folders):
+        if not again or unit_key(name := id_of_line(line)) not in again:
+            yield parse_record(line, kind, file, row)
+        elif (found := versions.pop(name, None)) is not None:
+            yield merge(found)
+
+
+def merge(versions: Sequence[R]) -> R:
+    """One record of several with the same id; the same one whatever their order. Raises UserError where they
+    contradict each other."""
+    versions = sorted(versions, key=dumps)
+    if isinstance(versions[0], Problem):
+        return _merge_problems(versions)  # type: ignore[arg-type,return-value]
+    first = versions[0]
+    for other in versions[1:]:
+        for field in fields(first):
+            if field.name not in ("parents", "extra") and getattr(first, field.name) != getattr(other, field.name):
+                raise UserError(
+                    f"{type(first).__name__} {first.id} is there in versions that differ in {field.name!r}",
+                    remedy="name only one of the folders that hold it",
+                )
+    return replace(first, parents=_parents(versions), extra=_extra(versions))
+
+
+def _merge_problems(versions: Sequence[Problem]) -> Problem:
+    answer, given = agreed_answer(versions)
+    best = next((v for v in versions if v.expected_answer == answer), versions[0])
+    ordered = [best, *(v for v in versions if v is not best)]
+    known: dict[str, Any] = {
+        name: next((value for v in ordered if (value := getattr(v, name)) not in (None, "")), getattr(best, name))
+        for name in ("problem_type", "category", "source", "pass_rate")
+    }
+    extra = _extra(ordered)
+    if len(given) > 1:
+        extra[ANSWERS] = given
+        if answer is None:
+            known["problem_type"] = "no_answer_extracted"
+    return replace(best, parents=_parents(versions), extra=extra, expected_answer=answer, **known)
+
+
+def agreed_answer(versions: Sequence[Problem]) -> tuple[str | None, dict[str, int]]:
+    """(the answer that most versions name, or None where there is none or a tie; meaning -> votes)."""
+    votes: list[str] = []
+    for version in versions:
+        if version.extra.get(ANSWERS):  # what earlier votes said counts on
+            votes += [a for a, n in version.extra[ANSWERS].items() for _ in range(n)]
+        elif version.expected_answer is not None:
+            votes.append(version.expected_answer)
+    if len(set(votes)) <= 1:
+        return (votes[0] if votes else None), Counter(votes)
+    vote = majority(sorted(votes))
+    return (None if vote.tie else vote.answer), dict(sorted(vote.groups))
+
+
+def _parents(versions: Sequence[Record]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(parent for version in versions for parent in version.parents))
+
+
+def _extra(versions: Sequence[Record]) -> dict[str, Any]:
+    extra: dict[str, Any] = {}
+    for version in reversed(versions):
+        extra |= version.extra
+    return extra
+
+
+def count_records(folder: Path) -> dict[str, int]:
+    """What lies in a stage's folder: ``records`` (each id once), ``merged`` (further versions of them), and
+    ``disagreeing``: problems whose versions name different answers, ``undecided`` those of them without a majority."""
+    seen, again, lines, marked = KeySet(), set[int](), 0, False
+    for _, _, line in record_lines([folder]):
+        lines += 1
+        if not seen.add(key := unit_key(name := id_of_line(line))):
+            again.add(key)
+        marked = marked or (name.startswith(_PROBLEM) and ANSWERS.encode() in line)
+    counts = {"records": lines, "merged": 0}
+    if not (again or marked):
+        return counts
+    versions: dict[str, list[Problem]] = {}
+    disagreeing: Counter[str] = Counter()
+    for file, row, line in record_lines([folder]):
+        name = id_of_line(line)
+        problem = name.startswith(_PROBLEM)
+        if unit_key(name) in again:
+            counts["merged"] += name in versions
+            versions.setdefault(name, [])
+            if problem:
+                versions[name].append(parse_record(line, Problem, file, row))
+        elif problem and ANSWERS.encode() in line:
+            disagreeing[_state(parse_record(line, Problem, file, row))] += 1
+    counts["records"] -= counts["merged"]
+    for found in versions.values():
+        if found:
+            disagreeing[_state(merge(found))] += 1
+    del disagreeing[""]
+    if disagreeing:
+        counts |= {"disagreeing": disagreeing.total(), "undecided": disagreeing["undecided"]}
+    return counts
+
+
+_PROBLEM = "problem-"  # what the id of a problem begins with
+
+
+def _state(problem: Problem) -> str:
+    if ANSWERS not in problem.extra:
+        return ""
+    return "undecided" if problem.expected_answer is None else "decided"
+
+
+def _known_apart(folders: Sequence[Path]) -> bool:
+    """Whether a finished stage has said that it holds nothing twice."""
+    if len(folders) != 1:
+        return not folders
+    manifest = read_manifest(folders[0])
+    return manifest is not None and manifest.counts.get("merged") == 0
+
+
+def _repeated(folders: Sequence[Path]) -> set[int]:
+    """Keys of the ids that stand in more than one line."""
+    seen, again = KeySet(), set[int]()
+    for _, _, line in record_lines(folders):
+        if not seen.add(key := unit_key(id_of_line(line))):
+            again.add(key)
+    return again

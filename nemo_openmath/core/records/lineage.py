@@ -1,0 +1,86 @@
+"""Lineage: beside every artifact (checkpoint, export), what it was made from and by what."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nemo_openmath.core.records.ids import content_id
+from nemo_openmath.core.records.manifest import write_json
+
+LINEAGE = "lineage.json"
+_PACKAGES = ("nemo-openmath", "torch", "megatron-core", "transformers", "tokenizers", "sympy", "math-verify", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """``inputs``: name -> {path, digest}. ``command``: what a user types to make it again."""
+
+    kind: str
+    inputs: dict[str, dict[str, str]]
+    command: list[str] = field(default_factory=lambda: list(sys.argv))
+    config: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / LINEAGE, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Lineage | None:
+        path = folder / LINEAGE
+        return cls(**orjson.loads(path.read_bytes())) if path.is_file() else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what can change a result."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_tree(folder: Path, ignore: tuple[str, ...] = (LINEAGE, "plan.json", "seconds.json", "manifest.json")) -> str:
+    """SHA-256 over the names and bytes of all files of a folder but those about how it came to be, or of one file."""
+    if folder.is_file():
+        return digest_file(folder)
+    names: Mapping[str, Path] = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
+    total = hashlib.sha256()
+    for name in sorted(names):
+        if names[name].name not in ignore:
+            total.update(f"{name}\0{digest_file(names[name])}\0".encode())
+    return total.hexdigest()
+
+
+def remembered_digest(path: Path, memory: Path) -> str:
+    """:func:`digest_tree`, read again only when a name, a size or a modification time changed: models and data sets
+    of many gigabytes are looked at by every job of a run. ``memory``: folder of what was found, one file a path."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    seen = [(str(f.relative_to(path)), (at := f.stat()).st_size, at.st_mtime_ns) for f in files]
+    note = memory / f"{content_id('path', str(path.resolve()))}.json"
+    signature = content_id("files", seen)
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        if (known := orjson.loads(note.read_bytes()))["files"] == signature:
+            return str(known["digest"])
+    digest = digest_tree(path)
+    with contextlib.suppress(OSError):  # only speed is lost
+        memory.mkdir(parents=True, exist_ok=True)
+        write_json(note, {"path": str(path), "files": signature, "digest": digest})
+    return digest

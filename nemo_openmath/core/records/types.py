@@ -1,0 +1,169 @@
+"""Record types. Immutable; each names its parents; ``id`` is a function of content.
+
+A later stage that learns something about a record (its answer, its verdict) writes a new version under the same
+id: what the id is made of never changes. Fields that we do not know are kept in ``extra`` and travel along.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Self
+
+from nemo_openmath.core.records.ids import content_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """Base: ``id`` and the ids of what it was made from."""
+
+    id: str
+    parents: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    tuples: ClassVar[tuple[str, ...]] = ("parents",)
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Self:
+        """Read a row of our own files. Raises ValueError naming a missing or unknown field."""
+        known = {f.name for f in fields(cls)}
+        if unknown := row.keys() - known:
+            raise ValueError(f"not a {cls.__name__}: unknown field {sorted(unknown)[0]!r}")
+        try:
+            values: dict[str, Any] = {k: tuple(v) if k in cls.tuples else v for k, v in row.items()}
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"not a {cls.__name__}: {error}") from error
+
+    def with_(self, **changes: Any) -> Self:
+        """A new version under the same id."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thread(Record):
+    """A forum thread, with the field names of the published raw data."""
+
+    forum_post: str
+    forum_discussions: str = ""
+
+    @classmethod
+    def make(cls, forum_post: str, forum_discussions: str = "", **extra: Any) -> Thread:
+        return cls(
+            id=content_id("thread", forum_post, forum_discussions),
+            forum_post=forum_post,
+            forum_discussions=forum_discussions,
+            extra=extra,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem(Record):
+    """A problem. ``problem_type`` as published: has_answer_extracted, no_answer_extracted, converted_proof;
+    ``category`` as classified: answer, proof, multiple-choice, binary, invalid."""
+
+    problem: str
+    expected_answer: str | None = None
+    problem_type: str | None = None
+    category: str | None = None
+    source: str = ""
+    pass_rate: float | None = None
+
+    @classmethod
+    def make(cls, problem: str, **values: Any) -> Problem:
+        """The id is made from the text alone, with runs of white space counted as one."""
+        return cls(id=content_id("problem", " ".join(problem.split())), problem=problem, **values)
+
+
+UNTRIED = ("context", "refused")
+NOT_TRIED = "the model could not be asked"  # the reason of the verdict of such a generation, which is unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation(Record):
+    """One sampled solution (or selection). The id is known before anything is generated.
+
+    ``transcript``: JSON form of transcripts.Transcript. ``finish``: stop, length, time, budget, repetition, cut; or,
+    where nothing could be generated, context (the prompt was longer than the model's) or refused (by the engine).
+    ``verdict``: equal, not_equal, unknown, timeout; None before judging. ``prompt_tokens`` is the context at the
+    first token, ``completion_tokens`` what the model generated, ``runner_tokens`` what the sandbox's output added.
+    """
+
+    problem_id: str
+    mode: str  # cot, tir, genselect
+    model: str
+    sample: int
+    transcript: dict[str, Any] = field(hash=False)
+    finish: str
+    expected_answer: str | None = None
+    predicted_answer: str | None = None
+    verdict: str | None = None
+    verdict_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    runner_tokens: int = 0
+    code_calls: int = 0
+    budget: int | None = None
+
+    @staticmethod
+    def make_id(
+        problem_id: str, mode: str, model: str, prompt: str, sampling: dict[str, Any], seed: int, sample: int
+    ) -> str:
+        """``prompt``: digest of the template; ``sampling``: what shapes the draw; ``seed``: the run's."""
+        return content_id("generation", problem_id, mode, model, prompt, sampling, seed, sample)
+
+    @property
+    def correct(self) -> bool:
+        return self.verdict == "equal"
+
+    @property
+    def finished(self) -> bool:
+        return self.finish == "stop"
+
+    @property
+    def tried(self) -> bool:
+        """False where the model could not be asked: such a generation says nothing of the problem or the model."""
+        return self.finish not in UNTRIED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group(Record):
+    """Candidates of one problem for GenSelect (paper section 4.2), in the order shown to the model."""
+
+    problem_id: str
+    problem: str
+    members: tuple[str, ...]  # generation ids
+    summaries: tuple[str, ...]
+    answers: tuple[str | None, ...]
+    correct: tuple[bool, ...] = ()  # empty where the expected answer is not to be used
+    expected_answer: str | None = None
+
+    tuples: ClassVar[tuple[str, ...]] = ("parents", "members", "summaries", "answers", "correct")
+
+    @classmethod
+    def make(cls, problem_id: str, members: tuple[str, ...], *, turn: int = 0, **values: Any) -> Group:
+        """``turn`` tells groups of the same members apart where every problem gets several (inference)."""
+        made = content_id("group", problem_id, members, turn)
+        return cls(id=made, problem_id=problem_id, members=members, parents=members, **values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftRow(Record):
+    """One training sample: a transcript whose model pieces are trained on."""
+
+    problem_id: str
+    mode: str
+    transcript: dict[str, Any] = field(hash=False)
+    expected_answer: str | None = None
+    problem_source: str = ""
+    pass_rate: float | None = None
+
+    @classmethod
+    def make(cls, source: Record, *, problem_id: str, mode: str, transcript: dict[str, Any], **values: Any) -> SftRow:
+        return cls(
+            id=content_id("row", source.id, mode, transcript["messages"], [p["text"] for p in transcript["pieces"]]),
+            parents=(source.id,),
+            problem_id=problem_id,
+            mode=mode,
+            transcript=transcript,
+            **values,
+        )

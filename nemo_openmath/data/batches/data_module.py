@@ -1,0 +1,183 @@
+"""Packed samples as the trainer reads them: the only code of this room that runs inside a training job.
+
+Opening maps files and reads their index; nothing is packed, tokenized or shuffled sample by sample here. The order
+of an epoch is a permutation of whole packs, so shuffling does not undo the packing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.data.batches.held_out import hold_out
+from nemo_openmath.data.packs.permutation import permutation
+from nemo_openmath.data.packs.plan import PackPlan, lay_out
+from nemo_openmath.data.packs.types import Pack
+
+
+class PackedData:
+    """The :class:`~nemo_openmath.data.packs.types.PackSource` over a pack plan; see there how packs make up a batch.
+
+    The run is a stream of ``epochs`` x num_samples samples: phase after phase, in each phase epoch after epoch, in
+    each epoch the phase's packs in an order of their own. Step s is samples [s x B, (s + 1) x B) of it.
+    """
+
+    def __init__(self, plan: PackPlan, *, batch_samples: int, run_samples: int, seed: int, pad_multiple: int):
+        self.plan = plan
+        self.held_out: PackedData | None = None  # one pass over the samples held out, where some are
+        self.batch_samples = batch_samples
+        self._run_samples = run_samples
+        self._seed = seed
+        self._pad_multiple = pad_multiple
+        self._pack_end = np.asarray(plan.pack_end, np.int64)
+        bounds = [0, *(int(e) for e in plan.phase_end)]
+        self._phases = [(a, b) for a, b in pairwise(bounds) if b > a]  # packs of each phase
+        ends = [int(self._pack_end[b - 1]) for _, b in self._phases]  # entries
+        # Where each phase ends in the stream of the run: its share of the samples.
+        self._stream_end = [run_samples * end // ends[-1] for end in ends]
+        self._orders: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        length = "" if len(self._phases) == 1 else f" {run_samples}"  # a single phase can be prolonged
+        text = f"{plan.digest} {[s['fingerprint'] for s in plan.meta['tokens']]} {batch_samples} {seed}{length}"
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        batch_samples: int,
+        epochs: float | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+        pad_multiple: int | None = None,
+        tokenizer: str | None = None,
+        validation_share: float = 0.0,
+    ) -> PackedData:
+        """Open the folder of a ``packs.plan`` for a run of ``epochs`` or of ``steps``.
+
+        ``batch_samples``: samples of the global batch. ``pad_multiple``: 2 x CP x TP of the layout, a divisor of the
+        plan's; None: the plan's. ``tokenizer``: fingerprint of the model's tokenizer and template; token files made
+        with another are refused. ``validation_share``: of the samples, held out (:func:`hold_out`) and not trained on;
+        they are ``self.held_out``. Raises UserError, and DamagedFile naming the file.
+        """
+        plan, held_out = PackPlan(folder), None
+        if validation_share:
+            plan, held_out = hold_out(plan, validation_share, seed)
+        if (epochs is None) == (steps is None):
+            raise UserError("give the length of the run as epochs or as steps", file=folder)
+        if (
+            batch_samples < 1
+            or not 0 < (1 if epochs is None else epochs) < math.inf
+            or (1 if steps is None else steps) < 1
+        ):
+            raise UserError("batch, epochs and steps must be above zero", file=folder)
+        pad_multiple = pad_multiple or plan.pad_multiple
+        if plan.pad_multiple % pad_multiple:
+            raise UserError(
+                f"packed for multiples of {plan.pad_multiple}, the layout needs {pad_multiple}",
+                file=folder,
+                remedy=f"pack again with pad_multiple={math.lcm(plan.pad_multiple, pad_multiple)}",
+            )
+        if tokenizer is not None:
+            for tokens in plan.samples.folders:
+                tokens.require(tokenizer)
+        entries = len(plan.entries)
+        run_samples = steps * batch_samples if steps is not None else max(1, round((epochs or 0) * entries))
+        data = cls(plan, batch_samples=batch_samples, run_samples=run_samples, seed=seed, pad_multiple=pad_multiple)
+        if held_out is not None:
+            once = len(held_out.entries)
+            data.held_out = cls(
+                held_out, batch_samples=batch_samples, run_samples=once, seed=seed, pad_multiple=pad_multiple
+            )
+        return data
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.plan.entries)
+
+    @property
+    def num_steps(self) -> int:
+        return -(-self._run_samples // self.batch_samples)
+
+    def last_trained(self, most: int = 4096) -> Counter[int]:
+        """How many samples end in which token, of those whose last token is trained on: what the data teaches to end
+        a text with. Of more than ``most`` samples, so many that lie evenly over the packs are looked at."""
+        entries = self.plan.entries
+        found: Counter[int] = Counter()
+        for row in entries[np.unique(np.linspace(0, len(entries) - 1, min(most, len(entries)), dtype=np.int64))]:
+            sample = self.plan.samples[int(row)]
+            if sample.trained[-1]:
+                found[int(sample.tokens[-1])] += 1
+        return found
+
+    def batch(self, step: int) -> list[Pack]:
+        """See PackSource. Reads and checks only the samples of this step."""
+        return [self._build(rows) for rows in self.rows(step)]
+
+    def rows(self, step: int) -> list[list[int]]:
+        """Sample numbers (of ``plan.samples``) of each pack of a step's batch."""
+        if not 0 <= step < self.num_steps:
+            raise IndexError(f"step {step} outside 0..{self.num_steps - 1}")
+        at = step * self.batch_samples
+        stop = min(at + self.batch_samples, self._run_samples)
+        pieces: list[list[int]] = []
+        cut: list[int] = []  # pieces cut by the boundaries of the batch (the first and the last) or of a phase
+        while at < stop:
+            phase = int(np.searchsorted(self._stream_end, at, "right"))
+            first, last = self._phases[phase]
+            base = int(self._pack_end[first - 1]) if first else 0
+            size = int(self._pack_end[last - 1]) - base  # samples of an epoch of this phase
+            begin = self._stream_end[phase - 1] if phase else 0
+            epoch, offset = divmod(at - begin, size)
+            until = min(stop - begin, (epoch + 1) * size, self._stream_end[phase] - begin) - epoch * size
+            order, ends = self._order(phase, epoch)
+            for i in range(int(np.searchsorted(ends, offset, "right")), int(np.searchsorted(ends, until, "left")) + 1):
+                pack = int(order[i])
+                high = int(self._pack_end[pack])
+                low = int(self._pack_end[pack - 1]) if pack else 0
+                start = int(ends[i]) - (high - low)  # of the pack in the epoch's stream
+                a, b = max(offset, start) - start, min(until, int(ends[i])) - start
+                if b - a < high - low:
+                    cut.append(len(pieces))
+                pieces.append(self.plan.entries[low + a : low + b].tolist())
+            at = begin + epoch * size + until
+        return self._join(pieces, cut)
+
+    def _order(self, phase: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Packs of a phase in the order of an epoch, and where each ends in the epoch's stream of samples."""
+        key = (phase, epoch)
+        if key not in self._orders:
+            while len(self._orders) > 1:  # a batch lies in at most two but for tiny data
+                self._orders.pop(next(iter(self._orders)))
+            first, last = self._phases[phase]
+            order = first + permutation(last - first, self._seed, phase, epoch)
+            counts = self._pack_end[order] - np.where(order > 0, self._pack_end[order - 1], 0)
+            self._orders[key] = (order, np.cumsum(counts))
+        return self._orders[key]
+
+    def _padded(self, tokens: int) -> int:
+        return -(-tokens // self._pad_multiple) * self._pad_multiple
+
+    def _join(self, pieces: list[list[int]], cut: list[int]) -> list[list[int]]:
+        """Lay cut pieces together where they fit into one pack (first fit; there are rarely more than two)."""
+        out = [piece for i, piece in enumerate(pieces) if i not in cut]
+        joined: list[tuple[list[int], int]] = []
+        for piece in (pieces[i] for i in cut):
+            size = sum(self._padded(self.plan.samples.length(row)) for row in piece)
+            for i, (others, taken) in enumerate(joined):
+                if taken + size <= self.plan.capacity:
+                    joined[i] = (others + piece, taken + size)
+                    break
+            else:
+                joined.append((piece, size))
+        return out + [piece for piece, _ in joined]
+
+    def _build(self, rows: list[int]) -> Pack:
+        return lay_out([self.plan.samples[row] for row in rows], self._pad_multiple)

@@ -1,0 +1,1 @@
+"""From token files to packs: which samples lie together in a sequence of the training length."""

@@ -1,0 +1,206 @@
+"""What a folder of packs holds: lengths by group, fill, trained share, cost imbalance; and a pack to look at.
+
+Numbers come from the index alone, so 5.5M samples take seconds. ``show_*`` make rich renderables for a terminal or,
+through rich's export, for a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from nemo_openmath.chat import ChatTokenizer
+from nemo_openmath.data.batches.balance import assign, assign_in_order, imbalance
+from nemo_openmath.data.batches.data_module import PackedData
+from nemo_openmath.data.packs.plan import PackPlan
+from nemo_openmath.data.packs.types import Pack
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_BINS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStats:
+    """Samples of one group in an epoch (copies counted). ``quantiles``: tokens at 0, 10, 50, 90, 99, 100%.
+    ``histogram``: samples by length in equal steps of ``step`` tokens."""
+
+    group: str
+    samples: int
+    tokens: int
+    prompt_tokens: int
+    trained_tokens: int
+    quantiles: tuple[int, ...]
+    histogram: tuple[int, ...]
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Imbalance:
+    """Worst rank's attention cost over the mean, averaged over steps of ``batch_samples``: packs taken in order, and
+    assigned by cost. ``packs``: of a step. Both are None where a step has fewer packs than there are ranks: then some
+    ranks get none, and no assignment helps."""
+
+    ranks: int
+    batch_samples: int
+    packs: int
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PackStats:
+    """``fill``: tokens and padding over the room of all packs; ``padding``: its share of what fills the packs;
+    ``trained``: share of targets among the tokens of an epoch; ``dropped``: {reason: samples}."""
+
+    groups: tuple[GroupStats, ...]
+    packs: int
+    capacity: int
+    fill: float
+    padding: float
+    trained: float
+    dropped: dict[str, int]
+    imbalance: tuple[Imbalance, ...]
+
+
+def measure(
+    plan: PackPlan, *, batch_samples: int = 1024, ranks: Sequence[int] = (8, 64), steps: int = 20, seed: int = 0
+) -> PackStats:
+    """Statistics of a plan; imbalance over the first ``steps`` batches of ``batch_samples``."""
+    folders = plan.samples.folders
+    lengths = np.concatenate([f.lengths() for f in folders])
+    prompts = np.concatenate([f.prompt_lengths() for f in folders])
+    targets = np.concatenate([f.trained_lengths() for f in folders])
+    names = sorted({name for f in folders for name in f.groups})
+    codes = np.concatenate([np.array([names.index(g) for g in f.groups] or [0])[f.group_codes()] for f in folders])
+    entries = np.asarray(plan.entries)
+    step = max(1, -(-int(lengths[entries].max()) // _BINS))
+    groups = []
+    for code, name in enumerate(names):
+        mine = entries[codes[entries] == code]
+        if len(mine):
+            groups.append(_group(name, lengths[mine], prompts[mine], targets[mine], step))
+    filled = plan.meta["tokens_kept"] + plan.meta["padding"]
+    return PackStats(
+        groups=tuple(groups),
+        packs=plan.num_packs,
+        capacity=plan.capacity,
+        fill=plan.fill,
+        padding=plan.meta["padding"] / filled,
+        trained=sum(g.trained_tokens for g in groups) / sum(g.tokens for g in groups),
+        dropped=dict(plan.meta["dropped"]),
+        imbalance=_imbalance(plan, batch_samples, ranks, steps, seed),
+    )
+
+
+def _group(name: str, lengths: NDArray, prompts: NDArray, targets: NDArray, step: int) -> GroupStats:
+    quantiles = np.quantile(lengths, (0, 0.1, 0.5, 0.9, 0.99, 1), method="nearest")
+    return GroupStats(
+        group=name,
+        samples=len(lengths),
+        tokens=int(lengths.sum(dtype=np.int64)),
+        prompt_tokens=int(prompts.sum(dtype=np.int64)),
+        trained_tokens=int(targets.sum(dtype=np.int64)),
+        quantiles=tuple(int(q) for q in quantiles),
+        histogram=tuple(np.bincount((lengths - 1) // step, minlength=_BINS).tolist()),
+        step=step,
+    )
+
+
+def _imbalance(
+    plan: PackPlan, batch_samples: int, ranks: Sequence[int], steps: int, seed: int
+) -> tuple[Imbalance, ...]:
+    data = PackedData(
+        plan,
+        batch_samples=batch_samples,
+        run_samples=len(plan.entries),
+        seed=seed,
+        pad_multiple=plan.pad_multiple,
+    )
+    costs = []
+    for step in range(min(steps, max(1, len(plan.entries) // batch_samples))):  # whole steps, or the only one
+        costs.append([sum(plan.samples.length(row) ** 2 for row in pack) for pack in data.rows(step)])
+    found = []
+    for count in ranks:
+        fewest = min(map(len, costs), default=0)
+        if fewest < count:
+            found.append(Imbalance(count, batch_samples, fewest, None, None))
+            continue
+        before = [imbalance(c, assign_in_order(len(c), count)) for c in costs]
+        after = [imbalance(c, assign(c, count)) for c in costs]
+        found.append(Imbalance(count, batch_samples, fewest, float(np.mean(before)), float(np.mean(after))))
+    return tuple(found)
+
+
+def show_stats(stats: PackStats) -> RenderableType:
+    """A table, a histogram a group and a few lines, for ``openmath data stats``; 80 columns are enough."""
+    table = Table(title="Samples of an epoch, lengths in tokens", title_justify="left", box=None, collapse_padding=True)
+    table.add_column("", no_wrap=True)
+    for column in ("samples", "tokens", "prompt", "trained", "10%", "median", "90%", "99%", "longest"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for g in stats.groups:
+        shares = (f"{g.prompt_tokens / g.tokens:.1%}", f"{g.trained_tokens / g.tokens:.1%}")
+        table.add_row(g.group, f"{g.samples:,}", _short(g.tokens), *shares, *(f"{q:,}" for q in g.quantiles[1:]))
+    width = max(len(g.group) for g in stats.groups)
+    lines = [
+        *(f"{g.group:{width}} 0 {_bars(g)} {g.step * len(g.histogram):,} tokens" for g in stats.groups),
+        "",
+        f"{stats.packs:,} packs of {stats.capacity:,} tokens; {stats.fill:.3%} of the room is used",
+        f"padding: {stats.padding:.3%} of what is used",
+        f"trained: {stats.trained:.1%} of all tokens are targets of the loss",
+        *(f"left out: {count:,} ({reason})" for reason, count in sorted(stats.dropped.items())),
+        "attention cost of the slowest data-parallel rank over the mean (1: none waits):",
+        *map(_balance, stats.imbalance),
+    ]
+    return Group(table, Text("\n".join(lines)))
+
+
+def _balance(i: Imbalance) -> str:
+    of = f"  {i.ranks:3} ranks, {i.batch_samples:,} samples a step: "
+    if i.before is None or i.after is None:
+        return f"{of}a step has only {i.packs} packs"
+    return f"{of}{i.before:.3f} in order, {i.after:.3f} assigned by cost"
+
+
+def _short(count: int) -> str:
+    """1234567 as 1.235M."""
+    for unit, name in ((10**12, "T"), (10**9, "G"), (10**6, "M")):
+        if count >= unit:
+            return f"{count / unit:.4g}{name}"
+    return f"{count:,}"
+
+
+def _bars(group: GroupStats) -> str:
+    top = max(group.histogram)
+    return "".join(_BARS[-(-count * (len(_BARS) - 1) // top)] for count in group.histogram)
+
+
+def show_pack(pack: Pack, tokenizer: ChatTokenizer, *, marks: bool = False) -> Text:
+    """The text of a pack: green where a token is a target of the loss, dim where it is not, a line at each boundary.
+
+    Tokens that are only part of a character are shown with the ones that complete it. ``marks``: also put what is
+    trained between ⟦ and ⟧, for output without colours.
+    """
+    out = Text()
+    bounds = pack.cu_seqlens.tolist()
+    for name, (start, stop) in zip(pack.sample_ids, pairwise(bounds), strict=True):
+        # A token is a target where the position before it has it as a trained label.
+        targets = np.concatenate([[False], pack.trained[start : stop - 1]])
+        labels = np.flatnonzero(pack.trained[start:stop] | (pack.labels[start:stop] != 0))
+        used = int(labels[-1]) + 2 if len(labels) else 1  # the last label is the sample's last token
+        share = f"{int(targets.sum())} of {used} tokens trained, {stop - start - used} of padding"
+        out.append(f"──── {name}  [{start}, {stop})  {share}\n", style="bold")
+        edges = [0, *(np.flatnonzero(np.diff(targets[:used])) + 1).tolist(), used]
+        for a, b in pairwise(edges):
+            style = "green" if targets[a] else "dim"
+            left, right = ("⟦", "⟧") if marks and targets[a] else ("", "")
+            out.append(left).append(tokenizer.decode(pack.tokens[start + a : start + b].tolist()), style=style)
+            out.append(right)
+        out.append("\n")
+    return out

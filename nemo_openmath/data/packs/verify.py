@@ -1,0 +1,32 @@
+"""Reading every byte of packs and token files once, as one does after a copy or before a long training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.data.packs.plan import PLAN, PackPlan
+from nemo_openmath.data.tokens.token_file import MANIFEST, TokenFolder
+
+
+def verify(folder: str | Path) -> Iterator[str]:
+    """A line for each thing found whole in a folder: packs with the token files they speak of, or token files.
+
+    Raises DamagedFile naming the first file that is not whole, UserError where there is nothing to check.
+    """
+    folder = Path(folder)
+    if (folder / PLAN).is_file():
+        plan = PackPlan(folder)  # checks its own sections
+        yield f"{folder}: {plan.num_packs:,} packs of {len(plan.entries):,} samples are whole"
+        folders = plan.samples.folders
+    else:
+        places = [folder, *sorted(folder.glob("tokens-*"))]
+        folders = [TokenFolder(place, verify_bytes=0) for place in places if (place / MANIFEST).is_file()]
+        if not folders:
+            raise UserError(
+                "neither packs nor token files", file=folder, remedy="give a folder of sft.pack or sft.tokenize"
+            )
+    for tokens in folders:
+        tokens.verify()
+        yield f"{tokens.folder}: {len(tokens):,} samples, {tokens.num_tokens:,} tokens are whole"

@@ -1,0 +1,1 @@
+"""From generations and foreign files to SFT rows: reading, selection, formatting."""

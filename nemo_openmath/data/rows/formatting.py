@@ -1,0 +1,227 @@
+"""A row of a published data set -> an SftRow: the recipe's prompt, and a transcript that knows who wrote what.
+
+Three kinds of rows are understood, told apart by their columns:
+
+    problem, generated_solution, ...   nvidia/OpenMathReasoning: the prompt of the row's mode is put around the problem;
+                                       in genselect the problem is the whole prompt already
+    input, output                      the reference's SFT files: the input is the user's turn, or a rendered prompt
+    transcript, problem_id, mode, ...  our own records, taken as they are
+
+An input is a rendered prompt where it begins with the sign that a chat format begins with and ends with the one that
+opens the assistant's turn (``_FORMATS``), perhaps with ``<think>`` behind it. It is not rendered again: its control
+tokens are tokens. Whole ChatML turns that open no turn of the assistant are read as turns. An input that begins with
+such a sign and is neither is a reject. Signs elsewhere in an input are text, as they are in a problem.
+
+A solution that ends in an end-of-text token is not given a second one, and thinking that ends without having begun
+gets its ``<think>`` (``transcripts/transcript.py``). Whatever cannot be trained on is a :class:`Reject` with a reason
+that is counted.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from nemo_openmath.chat import RENDERED, Message, Template, Transcript, load_template
+from nemo_openmath.chat.tags import CODE_START, budget_of, judgment_of
+from nemo_openmath.chat.tokenizer import strip_end
+from nemo_openmath.core.records.types import Problem, SftRow
+from nemo_openmath.grading import extract_answer
+
+MODES = ("cot", "tir", "genselect")
+_SIGN = r"<\|[^\s<|>]{1,40}\|?>"
+_TURN = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)<\|im_end\|>\n?", re.DOTALL)
+# Chat formats: (how a prompt begins, how it opens the assistant's turn), as the families' templates write them.
+_FORMATS = [
+    (re.compile(begin), re.compile(opened + r"(?:<think>\s*(?:</think>\s*)?)?\Z"))
+    for begin, opened in (
+        (r"<\|im_start\|>", r"<\|im_start\|>assistant(?:\n|<\|im_sep\|>)"),  # Qwen, SmolLM, OLMo, Phi 4
+        (r"<\|start_header_id\|>", r"<\|start_header_id\|>assistant<\|end_header_id\|>\s*"),  # Llama 3
+        (r"\[INST\]", r"\[/INST\]\s*"),  # Llama 2, Mistral
+        (r"\[SYSTEM_PROMPT\]", r"\[/INST\]\s*"),
+        (r"<start_of_turn>", r"<start_of_turn>model\n"),  # Gemma
+        (r"<｜User｜>|<｜begin▁of▁sentence｜>", r"<｜Assistant｜>\s*"),  # DeepSeek
+        (r"<\|(?:user|system)\|>", r"<\|assistant\|>\s*"),  # Phi, Zephyr, Tulu, GLM
+        (r"<\|start_of_role\|>", r"<\|start_of_role\|>assistant<\|end_of_role\|>\s*"),  # Granite
+        (r"<\|START_OF_TURN_TOKEN\|>", r"<\|CHATBOT_TOKEN\|>(?:<\|START_RESPONSE\|>)?\s*"),  # Command R
+        # Any other format whose signs look like these (gpt-oss, Llama 4, Kimi, Gemma 4),
+        (rf"(?!<\|im_start\|>){_SIGN}", rf"(?:{_SIGN}(?:assistant|model)(?:{_SIGN})?|<\|[^\s<|>]*assistant\|>)\s*"),
+    )
+]
+# and those of words alone (Alpaca, Vicuna): a turn of the user, and at the end one of the assistant.
+_WORDS = (
+    re.compile(r"^(?:### ?)?(?:Instruction|Human|User):|\bUSER:", re.MULTILINE),
+    re.compile(r"(?:^(?:### ?(?:Response|Assistant)|Assistant)|\bASSISTANT):\Z"),
+)
+_FIRST = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<BOS_TOKEN>|<\|endoftext\|>|\[gMASK\]<sop>)?\s*")
+_ENDS = (
+    *("<|eot|>", "<|eom_id|>", "<|return|>", "<turn|>", "<|end_of_turn|>", "<|endofturn|>"),
+    *("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "</s>", "<end_of_turn>", "<eos>", "<|end|>"),
+    *("<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>"),
+)
+
+
+NOT_TEXT = " is not text"  # ends the reason of a value of another type
+
+
+class Reject(Exception):
+    """A row that is not trained on: ``reason`` is counted, ``detail`` is an example for a reader."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail.encode(errors="replace").decode()
+
+
+class Formatter:
+    """Makes SftRows. ``mode``: what rows are that do not say so (a split's name); ``templates``: the user's own
+    prompts instead of the shipped ones, by mode."""
+
+    def __init__(self, mode: str | None = None, templates: Mapping[str, Template] | None = None):
+        if mode is not None and mode not in MODES:
+            raise ValueError(f"mode {mode!r} is none of {', '.join(MODES)}")
+        self.mode = mode
+        self._templates = {name: load_template(name) for name in ("cot", "tir")} | dict(templates or {})
+
+    def format(self, row: Mapping[str, Any]) -> SftRow:
+        """Raises Reject."""
+        if "transcript" in row:
+            try:
+                return own_row(dict(row))[0]
+            except ValueError as error:
+                raise Reject("not an SFT row", str(error)) from error
+        if "generated_solution" in row:
+            return self._published(row)
+        if "input" in row and "output" in row:
+            return self._reference(row)
+        raise Reject("unknown columns", ", ".join(sorted(row)))
+
+    def _published(self, row: Mapping[str, Any]) -> SftRow:
+        problem, solution = _text(row, "problem"), _text(row, "generated_solution")
+        mode = row.get("inference_mode") or self.mode or _guess(solution)
+        if mode not in MODES:
+            raise Reject("unknown inference mode", str(mode))
+        if mode == "genselect":
+            messages: tuple[Message, ...] = (Message("user", problem),)
+        elif mode == "tir":
+            budget = budget_of(solution)
+            if budget is None:
+                raise Reject("tir: no notice of remaining executions", solution[:200])
+            messages = self._templates["tir"].messages(total_code_executions=budget, problem=problem)
+        else:
+            messages = self._templates["cot"].messages(problem=problem)
+        return self._row(row, problem, mode, messages, solution, source=_label(row, "problem_source") or "")
+
+    def _reference(self, row: Mapping[str, Any]) -> SftRow:
+        prompt, answer = _text(row, "input"), _text(row, "output")
+        messages = _messages_of(prompt)
+        mode = row.get("inference_mode") or self.mode or _guess(answer)
+        if mode not in MODES:
+            raise Reject("unknown inference mode", str(mode))
+        turns = [text for role, text in _TURN.findall(prompt) if role == "user"] if _is_rendered(messages) else []
+        problem = _label(row, "problem") or (turns[-1] if turns else messages[-1].content)
+        return self._row(row, problem, mode, messages, answer)
+
+    def _row(
+        self,
+        row: Mapping[str, Any],
+        text: str,
+        mode: str,
+        messages: tuple[Message, ...],
+        answer: str,
+        source: str = "",
+    ) -> SftRow:
+        problem = Problem.make(text)
+        return SftRow.make(
+            problem,
+            problem_id=problem.id,
+            mode=mode,
+            transcript=Transcript.from_text(messages, strip_end(answer, _ENDS)[0]).with_opening().to_json(),
+            expected_answer=_label(row, "expected_answer"),
+            problem_source=source,
+            pass_rate=_rate(row.get("pass_rate_72b_tir")),
+        )
+
+
+def _messages_of(prompt: str) -> tuple[Message, ...]:
+    """The user's turn, a rendered prompt, or turns; see above. Raises Reject."""
+    start = _FIRST.match(prompt)
+    body = prompt[start.end() :] if start else prompt
+    if not any(begin.match(body) for begin, _ in _FORMATS):
+        users, opened = _WORDS
+        words = opened.search(prompt.rstrip().rpartition("\n")[2]) and users.search(body)
+        return (Message(RENDERED if words else "user", prompt),)
+    if any(begin.match(body) and opened.search(body) for begin, opened in _FORMATS):
+        return (Message(RENDERED, prompt),)
+    if (turns := _TURN.findall(body)) and not _TURN.sub("", body).strip():
+        return tuple(Message(role, text) for role, text in turns)
+    raise Reject("input begins like a rendered prompt and opens no turn of the assistant", prompt[:200])
+
+
+def _is_rendered(messages: tuple[Message, ...]) -> bool:
+    return [m.role for m in messages] == [RENDERED]
+
+
+def own_row(value: dict[str, Any]) -> tuple[SftRow, Transcript]:
+    """A row of our own files and its transcript. Raises ValueError that says what is wrong."""
+    row = SftRow.from_json(value)
+    for name in ("id", "problem_id", "mode", "problem_source"):
+        if not isinstance(getattr(row, name), str):
+            raise ValueError(f"{name} is not text")
+    if not isinstance(row.pass_rate, float | int | None):
+        raise ValueError("pass_rate is not a number")
+    try:
+        transcript = Transcript.from_json(row.transcript)
+        texts = [*(t for m in transcript.messages for t in (m.role, m.content)), *(p.text for p in transcript.pieces)]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("transcript: a text is not text")
+    except KeyError as error:
+        raise ValueError(f"transcript: no field {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"transcript: {error}") from error
+    return row, transcript
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    value = row.get(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise Reject(f"no {column}")
+    if not isinstance(value, str):
+        raise Reject(f"{column}{NOT_TEXT}", repr(value)[:200])
+    return _unicode(value, column)
+
+
+def _label(row: Mapping[str, Any], column: str) -> str | None:
+    """A short text, or a number in its place; None where there is none."""
+    value = row.get(column)
+    if value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and math.isnan(value)):
+        return None  # NaN is what pandas writes for nothing
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
+        raise Reject(f"{column}{NOT_TEXT}", repr(value)[:200])
+    return _unicode(str(value), column)
+
+
+def _unicode(text: str, column: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Reject(f"{column} is not valid Unicode", str(error)) from error
+    return text
+
+
+def _guess(answer: str) -> str:
+    """The mode that a row's own text shows: code was run, a judgment was given, or neither."""
+    if CODE_START in answer:
+        return "tir"
+    return "genselect" if judgment_of(answer) is not None and extract_answer(answer).answer is None else "cot"
+
+
+def _rate(value: Any) -> float | None:
+    """Pass rate in [0, 1]; None for "n/a" and whatever else is no number."""
+    try:
+        rate = float(value)
+    except (TypeError, ValueError, ArithmeticError):
+        return None
+    return rate if 0 <= rate <= 1 else None

@@ -1,0 +1,224 @@
+"""Rows of other people's data as they are: files and folders (JSON Lines, JSON, CSV, Parquet) or a `datasets` name.
+
+Streamed in blocks of at most 256 rows, which depend on the data alone. A block is raw (lines, or a batch of Parquet),
+so it is cheap to hand to another process, which parses it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from nemo_openmath.core.errors import MissingExtra, UserError
+from nemo_openmath.core.records.readers import (
+    batch_rows,
+    data_files,
+    format_of,
+    parse_line,
+    raw_batches,
+    raw_lines,
+    read_file_rows,
+)
+
+Place = tuple[str, int]  # file or split, and row counted from 1
+Row = tuple[Place, dict[str, Any] | str]
+_ROWS = 256  # of a block at most,
+_BYTES = 8 << 20  # and its lines take about this much at most
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive rows of one file or split, the first of them row ``first``: lines, a serialized Arrow batch, fields,
+    or what is wrong with them."""
+
+    place: str
+    first: int
+    raw: list[bytes] | bytes | list[dict[str, Any]] | list[str]
+
+    def rows(self) -> Iterator[Row]:
+        """(place, fields); for a row that cannot be used, a string that says why. Empty lines are passed over."""
+        parsed: Any
+        if isinstance(self.raw, bytes):
+            import pyarrow
+
+            parsed = (row for batch in pyarrow.ipc.open_stream(self.raw) for row in batch_rows(batch))
+        else:
+            parsed = (parse_line(row) if isinstance(row, bytes) else row for row in self.raw)
+        for number, row in enumerate(parsed, self.first):
+            if row is not None:
+                yield (self.place, number), row
+
+
+def read_blocks(source: str | Path, *, split: str | None = None) -> Iterator[Block]:
+    """All rows of a local file or folder or, where there is none, of a dataset of the Hub. ``split``: of the dataset
+    (cot, tir, genselect), or of a folder whose files and subfolders are named after splits. Raises UserError."""
+    if Path(source).exists() or not _is_hub_name(str(source)):
+        for file in files_of_split(Path(source), data_files(source), split):
+            kind = format_of(file)
+            blocks = {"parquet": _parquet_blocks, "lines": _line_blocks}.get(kind, _row_blocks)
+            yield from blocks(source, file)
+        return
+    if split is None:
+        raise UserError(f"dataset {source}: no split given", remedy="name one, as in split: cot")
+    done = 0
+    try:
+        rows = _hub_rows(str(source), split)
+        for first in count(1, _ROWS):
+            block = []
+            for fields in rows:
+                block.append(fields)
+                done += 1
+                if len(block) == _ROWS:
+                    break
+            if block:
+                yield Block(f"{source}:{split}", first, block)
+            if len(block) < _ROWS:
+                return
+    except (OSError, ValueError) as error:  # what datasets raises: no such name or split, no network, a broken file
+        message = (str(error) or type(error).__name__).split("\n", 1)[0]
+        raise UserError(
+            f"dataset {source}: {split}: cannot be read on ({message})",
+            row=done + 1,
+            remedy="check name, split and network, or download its files and name their folder",
+        ) from error
+
+
+# Words that name a split, as in the Hub's folders.
+_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_NO_SPLITS = ("part", "data", "shard", "chunk", "file")
+_FORMAT = re.compile(r"(\.(jsonl|ndjson|json|csv|parquet|gz|zst))+\Z", re.IGNORECASE)
+_SHARD_OF = re.compile(r"(.+)-\d{5}-of-\d{5}")
+_SEPARATED = re.compile(r"[^A-Za-z0-9]+|(?<=[A-Za-z])(?=\d)")
+
+
+def files_of_split(source: Path, files: Sequence[Path], split: str | None) -> list[Path]:
+    """The ``files`` of a source that belong to a split; all of them where none is named.
+
+    A file belongs to the split that its name names (train.jsonl, train-00000-of-00004.parquet, my_test_2.jsonl.gz),
+    else to the one that the nearest folder does (data/train/part-0.parquet). Files that name none belong to train
+    where no file names one. A file that was given by itself belongs to any split but another one that it is called
+    after. Raises UserError naming the splits that are there where the one asked for is not, and a file that may be of
+    two.
+    """
+    if split is None:
+        return list(files)
+    named = {file: _splits_of(file, source, split) for file in files}
+    wanted = _split_of_word(split)
+    for file, names in named.items():
+        if len(both := sorted(names & _WORDS.keys())) > 1 and wanted in both:
+            problem = f"its name names the splits {' and '.join(both)}"
+            raise UserError(problem, file=file, remedy="rename it after the one that it belongs to")
+    if source.is_file():
+        found = [file for file in files if not named[file] or wanted in named[file]]
+    elif not any(named.values()):
+        found = list(files) if wanted == "train" else []
+    else:
+        found = [file for file in files if wanted in named[file]]
+    if found:
+        return found
+    there = ", ".join(sorted(set().union(*named.values()))) or "none that is named"
+    raise UserError(
+        f"no file of the split {split!r}; splits there: {there}",
+        file=source,
+        remedy="name one of them, or leave split: out to read all (mode: says what rows are)",
+    )
+
+
+def _splits_of(file: Path, source: Path, split: str) -> set[str]:
+    """The splits that a file is named after, by the name nearest to it that names any."""
+    place = Path(name_in(source, file))
+    for name in (_FORMAT.sub("", place.name), *reversed(place.parts[:-1])):
+        words = [_split_of_word(word) for word in _SEPARATED.split(name)]
+        known = {*_WORDS, "cot", "tir", "genselect", "additional_problems", split}
+        found = {word for word in words if word in known} | ({split} if split in (name, *_parts_of(name)) else set())
+        found = found or set(_parts_of(name))
+        if found:
+            return found
+    return set()
+
+
+def _parts_of(name: str) -> list[str]:
+    """The name of a shard without its number: a split may be of several words (additional_problems)."""
+    sharded = _SHARD_OF.fullmatch(name)
+    return [sharded[1]] if sharded and sharded[1] not in _NO_SPLITS else []
+
+
+def _split_of_word(word: str) -> str:
+    return next((split for split, words in _WORDS.items() if word.lower() in words), word)
+
+
+def read_source(source: str | Path, *, split: str | None = None) -> Iterator[Row]:
+    """The rows of :func:`read_blocks` one by one."""
+    for block in read_blocks(source, split=split):
+        yield from block.rows()
+
+
+def _line_blocks(source: str | Path, file: Path) -> Iterator[Block]:
+    lines: list[bytes] = []
+    first = size = 0
+    for row, line in enumerate(raw_lines(file), 1):
+        if not lines:
+            first, size = row, 0
+        lines.append(line)
+        size += len(line)
+        if len(lines) == _ROWS or size >= _BYTES:
+            yield Block(name_in(source, file), first, lines)
+            lines = []
+    if lines:
+        yield Block(name_in(source, file), first, lines)
+
+
+def _parquet_blocks(source: str | Path, file: Path) -> Iterator[Block]:
+    import pyarrow
+
+    first = 1
+    for batch in raw_batches(file, _ROWS):
+        sink = pyarrow.BufferOutputStream()
+        with pyarrow.ipc.new_stream(sink, batch.schema) as stream:
+            stream.write_batch(batch)
+        yield Block(name_in(source, file), first, sink.getvalue().to_pybytes())
+        first += batch.num_rows
+
+
+def _row_blocks(source: str | Path, file: Path) -> Iterator[Block]:
+    """Of CSV and JSON documents, which are parsed here. A row that cannot be used is a block of its own."""
+    rows: list[dict[str, Any]] = []
+    broken: list[tuple[int, str]] = []
+    first = 1
+    for _, row, fields in read_file_rows(file, lambda _, row, why: broken.append((row, why))):
+        if rows and (row != first + len(rows) or len(rows) == _ROWS):
+            yield Block(name_in(source, file), first, rows)
+            rows = []
+        if not rows:
+            first = row
+        rows.append(fields)
+    if rows:
+        yield Block(name_in(source, file), first, rows)
+    for row, why in broken:
+        yield Block(name_in(source, file), row, [why])
+
+
+def name_in(source: str | Path, file: Path) -> str:
+    """What a file is called inside its source, the same on every machine."""
+    return str(file.relative_to(source)) if file != Path(source) else file.name
+
+
+def _is_hub_name(source: str) -> bool:
+    owner, _, name = source.partition("/")
+    return bool(owner and name) and "/" not in name and not source.startswith((".", "/", "~"))
+
+
+def _hub_rows(name: str, split: str) -> Iterator[dict[str, Any]]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise MissingExtra("datasets", "datasets", "reading a dataset by name") from error
+    return iter(load_dataset(name, split=split, streaming=True))

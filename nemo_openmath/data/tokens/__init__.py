@@ -1,0 +1,1 @@
+"""From SFT rows to token files: memory-mapped, checksummed, resumable."""

@@ -1,0 +1,270 @@
+"""SFT rows -> token files, at the speed of the tokenizers library.
+
+The input (JSON Lines of :class:`SftRow`) is taken as one long stretch of bytes and cut into pieces of equal size; a
+piece owns the lines that begin in it and becomes one shard. Pieces depend on the input alone, so any number of
+workers, killed and started again at any instant, makes the same bytes: a shard is there whole or is made again.
+Every worker is a process with a tokenizer of its own; rows are streamed, so memory does not grow with the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_openmath.chat import ChatTokenizer, Transcript, encode_many
+from nemo_openmath.core.errors import DamagedFile, OpenMathError, UserError
+from nemo_openmath.core.records import exact_json
+from nemo_openmath.core.records.manifest import read_manifest
+from nemo_openmath.core.records.readers import read_rows
+from nemo_openmath.core.records.store import part_files
+from nemo_openmath.core.records.types import SftRow
+from nemo_openmath.data.rows.formatting import own_row
+from nemo_openmath.data.rows.workers import DIED, cores, pool_of
+from nemo_openmath.data.tokens.token_file import MANIFEST, Shard, ShardWriter, TokenFolder, write_manifest
+
+_VERSION = 3  # of what is made of a row: raised when the same row gives other tokens than before
+NO_TRAINED = "no trained token"
+_PIECE_BYTES = 1 << 20  # a piece is never smaller,
+_PIECES = 256  # and there are about this many at most: each shard is a mapping in every rank
+_BATCH_CHARS = 1 << 20  # text handed to the tokenizer at once
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Lines of a file that begin in [start, end); compressed files are one span."""
+
+    file: Path
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    shard: Path
+    spans: tuple[_Span, ...]
+    source: str
+    train_on_tool_output: bool
+
+
+def write_tokens(
+    rows: str | Path,
+    tokenizer: str | Path,
+    folder: str | Path,
+    *,
+    train_on_tool_output: bool = False,
+    workers: int | None = None,
+    on_shard: Callable[[int, int], None] | None = None,
+) -> TokenFolder:
+    """Tokenize the rows of a file (.jsonl, .gz, .zst) or of a stage's folder into ``folder``.
+
+    ``tokenizer``: a Hugging Face model folder. ``train_on_tool_output``: loss also on what the runner wrote.
+    ``workers``: processes, by default one a core. ``on_shard(done, all)`` is called as shards finish. Shards of an
+    earlier run over the same input are kept, those of another input or tokenizer are replaced. Rows without a
+    trained token, and rows that the tokenizer's chat template cannot have, are dropped and counted. Raises UserError
+    naming file and row of a broken line.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    chat = ChatTokenizer.load(tokenizer)
+    pieces = _plan(
+        _input_files(Path(rows)), folder, f"{_VERSION} {chat.fingerprint} {train_on_tool_output}", train_on_tool_output
+    )
+    missing = [piece for piece in pieces if not _is_done(piece)]
+    names = [piece.shard.name for piece in pieces]
+    if missing or not (folder / MANIFEST).is_file():
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for stale in [*folder.glob("*.tokens"), *folder.glob(".*.tokens.tmp")]:
+            if stale.name not in names:
+                stale.unlink()
+    else:
+        return TokenFolder(folder)
+
+    done = len(pieces) - len(missing)
+    workers = min(workers or cores(), len(missing))
+    if workers <= 1:
+        for piece in missing:
+            _write_piece(piece, chat)
+            done += 1
+            if on_shard:
+                on_shard(done, len(pieces))
+    else:
+        with pool_of(workers, _start_worker, Path(tokenizer)) as pool:
+            futures = [pool.submit(_work, piece) for piece in missing]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    done += 1
+                    if on_shard:
+                        on_shard(done, len(pieces))
+            except BrokenProcessPool as error:
+                raise OpenMathError(DIED) from error
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return write_manifest(folder, names)
+
+
+def _input_files(rows: Path) -> list[Path]:
+    if not rows.exists():
+        raise UserError("no such file or folder", file=rows, remedy="run the stage that writes the SFT rows")
+    if rows.is_file():
+        return [rows]
+    files = part_files(rows) or sorted(p for s in ("jsonl", "jsonl.gz", "jsonl.zst") for p in rows.glob(f"*.{s}"))
+    if not files:
+        raise UserError("no .jsonl, .jsonl.gz or .jsonl.zst file in this folder", file=rows)
+    return files
+
+
+def _plan(files: Sequence[Path], folder: Path, options: str, train_on_tool_output: bool) -> list[_Piece]:
+    sizes = [file.stat().st_size for file in files]
+    source = _digest(files, sizes, options)
+    step = max(_PIECE_BYTES, -(-sum(sizes) // _PIECES))
+    count = max(1, -(-sum(sizes) // step))
+    spans: list[list[_Span]] = [[] for _ in range(count)]
+    begin = 0  # of the file, in the stretch of all files
+    for file, size in zip(files, sizes, strict=True):
+        if file.suffix != ".jsonl":
+            spans[min(begin // step, count - 1)].append(_Span(file, 0, size))
+        else:
+            for piece in range(begin // step, -(-(begin + size) // step)):
+                start, end = piece * step - begin, (piece + 1) * step - begin
+                spans[piece].append(_Span(file, max(0, start), min(size, end)))
+        begin += size
+    return [
+        _Piece(folder / f"{i:05d}.tokens", tuple(part), source, train_on_tool_output) for i, part in enumerate(spans)
+    ]
+
+
+def _digest(files: Sequence[Path], sizes: Sequence[int], options: str) -> str:
+    """Tells one input from another. A finished stage's rows by the digest of its manifest, other files by their whole
+    content or, above 2 GiB in all, by their sizes and 64 KiB at each of 256 places."""
+    digest = hashlib.sha256(options.encode())
+    for folder in sorted({file.parent for file in files}):
+        manifest = read_manifest(folder) if part_files(folder) else None
+        digest.update(b"\0" if manifest is None else f"\0{manifest.digest}\0".encode())
+    whole = sum(sizes) <= 2 << 30
+    for file, size in zip(files, sizes, strict=True):
+        digest.update(f"\0{file.name}\0{size}\0".encode())
+        block = 1 << 20 if whole else 1 << 16
+        with file.open("rb") as stream:
+            for at in range(0, size, block if whole else max(block, size // 255)):
+                stream.seek(min(at, max(0, size - block)))
+                digest.update(stream.read(block))
+    return digest.hexdigest()[:16]
+
+
+def _is_done(piece: _Piece) -> bool:
+    if not piece.shard.exists():
+        return False
+    try:
+        return Shard(piece.shard).meta["source"] == piece.source
+    except DamagedFile:
+        return False  # it is made again
+
+
+def _start_worker(tokenizer: Path) -> None:
+    global _tokenizer
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
+    _tokenizer = ChatTokenizer.load(tokenizer)
+
+
+_tokenizer: ChatTokenizer  # of a worker process
+
+
+def _work(piece: _Piece) -> None:
+    _write_piece(piece, _tokenizer)
+
+
+def _write_piece(piece: _Piece, chat: ChatTokenizer) -> None:
+    dropped: Counter[str] = Counter()
+    writer = ShardWriter(piece.shard, tokenizer=chat.fingerprint, vocab_size=_entries(chat), source=piece.source)
+    with writer:
+        for rows, transcripts in _batches(piece.spans):
+            many = encode_many(transcripts, chat, train_on_tool_output=piece.train_on_tool_output)
+            for row, encoded in zip(rows, many, strict=True):
+                if encoded.unfit is not None:
+                    dropped[encoded.unfit] += 1
+                    continue
+                if True not in encoded.trained:
+                    dropped[NO_TRAINED] += 1
+                    continue
+                try:
+                    writer.add(row.id, row.mode, encoded.ids, encoded.trained)
+                except (ValueError, TypeError, OverflowError) as error:  # ids that a row brought itself
+                    raise UserError(
+                        f"{row.id} brings ids that are not the tokenizer's ({error})",
+                        file=piece.spans[0].file,
+                        remedy="remove the row, or its ids",
+                    ) from error
+        writer.finish(dropped)
+
+
+def _entries(chat: ChatTokenizer) -> int:
+    """One more than the highest id: a tokenizer may leave ids out."""
+    return 1 + max(chat.backend.get_vocab(with_added_tokens=True).values())
+
+
+def _batches(spans: Sequence[_Span]) -> Iterator[tuple[list[SftRow], list[Transcript]]]:
+    rows: list[SftRow] = []
+    transcripts: list[Transcript] = []
+    chars = 0
+    for span in spans:
+        for row, transcript in _rows(span):
+            rows.append(row)
+            transcripts.append(transcript)
+            chars += sum(len(p.text) for p in transcript.pieces) + sum(len(m.content) for m in transcript.messages)
+            if chars >= _BATCH_CHARS:
+                yield rows, transcripts
+                rows, transcripts, chars = [], [], 0
+    if rows:
+        yield rows, transcripts
+
+
+def _rows(span: _Span) -> Iterator[tuple[SftRow, Transcript]]:
+    if span.file.suffix != ".jsonl":
+        for file, number, value in read_rows(span.file):
+            try:
+                yield _parse(value)
+            except ValueError as error:
+                raise _broken(error, file, number) from error
+        return
+    with span.file.open("rb") as stream:
+        at = span.start
+        if at:  # the line that holds the byte before belongs to the piece before
+            stream.seek(at - 1)
+            at += len(stream.readline()) - 1
+        while at < span.end:
+            line = stream.readline()
+            try:
+                if line.strip():
+                    yield _parse(exact_json.loads(line))
+            except ValueError as error:
+                raise _broken(error, span.file, _row_at(span.file, at)) from error
+            at += len(line)
+
+
+def _parse(value: Any) -> tuple[SftRow, Transcript]:
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return own_row(value)
+
+
+def _broken(error: Exception, file: Path, row: int) -> UserError:
+    return UserError(f"not an SFT row ({error})", file=file, row=row, remedy="run the stage that wrote it again")
+
+
+def _row_at(file: Path, at: int) -> int:
+    """Row number, from 1, of the line that begins at a byte."""
+    with file.open("rb") as stream:
+        rows = 1
+        while at > 0 and (block := stream.read(min(at, 1 << 20))):
+            rows += block.count(b"\n")
+            at -= len(block)
+    return rows

@@ -1,0 +1,102 @@
+"""The stand-in's part in making a problem set: what it writes for extract, classify, convert, answer, decontaminate.
+
+Each function is given the fields of the prompt, a seeded generator and the rate of errors, and returns the text that
+a large language model would be asked for.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+
+from nemo_openmath.demo import forms as posed
+from nemo_openmath.demo import world
+from nemo_openmath.demo.forms import Form, Posed
+
+_REPLY = re.compile(r"^Post \d+:\n", re.M)
+_QUOTE = re.compile(r"\[quote\](.*?)\[/quote\]\s*", re.S)
+_CLAIM = re.compile(r"(?:get|is|says|here,|Yes,|be|prints) \$?(-?\d+)\$?")
+_CORRECTION = re.compile(r"No,|Check|Sorry")
+
+
+def extract_problems(post: str, rng: random.Random, error: float) -> str:
+    """The post's problems, word for word; an error leaves one out or cuts its end off."""
+    texts = [p.text for p in posed.read(post)]
+    if texts and rng.random() < error:
+        at = rng.randrange(len(texts))
+        texts[at : at + 1] = [] if rng.random() < 0.5 else [texts[at][: len(texts[at]) // 2]]
+    return "\n".join(f"Problem {at}: {text}" for at, text in enumerate(texts, 1)) or "No problem"
+
+
+def classify(problem: str, rng: random.Random, error: float) -> str:
+    """One word of :class:`Form`."""
+    read = _one(problem)
+    form = read.form if read else Form.INVALID
+    return str(rng.choice([f for f in Form if f is not form]) if rng.random() < error else form)
+
+
+def convert_proof(problem: str, discussion: str, rng: random.Random, error: float) -> str:
+    """The value that the proof problem hides, asked for; an error gives a wrong answer."""
+    read = _one(problem)
+    if read is None or read.form is not Form.PROOF or read.item is None:
+        return "Not possible"
+    answer = read.claim or read.item.answer
+    if rng.random() < error:
+        answer = str(int(answer) + rng.randint(1, 5))
+    item = world.make_item(read.item.kind, read.item.params, rng.randrange(2))
+    return f"Problem: {item.statement}\nAnswer: {answer}"
+
+
+def extract_answer(problem: str, discussion: str, rng: random.Random, error: float) -> str:
+    """What the replies settle on: the last correction, else the answer most of them give, else "Not found"."""
+    settled: str | None = None
+    said: Counter[str] = Counter()
+    for reply in _REPLY.split(discussion)[1:]:
+        quote = _QUOTE.match(reply)
+        if quote is not None and quote.group(1) != problem:
+            continue
+        found = _CLAIM.search(reply, quote.end() if quote else 0)
+        if found is None:
+            continue
+        said[found.group(1)] += 1
+        if _CORRECTION.match(reply, quote.end() if quote else 0):
+            settled = found.group(1)
+    ranked = said.most_common(2)
+    if settled is None and ranked and (len(ranked) == 1 or ranked[0][1] > ranked[1][1]):
+        settled = ranked[0][0]
+    if rng.random() < error:
+        settled = str(rng.randint(0, 99)) if rng.random() < 0.5 else None
+    return f"Answer: {settled}" if settled is not None else "Not found"
+
+
+def decontaminate(problem: str, candidate: str, rng: random.Random, error: float) -> str:
+    """True where both pose the same problem of the world, or are the same words."""
+    first, second = _one(problem), _one(candidate)
+    if first and second and first.item and second.item:
+        same = first.item.key == second.item.key
+    else:
+        same = _words(problem) == _words(candidate)
+    return str(same != (rng.random() < error))
+
+
+def judge(predicted: str, expected: str, rng: random.Random, error: float) -> str:
+    """Whether the two answers mean the same number."""
+    same = _number(predicted) == _number(expected)
+    verdict = "Yes" if same != (rng.random() < error) else "No"
+    how = "mean the same" if verdict == "Yes" else "differ"
+    return f"The predicted answer {predicted} and the expected answer {expected} {how}.\nJudgement: {verdict}"
+
+
+def _one(problem: str) -> Posed | None:
+    found = posed.read(problem)
+    return found[0] if found else None
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _number(answer: str) -> str:
+    plain = re.sub(r"[\s$,]|\\[,!;]", "", answer).rstrip(".")
+    return str(int(plain)) if re.fullmatch(r"[+-]?\d{1,400}", plain) else plain

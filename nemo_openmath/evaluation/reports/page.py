@@ -1,0 +1,350 @@
+"""The sections of the report page: from the run's data to what the template prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import orjson
+from jinja2 import DictLoader, Environment, StrictUndefined
+from markupsafe import Markup
+
+from nemo_openmath.chat import Kind, Transcript
+from nemo_openmath.evaluation.metrics import UNBOUNDED
+from nemo_openmath.evaluation.reports import formats, svg
+from nemo_openmath.evaluation.reports.formats import checkpoint_name, in_order, metric_name, mode_name, value_text
+from nemo_openmath.evaluation.reports.view import Example, Funnel, Losses, RunView
+
+SHOWN_CHARACTERS = 8000
+"""Of one segment of a transcript; what is left out is said."""
+Rows = Sequence[Mapping[str, Any]]
+
+
+def render(run: RunView, losses: Mapping[str, Losses]) -> str:
+    """The page as one HTML document that asks nothing of the network."""
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            css=Markup(_text("report.css")),
+            lead=lead(run),
+            results=results(run.results),
+            apart=formats.apart_lines(run.apart),
+            checkpoints=[checkpoint_name(label) for label in in_order(r["checkpoint"] for r in run.results)],
+            differences=differences(run.paired),
+            samples=samples(run.results, run.selection_of),
+            training=[training(name, curves) for name, curves in losses.items() if curves.steps],
+            funnels=[funnel(table) for table in run.funnel],
+            drops=[stage for stage in run.stages if stage.drops and stage.current],
+            competition=competition(run.competition),
+            examples=[example(e) for e in run.examples],
+            times=times(run),
+            config=config(run),
+            total=sum(stage.seconds for stage in run.stages),
+        )
+    )
+
+
+def lead(run: RunView) -> list[dict[str, str]]:
+    """The few numbers to see first: pass@1 at the first and the last checkpoint, and what was gained."""
+    found = {(r["mode"], r["checkpoint"]): r for r in run.results if r["metric"] == "pass@1"}
+    modes = in_order(mode for mode, _ in found)
+    mode = "tir" if "tir" in modes else modes[0] if modes else None
+    labels = [checkpoint for m, checkpoint in found if m == mode]
+    tiles = []
+    for label in in_order([labels[0], labels[-1]] if labels and mode else []):
+        row = found[str(mode), label]
+        tiles.append(
+            {
+                "name": f"{mode_name(str(mode))} pass@1, {checkpoint_name(label)}",
+                "value": value_text("pass@1", row["value"]),
+                "note": formats.interval_text("pass@1", row["low"], row["high"]),
+            }
+        )
+    wanted = (mode, mode, "pass@1", labels[0], labels[-1]) if labels else None
+    for row in run.paired:
+        at = tuple(row[k] for k in ("mode_before", "mode_after", "metric", "checkpoint_before", "checkpoint_after"))
+        if at == wanted:
+            note = f"{formats.points_text(row['low'])} to {formats.points_text(row['high'])}, paired"
+            tiles.append({"name": "gain in points", "value": formats.points_text(row["difference"]), "note": note})
+            break
+    if run.results:
+        problems = max(row["problems"] for row in run.results)
+        tiles.append({"name": "held-out problems", "value": f"{problems:,}", "note": "intervals are over these"})
+    if total := sum(stage.seconds for stage in run.stages):
+        note = f"{len(run.stages)} stages, all runs of them"
+        if run.waited is not None:
+            note += f"; the last run took {formats.seconds_text(run.waited)}"
+        tiles.append({"name": "time in stages", "value": formats.seconds_text(total), "note": note})
+    return tiles
+
+
+def results(rows: Rows) -> list[dict[str, Any]]:
+    """Groups (one a mode) of lines (one a metric) of cells (one a checkpoint)."""
+    checkpoints = in_order(row["checkpoint"] for row in rows)
+    cells = {(row["checkpoint"], row["mode"], row["metric"], row["k"]): row for row in rows}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for mode, metric, k in formats.main_rows(rows):
+        line = [_cell(metric, cells.get((label, mode, metric, k))) for label in checkpoints]
+        groups.setdefault(mode, []).append({"name": metric_name(metric, k), "cells": line})
+    return [{"name": mode_name(mode), "lines": lines} for mode, lines in groups.items()]
+
+
+def _cell(metric: str, row: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if row is None:
+        return None
+    low, high = row["low"], row["high"]
+    return {
+        "value": value_text(metric, row["value"]),
+        "range": formats.interval_text(metric, low, high),
+        "bar": "" if metric in UNBOUNDED else svg.interval(row["value"], low, high),
+    }
+
+
+def differences(rows: Rows) -> list[dict[str, Any]]:
+    """Paired differences on one scale, with a word for what the interval says."""
+    shares = [r for r in rows if r["metric"] not in UNBOUNDED]
+    start = min([0.0, *(r["low"] for r in shares)])
+    end = max([0.0, *(r["high"] for r in shares)])
+    pad = 0.05 * (end - start)
+    out = []
+    for row in rows:
+        unbounded = row["metric"] in UNBOUNDED
+        low, high, value = row["low"], row["high"], row["difference"]
+        text: Callable[[float | None], str] = _signed if unbounded else formats.points_text
+        verdict = "unclear" if low is None or low <= 0 <= high else "higher" if low > 0 else "lower"
+        out.append(
+            {
+                "name": _pair_name(row),
+                "before": value_text(row["metric"], row["before"]),
+                "after": value_text(row["metric"], row["after"]),
+                "value": text(value),
+                "range": "" if low is None else f"{text(low)} to {text(high)}",
+                "bar": "" if unbounded else svg.interval(value, low, high, start=start - pad, end=end + pad, zero=True),
+                "verdict": verdict,
+                "word": {"unclear": "no clear difference"}.get(verdict, verdict),
+                "problems": row["problems"],
+            }
+        )
+    return out
+
+
+def _signed(value: float | None) -> str:
+    if value is None:
+        return ""
+    digits = 0 if abs(value) >= 100 else 1
+    text = f"{value:+,.{digits}f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def _pair_name(row: Mapping[str, Any]) -> str:
+    before, arrow, after = row["metric"].partition(" -> ")
+    left, right = _side(row["mode_before"], before), _side(row["mode_after"], after if arrow else before)
+    old, new = checkpoint_name(row["checkpoint_before"]), checkpoint_name(row["checkpoint_after"])
+    if left == right:
+        return f"{left}: {old} → {new}"
+    return f"{old}: {left} → {right}" if old == new else f"{old}, {left} → {new}, {right}"
+
+
+def _side(mode: str, name: str) -> str:
+    """``tir``, ``maj@8`` -> ``TIR maj@8``; ``genselect@8`` names its mode itself."""
+    family, at, k = name.partition("@")
+    known = name if name in ("pass@1", *UNBOUNDED) or not at else f"{family}@k"
+    text = metric_name(known, int(k) if at else None)
+    return text if mode == "genselect" and text.startswith("GenSelect") else f"{mode_name(mode)} {text}"
+
+
+_CURVES = (("pass@k", "pass", 0), ("maj@k", "majority", 1), ("genselect@k", "GenSelect", 2))
+
+
+def samples(rows: Rows, selection_of: str) -> list[dict[str, Any]]:
+    """Accuracy against the number of samples (paper Figure 2): a panel for each mode and checkpoint, one scale."""
+    panels: list[tuple[str, str, list[svg.Line]]] = []
+    for mode in in_order(r["mode"] for r in rows if r["metric"] == "maj@k"):
+        for checkpoint in in_order(r["checkpoint"] for r in rows):
+            lines = [
+                line
+                for metric, label, colour in _CURVES
+                if (line := _sample_curve(rows, mode, checkpoint, metric, label, colour, selection_of)) is not None
+            ]
+            if any(len(line.x) > 1 for line in lines):
+                panels.append((mode, checkpoint, lines))
+    highest = max((h or v for _, _, lines in panels for p in lines for v, h in _tops(p)), default=1.0)
+    most = max((line.x[-1] for _, _, lines in panels for line in lines), default=1.0)
+    x = svg.Axis(1, most, "samples (k)", log=True)
+    y = svg.Axis(0.0, min(1.0, max(0.05, highest * 1.05)), text=lambda v: f"{100 * v:.0f}%")
+    out = []
+    for mode, checkpoint, lines in panels:
+        title = f"{mode_name(mode)}, {checkpoint_name(checkpoint)}"
+        words = "; ".join(
+            f"{p.label} {100 * p.y[0]:.1f}% at {p.x[0]:g}, {100 * p.y[-1]:.1f}% at {p.x[-1]:g}" for p in lines
+        )
+        chart = svg.line_chart(lines, x=x, y=y, title=f"Accuracy against samples: {title}", description=words)
+        out.append({"title": title, "chart": chart})
+    return out
+
+
+def _tops(line: svg.Line) -> list[tuple[float, float | None]]:
+    return list(zip(line.y, line.high or [None] * len(line.y), strict=True))
+
+
+def _sample_curve(
+    rows: Rows, mode: str, checkpoint: str, metric: str, label: str, colour: int, selection_of: str
+) -> svg.Line | None:
+    if metric == "genselect@k":
+        if mode != selection_of:
+            return None
+        mode = "genselect"
+    metrics = ("pass@1", "pass@k") if metric == "pass@k" else (metric,)
+    found = sorted(
+        (r for r in rows if r["checkpoint"] == checkpoint and r["mode"] == mode and r["metric"] in metrics),
+        key=lambda r: r["k"],
+    )
+    if not found:
+        return None
+    notes = [
+        f"{metric_name(metric, r['k'])}: {value_text(metric, r['value'])} "
+        f"({formats.interval_text(metric, r['low'], r['high'])})"
+        for r in found
+    ]
+    low, high = [r["low"] for r in found], [r["high"] for r in found]
+    return svg.Line([r["k"] for r in found], [r["value"] for r in found], label, low, high, colour, notes=notes)
+
+
+def training(name: str, curves: Losses) -> dict[str, Any]:
+    """Loss, gradient norm and learning rate of a training stage."""
+    steps = [float(step) for step in curves.steps]
+    x = svg.Axis(steps[0], max(steps[-1], steps[0] + 1), "step")
+
+    def chart(what: str, values: list[float], colour: int, text: Callable[[float], str], smoothed: bool) -> Markup:
+        finite = [v for v in values if v == v and abs(v) != float("inf")] or [0.0]
+        low, high = min(finite), max(finite)
+        pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+        start = 0.0 if low >= 0 and low < 0.35 * high else low - pad
+        y = svg.Axis(start, high + pad, text=text)
+        lines = [svg.Line(steps, values, faint=smoothed, colour=colour)]
+        if smoothed:
+            lines.append(svg.Line(steps, svg.smooth(values, max(1, len(values) // 60)), colour=colour))
+        words = f"from {text(values[0])} at step {curves.steps[0]} to {text(values[-1])} at step {curves.steps[-1]}"
+        return svg.line_chart(lines, x=x, y=y, title=f"{what} of {name}", description=words)
+
+    last = curves.loss[-max(1, len(curves.loss) // 20) :]
+    facts = [("steps", f"{curves.steps[-1]:,}"), ("loss at the end", f"{sum(last) / len(last):.3f}")]
+    if curves.tokens:
+        facts += [("tokens", f"{curves.tokens:,}"), ("of them trained", f"{curves.trained_tokens / curves.tokens:.0%}")]
+    if curves.seconds:
+        facts.append(("time", formats.seconds_text(curves.seconds)))
+        facts.append(("tokens per second", f"{curves.tokens / curves.seconds:,.0f}"))
+    return {
+        "name": name,
+        "facts": facts,
+        "charts": [
+            ("Loss", chart("Loss", curves.loss, 0, lambda v: f"{v:.4g}", len(steps) > 20)),
+            ("Gradient norm", chart("Gradient norm", curves.grad_norm, 1, lambda v: f"{v:.3g}", len(steps) > 20)),
+            ("Learning rate", chart("Learning rate", curves.lr, 2, _power, False)),
+        ],
+    }
+
+
+def _power(value: float) -> str:
+    """``3e-4``: short enough for an axis."""
+    if value == 0:
+        return "0"
+    return f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e") if abs(value) < 0.01 else f"{value:g}"
+
+
+def funnel(table: Funnel) -> dict[str, Any]:
+    """Steps with what each changed, or parts with their share of the whole."""
+    counts = [count for _, count in table.steps]
+    whole = max(1, sum(counts))
+    top = max([1, *counts])
+    lines = [
+        {
+            "name": name,
+            "count": f"{count:,}",
+            "share": f"{count / whole:.1%}" if table.parts else _change(counts[i - 1], count) if i else "",
+            "bar": svg.bar(count / top, 1 if table.parts else 0),
+        }
+        for i, (name, count) in enumerate(table.steps)
+    ]
+    return {"table": table, "lines": lines, "whole": f"{whole:,}"}
+
+
+def competition(rows: Rows) -> list[dict[str, str]]:
+    """Each competition's score as text."""
+    return [
+        {
+            "name": f"{row['model']} ({row['stage']})",
+            "right": f"{row['right']} of {row['problems']}",
+            "share": value_text("share", row["value"]),
+            "range": formats.interval_text("share", row["low"], row["high"]),
+            "answered": str(row["answered"]),
+            "time": formats.seconds_text(row["seconds"]),
+        }
+        for row in rows
+    ]
+
+
+def _change(before: int, after: int) -> str:
+    if before == after:
+        return "no change"
+    share = f" ({(after - before) / before:+.1%})" if before else ""
+    return f"{after - before:+,}{share}".replace("-", "−")
+
+
+def example(shown: Example) -> dict[str, Any]:
+    """Prompt and segments of a transcript."""
+    transcript = Transcript.from_json(dict(shown.transcript))
+    parts = []
+    for segment in transcript.segments():
+        body = (
+            segment.body.strip("\n") if segment.kind in (Kind.CODE, Kind.OUTPUT, Kind.NOTICE) else segment.text.strip()
+        )
+        left_out = max(0, len(body) - SHOWN_CHARACTERS)
+        if body:
+            parts.append({"kind": str(segment.kind), "text": body[:SHOWN_CHARACTERS], "left_out": left_out})
+    return {"shown": shown, "messages": transcript.messages, "parts": parts, "ended": transcript.ended}
+
+
+def times(run: RunView) -> list[dict[str, Any]]:
+    longest = max((stage.seconds for stage in run.stages), default=0.0) or 1.0
+    return [
+        {
+            "stage": stage,
+            "seconds": formats.seconds_text(stage.seconds) if stage.manifest else "",
+            "made": formats.made_text(stage.manifest) if stage.manifest else "",
+            "bar": svg.bar(stage.seconds / longest, 0),
+        }
+        for stage in run.stages
+    ]
+
+
+def config(run: RunView) -> list[dict[str, Any]]:
+    """Settings by section: the first part of the dotted key."""
+    sections: dict[str, list[dict[str, str]]] = {}
+    for setting in run.config:
+        value = setting.value if isinstance(setting.value, str) else orjson.dumps(setting.value, default=str).decode()
+        section, dot, rest = setting.key.partition(".")
+        line = {"key": rest if dot else section, "value": value, "origin": setting.origin}
+        sections.setdefault(section if dot else "recipe", []).append(line)
+    return [{"name": name, "lines": lines} for name, lines in sections.items()]
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=DictLoader({"report.html.j2": _text("report.html.j2")}),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["seconds"] = formats.seconds_text
+    return environment
+
+
+def _text(name: str) -> str:
+    return (files(__package__) / "templates" / name).read_text(encoding="utf-8")

@@ -1,5 +1,0 @@
-"""A model picks the best of several solutions (paper section 4). Importing this registers its stages."""
-
-from nemo_openmath.genselect import groups, select
-
-__all__ = ["groups", "select"]

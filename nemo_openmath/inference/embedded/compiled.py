@@ -1,0 +1,232 @@
+"""The forward pass in compiled code (forward.c), float32 on the CPU: prompts and decoding in one function, split over
+threads by rows, with the same bits for a token whatever else is computed with it."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_openmath.inference.embedded.cache import Cache, block_tokens
+from nemo_openmath.inference.embedded.decoder import Segment
+from nemo_openmath.inference.embedded.kernels import CBatch, CLayer, CModel, Kernels, load_kernels
+from nemo_openmath.inference.embedded.sampling import RowSampling
+from nemo_openmath.inference.embedded.weights import Layer, Weights
+
+# Threads divide the rows. With fewer rows than this for each of them, reading the matrices of a model that does not
+# fit the cache takes longer than computing: they divide the matrices instead, for which they must meet five times a
+# layer, too often for a small model.
+FEW_ROWS = 16
+LARGE_BYTES = 32 << 20
+
+
+class CompiledDecoder:
+    """A :class:`~nemo_openmath.inference.embedded.decoder.Decoder`. The cache (memory comes with use: cache.py;
+    R slots, H KV heads, D head_dim, C capacity in tokens, S = 32)::
+
+        keys    [layer, R * H, C / S, D * S]    S positions side by side, for each of D dimensions
+        values  [layer, R * H, C, D]
+
+    Rows are names of slots: moving a row renames it. Use :func:`compile_decoder`.
+    """
+
+    def __init__(self, weights: Weights, slots: int, kernels: Kernels, tight: bool = False):
+        w, self._kernels = weights, kernels
+        self.slots = self.rows = slots
+        self.vocab = w.head.shape[0]
+        self.max_context = w.max_context
+        kv, d, layers = w.kv_heads, w.head_dim, len(w.layers)
+        self.block = block_tokens(kernels.span, 4 * d)
+        self.capacity = -(-w.max_context // self.block) * self.block
+        self._kv_heads, self._hidden = kv, w.embedding.shape[1]
+        self._width = kv * (w.group + 2) * d
+        inner = w.layers[0].down.shape[1]
+        self._vocab_padded = -(-self.vocab // kernels.panel) * kernels.panel
+        cache = self._cache = Cache(layers, slots, kv, self.capacity, d, torch.float32, self.block, tight)
+        self.keys = cache.keys.view(layers, slots * kv, self.capacity // kernels.span, d * kernels.span)
+        self.values = cache.values.view(layers, slots * kv, self.capacity, d)
+        self._slot = np.arange(slots)  # of each row
+        self._keep: list[Tensor] = []  # what the structures point to
+        zeros = self._hold(torch.zeros(2 * max(self._hidden, self._width, inner, self._vocab_padded)))
+        self._zeros = zeros
+        c_layers = (CLayer * layers)(*(self._layer(layer, i) for i, layer in enumerate(w.layers)))
+        self._c_layers = c_layers
+        self._model = CModel(
+            hidden=self._hidden,
+            kv_heads=kv,
+            intermediate=inner,
+            vocab=self.vocab,
+            layers=layers,
+            capacity=self.capacity,
+            embedding=self._hold(w.embedding),
+            head=self._pack(w.head * w.norm),
+            rotation=self._hold(torch.view_as_real(w.rotation)),
+            zeros=zeros,
+            layer=ctypes.addressof(c_layers),
+            eps=w.eps,
+        )
+        size = kernels.scratch_size(kv, inner, self.capacity)
+        self._scratch = [torch.empty(size) for _ in range(kernels.threads)]
+        self._room = [torch.empty(kernels.room_size(self.vocab)) for _ in range(kernels.threads)]
+        self._buffers = torch.empty(0)
+        self._shared = torch.empty(size)  # of threads that divide the matrices among them
+        self._meeting = np.zeros(2, np.int64)
+        wide = kernels.threads > 1 and self._weight_bytes() >= LARGE_BYTES
+        self._few = min(FEW_ROWS * kernels.threads, kernels.most_wide) if wide else 0
+
+    def _weight_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._keep)
+
+    def _layer(self, layer: Layer, i: int) -> CLayer:
+        return CLayer(
+            qkv=self._pack(layer.qkv),
+            qkv_bias=self._hold(layer.qkv_bias) or self._zeros,
+            qk_norm=self._hold(layer.qk_norm),
+            o=self._pack(layer.o),
+            o_bias=self._hold(layer.o_bias) or self._zeros,
+            gate_up=self._pack(layer.gate_up, pair=True),
+            down=self._pack(layer.down),
+            keys=self.keys[i].data_ptr(),
+            values=self.values[i].data_ptr(),
+        )
+
+    def _hold(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        self._keep.append(tensor.contiguous())
+        return self._keep[-1].data_ptr()
+
+    def _pack(self, matrix: Tensor, pair: bool = False) -> int:
+        out, into = matrix.shape
+        panels = -(-out // self._kernels.panel)
+        packed = torch.empty(panels * into * self._kernels.panel)
+        matrix = matrix.contiguous()
+        self._kernels.pack(matrix.data_ptr(), out, into, int(pair), packed.data_ptr())
+        self._keep.append(packed)
+        return packed.data_ptr()
+
+    # -- computing -------------------------------------------------------------------------------------------------
+
+    def decode(self, rows: np.ndarray, tokens: np.ndarray, positions: np.ndarray) -> Tensor:
+        slots = self._slot[rows]
+        self._cache.wrote(slots, positions + 1)
+        return self._forward(tokens.astype(np.int64), slots, positions, np.arange(len(rows)), apart=True)
+
+    def prefill(self, segments: Sequence[Segment]) -> Tensor:
+        tokens = np.concatenate([s.ids for s in segments]).astype(np.int64)
+        lengths = np.array([len(s.ids) for s in segments])
+        ends = np.cumsum(lengths)
+        for s in segments:
+            self._cache.wrote(self._slot[s.row], s.start + len(s.ids))
+        slots = np.repeat(self._slot[[s.row for s in segments]], lengths)
+        positions = np.arange(len(tokens)) + np.repeat(np.array([s.start for s in segments]) - ends + lengths, lengths)
+        return self._forward(tokens, slots, positions, ends - 1, apart=len(tokens) == len(segments))
+
+    def _forward(
+        self, tokens: np.ndarray, slots: np.ndarray, positions: np.ndarray, wanted: np.ndarray, *, apart: bool
+    ) -> Tensor:
+        """Logits [wanted, vocab]. ``apart``: no slot occurs twice, so threads need not wait for each other."""
+        n, m = len(tokens), len(wanted)
+        sizes = (n * self._hidden, n * self._width, m * self._vocab_padded)
+        if (size := sum(sizes)) > self._buffers.numel():
+            self._buffers = torch.empty(size)
+        x, qkv, logits = self._buffers[:size].split(sizes)
+        together = not apart and n >= self._kernels.threads
+        batch = CBatch(
+            tokens=tokens.ctypes.data,
+            slots=slots.ctypes.data,
+            positions=positions.ctypes.data,
+            wanted=wanted.ctypes.data,
+            logit_rows=m,
+            x=x.data_ptr(),
+            qkv=qkv.data_ptr(),
+            logits=logits.data_ptr(),
+            barrier=self._kernels.barrier if together else None,
+        )
+        model, whole = ctypes.addressof(self._model), ctypes.addressof(batch)
+
+        if n < self._few:
+            shared, meeting, threads = self._shared.data_ptr(), self._meeting.ctypes.data, self._kernels.threads
+
+            def wide(thread: int) -> None:
+                own = self._scratch[thread].data_ptr()
+                self._kernels.forward_wide(model, whole, meeting, shared, own, n, thread, threads)
+
+            self._kernels.together(wide)
+            return logits.view(m, self._vocab_padded)[:, : self.vocab]
+
+        def part(thread: int, first: int, last: int) -> None:
+            self._kernels.forward(model, whole, self._scratch[thread].data_ptr(), first, last)
+
+        if apart or together:
+            self._kernels.share(part, n)
+        else:  # fewer tokens than threads
+            part(0, 0, n)
+        return logits.view(m, self._vocab_padded)[:, : self.vocab]
+
+    def sample(
+        self, logits: Tensor, rows: RowSampling, u: np.ndarray, with_logprobs: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        n = len(u)
+        tokens = np.empty(n, np.int64)
+        logprobs = np.empty(n, np.float32) if with_logprobs else None
+        u = np.ascontiguousarray(u)
+        given = (rows.temperature, rows.top_p, rows.top_k, rows.min_p, u)
+        addresses = [a.ctypes.data for a in given]
+        into = None if logprobs is None else logprobs.ctypes.data
+
+        def part(thread: int, first: int, last: int) -> None:
+            room = self._room[thread].data_ptr()
+            what = (logits.data_ptr(), logits.stride(0), self.vocab)
+            self._kernels.sample(*what, *addresses, first, last, room, tokens.ctypes.data, into)
+
+        self._kernels.share(part, n)
+        return tokens, logprobs
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    def move_row(self, source: int, target: int, length: int) -> None:
+        self._slot[[source, target]] = self._slot[[target, source]]
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        keys, values = self._row(source, length)
+        self.load_row(target, keys, values, length)
+
+    def save_row(self, row: int, length: int) -> tuple[Tensor, Tensor]:
+        keys, values = self._row(row, length)
+        return keys.clone(memory_format=torch.contiguous_format), values.clone(memory_format=torch.contiguous_format)
+
+    def load_row(self, row: int, keys: Tensor, values: Tensor, length: int) -> None:
+        self._cache.wrote(self._slot[row], length)
+        to_keys, to_values = self._row(row, length)
+        to_keys.copy_(keys[:, :, : to_keys.shape[2]])
+        to_values.copy_(values[:, :, :length])
+
+    def held(self) -> np.ndarray:
+        return self._cache.held[self._slot]
+
+    def release(self, row: int, length: int) -> None:
+        self._cache.release(int(self._slot[row]), length)
+
+    def _row(self, row: int, length: int) -> tuple[Tensor, Tensor]:
+        begin = int(self._slot[row]) * self._kv_heads
+        rows = slice(begin, begin + self._kv_heads)
+        return self.keys[:, rows, : -(-length // self._kernels.span)], self.values[:, rows, :length]
+
+
+def compile_decoder(weights: Weights, slots: int, threads: int, tight: bool = False) -> CompiledDecoder | None:
+    """The decoder of ``weights``; None where its shapes, type or device, or a missing compiler forbid it."""
+    w = weights
+    if w.embedding.device.type != "cpu" or w.embedding.dtype != torch.float32 or w.head_dim % 16:
+        return None
+    kernels = load_kernels(w.head_dim, w.group, threads)
+    if kernels is None:
+        return None
+    hidden, inner = w.embedding.shape[1], w.layers[0].down.shape[1]
+    width = w.kv_heads * (w.group + 2) * w.head_dim
+    if hidden % kernels.panel or width % kernels.panel or inner % kernels.lanes:
+        return None
+    return CompiledDecoder(w, slots, kernels, tight)

@@ -1,5 +1,0 @@
-"""From forum threads to a clean problem set (paper section 2.1). Importing this registers its stages."""
-
-from nemo_openmath.problems import answers, classify, convert, decontaminate, extract, read
-
-__all__ = ["answers", "classify", "convert", "decontaminate", "extract", "read"]

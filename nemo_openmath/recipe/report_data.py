@@ -1,0 +1,146 @@
+"""A run as plain data for the report: what the stages' manifests say, put together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from nemo_openmath.core.merging import read_merged
+from nemo_openmath.core.records import Generation, Manifest, Problem, read_records
+from nemo_openmath.evaluation.intervals import share_interval
+from nemo_openmath.evaluation.reports.view import ConfigValue, Example, Funnel, RunView, StageView, gather
+from nemo_openmath.recipe.runner import Run, StageStatus, State
+
+# Stages of the problem set in the order of the paper's Table 1, and what the table calls what is left after each.
+_FUNNEL = (
+    ("problems.extract", "problems extracted"),
+    ("problems.classify", "without multiple choice, yes/no and invalid"),
+    ("problems.convert_proofs", "proofs converted or dropped"),
+    ("problems.extract_answers", "answers looked for"),
+    ("problems.decontaminate", "decontaminated"),
+)
+_TYPES = (
+    ("converted_proof", "converted proofs"),
+    ("has_answer_extracted", "with an extracted answer"),
+    ("no_answer_extracted", "without an answer"),
+)
+
+
+def run_view(run: Run, waited: float | None = None) -> RunView:
+    """Read the manifests and whatever else the report shows. ``waited``: seconds that this run took."""
+    recipe, statuses = run.recipe, list(run.status())
+    stages = [StageView.read(s.name, run.folder(s.name), str(s.state)) for s in statuses]
+    finished = {s.name: s.manifest for s in stages if s.manifest is not None and s.current}
+    return RunView(
+        label=recipe.name,
+        stages=stages,
+        results=gather(stages, "results"),
+        paired=gather(stages, "paired"),
+        apart=gather(stages, "apart"),
+        funnel=[*_problem_funnel(run, finished), *_solution_funnels(run, finished)],
+        training={n: run.folder(n) / "metrics.jsonl" for n in finished if _kind(run, n) == "training.sft"},
+        examples=list(_examples(run, finished)),
+        seeds={"recipe": recipe.seed} | {e.name: e.seed for e in recipe.stages.values() if e.seed != recipe.seed},
+        config=[ConfigValue(".".join(v.key), v.value, str(v.origin)) for v in recipe.values],
+        versions=next(iter(finished.values())).versions if finished else {},
+        standins=list(_standins(run)),
+        competition=list(_competition(run, finished)),
+        left_out=list(_left_out(statuses)),
+        note=recipe.note,
+        waited=waited,
+    )
+
+
+def _left_out(statuses: Sequence[StageStatus]) -> Iterator[str]:
+    """A sentence for each stage that is itself not as the recipe asks, and one for those made from such."""
+    behind = [s.name for s in statuses if s.state is State.CHANGED and not s.other]
+    for status in statuses:
+        if status.other or status.state is State.DAMAGED:
+            why = status.reason or "files of it are gone or cut"
+            yield f"{status.name} is {status.state}: {why}"
+    if behind:
+        names = ", ".join(behind[:12]) + (f" and {len(behind) - 12} more" if len(behind) > 12 else "")
+        yield f"made from stages that are missing or other than today's: {names}"
+
+
+def _competition(run: Run, finished: dict[str, Manifest]) -> Iterator[dict[str, Any]]:
+    """The score of each competition, from the answers that it left."""
+    for name, manifest in finished.items():
+        if manifest.stage == "competition.solve":
+            answers = list(read_merged([run.folder(name)], Generation))
+            if not answers:
+                continue
+            right = np.array([float(answer.correct) for answer in answers])
+            low, high = share_interval(right)
+            yield {
+                "stage": name,
+                "model": next(iter(run.recipe.stages[name].stage.engines()), answers[0].model),
+                "problems": len(answers),
+                "answered": sum(answer.predicted_answer is not None for answer in answers),
+                "right": int(right.sum()),
+                "value": float(right.mean()),
+                "low": low,
+                "high": high,
+                "seconds": round(sum(answer.extra.get("seconds", 0.0) for answer in answers), 1),
+            }
+
+
+def _kind(run: Run, name: str) -> str:
+    return run.recipe.stages[name].stage.kind
+
+
+def _standins(run: Run) -> Iterator[str]:
+    kinds = {e.stage.kind for e in run.recipe.stages.values()}
+    if run.recipe.teacher.is_stand_in and any("teacher" in e.stage.engines() for e in run.recipe.stages.values()):
+        yield (
+            "The teacher (extraction, solutions, summaries, selections) is a program that plays a large language "
+            "model, with errors at stated rates. Set teacher.url to put a real model in its place."
+        )
+    if "demo.threads" in kinds:
+        yield "The forum is generated from a tiny mathematical world. Use problems.read_threads for real threads."
+
+
+def _problem_funnel(run: Run, finished: dict[str, Manifest]) -> Iterator[Funnel]:
+    by_kind = {_kind(run, name): name for name in finished}
+    steps = []
+    if threads := by_kind.get("demo.threads") or by_kind.get("problems.read_threads"):
+        steps.append(("forum threads", finished[threads].counts["records"]))
+    steps += [(text, finished[by_kind[kind]].counts["records"]) for kind, text in _FUNNEL if kind in by_kind]
+    if len(steps) > 1:
+        yield Funnel("Problem set (paper Table 1)", steps, note=_merged(run, finished))
+    if last := by_kind.get("problems.decontaminate"):
+        types = Counter(p.problem_type for p in read_merged([run.folder(last)], Problem))
+        yield Funnel("Problems by type (paper Table 2)", [(text, types[kind]) for kind, text in _TYPES], parts=True)
+
+
+def _merged(run: Run, finished: dict[str, Manifest]) -> str:
+    """What became one problem with another on the way: no drop, and no longer counted."""
+    known = {kind for kind, _ in _FUNNEL}
+    found = {n: m.counts["merged"] for n, m in finished.items() if _kind(run, n) in known and m.counts.get("merged")}
+    if not found:
+        return ""
+    return "Equal problems count once; merged: " + ", ".join(f"{count:,} in {name}" for name, count in found.items())
+
+
+def _solution_funnels(run: Run, finished: dict[str, Manifest]) -> Iterator[Funnel]:
+    """Generated -> kept, for every filter of the recipe."""
+    for name, manifest in finished.items():
+        if manifest.stage == "solutions.filter":
+            counts = manifest.counts
+            yield Funnel(
+                f"Solutions before and after stage {name}",
+                [("generated and graded", counts["units"]), ("kept", counts["records"])],
+            )
+
+
+def _examples(run: Run, finished: dict[str, Manifest]) -> Iterator[Example]:
+    """A correct TIR solution of the last checkpoint that was evaluated."""
+    graded = [n for n, m in finished.items() if m.stage == "solutions.grade"]
+    for name in reversed(graded):
+        for generation in read_records(run.folder(name), Generation):
+            if generation.mode == "tir" and generation.correct and generation.code_calls:
+                yield Example.of(generation, f"A solution with code ({name}, {generation.model})")
+                return

@@ -1,0 +1,40 @@
+"""What a cluster launcher must know of a recipe's stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nemo_openmath.core.stage import UnitStage
+from nemo_openmath.launch import StageFacts
+from nemo_openmath.recipe.file import Recipe, StageEntry
+from nemo_openmath.recipe.runner import Run, Selection, State
+from nemo_openmath.training.stage import Sft
+
+
+def stage_facts(recipe: Recipe, output: Path, until: str | None = None) -> list[StageFacts]:
+    """The recipe's stages in order, up to and including ``until``. ``output``: the run's folder."""
+    return [_facts(recipe.stages[name], recipe, output) for name in Selection(until=until).names(recipe)]
+
+
+def finished_stages(recipe: Recipe, output: Path) -> frozenset[str]:
+    """Stages that `recipe run` would leave alone."""
+    return frozenset(s.name for s in Run(recipe, output).status() if s.state is State.FINISHED)
+
+
+def _facts(entry: StageEntry, recipe: Recipe, output: Path) -> StageFacts:
+    engines = entry.stage.engines()
+    read = [name for names in entry.inputs.values() for name in names if isinstance(name, str)]
+    made = [name for name in engines if name in recipe.stages]
+    return StageFacts(
+        name=entry.name,
+        kind=entry.stage.kind,
+        after=tuple(dict.fromkeys([*read, *made])),
+        splits=isinstance(entry.stage, UnitStage),
+        trains=isinstance(entry.stage, Sft),
+        # the very text that RecipeServices asks its engine for: servers know models by name
+        models=tuple(name if name == "teacher" else _folder(name, recipe, output) for name in engines),
+    )
+
+
+def _folder(name: str, recipe: Recipe, output: Path) -> str:
+    return str(output / name if name in recipe.stages else recipe.relative(name).resolve())

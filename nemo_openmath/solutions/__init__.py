@@ -1,5 +1,0 @@
-"""Judged, filtered, summarised solutions (paper sections 2.3, 3 and 4.1). Importing this registers its stages."""
-
-from nemo_openmath.solutions import filter, grade, label, rows, summarize
-
-__all__ = ["filter", "grade", "label", "rows", "summarize"]

@@ -1,0 +1,144 @@
+"""Greedy speculative decoding: several tokens a pass of the model, the same tokens as without a drafter.
+
+A step starts from a hidden state h and the token that the model decided from it. The drafter's beams that begin with
+that token are merged into a tree, common beginnings once. The model reads the tree in one pass, each node seeing the
+text and its own ancestors (tree attention, arXiv 2403.09919), and the longest path on which every token is what the
+model itself says is taken. Its last hidden state starts the next step.
+
+    beams    7 4 9        nodes  7 4 9 1       sees   7          the model says 4 after 7 and 9 after 4:
+             7 4 1                                    7 4        7 4 9 is taken, and what it says after 9
+             7 2 1               2 1                  7 4 9      begins the next step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from nemo_openmath.speculative.model import ReDrafter
+
+
+@dataclass(slots=True)
+class Decoded:
+    """``ids``: new tokens, the stop token included. ``steps``: passes of the model after the prompt's.
+    ``accepted``: drafted tokens among ``ids``."""
+
+    ids: list[int] = field(default_factory=list)
+    steps: int = 0
+    accepted: int = 0
+
+    @property
+    def accepted_per_step(self) -> float:
+        """Mean drafted tokens accepted in a step, of ``draft_tokens``; a step yields one token more."""
+        return self.accepted / max(1, self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Beams merged by common beginnings. Node 0 is the root; ``parents[0]`` is -1."""
+
+    tokens: list[int]
+    parents: list[int]
+
+    @classmethod
+    def of(cls, beams: Sequence[Sequence[int]]) -> Tree:
+        tree, index = cls([], []), dict[tuple[int, ...], int]()
+        for beam in beams:
+            parent = -1
+            for end in range(1, len(beam) + 1):
+                if (key := tuple(beam[:end])) not in index:
+                    index[key] = len(tree.tokens)
+                    tree.tokens.append(beam[end - 1])
+                    tree.parents.append(parent)
+                parent = index[key]
+        return tree
+
+    def path(self, node: int) -> list[int]:
+        """Nodes from the root to ``node``."""
+        path = []
+        while node >= 0:
+            path.append(node)
+            node = self.parents[node]
+        return path[::-1]
+
+    def accepted(self, says: Sequence[int]) -> list[int]:
+        """Nodes of the longest path from the root on which each token is what the model says after its parent."""
+        right = [True]
+        for node in range(1, len(self.tokens)):
+            parent = self.parents[node]
+            right.append(right[parent] and says[parent] == self.tokens[node])
+        return max((self.path(node) for node in range(len(right)) if right[node]), key=len)
+
+
+@torch.no_grad()
+def speculate(
+    base: Any,
+    drafter: ReDrafter,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    stop: Collection[int] = (),
+    beams: int = 1,
+    draft_tokens: int | None = None,
+) -> Decoded:
+    """Continue ``prompt`` greedily until a token of ``stop`` or ``max_new_tokens``.
+
+    ``base``: a transformers causal language model. ``draft_tokens``: guesses a step, by default what the drafter was
+    trained for. The output is that of plain greedy decoding up to the rounding of sums: where two tokens' logits are
+    equal to the last bits, a pass over several tokens may decide otherwise than a pass over one.
+    """
+    cache = DynamicCache(config=base.config)
+    embeddings = base.get_input_embeddings().weight
+    dtype = next(drafter.parameters()).dtype
+    ids = torch.tensor([list(prompt)], device=base.device)
+    hidden = base.model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[0, -1]
+    token = int(base.lm_head(hidden).argmax())
+    out = Decoded()
+    while len(out.ids) < max_new_tokens:
+        length = drafter.shape.draft_tokens if draft_tokens is None else draft_tokens
+        tree = Tree.of(drafter.beams(hidden.to(dtype), token, embeddings, length, beams))
+        states = _read_tree(base, tree, cache)
+        says = base.lm_head(states).argmax(-1).tolist()
+        path = tree.accepted(says)
+        new = [tree.tokens[node] for node in path][: max_new_tokens - len(out.ids)]
+        end = next((i + 1 for i, one in enumerate(new) if one in stop), len(new))
+        out.ids += new[:end]
+        out.steps += 1
+        out.accepted += end - 1
+        if out.ids[-1] in stop:
+            break
+        _keep(cache, path, len(tree.tokens))
+        hidden, token = states[path[-1]], says[path[-1]]
+    return out
+
+
+def _read_tree(base: Any, tree: Tree, cache: DynamicCache) -> Tensor:
+    """Hidden states (nodes, hidden) of one pass over the tree; the cache grows by its nodes."""
+    known, nodes = cache.get_seq_length(), len(tree.tokens)
+    mask = torch.full((1, 1, nodes, known + nodes), torch.finfo(base.dtype).min, dtype=base.dtype)
+    mask[..., :known] = 0
+    positions = []
+    for node in range(nodes):
+        path = tree.path(node)
+        mask[0, 0, node, [known + ancestor for ancestor in path]] = 0
+        positions.append(known + len(path) - 1)
+    return base.model(
+        input_ids=torch.tensor([tree.tokens], device=base.device),
+        attention_mask=mask.to(base.device),
+        position_ids=torch.tensor([positions], device=base.device),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state[0]
+
+
+def _keep(cache: DynamicCache, path: Sequence[int], nodes: int) -> None:
+    """Of the tree's entries at the end of the cache, keep those of ``path``."""
+    known = cache.get_seq_length() - nodes
+    for layer in cache.layers:
+        kept = torch.tensor([*range(known), *(known + node for node in path)], device=layer.keys.device)
+        layer.keys, layer.values = layer.keys.index_select(2, kept), layer.values.index_select(2, kept)

@@ -1,0 +1,115 @@
+"""ReDrafter (arXiv 2403.09919): drafts several tokens from one hidden state of the model it serves.
+
+The model's last hidden state h at position t (the input of its own head) says token t+1. The drafter reads that token
+and guesses on, with a state s that starts as zeros and one head for all steps:
+
+    position        t          t+1            t+2            t+3
+    token           known      model's        draft 1        draft 2
+    state                      s1 = f(e(t+1)) s2 = f(e(t+2)) ...          s' = silu(W e + U s + b), s0 = 0
+    guess           t+1 by h   t+2 by [h; s1] t+3 by [h; s2] ...          head([h; s])
+
+Embeddings e are the served model's own and are not kept here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from nemo_openmath.core.errors import DamagedFile, UserError
+
+ARCHITECTURE = "ReDrafter"
+TENSORS = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """``hidden``, ``vocab``: of the served model. ``layers``: residual blocks of the head. ``draft_tokens``: guesses
+    that it was trained for."""
+
+    hidden: int
+    vocab: int
+    layers: int = 2
+    draft_tokens: int = 3
+
+
+class ResidualBlock(nn.Module):
+    """x + silu(L x)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + silu(self.linear(x))
+
+
+class ReDrafter(nn.Module):
+    """Drafter of one model. Computes in its parameters' dtype; all shapes may have any leading dimensions."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.shape = shape
+        width = 2 * shape.hidden
+        self.rnn_w = nn.Linear(shape.hidden, shape.hidden, bias=False)
+        self.rnn_u = nn.Linear(shape.hidden, shape.hidden)
+        self.lm_head = nn.Sequential(
+            *(ResidualBlock(width) for _ in range(shape.layers)), nn.Linear(width, shape.vocab, bias=False)
+        )
+
+    def advance(self, state: Tensor, embedding: Tensor) -> Tensor:
+        """State (..., hidden) after reading one more token's embedding (..., hidden)."""
+        return silu(self.rnn_w(embedding) + self.rnn_u(state))
+
+    def logits(self, hidden: Tensor, state: Tensor) -> Tensor:
+        """Logits (..., vocab) of the token after the last one read."""
+        return self.lm_head(torch.cat([hidden, state], dim=-1))
+
+    @torch.no_grad()
+    def beams(self, hidden: Tensor, token: int, embeddings: Tensor, length: int, width: int) -> list[list[int]]:
+        """Beam search: ``width`` continuations of ``length`` tokens, likeliest first, each beginning with ``token``.
+
+        ``hidden`` (hidden,): the state that ``token`` was decided from. ``embeddings`` (vocab, hidden): the model's.
+        Where the vocabulary leaves fewer continuations than ``width``, those are all.
+        """
+        beams = torch.tensor([[token]], device=hidden.device)
+        scores = torch.zeros(1, device=hidden.device)
+        state = torch.zeros_like(hidden)[None]
+        for _ in range(length):
+            state = self.advance(state, embeddings[beams[:, -1]].to(hidden.dtype))
+            logits = self.logits(hidden.expand_as(state), state).float().log_softmax(-1)
+            all_scores = (scores[:, None] + logits).flatten()
+            scores, best = all_scores.topk(min(width, all_scores.numel()))
+            parent, last = best // logits.shape[-1], best % logits.shape[-1]
+            beams, state = torch.cat([beams[parent], last[:, None]], dim=1), state[parent]
+        return beams.tolist()
+
+    def save(self, folder: Path) -> None:
+        """``model.safetensors`` and ``config.json`` in an existing folder."""
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / TENSORS)
+        config = {"architectures": [ARCHITECTURE], **asdict(self.shape)}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> ReDrafter:
+        """Raises UserError where the folder holds no drafter, DamagedFile where its tensors are not its shape's."""
+        path = folder / "config.json"
+        try:
+            config = json.loads(path.read_text())
+            if config.pop("architectures") != [ARCHITECTURE]:
+                raise KeyError("architectures")
+            shape = Shape(**config)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError("not a drafter's config.json", file=path, remedy="give what drafter.train made") from error
+        drafter = cls(shape)
+        try:
+            drafter.load_state_dict(load_file(folder / TENSORS))
+        except Exception as error:
+            raise DamagedFile(folder / TENSORS, f"not the tensors of its config.json ({error})") from error
+        return drafter.eval()

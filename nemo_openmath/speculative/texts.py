@@ -1,0 +1,60 @@
+"""A model's own generations as token ids, and which of them are held out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemo_openmath.chat import ChatTokenizer, Transcript, encode_many
+from nemo_openmath.core.records import Generation, unit_key
+
+_BATCH = 1024  # generations handed to the tokenizer at once
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One generation with its prompt. ``ids`` (tokens,); ``own`` (tokens,): the model wrote it, runners did not."""
+
+    ids: NDArray[np.int32]
+    own: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """``counts``: generations read, cut to ``max_tokens``, and left out, with reasons."""
+
+    training: list[Text] = field(default_factory=list)
+    held_out: list[Text] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def read_texts(
+    generations: Iterable[Generation], tokenizer: ChatTokenizer, *, max_tokens: int, held_out: float, seed: int
+) -> Texts:
+    """Generations longer than ``max_tokens`` are cut at their end. A share ``held_out`` of the problems, chosen by
+    ``seed`` and problem id, is kept from training with all its samples, so that none is measured on what it saw."""
+    texts = Texts()
+    for batch in _batches(generations):
+        transcripts = [Transcript.from_json(generation.transcript) for generation in batch]
+        for generation, encoded in zip(batch, encode_many(transcripts, tokenizer), strict=True):
+            texts.counts["generations"] += 1
+            own = np.array(encoded.trained[:max_tokens], bool)
+            if not own[2:].any():  # the first guess is two tokens after the state that it is made from
+                texts.counts["left out: no token to draft"] += 1
+                continue
+            texts.counts["cut to max_tokens"] += len(encoded.ids) > max_tokens
+            text = Text(np.array(encoded.ids[:max_tokens], np.int32), own)
+            aside = unit_key(f"{seed} {generation.problem_id}") < held_out * 2**64
+            (texts.held_out if aside else texts.training).append(text)
+    return texts
+
+
+def _batches(generations: Iterable[Generation]) -> Iterator[Sequence[Generation]]:
+    stream = iter(generations)
+    while batch := list(islice(stream, _BATCH)):
+        yield batch

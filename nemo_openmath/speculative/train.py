@@ -1,0 +1,165 @@
+"""Training a drafter on a frozen model's own generations (ReDrafter, arXiv 2403.09919).
+
+At every position the drafter reads the next i+1 tokens of the text and guesses the one after them, from that
+position's hidden state: the loss is the sum over i < draft_tokens of the mean cross-entropy of these guesses, over
+the tokens that the model itself wrote (prompts and program output are never drafted).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+
+from nemo_openmath.checkpoints.calibration import load_model
+from nemo_openmath.core.errors import OpenMathError
+from nemo_openmath.speculative.model import ReDrafter, Shape
+from nemo_openmath.speculative.texts import Text
+from nemo_openmath.training.config import TrainingConfig
+from nemo_openmath.training.schedule import learning_rate
+
+_WINDOW = 32  # batches whose texts are sorted by length, so that little is padding
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The recipe's: 3 draft tokens, 2 layers, 1e-3 with a cosine to zero after 10% of warm-up, one epoch.
+    ``batch_tokens``: tokens of a step, padding included."""
+
+    draft_tokens: int = 3
+    layers: int = 2
+    lr: float = 1e-3
+    warmup: float = 0.1
+    epochs: int = 1
+    batch_tokens: int = 16384
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """``loss``: mean over the last tenth of the steps. ``tokens``: read, without padding."""
+
+    drafter: ReDrafter
+    steps: int
+    loss: float
+    tokens: int
+
+
+def load_base(folder: Path) -> Any:
+    """The model to draft for, frozen, on the GPU where there is one: a transformers causal language model."""
+    return load_model(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def train(base: Any, texts: Sequence[Text], settings: Settings, on_step: Callable[[int, int, float], None]) -> Trained:
+    """Train a new drafter for ``base``; ``on_step(step, steps, loss)`` follows each update.
+
+    Same texts, settings and machine: same drafter. Raises OpenMathError when the loss is not finite.
+    """
+    shape = Shape(base.config.hidden_size, base.config.vocab_size, settings.layers, settings.draft_tokens)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        drafter = ReDrafter(shape).to(base.device)
+    schedule = TrainingConfig(lr=settings.lr, warmup=settings.warmup, final_lr_ratio=0.0)
+    optimizer = torch.optim.AdamW(drafter.parameters(), lr=settings.lr, weight_decay=0.0)
+    plan = [batch for epoch in range(settings.epochs) for batch in batches(texts, settings, epoch)]
+    losses: list[float] = []
+    for step, batch in enumerate(plan):
+        optimizer.param_groups[0]["lr"] = learning_rate(step, len(plan), schedule)
+        loss = drafter_loss(base, drafter, [texts[i] for i in batch])
+        losses.append(loss.item())
+        if not np.isfinite(losses[-1]):
+            raise OpenMathError(f"the drafter's loss is {losses[-1]} at step {step + 1}; lower lr")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        on_step(step + 1, len(plan), losses[-1])
+    tokens = settings.epochs * sum(len(text.ids) for text in texts)
+    last = losses[-max(1, len(losses) // 10) :]
+    return Trained(drafter.eval(), len(plan), sum(last) / len(last), tokens)
+
+
+def batches(texts: Sequence[Text], settings: Settings, epoch: int) -> Iterator[list[int]]:
+    """Every text once, shuffled; a batch is texts of like length, ``batch_tokens`` at most with padding (or one)."""
+    rng = np.random.default_rng([settings.seed, epoch])
+    order = rng.permutation(len(texts))
+    mean = sum(len(text.ids) for text in texts) / max(1, len(texts))
+    window = max(1, int(_WINDOW * settings.batch_tokens / max(1.0, mean)))
+    plan: list[list[int]] = []
+    for start in range(0, len(order), window):
+        batch: list[int] = []
+        for i in sorted(order[start : start + window].tolist(), key=lambda i: len(texts[i].ids)):
+            if batch and (len(batch) + 1) * len(texts[i].ids) > settings.batch_tokens:
+                plan.append(batch)
+                batch = []
+            batch.append(i)
+        plan.append(batch)
+    for i in rng.permutation(len(plan)).tolist():
+        yield plan[i]
+
+
+def drafter_loss(base: Any, drafter: ReDrafter, texts: Sequence[Text]) -> Tensor:
+    """Sum over the lookaheads of the mean cross-entropy over own tokens; a lookahead without any adds nothing."""
+    rows = [torch.from_numpy(text.ids).long() for text in texts]
+    ids = pad_sequence(rows, batch_first=True).to(base.device)
+    own = pad_sequence([torch.from_numpy(text.own) for text in texts], batch_first=True).to(base.device)
+    hidden, embedded = _read(base, ids)  # padding is at the right: causal attention never sees it
+    state = torch.zeros_like(hidden)
+    loss = hidden.new_zeros(())
+    for ahead in range(min(drafter.shape.draft_tokens, ids.shape[1] - 2)):
+        # the state at t has read e(t+1) .. e(t+ahead+1); the guess is token t+ahead+2
+        state = drafter.advance(state[:, :-1], embedded[:, ahead + 1 :])
+        counted = own[:, ahead + 2 :]
+        if counted.any():
+            logits = drafter.logits(hidden[:, : -(ahead + 2)][counted], state[:, :-1][counted])
+            loss = loss + cross_entropy(logits, ids[:, ahead + 2 :][counted])
+    return loss
+
+
+@torch.no_grad()
+def replay(base: Any, drafter: ReDrafter, text: Text, *, chunk: int = 1024) -> tuple[int, int]:
+    """(steps, accepted draft tokens) of decoding the model's stretches of ``text`` with one beam.
+
+    The text stands for the model's choices: for a text decoded greedily these are the numbers of :func:`speculate`,
+    for a sampled one what greedy drafts would have saved. A step yields one token of the model and what is accepted.
+    """
+    ids = torch.as_tensor(text.ids, device=base.device).long()
+    hidden, embedded = _read(base, ids[None])
+    table = base.get_input_embeddings().weight
+    right: list[Tensor] = []  # (positions, draft_tokens): drafts that equal the text up to there
+    for start in range(0, len(ids) - 1, chunk):
+        seen = torch.arange(start, min(start + chunk, len(ids) - 1), device=base.device)
+        state, embedding = torch.zeros_like(hidden[0, seen]), embedded[0, seen + 1]
+        equal = torch.zeros(len(seen), drafter.shape.draft_tokens, dtype=torch.bool, device=base.device)
+        for ahead in range(drafter.shape.draft_tokens):
+            state = drafter.advance(state, embedding)
+            guess = drafter.logits(hidden[0, seen], state).argmax(-1)
+            target = seen + ahead + 2
+            equal[:, ahead] = (target < len(ids)) & (guess == ids[target.clamp(max=len(ids) - 1)])
+            embedding = table[guess].to(state.dtype)
+        right.append(equal.cumprod(1).sum(1))
+    drafted = torch.cat(right).tolist()
+    steps = accepted = 0
+    at = 1
+    while at < len(text.ids):  # ``at``: the token that the model itself decides, from the state before it
+        if not text.own[at]:
+            at += 1
+            continue
+        took = 0
+        while took < drafted[at - 1] and text.own[at + took + 1]:
+            took += 1
+        steps, accepted, at = steps + 1, accepted + took, at + took + 1
+    return steps, accepted
+
+
+@torch.no_grad()
+def _read(base: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Last hidden states and embeddings (rows, tokens, hidden) of the frozen model, in float32."""
+    embedded = base.get_input_embeddings()(ids)
+    return base.model(input_ids=ids, use_cache=False).last_hidden_state.float(), embedded.float()

@@ -1,0 +1,5 @@
+"""A model picks the best of several solutions (paper section 4). Importing this registers its stages."""
+
+from nemo_openmath.synthesis.genselect import groups, select
+
+__all__ = ["groups", "select"]

@@ -1,0 +1,104 @@
+"""Candidates to choose among (paper sections 4.2 and 4.3)."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
+
+from nemo_openmath.chat import Transcript
+from nemo_openmath.core.bounds import Length, PositiveInt
+from nemo_openmath.core.records import Drop, Generation, Group, Problem
+from nemo_openmath.core.stage import Result, StageContext, UnitStage, register
+from nemo_openmath.inference.rollout import derive_seed
+
+
+@dataclass(frozen=True)
+class GroupsConfig:
+    """``sizes``: smallest and largest number of candidates; drawn per group. ``groups``: per problem; distinct ones for
+    training data. ``mixed``: for training data, at least one correct and one incorrect candidate; off for inference,
+    where nothing about correctness may be used and every problem gets its groups, even of one candidate or none (of a
+    problem whose solutions could not be tried, ``extra`` says why: ``untried``).
+    ``max_summary_chars``: longer summaries are cut from the left, where the answer is not.
+    """
+
+    sizes: Annotated[tuple[PositiveInt, ...], Length(2, 2)] = (2, 16)
+    groups: PositiveInt = 8
+    mixed: bool = True
+    max_summary_chars: PositiveInt = 8000
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) != 2 or not 2 <= self.sizes[0] <= self.sizes[1]:
+            raise ValueError("sizes: give the smallest and the largest group, such as [2, 16]")
+
+
+@register
+class Groups(UnitStage[GroupsConfig, tuple[Problem, list[Generation]]]):
+    """Problem and its solutions -> groups of candidates in a random order."""
+
+    kind = "genselect.groups"
+    version = 2  # a summary is what follows the last </think>
+    Config = GroupsConfig
+    ports = {"problems": "problems", "generations": "graded solutions with summaries"}
+    takes = {"problems": "Problem", "generations": "Generation"}
+    record = Group
+    concurrency = 1
+
+    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Problem, list[Generation]]]]:
+        solutions: dict[str, list[Generation]] = defaultdict(list)
+        for generation in context.read("generations", Generation):
+            solutions[generation.problem_id].append(generation)
+        for problem in context.read("problems", Problem):
+            yield problem.id, (problem, sorted(solutions[problem.id], key=lambda g: g.id))
+
+    async def process(self, unit: tuple[Problem, list[Generation]], context: StageContext) -> Result:
+        problem, solutions = unit
+        usable = [(g, s) for g in solutions if g.predicted_answer is not None and (s := summary_of(g))]
+        rng = random.Random(derive_seed(context.seed, "groups", problem.id))
+        if not self.config.mixed:
+            groups = [self._group(problem, usable, [], rng, turn) for turn in range(self.config.groups)]
+            if solutions and not any(g.tried for g in solutions):
+                groups = [group.with_(extra=group.extra | {"untried": solutions[0].finish}) for group in groups]
+            return Result(groups)
+        right = [n for n, (g, _) in enumerate(usable) if g.correct]
+        wrong = [n for n, (g, _) in enumerate(usable) if not g.correct]
+        if not (right and wrong):
+            reason = "no solution with a summary"
+            if right or wrong:
+                reason = f"all solutions are {'correct' if right else 'incorrect'}: nothing to choose between"
+            return Result(drops=[Drop(reason, problem.problem)])
+        made: dict[str, Group] = {}
+        for _ in range(self.config.groups * 4):  # a few solutions may not have so many distinct groups
+            if len(made) == self.config.groups:
+                break
+            group = self._group(problem, usable, [rng.choice(right), rng.choice(wrong)], rng, 0)
+            made.setdefault(str(sorted(group.members)), group)
+        return Result(list(made.values()))
+
+    def _group(
+        self, problem: Problem, usable: list[tuple[Generation, str]], chosen: list[int], rng: random.Random, turn: int
+    ) -> Group:
+        """A group that holds ``chosen`` and, up to a drawn size, others."""
+        size = rng.randint(*self.config.sizes)
+        rest = [n for n in range(len(usable)) if n not in chosen]
+        chosen = chosen + rng.sample(rest, min(size, len(usable)) - len(chosen))
+        rng.shuffle(chosen)
+        members = [usable[n] for n in chosen]
+        return Group.make(
+            problem.id,
+            tuple(g.id for g, _ in members),
+            turn=turn,
+            problem=problem.problem,
+            summaries=tuple(s[-self.config.max_summary_chars :] for _, s in members),
+            answers=tuple(g.predicted_answer for g, _ in members),
+            correct=tuple(g.correct for g, _ in members),
+            expected_answer=problem.expected_answer,
+            extra={"k": size},
+        )
+
+
+def summary_of(generation: Generation) -> str | None:
+    """Text after the reasoning; None where there is none."""
+    return Transcript.from_json(generation.transcript).summary

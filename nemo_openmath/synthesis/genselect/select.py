@@ -1,0 +1,136 @@
+"""Ask a model which candidate is right, for training data and for inference alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from nemo_openmath.chat import Message, Transcript, load_template
+from nemo_openmath.chat.tags import judgment_of
+from nemo_openmath.core.bounds import PositiveInt
+from nemo_openmath.core.errors import Refused
+from nemo_openmath.core.records import Drop, Generation, Group
+from nemo_openmath.core.records.types import NOT_TRIED, UNTRIED
+from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage, register
+from nemo_openmath.inference.rollout import Outcome, RolloutSettings, derive_seed, roll_out
+from nemo_openmath.inference.rollout.stage import note_untried
+
+
+@dataclass(frozen=True)
+class SelectConfig(RolloutSettings):
+    """``samples``: judgements per group. ``keep_correct``: for training data, only choices of a correct candidate."""
+
+    engine: str = "teacher"
+    max_tokens: PositiveInt = 2048
+    samples: PositiveInt = 1
+    keep_correct: bool = False
+    prompt: Path | None = None
+    concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
+
+
+@register
+class Select(UnitStage[SelectConfig, tuple[Group, int]]):
+    """Group -> a generation of mode genselect. ``extra``: group, chosen (generation id), k, round; its answer and
+    verdict are those of the chosen candidate. A judgement that names none has no answer. Candidates longer than the
+    context, or refused by the engine, leave a generation that says so: evaluation counts its problem apart. Of
+    training data (``keep_correct``) they are dropped."""
+
+    kind = "genselect.select"
+    version = 3  # candidates that do not fit leave a generation; the judgment stands behind the thinking
+    Config = SelectConfig
+    ports = {"groups": "groups of candidates"}
+    takes = {"groups": "Group"}
+    record = Generation
+
+    def __init__(self, config: SelectConfig):
+        super().__init__(config)
+        self.concurrency = config.concurrency
+        self._template = load_template("genselect", config.prompt)
+
+    def engines(self) -> tuple[str, ...]:
+        return (self.config.engine,)
+
+    async def prepare(self, context: StageContext) -> None:
+        self._engine, self._tokenizer = await context.services.engine(self.config.engine)
+
+    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Group, int]]]:
+        shape = {k: v for k, v in asdict(self.config).items() if k in ("temperature", "top_p", "max_tokens")}
+        rounds: dict[str, int] = {}
+        for group in context.read("groups", Group):
+            for sample in range(self.config.samples):
+                key = Generation.make_id(
+                    group.id, "genselect", self._engine.model, self._template.digest, shape, context.seed, sample
+                )
+                rounds[group.problem_id] = rounds.get(group.problem_id, -1) + 1
+                yield key, (group, rounds[group.problem_id])
+
+    async def run(self, context: StageContext) -> None:
+        await super().run(context)
+        note_untried(context)
+
+    def check_sum(self, context: StageContext, offered: int) -> None:
+        """Each group is judged ``samples`` times."""
+        super().check_sum(context, offered // self.config.samples)
+
+    async def process(self, unit: tuple[Group, int], context: StageContext) -> Result:
+        group, turn = unit
+        seed = derive_seed(context.seed, "select", group.id, turn)
+        messages = self._messages(group)
+        if len(group.members) < 2:  # nothing to choose among
+            empty = Outcome(
+                Transcript(messages, tokenizer=self._tokenizer.fingerprint), group.extra.get("untried", "stop")
+            )
+            return Result([self._generation(group, turn, seed, empty, 0 if group.members else None)], asked=False)
+        outcome = await roll_out(
+            self._engine, self._tokenizer, messages, self.config, seed=seed, key=f"{group.id}:{turn}"
+        )
+        index = judgment_of(outcome.transcript.summary or "") if outcome.finish == "stop" else None
+        chosen = index if index is not None and index < len(group.members) else None
+        if self.config.keep_correct and (chosen is None or not group.correct[chosen]):
+            reason = "no valid judgment" if chosen is None else "chose an incorrect candidate"
+            return Result(drops=[Drop(reason, outcome.transcript.text[-200:])])
+        return Result([self._generation(group, turn, seed, outcome, chosen)])
+
+    def refused(self, key: str, unit: tuple[Group, int], error: Refused, context: StageContext) -> Result:
+        if self.config.keep_correct:
+            return super().refused(key, unit, error, context)
+        group, turn = unit
+        outcome = Outcome.untried(self._messages(group), self._tokenizer, error)
+        generation = self._generation(group, turn, derive_seed(context.seed, "select", group.id, turn), outcome, None)
+        return Result([generation.with_(extra=generation.extra | {"untried": str(error)})])
+
+    def _messages(self, group: Group) -> tuple[Message, ...]:
+        listing = "\n\n".join(f"Solution {i}:\n{summary}" for i, summary in enumerate(group.summaries))
+        return self._template.messages(
+            num_solutions=len(group.members), max_idx=len(group.members) - 1, problem=group.problem, solutions=listing
+        )
+
+    def _generation(self, group: Group, turn: int, seed: int, outcome: Outcome, chosen: int | None) -> Generation:
+        verdict, reason = "not_equal", "no valid judgment"
+        if outcome.finish in UNTRIED:
+            verdict, reason = "unknown", NOT_TRIED
+        elif chosen is not None:
+            verdict, reason = "equal" if group.correct[chosen] else "not_equal", "of the chosen candidate"
+        return Generation(
+            id=Generation.make_id(group.id, "genselect", self._engine.model, self._template.digest, {}, seed, turn),
+            parents=(group.id, *group.members),
+            problem_id=group.problem_id,
+            mode="genselect",
+            model=self._engine.model,
+            sample=turn,
+            transcript=outcome.transcript.to_json(),
+            finish=outcome.finish,
+            expected_answer=group.expected_answer,
+            predicted_answer=None if chosen is None else group.answers[chosen],
+            verdict=verdict,
+            verdict_reason=reason,
+            prompt_tokens=outcome.prompt_tokens,
+            completion_tokens=outcome.completion_tokens,
+            extra={
+                "group": group.id,
+                "chosen": None if chosen is None else group.members[chosen],
+                "k": group.extra["k"],
+                "round": turn,
+            },
+        )

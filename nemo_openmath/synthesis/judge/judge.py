@@ -1,0 +1,140 @@
+"""LLM judges: models that read the problem and say whether two answers mean the same.
+
+A judge is asked only what the symbolic grader cannot tell (or everything, to measure agreement). Identical answers
+and missing ones are answered without asking. A judgement counts only where the model ends with the line the prompt
+asks for and nowhere says the opposite; anything else is asked again with another seed and, after the last attempt,
+reported as invalid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nemo_openmath.chat import ChatTokenizer, Message
+from nemo_openmath.chat.prompts import Template, load_template
+from nemo_openmath.core.engine import Engine, Finish, Request, Sampling
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.grading import Grade, Verdict
+from nemo_openmath.grading.judgement import parse_judgement
+from nemo_openmath.inference.http.asking import answer_of, prompt_for
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeSettings:
+    """``votes`` of each judge on a pair; ``attempts`` to get a valid one. The first vote is drawn at ``temperature``;
+    further votes and attempts at no less than 0.7, for a greedy draw would repeat itself."""
+
+    votes: int = 1
+    attempts: int = 3
+    temperature: float = 0.0
+    max_tokens: int = 2048
+    concurrency: int = 64  # requests in flight of one judge
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One pair to judge, with the problem it answers."""
+
+    problem: str
+    predicted: str | None
+    expected: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """``verdict``: equal or not_equal by the majority of valid votes; unknown on a tie or without a valid vote.
+    ``votes``: of all judges in their order, None where no attempt gave a valid line. ``asked``: requests made.
+    ``invalid``: an example of an answer that could not be read."""
+
+    verdict: Verdict
+    reason: str
+    votes: tuple[bool | None, ...] = ()
+    asked: int = 0
+    invalid: str | None = None
+
+    @property
+    def grade(self) -> Grade:
+        return Grade(self.verdict, self.reason)
+
+
+@dataclass
+class Judge:
+    """One model with its tokenizer. ``template``: the prompt ``judge``, or the user's own file of it."""
+
+    engine: Engine
+    tokenizer: ChatTokenizer
+    settings: JudgeSettings = field(default_factory=JudgeSettings)
+    template: Template | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.settings.votes < 1 or self.settings.attempts < 1:
+            raise UserError("a judge needs at least one vote and one attempt", remedy="raise votes or attempts")
+        if not isinstance(self.template, Template):
+            self.template = load_template("judge", self.template)
+        self._slots = asyncio.Semaphore(self.settings.concurrency)
+
+    async def votes(self, question: Question) -> tuple[tuple[bool | None, ...], int, str | None]:
+        """(votes, requests made, an invalid answer or None)."""
+        assert isinstance(self.template, Template)
+        messages = self.template.messages(
+            problem=question.problem, predicted_answer=question.predicted, expected_answer=question.expected
+        )
+        prompt = prompt_for(self.engine, self.tokenizer, messages)
+        results = await asyncio.gather(*(self._vote(prompt, messages, question, i) for i in range(self.settings.votes)))
+        invalid = next((text for vote, _, text in results if vote is None), None)
+        return tuple(vote for vote, _, _ in results), sum(asked for _, asked, _ in results), invalid
+
+    async def _vote(
+        self, prompt: tuple[int, ...] | str, messages: tuple[Message, ...], question: Question, index: int
+    ) -> tuple[bool | None, int, str]:
+        text = ""
+        for attempt in range(self.settings.attempts):
+            first = index == 0 and attempt == 0
+            sampling = Sampling(
+                max_tokens=self.settings.max_tokens,
+                temperature=self.settings.temperature if first else max(self.settings.temperature, 0.7),
+                seed=_seed(self.settings.seed, question, index, attempt),
+            )
+            async with self._slots:
+                completion = await self.engine.complete(Request(prompt, sampling))
+            text = completion.text
+            answer = answer_of(text, self.tokenizer, messages) if completion.finish is Finish.STOP else ""
+            if (vote := parse_judgement(answer)) is not None:
+                return vote, attempt + 1, text
+        return None, self.settings.attempts, text
+
+
+def _seed(seed: int, question: Question, index: int, attempt: int) -> int:
+    """Of the question, not of its place in the file: the order of pairs does not change a judgement."""
+    text = "\0".join(map(str, (seed, question.problem, question.predicted, question.expected, index, attempt)))
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:4], "big")
+
+
+def without_asking(question: Question) -> Judgement | None:
+    """The judgement of a pair that needs no reader, else None."""
+    predicted, expected = (question.predicted or "").strip(), (question.expected or "").strip()
+    if not expected:
+        return Judgement(Verdict.UNKNOWN, "no expected answer")
+    if not predicted:
+        return Judgement(Verdict.NOT_EQUAL, "no predicted answer")
+    return Judgement(Verdict.EQUAL, "identical") if predicted == expected else None
+
+
+async def judge(question: Question, judges: Sequence[Judge]) -> Judgement:
+    """Ask every judge for all its votes. Raises EngineError when an engine could not answer."""
+    if (known := without_asking(question)) is not None:
+        return known
+    answers = await asyncio.gather(*(j.votes(question) for j in judges))
+    votes = tuple(vote for given, _, _ in answers for vote in given)
+    asked = sum(count for _, count, _ in answers)
+    invalid = next((text for _, _, text in answers if text is not None), None)
+    yes, no = votes.count(True), votes.count(False)
+    reason = f"judged {yes} to {no}" + (f", {votes.count(None)} invalid" if None in votes else "")
+    if yes == no:
+        return Judgement(Verdict.UNKNOWN, reason, votes, asked, invalid)
+    return Judgement(Verdict.EQUAL if yes > no else Verdict.NOT_EQUAL, reason, votes, asked, invalid)

@@ -1,0 +1,98 @@
+"""Remove what a benchmark holds (paper section 2.1, step 5): candidates by similarity, then a model's verdict.
+
+Similarity is the Jaccard index of sets of character 8-grams of the normalised text (letters and digits, lower case):
+it needs no model, and rewordings of a problem keep its numbers and most of its words. The ``candidates`` most similar
+benchmark problems above ``threshold`` are shown to the model one by one; an identical normalised text needs no model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nemo_openmath.core.bounds import PositiveInt, Share
+from nemo_openmath.core.records import Drop, Problem
+from nemo_openmath.core.stage import Result, StageContext, register
+from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage
+
+
+@dataclass(frozen=True)
+class DecontaminateConfig(PromptedConfig):
+    candidates: PositiveInt = 5  # most similar benchmark problems that the model is shown
+    threshold: Share = 0.3  # similarity from which on they are shown
+    ngram: PositiveInt = 8  # characters that are compared at once
+
+
+@register
+class Decontaminate(PromptedStage[DecontaminateConfig, Problem]):
+    """Problem -> the same problem, unless it is one of the benchmark's in other words."""
+
+    kind = "problems.decontaminate"
+    prompt = "decontaminate"
+    Config = DecontaminateConfig
+    ports = {"problems": "problems", "benchmark": "problems that must not be trained on"}
+    takes = {"problems": "Problem", "benchmark": "Problem"}
+    record = Problem
+
+    async def prepare(self, context: StageContext) -> None:
+        await super().prepare(context)
+        self._index = NgramIndex([(p.id, p.problem) for p in context.read("benchmark", Problem)], self.config.ngram)
+
+    def units(self, context: StageContext) -> Iterable[tuple[str, Problem]]:
+        return ((problem.id, problem) for problem in context.read("problems", Problem))
+
+    async def process(self, unit: Problem, context: StageContext) -> Result:
+        asked = False
+        for score, identifier, text in self._index.nearest(unit.problem, self.config.candidates):
+            if score == 1.0:
+                return Result(
+                    drops=[Drop("in the benchmark, word for word", f"{identifier}: {unit.problem}")], asked=asked
+                )
+            if score < self.config.threshold:
+                break
+            asked = True
+            same, answer = await self.question(
+                context, f"{unit.id}:{identifier}", parse_bool, problem=unit.problem, candidate=text
+            )
+            if same is None:
+                return Result(drops=[Drop("unparsable answer", answer)])
+            if same:
+                return Result(drops=[Drop("in the benchmark, reworded", f"{identifier}: {unit.problem}")])
+        return Result([unit], asked=asked)
+
+
+class NgramIndex:
+    """Nearest texts by Jaccard similarity of character n-grams."""
+
+    def __init__(self, texts: Iterable[tuple[str, str]], ngram: int):
+        self._ngram = ngram
+        self._texts = list(texts)
+        self._sizes: list[int] = []
+        self._where: dict[str, list[int]] = defaultdict(list)
+        for n, (_, text) in enumerate(self._texts):
+            grams = self._grams(text)
+            self._sizes.append(len(grams))
+            for gram in grams:
+                self._where[gram].append(n)
+
+    def nearest(self, text: str, count: int) -> list[tuple[float, str, str]]:
+        """(similarity, id, text), most similar first; ties by position."""
+        grams = self._grams(text)
+        shared: Counter[int] = Counter()
+        for gram in grams:
+            shared.update(self._where.get(gram, ()))
+        scored = [(s / (len(grams) + self._sizes[n] - s), n) for n, s in shared.items()]
+        scored.sort(key=lambda pair: (-pair[0], pair[1]))
+        return [(score, *self._texts[n]) for score, n in scored[:count]]
+
+    def _grams(self, text: str) -> set[str]:
+        plain = " ".join(re.findall(r"[^\W_]+", text.lower()))
+        return {plain[i : i + self._ngram] for i in range(max(1, len(plain) - self._ngram + 1))}
+
+
+def parse_bool(text: str) -> bool | None:
+    """True or False as the last word; None for anything else."""
+    words = re.findall(r"\b(true|false)\b", text.lower())
+    return words[-1] == "true" if words else None

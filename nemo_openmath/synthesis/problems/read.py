@@ -1,0 +1,160 @@
+"""Bring in files: forum threads, problem sets and benchmarks, in the published formats."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+from nemo_openmath.core.bounds import PositiveInt
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records import Drop, Problem, Thread, content_id
+from nemo_openmath.core.records.readers import BrokenRows, data_files, name_of, read_rows
+from nemo_openmath.core.stage import Result, StageContext, UnitStage, register
+
+Row = tuple[str, dict[str, Any] | str]  # where it stands; its fields, or what is wrong with it
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """``max_chars``: longer posts and problems are dropped, and counted. ``skip_broken``: rows that cannot be read are
+    dropped, and counted; otherwise the input is refused, naming the first of them and how many there are."""
+
+    max_chars: PositiveInt = 100_000
+    skip_broken: bool = False
+
+
+class _Read(UnitStage[ReadConfig, Row]):
+    """Rows of the files of port ``files``. All are looked at before the first is stored."""
+
+    Config = ReadConfig
+    ports = {"files": "files or folders: JSON Lines, JSON, CSV (each also .gz, .zst) or Parquet"}
+    concurrency = 64
+    column: ClassVar[str]
+    """What every row must have."""
+
+    async def prepare(self, context: StageContext) -> None:
+        broken = BrokenRows(skip=self.config.skip_broken)
+        for file, (_, _, value) in self._rows(context):
+            if problem := value if isinstance(value, str) else self.problem(value):
+                broken(*file, problem)
+            else:
+                broken.good += 1
+        if not (broken.good or broken.count):
+            paths = ", ".join(str(path) for path in context.inputs["files"])
+            raise UserError("there is no row in it", file=paths, remedy=f"give a file with one {self.column!r} a row")
+        broken.refuse()
+
+    def units(self, context: StageContext) -> Iterable[tuple[str, Row]]:
+        for _, (name, row, value) in self._rows(context):
+            yield content_id("line", name, row), (f"{name}:{row}", value)
+
+    def _rows(self, context: StageContext) -> Iterator[tuple[tuple[Path, int], tuple[str, int, dict[str, Any] | str]]]:
+        """((file, row), (name, row, fields)): ``name`` is the file's path below what all inputs have in common, so it
+        is the same on every machine, in every order of the inputs, and another for each file."""
+        inputs = [Path(os.path.abspath(path)) for path in context.inputs["files"]]
+        root = os.path.commonpath([path if path.is_dir() else path.parent for path in inputs])
+        for path in inputs:
+            for file in data_files(path):
+                name = os.path.relpath(file, root)
+                for row, value in _in_order(file):
+                    yield (file, row), (name, row, value)
+
+    async def process(self, unit: Row, context: StageContext) -> Result:
+        where, value = unit
+        if problem := value if isinstance(value, str) else self.problem(value):
+            return Result(drops=[Drop("broken row", f"{where}: {problem}")])
+        assert isinstance(value, dict)
+        return self.make(value, where)
+
+    def problem(self, row: dict[str, Any]) -> str | None:
+        """What is wrong with a row, in words that name the field."""
+        if self.column not in row:
+            return f"no {self.column!r}; the row has {', '.join(map(repr, list(row)[:12])) or 'no fields'}"
+        value = row[self.column]
+        return None if isinstance(value, str) else f"{self.column!r} is {name_of(value)}, not a text"
+
+    @abstractmethod
+    def make(self, row: dict[str, Any], where: str) -> Result:
+        """The record of one row, or why it is dropped."""
+
+
+@register
+class ReadThreads(_Read):
+    """Raw forum rows: ``forum_post``, ``forum_discussions``."""
+
+    kind = "problems.read_threads"
+    record = Thread
+    column = "forum_post"
+
+    def problem(self, row: dict[str, Any]) -> str | None:
+        replies = row.get("forum_discussions")
+        if replies is not None and not isinstance(replies, str):
+            return f"'forum_discussions' is {name_of(replies)}, not a text"
+        return super().problem(row)
+
+    def make(self, row: dict[str, Any], where: str) -> Result:
+        post, replies = row["forum_post"], row.get("forum_discussions") or ""
+        if not post.strip():
+            return Result(drops=[Drop("empty post", where)])
+        if len(post) > self.config.max_chars:
+            return Result(drops=[Drop("post too long", f"{where}: {len(post)} characters")])
+        return Result([Thread.make(post, replies[: self.config.max_chars])])
+
+
+@register
+class ReadProblems(_Read):
+    """Problem rows: ``problem`` and, where known, ``expected_answer``; other fields travel along."""
+
+    kind = "problems.read_problems"
+    record = Problem
+    column = "problem"
+
+    async def prepare(self, context: StageContext) -> None:
+        await super().prepare(context)
+        values = (value for _, (_, _, value) in islice(self._rows(context), 1000))
+        rows = [value for value in values if isinstance(value, dict)]
+        if not any("expected_answer" in row for row in rows) and any("answer" in row for row in rows):
+            context.progress.say("no row has expected_answer, so no answer is known; `answer` is not read: rename it")
+
+    def problem(self, row: dict[str, Any]) -> str | None:
+        answer = row.get("expected_answer")
+        if answer is not None and (isinstance(answer, bool) or not isinstance(answer, str | int | float)):
+            return f"'expected_answer' is {name_of(answer)}; write it as a text"
+        for name in ("problem_type", "problem_source"):
+            if row.get(name) is not None and not isinstance(row[name], str):
+                return f"{name!r} is {name_of(row[name])}, not a text"
+        if isinstance(text := row.get("problem"), str) and not text.strip():
+            return "'problem' is empty"
+        return super().problem(row)
+
+    def make(self, row: dict[str, Any], where: str) -> Result:
+        text, answer = row["problem"], row.get("expected_answer")
+        if len(text) > self.config.max_chars:
+            return Result(drops=[Drop("problem too long", f"{where}: {len(text)} characters")])
+        known = ("problem", "expected_answer", "problem_type", "problem_source")
+        return Result(
+            [
+                Problem.make(
+                    text,
+                    expected_answer=None if answer is None or not str(answer).strip() else str(answer),
+                    problem_type=row.get("problem_type"),
+                    source=row.get("problem_source") or where.rsplit(":", 1)[0],
+                    extra={name: value for name, value in row.items() if name not in known},
+                )
+            ]
+        )
+
+
+def _in_order(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """(row, fields or what is wrong with it) of a file."""
+    bad: list[tuple[int, str]] = []
+    for _, row, value in read_rows(file, on_bad=lambda _, row, why: bad.append((row, why)), empty=True):
+        yield from bad
+        bad.clear()
+        yield row, value
+    yield from bad

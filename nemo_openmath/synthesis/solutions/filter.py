@@ -1,0 +1,135 @@
+"""Which solutions are good enough to learn from (paper sections 2.3, 3.2 and 3.4)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from nemo_openmath.chat import Kind, Transcript
+from nemo_openmath.chat.tags import CODE_START
+from nemo_openmath.core.bounds import NonNegativeInt, Share
+from nemo_openmath.core.records import Drop, Generation
+from nemo_openmath.core.records.ids import unit_key
+from nemo_openmath.core.stage import Result, StageContext, UnitStage, register
+from nemo_openmath.grading import extract_answer
+from nemo_openmath.synthesis.solutions.shown import shown
+
+_ENDINGS = {
+    "budget": "over the code budget",
+    "repetition": "repeats itself",
+    "context": "prompt longer than the context",
+    "refused": "refused by the engine",
+}
+
+
+@dataclass(frozen=True)
+class FilterConfig:
+    """``think``: "auto": solutions of a model of whose finished ones at least half think (<think> ... </think>) must
+    think, those of other models need not: all of their text is the answer. "required": all must; "optional": none must.
+    Thinking that was begun must have ended in any case.
+    ``correct``: only solutions judged equal. ``code``: TIR solutions must run code. ``max_blocks``: at most so many
+    code blocks (stage 0: two; 0: any). ``answer_after_code``: no boxed answer before the first code block.
+    ``error_free``: no block may have ended in a traceback. ``max_tokens``: 0: any length.
+    ``per_problem``: at most so many of a problem, chosen by id (0: all); ``easy_per_problem``: of a problem that was
+    solved in more than ``easy`` of its samples: more solutions for harder problems."""
+
+    think: Literal["auto", "required", "optional"] = "auto"
+    correct: bool = True
+    code: bool = True
+    max_blocks: NonNegativeInt = 0
+    answer_after_code: bool = True
+    error_free: bool = False
+    max_tokens: NonNegativeInt = 0
+    per_problem: NonNegativeInt = 0
+    easy: Share = 1.0
+    easy_per_problem: NonNegativeInt = 0
+
+
+@register
+class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
+    """Graded generation -> itself, or a counted drop with the first reason that applies."""
+
+    kind = "solutions.filter"
+    Config = FilterConfig
+    ports = {"generations": "graded solutions"}
+    takes = {"generations": "Generation"}
+    record = Generation
+    concurrency = 1
+    version = 3  # solutions of models that do not think are kept; thinking stands at the beginning
+
+    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Generation, bool]]]:
+        self._thinkers = self._models_that_think(context)
+        over = self._over_quota(context) if self.config.per_problem or self.config.easy_per_problem else frozenset()
+        return ((g.id, (g, g.id in over)) for g in context.read("generations", Generation))
+
+    async def process(self, unit: tuple[Generation, bool], context: StageContext) -> Result:
+        generation, over = unit
+        reason = self._reason(generation) or ("enough solutions of this problem" if over else None)
+        if reason is not None:
+            return Result(drops=[Drop(reason, shown(generation))])
+        return Result([generation])
+
+    def _models_that_think(self, context: StageContext) -> frozenset[tuple[str, str]]:
+        """(model, mode) of which at least half of the finished solutions think."""
+        if self.config.think != "auto":
+            return frozenset()
+        finished: Counter[tuple[str, str]] = Counter()
+        thinking: Counter[tuple[str, str]] = Counter()
+        for generation in context.read("generations", Generation):
+            if generation.finished:
+                finished[generation.model, generation.mode] += 1
+                thinking[generation.model, generation.mode] += Transcript.from_json(generation.transcript).thinks
+        for model, mode in sorted(finished.keys() - +thinking):
+            context.progress.say(f"{model} ({mode}) does not think: all text of its solutions is taken for the answer")
+        return frozenset(key for key, count in finished.items() if 2 * thinking[key] >= count)
+
+    def _over_quota(self, context: StageContext) -> frozenset[str]:
+        """Ids beyond their problem's quota. Chosen by hash, so that the choice does not depend on file order."""
+        good: dict[str, list[str]] = {}
+        total: Counter[str] = Counter()
+        for generation in context.read("generations", Generation):
+            total[generation.problem_id] += generation.tried
+            if self._reason(generation) is None:
+                good.setdefault(generation.problem_id, []).append(generation.id)
+        over: set[str] = set()
+        for problem, ids in good.items():
+            easy = len(ids) / total[problem] > self.config.easy
+            quota = (self.config.easy_per_problem if easy else 0) or self.config.per_problem
+            if quota:
+                over.update(sorted(ids, key=unit_key)[quota:])
+        return frozenset(over)
+
+    def _reason(self, generation: Generation) -> str | None:
+        config = self.config
+        if not generation.finished:
+            return _ENDINGS.get(generation.finish, f"unfinished ({generation.finish})")
+        if generation.predicted_answer is None:
+            return "no boxed answer"
+        if config.correct and not generation.correct:
+            return "wrong answer" if generation.verdict == "not_equal" else f"verdict {generation.verdict}"
+        if config.max_tokens and generation.completion_tokens > config.max_tokens:
+            return "too long"
+        transcript = Transcript.from_json(generation.transcript)
+        thinking = transcript.thinking
+        if thinking == "broken":
+            return "no summary after the reasoning" if transcript.summary is None else "think tags out of order"
+        if thinking == "none" and (config.think == "required" or (generation.model, generation.mode) in self._thinkers):
+            return "no summary after the reasoning"
+        return self._code_reason(generation, transcript) if generation.mode == "tir" else None
+
+    def _code_reason(self, generation: Generation, transcript: Transcript) -> str | None:
+        config = self.config
+        if config.code and generation.code_calls == 0:
+            return "its code was not called" if transcript.has_uncalled_code else "no code was run"
+        if config.max_blocks and generation.code_calls > config.max_blocks:
+            return "too many code blocks"
+        before = transcript.text.partition(CODE_START)[0]
+        if config.answer_after_code and generation.code_calls and extract_answer(before).boxes:
+            return "answer before the first code"
+        if config.error_free and any(
+            "Traceback" in s.text or "Error:" in s.text for s in transcript.segments() if s.kind is Kind.OUTPUT
+        ):
+            return "a code block failed"
+        return None

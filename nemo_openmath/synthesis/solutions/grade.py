@@ -1,0 +1,74 @@
+"""Judge solutions: the answer in the box against the expected one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from nemo_openmath.chat import Transcript
+from nemo_openmath.core.bounds import PositiveInt
+from nemo_openmath.core.records import Generation, Problem
+from nemo_openmath.core.records.types import NOT_TRIED
+from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage, register
+from nemo_openmath.grading import extract_answer
+
+
+@dataclass(frozen=True)
+class GradeConfig:
+    """``fallback``: also accept "the final answer is ..." where there is no box."""
+
+    fallback: bool = False
+    concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
+
+
+@register
+class Grade(UnitStage[GradeConfig, Generation]):
+    """Generation -> the same generation with ``predicted_answer``, ``verdict`` and its reason.
+
+    Where a solution has no answer to compare, the verdict is not_equal ("no answer"); where the problem has no
+    expected answer, or the model could not be asked, it is unknown. Port ``problems``, when given, brings newer
+    expected answers, joined by id.
+    """
+
+    kind = "solutions.grade"
+    Config = GradeConfig
+    ports = {"generations": "solutions", "problems?": "problems whose expected answers are to be used"}
+    takes = {"generations": "Generation", "problems": "Problem"}
+    record = Generation
+
+    def __init__(self, config: GradeConfig):
+        super().__init__(config)
+        self.concurrency = config.concurrency
+
+    async def prepare(self, context: StageContext) -> None:
+        self._pool = await context.services.grading()
+        self._expected = {p.id: p.expected_answer for p in context.read("problems", Problem)}
+
+    def units(self, context: StageContext) -> Iterable[tuple[str, Generation]]:
+        return ((g.id, g) for g in context.read("generations", Generation))
+
+    async def process(self, unit: Generation, context: StageContext) -> Result:
+        expected = self._expected.get(unit.problem_id, unit.expected_answer)
+        predicted = answer_of(unit, fallback=self.config.fallback)
+        if not unit.tried:
+            verdict, reason = "unknown", NOT_TRIED
+        elif predicted is None:
+            verdict, reason = "not_equal", "no answer"
+        elif expected is None:
+            verdict, reason = "unknown", "no expected answer"
+        else:
+            grade = await self._pool.grade(predicted, expected)
+            verdict, reason = str(grade.verdict), grade.reason
+        counted = verdict if unit.tried else "untried"
+        context.facts[counted] = context.facts.get(counted, 0) + 1
+        graded = unit.with_(
+            expected_answer=expected, predicted_answer=predicted, verdict=verdict, verdict_reason=reason
+        )
+        return Result([graded])
+
+
+def answer_of(generation: Generation, *, fallback: bool = False) -> str | None:
+    """The boxed answer of a solution. An unfinished one has none: its box was not its last word."""
+    if not generation.finished:
+        return None
+    return extract_answer(Transcript.from_json(generation.transcript).said, fallback=fallback).answer

@@ -1,0 +1,55 @@
+"""GPUs we plan for: dense bf16 peak, usable memory, links. Numbers from the vendor's data sheets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nemo_openmath.core.errors import UserError
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One kind of GPU in the machine it usually comes in. Rates are bytes/s, each way, of one GPU."""
+
+    name: str
+    memory: int  # bytes that CUDA reports as total (a little below the data sheet's), rounded down to GiB
+    peak: float  # FLOP/s, bf16 matrix products, dense
+    nvlink_domain: int  # GPUs joined by NVLink
+    link: float  # inside the node: NVLink, PCIe where the domain is 1
+    network: float  # this GPU's share of the node's network
+    per_node: int = 8
+
+    def bandwidth(self, members: int, span: int) -> float:
+        """Of a group of ``members`` ranks lying in ``span`` neighbouring ranks. A ring that leaves the node uses the
+        network cards of all its members there."""
+        if span <= self.per_node:
+            return self.link
+        return min(self.link, self.network * max(1, members * self.per_node // span))
+
+
+GPUS: dict[str, Gpu] = {
+    gpu.name: gpu
+    for gpu in (
+        # NVIDIA H100 data sheet (SXM): 80 GB, 1,979 TFLOPS bf16 with sparsity (989 dense), NVLink 900 GB/s both ways.
+        # DGX H100 user guide: 8 GPUs, one 400 Gb/s ConnectX-7 for each.
+        Gpu("h100", 79 * GIB, 989e12, 8, 450e9, 50e9),
+        # NVIDIA H200 data sheet (SXM): 141 GB, compute and NVLink as H100; DGX H200: network as DGX H100.
+        Gpu("h200", 139 * GIB, 989e12, 8, 450e9, 50e9),
+        # NVIDIA A100 80GB data sheet (SXM): 312 TFLOPS bf16 dense, NVLink 600 GB/s both ways.
+        # DGX A100 user guide: one 200 Gb/s ConnectX-6 for each GPU.
+        Gpu("a100", 79 * GIB, 312e12, 8, 300e9, 25e9),
+        # NVIDIA L4 data sheet: 24 GB, 242 TFLOPS bf16 with sparsity (121 dense), PCIe Gen4 x16 64 GB/s both ways, no
+        # NVLink. 100 Gb/s for 8 GPUs, as in AWS g6.48xlarge.
+        Gpu("l4", 22 * GIB, 121e12, 1, 32e9, 1.5e9),
+    )
+}
+
+
+def gpu(name: str) -> Gpu:
+    """By name; an unknown one lists the known."""
+    try:
+        return GPUS[name.lower()]
+    except KeyError:
+        raise UserError(f"no GPU is named {name!r}", remedy="set --gpu to one of " + ", ".join(GPUS)) from None

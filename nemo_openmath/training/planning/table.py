@@ -1,0 +1,135 @@
+"""A plan as text and tables for a terminal."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from nemo_openmath.training.planning.gpus import GIB
+from nemo_openmath.training.planning.layouts import Estimate, Plan, estimate
+from nemo_openmath.training.planning.memory import (
+    FIXED_RESERVE,
+    FRAGMENTATION,
+    RECOMPUTE,
+    Layout,
+    Memory,
+    host_memory,
+    rank_tokens,
+)
+from nemo_openmath.training.planning.speed import LINK_EFFICIENCY
+
+KINDS = {
+    "weights": "weights",
+    "gradients": "gradients (fp32)",
+    "optimizer": "optimizer states",
+    "activations": "activations",
+    "logits": "logits and loss",
+    "backward": "backward pass of a layer",
+    "reserve": "reserve (assumed)",
+}
+assert set(KINDS) == {field.name for field in fields(Memory)}
+
+
+def show(plan: Plan, rows: int) -> RenderableType:
+    """The whole answer; ``rows`` layouts at most (0: all)."""
+    chosen = plan.own or plan.fits[0]
+    return Group(_facts(plan), _memory(plan, chosen), _host(plan, chosen), _time(plan, chosen), _layouts(plan, rows))
+
+
+def _facts(plan: Plan) -> Text:
+    work, gpu = plan.work, plan.gpu
+    return Text(
+        "\n".join(
+            (
+                f"{work.name}: {work.model.num_parameters:,} parameters, {work.training.precision}; {plan.gpus} x "
+                f"{gpu.name} ({gpu.memory // GIB} GiB, {gpu.peak / 1e12:,.0f} TFLOP/s)",
+                f"a step: {work.batch_samples:,} samples, {work.packs:,} packs of {work.capacity:,}, "
+                f"{work.tokens:,} tokens",
+                f"        {work.trained_tokens:,} trained tokens, {work.flops:.3g} model FLOPs",
+                *work.sources,
+                f"assumed: one GPU computes at {plan.mfu:.0%} of its peak (--mfu)",
+                f"assumed: links at {LINK_EFFICIENCY:.0%} of theirs, nothing hidden behind computing",
+                f"assumed: reserve of {FIXED_RESERVE // GIB} GiB and {FRAGMENTATION:.0%} of what a step allocates",
+            )
+        )
+    )
+
+
+def _memory(plan: Plan, chosen: Estimate) -> Table:
+    whose = "the configuration's layout" if plan.own else "the best layout"
+    tokens = rank_tokens(chosen.layout.parallel, plan.work.capacity)
+    title = f"GiB per GPU, {whose} (*); {tokens:,} tokens of a pack on each"
+    table = Table(title=title, title_justify="left", min_width=len(title), caption=describe(chosen.layout))
+    table.add_column("recompute")
+    by_mode = {}
+    for mode in RECOMPUTE:
+        table.add_column(mode + (" *" if mode == chosen.layout.recompute else ""), justify="right")
+        by_mode[mode] = estimate(plan.work, replace(chosen.layout, recompute=mode), plan.gpu, plan.mfu).memory
+    for kind, name in KINDS.items():
+        table.add_row(name, *(_gib(getattr(found, kind)) for found in by_mode.values()))
+    table.add_section()
+    table.add_row("total", *(_gib(found.total) for found in by_mode.values()))
+    fits = ("yes" if found.total <= plan.gpu.memory else "no" for found in by_mode.values())
+    table.add_row(f"fits {plan.gpu.memory // GIB}", *fits)
+    return table
+
+
+def _host(plan: Plan, chosen: Estimate) -> Text:
+    found = host_memory(plan.work.model, chosen.layout, plan.work.training.precision)
+    said = f"{_gib(found.saving)} GiB while a checkpoint is written, {_gib(found.loading)} GiB while one is loaded"
+    return Text(f"host memory of a rank for checkpoints: {said}")
+
+
+def _time(plan: Plan, chosen: Estimate) -> Text:
+    time, work = chosen.time, plan.work
+    shares = f"computing {time.computing:.2f}, bubble {time.bubble:.2f}, communication {time.communication:.2f}"
+    lines = [f"a step: {time.total:.2f} s ({shares}), {work.tokens / time.total:,.0f} tokens/s, MFU {chosen.mfu:.0%}"]
+    if work.steps is None:
+        lines.append(f"GPU-hours: {chosen.gpu_hours(1000):,.0f} for 1,000 steps (--steps)")
+    else:
+        days = work.steps * time.total / 86400
+        lines.append(f"GPU-hours: {chosen.gpu_hours(work.steps):,.0f} for {work.steps:,} steps, {days:.1f} days")
+    return Text("\n".join(lines))
+
+
+def _layouts(plan: Plan, rows: int) -> Table:
+    count = len(plan.fits)
+    shown = plan.fits[:rows] if rows else plan.fits
+    more = f", the best {len(shown)} (--rows 0: all)" if len(shown) < count else ""
+    legend = "sp: sequence parallel; do: distributed optimizer" + ("; *: the configuration's" if plan.own else "")
+    table = Table(title=f"Layouts that fit: {count}{more}", title_justify="left", caption=legend, padding=(0, 1, 0, 0))
+    for name in ("tp", "pp", "vpp", "cp", "dp"):
+        table.add_column(name, justify="right")
+    table.add_column("sp")
+    table.add_column("do")
+    table.add_column("recompute")
+    for name in ("GiB", "step s", "MFU", "GPU-hours" if plan.work.steps else "GPU-h/1000"):
+        table.add_column(name, justify="right")
+    for each in shown:
+        layout, p = each.layout, each.layout.parallel
+        mine = plan.own is not None and layout == plan.own.layout
+        table.add_row(
+            *(str(n) for n in (p.tp, p.pp, p.vpp, p.cp, layout.data_parallel)),
+            *("yes" if flag else "no" for flag in (p.sequence_parallel, layout.distributed_optimizer)),
+            layout.recompute + (" *" if mine else ""),
+            *(_gib(each.memory.total), f"{each.time.total:.2f}", f"{each.mfu:.1%}"),
+            f"{each.gpu_hours(plan.work.steps or 1000):,.0f}",
+        )
+    return table
+
+
+def describe(layout: Layout) -> str:
+    """``tp 8, cp 2, dp 4, sequence parallel, distributed optimizer, recompute full``."""
+    p = layout.parallel
+    sizes = (("tp", p.tp), ("pp", p.pp), ("vpp", p.vpp), ("cp", p.cp), ("dp", layout.data_parallel))
+    words = [f"{name} {size}" for name, size in sizes if size > 1] or ["one process"]
+    words += ["sequence parallel"] if p.sequence_parallel else []
+    words += ["distributed optimizer"] if layout.distributed_optimizer else []
+    return ", ".join([*words, f"recompute {layout.recompute}"])
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f}"

@@ -1,0 +1,200 @@
+"""What is trained: model, packs, tokens a step, steps; from a training job's file or a model's name. Each number says
+where it comes from: given, measured in the job's packs, or assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+
+from nemo_openmath.core.build import Builder
+from nemo_openmath.core.config import Source
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.models.configs import PRESETS, ModelConfig
+from nemo_openmath.training.config import Job, TrainingConfig
+from nemo_openmath.training.worker import read_job
+
+# Assumed where no packs are at hand: log-normal lengths cut to a pack; and the recipe's pack, batch
+# (arXiv 2504.16891, section 5.1) and share of tokens that are targets.
+MEDIAN_LENGTH, SIGMA = 6000, 1.0
+CAPACITY, BATCH_SAMPLES = 32768, 1024
+TRAINED = 0.97
+FILL = 0.99  # of packs
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A step of a training, and how many there are."""
+
+    name: str
+    model: ModelConfig
+    training: TrainingConfig
+    capacity: int  # tokens of a pack
+    batch_samples: int
+    packs: int  # of a step
+    tokens: int  # of a step
+    trained_tokens: int
+    sum_squared_lengths: int  # over the samples of a step
+    longest: int  # sample
+    steps: int | None  # of the whole training; None: not said
+    own_layout: bool  # whether the configuration chose a layout
+    sources: tuple[str, ...] = field(default=())  # where the numbers come from
+
+    @property
+    def flops(self) -> float:
+        """Model FLOPs of a step, nothing recomputed."""
+        return self.model.flops(self.tokens, self.sum_squared_lengths, self.trained_tokens)
+
+    @property
+    def head_flops(self) -> float:
+        """Of these, the output layer's."""
+        return self.model.flops(0, 0, self.trained_tokens)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Numbers from the command line; None: from the job, its packs, or assumed."""
+
+    capacity: int | None = None
+    batch_samples: int | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("capacity", "batch_samples", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} {value}", remedy="choose it 1 or more")
+
+
+@dataclass(frozen=True)
+class _Preset:
+    """What ``key=value`` may set when CONFIG is a model's name."""
+
+    training: TrainingConfig
+
+
+def read_workload(config: str, overrides: Sequence[str] = (), given: Given | None = None) -> Workload:
+    """``config``: a job's file (training.run.read_job) or a name of models.configs.PRESETS."""
+    given = given or Given()
+    if config.lower() in PRESETS and not Path(config).is_file():
+        work = _of_preset(config.lower(), overrides, given)
+    elif Path(config).is_file():
+        work = _of_job(read_job(config, list(overrides)), config, given)
+    else:
+        raise UserError(
+            f"{config!r} is neither a file nor a model's name",
+            remedy="give a training job's file or one of " + ", ".join(PRESETS),
+        )
+    if work.training.precision == "fp32":
+        raise UserError(
+            "training.precision = fp32: the GPU's flash attention computes in bf16",
+            file=config if Path(config).is_file() else None,
+            remedy="set training.precision=bf16",
+        )
+    if work.capacity > work.model.max_position_embeddings:
+        raise UserError(
+            f"packs of {work.capacity} tokens: {work.name} has {work.model.max_position_embeddings} positions",
+            remedy=f"set --capacity to {work.model.max_position_embeddings} or less, or max_position_embeddings higher",
+        )
+    return work
+
+
+def _of_preset(name: str, overrides: Sequence[str], given: Given) -> Workload:
+    source = Source({"training": {"precision": "bf16"}}, {}, Path(name))
+    for text in overrides:
+        source._override(text)
+    training = Builder(source.origin).build(_Preset, source.data).training
+    own = "parallel" in source.data["training"]
+    return _assumed(name, PRESETS[name], training, given, own)
+
+
+def _of_job(job: Job, file: str, given: Given) -> Workload:
+    given = replace(given, batch_samples=given.batch_samples or job.data.batch_samples)
+    given = replace(given, steps=given.steps or job.data.steps)
+    name, model, note = _model(job)
+    if not (job.data.folder / "packs.plan").is_file():
+        work = _assumed(name, model, job.training, given, True)
+        missing = f"no packs in {job.data.folder} yet"
+        return replace(work, sources=(*note, missing, *work.sources))
+    from nemo_openmath.data.batches.data_module import PackedData
+
+    assert given.batch_samples is not None
+    epochs = job.data.epochs if given.steps is None else None
+    data = PackedData.open(
+        job.data.folder,
+        batch_samples=given.batch_samples,
+        epochs=epochs,
+        steps=given.steps,
+        seed=job.data.seed,
+        validation_share=job.data.validation_share,
+    )
+    plan = data.plan
+    lengths = np.concatenate([folder.lengths() for folder in plan.samples.folders])[np.asarray(plan.entries)]
+    lengths = lengths.astype(np.int64)
+    folders = plan.samples.folders
+    trained = sum(folder.num_trained for folder in folders) / sum(folder.num_tokens for folder in folders)
+    capacity, fill, source = plan.capacity, plan.fill, f"measured in the packs of {job.data.folder}"
+    if given.capacity is not None and given.capacity != plan.capacity:
+        capacity, fill = given.capacity, FILL
+        if lengths.max() > capacity:
+            raise UserError(
+                f"the longest sample has {lengths.max()} tokens", remedy=f"set --capacity to {lengths.max()} or more"
+            )
+    work = _step(name, model, job.training, given, True, capacity, fill, lengths, trained, source)
+    return replace(work, steps=data.num_steps, sources=(*note, *work.sources))
+
+
+def _model(job: Job) -> tuple[str, ModelConfig, tuple[str, ...]]:
+    """The job's model; where its folder is not there yet, the preset of the folder's name."""
+    changes = {k: getattr(job, k) for k in ("rope_theta", "max_position_embeddings") if getattr(job, k) is not None}
+    name = job.model.name
+    for folder in (job.model, job.model / "model"):
+        if (folder / "config.json").is_file():
+            return name, ModelConfig.from_hf(folder).with_changes(**changes), ()
+    if name.lower() in PRESETS:
+        return name, PRESETS[name.lower()].with_changes(**changes), (f"model: {name} as we know it, no folder yet",)
+    raise UserError("no model's config.json", file=job.model, remedy="set model to a Hugging Face folder")
+
+
+def _assumed(name: str, model: ModelConfig, training: TrainingConfig, given: Given, own: bool) -> Workload:
+    capacity = given.capacity or min(CAPACITY, model.max_position_embeddings)
+    ranks = (np.arange(1000) + 0.5) / 1000
+    exponents = np.array([NormalDist(0, SIGMA).inv_cdf(float(rank)) for rank in ranks])
+    lengths = np.minimum(MEDIAN_LENGTH * np.exp(exponents), capacity)
+    said = f"assumed: lengths log-normal, median {MEDIAN_LENGTH}, sigma {SIGMA}, cut to a pack; {TRAINED:.0%} trained"
+    return _step(name, model, training, given, own, capacity, FILL, lengths, TRAINED, said)
+
+
+def _step(
+    name: str,
+    model: ModelConfig,
+    training: TrainingConfig,
+    given: Given,
+    own: bool,
+    capacity: int,
+    fill: float,
+    lengths: np.ndarray,
+    trained: float,
+    source: str,
+) -> Workload:
+    """A mean step of samples with these lengths."""
+    samples = given.batch_samples or BATCH_SAMPLES
+    tokens = round(samples * float(lengths.mean()))
+    return Workload(
+        name=name,
+        model=model,
+        training=training,
+        capacity=capacity,
+        batch_samples=samples,
+        packs=max(1, -(-tokens // round(capacity * fill))),
+        tokens=tokens,
+        trained_tokens=round(trained * tokens),
+        sum_squared_lengths=round(samples * float((lengths.astype(np.float64) ** 2).mean())),
+        longest=int(lengths.max()),
+        steps=given.steps,
+        own_layout=own,
+        sources=(f"samples {source}",),
+    )

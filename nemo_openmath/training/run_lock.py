@@ -1,0 +1,149 @@
+"""One training at a time in an output folder.
+
+Rank 0 holds a lock (``flock``) on ``OUTPUT/.training.lock`` for as long as it lives; any death releases it, kill -9 and
+a lost machine too. The file says who holds it. A second training in the folder is refused; one that comes while the
+first is stopping (SIGTERM, SIGUSR1), as a queued-again job may, waits for it and goes on from what it saved.
+
+Network file systems: NFS passes the lock on to all nodes; Lustre mounted without ``-o flock`` has none, and with
+``localflock`` none that another node sees. There the folder goes to whoever came last, and the one before ends at its
+next save, before it writes: the file no longer bears its mark.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nemo_openmath.core.errors import OpenMathError, UserError
+from nemo_openmath.core.locks import (
+    is_open_file,
+    new_mark,
+    open_lock_file,
+    read_mark,
+    try_lock,
+    write_mark,
+)
+from nemo_openmath.core.waiting import Waiting
+
+LOCK = ".training.lock"
+PATIENCE_SECONDS = 3.0  # for a holder that was just killed
+STOPPING_SECONDS = 600.0  # for a holder that is stopping
+
+
+class Claim:
+    """A held ``OUTPUT/.training.lock``."""
+
+    def __init__(self, path: Path, descriptor: int, mark: dict[str, Any]):
+        self.path, self._descriptor, self._mark = path, descriptor, mark
+        if is_open_file(path, descriptor):
+            self._write()
+
+    @classmethod
+    def take(cls, output: Path, ranks: int, say: Callable[[str], None]) -> Claim:
+        """Raises UserError naming the folder and what holds it, or why it cannot be written."""
+        mark = new_mark(id=uuid.uuid4().hex, ranks=ranks, stopping=False)
+        path, start, waiting = output / LOCK, time.monotonic(), Waiting(say=say, first_s=0)
+        while True:
+            descriptor = open_lock_file(path)
+            free = try_lock(descriptor)
+            if free is None:
+                say(f"{output}: no file locks here: a second training takes the folder over")
+            if free is None or (free and is_open_file(path, descriptor)):  # not deleted in between
+                return cls(path, descriptor, mark)
+            os.close(descriptor)
+            if free:
+                continue
+            holder, waited = read_mark(path), time.monotonic() - start
+            stopping = holder.get("stopping") is True
+            if waited > (STOPPING_SECONDS if stopping else PATIENCE_SECONDS):
+                raise _held(output, holder)
+            if stopping:
+                waiting.still(f"{_name(holder)}, which is stopping in {output}", STOPPING_SECONDS, waited_s=waited)
+            time.sleep(0.1)
+
+    def stopping(self) -> None:
+        """Tell those who want the folder that it will soon be free. Safe in a signal handler."""
+        if read_mark(self.path).get("id") == self._mark["id"]:
+            self._mark["stopping"] = True
+            self._write()
+
+    def check(self) -> None:
+        """Raises UserError when another training has taken the folder over all the same."""
+        holder = read_mark(self.path)
+        if holder.get("id") != self._mark["id"]:
+            problem = f"{_name(holder)} has taken this folder over; nothing more is saved"
+            raise UserError(problem, file=self.path.parent, remedy="run one training at a time in a folder")
+
+    def release(self) -> None:
+        os.close(self._descriptor)
+
+    def _write(self) -> None:
+        write_mark(self._descriptor, self._mark, self.path)
+
+
+@contextmanager
+def claimed(output: Path, say: Callable[[str], None]) -> Iterator[Claim | None]:
+    """Hold ``output`` within; called by all ranks together, rank 0 decides for all. The claim is rank 0's alone."""
+    import torch.distributed as dist  # takes seconds to import
+
+    claim: Claim | None = None
+
+    def take() -> None:
+        nonlocal claim
+        claim = Claim.take(output, dist.get_world_size(), say)
+
+    decided_by_main(take)
+    try:
+        yield claim
+    finally:
+        if claim is not None:
+            claim.release()
+
+
+def decided_by_main(action: Callable[[], None]) -> None:
+    """Run ``action`` in rank 0; the error it raises for a user is raised in every rank."""
+    import torch.distributed as dist
+
+    said: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            action()
+        except OpenMathError as error:
+            said = [error]
+    dist.broadcast_object_list(said, src=0)
+    if said[0] is not None:
+        raise said[0]
+
+
+def refuse_claimed(output: Path) -> None:
+    """Refuse early what :func:`claimed` would refuse, without processes: UserError when a training runs in ``output``
+    and is not stopping."""
+    path = output / LOCK
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        holder = read_mark(path)
+        if try_lock(descriptor) is False and not holder.get("stopping"):
+            raise _held(output, holder)
+    finally:
+        os.close(descriptor)
+
+
+def _name(holder: dict[str, Any]) -> str:
+    if "pid" not in holder:
+        return "another training"
+    return "the training of process {pid} on {host} ({ranks} ranks, since {since})".format_map(
+        {"host": "?", "ranks": "?", "since": "?", **holder}
+    )
+
+
+def _held(output: Path, holder: dict[str, Any]) -> UserError:
+    problem = f"{_name(holder)} is running in this folder"
+    return UserError(problem, file=output, remedy="wait for it, stop it, or choose another output folder")

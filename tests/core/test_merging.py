@@ -1,0 +1,241 @@
+"""Equal records are one record, with the parents of all and one answer by one rule; nothing vanishes uncounted."""
+
+import asyncio
+import itertools
+import re
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_openmath.chat import ChatTokenizer
+from nemo_openmath.core.engine import Capabilities, Chunk, Completion, Request
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.merging import ANSWERS, count_records, merge, read_merged
+from nemo_openmath.core.progress import Progress
+from nemo_openmath.core.records import Drop, Generation, Problem, Record, RecordWriter, Thread, read_drops
+from nemo_openmath.core.stage import Result, Services, Stage, StageContext, UnitStage
+from nemo_openmath.synthesis.problems.answers import ExtractAnswers
+from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
+from nemo_openmath.synthesis.problems.convert import ConvertProofs
+from nemo_openmath.synthesis.problems.extract import Extract
+from nemo_openmath.synthesis.problems.prompted import PromptedConfig
+
+BASE = Path(__file__).parents[2] / "examples" / "base"
+
+
+def problem(answer: str | None, *parents: str, **values: Any) -> Problem:
+    return Problem.make("1+1?", expected_answer=answer, parents=parents, **values)
+
+
+def store(folder: Path, *records: Record) -> Path:
+    """One unit a record, as a stage leaves them: equal records of several units are several lines."""
+    with RecordWriter(folder) as writer:
+        for number, record in enumerate(records):
+            writer.commit(f"{folder.name} {number}", [record])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected", "given"),
+    [
+        (["4", "4"], "4", None),
+        (["4", None], "4", None),
+        ([None, None], None, None),
+        (["4", "5"], None, {"4": 1, "5": 1}),
+        (["4", "5", "4"], "4", {"4": 2, "5": 1}),
+        (["0.5", "5", r"\frac{1}{2}"], "0.5", {"0.5": 2, "5": 1}),
+        ([r"\frac{1}{2}", "0.5"], "0.5", None),
+    ],
+)
+def test_one_rule_decides_between_answers_in_any_order(
+    answers: list[str | None], expected: str | None, given: dict[str, int] | None
+) -> None:
+    versions = [problem(answer, f"thread-{n}") for n, answer in enumerate(answers)]
+    for order in itertools.permutations(versions):
+        one = merge(order)
+        assert set(one.parents) == {f"thread-{n}" for n in range(len(answers))}
+        assert (one.expected_answer, one.extra.get(ANSWERS)) == (expected, given)
+        assert one == merge(versions)
+    if given and expected is None:
+        assert merge(versions).problem_type == "no_answer_extracted"
+
+
+def test_what_is_known_of_one_version_is_known_of_all() -> None:
+    a = problem(None, "a", source="forum", extra={"x": 1})
+    b = problem("2", "b", category="answer", problem_type="converted_proof", extra={"y": 2})
+    one = merge([a, b])
+    assert (one.category, one.problem_type, one.source) == ("answer", "converted_proof", "forum")
+    assert one.extra == {"x": 1, "y": 2}
+
+
+def test_votes_count_on_where_merged_problems_meet_again() -> None:
+    once = merge([problem("4"), problem("4"), problem("5")])
+    assert merge([once, problem("5")]).expected_answer is None
+    assert merge([once, problem("5"), problem("5")]).expected_answer == "5"
+
+
+def test_reading_gives_each_id_once_over_all_folders(tmp_path: Path) -> None:
+    other = Problem.make("2+2?")
+    a = store(tmp_path / "a", problem("4", "t1"), other, problem("4", "t2"))
+    b = store(tmp_path / "b", problem("5", "t3"), Problem.make("3+3?"))
+    found = list(read_merged([a, b, a], Problem))
+    assert [p.problem for p in found] == ["1+1?", "2+2?", "3+3?"]
+    assert set(found[0].parents) == {"t1", "t2", "t3"}
+    assert found[0].expected_answer == "4"
+    assert count_records(a) == {"records": 2, "merged": 1}
+    assert count_records(store(tmp_path / "c", problem("4"), problem("5"))) == {
+        "records": 1, "merged": 1, "disagreeing": 1, "undecided": 1,
+    }  # fmt: skip
+    assert count_records(store(tmp_path / "d", merge([problem("4"), problem("4"), problem("5")]))) == {
+        "records": 1, "merged": 0, "disagreeing": 1, "undecided": 0,
+    }  # fmt: skip
+
+
+def test_solutions_in_versions_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    one = Generation(id="g", problem_id="p", mode="cot", model="m", sample=0, transcript={}, finish="stop")
+    folder = store(tmp_path / "a", one, one.with_(verdict="equal"))
+    with pytest.raises(UserError, match="Generation g is there in versions that differ in 'verdict'; name only one"):
+        list(read_merged([folder], Generation))
+    assert list(read_merged([store(tmp_path / "b", one, one)], Generation)) == [one]
+
+
+# -- stages --------------------------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """An engine that answers by a function of its prompt."""
+
+    model = "scripted"
+    capabilities = Capabilities(
+        token_ids=False,
+        text_prompts=True,
+        renders=True,
+        seeds=True,
+        logprobs=False,
+        keep_stop=False,
+        cached_tokens=False,
+    )
+
+    def __init__(self, answer: Callable[[str], str]):
+        self._answer = answer
+
+    async def complete(self, request: Request) -> Completion:
+        return Completion(self._answer(str(request.prompt)), (), "stop")
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        pass
+
+
+class Lent(Services):
+    def __init__(self, engine: Any = None):
+        self._engine = engine
+
+    async def engine(self, name: str) -> Any:
+        return self._engine, ChatTokenizer.load(BASE)
+
+    async def sandbox(self) -> Any:
+        raise AssertionError
+
+    async def grading(self) -> Any:
+        raise AssertionError
+
+
+def run(stage: Stage, output: Path, engine: Any = None, **inputs: Path) -> StageContext:
+    with Progress("test") as progress:
+        ports = {name: [folder] for name, folder in inputs.items()}
+        context = StageContext("test", ports, output, 1, Lent(engine), progress)
+        asyncio.run(stage.run(context))
+    return context
+
+
+def answer_by_replies(prompt: str) -> str:
+    found = re.findall(r"I get (\d)", prompt)
+    return f"Answer: {found[-1]}" if found else "Not found"
+
+
+def test_two_threads_with_the_same_problem_are_one_problem_from_extraction_to_answer(tmp_path: Path) -> None:
+    replies = ["I get 4", "I get 5", "I get 4", "Nice!", ""]
+    threads = [Thread.make(f"Hello {n}", text) for n, text in enumerate(replies)]
+    forum = store(tmp_path / "threads", *threads)
+    run(Extract(PromptedConfig()), tmp_path / "extracted", Scripted(lambda _: "Problem 1: What is 2+2?"), threads=forum)
+    run(
+        Classify(ClassifyConfig()),
+        tmp_path / "classified",
+        Scripted(lambda _: "answer"),
+        problems=tmp_path / "extracted",
+    )
+    run(
+        ExtractAnswers(PromptedConfig()), tmp_path / "answered", Scripted(answer_by_replies),
+        problems=tmp_path / "classified", threads=forum,
+    )  # fmt: skip
+    assert count_records(tmp_path / "extracted") == {"records": 1, "merged": 4}
+    (found,) = read_merged([tmp_path / "answered"], Problem)
+    assert (found.expected_answer, found.problem_type) == ("4", "has_answer_extracted")
+    assert found.extra[ANSWERS] == {"4": 2, "5": 1}
+    assert set(found.parents) == {thread.id for thread in threads}
+
+
+def test_a_proof_is_converted_with_the_replies_of_all_its_threads(tmp_path: Path) -> None:
+    threads = [Thread.make(f"Hello {n}", f"I get {n}") for n in (3, 7)]
+    proof = Problem.make("Prove it.", category="proof", parents=tuple(thread.id for thread in threads))
+    engine = Scripted(lambda prompt: f"Problem: Find it.\nAnswer: {sorted(re.findall(r'I get (.)', prompt))}")
+    problems, forum = store(tmp_path / "p", proof), store(tmp_path / "t", *threads)
+    run(ConvertProofs(PromptedConfig()), tmp_path / "out", engine, problems=problems, threads=forum)
+    (found,) = read_merged([tmp_path / "out"], Problem)
+    assert found.expected_answer == "['3', '7']"
+    assert found.parents == (proof.id, *proof.parents)
+
+
+def test_two_proofs_that_become_the_same_problem_are_one_with_both_parents(tmp_path: Path) -> None:
+    proofs = [Problem.make(f"Prove {n}.", category="proof") for n in range(2)]
+    problems, threads = store(tmp_path / "p", *proofs), store(tmp_path / "t", Thread.make("x"))
+    engine = Scripted(lambda _: "Problem: Find it.\nAnswer: 7")
+    run(ConvertProofs(PromptedConfig()), tmp_path / "out", engine, problems=problems, threads=threads)
+    (found,) = read_merged([tmp_path / "out"], Problem)
+    assert set(found.parents) == {proof.id for proof in proofs}
+    assert found.expected_answer == "7"
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    pass
+
+
+class Named(UnitStage[NoSettings, str]):
+    """Units of given names; ``vanish`` leaves nothing."""
+
+    ports = {"problems": "problems"}
+    kind = "test.named"
+
+    def __init__(self, *names: str):
+        super().__init__(NoSettings())
+        self._names = names
+
+    def units(self, context: StageContext) -> Iterable[tuple[str, str]]:
+        list(context.read("problems", Problem))
+        return ((name, name) for name in self._names)
+
+    async def process(self, unit: str, context: StageContext) -> Result:
+        return Result(drops=[] if unit == "vanish" else [Drop("seen", unit)])
+
+
+def test_equal_units_are_done_once_and_counted_also_after_a_restart(tmp_path: Path) -> None:
+    folder = store(tmp_path / "p", problem("4"), Problem.make("2+2?"))
+    for _ in range(2):
+        context = run(Named("a", "b", "a", "a"), tmp_path / "out", problems=folder)
+        assert context.facts["equal_units"] == 2
+    assert [unit for unit, _ in read_drops(tmp_path / "out")] == ["a", "b"]
+
+
+def test_a_record_that_vanishes_is_a_defect(tmp_path: Path) -> None:
+    folder = store(tmp_path / "p", problem("4"), Problem.make("2+2?"))
+    with pytest.raises(AssertionError, match="unit vanish left neither a record nor a reason"):
+        run(Named("a", "vanish"), tmp_path / "out", problems=folder)
+    with pytest.raises(AssertionError, match="2 problems went in, 1 units were made of them"):
+        run(Named("a"), tmp_path / "other", problems=folder)

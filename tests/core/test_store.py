@@ -1,0 +1,182 @@
+"""The store: nothing lost, nothing twice, whatever happens to the writer."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nemo_openmath.core.errors import DamagedFile, OpenMathError, UserError
+from nemo_openmath.core.records import Drop, Problem, RecordWriter, digest_of_lines, read_drops, read_records
+from nemo_openmath.core.records.ids import in_shard
+from nemo_openmath.core.records.store import read_lines
+
+# Commits units 0..N-1 in a random order, each with zero to three records and perhaps a drop, flushing often; after so
+# many that its caller names, it waits to be killed.
+WRITER = """
+import random, sys, time
+from pathlib import Path
+from nemo_openmath.core.records import Drop, Problem, RecordWriter
+most = int(sys.argv[2])
+order = list(range(800)); random.Random(time.time_ns()).shuffle(order)
+with RecordWriter(Path(sys.argv[1]), flush_units=7) as writer:
+    print("open", flush=True)
+    for n in order:
+        unit = f"unit-{n}"
+        if writer.done(unit): continue
+        if not most: time.sleep(3600)
+        most -= 1
+        records = [Problem.make(f"{unit} {i} " + "x" * (37 * n % 4000)) for i in range(n % 4)]
+        writer.commit(unit, records, [Drop("odd", unit)] if n % 2 else [])
+"""
+
+
+def content(folder: Path) -> tuple[list[bytes], list[tuple[str, Drop]]]:
+    return sorted(read_lines(folder)), sorted(read_drops(folder), key=lambda pair: pair[0])
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_moments_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([sys.executable, "-c", WRITER, str(whole), "-1"], check=True, stdout=subprocess.DEVNULL)
+    rng = random.Random(5)
+    for _ in range(60):
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(killed), "13"], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.005))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    subprocess.run([sys.executable, "-c", WRITER, str(killed), "-1"], check=True, stdout=subprocess.DEVNULL)
+    assert content(killed) == content(whole)
+    assert digest_of_lines(read_lines(killed)) == digest_of_lines(read_lines(whole))
+    assert len({p.id for p in read_records(killed, Problem)}) == len(content(whole)[0])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(cut=st.integers(0, 10_000), which=st.sampled_from(["part", "drops", "journal"]), junk=st.binary(max_size=40))
+def test_a_file_torn_anywhere_is_cut_back_to_whole_units(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, which: str, junk: bytes
+) -> None:
+    """What a crash can leave: data beyond the journal, or a journal that ends in the middle of a line."""
+    folder = tmp_path_factory.mktemp("store")
+    units = [f"u{i}" for i in range(20)]
+
+    def write(upto: int) -> None:
+        with RecordWriter(folder, flush_units=3) as writer:
+            for n, unit in enumerate(units[:upto]):
+                if not writer.done(unit):
+                    writer.commit(unit, [Problem.make(f"{unit} {i}") for i in range(n % 3)], [Drop("r", unit)])
+
+    write(10)
+    path = next(folder.glob(f"{which}-*"))
+    if which == "journal":
+        data = path.read_bytes()
+        path.write_bytes(data[: cut % (len(data) + 1)])
+    else:
+        with path.open("ab") as file:
+            file.write(junk)
+    write(20)
+    expected = sorted(f"u{n} {i}" for n in range(20) for i in range(n % 3))
+    assert sorted(p.problem for p in read_records(folder, Problem)) == expected
+    assert sorted(unit for unit, _ in read_drops(folder)) == sorted(units)
+
+
+def test_damage_is_named_not_mended(tmp_path: Path) -> None:
+    with RecordWriter(tmp_path) as writer:
+        writer.commit("a", [Problem.make("a")])
+        writer.flush()
+        writer.commit("b", [Problem.make("b")])
+    part = next(tmp_path.glob("part-*"))
+    os.truncate(part, 10)
+    with pytest.raises(DamagedFile, match=r"part-00000-of-00001\.jsonl: holds 10 bytes where its journal promises"):
+        RecordWriter(tmp_path)
+    journal = next(tmp_path.glob("journal-*"))
+    journal.write_bytes(b"{nonsense\n" + journal.read_bytes())
+    with pytest.raises(DamagedFile, match="broken line at byte 0"):
+        RecordWriter(tmp_path)
+
+
+def test_a_second_writer_is_noticed(tmp_path: Path) -> None:
+    first, second = RecordWriter(tmp_path), RecordWriter(tmp_path)
+    first.commit("a", [Problem.make("a")])
+    first.flush()
+    second.commit("b", [Problem.make("b")])
+    with pytest.raises(OpenMathError, match="another process writes this shard"):
+        second.flush()
+
+
+def test_a_full_disk_keeps_what_was_finished(tmp_path: Path) -> None:
+    code = f"""
+import resource
+from pathlib import Path
+from nemo_openmath.core.errors import SystemFailure
+from nemo_openmath.core.records import Problem, RecordWriter
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    with RecordWriter(Path({str(tmp_path)!r}), flush_units=1) as writer:
+        for n in range(100):
+            writer.commit(f"u{{n}}", [Problem.make(f"{{n}} " + "x" * 900)])
+except SystemFailure as error:
+    print(error)
+"""
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert "no space left" in out
+    assert "run the same command again" in out
+    with RecordWriter(tmp_path) as writer:
+        finished = writer.recovered
+        assert 10 <= finished < 100
+        for n in range(100):
+            if not writer.done(f"u{n}"):
+                writer.commit(f"u{n}", [Problem.make(f"{n} " + "x" * 900)])
+    assert sorted(int(p.problem.split()[0]) for p in read_records(tmp_path, Problem)) == list(range(100))
+
+
+def test_times_and_hosts_live_in_the_journal_alone(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        with RecordWriter(tmp_path / name) as writer:
+            for n in sorted(range(9), reverse=name == "two"):
+                writer.commit(f"u{n}", [Problem.make(str(n))], [Drop("r")])
+        time.sleep(0.01)
+    assert content(tmp_path / "one")[0] == content(tmp_path / "two")[0]
+    entry = orjson.loads(next((tmp_path / "one").glob("journal-*")).read_bytes().splitlines()[0])
+    assert {"unit", "time", "host", "attempt"} <= entry.keys()
+
+
+def test_a_broken_row_is_named_with_its_place(tmp_path: Path) -> None:
+    with RecordWriter(tmp_path) as writer:
+        writer.commit("a", [Problem.make("a")])
+    part = next(tmp_path.glob("part-*"))
+    with part.open("ab") as file:
+        file.write(b'{"id": "x", "problem": "p", "nonsense": 1}\n')
+    with pytest.raises(UserError, match=r"part-00000-of-00001\.jsonl:2: not a Problem: unknown field 'nonsense'"):
+        list(read_records(tmp_path, Problem))
+
+
+@given(st.lists(st.binary(max_size=20)), st.randoms())
+def test_digest_ignores_order_and_sees_everything_else(lines: list[bytes], rng: random.Random) -> None:
+    shuffled = lines[:]
+    rng.shuffle(shuffled)
+    assert digest_of_lines(lines) == digest_of_lines(shuffled)
+    assert digest_of_lines([*lines, b"more"]) != digest_of_lines(lines)
+    assert digest_of_lines([*lines, b"a", b"a"]) != digest_of_lines([*lines, b"a"])
+
+
+@given(st.text(), st.integers(1, 64))
+def test_every_unit_is_in_exactly_one_shard(unit: str, shards: int) -> None:
+    assert sum(in_shard(unit, n, shards) for n in range(shards)) == 1
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_a_problem_is_its_text(one: str, two: str) -> None:
+    same = one.split() == two.split()
+    assert (Problem.make(one).id == Problem.make(two, expected_answer="1").id) == same

@@ -1,0 +1,253 @@
+"""The drafter: its loss against loops written by hand, its decoding against plain greedy decoding, its stage."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from nemo_openmath.chat import Author, ChatTokenizer, Message, Piece, Transcript
+from nemo_openmath.core.errors import DamagedFile, UserError
+from nemo_openmath.core.progress import Progress
+from nemo_openmath.core.records import Generation, RecordWriter
+from nemo_openmath.core.stage import StageContext, stage_class
+from nemo_openmath.speculative.decode import Decoded, Tree, speculate
+from nemo_openmath.speculative.model import ReDrafter, Shape
+from nemo_openmath.speculative.stage import DrafterConfig
+from nemo_openmath.speculative.texts import Text
+from nemo_openmath.speculative.train import Settings, batches, drafter_loss, replay, train
+
+VOCAB, HIDDEN = 48, 32
+
+
+@torch.no_grad()
+def qwen2(vocab: int = VOCAB, seed: int = 0) -> Any:
+    """A small model in float32 whose norms and biases are not the identity's."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=vocab,
+        hidden_size=HIDDEN,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        initializer_range=0.25,
+    )
+    model = Qwen2ForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.3)
+    model.model.embed_tokens.weight *= 12  # the last token says most, others enough: what it writes can be guessed
+    return model.eval().requires_grad_(False)
+
+
+def greedy(base: Any, prompt: list[int], tokens: int) -> list[int]:
+    """The oracle: transformers' own generation."""
+    ids = torch.tensor([prompt])
+    out = base.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=tokens,
+        eos_token_id=10**6,
+        pad_token_id=0,
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+@pytest.fixture(scope="module")
+def base() -> Any:
+    return qwen2()
+
+
+@pytest.fixture(scope="module")
+def texts(base: Any) -> list[Text]:
+    """Greedy generations of the base after random prompts of six tokens."""
+    prompts = torch.randint(VOCAB, (256, 6), generator=torch.Generator().manual_seed(1))
+    out = base.generate(
+        prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=40, eos_token_id=10**6,
+        pad_token_id=0,
+    )  # fmt: skip
+    own = np.arange(46) >= 6
+    return [Text(row.numpy().astype(np.int32), own) for row in out]
+
+
+@pytest.fixture(scope="module")
+def trained(base: Any, texts: list[Text]) -> ReDrafter:
+    settings = Settings(epochs=12, lr=5e-3, batch_tokens=800)
+    return train(base, texts[:240], settings, lambda *_: None).drafter
+
+
+def drafter(seed: int = 0) -> ReDrafter:
+    torch.manual_seed(seed)
+    return ReDrafter(Shape(HIDDEN, VOCAB)).eval()
+
+
+@torch.no_grad()
+def test_the_loss_is_that_of_loops_written_by_hand(base: Any) -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for length in (9, 3, 6):  # padding, a row with a single guess, a runner's piece in the middle
+        own = np.arange(length) >= 2
+        own[4:6] = False
+        rows.append(Text(rng.integers(0, VOCAB, length).astype(np.int32), own))
+    model = drafter()
+    weights = {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
+
+    def silu(x: Any) -> Any:
+        return x / (1 + np.exp(-x))
+
+    expected = 0.0
+    for ahead in range(3):
+        terms = []
+        for row in rows:
+            hidden = base.model(torch.from_numpy(row.ids[None]).long())[0][0].double().numpy()
+            for target in range(ahead + 2, len(row.ids)):
+                if not row.own[target]:
+                    continue
+                seen = target - ahead - 2  # its hidden state decides token seen + 1, which is read first
+                state = np.zeros(HIDDEN)
+                for read in range(seen + 1, target):
+                    e = base.model.embed_tokens.weight[int(row.ids[read])].double().numpy()
+                    state = silu(weights["rnn_w.weight"] @ e + weights["rnn_u.weight"] @ state + weights["rnn_u.bias"])
+                x = np.concatenate([hidden[seen], state])
+                for layer in range(2):
+                    linear = f"lm_head.{layer}.linear"
+                    x = x + silu(weights[f"{linear}.weight"] @ x + weights[f"{linear}.bias"])
+                logits = weights["lm_head.2.weight"] @ x
+                terms.append(np.log(np.exp(logits).sum()) - logits[row.ids[target]])
+        expected += np.mean(terms)
+    assert drafter_loss(base, model, rows).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_the_output_is_plain_greedy_decoding(base: Any, trained: ReDrafter, beams: int) -> None:
+    some_accepted = some_rejected = 0
+    for seed in range(6):
+        prompt = torch.randint(VOCAB, (3 + seed,), generator=torch.Generator().manual_seed(seed)).tolist()
+        expected = greedy(base, prompt, 30)
+        for model in (drafter(), trained):
+            out = speculate(base, model, prompt, max_new_tokens=30, beams=beams)
+            assert out.ids == expected
+            assert len(out.ids) == out.steps + out.accepted
+            some_accepted += out.accepted
+            some_rejected += out.steps * 3 - out.accepted
+        stop = expected[12]  # it may come earlier; with a drafter it may come amid a step
+        out = speculate(base, trained, prompt, max_new_tokens=30, stop={stop}, beams=beams)
+        assert out.ids == expected[: expected.index(stop) + 1]
+    assert some_accepted > 50
+    assert some_rejected > 50
+
+
+def test_a_trained_drafter_is_accepted(base: Any, texts: list[Text], trained: ReDrafter) -> None:
+    """A drafter trained on shifted labels would draft the wrong position, and be accepted by chance alone."""
+    mean: dict[str, float] = {}
+    for name, model in (("random", drafter()), ("trained", trained)):
+        steps, accepted = np.sum([replay(base, model, text) for text in texts[240:]], axis=0)
+        mean[name] = accepted / steps
+    assert mean["random"] < 0.2
+    assert mean["trained"] > 0.7
+
+
+def test_replay_counts_what_decoding_does(base: Any, texts: list[Text], trained: ReDrafter) -> None:
+    for text in texts[240:]:
+        out: Decoded = speculate(base, trained, text.ids[:6].tolist(), max_new_tokens=40)
+        assert out.ids == text.ids[6:].tolist()
+        assert replay(base, trained, text, chunk=7) == (out.steps, out.accepted)
+    runner = Text(texts[0].ids, np.array([False] * 6 + [True] * 10 + [False] * 5 + [True] * 25))
+    halves = [Text(texts[0].ids[:16], runner.own[:16]), Text(texts[0].ids, np.arange(46) >= 21)]
+    expected = np.sum([replay(base, trained, half) for half in halves], axis=0)
+    assert replay(base, trained, runner) == tuple(expected), "steps end where the runner begins"
+
+
+def test_the_tree_merges_common_beginnings() -> None:
+    tree = Tree.of([[7, 4, 9], [7, 4, 1], [7, 2, 1]])
+    assert tree.tokens == [7, 4, 9, 1, 2, 1]
+    assert tree.parents == [-1, 0, 1, 1, 0, 4]
+    assert tree.accepted([4, 1, 0, 0, 1, 0]) == [0, 1, 3]
+    assert tree.accepted([3, 9, 0, 0, 1, 0]) == [0], "what follows a wrong token does not count"
+
+
+def test_every_text_is_in_one_batch_of_an_epoch() -> None:
+    rng = np.random.default_rng(3)
+    rows = [Text(np.zeros(n, np.int32), np.ones(n, bool)) for n in rng.integers(3, 200, 500)]
+    settings = Settings(batch_tokens=150)
+    plan = list(batches(rows, settings, 0))
+    assert sorted(i for batch in plan for i in batch) == list(range(500))
+    sizes = [(len(batch), max(len(rows[i].ids) for i in batch)) for batch in plan]
+    assert all(count == 1 or count * longest <= 150 for count, longest in sizes)
+    assert plan != list(batches(rows, settings, 1))
+
+
+def generations(folder: Path, tokenizer: ChatTokenizer, count: int) -> Path:
+    with RecordWriter(folder) as writer:
+        for i in range(count):
+            pieces = (
+                Piece(Author.MODEL, f"<think>So {i} and {i + 1} make"),
+                Piece(Author.RUNNER, "\n\n```output\n4\n```\n"),
+                Piece(Author.MODEL, f"{2 * i + 1}.</think>The answer is \\boxed{{{2 * i + 1}}}."),
+            )
+            record = Generation(
+                id=f"generation-{i}",
+                problem_id=f"problem-{i // 2}",
+                mode="tir",
+                model="m",
+                sample=i % 2,
+                transcript=Transcript((Message("user", f"{i} + {i + 1}?"),), pieces).to_json(),
+                finish="stop",
+            )
+            writer.commit(record.id, [record])
+    return folder
+
+
+def test_the_stage(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    model = tmp_path / "model"
+    qwen2(tokenizer.vocab_size).save_pretrained(model)
+    for file in tokenizer.folder.glob("tokenizer*"):
+        shutil.copy(file, model)
+    solutions = generations(tmp_path / "solutions", tokenizer, 40)
+    services: Any = None  # it borrows nothing
+    digests = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        output = tmp_path / name
+        output.mkdir()
+        inputs = {"generations": [solutions], "model": [model]}
+        context = StageContext("drafter", inputs, output, seed, services, Progress("drafter"))
+        stage = stage_class("drafter.train")(DrafterConfig(held_out=0.3, batch_tokens=300, epochs=2, max_tokens=45))
+        asyncio.run(stage.run(context))
+        digests.append(stage.digest(output))
+        assert {path.name for path in output.iterdir()} == {"model.safetensors", "config.json", "lineage.json"}
+        facts = context.facts
+        assert facts["generations"] == 40
+        assert 0 < facts["held_out"] < 40
+        assert facts["held_out"] % 2 == 0, "both samples of a problem are held out, or none"
+        assert facts["tokens"] <= 45 * 2 * (40 - facts["held_out"])
+        assert facts["cut to max_tokens"] > 0
+        assert 0 <= facts["accepted_per_step"] <= 3
+    assert digests[0] == digests[1] != digests[2]
+    loaded = ReDrafter.load(tmp_path / "a")
+    assert loaded.shape == Shape(HIDDEN, tokenizer.vocab_size, 2, 3)
+    tensors = tmp_path / "a" / "model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-9])
+    with pytest.raises(DamagedFile, match=r"model\.safetensors"):
+        ReDrafter.load(tmp_path / "a")
+    with pytest.raises(UserError, match=r"not a drafter's config\.json; give"):
+        ReDrafter.load(model)
+
+
+def test_nothing_to_train_on_is_said(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    with RecordWriter(tmp_path / "solutions"):
+        pass
+    services: Any = None
+    inputs = {"generations": [tmp_path / "solutions"], "model": [tokenizer.folder]}
+    context = StageContext("drafter", inputs, tmp_path, 0, services, Progress("drafter"))
+    with pytest.raises(UserError, match=r"solutions: nothing to train on \(no generation\); give more"):
+        asyncio.run(stage_class("drafter.train")(DrafterConfig()).run(context))

@@ -1,0 +1,112 @@
+"""Files of problems and threads: what is wrong with them is said before anything is stored."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.progress import Progress
+from nemo_openmath.core.records import Problem, Thread, read_drops, read_records
+from nemo_openmath.core.records.store import unit_names
+from nemo_openmath.core.stage import Services, StageContext
+from nemo_openmath.synthesis.problems.read import ReadConfig, ReadProblems, ReadThreads, _Read
+
+
+def run(kind: type[_Read], output: Path, *paths: Path, **settings: Any) -> StageContext:
+    with Progress("test") as progress:
+        context = StageContext("test", {"files": paths}, output, 1, cast(Services, None), progress)
+        asyncio.run(kind(ReadConfig(**settings)).run(context))
+    return context
+
+
+GOOD = '{"problem": "1+1?", "expected_answer": 2, "level": 123456789012345678901234567890}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("p.csv", "question,answer\n1+1?,2\n", r"p\.csv:2: no 'problem'; the row has 'question', 'answer'"),
+        ("p.jsonl", GOOD + "broken\n" + '{"problem": 3}\n', r"p\.jsonl:2: not JSON.*\(2 of 3 rows are broken\).*skip"),
+        ("p.jsonl", GOOD + '{"problem": 3}\nbroken\n', r"p\.jsonl:2: 'problem' is a number, not a text \(2 of 3"),
+        ("p.jsonl", '{"problem": "x", "expected_answer": ["4"]}\n', r":1: 'expected_answer' is a list; write it as"),
+        ("p.jsonl", '{"problem": "x", "expected_answer": true}\n', r":1: 'expected_answer' is true or false"),
+        ("p.jsonl", '{"problem": " "}\n', r":1: 'problem' is empty"),
+        ("p.jsonl", '{"problem": "x", "problem_type": 3}\n', r":1: 'problem_type' is a number"),
+        ("p.json", '{"problem": ["a", "b"]}', r":1: 'problem' is a list"),
+        ("p.jsonl", "", r"p\.jsonl: there is no row in it; give a file with one 'problem' a row"),
+        ("p.jsonl", "\n\n", r"there is no row in it"),
+    ],
+)
+def test_a_problem_file_that_cannot_be_used_is_refused(tmp_path: Path, name: str, text: str, says: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=says):
+        run(ReadProblems, tmp_path / "out", tmp_path / name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_rows_are_skipped_and_counted_where_the_user_says_so(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(GOOD + "broken\n{}\n")
+    run(ReadProblems, tmp_path / "out", tmp_path / "p.jsonl", skip_broken=True)
+    (problem,) = read_records(tmp_path / "out", Problem)
+    assert (problem.expected_answer, problem.source) == ("2", "p.jsonl")
+    assert problem.extra == {"level": 123456789012345678901234567890}
+    assert [(d.reason, d.detail[:11]) for _, d in read_drops(tmp_path / "out")] == [
+        ("broken row", "p.jsonl:2: "),
+        ("broken row", "p.jsonl:3: "),
+    ]
+
+
+@pytest.mark.parametrize("number", ["18446744073709551617", "12345678901234567890.5", "0.10", "1e400"])
+def test_an_answer_that_is_a_number_keeps_its_spelling(tmp_path: Path, number: str) -> None:
+    (tmp_path / "p.jsonl").write_text(f'{{"problem": "x", "expected_answer": {number}, "bound": {number}}}\n')
+    run(ReadProblems, tmp_path / "out", tmp_path / "p.jsonl")
+    (problem,) = read_records(tmp_path / "out", Problem)
+    assert problem.expected_answer == number
+    (stored,) = (tmp_path / "out").glob("part-*")
+    assert f'"bound":{number}' in stored.read_text()
+
+
+def test_csv_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_bytes("\ufeffproblem;expected_answer\r\n1+1?;2\r\n2+2?;\r\n".encode())
+    run(ReadProblems, tmp_path / "out", tmp_path / "p.csv")
+    assert [(p.problem, p.expected_answer) for p in read_records(tmp_path / "out", Problem)] == [
+        ("1+1?", "2"),
+        ("2+2?", None),
+    ]
+
+
+def test_files_of_one_name_in_several_folders_are_apart_and_their_order_changes_nothing(tmp_path: Path) -> None:
+    for year in ("2023", "2024"):
+        (tmp_path / "forum" / year).mkdir(parents=True)
+        rows = [json.dumps({"forum_post": f"{year} {n}"}) for n in range(3)]
+        (tmp_path / "forum" / year / "part-00000.jsonl").write_text("\n".join(rows))
+    years = [tmp_path / "forum/2023", tmp_path / "forum/2024"]
+    run(ReadThreads, tmp_path / "a", tmp_path / "forum")
+    run(ReadThreads, tmp_path / "b", *years)
+    run(ReadThreads, tmp_path / "c", *reversed(years))
+    assert len(list(read_records(tmp_path / "a", Thread))) == 6
+    assert len(set(unit_names(tmp_path / "a"))) == 6
+    assert (
+        sorted(unit_names(tmp_path / "a")) == sorted(unit_names(tmp_path / "b")) == sorted(unit_names(tmp_path / "c"))
+    )
+
+
+def test_answers_under_another_name_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.jsonl").write_text('{"problem": "1+1?", "answer": "2"}\n')
+    run(ReadProblems, tmp_path / "out", tmp_path / "p.jsonl")
+    assert "no row has expected_answer" in capsys.readouterr().err
+    (tmp_path / "q.jsonl").write_text('{"problem": "1+1?", "answer": "long", "expected_answer": "2"}\n')
+    run(ReadProblems, tmp_path / "out2", tmp_path / "q.jsonl")
+    assert "no row has" not in capsys.readouterr().err
+
+
+def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "p.jsonl").write_text(GOOD)
+    context = run(ReadProblems, tmp_path / "out", data / "p.jsonl", data)
+    assert len(list(read_records(tmp_path / "out", Problem))) == 1
+    assert context.facts["equal_units"] == 1

@@ -1,0 +1,241 @@
+"""Stages over records: filters name their reasons, labels need a majority, groups are what was asked for."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_openmath.chat import Author, Message, Piece, Transcript
+from nemo_openmath.chat.tags import notice_block, output_block
+from nemo_openmath.core.progress import Progress
+from nemo_openmath.core.records import Generation, Group, Problem, Record, SftRow, read_drops, read_records
+from nemo_openmath.core.records.store import write_records
+from nemo_openmath.core.stage import Services, Stage, StageContext
+from nemo_openmath.grading import GradingPool
+from nemo_openmath.synthesis.genselect.groups import Groups, GroupsConfig
+from nemo_openmath.synthesis.solutions.filter import Filter, FilterConfig
+from nemo_openmath.synthesis.solutions.grade import Grade, GradeConfig
+from nemo_openmath.synthesis.solutions.label import Hardness, HardnessConfig, MajorityAnswers, MajorityConfig
+from nemo_openmath.synthesis.solutions.rows import Rows, RowsConfig
+from nemo_openmath.synthesis.solutions.summarize import replace_summary
+
+USER = (Message("user", "q"),)
+CODE = "<tool_call>\nprint(1)\n</tool_call>"
+
+
+class Graders(Services):
+    """Lends the grading pool alone: these stages ask for nothing else."""
+
+    def __init__(self) -> None:
+        self.pool = GradingPool()
+
+    async def engine(self, name: str) -> Any:
+        raise AssertionError(f"no engine is needed, {name} was asked for")
+
+    async def sandbox(self) -> Any:
+        raise AssertionError("no sandbox is needed")
+
+    async def grading(self) -> GradingPool:
+        return self.pool
+
+
+def run(stage: Stage, folder: Path, inputs: dict[str, Sequence[Record]]) -> Path:
+    ports: dict[str, list[Path]] = {}
+    for port, records in inputs.items():
+        write_records(folder / f"in-{port}", records)
+        ports[port] = [folder / f"in-{port}"]
+    services = Graders()
+    with Progress("test") as progress, services.pool:
+        asyncio.run(stage.run(StageContext("test", ports, folder / "out", 1, services, progress)))
+    return folder / "out"
+
+
+def generation(name: str, text: str, *, problem: str = "p", finish: str = "stop", **values: Any) -> Generation:
+    transcript = Transcript.from_text(USER, text)
+    return Generation(
+        id=name, problem_id=problem, mode=values.pop("mode", "cot"), model="m", sample=0,
+        transcript=transcript.to_json(), finish=finish, code_calls=len(transcript.code_blocks()), **values,
+    )  # fmt: skip
+
+
+def boxed(answer: str) -> str:
+    return f"<think>so</think>The answer is \\boxed{{{answer}}}."
+
+
+def test_grading_is_three_valued_and_unfinished_means_no_answer(tmp_path: Path) -> None:
+    rows = [
+        generation("right", boxed("1/2"), expected_answer="0.5"),
+        generation("wrong", boxed("2"), expected_answer="0.5"),
+        generation("none", "<think>so</think>I cannot.", expected_answer="0.5"),
+        generation("cut", boxed("0.5"), expected_answer="0.5", finish="length"),
+        generation("unlabelled", boxed("2")),
+    ]
+    out = {g.id: g for g in read_records(run(Grade(GradeConfig()), tmp_path, {"generations": rows}), Generation)}
+    assert {k: (g.verdict, g.predicted_answer) for k, g in out.items()} == {
+        "right": ("equal", "1/2"),
+        "wrong": ("not_equal", "2"),
+        "none": ("not_equal", None),
+        "cut": ("not_equal", None),
+        "unlabelled": ("unknown", "2"),
+    }
+
+
+def test_newer_answers_of_the_problems_win(tmp_path: Path) -> None:
+    problem = Problem.make("q", expected_answer="2")
+    row = generation("g", boxed("2"), problem=problem.id, expected_answer=None)
+    out = run(Grade(GradeConfig()), tmp_path, {"generations": [row], "problems": [problem]})
+    assert [g.verdict for g in read_records(out, Generation)] == ["equal"]
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "reason"),
+    [
+        (boxed("1"), {}, None),
+        (boxed("1"), {"finish": "length"}, "unfinished (length)"),
+        (boxed("1"), {"finish": "budget"}, "over the code budget"),
+        (boxed("1"), {"verdict": "not_equal"}, "wrong answer"),
+        (boxed("1"), {"verdict": "timeout"}, "verdict timeout"),
+        (boxed("1"), {"predicted_answer": None}, "no boxed answer"),
+        ("<think>The answer is \\boxed{1}.", {}, "no summary after the reasoning"),
+        ("<think>a<think>b</think>\\boxed{1}.", {}, "think tags out of order"),
+        (boxed("1"), {"mode": "tir"}, "no code was run"),
+        (f"<think>It is \\boxed{{1}}. {CODE}{output_block('1')}{notice_block(1)}</think>\\boxed{{1}}", {"mode": "tir"},
+         "answer before the first code"),
+        (f"<think>{CODE}{output_block('1')}{CODE}{output_block('1')}</think>\\boxed{{1}}", {"mode": "tir"},
+         "too many code blocks"),
+        (f"<think>{CODE}{output_block('NameError: x')}</think>\\boxed{{1}}", {"mode": "tir"}, "a code block failed"),
+        (f"<think>{CODE}{output_block('1')}{notice_block(1)}</think>\\boxed{{1}}", {"mode": "tir"}, None),
+    ],
+)  # fmt: skip
+def test_filters_name_their_reason(tmp_path: Path, text: str, values: dict[str, Any], reason: str | None) -> None:
+    row = generation("g", text, **({"verdict": "equal", "predicted_answer": "1"} | values))
+    out = run(Filter(FilterConfig(max_blocks=1, error_free=True)), tmp_path, {"generations": [row]})
+    assert [d.reason for _, d in read_drops(out)] == ([] if reason is None else [reason])
+    assert len(list(read_records(out, Generation))) == (reason is None)
+
+
+@pytest.mark.parametrize(
+    ("think", "thinking", "plain", "kept"),
+    [
+        ("auto", 0, 4, 4),  # a model that does not think is not dropped whole
+        ("auto", 3, 1, 3),  # one that thinks has ended its thinking
+        ("auto", 1, 5, 6),
+        ("required", 1, 3, 1),
+        ("optional", 3, 1, 4),
+    ],
+)
+def test_solutions_without_thinking(tmp_path: Path, think: Any, thinking: int, plain: int, kept: int) -> None:
+    texts = [boxed("1")] * thinking + ["It is \\boxed{1}."] * plain
+    good: dict[str, Any] = {"verdict": "equal", "predicted_answer": "1"}
+    rows = [generation(f"g{i}", text, **good) for i, text in enumerate(texts)]
+    rows += [generation("another", boxed("1"), **good).with_(model="another")]
+    out = run(Filter(FilterConfig(think=think)), tmp_path, {"generations": rows})
+    assert len(list(read_records(out, Generation))) == kept + 1
+    assert {d.reason for _, d in read_drops(out)} <= {"no summary after the reasoning"}
+
+
+def test_quotas_keep_more_of_harder_problems(tmp_path: Path) -> None:
+    rows = [generation(f"easy{i}", boxed("1"), problem="easy", verdict="equal", predicted_answer="1") for i in range(4)]
+    rows += [
+        generation(
+            f"hard{i}", boxed("1"), problem="hard", verdict="equal" if i < 3 else "not_equal", predicted_answer="1"
+        )
+        for i in range(8)
+    ]
+    config = FilterConfig(per_problem=3, easy=0.5, easy_per_problem=1)
+    out = [g.problem_id for g in read_records(run(Filter(config), tmp_path, {"generations": rows}), Generation)]
+    assert (out.count("easy"), out.count("hard")) == (1, 3)
+
+
+def test_majority_labels_only_where_there_is_one(tmp_path: Path) -> None:
+    known, clear, tie, alone = (Problem.make(t, expected_answer=a) for t, a in
+                                (("known", "9"), ("clear", None), ("tie", None), ("alone", None)))  # fmt: skip
+    answers = {clear: ["1/2", "0.5", "3"], tie: ["1", "2"], alone: ["1"], known: ["1", "1"]}
+    rows = [
+        generation(f"{p.problem}{i}", boxed(a), problem=p.id)
+        for p, listed in answers.items()
+        for i, a in enumerate(listed)
+    ]
+    out = run(
+        MajorityAnswers(MajorityConfig()), tmp_path, {"problems": [known, clear, tie, alone], "generations": rows}
+    )
+    labelled = {p.problem: p.expected_answer for p in read_records(out, Problem)}
+    assert labelled.keys() == {"known", "clear"}
+    assert labelled["known"] == "9"
+    assert labelled["clear"] in ("1/2", "0.5")
+
+
+def test_hardness_is_the_pass_rate(tmp_path: Path) -> None:
+    problem, untried = Problem.make("q"), Problem.make("r")
+    rows = [generation(str(i), "", problem=problem.id, verdict="equal" if i < 3 else "not_equal") for i in range(4)]
+    out = run(Hardness(HardnessConfig()), tmp_path, {"problems": [problem, untried], "generations": rows})
+    assert [(p.problem, p.pass_rate) for p in read_records(out, Problem)] == [("q", 0.75)]
+    assert [d.reason for _, d in read_drops(out)] == ["no solution to measure by"]
+
+
+def test_groups_mix_right_and_wrong_and_are_distinct(tmp_path: Path) -> None:
+    problem, easy = Problem.make("q", expected_answer="1"), Problem.make("easy", expected_answer="1")
+    rows = [
+        generation(f"q{i}", boxed(str(i % 3)), problem=problem.id, predicted_answer=str(i % 3),
+                   verdict="equal" if i % 3 == 1 else "not_equal")
+        for i in range(9)
+    ]  # fmt: skip
+    rows += [generation(f"e{i}", boxed("1"), problem=easy.id, predicted_answer="1", verdict="equal") for i in range(3)]
+    inputs = {"problems": [problem, easy], "generations": rows}
+    out = run(Groups(GroupsConfig(sizes=(2, 5), groups=6)), tmp_path / "train", inputs)
+    groups = list(read_records(out, Group))
+    assert len(groups) == 6
+    assert len({frozenset(g.members) for g in groups}) == 6
+    assert all(2 <= len(g.members) <= 5 and any(g.correct) and not all(g.correct) for g in groups)
+    assert [d.reason for _, d in read_drops(out)] == ["all solutions are correct: nothing to choose between"]
+
+    inference = run(Groups(GroupsConfig(sizes=(4, 4), groups=2, mixed=False)), tmp_path / "test", inputs)
+    groups = list(read_records(inference, Group))
+    assert len(groups) == 4, "every problem gets its groups, easy or not"
+    assert len({g.id for g in groups}) == 4
+    assert {len(g.members) for g in groups if g.problem == "easy"} == {3}
+    assert {g.extra["k"] for g in groups} == {4}
+
+
+def test_rows_keep_the_transcript_as_it_is(tmp_path: Path) -> None:
+    row = generation("g", boxed("1"), expected_answer="1")
+    (out,) = read_records(run(Rows(RowsConfig()), tmp_path, {"generations": [row]}), SftRow)
+    assert out.transcript == row.transcript
+    assert out.parents == ("g",)
+
+
+def test_a_solution_without_thinking_becomes_the_thinking_before_its_summary() -> None:
+    plain = Transcript(USER, (Piece(Author.MODEL, "6 * 7 = \\boxed{42}", (1, 2)),), True, "t")
+    for old in (plain, Transcript(USER, (Piece(Author.TEMPLATE, "<think>\n\n</think>\n\n"), *plain.pieces), True, "t")):
+        new = replace_summary(old, "It is \\boxed{42}.")
+        assert new.text == "<think>\n6 * 7 = \\boxed{42}</think>\nIt is \\boxed{42}."
+        assert (new.thinking, new.summary) == ("whole", "It is \\boxed{42}.")
+    assert old.summary == plain.summary == "6 * 7 = \\boxed{42}"
+
+
+def test_a_new_summary_replaces_what_follows_the_reasoning() -> None:
+    old = Transcript(
+        USER,
+        (
+            Piece(Author.MODEL, "<think>a" + CODE, (1, 2)),
+            Piece(Author.RUNNER, output_block("1"), (3,)),
+            Piece(Author.MODEL, "b</think>old \\boxed{1}", (4, 5)),
+        ),
+        True,
+        "t",
+    )
+    new = replace_summary(old, "new \\boxed{1}")
+    assert new.text == old.text.replace("old", "\nnew")
+    assert new.pieces[:2] == old.pieces[:2], "ids of what stays are kept"
+    assert new.pieces[2].ids is None, "nobody generated the new text"
+    assert new.summary == "new \\boxed{1}"
+
+
+def test_a_tag_inside_code_is_not_where_the_reasoning_ends() -> None:
+    code = "<tool_call>\nprint('</think>')\n</tool_call>"
+    old = Transcript.from_text(USER, f"<think>a{code}{output_block('</think>')}b</think>old")
+    assert replace_summary(old, "new").text == f"<think>a{code}{output_block('</think>')}b</think>\nnew"
+    plain = Transcript.from_text(USER, f"a{code}{output_block('</think>')}b")
+    assert replace_summary(plain, "new").text == f"<think>\na{code}{output_block('</think>')}b</think>\nnew"

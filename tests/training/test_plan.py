@@ -1,0 +1,169 @@
+"""Parameter counts, the recipe's layouts, what is refused, and the command as a user types it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nemo_openmath.core.errors import ExitCode, UserError
+from nemo_openmath.models.configs import preset
+from nemo_openmath.models.layout import Parallel
+from nemo_openmath.training.planning import memory
+from nemo_openmath.training.planning.gpus import GPUS, gpu
+from nemo_openmath.training.planning.layouts import estimate, layouts, make_plan
+from nemo_openmath.training.planning.memory import Layout
+from nemo_openmath.training.planning.speed import micro_batches
+from nemo_openmath.training.planning.workload import Given, read_workload
+
+RECIPE = {  # arXiv 2504.16891: parameters, and the reference's layout of each size
+    "qwen2.5-math-1.5b": (1_543_714_304, Parallel(tp=1, cp=2)),
+    "qwen2.5-math-7b": (7_615_616_512, Parallel(tp=4, cp=2)),
+    "qwen2.5-14b": (14_770_033_664, Parallel(tp=8, cp=2)),
+    "qwen2.5-32b": (32_763_876_352, Parallel(tp=8, cp=4)),
+}
+
+
+@pytest.mark.parametrize("name", RECIPE)
+def test_parameters_of_one_rank_and_of_all(name: str) -> None:
+    """A single rank holds the paper's counts; TP x PP ranks hold them once, but norms on each tensor rank and a
+    tied embedding on both end stages."""
+    model, count = preset(name), RECIPE[name][0]
+    assert memory.stage_parameters(model, Parallel(), 0) == count
+    tp, pp = 2, 4
+    norms = (2 * model.num_hidden_layers + 1) * model.hidden_size
+    twice = model.vocab_size * model.hidden_size if model.tie_word_embeddings else 0
+    held = tp * sum(memory.stage_parameters(model, Parallel(tp=tp, pp=pp), stage) for stage in range(pp))
+    assert held == count + (tp - 1) * norms + twice
+
+
+@pytest.mark.parametrize("name", RECIPE)
+@pytest.mark.parametrize("gpus", [64, 512])
+def test_the_recipes_layouts_fit(name: str, gpus: int) -> None:
+    """On H100s with packs of 32768, with and without sequence parallelism; 1.5B and 7B without recomputation too."""
+    work = read_workload(name, (), Given(capacity=32768, batch_samples=1024))
+    fits = {each.layout for each in make_plan(work, gpu("h100"), gpus).fits}
+    parallel = RECIPE[name][1]
+    for split in (False, True) if parallel.tp > 1 else (False,):
+        sizes = replace(parallel, sequence_parallel=split)
+        assert Layout(sizes, gpus // parallel.model_parallel, True, "full") in fits
+
+
+def test_layouts_are_those_the_trainer_accepts_and_come_fastest_first() -> None:
+    plan = make_plan(read_workload("qwen2.5-math-7b"), gpu("h100"), 32)
+    model, times = plan.work.model, [each.time.total for each in plan.fits]
+    assert times == sorted(times)
+    assert len({each.layout for each in plan.fits}) == len(plan.fits)
+    assert all(each.memory.total <= plan.gpu.memory and each.layout.gpus == 32 for each in plan.fits)
+    assert all(each.layout.parallel.check(model, 32) == each.layout.data_parallel for each in plan.fits)
+    assert all(0 < each.mfu <= plan.mfu for each in plan.fits)
+    tried = {layout.parallel.tp for layout in layouts(plan.work, plan.gpu, 32)}
+    assert tried == {1, 2, 4}  # 4 KV heads: the trainer refuses 8
+
+
+def test_what_each_kind_of_parallelism_saves() -> None:
+    """Tensor, context and sequence parallelism, recomputation and the distributed optimizer lower what they should;
+    the first pipeline stage holds as many micro-batches as there are stages."""
+    work = read_workload("qwen2.5-14b")
+
+    def found(parallel: Parallel, dp: int = 8, shared: bool = True, again: memory.Recompute = "none") -> memory.Memory:
+        return estimate(work, Layout(parallel, dp, shared, again), gpu("h200")).memory
+
+    plain = found(Parallel(tp=4))
+    assert found(Parallel(tp=8)).weights == pytest.approx(plain.weights / 2, rel=0.001)
+    assert found(Parallel(tp=4, cp=2)).activations < 0.6 * plain.activations
+    assert found(Parallel(tp=4, cp=2)).optimizer == pytest.approx(plain.optimizer / 2, rel=1e-6)
+    assert found(Parallel(tp=4, sequence_parallel=True)).activations < plain.activations
+    assert found(Parallel(tp=4), again="full").activations < 0.2 * plain.activations
+    assert found(Parallel(tp=4), shared=False).optimizer == pytest.approx(8 * plain.optimizer, rel=1e-6)
+    assert [memory.in_flight(Parallel(pp=4), stage, 100) for stage in range(4)] == [4, 3, 2, 1]
+    assert [memory.in_flight(Parallel(pp=4), 0, few) for few in (1, 2)] == [1, 2]
+    assert (
+        memory.in_flight(Parallel(pp=4, vpp=2), 0, 100) == 11
+    )  # chunks of L / 8 layers: 5.5 micro-batches' worth of 4
+    interleaved = Layout(Parallel(pp=4, vpp=2), 3, False, "none")
+    assert micro_batches(work, interleaved) % 4 == 0
+
+
+def test_peaks_agree_with_the_trainers() -> None:
+    from nemo_openmath.training.loop import PEAK_FLOPS
+
+    assert {name.lower(): peak for name, peak in PEAK_FLOPS.items()} == {g.name: g.peak for g in GPUS.values()}
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    path = tmp_path / "job.yaml"
+    training = {"precision": "bf16", "parallel": {"tp": 8, "cp": 2}, "distributed_optimizer": True}
+    data = {"folder": "packs", "batch_samples": 512, "steps": 100}
+    path.write_text(
+        yaml.safe_dump({"model": "models/Qwen2.5-14B", "data": data, "output": "out", "training": training})
+    )
+    return path
+
+
+def test_a_jobs_own_layout_is_priced(job: Path) -> None:
+    work = read_workload(str(job))
+    assert (work.batch_samples, work.steps, work.model) == (512, 100, preset("qwen2.5-14b"))
+    plan = make_plan(work, gpu("h100"), 32, 0.5)
+    assert plan.own is not None
+    assert plan.own.layout == Layout(Parallel(tp=8, cp=2), 2, True, "none")
+    twice = make_plan(work, gpu("h100"), 32, 0.25)
+    assert twice.own is not None
+    assert twice.own.time.computing == pytest.approx(2 * plan.own.time.computing)
+    assert plan.own.gpu_hours(100) == pytest.approx(32 * 100 * plan.own.time.total / 3600)
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("qwen2.5-32b --gpus 2 --gpu h100", "set --gpus to 8"),
+        ("qwen2.5-14b --gpus 0 --gpu h100", "set --gpus to 1 or more"),
+        ("qwen2.5-14b --gpus 8 --gpu b7", "set --gpu to one of h100"),
+        ("qwen2.5-14b --gpus 8 --gpu h100 --mfu 40", "choose --mfu"),
+        ("qwen2.5-14b --gpus 8 --gpu h100 --capacity 200000", "set --capacity to 131072 or less"),
+        ("qwen2.5-14b --gpus 8 --gpu h100 --batch-samples 0", "choose it 1 or more"),
+        ("qwen2.5-15b --gpus 8 --gpu h100", "qwen2.5-14b"),
+        ("JOB --gpus 24 --gpu h100", "set --gpus to a multiple of 16"),
+        ("JOB --gpus 16 --gpu h100 training.precision=fp32", "set training.precision=bf16"),
+        ("JOB --gpus 16 --gpu h100 training.parallel.tp=16", "num_attention_heads = 40 is not divisible"),
+        ("JOB --gpus 16 --gpu h100 training.paralel.tp=4", "parallel"),
+    ],
+)
+def test_refused_naming_the_number(job: Path, capsys: pytest.CaptureFixture[str], line: str, remedy: str) -> None:
+    from nemo_openmath.cli.main import run
+
+    if "tp=16" in line:
+        line = line.replace("--gpus 16", "--gpus 32")
+    assert run(["plan", *line.replace("JOB", str(job)).split()]) == ExitCode.USER_ERROR
+    said = capsys.readouterr().err
+    assert remedy in said
+    assert len(said.splitlines()) == 1
+
+
+def test_what_is_said_to_fit_more_gpus_does() -> None:
+    """The number of GPUs that a refusal names is enough."""
+    work = read_workload("qwen2.5-32b")
+    with pytest.raises(UserError) as refused:
+        make_plan(work, gpu("a100"), 4)
+    assert make_plan(work, gpu("a100"), int(refused.value.remedy.split()[3].rstrip(","))).fits
+
+
+def test_the_command(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from nemo_openmath.cli.main import run
+
+    assert run(["plan", str(job), "--gpus", "32", "--gpu", "h100", "--rows", "5", "training.recompute=full"]) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "optimizer states",
+        "host memory",
+        "logits",
+        "selective",
+        "GPU-hours",
+        "assumed",
+        "100 steps",
+        "the best 5",
+    ):
+        assert words in said
