@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -87,10 +88,10 @@ def type_name(hint: Any) -> str:
 
 
 def meaning(config: type, name: str) -> str:
-    """What is said about a setting: beside it, in its class's text, or in that of a class it comes from."""
+    """What is said about a setting: in the docstring under its field, of its class or of one that it comes from."""
     for cls in config.__mro__[:-1]:
-        if found := _comments(cls).get(name) or _told(cls.__doc__ or "", name):
-            return found
+        if text := field_docs(cls).get(name) or _comments(cls).get(name) or _told(cls.__doc__ or "", name):
+            return text
     return _COMMON.get(name, "")
 
 
@@ -117,6 +118,29 @@ def _told(text: str, name: str) -> str:
     if found is None:  # a sentence that names it
         found = re.search(rf"((?:^|(?<=[.;] ))[^.;]*``{name}``.*?(?:[.;](?= |$)|$))", _prose(text))
     return found[1].strip().rstrip(";") if found else ""
+
+
+@cache
+def field_docs(cls: type) -> dict[str, str]:
+    """Return the docstrings under the fields of a class: field -> text on one line, paragraphs joined.
+
+    A field that only a base class declares is not among them.
+    """
+    docs = {}
+    for field, below in pairwise(_class_body(cls)):
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                docs[name] = _prose(text)
+    return docs
+
+
+def _class_body(cls: type) -> list[ast.stmt]:
+    """Return the statements of a class as they are written; none where its source is not at hand."""
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+    except (OSError, TypeError):
+        return []
+    return ast.parse(source).body[0].body  # type: ignore[attr-defined]
 
 
 @cache

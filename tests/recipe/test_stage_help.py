@@ -1,5 +1,7 @@
 """Nothing has to be looked up in the source: every setting of every kind is printed with type, default and meaning."""
 
+from dataclasses import dataclass
+
 import pytest
 import yaml
 
@@ -9,7 +11,7 @@ from nemo_openmath.core.build import OVERRIDE, Builder
 from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.recipe.generate import GenerateJob
-from nemo_openmath.recipe.stage_help import describe, settings
+from nemo_openmath.recipe.stage_help import describe, meaning, settings
 from nemo_openmath.training.config import Job
 
 
@@ -37,6 +39,30 @@ def test_a_kind_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert "format: fp8 | fp8_kv | int8 | int4_awq; required" in describe("checkpoints.quantize")
     with pytest.raises(UserError, match=r"did you mean 'training\.sft'"):
         describe("trainin.sft")
+
+
+@dataclass(frozen=True)
+class Parent:
+    bound: int = 0
+    """At most this many, in tokens.
+
+    Paper section 2.3.
+    """
+
+
+@dataclass(frozen=True)
+class Settings(Parent):
+    """What a class says of itself."""
+
+    rate: float = 0.5
+    """Share of rows that are left out."""
+    plain: int = 1
+
+
+def test_the_docstring_under_a_field_is_its_meaning() -> None:
+    assert meaning(Settings, "rate") == "Share of rows that are left out."
+    assert meaning(Settings, "bound") == "At most this many, in tokens. Paper section 2.3."
+    assert meaning(Settings, "plain") == ""
 
 
 @pytest.mark.parametrize(
