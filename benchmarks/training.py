@@ -81,9 +81,9 @@ def sample(length: int, padded: int, vocabulary: int, random: np.random.Generato
     """One sample of random tokens, padded as a segment of its own."""
     tokens = np.zeros(padded, np.int32)
     tokens[:length] = random.integers(1, vocabulary, length)
-    trained = np.zeros(padded, bool)
-    trained[int(PROMPT_SHARE * length) : length - 1] = True
-    return Pack(tokens, np.roll(tokens, -1), trained, np.array([0, padded], np.int32), ("",))
+    loss_mask = np.zeros(padded, bool)
+    loss_mask[int(PROMPT_SHARE * length) : length - 1] = True
+    return Pack(tokens, np.roll(tokens, -1), loss_mask, np.array([0, padded], np.int32), ("",))
 
 
 def packed(lengths: list[int], vocabulary: int, random: np.random.Generator) -> list[Pack]:
@@ -124,10 +124,10 @@ class Transformers:
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, betas=(0.9, 0.95))
 
     def step(self, batch: list[Pack]) -> float:
-        count, total = sum(pack.num_trained for pack in batch), 0.0
+        count, total = sum(pack.num_target_tokens for pack in batch), 0.0
         for pack in batch:
             labels = np.full(len(pack.tokens), -100)
-            labels[1:] = np.where(pack.trained[:-1], pack.labels[:-1], -100)  # transformers shifts them itself
+            labels[1:] = np.where(pack.loss_mask[:-1], pack.labels[:-1], -100)  # transformers shifts them itself
             loss = self.model(
                 input_ids=torch.from_numpy(pack.tokens).long().unsqueeze(0),
                 position_ids=torch.from_numpy(pack.position_ids()).long().unsqueeze(0),
@@ -142,11 +142,11 @@ class Transformers:
 
     def step_padded(self, batch: list[Pack]) -> None:
         """Each pack, of samples of one padded length, as a batch [samples, length] with a mask."""
-        count = sum(pack.num_trained for pack in batch)
+        count = sum(pack.num_target_tokens for pack in batch)
         for pack in batch:
             rows = len(pack.sample_ids)
             tokens = torch.from_numpy(pack.tokens).long().view(rows, -1)
-            labels = torch.from_numpy(np.where(np.roll(pack.trained, 1), pack.tokens, -100)).long().view(rows, -1)
+            labels = torch.from_numpy(np.where(np.roll(pack.loss_mask, 1), pack.tokens, -100)).long().view(rows, -1)
             self.model(
                 input_ids=tokens,
                 attention_mask=(tokens > 0).long(),
@@ -237,18 +237,18 @@ def main() -> None:
                     "padded, random batches of 8": padded(lengths, shape.vocab_size, random),
                     "padded, grouped by length": padded(sorted(lengths), shape.vocab_size, random),
                 }
-                print(" packing, trained tokens:")
+                print(" packing, target tokens:")
                 for name, packs in kinds.items():
                     total, squares, targets = (
                         sum(getattr(pack, what) for pack in packs) if what else sum(len(pack.tokens) for pack in packs)
-                        for what in ("", "attention_cost", "num_trained")
+                        for what in ("", "attention_cost", "num_target_tokens")
                     )
                     print(f"  {name:28} {total} tokens, {shape.flops(total, squares, targets):.3g} FLOPs a step")
                 runs = {name: (lambda packs=packs: ours.step(packs)) for name, packs in kinds.items()}  # noqa: B023
                 same = kinds["transformers, random batches of 8"] = kinds["padded, random batches of 8"]
                 runs["transformers, random batches of 8"] = partial(them.step_padded, same)
-                trained = {name: sum(pack.num_trained for pack in packs) for name, packs in kinds.items()}
-                against(runs, trained, options.seconds)
+                targets = {name: sum(pack.num_target_tokens for pack in packs) for name, packs in kinds.items()}
+                against(runs, targets, options.seconds)
 
 
 if __name__ == "__main__":

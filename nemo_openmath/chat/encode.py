@@ -1,4 +1,4 @@
-"""Transcript -> token ids and the flags of the ids that are trained on.
+"""Transcript -> token ids and the loss mask: which ids are targets of the loss.
 
 The mask is exact for any tokenizer because it never comes from re-encoded text: every piece is encoded by itself
 (or brings the ids that the model generated), and an id belongs to the author of its piece.
@@ -20,12 +20,12 @@ from nemo_openmath.chat.transcript import RENDERED, Author, Piece, Transcript
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """``ids[i]`` is a target of the loss where ``trained[i]``. Both have the transcript's length in tokens.
+    """``ids[i]`` is a target of the loss where ``loss_mask[i]``. Both have the transcript's length in tokens.
 
     ``unfit``: why this tokenizer's chat template cannot have such a turn, for whoever trains; None where it can."""
 
     ids: list[int]
-    trained: list[bool]
+    loss_mask: list[bool]
     unfit: str | None = None
 
 
@@ -39,7 +39,7 @@ def encode_many(
 ) -> list[Encoded]:
     """Encode many transcripts with one pass of the tokenizer over all texts.
 
-    Prompt ids are not trained; the model's pieces and the end-of-turn token are; the runner's pieces only where
+    Prompt ids are no targets; the model's pieces and the end-of-turn token are; the runner's pieces only where
     ``train_on_tool_output``. Ids stored in a piece are used as they are when they belong to this tokenizer. A text that
     ends in its end-of-text token has ended: it gets the end-of-turn token in that one's place.
     """
@@ -61,15 +61,15 @@ def encode_many(
     out: list[Encoded] = []
     for first, listed, ended, unfit in plans:
         ids = list(encoded[first])
-        trained = [False] * len(ids)
+        loss_mask = [False] * len(ids)
         for author, part in listed:
             more = encoded[part] if isinstance(part, int) else part
             ids.extend(more)
-            trained.extend([author is Author.MODEL or train_on_tool_output] * len(more))
+            loss_mask.extend([author is Author.MODEL or train_on_tool_output] * len(more))
         if ended:
             ids.append(tokenizer.end_of_turn)
-            trained.append(True)
-        out.append(Encoded(ids, trained, unfit))
+            loss_mask.append(True)
+        out.append(Encoded(ids, loss_mask, unfit))
     return out
 
 

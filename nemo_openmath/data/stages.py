@@ -86,7 +86,7 @@ class Tokenize(Stage[TokenizeConfig]):
             )
             totals["samples"] += len(folder)
             totals["tokens"] += folder.num_tokens
-            totals["trained_tokens"] += folder.num_trained
+            totals["trained_tokens"] += folder.num_target_tokens
             for reason, count in folder.dropped.items():
                 dropped[reason] = dropped.get(reason, 0) + count
             context.progress.advance()

@@ -9,7 +9,7 @@ torch_dist.py  the checkpoint folder: names, manifest, checksums, reading and wr
 packed.py      one micro-batch on one rank: boundaries, positions, zig-zag split
 attention.py   attention inside each sample, context parallel
 norm.py        RMSNorm that sequence parallelism accepts
-loss.py        output layer and cross-entropy fused, trained positions only
+loss.py        output layer and cross-entropy fused, target positions only
 build.py       the Megatron model of a layout; loading HF weights into it
 cpu_compat.py  megatron-core 0.16.1 without CUDA
 """

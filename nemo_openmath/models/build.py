@@ -33,10 +33,10 @@ Recompute = Literal["none", "selective", "full"]
 
 
 class PackedGPT(GPTModel):
-    """Megatron's GPT on one :class:`PackedBatch`; the last stage's output is the summed loss of the trained tokens."""
+    """Megatron's GPT on one :class:`PackedBatch`; the last stage's output is the summed loss of the target tokens."""
 
     def forward_batch(self, batch: PackedBatch) -> Tensor:
-        """Last stage: the sum of -log p(label) over the trained tokens of this context rank (fp32 scalar).
+        """Last stage: the sum of -log p(label) over the target tokens of this context rank (fp32 scalar).
         Earlier stages: hidden states [t, 1, hidden]."""
         return self(batch.tokens, None, None, labels=batch.labels, packed_seq_params=batch)
 
@@ -52,8 +52,8 @@ class PackedGPT(GPTModel):
         elif group.size() > 1:
             hidden_states = tensor_parallel.copy_to_tensor_model_parallel_region(hidden_states, group=group)
         rows = hidden_states.squeeze(1)
-        if batch.trained is not None:
-            rows = rows.index_select(0, batch.trained)
+        if batch.target_positions is not None:
+            rows = rows.index_select(0, batch.target_positions)
         return linear_cross_entropy(rows, weight, batch.labels, group)
 
 

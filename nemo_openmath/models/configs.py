@@ -67,15 +67,15 @@ class ModelConfig:
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
         return embeddings + self.num_hidden_layers * layer + self.hidden_size
 
-    def flops(self, tokens: int, sum_squared_lengths: int, trained_tokens: int | None = None) -> float:
+    def flops(self, tokens: int, sum_squared_lengths: int, num_target_tokens: int | None = None) -> float:
         """Model FLOPs of one forward and backward pass (no recomputation), causal attention counted as half.
 
         ``sum_squared_lengths`` is the sum over samples of length squared: what attention costs in a pack.
-        ``trained_tokens``: positions whose logits are computed (all of them when None).
+        ``num_target_tokens``: positions whose logits are computed (all of them when None).
         """
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         layer = self.hidden_size * (2 * q + 2 * kv) + 3 * self.hidden_size * self.intermediate_size
-        head = self.hidden_size * self.vocab_size * (tokens if trained_tokens is None else trained_tokens)
+        head = self.hidden_size * self.vocab_size * (tokens if num_target_tokens is None else num_target_tokens)
         attention = self.num_hidden_layers * q * sum_squared_lengths  # QK^T and AV, 2 FLOPs each, half masked
         return 3.0 * (2 * (tokens * self.num_hidden_layers * layer + head) + 2 * attention)
 

@@ -1,6 +1,6 @@
-"""Cross-entropy of the trained positions, fused with the output layer: no whole-pack logits in memory.
+"""Cross-entropy of the target positions, fused with the output layer: no whole-pack logits in memory.
 
-Only trained positions get logits (in SFT the prompt's are skipped). They are computed a block of rows at a time, in
+Only target positions get logits (in SFT the prompt's are skipped). They are computed a block of rows at a time, in
 fp32, and each block's gradient is taken at once, so that peak memory is a block and not positions x vocabulary: 32768
 positions x 152064 entries in fp32 would be 20 GB, a block is at most :data:`BLOCK_BYTES`. Under tensor parallelism
 each rank holds a slice of the vocabulary; a row's maximum, sum of exponentials and target logit are combined over the

@@ -29,12 +29,12 @@ from nemo_openmath.models.configs import ModelConfig
 class PackedBatch(PackedSeqParams):
     """Everything that embedding, attention and loss need to know about one pack, on this rank's device.
 
-    t is the number of tokens of this context rank, T = t x CP that of the pack, n the trained tokens among the t.
+    t is the number of tokens of this context rank, T = t x CP that of the pack, n the target tokens among the t.
     """
 
     tokens: Tensor = field(default_factory=lambda: torch.empty(0))  # [1, t] int64
-    labels: Tensor = field(default_factory=lambda: torch.empty(0))  # [n] int64, of the trained positions only
-    trained: Tensor | None = None  # [n] int64 indices into t; None: all t are trained
+    labels: Tensor = field(default_factory=lambda: torch.empty(0))  # [n] int64, of the target positions only
+    target_positions: Tensor | None = None  # [n] int64 indices into t; None: all t are targets
     boundaries: tuple[int, ...] = (0,)  # cu_seqlens of the whole pack, on the host
     cos: Tensor = field(default_factory=lambda: torch.empty(0))  # [t, 1, head_dim / 2] fp32
     sin: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -59,7 +59,7 @@ def zigzag(boundaries: Sequence[int], cp: int, rank: int) -> NDArray[np.int64]:
 def pack_batch(
     tokens: NDArray[np.int32],
     labels: NDArray[np.int32],
-    trained: NDArray[np.bool_],
+    loss_mask: NDArray[np.bool_],
     cu_seqlens: NDArray[np.int32],
     config: ModelConfig,
     *,
@@ -72,8 +72,8 @@ def pack_batch(
     positions = np.arange(len(tokens)) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
     if cp > 1:
         held = zigzag(boundaries, cp, cp_rank)
-        tokens, labels, trained, positions = tokens[held], labels[held], trained[held], positions[held]
-    where = np.flatnonzero(trained)
+        tokens, labels, loss_mask, positions = tokens[held], labels[held], loss_mask[held], positions[held]
+    where = np.flatnonzero(loss_mask)
     cos, sin = rotary(torch.from_numpy(positions).to(device), config)  # computed there: 50 ms a pack of 32K on a core
     cu = torch.from_numpy(np.ascontiguousarray(cu_seqlens, dtype=np.int32)).to(device)
     longest = int(np.diff(cu_seqlens).max(initial=0))
@@ -85,7 +85,7 @@ def pack_batch(
         max_seqlen_kv=longest,
         tokens=torch.from_numpy(tokens.astype(np.int64)).unsqueeze(0).to(device),
         labels=torch.from_numpy(labels[where].astype(np.int64)).to(device),
-        trained=None if len(where) == len(tokens) else torch.from_numpy(where).to(device),
+        target_positions=None if len(where) == len(tokens) else torch.from_numpy(where).to(device),
         boundaries=boundaries,
         cos=cos.unsqueeze(1),
         sin=sin.unsqueeze(1),

@@ -43,7 +43,7 @@ def read_texts(
         transcripts = [Transcript.from_json(generation.transcript) for generation in batch]
         for generation, encoded in zip(batch, encode_many(transcripts, tokenizer), strict=True):
             texts.counts["generations"] += 1
-            own = np.array(encoded.trained[:max_tokens], bool)
+            own = np.array(encoded.loss_mask[:max_tokens], bool)
             if not own[2:].any():  # the first guess is two tokens after the state that it is made from
                 texts.counts["left out: no token to draft"] += 1
                 continue

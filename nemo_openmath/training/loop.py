@@ -236,7 +236,7 @@ class _Run:
         return loss, stop, saves
 
     def validate(self) -> tuple[float | None, bool]:
-        """Mean loss over the held-out samples: total over trained tokens, whatever their batches. And whether a rank
+        """Mean loss over the held-out samples: total over target tokens, whatever their batches. And whether a rank
         was asked to stop: then the loss is None, given up in the middle."""
         assert self.validation is not None
         total, tokens, stop = 0.0, 0, False
@@ -245,14 +245,14 @@ class _Run:
         with torch.no_grad():
             for step in range(self.validation.num_steps):
                 batch = self.validation.batch(step)
-                if not any(pack.num_trained for pack in batch):
+                if not any(pack.num_target_tokens for pack in batch):
                     continue
                 part, facts = self.stepper.run(batch, train=False)
                 loss, stop = total_loss(part, self.stopped())
                 if stop:
                     break
-                total += loss * facts.trained_tokens
-                tokens += facts.trained_tokens
+                total += loss * facts.num_target_tokens
+                tokens += facts.num_target_tokens
         for model in self.models:
             model.train()
         return (total / tokens if tokens and not stop else None), stop
@@ -267,7 +267,7 @@ class _Run:
 
     def _ideal(self, facts: BatchFacts) -> float:
         """Model FLOPs of the step over the devices' peak FLOP/s: the seconds it would take at 100%."""
-        flops = self.shape.flops(facts.tokens, facts.sum_squared_lengths, facts.trained_tokens)
+        flops = self.shape.flops(facts.tokens, facts.sum_squared_lengths, facts.num_target_tokens)
         return flops / (self.peak_flops * dist.get_world_size())
 
 
@@ -334,7 +334,7 @@ def _due(step: int, last: int, every: int) -> bool:
 def _counts(facts: BatchFacts) -> dict[str, Any]:
     return {
         "tokens": facts.tokens,
-        "trained_tokens": facts.trained_tokens,
+        "trained_tokens": facts.num_target_tokens,
         "samples": facts.samples,
         "fill": round(facts.fill, 5),
     }

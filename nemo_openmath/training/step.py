@@ -1,6 +1,6 @@
 """One optimizer step: the batch's packs dealt to ranks, pipelined forward and backward passes, the update.
 
-The loss of a batch is the sum of -log p over all its trained tokens, divided by their number. Every rank reads the
+The loss of a batch is the sum of -log p over all its target tokens, divided by their number. Every rank reads the
 whole batch, so it knows that number beforehand and divides its own part by it; summing gradients over ranks then
 gives the gradient of the batch's loss, at every layout, without any weighting of packs, micro-batches or ranks.
 """
@@ -37,7 +37,7 @@ class BatchFacts:
 
     samples: int
     tokens: int  # padding of the packs included
-    trained_tokens: int
+    num_target_tokens: int
     sum_squared_lengths: int  # of samples: what attention costs
     dealt_tokens: int  # what all ranks compute together, the padding of the layout included
     sample_ids: tuple[str, ...]
@@ -79,8 +79,8 @@ class Stepper:
 
     def deal(self, batch: Sequence[Pack]) -> Dealt:
         """Check a global batch and take this rank's part of it. Touches no tensor: a thread may do it ahead."""
-        trained = sum(pack.num_trained for pack in batch)
-        if trained == 0:
+        target_tokens = sum(pack.num_target_tokens for pack in batch)
+        if target_tokens == 0:
             names = ", ".join(name for pack in batch for name in pack.sample_ids[:3])
             raise UserError(
                 f"a batch trains no token (samples {names}, ...)", remedy="check the loss masks of the data"
@@ -91,7 +91,7 @@ class Stepper:
             samples=sum(len(pack.sample_ids) for pack in batch),
             sample_ids=tuple(name for pack in batch for name in pack.sample_ids),
             tokens=sum(len(pack.tokens) for pack in batch),
-            trained_tokens=trained,
+            num_target_tokens=target_tokens,
             sum_squared_lengths=sum(pack.attention_cost for pack in batch),
             dealt_tokens=sum(len(pack.tokens) for share in deals for pack in share),
         )
@@ -103,7 +103,7 @@ class Stepper:
         The parts of the last pipeline stage's ranks sum to the loss (:func:`total_loss`); other stages give 0.
         """
         dealt = batch if isinstance(batch, Dealt) else self.deal(batch)
-        mine, facts, trained = dealt.mine, dealt.facts, dealt.facts.trained_tokens
+        mine, facts, target_tokens = dealt.mine, dealt.facts, dealt.facts.num_target_tokens
         iterators: list[Iterator[PackedBatch]] = [iter(map(self._to_device, mine)) for _ in self.models]
         iterators[0] = self._watched(iterators[0], len(mine))
 
@@ -112,7 +112,7 @@ class Stepper:
             output = chunk(batch.tokens, None, None, labels=batch.labels, packed_seq_params=batch)
 
             def mean(total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-                part = total / trained
+                part = total / target_tokens
                 return part, _NO_COUNT, part.detach()
 
             return output, mean
@@ -139,7 +139,7 @@ class Stepper:
 
     def _to_device(self, pack: Pack) -> PackedBatch:
         return pack_batch(
-            *(pack.tokens, pack.labels, pack.trained, pack.cu_seqlens, self.model),
+            *(pack.tokens, pack.labels, pack.loss_mask, pack.cu_seqlens, self.model),
             cp=self.parallel.cp,
             cp_rank=parallel_state.get_context_parallel_rank(),
             device=self.device,

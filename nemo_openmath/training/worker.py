@@ -104,7 +104,7 @@ def run_job(job: Job) -> None:
         validation=held_out,
         batch_samples=data.batch_samples,
         changes=_changes(job),
-        ends=_ends(job.model, source.last_trained()),
+        ends=_ends(job.model, source.last_targets()),
         say=lambda line: print(line, flush=True),
     )
 

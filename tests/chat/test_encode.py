@@ -84,10 +84,10 @@ def test_every_id_belongs_to_its_author(
         expected_ids += part
         expected += [author is Author.MODEL] * len(part)
     assert out.ids[: len(expected_ids)] == expected_ids
-    assert out.trained[: len(expected)] == expected
+    assert out.loss_mask[: len(expected)] == expected
     assert out.ids[len(expected_ids) :] == ([tokenizer.end_of_turn] if ended else [])
     everything = encode(transcript, tokenizer, train_on_tool_output=True)
-    assert sum(everything.trained) == len(out.ids) - len(tokenizer.prompt_ids(transcript.messages))
+    assert sum(everything.loss_mask) == len(out.ids) - len(tokenizer.prompt_ids(transcript.messages))
 
 
 def test_generated_ids_are_kept_and_not_encoded_again(tokenizer: ChatTokenizer) -> None:

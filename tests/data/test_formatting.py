@@ -328,8 +328,8 @@ def test_mask_of_any_published_text_is_its_authors(chat: ChatTokenizer, parts: l
 
     spaced = chat.backend.token_to_id("<0x00>") is not None  # a piece gets a space before it, which is the piece's
 
-    def spell(trained: bool) -> str:
-        return chat.decode([i for i, t in zip(encoded.ids, encoded.trained, strict=True) if t is trained])
+    def spell(target: bool) -> str:
+        return chat.decode([i for i, t in zip(encoded.ids, encoded.loss_mask, strict=True) if t is target])
 
     def written(author: Author) -> str:
         texts = [p.text.replace("▁", " ") if spaced else p.text for p in transcript.pieces if p.author is author]

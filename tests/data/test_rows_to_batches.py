@@ -21,7 +21,7 @@ from nemo_openmath.data.packs.plan import DOUBLED, NO_WEIGHT, THINNED, TOO_LONG,
 from nemo_openmath.data.tokens import tokenization
 from nemo_openmath.data.tokens.section_file import SectionWriter
 from nemo_openmath.data.tokens.token_file import TokenFolder
-from nemo_openmath.data.tokens.tokenization import NO_TRAINED, write_tokens
+from nemo_openmath.data.tokens.tokenization import NO_TARGET, write_tokens
 from tests.data.made_rows import make_rows, store_rows
 from tests.data.tokenizers_made import byte_level, sentencepiece_like
 
@@ -63,8 +63,8 @@ def test_packs_hold_the_exact_ids_and_masks_of_every_sample(packed: Path, tokeni
                 assert 0 <= stop - start - size < 8
                 assert pack.tokens[start : start + size].tolist() == sample.ids
                 assert pack.labels[start : start + size - 1].tolist() == sample.ids[1:]
-                assert pack.trained[start : start + size - 1].tolist() == sample.trained[1:]
-                assert not pack.trained[start + size - 1 : stop].any()
+                assert pack.loss_mask[start : start + size - 1].tolist() == sample.loss_mask[1:]
+                assert not pack.loss_mask[start + size - 1 : stop].any()
                 assert not pack.tokens[start + size : stop].any()
                 assert pack.position_ids()[start:stop].tolist() == list(range(stop - start))
                 seen[name] += 1
@@ -80,8 +80,8 @@ def test_text_comes_back_from_a_lossless_tokenizer(tmp_path: Path) -> None:
         transcript = Transcript.from_json(row.transcript)
         whole = chat.render(transcript.messages) + transcript.text + "<|im_end|>"
         assert chat.decode(sample.tokens.tolist()) == whole
-        trained = chat.decode(sample.tokens[sample.trained].tolist())
-        assert trained == "".join(p.text for p in transcript.pieces if p.author == "model") + "<|im_end|>"
+        targets = chat.decode(sample.tokens[sample.loss_mask].tolist())
+        assert targets == "".join(p.text for p in transcript.pieces if p.author == "model") + "<|im_end|>"
 
 
 @pytest.mark.parametrize("batch_samples", [1, 7, 64, 1000])
@@ -110,7 +110,8 @@ def test_batches_are_pure_functions_of_seed_and_step(packed: Path) -> None:
         ours, theirs = one.batch(step), other.batch(step)
         assert [p.sample_ids for p in ours] == [p.sample_ids for p in theirs]
         assert all(
-            (a.tokens == b.tokens).all() and (a.trained == b.trained).all() for a, b in zip(ours, theirs, strict=True)
+            (a.tokens == b.tokens).all() and (a.loss_mask == b.loss_mask).all()
+            for a, b in zip(ours, theirs, strict=True)
         )
     different = PackedData.open(packed, batch_samples=48, steps=40, seed=4)
     assert different.rows(0) != one.rows(0)
@@ -217,10 +218,10 @@ def test_another_input_or_option_replaces_the_shards(tokenizer: Path, tmp_path: 
     rows = make_rows(30)
     store_rows(tmp_path / "rows", rows)
     masked = write_tokens(tmp_path / "rows", tokenizer, tmp_path / "tokens")
-    before = masked.num_trained
-    trained = write_tokens(tmp_path / "rows", tokenizer, tmp_path / "tokens", train_on_tool_output=True)
-    assert trained.num_trained > before
-    assert trained.num_tokens == sum(s.tokens.size for s in trained)
+    before = masked.num_target_tokens
+    unmasked = write_tokens(tmp_path / "rows", tokenizer, tmp_path / "tokens", train_on_tool_output=True)
+    assert unmasked.num_target_tokens > before
+    assert unmasked.num_tokens == sum(s.tokens.size for s in unmasked)
     path = tmp_path / "rows" / "part-00000-of-00001.jsonl"
     text = path.read_bytes()
     middle = text.index(b"First", len(text) // 2)  # as long as before, other in the middle alone
@@ -234,7 +235,7 @@ def test_another_input_or_option_replaces_the_shards(tokenizer: Path, tmp_path: 
     (tmp_path / "rows.jsonl.gz").write_bytes(packed)
     again = write_tokens(tmp_path / "rows.jsonl.gz", tokenizer, tmp_path / "tokens")
     assert [s.id for s in again] == [r.id for r in rows]
-    assert again.num_trained == before
+    assert again.num_target_tokens == before
 
 
 def test_rows_that_cannot_be_trained_on_are_counted_by_reason(tokenizer: Path, tmp_path: Path) -> None:
@@ -245,7 +246,7 @@ def test_rows_that_cannot_be_trained_on_are_counted_by_reason(tokenizer: Path, t
 
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join(orjson.dumps(r) for r in lines))
     tokens = write_tokens(tmp_path / "rows.jsonl", tokenizer, tmp_path / "tokens")
-    assert tokens.dropped == {NO_TRAINED: 1}
+    assert tokens.dropped == {NO_TARGET: 1}
     lengths = {s.id: len(s.tokens) for s in tokens}
     longest = max(lengths.values())
     exact = write_packs(tmp_path / "tokens", capacity=longest)
@@ -319,7 +320,7 @@ def test_mixture_weights_and_curriculum(packed: Path, tmp_path: Path) -> None:
 
 
 def test_second_round_keeps_long_solutions(packed: Path, tmp_path: Path) -> None:
-    solutions = {s.id: len(s.tokens) - int(np.argmax(s.trained)) for s in TokenFolder(packed) if s.group == "cot"}
+    solutions = {s.id: len(s.tokens) - int(np.argmax(s.loss_mask)) for s in TokenFolder(packed) if s.group == "cot"}
     limit = sorted(solutions.values())[len(solutions) // 2]
     plan = write_packs(packed, tmp_path, capacity=CAPACITY, mixture=Mixture(at_least={"cot": limit}))
     kept = {plan.samples[row].id for row in plan.entries.tolist()}
@@ -361,4 +362,4 @@ def test_attention_cost_of_a_pack(packed: Path) -> None:
     pack = PackedData.open(packed, batch_samples=8, epochs=1).batch(0)[0]
     lengths = np.diff(pack.cu_seqlens).tolist()
     assert pack.attention_cost == sum(n * n for n in lengths)
-    assert pack.num_trained == pack.trained.sum()
+    assert pack.num_target_tokens == pack.loss_mask.sum()

@@ -28,10 +28,10 @@ def test_statistics_and_a_shown_pack(tmp_path: Path) -> None:
         assert (group.samples, group.tokens) == (len(lengths), sum(lengths))
         assert (group.quantiles[0], group.quantiles[-1]) == (lengths[0], lengths[-1])
         assert sum(group.histogram) == len(lengths)
-        assert group.trained_tokens == sum(int(s.trained.sum()) for s in samples if s.group == group.group)
-        assert group.prompt_tokens == sum(int(s.trained.argmax()) for s in samples if s.group == group.group)
+        assert group.num_target_tokens == sum(int(s.loss_mask.sum()) for s in samples if s.group == group.group)
+        assert group.prompt_tokens == sum(int(s.loss_mask.argmax()) for s in samples if s.group == group.group)
     assert {g.group for g in stats.groups} == {"cot", "tir", "genselect"}
-    assert stats.trained == sum(s.trained.sum() for s in samples) / sum(len(s.tokens) for s in samples)
+    assert stats.target_share == sum(s.loss_mask.sum() for s in samples) / sum(len(s.tokens) for s in samples)
     assert stats.padding == sum(-len(s.tokens) % 8 for s in samples) / sum(-(-len(s.tokens) // 8) * 8 for s in samples)
     assert all(i.before and i.after and 1 <= i.after <= i.before for i in stats.imbalance)
     few = measure(plan, batch_samples=1024, ranks=(2, 1000)).imbalance
@@ -51,10 +51,12 @@ def test_statistics_and_a_shown_pack(tmp_path: Path) -> None:
     for name in pack.sample_ids:
         sample = next(s for s in samples if s.id == name)
         assert chat.decode(sample.tokens.tolist()) in shown.plain
-        used, trained = len(sample.tokens), int(sample.trained.sum())
-        assert f"{trained} of {used} tokens trained, {-used % 8} of padding" in shown.plain
+        used, targets = len(sample.tokens), int(sample.loss_mask.sum())
+        assert f"{targets} of {used} tokens trained, {-used % 8} of padding" in shown.plain
     green = "".join(shown.plain[s.start : s.end] for s in shown.spans if s.style == "green")
-    expected = "".join(chat.decode(s.tokens[s.trained].tolist()) for n in pack.sample_ids for s in samples if s.id == n)
+    expected = "".join(
+        chat.decode(s.tokens[s.loss_mask].tolist()) for n in pack.sample_ids for s in samples if s.id == n
+    )
     assert green == expected
     marked = show_pack(pack, chat, marks=True).plain
     assert "".join(part.split("⟧")[0] for part in marked.split("⟦")[1:]) == expected
@@ -66,8 +68,8 @@ def test_trained_share_is_of_what_is_packed(tmp_path: Path) -> None:
     write_packs(tmp_path / "tokens", capacity=2048, mixture=Mixture(weights={"cot": 2, "tir": 0}))
     stats = measure(PackPlan(tmp_path / "tokens"))
     times = {"cot": 2, "genselect": 1, "tir": 0}
-    trained = sum(times[s.group] * int(s.trained.sum()) for s in tokens)
-    assert stats.trained == trained / sum(times[s.group] * len(s.tokens) for s in tokens)
+    targets = sum(times[s.group] * int(s.loss_mask.sum()) for s in tokens)
+    assert stats.target_share == targets / sum(times[s.group] * len(s.tokens) for s in tokens)
 
 
 def test_verify_reads_what_opening_does_not(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ async def test_code_runs_and_the_context_grows_by_the_models_own_ids(
     assert len({r.sampling.seed for r in engine.requests}) == 3, "each turn draws with a seed of its own"
     # What is trained on is what the model generated, its end of turn included.
     encoded = encode(out.transcript, tokenizer)
-    trained = [i for i, t in zip(encoded.ids, encoded.trained, strict=True) if t]
+    trained = [i for i, t in zip(encoded.ids, encoded.loss_mask, strict=True) if t]
     generated = [i for p in out.transcript.pieces if p.author is Author.MODEL for i in p.ids or ()]
     assert trained == [*generated, tokenizer.end_of_turn]
     assert out.completion_tokens + out.runner_tokens == len(encoded.ids) - out.prompt_tokens

@@ -121,13 +121,13 @@ async def test_every_student_learns_from_every_teacher(
     behind = tail if student_ends == "opens" else "<think>\n" + tail
     ids = [*prompt, *student.encode(behind), student.end_of_turn]
     assert sample.tokens.tolist() == ids
-    assert sample.trained.tolist() == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
+    assert sample.loss_mask.tolist() == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
     assert student.decode(ids).count("<think>") == student.decode(ids).count("</think>") == 1
     if kind == "ids":  # what was generated is what the teacher itself is trained on
         own = encode(out.transcript, teachers)
         generated = [*teachers.encode(said), teachers.end_of_turn]
         assert own.ids == [*engine.requests[0].prompt, *generated]
-        assert own.trained == [False] * (len(own.ids) - len(generated)) + [True] * len(generated)
+        assert own.loss_mask == [False] * (len(own.ids) - len(generated)) + [True] * len(generated)
 
 
 @pytest.mark.parametrize("begins", ["<think>\n", "<think>", "", " <think>\n\n"])
@@ -142,7 +142,7 @@ def test_published_solutions_give_one(tmp_path: Path, tokenizer: ChatTokenizer, 
     prompt = student.prompt_ids(transcript.messages)
     assert encoded.ids[: len(prompt)] == prompt
     assert student.decode(encoded.ids).count("<think>") == 1
-    trained = student.decode([i for i, t in zip(encoded.ids, encoded.trained, strict=True) if t])
+    trained = student.decode([i for i, t in zip(encoded.ids, encoded.loss_mask, strict=True) if t])
     assert trained.startswith("<think>") or (student_ends == "opens") or begins.startswith(" ")
     assert trained.count("<think>") == (student_ends == "plain")
     assert trained.endswith(f"{THOUGHT}\n</think>\n{ANSWER}<|im_end|>")

@@ -37,8 +37,8 @@ def test_the_stream_is_our_loaders(folder: Path) -> None:
     assert [name for pack in packs for name in pack.sample_ids] == [data.plan.samples[row].id for row in ours]
     assert stream.num_packs == 2 * data.plan.num_packs
     assert len(stream) % 7 == 0
-    assert not any(stream[i].num_trained for i in range(stream.num_packs, len(stream)))
-    assert not stream[-1].num_trained
+    assert not any(stream[i].num_target_tokens for i in range(stream.num_packs, len(stream)))
+    assert not stream[-1].num_target_tokens
 
 
 def test_dealing_moves_packs_within_a_step_and_evens_out_ranks(folder: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_batch_holds_its_packs_and_nothing_else(folder: Path) -> None:
             for name, expected in (
                 ("tokens", pack.tokens),
                 ("labels", pack.labels),
-                ("loss_mask", pack.trained),
+                ("loss_mask", pack.loss_mask),
                 ("position_ids", pack.position_ids()),
             ):
                 assert batch[name].dtype == torch.int64

@@ -144,7 +144,7 @@ def test_batches_through_nemos_sampler_equal_our_loaders(folder: Path) -> None:
             assert micro["tokens"][0, start : start + size].tolist() == sample.tokens.tolist()
             assert micro["labels"][0, start : start + size - 1].tolist() == sample.tokens[1:].tolist()
             mask = micro["loss_mask"][0, start:stop].tolist()
-            assert mask == [*sample.trained[1:].astype(int).tolist(), *[0] * (stop - start - size + 1)]
+            assert mask == [*sample.loss_mask[1:].astype(int).tolist(), *[0] * (stop - start - size + 1)]
             assert micro["position_ids"][0, start:stop].tolist() == list(range(stop - start))
     assert next(names, None) is None
     assert len(in_order) == len(loader.dataset)

@@ -67,12 +67,12 @@ class RandomPacks:
             cu = np.cumsum([0, *lengths]).astype(np.int32)
             tokens = random.integers(0, TINY.vocab_size, cu[-1]).astype(np.int32)
             labels = np.concatenate([np.append(tokens[a + 1 : b], 0) for a, b in pairwise(cu)])
-            trained = random.random(cu[-1]) < (0.3, 0.9, 0.9)[number]
-            trained[cu[1:] - 1] = False  # a sample's last token has no next one
+            loss_mask = random.random(cu[-1]) < (0.3, 0.9, 0.9)[number]
+            loss_mask[cu[1:] - 1] = False  # a sample's last token has no next one
             if number == 2:
-                trained[cu[1] :] = False
-                trained[cu[1] + 4] = True
-            trained = np.roll(trained, self.shift_masks)
+                loss_mask[cu[1] :] = False
+                loss_mask[cu[1] + 4] = True
+            loss_mask = np.roll(loss_mask, self.shift_masks)
             names = tuple(f"step{step}/pack{number}/sample{i}" for i in range(len(lengths)))
-            packs.append(Pack(tokens, labels.astype(np.int32), trained, cu, names))
+            packs.append(Pack(tokens, labels.astype(np.int32), loss_mask, cu, names))
         return packs

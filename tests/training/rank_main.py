@@ -145,7 +145,9 @@ def leaks(case: dict[str, Any], config: TrainingConfig) -> None:
                 return total_loss(stepper.run([concatenate(packs)], train=False)[0])[0]
 
         def silent(pack: Pack, change: int) -> Pack:
-            return replace(pack, tokens=(pack.tokens + change) % model.vocab_size, trained=np.zeros_like(pack.trained))
+            return replace(
+                pack, tokens=(pack.tokens + change) % model.vocab_size, loss_mask=np.zeros_like(pack.loss_mask)
+            )
 
         found = []
         for i, sample in enumerate(samples):

@@ -32,10 +32,10 @@ def batch_loss(model: torch.nn.Module, batch: list[Pack]) -> torch.Tensor:
     for pack in batch:
         for a, b in zip(pack.cu_seqlens[:-1], pack.cu_seqlens[1:], strict=True):
             tokens = torch.from_numpy(pack.tokens[a:b]).long()
-            labels, trained = torch.from_numpy(pack.labels[a:b]).long(), torch.from_numpy(pack.trained[a:b])
+            labels, loss_mask = torch.from_numpy(pack.labels[a:b]).long(), torch.from_numpy(pack.loss_mask[a:b])
             logits = model(input_ids=tokens.unsqueeze(0)).logits[0]
-            total = total + F.cross_entropy(logits[trained], labels[trained], reduction="sum").double()
-            count += int(trained.sum())
+            total = total + F.cross_entropy(logits[loss_mask], labels[loss_mask], reduction="sum").double()
+            count += int(loss_mask.sum())
     return total / count
 
 

@@ -69,16 +69,16 @@ def test_every_sample_is_dealt_once_and_unchanged(batch: list[list[int]], ranks:
             assert all(n % parallel.sample_multiple == 0 for n in np.diff(pack.cu_seqlens))
             for sample in samples_of(pack):
                 if sample.sample_ids == ("",):
-                    assert not sample.trained.any()
+                    assert not sample.loss_mask.any()
                 else:
                     assert sample.sample_ids not in dealt
                     dealt[sample.sample_ids] = sample
     for pack in packs:
         for sample in samples_of(pack):
             got, n = dealt.pop(sample.sample_ids), len(sample.tokens)
-            for field in ("tokens", "labels", "trained"):
+            for field in ("tokens", "labels", "loss_mask"):
                 assert np.array_equal(getattr(got, field)[:n], getattr(sample, field))
-            assert not got.trained[n:].any()
+            assert not got.loss_mask[n:].any()
     assert not dealt
 
 

@@ -1,6 +1,6 @@
 """Who computes what of a global batch: packs or their samples dealt to data-parallel ranks, padded for the layout.
 
-The loss is a sum over trained tokens divided by their number in the whole batch, so any division of the samples into
+The loss is a sum over target tokens divided by their number in the whole batch, so any division of the samples into
 packs and ranks gives the same step. That freedom is used for speed: when the packs do not divide evenly over the ranks
 (five packs on two ranks would leave one idle for a sixth of the step), their samples are dealt anew.
 
@@ -61,9 +61,9 @@ def pad_pack(pack: Pack, parallel: Parallel) -> Pack:
         cu = np.concatenate([[0], np.cumsum(padded)]).astype(np.int32)
         target = np.arange(len(pack.tokens)) + np.repeat(cu[:-1] - pack.cu_seqlens[:-1], lengths)
         tokens, labels = np.zeros(cu[-1], np.int32), np.zeros(cu[-1], np.int32)
-        trained = np.zeros(cu[-1], np.bool_)
-        tokens[target], labels[target], trained[target] = pack.tokens, pack.labels, pack.trained
-        pack = Pack(tokens, labels, trained, cu, pack.sample_ids)
+        loss_mask = np.zeros(cu[-1], np.bool_)
+        tokens[target], labels[target], loss_mask[target] = pack.tokens, pack.labels, pack.loss_mask
+        pack = Pack(tokens, labels, loss_mask, cu, pack.sample_ids)
     total = len(pack.tokens)
     return _extend(pack, -(-total // parallel.pack_multiple) * parallel.pack_multiple)
 
@@ -85,7 +85,7 @@ def concatenate(packs: Sequence[Pack]) -> Pack:
     return Pack(
         np.concatenate([pack.tokens for pack in packs]),
         np.concatenate([pack.labels for pack in packs]),
-        np.concatenate([pack.trained for pack in packs]),
+        np.concatenate([pack.loss_mask for pack in packs]),
         np.concatenate(cu).astype(np.int32),
         tuple(name for pack in packs for name in pack.sample_ids),
     )
@@ -94,7 +94,7 @@ def concatenate(packs: Sequence[Pack]) -> Pack:
 def samples_of(pack: Pack) -> list[Pack]:
     """A pack of one sample for each of its samples."""
     return [
-        Pack(pack.tokens[a:b], pack.labels[a:b], pack.trained[a:b], np.array([0, b - a], np.int32), (name,))
+        Pack(pack.tokens[a:b], pack.labels[a:b], pack.loss_mask[a:b], np.array([0, b - a], np.int32), (name,))
         for (a, b), name in zip(pairwise(pack.cu_seqlens.tolist()), pack.sample_ids, strict=True)
     ]
 

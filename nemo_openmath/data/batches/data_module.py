@@ -106,14 +106,14 @@ class PackedData:
     def num_steps(self) -> int:
         return -(-self._run_samples // self.batch_samples)
 
-    def last_trained(self, most: int = 4096) -> Counter[int]:
+    def last_targets(self, most: int = 4096) -> Counter[int]:
         """How many samples end in which token, of those whose last token is trained on: what the data teaches to end
         a text with. Of more than ``most`` samples, so many that lie evenly over the packs are looked at."""
         entries = self.plan.entries
         found: Counter[int] = Counter()
         for row in entries[np.unique(np.linspace(0, len(entries) - 1, min(most, len(entries)), dtype=np.int64))]:
             sample = self.plan.samples[int(row)]
-            if sample.trained[-1]:
+            if sample.loss_mask[-1]:
                 found[int(sample.tokens[-1])] += 1
         return found
 

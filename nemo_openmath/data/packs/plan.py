@@ -272,10 +272,10 @@ def lay_out(samples: Sequence[Sample], pad_multiple: int) -> Pack:
     boundaries = np.cumsum([0, *sizes], dtype=np.int32)
     tokens = np.zeros(boundaries[-1], np.int32)
     labels = np.zeros(boundaries[-1], np.int32)
-    trained = np.zeros(boundaries[-1], np.bool_)
+    loss_mask = np.zeros(boundaries[-1], np.bool_)
     for sample, start in zip(samples, boundaries.tolist(), strict=False):
         stop = start + len(sample.tokens)
         tokens[start:stop] = sample.tokens
         labels[start : stop - 1] = sample.tokens[1:]
-        trained[start : stop - 1] = sample.trained[1:]
-    return Pack(tokens, labels, trained, boundaries, tuple(s.id for s in samples))
+        loss_mask[start : stop - 1] = sample.loss_mask[1:]
+    return Pack(tokens, labels, loss_mask, boundaries, tuple(s.id for s in samples))

@@ -1,4 +1,4 @@
-"""What a folder of packs holds: lengths by group, fill, trained share, cost imbalance; and a pack to look at.
+"""What a folder of packs holds: lengths by group, fill, share of targets, cost imbalance; and a pack to look at.
 
 Numbers come from the index alone, so 5.5M samples take seconds. ``show_*`` make rich renderables for a terminal or,
 through rich's export, for a page.
@@ -35,7 +35,7 @@ class GroupStats:
     samples: int
     tokens: int
     prompt_tokens: int
-    trained_tokens: int
+    num_target_tokens: int
     quantiles: tuple[int, ...]
     histogram: tuple[int, ...]
     step: int
@@ -57,14 +57,14 @@ class Imbalance:
 @dataclass(frozen=True, slots=True)
 class PackStats:
     """``fill``: tokens and padding over the room of all packs; ``padding``: its share of what fills the packs;
-    ``trained``: share of targets among the tokens of an epoch; ``dropped``: {reason: samples}."""
+    ``target_share``: share of targets among the tokens of an epoch; ``dropped``: {reason: samples}."""
 
     groups: tuple[GroupStats, ...]
     packs: int
     capacity: int
     fill: float
     padding: float
-    trained: float
+    target_share: float
     dropped: dict[str, int]
     imbalance: tuple[Imbalance, ...]
 
@@ -76,7 +76,7 @@ def measure(
     folders = plan.samples.folders
     lengths = np.concatenate([f.lengths() for f in folders])
     prompts = np.concatenate([f.prompt_lengths() for f in folders])
-    targets = np.concatenate([f.trained_lengths() for f in folders])
+    targets = np.concatenate([f.target_lengths() for f in folders])
     names = sorted({name for f in folders for name in f.groups})
     codes = np.concatenate([np.array([names.index(g) for g in f.groups] or [0])[f.group_codes()] for f in folders])
     entries = np.asarray(plan.entries)
@@ -93,7 +93,7 @@ def measure(
         capacity=plan.capacity,
         fill=plan.fill,
         padding=plan.meta["padding"] / filled,
-        trained=sum(g.trained_tokens for g in groups) / sum(g.tokens for g in groups),
+        target_share=sum(g.num_target_tokens for g in groups) / sum(g.tokens for g in groups),
         dropped=dict(plan.meta["dropped"]),
         imbalance=_imbalance(plan, batch_samples, ranks, steps, seed),
     )
@@ -106,7 +106,7 @@ def _group(name: str, lengths: NDArray, prompts: NDArray, targets: NDArray, step
         samples=len(lengths),
         tokens=int(lengths.sum(dtype=np.int64)),
         prompt_tokens=int(prompts.sum(dtype=np.int64)),
-        trained_tokens=int(targets.sum(dtype=np.int64)),
+        num_target_tokens=int(targets.sum(dtype=np.int64)),
         quantiles=tuple(int(q) for q in quantiles),
         histogram=tuple(np.bincount((lengths - 1) // step, minlength=_BINS).tolist()),
         step=step,
@@ -145,7 +145,7 @@ def show_stats(stats: PackStats) -> RenderableType:
     for column in ("samples", "tokens", "prompt", "trained", "10%", "median", "90%", "99%", "longest"):
         table.add_column(column, justify="right", no_wrap=True)
     for g in stats.groups:
-        shares = (f"{g.prompt_tokens / g.tokens:.1%}", f"{g.trained_tokens / g.tokens:.1%}")
+        shares = (f"{g.prompt_tokens / g.tokens:.1%}", f"{g.num_target_tokens / g.tokens:.1%}")
         table.add_row(g.group, f"{g.samples:,}", _short(g.tokens), *shares, *(f"{q:,}" for q in g.quantiles[1:]))
     width = max(len(g.group) for g in stats.groups)
     lines = [
@@ -153,7 +153,7 @@ def show_stats(stats: PackStats) -> RenderableType:
         "",
         f"{stats.packs:,} packs of {stats.capacity:,} tokens; {stats.fill:.3%} of the room is used",
         f"padding: {stats.padding:.3%} of what is used",
-        f"trained: {stats.trained:.1%} of all tokens are targets of the loss",
+        f"trained: {stats.target_share:.1%} of all tokens are targets of the loss",
         *(f"left out: {count:,} ({reason})" for reason, count in sorted(stats.dropped.items())),
         "attention cost of the slowest data-parallel rank over the mean (1: none waits):",
         *map(_balance, stats.imbalance),
@@ -190,9 +190,9 @@ def show_pack(pack: Pack, tokenizer: ChatTokenizer, *, marks: bool = False) -> T
     out = Text()
     bounds = pack.cu_seqlens.tolist()
     for name, (start, stop) in zip(pack.sample_ids, pairwise(bounds), strict=True):
-        # A token is a target where the position before it has it as a trained label.
-        targets = np.concatenate([[False], pack.trained[start : stop - 1]])
-        labels = np.flatnonzero(pack.trained[start:stop] | (pack.labels[start:stop] != 0))
+        # A token is a target where the position before it has it as a label of the loss.
+        targets = np.concatenate([[False], pack.loss_mask[start : stop - 1]])
+        labels = np.flatnonzero(pack.loss_mask[start:stop] | (pack.labels[start:stop] != 0))
         used = int(labels[-1]) + 2 if len(labels) else 1  # the last label is the sample's last token
         share = f"{int(targets.sum())} of {used} tokens trained, {stop - start - used} of padding"
         out.append(f"──── {name}  [{start}, {stop})  {share}\n", style="bold")

@@ -5,8 +5,8 @@ sample alone. With a pad multiple of 4, the samples ``a b c`` and ``d e f g h`` 
 
     tokens       a b c 0 d e f g h 0 0 0
     labels       b c 0 0 e f g h 0 0 0 0     the next token of the same sample; 0 where there is none
-    trained      1 1 . . . 1 1 1 . . . .     labels[t] counts in the loss (here d, e are a prompt: the first
-                                             trained label is f, predicted from e)
+    loss_mask    1 1 . . . 1 1 1 . . . .     labels[t] counts in the loss (here d, e are a prompt: the first
+                                             label of the loss is f, predicted from e)
     cu_seqlens   0 4 12
 
 **How packs make up a batch.** The global batch is counted in samples. The packs of an epoch, shuffled, form one
@@ -14,7 +14,7 @@ stream of samples; step s is the samples [s x B, (s + 1) x B) of the epochs' str
 samples at every step but the last of a run, whatever the packs hold. A pack that straddles the boundary between
 two steps is cut between two of its samples (never inside one), and the at most two pieces of a step are joined
 again where they fit. Nothing in this depends on the parallel layout: ranks ask for the same batch and share its
-packs out among themselves (``balance.py`` does it by attention cost). Normalise the loss by the trained tokens of
+packs out among themselves (``balance.py`` does it by attention cost). Normalise the loss by the target tokens of
 the whole batch and the step is the same at every layout, packed or not.
 """
 
@@ -31,19 +31,19 @@ from numpy.typing import NDArray
 class Pack:
     """Samples laid end to end. T tokens, n samples; T and every cu_seqlens are multiples of the pad multiple.
 
-    Padding follows each sample inside its own segment: token 0, label 0, untrained.
+    Padding follows each sample inside its own segment: token 0, label 0, no target of the loss.
     """
 
     tokens: NDArray[np.int32]  # [T]
     labels: NDArray[np.int32]  # [T] the next token of the same sample
-    trained: NDArray[np.bool_]  # [T] whether labels[t] counts in the loss
+    loss_mask: NDArray[np.bool_]  # [T] whether labels[t] counts in the loss
     cu_seqlens: NDArray[np.int32]  # [n + 1] sample boundaries, padding included; cu_seqlens[0] = 0, [-1] = T
     sample_ids: tuple[str, ...]  # [n]
 
     @property
-    def num_trained(self) -> int:
+    def num_target_tokens(self) -> int:
         """Labels that count in the loss; the sum over the packs of a batch is the loss's denominator."""
-        return int(np.count_nonzero(self.trained))
+        return int(np.count_nonzero(self.loss_mask))
 
     @property
     def attention_cost(self) -> int:

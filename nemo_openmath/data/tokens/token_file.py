@@ -5,8 +5,8 @@
 "tokens" with these sections; n samples lie in the order of their rows:
 
     tokens   <u2 where the vocabulary has at most 65536 entries, else <i4: the ids of all samples, end to end
-    runs     <u4: for each sample the lengths of its runs of untrained, trained, untrained, ... tokens, beginning
-             with untrained (0 where the first token is trained); they add up to the sample's length
+    runs     <u4: for each sample the lengths of its runs of tokens: no target, target, no target, ..., beginning with
+             no target (0 where the first token is one); they add up to the sample's length
     ids      |u1: the samples' ids, UTF-8, end to end
     index    n records of 32 bytes:
                token_end <u8, run_end <u4, id_end <u4    where the sample's part of the sections above ends (it
@@ -19,7 +19,7 @@
     meta     {"tokenizer": fingerprint of tokenizer and chat template, "vocab_size", "groups": [names],
               "samples", "tokens", "trained", "dropped": {reason: count}, "source": digest of the rows}
 
-A token is "trained" when it is a target of the loss. Nothing is padded, shifted or cut here; labels, padding and
+"trained" counts the target tokens: the targets of the loss. Nothing is padded, shifted or cut here; labels, padding and
 boundaries are made when a pack is read (``data_module.py``).
 
 What is checked when: opening a folder checks every shard's length, contents and index, and the tokens themselves
@@ -68,12 +68,12 @@ _INDEX = struct.Struct("<QQIIIHH")  # one record of it
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """``tokens`` [T] (mapped, read-only) and ``trained`` [T]: whether each is a target of the loss."""
+    """``tokens`` [T] (mapped, read-only) and ``loss_mask`` [T]: whether each is a target of the loss."""
 
     id: str
     group: str
     tokens: NDArray
-    trained: NDArray[np.bool_]
+    loss_mask: NDArray[np.bool_]
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -81,9 +81,9 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<i4")
 
 
-def runs_of(trained: ArrayLike) -> NDArray[np.uint32]:
+def runs_of(loss_mask: ArrayLike) -> NDArray[np.uint32]:
     """Run lengths of flags [T], untrained first (the ``runs`` of a sample)."""
-    flags = np.asarray(trained, np.bool_)
+    flags = np.asarray(loss_mask, np.bool_)
     changes = np.flatnonzero(np.diff(flags, prepend=False, append=not flags[-1]) if flags.size else flags)
     return np.diff(changes, prepend=0).astype(np.uint32)
 
@@ -100,12 +100,12 @@ class ShardWriter:
         self._writer.begin("tokens", self._dtype)
         self._runs, self._ids, self._index = bytearray(), bytearray(), bytearray()  # about 100 bytes a sample
         self._ends = (0, 0, 0)
-        self._trained = 0
+        self._num_target_tokens = 0
 
-    def add(self, id: str, group: str, ids: ArrayLike, trained: ArrayLike) -> None:
-        """Append a sample of at least one token; ``trained`` has one flag for each of ``ids``. Raises ValueError."""
+    def add(self, id: str, group: str, ids: ArrayLike, loss_mask: ArrayLike) -> None:
+        """Append a sample of at least one token; ``loss_mask`` has one flag for each of ``ids``. Raises ValueError."""
         given = np.asarray(ids)
-        runs = runs_of(trained)
+        runs = runs_of(loss_mask)
         if not given.size or int(runs.sum()) != given.size:
             raise ValueError(f"sample {id}: {given.size} tokens, {int(runs.sum())} flags")
         if given.dtype.kind not in "iu" or given.min() < 0 or given.max() >= self._vocab_size:
@@ -119,7 +119,7 @@ class ShardWriter:
         self._writer.write(parts[0])
         self._runs += parts[1]
         self._ids += name
-        self._trained += int(runs[1::2].sum())
+        self._num_target_tokens += int(runs[1::2].sum())
         self._ends = (self._ends[0] + tokens.size, self._ends[1] + runs.size, self._ends[2] + len(name))
         self._index += _INDEX.pack(self._ends[0], hashed, self._ends[1], self._ends[2], crc, code, 0)
 
@@ -132,7 +132,7 @@ class ShardWriter:
         writer.write(self._ids)
         index = np.frombuffer(self._index, INDEX)
         writer.add("index", index)
-        counts = {"samples": len(index), "tokens": self._ends[0], "trained": self._trained}
+        counts = {"samples": len(index), "tokens": self._ends[0], "trained": self._num_target_tokens}
         facts = {"groups": list(self._groups), "dropped": dict(sorted(dropped.items()))}
         writer.finish(self._meta | counts | facts)
 
@@ -170,8 +170,8 @@ class Shard:
         ends = self.index["token_end"].astype(np.int64)
         return np.diff(ends, prepend=0).astype(np.int32)
 
-    def trained_lengths(self) -> NDArray[np.int32]:
-        """[n] trained tokens of each sample."""
+    def target_lengths(self) -> NDArray[np.int32]:
+        """[n] target tokens of each sample."""
         if not len(self):
             return np.empty(0, np.int32)
         ends = self.index["run_end"].astype(np.int64)
@@ -180,7 +180,7 @@ class Shard:
         return np.add.reduceat(np.where(odd, self._runs, 0), starts).astype(np.int32)
 
     def prompt_lengths(self) -> NDArray[np.int32]:
-        """[n] tokens before the first trained one."""
+        """[n] tokens before the first target."""
         starts = np.concatenate([[0], self.index["run_end"][:-1]]).astype(np.int64)
         return self._runs[starts].astype(np.int32) if len(self) else np.empty(0, np.int32)
 
@@ -269,7 +269,7 @@ class TokenFolder:
         return sum(s.meta["tokens"] for s in self.shards)
 
     @property
-    def num_trained(self) -> int:
+    def num_target_tokens(self) -> int:
         return sum(s.meta["trained"] for s in self.shards)
 
     def lengths(self) -> NDArray[np.int32]:
@@ -277,12 +277,12 @@ class TokenFolder:
         return np.concatenate([np.empty(0, np.int32), *(s.lengths() for s in self.shards)])
 
     def prompt_lengths(self) -> NDArray[np.int32]:
-        """[n] tokens of each sample before its first trained one: its prompt."""
+        """[n] tokens of each sample before its first target: its prompt."""
         return np.concatenate([np.empty(0, np.int32), *(s.prompt_lengths() for s in self.shards)])
 
-    def trained_lengths(self) -> NDArray[np.int32]:
-        """[n] trained tokens of each sample."""
-        return np.concatenate([np.empty(0, np.int32), *(s.trained_lengths() for s in self.shards)])
+    def target_lengths(self) -> NDArray[np.int32]:
+        """[n] target tokens of each sample."""
+        return np.concatenate([np.empty(0, np.int32), *(s.target_lengths() for s in self.shards)])
 
     def id_hashes(self) -> NDArray[np.uint64]:
         """[n] hash of each sample's id."""

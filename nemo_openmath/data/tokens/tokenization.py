@@ -30,7 +30,7 @@ from nemo_openmath.data.rows.workers import DIED, cores, pool_of
 from nemo_openmath.data.tokens.token_file import MANIFEST, Shard, ShardWriter, TokenFolder, write_manifest
 
 _VERSION = 3  # of what is made of a row: raised when the same row gives other tokens than before
-NO_TRAINED = "no trained token"
+NO_TARGET = "no trained token"
 _PIECE_BYTES = 1 << 20  # a piece is never smaller,
 _PIECES = 256  # and there are about this many at most: each shard is a mapping in every rank
 _BATCH_CHARS = 1 << 20  # text handed to the tokenizer at once
@@ -67,7 +67,7 @@ def write_tokens(
     ``tokenizer``: a Hugging Face model folder. ``train_on_tool_output``: loss also on what the runner wrote.
     ``workers``: processes, by default one a core. ``on_shard(done, all)`` is called as shards finish. Shards of an
     earlier run over the same input are kept, those of another input or tokenizer are replaced. Rows without a
-    trained token, and rows that the tokenizer's chat template cannot have, are dropped and counted. Raises UserError
+    target token, and rows that the tokenizer's chat template cannot have, are dropped and counted. Raises UserError
     naming file and row of a broken line.
     """
     folder = Path(folder)
@@ -192,11 +192,11 @@ def _write_piece(piece: _Piece, chat: ChatTokenizer) -> None:
                 if encoded.unfit is not None:
                     dropped[encoded.unfit] += 1
                     continue
-                if True not in encoded.trained:
-                    dropped[NO_TRAINED] += 1
+                if True not in encoded.loss_mask:
+                    dropped[NO_TARGET] += 1
                     continue
                 try:
-                    writer.add(row.id, row.mode, encoded.ids, encoded.trained)
+                    writer.add(row.id, row.mode, encoded.ids, encoded.loss_mask)
                 except (ValueError, TypeError, OverflowError) as error:  # ids that a row brought itself
                     raise UserError(
                         f"{row.id} brings ids that are not the tokenizer's ({error})",

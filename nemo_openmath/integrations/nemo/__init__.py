@@ -25,8 +25,8 @@ with ``openmath sft``; this adapter is for clusters that run NeMo 2.x already.
 - Under context parallelism its data step (with megatron-core 0.15 and 0.16) cuts a packed row, and its table of
   boundaries, as if it were one sample. :func:`~nemo_openmath.integrations.nemo.packs.packed_data_step` cuts every
   sample by itself.
-- Without ``calculate_per_token_loss`` the loss is the mean of the packs' means: a token of a pack with few trained
-  tokens counts more. The recipes set it, and the loss is the core's: the sum over trained tokens by their number in the
+- Without ``calculate_per_token_loss`` the loss is the mean of the packs' means: a token of a pack with few target
+  tokens counts more. The recipes set it, and the loss is the core's: the sum over target tokens by their number in the
   batch.
 - Its 1.5B configuration has separate output weights; Qwen2.5-Math-1.5B ties them. The recipes say so.
 - Its importer without TransformerEngine leaves every layer's norms at 1.0 and says nothing: import with it installed.

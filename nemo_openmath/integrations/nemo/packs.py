@@ -139,7 +139,7 @@ def collate(packs: Sequence[Pack], *, multiple: int = 1, length: int | None = No
         size = len(pack.tokens)
         rows["tokens"][i, :size] = torch.from_numpy(pack.tokens)
         rows["labels"][i, :size] = torch.from_numpy(pack.labels)
-        rows["loss_mask"][i, :size] = torch.from_numpy(pack.trained)
+        rows["loss_mask"][i, :size] = torch.from_numpy(pack.loss_mask)
         rows["position_ids"][i, :size] = torch.from_numpy(pack.position_ids())
         rows["position_ids"][i, size:] = torch.arange(total - size)
         cu_seqlens[i, : len(bound)] = torch.tensor(bound, dtype=torch.int32)

@@ -131,7 +131,7 @@ def _model(size: Size, config: SftConfig, capacity: int) -> run.Config:
         size.config,
         seq_length=capacity,
         share_embeddings_and_output_weights=size.tied,
-        calculate_per_token_loss=True,  # the sum over trained tokens by their number in the batch, at every layout
+        calculate_per_token_loss=True,  # the sum over target tokens by their number in the batch, at every layout
         data_step_fn=packed_data_step,
     )
     if config.rope_theta is not None:

@@ -151,7 +151,7 @@ def attention_tensors(model: ModelConfig, parallel: Parallel, tokens: int, preci
 
 
 def batch_bytes(model: ModelConfig, parallel: Parallel, tokens: int) -> int:
-    """A micro-batch's token and label ids, indices of trained positions, rotary angles, the order of its chunks."""
+    """A micro-batch's token and label ids, indices of target positions, rotary angles, the order of its chunks."""
     chunks = 4 * (4 * parallel.cp + 3) * tokens if parallel.cp > 1 else 0  # indices of t queries, (CP + 1/2) t keys, T
     return tokens * (3 * 8 + 4 * model.head_dim) + chunks
 
@@ -165,19 +165,19 @@ def in_flight(parallel: Parallel, stage: int, micro_batches: int) -> int:
     return min(warm_up + 1, micro_batches * parallel.vpp)
 
 
-def loss_peak(model: ModelConfig, parallel: Parallel, tokens: int, trained: int, precision: Precision) -> int:
-    """Peak of the fused loss (models/loss.py) for ``trained`` of ``tokens`` positions."""
+def loss_peak(model: ModelConfig, parallel: Parallel, tokens: int, target_tokens: int, precision: Precision) -> int:
+    """Peak of the fused loss (models/loss.py) for ``target_tokens`` of ``tokens`` positions."""
     from nemo_openmath.models.loss import BLOCK_BYTES
 
     width, h = _width(precision), model.hidden_size
     vocabulary = model.vocab_size // parallel.tp
     length = max(64, BLOCK_BYTES // (4 * vocabulary))  # rows
-    block = min(trained, length) * vocabulary
+    block = min(target_tokens, length) * vocabulary
     normed = tokens * h * width // (parallel.tp if parallel.sequence_parallel else 1)  # what the rows are picked from
     gathered = tokens * h * width if parallel.sequence_parallel else 0
-    rows = trained * h * width
+    rows = target_tokens * h * width
     # A block's logits in fp32, and in bf16 beside them; the block before is let go only when the next is there.
-    blocks = (4 if width == 4 else 6) * block * (2 if trained > length else 1)
+    blocks = (4 if width == 4 else 6) * block * (2 if target_tokens > length else 1)
     if width == 2:  # or: the block's gradients, and its part of the weight's gradient before the fp32 sum
         blocks = max(blocks, 6 * block + 2 * vocabulary * h)
     return normed + gathered + 2 * rows + 4 * vocabulary * h + blocks
@@ -205,12 +205,13 @@ def memory(
     capacity: int,
     micro_batches: int,
     precision: Precision = "bf16",
-    trained: float = 1.0,
+    target_share: float = 1.0,
 ) -> Memory:
-    """The fullest pipeline stage's memory. ``capacity``: tokens of a pack; ``trained``: share of them in the loss;
+    """The fullest pipeline stage's memory. ``capacity``: tokens of a pack; ``target_share``: share of them in the loss;
     ``micro_batches``: packs of each replica in a step."""
     stages = [
-        _stage(model, layout, stage, capacity, micro_batches, precision, trained) for stage in range(layout.parallel.pp)
+        _stage(model, layout, stage, capacity, micro_batches, precision, target_share)
+        for stage in range(layout.parallel.pp)
     ]
     return max(stages, key=lambda found: found.total)
 
@@ -227,7 +228,7 @@ def _stage(
     capacity: int,
     micro_batches: int,
     precision: Precision,
-    trained: float,
+    target_share: float,
 ) -> Memory:
     parallel = layout.parallel
     tokens = rank_tokens(parallel, capacity)
@@ -241,7 +242,7 @@ def _stage(
     if last:
         split = parallel.tp if parallel.sequence_parallel else 1
         activations += tokens * (model.hidden_size * _width(precision) + 4) // split  # the final norm's input
-        logits = loss_peak(model, parallel, tokens, round(trained * tokens), precision)
+        logits = loss_peak(model, parallel, tokens, round(target_share * tokens), precision)
     backward = max(0, backward_peak(model, parallel, tokens, precision, layout.recompute) - logits)
     reserve = FIXED_RESERVE + round(FRAGMENTATION * (activations + logits + backward))
     return Memory(kept.weights, kept.gradients, kept.optimizer, activations, logits, backward, reserve)

@@ -57,7 +57,7 @@ def _recomputed(work: Workload, layout: Layout) -> float:
     if layout.recompute == "none":
         return 0.0
     if layout.recompute == "selective":
-        return (work.flops - work.model.flops(work.tokens, 0, work.trained_tokens)) / 3
+        return (work.flops - work.model.flops(work.tokens, 0, work.num_target_tokens)) / 3
     return (work.flops - work.head_flops) / 3
 
 

@@ -48,7 +48,7 @@ def _facts(plan: Plan) -> Text:
                 f"{gpu.name} ({gpu.memory // GIB} GiB, {gpu.peak / 1e12:,.0f} TFLOP/s)",
                 f"a step: {work.batch_samples:,} samples, {work.packs:,} packs of {work.capacity:,}, "
                 f"{work.tokens:,} tokens",
-                f"        {work.trained_tokens:,} trained tokens, {work.flops:.3g} model FLOPs",
+                f"        {work.num_target_tokens:,} target tokens, {work.flops:.3g} model FLOPs",
                 *work.sources,
                 f"assumed: one GPU computes at {plan.mfu:.0%} of its peak (--mfu)",
                 f"assumed: links at {LINK_EFFICIENCY:.0%} of theirs, nothing hidden behind computing",

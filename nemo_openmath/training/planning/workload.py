@@ -21,7 +21,7 @@ from nemo_openmath.training.worker import read_job
 # (arXiv 2504.16891, section 5.1) and share of tokens that are targets.
 MEDIAN_LENGTH, SIGMA = 6000, 1.0
 CAPACITY, BATCH_SAMPLES = 32768, 1024
-TRAINED = 0.97
+TARGET_SHARE = 0.97
 FILL = 0.99  # of packs
 
 
@@ -36,7 +36,7 @@ class Workload:
     batch_samples: int
     packs: int  # of a step
     tokens: int  # of a step
-    trained_tokens: int
+    num_target_tokens: int
     sum_squared_lengths: int  # over the samples of a step
     longest: int  # sample
     steps: int | None  # of the whole training; None: not said
@@ -46,12 +46,12 @@ class Workload:
     @property
     def flops(self) -> float:
         """Model FLOPs of a step, nothing recomputed."""
-        return self.model.flops(self.tokens, self.sum_squared_lengths, self.trained_tokens)
+        return self.model.flops(self.tokens, self.sum_squared_lengths, self.num_target_tokens)
 
     @property
     def head_flops(self) -> float:
         """Of these, the output layer's."""
-        return self.model.flops(0, 0, self.trained_tokens)
+        return self.model.flops(0, 0, self.num_target_tokens)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _of_job(job: Job, file: str, given: Given) -> Workload:
     lengths = np.concatenate([folder.lengths() for folder in plan.samples.folders])[np.asarray(plan.entries)]
     lengths = lengths.astype(np.int64)
     folders = plan.samples.folders
-    trained = sum(folder.num_trained for folder in folders) / sum(folder.num_tokens for folder in folders)
+    target_share = sum(folder.num_target_tokens for folder in folders) / sum(folder.num_tokens for folder in folders)
     capacity, fill, source = plan.capacity, plan.fill, f"measured in the packs of {job.data.folder}"
     if given.capacity is not None and given.capacity != plan.capacity:
         capacity, fill = given.capacity, FILL
@@ -143,7 +143,7 @@ def _of_job(job: Job, file: str, given: Given) -> Workload:
             raise UserError(
                 f"the longest sample has {lengths.max()} tokens", remedy=f"set --capacity to {lengths.max()} or more"
             )
-    work = _step(name, model, job.training, given, True, capacity, fill, lengths, trained, source)
+    work = _step(name, model, job.training, given, True, capacity, fill, lengths, target_share, source)
     return replace(work, steps=data.num_steps, sources=(*note, *work.sources))
 
 
@@ -164,8 +164,10 @@ def _assumed(name: str, model: ModelConfig, training: TrainingConfig, given: Giv
     ranks = (np.arange(1000) + 0.5) / 1000
     exponents = np.array([NormalDist(0, SIGMA).inv_cdf(float(rank)) for rank in ranks])
     lengths = np.minimum(MEDIAN_LENGTH * np.exp(exponents), capacity)
-    said = f"assumed: lengths log-normal, median {MEDIAN_LENGTH}, sigma {SIGMA}, cut to a pack; {TRAINED:.0%} trained"
-    return _step(name, model, training, given, own, capacity, FILL, lengths, TRAINED, said)
+    said = (
+        f"assumed: lengths log-normal, median {MEDIAN_LENGTH}, sigma {SIGMA}, cut to a pack; {TARGET_SHARE:.0%} targets"
+    )
+    return _step(name, model, training, given, own, capacity, FILL, lengths, TARGET_SHARE, said)
 
 
 def _step(
@@ -177,7 +179,7 @@ def _step(
     capacity: int,
     fill: float,
     lengths: np.ndarray,
-    trained: float,
+    target_share: float,
     source: str,
 ) -> Workload:
     """A mean step of samples with these lengths."""
@@ -191,7 +193,7 @@ def _step(
         batch_samples=samples,
         packs=max(1, -(-tokens // round(capacity * fill))),
         tokens=tokens,
-        trained_tokens=round(trained * tokens),
+        num_target_tokens=round(target_share * tokens),
         sum_squared_lengths=round(samples * float((lengths.astype(np.float64) ** 2).mean())),
         longest=int(lengths.max()),
         steps=given.steps,
