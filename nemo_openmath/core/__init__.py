@@ -8,5 +8,6 @@ grader.py      the verdicts of a comparison
 stage.py       the Stage contract: what a step of a recipe reads, writes, drops and retries
 build.py       values of a YAML file into typed settings; config.py: the file and its overrides
 merging.py     the shards of an array of jobs into one result
+logs.py        how log messages look, decided once in a process
 progress.py, clock.py, waiting.py, processes.py, listening.py, locks.py, bounds.py     small tools of long work
 """

@@ -30,6 +30,7 @@ from pydantic import TypeAdapter, ValidationError
 from nemo_openmath.core.clock import Clock, SystemClock
 from nemo_openmath.core.errors import UserError, of_the_system
 from nemo_openmath.core.listening import check_address
+from nemo_openmath.core.logs import configure_logging
 from nemo_openmath.core.sandbox import Limits, SandboxError
 from nemo_openmath.sandbox import channel
 from nemo_openmath.sandbox.local import DEFAULT_PACKAGES, LocalSandbox
@@ -305,8 +306,9 @@ async def serve(settings: ServiceSettings) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal does not wait. Log lines go to standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(JSONLines())
-    logging.getLogger().addHandler(handler)  # also for what aiohttp and asyncio have to say
-    LOG.setLevel(logging.INFO)
+    configure_logging(handler=handler)
+    for library in ("aiohttp", "asyncio"):  # their warnings and errors, in the same form
+        logging.getLogger(library).addHandler(handler)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a session holds two descriptors, a client one more
     stop, now = asyncio.Event(), asyncio.Event()
