@@ -22,7 +22,7 @@ from nemo_openmath.evaluation.estimators import majority_at_k, pass_at_k
 from nemo_openmath.evaluation.intervals import amount_interval, share_interval
 from nemo_openmath.grading import Grade, Verdict, compare, majority
 
-Compare = Callable[[str, str], Grade]
+CompareAnswers = Callable[[str, str], Grade]
 SUBSETS = 4096
 MODES = ("cot", "tir", "genselect")
 UNBOUNDED = frozenset({"tokens", "code_calls"})
@@ -93,7 +93,7 @@ class _Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Votes:
+class AnswerGroups:
     """Answers of one problem grouped by meaning. ``right[i]``: whether group i is right, as 0.0 or 1.0."""
 
     sizes: list[int]
@@ -108,7 +108,7 @@ def evaluate(
     ks: Sequence[int],
     seed: int,
     subsets: int = SUBSETS,
-    compare: Compare = compare,
+    compare: CompareAnswers = compare,
 ) -> list[MetricRow]:
     """Graded generations -> rows, by mode. See :func:`score` for what is counted and what is refused."""
     return summarise(score(generations, ks=ks, seed=seed, subsets=subsets, compare=compare).problems)
@@ -120,7 +120,7 @@ def score(
     ks: Sequence[int],
     seed: int,
     subsets: int = SUBSETS,
-    compare: Compare = compare,
+    compare: CompareAnswers = compare,
     expected: Iterable[str] | None = None,
 ) -> Scores:
     """Score every problem in every mode. Modes may be mixed; what does not depend on order is all there is.
@@ -191,7 +191,7 @@ def split_name(name: str) -> tuple[str, int | None]:
     return ("pass@1" if name == "pass@1" else f"{family}@k"), int(k)
 
 
-def group_votes(samples: Sequence[tuple[str | None, bool]], compare: Compare = compare) -> Votes:
+def group_answers(samples: Sequence[tuple[str | None, bool]], compare: CompareAnswers = compare) -> AnswerGroups:
     """Group (answer, right) pairs by meaning, once for all k. A group is right where most of its members are."""
     vote = majority([answer for answer, _ in samples], compare=compare)
     hits = [0] * len(vote.groups)
@@ -200,14 +200,14 @@ def group_votes(samples: Sequence[tuple[str | None, bool]], compare: Compare = c
             hits[group] += 1
     sizes = [count for _, count in vote.groups]
     right_groups = [float(2 * hit > size) for hit, size in zip(hits, sizes, strict=True)]
-    return Votes(sizes, right_groups, vote.missing, vote.complete)
+    return AnswerGroups(sizes, right_groups, vote.missing, vote.complete)
 
 
 def _solution_values(
-    samples: list[_Sample], ks: Sequence[int], seed: tuple[int, int], subsets: int, compare: Compare
+    samples: list[_Sample], ks: Sequence[int], seed: tuple[int, int], subsets: int, compare: CompareAnswers
 ) -> tuple[dict[str, float], bool]:
     count, correct = len(samples), sum(s.right for s in samples)
-    votes = group_votes([(s.answer, s.right) for s in samples], compare)
+    votes = group_answers([(s.answer, s.right) for s in samples], compare)
     values = {"pass@1": correct / count}
     values |= {f"pass@{k}": pass_at_k(count, correct, k) for k in ks if k > 1}
     by_vote = majority_at_k(votes.sizes, votes.right, votes.missing, ks, seed=seed, subsets=subsets) if ks else []
@@ -215,13 +215,15 @@ def _solution_values(
     return values | _costs(samples), votes.complete
 
 
-def _selection_values(samples: list[_Sample], ks: Sequence[int], compare: Compare) -> tuple[dict[str, float], bool]:
+def _selection_values(
+    samples: list[_Sample], ks: Sequence[int], compare: CompareAnswers
+) -> tuple[dict[str, float], bool]:
     """Per number of candidates: the majority over all rounds, and the mean over single rounds."""
     values: dict[str, float] = {}
     complete = True
     for k in ks:
         rounds = [(s.answer, s.right) for s in samples if s.candidates == k]
-        votes = group_votes(rounds, compare)
+        votes = group_answers(rounds, compare)
         complete &= votes.complete
         values[f"genselect@{k}"] = majority_at_k(votes.sizes, votes.right, votes.missing, [len(rounds)])[0]
         values[f"genselect-single@{k}"] = sum(right for _, right in rounds) / len(rounds)

@@ -33,7 +33,7 @@ class MetricsConfig:
 
 
 @register
-class Metrics(Stage[MetricsConfig]):
+class ComputeMetrics(Stage[MetricsConfig]):
     """Accuracy, votes, selection and cost of one checkpoint, by mode, each with a 95% interval over problems."""
 
     kind = "evaluation.metrics"
@@ -97,7 +97,7 @@ class CompareConfig:
 
 
 @register
-class Compare(Stage[CompareConfig]):
+class CompareScores(Stage[CompareConfig]):
     """Paired differences between two checkpoints, or two modes of one, over the same problems."""
 
     kind = "evaluation.compare"

@@ -29,7 +29,7 @@ from nemo_openmath.inference.open import EngineConfig
 from nemo_openmath.inference.rollout.stage import Generate, GenerateConfig
 from nemo_openmath.recipe.file import GradingSettings, Recipe, SandboxSettings, StageEntry, Teacher
 from nemo_openmath.recipe.runner import Run, Selection, State
-from nemo_openmath.synthesis.problems.read import ReadConfig, ReadProblems
+from nemo_openmath.synthesis.problems.read import ReadFilesConfig, ReadProblems
 from nemo_openmath.synthesis.solutions.grade import answer_of
 
 PROBLEMS, SOLUTIONS = "problems", "solutions"
@@ -73,7 +73,7 @@ def load_job(path: Path, overrides: Sequence[str] = (), here: Path = Path()) -> 
     stages: dict[str, StageEntry] = {}
     problems: str | Path = job.problems
     if not (job.problems.is_dir() and part_files(job.problems)):
-        reading = ReadProblems(ReadConfig(skip_broken=job.skip_broken))
+        reading = ReadProblems(ReadFilesConfig(skip_broken=job.skip_broken))
         origin = builder.origin(("problems",))
         stages[PROBLEMS] = StageEntry(PROBLEMS, reading, {"files": (problems,)}, job.seed, origin)
         problems = PROBLEMS

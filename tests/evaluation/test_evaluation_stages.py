@@ -15,7 +15,7 @@ from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Generation, Problem
 from nemo_openmath.core.records.store import write_records
 from nemo_openmath.core.stage import Services, Stage, StageContext
-from nemo_openmath.evaluation.stage import Compare, CompareConfig, Metrics, MetricsConfig
+from nemo_openmath.evaluation.stage import CompareConfig, CompareScores, ComputeMetrics, MetricsConfig
 from nemo_openmath.grading import GradingPool
 
 PROBLEMS = [Problem.make(f"What is {i}?") for i in range(40)]
@@ -81,7 +81,7 @@ def test_two_checkpoints_are_measured_and_compared(folder: Callable[[str, list[A
     metrics = {}
     for label, skill in (("base", 4), ("iteration1", 6)):
         inputs = {"generations": [folder(label, generations("tir", skill)), cot], "problems": [benchmark]}
-        context = run(Metrics(MetricsConfig(label, ks=[1, 4, 16])), inputs, tmp_path / f"{label}-metrics")
+        context = run(ComputeMetrics(MetricsConfig(label, ks=[1, 4, 16])), inputs, tmp_path / f"{label}-metrics")
         rows = orjson.loads((context.output / "results.json").read_bytes())
         assert rows == context.facts["results"]
         assert context.facts["skipped_ks"] == {"cot": [16], "tir": [16]}
@@ -93,7 +93,7 @@ def test_two_checkpoints_are_measured_and_compared(folder: Callable[[str, list[A
 
     pairs = ["tir pass@1", "cot pass@1", "tir pass@1 -> tir maj@4"]
     inputs = {"before": [metrics["base"]], "after": [metrics["iteration1"]]}
-    context = run(Compare(CompareConfig(pairs)), inputs, tmp_path / "compare")
+    context = run(CompareScores(CompareConfig(pairs)), inputs, tmp_path / "compare")
     gain, same, _ = orjson.loads((context.output / "paired.json").read_bytes())
     assert gain["difference"] == pytest.approx(0.25)
     assert 0 < gain["low"] < 0.25 < gain["high"]
@@ -104,9 +104,9 @@ def test_two_checkpoints_are_measured_and_compared(folder: Callable[[str, list[A
 
 def test_a_foreign_folder_is_refused(folder: Callable[[str, list[Any]], Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no per_problem\.jsonl"):
-        run(Compare(CompareConfig()), {"before": [tmp_path], "after": [tmp_path]}, tmp_path / "compare")
+        run(CompareScores(CompareConfig()), {"before": [tmp_path], "after": [tmp_path]}, tmp_path / "compare")
     (tmp_path / "per_problem.jsonl").write_text('{"checkpoint": "a", "mode": 1}\n')
     with pytest.raises(UserError, match=r"per_problem\.jsonl:1: not a row of scores"):
-        run(Compare(CompareConfig()), {"before": [tmp_path], "after": [tmp_path]}, tmp_path / "compare")
+        run(CompareScores(CompareConfig()), {"before": [tmp_path], "after": [tmp_path]}, tmp_path / "compare")
     with pytest.raises(UserError, match="no generations"):
-        run(Metrics(MetricsConfig()), {"generations": [folder("empty", [])]}, tmp_path / "metrics")
+        run(ComputeMetrics(MetricsConfig()), {"generations": [folder("empty", [])]}, tmp_path / "metrics")

@@ -9,7 +9,7 @@ import pytest
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Generation
 from nemo_openmath.evaluation import Pair, ProblemScores, evaluate, paired_difference, score
-from nemo_openmath.evaluation.metrics import group_votes
+from nemo_openmath.evaluation.metrics import group_answers
 from nemo_openmath.evaluation.reports.formats import interval_text, value_text
 from nemo_openmath.grading import Grade, Verdict
 
@@ -65,7 +65,7 @@ def test_votes_go_by_meaning_and_are_grouped_once() -> None:
         asked.append((left, right))
         return Grade(Verdict.EQUAL if eval(left) == eval(right) else Verdict.NOT_EQUAL, "")
 
-    votes = group_votes(
+    votes = group_answers(
         [("1/2", True), ("3", False), ("0.5", True), (None, False), ("3", False), (" 1/2", True)], compare
     )
     assert votes.sizes == [3, 2]
@@ -157,7 +157,7 @@ def test_order_of_samples_that_fit_two_answers_does_not_matter() -> None:
     answers = ["0.5", "50%", "50", "50", "0.5"]
     found = set()
     for order in itertools.permutations(answers):
-        votes = group_votes([(answer, answer != "50") for answer in order])
+        votes = group_answers([(answer, answer != "50") for answer in order])
         found.add((tuple(votes.sizes), tuple(votes.right), votes.missing))
     assert found == {((3, 2), (0.0, 1.0), 0)}
 

@@ -28,16 +28,16 @@ from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Generation, Group, Problem, read_drops, read_records
 from nemo_openmath.core.records.store import write_records
 from nemo_openmath.core.stage import Refusals, Stage, StageContext
-from nemo_openmath.evaluation.stage import Metrics, MetricsConfig
+from nemo_openmath.evaluation.stage import ComputeMetrics, MetricsConfig
 from nemo_openmath.grading import GradingPool, grade_file
 from nemo_openmath.inference.rollout.stage import Generate, GenerateConfig
 from nemo_openmath.recipe.generate import summary
 from nemo_openmath.synthesis.genselect.groups import Groups, GroupsConfig
-from nemo_openmath.synthesis.genselect.select import Select, SelectConfig
+from nemo_openmath.synthesis.genselect.select import GenSelect, GenSelectConfig
 from nemo_openmath.synthesis.judge.stage import JudgeAnswers, JudgeConfig
 from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
 from nemo_openmath.synthesis.solutions.filter import Filter, FilterConfig
-from nemo_openmath.synthesis.solutions.grade import Grade, GradeConfig
+from nemo_openmath.synthesis.solutions.grade import GradeConfig, GradeSolutions
 from nemo_openmath.synthesis.solutions.label import Hardness, HardnessConfig
 from nemo_openmath.synthesis.solutions.summarize import Summarize, SummarizeConfig
 
@@ -165,7 +165,7 @@ def test_a_problem_that_cannot_be_tried_is_counted_apart(
     assert LONG.id in made.facts["untried_example"]
     solutions = list(read_records(tmp_path / "g", Generation))
     assert [g.problem_id for g in solutions if not g.tried] == [LONG.id] * 2
-    graded = run(Grade(GradeConfig()), None, tmp_path / "graded", generations=solutions)
+    graded = run(GradeSolutions(GradeConfig()), None, tmp_path / "graded", generations=solutions)
     assert {k: graded.facts[k] for k in ("equal", "not_equal", "untried")} == {"equal": 2, "not_equal": 8, "untried": 2}
     rows = list(read_records(tmp_path / "graded", Generation))
     assert {g.verdict for g in rows if not g.tried} == {"unknown"}
@@ -182,10 +182,10 @@ def test_a_problem_that_cannot_be_tried_is_counted_apart(
     )
     groups = list(read_records(tmp_path / "groups", Group))
     chooser = Picky(tokenizer, "Judgment: 0", lambda _: None)
-    run(Select(SelectConfig()), chooser, tmp_path / "chosen", groups=groups)
+    run(GenSelect(GenSelectConfig()), chooser, tmp_path / "chosen", groups=groups)
     chosen = list(read_records(tmp_path / "chosen", Generation))
     measured = run(
-        Metrics(MetricsConfig(checkpoint="base", ks=[1, 2])), None, tmp_path / "m",
+        ComputeMetrics(MetricsConfig(checkpoint="base", ks=[1, 2])), None, tmp_path / "m",
         generations=rows + chosen, problems=benchmark,
     )  # fmt: skip
     apart = [
@@ -207,13 +207,13 @@ def test_candidates_that_do_not_fit_are_counted_apart(tokenizer: ChatTokenizer, 
 
     groups = [group(PROBLEMS[0], "so"), group(PROBLEMS[1], "Think well.")]
     engine = Picky(tokenizer, "Judgment: 0", fits)
-    run(Select(SelectConfig()), engine, tmp_path / "s", groups=groups)
+    run(GenSelect(GenSelectConfig()), engine, tmp_path / "s", groups=groups)
     chosen = list(read_records(tmp_path / "s", Generation))
-    measured = run(Metrics(MetricsConfig()), None, tmp_path / "m", generations=chosen, problems=PROBLEMS[:2])
+    measured = run(ComputeMetrics(MetricsConfig()), None, tmp_path / "m", generations=chosen, problems=PROBLEMS[:2])
     assert measured.facts["apart"] == [
         {"checkpoint": "model", "mode": "genselect", "problems": 1, "of": 2, "example": PROBLEMS[1].id}
     ]
-    run(Select(SelectConfig(keep_correct=True)), engine, tmp_path / "t", groups=groups)
+    run(GenSelect(GenSelectConfig(keep_correct=True)), engine, tmp_path / "t", groups=groups)
     assert [drop.reason for _, drop in read_drops(tmp_path / "t")] == ["prompt longer than the context"]
 
 

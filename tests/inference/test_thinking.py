@@ -20,7 +20,7 @@ from nemo_openmath.data.tokens.tokenization import write_tokens
 from nemo_openmath.inference.http.asking import answer_of, prompt_for
 from nemo_openmath.inference.rollout import RolloutSettings, ask, roll_out
 from nemo_openmath.synthesis.solutions.grade import answer_of as graded_answer
-from nemo_openmath.synthesis.solutions.rows import Rows, RowsConfig
+from nemo_openmath.synthesis.solutions.rows import MakeRows, RowsConfig
 
 USER = (Message("user", "6 * 7?"),)
 THOUGHT, ANSWER = "6 * 7 is 42", "It is \\boxed{42}."
@@ -112,7 +112,7 @@ async def test_every_student_learns_from_every_teacher(
     )
     assert graded_answer(generation) == "42"
 
-    (row,) = (await Rows(RowsConfig()).process(generation, None)).records  # type: ignore[arg-type]
+    (row,) = (await MakeRows(RowsConfig()).process(generation, None)).records  # type: ignore[arg-type]
     student = chat(tmp_path / "student", tokenizer, student_ends, think_tokens=think_tokens)
     (tmp_path / "rows.jsonl").write_bytes(orjson.dumps(row) + b"\n")
     (sample,) = write_tokens(tmp_path / "rows.jsonl", tmp_path / "student", tmp_path / "tokens", workers=1)

@@ -12,13 +12,13 @@ from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Problem, Thread, read_drops, read_records
 from nemo_openmath.core.records.store import unit_names
 from nemo_openmath.core.stage import Services, StageContext
-from nemo_openmath.synthesis.problems.read import ReadConfig, ReadProblems, ReadThreads, _Read
+from nemo_openmath.synthesis.problems.read import ReadFilesConfig, ReadProblems, ReadThreads, _ReadFiles
 
 
-def run(kind: type[_Read], output: Path, *paths: Path, **settings: Any) -> StageContext:
+def run(kind: type[_ReadFiles], output: Path, *paths: Path, **settings: Any) -> StageContext:
     with Progress("test") as progress:
         context = StageContext("test", {"files": paths}, output, 1, cast(Services, None), progress)
-        asyncio.run(kind(ReadConfig(**settings)).run(context))
+        asyncio.run(kind(ReadFilesConfig(**settings)).run(context))
     return context
 
 

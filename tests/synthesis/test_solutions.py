@@ -16,9 +16,9 @@ from nemo_openmath.core.stage import Services, Stage, StageContext
 from nemo_openmath.grading import GradingPool
 from nemo_openmath.synthesis.genselect.groups import Groups, GroupsConfig
 from nemo_openmath.synthesis.solutions.filter import Filter, FilterConfig
-from nemo_openmath.synthesis.solutions.grade import Grade, GradeConfig
+from nemo_openmath.synthesis.solutions.grade import GradeConfig, GradeSolutions
 from nemo_openmath.synthesis.solutions.label import Hardness, HardnessConfig, MajorityAnswers, MajorityConfig
-from nemo_openmath.synthesis.solutions.rows import Rows, RowsConfig
+from nemo_openmath.synthesis.solutions.rows import MakeRows, RowsConfig
 from nemo_openmath.synthesis.solutions.summarize import replace_summary
 
 USER = (Message("user", "q"),)
@@ -72,7 +72,9 @@ def test_grading_is_three_valued_and_unfinished_means_no_answer(tmp_path: Path) 
         generation("cut", boxed("0.5"), expected_answer="0.5", finish="length"),
         generation("unlabelled", boxed("2")),
     ]
-    out = {g.id: g for g in read_records(run(Grade(GradeConfig()), tmp_path, {"generations": rows}), Generation)}
+    out = {
+        g.id: g for g in read_records(run(GradeSolutions(GradeConfig()), tmp_path, {"generations": rows}), Generation)
+    }
     assert {k: (g.verdict, g.predicted_answer) for k, g in out.items()} == {
         "right": ("equal", "1/2"),
         "wrong": ("not_equal", "2"),
@@ -85,7 +87,7 @@ def test_grading_is_three_valued_and_unfinished_means_no_answer(tmp_path: Path) 
 def test_newer_answers_of_the_problems_win(tmp_path: Path) -> None:
     problem = Problem.make("q", expected_answer="2")
     row = generation("g", boxed("2"), problem=problem.id, expected_answer=None)
-    out = run(Grade(GradeConfig()), tmp_path, {"generations": [row], "problems": [problem]})
+    out = run(GradeSolutions(GradeConfig()), tmp_path, {"generations": [row], "problems": [problem]})
     assert [g.verdict for g in read_records(out, Generation)] == ["equal"]
 
 
@@ -201,7 +203,7 @@ def test_groups_mix_right_and_wrong_and_are_distinct(tmp_path: Path) -> None:
 
 def test_rows_keep_the_transcript_as_it_is(tmp_path: Path) -> None:
     row = generation("g", boxed("1"), expected_answer="1")
-    (out,) = read_records(run(Rows(RowsConfig()), tmp_path, {"generations": [row]}), SftRow)
+    (out,) = read_records(run(MakeRows(RowsConfig()), tmp_path, {"generations": [row]}), SftRow)
     assert out.transcript == row.transcript
     assert out.parents == ("g",)
 

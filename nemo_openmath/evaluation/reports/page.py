@@ -19,7 +19,7 @@ from nemo_openmath.evaluation.reports.view import Example, Funnel, Losses, RunVi
 
 SHOWN_CHARACTERS = 8000
 """Of one segment of a transcript; what is left out is said."""
-Rows = Sequence[Mapping[str, Any]]
+TableRows = Sequence[Mapping[str, Any]]
 
 
 def render(run: RunView, losses: Mapping[str, Losses]) -> str:
@@ -82,7 +82,7 @@ def lead(run: RunView) -> list[dict[str, str]]:
     return tiles
 
 
-def results(rows: Rows) -> list[dict[str, Any]]:
+def results(rows: TableRows) -> list[dict[str, Any]]:
     """Groups (one a mode) of lines (one a metric) of cells (one a checkpoint)."""
     checkpoints = in_order(row["checkpoint"] for row in rows)
     cells = {(row["checkpoint"], row["mode"], row["metric"], row["k"]): row for row in rows}
@@ -104,7 +104,7 @@ def _cell(metric: str, row: Mapping[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
-def differences(rows: Rows) -> list[dict[str, Any]]:
+def differences(rows: TableRows) -> list[dict[str, Any]]:
     """Paired differences on one scale, with a word for what the interval says."""
     shares = [r for r in rows if r["metric"] not in UNBOUNDED]
     start = min([0.0, *(r["low"] for r in shares)])
@@ -160,7 +160,7 @@ def _side(mode: str, name: str) -> str:
 _CURVES = (("pass@k", "pass", 0), ("maj@k", "majority", 1), ("genselect@k", "GenSelect", 2))
 
 
-def samples(rows: Rows, selection_of: str) -> list[dict[str, Any]]:
+def samples(rows: TableRows, selection_of: str) -> list[dict[str, Any]]:
     """Accuracy against the number of samples (paper Figure 2): a panel for each mode and checkpoint, one scale."""
     panels: list[tuple[str, str, list[svg.Line]]] = []
     for mode in in_order(r["mode"] for r in rows if r["metric"] == "maj@k"):
@@ -192,7 +192,7 @@ def _tops(line: svg.Line) -> list[tuple[float, float | None]]:
 
 
 def _sample_curve(
-    rows: Rows, mode: str, checkpoint: str, metric: str, label: str, colour: int, selection_of: str
+    rows: TableRows, mode: str, checkpoint: str, metric: str, label: str, colour: int, selection_of: str
 ) -> svg.Line | None:
     if metric == "genselect@k":
         if mode != selection_of:
@@ -273,7 +273,7 @@ def funnel(table: Funnel) -> dict[str, Any]:
     return {"table": table, "lines": lines, "whole": f"{whole:,}"}
 
 
-def competition(rows: Rows) -> list[dict[str, str]]:
+def competition(rows: TableRows) -> list[dict[str, str]]:
     """Each competition's score as text."""
     return [
         {

@@ -18,7 +18,7 @@ from nemo_openmath.inference.rollout.stage import note_untried
 
 
 @dataclass(frozen=True)
-class SelectConfig(RolloutSettings):
+class GenSelectConfig(RolloutSettings):
     """``samples``: judgements per group. ``keep_correct``: for training data, only choices of a correct candidate."""
 
     engine: str = "teacher"
@@ -30,7 +30,7 @@ class SelectConfig(RolloutSettings):
 
 
 @register
-class Select(UnitStage[SelectConfig, tuple[Group, int]]):
+class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
     """Group -> a generation of mode genselect. ``extra``: group, chosen (generation id), k, round; its answer and
     verdict are those of the chosen candidate. A judgement that names none has no answer. Candidates longer than the
     context, or refused by the engine, leave a generation that says so: evaluation counts its problem apart. Of
@@ -38,12 +38,12 @@ class Select(UnitStage[SelectConfig, tuple[Group, int]]):
 
     kind = "genselect.select"
     version = 3  # candidates that do not fit leave a generation; the judgment stands behind the thinking
-    Config = SelectConfig
+    Config = GenSelectConfig
     ports = {"groups": "groups of candidates"}
     takes = {"groups": "Group"}
     record = Generation
 
-    def __init__(self, config: SelectConfig):
+    def __init__(self, config: GenSelectConfig):
         super().__init__(config)
         self.concurrency = config.concurrency
         self._template = load_template("genselect", config.prompt)

@@ -4,16 +4,16 @@ Importing this registers the stage ``judging.judge``. Prompt: ``judge`` in trans
 """
 
 from nemo_openmath.grading.judgement import parse_judgement
-from nemo_openmath.synthesis.judge.agreement import Agreement, Disagreement
+from nemo_openmath.synthesis.judge.agreement import Agreement, JudgedPair
 from nemo_openmath.synthesis.judge.judge import Judge, Judgement, JudgeSettings, Question, judge
 from nemo_openmath.synthesis.judge.stage import JudgeAnswers
 
 __all__ = [
     "Agreement",
-    "Disagreement",
     "Judge",
     "JudgeAnswers",
     "JudgeSettings",
+    "JudgedPair",
     "Judgement",
     "Question",
     "judge",

@@ -18,7 +18,7 @@ DECIDED = (Verdict.EQUAL, Verdict.NOT_EQUAL)
 
 
 @dataclass(frozen=True, slots=True)
-class Disagreement:
+class JudgedPair:
     question: Question
     symbolic: Grade
     judged: Judgement
@@ -39,8 +39,8 @@ class Disagreement:
         }
 
     @staticmethod
-    def from_json(row: dict[str, Any]) -> Disagreement:
-        return Disagreement(
+    def from_json(row: dict[str, Any]) -> JudgedPair:
+        return JudgedPair(
             Question(row["problem"], row["predicted_answer"], row["expected_answer"]),
             Grade(Verdict(row["symbolic"]), row["symbolic_reason"]),
             Judgement(Verdict(row["judged"]), row["judged_reason"], tuple(row["votes"]), row["asked"], row["invalid"]),
@@ -49,12 +49,12 @@ class Disagreement:
 
 def read_judgements(files: Iterable[Path]) -> Agreement:
     """Agreement over journals of judgements. A torn last line is left out; of a unit judged twice the last stays."""
-    found: dict[str, Disagreement] = {}
+    found: dict[str, JudgedPair] = {}
     for file in files:
         for line in file.read_bytes().split(b"\n"):
             with contextlib.suppress(orjson.JSONDecodeError):
                 row = orjson.loads(line)
-                found[row["unit"]] = Disagreement.from_json(row)
+                found[row["unit"]] = JudgedPair.from_json(row)
     agreement = Agreement()
     for _, entry in sorted(found.items()):
         agreement.add(entry.question, entry.symbolic, entry.judged)
@@ -67,7 +67,7 @@ class Agreement:
 
     keep: int = 20
     table: Counter[tuple[Verdict, Verdict]] = field(default_factory=Counter)
-    examples: list[Disagreement] = field(default_factory=list)
+    examples: list[JudgedPair] = field(default_factory=list)
     invalid_votes: int = 0
     requests: int = 0
 
@@ -77,7 +77,7 @@ class Agreement:
         self.requests += judged.asked
         both = symbolic.verdict in DECIDED and judged.verdict in DECIDED
         if both and symbolic.verdict is not judged.verdict and len(self.examples) < self.keep:
-            self.examples.append(Disagreement(question, symbolic, judged))
+            self.examples.append(JudgedPair(question, symbolic, judged))
 
     @property
     def both_decided(self) -> int:

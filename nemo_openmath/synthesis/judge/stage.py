@@ -15,7 +15,7 @@ from nemo_openmath.core.errors import Refused, UserError
 from nemo_openmath.core.records import Generation, Problem
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage, register
 from nemo_openmath.grading import Grade, Verdict
-from nemo_openmath.synthesis.judge.agreement import Disagreement, read_judgements
+from nemo_openmath.synthesis.judge.agreement import JudgedPair, read_judgements
 from nemo_openmath.synthesis.judge.judge import Judge, JudgeSettings, Question, judge
 
 
@@ -87,7 +87,7 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
             )
         question = Question(self._problems[unit.problem_id], unit.predicted_answer, unit.expected_answer)
         judged = await judge(question, self._judges)
-        entry = Disagreement(question, symbolic, judged)
+        entry = JudgedPair(question, symbolic, judged)
         self._journal.write(orjson.dumps({"unit": unit.id, **entry.to_json()}, option=orjson.OPT_APPEND_NEWLINE))
         self._journal.flush()
         asked = judged.asked > 0

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from nemo_openmath.core.merging import merge
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.stage import Result, StageContext, register
-from nemo_openmath.synthesis.problems.convert import with_discussion
-from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage
+from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage, with_discussion
 
 
 @register

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from nemo_openmath.core.records import Drop, Problem, Thread
+from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.stage import Result, StageContext, register
-from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage
+from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage, with_discussion
 
 _FORM = re.compile(r"Problem:\s*(?P<problem>.+?)\s*\nAnswer:\s*(?P<answer>\S.*)", re.S)
 
@@ -46,13 +46,6 @@ class ConvertProofs(PromptedStage[PromptedConfig, tuple[Problem, list[str]]]):
             parents=(problem.id, *problem.parents),
         )
         return Result([converted])
-
-
-def with_discussion(context: StageContext) -> Iterable[tuple[str, tuple[Problem, list[str]]]]:
-    """Problems with the replies of each of their threads that has any: joined by id, never by order."""
-    replies = {t.id: t.forum_discussions for t in context.read("threads", Thread) if t.forum_discussions.strip()}
-    for problem in context.read("problems", Problem):
-        yield problem.id, (problem, [replies[parent] for parent in problem.parents if parent in replies])
 
 
 def parse_conversion(text: str) -> tuple[str, str] | tuple[()] | None:

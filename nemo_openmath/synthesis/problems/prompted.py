@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
 from nemo_openmath.chat import load_template
 from nemo_openmath.core.bounds import NonNegativeFloat, PositiveInt
+from nemo_openmath.core.records import Problem, Thread
 from nemo_openmath.core.stage import RUNTIME, StageContext, UnitStage
 from nemo_openmath.inference.rollout import ask, derive_seed
 
@@ -59,3 +60,10 @@ class PromptedStage(UnitStage[C, U], Generic[C, U]):
             temperature=self.config.temperature,
             attempts=self.config.attempts,
         )
+
+
+def with_discussion(context: StageContext) -> Iterable[tuple[str, tuple[Problem, list[str]]]]:
+    """Problems with the replies of each of their threads that has any: joined by id, never by order."""
+    replies = {t.id: t.forum_discussions for t in context.read("threads", Thread) if t.forum_discussions.strip()}
+    for problem in context.read("problems", Problem):
+        yield problem.id, (problem, [replies[parent] for parent in problem.parents if parent in replies])

@@ -20,7 +20,7 @@ Row = tuple[str, dict[str, Any] | str]  # where it stands; its fields, or what i
 
 
 @dataclass(frozen=True)
-class ReadConfig:
+class ReadFilesConfig:
     """``max_chars``: longer posts and problems are dropped, and counted. ``skip_broken``: rows that cannot be read are
     dropped, and counted; otherwise the input is refused, naming the first of them and how many there are."""
 
@@ -28,10 +28,10 @@ class ReadConfig:
     skip_broken: bool = False
 
 
-class _Read(UnitStage[ReadConfig, Row]):
+class _ReadFiles(UnitStage[ReadFilesConfig, Row]):
     """Rows of the files of port ``files``. All are looked at before the first is stored."""
 
-    Config = ReadConfig
+    Config = ReadFilesConfig
     ports = {"files": "files or folders: JSON Lines, JSON, CSV (each also .gz, .zst) or Parquet"}
     concurrency = 64
     column: ClassVar[str]
@@ -84,7 +84,7 @@ class _Read(UnitStage[ReadConfig, Row]):
 
 
 @register
-class ReadThreads(_Read):
+class ReadThreads(_ReadFiles):
     """Raw forum rows: ``forum_post``, ``forum_discussions``."""
 
     kind = "problems.read_threads"
@@ -107,7 +107,7 @@ class ReadThreads(_Read):
 
 
 @register
-class ReadProblems(_Read):
+class ReadProblems(_ReadFiles):
     """Problem rows: ``problem`` and, where known, ``expected_answer``; other fields travel along."""
 
     kind = "problems.read_problems"

@@ -22,7 +22,7 @@ class GradeConfig:
 
 
 @register
-class Grade(UnitStage[GradeConfig, Generation]):
+class GradeSolutions(UnitStage[GradeConfig, Generation]):
     """Generation -> the same generation with ``predicted_answer``, ``verdict`` and its reason.
 
     Where a solution has no answer to compare, the verdict is not_equal ("no answer"); where the problem has no

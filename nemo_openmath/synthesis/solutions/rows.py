@@ -16,7 +16,7 @@ class RowsConfig:
 
 
 @register
-class Rows(UnitStage[RowsConfig, Generation]):
+class MakeRows(UnitStage[RowsConfig, Generation]):
     """Generation -> SftRow. Two generations with the same text are one row."""
 
     kind = "solutions.rows"
