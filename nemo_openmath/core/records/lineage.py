@@ -18,7 +18,7 @@ from nemo_openmath.core.records.ids import content_id
 from nemo_openmath.core.records.manifest import write_json
 
 LINEAGE = "lineage.json"
-_PACKAGES = ("nemo-openmath", "torch", "megatron-core", "transformers", "tokenizers", "sympy", "math-verify", "numpy")
+_PACKAGES = ("nemo-openmath", "torch", "megatron-core", "transformers", "tokenizers", "sympy", "mpmath", "numpy")
 
 
 @dataclass(frozen=True, slots=True)

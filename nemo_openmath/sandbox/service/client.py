@@ -14,25 +14,25 @@ import time
 from collections.abc import Coroutine
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiohttp
 import orjson
-from pydantic import TypeAdapter, ValidationError
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.sandbox import Execution, Limits, SandboxError, Status
 from nemo_openmath.core.waiting import Waiting
 from nemo_openmath.sandbox import channel
 from nemo_openmath.sandbox.local import refusal_of_length
-from nemo_openmath.sandbox.service.wire import Description, SessionState
+from nemo_openmath.sandbox.service.wire import Description, SessionState, parse
+
+T = TypeVar("T")
 
 _ATTEMPT_S = 60.0  # of one request; the next one waits for the same result
 _CONNECT_S = 10.0
 _FAREWELL_S = 5.0  # for ending what the service would end by itself
 _BACKOFF_S = (0.05, 2.0)
 _LOST = "the sandbox service had lost the session: variables, imports and files of earlier blocks are lost"
-_DESCRIPTION, _STATE, _EXECUTION = TypeAdapter(Description), TypeAdapter(SessionState), TypeAdapter(Execution)
 
 
 class RemoteSandbox:
@@ -112,7 +112,7 @@ class RemoteSandbox:
         await self.close()
 
     async def _describe(self, patience_s: float) -> Description:
-        description: Description = _parsed(_DESCRIPTION, (await self.call("GET", "/v1", patience_s=patience_s))[1])
+        description: Description = _parsed(Description, (await self.call("GET", "/v1", patience_s=patience_s))[1])
         if description.unsafe and not self._unsafe:
             raise UserError(f"the sandbox at {self._url} lacks a wall", remedy="accept that by name: unsafe")
         self._walls = not description.unsafe
@@ -196,7 +196,7 @@ class RemoteSession:
     async def open(self) -> None:
         """Make the session in the service."""
         body = {} if self._asked is None else {"limits": self._asked}
-        _parsed(_STATE, (await self._sandbox.call("PUT", self._path, body))[1])
+        _parsed(SessionState, (await self._sandbox.call("PUT", self._path, body))[1])
 
     async def execute(self, code: str, limits: Limits | None = None) -> Execution:
         """Run a block; see `protocol.Session.execute`."""
@@ -255,13 +255,13 @@ class RemoteSession:
             unsafe = self._sandbox.missing_walls
             return Execution(Status.KILLED, "", note, time.monotonic() - start, state_lost=True, unsafe=unsafe)
         if status != 404:
-            return _parsed(_EXECUTION, data)
+            return _parsed(Execution, data)
         await self.open()
         try:
             status, data = await self._sandbox.call("POST", path, body)
         except _Gone as error:
             raise SandboxError("sandbox service: it loses its sessions", retryable=True) from error
-        result = _parsed(_EXECUTION, _checked(status if status != 404 else 409, data, "sandbox service"))
+        result = _parsed(Execution, _checked(status if status != 404 else 409, data, "sandbox service"))
         separator = "\n" if result.stderr and not result.stderr.endswith("\n") else ""
         return replace(result, stderr=f"{result.stderr}{separator}[{_LOST}]\n", state_lost=True)
 
@@ -302,8 +302,8 @@ def _message(answer: bytes) -> tuple[str, float]:
         return answer[:200].decode("utf-8", "replace").strip() or "no explanation", 0.0
 
 
-def _parsed(kind: TypeAdapter[Any], data: bytes) -> Any:
+def _parsed(kind: type[T], data: bytes) -> T:
     try:
-        return kind.validate_json(data)
-    except ValidationError as error:
+        return parse(kind, data, ignore_unknown=True)
+    except UserError as error:
         raise SandboxError("sandbox service: it does not answer as a sandbox service", retryable=False) from error

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import types
+import typing
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from enum import Enum
 from importlib.metadata import version
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from nemo_openmath.core.sandbox import Execution
+from nemo_openmath.core.sandbox import Execution, Limits
 from nemo_openmath.sandbox.service.wire import (
     Description,
     Failure,
@@ -67,9 +68,8 @@ _FAILURES = {
 
 def document() -> dict[str, Any]:
     """The OpenAPI 3.1 description."""
-    types = {t for r in ROUTES for t in (r.body, r.answer) if isinstance(t, type)} | {Failure}
-    inputs: list[Any] = [(t, "serialization", TypeAdapter(t)) for t in sorted(types, key=lambda t: t.__name__)]
-    _, definitions = TypeAdapter.json_schemas(inputs, ref_template="#/components/schemas/{model}")
+    kinds = {kind for route in ROUTES for kind in (route.body, route.answer) if isinstance(kind, type)}
+    kinds |= {Failure, Limits}
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
@@ -78,7 +78,7 @@ def document() -> dict[str, Any]:
         "info": {"title": "openmath sandbox", "version": version("nemo-openmath")},
         "paths": paths,
         "components": {
-            "schemas": definitions["$defs"],
+            "schemas": {kind.__name__: _object(kind) for kind in sorted(kinds, key=lambda kind: kind.__name__)},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
     }
@@ -113,3 +113,36 @@ _PARAMETERS = {"session": {"type": "string", "pattern": "^[0-9a-f]{32}$"}, "numb
 
 def _json(kind: type) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}
+
+
+_PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
+
+
+def _object(kind: type) -> dict[str, Any]:
+    """The JSON schema of a dataclass of the wire."""
+    hints = typing.get_type_hints(kind)
+    named = fields(kind)  # type: ignore[arg-type]
+    return {
+        "type": "object",
+        "description": " ".join((kind.__doc__ or "").split()),
+        "properties": {
+            field.name: _schema(hints[field.name]) | ({} if field.default is MISSING else {"default": field.default})
+            for field in named
+        },
+        "required": [field.name for field in named if field.default is MISSING],
+    }
+
+
+def _schema(hint: Any) -> dict[str, Any]:
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return {"anyOf": [_schema(argument) for argument in arguments]}
+    if typing.get_origin(hint) is tuple:
+        return {"type": "array", "items": _schema(arguments[0])}
+    if hint is type(None):
+        return {"type": "null"}
+    if is_dataclass(hint):
+        return {"$ref": f"#/components/schemas/{hint.__name__}"}  # type: ignore[union-attr]
+    if issubclass(hint, Enum):
+        return {"type": "string", "enum": [member.value for member in hint]}
+    return {"type": _PLAIN[hint]}

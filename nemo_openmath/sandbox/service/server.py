@@ -21,11 +21,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, TypeVar
 
 import orjson
 from aiohttp import web
-from pydantic import TypeAdapter, ValidationError
 
 from nemo_openmath.core.clock import Clock, SystemClock
 from nemo_openmath.core.errors import UserError, of_the_system
@@ -38,6 +37,8 @@ from nemo_openmath.sandbox.service import wire
 from nemo_openmath.sandbox.service.metrics import LOG, JSONLines, Metrics, log
 from nemo_openmath.sandbox.service.openapi import OPEN_TO_ALL, ROUTES, document
 from nemo_openmath.sandbox.service.table import Refusal, SessionTable
+
+T = TypeVar("T")
 
 MOST = Limits(600.0, 600.0, 16_384, 1_000_000, 0, 256, 1024, 4096)
 _MOST_BODY_BYTES = 6 * channel.MAX_CODE_BYTES + 65_536  # JSON writes a byte as at most six
@@ -184,12 +185,12 @@ class SandboxService:
         )
 
     async def open(self, request: web.Request) -> web.Response:
-        body = await _body(request, _NEW_SESSION)
+        body = await _body(request, wire.NewSession)
         name = _session(request)
         return _json(wire.SessionState(name, await self._table.open(name, self._granted(body.limits))))
 
     async def execute(self, request: web.Request) -> web.Response:
-        body = await _body(request, _NEW_EXECUTION)
+        body = await _body(request, wire.NewExecution)
         limits = self._granted(body.limits)
         return _json(await self._table.execute(_session(request), _positive(body.number), body.code, limits))
 
@@ -201,7 +202,7 @@ class SandboxService:
         return web.Response(status=204)
 
     async def reset(self, request: web.Request) -> web.Response:
-        body = await _body(request, _NEW_RESET)
+        body = await _body(request, wire.NewReset)
         await self._table.reset(_session(request), _positive(body.number))
         return web.Response(status=204)
 
@@ -382,17 +383,8 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-_NEW_SESSION = TypeAdapter(wire.NewSession)
-_NEW_EXECUTION = TypeAdapter(wire.NewExecution)
-_NEW_RESET = TypeAdapter(wire.NewReset)
-
-
-async def _body(request: web.Request, kind: TypeAdapter[Any]) -> Any:
-    try:
-        return kind.validate_json(await request.read())
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise UserError(f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}") from error
+async def _body(request: web.Request, kind: type[T]) -> T:
+    return wire.parse(kind, await request.read())
 
 
 def _session(request: web.Request) -> str:

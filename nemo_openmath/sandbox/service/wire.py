@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass as checked
+import orjson
 
+from nemo_openmath.core.build import Builder, Origin
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.sandbox import Limits
 
-_CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+T = TypeVar("T")
 
 
-@checked(config=_CONFIG, frozen=True)
+def parse(kind: type[T], body: bytes, *, ignore_unknown: bool = False) -> T:
+    """Return the dataclass ``kind`` that a JSON body describes.
+
+    ``ignore_unknown`` leaves out fields that ``kind`` does not have, as a newer service may send them. Raises UserError
+    that names the field.
+    """
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"body: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError("body: expected a JSON object")
+    if ignore_unknown:
+        names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+        value = {name: entry for name, entry in value.items() if name in names}
+    origin = Origin("body")
+    return Builder(lambda key: origin).build(kind, value)
+
+
+@dataclass(frozen=True)
 class NewSession:
     """``limits``: the session's defaults; those left out are the sandbox's."""
 
     limits: Limits | None = None
 
 
-@checked(config=_CONFIG, frozen=True)
+@dataclass(frozen=True)
 class NewExecution:
     """``number``: grows from block to block of a session. The same number again returns the first result."""
 
@@ -28,7 +49,7 @@ class NewExecution:
     limits: Limits | None = None
 
 
-@checked(config=_CONFIG, frozen=True)
+@dataclass(frozen=True)
 class NewReset:
     """``number``: from the same count as the session's executions."""
 
