@@ -142,7 +142,7 @@ def _schema(hint: Any) -> dict[str, Any]:
     if hint is type(None):
         return {"type": "null"}
     if is_dataclass(hint):
-        return {"$ref": f"#/components/schemas/{hint.__name__}"}  # type: ignore[union-attr]
+        return {"$ref": f"#/components/schemas/{hint.__name__}"}
     if issubclass(hint, Enum):
         return {"type": "string", "enum": [member.value for member in hint]}
     return {"type": _PLAIN[hint]}
