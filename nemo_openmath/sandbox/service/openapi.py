@@ -121,7 +121,7 @@ _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
 def _object(kind: type) -> dict[str, Any]:
     """The JSON schema of a dataclass of the wire."""
     hints = typing.get_type_hints(kind)
-    named = fields(kind)  # type: ignore[arg-type]
+    named = fields(kind)
     return {
         "type": "object",
         "description": " ".join((kind.__doc__ or "").split()),
@@ -141,7 +141,7 @@ def _schema(hint: Any) -> dict[str, Any]:
         return {"type": "array", "items": _schema(arguments[0])}
     if hint is type(None):
         return {"type": "null"}
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return {"$ref": f"#/components/schemas/{hint.__name__}"}
     if issubclass(hint, Enum):
         return {"type": "string", "enum": [member.value for member in hint]}
