@@ -4,8 +4,7 @@ config.py        a job: model, data, optimisation, layout, checkpoints
 run.py           a rank's entry; launch_local.py starts the ranks of one machine; __main__.py both
 loop.py          the training loop: resume, steps, validation, saves, preemption
 step.py          one optimizer step; the loss's normalisation
-read_ahead.py    the next batch, read and dealt by a thread
-dealing.py       a batch's packs dealt to data-parallel ranks and padded for the layout
+read_ahead.py    the next batch, read and sharded by a thread
 schedule.py      learning rate as a function of the step
 optimizer.py     megatron-core's gradient buffers and Adam, stepped in the open; state per parameter
 checkpoint.py    saving and loading at any layout

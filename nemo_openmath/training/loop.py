@@ -33,7 +33,7 @@ from nemo_openmath.training.read_ahead import read_ahead
 from nemo_openmath.training.run_lock import Claim, claimed, decided_by_main
 from nemo_openmath.training.runtime import is_main, parallel_state_of
 from nemo_openmath.training.schedule import learning_rate
-from nemo_openmath.training.step import BatchFacts, Dealt, Stepper, total_loss, update
+from nemo_openmath.training.step import BatchFacts, RankBatch, Stepper, total_loss, update
 from nemo_openmath.training.used import model_facts, refuse_another_model
 
 # Dense bf16 matrix peak in FLOP/s, from the vendors' data sheets.
@@ -200,10 +200,10 @@ class _Run:
             metrics.close()
         return TrainResult(count, loss, torch_dist.step_folder(self.store.root, count))
 
-    def _batch(self, step: int) -> Dealt:
-        return self.stepper.deal(self.source.batch(step))
+    def _batch(self, step: int) -> RankBatch:
+        return self.stepper.shard(self.source.batch(step))
 
-    def _step(self, done: int, batches: Iterator[Dealt], metrics: Metrics | None) -> tuple[float, bool, bool]:
+    def _step(self, done: int, batches: Iterator[RankBatch], metrics: Metrics | None) -> tuple[float, bool, bool]:
         """The step after which ``done`` are done: its loss, whether to stop after it, whether it is saved."""
         count, config, phases = self.source.num_steps, self.config, Phases()
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The next batch is read, checked and dealt by a thread while this one is computed.
+"""The next batch is read, checked and sharded by a thread while this one is computed.
 
 For 1024 samples of the recipe's lengths (10M tokens) that is 0.1 to 0.3 s of one core on every rank: nothing beside a
 step on CPU, a tenth of a step of seconds on hundreds of GPUs.

@@ -1,4 +1,4 @@
-"""One optimizer step: the batch's packs dealt to ranks, pipelined forward and backward passes, the update.
+"""One optimizer step: the batch's packs shared out to ranks, pipelined forward and backward passes, the update.
 
 The loss of a batch is the sum of -log p over all its target tokens, divided by their number. Every rank reads the
 whole batch, so it knows that number beforehand and divides its own part by it; summing gradients over ranks then
@@ -21,7 +21,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.data.batches.batch_sharding import deal
+from nemo_openmath.data.batches.batch_sharding import shard_batch
 from nemo_openmath.data.packs.types import Pack
 from nemo_openmath.models.build import PackedGPT
 from nemo_openmath.models.configs import ModelConfig
@@ -39,20 +39,20 @@ class BatchFacts:
     tokens: int  # padding of the packs included
     num_target_tokens: int
     sum_squared_lengths: int  # of samples: what attention costs
-    dealt_tokens: int  # what all ranks compute together, the padding of the layout included
+    computed_tokens: int  # what all ranks compute together, the padding of the layout included
     sample_ids: tuple[str, ...]
 
     @property
     def fill(self) -> float:
         """Share of the computed tokens that belong to packs."""
-        return self.tokens / max(1, self.dealt_tokens)
+        return self.tokens / max(1, self.computed_tokens)
 
 
 @dataclass(frozen=True)
-class Dealt:
+class RankBatch:
     """A batch as this rank computes it."""
 
-    mine: list[Pack]  # its micro-batches
+    packs: list[Pack]  # its micro-batches
     facts: BatchFacts
 
 
@@ -77,7 +77,7 @@ class Stepper:
             chunks, **rest
         )
 
-    def deal(self, batch: Sequence[Pack]) -> Dealt:
+    def shard(self, batch: Sequence[Pack]) -> RankBatch:
         """Check a global batch and take this rank's part of it. Touches no tensor: a thread may do it ahead."""
         target_tokens = sum(pack.num_target_tokens for pack in batch)
         if target_tokens == 0:
@@ -86,26 +86,26 @@ class Stepper:
                 f"a batch trains no token (samples {names}, ...)", remedy="check the loss masks of the data"
             )
         check_tokens(batch, self.model.vocab_size)
-        deals = deal(batch, self.ranks, self.parallel)
+        shares = shard_batch(batch, self.ranks, self.parallel)
         facts = BatchFacts(
             samples=sum(len(pack.sample_ids) for pack in batch),
             sample_ids=tuple(name for pack in batch for name in pack.sample_ids),
             tokens=sum(len(pack.tokens) for pack in batch),
             num_target_tokens=target_tokens,
             sum_squared_lengths=sum(pack.attention_cost for pack in batch),
-            dealt_tokens=sum(len(pack.tokens) for share in deals for pack in share),
+            computed_tokens=sum(len(pack.tokens) for share in shares for pack in share),
         )
-        return Dealt(deals[self.rank], facts)
+        return RankBatch(shares[self.rank], facts)
 
-    def run(self, batch: Dealt | Sequence[Pack], *, train: bool = True) -> tuple[Tensor, BatchFacts]:
+    def run(self, batch: RankBatch | Sequence[Pack], *, train: bool = True) -> tuple[Tensor, BatchFacts]:
         """Forward (and backward) passes over a global batch; returns this rank's part of its mean loss and the facts.
 
         The parts of the last pipeline stage's ranks sum to the loss (:func:`total_loss`); other stages give 0.
         """
-        dealt = batch if isinstance(batch, Dealt) else self.deal(batch)
-        mine, facts, target_tokens = dealt.mine, dealt.facts, dealt.facts.num_target_tokens
-        iterators: list[Iterator[PackedBatch]] = [iter(map(self._to_device, mine)) for _ in self.models]
-        iterators[0] = self._watched(iterators[0], len(mine))
+        rank_batch = batch if isinstance(batch, RankBatch) else self.shard(batch)
+        packs, facts, target_tokens = rank_batch.packs, rank_batch.facts, rank_batch.facts.num_target_tokens
+        iterators: list[Iterator[PackedBatch]] = [iter(map(self._to_device, packs)) for _ in self.models]
+        iterators[0] = self._watched(iterators[0], len(packs))
 
         def forward(iterator: Iterator[PackedBatch], chunk: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
             batch = next(iterator)
@@ -122,8 +122,8 @@ class Stepper:
             forward_step_func=forward,
             data_iterator=iterators if several else iterators[0],
             model=self.chunks if several else self.chunks[:1],
-            num_microbatches=len(mine),
-            seq_length=len(mine[0].tokens),
+            num_microbatches=len(packs),
+            seq_length=len(packs[0].tokens),
             micro_batch_size=1,
             forward_only=not train,
         )
@@ -178,7 +178,7 @@ def total_loss(part: Tensor, flag: bool = False) -> tuple[float, bool]:
 def update(
     stepper: Stepper,
     optimizer: Optimizer,
-    batch: Dealt | Sequence[Pack],
+    batch: RankBatch | Sequence[Pack],
     lr: float,
     *,
     check: Callable[[float, float], None],

@@ -1,4 +1,4 @@
-"""Dealing loses no sample and changes none; the learning rate's corners; which checkpoints last."""
+"""Sharding a batch loses no sample and changes none; the learning rate's corners; which checkpoints last."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.data.batches.batch_sharding import deal, samples_of
+from nemo_openmath.data.batches.batch_sharding import samples_of, shard_batch
 from nemo_openmath.data.packs.plan import Mixture, write_packs
 from nemo_openmath.data.packs.types import Pack
 from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
@@ -54,15 +54,15 @@ def _pack(number: int, lengths: list[int]) -> Pack:
 
 @settings(max_examples=60, deadline=None)
 @given(batches, st.integers(1, 5), layouts)
-def test_every_sample_is_dealt_once_and_unchanged(batch: list[list[int]], ranks: int, parallel: Parallel) -> None:
+def test_every_sample_is_on_one_rank_and_unchanged(batch: list[list[int]], ranks: int, parallel: Parallel) -> None:
     packs = [_pack(i, lengths) for i, lengths in enumerate(batch)]
-    shares = deal(packs, ranks, parallel)
+    shares = shard_batch(packs, ranks, parallel)
     assert len(shares) == ranks
     assert len({len(share) for share in shares}) == 1
     assert parallel.vpp == 1 or len(shares[0]) % parallel.pp == 0
     if parallel.pp > 1:
         assert len({len(pack.tokens) for share in shares for pack in share}) == 1
-    dealt = {}
+    seen = {}
     for share in shares:
         for pack in share:
             assert len(pack.tokens) % parallel.pack_multiple == 0
@@ -71,15 +71,15 @@ def test_every_sample_is_dealt_once_and_unchanged(batch: list[list[int]], ranks:
                 if sample.sample_ids == ("",):
                     assert not sample.loss_mask.any()
                 else:
-                    assert sample.sample_ids not in dealt
-                    dealt[sample.sample_ids] = sample
+                    assert sample.sample_ids not in seen
+                    seen[sample.sample_ids] = sample
     for pack in packs:
         for sample in samples_of(pack):
-            got, n = dealt.pop(sample.sample_ids), len(sample.tokens)
+            got, n = seen.pop(sample.sample_ids), len(sample.tokens)
             for field in ("tokens", "labels", "loss_mask"):
                 assert np.array_equal(getattr(got, field)[:n], getattr(sample, field))
             assert not got.loss_mask[n:].any()
-    assert not dealt
+    assert not seen
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 4))

@@ -23,7 +23,7 @@ from nemo_openmath.models.layout import Parallel
 ATTENTION_WEIGHT = 1 / 4000
 
 
-def deal(batch: Sequence[Pack], ranks: int, parallel: Parallel) -> list[list[Pack]]:
+def shard_batch(batch: Sequence[Pack], ranks: int, parallel: Parallel) -> list[list[Pack]]:
     """Micro-batches of each data-parallel rank, equally many for all (padded with packs that train nothing).
 
     Each sample is padded to ``parallel.sample_multiple``, each pack to ``parallel.pack_multiple``; under pipeline
@@ -32,7 +32,7 @@ def deal(batch: Sequence[Pack], ranks: int, parallel: Parallel) -> list[list[Pac
     shares = assign([round(_cost(pack)) for pack in batch], ranks)
     packs = [[batch[i] for i in share] for share in shares]
     if ranks > 1 and parallel.pp == 1:
-        again = _deal_samples(batch, ranks)
+        again = _share_samples(batch, ranks)
         if _slowest(again) < _slowest(packs):
             packs = again
     count = max(1, *(len(share) for share in packs))
@@ -107,7 +107,7 @@ def _slowest(shares: Sequence[Sequence[Pack]]) -> float:
     return max(sum(_cost(pack) for pack in share) for share in shares)
 
 
-def _deal_samples(batch: Sequence[Pack], ranks: int) -> list[list[Pack]]:
+def _share_samples(batch: Sequence[Pack], ranks: int) -> list[list[Pack]]:
     """Samples dealt by cost, each rank's packed again (first fit) within the length of the batch's longest pack."""
     samples = [sample for pack in batch for sample in samples_of(pack)]
     capacity = max(len(pack.tokens) for pack in batch)

@@ -32,7 +32,7 @@ class StepTime:
 
 
 def micro_batches(work: Workload, layout: Layout) -> int:
-    """Packs of each replica in a step (training/dealing.py)."""
+    """Packs of each replica in a step (data/batches/batch_sharding.py)."""
     parallel = layout.parallel
     count = -(-work.packs // layout.data_parallel)
     return -(-count // parallel.pp) * parallel.pp if parallel.vpp > 1 else count
@@ -43,10 +43,10 @@ def step_time(work: Workload, layout: Layout, gpu: Gpu, mfu: float = DEFAULT_MFU
     parallel, count = layout.parallel, micro_batches(work, layout)
     seconds = (work.flops + _recomputed(work, layout)) / (layout.gpus * gpu.peak * mfu)
     if parallel.pp > 1:
-        # Whole packs are dealt, all of one length; and the last stage has the output layer too.
+        # Whole packs are shared out, all of one length; and the last stage has the output layer too.
         head = work.head_flops / work.flops
         seconds *= count * layout.data_parallel * work.capacity / work.tokens * (1 - head + parallel.pp * head)
-    else:  # samples are dealt: ranks wait for one another only where a rank's share is a single sample
+    else:  # samples are shared out: ranks wait for one another only where a rank's share is a single sample
         seconds *= max(1.0, layout.data_parallel * work.longest / work.tokens)
     bubble = seconds * (parallel.pp - 1) / (parallel.vpp * count)
     return StepTime(seconds, bubble, _communication(work, layout, gpu, count))
