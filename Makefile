@@ -3,15 +3,15 @@ PYTHON ?= python3.11
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup recipe smoke test lint clean
+.PHONY: setup recipe smoke test lint constraints clean
 
 setup: $(VENV)/.ready
 
 # torch first and alone: with it in place, nothing that follows pulls a CUDA build.
-$(VENV)/.ready: pyproject.toml setup.py
+$(VENV)/.ready: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/pip install --quiet torch==2.13.0
-	$(RUN)/pip install --quiet --editable '.[dev]'
+	$(RUN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 recipe: setup
@@ -25,6 +25,14 @@ test: setup
 
 lint: setup
 	$(RUN)/ruff check . && $(RUN)/ruff format --check . && $(RUN)/mypy && $(RUN)/lint-imports
+
+# The newest versions that pyproject.toml allows, in a virtual environment of their own, become those that everybody gets.
+constraints:
+	$(PYTHON) -m venv build/newest
+	build/newest/bin/pip install --quiet torch==2.13.0
+	build/newest/bin/pip install --quiet --editable '.[dev]'
+	{ sed '/^#/!d' constraints.txt; echo torch==2.13.0; build/newest/bin/pip freeze --exclude-editable | grep -v '^torch=='; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
 
 clean:
 	rm -rf $(VENV) runs
