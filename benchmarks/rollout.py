@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 
 from nemo_openmath.chat import Message
-from nemo_openmath.chat.tags import CODE_END, CODE_START, notice_block
+from nemo_openmath.chat.blocks import notice_block
 from nemo_openmath.core.sandbox import Execution, Limits, Session
+from nemo_openmath.core.tags import CODE_END, CODE_START
 from nemo_openmath.inference.embedded import EmbeddedEngine
 from nemo_openmath.inference.rollout import Outcome, RolloutSettings, roll_out
 from nemo_openmath.sandbox.local import LocalSandbox

@@ -25,7 +25,7 @@ import orjson
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nemo_openmath.chat import ChatTokenizer, Message, Transcript
-from nemo_openmath.chat.tags import notice_block, output_block
+from nemo_openmath.chat.blocks import notice_block, output_block
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import SftRow
 from nemo_openmath.core.stage import StageContext

@@ -23,9 +23,9 @@ from tokenizers import Tokenizer
 
 from nemo_openmath.chat.chat_template import ChatTemplate, load_chat_template, no_chat_template
 from nemo_openmath.chat.model_files import read_object
-from nemo_openmath.chat.tags import CODE_END, CODE_START, THINK_END, THINK_START
 from nemo_openmath.chat.transcript import RENDERED, Message
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.tags import CODE_END, CODE_START, THINK_END, THINK_START
 
 _TAGS = (CODE_START, CODE_END, THINK_START, THINK_END)
 _OPENING = re.compile(re.escape(THINK_START) + r"\s*(?:" + re.escape(THINK_END) + r"\s*)?\Z")

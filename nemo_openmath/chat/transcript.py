@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Literal
 
-from nemo_openmath.chat.tags import CODE_END, CODE_START, THINK_END, THINK_START
+from nemo_openmath.core.tags import CODE_END, CODE_START, THINK_END, THINK_START
 
 RENDERED = "rendered"  # role of a message that is a whole prompt, rendered before it came to us
 

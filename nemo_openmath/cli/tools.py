@@ -9,13 +9,13 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
 from nemo_openmath.cli.common import at_least, overrides, shard_of, verb
 from nemo_openmath.cli.streams import run_async
-from nemo_openmath.inference.serving.serving_options import add_embedded_options, server_arguments
+from nemo_openmath.inference.serving.serving_options import ServedEngine, add_embedded_options, server_arguments
 
 _ANSWERS = "JSON Lines, JSON, CSV or Parquet with expected_answer and predicted_answer, generation, output, ..."
 
@@ -81,8 +81,7 @@ def add(groups: Any) -> None:
     serve = verb(groups, "serve", "serve a model over the OpenAI-compatible protocol, watched and restarted", _serve)
     serve.epilog = f"{serve.epilog}\n{_SERVE}"
     serve.add_argument("model", metavar="MODEL", help="Hugging Face folder")
-    engines = ("embedded", "vllm", "sglang", "trtllm")
-    serve.add_argument("--engine", choices=engines, default="embedded", help="default: %(default)s")
+    serve.add_argument("--engine", choices=get_args(ServedEngine), default="embedded", help="default: %(default)s")
     serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     serve.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0: a free one, which is said")
     serve.add_argument("--name", help="name it is served under; default: the folder's")

@@ -10,9 +10,10 @@ from nemo_openmath.chat import ChatTokenizer, Template
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.clock import Clock
 from nemo_openmath.core.engine import Engine, EngineError
+from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.sandbox import Sandbox, SandboxError
 from nemo_openmath.grading import Majority, extract_answer, majority
-from nemo_openmath.inference.rollout import RolloutSettings, derive_seed, roll_out
+from nemo_openmath.inference.rollout import RolloutSettings, roll_out
 
 Vote = Callable[[Sequence[str | None]], Awaitable[Majority]]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from nemo_openmath.core.errors import ExitCode, OpenMathError, Refused
+from nemo_openmath.core.errors import ExitCode, Refused, RetryableError
 
 
 class Finish(StrEnum):
@@ -130,12 +130,8 @@ class Engine(Protocol):
         ...
 
 
-class EngineError(OpenMathError):
-    """A request failed. ``retryable``: the same request may succeed later (server busy, restarting, disconnected)."""
-
-    def __init__(self, message: str, *, retryable: bool):
-        super().__init__(message)
-        self.retryable = retryable
+class EngineError(RetryableError):
+    """An engine could not make a completion."""
 
 
 class WrongServer(EngineError):

@@ -117,6 +117,15 @@ def of_the_system(error: OSError, file: str | Path | None = None) -> OpenMathErr
     return SystemFailure(where, reason, "check the file system, then run the same command again")
 
 
+class RetryableError(OpenMathError):
+    """A service (an engine, a sandbox) failed at one request; the others go on. ``retryable`` says whether the same
+    request may succeed later, because the service was busy, restarting or disconnected."""
+
+    def __init__(self, message: str, *, retryable: bool):
+        super().__init__(message)
+        self.retryable = retryable
+
+
 class Refused(OpenMathError):
     """What was asked for was refused, and asking again changes nothing. ``reason`` is what is counted."""
 

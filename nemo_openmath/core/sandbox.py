@@ -10,7 +10,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Protocol, Self
 
-from nemo_openmath.core.errors import OpenMathError
+from nemo_openmath.core.errors import RetryableError
 
 
 class Status(StrEnum):
@@ -94,9 +94,5 @@ class Sandbox(Protocol):
         ...
 
 
-class SandboxError(OpenMathError):
-    """The sandbox (not the code in it) failed; ``retryable`` as the engine's."""
-
-    def __init__(self, message: str, *, retryable: bool):
-        super().__init__(message)
-        self.retryable = retryable
+class SandboxError(RetryableError):
+    """The sandbox failed, not the code in it."""

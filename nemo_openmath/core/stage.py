@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import orjson
 
 from nemo_openmath.core.build import nearest
-from nemo_openmath.core.errors import ExitCode, Incomplete, OpenMathError, Refused, UserError
+from nemo_openmath.core.errors import ExitCode, Incomplete, OpenMathError, Refused, RetryableError, UserError
 from nemo_openmath.core.merging import read_merged
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Drop, Record, RecordWriter, content_id, digest_of_lines
@@ -334,9 +334,7 @@ class UnitStage(Stage[C], Generic[C, U]):
         except Refused as error:
             result = self.refused(key, unit, error, context)
             refusals.add(key, result, error)
-        except OpenMathError as error:
-            if not isinstance(getattr(error, "retryable", None), bool):
-                raise
+        except RetryableError as error:
             failures.add(key, error)
             if error.exit_code is ExitCode.USER_ERROR:  # the server refuses us, not the unit
                 refusals.count(error)
@@ -354,8 +352,8 @@ class UnitStage(Stage[C], Generic[C, U]):
         for attempt in range(self.retries + 1):
             try:
                 return await self.process(unit, context)
-            except OpenMathError as error:
-                if not getattr(error, "retryable", False) or attempt == self.retries:
+            except RetryableError as error:
+                if not error.retryable or attempt == self.retries:
                     raise
         raise AssertionError("the loop returns or raises")
 

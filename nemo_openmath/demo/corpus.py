@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from nemo_openmath.chat.tags import CODE_END, notice_block, output_block
+from nemo_openmath.chat.blocks import notice_block, output_block
+from nemo_openmath.core.tags import CODE_END
 from nemo_openmath.demo import solver, world
 from nemo_openmath.demo.kinds import digit_sum, divisors
 from nemo_openmath.demo.rates import TeacherConfig

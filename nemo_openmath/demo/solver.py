@@ -11,7 +11,8 @@ import random
 import re
 
 from nemo_openmath.chat import Kind, Transcript
-from nemo_openmath.chat.tags import CODE_END, CODE_START, THINK_END, THINK_START, judgment_of
+from nemo_openmath.chat.blocks import judgment_of
+from nemo_openmath.core.tags import CODE_END, CODE_START, THINK_END, THINK_START
 from nemo_openmath.demo import world
 from nemo_openmath.demo.rates import TeacherConfig
 from nemo_openmath.demo.world import Item

@@ -15,7 +15,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nemo_openmath.chat import ChatTokenizer, load_template
-from nemo_openmath.chat.tags import CODE_END, CODE_START, THINK_END, THINK_START, notice_block
+from nemo_openmath.chat.blocks import notice_block
+from nemo_openmath.core.tags import CODE_END, CODE_START, THINK_END, THINK_START
 
 VOCABULARY = 1024
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-THINK_END = "</think>"
+from nemo_openmath.core.tags import CODE_END, CODE_START, THINK_END
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
 _TOKEN = re.compile(r"\\{1,2}(?:boxed|fbox)(?![a-zA-Z])\s*\{?|\\.|[{}]", re.DOTALL)
@@ -35,7 +35,7 @@ _BARE = re.compile(
 )
 _HOLLOW = re.compile(r"(?:[\s.\u2026~_?$]|\\(?:[lc]?dots|q?quad|square|Box)(?![a-zA-Z])|\\[,;:! ]|\\text\{\s*\})*")
 _LANGUAGES = "python3?|py|ipython|sage|sympy|cpp|c\\+\\+|c|java|javascript|js|julia|bash|sh|shell|output|stdout|system"
-_CODE = re.compile(rf"<tool_call>|^[ \t]{{0,3}}```[ \t]*(?:{_LANGUAGES})[ \t]*$", re.MULTILINE | re.IGNORECASE)
+_CODE = re.compile(rf"{CODE_START}|^[ \t]{{0,3}}```[ \t]*(?:{_LANGUAGES})[ \t]*$", re.MULTILINE | re.IGNORECASE)
 _PHRASE = re.compile(
     r"\b(?:final\s{1,4})?answer\s{1,4}is\b[ \t]{0,8}:?"
     r"|\b(?:final\s{1,4})?answer\b[ \t*_]{0,8}[:\uff1a]"
@@ -77,10 +77,10 @@ def _without_code(text: str) -> str:
     """The text with a line break for each closed block of code."""
     kept: list[str] = []
     position = 0
-    ends = {"<tool_call>": "</tool_call>", "```": "\n```"}
+    ends = {CODE_START: CODE_END, "```": "\n```"}
     open_ended: set[str] = set()  # kinds of blocks that are closed no more
     for match in _CODE.finditer(text):
-        kind = "<tool_call>" if match.group().startswith("<") else "```"
+        kind = CODE_START if match.group().startswith("<") else "```"
         if match.start() < position or kind in open_ended:
             continue
         end = text.find(ends[kind], match.end())

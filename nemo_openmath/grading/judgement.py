@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 
-from nemo_openmath.grading.extraction import THINK_END
-
-THINK_START = "<think>"
+from nemo_openmath.core.tags import THINK_END, THINK_START
 
 # Emphasis, quotes and brackets around the words do not matter; a colon, a dash or an equals sign stands between them.
 _SAID = (

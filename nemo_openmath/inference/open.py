@@ -10,6 +10,7 @@ from nemo_openmath.chat.tokenizer import ChatTokenizer
 from nemo_openmath.core.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from nemo_openmath.core.engine import Engine
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.inference.http.dialects import ServerKind
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class EngineConfig:
     # http
     urls: tuple[str, ...] = ()
     urls_file: Path | None = None
-    server: Literal["auto", "vllm", "sglang", "trtllm", "openmath", "openai"] = "auto"
+    server: ServerKind = "auto"
     api: Literal["completions", "chat"] = "completions"
     tokenizer: Path | None = None  # directory; needed for trtllm
     attempts: PositiveInt = 5

@@ -29,6 +29,7 @@ from nemo_openmath.core.errors import DamagedFile, UserError, one_error
 from nemo_openmath.core.records import read_manifest
 from nemo_openmath.core.stage import Stage, stage_kinds
 from nemo_openmath.demo import TeacherConfig
+from nemo_openmath.inference.http.dialects import ServerKind
 from nemo_openmath.inference.open import EngineConfig
 from nemo_openmath.recipe import registry as rooms
 
@@ -45,7 +46,7 @@ class Teacher:
     url: str | None = None
     urls: tuple[str, ...] = ()
     urls_file: Path | None = None
-    server: Literal["auto", "vllm", "sglang", "trtllm", "openmath", "openai"] = "auto"
+    server: ServerKind = "auto"
     model: str = "stand-in-teacher"
     tokenizer: str | None = None
     api: Literal["completions", "chat"] = "completions"

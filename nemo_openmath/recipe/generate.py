@@ -26,11 +26,11 @@ from nemo_openmath.core.records import Generation, Problem, read_records
 from nemo_openmath.core.records.store import part_files
 from nemo_openmath.grading import GradingPool
 from nemo_openmath.inference.open import EngineConfig
+from nemo_openmath.inference.rollout.answer import answer_of
 from nemo_openmath.inference.rollout.stage import Generate, GenerateConfig
 from nemo_openmath.recipe.file import GradingSettings, Recipe, SandboxSettings, StageEntry, Teacher
 from nemo_openmath.recipe.runner import Run, Selection, State
 from nemo_openmath.synthesis.problems.read import ReadFilesConfig, ReadProblems
-from nemo_openmath.synthesis.solutions.grade import answer_of
 
 PROBLEMS, SOLUTIONS = "problems", "solutions"
 

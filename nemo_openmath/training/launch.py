@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nemo_openmath.core.errors import ExitCode, OpenMathError, Preempted, UserError
+from nemo_openmath.core.listening import free_port
 from nemo_openmath.core.processes import killed_with_parent
 from nemo_openmath.training.worker import check_job, read_job
 
@@ -78,7 +78,7 @@ def spawn(
     """Run ``command`` once per rank with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set; see :func:`run_local`."""
     base = {**HUGE_PAGES, **os.environ, **(environment or {})}
     base |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": str(threads)}
-    base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "PYTHONUNBUFFERED": "1"}
+    base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port("127.0.0.1")), "PYTHONUNBUFFERED": "1"}
     base.setdefault("GLOO_SOCKET_IFNAME", "lo")
     base.setdefault("MKL_NUM_THREADS", str(threads))
     ranks: list[subprocess.Popen[str]] = []
@@ -221,9 +221,3 @@ def _kill(ranks: Sequence[subprocess.Popen[str]]) -> None:
             process.kill()
     for process in ranks:
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_openmath.chat import Author, Kind, Message, Piece, Transcript
-from nemo_openmath.chat.tags import budget_of, judgment_of, notice_block, output_block
+from nemo_openmath.chat.blocks import budget_of, judgment_of, notice_block, output_block
 from nemo_openmath.grading import extract_answer
 
 USER = (Message("user", "q"),)

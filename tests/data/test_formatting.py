@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_openmath.chat import RENDERED, Author, ChatTokenizer, Message, Piece, Transcript, encode, load_template
-from nemo_openmath.chat.tags import notice_block, output_block
+from nemo_openmath.chat.blocks import notice_block, output_block
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Drop, Problem, RecordWriter, SftRow, read_drops, read_records

@@ -13,9 +13,10 @@ import aiohttp
 import pytest
 
 from nemo_openmath.chat import ChatTokenizer, Message, Transcript, load_template
-from nemo_openmath.chat.tags import CODE_END, judgment_of, notice_block, output_block
+from nemo_openmath.chat.blocks import judgment_of, notice_block, output_block
 from nemo_openmath.core.engine import Completion, Engine, Finish, Request, Sampling
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.tags import CODE_END
 from nemo_openmath.demo import Item, StandInTeacher, TeacherConfig, make_benchmark, make_item, train_tokenizer
 from nemo_openmath.demo.corpus import documents, recipe_texts
 from nemo_openmath.demo.teacher import load_config

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_openmath.chat import ChatTokenizer, Message, load_template
-from nemo_openmath.chat.tags import CODE_END, notice_block, output_block
+from nemo_openmath.chat.blocks import notice_block, output_block
+from nemo_openmath.core.tags import CODE_END
 from nemo_openmath.demo import make_benchmark, train_tokenizer
 from nemo_openmath.demo.corpus import documents, recipe_texts
 from nemo_openmath.demo.tokenizer import SPECIAL, TAGS, VOCABULARY

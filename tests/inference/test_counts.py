@@ -16,8 +16,9 @@ from nemo_openmath.core.records import Generation, Problem, read_records
 from nemo_openmath.core.records.store import write_records
 from nemo_openmath.core.stage import StageContext
 from nemo_openmath.grading import GradingPool, majority
+from nemo_openmath.inference.rollout.answer import answer_of
 from nemo_openmath.inference.rollout.counts import by_hardness, chance_of_lead, next_batch, settled
-from nemo_openmath.inference.rollout.stage import Generate, GenerateConfig, _answer
+from nemo_openmath.inference.rollout.stage import Generate, GenerateConfig
 from tests.waiting import until
 
 
@@ -106,7 +107,7 @@ def stored(folder: Path) -> dict[str, dict[int, str | None]]:
     by: dict[str, dict[int, str | None]] = {}
     for g in read_records(folder, Generation):
         assert g.sample not in by.setdefault(g.problem_id, {}), "stored twice"
-        by[g.problem_id][g.sample] = _answer(g)
+        by[g.problem_id][g.sample] = answer_of(g)
     return by
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from nemo_openmath.chat import Author, ChatTokenizer, Kind, Transcript, encode, load_template
-from nemo_openmath.chat.tags import CODE_END, budget_of, notice_block, output_block
+from nemo_openmath.chat.blocks import budget_of, notice_block, output_block
 from nemo_openmath.core.engine import (
     Capabilities,
     Chunk,
@@ -20,12 +20,13 @@ from nemo_openmath.core.engine import (
     Usage,
 )
 from nemo_openmath.core.records import Generation
+from nemo_openmath.core.tags import CODE_END
 from nemo_openmath.demo import StandInTeacher, TeacherConfig, make_problems
 from nemo_openmath.inference.rollout import RolloutSettings, ask, roll_out
+from nemo_openmath.inference.rollout.answer import answer_of
 from nemo_openmath.inference.rollout.loop import _repeats, cut_output, draw_budget
 from nemo_openmath.sandbox import channel
 from nemo_openmath.sandbox.local import LocalSandbox
-from nemo_openmath.synthesis.solutions.grade import answer_of
 from tests.waiting import until
 
 SETTINGS = RolloutSettings(max_tokens=600, code_seconds=300.0)

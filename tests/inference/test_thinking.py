@@ -17,9 +17,9 @@ from nemo_openmath.core.records import Generation
 from nemo_openmath.data.rows.formatting import Formatter
 from nemo_openmath.data.rows.selection import FormatRules
 from nemo_openmath.data.tokens.tokenization import write_tokens
-from nemo_openmath.inference.http.asking import answer_of, prompt_for
+from nemo_openmath.inference.http.asking import prompt_for, text_after_thinking
 from nemo_openmath.inference.rollout import RolloutSettings, ask, roll_out
-from nemo_openmath.synthesis.solutions.grade import answer_of as graded_answer
+from nemo_openmath.inference.rollout.answer import answer_of as graded_answer
 from nemo_openmath.synthesis.solutions.rows import MakeRows, RowsConfig
 
 USER = (Message("user", "6 * 7?"),)
@@ -212,7 +212,7 @@ async def test_a_server_that_says_the_end_in_text_and_ids_ends_it_once(
     assert encode(out.transcript, teachers).ids == ids
     told = Piece(Author.MODEL, ANSWER + end, tuple(teachers.encode(ANSWER + end)))  # somebody else's record
     assert encode(replace(out.transcript, pieces=(told,), ended=False), teachers).ids == ids
-    assert answer_of(ANSWER + end + "\n", teachers, USER) == ANSWER
+    assert text_after_thinking(ANSWER + end + "\n", teachers, USER) == ANSWER
 
 
 def test_what_opens_a_thought_is_read_off_the_very_prompt(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
@@ -247,7 +247,7 @@ async def test_who_asks_reads_the_answer_and_not_the_thinking(tmp_path: Path, to
         ):
             engine = Teacher(teachers, kind, text)
             assert (await ask(engine, teachers, USER, parse, seed=1))[0] == answer
-    assert answer_of(" yes ", tokenizer, USER) == "yes"
+    assert text_after_thinking(" yes ", tokenizer, USER) == "yes"
 
 
 def test_how_each_kind_of_server_is_asked(tmp_path: Path, tokenizer: ChatTokenizer) -> None:

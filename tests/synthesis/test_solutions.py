@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nemo_openmath.chat import Author, Message, Piece, Transcript
-from nemo_openmath.chat.tags import notice_block, output_block
+from nemo_openmath.chat.blocks import notice_block, output_block
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Generation, Group, Problem, Record, SftRow, read_drops, read_records
 from nemo_openmath.core.records.store import write_records

@@ -30,9 +30,9 @@ from nemo_openmath.models import cpu_compat
 cpu_compat.install()
 
 from nemo_openmath.core.build import Builder, Origin  # noqa: E402
+from nemo_openmath.core.listening import free_port  # noqa: E402
 from nemo_openmath.training import loop  # noqa: E402
 from nemo_openmath.training.config import TrainingConfig  # noqa: E402
-from nemo_openmath.training.launch import _free_port  # noqa: E402
 from nemo_openmath.training.loop import train  # noqa: E402
 from nemo_openmath.training.runtime import start_process  # noqa: E402
 from tests.training.packs import BATCH_SAMPLES, RandomPacks  # noqa: E402
@@ -78,7 +78,7 @@ def rank_main(
 def attempt(spec: dict[str, Any], number: int, chance: random.Random | None) -> bool:
     """One start of all ranks, killed unless ``chance`` is None; True when it came to its end."""
     world, config = spec["layouts"][number % len(spec["layouts"])]
-    port, (reader, writer) = _free_port(), os.pipe()
+    port, (reader, writer) = free_port("127.0.0.1"), os.pipe()
     ranks = []
     most = None if chance is None else chance.randint(1, 3)
     for rank in range(world):

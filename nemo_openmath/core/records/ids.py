@@ -16,6 +16,11 @@ def content_id(kind: str, *parts: object) -> str:
     return f"{kind}-{hashlib.blake2b(payload, digest_size=16).hexdigest()}"
 
 
+def derive_seed(seed: int, *parts: object) -> int:
+    """Return an independent seed in [0, 2**31) for each (seed, parts)."""
+    return int(content_id("seed", seed, *parts).rsplit("-", 1)[1][:12], 16) % 2**31
+
+
 def unit_key(unit: str) -> int:
     """64-bit key of a unit of work: what a restarted writer keeps in memory for each finished unit."""
     return int.from_bytes(hashlib.blake2b(unit.encode(), digest_size=8).digest(), "big")

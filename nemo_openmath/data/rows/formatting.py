@@ -26,9 +26,10 @@ from decimal import Decimal
 from typing import Any
 
 from nemo_openmath.chat import RENDERED, Message, Template, Transcript, load_template
-from nemo_openmath.chat.tags import CODE_START, budget_of, judgment_of
+from nemo_openmath.chat.blocks import budget_of, judgment_of
 from nemo_openmath.chat.tokenizer import strip_end
 from nemo_openmath.core.records.types import Problem, SftRow
+from nemo_openmath.core.tags import CODE_START
 from nemo_openmath.grading import extract_answer
 
 MODES = ("cot", "tir", "genselect")

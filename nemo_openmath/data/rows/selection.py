@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from nemo_openmath.chat import Author, Kind, Segment, Transcript
-from nemo_openmath.chat.tags import CODE_END, CODE_START, judgment_of
+from nemo_openmath.chat.blocks import judgment_of
 from nemo_openmath.core.bounds import Length, Share
 from nemo_openmath.core.records.types import SftRow
+from nemo_openmath.core.tags import CODE_END, CODE_START
 from nemo_openmath.grading.extraction import extract_answer
 
 

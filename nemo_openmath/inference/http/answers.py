@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nemo_openmath.chat.tags import THINK_END, THINK_START
 from nemo_openmath.chat.tokenizer import ChatTokenizer
 from nemo_openmath.core.engine import EngineError, Finish, Request, Usage
+from nemo_openmath.core.tags import THINK_END, THINK_START
 
 Body = dict[str, Any]
 

@@ -8,11 +8,11 @@ shown to a model hold them, and they end no turn.
 
 from __future__ import annotations
 
-from nemo_openmath.chat.tags import THINK_END, THINK_START
 from nemo_openmath.chat.tokenizer import ChatTokenizer
 from nemo_openmath.chat.transcript import Message
 from nemo_openmath.core.engine import Engine, InvalidRequest
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.tags import THINK_END, THINK_START
 
 
 def prompt_for(engine: Engine, tokenizer: ChatTokenizer, messages: tuple[Message, ...]) -> tuple[int, ...] | str:
@@ -35,7 +35,7 @@ def prompt_for(engine: Engine, tokenizer: ChatTokenizer, messages: tuple[Message
     return tokenizer.without_first(prompt.text)
 
 
-def answer_of(text: str, tokenizer: ChatTokenizer, messages: tuple[Message, ...]) -> str:
+def text_after_thinking(text: str, tokenizer: ChatTokenizer, messages: tuple[Message, ...]) -> str:
     """What follows the thinking, without white space around it and without the end-of-text token that some servers
     write; nothing where the thinking did not end."""
     _, ended, answer = text.rpartition(THINK_END)

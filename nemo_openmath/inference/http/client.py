@@ -37,7 +37,7 @@ from nemo_openmath.core.engine import (
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.waiting import Waiting
 from nemo_openmath.inference.http.answers import Piece, alias_of, error_of, is_error, same_model
-from nemo_openmath.inference.http.dialects import DIALECTS, OWNERS, Dialect, chat_dialect, to_completion
+from nemo_openmath.inference.http.dialects import DIALECTS, OWNERS, Dialect, ServerKind, chat_dialect, to_completion
 from nemo_openmath.inference.http.same_tokens import count_difference, difference, probe_text
 from nemo_openmath.inference.http.sse import events as sse_events
 from nemo_openmath.inference.serving.servers import Server, ServerPool
@@ -96,7 +96,7 @@ class HTTPEngine:
         *,
         tokenizer: ChatTokenizer | None = None,
         api: str = "completions",
-        kind: str = "auto",
+        kind: ServerKind = "auto",
         retry: RetryPolicy | None = None,
         api_key_env: str | None = None,
         connections: int = 1024,
@@ -219,7 +219,7 @@ class HTTPEngine:
         except (_Failure, EngineError):
             return {}
 
-    def _speak(self, kind: str, max_context: int | None) -> Capabilities:
+    def _speak(self, kind: ServerKind, max_context: int | None) -> Capabilities:
         self._dialect = DIALECTS[kind] if self._api == "completions" else chat_dialect(kind)
         if kind == "trtllm" and self._api == "completions" and self.tokenizer is None:
             raise UserError("trtllm returns token ids only", remedy="give the model's tokenizer")

@@ -27,11 +27,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from nemo_openmath.chat.tokenizer import ChatTokenizer
 from nemo_openmath.core.engine import Capabilities, Completion, Finish, InvalidRequest, Request
 from nemo_openmath.inference.http.answers import Piece, finish_of, read_choice, usage_of
+
+ServerKind = Literal["auto", "vllm", "sglang", "trtllm", "openmath", "openai"]
+"""The servers that can be asked. ``auto``: ask the server what it is."""
 
 Body = dict[str, Any]
 
@@ -62,7 +65,7 @@ class Dialect:
     """One server's protocol. ``body(request, model, stream, ends)``: what to send; ``ends``: ids of the tokens that end
     a text, as far as they are known. ``read(answer, so_far)``: the piece that an answer or a stream's event adds."""
 
-    name: str
+    name: ServerKind
     path: str
     capabilities: Capabilities
     takes: Takes
@@ -190,14 +193,14 @@ _IDS = Capabilities(
     token_ids=True, text_prompts=True, seeds=True, logprobs=True, keep_stop=True, cached_tokens=True, max_context=None
 )
 _TEXT = replace(_IDS, token_ids=False, keep_stop=False)
-_TAKES = {
+_TAKES: dict[ServerKind, Takes] = {
     "vllm": Takes(no_top_k=-1, stop_ids=True, special=True),
     "openmath": Takes(no_top_k=0, special=True),  # always stops at the model's end-of-turn tokens
     "sglang": Takes(no_top_k=-1, stop_ids=True, special=True),
     "trtllm": Takes(no_top_k=0, stop_ids=True),
     "openai": Takes(),
 }
-DIALECTS = {
+DIALECTS: dict[ServerKind, Dialect] = {
     "vllm": Dialect("vllm", "/v1/completions", _IDS, _TAKES["vllm"], _vllm, _read_openai),
     "openmath": Dialect("openmath", "/v1/completions", _IDS, _TAKES["openmath"], _openmath, _read_openai),
     "sglang": Dialect("sglang", "/generate", _IDS, _TAKES["sglang"], _sglang, _read_sglang),
@@ -206,10 +209,15 @@ DIALECTS = {
     ),
     "openai": Dialect("openai", "/v1/completions", _TEXT, _TAKES["openai"], _openai, _read_openai),
 }
-OWNERS = {"vllm": "vllm", "sglang": "sglang", "tensorrt_llm": "trtllm", "nemo-openmath": "openmath"}
+OWNERS: dict[str, ServerKind] = {
+    "vllm": "vllm",
+    "sglang": "sglang",
+    "tensorrt_llm": "trtllm",
+    "nemo-openmath": "openmath",
+}
 
 
-def chat_dialect(kind: str) -> Dialect:
+def chat_dialect(kind: ServerKind) -> Dialect:
     return Dialect(kind, "/v1/chat/completions", replace(_TEXT, renders=True), _TAKES[kind], _chat, _read_openai)
 
 

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from nemo_openmath.chat import ChatTokenizer, Message
 from nemo_openmath.core.engine import Engine, Request, Sampling
-from nemo_openmath.inference.http.asking import answer_of, prompt_for
-from nemo_openmath.inference.rollout.loop import derive_seed
+from nemo_openmath.core.records.ids import derive_seed
+from nemo_openmath.inference.http.asking import prompt_for, text_after_thinking
 
 T = TypeVar("T")
 
@@ -37,6 +37,6 @@ async def ask(
             seed=derive_seed(seed, attempt),
         )
         text = (await engine.complete(Request(prompt, sampling))).text
-        if (value := parse(answer_of(text, tokenizer, messages))) is not None:
+        if (value := parse(text_after_thinking(text, tokenizer, messages))) is not None:
             return value, text
     return None, text

@@ -17,7 +17,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Annotated, Literal
 
 from nemo_openmath.chat import Author, ChatTokenizer, Message, Piece, Transcript
-from nemo_openmath.chat.tags import CODE_END, CODE_START, THINK_END, THINK_START, notice_block, output_block
+from nemo_openmath.chat.blocks import notice_block, output_block
 from nemo_openmath.core.bounds import (
     Length,
     NonNegativeFloat,
@@ -36,11 +36,10 @@ from nemo_openmath.core.engine import (
     Sampling,
 )
 from nemo_openmath.core.errors import Refused, UserError
-from nemo_openmath.core.records import content_id
+from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.sandbox import Limits, Sandbox, Session
+from nemo_openmath.core.tags import CODE_END, CODE_START, THINK_END, THINK_START
 from nemo_openmath.inference.http.asking import prompt_for
-
-_SEED_RANGE = 2**31
 
 
 @dataclass(frozen=True)
@@ -275,11 +274,6 @@ async def _runner_turn(
 def cut_output(output: str, chars: int) -> str:
     """At most ``chars`` characters of a program's output, with a visible note where it was cut."""
     return output if len(output) <= chars else output[:chars] + "... (output cut)\n"
-
-
-def derive_seed(seed: int, *parts: object) -> int:
-    """An independent seed in [0, 2**31) for each (seed, parts)."""
-    return int(content_id("seed", seed, *parts).rsplit("-", 1)[1][:12], 16) % _SEED_RANGE
 
 
 def draw_budget(settings: RolloutSettings, seed: int) -> int:

@@ -13,17 +13,17 @@ from typing import Any, Literal
 import orjson
 
 from nemo_openmath.chat import Message, Transcript, load_template
-from nemo_openmath.chat.tags import CODE_END, CODE_START
 from nemo_openmath.core.bounds import NonNegativeInt, PositiveInt, PositiveShare
 from nemo_openmath.core.errors import Refused
 from nemo_openmath.core.records import Generation, Problem, RecordWriter
-from nemo_openmath.core.records.ids import in_shard
+from nemo_openmath.core.records.ids import derive_seed, in_shard
 from nemo_openmath.core.records.store import read_file, shard_file
 from nemo_openmath.core.records.types import UNTRIED
 from nemo_openmath.core.stage import RUNTIME, Failures, Refusals, Result, StageContext, UnitStage, register, run_bounded
-from nemo_openmath.grading import extract_answer
+from nemo_openmath.core.tags import CODE_END, CODE_START
+from nemo_openmath.inference.rollout.answer import answer_of
 from nemo_openmath.inference.rollout.counts import by_hardness, next_batch
-from nemo_openmath.inference.rollout.loop import Outcome, RolloutSettings, derive_seed, draw_budget, roll_out
+from nemo_openmath.inference.rollout.loop import Outcome, RolloutSettings, draw_budget, roll_out
 
 Sample = tuple[Problem, int]
 
@@ -156,7 +156,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
             context.progress.begin(None, writer.recovered)
             refusals = Refusals(context, writer)
             stored = {
-                g.id: _answer(g)
+                g.id: answer_of(g)
                 for g in read_file(shard_file(context.output, context.shard, context.shards), Generation)
             }
 
@@ -168,7 +168,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
                     result = await self.do_unit(key, (problem, number), context, writer, failures, refusals)
                 if result is None:
                     raise _Failed
-                return next((_answer(r) for r in result.records if isinstance(r, Generation)), None)
+                return next((answer_of(r) for r in result.records if isinstance(r, Generation)), None)
 
             async def solve(_: str, problem: Problem) -> None:
                 given: list[str | None] = []
@@ -318,13 +318,6 @@ def note_untried(context: StageContext) -> None:
 
 class _Failed(Exception):
     """A sample that has been noted among the failures."""
-
-
-def _answer(generation: Generation) -> str | None:
-    """The boxed answer of a finished solution."""
-    if not generation.finished:
-        return None
-    return extract_answer(Transcript.from_json(generation.transcript).said).answer
 
 
 _SHAPE = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "budgets", "code_seconds", "output_chars")

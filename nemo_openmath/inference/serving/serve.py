@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal, Self
+from typing import BinaryIO, Self
 
 import aiohttp
 
@@ -31,9 +31,8 @@ from nemo_openmath.core.listening import check_address, free_port
 from nemo_openmath.core.processes import child_environment, die_with_parent
 from nemo_openmath.core.waiting import Waiting
 from nemo_openmath.inference.free_memory import free_memory, show
-from nemo_openmath.inference.serving.serving_options import DEVICE, DTYPE, NO_CHAT, add_embedded_options
+from nemo_openmath.inference.serving.serving_options import DEVICE, DTYPE, NO_CHAT, ServedEngine, add_embedded_options
 
-ServerKind = Literal["vllm", "sglang", "trtllm", "embedded"]
 TERMINATE_S = 10.0
 _ERROR = re.compile(r"\b(\w*(Error|Exception)|error): ")
 # what vLLM and SGLang say of a model that is neither a folder nor to be had from the Hub
@@ -61,7 +60,7 @@ class ServerConfig:
     /health may go unanswered; ``restarts``: in a row without ten healthy minutes in between."""
 
     model: str
-    engine: ServerKind = "embedded"
+    engine: ServedEngine = "embedded"
     host: str = "127.0.0.1"
     port: int = 0  # 0: a free one
     name: str | None = None  # served under; default: the directory's name

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from nemo_openmath.core.errors import UserError
+
+ServedEngine = Literal["embedded", "vllm", "sglang", "trtllm"]
+"""What ``openmath serve`` can start."""
 
 DTYPE, DEVICE = "float32", "cpu"
 NO_CHAT = "--no-chat"

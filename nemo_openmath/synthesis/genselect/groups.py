@@ -11,8 +11,8 @@ from typing import Annotated
 from nemo_openmath.chat import Transcript
 from nemo_openmath.core.bounds import Length, PositiveInt
 from nemo_openmath.core.records import Drop, Generation, Group, Problem
+from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.stage import Result, StageContext, UnitStage, register
-from nemo_openmath.inference.rollout import derive_seed
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from nemo_openmath.chat import Message, Transcript, load_template
-from nemo_openmath.chat.tags import judgment_of
+from nemo_openmath.chat.blocks import judgment_of
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.errors import Refused
 from nemo_openmath.core.records import Drop, Generation, Group
+from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.records.types import NOT_TRIED, UNTRIED
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage, register
-from nemo_openmath.inference.rollout import Outcome, RolloutSettings, derive_seed, roll_out
+from nemo_openmath.inference.rollout import Outcome, RolloutSettings, roll_out
 from nemo_openmath.inference.rollout.stage import note_untried
 
 

@@ -20,7 +20,7 @@ from nemo_openmath.core.engine import Engine, Finish, Request, Sampling
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.grading import Grade, Verdict
 from nemo_openmath.grading.judgement import parse_judgement
-from nemo_openmath.inference.http.asking import answer_of, prompt_for
+from nemo_openmath.inference.http.asking import prompt_for, text_after_thinking
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Judge:
             async with self._slots:
                 completion = await self.engine.complete(Request(prompt, sampling))
             text = completion.text
-            answer = answer_of(text, self.tokenizer, messages) if completion.finish is Finish.STOP else ""
+            answer = text_after_thinking(text, self.tokenizer, messages) if completion.finish is Finish.STOP else ""
             if (vote := parse_judgement(answer)) is not None:
                 return vote, attempt + 1, text
         return None, self.settings.attempts, text

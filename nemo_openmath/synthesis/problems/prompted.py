@@ -10,8 +10,9 @@ from typing import ClassVar, Generic, TypeVar
 from nemo_openmath.chat import load_template
 from nemo_openmath.core.bounds import NonNegativeFloat, PositiveInt
 from nemo_openmath.core.records import Problem, Thread
+from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.stage import RUNTIME, StageContext, UnitStage
-from nemo_openmath.inference.rollout import ask, derive_seed
+from nemo_openmath.inference.rollout import ask
 
 C = TypeVar("C", bound="PromptedConfig")
 U = TypeVar("U")

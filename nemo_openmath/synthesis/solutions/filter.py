@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nemo_openmath.chat import Kind, Transcript
-from nemo_openmath.chat.tags import CODE_START
 from nemo_openmath.core.bounds import NonNegativeInt, Share
 from nemo_openmath.core.records import Drop, Generation
 from nemo_openmath.core.records.ids import unit_key
 from nemo_openmath.core.stage import Result, StageContext, UnitStage, register
+from nemo_openmath.core.tags import CODE_START
 from nemo_openmath.grading import extract_answer
 from nemo_openmath.synthesis.solutions.shown import shown
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from nemo_openmath.chat import Transcript
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.records import Generation, Problem
 from nemo_openmath.core.records.types import NOT_TRIED
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage, register
-from nemo_openmath.grading import extract_answer
+from nemo_openmath.inference.rollout.answer import answer_of
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,3 @@ class GradeSolutions(UnitStage[GradeConfig, Generation]):
             expected_answer=expected, predicted_answer=predicted, verdict=verdict, verdict_reason=reason
         )
         return Result([graded])
-
-
-def answer_of(generation: Generation, *, fallback: bool = False) -> str | None:
-    """The boxed answer of a solution. An unfinished one has none: its box was not its last word."""
-    if not generation.finished:
-        return None
-    return extract_answer(Transcript.from_json(generation.transcript).said, fallback=fallback).answer

@@ -10,7 +10,7 @@ from typing import Annotated
 from nemo_openmath.core.bounds import Length, PositiveInt, Share
 from nemo_openmath.core.records import Drop, Generation, Problem
 from nemo_openmath.core.stage import Result, StageContext, UnitStage, register
-from nemo_openmath.synthesis.solutions.grade import answer_of
+from nemo_openmath.inference.rollout.answer import answer_of
 
 
 @dataclass(frozen=True)

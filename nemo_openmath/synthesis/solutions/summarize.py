@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nemo_openmath.chat import OPENING, Author, Piece, Transcript, load_template
-from nemo_openmath.chat.tags import THINK_END
 from nemo_openmath.core.bounds import NonNegativeFloat, PositiveInt
 from nemo_openmath.core.engine import Finish, Request, Sampling
 from nemo_openmath.core.records import Drop, Generation, Problem
+from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage, register
+from nemo_openmath.core.tags import THINK_END
 from nemo_openmath.grading import Verdict, extract_answer
-from nemo_openmath.inference.http.asking import answer_of, prompt_for
-from nemo_openmath.inference.rollout.loop import derive_seed
+from nemo_openmath.inference.http.asking import prompt_for, text_after_thinking
 from nemo_openmath.synthesis.solutions.shown import shown
 
 
@@ -77,7 +77,7 @@ class Summarize(UnitStage[SummarizeConfig, Generation]):
         ]
         completions = await asyncio.gather(*map(self._engine.complete, requests))
         # one that was cut off at its limit would teach to end in the middle of a sentence
-        texts = [answer_of(c.text, self._tokenizer, messages) for c in completions if c.finish is Finish.STOP]
+        texts = [text_after_thinking(c.text, self._tokenizer, messages) for c in completions if c.finish is Finish.STOP]
         if not texts:
             return Result(drops=[Drop("no summary was finished", completions[0].text[-200:])])
         valid = []

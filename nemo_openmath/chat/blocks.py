@@ -1,16 +1,12 @@
-"""Protocol constants of the released OpenMath-Nemotron models and of nvidia/OpenMathReasoning.
+"""The blocks between the model's own words: program output, notices of the code budget, and judgments.
 
-The models were trained on these strings and the data contains them; changing one makes both unusable.
+The wording is that of the released OpenMath-Nemotron models and of nvidia/OpenMathReasoning. The models were trained
+on these texts and the data contains them: changing one makes both unusable.
 """
 
 from __future__ import annotations
 
 import re
-
-THINK_START = "<think>"
-THINK_END = "</think>"
-CODE_START = "<tool_call>"
-CODE_END = "</tool_call>"
 
 _REMAINING = (
     "Remaining code executions: {n}. You will not be able to call code when you run out of executions, so use it "
