@@ -15,7 +15,7 @@ import orjson
 
 from nemo_openmath.cli.common import at_least, overrides, shard_of, verb
 from nemo_openmath.cli.streams import run_async
-from nemo_openmath.inference.serving.serving_options import ServedEngine, add_embedded_options, server_arguments
+from nemo_openmath.inference.serving.options import ServedEngine, add_embedded_options, server_arguments
 
 _ANSWERS = "JSON Lines, JSON, CSV or Parquet with expected_answer and predicted_answer, generation, output, ..."
 
@@ -176,7 +176,8 @@ _LOOK = "look whether the solutions end with \\boxed{...}, were cut by max_token
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from nemo_openmath.inference.serving.serve import ServerConfig, serve
+    from nemo_openmath.inference.serving.launch import ServerConfig
+    from nemo_openmath.inference.serving.supervise import serve
 
     config = ServerConfig(
         model=options.model,

@@ -174,7 +174,9 @@ def load_config(config: str | Path | None) -> TeacherConfig:
 
 async def serve(teacher: StandInTeacher, port: int) -> None:
     """Serve until cancelled; one JSON line on stdout tells the URL when ready."""
-    from nemo_openmath.inference.serving.server import OpenAIServer  # in process, the stand-in needs no web server
+    from nemo_openmath.inference.serving.openai_server import (
+        OpenAIServer,  # in process, the stand-in needs no web server
+    )
 
     async with OpenAIServer(teacher, port=port) as server:
         ready = {"url": server.url, "model": teacher.model, "what": "a program that stands in for a language model"}

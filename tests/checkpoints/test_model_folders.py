@@ -25,7 +25,7 @@ from nemo_openmath.checkpoints.quantize import quantize
 from nemo_openmath.checkpoints.safetensors_files import INDEX, SINGLE
 from nemo_openmath.checkpoints.trtllm import hf_to_trtllm
 from nemo_openmath.core.errors import DamagedFile, OpenMathError, UserError
-from nemo_openmath.inference.embedded.decoder import Segment, TorchDecoder
+from nemo_openmath.inference.embedded.decoder import PrefillChunk, TorchDecoder
 from nemo_openmath.inference.embedded.weights import load_weights
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ModelConfig
@@ -58,7 +58,11 @@ def theirs(folder: Path) -> Tensor:
 def engines(folder: Path) -> Tensor:
     """The embedded engine's logits of the same."""
     with torch.inference_mode():
-        return TorchDecoder(load_weights(folder, max_context=64), 1).prefill([Segment(0, 0, np.array(IDS))])[0].clone()
+        return (
+            TorchDecoder(load_weights(folder, max_context=64), 1)
+            .prefill([PrefillChunk(0, 0, np.array(IDS))])[0]
+            .clone()
+        )
 
 
 def trainings(folder: Path) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 
 from nemo_openmath.cli.main import build_parser, run
 from nemo_openmath.core.errors import ExitCode, UserError
-from nemo_openmath.inference.serving.servers import ServerPool
+from nemo_openmath.inference.http.server_pool import ServerPool
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 CLUSTER = Path(__file__).parents[2] / "launcher_scripts" / "slurm-pyxis.yaml"

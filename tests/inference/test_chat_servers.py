@@ -30,7 +30,7 @@ from nemo_openmath.inference.http.answers import alias_of
 from nemo_openmath.inference.http.client import HTTPEngine, RetryPolicy
 from nemo_openmath.inference.http.dialects import DIALECTS, chat_dialect
 from nemo_openmath.inference.open import EngineConfig, open_engine
-from nemo_openmath.inference.serving.serve import ServerConfig, server_command
+from nemo_openmath.inference.serving.launch import ServerConfig, server_command
 
 BASE = Path(__file__).parents[2] / "examples" / "base"  # its texts end in 658 or 660
 USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}

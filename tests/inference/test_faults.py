@@ -15,8 +15,8 @@ from nemo_openmath.core.engine import EngineError, Finish, Request, Sampling
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Generation, Problem, RecordWriter, read_records
 from nemo_openmath.inference.http.client import HTTPEngine, RetryPolicy, _retry_after
-from nemo_openmath.inference.http.dialects import DIALECTS, Piece, to_completion
-from nemo_openmath.inference.serving.servers import FIRST_PAUSE_S, TRIPS_AFTER, Server, ServerPool
+from nemo_openmath.inference.http.dialects import DIALECTS, AnswerPart, to_completion
+from nemo_openmath.inference.http.server_pool import FIRST_PAUSE_S, TRIPS_AFTER, Endpoint, ServerPool
 from nemo_openmath.recipe.generate import generate
 from nemo_openmath.recipe.runner import Selection
 from tests.inference.faulty import FAULTS, FaultyServer
@@ -112,7 +112,7 @@ def test_conversations_stay_and_load_is_spread():
 
 def test_failures_at_the_same_moment_are_one_event():
     """A thousand requests lose a server at once: it is tried again after the first pause, not after the longest."""
-    server = Server("http://h")
+    server = Endpoint("http://h")
     for _ in range(1000):
         server.failed()
     assert server.pause_s == FIRST_PAUSE_S
@@ -267,10 +267,10 @@ def test_dialects_agree_on_the_same_answer():
         "sglang": {"text": "ab", "output_ids": ids, "meta_info": meta | {"finish_reason": reason}},
     }
     for kind, answer in answers.items():
-        got = to_completion(DIALECTS[kind].read(answer, Piece()), request, Digits())
+        got = to_completion(DIALECTS[kind].read(answer, AnswerPart()), request, Digits())
         assert (got.text, got.stop, got.finish, list(got.token_ids)) == ("ab</c>", "</c>", Finish.STOP, ids), kind
         assert (got.usage.prompt_tokens, got.usage.cached_tokens) == (2, 1)
     assert "logprobs" not in DIALECTS["trtllm"].body(Request((1,), Sampling(logprobs=True)), "m", False)
-    so_far = Piece(text="a", ids=(97,))
+    so_far = AnswerPart(text="a", ids=(97,))
     cumulative = {"text": "ab", "output_ids": [97, 98], "meta_info": meta | {"completion_tokens": 2}}
     assert DIALECTS["sglang"].read(cumulative, so_far).ids == (98,)

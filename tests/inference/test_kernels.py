@@ -11,7 +11,7 @@ import torch
 from nemo_openmath.inference.embedded import compiled as compiled_module
 from nemo_openmath.inference.embedded import kernels as kernels_module
 from nemo_openmath.inference.embedded.compiled import CompiledDecoder, compile_decoder
-from nemo_openmath.inference.embedded.decoder import Decoder, Segment, TorchDecoder
+from nemo_openmath.inference.embedded.decoder import Decoder, PrefillChunk, TorchDecoder
 from nemo_openmath.inference.embedded.weights import load_weights
 from tests.inference import tiny
 
@@ -42,7 +42,7 @@ def compiled(path, threads: int = 1, wide: bool = False, slots: int = 8) -> Comp
 def logits_of(decoder: Decoder) -> torch.Tensor:
     """Of prompts of unequal lengths, and of three more tokens each."""
     rows = np.arange(len(LENGTHS))
-    made = [decoder.prefill([Segment(r, 0, np.arange(r, r + n) % 500) for r, n in enumerate(LENGTHS)]).clone()]
+    made = [decoder.prefill([PrefillChunk(r, 0, np.arange(r, r + n) % 500) for r, n in enumerate(LENGTHS)]).clone()]
     for i in range(3):
         made.append(decoder.decode(rows, rows + 3 + i, np.array(LENGTHS) + i).clone())
     return torch.cat(made)
@@ -69,10 +69,10 @@ def test_a_token_has_the_same_bits_however_it_is_computed(tmp_path, kind, change
     with torch.inference_mode():
         for way in WAYS:
             d = compiled(path, *way)
-            seen.append(d.prefill([Segment(0, 0, ids)]).clone())
-            d.prefill([Segment(1, 0, ids[:100]), Segment(2, 0, ids[:7]), Segment(4, 0, ids[3:50])])
-            seen.append(d.prefill([Segment(1, 100, ids[100:]), Segment(2, 7, ids[7:])]).clone())
-            d.prefill([Segment(3, 0, ids[:109])])
+            seen.append(d.prefill([PrefillChunk(0, 0, ids)]).clone())
+            d.prefill([PrefillChunk(1, 0, ids[:100]), PrefillChunk(2, 0, ids[:7]), PrefillChunk(4, 0, ids[3:50])])
+            seen.append(d.prefill([PrefillChunk(1, 100, ids[100:]), PrefillChunk(2, 7, ids[7:])]).clone())
+            d.prefill([PrefillChunk(3, 0, ids[:109])])
             d.move_row(3, 5, 109)
             d.copy_row(5, 6, 109)
             d.load_row(7, *d.save_row(6, 109), 109)
@@ -90,7 +90,7 @@ def test_a_token_has_the_same_bits_however_it_is_computed(tmp_path, kind, change
 def test_threads_without_a_head_of_their_own(tmp_path, threads):
     """Three KV heads, and more rows wanted than threads: parts of unequal size, some of them empty."""
     path = tiny.save_model(tmp_path / "m", num_attention_heads=6, num_key_value_heads=3, hidden_size=96)
-    segments = [Segment(r, 0, np.arange(5, 7 + r)) for r in range(5)]
+    segments = [PrefillChunk(r, 0, np.arange(5, 7 + r)) for r in range(5)]
     with torch.inference_mode():
         alone, wide = compiled(path).prefill(segments), compiled(path, threads, True).prefill(segments)
     assert torch.equal(alone, wide)

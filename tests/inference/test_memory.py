@@ -14,7 +14,7 @@ from nemo_openmath.inference.embedded import EmbeddedEngine
 from nemo_openmath.inference.embedded import engine as engine_module
 from nemo_openmath.inference.embedded.cache import Cache, block_tokens
 from nemo_openmath.inference.embedded.memory import Need, plan_memory
-from nemo_openmath.inference.embedded.scheduler import Job
+from nemo_openmath.inference.embedded.scheduler import EngineRequest
 from nemo_openmath.inference.free_memory import Free, free_memory
 
 GIB = 1 << 30
@@ -154,7 +154,7 @@ async def test_requests_that_share_too_little_memory_come_to_the_same(model_dir,
 async def test_a_paused_request_that_ends_gives_what_it_has(model_dir):
     engine = EmbeddedEngine.load(model_dir, slots=2, threads=1)
     answers = []
-    job = Job(np.array([5, 6], np.int32), Sampling(logprobs=True), answers.append)
+    job = EngineRequest(np.array([5, 6], np.int32), Sampling(logprobs=True), answers.append)
     job.paused, job.logprobs = np.array([5, 6, 40, 41], np.int32), np.array([-1.0, -2.0], np.float32)
     engine._scheduler._answer_waiting(job, Finish.TIME)
     (answer,) = answers

@@ -8,10 +8,10 @@ import pytest
 from aiohttp import web
 
 from nemo_openmath.core.engine import ContextOverflow, EngineError, Finish, Request, Sampling
-from nemo_openmath.inference.http.answers import Piece
+from nemo_openmath.inference.http.answers import AnswerPart
 from nemo_openmath.inference.http.client import HTTPEngine, RetryPolicy
+from nemo_openmath.inference.http.server_pool import ServerPool
 from nemo_openmath.inference.http.sse import events
-from nemo_openmath.inference.serving.servers import ServerPool
 from tests.waiting import until
 
 CHOICE = {"index": 0, "text": "ab", "token_ids": [5, 6], "finish_reason": "stop"}
@@ -186,7 +186,7 @@ async def test_work_done_does_not_use_up_patience():
 
 async def test_a_time_limit_holds_from_submission_and_keeps_what_was_finished(monkeypatch):
     loop, late = asyncio.get_running_loop(), 0.0
-    time, add = loop.time, Piece.add
+    time, add = loop.time, AnswerPart.add
 
     def heard(self, other):
         nonlocal late
@@ -209,7 +209,7 @@ async def test_a_time_limit_holds_from_submission_and_keeps_what_was_finished(mo
         *_, last = [c async for c in unknown.stream(Request((1,), time_limit=0.1))]
         assert last.completion.finish is Finish.TIME
         monkeypatch.setattr(loop, "time", lambda: time() + late)
-        monkeypatch.setattr(Piece, "add", heard)
+        monkeypatch.setattr(AnswerPart, "add", heard)
         answer = await known.complete(Request((1,), Sampling(stop=("b",)), time_limit=900.0))
         assert (answer.finish, answer.stop, answer.token_ids) == (Finish.STOP, "b", (5, 6))
         for client in (unknown, known):

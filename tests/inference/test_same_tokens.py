@@ -17,7 +17,7 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Generation, read_records
 from nemo_openmath.inference.http.client import HTTPEngine
 from nemo_openmath.inference.open import EngineConfig, open_engine
-from nemo_openmath.inference.serving.server import OpenAIServer
+from nemo_openmath.inference.serving.openai_server import OpenAIServer
 from nemo_openmath.recipe.generate import generate
 from nemo_openmath.recipe.services import RecipeServices
 

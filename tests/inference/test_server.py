@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 
 import aiohttp
 import pytest
@@ -12,7 +14,9 @@ from nemo_openmath.inference.embedded import EmbeddedEngine
 from nemo_openmath.inference.http.client import HTTPEngine, RetryPolicy
 from nemo_openmath.inference.open import EngineConfig, open_engine
 from nemo_openmath.inference.replay import Recorder, ReplayEngine
-from nemo_openmath.inference.serving.server import OpenAIServer
+from nemo_openmath.inference.serving.launch import ServerConfig
+from nemo_openmath.inference.serving.openai_server import OpenAIServer
+from nemo_openmath.inference.serving.supervise import ServerProcess
 from tests.inference.faulty import FaultyServer
 from tests.waiting import until
 
@@ -238,19 +242,17 @@ async def test_a_recording_is_served_again_and_says_so(served, tmp_path):
 
 
 @pytest.mark.slow
-async def test_a_started_server_is_restarted_when_it_dies(model_dir, tmp_path):
-    import os
-    import signal
-
-    from nemo_openmath.inference.serving.serve import ServerConfig, start_server
-
+async def test_a_started_server_is_restarted_when_it_dies(model_dir, tmp_path, caplog):
     address = tmp_path / "address"
     config = ServerConfig(
         str(model_dir), name="m", arguments=("--slots", "2", "--threads", "1"), log=tmp_path / "log",
         address_file=address, check_s=0.2, start_s=120,
     )  # fmt: skip
-    said: list[str] = []
-    async with start_server(config, said.append) as server:
+
+    def lines() -> list[str]:
+        return [r.getMessage() for r in caplog.records if r.name == ServerProcess.__module__]
+
+    async with ServerProcess(config) as server:
         client = HTTPEngine(address, "m")
         before = await client.complete(Request(PROMPT, Sampling(max_tokens=5)))
         os.kill(server.pid, signal.SIGKILL)
@@ -258,6 +260,7 @@ async def test_a_started_server_is_restarted_when_it_dies(model_dir, tmp_path):
         assert after.token_ids == before.token_ids
         assert server.starts == 2
         await client.close()
-        await until(lambda: len(said) == 2)
-    assert "was killed by SIGKILL (out of memory?" in said[0]
-    assert said[1].startswith(f"serving m again at {server.url}")
+        await until(lambda: len(lines()) == 2)
+    died, again = lines()
+    assert "was killed by SIGKILL (out of memory?" in died
+    assert again.startswith(f"serving m again at {server.url}")

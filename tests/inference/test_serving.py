@@ -14,8 +14,9 @@ import pytest
 from nemo_openmath.cli.main import build_parser, run
 from nemo_openmath.core.engine import EngineError
 from nemo_openmath.core.errors import ExitCode, UserError
-from nemo_openmath.inference.serving.serve import ServerConfig, start_server
-from nemo_openmath.inference.serving.serving_options import server_arguments
+from nemo_openmath.inference.serving.launch import ServerConfig
+from nemo_openmath.inference.serving.options import server_arguments
+from nemo_openmath.inference.serving.supervise import ServerProcess
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 
@@ -140,7 +141,7 @@ async def test_the_last_words_of_a_server_that_dies_reach_the_user(
 ) -> None:
     server_program(tmp_path, body, monkeypatch)
     with pytest.raises(error) as caught:
-        await start_server(ServerConfig("m", engine="trtllm", check_s=0.01)).start()
+        await ServerProcess(ServerConfig("m", engine="trtllm", check_s=0.01)).start()
     assert type(caught.value) is error
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)

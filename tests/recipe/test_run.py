@@ -21,7 +21,7 @@ from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.errors import ExitCode, Incomplete, UserError
 from nemo_openmath.core.records import Problem, read_drops, read_manifest, read_records
 from nemo_openmath.demo import StandInTeacher
-from nemo_openmath.inference.serving.server import OpenAIServer
+from nemo_openmath.inference.serving.openai_server import OpenAIServer
 from nemo_openmath.recipe import load_recipe
 from nemo_openmath.recipe.runner import Run, Selection, State
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nemo_openmath.inference.embedded.cache import Cache, block_tokens
-from nemo_openmath.inference.embedded.decoder import Segment
+from nemo_openmath.inference.embedded.decoder import PrefillChunk
 from nemo_openmath.inference.embedded.kernels import CBatch, CLayer, CModel, Kernels, load_kernels
 from nemo_openmath.inference.embedded.sampling import RowSampling
 from nemo_openmath.inference.embedded.weights import Layer, Weights
@@ -115,7 +115,7 @@ class CompiledDecoder:
         self._cache.wrote(slots, positions + 1)
         return self._forward(tokens.astype(np.int64), slots, positions, np.arange(len(rows)), apart=True)
 
-    def prefill(self, segments: Sequence[Segment]) -> Tensor:
+    def prefill(self, segments: Sequence[PrefillChunk]) -> Tensor:
         tokens = np.concatenate([s.ids for s in segments]).astype(np.int64)
         lengths = np.array([len(s.ids) for s in segments])
         ends = np.cumsum(lengths)

@@ -30,7 +30,7 @@ BLOCK = 64  # attention lengths are rounded up to this: few distinct shapes, ali
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class PrefillChunk:
     """Tokens ``ids`` of slot ``row``, to be computed at positions start, start + 1, .."""
 
     row: int
@@ -49,7 +49,7 @@ class Decoder(Protocol):
     vocab: int
     max_context: int
 
-    def prefill(self, segments: Sequence[Segment]) -> Tensor:
+    def prefill(self, segments: Sequence[PrefillChunk]) -> Tensor:
         """Compute the tokens of all segments at once, without padding; return the logits [segments, vocab] of each
         segment's last token. The cache of a segment's row must hold positions 0..start-1."""
         ...
@@ -250,7 +250,7 @@ class TorchDecoder:
 
     # -- many tokens of some rows ----------------------------------------------------------------------------------
 
-    def prefill(self, segments: Sequence[Segment]) -> Tensor:
+    def prefill(self, segments: Sequence[PrefillChunk]) -> Tensor:
         w = self.weights
         kv, group, d = w.kv_heads, w.group, w.head_dim
         ids = np.concatenate([s.ids for s in segments])
@@ -295,7 +295,7 @@ class TorchDecoder:
         last += [0] * (self.round_rows(len(last)) - len(last))
         return F.linear(F.rms_norm(x[last], hidden, w.norm, eps), w.head)[: len(segments)]
 
-    def _causal(self, s: Segment) -> Tensor | None:
+    def _causal(self, s: PrefillChunk) -> Tensor | None:
         """True where a token of the segment may look; None where plain causal attention is meant."""
         n = len(s.ids)
         if s.start == 0 or n == 1:

@@ -25,7 +25,7 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.embedded.compiled import compile_decoder
 from nemo_openmath.inference.embedded.decoder import Decoder, TorchDecoder
 from nemo_openmath.inference.embedded.memory import SLOTS, MemoryPlan, Need, address_space, plan_memory
-from nemo_openmath.inference.embedded.scheduler import Job, Scheduler, Statistics
+from nemo_openmath.inference.embedded.scheduler import EngineRequest, Scheduler, Statistics
 from nemo_openmath.inference.embedded.text import Detokenizer, StopTable, TextStream
 from nemo_openmath.inference.embedded.weights import load_weights
 from nemo_openmath.inference.free_memory import Free, free_memory, show
@@ -182,7 +182,7 @@ class EmbeddedEngine:
             self._closed = True
             await asyncio.to_thread(self._scheduler.close)
 
-    def _job(self, request: Request, done: Any) -> Job:
+    def _job(self, request: Request, done: Any) -> EngineRequest:
         prompt = request.prompt
         ids = self.tokenizer.encode_whole(prompt) if isinstance(prompt, str) else prompt
         vocab = self._scheduler.vocab
@@ -201,9 +201,9 @@ class EmbeddedEngine:
             raise foreign
         _check(request)
         deadline = float("inf") if request.time_limit is None else self._scheduler.clock.now() + request.time_limit
-        return Job(tokens, request.sampling, done, conversation=request.conversation, deadline=deadline)
+        return EngineRequest(tokens, request.sampling, done, conversation=request.conversation, deadline=deadline)
 
-    def _submit(self, job: Job) -> None:
+    def _submit(self, job: EngineRequest) -> None:
         if self._closed:
             raise EngineError("the engine is closed", retryable=False)
         try:

@@ -24,7 +24,7 @@ import torch
 
 from nemo_openmath.core.clock import Clock, SystemClock
 from nemo_openmath.core.engine import Completion, Finish, Sampling, Usage
-from nemo_openmath.inference.embedded.decoder import Decoder, Segment
+from nemo_openmath.inference.embedded.decoder import Decoder, PrefillChunk
 from nemo_openmath.inference.embedded.memory import PREFILL_TOKENS
 from nemo_openmath.inference.embedded.prefix import Prefix, PrefixStore
 from nemo_openmath.inference.embedded.sampling import RowSampling, uniforms
@@ -38,7 +38,7 @@ def _nothing(ids: list[int], logprobs: list[float]) -> None:
 
 
 @dataclass(eq=False, slots=True)
-class Job:
+class EngineRequest:
     """A request inside the engine. ``done`` is called once, ``tokens`` after each new token, with its log-probability
     where that is wanted; both in this thread."""
 
@@ -56,7 +56,9 @@ class Job:
     order: int = -1  # of admission: the newest is paused first
     paused: np.ndarray | None = None  # prompt and completion so far, of a request that gave its slot back
     logprobs: np.ndarray | None = None  # of that completion
-    source: Job | None = None  # a request whose prompt is being computed and shares `share` tokens with this one
+    source: EngineRequest | None = (
+        None  # a request whose prompt is being computed and shares `share` tokens with this one
+    )
     share: int = 0
 
     @property
@@ -107,9 +109,9 @@ class Scheduler:
         self._budget = most if cache_tokens is None else max(least, cache_tokens // decoder.block * decoder.block)
         self._tight = self._budget < most
         self._admitted = 0
-        self._jobs: list[Job] = []  # job of row r at index r
-        self._waiting: deque[Job] = deque()
-        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: list[EngineRequest] = []  # job of row r at index r
+        self._waiting: deque[EngineRequest] = deque()
+        self._inbox: queue.SimpleQueue[EngineRequest | None] = queue.SimpleQueue()
         self._ids = np.zeros((rows, capacity), np.int32)  # prompt and completion
         self._length = np.zeros(rows, np.int64)  # tokens in _ids; the last one is not in the cache while decoding
         self._start = np.zeros(rows, np.int64)  # length of the prompt
@@ -138,13 +140,13 @@ class Scheduler:
 
     # -- from any thread -------------------------------------------------------------------------------------------
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: EngineRequest) -> None:
         with self._gate:
             if self._closed:
                 raise RuntimeError("the engine is closed")
             self._inbox.put(job)
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: EngineRequest) -> None:
         """End a job as cancelled; its slot is free at the next turn."""
         job.cancelled = True
         self._some_cancelled = True
@@ -214,7 +216,7 @@ class Scheduler:
             for job in [self._jobs[r] for r in np.flatnonzero(self._deadline[:n] <= now)]:
                 self._finish(job, Finish.TIME)
         if self._waiting and (cancelled or now >= self._look_again):
-            kept: deque[Job] = deque()
+            kept: deque[EngineRequest] = deque()
             for job in self._waiting:
                 if job.cancelled or job.deadline <= now:
                     self._answer_waiting(job, Finish.CANCELLED if job.cancelled else Finish.TIME)
@@ -257,7 +259,7 @@ class Scheduler:
             self._find_prefix(job)
             self._jobs.append(job)
 
-    def _find_prefix(self, job: Job, among_rows: bool = True) -> None:
+    def _find_prefix(self, job: EngineRequest, among_rows: bool = True) -> None:
         """Take over the longest prefix there is in the store or in another row, or note the row that will have it."""
         usable = len(job.ids) - 1  # the last token's logits are needed
         entry, stored = self._store.find(job.ids[:usable], job.conversation)
@@ -276,7 +278,7 @@ class Scheduler:
         if job.paused is None:
             job.cached = job.computed
 
-    def _closest_row(self, job: Job, usable: int) -> tuple[Job | None, int]:
+    def _closest_row(self, job: EngineRequest, usable: int) -> tuple[EngineRequest | None, int]:
         """The running request that shares the longest prefix with the job's prompt."""
         n = len(self._jobs)
         if not n or not usable:
@@ -290,21 +292,21 @@ class Scheduler:
         best = int(common.argmax())
         return self._jobs[begins[best]], int(common[best])
 
-    def _in_cache(self, job: Job) -> int:
+    def _in_cache(self, job: EngineRequest) -> int:
         return int(self._length[job.row]) - 1 if self._decoding[job.row] else job.computed
 
     def _prefill(self) -> None:
         if self._decoding[: len(self._jobs)].all():
             return
         began = time.perf_counter()
-        segments: list[Segment] = []
-        jobs: list[Job] = []
+        segments: list[PrefillChunk] = []
+        jobs: list[EngineRequest] = []
         room = PREFILL_TOKENS
         for job in self._jobs:
             if self._decoding[job.row] or room <= 0 or self._waits_for_source(job):
                 continue
             take = min(len(job.ids) - job.computed, room)
-            segments.append(Segment(job.row, job.computed, job.ids[job.computed : job.computed + take]))
+            segments.append(PrefillChunk(job.row, job.computed, job.ids[job.computed : job.computed + take]))
             jobs.append(job)
             room -= take
         if not segments:
@@ -321,7 +323,7 @@ class Scheduler:
             rows = np.array([jobs[i].row for i in ready])
             self._take_tokens(logits if len(ready) == len(jobs) else logits[ready], rows)
 
-    def _waits_for_source(self, job: Job) -> bool:
+    def _waits_for_source(self, job: EngineRequest) -> bool:
         """Copy the shared prefix once its owner has computed it; compute it here if the owner is gone."""
         source = job.source
         if source is None:
@@ -354,7 +356,7 @@ class Scheduler:
                 self._decoder.release(row, int(needed[row]))
         return True
 
-    def _pause(self, job: Job) -> None:
+    def _pause(self, job: EngineRequest) -> None:
         """Take the slot of a running request, which is the first in line from now on."""
         row, have = job.row, self._in_cache(job)
         if self._decoding[row]:
@@ -417,7 +419,7 @@ class Scheduler:
             for job in [self._jobs[r] for r in rows[maybe]]:
                 self._end_if_over(job)
 
-    def _end_if_over(self, job: Job) -> None:
+    def _end_if_over(self, job: EngineRequest) -> None:
         row = job.row
         ids = self._ids[row, self._start[row] : self._length[row]].tolist()
         if ids[-1] in self._detokenizer.end_ids:
@@ -436,7 +438,12 @@ class Scheduler:
     # -- ends ------------------------------------------------------------------------------------------------------
 
     def _finish(
-        self, job: Job, finish: Finish, text: str | None = None, ids: list[int] | None = None, stop: str | None = None
+        self,
+        job: EngineRequest,
+        finish: Finish,
+        text: str | None = None,
+        ids: list[int] | None = None,
+        stop: str | None = None,
     ) -> None:
         """Answer, keep the prefix for later, and close the gap in the rows."""
         row = job.row
@@ -452,7 +459,7 @@ class Scheduler:
         self._close_gap(job)
         self._answer(job, text, tuple(ids), finish, stop, probabilities, generated)
 
-    def _close_gap(self, job: Job) -> None:
+    def _close_gap(self, job: EngineRequest) -> None:
         """Take a request out of its row; the last row moves there."""
         row, last = job.row, len(self._jobs) - 1
         if row != last:
@@ -467,7 +474,7 @@ class Scheduler:
         self._deadline[last] = np.inf
         job.row = -1
 
-    def _keep_prefix(self, job: Job, finish: Finish, stop: str | None) -> None:
+    def _keep_prefix(self, job: EngineRequest, finish: Finish, stop: str | None) -> None:
         """Store what a later request may begin with: the conversation if it can go on, else the prompt."""
         have = self._in_cache(job)
         # one that has stop strings and ended by none of them is a loop with tools that is over
@@ -486,7 +493,7 @@ class Scheduler:
 
     def _answer(
         self,
-        job: Job,
+        job: EngineRequest,
         text: str,
         ids: tuple[int, ...],
         finish: Finish,
@@ -502,7 +509,7 @@ class Scheduler:
         usage = Usage(len(job.prompt), job.cached, generated)
         job.done(Completion(text, ids, finish, stop, usage, probabilities))
 
-    def _answer_waiting(self, job: Job, finish: Finish) -> None:
+    def _answer_waiting(self, job: EngineRequest, finish: Finish) -> None:
         """Answer a request that has no slot, with what it generated before it was paused."""
         ids = job.ids[len(job.prompt) :].tolist()
         probabilities = None

@@ -28,7 +28,7 @@ _CHARS_A_TOKEN = 4  # of English prose and mathematics, roughly
 
 
 @dataclass(slots=True)
-class Piece:
+class AnswerPart:
     """What one answer, or one event of a stream, says. A whole answer is one piece. ``thinking``: what a reasoning
     parser of the server took out of ``text``; ``called``: it took out a call of a tool. ``usage``: as the server gave
     it."""
@@ -43,7 +43,7 @@ class Piece:
     thinking: str = ""
     called: bool = False
 
-    def add(self, other: Piece) -> None:
+    def add(self, other: AnswerPart) -> None:
         self.text += other.text
         self.thinking += other.thinking
         self.ids += other.ids
@@ -72,7 +72,7 @@ class Piece:
         return f"{THINK_START}\n{thinking.rstrip()}\n{THINK_END}\n\n{text}"
 
 
-def read_choice(choice: Body) -> Piece:
+def read_choice(choice: Body) -> AnswerPart:
     """One element of ``choices``, of an answer or of a stream's event. Raises EngineError where the server put an error
     into it, ValueError where its content is nothing that is understood."""
     if error := choice.get("error"):
@@ -89,7 +89,7 @@ def read_choice(choice: Body) -> Piece:
     ids = choice.get("token_ids") or ()
     if not all(type(number) is int and number >= 0 for number in ids):
         raise ValueError(f"ids of tokens were expected, not {ids!r:.80}")
-    piece = Piece(text, tuple(ids), choice.get("finish_reason"), thinking=thinking)
+    piece = AnswerPart(text, tuple(ids), choice.get("finish_reason"), thinking=thinking)
     piece.called = bool(message.get("tool_calls") or message.get("function_call"))
     piece.stop = stop if isinstance(stop, str) else None
     piece.stop_id = stop if isinstance(stop, int) else None

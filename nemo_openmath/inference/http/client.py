@@ -36,11 +36,11 @@ from nemo_openmath.core.engine import (
 )
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.waiting import Waiting
-from nemo_openmath.inference.http.answers import Piece, alias_of, error_of, is_error, same_model
+from nemo_openmath.inference.http.answers import AnswerPart, alias_of, error_of, is_error, same_model
 from nemo_openmath.inference.http.dialects import DIALECTS, OWNERS, Dialect, ServerKind, chat_dialect, to_completion
 from nemo_openmath.inference.http.same_tokens import count_difference, difference, probe_text
+from nemo_openmath.inference.http.server_pool import Endpoint, ServerPool
 from nemo_openmath.inference.http.sse import events as sse_events
-from nemo_openmath.inference.serving.servers import Server, ServerPool
 from nemo_openmath.models.stop_tokens import end_ids
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class HTTPEngine:
         return self._capabilities
 
     @property
-    def servers(self) -> list[Server]:
+    def servers(self) -> list[Endpoint]:
         """The servers and their state, for progress pages."""
         return self._pool.servers
 
@@ -152,7 +152,7 @@ class HTTPEngine:
         none answers in time, and UserError where the tokenizer is another one."""
         asked = self.servers[0]
 
-        async def ask(server: Server) -> dict[str, Any]:
+        async def ask(server: Endpoint) -> dict[str, Any]:
             nonlocal asked
             asked = server
             return await self._json(server, "GET", "/v1/models", None, timeout_s=min(PROBE_S, self._timeout_s))
@@ -179,7 +179,7 @@ class HTTPEngine:
             await self._compare_tokenizers(asked, self.tokenizer)
         return capabilities
 
-    async def _compare_tokenizers(self, server: Server, tokenizer: ChatTokenizer) -> None:
+    async def _compare_tokenizers(self, server: Endpoint, tokenizer: ChatTokenizer) -> None:
         found, known = await self._tokenizer_difference(server, tokenizer)
         if found is not None:
             raise UserError(
@@ -192,7 +192,7 @@ class HTTPEngine:
                 f"{tokenizer.folder} has its tokenizer"
             )
 
-    async def _tokenizer_difference(self, server: Server, tokenizer: ChatTokenizer) -> tuple[str | None, bool]:
+    async def _tokenizer_difference(self, server: Endpoint, tokenizer: ChatTokenizer) -> tuple[str | None, bool]:
         """(what differs, whether the server told)."""
         text = probe_text(tokenizer)
         body = orjson.dumps({"model": self._asks_for, "prompt": text, "add_special_tokens": False})
@@ -204,14 +204,14 @@ class HTTPEngine:
         body = orjson.dumps(self._dialect.body(one, self._asks_for, False, self._ends))
         answer = await self._once(server, self._dialect.path, body)
         try:
-            count = self._dialect.read(answer, Piece()).usage.get("prompt_tokens") if answer else None
+            count = self._dialect.read(answer, AnswerPart()).usage.get("prompt_tokens") if answer else None
         except (KeyError, IndexError, TypeError, AttributeError, ValueError, EngineError):
             count = None
         if type(count) is not int or count <= 0:
             return None, False
         return count_difference(tokenizer, count), True
 
-    async def _once(self, server: Server, path: str, body: bytes) -> dict[str, Any]:
+    async def _once(self, server: Endpoint, path: str, body: bytes) -> dict[str, Any]:
         """The answer of a server that may not know the question; empty where it gives none."""
         try:
             with self._pool.using(server):
@@ -239,19 +239,19 @@ class HTTPEngine:
         request = _fits(request, self.capabilities.max_context)
         body = orjson.dumps(dialect.body(request, self._asks_for, False, self._ends))
 
-        async def ask(server: Server) -> Completion:
+        async def ask(server: Endpoint) -> Completion:
             answer = await self._json(server, "POST", dialect.path, body)
-            return self._completion(lambda: dialect.read(answer, Piece()), request)
+            return self._completion(lambda: dialect.read(answer, AnswerPart()), request)
 
         return await self._with_retries(ask, request.conversation)
 
     async def _complete_in_time(self, request: Request) -> Completion:
         """Streams, so that what was generated when the time is over can be returned."""
-        so_far = Piece()
+        so_far = AnswerPart()
 
-        async def ask(server: Server) -> Completion:
+        async def ask(server: Endpoint) -> Completion:
             nonlocal so_far
-            so_far = Piece()
+            so_far = AnswerPart()
             async for piece in self._events(server, dialect, body, so_far):
                 so_far.add(piece)
             return self._completion(lambda: so_far, request)
@@ -269,13 +269,13 @@ class HTTPEngine:
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         loop = asyncio.get_running_loop()
         deadline = None if request.time_limit is None else loop.time() + request.time_limit
-        so_far = Piece()
+        so_far = AnswerPart()
 
-        async def begin(server: Server) -> tuple[Server, AsyncGenerator[Piece, None], Piece]:
+        async def begin(server: Endpoint) -> tuple[Endpoint, AsyncGenerator[AnswerPart, None], AnswerPart]:
             events = self._events(server, dialect, body, so_far)
             return server, events, await anext(events)
 
-        events: AsyncGenerator[Piece, None] | None = None
+        events: AsyncGenerator[AnswerPart, None] | None = None
         given = ""  # text that was yielded
         try:
             async with asyncio.timeout_at(deadline):
@@ -324,9 +324,9 @@ class HTTPEngine:
         assert self._dialect is not None
         return self._dialect
 
-    async def _with_retries(self, attempt: Callable[[Server], Awaitable[Any]], conversation: str | None) -> Any:
+    async def _with_retries(self, attempt: Callable[[Endpoint], Awaitable[Any]], conversation: str | None) -> Any:
         waited, failures, waits = 0.0, 0, 0
-        avoid: tuple[Server, ...] = ()
+        avoid: tuple[Endpoint, ...] = ()
         cause: _Failure | None = None
         where = "no server"
         while True:
@@ -372,7 +372,7 @@ class HTTPEngine:
         self._waiting.still(what, self._retry.patience_s, "patience_s", waited_s=waited_s)
 
     async def _json(
-        self, server: Server, method: str, path: str, body: bytes | None, *, timeout_s: float | None = None
+        self, server: Endpoint, method: str, path: str, body: bytes | None, *, timeout_s: float | None = None
     ) -> dict[str, Any]:
         """A JSON object. ``timeout_s``: after which the server counts as away; default: the attempt's time, after which
         it has failed."""
@@ -402,8 +402,8 @@ class HTTPEngine:
         return answer
 
     async def _events(
-        self, server: Server, dialect: Dialect, body: bytes, so_far: Piece
-    ) -> AsyncGenerator[Piece, None]:
+        self, server: Endpoint, dialect: Dialect, body: bytes, so_far: AnswerPart
+    ) -> AsyncGenerator[AnswerPart, None]:
         """The pieces of one streamed answer; _Failure where it breaks off before its end."""
         ended = False
         try:
@@ -435,7 +435,7 @@ class HTTPEngine:
         if not ended and so_far.finish is None:  # not every server ends with [DONE]
             raise _Failure("the stream broke off")
 
-    def _completion(self, read: Callable[[], Piece], request: Request) -> Completion:
+    def _completion(self, read: Callable[[], AnswerPart], request: Request) -> Completion:
         try:
             piece = read()
             completion = to_completion(piece, request, self.tokenizer)
@@ -536,7 +536,7 @@ def _reason(error: aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError) ->
     return os.strerror(number) if number and number > 0 else error.os_error.strerror or str(error.os_error)
 
 
-def _end_in_time(so_far: Piece) -> None:
+def _end_in_time(so_far: AnswerPart) -> None:
     """Make what was received until the request's time was over a whole answer."""
     if so_far.finish is None:
         so_far.finish, so_far.stop = "time_limit", None

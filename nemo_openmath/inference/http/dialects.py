@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 from nemo_openmath.chat.tokenizer import ChatTokenizer
 from nemo_openmath.core.engine import Capabilities, Completion, Finish, InvalidRequest, Request
-from nemo_openmath.inference.http.answers import Piece, finish_of, read_choice, usage_of
+from nemo_openmath.inference.http.answers import AnswerPart, finish_of, read_choice, usage_of
 
 ServerKind = Literal["auto", "vllm", "sglang", "trtllm", "openmath", "openai"]
 """The servers that can be asked. ``auto``: ask the server what it is."""
@@ -70,7 +70,7 @@ class Dialect:
     capabilities: Capabilities
     takes: Takes
     make: Callable[[Request, str, bool, Body], Body]
-    read: Callable[[Body, Piece], Piece]
+    read: Callable[[Body, AnswerPart], AnswerPart]
 
     def body(self, request: Request, model: str, stream: bool, ends: Sequence[int] = ()) -> Body:
         """Raises InvalidRequest for what this server cannot be asked."""
@@ -158,16 +158,16 @@ def _sglang(request: Request, model: str, stream: bool, sampling: Body) -> Body:
     return prompt | {"sampling_params": parameters, "stream": stream, "return_logprob": s.logprobs}
 
 
-def _read_openai(answer: Body, so_far: Piece) -> Piece:
+def _read_openai(answer: Body, so_far: AnswerPart) -> AnswerPart:
     """An event without a choice brings the usage, or nothing."""
     choices = [choice for choice in answer.get("choices") or () if not choice.get("index")]  # one was asked for
-    piece = read_choice(choices[0]) if choices else Piece()
+    piece = read_choice(choices[0]) if choices else AnswerPart()
     usage = answer.get("usage")
     piece.usage = usage if isinstance(usage, dict) else {}
     return piece
 
 
-def _read_sglang(answer: Body, so_far: Piece) -> Piece:
+def _read_sglang(answer: Body, so_far: AnswerPart) -> AnswerPart:
     """Events carry all text and ids so far, unless the server runs with incremental output: tell by the counts."""
     meta = answer["meta_info"]
     text, ids = answer["text"], tuple(answer.get("output_ids") or ())
@@ -178,7 +178,7 @@ def _read_sglang(answer: Body, so_far: Piece) -> Piece:
     matched = reason.get("matched")
     usage = {key: meta.get(key) for key in ("prompt_tokens", "completion_tokens")}
     usage["prompt_tokens_details"] = {"cached_tokens": meta.get("cached_tokens")}
-    return Piece(
+    return AnswerPart(
         text,
         ids,
         reason.get("type"),
@@ -221,7 +221,7 @@ def chat_dialect(kind: ServerKind) -> Dialect:
     return Dialect(kind, "/v1/chat/completions", replace(_TEXT, renders=True), _TAKES[kind], _chat, _read_openai)
 
 
-def to_completion(piece: Piece, request: Request, tokenizer: ChatTokenizer | None) -> Completion:
+def to_completion(piece: AnswerPart, request: Request, tokenizer: ChatTokenizer | None) -> Completion:
     """The finished completion, with the stop string as the request wants it.
 
     Raises EngineError where the server gave up the request.

@@ -22,7 +22,7 @@ OVERLOAD = 16  # a conversation leaves its server when that has so many more req
 
 
 @dataclass(eq=False, slots=True)
-class Server:
+class Endpoint:
     """One base URL and what is known of its health."""
 
     url: str
@@ -59,14 +59,14 @@ class ServerPool:
         self._file = urls if isinstance(urls, Path) else None
         self._stamp: tuple[int, int] | None = None
         self._read_at = 0.0
-        self._servers: dict[str, Server] = {}
+        self._servers: dict[str, Endpoint] = {}
         self._homes: OrderedDict[str, str] = OrderedDict()  # conversation -> url
         if self._file is None:
             self._set(urls)  # type: ignore[arg-type]  # not a Path here
         self.refresh()
 
     @property
-    def servers(self) -> list[Server]:
+    def servers(self) -> list[Endpoint]:
         return list(self._servers.values())
 
     def refresh(self) -> None:
@@ -99,9 +99,9 @@ class ServerPool:
         clean = list(dict.fromkeys(base_url(u) for u in urls))
         if not clean:
             raise UserError("no server URL given", remedy="name at least one, as http://host:port")
-        self._servers = {u: self._servers.get(u) or Server(u) for u in clean}
+        self._servers = {u: self._servers.get(u) or Endpoint(u) for u in clean}
 
-    def pick(self, conversation: str | None = None, avoid: Collection[Server] = ()) -> Server | None:
+    def pick(self, conversation: str | None = None, avoid: Collection[Endpoint] = ()) -> Endpoint | None:
         """The server for the next request; None where none accepts any at the moment."""
         self.refresh()
         now = time.monotonic()
@@ -127,7 +127,7 @@ class ServerPool:
         return max(0.05, min(s.closed_until - now for s in self._servers.values()))
 
     @contextmanager
-    def using(self, server: Server) -> Iterator[None]:
+    def using(self, server: Endpoint) -> Iterator[None]:
         server.in_flight += 1
         try:
             yield
