@@ -20,9 +20,8 @@ from pathlib import Path
 import torch
 
 from nemo_openmath.checkpoints.convert import hf_to_megatron
-from nemo_openmath.checkpoints.folders import copy_model_files
+from nemo_openmath.checkpoints.formats.safetensors import write_folder
 from nemo_openmath.checkpoints.lazy import PIECE, LazyTensor
-from nemo_openmath.checkpoints.safetensors_files import write_folder
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import preset
 
@@ -59,7 +58,10 @@ def work(sources, target):
     run_merge(MergeConfiguration.model_validate(config), target,
               MergeOptions(lazy_unpickle=True, copy_tokenizer=False, write_model_card=False))
 """
-CONVERT, COMBINE = "from nemo_openmath.checkpoints.convert import", "from nemo_openmath.checkpoints.combine import"
+CONVERT, COMBINE = (
+    "from nemo_openmath.checkpoints.convert import",
+    "from nemo_openmath.checkpoints.merge.combine import",
+)
 OURS = {
     "HF -> Megatron": (f"{CONVERT} hf_to_megatron as f", "f(sources[0], target)", 1),
     "Megatron -> HF": (f"{CONVERT} megatron_to_hf as f", "f(sources[-1], target)", 1),
@@ -101,7 +103,7 @@ def make(folder: Path, model: str, seed: int) -> None:
         for name, shape in zip(entry.hf, hf_mapping.hf_shapes(entry, config), strict=True):
             tensors[name] = Random(shape, seed)
     folder.mkdir(parents=True)
-    copy_model_files(folder, folder, config.to_hf())
+    (folder / "config.json").write_text(json.dumps(config.to_hf()))
     write_folder(folder, tensors)
 
 

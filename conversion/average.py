@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from nemo_openmath.checkpoints.combine import average
+from nemo_openmath.checkpoints.merge.combine import average
 from nemo_openmath.checkpoints.script import numbers, run, weights_and_sources
 
 parser = argparse.ArgumentParser(description=__doc__)

@@ -5,8 +5,8 @@ import argparse
 
 import torch
 
+from nemo_openmath.checkpoints.formats.trtllm import commands, hf_to_trtllm
 from nemo_openmath.checkpoints.script import run
-from nemo_openmath.checkpoints.trtllm import commands, hf_to_trtllm
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("src", help="Hugging Face folder or Megatron checkpoint")

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from nemo_openmath.checkpoints.combine import Candidate, merge, sweep
+from nemo_openmath.checkpoints.merge.combine import Candidate, merge, sweep
 from nemo_openmath.checkpoints.script import ratios, run, weights_and_sources
 from nemo_openmath.core.errors import UserError
 

@@ -3,8 +3,8 @@
 
 import argparse
 
-from nemo_openmath.checkpoints.dequantize import check_export
-from nemo_openmath.checkpoints.quantize import quantize
+from nemo_openmath.checkpoints.quantize.dequantize import check_export
+from nemo_openmath.checkpoints.quantize.export import quantize
 from nemo_openmath.checkpoints.script import run, texts
 
 parser = argparse.ArgumentParser(description=__doc__)

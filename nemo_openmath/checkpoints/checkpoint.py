@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from nemo_openmath.checkpoints import classic, hf_folder, names, safetensors_files, torch_dist_files
+from nemo_openmath.checkpoints import names
+from nemo_openmath.checkpoints.formats import classic, hf, safetensors, step_folders, torch_dist
 from nemo_openmath.checkpoints.lazy import Hashed, LazyTensor, bytes_of
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.core.records.lineage import Lineage
-from nemo_openmath.models import torch_dist as folder_format
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.hf_config import quantization, read_config
 
@@ -82,7 +82,7 @@ def open_checkpoint(
     model_files: str | Path | None = None,
     *,
     strict: bool = True,
-    say: Callable[[str], None] = hf_folder.warn,
+    say: Callable[[str], None] = hf.warn,
 ) -> Checkpoint:
     """Open a Hugging Face folder, a checkpoint of ours, a bare ``torch_dist`` folder (NeMo's has it in ``weights``), or
     a classic Megatron folder.
@@ -97,15 +97,13 @@ def open_checkpoint(
     path = Path(path)
     folder = _latest(path)
     around = None if model_files is None else Path(model_files)
-    state = folder / folder_format.STATE
-    if (state / torch_dist_files.METADATA).is_file() or (
-        state.is_dir() and (folder / folder_format.MANIFEST).is_file()
-    ):
-        manifest = folder_format.verify(folder, checksums=False)
-        return _torch_dist(folder, state, around or folder / folder_format.MODEL, manifest.step)
-    if (folder / _NEMO / torch_dist_files.METADATA).is_file():
+    state = folder / step_folders.STATE
+    if (state / torch_dist.METADATA).is_file() or (state.is_dir() and (folder / step_folders.MANIFEST).is_file()):
+        manifest = step_folders.verify(folder, checksums=False)
+        return _torch_dist(folder, state, around or folder / step_folders.MODEL, manifest.step)
+    if (folder / _NEMO / torch_dist.METADATA).is_file():
         folder = folder / _NEMO
-    if (folder / torch_dist_files.METADATA).is_file():
+    if (folder / torch_dist.METADATA).is_file():
         return _torch_dist(folder, folder, around or _beside(folder), _iteration(folder))
     if any(folder.glob("mp_rank_*")):
         around = around or _beside(folder)
@@ -113,7 +111,7 @@ def open_checkpoint(
         layout = f"tp {facts['tp']} x pp {facts['pp']}"
         return _opened(folder, "classic", stored, around, step=facts["step"], layout=layout)
     if (folder / "config.json").is_file():
-        tensors = hf_folder.open_tensors(folder, around, strict=strict, say=say)
+        tensors = hf.open_tensors(folder, around, strict=strict, say=say)
         return _opened(folder, "hf", tensors, around or folder, layout=_shards(folder))
     problem = "does not exist" if not folder.exists() else "is no checkpoint"
     remedy = "give a Hugging Face folder, a torch_dist checkpoint or a classic Megatron folder"
@@ -121,7 +119,7 @@ def open_checkpoint(
 
 
 def _torch_dist(folder: Path, state: Path, model_files: Path, step: int | None) -> Checkpoint:
-    found = torch_dist_files.read(state)
+    found = torch_dist.read(state)
     stored = {name: tensor for name, tensor in found.items() if name.startswith(names.MODEL)}
     files = len(list(state.glob("*.distcp")))
     return _opened(folder, "torch_dist", stored, model_files, step=step, layout=f"{files} files, loads at any layout")
@@ -140,7 +138,7 @@ def _opened(
     hashed = {name: Hashed(tensor) for name, tensor in found.items()}
     tensors: dict[str, LazyTensor] = dict(hashed)
     if kind != "hf":
-        hf_folder.refuse_payloads(folder, found)
+        hf.refuse_payloads(folder, found)
         tensors = names.to_hf(hashed, ModelConfig.from_hf(model_files), folder)
     return Checkpoint(folder, kind, tensors, model_files, step, layout, hashed)
 
@@ -153,7 +151,7 @@ def _latest(path: Path) -> Path:
         if text != "release" and not text.isdigit():
             raise DamagedFile(marker, f"holds {text[:20]!r}, not the number of a step", "write the number into it")
         return path / ("release" if text == "release" else f"iter_{int(text):07d}")
-    steps = folder_format.list_checkpoints(path)
+    steps = step_folders.list_checkpoints(path)
     return steps[-1] if steps else path
 
 
@@ -173,7 +171,7 @@ def _iteration(folder: Path) -> int | None:
 
 
 def _shards(folder: Path) -> str:
-    index = folder / safetensors_files.INDEX
+    index = folder / safetensors.INDEX
     count = len(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else 1
     return f"{count} file" + ("s" if count > 1 else "")
 

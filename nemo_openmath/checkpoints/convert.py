@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from nemo_openmath.checkpoints import classic, names, torch_dist_files
+from nemo_openmath.checkpoints import names
 from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_checkpoint
-from nemo_openmath.checkpoints.folders import building, changed_config, copy_model_files, main_dtype, write_hf
+from nemo_openmath.checkpoints.formats import classic, hf, step_folders, torch_dist
+from nemo_openmath.checkpoints.formats.safetensors import SHARD_BYTES
 from nemo_openmath.checkpoints.lazy import LazyTensor
-from nemo_openmath.checkpoints.safetensors_files import SHARD_BYTES
+from nemo_openmath.checkpoints.model_files import changed_config, main_dtype, write_model_files
+from nemo_openmath.checkpoints.output import building
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.models import torch_dist as folder_format
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.hf_config import read_config
 from nemo_openmath.models.stop_tokens import StopTokens
@@ -81,7 +82,7 @@ def megatron_to_hf(
     settings: dict[str, Any] = {"rope_theta": rope_theta, "max_positions": max_positions}
     with building(Path(dst)) as folder:
         tensors, stops = _as(source.tensors, dtype), _taught(source)
-        write_hf(folder, tensors, source.model_files, shard_bytes=shard_bytes, stops=stops, **settings)
+        hf.write(folder, tensors, source.model_files, shard_bytes=shard_bytes, stops=stops, **settings)
         lineage("checkpoints.megatron_to_hf", {"source": source}, step=source.step, **settings).write(folder)
     return Path(dst)
 
@@ -89,10 +90,10 @@ def megatron_to_hf(
 def _taught(source: Checkpoint) -> StopTokens | None:
     """What a training taught to end a text with, where config.json and tokenizer are not those of its checkpoint. The
     checkpoint's own files say it already."""
-    own = source.path / folder_format.MODEL
-    if own == source.model_files or not (source.path / folder_format.MANIFEST).is_file() or not own.is_dir():
+    own = source.path / step_folders.MODEL
+    if own == source.model_files or not (source.path / step_folders.MANIFEST).is_file() or not own.is_dir():
         return None
-    return StopTokens.of(own) if folder_format.read_manifest(source.path).training else None
+    return StopTokens.of(own) if step_folders.read_manifest(source.path).training else None
 
 
 def write_megatron(
@@ -112,18 +113,18 @@ def write_megatron(
     stored = names.to_stored(tensors, config)
     raw = read_config(model_files)
     changed = changed_config(raw, rope_theta=rope_theta, max_positions=max_positions, dtype=main_dtype(tensors))
-    copy_model_files(model_files, folder / folder_format.MODEL, changed, stops=stops)
+    write_model_files(model_files, folder / step_folders.MODEL, changed, stops=stops)
     if classic_layout is not None:
         tp, pp = classic_layout
         classic.write(folder, stored, config, tp=tp, pp=pp, step=step, vocabulary_multiple=vocabulary_multiple)
         return
     common = {"iteration": step, "checkpoint_version": 3.0, "content_metadata": {"non_homogeneous_layers": True}}
-    written = torch_dist_files.write(folder / folder_format.STATE, stored, objects=_extra_states(config), common=common)
-    files = {f"{folder_format.STATE}/{name}": entry for name, entry in written.items()}
-    for path in (folder / folder_format.MODEL).iterdir():
-        files[f"{folder_format.MODEL}/{path.name}"] = folder_format.checksum(path)
-    manifest = folder_format.Manifest(step, files)
-    (folder / folder_format.MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
+    written = torch_dist.write(folder / step_folders.STATE, stored, objects=_extra_states(config), common=common)
+    files = {f"{step_folders.STATE}/{name}": entry for name, entry in written.items()}
+    for path in (folder / step_folders.MODEL).iterdir():
+        files[f"{step_folders.MODEL}/{path.name}"] = step_folders.checksum(path)
+    manifest = step_folders.StepManifest(step, files)
+    (folder / step_folders.MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
 
 
 def _extra_states(config: ModelConfig) -> dict[str, None]:

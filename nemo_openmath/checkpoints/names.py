@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nemo_openmath.checkpoints.hf_folder import equal, no_place
+from nemo_openmath.checkpoints.formats.hf import equal, no_place
 from nemo_openmath.checkpoints.lazy import Grid, Held, LazyTensor, Rows, columns, rows, take_rows
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models import hf_mapping

@@ -14,7 +14,7 @@ from nemo_openmath.core.errors import ExitCode, OpenMathError, UserError
 from nemo_openmath.core.records.readers import data_files, format_of, raw_lines, read_file_rows
 
 if TYPE_CHECKING:
-    from nemo_openmath.checkpoints.combine import Candidate
+    from nemo_openmath.checkpoints.merge.combine import Candidate
 
 _KEYS = (
     *("transcript", "messages", "pieces", "content", "input", "prompt", "problem"),

@@ -36,7 +36,7 @@ class Average(Stage[AverageConfig]):
     makes = "model"
 
     async def run(self, context: StageContext) -> None:
-        from nemo_openmath.checkpoints.combine import average, select_steps  # torch takes seconds to import
+        from nemo_openmath.checkpoints.merge.combine import average, select_steps  # torch takes seconds to import
 
         config = self.config
         sources = [p for root in context.inputs["training"] for p in select_steps(root, config.steps, config.count)]
@@ -68,7 +68,7 @@ class Merge(Stage[MergeConfig]):
     makes = "model"
 
     async def run(self, context: StageContext) -> None:
-        from nemo_openmath.checkpoints.combine import merge
+        from nemo_openmath.checkpoints.merge.combine import merge
 
         config, base = self.config, context.inputs.get("base")
         await asyncio.to_thread(
@@ -108,8 +108,8 @@ class Quantize(Stage[QuantizeConfig]):
     makes = "quantized"
 
     async def run(self, context: StageContext) -> None:
-        from nemo_openmath.checkpoints.dequantize import check_export
-        from nemo_openmath.checkpoints.quantize import quantize
+        from nemo_openmath.checkpoints.quantize.dequantize import check_export
+        from nemo_openmath.checkpoints.quantize.export import quantize
         from nemo_openmath.checkpoints.script import texts
 
         config, model = self.config, context.one("model")
@@ -146,6 +146,6 @@ class Dequantize(Stage[DequantizeConfig]):
     makes = "model"
 
     async def run(self, context: StageContext) -> None:
-        from nemo_openmath.checkpoints.dequantize import write_dequantized
+        from nemo_openmath.checkpoints.quantize.dequantize import write_dequantized
 
         await asyncio.to_thread(write_dequantized, context.one("quantized"), context.output, into_existing=True)

@@ -144,7 +144,7 @@ def _to_hf(options: argparse.Namespace) -> None:
 def _to_trtllm(options: argparse.Namespace) -> None:
     import torch
 
-    from nemo_openmath.checkpoints.trtllm import commands, hf_to_trtllm
+    from nemo_openmath.checkpoints.formats.trtllm import commands, hf_to_trtllm
 
     done = hf_to_trtllm(
         options.source,
@@ -159,8 +159,8 @@ def _to_trtllm(options: argparse.Namespace) -> None:
 
 
 def _quantize(options: argparse.Namespace) -> None:
-    from nemo_openmath.checkpoints.dequantize import check_export
-    from nemo_openmath.checkpoints.quantize import quantize
+    from nemo_openmath.checkpoints.quantize.dequantize import check_export
+    from nemo_openmath.checkpoints.quantize.export import quantize
     from nemo_openmath.checkpoints.script import texts
 
     calibration = texts(options.calibration, options.samples) if options.calibration else None
@@ -178,7 +178,7 @@ def _quantize(options: argparse.Namespace) -> None:
 
 
 def _average(options: argparse.Namespace) -> None:
-    from nemo_openmath.checkpoints.combine import average
+    from nemo_openmath.checkpoints.merge.combine import average
     from nemo_openmath.checkpoints.script import weights_and_sources
 
     weights, sources = weights_and_sources(options.weights, options.sources)
@@ -197,7 +197,7 @@ def _average(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from nemo_openmath.checkpoints.combine import merge, sweep
+    from nemo_openmath.checkpoints.merge.combine import merge, sweep
     from nemo_openmath.checkpoints.script import shown, weights_and_sources
 
     weights, sources = weights_and_sources(options.weights, options.sources)
@@ -244,7 +244,7 @@ def _evaluated_sweep(options: argparse.Namespace, sources: list[Path]) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from nemo_openmath.checkpoints.inspection import compare, inspect
+    from nemo_openmath.checkpoints.inspect import compare, inspect
 
     shown = inspect(options.path) if options.other is None else compare(options.path, options.other)
     for line in shown.lines():

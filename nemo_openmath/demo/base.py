@@ -22,12 +22,12 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.checkpoints.convert import megatron_to_hf
+from nemo_openmath.checkpoints.formats.step_folders import list_checkpoints
 from nemo_openmath.core.errors import OpenMathError
 from nemo_openmath.data import Mixture, write_packs
 from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
 from nemo_openmath.demo.corpus import documents, recipe_texts
 from nemo_openmath.demo.tokenizer import train_tokenizer
-from nemo_openmath.models.torch_dist import list_checkpoints
 from nemo_openmath.training.config import Checkpoints, TrainingConfig
 from nemo_openmath.training.launch import run_local
 

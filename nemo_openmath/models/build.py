@@ -33,12 +33,11 @@ Recompute = Literal["none", "selective", "full"]
 
 
 class PackedGPT(GPTModel):
-    """Megatron's GPT on one :class:`PackedBatch`; the last stage's output is the summed loss of the target tokens."""
+    """Megatron's GPT on one :class:`PackedBatch`, given as ``packed_seq_params``.
 
-    def forward_batch(self, batch: PackedBatch) -> Tensor:
-        """Last stage: the sum of -log p(label) over the target tokens of this context rank (fp32 scalar).
-        Earlier stages: hidden states [t, 1, hidden]."""
-        return self(batch.tokens, None, None, labels=batch.labels, packed_seq_params=batch)
+    Output of the last stage: the sum of -log p(label) over the target tokens of this context rank (fp32 scalar).
+    Output of earlier stages: hidden states [t, 1, hidden].
+    """
 
     def _postprocess(self, hidden_states: Tensor, *_: Any, **rest: Any) -> Tensor:
         if not self.post_process:

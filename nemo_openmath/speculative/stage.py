@@ -55,7 +55,7 @@ class TrainDrafter(Stage[DrafterConfig]):
             stopped.set()  # a thread cannot be cancelled: it looks at each step
 
     def _train(self, context: StageContext, stopped: threading.Event) -> None:
-        from nemo_openmath.checkpoints.folders import building  # torch takes seconds to import
+        from nemo_openmath.checkpoints.output import building  # torch takes seconds to import
         from nemo_openmath.speculative.train import Settings, load_base, replay, train
 
         config, model = self.config, context.one("model")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from nemo_openmath.checkpoints.calibration import load_model
+from nemo_openmath.checkpoints.quantize.calibration import load_model
 from nemo_openmath.core.errors import OpenMathError
 from nemo_openmath.speculative.model import ReDrafter, Shape
 from nemo_openmath.speculative.texts import Text

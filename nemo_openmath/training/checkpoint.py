@@ -1,5 +1,5 @@
 """Saving and loading a training's state at any layout; the folder is described in
-:mod:`nemo_openmath.models.torch_dist`.
+:mod:`nemo_openmath.checkpoints.formats.step_folders`.
 
 What is saved: model weights under their stored names, Adam's moments (and the fp32 main weights in bf16 training)
 under ``optimizer.<kind>.<stored name>`` in the parameters' own shapes, and a few numbers: step, Adam updates, random
@@ -39,10 +39,10 @@ from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
+from nemo_openmath.checkpoints.formats import step_folders, torch_dist
+from nemo_openmath.checkpoints.model_files import copy_model_files
 from nemo_openmath.core.errors import DamagedFile, OpenMathError, UserError
-from nemo_openmath.models import torch_dist
 from nemo_openmath.models.build import PackedGPT
-from nemo_openmath.models.torch_dist import Manifest
 from nemo_openmath.training.optimizer import Optimizer
 from nemo_openmath.training.shards import Box, read_boxes, rows_of
 
@@ -72,12 +72,12 @@ class CheckpointStore:
         manifest alone. :meth:`load` returns both.
         """
         self.wait()
-        partial = torch_dist.partial_folder(self.root, step)
+        partial = step_folders.partial_folder(self.root, step)
         if dist.get_rank() == 0:
             for old in self.root.glob(".step-*.partial"):
                 shutil.rmtree(old, ignore_errors=True)
-            (partial / torch_dist.STATE).mkdir(parents=True)
-            torch_dist.copy_model_files(self.model_files, partial / torch_dist.MODEL)
+            (partial / step_folders.STATE).mkdir(parents=True)
+            copy_model_files(self.model_files, partial / step_folders.MODEL)
         common = {"step": step, "updates": optimizer.updates, **facts, "random_state": torch.get_rng_state()}
         writers = optimizer.share_out()
         state = _state(models, optimizer.full_state(writers), writers)
@@ -105,7 +105,7 @@ class CheckpointStore:
         self, tensors: dict[str, Any], common: dict[str, Any], notes: Mapping[str, Any], step: int, partial: Path
     ) -> None:
         dist.barrier(group=self._group)  # rank 0 has made the folder
-        state = partial / torch_dist.STATE
+        state = partial / step_folders.STATE
         try:
             state_dict_saver.save(
                 tensors,
@@ -121,25 +121,27 @@ class CheckpointStore:
 
     def _finish(self, common: dict[str, Any], notes: Mapping[str, Any], step: int, partial: Path) -> None:
         """Checksums and manifest of a folder whose tensors are written; then it gets its name."""
-        rank, state = dist.get_rank(), partial / torch_dist.STATE
+        rank, state = dist.get_rank(), partial / step_folders.STATE
         if rank == 0:
             torch.save(common, state / "common.pt")
-            (state / "metadata.json").write_text(json.dumps(torch_dist.TORCH_DIST))
-        own = [p for p in torch_dist.files_of(partial) if _writer_of(p) == rank]
-        sums = {str(path.relative_to(partial)): torch_dist.checksum(path) for path in own}
+            (state / "metadata.json").write_text(json.dumps(torch_dist.DESCRIPTION))
+        own = [p for p in step_folders.files_of(partial) if _writer_of(p) == rank]
+        sums = {str(path.relative_to(partial)): step_folders.checksum(path) for path in own}
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, sums, group=self._group)
         if rank == 0:
             files = {name: entry for each in gathered for name, entry in each.items()}
             training = {key: value for key, value in {**common, **notes}.items() if not isinstance(value, Tensor)}
-            torch_dist.finish(partial, Manifest(step, files, training), torch_dist.step_folder(self.root, step))
+            step_folders.finish(
+                partial, step_folders.StepManifest(step, files, training), step_folders.step_folder(self.root, step)
+            )
             self._remove_old(step)
         dist.barrier(group=self._group)
 
     def _remove_old(self, step: int) -> None:
         """Those before ``step``, just saved, that are too many. Later ones were damaged, else we had resumed from them:
         they must not count, and are replaced when the training comes to their steps."""
-        saved = (p for p in torch_dist.list_checkpoints(self.root) if int(p.name[5:]) <= step)
+        saved = (p for p in step_folders.list_checkpoints(self.root) if int(p.name[5:]) <= step)
         passing = [p for p in saved if int(p.name[5:]) not in self.lasting]
         for folder in passing[: len(passing) - self.keep_last] if self.keep_last > 0 else []:
             grave = folder.with_name(f".{folder.name}.partial")  # so that a half-removed one is never read
@@ -150,7 +152,7 @@ class CheckpointStore:
         """The newest valid checkpoint, found by rank 0 for all; what is skipped is told to ``warn`` with the reason."""
         found: list[Any] = [None]
         if dist.get_rank() == 0:
-            folder, skipped = torch_dist.newest_valid(self.root)
+            folder, skipped = step_folders.newest_valid(self.root)
             for path, reason in skipped:
                 warn(f"skipping checkpoint {path.name}: {reason}")
             found = [folder]
@@ -159,19 +161,19 @@ class CheckpointStore:
 
     def load(self, folder: Path, models: list[PackedGPT], optimizer: Optimizer, fingerprint: str) -> dict[str, Any]:
         """Fill models and optimizer from ``folder``, written at any layout; returns its numbers (``step``, ...)."""
-        manifest = torch_dist.read_manifest(folder)
+        manifest = step_folders.read_manifest(folder)
         if manifest.training.get("fingerprint") != fingerprint:
             raise UserError(
                 "this checkpoint was trained on other data, packing, order or batch size",
                 file=folder,
                 remedy="restore the data settings, or choose another output folder to start anew from this checkpoint",
             )
-        mains = any(name.startswith("optimizer.main.") for name in torch_dist.tensor_shapes(folder))
+        mains = any(n.startswith("optimizer.main.") for n in torch_dist.tensor_names(folder / step_folders.STATE))
         if mains and optimizer.config.precision == "fp32":  # its fp32 weights would be lost
             raise UserError("this checkpoint is of bf16 training", file=folder, remedy="set training.precision to bf16")
         if not mains and optimizer.config.precision == "bf16":
             raise UserError("this checkpoint is of fp32 training", file=folder, remedy="set training.precision to fp32")
-        state, sharded = folder / torch_dist.STATE, sharded_model(models)
+        state, sharded = folder / step_folders.STATE, sharded_model(models)
         held, boxes, ranges, names = dict[Tensor, dict[str, Tensor]](), list[Box](), optimizer.held(), _names(models)
         for chunk, entries in sharded.items():
             for name, entry in entries.items():
@@ -249,7 +251,9 @@ def load_model(folder: Path, models: list[PackedGPT]) -> None:
     """Weights alone, for a training that starts from another's checkpoint (or from an average)."""
     _fill(
         models,
-        dist_checkpointing.load(sharded_model(models), str(folder / torch_dist.STATE), validate_access_integrity=False),
+        dist_checkpointing.load(
+            sharded_model(models), str(folder / step_folders.STATE), validate_access_integrity=False
+        ),
     )
 
 

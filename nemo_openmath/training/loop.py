@@ -18,9 +18,10 @@ import torch
 import torch.distributed as dist
 
 from nemo_openmath.checkpoints.checkpoint import open_checkpoint
+from nemo_openmath.checkpoints.formats import step_folders
+from nemo_openmath.checkpoints.model_files import copy_model_files
 from nemo_openmath.core.errors import ExitCode, Preempted, UserError
 from nemo_openmath.data.packs.types import PackSource
-from nemo_openmath.models import torch_dist
 from nemo_openmath.models.build import PackedGPT, build_model, choose_backend, load_hf
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.stop_tokens import StopTokens
@@ -77,8 +78,8 @@ def train(
             f"validation.every = {config.validation.every}, but nothing is held out",
             remedy="give data.validation or data.validation_share",
         )
-    is_checkpoint = (model / torch_dist.STATE).is_dir()
-    files = model / torch_dist.MODEL if is_checkpoint else model
+    is_checkpoint = (model / step_folders.STATE).is_dir()
+    files = step_folders.model_files_of(model)
     shape = ModelConfig.from_hf(files).with_changes(**(changes or {}))
     config.parallel.check(shape, dist.get_world_size())
     opened = open_checkpoint(model, say=say if is_main() else _unsaid)
@@ -95,17 +96,17 @@ def train(
         newest = store.newest(say)
         facts = model_facts(shape, opened)
         if newest is None:
-            if is_main() and torch_dist.list_checkpoints(store.root):
+            if is_main() and step_folders.list_checkpoints(store.root):
                 say(f"no valid checkpoint is left under {store.root}: starting from {model}")
             if is_checkpoint:
-                torch_dist.verify(model)
+                step_folders.verify(model)
                 load_model(model, models)
             else:
                 load_hf(models, shape, opened.read)
         optimizer = Optimizer.build(models, config)
         first, found = 0, dict[str, Any]()
         if newest is not None:
-            refuse_another_model(newest, torch_dist.read_manifest(newest).training, facts)
+            refuse_another_model(newest, step_folders.read_manifest(newest).training, facts)
             found = store.load(newest, models, optimizer, source.fingerprint)
             first, before = int(found["step"]), int(found["num_steps"])
             if first > source.num_steps:
@@ -198,7 +199,7 @@ class _Run:
         self.store.wait()
         if metrics is not None:
             metrics.close()
-        return TrainResult(count, loss, torch_dist.step_folder(self.store.root, count))
+        return TrainResult(count, loss, step_folders.step_folder(self.store.root, count))
 
     def _batch(self, step: int) -> RankBatch:
         return self.stepper.shard(self.source.batch(step))
@@ -300,7 +301,7 @@ def _write_model_files(
 ) -> None:
     """The trained model's config.json and tokenizer files, where the texts end as the data taught (see
     :mod:`nemo_openmath.models.stop_tokens`)."""
-    torch_dist.copy_model_files(files, own_files)
+    copy_model_files(files, own_files)
     dtype = "bfloat16" if config.precision == "bf16" else "float32"
     (own_files / "config.json").write_text(json.dumps(shape.to_hf(dtype), indent=2))
     StopTokens.of(files).taught(ends).write(own_files)

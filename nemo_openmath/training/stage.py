@@ -107,8 +107,8 @@ class Sft(Stage[SftConfig]):
     def _trained(self, context: StageContext) -> bool:
         """Whether the checkpoint of the last step is there already. Raises UserError for a batch of more samples than
         there are."""
-        from nemo_openmath.models.torch_dist import step_folder  # torch takes seconds to import
-        from nemo_openmath.training.worker import check_batch
+        from nemo_openmath.checkpoints.formats.step_folders import step_folder
+        from nemo_openmath.training.worker import check_batch  # torch takes seconds to import
 
         config = self.config
         data = PackedData.open(

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from nemo_openmath.checkpoints.formats import step_folders
 from nemo_openmath.core.errors import DamagedFile, UserError
-from nemo_openmath.models import torch_dist
 from nemo_openmath.models.configs import ModelConfig
 
 _REMEDY = "restore it, or choose another output folder"
@@ -39,12 +39,11 @@ def refuse_another_model(folder: Path, before: Mapping[str, Any], now: Mapping[s
 
 def refuse_used(output: Path, model: Path, changes: Mapping[str, Any]) -> None:
     """The same for the newest checkpoint under ``output`` that can be read, before anything is written there."""
-    for folder in reversed(torch_dist.list_checkpoints(output / "checkpoints")):
+    for folder in reversed(step_folders.list_checkpoints(output / "checkpoints")):
         try:
-            before = torch_dist.read_manifest(folder).training
+            before = step_folders.read_manifest(folder).training
         except DamagedFile:
             continue
-        inside = model / torch_dist.MODEL if (model / torch_dist.STATE).is_dir() else model
-        shape = ModelConfig.from_hf(inside).with_changes(**changes)
+        shape = ModelConfig.from_hf(step_folders.model_files_of(model)).with_changes(**changes)
         return refuse_another_model(folder, before, model_facts(shape, open_checkpoint(model)))
     return None

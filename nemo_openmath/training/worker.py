@@ -112,19 +112,19 @@ def run_job(job: Job) -> None:
 def _ends(model: Path, last: Counter[int]) -> tuple[int, ...]:
     """The tokens that the data teaches to end a text with, the most frequent first. A sample may also end in a word
     (it was cut, or its author went on): only tokens that stand for no text count."""
+    from nemo_openmath.checkpoints.formats.step_folders import model_files_of
     from nemo_openmath.models.stop_tokens import special_ids
-    from nemo_openmath.models.torch_dist import MODEL, STATE
 
-    special = special_ids(model / MODEL if (model / STATE).is_dir() else model)
+    special = special_ids(model_files_of(model))
     return tuple(token for token, _ in last.most_common() if token in special)
 
 
 def _tokenizer(model: Path) -> str | None:
     """Fingerprint of the model's tokenizer: token files made with another are refused. None where it has none."""
     from nemo_openmath.chat import ChatTokenizer
-    from nemo_openmath.models.torch_dist import MODEL, STATE
+    from nemo_openmath.checkpoints.formats.step_folders import model_files_of
 
-    folder = model / MODEL if (model / STATE).is_dir() else model
+    folder = model_files_of(model)
     return ChatTokenizer.load(folder, chat=False).fingerprint if (folder / "tokenizer.json").is_file() else None
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
+from nemo_openmath.checkpoints.convert import hf_to_megatron
+from nemo_openmath.checkpoints.formats import step_folders
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ModelConfig
 
@@ -37,6 +40,14 @@ def make(folder: Path, config: ModelConfig = UNTIED, seed: int = 0, dtype: torch
     save_file(random_tensors(config, seed, dtype), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config.to_hf(str(dtype).removeprefix("torch."))))
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    return folder
+
+
+def make_step(root: Path, step: int, source: Path, /, **training: Any) -> Path:
+    """A checkpoint folder of ``source``'s weights, as a training saves them after ``step``; ``training``: its facts."""
+    folder = hf_to_megatron(source, step_folders.step_folder(root, step))
+    manifest = folder / step_folders.MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"step": step, "training": training}))
     return folder
 
 

@@ -14,14 +14,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_openmath.checkpoints.combine import average, merge, select_steps, sweep
 from nemo_openmath.checkpoints.convert import hf_to_megatron, megatron_to_hf
-from nemo_openmath.checkpoints.inspection import inspect
+from nemo_openmath.checkpoints.formats import step_folders
+from nemo_openmath.checkpoints.inspect import inspect
 from nemo_openmath.checkpoints.lazy import Held
-from nemo_openmath.checkpoints.merging import kth_largest_difference
+from nemo_openmath.checkpoints.merge.arithmetic import kth_largest_difference
+from nemo_openmath.checkpoints.merge.combine import average, merge, select_steps, sweep
 from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.models import torch_dist
 
 from . import models
 
@@ -75,7 +75,7 @@ def test_average_of_megatron_steps(tmp_path: Path) -> None:
     for step in range(1, 9):
         source = models.make(tmp_path / f"hf{step}", SMALL, step)
         (root / "checkpoints").mkdir(parents=True, exist_ok=True)
-        hf_to_megatron(source, torch_dist.step_folder(root / "checkpoints", 10 * step))
+        hf_to_megatron(source, step_folders.step_folder(root / "checkpoints", 10 * step))
     assert [int(p.name[5:]) for p in select_steps(root, count=4)] == [20, 40, 60, 80]
     assert [int(p.name[5:]) for p in select_steps(root, count=3)] == [20, 50, 80]
     made = average([root], tmp_path / "mean", count=4, format="hf")
@@ -83,7 +83,7 @@ def test_average_of_megatron_steps(tmp_path: Path) -> None:
     assert_equals(made, lambda *x: sum(x) / 4, *sources)
     megatron = average([root], tmp_path / "megatron", steps=[20, 40, 60, 80])
     assert models.same(models.load(megatron_to_hf(megatron, tmp_path / "back")), models.load(made))
-    torch_dist.verify(megatron)
+    step_folders.verify(megatron)
     with pytest.raises(UserError, match="no checkpoint of step 15; there are: 10, 20"):
         average([root], tmp_path / "x", steps=[15])
     with pytest.raises(UserError, match="9 checkpoints are wanted, there are 8"):

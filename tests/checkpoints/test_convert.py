@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-from nemo_openmath.checkpoints import classic
-from nemo_openmath.checkpoints.combine import average, merge
 from nemo_openmath.checkpoints.convert import hf_to_megatron, megatron_to_hf
-from nemo_openmath.checkpoints.quantize import quantize
-from nemo_openmath.checkpoints.safetensors_files import SINGLE
-from nemo_openmath.checkpoints.trtllm import hf_to_trtllm
+from nemo_openmath.checkpoints.formats import classic, step_folders
+from nemo_openmath.checkpoints.formats.safetensors import SINGLE
+from nemo_openmath.checkpoints.formats.trtllm import hf_to_trtllm
+from nemo_openmath.checkpoints.merge.combine import average, merge
+from nemo_openmath.checkpoints.quantize.export import quantize
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.models import hf_mapping, torch_dist
+from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ModelConfig
 
 from . import models
@@ -28,7 +28,7 @@ from . import models
 def test_torch_dist_round_trip_is_bitwise(tmp_path: Path, config: ModelConfig, dtype: torch.dtype) -> None:
     source = models.make(tmp_path / "hf", config, dtype=dtype)
     megatron = hf_to_megatron(source, tmp_path / "megatron")
-    torch_dist.verify(megatron)  # the trainer's own check of sizes and checksums
+    step_folders.verify(megatron)  # the trainer's own check of sizes and checksums
     back = megatron_to_hf(megatron, tmp_path / "back", shard_bytes=20_000)
     assert models.same(models.load(back), models.load(source))
     assert len(list(back.glob("*.safetensors"))) > 1

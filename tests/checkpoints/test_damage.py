@@ -21,13 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
 
-from nemo_openmath.checkpoints import torch_dist_files, torch_file
-from nemo_openmath.checkpoints.combine import average
 from nemo_openmath.checkpoints.convert import hf_to_megatron, megatron_to_hf
-from nemo_openmath.checkpoints.folders import building
+from nemo_openmath.checkpoints.formats import torch_dist, torch_file
+from nemo_openmath.checkpoints.formats.safetensors import INDEX, read_file
 from nemo_openmath.checkpoints.lazy import Held, LazyTensor
-from nemo_openmath.checkpoints.quantize import quantize
-from nemo_openmath.checkpoints.safetensors_files import INDEX, read_file
+from nemo_openmath.checkpoints.merge.combine import average
+from nemo_openmath.checkpoints.output import building
+from nemo_openmath.checkpoints.quantize.export import quantize
 from nemo_openmath.core.errors import DamagedFile, SystemFailure, UserError
 
 from . import models
@@ -130,7 +130,7 @@ def test_no_damage_escapes_as_something_else(data: st.DataObject) -> None:
         elif file == "x.pt":
             found = torch_file.load(path)
         else:
-            found = torch_dist_files.read(Path(folder))
+            found = torch_dist.read(Path(folder))
         for tensor in found.values() if isinstance(found, dict) else ():
             if isinstance(tensor, LazyTensor) and tensor.numel < 1000:
                 tensor.full()
@@ -141,7 +141,7 @@ def _descriptions() -> dict[str, bytes]:
     buffer = io.BytesIO()
     torch.save(tensors, buffer)
     with tempfile.TemporaryDirectory() as folder:
-        torch_dist_files.write(Path(folder), {name: Held(tensor) for name, tensor in tensors.items()})
+        torch_dist.write(Path(folder), {name: Held(tensor) for name, tensor in tensors.items()})
         metadata = (Path(folder) / ".metadata").read_bytes()
     return {"x.safetensors": save(tensors), "x.pt": buffer.getvalue(), ".metadata": metadata}
 

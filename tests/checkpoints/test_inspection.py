@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nemo_openmath.checkpoints.convert import hf_to_megatron
-from nemo_openmath.checkpoints.inspection import _in_order, compare, inspect
+from nemo_openmath.checkpoints.inspect import _in_order, compare, inspect
 from nemo_openmath.core.errors import DamagedFile
 
 from . import models

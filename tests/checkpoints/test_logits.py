@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemo_openmath.checkpoints import torch_dist_files
 from nemo_openmath.checkpoints.convert import hf_to_megatron
+from nemo_openmath.checkpoints.formats import torch_dist
 from nemo_openmath.models.configs import ModelConfig
 
 from . import models
@@ -62,7 +62,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, dict[st
     folder = tmp_path_factory.mktemp("logits")
     source = models.make(folder / "hf", CONFIG)
     state = hf_to_megatron(source, folder / "megatron") / "state"
-    return models.logits(source), {name: tensor.full() for name, tensor in torch_dist_files.read(state).items()}
+    return models.logits(source), {name: tensor.full() for name, tensor in torch_dist.read(state).items()}
 
 
 def test_logits_equal_transformers(converted: tuple[Tensor, dict[str, Tensor]]) -> None:

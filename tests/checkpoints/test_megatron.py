@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_openmath.checkpoints import torch_dist_files
 from nemo_openmath.checkpoints.convert import hf_to_megatron, megatron_to_hf
+from nemo_openmath.checkpoints.formats import torch_dist
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.layout import Parallel
@@ -66,7 +66,7 @@ def test_megatron_core_loads_and_saves_bitwise(
         jobs += [source, ours / "state", theirs, tp, pp, prefix]
     run_ranks(processes, *jobs)
     for number, (config, tp, _, _) in enumerate(layouts):
-        stored = torch_dist_files.read(Path(str(jobs[6 * number + 2])))
+        stored = torch_dist.read(Path(str(jobs[6 * number + 2])))
         assert stored["embedding.word_embeddings.weight"].shape[0] == 128 * tp > config.vocab_size
         source = tmp_path / f"hf{number}"
         back = megatron_to_hf(tmp_path / f"theirs{number}", tmp_path / f"back{number}", model_files=source)

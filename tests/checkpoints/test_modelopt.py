@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nemo_openmath.checkpoints import awq
-from nemo_openmath.checkpoints.dequantize import check_export, dequantized, quantized_model, run_quantized
-from nemo_openmath.checkpoints.quantize import QUANT_CONFIG, quantize
-from nemo_openmath.checkpoints.trtllm import hf_to_trtllm
+from nemo_openmath.checkpoints.formats.trtllm import hf_to_trtllm
+from nemo_openmath.checkpoints.quantize import awq
+from nemo_openmath.checkpoints.quantize.dequantize import check_export, dequantized, quantized_model, run_quantized
+from nemo_openmath.checkpoints.quantize.export import QUANT_CONFIG, quantize
 
 from . import models
 from .test_quantize import word_model

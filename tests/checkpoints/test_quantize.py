@@ -14,18 +14,18 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM
 
-from nemo_openmath.checkpoints import awq
-from nemo_openmath.checkpoints.calibration import calibrate
 from nemo_openmath.checkpoints.checkpoint import open_checkpoint
-from nemo_openmath.checkpoints.dequantize import (
+from nemo_openmath.checkpoints.lazy import Held
+from nemo_openmath.checkpoints.quantize import awq
+from nemo_openmath.checkpoints.quantize.calibration import calibrate
+from nemo_openmath.checkpoints.quantize.dequantize import (
     check_export,
     dequantized,
     quantized_model,
     run_quantized,
     write_dequantized,
 )
-from nemo_openmath.checkpoints.lazy import Held
-from nemo_openmath.checkpoints.quantize import QUANT_CONFIG, _Int4, _Words, quantize
+from nemo_openmath.checkpoints.quantize.export import QUANT_CONFIG, _Int4, _Words, quantize
 from nemo_openmath.checkpoints.script import texts
 from nemo_openmath.core.errors import UserError
 

@@ -11,9 +11,9 @@ import pytest
 
 from nemo_openmath.checkpoints import stages
 from nemo_openmath.checkpoints.convert import hf_to_megatron
+from nemo_openmath.checkpoints.formats import step_folders
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.stage import StageContext, stage_class
-from nemo_openmath.models import torch_dist
 
 from . import models
 
@@ -31,7 +31,7 @@ def test_average_then_merge(tmp_path: Path) -> None:
     (training / "checkpoints").mkdir(parents=True)
     for step in range(4):
         source = models.make(tmp_path / f"hf{step}", CONFIG, step)
-        hf_to_megatron(source, torch_dist.step_folder(training / "checkpoints", 5 * (step + 1)))
+        hf_to_megatron(source, step_folders.step_folder(training / "checkpoints", 5 * (step + 1)))
     average = stage_class("checkpoints.average")(stages.AverageConfig(count=4))
     assert average.makes == "model"
     made = tmp_path / "average"

@@ -14,16 +14,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_openmath.chat import Message, Transcript
-from nemo_openmath.checkpoints.combine import average, merge
 from nemo_openmath.checkpoints.convert import hf_to_megatron, megatron_to_hf
-from nemo_openmath.checkpoints.quantize import quantize
-from nemo_openmath.checkpoints.trtllm import hf_to_trtllm
+from nemo_openmath.checkpoints.formats.step_folders import list_checkpoints
+from nemo_openmath.checkpoints.formats.trtllm import hf_to_trtllm
+from nemo_openmath.checkpoints.merge.combine import average, merge
+from nemo_openmath.checkpoints.quantize.export import quantize
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Problem, SftRow
 from nemo_openmath.data.packs.plan import write_packs
 from nemo_openmath.data.tokens.tokenization import write_tokens
 from nemo_openmath.models.stop_tokens import StopTokens
-from nemo_openmath.models.torch_dist import list_checkpoints
 from nemo_openmath.training.launch import run_local
 from nemo_openmath.training.worker import _ends
 

@@ -59,10 +59,10 @@ def test_a_sweep_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 DIES = """
 import os, signal, sys
-from nemo_openmath.checkpoints import safetensors_files
+from nemo_openmath.checkpoints.formats import safetensors
 from nemo_openmath.cli.main import run
 
-left, write = int(sys.argv[1]), safetensors_files.write_all
+left, write = int(sys.argv[1]), safetensors.write_all
 
 def write_all(file, data):
     global left
@@ -72,7 +72,7 @@ def write_all(file, data):
         os.kill(os.getpid(), signal.SIGKILL)
     write(file, data)
 
-safetensors_files.write_all = write_all
+safetensors.write_all = write_all
 run(sys.argv[2:])
 """
 

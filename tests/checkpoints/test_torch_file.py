@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nemo_openmath.checkpoints import torch_file
+from nemo_openmath.checkpoints.formats import torch_file
 from nemo_openmath.checkpoints.lazy import Grid, Held, LazyTensor, Region, Rows, Window, columns, take_rows
 from nemo_openmath.core.errors import DamagedFile
 

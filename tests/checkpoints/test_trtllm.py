@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nemo_openmath.checkpoints.dequantize import quantized_model, run_quantized
-from nemo_openmath.checkpoints.quantize import quantize
-from nemo_openmath.checkpoints.trtllm import commands, hf_to_trtllm
+from nemo_openmath.checkpoints.formats.trtllm import commands, hf_to_trtllm
+from nemo_openmath.checkpoints.quantize.dequantize import quantized_model, run_quantized
+from nemo_openmath.checkpoints.quantize.export import quantize
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import ModelConfig
 

@@ -99,7 +99,8 @@ def saved(stepper: Stepper, models: list[Any], pack: Pack, weights: set[int]) ->
 
     batch = stepper._to_device(pack)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = models[0].forward_batch(batch)  # alive until counted, so that no address is used twice
+        # alive until counted, so that no address is used twice
+        output = models[0](batch.tokens, None, None, labels=batch.labels, packed_seq_params=batch)
     assert output.requires_grad
     return sum(size for address, size in seen.items() if address not in weights)
 

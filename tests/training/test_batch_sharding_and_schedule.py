@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from nemo_openmath.checkpoints.formats.step_folders import step_folder
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.data.batches.batch_sharding import samples_of, shard_batch
 from nemo_openmath.data.packs.plan import Mixture, write_packs
@@ -23,7 +24,6 @@ from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
 from nemo_openmath.models.configs import preset
 from nemo_openmath.models.layout import Parallel
 from nemo_openmath.models.packed import zigzag
-from nemo_openmath.models.torch_dist import step_folder
 from nemo_openmath.training.checkpoint import CheckpointStore
 from nemo_openmath.training.config import Checkpoints, DataConfig, Guard, Profile, TrainingConfig
 from nemo_openmath.training.metrics import LossGuard, Metrics, TrainingDiverged, console_line

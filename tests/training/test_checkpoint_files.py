@@ -6,40 +6,30 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from nemo_openmath.core.errors import DamagedFile
-from nemo_openmath.models import hf_mapping, torch_dist
-from tests.training.packs import SHAPES
+from nemo_openmath.checkpoints.checkpoint import open_checkpoint
+from nemo_openmath.checkpoints.formats import step_folders
+from nemo_openmath.core.errors import DamagedFile, UserError
+from tests.checkpoints import models
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Checkpoints of steps 1, 2, 3 of a random tiny model."""
-    (tmp_path / "hf").mkdir()
-    (tmp_path / "hf/config.json").write_text(json.dumps(SHAPES["untied"].to_hf()))
-    (tmp_path / "hf/tokenizer.json").write_text("{}")
+    """Checkpoints of steps 1, 2, 3 of random models."""
     for step in (1, 2, 3):
-        torch_dist.write_model(tmp_path / "checkpoints", step, _tensors(step), tmp_path / "hf")
+        models.make_step(tmp_path / "checkpoints", step, models.make(tmp_path / f"hf{step}", seed=step), loss=1.5)
     return tmp_path / "checkpoints"
 
 
-def _tensors(seed: int) -> dict[str, torch.Tensor]:
-    torch.manual_seed(seed)
-    shape = SHAPES["untied"]
-    return {e.stored: torch.randn(hf_mapping.stored_shape(e, shape)) for e in hf_mapping.mapping(shape)}
-
-
 def test_what_is_written_is_read(root: Path) -> None:
-    newest, skipped = torch_dist.newest_valid(root)
-    assert newest == torch_dist.step_folder(root, 3)
+    newest, skipped = step_folders.newest_valid(root)
+    assert newest == step_folders.step_folder(root, 3)
     assert skipped == []
-    config, tensors = torch_dist.read_model(newest)
-    assert config == SHAPES["untied"]
-    expected = _tensors(3)
-    for entry, tensor in tensors:
-        assert torch.equal(tensor, expected.pop(entry.stored))
-    assert not expected
+    manifest = step_folders.read_manifest(newest)
+    assert (manifest.step, manifest.training) == (3, {"loss": 1.5})
+    opened, expected = open_checkpoint(newest), models.random_tensors(models.UNTIED, 3)
+    assert (opened.step, opened.model) == (3, models.UNTIED)
+    assert models.same({name: opened.read(name) for name in opened.tensors}, expected)
     assert (newest / "model/tokenizer.json").is_file()
 
 
@@ -47,7 +37,7 @@ def test_what_is_written_is_read(root: Path) -> None:
     "damage", ["truncated", "bit flipped", "file missing", "no manifest", "torn manifest", "empty"]
 )
 def test_damage_is_skipped_with_the_reason(root: Path, damage: str) -> None:
-    folder = torch_dist.step_folder(root, 3)
+    folder = step_folders.step_folder(root, 3)
     data = folder / "state/__0_0.distcp"
     reason = {"truncated": "bytes", "bit flipped": "checksum", "file missing": "missing", "torn manifest": "not JSON"}
     if damage == "truncated":
@@ -66,26 +56,32 @@ def test_damage_is_skipped_with_the_reason(root: Path, damage: str) -> None:
     else:
         for path in sorted(folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
-    newest, skipped = torch_dist.newest_valid(root)
-    assert newest == torch_dist.step_folder(root, 2)
+    newest, skipped = step_folders.newest_valid(root)
+    assert newest == step_folders.step_folder(root, 2)
     [(path, why)] = skipped
     assert path == folder
     assert reason.get(damage, "no manifest") in why
 
 
 def test_a_half_written_folder_does_not_count(root: Path) -> None:
-    torch_dist.step_folder(root, 3).rename(torch_dist.partial_folder(root, 3))
-    assert torch_dist.newest_valid(root)[0] == torch_dist.step_folder(root, 2)
+    step_folders.step_folder(root, 3).rename(step_folders.partial_folder(root, 3))
+    assert step_folders.newest_valid(root)[0] == step_folders.step_folder(root, 2)
 
 
 def test_a_missing_tensor_is_named(root: Path) -> None:
-    with pytest.raises(DamagedFile, match=r"decoder\.layers\.9"):
-        torch_dist.read_tensors(torch_dist.step_folder(root, 1), ["decoder.layers.9.mlp.linear_fc1.weight"])
+    folder = step_folders.step_folder(root, 1)
+    config = models.UNTIED.with_changes(num_hidden_layers=10)
+    (folder / "model/config.json").write_text(json.dumps(config.to_hf()))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["model/config.json"] = step_folders.checksum(folder / "model/config.json")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"the weights hold no decoder\.layers\.4"):
+        open_checkpoint(folder)
 
 
 def test_every_flipped_bit_of_a_manifest_is_harmless(root: Path) -> None:
     """The folder is skipped, or (a flip in a name that nothing checks) still whole; nothing else is raised."""
-    folder = torch_dist.step_folder(root, 3)
+    folder = step_folders.step_folder(root, 3)
     manifest = (folder / "manifest.json").read_bytes()
     skipped = 0
     for place in range(len(manifest)):
@@ -93,13 +89,13 @@ def test_every_flipped_bit_of_a_manifest_is_harmless(root: Path) -> None:
         flipped[place] ^= 1 << place % 7
         (folder / "manifest.json").write_bytes(bytes(flipped))
         try:
-            torch_dist.verify(folder, checksums=False)
+            step_folders.verify(folder, checksums=False)
         except DamagedFile:
             skipped += 1
     assert skipped > len(manifest) / 4
 
 
 def test_other_folders_are_no_checkpoints(root: Path) -> None:
-    torch_dist.step_folder(root, 3).rename(root / "step-00000003.kept")
+    step_folders.step_folder(root, 3).rename(root / "step-00000003.kept")
     (root / "step-of-mine").mkdir()
-    assert [p.name for p in torch_dist.list_checkpoints(root)] == ["step-00000001", "step-00000002"]
+    assert [p.name for p in step_folders.list_checkpoints(root)] == ["step-00000001", "step-00000002"]

@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nemo_openmath.models import hf_mapping, torch_dist
+from nemo_openmath.checkpoints.checkpoint import open_checkpoint
+from nemo_openmath.checkpoints.formats import step_folders
 from nemo_openmath.training.config import TrainingConfig
 from nemo_openmath.training.launch import spawn
 from tests.training import reference
@@ -189,10 +190,10 @@ def final_weights(output: Path) -> dict[str, Tensor]:
 
 def weights_after(output: Path, step: int) -> dict[str, Tensor]:
     """HF weights of a step's checkpoint."""
-    folder = torch_dist.step_folder(output / "checkpoints", step)
-    torch_dist.verify(folder)
-    config, tensors = torch_dist.read_model(folder)
-    return {name: t for e, stored in tensors for name, t in zip(e.hf, hf_mapping.split(e, stored, config), strict=True)}
+    folder = step_folders.step_folder(output / "checkpoints", step)
+    step_folders.verify(folder)
+    opened = open_checkpoint(folder)
+    return {name: opened.read(name) for name in opened.tensors}
 
 
 def assert_close(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -246,7 +247,7 @@ def test_a_spike_stops_the_training_and_names_the_batch(results: Path) -> None:
     assert "step1/pack2/sample2" in said
     assert [r["step"] for r in records(results / "diverged")] == [1]
     # what was being written is whole, nothing was saved of the step refused
-    assert torch_dist.newest_valid(results / "diverged/checkpoints")[0].name == "step-00000001"
+    assert step_folders.newest_valid(results / "diverged/checkpoints")[0].name == "step-00000001"
 
 
 @pytest.mark.parametrize("layout", RESUMED_AT)

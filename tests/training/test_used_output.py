@@ -20,7 +20,6 @@ from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.core.records.lineage import digest_tree
 from nemo_openmath.data.packs.plan import write_packs
 from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
-from nemo_openmath.models import hf_mapping, torch_dist
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.training.stage import Sft, SftConfig
 from nemo_openmath.training.used import model_facts, refuse_used
@@ -34,9 +33,7 @@ def used(tmp_path: Path) -> tuple[Path, Path]:
     """(model, output with a checkpoint of a training that started from it)."""
     model, output = models.make(tmp_path / "model"), tmp_path / "out"
     opened, shape = open_checkpoint(model), ModelConfig.from_hf(model)
-    stored = {entry.stored: tensor for entry, tensor in hf_mapping.hf_to_stored(opened.read, shape)}
-    facts = {"fingerprint": "x", **model_facts(shape, opened)}
-    torch_dist.write_model(output / "checkpoints", 3, stored, model, training=facts)
+    models.make_step(output / "checkpoints", 3, model, fingerprint="x", **model_facts(shape, opened))
     return model, output
 
 

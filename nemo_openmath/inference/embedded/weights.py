@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_openmath.checkpoints.hf_folder import open_tensors
+from nemo_openmath.checkpoints.formats.hf import open_tensors
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.devices import check_device
 from nemo_openmath.models.hf_config import Described, describe

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import errno
 import glob
-import json
 import logging
-import math
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from nemo_openmath.checkpoints.lazy import LazyTensor
-from nemo_openmath.checkpoints.safetensors_files import SHARD_BYTES, write_folder
 from nemo_openmath.core.errors import OpenMathError, UserError, no_space
 from nemo_openmath.core.records.manifest import refuse_inside_stage
-from nemo_openmath.models.hf_config import read_config, rope_of
-from nemo_openmath.models.stop_tokens import StopTokens
-from nemo_openmath.models.torch_dist import TOKENIZER_FILES
 
 _HOST = socket.gethostname()
 log = logging.getLogger(__name__)
@@ -105,78 +95,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def changed_config(
-    raw: Mapping[str, Any],
-    *,
-    rope_theta: float | None = None,
-    max_positions: int | None = None,
-    dtype: torch.dtype | None = None,
-) -> dict[str, Any]:
-    """``raw`` with changes. The RoPE base is always written in both forms, ``rope_theta`` and ``rope_parameters``:
-    readers that miss theirs fall back to base 10000 without a word."""
-    if rope_theta is not None and not (math.isfinite(rope_theta) and rope_theta > 1):
-        raise UserError(f"a RoPE base of {rope_theta:g}", remedy="the recipe's is 500000")
-    if max_positions is not None and max_positions < 1:
-        raise UserError(f"{max_positions} positions", remedy="the recipe has 131072")
-    config = dict(raw)
-    rope = rope_of(config)
-    theta = rope_theta if rope_theta is not None else rope.theta
-    if theta is not None:
-        config["rope_theta"] = float(theta)
-        config["rope_parameters"] = {**rope.settings, "rope_type": rope.kind, "rope_theta": float(theta)}
-        if config.get("rope_scaling"):  # the older name of the same; loaders that know both prefer it
-            config["rope_scaling"] = None if rope.kind == "default" else {**rope.settings, "rope_type": rope.kind}
-    if max_positions is not None:
-        config["max_position_embeddings"] = max_positions
-        if "max_window_layers" in config and not config.get("use_sliding_window"):
-            config["sliding_window"] = None
-    if dtype is not None:
-        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
-    return config
-
-
-def copy_model_files(source: Path, target: Path, config: Mapping[str, Any], *, stops: StopTokens | None = None) -> None:
-    """``config`` as config.json, the tokenizer's files of ``source``, and generation_config.json (made from the
-    configuration's special tokens where ``source`` has none). ``stops``: what the files are to name as the end of a
-    text instead; without it they stay as they are, sampling defaults included: the same model has the same files."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if not (target / "generation_config.json").is_file():
-        keys = ("bos_token_id", "eos_token_id", "pad_token_id")
-        tokens = {key: config[key] for key in keys if config.get(key) is not None}
-        (target / "generation_config.json").write_text(json.dumps(tokens, indent=2) + "\n")
-    if stops is not None:
-        stops.write(target)
-
-
-def write_hf(
-    folder: Path,
-    tensors: Mapping[str, LazyTensor],
-    model_files: Path,
-    *,
-    rope_theta: float | None = None,
-    max_positions: int | None = None,
-    shard_bytes: int = SHARD_BYTES,
-    stops: StopTokens | None = None,
-) -> None:
-    """A Hugging Face folder; config.json and tokenizer from ``model_files``, with the tensors' dtype. ``stops``: see
-    :func:`copy_model_files`."""
-    dtype = main_dtype(tensors)
-    config = changed_config(read_config(model_files), rope_theta=rope_theta, max_positions=max_positions, dtype=dtype)
-    copy_model_files(model_files, folder, config, stops=stops)
-    write_folder(folder, tensors, shard_bytes)
-
-
-def main_dtype(tensors: Mapping[str, LazyTensor]) -> torch.dtype:
-    """The dtype of most elements."""
-    sizes: dict[torch.dtype, int] = {}
-    for tensor in tensors.values():
-        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel
-    if not sizes:
-        raise UserError("the weights hold no tensor", remedy="give a model")
-    return max(sizes, key=lambda dtype: sizes[dtype])

@@ -6,7 +6,7 @@
 
 Reading resolves every tensor to regions of files; the ``module.`` that NeMo puts before every name is taken off.
 Writing streams tensor after tensor; any layout loads the result.
-The folder around it (manifest, model files) is :mod:`nemo_openmath.models.torch_dist`'s.
+The folder around it (manifest, model files) is :mod:`nemo_openmath.checkpoints.formats.step_folders`'s.
 """
 
 from __future__ import annotations
@@ -25,13 +25,19 @@ import torch
 from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint import metadata as dcp
 
-from nemo_openmath.checkpoints import torch_file
+from nemo_openmath.checkpoints.formats import torch_file
+from nemo_openmath.checkpoints.formats.safetensors import write_all
 from nemo_openmath.checkpoints.lazy import Grid, LazyTensor, Rows, Window, stream
-from nemo_openmath.checkpoints.safetensors_files import write_all
 from nemo_openmath.core.errors import DamagedFile
-from nemo_openmath.models.torch_dist import TORCH_DIST
 
 METADATA = ".metadata"
+DESCRIPTION = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+"""metadata.json as megatron-core's dist_checkpointing writes it."""
 FILE_BYTES = 5_000_000_000
 _AGAIN = "use another checkpoint"
 _WRAPPERS = re.compile(r"^(module\.)+")  # NeMo's megatron_parallel saves the model as an attribute of its wrapper
@@ -59,6 +65,12 @@ def _metadata(folder: Path) -> Any:
         return found.state_dict_metadata, found.storage_data
     except Exception as error:  # a pickle that is cut or altered fails in any way
         raise DamagedFile(folder / METADATA, f"unreadable ({type(error).__name__}: {error})", _AGAIN) from None
+
+
+def tensor_names(folder: Path) -> list[str]:
+    """Return the names of all stored tensors, optimizer state included. Only ``.metadata`` is read."""
+    state, _ = _metadata(folder)
+    return [name for name, entry in state.items() if isinstance(entry, dcp.TensorStorageMetadata)]
 
 
 def read(folder: Path, names: Iterable[str] | None = None) -> dict[str, LazyTensor]:
@@ -166,7 +178,7 @@ def write(
     torch.save(dict(common or {}), saved)
     for file, data in (
         ("common.pt", saved.getvalue()),
-        ("metadata.json", json.dumps(TORCH_DIST).encode()),
+        ("metadata.json", json.dumps(DESCRIPTION).encode()),
         (METADATA, pickle.dumps(description)),
     ):
         (folder / file).write_bytes(data)

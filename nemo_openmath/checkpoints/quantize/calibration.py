@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_openmath.checkpoints.hf_folder import open_tensors
+from nemo_openmath.checkpoints.formats.hf import open_tensors
 from nemo_openmath.core.errors import UserError
 
 LINEAR = re.compile(r"(model\.layers\.\d+\.(?:self_attn|mlp)\.)(q|k|v|o|gate|up|down)_proj\.weight")

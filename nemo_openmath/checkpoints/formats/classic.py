@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
-from nemo_openmath.checkpoints import torch_file
+from nemo_openmath.checkpoints.formats import torch_file
+from nemo_openmath.checkpoints.formats.safetensors import write_all
 from nemo_openmath.checkpoints.lazy import LazyTensor, stream
 from nemo_openmath.checkpoints.names import pad_vocabulary, tp_join, tp_slice
-from nemo_openmath.checkpoints.safetensors_files import write_all
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ModelConfig

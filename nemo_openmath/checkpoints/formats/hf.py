@@ -12,10 +12,12 @@ from pathlib import Path
 
 import torch
 
-from nemo_openmath.checkpoints import safetensors_files
+from nemo_openmath.checkpoints.formats import safetensors
 from nemo_openmath.checkpoints.lazy import LazyTensor
+from nemo_openmath.checkpoints.model_files import changed_config, main_dtype, write_model_files
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.hf_config import ARCHITECTURES, Described, describe, once, read_config, refuse_quantized
+from nemo_openmath.models.stop_tokens import StopTokens
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -30,7 +32,7 @@ def open_tensors(
     refuse what :func:`check` refuses. ``say`` is told in a line what is left out and which fields of config.json nobody
     uses."""
     read_config(model_files or folder)
-    tensors, others = safetensors_files.read_folder(folder)
+    tensors, others = safetensors.read_folder(folder)
     if others:
         say(f"{folder}: not read, because they are not the model's: {', '.join(others)}")
     return check(folder, tensors, model_files, say=say) if strict else tensors
@@ -106,3 +108,23 @@ def without_copies(
 def equal(a: LazyTensor, b: LazyTensor) -> bool:
     """Element by element, up to the first piece that differs."""
     return a.shape == b.shape and all(torch.equal(p, q) for p, q in zip(a.pieces(), b.pieces(), strict=True))
+
+
+def write(
+    folder: Path,
+    tensors: Mapping[str, LazyTensor],
+    model_files: Path,
+    *,
+    rope_theta: float | None = None,
+    max_positions: int | None = None,
+    shard_bytes: int = safetensors.SHARD_BYTES,
+    stops: StopTokens | None = None,
+) -> None:
+    """Write a Hugging Face folder: ``tensors``, and config.json and tokenizer from ``model_files`` with their dtype.
+
+    ``rope_theta``, ``max_positions``: changes of config.json. ``stops``: see :func:`write_model_files`.
+    """
+    dtype = main_dtype(tensors)
+    config = changed_config(read_config(model_files), rope_theta=rope_theta, max_positions=max_positions, dtype=dtype)
+    write_model_files(model_files, folder, config, stops=stops)
+    safetensors.write_folder(folder, tensors, shard_bytes)

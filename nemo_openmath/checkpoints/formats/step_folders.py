@@ -1,4 +1,4 @@
-"""The checkpoint folder: how a training state lies on disk, and how model weights are read from and written to it.
+"""The folders that a training saves, one a step: their names, and the manifest that says what is in them.
 
     OUTPUT/checkpoints/
         step-00000400/
@@ -15,7 +15,8 @@ Model tensors in ``state/`` are stored under the *stored* names of :mod:`nemo_op
 global layer numbers, no prefix (``decoder.layers.3.mlp.linear_fc1.weight``). Everything else (``optimizer.*`` and other
 keys) is training state; a folder without it is a model alone, from which a training can start but not resume.
 
-This file needs neither megatron-core nor a process group: converters and averagers use it in one plain process.
+Only names, manifest and checksums are known here. The tensors are read and written by
+:mod:`nemo_openmath.checkpoints.formats.torch_dist`.
 """
 
 from __future__ import annotations
@@ -25,38 +26,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-
-from nemo_openmath.core.errors import DamagedFile, UserError
-from nemo_openmath.models import hf_mapping
-from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.core.errors import DamagedFile
 
 FORMAT, VERSION = "nemo-openmath-checkpoint", 1
 MANIFEST, STATE, MODEL = "manifest.json", "state", "model"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 
 @dataclass(frozen=True)
-class Manifest:
+class StepManifest:
     """What ``manifest.json`` says."""
 
     step: int  # optimizer steps done
@@ -78,6 +60,11 @@ def partial_folder(root: str | Path, step: int) -> Path:
     return Path(root) / f".step-{step:08d}.partial"
 
 
+def model_files_of(model: Path) -> Path:
+    """Return the folder of config.json and tokenizer of a model: of a step folder its ``model``, else the folder."""
+    return model / MODEL if (model / STATE).is_dir() else model
+
+
 def list_checkpoints(root: str | Path) -> list[Path]:
     """Finished checkpoint folders of ``root``, oldest step first; validity is not checked."""
     root = Path(root)
@@ -97,7 +84,7 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
 
 
-def finish(partial: Path, manifest: Manifest, final: Path) -> None:
+def finish(partial: Path, manifest: StepManifest, final: Path) -> None:
     """Write the manifest and give the folder its final name. After it the checkpoint exists, whole."""
     path = partial / MANIFEST
     with path.open("w") as file:
@@ -119,7 +106,7 @@ def finish(partial: Path, manifest: Manifest, final: Path) -> None:
         os.close(directory)
 
 
-def read_manifest(folder: str | Path) -> Manifest:
+def read_manifest(folder: str | Path) -> StepManifest:
     """The manifest, or :class:`DamagedFile` with the reason."""
     path = Path(folder) / MANIFEST
     remedy = "use another checkpoint"
@@ -134,7 +121,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     if raw.get("version") != VERSION:
         raise DamagedFile(path, f"checkpoint version {raw.get('version')}, this program reads {VERSION}", remedy)
     try:
-        manifest = Manifest(**raw)
+        manifest = StepManifest(**raw)
         for entry in manifest.files.values():
             int(entry["bytes"]), str(entry["sha256"])
         return manifest
@@ -142,7 +129,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise DamagedFile(path, f"manifest fields are wrong ({error})", remedy) from None
 
 
-def verify(folder: str | Path, *, checksums: bool = True, threads: int = 4) -> Manifest:
+def verify(folder: str | Path, *, checksums: bool = True, threads: int = 4) -> StepManifest:
     """Check sizes and (unless told not to) SHA-256 of every file; :class:`DamagedFile` names the first wrong one."""
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -179,86 +166,3 @@ def newest_valid(root: str | Path) -> tuple[Path | None, list[tuple[Path, str]]]
         else:
             return folder, skipped
     return None, skipped
-
-
-def tensor_shapes(folder: str | Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and dtype of every full tensor in ``folder/state`` (optimizer state included)."""
-    state = Path(folder) / STATE
-    try:
-        metadata = FileSystemReader(state).read_metadata()
-    except (OSError, EOFError) as error:
-        raise DamagedFile(state, f"unreadable metadata ({error})", "use another checkpoint") from None
-    tensors = {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
-    return {name: (tuple(v.size), v.properties.dtype) for name, v in tensors.items()}
-
-
-def read_tensors(folder: str | Path, names: Iterable[str]) -> dict[str, Tensor]:
-    """Full tensors by stored name, read in one plain process (no process group), resharded from any layout."""
-    shapes = tensor_shapes(folder)
-    wanted: dict[str, Any] = {}
-    for name in names:
-        if name not in shapes:
-            raise DamagedFile(
-                Path(folder) / STATE, f"holds no tensor {name}", "check that model/config.json belongs to it"
-            )
-        wanted[name] = torch.empty(shapes[name][0], dtype=shapes[name][1])
-    state_dict_loader.load(wanted, storage_reader=FileSystemReader(Path(folder) / STATE), no_dist=True)
-    return wanted
-
-
-def read_model(folder: str | Path) -> tuple[ModelConfig, Iterator[tuple[hf_mapping.Mapped, Tensor]]]:
-    """The configuration and the stored model tensors of a checkpoint, one after another (memory: one tensor)."""
-    config = ModelConfig.from_hf(Path(folder) / MODEL)
-
-    def tensors() -> Iterator[tuple[hf_mapping.Mapped, Tensor]]:
-        for entry in hf_mapping.mapping(config):
-            yield entry, read_tensors(folder, [entry.stored])[entry.stored]
-
-    return config, tensors()
-
-
-def write_model(
-    root: str | Path,
-    step: int,
-    tensors: Mapping[str, Tensor],
-    model_folder: str | Path,
-    *,
-    training: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write a checkpoint that holds a model alone (no optimizer), in one plain process; returns its folder.
-
-    ``tensors``: stored name -> full tensor (they may be memory-mapped). ``model_folder``: a Hugging Face folder whose
-    config.json and tokenizer files go along. megatron-core loads the result at any layout.
-    """
-    final, partial = step_folder(root, step), partial_folder(root, step)
-    shutil.rmtree(partial, ignore_errors=True)
-    copy_model_files(model_folder, partial / MODEL)
-    state = partial / STATE
-    state.mkdir(parents=True)
-    writer = FileSystemWriter(state, single_file_per_rank=True)
-    state_dict_saver.save(dict(tensors), storage_writer=writer, no_dist=True)
-    torch.save({}, state / "common.pt")
-    (state / "metadata.json").write_text(json.dumps(TORCH_DIST))
-    files = {str(path.relative_to(partial)): checksum(path) for path in files_of(partial)}
-    finish(partial, Manifest(step, files, dict(training or {})), final)
-    return final
-
-
-# megatron-core's own description of the backend (dist_checkpointing/core.py)
-TORCH_DIST = {
-    "sharded_backend": "torch_dist",
-    "sharded_backend_version": 1,
-    "common_backend": "torch",
-    "common_backend_version": 1,
-}
-
-
-def copy_model_files(source: str | Path, target: str | Path) -> None:
-    """config.json and the tokenizer's files of a Hugging Face folder (those that are there)."""
-    source, target = Path(source), Path(target)
-    if not (source / "config.json").is_file():
-        raise UserError("no config.json", file=source, remedy="give a Hugging Face model folder")
-    target.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", *TOKENIZER_FILES):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)

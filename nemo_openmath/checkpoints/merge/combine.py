@@ -1,5 +1,5 @@
 """Averages and merges of whole checkpoints, Hugging Face or Megatron, streamed. The arithmetic is in
-:mod:`~nemo_openmath.checkpoints.merging`; here is which checkpoints go together."""
+:mod:`~nemo_openmath.checkpoints.merge.arithmetic`; here is which checkpoints go together."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from typing import Any, Literal, get_args
 from nemo_openmath.chat.same_tokenizer import tokenizer_difference
 from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_checkpoint
 from nemo_openmath.checkpoints.convert import write_megatron
-from nemo_openmath.checkpoints.folders import building, changed_config, write_hf
+from nemo_openmath.checkpoints.formats import hf
 from nemo_openmath.checkpoints.lazy import LazyTensor
-from nemo_openmath.checkpoints.merging import merged
+from nemo_openmath.checkpoints.merge.arithmetic import merged
 from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
+from nemo_openmath.checkpoints.model_files import changed_config
+from nemo_openmath.checkpoints.output import building
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records.lineage import Lineage
 from nemo_openmath.models.hf_config import ARCHITECTURES, describe
@@ -72,7 +74,7 @@ def merge(
     format: Format = "same",
     into_existing: bool = False,
 ) -> Path:
-    """Merge models into ``dst``; the methods are explained in :mod:`~nemo_openmath.checkpoints.merging`.
+    """Merge models into ``dst``; the methods are explained in :mod:`~nemo_openmath.checkpoints.merge.arithmetic`.
 
     ``base``: the model that all were trained from, for task_arithmetic, ties and dare. ``density``: the part of each
     difference that ties and dare keep. ``weights``: equal when not given; 1 each for the methods with a base.
@@ -298,7 +300,7 @@ def _write(
     first, stops = sources[0], _stops(sources)
     with building(Path(dst), into_existing=into_existing) as folder:
         if _chosen(first, format) == "hf":
-            write_hf(folder, tensors, first.model_files, stops=stops)
+            hf.write(folder, tensors, first.model_files, stops=stops)
         else:
             write_megatron(folder, tensors, first.model_files, stops=stops)
         lineage(kind, {str(number): source for number, source in enumerate(sources)}, **settings).write(folder)

@@ -5,8 +5,8 @@ For every linear layer of the decoder (embedding, norms and lm_head stay):
     int8      W8A16, weights alone: int8 [out, in], ``weight_scale`` fp32 [out] = largest magnitude of the row / 127
     fp8       weights and activations: e4m3 [out, in], ``weight_scale`` and ``input_scale`` fp32 scalars = largest / 448
     fp8_kv    fp8, and the cache in e4m3: ``k_proj.k_scale``, ``v_proj.v_scale`` fp32 scalars, of keys after RoPE
-    int4_awq  W4A16 (:mod:`~nemo_openmath.checkpoints.awq`): uint8 [out/2, in], row 2i in the low half of the byte;
-              ``weight_scale`` fp32 [out, in/128]; ``pre_quant_scale`` [in] of o_proj and down_proj
+    int4_awq  W4A16 (:mod:`~nemo_openmath.checkpoints.quantize.awq`): uint8 [out/2, in], row 2i in the low half of
+              the byte; ``weight_scale`` fp32 [out, in/128]; ``pre_quant_scale`` [in] of o_proj and down_proj
 
 Engines run q, k, v as one matrix, and gate and up as another, with one scale each: in fp8 these share theirs. Weights
 are streamed; what is to be known of the activations comes from running the model on calibration texts.
@@ -28,13 +28,14 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from nemo_openmath.checkpoints import awq
-from nemo_openmath.checkpoints.calibration import LINEAR, Calibration, calibrate, group_of
 from nemo_openmath.checkpoints.checkpoint import lineage, open_checkpoint
-from nemo_openmath.checkpoints.folders import building, changed_config, copy_model_files, main_dtype
+from nemo_openmath.checkpoints.formats.safetensors import write_folder
 from nemo_openmath.checkpoints.lazy import PIECE, Held, LazyTensor, check_finite, rows
 from nemo_openmath.checkpoints.methods import Layout, QuantizedFormat
-from nemo_openmath.checkpoints.safetensors_files import write_folder
+from nemo_openmath.checkpoints.model_files import changed_config, main_dtype, write_model_files
+from nemo_openmath.checkpoints.output import building
+from nemo_openmath.checkpoints.quantize import awq
+from nemo_openmath.checkpoints.quantize.calibration import LINEAR, Calibration, calibrate, group_of
 from nemo_openmath.core.errors import UserError
 
 QUANT_CONFIG = "hf_quant_config.json"
@@ -85,7 +86,7 @@ def quantize(
     with building(Path(dst), into_existing=into_existing) as folder:
         config = changed_config(source.config, dtype=dtype)
         config["quantization_config"] = _described(format) if layout == "modelopt" else _compressed(format)
-        copy_model_files(source.model_files, folder, config)
+        write_model_files(source.model_files, folder, config)
         if layout == "modelopt":
             (folder / QUANT_CONFIG).write_text(json.dumps(_quant_config(format), indent=4) + "\n")
         write_folder(folder, tensors)

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_openmath.checkpoints import calibration
 from nemo_openmath.checkpoints.checkpoint import lineage, open_checkpoint
-from nemo_openmath.checkpoints.folders import building, copy_model_files
+from nemo_openmath.checkpoints.formats.safetensors import write_folder
 from nemo_openmath.checkpoints.lazy import LazyTensor, Mapped, rows
-from nemo_openmath.checkpoints.safetensors_files import write_folder
+from nemo_openmath.checkpoints.model_files import write_model_files
+from nemo_openmath.checkpoints.output import building
+from nemo_openmath.checkpoints.quantize import calibration
 from nemo_openmath.core.errors import UserError
 
 _E4M3 = torch.float8_e4m3fn
@@ -90,7 +91,7 @@ def write_dequantized(src: str | Path, dst: str | Path, *, into_existing: bool =
         raise UserError("is not quantized", file=src, remedy="use it as it is")
     dtype = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "bfloat16"))
     with building(Path(dst), into_existing=into_existing) as folder:
-        copy_model_files(source.model_files, folder, config)
+        write_model_files(source.model_files, folder, config)
         write_folder(folder, {name: tensor.to(dtype) for name, tensor in dequantized(src).items()})
         lineage("checkpoints.dequantize", {"source": source}).write(folder)
     return Path(dst)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from nemo_openmath.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from nemo_openmath.checkpoints.formats import step_folders
 from nemo_openmath.checkpoints.lazy import LazyTensor, bytes_of
 from nemo_openmath.core.records.lineage import Lineage
-from nemo_openmath.models import torch_dist as folder_format
 
 T = TypeVar("T")
 
@@ -123,8 +123,8 @@ def inspect(path: str | Path, *, model_files: str | Path | None = None, norms: b
     the files where norms are taken.
     """
     source = open_checkpoint(path, model_files, strict=False)
-    if norms and (source.path / folder_format.STATE).is_dir() and (source.path / folder_format.MANIFEST).is_file():
-        folder_format.verify(source.path)  # with checksums: bytes that the disk changed look like weights
+    if norms and (source.path / step_folders.STATE).is_dir() and (source.path / step_folders.MANIFEST).is_file():
+        step_folders.verify(source.path)  # with checksums: bytes that the disk changed look like weights
     elements: dict[str, int] = {}
     for tensor in source.tensors.values():
         elements[_name(tensor.dtype)] = elements.get(_name(tensor.dtype), 0) + tensor.numel

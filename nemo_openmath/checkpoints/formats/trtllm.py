@@ -26,12 +26,13 @@ from typing import Any, Literal
 import torch
 
 from nemo_openmath.checkpoints import names
-from nemo_openmath.checkpoints.calibration import LINEAR
 from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_checkpoint
-from nemo_openmath.checkpoints.folders import building, copy_model_files, main_dtype
-from nemo_openmath.checkpoints.hf_folder import without_copies
+from nemo_openmath.checkpoints.formats.hf import without_copies
+from nemo_openmath.checkpoints.formats.safetensors import write_file
 from nemo_openmath.checkpoints.lazy import Held, LazyTensor, Mapped, Rows, columns, rows
-from nemo_openmath.checkpoints.safetensors_files import write_file
+from nemo_openmath.checkpoints.model_files import main_dtype, write_model_files
+from nemo_openmath.checkpoints.output import building
+from nemo_openmath.checkpoints.quantize.calibration import LINEAR
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ARCHITECTURES, ModelConfig
@@ -84,7 +85,7 @@ def hf_to_trtllm(
     with building(Path(dst)) as folder:
         described = _config(config, tp, pp, str(chosen).removeprefix("torch."), algorithm, cache)
         (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-        copy_model_files(source.model_files, folder / TOKENIZER, source.config)
+        write_model_files(source.model_files, folder / TOKENIZER, source.config)
         for stage in range(pp):
             for rank in range(tp):
                 held = _rank(tensors, config, tp, pp, rank, stage)

@@ -1,0 +1,1 @@
+"""Checkpoints combined into one: averages, and merges by five published methods."""

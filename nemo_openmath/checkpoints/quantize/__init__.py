@@ -1,0 +1,1 @@
+"""Quantized exports of a model, and the plain weights that they stand for."""
