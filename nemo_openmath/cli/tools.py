@@ -129,7 +129,7 @@ def add(groups: Any) -> None:
 def _sft(options: argparse.Namespace) -> None:
     from nemo_openmath.core.progress import Progress
     from nemo_openmath.core.records.manifest import refuse_inside_stage
-    from nemo_openmath.training.launch import run_local
+    from nemo_openmath.training.launch import launch
     from nemo_openmath.training.metrics import show
     from nemo_openmath.training.worker import read_job
 
@@ -138,7 +138,7 @@ def _sft(options: argparse.Namespace) -> None:
         refuse_inside_stage(output)
 
     def run(on_line: Callable[[str], None]) -> None:
-        run_local(options.processes, options.job, overrides=options.overrides, threads=options.threads, on_line=on_line)
+        launch(options.processes, options.job, overrides=options.overrides, threads=options.threads, on_line=on_line)
 
     if not sys.stdout.isatty():  # a log: every line
         run(print)

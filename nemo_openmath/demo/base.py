@@ -29,7 +29,7 @@ from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
 from nemo_openmath.demo.corpus import documents, recipe_texts
 from nemo_openmath.demo.tokenizer import train_tokenizer
 from nemo_openmath.training.config import Checkpoints, TrainingConfig
-from nemo_openmath.training.launch import run_local
+from nemo_openmath.training.launch import launch
 
 CONTEXT = 2048
 
@@ -81,7 +81,7 @@ def make_base(output: str | Path, config: BaseConfig, work: str | Path) -> dict[
     }
     (work / "job.yaml").write_text(json.dumps(job, default=str))
     begun = time.monotonic()
-    run_local(config.processes, work / "job.yaml")
+    launch(config.processes, work / "job.yaml")
     seconds = time.monotonic() - begun
     rows = [json.loads(line) for line in (work / "training" / "metrics.jsonl").read_text().splitlines()]
     shutil.rmtree(output, ignore_errors=True)

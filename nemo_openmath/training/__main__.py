@@ -10,7 +10,7 @@ import sys
 
 from nemo_openmath.core.errors import ExitCode, OpenMathError
 from nemo_openmath.core.processes import die_with_parent
-from nemo_openmath.training.launch import RankFailed, run_local
+from nemo_openmath.training.launch import RankFailed, launch
 
 
 def main() -> int:
@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     options = parser.parse_intermixed_args()  # key=value may come after --processes
     try:
-        run_local(
+        launch(
             options.processes,
             options.job,
             overrides=options.overrides,

@@ -174,7 +174,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """A training job's file (JSON or YAML)."""
 
     model: Path  # Hugging Face folder, or a checkpoint folder (step-*) of another training

@@ -1,4 +1,4 @@
-"""Starts the ranks of a training on one machine and watches them: ``run_local(2, "job.yaml")``.
+"""Starts the ranks of a training on one machine and watches them: ``launch(2, "job.yaml")``.
 
 One rank's death takes all down, with that rank's traceback; so does the parent's. SIGTERM and SIGUSR1 are passed on,
 so a preempted job saves and exits with ``ExitCode.PREEMPTED``.
@@ -46,7 +46,7 @@ _SILENT = {
 }
 
 
-def run_local(
+def launch(
     processes: int,
     job: str | Path,
     *,
@@ -55,7 +55,7 @@ def run_local(
     environment: Mapping[str, str] | None = None,
     on_line: Callable[[str], None] = print,
 ) -> None:
-    """Run a training job (:class:`nemo_openmath.training.config.Job` file) in ``processes`` ranks; returns when done.
+    """Run the training of a job's file (a :class:`TrainingJob`) in ``processes`` ranks; returns when done.
 
     ``on_line`` gets rank 0's progress lines. Raises what the first failing rank meant: :class:`UserError`,
     :class:`Preempted`, or :class:`RankFailed` with its traceback; KeyboardInterrupt after Ctrl-C, once all is saved.
@@ -75,7 +75,7 @@ def spawn(
     environment: Mapping[str, str] | None = None,
     on_line: Callable[[str], None] = print,
 ) -> None:
-    """Run ``command`` once per rank with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set; see :func:`run_local`."""
+    """Run ``command`` once per rank with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set; see :func:`launch`."""
     base = {**HUGE_PAGES, **os.environ, **(environment or {})}
     base |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": str(threads)}
     base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port("127.0.0.1")), "PYTHONUNBUFFERED": "1"}

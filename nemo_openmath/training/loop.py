@@ -27,11 +27,11 @@ from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.stop_tokens import StopTokens
 from nemo_openmath.training.checkpoint import CheckpointStore, load_model
 from nemo_openmath.training.config import TrainingConfig
-from nemo_openmath.training.metrics import LossGuard, Metrics, TrainingDiverged, console_line
+from nemo_openmath.training.metrics import LossGuard, TrainingDiverged, TrainingMetrics, console_line
 from nemo_openmath.training.optimizer import Optimizer
 from nemo_openmath.training.profile import Phases, profiled
 from nemo_openmath.training.read_ahead import read_ahead
-from nemo_openmath.training.run_lock import Claim, claimed, decided_by_main
+from nemo_openmath.training.run_lock import RunLock, locked, run_on_main
 from nemo_openmath.training.runtime import is_main, parallel_state_of
 from nemo_openmath.training.schedule import learning_rate
 from nemo_openmath.training.step import BatchFacts, RankBatch, Stepper, total_loss, update
@@ -84,9 +84,9 @@ def train(
     config.parallel.check(shape, dist.get_world_size())
     opened = open_checkpoint(model, say=say if is_main() else _unsaid)
     with (
-        claimed(output, say) as claim,
+        locked(output) as run_lock,
         parallel_state_of(config.parallel, config.seed),
-        _stop_signals(claim) as stopped,
+        _stop_signals(run_lock) as stopped,
     ):
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         models = build_model(shape, config.parallel, dtype=dtype, recompute=config.recompute, backend=config.backend)
@@ -133,7 +133,7 @@ def train(
                     say(f"{before} steps were planned before, {source.num_steps} are now: the learning rate follows")
         if is_main():  # nothing is written before it is known that the training in the folder is this one
             _write_model_files(files, store.model_files, shape, config, ends)
-        run = _Run(models, optimizer, store, shape, source, config, output, validation, say, stopped, claim, facts)
+        run = _Run(models, optimizer, store, shape, source, config, output, validation, say, stopped, run_lock, facts)
         try:
             return run.steps(first, found)
         except TrainingDiverged:  # all ranks raise it: what is being written is finished
@@ -154,12 +154,12 @@ class _Run:
         validation: PackSource | None,
         say: Callable[[str], None],
         stopped: Callable[[], bool],
-        claim: Claim | None,
+        run_lock: RunLock | None,
         facts: dict[str, Any],
     ) -> None:
         self.models, self.optimizer, self.store, self.shape = models, optimizer, store, shape
         self.source, self.config, self.output, self.validation = source, config, output, validation
-        self.say, self.stopped, self.claim, self.facts = say, stopped, claim, facts
+        self.say, self.stopped, self.run_lock, self.facts = say, stopped, run_lock, facts
         self.guard = LossGuard(config.guard)
         self._said_at = 0.0
         self.stepper = Stepper(models, optimizer.chunks, shape, config)
@@ -179,7 +179,7 @@ class _Run:
         count, config = self.source.num_steps, self.config
         if is_main() and config.log_every and first < count:
             self.say(f"MFU is the share of {self.peak_flops / 1e12:,.3g} TFLOP/s, the peak of a process's device")
-        metrics = Metrics(self.output, config, first, found.get("record")) if is_main() else None
+        metrics = TrainingMetrics(self.output, config, first, found.get("record")) if is_main() else None
         self.guard = LossGuard(config.guard, found.get("recent_losses", ()))
         loss, saved = float("nan"), first
         with read_ahead(self._batch, range(first, count)) as batches:
@@ -204,7 +204,9 @@ class _Run:
     def _batch(self, step: int) -> RankBatch:
         return self.stepper.shard(self.source.batch(step))
 
-    def _step(self, done: int, batches: Iterator[RankBatch], metrics: Metrics | None) -> tuple[float, bool, bool]:
+    def _step(
+        self, done: int, batches: Iterator[RankBatch], metrics: TrainingMetrics | None
+    ) -> tuple[float, bool, bool]:
         """The step after which ``done`` are done: its loss, whether to stop after it, whether it is saved."""
         count, config, phases = self.source.num_steps, self.config, Phases()
         start = time.perf_counter()
@@ -260,7 +262,7 @@ class _Run:
 
     def _save(self, step: int, record: Mapping[str, Any] | None) -> None:
         """``record``: the step's line of metrics.jsonl, kept with the checkpoint."""
-        decided_by_main(lambda: self.claim.check() if self.claim else None)
+        run_on_main(lambda: self.run_lock.check() if self.run_lock else None)
         layout = {"world_size": dist.get_world_size(), **asdict(self.config.parallel)}
         facts = {"fingerprint": self.source.fingerprint, "num_steps": self.source.num_steps, "layout": layout}
         facts |= {"recent_losses": self.guard.recent, "settings": _decisive(self.config), **self.facts}
@@ -385,7 +387,7 @@ def _peak_kilobytes() -> int:
 
 
 @contextmanager
-def _stop_signals(claim: Claim | None) -> Iterator[Callable[[], bool]]:
+def _stop_signals(run_lock: RunLock | None) -> Iterator[Callable[[], bool]]:
     """A function that tells whether SIGTERM, SIGUSR1 or Ctrl-C came; the handlers are put back at the end. A second
     Ctrl-C ends this rank at once."""
     received: list[int] = []
@@ -395,8 +397,8 @@ def _stop_signals(claim: Claim | None) -> Iterator[Callable[[], bool]]:
         if number == signal.SIGINT and number in received:
             os._exit(ExitCode.INTERRUPTED)
         received.append(number)
-        if claim is not None:
-            claim.stopping()
+        if run_lock is not None:
+            run_lock.stopping()
 
     before = {name: signal.signal(name, receive) for name in names}
     try:

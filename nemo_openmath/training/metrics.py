@@ -15,7 +15,7 @@ from nemo_openmath.core.progress import Progress
 from nemo_openmath.training.config import Guard, TrainingConfig
 
 
-class Metrics:
+class TrainingMetrics:
     """Appends a line per step to ``OUTPUT/metrics.jsonl`` (rank 0 alone). A resume cuts lines of steps done again, and
     puts back the line of the checkpoint's own step, ``last``, where a kill came between the save and the line."""
 

@@ -1,16 +1,18 @@
 """One training at a time in an output folder.
 
-Rank 0 holds a lock (``flock``) on ``OUTPUT/.training.lock`` for as long as it lives; any death releases it, kill -9 and
-a lost machine too. The file says who holds it. A second training in the folder is refused; one that comes while the
-first is stopping (SIGTERM, SIGUSR1), as a queued-again job may, waits for it and goes on from what it saved.
+Rank 0 holds a lock (``flock``) on ``OUTPUT/.training.lock`` for as long as it lives. Any death releases the lock, kill
+-9 and a lost machine too. The file says who holds it. A second training in the folder is refused. A training that
+comes while the first is stopping (SIGTERM, SIGUSR1), as a job that was queued again may, waits for it and goes on from
+what it saved.
 
-Network file systems: NFS passes the lock on to all nodes; Lustre mounted without ``-o flock`` has none, and with
-``localflock`` none that another node sees. There the folder goes to whoever came last, and the one before ends at its
-next save, before it writes: the file no longer bears its mark.
+Network file systems: NFS passes the lock on to all nodes. Lustre mounted without ``-o flock`` has no locks, and with
+``localflock`` none that another node sees. There the folder goes to whoever came last, and the training before ends at
+its next save, before it writes: the file no longer bears its mark.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import uuid
@@ -31,11 +33,12 @@ from nemo_openmath.core.locks import (
 from nemo_openmath.core.waiting import Waiting
 
 LOCK = ".training.lock"
-PATIENCE_SECONDS = 3.0  # for a holder that was just killed
-STOPPING_SECONDS = 600.0  # for a holder that is stopping
+PATIENCE_SECONDS = 3.0  # how long a holder that was just killed is waited for
+STOPPING_SECONDS = 600.0  # how long a holder that is stopping is waited for
+log = logging.getLogger(__name__)
 
 
-class Claim:
+class RunLock:
     """A held ``OUTPUT/.training.lock``."""
 
     def __init__(self, path: Path, descriptor: int, mark: dict[str, Any]):
@@ -44,15 +47,19 @@ class Claim:
             self._write()
 
     @classmethod
-    def take(cls, output: Path, ranks: int, say: Callable[[str], None]) -> Claim:
-        """Raises UserError naming the folder and what holds it, or why it cannot be written."""
+    def take(cls, output: Path, ranks: int) -> RunLock:
+        """Take the lock of ``output``, and wait for a holder that is stopping.
+
+        ``ranks`` is written into the file, for people. Raises UserError that names the folder and its holder, or why
+        the folder cannot be written.
+        """
         mark = new_mark(id=uuid.uuid4().hex, ranks=ranks, stopping=False)
-        path, start, waiting = output / LOCK, time.monotonic(), Waiting(say=say, first_s=0)
+        path, start, waiting = output / LOCK, time.monotonic(), Waiting(say=log.info, first_s=0)
         while True:
             descriptor = open_lock_file(path)
             free = try_lock(descriptor)
             if free is None:
-                say(f"{output}: no file locks here: a second training takes the folder over")
+                log.info("%s: no file locks here: a second training takes the folder over", output)
             if free is None or (free and is_open_file(path, descriptor)):  # not deleted in between
                 return cls(path, descriptor, mark)
             os.close(descriptor)
@@ -61,7 +68,7 @@ class Claim:
             holder, waited = read_mark(path), time.monotonic() - start
             stopping = holder.get("stopping") is True
             if waited > (STOPPING_SECONDS if stopping else PATIENCE_SECONDS):
-                raise _held(output, holder)
+                raise _refusal(output, holder)
             if stopping:
                 waiting.still(f"{_name(holder)}, which is stopping in {output}", STOPPING_SECONDS, waited_s=waited)
             time.sleep(0.1)
@@ -73,13 +80,14 @@ class Claim:
             self._write()
 
     def check(self) -> None:
-        """Raises UserError when another training has taken the folder over all the same."""
+        """Raise UserError when another training has taken the folder over all the same."""
         holder = read_mark(self.path)
         if holder.get("id") != self._mark["id"]:
             problem = f"{_name(holder)} has taken this folder over; nothing more is saved"
             raise UserError(problem, file=self.path.parent, remedy="run one training at a time in a folder")
 
     def release(self) -> None:
+        """Let go of the lock."""
         os.close(self._descriptor)
 
     def _write(self) -> None:
@@ -87,42 +95,43 @@ class Claim:
 
 
 @contextmanager
-def claimed(output: Path, say: Callable[[str], None]) -> Iterator[Claim | None]:
-    """Hold ``output`` within; called by all ranks together, rank 0 decides for all. The claim is rank 0's alone."""
+def locked(output: Path) -> Iterator[RunLock | None]:
+    """Hold the lock of ``output`` within; all ranks enter together. Yields the lock in rank 0, which decides for all,
+    and None in the others."""
     import torch.distributed as dist  # takes seconds to import
 
-    claim: Claim | None = None
+    lock: RunLock | None = None
 
     def take() -> None:
-        nonlocal claim
-        claim = Claim.take(output, dist.get_world_size(), say)
+        nonlocal lock
+        lock = RunLock.take(output, dist.get_world_size())
 
-    decided_by_main(take)
+    run_on_main(take)
     try:
-        yield claim
+        yield lock
     finally:
-        if claim is not None:
-            claim.release()
+        if lock is not None:
+            lock.release()
 
 
-def decided_by_main(action: Callable[[], None]) -> None:
-    """Run ``action`` in rank 0; the error it raises for a user is raised in every rank."""
+def run_on_main(action: Callable[[], None]) -> None:
+    """Run ``action`` in rank 0. The OpenMathError that it raises there is raised in every rank."""
     import torch.distributed as dist
 
-    said: list[Any] = [None]
+    outcome: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
             action()
         except OpenMathError as error:
-            said = [error]
-    dist.broadcast_object_list(said, src=0)
-    if said[0] is not None:
-        raise said[0]
+            outcome = [error]
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[0] is not None:
+        raise outcome[0]
 
 
-def refuse_claimed(output: Path) -> None:
-    """Refuse early what :func:`claimed` would refuse, without processes: UserError when a training runs in ``output``
-    and is not stopping."""
+def refuse_locked(output: Path) -> None:
+    """Raise UserError when a training runs in ``output`` and is not stopping: refuses early, and without processes,
+    what :func:`locked` would refuse."""
     path = output / LOCK
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -131,7 +140,7 @@ def refuse_claimed(output: Path) -> None:
     try:
         holder = read_mark(path)
         if try_lock(descriptor) is False and not holder.get("stopping"):
-            raise _held(output, holder)
+            raise _refusal(output, holder)
     finally:
         os.close(descriptor)
 
@@ -144,6 +153,6 @@ def _name(holder: dict[str, Any]) -> str:
     )
 
 
-def _held(output: Path, holder: dict[str, Any]) -> UserError:
+def _refusal(output: Path, holder: dict[str, Any]) -> UserError:
     problem = f"{_name(holder)} is running in this folder"
     return UserError(problem, file=output, remedy="wait for it, stop it, or choose another output folder")

@@ -22,9 +22,9 @@ from nemo_openmath.core.stage import RUNTIME, Stage, StageContext, register
 from nemo_openmath.data.batches.data_module import PackedData
 from nemo_openmath.data.batches.held_out import check_share
 from nemo_openmath.models.configs import ModelConfig
-from nemo_openmath.training.config import DataConfig, Job, TrainingConfig
+from nemo_openmath.training.config import DataConfig, TrainingConfig, TrainingJob
 from nemo_openmath.training.metrics import show
-from nemo_openmath.training.run_lock import refuse_claimed
+from nemo_openmath.training.run_lock import refuse_locked
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Sft(Stage[SftConfig]):
         return found
 
     async def run(self, context: StageContext) -> None:
-        refuse_claimed(context.output)
+        refuse_locked(context.output)
         await self.prepare_launch(context)
         if not self._trained(context):  # a launcher's own ranks may have done it
             await self._train(context.output / "job.yaml", context)
@@ -138,7 +138,7 @@ class Sft(Stage[SftConfig]):
             validation=validation[0].resolve() if validation else None,
             validation_share=config.validation_share,
         )
-        job = Job(
+        job = TrainingJob(
             model=context.one("model").resolve(),
             data=data,
             output=context.output.resolve(),

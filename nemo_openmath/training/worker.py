@@ -17,21 +17,22 @@ from typing import TYPE_CHECKING, Any
 from nemo_openmath.core.build import Builder
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import ExitCode, OpenMathError, UserError, of_the_system
-from nemo_openmath.training.config import Job, TrainingConfig
+from nemo_openmath.core.logs import ConsoleHandler, configure_logging
+from nemo_openmath.training.config import TrainingConfig, TrainingJob
 
 if TYPE_CHECKING:
     from nemo_openmath.models.configs import ModelConfig
 
 
-def read_job(path: str | Path, overrides: list[str] | None = None) -> Job:
+def read_job(path: str | Path, overrides: list[str] | None = None) -> TrainingJob:
     """A job's file with ``a.b=value`` overrides; relative paths are relative to the file."""
     settings = {field.name for field in fields(TrainingConfig)}  # parallel.tp=2 is training.parallel.tp=2
     given = [f"training.{text}" if re.split(r"[.=]", text)[0] in settings else text for text in overrides or []]
     source = Source.read(path, given)
-    return Builder(source.origin, Path(path).parent).build(Job, source.data)
+    return Builder(source.origin, Path(path).parent).build(TrainingJob, source.data)
 
 
-def check_job(job: Job, processes: int) -> None:
+def check_job(job: TrainingJob, processes: int) -> None:
     """Refuse what can be refused before any rank is started: a model that is missing or is not what it says, a layout
     that does not divide, a batch of more samples than there are, an output that another model was trained in."""
     from nemo_openmath.checkpoints.checkpoint import open_checkpoint  # torch takes seconds to import
@@ -55,12 +56,12 @@ def check_batch(batch: int, samples: int, folder: Path) -> None:
         )
 
 
-def _changes(job: Job) -> dict[str, Any]:
+def _changes(job: TrainingJob) -> dict[str, Any]:
     names = ("rope_theta", "max_position_embeddings")
     return {name: getattr(job, name) for name in names if getattr(job, name) is not None}
 
 
-def _shape(job: Job) -> ModelConfig:
+def _shape(job: TrainingJob) -> ModelConfig:
     from nemo_openmath.models.configs import ModelConfig
 
     inside = job.model / "model"  # of a checkpoint folder
@@ -68,7 +69,7 @@ def _shape(job: Job) -> ModelConfig:
     return ModelConfig.from_hf(folder).with_changes(**_changes(job))
 
 
-def run_job(job: Job) -> None:
+def run_job(job: TrainingJob) -> None:
     """Train as ``job`` says, in this rank of a launched world."""
     from nemo_openmath.training.runtime import start_process
 
@@ -130,6 +131,7 @@ def _tokenizer(model: Path) -> str | None:
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
+    configure_logging(handler=ConsoleHandler("stdout"), rank=int(os.environ.get("RANK", "0")))
     try:
         if not arguments:
             raise UserError("no job file is named", remedy="python -m nemo_openmath.training.worker JOB.yaml")

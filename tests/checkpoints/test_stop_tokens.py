@@ -24,7 +24,7 @@ from nemo_openmath.core.records import Problem, SftRow
 from nemo_openmath.data.packs.plan import write_packs
 from nemo_openmath.data.tokens.tokenization import write_tokens
 from nemo_openmath.models.stop_tokens import StopTokens
-from nemo_openmath.training.launch import run_local
+from nemo_openmath.training.launch import launch
 from nemo_openmath.training.worker import _ends
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
@@ -70,7 +70,7 @@ def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     training = {"lr": 1e-2, "warmup": 0.1, "checkpoints": {"every": 0}}
     job = {"model": str(base), "data": {"folder": "packs", "batch_samples": 8, "steps": 20}, "output": "out"}
     (work / "job.yaml").write_text(json.dumps(job | {"training": training}))
-    run_local(1, work / "job.yaml")
+    launch(1, work / "job.yaml")
     return list_checkpoints(work / "out" / "checkpoints")[-1]
 
 

@@ -12,7 +12,7 @@ from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.recipe.generate import GenerateJob
 from nemo_openmath.recipe.stage_help import describe, meaning, settings
-from nemo_openmath.training.config import Job
+from nemo_openmath.training.config import TrainingJob
 
 
 @pytest.mark.parametrize("kind", stage_kinds())
@@ -66,7 +66,7 @@ def test_the_docstring_under_a_field_is_its_meaning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verb", "kind", "text"), [("generate", GenerateJob, GENERATE_EXAMPLE), ("sft", Job, SFT_EXAMPLE)]
+    ("verb", "kind", "text"), [("generate", GenerateJob, GENERATE_EXAMPLE), ("sft", TrainingJob, SFT_EXAMPLE)]
 )
 def test_help_shows_a_file_that_works(verb: str, kind: type, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     Builder(lambda _: OVERRIDE).build(kind, yaml.safe_load(text))

@@ -26,7 +26,7 @@ from nemo_openmath.models.layout import Parallel
 from nemo_openmath.models.packed import zigzag
 from nemo_openmath.training.checkpoint import CheckpointStore
 from nemo_openmath.training.config import Checkpoints, DataConfig, Guard, Profile, TrainingConfig
-from nemo_openmath.training.metrics import LossGuard, Metrics, TrainingDiverged, console_line
+from nemo_openmath.training.metrics import LossGuard, TrainingDiverged, TrainingMetrics, console_line
 from nemo_openmath.training.schedule import learning_rate
 from nemo_openmath.training.step import check_tokens
 from nemo_openmath.training.worker import check_job, read_job
@@ -137,14 +137,14 @@ def test_a_resume_leaves_one_line_for_each_step(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     for lines, kept in (("123", "123"), ("12356", "123"), ("1234567", "1234"), ("123412", "1234")):
         log.write_text("".join(f'{{"step": {n}, "loss": {n}.5}}\n' for n in lines) + '{"step": 8, "lo')
-        Metrics(tmp_path, TrainingConfig(), 4, {"step": 4, "loss": 4.25}).close()
+        TrainingMetrics(tmp_path, TrainingConfig(), 4, {"step": 4, "loss": 4.25}).close()
         rows = [json.loads(line) for line in log.read_text().splitlines()]
         assert [row["step"] for row in rows] == [1, 2, 3, 4]
         assert rows[3]["loss"] == (4.5 if "4" in kept else 4.25)
 
 
 def test_lines_of_every_step_whatever_is_shown(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path, TrainingConfig(log_every=3), 0)
+    metrics = TrainingMetrics(tmp_path, TrainingConfig(log_every=3), 0)
     for step in (1, 2, 3):
         metrics.write({"step": step}, boards=step == 3)
     metrics.close()
@@ -155,11 +155,11 @@ def test_tensorboard_shows_steps_done_again_once(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    killed = Metrics(tmp_path, TrainingConfig(tensorboard=True), 0)
+    killed = TrainingMetrics(tmp_path, TrainingConfig(tensorboard=True), 0)
     for step in range(1, 7):
         killed.write({"step": step, "loss": 1.0})
     killed._board.flush()
-    resumed = Metrics(tmp_path, TrainingConfig(tensorboard=True), 4)
+    resumed = TrainingMetrics(tmp_path, TrainingConfig(tensorboard=True), 4)
     for step in (5, 6, 7):
         resumed.write({"step": step, "loss": 2.0})
     resumed.close()

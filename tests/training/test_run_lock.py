@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gzip
 import json
+import logging
 import os
 import re
 import signal
@@ -21,9 +22,9 @@ import pytest
 from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.data.packs.plan import write_packs
 from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
-from nemo_openmath.training import run_lock as claim_module
+from nemo_openmath.training import run_lock
 from nemo_openmath.training.read_ahead import read_ahead
-from nemo_openmath.training.run_lock import LOCK, Claim, refuse_claimed
+from nemo_openmath.training.run_lock import LOCK, RunLock, refuse_locked
 from tests.training.packs import write_model
 
 STEPS = 6
@@ -33,11 +34,11 @@ STEPS = 6
 HOLD = """
 import sys
 from pathlib import Path
-from nemo_openmath.training.run_lock import Claim
-claim = Claim.take(Path(sys.argv[1]), 4, print)
+from nemo_openmath.training.run_lock import RunLock
+lock = RunLock.take(Path(sys.argv[1]), 4)
 print("held", flush=True)
 sys.stdin.readline()
-claim.stopping()
+lock.stopping()
 print("said", flush=True)
 sys.stdin.read()
 """
@@ -58,35 +59,41 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_folder_is_held_until_its_holder_dies(
     tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claim_module, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(run_lock, "PATIENCE_SECONDS", 0.0)
     said = rf"^{tmp_path}: the training of process {holder.pid} on \S+ \(4 ranks, since .* UTC\) is running in this "
     with pytest.raises(UserError, match=said):
-        Claim.take(tmp_path, 1, print)
+        RunLock.take(tmp_path, 1)
     with pytest.raises(UserError, match=said):
-        refuse_claimed(tmp_path)
+        refuse_locked(tmp_path)
     holder.kill()
     holder.wait()
-    refuse_claimed(tmp_path)
-    Claim.take(tmp_path, 1, print).release()
+    refuse_locked(tmp_path)
+    RunLock.take(tmp_path, 1).release()
 
 
 def test_one_that_is_stopping_is_waited_for(
-    tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(claim_module, "PATIENCE_SECONDS", -1.0)  # another is refused at once
+    caplog.set_level(logging.INFO, "nemo_openmath")
+    monkeypatch.setattr(run_lock, "PATIENCE_SECONDS", -1.0)  # another is refused at once
     assert holder.stdin is not None
     assert holder.stdout is not None
     print("stop", file=holder.stdin, flush=True)
     assert holder.stdout.readline() == "said\n"
-    refuse_claimed(tmp_path)  # not refused
+    refuse_locked(tmp_path)  # not refused
     lines: list[str] = []
 
-    def say(line: str) -> None:
-        lines.append(line)
+    def kill_holder(record: logging.LogRecord) -> bool:
+        lines.append(record.getMessage())
         assert holder.poll() is None
         holder.kill()
+        return True
 
-    Claim.take(tmp_path, 1, say).release()
+    run_lock.log.addFilter(kill_holder)
+    try:
+        RunLock.take(tmp_path, 1).release()
+    finally:
+        run_lock.log.removeFilter(kill_holder)
     [line] = lines
     assert re.fullmatch(
         rf"waiting for the training of process {holder.pid} on .*, which is stopping in {tmp_path}, "
@@ -97,22 +104,22 @@ def test_one_that_is_stopping_is_waited_for(
 
 @pytest.mark.parametrize("way", ["folder made anew", "no locks"])
 def test_without_a_lock_the_later_training_has_the_folder(
-    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The earlier one sees it before it saves."""
+    caplog.set_level(logging.INFO, "nemo_openmath")
     if way == "no locks":
 
         def refuse(*_: object) -> None:
             raise OSError(38, "Function not implemented")
 
         monkeypatch.setattr(fcntl, "flock", refuse)
-    lines: list[str] = []
-    first = Claim.take(tmp_path, 1, lines.append)
+    first = RunLock.take(tmp_path, 1)
     first.check()
     if way == "folder made anew":
         (tmp_path / LOCK).unlink()
-    second = Claim.take(tmp_path, 1, lines.append)
-    assert len(lines) == (2 if way == "no locks" else 0)
+    second = RunLock.take(tmp_path, 1)
+    assert caplog.text.count("no file locks here") == (2 if way == "no locks" else 0)
     second.check()
     first.stopping()  # must not write into the other's file
     second.check()
@@ -124,7 +131,7 @@ def test_without_a_lock_the_later_training_has_the_folder(
 def test_a_folder_that_cannot_be_written_is_refused_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/out: cannot be used \(Not a directory\); a part of the path is a file"):
-        Claim.take(tmp_path / "file/out", 1, print)
+        RunLock.take(tmp_path / "file/out", 1)
 
 
 def test_batches_are_read_ahead_in_order_and_errors_keep_their_turn() -> None:

@@ -14,7 +14,7 @@ from nemo_openmath.core.build import Builder
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import PRESETS, ModelConfig
-from nemo_openmath.training.config import Job, TrainingConfig
+from nemo_openmath.training.config import TrainingConfig, TrainingJob
 from nemo_openmath.training.worker import read_job
 
 # Assumed where no packs are at hand: log-normal lengths cut to a pack; and the recipe's pack, batch
@@ -111,7 +111,7 @@ def _of_preset(name: str, overrides: Sequence[str], given: Given) -> Workload:
     return _assumed(name, PRESETS[name], training, given, own)
 
 
-def _of_job(job: Job, file: str, given: Given) -> Workload:
+def _of_job(job: TrainingJob, file: str, given: Given) -> Workload:
     given = replace(given, batch_samples=given.batch_samples or job.data.batch_samples)
     given = replace(given, steps=given.steps or job.data.steps)
     name, model, note = _model(job)
@@ -147,7 +147,7 @@ def _of_job(job: Job, file: str, given: Given) -> Workload:
     return replace(work, steps=data.num_steps, sources=(*note, *work.sources))
 
 
-def _model(job: Job) -> tuple[str, ModelConfig, tuple[str, ...]]:
+def _model(job: TrainingJob) -> tuple[str, ModelConfig, tuple[str, ...]]:
     """The job's model; where its folder is not there yet, the preset of the folder's name."""
     changes = {k: getattr(job, k) for k in ("rope_theta", "max_position_embeddings") if getattr(job, k) is not None}
     name = job.model.name
