@@ -5,6 +5,8 @@ trl`), and Megatron-Bridge's own first-fit-decreasing where its file is given (`
 .../megatron/bridge/data/datasets/packing_utils.py`). Always there are both algorithms as we would write them one sample
 at a time, with flat segment trees: several times as fast as those of the libraries. Lengths are log-normal with median
 6000, cut to 32768. Every packing of ours is checked: no pack over its capacity, no sample left out.
+
+`--only fill` shows what padding costs a training: the recipe's layouts, packed for several pad multiples.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ from typing import Any
 import numpy as np
 
 from nemo_openmath.data.batches.balance import assign, assign_in_order, imbalance
+from nemo_openmath.data.batches.batch_sharding import shard_batch
 from nemo_openmath.data.batches.data_module import PackedData
 from nemo_openmath.data.packs.packing import pack
 from nemo_openmath.data.packs.plan import write_packs
 from nemo_openmath.data.tokens.section_file import SectionWriter
 from nemo_openmath.data.tokens.token_file import INDEX, KIND, ShardWriter, write_manifest
+from nemo_openmath.models.layout import Parallel
 
 CAPACITY = 32768
 
@@ -263,15 +267,19 @@ def _write_shard(path: Path, first: int, count: int) -> None:
         writer.finish(kept | counts)
 
 
+def _write_tokens(folder: Path, lengths: np.ndarray, vocab_size: int = 60_000) -> None:
+    """Token files of samples of these lengths; all their tokens are 0."""
+    writer = ShardWriter(folder / "00000.tokens", tokenizer="benchmark", vocab_size=vocab_size, source="benchmark")
+    for i, length in enumerate(lengths.tolist()):
+        writer.add(f"row-{i:028x}", "cot", np.zeros(length, np.int32), np.arange(length) > 200)
+    writer.finish({})
+    write_manifest(folder, ["00000.tokens"])
+
+
 def reading() -> None:
-    lengths = draw_lengths(2000, 0.8)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        writer = ShardWriter(folder / "00000.tokens", tokenizer="benchmark", vocab_size=150_000, source="benchmark")
-        for i, length in enumerate(lengths.tolist()):
-            writer.add(f"row-{i:028x}", "cot", np.zeros(length, np.int32), np.arange(length) > 200)
-        writer.finish({})
-        write_manifest(folder, ["00000.tokens"])
+        _write_tokens(folder, draw_lengths(2000, 0.8), vocab_size=150_000)
         write_packs(folder, capacity=CAPACITY, pad_multiple=64)
         data = PackedData.open(folder, batch_samples=36, epochs=8)
         steps = range(0, data.num_steps - 1, 9)
@@ -282,13 +290,63 @@ def reading() -> None:
         )
 
 
+LAYOUTS = {  # of examples/, and one with pipeline stages, whose packs all have one length
+    "14B (TP 8, CP 2)": Parallel(tp=8, cp=2, sequence_parallel=True),
+    "32B (TP 8, CP 4)": Parallel(tp=8, cp=4, sequence_parallel=True),
+    "32B (TP 8, CP 4, PP 2)": Parallel(tp=8, cp=4, pp=2, sequence_parallel=True),
+}
+
+
+def fill(samples: int) -> None:
+    """What is lost to padding: in the plan of all samples, and in what the ranks of a training compute in 20 steps."""
+    lengths = draw_lengths(samples, 0.8)
+    with tempfile.TemporaryDirectory() as name:
+        _write_tokens(Path(name), draw_lengths(20 * 1024, 0.8, seed=1))
+        for layout, parallel in LAYOUTS.items():
+            print(layout)
+            for rule, multiple in (
+                ("2 x CP", parallel.sample_multiple),
+                ("2 x CP x TP", parallel.sample_multiple * parallel.tp),
+            ):
+                _, count = pack(-(-lengths // multiple) * multiple, CAPACITY)
+                planned = lengths.sum() / count / CAPACITY
+                packs, computed, room = _trained(Path(name), multiple, parallel)
+                print(
+                    f"  samples padded to {rule:11} = {multiple:2}: {count:,} packs planned, {planned:.4%} full; in"
+                    f" training {packs:.2f} packs a step, {computed:.4%} of the tokens computed are the samples',"
+                    f" {room:.4%} of the packs' capacity",
+                    flush=True,
+                )
+
+
+def _trained(tokens: Path, pad_multiple: int, parallel: Parallel, ranks: int = 8) -> tuple[float, float, float]:
+    """(packs of a step; share of samples' tokens in what ``ranks`` data-parallel ranks compute, in these packs)."""
+    with tempfile.TemporaryDirectory() as name:
+        write_packs(tokens, name, capacity=CAPACITY, pad_multiple=pad_multiple)
+        data = PackedData.open(name, batch_samples=1024, epochs=1, pad_multiple=1)
+        packs = computed = taken = 0
+        for step in range(data.num_steps):
+            batch = data.batch(step)
+            taken += sum(len(pack.tokens) for pack in batch)
+            packs += len(batch)
+            computed += sum(len(pack.tokens) for share in shard_batch(batch, ranks, parallel) for pack in share)
+        return packs / data.num_steps, taken / computed, taken / packs / CAPACITY
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=5_500_000)
     parser.add_argument("--peers", type=int, default=1_000_000, help="samples that the peers are given")
     parser.add_argument("--megatron-bridge", type=Path, metavar="FILE", help="its packing_utils.py")
+    parser.add_argument("--only", choices=["packing", "balancing", "reading", "opening", "fill"])
     options = parser.parse_args()
-    packing(options.samples, options.peers, options.megatron_bridge)
-    balancing(min(options.samples, 500_000))
-    reading()
-    opening(options.samples)
+    parts = {
+        "packing": lambda: packing(options.samples, options.peers, options.megatron_bridge),
+        "balancing": lambda: balancing(min(options.samples, 500_000)),
+        "reading": reading,
+        "opening": lambda: opening(options.samples),
+        "fill": lambda: fill(options.samples),
+    }
+    for name, part in parts.items():
+        if options.only in (None, name):
+            part()

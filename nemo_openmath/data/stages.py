@@ -95,7 +95,7 @@ class Tokenize(Stage[TokenizeConfig]):
 
 @dataclass(frozen=True)
 class PackConfig:
-    """``capacity``: tokens of a pack (32768 in the paper). ``pad_multiple``: 2 x CP x TP of the layouts to train with.
+    """``capacity``: tokens of a pack (32768 in the paper). ``pad_multiple``: 2 x CP of the layouts to train with.
     ``weights``: copies of each sample in an epoch, by mode. ``phases``: modes trained one after the other.
     ``at_least``: tokens that solutions of a mode have at least (second round: 5000 for cot and tir, section 5.1)."""
 

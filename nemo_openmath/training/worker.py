@@ -40,7 +40,9 @@ def check_job(job: TrainingJob, processes: int) -> None:
     from nemo_openmath.training.used import refuse_used
 
     job.training.parallel.check(_shape(job), processes)
-    check_batch(job.data.batch_samples, len(PackPlan(job.data.folder).entries), job.data.folder)
+    plan = PackPlan(job.data.folder)
+    plan.require_multiple(job.training.parallel.sample_multiple)
+    check_batch(job.data.batch_samples, len(plan.entries), job.data.folder)
     open_checkpoint(job.model)
     refuse_used(job.output, job.model, _changes(job))
 
@@ -84,10 +86,12 @@ def run_job(job: TrainingJob) -> None:
         epochs=data.epochs,
         steps=data.steps,
         seed=data.seed,
-        pad_multiple=1,  # the trainer pads for the layout itself, so that the folder need not know it
+        pad_multiple=1,  # batch_sharding.shard_batch pads for the layout
         tokenizer=tokenizer,
         validation_share=data.validation_share,
     )
+    multiple = job.training.parallel.sample_multiple
+    source.plan.require_multiple(multiple)
     longest, positions = source.plan.longest, _shape(job).max_position_embeddings
     if longest > positions:
         raise UserError(
@@ -100,6 +104,7 @@ def run_job(job: TrainingJob) -> None:
         held_out = PackedData.open(
             data.validation, batch_samples=data.batch_samples, epochs=1, pad_multiple=1, tokenizer=tokenizer
         )
+        held_out.plan.require_multiple(multiple)
     train(
         *(job.model, source, job.training, job.output),
         validation=held_out,

@@ -16,12 +16,14 @@ import pytest
 
 from nemo_openmath.chat import ChatTokenizer, Transcript, encode
 from nemo_openmath.core.errors import DamagedFile, UserError
+from nemo_openmath.data.batches.batch_sharding import shard_batch
 from nemo_openmath.data.batches.data_module import PackedData
 from nemo_openmath.data.packs.plan import DOUBLED, NO_WEIGHT, THINNED, TOO_LONG, TOO_SHORT, Mixture, write_packs
 from nemo_openmath.data.tokens import tokenization
 from nemo_openmath.data.tokens.section_file import SectionWriter
 from nemo_openmath.data.tokens.token_file import TokenFolder
 from nemo_openmath.data.tokens.tokenization import NO_TARGET, write_tokens
+from nemo_openmath.models.layout import Parallel
 from tests.data.made_rows import make_rows, store_rows
 from tests.data.tokenizers_made import byte_level, sentencepiece_like
 
@@ -69,6 +71,30 @@ def test_packs_hold_the_exact_ids_and_masks_of_every_sample(packed: Path, tokeni
                 assert pack.position_ids()[start:stop].tolist() == list(range(stop - start))
                 seen[name] += 1
     assert seen == Counter(dict.fromkeys(expected, 1))
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        Parallel(),
+        Parallel(cp=2),
+        Parallel(tp=8, cp=4, sequence_parallel=True),
+        Parallel(tp=4, cp=4, pp=2, sequence_parallel=True),
+    ],
+)
+def test_a_pack_planned_for_two_cp_never_outgrows_its_capacity(packed: Path, parallel: Parallel) -> None:
+    """Each sample is padded to 2 x CP, each pack to 2 x CP x TP: the plan, made with 8, has room for CP 4 and below."""
+    data = PackedData.open(packed, batch_samples=50, epochs=2, pad_multiple=1)
+    data.plan.require_multiple(parallel.sample_multiple)
+    for step in range(data.num_steps):
+        batch = data.batch(step)
+        ranks = [pack for share in shard_batch(batch, 3, parallel) for pack in share]
+        assert all(len(pack.tokens) <= CAPACITY and not len(pack.tokens) % parallel.pack_multiple for pack in ranks)
+        assert not any((pack.cu_seqlens % parallel.sample_multiple).any() for pack in ranks)
+        ids = [sorted(name for pack in packs for name in pack.sample_ids if name) for packs in (batch, ranks)]
+        assert ids[0] == ids[1]
+    with pytest.raises(UserError, match=r"pad_multiple = 8, the layout pads .* of 16 \(2 x CP\); .*pad_multiple=16"):
+        data.plan.require_multiple(Parallel(cp=8).sample_multiple)
 
 
 def test_text_comes_back_from_a_lossless_tokenizer(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_a_size_names_one_base_model(name: str) -> None:
     assert folder[0].name.lower() == name
     for round_ in ("1", "2") if name in TWO_ROUNDS else ("1",):
         parallel = stages[f"train{round_}"].stage.config.training.parallel
-        assert stages[f"packs{round_}"].stage.config.pad_multiple == parallel.pack_multiple
+        assert stages[f"packs{round_}"].stage.config.pad_multiple == parallel.sample_multiple
 
 
 def test_what_cannot_run_says_what_is_missing() -> None:

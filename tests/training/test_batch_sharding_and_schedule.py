@@ -218,6 +218,8 @@ def test_a_job_is_refused_before_ranks_start(tmp_path: Path) -> None:
     check_job(job, 8)
     with pytest.raises(UserError, match="6 processes are not a multiple"):
         check_job(job, 6)
+    with pytest.raises(UserError, match=r"packed with pad_multiple = 4, the layout .* 8 "):
+        check_job(read_job(tmp_path / "job.yaml", ["parallel.cp=4"]), 8)
     with pytest.raises(UserError, match=r"batch_samples = 7 is more than the 6 samples there are.*choose 6 or fewer"):
         check_job(read_job(tmp_path / "job.yaml", ["data.batch_samples=7"]), 1)
     save_file({**models.random_tensors(preset("tiny")), "x": torch.ones(1)}, tmp_path / "hf/model.safetensors")

@@ -1,10 +1,15 @@
-"""Who computes what of a global batch: packs or their samples dealt to data-parallel ranks, padded for the layout.
+"""Who computes what of a global batch: its packs, or their samples, shared out to data-parallel ranks and padded.
 
 The loss is a sum over target tokens divided by their number in the whole batch, so any division of the samples into
 packs and ranks gives the same step. That freedom is used for speed: when the packs do not divide evenly over the ranks
-(five packs on two ranks would leave one idle for a sixth of the step), their samples are dealt anew.
+(five packs on two ranks would leave one idle for a sixth of the step), their samples are shared out anew.
 
-Every rank computes the whole deal by itself from the same batch: no communication, no disagreement.
+This is the only place that pads for a layout, by one rule: each sample to a multiple of 2 x CP (its zig-zag chunks),
+each pack to a multiple of 2 x CP x TP (sequence parallelism splits it). Packs planned with ``pad_multiple`` = 2 x CP
+have room for the first; the second adds less than 2 x CP x TP tokens to a pack, and none to one that fills a capacity
+divisible by it.
+
+Every rank computes the shares of all ranks by itself from the same batch: no communication, no disagreement.
 """
 
 from __future__ import annotations
@@ -15,69 +20,41 @@ from itertools import pairwise
 import numpy as np
 
 from nemo_openmath.data.batches.balance import assign
-from nemo_openmath.data.packs.types import Pack
+from nemo_openmath.data.packs.bin_packing import first_fit
+from nemo_openmath.data.packs.types import Pack, empty_pack
 from nemo_openmath.models.layout import Parallel
 
 # Attention of one token over one earlier token against all else for one token; measured for a 1M and a 1.5B model it
-# lies between 1/2000 and 1/10000, and the deal changes little inside that range.
+# lies between 1/2000 and 1/10000, and the shares change little inside that range.
 ATTENTION_WEIGHT = 1 / 4000
 
 
 def shard_batch(batch: Sequence[Pack], ranks: int, parallel: Parallel) -> list[list[Pack]]:
-    """Micro-batches of each data-parallel rank, equally many for all (padded with packs that train nothing).
+    """Return the micro-batches of each of ``ranks`` data-parallel ranks: [ranks] lists of equal length.
 
-    Each sample is padded to ``parallel.sample_multiple``, each pack to ``parallel.pack_multiple``; under pipeline
-    parallelism all packs of the batch get the same length, as the stages exchange tensors of one shape.
+    Each sample is padded to a multiple of ``parallel.sample_multiple`` tokens, each pack to one of
+    ``parallel.pack_multiple``. Under pipeline parallelism all packs of the batch get the same length, as the stages
+    exchange tensors of one shape. A rank with fewer packs than another gets packs that train nothing.
     """
-    shares = assign([round(_cost(pack)) for pack in batch], ranks)
-    packs = [[batch[i] for i in share] for share in shares]
+    batch = [_pad_samples(pack, parallel.sample_multiple) for pack in batch]
+    shares = _share_packs(batch, ranks)
     if ranks > 1 and parallel.pp == 1:
-        again = _share_samples(batch, ranks)
-        if _slowest(again) < _slowest(packs):
-            packs = again
-    count = max(1, *(len(share) for share in packs))
-    if parallel.vpp > 1:  # the interleaved schedule works in groups of pp micro-batches
-        count = -(-count // parallel.pp) * parallel.pp
-    padded = [[pad_pack(pack, parallel) for pack in share] for share in packs]
-    length = max((len(pack.tokens) for share in padded for pack in share), default=parallel.pack_multiple)
+        by_samples = _share_samples(batch, ranks)
+        if _slowest(by_samples) < _slowest(shares):
+            shares = by_samples
+    shares = [[_pad_end(pack, _round_up(len(pack.tokens), parallel.pack_multiple)) for pack in s] for s in shares]
+    filler = parallel.pack_multiple
     if parallel.pp > 1:
-        padded = [[_extend(pack, length) for pack in share] for share in padded]
-    filler = empty_pack(length if parallel.pp > 1 else parallel.pack_multiple)
-    return [share + [filler] * (count - len(share)) for share in padded]
-
-
-def empty_pack(length: int) -> Pack:
-    """One segment of padding: keeps a rank in step with the others and adds nothing to loss or gradients."""
-    zeros = np.zeros(length, np.int32)
-    return Pack(zeros, zeros, np.zeros(length, np.bool_), np.array([0, length], np.int32), ("",))
-
-
-def pad_pack(pack: Pack, parallel: Parallel) -> Pack:
-    """``pack`` with each sample padded to ``sample_multiple`` tokens and the whole to ``pack_multiple``."""
-    lengths = np.diff(pack.cu_seqlens)
-    multiple = parallel.sample_multiple
-    padded = -(-lengths // multiple) * multiple
-    if (padded != lengths).any():
-        cu = np.concatenate([[0], np.cumsum(padded)]).astype(np.int32)
-        target = np.arange(len(pack.tokens)) + np.repeat(cu[:-1] - pack.cu_seqlens[:-1], lengths)
-        tokens, labels = np.zeros(cu[-1], np.int32), np.zeros(cu[-1], np.int32)
-        loss_mask = np.zeros(cu[-1], np.bool_)
-        tokens[target], labels[target], loss_mask[target] = pack.tokens, pack.labels, pack.loss_mask
-        pack = Pack(tokens, labels, loss_mask, cu, pack.sample_ids)
-    total = len(pack.tokens)
-    return _extend(pack, -(-total // parallel.pack_multiple) * parallel.pack_multiple)
-
-
-def _extend(pack: Pack, length: int) -> Pack:
-    """``pack`` with one more segment of padding up to ``length`` tokens."""
-    missing = length - len(pack.tokens)
-    if missing == 0:
-        return pack
-    return concatenate([pack, empty_pack(missing)])
+        filler = max((len(pack.tokens) for share in shares for pack in share), default=filler)
+        shares = [[_pad_end(pack, filler) for pack in share] for share in shares]
+    count = max(1, *(len(share) for share in shares))
+    if parallel.vpp > 1:  # the interleaved schedule works in groups of pp micro-batches
+        count = _round_up(count, parallel.pp)
+    return [share + [empty_pack(filler)] * (count - len(share)) for share in shares]
 
 
 def concatenate(packs: Sequence[Pack]) -> Pack:
-    """Packs laid end to end as one."""
+    """Return one pack of ``packs`` laid end to end."""
     if len(packs) == 1:
         return packs[0]
     starts = np.cumsum([0] + [len(pack.tokens) for pack in packs[:-1]])
@@ -92,10 +69,29 @@ def concatenate(packs: Sequence[Pack]) -> Pack:
 
 
 def samples_of(pack: Pack) -> list[Pack]:
-    """A pack of one sample for each of its samples."""
+    """Return a pack of one sample for each sample of ``pack``."""
     return [
         Pack(pack.tokens[a:b], pack.labels[a:b], pack.loss_mask[a:b], np.array([0, b - a], np.int32), (name,))
         for (a, b), name in zip(pairwise(pack.cu_seqlens.tolist()), pack.sample_ids, strict=True)
+    ]
+
+
+def _share_packs(batch: Sequence[Pack], ranks: int) -> list[list[Pack]]:
+    return [[batch[i] for i in share] for share in assign([round(_cost(pack)) for pack in batch], ranks)]
+
+
+def _share_samples(batch: Sequence[Pack], ranks: int) -> list[list[Pack]]:
+    """Share samples out by cost; pack each rank's again within the length of the batch's longest pack."""
+    samples = [sample for pack in batch for sample in samples_of(pack)]
+    capacity = max(len(pack.tokens) for pack in batch)
+    loads, shares = [0.0] * ranks, [[] for _ in range(ranks)]  # type: tuple[list[float], list[list[Pack]]]
+    for sample in sorted(samples, key=_cost, reverse=True):  # by falling cost, hence by falling length
+        rank = loads.index(min(loads))
+        shares[rank].append(sample)
+        loads[rank] += _cost(sample)
+    return [
+        [concatenate([share[i] for i in members]) for members in first_fit([len(s.tokens) for s in share], capacity)]
+        for share in shares
     ]
 
 
@@ -107,29 +103,24 @@ def _slowest(shares: Sequence[Sequence[Pack]]) -> float:
     return max(sum(_cost(pack) for pack in share) for share in shares)
 
 
-def _share_samples(batch: Sequence[Pack], ranks: int) -> list[list[Pack]]:
-    """Samples dealt by cost, each rank's packed again (first fit) within the length of the batch's longest pack."""
-    samples = [sample for pack in batch for sample in samples_of(pack)]
-    capacity = max(len(pack.tokens) for pack in batch)
-    loads, shares = [0.0] * ranks, [[] for _ in range(ranks)]  # type: tuple[list[float], list[list[Pack]]]
-    for sample in sorted(samples, key=_cost, reverse=True):
-        rank = loads.index(min(loads))
-        shares[rank].append(sample)
-        loads[rank] += _cost(sample)
-    return [_first_fit(share, capacity) for share in shares]
+def _pad_samples(pack: Pack, multiple: int) -> Pack:
+    """Pad each sample, inside its own segment, to a multiple of ``multiple`` tokens."""
+    lengths = np.diff(pack.cu_seqlens)
+    padded = -(-lengths // multiple) * multiple
+    if (padded == lengths).all():
+        return pack
+    cu = np.concatenate([[0], np.cumsum(padded)]).astype(np.int32)
+    target = np.arange(len(pack.tokens)) + np.repeat(cu[:-1] - pack.cu_seqlens[:-1], lengths)
+    tokens, labels, loss_mask = np.zeros(cu[-1], np.int32), np.zeros(cu[-1], np.int32), np.zeros(cu[-1], np.bool_)
+    tokens[target], labels[target], loss_mask[target] = pack.tokens, pack.labels, pack.loss_mask
+    return Pack(tokens, labels, loss_mask, cu, pack.sample_ids)
 
 
-def _first_fit(samples: Sequence[Pack], capacity: int) -> list[Pack]:
-    bins: list[list[Pack]] = []
-    room: list[int] = []
-    for sample in samples:  # by falling cost, hence by falling length
-        size = len(sample.tokens)
-        for i, free in enumerate(room):
-            if size <= free:
-                bins[i].append(sample)
-                room[i] -= size
-                break
-        else:
-            bins.append([sample])
-            room.append(capacity - size)
-    return [concatenate(each) for each in bins]
+def _pad_end(pack: Pack, length: int) -> Pack:
+    """Add one segment of padding up to ``length`` tokens."""
+    missing = length - len(pack.tokens)
+    return concatenate([pack, empty_pack(missing)]) if missing else pack
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple

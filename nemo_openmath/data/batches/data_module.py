@@ -1,7 +1,6 @@
-"""Packed samples as the trainer reads them: the only code of this room that runs inside a training job.
+"""Packed samples as a training reads them, step by step.
 
-Opening maps files and reads their index; nothing is packed, tokenized or shuffled sample by sample here. The order
-of an epoch is a permutation of whole packs, so shuffling does not undo the packing.
+Opening maps files and reads their index; nothing is packed, tokenized or shuffled sample by sample here.
 """
 
 from __future__ import annotations
@@ -9,15 +8,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.data.batches.epoch_order import EpochOrders
 from nemo_openmath.data.batches.held_out import hold_out
-from nemo_openmath.data.packs.permutation import permutation
+from nemo_openmath.data.packs.bin_packing import first_fit
 from nemo_openmath.data.packs.plan import PackPlan, lay_out
 from nemo_openmath.data.packs.types import Pack
 
@@ -34,16 +32,13 @@ class PackedData:
         self.held_out: PackedData | None = None  # one pass over the samples held out, where some are
         self.batch_samples = batch_samples
         self._run_samples = run_samples
-        self._seed = seed
         self._pad_multiple = pad_multiple
         self._pack_end = np.asarray(plan.pack_end, np.int64)
-        bounds = [0, *(int(e) for e in plan.phase_end)]
-        self._phases = [(a, b) for a, b in pairwise(bounds) if b > a]  # packs of each phase
-        ends = [int(self._pack_end[b - 1]) for _, b in self._phases]  # entries
+        self._orders = EpochOrders(plan, seed)
+        ends = [int(self._pack_end[end - 1]) for _, end in self._orders.phases]  # entries
         # Where each phase ends in the stream of the run: its share of the samples.
         self._stream_end = [run_samples * end // ends[-1] for end in ends]
-        self._orders: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
-        length = "" if len(self._phases) == 1 else f" {run_samples}"  # a single phase can be prolonged
+        length = "" if len(ends) == 1 else f" {run_samples}"  # a single phase can be prolonged
         text = f"{plan.digest} {[s['fingerprint'] for s in plan.meta['tokens']]} {batch_samples} {seed}{length}"
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -62,10 +57,11 @@ class PackedData:
     ) -> PackedData:
         """Open the folder of a ``packs.plan`` for a run of ``epochs`` or of ``steps``.
 
-        ``batch_samples``: samples of the global batch. ``pad_multiple``: 2 x CP x TP of the layout, a divisor of the
-        plan's; None: the plan's. ``tokenizer``: fingerprint of the model's tokenizer and template; token files made
-        with another are refused. ``validation_share``: of the samples, held out (:func:`hold_out`) and not trained on;
-        they are ``self.held_out``. Raises UserError, and DamagedFile naming the file.
+        ``batch_samples``: samples of the global batch. ``pad_multiple``: samples are laid out padded to a multiple of
+        it, a divisor of the plan's; None: the plan's; 1 for the trainer, whose ``shard_batch`` pads for the layout.
+        ``tokenizer``: fingerprint of the model's tokenizer and template; token files made with another are refused.
+        ``validation_share``: of the samples, held out (:func:`hold_out`) and not trained on; they are
+        ``self.held_out``. Raises UserError, and DamagedFile naming the file.
         """
         plan, held_out = PackPlan(folder), None
         if validation_share:
@@ -79,12 +75,7 @@ class PackedData:
         ):
             raise UserError("batch, epochs and steps must be above zero", file=folder)
         pad_multiple = pad_multiple or plan.pad_multiple
-        if plan.pad_multiple % pad_multiple:
-            raise UserError(
-                f"packed for multiples of {plan.pad_multiple}, the layout needs {pad_multiple}",
-                file=folder,
-                remedy=f"pack again with pad_multiple={math.lcm(plan.pad_multiple, pad_multiple)}",
-            )
+        plan.require_multiple(pad_multiple)
         if tokenizer is not None:
             for tokens in plan.samples.folders:
                 tokens.require(tokenizer)
@@ -131,13 +122,13 @@ class PackedData:
         cut: list[int] = []  # pieces cut by the boundaries of the batch (the first and the last) or of a phase
         while at < stop:
             phase = int(np.searchsorted(self._stream_end, at, "right"))
-            first, last = self._phases[phase]
+            first, last = self._orders.phases[phase]
             base = int(self._pack_end[first - 1]) if first else 0
             size = int(self._pack_end[last - 1]) - base  # samples of an epoch of this phase
             begin = self._stream_end[phase - 1] if phase else 0
             epoch, offset = divmod(at - begin, size)
             until = min(stop - begin, (epoch + 1) * size, self._stream_end[phase] - begin) - epoch * size
-            order, ends = self._order(phase, epoch)
+            order, ends = self._orders.order(phase, epoch)
             for i in range(int(np.searchsorted(ends, offset, "right")), int(np.searchsorted(ends, until, "left")) + 1):
                 pack = int(order[i])
                 high = int(self._pack_end[pack])
@@ -150,34 +141,18 @@ class PackedData:
             at = begin + epoch * size + until
         return self._join(pieces, cut)
 
-    def _order(self, phase: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Packs of a phase in the order of an epoch, and where each ends in the epoch's stream of samples."""
-        key = (phase, epoch)
-        if key not in self._orders:
-            while len(self._orders) > 1:  # a batch lies in at most two but for tiny data
-                self._orders.pop(next(iter(self._orders)))
-            first, last = self._phases[phase]
-            order = first + permutation(last - first, self._seed, phase, epoch)
-            counts = self._pack_end[order] - np.where(order > 0, self._pack_end[order - 1], 0)
-            self._orders[key] = (order, np.cumsum(counts))
-        return self._orders[key]
-
-    def _padded(self, tokens: int) -> int:
-        return -(-tokens // self._pad_multiple) * self._pad_multiple
-
     def _join(self, pieces: list[list[int]], cut: list[int]) -> list[list[int]]:
-        """Lay cut pieces together where they fit into one pack (first fit; there are rarely more than two)."""
-        out = [piece for i, piece in enumerate(pieces) if i not in cut]
-        joined: list[tuple[list[int], int]] = []
-        for piece in (pieces[i] for i in cut):
-            size = sum(self._padded(self.plan.samples.length(row)) for row in piece)
-            for i, (others, taken) in enumerate(joined):
-                if taken + size <= self.plan.capacity:
-                    joined[i] = (others + piece, taken + size)
-                    break
-            else:
-                joined.append((piece, size))
-        return out + [piece for piece, _ in joined]
+        """Lay cut pieces together where they fit into one pack; there are rarely more than two.
+
+        They are measured as the plan measured them, so the batch does not depend on the layout.
+        """
+        multiple = self.plan.pad_multiple
+        sizes = [
+            sum(-(-self.plan.samples.length(row) // multiple) * multiple for row in pieces[number]) for number in cut
+        ]
+        joined = first_fit(sizes, self.plan.capacity)
+        whole = [piece for number, piece in enumerate(pieces) if number not in cut]
+        return whole + [[row for i in members for row in pieces[cut[i]]] for members in joined]
 
     def _build(self, rows: list[int]) -> Pack:
         return lay_out([self.plan.samples[row] for row in rows], self._pad_multiple)

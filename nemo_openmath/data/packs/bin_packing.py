@@ -15,6 +15,8 @@ with. `best_fit` is best-fit-decreasing (Johnson 1974), at most 11/9 of the opti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -208,6 +210,25 @@ def best_fit(counts: NDArray[np.int64], capacity: int) -> tuple[Decisions, int]:
                     first += many
             left -= full * most + rest
     return np.array(flat, np.int64).reshape(-1, 4), opened
+
+
+def first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Put each of a few items, in their order, into the first bin that has room for it.
+
+    Returns the item numbers of each bin. An item larger than ``capacity`` gets a bin of its own. The cost is items x
+    bins: this is for the share of one rank or the ends of one batch, :func:`pair_fit` for data sets.
+    """
+    bins: list[list[int]] = []
+    free: list[int] = []
+    for item, size in enumerate(sizes):
+        target = next((i for i, room in enumerate(free) if size <= room), None)
+        if target is None:
+            target = len(bins)
+            bins.append([])
+            free.append(capacity)
+        bins[target].append(item)
+        free[target] -= size
+    return bins
 
 
 def _bits(flags: NDArray[np.bool_]) -> int:

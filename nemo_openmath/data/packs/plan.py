@@ -17,6 +17,7 @@ hashes, so the plan does not depend on the order in which jobs happened to write
 
 from __future__ import annotations
 
+import math
 import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -98,8 +99,8 @@ def write_packs(
 ) -> PackPlan:
     """Pack the samples of one or several token folders into rows of at most ``capacity`` tokens.
 
-    ``pad_multiple``: each sample takes a multiple of it (2 x CP x TP of the layouts to be trained with); the padding
-    is counted. ``folder``: where ``packs.plan`` goes, by default beside the tokens. Raises UserError where nothing
+    ``pad_multiple``: each sample takes a multiple of it, 2 x CP of the layouts to be trained with; the padding is
+    counted. ``folder``: where ``packs.plan`` goes, by default beside the tokens. Raises UserError where nothing
     is left to train on or, with ``too_long="error"``, where a sample does not fit.
     """
     sources = [Path(tokens)] if isinstance(tokens, str | Path) else [Path(t) for t in tokens]
@@ -109,7 +110,7 @@ def write_packs(
     if pad_multiple < 1 or capacity < pad_multiple or capacity % pad_multiple:
         raise UserError(
             f"packs of {capacity} tokens cannot hold multiples of {pad_multiple}",
-            remedy="make the capacity a multiple of 2 x CP x TP",
+            remedy="make the capacity a multiple of pad_multiple",
         )
     mixture = mixture or Mixture()
     opened = [TokenFolder(source) for source in sources]
@@ -248,6 +249,19 @@ class PackPlan:
         """Tokens of the longest sample in it."""
         lengths = np.concatenate([folder.lengths() for folder in self.samples.folders])
         return int(lengths[np.asarray(self.entries)].max())
+
+    def require_multiple(self, sample_multiple: int) -> None:
+        """Refuse a layout that pads each sample to ``sample_multiple`` tokens where the plan left no room for it.
+
+        A plan made for a multiple of it suits. Raises UserError, which names both numbers.
+        """
+        if self.pad_multiple % sample_multiple:
+            raise UserError(
+                f"packed with pad_multiple = {self.pad_multiple}, the layout pads each sample to a multiple of "
+                f"{sample_multiple} (2 x CP)",
+                file=self.folder,
+                remedy=f"pack again with pad_multiple={math.lcm(self.pad_multiple, sample_multiple)}",
+            )
 
     def rows(self, pack: int) -> list[int]:
         """Sample numbers of a pack (0 <= pack < num_packs). Raises UserError."""

@@ -57,6 +57,12 @@ class Pack:
         return np.arange(len(self.tokens), dtype=np.int32) - starts
 
 
+def empty_pack(length: int) -> Pack:
+    """Return a pack of one segment of padding, ``length`` tokens: it adds nothing to loss or gradients."""
+    zeros = np.zeros(length, np.int32)
+    return Pack(zeros, zeros, np.zeros(length, np.bool_), np.array([0, length], np.int32), ("",))
+
+
 class PackSource(Protocol):
     """The data of one training run, the same in every process that opens it."""
 

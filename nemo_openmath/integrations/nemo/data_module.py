@@ -60,12 +60,7 @@ class PackedDataModule(FineTuningDataModule):
         plans = [self.plan] if self.validation is None else [self.plan, PackPlan(self.validation)]
         multiple = self._sample_multiple()
         for plan in plans:
-            if plan.pad_multiple % multiple:
-                raise UserError(
-                    f"packed for multiples of {plan.pad_multiple}, context parallelism needs {multiple}",
-                    file=plan.folder,
-                    remedy=f"pack again with pad_multiple={math.lcm(plan.pad_multiple, multiple)}",
-                )
+            plan.require_multiple(multiple)
             if self.model is not None:
                 from nemo_openmath.chat import ChatTokenizer
 

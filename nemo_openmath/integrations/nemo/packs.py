@@ -16,19 +16,17 @@ Needs torch, and megatron-core in the data step; neither NeMo nor Lightning.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.data.batches.balance import assign
-from nemo_openmath.data.packs.permutation import permutation
+from nemo_openmath.data.batches.epoch_order import EpochOrders
 from nemo_openmath.data.packs.plan import PackPlan
-from nemo_openmath.data.packs.types import Pack
+from nemo_openmath.data.packs.types import Pack, empty_pack
 
 Batch = dict[str, Any]
 
@@ -52,12 +50,11 @@ class PackStream(Dataset[Pack]):
             )
         self.plan = plan
         self.batch_packs = batch_packs
-        self._seed, self._ranks = seed, ranks
-        bounds = [0, *(int(end) for end in plan.phase_end)]
-        self._phases = [(a, b) for a, b in pairwise(bounds) if b > a]
-        self._ends = np.cumsum([max(1, round(epochs * (b - a))) for a, b in self._phases]).tolist()
-        self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
-        self._dealt: tuple[int, list[int]] = (-1, [])  # step, its packs
+        self._ranks = ranks
+        self._orders = EpochOrders(plan, seed)
+        # Where each phase ends in the run, in packs.
+        self._ends = np.cumsum([max(1, round(epochs * (end - first))) for first, end in self._orders.phases]).tolist()
+        self._step_packs: tuple[int, list[int]] = (-1, [])  # the step read last, and its packs in their order
         self.collate_fn = collate
 
     @property
@@ -80,24 +77,20 @@ class PackStream(Dataset[Pack]):
         step, place = divmod(item, self.batch_packs)
         if self._ranks == 1:
             return self._build(self.pack_number(item))
-        if self._dealt[0] != step:
-            self._dealt = (step, self._deal(step))
-        return self._build(self._dealt[1][place])
+        if self._step_packs[0] != step:
+            self._step_packs = (step, self._balanced(step))
+        return self._build(self._step_packs[1][place])
 
     def pack_number(self, place: int) -> int:
-        """Number in the plan of the pack at a place of the run before it is dealt out; -1 behind the last."""
+        """Return the number in the plan of the pack at a place of the run, before balancing; -1 behind the last."""
         if place >= self.num_packs:
             return -1
         phase = int(np.searchsorted(self._ends, place, "right"))
-        first, last = self._phases[phase]
-        epoch, offset = divmod(place - (self._ends[phase - 1] if phase else 0), last - first)
-        if (phase, epoch) not in self._orders:
-            while len(self._orders) > 1:  # a batch lies in at most two but for tiny data
-                self._orders.pop(next(iter(self._orders)))
-            self._orders[phase, epoch] = first + permutation(last - first, self._seed, phase, epoch)
-        return int(self._orders[phase, epoch][offset])
+        first, end = self._orders.phases[phase]
+        epoch, offset = divmod(place - (self._ends[phase - 1] if phase else 0), end - first)
+        return int(self._orders.order(phase, epoch).packs[offset])
 
-    def _deal(self, step: int) -> list[int]:
+    def _balanced(self, step: int) -> list[int]:
         numbers = [self.pack_number(step * self.batch_packs + i) for i in range(self.batch_packs)]
         costs = [
             sum(self.plan.samples.length(row) ** 2 for row in self.plan.rows(number)) if number >= 0 else 0
@@ -108,12 +101,6 @@ class PackStream(Dataset[Pack]):
 
     def _build(self, number: int) -> Pack:
         return empty_pack(self.plan.pad_multiple) if number < 0 else self.plan.pack(number)
-
-
-def empty_pack(length: int) -> Pack:
-    """``length`` tokens of padding: adds nothing to loss or gradients."""
-    zeros = np.zeros(length, np.int32)
-    return Pack(zeros, zeros, np.zeros(length, np.bool_), np.array([0, length], np.int32), ("",))
 
 
 def packs_per_batch(plan: PackPlan, batch_samples: int, ranks: int) -> int:
