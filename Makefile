@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup recipe smoke test lint constraints clean
+.PHONY: setup recipe smoke test lint docs constraints clean
 
 setup: $(VENV)/.ready
 
@@ -26,13 +26,21 @@ test: setup
 lint: setup
 	$(RUN)/ruff check . && $(RUN)/ruff format --check . && $(RUN)/mypy && $(RUN)/lint-imports
 
+# The documentation site, strictly: build/docs/index.html. Its tools are installed at the first call.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(RUN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 # The newest versions that pyproject.toml allows, in a virtual environment of their own, become those that everybody gets.
 constraints:
 	$(PYTHON) -m venv build/newest
 	build/newest/bin/pip install --quiet torch==2.13.0
-	build/newest/bin/pip install --quiet --editable '.[dev]'
+	build/newest/bin/pip install --quiet --editable '.[dev,docs]'
 	{ sed '/^#/!d' constraints.txt; echo torch==2.13.0; build/newest/bin/pip freeze --exclude-editable | grep -v '^torch=='; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build

@@ -1,6 +1,7 @@
 """The whole recipe, every stage of it, by the command a user types; then again, in seconds."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,17 +12,14 @@ import pytest
 
 from nemo_openmath.core.stage import UnitStage
 from nemo_openmath.recipe.file import load_recipe
+from tests.conftest import SmokeRun
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_the_whole_recipe_runs_and_reports(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "nemo_openmath.cli.main", "recipe", "run", "examples/smoke.yaml"]
-    tmp_path = tmp_path / "run"
-    command += ["--output", str(tmp_path)]
-    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert first.returncode == 0, first.stdout + first.stderr
+def test_the_whole_recipe_runs_and_reports(smoke_run: SmokeRun, tmp_path: Path) -> None:
+    first, run, command, clone = smoke_run, smoke_run.output, list(smoke_run.command), smoke_run.clone
     assert "report.html" in first.stdout
     assert "stand-in" in first.stdout, "what stands in for a model is said where the results are"
 
@@ -29,7 +27,7 @@ def test_the_whole_recipe_runs_and_reports(tmp_path: Path) -> None:
     assert score in first.stdout
     assert re.match(r"smoke \(examples/smoke.yaml\) in .*: 58 of 58 stages to do\n\[1/58\] benchmark: ", first.stderr)
 
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((run / "report.json").read_text())
     assert {"results", "funnel", "drops", "seconds", "config", "versions", "seeds"} <= report.keys()
     rows = {(r["checkpoint"], r["mode"], r["metric"]) for r in report["results"]}
     for checkpoint in ("base", "iteration1", "iteration2"):
@@ -44,43 +42,45 @@ def test_the_whole_recipe_runs_and_reports(tmp_path: Path) -> None:
 
     (competition,) = report["competition"]
     assert competition["problems"] == 3
-    command_of_status = [*command[:4], "status", str(tmp_path)]
+    command_of_status = [*command[:4], "status", str(run)]
     shown = subprocess.run(command_of_status, cwd=ROOT, capture_output=True, text=True, timeout=300).stdout
     assert score in shown
 
     # The page is whole: no address outside itself.
-    page = (tmp_path / "report.html").read_text()
+    page = (run / "report.html").read_text()
     assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", page)
 
     # Nothing trained on is in the benchmark.
-    benchmark = {json.loads(line)["problem"] for line in _lines(tmp_path / "benchmark")}
-    trained = {json.loads(line)["problem"] for line in _lines(tmp_path / "problems")}
+    benchmark = {json.loads(line)["problem"] for line in _lines(run / "benchmark")}
+    trained = {json.loads(line)["problem"] for line in _lines(run / "problems")}
     assert len(benchmark) == 24
     assert trained
     assert not trained & benchmark
 
-    _everything_adds_up(tmp_path)
+    _everything_adds_up(run)
 
-    _its_files_feed_the_other_examples(tmp_path)
+    _its_files_feed_the_other_examples(run, tmp_path)
 
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/manifest.json")}
+    before = {p: p.stat().st_mtime_ns for p in run.glob("*/manifest.json")}
     begun = time.monotonic()
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    again = subprocess.run(
+        command, cwd=clone, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
+    )
     assert again.returncode == 0, again.stderr
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/manifest.json")} == before
+    assert {p: p.stat().st_mtime_ns for p in run.glob("*/manifest.json")} == before
     print(f"second run: {time.monotonic() - begun:.1f} s")
 
 
-def _its_files_feed_the_other_examples(run: Path) -> None:
+def _its_files_feed_the_other_examples(run: Path, output: Path) -> None:
     """``examples/generate.yaml`` and ``examples/sft-job.yaml``, over this run instead of ``runs/smoke``."""
-    solve = ["generate", "examples/generate.yaml", "--output", f"{run}/../generated", f"problems={run}/benchmark"]
-    learn = ["sft", "examples/sft-job.yaml", f"output={run}/../trained", f"data.folder={run}/packs1"]
+    solve = ["generate", "examples/generate.yaml", "--output", f"{output}/generated", f"problems={run}/benchmark"]
+    learn = ["sft", "examples/sft-job.yaml", f"output={output}/trained", f"data.folder={run}/packs1"]
     for words in ([*solve, f"engine.model={run}/student1"], learn):
         command = [sys.executable, "-m", "nemo_openmath.cli.main", *words]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert len(_lines(run.parent / "generated/solutions")) == 16
-    assert (run.parent / "trained/checkpoints/step-00000004").is_dir()
+    assert len(_lines(output / "generated/solutions")) == 16
+    assert (output / "trained/checkpoints/step-00000004").is_dir()
 
 
 def _everything_adds_up(run: Path) -> None:
