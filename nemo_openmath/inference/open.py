@@ -69,7 +69,8 @@ async def open_engine(config: EngineConfig) -> Engine:
 
 
 async def _open_http(config: EngineConfig) -> Engine:
-    from nemo_openmath.inference.http.client import HTTPEngine, RetryPolicy
+    from nemo_openmath.inference.http.client import HTTPEngine
+    from nemo_openmath.inference.http.retrying import RetryPolicy
 
     if bool(config.urls) == (config.urls_file is not None):
         raise UserError("an http engine needs `urls` or `urls_file`, and not both", remedy="name the servers once")

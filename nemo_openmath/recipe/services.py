@@ -17,7 +17,8 @@ from nemo_openmath.core.errors import OpenMathError, UserError
 from nemo_openmath.core.processes import child_environment
 from nemo_openmath.core.stage import Services
 from nemo_openmath.grading import GradingPool
-from nemo_openmath.inference.http.client import HTTPEngine, RetryPolicy
+from nemo_openmath.inference.http.client import HTTPEngine
+from nemo_openmath.inference.http.retrying import RetryPolicy
 from nemo_openmath.inference.open import open_engine
 from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.sandbox import LocalSandbox, Sandbox

@@ -7,16 +7,17 @@ import time
 from collections import Counter
 from email.utils import formatdate
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from nemo_openmath.core.engine import EngineError, Finish, Request, Sampling
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Generation, Problem, RecordWriter, read_records
-from nemo_openmath.inference.http.client import HTTPEngine, RetryPolicy, _retry_after
+from nemo_openmath.inference.http.client import HTTPEngine
 from nemo_openmath.inference.http.dialects import DIALECTS, AnswerPart, to_completion
+from nemo_openmath.inference.http.retrying import RetryPolicy
 from nemo_openmath.inference.http.server_pool import FIRST_PAUSE_S, TRIPS_AFTER, Endpoint, ServerPool
+from nemo_openmath.inference.http.transport import retry_after
 from nemo_openmath.recipe.generate import generate
 from nemo_openmath.recipe.runner import Selection
 from tests.inference.faulty import FAULTS, FaultyServer
@@ -125,10 +126,9 @@ def test_failures_at_the_same_moment_are_one_event():
 def test_retry_after_is_a_number_or_a_date(seconds):
     date = formatdate(time.time() + seconds, usegmt=True)
     for value in (str(seconds), date):
-        answer = SimpleNamespace(headers={"Retry-After": value})
-        assert seconds - 1.1 <= _retry_after(answer) <= 1.25 * seconds
-    assert _retry_after(SimpleNamespace(headers={"Retry-After": "soon"})) is None
-    assert _retry_after(SimpleNamespace(headers={})) is None
+        assert seconds - 1.1 <= retry_after(value) <= 1.25 * seconds
+    assert retry_after("soon") is None
+    assert retry_after("") is None
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ from aiohttp import web
 
 from nemo_openmath.core.engine import ContextOverflow, EngineError, Finish, Request, Sampling
 from nemo_openmath.inference.http.answers import AnswerPart
-from nemo_openmath.inference.http.client import HTTPEngine, RetryPolicy
+from nemo_openmath.inference.http.client import HTTPEngine
+from nemo_openmath.inference.http.retrying import RetryPolicy
 from nemo_openmath.inference.http.server_pool import ServerPool
 from nemo_openmath.inference.http.sse import events
 from tests.waiting import until

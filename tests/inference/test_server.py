@@ -11,7 +11,8 @@ import pytest
 from nemo_openmath.core.engine import EngineError, Finish, InvalidRequest, Request, Sampling
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.embedded import EmbeddedEngine
-from nemo_openmath.inference.http.client import HTTPEngine, RetryPolicy
+from nemo_openmath.inference.http.client import HTTPEngine
+from nemo_openmath.inference.http.retrying import RetryPolicy
 from nemo_openmath.inference.open import EngineConfig, open_engine
 from nemo_openmath.inference.replay import Recorder, ReplayEngine
 from nemo_openmath.inference.serving.launch import ServerConfig

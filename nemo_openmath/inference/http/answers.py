@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -201,29 +200,3 @@ def is_error(body: Mapping[str, Any]) -> bool:
     for."""
     said = bool(body.get("error")) or body.get("object") == "error"
     return said or (body.keys().isdisjoint(_ASKED_FOR) and any(body.get(key) for key in _WORDS))
-
-
-# What names of one model differ by: a date, a revision, a pointer to the newest, a tariff.
-_SUFFIX = re.compile(
-    r"[-@:_.](?:latest|preview|free|exp|\d{4}-\d{2}-\d{2}|\d{2}-\d{2}|\d{3,8}|v\d+(?::\d+)?)\Z", re.IGNORECASE
-)
-
-
-def same_model(served: str, asked: str) -> bool:
-    """Whether two names mean one model: they are equal, or one is a path to, or lacks the owner of, the other."""
-    if served == asked:
-        return True
-    loose = any("/" not in name or name.startswith(("/", ".", "~")) for name in (served, asked))
-    return loose and served.rstrip("/").rsplit("/", 1)[-1] == asked.rstrip("/").rsplit("/", 1)[-1]
-
-
-def alias_of(served: str, asked: str) -> bool:
-    """Whether two names differ by a date, a revision or the like alone, or in upper and lower case."""
-    return same_model(_bare(served), _bare(asked))
-
-
-def _bare(name: str) -> str:
-    name = name.lower().rstrip("/")
-    while (shorter := _SUFFIX.sub("", name)) != name:
-        name = shorter
-    return name

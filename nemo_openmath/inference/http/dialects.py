@@ -54,7 +54,7 @@ class Takes:
     special: bool = False
 
     @property
-    def left(self) -> tuple[str, ...]:
+    def left_out(self) -> tuple[str, ...]:
         """The fields that are left to the server's own defaults."""
         truncation = ("top_k", "min_p", "repetition_penalty") if self.no_top_k is None else ()
         return truncation if self.stop_ids or self.special else (*truncation, "stop_token_ids")

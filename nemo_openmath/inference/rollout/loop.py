@@ -39,7 +39,7 @@ from nemo_openmath.core.errors import Refused, UserError
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.sandbox import Limits, Sandbox, Session
 from nemo_openmath.core.tags import CODE_END, CODE_START, THINK_END, THINK_START
-from nemo_openmath.inference.http.asking import prompt_for
+from nemo_openmath.inference.asking import prompt_for
 
 
 @dataclass(frozen=True)

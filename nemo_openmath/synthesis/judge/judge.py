@@ -20,7 +20,7 @@ from nemo_openmath.core.engine import Engine, Finish, Request, Sampling
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.grading import Grade, Verdict
 from nemo_openmath.grading.judgement import parse_judgement
-from nemo_openmath.inference.http.asking import prompt_for, text_after_thinking
+from nemo_openmath.inference.asking import prompt_for, text_after_thinking
 
 
 @dataclass(frozen=True, slots=True)

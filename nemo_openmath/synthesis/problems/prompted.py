@@ -12,7 +12,7 @@ from nemo_openmath.core.bounds import NonNegativeFloat, PositiveInt
 from nemo_openmath.core.records import Problem, Thread
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.stage import RUNTIME, StageContext, UnitStage
-from nemo_openmath.inference.rollout import ask
+from nemo_openmath.inference.asking import ask
 
 C = TypeVar("C", bound="PromptedConfig")
 U = TypeVar("U")

@@ -15,7 +15,7 @@ from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage, register
 from nemo_openmath.core.tags import THINK_END
 from nemo_openmath.grading import Verdict, extract_answer
-from nemo_openmath.inference.http.asking import prompt_for, text_after_thinking
+from nemo_openmath.inference.asking import prompt_for, text_after_thinking
 from nemo_openmath.synthesis.solutions.shown import shown
 
 
