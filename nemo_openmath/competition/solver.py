@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from nemo_openmath.chat import ChatTokenizer, Template
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.clock import Clock
-from nemo_openmath.core.engine import Engine, EngineError
+from nemo_openmath.core.engine import Engine, EngineError, Finish
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.sandbox import Sandbox, SandboxError
 from nemo_openmath.grading import Majority, extract_answer, majority
@@ -41,13 +41,13 @@ class SolverSettings:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``answer``: None where no solution had one. ``votes`` of ``finished`` solutions; ``ended``: agreement, finished
-    (all of the batch) or time. ``failed``: solutions lost to the engine or the sandbox, ``lost_to`` the last error."""
+    """``answer``: None where no solution had one. ``votes`` of ``finished`` solutions; ``finish``: AGREEMENT, FINISHED
+    (all of the batch) or TIME. ``failed``: solutions lost to the engine or the sandbox, ``lost_to`` the last error."""
 
     answer: str | None
     votes: int
     finished: int
-    ended: str
+    finish: Finish
     seconds: float
     completion_tokens: int
     failed: int = 0
@@ -86,12 +86,12 @@ async def solve(
             engine, tokenizer, template.messages(**fields), settings.rollout,
             seed=own, key=f"{own}", sandbox=sandbox, budget=budget,
         )  # fmt: skip
-        finished = outcome.finish == "stop"
+        finished = outcome.finish is Finish.STOP
         return (extract_answer(outcome.transcript.said).answer if finished else None), outcome.completion_tokens
 
     tasks = [asyncio.ensure_future(one(sample)) for sample in range(settings.batch)]
     alarm = asyncio.ensure_future(clock.sleep(seconds))
-    ended = "finished"
+    finish = Finish.FINISHED
     pending = tasks
     try:
         while pending:
@@ -106,17 +106,17 @@ async def solve(
                 answers.append(answer)
                 tokens += used
             if agreed(counted := await count(answers), settings.agree):
-                ended = "agreement"
+                finish = Finish.AGREEMENT
                 break
             if alarm.done():
-                ended = "time"
+                finish = Finish.TIME
                 break
     finally:
         alarm.cancel()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, alarm, return_exceptions=True)
-    return Answer(counted.answer, counted.count, len(answers), ended, clock.now() - begun, tokens, failed, lost_to)
+    return Answer(counted.answer, counted.count, len(answers), finish, clock.now() - begun, tokens, failed, lost_to)
 
 
 def agreed(vote: Majority, agree: int) -> bool:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from nemo_openmath.chat import load_template
 from nemo_openmath.competition.bank import TimeBank
 from nemo_openmath.competition.solver import SolverSettings, solve
 from nemo_openmath.core.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from nemo_openmath.core.clock import SystemClock
-from nemo_openmath.core.engine import ContextOverflow, EngineError
+from nemo_openmath.core.engine import ContextOverflow, EngineError, Finish
 from nemo_openmath.core.errors import Refused, UserError
-from nemo_openmath.core.records import Generation, Problem, RecordWriter, content_id, read_records
+from nemo_openmath.core.records import Generation, Mode, Problem, RecordWriter, content_id, read_records
 from nemo_openmath.core.sandbox import SandboxError
 from nemo_openmath.core.stage import Stage, StageContext, register
 
@@ -23,7 +24,7 @@ class CompeteConfig:
     problems in 5 hours (section 6). ``limit``: only the first so many problems (0: all)."""
 
     engine: str
-    mode: str = "tir"  # the prompt: cot or tir
+    mode: Literal[Mode.COT, Mode.TIR] = Mode.TIR  # the prompt
     base_seconds: PositiveFloat = 350.0
     bank_seconds: NonNegativeFloat = 210.0
     limit: NonNegativeInt = 0
@@ -63,7 +64,7 @@ class Compete(Stage[CompeteConfig]):
         template = load_template(config.mode, config.prompt)
         problems = [p for n, p in enumerate(context.read("problems", Problem)) if not config.limit or n < config.limit]
         bank = TimeBank(config.base_seconds, config.bank_seconds)
-        ended = {"agreement": 0, "finished": 0, "time": 0}
+        ended = {str(finish): 0 for finish in (Finish.AGREEMENT, Finish.FINISHED, Finish.TIME)}
         right = tokens = lost = finished = 0
         with RecordWriter(context.output, flush_units=1) as writer:
             context.progress.begin(len(problems), writer.recovered)
@@ -83,21 +84,21 @@ class Compete(Stage[CompeteConfig]):
                     _check_engine(answer.lost_to)
                 bank.spend(answer.seconds)
                 grade = await pool.grade(answer.answer, problem.expected_answer)
-                ended[answer.ended] += 1
+                ended[str(answer.finish)] += 1
                 right += grade.is_equal
                 tokens += answer.completion_tokens
                 record = Generation(
                     id=key,
                     parents=(problem.id,),
                     problem_id=problem.id,
-                    mode="competition",
+                    mode=Mode.COMPETITION,
                     model=engine.model,
                     sample=0,
                     transcript={"messages": [], "pieces": []},
-                    finish=answer.ended,
+                    finish=answer.finish,
                     expected_answer=problem.expected_answer,
                     predicted_answer=answer.answer,
-                    verdict=str(grade.verdict),
+                    verdict=grade.verdict,
                     verdict_reason=grade.reason,
                     completion_tokens=answer.completion_tokens,
                     extra={"votes": answer.votes, "finished": answer.finished, "seconds": round(answer.seconds, 3)},

@@ -129,7 +129,7 @@ class Builder:
         if origin is Literal:
             if value not in args:
                 raise self.choice(key, value, [str(a) for a in args])
-            return value
+            return next(a for a in args if a == value)
         if isinstance(hint, type) and issubclass(hint, Enum):
             names = [str(member.value) for member in hint]
             if value not in names:

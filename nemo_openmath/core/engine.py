@@ -16,13 +16,22 @@ from nemo_openmath.core.errors import ExitCode, Refused, RetryableError
 
 
 class Finish(StrEnum):
-    """Why a completion ended."""
+    """Why a text ended. An engine says one of the first five of a completion; the others are said of whole solutions,
+    which consist of several completions, and of the answers of a competition."""
 
     STOP = "stop"  # a stop string, or the end-of-turn token
     LENGTH = "length"  # max_tokens, or the context is full
-    TIME = "time"  # the request's own time limit; what was generated so far is returned
-    CANCELLED = "cancelled"
+    TIME = "time"  # the time limit; what was generated so far is returned
     CUT = "cut"  # the server ended it for a reason of its own (content filter, tool call): it is not finished
+    CANCELLED = "cancelled"  # of completions alone
+
+    BUDGET = "budget"  # it called code that it no longer had
+    REPETITION = "repetition"  # LENGTH, and its tail repeated itself
+    CONTEXT = "context"  # nothing was generated: the prompt is longer than the context
+    REFUSED = "refused"  # nothing was generated: the engine refused the prompt
+
+    AGREEMENT = "agreement"  # enough solutions of a problem agreed
+    FINISHED = "finished"  # all solutions of a problem finished
 
 
 @dataclass(frozen=True, slots=True)

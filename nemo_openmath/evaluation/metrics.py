@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.records import Generation
+from nemo_openmath.core.records import Generation, Mode
 from nemo_openmath.core.records.ids import unit_key
 from nemo_openmath.evaluation.estimators import majority_at_k, pass_at_k
 from nemo_openmath.evaluation.intervals import amount_interval, share_interval
@@ -24,7 +24,6 @@ from nemo_openmath.grading import Grade, Verdict, compare, majority
 
 CompareAnswers = Callable[[str, str], Grade]
 SUBSETS = 4096
-MODES = ("cot", "tir", "genselect")
 UNBOUNDED = frozenset({"tokens", "code_calls"})
 """Metrics that are no shares. All others lie in [0, 1]."""
 
@@ -35,7 +34,7 @@ class MetricRow:
     unfinished, tokens or code_calls; ``k`` is None for the last three. ``low`` and ``high`` end the 95% interval over
     ``problems`` problems; None where one problem is all there is."""
 
-    mode: str
+    mode: Mode
     metric: str
     k: int | None
     value: float
@@ -50,7 +49,7 @@ class ProblemScores:
     is counted apart: the model could not be asked, for example because the prompt was longer than its context."""
 
     problem_id: str
-    mode: str
+    mode: Mode
     samples: int
     values: dict[str, float]
 
@@ -134,7 +133,7 @@ def score(
 
     Raises UserError naming the generation that has no verdict or occurs twice, or the problem that lacks samples.
     """
-    modes: dict[str, dict[str, list[_Sample]]] = defaultdict(lambda: defaultdict(list))
+    modes: dict[Mode, dict[str, list[_Sample]]] = defaultdict(lambda: defaultdict(list))
     undecided: dict[str, int] = defaultdict(int)
     seen: set[int] = set()
     for generation in generations:
@@ -143,7 +142,7 @@ def score(
             raise UserError(f"generation {generation.id} is given twice", remedy="name each folder once")
         seen.add(key)
         modes[generation.mode][generation.problem_id].append(_sample(generation))
-        undecided[generation.mode] += generation.tried and generation.verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT)
+        undecided[str(generation.mode)] += generation.tried and generation.verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT)
     wanted = None if expected is None else set(expected)
     out = Scores([], undecided=dict(undecided))
     cut = 0
@@ -154,7 +153,7 @@ def score(
         out.problems.extend(ProblemScores(i, mode, len(modes[mode][i]), {}) for i in sorted(apart))
         if not problems:
             continue
-        selections = mode == "genselect"
+        selections = mode is Mode.GENSELECT
         usable = _same_candidates(problems) if selections else _usable(mode, problems, ks, out.skipped)
         for problem_id in sorted(problems):
             samples = sorted(problems[problem_id], key=lambda s: s.order)
@@ -170,7 +169,7 @@ def score(
 
 def summarise(scores: Iterable[ProblemScores]) -> list[MetricRow]:
     """Means over problems, in order of mode, then metric, then k."""
-    table: dict[tuple[str, str], list[float]] = defaultdict(list)
+    table: dict[tuple[Mode, str], list[float]] = defaultdict(list)
     for problem in scores:
         for name, value in problem.values.items():
             table[problem.mode, name].append(value)
@@ -241,7 +240,7 @@ def _costs(samples: list[_Sample]) -> dict[str, float]:
 
 def _sample(generation: Generation) -> _Sample:
     answer, candidates = generation.predicted_answer, 0
-    if generation.mode == "genselect":
+    if generation.mode is Mode.GENSELECT:
         try:
             candidates = int(generation.extra["k"])
             chosen = generation.extra["chosen"]
@@ -265,7 +264,7 @@ def _sample(generation: Generation) -> _Sample:
     )
 
 
-def _check_problems(mode: str, problems: Mapping[str, object], wanted: set[str] | None) -> None:
+def _check_problems(mode: Mode, problems: Mapping[str, object], wanted: set[str] | None) -> None:
     if wanted is None:
         return
     if missing := wanted - problems.keys():
@@ -278,7 +277,7 @@ def _check_problems(mode: str, problems: Mapping[str, object], wanted: set[str] 
 
 
 def _usable(
-    mode: str, problems: Mapping[str, Sequence[object]], ks: Sequence[int], skipped: dict[str, list[int]]
+    mode: Mode, problems: Mapping[str, Sequence[object]], ks: Sequence[int], skipped: dict[str, list[int]]
 ) -> list[int]:
     fewest = min(problems, key=lambda problem: len(problems[problem]))
     low, high = len(problems[fewest]), max(map(len, problems.values()))
@@ -289,7 +288,7 @@ def _usable(
             remedy=f"finish the generation stage, or ask for k of at most {low}",
         )
     if above := [k for k in wanted if k > high]:
-        skipped[mode] = above
+        skipped[str(mode)] = above
     return [k for k in wanted if k <= low]
 
 
@@ -306,8 +305,8 @@ def _same_candidates(problems: Mapping[str, Sequence[_Sample]]) -> list[int]:
     return sorted(union)
 
 
-def _mode_order(mode: str) -> tuple[int, str]:
-    return (MODES.index(mode) if mode in MODES else len(MODES)), mode
+def _mode_order(mode: Mode) -> int:
+    return list(Mode).index(mode)
 
 
 _METRICS = ("pass@1", "maj@k", "pass@k", "genselect@k", "genselect-single@k", "unfinished", "tokens", "code_calls")

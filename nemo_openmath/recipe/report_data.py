@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nemo_openmath.core.merging import read_merged
-from nemo_openmath.core.records import Generation, Manifest, Problem, read_records
+from nemo_openmath.core.records import Generation, Manifest, Mode, Problem, read_records
 from nemo_openmath.evaluation.intervals import share_interval
 from nemo_openmath.evaluation.reports.view import ConfigValue, Example, Funnel, RunView, StageView, gather
 from nemo_openmath.recipe.runner import Run, StageStatus, State
@@ -141,6 +141,6 @@ def _examples(run: Run, finished: dict[str, Manifest]) -> Iterator[Example]:
     graded = [n for n, m in finished.items() if m.stage == "solutions.grade"]
     for name in reversed(graded):
         for generation in read_records(run.folder(name), Generation):
-            if generation.mode == "tir" and generation.correct and generation.code_calls:
+            if generation.mode is Mode.TIR and generation.correct and generation.code_calls:
                 yield Example.of(generation, f"A solution with code ({name}, {generation.model})")
                 return

@@ -119,20 +119,20 @@ async def test_agreement(
     cancelled: int,
 ) -> None:
     result, engine = await run(tokenizer, said, never_late=True)
-    assert (result.votes, result.ended, engine.cancelled) == (votes, ended, cancelled)
+    assert (result.votes, result.finish, engine.cancelled) == (votes, ended, cancelled)
     assert result.answer == answer or (answer is None and result.answer in ("1/2", "0.5", "\\frac12"))
     assert result.failed == said.count(None)
 
 
 async def test_the_time_limit_takes_what_there_is(tokenizer: ChatTokenizer) -> None:
     result, engine = await run(tokenizer, ["4", NEVER, NEVER])
-    assert (result.answer, result.ended, result.finished, engine.cancelled) == ("4", "time", 1, 2)
+    assert (result.answer, result.finish, result.finished, engine.cancelled) == ("4", "time", 1, 2)
     assert result.seconds == 9.0
 
 
 async def test_no_answer_at_all(tokenizer: ChatTokenizer) -> None:
     result, _ = await run(tokenizer, [NEVER], agree=1)
-    assert (result.answer, result.votes, result.ended) == (None, 0, "time")
+    assert (result.answer, result.votes, result.finish) == (None, 0, "time")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nemo_openmath.core.engine import Finish
 from nemo_openmath.core.errors import DamagedFile, OpenMathError, UserError
-from nemo_openmath.core.records import Drop, Problem, RecordWriter, digest_of_lines, read_drops, read_records
+from nemo_openmath.core.grader import Verdict
+from nemo_openmath.core.records import (
+    Drop,
+    Generation,
+    Mode,
+    Problem,
+    RecordWriter,
+    digest_of_lines,
+    read_drops,
+    read_records,
+)
 from nemo_openmath.core.records.ids import in_shard
 from nemo_openmath.core.records.store import read_lines
 
@@ -24,7 +35,9 @@ from nemo_openmath.core.records.store import read_lines
 WRITER = """
 import random, sys, time
 from pathlib import Path
-from nemo_openmath.core.records import Drop, Problem, RecordWriter
+from nemo_openmath.core.engine import Finish
+from nemo_openmath.core.grader import Verdict
+from nemo_openmath.core.records import Drop, Generation, Mode, Problem, RecordWriter
 most = int(sys.argv[2])
 order = list(range(800)); random.Random(time.time_ns()).shuffle(order)
 with RecordWriter(Path(sys.argv[1]), flush_units=7) as writer:
@@ -180,3 +193,14 @@ def test_every_unit_is_in_exactly_one_shard(unit: str, shards: int) -> None:
 def test_a_problem_is_its_text(one: str, two: str) -> None:
     same = one.split() == two.split()
     assert (Problem.make(one).id == Problem.make(two, expected_answer="1").id) == same
+
+
+def test_a_record_refuses_an_unknown_value_by_name_and_writes_the_same_text() -> None:
+    row = {"id": "g", "problem_id": "p", "mode": "tir", "model": "m", "sample": 0, "transcript": {}, "finish": "stop"}
+    generation = Generation.from_json(row | {"verdict": "equal"})
+    assert (generation.mode, generation.finish, generation.verdict) == (Mode.TIR, Finish.STOP, Verdict.EQUAL)
+    assert type(generation.with_(verdict="timeout").verdict) is Verdict
+    assert orjson.loads(orjson.dumps(generation)).items() >= (row | {"verdict": "equal"}).items()
+    for name, value in {"mode": "tri", "finish": None, "verdict": "yes"}.items():
+        with pytest.raises(ValueError, match=f"not a Generation: {name} {value!r} is unknown; known: .*, "):
+            Generation.from_json(row | {name: value})

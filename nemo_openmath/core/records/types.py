@@ -7,20 +7,41 @@ id: what the id is made of never changes. Fields that we do not know are kept in
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
 from typing import Any, ClassVar, Self
 
+from nemo_openmath.core.engine import Finish
+from nemo_openmath.core.grader import Verdict
 from nemo_openmath.core.records.ids import content_id
+
+
+class Mode(StrEnum):
+    """How a generation was made."""
+
+    COT = "cot"  # chain of thought
+    TIR = "tir"  # tool-integrated reasoning: code is run in between
+    GENSELECT = "genselect"  # one of several solutions was selected
+    COMPETITION = "competition"  # the one answer that was submitted, from many solutions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """Base: ``id`` and the ids of what it was made from."""
+    """Base: ``id`` and the ids of what it was made from. Raises ValueError naming an unknown value of an enum."""
 
     id: str
     parents: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict, hash=False)
 
     tuples: ClassVar[tuple[str, ...]] = ("parents",)
+    enums: ClassVar[dict[str, type[StrEnum]]] = {}
+    """Fields that hold a member of an enum. Text is taken for the member of that value."""
+
+    def __post_init__(self) -> None:
+        for name, kind in self.enums.items():
+            value = getattr(self, name)
+            if type(value) is kind or (value is None and self.__dataclass_fields__[name].default is None):
+                continue
+            object.__setattr__(self, name, _member(kind, value, name))
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Self:
@@ -31,12 +52,19 @@ class Record:
         try:
             values: dict[str, Any] = {k: tuple(v) if k in cls.tuples else v for k, v in row.items()}
             return cls(**values)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"not a {cls.__name__}: {error}") from error
 
     def with_(self, **changes: Any) -> Self:
         """A new version under the same id."""
         return replace(self, **changes)
+
+
+def _member(kind: type[StrEnum], value: str, name: str) -> StrEnum:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{name} {value!r} is unknown; known: {', '.join(kind)}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +102,7 @@ class Problem(Record):
         return cls(id=content_id("problem", " ".join(problem.split())), problem=problem, **values)
 
 
-UNTRIED = ("context", "refused")
+UNTRIED = (Finish.CONTEXT, Finish.REFUSED)
 NOT_TRIED = "the model could not be asked"  # the reason of the verdict of such a generation, which is unknown
 
 
@@ -82,21 +110,19 @@ NOT_TRIED = "the model could not be asked"  # the reason of the verdict of such 
 class Generation(Record):
     """One sampled solution (or selection). The id is known before anything is generated.
 
-    ``transcript``: JSON form of transcripts.Transcript. ``finish``: stop, length, time, budget, repetition, cut; or,
-    where nothing could be generated, context (the prompt was longer than the model's) or refused (by the engine).
-    ``verdict``: equal, not_equal, unknown, timeout; None before judging. ``prompt_tokens`` is the context at the
-    first token, ``completion_tokens`` what the model generated, ``runner_tokens`` what the sandbox's output added.
+    ``transcript``: JSON form of chat.Transcript. ``verdict``: None before judging. ``prompt_tokens`` is the context at
+    the first token, ``completion_tokens`` what the model generated, ``runner_tokens`` what the sandbox's output added.
     """
 
     problem_id: str
-    mode: str  # cot, tir, genselect
+    mode: Mode
     model: str
     sample: int
     transcript: dict[str, Any] = field(hash=False)
-    finish: str
+    finish: Finish
     expected_answer: str | None = None
     predicted_answer: str | None = None
-    verdict: str | None = None
+    verdict: Verdict | None = None
     verdict_reason: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -104,20 +130,22 @@ class Generation(Record):
     code_calls: int = 0
     budget: int | None = None
 
+    enums: ClassVar[dict[str, type[StrEnum]]] = {"mode": Mode, "finish": Finish, "verdict": Verdict}
+
     @staticmethod
     def make_id(
-        problem_id: str, mode: str, model: str, prompt: str, sampling: dict[str, Any], seed: int, sample: int
+        problem_id: str, mode: Mode, model: str, prompt: str, sampling: dict[str, Any], seed: int, sample: int
     ) -> str:
         """``prompt``: digest of the template; ``sampling``: what shapes the draw; ``seed``: the run's."""
         return content_id("generation", problem_id, mode, model, prompt, sampling, seed, sample)
 
     @property
     def correct(self) -> bool:
-        return self.verdict == "equal"
+        return self.verdict is Verdict.EQUAL
 
     @property
     def finished(self) -> bool:
-        return self.finish == "stop"
+        return self.finish is Finish.STOP
 
     @property
     def tried(self) -> bool:
@@ -151,14 +179,16 @@ class SftRow(Record):
     """One training sample: a transcript whose model pieces are trained on."""
 
     problem_id: str
-    mode: str
+    mode: Mode
     transcript: dict[str, Any] = field(hash=False)
     expected_answer: str | None = None
     problem_source: str = ""
     pass_rate: float | None = None
 
+    enums: ClassVar[dict[str, type[StrEnum]]] = {"mode": Mode}
+
     @classmethod
-    def make(cls, source: Record, *, problem_id: str, mode: str, transcript: dict[str, Any], **values: Any) -> SftRow:
+    def make(cls, source: Record, *, problem_id: str, mode: Mode, transcript: dict[str, Any], **values: Any) -> SftRow:
         return cls(
             id=content_id("row", source.id, mode, transcript["messages"], [p["text"] for p in transcript["pieces"]]),
             parents=(source.id,),

@@ -28,11 +28,13 @@ from typing import Any
 from nemo_openmath.chat import RENDERED, Message, Template, Transcript, load_template
 from nemo_openmath.chat.blocks import budget_of, judgment_of
 from nemo_openmath.chat.tokenizer import strip_end
+from nemo_openmath.core.records import Mode
 from nemo_openmath.core.records.types import Problem, SftRow
 from nemo_openmath.core.tags import CODE_START
 from nemo_openmath.grading import extract_answer
 
-MODES = ("cot", "tir", "genselect")
+MODES = {str(mode): mode for mode in (Mode.COT, Mode.TIR, Mode.GENSELECT)}
+"""What rows may be, by the name that stands in files."""
 _SIGN = r"<\|[^\s<|>]{1,40}\|?>"
 _TURN = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)<\|im_end\|>\n?", re.DOTALL)
 # Chat formats: (how a prompt begins, how it opens the assistant's turn), as the families' templates write them.
@@ -101,12 +103,10 @@ class Formatter:
 
     def _published(self, row: Mapping[str, Any]) -> SftRow:
         problem, solution = _text(row, "problem"), _text(row, "generated_solution")
-        mode = row.get("inference_mode") or self.mode or _guess(solution)
-        if mode not in MODES:
-            raise Reject("unknown inference mode", str(mode))
-        if mode == "genselect":
+        mode = self._mode(row, solution)
+        if mode is Mode.GENSELECT:
             messages: tuple[Message, ...] = (Message("user", problem),)
-        elif mode == "tir":
+        elif mode is Mode.TIR:
             budget = budget_of(solution)
             if budget is None:
                 raise Reject("tir: no notice of remaining executions", solution[:200])
@@ -118,18 +118,23 @@ class Formatter:
     def _reference(self, row: Mapping[str, Any]) -> SftRow:
         prompt, answer = _text(row, "input"), _text(row, "output")
         messages = _messages_of(prompt)
-        mode = row.get("inference_mode") or self.mode or _guess(answer)
-        if mode not in MODES:
-            raise Reject("unknown inference mode", str(mode))
+        mode = self._mode(row, answer)
         turns = [text for role, text in _TURN.findall(prompt) if role == "user"] if _is_rendered(messages) else []
         problem = _label(row, "problem") or (turns[-1] if turns else messages[-1].content)
         return self._row(row, problem, mode, messages, answer)
+
+    def _mode(self, row: Mapping[str, Any], answer: str) -> Mode:
+        """What a row says that it is, else what all rows are, else what its text shows. Raises Reject."""
+        name = row.get("inference_mode") or self.mode or _guess(answer)
+        if not isinstance(name, str) or name not in MODES:
+            raise Reject("unknown inference mode", str(name))
+        return MODES[name]
 
     def _row(
         self,
         row: Mapping[str, Any],
         text: str,
-        mode: str,
+        mode: Mode,
         messages: tuple[Message, ...],
         answer: str,
         source: str = "",
@@ -168,7 +173,7 @@ def _is_rendered(messages: tuple[Message, ...]) -> bool:
 def own_row(value: dict[str, Any]) -> tuple[SftRow, Transcript]:
     """A row of our own files and its transcript. Raises ValueError that says what is wrong."""
     row = SftRow.from_json(value)
-    for name in ("id", "problem_id", "mode", "problem_source"):
+    for name in ("id", "problem_id", "problem_source"):
         if not isinstance(getattr(row, name), str):
             raise ValueError(f"{name} is not text")
     if not isinstance(row.pass_rate, float | int | None):
@@ -212,11 +217,11 @@ def _unicode(text: str, column: str) -> str:
     return text
 
 
-def _guess(answer: str) -> str:
+def _guess(answer: str) -> Mode:
     """The mode that a row's own text shows: code was run, a judgment was given, or neither."""
     if CODE_START in answer:
-        return "tir"
-    return "genselect" if judgment_of(answer) is not None and extract_answer(answer).answer is None else "cot"
+        return Mode.TIR
+    return Mode.GENSELECT if judgment_of(answer) is not None and extract_answer(answer).answer is None else Mode.COT
 
 
 def _rate(value: Any) -> float | None:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from nemo_openmath.chat import Author, Kind, Segment, Transcript
 from nemo_openmath.chat.blocks import judgment_of
 from nemo_openmath.core.bounds import Length, Share
+from nemo_openmath.core.records import Mode
 from nemo_openmath.core.records.types import SftRow
 from nemo_openmath.core.tags import CODE_END, CODE_START
 from nemo_openmath.grading.extraction import extract_answer
@@ -42,7 +43,7 @@ class FormatRules:
         transcript = Transcript.from_json(row.transcript)
         if self.turns and any("<|im_" in p.text for p in transcript.pieces if p.author is Author.MODEL):
             return "control token in the text"
-        if row.mode == "genselect":
+        if row.mode is Mode.GENSELECT:
             return "no judgment" if self.judgment and judgment_of(transcript.summary or "") is None else None
         segments = transcript.segments()
         if self.think != "off" and (thinking := transcript.thinking) != "whole":

@@ -19,7 +19,7 @@ import orjson
 from nemo_openmath.chat import RENDERED, Transcript, load_template
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.errors import MissingExtra, UserError
-from nemo_openmath.core.records import Drop, RecordWriter, SftRow, unit_key
+from nemo_openmath.core.records import Drop, Mode, RecordWriter, SftRow, unit_key
 from nemo_openmath.core.records.ids import in_shard
 from nemo_openmath.core.records.key_set import KeySet
 from nemo_openmath.core.records.readers import BrokenRows, data_files
@@ -40,7 +40,7 @@ class ReadConfig:
 
     dataset: str | None = None
     split: str | None = None
-    mode: Literal["cot", "tir", "genselect"] | None = None
+    mode: Literal[Mode.COT, Mode.TIR, Mode.GENSELECT] | None = None
     prompts: dict[str, Path] = field(default_factory=dict)
     rules: FormatRules = field(default_factory=FormatRules)
     skip_broken: bool = False
@@ -48,7 +48,7 @@ class ReadConfig:
 
     def __post_init__(self) -> None:
         for mode in self.prompts:
-            if mode not in ("cot", "tir"):
+            if mode not in (Mode.COT, Mode.TIR):
                 raise UserError(f"prompts: no prompt is put around rows of {mode!r}", remedy="name cot or tir")
         if self.workers is not None and self.workers < 1:
             raise UserError(f"workers: {self.workers}", remedy="give at least 1")
@@ -175,7 +175,7 @@ class _Maker:
                 row, json = self._format(fields)
                 transcript = Transcript.from_json(row.transcript)
                 counts["rendered_prompts"] += transcript.messages[0].role == RENDERED if transcript.messages else 0
-                if row.mode != "genselect":
+                if row.mode is not Mode.GENSELECT:
                     counts[_KINDS[transcript.thinks]] += 1
                 rows.append((row.id, json, place))
             except Reject as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nemo_openmath.core.records import Manifest
+from nemo_openmath.core.records import Manifest, Mode
 from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.evaluation.metrics import UNBOUNDED
 
@@ -16,7 +16,7 @@ _NAMES = {
     "genselect-single@k": "GenSelect@k, one round",
     "genselect@k": "GenSelect@k",
 }
-_MODES = {"cot": "CoT", "tir": "TIR", "genselect": "GenSelect"}
+_MODES: dict[str, str] = {Mode.COT: "CoT", Mode.TIR: "TIR", Mode.GENSELECT: "GenSelect"}
 
 
 def metric_name(metric: str, k: int | None = None) -> str:

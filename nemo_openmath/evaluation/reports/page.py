@@ -12,6 +12,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from nemo_openmath.chat import Kind, Transcript
+from nemo_openmath.core.records import Mode
 from nemo_openmath.evaluation.metrics import UNBOUNDED
 from nemo_openmath.evaluation.reports import formats, svg
 from nemo_openmath.evaluation.reports.formats import checkpoint_name, in_order, metric_name, mode_name, value_text
@@ -52,7 +53,7 @@ def lead(run: RunView) -> list[dict[str, str]]:
     """The few numbers to see first: pass@1 at the first and the last checkpoint, and what was gained."""
     found = {(r["mode"], r["checkpoint"]): r for r in run.results if r["metric"] == "pass@1"}
     modes = in_order(mode for mode, _ in found)
-    mode = "tir" if "tir" in modes else modes[0] if modes else None
+    mode = Mode.TIR if Mode.TIR in modes else modes[0] if modes else None
     labels = [checkpoint for m, checkpoint in found if m == mode]
     tiles = []
     for label in in_order([labels[0], labels[-1]] if labels and mode else []):
@@ -154,7 +155,7 @@ def _side(mode: str, name: str) -> str:
     family, at, k = name.partition("@")
     known = name if name in ("pass@1", *UNBOUNDED) or not at else f"{family}@k"
     text = metric_name(known, int(k) if at else None)
-    return text if mode == "genselect" and text.startswith("GenSelect") else f"{mode_name(mode)} {text}"
+    return text if mode == Mode.GENSELECT and text.startswith("GenSelect") else f"{mode_name(mode)} {text}"
 
 
 _CURVES = (("pass@k", "pass", 0), ("maj@k", "majority", 1), ("genselect@k", "GenSelect", 2))
@@ -197,7 +198,7 @@ def _sample_curve(
     if metric == "genselect@k":
         if mode != selection_of:
             return None
-        mode = "genselect"
+        mode = Mode.GENSELECT
     metrics = ("pass@1", "pass@k") if metric == "pass@k" else (metric,)
     found = sorted(
         (r for r in rows if r["checkpoint"] == checkpoint and r["mode"] == mode and r["metric"] in metrics),

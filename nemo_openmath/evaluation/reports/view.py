@@ -10,7 +10,7 @@ from typing import Any, Self
 import orjson
 
 from nemo_openmath.core.errors import DamagedFile
-from nemo_openmath.core.records import Generation, Manifest, read_drops, read_manifest
+from nemo_openmath.core.records import Generation, Manifest, Mode, read_drops, read_manifest
 from nemo_openmath.core.records.store import count_units
 
 
@@ -119,7 +119,7 @@ class RunView:
     config: Sequence[ConfigValue] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     standins: Sequence[str] = ()
-    selection_of: str = "tir"
+    selection_of: str = Mode.TIR
     competition: Sequence[Mapping[str, Any]] = ()
     left_out: Sequence[str] = ()
     note: str = ""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from array import array
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 from nemo_openmath.chat import Author, ChatTokenizer, Message, Piece, Transcript
 from nemo_openmath.chat.blocks import notice_block, output_block
@@ -71,18 +71,12 @@ class RolloutSettings:
             raise ValueError("budgets: give the smallest and the largest number of code executions, such as [1, 8]")
 
 
-Ending = Literal["stop", "length", "time", "budget", "repetition", "cut", "context", "refused"]
-_UNFINISHED: dict[Finish, Ending] = {Finish.TIME: "time", Finish.CUT: "cut"}
-
-
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One solution and what it took. ``finish``: stop (the model ended its turn), length, time, budget (it called code
-    that it no longer had), repetition, cut (the server ended it for a reason of its own, such as a content filter),
-    context or refused (the model could not be asked: see :meth:`untried`)."""
+    """One solution and what it took."""
 
     transcript: Transcript
-    finish: Ending
+    finish: Finish
     prompt_tokens: int = 0
     completion_tokens: int = 0
     runner_tokens: int = 0
@@ -94,7 +88,7 @@ class Outcome:
     @classmethod
     def untried(cls, messages: tuple[Message, ...], tokenizer: ChatTokenizer, error: Refused) -> Outcome:
         """That of a prompt which is longer than the context, or which the engine refuses."""
-        finish: Ending = "context" if isinstance(error, ContextOverflow) else "refused"
+        finish = Finish.CONTEXT if isinstance(error, ContextOverflow) else Finish.REFUSED
         return cls(Transcript(messages, tokenizer=tokenizer.fingerprint), finish)
 
     def plus(self, other: Outcome) -> Outcome:
@@ -152,33 +146,33 @@ async def roll_out(
                 if room <= 0 and not state.pieces:
                     raise ContextOverflow(len(state.ids), limit)
                 if room <= 0:
-                    finish: Ending = "length"
+                    finish = Finish.LENGTH
                     break
             stop = await _model_turn(engine, tokenizer, settings, state, room, seed, key, tools=budget > 0)
             if stop is not Finish.STOP:
-                finish = _UNFINISHED.get(stop, "length")
+                finish = stop if stop in (Finish.TIME, Finish.CUT) else Finish.LENGTH
                 break
             text = state.pieces[-1].text if state.pieces else ""
             if not (budget > 0 and text.endswith(CODE_END)):
-                finish = "stop"
+                finish = Finish.STOP
                 break
             if state.calls == budget:
-                finish = "budget"
+                finish = Finish.BUDGET
                 break
             if session is None:
                 assert sandbox is not None, "a budget needs a sandbox"
                 session = await sandbox.session(Limits(wall_s=settings.code_seconds, memory_mb=settings.code_memory_mb))
             await _runner_turn(session, tokenizer, settings, state, budget)
             if state.completion + state.runner >= settings.max_tokens:
-                finish = "length"
+                finish = Finish.LENGTH
                 break
     finally:
         if session is not None:
             await session.close()
-    if finish == "length" and settings.repetition and _repeats(state.ids[prompt_tokens:], settings.repetition):
-        finish = "repetition"
+    if finish is Finish.LENGTH and settings.repetition and _repeats(state.ids[prompt_tokens:], settings.repetition):
+        finish = Finish.REPETITION
     return Outcome(
-        transcript=_transcript(engine, tokenizer, messages, state.pieces, prompt.opening, ended=finish == "stop"),
+        transcript=_transcript(engine, tokenizer, messages, state.pieces, prompt.opening, ended=finish is Finish.STOP),
         finish=finish,
         prompt_tokens=prompt_tokens,
         completion_tokens=state.completion,

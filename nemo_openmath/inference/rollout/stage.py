@@ -14,8 +14,9 @@ import orjson
 
 from nemo_openmath.chat import Message, Transcript, load_template
 from nemo_openmath.core.bounds import NonNegativeInt, PositiveInt, PositiveShare
+from nemo_openmath.core.engine import Finish
 from nemo_openmath.core.errors import Refused
-from nemo_openmath.core.records import Generation, Problem, RecordWriter
+from nemo_openmath.core.records import Generation, Mode, Problem, RecordWriter
 from nemo_openmath.core.records.ids import derive_seed, in_shard
 from nemo_openmath.core.records.store import read_file, shard_file
 from nemo_openmath.core.records.types import UNTRIED
@@ -38,7 +39,7 @@ class GenerateConfig(RolloutSettings):
     ``limit``: only the first so many problems (0: all). ``prompt``: a template of the user's own."""
 
     engine: str = "teacher"
-    mode: Literal["cot", "tir"] = "cot"  # tir: with code, run in the sandbox
+    mode: Literal[Mode.COT, Mode.TIR] = Mode.COT  # tir: with code, run in the sandbox
     samples: PositiveInt = 1
     count: Literal["fixed", "hardness", "agreement"] = "fixed"
     least: PositiveInt = 4
@@ -75,7 +76,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
         self._template = load_template(config.mode, config.prompt)
         shape = {k: v for k, v in asdict(config).items() if k in _SHAPE}
         self._sampling: dict[str, Any] = shape
-        self._total = Outcome(Transcript((), (), False, ""), "stop")
+        self._total = Outcome(Transcript((), (), False, ""), Finish.STOP)
         self._in_flight = self._made = self._saved = self._early = self._uncalled = 0
 
     def engines(self) -> tuple[str, ...]:
@@ -83,7 +84,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
 
     async def prepare(self, context: StageContext) -> None:
         self._engine, self._tokenizer = await context.services.engine(self.config.engine)
-        self._sandbox = await context.services.sandbox() if self.config.mode == "tir" else None
+        self._sandbox = await context.services.sandbox() if self.config.mode == Mode.TIR else None
         self._begun = time.monotonic()
 
     async def run(self, context: StageContext) -> None:
@@ -245,11 +246,11 @@ class Generate(UnitStage[GenerateConfig, Sample]):
     def _draws(self, key: str, context: StageContext) -> tuple[int, int]:
         """(seed, number of code executions) of a sample."""
         seed = derive_seed(context.seed, key)
-        return seed, draw_budget(self.config, seed) if self.config.mode == "tir" else 0
+        return seed, draw_budget(self.config, seed) if self.config.mode == Mode.TIR else 0
 
     def _messages(self, problem: Problem, budget: int) -> tuple[Message, ...]:
         fields: dict[str, object] = {"problem": problem.problem}
-        if self.config.mode == "tir":
+        if self.config.mode == Mode.TIR:
             fields["total_code_executions"] = budget
         return self._template.messages(**fields)
 
@@ -277,7 +278,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
         """Facts for the manifest (rate, prompt tokens and code: of this run alone) and the line people watch."""
         total = self._total = self._total.plus(outcome)
         self._made += 1
-        if self.config.mode == "tir" and not outcome.code_calls:
+        if self.config.mode == Mode.TIR and not outcome.code_calls:
             self._uncalled += outcome.transcript.has_uncalled_code
         seconds = time.monotonic() - self._begun
         rate = total.completion_tokens / seconds
@@ -289,7 +290,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
             computed_prompt_tokens=total.computed_tokens,
         )
         note = f"{rate:.0f} tokens/s, {cached:.0%} of prompts cached, {self._in_flight} in flight"
-        if self.config.mode == "tir":
+        if self.config.mode == Mode.TIR:
             context.facts["code_seconds"] = round(total.code_seconds, 1)
             note += f", {total.code_seconds / self._made:.2f} s of code a solution"
         context.progress.advance(0, note)

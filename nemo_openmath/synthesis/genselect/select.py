@@ -9,8 +9,10 @@ from pathlib import Path
 from nemo_openmath.chat import Message, Transcript, load_template
 from nemo_openmath.chat.blocks import judgment_of
 from nemo_openmath.core.bounds import PositiveInt
+from nemo_openmath.core.engine import Finish
 from nemo_openmath.core.errors import Refused
-from nemo_openmath.core.records import Drop, Generation, Group
+from nemo_openmath.core.grader import Verdict
+from nemo_openmath.core.records import Drop, Generation, Group, Mode
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.records.types import NOT_TRIED, UNTRIED
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage, register
@@ -61,7 +63,7 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
         for group in context.read("groups", Group):
             for sample in range(self.config.samples):
                 key = Generation.make_id(
-                    group.id, "genselect", self._engine.model, self._template.digest, shape, context.seed, sample
+                    group.id, Mode.GENSELECT, self._engine.model, self._template.digest, shape, context.seed, sample
                 )
                 rounds[group.problem_id] = rounds.get(group.problem_id, -1) + 1
                 yield key, (group, rounds[group.problem_id])
@@ -80,13 +82,14 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
         messages = self._messages(group)
         if len(group.members) < 2:  # nothing to choose among
             empty = Outcome(
-                Transcript(messages, tokenizer=self._tokenizer.fingerprint), group.extra.get("untried", "stop")
+                Transcript(messages, tokenizer=self._tokenizer.fingerprint),
+                Finish(group.extra.get("untried", Finish.STOP)),
             )
             return Result([self._generation(group, turn, seed, empty, 0 if group.members else None)], asked=False)
         outcome = await roll_out(
             self._engine, self._tokenizer, messages, self.config, seed=seed, key=f"{group.id}:{turn}"
         )
-        index = judgment_of(outcome.transcript.summary or "") if outcome.finish == "stop" else None
+        index = judgment_of(outcome.transcript.summary or "") if outcome.finish is Finish.STOP else None
         chosen = index if index is not None and index < len(group.members) else None
         if self.config.keep_correct and (chosen is None or not group.correct[chosen]):
             reason = "no valid judgment" if chosen is None else "chose an incorrect candidate"
@@ -108,16 +111,16 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
         )
 
     def _generation(self, group: Group, turn: int, seed: int, outcome: Outcome, chosen: int | None) -> Generation:
-        verdict, reason = "not_equal", "no valid judgment"
+        verdict, reason = Verdict.NOT_EQUAL, "no valid judgment"
         if outcome.finish in UNTRIED:
-            verdict, reason = "unknown", NOT_TRIED
+            verdict, reason = Verdict.UNKNOWN, NOT_TRIED
         elif chosen is not None:
-            verdict, reason = "equal" if group.correct[chosen] else "not_equal", "of the chosen candidate"
+            verdict, reason = Verdict.EQUAL if group.correct[chosen] else Verdict.NOT_EQUAL, "of the chosen candidate"
         return Generation(
-            id=Generation.make_id(group.id, "genselect", self._engine.model, self._template.digest, {}, seed, turn),
+            id=Generation.make_id(group.id, Mode.GENSELECT, self._engine.model, self._template.digest, {}, seed, turn),
             parents=(group.id, *group.members),
             problem_id=group.problem_id,
-            mode="genselect",
+            mode=Mode.GENSELECT,
             model=self._engine.model,
             sample=turn,
             transcript=outcome.transcript.to_json(),

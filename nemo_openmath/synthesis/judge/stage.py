@@ -76,7 +76,7 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
         return ((g.id, g) for g in context.read("generations", Generation))
 
     async def process(self, unit: Generation, context: StageContext) -> Result:
-        symbolic = Grade(Verdict(unit.verdict or "unknown"), unit.verdict_reason or "not graded")
+        symbolic = Grade(unit.verdict or Verdict.UNKNOWN, unit.verdict_reason or "not graded")
         open_ = symbolic.verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT)
         if not unit.tried or (not open_ and not self.config.everything):
             return Result([unit], asked=False)
@@ -93,14 +93,14 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
         asked = judged.asked > 0
         if not open_:
             return Result([unit], asked=asked)
-        return Result([unit.with_(verdict=str(judged.verdict), verdict_reason=judged.reason)], asked=asked)
+        return Result([unit.with_(verdict=judged.verdict, verdict_reason=judged.reason)], asked=asked)
 
     def refused(self, key: str, unit: Generation, error: Refused, context: StageContext) -> Result:
         """The generation as it is, for it is none the worse: an open verdict stays open."""
         context.facts["refused"] = context.facts.get("refused", 0) + 1
         if unit.verdict in (Verdict.EQUAL, Verdict.NOT_EQUAL):
             return Result([unit])
-        return Result([unit.with_(verdict=str(Verdict.UNKNOWN), verdict_reason=f"not judged: {error}")])
+        return Result([unit.with_(verdict=Verdict.UNKNOWN, verdict_reason=f"not judged: {error}")])
 
 
 def _open_journal(file: Path) -> BinaryIO:

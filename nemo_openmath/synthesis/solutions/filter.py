@@ -9,7 +9,9 @@ from typing import Literal
 
 from nemo_openmath.chat import Kind, Transcript
 from nemo_openmath.core.bounds import NonNegativeInt, Share
-from nemo_openmath.core.records import Drop, Generation
+from nemo_openmath.core.engine import Finish
+from nemo_openmath.core.grader import Verdict
+from nemo_openmath.core.records import Drop, Generation, Mode
 from nemo_openmath.core.records.ids import unit_key
 from nemo_openmath.core.stage import Result, StageContext, UnitStage, register
 from nemo_openmath.core.tags import CODE_START
@@ -17,10 +19,10 @@ from nemo_openmath.grading import extract_answer
 from nemo_openmath.synthesis.solutions.shown import shown
 
 _ENDINGS = {
-    "budget": "over the code budget",
-    "repetition": "repeats itself",
-    "context": "prompt longer than the context",
-    "refused": "refused by the engine",
+    Finish.BUDGET: "over the code budget",
+    Finish.REPETITION: "repeats itself",
+    Finish.CONTEXT: "prompt longer than the context",
+    Finish.REFUSED: "refused by the engine",
 }
 
 
@@ -71,12 +73,12 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
             return Result(drops=[Drop(reason, shown(generation))])
         return Result([generation])
 
-    def _models_that_think(self, context: StageContext) -> frozenset[tuple[str, str]]:
+    def _models_that_think(self, context: StageContext) -> frozenset[tuple[str, Mode]]:
         """(model, mode) of which at least half of the finished solutions think."""
         if self.config.think != "auto":
             return frozenset()
-        finished: Counter[tuple[str, str]] = Counter()
-        thinking: Counter[tuple[str, str]] = Counter()
+        finished: Counter[tuple[str, Mode]] = Counter()
+        thinking: Counter[tuple[str, Mode]] = Counter()
         for generation in context.read("generations", Generation):
             if generation.finished:
                 finished[generation.model, generation.mode] += 1
@@ -108,7 +110,7 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
         if generation.predicted_answer is None:
             return "no boxed answer"
         if config.correct and not generation.correct:
-            return "wrong answer" if generation.verdict == "not_equal" else f"verdict {generation.verdict}"
+            return "wrong answer" if generation.verdict is Verdict.NOT_EQUAL else f"verdict {generation.verdict}"
         if config.max_tokens and generation.completion_tokens > config.max_tokens:
             return "too long"
         transcript = Transcript.from_json(generation.transcript)
@@ -117,7 +119,7 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
             return "no summary after the reasoning" if transcript.summary is None else "think tags out of order"
         if thinking == "none" and (config.think == "required" or (generation.model, generation.mode) in self._thinkers):
             return "no summary after the reasoning"
-        return self._code_reason(generation, transcript) if generation.mode == "tir" else None
+        return self._code_reason(generation, transcript) if generation.mode is Mode.TIR else None
 
     def _code_reason(self, generation: Generation, transcript: Transcript) -> str | None:
         config = self.config

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from nemo_openmath.core.bounds import PositiveInt
+from nemo_openmath.core.grader import Verdict
 from nemo_openmath.core.records import Generation, Problem
 from nemo_openmath.core.records.types import NOT_TRIED
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage, register
@@ -50,15 +51,15 @@ class GradeSolutions(UnitStage[GradeConfig, Generation]):
         expected = self._expected.get(unit.problem_id, unit.expected_answer)
         predicted = answer_of(unit, fallback=self.config.fallback)
         if not unit.tried:
-            verdict, reason = "unknown", NOT_TRIED
+            verdict, reason = Verdict.UNKNOWN, NOT_TRIED
         elif predicted is None:
-            verdict, reason = "not_equal", "no answer"
+            verdict, reason = Verdict.NOT_EQUAL, "no answer"
         elif expected is None:
-            verdict, reason = "unknown", "no expected answer"
+            verdict, reason = Verdict.UNKNOWN, "no expected answer"
         else:
             grade = await self._pool.grade(predicted, expected)
-            verdict, reason = str(grade.verdict), grade.reason
-        counted = verdict if unit.tried else "untried"
+            verdict, reason = grade.verdict, grade.reason
+        counted = str(verdict) if unit.tried else "untried"
         context.facts[counted] = context.facts.get(counted, 0) + 1
         graded = unit.with_(
             expected_answer=expected, predicted_answer=predicted, verdict=verdict, verdict_reason=reason
