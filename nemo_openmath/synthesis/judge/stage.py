@@ -11,12 +11,13 @@ from typing import BinaryIO
 import orjson
 
 from nemo_openmath.core.bounds import NonNegativeFloat, PositiveInt
-from nemo_openmath.core.errors import Refused, UserError
-from nemo_openmath.core.records import Generation, Problem
+from nemo_openmath.core.errors import Refused
+from nemo_openmath.core.records import Generation
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage, register
 from nemo_openmath.grading import Grade, Verdict
 from nemo_openmath.synthesis.judge.agreement import JudgedPair, read_judgements
 from nemo_openmath.synthesis.judge.judge import Judge, JudgeSettings, Question, judge
+from nemo_openmath.synthesis.problem_texts import ProblemTexts
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
         c = self.config
         settings = JudgeSettings(c.votes, c.attempts, c.temperature, c.max_tokens, c.concurrency, context.seed)
         self._judges = [Judge(*await context.services.engine(name), settings, c.prompt) for name in self.engines()]
-        self._problems = {p.id: p.problem for p in context.read("problems", Problem)}
+        self._problems = ProblemTexts(context)
         shard = f"{context.shard:05d}-of-{context.shards:05d}"
         self._journal = _open_journal(context.output / f"judgements-{shard}.jsonl")
 
@@ -80,12 +81,7 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
         open_ = symbolic.verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT)
         if not unit.tried or (not open_ and not self.config.everything):
             return Result([unit], asked=False)
-        if unit.problem_id not in self._problems:
-            raise UserError(
-                f"problem {unit.problem_id} of generation {unit.id} is in none of the problem files",
-                remedy="give the stage the problems that its generations answer",
-            )
-        question = Question(self._problems[unit.problem_id], unit.predicted_answer, unit.expected_answer)
+        question = Question(self._problems.of(unit), unit.predicted_answer, unit.expected_answer)
         judged = await judge(question, self._judges)
         entry = JudgedPair(question, symbolic, judged)
         self._journal.write(orjson.dumps({"unit": unit.id, **entry.to_json()}, option=orjson.OPT_APPEND_NEWLINE))

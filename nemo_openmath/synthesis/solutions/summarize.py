@@ -10,12 +10,13 @@ from pathlib import Path
 from nemo_openmath.chat import OPENING, Author, Piece, Transcript, load_template
 from nemo_openmath.core.bounds import NonNegativeFloat, PositiveInt
 from nemo_openmath.core.engine import Finish, Request, Sampling
-from nemo_openmath.core.records import Drop, Generation, Problem
+from nemo_openmath.core.records import Drop, Generation
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage, register
 from nemo_openmath.core.tags import THINK_END
 from nemo_openmath.grading import Verdict, extract_answer
 from nemo_openmath.inference.asking import prompt_for, text_after_thinking
+from nemo_openmath.synthesis.problem_texts import ProblemTexts
 from nemo_openmath.synthesis.solutions.shown import shown
 
 
@@ -53,7 +54,7 @@ class Summarize(UnitStage[SummarizeConfig, Generation]):
     async def prepare(self, context: StageContext) -> None:
         self._engine, self._tokenizer = await context.services.engine(self.config.engine)
         self._pool = await context.services.grading()
-        self._problems = {p.id: p.problem for p in context.read("problems", Problem)}
+        self._problems = ProblemTexts(context)
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Generation]]:
         return ((g.id, g) for g in context.read("generations", Generation))
@@ -62,7 +63,7 @@ class Summarize(UnitStage[SummarizeConfig, Generation]):
         if unit.predicted_answer is None:
             return Result(drops=[Drop("no answer to summarize", shown(unit))], asked=False)
         transcript = Transcript.from_json(unit.transcript)
-        messages = self._template.messages(problem=self._problems[unit.problem_id], solution=transcript.text)
+        messages = self._template.messages(problem=self._problems.of(unit), solution=transcript.text)
         prompt = prompt_for(self._engine, self._tokenizer, messages)
         requests = [
             Request(

@@ -1,0 +1,75 @@
+"""A model that says what a test wants, behind the product's own HTTP engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+from aiohttp import web
+
+from nemo_openmath.inference.http.client import HTTPEngine, RetryPolicy
+
+MODEL = "scripted"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the server answers. ``finish``: OpenAI's ``finish_reason``. ``status``: 400 refuses the request for good,
+    500 says that the same request may succeed later."""
+
+    text: str = ""
+    finish: str = "stop"
+    status: int = 200
+
+
+REFUSED = Reply("flagged by the content filter", status=400)
+BUSY = Reply("out of memory", status=500)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request: the text of the user's turn and how it was to be sampled. A greedy request has no seed."""
+
+    question: str
+    temperature: float
+    seed: int | None
+    max_tokens: int
+
+
+class ScriptedServer:
+    """A chat server on loopback. ``answer``: from the text of the user's turn to what is said."""
+
+    def __init__(self, answer: Callable[[str], str | Reply]):
+        self._answer = answer
+        self.asked: list[Asked] = []
+
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self._complete)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.05)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
+
+    def engine(self) -> HTTPEngine:
+        """A client that asks once: whoever calls it sees each failure."""
+        retry = RetryPolicy(attempts=1, first_s=0.001, most_s=0.001, patience_s=5.0)
+        return HTTPEngine(self.url, MODEL, kind="openai", api="chat", retry=retry)
+
+    async def _complete(self, request: web.Request) -> web.Response:
+        body: dict[str, Any] = await request.json()
+        (turn,) = body["messages"]
+        self.asked.append(Asked(turn["content"], body["temperature"], body.get("seed"), body["max_tokens"]))
+        reply = self._answer(turn["content"])
+        if isinstance(reply, str):
+            reply = Reply(reply)
+        if reply.status != 200:
+            return web.json_response({"error": {"message": reply.text}}, status=reply.status)
+        choice = {"index": 0, "message": {"role": "assistant", "content": reply.text}, "finish_reason": reply.finish}
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        return web.json_response({"model": MODEL, "choices": [choice], "usage": usage})

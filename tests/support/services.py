@@ -1,0 +1,99 @@
+"""What a stage is lent in a test, and a way to run one over given records."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nemo_openmath.chat import ChatTokenizer
+from nemo_openmath.core.engine import Engine
+from nemo_openmath.core.progress import Progress
+from nemo_openmath.core.records import Drop, Record, RecordWriter, read_drops, read_records
+from nemo_openmath.core.stage import Services, Stage, StageContext
+from nemo_openmath.grading import GradingPool
+from tests.support.engines import Asked, Reply, ScriptedServer
+
+
+class Lent(Services):
+    """The services that a test names. A stage that asks for another one fails the test."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine | None = None,
+        tokenizer: ChatTokenizer | None = None,
+        grading: GradingPool | None = None,
+    ):
+        self._engine, self._tokenizer, self._grading = engine, tokenizer, grading
+
+    async def engine(self, name: str) -> tuple[Engine, ChatTokenizer]:
+        if self._engine is None or self._tokenizer is None:
+            raise AssertionError(f"no engine is lent, {name} was asked for")
+        return self._engine, self._tokenizer
+
+    async def sandbox(self) -> Any:
+        raise AssertionError("no sandbox is lent")
+
+    async def grading(self) -> GradingPool:
+        if self._grading is None:
+            raise AssertionError("no grading pool is lent")
+        return self._grading
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What lies in a stage's folder after a run, and what the model was asked in this run."""
+
+    records: list[Any]
+    drops: list[tuple[str, Drop]]
+    asked: list[Asked]
+    context: StageContext
+
+    @property
+    def reasons(self) -> list[str]:
+        """The reason of each drop, sorted."""
+        return sorted(drop.reason for _, drop in self.drops)
+
+
+async def run_stage(
+    stage: Stage[Any],
+    folder: Path,
+    answer: Callable[[str], str | Reply] | None = None,
+    *,
+    tokenizer: ChatTokenizer | None = None,
+    grading: GradingPool | None = None,
+    seed: int = 1,
+    **inputs: Sequence[Record],
+) -> StageRun:
+    """Run ``stage`` over ``inputs`` (port -> records, which may hold an id twice) into ``folder/out``.
+
+    ``answer``: what the model says to a question. A second run in the same ``folder`` goes on from the first one."""
+    ports = {port: [_stored(folder / port, records)] for port, records in inputs.items()}
+    progress = Progress("test", console=Console(file=io.StringIO()))
+    async with AsyncExitStack() as stack:
+        asked: list[Asked] = []
+        engine = None
+        if answer is not None:
+            server = await stack.enter_async_context(ScriptedServer(answer))
+            asked, engine = server.asked, server.engine()
+            stack.push_async_callback(engine.close)
+        services = Lent(engine=engine, tokenizer=tokenizer, grading=grading)
+        context = StageContext("test", ports, folder / "out", seed, services, progress)
+        await stage.run(context)
+    assert stage.record is not None
+    records = list(read_records(context.output, stage.record))
+    return StageRun(records, list(read_drops(context.output)), asked, context)
+
+
+def _stored(folder: Path, records: Sequence[Record]) -> Path:
+    if not folder.exists():
+        with RecordWriter(folder) as writer:
+            for number, record in enumerate(records):
+                writer.commit(str(number), [record])
+    return folder

@@ -1,0 +1,134 @@
+"""GenSelect: the candidate that a judgment names, what names none, training data, rounds, and what is asked again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_openmath.chat import ChatTokenizer, Transcript
+from nemo_openmath.core.errors import Incomplete
+from nemo_openmath.core.records import Group, Problem
+from nemo_openmath.synthesis.genselect.select import GenSelect, GenSelectConfig
+from tests.support.engines import BUSY, REFUSED, Reply
+from tests.support.services import StageRun, run_stage
+
+PROBLEM = Problem.make("What is 6 times 7?", expected_answer="42")
+CANDIDATES = {"right": ("I get \\boxed{42}.", "42", True), "wrong": ("I get \\boxed{41}.", "41", False)}
+
+
+def group(*names: str, turn: int = 0, problem: Problem = PROBLEM, **extra: Any) -> Group:
+    summaries, answers, correct = zip(*(CANDIDATES[name] for name in names), strict=True) if names else ((), (), ())
+    return Group.make(
+        problem.id,
+        names,
+        turn=turn,
+        problem=problem.problem,
+        summaries=summaries,
+        answers=answers,
+        correct=correct,
+        expected_answer="42",
+        extra={"k": 4} | extra,
+    )
+
+
+@pytest.fixture
+def select(tokenizer: ChatTokenizer, tmp_path: Path) -> Callable[..., Any]:
+    async def run(answer: Callable[[str], str | Reply], *groups: Group, **settings: Any) -> StageRun:
+        stage = GenSelect(GenSelectConfig(**settings))
+        return await run_stage(stage, tmp_path, answer, tokenizer=tokenizer, groups=groups)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("reply", "chosen", "verdict"),
+    [
+        ("Both look well. Judgment: 1", "right", "equal"),
+        ("<think>Judgment: 0?</think>The second. Judgment: [1]", "right", "equal"),
+        ("Judgment: 0", "wrong", "not_equal"),
+        ("Judgment: 2", None, "not_equal"),  # there is no such candidate
+        ("The second one.", None, "not_equal"),
+        (Reply("Judgment: 1", finish="length"), None, "not_equal"),  # it might have gone on
+    ],
+)
+async def test_the_answer_is_that_of_the_candidate_that_the_judgment_names(
+    select: Callable[..., Any], reply: str | Reply, chosen: str | None, verdict: str
+) -> None:
+    listed = group("wrong", "right")
+    run = await select(lambda _: reply, listed)
+    (made,) = run.records
+    text = reply if isinstance(reply, str) else reply.text
+    assert (made.mode, made.problem_id, made.verdict) == ("genselect", PROBLEM.id, verdict)
+    assert made.predicted_answer == (CANDIDATES[chosen][1] if chosen else None)
+    assert made.parents == (listed.id, "wrong", "right")
+    assert made.extra == {"group": listed.id, "chosen": chosen, "k": 4, "round": 0}
+    assert Transcript.from_json(made.transcript).text == text
+    (asked,) = run.asked
+    assert asked.question.index("Solution 0:\nI get \\boxed{41}.") < asked.question.index(
+        "Solution 1:\nI get \\boxed{42}."
+    )
+    assert "2 candidate solutions" in asked.question
+
+
+async def test_nothing_is_asked_where_there_is_nothing_to_choose(select: Callable[..., Any]) -> None:
+    empty = group(problem=Problem.make("Which?"))
+    lost = group(problem=Problem.make("Lost?"), untried="context")
+    run = await select(lambda _: "Judgment: 0", group("right"), empty, lost)
+    assert run.asked == []
+    assert {made.problem_id: (made.extra["chosen"], made.verdict, made.finish) for made in run.records} == {
+        PROBLEM.id: ("right", "equal", "stop"),
+        empty.problem_id: (None, "not_equal", "stop"),
+        lost.problem_id: (None, "unknown", "context"),
+    }
+
+
+async def test_training_data_holds_choices_of_correct_candidates_alone(select: Callable[..., Any]) -> None:
+    texts = {
+        "chooses right": "Judgment: 0",
+        "chooses wrong": "Judgment: 1",
+        "chooses none": "Hm.",
+        "forbidden": REFUSED,
+    }
+    groups = [group("right", "wrong", problem=Problem.make(text)) for text in texts]
+    run = await select(
+        lambda question: next(reply for text, reply in texts.items() if text in question), *groups, keep_correct=True
+    )
+    assert [(made.parents[0], made.extra["chosen"]) for made in run.records] == [(groups[0].id, "right")]
+    assert run.reasons == ["chose an incorrect candidate", "no valid judgment", "refused by the engine"]
+
+
+async def test_a_refused_group_of_a_benchmark_is_counted_apart(select: Callable[..., Any]) -> None:
+    groups = [group("right", "wrong", problem=Problem.make(text)) for text in ("forbidden", "free")]
+    run = await select(lambda question: REFUSED if "forbidden" in question else "Judgment: 0", *groups)
+    assert {made.parents[0]: (made.finish, made.verdict) for made in run.records} == {
+        groups[0].id: ("refused", "unknown"),
+        groups[1].id: ("stop", "equal"),
+    }
+    assert run.context.facts["untried"] == 1
+
+
+async def test_rounds_are_numbered_by_problem_and_drawn_apart(select: Callable[..., Any]) -> None:
+    other = Problem.make("What is 5 times 8?")
+    groups = [group("right", "wrong"), group("right", "wrong", turn=1), group("wrong", "right", problem=other)]
+    run = await select(lambda _: "Judgment: 0", *groups, groups[0], samples=2)  # one stands there twice
+    rounds: dict[str, list[int]] = {}
+    for made in run.records:
+        rounds.setdefault(made.problem_id, []).append(made.extra["round"])
+        assert made.sample == made.extra["round"]
+    assert {problem: sorted(numbers) for problem, numbers in rounds.items()} == {
+        PROBLEM.id: [0, 1, 2, 3],
+        other.id: [0, 1],
+    }
+    assert len({made.id for made in run.records}) == len({asked.seed for asked in run.asked}) == 6
+
+
+async def test_a_second_run_judges_only_what_is_missing(select: Callable[..., Any]) -> None:
+    groups = [group("right", "wrong", problem=Problem.make(f"Number {n}")) for n in range(3)]
+    with pytest.raises(Incomplete, match="2 units failed"):
+        await select(lambda question: BUSY if "Number 1" in question else "Judgment: 0", *groups, samples=2)
+    second = await select(lambda _: "Judgment: 0", *groups, samples=2)
+    assert [("Number 1" in asked.question) for asked in second.asked] == [True, True]
+    assert len(second.records) == 6
+    third = await select(lambda _: "Judgment: 1", *groups, samples=2)
+    assert (third.records, third.asked) == (second.records, [])

@@ -1,0 +1,317 @@
+"""The stages of the problem set that ask a model: what each keeps, why it drops, how it joins, and what is redone."""
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_openmath.chat import ChatTokenizer
+from nemo_openmath.core.errors import Incomplete
+from nemo_openmath.core.merging import ANSWERS, read_merged
+from nemo_openmath.core.records import Problem, Thread
+from nemo_openmath.synthesis.problems.answers import ExtractAnswers
+from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
+from nemo_openmath.synthesis.problems.convert import ConvertProofs
+from nemo_openmath.synthesis.problems.decontaminate import Decontaminate, DecontaminateConfig
+from nemo_openmath.synthesis.problems.prompted import PromptedConfig
+from tests.support.engines import BUSY, REFUSED, Reply
+from tests.support.services import StageRun, run_stage
+
+GARBLED = "I think that"
+
+
+def by_text(replies: dict[str, str | Reply]) -> Callable[[str], str | Reply]:
+    """The reply under the one key that the question holds."""
+
+    def answer(question: str) -> str | Reply:
+        (key,) = [key for key in replies if key in question]
+        return replies[key]
+
+    return answer
+
+
+# -- classify ----------------------------------------------------------------------------------------------------------
+
+
+async def test_classify_keeps_what_can_be_checked_and_names_why_it_drops(
+    tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
+    replies: dict[str, str | Reply] = {
+        "Find a.": "answer",
+        "Prove b.": "**Proof.**",
+        "Choose c.": "Multiple-choice",
+        "Is d?": "binary\n",
+        "Hello e!": "invalid",
+        "What is f?": GARBLED,
+        "Forbidden g.": REFUSED,
+    }
+    problems = [Problem.make(text, source="forum", parents=(f"thread {text}",)) for text in replies]
+    run = await run_stage(
+        Classify(ClassifyConfig()), tmp_path, by_text(replies), tokenizer=tokenizer, problems=problems
+    )
+    assert sorted(run.records, key=lambda p: p.problem) == [
+        problems[0].with_(category="answer"),
+        problems[1].with_(category="proof"),
+    ]
+    assert run.reasons == ["binary", "invalid", "multiple-choice", "refused by the engine", "unparsable answer"]
+    assert {drop.reason: drop.detail for _, drop in run.drops}["unparsable answer"] == GARBLED
+
+
+async def test_a_reply_that_cannot_be_read_is_asked_for_again_with_other_seeds(
+    tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
+    replies = iter(["Well...", "Hm.", "answer"])
+    stage = Classify(ClassifyConfig(attempts=3))
+    run = await run_stage(
+        stage, tmp_path, lambda _: next(replies), tokenizer=tokenizer, problems=[Problem.make("Find a.")]
+    )
+    assert [problem.category for problem in run.records] == ["answer"]
+    assert [asked.temperature for asked in run.asked] == [0.0, 0.7, 0.7]
+    assert run.asked[1].seed != run.asked[2].seed
+    assert len({asked.question for asked in run.asked}) == 1
+
+
+async def test_classify_drops_the_categories_that_the_recipe_names(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    replies: dict[str, str | Reply] = {"Prove a.": "proof", "Is b?": "binary"}
+    run = await run_stage(
+        Classify(ClassifyConfig(drop=("proof",))), tmp_path, by_text(replies), tokenizer=tokenizer,
+        problems=[Problem.make(text) for text in replies],
+    )  # fmt: skip
+    assert [problem.category for problem in run.records] == ["binary"]
+    assert run.reasons == ["proof"]
+    with pytest.raises(ValueError, match="drop: unknown category 'proofs'; known: proof, multiple-choice"):
+        ClassifyConfig(drop=("proofs",))
+
+
+# -- convert proofs ----------------------------------------------------------------------------------------------------
+
+CONVERTED = "Problem: Find the sum\nof all n.\nAnswer: 12"
+
+
+async def test_convert_makes_a_problem_of_a_proof_and_leaves_others_alone(
+    tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
+    threads = [Thread.make(f"Post {n}", f"reply of thread {n}") for n in range(3)] + [Thread.make("Silent", " \n")]
+    random.Random(1).shuffle(threads)
+    ids = {thread.forum_post: thread.id for thread in threads}
+    parents = (ids["Post 2"], ids["Silent"], ids["Post 0"])
+    proof = Problem.make("Prove that n = 3.", category="proof", source="forum", parents=parents)
+    other = Problem.make("Find n.", category="answer", parents=(ids["Post 1"],))
+    run = await run_stage(
+        ConvertProofs(PromptedConfig()), tmp_path, lambda _: CONVERTED, tokenizer=tokenizer,
+        problems=[proof, other], threads=threads,
+    )  # fmt: skip
+    converted = Problem.make(
+        "Find the sum\nof all n.",
+        expected_answer="12",
+        problem_type="converted_proof",
+        category="answer",
+        source="forum",
+        parents=(proof.id, *parents),
+    )
+    assert sorted(run.records, key=lambda p: p.id) == sorted([converted, other], key=lambda p: p.id)
+    (asked,) = run.asked
+    assert "Prove that n = 3." in asked.question
+    assert asked.question.rstrip().endswith("reply of thread 2\n\nreply of thread 0"), "joined by id, in parents' order"
+    assert "thread 1" not in asked.question
+
+
+async def test_convert_names_why_it_drops(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    """A box in place of the line ``Answer:`` is no answer: where the problem ends would be a guess."""
+    replies: dict[str, str | Reply] = {
+        "Prove a.": "Not possible.",
+        "Prove b.": GARBLED,
+        "Prove c.": "Problem: Find c.\nThe answer is \\boxed{5}.",
+        "Prove d.": "Problem: Find d.\nAnswer:",
+        "Prove e.": REFUSED,
+    }
+    run = await run_stage(
+        ConvertProofs(PromptedConfig(attempts=2)), tmp_path, by_text(replies), tokenizer=tokenizer,
+        problems=[Problem.make(text, category="proof") for text in replies], threads=[],
+    )  # fmt: skip
+    assert run.records == []
+    assert run.reasons == [
+        "proof that cannot be converted",
+        "refused by the engine",
+        "unparsable answer",
+        "unparsable answer",
+        "unparsable answer",
+    ]
+    assert len(run.asked) == 1 + 3 * 2 + 1, "what cannot be read is asked for again"
+
+
+async def test_proofs_that_become_one_problem_are_read_as_one(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    proofs = [Problem.make(f"Prove {n}.", category="proof") for n in range(2)]
+    answers: dict[str, str | Reply] = {f"Prove {n}.": f"Problem: Find it.\nAnswer: {7 + n}" for n in range(2)}
+    run = await run_stage(
+        ConvertProofs(PromptedConfig()), tmp_path, by_text(answers), tokenizer=tokenizer, problems=proofs, threads=[]
+    )
+    (found,) = read_merged([run.context.output], Problem)
+    assert set(found.parents) == {proof.id for proof in proofs}
+    assert (found.expected_answer, found.problem_type) == (None, "no_answer_extracted"), "they name two answers"
+    assert found.extra[ANSWERS] == {"7": 1, "8": 1}
+
+
+# -- extract answers ---------------------------------------------------------------------------------------------------
+
+
+def last_number(question: str) -> str:
+    numbers = re.findall(r"it is (\d+)", question)
+    return f"Answer: {numbers[-1]}" if numbers else "Not found"
+
+
+@pytest.mark.parametrize(
+    ("replies", "answer", "kind"),
+    [
+        (["it is 4, no, it is 5"], "5", "has_answer_extracted"),
+        (["it is 4", "Nice!", "it is 5", "it is 4.0", ""], "4", "has_answer_extracted"),
+        (["it is 4", "it is 5"], None, "no_answer_extracted"),  # a tie
+        (["Nice!", "Thanks"], None, "no_answer_extracted"),
+        (["", " \n"], None, "no_answer_extracted"),  # there is nothing to ask about
+    ],
+)
+async def test_extract_answers_takes_what_most_threads_say(
+    tokenizer: ChatTokenizer, tmp_path: Path, replies: list[str], answer: str | None, kind: str
+) -> None:
+    threads = [Thread.make(f"Post {n}", text) for n, text in enumerate(replies)]
+    problem = Problem.make("What is 2 + 2?", category="answer", parents=tuple(thread.id for thread in threads))
+    foreign = Thread.make("Another post", "it is 9")
+    run = await run_stage(
+        ExtractAnswers(PromptedConfig()), tmp_path, last_number, tokenizer=tokenizer, problems=[problem],
+        threads=[foreign, *reversed(threads)],
+    )  # fmt: skip
+    (found,) = run.records
+    assert (found.expected_answer, found.problem_type, found.parents) == (answer, kind, problem.parents)
+    assert len(run.asked) == sum(bool(text.strip()) for text in replies), "each thread that has replies is asked alone"
+    assert not any("it is 9" in asked.question for asked in run.asked)
+
+
+async def test_extract_answers_keeps_known_ones_and_drops_what_it_cannot_read(
+    tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
+    threads = {text: Thread.make(f"Post: {text}", text) for text in ("clear", "garbled", "refused")}
+    says: dict[str, str | Reply] = {"clear": "Answer: 4", "garbled": "It may be 4.", "refused": REFUSED}
+
+    def problem(text: str, *names: str, **values: Any) -> Problem:
+        return Problem.make(text, parents=tuple(threads[name].id for name in names), **values)
+
+    known = problem("Known?", "garbled", expected_answer="1", problem_type="converted_proof")
+    run = await run_stage(
+        ExtractAnswers(PromptedConfig(attempts=2)), tmp_path, by_text(says), tokenizer=tokenizer,
+        threads=list(threads.values()),
+        problems=[known, problem("Half?", "garbled", "clear"), problem("None?", "garbled"), problem("No?", "refused")],
+    )  # fmt: skip
+    assert {found.problem: found.expected_answer for found in run.records} == {"Known?": "1", "Half?": "4"}
+    assert known in run.records
+    assert run.reasons == ["refused by the engine", "unparsable answer"]
+
+
+async def test_a_problem_of_two_versions_is_asked_about_once_with_the_threads_of_both(
+    tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
+    threads = [Thread.make(f"Post {n}", f"it is {n}") for n in (3, 3, 5)][1:]
+    versions = [Problem.make("What is it?", parents=(thread.id,)) for thread in threads]
+    run = await run_stage(
+        ExtractAnswers(PromptedConfig()), tmp_path, last_number, tokenizer=tokenizer, problems=versions, threads=threads
+    )
+    (found,) = run.records
+    assert set(found.parents) == {thread.id for thread in threads}
+    assert found.extra[ANSWERS] == {"3": 1, "5": 1}
+
+
+# -- decontaminate -----------------------------------------------------------------------------------------------------
+
+HELD = "How many positive integers up to 500 are divisible by 3 but not by 7?"
+REWORDED = "How many positive integers up to 500 are divisible by 3, yet not by 7?"
+NUMBERS = "How many positive integers up to 900 are divisible by 4 but not by 7?"
+FOREIGN = "A circle is drawn through the corners of a square. What is its area?"
+
+
+async def test_decontaminate_drops_what_the_benchmark_holds_in_any_words(
+    tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
+    replies: dict[str, str | Reply] = {"yet not by 7": "They are the same: True.", "up to 900": "False"}
+    problems = [Problem.make(text) for text in (FOREIGN, f"{HELD.upper()}!!", REWORDED, NUMBERS)]
+    run = await run_stage(
+        Decontaminate(DecontaminateConfig()), tmp_path, by_text(replies), tokenizer=tokenizer, problems=problems,
+        benchmark=[Problem.make(HELD), Problem.make("Find the remainder when 7^100 is divided by 13.")],
+    )  # fmt: skip
+    assert [problem.problem for problem in run.records] == [FOREIGN, NUMBERS]
+    assert run.reasons == ["in the benchmark, reworded", "in the benchmark, word for word"]
+    assert all(drop.detail.startswith(Problem.make(HELD).id) for _, drop in run.drops)
+    assert sorted(HELD in asked.question for asked in run.asked) == [True, True], "only near ones are asked about"
+
+
+async def test_decontaminate_asks_about_the_nearest_first_and_about_so_many(
+    tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
+    benchmark = [Problem.make(f"How many positive integers up to {n} are divisible by 3?") for n in (150, 4000, 50000)]
+    inputs = {
+        "problems": [Problem.make("How many positive integers up to 15 are divisible by 3?")],
+        "benchmark": [*reversed(benchmark), benchmark[0]],  # one of them twice: it is asked about once
+    }
+    for count, expected in ((1, [150]), (2, [150, 4000]), (9, [150, 4000, 50000])):
+        stage = Decontaminate(DecontaminateConfig(candidates=count))
+        run = await run_stage(stage, tmp_path / str(count), lambda _: "False", tokenizer=tokenizer, **inputs)
+        assert [int(re.findall(r"up to (\d+) are", asked.question)[-1]) for asked in run.asked] == expected
+        assert run.reasons == []
+    stage = Decontaminate(DecontaminateConfig(threshold=0.99))
+    run = await run_stage(stage, tmp_path / "none", lambda _: "True", tokenizer=tokenizer, **inputs)
+    assert (len(run.records), run.asked) == (1, []), "below the threshold nothing is asked, and it stays"
+
+
+async def test_decontaminate_drops_what_it_cannot_read(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    replies: dict[str, str | Reply] = {"yet not by 7": GARBLED, "up to 900": REFUSED}
+    run = await run_stage(
+        Decontaminate(DecontaminateConfig()), tmp_path, by_text(replies), tokenizer=tokenizer,
+        problems=[Problem.make(REWORDED), Problem.make(NUMBERS)], benchmark=[Problem.make(HELD)],
+    )  # fmt: skip
+    assert run.records == []
+    assert run.reasons == ["refused by the engine", "unparsable answer"]
+
+
+# -- what all of them do -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stage over three problems, each of which it asks about once."""
+
+    stage: Callable[[], Any]
+    reply: str
+    inputs: dict[str, list[Any]]
+
+
+THREE = [Problem.make(f"Number {n}: {HELD}", category="proof", parents=(f"t{n}",)) for n in range(3)]
+THREADS = [Thread.make(f"Post {n}", "it is 4").with_(id=f"t{n}") for n in range(3)]
+CASES = {
+    "classify": Case(lambda: Classify(ClassifyConfig()), "answer", {}),
+    "convert": Case(lambda: ConvertProofs(PromptedConfig()), CONVERTED, {"threads": THREADS}),
+    "answers": Case(lambda: ExtractAnswers(PromptedConfig()), "Answer: 4", {"threads": THREADS}),
+    "decontaminate": Case(lambda: Decontaminate(DecontaminateConfig()), "False", {"benchmark": [Problem.make(HELD)]}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_a_second_run_asks_only_about_what_is_missing(
+    tokenizer: ChatTokenizer, tmp_path: Path, name: str
+) -> None:
+    case = CASES[name]
+
+    async def run(answer: Callable[[str], str | Reply]) -> StageRun:
+        # the first problem stands there twice: it is one
+        inputs = {"problems": [*THREE, THREE[0].with_(parents=("t1",))]} | case.inputs
+        return await run_stage(case.stage(), tmp_path, answer, tokenizer=tokenizer, **inputs)
+
+    with pytest.raises(Incomplete, match="1 unit failed after 3 attempts"):
+        await run(lambda question: BUSY if "Number 1" in question else case.reply)
+    second = await run(lambda _: case.reply)
+    assert [re.findall(r"Number \d", asked.question) for asked in second.asked] == [["Number 1"]]
+    assert len(second.records) == 3
+    assert second.drops == []
+    third = await run(lambda _: GARBLED)
+    assert (third.records, third.asked) == (second.records, [])
