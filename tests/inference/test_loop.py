@@ -22,7 +22,8 @@ from nemo_openmath.core.engine import (
 from nemo_openmath.core.records import Generation
 from nemo_openmath.core.tags import CODE_END
 from nemo_openmath.demo import StandInTeacher, TeacherConfig, make_problems
-from nemo_openmath.inference.rollout import RolloutSettings, ask, roll_out
+from nemo_openmath.inference.asking import ask
+from nemo_openmath.inference.rollout import RolloutSettings, roll_out
 from nemo_openmath.inference.rollout.answer import answer_of
 from nemo_openmath.inference.rollout.loop import _repeats, cut_output, draw_budget
 from nemo_openmath.sandbox import channel

@@ -17,8 +17,8 @@ from nemo_openmath.core.records import Generation
 from nemo_openmath.data.rows.formatting import Formatter
 from nemo_openmath.data.rows.selection import FormatRules
 from nemo_openmath.data.tokens.tokenization import write_tokens
-from nemo_openmath.inference.asking import prompt_for, text_after_thinking
-from nemo_openmath.inference.rollout import RolloutSettings, ask, roll_out
+from nemo_openmath.inference.asking import ask, prompt_for, text_after_thinking
+from nemo_openmath.inference.rollout import RolloutSettings, roll_out
 from nemo_openmath.inference.rollout.answer import answer_of as graded_answer
 from nemo_openmath.synthesis.solutions.rows import MakeRows, RowsConfig
 
