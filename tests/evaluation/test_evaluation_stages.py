@@ -14,25 +14,12 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Generation, Problem
 from nemo_openmath.core.records.store import write_records
-from nemo_openmath.core.stage import Services, Stage, StageContext
+from nemo_openmath.core.stage import Stage, StageContext
 from nemo_openmath.evaluation.stage import CompareConfig, CompareScores, ComputeMetrics, MetricsConfig
 from nemo_openmath.grading import GradingPool
+from tests.support.services import Lent
 
 PROBLEMS = [Problem.make(f"What is {i}?") for i in range(40)]
-
-
-class Lent(Services):
-    def __init__(self, pool: GradingPool):
-        self.pool = pool
-
-    async def engine(self, name: str) -> Any:
-        raise AssertionError("evaluation generates nothing")
-
-    async def sandbox(self) -> Any:
-        raise AssertionError("evaluation runs no code")
-
-    async def grading(self) -> GradingPool:
-        return self.pool
 
 
 def generations(mode: str, skill: int) -> list[Generation]:
@@ -58,7 +45,7 @@ def run(stage: Stage[Any], inputs: dict[str, list[Path]], output: Path) -> Stage
     async def work(pool: GradingPool) -> StageContext:
         output.mkdir(parents=True, exist_ok=True)
         progress = Progress("test", console=Console(file=io.StringIO()))
-        context = StageContext("test", inputs, output, 7, Lent(pool), progress)
+        context = StageContext("test", inputs, output, 7, Lent(grading=pool), progress)
         await stage.run(context)
         return context
 

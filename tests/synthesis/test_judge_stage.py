@@ -13,27 +13,13 @@ from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Generation, Problem
 from nemo_openmath.core.records.store import read_records, write_records
-from nemo_openmath.core.stage import Services, StageContext
+from nemo_openmath.core.stage import StageContext
 from nemo_openmath.demo.teacher import StandInTeacher
-from nemo_openmath.grading import GradingPool
 from nemo_openmath.synthesis.judge import JudgeAnswers
 from nemo_openmath.synthesis.judge.stage import JudgeConfig
+from tests.support.services import Lent
 
 PROBLEM = Problem.make("What is 3 + 4?")
-
-
-class Lent(Services):
-    def __init__(self, tokenizer: ChatTokenizer):
-        self.tokenizer = tokenizer
-
-    async def engine(self, name: str) -> Any:
-        return StandInTeacher(self.tokenizer), self.tokenizer
-
-    async def sandbox(self) -> Any:
-        raise AssertionError("judging runs no code")
-
-    async def grading(self) -> GradingPool:
-        raise AssertionError("judging compares nothing by itself")
 
 
 def generation(number: int, predicted: str | None, verdict: str) -> Generation:
@@ -68,9 +54,10 @@ async def run(
     inputs = {"generations": [folder / "graded"], "problems": [folder / "problems"]}
     output = folder / "judged"
     output.mkdir(exist_ok=True)
+    lent = Lent(engine=StandInTeacher(tokenizer), tokenizer=tokenizer)
     progress = Progress("test", console=Console(file=io.StringIO()))
     for shard in range(shards):
-        context = StageContext("test", inputs, output, 7, Lent(tokenizer), progress, shard, shards)
+        context = StageContext("test", inputs, output, 7, lent, progress, shard, shards)
         await JudgeAnswers(JudgeConfig(votes=3, **config)).run(context)
     return {g.id: g for g in read_records(output, Generation)}, context.facts
 
@@ -107,8 +94,9 @@ async def test_agreement_survives_a_restart(tokenizer: ChatTokenizer, tmp_path: 
     with (output / "judgements-00000-of-00001.jsonl").open("ab") as file:
         file.write(b'{"unit": "torn')
     inputs = {"generations": [tmp_path / "graded"], "problems": [tmp_path / "problems"]}
+    lent = Lent(engine=StandInTeacher(tokenizer), tokenizer=tokenizer)
     progress = Progress("test", console=Console(file=io.StringIO()))
-    context = StageContext("test", inputs, output, 7, Lent(tokenizer), progress)
+    context = StageContext("test", inputs, output, 7, lent, progress)
     await JudgeAnswers(JudgeConfig(votes=3, everything=True)).run(context)  # nothing is left to judge
     assert context.facts["judging"] == before
     assert orjson.loads((output / "agreement.json").read_bytes()) == before

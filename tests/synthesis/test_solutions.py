@@ -1,7 +1,7 @@
 """Stages over records: filters name their reasons, labels need a majority, groups are what was asked for."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,8 @@ import pytest
 
 from nemo_openmath.chat import Author, Message, Piece, Transcript
 from nemo_openmath.chat.blocks import notice_block, output_block
-from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Generation, Group, Problem, Record, SftRow, read_drops, read_records
-from nemo_openmath.core.records.store import write_records
-from nemo_openmath.core.stage import Services, Stage, StageContext
+from nemo_openmath.core.stage import Stage
 from nemo_openmath.grading import GradingPool
 from nemo_openmath.synthesis.genselect.groups import Groups, GroupsConfig
 from nemo_openmath.synthesis.solutions.filter import Filter, FilterConfig
@@ -20,36 +18,23 @@ from nemo_openmath.synthesis.solutions.grade import GradeConfig, GradeSolutions
 from nemo_openmath.synthesis.solutions.label import Hardness, HardnessConfig, MajorityAnswers, MajorityConfig
 from nemo_openmath.synthesis.solutions.rows import MakeRows, RowsConfig
 from nemo_openmath.synthesis.solutions.summarize import replace_summary
+from tests.support.services import run_stage
 
 USER = (Message("user", "q"),)
 CODE = "<tool_call>\nprint(1)\n</tool_call>"
 
 
-class Graders(Services):
-    """Lends the grading pool alone: these stages ask for nothing else."""
-
-    def __init__(self) -> None:
-        self.pool = GradingPool()
-
-    async def engine(self, name: str) -> Any:
-        raise AssertionError(f"no engine is needed, {name} was asked for")
-
-    async def sandbox(self) -> Any:
-        raise AssertionError("no sandbox is needed")
-
-    async def grading(self) -> GradingPool:
-        return self.pool
+Run = Callable[[Stage[Any], Path, dict[str, Sequence[Record]]], Path]
 
 
-def run(stage: Stage, folder: Path, inputs: dict[str, Sequence[Record]]) -> Path:
-    ports: dict[str, list[Path]] = {}
-    for port, records in inputs.items():
-        write_records(folder / f"in-{port}", records)
-        ports[port] = [folder / f"in-{port}"]
-    services = Graders()
-    with Progress("test") as progress, services.pool:
-        asyncio.run(stage.run(StageContext("test", ports, folder / "out", 1, services, progress)))
-    return folder / "out"
+@pytest.fixture
+def run(grading: GradingPool) -> Run:
+    """Runs a stage over records by port, and returns its folder. Nothing but the graders is lent."""
+
+    def work(stage: Stage[Any], folder: Path, inputs: dict[str, Sequence[Record]]) -> Path:
+        return asyncio.run(run_stage(stage, folder, grading=grading, **inputs)).context.output
+
+    return work
 
 
 def generation(name: str, text: str, *, problem: str = "p", finish: str = "stop", **values: Any) -> Generation:
@@ -64,7 +49,7 @@ def boxed(answer: str) -> str:
     return f"<think>so</think>The answer is \\boxed{{{answer}}}."
 
 
-def test_grading_is_three_valued_and_unfinished_means_no_answer(tmp_path: Path) -> None:
+def test_grading_is_three_valued_and_unfinished_means_no_answer(run: Run, tmp_path: Path) -> None:
     rows = [
         generation("right", boxed("1/2"), expected_answer="0.5"),
         generation("wrong", boxed("2"), expected_answer="0.5"),
@@ -84,7 +69,7 @@ def test_grading_is_three_valued_and_unfinished_means_no_answer(tmp_path: Path) 
     }
 
 
-def test_newer_answers_of_the_problems_win(tmp_path: Path) -> None:
+def test_newer_answers_of_the_problems_win(run: Run, tmp_path: Path) -> None:
     problem = Problem.make("q", expected_answer="2")
     row = generation("g", boxed("2"), problem=problem.id, expected_answer=None)
     out = run(GradeSolutions(GradeConfig()), tmp_path, {"generations": [row], "problems": [problem]})
@@ -111,7 +96,9 @@ def test_newer_answers_of_the_problems_win(tmp_path: Path) -> None:
         (f"<think>{CODE}{output_block('1')}{notice_block(1)}</think>\\boxed{{1}}", {"mode": "tir"}, None),
     ],
 )  # fmt: skip
-def test_filters_name_their_reason(tmp_path: Path, text: str, values: dict[str, Any], reason: str | None) -> None:
+def test_filters_name_their_reason(
+    run: Run, tmp_path: Path, text: str, values: dict[str, Any], reason: str | None
+) -> None:
     row = generation("g", text, **({"verdict": "equal", "predicted_answer": "1"} | values))
     out = run(Filter(FilterConfig(max_blocks=1, error_free=True)), tmp_path, {"generations": [row]})
     assert [d.reason for _, d in read_drops(out)] == ([] if reason is None else [reason])
@@ -128,7 +115,7 @@ def test_filters_name_their_reason(tmp_path: Path, text: str, values: dict[str, 
         ("optional", 3, 1, 4),
     ],
 )
-def test_solutions_without_thinking(tmp_path: Path, think: Any, thinking: int, plain: int, kept: int) -> None:
+def test_solutions_without_thinking(run: Run, tmp_path: Path, think: Any, thinking: int, plain: int, kept: int) -> None:
     texts = [boxed("1")] * thinking + ["It is \\boxed{1}."] * plain
     good: dict[str, Any] = {"verdict": "equal", "predicted_answer": "1"}
     rows = [generation(f"g{i}", text, **good) for i, text in enumerate(texts)]
@@ -138,7 +125,7 @@ def test_solutions_without_thinking(tmp_path: Path, think: Any, thinking: int, p
     assert {d.reason for _, d in read_drops(out)} <= {"no summary after the reasoning"}
 
 
-def test_quotas_keep_more_of_harder_problems(tmp_path: Path) -> None:
+def test_quotas_keep_more_of_harder_problems(run: Run, tmp_path: Path) -> None:
     rows = [generation(f"easy{i}", boxed("1"), problem="easy", verdict="equal", predicted_answer="1") for i in range(4)]
     rows += [
         generation(
@@ -151,7 +138,7 @@ def test_quotas_keep_more_of_harder_problems(tmp_path: Path) -> None:
     assert (out.count("easy"), out.count("hard")) == (1, 3)
 
 
-def test_majority_labels_only_where_there_is_one(tmp_path: Path) -> None:
+def test_majority_labels_only_where_there_is_one(run: Run, tmp_path: Path) -> None:
     known, clear, tie, alone = (Problem.make(t, expected_answer=a) for t, a in
                                 (("known", "9"), ("clear", None), ("tie", None), ("alone", None)))  # fmt: skip
     answers = {clear: ["1/2", "0.5", "3"], tie: ["1", "2"], alone: ["1"], known: ["1", "1"]}
@@ -169,7 +156,7 @@ def test_majority_labels_only_where_there_is_one(tmp_path: Path) -> None:
     assert labelled["clear"] in ("1/2", "0.5")
 
 
-def test_hardness_is_the_pass_rate(tmp_path: Path) -> None:
+def test_hardness_is_the_pass_rate(run: Run, tmp_path: Path) -> None:
     problem, untried = Problem.make("q"), Problem.make("r")
     rows = [generation(str(i), "", problem=problem.id, verdict="equal" if i < 3 else "not_equal") for i in range(4)]
     out = run(Hardness(HardnessConfig()), tmp_path, {"problems": [problem, untried], "generations": rows})
@@ -177,7 +164,7 @@ def test_hardness_is_the_pass_rate(tmp_path: Path) -> None:
     assert [d.reason for _, d in read_drops(out)] == ["no solution to measure by"]
 
 
-def test_groups_mix_right_and_wrong_and_are_distinct(tmp_path: Path) -> None:
+def test_groups_mix_right_and_wrong_and_are_distinct(run: Run, tmp_path: Path) -> None:
     problem, easy = Problem.make("q", expected_answer="1"), Problem.make("easy", expected_answer="1")
     rows = [
         generation(f"q{i}", boxed(str(i % 3)), problem=problem.id, predicted_answer=str(i % 3),
@@ -201,7 +188,7 @@ def test_groups_mix_right_and_wrong_and_are_distinct(tmp_path: Path) -> None:
     assert {g.extra["k"] for g in groups} == {4}
 
 
-def test_rows_keep_the_transcript_as_it_is(tmp_path: Path) -> None:
+def test_rows_keep_the_transcript_as_it_is(run: Run, tmp_path: Path) -> None:
     row = generation("g", boxed("1"), expected_answer="1")
     (out,) = read_records(run(MakeRows(RowsConfig()), tmp_path, {"generations": [row]}), SftRow)
     assert out.transcript == row.transcript
