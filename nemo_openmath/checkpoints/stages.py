@@ -8,7 +8,7 @@ from typing import Annotated
 
 from nemo_openmath.checkpoints.methods import Layout, Method, QuantizedFormat
 from nemo_openmath.core.bounds import FiniteFloat, Length, PositiveInt, PositiveShare
-from nemo_openmath.core.stage import Stage, StageContext, register
+from nemo_openmath.core.stage import Stage, StageContext
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,6 @@ class AverageConfig:
             raise ValueError("give either count or steps")
 
 
-@register
 class Average(Stage[AverageConfig]):
     """The mean of several checkpoints of a training, as a Hugging Face model."""
 
@@ -56,7 +55,6 @@ class MergeConfig:
     density: PositiveShare = 0.5  # share of each difference that ties and dare keep
 
 
-@register
 class Merge(Stage[MergeConfig]):
     """Models merged into one Hugging Face model (the recipe: 0.3 CoT + 0.7 TIR, section 6)."""
 
@@ -96,7 +94,6 @@ class QuantizeConfig:
     max_tokens: PositiveInt = 2048
 
 
-@register
 class Quantize(Stage[QuantizeConfig]):
     """A model quantized for TensorRT-LLM or vLLM; checked against its source on some of the texts."""
 
@@ -135,7 +132,6 @@ class DequantizeConfig:
     pass
 
 
-@register
 class Dequantize(Stage[DequantizeConfig]):
     """The plain model that a quantized one stands for, so that any engine can evaluate what rounding cost."""
 

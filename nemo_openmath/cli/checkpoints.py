@@ -227,8 +227,10 @@ def _merge(options: argparse.Namespace) -> None:
 
 
 def _evaluated_sweep(options: argparse.Namespace, sources: list[Path]) -> None:
+    from nemo_openmath.cli.registry import register_all
     from nemo_openmath.recipe.sweep import Sweep, run_sweep
 
+    register_all()
     plan = Sweep(
         models=(sources[0], sources[1]),
         ratios=tuple(options.sweep),

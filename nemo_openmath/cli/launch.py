@@ -20,6 +20,7 @@ def add(groups: Any) -> None:
 
 
 def _launch(options: argparse.Namespace) -> None:
+    from nemo_openmath.cli.registry import register_all
     from nemo_openmath.core.errors import UserError
     from nemo_openmath.launch import load_cluster, plan_jobs, submit, write_scripts
     from nemo_openmath.recipe import identity
@@ -27,6 +28,7 @@ def _launch(options: argparse.Namespace) -> None:
     from nemo_openmath.recipe.preflight import check_output
     from nemo_openmath.recipe.slurm import finished_stages, stage_facts
 
+    register_all()
     check_output(options.output)
     recipe = load_recipe(options.recipe, options.overrides)
     identity.check(recipe, options.output)

@@ -58,36 +58,46 @@ def _file(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from nemo_openmath.cli.registry import register_all
     from nemo_openmath.recipe.command import run_recipe
     from nemo_openmath.recipe.runner import Selection
 
+    register_all()
     shard, shards = shard_of(options.shard)
     selection = Selection(options.start, options.until, options.only, shard, shards, options.prepare, options.replace)
     run_async(run_recipe(options.recipe, options.overrides, options.output, selection))
 
 
 def _show(options: argparse.Namespace) -> None:
+    from nemo_openmath.cli.registry import register_all
     from nemo_openmath.recipe.command import show_recipe
 
+    register_all()
     show_recipe(options.recipe, options.overrides)
 
 
 def _status(options: argparse.Namespace) -> None:
+    from nemo_openmath.cli.registry import register_all
     from nemo_openmath.recipe.command import show_status
 
+    register_all()
     show_status(options.output)
 
 
 def _report(options: argparse.Namespace) -> None:
+    from nemo_openmath.cli.registry import register_all
     from nemo_openmath.recipe.command import write_report
 
+    register_all()
     write_report(options.output)
 
 
 def _stages(options: argparse.Namespace) -> None:
+    from nemo_openmath.cli.registry import register_all
     from nemo_openmath.recipe.command import show_stages
     from nemo_openmath.recipe.stage_help import describe
 
+    register_all()
     if options.kind is not None:
         print(describe(options.kind))
         return

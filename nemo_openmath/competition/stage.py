@@ -15,7 +15,7 @@ from nemo_openmath.core.engine import ContextOverflow, EngineError, Finish
 from nemo_openmath.core.errors import Refused, UserError
 from nemo_openmath.core.records import Generation, Mode, Problem, RecordWriter, content_id, read_records
 from nemo_openmath.core.sandbox import SandboxError
-from nemo_openmath.core.stage import Stage, StageContext, register
+from nemo_openmath.core.stage import Stage, StageContext
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,6 @@ def _check_engine(error: EngineError | SandboxError) -> None:
     raise error
 
 
-@register
 class Compete(Stage[CompeteConfig]):
     """Problem -> its one submitted answer, judged. Answers depend on the machine's speed, as in the competition."""
 

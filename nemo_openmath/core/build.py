@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -50,12 +50,20 @@ class Value:
 class Builder:
     """Builds dataclasses from nested dicts. ``origin(key)`` says where the value at ``key`` was written. Relative paths
     are relative to the file that they are written in, those of overrides to the working directory; without ``folder``
-    they stay as they are. ``here``: the working directory of the overrides."""
+    they stay as they are. ``here``: the working directory of the overrides. ``types``: type of a field -> the type that
+    it stands for (settings of which only the caller knows the class)."""
 
-    def __init__(self, origin: Callable[[Key], Origin], folder: Path | None = None, here: Path = Path()):
+    def __init__(
+        self,
+        origin: Callable[[Key], Origin],
+        folder: Path | None = None,
+        here: Path = Path(),
+        types: Mapping[type, type] | None = None,
+    ):
         self.origin = origin
         self.folder = folder
         self.here = here
+        self.types = types or {}
         self.values: list[Value] = []
 
     def build(self, kind: type[T], data: Any, key: Key = ()) -> T:
@@ -95,6 +103,8 @@ class Builder:
 
     def convert(self, hint: Any, value: Any, key: Key) -> Any:
         """``value`` as the type ``hint``."""
+        if isinstance(hint, type):
+            hint = self.types.get(hint, hint)
         origin, args = get_origin(hint), get_args(hint)
         if origin is Annotated:
             return self._within(self.convert(args[0], value, key), args[1:], key)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import orjson
 
-from nemo_openmath.core.build import nearest
 from nemo_openmath.core.errors import ExitCode, Incomplete, OpenMathError, Refused, RetryableError, UserError
 from nemo_openmath.core.merging import read_merged
 from nemo_openmath.core.progress import Progress
@@ -90,7 +89,8 @@ class StageContext:
 
 
 class Stage(ABC, Generic[C]):
-    """One arrow of the data flow. Subclasses are registered under ``kind`` and configured by their ``Config``."""
+    """One arrow of the data flow. A recipe knows a subclass by its ``kind`` (see :func:`register`) and fills its
+    ``Config``."""
 
     kind: ClassVar[str]
     version: ClassVar[int] = 1
@@ -107,6 +107,8 @@ class Stage(ABC, Generic[C]):
     """Settings (0: no bound) of which a larger value adds units and changes none: what was made is kept then."""
     makes: ClassVar[str] = "records"
     """``records``, ``model`` (a folder that an engine can load), or another kind of artifact, in a word."""
+    disclosure: ClassVar[str] = ""
+    """A sentence that the results show where the stage stands in for the real thing."""
 
     def __init__(self, config: C):
         self.config = config
@@ -388,18 +390,10 @@ _REGISTRY: dict[str, type[Stage]] = {}
 
 
 def register(cls: type[Stage]) -> type[Stage]:
-    """Class decorator: make the stage usable in recipes under its ``kind``."""
+    """Make a stage usable in recipes under its ``kind``. A second stage of one kind is refused."""
     if _REGISTRY.setdefault(cls.kind, cls) is not cls:
         raise ValueError(f"two stages are called {cls.kind}")
     return cls
-
-
-def stage_class(kind: str) -> type[Stage]:
-    """Raises KeyError with the nearest known kind."""
-    try:
-        return _REGISTRY[kind]
-    except KeyError:
-        raise KeyError(f"unknown stage kind {kind!r}; {nearest(kind, sorted(_REGISTRY))}") from None
 
 
 def stage_kinds() -> dict[str, type[Stage]]:

@@ -12,7 +12,7 @@ from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Drop, SftRow
-from nemo_openmath.core.stage import RUNTIME, Result, Stage, StageContext, UnitStage, register
+from nemo_openmath.core.stage import RUNTIME, Result, Stage, StageContext, UnitStage
 from nemo_openmath.data.packs.plan import Mixture, write_packs
 from nemo_openmath.data.rows.selection import Choice, FormatRules
 from nemo_openmath.data.tokens.tokenization import write_tokens
@@ -27,7 +27,6 @@ class SelectConfig:
     rules: FormatRules | None = None
 
 
-@register
 class Select(UnitStage[SelectConfig, SftRow]):
     """SFT rows -> those to train on."""
 
@@ -56,7 +55,6 @@ class TokenizeConfig:
     workers: PositiveInt | None = field(default=None, metadata=RUNTIME)
 
 
-@register
 class Tokenize(Stage[TokenizeConfig]):
     """SFT rows -> token files, one folder per input: ``tokens-0``, ``tokens-1``, ..."""
 
@@ -107,7 +105,6 @@ class PackConfig:
     too_long: Literal["drop", "error"] = "drop"  # what to do about samples above the capacity
 
 
-@register
 class PackSamples(Stage[PackConfig]):
     """Token files -> which samples lie together in a pack."""
 

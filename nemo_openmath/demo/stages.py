@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.records import Problem, Thread
 from nemo_openmath.core.records.store import write_records
-from nemo_openmath.core.stage import Stage, StageContext, register
+from nemo_openmath.core.stage import Stage, StageContext
 from nemo_openmath.demo.forum import ForumConfig, make_threads
 from nemo_openmath.demo.world import Item, make_benchmark, parse
 
@@ -19,7 +19,6 @@ class BenchmarkConfig:
     problems: PositiveInt = 200
 
 
-@register
 class Benchmark(Stage[BenchmarkConfig]):
     """Held-out problems of the tiny world with exact answers."""
 
@@ -45,7 +44,6 @@ class ThreadsConfig:
     forum: ForumConfig = field(default_factory=ForumConfig)
 
 
-@register
 class Threads(Stage[ThreadsConfig]):
     """A forum about the tiny world, with the noise of a forum; some threads leak the benchmark."""
 
@@ -54,8 +52,12 @@ class Threads(Stage[ThreadsConfig]):
     ports = {"benchmark": "problems to leak"}
     takes = {"benchmark": "Problem"}
     record = Thread
+    disclosure = "The forum is generated from a tiny mathematical world. Use problems.read_threads for real threads."
 
     async def run(self, context: StageContext) -> None:
         benchmark = [item for p in context.read("benchmark", Problem) if (item := parse(p.problem)) is not None]
         rows = make_threads(self.config.forum, context.seed, benchmark)
         write_records(context.output, (Thread.make(**row) for row in rows))
+
+
+STAGES: tuple[type[Stage], ...] = (Benchmark, Threads)

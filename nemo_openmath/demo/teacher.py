@@ -17,7 +17,7 @@ import json
 import random
 import sys
 from collections.abc import AsyncIterator, Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from nemo_openmath.chat import ChatTokenizer, Message, Template, load_template
@@ -29,6 +29,10 @@ from nemo_openmath.demo import teacher_tasks as clerk
 from nemo_openmath.demo.rates import TeacherConfig
 
 MODEL = "stand-in-teacher"
+DISCLOSURE = (
+    "The teacher (extraction, solutions, summaries, selections) is a program that plays a large language "
+    "model, with errors at stated rates. Set teacher.url to put a real model in its place."
+)
 _UNKNOWN = "I am a program that stands in for a large language model, and I know only the prompts of this pipeline."
 
 
@@ -182,6 +186,12 @@ async def serve(teacher: StandInTeacher, port: int) -> None:
         ready = {"url": server.url, "model": teacher.model, "what": "a program that stands in for a language model"}
         print(json.dumps(ready), flush=True)
         await asyncio.Event().wait()
+
+
+def command(config: TeacherConfig, tokenizer: Path) -> list[str]:
+    """Return the command that serves the stand-in on a free port of loopback and prints its URL."""
+    words = [sys.executable, "-m", "nemo_openmath.demo.teacher", "--tokenizer", str(tokenizer)]
+    return [*words, "--config", json.dumps(asdict(config)), "--port", "0"]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ import orjson
 from nemo_openmath.core.bounds import Length, PositiveInt
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Generation, Problem, write_json
-from nemo_openmath.core.stage import Stage, StageContext, register
+from nemo_openmath.core.stage import Stage, StageContext
 from nemo_openmath.evaluation.metrics import SUBSETS, ProblemScores, Scores, score, summarise
 from nemo_openmath.evaluation.paired import Pair, paired_difference
 from nemo_openmath.grading import Grade
@@ -32,7 +32,6 @@ class MetricsConfig:
     subsets: PositiveInt = SUBSETS
 
 
-@register
 class ComputeMetrics(Stage[MetricsConfig]):
     """Accuracy, votes, selection and cost of one checkpoint, by mode, each with a 95% interval over problems."""
 
@@ -96,7 +95,6 @@ class CompareConfig:
     pairs: list[str] = field(default_factory=lambda: ["cot pass@1", "tir pass@1"])
 
 
-@register
 class CompareScores(Stage[CompareConfig]):
     """Paired differences between two checkpoints, or two modes of one, over the same problems."""
 

@@ -20,7 +20,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nemo_openmath.core.bounds import AnyInt, NonNegativeFloat, PositiveFloat, PositiveInt
 from nemo_openmath.core.build import OVERRIDE, Builder, Key, Origin, Value, nearest
@@ -28,41 +28,9 @@ from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import DamagedFile, UserError, one_error
 from nemo_openmath.core.records import read_manifest
 from nemo_openmath.core.stage import Stage, stage_kinds
-from nemo_openmath.demo import TeacherConfig
-from nemo_openmath.inference.http.dialects import ServerKind
 from nemo_openmath.inference.open import EngineConfig
-from nemo_openmath.recipe import registry as rooms
-
-assert rooms.ROOMS
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """The model that reads the forum, solves, judges and summarises. ``url: null`` starts the stand-in, a program
-    that plays it in the demo's world; anything else is any OpenAI-compatible server. ``attempts``: of a request that
-    fails; ``timeout_s``: of one attempt; ``patience_s``: for a server that is busy or away. Several servers of the same
-    model: ``urls``, or ``urls_file``, one a line, read again when it changes; ``server``: their kind."""
-
-    url: str | None = None
-    urls: tuple[str, ...] = ()
-    urls_file: Path | None = None
-    server: ServerKind = "auto"
-    model: str = "stand-in-teacher"
-    tokenizer: str | None = None
-    api: Literal["completions", "chat"] = "completions"
-    api_key_env: str | None = None
-    attempts: PositiveInt = 5
-    timeout_s: PositiveFloat = 3600.0
-    patience_s: NonNegativeFloat = 600.0
-    stand_in: TeacherConfig = field(default_factory=TeacherConfig)
-
-    def __post_init__(self) -> None:
-        if sum((self.url is not None, bool(self.urls), self.urls_file is not None)) > 1:
-            raise UserError("url, urls and urls_file exclude each other", remedy="name the servers once")
-
-    @property
-    def is_stand_in(self) -> bool:
-        return self.url is None and not self.urls and self.urls_file is None
+from nemo_openmath.recipe.registry import register_stages
+from nemo_openmath.recipe.teacher import Teacher, settings_types
 
 
 @dataclass(frozen=True)
@@ -177,9 +145,10 @@ class _Head:
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Path()) -> Recipe:
     """Read and check a recipe file. ``here``: what paths of ``overrides`` are relative to. Raises UserError naming
     file, line, setting and remedy; where several stages are wrong, it lists them."""
+    register_stages()
     source = Source.read(path, overrides)
     data = {k: v for k, v in source.data.items() if not k.startswith("x-")}  # x-...: a place for YAML anchors
-    builder = Builder(source.origin, Path(path).parent, here)
+    builder = Builder(source.origin, Path(path).parent, here, settings_types())
     stages = data.pop("stages", None)
     if not isinstance(stages, dict) or not stages:
         raise builder.error(("stages",), "a recipe needs stages", "write stages: {name: {run: kind, ...}}")

@@ -1,29 +1,71 @@
-"""Every room that has stages, imported so that they are registered."""
+"""The kinds of stages of the product, in the order of the recipe. A new kind is one line here."""
 
-from nemo_openmath.checkpoints import stages as checkpoint_stages
-from nemo_openmath.competition import stage as competition_stages
-from nemo_openmath.data import stages as sft_stages
-from nemo_openmath.data.rows import stage as sft_read_stage
-from nemo_openmath.demo import stages as demo_stages
-from nemo_openmath.evaluation import stage as evaluation_stages
-from nemo_openmath.inference.rollout import stage as rollout_stages
-from nemo_openmath.speculative import stage as drafter_stages
-from nemo_openmath.synthesis import genselect, problems, solutions
-from nemo_openmath.synthesis.judge import stage as judging_stages
-from nemo_openmath.training import stage as training_stages
+from __future__ import annotations
 
-ROOMS = (
-    problems,
-    solutions,
-    genselect,
-    rollout_stages,
-    judging_stages,
-    sft_read_stage,
-    sft_stages,
-    training_stages,
-    checkpoint_stages,
-    drafter_stages,
-    evaluation_stages,
-    demo_stages,
-    competition_stages,
+from nemo_openmath.checkpoints.stages import Average, Dequantize, Merge, Quantize
+from nemo_openmath.competition.stage import Compete
+from nemo_openmath.core.stage import Stage, register
+from nemo_openmath.data.rows.stage import Read
+from nemo_openmath.data.stages import PackSamples, Select, Tokenize
+from nemo_openmath.evaluation.stage import CompareScores, ComputeMetrics
+from nemo_openmath.inference.rollout.stage import Generate
+from nemo_openmath.speculative.stage import TrainDrafter
+from nemo_openmath.synthesis.genselect.groups import Groups
+from nemo_openmath.synthesis.genselect.select import GenSelect
+from nemo_openmath.synthesis.judge.stage import JudgeAnswers
+from nemo_openmath.synthesis.problems.answers import ExtractAnswers
+from nemo_openmath.synthesis.problems.classify import Classify
+from nemo_openmath.synthesis.problems.convert import ConvertProofs
+from nemo_openmath.synthesis.problems.decontaminate import Decontaminate
+from nemo_openmath.synthesis.problems.extract import Extract
+from nemo_openmath.synthesis.problems.read import ReadProblems, ReadThreads
+from nemo_openmath.synthesis.solutions.filter import Filter
+from nemo_openmath.synthesis.solutions.grade import GradeSolutions
+from nemo_openmath.synthesis.solutions.label import Hardness, MajorityAnswers
+from nemo_openmath.synthesis.solutions.rows import MakeRows
+from nemo_openmath.synthesis.solutions.summarize import Summarize
+from nemo_openmath.training.stage import Sft
+
+STAGES: tuple[type[Stage], ...] = (
+    # problem set (paper section 2.1)
+    ReadThreads,
+    ReadProblems,
+    Extract,
+    Classify,
+    ConvertProofs,
+    ExtractAnswers,
+    Decontaminate,
+    # solutions (2.3, 3)
+    Generate,
+    MajorityAnswers,
+    GradeSolutions,
+    JudgeAnswers,
+    Hardness,
+    Filter,
+    # selection (4)
+    Summarize,
+    Groups,
+    GenSelect,
+    # training data and training (5.1)
+    MakeRows,
+    Read,
+    Select,
+    Tokenize,
+    PackSamples,
+    Sft,
+    Average,
+    Merge,
+    Quantize,
+    Dequantize,
+    TrainDrafter,
+    # evaluation (5.2) and competition (6)
+    ComputeMetrics,
+    CompareScores,
+    Compete,
 )
+
+
+def register_stages() -> None:
+    """Make every kind of ``STAGES`` known by its name. A second call changes nothing."""
+    for stage in STAGES:
+        register(stage)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nemo_openmath.core.merging import read_merged
-from nemo_openmath.core.records import Generation, Manifest, Mode, Problem, read_records
+from nemo_openmath.core.records import Generation, Manifest, Mode, Problem, Thread, read_records
 from nemo_openmath.evaluation.intervals import share_interval
 from nemo_openmath.evaluation.reports.view import ConfigValue, Example, Funnel, RunView, StageView, gather
 from nemo_openmath.recipe.runner import Run, StageStatus, State
@@ -93,20 +93,17 @@ def _kind(run: Run, name: str) -> str:
 
 
 def _standins(run: Run) -> Iterator[str]:
-    kinds = {e.stage.kind for e in run.recipe.stages.values()}
-    if run.recipe.teacher.is_stand_in and any("teacher" in e.stage.engines() for e in run.recipe.stages.values()):
-        yield (
-            "The teacher (extraction, solutions, summaries, selections) is a program that plays a large language "
-            "model, with errors at stated rates. Set teacher.url to put a real model in its place."
-        )
-    if "demo.threads" in kinds:
-        yield "The forum is generated from a tiny mathematical world. Use problems.read_threads for real threads."
+    """What of the run is no real model and no real data, a sentence each."""
+    stages = [entry.stage for entry in run.recipe.stages.values()]
+    if run.recipe.teacher.is_stand_in and any("teacher" in stage.engines() for stage in stages):
+        yield run.recipe.teacher.program.disclosure
+    yield from dict.fromkeys(stage.disclosure for stage in stages if stage.disclosure)
 
 
 def _problem_funnel(run: Run, finished: dict[str, Manifest]) -> Iterator[Funnel]:
     by_kind = {_kind(run, name): name for name in finished}
     steps = []
-    if threads := by_kind.get("demo.threads") or by_kind.get("problems.read_threads"):
+    if threads := next((name for name in finished if run.recipe.stages[name].stage.record is Thread), None):
         steps.append(("forum threads", finished[threads].counts["records"]))
     steps += [(text, finished[by_kind[kind]].counts["records"]) for kind, text in _FUNNEL if kind in by_kind]
     if len(steps) > 1:

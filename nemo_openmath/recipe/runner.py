@@ -358,10 +358,7 @@ class Run:
             return self._digest(engine)
         if engine != "teacher":
             return self._digest(self.recipe.relative(engine))
-        teacher = self.recipe.teacher
-        if not teacher.is_stand_in:
-            return f"{teacher.model} {teacher.api}"
-        return orjson.dumps(teacher.stand_in).decode()
+        return self.recipe.teacher.digest()
 
     def _path(self, name: str | Path) -> Path:
         return name if isinstance(name, Path) else self.folder(name)

@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
-import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from nemo_openmath.chat import ChatTokenizer
@@ -146,8 +145,8 @@ class RecipeServices(Services):
         return engine, tokenizer
 
     async def _start_stand_in(self) -> str:
-        command = [sys.executable, "-m", "nemo_openmath.demo.teacher", "--tokenizer", str(self.teacher_tokenizer())]
-        command += ["--config", json.dumps(asdict(self._recipe.teacher.stand_in)), "--port", "0"]
+        teacher = self._recipe.teacher
+        command = teacher.program.command(teacher.stand_in, self.teacher_tokenizer())
         log = (self._run / "teacher.log").open("ab")
         with log:
             process = await asyncio.create_subprocess_exec(

@@ -12,7 +12,7 @@ from nemo_openmath.core.bounds import Bounds, NonNegativeInt, PositiveFloat, Pos
 from nemo_openmath.core.errors import OpenMathError, UserError
 from nemo_openmath.core.records import Generation
 from nemo_openmath.core.records.lineage import Lineage, digest_tree
-from nemo_openmath.core.stage import Stage, StageContext, register
+from nemo_openmath.core.stage import Stage, StageContext
 from nemo_openmath.speculative.texts import read_texts
 
 
@@ -36,7 +36,6 @@ class DrafterConfig:
             raise ValueError("held_out is a share: at least 0 and less than 1")
 
 
-@register
 class TrainDrafter(Stage[DrafterConfig]):
     """ReDrafter for one model (paper section 6: 3 draft tokens), trained with the model frozen. In one process;
     killed and run again it starts over, and a finished drafter appears whole."""

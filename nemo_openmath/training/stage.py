@@ -18,7 +18,7 @@ from nemo_openmath.core.errors import ExitCode, MissingExtra, OpenMathError, Pre
 from nemo_openmath.core.processes import child_environment
 from nemo_openmath.core.records import write_json
 from nemo_openmath.core.records.lineage import Lineage, digest_tree
-from nemo_openmath.core.stage import RUNTIME, Stage, StageContext, register
+from nemo_openmath.core.stage import RUNTIME, Stage, StageContext
 from nemo_openmath.data.batches.data_module import PackedData
 from nemo_openmath.data.batches.held_out import check_share
 from nemo_openmath.models.configs import ModelConfig
@@ -49,7 +49,6 @@ class SftConfig:
         check_share(self.validation_share)
 
 
-@register
 class Sft(Stage[SftConfig]):
     """Sequence-packed supervised fine-tuning on megatron-core. Killed and run again, it resumes from its newest
     checkpoint."""

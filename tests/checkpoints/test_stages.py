@@ -13,7 +13,7 @@ from nemo_openmath.checkpoints import stages
 from nemo_openmath.checkpoints.convert import hf_to_megatron
 from nemo_openmath.checkpoints.formats import step_folders
 from nemo_openmath.core.progress import Progress
-from nemo_openmath.core.stage import StageContext, stage_class
+from nemo_openmath.core.stage import StageContext
 
 from . import models
 
@@ -32,7 +32,7 @@ def test_average_then_merge(tmp_path: Path) -> None:
     for step in range(4):
         source = models.make(tmp_path / f"hf{step}", CONFIG, step)
         hf_to_megatron(source, step_folders.step_folder(training / "checkpoints", 5 * (step + 1)))
-    average = stage_class("checkpoints.average")(stages.AverageConfig(count=4))
+    average = stages.Average(stages.AverageConfig(count=4))
     assert average.makes == "model"
     made = tmp_path / "average"
     asyncio.run(average.run(context({"training": [training]}, made)))
@@ -45,7 +45,7 @@ def test_average_then_merge(tmp_path: Path) -> None:
     assert [Path(entry["path"]).name for entry in lineage["inputs"].values()] == [
         f"step-{n:08d}" for n in (5, 10, 15, 20)
     ]
-    merge = stage_class("checkpoints.merge")(stages.MergeConfig(weights=(0.3, 0.7)))
+    merge = stages.Merge(stages.MergeConfig(weights=(0.3, 0.7)))
     merged = tmp_path / "merged"
     asyncio.run(merge.run(context({"models": [made, tmp_path / "hf0"]}, merged)))
     a, b = models.load(made), models.load(tmp_path / "hf0")

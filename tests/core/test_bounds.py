@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import pytest
 
+from nemo_openmath.cli.registry import register_all
 from nemo_openmath.core.bounds import Bounds, Length, NonNegativeInt, PositiveInt, Share
 from nemo_openmath.core.build import OVERRIDE, Builder
 from nemo_openmath.core.errors import UserError
@@ -21,6 +22,7 @@ from nemo_openmath.training.config import TrainingJob
 
 def settings_classes() -> list[type]:
     """Every dataclass that a file of a user's is read into, with those nested in it."""
+    register_all()
     found: list[type] = []
 
     def walk(hint: Any) -> None:

@@ -16,10 +16,10 @@ from nemo_openmath.chat import Author, ChatTokenizer, Message, Piece, Transcript
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Generation, RecordWriter
-from nemo_openmath.core.stage import StageContext, stage_class
+from nemo_openmath.core.stage import StageContext
 from nemo_openmath.speculative.decode import Decoded, Tree, speculate
 from nemo_openmath.speculative.model import ReDrafter, Shape
-from nemo_openmath.speculative.stage import DrafterConfig
+from nemo_openmath.speculative.stage import DrafterConfig, TrainDrafter
 from nemo_openmath.speculative.texts import Text
 from nemo_openmath.speculative.train import Settings, batches, drafter_loss, replay, train
 
@@ -221,7 +221,7 @@ def test_the_stage(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
         output.mkdir()
         inputs = {"generations": [solutions], "model": [model]}
         context = StageContext("drafter", inputs, output, seed, services, Progress("drafter"))
-        stage = stage_class("drafter.train")(DrafterConfig(held_out=0.3, batch_tokens=300, epochs=2, max_tokens=45))
+        stage = TrainDrafter(DrafterConfig(held_out=0.3, batch_tokens=300, epochs=2, max_tokens=45))
         asyncio.run(stage.run(context))
         digests.append(stage.digest(output))
         assert {path.name for path in output.iterdir()} == {"model.safetensors", "config.json", "lineage.json"}
@@ -250,4 +250,4 @@ def test_nothing_to_train_on_is_said(tmp_path: Path, tokenizer: ChatTokenizer) -
     inputs = {"generations": [tmp_path / "solutions"], "model": [tokenizer.folder]}
     context = StageContext("drafter", inputs, tmp_path, 0, services, Progress("drafter"))
     with pytest.raises(UserError, match=r"solutions: nothing to train on \(no generation\); give more"):
-        asyncio.run(stage_class("drafter.train")(DrafterConfig()).run(context))
+        asyncio.run(TrainDrafter(DrafterConfig()).run(context))

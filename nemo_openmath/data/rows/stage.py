@@ -23,7 +23,7 @@ from nemo_openmath.core.records import Drop, Mode, RecordWriter, SftRow, unit_ke
 from nemo_openmath.core.records.ids import in_shard
 from nemo_openmath.core.records.key_set import KeySet
 from nemo_openmath.core.records.readers import BrokenRows, data_files
-from nemo_openmath.core.stage import RUNTIME, Stage, StageContext, register
+from nemo_openmath.core.stage import RUNTIME, Stage, StageContext
 from nemo_openmath.data.rows.formatting import MODES, NOT_TEXT, Formatter, Reject
 from nemo_openmath.data.rows.reading import Block, files_of_split, read_blocks
 from nemo_openmath.data.rows.selection import FormatRules
@@ -74,7 +74,6 @@ _COLUMNS = "unknown columns"
 _BROKEN = ("not a JSON object", _COLUMNS, "not an SFT row")
 
 
-@register
 class Read(Stage[ReadConfig]):
     """Published data (nvidia/OpenMathReasoning, the reference's input/output files) -> SFT rows, rejects counted."""
 

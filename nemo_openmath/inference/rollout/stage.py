@@ -20,7 +20,7 @@ from nemo_openmath.core.records import Generation, Mode, Problem, RecordWriter
 from nemo_openmath.core.records.ids import derive_seed, in_shard
 from nemo_openmath.core.records.store import read_file, shard_file
 from nemo_openmath.core.records.types import UNTRIED
-from nemo_openmath.core.stage import RUNTIME, Failures, Refusals, Result, StageContext, UnitStage, register, run_bounded
+from nemo_openmath.core.stage import RUNTIME, Failures, Refusals, Result, StageContext, UnitStage, run_bounded
 from nemo_openmath.core.tags import CODE_END, CODE_START
 from nemo_openmath.inference.rollout.answer import answer_of
 from nemo_openmath.inference.rollout.counts import by_hardness, next_batch
@@ -58,7 +58,6 @@ class GenerateConfig(RolloutSettings):
             raise ValueError("confidence: choose it above 0.5, at most 1 (certain)")
 
 
-@register
 class Generate(UnitStage[GenerateConfig, Sample]):
     """Sample solutions (paper sections 2.3 and 3)."""
 

@@ -1,4 +1,4 @@
-"""A model picks the best of several solutions (paper section 4). Importing this registers its stages."""
+"""A model picks the best of several solutions (paper section 4)."""
 
 from nemo_openmath.synthesis.genselect import groups, select
 

@@ -12,7 +12,7 @@ from nemo_openmath.chat import Transcript
 from nemo_openmath.core.bounds import Length, PositiveInt
 from nemo_openmath.core.records import Drop, Generation, Group, Problem
 from nemo_openmath.core.records.ids import derive_seed
-from nemo_openmath.core.stage import Result, StageContext, UnitStage, register
+from nemo_openmath.core.stage import Result, StageContext, UnitStage
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ class GroupsConfig:
             raise ValueError("sizes: give the smallest and the largest group, such as [2, 16]")
 
 
-@register
 class Groups(UnitStage[GroupsConfig, tuple[Problem, list[Generation]]]):
     """Problem and its solutions -> groups of candidates in a random order."""
 

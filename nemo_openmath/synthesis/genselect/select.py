@@ -15,7 +15,7 @@ from nemo_openmath.core.grader import Verdict
 from nemo_openmath.core.records import Drop, Generation, Group, Mode
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.records.types import NOT_TRIED, UNTRIED
-from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage, register
+from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage
 from nemo_openmath.inference.rollout import Outcome, RolloutSettings, roll_out
 from nemo_openmath.inference.rollout.stage import note_untried
 
@@ -32,7 +32,6 @@ class GenSelectConfig(RolloutSettings):
     concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
 
 
-@register
 class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
     """Group -> a generation of mode genselect. ``extra``: group, chosen (generation id), k, round; its answer and
     verdict are those of the chosen candidate. A judgement that names none has no answer. Candidates longer than the

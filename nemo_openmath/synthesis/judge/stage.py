@@ -13,7 +13,7 @@ import orjson
 from nemo_openmath.core.bounds import NonNegativeFloat, PositiveInt
 from nemo_openmath.core.errors import Refused
 from nemo_openmath.core.records import Generation
-from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage, register
+from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage
 from nemo_openmath.grading import Grade, Verdict
 from nemo_openmath.synthesis.judge.agreement import JudgedPair, read_judgements
 from nemo_openmath.synthesis.judge.judge import Judge, JudgeSettings, Question, judge
@@ -36,7 +36,6 @@ class JudgeConfig:
     concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
 
 
-@register
 class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
     """Graded generation -> the same generation; where its verdict was unknown or timeout, with the judge's."""
 

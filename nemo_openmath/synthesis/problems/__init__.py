@@ -1,4 +1,4 @@
-"""From forum threads to a clean problem set (paper section 2.1). Importing this registers its stages."""
+"""From forum threads to a clean problem set (paper section 2.1)."""
 
 from nemo_openmath.synthesis.problems import answers, classify, convert, decontaminate, extract, read
 

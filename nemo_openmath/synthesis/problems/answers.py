@@ -6,11 +6,10 @@ from collections.abc import Iterable
 
 from nemo_openmath.core.merging import merge
 from nemo_openmath.core.records import Drop, Problem
-from nemo_openmath.core.stage import Result, StageContext, register
+from nemo_openmath.core.stage import Result, StageContext
 from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage, with_discussion
 
 
-@register
 class ExtractAnswers(PromptedStage[PromptedConfig, tuple[Problem, list[str]]]):
     """Problem -> the same problem with its answer, where the discussion gives one. Each thread that poses the problem
     is asked, and the answer of most of them holds (pipeline/merging.py). One without an answer stays

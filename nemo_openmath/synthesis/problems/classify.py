@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nemo_openmath.core.records import Drop, Problem
-from nemo_openmath.core.stage import Result, StageContext, register
+from nemo_openmath.core.stage import Result, StageContext
 from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage
 
 CATEGORIES = ("proof", "multiple-choice", "binary", "invalid", "answer")
@@ -23,7 +23,6 @@ class ClassifyConfig(PromptedConfig):
             raise ValueError(f"drop: unknown category {sorted(unknown)[0]!r}; known: {', '.join(CATEGORIES)}")
 
 
-@register
 class Classify(PromptedStage[ClassifyConfig, Problem]):
     """Problem -> the same problem with its category."""
 

@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterable
 
 from nemo_openmath.core.records import Drop, Problem
-from nemo_openmath.core.stage import Result, StageContext, register
+from nemo_openmath.core.stage import Result, StageContext
 from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage, with_discussion
 
 _FORM = re.compile(r"Problem:\s*(?P<problem>.+?)\s*\nAnswer:\s*(?P<answer>\S.*)", re.S)
 
 
-@register
 class ConvertProofs(PromptedStage[PromptedConfig, tuple[Problem, list[str]]]):
     """Proof -> a problem that asks for a value, with its answer; everything else passes unchanged."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from nemo_openmath.core.bounds import PositiveInt, Share
 from nemo_openmath.core.records import Drop, Problem
-from nemo_openmath.core.stage import Result, StageContext, register
+from nemo_openmath.core.stage import Result, StageContext
 from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage
 
 
@@ -25,7 +25,6 @@ class DecontaminateConfig(PromptedConfig):
     ngram: PositiveInt = 8  # characters that are compared at once
 
 
-@register
 class Decontaminate(PromptedStage[DecontaminateConfig, Problem]):
     """Problem -> the same problem, unless it is one of the benchmark's in other words."""
 

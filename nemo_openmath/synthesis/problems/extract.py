@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterable
 
 from nemo_openmath.core.records import Drop, Problem, Thread
-from nemo_openmath.core.stage import Result, StageContext, register
+from nemo_openmath.core.stage import Result, StageContext
 from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage
 
 _PROBLEM = re.compile(r"^Problem \d+:[ \t]*", re.M)
 
 
-@register
 class Extract(PromptedStage[PromptedConfig, Thread]):
     """Thread -> the problems it poses, in order."""
 

@@ -14,7 +14,7 @@ from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Drop, Problem, Thread, content_id
 from nemo_openmath.core.records.readers import BrokenRows, data_files, name_of, read_rows
-from nemo_openmath.core.stage import Result, StageContext, UnitStage, register
+from nemo_openmath.core.stage import Result, StageContext, UnitStage
 
 Row = tuple[str, dict[str, Any] | str]  # where it stands; its fields, or what is wrong with it
 
@@ -83,7 +83,6 @@ class _ReadFiles(UnitStage[ReadFilesConfig, Row]):
         """The record of one row, or why it is dropped."""
 
 
-@register
 class ReadThreads(_ReadFiles):
     """Raw forum rows: ``forum_post``, ``forum_discussions``."""
 
@@ -106,7 +105,6 @@ class ReadThreads(_ReadFiles):
         return Result([Thread.make(post, replies[: self.config.max_chars])])
 
 
-@register
 class ReadProblems(_ReadFiles):
     """Problem rows: ``problem`` and, where known, ``expected_answer``; other fields travel along."""
 

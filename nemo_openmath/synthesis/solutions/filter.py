@@ -13,7 +13,7 @@ from nemo_openmath.core.engine import Finish
 from nemo_openmath.core.grader import Verdict
 from nemo_openmath.core.records import Drop, Generation, Mode
 from nemo_openmath.core.records.ids import unit_key
-from nemo_openmath.core.stage import Result, StageContext, UnitStage, register
+from nemo_openmath.core.stage import Result, StageContext, UnitStage
 from nemo_openmath.core.tags import CODE_START
 from nemo_openmath.grading import extract_answer
 from nemo_openmath.synthesis.solutions.shown import shown
@@ -49,7 +49,6 @@ class FilterConfig:
     easy_per_problem: NonNegativeInt = 0
 
 
-@register
 class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
     """Graded generation -> itself, or a counted drop with the first reason that applies."""
 

@@ -9,7 +9,7 @@ from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.grader import Verdict
 from nemo_openmath.core.records import Generation, Problem
 from nemo_openmath.core.records.types import NOT_TRIED
-from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage, register
+from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage
 from nemo_openmath.inference.rollout.answer import answer_of
 
 
@@ -21,7 +21,6 @@ class GradeConfig:
     concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
 
 
-@register
 class GradeSolutions(UnitStage[GradeConfig, Generation]):
     """Generation -> the same generation with ``predicted_answer``, ``verdict`` and its reason.
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from nemo_openmath.core.bounds import Length, PositiveInt, Share
 from nemo_openmath.core.records import Drop, Generation, Problem
-from nemo_openmath.core.stage import Result, StageContext, UnitStage, register
+from nemo_openmath.core.stage import Result, StageContext, UnitStage
 from nemo_openmath.inference.rollout.answer import answer_of
 
 
@@ -21,7 +21,6 @@ class MajorityConfig:
     count: PositiveInt = 2
 
 
-@register
 class MajorityAnswers(UnitStage[MajorityConfig, tuple[Problem, list[str | None]]]):
     """Problem without an answer -> the same problem with the majority answer of its solutions (paper section 2.3)."""
 
@@ -66,7 +65,6 @@ class HardnessConfig:
     keep: Annotated[tuple[Share, ...], Length(2, 2)] = (0.0, 1.0)
 
 
-@register
 class Hardness(UnitStage[HardnessConfig, tuple[Problem, list[bool]]]):
     """Problem -> the same problem with its pass rate over the graded solutions (paper section 2.3)."""
 

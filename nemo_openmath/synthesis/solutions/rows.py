@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nemo_openmath.core.records import Drop, Generation, SftRow
-from nemo_openmath.core.stage import Result, StageContext, UnitStage, register
+from nemo_openmath.core.stage import Result, StageContext, UnitStage
 from nemo_openmath.synthesis.solutions.shown import shown
 
 
@@ -15,7 +15,6 @@ class RowsConfig:
     """Nothing to set: what a row holds is fixed by the transcript."""
 
 
-@register
 class MakeRows(UnitStage[RowsConfig, Generation]):
     """Generation -> SftRow. Two generations with the same text are one row."""
 

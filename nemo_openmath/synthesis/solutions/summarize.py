@@ -12,7 +12,7 @@ from nemo_openmath.core.bounds import NonNegativeFloat, PositiveInt
 from nemo_openmath.core.engine import Finish, Request, Sampling
 from nemo_openmath.core.records import Drop, Generation
 from nemo_openmath.core.records.ids import derive_seed
-from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage, register
+from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage
 from nemo_openmath.core.tags import THINK_END
 from nemo_openmath.grading import Verdict, extract_answer
 from nemo_openmath.inference.asking import prompt_for, text_after_thinking
@@ -32,7 +32,6 @@ class SummarizeConfig:
     concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
 
 
-@register
 class Summarize(UnitStage[SummarizeConfig, Generation]):
     """Generation -> the same generation with a new summary, or a drop where none kept the answer."""
 
