@@ -22,8 +22,8 @@ import torch
 from nemo_openmath.checkpoints.convert import hf_to_megatron
 from nemo_openmath.checkpoints.formats.safetensors import write_folder
 from nemo_openmath.checkpoints.lazy import PIECE, LazyTensor
-from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import preset
+from nemo_openmath.models.hf_mapping import stored_tensors
 
 COPY = """
 def work(sources, target):
@@ -99,8 +99,8 @@ class Random(LazyTensor):
 
 def make(folder: Path, model: str, seed: int) -> None:
     config, tensors = preset(model), {}
-    for entry in hf_mapping.mapping(config):
-        for name, shape in zip(entry.hf, hf_mapping.hf_shapes(entry, config), strict=True):
+    for entry in stored_tensors(config):
+        for name, shape in entry.sources:
             tensors[name] = Random(shape, seed)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config.to_hf()))

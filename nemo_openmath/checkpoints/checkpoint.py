@@ -13,7 +13,8 @@ from torch import Tensor
 
 from nemo_openmath.checkpoints import names
 from nemo_openmath.checkpoints.formats import classic, hf, safetensors, step_folders, torch_dist
-from nemo_openmath.checkpoints.lazy import Hashed, LazyTensor, bytes_of
+from nemo_openmath.checkpoints.lazy import LazyTensor, bytes_of
+from nemo_openmath.checkpoints.streaming import Hashed
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.core.records.lineage import Lineage
 from nemo_openmath.models.configs import ModelConfig

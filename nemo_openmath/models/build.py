@@ -215,8 +215,7 @@ def _mark_tensor_parallel(chunks: Iterable[PackedGPT], model: ModelConfig) -> No
             for name in ("tensor_model_parallel", "partition_dim", "partition_stride"):
                 if hasattr(parameter, name):
                     delattr(parameter, name)
-            stride = 2 if entry.kind == "gate_up" else 1
-            tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, entry.tp_axis, stride)
+            tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, entry.tp_axis, entry.tp_blocks)
 
 
 def _block_spec(config: TransformerConfig, layer: Any, backend: str, vp_stage: int | None) -> Any:
@@ -230,24 +229,22 @@ def _block_spec(config: TransformerConfig, layer: Any, backend: str, vp_stage: i
 
 def parameters_by_stored_name(
     chunks: Iterable[PackedGPT], model: ModelConfig
-) -> dict[str, tuple[hf_mapping.Mapped, Tensor]]:
+) -> dict[str, tuple[hf_mapping.StoredTensor, Tensor]]:
     """Each parameter of this process under its stored name. A tied output layer of a last stage appears as the
     embedding (under pipeline parallelism both the first and the last stage hold one)."""
-    entries = hf_mapping.mapping(model)
-    found: dict[str, tuple[hf_mapping.Mapped, Tensor]] = {}
+    entries = hf_mapping.stored_tensors(model)
+    found: dict[str, tuple[hf_mapping.StoredTensor, Tensor]] = {}
     for chunk in chunks:
         parameters = dict(chunk.named_parameters())
         layers = chunk.decoder.layers
         offset, count = (layers[0].layer_number - 1 if len(layers) else 0), len(layers)
         fused = any(name.endswith("layer_norm_weight") for name in parameters)
         for entry in entries:
-            layer = hf_mapping.layer_of(entry.stored)
-            if layer is not None and not offset <= layer < offset + count:
+            if entry.layer is not None and not offset <= entry.layer < offset + count:
                 continue
-            name = hf_mapping.local_name(entry.stored, offset, fused_norms=fused)
-            parameter = parameters.pop(name, None)
+            parameter = parameters.pop(entry.local_name(offset, fused_norms=fused), None)
             if parameter is not None:
-                found[entry.stored] = (entry, parameter)
+                found[entry.name] = (entry, parameter)
         tied = parameters.pop("output_layer.weight", None)
         if tied is not None:
             found["output_layer.weight"] = (entries[0], tied)
@@ -262,5 +259,5 @@ def load_hf(chunks: Iterable[PackedGPT], model: ModelConfig, read: Callable[[str
     size = parallel_state.get_tensor_model_parallel_world_size()
     rank = parallel_state.get_tensor_model_parallel_rank()
     for entry, parameter in parameters_by_stored_name(chunks, model).values():
-        full = hf_mapping.join(entry, hf_mapping.read_hf(read, entry, model), model)
+        full = hf_mapping.join(entry, hf_mapping.read_sources(entry, read))
         parameter.copy_(hf_mapping.tp_slice(entry, full, size, rank))

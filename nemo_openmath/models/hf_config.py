@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from nemo_openmath.chat.model_files import read_object
 from nemo_openmath.core.errors import UserError
@@ -169,6 +169,33 @@ class Described:
         if not self.tie_word_embeddings:
             found["lm_head.weight"] = (self.vocab_size, hidden)
         return found
+
+
+class HasShape(Protocol):
+    """A tensor, in memory or not."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+T = TypeVar("T", bound=HasShape)
+
+
+def checked(name: str, tensor: T | None, shape: tuple[int, ...], file: Path | None = None) -> T:
+    """Return ``tensor``; raise UserError where it is None or has another shape than the configuration says."""
+    remedy = "check config.json against the weights"
+    if tensor is None:
+        raise UserError(f"the weights hold no {name}", file=file, remedy=remedy)
+    if tuple(tensor.shape) != shape:
+        problem = f"{name} has shape {tuple(tensor.shape)}, the configuration says {shape}"
+        raise UserError(problem, file=file, remedy=remedy)
+    return tensor
+
+
+def no_place(names: Collection[str], file: Path | None = None) -> UserError:
+    """Return the error about tensors that the architecture of config.json has no place for: they would be lost."""
+    problem = f"config.json has no place for {min(names)} ({len(names)} such tensor{'s' * (len(names) > 1)})"
+    return UserError(problem, file=file, remedy="check config.json against the weights")
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Hugging Face <-> Megatron weights: pure functions on tensors, no model is built.
+"""Hugging Face <-> Megatron weights: one table per model, and pure functions on tensors. No model is built.
 
 Three namings meet here:
 
@@ -7,182 +7,196 @@ Three namings meet here:
   ``decoder.layers.3.self_attention.linear_qkv.weight``. The norms before QKV and MLP are stored as
   ``...linear_qkv.layer_norm_weight`` and ``...linear_fc1.layer_norm_weight`` whether TransformerEngine fuses them or
   not.
-* *local*: the parameter names of one pipeline stage's model chunk, where layers count from 0 (:func:`local_name`).
+* *local*: the parameter names of one pipeline stage's model chunk, where layers count from 0
+  (:meth:`StoredTensor.local_name`).
 
-One :class:`Mapped` per stored tensor says which HF tensors it joins, how, and along which axis TP slices it:
+:func:`stored_tensors` is the table: for each stored tensor its shape, the HF tensors whose rows it consists of, and how
+tensor parallelism (TP) divides it:
 
-    linear_qkv   per KV group g: its queries, its key, its value: [q(g); k(g); v(g)] for g = 0..groups-1; a TP rank
-    holds
-                 whole groups, so a slice along axis 0 is right
-    linear_fc1   stored [gate; up]; a TP rank holds [gate(r); up(r)], so it slices each half
+    linear_qkv   for each KV group g its queries, its key, its value: [q(0); k(0); v(0); q(1); k(1); v(1); ...].
+                 A TP rank holds whole groups: consecutive rows.
+    linear_fc1   [gate; up]. A TP rank holds [gate(rank); up(rank)]: rows of each of two blocks.
+    the others   one HF tensor as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.models.hf_config import checked
 
-Kind = Literal["same", "qkv", "gate_up"]
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """One stored Megatron tensor and the HF tensors it is made of."""
-
-    stored: str
-    hf: tuple[str, ...]
-    kind: Kind = "same"
-    tp_axis: int | None = None  # None: every TP rank holds the whole tensor
-
-
-def mapping(config: ModelConfig) -> tuple[Mapped, ...]:
-    """Every tensor of the model, embedding first."""
-    entries = [Mapped("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), tp_axis=0)]
-    for layer in range(config.num_hidden_layers):
-        entries += _layer(config, f"decoder.layers.{layer}.", f"model.layers.{layer}.")
-    entries.append(Mapped("decoder.final_layernorm.weight", ("model.norm.weight",)))
-    if not config.tie_word_embeddings:
-        entries.append(Mapped("output_layer.weight", ("lm_head.weight",), tp_axis=0))
-    return tuple(entries)
-
-
-def _layer(config: ModelConfig, stored: str, hf: str) -> list[Mapped]:
-    attention, mlp = stored + "self_attention.", stored + "mlp."
-    entries = [Mapped(attention + "linear_qkv.layer_norm_weight", (hf + "input_layernorm.weight",))]
-    for suffix in ("weight", "bias") if config.qkv_bias else ("weight",):
-        sources = tuple(f"{hf}self_attn.{name}_proj.{suffix}" for name in "qkv")
-        entries.append(Mapped(attention + f"linear_qkv.{suffix}", sources, "qkv", 0))
-    if config.qk_norm:
-        entries += [Mapped(f"{attention}{x}_layernorm.weight", (f"{hf}self_attn.{x}_norm.weight",)) for x in "qk"]
-    gate_up = (hf + "mlp.gate_proj.weight", hf + "mlp.up_proj.weight")
-    return [
-        *entries,
-        Mapped(attention + "linear_proj.weight", (hf + "self_attn.o_proj.weight",), tp_axis=1),
-        Mapped(mlp + "linear_fc1.layer_norm_weight", (hf + "post_attention_layernorm.weight",)),
-        Mapped(mlp + "linear_fc1.weight", gate_up, "gate_up", 0),
-        Mapped(mlp + "linear_fc2.weight", (hf + "mlp.down_proj.weight",), tp_axis=1),
-    ]
-
-
-def join(entry: Mapped, tensors: Sequence[Tensor], config: ModelConfig) -> Tensor:
-    """HF tensors (in the order of ``entry.hf``) -> the stored tensor."""
-    if entry.kind == "same":
-        return tensors[0]
-    if entry.kind == "gate_up":
-        return torch.cat(tuple(tensors))
-    groups, rest = config.num_key_value_heads, tensors[0].shape[1:]
-    return torch.cat([t.reshape(groups, -1, *rest) for t in tensors], dim=1).reshape(-1, *rest)
-
-
-def split(entry: Mapped, tensor: Tensor, config: ModelConfig) -> tuple[Tensor, ...]:
-    """The inverse of :func:`join`; the results are contiguous."""
-    if entry.kind == "same":
-        return (tensor,)
-    if entry.kind == "gate_up":
-        gate, up = tensor.chunk(2)
-        return gate.contiguous(), up.contiguous()
-    groups, head, rest = config.num_key_value_heads, config.head_dim, tensor.shape[1:]
-    grouped = tensor.reshape(groups, -1, *rest)
-    parts = grouped.split([grouped.shape[1] - 2 * head, head, head], dim=1)
-    return tuple(part.reshape(-1, *rest).contiguous() for part in parts)
-
-
-def tp_slice(entry: Mapped, tensor: Tensor, size: int, rank: int) -> Tensor:
-    """What tensor-parallel rank ``rank`` of ``size`` holds of a stored tensor."""
-    if size == 1 or entry.tp_axis is None:
-        return tensor
-    if entry.kind == "gate_up":
-        return torch.cat([half.chunk(size)[rank] for half in tensor.chunk(2)])
-    return tensor.chunk(size, dim=entry.tp_axis)[rank].contiguous()
-
-
-def tp_join(entry: Mapped, slices: Sequence[Tensor]) -> Tensor:
-    """The inverse of :func:`tp_slice` over all ranks, in rank order."""
-    if len(slices) == 1 or entry.tp_axis is None:
-        return slices[0]
-    if entry.kind == "gate_up":
-        halves = [s.chunk(2) for s in slices]
-        return torch.cat([h[0] for h in halves] + [h[1] for h in halves])
-    return torch.cat(tuple(slices), dim=entry.tp_axis)
-
-
-def hf_to_stored(read: Callable[[str], Tensor], config: ModelConfig) -> Iterator[tuple[Mapped, Tensor]]:
-    """Stored tensors one after another; ``read(hf_name)`` gives one HF tensor (``KeyError`` when it is not there)."""
-    for entry in mapping(config):
-        yield entry, join(entry, read_hf(read, entry, config), config)
-
-
-def read_hf(read: Callable[[str], Tensor], entry: Mapped, config: ModelConfig) -> list[Tensor]:
-    """The HF tensors of one entry, checked for existence and shape."""
-    tensors = []
-    for name, shape in zip(entry.hf, hf_shapes(entry, config), strict=True):
-        try:
-            tensor = read(name)
-        except KeyError:
-            raise UserError(f"the weights hold no {name}", remedy="check config.json against the weights") from None
-        if tuple(tensor.shape) != shape:
-            raise UserError(
-                f"{name} has shape {tuple(tensor.shape)}, the configuration says {shape}",
-                remedy="check config.json against the weights",
-            )
-        tensors.append(tensor)
-    return tensors
-
-
-def hf_shapes(entry: Mapped, config: ModelConfig) -> tuple[tuple[int, ...], ...]:
-    """Shapes of the HF tensors of ``entry``."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    if entry.kind == "gate_up":
-        return ((inner, hidden), (inner, hidden))
-    if entry.kind == "qkv":
-        return tuple((n, hidden) if entry.stored.endswith("weight") else (n,) for n in (q, kv, kv))
-    last = entry.stored.rsplit(".", 2)[-2]
-    shapes: Mapping[str, tuple[int, ...]] = {
-        "word_embeddings": (config.vocab_size, hidden),
-        "output_layer": (config.vocab_size, hidden),
-        "linear_proj": (hidden, q),
-        "linear_fc2": (hidden, inner),
-        "q_layernorm": (config.head_dim,),
-        "k_layernorm": (config.head_dim,),
-    }
-    return (shapes.get(last, (hidden,)),)
-
-
-def stored_shape(entry: Mapped, config: ModelConfig) -> tuple[int, ...]:
-    """Shape of the stored (full) tensor."""
-    shapes = hf_shapes(entry, config)
-    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
-
-
+Shape = tuple[int, ...]
+_LAYERS = "decoder.layers."
 _LOCAL_NORMS = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
 }
 
 
-def local_name(stored: str, layer_offset: int, *, fused_norms: bool = False) -> str:
-    """The parameter name inside a pipeline stage whose first layer is ``layer_offset``.
+class RowRun(NamedTuple):
+    """Rows [first, end) of one of several tensors."""
 
-    ``fused_norms``: the TransformerEngine layer spec, where the norms are part of the linear layers.
+    tensor: int
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One stored Megatron tensor and the HF tensors whose rows it consists of."""
+
+    name: str
+    sources: tuple[tuple[str, Shape], ...]
+    """Name and shape of each HF tensor."""
+    runs: tuple[RowRun, ...]
+    """The stored rows from the first to the last, as runs of the sources' rows."""
+    tp_axis: int | None = None
+    """Axis along which TP divides the tensor. None: every TP rank holds the whole tensor."""
+    tp_blocks: int = 1
+    """Equal blocks of rows that TP divides one by one."""
+
+    @property
+    def shape(self) -> Shape:
+        return (sum(shape[0] for _, shape in self.sources), *self.sources[0][1][1:])
+
+    @property
+    def is_vocabulary(self) -> bool:
+        """Whether the rows are tokens, which Megatron pads with zero rows."""
+        return self.name in ("embedding.word_embeddings.weight", "output_layer.weight")
+
+    @property
+    def layer(self) -> int | None:
+        """Global layer number; None outside the layers."""
+        return layer_of(self.name)
+
+    def local_name(self, layer_offset: int = 0, *, fused_norms: bool = False) -> str:
+        """Return the parameter's name inside a pipeline stage whose first layer is ``layer_offset``.
+
+        ``fused_norms``: the TransformerEngine layer spec, where the norms are part of the linear layers.
+        """
+        if self.layer is None:
+            return self.name
+        rest = self.name.split(".", 3)[3]
+        return f"{_LAYERS}{self.layer - layer_offset}.{rest if fused_norms else _LOCAL_NORMS.get(rest, rest)}"
+
+    def rows_of_source(self, source: int) -> list[RowRun]:
+        """Return where the rows of one HF tensor lie in the stored tensor, in the HF tensor's order."""
+        ends = itertools.accumulate(run.end - run.first for run in self.runs)
+        placed = [(run, RowRun(0, end - (run.end - run.first), end)) for run, end in zip(self.runs, ends, strict=True)]
+        return [rows for run, rows in sorted(placed) if run.tensor == source]
+
+    def rows_of_rank(self, rows: int, size: int, rank: int) -> list[RowRun]:
+        """Return the rows that TP rank ``rank`` of ``size`` holds of a tensor of ``rows`` rows divided along axis 0."""
+        block, share = rows // self.tp_blocks, rows // self.tp_blocks // size
+        starts = [number * block + rank * share for number in range(self.tp_blocks)]
+        return [RowRun(0, start, start + share) for start in starts]
+
+    def rows_of_whole(self, rows: int, size: int) -> list[RowRun]:
+        """Return how the whole tensor is put together from the ``rows`` rows of each of ``size`` TP ranks."""
+        share = rows // self.tp_blocks
+        return [
+            RowRun(rank, block * share, (block + 1) * share) for block in range(self.tp_blocks) for rank in range(size)
+        ]
+
+
+@functools.lru_cache(16)
+def stored_tensors(config: ModelConfig) -> tuple[StoredTensor, ...]:
+    """Return every tensor of the model, the embedding first and each exactly once."""
+    hidden, vocabulary = config.hidden_size, config.vocab_size
+    table = [_one("embedding.word_embeddings.weight", "model.embed_tokens.weight", (vocabulary, hidden), 0)]
+    for layer in range(config.num_hidden_layers):
+        table += _layer(config, f"{_LAYERS}{layer}.", f"model.layers.{layer}.")
+    table.append(_one("decoder.final_layernorm.weight", "model.norm.weight", (hidden,)))
+    if not config.tie_word_embeddings:
+        table.append(_one("output_layer.weight", "lm_head.weight", (vocabulary, hidden), 0))
+    return tuple(table)
+
+
+def _one(name: str, source: str, shape: Shape, tp_axis: int | None = None) -> StoredTensor:
+    return StoredTensor(name, ((source, shape),), (RowRun(0, 0, shape[0]),), tp_axis)
+
+
+def _layer(config: ModelConfig, stored: str, hf: str) -> list[StoredTensor]:
+    hidden, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
+    groups, queries = config.num_key_value_heads, config.num_attention_heads * config.head_dim
+    attention, mlp = f"{stored}self_attention.", f"{stored}mlp."
+    table = [_one(f"{attention}linear_qkv.layer_norm_weight", f"{hf}input_layernorm.weight", (hidden,))]
+    sizes = (queries // groups, head, head)  # rows of a group
+    runs = tuple(RowRun(x, group * size, (group + 1) * size) for group in range(groups) for x, size in enumerate(sizes))
+    for suffix, rest in [("weight", (hidden,)), ("bias", ())] if config.qkv_bias else [("weight", (hidden,))]:
+        sources = [
+            (f"{hf}self_attn.{x}_proj.{suffix}", (groups * size, *rest)) for x, size in zip("qkv", sizes, strict=True)
+        ]
+        table.append(StoredTensor(f"{attention}linear_qkv.{suffix}", tuple(sources), runs, 0))
+    for x in "qk" if config.qk_norm else "":
+        table.append(_one(f"{attention}{x}_layernorm.weight", f"{hf}self_attn.{x}_norm.weight", (head,)))
+    gate_up = tuple((f"{hf}mlp.{x}_proj.weight", (inner, hidden)) for x in ("gate", "up"))
+    return [
+        *table,
+        _one(f"{attention}linear_proj.weight", f"{hf}self_attn.o_proj.weight", (hidden, queries), 1),
+        _one(f"{mlp}linear_fc1.layer_norm_weight", f"{hf}post_attention_layernorm.weight", (hidden,)),
+        StoredTensor(f"{mlp}linear_fc1.weight", gate_up, (RowRun(0, 0, inner), RowRun(1, 0, inner)), 0, 2),
+        _one(f"{mlp}linear_fc2.weight", f"{hf}mlp.down_proj.weight", (hidden, inner), 1),
+    ]
+
+
+def layer_of(name: str) -> int | None:
+    """Return the layer number in a Megatron name; None outside the layers."""
+    return int(name.removeprefix(_LAYERS).split(".", 1)[0]) if name.startswith(_LAYERS) else None
+
+
+def read_sources(entry: StoredTensor, read: Callable[[str], Tensor]) -> list[Tensor]:
+    """Return the HF tensors of ``entry``. ``read`` gives one by its name and raises KeyError where there is none.
+
+    Raises UserError naming a tensor that is missing or has a wrong shape.
     """
-    if not stored.startswith("decoder.layers."):
-        return stored
-    number, rest = stored.removeprefix("decoder.layers.").split(".", 1)
-    if not fused_norms:
-        rest = _LOCAL_NORMS.get(rest, rest)
-    return f"decoder.layers.{int(number) - layer_offset}.{rest}"
+    tensors = []
+    for name, shape in entry.sources:
+        tensor = None
+        with contextlib.suppress(KeyError):
+            tensor = read(name)
+        tensors.append(checked(name, tensor, shape))
+    return tensors
 
 
-def layer_of(stored: str) -> int | None:
-    """Global layer number of a stored tensor; None outside the layers."""
-    if not stored.startswith("decoder.layers."):
-        return None
-    return int(stored.removeprefix("decoder.layers.").split(".", 1)[0])
+def join(entry: StoredTensor, tensors: Sequence[Tensor]) -> Tensor:
+    """Put the stored tensor together from the HF tensors, given in the order of ``entry.sources``."""
+    return _take(tensors, entry.runs)
+
+
+def split(entry: StoredTensor, tensor: Tensor) -> tuple[Tensor, ...]:
+    """Take the HF tensors out of a stored tensor, contiguous: the inverse of :func:`join`."""
+    return tuple(_take([tensor], entry.rows_of_source(number)) for number in range(len(entry.sources)))
+
+
+def tp_slice(entry: StoredTensor, tensor: Tensor, size: int, rank: int) -> Tensor:
+    """Return what tensor-parallel rank ``rank`` of ``size`` holds of a stored tensor."""
+    if size == 1 or entry.tp_axis is None:
+        return tensor
+    if entry.tp_axis == 1:
+        return tensor.chunk(size, dim=1)[rank].contiguous()
+    return _take([tensor], entry.rows_of_rank(tensor.shape[0], size, rank))
+
+
+def tp_join(entry: StoredTensor, slices: Sequence[Tensor]) -> Tensor:
+    """Put a stored tensor together from the slices of all ranks, in rank order: the inverse of :func:`tp_slice`."""
+    if len(slices) == 1 or entry.tp_axis is None:
+        return slices[0]
+    if entry.tp_axis == 1:
+        return torch.cat(tuple(slices), dim=1)
+    return _take(slices, entry.rows_of_whole(slices[0].shape[0], len(slices)))
+
+
+def _take(tensors: Sequence[Tensor], runs: Sequence[RowRun]) -> Tensor:
+    if len(runs) == 1:
+        return tensors[runs[0].tensor][runs[0].first : runs[0].end].contiguous()
+    return torch.cat([tensors[run.tensor][run.first : run.end] for run in runs])

@@ -13,8 +13,8 @@ from transformers import Qwen2ForCausalLM
 
 from nemo_openmath.checkpoints.convert import hf_to_megatron
 from nemo_openmath.checkpoints.formats import step_folders
-from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.models.hf_mapping import stored_tensors
 
 # 6 heads in 2 groups: fewer groups than TP 4 can slice evenly is tested with WIDE; 107 is divisible by nothing
 TIED = ModelConfig(107, 48, 80, 4, 6, 2, 8, max_position_embeddings=256, tie_word_embeddings=True, eos_token_id=1)
@@ -26,8 +26,8 @@ QWEN3 = UNTIED.with_changes(model_type="qwen3")
 def random_tensors(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for entry in hf_mapping.mapping(config):
-        for name, shape in zip(entry.hf, hf_mapping.hf_shapes(entry, config), strict=True):
+    for entry in stored_tensors(config):
+        for name, shape in entry.sources:
             value = torch.randn(shape, generator=generator)
             value = 1 + 0.2 * value if "norm" in name else 0.2 * value
             tensors[name] = value.to(dtype)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nemo_openmath.checkpoints.convert import hf_to_megatron, megatron_to_hf
 from nemo_openmath.checkpoints.formats import step_folders
 from nemo_openmath.checkpoints.inspect import inspect
-from nemo_openmath.checkpoints.lazy import Held
+from nemo_openmath.checkpoints.lazy import InMemory
 from nemo_openmath.checkpoints.merge.arithmetic import kth_largest_difference
 from nemo_openmath.checkpoints.merge.combine import average, merge, select_steps, sweep
 from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
@@ -148,7 +148,7 @@ def test_ties(tmp_path: Path, three: list[Path]) -> None:
 def test_kth_largest_is_exact(values: list[float], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(values)))
     tensor = torch.tensor(values)
-    found = kth_largest_difference(Held(tensor), Held(torch.zeros_like(tensor)), k)
+    found = kth_largest_difference(InMemory(tensor), InMemory(torch.zeros_like(tensor)), k)
     assert found == tensor.abs().sort(descending=True).values[k - 1].item()
 
 

@@ -45,10 +45,9 @@ def test_classic_round_trip_is_bitwise(
     tmp_path: Path, config: ModelConfig, tp: int, pp: int, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = models.make(tmp_path / "hf", config)
-    local_name = hf_mapping.local_name
-    monkeypatch.setattr(
-        hf_mapping, "local_name", lambda *a, **k: local_name(*a, **({"fused_norms": fused} if k else {}))
-    )
+    if not fused:
+        local_name = hf_mapping.StoredTensor.local_name
+        monkeypatch.setattr(hf_mapping.StoredTensor, "local_name", lambda self, at=0, **_: local_name(self, at))
     megatron = hf_to_megatron(source, tmp_path / "megatron", classic_folders=True, tp=tp, pp=pp)
     assert len(list(megatron.glob("iter_*/mp_rank_*/" + classic.FILE))) == tp * pp
     back = megatron_to_hf(megatron, tmp_path / "back")
@@ -61,7 +60,10 @@ def test_classic_ranks_hold_what_megatron_holds(tmp_path: Path) -> None:
     source = models.make(tmp_path / "hf", config)
     folder = hf_to_megatron(source, tmp_path / "m", classic_folders=True, tp=tp, pp=pp) / "iter_0000000"
     weights = models.load(source)
-    stored = {entry.stored: (entry, tensor) for entry, tensor in hf_mapping.hf_to_stored(weights.__getitem__, config)}
+    stored = {
+        entry.name: (entry, hf_mapping.join(entry, hf_mapping.read_sources(entry, weights.__getitem__)))
+        for entry in hf_mapping.stored_tensors(config)
+    }
     for stage in range(pp):
         for rank in range(tp):
             held = torch.load(folder / f"mp_rank_{rank:02d}_{stage:03d}" / classic.FILE, weights_only=True)["model"]
@@ -75,7 +77,7 @@ def test_classic_ranks_hold_what_megatron_holds(tmp_path: Path) -> None:
                     continue
                 if "embedding" in name or "output_layer" in name:
                     tensor = torch.cat([tensor, torch.zeros(512 - 107, 64)])
-                local = hf_mapping.local_name(name, stage * 2, fused_norms=True)
+                local = entry.local_name(stage * 2, fused_norms=True)
                 assert torch.equal(held.pop(local), hf_mapping.tp_slice(entry, tensor, tp, rank)), local
             assert not held
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save, save_file
 from nemo_openmath.checkpoints.convert import hf_to_megatron, megatron_to_hf
 from nemo_openmath.checkpoints.formats import torch_dist, torch_file
 from nemo_openmath.checkpoints.formats.safetensors import INDEX, read_file
-from nemo_openmath.checkpoints.lazy import Held, LazyTensor
+from nemo_openmath.checkpoints.lazy import InMemory, LazyTensor
 from nemo_openmath.checkpoints.merge.combine import average
 from nemo_openmath.checkpoints.output import building
 from nemo_openmath.checkpoints.quantize.export import quantize
@@ -141,7 +141,7 @@ def _descriptions() -> dict[str, bytes]:
     buffer = io.BytesIO()
     torch.save(tensors, buffer)
     with tempfile.TemporaryDirectory() as folder:
-        torch_dist.write(Path(folder), {name: Held(tensor) for name, tensor in tensors.items()})
+        torch_dist.write(Path(folder), {name: InMemory(tensor) for name, tensor in tensors.items()})
         metadata = (Path(folder) / ".metadata").read_bytes()
     return {"x.safetensors": save(tensors), "x.pt": buffer.getvalue(), ".metadata": metadata}
 

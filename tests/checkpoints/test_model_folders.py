@@ -75,8 +75,8 @@ def trainings(folder: Path) -> Tensor:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(raw.pop("model_type"), **raw), dtype=torch.float32)
     state = {
         name: tensor
-        for entry in hf_mapping.mapping(shape)
-        for name, tensor in zip(entry.hf, hf_mapping.read_hf(opened.read, entry, shape), strict=True)
+        for entry in hf_mapping.stored_tensors(shape)
+        for name, tensor in zip(dict(entry.sources), hf_mapping.read_sources(entry, opened.read), strict=True)
     }
     found = model.eval().load_state_dict(state, strict=False)
     assert not found.unexpected_keys

@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM
 
 from nemo_openmath.checkpoints.checkpoint import open_checkpoint
-from nemo_openmath.checkpoints.lazy import Held
+from nemo_openmath.checkpoints.lazy import InMemory
 from nemo_openmath.checkpoints.quantize import awq
 from nemo_openmath.checkpoints.quantize.calibration import calibrate
 from nemo_openmath.checkpoints.quantize.dequantize import (
@@ -231,10 +231,10 @@ def test_int4_by_hand() -> None:
     values, scale = awq.rounded(weight)
     assert scale.flatten().tolist() == pytest.approx([1.0, 0.2])
     assert values[:, :4].tolist() == [[7, -7, 3, -1], [-7, 1, 0, 0]]
-    packed = _Int4(Held(weight), scale, rows_a_byte=2).full()
+    packed = _Int4(InMemory(weight), scale, rows_a_byte=2).full()
     # row 0 in the low half, two's complement: 7 | -7 << 4, -7 | 1 << 4, 3, -1
     assert packed[0, :4].tolist() == [0x7 | 0x9 << 4, 0x9 | 0x1 << 4, 0x3, 0xF]
-    words = _Words(_Int4(Held(weight), scale), 4).full()
+    words = _Words(_Int4(InMemory(weight), scale), 4).full()
     assert words.dtype == torch.int32
     # 7 + 8, -7 + 8, 3 + 8, -1 + 8, then zeros + 8: lowest first
     assert words[0, 0].item() & 0xFFFFFFFF == 0x88887B1F

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nemo_openmath.checkpoints.formats import torch_file
-from nemo_openmath.checkpoints.lazy import Grid, Held, LazyTensor, Region, Rows, Window, columns, take_rows
+from nemo_openmath.checkpoints.lazy import Blocks, FileTensor, InMemory, LazyTensor, StackedRows, Window, stack_rows
 from nemo_openmath.core.errors import DamagedFile
 
 
@@ -20,7 +20,7 @@ from nemo_openmath.core.errors import DamagedFile
 def test_torch_loads_what_we_write(tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)  # records beyond it take the form of those above 2 GiB
     tensors = {"a": torch.randn(33, 7), "b": torch.arange(9).bfloat16(), "c": torch.empty(0, 4), "d": torch.tensor(3.0)}
-    held = {name: Held(tensor) for name, tensor in tensors.items()}
+    held = {name: InMemory(tensor) for name, tensor in tensors.items()}
     path = tmp_path / "x.pt"
     with path.open("wb") as file:
         file.write(b"before")
@@ -36,7 +36,7 @@ def test_torch_loads_what_we_write(tmp_path: Path, limit: int, monkeypatch: pyte
         assert torch.equal(loaded["model"][name], tensor)
         assert torch.equal(ours["model"][name].full(), tensor)
         source = torch_file.load(tmp_path / "alone.pt")["model"][name].source
-        assert isinstance(source, Region)
+        assert isinstance(source, FileTensor)
         assert source.offset % 64 == 0
 
 
@@ -75,15 +75,16 @@ def test_every_view_reads_right_in_any_pieces(height: int, width: int, size: int
     whole = torch.arange(height * width).view(height, width)
     row, column = data.draw(st.integers(1, height - 1)), data.draw(st.integers(1, width - 1))
     low = data.draw(st.integers(0, column - 1))
-    assert torch.equal(pieces_of(columns(Held(whole), low, column), size), whole[:, low:column])
-    assert torch.equal(pieces_of(Rows([Held(whole[:row]), Held(whole[row:])]), size), whole)
-    order = torch.tensor(data.draw(st.permutations(range(height))))
-    assert torch.equal(pieces_of(take_rows([Held(whole[:row]), Held(whole[row:])], order), size), whole[order])
+    assert torch.equal(pieces_of(InMemory(whole).columns(low, column), size), whole[:, low:column])
+    assert torch.equal(pieces_of(StackedRows([InMemory(whole[:row]), InMemory(whole[row:])]), size), whole)
+    runs = [(0, 0, row), *((1, at, at + 1) for at in data.draw(st.permutations(range(height - row))))]
+    order = [*range(row), *(row + at for _, at, _ in runs[1:])]
+    assert torch.equal(pieces_of(stack_rows([InMemory(whole[:row]), InMemory(whole[row:])], runs), size), whole[order])
     cuts = [(slice(a, b), slice(c, d)) for a, b in ((0, row), (row, height)) for c, d in ((0, column), (column, width))]
-    blocks = [((rows.start, cols.start), Held(whole[rows, cols])) for rows, cols in cuts]
-    assert torch.equal(pieces_of(Grid(whole.shape, blocks), size), whole)
+    blocks = [((rows.start, cols.start), InMemory(whole[rows, cols])) for rows, cols in cuts]
+    assert torch.equal(pieces_of(Blocks(whole.shape, blocks), size), whole)
     flat = whole.view(-1)[column:]
-    assert torch.equal(pieces_of(Window(Held(whole), column, flat.shape), size), flat)
+    assert torch.equal(pieces_of(Window(InMemory(whole), column, flat.shape), size), flat)
 
 
 def test_compressed_elements_are_not_taken_for_weights(tmp_path: Path) -> None:

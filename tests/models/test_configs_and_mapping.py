@@ -31,8 +31,7 @@ SHAPES = [SMALL, SMALL.with_changes(tie_word_embeddings=False), SMALL.with_chang
 )
 def test_parameter_counts(name: str, count: int) -> None:
     assert preset(name).num_parameters == count
-    shapes = [hf_mapping.stored_shape(e, preset(name)) for e in hf_mapping.mapping(preset(name))]
-    assert sum(torch.Size(shape).numel() for shape in shapes) == count
+    assert sum(torch.Size(entry.shape).numel() for entry in hf_mapping.stored_tensors(preset(name))) == count
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-math-1.5b", "qwen2.5-7b", "qwen3-4b", "tiny"])
@@ -45,7 +44,7 @@ def test_transformers_builds_the_same_parameters(name: str) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(raw.pop("model_type"), **raw))
     theirs = {key: tuple(p.shape) for key, p in model.named_parameters()}
-    ours = {k: s for e in hf_mapping.mapping(shape) for k, s in zip(e.hf, hf_mapping.hf_shapes(e, shape), strict=True)}
+    ours = dict(source for entry in hf_mapping.stored_tensors(shape) for source in entry.sources)
     assert ours == theirs
 
 
@@ -66,22 +65,33 @@ def test_the_math_bases_get_the_recipes_positions() -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=["tied", "untied", "qwen3"])
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_mapping_and_slicing_invert(shape: ModelConfig, tp: int) -> None:
-    entries = hf_mapping.mapping(shape)
-    hf = {n: torch.randn(s) for e in entries for n, s in zip(e.hf, hf_mapping.hf_shapes(e, shape), strict=True)}
-    for entry, stored in hf_mapping.hf_to_stored(hf.__getitem__, shape):
-        assert tuple(stored.shape) == hf_mapping.stored_shape(entry, shape)
+    hf = {n: torch.randn(s) for entry in hf_mapping.stored_tensors(shape) for n, s in entry.sources}
+    for entry in hf_mapping.stored_tensors(shape):
+        stored = hf_mapping.join(entry, hf_mapping.read_sources(entry, hf.__getitem__))
+        assert tuple(stored.shape) == entry.shape
         slices = [hf_mapping.tp_slice(entry, stored, tp, rank) for rank in range(tp)]
         whole = hf_mapping.tp_join(entry, slices)
         assert torch.equal(whole, stored)
-        for name, tensor in zip(entry.hf, hf_mapping.split(entry, whole, shape), strict=True):
+        for name, tensor in zip(dict(entry.sources), hf_mapping.split(entry, whole), strict=True):
             assert torch.equal(tensor, hf[name])
 
 
 def test_wrong_weights_are_named() -> None:
+    embedding = hf_mapping.stored_tensors(SMALL)[0]
     with pytest.raises(UserError, match=r"no model\.embed_tokens\.weight"):
-        next(hf_mapping.hf_to_stored({}.__getitem__, SMALL))
+        hf_mapping.read_sources(embedding, {}.__getitem__)
     with pytest.raises(UserError, match=r"embed_tokens\.weight has shape \(3, 3\)"):
-        next(hf_mapping.hf_to_stored(lambda _: torch.zeros(3, 3), SMALL))
+        hf_mapping.read_sources(embedding, lambda _: torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_queries_keys_and_values_lie_by_group(groups: int) -> None:
+    """Row for row against the layout as Megatron's attention reshapes it: [groups, queries a group + 2, head]."""
+    shape = SMALL.with_changes(num_key_value_heads=groups, head_dim=2)
+    entry = next(e for e in hf_mapping.stored_tensors(shape) if e.name.endswith("linear_qkv.bias"))
+    q, k, v = (torch.arange(rows[0]) + 1000 * n for n, (_, rows) in enumerate(entry.sources))
+    grouped = torch.cat([q.view(groups, -1, 2), k.view(groups, 1, 2), v.view(groups, 1, 2)], 1)
+    assert torch.equal(hf_mapping.join(entry, [q, k, v]), grouped.flatten())
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def gradients(case: dict[str, Any], config: TrainingConfig) -> None:
             for name in {name for name, _ in merged}:
                 entry = merged[name, 0][0]
                 whole = hf_mapping.tp_join(entry, [merged[name, r][1] for r in range(config.parallel.tp)])
-                found |= dict(zip(entry.hf, hf_mapping.split(entry, whole, model), strict=True))
+                found |= dict(zip(dict(entry.sources), hf_mapping.split(entry, whole), strict=True))
             torch.save({"loss": loss, "norm": norm, "gradients": found}, case["output"])
 
 

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from nemo_openmath.checkpoints.formats import torch_file
 from nemo_openmath.checkpoints.formats.safetensors import write_all
-from nemo_openmath.checkpoints.lazy import LazyTensor, stream
+from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.names import pad_vocabulary, tp_join, tp_slice
+from nemo_openmath.checkpoints.streaming import stream
 from nemo_openmath.core.errors import DamagedFile, UserError
-from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.models.hf_mapping import StoredTensor, layer_of, stored_tensors
 
 FILE = "model_optim_rng.pt"
-_HEAD = "output_layer.weight"
+_HEAD, _EMBEDDING = "output_layer.weight", "embedding.word_embeddings.weight"
 _RANK = re.compile(r"mp_rank_(\d\d)(?:_(\d\d\d))?")
 
 
@@ -56,15 +57,16 @@ def read(folder: Path, config: ModelConfig) -> tuple[dict[str, LazyTensor], dict
         for rank in range(tp):
             for name, tensor in _global(chunks[rank, stage], offsets[stage]):
                 parts.setdefault((stage, name), []).append(tensor)
-    entries = {entry.stored: entry for entry in hf_mapping.mapping(config)}
+    entries = {entry.name: entry for entry in stored_tensors(config)}
+    fused = {entry.local_name(): entry.name for entry in entries.values()}
     stored: dict[str, LazyTensor] = {}
     for (_, local), slices in parts.items():
-        name = _fused(local)
+        name = fused.get(local, local)
         if len(slices) != tp or len({part.shape for part in slices}) > 1:
             shapes = ", ".join(str(part.shape) for part in slices)
             raise DamagedFile(folder, f"{name} has the shapes {shapes} on {tp} tensor-parallel ranks", "save it again")
         if name == _HEAD and name not in entries:  # tied: the last stage repeats the embedding, cut as it is
-            stored[name] = tp_join(entries["embedding.word_embeddings.weight"], slices)
+            stored[name] = tp_join(entries[_EMBEDDING], slices)
         elif name not in entries:  # for the caller to judge: it has no place in the model
             stored.setdefault(name, slices[0])
         elif name not in stored:
@@ -88,9 +90,7 @@ def _first_layers(stages: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[in
         for number, stage in enumerate(stages):
             if chunk < len(stage):
                 first[number][chunk] = at
-                at += 1 + max(
-                    (layer for name in stage[chunk] if (layer := hf_mapping.layer_of(name)) is not None), default=-1
-                )
+                at += 1 + max((layer for name in stage[chunk] if (layer := layer_of(name)) is not None), default=-1)
     return first
 
 
@@ -99,18 +99,8 @@ def _global(chunks: Sequence[Mapping[str, Any]], offsets: Sequence[int]) -> Iter
     for chunk, offset in zip(chunks, offsets, strict=True):
         for name, tensor in chunk.items():
             if isinstance(tensor, LazyTensor):
-                layer = hf_mapping.layer_of(name)
+                layer = layer_of(name)
                 yield name if layer is None else f"decoder.layers.{layer + offset}." + name.split(".", 3)[3], tensor
-
-
-def _fused(name: str) -> str:
-    for local, fused in (
-        ("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight"),
-        ("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight"),
-    ):
-        if name.startswith("decoder.layers.") and name.split(".", 3)[3] == local:
-            return name.removesuffix(local) + fused
-    return name
 
 
 def write(
@@ -129,24 +119,28 @@ def write(
     ``vocabulary_multiple * tp`` as Megatron-LM pads it (``--make-vocab-size-divisible-by``)."""
     _check_layout(config, tp, pp)
     folder = root / f"iter_{step:07d}"
-    layers = config.num_hidden_layers // pp
     for stage in range(pp):
         for rank in range(tp):
             model: dict[str, LazyTensor] = {}
-            for entry in hf_mapping.mapping(config):
-                layer, name = hf_mapping.layer_of(entry.stored), entry.stored
-                first, last = name.startswith("embedding."), layer is None and not name.startswith("embedding.")
-                tied_head = first and config.tie_word_embeddings and pp > 1 and stage == pp - 1
-                here = (first and stage == 0) or (last and stage == pp - 1) or tied_head
-                if here or (layer is not None and layer // layers == stage):
-                    name = "output_layer.weight" if tied_head else name
-                    full = pad_vocabulary(entry, stored[entry.stored], vocabulary_multiple * tp)
-                    local = hf_mapping.local_name(name, stage * layers, fused_norms=fused_norms)
-                    model[local] = tp_slice(entry, full, tp, rank)
+            for entry in stored_tensors(config):
+                if (name := _name_in_stage(entry, config, stage, pp, fused_norms)) is not None:
+                    full = pad_vocabulary(entry, stored[entry.name], vocabulary_multiple * tp)
+                    model[name] = tp_slice(entry, full, tp, rank)
             path = folder / (f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if pp > 1 else ""))
             path.mkdir(parents=True)
             _write_rank(path / FILE, model, step)
     (root / "latest_checkpointed_iteration.txt").write_text(f"{step}\n")
+
+
+def _name_in_stage(entry: StoredTensor, config: ModelConfig, stage: int, pp: int, fused_norms: bool) -> str | None:
+    """Return the name under which pipeline stage ``stage`` of ``pp`` holds a tensor; None where it does not hold it."""
+    layers, last = config.num_hidden_layers // pp, stage == pp - 1
+    if entry.layer is not None:
+        here = entry.layer // layers == stage
+        return entry.local_name(stage * layers, fused_norms=fused_norms) if here else None
+    if entry.name == _EMBEDDING:
+        return entry.name if stage == 0 else _HEAD if last and config.tie_word_embeddings else None
+    return entry.name if last else None
 
 
 def _write_rank(path: Path, model: dict[str, LazyTensor], step: int) -> None:

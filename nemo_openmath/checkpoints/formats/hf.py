@@ -7,16 +7,25 @@ refused, and for the architectures that we know every tensor has its place and i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from nemo_openmath.checkpoints.formats import safetensors
-from nemo_openmath.checkpoints.lazy import LazyTensor
+from nemo_openmath.checkpoints.lazy import LazyTensor, equal
 from nemo_openmath.checkpoints.model_files import changed_config, main_dtype, write_model_files
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.models.hf_config import ARCHITECTURES, Described, describe, once, read_config, refuse_quantized
+from nemo_openmath.models.hf_config import (
+    ARCHITECTURES,
+    Described,
+    checked,
+    describe,
+    no_place,
+    once,
+    read_config,
+    refuse_quantized,
+)
 from nemo_openmath.models.stop_tokens import StopTokens
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -58,13 +67,9 @@ def check(
     for line in described.notes:
         say(line)
     kept = without_copies(tensors, described, folder, say)
-    shapes, remedy = described.tensors(), "check config.json against the weights"
+    shapes = described.tensors()
     for name, shape in shapes.items():
-        if name not in kept:
-            raise UserError(f"the weights hold no {name}", file=folder, remedy=remedy)
-        if kept[name].shape != shape:
-            problem = f"{name} has shape {kept[name].shape}, the configuration says {shape}"
-            raise UserError(problem, file=folder, remedy=remedy)
+        checked(name, kept.get(name), shape, folder)
     if left := kept.keys() - shapes.keys():
         raise no_place(left, folder)
     return kept
@@ -76,12 +81,6 @@ def refuse_payloads(folder: Path, tensors: Mapping[str, LazyTensor]) -> None:
         if tensor.dtype not in _PLAIN:
             problem = f"{name} is {str(tensor.dtype).removeprefix('torch.')}, and config.json does not say what for"
             raise UserError(problem, file=folder, remedy="give a model of plain weights")
-
-
-def no_place(left: Collection[str], file: Path | None) -> UserError:
-    """The error about tensors that would be lost."""
-    problem = f"config.json has no place for {min(left)} ({len(left)} such tensor{'s' * (len(left) > 1)})"
-    return UserError(problem, file=file, remedy="check config.json against the weights")
 
 
 def without_copies(
@@ -103,11 +102,6 @@ def without_copies(
         say(f"{folder}: {HEAD} is left out: it is the embedding, to which config.json ties it")
         del kept[HEAD]
     return kept
-
-
-def equal(a: LazyTensor, b: LazyTensor) -> bool:
-    """Element by element, up to the first piece that differs."""
-    return a.shape == b.shape and all(torch.equal(p, q) for p, q in zip(a.pieces(), b.pieces(), strict=True))
 
 
 def write(

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from nemo_openmath.checkpoints.lazy import LazyTensor, Region, bytes_of, stream
+from nemo_openmath.checkpoints.lazy import FileTensor, LazyTensor, bytes_of
+from nemo_openmath.checkpoints.streaming import stream
 from nemo_openmath.core.errors import DamagedFile, UserError
 
 SINGLE = "model.safetensors"
@@ -62,7 +63,7 @@ def read_file(path: Path) -> dict[str, LazyTensor]:
             raise UserError(
                 f"tensor {name} has the unknown dtype {dtype}", file=path, remedy="save it in another dtype"
             )
-        region = Region(path, 8 + length + start, DTYPES[dtype], shape)
+        region = FileTensor(path, 8 + length + start, DTYPES[dtype], shape)
         if 8 + length + stop > size:
             raise DamagedFile(path, f"truncated: {name} ends at byte {8 + length + stop} of {size}", _AGAIN)
         if region.nbytes != stop - start:

@@ -27,7 +27,8 @@ from torch.distributed.checkpoint import metadata as dcp
 
 from nemo_openmath.checkpoints.formats import torch_file
 from nemo_openmath.checkpoints.formats.safetensors import write_all
-from nemo_openmath.checkpoints.lazy import Grid, LazyTensor, Rows, Window, stream
+from nemo_openmath.checkpoints.lazy import Blocks, LazyTensor, StackedRows, Window
+from nemo_openmath.checkpoints.streaming import stream
 from nemo_openmath.core.errors import DamagedFile
 
 METADATA = ".metadata"
@@ -131,8 +132,8 @@ def _tensor(folder: Path, name: str, entry: Any, storage: Mapping[Any, Any]) -> 
     if len(blocks) == 1:
         return Window(blocks[0][1], 0, shape)
     if all(block.shape[1:] == shape[1:] for _, block in blocks):
-        return Rows([block for _, block in blocks])
-    return Grid(shape, blocks)
+        return StackedRows([block for _, block in blocks])
+    return Blocks(shape, blocks)
 
 
 def write(

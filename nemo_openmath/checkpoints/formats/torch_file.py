@@ -21,7 +21,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from nemo_openmath.checkpoints.lazy import LazyTensor, Region, Window, bytes_of
+from nemo_openmath.checkpoints.lazy import FileTensor, LazyTensor, Window, bytes_of
 from nemo_openmath.core.errors import DamagedFile, OpenMathError, UserError
 
 _STORAGES = {
@@ -143,16 +143,16 @@ class _Unpickler(pickle.Unpickler):
             return getattr(torch, name)
         return _PLAIN.get((module, name), Opaque)
 
-    def persistent_load(self, pid: Any) -> Region:
+    def persistent_load(self, pid: Any) -> FileTensor:
         _, dtype, key, _, numel = pid
         at, size = self._records[key]
         if size != numel * dtype.itemsize:
             raise DamagedFile(
                 self._path, f"storage {key} has {size} bytes, {numel * dtype.itemsize} are needed", _AGAIN
             )
-        return Region(self._path, at, dtype, (numel,))
+        return FileTensor(self._path, at, dtype, (numel,))
 
-    def _tensor(self, storage: Region, offset: int, shape: Any, stride: Any, *_: Any) -> LazyTensor:
+    def _tensor(self, storage: FileTensor, offset: int, shape: Any, stride: Any, *_: Any) -> LazyTensor:
         wanted = 1
         for size, step in zip(reversed(shape), reversed(stride), strict=True):
             if size != 1 and step != wanted:

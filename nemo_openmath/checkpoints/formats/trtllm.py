@@ -29,12 +29,11 @@ from nemo_openmath.checkpoints import names
 from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_checkpoint
 from nemo_openmath.checkpoints.formats.hf import without_copies
 from nemo_openmath.checkpoints.formats.safetensors import write_file
-from nemo_openmath.checkpoints.lazy import Held, LazyTensor, Mapped, Rows, columns, rows
+from nemo_openmath.checkpoints.lazy import Elementwise, InMemory, LazyTensor, StackedRows
 from nemo_openmath.checkpoints.model_files import main_dtype, write_model_files
 from nemo_openmath.checkpoints.output import building
 from nemo_openmath.checkpoints.quantize.calibration import LINEAR
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ARCHITECTURES, ModelConfig
 from nemo_openmath.models.hf_config import describe
 
@@ -76,9 +75,8 @@ def hf_to_trtllm(
     chosen = dtype or main_dtype({name: plain[name] for name in plain if not name.endswith("_scale")})
     if chosen not in (torch.bfloat16, torch.float16, torch.float32):
         raise UserError(f"{chosen} is no dtype of TensorRT-LLM", remedy="use bfloat16, float16 or float32")
-    for entry in hf_mapping.mapping(config):  # names and shapes, before anything is written
-        hf_mapping.read_hf(lambda name: _shape_only(source.tensors, name), entry, config)
-    names.check_nothing_left((name for name in source.tensors if not (_is_scale(name) and algorithm == "FP8")), config)
+    weights = {name: t for name, t in source.tensors.items() if not (_is_scale(name) and algorithm == "FP8")}
+    names.to_stored(weights, config)  # refuses wrong names and shapes before anything is written
     tensors = {
         name: t.to(chosen) if name in plain and not name.endswith("_scale") else t for name, t in source.tensors.items()
     }
@@ -138,15 +136,15 @@ def _rank(
         hf, ours = f"model.layers.{stage * count + number}.", f"transformer.layers.{number}."
         q, k, v = _one_scale(tensors, [f"{hf}self_attn.{name}_proj." for name in "qkv"], f"{ours}attention.qkv.", held)
         q, k, v = _part(q, tp, rank), _kv_heads(k, config, tp, rank), _kv_heads(v, config, tp, rank)
-        held[f"{ours}attention.qkv.weight"] = Rows([q, k, v])
+        held[f"{ours}attention.qkv.weight"] = StackedRows([q, k, v])
         if config.qkv_bias:
             q, k, v = (tensors[f"{hf}self_attn.{name}_proj.bias"] for name in "qkv")
             q, k, v = _part(q, tp, rank), _kv_heads(k, config, tp, rank), _kv_heads(v, config, tp, rank)
-            held[f"{ours}attention.qkv.bias"] = Rows([q, k, v])
+            held[f"{ours}attention.qkv.bias"] = StackedRows([q, k, v])
         if (key := f"{hf}self_attn.k_proj.k_scale") in tensors:
             scales = (tensors[key], tensors[f"{hf}self_attn.v_proj.v_scale"])
             largest = max(float(scale.full()) for scale in scales)
-            held[f"{ours}attention.kv_cache_scaling_factor"] = Held(torch.tensor([largest]))
+            held[f"{ours}attention.kv_cache_scaling_factor"] = InMemory(torch.tensor([largest]))
         for name in "qk" if config.qk_norm else "":
             held[f"{ours}attention.{name}_layernorm.weight"] = tensors[f"{hf}self_attn.{name}_norm.weight"]
         held[f"{ours}input_layernorm.weight"] = tensors[f"{hf}input_layernorm.weight"]
@@ -164,7 +162,7 @@ def _rank(
         head = tensors["model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"]
         missing = -head.shape[0] % tp
         if missing:
-            head = Rows([head, Held(torch.zeros((missing, head.shape[1]), dtype=head.dtype))])
+            head = StackedRows([head, InMemory(torch.zeros((missing, head.shape[1]), dtype=head.dtype))])
         held["lm_head.weight"] = _part(head, tp, rank)
     return held
 
@@ -180,13 +178,13 @@ def _one_scale(
     scales = [float(tensors[f"{source}weight_scale"].full()) for source in sources]
     largest = max(scales)
     inputs = max(float(tensors[f"{source}input_scale"].full()) for source in sources)
-    held[f"{name}weights_scaling_factor"] = Held(torch.tensor([largest]))
-    held[f"{name}activation_scaling_factor"] = Held(torch.tensor([inputs]))
+    held[f"{name}weights_scaling_factor"] = InMemory(torch.tensor([largest]))
+    held[f"{name}activation_scaling_factor"] = InMemory(torch.tensor([inputs]))
     return [w if s == largest else _rescaled(w, s / largest) for w, s in zip(weights, scales, strict=True)]
 
 
 def _rescaled(weight: LazyTensor, factor: float) -> LazyTensor:
-    return Mapped((weight,), lambda parts: (parts[0].float() * factor).to(E4M3), E4M3)
+    return Elementwise((weight,), lambda parts: (parts[0].float() * factor).to(E4M3), E4M3)
 
 
 def _is_scale(name: str) -> bool:
@@ -217,23 +215,19 @@ def _fp8(source: Checkpoint, quantization: str | None) -> tuple[str, str | None]
 
 def _part(tensor: LazyTensor, tp: int, rank: int) -> LazyTensor:
     size = tensor.shape[0] // tp
-    return rows(tensor, rank * size, (rank + 1) * size)
+    return tensor.rows(rank * size, (rank + 1) * size)
 
 
 def _kv_heads(tensor: LazyTensor, config: ModelConfig, tp: int, rank: int) -> LazyTensor:
     if config.num_key_value_heads >= tp:
         return _part(tensor, tp, rank)
     head = rank * config.num_key_value_heads // tp
-    return rows(tensor, head * config.head_dim, (head + 1) * config.head_dim)
+    return tensor.rows(head * config.head_dim, (head + 1) * config.head_dim)
 
 
 def _columns(tensor: LazyTensor, tp: int, rank: int) -> LazyTensor:
     size = tensor.shape[1] // tp
-    return columns(tensor, rank * size, (rank + 1) * size) if tp > 1 else tensor
-
-
-def _shape_only(tensors: Mapping[str, LazyTensor], name: str) -> torch.Tensor:
-    return torch.empty(tensors[name].shape, device="meta")
+    return tensor.columns(rank * size, (rank + 1) * size) if tp > 1 else tensor
 
 
 def _config(

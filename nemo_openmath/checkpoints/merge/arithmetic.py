@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from nemo_openmath.checkpoints.lazy import PIECE, LazyTensor, Mapped
+from nemo_openmath.checkpoints.lazy import PIECE, Elementwise, LazyTensor
 from nemo_openmath.checkpoints.methods import Method
 
 _CACHED = 1 << 17  # elements: a few fp32 buffers of this size stay in a core's cache
@@ -43,7 +43,7 @@ def merged(
         "task_arithmetic": lambda tensors: add_differences(tensors[-1], tensors[:-1], weights, dtype),
         "ties": _ties(parts, weights, density),
     }
-    return Mapped(parts, lambda tensors: functions[method](tensors).to(dtype), dtype)
+    return Elementwise(parts, lambda tensors: functions[method](tensors).to(dtype), dtype)
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype | None = None) -> Tensor:

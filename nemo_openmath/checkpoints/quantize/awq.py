@@ -14,8 +14,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from nemo_openmath.checkpoints.lazy import Held, LazyTensor, check_finite
+from nemo_openmath.checkpoints.lazy import InMemory, LazyTensor
 from nemo_openmath.checkpoints.quantize.calibration import LINEAR, Calibration, group_of
+from nemo_openmath.checkpoints.streaming import check_finite
 from nemo_openmath.core.errors import UserError
 
 GROUP = 128
@@ -85,12 +86,12 @@ def scaled(
         if norm := _norm_before(group):
             before = tensors[norm].full()
             after = (before.float() * divisor).to(before.dtype)
-            made[norm] = Held(after)
+            made[norm] = InMemory(after)
             used = after.float() / before.float()
             divisor = torch.where(used.isfinite() & (used != 0), used, divisor)
         elif stored_scales:
             stored = divisor.to(dtype)
-            made[names[0].removesuffix("weight") + "pre_quant_scale"] = Held(stored)
+            made[names[0].removesuffix("weight") + "pre_quant_scale"] = InMemory(stored)
             divisor = stored.float()
         else:  # down: its input is silu(gate) * up, so up's rows carry the divisor
             up = names[0].replace("down_proj", "up_proj")

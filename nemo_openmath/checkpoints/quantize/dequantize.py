@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nemo_openmath.checkpoints.checkpoint import lineage, open_checkpoint
 from nemo_openmath.checkpoints.formats.safetensors import write_folder
-from nemo_openmath.checkpoints.lazy import LazyTensor, Mapped, rows
+from nemo_openmath.checkpoints.lazy import Elementwise, LazyTensor
 from nemo_openmath.checkpoints.model_files import write_model_files
 from nemo_openmath.checkpoints.output import building
 from nemo_openmath.checkpoints.quantize import calibration
@@ -34,7 +34,7 @@ def dequantized(folder: str | Path) -> dict[str, LazyTensor]:
         if name.endswith(("_scale", "_shape")):
             continue
         if name == weight and tensor.dtype not in (torch.int8, torch.uint8, _E4M3):
-            plain[name] = Mapped((tensor,), lambda parts: parts[0].float(), torch.float32)
+            plain[name] = Elementwise((tensor,), lambda parts: parts[0].float(), torch.float32)
             continue
         if f"{weight}_scale" not in held:
             raise UserError(f"{name} has no {weight}_scale", file=folder, remedy="export it again")
@@ -71,10 +71,10 @@ class _Weight(LazyTensor):
 
     def _values(self, first: int, end: int) -> Tensor:
         if self.two_rows:
-            payload = rows(self.payload, first // 2, end // 2).full().int()
+            payload = self.payload.rows(first // 2, end // 2).full().int()
             both = torch.stack([payload & 15, payload >> 4], 1).flatten(0, 1)
             return (both - 16 * (both > 7)).float()
-        payload = rows(self.payload, first, end).full()
+        payload = self.payload.rows(first, end).full()
         if payload.dtype != torch.int32:
             return payload.float()
         bits = 32 * payload.shape[1] // self.row

@@ -30,12 +30,13 @@ from torch import Tensor
 
 from nemo_openmath.checkpoints.checkpoint import lineage, open_checkpoint
 from nemo_openmath.checkpoints.formats.safetensors import write_folder
-from nemo_openmath.checkpoints.lazy import PIECE, Held, LazyTensor, check_finite, rows
+from nemo_openmath.checkpoints.lazy import PIECE, InMemory, LazyTensor
 from nemo_openmath.checkpoints.methods import Layout, QuantizedFormat
 from nemo_openmath.checkpoints.model_files import changed_config, main_dtype, write_model_files
 from nemo_openmath.checkpoints.output import building
 from nemo_openmath.checkpoints.quantize import awq
 from nemo_openmath.checkpoints.quantize.calibration import LINEAR, Calibration, calibrate, group_of
+from nemo_openmath.checkpoints.streaming import check_finite
 from nemo_openmath.core.errors import UserError
 
 QUANT_CONFIG = "hf_quant_config.json"
@@ -171,12 +172,14 @@ def _eight_bits(
         else:
             scale = _positive(torch.tensor(of_groups[group_of(name)] / _LARGEST[format]))
             values = _Scaled(tensor, scale.reshape(-1), E4M3, divide=True)
-            made[prefix + "input_scale"] = Held(torch.tensor(activations.largest[group_of(name)] / _LARGEST[format]))
+            made[prefix + "input_scale"] = InMemory(
+                torch.tensor(activations.largest[group_of(name)] / _LARGEST[format])
+            )
             letter = prefix.rsplit(".", 2)[1].removesuffix("_proj")
             if format == "fp8_kv" and letter in "kv":
                 peak = activations.cache[prefix.removesuffix("_proj.")]
-                made[f"{prefix}{letter}_scale"] = Held(torch.tensor(peak / _LARGEST[format]))
-        made[name], made[f"{name}_scale"] = values, Held(scale)
+                made[f"{prefix}{letter}_scale"] = InMemory(torch.tensor(peak / _LARGEST[format]))
+        made[name], made[f"{name}_scale"] = values, InMemory(scale)
     return made
 
 
@@ -189,7 +192,7 @@ def _int4(tensors: Mapping[str, LazyTensor], layout: Layout, dtype: torch.dtype)
         scale = torch.cat([awq.rounded(part.float())[1] for part in _blocks(name, tensor)])
         if layout == "modelopt":
             made[name] = _Int4(tensor, scale, rows_a_byte=2)
-            made[f"{name}_scale"] = Held(scale)
+            made[f"{name}_scale"] = InMemory(scale)
         else:
             narrow = scale.to(dtype)
             made |= _packed(name, _Int4(tensor, narrow.float()), narrow, bits=4)
@@ -198,7 +201,7 @@ def _int4(tensors: Mapping[str, LazyTensor], layout: Layout, dtype: torch.dtype)
 
 def _packed(name: str, values: LazyTensor, scale: Tensor, bits: int) -> dict[str, LazyTensor]:
     shape = torch.tensor(values.shape)
-    return {f"{name}_packed": _Words(values, bits), f"{name}_scale": Held(scale), f"{name}_shape": Held(shape)}
+    return {f"{name}_packed": _Words(values, bits), f"{name}_scale": InMemory(scale), f"{name}_shape": InMemory(shape)}
 
 
 def _positive(scale: Tensor) -> Tensor:
@@ -209,7 +212,7 @@ def _blocks(name: str, tensor: LazyTensor) -> Iterator[Tensor]:
     """A matrix, a few rows at a time; what is not finite is refused here, for no integer shows it."""
     step = max(1, PIECE // tensor.row)
     for at in range(0, tensor.shape[0], step):
-        part = rows(tensor, at, min(at + step, tensor.shape[0])).full()
+        part = tensor.rows(at, min(at + step, tensor.shape[0])).full()
         check_finite(name, part)
         yield part
 
@@ -262,7 +265,7 @@ class _Int4(_ByRows):
 
     def of_rows(self, first: int, end: int) -> Tensor:
         first, end = first * self.pack, end * self.pack
-        groups = rows(self.source, first, end).full().float().unflatten(1, (-1, awq.GROUP))
+        groups = self.source.rows(first, end).full().float().unflatten(1, (-1, awq.GROUP))
         values = (groups / self.scale[first:end, :, None]).round_().clamp_(-8, 7).flatten(1).to(torch.int8)
         if self.pack == 1:
             return values
@@ -280,7 +283,7 @@ class _Words(_ByRows):
         self.shape = (source.shape[0], -(-source.shape[1] * bits // 32))
 
     def of_rows(self, first: int, end: int) -> Tensor:
-        values = rows(self.source, first, end).full().long() + (1 << self.bits - 1)
+        values = self.source.rows(first, end).full().long() + (1 << self.bits - 1)
         values = torch.nn.functional.pad(values, (0, -values.shape[1] % (32 // self.bits)))
         words = (values.unflatten(1, (-1, 32 // self.bits)) << torch.arange(0, 32, self.bits)).sum(2)
         return torch.where(words >= 1 << 31, words - (1 << 32), words).int()
