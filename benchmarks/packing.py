@@ -30,10 +30,10 @@ import numpy as np
 
 from nemo_openmath.data.batches.balance import assign, assign_in_order, imbalance
 from nemo_openmath.data.batches.batch_sharding import shard_batch
-from nemo_openmath.data.batches.data_module import PackedData
+from nemo_openmath.data.batches.packed_data import PackedData
 from nemo_openmath.data.packs.packing import pack
-from nemo_openmath.data.packs.plan import write_packs
-from nemo_openmath.data.tokens.section_file import SectionWriter
+from nemo_openmath.data.packs.write import write_packs
+from nemo_openmath.data.section_file import SectionWriter
 from nemo_openmath.data.tokens.token_file import INDEX, KIND, ShardWriter, write_manifest
 from nemo_openmath.models.layout import Parallel
 

@@ -38,8 +38,7 @@ start_process()
 
 import torch  # noqa: E402
 
-from nemo_openmath.data.batches.batch_sharding import concatenate  # noqa: E402
-from nemo_openmath.data.packs.types import Pack  # noqa: E402
+from nemo_openmath.data.packs.pack import Pack, concatenate  # noqa: E402
 from nemo_openmath.models.attention import _attend, _whole  # noqa: E402
 from nemo_openmath.models.build import build_model, load_hf  # noqa: E402
 from nemo_openmath.models.configs import ModelConfig  # noqa: E402

@@ -43,7 +43,7 @@ def _stats(options: argparse.Namespace) -> None:
 
     from nemo_openmath.chat import ChatTokenizer
     from nemo_openmath.data.packs.plan import PackPlan
-    from nemo_openmath.data.packs.stats import measure, show_pack, show_stats
+    from nemo_openmath.data.stats import measure, show_pack, show_stats
 
     if options.pack is not None and options.tokenizer is None:
         raise UserError("--pack shows a pack's text", remedy="add --tokenizer MODEL, or leave out --pack")
@@ -59,7 +59,7 @@ def _stats(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from nemo_openmath.data.packs.verify import verify
+    from nemo_openmath.data.verify import verify
 
     for folder in options.folders:
         for line in verify(folder):

@@ -6,10 +6,12 @@ PackedData.open(folder, batch_samples=1024, epochs=6)     what the trainer reads
 """
 
 from nemo_openmath.data.batches.balance import assign, imbalance
-from nemo_openmath.data.batches.data_module import PackedData
+from nemo_openmath.data.batches.packed_data import PackedData
+from nemo_openmath.data.batches.source import PackSource
+from nemo_openmath.data.packs.pack import Pack
 from nemo_openmath.data.packs.packing import pack
-from nemo_openmath.data.packs.plan import Mixture, PackPlan, write_packs
-from nemo_openmath.data.packs.types import Pack, PackSource
+from nemo_openmath.data.packs.plan import PackPlan
+from nemo_openmath.data.packs.write import Mixture, write_packs
 from nemo_openmath.data.tokens.token_file import TokenFolder
 from nemo_openmath.data.tokens.tokenization import write_tokens
 

@@ -13,7 +13,7 @@ from nemo_openmath.core.bounds import NonNegativeFloat, NonNegativeInt, Positive
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Drop, SftRow
 from nemo_openmath.core.stage import RUNTIME, Result, Stage, StageContext, UnitStage
-from nemo_openmath.data.packs.plan import Mixture, write_packs
+from nemo_openmath.data.packs.write import Mixture, write_packs
 from nemo_openmath.data.rows.selection import Choice, FormatRules
 from nemo_openmath.data.tokens.tokenization import write_tokens
 

@@ -21,7 +21,7 @@ from nemo_openmath.checkpoints.checkpoint import open_checkpoint
 from nemo_openmath.checkpoints.formats import step_folders
 from nemo_openmath.checkpoints.model_files import copy_model_files
 from nemo_openmath.core.errors import ExitCode, Preempted, UserError
-from nemo_openmath.data.packs.types import PackSource
+from nemo_openmath.data.batches.source import PackSource
 from nemo_openmath.models.build import PackedGPT, build_model, choose_backend, load_hf
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.stop_tokens import StopTokens

@@ -19,8 +19,8 @@ from nemo_openmath.core.processes import child_environment
 from nemo_openmath.core.records import write_json
 from nemo_openmath.core.records.lineage import Lineage, digest_tree
 from nemo_openmath.core.stage import RUNTIME, Stage, StageContext
-from nemo_openmath.data.batches.data_module import PackedData
 from nemo_openmath.data.batches.held_out import check_share
+from nemo_openmath.data.batches.packed_data import PackedData
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.training.config import DataConfig, TrainingConfig, TrainingJob
 from nemo_openmath.training.metrics import show

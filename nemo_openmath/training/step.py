@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.data.batches.batch_sharding import shard_batch
-from nemo_openmath.data.packs.types import Pack
+from nemo_openmath.data.packs.pack import Pack
 from nemo_openmath.models.build import PackedGPT
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.packed import PackedBatch, pack_batch

@@ -76,7 +76,7 @@ def run_job(job: TrainingJob) -> None:
     from nemo_openmath.training.runtime import start_process
 
     start_process()  # before megatron-core is imported elsewhere (see cpu_compat)
-    from nemo_openmath.data.batches.data_module import PackedData
+    from nemo_openmath.data.batches.packed_data import PackedData
     from nemo_openmath.training.loop import train
 
     data, tokenizer = job.data, _tokenizer(job.model)

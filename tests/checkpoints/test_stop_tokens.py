@@ -21,7 +21,7 @@ from nemo_openmath.checkpoints.merge.combine import average, merge
 from nemo_openmath.checkpoints.quantize.export import quantize
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Problem, SftRow
-from nemo_openmath.data.packs.plan import write_packs
+from nemo_openmath.data.packs.write import write_packs
 from nemo_openmath.data.tokens.tokenization import write_tokens
 from nemo_openmath.models.stop_tokens import StopTokens
 from nemo_openmath.training.launch import launch

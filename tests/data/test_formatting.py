@@ -29,8 +29,8 @@ from nemo_openmath.core.records.key_set import KeySet
 from nemo_openmath.core.records.manifest import Manifest, write_manifest
 from nemo_openmath.core.stage import StageContext
 from nemo_openmath.data.rows.formatting import Formatter, Reject
-from nemo_openmath.data.rows.reading import Block, _hub_rows, read_source
 from nemo_openmath.data.rows.selection import Choice, FormatRules
+from nemo_openmath.data.rows.sources import Block, _hub_rows, read_source
 from nemo_openmath.data.rows.stage import Read, ReadConfig, _Maker
 from tests.data.made_rows import make_rows
 from tests.data.tokenizers_made import byte_level, unigram

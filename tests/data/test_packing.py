@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nemo_openmath.data.batches.balance import assign, assign_in_order, imbalance
 from nemo_openmath.data.packs.bin_packing import Decisions, _pairs_in_bulk, best_fit, pair_fit
 from nemo_openmath.data.packs.packing import _longest_first, pack
-from nemo_openmath.data.packs.permutation import permutation
+from nemo_openmath.data.permutation import permutation
 
 
 def best_fit_decreasing(lengths: list[int], capacity: int) -> int:

@@ -17,10 +17,10 @@ import pytest
 from nemo_openmath.chat import ChatTokenizer, Transcript, encode
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.data.batches.batch_sharding import shard_batch
-from nemo_openmath.data.batches.data_module import PackedData
-from nemo_openmath.data.packs.plan import DOUBLED, NO_WEIGHT, THINNED, TOO_LONG, TOO_SHORT, Mixture, write_packs
+from nemo_openmath.data.batches.packed_data import PackedData
+from nemo_openmath.data.packs.write import DOUBLED, NO_WEIGHT, THINNED, TOO_LONG, TOO_SHORT, Mixture, write_packs
+from nemo_openmath.data.section_file import SectionWriter
 from nemo_openmath.data.tokens import tokenization
-from nemo_openmath.data.tokens.section_file import SectionWriter
 from nemo_openmath.data.tokens.token_file import TokenFolder
 from nemo_openmath.data.tokens.tokenization import NO_TARGET, write_tokens
 from nemo_openmath.models.layout import Parallel

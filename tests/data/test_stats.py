@@ -10,8 +10,8 @@ from rich.console import Console
 from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.data import Mixture, PackedData, PackPlan, write_packs, write_tokens
-from nemo_openmath.data.packs.stats import measure, show_pack, show_stats
-from nemo_openmath.data.packs.verify import verify
+from nemo_openmath.data.stats import measure, show_pack, show_stats
+from nemo_openmath.data.verify import verify
 from tests.data.made_rows import make_rows, store_rows
 from tests.data.tokenizers_made import byte_level
 

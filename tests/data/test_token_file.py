@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_openmath.core.errors import DamagedFile, UserError
-from nemo_openmath.data.tokens.section_file import SectionFile
+from nemo_openmath.data.section_file import SectionFile
 from nemo_openmath.data.tokens.token_file import KIND, MANIFEST, ShardWriter, TokenFolder, runs_of, write_manifest
 
 Row = tuple[str, str, list[int], list[bool]]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nemo_openmath.data.packs.types import Pack
+from nemo_openmath.data.packs.pack import Pack
 from nemo_openmath.models.configs import ModelConfig, preset
 
 TINY = preset("tiny")

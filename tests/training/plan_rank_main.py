@@ -25,7 +25,7 @@ import torch.distributed as dist  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from nemo_openmath.core.build import Builder, Origin  # noqa: E402
-from nemo_openmath.data.packs.types import Pack  # noqa: E402
+from nemo_openmath.data.packs.pack import Pack  # noqa: E402
 from nemo_openmath.models import loss  # noqa: E402
 from nemo_openmath.models.build import build_model  # noqa: E402
 from nemo_openmath.models.configs import ModelConfig  # noqa: E402

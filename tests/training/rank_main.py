@@ -32,8 +32,7 @@ from torch import Tensor  # noqa: E402
 from nemo_openmath.checkpoints.checkpoint import open_checkpoint  # noqa: E402
 from nemo_openmath.core.build import Builder, Origin  # noqa: E402
 from nemo_openmath.core.errors import Preempted, UserError  # noqa: E402
-from nemo_openmath.data.batches.batch_sharding import concatenate, samples_of  # noqa: E402
-from nemo_openmath.data.packs.types import Pack  # noqa: E402
+from nemo_openmath.data.packs.pack import Pack, concatenate, samples_of  # noqa: E402
 from nemo_openmath.models import hf_mapping  # noqa: E402
 from nemo_openmath.models.build import build_model, load_hf, parameters_by_stored_name  # noqa: E402
 from nemo_openmath.models.configs import ModelConfig  # noqa: E402

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from nemo_openmath.data.packs.types import Pack
+from nemo_openmath.data.packs.pack import Pack
 from nemo_openmath.training.config import TrainingConfig
 from nemo_openmath.training.schedule import learning_rate
 from tests.training.packs import RandomPacks

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 from nemo_openmath.checkpoints.formats.step_folders import step_folder
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.data.batches.batch_sharding import samples_of, shard_batch
-from nemo_openmath.data.packs.plan import Mixture, write_packs
-from nemo_openmath.data.packs.types import Pack
+from nemo_openmath.data.batches.batch_sharding import shard_batch
+from nemo_openmath.data.packs.pack import Pack, samples_of
+from nemo_openmath.data.packs.write import Mixture, write_packs
 from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
 from nemo_openmath.models.configs import preset
 from nemo_openmath.models.layout import Parallel

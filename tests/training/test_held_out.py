@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.data.batches.data_module import PackedData
-from nemo_openmath.data.packs.plan import Mixture, write_packs
+from nemo_openmath.data.batches.packed_data import PackedData
+from nemo_openmath.data.packs.write import Mixture, write_packs
 from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
 
 SHARE = 0.2

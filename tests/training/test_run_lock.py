@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from nemo_openmath.core.errors import ExitCode, UserError
-from nemo_openmath.data.packs.plan import write_packs
+from nemo_openmath.data.packs.write import write_packs
 from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
 from nemo_openmath.training import run_lock
 from nemo_openmath.training.read_ahead import read_ahead

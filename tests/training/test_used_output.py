@@ -18,7 +18,7 @@ from nemo_openmath.checkpoints.convert import hf_to_megatron
 from nemo_openmath.cli.main import run
 from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.core.records.lineage import digest_tree
-from nemo_openmath.data.packs.plan import write_packs
+from nemo_openmath.data.packs.write import write_packs
 from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.training.stage import Sft, SftConfig

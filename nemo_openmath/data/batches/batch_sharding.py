@@ -15,13 +15,10 @@ Every rank computes the shares of all ranks by itself from the same batch: no co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-
-import numpy as np
 
 from nemo_openmath.data.batches.balance import assign
 from nemo_openmath.data.packs.bin_packing import first_fit
-from nemo_openmath.data.packs.types import Pack, empty_pack
+from nemo_openmath.data.packs.pack import Pack, concatenate, empty_pack, pad_end, pad_samples, samples_of
 from nemo_openmath.models.layout import Parallel
 
 # Attention of one token over one earlier token against all else for one token; measured for a 1M and a 1.5B model it
@@ -36,44 +33,21 @@ def shard_batch(batch: Sequence[Pack], ranks: int, parallel: Parallel) -> list[l
     ``parallel.pack_multiple``. Under pipeline parallelism all packs of the batch get the same length, as the stages
     exchange tensors of one shape. A rank with fewer packs than another gets packs that train nothing.
     """
-    batch = [_pad_samples(pack, parallel.sample_multiple) for pack in batch]
+    batch = [pad_samples(pack, parallel.sample_multiple) for pack in batch]
     shares = _share_packs(batch, ranks)
     if ranks > 1 and parallel.pp == 1:
         by_samples = _share_samples(batch, ranks)
         if _slowest(by_samples) < _slowest(shares):
             shares = by_samples
-    shares = [[_pad_end(pack, _round_up(len(pack.tokens), parallel.pack_multiple)) for pack in s] for s in shares]
+    shares = [[pad_end(pack, _round_up(len(pack.tokens), parallel.pack_multiple)) for pack in s] for s in shares]
     filler = parallel.pack_multiple
     if parallel.pp > 1:
         filler = max((len(pack.tokens) for share in shares for pack in share), default=filler)
-        shares = [[_pad_end(pack, filler) for pack in share] for share in shares]
+        shares = [[pad_end(pack, filler) for pack in share] for share in shares]
     count = max(1, *(len(share) for share in shares))
     if parallel.vpp > 1:  # the interleaved schedule works in groups of pp micro-batches
         count = _round_up(count, parallel.pp)
     return [share + [empty_pack(filler)] * (count - len(share)) for share in shares]
-
-
-def concatenate(packs: Sequence[Pack]) -> Pack:
-    """Return one pack of ``packs`` laid end to end."""
-    if len(packs) == 1:
-        return packs[0]
-    starts = np.cumsum([0] + [len(pack.tokens) for pack in packs[:-1]])
-    cu = [np.zeros(1, np.int32), *(pack.cu_seqlens[1:] + start for pack, start in zip(packs, starts, strict=True))]
-    return Pack(
-        np.concatenate([pack.tokens for pack in packs]),
-        np.concatenate([pack.labels for pack in packs]),
-        np.concatenate([pack.loss_mask for pack in packs]),
-        np.concatenate(cu).astype(np.int32),
-        tuple(name for pack in packs for name in pack.sample_ids),
-    )
-
-
-def samples_of(pack: Pack) -> list[Pack]:
-    """Return a pack of one sample for each sample of ``pack``."""
-    return [
-        Pack(pack.tokens[a:b], pack.labels[a:b], pack.loss_mask[a:b], np.array([0, b - a], np.int32), (name,))
-        for (a, b), name in zip(pairwise(pack.cu_seqlens.tolist()), pack.sample_ids, strict=True)
-    ]
 
 
 def _share_packs(batch: Sequence[Pack], ranks: int) -> list[list[Pack]]:
@@ -101,25 +75,6 @@ def _cost(pack: Pack) -> float:
 
 def _slowest(shares: Sequence[Sequence[Pack]]) -> float:
     return max(sum(_cost(pack) for pack in share) for share in shares)
-
-
-def _pad_samples(pack: Pack, multiple: int) -> Pack:
-    """Pad each sample, inside its own segment, to a multiple of ``multiple`` tokens."""
-    lengths = np.diff(pack.cu_seqlens)
-    padded = -(-lengths // multiple) * multiple
-    if (padded == lengths).all():
-        return pack
-    cu = np.concatenate([[0], np.cumsum(padded)]).astype(np.int32)
-    target = np.arange(len(pack.tokens)) + np.repeat(cu[:-1] - pack.cu_seqlens[:-1], lengths)
-    tokens, labels, loss_mask = np.zeros(cu[-1], np.int32), np.zeros(cu[-1], np.int32), np.zeros(cu[-1], np.bool_)
-    tokens[target], labels[target], loss_mask[target] = pack.tokens, pack.labels, pack.loss_mask
-    return Pack(tokens, labels, loss_mask, cu, pack.sample_ids)
-
-
-def _pad_end(pack: Pack, length: int) -> Pack:
-    """Add one segment of padding up to ``length`` tokens."""
-    missing = length - len(pack.tokens)
-    return concatenate([pack, empty_pack(missing)]) if missing else pack
 
 
 def _round_up(size: int, multiple: int) -> int:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_openmath.data.packs.permutation import permutation
 from nemo_openmath.data.packs.plan import PackPlan
+from nemo_openmath.data.permutation import permutation
 
 
 class EpochOrder(NamedTuple):

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.data.packs.packing import pack
-from nemo_openmath.data.packs.permutation import hash_indices
 from nemo_openmath.data.packs.plan import PackPlan
+from nemo_openmath.data.permutation import hash_indices
 
 _PURPOSE = 0x48454C44  # keeps these hashes apart from those that order packs
 
@@ -35,7 +35,7 @@ def hold_out(plan: PackPlan, share: float, seed: int) -> tuple[PackPlan, PackPla
     packed anew, each once, in one phase. Raises UserError when a side would be empty.
     """
     check_share(share)
-    hashes = np.concatenate([folder.id_hashes() for folder in plan.samples.folders]).astype(np.uint64)
+    hashes = plan.samples.id_hashes()
     stirred = (hashes ^ hash_indices(1, _PURPOSE, seed)) * np.uint64(0x9E3779B97F4A7C15)
     chosen = stirred < np.uint64(int(share * 2**64))  # by sample number
     entries = np.asarray(plan.entries, np.int64)
@@ -56,7 +56,7 @@ def hold_out(plan: PackPlan, share: float, seed: int) -> tuple[PackPlan, PackPla
     # in the order of the hashes, as every plan's samples are: not in the order in which jobs wrote the rows
     held = np.unique(entries[out])
     held = held[np.argsort(hashes[held], kind="stable")]
-    index, count = pack(_padded(plan, held), plan.capacity, seed)
+    index, count = pack(plan.samples.padded_lengths(plan.pad_multiple)[held], plan.capacity, seed)
     validation = _part(
         plan,
         held[np.argsort(index, kind="stable")],
@@ -68,19 +68,14 @@ def hold_out(plan: PackPlan, share: float, seed: int) -> tuple[PackPlan, PackPla
     return training, validation
 
 
-def _padded(plan: PackPlan, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-    lengths = np.concatenate([folder.lengths() for folder in plan.samples.folders]).astype(np.int64)[samples]
-    return -(-lengths // plan.pad_multiple) * plan.pad_multiple
-
-
 def _part(
     plan: PackPlan, entries: NDArray[np.int64], pack_end: NDArray[np.int64], phase_end: NDArray[np.int64]
 ) -> PackPlan:
     """``plan`` with other packs; ``meta`` counts what they hold."""
     part = copy.copy(plan)
     part.entries, part.pack_end, part.phase_end = entries, pack_end, phase_end
-    lengths = np.concatenate([folder.lengths() for folder in plan.samples.folders]).astype(np.int64)
-    kept, padded = int(lengths[entries].sum()), int(_padded(plan, entries).sum())
+    lengths = plan.samples.lengths()
+    kept, padded = int(lengths[entries].sum()), int(plan.samples.padded_lengths(plan.pad_multiple)[entries].sum())
     counts = {"samples": len(np.unique(entries)), "copies": len(entries), "tokens_kept": kept, "padding": padded - kept}
     part.meta = {**plan.meta, **counts}
     return part

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nemo_openmath.data.packs.bin_packing import best_fit, pair_fit
-from nemo_openmath.data.packs.permutation import hash_indices
+from nemo_openmath.data.permutation import hash_indices
 
 
 def pack(lengths: ArrayLike, capacity: int, seed: int = 0) -> tuple[NDArray[np.int32], int]:

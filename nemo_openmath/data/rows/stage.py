@@ -25,9 +25,9 @@ from nemo_openmath.core.records.key_set import KeySet
 from nemo_openmath.core.records.readers import BrokenRows, data_files
 from nemo_openmath.core.stage import RUNTIME, Stage, StageContext
 from nemo_openmath.data.rows.formatting import MODES, NOT_TEXT, Formatter, Reject
-from nemo_openmath.data.rows.reading import Block, files_of_split, read_blocks
 from nemo_openmath.data.rows.selection import FormatRules
-from nemo_openmath.data.rows.workers import cores, ordered
+from nemo_openmath.data.rows.sources import Block, files_of_split, read_blocks
+from nemo_openmath.data.workers import cores, ordered
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.core.records.manifest import write_json
-from nemo_openmath.data.tokens.section_file import SectionFile, SectionWriter
+from nemo_openmath.data.section_file import SectionFile, SectionWriter
 
 MANIFEST = "tokens.json"
 KIND = "tokens"

@@ -26,8 +26,8 @@ from nemo_openmath.core.records.readers import read_rows
 from nemo_openmath.core.records.store import part_files
 from nemo_openmath.core.records.types import SftRow
 from nemo_openmath.data.rows.formatting import own_row
-from nemo_openmath.data.rows.workers import DIED, cores, pool_of
 from nemo_openmath.data.tokens.token_file import MANIFEST, Shard, ShardWriter, TokenFolder, write_manifest
+from nemo_openmath.data.workers import DIED, cores, pool_of
 
 _VERSION = 3  # of what is made of a row: raised when the same row gives other tokens than before
 NO_TARGET = "no trained token"

@@ -25,15 +25,15 @@ from torch.utils.data import Dataset
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.data.batches.balance import assign
 from nemo_openmath.data.batches.epoch_order import EpochOrders
+from nemo_openmath.data.packs.pack import Pack, empty_pack
 from nemo_openmath.data.packs.plan import PackPlan
-from nemo_openmath.data.packs.types import Pack, empty_pack
 
 Batch = dict[str, Any]
 
 
 class PackStream(Dataset[Pack]):
     """The packs of a run, one after the other: phase after phase, in each its epochs, in each epoch the phase's packs
-    in the order that :class:`~nemo_openmath.data.batches.data_module.PackedData` gives them.
+    in the order that :class:`~nemo_openmath.data.batches.packed_data.PackedData` gives them.
 
     NeMo counts its global batch in packs, so unlike there a batch is ``batch_packs`` whole packs and its number of
     samples varies by a few percent. The last batch is filled up with packs that train nothing. With ``ranks`` > 1 the

@@ -119,7 +119,7 @@ def _of_job(job: TrainingJob, file: str, given: Given) -> Workload:
         work = _assumed(name, model, job.training, given, True)
         missing = f"no packs in {job.data.folder} yet"
         return replace(work, sources=(*note, missing, *work.sources))
-    from nemo_openmath.data.batches.data_module import PackedData
+    from nemo_openmath.data.batches.packed_data import PackedData
 
     assert given.batch_samples is not None
     epochs = job.data.epochs if given.steps is None else None

@@ -16,12 +16,12 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.data.batches.epoch_order import EpochOrders
 from nemo_openmath.data.batches.held_out import hold_out
 from nemo_openmath.data.packs.bin_packing import first_fit
-from nemo_openmath.data.packs.plan import PackPlan, lay_out
-from nemo_openmath.data.packs.types import Pack
+from nemo_openmath.data.packs.pack import Pack, lay_out
+from nemo_openmath.data.packs.plan import PackPlan
 
 
 class PackedData:
-    """The :class:`~nemo_openmath.data.packs.types.PackSource` over a pack plan; see there how packs make up a batch.
+    """The :class:`~nemo_openmath.data.batches.source.PackSource` over a pack plan; see there how packs make up a batch.
 
     The run is a stream of ``epochs`` x num_samples samples: phase after phase, in each phase epoch after epoch, in
     each epoch the phase's packs in an order of their own. Step s is samples [s x B, (s + 1) x B) of it.

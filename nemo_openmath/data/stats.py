@@ -18,9 +18,9 @@ from rich.text import Text
 
 from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.data.batches.balance import assign, assign_in_order, imbalance
-from nemo_openmath.data.batches.data_module import PackedData
+from nemo_openmath.data.batches.packed_data import PackedData
+from nemo_openmath.data.packs.pack import Pack
 from nemo_openmath.data.packs.plan import PackPlan
-from nemo_openmath.data.packs.types import Pack
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _BINS = 40
@@ -73,16 +73,13 @@ def measure(
     plan: PackPlan, *, batch_samples: int = 1024, ranks: Sequence[int] = (8, 64), steps: int = 20, seed: int = 0
 ) -> PackStats:
     """Statistics of a plan; imbalance over the first ``steps`` batches of ``batch_samples``."""
-    folders = plan.samples.folders
-    lengths = np.concatenate([f.lengths() for f in folders])
-    prompts = np.concatenate([f.prompt_lengths() for f in folders])
-    targets = np.concatenate([f.target_lengths() for f in folders])
-    names = sorted({name for f in folders for name in f.groups})
-    codes = np.concatenate([np.array([names.index(g) for g in f.groups] or [0])[f.group_codes()] for f in folders])
+    samples = plan.samples
+    lengths, prompts, targets = samples.lengths(), samples.prompt_lengths(), samples.target_lengths()
+    codes = samples.group_codes()
     entries = np.asarray(plan.entries)
     step = max(1, -(-int(lengths[entries].max()) // _BINS))
     groups = []
-    for code, name in enumerate(names):
+    for code, name in enumerate(samples.groups):
         mine = entries[codes[entries] == code]
         if len(mine):
             groups.append(_group(name, lengths[mine], prompts[mine], targets[mine], step))
