@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nemo_openmath.chat.tokenizer import ChatTokenizer, Part
-from nemo_openmath.chat.transcript import RENDERED, Author, Piece, Transcript
+from nemo_openmath.chat.tokenizer import ChatTokenizer
+from nemo_openmath.chat.transcript import Author, Piece, Transcript
 from nemo_openmath.core.tags import THINK_END, THINK_START
+from nemo_openmath.core.tokenizer import RENDERED, Part
 
 
 @dataclass(frozen=True, slots=True)

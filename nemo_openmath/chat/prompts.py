@@ -13,8 +13,8 @@ from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
-from nemo_openmath.chat.transcript import Message
 from nemo_openmath.core.errors import UserError, refuse_device
+from nemo_openmath.core.tokenizer import Message
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +22,14 @@ from tokenizers import Tokenizer
 
 from nemo_openmath.chat.chat_template import ChatTemplate, load_chat_template, no_chat_template
 from nemo_openmath.chat.model_files import read_object
-from nemo_openmath.chat.transcript import RENDERED, Message
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.tags import CODE_END, CODE_START, THINK_END, THINK_START
+from nemo_openmath.core.tokenizer import RENDERED, Message, Part, Prompt
 
 _TAGS = (CODE_START, CODE_END, THINK_START, THINK_END)
 _OPENING = re.compile(re.escape(THINK_START) + r"\s*(?:" + re.escape(THINK_END) + r"\s*)?\Z")
 _THOUGHT = re.compile(f"{re.escape(THINK_START)}|{re.escape(THINK_END)}")
 _PRIVATE = range(0xF0000, 0xFFFFE)  # characters that stand for nothing
-
-Part = tuple[str, bool]  # text, and whether it is a control token that is to be text
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A rendered prompt. ``opening``: the ``<think>`` with its white space (or the whole empty thought) that the chat
-    template itself writes at the end; empty where it writes none."""
-
-    parts: tuple[Part, ...]
-    opening: str
-
-    @property
-    def text(self) -> str:
-        return "".join(text for text, _ in self.parts)
 
 
 class ChatTokenizer:

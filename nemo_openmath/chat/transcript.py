@@ -27,8 +27,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from nemo_openmath.core.tags import CODE_END, CODE_START, THINK_END, THINK_START
-
-RENDERED = "rendered"  # role of a message that is a whole prompt, rendered before it came to us
+from nemo_openmath.core.tokenizer import Message
 
 
 class Author(StrEnum):
@@ -43,14 +42,6 @@ class Kind(StrEnum):
     OUTPUT = "output"
     NOTICE = "notice"
     SUMMARY = "summary"
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A turn before the assistant's: ``role`` is system, user or assistant. Or, alone, ``RENDERED``."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from nemo_openmath.chat import ChatTokenizer, Template
+from nemo_openmath.chat import Template
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.clock import Clock
 from nemo_openmath.core.engine import Engine, EngineError, Finish
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.sandbox import Sandbox, SandboxError
+from nemo_openmath.core.tokenizer import Tokenizer
 from nemo_openmath.grading import Majority, extract_answer, majority
 from nemo_openmath.inference.rollout import RolloutSettings, roll_out
 
@@ -56,7 +57,7 @@ class Answer:
 
 async def solve(
     engine: Engine,
-    tokenizer: ChatTokenizer,
+    tokenizer: Tokenizer,
     sandbox: Sandbox | None,
     template: Template,
     problem: str,

@@ -4,7 +4,7 @@ errors.py      the errors a user can meet, and the exit code of each
 records/       typed records with content-derived ids, the append-only store, manifests, lineage, foreign files
 engine.py      the protocol of whatever generates text
 sandbox.py     the protocol of whatever runs a model's Python
-grader.py      the verdicts of a comparison
+grader.py      the protocol of whatever compares answers and counts votes; tokenizer.py: of a model's tokenizer
 stage.py       the Stage contract: what a step of a recipe reads, writes, drops and retries
 build.py       values of a YAML file into typed settings; config.py: the file and its overrides
 merging.py     the shards of an array of jobs into one result

@@ -5,7 +5,7 @@ turn out to be the same, a row that two files hold. Whoever reads records (``Sta
 with the parents of all its versions joined, so no stage can see another version than the next one does.
 
 Versions of a problem may name different expected answers. The rule: every version that names one has a vote, votes are
-counted by meaning (``grading.majority``), and the answer with the most votes holds. Where two have as many, the problem
+counted by meaning (``vote``), and the answer with the most votes holds. Where two have as many, the problem
 has no expected answer. Either way ``extra["answers_given"]`` keeps what was said: answer -> votes.
 
 Versions of anything else that differ in more than parents and ``extra`` are refused: nobody can say which one is meant.
@@ -21,18 +21,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.grader import Vote
 from nemo_openmath.core.records import Problem, Record, read_manifest
 from nemo_openmath.core.records.exact_json import dumps
 from nemo_openmath.core.records.ids import unit_key
 from nemo_openmath.core.records.key_set import KeySet
 from nemo_openmath.core.records.store import id_of_line, parse_record, record_lines
-from nemo_openmath.grading.majority import majority
 
 ANSWERS = "answers_given"
 R = TypeVar("R", bound=Record)
 
 
-def read_merged(folders: Sequence[Path], kind: type[R]) -> Iterator[R]:
+def read_merged(folders: Sequence[Path], kind: type[R], vote: Vote) -> Iterator[R]:
     """The records of finished stages, each id once, at the place where it is first seen.
 
     Streamed: eight bytes a record are kept, and whole records only where an id comes twice. Raises UserError naming
@@ -49,15 +49,15 @@ def read_merged(folders: Sequence[Path], kind: type[R]) -> Iterator[R]:
         if not again or unit_key(name := id_of_line(line)) not in again:
             yield parse_record(line, kind, file, row)
         elif (found := versions.pop(name, None)) is not None:
-            yield merge(found)
+            yield merge(found, vote)
 
 
-def merge(versions: Sequence[R]) -> R:
+def merge(versions: Sequence[R], vote: Vote) -> R:
     """One record of several with the same id; the same one whatever their order. Raises UserError where they
     contradict each other."""
     versions = sorted(versions, key=dumps)
     if isinstance(versions[0], Problem):
-        return _merge_problems(versions)  # type: ignore[arg-type,return-value]
+        return _merge_problems(versions, vote)  # type: ignore[arg-type,return-value]
     first = versions[0]
     for other in versions[1:]:
         for field in fields(first):
@@ -69,8 +69,8 @@ def merge(versions: Sequence[R]) -> R:
     return replace(first, parents=_parents(versions), extra=_extra(versions))
 
 
-def _merge_problems(versions: Sequence[Problem]) -> Problem:
-    answer, given = agreed_answer(versions)
+def _merge_problems(versions: Sequence[Problem], vote: Vote) -> Problem:
+    answer, given = agreed_answer(versions, vote)
     best = next((v for v in versions if v.expected_answer == answer), versions[0])
     ordered = [best, *(v for v in versions if v is not best)]
     known: dict[str, Any] = {
@@ -85,7 +85,7 @@ def _merge_problems(versions: Sequence[Problem]) -> Problem:
     return replace(best, parents=_parents(versions), extra=extra, expected_answer=answer, **known)
 
 
-def agreed_answer(versions: Sequence[Problem]) -> tuple[str | None, dict[str, int]]:
+def agreed_answer(versions: Sequence[Problem], vote: Vote) -> tuple[str | None, dict[str, int]]:
     """(the answer that most versions name, or None where there is none or a tie; meaning -> votes)."""
     votes: list[str] = []
     for version in versions:
@@ -95,8 +95,8 @@ def agreed_answer(versions: Sequence[Problem]) -> tuple[str | None, dict[str, in
             votes.append(version.expected_answer)
     if len(set(votes)) <= 1:
         return (votes[0] if votes else None), Counter(votes)
-    vote = majority(sorted(votes))
-    return (None if vote.tie else vote.answer), dict(sorted(vote.groups))
+    counted = vote(sorted(votes))
+    return (None if counted.tie else counted.answer), dict(sorted(counted.groups))
 
 
 def _parents(versions: Sequence[Record]) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ def _extra(versions: Sequence[Record]) -> dict[str, Any]:
     return extra
 
 
-def count_records(folder: Path) -> dict[str, int]:
+def count_records(folder: Path, vote: Vote) -> dict[str, int]:
     """What lies in a stage's folder: ``records`` (each id once), ``merged`` (further versions of them), and
     ``disagreeing``: problems whose versions name different answers, ``undecided`` those of them without a majority."""
     seen, again, lines, marked = KeySet(), set[int](), 0, False
@@ -137,7 +137,7 @@ def count_records(folder: Path) -> dict[str, int]:
     counts["records"] -= counts["merged"]
     for found in versions.values():
         if found:
-            disagreeing[_state(merge(found))] += 1
+            disagreeing[_state(merge(found, vote))] += 1
     del disagreeing[""]
     if disagreeing:
         counts |= {"disagreeing": disagreeing.total(), "undecided": disagreeing["undecided"]}

@@ -14,11 +14,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import orjson
 
+from nemo_openmath.core.engine import Engine
 from nemo_openmath.core.errors import ExitCode, Incomplete, OpenMathError, Refused, RetryableError, UserError
+from nemo_openmath.core.grader import Grader, Majority
 from nemo_openmath.core.merging import read_merged
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Drop, Record, RecordWriter, content_id, digest_of_lines
@@ -26,12 +28,8 @@ from nemo_openmath.core.records.ids import in_shard, unit_key
 from nemo_openmath.core.records.key_set import KeySet
 from nemo_openmath.core.records.lineage import digest_tree
 from nemo_openmath.core.records.store import read_lines
-
-if TYPE_CHECKING:
-    from nemo_openmath.chat import ChatTokenizer
-    from nemo_openmath.core.engine import Engine
-    from nemo_openmath.core.sandbox import Sandbox
-    from nemo_openmath.grading import GradingPool
+from nemo_openmath.core.sandbox import Sandbox
+from nemo_openmath.core.tokenizer import Tokenizer
 
 C = TypeVar("C")
 U = TypeVar("U")
@@ -45,14 +43,18 @@ class Services(ABC):
     """What the surroundings lend to a stage: opened when first asked for, shared, closed at the end of the run."""
 
     @abstractmethod
-    async def engine(self, name: str) -> tuple[Engine, ChatTokenizer]:
+    async def engine(self, name: str) -> tuple[Engine, Tokenizer]:
         """``teacher``, or the name of a stage that made a model, or the folder of a Hugging Face model."""
 
     @abstractmethod
     async def sandbox(self) -> Sandbox: ...
 
     @abstractmethod
-    async def grading(self) -> GradingPool: ...
+    async def grading(self) -> Grader: ...
+
+    @abstractmethod
+    def vote(self, answers: Sequence[str]) -> Majority:
+        """Count answers by meaning, at once and in this process."""
 
 
 @dataclass
@@ -78,7 +80,8 @@ class StageContext:
     def read(self, port: str, kind: type[R]) -> Iterator[R]:
         """Records of all folders of an input port, streamed, each id once (merging.py)."""
         number = 0
-        for number, record in enumerate(read_merged(self.inputs.get(port, ()), kind), 1):  # noqa: B007
+        records = read_merged(self.inputs.get(port, ()), kind, lambda answers: self.services.vote(answers))
+        for number, record in enumerate(records, 1):  # noqa: B007
             yield record
         self.taken[port] = number
 

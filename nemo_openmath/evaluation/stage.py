@@ -16,7 +16,6 @@ from nemo_openmath.core.records import Generation, Problem, write_json
 from nemo_openmath.core.stage import Stage, StageContext
 from nemo_openmath.evaluation.metrics import SUBSETS, ProblemScores, Scores, score, summarise
 from nemo_openmath.evaluation.paired import Pair, paired_difference
-from nemo_openmath.grading import Grade
 
 RESULTS, PER_PROBLEM, PAIRED = "results.json", "per_problem.jsonl", "paired.json"
 
@@ -47,10 +46,7 @@ class ComputeMetrics(Stage[MetricsConfig]):
     async def run(self, context: StageContext) -> None:
         if not self.config.ks or min(self.config.ks) < 1 or self.config.subsets < 1:
             raise UserError(f"{context.name}: ks and subsets must be at least 1", remedy="write ks: [1, 4, 16]")
-        pool = await context.services.grading()
-
-        def compare(left: str, right: str) -> Grade:
-            return pool.grade_batch([(left, right)])[0]
+        grader = await context.services.grading()
 
         def work() -> Scores:
             expected = [p.id for p in context.read("problems", Problem)] if context.inputs.get("problems") else None
@@ -59,7 +55,7 @@ class ComputeMetrics(Stage[MetricsConfig]):
                 ks=self.config.ks,
                 seed=context.seed,
                 subsets=self.config.subsets,
-                compare=compare,
+                compare=grader.compare,
                 expected=expected,
             )
 

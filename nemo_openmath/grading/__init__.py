@@ -21,11 +21,11 @@ r"""Answers: extraction, equivalence with a reason, isolated grading, majority.
 - Functions of symbols are compared on their real domain at random points; renamed symbols are unknown.
 """
 
-from nemo_openmath.core.grader import Grade, Verdict
+from nemo_openmath.core.grader import Grade, Majority, Verdict
 from nemo_openmath.grading.compare import compare
 from nemo_openmath.grading.extraction import Extraction, extract_answer
 from nemo_openmath.grading.file import grade_file, show_disagreements
-from nemo_openmath.grading.majority import Majority, majority
+from nemo_openmath.grading.majority import majority
 from nemo_openmath.grading.pool import GradingPool
 
 __all__ = [

@@ -22,45 +22,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from nemo_openmath.core.grader import Grade, Verdict
+from nemo_openmath.core.grader import Grade, Majority, Verdict
 from nemo_openmath.grading import plain
 from nemo_openmath.grading.compare import compare as compare_answers
 
 MAX_COMPARISONS = 4096  # all pairs of 91 spellings
-
-
-@dataclass(frozen=True, slots=True)
-class Majority:
-    """The vote on one problem.
-
-    ``answer``: the most common spelling of the largest group; None where nobody answered or the winner missed
-    ``min_share``. ``count``: size of the largest group; ``total``: all votes, missing ones included, so that
-    ``count / total`` is the share among all who were asked. ``groups``: (representative, count), best first.
-    ``tie``: another group is as large. ``reason``: in a few words how the answer won. ``ambiguous``: spelling ->
-    representatives of the groups that it equals, its own first, where there are several. ``comparisons``: pairs of
-    spellings that were compared; ``complete``: False where the bound on them left some spellings uncompared (they
-    count as different). ``lead``: votes that the winner keeps however ambiguous spellings are read, and the most that
-    another answer could have if undecided pairs and ambiguous spellings went against the winner.
-    """
-
-    answer: str | None
-    count: int
-    total: int
-    groups: tuple[tuple[str, int], ...]
-    tie: bool
-    missing: int
-    comparisons: int
-    complete: bool
-    reason: str = ""
-    ambiguous: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    lead: tuple[int, int] = (0, 0)
-    places: dict[str, int] = field(default_factory=dict, repr=False)  # spelling -> index in groups
-
-    def group_of(self, answer: str | None) -> int | None:
-        """Index in ``groups`` of an answer that voted; None for a missing one."""
-        return self.places.get(answer.strip()) if answer else None
 
 
 def majority(

@@ -27,9 +27,9 @@ from typing import Any, BinaryIO, cast
 
 import nemo_openmath
 from nemo_openmath.core.errors import OpenMathError, UserError
-from nemo_openmath.core.grader import Grade, Verdict
+from nemo_openmath.core.grader import Grade, Majority, Verdict
 from nemo_openmath.grading import plain
-from nemo_openmath.grading.majority import MAX_COMPARISONS, Ballot, Majority
+from nemo_openmath.grading.majority import MAX_COMPARISONS, Ballot
 from nemo_openmath.grading.worker import HEADER, OUT_OF_MEMORY, OUT_OF_TIME, frame
 
 Pair = tuple[str | None, str | None]

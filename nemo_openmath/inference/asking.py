@@ -14,12 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from nemo_openmath.chat.tokenizer import ChatTokenizer
-from nemo_openmath.chat.transcript import Message
 from nemo_openmath.core.engine import Engine, InvalidRequest, Request, Sampling
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.tags import THINK_END, THINK_START
+from nemo_openmath.core.tokenizer import Message, Tokenizer
 
 RETRY_TEMPERATURE = 0.7  # at least, of a question that is asked again
 
@@ -28,7 +27,7 @@ T = TypeVar("T")
 
 async def ask(
     engine: Engine,
-    tokenizer: ChatTokenizer,
+    tokenizer: Tokenizer,
     messages: tuple[Message, ...],
     parse: Callable[[str], T | None],
     *,
@@ -56,7 +55,7 @@ async def ask(
     return None, text
 
 
-def prompt_for(engine: Engine, tokenizer: ChatTokenizer, messages: tuple[Message, ...]) -> tuple[int, ...] | str:
+def prompt_for(engine: Engine, tokenizer: Tokenizer, messages: tuple[Message, ...]) -> tuple[int, ...] | str:
     """Return the prompt of a request. Raises UserError and InvalidRequest for what this engine cannot be asked."""
     if engine.capabilities.token_ids:
         return tuple(tokenizer.prompt_ids(messages))
@@ -76,7 +75,7 @@ def prompt_for(engine: Engine, tokenizer: ChatTokenizer, messages: tuple[Message
     return tokenizer.without_first(prompt.text)
 
 
-def text_after_thinking(text: str, tokenizer: ChatTokenizer, messages: tuple[Message, ...]) -> str:
+def text_after_thinking(text: str, tokenizer: Tokenizer, messages: tuple[Message, ...]) -> str:
     """Return what follows the thinking, without white space around it and without the end-of-text token that some
     servers write. Where the thinking did not end, nothing follows it."""
     _, ended, answer = text.rpartition(THINK_END)

@@ -12,6 +12,7 @@ from nemo_openmath.core.merging import read_merged
 from nemo_openmath.core.records import Generation, Manifest, Mode, Problem, Thread, read_records
 from nemo_openmath.evaluation.intervals import share_interval
 from nemo_openmath.evaluation.reports.view import ConfigValue, Example, Funnel, RunView, StageView, gather
+from nemo_openmath.grading.majority import majority
 from nemo_openmath.recipe.runner import Run, StageStatus, State
 
 # Stages of the problem set in the order of the paper's Table 1, and what the table calls what is left after each.
@@ -70,7 +71,7 @@ def _competition(run: Run, finished: dict[str, Manifest]) -> Iterator[dict[str, 
     """The score of each competition, from the answers that it left."""
     for name, manifest in finished.items():
         if manifest.stage == "competition.solve":
-            answers = list(read_merged([run.folder(name)], Generation))
+            answers = list(read_merged([run.folder(name)], Generation, majority))
             if not answers:
                 continue
             right = np.array([float(answer.correct) for answer in answers])
@@ -109,7 +110,7 @@ def _problem_funnel(run: Run, finished: dict[str, Manifest]) -> Iterator[Funnel]
     if len(steps) > 1:
         yield Funnel("Problem set (paper Table 1)", steps, note=_merged(run, finished))
     if last := by_kind.get("problems.decontaminate"):
-        types = Counter(p.problem_type for p in read_merged([run.folder(last)], Problem))
+        types = Counter(p.problem_type for p in read_merged([run.folder(last)], Problem, majority))
         yield Funnel("Problems by type (paper Table 2)", [(text, types[kind]) for kind, text in _TYPES], parts=True)
 
 

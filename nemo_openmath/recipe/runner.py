@@ -33,6 +33,7 @@ from nemo_openmath.core.records.manifest import MANIFEST, PLAN, write_manifest
 from nemo_openmath.core.records.store import count_units, shard_counts
 from nemo_openmath.core.stage import Stage, StageContext, UnitStage
 from nemo_openmath.evaluation.reports.formats import count_text, made_text
+from nemo_openmath.grading.majority import majority
 from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import Recipe, StageEntry
 from nemo_openmath.recipe.lock import run_lock
@@ -488,7 +489,7 @@ def _manifest(
     drops.update(context.facts.pop("dropped", {}))  # of stages that do not keep records
     counts = {
         "units": count_units(folder),
-        **count_records(folder),
+        **count_records(folder, majority),
         "drops": drops.total(),
     }
     return Manifest(

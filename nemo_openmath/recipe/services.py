@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.chat.same_tokenizer import tokenizer_difference
 from nemo_openmath.core.engine import Engine
 from nemo_openmath.core.errors import OpenMathError, UserError
+from nemo_openmath.core.grader import Majority
 from nemo_openmath.core.processes import child_environment
 from nemo_openmath.core.stage import Services
 from nemo_openmath.grading import GradingPool
+from nemo_openmath.grading.majority import majority
 from nemo_openmath.inference.http.client import HTTPEngine
 from nemo_openmath.inference.http.retrying import RetryPolicy
 from nemo_openmath.inference.open import open_engine
@@ -87,6 +90,9 @@ class RecipeServices(Services):
             settings = self._recipe.grading
             self._grading = GradingPool(workers=settings.workers, time_limit=settings.time_limit)
         return self._grading
+
+    def vote(self, answers: Sequence[str]) -> Majority:
+        return majority(answers)
 
     async def close(self) -> None:
         """Close all that was opened, whatever of it fails to close."""

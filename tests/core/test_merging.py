@@ -17,6 +17,7 @@ from nemo_openmath.core.merging import ANSWERS, count_records, merge, read_merge
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Drop, Generation, Problem, Record, RecordWriter, Thread, read_drops
 from nemo_openmath.core.stage import Result, Services, Stage, StageContext, UnitStage
+from nemo_openmath.grading.majority import majority
 from nemo_openmath.synthesis.problems.answers import ExtractAnswers
 from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
 from nemo_openmath.synthesis.problems.convert import ConvertProofs
@@ -55,41 +56,42 @@ def test_one_rule_decides_between_answers_in_any_order(
 ) -> None:
     versions = [problem(answer, f"thread-{n}") for n, answer in enumerate(answers)]
     for order in itertools.permutations(versions):
-        one = merge(order)
+        one = merge(order, majority)
         assert set(one.parents) == {f"thread-{n}" for n in range(len(answers))}
         assert (one.expected_answer, one.extra.get(ANSWERS)) == (expected, given)
-        assert one == merge(versions)
+        assert one == merge(versions, majority)
     if given and expected is None:
-        assert merge(versions).problem_type == "no_answer_extracted"
+        assert merge(versions, majority).problem_type == "no_answer_extracted"
 
 
 def test_what_is_known_of_one_version_is_known_of_all() -> None:
     a = problem(None, "a", source="forum", extra={"x": 1})
     b = problem("2", "b", category="answer", problem_type="converted_proof", extra={"y": 2})
-    one = merge([a, b])
+    one = merge([a, b], majority)
     assert (one.category, one.problem_type, one.source) == ("answer", "converted_proof", "forum")
     assert one.extra == {"x": 1, "y": 2}
 
 
 def test_votes_count_on_where_merged_problems_meet_again() -> None:
-    once = merge([problem("4"), problem("4"), problem("5")])
-    assert merge([once, problem("5")]).expected_answer is None
-    assert merge([once, problem("5"), problem("5")]).expected_answer == "5"
+    once = merge([problem("4"), problem("4"), problem("5")], majority)
+    assert merge([once, problem("5")], majority).expected_answer is None
+    assert merge([once, problem("5"), problem("5")], majority).expected_answer == "5"
 
 
 def test_reading_gives_each_id_once_over_all_folders(tmp_path: Path) -> None:
     other = Problem.make("2+2?")
     a = store(tmp_path / "a", problem("4", "t1"), other, problem("4", "t2"))
     b = store(tmp_path / "b", problem("5", "t3"), Problem.make("3+3?"))
-    found = list(read_merged([a, b, a], Problem))
+    found = list(read_merged([a, b, a], Problem, majority))
     assert [p.problem for p in found] == ["1+1?", "2+2?", "3+3?"]
     assert set(found[0].parents) == {"t1", "t2", "t3"}
     assert found[0].expected_answer == "4"
-    assert count_records(a) == {"records": 2, "merged": 1}
-    assert count_records(store(tmp_path / "c", problem("4"), problem("5"))) == {
+    assert count_records(a, majority) == {"records": 2, "merged": 1}
+    assert count_records(store(tmp_path / "c", problem("4"), problem("5")), majority) == {
         "records": 1, "merged": 1, "disagreeing": 1, "undecided": 1,
     }  # fmt: skip
-    assert count_records(store(tmp_path / "d", merge([problem("4"), problem("4"), problem("5")]))) == {
+    decided = merge([problem("4"), problem("4"), problem("5")], majority)
+    assert count_records(store(tmp_path / "d", decided), majority) == {
         "records": 1, "merged": 0, "disagreeing": 1, "undecided": 0,
     }  # fmt: skip
 
@@ -98,8 +100,8 @@ def test_solutions_in_versions_that_contradict_each_other_are_refused(tmp_path: 
     one = Generation(id="g", problem_id="p", mode="cot", model="m", sample=0, transcript={}, finish="stop")
     folder = store(tmp_path / "a", one, one.with_(verdict="equal"))
     with pytest.raises(UserError, match="Generation g is there in versions that differ in 'verdict'; name only one"):
-        list(read_merged([folder], Generation))
-    assert list(read_merged([store(tmp_path / "b", one, one)], Generation)) == [one]
+        list(read_merged([folder], Generation, majority))
+    assert list(read_merged([store(tmp_path / "b", one, one)], Generation, majority)) == [one]
 
 
 # -- stages --------------------------------------------------------------------------------------------------------
@@ -133,6 +135,8 @@ class Scripted:
 
 
 class Lent(Services):
+    vote = staticmethod(majority)
+
     def __init__(self, engine: Any = None):
         self._engine = engine
 
@@ -174,8 +178,8 @@ def test_two_threads_with_the_same_problem_are_one_problem_from_extraction_to_an
         ExtractAnswers(PromptedConfig()), tmp_path / "answered", Scripted(answer_by_replies),
         problems=tmp_path / "classified", threads=forum,
     )  # fmt: skip
-    assert count_records(tmp_path / "extracted") == {"records": 1, "merged": 4}
-    (found,) = read_merged([tmp_path / "answered"], Problem)
+    assert count_records(tmp_path / "extracted", majority) == {"records": 1, "merged": 4}
+    (found,) = read_merged([tmp_path / "answered"], Problem, majority)
     assert (found.expected_answer, found.problem_type) == ("4", "has_answer_extracted")
     assert found.extra[ANSWERS] == {"4": 2, "5": 1}
     assert set(found.parents) == {thread.id for thread in threads}
@@ -187,7 +191,7 @@ def test_a_proof_is_converted_with_the_replies_of_all_its_threads(tmp_path: Path
     engine = Scripted(lambda prompt: f"Problem: Find it.\nAnswer: {sorted(re.findall(r'I get (.)', prompt))}")
     problems, forum = store(tmp_path / "p", proof), store(tmp_path / "t", *threads)
     run(ConvertProofs(PromptedConfig()), tmp_path / "out", engine, problems=problems, threads=forum)
-    (found,) = read_merged([tmp_path / "out"], Problem)
+    (found,) = read_merged([tmp_path / "out"], Problem, majority)
     assert found.expected_answer == "['3', '7']"
     assert found.parents == (proof.id, *proof.parents)
 
@@ -197,7 +201,7 @@ def test_two_proofs_that_become_the_same_problem_are_one_with_both_parents(tmp_p
     problems, threads = store(tmp_path / "p", *proofs), store(tmp_path / "t", Thread.make("x"))
     engine = Scripted(lambda _: "Problem: Find it.\nAnswer: 7")
     run(ConvertProofs(PromptedConfig()), tmp_path / "out", engine, problems=problems, threads=threads)
-    (found,) = read_merged([tmp_path / "out"], Problem)
+    (found,) = read_merged([tmp_path / "out"], Problem, majority)
     assert set(found.parents) == {proof.id for proof in proofs}
     assert found.expected_answer == "7"
 

@@ -16,12 +16,14 @@ from nemo_openmath.core.engine import Engine
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Drop, Record, RecordWriter, read_drops, read_records
 from nemo_openmath.core.stage import Services, Stage, StageContext
-from nemo_openmath.grading import GradingPool
+from nemo_openmath.grading import GradingPool, majority
 from tests.support.engines import Asked, Reply, ScriptedServer
 
 
 class Lent(Services):
     """The services that a test names. A stage that asks for another one fails the test."""
+
+    vote = staticmethod(majority)
 
     def __init__(
         self,

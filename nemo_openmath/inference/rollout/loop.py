@@ -16,7 +16,7 @@ from array import array
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Annotated
 
-from nemo_openmath.chat import Author, ChatTokenizer, Message, Piece, Transcript
+from nemo_openmath.chat import Author, Message, Piece, Transcript
 from nemo_openmath.chat.blocks import notice_block, output_block
 from nemo_openmath.core.bounds import (
     Length,
@@ -39,6 +39,7 @@ from nemo_openmath.core.errors import Refused, UserError
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.sandbox import Limits, Sandbox, Session
 from nemo_openmath.core.tags import CODE_END, CODE_START, THINK_END, THINK_START
+from nemo_openmath.core.tokenizer import Tokenizer
 from nemo_openmath.inference.asking import prompt_for
 
 
@@ -86,7 +87,7 @@ class Outcome:
     code_seconds: float = 0.0
 
     @classmethod
-    def untried(cls, messages: tuple[Message, ...], tokenizer: ChatTokenizer, error: Refused) -> Outcome:
+    def untried(cls, messages: tuple[Message, ...], tokenizer: Tokenizer, error: Refused) -> Outcome:
         """That of a prompt which is longer than the context, or which the engine refuses."""
         finish = Finish.CONTEXT if isinstance(error, ContextOverflow) else Finish.REFUSED
         return cls(Transcript(messages, tokenizer=tokenizer.fingerprint), finish)
@@ -114,7 +115,7 @@ class _State:
 
 async def roll_out(
     engine: Engine,
-    tokenizer: ChatTokenizer,
+    tokenizer: Tokenizer,
     messages: tuple[Message, ...],
     settings: RolloutSettings,
     *,
@@ -186,7 +187,7 @@ async def roll_out(
 
 def _transcript(
     engine: Engine,
-    tokenizer: ChatTokenizer,
+    tokenizer: Tokenizer,
     messages: tuple[Message, ...],
     pieces: list[Piece],
     opening: str,
@@ -205,7 +206,7 @@ def _transcript(
 
 async def _model_turn(
     engine: Engine,
-    tokenizer: ChatTokenizer,
+    tokenizer: Tokenizer,
     settings: RolloutSettings,
     state: _State,
     room: int,
@@ -247,7 +248,7 @@ async def _model_turn(
 
 
 async def _runner_turn(
-    session: Session, tokenizer: ChatTokenizer, settings: RolloutSettings, state: _State, budget: int
+    session: Session, tokenizer: Tokenizer, settings: RolloutSettings, state: _State, budget: int
 ) -> None:
     text = state.pieces[-1].text
     start = text.rfind(CODE_START)

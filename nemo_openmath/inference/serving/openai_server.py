@@ -25,9 +25,9 @@ import orjson
 from aiohttp import web
 
 from nemo_openmath.chat.tokenizer import ChatTokenizer
-from nemo_openmath.chat.transcript import Message
 from nemo_openmath.core.engine import Chunk, Completion, Engine, EngineError, InvalidRequest, Request
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.tokenizer import Message
 from nemo_openmath.inference.serving.wire import (
     FINISH_REASON,
     BadRequest,

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nemo_openmath.chat import ChatTokenizer, Message
+from nemo_openmath.chat import Message
 from nemo_openmath.chat.prompts import Template, load_template
 from nemo_openmath.core.engine import Engine, Finish, Request, Sampling
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.tokenizer import Tokenizer
 from nemo_openmath.grading import Grade, Verdict
 from nemo_openmath.grading.judgement import parse_judgement
 from nemo_openmath.inference.asking import prompt_for, text_after_thinking
@@ -67,7 +68,7 @@ class Judge:
     """One model with its tokenizer. ``template``: the prompt ``judge``, or the user's own file of it."""
 
     engine: Engine
-    tokenizer: ChatTokenizer
+    tokenizer: Tokenizer
     settings: JudgeSettings = field(default_factory=JudgeSettings)
     template: Template | Path | None = None
 

@@ -40,7 +40,7 @@ class ExtractAnswers(PromptedStage[PromptedConfig, tuple[Problem, list[str]]]):
             elif found is None:
                 unparsable = answer
         if versions:
-            return Result([merge(versions)])
+            return Result([merge(versions, context.services.vote)])
         if unparsable is not None:
             return Result(drops=[Drop("unparsable answer", unparsable)])
         return Result([problem.with_(problem_type="no_answer_extracted")], asked=bool(discussions))
