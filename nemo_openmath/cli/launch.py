@@ -26,16 +26,16 @@ def _launch(options: argparse.Namespace) -> None:
     from nemo_openmath.recipe import identity
     from nemo_openmath.recipe.file import load_recipe
     from nemo_openmath.recipe.preflight import check_output
-    from nemo_openmath.recipe.slurm import finished_stages, stage_facts
+    from nemo_openmath.recipe.slurm import finished_stages, stage_infos
 
     register_all()
     check_output(options.output)
     recipe = load_recipe(options.recipe, options.overrides)
     identity.check(recipe, options.output)
     cluster = load_cluster(options.cluster, list(recipe.stages))
-    facts = stage_facts(recipe, options.output.resolve(), options.until)
+    stages = stage_infos(recipe, options.output.resolve(), options.until)
     jobs = plan_jobs(
-        facts,
+        stages,
         cluster,
         finished=finished_stages(recipe, options.output),
         teacher_name=None if recipe.teacher.is_stand_in else recipe.teacher.model,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 from nemo_openmath.core.bounds import NonNegativeInt, Share
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.demo import forms as posed
+from nemo_openmath.demo import forms
 from nemo_openmath.demo.forms import Posed
 from nemo_openmath.demo.world import Item, make_problems
 
@@ -61,16 +61,16 @@ def make_threads(config: ForumConfig, seed: int, benchmark: Sequence[Item] = ())
     needed = sum(counts.values()) + 2 * config.several
     fresh = iter(make_problems(seed, needed, pool="train"))
     threads: list[list[Posed]] = []
-    threads += [[posed.ask(next(fresh))] for _ in range(config.single)]
-    threads += [[posed.ask(next(fresh)) for _ in range(rng.choice((2, 2, 3)))] for _ in range(config.several)]
+    threads += [[forms.ask(next(fresh))] for _ in range(config.single)]
+    threads += [[forms.ask(next(fresh)) for _ in range(rng.choice((2, 2, 3)))] for _ in range(config.several)]
     threads += [[] for _ in range(config.none)]
-    threads += [[posed.as_proof(next(fresh), rng)] for _ in range(config.proof)]
-    threads += [[posed.beyond(rng)] for _ in range(config.beyond)]
-    threads += [[posed.as_choice(next(fresh), rng)] for _ in range(config.choice)]
-    threads += [[posed.as_question(next(fresh), rng)] for _ in range(config.binary)]
-    threads += [[posed.broken(next(fresh), rng)] for _ in range(config.broken)]
-    threads += [[posed.ask(item)] for item in rng.sample(list(benchmark), config.leaked)]
-    threads += [[posed.ask(item.reworded())] for item in rng.sample(list(benchmark), config.reworded)]
+    threads += [[forms.as_proof(next(fresh), rng)] for _ in range(config.proof)]
+    threads += [[forms.beyond(rng)] for _ in range(config.beyond)]
+    threads += [[forms.as_choice(next(fresh), rng)] for _ in range(config.choice)]
+    threads += [[forms.as_question(next(fresh), rng)] for _ in range(config.binary)]
+    threads += [[forms.broken(next(fresh), rng)] for _ in range(config.broken)]
+    threads += [[forms.ask(item)] for item in rng.sample(list(benchmark), config.leaked)]
+    threads += [[forms.ask(item.reworded())] for item in rng.sample(list(benchmark), config.reworded)]
     rng.shuffle(threads)
     return [{"forum_post": _post(t, rng), "forum_discussions": _discussion(t, config, rng)} for t in threads]
 

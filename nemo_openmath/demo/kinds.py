@@ -19,7 +19,7 @@ Params = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Kind:
+class ProblemKind:
     """``names``: of the parameters. ``phrasings``: full statements of the same problem. ``quantity``: what is asked,
     as a noun phrase. ``program``: prints the answer at once. ``stages``: another way, one program after the other,
     the later ones written after reading the earlier one's output. ``wrong``: plausible programs that miscount."""
@@ -65,7 +65,7 @@ def _draw_power_mod(rng: random.Random, level: int) -> Params:
     return rng.randint(2, 99), rng.randint(12, top), rng.randint(11, 97 if level == 2 else 999)
 
 
-POWER_MOD = Kind(
+POWER_MOD = ProblemKind(
     name="power-mod",
     names=("a", "b", "m"),
     phrasings=(
@@ -90,7 +90,7 @@ def _draw_multiples(rng: random.Random, level: int) -> Params:
     return {1: rng.randint(10, 40), 2: rng.randint(50, 500), 3: rng.randint(500, 3000)}[level], a, b
 
 
-MULTIPLES = Kind(
+MULTIPLES = ProblemKind(
     name="multiples",
     names=("n", "a", "b"),
     phrasings=(
@@ -133,7 +133,7 @@ def _two_remainders_steps(a: int, r: int, b: int, s: int) -> str:
     return f"Try {', '.join(map(str, shown))}{gap}. The first that leaves {s} is {answer}."
 
 
-TWO_REMAINDERS = Kind(
+TWO_REMAINDERS = ProblemKind(
     name="two-remainders",
     names=("a", "r", "b", "s"),
     phrasings=(
@@ -172,7 +172,7 @@ def _digit_count_steps(a: int, b: int, s: int) -> str:
     return f"They are {found[0]}, {found[1]}, {found[2]} and so on. That makes {len(found)}."
 
 
-DIGIT_COUNT = Kind(
+DIGIT_COUNT = ProblemKind(
     name="digit-count",
     names=("a", "b", "s"),
     phrasings=(
@@ -208,7 +208,7 @@ def _pairs_steps(a: int, b: int, c: int) -> str:
     return f"The pairs are {shown or 'none'}{more}. That makes {len(found)}."
 
 
-LINEAR_PAIRS = Kind(
+LINEAR_PAIRS = ProblemKind(
     name="linear-pairs",
     names=("a", "b", "c"),
     phrasings=(
@@ -234,7 +234,7 @@ def _draw_power_digits(rng: random.Random, level: int) -> Params:
     return (rng.randint(2, 30), rng.randint(8, 40)) if level == 2 else (rng.randint(2, 99), rng.randint(30, 200))
 
 
-POWER_DIGITS = Kind(
+POWER_DIGITS = ProblemKind(
     name="power-digits",
     names=("a", "b"),
     phrasings=(
@@ -266,7 +266,7 @@ def _divisor_sum_steps(n: int) -> str:
     return f"The divisors are {', '.join(map(str, found[:4]))} and so on. Their sum is {sum(found)}."
 
 
-DIVISOR_SUM = Kind(
+DIVISOR_SUM = ProblemKind(
     name="divisor-sum",
     names=("n",),
     phrasings=(
@@ -292,7 +292,7 @@ def _draw_lcm(rng: random.Random, level: int) -> Params:
     return a, b, c
 
 
-LCM = Kind(
+LCM = ProblemKind(
     name="lcm",
     names=("a", "b", "c"),
     phrasings=(
@@ -315,7 +315,7 @@ def _draw_divisor_chain(rng: random.Random, level: int) -> Params:
     return {2: rng.randint(40, 400), 3: rng.randint(400, 2000)}[level], rng.randint(11, 99)
 
 
-DIVISOR_CHAIN = Kind(
+DIVISOR_CHAIN = ProblemKind(
     name="divisor-chain",
     names=("n", "m"),
     phrasings=(
@@ -346,7 +346,7 @@ def _draw_congruence(rng: random.Random, level: int) -> Params:
             return a, m, rng.randint(1, m - 1)
 
 
-CONGRUENCE = Kind(
+CONGRUENCE = ProblemKind(
     name="congruence",
     names=("a", "m", "r"),
     phrasings=(
@@ -372,7 +372,7 @@ CONGRUENCE = Kind(
     ),
 )
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, ProblemKind] = {
     kind.name: kind
     for kind in (
         POWER_MOD,

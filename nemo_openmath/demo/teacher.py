@@ -25,7 +25,7 @@ from nemo_openmath.core.engine import Capabilities, Chunk, Completion, Finish, R
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.processes import die_with_parent
 from nemo_openmath.demo import solver
-from nemo_openmath.demo import teacher_tasks as clerk
+from nemo_openmath.demo import teacher_tasks as tasks
 from nemo_openmath.demo.rates import TeacherConfig
 
 MODEL = "stand-in-teacher"
@@ -142,16 +142,16 @@ _TASKS: dict[str, Callable[[dict[str, str], str, random.Random, TeacherConfig], 
         solver.find_item(v["problem"]), v["solutions"], int(v["num_solutions"]), rng, c
     ),
     "summarize": lambda v, _, rng, c: solver.summarize(v["solution"], rng, c),
-    "judge": lambda v, _, rng, c: clerk.judge(v["predicted_answer"], v["expected_answer"], rng, c.judge_error),
-    "extract-problems": lambda v, _, rng, c: clerk.extract_problems(v["forum_post"], rng, c.extract_error),
-    "classify": lambda v, _, rng, c: clerk.classify(v["problem"], rng, c.classify_error),
-    "convert-proof": lambda v, _, rng, c: clerk.convert_proof(
+    "judge": lambda v, _, rng, c: tasks.judge(v["predicted_answer"], v["expected_answer"], rng, c.judge_error),
+    "extract-problems": lambda v, _, rng, c: tasks.extract_problems(v["forum_post"], rng, c.extract_error),
+    "classify": lambda v, _, rng, c: tasks.classify(v["problem"], rng, c.classify_error),
+    "convert-proof": lambda v, _, rng, c: tasks.convert_proof(
         v["problem"], v["forum_discussions"], rng, c.convert_error
     ),
-    "extract-answer": lambda v, _, rng, c: clerk.extract_answer(
+    "extract-answer": lambda v, _, rng, c: tasks.extract_answer(
         v["problem"], v["forum_discussions"], rng, c.answer_error
     ),
-    "decontaminate": lambda v, _, rng, c: clerk.decontaminate(v["problem"], v["candidate"], rng, c.decontaminate_error),
+    "decontaminate": lambda v, _, rng, c: tasks.decontaminate(v["problem"], v["candidate"], rng, c.decontaminate_error),
 }
 
 

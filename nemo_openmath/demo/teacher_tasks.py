@@ -10,8 +10,7 @@ import random
 import re
 from collections import Counter
 
-from nemo_openmath.demo import forms as posed
-from nemo_openmath.demo import world
+from nemo_openmath.demo import forms, world
 from nemo_openmath.demo.forms import Form, Posed
 
 _REPLY = re.compile(r"^Post \d+:\n", re.M)
@@ -22,7 +21,7 @@ _CORRECTION = re.compile(r"No,|Check|Sorry")
 
 def extract_problems(post: str, rng: random.Random, error: float) -> str:
     """The post's problems, word for word; an error leaves one out or cuts its end off."""
-    texts = [p.text for p in posed.read(post)]
+    texts = [p.text for p in forms.read(post)]
     if texts and rng.random() < error:
         at = rng.randrange(len(texts))
         texts[at : at + 1] = [] if rng.random() < 0.5 else [texts[at][: len(texts[at]) // 2]]
@@ -89,7 +88,7 @@ def judge(predicted: str, expected: str, rng: random.Random, error: float) -> st
 
 
 def _one(problem: str) -> Posed | None:
-    found = posed.read(problem)
+    found = forms.read(problem)
     return found[0] if found else None
 
 

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from nemo_openmath.demo.kinds import KINDS, Kind, Params
+from nemo_openmath.demo.kinds import KINDS, Params, ProblemKind
 
 LEVELS = (1, 2, 3)
 POOLS = ("benchmark", "train", "base")
@@ -149,7 +149,7 @@ def find(text: str) -> list[tuple[int, int, Item]]:
     return [(m.start(), m.end(), _item_of(m)) for m in _STATEMENT.finditer(text)]
 
 
-def pattern(template: str, kind: Kind, prefix: str = "") -> str:
+def pattern(template: str, kind: ProblemKind, prefix: str = "") -> str:
     """Regular expression of a template: its parameters are named groups, ``prefix`` before each name."""
     text = re.escape(template)
     seen: set[str] = set()

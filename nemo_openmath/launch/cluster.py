@@ -45,7 +45,7 @@ class Container:
 
 
 @dataclass(frozen=True)
-class Server:
+class ModelServer:
     """What serves a model inside the jobs that generate with it.
 
     ``command``: shell words that use "$MODEL" (its folder), "$NAME" (what clients call it) and "$PORT"; GET /health
@@ -113,8 +113,8 @@ class Cluster:
     setup: tuple[str, ...] = ()
     warn_seconds: WarnSeconds = 300
     max_array_size: PositiveInt = 1001
-    server: Server | None = None
-    teacher: Server | None = None
+    server: ModelServer | None = None
+    teacher: ModelServer | None = None
     default: Resources = field(default_factory=Resources)
     kinds: dict[str, Resources] = field(default_factory=dict)
     stages: dict[str, Resources] = field(default_factory=dict)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.launch.cluster import Cluster, Container, Resources, Server
+from nemo_openmath.launch.cluster import Cluster, Container, ModelServer, Resources
 
 
 @dataclass(frozen=True)
-class StageFacts:
+class StageInfo:
     """What a launcher must know of a stage. ``after``: stages it reads. ``splits``: whether an array of jobs may share
     it. ``models``: folders of the models that it generates with, ``teacher`` for the recipe's teacher."""
 
@@ -25,7 +25,7 @@ class StageFacts:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """A model server inside a job. ``overrides``: how ``recipe run`` is told about it; the job fills in ``$url``."""
 
     model: str
@@ -37,7 +37,7 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """One sbatch script. ``work``: the template's name, ``stage`` or ``training``."""
 
     stage: str
@@ -52,21 +52,21 @@ class Job:
     partition: str | None
     array: int
     running: int | None
-    server: Served | None
+    server: ServedModel | None
 
 
 def plan_jobs(
-    stages: Sequence[StageFacts],
+    stages: Sequence[StageInfo],
     cluster: Cluster,
     *,
     finished: frozenset[str] = frozenset(),
     teacher_name: str | None = None,
-) -> list[Job]:
+) -> list[SlurmJob]:
     """Jobs of the stages that are not finished, or that depend on one that is not, in order.
 
     ``teacher_name``: what the recipe's teacher is called by its server; None: the stand-in, which needs no server.
     """
-    jobs: list[Job] = []
+    jobs: list[SlurmJob] = []
     submitted: set[str] = set()
     for stage in stages:
         waits = tuple(name for name in stage.after if name in submitted)
@@ -77,7 +77,7 @@ def plan_jobs(
     return jobs
 
 
-def _job(stage: StageFacts, after: tuple[str, ...], cluster: Cluster, teacher_name: str | None) -> Job:
+def _job(stage: StageInfo, after: tuple[str, ...], cluster: Cluster, teacher_name: str | None) -> SlurmJob:
     got = cluster.resources(stage.name, stage.kind)
     array, nodes = got.array or 1, got.nodes or 1
     if array > 1 and not stage.splits:
@@ -86,7 +86,7 @@ def _job(stage: StageFacts, after: tuple[str, ...], cluster: Cluster, teacher_na
     if nodes > 1 and not stage.trains:
         raise UserError(f"stage {stage.name!r} ({stage.kind}) runs on one node, not on {nodes}",
                         remedy="give it array: to use more machines")  # fmt: skip
-    return Job(
+    return SlurmJob(
         stage=stage.name,
         kind=stage.kind,
         work="training" if stage.trains else "stage",
@@ -103,9 +103,9 @@ def _job(stage: StageFacts, after: tuple[str, ...], cluster: Cluster, teacher_na
     )
 
 
-def _server(stage: StageFacts, got: Resources, cluster: Cluster, teacher_name: str | None) -> Served | None:
+def _server(stage: StageInfo, got: Resources, cluster: Cluster, teacher_name: str | None) -> ServedModel | None:
     """The server that the stage's job starts; None where the recipe's own engine does the work."""
-    wanted: list[tuple[Server, str, str, tuple[str, ...]]] = []
+    wanted: list[tuple[ModelServer, str, str, tuple[str, ...]]] = []
     for model in stage.models:
         if model == "teacher" and cluster.teacher is not None and teacher_name is not None:
             folder = str(cluster.teacher.model)
@@ -121,7 +121,7 @@ def _server(stage: StageFacts, got: Resources, cluster: Cluster, teacher_name: s
         )
     server, folder, name, overrides = wanted[0]
     container = server.container or cluster.container
-    return Served(folder, name, got.server or server.command, container, overrides, server.start_seconds)
+    return ServedModel(folder, name, got.server or server.command, container, overrides, server.start_seconds)
 
 
 def script_path(output: Path, stage: str) -> Path:

@@ -12,14 +12,14 @@ import jinja2
 
 from nemo_openmath.core.errors import UserError, of_the_system
 from nemo_openmath.launch.cluster import Cluster, Container
-from nemo_openmath.launch.jobs import Job, script_path
+from nemo_openmath.launch.jobs import SlurmJob, script_path
 from nemo_openmath.launch.values import pattern, sbatch_option
 
 SUBMIT = "submit.sh"
 
 
 def write_scripts(
-    jobs: Sequence[Job], cluster: Cluster, recipe: Path, output: Path, overrides: Sequence[str] = ()
+    jobs: Sequence[SlurmJob], cluster: Cluster, recipe: Path, output: Path, overrides: Sequence[str] = ()
 ) -> Path:
     """Write ``output/sbatch/*.sh``, one a job, and ``submit.sh``, whose path is returned. Scripts of earlier launches
     are removed; their logs stay."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemo_openmath.core.stage import UnitStage
-from nemo_openmath.launch import StageFacts
+from nemo_openmath.launch import StageInfo
 from nemo_openmath.recipe.file import Recipe, StageEntry
 from nemo_openmath.recipe.runner import Run, Selection, State
 from nemo_openmath.training.stage import Sft
 
 
-def stage_facts(recipe: Recipe, output: Path, until: str | None = None) -> list[StageFacts]:
+def stage_infos(recipe: Recipe, output: Path, until: str | None = None) -> list[StageInfo]:
     """The recipe's stages in order, up to and including ``until``. ``output``: the run's folder."""
-    return [_facts(recipe.stages[name], recipe, output) for name in Selection(until=until).names(recipe)]
+    return [_info(recipe.stages[name], recipe, output) for name in Selection(until=until).names(recipe)]
 
 
 def finished_stages(recipe: Recipe, output: Path) -> frozenset[str]:
@@ -21,11 +21,11 @@ def finished_stages(recipe: Recipe, output: Path) -> frozenset[str]:
     return frozenset(s.name for s in Run(recipe, output).status() if s.state is State.FINISHED)
 
 
-def _facts(entry: StageEntry, recipe: Recipe, output: Path) -> StageFacts:
+def _info(entry: StageEntry, recipe: Recipe, output: Path) -> StageInfo:
     engines = entry.stage.engines()
     read = [name for names in entry.inputs.values() for name in names if isinstance(name, str)]
     made = [name for name in engines if name in recipe.stages]
-    return StageFacts(
+    return StageInfo(
         name=entry.name,
         kind=entry.stage.kind,
         after=tuple(dict.fromkeys([*read, *made])),

@@ -6,9 +6,8 @@ from collections import Counter
 import pytest
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.demo import ForumConfig, make_benchmark, make_threads, parse
-from nemo_openmath.demo import forms as posed
-from nemo_openmath.demo import teacher_tasks as clerk
+from nemo_openmath.demo import ForumConfig, forms, make_benchmark, make_threads, parse
+from nemo_openmath.demo import teacher_tasks as tasks
 from nemo_openmath.demo.forms import Form
 
 NONE = random.Random(0)
@@ -19,7 +18,7 @@ def test_counts_forms_and_leaks() -> None:
     config = ForumConfig()
     threads = make_threads(config, 0, benchmark)
     assert threads == make_threads(config, 0, benchmark) != make_threads(config, 1, benchmark)
-    read = [posed.read(thread["forum_post"]) for thread in threads]
+    read = [forms.read(thread["forum_post"]) for thread in threads]
     sizes = Counter(len(found) for found in read)
     assert sizes[0] == config.none
     assert sizes[2] + sizes[3] == config.several
@@ -47,27 +46,27 @@ def test_replies_are_read_as_people_mean_them() -> None:
     for share, want in (("answered", True), ("contradicted", True), ("disputed", None), ("wrong", False)):
         config = ForumConfig(**(said | {share: 1.0}), **quiet, single=40, several=10, proof=10)
         for thread in make_threads(config, 1):
-            for problem in posed.read(thread["forum_post"]):
-                answer = clerk.extract_answer(problem.text, thread["forum_discussions"], NONE, 0.0)
+            for problem in forms.read(thread["forum_post"]):
+                answer = tasks.extract_answer(problem.text, thread["forum_discussions"], NONE, 0.0)
                 assert problem.item is not None
                 right = answer == f"Answer: {problem.item.answer}"
                 assert answer == "Not found" if want is None else right == want
 
 
-def test_the_clerk_turns_posts_into_problems() -> None:
+def test_the_teacher_turns_posts_into_problems() -> None:
     item = make_benchmark(0, 1)[0]
-    proof = posed.as_proof(item, NONE)
-    assert clerk.extract_problems(f"Hi!\n{proof.text}\nThanks!", NONE, 0) == f"Problem 1: {proof.text}"
-    assert clerk.extract_problems("My calculator broke.", NONE, 0) == "No problem"
-    assert clerk.classify(proof.text, NONE, 0) == "proof"
-    assert clerk.classify(item.statement, NONE, 0) == "answer"
-    assert clerk.classify(item.statement, NONE, 1) != "answer"
-    statement, answer = clerk.convert_proof(proof.text, "", NONE, 0).removeprefix("Problem: ").split("\nAnswer: ")
+    proof = forms.as_proof(item, NONE)
+    assert tasks.extract_problems(f"Hi!\n{proof.text}\nThanks!", NONE, 0) == f"Problem 1: {proof.text}"
+    assert tasks.extract_problems("My calculator broke.", NONE, 0) == "No problem"
+    assert tasks.classify(proof.text, NONE, 0) == "proof"
+    assert tasks.classify(item.statement, NONE, 0) == "answer"
+    assert tasks.classify(item.statement, NONE, 1) != "answer"
+    statement, answer = tasks.convert_proof(proof.text, "", NONE, 0).removeprefix("Problem: ").split("\nAnswer: ")
     converted = parse(statement)
     assert converted is not None
     assert (converted.key, answer) == (item.key, item.answer)
-    assert clerk.convert_proof(posed.beyond(NONE).text, "", NONE, 0) == "Not possible"
-    assert clerk.decontaminate(item.statement, item.reworded().statement, NONE, 0) == "True"
-    assert clerk.decontaminate(item.statement, make_benchmark(1, 1)[0].statement, NONE, 0) == "False"
-    assert clerk.judge(" $7$.", "07", NONE, 0).endswith("Judgement: Yes")
-    assert clerk.judge("7", "8", NONE, 0).endswith("Judgement: No")
+    assert tasks.convert_proof(forms.beyond(NONE).text, "", NONE, 0) == "Not possible"
+    assert tasks.decontaminate(item.statement, item.reworded().statement, NONE, 0) == "True"
+    assert tasks.decontaminate(item.statement, make_benchmark(1, 1)[0].statement, NONE, 0) == "False"
+    assert tasks.judge(" $7$.", "07", NONE, 0).endswith("Judgement: Yes")
+    assert tasks.judge("7", "8", NONE, 0).endswith("Judgement: No")

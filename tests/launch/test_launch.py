@@ -18,19 +18,19 @@ import pytest
 
 from nemo_openmath.cli.main import run
 from nemo_openmath.core.errors import ExitCode, UserError
-from nemo_openmath.launch import Job, StageFacts, load_cluster, plan_jobs, submit, write_scripts
+from nemo_openmath.launch import SlurmJob, StageInfo, load_cluster, plan_jobs, submit, write_scripts
 from nemo_openmath.launch.values import time_limit
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "launcher_scripts"
 
 STAGES = [
-    StageFacts("problems", "problems.read_problems", splits=True),
-    StageFacts("judged", "judging.judge", ("problems",), splits=True, models=("teacher",)),
-    StageFacts("packs", "sft.pack", ("judged",)),
-    StageFacts("train", "training.sft", ("packs",), trains=True),
-    StageFacts("model", "checkpoints.average", ("train",)),
-    StageFacts("solve", "rollout.generate", ("problems", "model"), splits=True, models=("/runs/model",)),
+    StageInfo("problems", "problems.read_problems", splits=True),
+    StageInfo("judged", "judging.judge", ("problems",), splits=True, models=("teacher",)),
+    StageInfo("packs", "sft.pack", ("judged",)),
+    StageInfo("train", "training.sft", ("packs",), trains=True),
+    StageInfo("model", "checkpoints.average", ("train",)),
+    StageInfo("solve", "rollout.generate", ("problems", "model"), splits=True, models=("/runs/model",)),
 ]
 CLUSTER = """\
 templates: {templates}
@@ -48,7 +48,7 @@ def cluster_file(folder: Path, text: str = CLUSTER) -> Path:
     return path
 
 
-def jobs(folder: Path, text: str = CLUSTER, finished: frozenset[str] = frozenset()) -> dict[str, Job]:
+def jobs(folder: Path, text: str = CLUSTER, finished: frozenset[str] = frozenset()) -> dict[str, SlurmJob]:
     cluster = load_cluster(cluster_file(folder, text), [s.name for s in STAGES])
     return {job.stage: job for job in plan_jobs(STAGES, cluster, finished=finished, teacher_name="big-model")}
 
