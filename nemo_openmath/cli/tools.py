@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -150,8 +150,11 @@ def _sft(options: argparse.Namespace) -> None:
 
 
 def _grade(options: argparse.Namespace) -> None:
+    from nemo_openmath.core.grader import Verdict
+    from nemo_openmath.evaluation.share import ShareOfRight
     from nemo_openmath.grading import grade_file, show_disagreements
 
+    share = ShareOfRight()
     counts = grade_file(
         options.file,
         options.output,
@@ -161,15 +164,21 @@ def _grade(options: argparse.Namespace) -> None:
         fallback=options.fallback,
         take_modulo=options.take_modulo,
         skip_broken=options.skip_broken,
+        on_row=lambda row: share.add(_problem_of(row), row["verdict"] == Verdict.EQUAL),
     )
     print(", ".join(f"{name} {count}" for name, count in counts.items()))
-    right, total, tried = counts["equal"], counts["total"], counts["total"] - counts.get("untried", 0)
-    share = f" ({right / tried:.1%})" if tried else ""
-    print(f"right: {right} of {tried}{share}; with verdicts and reasons: {options.output}")
-    if counts["no_answer"] == total:
-        print(f"NO ANSWER was found in any of the {total} rows: {_LOOK}", file=sys.stderr)
+    interval = f" ({share.text()})" if share.tried else ""
+    print(f"right: {share.right} of {share.tried}{interval}; with verdicts and reasons: {options.output}")
+    if counts["no_answer"] == counts["total"]:
+        print(f"NO ANSWER was found in any of the {counts['total']} rows: {_LOOK}", file=sys.stderr)
     if options.show_disagreements:
         show_disagreements(options.output, other=options.other)
+
+
+def _problem_of(row: Mapping[str, Any]) -> str | None:
+    """What tells the problem of a row: its id or its text; None where it has neither."""
+    known = (str(row[column]) for column in ("problem_id", "problem") if row.get(column) is not None)
+    return next(known, None)
 
 
 _LOOK = "look whether the solutions end with \\boxed{...}, were cut by max_tokens, or stand in another column"

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -43,13 +43,15 @@ def grade_file(
     fallback: bool = False,
     take_modulo: int | None = None,
     skip_broken: bool = False,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, int]:
     """Write every row of ``path`` to ``output`` with ``verdict``, ``reason`` and ``symbolic_correct`` added, and
     ``predicted_answer`` where it was extracted from a text (``fallback``: see extract_answer).
 
     Returns the count of each verdict, of all rows (``total``) and of rows without an answer (``no_answer``); where
     there are any, of generations that could not be tried (``untried``) and of rows that ``skip_broken`` left out
-    (``skipped``). Raises UserError naming the first row of which no answer or no expected answer can be read, and how
+    (``skipped``). ``on_row`` is shown every graded row that was tried, those of an earlier, killed run first. Raises
+    UserError naming the first row of which no answer or no expected answer can be read, and how
     many such rows there are; SystemFailure where the disk is full.
     """
     output = Path(output)
@@ -61,6 +63,12 @@ def grade_file(
         raise UserError("output is the input", file=output, remedy="give another --output")
     counts: Counter[str] = Counter({str(verdict): 0 for verdict in Verdict})
     counts.update(total=0, no_answer=0)
+
+    def count(row: dict[str, Any]) -> None:
+        _count(row, counts)
+        if on_row is not None and not _is_untried(row):
+            on_row(row)
+
     broken = BrokenRows(skip=skip_broken, how="--skip-broken leaves such rows out")
     output = Path(os.path.realpath(output))  # a link stays one
     partial = output.with_name(f".{output.name}.partial")
@@ -69,7 +77,7 @@ def grade_file(
     try:
         with pool, _exclusive(partial) as out:
             try:
-                done = _resume(out, task, counts)
+                done = _resume(out, task, count)
                 for rows in _batches(islice(_prepared(path, fallback, broken), done, None)):
                     grades = pool.grade_batch((row["predicted_answer"], row["expected_answer"] or "") for row in rows)
                     lines = bytearray()
@@ -79,7 +87,7 @@ def grade_file(
                             row.update(verdict=str(Verdict.UNKNOWN), reason="no expected answer")
                         if _is_untried(row):
                             row.update(verdict=str(Verdict.UNKNOWN), reason=NOT_TRIED)
-                        _count(row, counts)
+                        count(row)
                         lines += dumps(row) + b"\n"
                     out.write(lines)
                     out.flush()
@@ -138,7 +146,7 @@ def _exclusive(partial: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _resume(out: BinaryIO, task: bytes, counts: Counter[str]) -> int:
+def _resume(out: BinaryIO, task: bytes, count: Callable[[dict[str, Any]], None]) -> int:
     """Position ``out`` behind the whole rows of an earlier, killed run of this task; their number."""
     done, end = 0, 0
     if out.readline() == task:
@@ -146,7 +154,7 @@ def _resume(out: BinaryIO, task: bytes, counts: Counter[str]) -> int:
         for line in out:
             if not line.endswith(b"\n"):
                 break
-            _count(loads(line), counts)
+            count(loads(line))
             done, end = done + 1, end + len(line)
     out.seek(end)
     out.truncate()

@@ -24,6 +24,7 @@ from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Generation, Problem, read_records
 from nemo_openmath.core.records.store import part_files
+from nemo_openmath.evaluation.share import ShareOfRight
 from nemo_openmath.grading import GradingPool
 from nemo_openmath.inference.open import EngineConfig
 from nemo_openmath.inference.rollout.answer import answer_of
@@ -122,21 +123,23 @@ def _teacher(engine: EngineConfig, builder: Builder) -> Teacher:
 def summary(output: Path) -> str:
     """What was made, where it is, how much of it is right, and what to do next."""
     folder = output / SOLUTIONS
-    total = answered = known = right = 0
+    total = answered = 0
+    share = ShareOfRight()
     with GradingPool() as pool:
         tried = (generation for generation in read_records(folder, Generation) if generation.tried)
         for batch in _batches(tried):
             answers = [answer_of(generation) for generation in batch]
-            pairs = [(a, g.expected_answer) for a, g in zip(answers, batch, strict=True) if a and g.expected_answer]
+            pairs = [(a, g.expected_answer) for a, g in zip(answers, batch, strict=True)]
             total, answered = total + len(batch), answered + sum(a is not None for a in answers)
-            known += sum(g.expected_answer is not None for g in batch)
-            right += sum(grade.is_equal for grade in pool.grade_batch(pairs))
+            for generation, grade in zip(batch, pool.grade_batch(pairs), strict=True):
+                if generation.expected_answer is not None:
+                    share.add(generation.problem_id, grade.is_equal)
             if total >= _COUNTED:
                 break
     of = f"of the first {total}" if total >= _COUNTED else f"of {total}"
     said = f"{answered} {of} solutions have an answer"
-    if known:
-        said += f"; {right} of {known} are right ({right / known:.1%})"
+    if share.tried:
+        said += f"; {share.right} of {share.tried} are right ({share.text()})"
     hint = "" if answered or not total else "\nno answer at all: see `finish` in the records (length: raise max_tokens)"
     where, graded = os.path.relpath(folder), os.path.relpath(output / "graded.jsonl")
     return f"solutions: {where}; {said}{hint}\nnext: openmath grade {where} --output {graded}"

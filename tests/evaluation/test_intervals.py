@@ -17,6 +17,7 @@ from nemo_openmath.evaluation.intervals import (
     share_difference_interval,
     share_interval,
 )
+from nemo_openmath.evaluation.share import ShareOfRight
 
 PROBLEMS = (5, 15, 30, 200)
 DRAWS = {5: 1000, 15: 600, 30: 500, 200: 300}  # simulated benchmarks: a share of 0.95 is known to 0.007 to 0.013
@@ -200,3 +201,32 @@ def test_amounts_are_never_below_zero() -> None:
     assert low < 0
     assert amount_interval(values) == (0.0, high)
     assert amount_interval(values[:1]) == (None, None)
+
+
+def test_a_share_of_rows_has_its_interval_over_problems() -> None:
+    """Eight samples of each of five problems are five problems, not forty. Rows without one stand for themselves."""
+    share = ShareOfRight()
+    assert share.text() == ""
+    for problem in range(5):
+        for sample in range(8):
+            share.add(f"p{problem}", problem == 0 or sample == 0)
+    low, high = share_interval(np.array([1.0, *[1 / 8] * 4]))
+    assert share.text() == f"30.0%, 95% interval {100 * low:.1f}–{100 * high:.1f} over 5 problems"
+    assert (share.right, share.tried) == (12, 40)
+    for _ in range(4):
+        share.add("p0", False)
+    assert share.text().startswith("27.3%; mean over problems 23.3%, 95% interval "), "p0 was asked more often"
+    alone = ShareOfRight()
+    for row in range(40):
+        alone.add(None, row < 12)
+    expected = binomtest(12, 40).proportion_ci(0.95, "exact")
+    interval = f"{100 * expected.low:.1f}–{100 * expected.high:.1f}"
+    assert alone.text() == f"30.0%, 95% interval {interval} over 40 problems"
+
+
+def test_beyond_its_limit_a_share_has_no_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nemo_openmath.evaluation.share.MOST_PROBLEMS", 3)
+    share = ShareOfRight()
+    for problem in range(5):
+        share.add(str(problem), problem < 2)
+    assert share.text() == "40.0%"

@@ -114,7 +114,9 @@ def test_a_killed_run_goes_on_from_its_last_whole_row(tmp_path: Path, monkeypatc
     with partial.open("ab") as file:
         file.write(b'{"torn')
     assert not out.exists()
-    assert grade_file(path, out) == whole
+    shown: list[dict] = []
+    assert grade_file(path, out, on_row=shown.append) == whole
+    assert [row["predicted_answer"] for row in shown] == [str(i) for i in range(40)], "those of the killed run, too"
     assert sum(seen) == 40 + 8  # the batch that was cut off is graded again, no other
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not partial.exists()
@@ -225,8 +227,11 @@ def test_the_verb_says_share_and_place_and_that_nothing_was_found(
     out = tmp_path / "out.jsonl"
     assert run(["grade", str(write(tmp_path / "rows.jsonl", ROWS)), "--output", str(out)]) == 0
     said = capfd.readouterr()
-    assert f"right: 2 of 6 (33.3%); with verdicts and reasons: {out}" in said.out
+    assert f"right: 2 of 6 (33.3%, 95% interval 4.3–77.7 over 6 problems); with verdicts and reasons: {out}" in said.out
     assert said.err == ""
+    rows = [row | {"problem_id": row["id"] % 2} for row in ROWS]
+    assert run(["grade", str(write(tmp_path / "rows.jsonl", rows)), "--output", str(out)]) == 0
+    assert "right: 2 of 6 (33.3%, 95% interval 5.3–89.5 over 2 problems); " in capfd.readouterr().out
     assert run(["grade", str(write(tmp_path / "rows.jsonl", [ROWS[2]])), "--output", str(out)]) == 0
     assert "NO ANSWER was found in any of the 1 rows" in capfd.readouterr().err
     assert run(["grade", str(write(tmp_path / "rows.jsonl", [])), "--output", str(out)]) == 2

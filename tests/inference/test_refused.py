@@ -132,11 +132,14 @@ def test_what_could_not_be_tried_is_in_no_share(
     engine = Picky(tokenizer, "It is \\boxed{2}.", poisoned)
     run(Generate(GenerateConfig()), engine, tmp_path / "solutions", problems=[*PROBLEMS, LONG])
     capsys.readouterr()
-    assert "; 5 of 5 solutions have an answer; 1 of 5 are right (20.0%)" in summary(tmp_path)
+    assert (
+        "; 5 of 5 solutions have an answer; 1 of 5 are right (20.0%, 95% interval 0.5–71.6 over 5 problems)"
+        in summary(tmp_path)
+    )
     (part,) = (tmp_path / "solutions").glob("part-*.jsonl")
     with pytest.raises(SystemExit, match="0"):
         main(["grade", str(part), "--output", str(tmp_path / "graded.jsonl")])
-    assert "right: 1 of 5 (20.0%); " in capsys.readouterr().out
+    assert "right: 1 of 5 (20.0%, 95% interval 0.5–71.6 over 5 problems); " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("finish", [Finish.STOP, Finish.LENGTH])

@@ -83,7 +83,7 @@ def test_the_end_says_where_how_many_right_and_what_next(
     command = job(tmp_path, "p.jsonl", BASE)
     assert run([*command, "skip_broken=true"]) is ExitCode.OK
     said = capfd.readouterr().out
-    assert "solutions: out/solutions; 0 of 1 solutions have an answer; 0 of 1 are right (0.0%)" in said
+    assert "solutions: out/solutions; 0 of 1 solutions have an answer; 0 of 1 are right (0.0%, 95% interval " in said
     assert "next: openmath grade out/solutions --output out/graded.jsonl" in said
     assert len(list(read_records(tmp_path / "out/solutions", Generation))) == 1
     assert [p.expected_answer for p in read_records(tmp_path / "out/problems", Problem)] == ["2", "2"]
@@ -96,14 +96,17 @@ def test_the_end_says_where_how_many_right_and_what_next(
     part.write_text(json.dumps(row) + "\n")
     from nemo_openmath.recipe.generate import summary
 
-    assert "1 of 1 solutions have an answer; 1 of 1 are right (100.0%)" in summary(tmp_path / "out")
+    assert (
+        "1 of 1 solutions have an answer; 1 of 1 are right (100.0%, 95% interval 2.5–100.0 over 1 problem)"
+        in summary(tmp_path / "out")
+    )
     part.write_text(row_before)
     for verb in ("status", "report"):
         assert run(["recipe", verb, "out"]) is ExitCode.OK
         assert "0 of 1 solutions have an answer" in capfd.readouterr().out
     part.write_text(json.dumps(row) + "\n")
     assert run(["grade", "out/solutions", "--output", "out/graded.jsonl"]) is ExitCode.OK
-    assert "right: 1 of 1 (100.0%)" in capfd.readouterr().out
+    assert "right: 1 of 1 (100.0%, 95% interval 2.5–100.0 over 1 problem)" in capfd.readouterr().out
 
 
 def test_long_work_is_made_anew_when_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
