@@ -13,6 +13,7 @@ from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.errors import Incomplete
 from nemo_openmath.core.merging import ANSWERS, read_merged
 from nemo_openmath.core.records import Problem, Thread
+from nemo_openmath.grading.majority import majority
 from nemo_openmath.synthesis.problems.answers import ExtractAnswers
 from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
 from nemo_openmath.synthesis.problems.convert import ConvertProofs
@@ -150,7 +151,7 @@ async def test_proofs_that_become_one_problem_are_read_as_one(tokenizer: ChatTok
     run = await run_stage(
         ConvertProofs(PromptedConfig()), tmp_path, by_text(answers), tokenizer=tokenizer, problems=proofs, threads=[]
     )
-    (found,) = read_merged([run.context.output], Problem)
+    (found,) = read_merged([run.context.output], Problem, majority)
     assert set(found.parents) == {proof.id for proof in proofs}
     assert (found.expected_answer, found.problem_type) == (None, "no_answer_extracted"), "they name two answers"
     assert found.extra[ANSWERS] == {"7": 1, "8": 1}
