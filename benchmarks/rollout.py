@@ -99,9 +99,9 @@ async def solve(folder: Path, sandbox: LocalSandbox, side: Side, solutions: int,
 
     began = time.perf_counter()
     made = await asyncio.gather(*(one(i) for i in range(solutions)))
-    side.calls += sum(o.code_calls for o in made)
-    side.cached += sum(o.cached_tokens for o in made)
-    side.computed += sum(o.computed_tokens for o in made)
+    side.calls += sum(o.cost.code_calls for o in made)
+    side.cached += sum(o.cost.cached_tokens for o in made)
+    side.computed += sum(o.cost.computed_tokens for o in made)
     await engine.close()
     return made
 

@@ -88,7 +88,7 @@ async def solve(
             seed=own, key=f"{own}", sandbox=sandbox, budget=budget,
         )  # fmt: skip
         finished = outcome.finish is Finish.STOP
-        return (extract_answer(outcome.transcript.said).answer if finished else None), outcome.completion_tokens
+        return (extract_answer(outcome.transcript.said).answer if finished else None), outcome.cost.completion_tokens
 
     tasks = [asyncio.ensure_future(one(sample)) for sample in range(settings.batch)]
     alarm = asyncio.ensure_future(clock.sleep(seconds))

@@ -17,7 +17,7 @@ from nemo_openmath.core.records.store import write_records
 from nemo_openmath.core.stage import StageContext
 from nemo_openmath.grading import GradingPool, majority
 from nemo_openmath.inference.rollout.answer import answer_of
-from nemo_openmath.inference.rollout.counts import by_hardness, chance_of_lead, next_batch, settled
+from nemo_openmath.inference.rollout.counts import AgreementRule, by_hardness, chance_of_lead
 from nemo_openmath.inference.rollout.stage import Generate, GenerateConfig
 from tests.waiting import until
 
@@ -36,13 +36,14 @@ def test_chance_of_lead_is_the_beta_integral() -> None:
 def test_certain_agreement_never_changes_a_label() -> None:
     """Against the vote of all 16: the same label, with fewer samples."""
     rng = random.Random(0)
+    certain = AgreementRule(3, 16, 1.0)
     saved = 0
     for _ in range(300):
         weights = [rng.random() ** 3 for _ in range(4)]
         answers = rng.choices(["1", "2", "3", None], weights, k=16)
         made = batch = 0
         first = second = 0
-        while batch := next_batch(first, second, made, 3, 16, 1.0):
+        while batch := certain.next_batch(first, second, made):
             made += batch
             first, second = (*(c for _, c in majority(answers[:made]).groups), 0, 0)[:2]
         assert majority(answers[:made]).answer == majority(answers).answer
@@ -156,7 +157,7 @@ async def test_agreement_saves_samples_at_equal_labels(folder: Path, tokenizer: 
 
 async def test_less_than_certainty_saves_more(folder: Path, tokenizer: ChatTokenizer) -> None:
     """Each problem ends at the first batch after which the rule is content, and not before."""
-    config = replace(CONFIG, confidence=0.8)
+    config, rule = replace(CONFIG, confidence=0.8), AgreementRule(3, 12, 0.8)
     await work(folder, "sure", Dice(tokenizer), CONFIG)
     await work(folder, "likely", Dice(tokenizer), config)
     sure, likely = stored(folder / "sure"), stored(folder / "likely")
@@ -165,10 +166,10 @@ async def test_less_than_certainty_saves_more(folder: Path, tokenizer: ChatToken
         names = [{"0.5": "1/2"}.get(a, a) for _, a in sorted(answers.items())]
         counts = sorted((names.count(a) for a in set(names)), reverse=True)
         first, second = (*counts, 0)[:2]
-        assert len(names) == 12 or settled(first, second, 12 - len(names), 0.8)
+        assert len(names) == 12 or rule.settled(first, second, 12 - len(names))
         counts = [names[:-1].count(a) for a in set(names)]
         first, second = (*sorted(counts, reverse=True), 0)[:2]
-        assert len(names) == 3 or not settled(first, second, 13 - len(names), 0.8)
+        assert len(names) == 3 or not rule.settled(first, second, 13 - len(names))
 
 
 async def test_samples_by_hardness(folder: Path, tokenizer: ChatTokenizer) -> None:

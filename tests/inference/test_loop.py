@@ -25,7 +25,9 @@ from nemo_openmath.demo import StandInTeacher, TeacherConfig, make_problems
 from nemo_openmath.inference.asking import ask
 from nemo_openmath.inference.rollout import RolloutSettings, roll_out
 from nemo_openmath.inference.rollout.answer import answer_of
-from nemo_openmath.inference.rollout.loop import _repeats, cut_output, draw_budget
+from nemo_openmath.inference.rollout.loop import cut_output
+from nemo_openmath.inference.rollout.outcome import tail_repeats
+from nemo_openmath.inference.rollout.settings import draw_budget
 from nemo_openmath.sandbox import channel
 from nemo_openmath.sandbox.local import LocalSandbox
 from tests.waiting import until
@@ -84,7 +86,7 @@ async def test_code_runs_and_the_context_grows_by_the_models_own_ids(
              "So 42.\n</think>The answer is \\boxed{42}."]  # fmt: skip
     engine = Script(tokenizer, texts)
     out = await roll_out(engine, tokenizer, messages(3), SETTINGS, seed=1, key="k", sandbox=sandbox, budget=3)
-    assert (out.finish, out.code_calls) == ("stop", 2)
+    assert (out.finish, out.cost.code_calls) == ("stop", 2)
     expected = (
         texts[0] + output_block("42") + notice_block(2) + texts[1] + output_block("43") + notice_block(1) + texts[2]
     )
@@ -103,7 +105,7 @@ async def test_code_runs_and_the_context_grows_by_the_models_own_ids(
     trained = [i for i, t in zip(encoded.ids, encoded.loss_mask, strict=True) if t]
     generated = [i for p in out.transcript.pieces if p.author is Author.MODEL for i in p.ids or ()]
     assert trained == [*generated, tokenizer.end_of_turn]
-    assert out.completion_tokens + out.runner_tokens == len(encoded.ids) - out.prompt_tokens
+    assert out.cost.completion_tokens + out.cost.tool_tokens == len(encoded.ids) - out.cost.prompt_tokens
     assert Transcript.from_text(out.transcript.messages, expected).segments() == out.transcript.segments()
 
 
@@ -124,8 +126,10 @@ async def test_odd_endings(
     settings = replace(SETTINGS, **changes)
     engine = Script(tokenizer, texts)
     out = await roll_out(engine, tokenizer, messages(2), settings, seed=1, key="k", sandbox=sandbox, budget=2)
-    assert (out.finish, out.code_calls) == (finish, calls)
-    assert out.completion_tokens + out.runner_tokens <= settings.max_tokens + 100, "one block of output at most beyond"
+    assert (out.finish, out.cost.code_calls) == (finish, calls)
+    assert out.cost.completion_tokens + out.cost.tool_tokens <= settings.max_tokens + 100, (
+        "one block of output at most beyond"
+    )
     assert out.transcript.ended == (finish == "stop")
 
 
@@ -138,7 +142,7 @@ def test_a_repeated_tail_is_found_at_every_period() -> None:
         ids = ids[: len(ids) - draw.randrange(2)]
         periods = range(1, len(ids) // times + 1)
         found = any(ids[-p * times :] == ids[-p:] * times for p in periods)
-        assert _repeats(ids, times) == found
+        assert tail_repeats(ids, times) == found
 
 
 async def test_a_full_context_is_a_length_and_nothing_is_lost(tokenizer: ChatTokenizer, sandbox: LocalSandbox) -> None:
@@ -155,7 +159,7 @@ async def test_a_full_context_is_a_length_and_nothing_is_lost(tokenizer: ChatTok
         assert (out.finish, out.transcript.ended, len(engine.requests)) == ("length", False, 1)
         assert engine.requests[0].sampling.max_tokens == room
         assert out.transcript.text.startswith(texts[0][:20])
-        assert ("y" * 500 in out.transcript.text) == (out.code_calls == 1) == (texts[0] == code)
+        assert ("y" * 500 in out.transcript.text) == (out.cost.code_calls == 1) == (texts[0] == code)
     engine.capabilities = replace(Script.capabilities, max_context=prompt)
     with pytest.raises(ContextOverflow):
         await roll_out(engine, tokenizer, messages(2), SETTINGS, seed=1, key="k", sandbox=sandbox, budget=2)
@@ -175,10 +179,10 @@ async def test_what_a_server_leaves_out_or_breaks_off(tokenizer: ChatTokenizer, 
 
         engine.complete = bare  # type: ignore[method-assign]
         out = await roll_out(engine, tokenizer, messages(2), SETTINGS, seed=1, key="k", sandbox=sandbox, budget=2)
-        assert (out.finish, out.code_calls) == ("stop", 1)
+        assert (out.finish, out.cost.code_calls) == ("stop", 1)
         ids = [i for p in out.transcript.pieces for i in p.ids or ()]
         assert tokenizer.decode(ids) == out.transcript.text == code + output_block("42") + notice_block(1) + last
-        assert out.completion_tokens + out.runner_tokens == len(ids)
+        assert out.cost.completion_tokens + out.cost.tool_tokens == len(ids)
 
     async def closed(request: Request) -> Completion:
         return Completion("It", (5,), Finish.CANCELLED)

@@ -1,11 +1,15 @@
 """Generate, run code, continue: one solution as one conversation between model and sandbox.
 
-- ``loop.py``: :func:`roll_out`, one solution
-- ``counts.py``: how many solutions a problem gets
-- ``stage.py``: the stage ``rollout.generate``, problems x solutions
+- ``settings.py``: how a solution is sampled
+- ``loop.py``: :func:`roll_out`, one solution; ``outcome.py``: what it leaves
+- ``sampler.py``: one sample of one problem, from its seed to its record
+- ``counts.py``: how many samples a problem gets; ``agreement.py``: sampling until the answers agree
+- ``stage.py``: the stage ``rollout.generate``, problems x samples; ``metrics.py``: what it measures
 - ``answer.py``: the answer that a stored solution gave
 """
 
-from nemo_openmath.inference.rollout.loop import Outcome, RolloutSettings, roll_out
+from nemo_openmath.inference.rollout.loop import roll_out
+from nemo_openmath.inference.rollout.outcome import Outcome
+from nemo_openmath.inference.rollout.settings import RolloutSettings
 
 __all__ = ["Outcome", "RolloutSettings", "roll_out"]

@@ -17,7 +17,7 @@ from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.records.types import NOT_TRIED, UNTRIED
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage
 from nemo_openmath.inference.rollout import Outcome, RolloutSettings, roll_out
-from nemo_openmath.inference.rollout.stage import note_untried
+from nemo_openmath.inference.rollout.metrics import note_untried
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
             predicted_answer=None if chosen is None else group.answers[chosen],
             verdict=verdict,
             verdict_reason=reason,
-            prompt_tokens=outcome.prompt_tokens,
-            completion_tokens=outcome.completion_tokens,
+            prompt_tokens=outcome.cost.prompt_tokens,
+            completion_tokens=outcome.cost.completion_tokens,
             extra={
                 "group": group.id,
                 "chosen": None if chosen is None else group.members[chosen],
