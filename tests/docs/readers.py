@@ -10,12 +10,15 @@ from pathlib import Path
 import yaml
 
 from nemo_openmath.cli.main import build_parser
+from nemo_openmath.cli.registry import register_all
 from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.launch import load_cluster
 from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.generate import load_job
 from nemo_openmath.training.worker import read_job
 from tests.docs.blocks import TOP, Block
+
+register_all()
 
 IN_REPOSITORY = {path.name for path in TOP.iterdir()} - {".git", ".venv", "runs", "build"}
 RUNNABLE = {"openmath", "python", "ls", "cat", "head", "tail", "wc", "grep", "sort"}
