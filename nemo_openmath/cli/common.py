@@ -21,6 +21,7 @@ EXAMPLES = {
     "recipe status": "runs/smoke",
     "recipe report": "runs/smoke",
     "recipe stages": "rollout.generate",
+    "recipe reference": "build/reference",
     "launch": "examples/qwen2.5-14b.yaml --cluster cluster.yaml --output /shared/runs/14b --dry-run",
     "plan": "qwen2.5-14b --gpus 32 --gpu h100",
     "sft": "job.yaml --processes 2 training.lr=1e-4",

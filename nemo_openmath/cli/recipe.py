@@ -1,4 +1,4 @@
-"""``openmath recipe run|show|status|report|stages``."""
+"""``openmath recipe run|show|status|report|stages|reference``."""
 
 from __future__ import annotations
 
@@ -51,6 +51,11 @@ def add(groups: Any) -> None:
     )
     stages.add_argument("kind", nargs="?", metavar="KIND", help="its inputs, what it makes, and every setting")
 
+    reference = verb(
+        verbs, "reference", "write the same of all kinds, and of other files, as Markdown pages", _reference
+    )
+    reference.add_argument("folder", type=Path, metavar="DIR", help="stages.md, recipe-file.md, cluster-file.md, ...")
+
 
 def _file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
@@ -95,10 +100,18 @@ def _report(options: argparse.Namespace) -> None:
 def _stages(options: argparse.Namespace) -> None:
     from nemo_openmath.cli.registry import register_all
     from nemo_openmath.recipe.command import show_stages
-    from nemo_openmath.recipe.stage_help import describe
+    from nemo_openmath.recipe.reference import describe
 
     register_all()
     if options.kind is not None:
         print(describe(options.kind))
         return
     show_stages()
+
+
+def _reference(options: argparse.Namespace) -> None:
+    from nemo_openmath.cli.registry import register_all
+    from nemo_openmath.recipe.command import print_reference
+
+    register_all()
+    print_reference(options.folder)

@@ -19,8 +19,10 @@ from nemo_openmath.evaluation.reports.formats import apart_lines, seconds_text
 from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.generate import SOLUTIONS, load_job, summary
+from nemo_openmath.recipe.reference import write_reference
 from nemo_openmath.recipe.report_data import run_view
 from nemo_openmath.recipe.runner import Run, Selection
+from nemo_openmath.recipe.setting_docs import first_sentence
 
 _GIVE = "give the --output folder of recipe run or generate"
 
@@ -95,11 +97,16 @@ def show_stages() -> None:
     for name in ("kind", "inputs", "makes", "what it does"):
         table.add_column(name, overflow="fold")
     for kind, cls in stage_kinds().items():
-        text = (cls.__doc__ or "").strip().split("\n\n", 1)[0].replace("\n", " ")
-        table.add_row(kind, ", ".join(cls.ports), cls.product(), " ".join(text.split()))
+        table.add_row(kind, ", ".join(cls.ports), cls.product(), first_sentence(cls.__doc__))
     console = Console()
     console.print(table)
     console.print("openmath recipe stages KIND shows the settings of one", highlight=False)
+
+
+def print_reference(folder: Path) -> None:
+    """Write the reference pages and print where they are."""
+    for path in write_reference(folder):
+        print(path)
 
 
 def opened(output: Path) -> Run:

@@ -35,16 +35,19 @@ from nemo_openmath.recipe.teacher import Teacher, settings_types
 
 @dataclass(frozen=True)
 class SandboxSettings:
-    """``url``: of an ``openmath sandbox serve`` (http://, https://, unix:/path); null: a sandbox of the recipe's own,
-    with ``workers``. ``token_env``: the environment variable with the service's token. ``patience_s``: how long a
-    service that is busy or away is waited for. ``unsafe``: run code even where a wall is missing; every result then
-    says so."""
+    """Where the code of solutions runs."""
 
     url: str | None = None
+    """Address of an ``openmath sandbox serve``: ``http://...``, ``https://...`` or ``unix:/path``. ``null`` opens a
+    sandbox of the recipe's own."""
     token_env: str | None = None
+    """The environment variable that holds the service's token."""
     patience_s: NonNegativeFloat = 600.0
+    """How long a service that is busy or away is waited for, in seconds."""
     workers: PositiveInt | None = None
+    """How many programs the recipe's own sandbox runs at a time. ``null`` is one for each processor."""
     unsafe: bool = False
+    """Run code even where a protection is missing on this system. Every result then says so."""
 
     def __post_init__(self) -> None:
         if self.url is not None and self.workers is not None:
@@ -55,8 +58,12 @@ class SandboxSettings:
 
 @dataclass(frozen=True)
 class GradingSettings:
+    """How answers are compared."""
+
     workers: PositiveInt = 1
+    """Processes that compare answers."""
     time_limit: PositiveFloat = 2.0
+    """Time limit of one comparison, in seconds. Beyond it the verdict is ``timeout``."""
 
 
 @dataclass(frozen=True)
@@ -132,14 +139,23 @@ def shown(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class _Head:
+class RecipeSettings:
+    """What a recipe file says beside its stages."""
+
     name: str
+    """What the run is called in reports."""
     note: str = ""
+    """A sentence for whoever reads the results."""
     seed: AnyInt = 0
+    """The seed of every stage that has none of its own."""
     teacher: Teacher = field(default_factory=Teacher)
+    """The model that reads the forum, solves, judges and summarises."""
     student: EngineConfig = field(default_factory=EngineConfig)
+    """How models that stages make, and model folders, generate."""
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
+    """Where the code of solutions runs."""
     grading: GradingSettings = field(default_factory=GradingSettings)
+    """How answers are compared."""
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Path()) -> Recipe:
@@ -152,11 +168,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Pa
     stages = data.pop("stages", None)
     if not isinstance(stages, dict) or not stages:
         raise builder.error(("stages",), "a recipe needs stages", "write stages: {name: {run: kind, ...}}")
-    known = [f.name for f in fields(_Head)] + ["stages"]
+    known = [f.name for f in fields(RecipeSettings)] + ["stages"]
     for name in data:
         if name not in known:
             raise builder.unknown((name,), known)
-    head = builder.build(_Head, data)
+    head = builder.build(RecipeSettings, data)
     made = _Stages(builder, stages, head.seed)
     if head.teacher.tokenizer is not None:
         made.locate(head.teacher.tokenizer, ("teacher", "tokenizer"))

@@ -39,16 +39,22 @@ PROBLEMS, SOLUTIONS = "problems", "solutions"
 
 @dataclass(frozen=True)
 class GenerateJob:
-    """What the file says. ``generate.engine`` is the engine named here: leave it out there. ``skip_broken``: leave out
-    rows of ``problems`` that cannot be read, counted; otherwise the file is refused."""
+    """What the file says."""
 
     problems: Path
+    """A file with problems, or the folder of a stage that made some."""
     engine: EngineConfig
+    """What generates: a model folder in this process, or a server."""
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    """How solutions are sampled. Its ``engine`` is the one above and is left out here."""
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
+    """Where the code of solutions runs."""
     grading: GradingSettings = field(default_factory=GradingSettings)
+    """How answers are compared."""
     skip_broken: bool = False
+    """Leave out rows of ``problems`` that cannot be read, and count them. Otherwise such a file is refused."""
     seed: AnyInt = 0
+    """The seed of the samples."""
 
 
 def load_job(path: Path, overrides: Sequence[str] = (), here: Path = Path()) -> Recipe:

@@ -15,7 +15,7 @@ from nemo_openmath.core.build import OVERRIDE, Builder
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.launch.cluster import Cluster
-from nemo_openmath.recipe.file import _Head
+from nemo_openmath.recipe.file import RecipeSettings
 from nemo_openmath.recipe.generate import GenerateJob
 from nemo_openmath.training.config import TrainingJob
 
@@ -35,7 +35,7 @@ def settings_classes() -> list[type]:
         for inner in typing.get_args(hint):
             walk(inner)
 
-    for kind in [*(cls.Config for cls in stage_kinds().values()), _Head, GenerateJob, TrainingJob, Cluster]:
+    for kind in [*(cls.Config for cls in stage_kinds().values()), RecipeSettings, GenerateJob, TrainingJob, Cluster]:
         walk(kind)
     return found
 

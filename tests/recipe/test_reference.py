@@ -1,6 +1,7 @@
 """Nothing has to be looked up in the source: every setting of every kind is printed with type, default and meaning."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,8 +11,10 @@ from nemo_openmath.cli.tools import GENERATE_EXAMPLE, SFT_EXAMPLE
 from nemo_openmath.core.build import OVERRIDE, Builder
 from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.core.stage import stage_kinds
+from nemo_openmath.recipe.drop_reasons import drop_reasons
 from nemo_openmath.recipe.generate import GenerateJob
-from nemo_openmath.recipe.stage_help import describe, meaning, settings
+from nemo_openmath.recipe.reference import describe
+from nemo_openmath.recipe.setting_docs import Setting, meaning, settings
 from nemo_openmath.training.config import TrainingJob
 
 
@@ -74,3 +77,32 @@ def test_help_shows_a_file_that_works(verb: str, kind: type, text: str, capsys: 
         run([verb, "--help"])
     said = capsys.readouterr().out
     assert all(line.strip() in said for line in text.splitlines())
+
+
+def test_the_pages_name_every_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recipe", "reference", str(tmp_path)]) is ExitCode.OK
+    pages = {Path(line).name: Path(line).read_text() for line in capsys.readouterr().out.split()}
+    for kind, cls in stage_kinds().items():
+        section = pages["stages.md"].partition(f"## `{kind}`")[2].partition("\n## ")[0]
+        assert section, kind
+        rows = [line for line in section.splitlines() if line.startswith("| `")]
+        assert [
+            s.name for s in settings(cls.Config) if not any(row.startswith(f"| `{s.name}` |") for row in rows)
+        ] == []
+    assert "| `teacher.stand_in.extract_error` | number, 0 or more, at most 1 | `0.02` |" in pages["recipe-file.md"]
+    assert "| `warn_seconds` |" in pages["cluster-file.md"]
+    assert "| `training.parallel.tp` |" in pages["training-job.md"]
+    assert "| `generate.samples` |" in pages["generate-file.md"]
+
+
+def test_reasons_to_drop_are_read_from_the_classes() -> None:
+    reasons = drop_reasons(stage_kinds()["problems.decontaminate"])
+    assert {"in the benchmark, word for word", "in the benchmark, reworded", "unparsable answer"} <= set(reasons)
+    assert "refused by the engine" in reasons
+    assert {"wrong answer", "verdict ...", "no boxed answer"} <= set(drop_reasons(stage_kinds()["solutions.filter"]))
+    assert drop_reasons(stage_kinds()["training.sft"]) == []
+
+
+def test_a_number_of_the_paper_names_its_place() -> None:
+    setting = Setting("lr", "number", "1", "The highest learning rate. Paper section 5.1.")
+    assert (setting.plain_meaning, setting.paper) == ("The highest learning rate.", "section 5.1")

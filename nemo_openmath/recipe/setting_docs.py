@@ -1,4 +1,7 @@
-"""What a kind of stage takes, makes and can be told: read from its classes, so that it cannot differ from them."""
+"""The settings of a dataclass that a YAML file fills: name, type, default and meaning of each, read from the class.
+
+What a setting means is the docstring under its field, so that code, command line and reference pages say the same.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import inspect
 import re
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -18,52 +21,52 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import orjson
 
-from nemo_openmath.core.build import nearest
-from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.stage import Stage, stage_kinds
-
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting. ``name`` is dotted; ``default`` is None where the setting is required; ``meaning`` may be empty."""
+    """One setting of a file."""
 
     name: str
+    """Dotted, as on the command line."""
     type: str
+    """What to write, in words: ``whole number, 1 or more``."""
     default: str | None
+    """As JSON; None where the setting is required."""
     meaning: str
+    """The docstring under the field, on one line."""
+
+    @property
+    def paper(self) -> str:
+        """Where the number comes from: the sentences of the meaning that begin with "Paper", without that word."""
+        return "; ".join(
+            s.removeprefix("Paper ").rstrip(".") for s in _sentences(self.meaning) if s.startswith("Paper ")
+        )
+
+    @property
+    def plain_meaning(self) -> str:
+        """The meaning without the sentences of :attr:`paper`."""
+        return " ".join(s for s in _sentences(self.meaning) if not s.startswith("Paper "))
 
 
-def describe(kind: str) -> str:
-    """Text about a kind of stage: what it does, its inputs, what it makes, an entry for a recipe, every setting.
+def _sentences(text: str) -> list[str]:
+    return re.split(r"(?<=[.;!?)]) (?=[A-Z`])", text) if text else []
 
-    Raises UserError with the nearest kind where there is none of this name.
+
+def settings(config: type, prefix: str = "", types: Mapping[type, type] | None = None) -> Iterator[Setting]:
+    """Yield every setting of a dataclass, those of nested ones under their dotted names.
+
+    ``types``: type of a field -> the type that it stands for, as in :class:`nemo_openmath.core.build.Builder`.
     """
-    kinds = stage_kinds()
-    if kind not in kinds:
-        raise UserError(f"no kind of stage {kind!r}", remedy=nearest(kind, list(kinds)))
-    cls = kinds[kind]
-    lines = [kind, "", *textwrap.wrap(_prose(cls.__doc__), 100), ""]
-    lines += ["inputs (from:)" if cls.ports else "inputs: none"]
-    for port, text in cls.ports.items():
-        lines.append(f"  {port.removesuffix('?')}: {text}{' (may be left out)' if '?' in port else ''}")
-    lines += ["makes", f"  {_product(cls)}", "", "in a recipe", f"  {_entry(cls)}", "", "settings"]
-    for setting in settings(cls.Config):
-        default = "required" if setting.default is None else f"default {setting.default}"
-        lines.append(f"  {setting.name}: {setting.type}; {default}")
-        lines += textwrap.wrap(setting.meaning, 94, initial_indent="      ", subsequent_indent="      ")
-    return "\n".join(lines)
-
-
-def settings(config: type, prefix: str = "") -> Iterator[Setting]:
-    """Every setting of a dataclass, those of nested ones below their dotted names."""
+    types = types or {}
     hints = typing.get_type_hints(config, include_extras=True)
     for field in fields(config):
         if not field.init:
             continue
         name, hint = prefix + field.name, hints[field.name]
+        hint = types.get(hint, hint) if isinstance(hint, type) else hint
         nested = next((t for t in (hint, *get_args(hint)) if isinstance(t, type) and is_dataclass(t)), None)
         if nested is not None and get_origin(hint) not in (tuple, list, dict):
-            yield from settings(nested, f"{name}.")
+            yield from settings(nested, f"{name}.", types)
         else:
             yield Setting(name, type_name(hint), _default(field), meaning(config, field.name))
 
@@ -114,9 +117,11 @@ _COMMON = {
 
 def _told(text: str, name: str) -> str:
     """The sentences of a docstring about a setting: from where it is named before a colon to where the next one is."""
-    found = re.search(rf"``{name}``(?:, ``\w+``| and ``\w+``)*:\s*(.*?)(?=(?:``\w+``(?:,| and)? ?)+:|\Z)", _prose(text))
+    found = re.search(
+        rf"``{name}``(?:, ``\w+``| and ``\w+``)*:\s*(.*?)(?=(?:``\w+``(?:,| and)? ?)+:|\Z)", one_line(text)
+    )
     if found is None:  # a sentence that names it
-        found = re.search(rf"((?:^|(?<=[.;] ))[^.;]*``{name}``.*?(?:[.;](?= |$)|$))", _prose(text))
+        found = re.search(rf"((?:^|(?<=[.;] ))[^.;]*``{name}``.*?(?:[.;](?= |$)|$))", one_line(text))
     return found[1].strip().rstrip(";") if found else ""
 
 
@@ -127,14 +132,14 @@ def field_docs(cls: type) -> dict[str, str]:
     A field that only a base class declares is not among them.
     """
     docs = {}
-    for field, below in pairwise(_class_body(cls)):
+    for field, below in pairwise(class_body(cls)):
         match field, below:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                docs[name] = _prose(text)
+                docs[name] = one_line(text)
     return docs
 
 
-def _class_body(cls: type) -> list[ast.stmt]:
+def class_body(cls: type) -> list[ast.stmt]:
     """Return the statements of a class as they are written; none where its source is not at hand."""
     try:
         source = textwrap.dedent(inspect.getsource(cls))
@@ -163,7 +168,8 @@ def _comments(cls: type) -> dict[str, str]:
     return out
 
 
-def _prose(text: str | None) -> str:
+def one_line(text: str | None) -> str:
+    """Return a text with its line breaks and indentation replaced by single spaces."""
     return " ".join((text or "").split())
 
 
@@ -177,13 +183,7 @@ def _default(field: Field[Any]) -> str | None:
     return orjson.dumps(value, default=str).decode()
 
 
-def _product(cls: type[Stage]) -> str:
-    return f"records ({cls.record.__name__})" if cls.record is not None else cls.makes
-
-
-def _entry(cls: type[Stage]) -> str:
-    ports = {p.removesuffix("?"): p for p in cls.ports}
-    needed = [name for name, declared in ports.items() if name == declared] or list(ports)
-    inputs = {1: ", from: STAGE"}.get(len(needed), f", from: {{{', '.join(f'{n}: STAGE' for n in needed)}}}")
-    required = [f", {s.name}: ..." for s in settings(cls.Config) if s.default is None]
-    return f"name: {{run: {cls.kind}{inputs if needed else ''}{''.join(required)}}}"
+def first_sentence(text: str | None) -> str:
+    """Return the first sentence of a docstring, on one line."""
+    paragraph = one_line((text or "").strip().split("\n\n", 1)[0])
+    return re.split(r"(?<=[^.]\.) ", paragraph, maxsplit=1)[0]
