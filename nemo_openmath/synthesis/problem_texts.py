@@ -1,4 +1,4 @@
-"""Find the problem that a solution answers: joined by id, never by order."""
+"""Find the problem that a solution answers. They are joined by id, never by order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nemo_openmath.core.stage import StageContext
 
 
 class ProblemTexts:
-    """The texts of a stage's port ``problems``, by id."""
+    """Hold the texts of a stage's port ``problems`` by id."""
 
     def __init__(self, context: StageContext):
         self._texts = {problem.id: problem.problem for problem in context.read("problems", Problem)}

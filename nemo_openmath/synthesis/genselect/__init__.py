@@ -1,5 +1,5 @@
-"""A model picks the best of several solutions (paper section 4)."""
+"""Let a model select the best of several solutions (paper section 4).
 
-from nemo_openmath.synthesis.genselect import groups, select
-
-__all__ = ["groups", "select"]
+groups.py   groups of candidates
+select.py   the question to the model, and the generation that holds its choice
+"""

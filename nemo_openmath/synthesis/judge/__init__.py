@@ -1,6 +1,10 @@
-"""LLM judges for the pairs that symbolic grading cannot tell, and their agreement with it.
+"""Let models judge the pairs of answers that the symbolic grader cannot decide, and measure how far the two agree.
 
-Importing this registers the stage ``judging.judge``. Prompt: ``judge`` in transcripts/prompts, replaceable.
+judge.py       judges, their votes and the majority
+stage.py       the stage ``judging.judge``
+agreement.py   counts of both verdicts, and the pairs on which they differ
+
+The prompt is ``judge`` in chat/prompts; a file of the user may replace it.
 """
 
 from nemo_openmath.grading.judgement import parse_judgement

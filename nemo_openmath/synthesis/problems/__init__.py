@@ -1,5 +1,10 @@
-"""From forum threads to a clean problem set (paper section 2.1)."""
+"""Turn forum threads into a clean problem set (paper section 2.1).
 
-from nemo_openmath.synthesis.problems import answers, classify, convert, decontaminate, extract, read
-
-__all__ = ["answers", "classify", "convert", "decontaminate", "extract", "read"]
+read.py            bring in files: forum threads, problem sets, benchmarks
+extract.py         the problems that a thread poses
+classify.py        what kind of problem each is; some kinds are dropped
+convert.py         proofs become problems with an answer
+answers.py         expected answers from the discussions
+decontaminate.py   what a benchmark holds is removed
+prompted.py        what the stages that ask a model share
+"""

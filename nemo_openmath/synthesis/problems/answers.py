@@ -1,4 +1,4 @@
-"""Expected answers from the discussions (paper section 2.1, step 4)."""
+"""Extract expected answers from the discussions (paper section 2.1, step 4)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from nemo_openmath.core.merging import merge
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.stage import Result, StageContext
-from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage, with_discussion
+from nemo_openmath.synthesis.problems.prompted import Discussed, PromptedConfig, PromptedStage, with_discussions
 
 
-class ExtractAnswers(PromptedStage[PromptedConfig, tuple[Problem, list[str]]]):
-    """Problem -> the same problem with its answer, where the discussion gives one. Each thread that poses the problem
-    is asked, and the answer of most of them holds (pipeline/merging.py). One without an answer stays
-    (``no_answer_extracted``): the majority of its solutions may label it later."""
+class ExtractAnswers(PromptedStage[PromptedConfig, Discussed]):
+    """Give each problem the answer that its discussions settle on.
+
+    The model is asked about each thread that poses the problem, and the answer of most threads holds (core/merging.py).
+    A problem without an answer stays, as ``no_answer_extracted``: the majority of its solutions may label it later.
+    """
 
     kind = "problems.extract_answers"
     prompt = "extract-answer"
@@ -22,23 +24,23 @@ class ExtractAnswers(PromptedStage[PromptedConfig, tuple[Problem, list[str]]]):
     takes = {"problems": "Problem", "threads": "Thread"}
     record = Problem
 
-    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Problem, list[str]]]]:
-        return with_discussion(context)
+    def units(self, context: StageContext) -> Iterable[tuple[str, Discussed]]:
+        return with_discussions(context)
 
-    async def process(self, unit: tuple[Problem, list[str]], context: StageContext) -> Result:
+    async def process(self, unit: Discussed, context: StageContext) -> Result:
         problem, discussions = unit
         if problem.expected_answer is not None:
             return Result([problem], asked=False)
         versions, unparsable = [], None
         for number, discussion in enumerate(discussions):
             key = f"{problem.id}:{number}" if number else problem.id
-            found, answer = await self.question(
+            answer, reply = await self.question(
                 context, key, parse_answer, problem=problem.problem, forum_discussions=discussion
             )
-            if found:
-                versions.append(problem.with_(expected_answer=found, problem_type="has_answer_extracted"))
-            elif found is None:
-                unparsable = answer
+            if answer:
+                versions.append(problem.with_(expected_answer=answer, problem_type="has_answer_extracted"))
+            elif answer is None:
+                unparsable = reply
         if versions:
             return Result([merge(versions, context.services.vote)])
         if unparsable is not None:
@@ -47,7 +49,7 @@ class ExtractAnswers(PromptedStage[PromptedConfig, tuple[Problem, list[str]]]):
 
 
 def parse_answer(text: str) -> str | None:
-    """The answer; "" for "Not found"; None for anything else."""
+    """Return the answer, "" for "Not found", and None for anything else."""
     if text.rstrip(".").lower() == "not found":
         return ""
     head, colon, answer = text.partition("Answer:")

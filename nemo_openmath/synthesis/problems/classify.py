@@ -1,4 +1,4 @@
-"""What kind of problem it is; the kinds that cannot be checked by an answer are dropped (paper section 2.1, step 2)."""
+"""Ask what kind of problem each is, and drop those that no answer can check (paper section 2.1, step 2)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ CATEGORIES = ("proof", "multiple-choice", "binary", "invalid", "answer")
 
 @dataclass(frozen=True)
 class ClassifyConfig(PromptedConfig):
-    """``drop``: categories that go no further."""
+    """Settings of ``problems.classify``."""
 
     drop: tuple[str, ...] = ("multiple-choice", "binary", "invalid")
+    """Categories that are dropped. The others of proof, multiple-choice, binary, invalid and answer go on. Paper
+    section 2.1."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.drop) - set(CATEGORIES):
@@ -24,7 +26,7 @@ class ClassifyConfig(PromptedConfig):
 
 
 class Classify(PromptedStage[ClassifyConfig, Problem]):
-    """Problem -> the same problem with its category."""
+    """Give each problem its category, and drop the categories that the recipe names."""
 
     kind = "problems.classify"
     prompt = "classify"
@@ -37,15 +39,15 @@ class Classify(PromptedStage[ClassifyConfig, Problem]):
         return ((problem.id, problem) for problem in context.read("problems", Problem))
 
     async def process(self, unit: Problem, context: StageContext) -> Result:
-        category, answer = await self.question(context, unit.id, parse_category, problem=unit.problem)
+        category, reply = await self.question(context, unit.id, parse_category, problem=unit.problem)
         if category is None:
-            return Result(drops=[Drop("unparsable answer", answer)])
+            return Result(drops=[Drop("unparsable answer", reply)])
         if category in self.config.drop:
             return Result(drops=[Drop(category, unit.problem)])
         return Result([unit.with_(category=category)])
 
 
 def parse_category(text: str) -> str | None:
-    """One of CATEGORIES, or None."""
+    """Return the one of CATEGORIES that the reply is, else None."""
     word = text.strip(" .\n*`").lower()
     return word if word in CATEGORIES else None

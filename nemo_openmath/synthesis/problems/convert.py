@@ -1,4 +1,4 @@
-"""Proof problems become problems with an answer (paper section 2.1, step 3)."""
+"""Convert proofs into problems with an answer (paper section 2.1, step 3)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from collections.abc import Iterable
 
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.stage import Result, StageContext
-from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage, with_discussion
+from nemo_openmath.synthesis.problems.prompted import Discussed, PromptedConfig, PromptedStage, with_discussions
 
 _FORM = re.compile(r"Problem:\s*(?P<problem>.+?)\s*\nAnswer:\s*(?P<answer>\S.*)", re.S)
 
 
-class ConvertProofs(PromptedStage[PromptedConfig, tuple[Problem, list[str]]]):
-    """Proof -> a problem that asks for a value, with its answer; everything else passes unchanged."""
+class ConvertProofs(PromptedStage[PromptedConfig, Discussed]):
+    """Convert each proof into a problem that asks for a value, with its answer. Other problems pass unchanged.
+
+    The reply is read strictly: an answer in a box in place of the line ``Answer:`` is asked for again and then dropped,
+    for where the problem ends in such a reply would be a guess.
+    """
 
     kind = "problems.convert_proofs"
     prompt = "convert-proof"
@@ -22,23 +26,24 @@ class ConvertProofs(PromptedStage[PromptedConfig, tuple[Problem, list[str]]]):
     takes = {"problems": "Problem", "threads": "Thread"}
     record = Problem
 
-    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Problem, list[str]]]]:
-        return with_discussion(context)
+    def units(self, context: StageContext) -> Iterable[tuple[str, Discussed]]:
+        return with_discussions(context)
 
-    async def process(self, unit: tuple[Problem, list[str]], context: StageContext) -> Result:
+    async def process(self, unit: Discussed, context: StageContext) -> Result:
         problem, discussions = unit
         if problem.category != "proof":
             return Result([problem], asked=False)
-        found, answer = await self.question(
+        conversion, reply = await self.question(
             context, problem.id, parse_conversion, problem=problem.problem, forum_discussions="\n\n".join(discussions)
         )
-        if found is None:
-            return Result(drops=[Drop("unparsable answer", answer)])
-        if not found:
+        if conversion is None:
+            return Result(drops=[Drop("unparsable answer", reply)])
+        if not conversion:
             return Result(drops=[Drop("proof that cannot be converted", problem.problem)])
+        text, answer = conversion
         converted = Problem.make(
-            found[0],
-            expected_answer=found[1],
+            text,
+            expected_answer=answer,
             problem_type="converted_proof",
             category="answer",
             source=problem.source,
@@ -48,8 +53,8 @@ class ConvertProofs(PromptedStage[PromptedConfig, tuple[Problem, list[str]]]):
 
 
 def parse_conversion(text: str) -> tuple[str, str] | tuple[()] | None:
-    """(problem, answer); () for "Not possible"; None for anything else."""
+    """Return the problem and its answer, () for "Not possible", and None for anything else."""
     if text.rstrip(".").lower() == "not possible":
         return ()
-    found = _FORM.fullmatch(text)
-    return (found["problem"], found["answer"].strip()) if found else None
+    form = _FORM.fullmatch(text)
+    return (form["problem"], form["answer"].strip()) if form else None

@@ -1,8 +1,8 @@
-"""Remove what a benchmark holds (paper section 2.1, step 5): candidates by similarity, then a model's verdict.
+"""Remove the problems that a benchmark holds (paper section 2.1, step 5): candidates by similarity, then a model.
 
-Similarity is the Jaccard index of sets of character 8-grams of the normalised text (letters and digits, lower case):
-it needs no model, and rewordings of a problem keep its numbers and most of its words. The ``candidates`` most similar
-benchmark problems above ``threshold`` are shown to the model one by one; an identical normalised text needs no model.
+Similarity is the Jaccard index of the sets of character n-grams of two normalised texts (letters and digits in lower
+case). It needs no model, and a reworded problem keeps its numbers and most of its words. The model is shown the most
+similar benchmark problems one by one. An identical normalised text is dropped without asking.
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedSt
 
 @dataclass(frozen=True)
 class DecontaminateConfig(PromptedConfig):
-    candidates: PositiveInt = 5  # most similar benchmark problems that the model is shown
-    threshold: Share = 0.3  # similarity from which on they are shown
-    ngram: PositiveInt = 8  # characters that are compared at once
+    """Settings of ``problems.decontaminate``."""
+
+    candidates: PositiveInt = 5
+    """At most so many benchmark problems, the most similar ones, are shown to the model. Paper section 2.1."""
+    threshold: Share = 0.3
+    """Benchmark problems of a lower similarity (0 to 1) are not shown."""
+    ngram: PositiveInt = 8
+    """Length of the n-grams that are compared, in characters."""
 
 
 class Decontaminate(PromptedStage[DecontaminateConfig, Problem]):
-    """Problem -> the same problem, unless it is one of the benchmark's in other words."""
+    """Drop the problems that are in the benchmark, word for word or reworded."""
 
     kind = "problems.decontaminate"
     prompt = "decontaminate"
@@ -52,18 +57,21 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem]):
             if score < self.config.threshold:
                 break
             asked = True
-            same, answer = await self.question(
+            same, reply = await self.question(
                 context, f"{unit.id}:{identifier}", parse_bool, problem=unit.problem, candidate=text
             )
             if same is None:
-                return Result(drops=[Drop("unparsable answer", answer)])
+                return Result(drops=[Drop("unparsable answer", reply)])
             if same:
                 return Result(drops=[Drop("in the benchmark, reworded", f"{identifier}: {unit.problem}")])
         return Result([unit], asked=asked)
 
 
 class NgramIndex:
-    """Nearest texts by Jaccard similarity of character n-grams."""
+    """Find the most similar of many texts, by the Jaccard index of their sets of character n-grams.
+
+    ``texts``: (id, text) pairs.
+    """
 
     def __init__(self, texts: Iterable[tuple[str, str]], ngram: int):
         self._ngram = ngram
@@ -77,12 +85,12 @@ class NgramIndex:
                 self._where[gram].append(n)
 
     def nearest(self, text: str, count: int) -> list[tuple[float, str, str]]:
-        """(similarity, id, text), most similar first; ties by position."""
+        """Return at most ``count`` times (similarity, id, text), the most similar first. Ties keep the texts' order."""
         grams = self._grams(text)
         shared: Counter[int] = Counter()
         for gram in grams:
             shared.update(self._where.get(gram, ()))
-        scored = [(s / (len(grams) + self._sizes[n] - s), n) for n, s in shared.items()]
+        scored = [(both / (len(grams) + self._sizes[n] - both), n) for n, both in shared.items()]
         scored.sort(key=lambda pair: (-pair[0], pair[1]))
         return [(score, *self._texts[n]) for score, n in scored[:count]]
 
@@ -92,6 +100,6 @@ class NgramIndex:
 
 
 def parse_bool(text: str) -> bool | None:
-    """True or False as the last word; None for anything else."""
+    """Return the last "true" or "false" of the reply, None where it has neither."""
     words = re.findall(r"\b(true|false)\b", text.lower())
     return words[-1] == "true" if words else None

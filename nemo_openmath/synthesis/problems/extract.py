@@ -1,4 +1,4 @@
-"""Problems out of the first posts of threads (paper section 2.1, step 1)."""
+"""Extract the problems that the first posts of threads pose (paper section 2.1, step 1)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PROBLEM = re.compile(r"^Problem \d+:[ \t]*", re.M)
 
 
 class Extract(PromptedStage[PromptedConfig, Thread]):
-    """Thread -> the problems it poses, in order."""
+    """Extract the problems that a thread poses. Equal texts of one thread are one problem."""
 
     kind = "problems.extract"
     prompt = "extract-problems"
@@ -26,17 +26,17 @@ class Extract(PromptedStage[PromptedConfig, Thread]):
         return ((thread.id, thread) for thread in context.read("threads", Thread))
 
     async def process(self, unit: Thread, context: StageContext) -> Result:
-        found, answer = await self.question(context, unit.id, parse_problems, forum_post=unit.forum_post)
-        if found is None:
-            return Result(drops=[Drop("unparsable answer", answer)])
-        if not found:
+        texts, reply = await self.question(context, unit.id, parse_problems, forum_post=unit.forum_post)
+        if texts is None:
+            return Result(drops=[Drop("unparsable answer", reply)])
+        if not texts:
             return Result(drops=[Drop("no problem in the post", unit.forum_post)])
-        problems = {p.id: p for p in (Problem.make(text, source="forum", parents=(unit.id,)) for text in found)}
-        return Result(list(problems.values()))
+        problems = [Problem.make(text, source="forum", parents=(unit.id,)) for text in texts]
+        return Result(list({problem.id: problem for problem in problems}.values()))
 
 
 def parse_problems(text: str) -> list[str] | None:
-    """Texts of ``Problem i: ...``; [] for "No problem"; None for anything else."""
+    """Return the texts behind ``Problem i:``, [] for "No problem", and None for anything else."""
     if text.rstrip(".").lower() == "no problem":
         return []
     if not _PROBLEM.match(text):

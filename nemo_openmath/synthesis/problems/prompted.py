@@ -1,11 +1,11 @@
-"""What the problem-set stages share: one question to a model per record, its answer parsed, drops counted."""
+"""Ask a model one question about each record, parse its answer strictly, and count what cannot be parsed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 from nemo_openmath.chat import load_template
 from nemo_openmath.core.bounds import NonNegativeFloat, PositiveInt
@@ -21,20 +21,30 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PromptedConfig:
-    """The paper processes the problem set with Qwen2.5-32B-Instruct (section 2.1), greedily."""
+    """Settings of a stage that asks a model one question about each record.
+
+    The paper processes the problem set greedily with Qwen2.5-32B-Instruct (section 2.1).
+    """
 
     engine: str = "teacher"
+    """The model that is asked: ``teacher``, the name of a stage that made a model, or a model folder."""
     prompt: Path | None = None
+    """A template file of the user's own. null: the shipped one."""
     temperature: NonNegativeFloat = 0.0
+    """Sampling temperature of the first attempt. 0 is greedy; further attempts use at least 0.7."""
     max_tokens: PositiveInt = 4096
+    """Longest reply, in tokens."""
     attempts: PositiveInt = 3
+    """How often a question is asked until its reply can be parsed."""
     concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
+    """Records in flight at once. It changes the speed alone."""
 
 
 class PromptedStage(UnitStage[C, U], Generic[C, U]):
-    """A unit stage that asks ``config.engine`` with the template ``prompt``."""
+    """A stage whose units each ask the model a question."""
 
     prompt: ClassVar[str]
+    """Name of the shipped template."""
 
     def __init__(self, config: C):
         super().__init__(config)
@@ -50,7 +60,11 @@ class PromptedStage(UnitStage[C, U], Generic[C, U]):
     async def question(
         self, context: StageContext, key: str, parse: Callable[[str], T | None], **fields: object
     ) -> tuple[T | None, str]:
-        """(parsed answer or None, raw answer)."""
+        """Fill the template with ``fields`` and ask. Return what ``parse`` made of the reply, and the reply as it was.
+
+        The parsed value is None where no attempt gave a reply that ``parse`` understands. ``key`` seeds the draw: it
+        names the question within the stage.
+        """
         return await ask(
             self._engine,
             self._tokenizer,
@@ -63,8 +77,12 @@ class PromptedStage(UnitStage[C, U], Generic[C, U]):
         )
 
 
-def with_discussion(context: StageContext) -> Iterable[tuple[str, tuple[Problem, list[str]]]]:
-    """Problems with the replies of each of their threads that has any: joined by id, never by order."""
+Discussed: TypeAlias = tuple[Problem, list[str]]
+"""A problem and the discussions of the threads that pose it, one text a thread, in the order of its parents."""
+
+
+def with_discussions(context: StageContext) -> Iterable[tuple[str, Discussed]]:
+    """Yield each problem with its discussions. Threads are joined by id; those without a reply are left out."""
     replies = {t.id: t.forum_discussions for t in context.read("threads", Thread) if t.forum_discussions.strip()}
     for problem in context.read("problems", Problem):
         yield problem.id, (problem, [replies[parent] for parent in problem.parents if parent in replies])

@@ -1,4 +1,4 @@
-"""Bring in files: forum threads, problem sets and benchmarks, in the published formats."""
+"""Read files of others: forum threads, problem sets and benchmarks, in the published formats."""
 
 from __future__ import annotations
 
@@ -16,26 +16,29 @@ from nemo_openmath.core.records import Drop, Problem, Thread, content_id
 from nemo_openmath.core.records.readers import BrokenRows, data_files, name_of, read_rows
 from nemo_openmath.core.stage import Result, StageContext, UnitStage
 
-Row = tuple[str, dict[str, Any] | str]  # where it stands; its fields, or what is wrong with it
+Row = tuple[str, dict[str, Any] | str]
+"""Where a row stands, and its fields or what is wrong with it."""
 
 
 @dataclass(frozen=True)
 class ReadFilesConfig:
-    """``max_chars``: longer posts and problems are dropped, and counted. ``skip_broken``: rows that cannot be read are
-    dropped, and counted; otherwise the input is refused, naming the first of them and how many there are."""
+    """Settings of ``problems.read_threads`` and ``problems.read_problems``."""
 
     max_chars: PositiveInt = 100_000
+    """Posts and problems of more characters are dropped and counted; discussions are cut to this length."""
     skip_broken: bool = False
+    """Drop and count the rows that cannot be read. Otherwise the input is refused: the message names the first such row
+    and says how many there are."""
 
 
 class _ReadFiles(UnitStage[ReadFilesConfig, Row]):
-    """Rows of the files of port ``files``. All are looked at before the first is stored."""
+    """Read the rows of the files of port ``files``. All rows are checked before the first is stored."""
 
     Config = ReadFilesConfig
     ports = {"files": "files or folders: JSON Lines, JSON, CSV (each also .gz, .zst) or Parquet"}
     concurrency = 64
     column: ClassVar[str]
-    """What every row must have."""
+    """The column that every row must have."""
 
     async def prepare(self, context: StageContext) -> None:
         broken = BrokenRows(skip=self.config.skip_broken)
@@ -54,8 +57,11 @@ class _ReadFiles(UnitStage[ReadFilesConfig, Row]):
             yield content_id("line", name, row), (f"{name}:{row}", value)
 
     def _rows(self, context: StageContext) -> Iterator[tuple[tuple[Path, int], tuple[str, int, dict[str, Any] | str]]]:
-        """((file, row), (name, row, fields)): ``name`` is the file's path below what all inputs have in common, so it
-        is the same on every machine, in every order of the inputs, and another for each file."""
+        """Yield ((file, row), (name, row, fields)) of every row of all inputs.
+
+        ``name`` is the file's path below the folder that all inputs have in common. So it is the same on every machine
+        and in every order of the inputs, and differs between files.
+        """
         inputs = [Path(os.path.abspath(path)) for path in context.inputs["files"]]
         root = os.path.commonpath([path if path.is_dir() else path.parent for path in inputs])
         for path in inputs:
@@ -72,7 +78,7 @@ class _ReadFiles(UnitStage[ReadFilesConfig, Row]):
         return self.make(value, where)
 
     def problem(self, row: dict[str, Any]) -> str | None:
-        """What is wrong with a row, in words that name the field."""
+        """Return what is wrong with a row, in words that name the field; None where nothing is."""
         if self.column not in row:
             return f"no {self.column!r}; the row has {', '.join(map(repr, list(row)[:12])) or 'no fields'}"
         value = row[self.column]
@@ -80,11 +86,11 @@ class _ReadFiles(UnitStage[ReadFilesConfig, Row]):
 
     @abstractmethod
     def make(self, row: dict[str, Any], where: str) -> Result:
-        """The record of one row, or why it is dropped."""
+        """Return the record of one row, or why it is dropped."""
 
 
 class ReadThreads(_ReadFiles):
-    """Raw forum rows: ``forum_post``, ``forum_discussions``."""
+    """Read raw forum rows, with the fields ``forum_post`` and ``forum_discussions``."""
 
     kind = "problems.read_threads"
     record = Thread
@@ -106,7 +112,7 @@ class ReadThreads(_ReadFiles):
 
 
 class ReadProblems(_ReadFiles):
-    """Problem rows: ``problem`` and, where known, ``expected_answer``; other fields travel along."""
+    """Read problem rows: ``problem`` and, where known, ``expected_answer``. Other fields travel along in ``extra``."""
 
     kind = "problems.read_problems"
     record = Problem
@@ -149,7 +155,7 @@ class ReadProblems(_ReadFiles):
 
 
 def _in_order(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(row, fields or what is wrong with it) of a file."""
+    """Yield (row, fields or what is wrong with it) of a file, in its order."""
     bad: list[tuple[int, str]] = []
     for _, row, value in read_rows(file, on_bad=lambda _, row, why: bad.append((row, why)), empty=True):
         yield from bad

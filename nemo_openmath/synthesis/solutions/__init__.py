@@ -1,5 +1,9 @@
-"""Judged, filtered, summarised solutions (paper sections 2.3, 3 and 4.1)."""
+"""Grade solutions, filter them and make training rows of them (paper sections 2.3, 3 and 4.1).
 
-from nemo_openmath.synthesis.solutions import filter, grade, label, rows, summarize
-
-__all__ = ["filter", "grade", "label", "rows", "summarize"]
+grade.py       the verdict of each solution
+label.py       majority answers and pass rates: what many solutions say about their problem
+filter.py      which solutions are good enough to learn from
+summarize.py   new summaries
+rows.py        training rows
+shown.py       a solution in one line, for a reader
+"""
