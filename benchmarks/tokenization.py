@@ -29,7 +29,7 @@ from nemo_openmath.chat.blocks import notice_block, output_block
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import SftRow
 from nemo_openmath.core.stage import StageContext
-from nemo_openmath.data.rows.stage import Read, ReadConfig
+from nemo_openmath.data.rows.stages import ReadConfig, ReadRows
 from nemo_openmath.data.tokens.tokenization import write_tokens
 
 _SPLIT = (
@@ -149,7 +149,7 @@ def reading(folder: Path, count: int, cores: int) -> None:
             progress=Progress(folder / "progress.json"),
         )
         start, own, cpu = time.perf_counter(), time.process_time(), _cpu()
-        asyncio.run(Read(ReadConfig(mode="cot", workers=workers)).run(context))
+        asyncio.run(ReadRows(ReadConfig(mode="cot", workers=workers)).run(context))
         wall, own, cpu = time.perf_counter() - start, time.process_time() - own, _cpu() - cpu
         print(
             f"reading {size:.0f} MB, {workers} processes: {count / wall:,.0f} rows/s; of CPU time a row"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from nemo_openmath.checkpoints.stages import Average, Dequantize, Merge, Quantize
 from nemo_openmath.competition.stage import Compete
 from nemo_openmath.core.stage import Stage, register
-from nemo_openmath.data.rows.stage import Read
-from nemo_openmath.data.stages import PackSamples, Select, Tokenize
+from nemo_openmath.data.packs.stage import PackSamples
+from nemo_openmath.data.rows.stages import ReadRows, SelectRows
+from nemo_openmath.data.tokens.stage import Tokenize
 from nemo_openmath.evaluation.stage import CompareScores, ComputeMetrics
 from nemo_openmath.inference.rollout.stage import Generate
 from nemo_openmath.speculative.stage import TrainDrafter
@@ -48,8 +49,8 @@ STAGES: tuple[type[Stage], ...] = (
     GenSelect,
     # training data and training (5.1)
     MakeRows,
-    Read,
-    Select,
+    ReadRows,
+    SelectRows,
     Tokenize,
     PackSamples,
     Sft,

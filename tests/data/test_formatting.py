@@ -28,10 +28,11 @@ from nemo_openmath.core.records import Drop, Problem, RecordWriter, SftRow, read
 from nemo_openmath.core.records.key_set import KeySet
 from nemo_openmath.core.records.manifest import Manifest, write_manifest
 from nemo_openmath.core.stage import StageContext
+from nemo_openmath.data.rows.conversion import BlockConverter
 from nemo_openmath.data.rows.formatting import Formatter, Reject
 from nemo_openmath.data.rows.selection import Choice, FormatRules
 from nemo_openmath.data.rows.sources import Block, _hub_rows, read_source
-from nemo_openmath.data.rows.stage import Read, ReadConfig, _Maker
+from nemo_openmath.data.rows.stages import ReadConfig, ReadRows
 from tests.data.made_rows import make_rows
 from tests.data.tokenizers_made import byte_level, unigram
 
@@ -220,7 +221,7 @@ VALUES = st.recursive(ODD, lambda v: st.lists(v, max_size=3) | st.dictionaries(s
 )
 @settings(max_examples=150, deadline=None)
 def test_whatever_a_row_holds_it_is_a_sample_or_a_reject(good: dict[str, Any], odd: dict[str, Any]) -> None:
-    made = _Maker(
+    made = BlockConverter(
         None, {}, FormatRules(box=False, one_box=False, think="off", blocks=False, judgment=False, turns=False)
     )
     (row,) = made((0, Block("file", 1, [good | odd]))).rows
@@ -432,7 +433,7 @@ def read(data: Path, out: Path, workers: int, skip_broken: bool = True) -> None:
         services=None,  # type: ignore[arg-type]  # reading asks for none
         progress=Progress(out.with_suffix(".json")),
     )
-    asyncio.run(Read(ReadConfig(workers=workers, skip_broken=skip_broken)).run(context))
+    asyncio.run(ReadRows(ReadConfig(workers=workers, skip_broken=skip_broken)).run(context))
 
 
 def test_any_number_of_workers_reads_the_same_bytes(tmp_path: Path) -> None:

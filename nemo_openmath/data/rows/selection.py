@@ -1,4 +1,4 @@
-"""Which rows are trained on: rejects by format, and the second round's choice (paper section 5.1).
+"""Which rows a training gets: rejects by format, and the second round's choice (paper section 5.1).
 
 What makes a solution good (length, repetition, relevance of its code) is judged in ``solutions/``; here only the
 form of a row counts: a sample with no answer, two answers or an unfinished block teaches exactly that.
@@ -21,25 +21,25 @@ from nemo_openmath.grading.extraction import extract_answer
 
 @dataclass(frozen=True, slots=True)
 class FormatRules:
-    """Each rule names a reject; all are on by default and can be switched off one by one.
-
-    ``box``: a solution (cot, tir) ends with a complete boxed answer; ``one_box``: with one only; ``think``: "auto":
-    its tags of thinking, if it has any, are <think> ... </think> once, in this order (what has none is a solution of a
-    model that does not think: all of it is the answer); "required": it has them; "off": not looked at; ``blocks``: code
-    blocks are closed and answered by an output block, no output stands elsewhere; ``judgment``: a selection (genselect)
-    names its choice; ``turns``: a solution holds no control token of ChatML, as one does that ran on into turns of its
-    own. In a problem such a token is text.
-    """
+    """Each rule names a reject; all are on by default and can be switched off one by one."""
 
     box: bool = True
+    """A solution (cot, tir) ends with a complete boxed answer."""
     one_box: bool = True
+    """All boxed answers of a solution are the same."""
     think: Literal["auto", "required", "off"] = "auto"
+    """``required``: a solution has <think> ... </think> once, in this order. ``auto``: so it is where it has such tags
+    at all; a solution without is one of a model that does not think. ``off``: the tags are not looked at."""
     blocks: bool = True
+    """Code blocks are closed and answered by an output block; no output stands elsewhere."""
     judgment: bool = True
+    """A selection (genselect) names its choice."""
     turns: bool = True
+    """A solution holds no control token of ChatML, as one does that ran on into turns of its own. In a problem such a
+    token is text."""
 
     def reject(self, row: SftRow) -> str | None:
-        """The first reason against this row, or None."""
+        """Return the first reason against this row, or None."""
         transcript = Transcript.from_json(row.transcript)
         if self.turns and any("<|im_" in p.text for p in transcript.pieces if p.author is Author.MODEL):
             return "control token in the text"
@@ -53,30 +53,32 @@ class FormatRules:
                 return "no think tags"
         if self.blocks and not _blocks_are_whole(segments):
             return "code or output block that is not whole"
-        found = extract_answer(transcript.said)
-        if self.box and found.answer is None:
+        extraction = extract_answer(transcript.said)
+        if self.box and extraction.answer is None:
             return "no boxed answer"
-        if self.one_box and len(found.boxes) > 1:
+        if self.one_box and len(extraction.boxes) > 1:
             return "several different boxed answers"
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A part of the rows by what is known of their problem. None: does not matter.
+    """A part of the rows, by what is known of their problems.
 
-    ``modes``: cot, tir, genselect. ``sources``: the problem's source contains one of these words (any case).
-    ``max_pass_rate``: at most this; rows without a known pass rate are left out then, unless ``keep_unknown``. Lengths
-    are chosen when packing (``Mixture.at_least``), where they are known in tokens.
+    Lengths are chosen when packing (``at_least`` of ``sft.pack``), where they are known in tokens.
     """
 
     modes: Annotated[tuple[str, ...], Length()] | None = None
+    """Only rows of these modes (cot, tir, genselect); null: of all."""
     sources: Annotated[tuple[str, ...], Length()] | None = None
+    """Only problems whose source contains one of these words, in any case; null: of all sources."""
     max_pass_rate: Share | None = None
+    """Only problems whose pass rate is known and at most this; null: of all pass rates. Paper section 5.1: 0.3."""
     keep_unknown: bool = False
+    """With ``max_pass_rate``, rows without a known pass rate stay."""
 
     def reject(self, row: SftRow) -> str | None:
-        """The first reason against this row, or None."""
+        """Return the first reason against this row, or None."""
         if self.modes is not None and row.mode not in self.modes:
             return "other mode"
         if self.sources is not None and not any(s.lower() in row.problem_source.lower() for s in self.sources):

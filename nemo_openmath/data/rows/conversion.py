@@ -1,0 +1,80 @@
+"""A block of raw rows -> SFT rows, in one worker process."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nemo_openmath.chat import RENDERED, Transcript, load_template
+from nemo_openmath.core.records import Drop, Mode, SftRow
+from nemo_openmath.data.rows.formatting import NOT_TEXT, Formatter, Reject
+from nemo_openmath.data.rows.selection import FormatRules
+from nemo_openmath.data.rows.sources import Block
+
+THINKING_COUNTS = ("rows_without_thinking", "rows_that_think")
+_UNKNOWN_COLUMNS = "unknown columns"
+_BROKEN = ("not a JSON object", _UNKNOWN_COLUMNS, "not an SFT row")
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedBlock:
+    """What became of one block. ``source``: the number of the source that it is of.
+
+    ``rows``: for each row (id, JSON of the SftRow, where it stood), or why there is none. ``broken``: (row, why) of
+    those that are of no known form. ``counts``: of rows that are not dropped, those that think and the like.
+    """
+
+    unit: str
+    source: int
+    place: str
+    rows: list[tuple[str, bytes, str] | Drop]
+    broken: list[tuple[int, str]]
+    counts: Counter[str]
+
+
+class BlockConverter:
+    """Parses, formats and judges the rows of blocks. The arguments are those of a Formatter, and the rules."""
+
+    def __init__(self, mode: str | None, prompts: Mapping[str, Path], rules: FormatRules):
+        self._formatter = Formatter(mode, {name: load_template(name, path) for name, path in prompts.items()})
+        self._rules = rules
+
+    def __call__(self, task: tuple[int, Block]) -> ConvertedBlock:
+        """Convert one block, given with the number of its source."""
+        source, block = task
+        counts: Counter[str] = Counter()
+        rows: list[tuple[str, bytes, str] | Drop] = []
+        broken: list[tuple[int, str]] = []
+        for (name, line), fields in block.rows():
+            place = f"{name}:{line}"
+            try:
+                row, json = self._format(fields)
+                transcript = Transcript.from_json(row.transcript)
+                counts["rendered_prompts"] += transcript.messages[0].role == RENDERED if transcript.messages else 0
+                if row.mode is not Mode.GENSELECT:
+                    counts[THINKING_COUNTS[transcript.thinks]] += 1
+                rows.append((row.id, json, place))
+            except Reject as error:
+                rows.append(Drop(error.reason, f"{place} {error.detail}"))
+                if error.reason in _BROKEN or error.reason.endswith(NOT_TEXT):
+                    problem = error.detail if isinstance(fields, str) else f"{error.reason} ({error.detail})"
+                    known = "; problem and generated_solution are read, or input and output"
+                    broken.append((line, problem + (known if error.reason == _UNKNOWN_COLUMNS else "")))
+        return ConvertedBlock(f"{source}:{block.place}:{block.first}", source, block.place, rows, broken, +counts)
+
+    def _format(self, fields: dict[str, Any] | str) -> tuple[SftRow, bytes]:
+        """Return the row and its JSON. Raises Reject."""
+        if isinstance(fields, str):
+            raise Reject("not a JSON object", fields)
+        row = self._formatter.format(fields)
+        if reason := self._rules.reject(row):
+            raise Reject(reason, row.id)
+        try:
+            return row, orjson.dumps(row)
+        except TypeError as error:  # a row of ours that came through Parquet: half a character, bytes, a huge number
+            raise Reject("cannot be written as JSON", str(error)) from error
