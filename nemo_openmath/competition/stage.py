@@ -14,6 +14,7 @@ from nemo_openmath.core.clock import SystemClock
 from nemo_openmath.core.engine import ContextOverflow, EngineError, Finish
 from nemo_openmath.core.errors import Refused, UserError
 from nemo_openmath.core.records import Generation, Mode, Problem, RecordWriter, content_id, read_records
+from nemo_openmath.core.records.notes import Submission
 from nemo_openmath.core.sandbox import SandboxError
 from nemo_openmath.core.stage import Stage, StageContext
 
@@ -71,7 +72,7 @@ class Compete(Stage[CompeteConfig]):
             for problem in problems:
                 key = content_id("submission", problem.id, context.seed)
                 if writer.done(key):
-                    bank.spend(before[key].extra["seconds"])
+                    bank.spend(Submission.of(before[key]).seconds)
                     right += before[key].correct
                     continue
                 answer = await solve(
@@ -100,7 +101,7 @@ class Compete(Stage[CompeteConfig]):
                     verdict=grade.verdict,
                     verdict_reason=grade.reason,
                     completion_tokens=answer.completion_tokens,
-                    extra={"votes": answer.votes, "finished": answer.finished, "seconds": round(answer.seconds, 3)},
+                    extra=Submission(answer.votes, answer.finished, answer.seconds).to_extra(),
                 )
                 writer.commit(key, [record])
                 context.progress.advance(note=f"{right} right, bank {bank.saved:.0f} s")

@@ -18,6 +18,7 @@ import numpy as np
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Generation, Mode
 from nemo_openmath.core.records.ids import unit_key
+from nemo_openmath.core.records.notes import Selection
 from nemo_openmath.evaluation.estimators import majority_at_k, pass_at_k
 from nemo_openmath.evaluation.intervals import amount_interval, share_interval
 from nemo_openmath.grading import Grade, Verdict, compare, majority
@@ -124,7 +125,7 @@ def score(
 ) -> Scores:
     """Score every problem in every mode. Modes may be mixed; what does not depend on order is all there is.
 
-    Generations of mode ``genselect`` are selections, with ``extra`` {group, chosen, k, round}: verdict and predicted
+    Generations of mode ``genselect`` are selections (records/notes.py): verdict and predicted
     answer are those of the chosen candidate, or no answer where ``chosen`` is None; ``k`` is how many candidates the
     selection asked for. ``expected``: ids of the
     benchmark's problems; each must occur in each mode. A k above the samples of all problems of a mode is skipped;
@@ -239,27 +240,18 @@ def _costs(samples: list[_Sample]) -> dict[str, float]:
 
 
 def _sample(generation: Generation) -> _Sample:
-    answer, candidates = generation.predicted_answer, 0
-    if generation.mode is Mode.GENSELECT:
-        try:
-            candidates = int(generation.extra["k"])
-            chosen = generation.extra["chosen"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"selection {generation.id} does not say what it chose of how many ({error})") from error
-        lost = chosen is None
-        answer = None if lost else answer
-    else:
-        lost = False
+    selection = Selection.of(generation) if generation.mode is Mode.GENSELECT else None
+    lost = selection is not None and selection.chosen is None
     if generation.verdict is None and not lost:
         raise UserError(f"generation {generation.id} has no verdict", remedy="give the folder of the judging stage")
     return _Sample(
         order=(generation.sample, generation.id),
-        answer=answer,
+        answer=None if lost else generation.predicted_answer,
         right=generation.correct and not lost,
         finished=generation.finished,
         tokens=generation.completion_tokens,
         calls=generation.code_calls,
-        candidates=candidates,
+        candidates=selection.candidates if selection else 0,
         tried=generation.tried,
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from nemo_openmath.core.merging import read_merged
 from nemo_openmath.core.records import Generation, Manifest, Mode, Problem, Thread, read_records
+from nemo_openmath.core.records.notes import Submission
 from nemo_openmath.evaluation.intervals import share_interval
 from nemo_openmath.evaluation.reports.view import ConfigValue, Example, Funnel, RunView, StageView, gather
 from nemo_openmath.grading.majority import majority
@@ -85,7 +86,7 @@ def _competition(run: Run, finished: dict[str, Manifest]) -> Iterator[dict[str, 
                 "value": float(right.mean()),
                 "low": low,
                 "high": high,
-                "seconds": round(sum(answer.extra.get("seconds", 0.0) for answer in answers), 1),
+                "seconds": round(sum(Submission.of(answer).seconds for answer in answers), 1),
             }
 
 

@@ -24,6 +24,7 @@ from nemo_openmath.evaluation.reports import (
 )
 from nemo_openmath.evaluation.reports.formats import bytes_text, made_text
 from nemo_openmath.evaluation.reports.view import read_losses
+from nemo_openmath.recipe.registry import register_stages
 from nemo_openmath.synthesis.problems.read import ReadProblems
 from tests.evaluation.made_run import made_run
 
@@ -201,6 +202,8 @@ def test_losses_survive_a_kill_and_a_resume(tmp_path: Path) -> None:
 
 
 def test_what_a_stage_made_is_in_its_own_units() -> None:
+    register_stages()
+
     def made(stage: str, counts: dict[str, int], facts: dict[str, Any]) -> str:
         return made_text(Manifest(stage, "f", "d", counts, {}, {}, {}, {}, 1.0, facts))
 

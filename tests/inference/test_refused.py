@@ -205,7 +205,7 @@ def test_candidates_that_do_not_fit_are_counted_apart(tokenizer: ChatTokenizer, 
     def group(problem: Problem, filler: str) -> Group:
         return Group.make(
             problem.id, ("a", "b"), turn=0, problem=problem.problem, summaries=(filler, filler), answers=("0", "1"),
-            correct=(True, False), expected_answer="0", extra={"k": 2},
+            correct=(True, False), expected_answer="0", k=2,
         )  # fmt: skip
 
     groups = [group(PROBLEMS[0], "so"), group(PROBLEMS[1], "Think well.")]

@@ -28,7 +28,8 @@ def group(*names: str, turn: int = 0, problem: Problem = PROBLEM, **extra: Any) 
         answers=answers,
         correct=correct,
         expected_answer="42",
-        extra={"k": 4} | extra,
+        k=4,
+        **extra,
     )
 
 

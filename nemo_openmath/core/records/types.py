@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, ClassVar, Self
 
 from nemo_openmath.core.engine import Finish
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.grader import Verdict
 from nemo_openmath.core.records.ids import content_id
 
@@ -168,10 +169,34 @@ class Group(Record):
     tuples: ClassVar[tuple[str, ...]] = ("parents", "members", "summaries", "answers", "correct")
 
     @classmethod
-    def make(cls, problem_id: str, members: tuple[str, ...], *, turn: int = 0, **values: Any) -> Group:
-        """``turn`` tells groups of the same members apart where every problem gets several (inference)."""
-        made = content_id("group", problem_id, members, turn)
-        return cls(id=made, problem_id=problem_id, members=members, parents=members, **values)
+    def make(
+        cls,
+        problem_id: str,
+        members: tuple[str, ...],
+        *,
+        k: int,
+        turn: int = 0,
+        untried: Finish | None = None,
+        **values: Any,
+    ) -> Group:
+        """``turn`` tells groups of the same members apart where every problem gets several (inference). For ``k`` and
+        ``untried`` see the properties."""
+        name = content_id("group", problem_id, members, turn)
+        extra = {"k": k} | ({} if untried is None else {"untried": untried})
+        return cls(id=name, problem_id=problem_id, members=members, parents=members, extra=extra, **values)
+
+    @property
+    def k(self) -> int:
+        """How many candidates were asked for; there are fewer members where a problem has fewer solutions. Raises
+        UserError where the group does not say it."""
+        if type(k := self.extra.get("k")) is not int:
+            raise UserError(f"group {self.id} does not say how many candidates were asked for (k is {k!r})")
+        return k
+
+    @property
+    def untried(self) -> Finish | None:
+        """Why the problem has no solution to choose: the model could not be asked for one. None where it could."""
+        return Finish(self.extra["untried"]) if "untried" in self.extra else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

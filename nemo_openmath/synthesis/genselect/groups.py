@@ -10,6 +10,7 @@ from typing import Annotated
 
 from nemo_openmath.chat import Transcript
 from nemo_openmath.core.bounds import Length, PositiveInt
+from nemo_openmath.core.engine import Finish
 from nemo_openmath.core.records import Drop, Generation, Group, Problem
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.stage import Result, StageContext, UnitStage
@@ -57,10 +58,8 @@ class Groups(UnitStage[GroupsConfig, tuple[Problem, list[Generation]]]):
         usable = [(g, s) for g in solutions if g.predicted_answer is not None and (s := summary_of(g))]
         rng = random.Random(derive_seed(context.seed, "groups", problem.id))
         if not self.config.mixed:
-            groups = [self._group(problem, usable, [], rng, turn) for turn in range(self.config.groups)]
-            if solutions and not any(g.tried for g in solutions):
-                groups = [group.with_(extra=group.extra | {"untried": solutions[0].finish}) for group in groups]
-            return Result(groups)
+            untried = solutions[0].finish if solutions and not any(g.tried for g in solutions) else None
+            return Result([self._group(problem, usable, [], rng, turn, untried) for turn in range(self.config.groups)])
         right = [n for n, (g, _) in enumerate(usable) if g.correct]
         wrong = [n for n, (g, _) in enumerate(usable) if not g.correct]
         if not (right and wrong):
@@ -77,7 +76,13 @@ class Groups(UnitStage[GroupsConfig, tuple[Problem, list[Generation]]]):
         return Result(list(made.values()))
 
     def _group(
-        self, problem: Problem, usable: list[tuple[Generation, str]], chosen: list[int], rng: random.Random, turn: int
+        self,
+        problem: Problem,
+        usable: list[tuple[Generation, str]],
+        chosen: list[int],
+        rng: random.Random,
+        turn: int,
+        untried: Finish | None = None,
     ) -> Group:
         """A group that holds ``chosen`` and, up to a drawn size, others."""
         size = rng.randint(*self.config.sizes)
@@ -88,13 +93,14 @@ class Groups(UnitStage[GroupsConfig, tuple[Problem, list[Generation]]]):
         return Group.make(
             problem.id,
             tuple(g.id for g, _ in members),
+            k=size,
             turn=turn,
+            untried=untried,
             problem=problem.problem,
             summaries=tuple(s[-self.config.max_summary_chars :] for _, s in members),
             answers=tuple(g.predicted_answer for g, _ in members),
             correct=tuple(g.correct for g, _ in members),
             expected_answer=problem.expected_answer,
-            extra={"k": size},
         )
 
 

@@ -14,6 +14,7 @@ from nemo_openmath.core.errors import Refused
 from nemo_openmath.core.grader import Verdict
 from nemo_openmath.core.records import Drop, Generation, Group, Mode
 from nemo_openmath.core.records.ids import derive_seed
+from nemo_openmath.core.records.notes import Selection
 from nemo_openmath.core.records.types import NOT_TRIED, UNTRIED
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage
 from nemo_openmath.inference.rollout import Outcome, RolloutSettings, roll_out
@@ -33,7 +34,7 @@ class GenSelectConfig(RolloutSettings):
 
 
 class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
-    """Group -> a generation of mode genselect. ``extra``: group, chosen (generation id), k, round; its answer and
+    """Group -> a generation of mode genselect. ``extra`` is a Selection; its answer and
     verdict are those of the chosen candidate. A judgement that names none has no answer. Candidates longer than the
     context, or refused by the engine, leave a generation that says so: evaluation counts its problem apart. Of
     training data (``keep_correct``) they are dropped."""
@@ -82,7 +83,7 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
         if len(group.members) < 2:  # nothing to choose among
             empty = Outcome(
                 Transcript(messages, tokenizer=self._tokenizer.fingerprint),
-                Finish(group.extra.get("untried", Finish.STOP)),
+                group.untried or Finish.STOP,
             )
             return Result([self._generation(group, turn, seed, empty, 0 if group.members else None)], asked=False)
         outcome = await roll_out(
@@ -130,10 +131,5 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
             verdict_reason=reason,
             prompt_tokens=outcome.cost.prompt_tokens,
             completion_tokens=outcome.cost.completion_tokens,
-            extra={
-                "group": group.id,
-                "chosen": None if chosen is None else group.members[chosen],
-                "k": group.extra["k"],
-                "round": turn,
-            },
+            extra=Selection(group.id, None if chosen is None else group.members[chosen], group.k, turn).to_extra(),
         )

@@ -1,0 +1,41 @@
+"""What a selection and a submission say is read as it was written, and refused by name where it is broken."""
+
+import re
+from typing import Any
+
+import pytest
+
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records import Generation, Mode
+from nemo_openmath.core.records.notes import Selection, Submission
+
+
+def generation(extra: dict[str, Any]) -> Generation:
+    return Generation(
+        id="g", problem_id="p", mode=Mode.GENSELECT, model="m", sample=0, transcript={}, finish="stop", extra=extra
+    )
+
+
+@pytest.mark.parametrize(
+    "note", [Selection("group-1", "s3", 8, 2), Selection("group-1", None, 8, 0), Submission(3, 5, 1.25)]
+)
+def test_a_note_is_read_as_it_was_written(note: Selection | Submission) -> None:
+    assert type(note).of(generation(note.to_extra() | {"source": "aops"})) == note
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "detail"),
+    [
+        (Selection, {"k": None}, "k is None"),
+        (Selection, {"chosen": 3}, "chosen is 3"),
+        (Submission, {"votes": True}, "votes is True"),
+        (Submission, {"seconds": "1"}, "seconds is '1'"),
+    ],
+)
+def test_a_broken_note_is_refused_by_name(kind: Any, change: dict[str, Any], detail: str) -> None:
+    whole = {Selection: Selection("a", "b", 4, 0), Submission: Submission(1, 1, 1.0)}[kind].to_extra()
+    with pytest.raises(UserError, match=re.escape(f"({detail})")):
+        kind.of(generation(whole | change))
+    name = next(iter(change))
+    with pytest.raises(UserError, match=rf"{kind.__name__.lower()} g .*\(no '{name}'\); run the stage"):
+        kind.of(generation({key: value for key, value in whole.items() if key != name}))
