@@ -16,7 +16,7 @@ def add(groups: Any) -> None:
     stats = verb(
         verbs,
         "stats",
-        "lengths by subset, fill, trained share, cost balance; one pack token by token",
+        "lengths by subset, fill, share of targets, cost balance; one pack token by token",
         _stats,
         interrupted=AGAIN,
     )

@@ -1,4 +1,4 @@
-"""Shuffles that stay the same for ever.
+"""Shuffles stay the same for ever.
 
 numpy promises no stable stream across its versions (NEP 19), and a run that resumes under a new numpy must see the
 same data. So orders are made here: indices sorted by a hash of (seed, index).
@@ -14,7 +14,7 @@ _MASK = (1 << 64) - 1
 
 
 def hash_indices(n: int, *key: int) -> NDArray[np.uint64]:
-    """[n] pseudo-random 64-bit words: SplitMix64 (Steele, Lea, Flood 2014) of each index under an integer key."""
+    """Return n pseudo-random 64-bit words: SplitMix64 (Steele, Lea, Flood 2014) of each index under an integer key."""
     state = 0
     for part in key:
         state = _mix_int((state + _GOLDEN + part) & _MASK)
@@ -30,7 +30,7 @@ def hash_indices(n: int, *key: int) -> NDArray[np.uint64]:
 
 
 def permutation(n: int, *key: int) -> NDArray[np.int64]:
-    """[n] a permutation of 0..n-1, a pure function of (n, key) on every platform and numpy version."""
+    """Return a permutation of 0..n-1, a pure function of (n, key) on every platform and numpy version."""
     return np.argsort(hash_indices(n, *key), kind="stable")
 
 

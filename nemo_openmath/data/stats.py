@@ -1,7 +1,7 @@
 """What a folder of packs holds: lengths by group, fill, share of targets, cost imbalance; and a pack to look at.
 
-Numbers come from the index alone, so 5.5M samples take seconds. ``show_*`` make rich renderables for a terminal or,
-through rich's export, for a page.
+Numbers come from the index alone, so 5.5M samples take seconds. The functions ``show_*`` return rich renderables, for a
+terminal or, through rich's export, for a page.
 """
 
 from __future__ import annotations
@@ -28,51 +28,51 @@ _BINS = 40
 
 @dataclass(frozen=True, slots=True)
 class GroupStats:
-    """Samples of one group in an epoch (copies counted). ``quantiles``: tokens at 0, 10, 50, 90, 99, 100%.
-    ``histogram``: samples by length in equal steps of ``step`` tokens."""
+    """The samples of one group in an epoch, copies counted."""
 
     group: str
     samples: int
     tokens: int
     prompt_tokens: int
     num_target_tokens: int
-    quantiles: tuple[int, ...]
-    histogram: tuple[int, ...]
-    step: int
+    quantiles: tuple[int, ...]  # tokens of the samples at 0, 10, 50, 90, 99, 100%
+    histogram: tuple[int, ...]  # samples by length, in equal steps
+    step: int  # tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Imbalance:
-    """Worst rank's attention cost over the mean, averaged over steps of ``batch_samples``: packs taken in order, and
-    assigned by cost. ``packs``: of a step. Both are None where a step has fewer packs than there are ranks: then some
-    ranks get none, and no assignment helps."""
+    """The slowest rank's attention cost over the mean, averaged over steps.
+
+    ``in_order`` and ``assigned`` are None where a step has fewer packs than there are ranks: then some ranks get none,
+    and no assignment helps.
+    """
 
     ranks: int
     batch_samples: int
-    packs: int
-    before: float | None
-    after: float | None
+    packs: int  # of the step with the fewest
+    in_order: float | None  # when packs go round one by one
+    assigned: float | None  # when they are assigned by cost
 
 
 @dataclass(frozen=True, slots=True)
 class PackStats:
-    """``fill``: tokens and padding over the room of all packs; ``padding``: its share of what fills the packs;
-    ``target_share``: share of targets among the tokens of an epoch; ``dropped``: {reason: samples}."""
+    """What :func:`measure` returns."""
 
     groups: tuple[GroupStats, ...]
     packs: int
-    capacity: int
-    fill: float
-    padding: float
-    target_share: float
-    dropped: dict[str, int]
+    capacity: int  # tokens of a pack
+    fill: float  # tokens and padding over the capacity of all packs
+    padding: float  # its share of what fills the packs
+    target_share: float  # of the tokens of an epoch
+    dropped: dict[str, int]  # samples left out, by reason
     imbalance: tuple[Imbalance, ...]
 
 
 def measure(
     plan: PackPlan, *, batch_samples: int = 1024, ranks: Sequence[int] = (8, 64), steps: int = 20, seed: int = 0
 ) -> PackStats:
-    """Statistics of a plan; imbalance over the first ``steps`` batches of ``batch_samples``."""
+    """Return the statistics of a plan; the imbalance is that of the first ``steps`` batches of ``batch_samples``."""
     samples = plan.samples
     lengths, prompts, targets = samples.lengths(), samples.prompt_lengths(), samples.target_lengths()
     codes = samples.group_codes()
@@ -123,23 +123,23 @@ def _imbalance(
     costs = []
     for step in range(min(steps, max(1, len(plan.entries) // batch_samples))):  # whole steps, or the only one
         costs.append([sum(plan.samples.length(row) ** 2 for row in pack) for pack in data.rows(step)])
-    found = []
+    out = []
     for count in ranks:
         fewest = min(map(len, costs), default=0)
         if fewest < count:
-            found.append(Imbalance(count, batch_samples, fewest, None, None))
+            out.append(Imbalance(count, batch_samples, fewest, None, None))
             continue
-        before = [imbalance(c, assign_in_order(len(c), count)) for c in costs]
-        after = [imbalance(c, assign(c, count)) for c in costs]
-        found.append(Imbalance(count, batch_samples, fewest, float(np.mean(before)), float(np.mean(after))))
-    return tuple(found)
+        in_order = [imbalance(c, assign_in_order(len(c), count)) for c in costs]
+        assigned = [imbalance(c, assign(c, count)) for c in costs]
+        out.append(Imbalance(count, batch_samples, fewest, float(np.mean(in_order)), float(np.mean(assigned))))
+    return tuple(out)
 
 
 def show_stats(stats: PackStats) -> RenderableType:
-    """A table, a histogram a group and a few lines, for ``openmath data stats``; 80 columns are enough."""
+    """Return what ``openmath data stats`` prints: a table, a histogram for each group, a few lines; 80 columns do."""
     table = Table(title="Samples of an epoch, lengths in tokens", title_justify="left", box=None, collapse_padding=True)
     table.add_column("", no_wrap=True)
-    for column in ("samples", "tokens", "prompt", "trained", "10%", "median", "90%", "99%", "longest"):
+    for column in ("samples", "tokens", "prompt", "target", "10%", "median", "90%", "99%", "longest"):
         table.add_column(column, justify="right", no_wrap=True)
     for g in stats.groups:
         shares = (f"{g.prompt_tokens / g.tokens:.1%}", f"{g.num_target_tokens / g.tokens:.1%}")
@@ -148,9 +148,9 @@ def show_stats(stats: PackStats) -> RenderableType:
     lines = [
         *(f"{g.group:{width}} 0 {_bars(g)} {g.step * len(g.histogram):,} tokens" for g in stats.groups),
         "",
-        f"{stats.packs:,} packs of {stats.capacity:,} tokens; {stats.fill:.3%} of the room is used",
+        f"{stats.packs:,} packs of {stats.capacity:,} tokens; {stats.fill:.3%} of their capacity is used",
         f"padding: {stats.padding:.3%} of what is used",
-        f"trained: {stats.target_share:.1%} of all tokens are targets of the loss",
+        f"targets of the loss: {stats.target_share:.1%} of all tokens",
         *(f"left out: {count:,} ({reason})" for reason, count in sorted(stats.dropped.items())),
         "attention cost of the slowest data-parallel rank over the mean (1: none waits):",
         *map(_balance, stats.imbalance),
@@ -159,14 +159,14 @@ def show_stats(stats: PackStats) -> RenderableType:
 
 
 def _balance(i: Imbalance) -> str:
-    of = f"  {i.ranks:3} ranks, {i.batch_samples:,} samples a step: "
-    if i.before is None or i.after is None:
-        return f"{of}a step has only {i.packs} packs"
-    return f"{of}{i.before:.3f} in order, {i.after:.3f} assigned by cost"
+    setting = f"  {i.ranks:3} ranks, {i.batch_samples:,} samples a step: "
+    if i.in_order is None or i.assigned is None:
+        return f"{setting}a step has only {i.packs} packs"
+    return f"{setting}{i.in_order:.3f} in order, {i.assigned:.3f} assigned by cost"
 
 
 def _short(count: int) -> str:
-    """1234567 as 1.235M."""
+    """Write 1234567 as 1.235M."""
     for unit, name in ((10**12, "T"), (10**9, "G"), (10**6, "M")):
         if count >= unit:
             return f"{count / unit:.4g}{name}"
@@ -179,10 +179,10 @@ def _bars(group: GroupStats) -> str:
 
 
 def show_pack(pack: Pack, tokenizer: ChatTokenizer, *, marks: bool = False) -> Text:
-    """The text of a pack: green where a token is a target of the loss, dim where it is not, a line at each boundary.
+    """Return the text of a pack: green where a token is a target of the loss, else dim, with a line at each boundary.
 
-    Tokens that are only part of a character are shown with the ones that complete it. ``marks``: also put what is
-    trained between ⟦ and ⟧, for output without colours.
+    Tokens that are only part of a character are shown with the ones that complete it. ``marks``: targets also stand
+    between ⟦ and ⟧, for output without colours.
     """
     out = Text()
     bounds = pack.cu_seqlens.tolist()
@@ -191,7 +191,7 @@ def show_pack(pack: Pack, tokenizer: ChatTokenizer, *, marks: bool = False) -> T
         targets = np.concatenate([[False], pack.loss_mask[start : stop - 1]])
         labels = np.flatnonzero(pack.loss_mask[start:stop] | (pack.labels[start:stop] != 0))
         used = int(labels[-1]) + 2 if len(labels) else 1  # the last label is the sample's last token
-        share = f"{int(targets.sum())} of {used} tokens trained, {stop - start - used} of padding"
+        share = f"{int(targets.sum())} of {used} tokens are targets, {stop - start - used} of padding"
         out.append(f"──── {name}  [{start}, {stop})  {share}\n", style="bold")
         edges = [0, *(np.flatnonzero(np.diff(targets[:used])) + 1).tolist(), used]
         for a, b in pairwise(edges):

@@ -1,4 +1,4 @@
-"""Reading every byte of packs and token files once, as one does after a copy or before a long training."""
+"""Every byte of packs and token files is read and checked once, as one does after a copy or before a long training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nemo_openmath.data.tokens.token_file import MANIFEST, TokenFolder
 
 
 def verify(folder: str | Path) -> Iterator[str]:
-    """A line for each thing found whole in a folder: packs with the token files they speak of, or token files.
+    """Yield a line for each thing of a folder that is whole: packs with the token files they name, or token files.
 
     Raises DamagedFile naming the first file that is not whole, UserError where there is nothing to check.
     """

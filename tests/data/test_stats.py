@@ -33,16 +33,16 @@ def test_statistics_and_a_shown_pack(tmp_path: Path) -> None:
     assert {g.group for g in stats.groups} == {"cot", "tir", "genselect"}
     assert stats.target_share == sum(s.loss_mask.sum() for s in samples) / sum(len(s.tokens) for s in samples)
     assert stats.padding == sum(-len(s.tokens) % 8 for s in samples) / sum(-(-len(s.tokens) // 8) * 8 for s in samples)
-    assert all(i.before and i.after and 1 <= i.after <= i.before for i in stats.imbalance)
+    assert all(i.in_order and i.assigned and 1 <= i.assigned <= i.in_order for i in stats.imbalance)
     few = measure(plan, batch_samples=1024, ranks=(2, 1000)).imbalance
     assert few[0].packs == few[1].packs == plan.num_packs
-    assert few[0].after is not None
-    assert few[1].before is few[1].after is None, "no assignment helps where some ranks get no pack"
+    assert few[0].assigned is not None
+    assert few[1].in_order is few[1].assigned is None, "no assignment helps where some ranks get no pack"
 
     console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(show_stats(stats))
     printed = console.export_text()
-    assert f"{stats.fill:.3%} of the room is used" in printed
+    assert f"{stats.fill:.3%} of their capacity is used" in printed
     assert f"{stats.groups[0].tokens:,}" in printed
     assert max(map(len, printed.splitlines())) <= 80
 
@@ -52,7 +52,7 @@ def test_statistics_and_a_shown_pack(tmp_path: Path) -> None:
         sample = next(s for s in samples if s.id == name)
         assert chat.decode(sample.tokens.tolist()) in shown.plain
         used, targets = len(sample.tokens), int(sample.loss_mask.sum())
-        assert f"{targets} of {used} tokens trained, {-used % 8} of padding" in shown.plain
+        assert f"{targets} of {used} tokens are targets, {-used % 8} of padding" in shown.plain
     green = "".join(shown.plain[s.start : s.end] for s in shown.spans if s.style == "green")
     expected = "".join(
         chat.decode(s.tokens[s.loss_mask].tolist()) for n in pack.sample_ids for s in samples if s.id == n
@@ -62,7 +62,7 @@ def test_statistics_and_a_shown_pack(tmp_path: Path) -> None:
     assert "".join(part.split("⟧")[0] for part in marked.split("⟦")[1:]) == expected
 
 
-def test_trained_share_is_of_what_is_packed(tmp_path: Path) -> None:
+def test_share_of_targets_is_of_what_is_packed(tmp_path: Path) -> None:
     chat = ChatTokenizer.load(byte_level(tmp_path / "tokenizer"))
     tokens = write_tokens(store_rows(tmp_path / "rows", make_rows(60)), chat.folder, tmp_path / "tokens")
     write_packs(tmp_path / "tokens", capacity=2048, mixture=Mixture(weights={"cot": 2, "tir": 0}))

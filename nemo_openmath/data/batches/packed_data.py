@@ -21,15 +21,17 @@ from nemo_openmath.data.packs.plan import PackPlan
 
 
 class PackedData:
-    """The :class:`~nemo_openmath.data.batches.source.PackSource` over a pack plan; see there how packs make up a batch.
+    """The :class:`~nemo_openmath.data.batches.source.PackSource` over a pack plan; ``source.py`` says what a batch is.
 
     The run is a stream of ``epochs`` x num_samples samples: phase after phase, in each phase epoch after epoch, in
     each epoch the phase's packs in an order of their own. Step s is samples [s x B, (s + 1) x B) of it.
+
+    ``held_out``: another of its kind, one pass over the samples held out, or None.
     """
 
     def __init__(self, plan: PackPlan, *, batch_samples: int, run_samples: int, seed: int, pad_multiple: int):
         self.plan = plan
-        self.held_out: PackedData | None = None  # one pass over the samples held out, where some are
+        self.held_out: PackedData | None = None
         self.batch_samples = batch_samples
         self._run_samples = run_samples
         self._pad_multiple = pad_multiple
@@ -57,11 +59,13 @@ class PackedData:
     ) -> PackedData:
         """Open the folder of a ``packs.plan`` for a run of ``epochs`` or of ``steps``.
 
-        ``batch_samples``: samples of the global batch. ``pad_multiple``: samples are laid out padded to a multiple of
-        it, a divisor of the plan's; None: the plan's; 1 for the trainer, whose ``shard_batch`` pads for the layout.
-        ``tokenizer``: fingerprint of the model's tokenizer and template; token files made with another are refused.
-        ``validation_share``: of the samples, held out (:func:`hold_out`) and not trained on; they are
-        ``self.held_out``. Raises UserError, and DamagedFile naming the file.
+        - ``batch_samples``: samples of the global batch.
+        - ``pad_multiple``: samples are laid out padded to a multiple of it, a divisor of the plan's. None: the plan's.
+          The trainer gives 1, for ``shard_batch`` pads for the layout.
+        - ``tokenizer``: fingerprint of the model's tokenizer and template; token files made with another are refused.
+        - ``validation_share``: of the samples, held out (:func:`hold_out`) as ``self.held_out``.
+
+        Raises UserError, and DamagedFile naming the file.
         """
         plan, held_out = PackPlan(folder), None
         if validation_share:
@@ -98,22 +102,24 @@ class PackedData:
         return -(-self._run_samples // self.batch_samples)
 
     def last_targets(self, most: int = 4096) -> Counter[int]:
-        """How many samples end in which token, of those whose last token is trained on: what the data teaches to end
-        a text with. Of more than ``most`` samples, so many that lie evenly over the packs are looked at."""
+        """Count the last tokens of samples, where they are targets: what the data teaches to end a text with.
+
+        Of more than ``most`` samples, ``most`` that lie evenly over the packs are looked at.
+        """
         entries = self.plan.entries
-        found: Counter[int] = Counter()
+        counts: Counter[int] = Counter()
         for row in entries[np.unique(np.linspace(0, len(entries) - 1, min(most, len(entries)), dtype=np.int64))]:
             sample = self.plan.samples[int(row)]
             if sample.loss_mask[-1]:
-                found[int(sample.tokens[-1])] += 1
-        return found
+                counts[int(sample.tokens[-1])] += 1
+        return counts
 
     def batch(self, step: int) -> list[Pack]:
-        """See PackSource. Reads and checks only the samples of this step."""
+        """Return the packs of a step's batch. Only the samples of this step are read and checked."""
         return [self._build(rows) for rows in self.rows(step)]
 
     def rows(self, step: int) -> list[list[int]]:
-        """Sample numbers (of ``plan.samples``) of each pack of a step's batch."""
+        """Return the sample numbers (of ``plan.samples``) of each pack of a step's batch. Raises IndexError."""
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} outside 0..{self.num_steps - 1}")
         at = step * self.batch_samples
