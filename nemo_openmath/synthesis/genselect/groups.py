@@ -1,4 +1,4 @@
-"""Candidates to choose among (paper sections 4.2 and 4.3)."""
+"""Draw groups of candidate solutions to select among (paper sections 4.2 and 4.3)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from nemo_openmath.core.stage import Result, StageContext, UnitStage
 
 @dataclass(frozen=True)
 class GroupsConfig:
-    """``sizes``: smallest and largest number of candidates; drawn per group. ``groups``: per problem; distinct ones for
-    training data. ``mixed``: for training data, at least one correct and one incorrect candidate; off for inference,
-    where nothing about correctness may be used and every problem gets its groups, even of one candidate or none (of a
-    problem whose solutions could not be tried, ``extra`` says why: ``untried``).
-    ``max_summary_chars``: longer summaries are cut from the left, where the answer is not.
-    """
+    """Settings of ``genselect.groups``."""
 
     sizes: Annotated[tuple[PositiveInt, ...], Length(2, 2)] = (2, 16)
+    """Smallest and largest number of candidates; the number is drawn for each group. Paper section 4.2."""
     groups: PositiveInt = 8
+    """Groups of each problem. For training data (``mixed``) they differ from each other. Paper section 4.2."""
     mixed: bool = True
+    """For training data: each group has at least one correct and one incorrect candidate. Turn it off for inference,
+    where nothing about correctness may be used and every problem gets its groups, even of one candidate or none."""
     max_summary_chars: PositiveInt = 8000
+    """Longer summaries are cut to so many characters from their left end, where the answer does not stand."""
 
     def __post_init__(self) -> None:
         if len(self.sizes) != 2 or not 2 <= self.sizes[0] <= self.sizes[1]:
@@ -36,10 +36,14 @@ class GroupsConfig:
 
 
 class Groups(UnitStage[GroupsConfig, tuple[Problem, list[Generation]]]):
-    """Problem and its solutions -> groups of candidates in a random order."""
+    """Draw groups of candidates among the solutions of each problem, each group in a random order.
+
+    A solution is a candidate where it has an answer and a summary. Where no solution of a problem could be tried,
+    ``extra["untried"]`` of its groups says why.
+    """
 
     kind = "genselect.groups"
-    version = 2  # a summary is what follows the last </think>
+    version = 2  # 2: a summary is what follows the last </think>
     Config = GroupsConfig
     ports = {"problems": "problems", "generations": "graded solutions with summaries"}
     takes = {"problems": "Problem", "generations": "Generation"}
@@ -55,7 +59,7 @@ class Groups(UnitStage[GroupsConfig, tuple[Problem, list[Generation]]]):
 
     async def process(self, unit: tuple[Problem, list[Generation]], context: StageContext) -> Result:
         problem, solutions = unit
-        usable = [(g, s) for g in solutions if g.predicted_answer is not None and (s := summary_of(g))]
+        usable = [(g, text) for g in solutions if g.predicted_answer is not None and (text := summary_of(g))]
         rng = random.Random(derive_seed(context.seed, "groups", problem.id))
         if not self.config.mixed:
             untried = solutions[0].finish if solutions and not any(g.tried for g in solutions) else None
@@ -67,13 +71,13 @@ class Groups(UnitStage[GroupsConfig, tuple[Problem, list[Generation]]]):
             if right or wrong:
                 reason = f"all solutions are {'correct' if right else 'incorrect'}: nothing to choose between"
             return Result(drops=[Drop(reason, problem.problem)])
-        made: dict[str, Group] = {}
+        groups_by_members: dict[str, Group] = {}
         for _ in range(self.config.groups * 4):  # a few solutions may not have so many distinct groups
-            if len(made) == self.config.groups:
+            if len(groups_by_members) == self.config.groups:
                 break
             group = self._group(problem, usable, [rng.choice(right), rng.choice(wrong)], rng, 0)
-            made.setdefault(str(sorted(group.members)), group)
-        return Result(list(made.values()))
+            groups_by_members.setdefault(str(sorted(group.members)), group)
+        return Result(list(groups_by_members.values()))
 
     def _group(
         self,
@@ -84,10 +88,10 @@ class Groups(UnitStage[GroupsConfig, tuple[Problem, list[Generation]]]):
         turn: int,
         untried: Finish | None = None,
     ) -> Group:
-        """A group that holds ``chosen`` and, up to a drawn size, others."""
+        """Return a group of the candidates ``chosen`` (indices of ``usable``) and others, up to a drawn size."""
         size = rng.randint(*self.config.sizes)
-        rest = [n for n in range(len(usable)) if n not in chosen]
-        chosen = chosen + rng.sample(rest, min(size, len(usable)) - len(chosen))
+        others = [n for n in range(len(usable)) if n not in chosen]
+        chosen = chosen + rng.sample(others, min(size, len(usable)) - len(chosen))
         rng.shuffle(chosen)
         members = [usable[n] for n in chosen]
         return Group.make(
@@ -105,5 +109,5 @@ class Groups(UnitStage[GroupsConfig, tuple[Problem, list[Generation]]]):
 
 
 def summary_of(generation: Generation) -> str | None:
-    """Text after the reasoning; None where there is none."""
+    """Return the text after the reasoning; None where there is none."""
     return Transcript.from_json(generation.transcript).summary

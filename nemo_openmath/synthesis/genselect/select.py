@@ -1,4 +1,4 @@
-"""Ask a model which candidate is right, for training data and for inference alike."""
+"""Ask a model which candidate is right, for training data and for inference alike (paper sections 4.2 and 4.3)."""
 
 from __future__ import annotations
 
@@ -23,24 +23,32 @@ from nemo_openmath.inference.rollout.metrics import note_untried
 
 @dataclass(frozen=True)
 class GenSelectConfig(RolloutSettings):
-    """``samples``: judgements per group. ``keep_correct``: for training data, only choices of a correct candidate."""
+    """Settings of ``genselect.select``: how a judgment is sampled, and which judgments are kept."""
 
     engine: str = "teacher"
+    """The model that selects: ``teacher``, the name of a stage that made a model, or a model folder."""
     max_tokens: PositiveInt = 2048
+    """Longest judgment, in tokens. One that is cut off there selects nothing."""
     samples: PositiveInt = 1
+    """Judgments of each group."""
     keep_correct: bool = False
+    """For training data: keep only judgments that select a correct candidate. Paper section 4.2."""
     prompt: Path | None = None
+    """A template file of the user's own. null: the shipped one."""
     concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
+    """Judgments in flight at once. It changes the speed alone."""
 
 
 class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
-    """Group -> a generation of mode genselect. ``extra`` is a Selection; its answer and
-    verdict are those of the chosen candidate. A judgement that names none has no answer. Candidates longer than the
-    context, or refused by the engine, leave a generation that says so: evaluation counts its problem apart. Of
-    training data (``keep_correct``) they are dropped."""
+    """Select one candidate of each group, as a generation of mode genselect.
+
+    The generation has the answer and the verdict of the selected candidate; its ``extra`` is a Selection. A judgment
+    that names no candidate has no answer. Candidates that are longer than the context, or that the engine refuses, leave a generation that says so,
+    and evaluation counts their problem apart; for training data (``keep_correct``) they are dropped.
+    """
 
     kind = "genselect.select"
-    version = 3  # candidates that do not fit leave a generation; the judgment stands behind the thinking
+    version = 3  # 3: candidates that do not fit leave a generation; the judgment stands behind the thinking
     Config = GenSelectConfig
     ports = {"groups": "groups of candidates"}
     takes = {"groups": "Group"}
@@ -73,7 +81,7 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
         note_untried(context)
 
     def check_sum(self, context: StageContext, offered: int) -> None:
-        """Each group is judged ``samples`` times."""
+        """Count each group once, though it is judged ``samples`` times."""
         super().check_sum(context, offered // self.config.samples)
 
     async def process(self, unit: tuple[Group, int], context: StageContext) -> Result:

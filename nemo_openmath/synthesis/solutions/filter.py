@@ -1,4 +1,4 @@
-"""Which solutions are good enough to learn from (paper sections 2.3, 3.2 and 3.4)."""
+"""Keep the solutions that are good enough to learn from (paper sections 2.3, 3.2 and 3.4)."""
 
 from __future__ import annotations
 
@@ -28,29 +28,34 @@ _ENDINGS = {
 
 @dataclass(frozen=True)
 class FilterConfig:
-    """``think``: "auto": solutions of a model of whose finished ones at least half think (<think> ... </think>) must
-    think, those of other models need not: all of their text is the answer. "required": all must; "optional": none must.
-    Thinking that was begun must have ended in any case.
-    ``correct``: only solutions judged equal. ``code``: TIR solutions must run code. ``max_blocks``: at most so many
-    code blocks (stage 0: two; 0: any). ``answer_after_code``: no boxed answer before the first code block.
-    ``error_free``: no block may have ended in a traceback. ``max_tokens``: 0: any length.
-    ``per_problem``: at most so many of a problem, chosen by id (0: all); ``easy_per_problem``: of a problem that was
-    solved in more than ``easy`` of its samples: more solutions for harder problems."""
+    """Settings of ``solutions.filter``."""
 
     think: Literal["auto", "required", "optional"] = "auto"
+    """Which solutions must think (<think> ... </think>) before they answer. "auto": those of a model and mode of which
+    at least half of the finished solutions think; the whole text of other models is the answer. "required": all.
+    "optional": none. Thinking that was begun must have ended in any case."""
     correct: bool = True
+    """Keep only solutions with the verdict equal."""
     code: bool = True
+    """TIR solutions must have run code."""
     max_blocks: NonNegativeInt = 0
+    """Most code blocks of a TIR solution; two in stage 0 of the paper. 0: any number. Paper section 3.2."""
     answer_after_code: bool = True
+    """TIR solutions may not box an answer before their first code block."""
     error_free: bool = False
+    """No code block of a TIR solution may have ended in an error."""
     max_tokens: NonNegativeInt = 0
+    """Longest solution, in tokens that the model wrote. 0: any length."""
     per_problem: NonNegativeInt = 0
+    """Most solutions of a problem, chosen by a hash of their ids. 0: all."""
     easy: Share = 1.0
+    """A problem is easy where a larger share of its samples than this passes the other rules."""
     easy_per_problem: NonNegativeInt = 0
+    """Most solutions of an easy problem, so that harder problems keep more. 0: as ``per_problem`` says."""
 
 
 class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
-    """Graded generation -> itself, or a counted drop with the first reason that applies."""
+    """Keep a graded generation, or drop it with the first reason that applies."""
 
     kind = "solutions.filter"
     Config = FilterConfig
@@ -73,7 +78,7 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
         return Result([generation])
 
     def _models_that_think(self, context: StageContext) -> frozenset[tuple[str, Mode]]:
-        """(model, mode) of which at least half of the finished solutions think."""
+        """Return the (model, mode) pairs of which at least half of the finished solutions think."""
         if self.config.think != "auto":
             return frozenset()
         finished: Counter[tuple[str, Mode]] = Counter()
@@ -87,7 +92,7 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
         return frozenset(key for key, count in finished.items() if 2 * thinking[key] >= count)
 
     def _over_quota(self, context: StageContext) -> frozenset[str]:
-        """Ids beyond their problem's quota. Chosen by hash, so that the choice does not depend on file order."""
+        """Return the ids beyond their problem's quota. They are chosen by a hash, whatever the order of the files."""
         good: dict[str, list[str]] = {}
         total: Counter[str] = Counter()
         for generation in context.read("generations", Generation):

@@ -1,4 +1,4 @@
-"""Judge solutions: the answer in the box against the expected one."""
+"""Grade solutions: compare the answer in the box with the expected one."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from nemo_openmath.inference.rollout.answer import answer_of
 
 @dataclass(frozen=True)
 class GradeConfig:
-    """``fallback``: also accept "the final answer is ..." where there is no box."""
+    """Settings of ``solutions.grade``."""
 
     fallback: bool = False
+    """Where a solution has no box, accept a phrase such as "the final answer is ..."."""
     concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
+    """Solutions in flight at once. It changes the speed alone."""
 
 
 class GradeSolutions(UnitStage[GradeConfig, Generation]):
-    """Generation -> the same generation with ``predicted_answer``, ``verdict`` and its reason.
+    """Give each generation its ``predicted_answer``, its ``verdict`` and the verdict's reason.
 
-    Where a solution has no answer to compare, the verdict is not_equal ("no answer"); where the problem has no
-    expected answer, or the model could not be asked, it is unknown. Port ``problems``, when given, brings newer
-    expected answers, joined by id.
+    The verdict of a solution without an answer is not_equal ("no answer"). The verdict is unknown where the problem has
+    no expected answer, or the model could not be asked. Port ``problems``, when given, brings newer expected answers;
+    they are joined by id.
     """
 
     kind = "solutions.grade"

@@ -1,4 +1,4 @@
-"""What many solutions say about their problem: its answer where it had none, and how hard it is."""
+"""Learn from many solutions of a problem: its answer where it has none, and how hard it is."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from nemo_openmath.inference.rollout.answer import answer_of
 
 @dataclass(frozen=True)
 class MajorityConfig:
-    """``share``: the largest group must hold at least this share of the answers given, and ``count`` of them."""
+    """Settings of ``solutions.majority_answers``."""
 
     share: Share = 0.5
+    """The majority must hold at least this share of a problem's answers."""
     count: PositiveInt = 2
+    """The majority must hold at least so many answers."""
 
 
 class MajorityAnswers(UnitStage[MajorityConfig, tuple[Problem, list[str | None]]]):
-    """Problem without an answer -> the same problem with the majority answer of its solutions (paper section 2.3)."""
+    """Give each problem without an answer the majority answer of its solutions (paper section 2.3)."""
 
     kind = "solutions.majority_answers"
     Config = MajorityConfig
@@ -47,11 +49,11 @@ class MajorityAnswers(UnitStage[MajorityConfig, tuple[Problem, list[str | None]]
         problem, answers = unit
         if problem.expected_answer is not None:
             return Result([problem])
-        given = [a for a in answers if a is not None]
-        vote = await self._pool.majority(given)
+        votes = [answer for answer in answers if answer is not None]
+        vote = await self._pool.majority(votes)
         if vote.answer is None:
             return Result(drops=[Drop("no expected answer and no solution with one", problem.problem)])
-        if vote.tie or vote.count < self.config.count or vote.count < self.config.share * len(given):
+        if vote.tie or vote.count < self.config.count or vote.count < self.config.share * len(votes):
             return Result(
                 drops=[Drop("no majority among the answers", f"{problem.problem} {vote.groups[:4]} {vote.reason}")]
             )
@@ -60,13 +62,14 @@ class MajorityAnswers(UnitStage[MajorityConfig, tuple[Problem, list[str | None]]
 
 @dataclass(frozen=True)
 class HardnessConfig:
-    """``keep``: smallest and largest pass rate of problems that go on; [0, 1] keeps all."""
+    """Settings of ``solutions.hardness``."""
 
     keep: Annotated[tuple[Share, ...], Length(2, 2)] = (0.0, 1.0)
+    """Smallest and largest pass rate of the problems that go on. [0, 1] keeps all."""
 
 
 class Hardness(UnitStage[HardnessConfig, tuple[Problem, list[bool]]]):
-    """Problem -> the same problem with its pass rate over the graded solutions (paper section 2.3)."""
+    """Give each problem its pass rate, the share of its graded solutions that are correct (paper section 2.3)."""
 
     kind = "solutions.hardness"
     Config = HardnessConfig

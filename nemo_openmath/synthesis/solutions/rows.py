@@ -1,4 +1,4 @@
-"""Kept solutions become training rows."""
+"""Make training rows of solutions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nemo_openmath.synthesis.solutions.shown import shown
 
 @dataclass(frozen=True)
 class RowsConfig:
-    """Nothing to set: what a row holds is fixed by the transcript."""
+    """Settings of ``solutions.rows``. There are none: the transcript says what a row holds."""
 
 
 class MakeRows(UnitStage[RowsConfig, Generation]):
-    """Generation -> SftRow. Two generations with the same text are one row."""
+    """Make a training row of each finished generation. Two generations with the same text are one row."""
 
     kind = "solutions.rows"
     Config = RowsConfig

@@ -1,4 +1,4 @@
-"""A solution in one line, for the person who looks at an example of what was dropped."""
+"""Show a solution in one line, to the person who looks at an example of what was dropped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _CHARACTERS = 300
 
 
 def shown(generation: Generation) -> str:
-    """What was answered, what was expected, and the end of the question, where the problem stands."""
+    """Return what was answered, what was expected, and the end of the question, where the problem stands."""
     answered = "no answer" if generation.predicted_answer is None else f"answered {generation.predicted_answer}"
     expected = "" if generation.expected_answer is None else f", expected {generation.expected_answer}"
     messages = generation.transcript.get("messages") or []

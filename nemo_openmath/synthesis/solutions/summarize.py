@@ -1,4 +1,4 @@
-"""New summaries for old reasoning (paper section 4.1): several are written, the longest that keeps the answer stays."""
+"""Write new summaries of solutions (paper section 4.1): the longest of several that keeps the answer is taken."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nemo_openmath.core.records import Drop, Generation
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage
 from nemo_openmath.core.tags import THINK_END
-from nemo_openmath.grading import Verdict, extract_answer
+from nemo_openmath.grading import extract_answer
 from nemo_openmath.inference.asking import prompt_for, text_after_thinking
 from nemo_openmath.synthesis.problem_texts import ProblemTexts
 from nemo_openmath.synthesis.solutions.shown import shown
@@ -22,21 +22,27 @@ from nemo_openmath.synthesis.solutions.shown import shown
 
 @dataclass(frozen=True)
 class SummarizeConfig:
-    """``candidates``: summaries written per solution, each of at most ``max_tokens``."""
+    """Settings of ``solutions.summarize``."""
 
     engine: str = "teacher"
+    """The model that writes: ``teacher``, the name of a stage that made a model, or a model folder."""
     candidates: PositiveInt = 4
+    """Summaries written of each solution. Paper section 4.1."""
     max_tokens: PositiveInt = 2048
+    """Longest summary, in tokens. A summary that is cut off there is not used. Paper section 4.1."""
     temperature: NonNegativeFloat = 0.7
+    """Sampling temperature; 0 is greedy, and then all candidates of a solution are the same."""
     prompt: Path | None = None
+    """A template file of the user's own. null: the shipped one."""
     concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
+    """Solutions in flight at once. It changes the speed alone."""
 
 
 class Summarize(UnitStage[SummarizeConfig, Generation]):
-    """Generation -> the same generation with a new summary, or a drop where none kept the answer."""
+    """Give each solution a new summary. A solution of which no summary keeps the answer is dropped."""
 
     kind = "solutions.summarize"
-    version = 2  # of the summaries that were finished
+    version = 2  # 2: a summary that was cut off is not used
     Config = SummarizeConfig
     ports = {"generations": "graded solutions", "problems": "their problems"}
     takes = {"generations": "Generation", "problems": "Problem"}
@@ -64,37 +70,34 @@ class Summarize(UnitStage[SummarizeConfig, Generation]):
         transcript = Transcript.from_json(unit.transcript)
         messages = self._template.messages(problem=self._problems.of(unit), solution=transcript.text)
         prompt = prompt_for(self._engine, self._tokenizer, messages)
-        requests = [
-            Request(
-                prompt,
-                Sampling(
-                    max_tokens=self.config.max_tokens,
-                    temperature=self.config.temperature,
-                    seed=derive_seed(context.seed, "summary", unit.id, i),
-                ),
-            )
-            for i in range(self.config.candidates)
-        ]
-        completions = await asyncio.gather(*map(self._engine.complete, requests))
-        # one that was cut off at its limit would teach to end in the middle of a sentence
+        seeds = [derive_seed(context.seed, "summary", unit.id, number) for number in range(self.config.candidates)]
+        completions = await asyncio.gather(*(self._engine.complete(self._request(prompt, seed)) for seed in seeds))
+        # a summary that was cut off at its limit would teach to end in the middle of a sentence
         texts = [text_after_thinking(c.text, self._tokenizer, messages) for c in completions if c.finish is Finish.STOP]
         if not texts:
             return Result(drops=[Drop("no summary was finished", completions[0].text[-200:])])
-        valid = []
-        for text in texts:
-            answer = extract_answer(text).answer
-            if answer is not None and (await self._pool.grade(answer, unit.predicted_answer)).verdict is Verdict.EQUAL:
-                valid.append(text)
+        valid = [text for text in texts if await self._keeps(text, unit.predicted_answer)]
         if not valid:
             return Result(drops=[Drop("no summary kept the answer", texts[0])])
         best = max(valid, key=lambda text: (len(text), text))
         return Result([unit.with_(transcript=replace_summary(transcript, best).to_json())])
 
+    def _request(self, prompt: tuple[int, ...] | str, seed: int) -> Request:
+        config = self.config
+        return Request(prompt, Sampling(max_tokens=config.max_tokens, temperature=config.temperature, seed=seed))
+
+    async def _keeps(self, summary: str, answer: str) -> bool:
+        """Whether the summary commits to this answer."""
+        own = extract_answer(summary).answer
+        return own is not None and (await self._pool.grade(own, answer)).is_equal
+
 
 def replace_summary(transcript: Transcript, summary: str) -> Transcript:
-    """The transcript with everything after ``</think>`` replaced. The new piece has no ids: nobody generated it.
+    """Return the transcript with everything after ``</think>`` replaced by ``summary``.
 
-    A solution that does not think becomes the thinking before the summary, whole."""
+    The whole text of a solution that does not think becomes the thinking before the summary. The new text has no token
+    ids, for no model generated it at this place.
+    """
     if not transcript.thinks:
         told = (p for p in transcript.pieces if p.author is not Author.TEMPLATE)
         transcript = replace(transcript, pieces=(Piece(Author.TEMPLATE, OPENING), *told))
