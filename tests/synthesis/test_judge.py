@@ -11,7 +11,16 @@ from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.engine import Capabilities, Chunk, Completion, EngineError, Finish, Request
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.grading import Grade, Verdict, compare
-from nemo_openmath.synthesis.judge import Agreement, Judge, Judgement, JudgeSettings, Question, judge, parse_judgement
+from nemo_openmath.synthesis.judge import (
+    Agreement,
+    Judge,
+    JudgedPair,
+    Judgement,
+    JudgeSettings,
+    Question,
+    judge,
+    parse_judgement,
+)
 
 QUESTION = Question("Which number?", "2.0 apples", "two")
 
@@ -154,13 +163,13 @@ def test_agreement_counts_and_shows() -> None:
     agreement = Agreement(keep=1)
     yes, no, open_ = (Judgement(v, "judged") for v in (Verdict.EQUAL, Verdict.NOT_EQUAL, Verdict.UNKNOWN))
     for a, b, judged in [("1", "1.0", yes)] * 4 + [("1", "2", no)] * 4 + [("1", "2", yes)] * 2 + [("x", "y?", no)]:
-        agreement.add(Question("p", a, b), compare(a, b), judged)
-    agreement.add(Question("p", "1", "2"), Grade(Verdict.NOT_EQUAL, ""), open_)
+        agreement.add(JudgedPair(Question("p", a, b), compare(a, b), judged))
+    agreement.add(JudgedPair(Question("p", "1", "2"), Grade(Verdict.NOT_EQUAL, ""), open_))
     assert agreement.both_decided == 10
     assert agreement.rate == pytest.approx(0.8)
     # Cohen by hand: p_o = 0.8, p_e = 0.4 * 0.6 + 0.6 * 0.4 = 0.48.
     assert agreement.kappa == pytest.approx((0.8 - 0.48) / 0.52)
-    assert len(agreement.examples) == 1
+    assert len(agreement.disagreements) == 1
     report = agreement.to_json()
     assert report["table"]["not_equal/equal"] == 2
     assert report["disagreements"][0]["expected_answer"] == "2"

@@ -1,4 +1,8 @@
-"""How far the judges and the symbolic grader agree, with examples of where they do not."""
+"""Measure how far the judges and the symbolic grader agree, with examples of where they do not.
+
+A stage keeps every pair that it judged in ``judgements-<shard>.jsonl``, one JSON object a line, beside its records:
+records hold one verdict each, and the agreement of the two verdicts is computed from these files at every run's end.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +23,30 @@ DECIDED = (Verdict.EQUAL, Verdict.NOT_EQUAL)
 
 @dataclass(frozen=True, slots=True)
 class JudgedPair:
+    """One pair of answers with both verdicts on it, whether they agree or not."""
+
     question: Question
     symbolic: Grade
     judged: Judgement
 
     def to_json(self) -> dict[str, Any]:
-        q, s, j = self.question, self.symbolic, self.judged
+        """Return the pair as a row of the journal of judgements."""
         return {
-            "problem": q.problem,
-            "predicted_answer": q.predicted,
-            "expected_answer": q.expected,
-            "symbolic": str(s.verdict),
-            "symbolic_reason": s.reason,
-            "judged": str(j.verdict),
-            "judged_reason": j.reason,
-            "votes": list(j.votes),
-            "asked": j.asked,
-            "invalid": j.invalid,
+            "problem": self.question.problem,
+            "predicted_answer": self.question.predicted,
+            "expected_answer": self.question.expected,
+            "symbolic": str(self.symbolic.verdict),
+            "symbolic_reason": self.symbolic.reason,
+            "judged": str(self.judged.verdict),
+            "judged_reason": self.judged.reason,
+            "votes": list(self.judged.votes),
+            "asked": self.judged.asked,
+            "invalid": self.judged.invalid,
         }
 
     @staticmethod
     def from_json(row: dict[str, Any]) -> JudgedPair:
+        """Read a row of the journal. Raises KeyError or ValueError where it is none."""
         return JudgedPair(
             Question(row["problem"], row["predicted_answer"], row["expected_answer"]),
             Grade(Verdict(row["symbolic"]), row["symbolic_reason"]),
@@ -48,67 +55,78 @@ class JudgedPair:
 
 
 def read_judgements(files: Iterable[Path]) -> Agreement:
-    """Agreement over journals of judgements. A torn last line is left out; of a unit judged twice the last stays."""
-    found: dict[str, JudgedPair] = {}
+    """Return the agreement over journals of judgements.
+
+    A torn line is left out. Where a unit was judged twice, as after a kill, its last judgement counts.
+    """
+    pairs: dict[str, JudgedPair] = {}
     for file in files:
         for line in file.read_bytes().split(b"\n"):
             with contextlib.suppress(orjson.JSONDecodeError):
                 row = orjson.loads(line)
-                found[row["unit"]] = JudgedPair.from_json(row)
+                pairs[row["unit"]] = JudgedPair.from_json(row)
     agreement = Agreement()
-    for _, entry in sorted(found.items()):
-        agreement.add(entry.question, entry.symbolic, entry.judged)
+    for _, pair in sorted(pairs.items()):
+        agreement.add(pair)
     return agreement
 
 
 @dataclass
 class Agreement:
-    """Counts of (symbolic verdict, judge's verdict), and up to ``keep`` disagreements, the first ones seen."""
+    """Count pairs by both verdicts, and keep the first pairs on which the two verdicts contradict each other."""
 
     keep: int = 20
+    """Most disagreements that are kept as examples."""
     table: Counter[tuple[Verdict, Verdict]] = field(default_factory=Counter)
-    examples: list[JudgedPair] = field(default_factory=list)
+    """(Symbolic verdict, judge's verdict) -> pairs."""
+    disagreements: list[JudgedPair] = field(default_factory=list)
     invalid_votes: int = 0
+    """Votes that no attempt could read."""
     requests: int = 0
+    """Requests that were made to judges."""
 
-    def add(self, question: Question, symbolic: Grade, judged: Judgement) -> None:
-        self.table[symbolic.verdict, judged.verdict] += 1
-        self.invalid_votes += judged.votes.count(None)
-        self.requests += judged.asked
-        both = symbolic.verdict in DECIDED and judged.verdict in DECIDED
-        if both and symbolic.verdict is not judged.verdict and len(self.examples) < self.keep:
-            self.examples.append(JudgedPair(question, symbolic, judged))
+    def add(self, pair: JudgedPair) -> None:
+        """Count one pair."""
+        symbolic, judged = pair.symbolic.verdict, pair.judged.verdict
+        self.table[symbolic, judged] += 1
+        self.invalid_votes += pair.judged.votes.count(None)
+        self.requests += pair.judged.asked
+        contradict = symbolic in DECIDED and judged in DECIDED and symbolic is not judged
+        if contradict and len(self.disagreements) < self.keep:
+            self.disagreements.append(pair)
 
     @property
     def both_decided(self) -> int:
+        """Number of pairs that both the grader and the judges decided."""
         return sum(self.table[a, b] for a in DECIDED for b in DECIDED)
 
     @property
     def rate(self) -> float | None:
-        """Share of pairs with the same verdict among those that both decided; None where there are none."""
+        """Share of pairs with the same verdict among those that both decided. None where there are none."""
         total = self.both_decided
         return sum(self.table[v, v] for v in DECIDED) / total if total else None
 
     @property
     def kappa(self) -> float | None:
-        """Cohen's kappa over the pairs that both decided: agreement beyond what the two rates of "equal" make likely
-        (Cohen 1960). None where it is not defined."""
+        """Cohen's kappa over the pairs that both decided (Cohen 1960). None where it is not defined.
+
+        It is the agreement beyond the one that the two rates of "equal" make likely by chance.
+        """
         total = self.both_decided
         if not total or self.rate is None:
             return None
-        chance = sum(
-            sum(self.table[v, other] for other in DECIDED) * sum(self.table[other, v] for other in DECIDED)
-            for v in DECIDED
-        ) / (total * total)
+        by_grader = {verdict: sum(self.table[verdict, judged] for judged in DECIDED) for verdict in DECIDED}
+        by_judges = {verdict: sum(self.table[symbolic, verdict] for symbolic in DECIDED) for verdict in DECIDED}
+        chance = sum(by_grader[verdict] * by_judges[verdict] for verdict in DECIDED) / total**2
         return (self.rate - chance) / (1 - chance) if chance < 1 else None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for a report."""
+        """Return plain data for a report and for ``agreement.json``."""
         return {
             "table": {f"{a}/{b}": count for (a, b), count in sorted(self.table.items())},
             "rate": self.rate,
             "kappa": self.kappa,
             "requests": self.requests,
             "invalid_votes": self.invalid_votes,
-            "disagreements": [d.to_json() for d in self.examples],
+            "disagreements": [pair.to_json() for pair in self.disagreements],
         }

@@ -1,9 +1,8 @@
-"""LLM judges: models that read the problem and say whether two answers mean the same.
+"""Ask LLM judges, models that read the problem, whether two answers mean the same.
 
-A judge is asked only what the symbolic grader cannot tell (or everything, to measure agreement). Identical answers
-and missing ones are answered without asking. A judgement counts only where the model ends with the line the prompt
-asks for and nowhere says the opposite; anything else is asked again with another seed and, after the last attempt,
-reported as invalid.
+Identical answers and missing ones are decided without asking. A judgement counts only where the model ends with the line
+that the prompt asks for and nowhere says the opposite. Any other reply is asked for again with another seed. After the
+last attempt the vote is invalid.
 """
 
 from __future__ import annotations
@@ -26,20 +25,26 @@ from nemo_openmath.inference.asking import prompt_for, text_after_thinking
 
 @dataclass(frozen=True, slots=True)
 class JudgeSettings:
-    """``votes`` of each judge on a pair; ``attempts`` to get a valid one. The first vote is drawn at ``temperature``;
-    further votes and attempts at no less than 0.7, for a greedy draw would repeat itself."""
+    """Settings of one judge."""
 
     votes: int = 1
+    """Votes on each pair, at least one."""
     attempts: int = 3
+    """Most requests for a valid vote, at least one."""
     temperature: float = 0.0
+    """Sampling temperature of the first vote. Further votes and attempts use at least 0.7, for a greedy draw would repeat
+    itself."""
     max_tokens: int = 2048
-    concurrency: int = 64  # requests in flight of one judge
+    """Longest reply, in tokens."""
+    concurrency: int = 64
+    """Requests in flight at once."""
     seed: int = 0
+    """Seed of all draws."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One pair to judge, with the problem it answers."""
+    """One pair of answers to judge, with the problem that they answer."""
 
     problem: str
     predicted: str | None
@@ -48,15 +53,17 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """``verdict``: equal or not_equal by the majority of valid votes; unknown on a tie or without a valid vote.
-    ``votes``: of all judges in their order, None where no attempt gave a valid line. ``asked``: requests made.
-    ``invalid``: an example of an answer that could not be read."""
+    """What the judges say about a pair."""
 
     verdict: Verdict
+    """equal or not_equal by the majority of the valid votes; unknown on a tie or without a valid vote."""
     reason: str
     votes: tuple[bool | None, ...] = ()
+    """The votes of all judges in their order. None stands for an invalid vote."""
     asked: int = 0
+    """Requests that were made."""
     invalid: str | None = None
+    """An example of a reply that could not be read."""
 
     @property
     def grade(self) -> Grade:
@@ -65,7 +72,11 @@ class Judgement:
 
 @dataclass
 class Judge:
-    """One model with its tokenizer. ``template``: the prompt ``judge``, or the user's own file of it."""
+    """One model that judges, with its tokenizer.
+
+    ``template``: the prompt; a path is a file of the user, None the shipped prompt. Raises UserError where votes or
+    attempts are below 1.
+    """
 
     engine: Engine
     tokenizer: Tokenizer
@@ -80,7 +91,7 @@ class Judge:
         self._slots = asyncio.Semaphore(self.settings.concurrency)
 
     async def votes(self, question: Question) -> tuple[tuple[bool | None, ...], int, str | None]:
-        """(votes, requests made, an invalid answer or None)."""
+        """Return the votes on a pair, the number of requests made, and an example of an invalid reply or None."""
         assert isinstance(self.template, Template)
         messages = self.template.messages(
             problem=question.problem, predicted_answer=question.predicted, expected_answer=question.expected
@@ -111,13 +122,13 @@ class Judge:
 
 
 def _seed(seed: int, question: Question, index: int, attempt: int) -> int:
-    """Of the question, not of its place in the file: the order of pairs does not change a judgement."""
+    """Derive a seed from the question, not from its place in a file: the order of pairs changes no judgement."""
     text = "\0".join(map(str, (seed, question.problem, question.predicted, question.expected, index, attempt)))
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:4], "big")
 
 
 def without_asking(question: Question) -> Judgement | None:
-    """The judgement of a pair that needs no reader, else None."""
+    """Return the judgement of a pair that nobody has to read, else None."""
     predicted, expected = (question.predicted or "").strip(), (question.expected or "").strip()
     if not expected:
         return Judgement(Verdict.UNKNOWN, "no expected answer")
@@ -127,11 +138,14 @@ def without_asking(question: Question) -> Judgement | None:
 
 
 async def judge(question: Question, judges: Sequence[Judge]) -> Judgement:
-    """Ask every judge for all its votes. Raises EngineError when an engine could not answer."""
+    """Ask every judge for all its votes and return the majority. Nothing is asked where nothing is open.
+
+    Raises EngineError when an engine could not answer.
+    """
     if (known := without_asking(question)) is not None:
         return known
-    answers = await asyncio.gather(*(j.votes(question) for j in judges))
-    votes = tuple(vote for given, _, _ in answers for vote in given)
+    answers = await asyncio.gather(*(voter.votes(question) for voter in judges))
+    votes = tuple(vote for cast, _, _ in answers for vote in cast)
     asked = sum(count for _, count, _ in answers)
     invalid = next((text for _, _, text in answers if text is not None), None)
     yes, no = votes.count(True), votes.count(False)

@@ -1,4 +1,4 @@
-"""The judging stage: generations whose verdict the symbolic grader left open get one from a model."""
+"""Judge the generations whose verdict the symbolic grader left open."""
 
 from __future__ import annotations
 
@@ -15,29 +15,42 @@ from nemo_openmath.core.errors import Refused
 from nemo_openmath.core.records import Generation
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage
 from nemo_openmath.grading import Grade, Verdict
-from nemo_openmath.synthesis.judge.agreement import JudgedPair, read_judgements
+from nemo_openmath.synthesis.judge.agreement import DECIDED, JudgedPair, read_judgements
 from nemo_openmath.synthesis.judge.judge import Judge, JudgeSettings, Question, judge
 from nemo_openmath.synthesis.problem_texts import ProblemTexts
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """``engine``: the judge's; ``more_engines``: further judges. ``everything``: judge the pairs too that the symbolic
-    grader decided; their verdict stays the symbolic one, and the agreement of the two is among the stage's facts."""
+    """Settings of ``judging.judge``. The paper judges with Qwen2.5-32B-Instruct (section 2.3)."""
 
     engine: str = "teacher"
+    """The model that judges: ``teacher``, the name of a stage that made a model, or a model folder."""
     more_engines: tuple[str, ...] = ()
+    """Further judges, named like ``engine``. The majority of all votes holds."""
     everything: bool = False
-    votes: PositiveInt = 1  # judgements that each judge gives; the majority holds
+    """Also judge the pairs that the symbolic grader decided, to measure agreement. Their verdict stays the symbolic
+    one."""
+    votes: PositiveInt = 1
+    """Votes of each judge on a pair."""
     attempts: PositiveInt = 3
+    """How often a vote is asked for until the reply can be read."""
     temperature: NonNegativeFloat = 0.0
+    """Sampling temperature of a judge's first vote. Further votes and attempts use at least 0.7."""
     max_tokens: PositiveInt = 2048
+    """Longest reply, in tokens."""
     prompt: Path | None = None
+    """A template file of the user's own. null: the shipped one."""
     concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
+    """Pairs in flight at once. It changes the speed alone."""
 
 
 class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
-    """Graded generation -> the same generation; where its verdict was unknown or timeout, with the judge's."""
+    """Replace the verdicts unknown and timeout of graded generations by the judges' verdict.
+
+    Other generations pass unchanged. How far judges and grader agree stands in ``agreement.json``, and among the stage's
+    facts where it runs as one job.
+    """
 
     kind = "judging.judge"
     Config = JudgeConfig
@@ -53,9 +66,19 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
         return (self.config.engine, *self.config.more_engines)
 
     async def prepare(self, context: StageContext) -> None:
-        c = self.config
-        settings = JudgeSettings(c.votes, c.attempts, c.temperature, c.max_tokens, c.concurrency, context.seed)
-        self._judges = [Judge(*await context.services.engine(name), settings, c.prompt) for name in self.engines()]
+        config = self.config
+        settings = JudgeSettings(
+            votes=config.votes,
+            attempts=config.attempts,
+            temperature=config.temperature,
+            max_tokens=config.max_tokens,
+            concurrency=config.concurrency,
+            seed=context.seed,
+        )
+        self._judges: list[Judge] = []
+        for name in self.engines():
+            engine, tokenizer = await context.services.engine(name)
+            self._judges.append(Judge(engine, tokenizer, settings, config.prompt))
         self._problems = ProblemTexts(context)
         shard = f"{context.shard:05d}-of-{context.shards:05d}"
         self._journal = _open_journal(context.output / f"judgements-{shard}.jsonl")
@@ -66,32 +89,31 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
         finally:
             if (journal := getattr(self, "_journal", None)) is not None:
                 journal.close()
-        everywhere = read_judgements(sorted(context.output.glob("judgements-*.jsonl")))
-        text = orjson.dumps(everywhere.to_json(), option=orjson.OPT_INDENT_2)
-        (context.output / "agreement.json").write_bytes(text)
+        agreement = read_judgements(sorted(context.output.glob("judgements-*.jsonl"))).to_json()
+        (context.output / "agreement.json").write_bytes(orjson.dumps(agreement, option=orjson.OPT_INDENT_2))
         if context.shards == 1:
-            context.facts["judging"] = everywhere.to_json()
+            context.facts["judging"] = agreement
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Generation]]:
         return ((g.id, g) for g in context.read("generations", Generation))
 
     async def process(self, unit: Generation, context: StageContext) -> Result:
         symbolic = Grade(unit.verdict or Verdict.UNKNOWN, unit.verdict_reason or "not graded")
-        open_ = symbolic.verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT)
-        if not unit.tried or (not open_ and not self.config.everything):
+        undecided = symbolic.verdict not in DECIDED
+        if not unit.tried or not (undecided or self.config.everything):
             return Result([unit], asked=False)
         question = Question(self._problems.of(unit), unit.predicted_answer, unit.expected_answer)
         judged = await judge(question, self._judges)
-        entry = JudgedPair(question, symbolic, judged)
-        self._journal.write(orjson.dumps({"unit": unit.id, **entry.to_json()}, option=orjson.OPT_APPEND_NEWLINE))
+        row = {"unit": unit.id, **JudgedPair(question, symbolic, judged).to_json()}
+        self._journal.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
         self._journal.flush()
         asked = judged.asked > 0
-        if not open_:
+        if not undecided:
             return Result([unit], asked=asked)
         return Result([unit.with_(verdict=judged.verdict, verdict_reason=judged.reason)], asked=asked)
 
     def refused(self, key: str, unit: Generation, error: Refused, context: StageContext) -> Result:
-        """The generation as it is, for it is none the worse: an open verdict stays open."""
+        """Keep the generation: that a judge refuses it says nothing against it. An open verdict stays unknown."""
         context.facts["refused"] = context.facts.get("refused", 0) + 1
         if unit.verdict in (Verdict.EQUAL, Verdict.NOT_EQUAL):
             return Result([unit])
@@ -99,7 +121,7 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
 
 
 def _open_journal(file: Path) -> BinaryIO:
-    """For appending whole lines: a line that a killed run left torn is ended, so that the next one stays readable."""
+    """Open a file for appending lines. A line that a killed run left torn is ended, so that the next stays readable."""
     journal = file.open("ab+")
     if journal.tell():
         journal.seek(-1, os.SEEK_END)
