@@ -43,8 +43,10 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
     """Select one candidate of each group, as a generation of mode genselect.
 
     The generation has the answer and the verdict of the selected candidate; its ``extra`` is a Selection. A judgment
-    that names no candidate has no answer. Candidates that are longer than the context, or that the engine refuses, leave a generation that says so,
-    and evaluation counts their problem apart; for training data (``keep_correct``) they are dropped.
+    that names no candidate has no answer.
+
+    Candidates that are longer than the context, or that the engine refuses, leave a generation that says so, and
+    evaluation counts their problem apart. For training data (``keep_correct``) they are dropped.
     """
 
     kind = "genselect.select"

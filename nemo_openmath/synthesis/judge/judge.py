@@ -1,8 +1,8 @@
 """Ask LLM judges, models that read the problem, whether two answers mean the same.
 
-Identical answers and missing ones are decided without asking. A judgement counts only where the model ends with the line
-that the prompt asks for and nowhere says the opposite. Any other reply is asked for again with another seed. After the
-last attempt the vote is invalid.
+Identical answers and missing ones are decided without asking. A judgement counts only where the model ends with the
+line that the prompt asks for and nowhere says the opposite. Any other reply is asked for again with another seed. After
+the last attempt the vote is invalid.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class JudgeSettings:
     attempts: int = 3
     """Most requests for a valid vote, at least one."""
     temperature: float = 0.0
-    """Sampling temperature of the first vote. Further votes and attempts use at least 0.7, for a greedy draw would repeat
-    itself."""
+    """Sampling temperature of the first vote. Further votes and attempts use at least 0.7, for a greedy draw would
+    repeat itself."""
     max_tokens: int = 2048
     """Longest reply, in tokens."""
     concurrency: int = 64
