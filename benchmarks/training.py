@@ -44,8 +44,8 @@ from nemo_openmath.models.build import build_model, load_hf  # noqa: E402
 from nemo_openmath.models.configs import ModelConfig  # noqa: E402
 from nemo_openmath.models.packed import pack_batch  # noqa: E402
 from nemo_openmath.training.config import TrainingConfig  # noqa: E402
+from nemo_openmath.training.forward_backward import ForwardBackward, total_loss  # noqa: E402
 from nemo_openmath.training.optimizer import Optimizer  # noqa: E402
-from nemo_openmath.training.step import Stepper, update  # noqa: E402
 
 SIZES = {
     "1m": ModelConfig(2048, 128, 352, 4, 4, 2, 32, tie_word_embeddings=True, max_position_embeddings=4096),
@@ -110,11 +110,14 @@ class Ours:
         models = build_model(model, config.parallel)
         load_hf(models, model, weights.__getitem__)
         self.optimizer = Optimizer.build(models, config)
-        self.stepper = Stepper(models, self.optimizer.chunks, model, config)
+        self.forward_backward = ForwardBackward(models, self.optimizer.chunks, model, config.parallel)
 
     def step(self, batch: list[Pack]) -> float:
-        settings = {"check": lambda _loss, _norm: None, "stopping": lambda: False}
-        return update(self.stepper, self.optimizer, batch, 1e-5, **settings)[0]
+        self.optimizer.zero_grad()
+        part = self.forward_backward.run(self.forward_backward.shard(batch))
+        norm, (loss, _) = self.optimizer.gradient_norm(), total_loss(part)
+        self.optimizer.step(norm, 1e-5)
+        return loss
 
 
 class Transformers:

@@ -129,9 +129,9 @@ def add(groups: Any) -> None:
 def _sft(options: argparse.Namespace) -> None:
     from nemo_openmath.core.progress import Progress
     from nemo_openmath.core.records.manifest import refuse_inside_stage
+    from nemo_openmath.training.job import read_job
     from nemo_openmath.training.launch import launch
     from nemo_openmath.training.metrics import show
-    from nemo_openmath.training.worker import read_job
 
     output = read_job(options.job, options.overrides).output
     if output.resolve() != options.job.resolve().parent:  # not the training of a stage, that goes on

@@ -23,13 +23,10 @@ from nemo_openmath.core.errors import MissingExtra
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.attention import PackedAttention
 from nemo_openmath.models.configs import ModelConfig
-from nemo_openmath.models.layout import Parallel
+from nemo_openmath.models.layout import LayerBackend, Parallel, Recompute
 from nemo_openmath.models.loss import linear_cross_entropy
 from nemo_openmath.models.norm import RMSNorm
 from nemo_openmath.models.packed import PackedBatch
-
-LayerBackend = Literal["auto", "local", "transformer_engine"]
-Recompute = Literal["none", "selective", "full"]
 
 
 class PackedGPT(GPTModel):
@@ -148,7 +145,7 @@ def transformer_config(
         persist_layer_norm=False,
         gradient_accumulation_fusion=False,
         apply_rope_fusion=False,
-        # gradients are summed over ranks; the loss is already divided (training/loop.py)
+        # gradients are summed over ranks; the loss is already divided (training/forward_backward.py)
         calculate_per_token_loss=True,
         deallocate_pipeline_outputs=not cpu,  # gloo still sends from the tensor when megatron-core would empty it
         **checkpointing,

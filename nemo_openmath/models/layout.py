@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import ModelConfig
+
+Precision = Literal["fp32", "bf16"]
+Recompute = Literal["none", "selective", "full"]
+LayerBackend = Literal["auto", "local", "transformer_engine"]
 
 
 @dataclass(frozen=True)

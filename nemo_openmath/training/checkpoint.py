@@ -1,12 +1,17 @@
 """Saving and loading a training's state at any layout; the folder is described in
 :mod:`nemo_openmath.checkpoints.formats.step_folders`.
 
-What is saved: model weights under their stored names, Adam's moments (and the fp32 main weights in bf16 training)
-under ``optimizer.<kind>.<stored name>`` in the parameters' own shapes, and a few numbers: step, Adam updates, random
-state, the data's fingerprint. The learning rate and the position in the data are functions of the step. Nothing
-depends on the layout. Data-parallel ranks, which hold the same, share out the parameters and write a part each.
+A checkpoint holds
 
-Saving is PyTorch's distributed checkpoint called directly: megatron-core's writer starts helper processes, which costs
+- the model weights under their stored names,
+- Adam's moments (and the fp32 main weights in bf16 training) under ``optimizer.<kind>.<stored name>``, in the shapes of
+  the parameters,
+- a few numbers: step, Adam updates, random state, the data's fingerprint.
+
+The learning rate and the position in the data are functions of the step. Nothing depends on the layout. Data-parallel
+ranks, which hold the same, share out the parameters and write a part each.
+
+Saving calls PyTorch's distributed checkpoint directly: megatron-core's writer starts helper processes, which costs
 seconds and needs a guarded ``__main__``.
 """
 
@@ -15,19 +20,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
@@ -41,10 +46,16 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from nemo_openmath.checkpoints.formats import step_folders, torch_dist
 from nemo_openmath.checkpoints.model_files import copy_model_files
-from nemo_openmath.core.errors import DamagedFile, OpenMathError, UserError
+from nemo_openmath.core.errors import OpenMathError, UserError
+from nemo_openmath.data.batches.source import PackSource
 from nemo_openmath.models.build import PackedGPT
+from nemo_openmath.models.layout import Precision
+from nemo_openmath.training.config import TrainingConfig
 from nemo_openmath.training.optimizer import Optimizer
+from nemo_openmath.training.sharded_state import fill, parameters_by_name, sharded_model, sharded_state
 from nemo_openmath.training.shards import Box, read_boxes, rows_of
+
+log = logging.getLogger(__name__)
 
 
 class CheckpointStore:
@@ -58,29 +69,63 @@ class CheckpointStore:
         # The writer's own group: its messages must not mix with those of the training going on.
         self._group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" or asynchronous else None
 
+    @classmethod
+    def open(
+        cls, output: Path, source: PackSource, config: TrainingConfig, batch_samples: int | None
+    ) -> CheckpointStore:
+        """Return the checkpoints of the training in ``output``, whose model files are those of ``OUTPUT/model``.
+
+        ``batch_samples`` turns epochs into steps. Says which of the asked-for checkpoints lie behind the end.
+        """
+        settings = config.checkpoints
+        if settings.epochs and batch_samples is None:
+            raise UserError(
+                "checkpoints.epochs needs the batch size in samples", remedy="give batch_samples to train()"
+            )
+        steps_per_epoch = source.num_samples / (batch_samples or 1)
+        late = settings.unreached(source.num_steps, steps_per_epoch)
+        if late:
+            log.info(f"no checkpoint after {', '.join(late)}: the training ends after step {source.num_steps}")
+        return cls(
+            output / "checkpoints",
+            output / "model",
+            lasting=settings.lasting(source.num_steps, steps_per_epoch),
+            keep_last=settings.keep_last,
+            asynchronous=torch.cuda.is_available() if settings.asynchronous is None else settings.asynchronous,
+        )
+
     def save(
         self,
         step: int,
         models: list[PackedGPT],
         optimizer: Optimizer,
-        facts: Mapping[str, Any],
-        notes: Mapping[str, Any] | None = None,
+        numbers: Mapping[str, Any],
+        notes: Mapping[str, Any],
     ) -> None:
-        """Write ``step-<step>``. Asynchronously: from a copy in host memory; :meth:`wait` or the next save ends it.
+        """Write ``step-<step>``. An asynchronous save writes a copy in host memory; :meth:`wait` or the next save ends
+        it.
 
-        ``facts`` are part of the state, the same for the same training; ``notes`` (times and the like) go into the
+        ``numbers`` are part of the state, the same for the same training; ``notes`` (times and the like) go into the
         manifest alone. :meth:`load` returns both.
         """
         self.wait()
         partial = step_folders.partial_folder(self.root, step)
         if dist.get_rank() == 0:
-            for old in self.root.glob(".step-*.partial"):
-                shutil.rmtree(old, ignore_errors=True)
+            for unfinished in self.root.glob(".step-*.partial"):
+                shutil.rmtree(unfinished, ignore_errors=True)
             (partial / step_folders.STATE).mkdir(parents=True)
             copy_model_files(self.model_files, partial / step_folders.MODEL)
-        common = {"step": step, "updates": optimizer.updates, **facts, "random_state": torch.get_rng_state()}
+        common = {"step": step, "updates": optimizer.updates, **numbers, "random_state": torch.get_rng_state()}
         writers = optimizer.share_out()
-        state = _state(models, optimizer.full_state(writers), writers)
+        tensors = self._tensors(sharded_state(models, optimizer.full_state(writers), writers), optimizer)
+        if self._pool is None:
+            self._write(tensors, common, notes, step, partial)
+        else:
+            self._pending = self._pool.submit(self._write, tensors, common, notes, step, partial)
+
+    def _tensors(self, state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+        """Return ``state`` as PyTorch's writer takes it; copied to the host where it is written while training goes
+        on."""
         sharded, _ = save_preprocess(state, validate_access_integrity=False)
         if self._pool is not None:
             for entry in nested_values(sharded):
@@ -89,14 +134,10 @@ class CheckpointStore:
                 if isinstance(entry, ShardedTensor) and entry.data is not None and not ours:
                     entry.data = entry.data.detach().to("cpu", copy=True)
         sharded, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
-        tensors = mcore_to_pyt_state_dict(sharded, False)
-        if self._pool is None:
-            self._write(tensors, common, notes or {}, step, partial)
-        else:
-            self._pending = self._pool.submit(self._write, tensors, common, notes or {}, step, partial)
+        return mcore_to_pyt_state_dict(sharded, False)
 
     def wait(self) -> None:
-        """Until the save under way, if any, is on disk; raises what it raised."""
+        """Wait until the save under way, if any, is on disk. Raises what it raised."""
         if self._pending is not None:
             self._pending.result()
             self._pending = None
@@ -120,7 +161,7 @@ class CheckpointStore:
             raise _not_written(partial, dist.get_rank(), error) from None
 
     def _finish(self, common: dict[str, Any], notes: Mapping[str, Any], step: int, partial: Path) -> None:
-        """Checksums and manifest of a folder whose tensors are written; then it gets its name."""
+        """Write checksums and manifest of a folder whose tensors are written, and give it its name."""
         rank, state = dist.get_rank(), partial / step_folders.STATE
         if rank == 0:
             torch.save(common, state / "common.pt")
@@ -130,7 +171,7 @@ class CheckpointStore:
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, sums, group=self._group)
         if rank == 0:
-            files = {name: entry for each in gathered for name, entry in each.items()}
+            files = {name: entry for sums_of_rank in gathered for name, entry in sums_of_rank.items()}
             training = {key: value for key, value in {**common, **notes}.items() if not isinstance(value, Tensor)}
             step_folders.finish(
                 partial, step_folders.StepManifest(step, files, training), step_folders.step_folder(self.root, step)
@@ -139,56 +180,83 @@ class CheckpointStore:
         dist.barrier(group=self._group)
 
     def _remove_old(self, step: int) -> None:
-        """Those before ``step``, just saved, that are too many. Later ones were damaged, else we had resumed from them:
-        they must not count, and are replaced when the training comes to their steps."""
+        """Remove the checkpoints up to ``step``, just saved, that are too many.
+
+        Later ones were damaged, else we had resumed from them: they must not count, and are replaced when the training
+        comes to their steps.
+        """
         saved = (p for p in step_folders.list_checkpoints(self.root) if int(p.name[5:]) <= step)
         passing = [p for p in saved if int(p.name[5:]) not in self.lasting]
         for folder in passing[: len(passing) - self.keep_last] if self.keep_last > 0 else []:
-            grave = folder.with_name(f".{folder.name}.partial")  # so that a half-removed one is never read
-            folder.rename(grave)
-            shutil.rmtree(grave)
+            unread = folder.with_name(f".{folder.name}.partial")  # so that a half-removed one is never read
+            folder.rename(unread)
+            shutil.rmtree(unread)
 
-    def newest(self, warn: Callable[[str], None]) -> Path | None:
-        """The newest valid checkpoint, found by rank 0 for all; what is skipped is told to ``warn`` with the reason."""
-        found: list[Any] = [None]
+    def newest(self) -> Path | None:
+        """Return the newest valid checkpoint, which rank 0 looks for; None where there is none. Says what is skipped,
+        with the reason."""
+        choice: list[Any] = [None]
         if dist.get_rank() == 0:
             folder, skipped = step_folders.newest_valid(self.root)
             for path, reason in skipped:
-                warn(f"skipping checkpoint {path.name}: {reason}")
-            found = [folder]
-        dist.broadcast_object_list(found, src=0, group=self._group)
-        return found[0]
+                log.info(f"skipping checkpoint {path.name}: {reason}")
+            if folder is None and skipped:
+                log.info(f"no valid checkpoint is left under {self.root}: starting from the base model")
+            choice = [folder]
+        dist.broadcast_object_list(choice, src=0, group=self._group)
+        return choice[0]
 
     def load(self, folder: Path, models: list[PackedGPT], optimizer: Optimizer, fingerprint: str) -> dict[str, Any]:
-        """Fill models and optimizer from ``folder``, written at any layout; returns its numbers (``step``, ...)."""
-        manifest = step_folders.read_manifest(folder)
+        """Fill models and optimizer from ``folder``, written at any layout; return its numbers and notes (``step``,
+        ...).
+
+        Raises UserError where the checkpoint is of other data (``fingerprint``) or another precision, DamagedFile where
+        it does not fit the model.
+        """
+        manifest, state = step_folders.read_manifest(folder), folder / step_folders.STATE
         if manifest.training.get("fingerprint") != fingerprint:
             raise UserError(
                 "this checkpoint was trained on other data, packing, order or batch size",
                 file=folder,
                 remedy="restore the data settings, or choose another output folder to start anew from this checkpoint",
             )
-        mains = any(n.startswith("optimizer.main.") for n in torch_dist.tensor_names(folder / step_folders.STATE))
-        if mains and optimizer.config.precision == "fp32":  # its fp32 weights would be lost
-            raise UserError("this checkpoint is of bf16 training", file=folder, remedy="set training.precision to bf16")
-        if not mains and optimizer.config.precision == "bf16":
-            raise UserError("this checkpoint is of fp32 training", file=folder, remedy="set training.precision to fp32")
-        state, sharded = folder / step_folders.STATE, sharded_model(models)
-        held, boxes, ranges, names = dict[Tensor, dict[str, Tensor]](), list[Box](), optimizer.held(), _names(models)
-        for chunk, entries in sharded.items():
-            for name, entry in entries.items():
-                parameter = names[f"{chunk}.{name}"]
-                for kind in optimizer.state_keys if parameter in ranges else ():
-                    target, parts = rows_of(entry, ranges[parameter], f"optimizer.{kind}.")
-                    held.setdefault(parameter, {})[kind] = target
-                    boxes += parts
+        _refuse_another_precision(folder, optimizer.config.precision)
+        sharded = sharded_model(models)
+        targets, boxes = _optimizer_targets(models, sharded, optimizer)
         loaded = dist_checkpointing.load(sharded, str(state), validate_access_integrity=False)
-        _fill(models, loaded)
+        fill(models, loaded)
         read_boxes(state, boxes)
         del boxes
-        optimizer.load_state(held, int(loaded["updates"]))
+        optimizer.load_state(targets, int(loaded["updates"]))
         torch.set_rng_state(loaded["random_state"])
         return manifest.training
+
+
+def _optimizer_targets(
+    models: list[PackedGPT], sharded: dict[str, dict[str, Any]], optimizer: Optimizer
+) -> tuple[dict[Tensor, dict[str, Tensor]], list[Box]]:
+    """Return empty tensors for the optimizer state that this rank holds, by parameter and kind, and the boxes of the
+    stored tensors that fill them."""
+    targets, boxes = dict[Tensor, dict[str, Tensor]](), list[Box]()
+    ranges, parameters = optimizer.held(), parameters_by_name(models)
+    for chunk, entries in sharded.items():
+        for name, entry in entries.items():
+            parameter = parameters[f"{chunk}.{name}"]
+            for kind in optimizer.state_keys if parameter in ranges else ():
+                target, parts = rows_of(entry, ranges[parameter], f"optimizer.{kind}.")
+                targets.setdefault(parameter, {})[kind] = target
+                boxes += parts
+    return targets, boxes
+
+
+def _refuse_another_precision(folder: Path, precision: Precision) -> None:
+    """Raise UserError where fp32 weights would be lost, or made up."""
+    stored = torch_dist.tensor_names(folder / step_folders.STATE)
+    before: Precision = "bf16" if any(name.startswith("optimizer.main.") for name in stored) else "fp32"
+    if before != precision:
+        raise UserError(
+            f"this checkpoint is of {before} training", file=folder, remedy=f"set training.precision to {before}"
+        )
 
 
 _FULL = 2**20  # bytes: a disk with less than this is full, whatever the writer says
@@ -209,75 +277,6 @@ def _not_written(partial: Path, rank: int, cause: BaseException) -> OpenMathErro
     )
 
 
-def _state(
-    models: list[PackedGPT], tensors: Mapping[Tensor, dict[str, Tensor]], writers: Mapping[Tensor, int]
-) -> dict[str, Any]:
-    """Descriptions of the models' parameters and of their optimizer ``tensors``. ``writers``: the data-parallel rank
-    that writes each parameter; only this rank's are in the result."""
-    model, moments, names = sharded_model(models), dict[str, Any](), _names(models)
-    rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
-    state: dict[str, Any] = {chunk: {} for chunk in model}
-    for chunk, entries in model.items():
-        for name, entry in entries.items():
-            parameter = names[f"{chunk}.{name}"]
-            if writers[parameter] != rank:
-                continue
-            if entry.replica_id[-1] != rank:  # (pipeline copy, tensor-parallel copy, data-parallel copy)
-                raise RuntimeError(f"{entry.key}: replica {entry.replica_id} is not of data-parallel rank {rank}")
-            entry = replace(entry, replica_id=(*entry.replica_id[:-1], 0))  # megatron-core writes copy 0
-            state[chunk][name] = entry
-            for kind, tensor in tensors[parameter].items():
-                moments[f"{kind}.{chunk}.{name}"] = _like(entry, f"optimizer.{kind}.{entry.key}", tensor)
-    return {**state, "optimizer": moments}
-
-
-def sharded_model(models: list[PackedGPT]) -> dict[str, dict[str, Any]]:
-    """megatron-core's description of each chunk's parameters: where each lies in which stored tensor."""
-    metadata = {
-        "non_homogeneous_layers": True,  # layers are stored one by one, under global numbers
-        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
-    }
-    return {
-        f"chunk{number}": {
-            name: entry
-            for name, entry in model.sharded_state_dict(metadata=metadata).items()
-            if not name.endswith("_extra_state")
-        }
-        for number, model in enumerate(models)
-    }
-
-
-def load_model(folder: Path, models: list[PackedGPT]) -> None:
-    """Weights alone, for a training that starts from another's checkpoint (or from an average)."""
-    _fill(
-        models,
-        dist_checkpointing.load(
-            sharded_model(models), str(folder / step_folders.STATE), validate_access_integrity=False
-        ),
-    )
-
-
-def _fill(models: list[PackedGPT], loaded: dict[str, Any]) -> None:
-    for number, model in enumerate(models):
-        keys = model.load_state_dict(loaded[f"chunk{number}"], strict=False)
-        missing = [k for k in keys.missing_keys if not k.endswith("_extra_state")]
-        if missing or keys.unexpected_keys:
-            raise DamagedFile("checkpoint", f"parameters {missing + keys.unexpected_keys} do not match the model")
-
-
-def _names(models: list[PackedGPT]) -> dict[str, Tensor]:
-    return {f"chunk{number}.{name}": p for number, model in enumerate(models) for name, p in model.named_parameters()}
-
-
-def _like(
-    entry: ShardedTensor | ShardedTensorFactory, key: str, tensor: Tensor
-) -> ShardedTensor | ShardedTensorFactory:
-    """The description of a tensor that is divided as ``entry`` is."""
-    if isinstance(entry, ShardedTensorFactory):
-        return replace(entry, key=key, data=tensor)
-    return replace(entry, key=key, data=tensor, dtype=tensor.dtype)
-
-
 def _writer_of(path: Path) -> int:
-    """The rank that wrote a file of a partial folder (``__3_0.distcp`` is rank 3's; all else is rank 0's)."""
+    """Return the rank that wrote a file of a partial folder (``__3_0.distcp`` is rank 3's; all else is rank 0's)."""
     return int(path.name[2:].split("_")[0]) if path.suffix == ".distcp" else 0

@@ -1,11 +1,12 @@
-"""What a training job says: where model and data are, how to optimise, how to spread over processes, what to keep."""
+"""The settings of a training job: where model and data are, how to optimise, how to spread over processes, what to
+keep."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nemo_openmath.core.bounds import (
     AnyInt,
@@ -18,23 +19,25 @@ from nemo_openmath.core.bounds import (
 )
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.data.batches.held_out import check_share
-from nemo_openmath.models.layout import Parallel
+from nemo_openmath.models.layout import LayerBackend, Parallel, Precision, Recompute
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Which steps are saved, and which saved ones stay.
+    """Which steps are saved, and which of the saved ones stay. The last step always is, and does."""
 
-    The last step is always saved and kept, and so are the ``average_k`` equally spaced ones, ``steps`` and ``epochs``
-    (arXiv 2504.16891, section 5.1: the average of 4 equally spaced checkpoints; figure 4: 0.75, 1.5, 3, 6 epochs).
-    """
-
-    every: NonNegativeInt = 0  # steps between saves for resuming; 0: none
-    keep_last: NonNegativeInt = 2  # of those, how many stay; 0: all
-    average_k: NonNegativeInt = 0  # save k equally spaced steps, the last step among them
+    every: NonNegativeInt = 0
+    """Steps between saves for resuming; 0: none."""
+    keep_last: NonNegativeInt = 2
+    """How many of the saves for resuming stay; 0: all."""
+    average_k: NonNegativeInt = 0
+    """Save and keep this many equally spaced steps, the last step among them, to average them. Paper section 5.1: 4."""
     steps: tuple[PositiveInt, ...] = ()
-    epochs: tuple[PositiveFloat, ...] = ()  # may be fractions of an epoch
-    asynchronous: bool | None = None  # write from a copy in host memory while training goes on; None: on GPU
+    """Steps that are saved and kept."""
+    epochs: tuple[PositiveFloat, ...] = ()
+    """Epochs, or fractions of one, that are saved and kept. Paper figure 4: 0.75, 1.5, 3, 6."""
+    asynchronous: bool | None = None
+    """Write from a copy in host memory while the training goes on; null: on a GPU."""
 
     def __post_init__(self) -> None:
         for name in ("every", "keep_last", "average_k"):
@@ -47,16 +50,16 @@ class Checkpoints:
 
     @property
     def least_kept(self) -> int:
-        """Checkpoints that lie there at the end, at least."""
+        """Return how many checkpoints lie there at the end, at least."""
         return max(1, self.average_k, len(self.steps), len(self.epochs))
 
     def unreached(self, num_steps: int, steps_per_epoch: float) -> list[str]:
-        """Which of ``steps`` and ``epochs`` lie behind the end of the training: nothing is saved for them."""
+        """Return which of ``steps`` and ``epochs`` lie behind the end of the training: nothing is saved for them."""
         late = [f"step {step}" for step in self.steps if step > num_steps]
         return late + [f"epoch {epoch:g}" for epoch in self.epochs if round(epoch * steps_per_epoch) > num_steps]
 
     def lasting(self, num_steps: int, steps_per_epoch: float) -> tuple[int, ...]:
-        """Steps (counted after the update, 1..num_steps) whose checkpoints are never removed."""
+        """Return the steps (counted after the update, 1..num_steps) whose checkpoints are never removed."""
         spaced = {round(num_steps * i / self.average_k) for i in range(1, self.average_k + 1)}
         at_epochs = {round(epoch * steps_per_epoch) for epoch in self.epochs}
         chosen = {num_steps, *spaced, *self.steps, *at_epochs}
@@ -65,10 +68,13 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Guard:
-    """Stops a training that goes wrong, naming the samples of the batch. NaN always stops it."""
+    """Stops a training that goes wrong, before the weights change, and names the samples of the batch. A loss or
+    gradient that is not finite always stops it."""
 
-    spike_factor: NonNegativeFloat = 0.0  # stop when the loss exceeds this many times its running mean; 0: off
-    window: PositiveInt = 50  # steps of the running mean
+    spike_factor: NonNegativeFloat = 0.0
+    """Stop when the loss exceeds this many times its running mean; 0: off."""
+    window: PositiveInt = 50
+    """Steps of the running mean."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.spike_factor < math.inf:
@@ -79,9 +85,10 @@ class Guard:
 
 @dataclass(frozen=True)
 class Validation:
-    """Loss on held-out samples: those of the job's ``data.validation``, or its ``data.validation_share``."""
+    """When the loss on held-out samples is computed: those of ``data.validation``, or of ``data.validation_share``."""
 
-    every: NonNegativeInt = 0  # steps; 0: only when the training ends
+    every: NonNegativeInt = 0
+    """Steps between validations; 0: only when the training ends."""
 
     def __post_init__(self) -> None:
         if self.every < 0:
@@ -90,14 +97,15 @@ class Validation:
 
 @dataclass(frozen=True)
 class Profile:
-    """Traces of chosen steps by torch.profiler (training/profile.py): ``step-00000010-rank-0.json.gz`` and a table.
+    """Traces of chosen steps by torch.profiler: ``step-00000010-rank-0.json.gz`` and a table. A traced step takes
+    longer, and its line in metrics.jsonl says so."""
 
-    A traced step takes longer, and its line in metrics.jsonl says so.
-    """
-
-    steps: tuple[PositiveInt, ...] = ()  # counted from 1, as in metrics.jsonl
-    folder: Path | None = None  # None: OUTPUT/profile
-    ranks: tuple[NonNegativeInt, ...] = (0,)  # (): all
+    steps: tuple[PositiveInt, ...] = ()
+    """Steps that are traced, counted from 1 as in metrics.jsonl."""
+    folder: Path | None = None
+    """Where the traces go; null: OUTPUT/profile."""
+    ranks: tuple[NonNegativeInt, ...] = (0,)
+    """Ranks that are traced; []: all."""
 
     def __post_init__(self) -> None:
         for name, lowest in (("steps", 1), ("ranks", 0)):
@@ -108,31 +116,58 @@ class Profile:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One SFT run. Learning rate, decay and schedule defaults are the recipe's (arXiv 2504.16891, section 5.1)."""
+    """How to optimise, how to spread over processes, what to save and to show."""
 
-    lr: PositiveFloat = 1e-4  # the highest learning rate
-    final_lr_ratio: Share = 1e-3  # the last step's learning rate over ``lr``
-    schedule: Literal["cosine", "constant"] = "cosine"  # constant: the TIR stages
-    warmup: Share = 0.1  # share of all steps, linear (constant schedules warm up too; 0: none)
-    weight_decay: NonNegativeFloat = 0.01  # not on norms and biases
-    decay_norms_and_biases: bool = False  # weight decay on these, too
-    beta1: ShareBelowOne = 0.9  # of AdamW, like the next two
-    beta2: ShareBelowOne = 0.95  # not stated in the paper
-    epsilon: PositiveFloat = 1e-8  # of AdamW
-    clip: NonNegativeFloat = 1.0  # of the global gradient norm; 0: none
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: fp32 main weights and fp32 gradient sums
+    lr: PositiveFloat = 1e-4
+    """Highest learning rate. Paper section 5.1: 3e-4, 2e-4, 1e-4, 1e-4 for 1.5B, 7B, 14B, 32B."""
+    final_lr_ratio: Share = 1e-3
+    """Learning rate of the last step over ``lr``. Paper section 5.1."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up: half a cosine (paper section 5.1), or constant (the TIR trainings, sections 3.3
+    and 6)."""
+    warmup: Share = 0.1
+    """Share of all steps in which the learning rate rises linearly, with either schedule; 0: none. Paper section
+    5.1."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Weight decay of AdamW. Paper section 5.1."""
+    decay_norms_and_biases: bool = False
+    """Apply the weight decay to norms and biases, too."""
+    beta1: ShareBelowOne = 0.9
+    """AdamW's decay of the gradient's running mean."""
+    beta2: ShareBelowOne = 0.95
+    """AdamW's decay of the squared gradient's running mean. The paper does not state it."""
+    epsilon: PositiveFloat = 1e-8
+    """AdamW's summand of the denominator."""
+    clip: NonNegativeFloat = 1.0
+    """Global gradient norm to which larger gradients are scaled down; 0: none."""
+    precision: Precision = "fp32"
+    """Numbers of weights and activations. With bf16, main weights and gradient sums stay fp32."""
     parallel: Parallel = field(default_factory=Parallel)
-    distributed_optimizer: bool = False  # split optimizer state over data- and context-parallel ranks
-    recompute: Literal["none", "selective", "full"] = "none"  # activations that are made again: less memory, more time
-    backend: Literal["auto", "local", "transformer_engine"] = "auto"  # of the layers; auto: by the device
+    """How the model is spread over ranks; what is left of them is data parallel."""
+    distributed_optimizer: bool = False
+    """Split the optimizer state over data- and context-parallel ranks."""
+    recompute: Recompute = "none"
+    """Activations that are computed again in the backward pass, for less memory and more time: none, those of the
+    attention (selective), or all but each layer's input (full)."""
+    backend: LayerBackend = "auto"
+    """Whose layers compute: ours (local) or TransformerEngine's; auto: TransformerEngine's on a GPU where it is
+    installed."""
     seed: AnyInt = 0
+    """Seed of every random generator of the ranks."""
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    """Which steps are saved."""
     guard: Guard = field(default_factory=Guard)
+    """When the training stops because it goes wrong."""
     validation: Validation = field(default_factory=Validation)
+    """When the loss on held-out samples is computed."""
     profile: Profile = field(default_factory=Profile)
-    log_every: PositiveInt = 1  # steps between lines on console, TensorBoard and wandb; metrics.jsonl has every step
-    tensorboard: bool = False  # also write TensorBoard files
-    wandb_project: str | None = None  # also log there
+    """Which steps are traced."""
+    log_every: PositiveInt = 1
+    """Steps between lines on console, TensorBoard and wandb; metrics.jsonl has every step."""
+    tensorboard: bool = False
+    """Write TensorBoard files, too."""
+    wandb_project: str | None = None
+    """Log to this project of wandb, too."""
 
     def __post_init__(self) -> None:
         for name in ("warmup", "final_lr_ratio"):
@@ -153,17 +188,23 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """A packed folder (written by the SFT data stage) and how much of it to train on."""
+    """A packed folder, as stage ``sft.pack`` writes it, and how much of it to train on."""
 
     folder: Path
-    batch_samples: PositiveInt = 1024  # samples of the global batch, at every layout
+    """Packed folder."""
+    batch_samples: PositiveInt = 1024
+    """Samples of the global batch, at every layout. Paper section 5.1."""
     epochs: PositiveFloat | None = None
-    steps: PositiveInt | None = None  # instead of epochs
-    seed: AnyInt = 0  # of the order of packs, and of which samples are held out
-    validation: Path | None = None  # another packed folder
-    # Instead: this share of the folder's samples is held out, chosen by their ids and the seed alone
-    # (sft/held_out.py): the same at every layout, and never trained on.
+    """Length of the training in epochs; or give ``steps``."""
+    steps: PositiveInt | None = None
+    """Length of the training in steps, instead of ``epochs``."""
+    seed: AnyInt = 0
+    """Seed of the packs' order, and of which samples are held out."""
+    validation: Path | None = None
+    """Another packed folder, on which the validation loss is computed."""
     validation_share: ShareBelowOne = 0.0
+    """Share of the folder's samples that is held out for the validation loss instead, and never trained on. Ids and
+    seed alone choose it, so it is the same at every layout."""
 
     def __post_init__(self) -> None:
         check_share(self.validation_share)
@@ -175,11 +216,23 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A training job's file (JSON or YAML)."""
+    """A training job's file (YAML or JSON)."""
 
-    model: Path  # Hugging Face folder, or a checkpoint folder (step-*) of another training
+    model: Path
+    """Model to start from: a Hugging Face folder, or a checkpoint (``step-*``) of another training."""
     data: DataConfig
+    """What to train on."""
     output: Path
+    """Folder of checkpoints, metrics and the trained model's files."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    rope_theta: PositiveFloat | None = None  # changes the base model's: 500000 for the Math bases (section 5.1)
-    max_position_embeddings: PositiveInt | None = None  # likewise: 131072
+    """How to train."""
+    rope_theta: PositiveFloat | None = None
+    """Base of the rotary embedding, in place of the model's. Paper section 5.1: 500000 for the Math bases."""
+    max_position_embeddings: PositiveInt | None = None
+    """Longest sequence in tokens, in place of the model's. Paper section 5.1: 131072 for the Math bases."""
+
+    @property
+    def model_changes(self) -> dict[str, Any]:
+        """Return the fields of the model's configuration that the job changes."""
+        names = ("rope_theta", "max_position_embeddings")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

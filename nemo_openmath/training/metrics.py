@@ -1,4 +1,4 @@
-"""Watching a training: metrics.jsonl, a console line, TensorBoard and wandb; the guard that stops it."""
+"""What a training shows of its steps: metrics.jsonl, a console line, TensorBoard and wandb; the guard that stops it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +16,21 @@ from nemo_openmath.training.config import Guard, TrainingConfig
 
 
 class TrainingMetrics:
-    """Appends a line per step to ``OUTPUT/metrics.jsonl`` (rank 0 alone). A resume cuts lines of steps done again, and
-    puts back the line of the checkpoint's own step, ``last``, where a kill came between the save and the line."""
+    """The record of a training's steps: a line each in ``OUTPUT/metrics.jsonl``, and TensorBoard and wandb where the
+    settings say so. Rank 0 alone has one."""
 
-    def __init__(self, output: Path, config: TrainingConfig, first_step: int, last: Mapping[str, Any] | None = None):
+    def __init__(self, output: Path, config: TrainingConfig, steps_done: int, last: Mapping[str, Any] | None = None):
+        """Open the file for a training that goes on after ``steps_done`` steps: lines of steps that are done again are
+        cut. ``last``, the line of the checkpoint's own step, is put back where a kill came between the save and the
+        line."""
         path = output / "metrics.jsonl"
-        kept, newest = [], 0
-        if path.exists():
-            for line in path.read_text(errors="replace").splitlines():
-                try:
-                    step = int(json.loads(line)["step"])
-                except (ValueError, KeyError, TypeError):
-                    continue  # torn by a kill
-                if newest < step <= first_step:
-                    kept.append(line)
-                    newest = step
-        if last is not None and newest < first_step == last.get("step"):
-            kept.append(json.dumps(last))
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept))
-        partial.rename(path)
+        _cut(path, steps_done, last)
         self._file = path.open("a")
-        self._board = _tensorboard(output, first_step) if config.tensorboard else None
+        self._board = _tensorboard(output, steps_done) if config.tensorboard else None
         self._wandb = _wandb(config.wandb_project, output) if config.wandb_project else None
 
     def write(self, record: Mapping[str, Any], *, boards: bool = True) -> None:
-        """``boards``: also to TensorBoard and wandb."""
+        """Append the line of a step to the file; with ``boards`` also to TensorBoard and wandb."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         if not boards:
@@ -54,6 +43,7 @@ class TrainingMetrics:
             self._wandb.log(numbers, step=record["step"])
 
     def close(self) -> None:
+        """Close the file and what else is written to."""
         self._file.close()
         if self._board is not None:
             self._board.close()
@@ -61,8 +51,26 @@ class TrainingMetrics:
             self._wandb.finish()
 
 
+def _cut(path: Path, steps_done: int, last: Mapping[str, Any] | None) -> None:
+    lines, newest = [], 0
+    if path.exists():
+        for line in path.read_text(errors="replace").splitlines():
+            try:
+                step = int(json.loads(line)["step"])
+            except (ValueError, KeyError, TypeError):
+                continue  # torn by a kill
+            if newest < step <= steps_done:
+                lines.append(line)
+                newest = step
+    if last is not None and newest < steps_done == last.get("step"):
+        lines.append(json.dumps(last))
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(line + "\n" for line in lines))
+    partial.rename(path)
+
+
 def console_line(record: Mapping[str, Any], num_steps: int) -> str:
-    """One line for people."""
+    """Return a step's line for people."""
     line = (
         f"step {record['step']}/{num_steps}  loss {record['loss']:.4f}  grad {record['grad_norm']:.3f}  "
         f"lr {record['lr']:.2e}  {record['tokens_per_second']:,.0f} tok/s  {record['seconds']:.2f}s  "
@@ -72,23 +80,23 @@ def console_line(record: Mapping[str, Any], num_steps: int) -> str:
 
 
 def show(line: str, progress: Progress) -> None:
-    """Rank 0's line on a progress bar: ``step 12/400 ...`` moves it, anything else is said."""
+    """Show a line of rank 0 on a progress bar: ``step 12/400 ...`` moves the bar, any other line stays above it."""
     words = line.split()
-    at = words[1].partition("/") if len(words) > 1 and words[0] == "step" else ("", "", "")
-    if at[0].isdigit() and at[2].isdigit():
-        progress.begin(int(at[2]), int(at[0]))
+    step, _, num_steps = words[1].partition("/") if len(words) > 1 and words[0] == "step" else ("", "", "")
+    if step.isdigit() and num_steps.isdigit():
+        progress.begin(int(num_steps), int(step))
         progress.advance(0, " ".join(words[2:]))
     else:
         progress.say(line)
 
 
 class TrainingDiverged(OpenMathError):
-    """Loss or gradient norm is not finite, or the loss jumped; names the samples of the batch."""
+    """The loss or the gradient norm is not finite, or the loss jumped. The message names the batch's samples."""
 
 
 class LossGuard:
-    """Checks each step before the weights change. ``recent``: the last losses, kept with checkpoints, so that a resumed
-    training stops where the uninterrupted one would."""
+    """Stops a training before a step spoils the weights. ``recent``: the last losses, which are kept with checkpoints,
+    so that a resumed training stops where the uninterrupted one would."""
 
     def __init__(self, config: Guard, recent: Sequence[float] = ()):
         self.config = config
@@ -96,33 +104,31 @@ class LossGuard:
 
     @property
     def recent(self) -> list[float]:
+        """Return the last losses, the oldest first."""
         return list(self._recent)
 
-    def for_batch(self, step: int, names: Sequence[str]) -> Callable[[float, float], None]:
-        """A check of (loss, gradient norm) that names the batch's samples, ``names``, when it raises."""
-
-        def check(loss: float, norm: float) -> None:
-            problem = ""
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                problem = f"loss {loss} and gradient norm {norm} at step {step}"
-            elif self.config.spike_factor and len(self._recent) == self.config.window:
-                mean = sum(self._recent) / len(self._recent)
-                if loss > self.config.spike_factor * mean:
-                    problem = f"loss {loss:.4f} at step {step} is over {self.config.spike_factor} x its mean {mean:.4f}"
-            if problem:
-                shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-                raise TrainingDiverged(f"{problem}; weights unchanged; samples of the batch: {shown}")
-            self._recent.append(loss)
-
-        return check
+    def check(self, step: int, loss: float, grad_norm: float, sample_ids: Sequence[str]) -> None:
+        """Take note of a step's loss. Raises TrainingDiverged, which names the batch's samples, where loss or gradient
+        norm is not finite or the loss jumps."""
+        problem = ""
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            problem = f"loss {loss} and gradient norm {grad_norm} at step {step}"
+        elif self.config.spike_factor and len(self._recent) == self.config.window:
+            mean = sum(self._recent) / len(self._recent)
+            if loss > self.config.spike_factor * mean:
+                problem = f"loss {loss:.4f} at step {step} is over {self.config.spike_factor} x its mean {mean:.4f}"
+        if problem:
+            names = ", ".join(sample_ids[:20]) + (f" and {len(sample_ids) - 20} more" if len(sample_ids) > 20 else "")
+            raise TrainingDiverged(f"{problem}; weights unchanged; samples of the batch: {names}")
+        self._recent.append(loss)
 
 
-def _tensorboard(output: Path, first_step: int) -> Any:
+def _tensorboard(output: Path, steps_done: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise MissingExtra("tensorboard", "watch", "training.tensorboard") from None
-    return SummaryWriter(str(output / "tensorboard"), purge_step=first_step + 1)  # steps done again replace the old
+    return SummaryWriter(str(output / "tensorboard"), purge_step=steps_done + 1)  # steps done again replace the old
 
 
 def _wandb(project: str, output: Path) -> Any:
@@ -134,5 +140,5 @@ def _wandb(project: str, output: Path) -> Any:
     try:
         return wandb.init(project=project, dir=str(output), id=name, name=output.name, resume="allow")
     except wandb.errors.Error as error:
-        said = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"wandb: {said}", remedy="run wandb login, or set WANDB_MODE=offline") from None
+        problem = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"wandb: {problem}", remedy="run wandb login, or set WANDB_MODE=offline") from None

@@ -1,9 +1,15 @@
-"""Where a step's time goes: the phases in metrics.jsonl, and torch.profiler traces of chosen steps.
+"""Where a step's time goes: its phases in metrics.jsonl, and torch.profiler traces of chosen steps.
 
-A step in ``metrics.jsonl``: ``seconds`` = ``read_seconds`` (waiting for the batch, which a thread reads ahead) +
-``compute_seconds`` + ``validation_seconds`` + ``save_seconds``. Of ``compute_seconds``: ``forward_backward_seconds``,
-``gradient_seconds`` (what is left of their exchange, their norm, the loss of all ranks) and ``optimizer_seconds``; what
-remains is Python between them. On a GPU each ends when the device has done its work.
+In ``metrics.jsonl`` a step's ``seconds`` are the sum of
+
+- ``read_seconds``: waiting for the batch, which a thread reads ahead,
+- ``compute_seconds``,
+- ``validation_seconds``,
+- ``save_seconds``.
+
+Of ``compute_seconds`` are ``forward_backward_seconds``, ``gradient_seconds`` (what is left of the gradients' exchange,
+their norm, the loss of all ranks) and ``optimizer_seconds``; what remains is Python between them. On a GPU each phase
+ends when the device has done its work.
 """
 
 from __future__ import annotations
@@ -11,7 +17,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,26 +25,40 @@ from torch.profiler import ProfilerActivity, record_function
 
 from nemo_openmath.training.config import Profile
 
+STEP = ("read", "compute", "validation", "save")
+COMPUTE = ("forward_backward", "gradient", "optimizer")
 
-@dataclass
+
 class Phases:
-    """Seconds of the parts of a step's computing."""
+    """Seconds of a step by phase: ``with phases("read"): ...``."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys((*STEP, *COMPUTE), 0.0)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Time what is done within, the device's work included; a trace shows it under ``name``."""
+        """Time what is done within, the device's work included. A trace shows it under ``name``."""
         start = time.perf_counter()
         with record_function(name):
             yield
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.seconds[name] += time.perf_counter() - start
+
+    @property
+    def step_seconds(self) -> float:
+        """Return the seconds of the optimizer step itself: reading and computing."""
+        return self.seconds["read"] + self.seconds["compute"]
+
+    def record(self) -> dict[str, float]:
+        """Return the fields of the step's line in metrics.jsonl."""
+        total = sum(self.seconds[name] for name in STEP)
+        return {"seconds": round(total, 4)} | {f"{name}_seconds": round(s, 4) for name, s in self.seconds.items()}
 
 
 def profiled(step: int, config: Profile, output: Path) -> nullcontext[None] | _Traced:
-    """Around a step (counted from 1, as in metrics.jsonl): writes this rank's trace of it where ``config`` says so."""
+    """Surround a step (counted from 1, as in metrics.jsonl): this rank's trace of it is written where ``config`` says
+    so."""
     rank = dist.get_rank()
     if step not in config.steps or (config.ranks and rank not in config.ranks):
         return nullcontext()
@@ -47,7 +66,7 @@ def profiled(step: int, config: Profile, output: Path) -> nullcontext[None] | _T
 
 
 class _Traced:
-    """PATH.json.gz: the trace, for Perfetto or chrome://tracing. PATH.txt: operations by their own time."""
+    """Writes PATH.json.gz, the trace for Perfetto or chrome://tracing, and PATH.txt, operations by their own time."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -17,20 +17,23 @@ T = TypeVar("T")
 
 @contextmanager
 def read_ahead(read: Callable[[int], T], steps: range) -> Iterator[Iterator[T]]:
-    """``read(step)`` of each of ``steps``, in order, one ahead. What it raises is raised where its step's turn comes.
-    The thread is gone when the context is left, after the reading it is at."""
+    """Yield an iterator over ``read(step)`` of each of ``steps``, in order; a thread reads one ahead.
+
+    What ``read`` raises is raised where its step's turn comes. The thread is gone when the context is left, after the
+    reading that it is at.
+    """
     with ThreadPoolExecutor(1, "read-ahead") as pool:
 
-        def each() -> Iterator[T]:
+        def batches() -> Iterator[T]:
             coming = deque(pool.submit(read, step) for step in steps[:1])
-            for following in steps[1:]:
-                found = coming.popleft().result()
-                coming.append(pool.submit(read, following))
-                yield found
+            for next_step in steps[1:]:
+                batch = coming.popleft().result()
+                coming.append(pool.submit(read, next_step))
+                yield batch
             for last in coming:
                 yield last.result()
 
         try:
-            yield each()
+            yield batches()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

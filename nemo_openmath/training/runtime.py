@@ -1,4 +1,4 @@
-"""The process group and megatron-core's parallel state of a rank."""
+"""What surrounds a training in a rank: process group, memory, megatron-core's parallel state, signals."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import datetime
 import logging
 import os
 import random
+import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from nemo_openmath.core.errors import ExitCode
 from nemo_openmath.models import cpu_compat
 from nemo_openmath.models.layout import Parallel
+from nemo_openmath.training.run_lock import RunLock
 
 
 def start_process(timeout_minutes: float = 30.0) -> None:
@@ -36,8 +39,11 @@ def start_process(timeout_minutes: float = 30.0) -> None:
 
 
 def keep_freed_memory() -> None:
-    """On CPU: keep the memory of freed tensors for the next ones. glibc gives blocks above 128 kB back to the system at
-    once and pays for every page of the next tensor anew. Blocks above 64 MiB (a checkpoint's copies) still go back."""
+    """Keep the memory of freed tensors for the next ones, on a CPU.
+
+    glibc gives blocks above 128 kB back to the system at once, and pays for every page of the next tensor anew. Blocks
+    above 64 MiB (a checkpoint's copies) still go back.
+    """
     if torch.cuda.is_available() or not sys.platform.startswith("linux"):
         return
     with contextlib.suppress(OSError, AttributeError):  # another C library
@@ -48,7 +54,8 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def parallel_state_of(parallel: Parallel, seed: int) -> Iterator[None]:
-    """megatron-core's groups for ``parallel`` over the whole world; seeds every generator; removes all at the end."""
+    """Make megatron-core's groups for ``parallel`` over the whole world and seed every generator; remove the groups at
+    the end."""
     from megatron.core import parallel_state, tensor_parallel
 
     parallel_state.initialize_model_parallel(
@@ -68,6 +75,30 @@ def parallel_state_of(parallel: Parallel, seed: int) -> Iterator[None]:
         parallel_state.destroy_model_parallel()
 
 
+@contextlib.contextmanager
+def stop_signals(run_lock: RunLock | None) -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether SIGTERM, SIGUSR1 or Ctrl-C came; the handlers before are put back at the end.
+
+    ``run_lock`` is told at once, so that a training that waits for the folder knows. A second Ctrl-C ends this rank.
+    """
+    received: list[int] = []
+
+    def receive(number: int, _frame: object) -> None:
+        if number == signal.SIGINT and number in received:
+            os._exit(ExitCode.INTERRUPTED)
+        received.append(number)
+        if run_lock is not None:
+            run_lock.stopping()
+
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {number: signal.signal(number, receive) for number in numbers}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def is_main() -> bool:
-    """Whether this rank reports for all."""
+    """Return whether this is rank 0, which reports and writes for all."""
     return dist.get_rank() == 0

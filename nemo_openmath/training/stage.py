@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib.util
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,9 +11,9 @@ from typing import Any
 
 import orjson
 
+from nemo_openmath.checkpoints.formats.step_folders import step_folder
 from nemo_openmath.core.bounds import PositiveFloat, PositiveInt, ShareBelowOne
-from nemo_openmath.core.errors import ExitCode, MissingExtra, OpenMathError, Preempted, UserError
-from nemo_openmath.core.processes import child_environment
+from nemo_openmath.core.errors import MissingExtra, OpenMathError
 from nemo_openmath.core.records import write_json
 from nemo_openmath.core.records.lineage import Lineage, digest_tree
 from nemo_openmath.core.stage import RUNTIME, Stage, StageContext
@@ -23,25 +21,35 @@ from nemo_openmath.data.batches.held_out import check_share
 from nemo_openmath.data.batches.packed_data import PackedData
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.training.config import DataConfig, TrainingConfig, TrainingJob
+from nemo_openmath.training.job import check_batch
+from nemo_openmath.training.launch import LaunchFailed, launch_process
 from nemo_openmath.training.metrics import show
 from nemo_openmath.training.run_lock import refuse_locked
 
 
 @dataclass(frozen=True)
 class SftConfig:
-    """``processes``: ranks on this machine; on a cluster the launcher starts them. ``epochs`` or ``steps``.
-    ``validation_share``: of the packs' samples, held out by id for the validation loss, instead of the port
-    ``validation``."""
+    """Settings of a training as a stage; ``training`` are those of the trainer."""
 
     processes: PositiveInt = field(default=1, metadata=RUNTIME)
-    threads: PositiveInt = field(default=1, metadata=RUNTIME)  # of each process, on a CPU
-    batch_samples: PositiveInt = 1024  # samples of the global batch, at every layout
+    """Ranks on this machine; on a cluster the launcher starts them."""
+    threads: PositiveInt = field(default=1, metadata=RUNTIME)
+    """Threads of each rank, on a CPU."""
+    batch_samples: PositiveInt = 1024
+    """Samples of the global batch, at every layout. Paper section 5.1."""
     epochs: PositiveFloat | None = None
+    """Length of the training in epochs; or give ``steps``."""
     steps: PositiveInt | None = None
+    """Length of the training in steps, instead of ``epochs``."""
     validation_share: ShareBelowOne = 0.0
-    rope_theta: PositiveFloat | None = None  # changes the base model's: 500000 for the Math bases
-    max_position_embeddings: PositiveInt | None = None  # changes the base model's: 131072
+    """Share of the packs' samples that is held out for the validation loss, chosen by ids, instead of the input
+    ``validation``."""
+    rope_theta: PositiveFloat | None = None
+    """Base of the rotary embedding, in place of the model's. Paper section 5.1: 500000 for the Math bases."""
+    max_position_embeddings: PositiveInt | None = None
+    """Longest sequence in tokens, in place of the model's. Paper section 5.1: 131072 for the Math bases."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How to optimise, how to spread over processes, what to save and to show."""
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -70,9 +78,9 @@ class Sft(Stage[SftConfig]):
                 raise MissingExtra(name, extra, f"training.{name}")
 
     def settings(self) -> dict[str, Any]:
-        found = super().settings()
-        found["training"].pop("profile")  # looking at a training makes no other one of it
-        return found
+        settings = super().settings()
+        settings["training"].pop("profile")  # looking at a training makes no other one of it
+        return settings
 
     async def run(self, context: StageContext) -> None:
         refuse_locked(context.output)
@@ -96,19 +104,14 @@ class Sft(Stage[SftConfig]):
         """Write ``job.yaml``, which ``torchrun -m nemo_openmath.training.worker`` takes too."""
         job = self._job(context)
         if any((context.output / "checkpoints").glob("step-*")):
-            from nemo_openmath.training.used import refuse_used  # torch takes seconds to import
+            from nemo_openmath.training.base_model import refuse_used_output  # torch takes seconds to import
 
-            names = ("rope_theta", "max_position_embeddings")
-            changes = {name: job[name] for name in names if job[name] is not None}
-            refuse_used(context.output, context.one("model"), changes)
-        write_json(context.output / "job.yaml", job)  # JSON is YAML
+            refuse_used_output(context.output, context.one("model"), job.model_changes)
+        write_json(context.output / "job.yaml", orjson.loads(orjson.dumps(asdict(job), default=str)))  # JSON is YAML
 
     def _trained(self, context: StageContext) -> bool:
-        """Whether the checkpoint of the last step is there already. Raises UserError for a batch of more samples than
-        there are."""
-        from nemo_openmath.checkpoints.formats.step_folders import step_folder
-        from nemo_openmath.training.worker import check_batch  # torch takes seconds to import
-
+        """Return whether the checkpoint of the last step is there already. Raises UserError for a batch of more samples
+        than there are."""
         config = self.config
         data = PackedData.open(
             context.one("packs"),
@@ -122,10 +125,11 @@ class Sft(Stage[SftConfig]):
         return step_folder(context.output / "checkpoints", data.num_steps).is_dir()
 
     def digest(self, output: Path) -> str:
-        """Of the checkpoints' tensors: not how long it took, nor torch's index of files, which names this folder."""
+        """Return the digest of the checkpoints' tensors: not of how long it took, nor of torch's index of files, which
+        names this folder."""
         return digest_tree(output / "checkpoints", ignore=("manifest.json", ".metadata"))
 
-    def _job(self, context: StageContext) -> dict[str, object]:
+    def _job(self, context: StageContext) -> TrainingJob:
         config = self.config
         validation = context.inputs.get("validation")
         data = DataConfig(
@@ -137,7 +141,7 @@ class Sft(Stage[SftConfig]):
             validation=validation[0].resolve() if validation else None,
             validation_share=config.validation_share,
         )
-        job = TrainingJob(
+        return TrainingJob(
             model=context.one("model").resolve(),
             data=data,
             output=context.output.resolve(),
@@ -145,43 +149,24 @@ class Sft(Stage[SftConfig]):
             rope_theta=config.rope_theta,
             max_position_embeddings=config.max_position_embeddings,
         )
-        plain: dict[str, object] = orjson.loads(orjson.dumps(asdict(job), default=str))
-        return plain
 
     async def _train(self, job: Path, context: StageContext) -> None:
-        command = [sys.executable, "-m", "nemo_openmath.training", str(job)]
-        command += ["--processes", str(self.config.processes), "--threads", str(self.config.threads)]
-        process = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=child_environment()
-        )
-        assert process.stdout is not None
-        assert process.stderr is not None
-        errors = asyncio.ensure_future(process.stderr.read())
         try:
-            async for line in process.stdout:
-                show(line.decode(errors="replace").rstrip(), context.progress)
-            code, said = await process.wait(), (await errors).decode(errors="replace").strip()
-        finally:
-            if process.returncode is None:
-                context.progress.say("stopping: it saves after this step")
-                process.terminate()
-                await process.wait()
-            errors.cancel()
-        if code == 0:
-            return
-        last = said.splitlines()[-1] if said else "it said nothing"
-        if code == ExitCode.USER_ERROR:
-            raise UserError(last)
-        if code == ExitCode.PREEMPTED:
-            raise Preempted(last)
-        log = context.output / "training.log"
-        with contextlib.suppress(OSError):  # the disk may be what is full
-            log.write_text(said)
-            last += f" (all that it said: {log})" if said.count("\n") else ""
-        raise OpenMathError(f"{context.name}: training failed (exit code {code}): {last}")
+            await launch_process(
+                self.config.processes,
+                job,
+                threads=self.config.threads,
+                on_line=lambda line: show(line, context.progress),
+            )
+        except LaunchFailed as error:
+            log, hint = context.output / "training.log", ""
+            with contextlib.suppress(OSError):  # the disk may be what is full
+                log.write_text(error.stderr)
+                hint = f" (all that it said: {log})" if "\n" in error.stderr else ""
+            raise OpenMathError(f"{context.name}: {error}{hint}") from None
 
 
 def metrics(output: Path) -> Sequence[dict[str, float]]:
-    """Rows of ``metrics.jsonl``: step, loss, grad_norm, lr, tokens, trained_tokens, seconds."""
+    """Return the rows of ``metrics.jsonl``: step, loss, grad_norm, lr, tokens, trained_tokens, seconds, ..."""
     path = output / "metrics.jsonl"
     return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []

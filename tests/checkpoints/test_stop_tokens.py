@@ -24,8 +24,8 @@ from nemo_openmath.core.records import Problem, SftRow
 from nemo_openmath.data.packs.write import write_packs
 from nemo_openmath.data.tokens.tokenization import write_tokens
 from nemo_openmath.models.stop_tokens import StopTokens
+from nemo_openmath.training.base_model import end_tokens
 from nemo_openmath.training.launch import launch
-from nemo_openmath.training.worker import _ends
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 TEXT, TURN = 658, 660  # <|endoftext|>, <|im_end|>
@@ -122,7 +122,7 @@ def test_an_end_that_is_no_token_is_refused_before_it_is_carried_on(base: Path, 
     with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id is "):
         StopTokens.of(folder)
     with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id is "):
-        _ends(folder, Counter([TURN]))
+        end_tokens(folder, Counter([TURN]))
 
 
 def test_a_conversion_of_an_untouched_model_keeps_its_files(base: Path, tmp_path: Path) -> None:

@@ -31,25 +31,26 @@ cpu_compat.install()
 
 from nemo_openmath.core.build import Builder, Origin  # noqa: E402
 from nemo_openmath.core.listening import free_port  # noqa: E402
-from nemo_openmath.training import loop  # noqa: E402
+from nemo_openmath.core.logs import configure_logging  # noqa: E402
+from nemo_openmath.training.base_model import BaseModel  # noqa: E402
 from nemo_openmath.training.config import TrainingConfig  # noqa: E402
-from nemo_openmath.training.loop import train  # noqa: E402
 from nemo_openmath.training.runtime import start_process  # noqa: E402
+from nemo_openmath.training.trainer import Trainer, train  # noqa: E402
 from tests.training.packs import BATCH_SAMPLES, RandomPacks  # noqa: E402
 
 
 def announce_steps(pipe: int, most: int | None) -> None:
     """Write to a pipe when a step begins; wait for the end before the one after ``most``. (Batches are read ahead by a
     thread.)"""
-    update, begun = loop.update, itertools.count()
+    train_step, begun = Trainer.train_step, itertools.count()
 
-    def announced(*args: Any, **kwargs: Any) -> Any:
+    def announced(*args: Any) -> float:
         if next(begun) == most:
             time.sleep(3600)
         os.write(pipe, b".")
-        return update(*args, **kwargs)
+        return train_step(*args)
 
-    loop.update = announced
+    Trainer.train_step = announced
 
 
 def rank_main(
@@ -66,8 +67,8 @@ def rank_main(
         source = RandomPacks(spec["steps"])
         if rank == 0:
             announce_steps(pipe, most)
-        say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
-        train(Path(spec["model"]), source, built, Path(spec["output"]), batch_samples=BATCH_SAMPLES, say=say)
+        configure_logging(rank=rank)
+        train(BaseModel.open(Path(spec["model"])), source, built, Path(spec["output"]), batch_samples=BATCH_SAMPLES)
         code = 0
     except BaseException:
         traceback.print_exc()

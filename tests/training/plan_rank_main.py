@@ -30,8 +30,8 @@ from nemo_openmath.models import loss  # noqa: E402
 from nemo_openmath.models.build import build_model  # noqa: E402
 from nemo_openmath.models.configs import ModelConfig  # noqa: E402
 from nemo_openmath.training.config import TrainingConfig  # noqa: E402
+from nemo_openmath.training.forward_backward import ForwardBackward  # noqa: E402
 from nemo_openmath.training.optimizer import Optimizer  # noqa: E402
-from nemo_openmath.training.step import Stepper, update  # noqa: E402
 
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
@@ -53,8 +53,10 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
             for parameter in (p for each in models for p in each.parameters()):
                 parameter.normal_(std=0.02)
         optimizer = Optimizer.build(models, config)
-        stepper = Stepper(models, optimizer.chunks, model, config)
-        update(stepper, optimizer, batch, 1e-4, check=lambda _loss, _norm: None, stopping=lambda: False)
+        forward_backward = ForwardBackward(models, optimizer.chunks, model, config.parallel)
+        optimizer.zero_grad()
+        forward_backward.run(forward_backward.shard(batch))
+        optimizer.step(optimizer.gradient_norm(), 1e-4)
         parameters = [p for chunk in optimizer.chunks for p in chunk.parameters()]
         weights = storages(p.data for p in parameters)
         gradients = storages(p.main_grad for p in parameters)
@@ -63,7 +65,7 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
         kept = storages([*mains, *(t for t in moments if t.numel() > 1)])
         kept = {address: size for address, size in kept.items() if address not in weights}
         found = {name: sum(each.values()) for name, each in (("weights", weights), ("gradients", gradients))}
-        found |= {"optimizer": sum(kept.values()), "activations": saved(stepper, models, pack, set(weights))}
+        found |= {"optimizer": sum(kept.values()), "activations": saved(forward_backward, models, pack, set(weights))}
         writers, rank = optimizer.share_out(), dist.get_rank()  # of data- and context-parallel ranks
         if config.parallel.cp * config.parallel.data_parallel(dist.get_world_size()) == dist.get_world_size():
             full = optimizer.full_state(writers)
@@ -73,10 +75,11 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
             found["loading"] = 4 * len(optimizer.state_keys) * held
         ranks = config.parallel.data_parallel(dist.get_world_size())
         runs = 1 if dist.get_world_size() == 1 else 3
+        pack_each = forward_backward.shard([pack] * ranks)
         for size in case["block_bytes"]:  # of a block of logits
             loss.CPU_BLOCK_BYTES = size
             # gloo's threads let go of a reduced tensor when they get to it: the least of a few runs is the step's own.
-            found[f"peak {size}"] = min(peak(lambda: stepper.run([pack] * ranks)) for _ in range(runs))
+            found[f"peak {size}"] = min(peak(lambda: forward_backward.run(pack_each)) for _ in range(runs))
         return found
 
 
@@ -89,7 +92,7 @@ def peak(work: Callable[[], Any]) -> int:
     return int(np.cumsum([event.nbytes() for event in events]).max())
 
 
-def saved(stepper: Stepper, models: list[Any], pack: Pack, weights: set[int]) -> int:
+def saved(forward_backward: ForwardBackward, models: list[Any], pack: Pack, weights: set[int]) -> int:
     """Bytes that autograd keeps of one micro-batch's forward pass through this rank's model."""
     seen: dict[int, int] = {}
 
@@ -97,7 +100,7 @@ def saved(stepper: Stepper, models: list[Any], pack: Pack, weights: set[int]) ->
         seen.update(storages([tensor]))
         return tensor
 
-    batch = stepper._to_device(pack)
+    batch = forward_backward.to_device(pack)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         # alive until counted, so that no address is used twice
         output = models[0](batch.tokens, None, None, labels=batch.labels, packed_seq_params=batch)

@@ -36,12 +36,12 @@ from nemo_openmath.data.packs.pack import Pack, concatenate, samples_of  # noqa:
 from nemo_openmath.models import hf_mapping  # noqa: E402
 from nemo_openmath.models.build import build_model, load_hf, parameters_by_stored_name  # noqa: E402
 from nemo_openmath.models.configs import ModelConfig  # noqa: E402
-from nemo_openmath.training import loop  # noqa: E402
+from nemo_openmath.training.base_model import BaseModel  # noqa: E402
 from nemo_openmath.training.config import TrainingConfig  # noqa: E402
-from nemo_openmath.training.loop import train  # noqa: E402
+from nemo_openmath.training.forward_backward import ForwardBackward, total_loss  # noqa: E402
 from nemo_openmath.training.metrics import TrainingDiverged  # noqa: E402
 from nemo_openmath.training.optimizer import Optimizer  # noqa: E402
-from nemo_openmath.training.step import Stepper, total_loss  # noqa: E402
+from nemo_openmath.training.trainer import Trainer, train  # noqa: E402
 from tests.training.packs import BATCH_SAMPLES, RandomPacks  # noqa: E402
 
 
@@ -55,9 +55,9 @@ def gradients(case: dict[str, Any], config: TrainingConfig) -> None:
         load_hf(models, model, open_checkpoint(case["model"]).read)
         optimizer = Optimizer.build(models, config)
         optimizer.zero_grad()
-        part, _ = Stepper(models, optimizer.chunks, model, config).run(
-            RandomPacks(1, shift_masks=case.get("shift_masks", 0)).batch(0)
-        )
+        forward_backward = ForwardBackward(models, optimizer.chunks, model, config.parallel)
+        batch = RandomPacks(1, shift_masks=case.get("shift_masks", 0)).batch(0)
+        part = forward_backward.run(forward_backward.shard(batch))
         norm, loss = optimizer.gradient_norm(), total_loss(part)[0]
         mine = {
             (name, parallel_state.get_tensor_model_parallel_rank()): (entry, gradient)
@@ -93,18 +93,18 @@ def full_gradients(optimizer: Optimizer, models: list[Any], model: ModelConfig) 
 @contextmanager
 def signalled(at: int, number: int) -> Iterator[None]:
     """Within it, a training of this process (from its first step on) gets a signal when step ``at`` (from 0) begins."""
-    steps, update = iter(range(at + 1)), loop.update
+    steps, train_step = iter(range(at + 1)), Trainer.train_step
 
-    def update_signalled(*args: Any, **kwargs: Any) -> Any:
+    def signalled_step(*args: Any) -> float:
         if next(steps, None) == at:
             os.kill(os.getpid(), number)
-        return update(*args, **kwargs)
+        return train_step(*args)
 
-    loop.update = update_signalled
+    Trainer.train_step = signalled_step
     try:
         yield
     finally:
-        loop.update = update
+        Trainer.train_step = train_step
 
 
 def training(case: dict[str, Any], config: TrainingConfig) -> None:
@@ -120,7 +120,8 @@ def training(case: dict[str, Any], config: TrainingConfig) -> None:
     validation = RandomPacks(2, seed=99) if case.get("validation") else None
     try:
         with signalled(step, number) if rank == dist.get_rank() else nullcontext():
-            train(Path(case["model"]), source, config, output, validation=validation, batch_samples=BATCH_SAMPLES)
+            base = BaseModel.open(Path(case["model"]))
+            train(base, source, config, output, validation=validation, batch_samples=BATCH_SAMPLES)
     except TrainingDiverged as error:
         (output / "diverged").write_text(str(error))
     except UserError as error:
@@ -137,11 +138,13 @@ def leaks(case: dict[str, Any], config: TrainingConfig) -> None:
     with parallel_state_of(config.parallel, seed=0):
         models = build_model(model, config.parallel)
         load_hf(models, model, open_checkpoint(case["model"]).read)
-        stepper = Stepper(models, [*Optimizer.build(models, config).chunks], model, config)
+        chunks = Optimizer.build(models, config).chunks
+        forward_backward = ForwardBackward(models, chunks, model, config.parallel)
 
         def loss(packs: list[Pack]) -> float:
             with torch.no_grad():
-                return total_loss(stepper.run([concatenate(packs)], train=False)[0])[0]
+                batch = forward_backward.shard([concatenate(packs)])
+                return total_loss(forward_backward.run(batch, train=False))[0]
 
         def silent(pack: Pack, change: int) -> Pack:
             return replace(

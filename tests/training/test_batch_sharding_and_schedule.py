@@ -26,10 +26,10 @@ from nemo_openmath.models.layout import Parallel
 from nemo_openmath.models.packed import zigzag
 from nemo_openmath.training.checkpoint import CheckpointStore
 from nemo_openmath.training.config import Checkpoints, DataConfig, Guard, Profile, TrainingConfig
+from nemo_openmath.training.forward_backward import check_tokens
+from nemo_openmath.training.job import check_job, read_job
 from nemo_openmath.training.metrics import LossGuard, TrainingDiverged, TrainingMetrics, console_line
 from nemo_openmath.training.schedule import learning_rate
-from nemo_openmath.training.step import check_tokens
-from nemo_openmath.training.worker import check_job, read_job
 from tests.checkpoints import models
 
 batches = st.lists(st.lists(st.integers(1, 70), min_size=1, max_size=6), min_size=1, max_size=6)
@@ -114,22 +114,20 @@ def test_lasting_checkpoints() -> None:
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])
 def test_what_is_not_finite_stops_with_the_samples_named(loss: float, norm: float) -> None:
-    check = LossGuard(Guard()).for_batch(7, _pack(3, [4, 5]).sample_ids)
-    check(1.0, 1.0)
+    guard, names = LossGuard(Guard()), _pack(3, [4, 5]).sample_ids
+    guard.check(6, 1.0, 1.0, names)
     with pytest.raises(TrainingDiverged, match=r"step 7; weights unchanged; samples of the batch: 3/0, 3/1$"):
-        check(loss, norm)
+        guard.check(7, loss, norm, names)
 
 
 def test_a_spike_is_over_the_running_mean() -> None:
     guard = LossGuard(Guard(spike_factor=2.0, window=3))
-    check = guard.for_batch(0, _pack(0, [4]).sample_ids)
-    for loss in (1.0, 9.0, 2.0):  # no mean of three yet
-        check(loss, 1.0)
-    check(7.9, 1.0)  # mean 4
-    resumed = LossGuard(Guard(spike_factor=2.0, window=3), guard.recent).for_batch(0, _pack(0, [4]).sample_ids)
-    for each in (check, resumed):
+    for step, loss in enumerate((1.0, 9.0, 2.0)):  # no mean of three yet
+        guard.check(step, loss, 1.0, ("a",))
+    guard.check(3, 7.9, 1.0, ("a",))  # mean 4
+    for same in (guard, LossGuard(Guard(spike_factor=2.0, window=3), guard.recent)):  # and after a resume
         with pytest.raises(TrainingDiverged):
-            each(12.7, 1.0)  # mean 6.3
+            same.check(4, 12.7, 1.0, ("a",))  # mean 6.3
 
 
 def test_a_resume_leaves_one_line_for_each_step(tmp_path: Path) -> None:

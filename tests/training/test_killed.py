@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from nemo_openmath.core.errors import ExitCode, Preempted, UserError
-from nemo_openmath.training.launch import RankFailed, spawn
+from nemo_openmath.training.launch import spawn
+from nemo_openmath.training.rank_processes import RankFailed
 from tests.training.packs import write_model
 from tests.training.test_same_loss_at_every_layout import assert_close, final_weights, records, weights_after
 

@@ -12,7 +12,7 @@ from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.models.configs import preset
 from nemo_openmath.models.layout import Parallel
 from nemo_openmath.training.planning import memory
-from nemo_openmath.training.planning.gpus import GPUS, gpu
+from nemo_openmath.training.planning.gpus import GPUS, gpu, gpu_of_device
 from nemo_openmath.training.planning.layouts import estimate, layouts, make_plan
 from nemo_openmath.training.planning.memory import Layout
 from nemo_openmath.training.planning.speed import micro_batches
@@ -87,10 +87,12 @@ def test_what_each_kind_of_parallelism_saves() -> None:
     assert micro_batches(work, interleaved) % 4 == 0
 
 
-def test_peaks_agree_with_the_trainers() -> None:
-    from nemo_openmath.training.loop import PEAK_FLOPS
+DEVICES = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200", "NVIDIA A100-SXM4-80GB": "a100", "NVIDIA L4": "l4"}
 
-    assert {name.lower(): peak for name, peak in PEAK_FLOPS.items()} == {g.name: g.peak for g in GPUS.values()}
+
+@pytest.mark.parametrize(("device", "name"), [*DEVICES.items(), ("NVIDIA L40S", None)])
+def test_a_device_is_known_by_cudas_name(device: str, name: str | None) -> None:
+    assert gpu_of_device(device) is (GPUS[name] if name else None)
 
 
 @pytest.fixture

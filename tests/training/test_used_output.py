@@ -21,8 +21,8 @@ from nemo_openmath.core.records.lineage import digest_tree
 from nemo_openmath.data.packs.write import write_packs
 from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
 from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.training.base_model import BaseModel, refuse_used_output
 from nemo_openmath.training.stage import Sft, SftConfig
-from nemo_openmath.training.used import model_facts, refuse_used
 from tests.checkpoints import models
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
@@ -32,17 +32,16 @@ BASE = Path(__file__).parents[2] / "examples" / "base"
 def used(tmp_path: Path) -> tuple[Path, Path]:
     """(model, output with a checkpoint of a training that started from it)."""
     model, output = models.make(tmp_path / "model"), tmp_path / "out"
-    opened, shape = open_checkpoint(model), ModelConfig.from_hf(model)
-    models.make_step(output / "checkpoints", 3, model, fingerprint="x", **model_facts(shape, opened))
+    models.make_step(output / "checkpoints", 3, model, fingerprint="x", **BaseModel.open(model).identity)
     return model, output
 
 
 def test_the_same_model_goes_on_wherever_it_lies(used: tuple[Path, Path], tmp_path: Path) -> None:
     model, output = used
-    refuse_used(output, model, {})
+    refuse_used_output(output, model, {})
     model.rename(tmp_path / "moved")
-    refuse_used(output, tmp_path / "moved", {})
-    refuse_used(tmp_path / "new", tmp_path / "moved", {"rope_theta": 5e5})
+    refuse_used_output(output, tmp_path / "moved", {})
+    refuse_used_output(tmp_path / "new", tmp_path / "moved", {"rope_theta": 5e5})
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(ModelConfig)])
@@ -53,13 +52,13 @@ def test_any_other_field_of_the_model_is_named(used: tuple[Path, Path], name: st
         name, value * 2 if value else 9
     )
     with pytest.raises(UserError, match=rf"step-00000003: this training's model has {name} .*, the job says "):
-        refuse_used(output, model, {name: other})
+        refuse_used_output(output, model, {name: other})
 
 
 def test_other_weights_are_refused(used: tuple[Path, Path], tmp_path: Path) -> None:
     _, output = used
     with pytest.raises(UserError, match="started from other weights than those of the job's model"):
-        refuse_used(output, models.make(tmp_path / "other", seed=1), {})
+        refuse_used_output(output, models.make(tmp_path / "other", seed=1), {})
 
 
 async def test_the_job_file_stays_as_it_was(used: tuple[Path, Path], tmp_path: Path) -> None:

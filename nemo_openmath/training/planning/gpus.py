@@ -1,7 +1,8 @@
-"""GPUs we plan for: dense bf16 peak, usable memory, links. Numbers from the vendor's data sheets."""
+"""The GPUs that we know: dense bf16 peak, usable memory, links. Every number is from the vendor's data sheets."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from nemo_openmath.core.errors import UserError
@@ -11,19 +12,26 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU in the machine it usually comes in. Rates are bytes/s, each way, of one GPU."""
+    """One kind of GPU in the machine that it usually comes in."""
 
     name: str
-    memory: int  # bytes that CUDA reports as total (a little below the data sheet's), rounded down to GiB
-    peak: float  # FLOP/s, bf16 matrix products, dense
-    nvlink_domain: int  # GPUs joined by NVLink
-    link: float  # inside the node: NVLink, PCIe where the domain is 1
-    network: float  # this GPU's share of the node's network
+    """Name in lower case, as on the command line; CUDA's name of the device holds it in upper case."""
+    memory: int
+    """Bytes that CUDA reports as total (a little below the data sheet's), rounded down to GiB."""
+    peak: float
+    """FLOP/s of dense bf16 matrix products."""
+    nvlink_domain: int
+    """GPUs that are joined by NVLink; 1 where there is none."""
+    link: float
+    """Bytes/s of one GPU, each way, inside the node: NVLink, or PCIe where the domain is 1."""
+    network: float
+    """Bytes/s, each way, of this GPU's share of the node's network."""
     per_node: int = 8
+    """GPUs of a node."""
 
     def bandwidth(self, members: int, span: int) -> float:
-        """Of a group of ``members`` ranks lying in ``span`` neighbouring ranks. A ring that leaves the node uses the
-        network cards of all its members there."""
+        """Return bytes/s of a ring of ``members`` ranks that lie in ``span`` neighbouring ranks. A ring that leaves the
+        node uses the network cards of all its members there."""
         if span <= self.per_node:
             return self.link
         return min(self.link, self.network * max(1, members * self.per_node // span))
@@ -47,8 +55,13 @@ GPUS: dict[str, Gpu] = {
 }
 
 
+def gpu_of_device(device: str) -> Gpu | None:
+    """Return the GPU that CUDA calls ``device`` (``NVIDIA H100 80GB HBM3``), or None where we do not know it."""
+    return next((g for g in GPUS.values() if re.search(rf"{g.name.upper()}(?!\d)", device)), None)
+
+
 def gpu(name: str) -> Gpu:
-    """By name; an unknown one lists the known."""
+    """Return the GPU of that name. Raises UserError that lists the known ones."""
     try:
         return GPUS[name.lower()]
     except KeyError:

@@ -12,14 +12,12 @@ models/loss.py: blocks of rows and the gradients that it computes at once, never
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import get_args
 
 from nemo_openmath.models.configs import ModelConfig
-from nemo_openmath.models.layout import Parallel
+from nemo_openmath.models.layout import Parallel, Precision, Recompute
 
-Precision = Literal["fp32", "bf16"]
-Recompute = Literal["none", "selective", "full"]
-RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
+RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
 
 # CUDA context, NCCL buffers and cuBLAS workspaces; and the allocator's loss on tensors whose size changes with every
 # pack. Assumptions: no GPU was at hand to measure them.

@@ -15,7 +15,7 @@ from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import PRESETS, ModelConfig
 from nemo_openmath.training.config import TrainingConfig, TrainingJob
-from nemo_openmath.training.worker import read_job
+from nemo_openmath.training.job import read_job
 
 # Assumed where no packs are at hand: log-normal lengths cut to a pack; and the recipe's pack, batch
 # (arXiv 2504.16891, section 5.1) and share of tokens that are targets.
