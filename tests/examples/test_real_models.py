@@ -1,4 +1,4 @@
-"""The README's table of what to change for real models: every row, as it is written, makes a recipe that may begin."""
+"""the table of what to change for real models: every row, as it is written, makes a recipe that may begin."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ EXAMPLES = TOP / "examples"
 
 def rows() -> dict[str, list[str]]:
     """What is to be used -> the pieces of code of its row."""
-    table = (TOP / "README.md").read_text().split("| to use | change in the recipe |\n", 1)[1].split("\n\n", 1)[0]
+    table = (TOP / "docs/howto/index.md").read_text().split("| to use | change in the recipe |\n", 1)[1].split("\n\n", 1)[0]
     cells = [re.split(r" \| ", line.strip("| "), maxsplit=1) for line in table.splitlines()[1:]]
     return {name: re.findall(r"`([^`]+)`", text) for name, text in cells}
 
