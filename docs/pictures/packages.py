@@ -3,35 +3,37 @@
     python docs/pictures/packages.py nemo_openmath > docs/pictures/packages.svg
 
 A package stands one row above the highest package that it imports. A line goes down from a package to one that it
-imports; where one goes up or sideways it is red. Imports under TYPE_CHECKING count as all others. Standard library only.
+imports; where one goes up or sideways it is red. Imports under TYPE_CHECKING count as all others.
 """
 
 from __future__ import annotations
 
 import ast
 import sys
-from collections import defaultdict
 from html import escape
 from pathlib import Path
 
-WIDTH, ROW, BOX_HEIGHT, MARGIN = 980, 92, 46, 20
+WIDTH, ROW, BOX_HEIGHT, MARGIN = 980, 84, 32, 20
 
 
-def read(package: Path) -> tuple[dict[str, int], dict[tuple[str, str], int]]:
-    """Return the lines of each package, and the number of imports of each pair (importing, imported)."""
-    sizes: dict[str, int] = defaultdict(int)
-    arrows: dict[tuple[str, str], int] = defaultdict(int)
+Arrow = tuple[str, str]
+"""The importing package and the imported one."""
+
+
+def read(package: Path) -> tuple[set[str], set[Arrow]]:
+    """Return the packages of a checkout and the arrows between them."""
+    names: set[str] = set()
+    arrows: set[Arrow] = set()
     for file in sorted(package.rglob("*.py")):
         parts = file.relative_to(package).with_suffix("").parts
         if parts[0] == "__init__":
             continue
-        text = file.read_text("utf-8")
-        sizes[parts[0]] += text.count("\n")
-        for node in ast.walk(ast.parse(text)):
+        names.add(parts[0])
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             for target in _imported(node, package.name):
                 if target != parts[0]:
-                    arrows[parts[0], target] += 1
-    return dict(sizes), {pair: count for pair, count in arrows.items() if pair[1] in sizes}
+                    arrows.add((parts[0], target))
+    return names, {arrow for arrow in arrows if arrow[1] in names}
 
 
 def _imported(node: ast.AST, root: str) -> list[str]:
@@ -44,48 +46,45 @@ def _imported(node: ast.AST, root: str) -> list[str]:
     return []
 
 
-def rows_of(sizes: dict[str, int], arrows: dict[tuple[str, str], int]) -> dict[str, int]:
+def rows_of(names: set[str], arrows: set[Arrow]) -> dict[str, int]:
     """Return the row of each package, the lowest is 0. An import that closes a circle is left out of the count."""
     rows: dict[str, int] = {}
 
     def row(name: str, path: tuple[str, ...]) -> int:
         if name not in rows:
             below = [target for source, target in arrows if source == name and target not in (*path, name)]
-            height = 1 + max((row(target, (*path, name)) for target in below), default=-1)
-            rows[name] = height
+            rows[name] = 1 + max((row(target, (*path, name)) for target in sorted(below)), default=-1)
         return rows[name]
 
-    # The ground first: a circle with it is drawn as an arrow that goes up from it.
-    imported = {name: sum(1 for _, target in arrows if target == name) for name in sizes}
-    for name in sorted(sizes, key=lambda name: -imported[name]):
-        if imported[name] >= len(sizes) - 6:
-            rows.setdefault(name, 0)
-    for name in sizes:
+    # The package that most others import is the ground: what it imports itself, if anything, points up.
+    ground = max(sorted(names), key=lambda name: sum(1 for _, target in arrows if target == name))
+    rows[ground] = 0
+    for name in sorted(names):
         row(name, ())
     return rows
 
 
-def draw(sizes: dict[str, int], arrows: dict[tuple[str, str], int]) -> str:
+def draw(names: set[str], arrows: set[Arrow]) -> str:
     """Return the SVG text."""
-    rows = rows_of(sizes, arrows)
+    rows = rows_of(names, arrows)
     height = (max(rows.values()) + 1) * ROW + 2 * MARGIN + 20
     center: dict[str, tuple[float, float]] = {}
     boxes: list[str] = []
     for row in range(max(rows.values()) + 1):
-        names = sorted(name for name in sizes if rows[name] == row)
-        gap = (WIDTH - 2 * MARGIN) / len(names)
-        for place, name in enumerate(names):
+        in_row = sorted(name for name in names if rows[name] == row)
+        gap = (WIDTH - 2 * MARGIN) / len(in_row)
+        for place, name in enumerate(in_row):
             x, y = MARGIN + gap * (place + 0.5), height - MARGIN - 20 - row * ROW - BOX_HEIGHT / 2
             half = min(gap / 2 - 6, 62)
             center[name] = x, y
+            top = y - BOX_HEIGHT / 2
             boxes.append(
-                f'<rect x="{x - half:.0f}" y="{y - BOX_HEIGHT / 2:.0f}" width="{2 * half:.0f}" height="{BOX_HEIGHT}" rx="6"/>'
-                f'<text x="{x:.0f}" y="{y - 2:.0f}" class="name">{escape(name)}</text>'
-                f'<text x="{x:.0f}" y="{y + 14:.0f}" class="size">{sizes[name] / 1000:.1f}k lines</text>'
+                f'<rect x="{x - half:.0f}" y="{top:.0f}" width="{2 * half:.0f}" height="{BOX_HEIGHT}" rx="6"/>'
+                f'<text x="{x:.0f}" y="{y + 4:.0f}" class="name">{escape(name)}</text>'
             )
     lines: list[str] = []
     wrong = 0
-    for (source, target), _ in sorted(arrows.items()):
+    for source, target in sorted(arrows):
         (x1, y1), (x2, y2) = center[source], center[target]
         up = rows[source] <= rows[target]
         wrong += up
@@ -96,7 +95,7 @@ def draw(sizes: dict[str, int], arrows: dict[tuple[str, str], int]) -> str:
             + (' class="up"/>' if up else "/>")
         )
     caption = (
-        f"{len(sizes)} packages on {max(rows.values()) + 1} rows, {len(arrows)} arrows, {wrong} of them up or sideways"
+        f"{len(names)} packages on {max(rows.values()) + 1} rows, {len(arrows)} arrows, {wrong} of them up or sideways"
     )
     style = (
         "svg{font-family:system-ui,sans-serif}rect{fill:#eef2f7;stroke:#5b6b7f}.name{font-size:13px;font-weight:600}"

@@ -1,4 +1,4 @@
-"""the table of what to change for real models: every row, as it is written, makes a recipe that may begin."""
+"""The table of what to change for real models: every row, as it is written, makes a recipe that may begin."""
 
 import re
 import shutil
