@@ -18,7 +18,8 @@ EXAMPLES = TOP / "examples"
 
 def rows() -> dict[str, list[str]]:
     """What is to be used -> the pieces of code of its row."""
-    table = (TOP / "docs/howto/index.md").read_text().split("| to use | change in the recipe |\n", 1)[1].split("\n\n", 1)[0]
+    page = (TOP / "docs" / "howto" / "index.md").read_text()
+    table = page.split("| to use | change in the recipe |\n", 1)[1].split("\n\n", 1)[0]
     cells = [re.split(r" \| ", line.strip("| "), maxsplit=1) for line in table.splitlines()[1:]]
     return {name: re.findall(r"`([^`]+)`", text) for name, text in cells}
 
