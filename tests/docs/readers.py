@@ -101,7 +101,10 @@ def check_yaml(block: Block, folder: Path) -> None:
         base = f"extends: ./{over}\n"
         kind = "recipe"
     elif block.hint("cluster") is not None:
-        base, kind = "" if "templates" in data else "extends: launcher_scripts/slurm-pyxis.yaml\n", "cluster"
+        base, kind = (
+            "" if data.keys() & {"templates", "extends"} else "extends: launcher_scripts/slurm-pyxis.yaml\n",
+            "cluster",
+        )
     elif job is not None:
         assert job in ("sft", "generate"), f"{block.where}: job sft, or job generate"
         example = "examples/sft-job.yaml" if job == "sft" else "examples/generate.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from nemo_openmath.cli.common import EXAMPLES
 from nemo_openmath.cli.main import run
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.stage import stage_kinds
 from tests.conftest import SmokeRun
 from tests.docs.blocks import PAGES, TOP, Block, Line, blocks, shell_lines
 from tests.docs.readers import RUNNABLE, check_command, check_yaml, name
@@ -32,8 +35,22 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     def copy(source: str, target: str) -> None:
         (os.link if os.path.getsize(source) > 1 << 16 else shutil.copy2)(source, target)
 
-    shutil.copytree(smoke.clone, tmp_path / "clone", symlinks=True, copy_function=copy)
-    return tmp_path / "clone"
+    clone = tmp_path / "clone"
+    shutil.copytree(smoke.clone, clone, symlinks=True, copy_function=copy)
+    _files_of_the_user(clone)
+    return clone
+
+
+def _files_of_the_user(clone: Path) -> None:
+    """Those that pages speak of as the reader's own."""
+    shutil.copytree(clone / "examples/base", clone / "my-model")
+    problems = [{"problem": "What is 1 + 1?", "expected_answer": "2"}, {"problem": "What is 2 + 2?"}]
+    (clone / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    shutil.copy(clone / "problems.jsonl", clone / "benchmark.jsonl")
+    (clone / "threads").mkdir()
+    thread = {"forum_post": "What is 1 + 1?", "forum_discussions": "Post 1:\n2"}
+    (clone / "threads/one.jsonl").write_text(json.dumps(thread) + "\n")
+    (clone / "my-prompt.txt").write_text("Solve this: {problem}\n")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -148,3 +165,19 @@ def test_a_wrong_setting_is_noticed(text: str, hint: str, tmp_path: Path) -> Non
     over = f"{hint} examples/smoke.yaml"
     with pytest.raises(UserError, match=r"rate|partitions"):
         check_yaml(Block("index.md", 1, "yaml", f"{text}\n", (over,)), tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_generated_parts(page: str) -> None:
+    """What mkdocs puts in when it builds the site is there: a class that was renamed shows here."""
+    spec = importlib.util.spec_from_file_location("hooks", TOP / "docs/hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    text = hooks.filled((TOP / "docs" / page).read_text())
+    assert "\n<!-- generated" not in text
+    if page == "reference/stages.md":
+        assert all(f"\n## {kind}\n" in text for kind in stage_kinds())
+    if page == "reference/command-line.md":
+        assert all(f"\n## openmath {verb}\n" in text for verb in EXAMPLES)
