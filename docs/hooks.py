@@ -22,9 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone that is built, n
 
 from nemo_openmath.cli.main import build_parser
 from nemo_openmath.cli.registry import register_all
-from nemo_openmath.core.stage import Stage, stage_kinds
-from nemo_openmath.recipe.registry import STAGES
-from nemo_openmath.recipe.stage_help import Setting, settings
+from nemo_openmath.recipe.reference import reference_pages, settings_table
 
 _MARK = re.compile(r"^<!-- generated: (\w+)((?: [\w.]+)*) -->$", re.MULTILINE)
 
@@ -42,47 +40,12 @@ def filled(markdown: str) -> str:
 def stages() -> str:
     """Every kind of stage, in the order of the recipe; those of the demo last."""
     register_all()
-    demo = (cls for cls in stage_kinds().values() if cls not in STAGES)
-    return "\n".join(_stage(cls) for cls in (*STAGES, *demo))
-
-
-def _stage(cls: type[Stage]) -> str:
-    lines = [f"## {cls.kind}", "", " ".join((cls.__doc__ or "").split()), ""]
-    lines += [f"Made by `{cls.__module__}.{cls.__name__}`, version {cls.version}.", ""]
-    for port, text in cls.ports.items():
-        optional = " May be left out." if port.endswith("?") else ""
-        lines.append(f"- Input `{port.removesuffix('?')}`: {_code(text)}.{optional}")
-    if cls.record is not None:
-        lines.append(f"- Makes records of the type `{cls.record.__name__}`.")
-    else:
-        lines.append(f"- Makes: {cls.makes}.")
-    return "\n".join([*lines, "", table(cls.Config), ""])
+    return reference_pages()["stages.md"].partition("\n")[2]  # without its title: the page has its own
 
 
 def settings_of(module: str, name: str) -> str:
-    return table(getattr(importlib.import_module(module), name))
-
-
-def table(config: type) -> str:
-    """A table of all settings of a class, those of nested classes below their dotted names."""
-    rows = [f"| `{s.name}` | {_cell(s.type)} | {_default(s)} | {_cell(s.meaning)} |" for s in settings(config)]
-    if not rows:
-        return "It has no settings."
-    return "\n".join(["| setting | type | default | meaning |", "|---|---|---|---|", *rows])
-
-
-def _default(setting: Setting) -> str:
-    return "required" if setting.default is None else f"`{setting.default}`".replace("|", "\\|")
-
-
-def _code(text: str) -> str:
-    return text.replace("``", "`")
-
-
-def _cell(text: str) -> str:
-    """Text for a cell of a table: ``code`` becomes Markdown's, signs of HTML outside of code are shown as they are."""
-    parts = _code(" ".join(text.split())).replace("|", "\\|").split("`")
-    return "`".join(part if i % 2 else part.replace("<", "&lt;") for i, part in enumerate(parts))
+    register_all()
+    return settings_table(getattr(importlib.import_module(module), name))
 
 
 def commands() -> str:

@@ -90,6 +90,11 @@ def reference_pages() -> dict[str, str]:
     }
 
 
+def settings_table(config: type) -> str:
+    """Return a Markdown table of the settings of a dataclass."""
+    return "\n".join(_table(settings(config, types=settings_types())))
+
+
 def _stages_page() -> str:
     """Every kind of stage, in the order of the recipe; those that others add (the demo) come last."""
     order = {stage: number for number, stage in enumerate(STAGES)}

@@ -178,6 +178,6 @@ def test_generated_parts(page: str) -> None:
     text = hooks.filled((TOP / "docs" / page).read_text())
     assert "\n<!-- generated" not in text
     if page == "reference/stages.md":
-        assert all(f"\n## {kind}\n" in text for kind in stage_kinds())
+        assert all(f"\n## `{kind}` " in text for kind in stage_kinds())
     if page == "reference/command-line.md":
         assert all(f"\n## openmath {verb}\n" in text for verb in EXAMPLES)
