@@ -1,4 +1,13 @@
-"""What a benchmark says: accuracy, votes and selection with 95% intervals, and paired differences."""
+"""Measure models on a benchmark: accuracy, votes and selection with 95% intervals, and paired differences.
+
+metrics.py      graded generations -> scores of each problem -> rows of a table
+estimators.py   pass@k and maj@k without bias
+intervals.py    95% intervals over problems
+paired.py       two models on the same problems
+share.py        the share of right answers among rows, for a line on the console
+stage.py        the stages ``evaluation.metrics`` and ``evaluation.compare``
+reports/        pages, pictures and tables of a run
+"""
 
 from nemo_openmath.evaluation.estimators import majority_at_k, pass_at_k
 from nemo_openmath.evaluation.intervals import (

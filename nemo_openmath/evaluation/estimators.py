@@ -1,4 +1,4 @@
-"""Accuracy of k samples of a problem, estimated without bias from the n samples that were drawn.
+"""Estimate the accuracy of k samples of a problem, without bias, from the n samples that were drawn.
 
 Both estimators average over all k-subsets of the n samples, so they use every sample and do not depend on order.
 """
@@ -17,7 +17,9 @@ than drawing (64 samples: 2 ms a problem). Above it, k-subsets are drawn."""
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Chance that at least one of k samples is right: ``1 - C(n-c, k) / C(n, k)`` (Chen et al. 2021, equation 1).
+    """Return the chance that at least one of k samples is right.
+
+    It is ``1 - C(n-c, k) / C(n, k)`` for n ``samples`` of which c are ``correct`` (Chen et al. 2021, equation 1).
 
     The ratio is taken as a product of factors in [0, 1], which neither overflows nor cancels.
     """
@@ -36,14 +38,17 @@ def majority_at_k(
     seed: Sequence[int] = (0,),
     subsets: int = 4096,
 ) -> list[float]:
-    """Expected accuracy of the majority answer of k samples, for each k.
+    """Return the expected accuracy of the majority answer of k samples, for each k.
 
-    ``sizes``: samples with each distinct answer; ``right``: 1.0 where that answer is right, else 0.0; ``missing``:
-    samples without an answer, which take part in the draw and never win. Answers that tie for the most votes share
-    the win evenly, which is what breaking ties by a fair draw gives on average; a draw without any answer is wrong.
+    - ``sizes``: number of samples with each distinct answer.
+    - ``right``: 1.0 where that answer is right, else 0.0.
+    - ``missing``: samples without an answer. They take part in the draw and never win.
 
-    Exact up to ``EXACT_SAMPLES`` samples; above that the mean over ``subsets`` random k-subsets per k, drawn without
-    replacement from ``seed`` (standard error at most ``0.5 / sqrt(subsets)``).
+    Answers that tie for the most votes share the win evenly, as breaking ties by a fair draw gives on average. A draw
+    without any answer is wrong.
+
+    The value is exact up to ``EXACT_SAMPLES`` samples. Above that it is the mean over ``subsets`` random k-subsets per
+    k, drawn without replacement from ``seed`` (standard error at most ``0.5 / sqrt(subsets)``).
     """
     samples = sum(sizes) + missing
     for k in ks:
@@ -72,9 +77,9 @@ def _exact(sizes: list[int], right: list[float], missing: int, ks: Sequence[int]
         others = sizes[:winner] + sizes[winner + 1 :]
         for j in range(1, min(sizes[winner], most) + 1):
             free = missing + sum(m for m in others if m < j)
-            rest = most - j
-            ways = np.zeros((rest // j + 1, rest + 1))
-            ways[0] = [float(comb(free, i)) for i in range(rest + 1)]
+            others_drawn = most - j
+            ways = np.zeros((others_drawn // j + 1, others_drawn + 1))
+            ways[0] = [float(comb(free, i)) for i in range(others_drawn + 1)]
             for size in others:
                 if size >= j:
                     ways = _multiply(ways, size, j)
@@ -84,7 +89,7 @@ def _exact(sizes: list[int], right: list[float], missing: int, ks: Sequence[int]
 
 
 def _multiply(ways: NDArray[np.float64], size: int, j: int) -> NDArray[np.float64]:
-    """``ways`` times one more answer of ``size`` samples: below j votes it loses, with j it ties."""
+    """Multiply ``ways`` by one more answer of ``size`` samples: with fewer than j votes it loses, with j it ties."""
     out = ways.copy()  # no votes
     width = ways.shape[1]
     for votes in range(1, min(j, width)):

@@ -1,4 +1,4 @@
-"""95% intervals over problems.
+"""Compute 95% intervals over problems.
 
 The problems are the sample: a benchmark of 200 is a draw from the problems one could have asked. What is averaged is a
 number of each problem: a share in [0, 1] (pass@1 over its samples, pass@k, maj@k) or a difference of two in [-1, 1].
@@ -33,18 +33,21 @@ Values = NDArray[np.float64]
 
 
 def share_interval(values: Values) -> tuple[float, float]:
-    """Interval of the mean of values in [0, 1], one a problem. 200 of 200 gives [0.982, 1]."""
+    """Return the interval of the mean of values in [0, 1], one a problem. 200 of 200 gives [0.982, 1]."""
     return bounded_interval(values, 0.0, 1.0)
 
 
 def share_difference_interval(differences: Values) -> tuple[float, float]:
-    """Interval of the mean of paired differences in [-1, 1], one a problem. 200 equal problems give +-0.0183."""
+    """Return the interval of the mean of paired differences in [-1, 1], one a problem. 200 zeros give +-0.0183."""
     return bounded_interval(differences, -1.0, 1.0)
 
 
 def mean_interval(values: Values) -> Interval:
-    """Interval of a mean without bounds (differences of tokens or of calls), by Student's t; none from a single
-    problem. It assumes many values or normal ones: of few skewed values it covers less than 95%."""
+    """Return the interval of the mean of unbounded values (differences of tokens or of calls), by Student's t.
+
+    A single problem has none. The interval assumes many values or normal ones: of few skewed values it covers less than
+    95%.
+    """
     count = len(values)
     if count < 2:
         return None, None
@@ -54,13 +57,13 @@ def mean_interval(values: Values) -> Interval:
 
 
 def amount_interval(values: Values) -> Interval:
-    """Interval of the mean of amounts (tokens, calls), which are not negative: Student's above zero."""
+    """Return the interval of the mean of amounts (tokens, calls): Student's, cut at zero, for none is negative."""
     low, high = mean_interval(values)
     return (None if low is None else max(0.0, low)), high
 
 
 def bounded_interval(values: Values, least: float, most: float) -> tuple[float, float]:
-    """Gaffke's interval of the mean of at least one value in [least, most]."""
+    """Return Gaffke's interval of the mean of at least one value in [least, most]."""
     scaled = np.clip((np.asarray(values, dtype=float) - least) / (most - least), 0.0, 1.0)
     mean = float(np.mean(scaled))
     low, high = 1.0 - _upper(1.0 - scaled), _upper(scaled)
@@ -69,7 +72,7 @@ def bounded_interval(values: Values, least: float, most: float) -> tuple[float, 
 
 
 def _upper(values: Values) -> float:
-    """97.5% quantile of a random weighted mean of values in [0, 1] and of 1."""
+    """Return the 97.5% quantile of a randomly weighted mean of values in [0, 1] and of 1."""
     points, counts = np.unique(values, return_counts=True)
     if points[0] == 1.0:
         return 1.0
@@ -82,7 +85,7 @@ def _upper(values: Values) -> float:
 
 
 def chance_below(points: Values, counts: NDArray[np.int64], at: float) -> float:
-    """P(sum(D_i y_i) <= at), D uniform over shares that sum to 1, y each of ``points`` as often as ``counts`` says.
+    """Return P(sum(D_i y_i) <= at). D is uniform over shares that sum to 1; y is each point as often as its count.
 
     With independent exponential variables E in place of D it is P(sum(E_i (y_i - at)) <= 0), by the inversion of
     the characteristic function (Imhof 1961), with Gauss and Legendre's rule over x = u / (u + c).
@@ -103,7 +106,10 @@ def _rule() -> tuple[Values, Values]:
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a growing function from below zero to above zero is zero, to 1e-11 (Illinois' rule of false position)."""
+    """Return the zero of a growing function between ``low`` and ``high``, to 1e-11.
+
+    The method is Illinois' rule of false position.
+    """
     at_low, at_high = function(low), TAIL  # at the upper bound the chance is 1
     middle = high
     for _ in range(200):

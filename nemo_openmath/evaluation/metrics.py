@@ -1,16 +1,16 @@
-"""What a benchmark says about a model: accuracy, votes, selection, and what it cost, each with a 95% interval.
+"""Measure a model on a benchmark: accuracy, votes, selection, and what they cost, each with a 95% interval.
 
-    generations -> scores of each problem -> rows (means over problems with intervals)
+    graded generations -> scores of each problem -> rows of a table (means over problems with intervals)
 
-Every metric is first a number of one problem, then a mean over problems, so any two can be compared problem by
-problem (:mod:`nemo_openmath.evaluation.paired`).
+Every metric is first a number of one problem, then a mean over problems. So any two can be compared problem by problem
+(:mod:`nemo_openmath.evaluation.paired`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,63 +24,73 @@ from nemo_openmath.evaluation.intervals import amount_interval, share_interval
 from nemo_openmath.grading import Grade, Verdict, compare, majority
 
 CompareAnswers = Callable[[str, str], Grade]
+"""A grader of two answers."""
 SUBSETS = 4096
+"""Random subsets of samples per k, where votes are not counted exactly."""
 UNBOUNDED = frozenset({"tokens", "code_calls"})
 """Metrics that are no shares. All others lie in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetricRow:
-    """One number of the results table. ``metric``: pass@1, pass@k, maj@k, genselect@k, genselect-single@k,
-    unfinished, tokens or code_calls; ``k`` is None for the last three. ``low`` and ``high`` end the 95% interval over
-    ``problems`` problems; None where one problem is all there is."""
+    """One number of the results table: the mean of a metric over problems."""
 
     mode: Mode
     metric: str
+    """pass@1, pass@k, maj@k, genselect@k, genselect-single@k, unfinished, tokens or code_calls."""
     k: int | None
+    """Number of samples, or of candidates of a selection. None for unfinished, tokens and code_calls."""
     value: float
     low: float | None
+    """Lower end of the 95% interval over problems. None where a single problem allows none."""
     high: float | None
+    """Upper end of the interval."""
     problems: int
+    """Problems that the mean is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProblemScores:
-    """One problem in one mode. ``values``: metric with its k (``maj@8``, ``tokens``) -> value; empty for a problem that
-    is counted apart: the model could not be asked, for example because the prompt was longer than its context."""
+    """The scores of one problem in one mode."""
 
     problem_id: str
     mode: Mode
     samples: int
     values: dict[str, float]
+    """Metric with its k (``maj@8``, ``tokens``) -> value. Empty for a problem that is counted apart: the model could
+    not be asked, for example because the prompt was longer than its context."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """``undecided``: mode -> generations whose verdict is neither equal nor not_equal; they count as wrong.
-    ``skipped``: mode -> ks above the number of samples. ``cut_votes``: problems with more different answers than the
-    vote compares (the rest of them count as different)."""
+    """The scores of all problems in all modes, and what has to be said beside them."""
 
     problems: list[ProblemScores]
-    """Those counted apart, too, without values."""
+    """Problems that are counted apart are among them, without values."""
     undecided: dict[str, int] = field(default_factory=dict)
+    """Mode -> generations whose verdict is neither equal nor not_equal. They count as wrong."""
     skipped: dict[str, list[int]] = field(default_factory=dict)
+    """Mode -> values of k that no problem has enough samples for."""
     cut_votes: int = 0
+    """Problems with more different answers than a vote compares; the answers beyond that count as different."""
 
     def apart(self) -> list[dict[str, Any]]:
-        """For each mode with problems that are counted apart: ``mode``, ``problems`` (how many, ``of`` how many), and
-        an ``example``'s id."""
+        """Return a row for each mode with problems that are counted apart.
+
+        A row holds ``mode``, ``problems`` (how many are counted apart), ``of`` (how many there are) and ``example``
+        (the id of one of them).
+        """
         rows = []
         for mode in dict.fromkeys(problem.mode for problem in self.problems):
-            of = [problem for problem in self.problems if problem.mode == mode]
-            if ids := [problem.problem_id for problem in of if not problem.values]:
-                rows.append({"mode": mode, "problems": len(ids), "of": len(of), "example": ids[0]})
+            of_mode = [problem for problem in self.problems if problem.mode == mode]
+            if ids := [problem.problem_id for problem in of_mode if not problem.values]:
+                rows.append({"mode": mode, "problems": len(ids), "of": len(of_mode), "example": ids[0]})
         return rows
 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """What a metric needs of a generation; transcripts are not kept."""
+    """What the metrics need of a generation. Transcripts are not kept in memory."""
 
     order: tuple[int, str]
     answer: str | None
@@ -88,18 +98,23 @@ class _Sample:
     finished: bool
     tokens: int
     calls: int
-    candidates: int  # of a selection; 0 otherwise
+    candidates: int
+    """Candidates that a selection chose among; 0 for a solution."""
     tried: bool
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerGroups:
-    """Answers of one problem grouped by meaning. ``right[i]``: whether group i is right, as 0.0 or 1.0."""
+    """The answers of one problem, grouped by meaning."""
 
     sizes: list[int]
+    """Answers in each group."""
     right: list[float]
+    """1.0 for a group of right answers, else 0.0."""
     missing: int
+    """Samples without an answer."""
     complete: bool
+    """False where there were more different answers than a vote compares."""
 
 
 def evaluate(
@@ -110,7 +125,7 @@ def evaluate(
     subsets: int = SUBSETS,
     compare: CompareAnswers = compare,
 ) -> list[MetricRow]:
-    """Graded generations -> rows, by mode. See :func:`score` for what is counted and what is refused."""
+    """Return the rows of the results table. See :func:`score` for the arguments, and for what is refused."""
     return summarise(score(generations, ks=ks, seed=seed, subsets=subsets, compare=compare).problems)
 
 
@@ -123,17 +138,48 @@ def score(
     compare: CompareAnswers = compare,
     expected: Iterable[str] | None = None,
 ) -> Scores:
-    """Score every problem in every mode. Modes may be mixed; what does not depend on order is all there is.
+    """Score every problem in every mode. The order of the generations changes nothing.
 
-    Generations of mode ``genselect`` are selections (records/notes.py): verdict and predicted
-    answer are those of the chosen candidate, or no answer where ``chosen`` is None; ``k`` is how many candidates the
-    selection asked for. ``expected``: ids of the
-    benchmark's problems; each must occur in each mode. A k above the samples of all problems of a mode is skipped;
-    one above those of some is refused, for a mean over the easy part would pass for the whole. A problem with a
-    generation that could not be tried is counted apart in its mode (:meth:`Scores.apart`): no mean has it.
+    - ``generations``: graded, of one or several modes. Those of mode genselect are selections (core/records/notes.py):
+      their verdict and answer are those of the chosen candidate.
+    - ``ks``: numbers of samples for pass@k and maj@k. A k above the samples of all problems of a mode is skipped. A k
+      above the samples of some is refused, for a mean over the other problems would pass for a mean over all.
+    - ``seed``, ``subsets``: for votes that are too many to be counted exactly.
+    - ``expected``: ids of the benchmark's problems. Each must occur in each mode.
+
+    A problem with a generation that could not be tried is counted apart in its mode: no mean has it.
 
     Raises UserError naming the generation that has no verdict or occurs twice, or the problem that lacks samples.
     """
+    modes, undecided = _samples_by_mode(generations)
+    wanted = None if expected is None else set(expected)
+    scores = Scores([], undecided=undecided)
+    cut_votes = 0
+    for mode in sorted(modes, key=_mode_order):
+        _check_problems(mode, modes[mode], wanted)
+        problems = {i: samples for i, samples in modes[mode].items() if all(s.tried for s in samples)}
+        apart = modes[mode].keys() - problems.keys()
+        scores.problems.extend(ProblemScores(i, mode, len(modes[mode][i]), {}) for i in sorted(apart))
+        if not problems:
+            continue
+        selections = mode is Mode.GENSELECT
+        usable = _same_candidates(problems) if selections else _usable(mode, problems, ks, scores.skipped)
+        for problem_id in sorted(problems):
+            samples = sorted(problems[problem_id], key=lambda s: s.order)
+            if selections:
+                values, complete = _selection_values(samples, usable, compare)
+            else:
+                random = (seed, unit_key(problem_id))
+                values, complete = _solution_values(samples, usable, random, subsets, compare)
+            cut_votes += not complete
+            scores.problems.append(ProblemScores(problem_id, mode, len(samples), values))
+    return replace(scores, cut_votes=cut_votes)
+
+
+def _samples_by_mode(
+    generations: Iterable[Generation],
+) -> tuple[dict[Mode, dict[str, list[_Sample]]], dict[str, int]]:
+    """Return mode -> problem -> samples, and mode -> number of generations without a decision."""
     modes: dict[Mode, dict[str, list[_Sample]]] = defaultdict(lambda: defaultdict(list))
     undecided: dict[str, int] = defaultdict(int)
     seen: set[int] = set()
@@ -144,32 +190,11 @@ def score(
         seen.add(key)
         modes[generation.mode][generation.problem_id].append(_sample(generation))
         undecided[str(generation.mode)] += generation.tried and generation.verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT)
-    wanted = None if expected is None else set(expected)
-    out = Scores([], undecided=dict(undecided))
-    cut = 0
-    for mode in sorted(modes, key=_mode_order):
-        _check_problems(mode, modes[mode], wanted)
-        problems = {i: samples for i, samples in modes[mode].items() if all(s.tried for s in samples)}
-        apart = modes[mode].keys() - problems.keys()
-        out.problems.extend(ProblemScores(i, mode, len(modes[mode][i]), {}) for i in sorted(apart))
-        if not problems:
-            continue
-        selections = mode is Mode.GENSELECT
-        usable = _same_candidates(problems) if selections else _usable(mode, problems, ks, out.skipped)
-        for problem_id in sorted(problems):
-            samples = sorted(problems[problem_id], key=lambda s: s.order)
-            if selections:
-                values, complete = _selection_values(samples, usable, compare)
-            else:
-                random = (seed, unit_key(problem_id))
-                values, complete = _solution_values(samples, usable, random, subsets, compare)
-            cut += not complete
-            out.problems.append(ProblemScores(problem_id, mode, len(samples), values))
-    return Scores(out.problems, out.undecided, out.skipped, cut)
+    return modes, dict(undecided)
 
 
 def summarise(scores: Iterable[ProblemScores]) -> list[MetricRow]:
-    """Means over problems, in order of mode, then metric, then k."""
+    """Return the means over problems, in order of mode, then metric, then k."""
     table: dict[tuple[Mode, str], list[float]] = defaultdict(list)
     for problem in scores:
         for name, value in problem.values.items():
@@ -184,7 +209,7 @@ def summarise(scores: Iterable[ProblemScores]) -> list[MetricRow]:
 
 
 def split_name(name: str) -> tuple[str, int | None]:
-    """``maj@8`` -> (``maj@k``, 8); ``pass@1`` is a metric of its own, and ``pass@k`` starts at 2."""
+    """Split ``maj@8`` into ``maj@k`` and 8. ``pass@1`` is a metric of its own, and ``pass@k`` starts at 2."""
     family, at, k = name.partition("@")
     if not at:
         return name, None
@@ -192,7 +217,7 @@ def split_name(name: str) -> tuple[str, int | None]:
 
 
 def group_answers(samples: Sequence[tuple[str | None, bool]], compare: CompareAnswers = compare) -> AnswerGroups:
-    """Group (answer, right) pairs by meaning, once for all k. A group is right where most of its members are."""
+    """Group (answer, right) pairs by meaning, once for all k. A group is right where most of its members are right."""
     vote = majority([answer for answer, _ in samples], compare=compare)
     hits = [0] * len(vote.groups)
     for answer, right in samples:
@@ -218,7 +243,7 @@ def _solution_values(
 def _selection_values(
     samples: list[_Sample], ks: Sequence[int], compare: CompareAnswers
 ) -> tuple[dict[str, float], bool]:
-    """Per number of candidates: the majority over all rounds, and the mean over single rounds."""
+    """Return for each number of candidates the majority over all rounds and the mean over single rounds."""
     values: dict[str, float] = {}
     complete = True
     for k in ks:
@@ -271,6 +296,7 @@ def _check_problems(mode: Mode, problems: Mapping[str, object], wanted: set[str]
 def _usable(
     mode: Mode, problems: Mapping[str, Sequence[object]], ks: Sequence[int], skipped: dict[str, list[int]]
 ) -> list[int]:
+    """Return the ks that every problem has enough samples for. Those that none has go to ``skipped``."""
     fewest = min(problems, key=lambda problem: len(problems[problem]))
     low, high = len(problems[fewest]), max(map(len, problems.values()))
     wanted = sorted(set(ks))
@@ -285,7 +311,7 @@ def _usable(
 
 
 def _same_candidates(problems: Mapping[str, Sequence[_Sample]]) -> list[int]:
-    """Numbers of candidates that were selected among; the same for every problem."""
+    """Return the numbers of candidates that were selected among. They must be the same for every problem."""
     ks = {problem: {s.candidates for s in samples} for problem, samples in problems.items()}
     union = set().union(*ks.values())
     for problem in sorted(ks):

@@ -1,6 +1,6 @@
-"""Two checkpoints, or two modes, on the same problems: the difference problem by problem.
+"""Compare two checkpoints, or two modes, problem by problem on the same problems.
 
-Problems differ far more than models do; pairing removes that, so a difference can be certain although the two
+Problems differ far more than models do. Pairing removes that difference, so a gain can be certain although the two
 intervals overlap.
 """
 
@@ -19,7 +19,7 @@ from nemo_openmath.evaluation.metrics import UNBOUNDED, ProblemScores
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What to compare: mode and metric (with its k) before and after."""
+    """Name what is compared: mode and metric (with its k) before and after."""
 
     mode_before: str
     metric_before: str
@@ -28,7 +28,7 @@ class Pair:
 
     @classmethod
     def parse(cls, text: str) -> Pair:
-        """``tir pass@1`` (the same on both sides) or ``cot pass@1 -> tir pass@1``."""
+        """Read ``tir pass@1`` (the same on both sides) or ``cot pass@1 -> tir pass@1``. Raises UserError for others."""
         sides = [side.split() for side in text.split("->")]
         if len(sides) > 2 or any(len(side) != 2 for side in sides):
             raise UserError(f"not a pair: {text!r}", remedy="write 'tir pass@1' or 'cot pass@1 -> tir pass@1'")
@@ -40,24 +40,31 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class PairedRow:
-    """``difference``: after minus before, the mean over ``problems``; ``low`` and ``high`` end its 95% interval.
-    ``apart``: problems left out because one side counts them apart.
-    ``metric`` reads ``maj@8 -> genselect@8`` where the two sides differ. ``better``, ``worse``: problems."""
+    """The difference of one metric between two sides, over the problems of both."""
 
     metric: str
+    """Metric with its k; ``maj@8 -> genselect@8`` where the two sides differ."""
     mode_before: str
     mode_after: str
     checkpoint_before: str
     checkpoint_after: str
     before: float
+    """Mean over the problems, as ``after`` is."""
     after: float
     difference: float
+    """After minus before."""
     low: float | None
+    """Lower end of the difference's 95% interval."""
     high: float | None
+    """Upper end of the interval."""
     better: int
+    """Problems whose value rose."""
     worse: int
+    """Problems whose value fell."""
     problems: int
+    """Problems that are compared."""
     apart: int = 0
+    """Problems that are left out because one side counts them apart."""
 
 
 def paired_difference(
@@ -68,8 +75,10 @@ def paired_difference(
     checkpoint_before: str = "",
     checkpoint_after: str = "",
 ) -> PairedRow:
-    """Join by problem id and compare. Raises UserError naming a problem that only one side has, or a metric that
-    was not computed."""
+    """Join two sets of scores by problem id and compare them.
+
+    Raises UserError naming a problem that only one side has, or a metric that was not computed.
+    """
     old = _values(before, pair.mode_before, pair.metric_before, checkpoint_before or "before")
     new = _values(after, pair.mode_after, pair.metric_after, checkpoint_after or "after")
     _check_same(old, new, checkpoint_before or "before", checkpoint_after or "after")
@@ -102,7 +111,7 @@ def paired_difference(
 
 
 def _values(scores: Iterable[ProblemScores], mode: str, metric: str, side: str) -> dict[str, float | None]:
-    """None: the problem is counted apart."""
+    """Return problem id -> value. None stands for a problem that is counted apart."""
     rows = [problem for problem in scores if problem.mode == mode]
     if not rows:
         raise UserError(f"{side} has no scores of mode {mode!r}")

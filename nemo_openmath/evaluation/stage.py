@@ -1,4 +1,4 @@
-"""Evaluation as stages: graded generations -> rows with intervals, and two such folders -> paired differences."""
+"""Evaluate as stages: rows with intervals from graded generations, and paired differences of two such folders."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ RESULTS, PER_PROBLEM, PAIRED = "results.json", "per_problem.jsonl", "paired.json
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """``checkpoint``: label of the rows (base, iteration1, ...). ``ks``: numbers of samples for maj@k and pass@k;
-    those above a mode's samples are skipped, and said so. ``subsets``: draws per k where votes are not counted
-    exactly (above 1000 samples a problem)."""
+    """Settings of ``evaluation.metrics``."""
 
     checkpoint: str = "model"
+    """Label of the rows, such as base or iteration1."""
     ks: Annotated[list[PositiveInt], Length()] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64])
+    """Numbers of samples for maj@k and pass@k. Those above the samples of a mode are skipped, and a line says so."""
     subsets: PositiveInt = SUBSETS
+    """Random subsets per k where votes are not counted exactly, above 1000 samples a problem."""
 
 
 class ComputeMetrics(Stage[MetricsConfig]):
-    """Accuracy, votes, selection and cost of one checkpoint, by mode, each with a 95% interval over problems."""
+    """Measure accuracy, votes, selection and cost of one checkpoint by mode, each with a 95% interval over problems."""
 
     kind = "evaluation.metrics"
     Config = MetricsConfig
@@ -85,14 +86,15 @@ class ComputeMetrics(Stage[MetricsConfig]):
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """``pairs``: ``tir pass@1`` compares it before and after; ``cot pass@1 -> tir pass@1`` compares across modes or
-    metrics (within one checkpoint, give the same folder as ``before`` and ``after``)."""
+    """Settings of ``evaluation.compare``."""
 
     pairs: list[str] = field(default_factory=lambda: ["cot pass@1", "tir pass@1"])
+    """What is compared. ``tir pass@1`` compares this metric before and after. ``cot pass@1 -> tir pass@1`` compares
+    across modes or metrics; to do so within one checkpoint, give the same folder as ``before`` and ``after``."""
 
 
 class CompareScores(Stage[CompareConfig]):
-    """Paired differences between two checkpoints, or two modes of one, over the same problems."""
+    """Compare two checkpoints, or two modes of one, by paired differences over the same problems."""
 
     kind = "evaluation.compare"
     Config = CompareConfig
@@ -113,7 +115,7 @@ class CompareScores(Stage[CompareConfig]):
 
 
 def write_scores(folder: Path, checkpoint: str, scores: list[ProblemScores]) -> None:
-    """``per_problem.jsonl``: one line a problem and mode. Whole or not at all."""
+    """Write ``per_problem.jsonl``, one line a problem and mode. The file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PER_PROBLEM
     temporary = path.with_name(f".{path.name}.tmp")
@@ -124,7 +126,10 @@ def write_scores(folder: Path, checkpoint: str, scores: list[ProblemScores]) -> 
 
 
 def read_scores(folder: Path) -> tuple[str, list[ProblemScores]]:
-    """(checkpoint, scores) of a folder of evaluation.metrics. Raises UserError naming file and row."""
+    """Return the checkpoint's label and the scores of a folder of evaluation.metrics.
+
+    Raises UserError naming file and row of what is none.
+    """
     path = folder / PER_PROBLEM
     if not path.is_file():
         raise UserError(f"no {PER_PROBLEM}", file=folder, remedy="give the folder of an evaluation.metrics stage")
