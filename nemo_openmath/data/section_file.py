@@ -1,4 +1,4 @@
-"""A file of named, typed, checksummed arrays that is complete or absent, and is read by mapping it.
+"""A section file holds named, typed, checksummed arrays; it is complete or absent, and is read by mapping it.
 
 Layout, all numbers little-endian (format version 1; token shards and pack plans are both such files):
 
@@ -35,7 +35,7 @@ _ALIGN = 64
 
 
 class SectionWriter:
-    """Writes one section after another; ``finish`` makes the file appear. Leaving the block without it discards."""
+    """A section file that is being written. ``finish`` makes it appear; leaving the block without it discards it."""
 
     def __init__(self, path: Path, kind: str):
         self.path = path
@@ -61,7 +61,7 @@ class SectionWriter:
         section["crc32"] = zlib.crc32(view, section["crc32"])
 
     def add(self, name: str, array: NDArray) -> None:
-        """A whole section at once."""
+        """Write a whole section."""
         self.begin(name, array.dtype)
         if array.size:
             self.write(array.reshape(-1))
@@ -88,7 +88,10 @@ class SectionWriter:
 
 
 class SectionFile:
-    """A mapped file. Opening checks that it is whole and its contents are intact; ``section`` checks the bytes."""
+    """A mapped file. Opening checks that it is whole and its contents are intact; ``section`` checks the bytes.
+
+    Raises UserError where there is no such file or it is of another kind, DamagedFile where it is not whole.
+    """
 
     def __init__(self, path: Path, kind: str):
         self.path = path
@@ -101,10 +104,10 @@ class SectionFile:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError("no such file", file=path, remedy=f"run the stage that writes {kind}") from error
         except OSError as error:
-            known = of_the_system(error, path)
-            raise (
-                known if isinstance(known, UserError) else DamagedFile(path, f"cannot be read ({error.strerror})")
-            ) from error
+            explained = of_the_system(error, path)
+            if isinstance(explained, UserError):
+                raise explained from error
+            raise DamagedFile(path, f"cannot be read ({error.strerror})") from error
         view = memoryview(self._map)
         offset, length, crc, magic = _TAIL.unpack(view[-_TAIL.size :])
         if magic != _TAIL_MAGIC or offset + length + _TAIL.size != size:
@@ -122,11 +125,11 @@ class SectionFile:
         self._sections = {s["name"]: s for s in contents["sections"]}
 
     def section(self, name: str, *, verify: bool = True) -> NDArray:
-        """The array [n] of a section, mapped. ``verify`` reads it all and raises DamagedFile where it changed."""
-        s = self._sections[name]
-        data = memoryview(self._map)[s["offset"] : s["offset"] + s["bytes"]]
-        if verify and zlib.crc32(data) != s["crc32"]:
+        """Return the array [n] of a section, mapped. ``verify`` reads it all; raises DamagedFile where it changed."""
+        section = self._sections[name]
+        data = memoryview(self._map)[section["offset"] : section["offset"] + section["bytes"]]
+        if verify and zlib.crc32(data) != section["crc32"]:
             raise DamagedFile(self.path, f"{name}: checksum differs")
-        spec = s["dtype"]
+        spec = section["dtype"]
         dtype = np.dtype(spec if isinstance(spec, str) else [tuple(field) for field in spec])
         return np.frombuffer(data, dtype)

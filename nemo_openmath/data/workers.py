@@ -1,4 +1,4 @@
-"""Work shared out among processes, results in order, memory bounded."""
+"""Work is shared out among processes; results come in order, memory is bounded."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 DIED = "a worker process was killed (out of memory?); finished work is kept: run again, with fewer workers"
-_FEW = 4  # tasks that are done here: starting processes takes longer
+_FEW = 4  # tasks that are done in this process: starting others takes longer
 
 
 def cores() -> int:
-    """That this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def pool_of(workers: int, start: Callable[..., None], *args: Any) -> ProcessPoolExecutor:
-    """Processes that call ``start(*args)`` first and die with this one, however it dies."""
+    """Start processes that call ``start(*args)`` first and die with this one, however it dies."""
     return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(os.getpid(), start, args))
 
 
 def ordered(make: Callable[..., Callable[[T], R]], tasks: Iterable[T], *args: Any, workers: int) -> Iterator[R]:
-    """The result of each task, in the tasks' order, whatever the number of processes. In each of them
-    ``make(*args)``, called once, gives the function that does a task.
+    """Yield the result of each task, in the tasks' order, whatever the number of processes.
 
-    Two tasks a process are under way at most, so memory does not grow with their number. With one worker, or only a
-    few tasks, it all happens in this process.
+    ``make(*args)``, called once in each process, returns the function that does a task. Two tasks a process are under
+    way at most, so memory does not grow with their number. With one worker, or only a few tasks, it all happens in this
+    process. Raises OpenMathError where a process is killed.
     """
     tasks = iter(tasks)
     few = list(islice(tasks, _FEW))

@@ -164,7 +164,7 @@ def test_plan_does_not_depend_on_the_order_of_rows(tokenizer: Path, tmp_path: Pa
 
 
 def test_any_number_of_workers_makes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenization, "_PIECE_BYTES", 1 << 16)
+    monkeypatch.setattr(tokenization, "_SHARD_BYTES", 1 << 16)
     tokenizer = byte_level(tmp_path / "tokenizer")
     rows = tmp_path / "rows"
     store_rows(rows, make_rows(240))
@@ -201,14 +201,14 @@ def _make(rows: Path, tokenizer: Path, folder: Path, kill_at: tuple[str, int] | 
             finish(self, meta)
 
         SectionWriter.write, SectionWriter.finish = dying_write, dying_finish  # type: ignore[method-assign]
-    tokenization._PIECE_BYTES = 1 << 16  # several shards
+    tokenization._SHARD_BYTES = 1 << 16  # several shards
     write_tokens(rows, tokenizer, folder, workers=1)
     write_packs(folder, capacity=4096)
 
 
 def test_killed_and_run_again_makes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9 inside shards, before a shard and before the plan get their names, and inside the plan."""
-    monkeypatch.setattr(tokenization, "_PIECE_BYTES", tokenization._PIECE_BYTES)  # put back afterwards
+    monkeypatch.setattr(tokenization, "_SHARD_BYTES", tokenization._SHARD_BYTES)  # put back afterwards
     context = get_context("forkserver")  # a fork of this process would inherit locks that its threads hold
     context.set_forkserver_preload(["nemo_openmath.data.packs.plan", "nemo_openmath.data.tokens.tokenization"])
     tokenizer = byte_level(tmp_path / "tokenizer")

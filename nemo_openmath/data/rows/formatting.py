@@ -1,6 +1,6 @@
-"""A row of a published data set -> an SftRow: the recipe's prompt, and a transcript that knows who wrote what.
+"""A row of a published data set becomes an SftRow: the recipe's prompt, and a transcript that knows who wrote what.
 
-Three kinds of rows are understood, told apart by their columns:
+Three kinds of rows are understood; their columns tell them apart:
 
     problem, generated_solution, ...   nvidia/OpenMathReasoning: the prompt of the row's mode is put around the problem;
                                        in genselect the problem is the whole prompt already
@@ -8,13 +8,12 @@ Three kinds of rows are understood, told apart by their columns:
     transcript, problem_id, mode, ...  our own records, taken as they are
 
 An input is a rendered prompt where it begins with the sign that a chat format begins with and ends with the one that
-opens the assistant's turn (``_FORMATS``), perhaps with ``<think>`` behind it. It is not rendered again: its control
-tokens are tokens. Whole ChatML turns that open no turn of the assistant are read as turns. An input that begins with
-such a sign and is neither is a reject. Signs elsewhere in an input are text, as they are in a problem.
+opens the assistant's turn (``_FORMATS``), perhaps with ``<think>`` behind it. Such an input is not rendered again: its
+control tokens are tokens. Whole ChatML turns that open no turn of the assistant are read as turns. An input that begins
+with such a sign and is neither is a reject. Signs elsewhere in an input are text, as they are in a problem.
 
-A solution that ends in an end-of-text token is not given a second one, and thinking that ends without having begun
-gets its ``<think>`` (``transcripts/transcript.py``). Whatever cannot be trained on is a :class:`Reject` with a reason
-that is counted.
+A solution that ends in an end-of-text token gets no second one. Thinking that ends without having begun gets its
+``<think>`` (``chat/transcript.py``). A row that cannot be trained on is a :class:`Reject`; its reason is counted.
 """
 
 from __future__ import annotations
@@ -79,8 +78,11 @@ class Reject(Exception):
 
 
 class Formatter:
-    """Makes SftRows. ``mode``: what rows are that do not say so (a split's name); ``templates``: the user's own
-    prompts instead of the shipped ones, by mode."""
+    """Makes SftRows of raw rows.
+
+    ``mode``: what rows are that do not say so, as a split's name may. ``templates``: the user's own prompts instead of
+    the shipped ones, by mode.
+    """
 
     def __init__(self, mode: str | None = None, templates: Mapping[str, Template] | None = None):
         if mode is not None and mode not in MODES:
@@ -89,7 +91,7 @@ class Formatter:
         self._templates = {name: load_template(name) for name in ("cot", "tir")} | dict(templates or {})
 
     def format(self, row: Mapping[str, Any]) -> SftRow:
-        """Raises Reject."""
+        """Return the SftRow of a raw row (column -> value). Raises Reject."""
         if "transcript" in row:
             try:
                 return own_row(dict(row))[0]
@@ -124,7 +126,7 @@ class Formatter:
         return self._row(row, problem, mode, messages, answer)
 
     def _mode(self, row: Mapping[str, Any], answer: str) -> Mode:
-        """What a row says that it is, else what all rows are, else what its text shows. Raises Reject."""
+        """Return what the row says that it is, else what all rows are, else what its text shows. Raises Reject."""
         name = row.get("inference_mode") or self.mode or _guess(answer)
         if not isinstance(name, str) or name not in MODES:
             raise Reject("unknown inference mode", str(name))
@@ -152,7 +154,7 @@ class Formatter:
 
 
 def _messages_of(prompt: str) -> tuple[Message, ...]:
-    """The user's turn, a rendered prompt, or turns; see above. Raises Reject."""
+    """Return the user's turn, a rendered prompt, or turns; the module's docstring tells them apart. Raises Reject."""
     start = _FIRST.match(prompt)
     body = prompt[start.end() :] if start else prompt
     if not any(begin.match(body) for begin, _ in _FORMATS):
@@ -171,7 +173,7 @@ def _is_rendered(messages: tuple[Message, ...]) -> bool:
 
 
 def own_row(value: dict[str, Any]) -> tuple[SftRow, Transcript]:
-    """A row of our own files and its transcript. Raises ValueError that says what is wrong."""
+    """Return a row of our own files, and its transcript. Raises a ValueError that says what is wrong."""
     row = SftRow.from_json(value)
     for name in ("id", "problem_id", "problem_source"):
         if not isinstance(getattr(row, name), str):
@@ -200,7 +202,7 @@ def _text(row: Mapping[str, Any], column: str) -> str:
 
 
 def _label(row: Mapping[str, Any], column: str) -> str | None:
-    """A short text, or a number in its place; None where there is none."""
+    """Return a short text, or a number in its place, as text; None where there is none. Raises Reject."""
     value = row.get(column)
     if value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and math.isnan(value)):
         return None  # NaN is what pandas writes for nothing
@@ -218,14 +220,14 @@ def _unicode(text: str, column: str) -> str:
 
 
 def _guess(answer: str) -> Mode:
-    """The mode that a row's own text shows: code was run, a judgment was given, or neither."""
+    """Return the mode that a row's own text shows: code was run, a judgment was given, or neither."""
     if CODE_START in answer:
         return Mode.TIR
     return Mode.GENSELECT if judgment_of(answer) is not None and extract_answer(answer).answer is None else Mode.COT
 
 
 def _rate(value: Any) -> float | None:
-    """Pass rate in [0, 1]; None for "n/a" and whatever else is no number."""
+    """Return a pass rate in [0, 1]; None for "n/a" and whatever else is no such number."""
     try:
         rate = float(value)
     except (TypeError, ValueError, ArithmeticError):

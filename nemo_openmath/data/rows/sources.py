@@ -1,7 +1,7 @@
-"""Rows of other people's data as they are: files and folders (JSON Lines, JSON, CSV, Parquet) or a `datasets` name.
+"""Other people's data is read as it is: files and folders (JSON Lines, JSON, CSV, Parquet) or a `datasets` name.
 
-Streamed in blocks of at most 256 rows, which depend on the data alone. A block is raw (lines, or a batch of Parquet),
-so it is cheap to hand to another process, which parses it.
+Rows are streamed in blocks of at most 256, which depend on the data alone. A block is raw (lines, or a batch of
+Parquet), so it is cheap to hand to another process, which parses it.
 """
 
 from __future__ import annotations
@@ -32,15 +32,14 @@ _BYTES = 8 << 20  # and its lines take about this much at most
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive rows of one file or split, the first of them row ``first``: lines, a serialized Arrow batch, fields,
-    or what is wrong with them."""
+    """Consecutive rows of one file or split."""
 
-    place: str
-    first: int
-    raw: list[bytes] | bytes | list[dict[str, Any]] | list[str]
+    place: str  # the file or split
+    first: int  # number of the first row, counted from 1
+    raw: list[bytes] | bytes | list[dict[str, Any]] | list[str]  # lines, an Arrow batch, fields, or what is wrong
 
     def rows(self) -> Iterator[Row]:
-        """(place, fields); for a row that cannot be used, a string that says why. Empty lines are passed over."""
+        """Yield (place, fields); for a row that cannot be used, (place, why). Empty lines are passed over."""
         parsed: Any
         if isinstance(self.raw, bytes):
             import pyarrow
@@ -54,8 +53,11 @@ class Block:
 
 
 def read_blocks(source: str | Path, *, split: str | None = None) -> Iterator[Block]:
-    """All rows of a local file or folder or, where there is none, of a dataset of the Hub. ``split``: of the dataset
-    (cot, tir, genselect), or of a folder whose files and subfolders are named after splits. Raises UserError."""
+    """Yield all rows of a local file or folder or, where there is none, of a dataset of the Hub.
+
+    ``split``: of the dataset (cot, tir, genselect), or of a folder whose files and subfolders are named after splits.
+    Raises UserError.
+    """
     if Path(source).exists() or not _is_hub_name(str(source)):
         for file in files_of_split(Path(source), data_files(source), split):
             kind = format_of(file)
@@ -100,7 +102,7 @@ _SEPARATED = re.compile(r"[^A-Za-z0-9]+|(?<=[A-Za-z])(?=\d)")
 
 
 def files_of_split(source: Path, files: Sequence[Path], split: str | None) -> list[Path]:
-    """The ``files`` of a source that belong to a split; all of them where none is named.
+    """Return the ``files`` of a source that belong to a split; all of them where ``split`` is None.
 
     A file belongs to the split that its name names (train.jsonl, train-00000-of-00004.parquet, my_test_2.jsonl.gz),
     else to the one that the nearest folder does (data/train/part-0.parquet). Files that name none belong to train
@@ -117,36 +119,35 @@ def files_of_split(source: Path, files: Sequence[Path], split: str | None) -> li
             problem = f"its name names the splits {' and '.join(both)}"
             raise UserError(problem, file=file, remedy="rename it after the one that it belongs to")
     if source.is_file():
-        found = [file for file in files if not named[file] or wanted in named[file]]
+        chosen = [file for file in files if not named[file] or wanted in named[file]]
     elif not any(named.values()):
-        found = list(files) if wanted == "train" else []
+        chosen = list(files) if wanted == "train" else []
     else:
-        found = [file for file in files if wanted in named[file]]
-    if found:
-        return found
-    there = ", ".join(sorted(set().union(*named.values()))) or "none that is named"
+        chosen = [file for file in files if wanted in named[file]]
+    if chosen:
+        return chosen
+    splits = ", ".join(sorted(set().union(*named.values()))) or "none that is named"
     raise UserError(
-        f"no file of the split {split!r}; splits there: {there}",
+        f"no file of the split {split!r}; splits there: {splits}",
         file=source,
         remedy="name one of them, or leave split: out to read all (mode: says what rows are)",
     )
 
 
 def _splits_of(file: Path, source: Path, split: str) -> set[str]:
-    """The splits that a file is named after, by the name nearest to it that names any."""
+    """Return the splits that a file is named after, by the name nearest to it that names any."""
     place = Path(name_in(source, file))
     for name in (_FORMAT.sub("", place.name), *reversed(place.parts[:-1])):
         words = [_split_of_word(word) for word in _SEPARATED.split(name)]
         known = {*_WORDS, "cot", "tir", "genselect", "additional_problems", split}
-        found = {word for word in words if word in known} | ({split} if split in (name, *_parts_of(name)) else set())
-        found = found or set(_parts_of(name))
-        if found:
-            return found
+        splits = {word for word in words if word in known} | ({split} if split in (name, *_parts_of(name)) else set())
+        if splits := splits or set(_parts_of(name)):
+            return splits
     return set()
 
 
 def _parts_of(name: str) -> list[str]:
-    """The name of a shard without its number: a split may be of several words (additional_problems)."""
+    """Return the name of a shard without its number: a split may be of several words (additional_problems)."""
     sharded = _SHARD_OF.fullmatch(name)
     return [sharded[1]] if sharded and sharded[1] not in _NO_SPLITS else []
 
@@ -156,7 +157,7 @@ def _split_of_word(word: str) -> str:
 
 
 def read_source(source: str | Path, *, split: str | None = None) -> Iterator[Row]:
-    """The rows of :func:`read_blocks` one by one."""
+    """Yield the rows of :func:`read_blocks` one by one."""
     for block in read_blocks(source, split=split):
         yield from block.rows()
 
@@ -189,7 +190,7 @@ def _parquet_blocks(source: str | Path, file: Path) -> Iterator[Block]:
 
 
 def _row_blocks(source: str | Path, file: Path) -> Iterator[Block]:
-    """Of CSV and JSON documents, which are parsed here. A row that cannot be used is a block of its own."""
+    """Yield the blocks of CSV and JSON documents, which are parsed here. An unusable row is a block of its own."""
     rows: list[dict[str, Any]] = []
     broken: list[tuple[int, str]] = []
     first = 1
@@ -207,7 +208,7 @@ def _row_blocks(source: str | Path, file: Path) -> Iterator[Block]:
 
 
 def name_in(source: str | Path, file: Path) -> str:
-    """What a file is called inside its source, the same on every machine."""
+    """Return what a file is called inside its source, the same on every machine."""
     return str(file.relative_to(source)) if file != Path(source) else file.name
 
 

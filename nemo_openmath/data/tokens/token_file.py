@@ -1,4 +1,4 @@
-"""Token files: tokenized samples on disk, written once, mapped by any number of ranks.
+"""Token files hold tokenized samples: written once, mapped by any number of ranks.
 
 **The format (version 1) is a lasting contract.** A folder holds shards ``00000.tokens``, ``00001.tokens``, ... and
 ``tokens.json``, which appears last and lists them. A shard is a section file (``section_file.py``) of kind
@@ -19,8 +19,8 @@
     meta     {"tokenizer": fingerprint of tokenizer and chat template, "vocab_size", "groups": [names],
               "samples", "tokens", "trained", "dropped": {reason: count}, "source": digest of the rows}
 
-"trained" counts the target tokens: the targets of the loss. Nothing is padded, shifted or cut here; labels, padding and
-boundaries are made when a pack is read (``data_module.py``).
+A target is a token whose prediction counts in the loss; "trained" counts them. Nothing is padded, shifted or cut here:
+labels, padding and boundaries are made when a pack is laid out (``packs/pack.py``).
 
 What is checked when: opening a folder checks every shard's length, contents and index, and the tokens themselves
 as long as they are few (``VERIFY_BYTES``); every read checks its sample; ``verify()`` checks all. So damage is
@@ -68,28 +68,28 @@ _INDEX = struct.Struct("<QQIIIHH")  # one record of it
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """``tokens`` [T] (mapped, read-only) and ``loss_mask`` [T]: whether each is a target of the loss."""
+    """One tokenized row of T tokens."""
 
     id: str
-    group: str
-    tokens: NDArray
-    loss_mask: NDArray[np.bool_]
+    group: str  # the row's mode
+    tokens: NDArray  # [T], mapped, read-only
+    loss_mask: NDArray[np.bool_]  # [T] whether a token is a target of the loss
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type of the format that holds every id."""
+    """Return the smallest type of the format that holds every id."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<i4")
 
 
 def runs_of(loss_mask: ArrayLike) -> NDArray[np.uint32]:
-    """Run lengths of flags [T], untrained first (the ``runs`` of a sample)."""
+    """Return the run lengths of a loss mask [T], no targets first: the ``runs`` of a sample."""
     flags = np.asarray(loss_mask, np.bool_)
     changes = np.flatnonzero(np.diff(flags, prepend=False, append=not flags[-1]) if flags.size else flags)
     return np.diff(changes, prepend=0).astype(np.uint32)
 
 
 class ShardWriter:
-    """Writes one shard, tokens straight to disk. The file appears at ``finish``; without it no trace is left."""
+    """A shard that is being written, tokens straight to disk. Its file appears at ``finish``; else no trace is left."""
 
     def __init__(self, path: Path, *, tokenizer: str, vocab_size: int, source: str):
         self._meta: dict[str, Any] = {"tokenizer": tokenizer, "vocab_size": vocab_size, "source": source}
@@ -104,13 +104,12 @@ class ShardWriter:
 
     def add(self, id: str, group: str, ids: ArrayLike, loss_mask: ArrayLike) -> None:
         """Append a sample of at least one token; ``loss_mask`` has one flag for each of ``ids``. Raises ValueError."""
-        given = np.asarray(ids)
-        runs = runs_of(loss_mask)
-        if not given.size or int(runs.sum()) != given.size:
-            raise ValueError(f"sample {id}: {given.size} tokens, {int(runs.sum())} flags")
-        if given.dtype.kind not in "iu" or given.min() < 0 or given.max() >= self._vocab_size:
+        wide, runs = np.asarray(ids), runs_of(loss_mask)
+        if not wide.size or int(runs.sum()) != wide.size:
+            raise ValueError(f"sample {id}: {wide.size} tokens, {int(runs.sum())} flags")
+        if wide.dtype.kind not in "iu" or wide.min() < 0 or wide.max() >= self._vocab_size:
             raise ValueError(f"sample {id}: not ids from 0 to {self._vocab_size - 1}")
-        tokens = given.astype(self._dtype)
+        tokens = wide.astype(self._dtype)
         name = id.encode()
         parts = (tokens.tobytes(), runs.astype("<u4").tobytes(), name)
         crc = zlib.crc32(name, zlib.crc32(parts[1], zlib.crc32(parts[0])))
@@ -133,8 +132,8 @@ class ShardWriter:
         index = np.frombuffer(self._index, INDEX)
         writer.add("index", index)
         counts = {"samples": len(index), "tokens": self._ends[0], "trained": self._num_target_tokens}
-        facts = {"groups": list(self._groups), "dropped": dict(sorted(dropped.items()))}
-        writer.finish(self._meta | counts | facts)
+        contents = {"groups": list(self._groups), "dropped": dict(sorted(dropped.items()))}
+        writer.finish(self._meta | counts | contents)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -166,12 +165,12 @@ class Shard:
         return self._tokens.nbytes
 
     def lengths(self) -> NDArray[np.int32]:
-        """[n] tokens of each sample."""
+        """Return the tokens of each sample, [n]."""
         ends = self.index["token_end"].astype(np.int64)
         return np.diff(ends, prepend=0).astype(np.int32)
 
     def target_lengths(self) -> NDArray[np.int32]:
-        """[n] target tokens of each sample."""
+        """Return the target tokens of each sample, [n]."""
         if not len(self):
             return np.empty(0, np.int32)
         ends = self.index["run_end"].astype(np.int64)
@@ -180,17 +179,17 @@ class Shard:
         return np.add.reduceat(np.where(odd, self._runs, 0), starts).astype(np.int32)
 
     def prompt_lengths(self) -> NDArray[np.int32]:
-        """[n] tokens before the first target."""
+        """Return the tokens before the first target, [n]."""
         starts = np.concatenate([[0], self.index["run_end"][:-1]]).astype(np.int64)
         return self._runs[starts].astype(np.int32) if len(self) else np.empty(0, np.int32)
 
     def length(self, row: int) -> int:
-        """Tokens of sample ``row``."""
+        """Return the tokens of sample ``row``."""
         ends = self.index["token_end"]
         return int(ends[row]) - (int(ends[row - 1]) if row else 0)
 
     def read(self, row: int) -> Sample:
-        """Sample ``row``, its checksum verified. Raises DamagedFile."""
+        """Read sample ``row`` and verify its checksum. Raises DamagedFile."""
         tokens, runs, name = (
             part[0 if row == 0 else int(self.index[end][row - 1]) : int(self.index[end][row])]
             for part, end in ((self._tokens, "token_end"), (self._runs, "run_end"), (self._ids, "id_end"))
@@ -209,7 +208,10 @@ class Shard:
 
 
 class TokenFolder:
-    """All shards of a folder as one sequence of samples 0..n-1 in the order of their rows."""
+    """All shards of a folder as one sequence of samples 0..n-1 in the order of their rows.
+
+    Raises UserError where there is no finished folder, DamagedFile naming the file that is not whole.
+    """
 
     def __init__(self, folder: str | Path, *, verify_bytes: int = VERIFY_BYTES):
         self.folder = Path(folder)
@@ -247,7 +249,7 @@ class TokenFolder:
         return shard.read(row)
 
     def length(self, sample: int) -> int:
-        """Tokens of a sample, from the index alone."""
+        """Return the tokens of a sample, from the index alone."""
         shard, row = self._find(sample)
         return shard.length(row)
 
@@ -273,19 +275,19 @@ class TokenFolder:
         return sum(s.meta["trained"] for s in self.shards)
 
     def lengths(self) -> NDArray[np.int32]:
-        """[n] tokens of each sample."""
+        """Return the tokens of each sample, [n]."""
         return np.concatenate([np.empty(0, np.int32), *(s.lengths() for s in self.shards)])
 
     def prompt_lengths(self) -> NDArray[np.int32]:
-        """[n] tokens of each sample before its first target: its prompt."""
+        """Return the tokens of each sample before its first target, its prompt, [n]."""
         return np.concatenate([np.empty(0, np.int32), *(s.prompt_lengths() for s in self.shards)])
 
     def target_lengths(self) -> NDArray[np.int32]:
-        """[n] target tokens of each sample."""
+        """Return the target tokens of each sample, [n]."""
         return np.concatenate([np.empty(0, np.int32), *(s.target_lengths() for s in self.shards)])
 
     def id_hashes(self) -> NDArray[np.uint64]:
-        """[n] hash of each sample's id."""
+        """Return the hash of each sample's id, [n]."""
         return np.concatenate([np.empty(0, np.uint64), *(s.index["id_hash"] for s in self.shards)])
 
     @cached_property
@@ -294,10 +296,10 @@ class TokenFolder:
         return sorted({name for shard in self.shards for name in shard.meta["groups"]})
 
     def group_codes(self) -> NDArray[np.uint16]:
-        """[n] index into ``groups`` of each sample."""
+        """Return the index into ``groups`` of each sample, [n]."""
         codes = [np.array([self.groups.index(g) for g in s.meta["groups"]], np.uint16) for s in self.shards]
-        found = [code[shard.index["group"]] for code, shard in zip(codes, self.shards, strict=True) if len(shard)]
-        return np.concatenate([np.empty(0, np.uint16), *found])
+        parts = [code[shard.index["group"]] for code, shard in zip(codes, self.shards, strict=True) if len(shard)]
+        return np.concatenate([np.empty(0, np.uint16), *parts])
 
     def verify(self) -> None:
         """Check every byte of every shard. Raises DamagedFile naming the file."""

@@ -1,9 +1,9 @@
 """SFT rows -> token files, at the speed of the tokenizers library.
 
-The input (JSON Lines of :class:`SftRow`) is taken as one long stretch of bytes and cut into pieces of equal size; a
-piece owns the lines that begin in it and becomes one shard. Pieces depend on the input alone, so any number of
-workers, killed and started again at any instant, makes the same bytes: a shard is there whole or is made again.
-Every worker is a process with a tokenizer of its own; rows are streamed, so memory does not grow with the data.
+The input (JSON Lines of :class:`SftRow`) is taken as one long stretch of bytes and cut into parts of equal size; a part
+owns the lines that begin in it and becomes one shard. Parts depend on the input alone, so any number of workers, killed
+and started again at any instant, makes the same bytes: a shard is there whole or is made again. Every worker is a
+process with a tokenizer of its own; rows are streamed, so memory does not grow with the data.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,16 @@ from nemo_openmath.data.rows.formatting import own_row
 from nemo_openmath.data.tokens.token_file import MANIFEST, Shard, ShardWriter, TokenFolder, write_manifest
 from nemo_openmath.data.workers import DIED, cores, pool_of
 
-_VERSION = 3  # of what is made of a row: raised when the same row gives other tokens than before
+_VERSION = 3  # raised when the same row gives other tokens than before
 NO_TARGET = "no trained token"
-_PIECE_BYTES = 1 << 20  # a piece is never smaller,
-_PIECES = 256  # and there are about this many at most: each shard is a mapping in every rank
+_SHARD_BYTES = 1 << 20  # of rows: a shard is never made of less,
+_SHARDS = 256  # and there are about this many at most, for each shard is a mapping in every rank
 _BATCH_CHARS = 1 << 20  # text handed to the tokenizer at once
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
-    """Lines of a file that begin in [start, end); compressed files are one span."""
+class _LineRange:
+    """Lines of a file that begin in the bytes [start, end); a compressed file is one range."""
 
     file: Path
     start: int
@@ -46,9 +47,11 @@ class _Span:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class _ShardTask:
+    """One shard to make, and the lines that go into it. ``source``: digest of the whole input."""
+
     shard: Path
-    spans: tuple[_Span, ...]
+    ranges: tuple[_LineRange, ...]
     source: str
     train_on_tool_output: bool
 
@@ -64,51 +67,58 @@ def write_tokens(
 ) -> TokenFolder:
     """Tokenize the rows of a file (.jsonl, .gz, .zst) or of a stage's folder into ``folder``.
 
-    ``tokenizer``: a Hugging Face model folder. ``train_on_tool_output``: loss also on what the runner wrote.
-    ``workers``: processes, by default one a core. ``on_shard(done, all)`` is called as shards finish. Shards of an
-    earlier run over the same input are kept, those of another input or tokenizer are replaced. Rows without a
+    - ``tokenizer``: a Hugging Face model folder.
+    - ``train_on_tool_output``: the loss also counts what a tool wrote.
+    - ``workers``: processes; None: one a core.
+    - ``on_shard(done, all)`` is called as shards finish.
+
+    Shards of an earlier run over the same input stay, those of another input or tokenizer are replaced. Rows without a
     target token, and rows that the tokenizer's chat template cannot have, are dropped and counted. Raises UserError
     naming file and row of a broken line.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     chat = ChatTokenizer.load(tokenizer)
-    pieces = _plan(
+    tasks = _plan(
         _input_files(Path(rows)), folder, f"{_VERSION} {chat.fingerprint} {train_on_tool_output}", train_on_tool_output
     )
-    missing = [piece for piece in pieces if not _is_done(piece)]
-    names = [piece.shard.name for piece in pieces]
-    if missing or not (folder / MANIFEST).is_file():
-        (folder / MANIFEST).unlink(missing_ok=True)
-        for stale in [*folder.glob("*.tokens"), *folder.glob(".*.tokens.tmp")]:
-            if stale.name not in names:
-                stale.unlink()
-    else:
+    missing = [task for task in tasks if not _is_done(task)]
+    names = [task.shard.name for task in tasks]
+    if not missing and (folder / MANIFEST).is_file():
         return TokenFolder(folder)
-
-    done = len(pieces) - len(missing)
-    workers = min(workers or cores(), len(missing))
-    if workers <= 1:
-        for piece in missing:
-            _write_piece(piece, chat)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for file in [*folder.glob("*.tokens"), *folder.glob(".*.tokens.tmp")]:
+        if file.name not in names:
+            file.unlink()
+    done = len(tasks) - len(missing)
+    with closing(_write_shards(missing, chat, Path(tokenizer), min(workers or cores(), len(missing)))) as written:
+        for _ in written:
             done += 1
             if on_shard:
-                on_shard(done, len(pieces))
-    else:
-        with pool_of(workers, _start_worker, Path(tokenizer)) as pool:
-            futures = [pool.submit(_work, piece) for piece in missing]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    done += 1
-                    if on_shard:
-                        on_shard(done, len(pieces))
-            except BrokenProcessPool as error:
-                raise OpenMathError(DIED) from error
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+                on_shard(done, len(tasks))
     return write_manifest(folder, names)
+
+
+def _write_shards(
+    tasks: Sequence[_ShardTask], chat: ChatTokenizer, tokenizer: Path, workers: int
+) -> Generator[None, None, None]:
+    """Write the shards, in this process or in several, and yield after each of them."""
+    if workers <= 1:
+        for task in tasks:
+            _write_shard(task, chat)
+            yield
+        return
+    with pool_of(workers, _start_worker, tokenizer) as pool:
+        futures = [pool.submit(_work, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield
+        except BrokenProcessPool as error:
+            raise OpenMathError(DIED) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _input_files(rows: Path) -> list[Path]:
@@ -122,29 +132,33 @@ def _input_files(rows: Path) -> list[Path]:
     return files
 
 
-def _plan(files: Sequence[Path], folder: Path, options: str, train_on_tool_output: bool) -> list[_Piece]:
+def _plan(files: Sequence[Path], folder: Path, options: str, train_on_tool_output: bool) -> list[_ShardTask]:
     sizes = [file.stat().st_size for file in files]
     source = _digest(files, sizes, options)
-    step = max(_PIECE_BYTES, -(-sum(sizes) // _PIECES))
+    step = max(_SHARD_BYTES, -(-sum(sizes) // _SHARDS))
     count = max(1, -(-sum(sizes) // step))
-    spans: list[list[_Span]] = [[] for _ in range(count)]
+    ranges: list[list[_LineRange]] = [[] for _ in range(count)]
     begin = 0  # of the file, in the stretch of all files
     for file, size in zip(files, sizes, strict=True):
         if file.suffix != ".jsonl":
-            spans[min(begin // step, count - 1)].append(_Span(file, 0, size))
+            ranges[min(begin // step, count - 1)].append(_LineRange(file, 0, size))
         else:
-            for piece in range(begin // step, -(-(begin + size) // step)):
-                start, end = piece * step - begin, (piece + 1) * step - begin
-                spans[piece].append(_Span(file, max(0, start), min(size, end)))
+            for shard in range(begin // step, -(-(begin + size) // step)):
+                start, end = shard * step - begin, (shard + 1) * step - begin
+                ranges[shard].append(_LineRange(file, max(0, start), min(size, end)))
         begin += size
     return [
-        _Piece(folder / f"{i:05d}.tokens", tuple(part), source, train_on_tool_output) for i, part in enumerate(spans)
+        _ShardTask(folder / f"{i:05d}.tokens", tuple(part), source, train_on_tool_output)
+        for i, part in enumerate(ranges)
     ]
 
 
 def _digest(files: Sequence[Path], sizes: Sequence[int], options: str) -> str:
-    """Tells one input from another. A finished stage's rows by the digest of its manifest, other files by their whole
-    content or, above 2 GiB in all, by their sizes and 64 KiB at each of 256 places."""
+    """Return a digest that tells one input from another.
+
+    A finished stage's rows go in by the digest of its manifest, other files by their whole content or, above 2 GiB in
+    all, by their sizes and 64 KiB at each of 256 places.
+    """
     digest = hashlib.sha256(options.encode())
     for folder in sorted({file.parent for file in files}):
         manifest = read_manifest(folder) if part_files(folder) else None
@@ -160,13 +174,13 @@ def _digest(files: Sequence[Path], sizes: Sequence[int], options: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _is_done(piece: _Piece) -> bool:
-    if not piece.shard.exists():
+def _is_done(task: _ShardTask) -> bool:
+    if not task.shard.exists():
         return False
     try:
-        return Shard(piece.shard).meta["source"] == piece.source
+        return Shard(task.shard).meta["source"] == task.source
     except DamagedFile:
-        return False  # it is made again
+        return False
 
 
 def _start_worker(tokenizer: Path) -> None:
@@ -178,17 +192,17 @@ def _start_worker(tokenizer: Path) -> None:
 _tokenizer: ChatTokenizer  # of a worker process
 
 
-def _work(piece: _Piece) -> None:
-    _write_piece(piece, _tokenizer)
+def _work(task: _ShardTask) -> None:
+    _write_shard(task, _tokenizer)
 
 
-def _write_piece(piece: _Piece, chat: ChatTokenizer) -> None:
+def _write_shard(task: _ShardTask, chat: ChatTokenizer) -> None:
     dropped: Counter[str] = Counter()
-    writer = ShardWriter(piece.shard, tokenizer=chat.fingerprint, vocab_size=_entries(chat), source=piece.source)
+    writer = ShardWriter(task.shard, tokenizer=chat.fingerprint, vocab_size=_entries(chat), source=task.source)
     with writer:
-        for rows, transcripts in _batches(piece.spans):
-            many = encode_many(transcripts, chat, train_on_tool_output=piece.train_on_tool_output)
-            for row, encoded in zip(rows, many, strict=True):
+        for rows, transcripts in _batches(task.ranges):
+            encodings = encode_many(transcripts, chat, train_on_tool_output=task.train_on_tool_output)
+            for row, encoded in zip(rows, encodings, strict=True):
                 if encoded.unfit is not None:
                     dropped[encoded.unfit] += 1
                     continue
@@ -200,23 +214,23 @@ def _write_piece(piece: _Piece, chat: ChatTokenizer) -> None:
                 except (ValueError, TypeError, OverflowError) as error:  # ids that a row brought itself
                     raise UserError(
                         f"{row.id} brings ids that are not the tokenizer's ({error})",
-                        file=piece.spans[0].file,
+                        file=task.ranges[0].file,
                         remedy="remove the row, or its ids",
                     ) from error
         writer.finish(dropped)
 
 
 def _entries(chat: ChatTokenizer) -> int:
-    """One more than the highest id: a tokenizer may leave ids out."""
+    """Return one more than the highest id: a tokenizer may leave ids out."""
     return 1 + max(chat.backend.get_vocab(with_added_tokens=True).values())
 
 
-def _batches(spans: Sequence[_Span]) -> Iterator[tuple[list[SftRow], list[Transcript]]]:
+def _batches(ranges: Sequence[_LineRange]) -> Iterator[tuple[list[SftRow], list[Transcript]]]:
     rows: list[SftRow] = []
     transcripts: list[Transcript] = []
     chars = 0
-    for span in spans:
-        for row, transcript in _rows(span):
+    for lines in ranges:
+        for row, transcript in _rows(lines):
             rows.append(row)
             transcripts.append(transcript)
             chars += sum(len(p.text) for p in transcript.pieces) + sum(len(m.content) for m in transcript.messages)
@@ -227,26 +241,26 @@ def _batches(spans: Sequence[_Span]) -> Iterator[tuple[list[SftRow], list[Transc
         yield rows, transcripts
 
 
-def _rows(span: _Span) -> Iterator[tuple[SftRow, Transcript]]:
-    if span.file.suffix != ".jsonl":
-        for file, number, value in read_rows(span.file):
+def _rows(lines: _LineRange) -> Iterator[tuple[SftRow, Transcript]]:
+    if lines.file.suffix != ".jsonl":
+        for file, number, value in read_rows(lines.file):
             try:
                 yield _parse(value)
             except ValueError as error:
                 raise _broken(error, file, number) from error
         return
-    with span.file.open("rb") as stream:
-        at = span.start
-        if at:  # the line that holds the byte before belongs to the piece before
+    with lines.file.open("rb") as stream:
+        at = lines.start
+        if at:  # the line that holds the byte before belongs to the part before
             stream.seek(at - 1)
             at += len(stream.readline()) - 1
-        while at < span.end:
+        while at < lines.end:
             line = stream.readline()
             try:
                 if line.strip():
                     yield _parse(exact_json.loads(line))
             except ValueError as error:
-                raise _broken(error, span.file, _row_at(span.file, at)) from error
+                raise _broken(error, lines.file, _row_at(lines.file, at)) from error
             at += len(line)
 
 
@@ -261,7 +275,7 @@ def _broken(error: Exception, file: Path, row: int) -> UserError:
 
 
 def _row_at(file: Path, at: int) -> int:
-    """Row number, from 1, of the line that begins at a byte."""
+    """Return the row number, from 1, of the line that begins at a byte."""
     with file.open("rb") as stream:
         rows = 1
         while at > 0 and (block := stream.read(min(at, 1 << 20))):

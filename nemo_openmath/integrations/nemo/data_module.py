@@ -1,4 +1,4 @@
-"""The Lightning data module that gives NeMo 2.x (``llm.finetune``) the packs of a folder. Imports NeMo."""
+"""The Lightning data module that gives NeMo 2.x (``llm.finetune``) the packs of a folder. This module imports NeMo."""
 
 from __future__ import annotations
 
@@ -15,12 +15,18 @@ from nemo_openmath.integrations.nemo.packs import PackStream, collate
 
 
 class PackedDataModule(FineTuningDataModule):
-    """``folder``: of a ``packs.plan``. ``global_batch_size``: packs (not samples) of a step, a multiple of the
-    data-parallel size; ``packs.packs_per_batch`` computes it from samples. ``epochs``: length of the data; the
-    trainer's ``max_steps`` may end it sooner. ``balance``: deal the packs of a batch to ranks by attention cost.
-    ``pad_to_capacity``: rows of always the same length, for cuda graphs; else a rank's rows are as long as its longest
-    of the step needs. ``validation``: another folder of packs. ``model``: Hugging Face folder of the model; token files
-    made with another tokenizer or template are refused. ``tokenizer``: NeMo's, for what is saved beside checkpoints.
+    """The packs of a folder, for a NeMo trainer.
+
+    - ``folder``: of a ``packs.plan``.
+    - ``global_batch_size``: packs (not samples) of a step, a multiple of the data-parallel size;
+      ``packs.packs_per_batch`` computes it from samples.
+    - ``epochs``: length of the data; the trainer's ``max_steps`` may end it sooner.
+    - ``balance``: the packs of a batch are ordered so that ranks get the same attention cost.
+    - ``pad_to_capacity``: rows always have the same length, for cuda graphs; otherwise a rank's rows are as long as its
+      longest of the step needs.
+    - ``validation``: another folder of packs.
+    - ``model``: Hugging Face folder of the model; token files made with another tokenizer or template are refused.
+    - ``tokenizer``: NeMo's, for what is saved beside checkpoints.
 
     The model's config must have ``data_step_fn=packed_data_step``, as the recipes have it. Resuming is NeMo's: its
     checkpoints count the packs that were consumed, and here also carry a fingerprint of data and order.
@@ -53,10 +59,10 @@ class PackedDataModule(FineTuningDataModule):
         self.validation, self.model = validation, model
 
     def prepare_data(self) -> None:
-        """Nothing: packing is a stage of its own."""
+        """Do nothing: packing is a stage of its own."""
 
     def setup(self, stage: str) -> None:
-        """Checks what must fit together. Raises UserError."""
+        """Check that packs, layout and tokenizer fit together. Raises UserError."""
         plans = [self.plan] if self.validation is None else [self.plan, PackPlan(self.validation)]
         multiple = self._sample_multiple()
         for plan in plans:
@@ -70,14 +76,14 @@ class PackedDataModule(FineTuningDataModule):
 
     @property
     def fingerprint(self) -> str:
-        """Of packs and their order."""
+        """Identifies the packs and their order."""
         return f"{self.plan.digest}-{self.seed}-{self.global_batch_size}-{self._ranks() if self.balance else 1}"
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises UserError where the checkpoint was trained on other packs or in another order."""
+        """Restore NeMo's state. Raises UserError where the checkpoint is of other packs or of another order."""
         saved = state_dict.get("fingerprint", self.fingerprint)
         if saved.rsplit("-", 1)[0] != self.fingerprint.rsplit("-", 1)[0]:  # ranks only permute the packs of a step
             raise UserError(

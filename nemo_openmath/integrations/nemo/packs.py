@@ -1,4 +1,4 @@
-"""Packs as NeMo 2.x's packed SFT takes them: a dataset, a collate function, and a data step that knows samples.
+"""Packs are given to NeMo 2.x's packed SFT: a dataset, a collate function, and a data step that knows samples.
 
 A batch is a dictionary of CPU tensors, n packs padded to T tokens:
 
@@ -32,13 +32,12 @@ Batch = dict[str, Any]
 
 
 class PackStream(Dataset[Pack]):
-    """The packs of a run, one after the other: phase after phase, in each its epochs, in each epoch the phase's packs
-    in the order that :class:`~nemo_openmath.data.batches.packed_data.PackedData` gives them.
+    """The packs of a run, one after the other, in the order that :class:`~nemo_openmath.data.PackedData` has.
 
     NeMo counts its global batch in packs, so unlike there a batch is ``batch_packs`` whole packs and its number of
-    samples varies by a few percent. The last batch is filled up with packs that train nothing. With ``ranks`` > 1 the
-    packs of a batch stand so that NeMo's sampler, which deals them out one by one, gives each data-parallel rank about
-    the same attention cost.
+    samples varies by a few percent. The last batch is filled up with packs that train nothing. NeMo's sampler gives the
+    packs of a batch to the data-parallel ranks one by one; with ``ranks`` > 1 they stand in such an order that each
+    rank gets about the same attention cost.
     """
 
     collate_fn: Callable[[Sequence[Pack]], Batch]
@@ -104,13 +103,13 @@ class PackStream(Dataset[Pack]):
 
 
 def packs_per_batch(plan: PackPlan, batch_samples: int, ranks: int) -> int:
-    """The multiple of ``ranks`` whose packs hold nearest to ``batch_samples`` samples on average."""
+    """Return the multiple of ``ranks`` whose packs hold nearest to ``batch_samples`` samples on average."""
     samples = len(plan.entries) / plan.num_packs
     return max(1, round(batch_samples / samples / ranks)) * ranks
 
 
 def collate(packs: Sequence[Pack], *, multiple: int = 1, length: int | None = None) -> Batch:
-    """The batch of n packs, padded to ``length`` or else to the next multiple of ``multiple`` above the longest.
+    """Return the batch of n packs, padded to ``length`` or else to the next multiple of ``multiple`` above the longest.
 
     Where a row is longer than its pack, the rest is one more segment, as attention kernels expect no gap.
     """
@@ -149,8 +148,11 @@ def _bounds(pack: Pack, total: int) -> list[int]:
 
 
 def packed_data_step(batches: Iterator[Any]) -> Batch:
-    """A NeMo ``data_step_fn`` (micro-batches of one pack): what this rank needs, on its device, cut for context
-    parallelism sample by sample. What a pipeline stage does not need is None."""
+    """Return what this rank needs of the next micro-batch, on its device: a NeMo ``data_step_fn``.
+
+    A micro-batch is one pack, cut for context parallelism sample by sample. What a pipeline stage does not need is
+    None. Raises UserError for micro-batches of more packs.
+    """
     from megatron.core import parallel_state
 
     from nemo_openmath.models.packed import zigzag

@@ -1,4 +1,4 @@
-"""NeMo 2.x recipes of the four sizes of arXiv 2504.16891. Imports NeMo and nemo-run.
+"""NeMo 2.x recipes of the four sizes of arXiv 2504.16891. This module imports NeMo and nemo-run.
 
 Every number comes from the recipe file of ``examples/`` that ``openmath recipe run`` reads, defaults included
 (``training/config.py``); what is written here is how NeMo spells it.
@@ -36,10 +36,10 @@ EXAMPLES = Path(__file__).parents[3] / "examples"  # of a checkout
 
 @dataclass(frozen=True)
 class Size:
-    """``config``: NeMo's of the architecture; ``tied``: output weights are the embedding's, as in the HF config."""
+    """One architecture as NeMo names it."""
 
-    config: Any
-    tied: bool = False
+    config: Any  # NeMo's class of the architecture's numbers
+    tied: bool = False  # output weights are the embedding's, as in the HF config
 
 
 SIZES = {
@@ -53,8 +53,10 @@ SIZES = {
 def read_numbers(
     size: str, round: int = 1, *, examples: str | Path = EXAMPLES, overrides: Sequence[str] = ()
 ) -> SftConfig:
-    """The settings of ``train1`` or ``train2`` in ``examples/SIZE.yaml``. ``overrides``: as on the command line,
-    ``stages.train1.training.lr=1e-4``. In round 2 the RoPE base is round 1's. Raises UserError."""
+    """Return the settings of ``train1`` or ``train2`` in ``examples/SIZE.yaml``; in round 2 the RoPE base is round 1's.
+
+    ``overrides``: as on the command line, ``stages.train1.training.lr=1e-4``. Raises UserError.
+    """
     if size not in SIZES:
         raise UserError(f"no recipe for {size!r}", remedy=nearest(size, list(SIZES)))
     path = Path(examples) / f"{size}.yaml"
@@ -86,11 +88,13 @@ def finetune_recipe(
     examples: str | Path = EXAMPLES,
     overrides: Sequence[str] = (),
 ) -> run.Partial:
-    """A recipe for ``nemo_run.run`` that calls ``llm.finetune``.
+    """Return a recipe for ``nemo_run.run`` that calls ``llm.finetune``.
 
-    ``packs``: folder of the packing stage; it is read here, for the number of packs and steps. ``checkpoint``: NeMo
-    checkpoint of the base model (``llm.import_ckpt``) or, in round 2, of round 1's average. ``model``: Hugging Face
-    folder whose tokenizer the packs must have been made with. Raises UserError.
+    - ``packs``: folder of the packing stage; it is read here, for the number of packs and steps.
+    - ``checkpoint``: NeMo checkpoint of the base model (``llm.import_ckpt``) or, in round 2, of round 1's average.
+    - ``model``: Hugging Face folder whose tokenizer the packs must have been made with.
+
+    Raises UserError.
     """
     config = read_numbers(size, round, examples=examples, overrides=overrides)
     numbers, layout = config.training, config.training.parallel
@@ -211,7 +215,7 @@ def _optimizer(numbers: TrainingConfig, steps: int) -> run.Config:
 
 
 def _log(numbers: TrainingConfig, steps: int, dir: str | None, name: str) -> run.Config:
-    """Checkpoints: ``average_k`` equally spaced ones (the last within average_k steps of the end), all kept."""
+    """Save ``average_k`` equally spaced checkpoints, the last within average_k steps of the end, and delete none."""
     checkpoints = run.Config(
         nl.ModelCheckpoint,
         monitor="step",
