@@ -32,6 +32,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return filled(markdown)
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Called by mkdocs with each page as HTML: roles of docstrings, such as :class:`Pack`, become code alone."""
+    return re.sub(r":(?:class|func|meth|mod|attr|data):<code>~?", "<code>", html)
+
+
 def filled(markdown: str) -> str:
     """The text with its comments replaced."""
     return _MARK.sub(lambda mark: _PARTS[mark[1]](*mark[2].split()), markdown)
