@@ -1,9 +1,9 @@
-"""Greedy speculative decoding: several tokens a pass of the model, the same tokens as without a drafter.
+"""Greedy speculative decoding: several tokens in one pass of the model, the same tokens as without a drafter.
 
-A step starts from a hidden state h and the token that the model decided from it. The drafter's beams that begin with
-that token are merged into a tree, common beginnings once. The model reads the tree in one pass, each node seeing the
-text and its own ancestors (tree attention, arXiv 2403.09919), and the longest path on which every token is what the
-model itself says is taken. Its last hidden state starts the next step.
+A step starts from a hidden state h and the token that the model decided from it. The drafter's beams begin with that
+token and are merged into a tree, in which common beginnings stand once. The model reads the tree in one pass; each node
+sees the text and its own ancestors (tree attention, arXiv 2403.09919). The longest path on which every token is what
+the model itself says is taken, and the last hidden state of the path starts the next step.
 
     beams    7 4 9        nodes  7 4 9 1       sees   7          the model says 4 after 7 and 9 after 4:
              7 4 1                                    7 4        7 4 9 is taken, and what it says after 9
@@ -25,28 +25,28 @@ from nemo_openmath.speculative.model import ReDrafter
 
 @dataclass(slots=True)
 class Decoded:
-    """``ids``: new tokens, the stop token included. ``steps``: passes of the model after the prompt's.
-    ``accepted``: drafted tokens among ``ids``."""
+    """The outcome of :func:`speculate`."""
 
-    ids: list[int] = field(default_factory=list)
-    steps: int = 0
-    accepted: int = 0
+    ids: list[int] = field(default_factory=list)  # new tokens, the stop token included
+    steps: int = 0  # passes of the model after the prompt's
+    accepted: int = 0  # drafted tokens among ``ids``
 
     @property
     def accepted_per_step(self) -> float:
-        """Mean drafted tokens accepted in a step, of ``draft_tokens``; a step yields one token more."""
+        """Return the mean of drafted tokens accepted in a step, of ``draft_tokens``; a step yields one token more."""
         return self.accepted / max(1, self.steps)
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Beams merged by common beginnings. Node 0 is the root; ``parents[0]`` is -1."""
+    """Beams merged by common beginnings. Node 0 is the root."""
 
-    tokens: list[int]
-    parents: list[int]
+    tokens: list[int]  # of each node
+    parents: list[int]  # of each node; that of the root is -1
 
     @classmethod
     def of(cls, beams: Sequence[Sequence[int]]) -> Tree:
+        """Merge ``beams``, which all begin with the same token."""
         tree, index = cls([], []), dict[tuple[int, ...], int]()
         for beam in beams:
             parent = -1
@@ -59,7 +59,7 @@ class Tree:
         return tree
 
     def path(self, node: int) -> list[int]:
-        """Nodes from the root to ``node``."""
+        """Return the nodes from the root to ``node``."""
         path = []
         while node >= 0:
             path.append(node)
@@ -67,12 +67,13 @@ class Tree:
         return path[::-1]
 
     def accepted(self, says: Sequence[int]) -> list[int]:
-        """Nodes of the longest path from the root on which each token is what the model says after its parent."""
-        right = [True]
+        """Return the nodes of the longest path from the root on which each token is what the model says after its
+        parent. ``says`` holds the model's token after each node."""
+        is_right = [True]
         for node in range(1, len(self.tokens)):
             parent = self.parents[node]
-            right.append(right[parent] and says[parent] == self.tokens[node])
-        return max((self.path(node) for node in range(len(right)) if right[node]), key=len)
+            is_right.append(is_right[parent] and says[parent] == self.tokens[node])
+        return max((self.path(node) for node in range(len(is_right)) if is_right[node]), key=len)
 
 
 @torch.no_grad()
@@ -88,9 +89,11 @@ def speculate(
 ) -> Decoded:
     """Continue ``prompt`` greedily until a token of ``stop`` or ``max_new_tokens``.
 
-    ``base``: a transformers causal language model. ``draft_tokens``: guesses a step, by default what the drafter was
-    trained for. The output is that of plain greedy decoding up to the rounding of sums: where two tokens' logits are
-    equal to the last bits, a pass over several tokens may decide otherwise than a pass over one.
+    ``base`` is a transformers causal language model. ``draft_tokens`` are the guesses of a step, by default as many as
+    the drafter was trained for; ``beams`` is the width of its search.
+
+    The output is that of plain greedy decoding up to the rounding of sums: where two tokens' logits are equal to the
+    last bits, a pass over several tokens may decide otherwise than a pass over one.
     """
     cache = DynamicCache(config=base.config)
     embeddings = base.get_input_embeddings().weight
@@ -106,7 +109,7 @@ def speculate(
         says = base.lm_head(states).argmax(-1).tolist()
         path = tree.accepted(says)
         new = [tree.tokens[node] for node in path][: max_new_tokens - len(out.ids)]
-        end = next((i + 1 for i, one in enumerate(new) if one in stop), len(new))
+        end = next((i + 1 for i, new_token in enumerate(new) if new_token in stop), len(new))
         out.ids += new[:end]
         out.steps += 1
         out.accepted += end - 1
@@ -118,7 +121,7 @@ def speculate(
 
 
 def _read_tree(base: Any, tree: Tree, cache: DynamicCache) -> Tensor:
-    """Hidden states (nodes, hidden) of one pass over the tree; the cache grows by its nodes."""
+    """Return the hidden states (nodes, hidden) of one pass over the tree; the cache grows by its nodes."""
     known, nodes = cache.get_seq_length(), len(tree.tokens)
     mask = torch.full((1, 1, nodes, known + nodes), torch.finfo(base.dtype).min, dtype=base.dtype)
     mask[..., :known] = 0
@@ -137,8 +140,8 @@ def _read_tree(base: Any, tree: Tree, cache: DynamicCache) -> Tensor:
 
 
 def _keep(cache: DynamicCache, path: Sequence[int], nodes: int) -> None:
-    """Of the tree's entries at the end of the cache, keep those of ``path``."""
+    """Keep those of ``path`` among the tree's ``nodes`` entries at the end of the cache."""
     known = cache.get_seq_length() - nodes
     for layer in cache.layers:
-        kept = torch.tensor([*range(known), *(known + node for node in path)], device=layer.keys.device)
-        layer.keys, layer.values = layer.keys.index_select(2, kept), layer.values.index_select(2, kept)
+        entries = torch.tensor([*range(known), *(known + node for node in path)], device=layer.keys.device)
+        layer.keys, layer.values = layer.keys.index_select(2, entries), layer.values.index_select(2, entries)

@@ -29,18 +29,17 @@ TENSORS = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """``hidden``, ``vocab``: of the served model. ``layers``: residual blocks of the head. ``draft_tokens``: guesses
-    that it was trained for."""
+class DrafterShape:
+    """The sizes of a drafter, as its config.json says them."""
 
-    hidden: int
-    vocab: int
-    layers: int = 2
-    draft_tokens: int = 3
+    hidden: int  # width of the served model
+    vocab: int  # tokens of the served model
+    layers: int = 2  # residual blocks of the head
+    draft_tokens: int = 3  # guesses that it was trained for
 
 
 class ResidualBlock(nn.Module):
-    """x + silu(L x)."""
+    """Computes x + silu(L x)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -51,9 +50,9 @@ class ResidualBlock(nn.Module):
 
 
 class ReDrafter(nn.Module):
-    """Drafter of one model. Computes in its parameters' dtype; all shapes may have any leading dimensions."""
+    """The drafter of one model. It computes in its parameters' dtype; all tensors may have any leading dimensions."""
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: DrafterShape):
         super().__init__()
         self.shape = shape
         width = 2 * shape.hidden
@@ -64,19 +63,21 @@ class ReDrafter(nn.Module):
         )
 
     def advance(self, state: Tensor, embedding: Tensor) -> Tensor:
-        """State (..., hidden) after reading one more token's embedding (..., hidden)."""
+        """Return the state (..., hidden) after reading one more token's embedding (..., hidden)."""
         return silu(self.rnn_w(embedding) + self.rnn_u(state))
 
     def logits(self, hidden: Tensor, state: Tensor) -> Tensor:
-        """Logits (..., vocab) of the token after the last one read."""
+        """Return the logits (..., vocab) of the token after the last one read, from the served model's hidden state
+        and the drafter's (..., hidden)."""
         return self.lm_head(torch.cat([hidden, state], dim=-1))
 
     @torch.no_grad()
     def beams(self, hidden: Tensor, token: int, embeddings: Tensor, length: int, width: int) -> list[list[int]]:
-        """Beam search: ``width`` continuations of ``length`` tokens, likeliest first, each beginning with ``token``.
+        """Return ``width`` continuations of ``length`` tokens by beam search, the likeliest first; each begins with
+        ``token``.
 
-        ``hidden`` (hidden,): the state that ``token`` was decided from. ``embeddings`` (vocab, hidden): the model's.
-        Where the vocabulary leaves fewer continuations than ``width``, those are all.
+        ``hidden`` (hidden,) is the state that ``token`` was decided from, ``embeddings`` (vocab, hidden) the served
+        model's. Where the vocabulary leaves fewer continuations than ``width``, those are all.
         """
         beams = torch.tensor([[token]], device=hidden.device)
         scores = torch.zeros(1, device=hidden.device)
@@ -91,22 +92,25 @@ class ReDrafter(nn.Module):
         return beams.tolist()
 
     def save(self, folder: Path) -> None:
-        """``model.safetensors`` and ``config.json`` in an existing folder."""
+        """Write ``model.safetensors`` and ``config.json`` into an existing folder."""
         save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / TENSORS)
         config = {"architectures": [ARCHITECTURE], **asdict(self.shape)}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> ReDrafter:
-        """Raises UserError where the folder holds no drafter, DamagedFile where its tensors are not its shape's."""
+        """Read a drafter from its folder. Raises UserError where the folder holds none, DamagedFile where its tensors
+        are not those of its config.json."""
         path = folder / "config.json"
         try:
             config = json.loads(path.read_text())
             if config.pop("architectures") != [ARCHITECTURE]:
                 raise KeyError("architectures")
-            shape = Shape(**config)
+            shape = DrafterShape(**config)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError("not a drafter's config.json", file=path, remedy="give what drafter.train made") from error
+            raise UserError(
+                "not a drafter's config.json", file=path, remedy="give the output of a stage drafter.train"
+            ) from error
         drafter = cls(shape)
         try:
             drafter.load_state_dict(load_file(folder / TENSORS))

@@ -18,16 +18,22 @@ from nemo_openmath.speculative.texts import read_texts
 
 @dataclass(frozen=True)
 class DrafterConfig:
-    """``max_tokens``: a longer generation is cut. ``batch_tokens``: of a step, padding included. ``held_out``: share
-    of the problems whose generations measure the drafter instead of training it."""
+    """Settings of the training of a draft model."""
 
-    draft_tokens: PositiveInt = 3  # that are guessed at once
-    layers: NonNegativeInt = 2  # of the drafter
-    lr: PositiveFloat = 1e-3  # learning rate
-    epochs: PositiveInt = 1  # times that each generation is seen
+    draft_tokens: PositiveInt = 3
+    """Tokens that are guessed at once. Paper section 6."""
+    layers: NonNegativeInt = 2
+    """Residual blocks of the drafter's head."""
+    lr: PositiveFloat = 1e-3
+    """Highest learning rate, after a warm-up of 10% of the steps; it falls to 0 as a cosine."""
+    epochs: PositiveInt = 1
+    """Times that each generation is seen."""
     max_tokens: Annotated[int, Bounds(3)] = 8192
+    """Tokens to which a longer generation is cut."""
     batch_tokens: PositiveInt = 16384
+    """Tokens of a step, padding included."""
     held_out: ShareBelowOne = 0.05
+    """Share of the problems whose generations measure the drafter instead of training it."""
 
     def __post_init__(self) -> None:
         if min(self.draft_tokens, self.epochs, self.batch_tokens) < 1 or self.layers < 0 or self.max_tokens < 3:
@@ -37,8 +43,9 @@ class DrafterConfig:
 
 
 class TrainDrafter(Stage[DrafterConfig]):
-    """ReDrafter for one model (paper section 6: 3 draft tokens), trained with the model frozen. In one process;
-    killed and run again it starts over, and a finished drafter appears whole."""
+    """Train a ReDrafter for one model (paper section 6), with the model frozen.
+
+    It runs in one process. Killed and run again it starts over; a finished drafter appears whole."""
 
     kind = "drafter.train"
     Config = DrafterConfig
@@ -55,7 +62,7 @@ class TrainDrafter(Stage[DrafterConfig]):
 
     def _train(self, context: StageContext, stopped: threading.Event) -> None:
         from nemo_openmath.checkpoints.output import building  # torch takes seconds to import
-        from nemo_openmath.speculative.train import Settings, load_base, replay, train
+        from nemo_openmath.speculative.train import DrafterSettings, load_base, replay, train
 
         config, model = self.config, context.one("model")
         texts = read_texts(
@@ -80,7 +87,7 @@ class TrainDrafter(Stage[DrafterConfig]):
 
         base = load_base(model)
         shared = {k: v for k, v in asdict(config).items() if k not in ("max_tokens", "held_out")}
-        trained = train(base, texts.training, Settings(**shared, seed=context.seed), on_step)
+        trained = train(base, texts.training, DrafterSettings(**shared, seed=context.seed), on_step)
         replayed = [replay(base, trained.drafter, text) for text in texts.held_out]
         steps, accepted = sum(s for s, _ in replayed), sum(a for _, a in replayed)
         context.facts.update(

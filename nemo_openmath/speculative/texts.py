@@ -18,39 +18,42 @@ _BATCH = 1024  # generations handed to the tokenizer at once
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One generation with its prompt. ``ids`` (tokens,); ``own`` (tokens,): the model wrote it, runners did not."""
+    """One generation with its prompt, as token ids."""
 
-    ids: NDArray[np.int32]
-    own: NDArray[np.bool_]
+    ids: NDArray[np.int32]  # (tokens,)
+    loss_mask: NDArray[np.bool_]  # (tokens,): whether the model itself wrote the token, not a prompt or a tool
 
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """``counts``: generations read, cut to ``max_tokens``, and left out, with reasons."""
+    """The generations of a model, to train on and to measure on."""
 
     training: list[Text] = field(default_factory=list)
     held_out: list[Text] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)  # read, cut to ``max_tokens``, and left out, with reasons
 
 
 def read_texts(
     generations: Iterable[Generation], tokenizer: ChatTokenizer, *, max_tokens: int, held_out: float, seed: int
 ) -> Texts:
-    """Generations longer than ``max_tokens`` are cut at their end. A share ``held_out`` of the problems, chosen by
-    ``seed`` and problem id, is kept from training with all its samples, so that none is measured on what it saw."""
+    """Return ``generations`` as token ids; those longer than ``max_tokens`` are cut at their end.
+
+    A share ``held_out`` of the problems, chosen by ``seed`` and problem id, is kept from training with all its samples,
+    so that the drafter is not measured on what it saw.
+    """
     texts = Texts()
     for batch in _batches(generations):
         transcripts = [Transcript.from_json(generation.transcript) for generation in batch]
         for generation, encoded in zip(batch, encode_many(transcripts, tokenizer), strict=True):
             texts.counts["generations"] += 1
-            own = np.array(encoded.loss_mask[:max_tokens], bool)
-            if not own[2:].any():  # the first guess is two tokens after the state that it is made from
+            loss_mask = np.array(encoded.loss_mask[:max_tokens], bool)
+            if not loss_mask[2:].any():  # the first guess is two tokens after the state that it is made from
                 texts.counts["left out: no token to draft"] += 1
                 continue
             texts.counts["cut to max_tokens"] += len(encoded.ids) > max_tokens
-            text = Text(np.array(encoded.ids[:max_tokens], np.int32), own)
-            aside = unit_key(f"{seed} {generation.problem_id}") < held_out * 2**64
-            (texts.held_out if aside else texts.training).append(text)
+            text = Text(np.array(encoded.ids[:max_tokens], np.int32), loss_mask)
+            is_held_out = unit_key(f"{seed} {generation.problem_id}") < held_out * 2**64
+            (texts.held_out if is_held_out else texts.training).append(text)
     return texts
 
 

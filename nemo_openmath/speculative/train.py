@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from nemo_openmath.checkpoints.quantize.calibration import load_model
 from nemo_openmath.core.errors import OpenMathError
-from nemo_openmath.speculative.model import ReDrafter, Shape
+from nemo_openmath.speculative.model import DrafterShape, ReDrafter
 from nemo_openmath.speculative.texts import Text
 from nemo_openmath.training.config import TrainingConfig
 from nemo_openmath.training.schedule import learning_rate
@@ -29,40 +29,41 @@ _WINDOW = 32  # batches whose texts are sorted by length, so that little is padd
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """The recipe's: 3 draft tokens, 2 layers, 1e-3 with a cosine to zero after 10% of warm-up, one epoch.
-    ``batch_tokens``: tokens of a step, padding included."""
+class DrafterSettings:
+    """How :func:`train` trains; the stage's :class:`DrafterConfig` says what each number means."""
 
     draft_tokens: int = 3
     layers: int = 2
     lr: float = 1e-3
-    warmup: float = 0.1
+    warmup: float = 0.1  # share of the steps in which the learning rate rises
     epochs: int = 1
     batch_tokens: int = 16384
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """``loss``: mean over the last tenth of the steps. ``tokens``: read, without padding."""
+class TrainedDrafter:
+    """A new drafter, and how its training went."""
 
     drafter: ReDrafter
     steps: int
-    loss: float
-    tokens: int
+    loss: float  # mean over the last tenth of the steps
+    tokens: int  # read, without padding
 
 
 def load_base(folder: Path) -> Any:
-    """The model to draft for, frozen, on the GPU where there is one: a transformers causal language model."""
+    """Return the model to draft for, frozen, on the GPU where there is one: a transformers causal language model."""
     return load_model(folder).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def train(base: Any, texts: Sequence[Text], settings: Settings, on_step: Callable[[int, int, float], None]) -> Trained:
-    """Train a new drafter for ``base``; ``on_step(step, steps, loss)`` follows each update.
+def train(
+    base: Any, texts: Sequence[Text], settings: DrafterSettings, on_step: Callable[[int, int, float], None]
+) -> TrainedDrafter:
+    """Train a new drafter for ``base``; call ``on_step(step, steps, loss)`` after each update.
 
-    Same texts, settings and machine: same drafter. Raises OpenMathError when the loss is not finite.
+    The same texts, settings and machine give the same drafter. Raises OpenMathError when the loss is not finite.
     """
-    shape = Shape(base.config.hidden_size, base.config.vocab_size, settings.layers, settings.draft_tokens)
+    shape = DrafterShape(base.config.hidden_size, base.config.vocab_size, settings.layers, settings.draft_tokens)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         drafter = ReDrafter(shape).to(base.device)
@@ -82,11 +83,12 @@ def train(base: Any, texts: Sequence[Text], settings: Settings, on_step: Callabl
         on_step(step + 1, len(plan), losses[-1])
     tokens = settings.epochs * sum(len(text.ids) for text in texts)
     last = losses[-max(1, len(losses) // 10) :]
-    return Trained(drafter.eval(), len(plan), sum(last) / len(last), tokens)
+    return TrainedDrafter(drafter.eval(), len(plan), sum(last) / len(last), tokens)
 
 
-def batches(texts: Sequence[Text], settings: Settings, epoch: int) -> Iterator[list[int]]:
-    """Every text once, shuffled; a batch is texts of like length, ``batch_tokens`` at most with padding (or one)."""
+def batches(texts: Sequence[Text], settings: DrafterSettings, epoch: int) -> Iterator[list[int]]:
+    """Yield the batches of an epoch as indices of ``texts``: every text once, shuffled. A batch is texts of like length,
+    of ``batch_tokens`` at most with padding, or a single longer one."""
     rng = np.random.default_rng([settings.seed, epoch])
     order = rng.permutation(len(texts))
     mean = sum(len(text.ids) for text in texts) / max(1, len(texts))
@@ -105,34 +107,35 @@ def batches(texts: Sequence[Text], settings: Settings, epoch: int) -> Iterator[l
 
 
 def drafter_loss(base: Any, drafter: ReDrafter, texts: Sequence[Text]) -> Tensor:
-    """Sum over the lookaheads of the mean cross-entropy over own tokens; a lookahead without any adds nothing."""
+    """Return the sum over the lookaheads of the mean cross-entropy over the target tokens; a lookahead without any adds
+    nothing."""
     rows = [torch.from_numpy(text.ids).long() for text in texts]
     ids = pad_sequence(rows, batch_first=True).to(base.device)
-    own = pad_sequence([torch.from_numpy(text.own) for text in texts], batch_first=True).to(base.device)
+    loss_mask = pad_sequence([torch.from_numpy(text.loss_mask) for text in texts], batch_first=True).to(base.device)
     hidden, embedded = _read(base, ids)  # padding is at the right: causal attention never sees it
     state = torch.zeros_like(hidden)
     loss = hidden.new_zeros(())
     for ahead in range(min(drafter.shape.draft_tokens, ids.shape[1] - 2)):
         # the state at t has read e(t+1) .. e(t+ahead+1); the guess is token t+ahead+2
         state = drafter.advance(state[:, :-1], embedded[:, ahead + 1 :])
-        counted = own[:, ahead + 2 :]
-        if counted.any():
-            logits = drafter.logits(hidden[:, : -(ahead + 2)][counted], state[:, :-1][counted])
-            loss = loss + cross_entropy(logits, ids[:, ahead + 2 :][counted])
+        is_target = loss_mask[:, ahead + 2 :]
+        if is_target.any():
+            logits = drafter.logits(hidden[:, : -(ahead + 2)][is_target], state[:, :-1][is_target])
+            loss = loss + cross_entropy(logits, ids[:, ahead + 2 :][is_target])
     return loss
 
 
 @torch.no_grad()
 def replay(base: Any, drafter: ReDrafter, text: Text, *, chunk: int = 1024) -> tuple[int, int]:
-    """(steps, accepted draft tokens) of decoding the model's stretches of ``text`` with one beam.
+    """Return (steps, accepted draft tokens) of decoding the model's stretches of ``text`` with one beam.
 
-    The text stands for the model's choices: for a text decoded greedily these are the numbers of :func:`speculate`,
-    for a sampled one what greedy drafts would have saved. A step yields one token of the model and what is accepted.
+    The text stands for the model's choices. For a text decoded greedily these are the numbers of :func:`speculate`, for
+    a sampled one what greedy drafts would have saved. A step yields one token of the model and what is accepted.
     """
     ids = torch.as_tensor(text.ids, device=base.device).long()
     hidden, embedded = _read(base, ids[None])
     table = base.get_input_embeddings().weight
-    right: list[Tensor] = []  # (positions, draft_tokens): drafts that equal the text up to there
+    accepted_at: list[Tensor] = []  # (positions,): how many drafts in a row equal the text behind each
     for start in range(0, len(ids) - 1, chunk):
         seen = torch.arange(start, min(start + chunk, len(ids) - 1), device=base.device)
         state, embedding = torch.zeros_like(hidden[0, seen]), embedded[0, seen + 1]
@@ -143,23 +146,23 @@ def replay(base: Any, drafter: ReDrafter, text: Text, *, chunk: int = 1024) -> t
             target = seen + ahead + 2
             equal[:, ahead] = (target < len(ids)) & (guess == ids[target.clamp(max=len(ids) - 1)])
             embedding = table[guess].to(state.dtype)
-        right.append(equal.cumprod(1).sum(1))
-    drafted = torch.cat(right).tolist()
+        accepted_at.append(equal.cumprod(1).sum(1))
+    drafted = torch.cat(accepted_at).tolist()
     steps = accepted = 0
     at = 1
     while at < len(text.ids):  # ``at``: the token that the model itself decides, from the state before it
-        if not text.own[at]:
+        if not text.loss_mask[at]:
             at += 1
             continue
-        took = 0
-        while took < drafted[at - 1] and text.own[at + took + 1]:
-            took += 1
-        steps, accepted, at = steps + 1, accepted + took, at + took + 1
+        taken = 0
+        while taken < drafted[at - 1] and text.loss_mask[at + taken + 1]:
+            taken += 1
+        steps, accepted, at = steps + 1, accepted + taken, at + taken + 1
     return steps, accepted
 
 
 @torch.no_grad()
 def _read(base: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Last hidden states and embeddings (rows, tokens, hidden) of the frozen model, in float32."""
+    """Return last hidden states and embeddings (rows, tokens, hidden) of the frozen model, in float32."""
     embedded = base.get_input_embeddings()(ids)
     return base.model(input_ids=ids, use_cache=False).last_hidden_state.float(), embedded.float()

@@ -18,10 +18,10 @@ from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Generation, RecordWriter
 from nemo_openmath.core.stage import StageContext
 from nemo_openmath.speculative.decode import Decoded, Tree, speculate
-from nemo_openmath.speculative.model import ReDrafter, Shape
+from nemo_openmath.speculative.model import DrafterShape, ReDrafter
 from nemo_openmath.speculative.stage import DrafterConfig, TrainDrafter
 from nemo_openmath.speculative.texts import Text
-from nemo_openmath.speculative.train import Settings, batches, drafter_loss, replay, train
+from nemo_openmath.speculative.train import DrafterSettings, batches, drafter_loss, replay, train
 
 VOCAB, HIDDEN = 48, 32
 
@@ -82,20 +82,20 @@ def texts(base: Any) -> list[Text]:
 
 @pytest.fixture(scope="module")
 def trained(base: Any, texts: list[Text]) -> ReDrafter:
-    settings = Settings(epochs=12, lr=5e-3, batch_tokens=800)
+    settings = DrafterSettings(epochs=12, lr=5e-3, batch_tokens=800)
     return train(base, texts[:240], settings, lambda *_: None).drafter
 
 
 def drafter(seed: int = 0) -> ReDrafter:
     torch.manual_seed(seed)
-    return ReDrafter(Shape(HIDDEN, VOCAB)).eval()
+    return ReDrafter(DrafterShape(HIDDEN, VOCAB)).eval()
 
 
 @torch.no_grad()
 def test_the_loss_is_that_of_loops_written_by_hand(base: Any) -> None:
     rng = np.random.default_rng(0)
     rows = []
-    for length in (9, 3, 6):  # padding, a row with a single guess, a runner's piece in the middle
+    for length in (9, 3, 6):  # padding, a row with a single guess, a tool's span in the middle
         own = np.arange(length) >= 2
         own[4:6] = False
         rows.append(Text(rng.integers(0, VOCAB, length).astype(np.int32), own))
@@ -111,7 +111,7 @@ def test_the_loss_is_that_of_loops_written_by_hand(base: Any) -> None:
         for row in rows:
             hidden = base.model(torch.from_numpy(row.ids[None]).long())[0][0].double().numpy()
             for target in range(ahead + 2, len(row.ids)):
-                if not row.own[target]:
+                if not row.loss_mask[target]:
                     continue
                 seen = target - ahead - 2  # its hidden state decides token seen + 1, which is read first
                 state = np.zeros(HIDDEN)
@@ -162,10 +162,10 @@ def test_replay_counts_what_decoding_does(base: Any, texts: list[Text], trained:
         out: Decoded = speculate(base, trained, text.ids[:6].tolist(), max_new_tokens=40)
         assert out.ids == text.ids[6:].tolist()
         assert replay(base, trained, text, chunk=7) == (out.steps, out.accepted)
-    runner = Text(texts[0].ids, np.array([False] * 6 + [True] * 10 + [False] * 5 + [True] * 25))
-    halves = [Text(texts[0].ids[:16], runner.own[:16]), Text(texts[0].ids, np.arange(46) >= 21)]
+    with_tool = Text(texts[0].ids, np.array([False] * 6 + [True] * 10 + [False] * 5 + [True] * 25))
+    halves = [Text(texts[0].ids[:16], with_tool.loss_mask[:16]), Text(texts[0].ids, np.arange(46) >= 21)]
     expected = np.sum([replay(base, trained, half) for half in halves], axis=0)
-    assert replay(base, trained, runner) == tuple(expected), "steps end where the runner begins"
+    assert replay(base, trained, with_tool) == tuple(expected), "steps end where the tool begins"
 
 
 def test_the_tree_merges_common_beginnings() -> None:
@@ -179,7 +179,7 @@ def test_the_tree_merges_common_beginnings() -> None:
 def test_every_text_is_in_one_batch_of_an_epoch() -> None:
     rng = np.random.default_rng(3)
     rows = [Text(np.zeros(n, np.int32), np.ones(n, bool)) for n in rng.integers(3, 200, 500)]
-    settings = Settings(batch_tokens=150)
+    settings = DrafterSettings(batch_tokens=150)
     plan = list(batches(rows, settings, 0))
     assert sorted(i for batch in plan for i in batch) == list(range(500))
     sizes = [(len(batch), max(len(rows[i].ids) for i in batch)) for batch in plan]
@@ -234,7 +234,7 @@ def test_the_stage(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
         assert 0 <= facts["accepted_per_step"] <= 3
     assert digests[0] == digests[1] != digests[2]
     loaded = ReDrafter.load(tmp_path / "a")
-    assert loaded.shape == Shape(HIDDEN, tokenizer.vocab_size, 2, 3)
+    assert loaded.shape == DrafterShape(HIDDEN, tokenizer.vocab_size, 2, 3)
     tensors = tmp_path / "a" / "model.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-9])
     with pytest.raises(DamagedFile, match=r"model\.safetensors"):
