@@ -87,8 +87,10 @@ def train(
 
 
 def batches(texts: Sequence[Text], settings: DrafterSettings, epoch: int) -> Iterator[list[int]]:
-    """Yield the batches of an epoch as indices of ``texts``: every text once, shuffled. A batch is texts of like length,
-    of ``batch_tokens`` at most with padding, or a single longer one."""
+    """Yield the batches of an epoch as indices of ``texts``: every text once, shuffled.
+
+    A batch is texts of like length, of ``batch_tokens`` at most with padding, or a single longer one.
+    """
     rng = np.random.default_rng([settings.seed, epoch])
     order = rng.permutation(len(texts))
     mean = sum(len(text.ids) for text in texts) / max(1, len(texts))

@@ -110,12 +110,12 @@ def test_a_jobs_own_layout_is_priced(job: Path) -> None:
     work = read_workload(str(job))
     assert (work.batch_samples, work.steps, work.model) == (512, 100, preset("qwen2.5-14b"))
     plan = make_plan(work, gpu("h100"), 32, 0.5)
-    assert plan.own is not None
-    assert plan.own.layout == Layout(Parallel(tp=8, cp=2), 2, True, "none")
+    assert plan.configured is not None
+    assert plan.configured.layout == Layout(Parallel(tp=8, cp=2), 2, True, "none")
     twice = make_plan(work, gpu("h100"), 32, 0.25)
-    assert twice.own is not None
-    assert twice.own.time.computing == pytest.approx(2 * plan.own.time.computing)
-    assert plan.own.gpu_hours(100) == pytest.approx(32 * 100 * plan.own.time.total / 3600)
+    assert twice.configured is not None
+    assert twice.configured.time.computing == pytest.approx(2 * plan.configured.time.computing)
+    assert plan.configured.gpu_hours(100) == pytest.approx(32 * 100 * plan.configured.time.total / 3600)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
-"""What a training needs before it is started: memory, time, GPU-hours, and the layouts that fit. Prices nothing else
-in the package does.
+"""What a training needs, before it is started: memory, time, GPU-hours, and the layouts that fit.
 
-gpus.py      memory, peaks and links of the GPUs we plan for
+gpus.py      memory, peaks and links of the GPUs that we know
 workload.py  what is trained: model, packs, tokens a step; from a job's file or from a model's name
 memory.py    bytes of one GPU by kind, following what the trainer allocates
 speed.py     seconds of a step: computing, pipeline bubble, communication

@@ -1,12 +1,12 @@
-"""Bytes that one rank of a training holds, by kind, following what our trainer allocates on a GPU.
+"""Bytes that one rank of a training holds, by kind. The numbers follow what our trainer allocates on a GPU.
 
-Weights, gradients and optimizer state are models/build.py's parameters as training/optimizer.py keeps them: fp32
-gradient sums, Adam's two moments, and in bf16 an fp32 main weight; the last two, not
-the gradients, are split by the distributed optimizer, over data- and context-parallel ranks.
-
-Activations are the tensors that autograd keeps, layer by layer (models/build.py's local layers with flash attention);
-compare arXiv 2205.05198 (sections 4 and 5), whose layer has dropout, GELU and unfused attention. Logits are the peak of
-models/loss.py: blocks of rows and the gradients that it computes at once, never positions x vocabulary.
+- Weights, gradients and optimizer state are the parameters of models/build.py as training/optimizer.py keeps them: fp32
+  gradient sums, Adam's two moments, and in bf16 an fp32 main weight. The distributed optimizer splits moments and main
+  weights, not the gradients, over data- and context-parallel ranks.
+- Activations are the tensors that autograd keeps, layer by layer (the local layers of models/build.py with flash
+  attention). Compare arXiv 2205.05198, sections 4 and 5, whose layer has dropout, GELU and unfused attention.
+- Logits are the peak of models/loss.py: blocks of rows and the gradients that it computes at once, never positions x
+  vocabulary.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Layout:
 
     @property
     def gpus(self) -> int:
+        """Return the number of ranks."""
         return self.parallel.model_parallel * self.data_parallel
 
 
@@ -62,12 +63,16 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Return the sum of all kinds."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
 def stage_parameters(model: ModelConfig, parallel: Parallel, stage: int) -> int:
-    """Parameters held by a rank of pipeline stage ``stage`` (0 .. pp - 1). Tensor parallelism slices matrices and
-    QKV biases, not norms; a tied embedding is held by the first and by the last stage."""
+    """Return how many parameters a rank of pipeline stage ``stage`` (0 .. pp - 1) holds.
+
+    Tensor parallelism slices matrices and QKV biases, not norms. A tied embedding is held by the first and by the last
+    stage.
+    """
     h, tp = model.hidden_size, parallel.tp
     q, kv = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     sliced = h * (2 * q + 2 * kv) + 3 * h * model.intermediate_size + (q + 2 * kv if model.qkv_bias else 0)
@@ -82,7 +87,7 @@ def stage_parameters(model: ModelConfig, parallel: Parallel, stage: int) -> int:
 
 
 def states(model: ModelConfig, layout: Layout, precision: Precision, stage: int = 0) -> States:
-    """Weights, gradients and optimizer state of a rank (buffer padding, at most some kB, left out)."""
+    """Return the bytes of weights, gradients and optimizer state of a rank, without the buffers' padding of some kB."""
     count = stage_parameters(model, layout.parallel, stage)
     bf16 = precision == "bf16"
     shards = layout.data_parallel * layout.parallel.cp if layout.distributed_optimizer else 1
@@ -98,21 +103,24 @@ class HostMemory:
 
 
 def host_memory(model: ModelConfig, layout: Layout, precision: Precision) -> HostMemory:
-    """Of the fullest rank. Saving: data-parallel ranks share out the parameters, each with weight and optimizer state,
-    one parameter at least. Loading: the state that the rank keeps, whole rows (training/shards.py)."""
+    """Return the host memory of the fullest rank.
+
+    For saving, data-parallel ranks share out the parameters, each with weight and optimizer state, one parameter at
+    least. For loading, a rank holds the state that it keeps, in whole rows (training/shards.py).
+    """
     count = max(stage_parameters(model, layout.parallel, stage) for stage in range(layout.parallel.pp))
     largest = max(model.vocab_size * model.hidden_size, 2 * model.hidden_size * model.intermediate_size)
     state = 12 if precision == "bf16" else 8
     ranks = layout.data_parallel * layout.parallel.cp
     share = max(-(-count // ranks), min(count, largest // layout.parallel.tp))
-    held = -(-count // ranks) if layout.distributed_optimizer else count
-    return HostMemory(share * (_width(precision) + state), held * state)
+    loaded = -(-count // ranks) if layout.distributed_optimizer else count
+    return HostMemory(share * (_width(precision) + state), loaded * state)
 
 
 def layer_activations(
     model: ModelConfig, parallel: Parallel, tokens: int, precision: Precision, recompute: Recompute
 ) -> int:
-    """Bytes that one layer keeps for its backward pass, for ``tokens`` of this context rank."""
+    """Return the bytes that one layer keeps for its backward pass, for ``tokens`` of this context rank."""
     width, heads, groups = _width(precision), model.num_attention_heads, model.num_key_value_heads
     tp = parallel.tp
     split = tp if parallel.sequence_parallel else 1
@@ -135,8 +143,8 @@ def layer_activations(
 
 
 def attention_tensors(model: ModelConfig, parallel: Parallel, tokens: int, precision: Precision) -> int:
-    """Of :func:`layer_activations`, what the attention itself keeps; with recomputation it comes back in the backward
-    pass, one layer at a time."""
+    """Return the bytes of :func:`layer_activations` that the attention itself keeps. With recomputation they come back
+    in the backward pass, one layer at a time."""
     width, tp, cp = _width(precision), parallel.tp, parallel.cp
     q = tokens * model.num_attention_heads * model.head_dim * width // tp
     kv = tokens * model.num_key_value_heads * model.head_dim * width // tp
@@ -149,14 +157,15 @@ def attention_tensors(model: ModelConfig, parallel: Parallel, tokens: int, preci
 
 
 def batch_bytes(model: ModelConfig, parallel: Parallel, tokens: int) -> int:
-    """A micro-batch's token and label ids, indices of target positions, rotary angles, the order of its chunks."""
+    """Return the bytes of a micro-batch: token and label ids, indices of target positions, rotary angles, the order of
+    its chunks."""
     chunks = 4 * (4 * parallel.cp + 3) * tokens if parallel.cp > 1 else 0  # indices of t queries, (CP + 1/2) t keys, T
     return tokens * (3 * 8 + 4 * model.head_dim) + chunks
 
 
 def in_flight(parallel: Parallel, stage: int, micro_batches: int) -> int:
-    """Layers whose activations a stage holds at once, one micro-batch's layer counted once (1F1B and interleaved 1F1B,
-    arXiv 2104.04473, section 2.2), as a multiple of layers per chunk."""
+    """Return how many chunks' activations a stage holds at once, a chunk of each micro-batch counted once (1F1B and
+    interleaved 1F1B, arXiv 2104.04473, section 2.2)."""
     if parallel.vpp == 1:
         return min(parallel.pp - stage, micro_batches)
     warm_up = 2 * (parallel.pp - stage - 1) + (parallel.vpp - 1) * parallel.pp
@@ -164,7 +173,7 @@ def in_flight(parallel: Parallel, stage: int, micro_batches: int) -> int:
 
 
 def loss_peak(model: ModelConfig, parallel: Parallel, tokens: int, target_tokens: int, precision: Precision) -> int:
-    """Peak of the fused loss (models/loss.py) for ``target_tokens`` of ``tokens`` positions."""
+    """Return the peak bytes of the fused loss (models/loss.py) for ``target_tokens`` of ``tokens`` positions."""
     from nemo_openmath.models.loss import BLOCK_BYTES
 
     width, h = _width(precision), model.hidden_size
@@ -184,8 +193,11 @@ def loss_peak(model: ModelConfig, parallel: Parallel, tokens: int, target_tokens
 def backward_peak(
     model: ModelConfig, parallel: Parallel, tokens: int, precision: Precision, recompute: Recompute
 ) -> int:
-    """Gradients alive inside one layer's backward pass, and what is recomputed for it: in the MLP or in the attention,
-    whichever is more. What the layer kept is let go as its gradients come."""
+    """Return the bytes of the gradients alive inside one layer's backward pass, and of what is recomputed for it.
+
+    They are those of the MLP or of the attention, whichever is more. What the layer kept is let go as its gradients
+    come.
+    """
     width, h, f = _width(precision), model.hidden_size, model.intermediate_size // parallel.tp
     split = parallel.tp if parallel.sequence_parallel else 1
     hidden = width * (2 * tokens * h // split + tokens * h + (2 * tokens * h if split > 1 else 0))
@@ -205,17 +217,20 @@ def memory(
     precision: Precision = "bf16",
     target_share: float = 1.0,
 ) -> Memory:
-    """The fullest pipeline stage's memory. ``capacity``: tokens of a pack; ``target_share``: share of them in the loss;
-    ``micro_batches``: packs of each replica in a step."""
+    """Return the memory of the fullest pipeline stage's ranks.
+
+    ``capacity`` are the tokens of a pack, ``target_share`` is the share of them in the loss, ``micro_batches`` are the
+    packs of each replica in a step.
+    """
     stages = [
         _stage(model, layout, stage, capacity, micro_batches, precision, target_share)
         for stage in range(layout.parallel.pp)
     ]
-    return max(stages, key=lambda found: found.total)
+    return max(stages, key=lambda stage: stage.total)
 
 
 def rank_tokens(parallel: Parallel, capacity: int) -> int:
-    """Tokens of a full pack that one context rank holds, the layout's padding included."""
+    """Return the tokens of a full pack that one context rank holds, the layout's padding included."""
     return -(-capacity // parallel.pack_multiple) * parallel.pack_multiple // parallel.cp
 
 
@@ -230,7 +245,7 @@ def _stage(
 ) -> Memory:
     parallel = layout.parallel
     tokens = rank_tokens(parallel, capacity)
-    kept = states(model, layout, precision, stage)
+    lasting = states(model, layout, precision, stage)
     last = stage == parallel.pp - 1
     layers = model.num_hidden_layers // (parallel.pp * parallel.vpp)
     chunks = in_flight(parallel, stage, micro_batches)
@@ -243,7 +258,7 @@ def _stage(
         logits = loss_peak(model, parallel, tokens, round(target_share * tokens), precision)
     backward = max(0, backward_peak(model, parallel, tokens, precision, layout.recompute) - logits)
     reserve = FIXED_RESERVE + round(FRAGMENTATION * (activations + logits + backward))
-    return Memory(kept.weights, kept.gradients, kept.optimizer, activations, logits, backward, reserve)
+    return Memory(lasting.weights, lasting.gradients, lasting.optimizer, activations, logits, backward, reserve)
 
 
 def _width(precision: Precision) -> int:

@@ -1,9 +1,9 @@
 """Seconds of a training step: computing, the pipeline's bubble, communication.
 
-Computing: the model's FLOPs (ModelConfig.flops) and what is recomputed, at ``mfu`` of the GPU's peak: the share that
-one GPU reaches by itself, without recomputation. That number is stated, not derived; the rest costs a layout its
-distance from it. Communication is bytes over bandwidth, none of it hidden behind computing, latency left out. So the
-estimate ranks layouts and is no promise of seconds.
+Computing takes the model's FLOPs (ModelConfig.flops) and what is recomputed, at ``mfu`` of the GPU's peak: the share
+that one GPU reaches by itself, without recomputation. That number is stated, not derived. Communication is bytes over
+bandwidth; none of it is hidden behind computing, and latency is left out. So the estimate ranks layouts, and is no
+promise of seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LINK_EFFICIENCY = 0.8  # of the data sheet's rate that NCCL reaches with large m
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step. They add up to ``total``."""
+    """The seconds of one step by kind; they add up to ``total``."""
 
     computing: float  # of the slowest pipeline stage and replica
     bubble: float  # stages waiting for the first or the last micro-batch
@@ -28,18 +28,19 @@ class StepTime:
 
     @property
     def total(self) -> float:
+        """Return the seconds of the step."""
         return self.computing + self.bubble + self.communication
 
 
 def micro_batches(work: Workload, layout: Layout) -> int:
-    """Packs of each replica in a step (data/batches/batch_sharding.py)."""
+    """Return the packs of each replica in a step (data/batches/batch_sharding.py)."""
     parallel = layout.parallel
     count = -(-work.packs // layout.data_parallel)
     return -(-count // parallel.pp) * parallel.pp if parallel.vpp > 1 else count
 
 
 def step_time(work: Workload, layout: Layout, gpu: Gpu, mfu: float = DEFAULT_MFU) -> StepTime:
-    """What a step of ``work`` takes in ``layout``."""
+    """Return the seconds of a step of ``work`` in ``layout``."""
     parallel, count = layout.parallel, micro_batches(work, layout)
     seconds = (work.flops + _recomputed(work, layout)) / (layout.gpus * gpu.peak * mfu)
     if parallel.pp > 1:
@@ -53,7 +54,7 @@ def step_time(work: Workload, layout: Layout, gpu: Gpu, mfu: float = DEFAULT_MFU
 
 
 def _recomputed(work: Workload, layout: Layout) -> float:
-    """FLOPs of the forward passes done again (the loss never is)."""
+    """Return the FLOPs of the forward passes that are done again; the loss never is."""
     if layout.recompute == "none":
         return 0.0
     if layout.recompute == "selective":
@@ -62,8 +63,11 @@ def _recomputed(work: Workload, layout: Layout) -> float:
 
 
 def _communication(work: Workload, layout: Layout, gpu: Gpu, count: int) -> float:
-    """Rings of n ranks move (n - 1) / n of the whole for a gather or a scatter, twice that for a sum. Ranks are laid
-    out tensor, context, data, pipeline (megatron-core's order)."""
+    """Return the seconds of a step's communication.
+
+    Rings of n ranks move (n - 1) / n of the whole for a gather or a scatter, twice that for a sum. Ranks are laid out
+    tensor, context, data, pipeline (megatron-core's order).
+    """
     model, parallel, dp = work.model, layout.parallel, layout.data_parallel
     tp, cp, pp = parallel.tp, parallel.cp, parallel.pp
     # what one replica's context rank computes in a step; whole packs under pipeline parallelism

@@ -34,12 +34,12 @@ assert set(KINDS) == {field.name for field in fields(Memory)}
 
 
 def show(plan: Plan, rows: int) -> RenderableType:
-    """The whole answer; ``rows`` layouts at most (0: all)."""
-    chosen = plan.own or plan.fits[0]
-    return Group(_facts(plan), _memory(plan, chosen), _host(plan, chosen), _time(plan, chosen), _layouts(plan, rows))
+    """Return the whole answer, with ``rows`` layouts at most (0: all)."""
+    chosen = plan.configured or plan.fits[0]
+    return Group(_workload(plan), _memory(plan, chosen), _host(plan, chosen), _time(plan, chosen), _layouts(plan, rows))
 
 
-def _facts(plan: Plan) -> Text:
+def _workload(plan: Plan) -> Text:
     work, gpu = plan.work, plan.gpu
     return Text(
         "\n".join(
@@ -59,7 +59,7 @@ def _facts(plan: Plan) -> Text:
 
 
 def _memory(plan: Plan, chosen: Estimate) -> Table:
-    whose = "the configuration's layout" if plan.own else "the best layout"
+    whose = "the configuration's layout" if plan.configured else "the best layout"
     tokens = rank_tokens(chosen.layout.parallel, plan.work.capacity)
     title = f"GiB per GPU, {whose} (*); {tokens:,} tokens of a pack on each"
     table = Table(title=title, title_justify="left", min_width=len(title), caption=describe(chosen.layout))
@@ -69,18 +69,18 @@ def _memory(plan: Plan, chosen: Estimate) -> Table:
         table.add_column(mode + (" *" if mode == chosen.layout.recompute else ""), justify="right")
         by_mode[mode] = estimate(plan.work, replace(chosen.layout, recompute=mode), plan.gpu, plan.mfu).memory
     for kind, name in KINDS.items():
-        table.add_row(name, *(_gib(getattr(found, kind)) for found in by_mode.values()))
+        table.add_row(name, *(_gib(getattr(memory, kind)) for memory in by_mode.values()))
     table.add_section()
-    table.add_row("total", *(_gib(found.total) for found in by_mode.values()))
-    fits = ("yes" if found.total <= plan.gpu.memory else "no" for found in by_mode.values())
+    table.add_row("total", *(_gib(memory.total) for memory in by_mode.values()))
+    fits = ("yes" if memory.total <= plan.gpu.memory else "no" for memory in by_mode.values())
     table.add_row(f"fits {plan.gpu.memory // GIB}", *fits)
     return table
 
 
 def _host(plan: Plan, chosen: Estimate) -> Text:
-    found = host_memory(plan.work.model, chosen.layout, plan.work.training.precision)
-    said = f"{_gib(found.saving)} GiB while a checkpoint is written, {_gib(found.loading)} GiB while one is loaded"
-    return Text(f"host memory of a rank for checkpoints: {said}")
+    host = host_memory(plan.work.model, chosen.layout, plan.work.training.precision)
+    needs = f"{_gib(host.saving)} GiB while a checkpoint is written, {_gib(host.loading)} GiB while one is loaded"
+    return Text(f"host memory of a rank for checkpoints: {needs}")
 
 
 def _time(plan: Plan, chosen: Estimate) -> Text:
@@ -99,7 +99,9 @@ def _layouts(plan: Plan, rows: int) -> Table:
     count = len(plan.fits)
     shown = plan.fits[:rows] if rows else plan.fits
     more = f", the best {len(shown)} (--rows 0: all)" if len(shown) < count else ""
-    legend = "sp: sequence parallel; do: distributed optimizer" + ("; *: the configuration's" if plan.own else "")
+    legend = "sp: sequence parallel; do: distributed optimizer" + (
+        "; *: the configuration's" if plan.configured else ""
+    )
     table = Table(title=f"Layouts that fit: {count}{more}", title_justify="left", caption=legend, padding=(0, 1, 0, 0))
     for name in ("tp", "pp", "vpp", "cp", "dp"):
         table.add_column(name, justify="right")
@@ -108,21 +110,19 @@ def _layouts(plan: Plan, rows: int) -> Table:
     table.add_column("recompute")
     for name in ("GiB", "step s", "MFU", "GPU-hours" if plan.work.steps else "GPU-h/1000"):
         table.add_column(name, justify="right")
-    for each in shown:
-        layout, p = each.layout, each.layout.parallel
-        mine = plan.own is not None and layout == plan.own.layout
-        table.add_row(
-            *(str(n) for n in (p.tp, p.pp, p.vpp, p.cp, layout.data_parallel)),
-            *("yes" if flag else "no" for flag in (p.sequence_parallel, layout.distributed_optimizer)),
-            layout.recompute + (" *" if mine else ""),
-            *(_gib(each.memory.total), f"{each.time.total:.2f}", f"{each.mfu:.1%}"),
-            f"{each.gpu_hours(plan.work.steps or 1000):,.0f}",
-        )
+    for choice in shown:
+        layout, p = choice.layout, choice.layout.parallel
+        is_configured = plan.configured is not None and layout == plan.configured.layout
+        sizes = [str(size) for size in (p.tp, p.pp, p.vpp, p.cp, layout.data_parallel)]
+        flags = ["yes" if flag else "no" for flag in (p.sequence_parallel, layout.distributed_optimizer)]
+        numbers = [_gib(choice.memory.total), f"{choice.time.total:.2f}", f"{choice.mfu:.1%}"]
+        hours = f"{choice.gpu_hours(plan.work.steps or 1000):,.0f}"
+        table.add_row(*sizes, *flags, layout.recompute + (" *" if is_configured else ""), *numbers, hours)
     return table
 
 
 def describe(layout: Layout) -> str:
-    """``tp 8, cp 2, dp 4, sequence parallel, distributed optimizer, recompute full``."""
+    """Return a layout in words: ``tp 8, cp 2, dp 4, sequence parallel, distributed optimizer, recompute full``."""
     p = layout.parallel
     sizes = (("tp", p.tp), ("pp", p.pp), ("vpp", p.vpp), ("cp", p.cp), ("dp", layout.data_parallel))
     words = [f"{name} {size}" for name, size in sizes if size > 1] or ["one process"]

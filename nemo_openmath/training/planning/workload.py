@@ -1,5 +1,8 @@
-"""What is trained: model, packs, tokens a step, steps; from a training job's file or a model's name. Each number says
-where it comes from: given, measured in the job's packs, or assumed."""
+"""What is trained: model, packs, tokens of a step, steps.
+
+It comes from a training job's file or from a model's name. Each number says whether it was given, measured in the job's
+packs, or assumed.
+"""
 
 from __future__ import annotations
 
@@ -40,23 +43,23 @@ class Workload:
     sum_squared_lengths: int  # over the samples of a step
     longest: int  # sample
     steps: int | None  # of the whole training; None: not said
-    own_layout: bool  # whether the configuration chose a layout
+    has_layout: bool  # whether the configuration chose a layout
     sources: tuple[str, ...] = field(default=())  # where the numbers come from
 
     @property
     def flops(self) -> float:
-        """Model FLOPs of a step, nothing recomputed."""
+        """Return the model FLOPs of a step, with nothing recomputed."""
         return self.model.flops(self.tokens, self.sum_squared_lengths, self.num_target_tokens)
 
     @property
     def head_flops(self) -> float:
-        """Of these, the output layer's."""
+        """Return those of :attr:`flops` that are the output layer's."""
         return self.model.flops(0, 0, self.num_target_tokens)
 
 
 @dataclass(frozen=True)
 class Given:
-    """Numbers from the command line; None: from the job, its packs, or assumed."""
+    """Numbers from the command line. Those that are None come from the job or its packs, or are assumed."""
 
     capacity: int | None = None
     batch_samples: int | None = None
@@ -71,13 +74,16 @@ class Given:
 
 @dataclass(frozen=True)
 class _Preset:
-    """What ``key=value`` may set when CONFIG is a model's name."""
+    """The settings that ``key=value`` may change when CONFIG is a model's name."""
 
     training: TrainingConfig
 
 
 def read_workload(config: str, overrides: Sequence[str] = (), given: Given | None = None) -> Workload:
-    """``config``: a job's file (training.run.read_job) or a name of models.configs.PRESETS."""
+    """Return the workload of ``config``: a job's file (training.job.read_job) or a name of models.configs.PRESETS.
+
+    Raises UserError where it is neither, for fp32, and for packs that are longer than the model's positions.
+    """
     given = given or Given()
     if config.lower() in PRESETS and not Path(config).is_file():
         work = _of_preset(config.lower(), overrides, given)
@@ -107,8 +113,8 @@ def _of_preset(name: str, overrides: Sequence[str], given: Given) -> Workload:
     for text in overrides:
         source._override(text)
     training = Builder(source.origin).build(_Preset, source.data).training
-    own = "parallel" in source.data["training"]
-    return _assumed(name, PRESETS[name], training, given, own)
+    has_layout = "parallel" in source.data["training"]
+    return _assumed(name, PRESETS[name], training, given, has_layout)
 
 
 def _of_job(job: TrainingJob, file: str, given: Given) -> Workload:
@@ -148,9 +154,9 @@ def _of_job(job: TrainingJob, file: str, given: Given) -> Workload:
 
 
 def _model(job: TrainingJob) -> tuple[str, ModelConfig, tuple[str, ...]]:
-    """The job's model; where its folder is not there yet, the preset of the folder's name."""
-    changes = {k: getattr(job, k) for k in ("rope_theta", "max_position_embeddings") if getattr(job, k) is not None}
-    name = job.model.name
+    """Return name and configuration of the job's model, and a note where they are the preset of its folder's name,
+    because the folder is not there yet."""
+    changes, name = job.model_changes, job.model.name
     for folder in (job.model, job.model / "model"):
         if (folder / "config.json").is_file():
             return name, ModelConfig.from_hf(folder).with_changes(**changes), ()
@@ -159,15 +165,15 @@ def _model(job: TrainingJob) -> tuple[str, ModelConfig, tuple[str, ...]]:
     raise UserError("no model's config.json", file=job.model, remedy="set model to a Hugging Face folder")
 
 
-def _assumed(name: str, model: ModelConfig, training: TrainingConfig, given: Given, own: bool) -> Workload:
+def _assumed(name: str, model: ModelConfig, training: TrainingConfig, given: Given, has_layout: bool) -> Workload:
     capacity = given.capacity or min(CAPACITY, model.max_position_embeddings)
     ranks = (np.arange(1000) + 0.5) / 1000
     exponents = np.array([NormalDist(0, SIGMA).inv_cdf(float(rank)) for rank in ranks])
     lengths = np.minimum(MEDIAN_LENGTH * np.exp(exponents), capacity)
-    said = (
+    source = (
         f"assumed: lengths log-normal, median {MEDIAN_LENGTH}, sigma {SIGMA}, cut to a pack; {TARGET_SHARE:.0%} targets"
     )
-    return _step(name, model, training, given, own, capacity, FILL, lengths, TARGET_SHARE, said)
+    return _step(name, model, training, given, has_layout, capacity, FILL, lengths, TARGET_SHARE, source)
 
 
 def _step(
@@ -175,14 +181,14 @@ def _step(
     model: ModelConfig,
     training: TrainingConfig,
     given: Given,
-    own: bool,
+    has_layout: bool,
     capacity: int,
     fill: float,
     lengths: np.ndarray,
     target_share: float,
     source: str,
 ) -> Workload:
-    """A mean step of samples with these lengths."""
+    """Return a mean step of samples with these lengths."""
     samples = given.batch_samples or BATCH_SAMPLES
     tokens = round(samples * float(lengths.mean()))
     return Workload(
@@ -197,6 +203,6 @@ def _step(
         sum_squared_lengths=round(samples * float((lengths.astype(np.float64) ** 2).mean())),
         longest=int(lengths.max()),
         steps=given.steps,
-        own_layout=own,
+        has_layout=has_layout,
         sources=(f"samples {source}",),
     )
