@@ -39,7 +39,7 @@ class Average(Stage[AverageConfig]):
 
         config = self.config
         sources = [p for root in context.inputs["training"] for p in select_steps(root, config.steps, config.count)]
-        context.progress.say(f"averaging {', '.join(path.name for path in sources)}")
+        context.progress.log(f"averaging {', '.join(path.name for path in sources)}")
         await asyncio.to_thread(
             average, sources, context.output, weights=config.weights, format="hf", into_existing=True
         )
@@ -123,7 +123,7 @@ class Quantize(Stage[QuantizeConfig]):
         )
         if given:
             check = await asyncio.to_thread(check_export, context.output, model, given[:4])
-            context.progress.say(check.line())
+            context.progress.log(check.line())
             context.facts.update(check=check.line())
 
 

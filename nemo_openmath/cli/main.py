@@ -12,6 +12,7 @@ from nemo_openmath import __version__
 from nemo_openmath.cli.common import EXAMPLES, EXIT_CODES, Help
 from nemo_openmath.cli.streams import be_patient
 from nemo_openmath.core.errors import ExitCode, OpenMathError, UserError, of_the_system
+from nemo_openmath.core.logs import configure_logging
 
 # torch's threads are set by the code that uses it; libraries below it must not multiply them.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -51,6 +52,7 @@ def run(arguments: list[str]) -> ExitCode:
     if not hasattr(options, "work"):
         parser.print_help()
         return ExitCode.OK
+    configure_logging()
     try:
         options.work(options)
     except KeyboardInterrupt:

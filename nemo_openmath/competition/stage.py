@@ -107,5 +107,5 @@ class Compete(Stage[CompeteConfig]):
                 context.progress.advance(note=f"{right} right, bank {bank.saved:.0f} s")
         if lost:
             context.facts["solutions_lost"] = lost
-            context.progress.say(f"{lost} solutions were lost to the engine or the sandbox and have no vote")
+            context.progress.log(f"{lost} solutions were lost to the engine or the sandbox and have no vote")
         context.facts.update(right=right, problems=len(problems), ended=ended, completion_tokens=tokens)

@@ -1,20 +1,22 @@
-"""What a person sees while a stage runs: bars on a terminal, plain lines in a log."""
+"""What a person sees while a stage runs: a bar on a terminal, lines in the log elsewhere."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+log = logging.getLogger(__name__)
+
 
 class Progress:
-    """Progress of one stage. ``every``: seconds between lines where there is no terminal."""
+    """Progress of one stage. ``every``: seconds between lines of the log where there is no terminal."""
 
     def __init__(self, stage: str, *, console: Console | None = None, every: float = 15.0):
         self.stage = stage
@@ -45,7 +47,7 @@ class Progress:
             seconds = self._printed - self._start
             of = "" if self._total is None else f" of {self._total}"
             failed = f", {self.failed} failed" if self.failed else ""
-            self.say(f"{self._count}{of}{failed}, {seconds:.0f} s{self._remaining(seconds)}  {self._note}")
+            self.log(f"{self._count}{of}{failed}, {seconds:.0f} s{self._remaining(seconds)}  {self._note}")
 
     def _remaining(self, seconds: float) -> str:
         """How long the rest takes at the speed so far, in words; nothing where that is not known."""
@@ -54,10 +56,9 @@ class Progress:
             return ""
         return f", about {seconds / done * (self._total - self._count):.0f} s left"
 
-    def say(self, message: str, *, before: str = "") -> None:
-        """A line that stays. ``before``: the stage's place among others, written in front of its name."""
-        head = f"{escape(before)} [bold]{self.stage}[/bold]:" if before else f"[bold]{self.stage}[/bold]"
-        self._console.print(f"{head} {escape(message)}", highlight=False, markup=True, soft_wrap=True)
+    def log(self, message: str) -> None:
+        """Log a line about the stage, behind its name."""
+        log.info("%s: %s", self.stage, message)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:

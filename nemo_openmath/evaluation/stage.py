@@ -76,12 +76,12 @@ class ComputeMetrics(Stage[MetricsConfig]):
             "apart": [{"checkpoint": self.config.checkpoint, **row} for row in scores.apart()],
         }
         for row in scores.apart():
-            context.progress.say(
+            context.progress.log(
                 f"{row['mode']}: {row['problems']} of {row['of']} problems are in no mean, for the model could not be "
                 f"asked (longer than its context, or refused), for example {row['example']}"
             )
         for mode, ks in scores.skipped.items():
-            context.progress.say(f"{mode}: no metrics for k = {', '.join(map(str, ks))}: fewer samples than that")
+            context.progress.log(f"{mode}: no metrics for k = {', '.join(map(str, ks))}: fewer samples than that")
 
 
 @dataclass(frozen=True)

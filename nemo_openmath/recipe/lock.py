@@ -7,9 +7,10 @@ lock in ``OUTPUT/.locks`` alone, or shares that too and holds its shard's.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,15 @@ from nemo_openmath.core.locks import (
 )
 from nemo_openmath.core.waiting import Waiting
 
+log = logging.getLogger(__name__)
+
 RUN, STAGES = ".run.lock", ".locks"
 _PATIENCE = {True: 0.5, None: 3.0, False: 30.0}  # seconds, for a holder that is alive, elsewhere, or just killed
-_SAY_S = 2.0  # a wait of so long is said
+_FIRST_S = 2.0  # a wait of so many seconds is logged
 
 
 @contextlib.contextmanager
-def run_lock(output: Path, stage: str | None, shard: int, shards: int, say: Callable[[str], None]) -> Iterator[None]:
+def run_lock(output: Path, stage: str | None, shard: int, shards: int) -> Iterator[None]:
     """Hold what a run of ``output`` needs, or of one stage of it. Raises UserError that names who holds it."""
     wanted = [(output / RUN, stage is not None)]
     if stage is not None:
@@ -41,17 +44,17 @@ def run_lock(output: Path, stage: str | None, shard: int, shards: int, say: Call
     what = "this run" if stage is None else f"stage {stage}" + (f", shard {shard} of {shards}" if shards > 1 else "")
     with contextlib.ExitStack() as held:
         for path, shared in wanted:
-            held.callback(os.close, _take(output, path, shared, what, say))
+            held.callback(os.close, _take(output, path, shared, what))
         yield
 
 
-def _take(output: Path, path: Path, shared: bool, what: str, say: Callable[[str], None]) -> int:
-    begun, waiting = time.monotonic(), Waiting(say=say, first_s=_SAY_S)
+def _take(output: Path, path: Path, shared: bool, what: str) -> int:
+    begun, waiting = time.monotonic(), Waiting(say=log.info, first_s=_FIRST_S)
     while True:
         descriptor = open_lock_file(path)
         free = try_lock(descriptor, shared=shared)
         if free is None:
-            say(f"no file locks in {output}: nothing stops a second run of it")
+            log.warning("no file locks in %s: nothing stops a second run of it", output)
             return descriptor
         if free and is_open_file(path, descriptor):  # not deleted in between
             if not shared:

@@ -9,20 +9,18 @@ ends there, unless its ``allow_empty`` says that this is meant.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
-from rich.console import Console
 
 from nemo_openmath.core.errors import DamagedFile, UserError, of_the_system
 from nemo_openmath.core.merging import count_records
@@ -39,6 +37,8 @@ from nemo_openmath.recipe.file import Recipe, StageEntry
 from nemo_openmath.recipe.lock import run_lock
 from nemo_openmath.recipe.preflight import check_output, preflight
 from nemo_openmath.recipe.services import RecipeServices
+
+log = logging.getLogger(__name__)
 
 _NOTHING = "made_nothing"
 _SECONDS = "seconds.json"
@@ -123,8 +123,6 @@ class Run:
         was loaded with, for whoever opens the folder later. Raises UserError for what can be known to be wrong before
         the first stage runs."""
         names = selection.names(self.recipe)
-        console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
-        say = partial(console.print, markup=False)
         check_output(self.output)
         if not selection.replace or selection.only is not None:
             identity.check(self.recipe, self.output)
@@ -132,13 +130,13 @@ class Run:
         preflight(self.recipe, todo, self.output, layouts=selection.only is None)
         self._refuse_stale_inputs(names)
         self._refuse_added(names)
-        with run_lock(self.output, selection.only, selection.shard, selection.shards, say):
+        with run_lock(self.output, selection.only, selection.shard, selection.shards):
             for name in identity.take_over(self.recipe, self.output) if selection.only is None else ():
-                say(f"{name}: of another recipe, removed")
+                log.info("%s: of another recipe, removed", name)
             identity.write(self.recipe, overrides, self.output)
             if todo and selection.only is None:
                 what = f"{self.recipe.name} ({self.recipe.path}) in {self.output}"
-                say(f"{what}: {len(todo)} of {len(names)} stages to do")
+                log.info("%s: %d of %d stages to do", what, len(todo), len(names))
             services = RecipeServices(self.recipe, self.output)
             try:
                 for number, name in enumerate(names, 1):
@@ -219,7 +217,7 @@ class Run:
         except _NotReady as error:
             raise UserError(str(error), remedy="run it first, or leave out --from") from error
         with Progress(entry.name) as progress:
-            progress.say(_does(entry.stage), before=place)
+            log.info("%s %s: %s", place, entry.name, _does(entry.stage))
             if status.state is not State.MISSING and not _planned(folder, fingerprint, status.state):
                 self._make_way(entry, status, inputs, selection, progress)
             else:
@@ -247,14 +245,14 @@ class Run:
                 await entry.stage.run(context)
             await services.release_model()
             if not _last_shard(folder, context):
-                progress.say(f"shard {context.shard} of {context.shards} done")
+                progress.log(f"shard {context.shard} of {context.shards} done")
                 return
             manifest = _manifest(entry, folder, fingerprint, inputs, context, spent())
             if not entry.allow_empty and (nothing := self._nothing(entry, manifest)):
                 write_json(folder / PLAN, {**plan, _NOTHING: True})
                 raise nothing
             write_manifest(folder, manifest)
-            progress.say(_line(manifest))
+            progress.log(_line(manifest))
 
     def _nothing(self, entry: StageEntry, manifest: Manifest) -> UserError | None:
         """The error of a stage that left nothing; None where it left something."""
@@ -298,7 +296,7 @@ class Run:
         change = f" ({said})" if (said := _change(status.manifest, entry, inputs)) else ""
         if status.state is not State.DAMAGED and self._has_grown(entry, folder):
             _refuse_other_shards(folder, selection)
-            progress.say(f"{status.state}{change}: what is there is kept")
+            progress.log(f"{status.state}{change}: what is there is kept")
             for path in [folder / MANIFEST, *folder.glob(f"{_SHARD}*")]:
                 path.unlink(missing_ok=True)
             return
@@ -308,7 +306,7 @@ class Run:
                 file=folder,
                 remedy="make it anew with --replace, or give another --output",
             )
-        progress.say(f"{status.state}{change}: made again")
+        progress.log(f"{status.state}{change}: made again")
         shutil.rmtree(folder)
 
     def _has_grown(self, entry: StageEntry, folder: Path) -> bool:

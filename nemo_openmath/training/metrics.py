@@ -87,7 +87,7 @@ def show(line: str, progress: Progress) -> None:
         progress.begin(int(num_steps), int(step))
         progress.advance(0, " ".join(words[2:]))
     else:
-        progress.say(line)
+        progress.log(line)
 
 
 class TrainingDiverged(OpenMathError):

@@ -39,6 +39,7 @@ INPUTS = {
 }
 OUTPUTS = {
     "recipe run": "r.yaml --output {bad}",
+    "recipe reference": "{bad}",
     "launch": "r.yaml --cluster {cluster} --dry-run --output {bad}",
     "grade": "rows.jsonl --output {bad}",
     "serve": "{base} --port 0 --address-file {bad}",
@@ -51,7 +52,7 @@ OUTPUTS = {
     "merge": "{base} {base} --output {bad}",
 }
 # They write nothing of their own, or what they write is named by a file that they read.
-NO_INPUT = {"sandbox serve"}
+NO_INPUT = {"sandbox serve", "recipe reference"}
 NO_OUTPUT = {"convert megatron-to-hf", "sandbox exec", "sft", "plan", "inspect"}
 NO_OUTPUT |= {f"recipe {verb}" for verb in ("show", "status", "report", "stages")} | {"data stats", "data verify"}
 

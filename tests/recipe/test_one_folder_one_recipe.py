@@ -1,6 +1,7 @@
 """An output folder is one recipe's, one run's at a time, and shows no number that is not the recipe's as it is now."""
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from nemo_openmath.cli.main import run
 from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.core.locks import new_mark, open_lock_file, try_lock, write_mark
+from nemo_openmath.core.logs import configure_logging
 from nemo_openmath.core.records import read_manifest
 from nemo_openmath.inference.devices import check_device
 from nemo_openmath.recipe import load_recipe, lock
@@ -112,7 +114,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from nemo_openmath.recipe.lock import run_lock
-with run_lock(Path(sys.argv[1]), sys.argv[2] or None, int(sys.argv[3]), int(sys.argv[4]), print):
+with run_lock(Path(sys.argv[1]), sys.argv[2] or None, int(sys.argv[3]), int(sys.argv[4])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -138,11 +140,11 @@ def test_a_second_run_is_refused_and_jobs_of_stages_are_not(
         whole.kill()
     capsys.readouterr()
     with holder("b", 0, 2) as job:
-        with run_lock(out, "b", 1, 2, print), run_lock(out, "a", 0, 1, print):
+        with run_lock(out, "b", 1, 2), run_lock(out, "a", 0, 1):
             pass
         with (
             pytest.raises(UserError, match=rf"process {job.pid} on .* \(stage b, shard 0 of 2, since"),
-            run_lock(out, "b", 0, 2, print),
+            run_lock(out, "b", 0, 2),
         ):
             pass
         assert go(recipe, out) is ExitCode.USER_ERROR
@@ -161,21 +163,24 @@ def test_locks_end_with_their_holder(tmp_path: Path) -> None:
     os.close(second)
 
 
-def test_a_wait_for_what_a_killed_run_left_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_for_what_a_killed_run_left_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For what, since when and until when; its child lets go when the line has come."""
-    monkeypatch.setattr(lock, "_SAY_S", 0.0)
+    monkeypatch.setattr(lock, "_FIRST_S", 0.0)
     with subprocess.Popen(["true"]) as dead:
         pass
     held, lines = open_lock_file(tmp_path / RUN), list[str]()
     assert try_lock(held)
     write_mark(held, new_mark(what="this run") | {"pid": dead.pid}, tmp_path / RUN)
 
-    def say(line: str) -> None:
-        lines.append(line)
-        os.close(held)
+    class LetGo(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+            os.close(held)
 
-    with run_lock(tmp_path, None, 0, 1, say):
+    configure_logging(handler=LetGo())
+    with run_lock(tmp_path, None, 0, 1):
         pass
+    configure_logging()
     [line] = lines
     assert re.fullmatch(
         rf"waiting for process {dead.pid} on .* to let go of {tmp_path}, since \d\d:\d\d:\d\d \(0 s\); "
@@ -287,7 +292,7 @@ def test_a_run_is_not_put_into_a_stage(recipe: Path, tmp_path: Path, capsys: pyt
 def test_another_seed_is_named(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert go(recipe, tmp_path / "out") is ExitCode.OK
     assert go(recipe, tmp_path / "out", "seed=5") is ExitCode.OK
-    assert "a stale (seed was 0, is 5): made again" in capsys.readouterr().err
+    assert "a: stale (seed was 0, is 5): made again" in capsys.readouterr().err
 
 
 def test_files_of_others_are_not_removed_with_a_stage(

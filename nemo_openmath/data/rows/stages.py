@@ -141,9 +141,9 @@ def _report(context: StageContext, counts: Counter[str]) -> None:
     if context.shard == 0:  # every shard reads all rows
         context.facts.update(counts)
     if rendered := counts["rendered_prompts"]:
-        context.progress.say(f"{rendered} inputs are rendered prompts: they are taken as given, not rendered again")
+        context.progress.log(f"{rendered} inputs are rendered prompts: they are taken as given, not rendered again")
     if counts["rows_without_thinking"] and counts["rows_that_think"]:
-        context.progress.say(
+        context.progress.log(
             f"{counts['rows_without_thinking']} of {sum(counts[name] for name in THINKING_COUNTS)} solutions do not "
             "think; rules: {think: required} leaves them out"
         )

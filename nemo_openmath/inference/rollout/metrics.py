@@ -67,14 +67,14 @@ class RolloutMetrics:
         context.facts.update(samples_saved=self.samples_saved, tokens_saved_estimate=tokens)
         if rule == "agreement":
             context.facts["problems_ended_early"] = self.problems_ended_early
-        context.progress.say(f"{self.samples_saved} samples saved by {rule}, about {tokens} tokens")
+        context.progress.log(f"{self.samples_saved} samples saved by {rule}, about {tokens} tokens")
 
     def report_uncalled_code(self, context: StageContext) -> None:
         """Report solutions that wrote Python which nothing ran, where there are any."""
         if not self._with_uncalled_code:
             return
         context.facts["solutions_with_uncalled_code"] = self._with_uncalled_code
-        context.progress.say(
+        context.progress.log(
             f"{self._with_uncalled_code} of {self._solutions} solutions wrote Python that nothing ran: what stands "
             f"between {CODE_START} and {CODE_END} is run, ```python is not; your own prompt (prompt:) can show the tags"
         )
@@ -103,4 +103,4 @@ def note_untried(context: StageContext) -> None:
                 example = example or f"problem {generation['problem_id']}: {reason}"
     if count:
         context.facts |= {"untried": count, "untried_example": example}
-        context.progress.say(f"{count} could not be tried and count nowhere, for example {example}")
+        context.progress.log(f"{count} could not be tried and count nowhere, for example {example}")

@@ -123,7 +123,7 @@ class ReadProblems(_ReadFiles):
         values = (value for _, (_, _, value) in islice(self._rows(context), 1000))
         rows = [value for value in values if isinstance(value, dict)]
         if not any("expected_answer" in row for row in rows) and any("answer" in row for row in rows):
-            context.progress.say("no row has expected_answer, so no answer is known; `answer` is not read: rename it")
+            context.progress.log("no row has expected_answer, so no answer is known; `answer` is not read: rename it")
 
     def problem(self, row: dict[str, Any]) -> str | None:
         answer = row.get("expected_answer")

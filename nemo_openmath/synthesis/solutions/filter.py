@@ -88,7 +88,7 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
                 finished[generation.model, generation.mode] += 1
                 thinking[generation.model, generation.mode] += Transcript.from_json(generation.transcript).thinks
         for model, mode in sorted(finished.keys() - +thinking):
-            context.progress.say(f"{model} ({mode}) does not think: all text of its solutions is taken for the answer")
+            context.progress.log(f"{model} ({mode}) does not think: all text of its solutions is taken for the answer")
         return frozenset(key for key, count in finished.items() if 2 * thinking[key] >= count)
 
     def _over_quota(self, context: StageContext) -> frozenset[str]:
