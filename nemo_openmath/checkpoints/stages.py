@@ -43,7 +43,7 @@ class Average(Stage[AverageConfig]):
         await asyncio.to_thread(
             average, sources, context.output, weights=config.weights, format="hf", into_existing=True
         )
-        context.facts.update(averaged=[path.name for path in sources])
+        context.metrics.update(averaged=[path.name for path in sources])
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Quantize(Stage[QuantizeConfig]):
         from nemo_openmath.checkpoints.quantize.export import quantize
         from nemo_openmath.checkpoints.script import texts
 
-        config, model = self.config, context.one("model")
+        config, model = self.config, context.only("model")
         given = [t for path in context.inputs.get("calibration", ()) for t in texts(path, config.samples)]
         await asyncio.to_thread(
             quantize,
@@ -124,7 +124,7 @@ class Quantize(Stage[QuantizeConfig]):
         if given:
             check = await asyncio.to_thread(check_export, context.output, model, given[:4])
             context.progress.log(check.line())
-            context.facts.update(check=check.line())
+            context.metrics.update(check=check.line())
 
 
 @dataclass(frozen=True)
@@ -144,4 +144,4 @@ class Dequantize(Stage[DequantizeConfig]):
     async def run(self, context: StageContext) -> None:
         from nemo_openmath.checkpoints.quantize.dequantize import write_dequantized
 
-        await asyncio.to_thread(write_dequantized, context.one("quantized"), context.output, into_existing=True)
+        await asyncio.to_thread(write_dequantized, context.only("quantized"), context.output, into_existing=True)

@@ -106,6 +106,6 @@ class Compete(Stage[CompeteConfig]):
                 writer.commit(key, [record])
                 context.progress.advance(note=f"{right} right, bank {bank.saved:.0f} s")
         if lost:
-            context.facts["solutions_lost"] = lost
+            context.metrics["solutions_lost"] = lost
             context.progress.log(f"{lost} solutions were lost to the engine or the sandbox and have no vote")
-        context.facts.update(right=right, problems=len(problems), ended=ended, completion_tokens=tokens)
+        context.metrics.update(right=right, problems=len(problems), ended=ended, completion_tokens=tokens)

@@ -68,7 +68,7 @@ class ComputeMetrics(Stage[MetricsConfig]):
         rows = [{"checkpoint": self.config.checkpoint, **asdict(row)} for row in summarise(scores.problems)]
         write_scores(context.output, self.config.checkpoint, scores.problems)
         write_json(context.output / RESULTS, rows)
-        context.facts |= {
+        context.metrics |= {
             "results": rows,
             "undecided": scores.undecided,
             "skipped_ks": scores.skipped,
@@ -103,7 +103,7 @@ class CompareScores(Stage[CompareConfig]):
     takes = {"before": "metrics", "after": "metrics"}
 
     async def run(self, context: StageContext) -> None:
-        (label_before, before), (label_after, after) = (read_scores(context.one(p)) for p in ("before", "after"))
+        (label_before, before), (label_after, after) = (read_scores(context.only(p)) for p in ("before", "after"))
         rows: list[dict[str, Any]] = []
         for text in self.config.pairs:
             row = paired_difference(
@@ -111,7 +111,7 @@ class CompareScores(Stage[CompareConfig]):
             )
             rows.append(asdict(row))
         write_json(context.output / PAIRED, rows)
-        context.facts["paired"] = rows
+        context.metrics["paired"] = rows
 
 
 def write_scores(folder: Path, checkpoint: str, scores: list[ProblemScores]) -> None:

@@ -225,8 +225,8 @@ class Run:
                 if not entry.allow_empty:
                     _forget_nothing(folder, selection)
             folder.mkdir(parents=True, exist_ok=True)
-            grows = {name: getattr(entry.stage.config, name) for name in entry.stage.grows}
-            plan = {"fingerprint": fingerprint, "grows": grows}
+            incremental = {name: getattr(entry.stage.config, name) for name in entry.stage.incremental}
+            plan = {"fingerprint": fingerprint, "grows": incremental}
             write_json(folder / PLAN, plan)
             context = StageContext(
                 name=entry.name,
@@ -257,15 +257,15 @@ class Run:
     def _nothing(self, entry: StageEntry, manifest: Manifest) -> UserError | None:
         """The error of a stage that left nothing; None where it left something."""
         counts, folder = manifest.counts, self.folder(entry.name)
-        untried = manifest.facts.get("untried", 0)
-        made = counts["records"] - untried if entry.stage.makes == "records" else manifest.facts.get("samples")
+        untried = manifest.metrics.get("untried", 0)
+        made = counts["records"] - untried if entry.stage.makes == "records" else manifest.metrics.get("samples")
         if made != 0:
             return None
         remedy = f"see {folder}{os.sep}drops-*.jsonl and mend what feeds it"
         if self.recipe.verb == "recipe":
             remedy += ", or write allow_empty: true in this stage where that is meant"
         if untried:
-            example = manifest.facts.get("untried_example", "see `finish` in its records")
+            example = manifest.metrics.get("untried_example", "see `finish` in its records")
             return entry.error(f"made nothing: none of {untried:,} could be tried ({example})", remedy)
         if not manifest.drops:
             read = ", ".join(self._reads(entry)) or "what it reads"
@@ -310,15 +310,15 @@ class Run:
         shutil.rmtree(folder)
 
     def _has_grown(self, entry: StageEntry, folder: Path) -> bool:
-        """Whether what lies there is what this stage makes with smaller values of the settings that grow."""
+        """Whether what lies there is what this stage makes with smaller values of its incremental settings."""
         try:
             plan = orjson.loads((folder / PLAN).read_bytes())
-            smaller = entry.stage.smaller(plan["grows"])
+            previous = entry.stage.previous_version(plan["grows"])
         except (OSError, ValueError, KeyError):
             return False
-        if smaller is None:
+        if previous is None:
             return False
-        return bool(self._fingerprint(replace(entry, stage=smaller))[0] == plan["fingerprint"])
+        return bool(self._fingerprint(replace(entry, stage=previous))[0] == plan["fingerprint"])
 
     def _fingerprint(self, entry: StageEntry) -> tuple[str, dict[str, str]]:
         """(fingerprint, input -> digest). Raises _NotReady where an input has not been made."""
@@ -421,8 +421,8 @@ def _change(manifest: Manifest | None, entry: StageEntry, inputs: dict[str, str]
         return ""
     for key, was, now in _differences(manifest.config, entry.stage.settings()):
         return f"{key} was {was!r:.80}, is {now!r:.80}"
-    if manifest.facts.get("seed", entry.seed) != entry.seed:
-        return f"seed was {manifest.facts['seed']}, is {entry.seed}"
+    if manifest.metrics.get("seed", entry.seed) != entry.seed:
+        return f"seed was {manifest.metrics['seed']}, is {entry.seed}"
     changed = (name for name in [*inputs, *manifest.inputs] if inputs.get(name) != manifest.inputs.get(name))
     return next((f"input {Path(name).name} has changed" for name in changed), "made by another version")
 
@@ -437,18 +437,18 @@ def _differences(was: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str
 
 
 def _last_shard(folder: Path, context: StageContext) -> bool:
-    """Note that this shard is done, with what it measured; True once all are, and then their facts are summed."""
+    """Note that this shard is done, with what it measured; True once all are, and then their metrics are summed."""
     if context.shards == 1:
         return True
-    write_json(folder / f"{_SHARD}{context.shard:05d}-of-{context.shards:05d}.json", context.facts)
+    write_json(folder / f"{_SHARD}{context.shard:05d}-of-{context.shards:05d}.json", context.metrics)
     done = sorted(folder.glob(f"{_SHARD}*-of-{context.shards:05d}.json"))
     if len(done) < context.shards:
         return False
     total: Counter[str] = Counter()
     for path in done:
         total.update({k: v for k, v in orjson.loads(path.read_bytes()).items() if isinstance(v, int | float)})
-    context.facts.clear()
-    context.facts.update(total)
+    context.metrics.clear()
+    context.metrics.update(total)
     return True
 
 
@@ -484,7 +484,7 @@ def _manifest(
     entry: StageEntry, folder: Path, fingerprint: str, inputs: dict[str, str], context: StageContext, seconds: float
 ) -> Manifest:
     drops = Counter(drop.reason for _, drop in read_drops(folder))
-    drops.update(context.facts.pop("dropped", {}))  # of stages that do not keep records
+    drops.update(context.metrics.pop("dropped", {}))  # of stages that do not keep records
     counts = {
         "units": count_units(folder),
         **count_records(folder, majority),
@@ -500,7 +500,7 @@ def _manifest(
         inputs=inputs,
         versions=versions(),
         seconds=round(seconds, 2),
-        facts={**context.facts, "seed": entry.seed, "files": file_sizes(folder)},
+        metrics={**context.metrics, "seed": entry.seed, "files": file_sizes(folder)},
     )
 
 
@@ -518,7 +518,7 @@ def file_sizes(folder: Path) -> dict[str, int]:
 
 def _damage(manifest: Manifest, folder: Path) -> str:
     """How the files of a finished stage differ from those that it made; "" where they do not."""
-    made, found = manifest.facts.get("files", {}), file_sizes(folder)
+    made, found = manifest.metrics.get("files", {}), file_sizes(folder)
     if gone := made.keys() - found.keys():
         return f"{min(gone)} is gone"
     if added := _added(manifest, folder):
@@ -528,7 +528,7 @@ def _damage(manifest: Manifest, folder: Path) -> str:
 
 def _added(manifest: Manifest, folder: Path) -> list[str]:
     """Files in the folder of a finished stage that it did not make."""
-    return sorted(file_sizes(folder).keys() - manifest.facts.get("files", {}).keys())
+    return sorted(file_sizes(folder).keys() - manifest.metrics.get("files", {}).keys())
 
 
 def _line(manifest: Manifest) -> str:

@@ -64,7 +64,7 @@ class TrainDrafter(Stage[DrafterConfig]):
         from nemo_openmath.checkpoints.output import building  # torch takes seconds to import
         from nemo_openmath.speculative.train import DrafterSettings, load_base, replay, train
 
-        config, model = self.config, context.one("model")
+        config, model = self.config, context.only("model")
         texts = read_texts(
             context.read("generations", Generation),
             ChatTokenizer.load(model),
@@ -90,7 +90,7 @@ class TrainDrafter(Stage[DrafterConfig]):
         trained = train(base, texts.training, DrafterSettings(**shared, seed=context.seed), on_step)
         replayed = [replay(base, trained.drafter, text) for text in texts.held_out]
         steps, accepted = sum(s for s, _ in replayed), sum(a for _, a in replayed)
-        context.facts.update(
+        context.metrics.update(
             texts.counts,
             steps=trained.steps,
             loss=round(trained.loss, 4),

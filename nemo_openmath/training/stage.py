@@ -89,14 +89,14 @@ class Sft(Stage[SftConfig]):
             await self._train(context.output / "job.yaml", context)
         rows = metrics(context.output)
         last = rows[-1] if rows else {}
-        context.facts.update(
+        context.metrics.update(
             steps=last.get("step"),
             loss=last.get("loss"),
             tokens=sum(row.get("tokens", 0) for row in rows),
             trained_tokens=sum(row.get("trained_tokens", 0) for row in rows),
             train_seconds=round(sum(row.get("seconds", 0.0) for row in rows), 1),
         )
-        sources = (context.one("packs"), context.one("model"))
+        sources = (context.only("packs"), context.only("model"))
         inputs = {path.name: {"path": str(path), "digest": digest_tree(path)} for path in sources}
         Lineage("checkpoints", inputs, config=self.settings()).write(context.output)
 
@@ -106,7 +106,7 @@ class Sft(Stage[SftConfig]):
         if any((context.output / "checkpoints").glob("step-*")):
             from nemo_openmath.training.base_model import refuse_used_output  # torch takes seconds to import
 
-            refuse_used_output(context.output, context.one("model"), job.model_changes)
+            refuse_used_output(context.output, context.only("model"), job.model_changes)
         write_json(context.output / "job.yaml", orjson.loads(orjson.dumps(asdict(job), default=str)))  # JSON is YAML
 
     def _trained(self, context: StageContext) -> bool:
@@ -114,14 +114,14 @@ class Sft(Stage[SftConfig]):
         than there are."""
         config = self.config
         data = PackedData.open(
-            context.one("packs"),
+            context.only("packs"),
             batch_samples=config.batch_samples,
             epochs=config.epochs,
             steps=config.steps,
             seed=context.seed,
             validation_share=config.validation_share,
         )
-        check_batch(config.batch_samples, len(data.plan.entries), context.one("packs"))
+        check_batch(config.batch_samples, len(data.plan.entries), context.only("packs"))
         return step_folder(context.output / "checkpoints", data.num_steps).is_dir()
 
     def digest(self, output: Path) -> str:
@@ -133,7 +133,7 @@ class Sft(Stage[SftConfig]):
         config = self.config
         validation = context.inputs.get("validation")
         data = DataConfig(
-            folder=context.one("packs").resolve(),
+            folder=context.only("packs").resolve(),
             batch_samples=config.batch_samples,
             epochs=config.epochs,
             steps=config.steps,
@@ -142,7 +142,7 @@ class Sft(Stage[SftConfig]):
             validation_share=config.validation_share,
         )
         return TrainingJob(
-            model=context.one("model").resolve(),
+            model=context.only("model").resolve(),
             data=data,
             output=context.output.resolve(),
             training=config.training,

@@ -233,7 +233,7 @@ def test_equal_units_are_done_once_and_counted_also_after_a_restart(tmp_path: Pa
     folder = store(tmp_path / "p", problem("4"), Problem.make("2+2?"))
     for _ in range(2):
         context = run(Named("a", "b", "a", "a"), tmp_path / "out", problems=folder)
-        assert context.facts["equal_units"] == 2
+        assert context.metrics["equal_units"] == 2
     assert [unit for unit, _ in read_drops(tmp_path / "out")] == ["a", "b"]
 
 

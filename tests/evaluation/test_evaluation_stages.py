@@ -70,8 +70,8 @@ def test_two_checkpoints_are_measured_and_compared(folder: Callable[[str, list[A
         inputs = {"generations": [folder(label, generations("tir", skill)), cot], "problems": [benchmark]}
         context = run(ComputeMetrics(MetricsConfig(label, ks=[1, 4, 16])), inputs, tmp_path / f"{label}-metrics")
         rows = orjson.loads((context.output / "results.json").read_bytes())
-        assert rows == context.facts["results"]
-        assert context.facts["skipped_ks"] == {"cot": [16], "tir": [16]}
+        assert rows == context.metrics["results"]
+        assert context.metrics["skipped_ks"] == {"cot": [16], "tir": [16]}
         metrics[label] = context.output
         by_name = {(r["mode"], r["metric"], r["k"]): r for r in rows}
         assert by_name["tir", "pass@1", 1]["value"] == pytest.approx((skill - 1.5) / 8)

@@ -170,7 +170,7 @@ def test_stages_are_read_from_their_folders(tmp_path: Path) -> None:
     rows = [{"checkpoint": "base", "value": 0.5}]
     counts = {"units": 2, "records": 0, "drops": 3}
     drops = {"too short": 2, "not a problem": 1}
-    write_manifest(folder, Manifest("kind", "f", "d", counts, drops, seconds=75.0, facts={"results": rows}))
+    write_manifest(folder, Manifest("kind", "f", "d", counts, drops, seconds=75.0, metrics={"results": rows}))
     stage = StageView.read("s", folder)
     assert (stage.state, stage.examples) == ("finished", {"too short": "x", "not a problem": "z"})
     assert gather([stage], "results") == rows

@@ -101,7 +101,7 @@ async def work(
             "solutions", {"problems": [folder / "problems"]}, folder / output, 1, lent, progress, shard, shards,
         )  # fmt: skip
         await Generate(config).run(context)
-    return context.facts
+    return context.metrics
 
 
 def stored(folder: Path) -> dict[str, dict[int, str | None]]:

@@ -118,7 +118,7 @@ def test_python_that_a_model_does_not_call_is_said_and_named(
     for name, text in said.items():
         engine = Picky(tokenizer, text, lambda _: None)
         made = run(Generate(GenerateConfig(mode="tir", samples=2)), engine, tmp_path / name, problems=PROBLEMS[1:2])
-        assert made.facts.get("solutions_with_uncalled_code", 0) == (2 if name == "fence" else 0)
+        assert made.metrics.get("solutions_with_uncalled_code", 0) == (2 if name == "fence" else 0)
         assert ("2 of 2 solutions wrote Python that nothing ran" in capsys.readouterr().err) == (name == "fence")
         graded = [g.with_(verdict="equal", predicted_answer="2") for g in read_records(tmp_path / name, Generation)]
         run(Filter(FilterConfig()), None, tmp_path / f"{name}-kept", generations=graded)
@@ -164,12 +164,16 @@ def test_a_problem_that_cannot_be_tried_is_counted_apart(
     engine = Picky(tokenizer, "It is \\boxed{2}.", check)
     benchmark = [*PROBLEMS, LONG]
     made = run(Generate(GenerateConfig(samples=2)), engine, tmp_path / "g", problems=benchmark)
-    assert made.facts["untried"] == 2
-    assert LONG.id in made.facts["untried_example"]
+    assert made.metrics["untried"] == 2
+    assert LONG.id in made.metrics["untried_example"]
     solutions = list(read_records(tmp_path / "g", Generation))
     assert [g.problem_id for g in solutions if not g.tried] == [LONG.id] * 2
     graded = run(GradeSolutions(GradeConfig()), None, tmp_path / "graded", generations=solutions)
-    assert {k: graded.facts[k] for k in ("equal", "not_equal", "untried")} == {"equal": 2, "not_equal": 8, "untried": 2}
+    assert {k: v for k, v in graded.metrics.items() if k in ("equal", "not_equal", "untried")} == {
+        "equal": 2,
+        "not_equal": 8,
+        "untried": 2,
+    }
     rows = list(read_records(tmp_path / "graded", Generation))
     assert {g.verdict for g in rows if not g.tried} == {"unknown"}
     said = grade_file(tmp_path / "g" / "part-00000-of-00001.jsonl", tmp_path / "graded.jsonl")
@@ -194,10 +198,10 @@ def test_a_problem_that_cannot_be_tried_is_counted_apart(
     apart = [
         {"checkpoint": "base", "mode": m, "problems": 1, "of": 6, "example": LONG.id} for m in ("cot", "genselect")
     ]
-    assert measured.facts["apart"] == apart
-    assert set(measured.facts["undecided"].values()) == {0}
-    assert {row["problems"] for row in measured.facts["results"]} == {5}
-    assert measured.facts["results"][0]["value"] == pytest.approx(1 / 5)
+    assert measured.metrics["apart"] == apart
+    assert set(measured.metrics["undecided"].values()) == {0}
+    assert {row["problems"] for row in measured.metrics["results"]} == {5}
+    assert measured.metrics["results"][0]["value"] == pytest.approx(1 / 5)
     assert "cot: 1 of 6 problems are in no mean" in capsys.readouterr().err
 
 
@@ -213,7 +217,7 @@ def test_candidates_that_do_not_fit_are_counted_apart(tokenizer: ChatTokenizer, 
     run(GenSelect(GenSelectConfig()), engine, tmp_path / "s", groups=groups)
     chosen = list(read_records(tmp_path / "s", Generation))
     measured = run(ComputeMetrics(MetricsConfig()), None, tmp_path / "m", generations=chosen, problems=PROBLEMS[:2])
-    assert measured.facts["apart"] == [
+    assert measured.metrics["apart"] == [
         {"checkpoint": "model", "mode": "genselect", "problems": 1, "of": 2, "example": PROBLEMS[1].id}
     ]
     run(GenSelect(GenSelectConfig(keep_correct=True)), engine, tmp_path / "t", groups=groups)
@@ -277,7 +281,7 @@ def test_judging_goes_on_where_one_question_is_refused(tokenizer: ChatTokenizer,
     more = GENERATIONS[0].with_(id="long", problem_id=LONG.id)
     engine = Picky(tokenizer, "Judgement: Yes", poisoned)
     inputs = {"generations": [more, *GENERATIONS], "problems": [LONG, *PROBLEMS]}
-    assert run(JudgeAnswers(JudgeConfig()), engine, tmp_path / "j", **inputs).facts["refused"] == 1
+    assert run(JudgeAnswers(JudgeConfig()), engine, tmp_path / "j", **inputs).metrics["refused"] == 1
     verdicts = {g.id: g.verdict for g in read_records(tmp_path / "j", Generation)}
     assert verdicts.pop("long") == "unknown"
     assert set(verdicts.values()) == {"equal"}

@@ -225,7 +225,7 @@ def test_the_stage(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
         asyncio.run(stage.run(context))
         digests.append(stage.digest(output))
         assert {path.name for path in output.iterdir()} == {"model.safetensors", "config.json", "lineage.json"}
-        facts = context.facts
+        facts = context.metrics
         assert facts["generations"] == 40
         assert 0 < facts["held_out"] < 40
         assert facts["held_out"] % 2 == 0, "both samples of a problem are held out, or none"

@@ -106,7 +106,7 @@ async def test_a_refused_group_of_a_benchmark_is_counted_apart(select: Callable[
         groups[0].id: ("refused", "unknown"),
         groups[1].id: ("stop", "equal"),
     }
-    assert run.context.facts["untried"] == 1
+    assert run.context.metrics["untried"] == 1
 
 
 async def test_rounds_are_numbered_by_problem_and_drawn_apart(select: Callable[..., Any]) -> None:

@@ -59,7 +59,7 @@ async def run(
     for shard in range(shards):
         context = StageContext("test", inputs, output, 7, lent, progress, shard, shards)
         await JudgeAnswers(JudgeConfig(votes=3, **config)).run(context)
-    return {g.id: g for g in read_records(output, Generation)}, context.facts
+    return {g.id: g for g in read_records(output, Generation)}, context.metrics
 
 
 async def test_open_verdicts_are_decided(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ async def test_agreement_survives_a_restart(tokenizer: ChatTokenizer, tmp_path: 
     progress = Progress("test", console=Console(file=io.StringIO()))
     context = StageContext("test", inputs, output, 7, lent, progress)
     await JudgeAnswers(JudgeConfig(votes=3, everything=True)).run(context)  # nothing is left to judge
-    assert context.facts["judging"] == before
+    assert context.metrics["judging"] == before
     assert orjson.loads((output / "agreement.json").read_bytes()) == before
 
 

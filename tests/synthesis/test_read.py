@@ -109,4 +109,4 @@ def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
     (data / "p.jsonl").write_text(GOOD)
     context = run(ReadProblems, tmp_path / "out", data / "p.jsonl", data)
     assert len(list(read_records(tmp_path / "out", Problem))) == 1
-    assert context.facts["equal_units"] == 1
+    assert context.metrics["equal_units"] == 1

@@ -21,20 +21,38 @@ _MODULUS = 1 << 256
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """``fingerprint``: what the stage was asked to do (name, version, config, digests of its inputs).
-    ``digest``: what it made, independent of order; downstream stages are redone only when it changes.
-    ``counts``: units, records, drops. ``drops``: reason -> count."""
+    """What a finished stage promises about its folder."""
 
     stage: str
+    """The stage's kind."""
     fingerprint: str
+    """Id of what the stage was asked to do: kind, version, settings, digests of its inputs, seed."""
     digest: str
+    """Digest of what it made, independent of order. Later stages are redone only when it changes."""
     counts: dict[str, int]
+    """Numbers of units, records and drops."""
     drops: dict[str, int] = field(default_factory=dict)
+    """Reason -> count."""
     config: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
+    """Name of an input -> its digest."""
     versions: dict[str, str] = field(default_factory=dict)
+    """Package -> version."""
     seconds: float = 0.0
-    facts: dict[str, Any] = field(default_factory=dict)  # what the stage measured; shown by status and report
+    """Wall time of all runs of the stage together."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """What the stage measured. The status and the report show it; the file calls it ``facts``."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of manifest.json."""
+        row = asdict(self)
+        row["facts"] = row.pop("metrics")
+        return row
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Manifest:
+        """Read the content of manifest.json. Raises TypeError naming a field that is missing or unknown."""
+        return cls(**{"metrics" if name == "facts" else name: value for name, value in row.items()})
 
 
 def refuse_inside_stage(output: Path) -> None:
@@ -78,15 +96,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    write_json(folder / MANIFEST, asdict(manifest))
+    write_json(folder / MANIFEST, manifest.to_json())
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a finished stage; None where the stage has not finished."""
+    """Return the manifest of a finished stage; None where the stage has not finished. Raises DamagedFile."""
     path = folder / MANIFEST
     try:
-        return Manifest(**orjson.loads(path.read_bytes()))
+        return Manifest.from_json(orjson.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (orjson.JSONDecodeError, TypeError) as error:
+    except (orjson.JSONDecodeError, TypeError, AttributeError) as error:
         raise DamagedFile(path, f"not a manifest ({error})") from error

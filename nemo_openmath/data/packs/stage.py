@@ -56,7 +56,7 @@ class PackSamples(Stage[PackConfig]):
             too_long=self.config.too_long,
             seed=context.seed,
         )
-        context.facts.update(
+        context.metrics.update(
             packs=plan.num_packs, samples=len(plan.entries), fill=round(plan.fill, 4), dropped=plan.meta["dropped"]
         )
 

@@ -139,7 +139,7 @@ def _without_duplicates(block: ConvertedBlock, seen: KeySet) -> tuple[list[orjso
 
 def _report(context: StageContext, counts: Counter[str]) -> None:
     if context.shard == 0:  # every shard reads all rows
-        context.facts.update(counts)
+        context.metrics.update(counts)
     if rendered := counts["rendered_prompts"]:
         context.progress.log(f"{rendered} inputs are rendered prompts: they are taken as given, not rendered again")
     if counts["rows_without_thinking"] and counts["rows_that_think"]:

@@ -46,7 +46,7 @@ class Tokenize(Stage[TokenizeConfig]):
             folder = await asyncio.to_thread(
                 write_tokens,
                 rows,
-                context.one("model"),
+                context.only("model"),
                 context.output / f"tokens-{number}",
                 train_on_tool_output=self.config.train_on_tool_output,
                 workers=self.config.workers,
@@ -56,4 +56,4 @@ class Tokenize(Stage[TokenizeConfig]):
             target_tokens += folder.num_target_tokens
             dropped.update(folder.dropped)
             context.progress.advance()
-        context.facts.update(samples=samples, tokens=tokens, trained_tokens=target_tokens, dropped=dict(dropped))
+        context.metrics.update(samples=samples, tokens=tokens, trained_tokens=target_tokens, dropped=dict(dropped))

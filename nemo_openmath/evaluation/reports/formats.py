@@ -100,7 +100,7 @@ def count_text(count: int, noun: str, plural: str = "") -> str:
 
 def made_text(manifest: Manifest) -> str:
     """What a finished stage made, in its own units."""
-    counts, facts = manifest.counts, manifest.facts
+    counts, facts = manifest.counts, manifest.metrics
     if manifest.stage == "competition.solve" and "right" in facts:
         return f"{count_text(counts['records'], 'answer')}, {facts['right']} right"
     if counts.get("units") or counts.get("records"):

@@ -141,7 +141,7 @@ class Losses:
 
 def gather(stages: Sequence[StageView], fact: str) -> list[dict[str, Any]]:
     """Rows that the stages left under a fact (``results``, ``paired``, ``apart``), in order of the stages."""
-    return [row for s in stages if s.manifest and s.current for row in s.manifest.facts.get(fact, ())]
+    return [row for s in stages if s.manifest and s.current for row in s.manifest.metrics.get(fact, ())]
 
 
 def drop_examples(folder: Path, reasons: int | None = None) -> dict[str, str]:

@@ -47,7 +47,7 @@ class RolloutMetrics:
         cost = self._cost
         rate = cost.completion_tokens / (time.monotonic() - self._began)
         cached = cost.cached_tokens / max(1, cost.cached_tokens + cost.computed_tokens)
-        context.facts.update(
+        context.metrics.update(
             completion_tokens=cost.completion_tokens,
             tokens_per_second=round(rate, 1),
             cached_prompt_tokens=cost.cached_tokens,
@@ -55,7 +55,7 @@ class RolloutMetrics:
         )
         note = f"{rate:.0f} tokens/s, {cached:.0%} of prompts cached, {self._in_flight} in flight"
         if self._tools:
-            context.facts["code_seconds"] = round(cost.code_seconds, 1)
+            context.metrics["code_seconds"] = round(cost.code_seconds, 1)
             note += f", {cost.code_seconds / self._solutions:.2f} s of code a solution"
         context.progress.advance(0, note)
 
@@ -64,16 +64,16 @@ class RolloutMetrics:
         the mean of those made now."""
         mean = self._cost.completion_tokens / self._solutions if self._solutions else 0.0
         tokens = round(self.samples_saved * mean)
-        context.facts.update(samples_saved=self.samples_saved, tokens_saved_estimate=tokens)
+        context.metrics.update(samples_saved=self.samples_saved, tokens_saved_estimate=tokens)
         if rule == "agreement":
-            context.facts["problems_ended_early"] = self.problems_ended_early
+            context.metrics["problems_ended_early"] = self.problems_ended_early
         context.progress.log(f"{self.samples_saved} samples saved by {rule}, about {tokens} tokens")
 
     def report_uncalled_code(self, context: StageContext) -> None:
         """Report solutions that wrote Python which nothing ran, where there are any."""
         if not self._with_uncalled_code:
             return
-        context.facts["solutions_with_uncalled_code"] = self._with_uncalled_code
+        context.metrics["solutions_with_uncalled_code"] = self._with_uncalled_code
         context.progress.log(
             f"{self._with_uncalled_code} of {self._solutions} solutions wrote Python that nothing ran: what stands "
             f"between {CODE_START} and {CODE_END} is run, ```python is not; your own prompt (prompt:) can show the tags"
@@ -81,8 +81,8 @@ class RolloutMetrics:
 
     def report_all_attempts(self, file: Path, context: StageContext) -> None:
         """Report the tokens of all attempts, which ``file`` holds, and what of them this run made."""
-        context.facts["completion_tokens_of_this_run"] = self._cost.completion_tokens
-        context.facts["completion_tokens"] = sum(g.completion_tokens for g in read_file(file, Generation))
+        context.metrics["completion_tokens_of_this_run"] = self._cost.completion_tokens
+        context.metrics["completion_tokens"] = sum(g.completion_tokens for g in read_file(file, Generation))
 
 
 # in a record's JSON no text holds these: quotes are escaped there
@@ -102,5 +102,5 @@ def note_untried(context: StageContext) -> None:
                 reason = generation["extra"].get("untried", "none of its solutions")
                 example = example or f"problem {generation['problem_id']}: {reason}"
     if count:
-        context.facts |= {"untried": count, "untried_example": example}
+        context.metrics |= {"untried": count, "untried_example": example}
         context.progress.log(f"{count} could not be tried and count nowhere, for example {example}")

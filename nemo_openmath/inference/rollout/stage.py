@@ -71,7 +71,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
     ports = {"problems": "problems to solve"}
     takes = {"problems": "Problem"}
     record = Generation
-    grows = ("samples", "limit")
+    incremental = ("samples", "limit")
 
     def __init__(self, config: GenerateConfig):
         super().__init__(config)
@@ -119,7 +119,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
 
     def check_sum(self, context: StageContext, offered: int) -> None:
         """Of a problem, ``least`` to ``samples`` units are made."""
-        problems = min(context.taken["problems"], self.config.limit or math.inf)
+        problems = min(context.records_read["problems"], self.config.limit or math.inf)
         least = self.config.samples if self.config.count == "fixed" else self.config.least
         if not problems * least <= offered <= problems * self.config.samples:
             raise AssertionError(f"{self.kind}: {problems} problems went in, {offered} samples were made of them")
@@ -138,8 +138,8 @@ class Generate(UnitStage[GenerateConfig, Sample]):
                 beyond += 1
             else:
                 yield problem
-        if beyond and context.shard == 0:  # the facts of all shards are summed
-            context.facts["problems_beyond_the_limit"] = beyond
+        if beyond and context.shard == 0:  # the metrics of all shards are summed
+            context.metrics["problems_beyond_the_limit"] = beyond
 
     # -- one sample ------------------------------------------------------------------------------------------------
 

@@ -92,7 +92,7 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
         agreement = read_judgements(sorted(context.output.glob("judgements-*.jsonl"))).to_json()
         (context.output / "agreement.json").write_bytes(orjson.dumps(agreement, option=orjson.OPT_INDENT_2))
         if context.shards == 1:
-            context.facts["judging"] = agreement
+            context.metrics["judging"] = agreement
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Generation]]:
         return ((g.id, g) for g in context.read("generations", Generation))
@@ -114,7 +114,7 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
 
     def refused(self, key: str, unit: Generation, error: Refused, context: StageContext) -> Result:
         """Keep the generation: that a judge refuses it says nothing against it. An open verdict stays unknown."""
-        context.facts["refused"] = context.facts.get("refused", 0) + 1
+        context.metrics["refused"] = context.metrics.get("refused", 0) + 1
         if unit.verdict in (Verdict.EQUAL, Verdict.NOT_EQUAL):
             return Result([unit])
         return Result([unit.with_(verdict=Verdict.UNKNOWN, verdict_reason=f"not judged: {error}")])

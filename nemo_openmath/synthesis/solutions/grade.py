@@ -61,7 +61,7 @@ class GradeSolutions(UnitStage[GradeConfig, Generation]):
             grade = await self._pool.grade(predicted, expected)
             verdict, reason = grade.verdict, grade.reason
         counted = str(verdict) if unit.tried else "untried"
-        context.facts[counted] = context.facts.get(counted, 0) + 1
+        context.metrics[counted] = context.metrics.get(counted, 0) + 1
         graded = unit.with_(
             expected_answer=expected, predicted_answer=predicted, verdict=verdict, verdict_reason=reason
         )

@@ -1,0 +1,51 @@
+"""What a running stage may touch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nemo_openmath.core.merging import read_merged
+from nemo_openmath.core.progress import Progress
+from nemo_openmath.core.records import Record
+from nemo_openmath.core.stage.services import Services
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass
+class StageContext:
+    """Everything a running stage may touch."""
+
+    name: str
+    """The stage's name in the recipe."""
+    inputs: Mapping[str, Sequence[Path]]
+    """Port name -> finished folders or files, in the recipe's order."""
+    output: Path
+    """The stage's own folder."""
+    seed: int
+    services: Services
+    progress: Progress
+    shard: int = 0
+    """The part of the work that this process does, from 0 to ``shards`` - 1."""
+    shards: int = 1
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """What the stage measured. It goes into the manifest, the status and the report; the numbers of shards are
+    summed."""
+    records_read: dict[str, int] = field(default_factory=dict)
+    """Port name -> records that were read of it, by readings to the end."""
+
+    def read(self, port: str, kind: type[R]) -> Iterator[R]:
+        """Read the records of all folders of an input port, streamed, each id once (core/merging.py)."""
+        number = 0
+        records = read_merged(self.inputs.get(port, ()), kind, lambda answers: self.services.vote(answers))
+        for number, record in enumerate(records, 1):  # noqa: B007
+            yield record
+        self.records_read[port] = number
+
+    def only(self, port: str) -> Path:
+        """Return the one folder of a port."""
+        (path,) = self.inputs[port]
+        return path

@@ -1,0 +1,106 @@
+"""What every stage declares, does, and is known by."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from nemo_openmath.core.records import Record, content_id, digest_of_lines
+from nemo_openmath.core.records.lineage import digest_tree
+from nemo_openmath.core.records.store import read_lines
+from nemo_openmath.core.stage.context import StageContext
+
+C = TypeVar("C")
+
+RUNTIME = {"runtime": True}
+"""Metadata of a setting that says how fast and not what: ``field(metadata=RUNTIME)``. Such settings are left out of the
+stage's fingerprint."""
+
+
+class Stage(ABC, Generic[C]):
+    """One arrow of the data flow. A recipe names a subclass by its ``kind`` and fills its ``Config``."""
+
+    kind: ClassVar[str]
+    """The name in recipes, once registered (kinds.py)."""
+    version: ClassVar[int] = 1
+    """Raise it when the same configuration would make other content."""
+    Config: ClassVar[type]
+    """The dataclass of the stage's settings."""
+    ports: ClassVar[dict[str, str]] = {}
+    """Input name -> what it holds, in words. An input whose name ends in ``?`` may be left out."""
+    takes: ClassVar[dict[str, str]] = {}
+    """Input name (without ``?``) -> the :meth:`product` of the stages that it may be wired to, or ``records`` for any
+    stage that makes records. Inputs that are not listed take files of others."""
+    record: ClassVar[type[Record] | None] = None
+    """The type of the records, where ``makes`` is ``records``."""
+    incremental: ClassVar[tuple[str, ...]] = ()
+    """Settings (0: no bound) of which a larger value adds units and changes none: what was made is kept then."""
+    makes: ClassVar[str] = "records"
+    """``records``, ``model`` (a folder that an engine can load), or another kind of artifact, in a word."""
+    disclosure: ClassVar[str] = ""
+    """A sentence that the results show where the stage stands in for the real thing."""
+
+    def __init__(self, config: C):
+        self.config = config
+
+    @classmethod
+    def product(cls) -> str:
+        """Return the name of what the stage's folder holds: the record type, or the artifact."""
+        return cls.record.__name__ if cls.record is not None else cls.makes
+
+    def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
+        """Raise UserError for what can be known to be wrong before any stage runs.
+
+        ``inputs``: the files and folders that exist by then; what other stages will make is not among them."""
+
+    @abstractmethod
+    async def run(self, context: StageContext) -> None:
+        """Fill ``context.output``. The caller writes the manifest afterwards."""
+
+    async def prepare_launch(self, context: StageContext) -> None:
+        """Write down what a cluster launcher's own processes are to do, such as ``job.yaml`` of a training. Most stages
+        have nothing of the kind: their jobs run the stage itself."""
+
+    def engines(self) -> tuple[str, ...]:
+        """Return the names that this stage will ask ``services.engine`` for. Stages that make one of these models
+        become its inputs."""
+        return ()
+
+    def fingerprint(self, inputs: Mapping[str, Sequence[str]], seed: int) -> str:
+        """Return an id of what the stage is asked to do. ``inputs``: port name -> digests."""
+        return content_id("stage", self.kind, self.version, self.settings(), dict(inputs), seed)
+
+    def previous_version(self, before: Mapping[str, int]) -> Stage[C] | None:
+        """Return the stage with the smaller values ``before`` of its incremental settings. None where it has none, or
+        where one of them has become smaller: then what was made before is not a part of what is to be made."""
+        now = {name: getattr(self.config, name) for name in self.incremental}
+        if not now or before.keys() != now.keys():
+            return None
+        if any((now[name] or math.inf) < (before[name] or math.inf) for name in now):
+            return None
+        return type(self)(replace(self.config, **before))  # type: ignore[type-var]
+
+    def digest(self, output: Path) -> str:
+        """Return the digest of what was made: of the records in any order, or of all files of an artifact."""
+        return digest_of_lines(read_lines(output)) if self.makes == "records" else digest_tree(output)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the configuration as plain data, without what only concerns speed."""
+        config: Any = self.config
+        runtime = {f.name for f in fields(config) if f.metadata.get("runtime")}
+        return {name: _plain(value) for name, value in asdict(config).items() if name not in runtime}
+
+
+def _plain(value: Any) -> Any:
+    """Return data for a fingerprint: a file counts by its content, not by where it lies."""
+    if isinstance(value, Path):
+        return f"{value.name} {digest_tree(value)}" if value.exists() else str(value)
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
