@@ -196,8 +196,8 @@ def show_pack(pack: Pack, tokenizer: ChatTokenizer, *, marks: bool = False) -> T
         edges = [0, *(np.flatnonzero(np.diff(targets[:used])) + 1).tolist(), used]
         for a, b in pairwise(edges):
             style = "green" if targets[a] else "dim"
-            left, right = ("⟦", "⟧") if marks and targets[a] else ("", "")
-            out.append(left).append(tokenizer.decode(pack.tokens[start + a : start + b].tolist()), style=style)
-            out.append(right)
+            opening, closing = ("⟦", "⟧") if marks and targets[a] else ("", "")
+            out.append(opening).append(tokenizer.decode(pack.tokens[start + a : start + b].tolist()), style=style)
+            out.append(closing)
         out.append("\n")
     return out

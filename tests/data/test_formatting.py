@@ -33,8 +33,8 @@ from nemo_openmath.data.rows.formatting import Formatter, Reject
 from nemo_openmath.data.rows.selection import Choice, FormatRules
 from nemo_openmath.data.rows.sources import Block, _hub_rows, read_source
 from nemo_openmath.data.rows.stages import ReadConfig, ReadRows
-from tests.data.made_rows import make_rows
-from tests.data.tokenizers_made import byte_level, unigram
+from tests.support.rows import make_rows
+from tests.support.tokenizers import byte_level, unigram
 
 COT = {
     "problem": "What is 6 * 7?",
@@ -72,9 +72,9 @@ def test_cot_row_gets_the_prompt_of_the_recipe() -> None:
     assert (row.mode, row.expected_answer, row.pass_rate) == ("cot", "42", 0.25)
 
 
-@pytest.mark.parametrize(("left", "budget"), [(4, 5), (7, 8), (0, 1)])
-def test_tir_budget_and_authors_are_recovered_from_the_text(left: int, budget: int) -> None:
-    runner = output_block("42") + notice_block(left)
+@pytest.mark.parametrize(("remaining", "budget"), [(4, 5), (7, 8), (0, 1)])
+def test_tir_budget_and_authors_are_recovered_from_the_text(remaining: int, budget: int) -> None:
+    runner = output_block("42") + notice_block(remaining)
     solution = f"<think> Let me compute.{CALL}{runner}So 42. </think> It is \\boxed{{42}}."
     transcript = Transcript.from_json(Formatter().format(TIR | {"generated_solution": solution}).transcript)
     assert f"You may perform up to {budget} Python code calls" in transcript.messages[0].content
@@ -157,8 +157,8 @@ def test_a_rendered_prompt_is_encoded_as_given_with_its_control_tokens(chat: Cha
     prompt = CHATML + "<|im_start|>assistant\n<think>\n"
     encoded = encode(reference(prompt, "<think>\nso</think>\\boxed{42}<|im_end|>\n"), chat)
     start, end = (chat.backend.token_to_id(t) for t in ("<|im_start|>", "<|im_end|>"))
-    given = chat.encode(prompt)
-    assert encoded.ids[: len(given)] == given
+    prompt_ids = chat.encode(prompt)
+    assert encoded.ids[: len(prompt_ids)] == prompt_ids
     assert (encoded.ids.count(start), encoded.ids.count(end)) == (3, 3)
     assert chat.decode(encoded.ids).count("<think>") == 1
     assert encoded.unfit is None
@@ -221,16 +221,16 @@ VALUES = st.recursive(ODD, lambda v: st.lists(v, max_size=3) | st.dictionaries(s
 )
 @settings(max_examples=150, deadline=None)
 def test_whatever_a_row_holds_it_is_a_sample_or_a_reject(good: dict[str, Any], odd: dict[str, Any]) -> None:
-    made = BlockConverter(
+    convert = BlockConverter(
         None, {}, FormatRules(box=False, one_box=False, think="off", blocks=False, judgment=False, turns=False)
     )
-    (row,) = made((0, Block("file", 1, [good | odd]))).rows
+    (row,) = convert((0, Block("file", 1, [good | odd]))).rows
     if isinstance(row, Drop):
         orjson.dumps(row.detail)
     else:
-        kept = SftRow.from_json(orjson.loads(row[1]))
-        FormatRules().reject(kept)
-        Choice(sources=("olympiad",), max_pass_rate=0.3).reject(kept)
+        parsed = SftRow.from_json(orjson.loads(row[1]))
+        FormatRules().reject(parsed)
+        Choice(sources=("olympiad",), max_pass_rate=0.3).reject(parsed)
     if not odd and good:
         assert not isinstance(row, Drop)
 
@@ -356,11 +356,11 @@ def test_every_kind_of_file_reads_the_same(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines(rows)))
     (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(lines(rows)))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
-    found = list(read_source(tmp_path))
-    assert [place for place, _ in found] == [
+    read_rows = list(read_source(tmp_path))
+    assert [place for place, _ in read_rows] == [
         (name, row) for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.parquet") for row in (1, 2, 3)
     ]
-    assert all(fields == rows[row - 1] for (_, row), fields in found)
+    assert all(fields == rows[row - 1] for (_, row), fields in read_rows)
     with pytest.raises(UserError, match="no such file"):
         list(read_source(tmp_path / "nothing.jsonl"))
     with pytest.raises(UserError, match="no split given"):
@@ -401,8 +401,8 @@ def test_a_split_of_a_folder_is_read_alone(
         with pytest.raises(UserError, match=rf"{tmp_path}.*: {chosen}"):
             list(read_source(tmp_path, split=split))
         return
-    found = [fields["problem"] for _, fields in read_source(tmp_path, split=split)]  # type: ignore[index]
-    assert sorted(found) == [str(n) for n in chosen]
+    problems = [fields["problem"] for _, fields in read_source(tmp_path, split=split)]  # type: ignore[index]
+    assert sorted(problems) == [str(n) for n in chosen]
 
 
 def test_a_file_given_by_itself_is_of_any_split_but_another(tmp_path: Path) -> None:
@@ -452,14 +452,14 @@ def test_any_number_of_workers_reads_the_same_bytes(tmp_path: Path) -> None:
     )
     for workers in (1, 2):
         read(data, tmp_path / f"out{workers}", workers)
-    one, two = (
+    first, second = (
         {p.name: p.read_bytes() for p in (tmp_path / name).iterdir() if "journal" not in p.name}
         for name in ("out1", "out2")
     )
-    assert one == two
-    made = list(read_records(tmp_path / "out1", SftRow))
-    assert len(made) == 1101
-    assert Transcript.from_json(made[-1].transcript).messages[0].content.endswith("first")
+    assert first == second
+    records = list(read_records(tmp_path / "out1", SftRow))
+    assert len(records) == 1101
+    assert Transcript.from_json(records[-1].transcript).messages[0].content.endswith("first")
     drops = [drop for _, drop in read_drops(tmp_path / "out1")]
     assert Counter(d.reason for d in drops) == {"duplicate": 100, "not a JSON object": 2}
     assert [d.detail.split()[0] for d in drops if d.reason != "duplicate"] == ["a.jsonl:501", "c.parquet:2"]

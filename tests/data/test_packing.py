@@ -59,10 +59,10 @@ def test_every_way_to_decide_uses_up_the_stock_and_overfills_nothing(
     counts = np.bincount(lengths) if lengths else np.zeros(1, np.int64)
     decisions, packs = decide(counts, capacity)
     used, loads = np.zeros_like(counts), np.zeros(packs, np.int64)
-    for first, many, each, length in decisions.tolist():
-        assert min(many, each) > 0
-        used[length] += many * each
-        loads[first : first + many] += each * length
+    for first, packs_of, per_pack, length in decisions.tolist():
+        assert min(packs_of, per_pack) > 0
+        used[length] += packs_of * per_pack
+        loads[first : first + packs_of] += per_pack * length
     assert (used == counts).all()
     assert not packs or (0 < loads.min() <= loads.max() <= capacity)
     if decide is best_fit:
@@ -73,15 +73,16 @@ def test_bulk_decides_much_of_what_abounds() -> None:
     lengths = np.clip(np.exp(np.random.default_rng(0).normal(np.log(110), 0.8, 20_000)), 1, 600).astype(np.int64)
     counts = np.bincount(lengths)
     decisions, packs = pair_fit(counts, 600)
-    first, many, each, length = decisions.T
-    assert np.bincount(length, weights=many * each, minlength=len(counts)).tolist() == counts.tolist()
-    members = np.repeat(first - np.cumsum(many) + many, many) + np.arange(many.sum())  # a pack per decision and pack
-    loads = np.bincount(members, weights=np.repeat(each * length, many), minlength=packs)
+    first, packs_of, per_pack, length = decisions.T
+    assert np.bincount(length, weights=packs_of * per_pack, minlength=len(counts)).tolist() == counts.tolist()
+    # The pack of each decision, pack after pack.
+    members = np.repeat(first - np.cumsum(packs_of) + packs_of, packs_of) + np.arange(packs_of.sum())
+    loads = np.bincount(members, weights=np.repeat(per_pack * length, packs_of), minlength=packs)
     assert (len(loads), loads.max()) == (packs, 600)
-    left = np.append(counts, np.zeros(601 - len(counts), np.int64))
-    _, opened = _pairs_in_bulk(left, 600)
+    remaining = np.append(counts, np.zeros(601 - len(counts), np.int64))
+    _, opened = _pairs_in_bulk(remaining, 600)
     assert opened > packs / 3
-    assert left.min() == 0
+    assert remaining.min() == 0
 
 
 def test_fill_is_near_the_bound_at_the_lengths_of_the_recipe() -> None:
@@ -109,10 +110,10 @@ def test_word_sort_and_key_sort_agree() -> None:
 def test_seed_moves_samples_of_one_length_and_nothing_else() -> None:
     lengths = [5, 3, 3, 3, 2, 2, 5, 7] * 20
     first, count = pack(lengths, 10, 0)
-    again, _ = pack(lengths, 10, 0)
-    other, other_count = pack(lengths, 10, 1)
-    assert (first == again).all()
-    assert (first != other).any()
+    same_seed, _ = pack(lengths, 10, 0)
+    another_seed, other_count = pack(lengths, 10, 1)
+    assert (first == same_seed).all()
+    assert (first != another_seed).any()
     assert count == other_count
 
 
@@ -134,14 +135,14 @@ def test_permutations_never_change() -> None:
 
 @given(st.lists(st.integers(1, 10**9), min_size=1, max_size=60), st.integers(1, 16))
 @settings(deadline=None)
-def test_assign_deals_out_every_pack_once_and_evenly(costs: list[int], ranks: int) -> None:
+def test_assign_gives_every_pack_once_and_evenly(costs: list[int], ranks: int) -> None:
     shares = assign(costs, ranks)
     assert sorted(i for share in shares for i in share) == list(range(len(costs)))
     assert max(map(len, shares)) <= -(-len(costs) // ranks)
     assert all(costs[a] >= costs[b] for share in shares for a, b in pairwise(share))
 
 
-def test_assign_evens_out_what_dealing_in_order_does_not() -> None:
+def test_assign_evens_out_what_the_plain_order_does_not() -> None:
     costs = np.random.default_rng(0).integers(2**26, 2**30, 512)  # between a pack of short samples and one of 32K
     assert imbalance(costs, assign_in_order(512, 64)) > 1.25
     assert imbalance(costs, assign(costs, 64)) < 1.05

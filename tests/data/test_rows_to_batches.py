@@ -24,8 +24,8 @@ from nemo_openmath.data.tokens import tokenization
 from nemo_openmath.data.tokens.token_file import TokenFolder
 from nemo_openmath.data.tokens.tokenization import NO_TARGET, write_tokens
 from nemo_openmath.models.layout import Parallel
-from tests.data.made_rows import make_rows, store_rows
-from tests.data.tokenizers_made import byte_level, sentencepiece_like
+from tests.support.rows import make_rows, store_rows
+from tests.support.tokenizers import byte_level, sentencepiece_like
 
 CAPACITY = 2048
 
@@ -129,20 +129,20 @@ def test_every_step_holds_exactly_its_samples_and_every_epoch_every_sample_once(
 
 
 def test_batches_are_pure_functions_of_seed_and_step(packed: Path) -> None:
-    one = PackedData.open(packed, batch_samples=48, steps=40, seed=3)
-    other = PackedData.open(packed, batch_samples=48, steps=40, seed=3)
-    assert one.fingerprint == other.fingerprint
+    data = PackedData.open(packed, batch_samples=48, steps=40, seed=3)
+    twin = PackedData.open(packed, batch_samples=48, steps=40, seed=3)
+    assert data.fingerprint == twin.fingerprint
     for step in (39, 0, 17, 18):  # in any order
-        ours, theirs = one.batch(step), other.batch(step)
+        ours, theirs = data.batch(step), twin.batch(step)
         assert [p.sample_ids for p in ours] == [p.sample_ids for p in theirs]
         assert all(
             (a.tokens == b.tokens).all() and (a.loss_mask == b.loss_mask).all()
             for a, b in zip(ours, theirs, strict=True)
         )
     different = PackedData.open(packed, batch_samples=48, steps=40, seed=4)
-    assert different.rows(0) != one.rows(0)
-    assert different.fingerprint != one.fingerprint
-    assert PackedData.open(packed, batch_samples=48, steps=80, seed=3).fingerprint == one.fingerprint  # prolonged
+    assert different.rows(0) != data.rows(0)
+    assert different.fingerprint != data.fingerprint
+    assert PackedData.open(packed, batch_samples=48, steps=80, seed=3).fingerprint == data.fingerprint  # prolonged
 
 
 def test_shuffling_keeps_the_packing(packed: Path) -> None:
@@ -168,11 +168,11 @@ def test_any_number_of_workers_makes_the_same_bytes(tmp_path: Path, monkeypatch:
     tokenizer = byte_level(tmp_path / "tokenizer")
     rows = tmp_path / "rows"
     store_rows(rows, make_rows(240))
-    one = write_tokens(rows, tokenizer, tmp_path / "one", workers=1)
+    tokens = write_tokens(rows, tokenizer, tmp_path / "one", workers=1)
     write_tokens(rows, tokenizer, tmp_path / "two", workers=2)
-    assert len(one.shards) > 3
+    assert len(tokens.shards) > 3
     assert digest(tmp_path / "one") == digest(tmp_path / "two")
-    assert [s.id for s in one] == [r.id for r in make_rows(240)]
+    assert [s.id for s in tokens] == [r.id for r in make_rows(240)]
     with (rows / "part-00000-of-00001.jsonl").open("ab") as file:
         file.write(b"{half")
     with pytest.raises(UserError, match=r"jsonl:241: not an SFT row"):  # also from a worker process
@@ -180,15 +180,18 @@ def test_any_number_of_workers_makes_the_same_bytes(tmp_path: Path, monkeypatch:
 
 
 def _make(rows: Path, tokenizer: Path, folder: Path, kill_at: tuple[str, int] | None = None) -> None:
-    """Tokens and packs. ``kill_at``: this process is killed half-way through the n-th write to a file of this name or,
-    with n = -1, when all is written and the file is about to get its name."""
+    """Write tokens and packs.
+
+    ``kill_at``: (name, n): this process is killed half-way through the n-th write to the file of this name or, with
+    n = -1, when all is written and the file is about to get its name.
+    """
     if kill_at is not None:
         write, finish = SectionWriter.write, SectionWriter.finish
-        left = [kill_at[1]]
+        writes_left = [kill_at[1]]
 
         def dying_write(self: SectionWriter, data: Any) -> None:
-            left[0] -= self.path.name == kill_at[0]
-            if left[0] == 0:
+            writes_left[0] -= self.path.name == kill_at[0]
+            if writes_left[0] == 0:
                 view = np.ascontiguousarray(data).data.cast("B") if isinstance(data, np.ndarray) else memoryview(data)
                 self._file.write(view[: len(view) // 2])
                 self._file.flush()
@@ -210,7 +213,7 @@ def test_killed_and_run_again_makes_the_same_bytes(tmp_path: Path, monkeypatch: 
     """kill -9 inside shards, before a shard and before the plan get their names, and inside the plan."""
     monkeypatch.setattr(tokenization, "_SHARD_BYTES", tokenization._SHARD_BYTES)  # put back afterwards
     context = get_context("forkserver")  # a fork of this process would inherit locks that its threads hold
-    context.set_forkserver_preload(["nemo_openmath.data.packs.plan", "nemo_openmath.data.tokens.tokenization"])
+    context.set_forkserver_preload(["nemo_openmath.data.packs.write", "nemo_openmath.data.tokens.tokenization"])
     tokenizer = byte_level(tmp_path / "tokenizer")
     rows = store_rows(tmp_path / "rows", make_rows(240))
     _make(rows, tokenizer, tmp_path / "whole")
@@ -230,10 +233,10 @@ def test_killed_and_run_again_makes_the_same_bytes(tmp_path: Path, monkeypatch: 
         process.join()
         assert process.exitcode == -signal.SIGKILL
         assert not (killed / "packs.plan").exists()
-        kept = {path.name: path.stat().st_mtime_ns for path in killed.glob("0*.tokens")}
-        assert len(kept) == (shards if kill_at[0] == "packs.plan" else int(kill_at[0][:5]))
-        assert kept.items() >= finished.items()  # what was finished was not made again
-        finished = kept
+        shards_there = {path.name: path.stat().st_mtime_ns for path in killed.glob("0*.tokens")}
+        assert len(shards_there) == (shards if kill_at[0] == "packs.plan" else int(kill_at[0][:5]))
+        assert shards_there.items() >= finished.items()  # what was finished was not made again
+        finished = shards_there
         assert (killed / "tokens.json").exists() == (kill_at[0] == "packs.plan")
         assert list(killed.glob(".*.tmp"))
     _make(rows, tokenizer, killed)
@@ -259,9 +262,9 @@ def test_another_input_or_option_replaces_the_shards(tokenizer: Path, tmp_path: 
     assert sum(a.tokens.tolist() != b.tokens.tolist() for a, b in zip(masked, last, strict=True)) == 1
     packed = gzip.compress((tmp_path / "rows" / "part-00000-of-00001.jsonl").read_bytes())
     (tmp_path / "rows.jsonl.gz").write_bytes(packed)
-    again = write_tokens(tmp_path / "rows.jsonl.gz", tokenizer, tmp_path / "tokens")
-    assert [s.id for s in again] == [r.id for r in rows]
-    assert again.num_target_tokens == before
+    compressed = write_tokens(tmp_path / "rows.jsonl.gz", tokenizer, tmp_path / "tokens")
+    assert [s.id for s in compressed] == [r.id for r in rows]
+    assert compressed.num_target_tokens == before
 
 
 def test_rows_that_cannot_be_trained_on_are_counted_by_reason(tokenizer: Path, tmp_path: Path) -> None:
@@ -338,9 +341,9 @@ def test_mixture_weights_and_curriculum(packed: Path, tmp_path: Path) -> None:
     assert {s.group for s in stream[switch + mixed :]} == {"cot"}
     assert Counter(s.group for s in stream)["cot"] == 2 * groups["cot"]
     half = write_packs(packed, tmp_path, capacity=CAPACITY, mixture=Mixture(weights={"cot": 0.5}))
-    kept = Counter(half.samples[row].group for row in half.entries.tolist())
-    assert 0 < kept["cot"] < groups["cot"]
-    assert half.meta["dropped"] == {THINNED: groups["cot"] - kept["cot"]}
+    halved = Counter(half.samples[row].group for row in half.entries.tolist())
+    assert 0 < halved["cot"] < groups["cot"]
+    assert half.meta["dropped"] == {THINNED: groups["cot"] - halved["cot"]}
     with pytest.raises(UserError, match="no sample of group 'tri'"):
         write_packs(packed, tmp_path, capacity=CAPACITY, mixture=Mixture(weights={"tri": 1}))
 
@@ -349,10 +352,10 @@ def test_second_round_keeps_long_solutions(packed: Path, tmp_path: Path) -> None
     solutions = {s.id: len(s.tokens) - int(np.argmax(s.loss_mask)) for s in TokenFolder(packed) if s.group == "cot"}
     limit = sorted(solutions.values())[len(solutions) // 2]
     plan = write_packs(packed, tmp_path, capacity=CAPACITY, mixture=Mixture(at_least={"cot": limit}))
-    kept = {plan.samples[row].id for row in plan.entries.tolist()}
-    assert kept & solutions.keys() == {i for i, tokens in solutions.items() if tokens >= limit}
-    assert plan.meta["dropped"] == {TOO_SHORT: len(solutions.keys() - kept)}
-    assert len(kept - solutions.keys()) == len(TokenFolder(packed)) - len(solutions)  # the other modes are exempt
+    planned = {plan.samples[row].id for row in plan.entries.tolist()}
+    assert planned & solutions.keys() == {i for i, tokens in solutions.items() if tokens >= limit}
+    assert plan.meta["dropped"] == {TOO_SHORT: len(solutions.keys() - planned)}
+    assert len(planned - solutions.keys()) == len(TokenFolder(packed)) - len(solutions)  # the other modes are exempt
 
 
 def test_several_token_folders_in_one_plan(packed: Path, tokenizer: Path, tmp_path: Path) -> None:

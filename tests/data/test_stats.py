@@ -12,8 +12,8 @@ from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.data import Mixture, PackedData, PackPlan, write_packs, write_tokens
 from nemo_openmath.data.stats import measure, show_pack, show_stats
 from nemo_openmath.data.verify import verify
-from tests.data.made_rows import make_rows, store_rows
-from tests.data.tokenizers_made import byte_level
+from tests.support.rows import make_rows, store_rows
+from tests.support.tokenizers import byte_level
 
 
 def test_statistics_and_a_shown_pack(tmp_path: Path) -> None:

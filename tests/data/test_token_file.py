@@ -41,8 +41,8 @@ def rows(draw: st.DrawFn) -> list[Row]:
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, shards: list[list[Row]]) -> None:
     folder = write(tmp_path_factory.mktemp("tokens"), shards)
     expected = [row for shard in shards for row in shard]
-    found = [(s.id, s.group, s.tokens.tolist(), s.loss_mask.tolist()) for s in folder]
-    assert found == expected
+    samples = [(s.id, s.group, s.tokens.tolist(), s.loss_mask.tolist()) for s in folder]
+    assert samples == expected
     assert len(folder) == len(expected)
     assert folder.lengths().tolist() == [len(r[2]) for r in expected]
     assert [folder.groups[c] for c in folder.group_codes()] == [r[1] for r in expected]

@@ -14,8 +14,8 @@ from megatron.core import parallel_state
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.data import Mixture, PackedData, PackPlan, imbalance, write_packs, write_tokens
 from nemo_openmath.integrations.nemo.packs import PackStream, collate, packed_data_step, packs_per_batch
-from tests.data.made_rows import make_rows, store_rows
-from tests.data.tokenizers_made import byte_level
+from tests.support.rows import make_rows, store_rows
+from tests.support.tokenizers import byte_level
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,8 @@ from nemo_openmath.integrations.nemo.data_module import PackedDataModule
 from nemo_openmath.integrations.nemo.packs import packed_data_step
 from nemo_openmath.integrations.nemo.recipes import SIZES, finetune_recipe, read_numbers
 from nemo_openmath.models.configs import PRESETS
-from tests.data.made_rows import make_rows, store_rows
-from tests.data.tokenizers_made import byte_level
+from tests.support.rows import make_rows, store_rows
+from tests.support.tokenizers import byte_level
 
 PAPER = {  # lr (section 5.1), RoPE base, TP and CP of the reference
     "qwen2.5-math-1.5b": (3e-4, 500_000, 1, 2),
