@@ -217,13 +217,13 @@ def balancing(samples: int) -> None:
     lengths = draw_lengths(samples, 0.8)
     index, count = pack(lengths, CAPACITY)
     costs = np.bincount(index, weights=lengths.astype(np.float64) ** 2, minlength=count).astype(np.int64)
-    held = samples / count
+    per_pack = samples / count
     rng = np.random.default_rng(0)
-    print(f"worst rank's attention cost over the mean ({held:.2f} samples a pack)")
+    print(f"worst rank's attention cost over the mean ({per_pack:.2f} samples a pack)")
     for ranks, batch in ((8, 1024), (64, 1024), (64, 8192), (512, 8192), (512, 32768)):
         before, after = [], []
         for _ in range(20):
-            step = costs[rng.choice(count, round(batch / held), replace=False)]
+            step = costs[rng.choice(count, round(batch / per_pack), replace=False)]
             before.append(imbalance(step, assign_in_order(len(step), ranks)))
             after.append(imbalance(step, assign(step, ranks)))
         print(f"  DP {ranks:3}, batch of {batch:6,} samples: {np.mean(before):.3f} before, {np.mean(after):.3f} after")
@@ -263,8 +263,14 @@ def _write_shard(path: Path, first: int, count: int) -> None:
         writer.write(b"".join(ids))
         writer.add("index", index)
         counts = {"samples": count, "tokens": count * 16, "trained": count * 8}
-        kept = {"tokenizer": "benchmark", "vocab_size": 60_000, "source": "benchmark", "groups": ["cot"], "dropped": {}}
-        writer.finish(kept | counts)
+        described = {
+            "tokenizer": "benchmark",
+            "vocab_size": 60_000,
+            "source": "benchmark",
+            "groups": ["cot"],
+            "dropped": {},
+        }
+        writer.finish(described | counts)
 
 
 def _write_tokens(folder: Path, lengths: np.ndarray, vocab_size: int = 60_000) -> None:
@@ -298,39 +304,40 @@ LAYOUTS = {  # of examples/, and one with pipeline stages, whose packs all have 
 
 
 def fill(samples: int) -> None:
-    """What is lost to padding: in the plan of all samples, and in what the ranks of a training compute in 20 steps."""
+    """What is lost to padding: in the plan of all samples, and in the 20 steps of a training on 8 data-parallel ranks.
+
+    Of the tokens computed, and of the packs' capacity, the share that belongs to samples is printed.
+    """
     lengths = draw_lengths(samples, 0.8)
     with tempfile.TemporaryDirectory() as name:
-        _write_tokens(Path(name), draw_lengths(20 * 1024, 0.8, seed=1))
+        tokens = Path(name)
+        _write_tokens(tokens, draw_lengths(20 * 1024, 0.8, seed=1))
+        print(f"{'samples padded to':44}packs planned     fill   packs a step  of computed  of capacity")
         for layout, parallel in LAYOUTS.items():
-            print(layout)
-            for rule, multiple in (
-                ("2 x CP", parallel.sample_multiple),
-                ("2 x CP x TP", parallel.sample_multiple * parallel.tp),
-            ):
+            two_cp = parallel.sample_multiple
+            for rule, multiple in (("2 x CP", two_cp), ("2 x CP x TP", two_cp * parallel.tp)):
                 _, count = pack(-(-lengths // multiple) * multiple, CAPACITY)
                 planned = lengths.sum() / count / CAPACITY
-                packs, computed, room = _trained(Path(name), multiple, parallel)
+                packs, of_computed, of_capacity = _trained(tokens, multiple, parallel)
                 print(
-                    f"  samples padded to {rule:11} = {multiple:2}: {count:,} packs planned, {planned:.4%} full; in"
-                    f" training {packs:.2f} packs a step, {computed:.4%} of the tokens computed are the samples',"
-                    f" {room:.4%} of the packs' capacity",
+                    f"{layout:24}{rule:>13} = {multiple:2}  {count:13,} {planned:8.4%} {packs:14.2f}"
+                    f" {of_computed:12.4%} {of_capacity:12.4%}",
                     flush=True,
                 )
 
 
 def _trained(tokens: Path, pad_multiple: int, parallel: Parallel, ranks: int = 8) -> tuple[float, float, float]:
-    """(packs of a step; share of samples' tokens in what ``ranks`` data-parallel ranks compute, in these packs)."""
+    """Return packs of a step, and the samples' share of the tokens computed and of the packs' capacity."""
     with tempfile.TemporaryDirectory() as name:
         write_packs(tokens, name, capacity=CAPACITY, pad_multiple=pad_multiple)
         data = PackedData.open(name, batch_samples=1024, epochs=1, pad_multiple=1)
-        packs = computed = taken = 0
+        packs = computed = sample_tokens = 0
         for step in range(data.num_steps):
             batch = data.batch(step)
-            taken += sum(len(pack.tokens) for pack in batch)
+            sample_tokens += sum(len(pack.tokens) for pack in batch)
             packs += len(batch)
             computed += sum(len(pack.tokens) for share in shard_batch(batch, ranks, parallel) for pack in share)
-        return packs / data.num_steps, taken / computed, taken / packs / CAPACITY
+        return packs / data.num_steps, sample_tokens / computed, sample_tokens / packs / CAPACITY
 
 
 if __name__ == "__main__":
