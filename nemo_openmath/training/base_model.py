@@ -32,14 +32,16 @@ class BaseModel:
     end_tokens: tuple[int, ...] = ()  # which the data teaches to end a text with; the trained model's files name them
 
     @classmethod
-    def open(cls, folder: Path, changes: Mapping[str, Any] | None = None) -> BaseModel:
+    def open(cls, folder: Path, changes: Mapping[str, Any] | None = None, *, quiet: bool = False) -> BaseModel:
         """Open ``folder``; no tensor is read yet.
 
-        ``changes`` are fields of its :class:`ModelConfig` with new values, such as ``rope_theta``. Raises UserError or
-        DamagedFile where the folder is no model or its files do not fit each other.
+        ``changes`` are fields of its :class:`ModelConfig` with new values, such as ``rope_theta``. What is left out of
+        the folder is said, except with ``quiet``. Raises UserError or DamagedFile where the folder is no model or its
+        files do not fit each other.
         """
         config = ModelConfig.from_hf(step_folders.model_files_of(folder)).with_changes(**(changes or {}))
-        return cls(folder, config, open_checkpoint(folder))
+        checkpoint = open_checkpoint(folder, say=lambda _: None) if quiet else open_checkpoint(folder)
+        return cls(folder, config, checkpoint)
 
     @property
     def is_checkpoint(self) -> bool:

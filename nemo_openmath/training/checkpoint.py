@@ -23,7 +23,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -176,21 +176,8 @@ class CheckpointStore:
             step_folders.finish(
                 partial, step_folders.StepManifest(step, files, training), step_folders.step_folder(self.root, step)
             )
-            self._remove_old(step)
+            remove_old(self.root, step, self.lasting, self.keep_last)
         dist.barrier(group=self._group)
-
-    def _remove_old(self, step: int) -> None:
-        """Remove the checkpoints up to ``step``, just saved, that are too many.
-
-        Later ones were damaged, else we had resumed from them: they must not count, and are replaced when the training
-        comes to their steps.
-        """
-        saved = (p for p in step_folders.list_checkpoints(self.root) if int(p.name[5:]) <= step)
-        passing = [p for p in saved if int(p.name[5:]) not in self.lasting]
-        for folder in passing[: len(passing) - self.keep_last] if self.keep_last > 0 else []:
-            unread = folder.with_name(f".{folder.name}.partial")  # so that a half-removed one is never read
-            folder.rename(unread)
-            shutil.rmtree(unread)
 
     def newest(self) -> Path | None:
         """Return the newest valid checkpoint, which rank 0 looks for; None where there is none. Says what is skipped,
@@ -232,13 +219,29 @@ class CheckpointStore:
         return manifest.training
 
 
+def remove_old(root: Path, step: int, lasting: Collection[int], keep_last: int) -> None:
+    """Remove the checkpoints up to ``step``, just saved, that are too many.
+
+    The ``lasting`` ones stay, and the newest ``keep_last`` of the others (0: all).
+
+    Later ones were damaged, else the training had resumed from them: they must not count, and are replaced when the
+    training comes to their steps.
+    """
+    saved = (p for p in step_folders.list_checkpoints(root) if int(p.name[5:]) <= step)
+    passing = [p for p in saved if int(p.name[5:]) not in lasting]
+    for folder in passing[: len(passing) - keep_last] if keep_last > 0 else []:
+        unread = folder.with_name(f".{folder.name}.partial")  # so that a half-removed one is never read
+        folder.rename(unread)
+        shutil.rmtree(unread)
+
+
 def _optimizer_targets(
     models: list[PackedGPT], sharded: dict[str, dict[str, Any]], optimizer: Optimizer
 ) -> tuple[dict[Tensor, dict[str, Tensor]], list[Box]]:
     """Return empty tensors for the optimizer state that this rank holds, by parameter and kind, and the boxes of the
     stored tensors that fill them."""
     targets, boxes = dict[Tensor, dict[str, Tensor]](), list[Box]()
-    ranges, parameters = optimizer.held(), parameters_by_name(models)
+    ranges, parameters = optimizer.held_ranges(), parameters_by_name(models)
     for chunk, entries in sharded.items():
         for name, entry in entries.items():
             parameter = parameters[f"{chunk}.{name}"]

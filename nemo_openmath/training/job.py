@@ -36,7 +36,7 @@ def check_job(job: TrainingJob, processes: int) -> None:
     from nemo_openmath.data.packs.plan import PackPlan
     from nemo_openmath.training.base_model import BaseModel, refuse_used_output  # torch takes seconds to import
 
-    base = BaseModel.open(job.model, job.model_changes)
+    base = BaseModel.open(job.model, job.model_changes, quiet=True)  # rank 0 will say what is left out
     job.training.parallel.check(base.config, processes)
     plan = PackPlan(job.data.folder)
     plan.require_multiple(job.training.parallel.sample_multiple)

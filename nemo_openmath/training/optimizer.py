@@ -1,8 +1,8 @@
 """Megatron's data-parallel gradient buffers and optimizer around the model chunks, stepped in the open.
 
-The step is taken apart (gradients ready, norm, check, clip, update) so that a norm that is not finite stops the
-training before the weights are touched. Optimizer state is read and written here per parameter, in the parameter's
-own shape, whatever the optimizer's inner division: the checkpoint knows nothing of it.
+The step is taken apart (gradients ready, norm, check, clip, update), so that a norm that is not finite stops the
+training before the weights are touched. Optimizer state is read and written per parameter, in the parameter's own
+shape, however the optimizer divides it inside: the checkpoint knows nothing of that.
 """
 
 from __future__ import annotations
@@ -76,10 +76,11 @@ class Optimizer:
 
     @property
     def state_keys(self) -> tuple[str, ...]:
-        """Names of the tensors that each parameter has in the optimizer's state."""
+        """Return the names of the tensors that each parameter has in the optimizer's state."""
         return (*STATE_KEYS, "main") if self.config.precision == "bf16" else STATE_KEYS
 
     def zero_grad(self) -> None:
+        """Set all gradients to zero."""
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         for part in self.parts:
@@ -111,15 +112,16 @@ class Optimizer:
     # -- state, parameter by parameter ---------------------------------------------------------------------------
 
     def _locate(self) -> Iterator[tuple[Any, Tensor, Tensor, slice | None]]:
-        """(part, model parameter, fp32 main parameter or shard of it, the shard's range in the flat parameter)."""
+        """Yield (part, model parameter, fp32 main parameter or its shard, the shard's range in the flat parameter); the
+        range is None where the main parameter is whole."""
         for part in self.parts:
             if part.optimizer is None:
                 continue
             if isinstance(part, DistributedOptimizer):
                 for parameter, (group, order) in part.model_param_group_index_map.items():
-                    held = part._get_model_param_range_map(parameter)["param"]
+                    shard = part._get_model_param_range_map(parameter)["param"]
                     main = part.optimizer.param_groups[group]["params"][order]
-                    yield part, parameter, main, slice(held.start, held.end)
+                    yield part, parameter, main, slice(shard.start, shard.end)
             else:
                 mains = {id(getattr(p, "main_param", p)): p for chunk in self.chunks for p in chunk.parameters()}
                 for group in part.optimizer.param_groups:
@@ -127,44 +129,47 @@ class Optimizer:
                         yield part, mains[id(main)], main, None
 
     def share_out(self) -> dict[Tensor, int]:
-        """Model parameter -> the data-parallel rank (with context parallelism) that writes it to a checkpoint, the same
-        on all of them; sizes as even as can be found."""
+        """Return, by model parameter, the data-parallel rank (with context parallelism) that writes it to a checkpoint.
+
+        All ranks return the same, and each writes about as much.
+        """
         parameters = [p for chunk in self.chunks for p in chunk.parameters()]
         ranks = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
         shares = assign([p.numel() for p in parameters], ranks)
         return {parameters[i]: rank for rank, share in enumerate(shares) for i in share}
 
-    def held(self) -> dict[Tensor, slice]:
-        """Model parameter -> which of its elements, flattened, this rank holds the state of; those with any."""
-        found = ((parameter, part) for _, parameter, _, part in self._locate())
-        return {parameter: part or slice(0, parameter.numel()) for parameter, part in found}
+    def held_ranges(self) -> dict[Tensor, slice]:
+        """Return, by model parameter, the range of its flattened elements whose state this rank holds; parameters
+        without any are left out."""
+        ranges = ((parameter, part) for _, parameter, _, part in self._locate())
+        return {parameter: part or slice(0, parameter.numel()) for parameter, part in ranges}
 
     @torch.no_grad()
     def full_state(self, receivers: Mapping[Tensor, int]) -> dict[Tensor, dict[str, Tensor]]:
-        """Model parameter -> fp32 tensors of its shape: exp_avg, exp_avg_sq and, where kept apart, the main weight.
+        """Return, by model parameter, fp32 tensors of its shape: exp_avg, exp_avg_sq and, in bf16, the main weight.
 
-        With the distributed optimizer each parameter's are put together from the shards by the data-parallel rank that
-        ``receivers`` names, and are found there alone; otherwise every rank has all.
+        With the distributed optimizer a parameter's tensors are put together from the shards by the data-parallel rank
+        that ``receivers`` names, and only that rank returns them; otherwise every rank returns all.
         """
         own: dict[Tensor, tuple[slice | None, dict[str, Tensor]]] = {}
-        for part, parameter, main, held in self._locate():
+        for part, parameter, main, shard in self._locate():
             state = part.optimizer.state.get(main, {})
             values = {key: state[key] if key in state else torch.zeros_like(main) for key in STATE_KEYS}
             if self.config.precision == "bf16":
                 values["main"] = main
-            own[parameter] = (held, values)
+            own[parameter] = (shard, values)
         if not self.config.distributed_optimizer:
             return {p: {key: t.detach() for key, t in values.items()} for p, (_, values) in own.items()}
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         full: dict[Tensor, dict[str, Tensor]] = {}
         for parameter in (p for chunk in self.chunks for p in chunk.parameters()):  # the same order on every rank
             receiver = receivers[parameter]
-            held, values = own.get(parameter, (None, {}))
+            shard, values = own.get(parameter, (None, {}))
             tensors = {}
             for key in self.state_keys:
                 flat = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
-                if held is not None and key in values:
-                    flat[held] = values[key]
+                if shard is not None and key in values:
+                    flat[shard] = values[key]
                 dist.reduce(flat, group=group, group_dst=receiver)
                 if group.rank() == receiver:
                     tensors[key] = flat.view(parameter.shape).to("cpu")
@@ -173,13 +178,15 @@ class Optimizer:
         return full
 
     @torch.no_grad()
-    def load_state(self, held: dict[Tensor, dict[str, Tensor]], updates: int) -> None:
-        """Inverse of :meth:`full_state`, of the elements :meth:`held` names; empties ``held``, whose tensors on the
-        host are taken over. Each parameter gets its own step counter: shared ones would be counted up once per
-        parameter and update."""
+    def load_state(self, states: dict[Tensor, dict[str, Tensor]], updates: int) -> None:
+        """Take over the state of the elements that :meth:`held_ranges` names: the inverse of :meth:`full_state`.
+
+        ``states`` is emptied, because its tensors on the host are taken over. Each parameter gets a step counter of its
+        own: a shared one would be counted up once per parameter and update.
+        """
         self.updates = updates
         for part, parameter, main, _ in self._locate():
-            tensors = held.pop(parameter)
+            tensors = states.pop(parameter)
             if "main" in tensors:
                 main.copy_(tensors["main"].view(main.shape))
             state: dict[str, Any] = {key: tensors[key].view(main.shape).to(main.device) for key in STATE_KEYS}

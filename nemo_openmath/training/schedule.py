@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step: nothing to save, nothing to drift on resume."""
+"""The learning rate, a pure function of the step: there is nothing to save, and nothing that drifts on a resume."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from nemo_openmath.training.config import TrainingConfig
 
 
 def learning_rate(step: int, num_steps: int, config: TrainingConfig) -> float:
-    """Rate of the update with number ``step`` (from 0) of ``num_steps``.
+    """Return the learning rate of the update with number ``step`` (from 0) of ``num_steps``.
 
-    Linear from lr / W up to lr over the first W = warmup x num_steps updates, then half a cosine down to
-    lr x final_lr_ratio at the last update (or constant).
+    It rises linearly from lr / W to lr over the first W = warmup x num_steps updates. Then it stays constant, or falls
+    as half a cosine to lr x final_lr_ratio at the last update.
     """
     warmup = round(config.warmup * num_steps)
     if step < warmup:

@@ -1,7 +1,7 @@
-"""Reads from a checkpoint's ``state/`` the rows of stored tensors that one process needs, and no more into memory.
+"""Reads the rows of stored tensors that one process needs from a checkpoint's ``state/``, and no more into memory.
 
-megatron-core's and PyTorch's own loading fill whole slices of tensor-parallel ranks: with the distributed optimizer
-every data-parallel rank would hold the optimizer state of all for a while, 48 GB on each of eight GPUs for 32B at TP8.
+megatron-core's and PyTorch's own loading fill whole slices of tensor-parallel ranks. With the distributed optimizer
+every data-parallel rank would hold the optimizer state of all for a while: 48 GB on each of eight GPUs for 32B at TP8.
 """
 
 from __future__ import annotations
@@ -39,21 +39,24 @@ class Box:
 
 
 def rows_of(entry: ShardedTensor | ShardedTensorFactory, flat: slice, prefix: str) -> tuple[Tensor, list[Box]]:
-    """A tensor (fp32, on the host) for the elements ``flat`` of the flattened local tensor that ``entry`` describes,
-    and the boxes that fill it. Whole rows are read: the tensor is a view of them. Stored names are ``prefix`` + key."""
+    """Return a tensor (fp32, on the host) for the elements ``flat`` of the flattened local tensor that ``entry``
+    describes, and the boxes that fill it.
+
+    Whole rows are read, and the tensor is a view of them. Stored names are ``prefix`` + key.
+    """
     shape, inner = tuple(entry.data.shape), max(1, entry.data[:1].numel())
     first, last = flat.start // inner, -(-flat.stop // inner)
     rows = torch.empty((last - first, *shape[1:]), dtype=torch.float32)
     # A factory's tensors (gate and up) lie in the local one after another, along the first axis.
-    pieces = [entry] if isinstance(entry, ShardedTensor) else list(nested_values(entry.build()))
+    parts = [entry] if isinstance(entry, ShardedTensor) else list(nested_values(entry.build()))
     boxes, start = [], 0
-    for piece in pieces:
-        count = piece.local_shape[0]
+    for part in parts:
+        count = part.local_shape[0]
         low, high = max(first, start), min(last, start + count)
         if low < high:
-            offset = (piece.global_offset[0] + low - start, *piece.global_offset[1:])
+            offset = (part.global_offset[0] + low - start, *part.global_offset[1:])
             target = rows[low - first : high - first]
-            boxes.append(Box(prefix + piece.key, tuple(piece.global_shape), offset, target))
+            boxes.append(Box(prefix + part.key, tuple(part.global_shape), offset, target))
         start += count
     if start != shape[0]:
         raise RuntimeError(f"{entry.key}: its parts have {start} rows, it has {shape[0]}")
@@ -61,7 +64,8 @@ def rows_of(entry: ShardedTensor | ShardedTensorFactory, flat: slice, prefix: st
 
 
 def read_boxes(state: Path, boxes: Iterable[Box]) -> None:
-    """Fill the targets. Raises DamagedFile where a tensor is missing or of another shape. No process group is used."""
+    """Fill the boxes' targets from the folder ``state``; no process group is used. Raises DamagedFile where a tensor is
+    missing or of another shape."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         planner = _Planner(state, boxes)
@@ -85,8 +89,8 @@ class _Planner(DefaultLoadPlanner):
             stored = self.metadata.state_dict_metadata.get(key) if self.metadata else None
             for box in boxes.values():
                 if not isinstance(stored, TensorStorageMetadata) or tuple(stored.size) != box.whole:
-                    found = f"is {tuple(stored.size)}" if isinstance(stored, TensorStorageMetadata) else "is not there"
-                    problem = f"{key} {found}, the model needs {box.whole}"
+                    state = f"is {tuple(stored.size)}" if isinstance(stored, TensorStorageMetadata) else "is not there"
+                    problem = f"{key} {state}, the model needs {box.whole}"
                     raise DamagedFile(self.folder, problem, "use another checkpoint")
                 chunk = ChunkStorageMetadata(torch.Size(box.offset), box.target.size())
                 reads = create_read_items_for_chunk_list(key, stored, [chunk])

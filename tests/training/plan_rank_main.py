@@ -71,7 +71,7 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
             full = optimizer.full_state(writers)
             copies = [[p, *full[p].values()] for p, writer in writers.items() if writer == rank]
             found["saving"] = sum(tensor.nbytes for each in copies for tensor in each)
-            held = sum(part.stop - part.start for part in optimizer.held().values())
+            held = sum(part.stop - part.start for part in optimizer.held_ranges().values())
             found["loading"] = 4 * len(optimizer.state_keys) * held
         ranks = config.parallel.data_parallel(dist.get_world_size())
         runs = 1 if dist.get_world_size() == 1 else 3

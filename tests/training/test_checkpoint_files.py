@@ -10,6 +10,7 @@ import pytest
 from nemo_openmath.checkpoints.checkpoint import open_checkpoint
 from nemo_openmath.checkpoints.formats import step_folders
 from nemo_openmath.core.errors import DamagedFile, UserError
+from nemo_openmath.training.checkpoint import remove_old
 from tests.checkpoints import models
 
 
@@ -99,3 +100,13 @@ def test_other_folders_are_no_checkpoints(root: Path) -> None:
     step_folders.step_folder(root, 3).rename(root / "step-00000003.kept")
     (root / "step-of-mine").mkdir()
     assert [p.name for p in step_folders.list_checkpoints(root)] == ["step-00000001", "step-00000002"]
+
+
+def test_damaged_later_checkpoints_do_not_push_out_good_ones(tmp_path: Path) -> None:
+    """Resumed before a damaged step 6 with keep_last 1: what is saved at step 2, then 4, stays until the next."""
+    step_folders.step_folder(tmp_path, 6).mkdir()
+    for step in (2, 3, 4):
+        step_folders.step_folder(tmp_path, step).mkdir()
+        remove_old(tmp_path, step, {3}, keep_last=1)
+        assert step_folders.step_folder(tmp_path, step).is_dir()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000004", "step-00000006"]
