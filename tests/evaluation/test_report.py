@@ -23,7 +23,7 @@ from nemo_openmath.evaluation.reports import (
     status_table,
 )
 from nemo_openmath.evaluation.reports.formats import bytes_text, made_text
-from nemo_openmath.evaluation.reports.view import read_losses
+from nemo_openmath.evaluation.reports.view import read_curves
 from nemo_openmath.recipe.registry import register_stages
 from nemo_openmath.synthesis.problems.read import ReadProblems
 from tests.evaluation.made_run import made_run
@@ -196,9 +196,9 @@ def test_losses_survive_a_kill_and_a_resume(tmp_path: Path) -> None:
     rows = [{"step": s, "loss": float(s), "lr": 0.1, "grad_norm": 1.0, "tokens": 10} for s in (1, 2, 3, 2, 3, 4)]
     rows[3]["loss"] = 9.0
     path.write_bytes(b"".join(orjson.dumps(r) + b"\n" for r in rows) + b'{"step": 5, "lo')
-    curves = read_losses(path)
+    curves = read_curves(path)
     assert (curves.steps, curves.loss, curves.tokens) == ([1, 2, 3, 4], [1.0, 9.0, 3.0, 4.0], 40)
-    assert read_losses(tmp_path / "none").steps == []
+    assert read_curves(tmp_path / "none").steps == []
 
 
 def test_what_a_stage_made_is_in_its_own_units() -> None:

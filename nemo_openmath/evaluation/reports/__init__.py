@@ -1,4 +1,12 @@
-"""Pages, pictures and tables from a run's records: the only place that renders."""
+"""Make pages, pictures and tables of a run. Nothing is rendered anywhere else.
+
+view.py      the data of a report
+build.py     report.json and report.html
+page.py      the sections of the page; templates/ holds its HTML and CSS
+svg.py       pictures
+console.py   tables for the terminal
+formats.py   numbers as people read them
+"""
 
 from nemo_openmath.evaluation.reports.build import build_report, report_json
 from nemo_openmath.evaluation.reports.console import competition_lines, results_table, status_table

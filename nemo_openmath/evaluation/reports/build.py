@@ -1,4 +1,4 @@
-"""report.json and report.html of a run."""
+"""Write report.json and report.html of a run."""
 
 from __future__ import annotations
 
@@ -9,33 +9,39 @@ from typing import Any
 
 from nemo_openmath.core.records import write_json
 from nemo_openmath.evaluation.reports.page import render
-from nemo_openmath.evaluation.reports.view import Losses, RunView, read_losses
+from nemo_openmath.evaluation.reports.view import RunView, TrainingCurves, read_curves
 
 JSON, PAGE = "report.json", "report.html"
 
 
 def build_report(run: RunView, output: Path) -> Path:
-    """Write ``report.json`` and ``report.html`` into ``output``; returns the page's path. Each appears whole."""
+    """Write ``report.json`` and ``report.html`` into ``output`` and return the page's path. Each file appears whole."""
     output.mkdir(parents=True, exist_ok=True)
-    losses = {name: read_losses(path) for name, path in run.training.items()}
-    write_json(output / JSON, report_json(run, losses))
+    curves = {name: read_curves(path) for name, path in run.training.items()}
+    write_json(output / JSON, report_json(run, curves))
     page = output / PAGE
     temporary = page.with_name(f".{PAGE}.tmp")
-    temporary.write_text(render(run, losses), encoding="utf-8")
+    temporary.write_text(render(run, curves), encoding="utf-8")
     temporary.replace(page)
     return page
 
 
-def report_json(run: RunView, losses: Mapping[str, Losses]) -> dict[str, Any]:
-    """The report as data; these keys and the fields of their rows are fixed.
+def report_json(run: RunView, curves: Mapping[str, TrainingCurves]) -> dict[str, Any]:
+    """Return the report as data. These keys and the fields of their rows are a lasting format:
 
-    ``results``: {checkpoint, mode, metric, k, value, low, high, problems}. ``paired``: see evaluation.paired.PairedRow.
-    ``funnel``: {title, parts, note, steps: {name, count}}. ``drops``: stage -> reason -> count. ``seconds``: by stage.
-    ``config``: dotted key -> {value, origin}. ``losses``: training stage -> {steps, loss, lr, grad_norm, tokens,
-    trained_tokens, seconds}. ``standins``: sentences. ``states``: of each stage. ``competition``: {stage, model,
-    problems, answered, right, value, low, high, seconds}. ``left_out``: sentences about stages that are not as the
-    recipe asks: their numbers are in none of the tables. ``note``: the recipe's own. ``apart``: {checkpoint, mode,
-    problems, of, example}: problems that are in no mean.
+    - ``label``, ``note``: the run's heading, and the recipe's own sentence about its results
+    - ``results``: rows of checkpoint, mode, metric, k, value, low, high, problems
+    - ``apart``: problems that are in no mean; rows of checkpoint, mode, problems, of, example
+    - ``paired``: rows of evaluation.paired.PairedRow
+    - ``competition``: rows of stage, model, problems, answered, right, value, low, high, seconds
+    - ``funnel``: tables of title, parts, note, steps; a step has name and count
+    - ``drops``: stage -> reason -> count
+    - ``states``, ``seconds``: by stage
+    - ``left_out``: sentences about stages that are not as the recipe asks; their numbers are in none of the tables
+    - ``standins``: sentences about what stands in for the real thing
+    - ``config``: dotted key -> value, origin
+    - ``versions``, ``seeds``: by name
+    - ``losses``: training stage -> steps, loss, lr, grad_norm, tokens, trained_tokens, seconds
     """
     fields = ("checkpoint", "mode", "metric", "k", "value", "low", "high", "problems")
     return {
@@ -62,7 +68,7 @@ def report_json(run: RunView, losses: Mapping[str, Losses]) -> dict[str, Any]:
         "config": {s.key: {"value": _plain(s.value), "origin": s.origin} for s in run.config},
         "versions": dict(run.versions),
         "seeds": dict(run.seeds),
-        "losses": {name: asdict(curves) for name, curves in losses.items()},
+        "losses": {name: asdict(of_stage) for name, of_stage in curves.items()},
     }
 
 

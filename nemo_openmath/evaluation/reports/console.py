@@ -1,4 +1,4 @@
-"""Tables for the terminal, in the same numbers as the page."""
+"""Make tables for the terminal, in the same numbers as the page."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _STATES = {"finished": "green", "started": "yellow", "stale": "yellow", "damaged
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Modes and metrics down, checkpoints across, 95% intervals beside the values."""
+    """Return a table with modes and metrics down, checkpoints across, and 95% intervals beside the values."""
     checkpoints = in_order(row["checkpoint"] for row in rows)
     table = Table(title="Results (95% intervals over problems)", title_justify="left", title_style="bold")
     table.add_column("metric", min_width=12)
     for label in checkpoints:
         table.add_column(checkpoint_name(label), justify="right", no_wrap=True)
     cells = {(row["checkpoint"], row["mode"], row["metric"], row["k"]): row for row in rows}
-    shown = None
+    section = None
     for mode, metric, k in main_rows(rows):
-        if mode != shown:
+        if mode != section:
             table.add_section()
             table.add_row(Text(mode_name(mode), style="bold"))
-        shown = mode
+        section = mode
         line: list[str | Text] = [metric_name(metric, k)]
         for label in checkpoints:
             row = cells.get((label, mode, metric, k))
@@ -49,7 +49,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def competition_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence for each competition."""
+    """Return a sentence for each competition."""
     return [
         f"competition ({row['stage']}, {row['model']}): {row['right']} of {row['problems']} right, "
         f"{value_text('share', row['value'])} ({interval_text('share', row['low'], row['high'])}); "
@@ -64,7 +64,7 @@ def _cell(metric: str, row: Mapping[str, Any]) -> Text:
 
 
 def status_table(stages: Sequence[StageView]) -> Table:
-    """Stage, state, what it made, time, drops by reason, and why a stage is stale."""
+    """Return a table of the stages: state, what each made, its time, and its drops by reason."""
     table = Table(title_justify="left", title_style="bold")
     table.add_column("stage", no_wrap=True)
     table.add_column("state", no_wrap=True)

@@ -1,4 +1,4 @@
-"""Numbers as people read them; the same on the console and on the page."""
+"""Write numbers as people read them. The console and the page show the same texts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MODES: dict[str, str] = {Mode.COT: "CoT", Mode.TIR: "TIR", Mode.GENSELECT: "Gen
 
 
 def metric_name(metric: str, k: int | None = None) -> str:
-    """``maj@k``, 8 -> ``maj@8``."""
+    """Return a metric's name with its k: ``maj@k`` and 8 give ``maj@8``."""
     name = _NAMES.get(metric, metric)
     return name if k is None else name.replace("@k", f"@{k}")
 
@@ -30,27 +30,29 @@ def mode_name(mode: str) -> str:
 
 
 def checkpoint_name(label: str) -> str:
-    """``iteration2`` -> ``iteration 2``: labels are identifiers, names are for reading."""
+    """Return the name of a label: ``iteration2`` gives ``iteration 2``. Labels are identifiers, names are read."""
     head = label.rstrip("0123456789")
     return f"{head} {label[len(head) :]}" if head == "iteration" and head != label else label
 
 
 def value_text(metric: str, value: float) -> str:
-    """Shares in percent, counts as they are."""
+    """Write a share in percent and an amount as it is."""
     if metric in UNBOUNDED:
         return _rounded(value, 0 if abs(value) >= 100 else 1)
     return f"{_rounded(100 * value, 1)}%"
 
 
 def _rounded(value: float, digits: int) -> str:
-    """With so many decimals, and no minus in front of a zero."""
+    """Write a number with so many decimals, and no minus in front of a zero."""
     text = f"{value:,.{digits}f}"
     return text.removeprefix("-") if not text.strip("-0.,") else text
 
 
 def interval_text(metric: str, low: float | None, high: float | None) -> str:
-    """``40.1–50.3``, in the unit of :func:`value_text`; empty where there is no interval. Nothing that is counted here
-    can be below zero, so no interval is shown to begin there."""
+    """Write ``40.1–50.3`` in the unit of :func:`value_text`; the text is empty where there is no interval.
+
+    Nothing that is counted here can be below zero, so no interval is shown to begin there.
+    """
     if low is None or high is None or low == high:
         return ""
     low, high = max(0.0, low), max(0.0, high)
@@ -58,7 +60,7 @@ def interval_text(metric: str, low: float | None, high: float | None) -> str:
 
 
 def points_text(value: float | None) -> str:
-    """A difference of shares in percentage points, always signed, with a true minus sign."""
+    """Write a difference of shares in percentage points, always signed, with a true minus sign."""
     if value is None:
         return ""
     text = f"{100 * value:+.1f}"
@@ -66,7 +68,7 @@ def points_text(value: float | None) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """``0.4 s``, ``12 s``, ``4 min 05 s``, ``3 h 20 min``."""
+    """Write seconds as ``0.4 s``, ``12 s``, ``4 min 05 s`` or ``3 h 20 min``."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -78,51 +80,51 @@ def seconds_text(seconds: float) -> str:
 
 
 def bytes_text(size: float) -> str:
-    """``12 MB``, ``590.4 GB``: of a disk, in powers of ten."""
+    """Write bytes as ``12 MB`` or ``590.4 GB``, in powers of ten as disks are sold."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
 
 
 def drops_text(drops: Mapping[str, int], limit: int | None = None) -> str:
-    """``12 reason; 3 other reason``, most frequent first; reasons beyond ``limit`` are summed up, not left out."""
+    """Write ``12 reason; 3 other reason``, the most frequent first. Reasons beyond ``limit`` are summed up."""
     ranked = sorted(drops.items(), key=lambda item: (-item[1], item[0]))
     shown = ranked if limit is None or len(ranked) <= limit + 1 else ranked[:limit]  # one more is as short as its sum
     parts = [f"{count:,} {reason}" for reason, count in shown]
     if len(shown) < len(ranked):
-        rest = ranked[len(shown) :]
-        parts.append(f"{sum(count for _, count in rest):,} for {len(rest)} other reasons")
+        others = ranked[len(shown) :]
+        parts.append(f"{sum(count for _, count in others):,} for {len(others)} other reasons")
     return "; ".join(parts)
 
 
 def count_text(count: int, noun: str, plural: str = "") -> str:
-    """``1 unit``, ``2 units``."""
+    """Write ``1 unit`` or ``2 units``."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def made_text(manifest: Manifest) -> str:
-    """What a finished stage made, in its own units."""
-    counts, facts = manifest.counts, manifest.metrics
-    if manifest.stage == "competition.solve" and "right" in facts:
-        return f"{count_text(counts['records'], 'answer')}, {facts['right']} right"
+    """Return what a finished stage made, in its own units."""
+    counts, metrics = manifest.counts, manifest.metrics
+    if manifest.stage == "competition.solve" and "right" in metrics:
+        return f"{count_text(counts['records'], 'answer')}, {metrics['right']} right"
     if counts.get("units") or counts.get("records"):
         return count_text(counts["records"], "record")
-    if "packs" in facts:
-        return f"{count_text(facts['packs'], 'pack')} of {count_text(facts['samples'], 'sample')}"
-    if "samples" in facts and "tokens" in facts:
-        return f"{count_text(facts['samples'], 'sample')}, {count_text(facts['tokens'], 'token')}"
-    if facts.get("steps"):
-        loss = f", loss {facts['loss']:.3f}" if isinstance(facts.get("loss"), float) else ""
-        return f"{count_text(facts['steps'], 'step')}{loss}"
-    for fact, noun in (("results", "metric"), ("paired", "comparison")):
-        if fact in facts:
-            return count_text(len(facts[fact]), noun)
-    if "averaged" in facts:
-        return f"a model of {count_text(len(facts['averaged']), 'checkpoint')}"
+    if "packs" in metrics:
+        return f"{count_text(metrics['packs'], 'pack')} of {count_text(metrics['samples'], 'sample')}"
+    if "samples" in metrics and "tokens" in metrics:
+        return f"{count_text(metrics['samples'], 'sample')}, {count_text(metrics['tokens'], 'token')}"
+    if metrics.get("steps"):
+        loss = f", loss {metrics['loss']:.3f}" if isinstance(metrics.get("loss"), float) else ""
+        return f"{count_text(metrics['steps'], 'step')}{loss}"
+    for metric, noun in (("results", "metric"), ("paired", "comparison")):
+        if metric in metrics:
+            return count_text(len(metrics[metric]), noun)
+    if "averaged" in metrics:
+        return f"a model of {count_text(len(metrics['averaged']), 'checkpoint')}"
     stage = stage_kinds().get(manifest.stage)
     return "nothing" if stage is not None and stage.makes == "records" else "done"
 
 
 def apart_lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A sentence for each mode of a checkpoint of which problems are in no mean."""
+    """Return a sentence for each mode of a checkpoint of which problems are in no mean."""
     return [
         f"{checkpoint_name(row['checkpoint'])}, {mode_name(row['mode'])}: {row['problems']:,} of {row['of']:,} "
         "problems are in no mean: the model could not be asked (longer than its context, or refused), "
@@ -132,22 +134,25 @@ def apart_lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def in_order(values: Iterable[Any]) -> list[Any]:
-    """Distinct values in order of first appearance."""
+    """Return the distinct values in order of their first appearance."""
     return list(dict.fromkeys(values))
 
 
 def main_rows(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, int | None]]:
-    """(mode, metric, k) of the lines of a results table that fits a page: of each metric the largest k that all
-    checkpoints of the mode have (else the largest). Code calls are left out of modes that make none."""
+    """Return (mode, metric, k) of the lines of a results table that fits a page.
+
+    Each metric is shown at the largest k that all checkpoints of the mode have, else at the largest. Code calls are
+    left out of modes that make none.
+    """
     rows = list(rows)
     coded = {r["mode"] for r in rows if r["metric"] == "code_calls" and r["value"] > 0}
     rows = [r for r in rows if r["metric"] != "code_calls" or r["mode"] in coded]
-    out: list[tuple[str, str, int | None]] = []
+    lines: list[tuple[str, str, int | None]] = []
     for mode, metric in in_order((r["mode"], r["metric"]) for r in rows):
         ks: dict[str, set[int | None]] = {}
         for row in rows:
             if (row["mode"], row["metric"]) == (mode, metric):
                 ks.setdefault(row["checkpoint"], set()).add(row["k"])
         shared = set.intersection(*ks.values()) or set.union(*ks.values())
-        out.append((mode, metric, max(shared, key=lambda k: k or 0)))
-    return out
+        lines.append((mode, metric, max(shared, key=lambda k: k or 0)))
+    return lines

@@ -1,4 +1,4 @@
-"""The sections of the report page: from the run's data to what the template prints."""
+"""Make the sections of the report page: from the run's data to what the template prints."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from nemo_openmath.core.records import Mode
 from nemo_openmath.evaluation.metrics import UNBOUNDED
 from nemo_openmath.evaluation.reports import formats, svg
 from nemo_openmath.evaluation.reports.formats import checkpoint_name, in_order, metric_name, mode_name, value_text
-from nemo_openmath.evaluation.reports.view import Example, Funnel, Losses, RunView
+from nemo_openmath.evaluation.reports.view import Example, Funnel, RunView, TrainingCurves
 
 SHOWN_CHARACTERS = 8000
-"""Of one segment of a transcript; what is left out is said."""
+"""Most characters of one segment of a transcript. The page says how many are left out."""
 TableRows = Sequence[Mapping[str, Any]]
+"""Rows of evaluation.metrics, evaluation.compare or a competition."""
 
 
-def render(run: RunView, losses: Mapping[str, Losses]) -> str:
-    """The page as one HTML document that asks nothing of the network."""
+def render(run: RunView, curves: Mapping[str, TrainingCurves]) -> str:
+    """Return the page as one HTML document that asks nothing of the network."""
     return (
         _environment()
         .get_template("report.html.j2")
@@ -37,7 +38,7 @@ def render(run: RunView, losses: Mapping[str, Losses]) -> str:
             checkpoints=[checkpoint_name(label) for label in in_order(r["checkpoint"] for r in run.results)],
             differences=differences(run.paired),
             samples=samples(run.results, run.selection_of),
-            training=[training(name, curves) for name, curves in losses.items() if curves.steps],
+            training=[training(name, of_stage) for name, of_stage in curves.items() if of_stage.steps],
             funnels=[funnel(table) for table in run.funnel],
             drops=[stage for stage in run.stages if stage.drops and stage.current],
             competition=competition(run.competition),
@@ -50,14 +51,14 @@ def render(run: RunView, losses: Mapping[str, Losses]) -> str:
 
 
 def lead(run: RunView) -> list[dict[str, str]]:
-    """The few numbers to see first: pass@1 at the first and the last checkpoint, and what was gained."""
-    found = {(r["mode"], r["checkpoint"]): r for r in run.results if r["metric"] == "pass@1"}
-    modes = in_order(mode for mode, _ in found)
+    """Return the few numbers to see first: pass@1 at the first and the last checkpoint, and what was gained."""
+    pass_at_1 = {(r["mode"], r["checkpoint"]): r for r in run.results if r["metric"] == "pass@1"}
+    modes = in_order(mode for mode, _ in pass_at_1)
     mode = Mode.TIR if Mode.TIR in modes else modes[0] if modes else None
-    labels = [checkpoint for m, checkpoint in found if m == mode]
+    labels = [checkpoint for m, checkpoint in pass_at_1 if m == mode]
     tiles = []
     for label in in_order([labels[0], labels[-1]] if labels and mode else []):
-        row = found[str(mode), label]
+        row = pass_at_1[str(mode), label]
         tiles.append(
             {
                 "name": f"{mode_name(str(mode))} pass@1, {checkpoint_name(label)}",
@@ -65,10 +66,10 @@ def lead(run: RunView) -> list[dict[str, str]]:
                 "note": formats.interval_text("pass@1", row["low"], row["high"]),
             }
         )
-    wanted = (mode, mode, "pass@1", labels[0], labels[-1]) if labels else None
+    sides = (mode, mode, "pass@1", labels[0], labels[-1]) if labels else None
+    keys = ("mode_before", "mode_after", "metric", "checkpoint_before", "checkpoint_after")
     for row in run.paired:
-        at = tuple(row[k] for k in ("mode_before", "mode_after", "metric", "checkpoint_before", "checkpoint_after"))
-        if at == wanted:
+        if tuple(row[key] for key in keys) == sides:
             note = f"{formats.points_text(row['low'])} to {formats.points_text(row['high'])}, paired"
             tiles.append({"name": "gain in points", "value": formats.points_text(row["difference"]), "note": note})
             break
@@ -84,7 +85,7 @@ def lead(run: RunView) -> list[dict[str, str]]:
 
 
 def results(rows: TableRows) -> list[dict[str, Any]]:
-    """Groups (one a mode) of lines (one a metric) of cells (one a checkpoint)."""
+    """Return groups (one a mode) of lines (one a metric) of cells (one a checkpoint)."""
     checkpoints = in_order(row["checkpoint"] for row in rows)
     cells = {(row["checkpoint"], row["mode"], row["metric"], row["k"]): row for row in rows}
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -106,7 +107,7 @@ def _cell(metric: str, row: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def differences(rows: TableRows) -> list[dict[str, Any]]:
-    """Paired differences on one scale, with a word for what the interval says."""
+    """Return the paired differences on one scale, with a word for what each interval says."""
     shares = [r for r in rows if r["metric"] not in UNBOUNDED]
     start = min([0.0, *(r["low"] for r in shares)])
     end = max([0.0, *(r["high"] for r in shares)])
@@ -151,7 +152,7 @@ def _pair_name(row: Mapping[str, Any]) -> str:
 
 
 def _side(mode: str, name: str) -> str:
-    """``tir``, ``maj@8`` -> ``TIR maj@8``; ``genselect@8`` names its mode itself."""
+    """Name one side: ``tir`` and ``maj@8`` give ``TIR maj@8``. ``genselect@8`` names its mode itself."""
     family, at, k = name.partition("@")
     known = name if name in ("pass@1", *UNBOUNDED) or not at else f"{family}@k"
     text = metric_name(known, int(k) if at else None)
@@ -162,7 +163,7 @@ _CURVES = (("pass@k", "pass", 0), ("maj@k", "majority", 1), ("genselect@k", "Gen
 
 
 def samples(rows: TableRows, selection_of: str) -> list[dict[str, Any]]:
-    """Accuracy against the number of samples (paper Figure 2): a panel for each mode and checkpoint, one scale."""
+    """Draw accuracy against the number of samples (paper Figure 2): a panel for each mode and checkpoint, one scale."""
     panels: list[tuple[str, str, list[svg.Line]]] = []
     for mode in in_order(r["mode"] for r in rows if r["metric"] == "maj@k"):
         for checkpoint in in_order(r["checkpoint"] for r in rows):
@@ -200,23 +201,23 @@ def _sample_curve(
             return None
         mode = Mode.GENSELECT
     metrics = ("pass@1", "pass@k") if metric == "pass@k" else (metric,)
-    found = sorted(
+    points = sorted(
         (r for r in rows if r["checkpoint"] == checkpoint and r["mode"] == mode and r["metric"] in metrics),
         key=lambda r: r["k"],
     )
-    if not found:
+    if not points:
         return None
     notes = [
         f"{metric_name(metric, r['k'])}: {value_text(metric, r['value'])} "
         f"({formats.interval_text(metric, r['low'], r['high'])})"
-        for r in found
+        for r in points
     ]
-    low, high = [r["low"] for r in found], [r["high"] for r in found]
-    return svg.Line([r["k"] for r in found], [r["value"] for r in found], label, low, high, colour, notes=notes)
+    low, high = [r["low"] for r in points], [r["high"] for r in points]
+    return svg.Line([r["k"] for r in points], [r["value"] for r in points], label, low, high, colour, notes=notes)
 
 
-def training(name: str, curves: Losses) -> dict[str, Any]:
-    """Loss, gradient norm and learning rate of a training stage."""
+def training(name: str, curves: TrainingCurves) -> dict[str, Any]:
+    """Return the facts of a training stage, and charts of its loss, gradient norm and learning rate."""
     steps = [float(step) for step in curves.steps]
     x = svg.Axis(steps[0], max(steps[-1], steps[0] + 1), "step")
 
@@ -251,14 +252,14 @@ def training(name: str, curves: Losses) -> dict[str, Any]:
 
 
 def _power(value: float) -> str:
-    """``3e-4``: short enough for an axis."""
+    """Write ``3e-4``, which is short enough for an axis."""
     if value == 0:
         return "0"
     return f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e") if abs(value) < 0.01 else f"{value:g}"
 
 
 def funnel(table: Funnel) -> dict[str, Any]:
-    """Steps with what each changed, or parts with their share of the whole."""
+    """Return steps with what each changed, or parts with their share of the whole."""
     counts = [count for _, count in table.steps]
     whole = max(1, sum(counts))
     top = max([1, *counts])
@@ -275,7 +276,7 @@ def funnel(table: Funnel) -> dict[str, Any]:
 
 
 def competition(rows: TableRows) -> list[dict[str, str]]:
-    """Each competition's score as text."""
+    """Return the score of each competition as text."""
     return [
         {
             "name": f"{row['model']} ({row['stage']})",
@@ -297,7 +298,7 @@ def _change(before: int, after: int) -> str:
 
 
 def example(shown: Example) -> dict[str, Any]:
-    """Prompt and segments of a transcript."""
+    """Return the prompt and the segments of a transcript."""
     transcript = Transcript.from_json(dict(shown.transcript))
     parts = []
     for segment in transcript.segments():
@@ -311,6 +312,7 @@ def example(shown: Example) -> dict[str, Any]:
 
 
 def times(run: RunView) -> list[dict[str, Any]]:
+    """Return the time of each stage, with what it made."""
     longest = max((stage.seconds for stage in run.stages), default=0.0) or 1.0
     return [
         {
@@ -324,12 +326,12 @@ def times(run: RunView) -> list[dict[str, Any]]:
 
 
 def config(run: RunView) -> list[dict[str, Any]]:
-    """Settings by section: the first part of the dotted key."""
+    """Return the settings by section, which is the first part of the dotted key."""
     sections: dict[str, list[dict[str, str]]] = {}
     for setting in run.config:
         value = setting.value if isinstance(setting.value, str) else orjson.dumps(setting.value, default=str).decode()
-        section, dot, rest = setting.key.partition(".")
-        line = {"key": rest if dot else section, "value": value, "origin": setting.origin}
+        section, dot, key = setting.key.partition(".")
+        line = {"key": key if dot else section, "value": value, "origin": setting.origin}
         sections.setdefault(section if dot else "recipe", []).append(line)
     return [{"name": name, "lines": lines} for name, lines in sections.items()]
 

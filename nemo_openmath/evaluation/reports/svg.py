@@ -1,4 +1,4 @@
-"""Pictures as inline SVG: small pure functions from numbers to markup.
+"""Draw pictures as inline SVG, by small pure functions from numbers to markup.
 
 Colours are CSS classes (``c0`` to ``c4``), so one picture serves light and dark pages; every picture carries a title
 and a description for readers who do not see it, and every marked point its numbers as a tooltip. No script.
@@ -21,42 +21,49 @@ POINTS = 300
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A curve. ``low`` and ``high``: its band, where it has one. ``colour``: index of a CSS class. ``faint``: drawn
-    behind, without label or points. ``notes``: a tooltip for each point; given, the points are marked."""
+    """A curve."""
 
     x: Sequence[float]
     y: Sequence[float]
     label: str = ""
     low: Sequence[float | None] | None = None
+    """Lower edge of the curve's band, where it has one."""
     high: Sequence[float | None] | None = None
+    """Upper edge of the band."""
     colour: int = 0
+    """Index of a CSS class."""
     faint: bool = False
+    """Draw the curve behind the others, without label or points."""
     notes: Sequence[str] = ()
+    """A tooltip for each point. Where it is given, the points are marked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """``start`` and ``end`` in data units. ``log``: base-2 spacing, ticks at the powers of two."""
+    """An axis of a chart. ``start`` and ``end`` are in data units."""
 
     start: float
     end: float
     label: str = ""
     log: bool = False
+    """Space the axis by powers of two, with a tick at each."""
     text: Callable[[float], str] = lambda v: f"{v:g}"
+    """Writes the value of a tick."""
 
     def at(self, value: float) -> float:
-        """Position of a value on the axis, 0 to 1."""
+        """Return the position of a value on the axis, 0 to 1."""
         first, last, here = (log2(v) if self.log else v for v in (self.start, self.end, value))
         return (here - first) / (last - first) if last > first else 0.5
 
     def ticks(self) -> list[float]:
+        """Return the values that get a tick."""
         if self.log:
             return [2.0**i for i in range(ceil(log2(self.start) - 1e-9), floor(log2(self.end) + 1e-9) + 1)]
         return nice_ticks(self.start, self.end)
 
 
 def nice_ticks(start: float, end: float, about: int = 5) -> list[float]:
-    """Round numbers (1, 2, 5 times a power of ten) within [start, end], about ``about`` of them."""
+    """Return at most some ``about`` round numbers (1, 2 or 5 times a power of ten) within [start, end]."""
     if not end > start:
         return [start]
     step = 10.0 ** floor(log10((end - start) / about))
@@ -68,7 +75,7 @@ def nice_ticks(start: float, end: float, about: int = 5) -> list[float]:
 def line_chart(
     lines: Sequence[Line], *, x: Axis, y: Axis, title: str, description: str, width: int = WIDTH, height: int = HEIGHT
 ) -> Markup:
-    """Curves with bands, labelled at their ends where there are several."""
+    """Draw curves with their bands. Curves with a label have it at their end."""
     named = [line for line in lines if line.label and not line.faint and line.x]
     right = RIGHT + (7.2 * max(len(line.label) for line in named) if named else 0)
     plot_width, plot_height = width - LEFT - right, height - TOP - BOTTOM
@@ -96,8 +103,10 @@ def line_chart(
 def interval(
     value: float, low: float | None, high: float | None, *, start: float = 0.0, end: float = 1.0, zero: bool = False
 ) -> Markup:
-    """A value and its interval on a track from ``start`` to ``end``. Decoration beside the numbers: hidden from
-    readers of the text. ``zero``: a line at zero."""
+    """Draw a value and its interval on a track from ``start`` to ``end``. ``zero`` adds a line at zero.
+
+    The picture decorates the numbers beside it: it is hidden from those who read the text.
+    """
     span = end - start or 1.0
 
     def px(v: float) -> float:
@@ -119,7 +128,7 @@ def interval(
 
 
 def bar(share: float, colour: int = 0) -> Markup:
-    """A bar that fills ``share`` of its place; decoration beside a number."""
+    """Draw a bar that fills ``share`` of its place. It decorates the number beside it."""
     return Markup(
         '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
         '<rect class="track" width="100" height="10"/><rect class="c{}" width="{:.2f}" height="10"/></svg>'
@@ -127,8 +136,11 @@ def bar(share: float, colour: int = 0) -> Markup:
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Mean over ``window`` values to either side: no lag. Near the start both sides shrink alike, so a steep start
-    stays in place; near the end only the right side does, so the last point is a mean as well."""
+    """Return means over ``window`` values to either side, which do not lag behind.
+
+    Near the start both sides shrink alike, so a steep start stays in place. Near the end only the right side does, so
+    the last point is a mean as well.
+    """
     total = [0.0, *accumulate(values)]
     out = []
     for i in range(len(values)):
@@ -139,7 +151,7 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
 
 
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move labels apart to at least ``gap``, as little as their order allows, within [low, high]."""
+    """Move the positions of labels apart by at least ``gap``, within [low, high], and keep their order."""
     order = sorted(range(len(positions)), key=lambda i: positions[i])
     out = list(positions)
     for before, i in zip([None, *order], order, strict=False):
@@ -152,7 +164,7 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
 
 
 def _thin(line: Line) -> Line:
-    """Means of buckets, where a curve has more points than can be seen; non-finite values are left out."""
+    """Replace the points of a curve by means of buckets, where they are too many. Non-finite values are left out."""
     good = [i for i, v in enumerate(line.y) if isfinite(v)]
     if len(good) <= POINTS and len(good) == len(line.y):
         return line

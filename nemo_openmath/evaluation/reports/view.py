@@ -1,4 +1,7 @@
-"""What a report is made of: plain data that the recipe runner fills in. Nothing here renders."""
+"""Define the data of a report, and read from a stage's folder what can be read there. Nothing here renders.
+
+``recipe/report_data.py`` fills a :class:`RunView` with a run of a recipe; ``build.py`` makes the report of it.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +19,24 @@ from nemo_openmath.core.records.store import count_units
 
 @dataclass(frozen=True, slots=True)
 class StageView:
-    """One stage of a run. ``state``: a word for people (finished, started, waiting, stale, damaged). ``units``: units
-    of work that are finished. ``examples``: drop reason -> the detail of one drop. ``folder`` is None where the stage
-    has none."""
+    """One stage of a run."""
 
     name: str
     state: str
+    """A word for people: finished, started, waiting, stale or damaged."""
     kind: str = ""
     manifest: Manifest | None = None
     units: int = 0
+    """Units of work that are finished."""
     examples: Mapping[str, str] = field(default_factory=dict)
+    """Reason of drops -> the detail of one of them."""
     folder: Path | None = None
+    """None where the stage has none."""
 
     @classmethod
     def read(cls, name: str, folder: Path, state: str | None = None) -> Self:
-        """Look at a stage's folder: finished where it has a manifest, else started or waiting."""
+        """Read a stage's folder. Without a given ``state`` the stage is finished where the folder has a manifest, else
+        started or waiting."""
         try:
             manifest = read_manifest(folder)
         except DamagedFile:
@@ -57,36 +63,42 @@ class StageView:
 
 @dataclass(frozen=True, slots=True)
 class Funnel:
-    """A table of the data set. ``parts`` False: each step is what was left of the one before (paper Table 1);
-    True: the steps are the parts of a whole (paper Table 2)."""
+    """A table of the data set: what each step left over, or the parts of a whole."""
 
     title: str
     steps: Sequence[tuple[str, int]]
+    """(name, count) of each step, or of each part."""
     parts: bool = False
+    """False: each step is what was left of the one before (paper Table 1). True: the steps are the parts of a whole
+    (paper Table 2)."""
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigValue:
-    """One resolved setting. ``key`` is dotted; ``origin`` is default, override, or file:line."""
+    """One resolved setting."""
 
     key: str
+    """The dotted key."""
     value: Any
     origin: str
+    """default, override, or file:line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A transcript to show. ``transcript``: JSON form of transcripts.Transcript."""
+    """A solution to show."""
 
     title: str
     transcript: Mapping[str, Any]
+    """JSON form of a chat.Transcript."""
     expected_answer: str | None = None
     predicted_answer: str | None = None
     verdict: str | None = None
 
     @classmethod
     def of(cls, generation: Generation, title: str) -> Self:
+        """Return the example that shows this generation."""
         return cls(
             title, generation.transcript, generation.expected_answer, generation.predicted_answer, generation.verdict
         )
@@ -94,71 +106,78 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """A whole run.
-
-    ``label``: what ran, a heading. ``stages``: in order. ``results``: rows of evaluation.metrics (``checkpoint``,
-    ``mode``, ``metric``, ``k``, ``value``, ``low``, ``high``, ``problems``); ``paired``: rows of evaluation.compare;
-    ``apart``: {checkpoint, mode, problems, of, example} of the problems that are in no mean;
-    :func:`gather` collects them from the stages. ``training``: training stage -> its metrics.jsonl (rows of step,
-    loss, grad_norm, lr, tokens, trained_tokens, seconds). ``standins``: sentences naming what stands in for the real
-    thing. ``selection_of``: the mode whose solutions GenSelect chose from. ``competition``: a row for each competition
-    (``stage``, ``model``, ``problems``, ``answered``, ``right``, ``value``, ``low``, ``high``, ``seconds``).
-    ``left_out``: sentences that name stages whose numbers are not this recipe's, and why; ``note``: the recipe's own
-    sentence about its results; ``waited``: seconds that the last run of it took.
-    """
+    """A whole run of a recipe, as the report shows it."""
 
     label: str
+    """What ran; the heading."""
     stages: Sequence[StageView]
+    """The stages in their order."""
     results: Sequence[Mapping[str, Any]] = ()
+    """Rows of evaluation.metrics: checkpoint, mode, metric, k, value, low, high, problems. See :func:`gather`."""
     paired: Sequence[Mapping[str, Any]] = ()
+    """Rows of evaluation.compare: see evaluation.paired.PairedRow."""
     apart: Sequence[Mapping[str, Any]] = ()
+    """Problems that are in no mean: rows of checkpoint, mode, problems, of, example."""
     funnel: Sequence[Funnel] = ()
+    """Tables of the data set."""
     training: Mapping[str, Path] = field(default_factory=dict)
+    """Training stage -> its metrics.jsonl."""
     examples: Sequence[Example] = ()
     seeds: Mapping[str, int] = field(default_factory=dict)
     config: Sequence[ConfigValue] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     standins: Sequence[str] = ()
+    """Sentences that name what stands in for the real thing."""
     selection_of: str = Mode.TIR
+    """The mode whose solutions GenSelect chose from."""
     competition: Sequence[Mapping[str, Any]] = ()
+    """A row for each competition: stage, model, problems, answered, right, value, low, high, seconds."""
     left_out: Sequence[str] = ()
+    """Sentences that name stages whose numbers are not those of the recipe as it is now, and why."""
     note: str = ""
+    """The recipe's own sentence about its results."""
     waited: float | None = None
+    """Seconds that the last run took."""
 
 
 @dataclass(frozen=True, slots=True)
-class Losses:
-    """Curves of one training stage, one entry a logged step; equal lengths."""
+class TrainingCurves:
+    """The curves of one training stage. All lists have one entry for each logged step."""
 
     steps: list[int]
     loss: list[float]
     lr: list[float]
     grad_norm: list[float]
     tokens: int
+    """Tokens of all steps."""
     trained_tokens: int
+    """Those of them that are targets of the loss."""
     seconds: float
+    """Seconds of all steps."""
 
 
-def gather(stages: Sequence[StageView], fact: str) -> list[dict[str, Any]]:
-    """Rows that the stages left under a fact (``results``, ``paired``, ``apart``), in order of the stages."""
-    return [row for s in stages if s.manifest and s.current for row in s.manifest.metrics.get(fact, ())]
+def gather(stages: Sequence[StageView], metric: str) -> list[dict[str, Any]]:
+    """Return the rows that current stages left under a metric (``results``, ``paired``, ``apart``), in their order."""
+    return [row for s in stages if s.manifest and s.current for row in s.manifest.metrics.get(metric, ())]
 
 
 def drop_examples(folder: Path, reasons: int | None = None) -> dict[str, str]:
-    """The first detail of each reason; reading stops when ``reasons`` are found."""
-    out: dict[str, str] = {}
+    """Return the first detail of each reason. Reading stops when ``reasons`` of them are found."""
+    details: dict[str, str] = {}
     for _, drop in read_drops(folder):
-        if not out.get(drop.reason):
-            out[drop.reason] = drop.detail
-        if len(out) == reasons and all(out.values()):
+        if not details.get(drop.reason):
+            details[drop.reason] = drop.detail
+        if len(details) == reasons and all(details.values()):
             break
-    return out
+    return details
 
 
-def read_losses(path: Path) -> Losses:
-    """Curves of a metrics.jsonl. A step logged twice (training was resumed) counts as logged last; a torn line
-    (training was killed in it) is left out. ``tokens``, ``trained_tokens`` and ``seconds`` of a row are those of its
-    step; here they are summed."""
+def read_curves(path: Path) -> TrainingCurves:
+    """Read the curves of a training's metrics.jsonl; a missing file gives empty ones.
+
+    A step that was logged twice, for the training was resumed, counts as it was logged last. A torn line, for the
+    training was killed while it wrote, is left out.
+    """
     rows: dict[int, dict[str, Any]] = {}
     for line in path.read_bytes().split(b"\n") if path.is_file() else ():
         try:
@@ -171,7 +190,7 @@ def read_losses(path: Path) -> Losses:
     def column(name: str) -> list[float]:
         return [float(row.get(name) or 0.0) for row in ordered]
 
-    return Losses(
+    return TrainingCurves(
         steps=sorted(rows),
         loss=column("loss"),
         lr=column("lr"),
