@@ -1,6 +1,7 @@
 """What the engine refuses: one refused unit is counted, an engine that refuses every request ends the stage."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,18 +109,20 @@ def run(stage: Stage, engine: Any, output: Path, **inputs: list[Any]) -> StageCo
 
 
 def test_python_that_a_model_does_not_call_is_said_and_named(
-    tokenizer: ChatTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tokenizer: ChatTokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A model that was not trained to call code writes a fence, and makes its output up."""
     said = {
         "fence": "So:\n```python\nprint(1)\n```\n```output\n2\n```\n\\boxed{2}",
         "none": "```\n1+1\n```\n\\boxed{2}",
     }
+    caplog.set_level(logging.INFO, logger="nemo_openmath")
     for name, text in said.items():
+        caplog.clear()
         engine = Picky(tokenizer, text, lambda _: None)
         made = run(Generate(GenerateConfig(mode="tir", samples=2)), engine, tmp_path / name, problems=PROBLEMS[1:2])
         assert made.metrics.get("solutions_with_uncalled_code", 0) == (2 if name == "fence" else 0)
-        assert ("2 of 2 solutions wrote Python that nothing ran" in capsys.readouterr().err) == (name == "fence")
+        assert ("2 of 2 solutions wrote Python that nothing ran" in caplog.text) == (name == "fence")
         graded = [g.with_(verdict="equal", predicted_answer="2") for g in read_records(tmp_path / name, Generation)]
         run(Filter(FilterConfig()), None, tmp_path / f"{name}-kept", generations=graded)
         reasons = {drop.reason for _, drop in read_drops(tmp_path / f"{name}-kept")}
@@ -158,9 +161,10 @@ def test_a_summary_that_was_cut_off_is_none(tokenizer: ChatTokenizer, tmp_path: 
 
 @pytest.mark.parametrize("check", [fits, poisoned])
 def test_a_problem_that_cannot_be_tried_is_counted_apart(
-    check: Callable[[str], None], tokenizer: ChatTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    check: Callable[[str], None], tokenizer: ChatTokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Through generation, grading, groups, selection and metrics: said with count and example, in no mean."""
+    caplog.set_level(logging.INFO, logger="nemo_openmath")
     engine = Picky(tokenizer, "It is \\boxed{2}.", check)
     benchmark = [*PROBLEMS, LONG]
     made = run(Generate(GenerateConfig(samples=2)), engine, tmp_path / "g", problems=benchmark)
@@ -202,7 +206,7 @@ def test_a_problem_that_cannot_be_tried_is_counted_apart(
     assert set(measured.metrics["undecided"].values()) == {0}
     assert {row["problems"] for row in measured.metrics["results"]} == {5}
     assert measured.metrics["results"][0]["value"] == pytest.approx(1 / 5)
-    assert "cot: 1 of 6 problems are in no mean" in capsys.readouterr().err
+    assert "cot: 1 of 6 problems are in no mean" in caplog.text
 
 
 def test_candidates_that_do_not_fit_are_counted_apart(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
