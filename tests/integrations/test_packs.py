@@ -41,13 +41,13 @@ def test_the_stream_is_our_loaders(folder: Path) -> None:
     assert not stream[-1].num_target_tokens
 
 
-def test_dealing_moves_packs_within_a_step_and_evens_out_ranks(folder: Path) -> None:
+def test_balancing_moves_packs_within_a_step_and_evens_out_ranks(folder: Path) -> None:
     plan = PackPlan(folder)
-    plain, dealt = (PackStream(plan, epochs=2, batch_packs=8, ranks=ranks) for ranks in (1, 4))
+    plain, balanced = (PackStream(plan, epochs=2, batch_packs=8, ranks=ranks) for ranks in (1, 4))
     before, after = [], []
     for step in range(plain.num_steps):
         places = range(8 * step, 8 * step + 8)
-        a, b = [plain[i] for i in places], [dealt[i] for i in places]
+        a, b = [plain[i] for i in places], [balanced[i] for i in places]
         assert Counter(p.sample_ids for p in a) == Counter(p.sample_ids for p in b)
         ranks = [list(range(rank, 8, 4)) for rank in range(4)]  # as NeMo's sampler gives them out
         before.append(imbalance([p.attention_cost for p in a], ranks))
