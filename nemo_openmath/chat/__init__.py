@@ -3,7 +3,7 @@
 from nemo_openmath.chat.encode import Encoded, encode, encode_many
 from nemo_openmath.chat.prompts import Template, load_template
 from nemo_openmath.chat.tokenizer import ChatTokenizer
-from nemo_openmath.chat.transcript import OPENING, Author, Kind, Piece, Segment, Transcript
+from nemo_openmath.chat.transcript import OPENING, Author, Kind, Segment, Span, Transcript
 from nemo_openmath.core.tokenizer import RENDERED, Message
 
 __all__ = [
@@ -14,8 +14,8 @@ __all__ = [
     "Encoded",
     "Kind",
     "Message",
-    "Piece",
     "Segment",
+    "Span",
     "Template",
     "Transcript",
     "encode",

@@ -1,21 +1,25 @@
 """One conversation: who wrote what, and with which token ids.
 
-A transcript is the prompt messages and then the *pieces* of the assistant's turn in order. A piece has one author:
-the model (its ids are the ids that it generated, and are trained on) or the runner (program output and notices,
-which are not). *Segments* are the reader's view of the same text: reasoning, code, output, notice, summary. They
-are derived from the pieces, never stored, so the two cannot disagree.
+A transcript is the prompt messages and then the *spans* of the assistant's turn in order. A span has one author: the
+model (its ids are the ids that it generated, and are trained on), or the tool (the output of programs and the notices
+of the code budget, which are not trained on). *Segments* are the reader's view of the same text: reasoning, code,
+output, notice, summary. They are derived from the spans and never stored, so the two cannot disagree.
 
     messages      user: Solve the following ...
-    pieces        model                               runner                         model
+    spans         model                               tool                           model
     text          <think> try <tool_call> ... </...>  ```output 42 ``` ```system ..  so 42 </think> The answer ...
     segments      reasoning   code                    output       notice            reasoning      summary
 
 **One <think>, whoever wrote it.** The text of a turn that thinks begins with one ``<think>`` and holds one
-``</think>``, in every record. Who wrote the first is an author like the others: ``model`` where the model did,
-``template`` where the chat template had it in the prompt already (QwQ, DeepSeek-R1), or where the pipeline put an
-answer's thinking into tags. Training asks the student's own template: where that opens the thought, neither kind of
-``<think>`` is put behind it again; where it does not, the student has to write it, so it is trained on, whoever wrote
-it for the teacher (``encode.py``). A turn without any tag does not think: its whole text is the answer.
+``</think>``, in every record. Who wrote the first is an author like the others: ``MODEL`` where the model did,
+``TEMPLATE`` where the chat template had it in the prompt already (QwQ, DeepSeek-R1), or where the pipeline put an
+answer's thinking into tags.
+
+Training asks the student's own template. Where that opens the thought, neither kind of ``<think>`` is put behind it
+again. Where it does not, the student has to write it, so it is trained on, whoever wrote it for the teacher
+(``encode.py``). A turn without any tag does not think: its whole text is the answer.
+
+In files a span is called a piece, the tool is called runner, and ``finished`` is called ended.
 """
 
 from __future__ import annotations
@@ -31,12 +35,16 @@ from nemo_openmath.core.tokenizer import Message
 
 
 class Author(StrEnum):
+    """Who wrote a span."""
+
     MODEL = "model"
-    RUNNER = "runner"
+    TOOL = "runner"  # the sandbox's output, and the notices
     TEMPLATE = "template"  # of a <think> in front, see above
 
 
 class Kind(StrEnum):
+    """What a segment is."""
+
     REASONING = "reasoning"
     CODE = "code"
     OUTPUT = "output"
@@ -45,16 +53,19 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Consecutive text of one author. ``ids`` are of the tokenizer named in ``Transcript.tokenizer``."""
+class Span:
+    """Consecutive text of one author."""
 
     author: Author
     text: str
     ids: tuple[int, ...] | None = None
+    """Token ids of the tokenizer named in ``Transcript.tokenizer``; None where nobody generated them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
+    """Consecutive text of one kind."""
+
     kind: Kind
     text: str
 
@@ -70,31 +81,33 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """``ended``: the model closed its turn (an end-of-turn token follows the last piece)."""
+    """The messages of a prompt, and the assistant's turn that follows them."""
 
     messages: tuple[Message, ...]
-    pieces: tuple[Piece, ...] = ()
-    ended: bool = True
-    tokenizer: str | None = None  # fingerprint of the tokenizer that ``ids`` belong to
+    spans: tuple[Span, ...] = ()
+    finished: bool = True
+    """Whether the model closed its turn: an end-of-turn token follows the last span."""
+    tokenizer: str | None = None
+    """Fingerprint of the tokenizer that the spans' ``ids`` belong to."""
 
     @property
     def text(self) -> str:
-        """The assistant's turn as stored in ``generation`` fields."""
-        return "".join(piece.text for piece in self.pieces)
+        """The whole text of the assistant's turn."""
+        return "".join(span.text for span in self.spans)
 
     @property
     def said(self) -> str:
         """The text without what programs printed: a tag or a box in that is nobody's word."""
-        return "".join(piece.text if piece.author is not Author.RUNNER else "\n" for piece in self.pieces)
+        return "".join(span.text if span.author is not Author.TOOL else "\n" for span in self.spans)
 
     def segments(self) -> list[Segment]:
-        """The reader's view. ``"".join(s.text for s in segments()) == text``, always."""
+        """Return the reader's view. The texts of the segments, joined, are always the text of the turn."""
         parts: list[Segment] = []
-        for piece in self._told():
-            if piece.author is Author.RUNNER:
-                parts.extend(_runner_segments(piece.text))
+        for span in self._with_template_joined():
+            if span.author is Author.TOOL:
+                parts.extend(_tool_segments(span.text))
             else:
-                parts.extend(Segment(kind, text) for kind, text in _split_code(piece.text))
+                parts.extend(Segment(kind, text) for kind, text in _split_code(span.text))
         last = max((i for i, s in enumerate(parts) if s.kind is Kind.REASONING and THINK_END in s.text), default=None)
         if last is None:
             return parts
@@ -103,16 +116,17 @@ class Transcript:
         summary = [Segment(Kind.SUMMARY, tail)] if tail else []
         return [*parts[:last], Segment(Kind.REASONING, head + tag), *summary, *behind]
 
-    def _told(self) -> tuple[Piece, ...]:
-        """The pieces, the template's <think> as part of the text behind it."""
-        match self.pieces:
-            case (Piece(author=Author.TEMPLATE) as first, Piece(author=Author.MODEL) as second, *rest):
-                return (Piece(Author.MODEL, first.text + second.text), *rest)
-        return self.pieces
+    def _with_template_joined(self) -> tuple[Span, ...]:
+        """Return the spans with the template's <think> as a part of the text behind it."""
+        match self.spans:
+            case (Span(author=Author.TEMPLATE) as opening, Span(author=Author.MODEL) as text, *others):
+                return (Span(Author.MODEL, opening.text + text.text), *others)
+        return self.spans
 
     @property
     def thinking(self) -> Literal["none", "whole", "broken"]:
-        """Whether the turn thinks, and its tags are one ``<think>`` at its beginning and behind it one ``</think>``."""
+        """Whether the turn thinks. ``whole``: its tags are one ``<think>`` at its beginning and behind it one
+        ``</think>``; ``broken``: they are others."""
         if not self.thinks:
             return "none"
         prose = self.prose
@@ -123,7 +137,7 @@ class Transcript:
     def thinks(self) -> bool:
         """Whether a tag of thinking stands in the text, outside code and output. The empty thought that some templates
         write is none."""
-        prose = replace(self, pieces=self.pieces[1:]).prose if self._thought_is_closed else self.prose
+        prose = replace(self, spans=self.spans[1:]).prose if self._thought_is_closed else self.prose
         return THINK_START in prose or THINK_END in prose
 
     @property
@@ -133,7 +147,7 @@ class Transcript:
 
     @property
     def _thought_is_closed(self) -> bool:
-        return bool(self.pieces) and self.pieces[0].author is Author.TEMPLATE and THINK_END in self.pieces[0].text
+        return bool(self.spans) and self.spans[0].author is Author.TEMPLATE and THINK_END in self.spans[0].text
 
     @property
     def summary(self) -> str | None:
@@ -146,60 +160,63 @@ class Transcript:
         text = "".join(parts)
         return text.strip() if parts and THINK_START not in text else None
 
-    def without_summary(self) -> tuple[Piece, ...] | None:
-        """The pieces up to the last ``</think>`` that the model wrote; None where it wrote none outside code."""
-        for number in reversed(range(len(self.pieces))):
-            piece, at, end = self.pieces[number], 0, -1
-            for kind, text in _split_code(piece.text) if piece.author is Author.MODEL else ():
+    def without_summary(self) -> tuple[Span, ...] | None:
+        """Return the spans up to the last ``</think>`` that the model wrote; None where it wrote none outside code."""
+        for number in reversed(range(len(self.spans))):
+            span, start, end = self.spans[number], 0, -1
+            for kind, text in _split_code(span.text) if span.author is Author.MODEL else ():
                 if kind is not Kind.CODE and THINK_END in text:
-                    end = at + text.rindex(THINK_END) + len(THINK_END)
-                at += len(text)
+                    end = start + text.rindex(THINK_END) + len(THINK_END)
+                start += len(text)
             if end >= 0:
-                return (*self.pieces[:number], Piece(Author.MODEL, piece.text[:end]))
+                return (*self.spans[:number], Span(Author.MODEL, span.text[:end]))
         return None
 
     def with_opening(self) -> Transcript:
-        """The same transcript; where its thinking ends without having begun, with the ``<think>`` that stood in the
-        prompt of the model that wrote it."""
-        head, ended, _ = self.prose.partition(THINK_END)
-        if not ended or THINK_START in head:
+        """Return the same transcript. Where its thinking ends without having begun, it gets the ``<think>`` that stood
+        in the prompt of the model that wrote it."""
+        head, end, _ = self.prose.partition(THINK_END)
+        if not end or THINK_START in head:
             return self
-        return replace(self, pieces=(Piece(Author.TEMPLATE, OPENING), *self.pieces))
+        return replace(self, spans=(Span(Author.TEMPLATE, OPENING), *self.spans))
 
     @property
     def has_uncalled_code(self) -> bool:
-        """Whether the model wrote Python as Markdown has it, which nothing runs: it did not call it."""
+        """Whether the model wrote Python in a fence of Markdown, which nothing runs: it did not call it."""
         return _FENCED.search(self.prose) is not None
 
     def code_blocks(self) -> list[str]:
+        """Return the programs that the model called."""
         return [s.body for s in self.segments() if s.kind is Kind.CODE]
 
     @classmethod
-    def from_text(cls, messages: tuple[Message, ...], text: str, *, ended: bool = True) -> Transcript:
-        """Recover the pieces of a stored assistant turn (published data, other tools): the runner's are the output
-        and system fences that directly follow a code block."""
-        return cls(messages, tuple(_split_authors(text)), ended)
+    def from_text(cls, messages: tuple[Message, ...], text: str, *, finished: bool = True) -> Transcript:
+        """Recover the spans of a stored turn (published data, other tools). The tool's are the output and system fences
+        that directly follow a code block."""
+        return cls(messages, tuple(_split_authors(text)), finished)
 
     def to_json(self) -> dict[str, Any]:
+        """Return plain data, as records hold it."""
         return {
             "messages": [{"role": m.role, "content": m.content} for m in self.messages],
             "pieces": [
                 {"author": str(p.author), "text": p.text} | ({} if p.ids is None else {"ids": list(p.ids)})
-                for p in self.pieces
+                for p in self.spans
             ],
-            "ended": self.ended,
+            "ended": self.finished,
             "tokenizer": self.tokenizer,
         }
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Transcript:
+        """Read what :meth:`to_json` wrote. Raises KeyError, ValueError or TypeError where it is something else."""
         return cls(
             messages=tuple(Message(m["role"], m["content"]) for m in row["messages"]),
-            pieces=tuple(
-                Piece(Author(p["author"]), p["text"], tuple(p["ids"]) if p.get("ids") is not None else None)
+            spans=tuple(
+                Span(Author(p["author"]), p["text"], tuple(p["ids"]) if p.get("ids") is not None else None)
                 for p in row["pieces"]
             ),
-            ended=row.get("ended", True),
+            finished=row.get("ended", True),
             tokenizer=row.get("tokenizer"),
         )
 
@@ -209,7 +226,7 @@ _PROSE = (Kind.REASONING, Kind.SUMMARY)
 _FENCED = re.compile(r"^[ \t]*```(?:python|py)\b", re.IGNORECASE | re.MULTILINE)
 _NOTICE = re.compile(r"```system\n.*?```\n", re.S)
 # The output fence of a block ends at the fence that a notice follows; without a notice, at the first closing fence.
-_RUNNER = re.compile(
+_TOOL = re.compile(
     r"\n{0,2}```output\n(?:(?:(?!<tool_call>).)*?```\n(?=```system\n)```system\n.*?```\n|.*?```\n)", re.S
 )
 
@@ -228,22 +245,22 @@ def _split_code(text: str) -> Iterator[tuple[Kind, str]]:
         yield Kind.REASONING, text[at:]
 
 
-def _split_authors(text: str) -> Iterator[Piece]:
-    """Model and runner pieces of a stored turn: a runner piece directly follows a closed code block."""
+def _split_authors(text: str) -> Iterator[Span]:
+    """Split a stored turn into spans of model and tool: the tool's directly follow a closed code block."""
     start = at = 0
     while (end := text.find(CODE_END, at)) >= 0:
         at = end + len(CODE_END)
-        block = _RUNNER.match(text, at)
+        block = _TOOL.match(text, at)
         if block is None:
             continue
-        yield Piece(Author.MODEL, text[start:at])
-        yield Piece(Author.RUNNER, block.group(0))
+        yield Span(Author.MODEL, text[start:at])
+        yield Span(Author.TOOL, block.group(0))
         start = at = block.end()
     if start < len(text):
-        yield Piece(Author.MODEL, text[start:])
+        yield Span(Author.MODEL, text[start:])
 
 
-def _runner_segments(text: str) -> Iterator[Segment]:
+def _tool_segments(text: str) -> Iterator[Segment]:
     notices = list(_NOTICE.finditer(text))
     cut = notices[-1].start() if notices and notices[-1].end() == len(text) else len(text)
     if cut:

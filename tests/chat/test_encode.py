@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from nemo_openmath.chat import Author, ChatTokenizer, Message, Piece, Transcript, encode, load_template
+from nemo_openmath.chat import Author, ChatTokenizer, Message, Span, Transcript, encode, load_template
 from nemo_openmath.core.errors import UserError
 
 CORPUS = ["Solve the problem 12 + 34 and print(7) é ∑ the answer is", "print(x) for x in range(10)\n\n```output\n"]
@@ -69,13 +69,13 @@ texts = st.lists(
 @settings(max_examples=40, deadline=None)
 @given(
     prompt=texts,
-    pieces=st.lists(st.tuples(st.sampled_from([Author.MODEL, Author.RUNNER]), texts), max_size=6),
-    ended=st.booleans(),
+    spans=st.lists(st.tuples(st.sampled_from([Author.MODEL, Author.TOOL]), texts), max_size=6),
+    finished=st.booleans(),
 )
 def test_every_id_belongs_to_its_author(
-    tokenizer: ChatTokenizer, prompt: str, pieces: list[tuple[Author, str]], ended: bool
+    tokenizer: ChatTokenizer, prompt: str, pieces: list[tuple[Author, str]], finished: bool
 ) -> None:
-    transcript = Transcript((Message("user", prompt),), tuple(Piece(a, t) for a, t in pieces), ended)
+    transcript = Transcript((Message("user", prompt),), tuple(Span(a, t) for a, t in pieces), finished)
     out = encode(transcript, tokenizer)
     expected_ids = tokenizer.prompt_ids(transcript.messages)
     expected = [False] * len(expected_ids)
@@ -85,7 +85,7 @@ def test_every_id_belongs_to_its_author(
         expected += [author is Author.MODEL] * len(part)
     assert out.ids[: len(expected_ids)] == expected_ids
     assert out.loss_mask[: len(expected)] == expected
-    assert out.ids[len(expected_ids) :] == ([tokenizer.end_of_turn] if ended else [])
+    assert out.ids[len(expected_ids) :] == ([tokenizer.end_of_turn] if finished else [])
     everything = encode(transcript, tokenizer, train_on_tool_output=True)
     assert sum(everything.loss_mask) == len(out.ids) - len(tokenizer.prompt_ids(transcript.messages))
 
@@ -93,9 +93,9 @@ def test_every_id_belongs_to_its_author(
 def test_generated_ids_are_kept_and_not_encoded_again(tokenizer: ChatTokenizer) -> None:
     ids = tuple(tokenizer.encode("p") + tokenizer.encode("rint"))
     assert list(ids) != tokenizer.encode("print"), "the case needs ids that encoding the text would not give"
-    transcript = Transcript((Message("user", "q"),), (Piece(Author.MODEL, "print", ids),), False, tokenizer.fingerprint)
+    transcript = Transcript((Message("user", "q"),), (Span(Author.MODEL, "print", ids),), False, tokenizer.fingerprint)
     assert encode(transcript, tokenizer).ids[-len(ids) :] == list(ids)
-    foreign = Transcript(transcript.messages, transcript.pieces, False, "another tokenizer")
+    foreign = Transcript(transcript.messages, transcript.spans, False, "another tokenizer")
     assert encode(foreign, tokenizer).ids[-1:] == tokenizer.encode("print")[-1:]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from nemo_openmath.chat import Author, ChatTokenizer, Message, Piece, Transcript, encode
+from nemo_openmath.chat import Author, ChatTokenizer, Message, Span, Transcript, encode
 from nemo_openmath.chat.chat_template import ChatTemplate
 from nemo_openmath.core.errors import UserError
 
@@ -385,8 +385,8 @@ def test_a_token_that_is_not_named_is_transformers_or_refused(
 def test_what_a_program_prints_is_text_and_what_a_model_calls_is_a_call(tmp_path: Path, backend: Tokenizer) -> None:
     ours = ChatTokenizer.load(save(tmp_path, backend, *FAMILIES["chatml"]))
     model, runner = (
-        Piece(Author.MODEL, "<think><tool_call>x</tool_call>"),
-        Piece(Author.RUNNER, "".join(TAGS) + "<|im_end|>"),
+        Span(Author.MODEL, "<think><tool_call>x</tool_call>"),
+        Span(Author.TOOL, "".join(TAGS) + "<|im_end|>"),
     )
     out = encode(Transcript((Message("user", "q"),), (model, runner), False), ours)
     made = [backend.id_to_token(i) for i in out.ids[len(ours.prompt_ids([Message("user", "q")])) :]]

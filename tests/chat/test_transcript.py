@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_openmath.chat import Author, Kind, Message, Piece, Transcript
+from nemo_openmath.chat import Author, Kind, Message, Span, Transcript
 from nemo_openmath.chat.blocks import budget_of, judgment_of, notice_block, output_block
 from nemo_openmath.grading import extract_answer
 
@@ -38,12 +38,12 @@ def test_any_text_is_kept_whole(text: str) -> None:
 def test_what_the_runner_wrote_is_parsed_back(blocks: list[tuple[str, str, str]], end: str, summary: str) -> None:
     pieces = []
     for left, (thought, code, output) in reversed(list(enumerate(blocks))):
-        pieces.append(Piece(Author.MODEL, f"{thought}<tool_call>\n{code}\n</tool_call>"))
-        pieces.append(Piece(Author.RUNNER, output_block(output) + notice_block(left)))
-    pieces.append(Piece(Author.MODEL, f"z{end}</think>z{summary}"))
+        pieces.append(Span(Author.MODEL, f"{thought}<tool_call>\n{code}\n</tool_call>"))
+        pieces.append(Span(Author.TOOL, output_block(output) + notice_block(left)))
+    pieces.append(Span(Author.MODEL, f"z{end}</think>z{summary}"))
     original = Transcript(USER, tuple(pieces))
     parsed = Transcript.from_text(USER, original.text)
-    assert parsed.pieces == original.pieces
+    assert parsed.spans == original.spans
     assert parsed.segments() == original.segments()
     assert parsed.code_blocks() == [code.strip("\n") for _, code, _ in reversed(blocks)]
     assert parsed.summary == f"z{summary}".strip()
@@ -80,9 +80,9 @@ def test_the_summary_is_what_follows_thinking_or_all_of_it() -> None:
     assert Transcript.from_text(USER, "a</think>b").with_opening().thinking == "whole"
     printed = Transcript.from_text(USER, "\\boxed{1} " + CODE + output_block("</think> \\boxed{9}"))
     assert extract_answer(printed.said).answer == "1", "what a program prints is nobody's answer"
-    empty = Piece(Author.TEMPLATE, "<think>\n\n</think>\n\n")
-    assert Transcript(USER, (empty, Piece(Author.MODEL, "b"))).summary == "b"
-    again = Transcript(USER, (empty, Piece(Author.MODEL, "<think>a</think>b")))
+    empty = Span(Author.TEMPLATE, "<think>\n\n</think>\n\n")
+    assert Transcript(USER, (empty, Span(Author.MODEL, "b"))).summary == "b"
+    again = Transcript(USER, (empty, Span(Author.MODEL, "<think>a</think>b")))
     assert (again.thinking, again.summary) == ("broken", "b"), "a thought behind the one that was closed"
     assert read("first <think>a</think>b")[0] == "broken", "what stands before it was not thought"
     assert read("<think>a</think>b</think>c") == ("broken", "c"), "the summary is what grading looks at"

@@ -20,7 +20,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_openmath.chat import RENDERED, Author, ChatTokenizer, Message, Piece, Transcript, encode, load_template
+from nemo_openmath.chat import RENDERED, Author, ChatTokenizer, Message, Span, Transcript, encode, load_template
 from nemo_openmath.chat.blocks import notice_block, output_block
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.progress import Progress
@@ -78,7 +78,7 @@ def test_tir_budget_and_authors_are_recovered_from_the_text(remaining: int, budg
     solution = f"<think> Let me compute.{CALL}{runner}So 42. </think> It is \\boxed{{42}}."
     transcript = Transcript.from_json(Formatter().format(TIR | {"generated_solution": solution}).transcript)
     assert f"You may perform up to {budget} Python code calls" in transcript.messages[0].content
-    assert [p.text for p in transcript.pieces if p.author is Author.RUNNER] == [runner]
+    assert [p.text for p in transcript.spans if p.author is Author.TOOL] == [runner]
     assert transcript.text == solution
 
 
@@ -173,14 +173,14 @@ def test_a_text_that_ends_is_not_ended_again(chat: ChatTokenizer, end: str) -> N
     assert FormatRules().reject(row) is None
     assert encode(Transcript.from_json(row.transcript), chat) == clean
     if end != "</s>":  # a row of ours that was not cleaned when it was read
-        own = Transcript.from_text((Message("user", "q"),), "so" + end, ended=False)
+        own = Transcript.from_text((Message("user", "q"),), "so" + end, finished=False)
         assert encode(own, chat) == encode(Transcript.from_text((Message("user", "q"),), "so"), chat)
 
 
 def test_thinking_that_only_ends_gets_its_beginning() -> None:
     row = Formatter().format(COT | {"generated_solution": "so 42</think>It is \\boxed{42}."})
     transcript = Transcript.from_json(row.transcript)
-    assert transcript.pieces[0] == Piece(Author.TEMPLATE, "<think>\n")
+    assert transcript.spans[0] == Span(Author.TEMPLATE, "<think>\n")
     assert transcript.thinking == "whole"
     assert FormatRules(think="required").reject(row) is None
 
@@ -333,12 +333,12 @@ def test_mask_of_any_published_text_is_its_authors(chat: ChatTokenizer, parts: l
         return chat.decode([i for i, t in zip(encoded.ids, encoded.loss_mask, strict=True) if t is target])
 
     def written(author: Author) -> str:
-        texts = [p.text.replace("▁", " ") if spaced else p.text for p in transcript.pieces if p.author is author]
+        texts = [p.text.replace("▁", " ") if spaced else p.text for p in transcript.spans if p.author is author]
         return "".join(" " + text if spaced and not text.startswith(" ") else text for text in texts)
 
     assert transcript.text == solution
     assert spell(True) == written(Author.MODEL) + "<|im_end|>"
-    assert spell(False) == chat.render(transcript.messages) + written(Author.RUNNER)
+    assert spell(False) == chat.render(transcript.messages) + written(Author.TOOL)
 
 
 @pytest.fixture(scope="module", params=[byte_level, unigram])

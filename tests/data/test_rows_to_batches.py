@@ -107,7 +107,7 @@ def test_text_comes_back_from_a_lossless_tokenizer(tmp_path: Path) -> None:
         whole = chat.render(transcript.messages) + transcript.text + "<|im_end|>"
         assert chat.decode(sample.tokens.tolist()) == whole
         targets = chat.decode(sample.tokens[sample.loss_mask].tolist())
-        assert targets == "".join(p.text for p in transcript.pieces if p.author == "model") + "<|im_end|>"
+        assert targets == "".join(p.text for p in transcript.spans if p.author == "model") + "<|im_end|>"
 
 
 @pytest.mark.parametrize("batch_samples", [1, 7, 64, 1000])

@@ -94,7 +94,7 @@ async def test_code_runs_and_the_context_grows_by_the_models_own_ids(
     assert budget_of(expected) == 3
     # The ids of the last request are the prompt and then, piece by piece, what was generated and what was inserted.
     grown = [*tokenizer.prompt_ids(out.transcript.messages)]
-    for piece in out.transcript.pieces[:-1]:
+    for piece in out.transcript.spans[:-1]:
         assert piece.ids is not None
         grown += piece.ids
     assert list(engine.requests[-1].prompt) == grown
@@ -103,7 +103,7 @@ async def test_code_runs_and_the_context_grows_by_the_models_own_ids(
     # What is trained on is what the model generated, its end of turn included.
     encoded = encode(out.transcript, tokenizer)
     trained = [i for i, t in zip(encoded.ids, encoded.loss_mask, strict=True) if t]
-    generated = [i for p in out.transcript.pieces if p.author is Author.MODEL for i in p.ids or ()]
+    generated = [i for p in out.transcript.spans if p.author is Author.MODEL for i in p.ids or ()]
     assert trained == [*generated, tokenizer.end_of_turn]
     assert out.cost.completion_tokens + out.cost.tool_tokens == len(encoded.ids) - out.cost.prompt_tokens
     assert Transcript.from_text(out.transcript.messages, expected).segments() == out.transcript.segments()
@@ -130,7 +130,7 @@ async def test_odd_endings(
     assert out.cost.completion_tokens + out.cost.tool_tokens <= settings.max_tokens + 100, (
         "one block of output at most beyond"
     )
-    assert out.transcript.ended == (finish == "stop")
+    assert out.transcript.finished == (finish == "stop")
 
 
 def test_a_repeated_tail_is_found_at_every_period() -> None:
@@ -156,7 +156,7 @@ async def test_a_full_context_is_a_length_and_nothing_is_lost(tokenizer: ChatTok
         engine = Script(tokenizer, texts)
         engine.capabilities = replace(Script.capabilities, max_context=prompt + room)
         out = await roll_out(engine, tokenizer, messages(2), SETTINGS, seed=1, key="k", sandbox=sandbox, budget=2)
-        assert (out.finish, out.transcript.ended, len(engine.requests)) == ("length", False, 1)
+        assert (out.finish, out.transcript.finished, len(engine.requests)) == ("length", False, 1)
         assert engine.requests[0].sampling.max_tokens == room
         assert out.transcript.text.startswith(texts[0][:20])
         assert ("y" * 500 in out.transcript.text) == (out.cost.code_calls == 1) == (texts[0] == code)
@@ -180,7 +180,7 @@ async def test_what_a_server_leaves_out_or_breaks_off(tokenizer: ChatTokenizer, 
         engine.complete = bare  # type: ignore[method-assign]
         out = await roll_out(engine, tokenizer, messages(2), SETTINGS, seed=1, key="k", sandbox=sandbox, budget=2)
         assert (out.finish, out.cost.code_calls) == ("stop", 1)
-        ids = [i for p in out.transcript.pieces for i in p.ids or ()]
+        ids = [i for p in out.transcript.spans for i in p.ids or ()]
         assert tokenizer.decode(ids) == out.transcript.text == code + output_block("42") + notice_block(1) + last
         assert out.cost.completion_tokens + out.cost.tool_tokens == len(ids)
 

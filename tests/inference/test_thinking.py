@@ -11,7 +11,7 @@ import orjson
 import pytest
 from tokenizers import Tokenizer
 
-from nemo_openmath.chat import Author, ChatTokenizer, Message, Piece, Transcript, encode, encode_many
+from nemo_openmath.chat import Author, ChatTokenizer, Message, Span, Transcript, encode, encode_many
 from nemo_openmath.core.engine import Capabilities, Chunk, Completion, Finish, InvalidRequest, Request, Usage
 from nemo_openmath.core.records import Generation
 from nemo_openmath.data.rows.formatting import Formatter
@@ -105,7 +105,7 @@ async def test_every_student_learns_from_every_teacher(
     out = await roll_out(engine, teachers, USER, RolloutSettings(), seed=1, key="k")
     assert out.transcript.text == f"<think>\n{THOUGHT}\n</think>\n\n{ANSWER}", "one text, whoever wrote which part"
     assert (out.transcript.thinking, out.transcript.summary) == ("whole", ANSWER)
-    model = "".join(p.text for p in out.transcript.pieces if p.author is Author.MODEL)
+    model = "".join(p.text for p in out.transcript.spans if p.author is Author.MODEL)
     assert model == said, "the template is the author of what the model did not write"
     generation = Generation(
         id="g", problem_id="p", mode="cot", model="m", sample=0, transcript=out.transcript.to_json(), finish="stop"
@@ -168,7 +168,7 @@ def test_turns_that_a_template_cannot_have_are_left_out_and_counted(tmp_path: Pa
 async def test_a_template_that_closes_the_thought_makes_plain_answers(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     teachers, plain = chat(tmp_path / "t", tokenizer, "closes"), chat(tmp_path / "p", tokenizer, "plain")
     out = await roll_out(Teacher(teachers, "ids", ANSWER), teachers, USER, RolloutSettings(), seed=1, key="k")
-    assert out.transcript.pieces[0] == Piece(Author.TEMPLATE, "<think>\n\n</think>\n\n")
+    assert out.transcript.spans[0] == Span(Author.TEMPLATE, "<think>\n\n</think>\n\n")
     assert (out.transcript.thinking, out.transcript.summary) == ("none", ANSWER)
     assert encode(out.transcript, teachers).unfit is None
     encoded = encode(out.transcript, plain)
@@ -183,9 +183,9 @@ def test_whatever_a_turn_holds_a_sample_has_one_thought_or_is_named(
     student = chat(tmp_path, tokenizer, ending)
     code = "<tool_call>print('</think><think>')</tool_call>"
     turns = [
-        Transcript(USER, (*lead, Piece(Author.MODEL, "".join(parts))), True)
+        Transcript(USER, (*lead, Span(Author.MODEL, "".join(parts))), True)
         for parts in product(("<think>", "</think>", "a ", code), repeat=4)
-        for lead in ((), (Piece(Author.TEMPLATE, "<think>\n"),), (Piece(Author.TEMPLATE, ENDINGS["closes"][22:]),))
+        for lead in ((), (Span(Author.TEMPLATE, "<think>\n"),), (Span(Author.TEMPLATE, ENDINGS["closes"][22:]),))
     ]
     kept = 0
     for turn, encoded in zip(turns, encode_many(turns, student), strict=True):
@@ -207,11 +207,11 @@ async def test_a_server_that_says_the_end_in_text_and_ids_ends_it_once(
     teachers = chat(tmp_path, tokenizer, "plain")
     engine = Teacher(teachers, "ids", ANSWER + end)
     out = await roll_out(engine, teachers, USER, RolloutSettings(), seed=1, key="k")
-    assert out.transcript.pieces == (Piece(Author.MODEL, ANSWER, tuple(teachers.encode(ANSWER))),)
+    assert out.transcript.spans == (Span(Author.MODEL, ANSWER, tuple(teachers.encode(ANSWER))),)
     ids = [*teachers.prompt_ids(USER), *teachers.encode(ANSWER), teachers.end_of_turn]
     assert encode(out.transcript, teachers).ids == ids
-    told = Piece(Author.MODEL, ANSWER + end, tuple(teachers.encode(ANSWER + end)))  # somebody else's record
-    assert encode(replace(out.transcript, pieces=(told,), ended=False), teachers).ids == ids
+    told = Span(Author.MODEL, ANSWER + end, tuple(teachers.encode(ANSWER + end)))  # somebody else's record
+    assert encode(replace(out.transcript, spans=(told,), finished=False), teachers).ids == ids
     assert text_after_thinking(ANSWER + end + "\n", teachers, USER) == ANSWER
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from nemo_openmath.chat import Author, ChatTokenizer, Message, Piece, Transcript
+from nemo_openmath.chat import Author, ChatTokenizer, Message, Span, Transcript
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Generation, RecordWriter
@@ -191,9 +191,9 @@ def generations(folder: Path, tokenizer: ChatTokenizer, count: int) -> Path:
     with RecordWriter(folder) as writer:
         for i in range(count):
             pieces = (
-                Piece(Author.MODEL, f"<think>So {i} and {i + 1} make"),
-                Piece(Author.RUNNER, "\n\n```output\n4\n```\n"),
-                Piece(Author.MODEL, f"{2 * i + 1}.</think>The answer is \\boxed{{{2 * i + 1}}}."),
+                Span(Author.MODEL, f"<think>So {i} and {i + 1} make"),
+                Span(Author.TOOL, "\n\n```output\n4\n```\n"),
+                Span(Author.MODEL, f"{2 * i + 1}.</think>The answer is \\boxed{{{2 * i + 1}}}."),
             )
             record = Generation(
                 id=f"generation-{i}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from nemo_openmath.chat import Author, Message, Piece, Transcript
+from nemo_openmath.chat import Author, Message, Span, Transcript
 from nemo_openmath.core.records import SftRow
 from nemo_openmath.core.records.store import write_records
 from nemo_openmath.core.records.types import Problem
@@ -23,12 +23,12 @@ def make_rows(count: int, seed: int = 0, longest: int = 40) -> list[SftRow]:
         mode = rng.choice(["cot", "cot", "tir", "genselect"])
         if mode == "tir":
             pieces = (
-                Piece(Author.MODEL, f"{reasoning}<tool_call>\nprint({a} + {b})\n</tool_call>"),
-                Piece(Author.RUNNER, f"\n\n```output\n{a + b}\n```\n"),
-                Piece(Author.MODEL, answer),
+                Span(Author.MODEL, f"{reasoning}<tool_call>\nprint({a} + {b})\n</tool_call>"),
+                Span(Author.TOOL, f"\n\n```output\n{a + b}\n```\n"),
+                Span(Author.MODEL, answer),
             )
         else:
-            pieces = (Piece(Author.MODEL, reasoning + answer),)
+            pieces = (Span(Author.MODEL, reasoning + answer),)
         transcript = Transcript((Message("user", f"Solve the following math problem.\n\n{problem.problem}"),), pieces)
         rows.append(SftRow.make(problem, problem_id=problem.id, mode=mode, transcript=transcript.to_json()))
     return rows

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nemo_openmath.chat import Author, Message, Piece, Transcript
+from nemo_openmath.chat import Author, Message, Span, Transcript
 from nemo_openmath.chat.blocks import notice_block, output_block
 from nemo_openmath.core.records import Generation, Group, Problem, Record, SftRow, read_drops, read_records
 from nemo_openmath.core.stage import Stage
@@ -196,8 +196,8 @@ def test_rows_keep_the_transcript_as_it_is(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_solution_without_thinking_becomes_the_thinking_before_its_summary() -> None:
-    plain = Transcript(USER, (Piece(Author.MODEL, "6 * 7 = \\boxed{42}", (1, 2)),), True, "t")
-    for old in (plain, Transcript(USER, (Piece(Author.TEMPLATE, "<think>\n\n</think>\n\n"), *plain.pieces), True, "t")):
+    plain = Transcript(USER, (Span(Author.MODEL, "6 * 7 = \\boxed{42}", (1, 2)),), True, "t")
+    for old in (plain, Transcript(USER, (Span(Author.TEMPLATE, "<think>\n\n</think>\n\n"), *plain.spans), True, "t")):
         new = replace_summary(old, "It is \\boxed{42}.")
         assert new.text == "<think>\n6 * 7 = \\boxed{42}</think>\nIt is \\boxed{42}."
         assert (new.thinking, new.summary) == ("whole", "It is \\boxed{42}.")
@@ -208,17 +208,17 @@ def test_a_new_summary_replaces_what_follows_the_reasoning() -> None:
     old = Transcript(
         USER,
         (
-            Piece(Author.MODEL, "<think>a" + CODE, (1, 2)),
-            Piece(Author.RUNNER, output_block("1"), (3,)),
-            Piece(Author.MODEL, "b</think>old \\boxed{1}", (4, 5)),
+            Span(Author.MODEL, "<think>a" + CODE, (1, 2)),
+            Span(Author.TOOL, output_block("1"), (3,)),
+            Span(Author.MODEL, "b</think>old \\boxed{1}", (4, 5)),
         ),
         True,
         "t",
     )
     new = replace_summary(old, "new \\boxed{1}")
     assert new.text == old.text.replace("old", "\nnew")
-    assert new.pieces[:2] == old.pieces[:2], "ids of what stays are kept"
-    assert new.pieces[2].ids is None, "nobody generated the new text"
+    assert new.spans[:2] == old.spans[:2], "ids of what stays are kept"
+    assert new.spans[2].ids is None, "nobody generated the new text"
     assert new.summary == "new \\boxed{1}"
 
 

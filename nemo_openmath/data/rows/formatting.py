@@ -182,7 +182,7 @@ def own_row(value: dict[str, Any]) -> tuple[SftRow, Transcript]:
         raise ValueError("pass_rate is not a number")
     try:
         transcript = Transcript.from_json(row.transcript)
-        texts = [*(t for m in transcript.messages for t in (m.role, m.content)), *(p.text for p in transcript.pieces)]
+        texts = [*(t for m in transcript.messages for t in (m.role, m.content)), *(p.text for p in transcript.spans)]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("transcript: a text is not text")
     except KeyError as error:

@@ -41,7 +41,7 @@ class FormatRules:
     def reject(self, row: SftRow) -> str | None:
         """Return the first reason against this row, or None."""
         transcript = Transcript.from_json(row.transcript)
-        if self.turns and any("<|im_" in p.text for p in transcript.pieces if p.author is Author.MODEL):
+        if self.turns and any("<|im_" in p.text for p in transcript.spans if p.author is Author.MODEL):
             return "control token in the text"
         if row.mode is Mode.GENSELECT:
             return "no judgment" if self.judgment and judgment_of(transcript.summary or "") is None else None

@@ -233,7 +233,7 @@ def _batches(ranges: Sequence[_LineRange]) -> Iterator[tuple[list[SftRow], list[
         for row, transcript in _rows(lines):
             rows.append(row)
             transcripts.append(transcript)
-            chars += sum(len(p.text) for p in transcript.pieces) + sum(len(m.content) for m in transcript.messages)
+            chars += sum(len(p.text) for p in transcript.spans) + sum(len(m.content) for m in transcript.messages)
             if chars >= _BATCH_CHARS:
                 yield rows, transcripts
                 rows, transcripts, chars = [], [], 0

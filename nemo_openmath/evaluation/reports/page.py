@@ -308,7 +308,7 @@ def example(shown: Example) -> dict[str, Any]:
         left_out = max(0, len(body) - SHOWN_CHARACTERS)
         if body:
             parts.append({"kind": str(segment.kind), "text": body[:SHOWN_CHARACTERS], "left_out": left_out})
-    return {"shown": shown, "messages": transcript.messages, "parts": parts, "ended": transcript.ended}
+    return {"shown": shown, "messages": transcript.messages, "parts": parts, "ended": transcript.finished}
 
 
 def times(run: RunView) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nemo_openmath.chat import Author, Piece, Transcript
+from nemo_openmath.chat import Author, Span, Transcript
 from nemo_openmath.chat.blocks import notice_block, output_block
 from nemo_openmath.core.engine import Completion, ContextOverflow, Engine, EngineError, Finish, Request, Sampling
 from nemo_openmath.core.errors import UserError
@@ -69,7 +69,7 @@ class _Rollout:
         self._opening = prompt.opening
         self._prompt_text = first_request if isinstance(first_request, str) else None  # of engines that take no ids
         self._ids = tokenizer.encode_parts(prompt.parts)
-        self._pieces: list[Piece] = []
+        self._spans: list[Span] = []
         self._cost = Cost(prompt_tokens=len(self._ids))
         if budget > 0 and self._prompt_text is not None:
             raise UserError(
@@ -99,7 +99,7 @@ class _Rollout:
         times = self._settings.repetition
         if finish is Finish.LENGTH and times and tail_repeats(self._ids[self._cost.prompt_tokens :], times):
             finish = Finish.REPETITION
-        return Outcome(self._transcript(ended=finish is Finish.STOP), finish, self._cost)
+        return Outcome(self._transcript(finished=finish is Finish.STOP), finish, self._cost)
 
     @property
     def _written(self) -> int:
@@ -123,7 +123,7 @@ class _Rollout:
         self._append(completion)
         if completion.finish is not Finish.STOP:
             return completion.finish if completion.finish in (Finish.TIME, Finish.CUT) else Finish.LENGTH
-        text = self._pieces[-1].text if self._pieces else ""
+        text = self._spans[-1].text if self._spans else ""
         return None if self._budget > 0 and text.endswith(CODE_END) else Finish.STOP
 
     def _room(self) -> int:
@@ -133,7 +133,7 @@ class _Rollout:
         if context is None or self._prompt_text is not None:
             return room
         room = min(room, context - len(self._ids))
-        if room <= 0 and not self._pieces:
+        if room <= 0 and not self._spans:
             raise ContextOverflow(len(self._ids), context)
         return room
 
@@ -152,7 +152,7 @@ class _Rollout:
         return Request(prompt, sampling, conversation=self._key if tools else None)
 
     def _append(self, completion: Completion) -> None:
-        """Add what the model wrote, without the end-of-turn token: ``Transcript.ended`` says it, and some servers do
+        """Add what the model wrote, without the end-of-turn token: ``Transcript.finished`` says it, and some servers do
         not return it."""
         text, ids, tokenizer = completion.text, completion.token_ids, self._tokenizer
         stopped = completion.finish is Finish.STOP
@@ -164,7 +164,7 @@ class _Rollout:
         if stopped and self._prompt_text is not None:  # some servers write the end-of-text token
             text, _ = tokenizer.strip_end(text)
         if text:
-            self._pieces.append(Piece(Author.MODEL, text, ids if self._prompt_text is None else None))
+            self._spans.append(Span(Author.MODEL, text, ids if self._prompt_text is None else None))
         self._ids.extend(ids)
 
     # -- the tool's turn -------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ class _Rollout:
 
     async def _tool_turn(self, session: Session) -> None:
         """Run the code that the model called, and add its output as the tool's block."""
-        text = self._pieces[-1].text
+        text = self._spans[-1].text
         start = text.rfind(CODE_START)
         if start >= 0:
             result = await session.execute(text[start + len(CODE_START) : -len(CODE_END)].strip("\n"))
@@ -189,22 +189,22 @@ class _Rollout:
         notice = notice_block(self._budget - self._cost.code_calls)
         block = output_block(cut_output(output, self._settings.output_chars)) + notice
         ids = tuple(self._tokenizer.encode_text(block))
-        self._pieces.append(Piece(Author.RUNNER, block, ids))
+        self._spans.append(Span(Author.TOOL, block, ids))
         self._ids.extend(ids)
         self._cost.tool_tokens += len(ids)
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
-    def _transcript(self, *, ended: bool) -> Transcript:
+    def _transcript(self, *, finished: bool) -> Transcript:
         """The transcript with its one ``<think>``. A chat server has a template of its own, and perhaps a parser that
         takes the thinking out: there only a text without the tag, of a model whose template writes it, gets the
         template's."""
-        transcript = Transcript(self._messages, tuple(self._pieces), ended, self._tokenizer.fingerprint)
+        transcript = Transcript(self._messages, tuple(self._spans), finished, self._tokenizer.fingerprint)
         opening, renders = self._opening, self._engine.capabilities.renders
         if renders and (THINK_START in transcript.text or THINK_END in opening):
             opening = ""
         if opening:
-            return replace(transcript, pieces=(Piece(Author.TEMPLATE, opening), *transcript.pieces))
+            return replace(transcript, spans=(Span(Author.TEMPLATE, opening), *transcript.spans))
         return transcript.with_opening() if renders else transcript
 
 

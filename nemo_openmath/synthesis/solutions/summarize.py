@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nemo_openmath.chat import OPENING, Author, Piece, Transcript, load_template
+from nemo_openmath.chat import OPENING, Author, Span, Transcript, load_template
 from nemo_openmath.core.bounds import NonNegativeFloat, PositiveInt
 from nemo_openmath.core.engine import Finish, Request, Sampling
 from nemo_openmath.core.records import Drop, Generation
@@ -99,11 +99,11 @@ def replace_summary(transcript: Transcript, summary: str) -> Transcript:
     ids, for no model generated it at this place.
     """
     if not transcript.thinks:
-        told = (p for p in transcript.pieces if p.author is not Author.TEMPLATE)
-        transcript = replace(transcript, pieces=(Piece(Author.TEMPLATE, OPENING), *told))
+        told = (p for p in transcript.spans if p.author is not Author.TEMPLATE)
+        transcript = replace(transcript, spans=(Span(Author.TEMPLATE, OPENING), *told))
     thought = transcript.without_summary()
     if thought is None:
-        pieces = (*transcript.pieces, Piece(Author.MODEL, f"{THINK_END}\n{summary}"))
+        spans = (*transcript.spans, Span(Author.MODEL, f"{THINK_END}\n{summary}"))
     else:  # the new piece has no ids, as a piece that is cut
-        pieces = (*thought[:-1], Piece(Author.MODEL, f"{thought[-1].text}\n{summary}"))
-    return replace(transcript, pieces=pieces, ended=True)
+        spans = (*thought[:-1], Span(Author.MODEL, f"{thought[-1].text}\n{summary}"))
+    return replace(transcript, spans=spans, finished=True)
