@@ -73,13 +73,13 @@ texts = st.lists(
     finished=st.booleans(),
 )
 def test_every_id_belongs_to_its_author(
-    tokenizer: ChatTokenizer, prompt: str, pieces: list[tuple[Author, str]], finished: bool
+    tokenizer: ChatTokenizer, prompt: str, spans: list[tuple[Author, str]], finished: bool
 ) -> None:
-    transcript = Transcript((Message("user", prompt),), tuple(Span(a, t) for a, t in pieces), finished)
+    transcript = Transcript((Message("user", prompt),), tuple(Span(a, t) for a, t in spans), finished)
     out = encode(transcript, tokenizer)
     expected_ids = tokenizer.prompt_ids(transcript.messages)
     expected = [False] * len(expected_ids)
-    for author, text in pieces:
+    for author, text in spans:
         part = tokenizer.encode_text(text, tags=author is Author.MODEL)
         expected_ids += part
         expected += [author is Author.MODEL] * len(part)
