@@ -33,6 +33,11 @@ class EpochOrders:
         self._seed = seed
         self._orders: dict[tuple[int, int], EpochOrder] = {}
 
+    def num_samples(self, phase: int) -> int:
+        """Return the samples of one epoch of ``phases[phase]``, copies counted."""
+        first, end = self.phases[phase]
+        return int(self._pack_end[end - 1]) - (int(self._pack_end[first - 1]) if first else 0)
+
     def order(self, phase: int, epoch: int) -> EpochOrder:
         """Return the order of an epoch (from 0) of ``phases[phase]``."""
         key = (phase, epoch)

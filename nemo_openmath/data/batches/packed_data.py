@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.data.batches.epoch_order import EpochOrders
+from nemo_openmath.data.batches.epoch_order import EpochOrder, EpochOrders
 from nemo_openmath.data.batches.held_out import hold_out
 from nemo_openmath.data.packs.bin_packing import first_fit
 from nemo_openmath.data.packs.pack import Pack, lay_out
@@ -35,9 +36,8 @@ class PackedData:
         self.batch_samples = batch_samples
         self._run_samples = run_samples
         self._pad_multiple = pad_multiple
-        self._pack_end = np.asarray(plan.pack_end, np.int64)
         self._orders = EpochOrders(plan, seed)
-        ends = [int(self._pack_end[end - 1]) for _, end in self._orders.phases]  # entries
+        ends = np.cumsum([self._orders.num_samples(phase) for phase in range(len(self._orders.phases))]).tolist()
         # Where each phase ends in the stream of the run: its share of the samples.
         self._stream_end = [run_samples * end // ends[-1] for end in ends]
         length = "" if len(ends) == 1 else f" {run_samples}"  # a single phase can be prolonged
@@ -123,42 +123,46 @@ class PackedData:
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} outside 0..{self.num_steps - 1}")
         at = step * self.batch_samples
-        stop = min(at + self.batch_samples, self._run_samples)
-        pieces: list[list[int]] = []
-        cut: list[int] = []  # pieces cut by the boundaries of the batch (the first and the last) or of a phase
+        parts: list[list[int]] = []
+        cut: list[int] = []  # parts of packs that the boundaries of the batch or of a phase cut: rarely more than two
+        for order, first, end in self._stretches(at, min(at + self.batch_samples, self._run_samples)):
+            for rows, whole in self._parts(order, first, end):
+                if not whole:
+                    cut.append(len(parts))
+                parts.append(rows)
+        return self._join(parts, cut)
+
+    def _stretches(self, at: int, stop: int) -> Iterator[tuple[EpochOrder, int, int]]:
+        """Yield what the samples [at, stop) of the run are of each epoch: (its order, first sample, end)."""
         while at < stop:
             phase = int(np.searchsorted(self._stream_end, at, "right"))
-            first, last = self._orders.phases[phase]
-            base = int(self._pack_end[first - 1]) if first else 0
-            size = int(self._pack_end[last - 1]) - base  # samples of an epoch of this phase
-            begin = self._stream_end[phase - 1] if phase else 0
-            epoch, offset = divmod(at - begin, size)
-            until = min(stop - begin, (epoch + 1) * size, self._stream_end[phase] - begin) - epoch * size
-            order, ends = self._orders.order(phase, epoch)
-            for i in range(int(np.searchsorted(ends, offset, "right")), int(np.searchsorted(ends, until, "left")) + 1):
-                pack = int(order[i])
-                high = int(self._pack_end[pack])
-                low = int(self._pack_end[pack - 1]) if pack else 0
-                start = int(ends[i]) - (high - low)  # of the pack in the epoch's stream
-                a, b = max(offset, start) - start, min(until, int(ends[i])) - start
-                if b - a < high - low:
-                    cut.append(len(pieces))
-                pieces.append(self.plan.entries[low + a : low + b].tolist())
-            at = begin + epoch * size + until
-        return self._join(pieces, cut)
+            phase_begin = self._stream_end[phase - 1] if phase else 0
+            size = self._orders.num_samples(phase)
+            epoch, first = divmod(at - phase_begin, size)
+            end = min(stop - phase_begin, (epoch + 1) * size, self._stream_end[phase] - phase_begin) - epoch * size
+            yield self._orders.order(phase, epoch), first, end
+            at = phase_begin + epoch * size + end
 
-    def _join(self, pieces: list[list[int]], cut: list[int]) -> list[list[int]]:
-        """Lay cut pieces together where they fit into one pack; there are rarely more than two.
+    def _parts(self, order: EpochOrder, first: int, end: int) -> Iterator[tuple[list[int], bool]]:
+        """Yield the rows of each pack in the samples [first, end) of an epoch, and whether they are the whole pack."""
+        low = int(np.searchsorted(order.sample_ends, first, "right"))
+        high = int(np.searchsorted(order.sample_ends, end, "left"))
+        for pack, pack_end in zip(order.packs[low : high + 1], order.sample_ends[low : high + 1], strict=True):
+            rows = self.plan.rows(int(pack))
+            start = int(pack_end) - len(rows)
+            part = rows[max(first - start, 0) : end - start]
+            yield part, len(part) == len(rows)
+
+    def _join(self, parts: list[list[int]], cut: list[int]) -> list[list[int]]:
+        """Lay the cut parts together where they fit into one pack.
 
         They are measured as the plan measured them, so the batch does not depend on the layout.
         """
-        multiple = self.plan.pad_multiple
-        sizes = [
-            sum(-(-self.plan.samples.length(row) // multiple) * multiple for row in pieces[number]) for number in cut
-        ]
+        multiple, length = self.plan.pad_multiple, self.plan.samples.length
+        sizes = [sum(-(-length(row) // multiple) * multiple for row in parts[number]) for number in cut]
         joined = first_fit(sizes, self.plan.capacity)
-        whole = [piece for number, piece in enumerate(pieces) if number not in cut]
-        return whole + [[row for i in members for row in pieces[cut[i]]] for members in joined]
+        whole = [part for number, part in enumerate(parts) if number not in cut]
+        return whole + [[row for i in members for row in parts[cut[i]]] for members in joined]
 
     def _build(self, rows: list[int]) -> Pack:
         return lay_out([self.plan.samples[row] for row in rows], self._pad_multiple)
