@@ -65,7 +65,7 @@ def _file(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> None:
     from nemo_openmath.cli.registry import register_all
     from nemo_openmath.recipe.command import run_recipe
-    from nemo_openmath.recipe.runner import Selection
+    from nemo_openmath.recipe.selection import Selection
 
     register_all()
     shard, shards = shard_of(options.shard)

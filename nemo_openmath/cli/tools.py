@@ -205,7 +205,7 @@ def _serve(options: argparse.Namespace) -> None:
 def _generate(options: argparse.Namespace) -> None:
     from nemo_openmath.cli.registry import register_all
     from nemo_openmath.recipe.generate import generate
-    from nemo_openmath.recipe.runner import Selection
+    from nemo_openmath.recipe.selection import Selection
 
     register_all()
     shard, shards = shard_of(options.shard)

@@ -21,7 +21,8 @@ from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.generate import SOLUTIONS, load_job, summary
 from nemo_openmath.recipe.reference import write_reference
 from nemo_openmath.recipe.report_data import run_view
-from nemo_openmath.recipe.runner import Run, Selection
+from nemo_openmath.recipe.runner import Run
+from nemo_openmath.recipe.selection import Selection
 from nemo_openmath.recipe.setting_docs import first_sentence
 
 _GIVE = "give the --output folder of recipe run or generate"

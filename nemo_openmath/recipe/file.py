@@ -106,6 +106,11 @@ class Recipe:
             raise UserError(f"no stage {name!r}", file=self.path, remedy=nearest(name, list(self.stages)))
         return self.stages[name]
 
+    def read_by(self, entry: StageEntry) -> list[str]:
+        """Return the stages that a stage reads, its engines among them."""
+        named = [n for names in entry.inputs.values() for n in names if isinstance(n, str)]
+        return [*named, *(name for name in entry.stage.engines() if name in self.stages)]
+
     def files(self, entry: StageEntry) -> list[Path]:
         """Files and folders that a stage reads and that no stage makes."""
         engines = [name for name in entry.stage.engines() if name not in self.stages and name != "teacher"]

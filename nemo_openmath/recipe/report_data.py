@@ -14,7 +14,8 @@ from nemo_openmath.core.records.notes import Submission
 from nemo_openmath.evaluation.intervals import share_interval
 from nemo_openmath.evaluation.reports.view import ConfigValue, Example, Funnel, RunView, StageView, gather
 from nemo_openmath.grading.majority import majority
-from nemo_openmath.recipe.runner import Run, StageStatus, State
+from nemo_openmath.recipe.runner import Run
+from nemo_openmath.recipe.status import StageStatus, State
 
 # Stages of the problem set in the order of the paper's Table 1, and what the table calls what is left after each.
 _FUNNEL = (

@@ -7,7 +7,9 @@ from pathlib import Path
 from nemo_openmath.core.stage import UnitStage
 from nemo_openmath.launch import StageInfo
 from nemo_openmath.recipe.file import Recipe, StageEntry
-from nemo_openmath.recipe.runner import Run, Selection, State
+from nemo_openmath.recipe.runner import Run
+from nemo_openmath.recipe.selection import Selection
+from nemo_openmath.recipe.status import State
 from nemo_openmath.training.stage import Sft
 
 

@@ -22,7 +22,8 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.evaluation.reports.formats import interval_text, value_text
 from nemo_openmath.evaluation.stage import RESULTS
 from nemo_openmath.recipe.file import load_recipe
-from nemo_openmath.recipe.runner import Run, Selection
+from nemo_openmath.recipe.runner import Run
+from nemo_openmath.recipe.selection import Selection
 
 RECIPE = "sweep.yaml"
 _COLUMNS = ("maj", "pass", "tokens", "code_calls")

@@ -19,7 +19,7 @@ from nemo_openmath.inference.http.retrying import RetryPolicy
 from nemo_openmath.inference.http.server_pool import FIRST_PAUSE_S, TRIPS_AFTER, Endpoint, ServerPool
 from nemo_openmath.inference.http.transport import retry_after
 from nemo_openmath.recipe.generate import generate
-from nemo_openmath.recipe.runner import Selection
+from nemo_openmath.recipe.selection import Selection
 from tests.inference.faulty import FAULTS, FaultyServer
 from tests.waiting import until
 

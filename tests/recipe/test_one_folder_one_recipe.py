@@ -18,7 +18,9 @@ from nemo_openmath.core.records import read_manifest
 from nemo_openmath.inference.devices import check_device
 from nemo_openmath.recipe import load_recipe, lock
 from nemo_openmath.recipe.lock import RUN, run_lock
-from nemo_openmath.recipe.runner import Run, Selection, State
+from nemo_openmath.recipe.runner import Run
+from nemo_openmath.recipe.selection import Selection
+from nemo_openmath.recipe.status import State
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 STAGES = "stages:\n  a: {run: demo.benchmark, problems: 8}\n  b: {run: demo.threads, from: a}\n"

@@ -23,7 +23,9 @@ from nemo_openmath.core.records import Problem, read_drops, read_manifest, read_
 from nemo_openmath.demo import StandInTeacher
 from nemo_openmath.inference.serving.openai_server import OpenAIServer
 from nemo_openmath.recipe import load_recipe
-from nemo_openmath.recipe.runner import Run, Selection, State
+from nemo_openmath.recipe.runner import Run
+from nemo_openmath.recipe.selection import Selection
+from nemo_openmath.recipe.status import State
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "examples" / "smoke.yaml"

@@ -1,0 +1,92 @@
+"""What a stage has made: its manifest, a line about it, or the error that it made nothing."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.merging import count_records
+from nemo_openmath.core.records import Manifest, read_drops
+from nemo_openmath.core.records.lineage import versions
+from nemo_openmath.core.records.store import count_units
+from nemo_openmath.core.stage import StageContext
+from nemo_openmath.evaluation.reports.formats import count_text, made_text
+from nemo_openmath.grading.majority import majority
+from nemo_openmath.recipe.file import StageEntry
+from nemo_openmath.recipe.status import file_sizes
+
+_SHOWN = 3  # reasons for drops in a line
+
+
+def make_manifest(
+    entry: StageEntry, fingerprint: str, inputs: dict[str, str], context: StageContext, seconds: float
+) -> Manifest:
+    """Count what lies in the folder of a stage that has run. ``inputs``: name -> digest."""
+    folder = context.output
+    drops = Counter(drop.reason for _, drop in read_drops(folder))
+    drops.update(context.metrics.pop("dropped", {}))  # of stages that do not keep records
+    counts = {
+        "units": count_units(folder),
+        **count_records(folder, majority),
+        "drops": drops.total(),
+    }
+    return Manifest(
+        stage=entry.stage.kind,
+        fingerprint=fingerprint,
+        digest=entry.stage.digest(folder),
+        counts=counts,
+        drops=dict(drops.most_common()),
+        config=entry.stage.settings(),
+        inputs=inputs,
+        versions=versions(),
+        seconds=round(seconds, 2),
+        metrics={**context.metrics, "seed": entry.seed, "files": file_sizes(folder)},
+    )
+
+
+def describe_outcome(manifest: Manifest) -> str:
+    """Return a line about what was made, merged, decided and dropped, and how long it took."""
+    counts = manifest.counts
+    text = made_text(manifest)
+    if merged := counts.get("merged"):
+        text += f", {count_text(merged, 'duplicate')} merged"
+    if disagreeing := counts.get("disagreeing"):
+        text += f", {disagreeing} given different answers ({counts['undecided']} without a majority)"
+    if counts["drops"]:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in list(manifest.drops.items())[:_SHOWN])
+        text += f", dropped {counts['drops']} ({reasons}{', ...' if len(manifest.drops) > _SHOWN else ''})"
+    return f"{text}, {manifest.seconds:.1f} s"
+
+
+def made_nothing(
+    entry: StageEntry, manifest: Manifest, folder: Path, reads: Sequence[str], *, may_allow: bool
+) -> UserError | None:
+    """Return the error of a stage that left nothing, with the reasons; None where it left something.
+
+    ``reads``: the stages that it reads. ``may_allow``: whether the file could say ``allow_empty``.
+    """
+    untried = manifest.metrics.get("untried", 0)
+    if entry.stage.makes == "records":
+        left = manifest.counts["records"] - untried
+    else:
+        left = manifest.metrics.get("samples")  # None: a stage that counts none has made what it makes
+    if left != 0:
+        return None
+    remedy = f"see {folder}{os.sep}drops-*.jsonl and mend what feeds it"
+    if may_allow:
+        remedy += ", or write allow_empty: true in this stage where that is meant"
+    if untried:
+        example = manifest.metrics.get("untried_example", "see `finish` in its records")
+        return entry.error(f"made nothing: none of {untried:,} could be tried ({example})", remedy)
+    if not manifest.drops:
+        source = ", ".join(reads) or "what it reads"
+        return entry.error(f"made nothing: nothing to work on is in {source}", remedy)
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in list(manifest.drops.items())[:_SHOWN])
+    reasons += ", ..." if len(manifest.drops) > _SHOWN else ""
+    first = next(iter(manifest.drops))
+    example = next((d.detail for _, d in read_drops(folder) if d.reason == first and d.detail), "")
+    shown = f" (such as: {' '.join(example.split())[:120]})" if example else ""
+    return entry.error(f"made nothing; dropped: {reasons}{shown}", remedy)

@@ -1,0 +1,136 @@
+"""The folder of a stage while it is being made: its plan, the shards that are done, the seconds that were spent.
+
+``plan.json`` says what the folder is being made for: ``fingerprint``, the incremental settings under ``grows``, and
+``made_nothing`` where the last attempt left nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records import write_json
+from nemo_openmath.core.records.manifest import MANIFEST, PLAN
+from nemo_openmath.core.records.store import shard_counts
+from nemo_openmath.core.stage import Stage, StageContext
+from nemo_openmath.recipe.file import StageEntry
+from nemo_openmath.recipe.fingerprint import Fingerprints
+from nemo_openmath.recipe.selection import Selection
+
+SECONDS = "seconds.json"
+_NOTHING = "made_nothing"
+_SHARD = ".done-"
+
+
+def write_plan(folder: Path, stage: Stage, fingerprint: str, *, made_nothing: bool = False) -> None:
+    """Write down what the folder is being made for."""
+    incremental = {name: getattr(stage.config, name) for name in stage.incremental}
+    plan: dict[str, Any] = {"fingerprint": fingerprint, "grows": incremental}
+    write_json(folder / PLAN, plan | ({_NOTHING: True} if made_nothing else {}))
+
+
+def is_planned(folder: Path, fingerprint: str) -> bool:
+    """Return whether what lies there was begun for this fingerprint."""
+    return _read_plan(folder).get("fingerprint") == fingerprint
+
+
+def holds_smaller(entry: StageEntry, folder: Path, fingerprints: Fingerprints) -> bool:
+    """Return whether what lies there is what the stage makes with smaller values of its incremental settings."""
+    plan = _read_plan(folder)
+    if "grows" not in plan or "fingerprint" not in plan:
+        return False
+    try:
+        previous = entry.stage.previous_version(plan["grows"])
+    except (ValueError, KeyError):  # a plan of other settings
+        return False
+    return previous is not None and fingerprints.of_version(entry, previous) == plan["fingerprint"]
+
+
+def _read_plan(folder: Path) -> dict[str, Any]:
+    """The plan; empty where there is none, or none that can be read."""
+    try:
+        plan = orjson.loads((folder / PLAN).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return plan if isinstance(plan, dict) else {}
+
+
+def reopen(folder: Path) -> None:
+    """Make a finished stage an unfinished one whose records stay."""
+    for path in [folder / MANIFEST, *folder.glob(f"{_SHARD}*")]:
+        path.unlink(missing_ok=True)
+
+
+def forget_nothing(folder: Path, selection: Selection) -> None:
+    """Remove what the last attempt left where it made nothing: what it worked with was wrong.
+
+    Raises UserError where this is one job of an array, whose other jobs would remove each other's work.
+    """
+    if not _read_plan(folder).get(_NOTHING):
+        return
+    if selection.shards > 1:
+        raise UserError(
+            "made nothing", file=folder, remedy="mend its inputs, run it once with --prepare, then the array"
+        )
+    shutil.rmtree(folder)
+
+
+def refuse_other_shards(folder: Path, selection: Selection) -> None:
+    """Raise UserError where the work was begun in another number of shards: some would be done twice.
+
+    What only prepares divides nothing.
+    """
+    if not selection.prepare and (others := shard_counts(folder) - {selection.shards}):
+        how = f"an array of {others.pop()}" if others != {1} else "one job"
+        raise UserError(f"begun as {how}", file=folder, remedy="go on as begun, or remove the folder")
+
+
+def is_last_shard(folder: Path, context: StageContext) -> bool:
+    """Note that this shard is done, with what it measured. Return whether all are; their metrics are summed then."""
+    if context.shards == 1:
+        return True
+    write_json(folder / f"{_SHARD}{context.shard:05d}-of-{context.shards:05d}.json", context.metrics)
+    done = sorted(folder.glob(f"{_SHARD}*-of-{context.shards:05d}.json"))
+    if len(done) < context.shards:
+        return False
+    total: Counter[str] = Counter()
+    for path in done:
+        total.update({k: v for k, v in orjson.loads(path.read_bytes()).items() if isinstance(v, int | float)})
+    context.metrics.clear()
+    context.metrics.update(total)
+    return True
+
+
+@contextlib.contextmanager
+def stopwatch(folder: Path) -> Iterator[Callable[[], float]]:
+    """Yield a function that returns the seconds spent on a stage, earlier attempts included unless they were killed."""
+    path = folder / SECONDS
+    before = float(orjson.loads(path.read_bytes())) if path.exists() else 0.0
+    begun = time.monotonic()
+
+    def spent() -> float:
+        return before + time.monotonic() - begun
+
+    try:
+        yield spent
+    finally:
+        with contextlib.suppress(OSError):  # a full disk must not hide the error that matters
+            write_json(path, round(spent(), 3))
+
+
+def seconds_of_work(folder: Path) -> float:
+    """Return the seconds of work that lie in a folder: those noted, and those of a last attempt that was killed."""
+    noted, plan = folder / SECONDS, folder / PLAN
+    before = float(orjson.loads(noted.read_bytes())) if noted.exists() else 0.0
+    begun = plan.stat().st_mtime if plan.exists() else time.time()
+    if noted.exists() and noted.stat().st_mtime >= begun:
+        return before
+    return before + max(0.0, max(p.stat().st_mtime for p in [folder, *folder.rglob("*")]) - begun)
