@@ -66,7 +66,8 @@ def test_page(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: p
             check_yaml(block, folder)
         elif block.language == "json":
             json.loads(block.text)
-        elif block.language == "text" and block.hint("output") is not None:
+        elif block.language == "text" and block.is_run:
+            assert block.hint("output") is not None, f"{block.where}: say <!-- output -->, or why it is not checked"
             _check_output(block, output)
     output = _python([b for b in blocks(page) if b.language == "python"], folder)
 
@@ -98,7 +99,7 @@ def _run(line: Line, capfd: pytest.CaptureFixture[str]) -> tuple[str, int]:
         except SystemExit as end:  # --help
             code = int(end.code or 0)
         printed = capfd.readouterr()
-        return printed.out + printed.err, code
+        return printed.err + printed.out, code  # what is said on the way, then the results
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", line.text.replace(".venv/bin/", "")],
@@ -107,7 +108,7 @@ def _run(line: Line, capfd: pytest.CaptureFixture[str]) -> tuple[str, int]:
         text=True,
         timeout=120,
     )
-    return done.stdout + done.stderr, done.returncode
+    return done.stderr + done.stdout, done.returncode
 
 
 def _check_output(block: Block, output: str) -> None:
