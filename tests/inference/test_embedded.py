@@ -213,7 +213,7 @@ async def test_continuing_conversations_recompute_only_what_is_new(engine):
 
 async def test_a_loop_with_tools_that_is_over_leaves_only_its_prompt(engine):
     """Its context waits in the store while the tool works; then nothing of it but what other samples begin with."""
-    store, prompt = engine._scheduler._store, tuple(range(10, 90))
+    store, prompt = engine._scheduler._batch.store, tuple(range(10, 90))
     free = await engine.complete(Request(prompt, Sampling(max_tokens=40, temperature=1.0, seed=4)))
     assert [len(p.ids) for p in store._entries.values()] == [80]
     turn = Sampling(max_tokens=40, temperature=1.0, seed=4, stop=(free.text[20:24],))
@@ -284,7 +284,7 @@ async def test_cancelling_frees_the_slot(engine):
     for task in tasks:
         task.cancel()
     await stream.aclose()
-    await until(lambda: engine.load_now == (0, 0))
+    await until(lambda: engine._scheduler._batch.idle)
     assert all(isinstance(r, asyncio.CancelledError) for r in await asyncio.gather(*tasks, return_exceptions=True))
     assert engine.statistics.finished[Finish.CANCELLED] == 21
 
@@ -380,7 +380,7 @@ async def test_close_ends_everything_pending(model_dir):
     engine = EmbeddedEngine.load(model_dir, slots=2, threads=1)
     sampling = Sampling(max_tokens=400)
     tasks = [asyncio.create_task(engine.complete(Request((5, i), sampling))) for i in range(3, 500)]  # a second's work
-    await until(lambda: engine.load_now[0] == 2)
+    await until(lambda: len(engine._scheduler._batch.running) == 2)
     await engine.close()
     finished = [t.finish for t in await asyncio.gather(*tasks)]
     assert finished[-1] is Finish.CANCELLED  # had no slot yet
@@ -394,13 +394,15 @@ async def test_a_closed_engine_holds_no_cache(model_dir):
     """Whoever still holds the engine, and without waiting for the garbage collector."""
     engine = EmbeddedEngine.load(model_dir, slots=2, threads=1)
     await engine.complete(Request(tuple(range(3, 60)), Sampling(max_tokens=4), "c"))
-    decoder, store = weakref.ref(engine._scheduler._decoder), engine._scheduler._store
-    assert store.used_bytes > 0
+    batch = engine._scheduler._batch
+    decoder, store = weakref.ref(batch.decoder), batch.store
+    del batch
+    assert store._entries
     gc.disable()
     try:
         await engine.close()
         assert decoder() is None
-        assert (store.used_bytes, len(store)) == (0, 0)
+        assert not store._entries
     finally:
         gc.enable()
 

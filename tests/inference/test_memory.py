@@ -14,7 +14,7 @@ from nemo_openmath.inference.embedded import EmbeddedEngine
 from nemo_openmath.inference.embedded import engine as engine_module
 from nemo_openmath.inference.embedded.cache import Cache, block_tokens
 from nemo_openmath.inference.embedded.memory import Need, plan_memory
-from nemo_openmath.inference.embedded.scheduler import EngineRequest
+from nemo_openmath.inference.embedded.requests import EngineRequest
 from nemo_openmath.inference.free_memory import Free, free_memory
 
 GIB = 1 << 30
@@ -66,8 +66,8 @@ def test_memory_is_sized_to_the_machine(free, asked, expected):
     assert (plan.slots, plan.max_context, plan.cache_tokens) == expected
     taken = SMALL.resident + SMALL.working + plan.cache_tokens * SMALL.token + plan.prefix_bytes
     assert taken <= 0.91 * free * GIB
-    assert plan.said.startswith(f"{plan.slots} slots x {plan.max_context:,} tokens; ")
-    assert f"of {free:.1f} GiB free" in plan.said
+    assert plan.summary.startswith(f"{plan.slots} slots x {plan.max_context:,} tokens; ")
+    assert f"of {free:.1f} GiB free" in plan.summary
 
 
 @pytest.mark.parametrize(
@@ -134,11 +134,10 @@ async def test_requests_that_share_too_little_memory_come_to_the_same(model_dir,
         for i in range(12)
     ]
     most = []
-    fits = tight._scheduler._fits
+    batch = tight._scheduler._batch
+    fits = batch.budget.fits
     monkeypatch.setattr(
-        tight._scheduler,
-        "_fits",
-        lambda *a, **k: (fits(*a, **k), most.append(tight._scheduler._decoder.held().sum()))[0],
+        batch.budget, "fits", lambda *a, **k: (fits(*a, **k), most.append(batch.decoder.held().sum()))[0]
     )
     together = await asyncio.gather(*(tight.complete(r) for r in requests))
     apart = await asyncio.gather(*(wide.complete(r) for r in requests))
@@ -146,7 +145,7 @@ async def test_requests_that_share_too_little_memory_come_to_the_same(model_dir,
     assert [c.token_ids for c in together] == [c.token_ids for c in apart]
     assert [c.logprobs for c in together] == [c.logprobs for c in apart] or not compiler
     assert [c.usage.completion_tokens for c in together] == [c.usage.completion_tokens for c in apart]
-    assert max(most) <= max(budget, tight._scheduler._budget)
+    assert max(most) <= max(budget, batch.budget.tokens)
     await tight.close()
     await wide.close()
 
@@ -154,9 +153,9 @@ async def test_requests_that_share_too_little_memory_come_to_the_same(model_dir,
 async def test_a_paused_request_that_ends_gives_what_it_has(model_dir):
     engine = EmbeddedEngine.load(model_dir, slots=2, threads=1)
     answers = []
-    job = EngineRequest(np.array([5, 6], np.int32), Sampling(logprobs=True), answers.append)
-    job.paused, job.logprobs = np.array([5, 6, 40, 41], np.int32), np.array([-1.0, -2.0], np.float32)
-    engine._scheduler._answer_waiting(job, Finish.TIME)
+    request = EngineRequest(np.array([5, 6], np.int32), Sampling(logprobs=True), answers.append)
+    request.paused_ids, request.paused_logprobs = np.array([5, 6, 40, 41], np.int32), np.array([-1.0, -2.0], np.float32)
+    engine._scheduler._batch.answer_waiting(request, Finish.TIME)
     (answer,) = answers
     assert (answer.token_ids, answer.logprobs, answer.finish) == ((40, 41), (-1.0, -2.0), Finish.TIME)
     assert answer.text == engine.tokenizer.decode([40, 41])

@@ -87,10 +87,10 @@ async def test_disconnect_frees_the_engine(served, client):
         asyncio.create_task(client.complete(Request((i, 9), Sampling(max_tokens=500, temperature=1.0))))
         for i in range(3, 99)
     ]
-    await until(lambda: engine.load_now[0] == 4)
+    await until(lambda: len(engine._scheduler._batch.running) == 4)
     for task in tasks:
         task.cancel()
-    await until(lambda: engine.load_now == (0, 0))
+    await until(lambda: engine._scheduler._batch.idle)
     assert engine.statistics.finished[Finish.CANCELLED] > 0
 
 

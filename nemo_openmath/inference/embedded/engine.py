@@ -22,10 +22,12 @@ from nemo_openmath.core.engine import (
     Request,
 )
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.inference.embedded.batch import ContinuousBatch
 from nemo_openmath.inference.embedded.compiled import compile_decoder
 from nemo_openmath.inference.embedded.decoder import Decoder, TorchDecoder
 from nemo_openmath.inference.embedded.memory import SLOTS, MemoryPlan, Need, address_space, plan_memory
-from nemo_openmath.inference.embedded.scheduler import EngineRequest, Scheduler, Statistics
+from nemo_openmath.inference.embedded.requests import EngineRequest, OnDone, Statistics
+from nemo_openmath.inference.embedded.scheduler import Scheduler
 from nemo_openmath.inference.embedded.text import Detokenizer, StopTable, TextStream
 from nemo_openmath.inference.embedded.weights import load_weights
 from nemo_openmath.inference.free_memory import Free, free_memory, show
@@ -44,10 +46,20 @@ class EmbeddedEngine:
     """
 
     def __init__(
-        self, name: str, tokenizer: ChatTokenizer, scheduler: Scheduler, max_context: int, detokenizer: Detokenizer
+        self,
+        name: str,
+        tokenizer: ChatTokenizer,
+        scheduler: Scheduler,
+        detokenizer: Detokenizer,
+        *,
+        vocab: int,
+        max_context: int,
+        memory: str,
     ):
         self._name, self.tokenizer, self._scheduler = name, tokenizer, scheduler
-        self._detokenizer = detokenizer
+        self._detokenizer, self._vocab = detokenizer, vocab
+        self.memory = memory
+        """Slots, context and memory, in one line."""
         self._capabilities = Capabilities(
             token_ids=True,
             text_prompts=True,
@@ -58,7 +70,6 @@ class EmbeddedEngine:
             max_context=max_context,
         )
         self._closed = False
-        self.memory = ""  # slots, context and memory, in one line
 
     @classmethod
     def load(
@@ -106,19 +117,17 @@ class EmbeddedEngine:
                 remedy="use a smaller model or a type with fewer bytes (dtype), or free memory",
             ) from error
         detokenizer = Detokenizer(tokenizer, end_ids(tokenizer))
-        scheduler = Scheduler(
-            decoder,
+        stops = StopTable(tokenizer, decoder.vocab, detokenizer)
+        batch = ContinuousBatch(decoder, detokenizer, stops, slots, plan.prefix_bytes, plan.cache_tokens or None)
+        return cls(
+            name or Path(model_dir).resolve().name,
+            tokenizer,
+            Scheduler(batch, threads, clock),
             detokenizer,
-            StopTable(tokenizer, decoder.vocab, detokenizer),
-            slots,
-            plan.prefix_bytes,
-            threads,
-            plan.cache_tokens or None,
-            clock,
+            vocab=decoder.vocab,
+            max_context=decoder.max_context,
+            memory=plan.summary,
         )
-        engine = cls(name or Path(model_dir).resolve().name, tokenizer, scheduler, decoder.max_context, detokenizer)
-        engine.memory = plan.said
-        return engine
 
     @property
     def model(self) -> str:
@@ -138,54 +147,48 @@ class EmbeddedEngine:
         """False after ``close``, or when the decoding thread failed."""
         return self._scheduler.alive
 
-    @property
-    def load_now(self) -> tuple[int, int]:
-        """Requests in a slot, requests waiting for one."""
-        return self._scheduler.running, self._scheduler.waiting
-
     async def complete(self, request: Request) -> Completion:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Completion] = loop.create_future()
-        job = self._job(request, lambda result: _from_thread(loop, _settle, future, result))
-        self._submit(job)
+        pending = self._checked(request, lambda result: _from_thread(loop, _settle, future, result))
+        self._submit(pending)
         try:
             return await future
         except asyncio.CancelledError:
-            self._scheduler.cancel(job)
+            self._scheduler.cancel(pending)
             raise
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[tuple[list[int], list[float]] | Completion | BaseException] = asyncio.Queue()
-        job = self._job(request, lambda result: _from_thread(loop, events.put_nowait, result))
-        job.streams = True
-        job.tokens = lambda ids, logprobs: _from_thread(loop, events.put_nowait, (ids, logprobs))
-        s = request.sampling
-        text = TextStream(self._detokenizer, job.prompt.tolist(), s.stop)
-        self._submit(job)
-        given = 0
+        pending = self._checked(request, lambda result: _from_thread(loop, events.put_nowait, result))
+        pending.on_tokens = lambda ids, logprobs: _from_thread(loop, events.put_nowait, (ids, logprobs))
+        text = TextStream(self._detokenizer, pending.prompt.tolist(), request.sampling.stop)
+        self._submit(pending)
+        yielded = 0  # tokens
         try:
             while isinstance(event := await events.get(), tuple):
                 ids, logprobs = event
-                given += len(ids)
+                yielded += len(ids)
                 yield Chunk(text.add(ids), tuple(ids), logprobs=tuple(logprobs))
-            job.cancelled = True  # it has ended: nothing to cancel any more
+            pending.cancelled = True  # it has ended: nothing to cancel any more
             if isinstance(event, BaseException):
                 raise EngineError(f"the engine failed: {event}", retryable=False) from event
-            yield Chunk(text.rest(event.text), event.token_ids[given:], event, (event.logprobs or ())[given:])
+            yield Chunk(text.rest(event.text), event.token_ids[yielded:], event, (event.logprobs or ())[yielded:])
         finally:
-            if not job.cancelled:
-                self._scheduler.cancel(job)
+            if not pending.cancelled:
+                self._scheduler.cancel(pending)
 
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
             await asyncio.to_thread(self._scheduler.close)
 
-    def _job(self, request: Request, done: Any) -> EngineRequest:
+    def _checked(self, request: Request, on_done: OnDone) -> EngineRequest:
+        """The request as the scheduler takes it. Raises InvalidRequest for what it cannot do."""
         prompt = request.prompt
         ids = self.tokenizer.encode_whole(prompt) if isinstance(prompt, str) else prompt
-        vocab = self._scheduler.vocab
+        vocab = self._vocab
         foreign = InvalidRequest(f"the prompt has token ids outside 0..{vocab - 1}")
         try:
             tokens = np.asarray(ids, np.int32)
@@ -201,13 +204,13 @@ class EmbeddedEngine:
             raise foreign
         _check(request)
         deadline = float("inf") if request.time_limit is None else self._scheduler.clock.now() + request.time_limit
-        return EngineRequest(tokens, request.sampling, done, conversation=request.conversation, deadline=deadline)
+        return EngineRequest(tokens, request.sampling, on_done, conversation=request.conversation, deadline=deadline)
 
-    def _submit(self, job: EngineRequest) -> None:
+    def _submit(self, pending: EngineRequest) -> None:
         if self._closed:
             raise EngineError("the engine is closed", retryable=False)
         try:
-            self._scheduler.submit(job)
+            self._scheduler.submit(pending)
         except RuntimeError as error:
             raise EngineError(str(error), retryable=False) from error
 

@@ -73,13 +73,16 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """``cache_tokens``: tokens of keys and values that all running requests may hold together. ``said``: one line."""
+    """How an engine uses its memory."""
 
     slots: int
     max_context: int
+    """Tokens of prompt and completion of a request."""
     cache_tokens: int
+    """Tokens of keys and values that all running requests may hold together."""
     prefix_bytes: int
-    said: str
+    summary: str
+    """All of it in one line."""
 
 
 def plan_memory(
@@ -148,11 +151,11 @@ def plan_memory(
                 )
         wanted = slots or max(1, min(SLOTS, tokens // context))
     tokens = min(tokens, wanted * context)
-    said = f"{wanted} slots x {context:,} tokens; "
+    summary = f"{wanted} slots x {context:,} tokens; "
     if tokens < wanted * context:
-        said += f"{tokens:,} tokens of all requests together, {tokens // context} of full length; others wait; "
-    said += f"keys and values up to {show(tokens * need.token)} of {show(free.available)} free"
-    said += f", weights {show(need.resident)}, prefixes up to {show(prefix)}"
+        summary += f"{tokens:,} tokens of all requests together, {tokens // context} of full length; others wait; "
+    summary += f"keys and values up to {show(tokens * need.token)} of {show(free.available)} free"
+    summary += f", weights {show(need.resident)}, prefixes up to {show(prefix)}"
     if max_context is None and context < need.limit:
-        said += f"; the model's {need.limit:,} tokens do not fit"
-    return MemoryPlan(wanted, context, tokens, prefix, said)
+        summary += f"; the model's {need.limit:,} tokens do not fit"
+    return MemoryPlan(wanted, context, tokens, prefix, summary)

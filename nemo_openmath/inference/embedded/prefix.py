@@ -37,13 +37,6 @@ class PrefixStore:
         self._by_hash: dict[int, Prefix] = {}
         self._by_conversation: dict[str, Prefix] = {}
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @property
-    def used_bytes(self) -> int:
-        return self._used
-
     def put(self, prefix: Prefix) -> None:
         """Keep ``prefix``; it replaces the one of the same conversation."""
         if prefix.bytes > self._budget:

@@ -1,0 +1,288 @@
+"""Continuous batching: one turn of all requests, over a fixed number of slots.
+
+Each turn does the following:
+
+1. End requests that are cancelled or late.
+2. Give free slots to waiting requests, with the longest prefix that some slot or the prefix store holds.
+3. Compute up to ``PREFILL_TOKENS`` of their prompts, packed without padding.
+4. Compute one token for every decoding slot.
+
+Running requests always occupy rows 0..n-1, so that a step costs what n rows cost. Python touches a single request only
+when it starts, streams or ends; everything per token is one array operation.
+
+Where memory is not enough for every slot at full length, the requests share a budget of tokens. A request is let in
+when there is room for what it holds so far, and when the running ones outgrow the room, the newest is paused. It goes
+on later from its own tokens, with the same result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import numpy as np
+import torch
+
+from nemo_openmath.core.engine import Completion, Finish, Usage
+from nemo_openmath.inference.embedded.cache_budget import CacheBudget
+from nemo_openmath.inference.embedded.decoder import Decoder, PrefillChunk
+from nemo_openmath.inference.embedded.memory import PREFILL_TOKENS
+from nemo_openmath.inference.embedded.prefix import PrefixStore
+from nemo_openmath.inference.embedded.prefix_sharing import PrefixSharing
+from nemo_openmath.inference.embedded.requests import EngineRequest, Statistics
+from nemo_openmath.inference.embedded.rows import RowTable
+from nemo_openmath.inference.embedded.text import Detokenizer, StopTable
+
+
+class ContinuousBatch:
+    """The requests of an engine, waiting and running. All methods are called in one thread.
+
+    ``slots``: requests that run at once, at most. ``prefix_bytes``: memory of the prefix store. ``cache_tokens``: the
+    budget of all running requests; None where every slot has memory for full length.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        detokenizer: Detokenizer,
+        stops: StopTable,
+        slots: int,
+        prefix_bytes: int,
+        cache_tokens: int | None,
+    ):
+        self.decoder, self.store = decoder, PrefixStore(prefix_bytes)
+        self.budget = CacheBudget(decoder, slots, cache_tokens)
+        self.statistics = Statistics()
+        self.running: list[EngineRequest] = []  # the request of row r at index r
+        self.waiting: deque[EngineRequest] = deque()
+        self._detokenizer, self._stops, self._slots = detokenizer, stops, slots
+        self._rows = RowTable(decoder.rows, decoder.capacity)
+        self._sharing = PrefixSharing(decoder, self._rows, self.store)
+        self._admitted = 0
+        self._first_deadline = float("inf")  # of the waiting requests
+
+    @property
+    def idle(self) -> bool:
+        return not self.running and not self.waiting
+
+    def add(self, request: EngineRequest) -> None:
+        """Put a request at the end of the waiting line."""
+        self.waiting.append(request)
+        self._first_deadline = min(self._first_deadline, request.deadline)
+
+    def turn(self, now: float, *, some_cancelled: bool) -> None:
+        """Do one turn. ``some_cancelled``: a request has been cancelled since the last one."""
+        self._end_cancelled_and_late(now, some_cancelled)
+        self._admit()
+        self._prefill()
+        self._decode()
+
+    def cancel_all(self) -> None:
+        """Answer every request as cancelled, with what it has."""
+        for request in [*self.running]:
+            self._finish(request, Finish.CANCELLED)
+        for request in self.waiting:
+            self.answer_waiting(request, Finish.CANCELLED)
+        self.waiting.clear()
+
+    # -- requests that end before their text does ------------------------------------------------------------------
+
+    def _end_cancelled_and_late(self, now: float, some_cancelled: bool) -> None:
+        if some_cancelled:
+            for request in [r for r in self.running if r.cancelled]:
+                self._finish(request, Finish.CANCELLED)
+        n = len(self.running)
+        if n and self._rows.deadline[:n].min() <= now:
+            for request in [self.running[row] for row in np.flatnonzero(self._rows.deadline[:n] <= now)]:
+                self._finish(request, Finish.TIME)
+        if self.waiting and (some_cancelled or now >= self._first_deadline):
+            line, self.waiting = self.waiting, deque()
+            self._first_deadline = float("inf")
+            for request in line:
+                if request.cancelled or request.deadline <= now:
+                    self.answer_waiting(request, Finish.CANCELLED if request.cancelled else Finish.TIME)
+                else:
+                    self.add(request)
+
+    # -- admission and prompts -------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        while self.waiting and len(self.running) < self._slots:
+            request, row = self.waiting[0], len(self.running)
+            self._rows.set_ids(row, request.ids)
+            if self.budget.tight and not self.budget.fits(self._rows.length[: row + 1], spare=row):
+                return
+            self.waiting.popleft()
+            request.row, request.computed, request.source = row, 0, None
+            if request.order < 0:
+                request.order = self._admitted
+                self._admitted += 1
+            stop_set = self._stops.index(request.sampling.stop)
+            self._rows.begin(
+                row, request, stop_set=stop_set, context=self.decoder.max_context, vocab=self.decoder.vocab
+            )
+            self._sharing.take_over(request, self.running)
+            self.running.append(request)
+
+    def _prefill(self) -> None:
+        """Compute the next tokens of prompts. A request whose prompt is computed draws its first token."""
+        if self._rows.decoding[: len(self.running)].all():
+            return
+        began = time.perf_counter()
+        chunks: list[PrefillChunk] = []
+        requests: list[EngineRequest] = []
+        room = PREFILL_TOKENS
+        for request in self.running:
+            if self._rows.decoding[request.row] or room <= 0 or self._sharing.waits(request):
+                continue
+            end = request.computed + min(len(request.ids) - request.computed, room)
+            chunks.append(PrefillChunk(request.row, request.computed, request.ids[request.computed : end]))
+            requests.append(request)
+            room -= end - request.computed
+        if not chunks:
+            return
+        logits = self.decoder.prefill(chunks)
+        ready = []
+        for i, (request, chunk) in enumerate(zip(requests, chunks, strict=True)):
+            request.computed += len(chunk.ids)
+            if request.computed == len(request.ids):
+                self._rows.decoding[request.row] = True
+                ready.append(i)
+        self.statistics.prefill_seconds += time.perf_counter() - began
+        if ready:
+            rows = np.array([requests[i].row for i in ready])
+            self._take_tokens(logits if len(ready) == len(requests) else logits[ready], rows)
+
+    # -- decoding --------------------------------------------------------------------------------------------------
+
+    def _decode(self) -> None:
+        """Compute one token for every row whose prompt is computed."""
+        decoding = self._rows.decoding[: len(self.running)]
+        if not decoding.any():
+            return
+        began = time.perf_counter()
+        if self.budget.tight:
+            while not self.budget.fits(self._rows.length[: len(self.running)]):
+                self._pause(max(self.running, key=lambda request: request.order))
+            decoding = self._rows.decoding[: len(self.running)]
+            if not decoding.any():
+                return
+        rows = np.flatnonzero(decoding)
+        at = self._rows.length[rows] - 1
+        logits = self.decoder.decode(rows, self._rows.ids[rows, at], at)
+        self.statistics.steps += 1
+        self.statistics.decode_seconds += time.perf_counter() - began
+        self._take_tokens(logits, rows)
+
+    def _pause(self, request: EngineRequest) -> None:
+        """Take the row of a running request, which is the first in line from now on."""
+        table, row = self._rows, request.row
+        if table.decoding[row]:
+            request.paused_ids = table.ids[row, : table.length[row]].copy()
+            request.paused_logprobs = table.logprobs[row, : table.length[row] - table.prompt_length[row]].copy()
+        self._sharing.keep_paused(request)
+        self._close_gap(request)
+        for other in self.running:
+            if other.source is request:
+                other.source = None
+                self._sharing.take_over(other, ())
+        self.waiting.appendleft(request)
+        self._first_deadline = min(self._first_deadline, request.deadline)
+        self.statistics.pauses += 1
+
+    def _take_tokens(self, logits: torch.Tensor, rows: np.ndarray) -> None:
+        """Draw the next token of each of ``rows`` and end the requests that it ends."""
+        began = time.perf_counter()
+        table = self._rows
+        length = table.length[rows]
+        place = length - table.prompt_length[rows]  # of the token in the completion
+        with_logprobs = bool(table.wants_logprobs[rows].any())
+        drawn, logprobs = self.decoder.sample(logits, table.sampling(rows), table.uniforms[rows, place], with_logprobs)
+        if logprobs is not None:
+            table.logprobs[rows, place] = logprobs
+        table.ids[rows, length] = drawn
+        length += 1
+        table.length[rows] = length
+        self.statistics.generated_tokens += len(rows)
+        self.statistics.sample_seconds += time.perf_counter() - began
+        for i in np.flatnonzero(table.streams[rows]).tolist():
+            request = self.running[rows[i]]
+            known = [float(logprobs[i])] if request.sampling.logprobs and logprobs is not None else []
+            assert request.on_tokens is not None
+            request.on_tokens([int(drawn[i])], known)
+        maybe = self._stops.table[table.stop_set[rows], drawn] | (length >= table.full_length[rows])
+        if maybe.any():
+            for request in [self.running[row] for row in rows[maybe]]:
+                self._end_if_over(request)
+
+    def _end_if_over(self, request: EngineRequest) -> None:
+        row = request.row
+        ids = self._rows.completion(row)
+        if ids[-1] in self._detokenizer.end_ids:
+            self._finish(request, Finish.STOP)
+        elif request.sampling.stop and (
+            match := self._detokenizer.find_stop(ids, request.sampling.stop, request.prompt)
+        ):
+            text, stop = match
+            if request.sampling.keep_stop:
+                text += stop
+            else:
+                while ids and len(self._detokenizer.text(ids[:-1], request.prompt)) >= len(text):
+                    ids.pop()
+            self._finish(request, Finish.STOP, text, ids, stop)
+        elif self._rows.length[row] >= self._rows.full_length[row]:
+            self._finish(request, Finish.LENGTH)
+
+    # -- ends ------------------------------------------------------------------------------------------------------
+
+    def _finish(
+        self,
+        request: EngineRequest,
+        finish: Finish,
+        text: str | None = None,
+        ids: list[int] | None = None,
+        stop: str | None = None,
+    ) -> None:
+        """Answer a running request, keep its prefix for later, and close the gap in the rows. ``text`` and ``ids``:
+        what a stop string left of the completion."""
+        row, table = request.row, self._rows
+        generated = int(table.length[row] - table.prompt_length[row])
+        if ids is None:
+            ids = table.completion(row)
+        if text is None:
+            text = self._detokenizer.text(ids, request.prompt)
+        logprobs = tuple(table.logprobs[row, : len(ids)].tolist()) if request.sampling.logprobs else None
+        self._sharing.keep_finished(request, finish, stop)
+        self._close_gap(request)
+        usage = Usage(len(request.prompt), request.cached, generated)
+        self._answer(request, Completion(text, tuple(ids), finish, stop, usage, logprobs))
+
+    def answer_waiting(self, request: EngineRequest, finish: Finish) -> None:
+        """Answer a request that has no row, with what it generated before it was paused."""
+        ids = request.ids[len(request.prompt) :].tolist()
+        logprobs: tuple[float, ...] | None = None
+        if request.sampling.logprobs:
+            logprobs = () if request.paused_logprobs is None else tuple(request.paused_logprobs.tolist())
+        text = self._detokenizer.text(ids, request.prompt) if ids else ""
+        usage = Usage(len(request.prompt), request.cached, len(ids))
+        self._answer(request, Completion(text, tuple(ids), finish, None, usage, logprobs))
+
+    def _answer(self, request: EngineRequest, completion: Completion) -> None:
+        statistics, usage = self.statistics, completion.usage
+        statistics.requests += 1
+        statistics.finished[completion.finish] += 1
+        statistics.prompt_tokens += usage.prompt_tokens
+        statistics.cached_tokens += usage.cached_tokens
+        request.on_done(completion)
+
+    def _close_gap(self, request: EngineRequest) -> None:
+        """Take a request out of its row; the last row moves there."""
+        row, last = request.row, len(self.running) - 1
+        if row != last:
+            moved = self.running[row] = self.running[last]
+            self.decoder.move_row(last, row, self._rows.in_cache(moved))
+            self._rows.move(last, row)
+            moved.row = row
+        self.running.pop()
+        self._rows.clear(last)
+        request.row = -1

@@ -1,0 +1,68 @@
+"""A request inside the embedded engine, and the totals of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from nemo_openmath.core.engine import Completion, Finish, Sampling
+
+OnDone = Callable[[Completion | BaseException], None]
+"""Gets the completion, or what ended the engine."""
+
+OnTokens = Callable[[list[int], list[float]], None]
+"""Gets new tokens, and their log-probabilities where they are wanted."""
+
+
+@dataclass(eq=False, slots=True)
+class EngineRequest:
+    """One completion to make, from its arrival to its answer. Its callbacks are called in the decoding thread."""
+
+    prompt: np.ndarray  # int32
+    sampling: Sampling
+    on_done: OnDone
+    """Is called once."""
+    on_tokens: OnTokens | None = None
+    """Is called after each new token, where the request streams."""
+    conversation: str | None = None
+    deadline: float = float("inf")
+    """Time at which the request ends with what it has, on the scheduler's clock."""
+    cancelled: bool = False
+    row: int = -1
+    """Row of a running request; below 0 for one that waits or has ended."""
+    computed: int = 0
+    """Tokens of :attr:`ids` whose keys and values are in the row."""
+    cached: int = 0
+    """Prompt tokens that were not computed for this request."""
+    order: int = -1
+    """Number of the admission: the newest request is paused first."""
+    paused_ids: np.ndarray | None = None
+    """Prompt and completion so far of a request that gave its row back."""
+    paused_logprobs: np.ndarray | None = None
+    """Log-probabilities of that completion."""
+    source: EngineRequest | None = None
+    """A request whose prompt is being computed and begins with ``shared`` tokens that this one begins with too."""
+    shared: int = 0
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The tokens that are computed before the next token is drawn."""
+        return self.prompt if self.paused_ids is None else self.paused_ids
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Totals since the engine started."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    steps: int = 0
+    pauses: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    sample_seconds: float = 0.0
+    finished: dict[Finish, int] = field(default_factory=lambda: dict.fromkeys(Finish, 0))
