@@ -1,9 +1,8 @@
 """Equal records are one record, with the parents of all and one answer by one rule; nothing vanishes uncounted."""
 
-import asyncio
 import itertools
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,16 @@ from typing import Any
 import pytest
 
 from nemo_openmath.chat import ChatTokenizer
-from nemo_openmath.core.engine import Capabilities, Chunk, Completion, Request
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.merging import ANSWERS, count_records, merge, read_merged
-from nemo_openmath.core.progress import Progress
-from nemo_openmath.core.records import Drop, Generation, Problem, Record, RecordWriter, Thread, read_drops
-from nemo_openmath.core.stage import Result, Services, Stage, StageContext, UnitStage
+from nemo_openmath.core.records import Drop, Generation, Problem, Record, RecordWriter, Thread
+from nemo_openmath.core.stage import Result, StageContext, UnitStage
 from nemo_openmath.grading.majority import majority
 from nemo_openmath.synthesis.problems.answers import ExtractAnswers
 from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
-from nemo_openmath.synthesis.problems.convert import ConvertProofs
 from nemo_openmath.synthesis.problems.extract import Extract
 from nemo_openmath.synthesis.problems.prompted import PromptedConfig
-
-BASE = Path(__file__).parents[2] / "examples" / "base"
+from tests.support.services import run_stage
 
 
 def problem(answer: str | None, *parents: str, **values: Any) -> Problem:
@@ -107,103 +102,32 @@ def test_solutions_in_versions_that_contradict_each_other_are_refused(tmp_path: 
 # -- stages --------------------------------------------------------------------------------------------------------
 
 
-class Scripted:
-    """An engine that answers by a function of its prompt."""
-
-    model = "scripted"
-    capabilities = Capabilities(
-        token_ids=False,
-        text_prompts=True,
-        renders=True,
-        seeds=True,
-        logprobs=False,
-        keep_stop=False,
-        cached_tokens=False,
-    )
-
-    def __init__(self, answer: Callable[[str], str]):
-        self._answer = answer
-
-    async def complete(self, request: Request) -> Completion:
-        return Completion(self._answer(str(request.prompt)), (), "stop")
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        pass
+def answer_by_replies(question: str) -> str:
+    numbers = re.findall(r"I get (\d)", question)
+    return f"Answer: {numbers[-1]}" if numbers else "Not found"
 
 
-class Lent(Services):
-    vote = staticmethod(majority)
-
-    def __init__(self, engine: Any = None):
-        self._engine = engine
-
-    async def engine(self, name: str) -> Any:
-        return self._engine, ChatTokenizer.load(BASE)
-
-    async def sandbox(self) -> Any:
-        raise AssertionError
-
-    async def grading(self) -> Any:
-        raise AssertionError
-
-
-def run(stage: Stage, output: Path, engine: Any = None, **inputs: Path) -> StageContext:
-    with Progress("test") as progress:
-        ports = {name: [folder] for name, folder in inputs.items()}
-        context = StageContext("test", ports, output, 1, Lent(engine), progress)
-        asyncio.run(stage.run(context))
-    return context
-
-
-def answer_by_replies(prompt: str) -> str:
-    found = re.findall(r"I get (\d)", prompt)
-    return f"Answer: {found[-1]}" if found else "Not found"
-
-
-def test_two_threads_with_the_same_problem_are_one_problem_from_extraction_to_answer(tmp_path: Path) -> None:
+async def test_two_threads_with_the_same_problem_are_one_problem_from_extraction_to_answer(
+    tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
     replies = ["I get 4", "I get 5", "I get 4", "Nice!", ""]
     threads = [Thread.make(f"Hello {n}", text) for n, text in enumerate(replies)]
-    forum = store(tmp_path / "threads", *threads)
-    run(Extract(PromptedConfig()), tmp_path / "extracted", Scripted(lambda _: "Problem 1: What is 2+2?"), threads=forum)
-    run(
-        Classify(ClassifyConfig()),
-        tmp_path / "classified",
-        Scripted(lambda _: "answer"),
-        problems=tmp_path / "extracted",
-    )
-    run(
-        ExtractAnswers(PromptedConfig()), tmp_path / "answered", Scripted(answer_by_replies),
-        problems=tmp_path / "classified", threads=forum,
+    extracted = await run_stage(
+        Extract(PromptedConfig()), tmp_path / "1", lambda _: "Problem 1: What is 2+2?", tokenizer=tokenizer,
+        threads=threads,
     )  # fmt: skip
-    assert count_records(tmp_path / "extracted", majority) == {"records": 1, "merged": 4}
-    (found,) = read_merged([tmp_path / "answered"], Problem, majority)
-    assert (found.expected_answer, found.problem_type) == ("4", "has_answer_extracted")
-    assert found.extra[ANSWERS] == {"4": 2, "5": 1}
-    assert set(found.parents) == {thread.id for thread in threads}
-
-
-def test_a_proof_is_converted_with_the_replies_of_all_its_threads(tmp_path: Path) -> None:
-    threads = [Thread.make(f"Hello {n}", f"I get {n}") for n in (3, 7)]
-    proof = Problem.make("Prove it.", category="proof", parents=tuple(thread.id for thread in threads))
-    engine = Scripted(lambda prompt: f"Problem: Find it.\nAnswer: {sorted(re.findall(r'I get (.)', prompt))}")
-    problems, forum = store(tmp_path / "p", proof), store(tmp_path / "t", *threads)
-    run(ConvertProofs(PromptedConfig()), tmp_path / "out", engine, problems=problems, threads=forum)
-    (found,) = read_merged([tmp_path / "out"], Problem, majority)
-    assert found.expected_answer == "['3', '7']"
-    assert found.parents == (proof.id, *proof.parents)
-
-
-def test_two_proofs_that_become_the_same_problem_are_one_with_both_parents(tmp_path: Path) -> None:
-    proofs = [Problem.make(f"Prove {n}.", category="proof") for n in range(2)]
-    problems, threads = store(tmp_path / "p", *proofs), store(tmp_path / "t", Thread.make("x"))
-    engine = Scripted(lambda _: "Problem: Find it.\nAnswer: 7")
-    run(ConvertProofs(PromptedConfig()), tmp_path / "out", engine, problems=problems, threads=threads)
-    (found,) = read_merged([tmp_path / "out"], Problem, majority)
-    assert set(found.parents) == {proof.id for proof in proofs}
-    assert found.expected_answer == "7"
+    classified = await run_stage(
+        Classify(ClassifyConfig()), tmp_path / "2", lambda _: "answer", tokenizer=tokenizer, problems=extracted.records
+    )
+    answered = await run_stage(
+        ExtractAnswers(PromptedConfig()), tmp_path / "3", answer_by_replies, tokenizer=tokenizer,
+        problems=classified.records, threads=threads,
+    )  # fmt: skip
+    assert count_records(extracted.context.output, majority) == {"records": 1, "merged": 4}
+    (one,) = read_merged([answered.context.output], Problem, majority)
+    assert (one.expected_answer, one.problem_type) == ("4", "has_answer_extracted")
+    assert one.extra[ANSWERS] == {"4": 2, "5": 1}
+    assert set(one.parents) == {thread.id for thread in threads}
 
 
 @dataclass(frozen=True)
@@ -229,17 +153,16 @@ class Named(UnitStage[NoSettings, str]):
         return Result(drops=[] if unit == "vanish" else [Drop("seen", unit)])
 
 
-def test_equal_units_are_done_once_and_counted_also_after_a_restart(tmp_path: Path) -> None:
-    folder = store(tmp_path / "p", problem("4"), Problem.make("2+2?"))
+async def test_equal_units_are_done_once_and_counted_also_after_a_restart(tmp_path: Path) -> None:
     for _ in range(2):
-        context = run(Named("a", "b", "a", "a"), tmp_path / "out", problems=folder)
-        assert context.metrics["equal_units"] == 2
-    assert [unit for unit, _ in read_drops(tmp_path / "out")] == ["a", "b"]
+        run = await run_stage(Named("a", "b", "a", "a"), tmp_path, problems=[problem("4"), Problem.make("2+2?")])
+        assert run.context.metrics["equal_units"] == 2
+    assert [unit for unit, _ in run.drops] == ["a", "b"]
 
 
-def test_a_record_that_vanishes_is_a_defect(tmp_path: Path) -> None:
-    folder = store(tmp_path / "p", problem("4"), Problem.make("2+2?"))
+async def test_a_record_that_vanishes_is_a_defect(tmp_path: Path) -> None:
+    problems = [problem("4"), Problem.make("2+2?")]
     with pytest.raises(AssertionError, match="unit vanish left neither a record nor a reason"):
-        run(Named("a", "vanish"), tmp_path / "out", problems=folder)
+        await run_stage(Named("a", "vanish"), tmp_path / "a", problems=problems)
     with pytest.raises(AssertionError, match="2 problems went in, 1 units were made of them"):
-        run(Named("a"), tmp_path / "other", problems=folder)
+        await run_stage(Named("a"), tmp_path / "b", problems=problems)

@@ -10,17 +10,13 @@ import pytest
 from nemo_openmath.chat import Author, ChatTokenizer, Kind, Transcript, encode, load_template
 from nemo_openmath.chat.blocks import budget_of, notice_block, output_block
 from nemo_openmath.core.engine import (
-    Capabilities,
-    Chunk,
     Completion,
     ContextOverflow,
     EngineError,
     Finish,
     Request,
-    Usage,
 )
 from nemo_openmath.core.records import Generation
-from nemo_openmath.core.tags import CODE_END
 from nemo_openmath.demo import StandInTeacher, TeacherConfig, make_problems
 from nemo_openmath.inference.asking import ask
 from nemo_openmath.inference.rollout import RolloutSettings, roll_out
@@ -30,6 +26,7 @@ from nemo_openmath.inference.rollout.outcome import tail_repeats
 from nemo_openmath.inference.rollout.settings import draw_budget
 from nemo_openmath.sandbox import channel
 from nemo_openmath.sandbox.local import LocalSandbox
+from tests.support.engines import ScriptedEngine, in_turn
 from tests.waiting import until
 
 SETTINGS = RolloutSettings(max_tokens=600, code_seconds=300.0)
@@ -41,32 +38,9 @@ FAULTLESS = TeacherConfig(
 )
 
 
-class Script:
+def script(tokenizer: ChatTokenizer, texts: Sequence[str]) -> ScriptedEngine:
     """An engine that says given texts in turn; a text that does not end in the tag ends the model's turn."""
-
-    model = "script"
-    capabilities = Capabilities(True, True, True, False, True, False)
-
-    def __init__(self, tokenizer: ChatTokenizer, texts: Sequence[str]):
-        self.tokenizer, self.texts, self.requests = tokenizer, iter(texts), list[Request]()
-
-    async def complete(self, request: Request) -> Completion:
-        self.requests.append(request)
-        text = next(self.texts)
-        stopped = text.endswith(CODE_END) and CODE_END in request.sampling.stop
-        ids = [*self.tokenizer.encode(text)] + ([] if stopped else [self.tokenizer.end_of_turn])
-        finish, cut = Finish.STOP, ids[: request.sampling.max_tokens]
-        if len(cut) < len(ids):
-            finish, text = Finish.LENGTH, self.tokenizer.decode(cut)
-        return Completion(
-            text, tuple(cut), finish, CODE_END if stopped else None, Usage(len(request.prompt), 0, len(cut))
-        )
-
-    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        done = await self.complete(request)
-        yield Chunk(done.text, done.token_ids, done)
-
-    async def close(self) -> None: ...
+    return ScriptedEngine(tokenizer, in_turn(texts))
 
 
 @pytest.fixture
@@ -84,7 +58,7 @@ async def test_code_runs_and_the_context_grows_by_the_models_own_ids(
 ) -> None:
     texts = ["<think>Let x.\n<tool_call>\nx = 6 * 7\nprint(x)\n</tool_call>", "<tool_call>\nx + 1\n</tool_call>",
              "So 42.\n</think>The answer is \\boxed{42}."]  # fmt: skip
-    engine = Script(tokenizer, texts)
+    engine = script(tokenizer, texts)
     out = await roll_out(engine, tokenizer, messages(3), SETTINGS, seed=1, key="k", sandbox=sandbox, budget=3)
     assert (out.finish, out.cost.code_calls) == ("stop", 2)
     expected = (
@@ -124,7 +98,7 @@ async def test_odd_endings(
     tokenizer: ChatTokenizer, sandbox: LocalSandbox, texts: list[str], changes: dict, finish: str, calls: int
 ) -> None:
     settings = replace(SETTINGS, **changes)
-    engine = Script(tokenizer, texts)
+    engine = script(tokenizer, texts)
     out = await roll_out(engine, tokenizer, messages(2), settings, seed=1, key="k", sandbox=sandbox, budget=2)
     assert (out.finish, out.cost.code_calls) == (finish, calls)
     assert out.cost.completion_tokens + out.cost.tool_tokens <= settings.max_tokens + 100, (
@@ -153,14 +127,14 @@ async def test_a_full_context_is_a_length_and_nothing_is_lost(tokenizer: ChatTok
         ([code, "never asked"], len(tokenizer.encode(code)) + 3),
         ([" ".join(map(str, range(500)))], 40),
     ):
-        engine = Script(tokenizer, texts)
-        engine.capabilities = replace(Script.capabilities, max_context=prompt + room)
+        engine = script(tokenizer, texts)
+        engine.capabilities = replace(engine.capabilities, max_context=prompt + room)
         out = await roll_out(engine, tokenizer, messages(2), SETTINGS, seed=1, key="k", sandbox=sandbox, budget=2)
         assert (out.finish, out.transcript.finished, len(engine.requests)) == ("length", False, 1)
         assert engine.requests[0].sampling.max_tokens == room
         assert out.transcript.text.startswith(texts[0][:20])
         assert ("y" * 500 in out.transcript.text) == (out.cost.code_calls == 1) == (texts[0] == code)
-    engine.capabilities = replace(Script.capabilities, max_context=prompt)
+    engine.capabilities = replace(engine.capabilities, max_context=prompt)
     with pytest.raises(ContextOverflow):
         await roll_out(engine, tokenizer, messages(2), SETTINGS, seed=1, key="k", sandbox=sandbox, budget=2)
 
@@ -169,7 +143,7 @@ async def test_what_a_server_leaves_out_or_breaks_off(tokenizer: ChatTokenizer, 
     """No end-of-turn token among the ids; a turn of no length after an output; an engine that was closed."""
     code, done = "<tool_call>\nprint(6 * 7)\n</tool_call>", "It is 42"
     for last in (done, ""):
-        engine = Script(tokenizer, [code, last])
+        engine = script(tokenizer, [code, last])
         complete = engine.complete
 
         async def bare(request: Request, complete=complete) -> Completion:
@@ -194,7 +168,7 @@ async def test_what_a_server_leaves_out_or_breaks_off(tokenizer: ChatTokenizer, 
 
 
 async def test_output_is_cut_and_errors_are_shown(tokenizer: ChatTokenizer, sandbox: LocalSandbox) -> None:
-    engine = Script(
+    engine = script(
         tokenizer,
         ["<tool_call>\nprint('x' * 5000)\n</tool_call>", "<tool_call>\n1 / 0\n</tool_call>", "end"],
     )
@@ -207,7 +181,7 @@ async def test_output_is_cut_and_errors_are_shown(tokenizer: ChatTokenizer, sand
 
 
 async def test_cancelling_releases_engine_and_session(tokenizer: ChatTokenizer, sandbox: LocalSandbox) -> None:
-    engine = Script(tokenizer, ["<tool_call>\nprint('begun')\nimport time; time.sleep(600)\n</tool_call>"])
+    engine = script(tokenizer, ["<tool_call>\nprint('begun')\nimport time; time.sleep(600)\n</tool_call>"])
     task = asyncio.create_task(
         roll_out(engine, tokenizer, messages(1), SETTINGS, seed=1, key="k", sandbox=sandbox, budget=1)
     )
@@ -221,7 +195,7 @@ async def test_cancelling_releases_engine_and_session(tokenizer: ChatTokenizer, 
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 120)
     assert not sandbox._sessions
-    again = Script(tokenizer, ["<tool_call>\n1 + 1\n</tool_call>", "end"])
+    again = script(tokenizer, ["<tool_call>\n1 + 1\n</tool_call>", "end"])
     out = await roll_out(again, tokenizer, messages(1), SETTINGS, seed=1, key="k", sandbox=sandbox, budget=1)
     assert "2\n" in out.transcript.text
 
@@ -252,8 +226,8 @@ async def test_answers_that_do_not_parse_are_asked_for_again(tokenizer: ChatToke
         return True if text == "yes" else None
 
     turns = load_template("classify").messages(problem="p")
-    engine = Script(tokenizer, ["what", "yes"])
+    engine = script(tokenizer, ["what", "yes"])
     assert await ask(engine, tokenizer, turns, yes, seed=1) == (True, "yes")
     assert engine.requests[0].sampling.temperature == 0.0
     assert engine.requests[1].sampling.temperature > 0.0
-    assert (await ask(Script(tokenizer, ["no"] * 9), tokenizer, turns, yes, seed=1))[0] is None
+    assert (await ask(script(tokenizer, ["no"] * 9), tokenizer, turns, yes, seed=1))[0] is None

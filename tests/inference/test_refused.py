@@ -13,17 +13,7 @@ from nemo_openmath.chat import ChatTokenizer, Transcript
 from nemo_openmath.cli.main import main
 from nemo_openmath.competition.solver import SolverSettings
 from nemo_openmath.competition.stage import Compete, CompeteConfig
-from nemo_openmath.core.engine import (
-    Capabilities,
-    Completion,
-    ContextOverflow,
-    EngineError,
-    Finish,
-    InvalidRequest,
-    Request,
-    Usage,
-    WrongServer,
-)
+from nemo_openmath.core.engine import ContextOverflow, EngineError, Finish, InvalidRequest, WrongServer
 from nemo_openmath.core.errors import Incomplete, UserError
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Generation, Group, Problem, read_drops, read_records
@@ -41,25 +31,22 @@ from nemo_openmath.synthesis.solutions.filter import Filter, FilterConfig
 from nemo_openmath.synthesis.solutions.grade import GradeConfig, GradeSolutions
 from nemo_openmath.synthesis.solutions.label import Hardness, HardnessConfig
 from nemo_openmath.synthesis.solutions.summarize import Summarize, SummarizeConfig
+from tests.support.engines import ScriptedEngine
 
 PROBLEMS = [Problem.make(f"What is {n} plus {n}?", expected_answer=str(2 * n)) for n in range(5)]
 LONG = Problem.make("What is 7 plus 7? " + "Think well. " * 9, expected_answer="14")
 
 
-class Picky:
-    """An engine that answers ``says``, except where ``check`` raises for the text of a prompt."""
+def saying(
+    tokenizer: ChatTokenizer, text: str, check: Callable[[str], None] = lambda _: None, finish: Finish = Finish.STOP
+) -> ScriptedEngine:
+    """An engine that says ``text``, except where ``check`` raises for the text of a prompt."""
 
-    model = "picky"
-    capabilities = Capabilities(True, True, True, False, True, False)
+    def answer(prompt: str) -> str:
+        check(prompt)
+        return text
 
-    def __init__(self, tokenizer: ChatTokenizer, says: str, check: Callable[[str], None], finish: Finish = Finish.STOP):
-        self.tokenizer, self.says, self.check, self.finish, self.asked = tokenizer, says, check, finish, 0
-
-    async def complete(self, request: Request) -> Completion:
-        self.asked += 1
-        self.check(self.tokenizer.decode(list(request.prompt)))
-        ids = (*self.tokenizer.encode(self.says), self.tokenizer.end_of_turn)
-        return Completion(self.says, ids, self.finish, None, Usage(len(request.prompt), 0, len(ids)))
+    return ScriptedEngine(tokenizer, answer, finish)
 
 
 def fits(text: str) -> None:
@@ -119,7 +106,7 @@ def test_python_that_a_model_does_not_call_is_said_and_named(
     caplog.set_level(logging.INFO, logger="nemo_openmath")
     for name, text in said.items():
         caplog.clear()
-        engine = Picky(tokenizer, text, lambda _: None)
+        engine = saying(tokenizer, text)
         made = run(Generate(GenerateConfig(mode="tir", samples=2)), engine, tmp_path / name, problems=PROBLEMS[1:2])
         assert made.metrics.get("solutions_with_uncalled_code", 0) == (2 if name == "fence" else 0)
         assert ("2 of 2 solutions wrote Python that nothing ran" in caplog.text) == (name == "fence")
@@ -132,7 +119,7 @@ def test_python_that_a_model_does_not_call_is_said_and_named(
 def test_what_could_not_be_tried_is_in_no_share(
     tokenizer: ChatTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engine = Picky(tokenizer, "It is \\boxed{2}.", poisoned)
+    engine = saying(tokenizer, "It is \\boxed{2}.", poisoned)
     run(Generate(GenerateConfig()), engine, tmp_path / "solutions", problems=[*PROBLEMS, LONG])
     capsys.readouterr()
     assert (
@@ -148,10 +135,10 @@ def test_what_could_not_be_tried_is_in_no_share(
 @pytest.mark.parametrize("finish", [Finish.STOP, Finish.LENGTH])
 def test_a_summary_that_was_cut_off_is_none(tokenizer: ChatTokenizer, tmp_path: Path, finish: Finish) -> None:
     """It would teach to end a text in the middle of a sentence."""
-    engine = Picky(tokenizer, "It is \\boxed{2}.", lambda _: None)
+    engine = saying(tokenizer, "It is \\boxed{2}.")
     run(Generate(GenerateConfig()), engine, tmp_path / "g", problems=PROBLEMS[1:2])
     solutions = [g.with_(verdict="equal", predicted_answer="2") for g in read_records(tmp_path / "g", Generation)]
-    writer = Picky(tokenizer, "So \\boxed{2}, and then<|im_end|>", lambda _: None, finish)
+    writer = saying(tokenizer, "So \\boxed{2}, and then<|im_end|>", finish=finish)
     run(Summarize(SummarizeConfig()), writer, tmp_path / "s", generations=solutions, problems=PROBLEMS[1:2])
     texts = [Transcript.from_json(g.transcript).summary for g in read_records(tmp_path / "s", Generation)]
     assert texts == (["So \\boxed{2}, and then"] if finish is Finish.STOP else [])
@@ -165,7 +152,7 @@ def test_a_problem_that_cannot_be_tried_is_counted_apart(
 ) -> None:
     """Through generation, grading, groups, selection and metrics: said with count and example, in no mean."""
     caplog.set_level(logging.INFO, logger="nemo_openmath")
-    engine = Picky(tokenizer, "It is \\boxed{2}.", check)
+    engine = saying(tokenizer, "It is \\boxed{2}.", check)
     benchmark = [*PROBLEMS, LONG]
     made = run(Generate(GenerateConfig(samples=2)), engine, tmp_path / "g", problems=benchmark)
     assert made.metrics["untried"] == 2
@@ -192,7 +179,7 @@ def test_a_problem_that_cannot_be_tried_is_counted_apart(
         generations=rows,
     )
     groups = list(read_records(tmp_path / "groups", Group))
-    chooser = Picky(tokenizer, "Judgment: 0", lambda _: None)
+    chooser = saying(tokenizer, "Judgment: 0")
     run(GenSelect(GenSelectConfig()), chooser, tmp_path / "chosen", groups=groups)
     chosen = list(read_records(tmp_path / "chosen", Generation))
     measured = run(
@@ -217,7 +204,7 @@ def test_candidates_that_do_not_fit_are_counted_apart(tokenizer: ChatTokenizer, 
         )  # fmt: skip
 
     groups = [group(PROBLEMS[0], "so"), group(PROBLEMS[1], "Think well.")]
-    engine = Picky(tokenizer, "Judgment: 0", fits)
+    engine = saying(tokenizer, "Judgment: 0", fits)
     run(GenSelect(GenSelectConfig()), engine, tmp_path / "s", groups=groups)
     chosen = list(read_records(tmp_path / "s", Generation))
     measured = run(ComputeMetrics(MetricsConfig()), None, tmp_path / "m", generations=chosen, problems=PROBLEMS[:2])
@@ -231,7 +218,7 @@ def test_candidates_that_do_not_fit_are_counted_apart(tokenizer: ChatTokenizer, 
 def test_an_untried_generation_says_nothing_of_hardness_and_is_dropped_by_name(
     tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
-    run(Generate(GenerateConfig()), Picky(tokenizer, "\\boxed{2}", fits), tmp_path / "g", problems=[PROBLEMS[1], LONG])
+    run(Generate(GenerateConfig()), saying(tokenizer, "\\boxed{2}", fits), tmp_path / "g", problems=[PROBLEMS[1], LONG])
     (right,) = (g for g in read_records(tmp_path / "g", Generation) if g.tried)
     (untried,) = (g for g in read_records(tmp_path / "g", Generation) if not g.tried)
     right = right.with_(predicted_answer="2", verdict="equal")
@@ -266,7 +253,7 @@ def test_an_engine_that_refuses_everything_ends_the_stage_and_leaves_nothing(
     stage: Stage, inputs: dict[str, list[Any]], tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"refused every .*no parameter 'top_k'.*settings right"):
-        run(stage, Picky(tokenizer, "", refuses), tmp_path / "out", **inputs)
+        run(stage, saying(tokenizer, "", refuses), tmp_path / "out", **inputs)
     assert not [line for part in tmp_path.glob("out/journal-*") for line in part.read_bytes().splitlines()]
 
 
@@ -275,15 +262,15 @@ def test_the_stage_ends_as_soon_as_it_is_sure(
     check: Callable[[str], None], tokenizer: ChatTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Refusals, "SURE", 3)
-    engine = Picky(tokenizer, "", check)
+    engine = saying(tokenizer, "", check)
     with pytest.raises(UserError, match=r"refused every request \(3\), the first with: HTTP 40"):
         run(Generate(GenerateConfig(samples=50, concurrency=1)), engine, tmp_path / "out", problems=PROBLEMS)
-    assert engine.asked <= 4
+    assert len(engine.requests) <= 4
 
 
 def test_judging_goes_on_where_one_question_is_refused(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     more = GENERATIONS[0].with_(id="long", problem_id=LONG.id)
-    engine = Picky(tokenizer, "Judgement: Yes", poisoned)
+    engine = saying(tokenizer, "Judgement: Yes", poisoned)
     inputs = {"generations": [more, *GENERATIONS], "problems": [LONG, *PROBLEMS]}
     assert run(JudgeAnswers(JudgeConfig()), engine, tmp_path / "j", **inputs).metrics["refused"] == 1
     verdicts = {g.id: g.verdict for g in read_records(tmp_path / "j", Generation)}
@@ -296,4 +283,4 @@ def test_a_server_that_is_away_is_still_tried_again(tokenizer: ChatTokenizer, tm
         raise EngineError("connection lost", retryable=True)
 
     with pytest.raises(Incomplete, match="connection lost"):
-        run(Generate(GenerateConfig()), Picky(tokenizer, "", away), tmp_path / "out", problems=PROBLEMS)
+        run(Generate(GenerateConfig()), saying(tokenizer, "", away), tmp_path / "out", problems=PROBLEMS)

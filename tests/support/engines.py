@@ -1,13 +1,15 @@
-"""A model that says what a test wants, behind the product's own HTTP engine."""
+"""Models that say what a test wants: behind the product's own HTTP engine, and as an engine in this process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
 from aiohttp import web
 
+from nemo_openmath.chat import ChatTokenizer
+from nemo_openmath.core.engine import Capabilities, Chunk, Completion, Finish, Request, Usage
 from nemo_openmath.inference.http.client import HTTPEngine, RetryPolicy
 
 MODEL = "scripted"
@@ -73,3 +75,45 @@ class ScriptedServer:
         choice = {"index": 0, "message": {"role": "assistant", "content": reply.text}, "finish_reason": reply.finish}
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         return web.json_response({"model": MODEL, "choices": [choice], "usage": usage})
+
+
+class ScriptedEngine:
+    """An engine in this process that speaks token ids, for what a chat server cannot show: code blocks, conversations.
+
+    ``answer``: from the text of the whole prompt to what is said; it may raise what engines raise. A text that ends in
+    one of the request's stop strings stops there, any other ends the model's turn. ``finish`` is why it ended, unless
+    ``max_tokens`` cut it.
+    """
+
+    model = MODEL
+
+    def __init__(self, tokenizer: ChatTokenizer, answer: Callable[[str], str], finish: Finish = Finish.STOP):
+        self.tokenizer, self._answer, self._finish = tokenizer, answer, finish
+        self.capabilities = Capabilities(
+            token_ids=True, text_prompts=True, seeds=True, logprobs=False, keep_stop=True, cached_tokens=False
+        )
+        self.requests: list[Request] = []
+
+    async def complete(self, request: Request) -> Completion:
+        self.requests.append(request)
+        prompt = request.prompt if isinstance(request.prompt, str) else self.tokenizer.decode(request.prompt)
+        text, finish = self._answer(prompt), self._finish
+        stop = next((stop for stop in request.sampling.stop if text.endswith(stop)), None)
+        ids = [*self.tokenizer.encode(text)] + ([] if stop else [self.tokenizer.end_of_turn])
+        if len(ids) > request.sampling.max_tokens:
+            ids, stop, finish = ids[: request.sampling.max_tokens], None, Finish.LENGTH
+            text = self.tokenizer.decode(ids)
+        return Completion(text, tuple(ids), finish, stop, Usage(len(request.prompt), 0, len(ids)))
+
+    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        completion = await self.complete(request)
+        yield Chunk(completion.text, completion.token_ids, completion)
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+def in_turn(texts: Iterable[str]) -> Callable[[str], str]:
+    """Answer the first question with the first text, and so on."""
+    remaining = iter(texts)
+    return lambda _: next(remaining)

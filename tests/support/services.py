@@ -88,8 +88,7 @@ async def run_stage(
         services = Lent(engine=engine, tokenizer=tokenizer, grading=grading)
         context = StageContext("test", ports, folder / "out", seed, services, progress)
         await stage.run(context)
-    assert stage.record is not None
-    records = list(read_records(context.output, stage.record))
+    records = [] if stage.record is None else list(read_records(context.output, stage.record))
     return StageRun(records, list(read_drops(context.output)), asked, context)
 
 

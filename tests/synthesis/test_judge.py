@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from nemo_openmath.chat import ChatTokenizer
-from nemo_openmath.core.engine import Capabilities, Chunk, Completion, EngineError, Finish, Request
+from nemo_openmath.core.engine import EngineError, Finish
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.grading import Grade, Verdict, compare
 from nemo_openmath.synthesis.judge import (
@@ -21,31 +20,9 @@ from nemo_openmath.synthesis.judge import (
     judge,
     parse_judgement,
 )
+from tests.support.engines import ScriptedEngine, in_turn
 
 QUESTION = Question("Which number?", "2.0 apples", "two")
-
-
-class ScriptedEngine:
-    """Answers by a function of the request; remembers the requests."""
-
-    model = "script"
-    capabilities = Capabilities(
-        token_ids=True, text_prompts=True, seeds=True, logprobs=False, keep_stop=True, cached_tokens=False
-    )
-
-    def __init__(self, script: Callable[[int, Request], str], finish: Finish = Finish.STOP):
-        self.script, self.finish, self.requests = script, finish, list[Request]()
-
-    async def complete(self, request: Request) -> Completion:
-        self.requests.append(request)
-        return Completion(self.script(len(self.requests) - 1, request), (), self.finish)
-
-    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        completion = await self.complete(request)
-        yield Chunk(completion.text, (), completion)
-
-    async def close(self) -> None:
-        pass
 
 
 @pytest.mark.parametrize(
@@ -101,13 +78,13 @@ def test_strict_reading(text: str, verdict: bool | None) -> None:
 async def test_nothing_is_asked_where_nothing_is_open(
     tokenizer: ChatTokenizer, question: Question, verdict: Verdict
 ) -> None:
-    engine = ScriptedEngine(lambda i, r: "Judgement: No")
+    engine = ScriptedEngine(tokenizer, lambda _: "Judgement: No")
     assert (await judge(question, [Judge(engine, tokenizer)])).verdict is verdict
     assert not engine.requests
 
 
 async def test_the_prompt_holds_problem_and_both_answers(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
-    engine = ScriptedEngine(lambda i, r: "Judgement: Yes")
+    engine = ScriptedEngine(tokenizer, lambda _: "Judgement: Yes")
     assert (await judge(QUESTION, [Judge(engine, tokenizer)])).verdict is Verdict.EQUAL
     (request,) = engine.requests
     assert not isinstance(request.prompt, str)
@@ -123,26 +100,28 @@ async def test_the_prompt_holds_problem_and_both_answers(tokenizer: ChatTokenize
 
 
 async def test_unreadable_answers_are_asked_again_then_reported(tokenizer: ChatTokenizer) -> None:
-    engine = ScriptedEngine(lambda i, r: "Judgement: Yes" if i == 2 else "Well...")
+    engine = ScriptedEngine(tokenizer, in_turn(["Well...", "Well...", "Judgement: Yes"]))
     judged = await judge(QUESTION, [Judge(engine, tokenizer, JudgeSettings(attempts=3))])
     assert (judged.verdict, judged.asked, judged.invalid) == (Verdict.EQUAL, 3, None)
     assert len({r.sampling.seed for r in engine.requests}) == 3
     assert [r.sampling.temperature for r in engine.requests] == [0.0, 0.7, 0.7]
 
-    engine = ScriptedEngine(lambda i, r: "Well...")
+    engine = ScriptedEngine(tokenizer, lambda _: "Well...")
     judged = await judge(QUESTION, [Judge(engine, tokenizer, JudgeSettings(attempts=2))])
     assert (judged.verdict, judged.votes, judged.asked, judged.invalid) == (Verdict.UNKNOWN, (None,), 2, "Well...")
 
-    ended = ScriptedEngine(lambda i, r: "Judgement: Yes<|im_end|>\n")  # some servers write the end-of-text token
+    ended = ScriptedEngine(
+        tokenizer, lambda _: "Judgement: Yes<|im_end|>\n"
+    )  # some servers write the end-of-text token
     assert (await judge(QUESTION, [Judge(ended, tokenizer)])).verdict is Verdict.EQUAL
-    cut = ScriptedEngine(lambda i, r: "Judgement: Yes", Finish.LENGTH)  # the line could have gone on
+    cut = ScriptedEngine(tokenizer, lambda _: "Judgement: Yes", Finish.LENGTH)  # the line could have gone on
     assert (await judge(QUESTION, [Judge(cut, tokenizer)])).verdict is Verdict.UNKNOWN
 
 
 async def test_votes_of_several_judges(tokenizer: ChatTokenizer) -> None:
-    yes = Judge(ScriptedEngine(lambda i, r: "Judgement: Yes"), tokenizer)
-    no = Judge(ScriptedEngine(lambda i, r: "Judgement: No"), tokenizer, JudgeSettings(votes=2))
-    silent = Judge(ScriptedEngine(lambda i, r: "?"), tokenizer, JudgeSettings(attempts=1))
+    yes = Judge(ScriptedEngine(tokenizer, lambda _: "Judgement: Yes"), tokenizer)
+    no = Judge(ScriptedEngine(tokenizer, lambda _: "Judgement: No"), tokenizer, JudgeSettings(votes=2))
+    silent = Judge(ScriptedEngine(tokenizer, lambda _: "?"), tokenizer, JudgeSettings(attempts=1))
     judged = await judge(QUESTION, [yes, no, silent])
     assert (judged.verdict, judged.votes) == (Verdict.NOT_EQUAL, (True, False, False, None))
     assert judged.reason == "judged 1 to 2, 1 invalid"
@@ -152,11 +131,11 @@ async def test_votes_of_several_judges(tokenizer: ChatTokenizer) -> None:
 
 
 async def test_engine_errors_are_the_callers(tokenizer: ChatTokenizer) -> None:
-    def fail(i: int, r: Request) -> str:
+    def fail(question: str) -> str:
         raise EngineError("busy", retryable=True)
 
     with pytest.raises(EngineError):
-        await judge(QUESTION, [Judge(ScriptedEngine(fail), tokenizer)])
+        await judge(QUESTION, [Judge(ScriptedEngine(tokenizer, fail), tokenizer)])
 
 
 def test_agreement_counts_and_shows() -> None:

@@ -145,16 +145,23 @@ async def test_convert_names_why_it_drops(tokenizer: ChatTokenizer, tmp_path: Pa
     assert len(run.asked) == 1 + 3 * 2 + 1, "what cannot be read is asked for again"
 
 
-async def test_proofs_that_become_one_problem_are_read_as_one(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("answers", "agreed", "kind", "votes"),
+    [(["7", "7"], "7", "converted_proof", None), (["7", "8"], None, "no_answer_extracted", {"7": 1, "8": 1})],
+)
+async def test_proofs_that_become_one_problem_are_read_as_one(
+    tokenizer: ChatTokenizer, tmp_path: Path, answers: list[str], agreed: str | None, kind: str, votes: Any
+) -> None:
     proofs = [Problem.make(f"Prove {n}.", category="proof") for n in range(2)]
-    answers: dict[str, str | Reply] = {f"Prove {n}.": f"Problem: Find it.\nAnswer: {7 + n}" for n in range(2)}
+    replies: dict[str, str | Reply] = {
+        f"Prove {n}.": f"Problem: Find it.\nAnswer: {answer}" for n, answer in enumerate(answers)
+    }
     run = await run_stage(
-        ConvertProofs(PromptedConfig()), tmp_path, by_text(answers), tokenizer=tokenizer, problems=proofs, threads=[]
+        ConvertProofs(PromptedConfig()), tmp_path, by_text(replies), tokenizer=tokenizer, problems=proofs, threads=[]
     )
-    (found,) = read_merged([run.context.output], Problem, majority)
-    assert set(found.parents) == {proof.id for proof in proofs}
-    assert (found.expected_answer, found.problem_type) == (None, "no_answer_extracted"), "they name two answers"
-    assert found.extra[ANSWERS] == {"7": 1, "8": 1}
+    (one,) = read_merged([run.context.output], Problem, majority)
+    assert set(one.parents) == {proof.id for proof in proofs}
+    assert (one.expected_answer, one.problem_type, one.extra.get(ANSWERS)) == (agreed, kind, votes)
 
 
 # -- extract answers ---------------------------------------------------------------------------------------------------
