@@ -21,6 +21,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+from nemo_openmath.grading.cursor import Cursor
 from nemo_openmath.grading.lexer import NotMath, Token
 from nemo_openmath.grading.names import DOTS, Node, counts, in_base, plain
 from nemo_openmath.grading.quantities import with_units
@@ -29,19 +30,17 @@ from nemo_openmath.grading.units import SCALES, UNITS
 MAX_DEPTH = 120
 _RELATIONS = frozenset({"=", "<", ">", "<=", ">=", "!=", "approx", "==", "equiv"})
 _CLOSERS = {"(": (")", "]"), "[": ("]", ")"), "set(": (")set",), "<(": (")>",), "{": ("}",)}
-_EOF: Token = ("eof", None)
 _ONE: Node = ("num", 1, 0)
 _FUNCTION_NAMES = frozenset({"f", "g", "F", "G", "phi", "psi", "Gamma", "zeta"})  # f(x+1) is no product
 _TEMPERATURES = {"C": "degC", "F": "degF"}
 _CURRENCY = {"$": "USD", r"\$": "USD", "€": "€", "£": "£", "¥": "¥", "₹": "₹"}
 
 
-class Parser:
+class Parser(Cursor):
     """Parses one answer. ``parse()`` returns the node of the whole text or raises NotMath."""
 
     def __init__(self, tokens: list[Token], *, tight: bool = False):
-        self.tokens = tokens
-        self.position = 0
+        super().__init__(tokens)
         self.depth = 0
         self.bars = 0  # open absolute values: their closing bar must not open another
         self.tight = tight
@@ -50,26 +49,8 @@ class Parser:
     def parse(self) -> Node:
         node = self._list()
         if self.position < len(self.tokens):
-            raise NotMath(f"unexpected {self._peek()[1]!r}")
+            raise NotMath(f"unexpected {self.peek()[1]!r}")
         return node
-
-    def _peek(self, ahead: int = 0) -> Token:
-        index = self.position + ahead
-        return self.tokens[index] if index < len(self.tokens) else _EOF
-
-    def _op(self) -> str | None:
-        kind, value = self._peek()
-        return value if kind == "op" else None
-
-    def _take(self, op: str) -> bool:
-        if self._peek() == ("op", op):
-            self.position += 1
-            return True
-        return False
-
-    def _expect(self, op: str) -> None:
-        if not self._take(op):
-            raise NotMath(f"expected {op!r}")
 
     def _enter(self) -> None:
         self.depth += 1
@@ -79,10 +60,10 @@ class Parser:
     def _list(self) -> Node:
         items = [self._item()]
         connective = ","
-        while (op := self._op()) in (",", ";", "and", "or"):
+        while (op := self.op()) in (",", ";", "and", "or"):
             self.position += 1
-            if op in (",", ";") and self._op() in ("and", "or"):  # "1, 2, and 3"
-                op = self._op()
+            if op in (",", ";") and self.op() in ("and", "or"):  # "1, 2, and 3"
+                op = self.op()
                 self.position += 1
             if op in ("and", "or"):
                 connective = op
@@ -90,24 +71,24 @@ class Parser:
         return items[0] if len(items) == 1 else ("list", tuple(items), connective)
 
     def _item(self) -> Node:
-        if self._take("dots"):
+        if self.take("dots"):
             return DOTS
         self._enter()
         first = self._set_expression()
         operators: list[str] = []
         nodes = [first]
-        while (op := self._op()) in _RELATIONS or op == "in":
+        while (op := self.op()) in _RELATIONS or op == "in":
             self.position += 1
             if op == "in":
                 return self._leave(("in", nodes[-1], self._set_expression()))
             operators.append("=" if op == "==" else str(op))
             nodes.append(self._set_expression())
         node: Node = ("rel", tuple(operators), tuple(nodes)) if operators else first
-        if self._op() == "(" and self._peek(1) == ("op", "mod"):
+        if self.op() == "(" and self.peek(1) == ("op", "mod"):
             self.position += 2
             node = ("mod", node, self._additive())
-            self._expect(")")
-        elif self._take("mod"):
+            self.expect(")")
+        elif self.take("mod"):
             node = ("mod", node, self._additive())
         return self._leave(node)
 
@@ -117,7 +98,7 @@ class Parser:
 
     def _set_expression(self) -> Node:
         node = self._ratio()
-        while (op := self._op()) in ("cup", "setminus"):
+        while (op := self.op()) in ("cup", "setminus"):
             self.position += 1
             right = self._ratio()
             if op == "cup":
@@ -128,19 +109,19 @@ class Parser:
 
     def _ratio(self) -> Node:
         parts = [self._additive()]
-        while self._take(":"):
+        while self.take(":"):
             parts.append(self._additive())
         return parts[0] if len(parts) == 1 else ("ratio", tuple(parts))
 
     def _additive(self) -> Node:
         self._enter()
         terms: list[Node] = []
-        op = self._op()
+        op = self.op()
         if op in ("pm", "mp"):
             terms = [("num", 0, 0)]
         else:
             terms = [self._term()]
-        while (op := self._op()) in ("+", "-", "pm", "mp"):
+        while (op := self.op()) in ("+", "-", "pm", "mp"):
             self.position += 1
             term = self._term()
             if op == "+":
@@ -154,11 +135,11 @@ class Parser:
 
     def _term(self) -> Node:
         negative = False
-        while (op := self._op()) in ("+", "-"):
+        while (op := self.op()) in ("+", "-"):
             negative ^= op == "-"
             self.position += 1
         node = self._product()
-        while (op := self._op()) in ("*", "/", "over", "choose"):
+        while (op := self.op()) in ("*", "/", "over", "choose"):
             self.position += 1
             if op == "over":
                 node = ("div", node, self._product())
@@ -173,7 +154,7 @@ class Parser:
 
     def _signed(self, parse: Any) -> Node:
         negative = False
-        while (op := self._op()) in ("+", "-"):
+        while (op := self.op()) in ("+", "-"):
             negative ^= op == "-"
             self.position += 1
         node: Node = parse()
@@ -194,7 +175,7 @@ class Parser:
         """Factors side by side."""
         node = self._factor()
         while self._starts_factor():
-            braced = self._op() == "{"
+            braced = self.op() == "{"
             factor = self._factor()
             if braced and node[0] == factor[0] == "num":
                 raise NotMath("numbers side by side")  # TeX prints {2}{3} as 23
@@ -205,7 +186,7 @@ class Parser:
 
     def _mixed(self, node: Node) -> Node | None:
         r"""A whole number before a proper fraction of whole numbers, 3\frac{1}{2}, is a sum."""
-        if node[0] != "num" or not isinstance(node[1], int) or self._peek() != ("cmd", "frac"):
+        if node[0] != "num" or not isinstance(node[1], int) or self.peek() != ("cmd", "frac"):
             return None
         start = self.position
         fraction = self._primary()
@@ -216,18 +197,18 @@ class Parser:
         return None
 
     def _starts_factor(self) -> bool:
-        kind, value = self._peek()
+        kind, value = self.peek()
         if kind in ("sym", "const", "cmd", "fn", "begin"):
             return True
         if kind == "num":
             previous = self.tokens[self.position - 1]
             return previous[0] != "num"  # 2 3 is no product
         if kind == "op":
-            if value == "(" and self._peek(1) == ("op", "mod"):
+            if value == "(" and self.peek(1) == ("op", "mod"):
                 return False
             return (
                 value in ("(", "{", "floor(", "ceil(")
-                or (value == "[" and self._peek(-1)[0] != "op")
+                or (value == "[" and self.peek(-1)[0] != "op")
                 or (value == "|" and not self.bars)
             )
         return False
@@ -236,12 +217,12 @@ class Parser:
         node = self._primary()
         node = self._mixed(node) or node
         while True:
-            op = self._op()
+            op = self.op()
             if op in ("^", "**"):
                 self.position += 1
-                if self._take("°") or self._braced("°"):
+                if self.take("°") or self._braced("°"):
                     node = self._degrees(node)
-                elif (self._take("'") or self._braced("'")) and node[0] == "sym":
+                elif (self.take("'") or self._braced("'")) and node[0] == "sym":
                     node = ("sym", node[1] + "'")
                 else:
                     node = ("pow", node, self._exponent())
@@ -276,20 +257,20 @@ class Parser:
         if letter[0] != "sym":
             return False
         if letter[1].rstrip("'") in _FUNCTION_NAMES:
-            return self._peek(1) != ("op", "mod")
-        ahead = 2 if self._op_at(1) in ("+", "-") else 1
-        is_simple = self._peek(ahead)[0] in ("num", "sym", "const") and self._op_at(ahead + 1) == ")"
+            return self.peek(1) != ("op", "mod")
+        ahead = 2 if self.op(1) in ("+", "-") else 1
+        is_simple = self.peek(ahead)[0] in ("num", "sym", "const") and self.op(ahead + 1) == ")"
         return is_simple and node[0] == "sym"
 
     def _degrees(self, node: Node) -> Node:
-        kind, name = self._peek()
-        if kind == "sym" and name in _TEMPERATURES and self._op_at(1) not in ("(", "^", "_"):
+        kind, name = self.peek()
+        if kind == "sym" and name in _TEMPERATURES and self.op(1) not in ("(", "^", "_"):
             self.position += 1
             return ("unit", node, ((_TEMPERATURES[name], 1),), Fraction(1))
         return ("unit", node, (("deg", 1),), Fraction(1))
 
     def _braced(self, op: str) -> bool:
-        if self._op() == "{" and self._peek(1) == ("op", op) and self._peek(2) == ("op", "}"):
+        if self.op() == "{" and self.peek(1) == ("op", op) and self.peek(2) == ("op", "}"):
             self.position += 3
             return True
         return False
@@ -297,25 +278,25 @@ class Parser:
     def _exponent(self) -> Node:
         self._enter()
         negative = False
-        while self._op() in ("+", "-"):
-            negative ^= self._op() == "-"
+        while self.op() in ("+", "-"):
+            negative ^= self.op() == "-"
             self.position += 1
         node = self._primary()
-        while self._take("!"):
+        while self.take("!"):
             node = ("fact", node, 1)
-        if self._op() in ("^", "**"):  # right to left: 2^3^2 = 2^9
+        if self.op() in ("^", "**"):  # right to left: 2^3^2 = 2^9
             self.position += 1
             node = ("pow", node, self._exponent())
         return self._leave(("neg", node) if negative else node)
 
     def _group_or_token(self) -> Node:
         r"""A LaTeX argument: a braced group or one token (\frac12 splits the number)."""
-        if self._take("{"):
+        if self.take("{"):
             self._enter()
             node = self._list()
-            self._expect("}")
+            self.expect("}")
             return self._leave(node)
-        kind, value = self._peek()
+        kind, value = self.peek()
         if kind == "num" and isinstance(value[0], int) and value[0] > 9 and not value[1]:
             digits = str(value[0])
             self.tokens[self.position] = ("num", (int(digits[1:]), 0))
@@ -330,7 +311,7 @@ class Parser:
         return self._leave(node)
 
     def _primary_inner(self) -> Node:
-        kind, value = self._peek()
+        kind, value = self.peek()
         self.position += 1
         if kind == "num":
             return ("num", *value)
@@ -352,14 +333,14 @@ class Parser:
             if value == "|":
                 self.bars += 1
                 node = self._additive()
-                self._expect("|")
+                self.expect("|")
                 self.bars -= 1
                 return ("fn", "det" if node[0] == "matrix" else "abs", node, None)
             if value in ("floor(", "ceil("):
                 bars, self.bars = self.bars, 0
                 node = self._additive()
                 self.bars = bars
-                self._expect(")" + value[:-1])
+                self.expect(")" + value[:-1])
                 return ("fn", value[:-1], node, None)
             if value in _CURRENCY:
                 return self._money(_CURRENCY[value])
@@ -368,16 +349,16 @@ class Parser:
     def _money(self, word: str) -> Node:
         node = self._factor()
         base, factor, power = UNITS[word]
-        while self._peek()[0] == "word" and self._peek()[1] in SCALES:
-            node = _times(node, ("num", SCALES[self._peek()[1]], 0))
+        while self.peek()[0] == "word" and self.peek()[1] in SCALES:
+            node = _times(node, ("num", SCALES[self.peek()[1]], 0))
             self.position += 1
         return ("unit", node, ((base, power),), factor)
 
     def _symbol(self, name: str) -> Node:
-        if self._op() == "_":
+        if self.op() == "_":
             self.position += 1
             sub = self._group_or_token()
-            if name in ("C", "A", "P") and self._op() == "^" and counts(sub):
+            if name in ("C", "A", "P") and self.op() == "^" and counts(sub):
                 self.position += 1
                 k = self._exponent()
                 falling: Node = ("div", ("fact", sub, 1), ("fact", ("add", (sub, ("neg", k))), 1))
@@ -388,8 +369,8 @@ class Parser:
     def _bracket(self, opening: str) -> Node:
         bars, self.bars = self.bars, 0
         closers = _CLOSERS[opening]
-        if self._op() in closers:
-            closing = str(self._op())
+        if self.op() in closers:
+            closing = str(self.op())
             self.position += 1
             self.bars = bars
             if opening in ("set(", "{"):
@@ -398,10 +379,10 @@ class Parser:
         name = self._builder() if opening == "set(" else None
         node = self._list()
         if name is not None:
-            self._expect(")set")
+            self.expect(")set")
             self.bars = bars
             return ("builder", name, node)
-        closing = self._op() or ""
+        closing = self.op() or ""
         if closing not in closers:
             raise NotMath("brackets do not match")
         self.position += 1
@@ -416,13 +397,13 @@ class Parser:
 
     def _builder(self) -> str | None:
         r"""The name before the bar or colon of \{x : ...\} or \{x \in \mathbb{R} | ...\}, None in other sets."""
-        kind, name = self._peek()
+        kind, name = self.peek()
         ahead = 1
-        if self._peek(1) == ("op", "in") and self._peek(2) == ("cmd", "mathbb") and self._peek(3) == ("op", "{"):
-            if self._peek(4) != ("sym", "R"):
+        if self.peek(1) == ("op", "in") and self.peek(2) == ("cmd", "mathbb") and self.peek(3) == ("op", "{"):
+            if self.peek(4) != ("sym", "R"):
                 return None
             ahead = 6
-        if kind != "sym" or self._op_at(ahead) not in (":", "|"):
+        if kind != "sym" or self.op(ahead) not in (":", "|"):
             return None
         self.position += ahead + 1
         return str(name)
@@ -430,16 +411,16 @@ class Parser:
     def _function(self, name: str) -> Node:
         base: Node | None = None
         power: Node | None = None
-        while self._op() in ("_", "^"):
-            which = self._op()
+        while self.op() in ("_", "^"):
+            which = self.op()
             self.position += 1
             if which == "_":
                 base = self._group_or_token()
             else:
                 power = self._exponent()
-        in_brackets = self._op() in ("(", "[", "|")
+        in_brackets = self.op() in ("(", "[", "|")
         argument = self._argument()
-        if in_brackets and self._op() == "^" and power is None and name in ("ln", "log", "lg"):
+        if in_brackets and self.op() == "^" and power is None and name in ("ln", "log", "lg"):
             self.ambiguous = True  # \ln (x-1)^2
             if self.tight:
                 self.position += 1
@@ -455,15 +436,15 @@ class Parser:
 
     def _argument(self) -> Node:
         """What a function applies to: brackets, or the factors up to a sign, a slash or the next function."""
-        if self._op() in ("(", "[", "{", "|"):
+        if self.op() in ("(", "[", "{", "|"):
             return self._primary()
-        negative = self._op() == "-"
+        negative = self.op() == "-"
         if negative:
             self.position += 1
         node = self._factor()
-        while self._starts_factor() and self._peek()[0] != "fn" and self._op() != "(":
+        while self._starts_factor() and self.peek()[0] != "fn" and self.op() != "(":
             node = _times(node, self._factor())
-        if self._op() == "/":
+        if self.op() == "/":
             self.ambiguous = True
             if self.tight:
                 self.position += 1
@@ -479,12 +460,12 @@ class Parser:
             return ("binom", top, self._group_or_token())
         if name == "sqrt":
             index: Node = ("num", 2, 0)
-            if self._take("["):
+            if self.take("["):
                 index = self._additive()
-                self._expect("]")
-            if self._op() == "(":
+                self.expect("]")
+            if self.op() == "(":
                 return ("root", self._primary(), index)
-            if self._peek()[0] == "num":  # √12, sqrt 12: the whole number, not its first digit
+            if self.peek()[0] == "num":  # √12, sqrt 12: the whole number, not its first digit
                 self.position += 1
                 return ("root", ("num", *self.tokens[self.position - 1][1]), index)
             return ("root", self._group_or_token(), index)
@@ -500,29 +481,25 @@ class Parser:
         if kind not in ("pmatrix", "bmatrix", "matrix", "vmatrix", "Bmatrix", "smallmatrix", "array"):
             raise NotMath(f"environment {kind}")
         if kind == "array":
-            self._expect("{")
-            while not self._take("}"):  # columns; a line between them makes an augmented matrix
-                if self._peek()[0] not in ("sym", "word", "const"):
+            self.expect("{")
+            while not self.take("}"):  # columns; a line between them makes an augmented matrix
+                if self.peek()[0] not in ("sym", "word", "const"):
                     raise NotMath("columns of an array")
                 self.position += 1
         rows: list[tuple[Node, ...]] = []
         row: list[Node] = []
-        while self._peek()[0] != "end":
+        while self.peek()[0] != "end":
             row.append(self._additive())
-            if not self._take("&"):
+            if not self.take("&"):
                 rows.append(tuple(row))
                 row = []
-                if not self._take("\\\\"):
+                if not self.take("\\\\"):
                     break
-        if self._peek()[0] != "end" or row or len({len(r) for r in rows}) != 1:
+        if self.peek()[0] != "end" or row or len({len(r) for r in rows}) != 1:
             raise NotMath("ragged matrix")
         self.position += 1
         node: Node = ("matrix", tuple(rows))
         return ("fn", "det", node, None) if kind == "vmatrix" else node
-
-    def _op_at(self, ahead: int) -> str | None:
-        kind, value = self._peek(ahead)
-        return value if kind == "op" else None
 
 
 def _times(a: Node, b: Node) -> Node:
