@@ -16,22 +16,37 @@ from nemo_openmath.demo.world import Item, make_problems
 
 @dataclass(frozen=True)
 class ForumConfig:
-    """Threads by what their first post holds, then shares of the threads by what the replies say."""
+    """How many threads there are by what their first post holds, and the shares of them by what the replies say."""
 
-    single: NonNegativeInt = 300  # one problem with an answer
-    several: NonNegativeInt = 30  # two or three of them
-    none: NonNegativeInt = 25  # talk
-    proof: NonNegativeInt = 50  # a proof problem that hides a value
-    beyond: NonNegativeInt = 15  # a proof problem that does not
-    choice: NonNegativeInt = 20  # multiple choice
-    binary: NonNegativeInt = 20  # yes or no
-    broken: NonNegativeInt = 20  # truncated or nonsense
-    leaked: NonNegativeInt = 15  # a benchmark problem, word for word
-    reworded: NonNegativeInt = 15  # a benchmark problem in other words
-    answered: Share = 0.6  # replies give the answer
-    contradicted: Share = 0.15  # somebody errs first and is corrected
-    disputed: Share = 0.05  # two answers, nobody settles it
-    wrong: Share = 0.05  # everybody repeats a wrong answer; what is left says nothing about it
+    single: NonNegativeInt = 300
+    """Threads that pose one problem with an answer."""
+    several: NonNegativeInt = 30
+    """Threads that pose two or three of them."""
+    none: NonNegativeInt = 25
+    """Threads of talk, without a problem."""
+    proof: NonNegativeInt = 50
+    """Threads with a proof problem that hides a value."""
+    beyond: NonNegativeInt = 15
+    """Threads with a proof problem that hides none."""
+    choice: NonNegativeInt = 20
+    """Threads with a multiple-choice problem."""
+    binary: NonNegativeInt = 20
+    """Threads with a yes-or-no question."""
+    broken: NonNegativeInt = 20
+    """Threads with a truncated or nonsensical problem."""
+    leaked: NonNegativeInt = 15
+    """Threads with a benchmark problem, word for word."""
+    reworded: NonNegativeInt = 15
+    """Threads with a benchmark problem in other words."""
+    answered: Share = 0.6
+    """Share of the threads whose replies give the answer."""
+    contradicted: Share = 0.15
+    """Share of the threads in which somebody errs first and is corrected."""
+    disputed: Share = 0.05
+    """Share of the threads with two answers that nobody settles."""
+    wrong: Share = 0.05
+    """Share of the threads in which everybody repeats a wrong answer. The threads of no such share say nothing
+    about the answer."""
 
 
 _HELLO = ("Hi all!", "Hello,", "I found this in an old book.", "From our math circle:", "Stuck on this one.", "")

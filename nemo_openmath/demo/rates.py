@@ -9,26 +9,44 @@ from nemo_openmath.core.bounds import Share
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """Every rate is a probability between 0 and 1."""
+    """How often the stand-in teacher errs, by task. Every rate is a probability."""
 
-    extract_error: Share = 0.02  # a problem is left out or cut
+    extract_error: Share = 0.02
+    """Share of posts of which a problem is left out or cut."""
     classify_error: Share = 0.02
-    convert_error: Share = 0.05  # a converted proof gets a wrong answer
-    answer_error: Share = 0.03  # a wrong answer, or "Not found", is read from the replies
+    """Share of problems that are put into another class."""
+    convert_error: Share = 0.05
+    """Share of converted proofs that get a wrong answer."""
+    answer_error: Share = 0.03
+    """Share of threads from which a wrong answer, or "Not found", is read."""
     decontaminate_error: Share = 0.01
+    """Share of pairs of problems that are compared wrongly."""
     judge_error: Share = 0.01
-    summarize_error: Share = 0.1  # the summary ends with another answer
-    genselect_error: Share = 0.15  # chooses without looking
-    cot_error: Share = 0.1  # by hand, on what can be done in the head
-    cot_error_hard: Share = 0.6  # by hand, on what cannot
-    no_code: Share = 0.06  # a tool-integrated solution without code
-    wrong_code: Share = 0.12  # a program that computes something else
-    broken_code: Share = 0.06  # a program that does not run
-    ignored_output: Share = 0.04  # the output is not what the answer says
-    over_budget: Share = 0.02  # code is written though none is left
-    unfinished: Share = 0.02  # talks on until the token limit
-    staged: Share = 0.6  # several programs, where the problem has a natural first step
-    reworded_code: Share = 0.15  # the same computation, written in another way
+    """Share of pairs of answers that are judged wrongly."""
+    summarize_error: Share = 0.1
+    """Share of summaries that end with another answer."""
+    genselect_error: Share = 0.15
+    """Share of selections that choose without looking."""
+    cot_error: Share = 0.1
+    """Share of wrong solutions by hand, of problems that can be done in the head."""
+    cot_error_hard: Share = 0.6
+    """Share of wrong solutions by hand, of problems that cannot."""
+    no_code: Share = 0.06
+    """Share of tool-integrated solutions without code."""
+    wrong_code: Share = 0.12
+    """Share of programs that compute something else."""
+    broken_code: Share = 0.06
+    """Share of programs that do not run."""
+    ignored_output: Share = 0.04
+    """Share of solutions whose answer is not what their program printed."""
+    over_budget: Share = 0.02
+    """Share of solutions that write code though no execution is left."""
+    unfinished: Share = 0.02
+    """Share of solutions that talk on until the token limit."""
+    staged: Share = 0.6
+    """Share of solutions with several programs, where the problem has a natural first step."""
+    reworded_code: Share = 0.15
+    """Share of programs that compute the same, written in another way."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:

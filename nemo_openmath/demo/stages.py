@@ -14,9 +14,10 @@ from nemo_openmath.demo.world import Item, make_benchmark, parse
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """``problems``: how many, of the pool that is held out by construction."""
+    """How large the benchmark is."""
 
     problems: PositiveInt = 200
+    """How many problems, of the pool that no thread is made from."""
 
 
 class Benchmark(Stage[BenchmarkConfig]):
@@ -39,9 +40,10 @@ def _problem(item: Item) -> Problem:
 
 @dataclass(frozen=True)
 class ThreadsConfig:
-    """``forum``: how many threads of each sort, and what their replies say."""
+    """What the forum holds."""
 
     forum: ForumConfig = field(default_factory=ForumConfig)
+    """How many threads of each sort there are, and what their replies say."""
 
 
 class Threads(Stage[ThreadsConfig]):

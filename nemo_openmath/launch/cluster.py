@@ -30,12 +30,16 @@ WarnSeconds = Annotated[int, Bounds(0, 65535)]  # what sbatch accepts
 
 @dataclass(frozen=True)
 class Container:
-    """``mounts``: ``HOST:CONTAINER``. ``arguments``: further words for srun (pyxis) or ``apptainer exec``."""
+    """Where the commands of a job run."""
 
     runtime: Literal["none", "pyxis", "apptainer"] = "none"
+    """What runs the container: ``pyxis`` (srun's plugin) or ``apptainer``. ``none`` runs on the node itself."""
     image: str = ""
+    """The image: a squashfs file, or what the runtime takes in its place."""
     mounts: tuple[str, ...] = ()
+    """Folders of the node inside the container, each as ``HOST:CONTAINER``."""
     arguments: tuple[str, ...] = ()
+    """Further words for srun (pyxis) or for ``apptainer exec``."""
 
     def __post_init__(self) -> None:
         if self.runtime != "none" and not self.image:
@@ -46,17 +50,17 @@ class Container:
 
 @dataclass(frozen=True)
 class ModelServer:
-    """What serves a model inside the jobs that generate with it.
-
-    ``command``: shell words that use "$MODEL" (its folder), "$NAME" (what clients call it) and "$PORT"; GET /health
-    must answer. ``model``: the teacher's folder (those of other models are known). ``container``: the server's own,
-    such as vLLM's image; default: the jobs'. ``start_seconds``: how long a job waits for /health before it fails.
-    """
+    """What serves a model inside the jobs that generate with it."""
 
     command: str
+    """Shell words that start the server. They use "$MODEL" (the model's folder), "$NAME" (what clients call it) and
+    "$PORT"; GET /health must answer."""
     model: str | None = None
+    """Folder of the teacher's weights. Those of other models are known from the recipe."""
     container: Container | None = None
+    """The server's own container, such as the image of vLLM. ``null`` is the container of the jobs."""
     start_seconds: PositiveInt = 3600
+    """How long a job waits for /health before it fails, in seconds."""
 
     def __post_init__(self) -> None:
         for word in ("$MODEL", "$PORT"):
@@ -66,18 +70,26 @@ class ModelServer:
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one job; null: as in the layer below. ``array``: the stage is shared by so many jobs; ``running``: of these at
-    most so many at a time. ``gpus``: per node. ``server``: another command for this stage's server."""
+    """What one job gets. ``null`` leaves it to the layer below: a stage to its kind, a kind to ``default``."""
 
     nodes: PositiveInt | None = None
+    """Nodes of the job. More than one is for trainings alone."""
     gpus: NonNegativeInt | None = None
-    cpus: PositiveInt | None = None  # per task: of a training, per rank
-    memory: str | None = None  # per node
+    """GPUs of each node."""
+    cpus: PositiveInt | None = None
+    """Processors of each task. A training has one task for each rank, other jobs have one."""
+    memory: str | None = None
+    """Memory of each node, as sbatch takes it: ``64G``."""
     time: str | None = None
+    """Time limit, as sbatch takes it: ``04:00:00``."""
     array: PositiveInt | None = None
+    """How many jobs share the stage."""
     running: PositiveInt | None = None
+    """How many jobs of the array may run at a time."""
     partition: str | None = None
+    """The partition, in place of that of the cluster."""
     server: str | None = None
+    """Another command for the server of this stage."""
 
     def __post_init__(self) -> None:
         for name in ("nodes", "cpus", "array", "running"):
@@ -100,24 +112,37 @@ class Resources:
 
 @dataclass(frozen=True)
 class Cluster:
-    """``environment``: exported in every job. ``setup``: lines of shell that every job begins with. ``sbatch``: further
-    options of every job, such as ``--qos=high``. ``warn_seconds``: before its time limit a job is asked to save.
-    ``max_array_size``: the cluster's MaxArraySize (``scontrol show config``)."""
+    """A cluster: where jobs run, in what container, and how much each gets."""
 
     templates: Path
+    """Folder of the sbatch templates, relative to this file."""
     partition: str | None = None
+    """The partition of every job."""
     account: str | None = None
+    """The account of every job."""
     sbatch: tuple[str, ...] = ()
+    """Further options of every job, such as ``--qos=high``."""
     container: Container = field(default_factory=Container)
+    """Where the commands of every job run."""
     environment: dict[str, str] = field(default_factory=dict)
+    """Variables that are exported in every job."""
     setup: tuple[str, ...] = ()
+    """Lines of shell that every job begins with."""
     warn_seconds: WarnSeconds = 300
+    """How long before its time limit a job is asked to save, in seconds."""
     max_array_size: PositiveInt = 1001
+    """The MaxArraySize of the cluster (``scontrol show config``)."""
     server: ModelServer | None = None
+    """What serves models inside the jobs that generate with them. ``null`` leaves it to the recipe's
+    ``student``."""
     teacher: ModelServer | None = None
+    """What serves the teacher inside the jobs that ask it. ``null`` leaves it to the recipe's ``teacher``."""
     default: Resources = field(default_factory=Resources)
+    """What every job gets."""
     kinds: dict[str, Resources] = field(default_factory=dict)
+    """What the jobs of a kind of stage get, by kind. Each may say what ``default`` may."""
     stages: dict[str, Resources] = field(default_factory=dict)
+    """What the job of a stage gets, by the stage's name. Each may say what ``default`` may."""
 
     def __post_init__(self) -> None:
         for value in (self.partition, self.account):
