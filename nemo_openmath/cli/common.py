@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
-from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.build import nearest
+from nemo_openmath.core.errors import ExitCode, UserError
 
 GOES_ON = "finished work is kept, the same command goes on from here"
 AGAIN = "run the same command again"
@@ -55,6 +58,56 @@ class Help(argparse.HelpFormatter):
         if "\n" in text:
             return "".join(indent + line for line in text.splitlines(keepends=True))
         return super()._fill_text(text, width, indent)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, as every error of the command: what is wrong, and what to write."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the mistake and its remedy on standard error and exit with code 2."""
+        problem, remedy = self._mistake(message)
+        where = self.prog.partition(" ")[2]
+        self.exit(int(ExitCode.USER_ERROR), f"openmath: {f'{where}: ' if where else ''}{problem}; {remedy}\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does, and remember the words for :meth:`error`."""
+        self._words: list[str] = list(args or ())
+        return super().parse_known_args(args, namespace)
+
+    def _mistake(self, message: str) -> tuple[str, str]:
+        """(problem, remedy) of what argparse says."""
+        if choice := re.search(r"invalid choice: '(?P<word>.*)' \(choose from (?P<known>.*)\)", message):
+            known = choice["known"].replace("'", "").split(", ")
+            return f"no {self._subject(message)} {choice['word']!r}", nearest(choice["word"], known)
+        unknown = re.fullmatch(r"unrecognized arguments: (?P<words>.*)", message)
+        missing = re.fullmatch(r"the following arguments are required: (?P<names>.*)", message)
+        if unknown or missing:  # an option that is missing may be one that was misspelt
+            for word in unknown["words"].split() if unknown else self._words:
+                if meant := self._meant(word.partition("=")[0]):
+                    return f"no option {word.partition('=')[0]}", f"did you mean {meant!r}?"
+        if unknown:
+            return f"cannot use {unknown['words']}", f"see {self.prog} --help"
+        example = EXAMPLES.get(self.prog.partition(" ")[2])
+        remedy = f"for example: {self.prog} {example}" if example else f"see {self.prog} --help"
+        if missing:
+            names = [name for name in missing["names"].split(", ") if name != "key=value"]
+            return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} missing", remedy
+        return message.removeprefix("argument "), remedy
+
+    def _meant(self, word: str) -> str | None:
+        """The option that a misspelt one is near to; None for what is right, and for what is no option."""
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        if not word.startswith("--") or any(option.startswith(word) for option in known):
+            return None
+        return next(iter(difflib.get_close_matches(word, known, 1, 0.6)), None)
+
+    @staticmethod
+    def _subject(message: str) -> str:
+        """What a choice is of: ``argument COMMAND: invalid choice: ...`` -> ``command``."""
+        name = re.match(r"argument (\S+?):", message)
+        return (
+            name[1].lower() if name and not name[1].startswith("-") else f"choice of {name[1]}:" if name else "choice"
+        )
 
 
 def verb(

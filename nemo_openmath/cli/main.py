@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from nemo_openmath import __version__
-from nemo_openmath.cli.common import EXAMPLES, EXIT_CODES, Help
+from nemo_openmath.cli.common import EXAMPLES, EXIT_CODES, Help, Parser
 from nemo_openmath.cli.streams import be_patient
 from nemo_openmath.core.errors import ExitCode, OpenMathError, UserError, of_the_system
 from nemo_openmath.core.logs import configure_logging
@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All verbs. Their files import heavy packages only when run."""
     from nemo_openmath.cli import verbs
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="openmath",
         description="Build a math-reasoning model: problems, solutions, training, checkpoints, evaluation.",
         epilog=f"example: openmath recipe run {EXAMPLES['recipe run']}\n{EXIT_CODES}\n",
