@@ -122,9 +122,9 @@ def _values(scores: Iterable[ProblemScores], mode: str, metric: str, side: str) 
 
 
 def _check_same(before: Mapping[str, object], after: Mapping[str, object], old: str, new: str) -> None:
-    for has, lacks, side, other in ((before, after, old, new), (after, before, new, old)):
+    for has, lacks, side, other_side in ((before, after, old, new), (after, before, new, old)):
         if only := has.keys() - lacks.keys():
             raise UserError(
-                f"{len(only)} problems of {side} are not in {other}, for example {min(only)}",
+                f"{len(only)} problems of {side} are not in {other_side}, for example {min(only)}",
                 remedy="evaluate both on the same benchmark",
             )

@@ -1,4 +1,4 @@
-"""The share of right answers among rows that are seen one after another, with its interval over problems."""
+"""Count the share of right answers among rows that are seen one after another, with its interval over problems."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from nemo_openmath.synthesis.problems.answers import ExtractAnswers
 from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
 from nemo_openmath.synthesis.problems.convert import ConvertProofs
 from nemo_openmath.synthesis.problems.decontaminate import Decontaminate, DecontaminateConfig
+from nemo_openmath.synthesis.problems.extract import Extract
 from nemo_openmath.synthesis.problems.prompted import PromptedConfig
 from tests.support.engines import BUSY, REFUSED, Reply
 from tests.support.services import StageRun, run_stage
@@ -33,6 +34,28 @@ def by_text(replies: dict[str, str | Reply]) -> Callable[[str], str | Reply]:
         return replies[key]
 
     return answer
+
+
+# -- extract problems --------------------------------------------------------------------------------------------------
+
+
+async def test_extract_takes_the_problems_of_a_post_and_names_why_it_drops_one(
+    tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
+    replies: dict[str, str | Reply] = {
+        "two of them": "Problem 1: Find a.\nProblem 2: Find b,\nand c.\nProblem 3: Find  a.",
+        "thanks": "No problem.",
+        "chat": GARBLED,
+        "forbidden": REFUSED,
+    }
+    threads = {text: Thread.make(text, "I get 4") for text in replies}
+    run = await run_stage(
+        Extract(PromptedConfig()), tmp_path, by_text(replies), tokenizer=tokenizer, threads=list(threads.values())
+    )
+    assert [" ".join(problem.problem.split()) for problem in run.records] == ["Find a.", "Find b, and c."]
+    assert {problem.parents for problem in run.records} == {(threads["two of them"].id,)}
+    assert run.reasons == ["no problem in the post", "refused by the engine", "unparsable answer"]
+    assert not any("I get 4" in asked.question for asked in run.asked), "only the post is shown"
 
 
 # -- classify ----------------------------------------------------------------------------------------------------------

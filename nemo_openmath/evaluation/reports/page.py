@@ -236,7 +236,10 @@ def training(name: str, curves: TrainingCurves) -> dict[str, Any]:
     last = curves.loss[-max(1, len(curves.loss) // 20) :]
     facts = [("steps", f"{curves.steps[-1]:,}"), ("loss at the end", f"{sum(last) / len(last):.3f}")]
     if curves.tokens:
-        facts += [("tokens", f"{curves.tokens:,}"), ("of them trained", f"{curves.trained_tokens / curves.tokens:.0%}")]
+        facts += [
+            ("tokens", f"{curves.tokens:,}"),
+            ("of them targets of the loss", f"{curves.trained_tokens / curves.tokens:.0%}"),
+        ]
     if curves.seconds:
         facts.append(("time", formats.seconds_text(curves.seconds)))
         facts.append(("tokens per second", f"{curves.tokens / curves.seconds:,.0f}"))
