@@ -67,9 +67,9 @@ def typical_order(count: int, random: np.random.Generator) -> list[int]:
     tokens and in squared lengths."""
 
     def padding(lengths: list[int]) -> np.ndarray:
-        each = np.array(lengths, np.float64).reshape(-1, 8)
-        longest = np.broadcast_to(each.max(axis=1, keepdims=True), each.shape)
-        return np.array([longest.sum() / each.sum(), (longest**2).sum() / (each**2).sum()])
+        groups = np.array(lengths, np.float64).reshape(-1, 8)
+        longest = np.broadcast_to(groups.max(axis=1, keepdims=True), groups.shape)
+        return np.array([longest.sum() / groups.sum(), (longest**2).sum() / (groups**2).sum()])
 
     average = padding(long_tailed_lengths(1 << 16, random))
     orders = [long_tailed_lengths(count, random) for _ in range(500)]
@@ -89,13 +89,13 @@ def packed(lengths: list[int], vocabulary: int, random: np.random.Generator) -> 
     """First-fit packs of PACK_TOKENS."""
     bins: list[list[int]] = []
     for length in sorted(lengths, reverse=True):
-        for each in bins:
-            if sum(each) + length <= PACK_TOKENS:
-                each.append(length)
+        for pack_lengths in bins:
+            if sum(pack_lengths) + length <= PACK_TOKENS:
+                pack_lengths.append(length)
                 break
         else:
             bins.append([length])
-    return [concatenate([sample(n, n, vocabulary, random) for n in each]) for each in bins]
+    return [concatenate([sample(n, n, vocabulary, random) for n in pack_lengths]) for pack_lengths in bins]
 
 
 def padded(lengths: list[int], vocabulary: int, random: np.random.Generator) -> list[Pack]:

@@ -34,10 +34,10 @@ def _plan(options: argparse.Namespace) -> None:
     from nemo_openmath.training.planning.layouts import make_plan
     from nemo_openmath.training.planning.speed import DEFAULT_MFU
     from nemo_openmath.training.planning.table import show
-    from nemo_openmath.training.planning.workload import Given, read_workload
+    from nemo_openmath.training.planning.workload import PlanOptions, read_workload
 
-    given = Given(options.capacity, options.batch_samples, options.steps)
-    work = read_workload(options.config, options.overrides, given)
+    numbers = PlanOptions(options.capacity, options.batch_samples, options.steps)
+    work = read_workload(options.config, options.overrides, numbers)
     mfu = DEFAULT_MFU if options.mfu is None else options.mfu
     plan = make_plan(work, gpu(options.gpu), options.gpus, mfu)
     Console(soft_wrap=False).print(show(plan, max(0, options.rows)))

@@ -18,28 +18,35 @@ LayerBackend = Literal["auto", "local", "transformer_engine"]
 class Parallel:
     """Sizes of the model-parallel groups; what is left of the world is data parallel."""
 
-    tp: PositiveInt = 1  # tensor parallel
-    pp: PositiveInt = 1  # pipeline stages
-    cp: PositiveInt = 1  # context parallel: each sample is split over this many ranks
-    vpp: PositiveInt = 1  # model chunks per pipeline stage (interleaved 1F1B when above 1)
-    sequence_parallel: bool = False  # split norms and residuals over the tensor-parallel group
+    tp: PositiveInt = 1
+    """Tensor parallel: ranks over which each matrix is split."""
+    pp: PositiveInt = 1
+    """Pipeline stages: ranks over which the layers are split."""
+    cp: PositiveInt = 1
+    """Context parallel: ranks over which each sample is split."""
+    vpp: PositiveInt = 1
+    """Model chunks of each pipeline stage (interleaved 1F1B when above 1)."""
+    sequence_parallel: bool = False
+    """Split norms and residuals over the tensor-parallel ranks, too."""
 
     @property
     def model_parallel(self) -> int:
+        """Return the ranks that hold one replica of the model."""
         return self.tp * self.pp * self.cp
 
     @property
     def sample_multiple(self) -> int:
-        """Each sample of a pack is padded to this many tokens: two zig-zag chunks per context rank."""
+        """Return the multiple of tokens to which each sample is padded: two zig-zag chunks per context rank."""
         return 2 * self.cp if self.cp > 1 else 1
 
     @property
     def pack_multiple(self) -> int:
-        """A pack's length is a multiple of this, so that sequence parallelism splits it evenly."""
+        """Return the multiple of tokens that a pack's length is, so that sequence parallelism splits it evenly."""
         return self.sample_multiple * (self.tp if self.sequence_parallel else 1)
 
     def data_parallel(self, world_size: int) -> int:
-        """Number of data-parallel replicas; refuses a world that the product does not divide."""
+        """Return the number of data-parallel replicas. Raises UserError for a world that the product does not
+        divide."""
         if world_size % self.model_parallel:
             raise UserError(
                 f"{world_size} processes are not a multiple of tp x pp x cp = "
@@ -49,7 +56,8 @@ class Parallel:
         return world_size // self.model_parallel
 
     def check(self, model: ModelConfig, world_size: int) -> int:
-        """The data-parallel size, or a :class:`UserError` of one line that says which number to change."""
+        """Return the data-parallel size. Raises UserError where the layout does not fit the model or the world; it says
+        which number to change."""
         for name in ("tp", "pp", "cp", "vpp"):
             if getattr(self, name) < 1:
                 raise UserError(f"parallel.{name} is {getattr(self, name)}", remedy=f"set parallel.{name} to 1 or more")

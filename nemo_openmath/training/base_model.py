@@ -101,5 +101,5 @@ def refuse_used_output(output: Path, model: Path, changes: Mapping[str, Any]) ->
             before = step_folders.read_manifest(folder).training
         except DamagedFile:
             continue
-        return refuse_another_model(folder, before, BaseModel.open(model, changes).identity)
+        return refuse_another_model(folder, before, BaseModel.open(model, changes, quiet=True).identity)
     return None

@@ -58,7 +58,7 @@ class SftConfig:
 
 
 class Sft(Stage[SftConfig]):
-    """Sequence-packed supervised fine-tuning on megatron-core. Killed and run again, it resumes from its newest
+    """Fine-tune a model on packed samples, on megatron-core. Killed and run again, the training goes on from its newest
     checkpoint."""
 
     kind = "training.sft"

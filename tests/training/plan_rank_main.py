@@ -50,7 +50,7 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         models = build_model(model, config.parallel, dtype=dtype, recompute=config.recompute)
         with torch.no_grad():
-            for parameter in (p for each in models for p in each.parameters()):
+            for parameter in (p for model_chunk in models for p in model_chunk.parameters()):
                 parameter.normal_(std=0.02)
         optimizer = Optimizer.build(models, config)
         forward_backward = ForwardBackward(models, optimizer.chunks, model, config.parallel)
@@ -62,25 +62,28 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
         gradients = storages(p.main_grad for p in parameters)
         mains = [t for part in optimizer.parts for g in part.optimizer.param_groups for t in g["params"]]
         moments = [t for part in optimizer.parts for s in part.optimizer.state.values() for t in s.values()]
-        kept = storages([*mains, *(t for t in moments if t.numel() > 1)])
-        kept = {address: size for address, size in kept.items() if address not in weights}
-        found = {name: sum(each.values()) for name, each in (("weights", weights), ("gradients", gradients))}
-        found |= {"optimizer": sum(kept.values()), "activations": saved(forward_backward, models, pack, set(weights))}
+        states = storages([*mains, *(t for t in moments if t.numel() > 1)])
+        states = {address: size for address, size in states.items() if address not in weights}
+        measured = {"weights": sum(weights.values()), "gradients": sum(gradients.values())}
+        measured |= {
+            "optimizer": sum(states.values()),
+            "activations": saved(forward_backward, models, pack, set(weights)),
+        }
         writers, rank = optimizer.share_out(), dist.get_rank()  # of data- and context-parallel ranks
         if config.parallel.cp * config.parallel.data_parallel(dist.get_world_size()) == dist.get_world_size():
             full = optimizer.full_state(writers)
             copies = [[p, *full[p].values()] for p, writer in writers.items() if writer == rank]
-            found["saving"] = sum(tensor.nbytes for each in copies for tensor in each)
-            held = sum(part.stop - part.start for part in optimizer.held_ranges().values())
-            found["loading"] = 4 * len(optimizer.state_keys) * held
+            measured["saving"] = sum(tensor.nbytes for tensors in copies for tensor in tensors)
+            elements = sum(part.stop - part.start for part in optimizer.held_ranges().values())
+            measured["loading"] = 4 * len(optimizer.state_keys) * elements
         ranks = config.parallel.data_parallel(dist.get_world_size())
         runs = 1 if dist.get_world_size() == 1 else 3
         pack_each = forward_backward.shard([pack] * ranks)
         for size in case["block_bytes"]:  # of a block of logits
             loss.CPU_BLOCK_BYTES = size
             # gloo's threads let go of a reduced tensor when they get to it: the least of a few runs is the step's own.
-            found[f"peak {size}"] = min(peak(lambda: forward_backward.run(pack_each)) for _ in range(runs))
-        return found
+            measured[f"peak {size}"] = min(peak(lambda: forward_backward.run(pack_each)) for _ in range(runs))
+        return measured
 
 
 def peak(work: Callable[[], Any]) -> int:
@@ -111,12 +114,12 @@ def saved(forward_backward: ForwardBackward, models: list[Any], pack: Pack, weig
 def main() -> None:
     for case in json.loads(Path(sys.argv[1]).read_text()):
         try:
-            found = measure(case)
+            measured = measure(case)
         except Exception:
             print(f"case {case}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
             os._exit(1)
         if dist.get_rank() == 0:
-            Path(case["output"]).write_text(json.dumps(found))
+            Path(case["output"]).write_text(json.dumps(measured))
         dist.barrier()
     os._exit(0)
 

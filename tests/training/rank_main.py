@@ -63,27 +63,27 @@ def gradients(case: dict[str, Any], config: TrainingConfig) -> None:
             (name, parallel_state.get_tensor_model_parallel_rank()): (entry, gradient)
             for name, entry, gradient in full_gradients(optimizer, models, model)
         }
-        everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, mine)
+        of_all: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(of_all, mine)
         if dist.get_rank() == 0:
-            merged = {key: value for each in everyone for key, value in each.items()}
-            found = {}
+            merged = {key: value for of_rank in of_all for key, value in of_rank.items()}
+            by_name = {}
             for name in {name for name, _ in merged}:
                 entry = merged[name, 0][0]
                 whole = hf_mapping.tp_join(entry, [merged[name, r][1] for r in range(config.parallel.tp)])
-                found |= dict(zip(dict(entry.sources), hf_mapping.split(entry, whole), strict=True))
-            torch.save({"loss": loss, "norm": norm, "gradients": found}, case["output"])
+                by_name |= dict(zip(dict(entry.sources), hf_mapping.split(entry, whole), strict=True))
+            torch.save({"loss": loss, "norm": norm, "gradients": by_name}, case["output"])
 
 
 def full_gradients(optimizer: Optimizer, models: list[Any], model: ModelConfig) -> list[tuple[str, Any, Tensor]]:
     """(stored name, mapping entry, this TP rank's gradient), put together from the distributed optimizer's shards."""
-    shards = {parameter: (held, main.grad) for _, parameter, main, held in optimizer._locate()}
+    shards = {parameter: (part, main.grad) for _, parameter, main, part in optimizer._locate()}
     result = []
     for name, (entry, parameter) in parameters_by_stored_name(models, model).items():
-        held, gradient = shards.get(parameter, (None, None))
+        part, gradient = shards.get(parameter, (None, None))
         full = torch.zeros(parameter.numel())
         if gradient is not None:
-            full[held if held is not None else slice(None)] = gradient.flatten()
+            full[part if part is not None else slice(None)] = gradient.flatten()
         if optimizer.config.distributed_optimizer:
             dist.all_reduce(full, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
         result.append((name, entry, full.view(parameter.shape)))
@@ -151,16 +151,16 @@ def leaks(case: dict[str, Any], config: TrainingConfig) -> None:
                 pack, tokens=(pack.tokens + change) % model.vocab_size, loss_mask=np.zeros_like(pack.loss_mask)
             )
 
-        found = []
+        losses = []
         for i, sample in enumerate(samples):
 
             def around(change: int, i: int = i) -> list[Pack]:
                 return [s if j == i else silent(s, change) for j, s in enumerate(samples)]
 
             alone = around(0)
-            found.append([loss(alone), loss(around(7)), loss(alone[i:] + alone[:i]), loss([sample])])
+            losses.append([loss(alone), loss(around(7)), loss(alone[i:] + alone[:i]), loss([sample])])
         if dist.get_rank() == 0:
-            torch.save(found, case["output"])
+            torch.save(losses, case["output"])
 
 
 def run(case: dict[str, Any]) -> None:

@@ -10,13 +10,13 @@ import yaml
 
 from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.models.configs import preset
-from nemo_openmath.models.layout import Parallel
+from nemo_openmath.models.layout import Parallel, Recompute
 from nemo_openmath.training.planning import memory
 from nemo_openmath.training.planning.gpus import GPUS, gpu, gpu_of_device
 from nemo_openmath.training.planning.layouts import estimate, layouts, make_plan
 from nemo_openmath.training.planning.memory import Layout
 from nemo_openmath.training.planning.speed import micro_batches
-from nemo_openmath.training.planning.workload import Given, read_workload
+from nemo_openmath.training.planning.workload import PlanOptions, read_workload
 
 RECIPE = {  # arXiv 2504.16891: parameters, and the reference's layout of each size
     "qwen2.5-math-1.5b": (1_543_714_304, Parallel(tp=1, cp=2)),
@@ -35,16 +35,16 @@ def test_parameters_of_one_rank_and_of_all(name: str) -> None:
     tp, pp = 2, 4
     norms = (2 * model.num_hidden_layers + 1) * model.hidden_size
     twice = model.vocab_size * model.hidden_size if model.tie_word_embeddings else 0
-    held = tp * sum(memory.stage_parameters(model, Parallel(tp=tp, pp=pp), stage) for stage in range(pp))
-    assert held == count + (tp - 1) * norms + twice
+    stored = tp * sum(memory.stage_parameters(model, Parallel(tp=tp, pp=pp), stage) for stage in range(pp))
+    assert stored == count + (tp - 1) * norms + twice
 
 
 @pytest.mark.parametrize("name", RECIPE)
 @pytest.mark.parametrize("gpus", [64, 512])
 def test_the_recipes_layouts_fit(name: str, gpus: int) -> None:
     """On H100s with packs of 32768, with and without sequence parallelism; 1.5B and 7B without recomputation too."""
-    work = read_workload(name, (), Given(capacity=32768, batch_samples=1024))
-    fits = {each.layout for each in make_plan(work, gpu("h100"), gpus).fits}
+    work = read_workload(name, (), PlanOptions(capacity=32768, batch_samples=1024))
+    fits = {choice.layout for choice in make_plan(work, gpu("h100"), gpus).fits}
     parallel = RECIPE[name][1]
     for split in (False, True) if parallel.tp > 1 else (False,):
         sizes = replace(parallel, sequence_parallel=split)
@@ -53,12 +53,12 @@ def test_the_recipes_layouts_fit(name: str, gpus: int) -> None:
 
 def test_layouts_are_those_the_trainer_accepts_and_come_fastest_first() -> None:
     plan = make_plan(read_workload("qwen2.5-math-7b"), gpu("h100"), 32)
-    model, times = plan.work.model, [each.time.total for each in plan.fits]
+    model, times = plan.work.model, [choice.time.total for choice in plan.fits]
     assert times == sorted(times)
-    assert len({each.layout for each in plan.fits}) == len(plan.fits)
-    assert all(each.memory.total <= plan.gpu.memory and each.layout.gpus == 32 for each in plan.fits)
-    assert all(each.layout.parallel.check(model, 32) == each.layout.data_parallel for each in plan.fits)
-    assert all(0 < each.mfu <= plan.mfu for each in plan.fits)
+    assert len({choice.layout for choice in plan.fits}) == len(plan.fits)
+    assert all(choice.memory.total <= plan.gpu.memory and choice.layout.gpus == 32 for choice in plan.fits)
+    assert all(choice.layout.parallel.check(model, 32) == choice.layout.data_parallel for choice in plan.fits)
+    assert all(0 < choice.mfu <= plan.mfu for choice in plan.fits)
     tried = {layout.parallel.tp for layout in layouts(plan.work, plan.gpu, 32)}
     assert tried == {1, 2, 4}  # 4 KV heads: the trainer refuses 8
 
@@ -68,21 +68,20 @@ def test_what_each_kind_of_parallelism_saves() -> None:
     the first pipeline stage holds as many micro-batches as there are stages."""
     work = read_workload("qwen2.5-14b")
 
-    def found(parallel: Parallel, dp: int = 8, shared: bool = True, again: memory.Recompute = "none") -> memory.Memory:
-        return estimate(work, Layout(parallel, dp, shared, again), gpu("h200")).memory
+    def memory_of(parallel: Parallel, dp: int = 8, shared: bool = True, recompute: Recompute = "none") -> memory.Memory:
+        return estimate(work, Layout(parallel, dp, shared, recompute), gpu("h200")).memory
 
-    plain = found(Parallel(tp=4))
-    assert found(Parallel(tp=8)).weights == pytest.approx(plain.weights / 2, rel=0.001)
-    assert found(Parallel(tp=4, cp=2)).activations < 0.6 * plain.activations
-    assert found(Parallel(tp=4, cp=2)).optimizer == pytest.approx(plain.optimizer / 2, rel=1e-6)
-    assert found(Parallel(tp=4, sequence_parallel=True)).activations < plain.activations
-    assert found(Parallel(tp=4), again="full").activations < 0.2 * plain.activations
-    assert found(Parallel(tp=4), shared=False).optimizer == pytest.approx(8 * plain.optimizer, rel=1e-6)
+    plain = memory_of(Parallel(tp=4))
+    assert memory_of(Parallel(tp=8)).weights == pytest.approx(plain.weights / 2, rel=0.001)
+    assert memory_of(Parallel(tp=4, cp=2)).activations < 0.6 * plain.activations
+    assert memory_of(Parallel(tp=4, cp=2)).optimizer == pytest.approx(plain.optimizer / 2, rel=1e-6)
+    assert memory_of(Parallel(tp=4, sequence_parallel=True)).activations < plain.activations
+    assert memory_of(Parallel(tp=4), recompute="full").activations < 0.2 * plain.activations
+    assert memory_of(Parallel(tp=4), shared=False).optimizer == pytest.approx(8 * plain.optimizer, rel=1e-6)
     assert [memory.in_flight(Parallel(pp=4), stage, 100) for stage in range(4)] == [4, 3, 2, 1]
     assert [memory.in_flight(Parallel(pp=4), 0, few) for few in (1, 2)] == [1, 2]
-    assert (
-        memory.in_flight(Parallel(pp=4, vpp=2), 0, 100) == 11
-    )  # chunks of L / 8 layers: 5.5 micro-batches' worth of 4
+    # chunks of L / 8 layers: 5.5 micro-batches' worth of 4
+    assert memory.in_flight(Parallel(pp=4, vpp=2), 0, 100) == 11
     interleaved = Layout(Parallel(pp=4, vpp=2), 3, False, "none")
     assert micro_batches(work, interleaved) % 4 == 0
 
@@ -140,9 +139,9 @@ def test_refused_naming_the_number(job: Path, capsys: pytest.CaptureFixture[str]
     if "tp=16" in line:
         line = line.replace("--gpus 16", "--gpus 32")
     assert run(["plan", *line.replace("JOB", str(job)).split()]) == ExitCode.USER_ERROR
-    said = capsys.readouterr().err
-    assert remedy in said
-    assert len(said.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert remedy in message
+    assert len(message.splitlines()) == 1
 
 
 def test_what_is_said_to_fit_more_gpus_does() -> None:
@@ -157,7 +156,7 @@ def test_the_command(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from nemo_openmath.cli.main import run
 
     assert run(["plan", str(job), "--gpus", "32", "--gpu", "h100", "--rows", "5", "training.recompute=full"]) == 0
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     for words in (
         "optimizer states",
         "host memory",
@@ -168,4 +167,4 @@ def test_the_command(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "100 steps",
         "the best 5",
     ):
-        assert words in said
+        assert words in message

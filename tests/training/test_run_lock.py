@@ -60,10 +60,10 @@ def test_a_folder_is_held_until_its_holder_dies(
     tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_lock, "PATIENCE_SECONDS", 0.0)
-    said = rf"^{tmp_path}: the training of process {holder.pid} on \S+ \(4 ranks, since .* UTC\) is running in this "
-    with pytest.raises(UserError, match=said):
+    message = rf"^{tmp_path}: the training of process {holder.pid} on \S+ \(4 ranks, since .* UTC\) is running in this "
+    with pytest.raises(UserError, match=message):
         RunLock.take(tmp_path, 1)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         refuse_locked(tmp_path)
     holder.kill()
     holder.wait()
@@ -193,18 +193,18 @@ def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
         if line.startswith("step 2/"):
             break
     second = _start(job)
-    _, said = second.communicate(timeout=1200)
+    _, message = second.communicate(timeout=1200)
     assert second.returncode == ExitCode.USER_ERROR
-    assert said.count("\n") == 1
-    assert said.startswith(f"{out}: the training of process ")
-    assert "(2 ranks, since " in said
+    assert message.count("\n") == 1
+    assert message.startswith(f"{out}: the training of process ")
+    assert "(2 ranks, since " in message
     assert first.poll() is None  # undisturbed
     first.send_signal(signal.SIGKILL)  # its ranks die with it, wherever they are
     first.communicate()
     newest = max(int(p.name[5:]) for p in (out / "checkpoints").glob("step-*"))
     third = _start(job, f"data.steps={newest + 3}", f"profile.steps=[{newest + 2},{newest + 3}]")
-    lines, said = third.communicate(timeout=1200)
-    assert third.returncode == ExitCode.OK, said
+    lines, message = third.communicate(timeout=1200)
+    assert third.returncode == ExitCode.OK, message
     assert "resuming after step" in lines
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, newest + 4))

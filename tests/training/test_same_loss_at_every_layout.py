@@ -235,16 +235,16 @@ def test_a_resume_in_another_precision_is_refused(results: Path, now: str, befor
     """fp32 weights or optimizer state would be lost or made up; every rank says so, in one line, and writes nothing."""
     folder = results / f"refused {now}"
     for rank in (0, 1):
-        said = (folder / f"refused-{rank}").read_text()
-        assert said.endswith(f"this checkpoint is of {before} training; set training.precision to {before}")
+        message = (folder / f"refused-{rank}").read_text()
+        assert message.endswith(f"this checkpoint is of {before} training; set training.precision to {before}")
     assert not (folder / "metrics.jsonl").exists()
 
 
 def test_a_spike_stops_the_training_and_names_the_batch(results: Path) -> None:
-    said = (results / "diverged/diverged").read_text()
-    assert "weights unchanged" in said
-    assert "step1/pack0/sample0" in said
-    assert "step1/pack2/sample2" in said
+    message = (results / "diverged/diverged").read_text()
+    assert "weights unchanged" in message
+    assert "step1/pack0/sample0" in message
+    assert "step1/pack2/sample2" in message
     assert [r["step"] for r in records(results / "diverged")] == [1]
     # what was being written is whole, nothing was saved of the step refused
     assert step_folders.newest_valid(results / "diverged/checkpoints")[0].name == "step-00000001"

@@ -71,8 +71,8 @@ def test_a_tensor_that_is_not_as_needed_is_named(stored: tuple[Path, dict[str, t
 def test_a_full_disk_is_said_in_a_line() -> None:
     complaint = RuntimeError("unexpected pos 704 vs 598")
     complaint.__context__ = OSError(errno.ENOSPC, "No space left on device")
-    said = str(_not_written(Path("out/.step-00000001.partial"), 3, complaint))
-    assert said.startswith(
+    message = str(_not_written(Path("out/.step-00000001.partial"), 3, complaint))
+    assert message.startswith(
         "out/.step-00000001.partial: rank 3 could not write the checkpoint (No space left on device)"
     )
 

@@ -58,7 +58,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Given:
+class PlanOptions:
     """Numbers from the command line. Those that are None come from the job or its packs, or are assumed."""
 
     capacity: int | None = None
@@ -79,16 +79,16 @@ class _Preset:
     training: TrainingConfig
 
 
-def read_workload(config: str, overrides: Sequence[str] = (), given: Given | None = None) -> Workload:
+def read_workload(config: str, overrides: Sequence[str] = (), options: PlanOptions | None = None) -> Workload:
     """Return the workload of ``config``: a job's file (training.job.read_job) or a name of models.configs.PRESETS.
 
     Raises UserError where it is neither, for fp32, and for packs that are longer than the model's positions.
     """
-    given = given or Given()
+    options = options or PlanOptions()
     if config.lower() in PRESETS and not Path(config).is_file():
-        work = _of_preset(config.lower(), overrides, given)
+        work = _of_preset(config.lower(), overrides, options)
     elif Path(config).is_file():
-        work = _of_job(read_job(config, list(overrides)), config, given)
+        work = _of_job(read_job(config, list(overrides)), config, options)
     else:
         raise UserError(
             f"{config!r} is neither a file nor a model's name",
@@ -108,32 +108,32 @@ def read_workload(config: str, overrides: Sequence[str] = (), given: Given | Non
     return work
 
 
-def _of_preset(name: str, overrides: Sequence[str], given: Given) -> Workload:
+def _of_preset(name: str, overrides: Sequence[str], options: PlanOptions) -> Workload:
     source = Source({"training": {"precision": "bf16"}}, {}, Path(name))
     for text in overrides:
         source._override(text)
     training = Builder(source.origin).build(_Preset, source.data).training
     has_layout = "parallel" in source.data["training"]
-    return _assumed(name, PRESETS[name], training, given, has_layout)
+    return _assumed(name, PRESETS[name], training, options, has_layout)
 
 
-def _of_job(job: TrainingJob, file: str, given: Given) -> Workload:
-    given = replace(given, batch_samples=given.batch_samples or job.data.batch_samples)
-    given = replace(given, steps=given.steps or job.data.steps)
+def _of_job(job: TrainingJob, file: str, options: PlanOptions) -> Workload:
+    options = replace(options, batch_samples=options.batch_samples or job.data.batch_samples)
+    options = replace(options, steps=options.steps or job.data.steps)
     name, model, note = _model(job)
     if not (job.data.folder / "packs.plan").is_file():
-        work = _assumed(name, model, job.training, given, True)
+        work = _assumed(name, model, job.training, options, True)
         missing = f"no packs in {job.data.folder} yet"
         return replace(work, sources=(*note, missing, *work.sources))
     from nemo_openmath.data.batches.packed_data import PackedData
 
-    assert given.batch_samples is not None
-    epochs = job.data.epochs if given.steps is None else None
+    assert options.batch_samples is not None
+    epochs = job.data.epochs if options.steps is None else None
     data = PackedData.open(
         job.data.folder,
-        batch_samples=given.batch_samples,
+        batch_samples=options.batch_samples,
         epochs=epochs,
-        steps=given.steps,
+        steps=options.steps,
         seed=job.data.seed,
         validation_share=job.data.validation_share,
     )
@@ -143,13 +143,14 @@ def _of_job(job: TrainingJob, file: str, given: Given) -> Workload:
     folders = plan.samples.folders
     target_share = sum(folder.num_target_tokens for folder in folders) / sum(folder.num_tokens for folder in folders)
     capacity, fill, source = plan.capacity, plan.fill, f"measured in the packs of {job.data.folder}"
-    if given.capacity is not None and given.capacity != plan.capacity:
-        capacity, fill = given.capacity, FILL
+    if options.capacity is not None and options.capacity != plan.capacity:
+        capacity, fill = options.capacity, FILL
         if lengths.max() > capacity:
             raise UserError(
                 f"the longest sample has {lengths.max()} tokens", remedy=f"set --capacity to {lengths.max()} or more"
             )
-    work = _step(name, model, job.training, given, True, capacity, fill, lengths, target_share, source)
+    samples = _Samples(capacity, fill, lengths, target_share, source)
+    work = _mean_step(name, model, job.training, options, True, samples)
     return replace(work, steps=data.num_steps, sources=(*note, *work.sources))
 
 
@@ -165,44 +166,54 @@ def _model(job: TrainingJob) -> tuple[str, ModelConfig, tuple[str, ...]]:
     raise UserError("no model's config.json", file=job.model, remedy="set model to a Hugging Face folder")
 
 
-def _assumed(name: str, model: ModelConfig, training: TrainingConfig, given: Given, has_layout: bool) -> Workload:
-    capacity = given.capacity or min(CAPACITY, model.max_position_embeddings)
+def _assumed(
+    name: str, model: ModelConfig, training: TrainingConfig, options: PlanOptions, has_layout: bool
+) -> Workload:
+    capacity = options.capacity or min(CAPACITY, model.max_position_embeddings)
     ranks = (np.arange(1000) + 0.5) / 1000
     exponents = np.array([NormalDist(0, SIGMA).inv_cdf(float(rank)) for rank in ranks])
     lengths = np.minimum(MEDIAN_LENGTH * np.exp(exponents), capacity)
     source = (
         f"assumed: lengths log-normal, median {MEDIAN_LENGTH}, sigma {SIGMA}, cut to a pack; {TARGET_SHARE:.0%} targets"
     )
-    return _step(name, model, training, given, has_layout, capacity, FILL, lengths, TARGET_SHARE, source)
+    samples = _Samples(capacity, FILL, lengths, TARGET_SHARE, source)
+    return _mean_step(name, model, training, options, has_layout, samples)
 
 
-def _step(
+@dataclass(frozen=True)
+class _Samples:
+    """What a step is estimated from."""
+
+    capacity: int  # tokens of a pack
+    fill: float  # of packs
+    lengths: np.ndarray  # tokens of each sample
+    target_share: float  # of the tokens
+    source: str  # where these numbers come from
+
+
+def _mean_step(
     name: str,
     model: ModelConfig,
     training: TrainingConfig,
-    given: Given,
+    options: PlanOptions,
     has_layout: bool,
-    capacity: int,
-    fill: float,
-    lengths: np.ndarray,
-    target_share: float,
-    source: str,
+    samples: _Samples,
 ) -> Workload:
-    """Return a mean step of samples with these lengths."""
-    samples = given.batch_samples or BATCH_SAMPLES
-    tokens = round(samples * float(lengths.mean()))
+    """Return a mean step of such samples."""
+    batch_samples, lengths = options.batch_samples or BATCH_SAMPLES, samples.lengths
+    tokens = round(batch_samples * float(lengths.mean()))
     return Workload(
         name=name,
         model=model,
         training=training,
-        capacity=capacity,
-        batch_samples=samples,
-        packs=max(1, -(-tokens // round(capacity * fill))),
+        capacity=samples.capacity,
+        batch_samples=batch_samples,
+        packs=max(1, -(-tokens // round(samples.capacity * samples.fill))),
         tokens=tokens,
-        num_target_tokens=round(target_share * tokens),
-        sum_squared_lengths=round(samples * float((lengths.astype(np.float64) ** 2).mean())),
+        num_target_tokens=round(samples.target_share * tokens),
+        sum_squared_lengths=round(batch_samples * float((lengths.astype(np.float64) ** 2).mean())),
         longest=int(lengths.max()),
-        steps=given.steps,
+        steps=options.steps,
         has_layout=has_layout,
-        sources=(f"samples {source}",),
+        sources=(f"samples {samples.source}",),
     )
