@@ -1,4 +1,4 @@
-"""Whether a device can be used."""
+"""Which devices can be used on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nemo_openmath.core.errors import UserError
 
 
 def check_device(device: str, setting: str, file: Path | None = None) -> None:
-    """Raises UserError where torch has no such device here."""
+    """Raise UserError where torch has no such device here. ``setting`` names the setting, ``file`` where it stands."""
     if device == "cpu":
         return
     import torch
@@ -21,7 +21,7 @@ def check_device(device: str, setting: str, file: Path | None = None) -> None:
         why = "torch was built without CUDA" if torch.version.cuda is None else "no GPU is visible"
         raise UserError(f"{setting}: {device!r} cannot be used: {why}", file=file, remedy=f"set {setting}: cpu")
     if kind == "cuda" and index >= torch.cuda.device_count():
-        many = torch.cuda.device_count()
-        raise UserError(f"{setting}: {device!r}, and there are {many} GPUs", file=file, remedy="count from cuda:0")
+        count = torch.cuda.device_count()
+        raise UserError(f"{setting}: {device!r}, and there are {count} GPUs", file=file, remedy="count from cuda:0")
     if kind not in ("cpu", "cuda"):
         raise UserError(f"{setting}: {device!r} is not supported", file=file, remedy="use cpu or cuda")

@@ -1,4 +1,4 @@
-"""From a configuration to an open engine."""
+"""The settings of an engine, and the open engine that they mean."""
 
 from __future__ import annotations
 
@@ -15,34 +15,52 @@ from nemo_openmath.inference.http.dialects import ServerKind
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Which engine generates. ``embedded`` loads ``model`` (a Hugging Face directory) into this process; ``http`` asks
-    for ``model`` at ``urls`` (or at the servers listed in ``urls_file``); ``replay`` serves the recording ``model``."""
+    """Which engine generates, and how it is reached."""
 
     kind: Literal["embedded", "http", "replay"] = "embedded"
+    """``embedded`` loads the model into this process, ``http`` asks servers, ``replay`` gives recorded answers."""
     model: str = ""
-    # embedded
-    # what is null is chosen from the memory that is free
-    slots: PositiveInt | None = None  # requests decoded at once; null: 64, or fewer
-    max_context: PositiveInt | None = None  # tokens of prompt + completion; null: the model's, or fewer
-    cache_mib: PositiveInt | None = None  # memory for keys and values; requests wait where it is full
-    threads: PositiveInt | None = None  # of each operation; default: torch's
+    """Hugging Face folder (``embedded``), name of the model on the servers (``http``), or recording (``replay``)."""
+    slots: PositiveInt | None = None
+    """Embedded engine: requests decoded at once, at most; null means 64, or fewer where memory is short."""
+    max_context: PositiveInt | None = None
+    """Embedded engine: tokens of prompt and completion, at most; null means the model's, or what fits."""
+    cache_mib: PositiveInt | None = None
+    """Embedded engine: MiB of memory for keys and values, for which requests wait where it is full; null means what is
+    free."""
+    threads: PositiveInt | None = None
+    """Embedded engine: threads of each operation; null means torch's number."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Embedded engine: type of the weights and of the computation."""
     device: str = "cpu"
+    """Embedded engine: ``cpu``, ``cuda`` or ``cuda:N``."""
     prefix_cache_mib: NonNegativeInt = 1024
-    # http
+    """Embedded engine: MiB of memory, at most, for prefixes of requests that run no more."""
     urls: tuple[str, ...] = ()
+    """Servers: base URLs, as ``http://host:port``."""
     urls_file: Path | None = None
+    """Servers: file with one base URL a line, instead of ``urls``; it is read again when it changes."""
     server: ServerKind = "auto"
+    """Servers: what they are; ``auto`` asks them."""
     api: Literal["completions", "chat"] = "completions"
-    tokenizer: Path | None = None  # directory; needed for trtllm
+    """Servers: ``completions`` for prompts in token ids, ``chat`` for user turns that the server renders."""
+    tokenizer: Path | None = None
+    """Servers: folder of the model's tokenizer, with which stop strings are cut; ``trtllm`` needs it."""
     attempts: PositiveInt = 5
-    patience_s: NonNegativeFloat = 600.0  # for servers that are busy or away
-    timeout_s: PositiveFloat = 3600.0  # of one attempt
+    """Servers: failures after which a request is given up."""
+    patience_s: NonNegativeFloat = 600.0
+    """Servers: seconds for which they may be busy or away."""
+    timeout_s: PositiveFloat = 3600.0
+    """Servers: seconds of one attempt."""
     api_key_env: str | None = None
+    """Servers: environment variable that holds the bearer token."""
 
 
 async def open_engine(config: EngineConfig) -> Engine:
-    """Open the engine and make sure that it answers: its capabilities are known when this returns."""
+    """Open the engine and make sure that it answers. Its capabilities are known when this returns.
+
+    Raises UserError where the model or a setting is wrong, and EngineError where no server answers in time.
+    """
     if not config.model:
         raise UserError("the engine's model is not set", remedy="set `model`")
     if config.kind == "embedded":

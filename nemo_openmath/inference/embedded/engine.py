@@ -22,6 +22,7 @@ from nemo_openmath.core.engine import (
     Request,
 )
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.inference.devices import check_device
 from nemo_openmath.inference.embedded.batch import ContinuousBatch
 from nemo_openmath.inference.embedded.compiled import compile_decoder
 from nemo_openmath.inference.embedded.decoder import Decoder, TorchDecoder
@@ -97,7 +98,7 @@ class EmbeddedEngine:
         """
         if dtype not in _DTYPES:
             raise UserError(f"dtype {dtype!r} is unknown", remedy=f"use one of {', '.join(_DTYPES)}")
-        check_device(device)
+        check_device(device, "device")
         plan = _plan(Path(model_dir), dtype, device, slots, max_context, cache_mib, prefix_cache_bytes)
         threads = threads or torch.get_num_threads()
         tokenizer = ChatTokenizer.load(model_dir, chat=False)
@@ -213,19 +214,6 @@ class EmbeddedEngine:
             self._scheduler.submit(pending)
         except RuntimeError as error:
             raise EngineError(str(error), retryable=False) from error
-
-
-def check_device(device: str) -> None:
-    """Raise UserError where this machine has no such device."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise UserError(f"device {device!r} is unknown", remedy="use cpu, cuda or cuda:N") from None
-    if kind not in ("cpu", "cuda"):
-        raise UserError(f"device {device!r} is not one the embedded engine uses", remedy="use cpu, cuda or cuda:N")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if kind == "cuda" and (torch.device(device).index or 0) >= count:
-        raise UserError(f"device {device!r}: this machine has {count} CUDA devices", remedy="use cpu, or another one")
 
 
 def _free(device: str) -> Free:

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from nemo_openmath.checkpoints.formats.hf import open_tensors
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.inference.devices import check_device
 from nemo_openmath.models.hf_config import Described, describe
 
 SCALED = ("linear", "llama3", "yarn")  # kinds of RoPE that do not depend on the length of a text
@@ -87,7 +86,6 @@ def load_weights(
         if wrong:
             raise UserError(problem, file=model.file, remedy=remedy)
     context = limit if max_context is None else max_context
-    check_device(str(device), "device")
     rotation = _rotation(model, context)
     tensors = open_tensors(path)
 
