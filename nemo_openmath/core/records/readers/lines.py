@@ -1,0 +1,103 @@
+"""Lines of a file that may be compressed."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from nemo_openmath.core.errors import UserError
+
+
+def raw_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, empty ones included, without a byte order mark. Raises UserError with the row at which
+    a compressed file breaks off."""
+    row = 0
+    try:
+        with open_file(path) as file:
+            for row, line in enumerate(file, 1):
+                yield line.removeprefix(codecs.BOM_UTF8) if row == 1 else line
+    except GeneratorExit:  # not read to its end, perhaps at the end of the process
+        raise
+    except read_errors() as error:
+        raise _cannot_read(path, row + 1, error) from error
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a file as text. Raises UserError with the row that is not UTF-8."""
+    for row, line in enumerate(raw_lines(path), 1):
+        try:
+            yield line.decode()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"not UTF-8 (byte {line[error.start]:#04x} at {error.start + 1})",
+                file=path,
+                row=row,
+                remedy="save the file as UTF-8",
+            ) from error
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Open a file for reading, decompressed where its name ends in .gz or .zst."""
+    if path.name.endswith(".gz"):
+        return io.BufferedReader(gzip.open(path, "rb"))
+    if path.name.endswith(".zst"):
+        return io.BufferedReader(_ZstdFile(path))
+    return path.open("rb")
+
+
+def read_errors() -> tuple[type[Exception], ...]:
+    """Return the errors that reading a file may raise, compressed or not."""
+    import zstandard
+
+    return EOFError, OSError, zlib.error, zstandard.ZstdError
+
+
+def _cannot_read(path: Path, row: int, error: Exception) -> UserError:
+    if isinstance(error, PermissionError | IsADirectoryError):
+        return UserError(f"cannot be read ({error.strerror})", file=path, remedy="check its permissions")
+    return UserError(f"cannot be read on ({error})", file=path, row=row, remedy="fetch or compress this file again")
+
+
+class _ZstdFile(io.RawIOBase):
+    """Frames of a .zst file one after another. The library's own reader ends quietly where a file was cut; this one
+    raises EOFError, as gzip does."""
+
+    _CHUNK = 1 << 16  # bytes read at once
+
+    def __init__(self, path: Path):
+        import zstandard
+
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._frame: Any = None
+        self._raw = path.open("rb")
+        self._input = self._output = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            data = self._input or self._raw.read(self._CHUNK)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the file was cut")
+                return 0
+            if self._frame is None:
+                self._frame = self._decompressor.decompressobj()
+            self._output = self._frame.decompress(data)
+            self._input = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        count = min(len(buffer), len(self._output))
+        buffer[:count] = self._output[:count]
+        self._output = self._output[count:]
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
