@@ -81,7 +81,9 @@ def _shell(block: Block, folder: Path, capfd: pytest.CaptureFixture[str]) -> str
                 check_command(words, folder)
             except Exception as error:
                 raise AssertionError(f"{block.where}: {line.text}: {error}") from error
-        if block.is_run and all(name(words[0]) in RUNNABLE for words in line.commands):
+        if block.is_run:
+            others = [words[0] for words in line.commands if name(words[0]) not in RUNNABLE]
+            assert not others, f"{block.where}: {others} cannot be run here: say why, <!-- not run: it needs Slurm -->"
             assert code == 0, f"{block.where}: the command before {line.text!r} ended with {code}: {output}"
             printed, code = _run(line, capfd)
             output += printed
@@ -182,3 +184,14 @@ def test_generated_parts(page: str) -> None:
         assert all(f"\n## `{kind}` " in text for kind in stage_kinds())
     if page == "reference/command-line.md":
         assert all(f"\n## openmath {verb}\n" in text for verb in EXAMPLES)
+
+
+def test_every_file_of_a_run_is_explained(smoke_run: SmokeRun) -> None:
+    page = (TOP / "docs/start/run-folder.md").read_text()
+    words = set(re.findall(r"[\w.-]*[\w]", page))
+    unknown: set[str] = set()
+    for path in smoke_run.output.rglob("*"):
+        if path.is_file() and path.parent.name not in ("model", "state", ".digests"):
+            shown = re.sub(r"\d{5}-of-\d{5}", "I-of-N", path.name)
+            unknown |= {shown} - words
+    assert not unknown, f"docs/start/run-folder.md does not explain {sorted(unknown)}"
