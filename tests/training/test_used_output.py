@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,9 @@ from nemo_openmath.checkpoints.checkpoint import open_checkpoint
 from nemo_openmath.checkpoints.convert import hf_to_megatron
 from nemo_openmath.cli.main import run
 from nemo_openmath.core.errors import ExitCode, UserError
+from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records.lineage import digest_tree
+from nemo_openmath.core.stage import StageContext
 from nemo_openmath.data.packs.write import write_packs
 from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
 from nemo_openmath.models.configs import ModelConfig
@@ -64,7 +65,8 @@ def test_other_weights_are_refused(used: tuple[Path, Path], tmp_path: Path) -> N
 async def test_the_job_file_stays_as_it_was(used: tuple[Path, Path], tmp_path: Path) -> None:
     model, output = used
     inputs = {"model": [model], "packs": [tmp_path / "packs"]}
-    context: Any = SimpleNamespace(output=output, inputs=inputs, seed=0, one=lambda port: inputs[port][0])
+    services: Any = None  # it borrows nothing
+    context = StageContext("train", inputs, output, 0, services, Progress("train"))
     await Sft(SftConfig(steps=5)).prepare_launch(context)
     before = (output / "job.yaml").read_text()
     assert json.loads(before)["data"]["steps"] == 5
