@@ -5,7 +5,8 @@ import argparse
 
 import torch
 
-from nemo_openmath.checkpoints.formats.trtllm import commands, hf_to_trtllm
+from nemo_openmath.checkpoints.convert import hf_to_trtllm
+from nemo_openmath.checkpoints.formats.trtllm import commands
 from nemo_openmath.checkpoints.script import run
 
 parser = argparse.ArgumentParser(description=__doc__)

@@ -1,26 +1,26 @@
-"""Hugging Face <-> Megatron, in one process without a GPU, a few pieces of a tensor in memory at a time."""
+"""Hugging Face <-> Megatron, and both to TensorRT-LLM: in one process without a GPU, a few pieces in memory."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from nemo_openmath.checkpoints import names
-from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_checkpoint
-from nemo_openmath.checkpoints.formats import classic, hf, step_folders, torch_dist
+from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_checkpoint, write_checkpoint
+from nemo_openmath.checkpoints.formats import hf, step_folders, trtllm
 from nemo_openmath.checkpoints.formats.safetensors import SHARD_BYTES
-from nemo_openmath.checkpoints.lazy import LazyTensor
-from nemo_openmath.checkpoints.model_files import changed_config, main_dtype, write_model_files
+from nemo_openmath.checkpoints.model_files import main_dtype, write_model_files
 from nemo_openmath.checkpoints.output import building
+from nemo_openmath.checkpoints.quantize.calibration import LINEAR
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.models.configs import ModelConfig
-from nemo_openmath.models.hf_config import read_config
+from nemo_openmath.models.hf_config import describe
 from nemo_openmath.models.stop_tokens import StopTokens
+
+Quantization = Literal["int8", "int4"]
+_WEIGHT_ONLY = {None: None, "int8": "W8A16", "int4": "W4A16"}
+_SCALES = (".weight_scale", ".input_scale", ".k_scale", ".v_scale")  # how scales of an FP8 folder end
 
 
 def hf_to_megatron(
@@ -45,16 +45,16 @@ def hf_to_megatron(
             "a torch_dist checkpoint has no layout: tp and pp do nothing", remedy="leave them out, or add --classic"
         )
     source = open_checkpoint(src)
-    tensors = _as(source.tensors, dtype)
     with building(Path(dst)) as folder:
         settings: dict[str, Any] = {"rope_theta": rope_theta, "max_positions": max_positions}
-        write_megatron(
+        write_checkpoint(
             folder,
-            tensors,
-            source.model_files,
-            classic_layout=(tp, pp) if classic_folders else None,
+            "classic" if classic_folders else "torch_dist",
+            source.tensors,
+            source,
+            dtype=dtype,
+            ranks=(tp, pp),
             vocabulary_multiple=vocabulary_multiple,
-            step=source.step or 0,
             **settings,
         )
         kind = "checkpoints.hf_to_megatron"
@@ -81,8 +81,16 @@ def megatron_to_hf(
         raise UserError("is a Hugging Face folder already", file=src, remedy="give a Megatron checkpoint")
     settings: dict[str, Any] = {"rope_theta": rope_theta, "max_positions": max_positions}
     with building(Path(dst)) as folder:
-        tensors, stops = _as(source.tensors, dtype), _taught(source)
-        hf.write(folder, tensors, source.model_files, shard_bytes=shard_bytes, stops=stops, **settings)
+        write_checkpoint(
+            folder,
+            "hf",
+            source.tensors,
+            source,
+            dtype=dtype,
+            stops=_taught(source),
+            shard_bytes=shard_bytes,
+            **settings,
+        )
         lineage("checkpoints.megatron_to_hf", {"source": source}, step=source.step, **settings).write(folder)
     return Path(dst)
 
@@ -96,46 +104,68 @@ def _taught(source: Checkpoint) -> StopTokens | None:
     return StopTokens.of(own) if step_folders.read_manifest(source.path).training else None
 
 
-def write_megatron(
-    folder: Path,
-    tensors: Mapping[str, LazyTensor],
-    model_files: Path,
+def hf_to_trtllm(
+    src: str | Path,
+    dst: str | Path,
     *,
-    classic_layout: tuple[int, int] | None = None,
-    vocabulary_multiple: int = 128,
-    step: int = 0,
-    rope_theta: float | None = None,
-    max_positions: int | None = None,
-    stops: StopTokens | None = None,
-) -> None:
-    """HF-named tensors into ``folder`` as a checkpoint of ours, or as classic files for ``classic_layout`` (tp, pp)."""
-    config = ModelConfig.from_hf(model_files)
-    stored = names.to_stored(tensors, config)
-    raw = read_config(model_files)
-    changed = changed_config(raw, rope_theta=rope_theta, max_positions=max_positions, dtype=main_dtype(tensors))
-    write_model_files(model_files, folder / step_folders.MODEL, changed, stops=stops)
-    if classic_layout is not None:
-        tp, pp = classic_layout
-        classic.write(folder, stored, config, tp=tp, pp=pp, step=step, vocabulary_multiple=vocabulary_multiple)
-        return
-    common = {"iteration": step, "checkpoint_version": 3.0, "content_metadata": {"non_homogeneous_layers": True}}
-    written = torch_dist.write(folder / step_folders.STATE, stored, objects=_extra_states(config), common=common)
-    files = {f"{step_folders.STATE}/{name}": entry for name, entry in written.items()}
-    for path in (folder / step_folders.MODEL).iterdir():
-        files[f"{step_folders.MODEL}/{path.name}"] = step_folders.checksum(path)
-    manifest = step_folders.StepManifest(step, files)
-    (folder / step_folders.MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
+    tp: int = 1,
+    pp: int = 1,
+    dtype: torch.dtype | None = None,
+    quantization: Quantization | None = None,
+) -> Path:
+    """Convert a checkpoint of any format into a TensorRT-LLM checkpoint for ``tp`` x ``pp`` ranks.
+
+    ``src`` may be an FP8 folder; ``quantization`` is for the others. ``dtype``: bfloat16, float16 or float32; the
+    source's when not given. :func:`~nemo_openmath.checkpoints.formats.trtllm.commands` says how to go on.
+    """
+    if quantization not in _WEIGHT_ONLY:
+        raise UserError(f"quantization {quantization!r}", remedy="use int8 or int4, or leave it out")
+    source = open_checkpoint(src, strict=False)
+    trtllm.check_layout(source.model, tp, pp)
+    algorithm: str | None = _WEIGHT_ONLY[quantization]
+    cache: str | None = None
+    if source.quantization:
+        algorithm, cache = _fp8(source, quantization)
+        described = describe(source.model_files, quantized=True)
+        tensors = hf.without_copies(source.tensors, described, source.path)
+        scales = {name for name in tensors if name.endswith(_SCALES)}
+    else:
+        source = open_checkpoint(src)
+        tensors, scales = source.tensors, set()
+    weights = {name: tensor for name, tensor in tensors.items() if name not in scales}
+    plain = {name: tensor for name, tensor in weights.items() if tensor.dtype.itemsize > 1}
+    chosen = dtype or main_dtype(plain)
+    if chosen not in (torch.bfloat16, torch.float16, torch.float32):
+        raise UserError(f"{chosen} is no dtype of TensorRT-LLM", remedy="use bfloat16, float16 or float32")
+    names.to_stored(weights, source.model)  # refuses wrong names and shapes before anything is written
+    tensors = tensors | {name: tensor.to(chosen) for name, tensor in plain.items()}
+    with building(Path(dst)) as folder:
+        write_model_files(source.model_files, folder / trtllm.TOKENIZER, source.config)
+        layout = {"tp": tp, "pp": pp}
+        trtllm.write(folder, tensors, source.model, **layout, dtype=chosen, algorithm=algorithm, cache_algorithm=cache)
+        settings = {**layout, "dtype": str(chosen), "quantization": algorithm}
+        lineage("checkpoints.hf_to_trtllm", {"source": source}, **settings).write(folder)
+    return Path(dst)
 
 
-def _extra_states(config: ModelConfig) -> dict[str, None]:
-    """megatron-core's own loader asks for these (TransformerEngine keeps FP8 scales there); empty ones satisfy it."""
-    linear = ["self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2"]
-    inner = [*linear, "self_attention.core_attention"]
-    modules = [f"decoder.layers.{layer}.{name}" for layer in range(config.num_hidden_layers) for name in inner]
-    if not config.tie_word_embeddings:
-        modules.append("output_layer")
-    return {f"{module}._extra_state/shard_0_1": None for module in [*modules, "decoder.final_layernorm"]}
+def _fp8(source: Checkpoint, quantization: str | None) -> tuple[str | None, str | None]:
+    """Return quant_algo and kv_cache_quant_algo of a quantized folder.
 
-
-def _as(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None) -> dict[str, LazyTensor]:
-    return {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in tensors.items()}
+    Raises UserError where it is not ModelOpt's FP8, or a scale is missing.
+    """
+    described = source.config.get("quantization_config") or {}
+    if source.quantization != "FP8" or quantization is not None:
+        problem = f"is quantized ({source.quantization})"
+        remedy = "FP8 folders are converted as they are, for the other kinds give the plain model"
+        raise UserError(problem, file=source.path, remedy=remedy)
+    for name, tensor in source.tensors.items():
+        wanted = (f"{name}_scale", name.removesuffix("weight") + "input_scale")
+        missing = [scale for scale in wanted if scale not in source.tensors]
+        if tensor.dtype == trtllm.E4M3 and missing:
+            raise UserError(f"{name} has no {missing[0]}", file=source.path, remedy="export it again")
+        if LINEAR.fullmatch(name) and tensor.dtype != trtllm.E4M3:
+            raise UserError(f"{name} is not in FP8", file=source.path, remedy="quantize all of the decoder's layers")
+    cached = any(name.endswith(".k_scale") for name in source.tensors)
+    if described.get("kv_cache_scheme") and not cached:
+        raise UserError("promises an FP8 cache and has no k_scale", file=source.path, remedy="export it again")
+    return "FP8", "FP8" if cached else None

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
+from nemo_openmath.checkpoints.formats.torch_dist import MODEL_NAMES
 from nemo_openmath.checkpoints.lazy import Blocks, InMemory, LazyTensor, StackedRows, equal, stack_rows
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import ModelConfig
-from nemo_openmath.models.hf_config import checked, no_place
+from nemo_openmath.models.hf_config import check_tensors, checked, no_place
 from nemo_openmath.models.hf_mapping import StoredTensor, stored_tensors
 
-MODEL = ("embedding.", "decoder.", "output_layer.")  # how the names of a model's tensors begin; the rest is training
 _HEAD, _EMBEDDING = "output_layer.weight", "embedding.word_embeddings.weight"
 
 
@@ -27,13 +27,8 @@ def to_stored(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> dict[st
     Raises UserError naming a tensor that is missing, has a wrong shape, or has no place in the model.
     """
     table = stored_tensors(config)
-    stored = {
-        entry.name: stack_rows([checked(name, tensors.get(name), shape) for name, shape in entry.sources], entry.runs)
-        for entry in table
-    }
-    if left := tensors.keys() - {name for entry in table for name, _ in entry.sources}:
-        raise no_place(left)
-    return stored
+    check_tensors(tensors, dict(source for entry in table for source in entry.sources), None)
+    return {entry.name: stack_rows([tensors[name] for name, _ in entry.sources], entry.runs) for entry in table}
 
 
 def to_hf(stored: Mapping[str, LazyTensor], config: ModelConfig, file: Path | None = None) -> dict[str, LazyTensor]:
@@ -58,7 +53,7 @@ def to_hf(stored: Mapping[str, LazyTensor], config: ModelConfig, file: Path | No
             problem = f"{_HEAD} differs from the embedding, and config.json ties the two"
             remedy = "give the config.json of this model, with tie_word_embeddings false"
             raise UserError(problem, file=file, remedy=remedy)
-    if left := {name for name in stored if name.startswith(MODEL)} - places:
+    if left := {name for name in stored if name.startswith(MODEL_NAMES)} - places:
         raise no_place(left, file)
     return tensors
 

@@ -144,7 +144,8 @@ def _to_hf(options: argparse.Namespace) -> None:
 def _to_trtllm(options: argparse.Namespace) -> None:
     import torch
 
-    from nemo_openmath.checkpoints.formats.trtllm import commands, hf_to_trtllm
+    from nemo_openmath.checkpoints.convert import hf_to_trtllm
+    from nemo_openmath.checkpoints.formats.trtllm import commands
 
     done = hf_to_trtllm(
         options.source,

@@ -171,6 +171,14 @@ class Described:
         return found
 
 
+def check_tensors(tensors: Mapping[str, HasShape], shapes: Mapping[str, tuple[int, ...]], file: Path | None) -> None:
+    """Raise UserError naming a tensor that is missing, has another shape than ``shapes`` says, or is not in it."""
+    for name, shape in shapes.items():
+        checked(name, tensors.get(name), shape, file)
+    if left := tensors.keys() - shapes.keys():
+        raise no_place(left, file)
+
+
 class HasShape(Protocol):
     """A tensor, in memory or not."""
 

@@ -10,10 +10,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-from nemo_openmath.checkpoints.convert import hf_to_megatron, megatron_to_hf
+from nemo_openmath.checkpoints.convert import hf_to_megatron, hf_to_trtllm, megatron_to_hf
 from nemo_openmath.checkpoints.formats import classic, step_folders
 from nemo_openmath.checkpoints.formats.safetensors import SINGLE
-from nemo_openmath.checkpoints.formats.trtllm import hf_to_trtllm
 from nemo_openmath.checkpoints.merge.combine import average, merge
 from nemo_openmath.checkpoints.quantize.export import quantize
 from nemo_openmath.core.errors import UserError

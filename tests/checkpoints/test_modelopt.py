@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nemo_openmath.checkpoints.formats.trtllm import hf_to_trtllm
+from nemo_openmath.checkpoints.convert import hf_to_trtllm
 from nemo_openmath.checkpoints.quantize import awq
 from nemo_openmath.checkpoints.quantize.dequantize import check_export, dequantized, quantized_model, run_quantized
 from nemo_openmath.checkpoints.quantize.export import QUANT_CONFIG, quantize

@@ -14,9 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_openmath.chat import Message, Transcript
-from nemo_openmath.checkpoints.convert import hf_to_megatron, megatron_to_hf
+from nemo_openmath.checkpoints.convert import hf_to_megatron, hf_to_trtllm, megatron_to_hf
 from nemo_openmath.checkpoints.formats.step_folders import list_checkpoints
-from nemo_openmath.checkpoints.formats.trtllm import hf_to_trtllm
 from nemo_openmath.checkpoints.merge.combine import average, merge
 from nemo_openmath.checkpoints.quantize.export import quantize
 from nemo_openmath.core.errors import UserError

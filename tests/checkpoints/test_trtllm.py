@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nemo_openmath.checkpoints.formats.trtllm import commands, hf_to_trtllm
+from nemo_openmath.checkpoints.convert import hf_to_trtllm
+from nemo_openmath.checkpoints.formats.trtllm import commands
 from nemo_openmath.checkpoints.quantize.dequantize import quantized_model, run_quantized
 from nemo_openmath.checkpoints.quantize.export import quantize
 from nemo_openmath.core.errors import UserError

@@ -16,12 +16,15 @@ from typing import Any
 from torch import Tensor
 
 from nemo_openmath.checkpoints.formats import torch_file
+from nemo_openmath.checkpoints.formats.hf import refuse_payloads
+from nemo_openmath.checkpoints.formats.protocol import Contents, model_files_beside
 from nemo_openmath.checkpoints.formats.safetensors import write_all
 from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.names import pad_vocabulary, tp_join, tp_slice
 from nemo_openmath.checkpoints.streaming import stream
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.models.hf_config import read_config
 from nemo_openmath.models.hf_mapping import StoredTensor, layer_of, stored_tensors
 
 FILE = "model_optim_rng.pt"
@@ -29,8 +32,18 @@ _HEAD, _EMBEDDING = "output_layer.weight", "embedding.word_embeddings.weight"
 _RANK = re.compile(r"mp_rank_(\d\d)(?:_(\d\d\d))?")
 
 
-def read(folder: Path, config: ModelConfig) -> tuple[dict[str, LazyTensor], dict[str, Any]]:
-    """Stored tensors of ``folder`` (that holds ``mp_rank_*``) and {"tp", "pp", "step"}."""
+def open_folder(folder: Path, model_files: Path | None = None, strict: bool = True) -> Contents | None:
+    """Open a folder that holds ``mp_rank_*``; None for others."""
+    if not any(folder.glob("mp_rank_*")):
+        return None
+    files = model_files or model_files_beside(folder)
+    tensors, tp, pp, step = read(folder, ModelConfig.from_hf(files))
+    refuse_payloads(folder, tensors)
+    return Contents(folder, tensors, files, read_config(files), f"tp {tp} x pp {pp}", step)
+
+
+def read(folder: Path, config: ModelConfig) -> tuple[dict[str, LazyTensor], int, int, int | None]:
+    """Return the stored tensors of ``folder``, its tensor- and pipeline-parallel ranks, and its step."""
     ranks: dict[tuple[int, int], dict[str, Any]] = {}
     for path in sorted(folder.glob("mp_rank_*")):
         match = _RANK.fullmatch(path.name)
@@ -71,7 +84,7 @@ def read(folder: Path, config: ModelConfig) -> tuple[dict[str, LazyTensor], dict
             stored.setdefault(name, slices[0])
         elif name not in stored:
             stored[name] = tp_join(entries[name], slices)
-    return stored, {"tp": tp, "pp": pp, "step": ranks[0, 0].get("iteration")}
+    return stored, tp, pp, ranks[0, 0].get("iteration")
 
 
 def _chunks(content: Any, folder: Path) -> list[dict[str, Any]]:

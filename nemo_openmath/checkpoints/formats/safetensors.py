@@ -90,8 +90,8 @@ def _entries(path: Path, header: Any) -> list[tuple[str, str, tuple[int, ...], i
     return sorted(found, key=lambda entry: entry[3:])
 
 
-def read_folder(folder: Path) -> tuple[dict[str, LazyTensor], list[str]]:
-    """(tensors of a Hugging Face folder, names of the files of weights that are not of them).
+def read_folder(folder: Path) -> tuple[dict[str, LazyTensor], list[str], list[str]]:
+    """Return the tensors of a Hugging Face folder, the names of their files, and those of other files of weights.
 
     What transformers reads is read: ``model.safetensors``, else the shards that the index names. A folder that has
     both is refused, because programs differ in which they take; only an index that names that one file may lie beside
@@ -105,7 +105,7 @@ def read_folder(folder: Path) -> tuple[dict[str, LazyTensor], list[str]]:
     else:
         tensors, read = _shards_without_index(folder)
     others = {file.name for pattern in _WEIGHTS for file in folder.glob(pattern) if file.is_file()}
-    return tensors, sorted(others - set(read))
+    return tensors, read, sorted(others - set(read))
 
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "consolidated*.pth", "*.gguf")

@@ -72,6 +72,18 @@ def list_checkpoints(root: str | Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name[5:]))
 
 
+def latest(root: Path) -> Path:
+    """Return the folder of the last step where ``root`` holds several, ours or Megatron-LM's; else ``root``."""
+    marker = root / "latest_checkpointed_iteration.txt"
+    if marker.is_file():
+        text = marker.read_text().strip()
+        if text != "release" and not text.isdigit():
+            raise DamagedFile(marker, f"holds {text[:20]!r}, not the number of a step", "write the number into it")
+        return root / ("release" if text == "release" else f"iter_{int(text):07d}")
+    steps = list_checkpoints(root)
+    return steps[-1] if steps else root
+
+
 def checksum(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file, flushed to disk first."""
     with path.open("rb") as file:

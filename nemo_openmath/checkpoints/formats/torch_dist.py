@@ -18,6 +18,7 @@ import pickle
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,20 @@ import torch
 from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint import metadata as dcp
 
-from nemo_openmath.checkpoints.formats import torch_file
+from nemo_openmath.checkpoints.formats import step_folders, torch_file
+from nemo_openmath.checkpoints.formats.hf import refuse_payloads
+from nemo_openmath.checkpoints.formats.protocol import Contents, model_files_beside
 from nemo_openmath.checkpoints.formats.safetensors import write_all
 from nemo_openmath.checkpoints.lazy import Blocks, LazyTensor, StackedRows, Window
 from nemo_openmath.checkpoints.streaming import stream
 from nemo_openmath.core.errors import DamagedFile
+from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.models.hf_config import read_config
 
 METADATA = ".metadata"
+MODEL_NAMES = ("embedding.", "decoder.", "output_layer.")
+"""How the names of a model's tensors begin; all others are training state."""
+_NEMO = "weights"  # beside it is context/, which says how the training was configured
 DESCRIPTION = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,
@@ -66,6 +74,29 @@ def _metadata(folder: Path) -> Any:
         return found.state_dict_metadata, found.storage_data
     except Exception as error:  # a pickle that is cut or altered fails in any way
         raise DamagedFile(folder / METADATA, f"unreadable ({type(error).__name__}: {error})", _AGAIN) from None
+
+
+def open_folder(folder: Path, model_files: Path | None = None, strict: bool = True) -> Contents | None:
+    """Open a checkpoint of ours, or a bare ``torch_dist`` folder (NeMo's has it in ``weights``); None for others.
+
+    Raises DamagedFile where a file has not the size that the manifest says.
+    """
+    state = folder / step_folders.STATE
+    if (state / METADATA).is_file() or (state.is_dir() and (folder / step_folders.MANIFEST).is_file()):
+        step: int | None = step_folders.verify(folder, checksums=False).step
+        files = model_files or folder / step_folders.MODEL
+    else:
+        if (folder / _NEMO / METADATA).is_file():
+            folder = folder / _NEMO
+        if not (folder / METADATA).is_file():
+            return None
+        state, files = folder, model_files or model_files_beside(folder)
+        number = folder.name.removeprefix("iter_")
+        step = int(number) if number.isdigit() else None
+    tensors = {name: tensor for name, tensor in read(state).items() if name.startswith(MODEL_NAMES)}
+    refuse_payloads(folder, tensors)
+    layout = f"{len(list(state.glob('*.distcp')))} files, loads at any layout"
+    return Contents(folder, tensors, files, read_config(files), layout, step)
 
 
 def tensor_names(folder: Path) -> list[str]:
@@ -206,3 +237,24 @@ class _Output:
         self._file.close()
         self._thread.shutdown()
         self._files[self.name] = {"bytes": self.at, "sha256": self._hash.hexdigest()}
+
+
+def write_step(folder: Path, stored: Mapping[str, LazyTensor], config: ModelConfig, step: int) -> None:
+    """Write a checkpoint of ours that holds a model alone; its ``model`` files are in ``folder`` already."""
+    common = {"iteration": step, "checkpoint_version": 3.0, "content_metadata": {"non_homogeneous_layers": True}}
+    written = write(folder / step_folders.STATE, stored, objects=_extra_states(config), common=common)
+    files = {f"{step_folders.STATE}/{name}": entry for name, entry in written.items()}
+    for path in (folder / step_folders.MODEL).iterdir():
+        files[f"{step_folders.MODEL}/{path.name}"] = step_folders.checksum(path)
+    manifest = step_folders.StepManifest(step, files)
+    (folder / step_folders.MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
+
+
+def _extra_states(config: ModelConfig) -> dict[str, None]:
+    """megatron-core's own loader asks for these (TransformerEngine keeps FP8 scales there); empty ones satisfy it."""
+    linear = ["self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2"]
+    inner = [*linear, "self_attention.core_attention"]
+    modules = [f"decoder.layers.{layer}.{name}" for layer in range(config.num_hidden_layers) for name in inner]
+    if not config.tie_word_embeddings:
+        modules.append("output_layer")
+    return {f"{module}._extra_state/shard_0_1": None for module in [*modules, "decoder.final_layernorm"]}

@@ -21,76 +21,37 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from nemo_openmath.checkpoints import names
-from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_checkpoint
-from nemo_openmath.checkpoints.formats.hf import without_copies
 from nemo_openmath.checkpoints.formats.safetensors import write_file
 from nemo_openmath.checkpoints.lazy import Elementwise, InMemory, LazyTensor, StackedRows
-from nemo_openmath.checkpoints.model_files import main_dtype, write_model_files
-from nemo_openmath.checkpoints.output import building
-from nemo_openmath.checkpoints.quantize.calibration import LINEAR
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import ARCHITECTURES, ModelConfig
-from nemo_openmath.models.hf_config import describe
 
-TOKENIZER = (
-    "tokenizer"  # folder of the tokenizer's files and generation_config.json: the ranks' config.json is no model's
-)
+TOKENIZER = "tokenizer"
+"""Folder of the tokenizer's files and generation_config.json: the ranks' config.json is no model's."""
 E4M3 = torch.float8_e4m3fn
-Quantization = Literal["int8", "int4"]
-_ALGORITHMS = {None: None, "int8": "W8A16", "int4": "W4A16"}
 
 
-def hf_to_trtllm(
-    src: str | Path,
-    dst: str | Path,
+def write(
+    folder: Path,
+    tensors: Mapping[str, LazyTensor],
+    config: ModelConfig,
     *,
-    tp: int = 1,
-    pp: int = 1,
-    dtype: torch.dtype | None = None,
-    quantization: Quantization | None = None,
-) -> Path:
-    """A checkpoint (Hugging Face or Megatron) -> TensorRT-LLM checkpoint ``dst`` for ``tp`` x ``pp`` ranks.
-
-    ``src`` may be an FP8 folder; ``quantization`` is for the others. ``dtype``: bfloat16, float16 or float32; the
-    source's when not given. :func:`commands` says how to go on.
-    """
-    if quantization not in _ALGORITHMS:
-        raise UserError(f"quantization {quantization!r}", remedy="use int8 or int4, or leave it out")
-    source = open_checkpoint(src, strict=False)
-    config = source.model
-    _check_layout(config, tp, pp)
-    algorithm, cache = _ALGORITHMS[quantization], None
-    if source.quantization:
-        algorithm, cache = _fp8(source, quantization)
-        model = describe(source.model_files, quantized=True)
-        source.tensors = without_copies(source.tensors, model, source.path)
-    else:
-        source = open_checkpoint(src)
-    plain = {name: tensor for name, tensor in source.tensors.items() if tensor.dtype.itemsize > 1}
-    chosen = dtype or main_dtype({name: plain[name] for name in plain if not name.endswith("_scale")})
-    if chosen not in (torch.bfloat16, torch.float16, torch.float32):
-        raise UserError(f"{chosen} is no dtype of TensorRT-LLM", remedy="use bfloat16, float16 or float32")
-    weights = {name: t for name, t in source.tensors.items() if not (_is_scale(name) and algorithm == "FP8")}
-    names.to_stored(weights, config)  # refuses wrong names and shapes before anything is written
-    tensors = {
-        name: t.to(chosen) if name in plain and not name.endswith("_scale") else t for name, t in source.tensors.items()
-    }
-    with building(Path(dst)) as folder:
-        described = _config(config, tp, pp, str(chosen).removeprefix("torch."), algorithm, cache)
-        (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-        write_model_files(source.model_files, folder / TOKENIZER, source.config)
-        for stage in range(pp):
-            for rank in range(tp):
-                held = _rank(tensors, config, tp, pp, rank, stage)
-                write_file(folder / f"rank{stage * tp + rank}.safetensors", held)
-        settings = {"tp": tp, "pp": pp, "dtype": str(chosen), "quantization": algorithm}
-        lineage("checkpoints.hf_to_trtllm", {"source": source}, **settings).write(folder)
-    return Path(dst)
+    tp: int,
+    pp: int,
+    dtype: torch.dtype,
+    algorithm: str | None,
+    cache_algorithm: str | None,
+) -> None:
+    """Write config.json and the files of all ranks. ``tensors``: under HF names, FP8 payloads with their scales."""
+    described = _config(config, tp, pp, str(dtype).removeprefix("torch."), algorithm, cache_algorithm)
+    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+    for stage in range(pp):
+        for rank in range(tp):
+            write_file(folder / f"rank{stage * tp + rank}.safetensors", _rank(tensors, config, tp, pp, rank, stage))
 
 
 def commands(dst: str | Path) -> list[str]:
@@ -110,7 +71,7 @@ def commands(dst: str | Path) -> list[str]:
     ]
 
 
-def _check_layout(config: ModelConfig, tp: int, pp: int) -> None:
+def check_layout(config: ModelConfig, tp: int, pp: int) -> None:
     heads, groups, inner = config.num_attention_heads, config.num_key_value_heads, config.intermediate_size
     if tp < 1 or pp < 1:
         raise UserError(f"tp = {tp}, pp = {pp}", remedy="both are at least 1")
@@ -185,32 +146,6 @@ def _one_scale(
 
 def _rescaled(weight: LazyTensor, factor: float) -> LazyTensor:
     return Elementwise((weight,), lambda parts: (parts[0].float() * factor).to(E4M3), E4M3)
-
-
-def _is_scale(name: str) -> bool:
-    """Whether a tensor of an FP8 folder is a scale."""
-    return name.endswith((".weight_scale", ".input_scale", ".k_scale", ".v_scale"))
-
-
-def _fp8(source: Checkpoint, quantization: str | None) -> tuple[str, str | None]:
-    """(quant_algo, kv_cache_quant_algo) of a quantized folder; UserError where it is not ModelOpt's FP8, or a scale is
-    missing."""
-    described = source.config.get("quantization_config") or {}
-    if source.quantization != "FP8" or quantization is not None:
-        problem = f"is quantized ({source.quantization})"
-        remedy = "FP8 folders are converted as they are, for the other kinds give the plain model"
-        raise UserError(problem, file=source.path, remedy=remedy)
-    for name, tensor in source.tensors.items():
-        missing = [name + end for end in ("_scale",) if name + end not in source.tensors]
-        missing += [x for x in [name.removesuffix("weight") + "input_scale"] if x not in source.tensors]
-        if tensor.dtype == E4M3 and missing:
-            raise UserError(f"{name} has no {missing[0]}", file=source.path, remedy="export it again")
-        if LINEAR.fullmatch(name) and tensor.dtype != E4M3:
-            raise UserError(f"{name} is not in FP8", file=source.path, remedy="quantize all of the decoder's layers")
-    cached = any(name.endswith(".k_scale") for name in source.tensors)
-    if described.get("kv_cache_scheme") and not cached:
-        raise UserError("promises an FP8 cache and has no k_scale", file=source.path, remedy="export it again")
-    return "FP8", "FP8" if cached else None
 
 
 def _part(tensor: LazyTensor, tp: int, rank: int) -> LazyTensor:

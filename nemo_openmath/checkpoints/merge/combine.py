@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from nemo_openmath.chat.same_tokenizer import tokenizer_difference
-from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_checkpoint
-from nemo_openmath.checkpoints.convert import write_megatron
-from nemo_openmath.checkpoints.formats import hf
+from nemo_openmath.checkpoints.checkpoint import Checkpoint, Kind, lineage, open_checkpoint, write_checkpoint
 from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.merge.arithmetic import merged
 from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
@@ -299,10 +297,8 @@ def _write(
 ) -> Path:
     first, stops = sources[0], _stops(sources)
     with building(Path(dst), into_existing=into_existing) as folder:
-        if _chosen(first, format) == "hf":
-            hf.write(folder, tensors, first.model_files, stops=stops)
-        else:
-            write_megatron(folder, tensors, first.model_files, stops=stops)
+        written: Kind = "hf" if _chosen(first, format) == "hf" else "torch_dist"
+        write_checkpoint(folder, written, tensors, first, stops=stops)
         lineage(kind, {str(number): source for number, source in enumerate(sources)}, **settings).write(folder)
     return Path(dst)
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_openmath.checkpoints.formats.hf import open_tensors
+from nemo_openmath.checkpoints.checkpoint import open_checkpoint
 from nemo_openmath.core.errors import UserError
 
 LINEAR = re.compile(r"(model\.layers\.\d+\.(?:self_attn|mlp)\.)(q|k|v|o|gate|up|down)_proj\.weight")
@@ -51,7 +51,7 @@ def load_model(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    open_tensors(folder)  # refuses what transformers would compute in another way, or not at all
+    open_checkpoint(folder)  # refuses what transformers would compute in another way, or not at all
     disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")

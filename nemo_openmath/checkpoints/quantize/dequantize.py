@@ -86,7 +86,7 @@ def write_dequantized(src: str | Path, dst: str | Path, *, into_existing: bool =
     """A quantized folder -> plain Hugging Face folder ``dst`` of the weights it stands for, in its own dtype: what an
     engine without the kernels evaluates. Inputs and cache, which fp8 rounds too, are not rounded there."""
     source = open_checkpoint(src, strict=False)
-    config = source.config
+    config = dict(source.config)
     if config.pop("quantization_config", None) is None:
         raise UserError("is not quantized", file=src, remedy="use it as it is")
     dtype = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "bfloat16"))

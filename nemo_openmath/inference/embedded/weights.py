@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_openmath.checkpoints.formats.hf import open_tensors
+from nemo_openmath.checkpoints.checkpoint import open_checkpoint
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.hf_config import Described, describe
 
@@ -87,10 +87,10 @@ def load_weights(
             raise UserError(problem, file=model.file, remedy=remedy)
     context = limit if max_context is None else max_context
     rotation = _rotation(model, context)
-    tensors = open_tensors(path)
+    checkpoint = open_checkpoint(path)
 
     def get(name: str) -> Tensor:
-        return tensors[name].full().float()
+        return checkpoint.read(name).float()
 
     embedding = get("model.embed_tokens.weight")
     head = embedding if model.tie_word_embeddings else get("lm_head.weight")
