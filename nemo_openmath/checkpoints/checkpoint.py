@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,13 +22,14 @@ from nemo_openmath.checkpoints.streaming import Hashed
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records.lineage import Lineage
 from nemo_openmath.models.configs import ModelConfig
-from nemo_openmath.models.hf_config import quantization
+from nemo_openmath.models.hf_config import once, quantization
 from nemo_openmath.models.stop_tokens import StopTokens
 
 Kind = Literal["hf", "torch_dist", "classic"]
 FORMATS: dict[Kind, Format] = {"torch_dist": torch_dist, "classic": classic, "hf": hf}
 """In the order in which a folder is tried; each is a module that follows the protocol."""
 _SAMPLE = 1000  # elements
+_warn = once(logging.getLogger(__name__).warning)
 
 
 @dataclass
@@ -87,7 +89,9 @@ class Checkpoint:
         return total.hexdigest()
 
 
-def open_checkpoint(path: str | Path, model_files: str | Path | None = None, *, strict: bool = True) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path, model_files: str | Path | None = None, *, strict: bool = True, quiet: bool = False
+) -> Checkpoint:
     """Open a checkpoint of any format:
 
     * a Hugging Face folder;
@@ -98,12 +102,16 @@ def open_checkpoint(path: str | Path, model_files: str | Path | None = None, *, 
     ``model_files``: where config.json and the tokenizer are, for Megatron folders that do not hold them. A Hugging Face
     folder is taken for a model to compute with: quantized weights, missing ones and ones without a place are refused.
     ``strict`` = False opens what is there, to look at it or to turn quantized weights into plain ones. What is left out
-    of a folder is logged. Raises UserError or DamagedFile naming the file and what is wrong with it.
+    of a folder is logged, once in a process, except with ``quiet``.
+
+    Raises UserError or DamagedFile naming the file and what is wrong with it.
     """
     folder = step_folders.latest(Path(path))
     files = None if model_files is None else Path(model_files)
     for kind, format in FORMATS.items():
         if (contents := format.open_folder(folder, files, strict)) is not None:
+            for line in () if quiet else contents.notes:
+                _warn(line)
             return _opened(kind, contents)
     problem = "does not exist" if not folder.exists() else "is no checkpoint"
     remedy = "give a Hugging Face folder, a torch_dist checkpoint or a classic Megatron folder"

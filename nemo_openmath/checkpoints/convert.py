@@ -127,7 +127,7 @@ def hf_to_trtllm(
     if source.quantization:
         algorithm, cache = _fp8(source, quantization)
         described = describe(source.model_files, quantized=True)
-        tensors = hf.without_copies(source.tensors, described, source.path)
+        tensors, _ = hf.without_copies(source.tensors, described, source.path)
         scales = {name for name in tensors if name.endswith(_SCALES)}
     else:
         source = open_checkpoint(src)

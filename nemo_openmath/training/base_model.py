@@ -40,8 +40,7 @@ class BaseModel:
         files do not fit each other.
         """
         config = ModelConfig.from_hf(step_folders.model_files_of(folder)).with_changes(**(changes or {}))
-        checkpoint = open_checkpoint(folder, say=lambda _: None) if quiet else open_checkpoint(folder)
-        return cls(folder, config, checkpoint)
+        return cls(folder, config, open_checkpoint(folder, quiet=quiet))
 
     @property
     def is_checkpoint(self) -> bool:

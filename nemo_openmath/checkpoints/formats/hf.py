@@ -6,7 +6,6 @@ refused, and for the architectures that we know every tensor has its place and i
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,8 +20,6 @@ from nemo_openmath.models.hf_config import Described
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-log = logging.getLogger(__name__)
-warn = hf_config.once(log.warning)
 
 
 def open_folder(folder: Path, model_files: Path | None = None, strict: bool = True) -> Contents | None:
@@ -30,26 +27,25 @@ def open_folder(folder: Path, model_files: Path | None = None, strict: bool = Tr
 
     ``strict``: leave out what a model does not hold (RoPE's tables, a tied lm_head), and raise UserError for quantized
     folders, said to be so or not, and where the model is one that we know, for missing tensors, wrong shapes and
-    tensors without a place. Else all that is there is opened. Other files of weights and fields of config.json that
-    nobody uses are logged.
+    tensors without a place. Else all that is there is opened. The notes name what is left out, other files of weights
+    and fields of config.json that nobody uses.
     """
     if not (folder / "config.json").is_file():
         return None
     files = model_files or folder
     config = hf_config.read_config(files)
     tensors, read, others = safetensors.read_folder(folder)
-    if others:
-        warn(f"{folder}: not read, because they are not the model's: {', '.join(others)}")
+    notes = [f"{folder}: not read, because they are not the model's: {', '.join(others)}"] if others else []
     if strict:
         hf_config.refuse_quantized(folder, config)
         refuse_payloads(folder, tensors)
         if config.get("model_type") in tuple(hf_config.ARCHITECTURES):
             described = hf_config.describe(files)
-            for line in described.notes:
-                warn(line)
-            tensors = without_copies(tensors, described, folder)
+            tensors, left_out = without_copies(tensors, described, folder)
+            notes += [*described.notes, *left_out]
             hf_config.check_tensors(tensors, described.tensors(), folder)
-    return Contents(folder, tensors, files, config, f"{len(read)} file" + "s" * (len(read) > 1))
+    layout = f"{len(read)} file" + "s" * (len(read) > 1)
+    return Contents(folder, tensors, files, config, layout, notes=tuple(notes))
 
 
 def refuse_payloads(folder: Path, tensors: Mapping[str, LazyTensor]) -> None:
@@ -60,15 +56,18 @@ def refuse_payloads(folder: Path, tensors: Mapping[str, LazyTensor]) -> None:
             raise UserError(problem, file=folder, remedy="give a model of plain weights")
 
 
-def without_copies(tensors: Mapping[str, LazyTensor], described: Described, folder: Path) -> dict[str, LazyTensor]:
-    """Return ``tensors`` without RoPE's tables, which are computed, and without a tied lm_head.
+def without_copies(
+    tensors: Mapping[str, LazyTensor], described: Described, folder: Path
+) -> tuple[dict[str, LazyTensor], list[str]]:
+    """Return ``tensors`` without RoPE's tables, which are computed, and without a tied lm_head, and notes that say so.
 
     Raises UserError where config.json ties the lm_head to the embedding and the two differ: programs differ in which
     they take.
     """
     tables = {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
+    notes = []
     if tables:
-        warn(f"{folder}: {len(tables)} tables of RoPE (rotary_emb.inv_freq) are left out: they are computed")
+        notes.append(f"{folder}: {len(tables)} tables of RoPE (rotary_emb.inv_freq) are left out: they are computed")
     weights = {name: tensor for name, tensor in tensors.items() if name not in tables}
     if described.tie_word_embeddings and HEAD in weights and EMBEDDING in weights:
         if not equal(weights[HEAD], weights[EMBEDDING]):
@@ -77,6 +76,6 @@ def without_copies(tensors: Mapping[str, LazyTensor], described: Described, fold
                 file=folder,
                 remedy="set tie_word_embeddings to false, or remove the tensor",
             )
-        warn(f"{folder}: {HEAD} is left out: it is the embedding, to which config.json ties it")
+        notes.append(f"{folder}: {HEAD} is left out: it is the embedding, to which config.json ties it")
         del weights[HEAD]
-    return weights
+    return weights, notes

@@ -24,6 +24,8 @@ class Contents:
     layout: str
     """How the tensors are cut on disk, in words."""
     step: int | None = None
+    notes: tuple[str, ...] = ()
+    """Lines on what is not read, for whoever opens the folder."""
 
 
 class Format(Protocol):
