@@ -10,6 +10,7 @@ from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.engine import EngineError, Finish
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.grading import Grade, Verdict, compare
+from nemo_openmath.grading.judgement import parse_judgement
 from nemo_openmath.synthesis.judge import (
     Agreement,
     Judge,
@@ -18,7 +19,6 @@ from nemo_openmath.synthesis.judge import (
     JudgeSettings,
     Question,
     judge,
-    parse_judgement,
 )
 from tests.support.engines import ScriptedEngine, in_turn
 

@@ -7,7 +7,6 @@ agreement.py   counts of both verdicts, and the pairs on which they differ
 The prompt is ``judge`` in chat/prompts; a file of the user may replace it.
 """
 
-from nemo_openmath.grading.judgement import parse_judgement
 from nemo_openmath.synthesis.judge.agreement import Agreement, JudgedPair
 from nemo_openmath.synthesis.judge.judge import Judge, Judgement, JudgeSettings, Question, judge
 from nemo_openmath.synthesis.judge.stage import JudgeAnswers
@@ -21,5 +20,4 @@ __all__ = [
     "Judgement",
     "Question",
     "judge",
-    "parse_judgement",
 ]

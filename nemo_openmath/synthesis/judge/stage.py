@@ -49,7 +49,7 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
     """Replace the verdicts unknown and timeout of graded generations by the judges' verdict.
 
     Other generations pass unchanged. How far judges and grader agree stands in ``agreement.json``, and among the
-    stage's facts where it runs as one job.
+    stage's metrics where it runs as one job.
     """
 
     kind = "judging.judge"

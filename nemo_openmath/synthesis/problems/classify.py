@@ -26,7 +26,10 @@ class ClassifyConfig(PromptedConfig):
 
 
 class Classify(PromptedStage[ClassifyConfig, Problem]):
-    """Give each problem its category, and drop the categories that the recipe names."""
+    """Give each problem its category, and drop the categories that the recipe names.
+
+    The reason of such a drop is the category.
+    """
 
     kind = "problems.classify"
     prompt = "classify"
