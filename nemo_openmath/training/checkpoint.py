@@ -70,19 +70,11 @@ class CheckpointStore:
         self._group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" or asynchronous else None
 
     @classmethod
-    def open(
-        cls, output: Path, source: PackSource, config: TrainingConfig, batch_samples: int | None
-    ) -> CheckpointStore:
-        """Return the checkpoints of the training in ``output``, whose model files are those of ``OUTPUT/model``.
-
-        ``batch_samples`` turns epochs into steps. Says which of the asked-for checkpoints lie behind the end.
-        """
+    def open(cls, output: Path, source: PackSource, config: TrainingConfig) -> CheckpointStore:
+        """Return the checkpoints of the training in ``output``, whose model files are those of ``OUTPUT/model``. Says
+        which of the asked-for checkpoints lie behind the end."""
         settings = config.checkpoints
-        if settings.epochs and batch_samples is None:
-            raise UserError(
-                "checkpoints.epochs needs the batch size in samples", remedy="give batch_samples to train()"
-            )
-        steps_per_epoch = source.num_samples / (batch_samples or 1)
+        steps_per_epoch = source.num_samples / source.batch_samples
         late = settings.unreached(source.num_steps, steps_per_epoch)
         if late:
             log.info(f"no checkpoint after {', '.join(late)}: the training ends after step {source.num_steps}")

@@ -54,11 +54,10 @@ def train(
     output: Path,
     *,
     validation: PackSource | None = None,
-    batch_samples: int | None = None,
 ) -> TrainResult:
     """Train ``base`` on all steps of ``source``; go on from the newest valid checkpoint under ``output``.
 
-    ``validation`` holds the samples held out; ``batch_samples`` turns ``checkpoints.epochs`` into steps. Raises
+    ``validation`` holds the samples held out. Raises
 
     - UserError where another training runs in ``output``, or the one in it was begun with other data or another model,
     - :class:`Preempted` after SIGTERM or SIGUSR1, once everything is saved,
@@ -75,8 +74,7 @@ def train(
         parallel_state_of(config.parallel, config.seed),
         stop_signals(run_lock) as asked_to_stop,
     ):
-        trainer = Trainer(base, source, config, output, validation, batch_samples, run_lock, asked_to_stop)
-        return trainer.train()
+        return Trainer(base, source, config, output, validation, run_lock, asked_to_stop).train()
 
 
 class Trainer:
@@ -89,7 +87,6 @@ class Trainer:
         config: TrainingConfig,
         output: Path,
         validation: PackSource | None,
-        batch_samples: int | None,
         run_lock: RunLock | None,
         asked_to_stop: Callable[[], bool],
     ):
@@ -102,7 +99,7 @@ class Trainer:
             base.config, config.parallel, dtype=dtype, recompute=config.recompute, backend=config.backend
         )
         log.info(_first_line(base.config, config))
-        self.store = CheckpointStore.open(output, source, config, batch_samples)
+        self.store = CheckpointStore.open(output, source, config)
         newest = self.store.newest()
         if newest is None:
             load_base(base, self.models)

@@ -56,7 +56,7 @@ def run_job(job: TrainingJob) -> None:
         )
         held_out.plan.require_multiple(multiple)
     base = replace(base, end_tokens=end_tokens(job.model, source.last_targets()))
-    train(base, source, job.training, job.output, validation=held_out, batch_samples=data.batch_samples)
+    train(base, source, job.training, job.output, validation=held_out)
 
 
 def _tokenizer(model: Path) -> str | None:

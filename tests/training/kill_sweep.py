@@ -36,7 +36,7 @@ from nemo_openmath.training.base_model import BaseModel  # noqa: E402
 from nemo_openmath.training.config import TrainingConfig  # noqa: E402
 from nemo_openmath.training.runtime import start_process  # noqa: E402
 from nemo_openmath.training.trainer import Trainer, train  # noqa: E402
-from tests.training.packs import BATCH_SAMPLES, RandomPacks  # noqa: E402
+from tests.training.packs import RandomPacks  # noqa: E402
 
 
 def announce_steps(pipe: int, most: int | None) -> None:
@@ -68,7 +68,7 @@ def rank_main(
         if rank == 0:
             announce_steps(pipe, most)
         configure_logging(rank=rank)
-        train(BaseModel.open(Path(spec["model"])), source, built, Path(spec["output"]), batch_samples=BATCH_SAMPLES)
+        train(BaseModel.open(Path(spec["model"])), source, built, Path(spec["output"]))
         code = 0
     except BaseException:
         traceback.print_exc()

@@ -54,6 +54,7 @@ class RandomPacks:
     num_steps: int
     seed: int = 0
     fingerprint: str = "random-packs"
+    batch_samples: int = BATCH_SAMPLES
     shift_masks: int = 0  # a defect on purpose: masks are this many tokens late
 
     @cached_property

@@ -42,7 +42,7 @@ from nemo_openmath.training.forward_backward import ForwardBackward, total_loss 
 from nemo_openmath.training.metrics import TrainingDiverged  # noqa: E402
 from nemo_openmath.training.optimizer import Optimizer  # noqa: E402
 from nemo_openmath.training.trainer import Trainer, train  # noqa: E402
-from tests.training.packs import BATCH_SAMPLES, RandomPacks  # noqa: E402
+from tests.training.packs import RandomPacks  # noqa: E402
 
 
 def gradients(case: dict[str, Any], config: TrainingConfig) -> None:
@@ -121,7 +121,7 @@ def training(case: dict[str, Any], config: TrainingConfig) -> None:
     try:
         with signalled(step, number) if rank == dist.get_rank() else nullcontext():
             base = BaseModel.open(Path(case["model"]))
-            train(base, source, config, output, validation=validation, batch_samples=BATCH_SAMPLES)
+            train(base, source, config, output, validation=validation)
     except TrainingDiverged as error:
         (output / "diverged").write_text(str(error))
     except UserError as error:

@@ -31,6 +31,11 @@ class PackSource(Protocol):
         ...
 
     @property
+    def batch_samples(self) -> int:
+        """Samples of the global batch of a step."""
+        ...
+
+    @property
     def num_steps(self) -> int:
         """Optimizer steps of the run."""
         ...
