@@ -48,9 +48,12 @@ def stages() -> str:
     return reference_pages()["stages.md"].partition("\n")[2]  # without its title: the page has its own
 
 
-def settings_of(module: str, name: str) -> str:
+def settings_of(module: str, name: str, *others: str) -> str:
+    """A table of the settings of a class, without its sections ``others``: the page has tables of their own for them."""
     register_all()
-    return settings_table(getattr(importlib.import_module(module), name))
+    rows = settings_table(getattr(importlib.import_module(module), name)).splitlines()
+    left_out = tuple(f"| `{section}." for section in others)
+    return "\n".join(row for row in rows if not row.startswith(left_out))
 
 
 def commands() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 from nemo_openmath.cli.common import EXAMPLES
 from nemo_openmath.cli.main import run
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records import Generation, Group, Problem, Record, SftRow, Thread
 from nemo_openmath.core.stage import stage_kinds
 from tests.conftest import SmokeRun
 from tests.docs.blocks import PAGES, TOP, Block, Line, blocks, shell_lines
@@ -195,3 +197,11 @@ def test_every_file_of_a_run_is_explained(smoke_run: SmokeRun) -> None:
             shown = re.sub(r"\d{5}-of-\d{5}", "I-of-N", path.name)
             unknown |= {shown} - words
     assert not unknown, f"docs/start/run-folder.md does not explain {sorted(unknown)}"
+
+
+@pytest.mark.parametrize("kind", [Thread, Problem, Generation, Group, SftRow])
+def test_the_fields_of_records_are_those_of_the_page(kind: type[Record]) -> None:
+    page = (TOP / "docs/reference/formats.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith(f"| `{kind.__name__}` |"))
+    own = {field.name for field in dataclasses.fields(kind)} - {field.name for field in dataclasses.fields(Record)}
+    assert set(re.findall(r"`(\w+)`", row)) == {kind.__name__, *own}
