@@ -49,7 +49,7 @@ def stages() -> str:
 
 
 def settings_of(module: str, name: str, *others: str) -> str:
-    """A table of the settings of a class, without its sections ``others``: the page has tables of their own for them."""
+    """A table of the settings of a class, without its sections ``others``, which have tables of their own."""
     register_all()
     rows = settings_table(getattr(importlib.import_module(module), name)).splitlines()
     left_out = tuple(f"| `{section}." for section in others)
