@@ -1,5 +1,7 @@
 """What tests of several packages share.
 
-engines.py    a server on loopback that answers what a test says, and the product's own client of it
-services.py   what a stage is lent in a test, and a way to run one over given records
+engines.py      models that say what a test wants: behind the product's HTTP engine, and as an engine in this process
+services.py     what a stage is lent in a test, and a way to run one over given records
+rows.py         training rows
+tokenizers.py   small tokenizers
 """

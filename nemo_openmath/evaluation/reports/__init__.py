@@ -3,6 +3,7 @@
 view.py      the data of a report
 build.py     report.json and report.html
 page.py      the sections of the page; templates/ holds its HTML and CSS
+figures.py   its figures
 svg.py       pictures
 console.py   tables for the terminal
 formats.py   numbers as people read them

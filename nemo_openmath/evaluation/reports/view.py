@@ -16,6 +16,9 @@ from nemo_openmath.core.errors import DamagedFile
 from nemo_openmath.core.records import Generation, Manifest, Mode, read_drops, read_manifest
 from nemo_openmath.core.records.store import count_units
 
+TableRows = Sequence[Mapping[str, Any]]
+"""Rows of evaluation.metrics, of evaluation.compare or of a competition."""
+
 
 @dataclass(frozen=True, slots=True)
 class StageView:
