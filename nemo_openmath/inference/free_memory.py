@@ -8,15 +8,19 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """Bytes that may be taken. ``where``: of what, for messages."""
+    """Memory that may be taken."""
 
     available: int
+    """Bytes."""
     where: str = "of this machine's memory"
+    """What the bytes are part of, for messages."""
 
 
 def free_memory(root: Path = Path("/")) -> Free:
-    """What a process may still take: MemAvailable, or less where a cgroup (v1 or v2, or one above it) limits it.
-    ``root``: where /proc and /sys lie."""
+    """Return what a process may still take: MemAvailable, or less where a cgroup (v1 or v2, or one above it) limits it.
+
+    ``root``: the folder in which /proc and /sys lie.
+    """
     available = 1 << 62
     for line in lines_of(root / "proc/meminfo"):
         if line.startswith("MemAvailable:"):
@@ -33,15 +37,15 @@ def free_memory(root: Path = Path("/")) -> Free:
             continue
         group = base / path.lstrip("/")
         for folder in [group, *group.parents]:  # in a container the path may be one of the host: it is just not there
-            left = _left(folder, limit, used, cache)
-            if left is not None and left < free.available:
-                free = Free(left, "of this job's or container's memory limit")
+            remaining = _remaining(folder, limit, used, cache)
+            if remaining is not None and remaining < free.available:
+                free = Free(remaining, "of this job's or container's memory limit")
             if folder == base:
                 break
     return free
 
 
-def _left(folder: Path, limit: str, used: str, cache: str) -> int | None:
+def _remaining(folder: Path, limit: str, used: str, cache: str) -> int | None:
     try:
         most = int((folder / limit).read_text())
         now = int((folder / used).read_text())
@@ -56,7 +60,7 @@ def _left(folder: Path, limit: str, used: str, cache: str) -> int | None:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a file of /proc or /sys; none where it is not there."""
+    """Return the lines of a file of /proc or /sys; none where it is not there."""
     try:
         return path.read_text().splitlines()
     except OSError:
@@ -64,7 +68,7 @@ def lines_of(path: Path) -> list[str]:
 
 
 def show(count: int) -> str:
-    """Bytes for people."""
+    """Write a count of bytes for people, in MiB or GiB."""
     if count < 1 << 30:
         return f"{max(0, count) / (1 << 20):.0f} MiB"
     return f"{count / (1 << 30):.1f} GiB"

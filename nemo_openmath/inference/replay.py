@@ -29,7 +29,7 @@ from nemo_openmath.core.engine import (
 from nemo_openmath.core.errors import UserError
 
 FORMAT = "openmath-recording-1"
-_Piece: TypeAlias = tuple[float, str, tuple[int, ...], tuple[float, ...]]  # seconds, text, ids, log-probabilities
+_Part: TypeAlias = tuple[float, str, tuple[int, ...], tuple[float, ...]]  # seconds, text, ids, log-probabilities
 
 
 class Recorder:
@@ -57,11 +57,11 @@ class Recorder:
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         began = self._clock.now()
-        pieces: list[_Piece] = []
+        parts: list[_Part] = []
         async for chunk in self._engine.stream(request):
-            pieces.append((self._clock.now() - began, chunk.text, chunk.token_ids, chunk.logprobs))
+            parts.append((self._clock.now() - began, chunk.text, chunk.token_ids, chunk.logprobs))
             if chunk.completion is not None:
-                self._write(request, chunk.completion, pieces)
+                self._write(request, chunk.completion, parts)
             yield chunk
 
     async def close(self) -> None:
@@ -69,8 +69,8 @@ class Recorder:
         self._file.close()
         await self._engine.close()
 
-    def _write(self, request: Request, c: Completion, pieces: list[_Piece]) -> None:
-        row = {"key": request_key(request), "request": asdict(request), "completion": asdict(c), "pieces": pieces}
+    def _write(self, request: Request, c: Completion, parts: list[_Part]) -> None:
+        row = {"key": request_key(request), "request": asdict(request), "completion": asdict(c), "pieces": parts}
         self._file.write(orjson.dumps(row) + b"\n")
         self._file.flush()
 
@@ -121,19 +121,19 @@ class ReplayEngine:
         return self._capabilities
 
     async def complete(self, request: Request) -> Completion:
-        completion, pieces = self._next(request)
-        await self._wait(pieces[-1][0])
+        completion, parts = self._next(request)
+        await self._wait(parts[-1][0])
         return completion
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """The pieces as they were streamed; one piece where the recorded request was not streamed."""
-        completion, pieces = self._next(request)
-        if len(pieces) == 1:
-            pieces = [(pieces[0][0], completion.text, completion.token_ids, completion.logprobs or ())]
+        """Yield the parts as they were streamed; one part where the recorded request was not streamed."""
+        completion, parts = self._next(request)
+        if len(parts) == 1:
+            parts = [(parts[0][0], completion.text, completion.token_ids, completion.logprobs or ())]
         began = self._clock.now()
-        for i, (at, text, ids, *logprobs) in enumerate(pieces):  # recordings made before have no log-probabilities here
+        for i, (at, text, ids, *logprobs) in enumerate(parts):  # recordings made before have no log-probabilities here
             await self._wait(at - (self._clock.now() - began) * self._speed)
-            last = completion if i == len(pieces) - 1 else None
+            last = completion if i == len(parts) - 1 else None
             yield Chunk(text, tuple(ids), last, tuple(*logprobs))
 
     async def close(self) -> None:
@@ -152,6 +152,6 @@ class ReplayEngine:
 
 
 def request_key(request: Request) -> str:
-    """What identifies a request: prompt and sampling; not its conversation, nor its time limit."""
+    """Return what identifies a request: prompt and sampling, not its conversation, nor its time limit."""
     content = orjson.dumps([request.prompt, asdict(request.sampling)])
     return hashlib.blake2b(content, digest_size=16).hexdigest()

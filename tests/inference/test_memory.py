@@ -96,7 +96,7 @@ def test_an_engine_that_does_not_fit_is_refused_before_it_is_loaded(model_dir, m
 
 def test_memory_is_taken_with_use_and_given_back():
     block = block_tokens(32, 64 * 4)
-    cache = Cache(2, 3, 2, 64 * block, 64, torch.float32, block, tight=True)
+    cache = Cache(2, 3, 2, 64 * block, 64, torch.float32, block=block, tight=True)
 
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
@@ -110,7 +110,7 @@ def test_memory_is_taken_with_use_and_given_back():
     assert whole // 3 <= taken < whole // 2
     cache.release(1, block + 1)  # two blocks stay
     assert resident() - before < whole // 10
-    assert cache.held.tolist() == [0, 2 * block, 0]
+    assert cache.memory_tokens.tolist() == [0, 2 * block, 0]
     per_head = 2 * block * 64
     assert bool((keys[:, 1, :, :per_head] == 1).all() and (keys[:, 1, :, per_head:] == 0).all())
     assert bool((values[:, 1, :, :per_head] == 2).all())
@@ -137,7 +137,7 @@ async def test_requests_that_share_too_little_memory_come_to_the_same(model_dir,
     batch = tight._scheduler._batch
     fits = batch.budget.fits
     monkeypatch.setattr(
-        batch.budget, "fits", lambda *a, **k: (fits(*a, **k), most.append(batch.decoder.held().sum()))[0]
+        batch.budget, "fits", lambda *a, **k: (fits(*a, **k), most.append(batch.decoder.memory_tokens().sum()))[0]
     )
     together = await asyncio.gather(*(tight.complete(r) for r in requests))
     apart = await asyncio.gather(*(wide.complete(r) for r in requests))

@@ -1,4 +1,14 @@
-"""Generation inside this process: see :class:`EmbeddedEngine`."""
+"""An engine inside this process, on the CPU or one GPU. From the outside in:
+
+- ``engine.py``: :class:`EmbeddedEngine`, requests from asyncio to the decoding thread and back
+- ``scheduler.py``: the decoding thread; ``batch.py``: one turn of all requests (continuous batching)
+- ``requests.py``, ``rows.py``: what is known of a request; ``text.py``: token ids to text, stop strings
+- ``prefix_sharing.py``, ``prefix.py``: what a request need not compute, because another one has
+- ``decoder.py``: what computes the model, in torch; ``compiled.py``: the same in C (``kernels.py`` compiles it)
+- ``sampling.py``: drawing tokens
+- ``weights.py``: a Hugging Face folder laid out for decoding
+- ``memory.py``: how much memory is used; ``cache.py``, ``cache_budget.py``: that of keys and values
+"""
 
 from nemo_openmath.inference.embedded.engine import EmbeddedEngine
 

@@ -1,6 +1,9 @@
 """The memory of keys and values: address space for every slot at full length, of which the system gives memory page
-by page as positions are first written. So a slot costs what its request is long, and one long request may take what
-many short ones would; the scheduler keeps the sum within a budget."""
+by page as positions are first written.
+
+So a slot costs what its request is long, and one long request may take what many short ones would. The batch keeps the
+sum within a budget (cache_budget.py).
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,36 @@ _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux on x86-64 and aarch
 
 
 def block_tokens(span: int, position_bytes: int) -> int:
-    """Tokens in the smallest piece of memory that can be taken and given back: whole pages and whole spans.
-    ``position_bytes``: of one position of one head, keys or values alone."""
+    """Return the tokens in the smallest piece of memory that can be taken and given back: whole pages, whole spans.
+
+    ``span``: positions that lie side by side. ``position_bytes``: of one position of one head, keys or values alone.
+    """
     return span * (mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, span * position_bytes))
 
 
 class Cache:
-    """Keys and values [layers, slots * kv_heads, capacity, head_dim], as two flat tensors in that order; positions may
-    be interleaved within a span. ``held``: tokens, in whole blocks, that each slot has memory for.
+    """Keys and values [layers, slots * kv_heads, capacity, head_dim], as two flat tensors in that order. Positions may
+    be interleaved within a span.
 
+    ``block``: tokens by which the memory of a slot grows. ``tight``: memory is scarce, so no huge pages are taken.
     Raises UserError where the system does not grant the address space.
     """
 
-    def __init__(self, layers: int, slots: int, kv_heads: int, capacity: int, head_dim: int, dtype: torch.dtype,
-                 block: int, tight: bool):  # fmt: skip
+    def __init__(
+        self,
+        layers: int,
+        slots: int,
+        kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        *,
+        block: int,
+        tight: bool,
+    ):
         self.block, self.capacity = block, capacity
-        self.held = np.zeros(slots, np.int64)
+        self.memory_tokens = np.zeros(slots, np.int64)
+        """Tokens, in whole blocks, that each slot has memory for."""
         self._layers, self._slots, self._kv_heads = layers, slots, kv_heads
         self._position = head_dim * dtype.itemsize
         size = layers * slots * kv_heads * capacity * self._position
@@ -42,21 +59,21 @@ class Cache:
     def wrote(self, slots: np.ndarray | int, ends: np.ndarray | int) -> None:
         """Note that positions below ``ends`` of ``slots``, each named once, are written now."""
         blocks = (ends + self.block - 1) // self.block * self.block
-        self.held[slots] = np.maximum(self.held[slots], blocks)
+        self.memory_tokens[slots] = np.maximum(self.memory_tokens[slots], blocks)
 
     def release(self, slot: int, length: int) -> None:
         """Give back the memory of a slot behind its first ``length`` positions; they read as zeros afterwards."""
         keep = -(-length // self.block) * self.block
-        if self.held[slot] <= keep:
+        if self.memory_tokens[slot] <= keep:
             return
         heads, whole = self._kv_heads, self.capacity * self._position
-        begin, end = keep * self._position, int(self.held[slot]) * self._position
+        begin, end = keep * self._position, int(self.memory_tokens[slot]) * self._position
         for memory in self._maps:
             for layer in range(self._layers):
                 for head in range(heads):
                     at = ((layer * self._slots + slot) * heads + head) * whole
                     memory.madvise(mmap.MADV_DONTNEED, at + begin, end - begin)
-        self.held[slot] = keep
+        self.memory_tokens[slot] = keep
 
 
 def _reserve(size: int, tight: bool, slots: int, capacity: int) -> mmap.mmap:

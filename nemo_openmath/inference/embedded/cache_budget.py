@@ -25,8 +25,8 @@ class CacheBudget:
         needed[: len(lengths)] = -(-lengths // block) * block
         if len(lengths) > 1 and int(needed.sum()) + spare * block > self.tokens:
             return False
-        held = self._decoder.held()
-        if int(np.maximum(needed, held).sum()) > self.tokens:
-            for row in np.flatnonzero(held > needed).tolist():
+        taken = self._decoder.memory_tokens()
+        if int(np.maximum(needed, taken).sum()) > self.tokens:
+            for row in np.flatnonzero(taken > needed).tolist():
                 self._decoder.release(row, int(needed[row]))
         return True

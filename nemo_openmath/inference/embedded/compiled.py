@@ -45,7 +45,7 @@ class CompiledDecoder:
         self._width = kv * (w.group + 2) * d
         inner = w.layers[0].down.shape[1]
         self._vocab_padded = -(-self.vocab // kernels.panel) * kernels.panel
-        cache = self._cache = Cache(layers, slots, kv, self.capacity, d, torch.float32, self.block, tight)
+        cache = self._cache = Cache(layers, slots, kv, self.capacity, d, torch.float32, block=self.block, tight=tight)
         self.keys = cache.keys.view(layers, slots * kv, self.capacity // kernels.span, d * kernels.span)
         self.values = cache.values.view(layers, slots * kv, self.capacity, d)
         self._slot = np.arange(slots)  # of each row
@@ -205,8 +205,8 @@ class CompiledDecoder:
         to_keys.copy_(keys[:, :, : to_keys.shape[2]])
         to_values.copy_(values[:, :, :length])
 
-    def held(self) -> np.ndarray:
-        return self._cache.held[self._slot]
+    def memory_tokens(self) -> np.ndarray:
+        return self._cache.memory_tokens[self._slot]
 
     def release(self, row: int, length: int) -> None:
         self._cache.release(int(self._slot[row]), length)

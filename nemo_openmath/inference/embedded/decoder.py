@@ -80,7 +80,7 @@ class Decoder(Protocol):
         """Put back the first ``length`` positions of what was saved."""
         ...
 
-    def held(self) -> np.ndarray:
+    def memory_tokens(self) -> np.ndarray:
         """Tokens [rows], in whole blocks, that each row has memory for; zeros where all of it is taken at once."""
         ...
 
@@ -133,7 +133,7 @@ class TorchDecoder:
         zeros, empty = self._zeros, self._empty
         self._cache: Cache | None = None
         if self.device.type == "cpu":
-            cache = self._cache = Cache(layers, rows, kv, self.capacity, d, self.dtype, self.block, tight)
+            cache = self._cache = Cache(layers, rows, kv, self.capacity, d, self.dtype, block=self.block, tight=tight)
             self.keys = cache.keys.view(layers, rows * kv, self.capacity, d)
             self.values = cache.values.view(layers, rows * kv, self.capacity, d)
         else:
@@ -327,8 +327,8 @@ class TorchDecoder:
         to_keys.copy_(keys[:, :, :length])
         to_values.copy_(values[:, :, :length])
 
-    def held(self) -> np.ndarray:
-        return np.zeros(self.rows, np.int64) if self._cache is None else self._cache.held
+    def memory_tokens(self) -> np.ndarray:
+        return np.zeros(self.rows, np.int64) if self._cache is None else self._cache.memory_tokens
 
     def release(self, row: int, length: int) -> None:
         if self._cache is not None:

@@ -13,46 +13,51 @@ from nemo_openmath.models.hf_config import describe
 PREFILL_TOKENS = 2048  # of a turn: bounds how long running requests wait for new prompts
 SLOTS = 64  # where nothing else is asked for
 LEAST_CONTEXT = 1024  # tokens: a shorter one is never chosen, only obeyed
-RESERVE, RESERVED_SHARE = 256 << 20, 0.1  # bytes, and share of what is free, that is left to others
+RESERVE, RESERVED_SHARE = 256 << 20, 0.1  # bytes, and share of what is free, that stays free for others
 _FEW_SLOTS, _GOOD_CONTEXT = 4, 8192  # where every slot takes its memory at once
 
 
 def address_space() -> int:
-    """Bytes of address space that this process may still reserve."""
+    """Return the bytes of address space that this process may still reserve."""
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    left = 1 << 62
+    space = 1 << 62
     if limit != resource.RLIM_INFINITY:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        left = max(0, limit - pages * resource.getpagesize())
+        space = max(0, limit - pages * resource.getpagesize())
     if lines_of(Path("/proc/sys/vm/overcommit_memory"))[:1] == ["2"]:  # what is reserved counts as taken
-        table = {name: int(rest.split()[0]) << 10 for name, _, rest in map(_part, lines_of(Path("/proc/meminfo")))}
-        left = min(left, max(0, table["CommitLimit"] - table["Committed_AS"]))
-    return left
-
-
-def _part(line: str) -> tuple[str, str, str]:
-    return line.partition(":")
+        parts = (line.partition(":") for line in lines_of(Path("/proc/meminfo")))
+        table = {name: int(value.split()[0]) << 10 for name, _, value in parts}
+        space = min(space, max(0, table["CommitLimit"] - table["Committed_AS"]))
+    return space
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a model takes, in bytes. ``resident``: weights while it runs; ``loading``: the most while it is loaded;
-    ``token``: keys and values of one token; ``working``: what computing takes. ``limit``: its positions."""
+    """What a model takes, in bytes."""
 
     model: str
+    """Folder of the model."""
     resident: int
+    """Weights while the engine runs."""
     loading: int
+    """The most while the weights are loaded."""
     token: int
+    """Keys and values of one token."""
     working: int
+    """What computing takes."""
     limit: int
+    """Positions of the model, in tokens."""
 
     @classmethod
     def of(cls, folder: Path, itemsize: int, *, compiled: bool, slots: int = SLOTS) -> Need | None:
-        """Read from ``config.json``; None where that says too little: the reader of weights will say what is wrong.
+        """Read the need from ``config.json``. Returns None where that says too little: the reader of the weights will
+        say what is wrong.
 
-        ``compiled``: the weights are packed once more while they are loaded (compiled.py)."""
+        ``itemsize``: bytes of a weight. ``compiled``: the weights are packed once more while they are loaded
+        (compiled.py).
+        """
         try:
             model = describe(folder)
         except UserError:
@@ -85,6 +90,21 @@ class MemoryPlan:
     """All of it in one line."""
 
 
+class _Space:
+    """The memory that is free for keys, values and prefixes, and the words for it."""
+
+    def __init__(self, need: Need, free: Free):
+        self.reserve = max(RESERVE, int(RESERVED_SHARE * free.available))
+        self.size = free.available - need.resident - need.working - self.reserve
+        self.fits = need.loading + self.reserve <= free.available
+        weights = f"the weights take {show(need.resident)}"
+        if need.loading != need.resident:
+            weights += f" ({show(need.loading)} while they are loaded)"
+        stays, here = f"{show(self.reserve)} stays free for others", f"{show(free.available)} {free.where} is free"
+        self.account = f"{weights}, {stays}, and {here}"
+        self.in_words = f"{show(self.size)} is left for keys and values ({here}, {weights}, {stays})"
+
+
 def plan_memory(
     need: Need,
     free: Free,
@@ -95,11 +115,43 @@ def plan_memory(
     prefix_mib: int = 1024,
     paged: bool = True,
 ) -> MemoryPlan:
-    """Choose what is not given, so that all fits into what is free. ``paged``: keys and values take memory as they are
-    written, so that requests share it as they need it; else each slot takes its whole context at once.
+    """Choose what is not given, so that all fits into what is free.
 
-    Raises UserError, with the numbers, where the model or what was asked for does not fit.
+    ``paged``: keys and values take memory as they are written, so that requests share it as they need it; else each
+    slot takes its whole context at once. Raises UserError, with the numbers, where the model or what was asked for does
+    not fit.
     """
+    _check_values(need, slots, max_context, cache_mib)
+    space, cache_bytes = _Space(need, free), None if cache_mib is None else cache_mib << 20
+    if not space.fits or space.size < need.token * min(need.limit, LEAST_CONTEXT):
+        raise UserError(
+            f"{need.model} does not fit: {space.account}",
+            remedy="use a smaller model, a type with fewer bytes (dtype), or a machine with more memory",
+        )
+    _check_fits(need, space, max_context, cache_bytes)
+    prefix = min(prefix_mib << 20, space.size // 4)
+    if cache_bytes is not None:
+        prefix = min(prefix, space.size - cache_bytes)
+    else:
+        prefix = min(prefix, space.size - (max_context or 0) * need.token)
+        cache_bytes = space.size - prefix
+    tokens = cache_bytes // need.token
+    if paged:
+        slots, context = slots or SLOTS, max_context or min(need.limit, tokens)
+    else:
+        slots, context = _slots_of_whole_contexts(need, space, tokens, slots, max_context)
+    tokens = min(tokens, slots * context)
+    summary = f"{slots} slots x {context:,} tokens; "
+    if tokens < slots * context:
+        summary += f"{tokens:,} tokens of all requests together, {tokens // context} of full length; others wait; "
+    summary += f"keys and values up to {show(tokens * need.token)} of {show(free.available)} free"
+    summary += f", weights {show(need.resident)}, prefixes up to {show(prefix)}"
+    if max_context is None and context < need.limit:
+        summary += f"; the model's {need.limit:,} tokens do not fit"
+    return MemoryPlan(slots, context, tokens, prefix, summary)
+
+
+def _check_values(need: Need, slots: int | None, max_context: int | None, cache_mib: int | None) -> None:
     for name, value in (("slots", slots), ("max_context", max_context), ("cache_mib", cache_mib)):
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}", remedy="write 1 or more")
@@ -109,53 +161,31 @@ def plan_memory(
             file=Path(need.model) / "config.json",
             remedy=f"use max_context <= {need.limit}",
         )
-    reserve = max(RESERVE, int(RESERVED_SHARE * free.available))
-    here = f"{show(free.available)} {free.where} is free"
-    weights = f"the weights take {show(need.resident)}"
-    if need.loading != need.resident:
-        weights += f" ({show(need.loading)} while they are loaded)"
-    room = free.available - need.resident - need.working - reserve
-    if need.loading + reserve > free.available or room < need.token * min(need.limit, LEAST_CONTEXT):
-        raise UserError(
-            f"{need.model} does not fit: {weights}, {show(reserve)} stays free for others, and {here}",
-            remedy="use a smaller model, a type with fewer bytes (dtype), or a machine with more memory",
-        )
-    left = f"{show(room)} is left for keys and values ({here}, {weights}, {show(reserve)} stays free for others)"
-    if cache_mib is not None and (cache_mib << 20) > room:
-        raise UserError(f"cache_mib {cache_mib} ({show(cache_mib << 20)}) does not fit: {left}", remedy="use less")
-    if max_context is not None and max_context * need.token > (room if cache_mib is None else cache_mib << 20):
-        one = f"one request of {max_context:,} tokens needs {show(max_context * need.token)} of keys and values"
-        limit = left if cache_mib is None else f"cache_mib allows {show(cache_mib << 20)}"
-        raise UserError(f"max_context {max_context} does not fit: {one}, and {limit}", remedy="use a smaller one")
-    prefix = min(prefix_mib << 20, room // 4)
-    if cache_mib is not None:
-        budget, prefix = cache_mib << 20, min(prefix, room - (cache_mib << 20))
-    else:
-        prefix = min(prefix, room - (max_context or 0) * need.token)
-        budget = room - prefix
-    tokens = budget // need.token
-    wanted = slots or SLOTS
-    if paged:
-        context = max_context or min(need.limit, tokens)
-    else:
-        context = max_context or min(need.limit, max(tokens // (slots or _FEW_SLOTS), min(tokens, _GOOD_CONTEXT)))
-        if slots is not None and slots * context > tokens:
-            if max_context is None:
-                context = max(1, tokens // slots)
-            if slots * context > tokens or context < min(need.limit, LEAST_CONTEXT):
-                context = max_context or min(need.limit, LEAST_CONTEXT)
-                raise UserError(
-                    f"slots {slots} x max_context {context} does not fit: it needs "
-                    f"{show(slots * context * need.token)} of keys and values, and {left}",
-                    remedy="use fewer slots or a smaller max_context",
-                )
-        wanted = slots or max(1, min(SLOTS, tokens // context))
-    tokens = min(tokens, wanted * context)
-    summary = f"{wanted} slots x {context:,} tokens; "
-    if tokens < wanted * context:
-        summary += f"{tokens:,} tokens of all requests together, {tokens // context} of full length; others wait; "
-    summary += f"keys and values up to {show(tokens * need.token)} of {show(free.available)} free"
-    summary += f", weights {show(need.resident)}, prefixes up to {show(prefix)}"
-    if max_context is None and context < need.limit:
-        summary += f"; the model's {need.limit:,} tokens do not fit"
-    return MemoryPlan(wanted, context, tokens, prefix, summary)
+
+
+def _check_fits(need: Need, space: _Space, max_context: int | None, cache_bytes: int | None) -> None:
+    if cache_bytes is not None and cache_bytes > space.size:
+        problem = f"cache_mib {cache_bytes >> 20} ({show(cache_bytes)}) does not fit: {space.in_words}"
+        raise UserError(problem, remedy="use less")
+    if max_context is not None and max_context * need.token > (space.size if cache_bytes is None else cache_bytes):
+        request = f"one request of {max_context:,} tokens needs {show(max_context * need.token)} of keys and values"
+        limit = space.in_words if cache_bytes is None else f"cache_mib allows {show(cache_bytes)}"
+        raise UserError(f"max_context {max_context} does not fit: {request}, and {limit}", remedy="use a smaller one")
+
+
+def _slots_of_whole_contexts(
+    need: Need, space: _Space, tokens: int, slots: int | None, max_context: int | None
+) -> tuple[int, int]:
+    """The slots and the context where each slot takes the memory of its whole context at once."""
+    context = max_context or min(need.limit, max(tokens // (slots or _FEW_SLOTS), min(tokens, _GOOD_CONTEXT)))
+    if slots is not None and slots * context > tokens:
+        if max_context is None:
+            context = max(1, tokens // slots)
+        if slots * context > tokens or context < min(need.limit, LEAST_CONTEXT):
+            context = max_context or min(need.limit, LEAST_CONTEXT)
+            raise UserError(
+                f"slots {slots} x max_context {context} does not fit: it needs "
+                f"{show(slots * context * need.token)} of keys and values, and {space.in_words}",
+                remedy="use fewer slots or a smaller max_context",
+            )
+    return slots or max(1, min(SLOTS, tokens // context)), context

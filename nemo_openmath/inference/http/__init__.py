@@ -1,1 +1,8 @@
-"""A client of OpenAI-compatible servers: requests, streams, retries, and what each kind of server says otherwise."""
+"""A client of OpenAI-compatible servers.
+
+- ``client.py``: :class:`HTTPEngine`, an engine behind HTTP
+- ``dialects.py``: what each kind of server wants to be told, ``answers.py``: how it answers, ``sse.py``: its streams
+- ``transport.py``: requests over HTTP, and what their failures mean
+- ``retrying.py``: which failures are tried again, ``server_pool.py``: on which server
+- ``served_model.py``: the names of the model, ``same_tokens.py``: whether its tokenizer is ours
+"""

@@ -28,59 +28,69 @@ _CHARS_A_TOKEN = 4  # of English prose and mathematics, roughly
 
 @dataclass(slots=True)
 class AnswerPart:
-    """What one answer, or one event of a stream, says. A whole answer is one piece. ``thinking``: what a reasoning
-    parser of the server took out of ``text``; ``called``: it took out a call of a tool. ``usage``: as the server gave
-    it."""
+    """What one event of a stream says, or a whole answer, which is one part."""
 
     text: str = ""
     ids: tuple[int, ...] = ()
     finish: str | None = None
+    """Why the text ended, in the server's word."""
     stop: str | None = None
-    stop_id: int | None = None  # the token that matched
+    """The stop string that matched."""
+    stop_id: int | None = None
+    """The token that matched."""
     logprobs: tuple[float, ...] = ()
     usage: Body = field(default_factory=dict)
+    """The counts of tokens, as the server gave them."""
     thinking: str = ""
+    """What a reasoning parser of the server took out of the text."""
     called: bool = False
+    """The server took a call of a tool out of the text."""
 
-    def add(self, other: AnswerPart) -> None:
-        self.text += other.text
-        self.thinking += other.thinking
-        self.ids += other.ids
-        self.logprobs += other.logprobs
-        self.finish = other.finish or self.finish
-        self.called = self.called or other.called
-        self.stop = other.stop or self.stop
-        self.stop_id = other.stop_id if other.stop_id is not None else self.stop_id
-        self.usage = self.usage | other.usage
+    def add(self, part: AnswerPart) -> None:
+        """Append the next part of the same answer."""
+        self.text += part.text
+        self.thinking += part.thinking
+        self.ids += part.ids
+        self.logprobs += part.logprobs
+        self.finish = part.finish or self.finish
+        self.called = self.called or part.called
+        self.stop = part.stop or self.stop
+        self.stop_id = part.stop_id if part.stop_id is not None else self.stop_id
+        self.usage = self.usage | part.usage
 
     @property
     def whole(self) -> str:
-        """The model's text with its thinking where the model wrote it. Thinking behind which there is no text is left
-        open: whether the model ended it is not known. A text that holds its thinking itself is not given it twice, and
-        tags that a parser left around the thinking, or before the text, are not doubled."""
+        """The model's text with its thinking where the model wrote it.
+
+        Thinking behind which there is no text is left open: whether the model ended it is not known. A text that holds
+        its thinking itself is not given it twice, and tags that a parser left around the thinking, or before the text,
+        are not doubled.
+        """
         bare = self.text.lstrip()
-        left = bare.startswith(THINK_END)  # by the parser, of what it took out
-        if not self.thinking or bare.startswith(THINK_START) or (THINK_END in bare and not left):
+        closed = bare.startswith(THINK_END)  # the parser left the tag of what it took out
+        if not self.thinking or bare.startswith(THINK_START) or (THINK_END in bare and not closed):
             return self.text
-        text = (bare.removeprefix(THINK_END) if left else self.text).lstrip("\n")
+        text = (bare.removeprefix(THINK_END) if closed else self.text).lstrip("\n")
         thinking = self.thinking.lstrip("\n").removeprefix(THINK_START).lstrip("\n")
         if thinking.rstrip().endswith(THINK_END):
-            thinking, left = thinking.rstrip().removesuffix(THINK_END), True
-        if not text.strip() and not left:
+            thinking, closed = thinking.rstrip().removesuffix(THINK_END), True
+        if not text.strip() and not closed:
             return f"{THINK_START}\n{thinking}"
         return f"{THINK_START}\n{thinking.rstrip()}\n{THINK_END}\n\n{text}"
 
 
 def read_choice(choice: Body) -> AnswerPart:
-    """One element of ``choices``, of an answer or of a stream's event. Raises EngineError where the server put an error
-    into it, ValueError where its content is nothing that is understood."""
+    """Read one element of ``choices``, of an answer or of a stream's event.
+
+    Raises EngineError where the server put an error into it, and ValueError where its content is not understood.
+    """
     if error := choice.get("error"):
         raise EngineError(f"the server failed: {error_of({'error': error})[1]}", retryable=True)
     message = choice.get("message") or choice.get("delta")
     if message is None:
         message = {**choice, "content": choice.get("text")}
     text, thought = _content(message.get("content"))
-    thinking = thought or next(("".join(said) for key in _THINKING if any(said := _content(message.get(key)))), "")
+    thinking = thought or next(("".join(both) for key in _THINKING if any(both := _content(message.get(key)))), "")
     text = text or _text(message.get("refusal"))
     stop = choice.get("stop_reason")
     if stop is None:
@@ -88,20 +98,20 @@ def read_choice(choice: Body) -> AnswerPart:
     ids = choice.get("token_ids") or ()
     if not all(type(number) is int and number >= 0 for number in ids):
         raise ValueError(f"ids of tokens were expected, not {ids!r:.80}")
-    piece = AnswerPart(text, tuple(ids), choice.get("finish_reason"), thinking=thinking)
-    piece.called = bool(message.get("tool_calls") or message.get("function_call"))
-    piece.stop = stop if isinstance(stop, str) else None
-    piece.stop_id = stop if isinstance(stop, int) else None
+    answer = AnswerPart(text, tuple(ids), choice.get("finish_reason"), thinking=thinking)
+    answer.called = bool(message.get("tool_calls") or message.get("function_call"))
+    answer.stop = stop if isinstance(stop, str) else None
+    answer.stop_id = stop if isinstance(stop, int) else None
     if logprobs := choice.get("logprobs"):
         values = logprobs.get("token_logprobs")
         if values is None:
             values = [t["logprob"] for t in logprobs.get("content") or ()]
-        piece.logprobs = tuple(0.0 if p is None else float(p) for p in values)
-    return piece
+        answer.logprobs = tuple(0.0 if p is None else float(p) for p in values)
+    return answer
 
 
 def _content(content: Any) -> tuple[str, str]:
-    """(text, thinking) of a message's content: nothing, text, or a list of parts."""
+    """The text and the thinking of a message's content: nothing, text, or a list of parts."""
     if not isinstance(content, list):
         return _text(content), ""
     text, thinking = "", ""
@@ -128,34 +138,34 @@ def _text(value: Any) -> str:
 
 
 def finish_of(reason: str | None) -> Finish:
-    """Why the text ended. Raises EngineError, retryable, where the server gave the request up or does not say."""
+    """Return why the text ended. Raises EngineError, retryable, where the server gave the request up or is silent."""
     if not reason or reason.lower() in _GIVEN_UP:
         raise EngineError(f"the server ended the request early ({reason})", retryable=True)
     return _FINISH.get(reason.lower(), Finish.CUT)
 
 
 def usage_of(
-    said: Mapping[str, Any], request: Request, text: str, ids: tuple[int, ...], tokenizer: ChatTokenizer | None
+    counts: Mapping[str, Any], request: Request, text: str, ids: tuple[int, ...], tokenizer: ChatTokenizer | None
 ) -> Usage:
-    """What the server counted. What it left out, and zeros for what is there, is counted from ids or text, and the
-    whole is marked as estimated."""
-    prompt, made = _count(said.get("prompt_tokens")) or None, _count(said.get("completion_tokens"))
-    made = None if made == 0 and (text or ids) else made
-    total, details = _count(said.get("total_tokens")), said.get("prompt_tokens_details")
+    """Return the server's ``counts`` of tokens. What it left out, and zeros for what is there, is counted from ids or
+    text, and the whole is marked as estimated."""
+    prompt, completion = _count(counts.get("prompt_tokens")) or None, _count(counts.get("completion_tokens"))
+    completion = None if completion == 0 and (text or ids) else completion
+    total, details = _count(counts.get("total_tokens")), counts.get("prompt_tokens_details")
     cached = _count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
-    estimated = prompt is None or made is None
-    if made is None and prompt is not None and total is not None and total >= prompt:
-        made = total - prompt
-    if made is None:
-        made = len(ids) or _tokens(text, tokenizer)
+    estimated = prompt is None or completion is None
+    if completion is None and prompt is not None and total is not None and total >= prompt:
+        completion = total - prompt
+    if completion is None:
+        completion = len(ids) or _tokens(text, tokenizer)
     if prompt is None:
         if not isinstance(request.prompt, str):
             prompt = len(request.prompt)
-        elif total is not None and total >= made:
-            prompt = total - made
+        elif total is not None and total >= completion:
+            prompt = total - completion
         else:
             prompt = _tokens(request.prompt, tokenizer)
-    return Usage(prompt, min(cached or 0, prompt), made, estimated)
+    return Usage(prompt, min(cached or 0, prompt), completion, estimated)
 
 
 def _count(value: Any) -> int | None:
@@ -178,8 +188,8 @@ _STATUS = (  # of errors that give no number
 
 
 def error_of(body: Mapping[str, Any]) -> tuple[int, str]:
-    """(HTTP status that it amounts to, the server's own words) of an error in a body, in whichever of the customary
-    places they are. An error without a number is a failure of the server: 500."""
+    """Return the HTTP status that an error in a body amounts to, and the server's own words, from whichever of the
+    customary places they are in. An error without a number is a failure of the server: 500."""
     error = body.get("error") or body
     if not isinstance(error, Mapping):
         return 500, str(error)[:500]
@@ -196,7 +206,7 @@ def error_of(body: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def is_error(body: Mapping[str, Any]) -> bool:
-    """Whether an answer of status 200 is an error: it says so, or it has words for people and nothing that was asked
-    for."""
-    said = bool(body.get("error")) or body.get("object") == "error"
-    return said or (body.keys().isdisjoint(_ASKED_FOR) and any(body.get(key) for key in _WORDS))
+    """Tell whether an answer of status 200 is an error: it says so, or it has words for people and nothing that was
+    asked for."""
+    says_so = bool(body.get("error")) or body.get("object") == "error"
+    return says_so or (body.keys().isdisjoint(_ASKED_FOR) and any(body.get(key) for key in _WORDS))

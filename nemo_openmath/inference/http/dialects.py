@@ -41,17 +41,18 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Takes:
-    """Which sampling fields a server takes beyond those of OpenAI's protocol. Whatever a request leaves out, vLLM and
-    SGLang take from the model's ``generation_config.json``: so every field that a server knows is always sent.
+    """Which sampling fields a server takes beyond those of OpenAI's protocol.
 
-    ``no_top_k``: its word for "off"; None: it refuses ``top_k``, ``min_p`` and ``repetition_penalty``. ``stop_ids``:
-    ``stop_token_ids``. ``special``: ``skip_special_tokens``, which can be false where the text does not end in the
-    end-of-turn token then.
+    Whatever a request leaves out, vLLM and SGLang take from the model's ``generation_config.json``. So every field that
+    a server knows is always sent.
     """
 
     no_top_k: int | None = None
+    """The server's word for "``top_k`` is off"; None: it refuses ``top_k``, ``min_p`` and ``repetition_penalty``."""
     stop_ids: bool = False
+    """It takes ``stop_token_ids``."""
     special: bool = False
+    """It takes ``skip_special_tokens``. It can be false where the text does not end in the end-of-turn token then."""
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -62,18 +63,20 @@ class Takes:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One server's protocol. ``body(request, model, stream, ends)``: what to send; ``ends``: ids of the tokens that end
-    a text, as far as they are known. ``read(answer, so_far)``: the piece that an answer or a stream's event adds."""
+    """One server's protocol."""
 
     name: ServerKind
     path: str
     capabilities: Capabilities
     takes: Takes
     make: Callable[[Request, str, bool, Body], Body]
+    """(request, model, stream, sampling fields) -> body."""
     read: Callable[[Body, AnswerPart], AnswerPart]
+    """(answer or event, answer so far) -> the part that it adds."""
 
     def body(self, request: Request, model: str, stream: bool, ends: Sequence[int] = ()) -> Body:
-        """Raises InvalidRequest for what this server cannot be asked."""
+        """Return the body to send. ``ends``: ids of the tokens that end a text, as far as they are known. Raises
+        InvalidRequest for what this server cannot be asked."""
         return self.make(request, model, stream, _sampling(request, self, ends))
 
 
@@ -161,10 +164,10 @@ def _sglang(request: Request, model: str, stream: bool, sampling: Body) -> Body:
 def _read_openai(answer: Body, so_far: AnswerPart) -> AnswerPart:
     """An event without a choice brings the usage, or nothing."""
     choices = [choice for choice in answer.get("choices") or () if not choice.get("index")]  # one was asked for
-    piece = read_choice(choices[0]) if choices else AnswerPart()
+    part = read_choice(choices[0]) if choices else AnswerPart()
     usage = answer.get("usage")
-    piece.usage = usage if isinstance(usage, dict) else {}
-    return piece
+    part.usage = usage if isinstance(usage, dict) else {}
+    return part
 
 
 def _read_sglang(answer: Body, so_far: AnswerPart) -> AnswerPart:
@@ -218,22 +221,21 @@ OWNERS: dict[str, ServerKind] = {
 
 
 def chat_dialect(kind: ServerKind) -> Dialect:
+    """Return the dialect of a server that is asked through ``/v1/chat/completions``."""
     return Dialect(kind, "/v1/chat/completions", replace(_TEXT, renders=True), _TAKES[kind], _chat, _read_openai)
 
 
-def to_completion(piece: AnswerPart, request: Request, tokenizer: ChatTokenizer | None) -> Completion:
-    """The finished completion, with the stop string as the request wants it.
-
-    Raises EngineError where the server gave up the request.
-    """
-    finish = finish_of(piece.finish)
-    if piece.called and finish is Finish.STOP:
+def to_completion(answer: AnswerPart, request: Request, tokenizer: ChatTokenizer | None) -> Completion:
+    """Return the finished completion, with the stop string as the request wants it. Raises EngineError where the server
+    gave up the request."""
+    finish = finish_of(answer.finish)
+    if answer.called and finish is Finish.STOP:
         finish = Finish.CUT  # a part of the text was taken out
     s = request.sampling
-    text, ids = piece.whole, piece.ids
+    text, ids = answer.whole, answer.ids
     if ids and not text and tokenizer is not None:  # it was asked not to decode (trtllm)
         text = tokenizer.decode(ids)
-    stop = piece.stop if piece.stop in s.stop else None
+    stop = answer.stop if answer.stop in s.stop else None
     if stop is not None and s.keep_stop:
         at = text.find(stop)
         text = text + stop if at < 0 else text[: at + len(stop)]
@@ -245,7 +247,7 @@ def to_completion(piece: AnswerPart, request: Request, tokenizer: ChatTokenizer 
             ids = ids[:-1]
     elif finish is Finish.STOP and tokenizer is not None:
         text, _ = tokenizer.strip_end(text)
-        if ids and piece.stop_id is not None and ids[-1] != piece.stop_id:
-            ids += (piece.stop_id,)  # likewise
-    usage = usage_of(piece.usage, request, text, ids, tokenizer)
-    return Completion(text, ids, finish, stop, usage, piece.logprobs[: len(ids) or None] if s.logprobs else None)
+        if ids and answer.stop_id is not None and ids[-1] != answer.stop_id:
+            ids += (answer.stop_id,)  # likewise
+    usage = usage_of(answer.usage, request, text, ids, tokenizer)
+    return Completion(text, ids, finish, stop, usage, answer.logprobs[: len(ids) or None] if s.logprobs else None)

@@ -27,9 +27,13 @@ class Endpoint:
 
     url: str
     in_flight: int = 0
-    failures: int = 0  # consecutive
+    """Requests that the server works on."""
+    failures: int = 0
+    """Failures since the last success."""
     pause_s: float = 0.0
-    closed_until: float = 0.0  # time.monotonic(); requests go elsewhere until then
+    """Seconds of the last pause."""
+    closed_until: float = 0.0
+    """Time, on the monotonic clock, until which requests go elsewhere."""
 
     @property
     def on_trial(self) -> bool:
@@ -43,7 +47,7 @@ class Endpoint:
         self.failures, self.pause_s, self.closed_until = 0, 0.0, 0.0
 
     def failed(self) -> None:
-        """One more failure. Those that arrive while the server is closed already (a thousand requests lose their
+        """Note one more failure. Those that arrive while the server is closed already (a thousand requests lose their
         connections at the same moment) are one event and do not lengthen the pause."""
         self.failures += 1
         if self.failures >= TRIPS_AFTER and time.monotonic() >= self.closed_until:
@@ -52,17 +56,22 @@ class Endpoint:
 
 
 class ServerPool:
-    """The servers of one model. ``urls``: base URLs, or a file with one URL a line that is read again when it changes
-    (a server job that restarts on another node writes its new address there)."""
+    """The servers of one model.
+
+    ``urls``: base URLs, or a file with one URL a line that is read again when it changes. (A server job that restarts
+    on another node writes its new address there.)
+    """
 
     def __init__(self, urls: Sequence[str] | Path):
-        self._file = urls if isinstance(urls, Path) else None
+        self._file: Path | None = None
         self._stamp: tuple[int, int] | None = None
         self._read_at = 0.0
         self._servers: dict[str, Endpoint] = {}
         self._homes: OrderedDict[str, str] = OrderedDict()  # conversation -> url
-        if self._file is None:
-            self._set(urls)  # type: ignore[arg-type]  # not a Path here
+        if isinstance(urls, Path):
+            self._file = urls
+        else:
+            self._set(urls)
         self.refresh()
 
     @property
@@ -102,7 +111,7 @@ class ServerPool:
         self._servers = {u: self._servers.get(u) or Endpoint(u) for u in clean}
 
     def pick(self, conversation: str | None = None, avoid: Collection[Endpoint] = ()) -> Endpoint | None:
-        """The server for the next request; None where none accepts any at the moment."""
+        """Return the server for the next request; None where none accepts any at the moment."""
         self.refresh()
         now = time.monotonic()
         open_ = [s for s in self._servers.values() if s.available(now)]
@@ -122,12 +131,13 @@ class ServerPool:
         return chosen
 
     def seconds_until_open(self) -> float:
-        """How long until a closed server may be tried again; a moment where one is on trial now."""
+        """Return the seconds until a closed server may be tried again; a moment where one is on trial now."""
         now = time.monotonic()
         return max(0.05, min(s.closed_until - now for s in self._servers.values()))
 
     @contextmanager
     def using(self, server: Endpoint) -> Iterator[None]:
+        """Count a request as in flight on the server while the block runs."""
         server.in_flight += 1
         try:
             yield
@@ -136,7 +146,7 @@ class ServerPool:
 
 
 def base_url(url: str) -> str:
-    """The URL of a server without its ``/v1``. Raises UserError where it is none."""
+    """Return the URL of a server without its ``/v1``. Raises UserError where it is none."""
     url = url.strip().rstrip("/").removesuffix("/v1")
     try:
         parts = urlsplit(url)

@@ -12,31 +12,31 @@ DONE = b"[DONE]"
 
 
 async def events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
-    """The data of each event, parsed; None for ``[DONE]``. Raises ValueError for data that is not JSON.
+    """Yield the data of each event, parsed; None for ``[DONE]``. Raises ValueError for data that is not JSON.
 
     Lines end in \\n or \\r\\n, wherever the network cut them. Comments, other fields, events without data and a byte
     order mark are skipped. One event's data may stand on several ``data:`` lines and has no limit: it may be the
     log-probabilities of a whole answer.
     """
-    held: list[bytes] = []  # a line that has not ended yet
+    unended: list[bytes] = []  # a line that has not ended yet
     data: list[bytes] = []  # an event that is not whole yet
     async for chunk in chunks:
-        *lines, rest = chunk.split(b"\n")
+        *lines, beginning = chunk.split(b"\n")
         if lines:
-            lines[0] = b"".join([*held, lines[0]])
-            held.clear()
-        held.append(rest)
+            lines[0] = b"".join([*unended, lines[0]])
+            unended.clear()
+        unended.append(beginning)
         for line in lines:
-            found, event = _take(line, data)
-            if found:
+            whole, event = _take(line, data)
+            if whole:
                 yield event
-    found, event = _take(b"".join(held), data)  # the last line of all may lack its end
-    if found:
+    whole, event = _take(b"".join(unended), data)  # the last line of all may lack its end
+    if whole:
         yield event
 
 
 def _take(line: bytes, data: list[bytes]) -> tuple[bool, Any]:
-    """Add a line to the event's ``data``; (whether the event is whole, what it says)."""
+    """Add a line to the event's ``data``; return whether the event is whole, and what it says."""
     line = line.strip().removeprefix(codecs.BOM_UTF8)
     if not line and not any(data):
         data.clear()
