@@ -21,10 +21,10 @@ JUDGMENT = re.compile(r"(?i:judge?ment)[*_]{0,3}:[\s*_]{0,8}\[?(\d+)\]?")  # emp
 
 
 def output_block(output: str) -> str:
-    """What the runner writes after a code block: the program's output in a fence.
+    """Return what the tool writes after a code block: the program's output in a fence.
 
-    It starts with the newline that closes the tag's line: the model's own ids end at the tag, which is a single
-    token in Qwen2.5, and "\\n\\n" then is the token that a tokenizer makes of the whole text.
+    It starts with the newline that closes the tag's line. The model's own ids end at the tag, which is a single token
+    in Qwen2.5, and "\\n\\n" then is the token that a tokenizer makes of the whole text.
     """
     if output and not output.endswith("\n"):
         output += "\n"
@@ -32,13 +32,13 @@ def output_block(output: str) -> str:
 
 
 def notice_block(remaining: int) -> str:
-    """The block that tells the model how many executions it has left."""
+    """Return the block that tells the model how many executions it has left."""
     text = _REMAINING.format(n=remaining) if remaining > 0 else _EXHAUSTED
     return f"```system\n{text}\n```\n"
 
 
 def budget_of(text: str) -> int | None:
-    """Execution budget that a stored TIR solution was generated under; None where it holds no notice."""
+    """Return the execution budget that a stored TIR solution was generated under; None where it holds no notice."""
     first = _REMAINING_PATTERN.search(text)
     exhausted = text.find(_EXHAUSTED)
     if first is not None and (exhausted < 0 or first.start() < exhausted):
@@ -47,6 +47,6 @@ def budget_of(text: str) -> int | None:
 
 
 def judgment_of(text: str) -> int | None:
-    """Index that a GenSelect answer chose: the last ``Judgment: IDX``, with or without brackets."""
-    found = JUDGMENT.findall(text)
-    return int(found[-1]) if found and len(found[-1]) < 10 else None
+    """Return the index that a GenSelect answer chose: the last ``Judgment: IDX``, with or without brackets."""
+    judgments = JUDGMENT.findall(text)
+    return int(judgments[-1]) if judgments and len(judgments[-1]) < 10 else None

@@ -37,9 +37,12 @@ _ADD_ONE = f"save the model's template as {FILE} in this folder"
 
 
 class ChatTemplate:
-    """A compiled template. ``source``: its text; ``file``: where it stands; ``literals``: the strings in its text, the
-    only places where it can write a control token by itself; ``reads``: its variables. Raises UserError where it
-    does not compile."""
+    """A compiled template. Raises UserError where it does not compile.
+
+    - ``source``: its text; ``file``: where it stands.
+    - ``literals``: the strings in its text, the only places where it can write a control token by itself.
+    - ``reads``: its variables.
+    """
 
     def __init__(self, source: str, file: Path, tokens: Mapping[str, str], now: Callable[[], datetime] = datetime.now):
         self.source, self.file, self.tokens = source, file, dict(tokens)
@@ -58,7 +61,8 @@ class ChatTemplate:
         self.reads = jinja2.meta.find_undeclared_variables(parsed)
 
     def render(self, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
-        """The text of a conversation. Raises UserError where the template refuses it, fails, or writes nothing."""
+        """Return the text of a conversation. Raises UserError where the template refuses it, fails, or writes
+        nothing."""
         try:
             text = self._jinja.render(
                 messages=[dict(turn) for turn in turns],
@@ -79,7 +83,8 @@ class ChatTemplate:
 
 
 def load_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
-    """The template that counts in a folder whose tokenizer_config.json holds ``config``; None where there is none.
+    """Return the template that counts in a folder whose tokenizer_config.json holds ``config``; None where there is
+    none.
 
     Files (``chat_template.jinja``, ``additional_chat_templates/``) go before the entry of the configuration. Of several
     named ones the one called ``default`` counts. Raises UserError where several have no default.
@@ -88,8 +93,8 @@ def load_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate 
     named: dict[str, tuple[str, Path]] = {}
     if file.is_file():
         named["default"] = _read(file), file
-    for other in sorted((folder / FOLDER).glob("*.jinja")):
-        named[other.name.removesuffix(".jinja")] = _read(other), other
+    for path in sorted((folder / FOLDER).glob("*.jinja")):
+        named[path.name.removesuffix(".jinja")] = _read(path), path
     if not named and config.get("chat_template") is not None:
         file = folder / "tokenizer_config.json"
         entry = config["chat_template"]
@@ -123,12 +128,13 @@ def load_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate 
 
 
 def no_chat_template(folder: Path) -> UserError:
+    """Return the error of a folder that has no chat template."""
     return UserError("no chat template", file=folder, remedy=_ADD_ONE)
 
 
 def special_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, str], set[str]]:
-    """Variables of a template: the named special tokens of the tokenizer, bos_token and the like; and those of which
-    it is not known what they are. Raises UserError where one is not a token."""
+    """Return the variables of a template: the named special tokens of the tokenizer (bos_token and the like), and those
+    of which it is not known what they are. Raises UserError where one is not a token."""
     file = folder / "tokenizer_config.json"
     sources: list[tuple[Path, Mapping[str, Any]]] = [(file, config)]
     legacy = folder / "special_tokens_map.json"
@@ -151,7 +157,7 @@ def special_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, s
 
 
 def _class_defaults(folder: Path, config: Mapping[str, Any]) -> dict[str, str] | None:
-    """The tokens of transformers' class for this folder, None for a class whose tokens are not known here."""
+    """Return the tokens of transformers' class for this folder; None for a class whose tokens are not known here."""
     model = read_object(folder / "config.json").get("model_type")
     name = config.get("tokenizer_class")
     if model == "qwen2" or (name in ("Qwen2Tokenizer", "Qwen2TokenizerFast", None) and model == "qwen3"):

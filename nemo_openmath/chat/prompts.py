@@ -19,7 +19,7 @@ from nemo_openmath.core.tokenizer import Message
 
 @dataclass(frozen=True)
 class Template:
-    """``fields``: names that must occur in ``user`` or ``system``, each once or more."""
+    """A prompt with named places. ``fields`` must occur in ``user`` or ``system``, each once or more."""
 
     name: str
     user: str
@@ -28,11 +28,11 @@ class Template:
 
     @property
     def digest(self) -> str:
-        """Goes into the ids of what the prompt generated: another prompt, another sample."""
+        """A digest of the text. It goes into the ids of what the prompt generated: another prompt, another sample."""
         return hashlib.sha256(f"{self.system}\0{self.user}".encode()).hexdigest()[:16]
 
     def messages(self, **values: object) -> tuple[Message, ...]:
-        """The filled-in turns. Values are inserted as they are and never scanned for places."""
+        """Return the turns with the places filled in. Values are inserted as they are and never scanned for places."""
         if set(values) != set(self.fields):
             raise ValueError(f"template {self.name} takes {self.fields}, got {tuple(values)}")
 
@@ -43,9 +43,10 @@ class Template:
         return (Message("system", fill(self.system)), *turns) if self.system is not None else tuple(turns)
 
     def match(self, user: str) -> dict[str, str] | None:
-        """The field values with which the user turn reads like this, or None: the inverse of :meth:`messages`."""
-        found = self._inverse.fullmatch(user)
-        return found.groupdict() if found else None
+        """Return the field values with which the user turn reads like this; None where there are none. The inverse of
+        :meth:`messages`."""
+        match = self._inverse.fullmatch(user)
+        return match.groupdict() if match else None
 
     @cached_property
     def _places(self) -> re.Pattern[str]:
@@ -83,7 +84,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
 
 
 def load_template(name: str, path: str | Path | None = None) -> Template:
-    """The prompt ``name`` as shipped, or read from the user's file. Raises UserError where a place is missing."""
+    """Return the prompt ``name`` as shipped, or read from the user's file. Raises UserError where a place is
+    missing."""
     if name not in FIELDS:
         raise UserError(f"unknown prompt {name!r}", remedy=f"one of {', '.join(FIELDS)}")
     if path is None:

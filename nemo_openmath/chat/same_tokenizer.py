@@ -20,8 +20,8 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def tokenizer_difference(folder: str | Path, other: str | Path) -> str | None:
-    """The first thing in which the tokenizer of ``folder`` differs from that of ``other``, in words; None where they
-    are the same, or one of the folders has none. Raises DamagedFile naming a file that cannot be read."""
+    """Return the first thing in which the tokenizer of ``folder`` differs from that of ``other``, in words. None where
+    they are the same, or one of the folders has none. Raises DamagedFile naming a file that cannot be read."""
     a, b = _state(Path(folder)), _state(Path(other))
     if not a or not b:
         return None
@@ -32,42 +32,42 @@ def tokenizer_difference(folder: str | Path, other: str | Path) -> str | None:
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    """Part -> what it does; the parts that the folder's files say something about."""
-    found: dict[str, Any] = {}
+    """Return part -> what it does, for the parts that the folder's files say something about."""
+    parts: dict[str, Any] = {}
     whole = read_object(folder / "tokenizer.json")
     model = whole.get("model") or {}
     if whole:
-        found["vocabulary"] = _vocabulary(folder / "tokenizer.json", model.get("vocab"))
-        found["merges"] = [_pair(merge) for merge in model.get("merges") or []]
-        rest = {key: value for key, value in model.items() if key not in ("vocab", "merges")}
+        parts["vocabulary"] = _vocabulary(folder / "tokenizer.json", model.get("vocab"))
+        parts["merges"] = [_pair(merge) for merge in model.get("merges") or []]
+        settings = {key: value for key, value in model.items() if key not in ("vocab", "merges")}
         # BPE is what a model without a type is; None, "" and false are how programs write "not used"
-        found["model"] = {"type": "BPE"} | {key: value for key, value in rest.items() if value}
-        found |= {step: _step(step, whole.get(step)) for step in _STEPS}
+        parts["model"] = {"type": "BPE"} | {key: value for key, value in settings.items() if value}
+        parts |= {step: _step(step, whole.get(step)) for step in _STEPS}
     elif (folder / "vocab.json").is_file():
-        found["vocabulary"] = _vocabulary(folder / "vocab.json", read_object(folder / "vocab.json"))
+        parts["vocabulary"] = _vocabulary(folder / "vocab.json", read_object(folder / "vocab.json"))
         if (folder / "merges.txt").is_file():
             lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-            found["merges"] = [_pair(line) for line in lines if line and not line.startswith("#version")]
-    if found:
-        found["added token"] = _added(folder, whole)
-    return found
+            parts["merges"] = [_pair(line) for line in lines if line and not line.startswith("#version")]
+    if parts:
+        parts["added token"] = _added(folder, whole)
+    return parts
 
 
 def _added(folder: Path, whole: Mapping[str, Any]) -> dict[str, Any]:
-    """Text -> id and flags of the added tokens: those of tokenizer.json, and those that transformers adds from the
-    other files."""
+    """Return text -> id and flags of the added tokens: those of tokenizer.json, and those that transformers adds from
+    the other files."""
     decoder = read_object(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
     listed = [{"id": int(number), **token} for number, token in decoder.items() if isinstance(token, dict)]
     listed += [token for token in whole.get("added_tokens") or [] if isinstance(token, dict)]
-    found = {str(t.get("content")): (t.get("id"), *(bool(t.get(flag)) for flag in _FLAGS)) for t in listed}
+    tokens = {str(t.get("content")): (t.get("id"), *(bool(t.get(flag)) for flag in _FLAGS)) for t in listed}
     if not whole:
         for text, number in read_object(folder / "added_tokens.json").items():
-            found.setdefault(text, (number, False, False, False, False, True))
-    return found
+            tokens.setdefault(text, (number, False, False, False, False, True))
+    return tokens
 
 
 def _vocabulary(path: Path, vocabulary: Any) -> dict[str, Any]:
-    """Token -> id, or id and score."""
+    """Return token -> id, or id and score."""
     if isinstance(vocabulary, list):
         return {str(entry[0] if isinstance(entry, list) else entry): (i, entry) for i, entry in enumerate(vocabulary)}
     if not isinstance(vocabulary, dict | None):
@@ -80,7 +80,7 @@ def _pair(merge: Any) -> tuple[str, ...]:
 
 
 def _step(name: str, step: Any) -> Any:
-    """A step without what changes no id and no text; None where nothing is left."""
+    """Return a step without what changes no id and no text; None where nothing is left."""
     if not isinstance(step, dict):
         return step
     kind = step.get("type")
@@ -109,7 +109,7 @@ def _words(part: str, a: Any, b: Any) -> Iterator[str]:
                 if text not in a or text not in b:
                     yield f"{what} {text!r} is {'missing' if text not in a else 'here alone'}"
                 elif part == "vocabulary" or a[text][0] != b[text][0]:
-                    ids = [found if isinstance(found, int) else found[0] for found in (a[text], b[text])]
+                    ids = [entry if isinstance(entry, int) else entry[0] for entry in (a[text], b[text])]
                     yield f"{what} {text!r} has the id {ids[0]}, there {ids[1]}"
                 else:
                     flag = next(f for f, x, y in zip(_FLAGS, a[text][1:], b[text][1:], strict=True) if x != y)

@@ -35,9 +35,10 @@ _PRIVATE = range(0xF0000, 0xFFFFE)  # characters that stand for nothing
 class ChatTokenizer:
     """Encodes text and prompts for one model.
 
-    ``end_of_turn``: the token that the template writes behind an assistant's turn. ``ends``: texts of the tokens that
-    end a text; ``end_ids``: these tokens. ``fingerprint``: sha256 (first 16 hex digits) over tokenizer and template:
-    equal means that ids are exchangeable.
+    - ``end_of_turn``: id of the token that the template writes behind an assistant's turn.
+    - ``ends``: texts of the tokens that end a text; ``end_ids``: their ids.
+    - ``fingerprint``: SHA-256 (first 16 hex digits) over tokenizer and template. Equal fingerprints mean that ids are
+      exchangeable.
     """
 
     def __init__(
@@ -71,8 +72,8 @@ class ChatTokenizer:
     def load(cls, folder: str | Path, *, chat: bool = True) -> ChatTokenizer:
         """Read a Hugging Face model folder. Raises UserError naming the file that is missing or broken.
 
-        ``chat``: refuse a folder without a chat template. Without it, such a folder still encodes and decodes, and
-        whoever renders a prompt is refused.
+        ``chat``: refuse a folder without a chat template. Else such a folder still encodes and decodes, and whoever
+        renders a prompt is refused.
         """
         folder = Path(folder)
         path = folder / "tokenizer.json"
@@ -102,48 +103,49 @@ class ChatTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Entries including added tokens."""
+        """Number of entries, added tokens included."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     # -- prompts ---------------------------------------------------------------------------------------------------
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:
-        """The prompt up to where the assistant's turn begins. Raises UserError where there is no template, or where
-        it refuses the turns."""
+        """Return the prompt up to where the assistant's turn begins. Raises UserError where there is no template, or
+        where it refuses the turns."""
         if [m.role for m in messages] == [RENDERED]:
             text = messages[0].content
-            found = _OPENING.search(text)
-            return Prompt(((text, False),), found[0] if found else "")
+            match = _OPENING.search(text)
+            return Prompt(((text, False),), match[0] if match else "")
         rendered = whole = self._render(messages, True)
         if any(_THOUGHT.search(m.content) for m in messages):  # a tag at the end may be a message's
             rendered = self._render([Message(m.role, _THOUGHT.sub("x", m.content)) for m in messages], True)
-        found = _OPENING.search(rendered)
-        opening = found[0] if found else ""
+        match = _OPENING.search(rendered)
+        opening = match[0] if match else ""
         if not any(self._of(m).search(m.content) for m in messages):
             return Prompt(((whole, False),), opening)
         # Control tokens are put between two characters that occur in no message, and found again in the prompt.
         there = {ord(c) for m in messages for c in m.content if ord(c) in _PRIVATE}
-        left, right = [chr(c) for c in _PRIVATE if c not in there][:2]
-        marked = [Message(m.role, self._of(m).sub(rf"{left}\g<0>{right}", m.content)) for m in messages]
-        between = re.compile(f"{left}({self._controls[False].pattern}){right}|[{left}{right}]")
-        pieces = between.split(self._render(marked, True))
-        if self.chat is not None and "".join(pieces) != whole:
-            sign = next(found[0] for m in messages if (found := self._of(m).search(m.content)))
+        before, after = [chr(c) for c in _PRIVATE if c not in there][:2]
+        marked = [Message(m.role, self._of(m).sub(rf"{before}\g<0>{after}", m.content)) for m in messages]
+        between = re.compile(f"{before}({self._controls[False].pattern}){after}|[{before}{after}]")
+        parts = between.split(self._render(marked, True))
+        if self.chat is not None and "".join(parts) != whole:
+            sign = next(match[0] for m in messages if (match := self._of(m).search(m.content)))
             raise UserError(
                 f"the chat template computes with the texts of messages, and one holds {sign}",
                 file=self.chat.file,
                 remedy="leave that message out, or give a template that writes texts as they are",
             )
-        return Prompt(tuple((text, i % 2 == 1) for i, text in enumerate(pieces) if text), opening)
+        return Prompt(tuple((text, i % 2 == 1) for i, text in enumerate(parts) if text), opening)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The text of the turns and, with ``add_generation_prompt``, of what opens the assistant's turn."""
+        """Return the text of the turns and, with ``add_generation_prompt``, of what opens the assistant's turn."""
         if [m.role for m in messages] == [RENDERED]:
             return messages[0].content
         return self._render(messages, add_generation_prompt)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of :meth:`prompt`: control tokens of the template are ids, those inside messages are text."""
+        """Return the token ids of :meth:`prompt`: control tokens of the template are ids, those inside messages are
+        text."""
         return self.encode_parts(self.prompt(messages).parts)
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
@@ -153,16 +155,17 @@ class ChatTokenizer:
         return self.chat.render(turns, add_generation_prompt=add_generation_prompt)
 
     def _of(self, message: Message) -> re.Pattern[str]:
-        """What is to be text in a message: in earlier turns of the assistant, the tags are its own."""
+        """Return the pattern of what is to be text in a message. In earlier turns of the assistant, the tags are its
+        own."""
         return self._controls[message.role == "assistant"]
 
     def control_in(self, text: str) -> str | None:
-        """The first control token that is spelled in a text, tags of our protocol aside."""
-        found = self._controls[True].search(text)
-        return found[0] if found else None
+        """Return the first control token that is spelled in a text, tags of our protocol aside."""
+        control = self._controls[True].search(text)
+        return control[0] if control else None
 
     def knows(self, rendered: str) -> bool:
-        """Whether the sign that a whole rendered prompt begins with is one of this model's."""
+        """Return whether the sign that a whole rendered prompt begins with is one of this model's."""
         sign = re.match(r"\s*(<[^>\s]*>|\[INST\])", rendered)
         if sign is None or (self.chat is not None and sign[1] in self.chat.literals):
             return True
@@ -172,59 +175,59 @@ class ChatTokenizer:
     # -- text ------------------------------------------------------------------------------------------------------
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of text whose control tokens are meant; nothing is added before or after."""
+        """Return the token ids of text whose control tokens are meant. Nothing is added before or after."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_text(self, text: str, *, tags: bool = False) -> list[int]:
-        """Token ids of text whose control tokens are text like all the rest; ``tags``: all but those of the protocol,
-        which stay single ids where the vocabulary has them."""
+        """Return the token ids of text whose control tokens are text like all the rest. ``tags``: all but those of the
+        protocol, which stay single ids where the vocabulary has them."""
         return self.encode_parts(self.parts(text, tags=tags))
 
     def parts(self, text: str, *, tags: bool = False) -> tuple[Part, ...]:
-        """``text`` cut at the control tokens that are to be text in it."""
-        controls, out, at = self._controls[tags], [], 0
-        for found in controls.finditer(text):
-            out += [(text[at : found.start()], False), (found[0], True)]
-            at = found.end()
-        return tuple(part for part in [*out, (text[at:], False)] if part[0]) or (("", False),)
+        """Cut ``text`` at the control tokens that are to be text in it."""
+        controls, out, end = self._controls[tags], [], 0
+        for control in controls.finditer(text):
+            out += [(text[end : control.start()], False), (control[0], True)]
+            end = control.end()
+        return tuple(part for part in [*out, (text[end:], False)] if part[0]) or (("", False),)
 
     def encode_parts(self, parts: Sequence[Part]) -> list[int]:
-        """Token ids of parts in a row."""
+        """Return the token ids of parts in a row."""
         if not parts:
             return []
-        (first, literal), *rest = parts
+        (first, literal), *others = parts
         ids = self._literal(first) if literal else self.encode(first)
-        for text, literal in rest:
+        for text, literal in others:
             ids += self._inside(text, literal)
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """:meth:`encode` of many texts, on all cores."""
+        """Return :meth:`encode` of many texts, on all cores."""
         return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_whole(self, text: str) -> list[int]:
-        """Token ids of a whole text as a model's own pipeline takes it, with the tokens that the tokenizer puts around
-        a text: a text that brings its first token itself is not given a second one."""
+        """Return the token ids of a whole text as a model's own pipeline takes it, with the tokens that the tokenizer
+        puts around a text. A text that brings its first token itself is not given a second one."""
         whole, bare = self.backend.encode(text).ids, self.encode(text)
         return whole[1:] if bare and whole[:2] == [bare[0], bare[0]] else whole
 
     def without_first(self, text: str) -> str:
-        """``text`` without the first token that the tokenizer puts in front of every text by itself."""
+        """Return ``text`` without the first token that the tokenizer puts in front of every text by itself."""
         whole, bare = self.backend.encode("x").ids, self.encode("x")
         first = self.backend.id_to_token(whole[0]) if whole[:1] != bare[:1] else None
         return text.removeprefix(first) if first else text
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens included."""
+        """Return the text of ids, special tokens included."""
         return self.backend.decode(list(ids), skip_special_tokens=False)
 
     def strip_end(self, text: str) -> tuple[str, bool]:
-        """(the text without the end-of-text tokens that it ends in, whether there was one)."""
+        """Return the text without the end-of-text tokens that it ends in, and whether there was one."""
         return strip_end(text, self.ends)
 
     def _inside(self, text: str, literal: bool) -> list[int]:
-        """A part behind another one. It is encoded behind a line break that is taken off again: some tokenizers put a
-        space before the first word of a text."""
+        """Encode a part behind another one. It is encoded behind a line break that is taken off again, for some
+        tokenizers put a space before the first word of a text."""
         if self._newline is None:
             self._newline = self.encode("\n")
         encode = self._literal if literal else self.encode
@@ -233,7 +236,7 @@ class ChatTokenizer:
         return ids[head:] if ids[:head] == self._newline else encode(text)
 
     def _literal(self, text: str) -> list[int]:
-        """Token ids of text in which no added token is recognised."""
+        """Return the token ids of text in which no added token is recognised."""
         if self._plain_backend is None:
             state = json.loads(self.backend.to_str())
             state["added_tokens"] = []
@@ -248,31 +251,32 @@ class ChatTokenizer:
 
 
 def strip_end(text: str, ends: Iterable[str]) -> tuple[str, bool]:
-    """(``text`` without the ``ends``, and white space behind them, that it ends in; whether there was one)."""
+    """Return ``text`` without the ``ends``, and white space behind them, that it ends in; and whether there was one."""
     known = tuple(ends)
-    found = False
+    stripped = False
     while (bare := text.rstrip()).endswith(known):
         end = max((e for e in known if bare.endswith(e)), key=len)
-        text, found = bare[: -len(end)], True
-    return text, found
+        text, stripped = bare[: -len(end)], True
+    return text, stripped
 
 
 def _control_tokens(backend: Tokenizer, chat: ChatTemplate | None) -> list[str]:
-    """Texts of the control tokens, the longest first, so that none hides one that begins like it."""
+    """Return the texts of the control tokens, the longest first, so that none hides one that begins like it."""
     literals = "" if chat is None else chat.literals
     added = [t for t in backend.get_added_tokens_decoder().values() if t.content]
-    found = {
+    controls = {
         t.content
         for t in added
         if t.special
         or t.content in _TAGS
         or (t.content in literals and not t.content.isspace() and _is_sign(t.content))
     }
-    return sorted(found, key=lambda text: (-len(text), text))
+    return sorted(controls, key=lambda text: (-len(text), text))
 
 
 def _is_sign(text: str) -> bool:
-    """Whether an added token is a sign, as <tool_call> and [INST] are, and not words that a vocabulary holds whole."""
+    """Return whether an added token is a sign, as <tool_call> and [INST] are, and not words that a vocabulary holds
+    whole."""
     return not any(c.isspace() for c in text)
 
 
@@ -281,8 +285,8 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
 
 
 def _written_end(backend: Tokenizer, chat: ChatTemplate | None) -> str | None:
-    """The special token that the template writes right behind an assistant's text; None where it writes none, or takes
-    no such turn."""
+    """Return the special token that the template writes right behind an assistant's text; None where it writes none, or
+    takes no such turn."""
     if chat is None:
         return None
     mark = "\uf8ff"
@@ -297,13 +301,20 @@ def _written_end(backend: Tokenizer, chat: ChatTemplate | None) -> str | None:
 
 
 def _check_added(backend: Tokenizer, config: dict[str, Any], named: Mapping[str, str], file: Path) -> None:
-    """Raise UserError where tokenizer_config.json knows a token that tokenizer.json does not have as one: transformers
-    adds it when it loads the folder, so its ids of the same text are others. ``named``: those that matter, by name."""
+    """Raise UserError where tokenizer_config.json knows a token that tokenizer.json does not have as one.
+
+    transformers adds such a token when it loads the folder, so its ids of the same text are others. ``named``: the
+    tokens that matter, by name.
+    """
     there = {token.content: number for number, token in backend.get_added_tokens_decoder().items()}
     listed = config.get("added_tokens_decoder")
-    others = [(name, config.get(name) or ()) for name in ("additional_special_tokens", "extra_special_tokens")]
+    lists = [(name, config.get(name) or ()) for name in ("additional_special_tokens", "extra_special_tokens")]
     texts: list[tuple[str, str | None]] = [*named.items()]
-    texts += [(name, _content(t)) for name, said in others for t in (said.values() if isinstance(said, dict) else said)]
+    texts += [
+        (name, _content(t))
+        for name, listed_tokens in lists
+        for t in (listed_tokens.values() if isinstance(listed_tokens, dict) else listed_tokens)
+    ]
     wrong = [f"{name} {text}" for name, text in texts if text and text not in there]
     for number, token in listed.items() if isinstance(listed, dict) else ():
         if str(there.get(str(_content(token)))) != str(number):
@@ -322,6 +333,6 @@ def _content(token: Any) -> str | None:
 
 def _token_id(backend: Tokenizer, *names: str | None) -> int | None:
     for name in names:
-        if name is not None and (found := backend.token_to_id(name)) is not None:
-            return found
+        if name is not None and (number := backend.token_to_id(name)) is not None:
+            return number
     return None

@@ -151,8 +151,8 @@ class Transcript:
 
     @property
     def summary(self) -> str | None:
-        """Text after the last ``</think>``; None where the reasoning never ended. Of a turn that does not think, all
-        its text but code and output."""
+        """Text after the last ``</think>``; None where the reasoning never ended. Of a turn that does not think, it is
+        all the text but code and output."""
         segments = [s for s in self.segments() if s.kind in _PROSE]
         parts = [s.text for s in segments if s.kind is Kind.SUMMARY]
         if not parts and not self.thinks:

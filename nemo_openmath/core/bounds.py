@@ -13,16 +13,17 @@ from typing import Annotated, Any
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The numbers from ``low`` to ``high``, both included unless ``above`` (low is not) or ``below`` (high is not).
-    Infinities and NaN are never inside."""
+    """A range of numbers. Infinities and NaN are never inside."""
 
     low: float = -math.inf
+    """The smallest number, itself inside unless ``above``."""
     high: float = math.inf
+    """The largest number, itself inside unless ``below``."""
     above: bool = False
     below: bool = False
 
     def problem(self, value: Any) -> str | None:
-        """What is wrong with a value and what to choose instead, or None."""
+        """Return what is wrong with a value and what to choose instead; None where it is inside."""
         inside = math.isfinite(value) and (self.low < value if self.above else self.low <= value)
         inside = inside and (value < self.high if self.below else value <= self.high)
         return None if inside else f"{value} is out of range; choose {self}"
@@ -40,13 +41,13 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """A list of at least ``least`` entries, and at most ``most``."""
+    """A number of entries in a list: at least ``least``, and at most ``most``."""
 
     least: int = 1
     most: int | None = None
 
     def problem(self, value: Any) -> str | None:
-        """What is wrong with a list, or None."""
+        """Return what is wrong with a list; None where its length is right."""
         if self.least <= len(value) <= (len(value) if self.most is None else self.most):
             return None
         return f"{list(value)} has {len(value)} entries; give {self}"

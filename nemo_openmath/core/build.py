@@ -40,7 +40,7 @@ OVERRIDE = Origin("override")
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A resolved setting, for ``recipe show``."""
+    """A resolved setting and where it came from, for ``recipe show``."""
 
     key: Key
     value: Any
@@ -48,10 +48,13 @@ class Value:
 
 
 class Builder:
-    """Builds dataclasses from nested dicts. ``origin(key)`` says where the value at ``key`` was written. Relative paths
-    are relative to the file that they are written in, those of overrides to the working directory; without ``folder``
-    they stay as they are. ``here``: the working directory of the overrides. ``types``: type of a field -> the type that
-    it stands for (settings of which only the caller knows the class)."""
+    """Builds dataclasses from nested dicts, and names every mistake with its file and line.
+
+    - ``origin(key)`` says where the value at ``key`` was written.
+    - Relative paths are relative to the file that they are written in, those of overrides to the working directory
+      ``here``. Without ``folder`` they stay as they are.
+    - ``types``: type of a field -> the type that it stands for, for settings of which only the caller knows the class.
+    """
 
     def __init__(
         self,
@@ -67,7 +70,7 @@ class Builder:
         self.values: list[Value] = []
 
     def build(self, kind: type[T], data: Any, key: Key = ()) -> T:
-        """An instance of the dataclass ``kind``. Raises UserError with file, line, key and remedy."""
+        """Return an instance of the dataclass ``kind``. Raises UserError with file, line, key and remedy."""
         if data is None:
             data = {}
         if not isinstance(data, dict):
@@ -96,13 +99,13 @@ class Builder:
             raise self.error(key, str(error)) from error
 
     def base(self, key: Key) -> Path:
-        """The folder that a relative path at ``key`` is relative to: its file's, or for an override the working
+        """Return the folder that a relative path at ``key`` is relative to: its file's, or for an override the working
         directory."""
         origin = self.origin(key)
         return self.here if origin is OVERRIDE else Path(origin.file).parent
 
     def convert(self, hint: Any, value: Any, key: Key) -> Any:
-        """``value`` as the type ``hint``."""
+        """Return ``value`` as the type ``hint``. Raises UserError."""
         if isinstance(hint, type):
             hint = self.types.get(hint, hint)
         origin, args = get_origin(hint), get_args(hint)
@@ -115,15 +118,15 @@ class Builder:
         if origin in (tuple, list):
             if not isinstance(value, list):
                 raise self.error(key, f"expected a list, got {_show(value)}")
-            made = [self.convert(args[0], v, (*key, str(i))) for i, v in enumerate(value)]
-            return tuple(made) if origin is tuple else made
+            converted = [self.convert(args[0], v, (*key, str(i))) for i, v in enumerate(value)]
+            return tuple(converted) if origin is tuple else converted
         if origin is dict:
             if not isinstance(value, dict):
                 raise self.error(key, f"expected settings by name, got {_show(value)}")
             return {str(k): self.convert(args[1], v, (*key, str(k))) for k, v in value.items()}
-        made = self._convert_plain(hint, origin, args, value, key)
-        self.values.append(Value(key, made, self.origin(key)))
-        return made
+        converted = self._convert_plain(hint, origin, args, value, key)
+        self.values.append(Value(key, converted, self.origin(key)))
+        return converted
 
     def _within(self, made: Any, limits: Sequence[Any], key: Key) -> Any:
         for limit in limits:
@@ -184,15 +187,17 @@ class Builder:
             self.values.append(Value(key, value, DEFAULT))
 
     def error(self, key: Key, problem: str, remedy: str = "") -> UserError:
-        """A UserError that names the file, the line and the setting."""
+        """Return a UserError that names the file, the line and the setting."""
         origin = self.origin(key)
         name = ".".join(key) or "recipe"
         return UserError(f"{name}: {problem}", file=origin.file, row=origin.line, remedy=remedy)
 
     def unknown(self, key: Key, known: Sequence[str]) -> UserError:
+        """Return the error of a setting that nobody knows."""
         return self.error(key, "unknown setting", nearest(key[-1], known))
 
     def choice(self, key: Key, value: Any, known: Sequence[str]) -> UserError:
+        """Return the error of a value that is none of the known ones."""
         return self.error(key, f"{_show(value)} is not a choice", nearest(str(value), known))
 
 
@@ -201,7 +206,7 @@ _NAMES = {"str": "a text", "int": "a whole number", "float": "a number", "bool":
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """A remedy: the nearest known name, or the list of them."""
+    """Return a remedy: the nearest known name, or the list of them."""
     close = difflib.get_close_matches(name, known, 1, 0.6)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 

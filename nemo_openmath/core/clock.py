@@ -11,7 +11,7 @@ class Clock(Protocol):
     """Seconds on a monotonic scale, and sleeping on it."""
 
     def now(self) -> float:
-        """Monotonic seconds; only differences mean anything."""
+        """Return monotonic seconds. Only differences mean anything."""
         ...
 
     async def sleep(self, seconds: float) -> None:

@@ -29,15 +29,15 @@ class Source:
         self._origins = origins
 
     def origin(self, key: Key) -> Origin:
-        """Origin of ``key``, or of the nearest enclosing one that was written down."""
+        """Return the origin of ``key``, or of the nearest enclosing key that was written down."""
         for n in range(len(key), -1, -1):
-            if (found := self._origins.get(key[:n])) is not None:
-                return found
+            if (origin := self._origins.get(key[:n])) is not None:
+                return origin
         return Origin(str(self.path))
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Source:
-        """Read a file, what it extends, and ``a.b.c=value`` overrides (values are YAML)."""
+        """Read a file, what it extends, and the overrides ``a.b.c=value``, whose values are YAML. Raises UserError."""
         path = Path(path)
         data, origins = _read(path, ())
         source = cls(data, origins, path)
@@ -150,7 +150,7 @@ def _plain(node: yaml.Node, key: Key, origins: dict[Key, Origin], path: Path) ->
 def _merge(
     below: dict[str, Any], above: dict[str, Any], key: Key, origins: dict[Key, Origin], new: dict[Key, Origin]
 ) -> dict[str, Any]:
-    """``above`` laid over ``below``, section by section; lists and plain values are replaced whole."""
+    """Lay ``above`` over ``below``, section by section. Lists and plain values are replaced whole."""
     out = dict(below)
     for name, value in above.items():
         at, was = (*key, name), out.get(name)

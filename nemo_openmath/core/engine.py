@@ -1,8 +1,8 @@
 """The one protocol between the pipeline and whatever generates text.
 
-An engine completes one prompt of token ids. n samples of a prompt are n requests with n seeds: engines share
-the prefix by themselves (a prefix cache here, automatic prefix caching in vLLM and SGLang), and a restart can
-redo one sample alone. Cancelling the awaiting task cancels the request on the engine.
+An engine completes one prompt of token ids. n samples of a prompt are n requests with n seeds. Engines share the prefix
+by themselves (a prefix cache here, automatic prefix caching in vLLM and SGLang), and a restart can redo one sample
+alone. Cancelling the awaiting task cancels the request on the engine.
 """
 
 from __future__ import annotations
@@ -36,82 +36,101 @@ class Finish(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to draw tokens. ``temperature=0`` is greedy; ``seed`` fixes the draw of this request alone."""
+    """How to draw the tokens of one request."""
 
     max_tokens: int = 1024
+    """Tokens to generate at most."""
     temperature: float = 0.7
+    """0 is greedy."""
     top_p: float = 0.95
-    top_k: int = 0  # 0: off
+    top_k: int = 0
+    """0: off."""
     min_p: float = 0.0
     seed: int = 0
+    """Fixes the draw of this request alone."""
     stop: tuple[str, ...] = ()
-    keep_stop: bool = True  # the matched stop string ends ``text`` (and its tokens ``token_ids``)
+    """Texts that end the completion."""
+    keep_stop: bool = True
+    """Whether the stop string that matched ends ``text``, and its tokens ``token_ids``."""
     logprobs: bool = False
+    """Whether to return the log-probability of each generated token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One completion to make.
-
-    ``prompt``: token ids; text is accepted where ``capabilities.text_prompts``.
-    ``conversation``: requests with the same key share a growing prefix; routers keep them on one server.
-    ``time_limit``: seconds from submission; None: no limit.
-    """
+    """One completion to make."""
 
     prompt: tuple[int, ...] | str
+    """Token ids; text is accepted where ``Capabilities.text_prompts``."""
     sampling: Sampling = field(default_factory=Sampling)
     conversation: str | None = None
+    """Requests with the same key share a growing prefix. Routers keep them on one server."""
     time_limit: float | None = None
+    """Seconds from submission; None: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens: prompt tokens in all, those of them that were not recomputed, and tokens generated. ``estimated``: the
-    server did not say all of it, and what it left out was counted from ids or from text."""
+    """The tokens that a request took."""
 
     prompt_tokens: int = 0
+    """All tokens of the prompt."""
     cached_tokens: int = 0
+    """Those of the prompt that were not recomputed."""
     completion_tokens: int = 0
+    """Tokens that were generated."""
     estimated: bool = False
+    """Whether the server left something out, which was then counted from ids or from text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What came back. ``token_ids`` are the engine's own ids (never a re-encoding of ``text``); empty only where
-    ``capabilities.token_ids`` is false. The end-of-turn token is part of ``token_ids`` when it was generated, and
-    never of ``text``. ``stop`` is the stop string that matched, None at the end-of-turn token."""
+    """What an engine generated for a request."""
 
     text: str
+    """The text without the end-of-turn token."""
     token_ids: tuple[int, ...]
+    """The engine's own ids, never a re-encoding of ``text``, with the end-of-turn token where it was generated. Empty
+    only where ``Capabilities.token_ids`` is false."""
     finish: Finish
     stop: str | None = None
+    """The stop string that matched; None at the end-of-turn token."""
     usage: Usage = field(default_factory=Usage)
-    logprobs: tuple[float, ...] | None = None  # of each generated token, natural log, at temperature 1
+    logprobs: tuple[float, ...] | None = None
+    """Of each generated token: natural logarithm, at temperature 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a streamed completion; the last one carries the whole ``completion``. ``logprobs``: of its tokens,
-    where they were asked for and the engine knows them by then."""
+    """A part of a streamed completion."""
 
     text: str
     token_ids: tuple[int, ...] = ()
     completion: Completion | None = None
+    """The whole completion, in the last chunk."""
     logprobs: tuple[float, ...] = ()
+    """Of this chunk's tokens, where they were asked for and the engine knows them by then."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine can do. Asked for, never assumed: a caller that needs one of these checks it at start."""
+    """What an engine can do. A caller that needs one of these checks it at start; nothing is assumed."""
 
-    token_ids: bool  # prompts may be token ids and completions carry them (TIR needs this)
+    token_ids: bool
+    """Prompts may be token ids, and completions carry them. Solutions with code need this."""
     text_prompts: bool
+    """Prompts may be text."""
     seeds: bool
+    """A seed fixes the draw of a request."""
     logprobs: bool
     keep_stop: bool
-    cached_tokens: bool  # usage.cached_tokens is reported
-    max_context: int | None = None  # tokens of prompt + completion
-    renders: bool = False  # a prompt in text is the user's turn: the chat template is put around it there
+    """The stop string that matched can be kept."""
+    cached_tokens: bool
+    """``Usage.cached_tokens`` is reported."""
+    max_context: int | None = None
+    """Tokens of prompt and completion together; None where it is not known."""
+    renders: bool = False
+    """A prompt in text is the user's turn: the server puts the chat template around it."""
 
 
 @runtime_checkable
@@ -120,31 +139,34 @@ class Engine(Protocol):
 
     @property
     def model(self) -> str:
-        """Name that goes into request ids and reports."""
+        """The name of the model, for request ids and reports."""
         ...
 
     @property
-    def capabilities(self) -> Capabilities: ...
+    def capabilities(self) -> Capabilities:
+        """What this engine can do."""
+        ...
 
     async def complete(self, request: Request) -> Completion:
         """Return the finished completion. Raises EngineError when the engine could not make one."""
         ...
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """Yield pieces as they are generated; closing the iterator cancels the request."""
+        """Yield chunks as they are generated. Closing the iterator cancels the request."""
         ...
 
     async def close(self) -> None:
-        """Release everything; pending requests end as cancelled."""
+        """Release everything. Pending requests end as cancelled."""
         ...
 
 
 class EngineError(RetryableError):
-    """An engine could not make a completion."""
+    """Raised where an engine could not make a completion."""
 
 
 class WrongServer(EngineError):
-    """The server is not the one that was meant: it lacks the model, refuses the key, has moved. That is wrong input."""
+    """Raised where the server is not the one that was meant: it lacks the model, refuses the key, or has moved. That is
+    wrong input."""
 
     exit_code = ExitCode.USER_ERROR
 
@@ -153,14 +175,15 @@ class WrongServer(EngineError):
 
 
 class InvalidRequest(EngineError, Refused):
-    """The request itself is wrong (an option out of range, an empty prompt): repeating it changes nothing."""
+    """Raised where the request itself is wrong (an option out of range, an empty prompt). Repeating it changes
+    nothing."""
 
     def __init__(self, message: str):
         super().__init__(message, retryable=False)
 
 
 class ContextOverflow(InvalidRequest):
-    """The prompt leaves no room for a single token."""
+    """Raised where the prompt leaves no room for a single token."""
 
     reason = "prompt longer than the context"
 
@@ -169,7 +192,7 @@ class ContextOverflow(InvalidRequest):
 
     @classmethod
     def said(cls, message: str) -> ContextOverflow:
-        """The same, in a server's own words."""
+        """Return the same error in a server's own words."""
         error = cls(0, 0)
         error.args = (message,)
         return error

@@ -15,7 +15,7 @@ from typing import Any
 
 
 class ExitCode(IntEnum):
-    """What a process of ours exits with. Launchers requeue on PREEMPTED and on nothing else."""
+    """The exit codes of our processes. Launchers requeue on PREEMPTED and on nothing else."""
 
     OK = 0
     FAILURE = 1  # a defect, or a machine that broke
@@ -26,13 +26,13 @@ class ExitCode(IntEnum):
 
 
 class OpenMathError(Exception):
-    """Base of every error raised on purpose."""
+    """The base of every error that is raised on purpose."""
 
     exit_code = ExitCode.FAILURE
 
 
 class UserError(OpenMathError):
-    """Wrong input. ``str()`` is one line: ``file:row: what is wrong; remedy``."""
+    """Raised for wrong input. ``str()`` is one line: ``file:row: what is wrong; remedy``."""
 
     exit_code = ExitCode.USER_ERROR
 
@@ -46,15 +46,18 @@ class UserError(OpenMathError):
 
 
 def one_error(errors: Sequence[UserError], heading: str) -> UserError:
-    """The error itself where there is one; else an error that lists all of them, a line each, below ``heading``."""
+    """Return the error itself where there is one, else an error that lists all of them, a line each, below
+    ``heading``."""
     if len(errors) == 1:
         return errors[0]
     return UserError("\n  - ".join([f"{heading}: {len(errors)} things are wrong", *map(str, errors)]))
 
 
 class SystemFailure(OpenMathError):
-    """The machine refused: a full disk, a file system that is read-only or gone. ``str()`` is one line with the path,
-    the reason and the remedy."""
+    """Raised where the machine refused: a full disk, a file system that is read-only or gone.
+
+    ``str()`` is one line with the path, the reason and the remedy.
+    """
 
     def __init__(self, file: str | Path, problem: str, remedy: str):
         super().__init__(f"{file}: {problem}; {remedy}")
@@ -79,13 +82,15 @@ _ARGUMENT = {
 
 
 def no_space(file: str | Path, reason: str, kept: str = "finished work is kept") -> SystemFailure:
-    """The error of a full disk."""
+    """Return the error of a full disk."""
     return SystemFailure(file, f"no space left ({reason}); {kept}", "free some space and run the same command again")
 
 
 def refuse_special(file: Path, remedy: str) -> None:
-    """Raises UserError where ``file`` is there and is no file: a device, a folder, a link that leads nowhere. What is
-    written whole is renamed to its name, and would take the place of what was there."""
+    """Raise UserError where ``file`` exists and is not a file: a device, a folder, a link that leads nowhere.
+
+    What is written whole is renamed to its name, and would take the place of what was there.
+    """
     try:
         os.lstat(file)
     except FileNotFoundError:
@@ -98,14 +103,16 @@ def refuse_special(file: Path, remedy: str) -> None:
 
 
 def refuse_device(file: Path) -> None:
-    """Raises UserError where ``file`` is a device, which may never end; a pipe is read to its end."""
+    """Raise UserError where ``file`` is a device, which may never end. A pipe is read to its end."""
     if file.is_char_device() or file.is_block_device():
         raise UserError("is a device", file=file, remedy="name a file")
 
 
 def of_the_system(error: OSError, file: str | Path | None = None) -> OpenMathError | None:
-    """What an OSError means to a user: a path that was named wrong (exit code 2), or a machine that failed (1). None
-    where it names no file and is no full disk: then it is for the caller to explain."""
+    """Return what an OSError means to a user: a path that was named wrong (exit code 2), or a machine that failed (1).
+
+    None where the error names no file and is no full disk: then it is for the caller to explain.
+    """
     name = file if file is not None else error.filename
     if name is None and error.errno not in _FULL:
         return None
@@ -118,8 +125,11 @@ def of_the_system(error: OSError, file: str | Path | None = None) -> OpenMathErr
 
 
 class RetryableError(OpenMathError):
-    """A service (an engine, a sandbox) failed at one request; the others go on. ``retryable`` says whether the same
-    request may succeed later, because the service was busy, restarting or disconnected."""
+    """Raised where a service (an engine, a sandbox) failed at one request; the others go on.
+
+    ``retryable`` says whether the same request may succeed later, because the service was busy, restarting or
+    disconnected.
+    """
 
     def __init__(self, message: str, *, retryable: bool):
         super().__init__(message)
@@ -127,25 +137,25 @@ class RetryableError(OpenMathError):
 
 
 class Refused(OpenMathError):
-    """What was asked for was refused, and asking again changes nothing. ``reason`` is what is counted."""
+    """Raised where a request was refused, and asking again changes nothing. ``reason`` is what is counted."""
 
     reason = "refused by the engine"
 
 
 class Incomplete(OpenMathError):
-    """A stage ended with items that failed after their retries; what finished is kept."""
+    """Raised at the end of a stage of which some units failed after their retries. What finished is kept."""
 
     exit_code = ExitCode.INCOMPLETE
 
 
 class Preempted(OpenMathError):
-    """The scheduler asked us to leave; everything finished is saved."""
+    """Raised where the scheduler asked us to leave. Everything finished is saved."""
 
     exit_code = ExitCode.PREEMPTED
 
 
 class DamagedFile(OpenMathError):
-    """A file of ours does not hold what its manifest or checksum promises."""
+    """Raised where a file of ours does not hold what its manifest or checksum promises."""
 
     def __init__(self, file: str | Path, problem: str, remedy: str = "delete it and run the stage again"):
         super().__init__(f"{file}: {problem}; {remedy}")
@@ -156,7 +166,7 @@ class DamagedFile(OpenMathError):
 
 
 class MissingExtra(UserError):
-    """A package of an optional extra is needed and not installed."""
+    """Raised where a package of an optional extra is needed and not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str):
         super().__init__(f"{purpose} needs {package}", remedy=f"pip install 'nemo-openmath[{extra}]'")

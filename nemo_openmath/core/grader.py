@@ -12,7 +12,8 @@ from typing import Protocol
 
 
 class Verdict(StrEnum):
-    """UNKNOWN is on purpose: a grader that must always decide guesses, and its guesses become labels."""
+    """The outcome of a comparison. UNKNOWN is there on purpose: a grader that must always decide guesses, and its
+    guesses become labels."""
 
     EQUAL = "equal"
     NOT_EQUAL = "not_equal"
@@ -22,7 +23,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """A verdict on a pair and, in a few words, why."""
+    """A verdict on a pair of answers and, in a few words, why."""
 
     verdict: Verdict
     reason: str
@@ -46,33 +47,37 @@ def unknown(reason: str) -> Grade:
 
 @dataclass(frozen=True, slots=True)
 class Majority:
-    """The vote on one problem.
-
-    ``answer``: the most common spelling of the largest group; None where nobody answered or the winner missed
-    ``min_share``. ``count``: size of the largest group; ``total``: all votes, missing ones included, so that
-    ``count / total`` is the share among all who were asked. ``groups``: (representative, count), best first.
-    ``tie``: another group is as large. ``reason``: in a few words how the answer won. ``ambiguous``: spelling ->
-    representatives of the groups that it equals, its own first, where there are several. ``comparisons``: pairs of
-    spellings that were compared; ``complete``: False where the bound on them left some spellings uncompared (they
-    count as different). ``lead``: votes that the winner keeps however ambiguous spellings are read, and the most that
-    another answer could have if undecided pairs and ambiguous spellings went against the winner.
-    """
+    """The vote on one problem: its answers, grouped by meaning."""
 
     answer: str | None
+    """The most common spelling of the largest group; None where nobody answered or the winner missed the share that was
+    wanted."""
     count: int
+    """Size of the largest group."""
     total: int
+    """All votes, missing ones included: ``count / total`` is the share among all who were asked."""
     groups: tuple[tuple[str, int], ...]
+    """(representative, count) of each group, the largest first."""
     tie: bool
+    """Whether another group is as large."""
     missing: int
+    """Votes without an answer."""
     comparisons: int
+    """Pairs of spellings that were compared."""
     complete: bool
+    """False where the bound on comparisons left some spellings uncompared. They count as different."""
     reason: str = ""
+    """How the answer won, in a few words."""
     ambiguous: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Spelling -> representatives of the groups that it equals, its own first, where there are several."""
     lead: tuple[int, int] = (0, 0)
-    places: dict[str, int] = field(default_factory=dict, repr=False)  # spelling -> index in groups
+    """Votes that the winner keeps however ambiguous spellings are read, and the most that another answer could have if
+    undecided pairs and ambiguous spellings went against the winner."""
+    places: dict[str, int] = field(default_factory=dict, repr=False)
+    """Spelling -> index in ``groups``."""
 
     def group_of(self, answer: str | None) -> int | None:
-        """Index in ``groups`` of an answer that voted; None for a missing one."""
+        """Return the index in ``groups`` of an answer that voted; None for a missing one."""
         return self.places.get(answer.strip()) if answer else None
 
 

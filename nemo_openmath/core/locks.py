@@ -21,7 +21,8 @@ _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 def open_lock_file(path: Path) -> int:
-    """The descriptor of a lock's file, made where it is missing. Raises the error that a user understands."""
+    """Open a lock's file, made where it is missing, and return its descriptor. Raises the error that a user
+    understands."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -30,7 +31,7 @@ def open_lock_file(path: Path) -> int:
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
-    """Whether the lock was free and is held now; None where the file system has no locks."""
+    """Try to take the lock. Return whether it was free and is held now; None where the file system has no locks."""
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
@@ -39,7 +40,7 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
 
 
 def is_open_file(path: Path, descriptor: int) -> bool:
-    """Whether ``path`` is still the file that was opened."""
+    """Return whether ``path`` is still the file that was opened."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except OSError:
@@ -47,18 +48,18 @@ def is_open_file(path: Path, descriptor: int) -> bool:
 
 
 def new_mark(**more: Any) -> dict[str, Any]:
-    """Who holds a lock: process, host, since when."""
+    """Return who holds a lock: process, host, since when."""
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     return {"pid": os.getpid(), "host": socket.gethostname(), "since": since, **more}
 
 
 def read_mark(path: Path) -> dict[str, Any]:
-    """The holder's mark; empty where there is none, or while it is being written."""
+    """Return the holder's mark; empty where there is none, or while it is being written."""
     try:
-        found = json.loads(path.read_bytes())
+        mark = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return mark if isinstance(mark, dict) else {}
 
 
 def write_mark(descriptor: int, mark: dict[str, Any], path: Path) -> None:
@@ -72,7 +73,7 @@ def write_mark(descriptor: int, mark: dict[str, Any], path: Path) -> None:
 
 
 def is_alive(mark: dict[str, Any]) -> bool | None:
-    """Whether the process of a mark is there; None where it is another machine's."""
+    """Return whether the process of a mark is there; None where it is another machine's."""
     if mark.get("host") != socket.gethostname() or not isinstance(mark.get("pid"), int):
         return None
     try:

@@ -1,12 +1,15 @@
-"""Equal records are one record, wherever they come from twice: here, and nowhere else, they become one.
+"""Equal records are one record, wherever they come from twice. Here, and nowhere else, they become one.
 
 A stage may store the same record for several of its units: a problem that two threads pose, a proof and a problem that
 turn out to be the same, a row that two files hold. Whoever reads records (``StageContext.read``) gets each id once,
-with the parents of all its versions joined, so no stage can see another version than the next one does.
+with the parents of all its versions joined. So no stage can see another version than the next one does.
 
-Versions of a problem may name different expected answers. The rule: every version that names one has a vote, votes are
-counted by meaning (``vote``), and the answer with the most votes holds. Where two have as many, the problem
-has no expected answer. Either way ``extra["answers_given"]`` keeps what was said: answer -> votes.
+Versions of a problem may name different expected answers. The rule:
+
+- Every version that names an answer has a vote.
+- Votes are counted by meaning (``vote``), and the answer with the most votes holds.
+- Where two answers have as many votes, the problem has no expected answer.
+- Either way ``extra["answers_given"]`` keeps what was said: answer -> votes.
 
 Versions of anything else that differ in more than parents and ``extra`` are refused: nobody can say which one is meant.
 """
@@ -33,35 +36,35 @@ R = TypeVar("R", bound=Record)
 
 
 def read_merged(folders: Sequence[Path], kind: type[R], vote: Vote) -> Iterator[R]:
-    """The records of finished stages, each id once, at the place where it is first seen.
+    """Yield the records of finished stages, each id once, at the place where it is first seen.
 
     Streamed: eight bytes a record are kept, and whole records only where an id comes twice. Raises UserError naming
     file and row of a broken line, or the record whose versions contradict each other.
     """
     folders = list({os.path.realpath(folder): folder for folder in folders}.values())
-    again = set[int]() if _known_apart(folders) else _repeated(folders)
+    repeated = set[int]() if _known_apart(folders) else _repeated(folders)
     versions: dict[str, list[R]] = {}
-    if again:
+    if repeated:
         for file, row, line in record_lines(folders):
-            if unit_key(name := id_of_line(line)) in again:
+            if unit_key(name := id_of_line(line)) in repeated:
                 versions.setdefault(name, []).append(parse_record(line, kind, file, row))
     for file, row, line in record_lines(folders):
-        if not again or unit_key(name := id_of_line(line)) not in again:
+        if not repeated or unit_key(name := id_of_line(line)) not in repeated:
             yield parse_record(line, kind, file, row)
-        elif (found := versions.pop(name, None)) is not None:
-            yield merge(found, vote)
+        elif (same := versions.pop(name, None)) is not None:
+            yield merge(same, vote)
 
 
 def merge(versions: Sequence[R], vote: Vote) -> R:
-    """One record of several with the same id; the same one whatever their order. Raises UserError where they
+    """Return one record of several with the same id. Their order does not matter. Raises UserError where they
     contradict each other."""
     versions = sorted(versions, key=dumps)
     if isinstance(versions[0], Problem):
         return _merge_problems(versions, vote)  # type: ignore[arg-type,return-value]
     first = versions[0]
-    for other in versions[1:]:
+    for version in versions[1:]:
         for field in fields(first):
-            if field.name not in ("parents", "extra") and getattr(first, field.name) != getattr(other, field.name):
+            if field.name not in ("parents", "extra") and getattr(first, field.name) != getattr(version, field.name):
                 raise UserError(
                     f"{type(first).__name__} {first.id} is there in versions that differ in {field.name!r}",
                     remedy="name only one of the folders that hold it",
@@ -70,7 +73,7 @@ def merge(versions: Sequence[R], vote: Vote) -> R:
 
 
 def _merge_problems(versions: Sequence[Problem], vote: Vote) -> Problem:
-    answer, given = agreed_answer(versions, vote)
+    answer, votes = agreed_answer(versions, vote)
     best = next((v for v in versions if v.expected_answer == answer), versions[0])
     ordered = [best, *(v for v in versions if v is not best)]
     known: dict[str, Any] = {
@@ -78,15 +81,15 @@ def _merge_problems(versions: Sequence[Problem], vote: Vote) -> Problem:
         for name in ("problem_type", "category", "source", "pass_rate")
     }
     extra = _extra(ordered)
-    if len(given) > 1:
-        extra[ANSWERS] = given
+    if len(votes) > 1:
+        extra[ANSWERS] = votes
         if answer is None:
             known["problem_type"] = "no_answer_extracted"
     return replace(best, parents=_parents(versions), extra=extra, expected_answer=answer, **known)
 
 
 def agreed_answer(versions: Sequence[Problem], vote: Vote) -> tuple[str | None, dict[str, int]]:
-    """(the answer that most versions name, or None where there is none or a tie; meaning -> votes)."""
+    """Return the answer that most versions name (None where there is none, or a tie), and the votes of each meaning."""
     votes: list[str] = []
     for version in versions:
         if version.extra.get(ANSWERS):  # what earlier votes said counts on
@@ -111,23 +114,28 @@ def _extra(versions: Sequence[Record]) -> dict[str, Any]:
 
 
 def count_records(folder: Path, vote: Vote) -> dict[str, int]:
-    """What lies in a stage's folder: ``records`` (each id once), ``merged`` (further versions of them), and
-    ``disagreeing``: problems whose versions name different answers, ``undecided`` those of them without a majority."""
-    seen, again, lines, marked = KeySet(), set[int](), 0, False
+    """Count what lies in a stage's folder.
+
+    - ``records``: each id once.
+    - ``merged``: further versions of them.
+    - ``disagreeing``: problems whose versions name different answers.
+    - ``undecided``: those of them without a majority.
+    """
+    seen, repeated, lines, marked = KeySet(), set[int](), 0, False
     for _, _, line in record_lines([folder]):
         lines += 1
         if not seen.add(key := unit_key(name := id_of_line(line))):
-            again.add(key)
+            repeated.add(key)
         marked = marked or (name.startswith(_PROBLEM) and ANSWERS.encode() in line)
     counts = {"records": lines, "merged": 0}
-    if not (again or marked):
+    if not (repeated or marked):
         return counts
     versions: dict[str, list[Problem]] = {}
     disagreeing: Counter[str] = Counter()
     for file, row, line in record_lines([folder]):
         name = id_of_line(line)
         problem = name.startswith(_PROBLEM)
-        if unit_key(name) in again:
+        if unit_key(name) in repeated:
             counts["merged"] += name in versions
             versions.setdefault(name, [])
             if problem:
@@ -135,9 +143,9 @@ def count_records(folder: Path, vote: Vote) -> dict[str, int]:
         elif problem and ANSWERS.encode() in line:
             disagreeing[_state(parse_record(line, Problem, file, row))] += 1
     counts["records"] -= counts["merged"]
-    for found in versions.values():
-        if found:
-            disagreeing[_state(merge(found, vote))] += 1
+    for same in versions.values():
+        if same:
+            disagreeing[_state(merge(same, vote))] += 1
     del disagreeing[""]
     if disagreeing:
         counts |= {"disagreeing": disagreeing.total(), "undecided": disagreeing["undecided"]}
@@ -154,7 +162,7 @@ def _state(problem: Problem) -> str:
 
 
 def _known_apart(folders: Sequence[Path]) -> bool:
-    """Whether a finished stage has said that it holds nothing twice."""
+    """Return whether a finished stage has said that it holds nothing twice."""
     if len(folders) != 1:
         return not folders
     manifest = read_manifest(folders[0])
@@ -162,9 +170,9 @@ def _known_apart(folders: Sequence[Path]) -> bool:
 
 
 def _repeated(folders: Sequence[Path]) -> set[int]:
-    """Keys of the ids that stand in more than one line."""
-    seen, again = KeySet(), set[int]()
+    """Return the keys of the ids that stand in more than one line."""
+    seen, repeated = KeySet(), set[int]()
     for _, _, line in record_lines(folders):
         if not seen.add(key := unit_key(id_of_line(line))):
-            again.add(key)
-    return again
+            repeated.add(key)
+    return repeated

@@ -13,13 +13,16 @@ _PR_SET_PDEATHSIG = 1
 
 
 def child_environment(**more: str) -> dict[str, str]:
-    """Environment for a child that calls :func:`die_with_parent`."""
+    """Return the environment for a child that calls :func:`die_with_parent`."""
     return {**os.environ, _PARENT: str(os.getpid()), **more}
 
 
 def die_with_parent() -> None:
-    """Ask the kernel (Linux) for SIGTERM when the parent dies, however it dies. Called first thing by a child that was
-    started with :func:`child_environment`; started otherwise, it lives its own life."""
+    """Ask the kernel (Linux) for SIGTERM when the parent dies, however it dies.
+
+    A child that was started with :func:`child_environment` calls this first of all. One that was started otherwise
+    lives its own life.
+    """
     parent = os.environ.pop(_PARENT, None)
     if parent is None or not sys.platform.startswith("linux"):
         return
@@ -27,14 +30,14 @@ def die_with_parent() -> None:
 
 
 def killed_with(parent: int) -> None:
-    """Ask the kernel (Linux) to kill this process when ``parent``, its parent, dies: workers of a pool, which else wait
-    for ever for work that nobody sends."""
+    """Ask the kernel (Linux) to kill this process when ``parent``, its parent, dies. Workers of a pool else wait for
+    ever for work that nobody sends."""
     if sys.platform.startswith("linux"):
         _ask(ctypes.CDLL(None, use_errno=True), parent, signal.SIGKILL)
 
 
 def killed_with_parent() -> Callable[[], None] | None:
-    """``preexec_fn`` of a child, whatever its program: the kernel (Linux) kills it when this process dies."""
+    """Return a ``preexec_fn`` for a child of any program: the kernel (Linux) kills the child when this process dies."""
     if not sys.platform.startswith("linux"):
         return None
     libc, parent = ctypes.CDLL(None, use_errno=True), os.getpid()  # loaded before the fork

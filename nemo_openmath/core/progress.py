@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Progress:
-    """Progress of one stage. ``every``: seconds between lines of the log where there is no terminal."""
+    """The progress of one stage. ``every``: seconds between lines of the log where there is no terminal."""
 
     def __init__(self, stage: str, *, console: Console | None = None, every: float = 15.0):
         self.stage = stage
@@ -31,13 +31,13 @@ class Progress:
         self._note = ""
 
     def begin(self, total: int | None, done: int = 0) -> None:
-        """Start counting towards ``total`` (None: not known), ``done`` of it done by earlier attempts."""
+        """Start counting towards ``total`` (None: not known). ``done``: what earlier attempts did of it."""
         self._total, self._count, self._before = total, done, done
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, total=total, completed=done)
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
-        """``note``: rates and the like, shown behind the bar."""
+        """Count ``count`` more. ``note``: rates and the like, shown behind the bar."""
         self._count += count
         self._note = self._note if note is None else note
         if self._bar is not None and self._task is not None:
@@ -50,7 +50,7 @@ class Progress:
             self.log(f"{self._count}{of}{failed}, {seconds:.0f} s{self._remaining(seconds)}  {self._note}")
 
     def _remaining(self, seconds: float) -> str:
-        """How long the rest takes at the speed so far, in words; nothing where that is not known."""
+        """Say how long the rest takes at the speed so far; nothing where that is not known."""
         done = self._count - self._before
         if self._total is None or done <= 0 or self._count >= self._total:
             return ""

@@ -1,4 +1,4 @@
-"""Contract of the sandbox: sessions that run a model's Python and give it nothing else.
+"""The protocol of the sandbox: sessions that run a model's Python and give it nothing else.
 
 Never a privilege, never the network, never a file of the host. A session keeps its variables from block to block.
 """
@@ -25,31 +25,40 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one execution (``wall_s``, ``cpu_s``, ``output_chars``) and of its session (the rest)."""
+    """Bounds of one execution (``wall_s``, ``cpu_s``, ``output_chars``) and of its session (the others)."""
 
     wall_s: float = 10.0
+    """Seconds of wall time."""
     cpu_s: float = 10.0
+    """Seconds of processor time."""
     memory_mb: int = 1024
+    """Memory in MiB."""
     output_chars: int = 20_000
-    processes: int = 0  # child processes; threads are bounded separately
+    """Characters of output that are kept."""
+    processes: int = 0
+    """Child processes. Threads are bounded separately."""
     threads: int = 16
     open_files: int = 64
     file_mb: int = 64
+    """Size of a written file in MiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """Result of one block. ``stdout`` holds prints and, as in a notebook, the value of the last expression;
-    ``stderr`` the traceback, shortened to the user's code. ``truncated``: output was cut, with a visible note.
-    ``state_lost``: variables of earlier blocks are gone. ``unsafe``: ran without a required wall, by request."""
+    """What one block of code left."""
 
     status: Status
     stdout: str
+    """What was printed and, as in a notebook, the value of the last expression."""
     stderr: str
+    """The traceback, shortened to the user's code."""
     duration_s: float
     truncated: bool = False
+    """Whether output was cut, with a visible note."""
     state_lost: bool = False
+    """Whether the variables of earlier blocks are gone."""
     unsafe: bool = False
+    """Whether the code ran without a required wall, by request."""
 
     @property
     def output(self) -> str:
@@ -60,11 +69,13 @@ class Execution:
 
 
 class Session(Protocol):
-    """One interpreter. Not for concurrent use: one execution at a time."""
+    """One interpreter. It runs one execution at a time."""
 
     async def execute(self, code: str, limits: Limits | None = None) -> Execution:
-        """Run a block. Cancelling the awaiting task kills what runs. Raises SandboxError only when the sandbox
-        itself failed; whatever the code does is a result."""
+        """Run a block. Cancelling the awaiting task kills what runs.
+
+        Raises SandboxError only where the sandbox itself failed: whatever the code does is a result.
+        """
         ...
 
     async def reset(self) -> None:
@@ -72,7 +83,7 @@ class Session(Protocol):
         ...
 
     async def close(self) -> None:
-        """Kill the session and remove its folder. Idempotent."""
+        """Kill the session and remove its folder. A second call does nothing."""
         ...
 
     async def __aenter__(self) -> Self: ...
@@ -83,10 +94,10 @@ class Session(Protocol):
 
 
 class Sandbox(Protocol):
-    """Makes sessions; shared by all rollouts of a process."""
+    """Opens sessions. All rollouts of a process share it."""
 
     async def session(self, limits: Limits | None = None) -> Session:
-        """A new session with these default limits. Waits for a free place when the sandbox is full."""
+        """Open a session with these default limits. Waits for a free place where the sandbox is full."""
         ...
 
     async def close(self) -> None:
@@ -95,4 +106,4 @@ class Sandbox(Protocol):
 
 
 class SandboxError(RetryableError):
-    """The sandbox failed, not the code in it."""
+    """Raised where the sandbox failed, not the code in it."""

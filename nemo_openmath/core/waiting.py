@@ -1,4 +1,4 @@
-"""Saying that something is waited for: what, since when, and when it is given up."""
+"""Say that something is waited for: what, since when, and when it is given up."""
 
 from __future__ import annotations
 
@@ -34,9 +34,12 @@ class Waiting:
         self._said: float | None = None
 
     def still(self, what: str, limit_s: float | None, setting: str = "", *, waited_s: float | None = None) -> None:
-        """``what``: is waited for, with its address and its last words. ``limit_s``: seconds after which the wait is
-        given up, by the setting of that name; None: never. ``waited_s``: how much of the limit is used up; default:
-        the time since the wait began."""
+        """Say, where it is due, that ``what`` is still waited for.
+
+        - ``what``: with its address and its last words.
+        - ``limit_s``: seconds after which the wait is given up, by the setting of the name ``setting``; None: never.
+        - ``waited_s``: how much of the limit is used up; by default the time since the wait began.
+        """
         now = self._clock()
         if self._since is None:
             self._since = now
@@ -55,7 +58,7 @@ class Waiting:
         self._say(f"{line}; gives up at {ends:%H:%M:%S}, in {left:.0f} s" + (f" ({setting})" if setting else ""))
 
     def over(self, what: str = "") -> None:
-        """The wait has ended well: said only where it was said that there was one."""
+        """End a wait that ended well. It is said only where it was said that there was one."""
         if self._said is not None and self._since is not None:
             self._say(f"{what or 'it'} is there, after {self._clock() - self._since:.0f} s")
         self._since = self._said = None

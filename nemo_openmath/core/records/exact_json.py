@@ -38,8 +38,10 @@ class Number(float):
 
 
 def loads(data: bytes) -> Any:
-    """The value of a JSON text, without loss. Integers are exact; a number that neither ``int`` nor ``float`` gives
-    back as it is spelled is a :class:`Number`, and so are the fractions among the fields ``ANSWERS`` of an object.
+    """Return the value of a JSON text, without loss.
+
+    Integers are exact. A number that neither ``int`` nor ``float`` gives back as it is spelled is a :class:`Number`,
+    and so are the fractions among the fields ``ANSWERS`` of an object.
 
     Raises ValueError where it is not JSON (NaN and Infinity are not), with the reason in words.
     """
@@ -59,40 +61,43 @@ def loads(data: bytes) -> Any:
 
 
 def repeated_key(data: bytes, value: Any) -> str | None:
-    """A key that an object of a JSON text gives twice, else None. ``value``: what :func:`loads` made of the text, which
-    holds the last one alone. As many ends of keys in the text as keys in the value settle it for nearly every text."""
+    """Return a key that an object of a JSON text gives twice; None where there is none.
+
+    ``value`` is what :func:`loads` made of the text, which holds the last one alone. As many ends of keys in the text
+    as keys in the value settle it for nearly every text.
+    """
     keys, ends = _keys(value), data.count(b'":') + data.count(b'" :')
     if ends == keys or ends - data.count(rb"\":") - data.count(rb"\" :") == keys:  # quotes in texts are escaped
         return None
-    found: list[str] = []
+    repeated: list[str] = []
 
     def look(pairs: list[tuple[str, Any]]) -> None:
         names = [name for name, _ in pairs]
         if len(set(names)) < len(names):
-            found.extend(name for name in names if names.count(name) > 1)
+            repeated.extend(name for name in names if names.count(name) > 1)
 
     try:
         json.loads(data.decode(), object_pairs_hook=look)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    return found[0] if found else None
+    return repeated[0] if repeated else None
 
 
 def _keys(value: Any) -> int:
-    """How many keys all objects in a value have."""
-    count, left = 0, [value]
-    while left:
-        entry = left.pop()
+    """Count the keys of all objects in a value."""
+    count, todo = 0, [value]
+    while todo:
+        entry = todo.pop()
         if type(entry) is dict:
             count += len(entry)
             entry = entry.values()
         if type(entry) is not list or not {dict, list}.isdisjoint(map(type, entry)):
-            left += [inner for inner in entry if type(inner) in (dict, list)]
+            todo += [inner for inner in entry if type(inner) in (dict, list)]
     return count
 
 
 def dumps(value: Any) -> bytes:
-    """Compact JSON text of plain data or of a dataclass, keys in their order, numbers exact."""
+    """Return compact JSON of plain data or of a dataclass: keys in their order, numbers exact."""
     try:
         return orjson.dumps(value, default=_number)
     except TypeError as error:
@@ -102,11 +107,12 @@ def dumps(value: Any) -> bytes:
 
 
 def _has_odd_float(value: Any) -> bool:
-    """Whether orjson may have changed a number: what 64 bits do not hold becomes a float that is huge, tiny, zero or
-    long. Looking at the values is several times faster than searching the text, which is mostly prose and token ids."""
-    left = [value]
-    while left:
-        entry = left.pop()
+    """Return whether orjson may have changed a number: what 64 bits do not hold becomes a float that is huge, tiny,
+    zero or long. Looking at the values is several times faster than searching the text, which is mostly prose and token
+    ids."""
+    todo = [value]
+    while todo:
+        entry = todo.pop()
         entries = list(entry.values()) if type(entry) is dict else entry if type(entry) is list else [entry]
         kinds = set(map(type, entries))
         if float in kinds:
@@ -114,7 +120,7 @@ def _has_odd_float(value: Any) -> bool:
                 if type(number) is float and (not 1e-300 < abs(number) < 2**53 or len(repr(number)) > 16):
                     return True
         if dict in kinds or list in kinds:
-            left += [inner for inner in entries if type(inner) in (dict, list)]
+            todo += [inner for inner in entries if type(inner) in (dict, list)]
     return False
 
 
@@ -138,7 +144,7 @@ def _number(value: Any) -> orjson.Fragment:
 
 
 def _spelled(value: Any) -> Any:
-    """The same with integers that orjson refuses as the text they have in JSON."""
+    """Return the same value; integers that orjson refuses become the text that they have in JSON."""
     if type(value) is int:
         return value if -(1 << 63) <= value < 1 << 64 else orjson.Fragment(str(value))
     if isinstance(value, dict):

@@ -11,7 +11,7 @@ import orjson
 
 
 def content_id(kind: str, *parts: object) -> str:
-    """``kind-`` and 128 bits of BLAKE2b over the canonical JSON (sorted keys) of ``parts``."""
+    """Return ``kind-`` and 128 bits of BLAKE2b over the canonical JSON (sorted keys) of ``parts``."""
     payload = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
     return f"{kind}-{hashlib.blake2b(payload, digest_size=16).hexdigest()}"
 
@@ -22,10 +22,11 @@ def derive_seed(seed: int, *parts: object) -> int:
 
 
 def unit_key(unit: str) -> int:
-    """64-bit key of a unit of work: what a restarted writer keeps in memory for each finished unit."""
+    """Return the 64-bit key of a unit of work. A restarted writer keeps it in memory for each finished unit."""
     return int.from_bytes(hashlib.blake2b(unit.encode(), digest_size=8).digest(), "big")
 
 
 def in_shard(unit: str, shard: int, shards: int) -> bool:
-    """Whether this unit belongs to shard ``shard`` of ``shards``: by id, so any job array covers each unit once."""
+    """Return whether a unit belongs to shard ``shard`` of ``shards``. It is decided by id, so any job array covers each
+    unit once."""
     return shards == 1 or unit_key(unit) % shards == shard

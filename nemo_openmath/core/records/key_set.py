@@ -13,7 +13,7 @@ class KeySet:
         self._new: set[int] = set()
 
     def add(self, key: int) -> bool:
-        """Whether the key was not there yet."""
+        """Add a key. Return whether it was not there yet."""
         at = int(np.searchsorted(self._old, np.uint64(key)))
         if key in self._new or (at < len(self._old) and int(self._old[at]) == key):
             return False

@@ -23,11 +23,13 @@ _PACKAGES = ("nemo-openmath", "torch", "megatron-core", "transformers", "tokeniz
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """``inputs``: name -> {path, digest}. ``command``: what a user types to make it again."""
+    """What an artifact was made from, and by what."""
 
     kind: str
     inputs: dict[str, dict[str, str]]
+    """Name of an input -> {path, digest}."""
     command: list[str] = field(default_factory=lambda: list(sys.argv))
+    """What a user types to make it again."""
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
@@ -41,24 +43,25 @@ class Lineage:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what can change a result."""
-    found = {"python": platform.python_version()}
+    """Return the versions of what can change a result."""
+    known = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            known[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return known
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_tree(folder: Path, ignore: tuple[str, ...] = (LINEAGE, "plan.json", "seconds.json", "manifest.json")) -> str:
-    """SHA-256 over the names and bytes of all files of a folder but those about how it came to be, or of one file."""
+    """Return the SHA-256 over the names and bytes of all files of a folder but those about how it came to be; or of one
+    file."""
     if folder.is_file():
         return digest_file(folder)
     names: Mapping[str, Path] = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
@@ -70,8 +73,11 @@ def digest_tree(folder: Path, ignore: tuple[str, ...] = (LINEAGE, "plan.json", "
 
 
 def remembered_digest(path: Path, memory: Path) -> str:
-    """:func:`digest_tree`, read again only when a name, a size or a modification time changed: models and data sets
-    of many gigabytes are looked at by every job of a run. ``memory``: folder of what was found, one file a path."""
+    """Return :func:`digest_tree`, read again only where a name, a size or a modification time changed: models and data
+    sets of many gigabytes are looked at by every job of a run.
+
+    ``memory``: the folder that keeps the digests, one file a path.
+    """
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     seen = [(str(f.relative_to(path)), (at := f.stat()).st_size, at.st_mtime_ns) for f in files]
     note = memory / f"{content_id('path', str(path.resolve()))}.json"

@@ -56,7 +56,7 @@ class Manifest:
 
 
 def refuse_inside_stage(output: Path) -> None:
-    """Raises UserError where ``output`` is the folder of a stage or lies in one: its readers would find both, and what
+    """Raise UserError where ``output`` is the folder of a stage or lies in one. Its readers would find both, and what
     makes the stage again would remove both."""
     here = output.resolve()
     if stage := next((folder for folder in (here, *here.parents) if (folder / PLAN).is_file()), None):
@@ -64,10 +64,10 @@ def refuse_inside_stage(output: Path) -> None:
 
 
 def digest_of_lines(lines: Iterable[bytes]) -> str:
-    """Digest of a multiset of lines: the sum of their SHA-256 modulo 2**256.
+    """Return the digest of a multiset of lines: the sum of their SHA-256 modulo 2**256.
 
-    Two stores with the same records in another order, or in other shards, have the same digest; nothing is sorted
-    or kept in memory.
+    Two stores with the same records in another order, or in other shards, have the same digest. Nothing is sorted or
+    kept in memory.
     """
     total = 0
     for line in lines:
@@ -76,7 +76,7 @@ def digest_of_lines(lines: Iterable[bytes]) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write whole or not at all: temporary file, fsync, rename, fsync of the folder."""
+    """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

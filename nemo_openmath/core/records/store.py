@@ -37,10 +37,12 @@ _HOST = socket.gethostname()
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Why a unit, or a part of it, went no further. ``reason`` is counted, ``detail`` is an example for a reader."""
+    """Why a unit, or a part of it, went no further."""
 
     reason: str
+    """What is counted."""
     detail: str = ""
+    """An example for a reader."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class _DropLine:
 
 
 class RecordWriter:
-    """Writer of one shard. ``flush_units`` and ``flush_seconds`` bound what a kill can cost (and then redo)."""
+    """Writes one shard. ``flush_units`` and ``flush_seconds`` bound the work that a kill can cost, which is then
+    redone."""
 
     def __init__(
         self, folder: Path, *, shard: int = 0, shards: int = 1, flush_units: int = 256, flush_seconds: float = 1.0
@@ -77,12 +80,14 @@ class RecordWriter:
         self.recovered = len(self._done)
 
     def done(self, unit: str) -> bool:
-        """Whether this unit was committed, now or by an earlier attempt."""
+        """Return whether this unit was committed, now or by an earlier attempt."""
         return unit_key(unit) in self._done
 
     def commit(self, unit: str, records: Sequence[Record | orjson.Fragment] = (), drops: Sequence[Drop] = ()) -> None:
-        """Hand over all that a unit left. Durable after the next flush; never split by a kill. A ``Fragment`` is the
-        JSON of a record that another process made."""
+        """Hand over all that a unit left. It is durable after the next flush, and never split by a kill.
+
+        A ``Fragment`` is the JSON of a record that another process made.
+        """
         key = unit_key(unit)
         if key in self._done:
             raise ValueError(f"unit {unit} was committed before")
@@ -178,42 +183,42 @@ class RecordWriter:
 
 
 def part_files(folder: Path) -> list[Path]:
-    """The data files of a finished stage, in a fixed order."""
+    """Return the data files of a finished stage, in a fixed order."""
     return sorted(folder.glob("part-*.jsonl"))
 
 
 def read_lines(folder: Path) -> Iterator[bytes]:
-    """Lines of all data files."""
+    """Yield the lines of all data files."""
     for path in part_files(folder):
         with path.open("rb") as file:
             yield from file
 
 
 def shard_file(folder: Path, shard: int, shards: int) -> Path:
-    """The data file of one shard."""
+    """Return the data file of one shard."""
     return folder / f"part-{shard:05d}-of-{shards:05d}.jsonl"
 
 
 def shard_counts(folder: Path) -> set[int]:
-    """Into how many shards the work in a folder was divided: one number, where nobody mixed two."""
+    """Return into how many shards the work in a folder was divided: one number, where nobody mixed two."""
     return {int(path.stem.rsplit("-", 1)[1]) for path in folder.glob("journal-*-of-*.jsonl")}
 
 
 def read_records(folder: Path, kind: type[R]) -> Iterator[R]:
-    """Every line of a finished stage as a record, streamed; ``pipeline.merging.read_merged`` gives each id once.
-    Raises UserError naming file and row of a broken line."""
+    """Yield every line of a finished stage as a record; ``core.merging.read_merged`` gives each id once. Raises
+    UserError naming file and row of a broken line."""
     for file, row, line in record_lines([folder]):
         yield parse_record(line, kind, file, row)
 
 
 def read_file(path: Path, kind: type[R]) -> Iterator[R]:
-    """Records of one data file, streamed. Raises UserError naming file and row of a broken line."""
+    """Yield the records of one data file. Raises UserError naming file and row of a broken line."""
     for row, line in _numbered(path):
         yield parse_record(line, kind, path, row)
 
 
 def record_lines(folders: Iterable[Path]) -> Iterator[tuple[Path, int, bytes]]:
-    """(file, row, line) of all data files of finished stages, in a fixed order."""
+    """Yield (file, row, line) of all data files of finished stages, in a fixed order."""
     for folder in folders:
         for path in part_files(folder):
             for row, line in _numbered(path):
@@ -226,7 +231,7 @@ def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_record(line: bytes, kind: type[R], file: Path, row: int) -> R:
-    """The record of a line. Raises UserError naming file and row where it is none."""
+    """Return the record of a line. Raises UserError naming file and row where it is none."""
     try:
         return kind.from_json(exact_json.loads(line))
     except (ValueError, AttributeError) as error:
@@ -237,14 +242,14 @@ _ID = b'{"id":"'
 
 
 def id_of_line(line: bytes) -> str:
-    """The id of a record, without parsing the rest of its line."""
+    """Return the id of a record, without parsing the rest of its line."""
     if line.startswith(_ID):
         return line[len(_ID) : line.index(b'"', len(_ID))].decode()
     return str(exact_json.loads(line)["id"])
 
 
 def read_drops(folder: Path) -> Iterator[tuple[str, Drop]]:
-    """(unit, drop) of a stage."""
+    """Yield (unit, drop) of a stage."""
     for path in sorted(folder.glob("drops-*.jsonl")):
         with path.open("rb") as file:
             for line in file:
@@ -253,14 +258,14 @@ def read_drops(folder: Path) -> Iterator[tuple[str, Drop]]:
 
 
 def unit_names(folder: Path) -> Iterator[str]:
-    """Names of the finished units in the journals of a folder."""
+    """Yield the names of the finished units in the journals of a folder."""
     for path in sorted(folder.glob("journal-*.jsonl")):
         with path.open("rb") as file:
             yield from (orjson.loads(line)["unit"] for line in file)
 
 
 def count_units(folder: Path) -> int:
-    """Finished units in the journals of a folder."""
+    """Count the finished units in the journals of a folder."""
     return sum(1 for path in folder.glob("journal-*.jsonl") for _ in path.open("rb"))
 
 

@@ -27,11 +27,13 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """Base: ``id`` and the ids of what it was made from. Raises ValueError naming an unknown value of an enum."""
+    """The base of all records. Raises ValueError naming an unknown value of an enum."""
 
     id: str
     parents: tuple[str, ...] = ()
+    """Ids of what it was made from."""
     extra: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Fields that we do not know. They travel along."""
 
     tuples: ClassVar[tuple[str, ...]] = ("parents",)
     enums: ClassVar[dict[str, type[StrEnum]]] = {}
@@ -57,7 +59,7 @@ class Record:
             raise ValueError(f"not a {cls.__name__}: {error}") from error
 
     def with_(self, **changes: Any) -> Self:
-        """A new version under the same id."""
+        """Return a new version under the same id."""
         return replace(self, **changes)
 
 
@@ -87,19 +89,21 @@ class Thread(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem(Record):
-    """A problem. ``problem_type`` as published: has_answer_extracted, no_answer_extracted, converted_proof;
-    ``category`` as classified: answer, proof, multiple-choice, binary, invalid."""
+    """A problem, with its answer where one is known."""
 
     problem: str
     expected_answer: str | None = None
     problem_type: str | None = None
+    """As published: has_answer_extracted, no_answer_extracted, converted_proof."""
     category: str | None = None
+    """As classified: answer, proof, multiple-choice, binary, invalid."""
     source: str = ""
     pass_rate: float | None = None
+    """Share of its solutions that are correct."""
 
     @classmethod
     def make(cls, problem: str, **values: Any) -> Problem:
-        """The id is made from the text alone, with runs of white space counted as one."""
+        """Return a problem whose id is made from the text alone, with runs of white space counted as one."""
         return cls(id=content_id("problem", " ".join(problem.split())), problem=problem, **values)
 
 
@@ -109,27 +113,30 @@ NOT_TRIED = "the model could not be asked"  # the reason of the verdict of such 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation(Record):
-    """One sampled solution (or selection). The id is known before anything is generated.
-
-    ``transcript``: JSON form of chat.Transcript. ``verdict``: None before judging. ``prompt_tokens`` is the context at
-    the first token, ``completion_tokens`` what the model generated, ``runner_tokens`` what the sandbox's output added.
-    """
+    """One sampled solution (or selection). The id is known before anything is generated."""
 
     problem_id: str
     mode: Mode
     model: str
     sample: int
     transcript: dict[str, Any] = field(hash=False)
+    """JSON form of ``chat.Transcript``."""
     finish: Finish
     expected_answer: str | None = None
     predicted_answer: str | None = None
     verdict: Verdict | None = None
+    """None before judging."""
     verdict_reason: str | None = None
     prompt_tokens: int = 0
+    """Tokens of the context at the first generated token."""
     completion_tokens: int = 0
+    """Tokens that the model generated."""
     runner_tokens: int = 0
+    """Tokens that the sandbox's output added."""
     code_calls: int = 0
+    """Blocks of code that were run."""
     budget: int | None = None
+    """Executions of code that the prompt allowed; None without code."""
 
     enums: ClassVar[dict[str, type[StrEnum]]] = {"mode": Mode, "finish": Finish, "verdict": Verdict}
 
@@ -137,7 +144,8 @@ class Generation(Record):
     def make_id(
         problem_id: str, mode: Mode, model: str, prompt: str, sampling: dict[str, Any], seed: int, sample: int
     ) -> str:
-        """``prompt``: digest of the template; ``sampling``: what shapes the draw; ``seed``: the run's."""
+        """Return the id of a sample. ``prompt``: digest of the template; ``sampling``: what shapes the draw; ``seed``:
+        the run's."""
         return content_id("generation", problem_id, mode, model, prompt, sampling, seed, sample)
 
     @property
@@ -150,7 +158,8 @@ class Generation(Record):
 
     @property
     def tried(self) -> bool:
-        """False where the model could not be asked: such a generation says nothing of the problem or the model."""
+        """Whether the model could be asked. A generation that was not tried says nothing of the problem or the
+        model."""
         return self.finish not in UNTRIED
 
 
@@ -160,10 +169,12 @@ class Group(Record):
 
     problem_id: str
     problem: str
-    members: tuple[str, ...]  # generation ids
+    members: tuple[str, ...]
+    """Ids of the candidates' generations."""
     summaries: tuple[str, ...]
     answers: tuple[str | None, ...]
-    correct: tuple[bool, ...] = ()  # empty where the expected answer is not to be used
+    correct: tuple[bool, ...] = ()
+    """Whether each candidate is correct; empty where the expected answer is not to be used."""
     expected_answer: str | None = None
 
     tuples: ClassVar[tuple[str, ...]] = ("parents", "members", "summaries", "answers", "correct")
@@ -179,8 +190,8 @@ class Group(Record):
         untried: Finish | None = None,
         **values: Any,
     ) -> Group:
-        """``turn`` tells groups of the same members apart where every problem gets several (inference). For ``k`` and
-        ``untried`` see the properties."""
+        """Return a group whose id is made from its members. ``turn`` tells groups of the same members apart where every
+        problem gets several (inference). For ``k`` and ``untried`` see the properties."""
         name = content_id("group", problem_id, members, turn)
         extra = {"k": k} | ({} if untried is None else {"untried": untried})
         return cls(id=name, problem_id=problem_id, members=members, parents=members, extra=extra, **values)
@@ -201,7 +212,7 @@ class Group(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SftRow(Record):
-    """One training sample: a transcript whose model pieces are trained on."""
+    """One training sample: a transcript whose model spans are trained on."""
 
     problem_id: str
     mode: Mode
@@ -214,6 +225,7 @@ class SftRow(Record):
 
     @classmethod
     def make(cls, source: Record, *, problem_id: str, mode: Mode, transcript: dict[str, Any], **values: Any) -> SftRow:
+        """Return a row whose id is made from its source and its texts."""
         return cls(
             id=content_id("row", source.id, mode, transcript["messages"], [p["text"] for p in transcript["pieces"]]),
             parents=(source.id,),

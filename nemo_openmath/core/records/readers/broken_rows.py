@@ -39,8 +39,8 @@ class BrokenRows:
             return
         rows = self.good + self.count
         file, row, problem = self._first
-        many = f" ({self.count} of {rows} rows are broken)" if self.count > 1 or rows > 1 else ""
-        raise UserError(f"{problem}{many}", file=file, row=row, remedy=f"mend or delete it; {self._how}")
+        among = f" ({self.count} of {rows} rows are broken)" if self.count > 1 or rows > 1 else ""
+        raise UserError(f"{problem}{among}", file=file, row=row, remedy=f"mend or delete it; {self._how}")
 
 
 def report_bad(path: Path, row: int, problem: str, on_bad: BadRow | None) -> None:
