@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.data.packs.write import write_packs
 from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
 from nemo_openmath.training import run_lock
-from nemo_openmath.training.read_ahead import read_ahead
 from nemo_openmath.training.run_lock import LOCK, RunLock, refuse_locked
 from tests.training.packs import write_model
 
@@ -132,31 +130,6 @@ def test_a_folder_that_cannot_be_written_is_refused_in_a_line(tmp_path: Path) ->
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/out: cannot be used \(Not a directory\); a part of the path is a file"):
         RunLock.take(tmp_path / "file/out", 1)
-
-
-def test_batches_are_read_ahead_in_order_and_errors_keep_their_turn() -> None:
-    asked: list[int] = []
-    here = threading.Event()
-
-    def read(step: int) -> int:
-        asked.append(step)
-        if step == 4:
-            here.set()
-            raise UserError("checksum differs", file="00000.tokens", row=7)
-        return 10 * step
-
-    with read_ahead(read, range(2, 6)) as batches:
-        assert next(batches) == 20
-        assert next(batches) == 30
-        assert here.wait(300)  # read while this one is computed
-        with pytest.raises(UserError, match=r"^00000\.tokens:7: checksum differs"):
-            next(batches)
-    assert asked == [2, 3, 4]  # and nothing further
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
-    with read_ahead(read, range(3, 3)) as none:
-        assert list(none) == []
-    with read_ahead(read, range(2)) as all_of_them:
-        assert list(all_of_them) == [0, 10]
 
 
 def _job(root: Path) -> Path:
