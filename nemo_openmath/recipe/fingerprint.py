@@ -9,7 +9,8 @@ from nemo_openmath.core.errors import DamagedFile, of_the_system
 from nemo_openmath.core.records import read_manifest
 from nemo_openmath.core.records.lineage import remembered_digest
 from nemo_openmath.core.stage import Stage
-from nemo_openmath.recipe.file import Recipe, StageEntry
+from nemo_openmath.recipe.file import Recipe
+from nemo_openmath.recipe.stage_entries import StageEntry
 
 _DIGESTS = ".digests"
 

@@ -29,9 +29,10 @@ from nemo_openmath.grading import GradingPool
 from nemo_openmath.inference.open import EngineConfig
 from nemo_openmath.inference.rollout.answer import answer_of
 from nemo_openmath.inference.rollout.stage import Generate, GenerateConfig
-from nemo_openmath.recipe.file import GradingSettings, Recipe, SandboxSettings, StageEntry
+from nemo_openmath.recipe.file import GradingSettings, Recipe, SandboxSettings
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.selection import Selection
+from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.recipe.status import State
 from nemo_openmath.recipe.teacher import Teacher
 from nemo_openmath.synthesis.problems.read import ReadFilesConfig, ReadProblems

@@ -15,7 +15,7 @@ from nemo_openmath.core.records.store import count_units
 from nemo_openmath.core.stage import StageContext
 from nemo_openmath.evaluation.reports.formats import count_text, made_text
 from nemo_openmath.grading.majority import majority
-from nemo_openmath.recipe.file import StageEntry
+from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.recipe.status import file_sizes
 
 _SHOWN = 3  # reasons for drops in a line

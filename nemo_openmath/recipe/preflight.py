@@ -15,7 +15,8 @@ from nemo_openmath.core.records.manifest import refuse_inside_stage
 from nemo_openmath.evaluation.reports.formats import bytes_text
 from nemo_openmath.inference.devices import check_device
 from nemo_openmath.inference.http.server_pool import base_url
-from nemo_openmath.recipe.file import Recipe, StageEntry, shown
+from nemo_openmath.recipe.file import Recipe, shown
+from nemo_openmath.recipe.stage_entries import StageEntry
 
 
 def preflight(recipe: Recipe, names: Sequence[str], output: Path, *, layouts: bool = True) -> None:

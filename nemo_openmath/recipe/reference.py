@@ -18,6 +18,7 @@ from nemo_openmath.recipe import file, generate
 from nemo_openmath.recipe.drop_reasons import drop_reasons
 from nemo_openmath.recipe.registry import STAGES
 from nemo_openmath.recipe.setting_docs import Setting, first_sentence, one_line, settings
+from nemo_openmath.recipe.stage_entries import noun
 from nemo_openmath.recipe.teacher import settings_types
 from nemo_openmath.training import config as training
 
@@ -126,7 +127,7 @@ def _stage_section(cls: type[Stage]) -> Iterator[str]:
         for port, text in cls.ports.items():
             name = port.removesuffix("?")
             takes = cls.takes.get(name)
-            yield f"| `{name}`{_optional(port)} | {_cell(text)} | {_cell(file.noun(takes)) if takes else 'files'} |"
+            yield f"| `{name}`{_optional(port)} | {_cell(text)} | {_cell(noun(takes)) if takes else 'files'} |"
         yield ""
     yield from [f"Makes: {_product(cls)}.", ""]
     if reasons := drop_reasons(cls):

@@ -24,7 +24,7 @@ from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records.manifest import write_manifest
 from nemo_openmath.core.stage import Stage, StageContext
 from nemo_openmath.recipe import identity, stage_folder
-from nemo_openmath.recipe.file import Recipe, StageEntry
+from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.recipe.fingerprint import Fingerprints, NotReady
 from nemo_openmath.recipe.lock import run_lock
 from nemo_openmath.recipe.outcome import describe_outcome, made_nothing, make_manifest
@@ -32,6 +32,7 @@ from nemo_openmath.recipe.preflight import check_output, preflight
 from nemo_openmath.recipe.selection import Selection
 from nemo_openmath.recipe.services import RecipeServices
 from nemo_openmath.recipe.setting_docs import first_sentence
+from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.recipe.status import StageStatus, State, added_files, change, run_status, stage_status
 
 log = logging.getLogger(__name__)

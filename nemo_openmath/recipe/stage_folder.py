@@ -21,9 +21,9 @@ from nemo_openmath.core.records import write_json
 from nemo_openmath.core.records.manifest import MANIFEST, PLAN
 from nemo_openmath.core.records.store import shard_counts
 from nemo_openmath.core.stage import Stage, StageContext
-from nemo_openmath.recipe.file import StageEntry
 from nemo_openmath.recipe.fingerprint import Fingerprints
 from nemo_openmath.recipe.selection import Selection
+from nemo_openmath.recipe.stage_entries import StageEntry
 
 SECONDS = "seconds.json"
 _NOTHING = "made_nothing"

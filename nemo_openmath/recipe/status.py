@@ -11,8 +11,9 @@ from typing import Any
 from nemo_openmath.core.errors import DamagedFile
 from nemo_openmath.core.records import Manifest, read_manifest
 from nemo_openmath.core.records.manifest import MANIFEST, PLAN
-from nemo_openmath.recipe.file import Recipe, StageEntry
+from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.recipe.fingerprint import Fingerprints, NotReady
+from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.recipe.stage_folder import SECONDS
 
 

@@ -1,0 +1,209 @@
+"""The stages of a recipe file: each entry read and checked, its inputs found and held against what it takes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_openmath.core.build import OVERRIDE, Builder, Key, Origin, nearest
+from nemo_openmath.core.errors import DamagedFile, UserError
+from nemo_openmath.core.records import read_manifest
+from nemo_openmath.core.stage import Stage, stage_kinds
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """One stage of a recipe, checked."""
+
+    name: str
+    stage: Stage
+    inputs: dict[str, tuple[str | Path, ...]]
+    """Port -> names of stages or resolved paths, in the file's order."""
+    seed: int
+    origin: Origin
+    """The file and line that name the stage."""
+    allow_empty: bool = False
+
+    def error(self, problem: str, remedy: str = "") -> UserError:
+        """Return an error that names the stage and its line."""
+        return UserError(f"stages.{self.name}: {problem}", file=self.origin.file, row=self.origin.line, remedy=remedy)
+
+
+class StageEntries:
+    """The stages of a recipe file, read in order: ``entries`` are those that are right, ``paths`` those of Recipe."""
+
+    def __init__(self, builder: Builder, written: dict[str, Any], seed: int):
+        self.builder, self.written, self.seed = builder, written, seed
+        self.entries: dict[str, StageEntry] = {}
+        self.paths: dict[str, Path] = {}
+        self._wrong: set[str] = set()
+
+    def add(self, name: str, body: Any) -> None:
+        """Read one entry. Raises UserError where it is wrong; the stages that read it are not called wrong for that."""
+        self._wrong.add(name)
+        self.entries[name] = self._entry(name, body)
+        self._wrong.remove(name)
+
+    def locate(self, path: str, key: Key) -> Path:
+        """Return where a path is that was written at ``key``. Raises UserError where another file of the recipe means
+        another place by the same words."""
+        here = self.builder.base(key) / path
+        if self.paths.setdefault(path, here).resolve() != here.resolve():
+            elsewhere = self.paths[path].resolve()
+            problem = f"{path} is {here.resolve()} here and {elsewhere} elsewhere"
+            raise self.builder.error(key, problem, "write it in full")
+        return here
+
+    def _entry(self, name: str, body: Any) -> StageEntry:
+        key, builder = ("stages", name), self.builder
+        self._check_body(name, body, key)
+        body = dict(body)
+        kind, written, own_seed = body.pop("run"), body.pop("from", {}), body.pop("seed", None)
+        allow_empty = body.pop("allow_empty", False)
+        cls = self._class(kind, key)
+        config: Any = builder.build(cls.Config, body, key)
+        inputs = self._inputs(cls, written, key)
+        try:
+            stage = cls(config)
+        except UserError as error:
+            raise builder.error(key, str(error)) from error
+        self._check_engines(stage, (*key, "engine"))
+        if own_seed is not None:
+            builder.convert(int, own_seed, (*key, "seed"))
+        builder.convert(bool, allow_empty, (*key, "allow_empty"))
+        seed = self.seed if own_seed is None else own_seed
+        return StageEntry(name, stage, inputs, seed, builder.origin(key), allow_empty)
+
+    def _check_body(self, name: str, body: Any, key: Key) -> None:
+        """Refuse an entry that is none, and a name that cannot be that of a folder."""
+        builder = self.builder
+        if not isinstance(body, dict) or not isinstance(body.get("run"), str):
+            if builder.origin(key) is OVERRIDE and self.entries:  # a misspelt name comes after all those of the file
+                raise builder.error(key, "no such stage", nearest(name, list(self.entries)))
+            raise builder.error(key, "a stage needs a kind", "write run: kind")
+        if not _NAME.fullmatch(name):
+            raise builder.error(key, "a stage's name is the name of a folder", "use letters, digits, _ and -")
+
+    def _class(self, kind: str, key: Key) -> type[Stage]:
+        kinds = stage_kinds()
+        if kind not in kinds:
+            raise self.builder.choice((*key, "run"), kind, list(kinds))
+        self.builder.convert(str, kind, (*key, "run"))
+        return kinds[kind]
+
+    def _check_engines(self, stage: Stage, key: Key) -> None:
+        """Refuse an engine that is a stage which makes no model; find those that are folders."""
+        for engine in stage.engines():
+            if engine == "teacher":
+                continue
+            if isinstance(self._check_name(engine, key), Path):
+                self.locate(engine, key)
+            elif engine not in self._wrong and self.entries[engine].stage.makes != "model":
+                raise self.builder.error(key, f"stage {engine!r} makes no model")
+
+    def _inputs(self, cls: type[Stage], written: Any, key: Key) -> dict[str, tuple[str | Path, ...]]:
+        builder, ports = self.builder, {p.removesuffix("?"): p for p in cls.ports}
+        if not isinstance(written, dict):
+            required = [name for name, declared in ports.items() if name == declared] or list(ports)
+            if len(required) != 1:
+                raise builder.error(
+                    (*key, "from"), f"{cls.kind} has {len(ports)} inputs", f"name them: {', '.join(ports) or 'none'}"
+                )
+            written = {required[0]: written}
+        out: dict[str, tuple[str | Path, ...]] = {}
+        for port, names in written.items():
+            at = (*key, "from", port)
+            if port not in ports:
+                raise builder.unknown(at, list(ports))
+            listed = names if isinstance(names, list) else [names]
+            if not listed or not all(isinstance(n, str) for n in listed):
+                raise builder.error(at, "expected the name of a stage or a path")
+            out[port] = tuple(self._check_name(n, at) for n in listed)
+            for name in out[port]:
+                self._check_type(cls, port, name, at)
+            builder.convert(Any, names, at)
+        for port, declared in ports.items():
+            if port not in out and not declared.endswith("?"):
+                raise builder.error((*key, "from"), f"input {port!r} is missing ({cls.ports[declared]})")
+        return out
+
+    def _check_name(self, name: str, key: Key) -> str | Path:
+        if name in self.entries or name in self._wrong - {key[1]}:
+            return name
+        if "/" in name:
+            return self.builder.base(key) / name
+        if name in self.written:
+            raise self.builder.error(key, *self._order(name, key[1]))
+        known = f"{nearest(name, list(self.entries))} (a path has a /)" if self.entries else "write a path with a /"
+        raise self.builder.error(key, f"no earlier stage is called {name!r}", known)
+
+    def _order(self, later: str, name: str) -> tuple[str, str]:
+        """(problem, remedy) where a stage reads itself or one that stands below it."""
+        chain = [name, name] if later == name else self._chain(later, name)
+        if chain is not None:
+            return f"the stages read each other in a circle: {' reads '.join(chain)}", "let one of them read another"
+        return f"stage {later!r} stands below this one", f"write {later!r} above {name!r}: stages read earlier ones"
+
+    def _chain(self, at: str, goal: str) -> list[str] | None:
+        """``goal``, ``at``, ... back to ``goal`` along what reads what; None where no way leads there."""
+        paths, seen = [[goal, at]], {at}
+        while paths:
+            path = paths.pop(0)
+            for name in self._read_by(path[-1]):
+                if name == goal:
+                    return [*path, goal]
+                if name not in seen:
+                    seen.add(name)
+                    paths.append([*path, name])
+        return None
+
+    def _read_by(self, name: str) -> list[str]:
+        """The stages that a stage reads, as it is written."""
+        body = self.written.get(name)
+        written = [body.get("from"), body.get("engine")] if isinstance(body, dict) else []
+        flat = [v for w in written for v in (w.values() if isinstance(w, dict) else [w])]
+        names = [n for v in flat for n in (v if isinstance(v, list) else [v])]
+        return [n for n in names if isinstance(n, str) and n in self.written]
+
+    def _check_type(self, cls: type[Stage], port: str, name: str | Path, key: Key) -> None:
+        """Refuse a stage that makes something else than the input takes, this recipe's or another's."""
+        if isinstance(name, Path):
+            kind = foreign_stage(name)
+        else:
+            kind = type(self.entries[name].stage) if name in self.entries else None
+        if kind is None or fits(kind, cls, port):
+            return
+        right = [n for n, e in self.entries.items() if fits(type(e.stage), cls, port)]
+        raise self.builder.error(
+            key,
+            f"{cls.kind} takes {noun(cls.takes[port])} here, and {str(name)!r} ({kind.kind}) makes "
+            f"{noun(kind.product())}",
+            f"name a stage that makes them{': ' + ', '.join(right) if right else ''}",
+        )
+
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+def foreign_stage(folder: Path) -> type[Stage] | None:
+    """Return the kind of stage that made a folder; None where no stage did."""
+    try:
+        manifest = read_manifest(folder)
+    except (OSError, DamagedFile):
+        return None
+    return stage_kinds().get(manifest.stage) if manifest is not None else None
+
+
+def fits(made: type[Stage], reader: type[Stage], port: str) -> bool:
+    """Return whether what a stage makes may be read at an input of another."""
+    wanted = reader.takes.get(port, made.product())
+    return made.makes == "records" if wanted == "records" else made.product() == wanted
+
+
+def noun(product: str) -> str:
+    """Return a product in words: ``Generation`` is "Generation records", ``packs`` is "a folder of packs"."""
+    if product == "records":
+        return product
+    return f"{product} records" if product[0].isupper() else f"a folder of {product}"
