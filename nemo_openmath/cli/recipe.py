@@ -65,11 +65,13 @@ def _file(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> None:
     from nemo_openmath.cli.registry import register_all
     from nemo_openmath.recipe.command import run_recipe
-    from nemo_openmath.recipe.selection import Selection
+    from nemo_openmath.recipe.selection import StageSelection
 
     register_all()
     shard, shards = shard_of(options.shard)
-    selection = Selection(options.start, options.until, options.only, shard, shards, options.prepare, options.replace)
+    selection = StageSelection(
+        options.start, options.until, options.only, shard, shards, options.prepare, options.replace
+    )
     run_async(run_recipe(options.recipe, options.overrides, options.output, selection))
 
 

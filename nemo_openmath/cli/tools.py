@@ -205,11 +205,11 @@ def _serve(options: argparse.Namespace) -> None:
 def _generate(options: argparse.Namespace) -> None:
     from nemo_openmath.cli.registry import register_all
     from nemo_openmath.recipe.generate import generate
-    from nemo_openmath.recipe.selection import Selection
+    from nemo_openmath.recipe.selection import StageSelection
 
     register_all()
     shard, shards = shard_of(options.shard)
-    asked = Selection(shard=shard, shards=shards, prepare=options.prepare, replace=options.replace)
+    asked = StageSelection(shard=shard, shards=shards, prepare=options.prepare, replace=options.replace)
     run_async(generate(options.job, options.overrides, options.output, asked))
 
 

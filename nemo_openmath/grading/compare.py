@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from nemo_openmath.core.grader import Grade, Verdict, equal, not_equal, unknown
 from nemo_openmath.grading import lexer, plain, texts
-from nemo_openmath.grading.equivalence import Comparison
+from nemo_openmath.grading.equivalence import Comparer
 from nemo_openmath.grading.forms import Empty, Form, Scalar, form
 from nemo_openmath.grading.lexer import NotMath
 from nemo_openmath.grading.names import Node
@@ -199,7 +199,7 @@ def _compare(predicted: str, expected: str) -> Grade:
     p, e = _read(predicted), _read(expected)
     grade = _compare_read(p, e)
     if grade.is_equal and {_connective(p.cleaned), _connective(e.cleaned)} == {"and", "or"}:
-        return unknown("and, or or")
+        return unknown("a list with and against one with or")
     names = [r.label or (getattr(r.forms[0], "name", None) if r.forms else None) for r in (p, e)]
     if grade.is_equal and (p.label or e.label) and None not in names and names[0] != names[1]:
         return unknown(f"the same value of {names[0]} and of {names[1]}")
@@ -349,10 +349,10 @@ def _split(node: Node, power: int, number: list[Node], powers: dict[str, int]) -
 
 
 def _compare_forms(a: Form, b: Form, source: str) -> Grade:
-    natural = Comparison().forms(a, b)
+    natural = Comparer().forms(a, b)
     if not _BARE_LOG.search(source):
         return natural
-    decimal = Comparison(log_base=10).forms(a, b)
+    decimal = Comparer(log_base=10).forms(a, b)
     return natural if natural.verdict is decimal.verdict else unknown("depends on the base of the logarithm")
 
 

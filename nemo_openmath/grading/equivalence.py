@@ -23,7 +23,6 @@ from nemo_openmath.grading.forms import (
     ZERO,
     Approximation,
     Assignment,
-    Clock,
     Collection,
     Congruence,
     Empty,
@@ -34,6 +33,7 @@ from nemo_openmath.grading.forms import (
     Region,
     Relation,
     Scalar,
+    TimeOfDay,
     Tuple,
     Without,
     as_region,
@@ -59,7 +59,7 @@ def all_of(grades: Sequence[Grade]) -> Grade:
     return grades[0] if len(grades) == 1 else equal("all parts are equal")
 
 
-class Comparison:
+class Comparer:
     r"""Compares forms. ``log_base``: what a bare \log means, 0 for the natural one."""
 
     def __init__(self, log_base: int = 0):
@@ -102,7 +102,7 @@ class Comparison:
             return self._elided_lists(a, b)
         if isinstance(a, Approximation) or isinstance(b, Approximation):
             return self._approximations(a, b)
-        if isinstance(a, Clock) or isinstance(b, Clock):
+        if isinstance(a, TimeOfDay) or isinstance(b, TimeOfDay):
             return self._times(a, b)
         if isinstance(a, Relation) or isinstance(b, Relation):
             return self._relations(a, b)
@@ -221,12 +221,12 @@ class Comparison:
         """Times of day are equal at the same moment; two times without a half of the day may be durations, and where
         no part is zero ratios. A ratio that may be a time equals only its own spelling."""
         for x, y in ((a, b), (b, a)):
-            if isinstance(x, Clock) and isinstance(y, Ratio):
+            if isinstance(x, TimeOfDay) and isinstance(y, Ratio):
                 grade = self._ratios([("num", n, 0) for n in x.parts], y.parts) if not x.half else KINDS
                 return unknown("a time or a ratio") if grade.verdict is not Verdict.NOT_EQUAL else grade
             if isinstance(x, Collection) and len(x.items) == 1:
                 return self._values(x.items[0], y)
-        if not isinstance(a, Clock) or not isinstance(b, Clock):
+        if not isinstance(a, TimeOfDay) or not isinstance(b, TimeOfDay):
             return unknown("a time against another kind of answer")
         if len(a.parts) != len(b.parts):
             return unknown("a time with seconds and one without")
@@ -493,7 +493,7 @@ def _condition(f: Form, other: Form) -> tuple[tuple[str, Node, Node], ...] | Non
     return None
 
 
-def _moment(time: Clock) -> int:
+def _moment(time: TimeOfDay) -> int:
     """Seconds since midnight; of a time without its half of the day, as its digits say."""
     hours, minutes, *seconds = time.parts
     if time.half:
@@ -503,7 +503,7 @@ def _moment(time: Clock) -> int:
 
 def _has_letters(f: Any) -> bool:
     """Whether a form holds a letter, or a function that is not known here."""
-    if isinstance(f, Clock):
+    if isinstance(f, TimeOfDay):
         return False
     if isinstance(f, tuple):
         if f and isinstance(f[0], str):
@@ -590,4 +590,4 @@ def _mentions_infinity(node: Node) -> bool:
     return node == INFINITY or any(_mentions_infinity(part) for part in node if isinstance(part, tuple))
 
 
-__all__ = ["Comparison", "all_of"]
+__all__ = ["Comparer", "all_of"]

@@ -107,7 +107,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Clock:
+class TimeOfDay:
     """12:30 or 4:00 PM: hours and minutes, perhaps seconds, and "a", "p" or ""; without a half of the day perhaps a
     duration or a ratio."""
 
@@ -149,7 +149,7 @@ Form = (
     | Relation
     | Congruence
     | Ratio
-    | Clock
+    | TimeOfDay
     | Approximation
     | Without
     | Empty
@@ -184,7 +184,7 @@ def form(node: Node) -> Form:
         case ("ratio", nodes):
             return Ratio(nodes)
         case ("clock", parts, half):
-            return Clock(parts, half)
+            return TimeOfDay(parts, half)
         case ("empty",):
             return Empty()
         case ("mod", ("rel", operators, nodes), modulus) if set(operators) <= {"equiv", "="}:

@@ -22,13 +22,13 @@ from nemo_openmath.recipe.generate import SOLUTIONS, load_job, summary
 from nemo_openmath.recipe.reference import write_reference
 from nemo_openmath.recipe.report_data import run_view
 from nemo_openmath.recipe.runner import Run
-from nemo_openmath.recipe.selection import Selection
+from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.setting_docs import first_sentence
 
 _GIVE = "give the --output folder of recipe run or generate"
 
 
-async def run_recipe(path: Path, overrides: Sequence[str], output: Path, selection: Selection) -> None:
+async def run_recipe(path: Path, overrides: Sequence[str], output: Path, selection: StageSelection) -> None:
     """Run, then print the results and where the report is (a part of a run reports nothing)."""
     begun = time.monotonic()
     run = Run(load_recipe(path, overrides), output)

@@ -31,7 +31,7 @@ from nemo_openmath.inference.rollout.answer import answer_of
 from nemo_openmath.inference.rollout.stage import Generate, GenerateConfig
 from nemo_openmath.recipe.file import GradingSettings, Recipe, SandboxSettings
 from nemo_openmath.recipe.runner import Run
-from nemo_openmath.recipe.selection import Selection
+from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.recipe.status import State
 from nemo_openmath.recipe.teacher import Teacher
@@ -162,17 +162,17 @@ def _batches(records: Iterator[Generation]) -> Iterator[list[Generation]]:
         yield batch
 
 
-_ALL = Selection()
+_ALL = StageSelection()
 
 
-async def generate(path: Path, overrides: Sequence[str], output: Path, asked: Selection = _ALL) -> None:
+async def generate(path: Path, overrides: Sequence[str], output: Path, asked: StageSelection = _ALL) -> None:
     """Do a job, or the shard of it that is asked for; ``asked.prepare``: what comes before an array starts."""
     recipe = load_job(path, overrides)
     run = Run(recipe, output)
     if asked.prepare:
         if PROBLEMS in recipe.stages:
-            await run.execute(Selection(only=PROBLEMS, replace=asked.replace), overrides)
-        await run.execute(Selection(only=SOLUTIONS, prepare=True, replace=asked.replace), overrides)
+            await run.execute(StageSelection(only=PROBLEMS, replace=asked.replace), overrides)
+        await run.execute(StageSelection(only=SOLUTIONS, prepare=True, replace=asked.replace), overrides)
         return
     if asked.shards > 1:
         if any(s.name == PROBLEMS and s.state is not State.FINISHED for s in run.status()):

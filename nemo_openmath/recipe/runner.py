@@ -29,7 +29,7 @@ from nemo_openmath.recipe.fingerprint import Fingerprints, NotReady
 from nemo_openmath.recipe.lock import run_lock
 from nemo_openmath.recipe.outcome import describe_outcome, made_nothing, make_manifest
 from nemo_openmath.recipe.preflight import check_output, preflight
-from nemo_openmath.recipe.selection import Selection
+from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.services import RecipeServices
 from nemo_openmath.recipe.setting_docs import first_sentence
 from nemo_openmath.recipe.stage_entries import StageEntry
@@ -48,7 +48,7 @@ class Run:
         self.output = output
         self._fingerprints = Fingerprints(recipe, output)
 
-    async def execute(self, selection: Selection, overrides: Sequence[str] = ()) -> None:
+    async def execute(self, selection: StageSelection, overrides: Sequence[str] = ()) -> None:
         """Run what is missing or changed of the selected stages, in the recipe's order.
 
         ``overrides``: what the recipe was loaded with, for whoever opens the folder later. Raises UserError for what
@@ -76,7 +76,7 @@ class Run:
         """Return the folder of a stage."""
         return self.output / name
 
-    def _check(self, names: Sequence[str], selection: Selection) -> list[str]:
+    def _check(self, names: Sequence[str], selection: StageSelection) -> list[str]:
         """Raise UserError for all that can be known to be wrong now. Return the stages that are to be done, as far as
         can be seen: those that are not finished, and what reads them."""
         check_output(self.output)
@@ -89,7 +89,7 @@ class Run:
         self._refuse_added_files(names)
         return todo
 
-    def _begin(self, selection: Selection, overrides: Sequence[str]) -> None:
+    def _begin(self, selection: StageSelection, overrides: Sequence[str]) -> None:
         """Make the output folder that of this recipe."""
         if selection.only is None:
             for name in identity.take_over(self.recipe, self.output):
@@ -129,7 +129,9 @@ class Run:
                 if added := added_files(status.manifest, folder):
                     raise UserError(f"is not of stage {name!r}", file=folder / added[0], remedy="move it away")
 
-    async def _run_stage(self, entry: StageEntry, services: RecipeServices, selection: Selection, place: str) -> None:
+    async def _run_stage(
+        self, entry: StageEntry, services: RecipeServices, selection: StageSelection, place: str
+    ) -> None:
         """Bring one stage to its manifest. ``place``: its number among the selected ones, for people."""
         status = self._status(entry.name)
         if status.state is State.FINISHED:
@@ -166,7 +168,7 @@ class Run:
         status: StageStatus,
         fingerprint: str,
         inputs: dict[str, str],
-        selection: Selection,
+        selection: StageSelection,
         progress: Progress,
     ) -> None:
         """Keep of the stage's folder what is a part of what is asked for now, and write the plan."""
@@ -186,7 +188,7 @@ class Run:
         entry: StageEntry,
         status: StageStatus,
         inputs: dict[str, str],
-        selection: Selection,
+        selection: StageSelection,
         progress: Progress,
     ) -> None:
         """Treat a folder that was made for other settings or inputs: keep what an incremental setting adds to, remove
@@ -215,7 +217,7 @@ class Run:
         shutil.rmtree(folder)
 
     def _context(
-        self, entry: StageEntry, services: RecipeServices, selection: Selection, progress: Progress
+        self, entry: StageEntry, services: RecipeServices, selection: StageSelection, progress: Progress
     ) -> StageContext:
         inputs = {
             port: [name if isinstance(name, Path) else self.folder(name) for name in names]

@@ -10,7 +10,7 @@ from nemo_openmath.recipe.file import Recipe
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class StageSelection:
     """Which stages to run: all, a range of them, one, or a shard of one."""
 
     start: str | None = None

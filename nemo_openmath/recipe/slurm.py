@@ -12,7 +12,7 @@ from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import Recipe, load_recipe
 from nemo_openmath.recipe.preflight import check_output
 from nemo_openmath.recipe.runner import Run
-from nemo_openmath.recipe.selection import Selection
+from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.recipe.status import State
 from nemo_openmath.training.stage import Sft
@@ -54,7 +54,7 @@ def launch_recipe(
 
 def stage_infos(recipe: Recipe, output: Path, until: str | None = None) -> list[StageInfo]:
     """Return what the launcher must know of the stages, in order, up to and including ``until``."""
-    return [_info(recipe.stages[name], recipe, output) for name in Selection(until=until).names(recipe)]
+    return [_info(recipe.stages[name], recipe, output) for name in StageSelection(until=until).names(recipe)]
 
 
 def finished_stages(recipe: Recipe, output: Path) -> frozenset[str]:

@@ -22,7 +22,7 @@ from nemo_openmath.core.records.manifest import MANIFEST, PLAN
 from nemo_openmath.core.records.store import shard_counts
 from nemo_openmath.core.stage import Stage, StageContext
 from nemo_openmath.recipe.fingerprint import Fingerprints
-from nemo_openmath.recipe.selection import Selection
+from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.stage_entries import StageEntry
 
 SECONDS = "seconds.json"
@@ -69,7 +69,7 @@ def reopen(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def forget_nothing(folder: Path, selection: Selection) -> None:
+def forget_nothing(folder: Path, selection: StageSelection) -> None:
     """Remove what the last attempt left where it made nothing: what it worked with was wrong.
 
     Raises UserError where this is one job of an array, whose other jobs would remove each other's work.
@@ -83,7 +83,7 @@ def forget_nothing(folder: Path, selection: Selection) -> None:
     shutil.rmtree(folder)
 
 
-def refuse_other_shards(folder: Path, selection: Selection) -> None:
+def refuse_other_shards(folder: Path, selection: StageSelection) -> None:
     """Raise UserError where the work was begun in another number of shards: some would be done twice.
 
     What only prepares divides nothing.

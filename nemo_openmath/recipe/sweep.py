@@ -23,7 +23,7 @@ from nemo_openmath.evaluation.reports.formats import interval_text, value_text
 from nemo_openmath.evaluation.stage import RESULTS
 from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.runner import Run
-from nemo_openmath.recipe.selection import Selection
+from nemo_openmath.recipe.selection import StageSelection
 
 RECIPE = "sweep.yaml"
 _COLUMNS = ("maj", "pass", "tokens", "code_calls")
@@ -106,7 +106,7 @@ async def run_sweep(sweep: Sweep, output: Path, overrides: Sequence[str] = ()) -
     settings = [text.replace("*", name) for text in overrides for name in (names if "*" in text else names[:1])]
     recipe = load_recipe(output / RECIPE, settings)
     run = Run(recipe, output)
-    await run.execute(Selection(), settings)
+    await run.execute(StageSelection(), settings)
     rows = [_row(ratio, run.folder(f"{candidate(ratio)}_results"), sweep.samples) for ratio in sweep.ratios]
     Console().print(_table(rows, sweep))
     return rows

@@ -19,7 +19,7 @@ from nemo_openmath.core.errors import UserError, refuse_device
 from nemo_openmath.core.sandbox import Execution, Limits, SandboxError, Status
 from nemo_openmath.sandbox import channel
 from nemo_openmath.sandbox.process import SessionProcess
-from nemo_openmath.sandbox.supervisor import Zygote
+from nemo_openmath.sandbox.supervisor import ZygoteProcess
 from nemo_openmath.sandbox.walls import Shape
 
 DEFAULT_PACKAGES = ("numpy", "scipy", "sympy", "mpmath", "networkx")
@@ -72,7 +72,7 @@ class LocalSandbox:
         self._packages, self._seed = tuple(packages), seed
         self._running = asyncio.Semaphore(workers or len(os.sched_getaffinity(0)))
         self._places = asyncio.Semaphore(sessions)
-        self._zygote: Zygote | None = None
+        self._zygote: ZygoteProcess | None = None
         self._starting = asyncio.Lock()
         self._spares: deque[SessionProcess] = deque()
         self._refilling: asyncio.Task[None] | None = None
@@ -162,14 +162,14 @@ class LocalSandbox:
             self._sessions.discard(session)
             self._places.release()
 
-    async def _ready_zygote(self) -> Zygote:
+    async def _ready_zygote(self) -> ZygoteProcess:
         async with self._starting:
             if self._closed:
                 raise SandboxError("the sandbox is closed", retryable=False)
             if self._zygote is None or not self._zygote.alive:
                 if self._zygote is not None:
                     await self._zygote.close()
-                self._zygote = await Zygote.start(self._packages, self._seed, self._unsafe, self._namespaces)
+                self._zygote = await ZygoteProcess.start(self._packages, self._seed, self._unsafe, self._namespaces)
                 self.starts += 1
             return self._zygote
 

@@ -25,7 +25,7 @@ _START_TIMEOUT_S = 120.0  # a cold file cache on a network file system
 _PROGRAM = "from nemo_openmath.sandbox.zygote import main; main()"
 
 
-class Zygote:
+class ZygoteProcess:
     """A running zygote. Made by `start`; `alive` turns false for good when it dies, and all its sessions with it."""
 
     def __init__(self, popen: subprocess.Popen[bytes], control: socket.socket, base: str) -> None:
@@ -40,7 +40,7 @@ class Zygote:
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @classmethod
-    async def start(cls, packages: Sequence[str], seed: int | None, unsafe: bool, namespaces: bool) -> Zygote:
+    async def start(cls, packages: Sequence[str], seed: int | None, unsafe: bool, namespaces: bool) -> ZygoteProcess:
         """Raises UserError where a wall is missing (unless ``unsafe``) or a package cannot be imported."""
         if platform.system() != "Linux":
             raise UserError(f"the sandbox needs Linux, this is {platform.system()}", remedy="run it in a Linux machine")

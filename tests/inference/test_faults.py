@@ -19,7 +19,7 @@ from nemo_openmath.inference.http.retrying import RetryPolicy
 from nemo_openmath.inference.http.server_pool import FIRST_PAUSE_S, TRIPS_AFTER, Endpoint, ServerPool
 from nemo_openmath.inference.http.transport import retry_after
 from nemo_openmath.recipe.generate import generate
-from nemo_openmath.recipe.selection import Selection
+from nemo_openmath.recipe.selection import StageSelection
 from tests.inference.faulty import FAULTS, FaultyServer
 from tests.waiting import until
 
@@ -183,7 +183,7 @@ async def test_more_samples_keep_what_is_there(tmp_path):
     async def made(*overrides: str, output: str = "one", shard: int = 0, shards: int = 1, prepare: bool = False) -> int:
         """How many solutions a run asked for."""
         before = server.answered
-        asked = Selection(shard=shard, shards=shards, prepare=prepare)
+        asked = StageSelection(shard=shard, shards=shards, prepare=prepare)
         await generate(tmp_path / "job.yaml", overrides, tmp_path / output, asked)
         return server.answered - before
 

@@ -19,7 +19,7 @@ from nemo_openmath.inference.devices import check_device
 from nemo_openmath.recipe import load_recipe, lock
 from nemo_openmath.recipe.lock import RUN, run_lock
 from nemo_openmath.recipe.runner import Run
-from nemo_openmath.recipe.selection import Selection
+from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.status import State
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
@@ -269,7 +269,7 @@ def test_a_file_in_place_of_the_folder(
 async def test_only_the_selected_stage_needs_its_files(tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text(f"name: r\n{STAGES}  c: {{run: problems.read_threads, from: ./none.jsonl}}\n")
-    await Run(load_recipe(file), tmp_path / "out").execute(Selection(until="a"))
+    await Run(load_recipe(file), tmp_path / "out").execute(StageSelection(until="a"))
 
 
 def test_what_is_read_does_not_hold_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from nemo_openmath.demo import StandInTeacher
 from nemo_openmath.inference.serving.openai_server import OpenAIServer
 from nemo_openmath.recipe import load_recipe
 from nemo_openmath.recipe.runner import Run
-from nemo_openmath.recipe.selection import Selection
+from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.status import State
 
 ROOT = Path(__file__).parents[2]
@@ -174,7 +174,7 @@ async def problems(tmp_path: Path, url: str, tokenizer: ChatTokenizer, *more: st
         SMOKE,
         [f"teacher.url={url}", f"teacher.tokenizer={tokenizer.folder}", "teacher.model=stand-in-teacher", *more],
     )
-    await Run(recipe, tmp_path).execute(Selection(until="classified"))
+    await Run(recipe, tmp_path).execute(StageSelection(until="classified"))
     return tmp_path
 
 
@@ -256,9 +256,9 @@ async def test_bad_rows_of_a_forum_file_are_counted(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("name: r\nstages:\n  threads: {run: problems.read_threads, from: ./forum.jsonl}\n")
     with pytest.raises(UserError, match=r"forum\.jsonl:2: not JSON .* \(3 of 6 rows are broken\)"):
-        await Run(load_recipe(recipe), tmp_path / "refused").execute(Selection())
+        await Run(load_recipe(recipe), tmp_path / "refused").execute(StageSelection())
     skip = ["stages.threads.skip_broken=true"]
-    await Run(load_recipe(recipe, skip), tmp_path / "out").execute(Selection())
+    await Run(load_recipe(recipe, skip), tmp_path / "out").execute(StageSelection())
     manifest = read_manifest(tmp_path / "out" / "threads")
     assert manifest is not None
     assert manifest.counts == {"units": 6, "records": 1, "merged": 0, "drops": 5}
