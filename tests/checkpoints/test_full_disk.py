@@ -11,9 +11,8 @@ import pytest
 
 from nemo_openmath.checkpoints.convert import hf_to_megatron
 from nemo_openmath.cli.main import run
+from tests.checkpoints import models
 from tests.disk import small_disk
-
-from . import models
 
 SIZE = 4 << 20
 VERBS = {

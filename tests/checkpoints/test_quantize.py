@@ -28,8 +28,7 @@ from nemo_openmath.checkpoints.quantize.dequantize import (
 from nemo_openmath.checkpoints.quantize.export import QUANT_CONFIG, _Int4, _Words, quantize
 from nemo_openmath.checkpoints.script import texts
 from nemo_openmath.core.errors import UserError
-
-from . import models
+from tests.checkpoints import models
 
 LONG = [" ".join(f"w{(17 * n + 31 * t * t + n * n) % 107}" for n in range(64)) for t in range(4)]
 TEXTS = ["w3 w5 w7 w9", "w1 w1 w2 w100"]

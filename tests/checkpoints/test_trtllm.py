@@ -18,9 +18,8 @@ from nemo_openmath.checkpoints.quantize.dequantize import quantized_model, run_q
 from nemo_openmath.checkpoints.quantize.export import quantize
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import ModelConfig
-
-from . import models
-from .test_quantize import LONG, word_model
+from tests.checkpoints import models
+from tests.checkpoints.test_quantize import LONG, word_model
 
 
 def e4m3(x: Tensor, scale: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from .rewritings import body
+from tests.grading.rewritings import body
 
 TOKEN = re.compile(r"\\(?:begin|end)\{[a-z]+\}|\\[a-zA-Z]+|\\[%$]|\d+(?:\.\d+)?|[a-zA-Z]+|\s+|.", re.DOTALL)
 _SWAPS = {

@@ -36,10 +36,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemo_openmath.grading import Grade, Verdict, compare, majority
-
-from .independent import confirmed
-from .mutations import mutations
-from .rewritings import body, rewritings
+from tests.grading.independent import confirmed
+from tests.grading.mutations import mutations
+from tests.grading.rewritings import body, rewritings
 
 FOLDER = Path(os.environ.get("OPENMATH_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
 PUBLIC, CONTEST = FOLDER / "public-golds.txt", FOLDER / "comp-math-24-25.jsonl"

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemo_openmath.grading import Verdict, compare
-
-from .rewritings import near_misses, rewritings
+from tests.grading.rewritings import near_misses, rewritings
 
 FOLDER = Path(os.environ.get("OPENMATH_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
 FILE = FOLDER / "comp-math-24-25.jsonl"

@@ -13,8 +13,7 @@ import pytest
 
 from nemo_openmath.grading import Grade, GradingPool, Verdict, compare
 from nemo_openmath.grading.worker import guarded
-
-from .test_pairs import PAIRS
+from tests.grading.test_pairs import PAIRS
 
 
 def sample(size: int, seed: int = 0) -> list[tuple[str, str]]:

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_openmath.grading import Grade, GradingPool, Verdict, compare
-
-from .killers import KILLERS, TRUE_EQUALS
+from tests.grading.killers import KILLERS, TRUE_EQUALS
 
 PIECES = [
     *"0123456789abcxyznei+-*/^_=<>!%'(){}[]|,;:. $&", "\\frac", "\\sqrt", "\\pi", "\\pm", "\\text{", "\\left(",

@@ -7,9 +7,8 @@ import itertools
 import pytest
 
 from nemo_openmath.grading import Grade, Majority, Verdict
-
-from . import sweep as sweeps
-from .independent import confirmed
+from tests.grading import sweep as sweeps
+from tests.grading.independent import confirmed
 
 ANSWERS = [
     "0", "7", "-12", "2048", "18446744073709551617", "0.125", "-2.50", "1,234", "3/4", r"-\frac{22}{7}",
