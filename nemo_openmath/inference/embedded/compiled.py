@@ -1,5 +1,8 @@
-"""The forward pass in compiled code (forward.c), float32 on the CPU: prompts and decoding in one function, split over
-threads by rows, with the same bits for a token whatever else is computed with it."""
+"""The forward pass in compiled code (forward.c), in float32 on the CPU.
+
+Prompts and decoding are one function, split over threads by rows. A token has the same bits whatever else is computed
+with it.
+"""
 
 from __future__ import annotations
 
@@ -115,15 +118,15 @@ class CompiledDecoder:
         self._cache.wrote(slots, positions + 1)
         return self._forward(tokens.astype(np.int64), slots, positions, np.arange(len(rows)), apart=True)
 
-    def prefill(self, segments: Sequence[PrefillChunk]) -> Tensor:
-        tokens = np.concatenate([s.ids for s in segments]).astype(np.int64)
-        lengths = np.array([len(s.ids) for s in segments])
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> Tensor:
+        tokens = np.concatenate([s.ids for s in chunks]).astype(np.int64)
+        lengths = np.array([len(s.ids) for s in chunks])
         ends = np.cumsum(lengths)
-        for s in segments:
+        for s in chunks:
             self._cache.wrote(self._slot[s.row], s.start + len(s.ids))
-        slots = np.repeat(self._slot[[s.row for s in segments]], lengths)
-        positions = np.arange(len(tokens)) + np.repeat(np.array([s.start for s in segments]) - ends + lengths, lengths)
-        return self._forward(tokens, slots, positions, ends - 1, apart=len(tokens) == len(segments))
+        slots = np.repeat(self._slot[[s.row for s in chunks]], lengths)
+        positions = np.arange(len(tokens)) + np.repeat(np.array([s.start for s in chunks]) - ends + lengths, lengths)
+        return self._forward(tokens, slots, positions, ends - 1, apart=len(tokens) == len(chunks))
 
     def _forward(
         self, tokens: np.ndarray, slots: np.ndarray, positions: np.ndarray, wanted: np.ndarray, *, apart: bool
@@ -174,8 +177,7 @@ class CompiledDecoder:
         tokens = np.empty(n, np.int64)
         logprobs = np.empty(n, np.float32) if with_logprobs else None
         u = np.ascontiguousarray(u)
-        given = (rows.temperature, rows.top_p, rows.top_k, rows.min_p, u)
-        addresses = [a.ctypes.data for a in given]
+        addresses = [a.ctypes.data for a in (rows.temperature, rows.top_p, rows.top_k, rows.min_p, u)]
         into = None if logprobs is None else logprobs.ctypes.data
 
         def part(thread: int, first: int, last: int) -> None:
@@ -218,7 +220,8 @@ class CompiledDecoder:
 
 
 def compile_decoder(weights: Weights, slots: int, threads: int, tight: bool = False) -> CompiledDecoder | None:
-    """The decoder of ``weights``; None where its shapes, type or device, or a missing compiler forbid it."""
+    """Return the compiled decoder of ``weights``; None where their shapes, type or device, or a missing compiler forbid
+    it."""
     w = weights
     if w.embedding.device.type != "cpu" or w.embedding.dtype != torch.float32 or w.head_dim % 16:
         return None

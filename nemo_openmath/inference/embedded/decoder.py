@@ -1,5 +1,7 @@
-"""What computes the model, behind one interface, and the one of the two that is torch alone (GPUs, other types than
-float32, machines without a C compiler): ragged prefill and batched single-token decoding over one static KV cache.
+"""What computes the model: the interface :class:`Decoder`, and :class:`TorchDecoder`, which is torch alone.
+
+The torch decoder serves GPUs, other types than float32, and machines without a C compiler; ``compiled.py`` serves the
+others. It does ragged prefill and batched single-token decoding over one static KV cache.
 
 Layout (R slots, H KV heads, D head_dim, C capacity in tokens; on a CPU memory comes with use, see cache.py)::
 
@@ -31,7 +33,7 @@ BLOCK = 64  # attention lengths are rounded up to this: few distinct shapes, ali
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:
-    """Tokens ``ids`` of slot ``row``, to be computed at positions start, start + 1, .."""
+    """Tokens ``ids`` of a prompt, to be computed in ``row`` at positions start, start + 1, .."""
 
     row: int
     start: int
@@ -39,29 +41,34 @@ class PrefillChunk:
 
 
 class Decoder(Protocol):
-    """Computes; knows nothing of requests. Not safe for use from more than one thread. A row is a slot's number;
-    ``capacity``: tokens that each holds; ``block``: tokens by which its memory grows. Logits are valid until the next
-    call."""
+    """Computes tokens, and knows nothing of requests.
+
+    A row is the place of one request. Logits are valid until the next call. All calls come from one thread.
+    """
 
     rows: int
     capacity: int
+    """Tokens that each row holds."""
     block: int
+    """Tokens by which the memory of a row grows."""
     vocab: int
     max_context: int
+    """Tokens of prompt and completion."""
 
-    def prefill(self, segments: Sequence[PrefillChunk]) -> Tensor:
-        """Compute the tokens of all segments at once, without padding; return the logits [segments, vocab] of each
-        segment's last token. The cache of a segment's row must hold positions 0..start-1."""
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> Tensor:
+        """Compute the tokens of all chunks at once, without padding; return the logits [chunks, vocab] of each chunk's
+        last token. The cache of a chunk's row must hold positions 0..start-1."""
         ...
 
     def decode(self, rows: np.ndarray, tokens: np.ndarray, positions: np.ndarray) -> Tensor:
-        """One token for each of ``rows`` (ascending) at its position; return logits [len(rows), vocab]."""
+        """Compute one token for each of ``rows`` (ascending) at its position; return the logits [len(rows), vocab]."""
         ...
 
     def sample(
         self, logits: Tensor, rows: RowSampling, u: np.ndarray, with_logprobs: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Draw one token for each row of ``logits`` with the uniform numbers ``u``, and its log probability."""
+        """Draw one token for each row of ``logits`` with the uniform numbers ``u`` [rows], and return the tokens and,
+        where they are wanted, their log-probabilities."""
         ...
 
     def copy_row(self, source: int, target: int, length: int) -> None:
@@ -69,7 +76,7 @@ class Decoder(Protocol):
         ...
 
     def move_row(self, source: int, target: int, length: int) -> None:
-        """The same, where ``source`` is not needed any more."""
+        """Copy them where ``source`` is not needed any more."""
         ...
 
     def save_row(self, row: int, length: int) -> tuple[Tensor, Tensor]:
@@ -81,7 +88,8 @@ class Decoder(Protocol):
         ...
 
     def memory_tokens(self) -> np.ndarray:
-        """Tokens [rows], in whole blocks, that each row has memory for; zeros where all of it is taken at once."""
+        """Return the tokens [rows], in whole blocks, that each row has memory for; zeros where all memory is taken at
+        once."""
         ...
 
     def release(self, row: int, length: int) -> None:
@@ -250,18 +258,18 @@ class TorchDecoder:
 
     # -- many tokens of some rows ----------------------------------------------------------------------------------
 
-    def prefill(self, segments: Sequence[PrefillChunk]) -> Tensor:
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> Tensor:
         w = self.weights
         kv, group, d = w.kv_heads, w.group, w.head_dim
-        ids = np.concatenate([s.ids for s in segments])
-        at = np.concatenate([np.arange(s.start, s.start + len(s.ids)) for s in segments])
+        ids = np.concatenate([s.ids for s in chunks])
+        at = np.concatenate([np.arange(s.start, s.start + len(s.ids)) for s in chunks])
         n = len(ids)
         padding = (0, self.round_rows(n) - n)
         tokens = torch.from_numpy(np.pad(ids, padding).astype(np.int64)).to(self.device)
         positions = torch.from_numpy(np.pad(at, padding)).to(self.device)
-        bounds = np.cumsum([0, *(len(s.ids) for s in segments)]).tolist()
-        masks = [self._causal(s) for s in segments]
-        for s in segments:
+        bounds = np.cumsum([0, *(len(s.ids) for s in chunks)]).tolist()
+        masks = [self._causal(s) for s in chunks]
+        for s in chunks:
             self._wrote(s.row, s.start + len(s.ids))
         hidden, eps = w.embedding.shape[1:], w.eps
         x = w.embedding[tokens]
@@ -274,11 +282,11 @@ class TorchDecoder:
                 qk = heads[:, :, : group + 1]
                 qk.copy_(F.rms_norm(qk, (d,), None, eps).mul_(layer.qk_norm))
             _rotate(_as_pairs(heads[:, :, : group + 1]), rotation)
-            for segment, mask, begin, end in zip(segments, masks, bounds[:-1], bounds[1:], strict=True):
-                mine, stop = heads[begin:end], segment.start + end - begin
-                rows = slice(segment.row * kv, (segment.row + 1) * kv)
-                keys[rows, segment.start : stop] = mine[:, :, group].transpose(0, 1)
-                values[rows, segment.start : stop] = mine[:, :, group + 1].transpose(0, 1)
+            for chunk, mask, begin, end in zip(chunks, masks, bounds[:-1], bounds[1:], strict=True):
+                mine, stop = heads[begin:end], chunk.start + end - begin
+                rows = slice(chunk.row * kv, (chunk.row + 1) * kv)
+                keys[rows, chunk.start : stop] = mine[:, :, group].transpose(0, 1)
+                values[rows, chunk.start : stop] = mine[:, :, group + 1].transpose(0, 1)
                 attended[begin:end] = F.scaled_dot_product_attention(
                     mine[:, :, :group].reshape(end - begin, w.heads, d).transpose(0, 1).unsqueeze(0),
                     keys[rows, :stop].unsqueeze(0),
@@ -293,10 +301,10 @@ class TorchDecoder:
             _add_linear(x, F.silu(gate).mul_(up), layer.down, None)
         last = [end - 1 for end in bounds[1:]]
         last += [0] * (self.round_rows(len(last)) - len(last))
-        return F.linear(F.rms_norm(x[last], hidden, w.norm, eps), w.head)[: len(segments)]
+        return F.linear(F.rms_norm(x[last], hidden, w.norm, eps), w.head)[: len(chunks)]
 
     def _causal(self, s: PrefillChunk) -> Tensor | None:
-        """True where a token of the segment may look; None where plain causal attention is meant."""
+        """True where a token of the chunk may look; None where plain causal attention is meant."""
         n = len(s.ids)
         if s.start == 0 or n == 1:
             return None

@@ -42,8 +42,9 @@ class EmbeddedEngine:
     """Loads Qwen2, Qwen3 and Llama directories and decodes with continuous batching on the CPU or one GPU.
 
     In float32 on the CPU the greedy output is that of transformers' ``generate``, and a seeded request gives the same
-    tokens alone and in any batch: with a C compiler at any ``slots`` and ``threads`` and from any cached prefix, to the
-    last bit (compiled.py); without one at the same ``slots`` and ``threads``. No promise is made for other types.
+    tokens alone and in any batch. With a C compiler this holds at any ``slots`` and ``threads`` and from any cached
+    prefix, to the last bit (compiled.py); without one, at the same ``slots`` and ``threads``. No promise is made for
+    other types.
     """
 
     def __init__(
@@ -89,12 +90,15 @@ class EmbeddedEngine:
     ) -> EmbeddedEngine:
         """Load a model directory and start its decoding thread.
 
-        ``slots``: requests decoded at once, at most (more wait in line). ``max_context``: tokens of prompt +
-        completion. ``cache_mib``: memory for keys and values. What is not given is chosen from what is free
-        (memory.py). ``threads``: of each operation (default: torch's). ``prefix_cache_bytes``: memory, at most, for
-        prefixes of conversations and prompts that hold no slot at the moment. ``clock``: of time limits.
+        - ``slots``: requests decoded at once, at most; more wait in line.
+        - ``max_context``: tokens of prompt and completion.
+        - ``cache_mib``: MiB of memory for keys and values.
+        - ``threads``: of each operation; default: torch's.
+        - ``prefix_cache_bytes``: memory, at most, for prefixes of requests that run no more.
+        - ``clock``: of time limits.
 
-        Raises UserError for a model that it cannot compute, and where the model or what is asked for does not fit.
+        Slots, context and memory that are not given are chosen from what is free (memory.py). Raises UserError for a
+        model that it cannot compute, and where the model or what is asked for does not fit.
         """
         if dtype not in _DTYPES:
             raise UserError(f"dtype {dtype!r} is unknown", remedy=f"use one of {', '.join(_DTYPES)}")
@@ -175,7 +179,7 @@ class EmbeddedEngine:
             pending.cancelled = True  # it has ended: nothing to cancel any more
             if isinstance(event, BaseException):
                 raise EngineError(f"the engine failed: {event}", retryable=False) from event
-            yield Chunk(text.rest(event.text), event.token_ids[yielded:], event, (event.logprobs or ())[yielded:])
+            yield Chunk(text.remainder(event.text), event.token_ids[yielded:], event, (event.logprobs or ())[yielded:])
         finally:
             if not pending.cancelled:
                 self._scheduler.cancel(pending)

@@ -1,5 +1,8 @@
-"""Compiles forward.c and sample.c for a model's shapes, once a machine, and calls them. Without a C compiler, and in
-other types than float32, decoding is torch's: the same results up to rounding, several times slower."""
+"""Compiles forward.c and sample.c for a model's shapes, once a machine, and calls them.
+
+Without a C compiler, and in other types than float32, decoding is torch's: the same results up to rounding, several
+times slower.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,10 @@ from threading import Thread
 from typing import TypeAlias
 
 SOURCES = [Path(__file__).with_name(name) for name in ("forward.c", "sample.c", "vectors.h")]
+_BUILD = ("-O3", "-march=native", "-funroll-loops", "-shared", "-fPIC", "-pthread")
 # nothing may reorder a sum: rows are to have the same bits in every batch
-FLAGS = (
-    *("-O3", "-march=native", "-funroll-loops", "-shared", "-fPIC", "-pthread"),
-    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast"),
-)
+_EXACT = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast")
+FLAGS = (*_BUILD, *_EXACT)
 _log = logging.getLogger(__name__)
 _P, _I = ctypes.c_void_p, ctypes.c_int64
 
@@ -145,7 +147,7 @@ class Kernels:
 
 
 def load_kernels(head_dim: int, group: int, threads: int) -> Kernels | None:
-    """The functions for these shapes; None where there is no compiler."""
+    """Return the functions for these shapes, which are compiled once a machine; None where there is no compiler."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None or not all(s.is_file() for s in SOURCES):
         return None
@@ -158,11 +160,11 @@ def load_kernels(head_dim: int, group: int, threads: int) -> Kernels | None:
         if not file.is_file():
             cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache) as folder:
-                made = Path(folder) / "decode.so"
+                library = Path(folder) / "decode.so"
                 sources = [str(s) for s in SOURCES if s.suffix == ".c"]
-                command = [compiler, *flags, "-o", str(made), *sources, "-lm"]
+                command = [compiler, *flags, "-o", str(library), *sources, "-lm"]
                 subprocess.run(command, check=True, capture_output=True, timeout=120)
-                made.replace(file)
+                library.replace(file)
         return Kernels(ctypes.CDLL(str(file)), threads)
     except (OSError, subprocess.SubprocessError) as error:
         _log.warning("decoding without compiled kernels: %s", error)

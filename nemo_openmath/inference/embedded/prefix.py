@@ -1,5 +1,8 @@
-"""Prefixes whose keys and values outlive their slot: of a conversation that waits for its tool, and of prompts that
-more samples may follow. Least recently used entries go first when the byte budget is spent."""
+"""Prefixes whose keys and values outlive their slot.
+
+They are those of conversations that wait for their tool, and those of prompts that more samples may follow. Least
+recently used entries go first when the byte budget is spent.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ CHUNK = 32  # tokens; prefixes are found at multiples of this and then compared 
 
 @dataclass(eq=False, slots=True)
 class Prefix:
-    """``ids`` [n] and their cache: keys and values [layer, kv_head, n, head_dim]."""
+    """Tokens ``ids`` [n] and their cache: keys and values [layer, kv_head, n, head_dim]."""
 
     ids: np.ndarray
     keys: Tensor
@@ -59,6 +62,7 @@ class PrefixStore:
             self.drop(entry)
 
     def drop(self, prefix: Prefix) -> None:
+        """Forget ``prefix``, if it is still there."""
         if self._entries.pop(id(prefix), None) is None:
             return
         self._used -= prefix.bytes
@@ -87,7 +91,7 @@ class PrefixStore:
 
 
 def chain(ids: np.ndarray) -> list[int]:
-    """A hash of each prefix of ``ids`` that is a multiple of CHUNK long, shortest first."""
+    """Return a hash of each prefix of ``ids`` that is a multiple of CHUNK long, shortest first."""
     hashes, value = [], 0
     data = np.ascontiguousarray(ids, np.int32).tobytes()
     for end in range(4 * CHUNK, len(data) + 1, 4 * CHUNK):
@@ -97,7 +101,7 @@ def chain(ids: np.ndarray) -> list[int]:
 
 
 def shared(a: np.ndarray, b: np.ndarray) -> int:
-    """Length of the common prefix."""
+    """Return the length of the common prefix."""
     n = min(len(a), len(b))
     differ = a[:n] != b[:n]
     first = int(differ.argmax()) if n else 0

@@ -30,7 +30,8 @@ class RowSampling:
 
 
 def uniforms(seed: int, n: int) -> np.ndarray:
-    """The first n uniform numbers in [0, 1) of a request: Philox, keyed by its seed (mod 2^63, as servers take it)."""
+    """Return the first n uniform numbers in [0, 1) of a request: Philox, keyed by the seed (mod 2^63, as servers take
+    it)."""
     return np.random.Generator(np.random.Philox(key=seed % 2**63)).random(n)
 
 
@@ -62,7 +63,7 @@ def sample(logits: Tensor, rows: RowSampling, u: np.ndarray) -> np.ndarray:
 
 
 def logprobs(logits: Tensor, tokens: np.ndarray) -> np.ndarray:
-    """Natural-log probability, at temperature 1, of one token of each row [rows]."""
+    """Return the natural-log probability, at temperature 1, of one token of each row [rows]."""
     logits = logits.float()
     chosen = logits.gather(1, torch.from_numpy(tokens).to(logits.device).unsqueeze(1)).squeeze(1)
     return (chosen - logits.logsumexp(-1)).cpu().numpy()
@@ -98,14 +99,14 @@ def _ordered(probs: Tensor, n: int) -> np.ndarray:
 
 
 def _nucleus(ordered: np.ndarray, vocab: int, top_p: np.ndarray, top_k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least kept probability of each row, and whether more than these candidates may be kept."""
+    """The least kept probability of each row, and whether more than these candidates may be kept."""
     n = ordered.shape[1]
     row = np.arange(len(ordered))
     mass = ordered.cumsum(-1, dtype=np.float64)
     k = np.where(top_k > 0, np.minimum(top_k, vocab), vocab)
     last_k = np.minimum(k, n) - 1
     whole = np.where(top_k > 0, mass[row, last_k], 1.0)
-    kept = np.minimum((mass < (top_p * whole)[:, None]).sum(-1), last_k)
+    last_kept = np.minimum((mass < (top_p * whole)[:, None]).sum(-1), last_k)
     # the last candidate may not be the last kept token if the cut falls beyond it
-    unsure = (n < vocab) & ((k > n) | (kept >= n - 1)) & ((kept >= n - 1) | (top_k > n))
-    return np.where(top_p < 1, ordered[row, kept], ordered[row, last_k]), unsure
+    unsure = (n < vocab) & ((k > n) | (last_kept >= n - 1)) & ((last_kept >= n - 1) | (top_k > n))
+    return np.where(top_p < 1, ordered[row, last_kept], ordered[row, last_k]), unsure

@@ -19,7 +19,7 @@ OVERLAP = 6  # prompt tokens decoded along with a completion, for decoders whose
 
 
 class Detokenizer:
-    """Decodes with the tokenizer's own decoder. Special tokens are text like others, end-of-turn ones are not."""
+    """Decodes with the tokenizer's own decoder. Special tokens are text like others; end-of-turn tokens are not."""
 
     def __init__(self, tokenizer: ChatTokenizer, end_ids: frozenset[int]):
         self._decode = tokenizer.backend.decode
@@ -28,7 +28,7 @@ class Detokenizer:
         self._joins = "ByteLevel" in repr(decoder)  # decode(a + b) == decode(a) + decode(b), up to UTF-8
 
     def text(self, ids: Ids, before: Ids = ()) -> str:
-        """Text of ``ids`` as it continues the tokens ``before`` it."""
+        """Return the text of ``ids`` as it continues the tokens ``before`` it."""
         shown = [i for i in ids if i not in self.end_ids]
         if self._joins or not len(before):
             return self._decode(shown, skip_special_tokens=False)
@@ -43,15 +43,15 @@ class Detokenizer:
         if not any(s in self.text(tail, before if len(tail) == len(ids) else ids[: -len(tail)]) for s in stops):
             return None
         text = self.text(ids, before)
-        found = [(at, -len(s), s) for s in stops if (at := text.find(s)) >= 0]
-        if not found:
+        matches = [(at, -len(s), s) for s in stops if (at := text.find(s)) >= 0]
+        if not matches:
             return None
-        at, _, stop = min(found)
+        at, _, stop = min(matches)
         return text[:at], stop
 
 
 class StopTable:
-    """``table[stop set, token]``: whether the token could end a request that has these stop strings."""
+    """Knows, as ``table[stop set, token]``, whether a token could end a request that has these stop strings."""
 
     MOST_SETS = 256  # beyond this many distinct sets every token is a candidate: slower, still right
 
@@ -63,7 +63,7 @@ class StopTable:
         self._sets: dict[tuple[str, ...], int] = {(): 0}
 
     def index(self, stops: tuple[str, ...]) -> int:
-        """Row of ``table`` for these stop strings."""
+        """Return the row of ``table`` for these stop strings."""
         if stops not in self._sets:
             if len(self._sets) >= self.MOST_SETS:
                 return 1
@@ -88,11 +88,12 @@ class TextStream:
         self._detokenizer, self._before, self._stops = detokenizer, [int(i) for i in before[-OVERLAP:]], stops
         self._hold = max(map(len, stops), default=0)
         self._ids: list[int] = []
-        self._given = ""
+        self._returned = ""
         self._pending = ""
 
     def add(self, ids: Ids) -> str:
-        """Text that is certain now: whole characters, and nothing that a stop string could still take back."""
+        """Add tokens and return the text that is certain now: whole characters, and nothing that a stop string could
+        still take back."""
         self._ids.extend(ids)
         text = self._detokenizer.text(self._ids, self._before)
         if not text.endswith(BROKEN) or len(self._ids) > 8:
@@ -102,12 +103,11 @@ class TextStream:
         certain = len(self._pending) - self._hold
         # a token may go on behind the stop string that ends the request
         certain = min([certain, *(at for s in self._stops if (at := self._pending.find(s)) >= 0)])
-        piece, self._pending = (
-            (self._pending[:certain], self._pending[certain:]) if certain > 0 else ("", self._pending)
-        )
-        self._given += piece
-        return piece
+        certain = max(0, certain)
+        new, self._pending = self._pending[:certain], self._pending[certain:]
+        self._returned += new
+        return new
 
-    def rest(self, text: str) -> str:
-        """What is left to give of the completion's whole ``text``."""
-        return text[len(self._given) :]
+    def remainder(self, text: str) -> str:
+        """Return what was not returned yet of the completion's whole ``text``."""
+        return text[len(self._returned) :]

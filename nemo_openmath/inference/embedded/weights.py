@@ -75,17 +75,12 @@ def load_weights(
     path = Path(model_dir)
     model = describe(path)
     limit = model.max_position_embeddings
-    for wrong, problem, remedy in (
-        (max_context is not None and max_context < 1, f"max_context {max_context} is no length", "use 1 or more"),
-        (
-            max_context is not None and max_context > limit,
-            f"max_context {max_context} exceeds the model's {limit} positions",
-            f"use max_context <= {limit}",
-        ),
-    ):
-        if wrong:
-            raise UserError(problem, file=model.file, remedy=remedy)
     context = limit if max_context is None else max_context
+    if context < 1:
+        raise UserError(f"max_context {context} is no length", file=model.file, remedy="use 1 or more")
+    if context > limit:
+        problem = f"max_context {context} exceeds the model's {limit} positions"
+        raise UserError(problem, file=model.file, remedy=f"use max_context <= {limit}")
     rotation = _rotation(model, context)
     checkpoint = open_checkpoint(path)
 
@@ -177,7 +172,7 @@ def _scaled(model: Described) -> tuple[Tensor, float]:
             raise ValueError(f"transformers reads {read}")
         frequencies, factor = ROPE_INIT_FUNCTIONS[model.rope.kind](config, "cpu")
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, OSError, StrictDataclassError) as error:
-        said = " ".join(repr(error).split())
-        problem = f"RoPE scaling {model.rope.kind!r} with {dict(model.rope.settings)}: {said}"
+        reason = " ".join(repr(error).split())
+        problem = f"RoPE scaling {model.rope.kind!r} with {dict(model.rope.settings)}: {reason}"
         raise UserError(problem, file=model.file, remedy="write its settings as its authors published them") from error
     return frequencies, factor

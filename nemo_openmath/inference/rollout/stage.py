@@ -118,7 +118,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
                 yield self._sampler.id_of(problem, sample), (problem, sample)
 
     def check_sum(self, context: StageContext, offered: int) -> None:
-        """Of a problem, ``least`` to ``samples`` units are made."""
+        """Hold the number of units to ``least`` to ``samples`` for each problem."""
         problems = min(context.records_read["problems"], self.config.limit or math.inf)
         least = self.config.samples if self.config.count == "fixed" else self.config.least
         if not problems * least <= offered <= problems * self.config.samples:

@@ -43,10 +43,12 @@ MOST_BODY_BYTES = 64 << 20
 
 
 class OpenAIServer:
-    """An engine behind HTTP. ``async with OpenAIServer(engine) as server: .. server.url``.
+    """An engine behind HTTP: ``async with OpenAIServer(engine) as server: .. server.url``.
 
-    ``tokenizer``: for chat templates and text prompts where the engine takes ids only; default: the engine's own
-    (``engine.tokenizer``). ``port=0`` takes a free one. ``api_key``: required as a bearer token where given.
+    - ``tokenizer``: for chat templates, and for text prompts where the engine takes ids only; default: the engine's own
+      (``engine.tokenizer``).
+    - ``port``: 0 takes a free one.
+    - ``api_key``: required as a bearer token where it is given.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class OpenAIServer:
         return f"http://{self.host}:{self.port}"
 
     def app(self) -> web.Application:
-        """The application alone, for those who run it in a server of their own (with handler cancellation on)."""
+        """Return the application alone, for those who run it in a server of their own, with handler cancellation on."""
         app = web.Application(middlewares=[self._guard], client_max_size=MOST_BODY_BYTES)
         app.router.add_post("/v1/completions", self._completions)
         app.router.add_post("/v1/chat/completions", self._chat)
@@ -195,7 +197,7 @@ class OpenAIServer:
         return choice
 
     def _logprobs(self, ids: Sequence[int], values: Sequence[float], chat: bool, offset: int = 0) -> dict[str, Any]:
-        """``offset``: characters of the tokens before these, of a streamed answer."""
+        """Log-probabilities in the protocol's form. ``offset``: characters of the tokens before these, of a stream."""
         texts = [self.tokenizer.decode([i]) if self.tokenizer is not None else str(i) for i in ids]
         if chat:
             return {
@@ -270,8 +272,8 @@ class OpenAIServer:
 
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if self._api_key is not None and request.path.startswith("/v1/"):
-            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(errors="surrogateescape"), self._api_key.encode()):
+            key = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(key.encode(errors="surrogateescape"), self._api_key.encode()):
                 return _json(error_body("missing or wrong API key", "authentication_error", 401), 401)
         try:
             return await handler(request)
@@ -297,7 +299,7 @@ class OpenAIServer:
 
 
 async def _gather(calls: list[Any]) -> list[Completion]:
-    """All completions; the first failure cancels the others."""
+    """Return all completions; the first failure cancels the others."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         return list(await asyncio.gather(*tasks))
@@ -307,7 +309,7 @@ async def _gather(calls: list[Any]) -> list[Completion]:
 
 
 async def _merge(streams: list[AsyncIterator[Chunk]]) -> AsyncGenerator[tuple[int, Chunk], None]:
-    """Chunks of several streams as they come, with the stream's index; closing closes all."""
+    """Yield the chunks of several streams as they come, with the stream's index; closing closes all."""
     queue: asyncio.Queue[tuple[int, Chunk | BaseException | None]] = asyncio.Queue()
 
     async def pump(index: int, stream: AsyncIterator[Chunk]) -> None:
@@ -320,13 +322,13 @@ async def _merge(streams: list[AsyncIterator[Chunk]]) -> AsyncGenerator[tuple[in
 
     tasks = [asyncio.create_task(pump(i, s)) for i, s in enumerate(streams)]
     try:
-        left = len(tasks)
-        while left:
+        open_streams = len(tasks)
+        while open_streams:
             index, item = await queue.get()
             if isinstance(item, BaseException):
                 raise item
             if item is None:
-                left -= 1
+                open_streams -= 1
             else:
                 yield index, item
     finally:

@@ -17,7 +17,7 @@ EMBEDDED_OPTIONS = ("slots", "max_context", "cache_mib", "threads", "dtype", "de
 
 
 def add_embedded_options(parser: argparse._ActionsContainer) -> None:
-    """Add the options; those that are not given stay None."""
+    """Add the options to ``parser``; those that are not given stay None."""
     add = parser.add_argument
     add("--slots", type=_positive, metavar="N", help="requests decoded at once; default: 64, or fewer")
     add(
@@ -37,9 +37,12 @@ def add_embedded_options(parser: argparse._ActionsContainer) -> None:
 def server_arguments(
     options: argparse.Namespace, behind: Sequence[str], unknown: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """Arguments of the server itself: for the embedded engine its options in ``options`` and those ``behind`` the
-    ``--`` of the command line; for another engine what is behind it, unchanged. ``unknown``: words in front of it that
-    are no options of ``serve``. Raises UserError, with the right form, where the engine has no such option."""
+    """Return the arguments of the server itself.
+
+    For the embedded engine they are its options in ``options`` and those ``behind`` the ``--`` of the command line; for
+    another engine they are what is behind it, unchanged. ``unknown``: words in front of it that are no options of
+    ``serve``. Raises UserError, with the right form, where the engine has no such option.
+    """
     engine = options.engine
     form = f"{engine}'s own options go behind --: openmath serve {options.model} --engine {engine} --"
     if unknown:
@@ -48,8 +51,8 @@ def server_arguments(
         raise UserError(f"unrecognized arguments: {words}", remedy=remedy)
     if engine == "embedded":
         return tuple(_words(_parse(behind, options)))
-    if given := _words(options):
-        raise UserError(f"{given[0]} is an option of the embedded engine, not of {engine}", remedy=form)
+    if options_given := _words(options):
+        raise UserError(f"{options_given[0]} is an option of the embedded engine, not of {engine}", remedy=form)
     return tuple(behind)
 
 

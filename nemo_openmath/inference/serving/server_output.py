@@ -38,18 +38,18 @@ class ServerOutput:
 
     async def read(self, stream: asyncio.StreamReader, log: BinaryIO | None) -> None:
         """Keep the last lines of ``stream`` until its end, and write all of it to ``log``, which is closed then."""
-        rest = b""
+        unended = b""  # line
         try:
             while data := await stream.read(1 << 16):
                 if log is not None:
                     with contextlib.suppress(OSError):  # a full disk must not end the server
                         log.write(data)
                         log.flush()
-                *whole, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
-                rest = rest[-KEPT_CHARS:]
-                self._keep(whole)
+                *lines, unended = (unended + data).replace(b"\r", b"\n").split(b"\n")
+                unended = unended[-KEPT_CHARS:]
+                self._keep(lines)
         finally:
-            self._keep([rest])
+            self._keep([unended])
             if log is not None:
                 with contextlib.suppress(OSError):
                     log.close()

@@ -39,7 +39,7 @@ FINISH_REASON = {
 
 
 class BadRequest(Exception):
-    """Becomes a 400 whose body names the field."""
+    """The request is wrong: the answer is a 400 whose body names the field."""
 
     def __init__(self, message: str, param: str | None = None, status: int = 400):
         super().__init__(message)
@@ -100,7 +100,7 @@ class _Fields:
 
 
 def parse_call(body: Any, model: str, chat: bool) -> Call:
-    """Read the body of /v1/completions or /v1/chat/completions; BadRequest names what is wrong."""
+    """Read the body of ``/v1/completions`` or ``/v1/chat/completions``. BadRequest names what is wrong."""
     f = _Fields(body)
     asked = f.take("model", str, model)
     if asked != model:
@@ -189,13 +189,13 @@ def _messages(messages: Any) -> list[dict[str, Any]]:
 
 
 def usage_body(completions: list[Completion]) -> dict[str, Any]:
-    """Usage of one prompt's or several prompts' samples, each with its own prompt tokens counted."""
+    """Write the usage of the samples of one or several prompts, each with its own prompt tokens counted."""
     prompt = sum(c.usage.prompt_tokens for c in completions)
-    made = sum(c.usage.completion_tokens for c in completions)
+    completion = sum(c.usage.completion_tokens for c in completions)
     return {
         "prompt_tokens": prompt,
-        "completion_tokens": made,
-        "total_tokens": prompt + made,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(c.usage.cached_tokens for c in completions)},
     }
 
