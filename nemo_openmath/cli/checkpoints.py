@@ -255,7 +255,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _ratios(text: str) -> list[float]:
-    """An argparse type: ``0,0.1,...,1`` as a list, the dots filled in."""
+    """Read ``0,0.1,...,1`` as a list, the dots filled in: an argparse type."""
     from nemo_openmath.checkpoints.script import ratios as parse
 
     try:

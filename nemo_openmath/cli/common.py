@@ -46,7 +46,7 @@ EXAMPLES = {
 
 
 class Help(argparse.HelpFormatter):
-    """Help with every default, whether or not the argument has a text, and an epilog as it is written."""
+    """Help that shows every default, whether or not the argument has a text, and an epilog as it is written."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -61,7 +61,7 @@ class Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line, as every error of the command: what is wrong, and what to write."""
+    """A parser whose mistakes are one line, as every error of the command: what is wrong and what to write."""
 
     def error(self, message: str) -> NoReturn:
         """Print the mistake and its remedy on standard error and exit with code 2."""
@@ -103,7 +103,7 @@ class Parser(argparse.ArgumentParser):
 
     @staticmethod
     def _subject(message: str) -> str:
-        """What a choice is of: ``argument COMMAND: invalid choice: ...`` -> ``command``."""
+        """What a choice is of: ``command`` for ``argument COMMAND: invalid choice: ...``."""
         name = re.match(r"argument (\S+?):", message)
         return (
             name[1].lower() if name and not name[1].startswith("-") else f"choice of {name[1]}:" if name else "choice"
@@ -113,7 +113,7 @@ class Parser(argparse.ArgumentParser):
 def verb(
     parent: Any, name: str, text: str, work: Callable[[argparse.Namespace], None], *, interrupted: str = GOES_ON
 ) -> argparse.ArgumentParser:
-    """A verb with its help and the function that does it. ``interrupted``: what is true after Ctrl-C."""
+    """Add a verb with its help and the function that does it. ``interrupted``: what is true after Ctrl-C."""
     parser: argparse.ArgumentParser = parent.add_parser(name, help=text, description=text, formatter_class=Help)
     full = parser.prog.partition(" ")[2]
     parser.epilog = f"example: {parser.prog} {EXAMPLES[full]}\n{EXIT_CODES}\n"
@@ -128,7 +128,7 @@ def overrides(parser: argparse.ArgumentParser, example: str) -> None:
 
 
 def numbers(text: str) -> list[float]:
-    """An argparse type: ``0.3,0.7`` as a list."""
+    """Read ``0.3,0.7`` as a list: an argparse type."""
     try:
         return [float(part) for part in text.replace(",", " ").split()]
     except ValueError:
@@ -136,7 +136,7 @@ def numbers(text: str) -> list[float]:
 
 
 def shard_of(text: str) -> tuple[int, int]:
-    """``I/N`` as (I, N)."""
+    """Return ``I/N`` as (I, N)."""
     shard, _, shards = text.partition("/")
     if not (shard.isdigit() and shards.isdigit() and int(shard) < int(shards)):
         raise UserError(f"not a shard: {text!r}", remedy="write I/N with I from 0 to N-1, such as 0/8")
@@ -144,7 +144,7 @@ def shard_of(text: str) -> tuple[int, int]:
 
 
 def at_least(low: int) -> Callable[[str], int]:
-    """An argparse type: a whole number from ``low`` on."""
+    """Return an argparse type: a whole number from ``low`` on."""
 
     def parse(text: str) -> int:
         try:

@@ -34,7 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: list[str]) -> ExitCode:
-    """Do what a command line says; its exit code. Results go to standard output, everything else to standard error."""
+    """Do what a command line says, and return its exit code.
+
+    Results go to standard output, everything else to standard error.
+    """
     parser = build_parser()
     arguments, behind = _split(arguments)
     if (empty := _empty(arguments)) is not None:
@@ -64,8 +67,8 @@ def run(arguments: list[str]) -> ExitCode:
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str] | None]:
-    """(what is for us, what stands behind ``--`` and is for the program that the verb starts; None where the verb
-    starts none): argparse would take the first option behind it for one of ours."""
+    """Return what is for us, and what stands behind ``--`` and is for the program that the verb starts; None where the
+    verb starts none. argparse would take the first option behind it for one of ours."""
     verb = next((word for word in arguments if not word.startswith("-")), "")
     if verb not in PASS_ON or "--" not in arguments:
         return arguments, None
@@ -79,7 +82,7 @@ def _empty(arguments: list[str]) -> str | None:
 
 
 def _say(error: Exception, debug: bool) -> ExitCode:
-    """One line about an error, or its traceback; the exit code that it means."""
+    """Print one line about an error, or its traceback, and return the exit code that it means."""
     known: Exception | None = error
     if isinstance(error, OSError):
         known = of_the_system(error) or OpenMathError(f"the system says: {error.strerror or error}")
@@ -98,7 +101,7 @@ def _say(error: Exception, debug: bool) -> ExitCode:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All verbs. Their files import heavy packages only when run."""
+    """Return the parser of all verbs. Their files import heavy packages only when a verb is run."""
     from nemo_openmath.cli import verbs
 
     parser = Parser(

@@ -13,7 +13,7 @@ _STAND_IN = StandIn(TeacherConfig, teacher.command, teacher.DISCLOSURE)
 
 
 def register_all() -> None:
-    """Make all of it known. A second call changes nothing."""
+    """Register all kinds of stages and the stand-in. A second call changes nothing."""
     register_stages()
     for stage in demo.STAGES:
         register(stage)

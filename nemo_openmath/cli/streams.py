@@ -10,8 +10,8 @@ from typing import Any, TextIO
 
 
 class Patient:
-    """A text stream that goes on where its reader has gone: the work is not for the reader alone. What is written then
-    is lost."""
+    """A text stream that goes on where its reader has gone, because the work is not for the reader alone. What is
+    written then is lost."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -47,7 +47,7 @@ def be_patient() -> None:
 
 
 def run_async(work: Coroutine[Any, Any, object]) -> None:
-    """``asyncio.run`` whose Ctrl-C says at once that it was heard; a second one does not wait for anything."""
+    """Run a coroutine as ``asyncio.run`` does. Ctrl-C is answered at once; a second one does not wait for anything."""
     import asyncio
 
     with asyncio.Runner() as runner:

@@ -110,7 +110,7 @@ def add(groups: Any) -> None:
     run.add_argument("file", type=Path, metavar="FILE.py")
     run.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="of the program")
     run.add_argument("--memory", type=int, default=1024, metavar="MB", help="of the program")
-    run.add_argument("--unsafe", action="store_true", help="run even where a wall is missing on this system")
+    run.add_argument("--unsafe", action="store_true", help="run even where a protection is missing on this system")
     service = verb(verbs, "serve", "serve one sandbox to all processes of a node, until SIGTERM", _serve_sandbox)
     service.add_argument("--host", default="127.0.0.1", help="another than loopback needs a token")
     service.add_argument("--port", type=int, default=8700, help="0: a free one, named in the log")
@@ -123,7 +123,9 @@ def add(groups: Any) -> None:
     service.add_argument("--sessions", type=int, default=1024, help="live sessions")
     service.add_argument("--idle", type=float, default=600.0, metavar="SECONDS", help="end sessions unused for so long")
     service.add_argument("--drain", type=float, default=30.0, metavar="SECONDS", help="for what runs at SIGTERM")
-    service.add_argument("--unsafe", action="store_true", help="serve even where a wall is missing on this system")
+    service.add_argument(
+        "--unsafe", action="store_true", help="serve even where a protection is missing on this system"
+    )
 
 
 def _sft(options: argparse.Namespace) -> None:

@@ -24,8 +24,10 @@ _NAMES = ("n", "k", "a", "b", "x", "limit", "total")
 
 
 def documents(seed: int, *, first: bool = False, pool: str = "base") -> Iterator[str]:
-    """Documents without end, drawn from the seed. ``first``: only those that teach to copy numbers, which a small
-    model had better learn before anything else."""
+    """Yield documents without end, drawn from the seed.
+
+    ``first``: only those that teach to copy numbers, which a small model had better learn before anything else.
+    """
     rng = random.Random(f"corpus:{seed}:{first}")
     copying = (_notebook, _notebook, _notebook, _list, _list, _list, _assignments)
     every = (*4 * (_notebook,), *2 * (_forum,), _drill, _assignments, _list)
@@ -104,8 +106,11 @@ def _list(rng: random.Random, pool: str) -> str:
 
 
 def recipe_texts(seed: int, count: int) -> Iterator[str]:
-    """What the student meets in the recipe, for training its tokenizer (never its base checkpoint): turns of
-    solutions as the stand-in teacher writes them, and what the runner puts between them."""
+    """Yield what the student meets in the recipe: turns of solutions as the stand-in teacher writes them, and what is
+    put between them.
+
+    The student's tokenizer is trained on it, never its base checkpoint.
+    """
     rng = random.Random(f"recipe-texts:{seed}")
     rates = TeacherConfig(unfinished=0)
     for _ in range(count):

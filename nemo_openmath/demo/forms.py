@@ -24,14 +24,16 @@ class Form(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Posed:
-    """A problem as it stands in a post, at ``start`` (characters). ``item``: the problem of the world behind it,
-    None where there is none. ``claim``: the value that a proof problem or a yes-no question names."""
+    """A problem as it stands in a post."""
 
     form: Form
     text: str
     item: Item | None = None
+    """The problem of the world behind it; None where there is none."""
     claim: str | None = None
+    """The value that a proof problem or a yes-no question names."""
     start: int = 0
+    """Where it begins in the post, in characters."""
 
 
 _CLAIMS = {
@@ -52,17 +54,17 @@ _NONSENSE = (
 
 
 def ask(item: Item) -> Posed:
-    """The problem as it is."""
+    """Pose the problem as it is."""
     return Posed(Form.ANSWER, item.statement, item)
 
 
 def as_proof(item: Item, rng: random.Random) -> Posed:
-    """The answer is given away, a proof is asked for; can be turned back."""
+    """Give the answer away and ask for a proof; this can be turned back."""
     return _claim(Form.PROOF, item, item.answer, rng)
 
 
 def as_choice(item: Item, rng: random.Random) -> Posed:
-    """Four choices, the answer among them."""
+    """Ask with four choices, the answer among them."""
     values = {int(item.answer)}
     while len(values) < 4:
         values.add(max(0, int(item.answer) + rng.randint(-9, 9)))
@@ -72,18 +74,18 @@ def as_choice(item: Item, rng: random.Random) -> Posed:
 
 
 def as_question(item: Item, rng: random.Random) -> Posed:
-    """A yes-no question about the answer; true half of the time."""
+    """Ask a yes-no question about the answer; it is true half of the time."""
     shift = rng.choice((0, 0, 1, 2))
     return _claim(Form.BINARY, item, str(int(item.answer) + shift), rng)
 
 
 def beyond(rng: random.Random) -> Posed:
-    """A proof problem that has no form with an answer."""
+    """Return a proof problem that has no form with an answer."""
     return Posed(Form.PROOF, rng.choice(_BEYOND).format(n=rng.randint(3, 20), m=rng.randint(21, 99)))
 
 
 def broken(item: Item, rng: random.Random) -> Posed:
-    """A truncated statement, or one that lacks what it speaks of."""
+    """Return a truncated statement, or one that lacks what it speaks of."""
     if rng.random() < 0.4:
         return Posed(Form.INVALID, rng.choice(_NONSENSE))
     words = item.statement.split(" ")
@@ -91,20 +93,20 @@ def broken(item: Item, rng: random.Random) -> Posed:
 
 
 def read(text: str) -> list[Posed]:
-    """Every problem that a post poses, in order, each with its text word for word."""
-    found = [Posed(Form.ANSWER, item.statement, item, start=start) for start, _, item in world.find(text)]
+    """Return every problem that a post poses, in order, each with its text word for word."""
+    problems = [Posed(Form.ANSWER, item.statement, item, start=start) for start, _, item in world.find(text)]
     for match in _CLAIM.finditer(text):
         group = next(name for name in _WORDINGS if match[name] is not None)
         kind, form = _WORDINGS[group]
         params = tuple(int(match[f"{group}_{name}"]) for name in KINDS[kind].names)
         item = world.make_item(kind, params)
-        found.append(Posed(form, match.group(0), item, match[f"{group}_claim"], match.start()))
-    spans = [(p.start, p.start + len(p.text)) for p in found]
+        problems.append(Posed(form, match.group(0), item, match[f"{group}_claim"], match.start()))
+    spans = [(p.start, p.start + len(p.text)) for p in problems]
     for match in _LOOSE.finditer(text):
         if not any(start <= match.start() < end for start, end in spans):
             form = Form.PROOF if match.group(0).startswith(("Prove", "Show")) else Form.INVALID
-            found.append(Posed(form, match.group(0).rstrip(), start=match.start()))
-    return sorted(found, key=lambda posed: posed.start)
+            problems.append(Posed(form, match.group(0).rstrip(), start=match.start()))
+    return sorted(problems, key=lambda posed: posed.start)
 
 
 def _claim(form: Form, item: Item, claim: str, rng: random.Random) -> Posed:

@@ -65,9 +65,10 @@ _CORRECT = ("No, you missed a case. It is {x}.", "Check your last step. The answ
 
 
 def make_threads(config: ForumConfig, seed: int, benchmark: Sequence[Item] = ()) -> list[dict[str, str]]:
-    """The threads in random order. ``benchmark``: where the leaks come from.
+    """Return the threads in random order.
 
-    Problems are of the train pool, all different. Raises UserError where a leak is wanted of no benchmark.
+    ``benchmark``: the problems that leak. Problems are of the train pool, all different. Raises UserError where more
+    leaks are asked for than the benchmark has problems.
     """
     rng = random.Random(f"forum:{seed}")
     if max(config.leaked, config.reworded) > len(benchmark):

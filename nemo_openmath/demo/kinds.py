@@ -20,35 +20,42 @@ Params = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ProblemKind:
-    """``names``: of the parameters. ``phrasings``: full statements of the same problem. ``quantity``: what is asked,
-    as a noun phrase. ``program``: prints the answer at once. ``stages``: another way, one program after the other,
-    the later ones written after reading the earlier one's output. ``wrong``: plausible programs that miscount."""
+    """A kind of problem: how it is asked, drawn, solved by hand and by programs."""
 
     name: str
     names: tuple[str, ...]
+    """The names of the parameters."""
     phrasings: tuple[str, ...]
+    """Full statements of the same problem."""
     quantity: str
+    """What is asked, as a noun phrase."""
     program: str
+    """A program that prints the answer at once."""
     stages: tuple[str, ...]
+    """Another way: programs one after the other, the later ones written after reading the earlier one's output."""
     wrong: tuple[str, ...]
+    """Plausible programs that miscount."""
     draw: Callable[[random.Random, int], Params]
+    """(generator, level) -> parameters."""
     answer: Callable[..., int]
+    """Parameters -> the answer."""
     steps: Callable[..., str]
+    """Parameters -> a solution by hand."""
 
     def fill(self, template: str, params: Params, **more: object) -> str:
-        """The template with the parameters in their places."""
+        """Return the template with the parameters in their places."""
         for name, value in [*zip(self.names, params, strict=True), *more.items()]:
             template = template.replace(f"{{{name}}}", str(value))
         return template
 
 
 def digit_sum(n: int) -> int:
-    """Sum of the decimal digits of n >= 0."""
+    """Return the sum of the decimal digits of n >= 0."""
     return sum(map(int, str(n)))
 
 
 def divisors(n: int) -> list[int]:
-    """Positive divisors of n >= 1 in order."""
+    """Return the positive divisors of n >= 1 in order."""
     return [d for d in range(1, n + 1) if n % d == 0]
 
 

@@ -1,7 +1,7 @@
 r"""The stand-in's part in making solutions: reasoning by hand, with code, choosing among candidates, summaries.
 
 A solution is ``<think>reasoning</think>summary`` and its summary ends with ``\boxed{answer}``. Tool-integrated
-solutions are written turn by turn: a turn ends at ``</tool_call>``, and the next one starts from what the runner put
+solutions are written turn by turn: a turn ends at ``</tool_call>``, and the next one starts from what was put
 behind it, which is read and not known in advance.
 """
 
@@ -26,7 +26,7 @@ _TALK = "Wait, let me think again. " * 400
 
 
 def cot(item: Item | None, rng: random.Random, config: TeacherConfig) -> str:
-    """A solution by hand; the last number is wrong at the stated rate, which is higher where the steps leap."""
+    """Write a solution by hand. Its last number is wrong at the stated rate, which is higher where the steps leap."""
     if rng.random() < config.unfinished:
         return THINK_START + _TALK
     if item is None:
@@ -40,7 +40,7 @@ def cot(item: Item | None, rng: random.Random, config: TeacherConfig) -> str:
 
 
 def tir(item: Item | None, budget: int, so_far: str, rng: random.Random, config: TeacherConfig) -> str:
-    """The next turn of a tool-integrated solution, up to ``</tool_call>`` or the end."""
+    """Write the next turn of a tool-integrated solution, up to ``</tool_call>`` or the end."""
     if rng.random() < config.unfinished:
         return _TALK if so_far else THINK_START + _TALK
     segments = Transcript.from_text((), so_far).segments()
@@ -88,7 +88,7 @@ def _after_output(item: Item, code: str, output: str, left: int, rng: random.Ran
 
 
 def summarize(solution: str, rng: random.Random, config: TeacherConfig) -> str:
-    """How the answer was found, and the answer; for a comparison of candidates, the judgment."""
+    """Write how the answer was found, and the answer; for a comparison of candidates, the judgment."""
     chosen = judgment_of(solution)
     boxes = _BOX.findall(solution)
     if chosen is not None and not boxes:
@@ -134,12 +134,12 @@ def _answers(solutions: str, count: int) -> list[str | None]:
 
 
 def find_item(problem: str) -> Item | None:
-    """The problem of the world that a prompt's problem text poses."""
+    """Return the problem of the world that a prompt's problem text poses."""
     item = world.parse(problem)
     if item is not None:
         return item
-    found = world.find(problem)
-    return found[0][2] if found else None
+    statements = world.find(problem)
+    return statements[0][2] if statements else None
 
 
 def _call(code: str) -> str:

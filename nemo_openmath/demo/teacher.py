@@ -79,7 +79,7 @@ class StandInTeacher:
         return self._cut(text, length, request.sampling)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """The completion in pieces of up to 16 tokens."""
+        """Yield the completion in parts of up to 16 tokens."""
         completion = await self.complete(request)
         ids, sent = completion.token_ids, 0
         for at in range(16, len(ids), 16):
@@ -92,10 +92,10 @@ class StandInTeacher:
         yield Chunk(completion.text[sent:], ids, completion)
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: nothing is held."""
 
     def write(self, prompt: str, sampling: Sampling) -> str:
-        """The text that follows a rendered prompt, not yet cut at stop strings or ``max_tokens``."""
+        """Return the text that follows a rendered prompt, not yet cut at stop strings or ``max_tokens``."""
         rng = random.Random(f"{sampling.seed if sampling.temperature > 0 else 'greedy'}|{prompt}")
         user, so_far = self._read(prompt)
         for name, template in self._templates.items():
@@ -156,7 +156,7 @@ _TASKS: dict[str, Callable[[dict[str, str], str, random.Random, TeacherConfig], 
 
 
 def load_config(config: str | Path | None) -> TeacherConfig:
-    """Rates from a JSON object, given as text or as a file; those not named keep their defaults.
+    """Read rates from a JSON object, given as text or as a file. Those not named keep their defaults.
 
     Raises UserError naming the wrong key or value.
     """
@@ -195,7 +195,7 @@ def command(config: TeacherConfig, tokenizer: Path) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m nemo_openmath.demo.teacher --tokenizer DIR [--config JSON] [--port N]``."""
+    """Serve the stand-in: ``python -m nemo_openmath.demo.teacher --tokenizer DIR [--config JSON] [--port N]``."""
     die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m nemo_openmath.demo.teacher", description=__doc__)
     parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer that prompts are written with")

@@ -20,7 +20,7 @@ _CORRECTION = re.compile(r"No,|Check|Sorry")
 
 
 def extract_problems(post: str, rng: random.Random, error: float) -> str:
-    """The post's problems, word for word; an error leaves one out or cuts its end off."""
+    """Return the post's problems, word for word; an error leaves one out or cuts its end off."""
     texts = [p.text for p in forms.read(post)]
     if texts and rng.random() < error:
         at = rng.randrange(len(texts))
@@ -29,14 +29,14 @@ def extract_problems(post: str, rng: random.Random, error: float) -> str:
 
 
 def classify(problem: str, rng: random.Random, error: float) -> str:
-    """One word of :class:`Form`."""
+    """Return one word of :class:`Form`."""
     read = _one(problem)
     form = read.form if read else Form.INVALID
     return str(rng.choice([f for f in Form if f is not form]) if rng.random() < error else form)
 
 
 def convert_proof(problem: str, discussion: str, rng: random.Random, error: float) -> str:
-    """The value that the proof problem hides, asked for; an error gives a wrong answer."""
+    """Return a problem that asks for the value which the proof problem hides; an error gives a wrong answer."""
     read = _one(problem)
     if read is None or read.form is not Form.PROOF or read.item is None:
         return "Not possible"
@@ -48,20 +48,21 @@ def convert_proof(problem: str, discussion: str, rng: random.Random, error: floa
 
 
 def extract_answer(problem: str, discussion: str, rng: random.Random, error: float) -> str:
-    """What the replies settle on: the last correction, else the answer most of them give, else "Not found"."""
+    """Return what the replies settle on: the last correction, else the answer that most of them give, else "Not
+    found"."""
     settled: str | None = None
-    said: Counter[str] = Counter()
+    answers: Counter[str] = Counter()
     for reply in _REPLY.split(discussion)[1:]:
         quote = _QUOTE.match(reply)
         if quote is not None and quote.group(1) != problem:
             continue
-        found = _CLAIM.search(reply, quote.end() if quote else 0)
-        if found is None:
+        claim = _CLAIM.search(reply, quote.end() if quote else 0)
+        if claim is None:
             continue
-        said[found.group(1)] += 1
+        answers[claim.group(1)] += 1
         if _CORRECTION.match(reply, quote.end() if quote else 0):
-            settled = found.group(1)
-    ranked = said.most_common(2)
+            settled = claim.group(1)
+    ranked = answers.most_common(2)
     if settled is None and ranked and (len(ranked) == 1 or ranked[0][1] > ranked[1][1]):
         settled = ranked[0][0]
     if rng.random() < error:
@@ -70,7 +71,7 @@ def extract_answer(problem: str, discussion: str, rng: random.Random, error: flo
 
 
 def decontaminate(problem: str, candidate: str, rng: random.Random, error: float) -> str:
-    """True where both pose the same problem of the world, or are the same words."""
+    """Return "True" where both pose the same problem of the world, or are the same words."""
     first, second = _one(problem), _one(candidate)
     if first and second and first.item and second.item:
         same = first.item.key == second.item.key
@@ -80,7 +81,7 @@ def decontaminate(problem: str, candidate: str, rng: random.Random, error: float
 
 
 def judge(predicted: str, expected: str, rng: random.Random, error: float) -> str:
-    """Whether the two answers mean the same number."""
+    """Return whether the two answers mean the same number."""
     same = _number(predicted) == _number(expected)
     verdict = "Yes" if same != (rng.random() < error) else "No"
     how = "mean the same" if verdict == "Yes" else "differ"
@@ -88,8 +89,8 @@ def judge(predicted: str, expected: str, rng: random.Random, error: float) -> st
 
 
 def _one(problem: str) -> Posed | None:
-    found = forms.read(problem)
-    return found[0] if found else None
+    problems = forms.read(problem)
+    return problems[0] if problems else None
 
 
 def _words(text: str) -> list[str]:

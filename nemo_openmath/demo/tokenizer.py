@@ -31,7 +31,7 @@ _STUDENT_PROMPTS = ("tir", "cot", "genselect")
 
 
 def fixed_sentences() -> list[str]:
-    """Sentences of the student's prompts and of the runner's notices, without the parts that vary."""
+    """Return the sentences of the student's prompts and of the notices between turns, without the parts that vary."""
     texts = [load_template(name).user for name in _STUDENT_PROMPTS] + [notice_block(1), notice_block(0)]
     found: dict[str, None] = {}
     for text in texts:

@@ -22,16 +22,17 @@ _SHARES = {"benchmark": 15, "train": 40, "base": 45}  # percent of all problems
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A problem in one of its wordings. ``answer``: decimal digits."""
+    """A problem in one of its wordings."""
 
     kind: str
     params: Params
     statement: str
     answer: str
+    """Decimal digits."""
 
     @property
     def key(self) -> str:
-        """Equal for two wordings of one problem."""
+        """What two wordings of one problem have in common."""
         return f"{self.kind}:{','.join(map(str, self.params))}"
 
     @property
@@ -40,22 +41,23 @@ class Item:
         return pool_of(self.kind, self.params)
 
     def fill(self, template: str, **more: object) -> str:
-        """A template of the item's kind with the item's parameters."""
+        """Return a template of the item's kind with the item's parameters."""
         return KINDS[self.kind].fill(template, self.params, **more)
 
     @property
     def program(self) -> str:
-        """A short program that prints the answer."""
+        """Return a short program that prints the answer."""
         return self.fill(KINDS[self.kind].program)
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The other way: programs written one after the other; ``{unknown}`` is what the one before printed."""
+        """Return the other way to the answer: programs written one after the other. ``{unknown}`` is what the one
+        before printed."""
         return tuple(self.fill(stage) for stage in KINDS[self.kind].stages)
 
     @property
     def wrong_programs(self) -> tuple[str, ...]:
-        """Plausible programs that (nearly always) print something else."""
+        """Return plausible programs that (nearly always) print something else."""
         return tuple(self.fill(wrong) for wrong in KINDS[self.kind].wrong)
 
     @property
@@ -65,18 +67,18 @@ class Item:
 
     @property
     def steps(self) -> str:
-        """A solution by hand, its last number the answer."""
+        """Return a solution by hand; its last number is the answer."""
         return KINDS[self.kind].steps(*self.params)
 
     def reworded(self) -> Item:
-        """The same problem in its next wording."""
+        """Return the same problem in its next wording."""
         wordings = [self.fill(p) for p in KINDS[self.kind].phrasings]
         at = wordings.index(self.statement) if self.statement in wordings else -1
         return Item(self.kind, self.params, wordings[(at + 1) % len(wordings)], self.answer)
 
 
 def pool_of(kind: str, params: Params) -> str:
-    """The pool of a problem: a hash of its kind and parameters decides."""
+    """Return the pool of a problem. A hash of its kind and parameters decides."""
     digest = hashlib.sha256(f"{kind}:{','.join(map(str, params))}".encode()).digest()
     place = int.from_bytes(digest[:4], "big") % 100
     for pool, share in _SHARES.items():
@@ -88,12 +90,12 @@ def pool_of(kind: str, params: Params) -> str:
 
 @lru_cache(maxsize=65536)
 def answer_of(kind: str, params: Params) -> str:
-    """The exact answer."""
+    """Return the exact answer."""
     return str(KINDS[kind].answer(*params))
 
 
 def make_item(kind: str, params: Params, phrasing: int = 0) -> Item:
-    """The problem in the given wording."""
+    """Return the problem in the given wording."""
     chosen = KINDS[kind]
     return Item(kind, params, chosen.fill(chosen.phrasings[phrasing], params), answer_of(kind, params))
 
@@ -111,9 +113,9 @@ def sample(
 
 
 def make_problems(seed: int, n: int, *, pool: str, exclude: frozenset[str] = frozenset()) -> list[Item]:
-    """n different problems of a pool, kinds and levels in turn. ``exclude``: keys that must not occur.
+    """Return n different problems of a pool, kinds and levels in turn.
 
-    Raises ValueError where the pool is too small for n.
+    ``exclude``: keys that must not occur. Raises ValueError where the pool is too small for n.
     """
     rng = random.Random(f"{pool}:{seed}")
     items: dict[str, Item] = {}
@@ -134,23 +136,24 @@ def make_problems(seed: int, n: int, *, pool: str, exclude: frozenset[str] = fro
 
 
 def make_benchmark(seed: int, n: int) -> list[Item]:
-    """n different held-out problems with exact answers."""
+    """Return n different held-out problems with exact answers."""
     return make_problems(seed, n, pool="benchmark")
 
 
 def parse(statement: str) -> Item | None:
-    """The problem that a statement poses, or None: the exact inverse of every wording."""
-    found = _STATEMENT.fullmatch(statement.strip())
-    return _item_of(found) if found else None
+    """Return the problem that a statement poses, or None: the exact inverse of every wording."""
+    match = _STATEMENT.fullmatch(statement.strip())
+    return _item_of(match) if match else None
 
 
 def find(text: str) -> list[tuple[int, int, Item]]:
-    """All statements within a text: (start, end, problem), in order."""
+    """Return all statements within a text, in order: (start, end, problem)."""
     return [(m.start(), m.end(), _item_of(m)) for m in _STATEMENT.finditer(text)]
 
 
 def pattern(template: str, kind: ProblemKind, prefix: str = "") -> str:
-    """Regular expression of a template: its parameters are named groups, ``prefix`` before each name."""
+    """Return the regular expression of a template. Its parameters are named groups, with ``prefix`` before each
+    name."""
     text = re.escape(template)
     seen: set[str] = set()
     for name in kind.names:

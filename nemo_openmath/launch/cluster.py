@@ -105,9 +105,9 @@ class Resources:
         one_line(self.partition or "")
 
     def under(self, above: Resources) -> Resources:
-        """These, with whatever ``above`` says in their place."""
-        said = {f.name: getattr(above, f.name) for f in fields(above) if getattr(above, f.name) is not None}
-        return replace(self, **said)
+        """Return these resources, with whatever ``above`` says in their place."""
+        set_here = {f.name: getattr(above, f.name) for f in fields(above) if getattr(above, f.name) is not None}
+        return replace(self, **set_here)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Cluster:
             one_line(value or "")
 
     def resources(self, stage: str, kind: str) -> Resources:
-        """What the job of a stage gets."""
+        """Return what the job of a stage gets."""
         empty = Resources()
         return self.default.under(self.kinds.get(kind, empty)).under(self.stages.get(stage, empty))
 

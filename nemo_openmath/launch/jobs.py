@@ -13,46 +13,62 @@ from nemo_openmath.launch.cluster import Cluster, Container, ModelServer, Resour
 
 @dataclass(frozen=True)
 class StageInfo:
-    """What a launcher must know of a stage. ``after``: stages it reads. ``splits``: whether an array of jobs may share
-    it. ``models``: folders of the models that it generates with, ``teacher`` for the recipe's teacher."""
+    """What a launcher must know of a stage."""
 
     name: str
     kind: str
     after: tuple[str, ...] = ()
+    """The stages that it reads."""
     splits: bool = False
+    """Whether an array of jobs may share it."""
     trains: bool = False
+    """Whether it is a training, whose ranks Slurm starts."""
     models: tuple[str, ...] = ()
+    """Folders of the models that it generates with; ``teacher`` is the recipe's teacher."""
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model server inside a job. ``overrides``: how ``recipe run`` is told about it; the job fills in ``$url``."""
+    """A model server inside a job."""
 
     model: str
+    """The model's folder."""
     name: str
+    """The name under which clients ask for it."""
     command: str
+    """Shell words that start the server."""
     container: Container
     overrides: tuple[str, ...]
+    """How ``recipe run`` is told about the server; the job fills in ``$url``."""
     start_seconds: int
+    """How long the job waits for it, in seconds."""
 
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """One sbatch script. ``work``: the template's name, ``stage`` or ``training``."""
+    """One sbatch script."""
 
     stage: str
     kind: str
     work: Literal["stage", "training"]
+    """The name of the template."""
     after: tuple[str, ...]
+    """The stages whose jobs must succeed before."""
     nodes: int
     gpus: int
+    """GPUs of each node."""
     cpus: int
+    """Processors of each task."""
     memory: str | None
+    """Memory of each node."""
     time: str | None
     partition: str | None
     array: int
+    """How many jobs share the stage; 1 is no array."""
     running: int | None
+    """How many of them may run at a time."""
     server: ServedModel | None
+    """The model server that the job starts."""
 
 
 def plan_jobs(
@@ -62,9 +78,9 @@ def plan_jobs(
     finished: frozenset[str] = frozenset(),
     teacher_name: str | None = None,
 ) -> list[SlurmJob]:
-    """Jobs of the stages that are not finished, or that depend on one that is not, in order.
+    """Return the jobs, in order, of the stages that are not finished, or that depend on one that is not.
 
-    ``teacher_name``: what the recipe's teacher is called by its server; None: the stand-in, which needs no server.
+    ``teacher_name``: what the recipe's teacher is called by its server; None for the stand-in, which needs no server.
     """
     jobs: list[SlurmJob] = []
     submitted: set[str] = set()
@@ -125,5 +141,5 @@ def _server(stage: StageInfo, got: Resources, cluster: Cluster, teacher_name: st
 
 
 def script_path(output: Path, stage: str) -> Path:
-    """Where the sbatch script of a stage lies."""
+    """Return where the sbatch script of a stage lies."""
     return output / "sbatch" / f"{stage}.sh"

@@ -21,8 +21,11 @@ SUBMIT = "submit.sh"
 def write_scripts(
     jobs: Sequence[SlurmJob], cluster: Cluster, recipe: Path, output: Path, overrides: Sequence[str] = ()
 ) -> Path:
-    """Write ``output/sbatch/*.sh``, one a job, and ``submit.sh``, whose path is returned. Scripts of earlier launches
-    are removed; their logs stay."""
+    """Write ``output/sbatch/*.sh``, one for each job, and ``submit.sh``, whose path is returned.
+
+    Scripts of earlier launches are removed; their logs stay. Raises UserError for a path that a script cannot name, and
+    for a template that is wrong.
+    """
     recipe, output = recipe.resolve(), output.resolve()
     for path in (recipe, output):
         if not str(path).isprintable():
@@ -49,20 +52,21 @@ def write_scripts(
 
 
 def submit(script: Path) -> str:
-    """Run ``submit.sh``; what it printed: a line for each job. Raises UserError where sbatch is missing or refuses."""
+    """Run ``submit.sh`` and return what it printed: a line for each job. Raises UserError where sbatch is missing or
+    refuses."""
     if shutil.which("sbatch") is None:
         raise UserError(
             "sbatch is not on this machine", file=script, remedy="run this script where Slurm is, or use recipe run"
         )
     done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False)
     if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())
-        raise UserError(f"not submitted: {said}", file=script)
+        message = " ".join((done.stderr or done.stdout).split())
+        raise UserError(f"not submitted: {message}", file=script)
     return done.stdout
 
 
 def step(container: Container, gpus: int = 0) -> str:
-    """How srun is told to run something in a container: words between srun's own options and the command."""
+    """Return how srun is told to run something in a container: the words between its own options and the command."""
     if container.runtime == "pyxis":
         words = [f"--container-image={container.image}"]
         words += [f"--container-mounts={','.join(container.mounts)}"] if container.mounts else []

@@ -30,29 +30,34 @@ OURS = {
 
 
 def time_limit(text: str) -> float:
-    """Seconds of a Slurm time limit (``minutes``, ``MM:SS``, ``HH:MM:SS``, ``D-HH``, ``D-HH:MM``, ``D-HH:MM:SS``);
-    infinity for ``UNLIMITED``, ``INFINITE`` and 0, which are no limit. Raises ValueError for anything else."""
+    """Return the seconds of a Slurm time limit.
+
+    Slurm reads ``minutes``, ``MM:SS``, ``HH:MM:SS``, ``D-HH``, ``D-HH:MM`` and ``D-HH:MM:SS``. ``UNLIMITED``,
+    ``INFINITE`` and 0 are no limit: infinity. Raises ValueError for anything else.
+    """
     if text.upper() in ("UNLIMITED", "INFINITE"):
         return float("inf")
-    if (found := _TIME.fullmatch(text)) is None or not text.isascii():
+    if (match := _TIME.fullmatch(text)) is None or not text.isascii():
         raise ValueError(f"time {text!r} is no time limit of Slurm: write minutes, HH:MM:SS, D-HH or D-HH:MM:SS")
-    seconds = sum(_UNITS[name] * int(count) for name, count in found.groupdict().items() if count is not None)
+    seconds = sum(_UNITS[name] * int(count) for name, count in match.groupdict().items() if count is not None)
     return seconds or float("inf")
 
 
 def memory(text: str) -> str:
-    """``text``, where Slurm reads it as an amount of memory. Raises ValueError for anything else."""
+    """Return ``text`` where Slurm reads it as an amount of memory. Raises ValueError for anything else."""
     if not re.fullmatch(r"[0-9]+([KMGT]B?)?", text, re.IGNORECASE):
         raise ValueError(f"memory {text!r} is no amount of memory: write megabytes, or a number with K, M, G or T")
     return text
 
 
 def sbatch_option(text: str) -> str:
-    """An option of sbatch as a word, or two, of an ``#SBATCH`` line: its value in quotes where it needs them. Raises
-    ValueError for what is no option, and for one that the launcher writes itself."""
-    if (found := _OPTION.fullmatch(text.strip())) is None or not text.isprintable():
+    """Return an option of sbatch as the words of an ``#SBATCH`` line, its value in quotes where it needs them.
+
+    Raises ValueError for what is no option, and for one that the launcher writes itself.
+    """
+    if (match := _OPTION.fullmatch(text.strip())) is None or not text.isprintable():
         raise ValueError(f"{text!r} is no option of sbatch: write it as --name, --name=value or -n value")
-    name, between, value = found["name"], found["between"], found["value"]
+    name, between, value = match["name"], match["between"], match["value"]
     for ours, says in OURS.items():  # sbatch takes a long option by its first letters too
         if name == ours or (len(name) > 3 and ours.startswith(name)):
             raise ValueError(f"{ours} is written by the launcher; what says it is {says}")
@@ -64,7 +69,7 @@ def sbatch_option(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """``text``, where it fits a line of ``#SBATCH``: behind a line break sbatch reads no further ones. Raises
+    """Return ``text`` where it fits a line of ``#SBATCH``: behind a line break sbatch reads no further lines. Raises
     ValueError for anything else."""
     if not text.isprintable():
         raise ValueError(f"{text!r} has a line break or another control character: write it in one line")
@@ -72,5 +77,5 @@ def one_line(text: str) -> str:
 
 
 def pattern(text: object) -> str:
-    """A path as it is written in ``--output``, where Slurm replaces ``%x`` and its like."""
+    """Return a path as it is written in ``--output``, where Slurm replaces ``%x`` and its like."""
     return str(text).replace("%", "%%")

@@ -25,11 +25,11 @@ from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.setting_docs import first_sentence
 
-_GIVE = "give the --output folder of recipe run or generate"
+_REMEDY = "give the --output folder of recipe run or generate"
 
 
 async def run_recipe(path: Path, overrides: Sequence[str], output: Path, selection: StageSelection) -> None:
-    """Run, then print the results and where the report is (a part of a run reports nothing)."""
+    """Run a recipe, then print its results and where the report is. A part of a run reports nothing."""
     begun = time.monotonic()
     run = Run(load_recipe(path, overrides), output)
     await run.execute(selection, overrides)
@@ -38,7 +38,10 @@ async def run_recipe(path: Path, overrides: Sequence[str], output: Path, selecti
 
 
 def report(run: Run, waited: float | None = None) -> None:
-    """Write report.json and report.html and say what is in them. ``waited``: seconds that this command took."""
+    """Write report.json and report.html and print what is in them.
+
+    ``waited``: the seconds that this command took; None where nothing was run.
+    """
     view = run_view(run, waited)
     console = Console()
     page = build_report(view, run.output)
@@ -54,13 +57,13 @@ def report(run: Run, waited: float | None = None) -> None:
         console.print(f"[yellow]note:[/yellow] {escape(view.note)}", soft_wrap=True, highlight=False)
     if waited is not None:
         total = sum(stage.seconds for stage in view.stages)
-        said = f"this run took {seconds_text(waited)}; the stages, all runs of them together, {seconds_text(total)}"
-        console.print(said, soft_wrap=True, highlight=False)
+        times = f"this run took {seconds_text(waited)}; the stages, all runs of them together, {seconds_text(total)}"
+        console.print(times, soft_wrap=True, highlight=False)
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
 
 
 def show_recipe(path: Path, overrides: Sequence[str]) -> None:
-    """Every setting, its value and where it came from; plain lines, so that they can be searched and compared."""
+    """Print every setting, its value and where it was written, in plain lines that can be searched and compared."""
     recipe = load_recipe(path, overrides)
     width = max(len(".".join(v.key)) for v in recipe.values)
     for value in recipe.values:
@@ -70,30 +73,31 @@ def show_recipe(path: Path, overrides: Sequence[str]) -> None:
 
 
 def show_status(output: Path) -> None:
-    """The stages of a run, as they are on disk now."""
-    run = opened(output)
+    """Print the stages of a run as they are on disk now."""
+    run = open_run(output)
     view = run_view(run)
     console = Console()
     console.print(status_table(view.stages))
     for line in [*apart_lines(view.apart), *competition_lines(view.competition), *view.left_out]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    _say_solutions(run, view)
+    _print_solutions(run, view)
 
 
-def _say_solutions(run: Run, view: RunView) -> None:
-    """How much is right of what ``openmath generate`` made."""
+def _print_solutions(run: Run, view: RunView) -> None:
+    """Print how much is right of what ``openmath generate`` made."""
     if run.recipe.verb == "generate" and any(s.name == SOLUTIONS and s.current for s in view.stages):
         print(summary(run.output))
 
 
 def write_report(output: Path) -> None:
-    run = opened(output)
+    """Write the report of a run again, and print what is in it."""
+    run = open_run(output)
     report(run)
-    _say_solutions(run, run_view(run))
+    _print_solutions(run, run_view(run))
 
 
 def show_stages() -> None:
-    """Kinds of stages with their inputs, what they make and first lines of documentation."""
+    """Print the kinds of stages with their inputs, what they make and the first sentence about them."""
     table = Table(box=None)
     for name in ("kind", "inputs", "makes", "what it does"):
         table.add_column(name, overflow="fold")
@@ -110,15 +114,15 @@ def print_reference(folder: Path) -> None:
         print(path)
 
 
-def opened(output: Path) -> Run:
-    """The run in a folder. Raises UserError where there is none."""
+def open_run(output: Path) -> Run:
+    """Return the run in a folder. Raises UserError where there is none."""
     if not output.is_dir():
-        raise UserError("is a file" if output.exists() else "no such folder", file=output, remedy=_GIVE)
-    found = identity.read(output)
-    if found is None or not isinstance(found.get("recipe"), str):
-        raise UserError("no run here", file=output, remedy=_GIVE)
-    path, overrides = Path(found["recipe"]), list(found.get("overrides", ()))
+        raise UserError("is a file" if output.exists() else "no such folder", file=output, remedy=_REMEDY)
+    owner = identity.read(output)
+    if owner is None or not isinstance(owner.get("recipe"), str):
+        raise UserError("no run here", file=output, remedy=_REMEDY)
+    path, overrides = Path(owner["recipe"]), list(owner.get("overrides", ()))
     if not path.is_file():
         raise UserError(f"its recipe is not there any more: {path}", file=output, remedy="put the file back")
-    load = load_job if found.get("verb") == "generate" else load_recipe
-    return Run(load(path, overrides, Path(found.get("folder", "."))), output)
+    load = load_job if owner.get("verb") == "generate" else load_recipe
+    return Run(load(path, overrides, Path(owner.get("folder", "."))), output)

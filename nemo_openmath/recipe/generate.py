@@ -61,7 +61,7 @@ class GenerateJob:
 
 
 def load_job(path: Path, overrides: Sequence[str] = (), here: Path = Path()) -> Recipe:
-    """The recipe that a job file means. Raises UserError naming file, line, setting and remedy."""
+    """Return the recipe that a job file means. Raises UserError naming file, line, setting and remedy."""
     source = Source.read(path, overrides)
     builder = Builder(source.origin, path.parent, here)
     job = builder.build(GenerateJob, source.data)
@@ -100,13 +100,13 @@ def load_job(path: Path, overrides: Sequence[str] = (), here: Path = Path()) -> 
 
 
 def _check_records(folder: Path, builder: Builder) -> None:
-    """Raises UserError where the folder of a stage holds something else than problems, or nothing."""
+    """Raise UserError where the folder of a stage holds something else than problems, or nothing."""
     try:
-        found = next(read_records(folder, Problem), None)
+        first = next(read_records(folder, Problem), None)
     except UserError as error:
         problem = f"the records in {folder} are no problems ({error.problem})"
         raise builder.error(("problems",), problem, "name a stage that makes problems") from error
-    if found is None:
+    if first is None:
         raise builder.error(("problems",), f"there is no record in {folder}", "run the stage that makes it again")
 
 
@@ -130,7 +130,7 @@ def _teacher(engine: EngineConfig, builder: Builder) -> Teacher:
 
 
 def summary(output: Path) -> str:
-    """What was made, where it is, how much of it is right, and what to do next."""
+    """Return what was made, where it is, how much of it is right, and what to do next."""
     folder = output / SOLUTIONS
     total = answered = 0
     share = ShareOfRight()
@@ -146,12 +146,12 @@ def summary(output: Path) -> str:
             if total >= _COUNTED:
                 break
     of = f"of the first {total}" if total >= _COUNTED else f"of {total}"
-    said = f"{answered} {of} solutions have an answer"
+    counts = f"{answered} {of} solutions have an answer"
     if share.tried:
-        said += f"; {share.right} of {share.tried} are right ({share.text()})"
+        counts += f"; {share.right} of {share.tried} are right ({share.text()})"
     hint = "" if answered or not total else "\nno answer at all: see `finish` in the records (length: raise max_tokens)"
     where, graded = os.path.relpath(folder), os.path.relpath(output / "graded.jsonl")
-    return f"solutions: {where}; {said}{hint}\nnext: openmath grade {where} --output {graded}"
+    return f"solutions: {where}; {counts}{hint}\nnext: openmath grade {where} --output {graded}"
 
 
 _COUNTED = 20_000  # solutions that are graded for the line at the end; all of them: openmath grade
@@ -166,7 +166,10 @@ _ALL = StageSelection()
 
 
 async def generate(path: Path, overrides: Sequence[str], output: Path, asked: StageSelection = _ALL) -> None:
-    """Do a job, or the shard of it that is asked for; ``asked.prepare``: what comes before an array starts."""
+    """Do a job, or the shard of it that is selected.
+
+    With ``asked.prepare`` only what an array of jobs needs before it starts is done: the problems are read.
+    """
     recipe = load_job(path, overrides)
     run = Run(recipe, output)
     if asked.prepare:

@@ -1,7 +1,7 @@
-"""Whose run an output folder holds: written into ``run.json`` when it begins, asked before anything else is written.
+"""Whose run an output folder holds: ``run.json`` says it from the beginning and is read before anything is written.
 
 A folder belongs to one recipe. The recipe may move, and its settings may change: what depends on a change is made
-again. Another recipe is refused, so that no page mixes two.
+again. Another recipe is refused, so that no report mixes two.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ _REMEDY = "give another --output, or make this run in its place with --replace (
 
 
 def read(output: Path) -> dict[str, Any] | None:
-    """What ``run.json`` says; None where there is none."""
+    """Return what ``run.json`` says; None where there is none."""
     path = output / RUN
     try:
-        found = orjson.loads(path.read_bytes())
+        content = orjson.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except orjson.JSONDecodeError as error:
         raise DamagedFile(path, f"not JSON ({error})", "delete it and run the recipe again") from None
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def check(recipe: Recipe, output: Path) -> None:
-    """Raises UserError where the folder holds the run of another recipe, or stages of one."""
-    found = read(output)
-    if found is not None and (other := _other(found, recipe)):
-        raise UserError(f"holds the run of {other}", file=output, remedy=_REMEDY)
-    if found is None and (strangers := _strangers(recipe, output)):
+    """Raise UserError where the folder holds the run of another recipe, or stages of one."""
+    owner = read(output)
+    if owner is not None and (other_recipe := _other(owner, recipe)):
+        raise UserError(f"holds the run of {other_recipe}", file=output, remedy=_REMEDY)
+    if owner is None and (strangers := _strangers(recipe, output)):
         names = ", ".join(path.name for path in strangers[:3]) + (", ..." if len(strangers) > 3 else "")
         raise UserError(f"holds stages that this recipe has not: {names}", file=output, remedy=_REMEDY)
 
 
 def take_over(recipe: Recipe, output: Path) -> list[str]:
-    """Remove stages that another recipe left there; returns their names."""
-    found = read(output)
-    strangers = _strangers(recipe, output) if found is None or _other(found, recipe) else []
+    """Remove stages that another recipe left in the folder, and return their names."""
+    owner = read(output)
+    strangers = _strangers(recipe, output) if owner is None or _other(owner, recipe) else []
     for folder in strangers:
         shutil.rmtree(folder)
     return [folder.name for folder in strangers]
 
 
 def write(recipe: Recipe, overrides: Sequence[str], output: Path) -> None:
-    """Say whose run the folder holds."""
+    """Write down whose run the folder holds."""
     output.mkdir(parents=True, exist_ok=True)
-    said = {
+    owner = {
         "verb": recipe.verb,
         "name": recipe.name,
         "recipe": str(recipe.path.resolve()),
@@ -68,13 +68,13 @@ def write(recipe: Recipe, overrides: Sequence[str], output: Path) -> None:
         "folder": str(Path.cwd()),
         "command": sys.argv,
     }
-    write_json(output / RUN, said)
+    write_json(output / RUN, owner)
 
 
-def _other(found: dict[str, Any], recipe: Recipe) -> str | None:
-    """The recipe that ``found`` is of, in words; None where it is this one: of its name, and the same file, a moved one
-    or a copy."""
-    verb, name, path = found.get("verb", "recipe"), found.get("name"), Path(found.get("recipe", ""))
+def _other(owner: dict[str, Any], recipe: Recipe) -> str | None:
+    """The recipe that a folder belongs to, in words; None where it is this one. This one has the same name and is the
+    same file, or a file with the same content."""
+    verb, name, path = owner.get("verb", "recipe"), owner.get("name"), Path(owner.get("recipe", ""))
     if (verb, name or recipe.name) != (recipe.verb, recipe.name):
         return f"{'recipe' if verb == 'recipe' else verb} {name!r} ({path})"
     if path.is_file() and not path.samefile(recipe.path) and digest_file(path) != digest_file(recipe.path):
@@ -83,9 +83,9 @@ def _other(found: dict[str, Any], recipe: Recipe) -> str | None:
 
 
 def _strangers(recipe: Recipe, output: Path) -> list[Path]:
-    """Folders of stages that the recipe has not."""
+    """The folders of stages that the recipe does not have."""
     if not output.is_dir():
         return []
     folders = (p for p in sorted(output.iterdir()) if p.is_dir() and not p.name.startswith("."))
-    made = (p for p in folders if (p / PLAN).is_file() or (p / MANIFEST).is_file())
-    return [p for p in made if p.name not in recipe.stages]
+    stages = (p for p in folders if (p / PLAN).is_file() or (p / MANIFEST).is_file())
+    return [p for p in stages if p.name not in recipe.stages]

@@ -35,7 +35,10 @@ _FIRST_S = 2.0  # a wait of so many seconds is logged
 
 @contextlib.contextmanager
 def run_lock(output: Path, stage: str | None, shard: int, shards: int) -> Iterator[None]:
-    """Hold what a run of ``output`` needs, or of one stage of it. Raises UserError that names who holds it."""
+    """Hold the locks that a run of ``output`` needs, or the run of one stage or shard of it.
+
+    Raises UserError that names the process which holds one of them.
+    """
     wanted = [(output / RUN, stage is not None)]
     if stage is not None:
         wanted.append((output / STAGES / f"{stage}.lock", shards > 1))
@@ -79,7 +82,8 @@ def _take(output: Path, path: Path, shared: bool, what: str) -> int:
 
 
 def _holder(output: Path, path: Path) -> dict[str, Any]:
-    """The mark of who holds a lock alone; of a shared one, of a lock that one of its holders holds alone."""
+    """The mark of the process that holds a lock alone. Of a shared lock it is that of a process that holds another lock
+    of the run."""
     for candidate in [path, *sorted((output / STAGES).glob("*.lock"))]:
         if _is_held_alone(candidate) and (mark := read_mark(candidate)):
             return mark

@@ -70,10 +70,10 @@ def made_nothing(
     """
     untried = manifest.metrics.get("untried", 0)
     if entry.stage.makes == "records":
-        left = manifest.counts["records"] - untried
+        remaining = manifest.counts["records"] - untried
     else:
-        left = manifest.metrics.get("samples")  # None: a stage that counts none has made what it makes
-    if left != 0:
+        remaining = manifest.metrics.get("samples")  # None: a stage that counts none has made what it makes
+    if remaining != 0:
         return None
     remedy = f"see {folder}{os.sep}drops-*.jsonl and mend what feeds it"
     if may_allow:

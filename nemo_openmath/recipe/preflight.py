@@ -20,10 +20,14 @@ from nemo_openmath.recipe.stage_entries import StageEntry
 
 
 def preflight(recipe: Recipe, names: Sequence[str], output: Path, *, layouts: bool = True) -> None:
-    """Check what the stages ``names``, those that will be run, need: files, models, tokenizers, devices, secrets,
-    extras, room in ``output``. ``layouts``: also whether trainings suit the processes that the recipe gives them; a
-    launcher gives others. Raises UserError that lists all that is wrong. A model server is not asked: it may start
-    later."""
+    """Check what the stages ``names``, which will be run, need.
+
+    Checked are files, models, tokenizers, devices, secrets, extras and the free space at ``output``. With ``layouts``,
+    it is also checked whether trainings suit the processes that the recipe gives them; a launcher gives others. A model
+    server is not asked: it may start later.
+
+    Raises UserError that lists all that is wrong.
+    """
     errors = recipe.missing_files(names)
 
     def attempt(check: Callable[[], None]) -> None:
@@ -46,15 +50,15 @@ def preflight(recipe: Recipe, names: Sequence[str], output: Path, *, layouts: bo
         attempt(lambda: _student(recipe, list(models)))
     if recipe.sandbox.token_env is not None and not os.environ.get(recipe.sandbox.token_env):
         errors.append(_unset(recipe, "sandbox.token_env", recipe.sandbox.token_env))
-    attempt(lambda: _room(recipe, entries, output))
+    attempt(lambda: _disk_space(recipe, entries, output))
     if errors:
         unique = list({str(error): error for error in errors}.values())
         raise one_error(unique, f"{recipe.path}: nothing was run")
 
 
 def check_output(output: Path) -> None:
-    """Raises UserError where the folder, or the nearest one above it that exists, cannot be written, or belongs to a
-    stage, whose readers would find both."""
+    """Raise UserError where the folder, or the nearest one above it that exists, cannot be written, or belongs to a
+    stage, whose readers would take the run for a part of it."""
     there = next(path for path in (output.absolute(), *output.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
         raise UserError(
@@ -70,12 +74,12 @@ def check_output(output: Path) -> None:
 
 
 def _inputs(entry: StageEntry, output: Path, layouts: bool) -> None:
-    """What a stage says about the inputs that are there already."""
-    found = {
+    """Let a stage check the inputs that are there already."""
+    present = {
         port: [name for name in names if isinstance(name, Path) and name.exists()]
         for port, names in entry.inputs.items()
     }
-    for port, paths in found.items():
+    for port, paths in present.items():
         if type(entry.stage).takes.get(port) == "model":
             for path in paths:
                 _model(entry, path, tokenizer=False)
@@ -85,11 +89,11 @@ def _inputs(entry: StageEntry, output: Path, layouts: bool) -> None:
                 "choose another --output, or read from a folder of its own",
             )
     if layouts:
-        _as_of(entry, lambda: entry.stage.check(found))
+        _as_of(entry, lambda: entry.stage.check(present))
 
 
 def _model(entry: StageEntry, folder: Path, *, tokenizer: bool = True) -> None:
-    """A folder that an engine is to load, or a stage to read."""
+    """Check a folder that an engine is to load, or a stage to read."""
     if not folder.is_dir():
         raise entry.error(f"is no folder: {shown(folder)}", "name the folder of a Hugging Face model")
     inside = folder / "model" if (folder / "model" / "config.json").is_file() else folder  # of a checkpoint
@@ -137,7 +141,7 @@ def _teacher(recipe: Recipe) -> None:
 
 
 def _section(recipe: Recipe, role: str) -> str:
-    """What the file calls the settings of the teacher or the student: `generate` has one engine."""
+    """What the file calls the settings of the teacher or the student: ``generate`` has one engine."""
     return "engine" if recipe.verb == "generate" else role
 
 
@@ -158,7 +162,7 @@ def _unset(recipe: Recipe, setting: str, name: str) -> UserError:
 
 
 def _student(recipe: Recipe, models: Sequence[str]) -> None:
-    """The engine of models that stages make."""
+    """Check the engine of models that stages make."""
     student = recipe.student
     name = _section(recipe, "student")
     _urls(recipe, f"{name}.urls", student.urls)
@@ -174,7 +178,7 @@ def _student(recipe: Recipe, models: Sequence[str]) -> None:
         raise _unset(recipe, f"{name}.api_key_env", student.api_key_env)
 
 
-def _room(recipe: Recipe, entries: Sequence[StageEntry], output: Path) -> None:
+def _disk_space(recipe: Recipe, entries: Sequence[StageEntry], output: Path) -> None:
     """Refuse trainings whose checkpoints cannot all fit: 12 bytes a parameter each (weights and two moments, fp32)."""
     from nemo_openmath.models.configs import ModelConfig
     from nemo_openmath.training.stage import Sft

@@ -33,7 +33,10 @@ _TYPES = (
 
 
 def run_view(run: Run, waited: float | None = None) -> RunView:
-    """Read the manifests and whatever else the report shows. ``waited``: seconds that this run took."""
+    """Read the manifests and whatever else the report shows.
+
+    ``waited``: the seconds that this run took; None where nothing was run.
+    """
     recipe, statuses = run.recipe, list(run.status())
     stages = [StageView.read(s.name, run.folder(s.name), str(s.state)) for s in statuses]
     finished = {s.name: s.manifest for s in stages if s.manifest is not None and s.current}
@@ -58,7 +61,8 @@ def run_view(run: Run, waited: float | None = None) -> RunView:
 
 
 def _left_out(statuses: Sequence[StageStatus]) -> Iterator[str]:
-    """A sentence for each stage that is itself not as the recipe asks, and one for those made from such."""
+    """Yield a sentence for each stage that is itself not as the recipe asks, and one for those made from such
+    stages."""
     behind = [s.name for s in statuses if s.state is State.CHANGED and not s.other]
     for status in statuses:
         if status.other or status.state is State.DAMAGED:
@@ -70,7 +74,7 @@ def _left_out(statuses: Sequence[StageStatus]) -> Iterator[str]:
 
 
 def _competition(run: Run, finished: dict[str, Manifest]) -> Iterator[dict[str, Any]]:
-    """The score of each competition, from the answers that it left."""
+    """Yield the score of each competition, from the answers that it left."""
     for name, manifest in finished.items():
         if manifest.stage == "competition.solve":
             answers = list(read_merged([run.folder(name)], Generation, majority))
@@ -96,7 +100,7 @@ def _kind(run: Run, name: str) -> str:
 
 
 def _standins(run: Run) -> Iterator[str]:
-    """What of the run is no real model and no real data, a sentence each."""
+    """Yield a sentence for each part of the run that is no real model or no real data."""
     stages = [entry.stage for entry in run.recipe.stages.values()]
     if run.recipe.teacher.is_stand_in and any("teacher" in stage.engines() for stage in stages):
         yield run.recipe.teacher.program.disclosure
@@ -117,16 +121,16 @@ def _problem_funnel(run: Run, finished: dict[str, Manifest]) -> Iterator[Funnel]
 
 
 def _merged(run: Run, finished: dict[str, Manifest]) -> str:
-    """What became one problem with another on the way: no drop, and no longer counted."""
+    """How many problems were merged with an equal one on the way. They are no drops, and are no longer counted."""
     known = {kind for kind, _ in _FUNNEL}
-    found = {n: m.counts["merged"] for n, m in finished.items() if _kind(run, n) in known and m.counts.get("merged")}
-    if not found:
+    merged = {n: m.counts["merged"] for n, m in finished.items() if _kind(run, n) in known and m.counts.get("merged")}
+    if not merged:
         return ""
-    return "Equal problems count once; merged: " + ", ".join(f"{count:,} in {name}" for name, count in found.items())
+    return "Equal problems count once; merged: " + ", ".join(f"{count:,} in {name}" for name, count in merged.items())
 
 
 def _solution_funnels(run: Run, finished: dict[str, Manifest]) -> Iterator[Funnel]:
-    """Generated -> kept, for every filter of the recipe."""
+    """Yield how many solutions were generated and kept, for every filter of the recipe."""
     for name, manifest in finished.items():
         if manifest.stage == "solutions.filter":
             counts = manifest.counts
@@ -137,7 +141,7 @@ def _solution_funnels(run: Run, finished: dict[str, Manifest]) -> Iterator[Funne
 
 
 def _examples(run: Run, finished: dict[str, Manifest]) -> Iterator[Example]:
-    """A correct TIR solution of the last checkpoint that was evaluated."""
+    """Yield a correct solution with code, by the last checkpoint that was evaluated."""
     graded = [n for n, m in finished.items() if m.stage == "solutions.grade"]
     for name in reversed(graded):
         for generation in read_records(run.folder(name), Generation):

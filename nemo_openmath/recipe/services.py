@@ -30,7 +30,11 @@ _STARTUP_SECONDS = 60
 
 
 class RecipeServices(Services):
-    """``models``: folder of a finished stage by name. At most one model is held in memory at a time."""
+    """What a running recipe lends to its stages.
+
+    Each thing is opened when a stage first asks for it and closed at the end of the run. At most one model is held in
+    memory at a time, beside the teacher.
+    """
 
     def __init__(self, recipe: Recipe, run: Path):
         self._recipe = recipe
@@ -52,9 +56,9 @@ class RecipeServices(Services):
             student = self._recipe.student
             named = student.model if student.kind != "embedded" else ""  # the name that one server knows it by
             tokenizer = (student.tokenizer or folder) if student.kind == "http" else student.tokenizer
-            if student.tokenizer and (found := tokenizer_difference(folder, student.tokenizer)):
+            if student.tokenizer and (difference := tokenizer_difference(folder, student.tokenizer)):
                 raise UserError(
-                    f"student.tokenizer {student.tokenizer} is not the tokenizer of {folder}: {found}",
+                    f"student.tokenizer {student.tokenizer} is not the tokenizer of {folder}: {difference}",
                     remedy="leave student.tokenizer out",
                 )
             engine = await open_engine(replace(student, model=named or str(folder), tokenizer=tokenizer))
@@ -66,7 +70,7 @@ class RecipeServices(Services):
         return self._model[1:]
 
     async def release_model(self) -> None:
-        """Close the student's engine: its threads and memory belong to the next stage."""
+        """Close the engine of the student: its threads and memory belong to the next stage."""
         if self._model is not None:
             await self._model[1].close()
             self._model = None
@@ -95,7 +99,7 @@ class RecipeServices(Services):
         return majority(answers)
 
     async def close(self) -> None:
-        """Close all that was opened, whatever of it fails to close."""
+        """Close everything that was opened, even where some of it fails to close."""
         async with contextlib.AsyncExitStack() as stack:
             if self._grading is not None:
                 stack.callback(self._grading.close)
@@ -114,7 +118,7 @@ class RecipeServices(Services):
                     await self._teacher_process.wait()
 
     def teacher_tokenizer(self) -> Path:
-        """Folder of the teacher's tokenizer. Raises UserError where the recipe names none."""
+        """Return the folder of the teacher's tokenizer. Raises UserError where the recipe names none."""
         if self._recipe.teacher.tokenizer is None:
             raise UserError(
                 "teacher.tokenizer is not set",

@@ -72,7 +72,7 @@ def settings(config: type, prefix: str = "", types: Mapping[type, type] | None =
 
 
 def type_name(hint: Any) -> str:
-    """A type in the words of a user: what to write, and in which range."""
+    """Return a type in the words of a user: what to write, and in which range."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return ", ".join([type_name(args[0]), *map(str, args[1:])])

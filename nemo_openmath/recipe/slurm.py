@@ -65,11 +65,11 @@ def finished_stages(recipe: Recipe, output: Path) -> frozenset[str]:
 def _info(entry: StageEntry, recipe: Recipe, output: Path) -> StageInfo:
     engines = entry.stage.engines()
     read = [name for names in entry.inputs.values() for name in names if isinstance(name, str)]
-    made = [name for name in engines if name in recipe.stages]
+    models = [name for name in engines if name in recipe.stages]
     return StageInfo(
         name=entry.name,
         kind=entry.stage.kind,
-        after=tuple(dict.fromkeys([*read, *made])),
+        after=tuple(dict.fromkeys([*read, *models])),
         splits=isinstance(entry.stage, UnitStage),
         trains=isinstance(entry.stage, Sft),
         # the very text that RecipeServices asks its engine for: servers know models by name

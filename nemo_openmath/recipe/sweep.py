@@ -31,20 +31,29 @@ _COLUMNS = ("maj", "pass", "tokens", "code_calls")
 
 @dataclass(frozen=True)
 class Sweep:
-    """Candidates (1 - r) A + r B for the ``ratios``. ``samples``: a problem, and the k of maj@k and pass@k."""
+    """Candidates (1 - r) A + r B that are merged and evaluated."""
 
     models: tuple[Path, Path]
+    """A and B."""
     ratios: tuple[float, ...]
+    """The parts r of B."""
     benchmark: Path
+    """The problems on which each candidate is evaluated."""
     method: Method = "linear"
+    """How the models are merged."""
     base: Path | None = None
+    """The model both were trained from; needed by task_arithmetic, ties and dare."""
     density: float = 0.5
+    """The share of each difference that ties and dare keep."""
     seed: int = 0
+    """The seed of the recipe, and of dare."""
     mode: str = "tir"
+    """How candidates solve the problems: ``cot`` or ``tir``."""
     samples: int = 16
+    """Solutions of each problem, and the k of maj@k and pass@k."""
 
     def recipe(self, folder: Path) -> dict[str, Any]:
-        """The content of the recipe file in ``folder``."""
+        """Return the content of the recipe file in ``folder``."""
         models = [_path(model, folder) for model in self.models]
         stages: dict[str, Any] = {"benchmark": {"run": "problems.read_problems", "from": _path(self.benchmark, folder)}}
         for ratio in self.ratios:
@@ -83,7 +92,7 @@ class Sweep:
 
 
 def candidate(ratio: float) -> str:
-    """Name of the stage: ``ratio_0_3`` of 0.3."""
+    """Return the name of a stage: ``ratio_0_3`` for 0.3."""
     return f"ratio_{ratio:g}".replace(".", "_").replace("-", "minus_")
 
 
@@ -93,8 +102,11 @@ def _path(path: Path, folder: Path) -> str:
 
 
 async def run_sweep(sweep: Sweep, output: Path, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Write ``output/sweep.yaml``, run it in ``output`` and print the table; returns its rows. ``overrides``: of the
-    recipe; a ``*`` stands for every candidate: ``stages.*_solved.max_tokens=256``."""
+    """Write ``output/sweep.yaml``, run it in ``output``, print the table and return its rows.
+
+    ``overrides`` are those of the recipe. A ``*`` in one stands for every candidate:
+    ``stages.*_solved.max_tokens=256``.
+    """
     if len(set(sweep.ratios)) != len(sweep.ratios) or not sweep.ratios:
         raise UserError("the ratios of a sweep differ from each other", remedy="write --sweep 0,0.1,...,1")
     if sweep.samples < 1:
@@ -114,15 +126,15 @@ async def run_sweep(sweep: Sweep, output: Path, overrides: Sequence[str] = ()) -
 
 def _row(ratio: float, folder: Path, k: int) -> dict[str, Any]:
     row: dict[str, Any] = {"ratio": ratio}
-    for found in orjson.loads((folder / RESULTS).read_bytes()):
-        kind = found["metric"].split("@")[0]
-        if kind in _COLUMNS and found["k"] in (None, k):
-            row[kind] = (found["value"], found["low"], found["high"])
+    for result in orjson.loads((folder / RESULTS).read_bytes()):
+        kind = result["metric"].split("@")[0]
+        if kind in _COLUMNS and result["k"] in (None, k):
+            row[kind] = (result["value"], result["low"], result["high"])
     return row
 
 
 def _table(rows: Sequence[dict[str, Any]], sweep: Sweep) -> Table:
-    """Ratio, maj@k, pass@k, length, code calls; in brackets the 95% interval over problems."""
+    """A table of ratio, maj@k, pass@k, length and code calls, with the 95% interval over problems in brackets."""
     a, b = (model.name for model in sweep.models)
     table = Table(title=f"(1 - r) {a} + r {b}, {sweep.method} (paper, Table 10)")
     for name in ("r", f"maj@{sweep.samples}", f"pass@{sweep.samples}", "tokens", "code calls"):

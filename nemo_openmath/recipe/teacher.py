@@ -37,7 +37,7 @@ def register_stand_in(program: StandIn) -> None:
 
 
 class StandInSettings:
-    """Stands in the types of :class:`Teacher` for the settings of the registered program."""
+    """The type of ``Teacher.stand_in``. It stands for the settings class of the registered program."""
 
 
 def settings_types() -> dict[type, type]:
@@ -104,7 +104,10 @@ class Teacher:
         return _registered[0]
 
     def digest(self) -> str:
-        """What of the teacher makes a difference to the texts that it writes: an input of every stage that asks it."""
+        """Return what of the teacher makes a difference to the texts that it writes.
+
+        It is an input of every stage that asks the teacher.
+        """
         if not self.is_stand_in:
             return f"{self.model} {self.api}"
         return orjson.dumps(self.stand_in).decode()
