@@ -101,26 +101,26 @@ async def run_embedded(folder: Path, requests: list[Request], threads: int) -> t
     await engine.complete(Request((1, 2, 3), Sampling(max_tokens=2)))
     gate = asyncio.Semaphore(BATCH)
 
-    async def one(request: Request):
+    async def complete(request: Request):
         async with gate:
             return await engine.complete(request)
 
     with Clock() as clock:
-        answers = await asyncio.gather(*(one(r) for r in requests))
-    made = sum(len(a.token_ids) for a in answers)
+        answers = await asyncio.gather(*(complete(r) for r in requests))
+    generated = sum(len(a.token_ids) for a in answers)
     before = engine.statistics.prompt_tokens - engine.statistics.cached_tokens
     longer = [
         Request((*r.prompt, *a.token_ids, *range(20, 60)), Sampling(max_tokens=8, seed=r.sampling.seed), r.conversation)
         for r, a in zip(requests, answers, strict=True)
     ]
-    await asyncio.gather(*(one(r) for r in longer))
+    await asyncio.gather(*(complete(r) for r in longer))
     computed = engine.statistics.prompt_tokens - engine.statistics.cached_tokens - before
     new = sum(
         len(r.prompt) - len(o.prompt) - len(a.token_ids) for r, o, a in zip(longer, requests, answers, strict=True)
     )
-    again = (computed - new) / sum(len(r.prompt) for r in longer)
+    recomputed = (computed - new) / sum(len(r.prompt) for r in longer)
     await engine.close()
-    return clock, made, again
+    return clock, generated, recomputed
 
 
 @asynccontextmanager
@@ -150,11 +150,11 @@ async def client_overhead(n: int = 2000) -> float:
 
 async def soak(name: str, engine: Engine, n: int) -> None:
     """Memory of this process over n requests, each of a conversation of its own, 256 in flight."""
-    left = iter(range(n))
+    numbers = iter(range(n))
     sizes: list[float] = []
 
     async def ask() -> None:
-        for i in left:
+        for i in numbers:
             if i % (n // 10) == n // 10 - 1:
                 sizes.append(resident_mib())
             request = Request((i % 1000 + 1, i // 1000 % 1000 + 1, 3), Sampling(max_tokens=4, seed=i), f"c{i}")
@@ -214,16 +214,16 @@ def main() -> None:
         if arguments.soak:
             asyncio.run(run_soak(folder, arguments.soak))
             return
-        ours, made, again = asyncio.run(run_embedded(folder, requests, arguments.threads))
+        ours, generated, recomputed = asyncio.run(run_embedded(folder, requests, arguments.threads))
         theirs = run_generate(folder, requests, arguments.lengths)
     asked = sum(r.sampling.max_tokens for r in requests)
-    print(f"embedded {made / ours.wall:7.0f} tokens/s wall, {made / ours.cpu:7.0f} per CPU second")
+    print(f"embedded {generated / ours.wall:7.0f} tokens/s wall, {generated / ours.cpu:7.0f} per CPU second")
     print(f"generate {asked / theirs.wall:7.0f} tokens/s wall, {asked / theirs.cpu:7.0f} per CPU second")
-    ratio, cpu = made / ours.wall / (asked / theirs.wall), made / ours.cpu / (asked / theirs.cpu)
+    ratio, cpu = generated / ours.wall / (asked / theirs.wall), generated / ours.cpu / (asked / theirs.cpu)
     print(
         f"ratio    {ratio:.2f} wall, {cpu:.2f} CPU ({arguments.size}, {arguments.lengths}, {arguments.threads} threads)"
     )
-    print(f"prompt tokens computed again after a tool's output: {100 * again:.2f}%")
+    print(f"prompt tokens computed again after a tool's output: {100 * recomputed:.2f}%")
     print(f"client overhead: {asyncio.run(client_overhead()):.2f} ms of CPU per request")
 
 

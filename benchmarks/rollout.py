@@ -86,24 +86,24 @@ async def solve(folder: Path, sandbox: LocalSandbox, side: Side, solutions: int,
     engine = EmbeddedEngine.load(folder, slots=SLOTS, threads=threads)
     gate, slow = asyncio.Semaphore(IN_FLIGHT), Sleeping(sandbox, side.seconds)
 
-    async def one(i: int) -> Outcome:
-        asked = (Message("user", f"Problem {i}: what is {i} + {i}?"),)
+    async def solution(i: int) -> Outcome:
+        messages = (Message("user", f"Problem {i}: what is {i} + {i}?"),)
         async with gate:
             if i == solutions - 1:
                 side.wall += time.perf_counter() - began
                 side.tokens += engine.statistics.generated_tokens
                 side.steps += engine.statistics.steps
             return await roll_out(
-                engine, engine.tokenizer, asked, SETTINGS, seed=i, key=str(i), sandbox=slow, budget=BUDGET
+                engine, engine.tokenizer, messages, SETTINGS, seed=i, key=str(i), sandbox=slow, budget=BUDGET
             )
 
     began = time.perf_counter()
-    made = await asyncio.gather(*(one(i) for i in range(solutions)))
-    side.calls += sum(o.cost.code_calls for o in made)
-    side.cached += sum(o.cost.cached_tokens for o in made)
-    side.computed += sum(o.cost.computed_tokens for o in made)
+    outcomes = await asyncio.gather(*(solution(i) for i in range(solutions)))
+    side.calls += sum(o.cost.code_calls for o in outcomes)
+    side.cached += sum(o.cost.cached_tokens for o in outcomes)
+    side.computed += sum(o.cost.computed_tokens for o in outcomes)
     await engine.close()
-    return made
+    return outcomes
 
 
 async def run(solutions: int, rounds: int, threads: int) -> None:
@@ -112,8 +112,8 @@ async def run(solutions: int, rounds: int, threads: int) -> None:
         make_model(Path(name))
         async with LocalSandbox(workers=IN_FLIGHT) as sandbox:
             for _ in range(rounds):
-                one, other = [await solve(Path(name), sandbox, side, solutions, threads) for side in sides]
-                assert [o.transcript for o in one] == [o.transcript for o in other]
+                instant, slow = [await solve(Path(name), sandbox, side, solutions, threads) for side in sides]
+                assert [o.transcript for o in instant] == [o.transcript for o in slow]
     for side in sides:
         print(
             f"{1e3 * side.seconds:3.0f} ms a call: {side.tokens / side.wall:6.0f} tokens/s, "

@@ -54,8 +54,8 @@ def do(*words: object) -> None:
 @contextmanager
 def vllm(python: str, model: Path, *arguments: str) -> Iterator[str]:
     """The URL of a vLLM that ``openmath serve`` started."""
-    with tempfile.TemporaryDirectory() as room:
-        address, log = Path(room) / "address", Path(room) / "log"
+    with tempfile.TemporaryDirectory() as work:
+        address, log = Path(work) / "address", Path(work) / "log"
         words = ["serve", model, "--engine", "vllm", "--port", 0, "--address-file", address, "--log", log, "--"]
         words += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048", *arguments]
         server = subprocess.Popen(openmath(*words, python=python), stdout=subprocess.PIPE, text=True)
@@ -72,10 +72,10 @@ def vllm(python: str, model: Path, *arguments: str) -> Iterator[str]:
 # -- where texts end ---------------------------------------------------------------------------------------------------
 
 
-def train(base: Path, room: Path) -> Path:
+def train(base: Path, work: Path) -> Path:
     """The exported folder."""
     draw = random.Random(1)
-    with (room / "rows.jsonl").open("w") as file:
+    with (work / "rows.jsonl").open("w") as file:
         for _ in range(36):
             a, b = draw.randint(2, 40), draw.randint(2, 40)
             row = {"problem": QUESTION.format(a, b), "generated_solution": ANSWER.format(a, b, a * b)}
@@ -83,16 +83,16 @@ def train(base: Path, room: Path) -> Path:
     stages: dict[str, Any] = {"rows": {"run": "sft.read", "from": "./rows.jsonl", "mode": "cot"}}
     stages["tokens"] = {"run": "sft.tokenize", "from": {"rows": "rows", "model": str(base)}, "workers": 1}
     stages["packs"] = {"run": "sft.pack", "from": "tokens", "capacity": 256}
-    (room / "packs.yaml").write_text(json.dumps({"name": "packs", "stages": stages}))
+    (work / "packs.yaml").write_text(json.dumps({"name": "packs", "stages": stages}))
     data = {"folder": "packs/packs", "batch_samples": 9, "steps": STEPS}
     training = {"lr": 1e-5, "warmup": 0.25, "precision": "bf16", "checkpoints": {"every": 0}}
-    (room / "job.yaml").write_text(
+    (work / "job.yaml").write_text(
         json.dumps({"model": str(base), "output": "trained", "data": data, "training": training})
     )
-    do("recipe", "run", room / "packs.yaml", "--output", room / "packs")
-    do("sft", room / "job.yaml", "--threads", 2)
-    do("convert", "megatron-to-hf", room / f"trained/checkpoints/step-{STEPS:08d}", room / "exported")
-    return room / "exported"
+    do("recipe", "run", work / "packs.yaml", "--output", work / "packs")
+    do("sft", work / "job.yaml", "--threads", 2)
+    do("convert", "megatron-to-hf", work / f"trained/checkpoints/step-{STEPS:08d}", work / "exported")
+    return work / "exported"
 
 
 def with_settings_of(base: Path, exported: Path, folder: Path) -> Path:
@@ -128,8 +128,8 @@ def by_transformers(folder: Path) -> list[list[int]]:
         chat = [{"role": "user", "content": question}]
         ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=False)
         with torch.no_grad():
-            made = model.generate(ids, do_sample=False, max_new_tokens=LIMIT)
-        answers.append(made[0, ids.shape[1] :].tolist())
+            generated = model.generate(ids, do_sample=False, max_new_tokens=LIMIT)
+        answers.append(generated[0, ids.shape[1] :].tolist())
     return answers
 
 
@@ -146,9 +146,9 @@ def by_chat(url: str, model: str) -> list[list[int]]:
 
 
 def ends(options: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory(dir=options.folder) as room:
-        exported = train(options.model, Path(room))
-        before = with_settings_of(options.model, exported, Path(room) / "before")
+    with tempfile.TemporaryDirectory(dir=options.folder) as work:
+        exported = train(options.model, Path(work))
+        before = with_settings_of(options.model, exported, Path(work) / "before")
         for folder in (exported, before):
             show("transformers' generate", folder, by_transformers(folder))
         if options.vllm is None:
@@ -213,18 +213,18 @@ def difference(model: Path, prompt: tuple[int, ...], a: Sequence[int], b: Sequen
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(required=True)
-    one = verbs.add_parser("ends")
-    one.add_argument("model", type=Path, metavar="BASE")
-    one.add_argument("--folder", type=Path, help="on a disk with room for 16 bytes a parameter")
-    one.add_argument("--vllm", metavar="PYTHON")
-    one.set_defaults(work=ends)
-    two = verbs.add_parser("equal")
-    two.add_argument("model", type=Path, metavar="MODEL")
-    two.add_argument("--problems", type=Path, required=True, metavar="FILE.jsonl")
-    two.add_argument("--vllm", metavar="PYTHON", required=True)
-    two.add_argument("--tokens", type=int, default=120)
-    two.add_argument("--count", type=int, default=8)
-    two.set_defaults(work=equal)
+    ends_verb = verbs.add_parser("ends")
+    ends_verb.add_argument("model", type=Path, metavar="BASE")
+    ends_verb.add_argument("--folder", type=Path, help="on a disk with room for 16 bytes a parameter")
+    ends_verb.add_argument("--vllm", metavar="PYTHON")
+    ends_verb.set_defaults(work=ends)
+    equal_verb = verbs.add_parser("equal")
+    equal_verb.add_argument("model", type=Path, metavar="MODEL")
+    equal_verb.add_argument("--problems", type=Path, required=True, metavar="FILE.jsonl")
+    equal_verb.add_argument("--vllm", metavar="PYTHON", required=True)
+    equal_verb.add_argument("--tokens", type=int, default=120)
+    equal_verb.add_argument("--count", type=int, default=8)
+    equal_verb.set_defaults(work=equal)
     options = parser.parse_args()
     options.model = options.model.resolve()
     options.work(options)

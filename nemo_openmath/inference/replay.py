@@ -33,7 +33,7 @@ _Part: TypeAlias = tuple[float, str, tuple[int, ...], tuple[float, ...]]  # seco
 
 
 class Recorder:
-    """An engine that passes everything on to another and appends each finished completion to a JSONL file."""
+    """Passes everything on to an engine and appends each finished completion to a JSONL file."""
 
     def __init__(self, engine: Engine, path: str | Path, clock: Clock | None = None):
         self._engine, self._clock = engine, clock or SystemClock()

@@ -28,8 +28,8 @@ from nemo_openmath.core.errors import ExitCode
 from nemo_openmath.core.waiting import Waiting
 from nemo_openmath.inference.http.client import HTTPEngine
 from nemo_openmath.inference.http.dialects import DIALECTS, chat_dialect
+from nemo_openmath.inference.http.model_names import alias_of
 from nemo_openmath.inference.http.retrying import RetryPolicy
-from nemo_openmath.inference.http.served_model import alias_of
 from nemo_openmath.inference.open import EngineConfig, open_engine
 from nemo_openmath.inference.serving.launch import ServerConfig, server_command
 

@@ -182,10 +182,10 @@ class ContinuousBatch:
             request.paused_logprobs = table.logprobs[row, : table.length[row] - table.prompt_length[row]].copy()
         self._sharing.keep_paused(request)
         self._close_gap(request)
-        for other in self.running:
-            if other.source is request:
-                other.source = None
-                self._sharing.take_over(other, ())
+        for dependent in self.running:
+            if dependent.source is request:
+                dependent.source = None
+                self._sharing.take_over(dependent, ())
         self.waiting.appendleft(request)
         self._first_deadline = min(self._first_deadline, request.deadline)
         self.statistics.pauses += 1

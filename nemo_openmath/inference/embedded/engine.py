@@ -153,6 +153,10 @@ class EmbeddedEngine:
         return self._scheduler.alive
 
     async def complete(self, request: Request) -> Completion:
+        """Return the finished completion. Cancelling the task frees the slot.
+
+        Raises InvalidRequest for a request that cannot be done, EngineError where the engine is closed or has failed.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Completion] = loop.create_future()
         pending = self._checked(request, lambda result: _from_thread(loop, _settle, future, result))
@@ -164,6 +168,7 @@ class EmbeddedEngine:
             raise
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """Yield the completion token by token. Closing the iterator frees the slot."""
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[tuple[list[int], list[float]] | Completion | BaseException] = asyncio.Queue()
         pending = self._checked(request, lambda result: _from_thread(loop, events.put_nowait, result))
@@ -185,6 +190,7 @@ class EmbeddedEngine:
                 self._scheduler.cancel(pending)
 
     async def close(self) -> None:
+        """End pending requests as cancelled and give the memory back."""
         if not self._closed:
             self._closed = True
             await asyncio.to_thread(self._scheduler.close)

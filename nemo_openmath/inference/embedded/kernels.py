@@ -26,7 +26,7 @@ _BUILD = ("-O3", "-march=native", "-funroll-loops", "-shared", "-fPIC", "-pthrea
 # nothing may reorder a sum: rows are to have the same bits in every batch
 _EXACT = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast")
 FLAGS = (*_BUILD, *_EXACT)
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _P, _I = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -71,7 +71,7 @@ class Team:
             try:
                 Thread(target=_serve, args=(inbox,), name=f"decoding-{i}", daemon=True).start()
             except RuntimeError as error:
-                _log.warning("decoding with %d threads instead of %d: %s", i, threads, error)
+                log.warning("decoding with %d threads instead of %d: %s", i, threads, error)
                 break
             self._inboxes.append(inbox)
 
@@ -167,7 +167,7 @@ def load_kernels(head_dim: int, group: int, threads: int) -> Kernels | None:
                 library.replace(file)
         return Kernels(ctypes.CDLL(str(file)), threads)
     except (OSError, subprocess.SubprocessError) as error:
-        _log.warning("decoding without compiled kernels: %s", error)
+        log.warning("decoding without compiled kernels: %s", error)
         return None
 
 

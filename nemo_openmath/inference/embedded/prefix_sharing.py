@@ -26,13 +26,13 @@ class PrefixSharing:
         request that will have it."""
         usable = len(request.ids) - 1  # the last token's logits are needed
         entry, stored = self._store.find(request.ids[:usable], request.conversation)
-        other, common = self._closest(request, usable, running)
-        if other is not None and common > stored:
-            if other.computed < min(common, len(other.ids)) and common - stored >= WORTH_COPYING:
-                request.source, request.shared = other, common
-            elif min(common, self._rows.in_cache(other)) >= max(stored, WORTH_COPYING):
-                request.computed = min(common, self._rows.in_cache(other))
-                self._decoder.copy_row(other.row, request.row, request.computed)
+        closest, common = self._closest(request, usable, running)
+        if closest is not None and common > stored:
+            if closest.computed < min(common, len(closest.ids)) and common - stored >= WORTH_COPYING:
+                request.source, request.shared = closest, common
+            elif min(common, self._rows.in_cache(closest)) >= max(stored, WORTH_COPYING):
+                request.computed = min(common, self._rows.in_cache(closest))
+                self._decoder.copy_row(closest.row, request.row, request.computed)
         if request.source is None and request.computed == 0 and entry is not None and stored >= WORTH_COPYING:
             self._decoder.load_row(request.row, entry.keys, entry.values, stored)
             request.computed = stored

@@ -4,5 +4,5 @@
 - ``dialects.py``: what each kind of server wants to be told, ``answers.py``: how it answers, ``sse.py``: its streams
 - ``transport.py``: requests over HTTP, and what their failures mean
 - ``retrying.py``: which failures are tried again, ``server_pool.py``: on which server
-- ``served_model.py``: the names of the model, ``same_tokens.py``: whether its tokenizer is ours
+- ``model_names.py``: the names of the model, ``same_tokens.py``: whether its tokenizer is ours
 """

@@ -29,9 +29,9 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.waiting import Waiting
 from nemo_openmath.inference.http.answers import AnswerPart
 from nemo_openmath.inference.http.dialects import DIALECTS, OWNERS, Dialect, ServerKind, chat_dialect, to_completion
+from nemo_openmath.inference.http.model_names import ModelNames
 from nemo_openmath.inference.http.retrying import AttemptFailed, Retrying, RetryPolicy
 from nemo_openmath.inference.http.same_tokens import check_tokenizer
-from nemo_openmath.inference.http.served_model import ServedModel
 from nemo_openmath.inference.http.server_pool import Endpoint, ServerPool
 from nemo_openmath.inference.http.transport import Transport
 from nemo_openmath.models.stop_tokens import end_ids
@@ -74,7 +74,7 @@ class HTTPEngine:
         if api not in ("completions", "chat"):
             raise UserError(f"api {api!r} is unknown", remedy="use completions or chat")
         self.tokenizer, self._api = tokenizer, api
-        self._model = ServedModel(model)
+        self._model = ModelNames(model)
         self._pool = ServerPool([urls] if isinstance(urls, str) else urls)
         self._retrying = Retrying(self._pool, retry or RetryPolicy(), waiting or Waiting(say=log.warning))
         self._transport = Transport(
@@ -103,6 +103,7 @@ class HTTPEngine:
         return self._pool.servers
 
     async def close(self) -> None:
+        """Close the connections; pending requests end with an EngineError."""
         self._retrying.close()
         await self._transport.close()
 
@@ -150,6 +151,10 @@ class HTTPEngine:
     # -- completions -----------------------------------------------------------------------------------------------
 
     async def complete(self, request: Request) -> Completion:
+        """Return the finished completion. Cancelling the task closes the connection.
+
+        Raises InvalidRequest for a request that the server refuses, EngineError where no server could make it.
+        """
         if request.time_limit is not None:
             return await self._complete_in_time(request)
         dialect = await self._ready()
@@ -184,6 +189,8 @@ class HTTPEngine:
             return to_completion(so_far, request, self.tokenizer)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """Yield the completion as the server sends it. What was yielded cannot be taken back: a stream that breaks off
+        is an EngineError, not another attempt."""
         loop = asyncio.get_running_loop()
         deadline = None if request.time_limit is None else loop.time() + request.time_limit
         so_far = AnswerPart()

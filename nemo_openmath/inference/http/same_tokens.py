@@ -16,7 +16,7 @@ from nemo_openmath.core.engine import EngineError, Request, Sampling
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.http.answers import AnswerPart
 from nemo_openmath.inference.http.dialects import Dialect
-from nemo_openmath.inference.http.served_model import ServedModel
+from nemo_openmath.inference.http.model_names import ModelNames
 from nemo_openmath.inference.http.server_pool import Endpoint
 from nemo_openmath.inference.http.transport import Transport
 
@@ -32,7 +32,7 @@ async def check_tokenizer(
     transport: Transport,
     server: Endpoint,
     dialect: Dialect,
-    model: ServedModel,
+    model: ModelNames,
     tokenizer: ChatTokenizer,
     end_ids: Sequence[int],
 ) -> None:

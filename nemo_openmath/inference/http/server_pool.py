@@ -41,9 +41,11 @@ class Endpoint:
         return self.failures >= TRIPS_AFTER
 
     def available(self, now: float) -> bool:
+        """Tell whether the server may get a request now."""
         return now >= self.closed_until and not (self.on_trial and self.in_flight)
 
     def succeeded(self) -> None:
+        """Note a success: the server is healthy."""
         self.failures, self.pause_s, self.closed_until = 0, 0.0, 0.0
 
     def failed(self) -> None:

@@ -21,8 +21,8 @@ from nemo_openmath.core.engine import ContextOverflow, EngineError, InvalidReque
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.http.answers import AnswerPart, error_of, is_error
 from nemo_openmath.inference.http.dialects import Dialect
+from nemo_openmath.inference.http.model_names import ModelNames
 from nemo_openmath.inference.http.retrying import AttemptFailed
-from nemo_openmath.inference.http.served_model import ServedModel
 from nemo_openmath.inference.http.server_pool import Endpoint, ServerPool
 from nemo_openmath.inference.http.sse import events as sse_events
 
@@ -43,7 +43,7 @@ class Transport:
     """
 
     def __init__(
-        self, pool: ServerPool, model: ServedModel, *, timeout_s: float, connections: int, api_key_env: str | None
+        self, pool: ServerPool, model: ModelNames, *, timeout_s: float, connections: int, api_key_env: str | None
     ):
         self._pool, self._model = pool, model
         self._timeout_s, self._connections = timeout_s, connections

@@ -83,6 +83,7 @@ class OpenAIServer:
         return app
 
     async def start(self) -> Self:
+        """Listen; ``port`` is the one that was taken from now on."""
         self._runner = web.AppRunner(self.app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self.host, self.port)

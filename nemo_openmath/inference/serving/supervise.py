@@ -70,6 +70,7 @@ class ServerProcess:
         return self
 
     async def close(self) -> None:
+        """Stop watching and end the server."""
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)

@@ -201,8 +201,10 @@ def usage_body(completions: list[Completion]) -> dict[str, Any]:
 
 
 def envelope(kind: str, request_id: str, model: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put choices into an answer, or an event of a stream, of the kind ``kind``."""
     return {"id": request_id, "object": kind, "created": int(time.time()), "model": model, "choices": choices}
 
 
 def error_body(message: str, kind: str, status: int, param: str | None = None) -> dict[str, Any]:
+    """Write an error as the protocol does. ``param``: the field that is wrong."""
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}

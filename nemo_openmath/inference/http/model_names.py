@@ -18,8 +18,8 @@ _SUFFIX = re.compile(
 )
 
 
-class ServedModel:
-    """A model by its ``name`` here, and by the name ``asks_for`` that the servers know it by."""
+class ModelNames:
+    """The ``name`` of a model here, and the name ``asks_for`` that the servers know it by."""
 
     def __init__(self, name: str):
         self.name = self.asks_for = name
