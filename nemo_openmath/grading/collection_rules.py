@@ -16,7 +16,7 @@ from nemo_openmath.grading.forms import (
     Tuple,
     as_region,
 )
-from nemo_openmath.grading.names import Node
+from nemo_openmath.grading.nodes import Node
 from nemo_openmath.grading.region_rules import RegionRules
 from nemo_openmath.grading.rules import all_of
 

@@ -14,11 +14,11 @@ from functools import lru_cache
 from nemo_openmath.core.grader import Grade, Verdict, equal, not_equal, unknown
 from nemo_openmath.grading import lexer, plain, texts
 from nemo_openmath.grading.equivalence import Comparer
-from nemo_openmath.grading.forms import Empty, Form, Scalar, form
+from nemo_openmath.grading.forms import Empty, Form, Scalar
 from nemo_openmath.grading.lexer import NotMath
-from nemo_openmath.grading.names import Node
-from nemo_openmath.grading.numeric import symbols
+from nemo_openmath.grading.nodes import Node, symbols
 from nemo_openmath.grading.parser import Parser
+from nemo_openmath.grading.to_form import form
 from nemo_openmath.grading.units import LONE_LETTERS, dimension, letter_unit
 
 _SPACES = re.compile(r"\s+")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 from nemo_openmath.core.grader import Grade, Verdict, equal, not_equal, unknown
-from nemo_openmath.grading import numeric
 from nemo_openmath.grading.equations import compare_relations, pairs, proportional, solutions
 from nemo_openmath.grading.forms import (
     INFINITY,
@@ -18,9 +17,9 @@ from nemo_openmath.grading.forms import (
     Relation,
     Scalar,
 )
-from nemo_openmath.grading.names import Node
-from nemo_openmath.grading.numeric import symbols
+from nemo_openmath.grading.nodes import Node, put, symbols
 from nemo_openmath.grading.rules import Rules
+from nemo_openmath.grading.scalars import same_number
 
 _LETTER = re.compile(r"[A-Za-z](?:_\w+)?'*|[a-z]{2,}(?:_\w+)?'*")  # a name that stands for a number: y, x_1, theta
 _SUMMANDS = frozenset("abcdkmnpqrstABCDMNPQRST")
@@ -53,7 +52,7 @@ class ConditionRules(Rules):
             return unknown(f"an equation in {name} against a value of {valued}")
         left, right = equation.nodes
         for i in scalars:
-            sides = (numeric.put(side, name, i.node) for side in (left, right))
+            sides = (put(side, name, i.node) for side in (left, right))
             if self.nodes(*sides).verdict is Verdict.NOT_EQUAL:
                 return not_equal("a value that does not solve the equation")
         function: Node = ("add", (left, ("neg", right)))
@@ -62,7 +61,7 @@ class ConditionRules(Rules):
         if proportional(function, roots, self.log_base) is not None:
             return equal("the equation and its roots")
         for solution in solutions(function, name, self.log_base):
-            solved = numeric.same_number(numeric.put(function, name, solution), ZERO, {}, self.log_base, real=True)
+            solved = same_number(put(function, name, solution), ZERO, {}, self.log_base, real=True)
             is_listed = any(self.nodes(solution, i.node).verdict is not Verdict.NOT_EQUAL for i in scalars)
             if solved.is_equal and not is_listed and name in "xyzt":
                 return not_equal("a solution is missing")

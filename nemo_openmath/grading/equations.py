@@ -15,8 +15,8 @@ from nemo_openmath.core.grader import Grade, Verdict, equal, not_equal, unknown
 from nemo_openmath.grading import intervals as ball
 from nemo_openmath.grading import numeric
 from nemo_openmath.grading.evaluate import Evaluator, Exact
-from nemo_openmath.grading.names import Node
-from nemo_openmath.grading.numeric import symbols
+from nemo_openmath.grading.nodes import Node, put, put_all, symbols
+from nemo_openmath.grading.scalars import FIRST_PRECISION, same_number, sign_of
 
 Pair = tuple[str, Node, Node]  # operator (=, !=, <, <=), left, right
 ZERO: Node = ("num", 0, 0)
@@ -62,10 +62,10 @@ def proportional(a: Node, b: Node, log_base: int) -> int | None:
         point: dict[str, Node] = {
             n: ("num", Fraction(rng.randrange(13, 400), rng.randrange(11, 61, 2)), 0) for n in names
         }
-        x, y = (_value(numeric.put_all(node, point), log_base) for node in (a, b))
+        x, y = (_value(put_all(node, point), log_base) for node in (a, b))
         if x is None or y is None:
             continue
-        signs = numeric.sign_of(x), numeric.sign_of(y)
+        signs = sign_of(x), sign_of(y)
         if not signs[0] or not signs[1]:
             continue
         if numeric.same(("mul", (a, y)), ("mul", (b, x)), log_base).is_equal:
@@ -82,17 +82,16 @@ def _varies(node: Node, log_base: int) -> bool:
         {n: ("num", Fraction(rng.randrange(13, 400), rng.randrange(11, 61, 2)), 0) for n in sorted(names)}
         for _ in range(4)
     ]
-    first = numeric.put_all(node, points[0])
+    first = put_all(node, points[0])
     return bool(names) and any(
-        numeric.same_number(first, numeric.put_all(node, point), {}, log_base).verdict is Verdict.NOT_EQUAL
-        for point in points[1:]
+        same_number(first, put_all(node, point), {}, log_base).verdict is Verdict.NOT_EQUAL for point in points[1:]
     )
 
 
 def _value(node: Node, log_base: int) -> Node | None:
     """A constant expression, as a number where it is rational; None where it has no value."""
     try:
-        value = Evaluator(numeric.FIRST_PRECISION, {}, log_base).value(node)
+        value = Evaluator(FIRST_PRECISION, {}, log_base).value(node)
     except ArithmeticError:
         return None
     return node if isinstance(value, ball.Ball) else ("num", value, 0)
@@ -140,9 +139,7 @@ def _allowed(name: str, value: Node) -> bool:
     """Whether a letter may have this value in any problem: lengths are positive, and what counts is whole."""
     if name in COORDINATES:
         return True
-    return numeric.sign_of(value) == 1 and (
-        name[0] not in "nkmjpq" or (value[0] == "num" and isinstance(value[1], int))
-    )
+    return sign_of(value) == 1 and (name[0] not in "nkmjpq" or (value[0] == "num" and isinstance(value[1], int)))
 
 
 def _candidates(chain: list[Pair], names: list[str], log_base: int) -> Iterator[dict[str, Node]]:
@@ -152,7 +149,7 @@ def _candidates(chain: list[Pair], names: list[str], log_base: int) -> Iterator[
         for pair in chain:
             for name in names:
                 others: dict[str, Node] = {n: _other(rng, turn) for n in names if n != name}
-                for solution in solutions(numeric.put_all(difference(pair), others), name, log_base):
+                for solution in solutions(put_all(difference(pair), others), name, log_base):
                     yield {**others, name: solution}
     for turn in range(24):
         size = 60 if turn % 2 else 7
@@ -171,7 +168,7 @@ def solutions(node: Node, name: str, log_base: int) -> list[Node]:
     for places in ((1, 2, 3), (-1, -2, -3)):
         values: list[Exact] = []
         for x in places:
-            value = _value(numeric.put(node, name, ("num", x, 0)), log_base)
+            value = _value(put(node, name, ("num", x, 0)), log_base)
             if value is None or value[0] != "num":
                 break
             values.append(value[1])
@@ -201,8 +198,8 @@ def _holds(chain: tuple[Pair, ...], point: dict[str, Node], log_base: int) -> bo
     """Whether a condition is certainly true or certainly false at a point, None where neither is certain."""
     result: bool | None = True
     for op, left, right in chain:
-        x, y = numeric.put_all(left, point), numeric.put_all(right, point)
-        grade = numeric.same_number(x, y, {}, log_base, real=True)
+        x, y = put_all(left, point), put_all(right, point)
+        grade = same_number(x, y, {}, log_base, real=True)
         if grade.verdict is Verdict.UNKNOWN:
             result = None
             continue
@@ -211,7 +208,7 @@ def _holds(chain: tuple[Pair, ...], point: dict[str, Node], log_base: int) -> bo
         elif grade.is_equal:
             truth = op == "<="
         else:
-            sign = numeric.sign_of(("add", (y, ("neg", x))))
+            sign = sign_of(("add", (y, ("neg", x))))
             if sign is None:
                 result = None
                 continue

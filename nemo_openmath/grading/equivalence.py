@@ -17,7 +17,6 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from nemo_openmath.core.grader import Grade, equal, unknown
-from nemo_openmath.grading import numeric
 from nemo_openmath.grading.collection_rules import CollectionRules, rows_of
 from nemo_openmath.grading.condition_rules import ConditionRules
 from nemo_openmath.grading.forms import (
@@ -37,10 +36,10 @@ from nemo_openmath.grading.forms import (
     Without,
     as_region,
 )
-from nemo_openmath.grading.names import DOTS
-from nemo_openmath.grading.numeric import symbols
+from nemo_openmath.grading.nodes import DOTS, put, symbols
 from nemo_openmath.grading.quantity_rules import QuantityRules
 from nemo_openmath.grading.rules import KINDS, all_of
+from nemo_openmath.grading.scalars import sign_of
 
 _FUNCTION = re.compile(r"([A-Za-z]+)\(([A-Za-z]+)\)")
 
@@ -111,9 +110,7 @@ class Comparer(QuantityRules, CollectionRules, ConditionRules):
                     if 1 not in (len(x.rows), len(x.rows[0])) or len(vector) != len(items):
                         return KINDS
                     return all_of([self.values(Scalar(n), i) for n, i in zip(vector, items, strict=True)])
-                case Matrix(), Scalar(node=("num", 0, _)) if all(
-                    numeric.sign_of(n) == 0 for row in x.rows for n in row
-                ):
+                case Matrix(), Scalar(node=("num", 0, _)) if all(sign_of(n) == 0 for row in x.rows for n in row):
                     return unknown("a matrix of zeros and zero")
                 case Matrix(rows=((_,), (_,))), Scalar():
                     return unknown("a column or a binomial coefficient")
@@ -161,4 +158,4 @@ def _same_argument(a: Form, b: Form) -> Form:
         return b
     if first[2] in symbols(b.node) or second[2] not in symbols(b.node):  # P(A) = 1/3 is not P(B) = 1/3
         return b
-    return replace(b, node=numeric.put(b.node, second[2], ("sym", first[2])), name=first[0])
+    return replace(b, node=put(b.node, second[2], ("sym", first[2])), name=first[0])

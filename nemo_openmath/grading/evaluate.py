@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from nemo_openmath.grading import intervals as ball
 from nemo_openmath.grading.intervals import Ball, NotReal, OutOfReach, Undecided, Undefined
-from nemo_openmath.grading.names import Node
+from nemo_openmath.grading.nodes import Node
 
 Exact = int | Fraction
 Value = Exact | Ball

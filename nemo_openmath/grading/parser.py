@@ -23,8 +23,9 @@ from typing import Any
 
 from nemo_openmath.grading.cursor import Cursor
 from nemo_openmath.grading.lexer import NotMath, Token
-from nemo_openmath.grading.names import DOTS, Node, counts, in_base, plain
+from nemo_openmath.grading.nodes import DOTS, Node
 from nemo_openmath.grading.quantities import with_units
+from nemo_openmath.grading.subscripts import counts, in_base, plain
 from nemo_openmath.grading.units import SCALES, UNITS
 
 MAX_DEPTH = 120

@@ -7,7 +7,7 @@ from typing import Any
 
 from nemo_openmath.grading.cursor import Cursor
 from nemo_openmath.grading.lexer import NotMath, Token
-from nemo_openmath.grading.names import Node
+from nemo_openmath.grading.nodes import Node
 from nemo_openmath.grading.units import COMPOSITE, LONE_LETTERS, MIXED, SCALES, UNITS, dimension
 
 

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from nemo_openmath.core.grader import Grade, Verdict, equal, not_equal, unknown
-from nemo_openmath.grading import numeric
 from nemo_openmath.grading.evaluate import Evaluator
 from nemo_openmath.grading.forms import Approximation, Collection, Form, Ratio, Scalar, TimeOfDay
 from nemo_openmath.grading.intervals import Ball, add, from_exact, sign
-from nemo_openmath.grading.names import Node
-from nemo_openmath.grading.numeric import symbols
+from nemo_openmath.grading.nodes import Node, symbols
 from nemo_openmath.grading.rules import KINDS, Rules, all_of
+from nemo_openmath.grading.scalars import sign_of
 from nemo_openmath.grading.units import COUNTED, measured
 
 
@@ -69,7 +68,7 @@ class QuantityRules(Rules):
         grade = all_of([self.nodes(("mul", (p[0], q[i])), ("mul", (q[0], p[i]))) for i in range(1, len(p))])
         if all(n == m for n, m in zip(p, q, strict=True)):
             return grade
-        if any(not symbols(n) and numeric.sign_of(n) == 0 for n in (*p, *q)):
+        if any(not symbols(n) and sign_of(n) == 0 for n in (*p, *q)):
             return unknown("a ratio with zero")
         return grade
 

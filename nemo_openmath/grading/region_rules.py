@@ -10,8 +10,7 @@ from nemo_openmath.core.grader import Grade, not_equal, unknown
 from nemo_openmath.grading.evaluate import Evaluator
 from nemo_openmath.grading.forms import INFINITY, MINUS_INFINITY, Collection, Form, Interval, Region, Scalar, Without
 from nemo_openmath.grading.intervals import Ball, OutOfReach, midpoint
-from nemo_openmath.grading.names import Node
-from nemo_openmath.grading.numeric import symbols
+from nemo_openmath.grading.nodes import Node, symbols
 from nemo_openmath.grading.rules import Rules, all_of
 
 

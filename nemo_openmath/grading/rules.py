@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from nemo_openmath.core.grader import Grade, Verdict, equal, not_equal, unknown
 from nemo_openmath.grading import numeric
 from nemo_openmath.grading.forms import INFINITY, MINUS_INFINITY, Form
-from nemo_openmath.grading.names import Node
+from nemo_openmath.grading.nodes import Node
 
 KINDS = not_equal("different kinds of answer")
 

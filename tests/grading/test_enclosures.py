@@ -11,7 +11,7 @@ from mpmath.libmp import mpf_le
 
 from nemo_openmath.grading import intervals
 from nemo_openmath.grading.evaluate import _FUNCTIONS, Evaluator
-from nemo_openmath.grading.names import Node
+from nemo_openmath.grading.nodes import Node
 
 ARC = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log"}
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from nemo_openmath.grading.lexer import NotMath
-
-Node = tuple[Any, ...]
-DOTS: Node = ("sym", "...")  # an item of a list: 1, 3, ..., 99
+from nemo_openmath.grading.nodes import Node
 
 
 def counts(sub: Node) -> bool:
