@@ -4,11 +4,13 @@ import re
 import shutil
 from pathlib import Path
 
+import orjson
 import pytest
 
 from nemo_openmath.cli.main import run
 from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.core.stage import stage_kinds
+from nemo_openmath.demo.rates import TeacherConfig
 from nemo_openmath.recipe import load_recipe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -40,6 +42,32 @@ def test_mistakes(tmp_path: Path, stages: str, message: str) -> None:
     file.write_text(f"name: r\nstages:\n  {stages}\n")
     with pytest.raises(UserError, match=message):
         load_recipe(file)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ("kind: stand_inn", r"r\.yaml:2: teacher\.kind: 'stand_inn' is not a choice; did you mean 'stand_in'"),
+        ("kind: server", r"r\.yaml:2: teacher: kind is server, and no server is named; give its url"),
+        ("kind: stand_in, url: 'http://h:1'", r"teacher: kind is stand_in, and a server is named; remove one"),
+        ("stand_in: {cot_eror: 0.5}", r"teacher\.stand_in\.cot_eror: unknown setting; did you mean 'cot_error'"),
+        ("stand_in: {cot_error: 2}", r"teacher\.stand_in\.cot_error: .*at most 1"),
+    ],
+)
+def test_mistakes_about_the_teacher(tmp_path: Path, teacher: str, message: str) -> None:
+    (tmp_path / "r.yaml").write_text(f"name: r\nteacher: {{{teacher}}}\nstages:\n  a: {{run: demo.benchmark}}\n")
+    with pytest.raises(UserError, match=message):
+        load_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("teacher", ["tokenizer: ./t", "kind: stand_in", "url: null, stand_in: {cot_error: 0.1}"])
+def test_the_stand_in_plays_where_no_server_is_named(tmp_path: Path, teacher: str) -> None:
+    """Named or not, it is the same input of the stages that ask it: their fingerprints do not change."""
+    (tmp_path / "r.yaml").write_text(f"name: r\nteacher: {{{teacher}}}\nstages:\n  a: {{run: demo.benchmark}}\n")
+    settings = load_recipe(tmp_path / "r.yaml").teacher
+    assert settings.is_stand_in
+    assert settings.digest() == orjson.dumps(TeacherConfig()).decode()
+    assert settings.program.disclosure.startswith("The teacher ")
 
 
 def test_one_name_is_enough_for_the_only_input_even_where_it_may_be_left_out(tmp_path: Path) -> None:
