@@ -15,6 +15,16 @@ _METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare")
 
 
 def add(groups: Any) -> None:
+    _add_convert(groups)
+    _add_quantize(groups)
+    _add_average(groups)
+    _add_merge(groups)
+    inspect = verb(groups, "inspect", "what a checkpoint is, or how two differ", _inspect, interrupted=AGAIN)
+    inspect.add_argument("path", type=Path, metavar="A")
+    inspect.add_argument("other", type=Path, nargs="?", metavar="B")
+
+
+def _add_convert(groups: Any) -> None:
     convert = groups.add_parser("convert", help="Hugging Face <-> Megatron", description="Convert a checkpoint.")
     directions = convert.add_subparsers(title="directions", metavar="DIRECTION", required=True)
     to_megatron = verb(
@@ -57,6 +67,8 @@ def add(groups: Any) -> None:
     to_trtllm.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: the source's")
     to_trtllm.add_argument("--quantization", choices=("int8", "int4"), help="weight-only, done when it is loaded")
 
+
+def _add_quantize(groups: Any) -> None:
     quantize = verb(
         groups,
         "quantize",
@@ -81,6 +93,8 @@ def add(groups: Any) -> None:
     )
     quantize.add_argument("--samples", type=at_least(1), default=256, help="texts to use of it")
 
+
+def _add_average(groups: Any) -> None:
     average = verb(
         groups, "average", "average checkpoints, in fp32, tensor by tensor", _average, interrupted=NOTHING_KEPT
     )
@@ -91,6 +105,8 @@ def add(groups: Any) -> None:
     average.add_argument("--count", type=at_least(1), help="of trainings: so many equally spaced ones of each")
     average.add_argument("--format", choices=("same", "hf", "megatron"), default="same")
 
+
+def _add_merge(groups: Any) -> None:
     merge = verb(
         groups, "merge", "merge models: linear, SLERP, task arithmetic, TIES, DARE", _merge, interrupted=_MERGE
     )
@@ -107,10 +123,6 @@ def add(groups: Any) -> None:
     merge.add_argument("--mode", choices=("cot", "tir"), default="tir", help="of the evaluation")
     merge.add_argument("--samples", type=at_least(1), default=16, help="a problem; k of maj@k and pass@k")
     merge.add_argument("--set", nargs="+", metavar="key=value", default=[], help="settings of the evaluation's recipe")
-
-    inspect = verb(groups, "inspect", "what a checkpoint is, or how two differ", _inspect, interrupted=AGAIN)
-    inspect.add_argument("path", type=Path, metavar="A")
-    inspect.add_argument("other", type=Path, nargs="?", metavar="B")
 
 
 def _to_megatron(options: argparse.Namespace) -> None:

@@ -1,5 +1,16 @@
 """The groups of verbs, in the order of ``openmath --help``."""
 
-from nemo_openmath.cli import checkpoints, data, launch, plan, recipe, tools
+from nemo_openmath.cli import checkpoints, data, generate, grade, launch, plan, recipe, sandbox, serve, sft
 
-GROUPS = (recipe.add, launch.add, plan.add, tools.add, data.add, checkpoints.add)
+GROUPS = (
+    recipe.add,
+    launch.add,
+    plan.add,
+    sft.add,
+    grade.add,
+    serve.add,
+    generate.add,
+    sandbox.add,
+    data.add,
+    checkpoints.add,
+)

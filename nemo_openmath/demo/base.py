@@ -36,30 +36,41 @@ CONTEXT = 2048
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """Sizes of the student and of its pre-training. ``first_tokens``: of text that teaches copying; ``tokens``: of
-    all sorts of text, after that. Each token is seen once.
+    """Sizes of the student's base model and of its pre-training.
 
-    Copying numbers from a statement into a program is learnt late and suddenly: with these settings digits were
+    Copying numbers from a statement into a program is learned late and suddenly: with these settings digits were
     right 49% of the time at step 800, 94% at step 1400 and 99% at the end. With the usual initial scale of 0.02 and
     batches of 64 documents there was no sign of it after 500 steps.
     """
 
     first_tokens: int = 800_000
+    """Tokens of text that teaches copying; each is seen once."""
     tokens: int = 5_000_000
-    batch_samples: int = 32  # documents, about 65 tokens each
-    initial_scale: float = 0.08  # standard deviation of the random weights, about 1 / sqrt(hidden)
+    """Tokens of all sorts of text, after that; each is seen once."""
+    batch_samples: int = 32
+    """Documents of a step, of about 65 tokens each."""
+    initial_scale: float = 0.08
+    """Standard deviation of the random weights, about 1 / sqrt(hidden)."""
     processes: int = 2
+    """Ranks of the training."""
     hidden: int = 128
+    """Width of the model."""
     layers: int = 5
+    """Layers of the model."""
     heads: int = 4
+    """Attention heads."""
     kv_heads: int = 2
+    """Heads of keys and values."""
     intermediate: int = 384
+    """Width of the feed-forward layers."""
     seed: int = 0
+    """The seed of the corpus, the weights and the order of the data."""
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
             lr=3e-3, final_lr_ratio=0.01, warmup=0.03, weight_decay=0.05, checkpoints=Checkpoints(every=200)
         )
     )
+    """How it is trained."""
 
 
 def make_base(output: str | Path, config: BaseConfig, work: str | Path) -> dict[str, float]:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nemo_openmath.cli.generate import GENERATE_EXAMPLE
 from nemo_openmath.cli.main import run
-from nemo_openmath.cli.tools import GENERATE_EXAMPLE, SFT_EXAMPLE
+from nemo_openmath.cli.sft import SFT_EXAMPLE
 from nemo_openmath.core.build import OVERRIDE, Builder
 from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.core.stage import stage_kinds
