@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from nemo_openmath.chat.same_tokenizer import tokenizer_difference
-from tests.inference import tiny
+from tests.support.tokenizers import transformers_tokenizer
 
 
 def saved(folder: Path) -> Path:
-    tiny.tokenizer().save_pretrained(folder)
+    transformers_tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -22,7 +22,7 @@ from nemo_openmath.checkpoints.merge.arithmetic import kth_largest_difference
 from nemo_openmath.checkpoints.merge.combine import average, merge, select_steps, sweep
 from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
 from nemo_openmath.core.errors import UserError
-from tests.checkpoints import models
+from tests.support import models
 
 SMALL = models.TIED.with_changes(num_hidden_layers=2)
 

@@ -18,7 +18,7 @@ from nemo_openmath.checkpoints.quantize.export import quantize
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ModelConfig
-from tests.checkpoints import models
+from tests.support import models
 
 
 @pytest.mark.parametrize("config", [models.TIED, models.UNTIED, models.QWEN3])

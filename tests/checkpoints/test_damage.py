@@ -29,8 +29,8 @@ from nemo_openmath.checkpoints.merge.combine import average
 from nemo_openmath.checkpoints.output import building
 from nemo_openmath.checkpoints.quantize.export import quantize
 from nemo_openmath.core.errors import DamagedFile, SystemFailure, UserError
-from tests.checkpoints import models
-from tests.checkpoints.test_quantize import LONG, word_model
+from tests.checkpoints.word_models import LONG, word_model
+from tests.support import models
 
 
 @pytest.fixture

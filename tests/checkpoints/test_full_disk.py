@@ -11,8 +11,8 @@ import pytest
 
 from nemo_openmath.checkpoints.convert import hf_to_megatron
 from nemo_openmath.cli.main import run
-from tests.checkpoints import models
-from tests.disk import small_disk
+from tests.support import models
+from tests.support.disk import small_disk
 
 SIZE = 4 << 20
 VERBS = {

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from nemo_openmath.checkpoints.convert import hf_to_megatron
 from nemo_openmath.checkpoints.inspect import _in_order, compare, inspect
 from nemo_openmath.core.errors import DamagedFile
-from tests.checkpoints import models
+from tests.support import models
 
 
 def test_inspect_says_what_it_is(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from nemo_openmath.checkpoints.convert import hf_to_megatron
 from nemo_openmath.checkpoints.formats import torch_dist
 from nemo_openmath.models.configs import ModelConfig
-from tests.checkpoints import models
+from tests.support import models
 
 CONFIG = models.UNTIED
 

@@ -15,7 +15,7 @@ from nemo_openmath.checkpoints.formats import torch_dist
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.layout import Parallel
-from tests.checkpoints import models
+from tests.support import models
 
 
 def run_ranks(count: int, *arguments: str | Path | int) -> None:

@@ -29,7 +29,7 @@ from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.hf_config import FIXED, NEUTRAL, TAKEN
 from nemo_openmath.speculative.train import load_base
-from tests.checkpoints import models
+from tests.support import models
 
 IDS = [(7 * i + 3) % 107 for i in range(40)]
 
@@ -217,7 +217,7 @@ def test_a_tied_head_is_compared(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 @pytest.mark.parametrize("format", ["int8", "fp8"])
 def test_a_quantized_export_is_no_plain_model(tmp_path: Path, format: Any) -> None:
-    from tests.checkpoints.test_quantize import LONG, word_model
+    from tests.checkpoints.word_models import LONG, word_model
 
     made = quantize(word_model(tmp_path / "hf"), tmp_path / "q", format=format, calibration=LONG[:2])
     tools = [tool for tool in TOOLS if (tool, format) != ("export", "fp8")]

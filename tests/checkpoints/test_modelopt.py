@@ -19,8 +19,8 @@ from nemo_openmath.checkpoints.convert import hf_to_trtllm
 from nemo_openmath.checkpoints.quantize import awq
 from nemo_openmath.checkpoints.quantize.dequantize import check_export, dequantized, quantized_model, run_quantized
 from nemo_openmath.checkpoints.quantize.export import QUANT_CONFIG, quantize
-from tests.checkpoints import models
-from tests.checkpoints.test_quantize import word_model
+from tests.checkpoints.word_models import word_model
+from tests.support import models
 
 pytest.importorskip("modelopt", reason="compares with nvidia-modelopt, where it is installed")
 TEXTS = [" ".join(f"w{(17 * n + 31 * t * t + n * n) % 107}" for n in range(64)) for t in range(4)]

@@ -9,9 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM
 
 from nemo_openmath.checkpoints.checkpoint import open_checkpoint
@@ -28,35 +25,10 @@ from nemo_openmath.checkpoints.quantize.dequantize import (
 from nemo_openmath.checkpoints.quantize.export import QUANT_CONFIG, _Int4, _Words, quantize
 from nemo_openmath.checkpoints.script import texts
 from nemo_openmath.core.errors import UserError
-from tests.checkpoints import models
+from tests.checkpoints.word_models import LONG, with_tokenizer, word_model
+from tests.support import models
 
-LONG = [" ".join(f"w{(17 * n + 31 * t * t + n * n) % 107}" for n in range(64)) for t in range(4)]
 TEXTS = ["w3 w5 w7 w9", "w1 w1 w2 w100"]
-
-
-BIG = models.UNTIED.with_changes(
-    hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, head_dim=32
-)  # widths that int4 takes
-
-
-def with_tokenizer(folder: Path) -> Path:
-    tokenizer = Tokenizer(WordLevel({f"w{n}": n for n in range(107)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
-    return folder
-
-
-def word_model(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """A model of ``BIG`` with some loud channels, as trained ones have: what AWQ is for."""
-    tensors = load_file(models.make(folder, BIG, dtype=dtype) / "model.safetensors")
-    for name, tensor in tensors.items():
-        if name.endswith("layernorm.weight"):
-            tensor[::17] *= 8
-        elif tensor.dim() == 2:
-            tensor *= 0.4
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return with_tokenizer(folder)
 
 
 @pytest.fixture

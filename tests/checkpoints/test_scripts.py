@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemo_openmath.checkpoints.script import ratios
-from tests.checkpoints import models
+from tests.support import models
 
 SCRIPTS = ("hf_to_megatron", "megatron_to_hf", "hf_to_trtllm", "average", "merge", "quantize")
 CONVERSION = Path(__file__).parents[2] / "conversion"

@@ -14,7 +14,7 @@ from nemo_openmath.checkpoints.convert import hf_to_megatron
 from nemo_openmath.checkpoints.formats import step_folders
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.stage import StageContext
-from tests.checkpoints import models
+from tests.support import models
 
 CONFIG = models.TIED.with_changes(num_hidden_layers=2)
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nemo_openmath.cli.main import run
-from tests.checkpoints import models
+from tests.support import models
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 

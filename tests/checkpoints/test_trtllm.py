@@ -18,8 +18,8 @@ from nemo_openmath.checkpoints.quantize.dequantize import quantized_model, run_q
 from nemo_openmath.checkpoints.quantize.export import quantize
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import ModelConfig
-from tests.checkpoints import models
-from tests.checkpoints.test_quantize import LONG, word_model
+from tests.checkpoints.word_models import LONG, word_model
+from tests.support import models
 
 
 def e4m3(x: Tensor, scale: Tensor) -> Tensor:

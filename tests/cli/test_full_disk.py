@@ -8,7 +8,7 @@ import pytest
 
 from nemo_openmath.cli.main import run
 from nemo_openmath.core.errors import ExitCode
-from tests.disk import small_disk
+from tests.support.disk import small_disk
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 SIZE = 1 << 20

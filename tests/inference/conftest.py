@@ -1,8 +1,8 @@
 import pytest
 
-from tests.inference import tiny
+from tests.support.models import save_random
 
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
-    return tiny.save_model(tmp_path_factory.mktemp("models") / "tiny-qwen2")
+    return save_random(tmp_path_factory.mktemp("models") / "tiny-qwen2")

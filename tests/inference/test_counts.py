@@ -19,7 +19,7 @@ from nemo_openmath.grading import GradingPool, majority
 from nemo_openmath.inference.rollout.answer import answer_of
 from nemo_openmath.inference.rollout.counts import AgreementRule, by_hardness, chance_of_lead
 from nemo_openmath.inference.rollout.stage import Generate, GenerateConfig
-from tests.waiting import until
+from tests.support.waiting import until
 
 
 def test_hardness_gives_more_to_harder_problems() -> None:

@@ -14,8 +14,8 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.embedded import EmbeddedEngine
 from nemo_openmath.inference.embedded.kernels import load_kernels
 from nemo_openmath.inference.embedded.sampling import RowSampling, sample, uniforms
-from tests.inference import tiny
-from tests.waiting import until
+from tests.support.models import save_random
+from tests.support.waiting import until
 
 
 def prompts(n: int, longest: int = 120, seed: int = 0) -> list[tuple[int, ...]]:
@@ -47,7 +47,7 @@ async def test_greedy_is_that_of_transformers(tmp_path, kind, changes):
     rows are refilled, moved and shared on the way."""
     from transformers import AutoModelForCausalLM
 
-    path = tiny.save_model(tmp_path / "m", kind, **changes)
+    path = save_random(tmp_path / "m", kind, **changes)
     asked = prompts(9, seed=1)
     engine = EmbeddedEngine.load(path, slots=4, threads=1)
     answers = await asyncio.gather(
@@ -257,7 +257,7 @@ async def test_stop_strings(engine):
 
 
 async def test_end_of_turn_is_in_the_ids_and_not_in_the_text(tmp_path):
-    path = tiny.save_model(tmp_path / "m", eos_token_id=list(range(3, 60)))  # ends soon, at any of these
+    path = save_random(tmp_path / "m", eos_token_id=list(range(3, 60)))  # ends soon, at any of these
     engine = EmbeddedEngine.load(path, slots=2, threads=1)
     answer = await engine.complete(Request(prompts(1)[0], Sampling(max_tokens=300, temperature=1.5, seed=1)))
     await engine.close()
@@ -408,7 +408,7 @@ async def test_a_closed_engine_holds_no_cache(model_dir):
 
 
 def test_models_it_does_not_compute_are_named(tmp_path):
-    path = tiny.save_model(tmp_path / "m", "llama", mlp_bias=True)
+    path = save_random(tmp_path / "m", "llama", mlp_bias=True)
     with pytest.raises(UserError, match="mlp_bias is True: biases in the MLP"):
         EmbeddedEngine.load(path)
     with pytest.raises(UserError, match=r"config\.json"):

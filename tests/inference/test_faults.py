@@ -21,7 +21,7 @@ from nemo_openmath.inference.http.transport import retry_after
 from nemo_openmath.recipe.generate import generate
 from nemo_openmath.recipe.selection import StageSelection
 from tests.inference.faulty import FAULTS, FaultyServer
-from tests.waiting import until
+from tests.support.waiting import until
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 

@@ -13,7 +13,7 @@ from nemo_openmath.inference.embedded import kernels as kernels_module
 from nemo_openmath.inference.embedded.compiled import CompiledDecoder, compile_decoder
 from nemo_openmath.inference.embedded.decoder import Decoder, PrefillChunk, TorchDecoder
 from nemo_openmath.inference.embedded.weights import load_weights
-from tests.inference import tiny
+from tests.support.models import save_random
 
 LENGTHS = (1, 16, 17, 63, 64, 65, 200)
 MODELS = [
@@ -51,7 +51,7 @@ def logits_of(decoder: Decoder) -> torch.Tensor:
 @compiler
 @pytest.mark.parametrize(("kind", "changes"), MODELS)
 def test_compiled_logits_are_those_of_torch(tmp_path, kind, changes):
-    path = tiny.save_model(tmp_path / "m", kind, **changes)
+    path = save_random(tmp_path / "m", kind, **changes)
     with torch.inference_mode():
         expected = logits_of(TorchDecoder(load_weights(path), 8))
         for way in WAYS:
@@ -63,7 +63,7 @@ def test_compiled_logits_are_those_of_torch(tmp_path, kind, changes):
 @pytest.mark.parametrize(("kind", "changes"), MODELS)
 def test_a_token_has_the_same_bits_however_it_is_computed(tmp_path, kind, changes):
     """In one prompt, in parts, token by token, alone and among others, and from a moved, copied or saved cache."""
-    path = tiny.save_model(tmp_path / "m", kind, **changes)
+    path = save_random(tmp_path / "m", kind, **changes)
     ids = np.random.default_rng(0).integers(3, 500, 130).astype(np.int32)
     seen = []
     with torch.inference_mode():
@@ -89,7 +89,7 @@ def test_a_token_has_the_same_bits_however_it_is_computed(tmp_path, kind, change
 @pytest.mark.parametrize("threads", [2, 5])
 def test_threads_without_a_head_of_their_own(tmp_path, threads):
     """Three KV heads, and more rows wanted than threads: parts of unequal size, some of them empty."""
-    path = tiny.save_model(tmp_path / "m", num_attention_heads=6, num_key_value_heads=3, hidden_size=96)
+    path = save_random(tmp_path / "m", num_attention_heads=6, num_key_value_heads=3, hidden_size=96)
     segments = [PrefillChunk(r, 0, np.arange(5, 7 + r)) for r in range(5)]
     with torch.inference_mode():
         alone, wide = compiled(path).prefill(segments), compiled(path, threads, True).prefill(segments)
@@ -129,7 +129,7 @@ def test_a_team_is_what_the_system_allows(monkeypatch):
 def test_without_compiler_torch_decodes(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", "/nowhere/cc")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    weights = load_weights(tiny.save_model(tmp_path / "m"))
+    weights = load_weights(save_random(tmp_path / "m"))
     assert compile_decoder(weights, 8, 1) is None
     with torch.inference_mode():
         assert logits_of(TorchDecoder(weights, 8)).isfinite().all()

@@ -27,7 +27,7 @@ from nemo_openmath.inference.rollout.settings import draw_budget
 from nemo_openmath.sandbox import channel
 from nemo_openmath.sandbox.local import LocalSandbox
 from tests.support.engines import ScriptedEngine, in_turn
-from tests.waiting import until
+from tests.support.waiting import until
 
 SETTINGS = RolloutSettings(max_tokens=600, code_seconds=300.0)
 PROBLEM = "What is 6 times 7?"

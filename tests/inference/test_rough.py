@@ -13,7 +13,7 @@ from nemo_openmath.inference.http.client import HTTPEngine
 from nemo_openmath.inference.http.retrying import RetryPolicy
 from nemo_openmath.inference.http.server_pool import ServerPool
 from nemo_openmath.inference.http.sse import events
-from tests.waiting import until
+from tests.support.waiting import until
 
 CHOICE = {"index": 0, "text": "ab", "token_ids": [5, 6], "finish_reason": "stop"}
 ANSWER = {"model": "m", "choices": [CHOICE], "usage": {"prompt_tokens": 1, "completion_tokens": 2}}

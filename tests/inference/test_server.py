@@ -19,7 +19,7 @@ from nemo_openmath.inference.serving.launch import ServerConfig
 from nemo_openmath.inference.serving.openai_server import OpenAIServer
 from nemo_openmath.inference.serving.supervise import ServerProcess
 from tests.inference.faulty import FaultyServer
-from tests.waiting import until
+from tests.support.waiting import until
 
 PROMPT = tuple(range(20, 60))
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nemo_openmath.sandbox import Limits, Status, channel
 from nemo_openmath.sandbox.process import SessionProcess
 from nemo_openmath.sandbox.walls import Shape
-from tests.waiting import until
+from tests.support.waiting import until
 
 SHAPE = Shape(memory_mb=64, open_files=16, file_mb=1, capacity=400)
 LIMITS = Limits(wall_s=300, cpu_s=300, output_chars=100)

@@ -15,7 +15,7 @@ import pytest
 
 from nemo_openmath.sandbox import LocalSandbox, Status
 from tests.sandbox.waiting import AMPLE, begun
-from tests.waiting import until
+from tests.support.waiting import until
 
 LIMITS = AMPLE
 

@@ -28,7 +28,7 @@ from nemo_openmath.sandbox.service import RemoteSandbox, SandboxService, Service
 from nemo_openmath.sandbox.service.client import RemoteSession
 from nemo_openmath.sandbox.service.openapi import ROUTES
 from tests.sandbox.waiting import AMPLE, HELD, begun, time_is_over
-from tests.waiting import until
+from tests.support.waiting import until
 
 SETTINGS = ServiceSettings(port=0, packages=(), workers=2)
 NAME = "0123456789abcdef" * 2

@@ -17,7 +17,7 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.sandbox import Execution, Limits, LocalSandbox, SandboxError, Status, exec_file, process
 from nemo_openmath.sandbox.local import LocalSession, shape_of
 from tests.sandbox.waiting import AMPLE, HELD, begun, time_is_over
-from tests.waiting import until
+from tests.support.waiting import until
 
 LIMITS = replace(AMPLE, memory_mb=512, output_chars=1000)
 

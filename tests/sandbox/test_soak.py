@@ -14,7 +14,7 @@ import pytest
 from nemo_openmath.sandbox import LocalSandbox
 from tests.sandbox.attacks import ATTACKS
 from tests.sandbox.world import LIMITS, World, limits_of
-from tests.waiting import until
+from tests.support.waiting import until
 
 
 def held(sandbox: LocalSandbox) -> dict[str, int]:

@@ -7,7 +7,7 @@ import asyncio
 from nemo_openmath.core.sandbox import Session
 from nemo_openmath.sandbox import Execution, Limits, channel
 from nemo_openmath.sandbox.local import LocalSession
-from tests.waiting import until
+from tests.support.waiting import until
 
 AMPLE = Limits(wall_s=300, cpu_s=300)  # on the slowest machine
 # A block that prints, and ends when a file `go` is in its folder.

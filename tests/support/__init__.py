@@ -3,5 +3,8 @@
 engines.py      models that say what a test wants: behind the product's HTTP engine, and as an engine in this process
 services.py     what a stage is lent in a test, and a way to run one over given records
 rows.py         training rows
+models.py       small random models as folders
 tokenizers.py   small tokenizers
+waiting.py      waiting for a condition, not for some time
+disk.py         a disk that is full
 """

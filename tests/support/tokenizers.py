@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 _TEXTS = [
     "Solve the following math problem. Make sure to put the answer (and only answer) inside \\boxed{}.",
@@ -26,15 +27,18 @@ TOOL = ["<tool_call>", "</tool_call>"]
 
 def byte_level(folder: Path, entries: int = 600) -> Path:
     """As Qwen2.5: byte-level BPE with the tool tags as single tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=entries, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator(_TEXTS, trainer)
+    tokenizer = _byte_level(entries)
     tokenizer.add_tokens(TOOL)
     return _save(tokenizer, folder)
+
+
+def transformers_tokenizer(entries: int = 512) -> PreTrainedTokenizerFast:
+    """Byte-level BPE as transformers saves it, without tool tokens."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=_byte_level(entries), eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = CHAT
+    return tokenizer
 
 
 def sentencepiece_like(folder: Path) -> Path:
@@ -60,6 +64,17 @@ def unigram(folder: Path) -> Path:
     state["model"]["vocab"] += [[f"<0x{b:02X}>", -20.0] for b in range(256)]
     state["model"]["byte_fallback"] = True
     return _save(Tokenizer.from_str(json.dumps(state)), folder)
+
+
+def _byte_level(entries: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=entries, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(_TEXTS, trainer)
+    return tokenizer
 
 
 def _save(tokenizer: Tokenizer, folder: Path) -> Path:

@@ -11,7 +11,7 @@ from nemo_openmath.checkpoints.checkpoint import open_checkpoint
 from nemo_openmath.checkpoints.formats import step_folders
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.training.checkpoint import remove_old
-from tests.checkpoints import models
+from tests.support import models
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from nemo_openmath.models.configs import preset
 from nemo_openmath.training.config import Checkpoints, DataConfig, Guard, Profile, TrainingConfig
 from nemo_openmath.training.job import check_job, read_job
 from nemo_openmath.training.schedule import learning_rate
-from tests.checkpoints import models
+from tests.support import models
 
 
 def test_learning_rate() -> None:

@@ -24,7 +24,7 @@ from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.training.base_model import BaseModel, refuse_used_output
 from nemo_openmath.training.stage import Sft, SftConfig
-from tests.checkpoints import models
+from tests.support import models
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 

@@ -1,4 +1,4 @@
-"""Small random Qwen2 models as folders: every norm and bias differs from its default, so that a mistake shows."""
+"""Small random models as folders: every norm and bias differs from its default, so that a mistake shows."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from nemo_openmath.checkpoints.convert import hf_to_megatron
 from nemo_openmath.checkpoints.formats import step_folders
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.hf_mapping import stored_tensors
+from tests.support.tokenizers import transformers_tokenizer
 
 # 6 heads in 2 groups: fewer groups than TP 4 can slice evenly is tested with WIDE; 107 is divisible by nothing
 TIED = ModelConfig(107, 48, 80, 4, 6, 2, 8, max_position_embeddings=256, tie_word_embeddings=True, eos_token_id=1)
@@ -70,3 +71,37 @@ def logits(folder: Path, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def tokens() -> Tensor:
     return torch.arange(24).view(2, 12) * 7 % 107
+
+
+def save_random(folder: Path, kind: str = "qwen2", seed: int = 0, vocab: int = 512, **changes: Any) -> Path:
+    """A random model of transformers' own making, with a tokenizer; norms, biases, logits are far from trivial."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    sizes = {
+        "vocab_size": vocab,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.15,
+        "eos_token_id": 2,
+    } | changes
+    config, model = {
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+        "llama": (LlamaConfig, LlamaForCausalLM),
+    }[kind]
+    torch.manual_seed(seed)
+    net = model(config(**sizes))
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.3)
+    net.save_pretrained(folder)
+    transformers_tokenizer(vocab).save_pretrained(folder)
+    return folder
