@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from nemo_openmath.chat import ChatTokenizer
@@ -29,31 +30,32 @@ def preflight(recipe: Recipe, names: Sequence[str], output: Path, *, layouts: bo
     Raises UserError that lists all that is wrong.
     """
     errors = recipe.missing_files(names)
-
-    def attempt(check: Callable[[], None]) -> None:
+    for check in _checks(recipe, names, output, layouts):
         try:
             check()
         except UserError as error:
             errors.append(error)
-
-    entries = [recipe.entry(name) for name in names]
-    for entry in entries:
-        attempt(lambda entry=entry: _inputs(entry, output, layouts))  # type: ignore[misc]
-    engines = {engine: entry for entry in reversed(entries) for engine in entry.stage.engines()}
-    if "teacher" in engines:
-        attempt(lambda: _teacher(recipe))
-    models = {name: entry for name, entry in engines.items() if name != "teacher"}
-    for name, entry in models.items():
-        if name not in recipe.stages and recipe.relative(name).exists():
-            attempt(lambda name=name, entry=entry: _model(entry, recipe.relative(name)))  # type: ignore[misc]
-    if models:
-        attempt(lambda: _student(recipe, list(models)))
-    if recipe.sandbox.token_env is not None and not os.environ.get(recipe.sandbox.token_env):
-        errors.append(_unset(recipe, "sandbox.token_env", recipe.sandbox.token_env))
-    attempt(lambda: _disk_space(recipe, entries, output))
     if errors:
         unique = list({str(error): error for error in errors}.values())
         raise one_error(unique, f"{recipe.path}: nothing was run")
+
+
+def _checks(recipe: Recipe, names: Sequence[str], output: Path, layouts: bool) -> Iterator[Callable[[], None]]:
+    """Yield what is to be checked; each check raises UserError where something is wrong."""
+    entries = [recipe.entry(name) for name in names]
+    for entry in entries:
+        yield partial(_inputs, entry, output, layouts)
+    engines = {engine: entry for entry in reversed(entries) for engine in entry.stage.engines()}
+    if "teacher" in engines:
+        yield partial(_teacher, recipe)
+    models = {name: entry for name, entry in engines.items() if name != "teacher"}
+    for name, entry in models.items():
+        if name not in recipe.stages and recipe.relative(name).exists():
+            yield partial(_model, entry, recipe.relative(name))
+    if models:
+        yield partial(_student, recipe, list(models))
+    yield partial(_sandbox, recipe)
+    yield partial(_disk_space, recipe, entries, output)
 
 
 def check_output(output: Path) -> None:
@@ -176,6 +178,12 @@ def _student(recipe: Recipe, models: Sequence[str]) -> None:
         )
     if student.api_key_env is not None and not os.environ.get(student.api_key_env):
         raise _unset(recipe, f"{name}.api_key_env", student.api_key_env)
+
+
+def _sandbox(recipe: Recipe) -> None:
+    token = recipe.sandbox.token_env
+    if token is not None and not os.environ.get(token):
+        raise _unset(recipe, "sandbox.token_env", token)
 
 
 def _disk_space(recipe: Recipe, entries: Sequence[StageEntry], output: Path) -> None:
