@@ -28,6 +28,7 @@ from scipy.special import betaincinv, stdtrit  # scipy.stats takes seconds to im
 
 TAIL = 0.025
 NODES = 256  # of the quadrature
+MANY = 10_000  # values, above which the quantile is looked for near the mean alone
 Interval = tuple[float | None, float | None]
 Values = NDArray[np.float64]
 
@@ -81,7 +82,18 @@ def _upper(values: Values) -> float:
         weight = float(betaincinv(ones + 1, len(values) - ones, 1 - TAIL))
         return float(points[0]) + (1.0 - float(points[0])) * weight
     points, counts = np.append(points, 1.0), np.append(counts, 1).astype(np.int64)
-    return _root(lambda at: chance_below(points, counts, at) - (1 - TAIL), float(np.mean(values)), 1.0)
+
+    def excess(at: float) -> float:
+        return chance_below(points, counts, at) - (1 - TAIL)
+
+    mean = float(np.mean(values))
+    if len(values) <= MANY:
+        return _root(excess, mean, 1.0)
+    # far above the mean of many values the integrand oscillates faster than the nodes of the quadrature follow
+    reach = 2.0 * (float(np.std(values)) + 1.0 / sqrt(len(values))) / sqrt(len(values))
+    while mean + reach < 1.0 and excess(mean + reach) < 0:
+        reach *= 2.0
+    return _root(excess, mean, min(1.0, mean + reach))
 
 
 def chance_below(points: Values, counts: NDArray[np.int64], at: float) -> float:

@@ -203,6 +203,21 @@ def test_amounts_are_never_below_zero() -> None:
     assert amount_interval(values[:1]) == (None, None)
 
 
+@pytest.mark.parametrize("count", [9_000, 11_000, 50_000, 300_000])
+@pytest.mark.parametrize(("kind", "skew"), [("two values", 0.03), ("rare", 0.2), ("spread", 0.01)])
+def test_intervals_of_many_problems_come_to_the_normal_limit(count: int, kind: str, skew: float) -> None:
+    """Half of the interval is 1.96 standard errors, up to ``skew`` at 9,000 problems and less with the root of more."""
+    rng = np.random.default_rng(count)
+    values = {
+        "two values": np.repeat([0.25, 0.5], [count // 3, count - count // 3]),
+        "rare": 0.5 * (rng.random(count) < 0.01),
+        "spread": rng.integers(0, 9, count) / 8,
+    }[kind]
+    mean, half = values.mean(), norm.ppf(0.975) * values.std() / sqrt(count)
+    low, high = share_interval(values)
+    assert ((mean - low) / half, (high - mean) / half) == pytest.approx((1.0, 1.0), abs=skew * sqrt(9_000 / count))
+
+
 def test_a_share_of_rows_has_its_interval_over_problems() -> None:
     """Eight samples of each of five problems are five problems, not forty. Rows without one stand for themselves."""
     share = ShareOfRight()
