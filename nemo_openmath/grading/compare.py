@@ -77,7 +77,7 @@ def _residues(predicted: str, expected: str, modulo: int) -> Grade | None:
 
 
 def _whole(text: str) -> int | None:
-    """The whole number an answer is, None where it is another kind of answer."""
+    """Return the whole number that an answer is; None where it is another kind of answer."""
     from nemo_openmath.grading.evaluate import Evaluator
 
     try:
@@ -152,7 +152,7 @@ class _Reading:
 
 
 def _large_base(canonical: str) -> str | None:
-    """The value of 2A_{16}, whose digits are letters too, else None."""
+    """Return the value of 2A_{16}, whose digits are letters too; else None."""
     m = re.fullmatch(r"(-?)([0-9A-Z]{1,60})_\{?(\d\d)\}?", canonical)
     if m is None or m[2].isdigit() or (m[2].isalpha() and m[3] != "16") or not 11 <= int(m[3]) <= 36:
         return None
@@ -163,7 +163,7 @@ def _large_base(canonical: str) -> str | None:
 
 
 def _canonical(cleaned: str) -> str:
-    """One spelling for texts that differ in dress alone; spaces stay where they keep digits or words apart."""
+    """Return one spelling for texts that differ in markup alone. Spaces stay where they keep digits or words apart."""
     text = cleaned.replace("\x01", " ").replace("\x02", " ").strip()
     text = (
         text.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac").replace(r"\leq", r"\le").replace(r"\geq", r"\ge")
@@ -181,7 +181,8 @@ def _read(text: str) -> _Reading:
 
 
 def _comma_readings(text: str) -> Iterator[str]:
-    """1,234 is a number, and in a bare list perhaps two; (1,234) is a pair; in "1,234, 5" the space separates."""
+    """Yield the readings of commas: 1,234 is a number, and in a bare list perhaps two; (1,234) is a pair; in "1,234, 5"
+    the space separates."""
     if not lexer.COMMA_GROUPED.search(text):
         yield text
         return
@@ -213,11 +214,11 @@ def _compare(predicted: str, expected: str) -> Grade:
 
 
 def _connective(text: str) -> str | None:
-    """What joins an answer without numbers, such as A and B, or values of several names, where it is one word.
-    (x = 1 and x = 2, x = 1 or x = 2: both are said of the solutions of an equation.)"""
-    found = {"and" if m[0] in ("and", r"\land", r"\wedge") else "or" for m in _AND_OR.finditer(text)}
+    """Return the one word that joins an answer without numbers, such as A and B, or values of several names; else an
+    empty text. Of x = 1 and x = 2, and of x = 1 or x = 2, both are said of the solutions of an equation."""
+    connectives = {"and" if m[0] in ("and", r"\land", r"\wedge") else "or" for m in _AND_OR.finditer(text)}
     numbers, names = re.search(r"\d", text), set(_NAMED.findall(text))
-    return found.pop() if len(found) == 1 and (not numbers or len(names) > 1) else None
+    return connectives.pop() if len(connectives) == 1 and (not numbers or len(names) > 1) else None
 
 
 def _compare_read(p: _Reading, e: _Reading) -> Grade:
@@ -255,7 +256,7 @@ def _compare_read(p: _Reading, e: _Reading) -> Grade:
 
 
 def _notations(x: _Reading, y: _Reading) -> str | None:
-    """Why ``x`` against ``y`` is a question of notation that mathematics does not answer, else None."""
+    """Return why ``x`` against ``y`` is a question of notation that mathematics does not answer; else None."""
     if (m := _IN_BASE.fullmatch(x.canonical)) is not None and m[1].lstrip("0") == y.canonical.lstrip("0"):
         return "digits of a base against digits without one"
     for number in _numbers_with_commas(x, y.canonical.startswith("(")):
@@ -269,13 +270,13 @@ def _notations(x: _Reading, y: _Reading) -> str | None:
 
 
 def _certainly_different(x: _Reading, y: _Reading) -> bool:
-    """Whether two answers differ as they stand, no other reading of a comma or point considered."""
+    """Return whether two answers differ as they stand, no other reading of a comma or point considered."""
     return bool(x.forms and y.forms) and _compare_readings(x.forms, y.forms, "").verdict is Verdict.NOT_EQUAL
 
 
 def _numbers_with_commas(reading: _Reading, beside_tuple: bool) -> Iterator[str]:
-    """What a text of digits and commas also means somewhere: 0,125 is 0.125, 1, 234 is perhaps 1234. The reading
-    that the grader takes by custom is left out."""
+    """Return what a text of digits and commas also means somewhere: 0,125 is 0.125, and 1, 234 is perhaps 1234. The
+    reading that the grader takes by custom is left out."""
     squeezed, canonical = _CURRENCY.sub("", reading.squeezed), reading.canonical
     if "," not in squeezed and "." not in squeezed:
         return
@@ -297,7 +298,8 @@ def _is_empty(reading: _Reading) -> bool:
 
 
 def _compare_readings(p: list[Form], e: list[Form], source: str) -> Grade:
-    """The first reading of each side is the customary one, and it alone makes two answers equal."""
+    """Compare all readings of two answers. The first reading of each side is the customary one, and it alone makes two
+    answers equal."""
     a, b = p[0], e[0]
     customary = next(_letter_units(a, b), None)
     grade = _compare_forms(*(customary or (a, b)), source)
@@ -311,7 +313,7 @@ def _compare_readings(p: list[Form], e: list[Form], source: str) -> Grade:
 
 
 def _letter_units(a: Form, b: Form) -> Iterator[tuple[Form, Form]]:
-    """5m or 9.8 m/s^2 beside a quantity with a unit: letters behind a number are units too."""
+    """Read letters behind a number as units beside a quantity with a unit: 5m, or 9.8 m/s^2."""
     for x, y, turned in ((a, b, False), (b, a, True)):
         if isinstance(x, Scalar) and isinstance(y, Scalar) and x.unit is None and isinstance(y.unit, tuple):
             number: list[Node] = []
@@ -330,7 +332,7 @@ def _letter_units(a: Form, b: Form) -> Iterator[tuple[Form, Form]]:
 
 
 def _split(node: Node, power: int, number: list[Node], powers: dict[str, int]) -> bool:
-    """Sort the factors of a product into numbers and letters that name units; False where there are others."""
+    """Sort the factors of a product into numbers and letters that name units; return False where there are others."""
     match node:
         case ("sym", letter) if letter in LONE_LETTERS:
             powers[letter] = powers.get(letter, 0) + power
@@ -357,7 +359,8 @@ def _compare_forms(a: Form, b: Form, source: str) -> Grade:
 
 
 def _choices(p: _Reading, e: _Reading) -> Grade | None:
-    """(B), B and (B) 12 are one choice; (B) 12 is also 12; a bare letter against a value is for the judge."""
+    """Compare multiple-choice answers: (B), B and (B) 12 are one choice; (B) 12 is also 12; a bare letter against a
+    value is for the judge."""
     a, b = texts.choice(p.words), texts.choice(e.words)
     if a is None and b is None:
         return None

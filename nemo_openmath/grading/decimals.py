@@ -16,12 +16,12 @@ SURE_DIGITS = 6  # significant digits from which a correctly rounded decimal sta
 
 
 def rounded(a: Node, b: Node, log_base: int) -> Grade | None:
-    """The rules for decimals, None where no decimal literal is part of the pair or the values are the same.
+    """Compare a pair that holds a decimal literal. None where it holds none, or where the values are the same.
 
     - A terminating number equals a decimal only exactly.
-    - A decimal of at least 6 significant digits equals the non-terminating number that rounds to it; with 3 to 5
+    - A decimal of at least 6 significant digits equals the non-terminating number that rounds to it. With 3 to 5
       digits, or when it is cut off instead of rounded, whether that is enough is for the judge to say.
-    - Two decimals of at least 6 digits of which one rounds to the other: for the judge; else they are different.
+    - Two decimals of at least 6 digits of which one rounds to the other are for the judge; else they are different.
     """
     x, y = _decimal(a), _decimal(b)
     if x is None and y is None:
@@ -63,7 +63,7 @@ def rounded(a: Node, b: Node, log_base: int) -> Grade | None:
 
 
 def _decimal(node: Node) -> tuple[Fraction, int] | None:
-    """Value and written significant digits of a decimal literal."""
+    """Return the value and the written significant digits of a decimal literal; None for another node."""
     if node[0] == "percent":
         inner = _decimal(node[1])
         return None if inner is None else (inner[0] / 100, inner[1])
@@ -76,15 +76,15 @@ def _decimal(node: Node) -> tuple[Fraction, int] | None:
 
 
 def _terminates(value: Fraction) -> bool:
-    rest = value.denominator
+    denominator = value.denominator
     for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    return rest == 1
+        while denominator % prime == 0:
+            denominator //= prime
+    return denominator == 1
 
 
 def last_place(value: Fraction, digits: int) -> Fraction:
-    """Worth of the last written digit of a decimal with so many significant digits."""
+    """Return the worth of the last written digit of a decimal with so many significant digits."""
     if not value:
         return Fraction(0)
     exponent = len(str(abs(value.numerator))) - len(str(value.denominator)) - 1

@@ -41,7 +41,7 @@ def compare_relations(a: tuple[Pair, ...], b: tuple[Pair, ...], log_base: int) -
 
 
 def pairs(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> tuple[Pair, ...]:
-    """A chain of relations as pairs of sides; the larger side stands on the right."""
+    """Return a chain of relations as pairs of sides. The larger side stands on the right."""
     found = []
     for op, left, right in zip(operators, nodes, nodes[1:], strict=False):
         found.append((_FLIP[op], right, left) if op in _FLIP else (op, left, right))
@@ -53,7 +53,7 @@ def difference(pair: Pair) -> Node:
 
 
 def proportional(a: Node, b: Node, log_base: int) -> int | None:
-    """The sign of the constant c in a = c b, None where there is none for certain."""
+    """Return the sign of the constant c in a = c b; None where there is none for certain."""
     names = sorted(symbols(a) | symbols(b))
     if not _varies(a, log_base) or not _varies(b, log_base):
         return None
@@ -75,7 +75,7 @@ def proportional(a: Node, b: Node, log_base: int) -> int | None:
 
 
 def _varies(node: Node, log_base: int) -> bool:
-    """Whether an expression certainly is no constant."""
+    """Return whether an expression certainly is no constant."""
     names = symbols(node)
     rng = random.Random(repr(sorted(names)))
     points: list[dict[str, Node]] = [
@@ -89,7 +89,7 @@ def _varies(node: Node, log_base: int) -> bool:
 
 
 def _value(node: Node, log_base: int) -> Node | None:
-    """A constant expression, as a number where it is rational; None where it has no value."""
+    """Return a constant expression, as a number where it is rational; None where it has no value."""
     try:
         value = Evaluator(FIRST_PRECISION, {}, log_base).value(node)
     except ArithmeticError:
@@ -117,7 +117,7 @@ def _multiples(a: Pair, b: Pair, log_base: int) -> Grade:
 
 
 def _witness(a: tuple[Pair, ...], b: tuple[Pair, ...], log_base: int) -> Grade:
-    """Not equal where some point satisfies one condition and not the other, else unknown."""
+    """Return not equal where some point satisfies one condition and not the other, else unknown."""
     first, second = (set().union(*(symbols(("rel", pair[1:])) for pair in c)) for c in (a, b))
     if first != second:
         return unknown("letters that only one side has")
@@ -136,14 +136,15 @@ def _witness(a: tuple[Pair, ...], b: tuple[Pair, ...], log_base: int) -> Grade:
 
 
 def _allowed(name: str, value: Node) -> bool:
-    """Whether a letter may have this value in any problem: lengths are positive, and what counts is whole."""
+    """Return whether a letter may have this value in any problem: lengths are positive, and what counts is whole."""
     if name in COORDINATES:
         return True
     return sign_of(value) == 1 and (name[0] not in "nkmjpq" or (value[0] == "num" and isinstance(value[1], int)))
 
 
 def _candidates(chain: list[Pair], names: list[str], log_base: int) -> Iterator[dict[str, Node]]:
-    """Points to try: solutions of each equation in each of its letters where it is linear or quadratic, then others."""
+    """Yield points to try: solutions of each equation in each of its letters where it is linear or quadratic, then
+    others."""
     rng = random.Random(repr(names))
     for turn in range(3):
         for pair in chain:
@@ -157,13 +158,13 @@ def _candidates(chain: list[Pair], names: list[str], log_base: int) -> Iterator[
 
 
 def _other(rng: random.Random, turn: int) -> Node:
-    """A value for the letters that an equation is not solved for: positive, small, negative in turn."""
+    """Return a value for the letters that an equation is not solved for: positive, small, negative in turn."""
     value = rng.randrange(1, 9)
     return _exact(Fraction((value, Fraction(value, 9), -value)[turn]))
 
 
 def solutions(node: Node, name: str, log_base: int) -> list[Node]:
-    """Guesses at the zeros of a function of one letter: those of the parabolas through three points."""
+    """Guess the zeros of a function of one letter: those of the parabolas through three points."""
     found: list[Node] = []
     for places in ((1, 2, 3), (-1, -2, -3)):
         values: list[Exact] = []
@@ -195,7 +196,7 @@ def _exact(value: Fraction) -> Node:
 
 
 def _holds(chain: tuple[Pair, ...], point: dict[str, Node], log_base: int) -> bool | None:
-    """Whether a condition is certainly true or certainly false at a point, None where neither is certain."""
+    """Return whether a condition is certainly true or certainly false at a point; None where neither is certain."""
     result: bool | None = True
     for op, left, right in chain:
         x, y = put_all(left, point), put_all(right, point)

@@ -301,7 +301,7 @@ def _bits(a: Exact) -> int:
 
 
 def _exact_root(n: int, k: int) -> int | None:
-    """The integer k-th root of n >= 0, None where there is none."""
+    """Return the integer k-th root of n >= 0; None where there is none."""
     if k == 2:
         r = math.isqrt(n)
         return r if r * r == n else None
@@ -348,7 +348,7 @@ def _arctan(x: Ball, prec: int) -> Ball:
 
 
 def _cathetus(x: Ball, prec: int) -> Ball:
-    """sqrt(1 - x^2)"""
+    """Return sqrt(1 - x^2)."""
     square = ball.add(_one(prec), ball.negate(ball.power_int(x, 2, prec)), prec)
     return ball.root(square, 2, prec)
 

@@ -48,12 +48,14 @@ _SENTENCE_END = re.compile(r"\.(?=[*_]{0,4}(?:\s|$))|\n")
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """``answer``: None where the text commits to none. ``boxes``: the distinct boxed contents of the graded part, in
-    order of appearance. ``reason``: how the answer was found, or why there is none."""
+    """The answer of a text, and how it was found."""
 
     answer: str | None
+    """None where the text commits to no answer."""
     boxes: tuple[str, ...]
+    """The distinct boxed contents of the graded part, in order of appearance."""
     reason: str
+    """How the answer was found, or why there is none."""
 
 
 def extract_answer(text: str, *, fallback: bool = False) -> Extraction:
@@ -74,8 +76,8 @@ def extract_answer(text: str, *, fallback: bool = False) -> Extraction:
 
 
 def _without_code(text: str) -> str:
-    """The text with a line break for each closed block of code."""
-    kept: list[str] = []
+    """Return the text with a line break for each closed block of code."""
+    parts: list[str] = []
     position = 0
     ends = {CODE_START: CODE_END, "```": "\n```"}
     open_ended: set[str] = set()  # kinds of blocks that are closed no more
@@ -87,9 +89,9 @@ def _without_code(text: str) -> str:
         if end < 0:
             open_ended.add(kind)
             continue
-        kept.append(text[position : match.start()])
+        parts.append(text[position : match.start()])
         position = end + len(ends[kind])
-    return "\n".join([*kept, text[position:]])
+    return "\n".join([*parts, text[position:]])
 
 
 def _scan(text: str, start: int) -> tuple[list[str], bool]:
@@ -119,7 +121,8 @@ def _scan(text: str, start: int) -> tuple[list[str], bool]:
 
 
 def _from_phrase(text: str) -> Extraction:
-    """The last phrase that something follows; an empty one ends where the next one begins."""
+    """Return the answer behind the last phrase that something follows. An empty phrase ends where the next one
+    begins."""
     phrases = [(m.start(), m.end()) for m in _PHRASE.finditer(text)]
     limit = len(text)
     for start, end in reversed(phrases):
@@ -132,13 +135,13 @@ def _from_phrase(text: str) -> Extraction:
 
 def _stated(text: str) -> str:
     r"""The answer at the start of ``text``: ``**73**``, ``$73$.``, ``\[ 73 \]`` or words up to the sentence's end."""
-    rest = text.lstrip(" \t\r\n*_:`")
+    phrase = text.lstrip(" \t\r\n*_:`")
     for opening, closing in _DISPLAY.items():
-        end = rest.find(closing, len(opening)) if rest.startswith(opening) else -1
-        if end >= 0 and not rest[end + len(closing) :].partition("\n")[0].strip(" \t\r.,;!*_`"):
-            return rest[len(opening) : end].strip()
-    end_of_sentence = _SENTENCE_END.search(rest)
-    sentence = (rest[: end_of_sentence.start()] if end_of_sentence else rest).strip().strip("*_`").rstrip(" \t,;!")
+        end = phrase.find(closing, len(opening)) if phrase.startswith(opening) else -1
+        if end >= 0 and not phrase[end + len(closing) :].partition("\n")[0].strip(" \t\r.,;!*_`"):
+            return phrase[len(opening) : end].strip()
+    end_of_sentence = _SENTENCE_END.search(phrase)
+    sentence = (phrase[: end_of_sentence.start()] if end_of_sentence else phrase).strip().strip("*_`").rstrip(" \t,;!")
     for opening, closing in _DISPLAY.items():
         inner = sentence.removeprefix(opening).removesuffix(closing)
         if len(sentence) - len(inner) == len(opening + closing) and closing not in inner:

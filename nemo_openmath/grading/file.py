@@ -121,7 +121,7 @@ def _is_untried(row: dict[str, Any]) -> bool:
 
 
 def _task(path: Path, *settings: object) -> bytes:
-    """What is graded and how, as the first line of the partial file: another task does not go on from it."""
+    """Return what is graded and how, as the first line of the partial file. Another task does not go on from it."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     try:
         stats = [(str(file), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
@@ -147,7 +147,7 @@ def _exclusive(partial: Path) -> Iterator[BinaryIO]:
 
 
 def _resume(out: BinaryIO, task: bytes, count: Callable[[dict[str, Any]], None]) -> int:
-    """Position ``out`` behind the whole rows of an earlier, killed run of this task; their number."""
+    """Position ``out`` behind the whole rows of an earlier, killed run of this task; return their number."""
     done, end = 0, 0
     if out.readline() == task:
         end = len(task)
@@ -164,7 +164,7 @@ def _resume(out: BinaryIO, task: bytes, count: Callable[[dict[str, Any]], None])
 
 
 def _finish(out: BinaryIO, output: Path, head: int) -> None:
-    """The rows without the head line appear as ``output``, whole or not at all."""
+    """Make the rows without the head line appear as ``output``, whole or not at all."""
     partial = Path(out.name)
     whole = _whole(output)
     out.seek(head)
@@ -181,8 +181,8 @@ def _whole(output: Path) -> Path:
 
 
 def _prepared(path: str | Path, fallback: bool, broken: BrokenRows) -> Iterator[dict[str, Any]]:
-    """Rows with ``predicted_answer`` and ``expected_answer`` as texts. Once a row is broken and not to be left out, the
-    rest is only counted."""
+    """Yield rows with ``predicted_answer`` and ``expected_answer`` as texts. Once a row is broken and not to be left
+    out, the others are only counted."""
     for file, number, row in read_rows(path, broken):
         if problem := _prepare(row, fallback):
             broken(file, number, problem)
@@ -193,7 +193,7 @@ def _prepared(path: str | Path, fallback: bool, broken: BrokenRows) -> Iterator[
 
 
 def _prepare(row: dict[str, Any], fallback: bool) -> str | None:
-    """Put the two answers of a row in place; what is wrong with it, where they cannot be read."""
+    """Put the two answers of a row in place; return what is wrong with it where they cannot be read."""
     record = isinstance(row.get("transcript"), dict) and "problem_id" in row
     expected = row.get("expected_answer")
     if expected is None and not record:  # a record of ours may be of a problem whose answer nobody knows
@@ -229,8 +229,8 @@ def _is_answer(value: Any) -> bool:
 
 
 def _text_of(record: dict[str, Any]) -> str:
-    """What stands behind the prompt in a record of ours; nothing where the solution did not end by itself: its box
-    was not its last word."""
+    """Return what stands behind the prompt in a record of ours; nothing where the solution did not end by itself, for
+    its box was not its last word."""
     if record.get("finish") != "stop":
         return ""
     pieces = record["transcript"].get("pieces", ())

@@ -19,19 +19,22 @@ ZERO: Node = ("num", 0, 0)
 
 @dataclass(frozen=True)
 class Scalar:
-    """One value. ``unit``: (dimension, size), "percent" or None. ``name``: x in x = 5."""
+    """One value."""
 
     node: Node
     unit: tuple[Dimension, Fraction] | str | None = None
+    """(dimension, size), "percent" or None."""
     name: str | None = None
+    """x in x = 5."""
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Several values in no order. ``braces``: written as a set, so that repetition means nothing."""
+    """Several values in no order."""
 
     items: tuple[Form, ...]
     braces: bool = False
+    """Whether it was written as a set, so that repetition means nothing."""
     name: str | None = None
 
 
@@ -47,6 +50,8 @@ class Tuple:
 
 @dataclass(frozen=True)
 class Interval:
+    """A part of the line between two ends, each inside or not."""
+
     low: Node
     low_closed: bool
     high: Node
@@ -70,6 +75,8 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Matrix:
+    """Rows of numbers."""
+
     rows: tuple[tuple[Node, ...], ...]
     name: str | None = None
 
@@ -85,6 +92,8 @@ class Relation:
 
 @dataclass(frozen=True)
 class Congruence:
+    """A residue class: 3 mod 7."""
+
     residue: Node
     modulus: Node
     name: str | None = None
@@ -92,17 +101,20 @@ class Congruence:
 
 @dataclass(frozen=True)
 class Ratio:
+    """Parts of a ratio: 1:2:3."""
+
     parts: tuple[Node, ...]
     name: str | None = None
 
 
 @dataclass(frozen=True)
 class TimeOfDay:
-    """12:30 or 4:00 PM: hours and minutes, perhaps seconds, and "a", "p" or ""; without a half of the day perhaps a
-    duration or a ratio."""
+    """12:30 or 4:00 PM. Without a half of the day it is perhaps a duration or a ratio."""
 
     parts: tuple[int, ...]
+    """Hours and minutes, perhaps seconds."""
     half: str
+    """"a", "p" or ""."""
     name: str | None = None
 
 
@@ -126,6 +138,8 @@ class Without:
 
 @dataclass(frozen=True)
 class Empty:
+    """The empty set."""
+
     name: str | None = None
 
 
@@ -147,7 +161,7 @@ Form = (
 
 
 def as_region(f: Form) -> Region | None:
-    """The interval that a form can be read as, None where it cannot."""
+    """Return the region that a form can be read as; None where it cannot."""
     if isinstance(f, Region):
         return f
     if isinstance(f, Tuple) and len(f.items) == 2 and f.opening in "([" and f.closing in ")]":

@@ -10,7 +10,7 @@ _FLIP = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 
 
 def inequality_region(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> Region | None:
-    """x > 1, 3 >= x, 1 < x <= 2 with one symbol and constant ends, as a region."""
+    """Return x > 1, 3 >= x, or 1 < x <= 2 with one symbol and constant ends as a region; None for others."""
     if len(nodes) == 2 and any(n[0] == "fn" and n[1] == "abs" for n in nodes):
         return _around(operators[0], nodes)
     places = [i for i, n in enumerate(nodes) if n[0] == "sym"]
@@ -40,7 +40,7 @@ def inequality_region(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> Re
 
 
 def _around(op: str, nodes: tuple[Node, ...]) -> Region | None:
-    """|x - a| < r and |x - a| > r for a positive r, as a region."""
+    """Return |x - a| < r or |x - a| > r for a positive r as a region; None for others."""
     inner, radius = nodes
     if not (inner[0] == "fn" and inner[1] == "abs"):
         inner, radius, op = radius, inner, _FLIP.get(op, op)
@@ -61,7 +61,7 @@ def _around(op: str, nodes: tuple[Node, ...]) -> Region | None:
 
 
 def interval_between(a: Region, b: Region) -> Region | None:
-    """x > 1 and x < 2: the interval between, None where it is not certainly one."""
+    """Return the interval between x > 1 and x < 2; None where it is not certainly one."""
     for x, y in ((a, b), (b, a)):
         if len(x.intervals) == len(y.intervals) == 1:
             low, high = x.intervals[0], y.intervals[0]

@@ -22,19 +22,19 @@ MAX_EXP_BITS = 64  # of the argument of exp, sin, ...: their results beyond need
 
 
 class Undecided(ArithmeticError):
-    """A sign is needed and the enclosure contains zero: more precision may tell."""
+    """Raised where a sign is needed and the enclosure contains zero. More precision may tell."""
 
 
 class Undefined(ArithmeticError):
-    """Division by zero and the like."""
+    """Raised for a division by zero and the like."""
 
 
 class NotReal(Undefined):
-    """A function of real numbers alone at a complex one."""
+    """Raised for a function of real numbers alone at a complex one."""
 
 
 class OutOfReach(ArithmeticError):
-    """Too large, or a function that is not evaluated here."""
+    """Raised for what is too large, or a function that is not evaluated here."""
 
 
 class Ball:
@@ -66,15 +66,15 @@ def from_exact(value: int | Fraction, prec: int) -> Ball:
 
 
 def atom(re: Interval, im: Interval | None = None, of: Ball | None = None) -> Ball:
-    """A number without a proven height (pi, a sine): its size and the heights of the argument it is a function ``of``
-    stand in (cos 10^-100 is near 1); equality is then by precision only."""
+    """Return a number without a proven height, such as pi or a sine. Its size and the heights of the argument ``of``
+    stand in for them (cos 10^-100 is near 1); equality is then by precision only."""
     m = magnitude(re) if im is None else max(magnitude(re), magnitude(im))
     u, l = (0.0, 0.0) if of is None else (of.u, of.l)  # noqa: E741
     return Ball(re, im, max(2.0, m + 2.0) + u, max(2.0, 2.0 - m) + l)
 
 
 def magnitude(x: Interval) -> float:
-    """log2 of the largest absolute value, about."""
+    """Return log2 of the largest absolute value, about."""
     best = -1e9
     for _, man, exp, bc in x:
         if not man:
@@ -90,7 +90,7 @@ def _far() -> float:
 
 
 def sign(x: Interval) -> int:
-    """Sign of a real enclosure. Raises Undecided where it contains zero and more."""
+    """Return the sign of a real enclosure. Raises Undecided where it contains zero and more."""
     a, b = mpf_sign(x[0]), mpf_sign(x[1])
     if a > 0:
         return 1
@@ -146,7 +146,7 @@ def divide(x: Ball, y: Ball, prec: int) -> Ball:
 
 
 def power_int(x: Ball, n: int, prec: int) -> Ball:
-    """x^n for n >= 1."""
+    """Return x^n for n >= 1."""
     if n.bit_length() > MAX_EXP_BITS:
         raise OutOfReach("exponent")
     u, l = x.u * n, x.l * n  # noqa: E741
@@ -157,7 +157,7 @@ def power_int(x: Ball, n: int, prec: int) -> Ball:
 
 
 def root(x: Ball, k: int, prec: int) -> Ball:
-    """The k-th root: of a real the real one where there is one, else the principal one."""
+    """Return the k-th root: of a real the real one where there is one, else the principal one."""
     u, l = ((x.u + (k - 1) * x.l) / k, x.l) if x.u >= x.l else (x.u, ((k - 1) * x.u + x.l) / k)  # noqa: E741
     if x.im is not None:
         value = exp(divide(log(x, prec), from_exact(k, prec), prec), prec)
@@ -225,7 +225,7 @@ def atan2(y: Ball, x: Ball, prec: int) -> Ball:
 
 
 def _angle(y: Interval, x: Interval, prec: int) -> Interval:
-    """The inverse tangent of y / x. mpmath rounds it to nearest, not outward, so it is computed to more bits and
+    """Return the inverse tangent of y / x. mpmath rounds it to nearest, not outward, so it is computed to more bits and
     widened by more than its error."""
     bits = prec + 10
     wide = (from_man_exp((1 << bits) - 1, -bits), from_man_exp((1 << bits) + 1, -bits))
@@ -251,7 +251,7 @@ def floor(x: Ball) -> int:
 
 
 def midpoint(x: Interval) -> Fraction:
-    """The middle of a real enclosure of moderate size."""
+    """Return the middle of a real enclosure of moderate size."""
     if magnitude(x) > 10_000 or magnitude(x) < -10_000:
         raise OutOfReach("midpoint")
     ends = [Fraction(*map(int, to_rational(end))) for end in x]
@@ -268,7 +268,8 @@ def imaginary_unit() -> Ball:
 
 
 def apart(x: Ball, y: Ball, prec: int) -> tuple[bool, float]:
-    """Whether the enclosures are disjoint, which proves the numbers different; and log2 of the largest difference."""
+    """Return whether the enclosures are disjoint, which proves the numbers different; and log2 of the largest
+    difference."""
     difference = add(x, negate(y), prec)
     parts = [difference.re] if difference.im is None else [difference.re, difference.im]
     return any(not contains_zero(part) for part in parts), max(magnitude(part) for part in parts)

@@ -16,12 +16,15 @@ _LAST_LINE = re.compile(rf"[\W_]*(?:(?i:my|the|final|overall|conclusion)[\s:,]+)
 
 
 def parse_judgement(text: str) -> bool | None:
-    """True or False where the text commits itself: its last line is ``Judgement: Yes`` or ``Judgement: No`` and nothing
-    else (``Final judgement``, emphasis and a full stop allowed), and nowhere behind ``</think>`` it says the opposite.
-    Else None. Thinking that is never closed commits to nothing."""
-    said = text.rpartition(THINK_END)[2]
-    lines = [line for line in said.splitlines() if line.strip()]
-    if not lines or THINK_START in said or (last := _LAST_LINE.fullmatch(lines[-1].strip())) is None:
+    """Return True or False where the text commits itself, else None.
+
+    It does where its last line is ``Judgement: Yes`` or ``Judgement: No`` and nothing else (``Final judgement``,
+    emphasis and a full stop allowed), and nowhere behind ``</think>`` it says the opposite. Thinking that is never
+    closed commits to nothing.
+    """
+    answer = text.rpartition(THINK_END)[2]
+    lines = [line for line in answer.splitlines() if line.strip()]
+    if not lines or THINK_START in answer or (last := _LAST_LINE.fullmatch(lines[-1].strip())) is None:
         return None
-    verdicts = {match[1].lower() for match in _ANYWHERE.finditer(said)}
+    verdicts = {match[1].lower() for match in _ANYWHERE.finditer(answer)}
     return last[1].lower() == "yes" if len(verdicts) == 1 else None

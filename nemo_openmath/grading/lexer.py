@@ -21,7 +21,7 @@ Token = tuple[str, Any]
 
 
 class NotMath(ValueError):
-    """The text is not an expression of the grammar; other graders may still know it."""
+    """Raised where a text is not an expression of the grammar. Other graders may still know it."""
 
 
 MAX_LENGTH = 10_000  # characters of an answer the parser looks at
@@ -213,7 +213,7 @@ def _time(hour: int, minutes: str, seconds: str | None, half: str) -> str:
 
 
 def tokenize(text: str) -> list[Token]:
-    """Tokens of a cleaned text. Raises NotMath at the first character that belongs to no expression."""
+    """Return the tokens of a cleaned text. Raises NotMath at the first character that belongs to no expression."""
     tokens: list[Token] = []
     position, end = 0, len(text)
     while position < end:
@@ -291,7 +291,8 @@ def _command(text: str) -> Token:
 
 
 def _letters(text: str, tokens: list[Token]) -> None:
-    """A run of bare letters: a name the grammar knows, a unit, or a product of one-letter symbols."""
+    """Return the tokens of a run of bare letters: a name the grammar knows, a unit, or a product of one-letter
+    symbols."""
     if len(text) == 1:
         tokens.append(("const", text) if text in "ei" else ("sym", text))
         return
@@ -332,7 +333,7 @@ def _is_unit(word: str) -> bool:
 
 
 def _words(text: str, tokens: list[Token]) -> None:
-    r"""The content of ``\text{...}``: units and connectives, a number, or one upright letter."""
+    r"""Return the tokens of ``\text{...}``: units and connectives, a number, or one upright letter."""
     text = text.strip().rstrip(".,;").strip()
     for word in text.replace("/", " per ").split():
         lower = word.lower().strip("()")

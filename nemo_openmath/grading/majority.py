@@ -93,14 +93,15 @@ class Ballot:
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """The pairs to compare, each with the text first that is first by content."""
-        found = []
+        pairs = []
         for i, j in self._edges:
             a, b = sorted((self._spellings[i].texts[0], self._spellings[j].texts[0]), key=_content)
-            found.append((a, b))
-        return found
+            pairs.append((a, b))
+        return pairs
 
     def count(self, grades: Iterable[Grade], *, min_share: float = 0.0) -> Majority:
-        """The vote. A winner with ``count / total < min_share`` gives ``answer`` None."""
+        """Count the votes, given the grades of ``pairs``. A winner with ``count / total < min_share`` gives ``answer``
+        None."""
         relation = _Relation(self._spellings)
         for (i, j), grade in zip(self._edges, grades, strict=True):
             relation.note(i, j, grade.verdict)
@@ -163,19 +164,21 @@ class _Relation:
             known[j].add(i)
 
     def different(self, i: int, j: int) -> bool:
-        """Whether two are certainly different."""
+        """Return whether two spellings are certainly different."""
         return j in self._different[i] or (i != j and self._valued[i] and self._valued[j])
 
     def apart(self, a: Iterable[int], b: Sequence[int]) -> bool:
-        """Whether one of ``a`` is certainly different from one of ``b``."""
+        """Return whether one of ``a`` is certainly different from one of ``b``."""
         return any(self.different(i, j) for i in a for j in b)
 
     def ambiguous(self, i: int) -> bool:
+        """Return whether a spelling equals two that are certainly different."""
         near = sorted(self.equal[i])
         return any(self.different(a, b) for n, a in enumerate(near) for b in near[n + 1 :])
 
     def joined(self, members: Sequence[int]) -> list[list[int]]:
-        """Groups of ``members``, which are in order: those that are equal by a chain, none that are different."""
+        """Return groups of ``members``, which are in order: those that are equal by a chain, none that are
+        different."""
         group = {i: [i] for i in members}
         for j in members:
             for i in sorted(self.equal[j]):
@@ -183,11 +186,11 @@ class _Relation:
                     group[i] += group[j]
                     for moved in group[j]:
                         group[moved] = group[i]
-        return list({id(found): found for found in group.values()}.values())
+        return list({id(group_members): group_members for group_members in group.values()}.values())
 
 
 def _group(spellings: Sequence[_Spelling], relation: _Relation) -> tuple[list[list[int]], set[int]]:
-    """Rules 2 to 4: the groups, and which spellings are sure."""
+    """Apply rules 2 to 4: return the groups, and which spellings are sure."""
     unsure = [i for i in range(len(spellings)) if relation.ambiguous(i)]
     sure = [i for i in range(len(spellings)) if i not in set(unsure)]
     groups = relation.joined(sure)
@@ -213,7 +216,7 @@ def _group(spellings: Sequence[_Spelling], relation: _Relation) -> tuple[list[li
 def _lead(
     spellings: Sequence[_Spelling], relation: _Relation, ranked: Sequence[list[int]], sizes: list[int], sure: set[int]
 ) -> tuple[int, int]:
-    """See ``Majority.lead``."""
+    """Return ``Majority.lead``."""
     if not ranked:
         return 0, 0
     first = sum(spellings[i].votes for i in ranked[0] if i in sure) or sizes[0]
@@ -235,11 +238,11 @@ def _reason(
 ) -> str:
     if not names:
         return "nobody answered"
-    said = f"{sizes[0]} of {total} votes" + ("" if enough else ", fewer than wanted")
+    reason = f"{sizes[0]} of {total} votes" + ("" if enough else ", fewer than wanted")
     if tie:
         tied = sizes.count(sizes[0]) - 1
-        said += f", as many as {tied} other answer{'s' * (tied > 1)}; the shorter one is taken"
+        reason += f", as many as {tied} other answer{'s' * (tied > 1)}; the shorter one is taken"
     for text, fits in sorted(ambiguous.items()):
         others = " and ".join(map(repr, fits[1:]))
-        said += f"; {text!r} is counted as {fits[0]!r} and also equals {others}"
-    return said
+        reason += f"; {text!r} is counted as {fits[0]!r} and also equals {others}"
+    return reason

@@ -15,13 +15,15 @@ MAX_POWER = 20  # of a matrix
 
 
 def has_matrix(node: Node) -> bool:
+    """Return whether an expression is a matrix, not a number that is made of one."""
     if (node and node[0] in ("matrix", "seq")) or (node and node[0] == "fn" and node[1] == "det"):
         return node[0] == "matrix"
     return any(has_matrix(part) for part in node if isinstance(part, tuple))
 
 
 def matrix_rows(node: Node) -> tuple[tuple[Node, ...], ...] | None:
-    """The entries of a matrix expression: sums, products, powers and multiples. None of one that is a number."""
+    """Return the entries of a matrix expression: sums, products, powers and multiples. None where it is a number.
+    Raises NotMath for others."""
     if not has_matrix(node):
         return None
     match node:
@@ -78,7 +80,7 @@ def _product(a: tuple[tuple[Node, ...], ...], b: tuple[tuple[Node, ...], ...]) -
 
 
 def _folded(node: Node) -> Node:
-    """A rational number as one, so that powers of matrices do not grow."""
+    """Return a rational number as one node, so that powers of matrices do not grow."""
     try:
         value = Evaluator(FIRST_PRECISION).value(node)
     except ArithmeticError:

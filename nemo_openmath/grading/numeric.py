@@ -152,7 +152,7 @@ def _counting(name: str) -> bool:
 
 
 def _differ(a: Node, b: Node) -> Grade:
-    """Two functions differ: the grade of the answers."""
+    """Return the grade of two functions that differ."""
     first, second = symbols(a), symbols(b)
     if first != second:
         return unknown("letters that only one side has")
@@ -165,7 +165,7 @@ def _differ(a: Node, b: Node) -> Grade:
 
 
 def _same_steps(a: Node, b: Node, name: str) -> bool:
-    """Whether two angles such as pi/4 + k pi and 5 pi/4 - k pi run through the same values for all whole k."""
+    """Return whether two angles such as pi/4 + k pi and 5 pi/4 - k pi run through the same values for all whole k."""
     if not _counting(name) or not all(mentions(n, ("const", "pi")) or mentions_kind(n, "unit") for n in (a, b)):
         return False
     try:
@@ -183,7 +183,8 @@ def _same_steps(a: Node, b: Node, name: str) -> bool:
 
 
 def _families(a: Node, b: Node, constants: list[str]) -> Grade:
-    """x^2 + C and x^2 + 1 + C are one family; sin x + C and cos x + C are two, for their difference is no constant."""
+    """Compare functions with constants of integration: x^2 + C and x^2 + 1 + C are one family; sin x + C and cos x + C
+    are two, for their difference is no constant."""
     open_ = unknown("the same but for a constant of integration")
     if len(constants) == 1:
         (name,) = constants

@@ -55,7 +55,7 @@ def decide(predicted: str | None, expected: str | None) -> Grade | None:
 
 
 def value(text: str) -> tuple[int, int] | None:
-    """Numerator and denominator in lowest terms of a plain number that is no rounding, else None. Two texts with
+    """Return numerator and denominator in lowest terms of a plain number that is no rounding; else None. Two texts with
     values are equal exactly where their values are."""
     read = _read(text.strip())
     if read is None or read[2] >= MIN_ROUNDED_DIGITS:

@@ -15,13 +15,14 @@ _ANALYTIC = frozenset("sin cos tan cot sec csc sinh cosh tanh exp".split())  # n
 
 
 def random_value(rng: random.Random) -> Fraction:
-    """Small, for exponents become indices of roots; with an odd denominator, for which negative bases have powers."""
+    """Return a small value, for exponents become indices of roots; with an odd denominator, for which negative bases
+    have powers."""
     return Fraction(rng.randrange(13, 400), rng.randrange(11, 61, 2))
 
 
 def sample_points(names: list[str], seed: str, branched: bool, landmarks: list[Fraction]) -> Iterator[dict[str, Exact]]:
-    """Rational values for the symbols: positive and of any sign; for functions with branches in all combinations of
-    signs, small, large and on either side of each landmark."""
+    """Yield rational values for the symbols: positive and of any sign. For functions with branches they come in all
+    combinations of signs, small, large and on either side of each landmark."""
     rng = random.Random(seed)
     if not branched:
         for _ in range(3):
@@ -47,7 +48,7 @@ def sample_points(names: list[str], seed: str, branched: bool, landmarks: list[F
 
 
 def whole_points(names: list[str], seed: str) -> Iterator[dict[str, Exact]]:
-    """Whole values for symbols that count: small ones of every remainder, and larger ones."""
+    """Yield whole values for symbols that count: small ones of every remainder, and larger ones."""
     rng = random.Random(seed)
     if len(names) > 50:
         return
@@ -60,18 +61,18 @@ def whole_points(names: list[str], seed: str) -> Iterator[dict[str, Exact]]:
 
 
 def numbers_in(node: Node) -> set[Fraction]:
-    """Sizes of the numbers that stand in an expression, within reason."""
+    """Return the sizes of the numbers that stand in an expression, within reason."""
     if node and node[0] == "num":
         return {min(abs(Fraction(node[1])), Fraction(10**12))}
-    found: set[Fraction] = set()
+    numbers: set[Fraction] = set()
     for part in node:
         if isinstance(part, tuple):
-            found |= numbers_in(part)
-    return found
+            numbers |= numbers_in(part)
+    return numbers
 
 
 def is_branched(node: Node) -> bool:
-    """Whether an expression may be different analytic functions on different parts of the line."""
+    """Return whether an expression may be different analytic functions on different parts of the line."""
     match node:
         case ("num" | "sym" | "const", *_):
             return False

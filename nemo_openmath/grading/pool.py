@@ -93,11 +93,11 @@ class _Worker:
     def _write(self, data: bytes) -> None:
         """Hand a job over. Raises TimeoutError where the process does not take it: it may be stopped or swapped out."""
         deadline = time.monotonic() + STARTUP_LIMIT
-        left = memoryview(data)
-        while left:
+        unsent = memoryview(data)
+        while unsent:
             if not self.writable.select(max(0.0, deadline - time.monotonic())):
                 raise TimeoutError
-            left = left[os.write(self.stdin.fileno(), left) :]
+            unsent = unsent[os.write(self.stdin.fileno(), unsent) :]
 
     def grade(self, pairs: Sequence[Pair], take_modulo: int | None) -> list[Grade]:
         grades: list[Grade] = []
@@ -149,11 +149,14 @@ class _Worker:
 
 
 class GradingPool:
-    """``workers`` processes that compare answers, each pair within ``time_limit`` seconds of processor time and
-    ``memory_mb`` MiB. A worker that says nothing for five time limits of wall clock is killed.
+    """Worker processes that compare answers within hard limits.
+
+    Each pair has ``time_limit`` seconds of processor time and ``memory_mb`` MiB. A worker that says nothing for five
+    time limits of wall clock is killed. ``take_modulo``: integers are compared modulo this number (contests whose
+    answers are).
 
     Safe to use from many threads and from many tasks of an event loop at once; the loop is never blocked by a
-    comparison. ``take_modulo``: integers are compared modulo this number (contests whose answers are).
+    comparison.
     """
 
     def __init__(
@@ -181,21 +184,22 @@ class GradingPool:
         return sum(worker.starts - 1 for worker in self._workers)
 
     async def grade(self, predicted: str | None, expected: str | None) -> Grade:
+        """Return the grade of one pair."""
         if (known := self._known((predicted, expected))) is not None:
             return known
         return (await asyncio.wrap_future(self._submit([(predicted, expected)])))[0]
 
     def compare(self, predicted: str | None, expected: str | None) -> Grade:
-        """One pair, for callers without an event loop."""
+        """Return the grade of one pair, for callers without an event loop."""
         return self.grade_batch([(predicted, expected)])[0]
 
     async def majority(self, answers: Iterable[str | None], *, max_comparisons: int = MAX_COMPARISONS) -> Majority:
-        """The vote by the rules of grading/majority.py, compared in the workers."""
+        """Count votes by the rules of grading/majority.py, compared in the workers."""
         ballot = self._ballot(answers, max_comparisons)
         return ballot.count(await self.grade_many(ballot.pairs))
 
     def majority_now(self, answers: Iterable[str | None], *, max_comparisons: int = MAX_COMPARISONS) -> Majority:
-        """Like ``majority``, for callers without an event loop."""
+        """Count votes like ``majority``, for callers without an event loop."""
         ballot = self._ballot(answers, max_comparisons)
         return ballot.count(self.grade_batch(ballot.pairs))
 
@@ -203,16 +207,17 @@ class GradingPool:
         return Ballot(answers, by_value=self.take_modulo is None, max_comparisons=max_comparisons)
 
     async def grade_many(self, pairs: Iterable[Pair]) -> list[Grade]:
+        """Return the grades of many pairs, in their order."""
         pairs = list(pairs)
         large = len(pairs) > 8 * CHUNK  # looking them all up would hold up the loop
         grades, jobs = await asyncio.to_thread(self._plan, pairs) if large else self._plan(pairs)
         for chunk, future in jobs:
-            found = await asyncio.wrap_future(future)
-            grades.update(zip(chunk, found, strict=True))
+            graded = await asyncio.wrap_future(future)
+            grades.update(zip(chunk, graded, strict=True))
         return [grades[pair] for pair in pairs]
 
     def grade_batch(self, pairs: Iterable[Pair]) -> list[Grade]:
-        """Like ``grade_many``, for callers without an event loop."""
+        """Return the grades of many pairs, for callers without an event loop."""
         pairs = list(pairs)
         grades, jobs = self._plan(pairs)
         for chunk, future in jobs:
@@ -225,7 +230,7 @@ class GradingPool:
         return self._cache.get(pair)
 
     def _plan(self, pairs: list[Pair]) -> tuple[dict[Pair, Grade], list[tuple[list[Pair], Future[list[Grade]]]]]:
-        """Grades that are known, and jobs for the other pairs: each distinct pair goes to a worker once."""
+        """Return the grades that are known, and jobs for the other pairs: each distinct pair goes to a worker once."""
         grades: dict[Pair, Grade] = {}
         slow: dict[Pair, None] = {}
         for pair in pairs:
@@ -235,9 +240,9 @@ class GradingPool:
                 grades[pair] = known
             else:
                 slow[pair] = None
-        rest = list(slow)
-        size = max(1, min(CHUNK, -(-len(rest) // len(self._workers))))
-        chunks = [rest[i : i + size] for i in range(0, len(rest), size)]
+        unknown = list(slow)
+        size = max(1, min(CHUNK, -(-len(unknown) // len(self._workers))))
+        chunks = [unknown[i : i + size] for i in range(0, len(unknown), size)]
         return grades, [(chunk, self._submit(chunk)) for chunk in chunks]
 
     def _submit(self, chunk: list[Pair]) -> Future[list[Grade]]:

@@ -12,7 +12,7 @@ from nemo_openmath.grading.units import COMPOSITE, LONE_LETTERS, MIXED, SCALES, 
 
 
 def with_units(cursor: Cursor, node: Node) -> Node:
-    """``node`` with the unit words that stand behind it and smaller parts of the same quantity."""
+    """Return ``node`` with the unit words that stand behind it and smaller parts of the same quantity."""
     node = _simple(cursor, node)
     while node[0] == "unit" and (part := _smaller(cursor, node)) is not None:
         node = part
@@ -20,8 +20,8 @@ def with_units(cursor: Cursor, node: Node) -> Node:
 
 
 def _smaller(cursor: Cursor, whole: Node) -> Node | None:
-    """2 hours 30 minutes, 5 feet and 6 inches: the sum, in the first unit. None where no smaller part follows; "and"
-    between other units than those of time, money and feet makes a list."""
+    """Return 2 hours 30 minutes, or 5 feet and 6 inches, as the sum in the first unit. None where no smaller part
+    follows; "and" between other units than those of time, money and feet makes a list."""
     start = cursor.position
     joined = cursor.peek() == ("op", "and")
     ahead = 1 if joined else 0
@@ -38,7 +38,7 @@ def _smaller(cursor: Cursor, whole: Node) -> Node | None:
 
 
 def _simple(cursor: Cursor, node: Node) -> Node:
-    """Unit words behind a term, with exponents and one "per"."""
+    """Read the unit words behind a term, with exponents and one "per"."""
     if cursor.peek()[0] != "word":
         return node
     parts: dict[str, int] = {}
@@ -81,7 +81,7 @@ def _simple(cursor: Cursor, node: Node) -> Node:
 
 
 def _is_word(token: Token) -> bool:
-    """Whether a unit can be read: km/h has a lone letter behind the slash."""
+    """Return whether a unit can be read: km/h has a lone letter behind the slash."""
     return token[0] == "word" or (token[0] == "sym" and token[1] in LONE_LETTERS)
 
 

@@ -82,7 +82,7 @@ def same_number(
 
 
 def folded(node: Node) -> Node:
-    """The expression with its exact parts evaluated: 9^(9^9) as 9^387420489."""
+    """Return the expression with its exact parts evaluated: 9^(9^9) as 9^387420489."""
     if node and node[0] in ("sym", "const", "num"):
         return ("num", node[1], 0) if node[0] == "num" else node
     try:
@@ -95,7 +95,7 @@ def folded(node: Node) -> Node:
 
 
 def written_bits(folded: Node) -> float:
-    """Bits of the numbers that stand in an expression."""
+    """Return the bits of the numbers that stand in an expression."""
     if folded and folded[0] == "num":
         value = Fraction(folded[1])
         return ball.log2_int(value.numerator) + ball.log2_int(value.denominator)
@@ -103,11 +103,11 @@ def written_bits(folded: Node) -> float:
 
 
 class _RealOrNotError(ArithmeticError):
-    """An imaginary part that is too close to zero to tell."""
+    """Raised where an imaginary part is too close to zero to tell."""
 
 
 def _real_value(evaluator: Evaluator, node: Node) -> Value | None:
-    """The value of an expression, None where it is not real. Raises Undefined at a pole."""
+    """Return the value of an expression; None where it is not real. Raises Undefined at a pole."""
     try:
         value = evaluator.value(node)
     except NotReal:
@@ -120,7 +120,7 @@ def _real_value(evaluator: Evaluator, node: Node) -> Value | None:
 
 
 def sign_of(node: Node) -> int | None:
-    """Sign of a constant real expression, None where it is not certain."""
+    """Return the sign of a constant real expression; None where it is not certain."""
     try:
         value = Evaluator(FIRST_PRECISION).value(node)
         if not isinstance(value, ball.Ball):

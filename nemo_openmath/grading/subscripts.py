@@ -7,12 +7,12 @@ from nemo_openmath.grading.nodes import Node
 
 
 def counts(sub: Node) -> bool:
-    """Whether a subscript is the n of C_n^k: a number above one, or n itself."""
+    """Return whether a subscript is the n of C_n^k: a number above one, or n itself."""
     return (sub[0] == "num" and isinstance(sub[1], int) and sub[1] > 1) or sub == ("sym", "n")
 
 
 def plain(node: Node) -> str:
-    """A subscript or a name under a bar, as text."""
+    """Return a subscript, or a name under a bar, as text. Raises NotMath for another expression."""
     match node:
         case ("num", value, _):
             return str(value)
@@ -28,6 +28,7 @@ def plain(node: Node) -> str:
 
 
 def in_base(node: Node, base: Node) -> Node:
+    """Return the number whose digits are ``node`` in ``base``. Raises NotMath where they are none."""
     match node, base:
         case ("num", int(value), 0), ("num", int(b), 0) if 2 <= b <= 36:
             try:

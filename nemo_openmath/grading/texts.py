@@ -70,7 +70,7 @@ _ALL = re.compile(r"(?:the set of |set of )?all (real numbers|reals|integers|nat
 
 
 def unwrap(text: str) -> str:
-    r"""Text without its LaTeX wrappers: ``\text{yes}.`` -> ``yes``."""
+    r"""Return a text without its LaTeX wrappers: ``\text{yes}.`` -> ``yes``."""
     for _ in range(3):
         shorter = _WRAPPER.sub(r" \1 ", text)
         if shorter == text:
@@ -80,19 +80,20 @@ def unwrap(text: str) -> str:
 
 
 def closed_class(text: str) -> tuple[str, str] | None:
-    """(class, canonical value) of a word of a closed class, else None. ``text`` is unwrapped."""
+    """Return (class, canonical value) of a word of a closed class, else None. ``text`` is unwrapped."""
     return CLASSES.get(" ".join(text.lower().split()))
 
 
 def number_word(text: str) -> str | None:
-    """A number up to a hundred written as a word, or "all real numbers", in symbols; else None."""
+    """Return a number up to a hundred written as a word, or "all real numbers", in symbols; else None."""
     if (m := _ALL.fullmatch(text.lower())) is not None:
         return _SETS[m[1]]
     return _NUMBER_WORDS.get(text.lower().replace("-", " "))
 
 
 def choice(text: str) -> tuple[str, str] | None:
-    """(letter, text of the choice or "") of a multiple-choice answer such as ``(B)``, ``B. 12`` or ``B``, else None."""
+    """Return (letter, text of the choice or "") of a multiple-choice answer such as ``(B)``, ``B. 12`` or ``B``; else
+    None."""
     text = text.strip()
     if (m := _OPTION_WORD.match(text)) is not None:
         return m[1].upper(), text[m.end() :].strip()
@@ -105,13 +106,13 @@ def choice(text: str) -> tuple[str, str] | None:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Lower-case words without a leading article; symbols other than letters and digits separate."""
+    """Return the lower-case words without a leading article. Symbols other than letters and digits separate."""
     found = tuple(_WORD.findall(text.lower()))
     return found[1:] if len(found) > 1 and found[0] in ("a", "an", "the") else found
 
 
 def is_wordy(text: str) -> bool:
-    """Whether a text is made of words, a real one among them, and of nothing that counts as mathematics."""
+    """Return whether a text is made of words, a real one among them, and of nothing that counts as mathematics."""
     return re.fullmatch(r"[A-Za-z][A-Za-z' \-,.]*", text) is not None and re.search("[A-Za-z]{3}", text) is not None
 
 

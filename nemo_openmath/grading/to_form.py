@@ -85,7 +85,7 @@ def form(node: Node) -> Form:
 
 
 def _built(name: str, condition: Form) -> Form:
-    r"""\{x : 1 < x < 2\}: a condition that is a region of x is that region."""
+    r"""Read a set by a condition, \{x : 1 < x < 2\}, as the region of x. Raises NotMath for others."""
     if not isinstance(condition, Region | Collection) or condition.name != name:
         raise NotMath("set by a condition")
     return replace(condition, name=None)
@@ -117,7 +117,7 @@ def _with_unit(node: Node) -> Scalar:
 
 
 def _expand_signs(node: Node) -> list[Node]:
-    """The expressions that a plus-minus stands for; all its signs change together."""
+    """Return the expressions that a plus-minus stands for. All its signs change together."""
     if not _has_sign(node):
         return [node]
     return [_choose(node, 1), _choose(node, -1)]
@@ -139,7 +139,7 @@ def _choose(node: Node, upper: int) -> Node:
 
 
 def _name(node: Node) -> str | None:
-    """The name on the left of "x = ...", "f(x) = ..." or "(x, y) = ..."; None where it is an expression."""
+    """Return the name on the left of "x = ...", "f(x) = ..." or "(x, y) = ..."; None where it is an expression."""
     match node:
         case ("sym", name):
             return str(name)
@@ -157,7 +157,7 @@ def _name(node: Node) -> str | None:
 
 
 def _argument(node: Node) -> str:
-    """The argument of a function as part of its name."""
+    """Return the argument of a function as part of its name."""
     try:
         return ",".join(map(plain, node[3]))
     except NotMath:
@@ -189,13 +189,13 @@ def _related(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> Form:
 
 
 def _equal_values(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> Form:
-    """A chain of numbers that are equal, or of a number and roundings of it. Raises NotMath where it does not hold:
-    what stands behind an equals sign and is no decimal is no rounding."""
+    """Read a chain of numbers that are equal, or of a number and roundings of it. Raises NotMath where it does not
+    hold: what stands behind an equals sign and is no decimal is no rounding."""
     if all(numeric.same(nodes[0], node).is_equal for node in nodes[1:]):
         return form(nodes[-1])
-    value, *others = (_scalar(node) for node in nodes)
-    rounded = tuple(other for other in others if isinstance(other, Scalar))
-    if not isinstance(value, Scalar) or len(rounded) != len(others):
+    value, *candidates = (_scalar(node) for node in nodes)
+    rounded = tuple(other for other in candidates if isinstance(other, Scalar))
+    if not isinstance(value, Scalar) or len(rounded) != len(candidates):
         raise NotMath("an equation that does not hold")
     for op, other in zip(operators, rounded, strict=True):
         if op == "=" and not _is_decimal(other.node) and not numeric.same(value.node, other.node).is_equal:
@@ -212,7 +212,8 @@ def _equal_values(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> Form:
 
 
 def _last_place(node: Node) -> Fraction | None:
-    """Worth of the last digit of a number as written, zeros at the end of a whole one left out; None of others."""
+    """Return the worth of the last digit of a number as written, zeros at the end of a whole one left out; None for
+    others."""
     match node:
         case ("num", 0, 0):
             return Fraction(1)
@@ -252,13 +253,13 @@ def _listed(nodes: tuple[Node, ...], connective: str) -> Form:
         raise NotMath("several conditions")
     if isinstance(forms[0], Relation) and any(isinstance(f, Scalar) and f.name is None for f in forms[1:]):
         raise NotMath("a relation beside values")
-    given = [name for name in names if name]
-    if len(given) == len(forms) and len(set(given)) == len(forms):
+    known_names = [name for name in names if name]
+    if len(known_names) == len(forms) and len(set(known_names)) == len(forms):
         return Assignment(tuple((str(name), _anonymous(f)) for name, f in zip(names, forms, strict=True)))
-    if len(set(given)) == 1 and (len(given) == len(forms) or (names[0] and len(given) == 1)):
+    if len(set(known_names)) == 1 and (len(known_names) == len(forms) or (names[0] and len(known_names) == 1)):
         anonymous = tuple(_anonymous(f) for f in forms)
-        return Collection(_flat(anonymous), name=given[0])
-    if given:
+        return Collection(_flat(anonymous), name=known_names[0])
+    if known_names:
         raise NotMath("values of several names")
     return Collection(_flat(tuple(forms)))
 
@@ -268,7 +269,7 @@ def _anonymous(f: Form) -> Form:
 
 
 def _flat(items: tuple[Form, ...]) -> tuple[Form, ...]:
-    r"""0, \pm 1 is three values."""
+    r"""Return the values of a list: 0, \pm 1 has three."""
     flat: list[Form] = []
     for item in items:
         if isinstance(item, Collection) and not item.braces and item.name is None:
@@ -279,7 +280,7 @@ def _flat(items: tuple[Form, ...]) -> tuple[Form, ...]:
 
 
 def _united(forms: list[Form]) -> Form:
-    """A union of intervals and finite sets."""
+    """Return a union of intervals and finite sets."""
     if all(isinstance(f, Collection) for f in forms):
         return Collection(tuple(i for f in forms if isinstance(f, Collection) for i in f.items), braces=True)
     intervals: list[Interval] = []

@@ -8,7 +8,7 @@ Dimension = tuple[tuple[str, int], ...]  # (base unit, exponent), sorted by name
 
 
 def _table() -> dict[str, tuple[str, Fraction, int]]:
-    """Word -> (base unit, size in it, exponent)."""
+    """Return word -> (base unit, size in it, exponent)."""
     table: dict[str, tuple[str, Fraction, int]] = {}
 
     def add(base: str, size: str | int, words: str, exponent: int = 1) -> None:
@@ -108,7 +108,7 @@ SCALES = {
 
 
 def measured(dimension: Dimension) -> Dimension:
-    """What a quantity of this dimension measures: length and mass of whatever units."""
+    """Return what a quantity of this dimension measures: length and mass of whatever units."""
     parts: dict[str, int] = {}
     for base, exponent in dimension:
         for measure, power in _MEASURES.get(base, ((base, 1),)):
@@ -117,7 +117,7 @@ def measured(dimension: Dimension) -> Dimension:
 
 
 def letter_unit(word: str) -> tuple[dict[str, int], Fraction]:
-    """Exponents of the base units and the size of a unit that is a letter: ({"m": 1}, 1) of m."""
+    """Return the exponents of the base units and the size of a unit that is a letter: ({"m": 1}, 1) of m."""
     parts: dict[str, int] = {}
     size = Fraction(1)
     for base, factor, exponent in COMPOSITE.get(word) or (UNITS[word],):

@@ -26,7 +26,7 @@ OUT_OF_MEMORY = Grade(Verdict.TIMEOUT, "memory limit")
 
 
 class OutOfTime(BaseException):
-    """Not an Exception: code under the alarm that catches Exception must not swallow it."""
+    """Raised by the alarm. It is not an Exception: code that catches Exception must not swallow it."""
 
 
 def frame(value: Any) -> bytes:
