@@ -41,7 +41,9 @@ def run(arguments: list[str]) -> ExitCode:
     parser = build_parser()
     arguments, behind = _split(arguments)
     if (empty := _empty(arguments)) is not None:
-        return _say(UserError(f"{empty or 'an argument'}: nothing is given; is a variable of the shell unset?"), False)
+        return _report(
+            UserError(f"{empty or 'an argument'}: nothing is given; is a variable of the shell unset?"), False
+        )
     options, rest = parser.parse_known_args(arguments)
     if behind is not None:
         options.behind = behind
@@ -62,7 +64,7 @@ def run(arguments: list[str]) -> ExitCode:
         print(f"interrupted; {options.interrupted}", file=sys.stderr)
         return ExitCode.INTERRUPTED
     except Exception as error:
-        return _say(error, options.debug)
+        return _report(error, options.debug)
     return ExitCode.OK
 
 
@@ -81,7 +83,7 @@ def _empty(arguments: list[str]) -> str | None:
     return next((word for word in arguments if not word or (word.startswith("--") and word.endswith("="))), None)
 
 
-def _say(error: Exception, debug: bool) -> ExitCode:
+def _report(error: Exception, debug: bool) -> ExitCode:
     """Print one line about an error, or its traceback, and return the exit code that it means."""
     known: Exception | None = error
     if isinstance(error, OSError):
