@@ -56,7 +56,7 @@ class Inspection:
         return sum(self.elements.values())
 
     def lines(self) -> Iterator[str]:
-        """As text: the facts, then the table."""
+        """Yield the description as lines of text: the summary, then the table of tensors."""
         dtypes = ", ".join(f"{name} {count:,}" for name, count in self.elements.items())
         yield f"{self.path}: {self.kind} ({self.layout}), {self.architecture}"
         yield f"step {'-' if self.step is None else self.step}; {self.parameters:,} parameters ({dtypes})"

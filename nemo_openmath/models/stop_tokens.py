@@ -57,7 +57,7 @@ class StopTokens:
         return StopTokens(both, pad, self.bos)
 
     def with_others(self, others: Iterable[StopTokens]) -> StopTokens:
-        """Those of a model combined of several: it may end a text as any of them does."""
+        """Return the stop tokens of a model combined of several: it may end a text as any of them does."""
         return self.taught(()).taught((*self.ends, *(end for other in others for end in other.ends)))
 
     def change(self, config: Mapping[str, Any]) -> dict[str, Any]:

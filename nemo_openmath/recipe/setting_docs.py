@@ -37,7 +37,7 @@ class Setting:
 
     @property
     def paper(self) -> str:
-        """Where the number comes from: the sentences of the meaning that begin with "Paper", without that word."""
+        """The source of the number: the sentences of the meaning that begin with "Paper", without that word."""
         return "; ".join(
             s.removeprefix("Paper ").rstrip(".") for s in _sentences(self.meaning) if s.startswith("Paper ")
         )

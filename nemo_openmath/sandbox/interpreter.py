@@ -57,7 +57,7 @@ class Timers:
             self._ids.append(identifier.value)
 
     def arm(self, wall_s: float, cpu_s: float) -> None:
-        """From now on, `Interrupted` is raised when either time is over."""
+        """Raise `Interrupted` when either time is over, from now on."""
         self._limits = (wall_s, cpu_s)
         for number in self._signals:
             signal.signal(number, self._interrupt)

@@ -62,7 +62,7 @@ def enter_root(machine: str, places: Iterable[str], hidden: Iterable[str], base:
 
 
 def hide_others(folder: str, base: str) -> None:
-    """In a session: of ``base``, nothing stays visible but its own ``folder``. Raises OSError."""
+    """Hide everything below ``base`` but the session's own ``folder``. Raises OSError. Called inside a session."""
     if libc.unshare(_NEWNS):
         raise OSError(ctypes.get_errno(), "unshare")
     _mount(None, "/", None, _REC | _PRIVATE)

@@ -188,7 +188,7 @@ class ZygoteProcess:
 
 
 def shape_fields(shape: walls.Shape) -> dict[str, int]:
-    """As the zygote's order wants it."""
+    """Return the fields of a shape as the zygote's order has them."""
     return {name: getattr(shape, name) for name in shape.__slots__}
 
 

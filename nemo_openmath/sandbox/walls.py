@@ -66,7 +66,7 @@ def readable_places(packages: Iterable[str]) -> list[str]:
 
 
 def hidden_folders(places: Iterable[str]) -> list[str]:
-    """Of what lies in the places, what is not to be read: an interpreter's other packages, beside its library."""
+    """Return the folders below the places that must not be read: an interpreter's packages beside its library."""
     candidates = {os.path.realpath(folder) for folder in site.getsitepackages([sys.prefix, sys.base_prefix])}
     known = set(places)
     return sorted(f for f in candidates if os.path.isdir(f) and f not in known and any(_is_in(f, p) for p in known))
