@@ -23,7 +23,8 @@ from nemo_openmath.checkpoints.merge.combine import average
 from nemo_openmath.checkpoints.quantize.calibration import load_model
 from nemo_openmath.checkpoints.quantize.export import quantize
 from nemo_openmath.core.errors import DamagedFile, OpenMathError, UserError
-from nemo_openmath.inference.embedded.decoder import PrefillChunk, TorchDecoder
+from nemo_openmath.inference.embedded.decoder import PrefillChunk
+from nemo_openmath.inference.embedded.torch_decoder import TorchDecoder
 from nemo_openmath.inference.embedded.weights import load_weights
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ModelConfig

@@ -11,7 +11,8 @@ import torch
 from nemo_openmath.inference.embedded import compiled as compiled_module
 from nemo_openmath.inference.embedded import kernels as kernels_module
 from nemo_openmath.inference.embedded.compiled import CompiledDecoder, compile_decoder
-from nemo_openmath.inference.embedded.decoder import Decoder, PrefillChunk, TorchDecoder
+from nemo_openmath.inference.embedded.decoder import Decoder, PrefillChunk
+from nemo_openmath.inference.embedded.torch_decoder import TorchDecoder
 from nemo_openmath.inference.embedded.weights import load_weights
 from tests.support.models import save_random
 

@@ -4,7 +4,8 @@
 - ``scheduler.py``: the decoding thread; ``batch.py``: one turn of all requests (continuous batching)
 - ``requests.py``, ``rows.py``: what is known of a request; ``text.py``: token ids to text, stop strings
 - ``prefix_sharing.py``, ``prefix.py``: what a request need not compute, because another one has
-- ``decoder.py``: what computes the model, in torch; ``compiled.py``: the same in C (``kernels.py`` compiles it)
+- ``decoder.py``: the interface of what computes the model; ``torch_decoder.py``: in torch; ``compiled.py``: in C, which
+  ``kernels.py`` compiles
 - ``sampling.py``: drawing tokens
 - ``weights.py``: a Hugging Face folder laid out for decoding
 - ``memory.py``: how much memory is used; ``cache.py``, ``cache_budget.py``: that of keys and values

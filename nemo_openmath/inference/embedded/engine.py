@@ -25,11 +25,12 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.devices import check_device
 from nemo_openmath.inference.embedded.batch import ContinuousBatch
 from nemo_openmath.inference.embedded.compiled import compile_decoder
-from nemo_openmath.inference.embedded.decoder import Decoder, TorchDecoder
+from nemo_openmath.inference.embedded.decoder import Decoder
 from nemo_openmath.inference.embedded.memory import SLOTS, MemoryPlan, Need, address_space, plan_memory
 from nemo_openmath.inference.embedded.requests import EngineRequest, OnDone, Statistics
 from nemo_openmath.inference.embedded.scheduler import Scheduler
 from nemo_openmath.inference.embedded.text import Detokenizer, StopTable, TextStream
+from nemo_openmath.inference.embedded.torch_decoder import TorchDecoder
 from nemo_openmath.inference.embedded.weights import load_weights
 from nemo_openmath.inference.free_memory import Free, free_memory, show
 from nemo_openmath.models.stop_tokens import end_ids

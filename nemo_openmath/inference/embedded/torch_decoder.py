@@ -1,0 +1,342 @@
+"""Computing the model in torch alone: for GPUs, other types than float32, and machines without a C compiler.
+
+It does ragged prefill and batched single-token decoding over one static cache of keys and values.
+
+Layout (R slots, H KV heads, D head_dim, C capacity in tokens; on a CPU memory comes with use, see cache.py)::
+
+    keys, values  [layer][R * H, C, D]
+    mask          [R, C]                  0 where a slot may look, -inf elsewhere
+
+Rows are slots. A step computes rows 0..n-1, n rounded up to ``quantum``: the smallest number of rows at which this
+machine's matrix product gives every row the same bits whatever the number of rows. So a request draws the same tokens
+alone and in any batch. Rows that are not decoding compute on a scratch column and are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nemo_openmath.inference.embedded.cache import Cache, block_tokens
+from nemo_openmath.inference.embedded.decoder import PrefillChunk
+from nemo_openmath.inference.embedded.sampling import RowSampling, logprobs, sample
+from nemo_openmath.inference.embedded.weights import Weights
+
+BLOCK = 64  # attention lengths are rounded up to this: few distinct shapes, aligned rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Views into the step's buffers for a number of rows and an attention length."""
+
+    tokens: Tensor
+    positions: Tensor
+    positions_kv: Tensor
+    x: Tensor
+    rotation: Tensor
+    rotated: Tensor  # complex view of q and k in `qkv`, or real view for other types
+    qkv: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    qk: Tensor
+    scores: Tensor
+    scores_rows: Tensor
+    mask: Tensor
+    heads_out: Tensor
+    attended: Tensor
+    gate_up: Tensor
+    gate: Tensor
+    up: Tensor
+    logits: Tensor
+    rows_kv: Tensor
+    cache: list[tuple[Tensor, Tensor, Tensor, Tensor]]  # of each layer: keys to write, values to write, keys, values
+
+
+class TorchDecoder:
+    """A :class:`Decoder` in torch."""
+
+    def __init__(self, weights: Weights, slots: int, tight: bool = False):
+        w = self.weights = weights
+        self.slots, self.vocab, self.max_context = slots, w.head.shape[0], w.max_context
+        self.dtype, self.device = w.embedding.dtype, w.embedding.device
+        self.block = block_tokens(BLOCK, w.head_dim * self.dtype.itemsize)
+        self.capacity = -(-(w.max_context + 1) // self.block) * self.block  # the last column is scratch
+        self.scratch = self.capacity - 1
+        self.quantum = self._row_quantum()
+        rows = self.rows = self.round_rows(slots)
+        kv, d, layers = w.kv_heads, w.head_dim, len(w.layers)
+        zeros, empty = self._zeros, self._empty
+        self._cache: Cache | None = None
+        if self.device.type == "cpu":
+            cache = self._cache = Cache(layers, rows, kv, self.capacity, d, self.dtype, block=self.block, tight=tight)
+            self.keys = cache.keys.view(layers, rows * kv, self.capacity, d)
+            self.values = cache.values.view(layers, rows * kv, self.capacity, d)
+        else:
+            self.keys = zeros(layers, rows * kv, self.capacity, d)
+            self.values = zeros(layers, rows * kv, self.capacity, d)
+        self.mask = torch.full((rows, self.capacity), float("-inf"), dtype=self.dtype, device=self.device)
+        self.mask[:, 0] = 0  # a row of nothing but -inf would write NaN into its scratch column
+        self.tokens = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        self.positions = torch.full((rows,), self.scratch, dtype=torch.int64, device=self.device)
+        self._positions_kv = torch.zeros(rows * kv, dtype=torch.int64, device=self.device)
+        self._rows_kv = torch.arange(rows * kv, device=self.device)
+        self._row_index = torch.arange(rows, device=self.device)
+        self._zero = zeros(1)[0]
+        self._x = empty(rows, w.embedding.shape[1])
+        self._rotation = torch.empty(rows, d // 2, dtype=w.rotation.dtype, device=self.device)
+        self._qkv = empty(rows, kv * (w.group + 2) * d)
+        self._scores = empty(rows * w.heads * self.capacity)
+        self._heads_out = zeros(rows * kv, w.group, d)  # rows that are not live keep finite values
+        self._gate_up = empty(rows, w.layers[0].gate_up.shape[0])
+        self._logits = empty(rows, w.head.shape[0])
+        self._expected = np.full(rows, -1)  # positions that the mask of each row shows
+        self._steps: dict[tuple[int, int], _Step] = {}
+        self.rotation = torch.cat([w.rotation, w.rotation[-1:].expand(self.capacity - len(w.rotation), -1)])
+
+    def round_rows(self, n: int) -> int:
+        return -(-n // self.quantum) * self.quantum
+
+    # -- one token for each row ------------------------------------------------------------------------------------
+
+    def decode(self, rows: np.ndarray, tokens: np.ndarray, positions: np.ndarray) -> Tensor:
+        for i in np.flatnonzero(self._expected[rows] != positions).tolist():
+            self.mask[rows[i], : positions[i]] = 0
+            self.mask[rows[i], positions[i] :] = float("-inf")
+        self._expected[rows] = positions + 1
+        self._wrote(rows, positions + 1)
+        where = torch.from_numpy(rows).to(self.device)
+        self.positions.fill_(self.scratch)
+        self.positions[where] = torch.from_numpy(positions).to(self.device)
+        self.tokens[where] = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
+        n = int(rows[-1]) + 1
+        logits = self._step(self.round_rows(n), int(positions.max()) + 1)
+        return logits[:n] if n == len(rows) else logits[where]
+
+    def _step(self, rows: int, longest: int) -> Tensor:
+        """Compute rows 0 .. rows - 1 from ``tokens`` at ``positions``, all below ``longest`` or parked at scratch."""
+        w = self.weights
+        length = -(-longest // BLOCK) * BLOCK
+        s = self._steps.get((rows, length)) or self._make_step(rows, length)
+        torch.index_select(w.embedding, 0, s.tokens, out=s.x)
+        torch.index_select(self.rotation, 0, s.positions, out=s.rotation)
+        rotation = s.rotation.unsqueeze(1).unsqueeze(1)
+        s.positions_kv.view(rows, -1).copy_(s.positions.unsqueeze(1))
+        self.mask.index_put_((self._row_index[:rows], s.positions), self._zero)
+        hidden, eps = w.embedding.shape[1:], w.eps
+        write = (s.rows_kv, s.positions_kv)
+        for layer, (write_keys, write_values, keys, values) in zip(w.layers, s.cache, strict=True):
+            h = F.rms_norm(s.x, hidden, None, eps)
+            _linear(h, layer.qkv, layer.qkv_bias, s.qkv)
+            if layer.qk_norm is not None:
+                s.qk.copy_(F.rms_norm(s.qk, (w.head_dim,), None, eps).mul_(layer.qk_norm))
+            _rotate(s.rotated, rotation)
+            write_keys.index_put_(write, s.k)
+            write_values.index_put_(write, s.v)
+            torch.bmm(s.q, keys, out=s.scores)
+            s.scores_rows.add_(s.mask)
+            torch.softmax(s.scores, -1, out=s.scores)
+            torch.bmm(s.scores, values, out=s.heads_out)
+            _add_linear(s.x, s.attended, layer.o, layer.o_bias)
+            torch.mm(F.rms_norm(s.x, hidden, None, eps), layer.gate_up.t(), out=s.gate_up)
+            F.silu(s.gate, inplace=True).mul_(s.up)
+            _add_linear(s.x, s.gate, layer.down, None)
+        torch.mm(F.rms_norm(s.x, hidden, w.norm, eps), w.head.t(), out=s.logits)
+        return s.logits
+
+    def _make_step(self, rows: int, length: int) -> _Step:
+        w = self.weights
+        kv, group, d = w.kv_heads, w.group, w.head_dim
+        qkv = self._qkv[:rows]
+        heads = qkv.view(rows * kv, group + 2, d)
+        by_row = qkv.view(rows, kv, group + 2, d)
+        scores = self._scores[: rows * w.heads * length].view(rows * kv, group, length)
+        gate_up = self._gate_up[:rows]
+        half = gate_up.shape[1] // 2
+        heads_out = self._heads_out[: rows * kv]
+        step = _Step(
+            tokens=self.tokens[:rows],
+            positions=self.positions[:rows],
+            positions_kv=self._positions_kv[: rows * kv],
+            x=self._x[:rows],
+            rotation=self._rotation[:rows],
+            rotated=_as_pairs(by_row[:, :, : group + 1]),
+            qkv=qkv,
+            q=heads[:, :group],
+            k=heads[:, group],
+            v=heads[:, group + 1],
+            qk=heads[:, : group + 1],
+            scores=scores,
+            scores_rows=scores.view(rows, w.heads, length),
+            mask=self.mask[:rows, None, :length],
+            heads_out=heads_out,
+            attended=heads_out.view(rows, -1),
+            gate_up=gate_up,
+            gate=gate_up[:, :half],
+            up=gate_up[:, half:],
+            logits=self._logits[:rows],
+            rows_kv=self._rows_kv[: rows * kv],
+            cache=[
+                (k, v, k[: rows * kv, :length].transpose(1, 2), v[: rows * kv, :length])
+                for k, v in zip(self.keys, self.values, strict=True)
+            ],
+        )
+        self._steps[rows, length] = step
+        return step
+
+    # -- many tokens of some rows ----------------------------------------------------------------------------------
+
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> Tensor:
+        w = self.weights
+        kv, group, d = w.kv_heads, w.group, w.head_dim
+        ids = np.concatenate([s.ids for s in chunks])
+        at = np.concatenate([np.arange(s.start, s.start + len(s.ids)) for s in chunks])
+        n = len(ids)
+        padding = (0, self.round_rows(n) - n)
+        tokens = torch.from_numpy(np.pad(ids, padding).astype(np.int64)).to(self.device)
+        positions = torch.from_numpy(np.pad(at, padding)).to(self.device)
+        bounds = np.cumsum([0, *(len(s.ids) for s in chunks)]).tolist()
+        masks = [self._causal(s) for s in chunks]
+        for s in chunks:
+            self._wrote(s.row, s.start + len(s.ids))
+        hidden, eps = w.embedding.shape[1:], w.eps
+        x = w.embedding[tokens]
+        rotation = w.rotation[positions].unsqueeze(1).unsqueeze(1)
+        attended = self._zeros(len(tokens), w.heads, d)
+        for layer, keys, values in zip(w.layers, self.keys, self.values, strict=True):
+            qkv = F.linear(F.rms_norm(x, hidden, None, eps), layer.qkv, layer.qkv_bias)
+            heads = qkv.view(-1, kv, group + 2, d)
+            if layer.qk_norm is not None:
+                qk = heads[:, :, : group + 1]
+                qk.copy_(F.rms_norm(qk, (d,), None, eps).mul_(layer.qk_norm))
+            _rotate(_as_pairs(heads[:, :, : group + 1]), rotation)
+            for chunk, mask, begin, end in zip(chunks, masks, bounds[:-1], bounds[1:], strict=True):
+                mine, stop = heads[begin:end], chunk.start + end - begin
+                rows = slice(chunk.row * kv, (chunk.row + 1) * kv)
+                keys[rows, chunk.start : stop] = mine[:, :, group].transpose(0, 1)
+                values[rows, chunk.start : stop] = mine[:, :, group + 1].transpose(0, 1)
+                attended[begin:end] = F.scaled_dot_product_attention(
+                    mine[:, :, :group].reshape(end - begin, w.heads, d).transpose(0, 1).unsqueeze(0),
+                    keys[rows, :stop].unsqueeze(0),
+                    values[rows, :stop].unsqueeze(0),
+                    attn_mask=mask,
+                    is_causal=mask is None and end - begin > 1,
+                    scale=1.0,  # it is in the weights of q
+                    enable_gqa=True,
+                )[0].transpose(0, 1)
+            _add_linear(x, attended.view(len(tokens), -1), layer.o, layer.o_bias)
+            gate, up = F.linear(F.rms_norm(x, hidden, None, eps), layer.gate_up).chunk(2, -1)
+            _add_linear(x, F.silu(gate).mul_(up), layer.down, None)
+        last = [end - 1 for end in bounds[1:]]
+        last += [0] * (self.round_rows(len(last)) - len(last))
+        return F.linear(F.rms_norm(x[last], hidden, w.norm, eps), w.head)[: len(chunks)]
+
+    def _causal(self, s: PrefillChunk) -> Tensor | None:
+        """True where a token of the chunk may look; None where plain causal attention is meant."""
+        n = len(s.ids)
+        if s.start == 0 or n == 1:
+            return None
+        return torch.ones(n, s.start + n, dtype=torch.bool, device=self.device).tril(s.start)
+
+    def sample(
+        self, logits: Tensor, rows: RowSampling, u: np.ndarray, with_logprobs: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        tokens = sample(logits, rows, u)
+        return tokens, logprobs(logits, tokens) if with_logprobs else None
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        keys, values = self._row(source, length)
+        self.load_row(target, keys, values, length)
+
+    def move_row(self, source: int, target: int, length: int) -> None:
+        self.copy_row(source, target, max(1, length))
+
+    def save_row(self, row: int, length: int) -> tuple[Tensor, Tensor]:
+        keys, values = self._row(row, length)
+        return keys.clone(memory_format=torch.contiguous_format), values.clone(memory_format=torch.contiguous_format)
+
+    def load_row(self, row: int, keys: Tensor, values: Tensor, length: int) -> None:
+        self._wrote(row, length)
+        to_keys, to_values = self._row(row, length)
+        to_keys.copy_(keys[:, :, :length])
+        to_values.copy_(values[:, :, :length])
+
+    def memory_tokens(self) -> np.ndarray:
+        return np.zeros(self.rows, np.int64) if self._cache is None else self._cache.memory_tokens
+
+    def release(self, row: int, length: int) -> None:
+        if self._cache is not None:
+            self._cache.release(row, length)
+
+    def _wrote(self, rows: np.ndarray | int, ends: np.ndarray | int) -> None:
+        if self._cache is not None:
+            self._cache.wrote(rows, ends)
+
+    def _row(self, row: int, length: int) -> tuple[Tensor, Tensor]:
+        rows = slice(row * self.weights.kv_heads, (row + 1) * self.weights.kv_heads)
+        return self.keys[:, rows, :length], self.values[:, rows, :length]
+
+    # -- set-up ----------------------------------------------------------------------------------------------------
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def _row_quantum(self) -> int:
+        """The smallest power of two at whose multiples a matrix product's rows do not depend on their number."""
+        w, layer = self.weights, self.weights.layers[0]
+        most = max(64, self.slots)
+        generator = torch.Generator().manual_seed(0)
+        for quantum in (1, 2, 4, 8, 16, 32):
+            if all(
+                _rows_are_independent(matrix, quantum, most, generator)
+                for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down, w.head)
+            ):
+                return quantum
+        return max(1, self.slots)
+
+
+def _rows_are_independent(matrix: Tensor, quantum: int, most: int, generator: torch.Generator) -> bool:
+    x = torch.randn(most, matrix.shape[1], generator=generator).to(matrix)
+    whole = F.linear(x, matrix)
+    sizes = {quantum, 2 * quantum, 3 * quantum, most // quantum * quantum}
+    return all(torch.equal(F.linear(x[:n], matrix), whole[:n]) for n in sizes if n <= most) and torch.equal(
+        F.linear(x[quantum : 2 * quantum], matrix), whole[quantum : 2 * quantum]
+    )
+
+
+def _linear(x: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    if bias is None:
+        torch.mm(x, matrix.t(), out=out)
+    else:
+        torch.addmm(bias, x, matrix.t(), out=out)
+
+
+def _add_linear(x: Tensor, h: Tensor, matrix: Tensor, bias: Tensor | None) -> None:
+    """x += h @ matrix.T (+ bias), in place: the residual addition costs nothing."""
+    x.addmm_(h, matrix.t())
+    if bias is not None:
+        x.add_(bias)
+
+
+def _as_pairs(x: Tensor) -> Tensor:
+    """[.., head_dim] -> [.., head_dim / 2], complex in fp32; other types stay real pairs [.., head_dim / 2, 2]."""
+    pairs = x.unflatten(-1, (-1, 2))
+    return torch.view_as_complex(pairs) if x.dtype == torch.float32 else pairs
+
+
+def _rotate(pairs: Tensor, rotation: Tensor) -> None:
+    """Rotary embedding, in place; ``rotation``: complex [rows, 1, 1, head_dim / 2]."""
+    if pairs.is_complex():
+        pairs.mul_(rotation)
+    else:
+        pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()).mul_(rotation)))
