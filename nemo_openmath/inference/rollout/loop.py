@@ -5,7 +5,7 @@
 The context only ever grows by the ids that the model made and the ids of the tool's block. So an engine's prefix cache
 holds all of it, and the ids that were generated are the ids that can be trained on.
 
-A ``<think>`` that the chat template writes at the end of the prompt is the transcript's first piece, by the template.
+A ``<think>`` that the chat template writes at the end of the prompt is the transcript's first span, by the template.
 What a program prints is encoded as text through and through: a control token in it is no token.
 """
 
