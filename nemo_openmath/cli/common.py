@@ -60,7 +60,7 @@ class Help(argparse.HelpFormatter):
         return super()._fill_text(text, width, indent)
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """A parser whose mistakes are one line, as every error of the command: what is wrong and what to write."""
 
     def error(self, message: str) -> NoReturn:

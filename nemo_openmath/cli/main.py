@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from nemo_openmath import __version__
-from nemo_openmath.cli.common import EXAMPLES, EXIT_CODES, Help, Parser
+from nemo_openmath.cli.common import EXAMPLES, EXIT_CODES, CommandParser, Help
 from nemo_openmath.cli.streams import be_patient
 from nemo_openmath.core.errors import ExitCode, OpenMathError, UserError, of_the_system
 from nemo_openmath.core.logs import configure_logging
@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs. Their files import heavy packages only when a verb is run."""
     from nemo_openmath.cli import verbs
 
-    parser = Parser(
+    parser = CommandParser(
         prog="openmath",
         description="Build a math-reasoning model: problems, solutions, training, checkpoints, evaluation.",
         epilog=f"example: openmath recipe run {EXAMPLES['recipe run']}\n{EXIT_CODES}\n",

@@ -26,8 +26,8 @@ def add(groups: Any) -> None:
     serve.add_argument("--name", help="name it is served under; default: the folder's")
     serve.add_argument("--address-file", type=Path, help="write the URL there whenever the server has (re)started")
     serve.add_argument("--log", type=Path, help="keep all that the server prints there; its last words are said anyway")
-    serve.add_argument("--start-seconds", type=at_least(1), default=1800, metavar="N",
-                       help="how long loading may take; default: %(default)s")  # fmt: skip
+    patience = "how long loading may take; default: %(default)s"
+    serve.add_argument("--start-seconds", type=at_least(1), default=1800, metavar="N", help=patience)
     add_embedded_options(serve.add_argument_group("options of the embedded engine"))
     serve.set_defaults(behind=(), unknown=())
 

@@ -97,11 +97,11 @@ def _job(stage: StageInfo, after: tuple[str, ...], cluster: Cluster, teacher_nam
     got = cluster.resources(stage.name, stage.kind)
     array, nodes = got.array or 1, got.nodes or 1
     if array > 1 and not stage.splits:
-        raise UserError(f"stage {stage.name!r} ({stage.kind}) cannot be split into an array of {array} jobs",
-                        remedy="leave out array")  # fmt: skip
+        problem = f"stage {stage.name!r} ({stage.kind}) cannot be split into an array of {array} jobs"
+        raise UserError(problem, remedy="leave out array")
     if nodes > 1 and not stage.trains:
-        raise UserError(f"stage {stage.name!r} ({stage.kind}) runs on one node, not on {nodes}",
-                        remedy="give it array: to use more machines")  # fmt: skip
+        problem = f"stage {stage.name!r} ({stage.kind}) runs on one node, not on {nodes}"
+        raise UserError(problem, remedy="give it array: to use more machines")
     return SlurmJob(
         stage=stage.name,
         kind=stage.kind,

@@ -29,8 +29,8 @@ def write_scripts(
     recipe, output = recipe.resolve(), output.resolve()
     for path in (recipe, output):
         if not str(path).isprintable():
-            raise UserError("the path has a line break or another control character", file=repr(str(path)),
-                            remedy="rename it")  # fmt: skip
+            problem = "the path has a line break or another control character"
+            raise UserError(problem, file=repr(str(path)), remedy="rename it")
     folder = output / "sbatch"
     templates = _templates(cluster.templates)
     common = {"cluster": cluster, "recipe": recipe, "output": output, "run": output.name, "overrides": list(overrides)}

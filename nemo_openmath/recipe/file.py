@@ -182,16 +182,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Pa
     if errors:
         raise one_error(errors, str(path))
     return Recipe(
-        head.name,
-        head.seed,
-        Path(path),
-        head.teacher,
-        head.student,
-        head.sandbox,
-        head.grading,
-        entries.entries,
-        builder.values,
-        entries.paths,
-        source.files[1:],
-        head.note,
+        name=head.name,
+        seed=head.seed,
+        path=Path(path),
+        teacher=head.teacher,
+        student=head.student,
+        sandbox=head.sandbox,
+        grading=head.grading,
+        stages=entries.entries,
+        values=builder.values,
+        paths=entries.paths,
+        extends=source.files[1:],
+        note=head.note,
     )

@@ -94,9 +94,17 @@ def load_job(path: Path, overrides: Sequence[str] = (), here: Path = Path()) -> 
     origin = builder.origin(("generate",))
     stages[SOLUTIONS] = StageEntry(SOLUTIONS, stage, {"problems": (problems,)}, job.seed, origin)
     return Recipe(
-        path.stem, job.seed, path, teacher, student, job.sandbox, job.grading, stages, builder.values,
+        name=path.stem,
+        seed=job.seed,
+        path=path,
+        teacher=teacher,
+        student=student,
+        sandbox=job.sandbox,
+        grading=job.grading,
+        stages=stages,
+        values=builder.values,
         verb="generate",
-    )  # fmt: skip
+    )
 
 
 def _check_records(folder: Path, builder: Builder) -> None:

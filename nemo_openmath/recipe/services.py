@@ -46,28 +46,33 @@ class RecipeServices(Services):
         self._grading: GradingPool | None = None
 
     async def engine(self, name: str) -> tuple[Engine, ChatTokenizer]:
+        """Return the teacher, or the model of that name: a stage that made one, or a folder. See :class:`Services`."""
         if name == "teacher":
             if self._teacher is None:
                 self._teacher = await self._open_teacher()
             return self._teacher
         if self._model is None or self._model[0] != name:
             await self.release_model()
-            folder = self._run / name if name in self._recipe.stages else self._recipe.relative(name).resolve()
-            student = self._recipe.student
-            named = student.model if student.kind != "embedded" else ""  # the name that one server knows it by
-            tokenizer = (student.tokenizer or folder) if student.kind == "http" else student.tokenizer
-            if student.tokenizer and (difference := tokenizer_difference(folder, student.tokenizer)):
-                raise UserError(
-                    f"student.tokenizer {student.tokenizer} is not the tokenizer of {folder}: {difference}",
-                    remedy="leave student.tokenizer out",
-                )
-            engine = await open_engine(replace(student, model=named or str(folder), tokenizer=tokenizer))
-            try:
-                self._model = (name, engine, ChatTokenizer.load(folder))
-            except BaseException:
-                await engine.close()
-                raise
+            self._model = (name, *await self._open_student(name))
         return self._model[1:]
+
+    async def _open_student(self, name: str) -> tuple[Engine, ChatTokenizer]:
+        """Open the engine of a model that a stage has made, or of a model folder, and load its tokenizer."""
+        folder = self._run / name if name in self._recipe.stages else self._recipe.relative(name).resolve()
+        student = self._recipe.student
+        if student.tokenizer and (difference := tokenizer_difference(folder, student.tokenizer)):
+            raise UserError(
+                f"student.tokenizer {student.tokenizer} is not the tokenizer of {folder}: {difference}",
+                remedy="leave student.tokenizer out",
+            )
+        served_name = student.model if student.kind != "embedded" else ""  # where one server has one model
+        tokenizer = (student.tokenizer or folder) if student.kind == "http" else student.tokenizer
+        engine = await open_engine(replace(student, model=served_name or str(folder), tokenizer=tokenizer))
+        try:
+            return engine, ChatTokenizer.load(folder)
+        except BaseException:
+            await engine.close()
+            raise
 
     async def release_model(self) -> None:
         """Close the engine of the student: its threads and memory belong to the next stage."""
@@ -77,6 +82,7 @@ class RecipeServices(Services):
             gc.collect()  # caches of gigabytes hang in cycles, which the collector finds by their count, not their size
 
     async def sandbox(self) -> Sandbox:
+        """Return the sandbox of the recipe: one of its own, or the service at its url."""
         if self._sandbox is None:
             settings = self._recipe.sandbox
             if settings.url is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nemo_openmath.cli.common import EXAMPLES
-from nemo_openmath.cli.main import _say, build_parser, main, run
+from nemo_openmath.cli.main import _report, build_parser, main, run
 from nemo_openmath.cli.streams import run_async
 from nemo_openmath.core.errors import ExitCode
 
@@ -119,7 +119,7 @@ def test_a_mistake_on_the_line_is_one_line(words: str, line: str, capsys: pytest
 def test_what_the_system_refuses_is_one_line(
     error: Exception, code: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _say(error, debug=False) == code
+    assert _report(error, debug=False) == code
     text = said(capsys)
     assert words in text
     assert text.count("\n") == 1
