@@ -25,12 +25,13 @@ FINISHED, RAISED, OUT_OF_TIME, OUT_OF_CPU, OUT_OF_MEMORY = range(5)
 
 
 def memory_size(capacity: int) -> int:
-    """Bytes of shared memory for streams of ``capacity`` bytes each."""
+    """Return the bytes of shared memory for streams of ``capacity`` bytes each."""
     return HEADER.size + 2 * capacity
 
 
 def read_output(memory: mmap, capacity: int, characters: int) -> tuple[str, str, bool]:
-    """(stdout, stderr, cut), each at most ``characters`` long. The process may have written anything there."""
+    """Return (stdout, stderr, cut), each stream at most ``characters`` long. The process may have written anything
+    there."""
     texts, cut = [], False
     for start, length in zip((0, capacity), HEADER.unpack_from(memory), strict=True):
         begin = HEADER.size + start
@@ -42,5 +43,5 @@ def read_output(memory: mmap, capacity: int, characters: int) -> tuple[str, str,
 
 
 def cut_note(text: str, characters: int) -> str:
-    """``text`` cut to ``characters``, with the visible note."""
+    """Return ``text`` cut to ``characters``, with the visible note."""
     return f"{text[:characters]}\n[output cut after {characters} characters]\n"

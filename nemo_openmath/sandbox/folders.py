@@ -14,8 +14,10 @@ _TMPFS, _RAMFS = 0x01021994, 0x858458F6  # linux/magic.h
 
 
 def usage(folder: str) -> tuple[int, int]:
-    """(bytes, entries) below ``folder``, both at least this large; stops counting beyond `MAX_ENTRIES`. What cannot be
-    looked into (a path too long, a folder without read permission) counts as too many entries."""
+    """Return (bytes, entries) below ``folder``, both at least this large; stops counting beyond `MAX_ENTRIES`.
+
+    What cannot be looked into (a path too long, a folder without read permission) counts as too many entries.
+    """
     size = entries = 0
     pending = [folder]
     while pending and entries <= MAX_ENTRIES:
@@ -37,13 +39,15 @@ def usage(folder: str) -> tuple[int, int]:
 
 
 def counts_what_is_written(folder: str) -> bool:
-    """Whether `written` counts all that a process does to files in there; not so in memory, through mappings."""
+    """Return whether `written` counts all that a process does to files in there. It does not in memory, through
+    mappings."""
     answer = ctypes.create_string_buffer(512)
     return libc.statfs(folder.encode(), answer) == 0 and ctypes.c_long.from_buffer(answer).value not in (_TMPFS, _RAMFS)
 
 
 def written(pid: int) -> int | None:
-    """Bytes that a process has written so far, by calls and through mappings; None where the kernel does not tell."""
+    """Return the bytes that a process has written so far, by calls and through mappings; None where the kernel does not
+    tell."""
     try:
         with open(f"/proc/{pid}/io", "rb") as io:
             counts = dict(line.split(b": ") for line in io)
@@ -53,8 +57,11 @@ def written(pid: int) -> int | None:
 
 
 def deleted_files_size(pid: int, each: int) -> int:
-    """Bytes on disk of the deleted files that a process keeps alive. One that it holds open counts as what it takes;
-    one that is only mapped, however little of it, as ``each``: its size cannot be seen."""
+    """Return the bytes on disk of the deleted files that a process keeps alive.
+
+    One that it holds open counts as what it takes. One that is only mapped, however little of it, counts as ``each``:
+    its size cannot be seen.
+    """
     size, seen = 0, set()
     try:
         for name in os.listdir(f"/proc/{pid}/fd"):
@@ -79,7 +86,8 @@ def deleted_files_size(pid: int, each: int) -> int:
 
 @functools.cache
 def _device_of_shared_memory() -> bytes:
-    """As it is written in `maps`, of the kernel's own mount for shared memory, in which no session has a path."""
+    """Return the device, as it is written in `maps`, of the kernel's own mount for shared memory, in which no session
+    has a path."""
     descriptor = os.memfd_create("openmath")
     try:
         device = os.fstat(descriptor).st_dev
@@ -89,7 +97,7 @@ def _device_of_shared_memory() -> bytes:
 
 
 def remove(folder: str) -> None:
-    """Remove a folder whose process is dead, however deep or unreadable: every subfolder found is moved up to the top,
+    """Remove a folder whose process is dead, however deep or unreadable. Every subfolder found is moved up to the top,
     so no path grows longer than two names. Follows no link. Raises OSError."""
     moved = 0
     try:

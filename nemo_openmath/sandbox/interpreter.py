@@ -34,7 +34,8 @@ _INDENTED = re.compile(r"(?:[ \t\f]*(?:#[^\r\n]*)?(?:\r\n?|\n))*[ \t]+[^\s#]")
 
 
 class Interrupted(BaseException):
-    """Raised in the user's code when its time is over; not an Exception, so that `except Exception` lets it pass."""
+    """Raised in the user's code when its time is over. It is not an Exception, so that `except Exception` lets it
+    pass."""
 
     def __init__(self, outcome: int, message: str):
         super().__init__(message)
@@ -65,7 +66,7 @@ class Timers:
         self._set(wall_s, cpu_s)
 
     def disarm(self) -> None:
-        """No interrupt any more, even if one is on its way."""
+        """Raise no interrupt any more, even if one is on its way."""
         self._armed = False
         self._set(0, 0)
 
@@ -85,7 +86,7 @@ class Timers:
 
 
 class SharedOutput(io.RawIOBase):
-    """The bytes of one stream, kept up to ``room``; the rest is counted and dropped."""
+    """The bytes of one stream, kept up to ``room``; what is more is counted and dropped."""
 
     def __init__(self, memory: mmap, stream: int, capacity: int) -> None:
         self._memory, self._counter = memory, 8 * stream
@@ -94,7 +95,7 @@ class SharedOutput(io.RawIOBase):
         self._written = 0
 
     def begin(self, room: int) -> None:
-        """A new block: empty, with ``room`` bytes."""
+        """Start a new block: empty, with ``room`` bytes."""
         self._room, self._written = min(room, self._capacity), 0
         struct.pack_into("<Q", self._memory, self._counter, 0)  # a thread of the last block may have written since
 
@@ -102,14 +103,14 @@ class SharedOutput(io.RawIOBase):
         return True
 
     def close(self) -> None:
-        """Nothing: `sys.stdout.close()` ends one wrapper, not the session's output."""
+        """Do nothing: `sys.stdout.close()` ends one wrapper, not the session's output."""
 
     def write(self, data: Any, /) -> int:
         length = len(data)
-        kept = min(length, self._room - self._written)
-        if kept > 0:
+        stored = min(length, self._room - self._written)
+        if stored > 0:
             start = self._start + self._written
-            self._memory[start : start + kept] = bytes(data[:kept])
+            self._memory[start : start + stored] = bytes(data[:stored])
         self._written += length
         struct.pack_into("<Q", self._memory, self._counter, self._written)
         return length
@@ -130,7 +131,7 @@ class Interpreter:
         sys.set_int_max_str_digits(0)  # integers of any length are written; time and memory are what bounds them
 
     def execute(self, code: str, wall_s: float, cpu_s: float, room: int) -> int:
-        """Run one block; its output is in shared memory when this returns one of `channel`'s outcomes."""
+        """Run one block. Its output is in shared memory when this returns one of `channel`'s outcomes."""
         self._blocks += 1
         for stream in self._streams:
             stream.begin(room)
@@ -185,7 +186,8 @@ class Interpreter:
 
 
 def _parse(code: str, filename: str) -> ast.Module:
-    """The statements of a block. One that is indented as a whole runs, as in a notebook; strings stay unchanged."""
+    """Return the statements of a block. One that is indented as a whole runs, as in a notebook; strings stay
+    unchanged."""
     if not _INDENTED.match(code):
         return ast.parse(code, filename)
     try:
@@ -215,7 +217,7 @@ def _compile(code: str, filename: str) -> tuple[Any, Any]:
 
 
 def format_error(error: BaseException) -> str:
-    """The traceback as Python prints it, with the user's own frames only."""
+    """Return the traceback as Python prints it, with the user's own frames only."""
     try:
         shown = _shorten(error, traceback.TracebackException(type(error), error, None, compact=True), 0)
         return "".join(shown.format())

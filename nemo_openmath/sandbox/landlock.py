@@ -19,14 +19,16 @@ _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _TRUNCATE = 1 << 0, 1 << 1, 1 << 2
 
 
 def abi() -> int:
-    """Landlock's version in this kernel; 0 where it is missing or switched off."""
+    """Return Landlock's version in this kernel; 0 where it is missing or switched off."""
     return max(0, libc.syscall(_CREATE_RULESET, None, 0, 1))
 
 
 def outer_layer(version: int, readable: Iterable[str], listed: Iterable[str], base: str) -> int:
-    """A ruleset for all sessions, to `enforce` besides the one of their own: of folders whose content must stay hidden
-    in part (a rule holds for all below it), only these ``readable`` parts. ``listed``: folders whose names may be read;
-    ``base``: the sessions' folders. Raises OSError."""
+    """Return a ruleset for all sessions, to `enforce` besides the one of their own. Raises OSError.
+
+    Of folders whose content must stay hidden in part (a rule holds for all below it), it lets only these ``readable``
+    parts be read. ``listed``: folders whose names may be read; ``base``: the sessions' folders.
+    """
     ruleset, file_rights = _create(version)
     for place in (*readable, "/dev/null", base):
         rights = file_rights & ~_EXECUTE if place == base else _READ_FILE | _READ_DIR
@@ -59,7 +61,7 @@ def restrict(version: int, readable: Iterable[tuple[int, bool]], folder: str) ->
 
 
 def _create(version: int) -> tuple[int, int]:
-    """(ruleset, the rights to files that this kernel's Landlock knows)."""
+    """Return a ruleset and the rights to files that this kernel's Landlock knows."""
     file_rights = (1 << (13, 14, 15, 15, 16)[min(version, 5) - 1]) - 1
     attributes = struct.pack("=QQQ", file_rights, 0b11, 0b11)  # files; TCP bind, connect; abstract sockets, signals
     return syscall(_CREATE_RULESET, attributes, 8 if version < 4 else 16 if version < 6 else 24, 0), file_rights

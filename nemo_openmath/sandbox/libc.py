@@ -11,7 +11,7 @@ PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 
 
 def syscall(number: int, *arguments: object) -> int:
-    """System call by number. Raises OSError."""
+    """Make a system call by number. Raises OSError."""
     result = libc.syscall(ctypes.c_long(number), *arguments)
     if result < 0:
         code = ctypes.get_errno()
@@ -20,7 +20,7 @@ def syscall(number: int, *arguments: object) -> int:
 
 
 def prctl(option: int, value: int) -> None:
-    """prctl(2) with one argument. Raises OSError."""
+    """Call prctl(2) with one argument. Raises OSError."""
     if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0):
         code = ctypes.get_errno()
         raise OSError(code, f"prctl {option}: {os.strerror(code)}")

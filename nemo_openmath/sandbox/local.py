@@ -37,14 +37,17 @@ _LOST = "the session was restarted: variables, imports and files of earlier bloc
 
 
 class LocalSandbox:
-    """Sessions on this machine (Linux, x86_64 or aarch64; no privilege needed).
+    """A sandbox on this machine (Linux, x86_64 or aarch64; no privilege needed).
 
-    ``limits``: of sessions that name none. ``workers``: executions that run at the same time (default: the processors
-    this process may use), so that a wall-clock limit means the same under load; the others wait their turn.
-    ``sessions``: live sessions; `session` waits beyond. ``spares``: sessions of the default limits kept forked in
-    advance. ``seed``: of `random`, numpy, sympy and the hash; None for entropy. ``packages``: imported beforehand, and
-    besides the standard library the only ones there are. ``namespaces``: an extra layer, used where the system allows.
-    ``unsafe``: run even where a required wall is missing, and say so in every result.
+    - ``limits``: of sessions that name none.
+    - ``workers``: executions that run at the same time (default: the processors this process may use), so that a
+      wall-clock limit means the same under load. The others wait their turn.
+    - ``sessions``: live sessions; `session` waits beyond.
+    - ``spares``: sessions of the default limits kept forked in advance.
+    - ``seed``: of `random`, numpy, sympy and the hash; None for entropy.
+    - ``packages``: imported beforehand, and besides the standard library the only ones there are.
+    - ``namespaces``: an extra layer, used where the system allows.
+    - ``unsafe``: run even where a required wall is missing, and say so in every result.
 
     Raises UserError at the start where a wall is missing and ``unsafe`` was not given.
     """
@@ -86,7 +89,7 @@ class LocalSandbox:
         await self._refill()
 
     async def session(self, limits: Limits | None = None) -> LocalSession:
-        """A new session. Raises UserError for limits that cannot be given, SandboxError if the machine cannot."""
+        """Open a session. Raises UserError for limits that cannot be given, SandboxError where the machine cannot."""
         limits = limits or self.limits
         shape = shape_of(limits)
         await self._places.acquire()
@@ -100,7 +103,7 @@ class LocalSandbox:
         return session
 
     async def close(self) -> None:
-        """End every session, the spares and the zygote. Idempotent."""
+        """End every session, the spares and the zygote. A second call does nothing."""
         self._closed = True
         if self._refilling is not None:
             self._refilling.cancel()
@@ -127,7 +130,7 @@ class LocalSandbox:
     # for LocalSession
 
     async def process(self, shape: Shape) -> SessionProcess:
-        """A fresh process, from the spares if one fits."""
+        """Return a fresh process, from the spares where one fits."""
         while self._spares and shape == shape_of(self.limits):
             process = self._spares.popleft()
             self._start_refilling()
@@ -138,17 +141,17 @@ class LocalSandbox:
 
     @property
     def running(self) -> asyncio.Semaphore:
-        """Held by each execution."""
+        """The semaphore that each execution holds."""
         return self._running
 
     @property
     def alive(self) -> bool:
-        """Whether a zygote stands; a dead one is replaced by `start` and by the next session."""
+        """Whether a zygote stands. A dead one is replaced by `start` and by the next session."""
         return self._zygote is not None and self._zygote.alive
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """What stands around the sessions, once started."""
+        """The walls that stand around the sessions, once started."""
         return self._zygote.layers if self._zygote is not None else ()
 
     @property
@@ -157,7 +160,7 @@ class LocalSandbox:
         return self._zygote is not None and bool(self._zygote.missing)
 
     def forget(self, session: LocalSession) -> None:
-        """A session was closed: its place is free."""
+        """Note that a session was closed: its place is free."""
         if session in self._sessions:
             self._sessions.discard(session)
             self._places.release()
@@ -198,7 +201,7 @@ class LocalSession:
         self._busy = self._closed = False
 
     async def execute(self, code: str, limits: Limits | None = None) -> Execution:
-        """Run a block; see `protocol.Session.execute`. Of ``limits``, those of an execution are used."""
+        """Run a block; see `core.sandbox.Session.execute`. Of ``limits``, those of an execution are used."""
         limits = limits or self.limits
         data = code.encode("utf-8", "replace")
         check_execution(limits, self.limits)
@@ -218,7 +221,7 @@ class LocalSession:
         await self._discard()
 
     async def close(self) -> None:
-        """Kill the process and remove its folder. Idempotent."""
+        """Kill the process and remove its folder. A second call does nothing."""
         self._closed = True
         try:
             await self._discard()
@@ -283,13 +286,13 @@ def exec_file(path: str | Path, limits: Limits | None = None, *, unsafe: bool = 
 
 
 def refusal_of_length(size: int, *, unsafe: bool = False) -> Execution:
-    """The result of code that is too long to run; ``size`` in bytes."""
+    """Return the result of code that is too long to run; ``size`` in bytes."""
     refusal = f"ValueError: the code has {size} bytes, more than {channel.MAX_CODE_BYTES}\n"
     return Execution(Status.ERROR, "", refusal, 0.0, unsafe=unsafe)
 
 
 def shape_of(limits: Limits) -> Shape:
-    """What of the limits is fixed for a session's life. Raises UserError."""
+    """Return what of the limits is fixed for a session's life. Raises UserError."""
     if limits.processes:
         raise UserError(f"limits.processes={limits.processes}", remedy="sessions cannot start processes; use 0")
     for name, most in _MOST.items():
@@ -302,7 +305,7 @@ def shape_of(limits: Limits) -> Shape:
 
 
 def check_execution(limits: Limits, session: Limits) -> None:
-    """Raises UserError where an execution asks for what its session cannot give."""
+    """Raise UserError where an execution asks for what its session cannot give."""
     shape_of(limits)
     if limits.output_chars > session.output_chars:
         raise UserError(

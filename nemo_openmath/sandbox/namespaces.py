@@ -43,7 +43,7 @@ def enter(base: str, mounts: bool) -> bool:
 
 
 def _possible(flags: int) -> bool:
-    """Tried by a child, because a half-granted namespace cannot be left again."""
+    """Return whether the system allows it. A child tries, because a half-granted namespace cannot be left again."""
     child = os.fork()
     if child == 0:
         try:

@@ -25,7 +25,7 @@ _PRESENT, _OF_FILE, _EXCLUSIVE = 1 << 63, 1 << 61, 1 << 56  # entries of /proc/s
 
 
 def written_by(work: Callable[[], object]) -> list[Range]:
-    """Ranges of this process's private memory that ``work`` writes to, found in a fork that is thrown away.
+    """Return the ranges of this process's private memory that ``work`` writes to, found in a fork that is thrown away.
 
     Empty where the kernel does not tell or ``work`` fails. Single-threaded processes only.
     """
@@ -63,7 +63,7 @@ def _private_mappings() -> Iterator[Range]:
 
 
 def _own_pages(mappings: list[Range]) -> Iterator[Range]:
-    """Runs of pages that this process shares with no other."""
+    """Yield the runs of pages that this process shares with no other."""
     page = resource.getpagesize()
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
         for start, length in mappings:

@@ -22,7 +22,7 @@ _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How an execution ended: with an outcome the process told (alive), or dead, for a reason we know."""
+    """How an execution ended: with an outcome that the process told (alive), or dead, for a reason we know."""
 
     outcome: int | None
     status: Status
@@ -39,7 +39,8 @@ _STATUS_OF_OUTCOME = {
 
 
 class SessionProcess(asyncio.Protocol):
-    """Not for concurrent use. Between blocks the process is stopped (SIGSTOP), whatever threads it has."""
+    """One session's process. Not for concurrent use. Between blocks the process is stopped (SIGSTOP), whatever threads
+    it has."""
 
     def __init__(self, pidfd: int, memory: mmap, shape: Shape, folder: str) -> None:
         self.shape, self.folder = shape, folder
@@ -68,7 +69,7 @@ class SessionProcess(asyncio.Protocol):
         return ending
 
     async def run(self, code: bytes, limits: Limits) -> tuple[Ending, float]:
-        """Execute one block: (ending, seconds). Killed if the awaiting task is cancelled."""
+        """Execute one block; return (ending, seconds). The process is killed if the awaiting task is cancelled."""
         loop = asyncio.get_running_loop()
         self._nonce = os.urandom(channel.NONCE_BYTES)
         self._answer, self._limits = loop.create_future(), limits
@@ -105,13 +106,13 @@ class SessionProcess(asyncio.Protocol):
         return ending, duration
 
     def output(self, characters: int) -> tuple[str, str, bool]:
-        """(stdout, stderr, cut) of the last execution, also after a kill; empty once released."""
+        """Return (stdout, stderr, cut) of the last execution, also after a kill; empty once released."""
         if self._pidfd < 0:
             return "", "", False
         return channel.read_output(self._memory, self.shape.capacity, characters)
 
     async def cause_of_death(self) -> str:
-        """What the kernel told the zygote, for a process that died by itself."""
+        """Return what the kernel told the zygote, for a process that died by itself."""
         status = await asyncio.shield(self.gone)
         if status is None:
             return "the sandbox's zygote died"
@@ -120,7 +121,7 @@ class SessionProcess(asyncio.Protocol):
         return f"its process exited with code {status}"
 
     def kill(self) -> None:
-        """SIGKILL; idempotent. The process is alone in its tree: seccomp denies it children."""
+        """Send SIGKILL; a second call does nothing. The process is alone in its tree: seccomp denies it children."""
         self.alive = False
         if self._idle is not None:
             self._idle.cancel()
@@ -130,7 +131,7 @@ class SessionProcess(asyncio.Protocol):
             self._transport = None
 
     def release(self) -> None:
-        """Free the descriptors; after `kill`."""
+        """Free the descriptors, after `kill`."""
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
@@ -168,7 +169,8 @@ class SessionProcess(asyncio.Protocol):
     # watching
 
     def _check(self) -> None:
-        """Once a tick while code runs: time, CPU, threads and disk, none of which the process can argue about."""
+        """Look, once a tick while code runs, at time, CPU, threads and disk, none of which the process can argue
+        about."""
         limits = self._limits
         if limits is None or self._answer is None or self._answer.done():
             return None
@@ -190,13 +192,14 @@ class SessionProcess(asyncio.Protocol):
         return None
 
     def _stop(self) -> None:
-        """A tick after a block: nothing of the session runs, writes or burns CPU until the next one."""
+        """Stop the process a tick after a block: nothing of the session runs, writes or burns CPU until the next
+        one."""
         self._stopped = True
         self._unmeasured += TICK_S
         self._signal(signal.SIGSTOP)
 
     def _excess(self) -> str:
-        """What is too much on disk; empty if nothing is."""
+        """Return what is too much on disk; empty if nothing is."""
         start, most = time.thread_time(), self.shape.file_mb << 20
         size, entries = folders.usage(self.folder)
         written = folders.written(self._pid) if self._all_is_counted else None
@@ -228,13 +231,14 @@ class SessionProcess(asyncio.Protocol):
 
 
 def _pid_of(pidfd: int) -> int:
-    """The process's number as this process sees it (the zygote may live in a pid namespace of its own)."""
+    """Return the process's number as this process sees it (the zygote may live in a pid namespace of its own)."""
     with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as info:
         return next(int(line.split()[1]) for line in info if line.startswith("Pid:"))
 
 
 def cpu_seconds(pid: int) -> tuple[float, bool]:
-    """(user and system time of all threads so far, whether the main thread has ended); 0 for a process that is gone."""
+    """Return user and system time of all threads so far, and whether the main thread has ended; 0 for a process that is
+    gone."""
     try:
         stat = os.open(f"/proc/{pid}/stat", os.O_RDONLY)  # read before every block: half the price of open()
         try:
@@ -247,7 +251,8 @@ def cpu_seconds(pid: int) -> tuple[float, bool]:
 
 
 def threads_of(pid: int) -> int:
-    """Threads of a process (the links of its task folder, less the two every folder has); 0 if it is gone."""
+    """Return the number of threads of a process (the links of its task folder, less the two every folder has); 0 if it
+    is gone."""
     try:
         return os.stat(f"/proc/{pid}/task").st_nlink - 2
     except OSError:

@@ -62,9 +62,12 @@ class Architecture:
     """What differs between the two supported machines."""
 
     name: str
-    column: int  # in the tables above
-    audit: int  # AUDIT_ARCH_*
-    seccomp: int  # number of seccomp(2)
+    column: int
+    """In the tables above."""
+    audit: int
+    """AUDIT_ARCH_*."""
+    seccomp: int
+    """Number of seccomp(2)."""
 
 
 _ARCHITECTURES = {
@@ -74,15 +77,18 @@ _ARCHITECTURES = {
 
 
 def architecture() -> Architecture | None:
-    """This machine's entry, or None where we have no table (the sandbox then refuses to start)."""
+    """Return this machine's entry, or None where we have no table: the sandbox then refuses to start."""
     little_endian_64 = struct.calcsize("P") == 8
     return _ARCHITECTURES.get(platform.machine()) if little_endian_64 else None
 
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """Passes if the low 32 bits of argument ``index``, masked, are one of ``values``; a ``pointer`` must also have
-    its high 32 bits zero (the kernel ignores the high half of int arguments, so the filter does too)."""
+    """A rule for one argument of a system call.
+
+    It passes if the low 32 bits of argument ``index``, masked, are one of ``values``. A ``pointer`` must also have its
+    high 32 bits zero (the kernel ignores the high half of int arguments, so the filter does too).
+    """
 
     index: int
     values: tuple[int, ...]
@@ -127,7 +133,8 @@ def _instruction(code: int, k: int, jump_true: int = 0, jump_false: int = 0) -> 
 
 
 def _check(argument: Argument, to_failure: int) -> list[bytes]:
-    """Falls through if the argument passes; ``to_failure``: instructions between this check's end and the failure."""
+    """Return the instructions that fall through if the argument passes. ``to_failure``: instructions between this
+    check's end and the failure."""
     offset = _ARGUMENTS_OFFSET + 8 * argument.index
     code = []
     last = len(argument.values) - 1
@@ -143,7 +150,7 @@ def _check(argument: Argument, to_failure: int) -> list[bytes]:
 
 
 def program(arch: Architecture, pid: int) -> bytes:
-    """The filter for the process ``pid`` (as it sees itself), as an array of ``struct sock_filter``."""
+    """Return the filter for the process ``pid`` (as it sees itself), as an array of ``struct sock_filter``."""
     deny = _instruction(_RETURN, _ERRNO | errno.EPERM)
     allow = _instruction(_RETURN, _ALLOW)
     code = [
@@ -169,7 +176,7 @@ class _Program(ctypes.Structure):
 
 
 def available() -> bool:
-    """Whether this kernel and architecture can load a filter (SECCOMP_GET_ACTION_AVAIL of ERRNO)."""
+    """Return whether this kernel and architecture can load a filter (SECCOMP_GET_ACTION_AVAIL of ERRNO)."""
     arch = architecture()
     if arch is None:
         return False

@@ -26,7 +26,8 @@ _PROGRAM = "from nemo_openmath.sandbox.zygote import main; main()"
 
 
 class ZygoteProcess:
-    """A running zygote. Made by `start`; `alive` turns false for good when it dies, and all its sessions with it."""
+    """A running zygote, as its client sees it. `alive` turns false for good when it dies, and all its sessions with
+    it."""
 
     def __init__(self, popen: subprocess.Popen[bytes], control: socket.socket, base: str) -> None:
         self.missing: list[str] = []  # required walls that are not there, by request
@@ -41,7 +42,8 @@ class ZygoteProcess:
 
     @classmethod
     async def start(cls, packages: Sequence[str], seed: int | None, unsafe: bool, namespaces: bool) -> ZygoteProcess:
-        """Raises UserError where a wall is missing (unless ``unsafe``) or a package cannot be imported."""
+        """Start a zygote. Raises UserError where a wall is missing (unless ``unsafe``) or a package cannot be
+        imported."""
         if platform.system() != "Linux":
             raise UserError(f"the sandbox needs Linux, this is {platform.system()}", remedy="run it in a Linux machine")
         if seccomp.architecture() is None:
@@ -79,8 +81,10 @@ class ZygoteProcess:
         return zygote
 
     async def make(self, shape: walls.Shape, *, spare: bool = False) -> SessionProcess:
-        """A new session process whose walls stand. ``spare``: made ahead, so that it may take a little longer and be
-        faster afterwards. Raises SandboxError."""
+        """Return a new session process whose walls stand. Raises SandboxError.
+
+        ``spare``: made ahead, so that it may take a little longer and be faster afterwards.
+        """
         loop = asyncio.get_running_loop()
         if not self.alive:
             raise SandboxError("the sandbox's zygote died", retryable=True)
@@ -117,7 +121,7 @@ class ZygoteProcess:
         return process
 
     async def close(self) -> None:
-        """End the zygote and all its sessions; remove what they left on disk. Idempotent."""
+        """End the zygote and all its sessions; remove what they left on disk. A second call does nothing."""
         self._lost()
         self._control.close()  # its end of file tells the zygote
         try:
@@ -212,7 +216,7 @@ def _close_all(future: asyncio.Future[list[int]]) -> None:
 
 
 def _environment(seed: int | None) -> dict[str, str]:
-    """Nothing of the caller's but where its packages are."""
+    """Return an environment with nothing of the caller's but where its packages are."""
     package_root = str(Path(__file__).resolve().parents[2])
     folders_on_path = [os.path.abspath(place) for place in sys.path if place and Path(place).is_dir()]
     return {

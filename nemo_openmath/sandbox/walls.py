@@ -31,11 +31,12 @@ class Shape:
     memory_mb: int
     open_files: int
     file_mb: int
-    capacity: int  # bytes of output kept per stream
+    capacity: int
+    """Bytes of output kept per stream."""
 
 
 def missing_walls(file_wall: str | None) -> list[str]:
-    """What is required and not there, with what would bring it."""
+    """Return what is required and not there, with what would bring it."""
     missing = []
     if not seccomp.available():
         missing.append("seccomp (a kernel with CONFIG_SECCOMP_FILTER)")
@@ -47,9 +48,11 @@ def missing_walls(file_wall: str | None) -> list[str]:
 
 
 def readable_places(packages: Iterable[str]) -> list[str]:
-    """Files and folders that Python itself needs to read lazily: the standard library, the packages, shared libraries,
-    time zones. Of site-packages only what is preloaded (see `hidden_folders`), and nothing of a home, working or
-    service folder."""
+    """Return the files and folders that Python itself needs to read lazily: the standard library, the packages, shared
+    libraries, time zones.
+
+    Of site-packages only what is preloaded (see `hidden_folders`), and nothing of a home, working or service folder.
+    """
     places = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.dirname(os.__file__)}
     multiarch = sysconfig.get_config_var("MULTIARCH") or ""
     places |= {"/lib64", "/usr/lib64", f"/lib/{multiarch}", f"/usr/lib/{multiarch}", "/etc/ld.so.cache"}
@@ -73,7 +76,8 @@ def hidden_folders(places: Iterable[str]) -> list[str]:
 
 
 def without(places: Iterable[str], hidden: Iterable[str]) -> tuple[list[str], list[str]]:
-    """(readable, listed): the same places with the hidden folders left out, and the folders that thus fell apart."""
+    """Return (readable, listed): the same places with the hidden folders left out, and the folders that thus fell
+    apart."""
     readable, listed, pending = [], [], list(places)
     while pending:
         place = pending.pop()
@@ -92,26 +96,28 @@ def _is_in(path: str, folder: str) -> bool:
 
 
 def open_places(places: Iterable[str]) -> list[tuple[int, bool]]:
-    """O_PATH descriptors of the places, opened once and used by every session."""
+    """Return O_PATH descriptors of the places, opened once and used by every session."""
     return [(os.open(place, os.O_PATH | os.O_CLOEXEC), os.path.isdir(place)) for place in places]
 
 
 def die_with_parent(parent: int) -> None:
-    """SIGKILL for this process when the thread that forked it ends."""
+    """Ask for SIGKILL for this process when the thread that forked it ends."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def address_space() -> int:
-    """Bytes of this process's address space."""
+    """Return the bytes of this process's address space."""
     with open("/proc/self/statm", encoding="ascii") as statm:
         return int(statm.read().split()[0]) * resource.getpagesize()
 
 
 def set_limits(shape: Shape, preloaded: int) -> None:
-    """Kernel limits, soft and hard; seccomp then takes away every call that could change them. ``preloaded``: bytes of
-    address space that a session has before it runs anything."""
+    """Set the kernel limits, soft and hard. seccomp then takes away every call that could change them.
+
+    ``preloaded``: bytes of address space that a session has before it runs anything.
+    """
     for kind, value in (
         (resource.RLIMIT_AS, preloaded + (shape.memory_mb << 20)),
         (resource.RLIMIT_FSIZE, shape.file_mb << 20),
@@ -127,8 +133,9 @@ def set_limits(shape: Shape, preloaded: int) -> None:
 
 
 def forbid_queued_signals() -> None:
-    """The kernel counts queued signals per user: a session could use up what all processes of the user share, and no
-    timer could be made any more. Those made before this stay; other signals still arrive, unqueued."""
+    """Forbid signals that are queued. The kernel counts them per user: a session could use up what all processes of the
+    user share, and no timer could be made any more. Those made before this stay; other signals still arrive,
+    unqueued."""
     resource.setrlimit(resource.RLIMIT_SIGPENDING, (0, 0))
 
 
@@ -142,8 +149,11 @@ def drop_capabilities(arch: seccomp.Architecture) -> None:
 def close_in(
     arch: seccomp.Architecture, file_wall: str | None, outer: int, places: Iterable[tuple[int, bool]], folder: str
 ) -> None:
-    """The last step: the walls that cannot be taken down. What is missing was asked to be, or we would not be here.
-    ``outer``: Landlock's ruleset for all sessions, or -1."""
+    """Put up the walls that cannot be taken down, as the last step. What is missing was asked to be, or we would not be
+    here.
+
+    ``outer``: Landlock's ruleset for all sessions, or -1.
+    """
     drop_capabilities(arch)
     if file_wall == LANDLOCK:
         if outer >= 0:

@@ -258,7 +258,7 @@ class Zygote:
 
 
 def _shared_memory(size: int) -> int:
-    """Descriptor of memory that nobody can shrink any more: reading it can never fail."""
+    """Return a descriptor of memory that nobody can shrink any more: reading it can never fail."""
     memory = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(memory, size)
@@ -281,7 +281,7 @@ def run_session(wire: int, interpreter: Interpreter) -> NoReturn:
 
 
 def seed_everything(seed: int | None) -> None:
-    """Seed `random`, numpy (also unseeded generators) and sympy; None: from the machine's entropy."""
+    """Seed `random`, numpy (also unseeded generators) and sympy. None: from the machine's entropy."""
     random.seed(seed)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(seed)
@@ -312,7 +312,7 @@ def _write_all(wire: int, data: bytes) -> None:
 
 
 def _report_and_exit(wire: socket.socket, error: BaseException) -> NoReturn:
-    """A wall could not be put up (no user code ran): say so instead of the first answer."""
+    """Say that a wall could not be put up, instead of the first answer. No user code ran."""
     try:
         wire.sendall(f"{type(error).__name__}: {error}"[:500].encode())
     finally:
@@ -320,7 +320,7 @@ def _report_and_exit(wire: socket.socket, error: BaseException) -> NoReturn:
 
 
 def main() -> None:
-    """``zygote.main()`` in a fresh interpreter: argv holds the control descriptor, the client's pidfd, the settings."""
+    """Run a zygote in a fresh interpreter. argv holds the control descriptor, the client's pidfd, the settings."""
     control, client = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     for descriptor in (control.fileno(), client):
         os.set_inheritable(descriptor, False)

@@ -36,12 +36,15 @@ _LOST = "the sandbox service had lost the session: variables, imports and files 
 
 
 class RemoteSandbox:
-    """Sessions of the service at ``url`` (http://, https:// or unix:/path).
+    """The sandbox of the service at ``url`` (http://, https:// or unix:/path).
 
-    ``token_env``: the environment variable with the bearer token. ``limits``: of sessions that name none; default: the
-    service's. ``patience_s``: how long a busy or absent service is waited for. ``unsafe``: accept a service that runs
-    without a required wall. ``waiting``: says that it is waited for. A request that got no answer is repeated: the
-    service runs no block twice.
+    - ``token_env``: the environment variable with the bearer token.
+    - ``limits``: of sessions that name none; default: the service's.
+    - ``patience_s``: how long a busy or absent service is waited for.
+    - ``unsafe``: accept a service that runs without a required wall.
+    - ``waiting``: says that it is waited for.
+
+    A request that got no answer is repeated: the service runs no block twice.
     """
 
     def __init__(
@@ -72,7 +75,8 @@ class RemoteSandbox:
         self._walls: bool | None = None  # whether all of them stand; None: not asked yet
 
     async def start(self) -> Description:
-        """What the service is. Raises UserError if it does not answer, or without walls, or refuses the token."""
+        """Return what the service is. Raises UserError if it does not answer, or without walls, or refuses the
+        token."""
         try:
             return await self._describe(min(_FAREWELL_S, self._patience_s))
         except SandboxError as error:
@@ -81,7 +85,7 @@ class RemoteSandbox:
             ) from error
 
     async def session(self, limits: Limits | None = None) -> RemoteSession:
-        """A new session; waits for a free place. Raises UserError for limits the service does not grant."""
+        """Open a session; waits for a free place. Raises UserError for limits the service does not grant."""
         if self._walls is None:  # `start` was not called
             await self._describe(self._patience_s)
         session = RemoteSession(self, secrets.token_hex(16), limits or self._limits)
@@ -94,7 +98,7 @@ class RemoteSandbox:
         return session
 
     async def close(self) -> None:
-        """End the sessions made here. Idempotent."""
+        """End the sessions made here. A second call does nothing."""
         self._closed = True
         await asyncio.gather(*(session.close() for session in list(self._sessions)))
         if self._farewells:
@@ -126,7 +130,7 @@ class RemoteSandbox:
         return self._walls is False
 
     def forget(self, session: RemoteSession) -> None:
-        """A session was closed."""
+        """Note that a session was closed."""
         self._sessions.discard(session)
 
     def later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -139,8 +143,10 @@ class RemoteSandbox:
     async def call(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, patience_s: float | None = None
     ) -> tuple[int, bytes]:
-        """(status, body) of an answer that is not to be repeated: 200, 204 or 404. A 404 after a request that may have
-        been received is `_Gone`. Raises SandboxError and UserError."""
+        """Return (status, body) of an answer that is not to be repeated: 200, 204 or 404.
+
+        A 404 after a request that may have been received raises `_Gone`. Raises SandboxError and UserError.
+        """
         patience_s = self._patience_s if patience_s is None else patience_s
         end = time.monotonic() + patience_s
         data = None if body is None else orjson.dumps(body)
@@ -199,7 +205,7 @@ class RemoteSession:
         _parsed(SessionState, (await self._sandbox.call("PUT", self._path, body))[1])
 
     async def execute(self, code: str, limits: Limits | None = None) -> Execution:
-        """Run a block; see `protocol.Session.execute`."""
+        """Run a block; see `core.sandbox.Session.execute`."""
         self._check()
         data = code.encode("utf-8", "replace")
         if len(data) > channel.MAX_CODE_BYTES:
@@ -227,7 +233,7 @@ class RemoteSession:
             await self.open()  # a new one has nothing to forget
 
     async def close(self) -> None:
-        """End the session; one whose service does not answer ends there by itself. Idempotent."""
+        """End the session. One whose service does not answer ends there by itself. A second call does nothing."""
         if not self._closed:
             self._closed = True
             self._sandbox.forget(self)
@@ -280,11 +286,11 @@ class RemoteSession:
 
 
 class _Gone(Exception):
-    """The service does not know the session of a request that it may have received before."""
+    """Raised where the service does not know the session of a request that it may have received before."""
 
 
 def _checked(status: int, answer: bytes, url: str) -> bytes:
-    """The body of a good answer, or of a 404."""
+    """Return the body of a good answer, or of a 404."""
     if status in (200, 204, 404):
         return answer
     message = f"{url}: {_message(answer)[0]}"
@@ -294,7 +300,7 @@ def _checked(status: int, answer: bytes, url: str) -> bytes:
 
 
 def _message(answer: bytes) -> tuple[str, float]:
-    """The service's words, and the seconds to wait (0: not said), also of something else that answers for it."""
+    """Return the service's words, and the seconds to wait (0: not said), also of something else that answers for it."""
     try:
         body = orjson.loads(answer)
         return str(body["error"]), float(body.get("retry_after_s") or 0.0)

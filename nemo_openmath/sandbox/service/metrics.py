@@ -15,7 +15,8 @@ _PREFIX = "openmath_sandbox_"
 
 
 class Metrics:
-    """``count`` events by name and label; ``observe`` an execution's seconds; ``render`` with the gauges of now."""
+    """Counts ``count`` events by name and label, observes the seconds of executions, and renders both with the gauges
+    of now."""
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -27,10 +28,12 @@ class Metrics:
         self._counts[name, ",".join(f'{key}="{value}"' for key, value in labels.items())] += 1
 
     def observe(self, seconds: float) -> None:
+        """Add the seconds of an execution."""
         self._buckets[bisect_left(_BUCKETS_S, seconds)] += 1
         self._seconds += seconds
 
     def render(self, gauges: Mapping[str, float]) -> str:
+        """Return all metrics in the text format of Prometheus."""
         lines = []
         for name, value in gauges.items():
             lines += [f"# TYPE {_PREFIX}{name} gauge", f"{_PREFIX}{name} {value}"]
@@ -52,12 +55,12 @@ LOG = logging.getLogger("nemo_openmath.sandbox.service")
 
 
 def log(event: str, level: int = logging.INFO, **facts: object) -> None:
-    """One structured log record; never code, output or tokens."""
+    """Write one structured log record; never code, output or tokens."""
     LOG.log(level, event, extra={"facts": facts})
 
 
 class JSONLines(logging.Formatter):
-    """A record as one JSON object: time (Unix seconds), level, event, facts."""
+    """Formats a record as one JSON object: time (Unix seconds), level, event, facts."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {"time": round(record.created, 3), "level": record.levelname.lower(), "event": record.getMessage()}

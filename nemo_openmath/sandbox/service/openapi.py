@@ -24,14 +24,16 @@ from nemo_openmath.sandbox.service.wire import (
 
 @dataclass(frozen=True)
 class Route:
-    """``handler``: a method of `SandboxService`. ``answer``: type of its body on success, a media type, or None."""
+    """One path of the service."""
 
     method: str
     path: str
     handler: str
+    """Name of a method of `SandboxService`."""
     summary: str
     status: int
     answer: type | str | None
+    """Type of the body on success, a media type, or None."""
     body: type | None = None
     failures: tuple[int, ...] = ()
 
@@ -67,7 +69,7 @@ _FAILURES = {
 
 
 def document() -> dict[str, Any]:
-    """The OpenAPI 3.1 description."""
+    """Return the OpenAPI 3.1 description."""
     kinds = {kind for route in ROUTES for kind in (route.body, route.answer) if isinstance(kind, type)}
     kinds |= {Failure, Limits}
     paths: dict[str, dict[str, Any]] = {}
@@ -119,7 +121,7 @@ _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
 
 def _object(kind: type) -> dict[str, Any]:
-    """The JSON schema of a dataclass of the wire."""
+    """Return the JSON schema of a dataclass of the wire."""
     hints = typing.get_type_hints(kind)
     named = fields(kind)
     return {

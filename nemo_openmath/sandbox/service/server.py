@@ -54,24 +54,32 @@ TOKEN_ENV = "OPENMATH_SANDBOX_TOKEN"
 
 @dataclass(frozen=True)
 class ServiceSettings:
-    """``port`` 0 takes a free one; with ``socket`` (a path; its owner alone may connect) there is no port at all.
-    ``token_env``: name of the environment variable with the bearer token; that of the default may be missing on
-    loopback and on a unix socket. ``workers``: executions at the same time (default: the processors); ``queue``: how
-    many more may wait. ``idle_s``: when an unused session ends. ``drain_s``: for what runs at SIGTERM. ``most``: the
-    largest limits that a client may ask for."""
+    """Settings of the sandbox service."""
 
     host: str = "127.0.0.1"
     port: int = 8700
+    """0 takes a free one."""
     socket: Path | None = None
+    """Path of a unix socket, to which its owner alone may connect. Then there is no port."""
     token_env: str = TOKEN_ENV
+    """Name of the environment variable with the bearer token. That of the default may be missing on loopback and on a
+    unix socket."""
     workers: int | None = None
+    """Executions at the same time; None: the processors."""
     queue: int = 1024
+    """How many more executions may wait."""
     sessions: int = 1024
+    """Live sessions at most."""
     idle_s: float = 600.0
+    """Seconds after which an unused session ends."""
     drain_s: float = 30.0
+    """Seconds for what runs at SIGTERM."""
     packages: Sequence[str] = DEFAULT_PACKAGES
+    """Imported beforehand, and besides the standard library the only ones there are."""
     unsafe: bool = False
+    """Whether to run even where a required wall is missing. Every result then says so."""
     most: Limits = MOST
+    """The largest limits that a client may ask for."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "sessions", "idle_s"):
@@ -83,8 +91,11 @@ class ServiceSettings:
 
 
 class SandboxService:
-    """``async with SandboxService(settings) as service: .. service.url``. Raises UserError where a wall is missing,
-    or the token for an address that others can reach. ``clock``: of idle sessions."""
+    """The service: ``async with SandboxService(settings) as service: ... service.url``.
+
+    Raises UserError where a wall is missing, or the token for an address that others can reach. ``clock``: of idle
+    sessions.
+    """
 
     def __init__(self, settings: ServiceSettings, clock: Clock | None = None) -> None:
         self._settings = settings
@@ -110,6 +121,7 @@ class SandboxService:
         self.url = ""
 
     async def start(self) -> Self:
+        """Start the sandbox and listen."""
         settings = self._settings
         if settings.socket is None:
             check_address(settings.host, settings.port)
@@ -144,7 +156,7 @@ class SandboxService:
         log("drained", finished=finished)
 
     async def close(self) -> None:
-        """End every session and stop serving. Idempotent."""
+        """End every session and stop serving. A second call does nothing."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
@@ -233,13 +245,13 @@ class SandboxService:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        """Authentication, and every failure as a `wire.Failure`."""
+        """Check the token, and answer every failure as a `wire.Failure`."""
         try:
             if self._token is None:
                 self._check_host(request)
             elif request.path not in OPEN_TO_ALL:
-                given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-                if not hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode()):
+                token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+                if not hmac.compare_digest(token.encode("utf-8", "replace"), self._token.encode()):
                     raise Refusal(401, "token", "the bearer token is missing or wrong")
             return await handler(request)
         except Refusal as error:
@@ -263,7 +275,8 @@ class SandboxService:
         return _json(wire.Failure(str(refusal), refusal.reason, after), refusal.status, headers)
 
     def _check_host(self, request: web.Request) -> None:
-        """Without a token a web page must not reach us through a name of its own that leads to loopback."""
+        """Refuse a name that leads to loopback where there is no token: a web page must not reach us through a name of
+        its own."""
         host = (request.url.host or "").rstrip(".")
         if self._local and not _is_loopback(host):
             raise Refusal(401, "host", f"{host!r} is not a name of this machine")
@@ -346,7 +359,7 @@ def _token(name: str, *, required: bool) -> str | None:
 
 
 def _check_path(path: Path) -> None:
-    """Raises UserError where no socket can be made of this name."""
+    """Raise UserError where no socket can be made of this name."""
     try:
         if not path.parent.is_dir():
             raise UserError(f"cannot listen on {path}: no such folder", remedy="make it, or choose another")
@@ -359,7 +372,7 @@ def _check_path(path: Path) -> None:
 
 
 async def _check_unused(path: Path) -> None:
-    """Raises UserError if somebody listens there: binding would take the path away from them."""
+    """Raise UserError if somebody listens there: binding would take the path away from them."""
     try:
         _, writer = await asyncio.open_unix_connection(path)
     except OSError:  # nothing there, or a dead service's, which asyncio replaces

@@ -23,7 +23,7 @@ RESULT_S = 300.0  # for how long
 
 
 class Refusal(Exception):
-    """``status``: as in HTTP. ``retry_after_s``: when to ask again; None where that is in vain."""
+    """Raised for a request that is not served."""
 
     def __init__(self, status: int, reason: str, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -44,8 +44,11 @@ class _Held:
 
 
 class SessionTable:
-    """``workers`` executions run, ``queue`` more wait, the rest is refused with the time to come back at. A session
-    unused for ``idle_s`` on ``clock`` ends at the next `sweep`."""
+    """The sessions of the service by name.
+
+    ``workers`` executions run, ``queue`` more wait, and what is more is refused with the time to come back at. A
+    session unused for ``idle_s`` on ``clock`` ends at the next `sweep`.
+    """
 
     def __init__(
         self,
@@ -71,11 +74,11 @@ class SessionTable:
 
     @property
     def executions(self) -> int:
-        """Running and waiting."""
+        """Executions that run or wait."""
         return self._executions
 
     async def open(self, name: str, limits: Limits | None) -> Limits:
-        """The session ``name``, made if it is not there: its default limits."""
+        """Open the session ``name`` where it is not there; return its default limits."""
         held = self._held.get(name)
         if held is None:
             self._check_draining()
@@ -112,7 +115,7 @@ class SessionTable:
         await self._once(name, number, LocalSession.reset)
 
     async def cancel(self, name: str, number: int) -> None:
-        """Kill what runs under this number; if it has not come yet it is refused when it comes."""
+        """Kill what runs under this number. If it has not come yet, it is refused when it comes."""
         held = self._find(name)
         task = held.operations.get(number)
         if task is not None:
@@ -121,7 +124,7 @@ class SessionTable:
         held.last = max(held.last, number)
 
     async def close(self, name: str, why: str = "closed") -> None:
-        """End the session; nothing happens if it is not there."""
+        """End the session. Nothing happens if it is not there."""
         held = self._held.pop(name, None)
         if held is None:
             return
@@ -134,7 +137,7 @@ class SessionTable:
         log("session ended", session=name, why=why)
 
     async def sweep(self) -> None:
-        """End the sessions that nobody used for a while; forget old results."""
+        """End the sessions that nobody used for a while, and forget old results."""
         now = self._clock.now()
         for name, held in list(self._held.items()):
             idle_s = 0.0 if held.busy else now - held.used
@@ -144,7 +147,7 @@ class SessionTable:
                 await self.close(name, "expired")
 
     async def drain(self, seconds: float) -> bool:
-        """Take nothing new, wait for what was taken. False if some did not end in time."""
+        """Take nothing new, and wait for what was taken. Return False if some did not end in time."""
         self.draining = True
         running = [t for held in self._held.values() for t in held.operations.values() if not t.done()]
         return not running or not (await asyncio.wait(running, timeout=seconds))[1]

@@ -35,23 +35,24 @@ def parse(kind: type[T], body: bytes, *, ignore_unknown: bool = False) -> T:
 
 @dataclass(frozen=True)
 class NewSession:
-    """``limits``: the session's defaults; those left out are the sandbox's."""
+    """A request for a session. ``limits``: its defaults; those left out are the sandbox's."""
 
     limits: Limits | None = None
 
 
 @dataclass(frozen=True)
 class NewExecution:
-    """``number``: grows from block to block of a session. The same number again returns the first result."""
+    """A request to run a block of code."""
 
     number: int
+    """Grows from block to block of a session. The same number again returns the first result."""
     code: str
     limits: Limits | None = None
 
 
 @dataclass(frozen=True)
 class NewReset:
-    """``number``: from the same count as the session's executions."""
+    """A request to forget all variables and files. ``number``: from the same count as the session's executions."""
 
     number: int
 
@@ -66,30 +67,35 @@ class SessionState:
 
 @dataclass(frozen=True)
 class Description:
-    """``most``: the largest limits a client may ask for. ``walls``: layers around the sessions. ``unsafe``: a required
-    wall is missing, by request of whoever started the service."""
+    """What the service is and grants."""
 
     version: str
     walls: tuple[str, ...]
+    """Layers around the sessions."""
     unsafe: bool
+    """Whether a required wall is missing, by request of whoever started the service."""
     workers: int
     sessions: int
     most: Limits
+    """The largest limits that a client may ask for."""
 
 
 @dataclass(frozen=True)
 class Health:
-    """``status``: ok, draining or unhealthy (the zygote is being replaced)."""
+    """How the service is."""
 
     status: str
+    """ok, draining, or unhealthy (the zygote is being replaced)."""
     sessions: int
     executions: int
 
 
 @dataclass(frozen=True)
 class Failure:
-    """``reason``: a word for programs. ``retry_after_s``: set where the same request may succeed later."""
+    """Why a request failed."""
 
     error: str
     reason: str
+    """A word for programs."""
     retry_after_s: float | None = None
+    """Seconds after which the same request may succeed; None where that is in vain."""
