@@ -21,9 +21,9 @@ from tests.docs.blocks import TOP, Block
 register_all()
 
 IN_REPOSITORY = {path.name for path in TOP.iterdir()} - {".git", ".venv", "runs", "build"}
-RUNNABLE = {"openmath", "python", "ls", "cat", "head", "tail", "wc", "grep", "sort"}
+RUNNABLE = {"openmath", "python", "ls", "cat", "head", "tail", "wc", "grep", "sort", "cp", "mkdir"}
 # Programs of the system and of others that a page may name without their being run.
-KNOWN = RUNNABLE | {"make", "cd", "git", "pip", "hf", "bash", "source", "export", "mkdir", "cp", "mv", "rm", "kill"}
+KNOWN = RUNNABLE | {"make", "cd", "git", "pip", "hf", "bash", "source", "export", "mv", "rm", "kill"}
 KNOWN |= {"docker", "enroot", "apptainer", "vllm", "tensorboard", "nvidia-smi", "curl", "ssh", "pre-commit"}
 KNOWN |= {"sbatch", "squeue", "scancel", "scontrol", "sacct", "srun", "salloc"}
 
