@@ -173,10 +173,11 @@ class Blocks(LazyTensor):
 
     def read(self, start: int, stop: int) -> Tensor:
         first, end = start // self.row, -(-stop // self.row)
-        if self._cached is None or not (self._cached[0] <= first and end <= self._cached[1]):
-            self._cached = (first, end, self._rows(first, end))
-        at = self._cached[0] * self.row
-        return self._cached[2].view(-1)[start - at : stop - at]
+        cached = self._cached  # two threads may read: one of them may replace it meanwhile
+        if cached is None or not (cached[0] <= first and end <= cached[1]):
+            cached = self._cached = (first, end, self._rows(first, end))
+        at = cached[0] * self.row
+        return cached[2].view(-1)[start - at : stop - at]
 
     def _rows(self, first: int, end: int) -> Tensor:
         out = torch.empty((end - first, *self.shape[1:]), dtype=self.dtype)

@@ -1,18 +1,25 @@
-"""Elements on their way from lazy tensors into a file: read ahead, checked, hashed.
+"""Elements on their way from lazy tensors into a file: read ahead, checked, hashed, written, flushed.
 
-:func:`stream` is what every writer of a checkpoint pulls from. :class:`Hashed` takes the digest of a source on the way,
-so that no byte is read twice.
+Reading and computing run in one thread (:func:`stream`), the digests of sources in two (:class:`Hashed`), the digest of
+a file and its flushing in one (:class:`OutputFile`), writing in the caller's. Reading, hashing, torch's operations and
+writing all let go of the interpreter's lock, so two cores are busy all the time. Each thread works at most a few pieces
+ahead of the next, which bounds the memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import math
+import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -21,11 +28,18 @@ from nemo_openmath.checkpoints.lazy import PIECE, LazyTensor, bytes_of
 from nemo_openmath.core.errors import UserError
 
 _AHEAD = 4  # pieces read and computed in advance of the writer
+_UNHASHED = 2  # writes whose bytes may wait for the digest of the file
+_SMALL = 1 << 16  # bytes below which data is written together with what follows it
+_FLUSH = 1 << 25  # bytes after which the system is asked to begin to write them to the disk
 _HASHING = ThreadPoolExecutor(2, "checkpoint-hash")
 
 
 class Hashed(LazyTensor):
-    """Passes ``source`` through and takes the SHA-256 of its bytes on the way, in another thread."""
+    """Passes ``source`` through and takes the SHA-256 of its bytes on the way, in another thread.
+
+    What is read in order is hashed as it comes. At the first element read out of order, the rest is read once more for
+    the digest alone, in the background.
+    """
 
     def __init__(self, source: LazyTensor):
         self.source, self.dtype, self.shape = source, source.dtype, source.shape
@@ -33,31 +47,111 @@ class Hashed(LazyTensor):
         self._pending: Future[None] | None = None
 
     def read(self, start: int, stop: int) -> Tensor:
-        found = self.source.read(start, stop)
+        piece = self.source.read(start, stop)
         if start == self._done:
-            self._take(found)
-        return found
+            self._wait()  # one piece at a time, in order
+            self._pending = _HASHING.submit(self._hash.update, bytes_of(piece))
+            self._done += piece.numel()
+        elif start > self._done:
+            self._hash_rest()
+        return piece
 
-    def _take(self, piece: Tensor) -> None:
-        self._wait()  # one piece at a time, in order
-        self._pending = _HASHING.submit(self._hash.update, bytes_of(piece))
-        self._done += piece.numel()
+    def digest(self) -> str:
+        """Return the SHA-256 of all elements, read or not."""
+        self._hash_rest()
+        self._wait()
+        return self._hash.hexdigest()
+
+    def _hash_rest(self) -> None:
+        before, first, self._done = self._pending, self._done, self.numel
+
+        def work() -> None:
+            if before is not None:
+                before.result()
+            for start in range(first, self.numel, PIECE):
+                self._hash.update(bytes_of(self.source.read(start, min(start + PIECE, self.numel))))
+
+        if first < self.numel:
+            self._pending = _HASHING.submit(work)
 
     def _wait(self) -> None:
         if self._pending is not None:
             self._pending.result()
-            self._pending = None
 
-    def digest(self) -> str:
-        """SHA-256 of all elements; what was not read in order is read now."""
-        while self._done < self.numel:
-            self._take(self.source.read(self._done, min(self._done + PIECE, self.numel)))
-        self._wait()
+
+class OutputFile:
+    """A new file, written in order.
+
+    Its bytes go to the disk while the next ones are computed, so that little is left to flush at the end. ``hashed``:
+    take the SHA-256 of all bytes. Raises OSError where the disk is full.
+    """
+
+    def __init__(self, path: Path, *, hashed: bool = False):
+        self.path, self.size = path, 0
+        self._hash = hashlib.sha256() if hashed else None
+        self._file = path.open("wb", buffering=0)
+        self._background = ThreadPoolExecutor(1, "checkpoint-file")
+        self._unhashed: deque[Future[None]] = deque()
+        self._small = bytearray()
+        self._written = self._flushing = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write all of ``data``, which the caller does not change afterwards. A few bytes wait for the next call."""
+        self.size += len(data)
+        if len(data) < _SMALL:
+            self._small += data
+            if len(self._small) < _SMALL:
+                return
+            data = b""
+        for part in (bytes(self._small), data):
+            self._write(part)
+        self._small.clear()
+
+    def _write(self, data: bytes | memoryview) -> None:
+        if self._hash is not None:
+            self._unhashed.append(self._background.submit(self._hash.update, data))
+        view = memoryview(data)
+        while len(view):
+            view = view[self._file.write(view) or 0 :]
+        self._written += len(data)
+        if self._written - self._flushing >= _FLUSH:
+            self._background.submit(_begin_flush, self._file.fileno(), self._flushing, self._written - self._flushing)
+            self._flushing = self._written
+        while len(self._unhashed) > _UNHASHED:
+            self._unhashed.popleft().result()
+
+    @property
+    def sha256(self) -> str:
+        """The digest of a closed file that was opened ``hashed``."""
+        assert self._hash is not None
         return self._hash.hexdigest()
+
+    def close(self) -> None:
+        """Write what is left. The digest is known then."""
+        try:
+            self._write(bytes(self._small))
+        finally:
+            self._background.shutdown()
+            self._file.close()
+
+    def __enter__(self) -> OutputFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+
+def _begin_flush(descriptor: int, start: int, length: int) -> None:
+    """Have the system begin to write bytes just written to the disk.
+
+    The advice that they are not needed has this effect; being unwritten yet, they stay in memory for readers.
+    """
+    with contextlib.suppress(OSError):  # a file system that does not take it
+        os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
 
 
 def stream(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, Iterator[Tensor]]]:
-    """(name, pieces) of every tensor in order. Reading and computing run in a thread ahead of the caller's writing.
+    """Yield (name, pieces) of every tensor in order, read and computed in a thread ahead of the caller's writing.
 
     Raises UserError naming the tensor at the first NaN or infinity: no checkpoint that holds one is of use.
     """
@@ -73,7 +167,10 @@ def stream(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, Iterator[Te
 
 
 def check_finite(name: str, piece: Tensor) -> None:
-    """Smallest and largest element are one fast pass, and a NaN becomes both."""
+    """Raise UserError naming the tensor where ``piece`` holds NaN or infinity.
+
+    Smallest and largest element are one fast pass, and a NaN becomes both.
+    """
     if piece.is_floating_point() and piece.numel():
         if piece.dtype == torch.float8_e4m3fn:  # it has a NaN, no infinity, and no aminmax
             broken = bool((piece.view(torch.uint8) & 0x7F == 0x7F).any())
@@ -87,7 +184,7 @@ def check_finite(name: str, piece: Tensor) -> None:
 
 
 def _ahead(items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """``items``, produced in a thread at most ``_AHEAD`` in advance; its exceptions are raised here.
+    """Yield ``items``, produced in a thread at most ``_AHEAD`` in advance; its exceptions are raised here.
 
     That thread computes alone: the blocks are too small for torch's threads, which wait for each other after every
     operation, and spin where other processes have the cores (measured: nine times the CPU time)."""

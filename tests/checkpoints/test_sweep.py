@@ -58,12 +58,12 @@ def test_a_sweep_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 DIES = """
 import os, signal, sys
-from nemo_openmath.checkpoints.formats import safetensors
+from nemo_openmath.checkpoints.streaming import OutputFile
 from nemo_openmath.cli.main import run
 
-left, write = int(sys.argv[1]), safetensors.write_all
+left, write = int(sys.argv[1]), OutputFile.write
 
-def write_all(file, data):
+def dying_write(file, data):
     global left
     left -= len(data)
     if left < 0:
@@ -71,7 +71,7 @@ def write_all(file, data):
         os.kill(os.getpid(), signal.SIGKILL)
     write(file, data)
 
-safetensors.write_all = write_all
+OutputFile.write = dying_write
 run(sys.argv[2:])
 """
 

@@ -7,7 +7,6 @@ ROOT/iter_0000100/mp_rank_TT_PPP/model_optim_rng.pt      several
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +17,9 @@ from torch import Tensor
 from nemo_openmath.checkpoints.formats import torch_file
 from nemo_openmath.checkpoints.formats.hf import refuse_payloads
 from nemo_openmath.checkpoints.formats.protocol import Contents, model_files_beside
-from nemo_openmath.checkpoints.formats.safetensors import write_all
 from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.names import pad_vocabulary, tp_join, tp_slice
-from nemo_openmath.checkpoints.streaming import stream
+from nemo_openmath.checkpoints.streaming import OutputFile, stream
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.hf_config import read_config
@@ -163,8 +161,8 @@ def _write_rank(path: Path, model: dict[str, LazyTensor], step: int) -> None:
         return next(source)[1]  # the stream and the file hold the tensors in one order
 
     content = {"model": model, "checkpoint_version": 3.0, "iteration": step}
-    with path.open("wb", buffering=0) as file:
-        torch_file.save(functools.partial(write_all, file), content, model.values(), pieces)
+    with OutputFile(path) as file:
+        torch_file.save(file.write, content, model.values(), pieces)
 
 
 def _check_layout(config: ModelConfig, tp: int, pp: int) -> None:

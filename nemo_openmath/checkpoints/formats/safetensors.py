@@ -7,7 +7,6 @@ which file, which tensor, what is wrong.
 
 from __future__ import annotations
 
-import io
 import json
 import operator
 import re
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 from nemo_openmath.checkpoints.lazy import FileTensor, LazyTensor, bytes_of
-from nemo_openmath.checkpoints.streaming import stream
+from nemo_openmath.checkpoints.streaming import OutputFile, stream
 from nemo_openmath.core.errors import DamagedFile, UserError
 
 SINGLE = "model.safetensors"
@@ -179,18 +178,11 @@ def write_file(path: Path, tensors: Mapping[str, LazyTensor], metadata: Mapping[
         at += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb", buffering=0) as file:
-        write_all(file, struct.pack("<Q", len(text)) + text)
+    with OutputFile(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
         for _, pieces in stream(ordered):
             for piece in pieces:
-                write_all(file, bytes_of(piece))
-
-
-def write_all(file: io.RawIOBase | io.FileIO, data: bytes | memoryview) -> None:
-    """Write all of ``data`` to an unbuffered file, which may take it in parts."""
-    view = memoryview(data)
-    while len(view):
-        view = view[file.write(view) or 0 :]
+                file.write(bytes_of(piece))
 
 
 def write_folder(folder: Path, tensors: Mapping[str, LazyTensor], shard_bytes: int = SHARD_BYTES) -> None:

@@ -17,7 +17,6 @@ import json
 import pickle
 import re
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,8 @@ from torch.distributed.checkpoint import metadata as dcp
 from nemo_openmath.checkpoints.formats import step_folders, torch_file
 from nemo_openmath.checkpoints.formats.hf import refuse_payloads
 from nemo_openmath.checkpoints.formats.protocol import Contents, model_files_beside
-from nemo_openmath.checkpoints.formats.safetensors import write_all
 from nemo_openmath.checkpoints.lazy import Blocks, LazyTensor, StackedRows, Window
-from nemo_openmath.checkpoints.streaming import stream
+from nemo_openmath.checkpoints.streaming import OutputFile, stream
 from nemo_openmath.core.errors import DamagedFile
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.hf_config import read_config
@@ -183,28 +181,32 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, Any] = {}
     storage: dict[Any, Any] = {}
-    files: dict[str, dict[str, Any]] = {}
-    output = _Output(folder, files)
-    for name, value in (objects or {}).items():
-        buffer = io.BytesIO()
-        torch.save([value], buffer)
-        start = output.at
-        output.write(buffer.getbuffer())
-        state[name] = dcp.BytesStorageMetadata()
-        storage[dcp.MetadataIndex(name)] = filesystem._StorageInfo(output.name, start, output.at - start)
-    for name, pieces in stream(tensors):
-        tensor = tensors[name]
-        if output.at > file_bytes:
-            output.close()
-            output = _Output(folder, files)
-        start = output.at
-        torch_file.save(output.write, tensor, [tensor], lambda _, source=pieces: source)  # type: ignore[misc]
-        shape, origin = torch.Size(tensor.shape), torch.Size([0] * len(tensor.shape))
-        chunk = dcp.ChunkStorageMetadata(offsets=origin, sizes=shape)
-        state[name] = dcp.TensorStorageMetadata(dcp.TensorProperties(dtype=tensor.dtype), shape, [chunk])
-        where = filesystem._StorageInfo(output.name, start, output.at - start)
-        storage[dcp.MetadataIndex(name, origin)] = where
-    output.close()
+    outputs = [OutputFile(folder / "__0_0.distcp", hashed=True)]
+    try:
+        for name, value in (objects or {}).items():
+            output, buffer = outputs[-1], io.BytesIO()
+            torch.save([value], buffer)
+            state[name] = dcp.BytesStorageMetadata()
+            where = filesystem._StorageInfo(output.path.name, output.size, buffer.getbuffer().nbytes)
+            storage[dcp.MetadataIndex(name)] = where
+            output.write(buffer.getbuffer())
+        for name, pieces in stream(tensors):
+            tensor = tensors[name]
+            if outputs[-1].size > file_bytes:
+                outputs[-1].close()
+                outputs.append(OutputFile(folder / f"__0_{len(outputs)}.distcp", hashed=True))
+            output, start = outputs[-1], outputs[-1].size
+            torch_file.save(output.write, tensor, [tensor], lambda _, source=pieces: source)  # type: ignore[misc]
+            shape, origin = torch.Size(tensor.shape), torch.Size([0] * len(tensor.shape))
+            chunk = dcp.ChunkStorageMetadata(offsets=origin, sizes=shape)
+            state[name] = dcp.TensorStorageMetadata(dcp.TensorProperties(dtype=tensor.dtype), shape, [chunk])
+            where = filesystem._StorageInfo(output.path.name, start, output.size - start)
+            storage[dcp.MetadataIndex(name, origin)] = where
+    finally:
+        outputs[-1].close()
+    files: dict[str, dict[str, Any]] = {
+        output.path.name: {"bytes": output.size, "sha256": output.sha256} for output in outputs
+    }
     description = dcp.Metadata(state, planner_data={}, storage_data=storage, storage_meta=dcp.StorageMeta())
     saved = io.BytesIO()
     torch.save(dict(common or {}), saved)
@@ -216,27 +218,6 @@ def write(
         (folder / file).write_bytes(data)
         files[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     return files
-
-
-class _Output:
-    """The next ``__0_N.distcp``, hashed as it is written."""
-
-    def __init__(self, folder: Path, files: dict[str, dict[str, Any]]):
-        self.name, self.at, self._files = f"__0_{len(files)}.distcp", 0, files
-        self._file = (folder / self.name).open("wb", buffering=0)
-        self._hash = hashlib.sha256()
-        self._thread = ThreadPoolExecutor(1, "checkpoint-hash")
-
-    def write(self, data: bytes | memoryview) -> None:
-        hashed = self._thread.submit(self._hash.update, data)  # both release the interpreter's lock
-        write_all(self._file, data)
-        hashed.result()
-        self.at += len(data)
-
-    def close(self) -> None:
-        self._file.close()
-        self._thread.shutdown()
-        self._files[self.name] = {"bytes": self.at, "sha256": self._hash.hexdigest()}
 
 
 def write_step(folder: Path, stored: Mapping[str, LazyTensor], config: ModelConfig, step: int) -> None:

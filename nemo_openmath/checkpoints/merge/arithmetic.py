@@ -59,16 +59,18 @@ def add_differences(
     """base + sum_i w_i (x_i - base), flat, in fp32 (float64 stays), block by block within the cache; ``dtype``: of the
     result."""
     exact = functools.reduce(torch.promote_types, (tensor.dtype for tensor in (base, *tensors)), torch.float32)
-    made = torch.empty(base.numel(), dtype=dtype or exact)
+    merged = torch.empty(base.numel(), dtype=dtype or exact)
     buffers = torch.empty(3, min(_CACHED, base.numel()), dtype=exact)
     for start in range(0, base.numel(), _CACHED):
         stop = min(start + _CACHED, base.numel())
         total, origin, difference = buffers[:, : stop - start]
-        total.copy_(origin.copy_(base[start:stop]))
+        origin.copy_(base[start:stop])
+        sums = origin
         for tensor, weight in zip(tensors, weights, strict=True):
-            total.add_(difference.copy_(tensor[start:stop]).sub_(origin), alpha=weight)
-        made[start:stop] = total
-    return made
+            difference.copy_(tensor[start:stop]).sub_(origin)
+            sums = torch.add(sums, difference, alpha=weight, out=total)
+        merged[start:stop] = sums
+    return merged
 
 
 def _slerp(parts: Sequence[LazyTensor], t: float) -> Callable[[list[Tensor]], Tensor]:
