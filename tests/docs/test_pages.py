@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -63,10 +64,12 @@ def test_page(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: p
             check_yaml(block, folder)
         elif block.language == "json":
             json.loads(block.text)
+        elif block.language == "toml":
+            tomllib.loads(block.text)
         elif block.language == "text" and block.is_run:
             assert block.hint("output") is not None, f"{block.where}: say <!-- output -->, or why it is not checked"
             _check_output(block, output)
-    output = _python([b for b in blocks(page) if b.language == "python"], folder)
+    _python([block for block in blocks(page) if block.language == "python"], folder)
 
 
 def _shell(block: Block, folder: Path, capfd: pytest.CaptureFixture[str]) -> str:
@@ -121,13 +124,13 @@ def _check_output(block: Block, output: str) -> None:
             raise AssertionError(f"{block.where}: {line!r} is not printed; this is:\n{output}")
 
 
-def _python(code: list[Block], folder: Path) -> str:
-    """Run a page's Python as one program; lines of an error are those of the page."""
+def _python(code: list[Block], folder: Path) -> None:
+    """Run a page's Python as one program."""
     for block in code:
         compile(block.text, block.where, "exec")
     text = "\n".join(block.text for block in code if block.is_run)
     if not text:
-        return ""
+        return
     done = subprocess.run(
         [sys.executable, "-c", text],
         cwd=folder,
@@ -136,7 +139,6 @@ def _python(code: list[Block], folder: Path) -> str:
         text=True,
     )
     assert done.returncode == 0, f"{code[0].where}: {done.stderr}"
-    return done.stdout
 
 
 WRONG = {
