@@ -13,12 +13,15 @@ from nemo_openmath.core.stage import Stage, StageContext
 
 @dataclass(frozen=True)
 class AverageConfig:
-    """``count`` equally spaced checkpoints of every training (the recipe takes 4), or those of ``steps``.
-    ``weights``: of the checkpoints, in their order; null: equal ones."""
+    """Which checkpoints of a training are averaged."""
 
     count: PositiveInt | None = None
+    """How many equally spaced checkpoints of every training are averaged, the last among them. Either this or
+    ``steps``. Paper section 5.1: 4."""
     steps: Annotated[tuple[PositiveInt, ...], Length()] | None = None
+    """The steps of every training whose checkpoints are averaged."""
     weights: Annotated[tuple[FiniteFloat, ...], Length()] | None = None
+    """Weights of the checkpoints, in their order. ``null`` weighs them equally."""
 
     def __post_init__(self) -> None:
         if (self.count is None) == (self.steps is None):
@@ -48,11 +51,15 @@ class Average(Stage[AverageConfig]):
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """``weights`` follow the order of the models; the base of ``task_arithmetic``, ``ties`` and ``dare`` is a port."""
+    """How models are merged."""
 
-    method: Method = "linear"  # the weighted sum; or as the paper of that name does it
+    method: Method = "linear"
+    """``linear`` is the weighted sum; the other methods merge as the papers of their names do. ``task_arithmetic``,
+    ``ties`` and ``dare`` need the input ``base``."""
     weights: Annotated[tuple[FiniteFloat, ...], Length()] | None = None
-    density: PositiveShare = 0.5  # share of each difference that ties and dare keep
+    """Weights of the models, in their order. ``null`` weighs them equally. Paper section 6: 0.3 CoT and 0.7 TIR."""
+    density: PositiveShare = 0.5
+    """Share of each difference that ``ties`` and ``dare`` keep."""
 
 
 class Merge(Stage[MergeConfig]):
@@ -85,13 +92,18 @@ class Merge(Stage[MergeConfig]):
 
 @dataclass(frozen=True)
 class QuantizeConfig:
-    """``format`` and ``layout`` as of ``openmath quantize``; ``samples``: calibration texts, each cut to
-    ``max_tokens``."""
+    """How a model is quantized."""
 
     format: QuantizedFormat
+    """The format of the weights. ``fp8_kv`` also quantizes the cache of keys and values. All but ``int8`` need
+    calibration texts."""
     layout: Layout = "modelopt"
+    """How the quantized weights are written. ``modelopt`` is what TensorRT-LLM and vLLM read; vLLM reads ``int8``
+    and ``int4_awq`` as ``compressed-tensors``."""
     samples: PositiveInt = 256
+    """How many texts calibrate it."""
     max_tokens: PositiveInt = 2048
+    """Each text is cut to so many tokens."""
 
 
 class Quantize(Stage[QuantizeConfig]):

@@ -91,38 +91,8 @@ def type_name(hint: Any) -> str:
 
 
 def meaning(config: type, name: str) -> str:
-    """What is said about a setting: in the docstring under its field, of its class or of one that it comes from."""
-    for cls in config.__mro__[:-1]:
-        if text := field_docs(cls).get(name) or _comments(cls).get(name) or _told(cls.__doc__ or "", name):
-            return text
-    return _COMMON.get(name, "")
-
-
-_COMMON = {
-    "engine": "what answers: teacher, the name of a stage that made a model, or a model folder",
-    "prompt": "a template file of the user's own; null: ours",
-    "temperature": "of sampling; 0: the likeliest token",
-    "top_p": "sample from the likeliest tokens that have this share together; 1: from all",
-    "top_k": "sample from this many likeliest tokens; 0: from all",
-    "min_p": "leave out tokens below this share of the likeliest one's probability; 0: none",
-    "max_tokens": "of an answer, at most",
-    "attempts": "how often a question is asked until its answer can be read",
-    "concurrency": "units in flight at once; changes speed alone",
-    "workers": "processes; null: one a core; changes speed alone",
-    "code_seconds": "time limit of one program, in seconds",
-    "code_memory_mb": "memory of one program, in MiB",
-    "seed": "of the random choices",
-}
-
-
-def _told(text: str, name: str) -> str:
-    """The sentences of a docstring about a setting: from where it is named before a colon to where the next one is."""
-    found = re.search(
-        rf"``{name}``(?:, ``\w+``| and ``\w+``)*:\s*(.*?)(?=(?:``\w+``(?:,| and)? ?)+:|\Z)", one_line(text)
-    )
-    if found is None:  # a sentence that names it
-        found = re.search(rf"((?:^|(?<=[.;] ))[^.;]*``{name}``.*?(?:[.;](?= |$)|$))", one_line(text))
-    return found[1].strip().rstrip(";") if found else ""
+    """Return the docstring under a field, of the class or of the one that it inherits the field from; "" for none."""
+    return next((docs[name] for cls in config.__mro__[:-1] if name in (docs := field_docs(cls))), "")
 
 
 @cache
@@ -146,26 +116,6 @@ def class_body(cls: type) -> list[ast.stmt]:
     except (OSError, TypeError):
         return []
     return ast.parse(source).body[0].body  # type: ignore[attr-defined]
-
-
-@cache
-def _comments(cls: type) -> dict[str, str]:
-    """Setting -> the comment beside it, or on the lines above it."""
-    try:
-        lines = textwrap.dedent(inspect.getsource(cls)).splitlines()
-    except (OSError, TypeError):
-        return {}
-    out = {}
-    for node in ast.parse("\n".join(lines)).body[0].body:  # type: ignore[attr-defined]
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            _, _, beside = lines[node.end_lineno - 1].partition("  # ")  # type: ignore[operator]
-            above: list[str] = []
-            at = node.lineno - 2
-            while lines[at].strip().startswith("# "):
-                above.insert(0, lines[at].strip()[2:])
-                at -= 1
-            out[node.target.id] = " ".join([*above, beside]).strip()
-    return out
 
 
 def one_line(text: str | None) -> str:

@@ -1,6 +1,6 @@
 """Nothing has to be looked up in the source: every setting of every kind is printed with type, default and meaning."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
@@ -12,20 +12,28 @@ from nemo_openmath.cli.sft import SFT_EXAMPLE
 from nemo_openmath.core.build import OVERRIDE, Builder
 from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.core.stage import stage_kinds
+from nemo_openmath.demo.rates import TeacherConfig
 from nemo_openmath.recipe.drop_reasons import drop_reasons
 from nemo_openmath.recipe.generate import GenerateJob
 from nemo_openmath.recipe.reference import describe
 from nemo_openmath.recipe.setting_docs import Setting, meaning, settings
 from nemo_openmath.training.config import TrainingJob
+from tests.core.test_bounds import settings_classes
+
+
+@pytest.mark.parametrize("cls", [*settings_classes(), TeacherConfig], ids=lambda c: f"{c.__module__}.{c.__name__}")
+def test_every_setting_has_a_docstring_under_its_field(cls: type) -> None:
+    """Of every stage, of the recipe file, the cluster file and the job files."""
+    assert [field.name for field in fields(cls) if field.init and not meaning(cls, field.name)] == []
+    assert cls.__doc__
+    assert not any(f"``{field.name}``:" in cls.__doc__ for field in fields(cls)), "documented in two places"
 
 
 @pytest.mark.parametrize("kind", stage_kinds())
-def test_every_setting_has_a_meaning(kind: str) -> None:
-    cls = stage_kinds()[kind]
-    told = describe(kind)
-    assert [s.name for s in settings(cls.Config) if not s.meaning] == []
-    for port, holds in cls.ports.items():
-        assert f"  {port.removesuffix('?')}: {holds}" in told
+def test_a_description_names_every_input(kind: str) -> None:
+    description = describe(kind)
+    for port, holds in stage_kinds()[kind].ports.items():
+        assert f"  {port.removesuffix('?')}: {holds}" in description
 
 
 def test_a_kind_is_described(capsys: pytest.CaptureFixture[str]) -> None:
