@@ -86,7 +86,7 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class CheckpointComparison:
     """A against B. ``different``: tensors of one shape with unequal elements, the most different first."""
 
     a: Path
@@ -179,7 +179,7 @@ class _Statistics:
         return math.sqrt(self.squares)
 
 
-def compare(a: str | Path, b: str | Path) -> Comparison:
+def compare(a: str | Path, b: str | Path) -> CheckpointComparison:
     """How two checkpoints differ, in any two formats, tensor by tensor under their Hugging Face names."""
     first, second = open_checkpoint(a, strict=False), open_checkpoint(b, strict=False)
     shapes, different, equal = [], [], 0
@@ -201,7 +201,7 @@ def compare(a: str | Path, b: str | Path) -> Comparison:
             different.append(Difference(name, gap.norm, gap.norm / size.norm if size.norm else math.inf, gap.largest))
         else:
             equal += 1
-    return Comparison(
+    return CheckpointComparison(
         a=first.path,
         b=second.path,
         only_a=tuple(sorted(first.tensors.keys() - second.tensors.keys())),

@@ -50,26 +50,18 @@ _AGAIN = "use another checkpoint"
 _WRAPPERS = re.compile(r"^(module\.)+")  # NeMo's megatron_parallel saves the model as an attribute of its wrapper
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows the classes that describe tensors; whatever else is in there (save plans) is not needed."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == dcp.__name__ and hasattr(dcp, name):
-            return getattr(dcp, name)
-        if module == filesystem.__name__ and name == "_StorageInfo":
-            return filesystem._StorageInfo
-        if module == "torch.serialization" and name == "_get_layout":
-            return lambda name: torch.strided
-        if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
-            return getattr(torch, name)
-        return torch_file.Opaque
+_KNOWN: dict[tuple[str, str], Any] = {
+    **{(dcp.__name__, name): value for name, value in vars(dcp).items() if isinstance(value, type)},
+    (filesystem.__name__, "_StorageInfo"): filesystem._StorageInfo,
+    ("torch.serialization", "_get_layout"): lambda name: torch.strided,
+}
+"""The classes that describe tensors; whatever else is in ``.metadata`` (save plans) is not needed."""
 
 
 def _metadata(folder: Path) -> Any:
     try:
-        with (folder / METADATA).open("rb") as file:
-            found = _Unpickler(file).load()
-        return found.state_dict_metadata, found.storage_data
+        metadata = torch_file.RestrictedUnpickler((folder / METADATA).read_bytes(), _KNOWN).load()
+        return metadata.state_dict_metadata, metadata.storage_data
     except Exception as error:  # a pickle that is cut or altered fails in any way
         raise DamagedFile(folder / METADATA, f"unreadable ({type(error).__name__}: {error})", _AGAIN) from None
 

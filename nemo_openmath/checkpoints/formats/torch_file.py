@@ -4,6 +4,12 @@
 uncompressed zip: ``data.pkl`` that describes, ``data/N`` with the elements of storage N) is opened to learn where the
 elements lie, so a tensor becomes a :class:`Region` of the file; the pickle may name only what describes tensors and
 plain data. Used for classic Megatron files and for every item of a ``torch_dist`` checkpoint.
+
+PyTorch's own readers do not serve here. ``torch.load(mmap=True, weights_only=True)`` opens whole files only, while a
+``torch_dist`` file holds one saved item after another; the pages that it maps count as memory used; and it refuses a
+file for any class of a training framework in it, where :class:`RestrictedUnpickler` passes over the object. The reader
+of ``.metadata`` in ``torch.distributed.checkpoint`` (``FileSystemReader``) is a plain ``pickle.load``, which runs
+whatever a foreign checkpoint says.
 """
 
 from __future__ import annotations
@@ -100,7 +106,7 @@ def load(path: Path, offset: int = 0, length: int | None = None) -> Any:
     """What ``torch.save`` wrote at ``offset``, with a :class:`LazyTensor` for every tensor."""
     try:
         data, records = _records(path, offset, path.stat().st_size - offset if length is None else length)
-        return _Unpickler(data, path, records).load()
+        return _TensorUnpickler(data, path, records).load()
     except OpenMathError:
         raise
     except Exception as error:  # an archive or a pickle that is cut or altered fails in any way
@@ -127,40 +133,46 @@ def _records(path: Path, offset: int, length: int) -> tuple[bytes, dict[str, tup
     return data, found
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, data: bytes, path: Path, records: Mapping[str, tuple[int, int]]):
+class RestrictedUnpickler(pickle.Unpickler):
+    """Knows plain data, dtypes and what ``known`` adds; an object of any other class becomes :class:`Opaque`.
+
+    Nothing that a pickle names is ever imported or called.
+    """
+
+    def __init__(self, data: bytes, known: Mapping[tuple[str, str], Any]):
         super().__init__(io.BytesIO(data))
-        self._path, self._records = path, records
+        self._known = _PLAIN | dict(known)
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == "torch._utils" and name == "_rebuild_tensor_v2":
-            return self._tensor
-        if module == "torch._utils" and name == "_rebuild_parameter":
-            return lambda data, *_: data
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        return _PLAIN.get((module, name), Opaque)
+        return self._known.get((module, name), Opaque)
+
+
+class _TensorUnpickler(RestrictedUnpickler):
+    """Gives a lazy tensor for each tensor of a file."""
+
+    def __init__(self, data: bytes, path: Path, records: Mapping[str, tuple[int, int]]):
+        known: dict[tuple[str, str], Any] = {("torch", name): dtype for name, dtype in _STORAGES.items()}
+        known["torch._utils", "_rebuild_tensor_v2"] = self._tensor
+        known["torch._utils", "_rebuild_parameter"] = lambda data, *_: data
+        super().__init__(data, known)
+        self._path, self._records = path, records
 
     def persistent_load(self, pid: Any) -> FileTensor:
         _, dtype, key, _, numel = pid
         at, size = self._records[key]
         if size != numel * dtype.itemsize:
-            raise DamagedFile(
-                self._path, f"storage {key} has {size} bytes, {numel * dtype.itemsize} are needed", _AGAIN
-            )
+            problem = f"storage {key} has {size} bytes, {numel * dtype.itemsize} are needed"
+            raise DamagedFile(self._path, problem, _AGAIN)
         return FileTensor(self._path, at, dtype, (numel,))
 
     def _tensor(self, storage: FileTensor, offset: int, shape: Any, stride: Any, *_: Any) -> LazyTensor:
         wanted = 1
         for size, step in zip(reversed(shape), reversed(stride), strict=True):
             if size != 1 and step != wanted:
-                raise UserError(
-                    f"a tensor of shape {tuple(shape)} is not contiguous",
-                    file=self._path,
-                    remedy="save contiguous() tensors",
-                )
+                problem = f"a tensor of shape {tuple(shape)} is not contiguous"
+                raise UserError(problem, file=self._path, remedy="save contiguous() tensors")
             wanted *= size
         return Window(storage, offset, tuple(shape))
 
