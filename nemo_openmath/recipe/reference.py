@@ -53,7 +53,7 @@ def describe(kind: str) -> str:
     Raises UserError with the nearest kind where there is none of this name.
     """
     cls = stage_class(kind)
-    lines = [kind, "", *textwrap.wrap(one_line(cls.__doc__), 100), ""]
+    lines = [kind, "", *textwrap.wrap(one_line(cls.__doc__).replace("``", "`"), 100), ""]
     lines += ["inputs (from:)" if cls.ports else "inputs: none"]
     lines += [f"  {port.removesuffix('?')}: {text}{_optional(port)}" for port, text in cls.ports.items()]
     lines += ["makes", f"  {_product(cls)}", "", "in a recipe", f"  {_entry(cls)}"]
@@ -63,7 +63,9 @@ def describe(kind: str) -> str:
     for setting in settings(cls.Config):
         default = "required" if setting.default is None else f"default {setting.default}"
         lines.append(f"  {setting.name}: {setting.type}; {default}")
-        lines += textwrap.wrap(setting.meaning, 94, initial_indent="      ", subsequent_indent="      ")
+        lines += textwrap.wrap(
+            setting.meaning.replace("``", "`"), 94, initial_indent="      ", subsequent_indent="      "
+        )
     return "\n".join(lines)
 
 
