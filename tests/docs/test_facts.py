@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import pkgutil
 import re
 
 import pytest
@@ -13,6 +14,7 @@ from nemo_openmath.core.records import Generation, Group, Problem, Record, SftRo
 from nemo_openmath.core.stage import stage_kinds
 from tests.conftest import SmokeRun
 from tests.docs.blocks import PAGES, TOP
+from tests.docs.readers import IN_REPOSITORY
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -48,3 +50,28 @@ def test_the_fields_of_records_are_those_of_the_page(kind: type[Record]) -> None
     row = next(line for line in page.splitlines() if line.startswith(f"| `{kind.__name__}` |"))
     own = {field.name for field in dataclasses.fields(kind)} - {field.name for field in dataclasses.fields(Record)}
     assert set(re.findall(r"`(\w+)`", row)) == {kind.__name__, *own}
+
+
+OF_THE_READER = {"examples/models/", "examples/data/", "nemo_openmath/synthesis/problems/short.py"}
+"""Files that a page tells its reader to make."""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_the_prose_names_is_there(page: str) -> None:
+    """Files of the repository (`tests/data`, `examples/*.yaml`) and modules (`nemo_openmath.grading`)."""
+    prose = re.sub(r"^ *```.*?^ *```$", "", (TOP / "docs" / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    folders = "|".join(sorted(path.name for path in TOP.iterdir() if path.is_dir() and path.name in IN_REPOSITORY))
+    files = re.findall(rf"`((?:{folders})/[^`\s:]+)[^`]*`", prose)
+    gone = [file for file in files if file not in OF_THE_READER and not list(TOP.glob(file.rstrip("/")))]
+    gone += [module for module in re.findall(r"`(nemo_openmath(?:\.\w+)+)[^`]*`", prose) if not _is_there(module)]
+    assert not gone, f"docs/{page} names what is not there: {gone}"
+
+
+def _is_there(module: str) -> bool:
+    try:
+        pkgutil.resolve_name(module)
+    except ModuleNotFoundError as error:
+        return not str(error.name).startswith("nemo_openmath")  # it is there, and needs a package of an extra
+    except AttributeError:
+        return False
+    return True
