@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,26 +13,7 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.layout import Parallel
 from tests.support import models
-
-
-def run_ranks(count: int, *arguments: str | Path | int) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = Path(__file__).with_name("megatron_ranks.py")
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), *map(str, arguments)],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    assert not any(process.returncode for process in processes), errors[0][-3000:]
-
+from tests.support.ranks import run_ranks
 
 ONE = {"num_key_value_heads": 1}  # fewer than TP: two ranks share the group
 
@@ -44,11 +22,11 @@ ONE = {"num_key_value_heads": 1}  # fewer than TP: two ranks share the group
     ("processes", "layouts"),
     [
         pytest.param(
-            2, [(models.TIED.with_changes(**ONE), 2, 1, "-"), (models.TIED, 1, 2, "module.")], marks=pytest.mark.slow
+            2, [(models.TIED.with_changes(**ONE), 2, 1, ""), (models.TIED, 1, 2, "module.")], marks=pytest.mark.slow
         ),
         pytest.param(
             4,
-            [(models.UNTIED.with_changes(**ONE), 2, 2, "module."), (models.WIDE, 4, 1, "-")],
+            [(models.UNTIED.with_changes(**ONE), 2, 2, "module."), (models.WIDE, 4, 1, "")],
             marks=pytest.mark.manual,
         ),
     ],
@@ -57,15 +35,16 @@ def test_megatron_core_loads_and_saves_bitwise(
     tmp_path: Path, processes: int, layouts: list[tuple[ModelConfig, int, int, str]]
 ) -> None:
     """A vocabulary of 107, which each training pads to a multiple of 128 x TP; NeMo's folder and names, too."""
-    jobs: list[str | Path | int] = []
+    cases: list[dict[str, Any]] = []
     for number, (config, tp, pp, prefix) in enumerate(layouts):
         source = models.make(tmp_path / f"hf{number}", config)
         ours = hf_to_megatron(source, tmp_path / f"ours{number}")
-        theirs = tmp_path / f"theirs{number}" / ("" if prefix == "-" else "weights")
-        jobs += [source, ours / "state", theirs, tp, pp, prefix]
-    run_ranks(processes, *jobs)
+        theirs = tmp_path / f"theirs{number}" / ("weights" if prefix else "")
+        paths = {"model": source, "checkpoint": ours / "state", "output": theirs}
+        cases.append({name: str(path) for name, path in paths.items()} | {"tp": tp, "pp": pp, "prefix": prefix})
+    run_ranks("tests.checkpoints.megatron_ranks", processes, cases, tmp_path)
     for number, (config, tp, _, _) in enumerate(layouts):
-        stored = torch_dist.read(Path(str(jobs[6 * number + 2])))
+        stored = torch_dist.read(Path(cases[number]["output"]))
         assert stored["embedding.word_embeddings.weight"].shape[0] == 128 * tp > config.vocab_size
         source = tmp_path / f"hf{number}"
         back = megatron_to_hf(tmp_path / f"theirs{number}", tmp_path / f"back{number}", model_files=source)

@@ -5,6 +5,7 @@ services.py     what a stage is lent in a test, and a way to run one over given 
 rows.py         training rows
 models.py       small random models as folders
 tokenizers.py   small tokenizers
+ranks.py        real processes of a training
 waiting.py      waiting for a condition, not for some time
 disk.py         a disk that is full
 """

@@ -29,13 +29,12 @@ from nemo_openmath.models import cpu_compat
 
 cpu_compat.install()
 
-from nemo_openmath.core.build import Builder, Origin  # noqa: E402
 from nemo_openmath.core.listening import free_port  # noqa: E402
 from nemo_openmath.core.logs import configure_logging  # noqa: E402
 from nemo_openmath.training.base_model import BaseModel  # noqa: E402
-from nemo_openmath.training.config import TrainingConfig  # noqa: E402
 from nemo_openmath.training.runtime import start_process  # noqa: E402
 from nemo_openmath.training.trainer import Trainer, train  # noqa: E402
+from tests.support.ranks import training_config  # noqa: E402
 from tests.training.packs import RandomPacks  # noqa: E402
 
 
@@ -63,12 +62,11 @@ def rank_main(
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
         start_process(timeout_minutes=20)
-        built = Builder(lambda _: Origin("test")).build(TrainingConfig, config)
         source = RandomPacks(spec["steps"])
         if rank == 0:
             announce_steps(pipe, most)
         configure_logging(rank=rank)
-        train(BaseModel.open(Path(spec["model"])), source, built, Path(spec["output"]))
+        train(BaseModel.open(Path(spec["model"])), source, training_config(config), Path(spec["output"]))
         code = 0
     except BaseException:
         traceback.print_exc()

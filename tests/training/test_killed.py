@@ -17,6 +17,7 @@ import pytest
 from nemo_openmath.core.errors import ExitCode, Preempted, UserError
 from nemo_openmath.training.launch import spawn
 from nemo_openmath.training.rank_processes import RankFailed
+from tests.support.ranks import run_ranks
 from tests.training.packs import write_model
 from tests.training.test_same_loss_at_every_layout import assert_close, final_weights, records, weights_after
 
@@ -24,8 +25,7 @@ STEPS, KILLED_AT = 10, 6
 
 
 def _run(folder: Path, cases: list[dict[str, Any]]) -> None:
-    (folder / "spec.json").write_text(json.dumps(cases))
-    spawn(2, [sys.executable, "-m", "tests.training.rank_main", str(folder / "spec.json")], on_line=lambda _: None)
+    run_ranks("tests.training.training_ranks", 2, cases, folder)
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -12,9 +11,9 @@ import pytest
 from nemo_openmath.models import loss
 from nemo_openmath.models.configs import preset
 from nemo_openmath.models.layout import Parallel
-from nemo_openmath.training.launch import spawn
 from nemo_openmath.training.planning import memory
 from nemo_openmath.training.planning.memory import Layout
+from tests.support.ranks import run_ranks
 
 TINY = preset("tiny")
 MODELS = {"tied": TINY, "untied": TINY.with_changes(tie_word_embeddings=False, vocab_size=640)}
@@ -67,9 +66,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, in
             for name, (size, model, config) in CASES.items()
             if size == world
         ]
-        spec = root / f"world-{world}.json"
-        spec.write_text(json.dumps(cases))
-        spawn(world, [sys.executable, "-m", "tests.training.plan_rank_main", str(spec)], on_line=lambda _: None)
+        run_ranks("tests.training.memory_ranks", world, cases, root)
     return {name: json.loads((root / name).read_text()) for name in CASES}
 
 

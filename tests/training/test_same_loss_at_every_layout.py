@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 from nemo_openmath.checkpoints.checkpoint import open_checkpoint
 from nemo_openmath.checkpoints.formats import step_folders
 from nemo_openmath.training.config import TrainingConfig
-from nemo_openmath.training.launch import spawn
+from tests.support.ranks import run_ranks
 from tests.training import reference
 from tests.training.packs import RandomPacks, write_model
 
@@ -137,9 +136,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 base = {"model": str(root / "tied"), "config": {**config, **SETTINGS}}
                 cases.append({"kind": "train", "output": str(root / name), "steps": STEPS, **base})
         cases += EXTRA.get(world, lambda root: [])(root)
-        spec = root / f"world-{world}.json"
-        spec.write_text(json.dumps(cases))
-        spawn(world, [sys.executable, "-m", "tests.training.rank_main", str(spec)], on_line=lambda _: None)
+        run_ranks("tests.training.training_ranks", world, cases, root)
     return root
 
 

@@ -1,16 +1,11 @@
 """What each rank of the memory proofs runs: builds the real model and optimizer, takes a real step, counts bytes.
 
-    python -m tests.training.plan_rank_main SPEC.json
-
-The spec is a list of {"model": ModelConfig fields, "config": TrainingConfig fields, "tokens": of one sample, "output"}.
+A case is {"model": ModelConfig fields, "config": TrainingConfig fields, "tokens": of one sample, "output"}.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sys
-import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -24,14 +19,13 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from nemo_openmath.core.build import Builder, Origin  # noqa: E402
 from nemo_openmath.data.packs.pack import Pack  # noqa: E402
 from nemo_openmath.models import loss  # noqa: E402
 from nemo_openmath.models.build import build_model  # noqa: E402
 from nemo_openmath.models.configs import ModelConfig  # noqa: E402
-from nemo_openmath.training.config import TrainingConfig  # noqa: E402
 from nemo_openmath.training.forward_backward import ForwardBackward  # noqa: E402
 from nemo_openmath.training.optimizer import Optimizer  # noqa: E402
+from tests.support.ranks import run_cases, training_config  # noqa: E402
 
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
@@ -40,7 +34,7 @@ def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
 
 
 def measure(case: dict[str, Any]) -> dict[str, int]:
-    config = Builder(lambda _: Origin("test")).build(TrainingConfig, case["config"])
+    config = training_config(case["config"])
     model = ModelConfig(**case["model"])
     tokens = np.arange(case["tokens"], dtype=np.int32) % model.vocab_size
     ends = np.array([0, case["tokens"]], np.int32)
@@ -111,18 +105,11 @@ def saved(forward_backward: ForwardBackward, models: list[Any], pack: Pack, weig
     return sum(size for address, size in seen.items() if address not in weights)
 
 
-def main() -> None:
-    for case in json.loads(Path(sys.argv[1]).read_text()):
-        try:
-            measured = measure(case)
-        except Exception:
-            print(f"case {case}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-            os._exit(1)
-        if dist.get_rank() == 0:
-            Path(case["output"]).write_text(json.dumps(measured))
-        dist.barrier()
-    os._exit(0)
+def write_measured(case: dict[str, Any]) -> None:
+    measured = measure(case)
+    if dist.get_rank() == 0:
+        Path(case["output"]).write_text(json.dumps(measured))
 
 
 if __name__ == "__main__":
-    main()
+    run_cases(write_measured)

@@ -1,18 +1,13 @@
 """What each rank of the proofs runs: all cases of one world size, one after another, in one spawn.
 
-    python -m tests.training.rank_main SPEC.json
-
-The spec is a list of cases: {"kind": "gradients" | "train", "model": folder, "output": folder, "config": {...}, ...}.
+A case is {"kind": "gradients" | "train", "model": folder, "output": folder, "config": {...}, ...}.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -30,7 +25,6 @@ from megatron.core import parallel_state  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from nemo_openmath.checkpoints.checkpoint import open_checkpoint  # noqa: E402
-from nemo_openmath.core.build import Builder, Origin  # noqa: E402
 from nemo_openmath.core.errors import Preempted, UserError  # noqa: E402
 from nemo_openmath.data.packs.pack import Pack, concatenate, samples_of  # noqa: E402
 from nemo_openmath.models import hf_mapping  # noqa: E402
@@ -42,6 +36,7 @@ from nemo_openmath.training.forward_backward import ForwardBackward, total_loss 
 from nemo_openmath.training.metrics import TrainingDiverged  # noqa: E402
 from nemo_openmath.training.optimizer import Optimizer  # noqa: E402
 from nemo_openmath.training.trainer import Trainer, train  # noqa: E402
+from tests.support.ranks import run_cases, training_config  # noqa: E402
 from tests.training.packs import RandomPacks  # noqa: E402
 
 
@@ -164,21 +159,8 @@ def leaks(case: dict[str, Any], config: TrainingConfig) -> None:
 
 
 def run(case: dict[str, Any]) -> None:
-    config = Builder(lambda _: Origin("test")).build(TrainingConfig, case["config"])
-    {"gradients": gradients, "train": training, "leaks": leaks}[case["kind"]](case, config)
-
-
-def main() -> None:
-    cases = json.loads(Path(sys.argv[1]).read_text())
-    for case in cases:
-        try:
-            run(case)
-        except Exception:
-            print(f"case {case}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-            os._exit(1)
-        dist.barrier()
-    os._exit(0)
+    {"gradients": gradients, "train": training, "leaks": leaks}[case["kind"]](case, training_config(case["config"]))
 
 
 if __name__ == "__main__":
-    main()
+    run_cases(run)

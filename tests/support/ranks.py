@@ -1,0 +1,47 @@
+"""Real gloo processes for tests: a module's own ranks run many cases in one spawn.
+
+test:    run_ranks("tests.training.memory_ranks", 2, [{"model": ..., "output": ...}, ...], tmp_path)
+module:  each rank calls run_cases(measure), once it has joined the group (``runtime.start_process``)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch.distributed as dist
+
+from nemo_openmath.core.build import Builder, Origin
+from nemo_openmath.training.config import TrainingConfig
+from nemo_openmath.training.launch import spawn
+
+
+def run_ranks(module: str, ranks: int, cases: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Run ``cases``, of JSON's values, one after another in ``ranks`` processes of ``python -m module``.
+
+    ``folder`` gets the file of the cases. Raises RankFailed with the traceback of the first rank that died."""
+    file = folder / f"cases-{ranks}.json"
+    file.write_text(json.dumps(cases))
+    spawn(ranks, [sys.executable, "-m", module, str(file)], on_line=lambda _: None)
+
+
+def run_cases(run: Callable[[dict[str, Any]], None]) -> NoReturn:
+    """Run every case of the file that this process was started with; end the process at the first that fails."""
+    for case in json.loads(Path(sys.argv[1]).read_text()):
+        try:
+            run(case)
+        except Exception:
+            print(f"case {case}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+            os._exit(1)
+        dist.barrier()
+    os._exit(0)
+
+
+def training_config(fields: dict[str, Any]) -> TrainingConfig:
+    """A case's settings, read as a job file's are."""
+    return Builder(lambda _: Origin("test")).build(TrainingConfig, fields)
