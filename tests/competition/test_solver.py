@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import given
@@ -11,9 +10,10 @@ from hypothesis import strategies as st
 from nemo_openmath.chat import ChatTokenizer, load_template
 from nemo_openmath.competition import SolverSettings, TimeBank, solve
 from nemo_openmath.competition.solver import agreed
-from nemo_openmath.core.engine import Capabilities, Chunk, Completion, EngineError, Finish, Request
+from nemo_openmath.core.engine import Completion, EngineError, Request
 from nemo_openmath.grading import majority
 from nemo_openmath.inference.rollout import RolloutSettings
+from tests.support.engines import LocalEngine
 
 
 @given(st.lists(st.floats(0, 560), max_size=50))
@@ -38,15 +38,15 @@ def test_an_overdrawn_problem_is_paid_by_the_next() -> None:
     assert bank.allowance() == 11
 
 
-class Voices:
+class Voices(LocalEngine):
     """An engine whose n-th request says the n-th answer once all before it are said; None fails, NEVER waits until it
     is cancelled, which is counted. It is also the clock: the time is over once all but NEVER is said."""
 
-    model, never_late = "voices", False
-    capabilities = Capabilities(True, True, True, False, True, False)
+    never_late = False
 
     def __init__(self, tokenizer: ChatTokenizer, said: list[str | None]):
-        self.tokenizer, self.said, self.asked, self.cancelled, self.time = tokenizer, said, 0, 0, 0.0
+        super().__init__(tokenizer)
+        self.said, self.asked, self.cancelled, self.time = said, 0, 0, 0.0
         self.turns = [asyncio.Event() for _ in range(len(said) + 1)]
         self.turns[0].set()
 
@@ -63,14 +63,7 @@ class Voices:
         self.turns[number + 1].set()
         if answer is None:
             raise EngineError("lost", retryable=False)
-        text = f"<think>so</think>\\boxed{{{answer}}}"
-        return Completion(text, (*self.tokenizer.encode(text), self.tokenizer.end_of_turn), Finish.STOP)
-
-    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        done = await self.complete(request)
-        yield Chunk(done.text, done.token_ids, done)
-
-    async def close(self) -> None: ...
+        return self.turn(request, f"<think>so</think>\\boxed{{{answer}}}")
 
     def now(self) -> float:
         return self.time

@@ -7,36 +7,27 @@ from collections import Counter
 
 from aiohttp import web
 
+from tests.support.servers import LoopbackServer
+
 FAULTS = ("500", "429", "hang", "disconnect", "truncated", "wrong model", "slow")
 
 
-class FaultyServer:
+class FaultyServer(LoopbackServer):
     """Answers like vLLM, echoing the prompt's ids; each request draws a fault with probability ``rate``."""
 
     def __init__(self, rate: float, seed: int = 0, port: int = 0, faults: tuple[str, ...] = FAULTS):
-        self.faults = faults
-        self.rate, self.random, self.port = rate, random.Random(seed), port
+        super().__init__(web.post("/v1/completions", self.completions), web.get("/v1/models", self.models), port=port)
+        self.rate, self.random, self.faults = rate, random.Random(seed), faults
         self.seen: Counter[str] = Counter()
         self.answered = 0
         self.held = asyncio.Event()  # waited for by the fault "hang", and before the last token of a stream by "hold"
 
-    async def start(self):
-        app = web.Application()
-        app.router.add_post("/v1/completions", self.completions)
-        app.router.add_get("/v1/models", self.models)
-        self.runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await self.runner.setup()
-        await web.TCPSite(self.runner, "127.0.0.1", self.port, reuse_address=True).start()
-        self.port = self.runner.addresses[0][1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        return self
-
     async def models(self, _: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "m", "owned_by": "vllm"}]})
 
-    async def die(self):
+    async def die(self) -> None:
         self.held.set()
-        await self.runner.cleanup()
+        await super().die()
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -32,32 +32,21 @@ from nemo_openmath.inference.http.model_names import alias_of
 from nemo_openmath.inference.http.retrying import RetryPolicy
 from nemo_openmath.inference.open import EngineConfig, open_engine
 from nemo_openmath.inference.serving.launch import ServerConfig, server_command
+from tests.support.servers import LoopbackServer
 
 BASE = Path(__file__).parents[2] / "examples" / "base"  # its texts end in 658 or 660
 USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
 ASKED = Request("What is 1 + 2?")
 
 
-class Server:
+class Server(LoopbackServer):
     """Answers each POST with the next body, the last one again and again; a list of bodies is a stream of events, bytes
     are sent as they are."""
 
     def __init__(self, *bodies: Any, models: Any = None):
         """``models``: the answer of /v1/models, or what makes it."""
+        super().__init__(web.post("/v1/{kind:.*}", self._post), web.get("/v1/models", self._models))
         self.bodies, self.asked, self.models = list(bodies), list[dict[str, Any]](), models
-
-    async def __aenter__(self) -> Self:
-        app = web.Application()
-        app.router.add_post("/v1/{kind:.*}", self._post)
-        app.router.add_get("/v1/models", self._models)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.05)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._runner.cleanup()
 
     async def _models(self, request: web.Request) -> web.Response:
         if callable(self.models):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemo_openmath.chat import ChatTokenizer
-from nemo_openmath.core.engine import Capabilities, Completion, EngineError, Finish, Request, Usage
+from nemo_openmath.core.engine import Completion, EngineError, Request
 from nemo_openmath.core.errors import Incomplete
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Generation, Problem, read_records
@@ -19,6 +19,8 @@ from nemo_openmath.grading import GradingPool, majority
 from nemo_openmath.inference.rollout.answer import answer_of
 from nemo_openmath.inference.rollout.counts import AgreementRule, by_hardness, chance_of_lead
 from nemo_openmath.inference.rollout.stage import Generate, GenerateConfig
+from tests.support.engines import LocalEngine
+from tests.support.services import Lent
 from tests.support.waiting import until
 
 
@@ -51,15 +53,13 @@ def test_certain_agreement_never_changes_a_label() -> None:
     assert saved > 0.15 * 300 * 16
 
 
-class Dice:
+class Dice(LocalEngine):
     """Answers by chance: what a problem's sample says depends on its seed alone; some requests fail at first, and all
     beyond ``most`` wait for ever."""
 
-    model = "dice"
-    capabilities = Capabilities(True, True, True, False, True, False)
-
     def __init__(self, tokenizer: ChatTokenizer, failing: float = 0.0, most: int = 10**9):
-        self.tokenizer, self.failing, self.most, self.requests = tokenizer, failing, most, 0
+        super().__init__(tokenizer)
+        self.failing, self.most, self.requests = failing, most, 0
 
     async def complete(self, request: Request) -> Completion:
         self.requests += 1
@@ -70,23 +70,7 @@ class Dice:
         if draw < 256 * self.failing:
             raise EngineError("the dice rolled off the table", retryable=True)
         text = rf"\boxed{{{'1/2' if draw < 90 else '0.5' if draw < 170 else draw % 3}}}"
-        ids = (*self.tokenizer.encode(text), self.tokenizer.end_of_turn)
-        return Completion(text, ids, Finish.STOP, None, Usage(len(request.prompt), 0, len(ids)))
-
-    async def close(self) -> None: ...
-
-
-class Lent:
-    """Services with the dice and a real grading pool."""
-
-    def __init__(self, engine: Dice, pool: GradingPool):
-        self._engine, self._pool = engine, pool
-
-    async def engine(self, name: str) -> tuple[Dice, ChatTokenizer]:
-        return self._engine, self._engine.tokenizer
-
-    async def grading(self) -> GradingPool:
-        return self._pool
+        return self.turn(request, text)
 
 
 CONFIG = GenerateConfig(samples=12, count="agreement", least=3, temperature=1.0, max_tokens=64, concurrency=16)
@@ -96,10 +80,9 @@ async def work(
     folder: Path, output: str, engine: Dice, config: GenerateConfig, shard: int = 0, shards: int = 1
 ) -> dict:
     with GradingPool() as pool, Progress("solutions") as progress:
-        lent: object = Lent(engine, pool)
-        context = StageContext(
-            "solutions", {"problems": [folder / "problems"]}, folder / output, 1, lent, progress, shard, shards,
-        )  # fmt: skip
+        lent = Lent(engine=engine, tokenizer=engine.tokenizer, grading=pool)
+        inputs = {"problems": [folder / "problems"]}
+        context = StageContext("solutions", inputs, folder / output, 1, lent, progress, shard, shards)
         await Generate(config).run(context)
     return context.metrics
 

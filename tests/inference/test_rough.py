@@ -13,32 +13,20 @@ from nemo_openmath.inference.http.client import HTTPEngine
 from nemo_openmath.inference.http.retrying import RetryPolicy
 from nemo_openmath.inference.http.server_pool import ServerPool
 from nemo_openmath.inference.http.sse import events
+from tests.support.servers import LoopbackServer
 from tests.support.waiting import until
 
 CHOICE = {"index": 0, "text": "ab", "token_ids": [5, 6], "finish_reason": "stop"}
 ANSWER = {"model": "m", "choices": [CHOICE], "usage": {"prompt_tokens": 1, "completion_tokens": 2}}
 
 
-class Rough:
+class Rough(LoopbackServer):
     """Answers each POST with the next of ``answers`` (a dict, or a coroutine function); the last again and again."""
 
     def __init__(self, *answers, status: int = 200, headers: dict | None = None, models=None):
+        routes = [web.post("/v1/completions", self.post), *([web.get("/v1/models", models)] if models else [])]
+        super().__init__(*routes, cancel_handlers=True)
         self.answers, self.status, self.headers, self.asked = list(answers), status, headers, 0
-        self.models = models
-
-    async def __aenter__(self):
-        app = web.Application()
-        app.router.add_post("/v1/completions", self.post)
-        if self.models is not None:
-            app.router.add_get("/v1/models", self.models)
-        self.runner = web.AppRunner(app, shutdown_timeout=0.05, handler_cancellation=True)
-        await self.runner.setup()
-        await web.TCPSite(self.runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self.runner.addresses[0][1]}"
-        return self
-
-    async def __aexit__(self, *_):
-        await self.runner.cleanup()
 
     async def post(self, request):
         self.asked += 1

@@ -20,35 +20,32 @@ from nemo_openmath.inference.open import EngineConfig, open_engine
 from nemo_openmath.inference.serving.openai_server import OpenAIServer
 from nemo_openmath.recipe.generate import generate
 from nemo_openmath.recipe.services import RecipeServices
+from tests.support.engines import MODEL, LocalEngine
+from tests.support.servers import LoopbackServer
 
 Answer = Callable[[dict[str, Any]], Any]
 
 
-async def serve(
-    owner: str, card: dict[str, Any] | None = None, **answers: Answer
-) -> tuple[web.AppRunner, str, list[str]]:
-    """A server that answers the given endpoints alone; a text is the body of a refusal."""
-    asked: list[str] = []
-    card = {} if card is None else card
-    app = web.Application()
+class Endpoints(LoopbackServer):
+    """A server of ``owner``'s kind that answers the given endpoints alone; an answer with an error refuses.
 
-    async def models(_: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": "m", "owned_by": owner} | card]})
+    ``card``: more of its model's entry. ``asked`` are the endpoints in the order of the requests."""
 
-    async def post(request: web.Request) -> web.Response:
+    def __init__(self, owner: str, card: dict[str, Any] | None = None, **answers: Answer):
+        super().__init__(web.get("/v1/models", self._models), web.post("/{path:.*}", self._post))
+        self._owner, self._card, self._answers = owner, {} if card is None else card, answers
+        self.asked: list[str] = []
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "m", "owned_by": self._owner} | self._card]})
+
+    async def _post(self, request: web.Request) -> web.Response:
         name = request.path.rsplit("/", 1)[-1]
-        asked.append(name)
-        if name not in answers:
+        self.asked.append(name)
+        if name not in self._answers:
             return web.json_response({"detail": "Not Found"}, status=404)
-        answer = answers[name](await request.json())
+        answer = self._answers[name](await request.json())
         return web.json_response(answer, status=400 if "error" in answer else 200)
-
-    app.router.add_get("/v1/models", models)
-    app.router.add_post("/{path:.*}", post)
-    runner = web.AppRunner(app, shutdown_timeout=0.05)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    return runner, f"http://127.0.0.1:{runner.addresses[0][1]}", asked
 
 
 @pytest.fixture
@@ -88,44 +85,28 @@ async def test_another_tokenizer_is_refused_and_the_right_one_taken(
     owner: str, endpoint: str, of: Callable[[ChatTokenizer], Answer], tokenizer: ChatTokenizer, other: ChatTokenizer
 ) -> None:
     for served, fine in ((tokenizer, True), (other, False)):
-        runner, url, asked = await serve(owner, **{endpoint: of(served)})
-        config = EngineConfig("http", "m", urls=(url,), tokenizer=tokenizer.folder)
-        try:
+        async with Endpoints(owner, **{endpoint: of(served)}) as server:
+            config = EngineConfig("http", "m", urls=(server.url,), tokenizer=tokenizer.folder)
             if fine:
                 await (await open_engine(config)).close()
             else:
                 with pytest.raises(UserError, match=r"'m' has another tokenizer than .* give as tokenizer the folder"):
                     await open_engine(config)
-        finally:
-            await runner.cleanup()
-        assert asked == ["tokenize", "completions"][: 1 + (endpoint == "completions")]
+        assert server.asked == ["tokenize", "completions"][: 1 + (endpoint == "completions")]
 
 
 async def test_a_server_that_does_not_tell_is_named(tokenizer: ChatTokenizer, caplog: pytest.LogCaptureFixture) -> None:
-    runner, url, _ = await serve("vllm", completions=lambda _: {"error": {"message": "ids only"}})
-    try:
+    async with Endpoints("vllm", completions=lambda _: {"error": {"message": "ids only"}}) as server:
+        config = EngineConfig("http", "m", urls=(server.url,), tokenizer=tokenizer.folder)
         with caplog.at_level(logging.WARNING):
-            await (await open_engine(EngineConfig("http", "m", urls=(url,), tokenizer=tokenizer.folder))).close()
-    finally:
-        await runner.cleanup()
+            await (await open_engine(config)).close()
     assert "does not tell how it cuts a text into tokens" in caplog.text
 
 
-class Named:
-    """What an OpenAIServer needs to know of an engine before anything is generated."""
-
-    model = "m"
-
-    def __init__(self, tokenizer: ChatTokenizer):
-        from nemo_openmath.inference.http.dialects import DIALECTS
-
-        self.tokenizer, self.capabilities = tokenizer, DIALECTS["openmath"].capabilities
-
-
 async def test_our_own_server_tells_its_ids(tokenizer: ChatTokenizer, other: ChatTokenizer) -> None:
-    async with OpenAIServer(Named(other)) as server:  # type: ignore[arg-type]
-        right = HTTPEngine(server.url, "m", tokenizer=other)
-        wrong = HTTPEngine(server.url, "m", tokenizer=tokenizer)
+    async with OpenAIServer(LocalEngine(other)) as server:
+        right = HTTPEngine(server.url, MODEL, tokenizer=other)
+        wrong = HTTPEngine(server.url, MODEL, tokenizer=tokenizer)
         try:
             assert (await right.probe()).token_ids
             with pytest.raises(UserError, match=r"(behind .*|first of a text) comes token \d+ here, token \d+ there"):
@@ -158,12 +139,11 @@ async def test_what_a_server_does_not_take_ends_the_job_and_a_mended_one_finishe
             "usage": {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(ids)},
         }
 
-    runner, url, _ = await serve("vllm", card, tokenize=tokenize(tokenizer), completions=complete)
-    (tmp_path / "problems.jsonl").write_text('{"problem": "1 + 1?", "expected_answer": "2"}\n' * 2)
-    engine = {"kind": "http", "urls": [url], "model": "m", "tokenizer": str(tokenizer.folder)}
-    job = tmp_path / "job.yaml"
-    job.write_text(json.dumps({"problems": "problems.jsonl", "engine": engine, "generate": {"samples": 3}}))
-    try:
+    async with Endpoints("vllm", card, tokenize=tokenize(tokenizer), completions=complete) as server:
+        (tmp_path / "problems.jsonl").write_text('{"problem": "1 + 1?", "expected_answer": "2"}\n' * 2)
+        engine = {"kind": "http", "urls": [server.url], "model": "m", "tokenizer": str(tokenizer.folder)}
+        job = tmp_path / "job.yaml"
+        job.write_text(json.dumps({"problems": "problems.jsonl", "engine": engine, "generate": {"samples": 3}}))
         with pytest.raises(UserError, match=r"none of 3 could be tried \(problem .* does not fit the context of 8\)"):
             await generate(job, (), tmp_path / "out")
         card.clear()
@@ -171,6 +151,4 @@ async def test_what_a_server_does_not_take_ends_the_job_and_a_mended_one_finishe
             await generate(job, (), tmp_path / "out")
         accepts = True
         await generate(job, (), tmp_path / "out")
-    finally:
-        await runner.cleanup()
     assert [g.finish for g in read_records(tmp_path / "out" / "solutions", Generation)] == ["stop"] * 3

@@ -1,7 +1,6 @@
 """One <think> in every sample, whoever wrote it: from any teacher, through the records, to any student's tokens."""
 
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from nemo_openmath.chat import Author, ChatTokenizer, Message, Span, Transcript, encode, encode_many
-from nemo_openmath.core.engine import Capabilities, Chunk, Completion, Finish, InvalidRequest, Request, Usage
+from nemo_openmath.core.engine import Capabilities, Completion, Finish, InvalidRequest, Request, Usage
 from nemo_openmath.core.records import Generation
 from nemo_openmath.data.rows.formatting import Formatter
 from nemo_openmath.data.rows.selection import FormatRules
@@ -21,6 +20,7 @@ from nemo_openmath.inference.asking import ask, prompt_for, text_after_thinking
 from nemo_openmath.inference.rollout import RolloutSettings, roll_out
 from nemo_openmath.inference.rollout.answer import answer_of as graded_answer
 from nemo_openmath.synthesis.solutions.rows import MakeRows, RowsConfig
+from tests.support.engines import LocalEngine
 
 USER = (Message("user", "6 * 7?"),)
 THOUGHT, ANSWER = "6 * 7 is 42", "It is \\boxed{42}."
@@ -52,13 +52,12 @@ def chat(folder: Path, like: ChatTokenizer, ending: str, *, think_tokens: bool =
     return ChatTokenizer.load(folder)
 
 
-class Teacher:
+class Teacher(LocalEngine):
     """An engine that says one text, behind each of the three ways of asking."""
 
-    model = "teacher"
-
     def __init__(self, tokenizer: ChatTokenizer, kind: str, text: str):
-        self.tokenizer, self.text = tokenizer, text
+        super().__init__(tokenizer)
+        self.text = text
         able = Capabilities(kind == "ids", True, True, False, False, False)
         self.capabilities = replace(able, renders=kind == "chat")
         self.requests: list[Request] = []
@@ -70,12 +69,6 @@ class Teacher:
             ids = tuple(self.tokenizer.encode(self.text))
             ids += () if ids[-1] in self.tokenizer.end_ids else (self.tokenizer.end_of_turn,)
         return Completion(self.text, ids, Finish.STOP, None, Usage(1, 0, 9))
-
-    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        done = await self.complete(request)
-        yield Chunk(done.text, done.token_ids, done)
-
-    async def close(self) -> None: ...
 
 
 # teacher's template, how it is asked, what it then says itself

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.errors import ExitCode, Incomplete, UserError
@@ -26,6 +26,7 @@ from nemo_openmath.recipe import load_recipe
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.status import State
+from tests.support.servers import LoopbackServer
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "examples" / "smoke.yaml"
@@ -204,22 +205,12 @@ async def test_a_teacher_that_answers_500_hangs_and_dies(
         ) as answer:  # fmt: skip
             return web.Response(status=answer.status, body=await answer.read(), content_type="application/json")
 
-    from aiohttp import ClientSession
-
-    application = web.Application()
-    application.router.add_route("*", "/{path:.*}", faulty)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    try:
-        tried = await problems(
-            tmp_path / "faults", f"http://127.0.0.1:{port}", tokenizer, "teacher.timeout_s=1.5", "teacher.attempts=8"
-        )
-    finally:
-        told.set()
-        await runner.cleanup()
+    async with LoopbackServer(web.route("*", "/{path:.*}", faulty)) as proxy:
+        more = ("teacher.timeout_s=1.5", "teacher.attempts=8")
+        try:
+            tried = await problems(tmp_path / "faults", proxy.url, tokenizer, *more)
+        finally:
+            told.set()
     assert faults["n"] > 100
     assert digests(tried) == digests(whole)
 

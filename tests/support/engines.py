@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from aiohttp import web
 
 from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.engine import Capabilities, Chunk, Completion, Finish, Request, Usage
 from nemo_openmath.inference.http.client import HTTPEngine, RetryPolicy
+from tests.support.servers import LoopbackServer
 
 MODEL = "scripted"
 
@@ -39,24 +40,13 @@ class Asked:
     max_tokens: int
 
 
-class ScriptedServer:
+class ScriptedServer(LoopbackServer):
     """A chat server on loopback. ``answer``: from the text of the user's turn to what is said."""
 
     def __init__(self, answer: Callable[[str], str | Reply]):
+        super().__init__(web.post("/v1/chat/completions", self._complete))
         self._answer = answer
         self.asked: list[Asked] = []
-
-    async def __aenter__(self) -> Self:
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", self._complete)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.05)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._runner.cleanup()
 
     def engine(self) -> HTTPEngine:
         """A client that asks once: whoever calls it sees each failure."""
@@ -77,21 +67,44 @@ class ScriptedServer:
         return web.json_response({"model": MODEL, "choices": [choice], "usage": usage})
 
 
-class ScriptedEngine:
-    """An engine in this process that speaks token ids, for what a chat server cannot show: code blocks, conversations.
+class LocalEngine:
+    """An engine in this process that speaks token ids. A subclass says in ``complete`` what it answers."""
+
+    model = MODEL
+    capabilities = Capabilities(
+        token_ids=True, text_prompts=True, seeds=True, logprobs=False, keep_stop=True, cached_tokens=False
+    )
+
+    def __init__(self, tokenizer: ChatTokenizer):
+        self.tokenizer = tokenizer
+
+    async def complete(self, request: Request) -> Completion:
+        raise NotImplementedError
+
+    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        completion = await self.complete(request)
+        yield Chunk(completion.text, completion.token_ids, completion)
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    def turn(self, request: Request, text: str) -> Completion:
+        """The completion that is ``text`` and then the end of the model's turn."""
+        ids = (*self.tokenizer.encode(text), self.tokenizer.end_of_turn)
+        return Completion(text, ids, Finish.STOP, None, Usage(len(request.prompt), 0, len(ids)))
+
+
+class ScriptedEngine(LocalEngine):
+    """What a chat server cannot show: code blocks, conversations.
 
     ``answer``: from the text of the whole prompt to what is said; it may raise what engines raise. A text that ends in
     one of the request's stop strings stops there, any other ends the model's turn. ``finish`` is why it ended, unless
     ``max_tokens`` cut it.
     """
 
-    model = MODEL
-
     def __init__(self, tokenizer: ChatTokenizer, answer: Callable[[str], str], finish: Finish = Finish.STOP):
-        self.tokenizer, self._answer, self._finish = tokenizer, answer, finish
-        self.capabilities = Capabilities(
-            token_ids=True, text_prompts=True, seeds=True, logprobs=False, keep_stop=True, cached_tokens=False
-        )
+        super().__init__(tokenizer)
+        self._answer, self._finish = answer, finish
         self.requests: list[Request] = []
 
     async def complete(self, request: Request) -> Completion:
@@ -104,13 +117,6 @@ class ScriptedEngine:
             ids, stop, finish = ids[: request.sampling.max_tokens], None, Finish.LENGTH
             text = self.tokenizer.decode(ids)
         return Completion(text, tuple(ids), finish, stop, Usage(len(request.prompt), 0, len(ids)))
-
-    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        completion = await self.complete(request)
-        yield Chunk(completion.text, completion.token_ids, completion)
-
-    async def close(self) -> None:
-        """Nothing is held."""
 
 
 def in_turn(texts: Iterable[str]) -> Callable[[str], str]:
