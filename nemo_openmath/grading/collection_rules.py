@@ -18,7 +18,8 @@ from nemo_openmath.grading.forms import (
 )
 from nemo_openmath.grading.nodes import Node
 from nemo_openmath.grading.region_rules import RegionRules
-from nemo_openmath.grading.rules import all_of
+from nemo_openmath.grading.rules import KINDS, all_of
+from nemo_openmath.grading.scalars import sign_of
 
 MAX_PAIRS = 2500
 """Members of two collections that are compared at most, in pairs."""
@@ -97,6 +98,20 @@ class CollectionRules(RegionRules):
         unordered = self._collections(_without_order(a), Collection(b.items, braces=True))
         return unknown("an ordered and an unordered answer") if unordered.is_equal else unordered
 
+    def _assignment(self, a: Assignment, b: Form) -> Grade:
+        """Compare names with values with another answer."""
+        match b:
+            case Assignment():
+                return self._assignments(a, b)
+            case Tuple(items=items) | Collection(items=items):
+                if b.name and b.name != "(" + ",".join(sorted(name for name, _ in a.values)) + ")":
+                    return unknown("several names against one")
+                grade = self._assignment_with_values(a, items)
+                if not grade.is_equal and any(isinstance(value, Collection) for _, value in a.values):
+                    return unknown("several values of a name")
+                return grade
+        return unknown("several names against one value")
+
     def _assignments(self, a: Assignment, b: Assignment) -> Grade:
         x, y = dict(a.values), dict(b.values)
         if x.keys() != y.keys():
@@ -113,6 +128,24 @@ class CollectionRules(RegionRules):
             return grade
         as_sets = self._collections(Collection(tuple(by_name), True), Collection(tuple(items), True))
         return unknown("values given to names in another order") if as_sets.is_equal else grade
+
+    def _matrix(self, a: Matrix, b: Form) -> Grade | None:
+        """Compare a matrix with another answer; None where the pair is of different kinds."""
+        match b:
+            case Matrix():
+                return self._matrices(a, b)
+            case Tuple(items=items, opening="[") if (rows := rows_of(items)) is not None:
+                return self._matrices(a, Matrix(rows))
+            case Tuple(items=items) | Collection(items=items, braces=False):
+                vector = [n for row in a.rows for n in row]
+                if 1 not in (len(a.rows), len(a.rows[0])) or len(vector) != len(items):
+                    return KINDS
+                return all_of([self.values(Scalar(n), i) for n, i in zip(vector, items, strict=True)])
+            case Scalar(node=("num", 0, _)) if all(sign_of(n) == 0 for row in a.rows for n in row):
+                return unknown("a matrix of zeros and zero")
+            case Scalar() if len(a.rows) == 2 and len(a.rows[0]) == 1:
+                return unknown("a column or a binomial coefficient")
+        return None
 
     def _matrices(self, a: Matrix, b: Matrix) -> Grade:
         """Compare two matrices entry by entry. A row and a column with equal entries are unknown."""

@@ -17,7 +17,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from nemo_openmath.core.grader import Grade, equal, unknown
-from nemo_openmath.grading.collection_rules import CollectionRules, rows_of
+from nemo_openmath.grading.collection_rules import CollectionRules
 from nemo_openmath.grading.condition_rules import ConditionRules
 from nemo_openmath.grading.forms import (
     Approximation,
@@ -39,7 +39,6 @@ from nemo_openmath.grading.forms import (
 from nemo_openmath.grading.nodes import DOTS, put, symbols
 from nemo_openmath.grading.quantity_rules import QuantityRules
 from nemo_openmath.grading.rules import KINDS, all_of
-from nemo_openmath.grading.scalars import sign_of
 
 _FUNCTION = re.compile(r"([A-Za-z]+)\(([A-Za-z]+)\)")
 
@@ -90,30 +89,11 @@ class Comparer(QuantityRules, CollectionRules, ConditionRules):
                     return self._tuples(x, y)
                 case Collection(), Tuple():
                     return self._collection_with_tuple(x, y)
-                case Assignment(), Assignment():
-                    return self._assignments(x, y)
-                case Assignment(), Tuple(items=items) | Collection(items=items):
-                    if y.name and y.name != "(" + ",".join(sorted(name for name, _ in x.values)) + ")":
-                        return unknown("several names against one")
-                    grade = self._assignment_with_values(x, items)
-                    if not grade.is_equal and any(isinstance(value, Collection) for _, value in x.values):
-                        return unknown("several values of a name")
-                    return grade
                 case Assignment(), _:
-                    return unknown("several names against one value")
-                case Matrix(), Matrix():
-                    return self._matrices(x, y)
-                case Matrix(), Tuple(items=items, opening="[") if (rows := rows_of(items)) is not None:
-                    return self._matrices(x, Matrix(rows))
-                case Matrix(), Tuple(items=items) | Collection(items=items, braces=False):
-                    vector = [n for row in x.rows for n in row]
-                    if 1 not in (len(x.rows), len(x.rows[0])) or len(vector) != len(items):
-                        return KINDS
-                    return all_of([self.values(Scalar(n), i) for n, i in zip(vector, items, strict=True)])
-                case Matrix(), Scalar(node=("num", 0, _)) if all(sign_of(n) == 0 for row in x.rows for n in row):
-                    return unknown("a matrix of zeros and zero")
-                case Matrix(rows=((_,), (_,))), Scalar():
-                    return unknown("a column or a binomial coefficient")
+                    return self._assignment(x, y)
+                case Matrix(), _:
+                    if (matrix_grade := self._matrix(x, y)) is not None:
+                        return matrix_grade
                 case Congruence(), Congruence():
                     return self._congruences(x, y)
                 case Congruence(), _:

@@ -20,7 +20,7 @@ import orjson
 
 import nemo_openmath
 from nemo_openmath.core.errors import UserError, no_space, refuse_special
-from nemo_openmath.core.grader import Verdict
+from nemo_openmath.core.grader import Grade, Verdict
 from nemo_openmath.core.records.exact_json import dumps, loads
 from nemo_openmath.core.records.manifest import refuse_inside_stage
 from nemo_openmath.core.records.readers import BrokenRows, name_of, read_rows
@@ -55,12 +55,7 @@ def grade_file(
     many such rows there are; SystemFailure where the disk is full.
     """
     output = Path(output)
-    if output.suffix.lower() in _NOT_LINES:
-        raise UserError("JSON Lines are written", file=output, remedy="name the output .jsonl")
-    refuse_inside_stage(output)
-    refuse_special(output, "give the name of a file")
-    if output.exists() and Path(path).exists() and output.resolve() == Path(path).resolve():
-        raise UserError("output is the input", file=output, remedy="give another --output")
+    _check_output(Path(path), output)
     counts: Counter[str] = Counter({str(verdict): 0 for verdict in Verdict})
     counts.update(total=0, no_answer=0)
 
@@ -80,16 +75,10 @@ def grade_file(
                 done = _resume(out, task, count)
                 for rows in _batches(islice(_prepared(path, fallback, broken), done, None)):
                     grades = pool.grade_batch((row["predicted_answer"], row["expected_answer"] or "") for row in rows)
-                    lines = bytearray()
                     for row, grade in zip(rows, grades, strict=True):
-                        row.update(verdict=str(grade.verdict), reason=grade.reason, symbolic_correct=grade.is_equal)
-                        if row["expected_answer"] is None and row["predicted_answer"]:
-                            row.update(verdict=str(Verdict.UNKNOWN), reason="no expected answer")
-                        if _is_untried(row):
-                            row.update(verdict=str(Verdict.UNKNOWN), reason=NOT_TRIED)
+                        _put_grade(row, grade)
                         count(row)
-                        lines += dumps(row) + b"\n"
-                    out.write(lines)
+                    out.write(b"".join(dumps(row) + b"\n" for row in rows))
                     out.flush()
                 broken.refuse()
                 _finish(out, output, len(task))
@@ -106,6 +95,25 @@ def grade_file(
 
 
 _NOT_LINES = (".parquet", ".csv", ".tsv", ".gz", ".zst", ".arrow", ".feather", ".xlsx", ".xls", ".bz2", ".xz", ".zip")
+
+
+def _check_output(path: Path, output: Path) -> None:
+    """Raise UserError where ``output`` is no place for the graded rows of ``path``."""
+    if output.suffix.lower() in _NOT_LINES:
+        raise UserError("JSON Lines are written", file=output, remedy="name the output .jsonl")
+    refuse_inside_stage(output)
+    refuse_special(output, "give the name of a file")
+    if output.exists() and path.exists() and output.resolve() == path.resolve():
+        raise UserError("output is the input", file=output, remedy="give another --output")
+
+
+def _put_grade(row: dict[str, Any], grade: Grade) -> None:
+    """Write the grade into its row. A row without an expected answer, or not tried, has no verdict but unknown."""
+    row.update(verdict=str(grade.verdict), reason=grade.reason, symbolic_correct=grade.is_equal)
+    if row["expected_answer"] is None and row["predicted_answer"]:
+        row.update(verdict=str(Verdict.UNKNOWN), reason="no expected answer")
+    if _is_untried(row):
+        row.update(verdict=str(Verdict.UNKNOWN), reason=NOT_TRIED)
 
 
 def _count(row: dict[str, Any], counts: Counter[str]) -> None:

@@ -23,7 +23,7 @@ import random
 import re
 from typing import Any
 
-from nemo_openmath.core.grader import Grade, equal, not_equal, unknown
+from nemo_openmath.core.grader import Grade, Verdict, equal, not_equal, unknown
 from nemo_openmath.grading import intervals as ball
 from nemo_openmath.grading.decimals import rounded
 from nemo_openmath.grading.evaluate import Evaluator
@@ -114,7 +114,7 @@ def _same_function(a: Node, b: Node, names: list[str], log_base: int) -> Grade:
     for i, point in enumerate(sample_points(names, seed, branched, landmarks)):
         agreement = (AGREEMENT if i < 5 else POINT_AGREEMENT) + written
         grade = same_number(a, b, point, log_base, real=real, agreement=agreement)
-        if grade.verdict == "unknown":
+        if grade.verdict is Verdict.UNKNOWN:
             failure = grade
             one_sided += grade is ONE_VALUE or grade is OPEN_VALUE
         elif grade.is_equal:
@@ -129,7 +129,7 @@ def _same_function(a: Node, b: Node, names: list[str], log_base: int) -> Grade:
         for point in whole_points(names, seed):
             grade = same_number(a, b, point, log_base, real=real, agreement=AGREEMENT + written)
             whole_equal += grade.is_equal
-            whole_different += grade.verdict == "not_equal"
+            whole_different += grade.verdict is Verdict.NOT_EQUAL
             if whole_equal + whole_different == enough:  # more are drawn, for factorials of differences have no value
                 break
     if different_at or whole_different:
@@ -204,7 +204,7 @@ def _families(a: Node, b: Node, constants: list[str]) -> Grade:
                 here, there = (
                     put_all(difference, {n: ("num", v, 0) for n, v in p.items()}) for p in (values[0], point)
                 )
-                if same_number(here, there, {}, real=True).verdict == "not_equal":
+                if same_number(here, there, {}, real=True).verdict is Verdict.NOT_EQUAL:
                     return not_equal("different families of functions")
             return open_
     if any(map(_INTEGRATION.fullmatch, constants)):
