@@ -35,10 +35,11 @@ def hf_to_megatron(
     dtype: torch.dtype | None = None,
     vocabulary_multiple: int = 128,
 ) -> Path:
-    """Hugging Face folder -> ``dst``: a checkpoint that a training starts from, loaded at any layout.
+    """Convert a Hugging Face folder into a checkpoint that a training starts from, loaded at any layout.
 
-    ``classic_folders``: instead ``mp_rank_*`` files for ``tp`` x ``pp`` ranks, the vocabulary padded to a multiple of
-    ``vocabulary_multiple * tp``. ``rope_theta``, ``max_positions``: written into config.json. ``dtype``: of the result.
+    ``classic_folders``: write ``mp_rank_*`` files for ``tp`` x ``pp`` ranks instead, the vocabulary padded to a
+    multiple of ``vocabulary_multiple * tp``. ``rope_theta`` and ``max_positions`` are written into config.json.
+    ``dtype``: of the result.
     """
     if not classic_folders and (tp, pp) != (1, 1):
         raise UserError(
@@ -72,7 +73,7 @@ def megatron_to_hf(
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """A Megatron checkpoint (ours, bare ``torch_dist``, classic ``mp_rank_*``) -> Hugging Face folder ``dst``.
+    """Convert a Megatron checkpoint (ours, bare ``torch_dist``, classic ``mp_rank_*``) into a Hugging Face folder.
 
     ``model_files``: the folder with config.json and tokenizer, needed where the checkpoint does not carry them.
     """
@@ -96,8 +97,10 @@ def megatron_to_hf(
 
 
 def _taught(source: Checkpoint) -> StopTokens | None:
-    """What a training taught to end a text with, where config.json and tokenizer are not those of its checkpoint. The
-    checkpoint's own files say it already."""
+    """Return what a training taught to end a text with, where the model files are not those of its checkpoint.
+
+    The checkpoint's own files say it already: None.
+    """
     own = source.path / step_folders.MODEL
     if own == source.model_files or not (source.path / step_folders.MANIFEST).is_file() or not own.is_dir():
         return None

@@ -180,7 +180,7 @@ class _Statistics:
 
 
 def compare(a: str | Path, b: str | Path) -> CheckpointComparison:
-    """How two checkpoints differ, in any two formats, tensor by tensor under their Hugging Face names."""
+    """Compare two checkpoints, in any two formats, tensor by tensor under their Hugging Face names."""
     first, second = open_checkpoint(a, strict=False), open_checkpoint(b, strict=False)
     shapes, different, equal = [], [], 0
     common = [name for name in first.tensors if name in second.tensors]

@@ -102,17 +102,17 @@ class FileTensor(LazyTensor):
 
     def read(self, start: int, stop: int) -> Tensor:
         elements = torch.empty(stop - start, dtype=self.dtype)
-        buffer, again = bytes_of(elements), "copy or export it again"
+        buffer, remedy = bytes_of(elements), "copy or export it again"
         try:
             with self.path.open("rb", buffering=0) as file:
                 position = self.offset + start * self.dtype.itemsize
                 while len(buffer):
                     count = os.preadv(file.fileno(), [buffer], position)
                     if not count:
-                        raise DamagedFile(self.path, "the file ends inside a tensor", again)
+                        raise DamagedFile(self.path, "the file ends inside a tensor", remedy)
                     buffer, position = buffer[count:], position + count
         except OSError as error:  # gone meanwhile, or the disk is broken
-            raise DamagedFile(self.path, f"cannot be read ({error.strerror})", again) from None
+            raise DamagedFile(self.path, f"cannot be read ({error.strerror})", remedy) from None
         return elements
 
 

@@ -68,8 +68,11 @@ def changed_config(
     max_positions: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
-    """``raw`` with changes. The RoPE base is always written in both forms, ``rope_theta`` and ``rope_parameters``:
-    readers that miss theirs fall back to base 10000 without a word."""
+    """Return ``raw`` with changes.
+
+    The RoPE base is always written in both forms, ``rope_theta`` and ``rope_parameters``: readers that miss theirs fall
+    back to base 10000 without a word. Raises UserError for values that no model has.
+    """
     if rope_theta is not None and not (math.isfinite(rope_theta) and rope_theta > 1):
         raise UserError(f"a RoPE base of {rope_theta:g}", remedy="the recipe's is 500000")
     if max_positions is not None and max_positions < 1:
@@ -92,7 +95,7 @@ def changed_config(
 
 
 def main_dtype(tensors: Mapping[str, LazyTensor]) -> torch.dtype:
-    """The dtype of most elements."""
+    """Return the dtype of most elements."""
     sizes: dict[torch.dtype, int] = {}
     for tensor in tensors.values():
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel

@@ -1,4 +1,4 @@
-"""What surrounds the tensors: the files of a model folder, and output folders that appear whole or not at all."""
+"""Output folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def building(destination: Path, *, into_existing: bool = False) -> Iterator[Path]:
-    """A temporary folder beside ``destination``: flushed to disk and renamed when the block ends well, removed when it
-    does not. ``into_existing``: the folder exists and its owner marks it as finished (a stage's output): the files
-    are moved into it. Raises UserError where the folder exists, cannot be written, or the disk is full."""
+    """Give a temporary folder beside ``destination``, which gets its name when the block ends well.
+
+    Then it is flushed to disk and renamed; else it is removed. ``into_existing``: the folder exists and its owner marks
+    it as finished (a stage's output): the files are moved into it. Raises UserError where the folder exists, cannot be
+    written, or the disk is full.
+    """
     destination = Path(os.path.realpath(destination))  # a link to an empty folder stays one
     if not into_existing:
         refuse_inside_stage(destination)
@@ -55,7 +58,7 @@ def building(destination: Path, *, into_existing: bool = False) -> Iterator[Path
 
 
 def _refuse_taken(destination: Path) -> None:
-    """UserError where a finished folder cannot get the name ``destination``."""
+    """Raise UserError where a finished folder cannot get the name ``destination``."""
     if os.path.exists(destination) and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError("exists already", file=destination, remedy="remove it or choose another name")
     if destination.is_dir() and os.path.ismount(destination):
@@ -63,7 +66,7 @@ def _refuse_taken(destination: Path) -> None:
 
 
 def _of_the_disk(error: OSError, destination: Path, partial: Path) -> OpenMathError | None:
-    """The error of a full disk, or of a folder that cannot be written; None for what else the system says."""
+    """Return the error of a full disk, or of a folder that cannot be written; None for what else the system says."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return no_space(destination, error.strerror or str(error), "nothing was left behind")
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
@@ -75,7 +78,7 @@ def _of_the_disk(error: OSError, destination: Path, partial: Path) -> OpenMathEr
 
 
 def _remove_remains(parent: Path, name: str, *, everyones: bool) -> None:
-    """What killed writers of ``name`` left: those of this machine whose process is gone, or everyone's."""
+    """Remove what killed writers of ``name`` left: those of this machine whose process is gone, or everyone's."""
     for path in parent.glob(f".{glob.escape(name)}.*.partial"):
         host, _, pid = path.name.removeprefix(f".{name}.").removesuffix(".partial").rpartition("-")
         ours = host == _HOST and pid.isdigit()

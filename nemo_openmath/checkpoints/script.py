@@ -44,12 +44,12 @@ def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
 
 
 def shown(candidate: Candidate) -> str:
-    """A line about a candidate of a sweep."""
+    """Return a line about a candidate of a sweep."""
     return f"{'kept' if candidate.kept else 'wrote'} {candidate.path} (ratio {candidate.ratio:g})"
 
 
 def numbers(kind: type[N]) -> Callable[[str], list[N]]:
-    """An argparse type: ``1,2,3`` -> [1, 2, 3]."""
+    """Return an argparse type: ``1,2,3`` -> [1, 2, 3]."""
 
     def parse(text: str) -> list[N]:
         return [kind(part) for part in text.split(",")]
@@ -61,8 +61,10 @@ def numbers(kind: type[N]) -> Callable[[str], list[N]]:
 def weights_and_sources(
     words: Sequence[str] | None, sources: Sequence[str | Path]
 ) -> tuple[list[float] | None, list[Path]]:
-    """``--weights 0.3 0.7 A B`` as people write it: the numbers are weights, what follows them are sources. UserError
-    where there is neither a number nor a source."""
+    """Read ``--weights 0.3 0.7 A B`` as people write it: numbers are weights, what follows them are sources.
+
+    Raises UserError where there is neither a number nor a source.
+    """
     weights: list[float] = []
     for at, word in enumerate(words or ()):
         try:
@@ -76,7 +78,7 @@ def weights_and_sources(
 
 
 def ratios(text: str) -> list[float]:
-    """An argparse type: ``0,0.1,...,1`` -> 0, 0.1, 0.2 and so on up to 1."""
+    """Parse ``0,0.1,...,1`` as 0, 0.1, 0.2 and so on up to 1 (an argparse type)."""
     found: list[float] = []
     parts = [part.strip() for part in text.split(",")]
     for at, part in enumerate(parts):
@@ -96,9 +98,12 @@ def ratios(text: str) -> list[float]:
 
 
 def texts(path: str | Path, count: int) -> list[str]:
-    """The first ``count`` texts of a file: its lines, or of JSON Lines, JSON, CSV and Parquet the fields of prose of
-    each row (else all its texts), joined. Of a folder: of all its data files, of a stage's its records. Raises
-    UserError where there is no text."""
+    """Return the first ``count`` texts of a file or folder.
+
+    Of a file they are its lines; of JSON Lines, JSON, CSV and Parquet the fields of prose of each row (else all its
+    texts), joined. Of a folder: of all its data files, of a stage's its records. Raises UserError where there is no
+    text.
+    """
     if count < 1:
         raise UserError(f"{count} calibration texts", remedy="use 1 or more")
     found = list(islice((text for file in data_files(path) for text in _texts_of(file) if text.strip()), count))

@@ -1,15 +1,14 @@
-"""Qwen2.5 and dense Qwen3 on megatron-core: configurations, weights mapping, packed attention, fused loss, checkpoint
-files.
+"""Qwen2.5 and dense Qwen3 on megatron-core: configurations, weights mapping, packed attention, fused loss.
 
 hf_config.py   the one reader of config.json: which fields are used, refused, or cannot change the numbers
 configs.py     ModelConfig, presets, HF config.json both ways
 layout.py      Parallel: which products of TP, PP, CP, DP are valid
-hf_mapping.py  HF <-> Megatron tensors, pure functions
-torch_dist.py  the checkpoint folder: names, manifest, checksums, reading and writing model weights
+hf_mapping.py  HF <-> Megatron tensors: the table of a model, and pure functions
 packed.py      one micro-batch on one rank: boundaries, positions, zig-zag split
 attention.py   attention inside each sample, context parallel
 norm.py        RMSNorm that sequence parallelism accepts
 loss.py        output layer and cross-entropy fused, target positions only
+stop_tokens.py where the texts of a model end, as its files say it
 build.py       the Megatron model of a layout; loading HF weights into it
 cpu_compat.py  megatron-core 0.16.1 without CUDA
 """

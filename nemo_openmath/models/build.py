@@ -84,7 +84,7 @@ class _Gate(torch.autograd.Function):
 
 
 def choose_backend(backend: LayerBackend) -> Literal["local", "transformer_engine"]:
-    """``auto``: TransformerEngine on GPU when it is installed, else our own layers. The trainer's first line tells."""
+    """Return the layers to use: with ``auto`` TransformerEngine's on a GPU where it is installed, else our own."""
     installed = importlib.util.find_spec("transformer_engine") is not None
     if backend == "transformer_engine" and not installed:
         raise MissingExtra("transformer-engine", "gpu", "training.backend = transformer_engine")
@@ -101,7 +101,7 @@ def transformer_config(
     dtype: torch.dtype = torch.float32,
     recompute: Recompute = "none",
 ) -> TransformerConfig:
-    """megatron-core's configuration of ``model``."""
+    """Return megatron-core's configuration of ``model``."""
     bf16, cpu = dtype == torch.bfloat16, not torch.cuda.is_available()
     checkpointing: dict[str, Any] = {}
     if recompute == "selective":
@@ -153,7 +153,10 @@ def transformer_config(
 
 
 def layer_spec(model: ModelConfig, backend: Literal["local", "transformer_engine"]) -> Any:
-    """The layers' modules. Local: ours for attention, norms and MLP around megatron-core's parallel linear layers."""
+    """Return the layers' modules.
+
+    Local: ours for attention, norms and MLP around megatron-core's parallel linear layers.
+    """
     if backend == "transformer_engine":
         return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_norm)
     spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=model.qk_norm)
@@ -175,7 +178,7 @@ def build_model(
     recompute: Recompute = "none",
     backend: LayerBackend = "auto",
 ) -> list[PackedGPT]:
-    """This process's model chunks (one, or ``parallel.vpp`` when interleaved), weights uninitialised.
+    """Build this process's model chunks (one, or ``parallel.vpp`` when interleaved), weights uninitialised.
 
     megatron-core's parallel state must be initialised for ``parallel``.
     """
@@ -227,8 +230,11 @@ def _block_spec(config: TransformerConfig, layer: Any, backend: str, vp_stage: i
 def parameters_by_stored_name(
     chunks: Iterable[PackedGPT], model: ModelConfig
 ) -> dict[str, tuple[hf_mapping.StoredTensor, Tensor]]:
-    """Each parameter of this process under its stored name. A tied output layer of a last stage appears as the
-    embedding (under pipeline parallelism both the first and the last stage hold one)."""
+    """Return each parameter of this process under its stored name, with its entry of the table.
+
+    A tied output layer of a last stage appears as the embedding (under pipeline parallelism both the first and the last
+    stage hold one).
+    """
     entries = hf_mapping.stored_tensors(model)
     found: dict[str, tuple[hf_mapping.StoredTensor, Tensor]] = {}
     for chunk in chunks:

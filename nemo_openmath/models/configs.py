@@ -68,7 +68,7 @@ class ModelConfig:
         return embeddings + self.num_hidden_layers * layer + self.hidden_size
 
     def flops(self, tokens: int, sum_squared_lengths: int, num_target_tokens: int | None = None) -> float:
-        """Model FLOPs of one forward and backward pass (no recomputation), causal attention counted as half.
+        """Return the FLOPs of one forward and backward pass (no recomputation), causal attention counted as half.
 
         ``sum_squared_lengths`` is the sum over samples of length squared: what attention costs in a pack.
         ``num_target_tokens``: positions whose logits are computed (all of them when None).
@@ -81,8 +81,10 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, folder: str | Path, *, quantized: bool = False) -> ModelConfig:
-        """What ``folder/config.json`` describes (see :mod:`nemo_openmath.models.hf_config`), where training computes
-        it; else a UserError names the field. ``quantized``: accept a folder of quantized weights."""
+        """Read ``folder/config.json`` (see :mod:`nemo_openmath.models.hf_config`) as a model that training computes.
+
+        ``quantized``: accept a folder of quantized weights. Raises UserError naming the field that is not computed.
+        """
         found = describe(folder, quantized=quantized)
         path, kind = found.file, found.model_type
         for wrong, problem, remedy in (
@@ -139,7 +141,7 @@ class ModelConfig:
         }
 
     def with_changes(self, **changes: Any) -> ModelConfig:
-        """A copy with some fields changed, e.g. ``rope_theta=500000.0``."""
+        """Return a copy with some fields changed, e.g. ``rope_theta=500000.0``."""
         return replace(self, **changes)
 
 
@@ -178,7 +180,7 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """A named configuration; an unknown name lists the known ones."""
+    """Return a named configuration. Raises UserError listing the known names."""
     try:
         return PRESETS[name.lower()]
     except KeyError:

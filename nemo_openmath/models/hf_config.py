@@ -147,7 +147,7 @@ class Described:
         return self.rope.theta
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of every tensor of the model; tied embeddings have no ``lm_head.weight``."""
+        """Return name -> shape of every tensor of the model; tied embeddings have no ``lm_head.weight``."""
         hidden, inner = self.hidden_size, self.intermediate_size
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
@@ -207,15 +207,17 @@ def no_place(names: Collection[str], file: Path | None = None) -> UserError:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object of a model folder; UserError where it is none."""
+    """Read a JSON object of a model folder. Raises UserError where it is none."""
     if not (folder / name).is_file():
         raise UserError(f"no {name}", file=folder, remedy="give a Hugging Face model folder")
     return read_object(folder / name)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of any architecture as it is, its sizes found to be sizes and its RoPE settings to be settings.
-    Folders whose weights are not those of this file are refused: an adapter's, and those that name another file."""
+    """Read ``config.json`` of any architecture as it is, its sizes found to be sizes, its RoPE settings to be settings.
+
+    Folders whose weights are not those of this file are refused: an adapter's, and those that name another file.
+    """
     found, path = read_json(folder, "config.json"), folder / "config.json"
     if (folder / ADAPTER).is_file():
         raise UserError(
@@ -239,7 +241,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def quantization(folder: Path, raw: Mapping[str, Any]) -> str | None:
-    """What ``config.json`` or ``hf_quant_config.json`` says about quantized weights; None: they are plain."""
+    """Return what ``config.json`` or ``hf_quant_config.json`` says about quantized weights; None: they are plain."""
     described = raw.get("quantization_config") or raw.get("compression_config")
     if not described and (folder / QUANT_CONFIG).is_file():
         described = read_json(folder, QUANT_CONFIG).get("quantization") or "unknown"
@@ -249,15 +251,18 @@ def quantization(folder: Path, raw: Mapping[str, Any]) -> str | None:
 
 
 def refuse_quantized(folder: Path, raw: Mapping[str, Any]) -> None:
-    """Payloads without their scales are other weights: UserError for a folder that is said to be quantized."""
+    """Raise UserError for a folder that is said to be quantized: payloads without their scales are other weights."""
     if said := quantization(folder, raw):
         remedy = "give the plain model that it was made from"
         raise UserError(f"is quantized ({said})", file=folder, remedy=remedy)
 
 
 def rope_of(raw: Mapping[str, Any], path: Path | None = None) -> Rope:
-    """RoPE as transformers reads it: ``rope_scaling`` before ``rope_parameters``, ``rope_theta`` at the top for what
-    lacks one. UserError where two of the forms say different things: programs differ in which they take."""
+    """Read RoPE as transformers does.
+
+    ``rope_scaling`` counts before ``rope_parameters``, and ``rope_theta`` at the top for what lacks one. Raises
+    UserError where two of the forms say different things: programs differ in which they take.
+    """
     forms = {key: dict(raw[key]) for key in ("rope_scaling", "rope_parameters") if raw.get(key)}
     settled = {key: _form(path, key, form) for key, form in forms.items()}
     if len(settled) == 2 and settled["rope_scaling"] != settled["rope_parameters"]:
@@ -425,7 +430,7 @@ _said: set[str] = set()
 
 
 def once(say: Callable[[str], None]) -> Callable[[str], None]:
-    """``say`` that says each line one time in this process: a command opens its folders more than once."""
+    """Return ``say`` that says each line one time in this process: a command opens its folders more than once."""
 
     def speak(line: str) -> None:
         if line not in _said:

@@ -42,7 +42,7 @@ class PackedBatch(PackedSeqParams):
 
 
 def zigzag(boundaries: Sequence[int], cp: int, rank: int) -> NDArray[np.int64]:
-    """[T / CP] indices of the pack's tokens that context rank ``rank`` holds, in its order."""
+    """Return the [T / CP] indices of the pack's tokens that context rank ``rank`` holds, in its order."""
     cu = np.asarray(boundaries, dtype=np.int64)
     if cp == 1:
         return np.arange(cu[-1])
@@ -93,7 +93,10 @@ def pack_batch(
 
 
 def rotary(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [t, head_dim / 2] (fp32) of the rotary angles (RoFormer, arXiv 2104.09864, section 3.4.2)."""
+    """Return cosine and sine [t, head_dim / 2] (fp32) of the rotary angles.
+
+    Source: RoFormer, arXiv 2104.09864, section 3.4.2.
+    """
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device) / config.head_dim
     angles = torch.outer(positions.float(), 1.0 / config.rope_theta**exponent)
     return angles.cos(), angles.sin()

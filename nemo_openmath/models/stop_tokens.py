@@ -31,9 +31,11 @@ class StopTokens:
 
     @classmethod
     def of(cls, folder: Path) -> StopTokens:
-        """What ``generation_config.json``, ``config.json`` and the tokenizer of a model folder name together. A file
-        that is not there says nothing; one that is not a JSON object, and an id that is none, is a UserError:
-        what is trained would carry it on."""
+        """Return what generation_config.json, config.json and the tokenizer of a model folder name together.
+
+        A file that is not there says nothing. Raises UserError for a file that is not a JSON object and for an id that
+        is none: what is trained would carry it on.
+        """
         files = [_checked(folder / GENERATION), _checked(folder / "config.json")]
         ids = _token_ids(folder)
         files.append(
@@ -51,7 +53,7 @@ class StopTokens:
         return cls(tuple(dict.fromkeys(ends)), first["pad"], first["bos"])
 
     def taught(self, ends: Iterable[int]) -> StopTokens:
-        """The same after a training on texts that end in ``ends``: these come first, the others stay."""
+        """Return the same after a training on texts that end in ``ends``: these come first, the others stay."""
         both = tuple(dict.fromkeys((*ends, *self.ends)))
         pad = self.pad if self.pad is not None else next(iter(self.ends), next(iter(both), None))
         return StopTokens(both, pad, self.bos)
@@ -61,7 +63,7 @@ class StopTokens:
         return self.taught(()).taught((*self.ends, *(end for other in others for end in other.ends)))
 
     def change(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """``config.json`` that names these tokens."""
+        """Return ``config.json`` that names these tokens."""
         named: dict[str, Any] = {"eos_token_id": _one_or_all(self.ends), "pad_token_id": self.pad}
         if self.bos is not None:
             named["bos_token_id"] = self.bos
@@ -92,13 +94,18 @@ _ONE = ("pad", "bos")
 
 
 def end_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
-    """Ids of all tokens that end a text: those that the model's files name, and the end of a turn of its template."""
+    """Return the ids of all tokens that end a text.
+
+    These are the tokens that the model's files name, and the end of a turn of its template.
+    """
     return frozenset({tokenizer.end_of_turn, *StopTokens.of(tokenizer.folder).ends})
 
 
 def special_ids(folder: Path) -> frozenset[int]:
-    """Ids of the tokens that stand for no text: those that ``tokenizer.json`` calls special and those that
-    :meth:`StopTokens.of` finds named."""
+    """Return the ids of the tokens that stand for no text.
+
+    These are the tokens that ``tokenizer.json`` calls special and those that :meth:`StopTokens.of` finds named.
+    """
     added = read_object(folder / "tokenizer.json").get("added_tokens") or []
     named = StopTokens.of(folder)
     ids = {*(token["id"] for token in added if token.get("special")), *named.ends}

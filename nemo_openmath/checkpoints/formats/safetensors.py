@@ -44,7 +44,10 @@ _AGAIN = "copy or download it again"
 
 
 def read_file(path: Path) -> dict[str, LazyTensor]:
-    """Tensors of one file, in file order. Raises DamagedFile when the header or the size of the file is wrong."""
+    """Read the header of one file and return its tensors, in file order.
+
+    Raises DamagedFile when the header or the size of the file is wrong.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(8)
@@ -76,7 +79,7 @@ def read_file(path: Path) -> dict[str, LazyTensor]:
 
 
 def _entries(path: Path, header: Any) -> list[tuple[str, str, tuple[int, ...], int, int]]:
-    """(name, dtype, shape, first byte, end) of every tensor, in file order."""
+    """Return (name, dtype, shape, first byte, end) of every tensor, in file order."""
     found = []
     try:
         for name, entry in header.items():
@@ -128,15 +131,15 @@ def _of_index(index: Path) -> tuple[dict[str, LazyTensor], list[str]]:
         raise DamagedFile(folder, f"missing {', '.join(missing)} of {len(names)} shards", _AGAIN)
     tensors: dict[str, LazyTensor] = {}
     for shard in names:
-        held = read_file(folder / shard)
+        in_shard = read_file(folder / shard)
         promised = {name for name, file in where.items() if file == shard}
         for problem, difference in (
-            ("lacks, though the index names it:", promised - held.keys()),
-            ("holds, though the index does not say so:", held.keys() - promised),
+            ("lacks, though the index names it:", promised - in_shard.keys()),
+            ("holds, though the index does not say so:", in_shard.keys() - promised),
         ):
             if difference:
                 raise DamagedFile(folder / shard, f"{problem} {min(difference)} ({len(difference)} tensors)", _AGAIN)
-        tensors.update(held)
+        tensors.update(in_shard)
     return tensors, names
 
 
@@ -159,11 +162,11 @@ def _shards_without_index(folder: Path) -> tuple[dict[str, LazyTensor], list[str
         raise DamagedFile(folder, f"missing {', '.join(missing)} of {len(every)} shards", _AGAIN)
     tensors: dict[str, LazyTensor] = {}
     for shard in files:
-        held = read_file(folder / shard)
-        if twice := tensors.keys() & held.keys():
+        in_shard = read_file(folder / shard)
+        if twice := tensors.keys() & in_shard.keys():
             problem = f"{min(twice)} is in two files, and no {INDEX} says which counts"
             raise UserError(problem, file=folder / shard, remedy="remove the files that are not the model's")
-        tensors.update(held)
+        tensors.update(in_shard)
     return tensors, files
 
 
@@ -188,13 +191,13 @@ def write_file(path: Path, tensors: Mapping[str, LazyTensor], metadata: Mapping[
 def write_folder(folder: Path, tensors: Mapping[str, LazyTensor], shard_bytes: int = SHARD_BYTES) -> None:
     """Write ``model.safetensors``, or shards of at most ``shard_bytes`` (one tensor may be more) with their index."""
     shards: list[dict[str, LazyTensor]] = [{}]
-    held = 0
+    size = 0
     for name, tensor in tensors.items():
-        if shards[-1] and held + tensor.nbytes > shard_bytes:
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
             shards.append({})
-            held = 0
+            size = 0
         shards[-1][name] = tensor
-        held += tensor.nbytes
+        size += tensor.nbytes
     if len(shards) == 1:
         return write_file(folder / SINGLE, tensors)
     where: dict[str, str] = {}

@@ -41,22 +41,23 @@ MANIFEST, STATE, MODEL = "manifest.json", "state", "model"
 class StepManifest:
     """What ``manifest.json`` says."""
 
-    step: int  # optimizer steps done
-    files: dict[str, dict[str, Any]]  # relative path -> {"bytes": int, "sha256": str}
-    training: dict[str, Any] = field(
-        default_factory=dict
-    )  # layout, data position and fingerprint, ...; {} for a model alone
+    step: int
+    """Optimizer steps done."""
+    files: dict[str, dict[str, Any]]
+    """Relative path -> {"bytes": int, "sha256": str}."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Layout, position in the data, fingerprint and the like; empty for a model alone."""
     format: str = FORMAT
     version: int = VERSION
 
 
 def step_folder(root: str | Path, step: int) -> Path:
-    """``root/step-00000400``."""
+    """Return ``root/step-00000400`` for step 400."""
     return Path(root) / f"step-{step:08d}"
 
 
 def partial_folder(root: str | Path, step: int) -> Path:
-    """The name under which :func:`step_folder` is written."""
+    """Return the name under which :func:`step_folder` is written."""
     return Path(root) / f".step-{step:08d}.partial"
 
 
@@ -66,10 +67,10 @@ def model_files_of(model: Path) -> Path:
 
 
 def list_checkpoints(root: str | Path) -> list[Path]:
-    """Finished checkpoint folders of ``root``, oldest step first; validity is not checked."""
+    """Return the finished checkpoint folders of ``root``, oldest step first; validity is not checked."""
     root = Path(root)
-    found = (p for p in root.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name) and p.is_dir())
-    return sorted(found, key=lambda p: int(p.name[5:]))
+    folders = (p for p in root.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name) and p.is_dir())
+    return sorted(folders, key=lambda p: int(p.name[5:]))
 
 
 def latest(root: Path) -> Path:
@@ -85,14 +86,14 @@ def latest(root: Path) -> Path:
 
 
 def checksum(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file, flushed to disk first."""
+    """Flush a file to disk and return its size and SHA-256."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def files_of(folder: Path) -> list[Path]:
-    """All files of a checkpoint folder but its manifest."""
+    """Return all files of a checkpoint folder but its manifest."""
     return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
 
 
@@ -104,11 +105,11 @@ def finish(partial: Path, manifest: StepManifest, final: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     if final.exists():  # the same step saved again, where the first was damaged
-        grave = final.with_name(f".{final.name}.replaced.partial")  # at no moment a half-removed one has the name
-        shutil.rmtree(grave, ignore_errors=True)
-        final.rename(grave)
+        replaced = final.with_name(f".{final.name}.replaced.partial")  # at no moment a half-removed one has the name
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
         partial.rename(final)
-        shutil.rmtree(grave)
+        shutil.rmtree(replaced)
     else:
         partial.rename(final)
     directory = os.open(final.parent, os.O_RDONLY)
@@ -119,7 +120,7 @@ def finish(partial: Path, manifest: StepManifest, final: Path) -> None:
 
 
 def read_manifest(folder: str | Path) -> StepManifest:
-    """The manifest, or :class:`DamagedFile` with the reason."""
+    """Read the manifest. Raises DamagedFile with the reason where there is none that this program can read."""
     path = Path(folder) / MANIFEST
     remedy = "use another checkpoint"
     try:
@@ -161,14 +162,14 @@ def verify(folder: str | Path, *, checksums: bool = True, threads: int = 4) -> S
         return None
 
     with ThreadPoolExecutor(threads) as pool:
-        for found in pool.map(wrong, manifest.files.items()):
-            if found:
-                raise DamagedFile(*found, "use another checkpoint")
+        for problem in pool.map(wrong, manifest.files.items()):
+            if problem:
+                raise DamagedFile(*problem, "use another checkpoint")
     return manifest
 
 
 def newest_valid(root: str | Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest checkpoint whose checksums hold (None when there is none), and the skipped newer ones with reasons."""
+    """Return the newest checkpoint whose checksums hold, or None, and the skipped newer ones with their reasons."""
     skipped = []
     for folder in reversed(list_checkpoints(root)):
         try:

@@ -96,8 +96,11 @@ def tensor_names(folder: Path) -> list[str]:
 
 
 def read(folder: Path, names: Iterable[str] | None = None) -> dict[str, LazyTensor]:
-    """Tensors by stored name (all, or ``names``; those that are not there are left out). Damaged or missing files are
-    named. Layers stored as one stack (``decoder.layers.mlp...`` of [layers, ...]) appear one by one."""
+    """Return tensors by stored name: all, or those of ``names`` that are there.
+
+    Layers stored as one stack (``decoder.layers.mlp...`` of [layers, ...]) appear one by one. Raises DamagedFile naming
+    a damaged or missing file.
+    """
     try:
         state, storage = _metadata(folder)
         return _tensors(folder, state, storage, names)

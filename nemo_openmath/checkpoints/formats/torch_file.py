@@ -103,7 +103,10 @@ class _Slice(io.RawIOBase):
 
 
 def load(path: Path, offset: int = 0, length: int | None = None) -> Any:
-    """What ``torch.save`` wrote at ``offset``, with a :class:`LazyTensor` for every tensor."""
+    """Return what ``torch.save`` wrote at ``offset``, with a :class:`LazyTensor` for every tensor.
+
+    Raises DamagedFile where the file is cut or altered.
+    """
     try:
         data, records = _records(path, offset, path.stat().st_size - offset if length is None else length)
         return _TensorUnpickler(data, path, records).load()

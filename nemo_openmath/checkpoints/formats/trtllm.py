@@ -55,8 +55,10 @@ def write(
 
 
 def commands(dst: str | Path) -> list[str]:
-    """What to run where TensorRT-LLM is installed: build the engine, then serve it with the tokenizer that lies in the
-    checkpoint, which says where texts end."""
+    """Return what to run where TensorRT-LLM is installed: build the engine, then serve it.
+
+    It is served with the tokenizer that lies in the checkpoint, which says where texts end.
+    """
     described = json.loads((Path(dst) / "config.json").read_text())
     layout, dtype = described["mapping"], described["dtype"]
     engine = f"{Path(dst)}-engine"

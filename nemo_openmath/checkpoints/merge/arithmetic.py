@@ -31,7 +31,10 @@ _PARALLEL = 0.9995  # cosine above which SLERP is linear: its sine is too small 
 def merged(
     method: Method, name: str, parts: Sequence[LazyTensor], weights: Sequence[float], density: float, seed: int
 ) -> LazyTensor:
-    """The merge of one tensor. ``parts``: one per weight, then the base where the method has one."""
+    """Return the merge of one tensor, computed when it is read.
+
+    ``parts``: one tensor per weight, then the base where the method has one.
+    """
     dtype = parts[0].dtype
     if not dtype.is_floating_point:
         return parts[0]
@@ -47,7 +50,7 @@ def merged(
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
-    """x_p + sum_i w_i (x_i - x_p) of flat tensors, for weights that sum to 1; x_p has the largest weight."""
+    """Return x_p + sum_i w_i (x_i - x_p) of flat tensors, for weights that sum to 1; x_p has the largest weight."""
     pivot = max(range(len(weights)), key=lambda number: weights[number])
     rest = [number for number in range(len(weights)) if number != pivot]
     return add_differences(tensors[pivot], [tensors[n] for n in rest], [weights[n] for n in rest], dtype)
@@ -56,8 +59,10 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float], dtype: tor
 def add_differences(
     base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype | None = None
 ) -> Tensor:
-    """base + sum_i w_i (x_i - base), flat, in fp32 (float64 stays), block by block within the cache; ``dtype``: of the
-    result."""
+    """Return base + sum_i w_i (x_i - base), flat, computed in fp32 (float64 stays), block by block within the cache.
+
+    ``dtype``: of the result.
+    """
     exact = functools.reduce(torch.promote_types, (tensor.dtype for tensor in (base, *tensors)), torch.float32)
     merged = torch.empty(base.numel(), dtype=dtype or exact)
     buffers = torch.empty(3, min(_CACHED, base.numel()), dtype=exact)
@@ -117,9 +122,10 @@ def _ties(parts: Sequence[LazyTensor], weights: Sequence[float], density: float)
 
 
 def kth_largest_difference(tensor: LazyTensor, base: LazyTensor, k: int) -> float:
-    """The k-th largest |tensor - base|, exact, without holding the tensors.
+    """Return the k-th largest |tensor - base|, exact, without holding the tensors.
 
-    The bits of non-negative floats order as they do: a histogram finds the upper 16 bits, a second one the lower."""
+    The bits of non-negative floats order as they do: a histogram finds the upper 16 bits, a second one the lower.
+    """
 
     def bits() -> Iterator[Tensor]:
         for start in range(0, tensor.numel, PIECE):
@@ -128,7 +134,7 @@ def kth_largest_difference(tensor: LazyTensor, base: LazyTensor, k: int) -> floa
             yield difference.abs_().view(torch.int32)
 
     def select(histogram: Tensor, k: int) -> tuple[int, int]:
-        """The bin that holds the k-th largest, and its rank therein."""
+        """Return the bin that holds the k-th largest, and its rank therein."""
         above = histogram.flip(0).cumsum(0)
         index = int(torch.searchsorted(above, k))
         return len(histogram) - 1 - index, k - (int(above[index - 1]) if index else 0)

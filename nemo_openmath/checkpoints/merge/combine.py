@@ -43,7 +43,7 @@ def average(
     format: Format = "same",
     into_existing: bool = False,
 ) -> Path:
-    """The weighted mean of checkpoints (Hugging Face or Megatron), in ``dst``, in the dtype and format of the first.
+    """Write the weighted mean of checkpoints (Hugging Face or Megatron), in the dtype and format of the first.
 
     ``steps`` or ``count``: the sources are folders of several steps (a training's output); take these steps, or
     ``count`` equally spaced ones that end with the last (the recipe's 4). ``weights``: equal when not given; they are
@@ -144,7 +144,7 @@ def sweep(
     seed: int = 0,
     format: Format = "same",
 ) -> Iterator[Candidate]:
-    """Candidates (1 - r) A + r B for every r of ``ratios``, each made when it is asked for (paper, Table 10).
+    """Make candidates (1 - r) A + r B for every r of ``ratios``, each when it is asked for (paper, Table 10).
 
     A sweep that was killed goes on: a candidate that is there is kept where its lineage names these inputs (by their
     digests) and settings, and refused with a UserError where it does not.
@@ -167,7 +167,7 @@ def sweep(
 
 
 def _unlike(target: Path, plan: _Plan, digests: Mapping[str, str], format: Format) -> str | None:
-    """Why ``target`` is not what ``plan`` would write; None when it is. It is opened, so that damage shows."""
+    """Return why ``target`` is not what ``plan`` would write; None when it is. It is opened, so that damage shows."""
     try:
         found = Lineage.read(target)
     except (TypeError, ValueError):
@@ -192,8 +192,11 @@ def _without_dtype(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def select_steps(root: str | Path, steps: Sequence[int] | None = None, count: int | None = None) -> list[Path]:
-    """Folders ``step-*`` of ``root`` or ``root/checkpoints`` (else Megatron-LM's ``iter_*``, else transformers'
-    ``checkpoint-*``): the named steps, or ``count`` equally spaced ones."""
+    """Return the folders of the named steps, or of ``count`` equally spaced ones.
+
+    They are ``step-*`` of ``root`` or ``root/checkpoints``, else Megatron-LM's ``iter_*``, else transformers'
+    ``checkpoint-*``.
+    """
     root = Path(root)
     found: dict[int, Path] = {}
     for folder, pattern in ((root / "checkpoints", "step-"), (root, "step-"), (root, "iter_"), (root, "checkpoint-")):
@@ -215,7 +218,7 @@ def select_steps(root: str | Path, steps: Sequence[int] | None = None, count: in
 
 
 def _open_all(paths: Sequence[str | Path]) -> list[Checkpoint]:
-    """Opened and found to be of one architecture, vocabulary and tensor set; else a UserError names the difference."""
+    """Open checkpoints of one architecture, vocabulary and tensor set; else a UserError names the difference."""
     opened = [open_checkpoint(path) for path in paths]
     first, config = opened[0], _settings(opened[0])
     for other in opened[1:]:
@@ -244,8 +247,11 @@ def _open_all(paths: Sequence[str | Path]) -> list[Checkpoint]:
 
 
 def _settings(source: Checkpoint) -> dict[str, Any]:
-    """What must be the same: of a model that we know, all that its function depends on, defaults included; of others,
-    config.json with RoPE in one form, whichever of the three it was written in."""
+    """Return what must be the same in models that are combined.
+
+    Of a model that we know, this is all that its function depends on, defaults included; of others, config.json with
+    RoPE in one form, whichever of the three it was written in.
+    """
     config = changed_config(source.config)
     if config.get("model_type") in tuple(ARCHITECTURES):
         found = describe(source.model_files, quantized=True)

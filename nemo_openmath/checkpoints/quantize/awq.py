@@ -25,7 +25,7 @@ _STEPS = 11  # of the exponent, 0 to 1
 
 
 def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """fp32 [out, in] -> (int8 [out, in] in -8..7, scales fp32 [out, in / 128])."""
+    """Round fp32 [out, in] to int8 [out, in] in -8..7 and scales fp32 [out, in / 128]."""
     groups = weight.unflatten(1, (-1, GROUP))
     scale = groups.abs().amax(2) / _LEVELS
     scale = torch.where(scale > 0, scale, torch.ones(()))
@@ -33,13 +33,15 @@ def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def restored(values: Tensor, scale: Tensor) -> Tensor:
-    """The inverse of :func:`rounded`, up to rounding."""
+    """Compute the inverse of :func:`rounded`, up to rounding."""
     return (values.float().unflatten(1, (-1, GROUP)) * scale.float()[:, :, None]).flatten(1)
 
 
 def search(weight: Tensor, mean: Tensor, x: Tensor) -> Tensor:
-    """Factors s [in] (fp32) of the least error |W x - Q(W s) (x / s)| over the rows ``x`` [n, in]; ones where no
-    exponent betters plain rounding. ``weight``: all layers with this input, stacked."""
+    """Find the factors s [in] (fp32) of the least error |W x - Q(W s) (x / s)| over the rows ``x`` [n, in].
+
+    They are ones where no exponent betters plain rounding. ``weight``: all layers with this input, stacked.
+    """
     relative = (groups := weight.abs().unflatten(1, (-1, GROUP))) / (groups.amax(2, keepdim=True) + 1e-30)
     salience = relative.flatten(1).mean(0)
     best, best_error = torch.ones_like(mean), _error(weight, torch.ones_like(mean), x)
@@ -60,11 +62,12 @@ def _error(weight: Tensor, s: Tensor, x: Tensor) -> float:
 def scaled(
     tensors: Mapping[str, LazyTensor], calibration: Calibration, *, stored_scales: bool
 ) -> dict[str, LazyTensor]:
-    """``tensors`` as the same function, ready to be rounded: linear weights fp32 and scaled, norms divided, and
-    ``pre_quant_scale`` where ``stored_scales``. What is stored in a narrow dtype is rounded first, and the weights take
-    up the rest. Layers are computed when they are read.
+    """Return ``tensors`` as the same function, ready to be rounded.
 
-    Raises UserError where a width is not a multiple of 128."""
+    Linear weights are fp32 and scaled, norms divided, and there is a ``pre_quant_scale`` where ``stored_scales``. What
+    is stored in a narrow dtype is rounded first, and the weights take up the rest. Layers are computed when they are
+    read. Raises UserError where a width is not a multiple of 128.
+    """
     for name, tensor in tensors.items():
         if LINEAR.fullmatch(name) and tensor.shape[1] % GROUP:
             problem = f"{name} has {tensor.shape[1]} inputs, int4_awq wants a multiple of {GROUP}"

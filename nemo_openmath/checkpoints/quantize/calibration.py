@@ -28,7 +28,7 @@ _ATTENTION = "openmath_watched"
 
 
 def group_of(name: str) -> str:
-    """One name for the layers that have one input, and that engines fuse into one matrix."""
+    """Return one name for the layers that have one input, and that engines fuse into one matrix."""
     match = LINEAR.fullmatch(name)
     assert match is not None
     return match[1] + _FUSED.get(match[2], match[2])
@@ -46,7 +46,10 @@ class Calibration:
 
 
 def load_model(folder: Path) -> Any:
-    """transformers' model of a Hugging Face folder, in its own dtype, frozen. Raises UserError where it loads none."""
+    """Load transformers' model of a Hugging Face folder, in its own dtype, frozen.
+
+    Raises UserError where transformers loads none.
+    """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -62,7 +65,7 @@ def load_model(folder: Path) -> Any:
 
 
 def token_ids(folder: Path, texts: Sequence[str], max_tokens: int) -> list[Tensor]:
-    """Texts as [1, n] token ids, each cut to ``max_tokens``. Raises UserError without a tokenizer, or tokens."""
+    """Return texts as [1, n] token ids, each cut to ``max_tokens``. Raises UserError without a tokenizer, or tokens."""
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json"
@@ -81,8 +84,10 @@ def token_ids(folder: Path, texts: Sequence[str], max_tokens: int) -> list[Tenso
 
 @contextmanager
 def attention_through(model: Any, change: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """Keys (after RoPE) and values [batch, kv heads, tokens, head size] of every layer pass through ``change(layer,
-    key, value)``."""
+    """Pass keys (after RoPE) and values of every layer through ``change(layer, key, value)``, inside the block.
+
+    Both have the shape [batch, kv heads, tokens, head size].
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask

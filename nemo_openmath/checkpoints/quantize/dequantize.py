@@ -25,8 +25,10 @@ _E4M3 = torch.float8_e4m3fn
 
 
 def dequantized(folder: str | Path) -> dict[str, LazyTensor]:
-    """The weights that a quantized folder stands for, in fp32, without the scales; ``pre_quant_scale`` is multiplied
-    in. Raises UserError where a payload lacks its scale."""
+    """Return the weights that a quantized folder stands for, in fp32, without the scales.
+
+    ``pre_quant_scale`` is multiplied in. Raises UserError where a payload lacks its scale.
+    """
     held = open_checkpoint(folder, strict=False).tensors
     plain: dict[str, LazyTensor] = {}
     for name, tensor in held.items():
@@ -83,8 +85,10 @@ class _Weight(LazyTensor):
 
 
 def write_dequantized(src: str | Path, dst: str | Path, *, into_existing: bool = False) -> Path:
-    """A quantized folder -> plain Hugging Face folder ``dst`` of the weights it stands for, in its own dtype: what an
-    engine without the kernels evaluates. Inputs and cache, which fp8 rounds too, are not rounded there."""
+    """Write the weights that a quantized folder stands for as a plain Hugging Face folder, in its own dtype.
+
+    That is what an engine without the kernels evaluates. Inputs and cache, which fp8 rounds too, are not rounded there.
+    """
     source = open_checkpoint(src, strict=False)
     config = dict(source.config)
     if config.pop("quantization_config", None) is None:
@@ -138,7 +142,7 @@ def check_export(folder: str | Path, source: str | Path, texts: Sequence[str], *
 
 
 def quantized_model(folder: Path, source: Path) -> Any:
-    """transformers' model with the export's weights, whose linear layers round their inputs where the export says."""
+    """Load transformers' model with the export's weights; linear layers round their inputs where the export says."""
     model = calibration.load_model(source)
     plain, parameters = dequantized(folder), dict(model.named_parameters())
     for name, tensor in plain.items():
@@ -152,7 +156,7 @@ def quantized_model(folder: Path, source: Path) -> Any:
 
 
 def run_quantized(model: Any, folder: Path, sequence: Tensor) -> Tensor:
-    """Logits of :func:`quantized_model`, its cache rounded where the export says."""
+    """Compute the logits of :func:`quantized_model`, its cache rounded where the export says."""
     held = open_checkpoint(folder, strict=False).tensors
     scales = {name: tensor.full() for name, tensor in held.items() if name.endswith(("k_scale", "v_scale"))}
 
@@ -167,7 +171,7 @@ def run_quantized(model: Any, folder: Path, sequence: Tensor) -> Tensor:
 
 
 def fake_e4m3(x: Tensor, scale: Tensor) -> Tensor:
-    """``x`` rounded to e4m3 with ``scale`` and back, in its dtype; what is too large saturates."""
+    """Return ``x`` rounded to e4m3 with ``scale`` and back, in its dtype; what is too large saturates."""
     return ((x.float() / scale).clamp_(-448, 448).to(_E4M3).float() * scale).to(x.dtype)
 
 

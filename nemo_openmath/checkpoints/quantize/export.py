@@ -56,7 +56,7 @@ def quantize(
     layout: Layout = "modelopt",
     into_existing: bool = False,
 ) -> Path:
-    """Hugging Face folder -> quantized Hugging Face folder ``dst``. Memory: bounded for int8, the model for the others.
+    """Convert a Hugging Face folder into a quantized one. Memory: bounded for int8, the model for the others.
 
     ``calibration``: texts of the kind the model will see (prompts with solutions), for all but int8; each is cut to
     ``max_tokens``. Raises UserError naming what is missing.
@@ -248,7 +248,7 @@ class _ByRows(LazyTensor):
 
     @abstractmethod
     def of_rows(self, first: int, end: int) -> Tensor:
-        """Rows ``first`` to ``end`` of the matrix."""
+        """Compute rows ``first`` to ``end`` of the matrix."""
 
     def read(self, start: int, stop: int) -> Tensor:
         first, end = start // self.row, -(-stop // self.row)
