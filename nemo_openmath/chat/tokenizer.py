@@ -291,8 +291,8 @@ def _written_end(backend: Tokenizer, chat: ChatTemplate | None) -> str | None:
         return None
     mark = "\uf8ff"
     try:
-        text = chat.render([{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}],
-                           add_generation_prompt=False)  # fmt: skip
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
+        text = chat.render(turns, add_generation_prompt=False)
     except UserError:
         return None
     behind = text.rpartition(mark)[2].lstrip() if mark in text else ""

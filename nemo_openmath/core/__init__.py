@@ -1,13 +1,25 @@
 """The ground that every other package stands on.
 
-errors.py      the errors a user can meet, and the exit code of each
-records/       typed records with content-derived ids, the append-only store, manifests, lineage, foreign files
-engine.py      the protocol of whatever generates text
-sandbox.py     the protocol of whatever runs a model's Python
-grader.py      the protocol of whatever compares answers and counts votes; tokenizer.py: of a model's tokenizer
-stage/         the Stage contract: what a step of a recipe reads, writes, drops and retries
-build.py       values of a YAML file into typed settings; config.py: the file and its overrides
-merging.py     the shards of an array of jobs into one result
-logs.py        how log messages look, decided once in a process
-progress.py, clock.py, waiting.py, processes.py, listening.py, locks.py, bounds.py     small tools of long work
+Data:
+
+    records/       typed records with content-derived ids, the append-only store, manifests, lineage, foreign files
+    merging.py     equal records of several units become one
+    tags.py        the tags that released models and data use
+
+Contracts:
+
+    stage/         the Stage contract: what a step of a recipe reads, writes, drops and retries
+    engine.py      the protocol of whatever generates text
+    sandbox.py     the protocol of whatever runs a model's Python
+    grader.py      the protocol of whatever compares answers and counts votes
+    tokenizer.py   the protocol of a model's tokenizer with its chat template
+    clock.py       the protocol of a clock, and the machine's own
+    errors.py      the errors a user can meet, and the exit code of each
+
+Settings:
+
+    config.py      a YAML file and its overrides, each value with its origin
+    build.py       plain values into typed settings; bounds.py: their ranges
+
+Small tools of long work: logs.py, progress.py, waiting.py, processes.py, listening.py, locks.py.
 """

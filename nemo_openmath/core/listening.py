@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from typing import Any
 
 from nemo_openmath.core.errors import UserError
 
@@ -13,8 +14,7 @@ def check_address(host: str, port: int) -> None:
     if not 0 <= port <= 65535:
         raise UserError(f"port {port} is out of range", remedy="choose one from 1 to 65535, or 0 for a free one")
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM,
-                                                         flags=socket.AI_PASSIVE)[0]  # fmt: skip
+        family, kind, address = _resolve(host, port)
     except (OSError, UnicodeError) as error:
         raise UserError(f"host {host!r} is not known ({error})", remedy="use 127.0.0.1, or 0.0.0.0 for all") from error
     with socket.socket(family, kind) as s:
@@ -24,6 +24,13 @@ def check_address(host: str, port: int) -> None:
             s.listen(1)
         except OSError as error:
             raise _refusal(error, host, port) from error
+
+
+def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, socket.SocketKind, Any]:
+    """Return (family, kind, address) of a socket that listens there; an empty host means all addresses."""
+    entries = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, _, _, address = entries[0]
+    return family, kind, address
 
 
 def _refusal(error: OSError, host: str, port: int) -> UserError:
@@ -40,8 +47,7 @@ def _refusal(error: OSError, host: str, port: int) -> UserError:
 
 def free_port(host: str) -> int:
     """Return a port of ``host`` that is free at the moment."""
-    family, kind, _, _, address = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM,
-                                                     flags=socket.AI_PASSIVE)[0]  # fmt: skip
+    family, kind, address = _resolve(host, 0)
     with socket.socket(family, kind) as s:
         s.bind(address)
         return int(s.getsockname()[1])

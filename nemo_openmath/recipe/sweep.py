@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import yaml
@@ -19,6 +19,7 @@ from rich.table import Table
 
 from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records import Mode
 from nemo_openmath.evaluation.reports.formats import interval_text, value_text
 from nemo_openmath.evaluation.stage import RESULTS
 from nemo_openmath.recipe.file import load_recipe
@@ -47,7 +48,7 @@ class Sweep:
     """The share of each difference that ties and dare keep."""
     seed: int = 0
     """The seed of the recipe, and of dare."""
-    mode: str = "tir"
+    mode: Literal[Mode.COT, Mode.TIR] = Mode.TIR
     """How candidates solve the problems: ``cot`` or ``tir``."""
     samples: int = 16
     """Solutions of each problem, and the k of maj@k and pass@k."""
@@ -74,12 +75,12 @@ class Sweep:
                 "run": "rollout.generate",
                 "from": "benchmark",
                 "engine": name,
-                "mode": self.mode,
+                "mode": str(self.mode),
                 "samples": self.samples,
                 "temperature": 0.6,
                 "top_p": 0.95,
                 "max_tokens": 32768,  # (5.2)
-                **({"budgets": [8, 8]} if self.mode == "tir" else {}),
+                **({"budgets": [8, 8]} if self.mode == Mode.TIR else {}),
             }
             stages[f"{name}_graded"] = {"run": "solutions.grade", "from": f"{name}_solved"}
             stages[f"{name}_results"] = {

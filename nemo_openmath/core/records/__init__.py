@@ -1,4 +1,13 @@
-"""What travels between stages: typed records with content-derived ids, and the append-only store that keeps them."""
+"""What travels between stages: typed records with content-derived ids, and the append-only store that keeps them.
+
+types.py        the records: thread, problem, generation, group, SFT row
+notes.py        what a selection and a submission say beyond a generation
+ids.py          ids and seeds from content, shards by id; key_set.py: millions of keys in little memory
+store.py        the append-only store of one folder
+manifest.py     what a finished stage promises; lineage.py: what an artifact was made from
+exact_json.py   JSON without loss
+readers/        rows of other people's files
+"""
 
 from nemo_openmath.core.records.ids import content_id, unit_key
 from nemo_openmath.core.records.manifest import Manifest, digest_of_lines, read_manifest, write_json

@@ -14,10 +14,9 @@ _PACKED = (".gz", ".zst")
 _LINES = (".jsonl", ".ndjson")
 _TABLES = (".csv", ".tsv")
 _ROWS = (*_LINES, ".json", *_TABLES, ".parquet")
-_UNREADABLE = (
-    *(".arrow", ".feather", ".orc", ".avro", ".xlsx", ".xls", ".ods", ".pkl", ".pickle", ".npy", ".npz", ".h5"),
-    *(".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".db", ".sqlite", ".sqlite3"),
-)
+_OTHER_TABLES = (".arrow", ".feather", ".orc", ".avro", ".xlsx", ".xls", ".ods", ".db", ".sqlite", ".sqlite3")
+_OTHER_DATA = (".pkl", ".pickle", ".npy", ".npz", ".h5", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z")
+_UNREADABLE = _OTHER_TABLES + _OTHER_DATA
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # beside data, not data
 _MAGIC = {
     b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "Zstandard", b"PK\x03\x04": "a zip archive or .xlsx",
