@@ -11,7 +11,7 @@ import difflib
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -69,8 +69,10 @@ class Builder:
         self.types = types or {}
         self.values: list[Value] = []
 
-    def build(self, kind: type[T], data: Any, key: Key = ()) -> T:
-        """Return an instance of the dataclass ``kind``. Raises UserError with file, line, key and remedy."""
+    def build(self, kind: type[T], data: Any, key: Key = (), default: T | None = None) -> T:
+        """Return an instance of the dataclass ``kind``. What ``data`` leaves out is taken from ``default``, where the
+        settings around it have one of their own, else from the class. Raises UserError with file, line, key and remedy.
+        """
         if data is None:
             data = {}
         if not isinstance(data, dict):
@@ -83,16 +85,16 @@ class Builder:
         made: dict[str, Any] = {}
         for name, spec in known.items():
             at = (*key, name)
-            if name in data:
+            value = default_of(spec) if default is None else getattr(default, name)
+            if name in data and type(value) is hints[name] and is_dataclass(value):
+                made[name] = self.build(type(value), data[name], at, value)
+            elif name in data:
                 made[name] = self.convert(hints[name], data[name], at)
-                continue
-            if spec.default is not MISSING:
-                made[name] = spec.default
-            elif spec.default_factory is not MISSING:
-                made[name] = spec.default_factory()
-            else:
+            elif value is MISSING:
                 raise self.error(at, "this setting is required")
-            self._record_default(at, made[name])
+            else:
+                made[name] = value
+                self._record_default(at, value)
         try:
             return kind(**made)
         except (ValueError, UserError) as error:  # a dataclass's own check in __post_init__
@@ -199,6 +201,11 @@ class Builder:
     def choice(self, key: Key, value: Any, known: Sequence[str]) -> UserError:
         """Return the error of a value that is none of the known ones."""
         return self.error(key, f"{_show(value)} is not a choice", nearest(str(value), known))
+
+
+def default_of(field: Field[Any]) -> Any:
+    """Return the value that a field has where none is given; ``MISSING`` where one must be given."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 _WORD = 1 << 63  # what a whole number is stored in

@@ -11,7 +11,7 @@ import re
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from itertools import pairwise
@@ -20,6 +20,8 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import orjson
+
+from nemo_openmath.core.build import default_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +54,13 @@ def _sentences(text: str) -> list[str]:
     return re.split(r"(?<=[.;!?)]) (?=[A-Z`])", text) if text else []
 
 
-def settings(config: type, prefix: str = "", types: Mapping[type, type] | None = None) -> Iterator[Setting]:
+def settings(
+    config: type, prefix: str = "", types: Mapping[type, type] | None = None, default: Any = None
+) -> Iterator[Setting]:
     """Yield every setting of a dataclass, those of nested ones under their dotted names.
 
     ``types``: type of a field -> the type that it stands for, as in :class:`nemo_openmath.core.build.Builder`.
+    ``default``: an instance of ``config`` whose values are the defaults; None: those of the class.
     """
     types = types or {}
     hints = typing.get_type_hints(config, include_extras=True)
@@ -65,10 +70,12 @@ def settings(config: type, prefix: str = "", types: Mapping[type, type] | None =
         name, hint = prefix + field.name, hints[field.name]
         hint = types.get(hint, hint) if isinstance(hint, type) else hint
         nested = next((t for t in (hint, *get_args(hint)) if isinstance(t, type) and is_dataclass(t)), None)
+        value = default_of(field) if default is None else getattr(default, field.name)
         if nested is not None and get_origin(hint) not in (tuple, list, dict):
-            yield from settings(nested, f"{name}.", types)
+            yield from settings(nested, f"{name}.", types, value if isinstance(value, nested) else None)
         else:
-            yield Setting(name, type_name(hint), _default(field), meaning(config, field.name))
+            shown = None if value is MISSING else orjson.dumps(value, default=str).decode()
+            yield Setting(name, type_name(hint), shown, meaning(config, field.name))
 
 
 def type_name(hint: Any) -> str:
@@ -121,16 +128,6 @@ def class_body(cls: type) -> list[ast.stmt]:
 def one_line(text: str | None) -> str:
     """Return a text with its line breaks and indentation replaced by single spaces."""
     return " ".join((text or "").split())
-
-
-def _default(field: Field[Any]) -> str | None:
-    if field.default is not MISSING:
-        value = field.default
-    elif field.default_factory is not MISSING:
-        value = field.default_factory()
-    else:
-        return None
-    return orjson.dumps(value, default=str).decode()
 
 
 def first_sentence(text: str | None) -> str:

@@ -6,9 +6,10 @@ from typing import Literal
 
 import pytest
 
-from nemo_openmath.core.build import Builder
+from nemo_openmath.core.build import Builder, Origin
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.recipe.setting_docs import settings
 
 
 @dataclass(frozen=True)
@@ -98,3 +99,24 @@ def test_extends_and_anchors(tmp_path: Path) -> None:
 def test_mistakes_are_named(tmp_path: Path, text: str, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(tmp_path, text, *overrides)
+
+
+@dataclass(frozen=True)
+class Draws:
+    temperature: float = 0.7
+    top_p: float = 0.95
+
+
+@dataclass(frozen=True)
+class Solver:
+    draws: Draws = field(default_factory=lambda: Draws(temperature=0.0))
+
+
+def test_settings_around_others_keep_the_defaults_that_they_give_them() -> None:
+    builder = Builder(lambda key: Origin("x.yaml"))
+    assert builder.build(Solver, {"draws": {"top_p": 0.5}}) == Solver(Draws(temperature=0.0, top_p=0.5))
+    assert {value.key: value.value for value in builder.values}["draws", "temperature"] == 0.0
+    assert {setting.name: setting.default for setting in settings(Solver)} == {
+        "draws.temperature": "0.0",
+        "draws.top_p": "0.95",
+    }
