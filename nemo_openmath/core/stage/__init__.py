@@ -15,18 +15,18 @@ kinds.py       the kinds of stages by the name that recipes use
 from nemo_openmath.core.stage.context import StageContext
 from nemo_openmath.core.stage.contract import RUNTIME, Stage
 from nemo_openmath.core.stage.kinds import register, stage_kinds
-from nemo_openmath.core.stage.outcomes import Failures, Refusals, Result
+from nemo_openmath.core.stage.outcomes import Refusals, Result, UnitLog
 from nemo_openmath.core.stage.services import Services
 from nemo_openmath.core.stage.unit_stage import UnitStage, run_bounded
 
 __all__ = [
     "RUNTIME",
-    "Failures",
     "Refusals",
     "Result",
     "Services",
     "Stage",
     "StageContext",
+    "UnitLog",
     "UnitStage",
     "register",
     "run_bounded",

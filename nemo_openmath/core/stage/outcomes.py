@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 import orjson
 
@@ -103,3 +105,26 @@ class Refusals:
                 f"{self._stage}: the engine refused every request ({self._count}), the first with: {self._example}",
                 remedy="put the engine's settings right and run the same command again",
             )
+
+
+class UnitLog:
+    """Takes the outcome of every unit: results go into the store, failures and refusals aside.
+
+    Leaving it without an error raises UserError where the engine refused every request. What failed is said by
+    ``failures.close()``, once all else is in order.
+    """
+
+    def __init__(self, context: StageContext, attempts: int):
+        self.failures = Failures(context, attempts)
+        self.writer = RecordWriter(context.output, shard=context.shard, shards=context.shards)
+        self.refusals = Refusals(context, self.writer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self.writer:
+            if error is None:
+                self.refusals.close()

@@ -13,7 +13,7 @@ from nemo_openmath.core.records.ids import in_shard, unit_key
 from nemo_openmath.core.records.key_set import KeySet
 from nemo_openmath.core.stage.context import StageContext
 from nemo_openmath.core.stage.contract import Stage
-from nemo_openmath.core.stage.outcomes import Failures, Refusals, Result
+from nemo_openmath.core.stage.outcomes import Result, UnitLog
 
 C = TypeVar("C")
 U = TypeVar("U")
@@ -57,19 +57,16 @@ class UnitStage(Stage[C], Generic[C, U]):
     async def run(self, context: StageContext) -> None:
         """Do all units of this shard that are not done. Raises Incomplete where some failed after all retries."""
         await self.prepare(context)
-        failures = Failures(context, self.retries + 1)
-        with RecordWriter(context.output, shard=context.shard, shards=context.shards) as writer:
-            context.progress.begin(self.count(context), writer.recovered)
-            refusals = Refusals(context, writer)
+        with UnitLog(context, self.retries + 1) as log:
+            context.progress.begin(self.count(context), log.writer.recovered)
 
             async def work(key: str, unit: U) -> None:
-                await self.do_unit(key, unit, context, writer, failures, refusals)
+                await self.do_unit(key, unit, context, log)
 
-            todo = _Todo(self.units(context), context, writer)
+            todo = _Todo(self.units(context), context, log.writer)
             await run_bounded(todo, work, self.concurrency)
-            refusals.close()
         self.check_sum(context, todo.offered)
-        failures.close()
+        log.failures.close()
 
     def check_sum(self, context: StageContext, offered: int) -> None:
         """Check that every record of the first port was one unit: nothing vanishes on its way into the stage. Stages
@@ -79,33 +76,25 @@ class UnitStage(Stage[C], Generic[C, U]):
         if number != offered:
             raise AssertionError(f"{self.kind}: {number} {port} went in, {offered} units were made of them")
 
-    async def do_unit(
-        self,
-        key: str,
-        unit: U,
-        context: StageContext,
-        writer: RecordWriter,
-        failures: Failures,
-        refusals: Refusals,
-    ) -> Result | None:
+    async def do_unit(self, key: str, unit: U, context: StageContext, log: UnitLog) -> Result | None:
         """Do one unit, with its retries, store what it left, and return it; None where it failed."""
         result = None
         try:
             result = await self._attempt(unit, context)
         except Refused as error:
             result = self.refused(key, unit, error, context)
-            refusals.add(key, result, error)
+            log.refusals.add(key, result, error)
         except RetryableError as error:
-            failures.add(key, error)
+            log.failures.add(key, error)
             if error.exit_code is ExitCode.USER_ERROR:  # the server refuses us, not the unit
-                refusals.count(error)
+                log.refusals.count(error)
             context.progress.failed += 1
         else:
             if not (result.records or result.drops):
                 raise AssertionError(f"{self.kind}: unit {key} left neither a record nor a reason")
             if result.asked:
-                refusals.answered()
-            writer.commit(key, result.records, result.drops)
+                log.refusals.answered()
+            log.writer.commit(key, result.records, result.drops)
         context.progress.advance()
         return result
 

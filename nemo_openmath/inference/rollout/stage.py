@@ -12,10 +12,10 @@ from typing import Literal
 from nemo_openmath.chat import load_template
 from nemo_openmath.core.bounds import NonNegativeInt, PositiveInt, PositiveShare
 from nemo_openmath.core.errors import Refused
-from nemo_openmath.core.records import Generation, Mode, Problem, RecordWriter
+from nemo_openmath.core.records import Generation, Mode, Problem
 from nemo_openmath.core.records.ids import in_shard
 from nemo_openmath.core.records.store import read_file, shard_file
-from nemo_openmath.core.stage import RUNTIME, Failures, Refusals, Result, StageContext, UnitStage, run_bounded
+from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitLog, UnitStage, run_bounded
 from nemo_openmath.inference.rollout.agreement import SampleFailed, sample_until_agreed
 from nemo_openmath.inference.rollout.answer import answer_of
 from nemo_openmath.inference.rollout.counts import AgreementRule, by_hardness
@@ -160,20 +160,19 @@ class Generate(UnitStage[GenerateConfig, Sample]):
         await self.prepare(context)
         config, pool = self.config, await context.services.grading()
         rule = AgreementRule(config.least, config.samples, config.confidence)
-        failures, gate = Failures(context, self.retries + 1), asyncio.Semaphore(self.concurrency)
+        gate = asyncio.Semaphore(self.concurrency)
 
-        with RecordWriter(context.output, shard=context.shard, shards=context.shards) as writer:
-            context.progress.begin(None, writer.recovered)
-            refusals = Refusals(context, writer)
+        with UnitLog(context, self.retries + 1) as log:
+            context.progress.begin(None, log.writer.recovered)
             stored_file = shard_file(context.output, context.shard, context.shards)
             stored = {generation.id: answer_of(generation) for generation in read_file(stored_file, Generation)}
 
             async def answer(problem: Problem, sample: int) -> str | None:
                 key = self._sampler.id_of(problem, sample)
-                if writer.done(key):
+                if log.writer.done(key):
                     return stored.pop(key, None)
                 async with gate:
-                    result = await self.do_unit(key, (problem, sample), context, writer, failures, refusals)
+                    result = await self.do_unit(key, (problem, sample), context, log)
                 if result is None:
                     raise SampleFailed
                 return next((answer_of(r) for r in result.records if isinstance(r, Generation)), None)
@@ -186,5 +185,4 @@ class Generate(UnitStage[GenerateConfig, Sample]):
 
             mine = ((p.id, p) for p in self._problems(context) if in_shard(p.id, context.shard, context.shards))
             await run_bounded(mine, solve, self.concurrency)
-            refusals.close()
-        failures.close()
+        log.failures.close()
