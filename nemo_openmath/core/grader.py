@@ -30,18 +30,22 @@ class Grade:
 
     @property
     def is_equal(self) -> bool:
+        """Whether the answers are certainly equal."""
         return self.verdict is Verdict.EQUAL
 
 
 def equal(reason: str) -> Grade:
+    """Return the grade of two answers that are equal."""
     return Grade(Verdict.EQUAL, reason)
 
 
 def not_equal(reason: str) -> Grade:
+    """Return the grade of two answers that are different."""
     return Grade(Verdict.NOT_EQUAL, reason)
 
 
 def unknown(reason: str) -> Grade:
+    """Return the grade of two answers of which it is not known."""
     return Grade(Verdict.UNKNOWN, reason)
 
 

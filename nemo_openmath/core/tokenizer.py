@@ -35,6 +35,7 @@ class Prompt:
 
     @property
     def text(self) -> str:
+        """The prompt as one text."""
         return "".join(text for text, _ in self.parts)
 
 

@@ -40,6 +40,10 @@ class Evaluator:
         return value if isinstance(value, Ball) else ball.from_exact(value, self.prec)
 
     def value(self, node: Node) -> Value:
+        """Return the value of a node: exact where it is rational, else an enclosure.
+
+        Raises Undecided, Undefined, NotReal or OutOfReach.
+        """
         match node:
             case ("num", value, _):
                 return value

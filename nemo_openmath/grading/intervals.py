@@ -47,6 +47,7 @@ class Ball:
 
 
 def log2_int(n: int) -> float:
+    """Return log2 of a whole number of any size; 0 of zero."""
     n = abs(n)
     if n < 2:
         return 0.0
@@ -55,6 +56,7 @@ def log2_int(n: int) -> float:
 
 
 def from_exact(value: int | Fraction, prec: int) -> Ball:
+    """Return the enclosure of an exact number."""
     if isinstance(value, int):
         n = from_int(value)
         re = mpi.mpi_pos((n, n), prec)
@@ -102,6 +104,7 @@ def sign(x: Interval) -> int:
 
 
 def contains_zero(x: Interval) -> bool:
+    """Return whether zero lies in a real enclosure."""
     return mpf_sign(x[0]) <= 0 <= mpf_sign(x[1])
 
 

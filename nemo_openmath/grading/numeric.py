@@ -77,6 +77,7 @@ class _Opaque:
         self.known: list[tuple[Any, Node, Node]] = []  # function, argument, letter
 
     def compare(self, a: Node, b: Node) -> Grade:
+        """Compare two expressions with the functions replaced."""
         try:
             return same(self._hide(a), self._hide(b), self.log_base)
         except OutOfReach:

@@ -100,6 +100,8 @@ class _Worker:
             unsent = unsent[os.write(self.stdin.fileno(), unsent) :]
 
     def grade(self, pairs: Sequence[Pair], take_modulo: int | None) -> list[Grade]:
+        """Return the grades of pairs. A pair over which the process dies or hangs is a TIMEOUT; the process is
+        replaced."""
         grades: list[Grade] = []
         idle_deaths = 0
         suspect = -1  # index of the pair over which a worker died once already
@@ -140,6 +142,7 @@ class _Worker:
         self._start()
 
     def stop(self) -> None:
+        """Kill the process and close its pipes."""
         self.process.kill()
         self.process.wait()
         self.selector.close()

@@ -127,6 +127,7 @@ def letter_unit(word: str) -> tuple[dict[str, int], Fraction]:
 
 
 def dimension(parts: dict[str, int]) -> Dimension:
+    """Return the dimension of a product of base units: those with an exponent, in order."""
     if "degC" in parts or "degF" in parts:  # degrees Celsius
         parts = {base: exponent for base, exponent in parts.items() if base != "deg"}
     return tuple(sorted((base, exponent) for base, exponent in parts.items() if exponent and base != "unit"))

@@ -30,6 +30,7 @@ class OutOfTime(BaseException):
 
 
 def frame(value: Any) -> bytes:
+    """Return a message with its length in front."""
     payload = pickle.dumps(value, protocol=5)
     return HEADER.pack(len(payload)) + payload
 
@@ -65,6 +66,7 @@ def _ring(_signum: int, _frame: object) -> None:
 
 
 def main() -> None:
+    """Answer jobs from standard input until it ends."""
     time_limit, memory_mb = float(sys.argv[1]), int(sys.argv[2])
     replies = os.dup(1)
     os.dup2(2, 1)  # a library that prints must not write into the replies

@@ -34,10 +34,12 @@ class Lineage:
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
     def write(self, folder: Path) -> None:
+        """Write it into the folder of the artifact."""
         write_json(folder / LINEAGE, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> Lineage | None:
+        """Read it from the folder of an artifact; None where there is none."""
         path = folder / LINEAGE
         return cls(**orjson.loads(path.read_bytes())) if path.is_file() else None
 

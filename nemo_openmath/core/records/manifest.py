@@ -96,6 +96,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest, which makes the stage finished."""
     write_json(folder / MANIFEST, manifest.to_json())
 
 

@@ -124,6 +124,7 @@ class RecordWriter:
         self._pending = {"part": 0, "drops": 0}
 
     def close(self) -> None:
+        """Flush and close the files. A second call does nothing."""
         if self._files:
             try:
                 self.flush()

@@ -79,6 +79,7 @@ class Thread(Record):
 
     @classmethod
     def make(cls, forum_post: str, forum_discussions: str = "", **extra: Any) -> Thread:
+        """Return a thread whose id is made from its texts."""
         return cls(
             id=content_id("thread", forum_post, forum_discussions),
             forum_post=forum_post,
@@ -150,10 +151,12 @@ class Generation(Record):
 
     @property
     def correct(self) -> bool:
+        """Whether its answer was judged equal to the expected one."""
         return self.verdict is Verdict.EQUAL
 
     @property
     def finished(self) -> bool:
+        """Whether the model ended it by itself."""
         return self.finish is Finish.STOP
 
     @property
