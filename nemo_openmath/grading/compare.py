@@ -223,7 +223,7 @@ def _connective(text: str) -> str | None:
 
 def _compare_read(p: _Reading, e: _Reading) -> Grade:
     if p.canonical == e.canonical and p.canonical:
-        return equal("same but for the dress")
+        return equal("same but for the markup")
     chosen = _choices(p, e)
     if chosen is not None:
         return chosen

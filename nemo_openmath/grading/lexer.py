@@ -1,6 +1,6 @@
-r"""Answers in any common dress -> tokens.
+r"""Answers in any common markup -> tokens.
 
-The dress (``\left``, ``\dfrac``, ``\,``, ``$``, ``\mathrm``, Unicode) is taken off here, so that the parser sees one
+The markup (``\left``, ``\dfrac``, ``\,``, ``$``, ``\mathrm``, Unicode) is taken off here, so that the parser sees one
 spelling of everything. All patterns are linear: no quantifier nests inside another over the same characters.
 
 A token is ``(kind, value)``: ``num`` (Fraction, written digits of a decimal or 0), ``sym`` name, ``const`` name,
@@ -152,7 +152,7 @@ _NUMBER_NAMES = {"pi": ("const", "pi"), "infinity": ("const", "oo"), "inf": ("co
 
 
 def clean(text: str) -> str:
-    """Take off the dress that never changes the meaning."""
+    """Take off the markup that never changes the meaning."""
     if len(text) > MAX_LENGTH:
         raise NotMath("too long")
     if (box := _BOX.fullmatch(text)) is not None:
