@@ -191,7 +191,7 @@ class ContextOverflow(InvalidRequest):
         super().__init__(f"prompt of {prompt_tokens} tokens does not fit the context of {max_context}")
 
     @classmethod
-    def said(cls, message: str) -> ContextOverflow:
+    def in_words(cls, message: str) -> ContextOverflow:
         """Return the same error in a server's own words."""
         error = cls(0, 0)
         error.args = (message,)

@@ -153,7 +153,7 @@ class Transport:
             raise AttemptFailed(message)  # this server may have another model; the next may have ours
         if status in (400, 413, 422) and _TOO_LONG.search(message):
             # of a prompt in text: only the server counts its tokens
-            raise ContextOverflow.said(f"{url}: {message}")
+            raise ContextOverflow.in_words(f"{url}: {message}")
         if status in (400, 413, 422):
             raise InvalidRequest(f"{url}: {message}")
         raise WrongServer(f"{url}: {message}")

@@ -17,8 +17,8 @@ import re
 import resource
 import signal
 import stat
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Awaitable, Callable
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Self, TypeVar
@@ -32,62 +32,21 @@ from nemo_openmath.core.listening import check_address
 from nemo_openmath.core.logs import configure_logging
 from nemo_openmath.core.sandbox import Limits, SandboxError
 from nemo_openmath.sandbox import channel
-from nemo_openmath.sandbox.local import DEFAULT_PACKAGES, LocalSandbox
+from nemo_openmath.sandbox.local import LocalSandbox
 from nemo_openmath.sandbox.service import wire
 from nemo_openmath.sandbox.service.metrics import LOG, JSONLines, Metrics, log
 from nemo_openmath.sandbox.service.openapi import OPEN_TO_ALL, ROUTES, document
+from nemo_openmath.sandbox.service.settings import TOKEN_ENV, ServiceSettings
 from nemo_openmath.sandbox.service.table import Refusal, SessionTable
 
 T = TypeVar("T")
 
-MOST = Limits(600.0, 600.0, 16_384, 1_000_000, 0, 256, 1024, 4096)
 _MOST_BODY_BYTES = 6 * channel.MAX_CODE_BYTES + 65_536  # JSON writes a byte as at most six
 _SHORTEST_TOKEN = 16
 _NUMBERS_END = 10**18  # of a session's executions: JSON and its readers hold 64 bits
 _WATCH_S = 0.5
 _RETRY_S = 0.5  # for a zygote that is being replaced
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-TOKEN_ENV = "OPENMATH_SANDBOX_TOKEN"
-
-
-@dataclass(frozen=True)
-class ServiceSettings:
-    """Settings of the sandbox service."""
-
-    host: str = "127.0.0.1"
-    port: int = 8700
-    """0 takes a free one."""
-    socket: Path | None = None
-    """Path of a unix socket, to which its owner alone may connect. Then there is no port."""
-    token_env: str = TOKEN_ENV
-    """Name of the environment variable with the bearer token. That of the default may be missing on loopback and on a
-    unix socket."""
-    workers: int | None = None
-    """Executions at the same time; None: the processors."""
-    queue: int = 1024
-    """How many more executions may wait."""
-    sessions: int = 1024
-    """Live sessions at most."""
-    idle_s: float = 600.0
-    """Seconds after which an unused session ends."""
-    drain_s: float = 30.0
-    """Seconds for what runs at SIGTERM."""
-    packages: Sequence[str] = DEFAULT_PACKAGES
-    """Imported beforehand, and besides the standard library the only ones there are."""
-    unsafe: bool = False
-    """Whether to run even where a required wall is missing. Every result then says so."""
-    most: Limits = MOST
-    """The largest limits that a client may ask for."""
-
-    def __post_init__(self) -> None:
-        for name in ("workers", "sessions", "idle_s"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise UserError(f"{name}={value}", remedy="use a positive number")
-        for name in ("queue", "drain_s"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)}", remedy="use 0 or more")
 
 
 class SandboxService:
