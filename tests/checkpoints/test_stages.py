@@ -5,24 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nemo_openmath.checkpoints import stages
 from nemo_openmath.checkpoints.convert import hf_to_megatron
 from nemo_openmath.checkpoints.formats import step_folders
-from nemo_openmath.core.progress import Progress
-from nemo_openmath.core.stage import StageContext
 from tests.support import models
+from tests.support.services import stage_context
 
 CONFIG = models.TIED.with_changes(num_hidden_layers=2)
-
-
-def context(inputs: dict[str, list[Path]], output: Path) -> StageContext:
-    services: Any = None  # these stages borrow nothing
-    output.mkdir()
-    return StageContext("stage", inputs, output, 0, services, Progress("stage"))
 
 
 def test_average_then_merge(tmp_path: Path) -> None:
@@ -34,7 +26,7 @@ def test_average_then_merge(tmp_path: Path) -> None:
     average = stages.Average(stages.AverageConfig(count=4))
     assert average.makes == "model"
     made = tmp_path / "average"
-    asyncio.run(average.run(context({"training": [training]}, made)))
+    asyncio.run(average.run(stage_context({"training": [training]}, made)))
     tensors = [models.load(tmp_path / f"hf{step}") for step in range(4)]
     for name, tensor in models.load(made).items():
         assert (tensor - sum(t[name] for t in tensors) / 4).abs().max() < 1e-6
@@ -46,11 +38,11 @@ def test_average_then_merge(tmp_path: Path) -> None:
     ]
     merge = stages.Merge(stages.MergeConfig(weights=(0.3, 0.7)))
     merged = tmp_path / "merged"
-    asyncio.run(merge.run(context({"models": [made, tmp_path / "hf0"]}, merged)))
+    asyncio.run(merge.run(stage_context({"models": [made, tmp_path / "hf0"]}, merged)))
     a, b = models.load(made), models.load(tmp_path / "hf0")
     for name, tensor in models.load(merged).items():
         assert (tensor - (0.3 * a[name] + 0.7 * b[name])).abs().max() < 1e-6
-    asyncio.run(merge.run(StageContext("again", {"models": [made, made]}, merged, 0, Any, Progress("x"))))  # type: ignore[arg-type]
+    asyncio.run(merge.run(stage_context({"models": [made, made]}, merged)))
     assert models.same(models.load(merged), a)  # a killed stage runs again into its own folder
 
 

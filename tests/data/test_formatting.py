@@ -23,17 +23,16 @@ from hypothesis import strategies as st
 from nemo_openmath.chat import RENDERED, Author, ChatTokenizer, Message, Span, Transcript, encode, load_template
 from nemo_openmath.chat.blocks import notice_block, output_block
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Drop, Problem, RecordWriter, SftRow, read_drops, read_records
 from nemo_openmath.core.records.key_set import KeySet
 from nemo_openmath.core.records.manifest import Manifest, write_manifest
-from nemo_openmath.core.stage import StageContext
 from nemo_openmath.data.rows.conversion import BlockConverter
 from nemo_openmath.data.rows.formatting import Formatter, Reject
 from nemo_openmath.data.rows.selection import Choice, FormatRules
 from nemo_openmath.data.rows.sources import Block, _hub_rows, read_source
 from nemo_openmath.data.rows.stages import ReadConfig, ReadRows
 from tests.support.rows import make_rows
+from tests.support.services import stage_context
 from tests.support.tokenizers import byte_level, unigram
 
 COT = {
@@ -425,14 +424,7 @@ def test_a_dataset_is_read_by_name(tmp_path: Path) -> None:
 
 
 def read(data: Path, out: Path, workers: int, skip_broken: bool = True) -> None:
-    context = StageContext(
-        name="read",
-        inputs={"data": [data]},
-        output=out,
-        seed=0,
-        services=None,  # type: ignore[arg-type]  # reading asks for none
-        progress=Progress(out.with_suffix(".json")),
-    )
+    context = stage_context({"data": [data]}, out)
     asyncio.run(ReadRows(ReadConfig(workers=workers, skip_broken=skip_broken)).run(context))
 
 

@@ -1,23 +1,20 @@
 """The two stages over real folders, with the real grading pool."""
 
 import asyncio
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from rich.console import Console
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Generation, Problem
 from nemo_openmath.core.records.store import write_records
 from nemo_openmath.core.stage import Stage, StageContext
 from nemo_openmath.evaluation.stage import CompareConfig, CompareScores, ComputeMetrics, MetricsConfig
 from nemo_openmath.grading import GradingPool
-from tests.support.services import Lent
+from tests.support.services import Lent, stage_context
 
 PROBLEMS = [Problem.make(f"What is {i}?") for i in range(40)]
 
@@ -43,9 +40,7 @@ def generations(mode: str, skill: int) -> list[Generation]:
 
 def run(stage: Stage[Any], inputs: dict[str, list[Path]], output: Path) -> StageContext:
     async def work(pool: GradingPool) -> StageContext:
-        output.mkdir(parents=True, exist_ok=True)
-        progress = Progress("test", console=Console(file=io.StringIO()))
-        context = StageContext("test", inputs, output, 7, Lent(grading=pool), progress)
+        context = stage_context(inputs, output, services=Lent(grading=pool), seed=7)
         await stage.run(context)
         return context
 

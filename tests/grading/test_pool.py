@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from nemo_openmath.grading import Grade, GradingPool, Verdict, compare
-from nemo_openmath.grading.worker import guarded
 from tests.grading.test_pairs import PAIRS
 
 
@@ -161,7 +160,6 @@ def test_limits_inside_the_worker(abuse: str, reason: str) -> None:
 
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)
     assert run.stdout.startswith(reason)
-    assert guarded.__module__ == "nemo_openmath.grading.worker"
 
 
 def test_workers_are_fresh_interpreters() -> None:

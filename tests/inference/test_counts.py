@@ -11,16 +11,14 @@ import pytest
 from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.engine import Completion, EngineError, Request
 from nemo_openmath.core.errors import Incomplete
-from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Generation, Problem, read_records
 from nemo_openmath.core.records.store import write_records
-from nemo_openmath.core.stage import StageContext
 from nemo_openmath.grading import GradingPool, majority
 from nemo_openmath.inference.rollout.answer import answer_of
 from nemo_openmath.inference.rollout.counts import AgreementRule, by_hardness, chance_of_lead
 from nemo_openmath.inference.rollout.stage import Generate, GenerateConfig
 from tests.support.engines import LocalEngine
-from tests.support.services import Lent
+from tests.support.services import Lent, stage_context
 from tests.support.waiting import until
 
 
@@ -79,10 +77,10 @@ CONFIG = GenerateConfig(samples=12, count="agreement", least=3, temperature=1.0,
 async def work(
     folder: Path, output: str, engine: Dice, config: GenerateConfig, shard: int = 0, shards: int = 1
 ) -> dict:
-    with GradingPool() as pool, Progress("solutions") as progress:
+    with GradingPool() as pool:
         lent = Lent(engine=engine, tokenizer=engine.tokenizer, grading=pool)
         inputs = {"problems": [folder / "problems"]}
-        context = StageContext("solutions", inputs, folder / output, 1, lent, progress, shard, shards)
+        context = stage_context(inputs, folder / output, services=lent, shard=shard, shards=shards)
         await Generate(config).run(context)
     return context.metrics
 

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from nemo_openmath.competition.solver import SolverSettings
 from nemo_openmath.competition.stage import Compete, CompeteConfig
 from nemo_openmath.core.engine import ContextOverflow, EngineError, Finish, InvalidRequest, WrongServer
 from nemo_openmath.core.errors import Incomplete, UserError
-from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Generation, Group, Problem, read_drops, read_records
 from nemo_openmath.core.records.store import write_records
 from nemo_openmath.core.stage import Refusals, Stage, StageContext
@@ -32,6 +30,7 @@ from nemo_openmath.synthesis.solutions.grade import GradeConfig, GradeSolutions
 from nemo_openmath.synthesis.solutions.label import Hardness, HardnessConfig
 from nemo_openmath.synthesis.solutions.summarize import Summarize, SummarizeConfig
 from tests.support.engines import ScriptedEngine
+from tests.support.services import Lent, stage_context
 
 PROBLEMS = [Problem.make(f"What is {n} plus {n}?", expected_answer=str(2 * n)) for n in range(5)]
 LONG = Problem.make("What is 7 plus 7? " + "Think well. " * 9, expected_answer="14")
@@ -67,7 +66,7 @@ def has_moved(text: str) -> None:
     raise WrongServer("HTTP 404: Not Found")
 
 
-def run(stage: Stage, engine: Any, output: Path, **inputs: list[Any]) -> StageContext:
+def run(stage: Stage, engine: ScriptedEngine | None, output: Path, **inputs: list[Any]) -> StageContext:
     ports = {}
     for port, given in inputs.items():
         folder = output.parent / f"{output.name}-{port}"
@@ -75,23 +74,13 @@ def run(stage: Stage, engine: Any, output: Path, **inputs: list[Any]) -> StageCo
         ports[port] = [folder]
 
     async def work() -> StageContext:
-        async def lend(*_: object) -> Any:
-            return engine, engine.tokenizer
-
-        async def nothing() -> None:
-            return None
-
-        async def grading() -> GradingPool:
-            return pool
-
-        lent: Any = SimpleNamespace(engine=lend, grading=grading, sandbox=nothing)
-        with Progress("stage") as progress:
-            context = StageContext("stage", ports, output, 1, lent, progress)
-            await stage.run(context)
+        tokenizer = None if engine is None else engine.tokenizer
+        lent = Lent(engine=engine, tokenizer=tokenizer, sandbox=object(), grading=pool)  # no code is run
+        context = stage_context(ports, output, services=lent)
+        await stage.run(context)
         return context
 
     with GradingPool(workers=1) as pool:
-        output.mkdir(parents=True, exist_ok=True)
         return asyncio.run(work())
 
 

@@ -14,14 +14,13 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from nemo_openmath.chat import Author, ChatTokenizer, Message, Span, Transcript
 from nemo_openmath.core.errors import DamagedFile, UserError
-from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Generation, RecordWriter
-from nemo_openmath.core.stage import StageContext
 from nemo_openmath.speculative.decode import Decoded, Tree, speculate
 from nemo_openmath.speculative.model import DrafterShape, ReDrafter
 from nemo_openmath.speculative.stage import DrafterConfig, TrainDrafter
 from nemo_openmath.speculative.texts import Text
 from nemo_openmath.speculative.train import DrafterSettings, batches, drafter_loss, replay, train
+from tests.support.services import stage_context
 
 VOCAB, HIDDEN = 48, 32
 
@@ -214,13 +213,11 @@ def test_the_stage(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     for file in tokenizer.folder.glob("tokenizer*"):
         shutil.copy(file, model)
     solutions = generations(tmp_path / "solutions", tokenizer, 40)
-    services: Any = None  # it borrows nothing
     digests = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         output = tmp_path / name
-        output.mkdir()
         inputs = {"generations": [solutions], "model": [model]}
-        context = StageContext("drafter", inputs, output, seed, services, Progress("drafter"))
+        context = stage_context(inputs, output, seed=seed)
         stage = TrainDrafter(DrafterConfig(held_out=0.3, batch_tokens=300, epochs=2, max_tokens=45))
         asyncio.run(stage.run(context))
         digests.append(stage.digest(output))
@@ -246,8 +243,7 @@ def test_the_stage(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
 def test_nothing_to_train_on_is_said(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     with RecordWriter(tmp_path / "solutions"):
         pass
-    services: Any = None
     inputs = {"generations": [tmp_path / "solutions"], "model": [tokenizer.folder]}
-    context = StageContext("drafter", inputs, tmp_path, 0, services, Progress("drafter"))
+    context = stage_context(inputs, tmp_path / "drafter")
     with pytest.raises(UserError, match=r"solutions: nothing to train on \(no generation\); give more"):
         asyncio.run(TrainDrafter(DrafterConfig()).run(context))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +30,10 @@ class Lent(Services):
         *,
         engine: Engine | None = None,
         tokenizer: ChatTokenizer | None = None,
+        sandbox: Any = None,
         grading: GradingPool | None = None,
     ):
-        self._engine, self._tokenizer, self._grading = engine, tokenizer, grading
+        self._engine, self._tokenizer, self._sandbox, self._grading = engine, tokenizer, sandbox, grading
 
     async def engine(self, name: str) -> tuple[Engine, ChatTokenizer]:
         if self._engine is None or self._tokenizer is None:
@@ -40,12 +41,31 @@ class Lent(Services):
         return self._engine, self._tokenizer
 
     async def sandbox(self) -> Any:
-        raise AssertionError("no sandbox is lent")
+        if self._sandbox is None:
+            raise AssertionError("no sandbox is lent")
+        return self._sandbox
 
     async def grading(self) -> GradingPool:
         if self._grading is None:
             raise AssertionError("no grading pool is lent")
         return self._grading
+
+
+def stage_context(
+    inputs: Mapping[str, Sequence[Path]],
+    output: Path,
+    *,
+    services: Services | None = None,
+    seed: int = 1,
+    shard: int = 0,
+    shards: int = 1,
+) -> StageContext:
+    """A stage's context that shows nothing on the terminal, and its folder, as a run makes it. By default no service is
+    lent."""
+    output.mkdir(parents=True, exist_ok=True)
+    progress = Progress("test", console=Console(file=io.StringIO()))
+    ports = {port: list(folders) for port, folders in inputs.items()}
+    return StageContext("test", ports, output, seed, services or Lent(), progress, shard, shards)
 
 
 @dataclass(frozen=True)
@@ -77,7 +97,6 @@ async def run_stage(
 
     ``answer``: what the model says to a question. A second run in the same ``folder`` goes on from the first one."""
     ports = {port: [_stored(folder / port, records)] for port, records in inputs.items()}
-    progress = Progress("test", console=Console(file=io.StringIO()))
     async with AsyncExitStack() as stack:
         asked: list[Asked] = []
         engine = None
@@ -86,7 +105,7 @@ async def run_stage(
             asked, engine = server.asked, server.engine()
             stack.push_async_callback(engine.close)
         services = Lent(engine=engine, tokenizer=tokenizer, grading=grading)
-        context = StageContext("test", ports, folder / "out", seed, services, progress)
+        context = stage_context(ports, folder / "out", services=services, seed=seed)
         await stage.run(context)
     records = [] if stage.record is None else list(read_records(context.output, stage.record))
     return StageRun(records, list(read_drops(context.output)), asked, context)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import orjson
-from rich.console import Console
 
 from nemo_openmath.chat import ChatTokenizer
-from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Generation, Problem
 from nemo_openmath.core.records.store import read_records, write_records
-from nemo_openmath.core.stage import StageContext
 from nemo_openmath.demo.teacher import StandInTeacher
 from nemo_openmath.synthesis.judge import JudgeAnswers
 from nemo_openmath.synthesis.judge.stage import JudgeConfig
-from tests.support.services import Lent
+from tests.support.services import Lent, stage_context
 
 PROBLEM = Problem.make("What is 3 + 4?")
 
@@ -53,11 +49,9 @@ async def run(
     write_records(folder / "graded", graded)
     inputs = {"generations": [folder / "graded"], "problems": [folder / "problems"]}
     output = folder / "judged"
-    output.mkdir(exist_ok=True)
     lent = Lent(engine=StandInTeacher(tokenizer), tokenizer=tokenizer)
-    progress = Progress("test", console=Console(file=io.StringIO()))
     for shard in range(shards):
-        context = StageContext("test", inputs, output, 7, lent, progress, shard, shards)
+        context = stage_context(inputs, output, services=lent, seed=7, shard=shard, shards=shards)
         await JudgeAnswers(JudgeConfig(votes=3, **config)).run(context)
     return {g.id: g for g in read_records(output, Generation)}, context.metrics
 
@@ -95,8 +89,7 @@ async def test_agreement_survives_a_restart(tokenizer: ChatTokenizer, tmp_path: 
         file.write(b'{"unit": "torn')
     inputs = {"generations": [tmp_path / "graded"], "problems": [tmp_path / "problems"]}
     lent = Lent(engine=StandInTeacher(tokenizer), tokenizer=tokenizer)
-    progress = Progress("test", console=Console(file=io.StringIO()))
-    context = StageContext("test", inputs, output, 7, lent, progress)
+    context = stage_context(inputs, output, services=lent, seed=7)
     await JudgeAnswers(JudgeConfig(votes=3, everything=True)).run(context)  # nothing is left to judge
     assert context.metrics["judging"] == before
     assert orjson.loads((output / "agreement.json").read_bytes()) == before

@@ -4,22 +4,21 @@ import asyncio
 import json
 import logging
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Problem, Thread, read_drops, read_records
 from nemo_openmath.core.records.store import unit_names
-from nemo_openmath.core.stage import Services, StageContext
+from nemo_openmath.core.stage import StageContext
 from nemo_openmath.synthesis.problems.read import ReadFilesConfig, ReadProblems, ReadThreads, _ReadFiles
+from tests.support.services import stage_context
 
 
 def run(kind: type[_ReadFiles], output: Path, *paths: Path, **settings: Any) -> StageContext:
-    with Progress("test") as progress:
-        context = StageContext("test", {"files": paths}, output, 1, cast(Services, None), progress)
-        asyncio.run(kind(ReadFilesConfig(**settings)).run(context))
+    context = stage_context({"files": paths}, output)
+    asyncio.run(kind(ReadFilesConfig(**settings)).run(context))
     return context
 
 
@@ -45,7 +44,7 @@ def test_a_problem_file_that_cannot_be_used_is_refused(tmp_path: Path, name: str
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=says):
         run(ReadProblems, tmp_path / "out", tmp_path / name)
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_broken_rows_are_skipped_and_counted_where_the_user_says_so(tmp_path: Path) -> None:

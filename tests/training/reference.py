@@ -46,7 +46,7 @@ def gradients(folder: Path) -> tuple[float, float, dict[str, torch.Tensor]]:
     loss.backward()
     found = {name: p.grad for name, p in model.named_parameters()}
     norm = torch.stack([g.double().square().sum() for g in found.values()]).sum().sqrt()
-    return float(loss), float(norm), found
+    return float(loss.detach()), float(norm), found
 
 
 def trajectory(folder: Path, steps: int, config: TrainingConfig) -> tuple[list[Step], dict[str, torch.Tensor]]:

@@ -16,15 +16,14 @@ from nemo_openmath.checkpoints.checkpoint import open_checkpoint
 from nemo_openmath.checkpoints.convert import hf_to_megatron
 from nemo_openmath.cli.main import run
 from nemo_openmath.core.errors import ExitCode, UserError
-from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records.lineage import digest_tree
-from nemo_openmath.core.stage import StageContext
 from nemo_openmath.data.packs.write import write_packs
 from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.training.base_model import BaseModel, refuse_used_output
 from nemo_openmath.training.stage import Sft, SftConfig
 from tests.support import models
+from tests.support.services import stage_context
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 
@@ -65,16 +64,14 @@ def test_other_weights_are_refused(used: tuple[Path, Path], tmp_path: Path) -> N
 async def test_the_job_file_stays_as_it_was(used: tuple[Path, Path], tmp_path: Path) -> None:
     model, output = used
     inputs = {"model": [model], "packs": [tmp_path / "packs"]}
-    services: Any = None  # it borrows nothing
-    context = StageContext("train", inputs, output, 0, services, Progress("train"))
-    await Sft(SftConfig(steps=5)).prepare_launch(context)
+    await Sft(SftConfig(steps=5)).prepare_launch(stage_context(inputs, output, seed=0))
     before = (output / "job.yaml").read_text()
     assert json.loads(before)["data"]["steps"] == 5
     with pytest.raises(UserError, match=r"has rope_theta 1000000\.0, the job says 7000\.0"):
-        await Sft(SftConfig(steps=5, rope_theta=7000.0)).prepare_launch(context)
+        await Sft(SftConfig(steps=5, rope_theta=7000.0)).prepare_launch(stage_context(inputs, output, seed=0))
     inputs["model"] = [models.make(tmp_path / "other", seed=1)]
     with pytest.raises(UserError, match="other weights"):
-        await Sft(SftConfig(steps=5)).prepare_launch(context)
+        await Sft(SftConfig(steps=5)).prepare_launch(stage_context(inputs, output, seed=0))
     assert (output / "job.yaml").read_text() == before
 
 
