@@ -140,19 +140,19 @@ def special_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, s
     legacy = folder / "special_tokens_map.json"
     if legacy.is_file() and "added_tokens_decoder" not in config:
         sources.append((legacy, read_object(legacy)))
-    found: dict[str, Any] = {}
+    tokens: dict[str, Any] = {}
     for file, source in sources:
         named = {name: value for name, value in source.items() if name in _NAMED}
         for name, value in named.items():
             if not isinstance(_content(value), str | None):
                 raise UserError(f"{name} is not a token: {value!r}", file=file, remedy="write its text, or null")
-        found |= named
-        found |= {k: v for k, v in source.items() if k.endswith("_token") and isinstance(v, str | dict)}
+        tokens |= named
+        tokens |= {k: v for k, v in source.items() if k.endswith("_token") and isinstance(v, str | dict)}
         if isinstance(extra := source.get("extra_special_tokens"), dict):
-            found |= extra
+            tokens |= extra
     defaults = _class_defaults(folder, config)
-    unknown = set() if defaults is not None else set(_NAMED) - found.keys()
-    texts = {name: _content(value) for name, value in ((defaults or {}) | found).items()}
+    unknown = set() if defaults is not None else set(_NAMED) - tokens.keys()
+    texts = {name: _content(value) for name, value in ((defaults or {}) | tokens).items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}, unknown
 
 

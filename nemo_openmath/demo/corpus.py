@@ -48,8 +48,8 @@ def _notebook(rng: random.Random, pool: str) -> str:
 def _two_programs(item: Item) -> list[str]:
     first, second = item.stages
     if "{unknown}" in second:
-        found = str(sum(divisors(item.params[0])))
-        return [first, f"# {found}", second.replace("{unknown}", found), f"# {item.answer}"]
+        total = str(sum(divisors(item.params[0])))
+        return [first, f"# {total}", second.replace("{unknown}", total), f"# {item.answer}"]
     if int(item.answer) < 50:
         return [first, f"# {item.answer}"]
     return [first, "# None", second, f"# {item.answer}"]

@@ -173,10 +173,10 @@ def _digit_count(a: int, b: int, s: int) -> int:
 
 
 def _digit_count_steps(a: int, b: int, s: int) -> str:
-    found = [k for k in range(a, b + 1) if digit_sum(k) == s]
-    if len(found) <= 6:
-        return f"They are {', '.join(map(str, found)) or 'none'}. That makes {len(found)}."
-    return f"They are {found[0]}, {found[1]}, {found[2]} and so on. That makes {len(found)}."
+    numbers = [k for k in range(a, b + 1) if digit_sum(k) == s]
+    if len(numbers) <= 6:
+        return f"They are {', '.join(map(str, numbers)) or 'none'}. That makes {len(numbers)}."
+    return f"They are {numbers[0]}, {numbers[1]}, {numbers[2]} and so on. That makes {len(numbers)}."
 
 
 DIGIT_COUNT = ProblemKind(
@@ -209,10 +209,10 @@ def _pairs(a: int, b: int, c: int) -> list[tuple[int, int]]:
 
 
 def _pairs_steps(a: int, b: int, c: int) -> str:
-    found = _pairs(a, b, c)
-    shown = ", ".join(f"({x}, {y})" for x, y in found[:5])
-    more = "" if len(found) <= 5 else " and so on"
-    return f"The pairs are {shown or 'none'}{more}. That makes {len(found)}."
+    pairs = _pairs(a, b, c)
+    shown = ", ".join(f"({x}, {y})" for x, y in pairs[:5])
+    more = "" if len(pairs) <= 5 else " and so on"
+    return f"The pairs are {shown or 'none'}{more}. That makes {len(pairs)}."
 
 
 LINEAR_PAIRS = ProblemKind(
@@ -267,10 +267,10 @@ def _draw_divisor_sum(rng: random.Random, level: int) -> Params:
 
 
 def _divisor_sum_steps(n: int) -> str:
-    found = divisors(n)
-    if len(found) <= 8:
-        return f"The divisors are {', '.join(map(str, found))}. Their sum is {sum(found)}."
-    return f"The divisors are {', '.join(map(str, found[:4]))} and so on. Their sum is {sum(found)}."
+    parts = divisors(n)
+    if len(parts) <= 8:
+        return f"The divisors are {', '.join(map(str, parts))}. Their sum is {sum(parts)}."
+    return f"The divisors are {', '.join(map(str, parts[:4]))} and so on. Their sum is {sum(parts)}."
 
 
 DIVISOR_SUM = ProblemKind(

@@ -33,13 +33,13 @@ _STUDENT_PROMPTS = ("tir", "cot", "genselect")
 def fixed_sentences() -> list[str]:
     """Return the sentences of the student's prompts and of the notices between turns, without the parts that vary."""
     texts = [load_template(name).user for name in _STUDENT_PROMPTS] + [notice_block(1), notice_block(0)]
-    found: dict[str, None] = {}
+    sentences: dict[str, None] = {}
     for text in texts:
         for part in re.split(r"\{\w+\}|\d", text):  # places and numbers vary
             for sentence in re.findall(r".*?(?:[.!?](?= )|\n|\Z)", part):
                 if len(sentence.split()) >= 3:
-                    found[sentence.rstrip("\n")] = None
-    return sorted(found, key=lambda s: (-len(s), s))
+                    sentences[sentence.rstrip("\n")] = None
+    return sorted(sentences, key=lambda s: (-len(s), s))
 
 
 def train_tokenizer(corpus: Iterable[str], folder: str | Path, *, vocabulary: int = VOCABULARY) -> ChatTokenizer:

@@ -236,7 +236,7 @@ def parameters_by_stored_name(
     stage hold one).
     """
     entries = hf_mapping.stored_tensors(model)
-    found: dict[str, tuple[hf_mapping.StoredTensor, Tensor]] = {}
+    by_name: dict[str, tuple[hf_mapping.StoredTensor, Tensor]] = {}
     for chunk in chunks:
         parameters = dict(chunk.named_parameters())
         layers = chunk.decoder.layers
@@ -247,13 +247,13 @@ def parameters_by_stored_name(
                 continue
             parameter = parameters.pop(entry.local_name(offset, fused_norms=fused), None)
             if parameter is not None:
-                found[entry.name] = (entry, parameter)
+                by_name[entry.name] = (entry, parameter)
         tied = parameters.pop("output_layer.weight", None)
         if tied is not None:
-            found["output_layer.weight"] = (entries[0], tied)
+            by_name["output_layer.weight"] = (entries[0], tied)
         if parameters:
             raise RuntimeError(f"parameters that no mapping names: {sorted(parameters)}")
-    return found
+    return by_name
 
 
 @torch.no_grad()

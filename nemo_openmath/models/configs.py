@@ -85,28 +85,28 @@ class ModelConfig:
 
         ``quantized``: accept a folder of quantized weights. Raises UserError naming the field that is not computed.
         """
-        found = describe(folder, quantized=quantized)
-        path, kind = found.file, found.model_type
+        shape = describe(folder, quantized=quantized)
+        path, kind = shape.file, shape.model_type
         for wrong, problem, remedy in (
             (kind not in ARCHITECTURES, f"model_type {kind!r} is not supported", "use a Qwen2 or dense Qwen3 model"),
-            (found.rope.kind != "default", f"RoPE scaling {found.rope.kind!r} is not supported", _UNSCALED),
-            (found.o_bias, "attention_bias is true: biases of a Qwen3 are not computed", "use a model without them"),
+            (shape.rope.kind != "default", f"RoPE scaling {shape.rope.kind!r} is not supported", _UNSCALED),
+            (shape.o_bias, "attention_bias is true: biases of a Qwen3 are not computed", "use a model without them"),
             (
-                found.attention_dropout > 0,
-                f"attention_dropout is {found.attention_dropout:g}: no dropout is computed",
+                shape.attention_dropout > 0,
+                f"attention_dropout is {shape.attention_dropout:g}: no dropout is computed",
                 "set it to 0.0",
             ),
         ):
             if wrong:
                 raise UserError(problem, file=path, remedy=remedy)
-        eos = found.raw.get("eos_token_id")
-        names = {field.name for field in fields(cls)} & {field.name for field in fields(found)}
+        eos = shape.raw.get("eos_token_id")
+        names = {field.name for field in fields(cls)} & {field.name for field in fields(shape)}
         return cls(
-            **{name: getattr(found, name) for name in names},
-            rope_theta=found.theta,
-            bos_token_id=found.raw.get("bos_token_id"),
+            **{name: getattr(shape, name) for name in names},
+            rope_theta=shape.theta,
+            bos_token_id=shape.raw.get("bos_token_id"),
             eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
-            pad_token_id=found.raw.get("pad_token_id"),
+            pad_token_id=shape.raw.get("pad_token_id"),
         )
 
     def to_hf(self, dtype: str = "bfloat16") -> dict[str, Any]:
@@ -154,7 +154,13 @@ def _qwen25(hidden: int, inner: int, layers: int, heads: int, kv: int, vocab: in
 
 def _qwen3(hidden: int, inner: int, layers: int, heads: int, tied: bool) -> ModelConfig:
     return ModelConfig(
-        *(151936, hidden, inner, layers, heads, 8, 128),
+        vocab_size=151936,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        head_dim=128,
         max_position_embeddings=32768,
         tie_word_embeddings=tied,
         model_type="qwen3",

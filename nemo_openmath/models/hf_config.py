@@ -150,25 +150,25 @@ class Described:
         """Return name -> shape of every tensor of the model; tied embeddings have no ``lm_head.weight``."""
         hidden, inner = self.hidden_size, self.intermediate_size
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
         for layer in range(self.num_hidden_layers):
             at = f"model.layers.{layer}."
-            found[at + "input_layernorm.weight"] = found[at + "post_attention_layernorm.weight"] = (hidden,)
+            shapes[at + "input_layernorm.weight"] = shapes[at + "post_attention_layernorm.weight"] = (hidden,)
             for letter, rows in (("q", q), ("k", kv), ("v", kv)):
-                found[f"{at}self_attn.{letter}_proj.weight"] = (rows, hidden)
+                shapes[f"{at}self_attn.{letter}_proj.weight"] = (rows, hidden)
                 if self.qkv_bias:
-                    found[f"{at}self_attn.{letter}_proj.bias"] = (rows,)
-            found[at + "self_attn.o_proj.weight"] = (hidden, q)
+                    shapes[f"{at}self_attn.{letter}_proj.bias"] = (rows,)
+            shapes[at + "self_attn.o_proj.weight"] = (hidden, q)
             if self.o_bias:
-                found[at + "self_attn.o_proj.bias"] = (hidden,)
+                shapes[at + "self_attn.o_proj.bias"] = (hidden,)
             if self.qk_norm:
-                found[at + "self_attn.q_norm.weight"] = found[at + "self_attn.k_norm.weight"] = (self.head_dim,)
-            found[at + "mlp.gate_proj.weight"] = found[at + "mlp.up_proj.weight"] = (inner, hidden)
-            found[at + "mlp.down_proj.weight"] = (hidden, inner)
-        found["model.norm.weight"] = (hidden,)
+                shapes[at + "self_attn.q_norm.weight"] = shapes[at + "self_attn.k_norm.weight"] = (self.head_dim,)
+            shapes[at + "mlp.gate_proj.weight"] = shapes[at + "mlp.up_proj.weight"] = (inner, hidden)
+            shapes[at + "mlp.down_proj.weight"] = (hidden, inner)
+        shapes["model.norm.weight"] = (hidden,)
         if not self.tie_word_embeddings:
-            found["lm_head.weight"] = (self.vocab_size, hidden)
-        return found
+            shapes["lm_head.weight"] = (self.vocab_size, hidden)
+        return shapes
 
 
 def check_tensors(tensors: Mapping[str, HasShape], shapes: Mapping[str, tuple[int, ...]], file: Path | None) -> None:
@@ -218,26 +218,26 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Folders whose weights are not those of this file are refused: an adapter's, and those that name another file.
     """
-    found, path = read_json(folder, "config.json"), folder / "config.json"
+    config, path = read_json(folder, "config.json"), folder / "config.json"
     if (folder / ADAPTER).is_file():
         raise UserError(
             f"holds an adapter ({ADAPTER}), which changes the weights",
             file=folder,
             remedy=f"merge it into the model first, or remove {ADAPTER}",
         )
-    if found.get("transformers_weights") is not None:
-        problem = f"transformers_weights names {found['transformers_weights']!r} as the weights"
+    if config.get("transformers_weights") is not None:
+        problem = f"transformers_weights names {config['transformers_weights']!r} as the weights"
         raise UserError(problem, file=path, remedy="save the weights as model.safetensors and remove the field")
     for key in ("rope_parameters", "rope_scaling"):
-        if not isinstance(found.get(key) or {}, dict):
-            raise _wrong(path, key, found[key], "write an object, or null")
+        if not isinstance(config.get(key) or {}, dict):
+            raise _wrong(path, key, config[key], "write an object, or null")
     for key in SIZES:
-        if key in found:
-            _size(path, key, found[key])
-    for form in (found, found.get("rope_parameters") or {}, found.get("rope_scaling") or {}):
+        if key in config:
+            _size(path, key, config[key])
+    for form in (config, config.get("rope_parameters") or {}, config.get("rope_scaling") or {}):
         if form.get("rope_theta") is not None:
             _number(path, "rope_theta", form["rope_theta"], 0.0)
-    return found
+    return config
 
 
 def quantization(folder: Path, raw: Mapping[str, Any]) -> str | None:
@@ -252,9 +252,9 @@ def quantization(folder: Path, raw: Mapping[str, Any]) -> str | None:
 
 def refuse_quantized(folder: Path, raw: Mapping[str, Any]) -> None:
     """Raise UserError for a folder that is said to be quantized: payloads without their scales are other weights."""
-    if said := quantization(folder, raw):
+    if method := quantization(folder, raw):
         remedy = "give the plain model that it was made from"
-        raise UserError(f"is quantized ({said})", file=folder, remedy=remedy)
+        raise UserError(f"is quantized ({method})", file=folder, remedy=remedy)
 
 
 def rope_of(raw: Mapping[str, Any], path: Path | None = None) -> Rope:
@@ -266,8 +266,8 @@ def rope_of(raw: Mapping[str, Any], path: Path | None = None) -> Rope:
     forms = {key: dict(raw[key]) for key in ("rope_scaling", "rope_parameters") if raw.get(key)}
     settled = {key: _form(path, key, form) for key, form in forms.items()}
     if len(settled) == 2 and settled["rope_scaling"] != settled["rope_parameters"]:
-        said = ", ".join(f"{key} says {kind}" + (f" {rest}" if rest else "") for key, (kind, rest) in settled.items())
-        raise UserError(f"{said}: programs differ in which they take", file=path, remedy="remove the wrong one")
+        claims = ", ".join(f"{key} says {kind}" + (f" {rest}" if rest else "") for key, (kind, rest) in settled.items())
+        raise UserError(f"{claims}: programs differ in which they take", file=path, remedy="remove the wrong one")
     kind, rest = next(iter(settled.values()), ("default", {}))
     theta = next(iter(forms.values()), {}).get("rope_theta")
     theta = raw.get("rope_theta") if theta is None else theta

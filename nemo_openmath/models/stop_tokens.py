@@ -46,8 +46,8 @@ class StopTokens:
             }
         )
         ends: list[int] = []
-        for said in files:
-            value = said.get("eos_token_id")
+        for settings in files:
+            value = settings.get("eos_token_id")
             ends += value if isinstance(value, list) else [] if value is None else [value]
         first = {kind: next((f[k] for f in files if f.get(k := f"{kind}_token_id") is not None), None) for kind in _ONE}
         return cls(tuple(dict.fromkeys(ends)), first["pad"], first["bos"])
@@ -82,11 +82,11 @@ class StopTokens:
         for name in (_TOKENIZER, "special_tokens_map.json"):
             if not (folder / name).is_file():
                 continue
-            said = read_object(folder / name)
+            entry = read_object(folder / name)
             for key, token in chosen.items():
-                if token is not None and _text(said.get(key)) != token:
-                    said[key] = {**said[key], "content": token} if isinstance(said.get(key), dict) else token
-            _write(folder / name, said)
+                if token is not None and _text(entry.get(key)) != token:
+                    entry[key] = {**entry[key], "content": token} if isinstance(entry.get(key), dict) else token
+            _write(folder / name, entry)
 
 
 _TOKENIZER = "tokenizer_config.json"
@@ -133,13 +133,13 @@ def _one_or_all(ends: Sequence[int]) -> int | list[int] | None:
 
 
 def _checked(path: Path) -> dict[str, Any]:
-    found = read_object(path)
+    settings = read_object(path)
     for key in ("eos_token_id", *(f"{kind}_token_id" for kind in _ONE)):
-        value, ends = found.get(key), key == "eos_token_id"
+        value, ends = settings.get(key), key == "eos_token_id"
         for number in value if isinstance(value, list) and ends else [value]:
             if value is not None and (type(number) is not int or (ends and number < 0)):
                 raise UserError(f"{key} is {value!r}", file=path, remedy="write the id of a token")
-    return found
+    return settings
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

@@ -22,8 +22,8 @@ def usage(folder: str) -> tuple[int, int]:
     pending = [folder]
     while pending and entries <= MAX_ENTRIES:
         try:
-            with os.scandir(pending.pop()) as found:
-                for entry in found:
+            with os.scandir(pending.pop()) as listing:
+                for entry in listing:
                     entries += 1
                     if entries > MAX_ENTRIES:
                         break
@@ -103,8 +103,8 @@ def remove(folder: str) -> None:
     try:
         while True:
             os.chmod(folder, 0o700)
-            with os.scandir(folder) as found:
-                entries = list(found)
+            with os.scandir(folder) as listing:
+                entries = list(listing)
             if not entries:
                 os.rmdir(folder)
                 return
