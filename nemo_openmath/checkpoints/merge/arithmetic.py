@@ -23,7 +23,7 @@ from torch import Tensor
 from nemo_openmath.checkpoints.lazy import PIECE, Elementwise, LazyTensor
 from nemo_openmath.checkpoints.methods import Method
 
-_CACHED = 1 << 17  # elements: a few fp32 buffers of this size stay in a core's cache
+_CACHED = 1 << 18  # elements: fp32 buffers of this size stay in the cache, and smaller ones cost more calls
 _RANDOM_BLOCK = 1 << 16  # elements whose random numbers come from one seed
 _PARALLEL = 0.9995  # cosine above which SLERP is linear: its sine is too small to divide by
 
