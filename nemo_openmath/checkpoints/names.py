@@ -15,8 +15,8 @@ from nemo_openmath.checkpoints.formats.torch_dist import MODEL_NAMES
 from nemo_openmath.checkpoints.lazy import Blocks, InMemory, LazyTensor, StackedRows, equal, stack_rows
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import ModelConfig
-from nemo_openmath.models.hf_config import check_tensors, checked, no_place
 from nemo_openmath.models.hf_mapping import StoredTensor, stored_tensors
+from nemo_openmath.models.shapes import check_tensors, checked, no_place
 
 _HEAD, _EMBEDDING = "output_layer.weight", "embedding.word_embeddings.weight"
 

@@ -1,6 +1,7 @@
 """Qwen2.5 and dense Qwen3 on megatron-core: configurations, weights mapping, packed attention, fused loss.
 
 hf_config.py   the one reader of config.json: which fields are used, refused, or cannot change the numbers
+shapes.py      tensors held against the shapes that a configuration asks for
 configs.py     ModelConfig, presets, HF config.json both ways
 layout.py      Parallel: which products of TP, PP, CP, DP are valid
 hf_mapping.py  HF <-> Megatron tensors: the table of a model, and pure functions

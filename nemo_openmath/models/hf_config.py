@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from nemo_openmath.chat.model_files import read_object
 from nemo_openmath.core.errors import UserError
@@ -171,41 +171,6 @@ class Described:
         return shapes
 
 
-def check_tensors(tensors: Mapping[str, HasShape], shapes: Mapping[str, tuple[int, ...]], file: Path | None) -> None:
-    """Raise UserError naming a tensor that is missing, has another shape than ``shapes`` says, or is not in it."""
-    for name, shape in shapes.items():
-        checked(name, tensors.get(name), shape, file)
-    if left := tensors.keys() - shapes.keys():
-        raise no_place(left, file)
-
-
-class HasShape(Protocol):
-    """A tensor, in memory or not."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-
-T = TypeVar("T", bound=HasShape)
-
-
-def checked(name: str, tensor: T | None, shape: tuple[int, ...], file: Path | None = None) -> T:
-    """Return ``tensor``; raise UserError where it is None or has another shape than the configuration says."""
-    remedy = "check config.json against the weights"
-    if tensor is None:
-        raise UserError(f"the weights hold no {name}", file=file, remedy=remedy)
-    if tuple(tensor.shape) != shape:
-        problem = f"{name} has shape {tuple(tensor.shape)}, the configuration says {shape}"
-        raise UserError(problem, file=file, remedy=remedy)
-    return tensor
-
-
-def no_place(names: Collection[str], file: Path | None = None) -> UserError:
-    """Return the error about tensors that the architecture of config.json has no place for: they would be lost."""
-    problem = f"config.json has no place for {min(names)} ({len(names)} such tensor{'s' * (len(names) > 1)})"
-    return UserError(problem, file=file, remedy="check config.json against the weights")
-
-
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """Read a JSON object of a model folder. Raises UserError where it is none."""
     if not (folder / name).is_file():
@@ -304,8 +269,11 @@ def _form(path: Path | None, key: str, form: dict[str, Any]) -> tuple[str, dict[
 
 
 def describe(folder: str | Path, *, quantized: bool = False) -> Described:
-    """Read ``folder/config.json`` of a Qwen2, Qwen3 or Llama model. UserError names the first field that asks for
-    something that neither training nor the engine computes. ``quantized``: accept a folder of quantized weights."""
+    """Read ``folder/config.json`` of a Qwen2, Qwen3 or Llama model.
+
+    ``quantized``: accept a folder of quantized weights. Raises UserError naming the first field that asks for something
+    that neither training nor the engine computes.
+    """
     folder = Path(folder)
     raw, path = read_config(folder), folder / "config.json"
     kind = raw.get("model_type")
@@ -314,26 +282,8 @@ def describe(folder: str | Path, *, quantized: bool = False) -> Described:
     _check_architectures(path, kind, raw)
     if not quantized:
         refuse_quantized(folder, raw)
-    for key, (allowed, other) in FIXED.items():
-        if key in raw and not any(raw[key] == value and type(raw[key]) in _like(value) for value in allowed):
-            raise UserError(
-                f"{key} is {raw[key]!r}: {other}, which is not computed", file=path, remedy=_remedy(key, allowed)
-            )
-    missing = next((key for key in SIZES if key not in raw), None)
-    if missing is not None:
-        raise UserError(f"{missing!r} is missing", file=path, remedy=f"use a complete {kind} config.json")
-    hidden, heads, layers = raw["hidden_size"], raw["num_attention_heads"], raw["num_hidden_layers"]
-    listed = raw.get("layer_types")
-    if listed is not None and listed != ["full_attention"] * layers:
-        what = "sliding-window attention" if "sliding_attention" in listed else f"layer_types for {layers} layers"
-        raise _wrong(path, "layer_types", _shortened(listed), f"{what}: only full_attention in each layer is computed")
-    for key, nullable in (
-        ("num_key_value_heads", True),
-        ("max_position_embeddings", False),
-        ("head_dim", kind == "llama"),
-    ):
-        if key in raw and not (nullable and raw[key] is None):
-            _size(path, key, raw[key])
+    _check_fields(path, kind, raw)
+    hidden, heads = raw["hidden_size"], raw["num_attention_heads"]
     groups = raw.get("num_key_value_heads") or heads
     if heads % groups:
         raise UserError(
@@ -351,11 +301,7 @@ def describe(folder: str | Path, *, quantized: bool = False) -> Described:
     rope = rope_of(raw, path)
     if kind == "llama" and rope.theta is None:
         rope = Rope(rope.kind, 10_000.0, rope.settings)
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        ids = raw.get(key)
-        for number in ids if isinstance(ids, list) and key == "eos_token_id" else [ids]:
-            if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
-                raise _wrong(path, key, ids, "write the id of a token")
+    _check_token_ids(path, raw)
     return Described(
         file=path,
         raw=raw,
@@ -374,6 +320,37 @@ def describe(folder: str | Path, *, quantized: bool = False) -> Described:
         attention_dropout=dropout,
         notes=tuple(_notes(path, kind, raw)),
     )
+
+
+def _check_fields(path: Path, kind: str, raw: Mapping[str, Any]) -> None:
+    """Refuse values that are not computed, missing sizes, layers that differ, and sizes that are none."""
+    for key, (allowed, other) in FIXED.items():
+        if key in raw and not any(raw[key] == value and type(raw[key]) in _like(value) for value in allowed):
+            raise UserError(
+                f"{key} is {raw[key]!r}: {other}, which is not computed", file=path, remedy=_remedy(key, allowed)
+            )
+    missing = next((key for key in SIZES if key not in raw), None)
+    if missing is not None:
+        raise UserError(f"{missing!r} is missing", file=path, remedy=f"use a complete {kind} config.json")
+    listed, layers = raw.get("layer_types"), raw["num_hidden_layers"]
+    if listed is not None and listed != ["full_attention"] * layers:
+        what = "sliding-window attention" if "sliding_attention" in listed else f"layer_types for {layers} layers"
+        raise _wrong(path, "layer_types", _shortened(listed), f"{what}: only full_attention in each layer is computed")
+    for key, nullable in (
+        ("num_key_value_heads", True),
+        ("max_position_embeddings", False),
+        ("head_dim", kind == "llama"),
+    ):
+        if key in raw and not (nullable and raw[key] is None):
+            _size(path, key, raw[key])
+
+
+def _check_token_ids(path: Path, raw: Mapping[str, Any]) -> None:
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = raw.get(key)
+        for number in ids if isinstance(ids, list) and key == "eos_token_id" else [ids]:
+            if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
+                raise _wrong(path, key, ids, "write the id of a token")
 
 
 def _check_architectures(path: Path, kind: str, raw: Mapping[str, Any]) -> None:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from nemo_openmath.models.configs import ModelConfig
-from nemo_openmath.models.hf_config import checked
+from nemo_openmath.models.shapes import checked
 
 Shape = tuple[int, ...]
 _LAYERS = "decoder.layers."

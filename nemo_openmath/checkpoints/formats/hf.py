@@ -17,6 +17,7 @@ from nemo_openmath.checkpoints.lazy import LazyTensor, equal
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models import hf_config
 from nemo_openmath.models.hf_config import Described
+from nemo_openmath.models.shapes import check_tensors
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -43,7 +44,7 @@ def open_folder(folder: Path, model_files: Path | None = None, strict: bool = Tr
             described = hf_config.describe(files)
             tensors, left_out = without_copies(tensors, described, folder)
             notes += [*described.notes, *left_out]
-            hf_config.check_tensors(tensors, described.tensors(), folder)
+            check_tensors(tensors, described.tensors(), folder)
     layout = f"{len(read)} file" + "s" * (len(read) > 1)
     return Contents(folder, tensors, files, config, layout, notes=tuple(notes))
 
