@@ -76,7 +76,7 @@ def math_verify(predicted: str, expected: str) -> bool:
 
 def accuracy() -> None:
     """Both graders on the table of pairs (tests/grading/pairs.txt), both orders. math-verify has no third verdict."""
-    from tests.grading.test_pairs import PAIRS
+    from tests.grading.pairs import PAIRS
 
     table = [(x, y, same) for _, a, b, same, _ in PAIRS for x, y in ((a, b), (b, a))]
     graders: dict[str, Callable[[str, str], bool]] = {

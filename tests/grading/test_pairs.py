@@ -2,38 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from nemo_openmath.grading import Verdict, compare
-
-LINE = re.compile(r"(?P<a>.+?) (?P<verdict>==|!=|\?\?) (?P<b>.+) ## (?P<reason>.+)")
-SECTION = re.compile(r"\[([^\[\]]+)\]")
-
-
-def read_pairs() -> tuple[list[tuple[str, str, str, bool, str]], list[tuple[str, str, str]]]:
-    """(kind, a, b, same, reason) of every line of the table, and the pairs that are for a judge."""
-    rows, open_ = [], []
-    kind = ""
-    for number, line in enumerate((Path(__file__).parent / "pairs.txt").read_text("utf-8").splitlines(), 1):
-        if not line or line.startswith("; "):
-            continue
-        if (section := SECTION.fullmatch(line)) is not None:
-            kind = section[1]
-            continue
-        match = LINE.fullmatch(line)
-        assert match is not None, f"line {number}"
-        if match["verdict"] == "??":
-            open_.append((kind, match["a"], match["b"]))
-        else:
-            rows.append((kind, match["a"], match["b"], match["verdict"] == "==", match["reason"]))
-    return rows, open_
-
-
-PAIRS, OPEN = read_pairs()
+from tests.grading.pairs import OPEN, PAIRS
 
 
 def test_table_is_large_and_balanced() -> None:

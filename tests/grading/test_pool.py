@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nemo_openmath.grading import Grade, GradingPool, Verdict, compare
-from tests.grading.test_pairs import PAIRS
+from tests.grading.pairs import PAIRS
 
 
 def sample(size: int, seed: int = 0) -> list[tuple[str, str]]:

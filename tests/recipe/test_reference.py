@@ -18,7 +18,7 @@ from nemo_openmath.recipe.generate import GenerateJob
 from nemo_openmath.recipe.reference import describe
 from nemo_openmath.recipe.setting_docs import Setting, meaning, settings
 from nemo_openmath.training.config import TrainingJob
-from tests.core.test_bounds import settings_classes
+from tests.support.settings import settings_classes
 
 
 @pytest.mark.parametrize("cls", [*settings_classes(), TeacherConfig], ids=lambda c: f"{c.__module__}.{c.__name__}")

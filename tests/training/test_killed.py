@@ -19,7 +19,7 @@ from nemo_openmath.training.launch import spawn
 from nemo_openmath.training.rank_processes import RankFailed
 from tests.support.ranks import run_ranks
 from tests.training.packs import write_model
-from tests.training.test_same_loss_at_every_layout import assert_close, final_weights, records, weights_after
+from tests.training.results import assert_close, final_weights, records, weights_after
 
 STEPS, KILLED_AT = 10, 6
 

@@ -5,7 +5,6 @@ Real gloo processes; one spawn per world size runs all its layouts. Rank counts:
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable
 from functools import cache
@@ -14,14 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from nemo_openmath.checkpoints.checkpoint import open_checkpoint
 from nemo_openmath.checkpoints.formats import step_folders
 from nemo_openmath.training.config import TrainingConfig
 from tests.support.ranks import run_ranks
 from tests.training import reference
 from tests.training.packs import RandomPacks, write_model
+from tests.training.results import assert_close, final_weights, records
 
 pytestmark = pytest.mark.slow
 
@@ -174,30 +172,6 @@ def test_ten_steps(results: Path, adamw: Any, layout: str) -> None:
     assert [r["loss"] for r in got] == pytest.approx([s.loss for s in history], rel=1e-5)
     assert [r["grad_norm"] for r in got] == pytest.approx([s.norm for s in history], rel=1e-5)
     assert_close(final_weights(results / layout), weights, 1e-5)
-
-
-def records(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-def final_weights(output: Path) -> dict[str, Tensor]:
-    """HF weights of the last step's checkpoint."""
-    return weights_after(output, STEPS)
-
-
-def weights_after(output: Path, step: int) -> dict[str, Tensor]:
-    """HF weights of a step's checkpoint."""
-    folder = step_folders.step_folder(output / "checkpoints", step)
-    step_folders.verify(folder)
-    opened = open_checkpoint(folder)
-    return {name: opened.read(name) for name in opened.tensors}
-
-
-def assert_close(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    assert set(got) == set(expected)
-    for name, weight in expected.items():
-        error = float((got[name] - weight).norm() / weight.norm())
-        assert error <= tolerance, (name, error)
 
 
 def test_a_stopped_training_resumes_exactly(results: Path) -> None:

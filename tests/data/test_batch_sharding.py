@@ -1,20 +1,14 @@
-"""Sharding a batch loses no sample and changes none; a token outside the vocabulary is refused."""
+"""Sharding a batch over ranks loses no sample and changes none."""
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_openmath.core.errors import UserError
 from nemo_openmath.data.batches.batch_sharding import shard_batch
 from nemo_openmath.data.packs.pack import Pack, samples_of
 from nemo_openmath.models.layout import Parallel
-from nemo_openmath.models.packed import zigzag
-from nemo_openmath.training.forward_backward import check_tokens
 
 batches = st.lists(st.lists(st.integers(1, 70), min_size=1, max_size=6), min_size=1, max_size=6)
 layouts = st.sampled_from(
@@ -64,21 +58,3 @@ def test_every_sample_is_on_one_rank_and_unchanged(batch: list[list[int]], ranks
                 assert np.array_equal(getattr(got, field)[:n], getattr(sample, field))
             assert not got.loss_mask[n:].any()
     assert not seen
-
-
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 4))
-def test_zigzag_shares_every_sample_evenly(chunks: list[int], cp: int) -> None:
-    cu = [0, *np.cumsum([2 * cp * n for n in chunks]).tolist()]
-    held = [zigzag(cu, cp, rank) for rank in range(cp)]
-    assert sorted(np.concatenate(held).tolist()) == list(range(cu[-1]))
-    for a, b in pairwise(cu):  # causal cost: a token costs its position
-        costs = {int((h[(h >= a) & (h < b)] - a).sum()) for h in held}
-        assert len(costs) == 1
-
-
-def test_a_token_outside_the_vocabulary_names_its_sample() -> None:
-    pack = _pack(5, [4, 3])
-    pack.tokens[5] = 1000
-    check_tokens([pack], 1001)
-    with pytest.raises(UserError, match="sample 5/1: token 1000 is outside the model's vocabulary of 1000; "):
-        check_tokens([pack], 1000)
