@@ -35,9 +35,12 @@ def test_points_stand_at_their_values() -> None:
 def test_whatever_the_numbers_a_chart_is_whole_and_inside(points: list[tuple[float, float]]) -> None:
     points = sorted(points)
     x, y = [p[0] for p in points], [p[1] for p in points]
-    line = svg.Line(x, y, "loss", low=[v - 1 for v in y], high=[v + 1 for v in y])
+    beyond = max(y) - min(y) + 1  # bands that the axis does not hold
+    line = svg.Line(x, y, "loss", low=[v - beyond for v in y], high=[v + beyond for v in y])
     root = chart(line, x=svg.Axis(x[0], x[-1]), y=svg.Axis(min(y), max(y)))
-    for path in root.iter("path"):
+    paths = list(root.iter("path"))
+    assert len(paths) == 2, "the band and the curve"
+    for path in paths:
         numbers = [float(n) for n in re.findall(r"-?\d+\.\d+", path.attrib["d"])]
         assert all(0 <= n <= svg.WIDTH for n in numbers[::2])
         assert all(0 <= n <= svg.HEIGHT for n in numbers[1::2])

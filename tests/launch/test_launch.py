@@ -131,8 +131,9 @@ def test_a_job_waits_for_its_server_without_a_proxy_and_not_for_ever(tmp_path: P
 
 
 def test_the_servers_of_our_cluster_files_take_no_sampling_defaults_of_a_model() -> None:
-    for path in SCRIPTS.glob("*.yaml"):
-        assert path.read_text().count("--generation-config vllm") == path.read_text().count("vllm serve"), path
+    for name in ("slurm-pyxis.yaml", "slurm-apptainer.yaml"):
+        text = (SCRIPTS / name).read_text()
+        assert text.count("--generation-config vllm") == text.count("vllm serve") > 0, name
 
 
 def test_what_a_script_says(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from nemo_openmath.checkpoints.formats import step_folders
 from nemo_openmath.training.config import TrainingConfig
 from tests.support.ranks import run_ranks
 from tests.training import reference
-from tests.training.packs import RandomPacks, write_model
+from tests.training.packs import LENGTHS, RandomPacks, write_model
 from tests.training.results import assert_close, final_weights, records
 
 pytestmark = pytest.mark.slow
@@ -235,7 +235,9 @@ def test_resume_at_another_layout(results: Path, layout: str) -> None:
 
 def test_samples_do_not_see_each_other(results: Path) -> None:
     """A sample's loss stays when every other sample of its pack changes, when its place changes, and alone."""
-    for plain, others_changed, moved, alone in torch.load(results / "leaks.pt"):
+    losses = torch.load(results / "leaks.pt")
+    assert len(losses) == len(LENGTHS[0])
+    for plain, others_changed, moved, alone in losses:
         assert others_changed == plain
         assert moved == pytest.approx(plain, rel=1e-6)
         assert alone == pytest.approx(plain, rel=1e-6)

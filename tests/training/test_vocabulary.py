@@ -10,10 +10,13 @@ from nemo_openmath.data.packs.pack import Pack
 from nemo_openmath.training.forward_backward import check_tokens
 
 
-def test_a_token_outside_the_vocabulary_names_its_sample() -> None:
-    tokens = np.array([1, 2, 3, 4, 5, 1000, 6], np.int32)
-    ends = np.array([0, 4, 7], np.int32)
-    pack = Pack(tokens, np.roll(tokens, -1), np.ones(7, np.bool_), ends, ("5/0", "5/1"))
-    check_tokens([pack], 1001)
-    with pytest.raises(UserError, match="sample 5/1: token 1000 is outside the model's vocabulary of 1000; "):
+@pytest.mark.parametrize("part", ["tokens", "labels"])
+@pytest.mark.parametrize("token", [1000, -1])
+def test_a_token_outside_the_vocabulary_names_its_sample(part: str, token: int) -> None:
+    tokens, ends = np.arange(7, dtype=np.int32), np.array([0, 4, 7], np.int32)
+    tokens[2] = 999
+    pack = Pack(tokens, tokens.copy(), np.ones(7, np.bool_), ends, ("5/0", "5/1"))
+    check_tokens([pack], 1000)
+    getattr(pack, part)[5] = token
+    with pytest.raises(UserError, match=f"sample 5/1: token {token} is outside the model's vocabulary of 1000; "):
         check_tokens([pack], 1000)
