@@ -43,3 +43,11 @@ def test_a_short_wait_is_not_worth_a_word() -> None:
             waiting.still("x", None)
         waiting.over("x")
     assert lines == []
+
+
+def test_only_what_is_used_up_of_the_limit_counts() -> None:
+    time, lines = Time(), list[str]()
+    waiting = Waiting(say=lines.append, clock=time.clock, now=time.now, first_s=0)
+    time.seconds = 100.0
+    waiting.still("x", 60.0, waited_s=20.0)  # it was there in between
+    assert lines == ["waiting for x, since 12:01:40 (0 s); gives up at 12:02:20, in 40 s"]

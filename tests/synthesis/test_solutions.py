@@ -82,6 +82,11 @@ def test_newer_answers_of_the_problems_win(run: Run, tmp_path: Path) -> None:
         (boxed("1"), {}, None),
         (boxed("1"), {"finish": "length"}, "unfinished (length)"),
         (boxed("1"), {"finish": "budget"}, "over the code budget"),
+        (boxed("1"), {"finish": "repetition"}, "repeats itself"),
+        (boxed("1"), {"finish": "context"}, "prompt longer than the context"),
+        (boxed("1"), {"finish": "refused"}, "refused by the engine"),
+        (boxed("1"), {"completion_tokens": 51}, "too long"),
+        (boxed("1"), {"completion_tokens": 50}, None),
         (boxed("1"), {"verdict": "not_equal"}, "wrong answer"),
         (boxed("1"), {"verdict": "timeout"}, "verdict timeout"),
         (boxed("1"), {"predicted_answer": None}, "no boxed answer"),
@@ -100,7 +105,7 @@ def test_filters_name_their_reason(
     run: Run, tmp_path: Path, text: str, values: dict[str, Any], reason: str | None
 ) -> None:
     row = generation("g", text, **({"verdict": "equal", "predicted_answer": "1"} | values))
-    out = run(Filter(FilterConfig(max_blocks=1, error_free=True)), tmp_path, {"generations": [row]})
+    out = run(Filter(FilterConfig(max_blocks=1, error_free=True, max_tokens=50)), tmp_path, {"generations": [row]})
     assert [d.reason for _, d in read_drops(out)] == ([] if reason is None else [reason])
     assert len(list(read_records(out, Generation))) == (reason is None)
 
