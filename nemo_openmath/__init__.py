@@ -1,3 +1,3 @@
 """NeMo-OpenMath: build a math-reasoning model, end to end."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

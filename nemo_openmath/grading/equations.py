@@ -42,10 +42,10 @@ def compare_relations(a: tuple[Pair, ...], b: tuple[Pair, ...], log_base: int) -
 
 def pairs(operators: tuple[str, ...], nodes: tuple[Node, ...]) -> tuple[Pair, ...]:
     """Return a chain of relations as pairs of sides. The larger side stands on the right."""
-    found = []
+    oriented = []
     for op, left, right in zip(operators, nodes, nodes[1:], strict=False):
-        found.append((_FLIP[op], right, left) if op in _FLIP else (op, left, right))
-    return tuple(found)
+        oriented.append((_FLIP[op], right, left) if op in _FLIP else (op, left, right))
+    return tuple(oriented)
 
 
 def difference(pair: Pair) -> Node:
@@ -165,7 +165,7 @@ def _other(rng: random.Random, turn: int) -> Node:
 
 def solutions(node: Node, name: str, log_base: int) -> list[Node]:
     """Guess the zeros of a function of one letter: those of the parabolas through three points."""
-    found: list[Node] = []
+    zeros: list[Node] = []
     for places in ((1, 2, 3), (-1, -2, -3)):
         values: list[Exact] = []
         for x in places:
@@ -182,13 +182,13 @@ def solutions(node: Node, name: str, log_base: int) -> list[Node]:
         b = (q - p) / step - a * (2 * x0 + step)
         c = p - a * x0 * x0 - b * x0
         if a == 0:
-            found += [_exact(-c / b)] if b else []
+            zeros += [_exact(-c / b)] if b else []
         elif (d := b * b - 4 * a * c) >= 0:
             root: Node = ("root", _exact(d), ("num", 2, 0))
             for sign in (root, ("neg", root)):
                 zero: Node = ("div", ("add", (_exact(-b), sign)), _exact(2 * a))
-                found.append(_value(zero, log_base) or zero)
-    return list(dict.fromkeys(found))
+                zeros.append(_value(zero, log_base) or zero)
+    return list(dict.fromkeys(zeros))
 
 
 def _exact(value: Fraction) -> Node:

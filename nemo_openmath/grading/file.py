@@ -261,7 +261,7 @@ def show_disagreements(
     that nobody but the grader judged: of them the undecided ones (unknown, timeout) are shown.
     """
     out = out or sys.stdout
-    found, opinions, rows = 0, 0, 0
+    differing, opinions, rows = 0, 0, 0
     for _, number, row in read_rows(path):
         verdict = row.get("verdict")
         if verdict not in set(Verdict):
@@ -270,21 +270,21 @@ def show_disagreements(
         opinions, rows = opinions + (opinion is not None), rows + 1
         undecided = verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT)
         if undecided if opinion is None else (undecided or opinion != (verdict == Verdict.EQUAL)):
-            found += 1
-            if found <= limit:
-                said = "" if opinion is None else f" | other opinion: {'equal' if opinion else 'not equal'}"
+            differing += 1
+            if differing <= limit:
+                other_opinion = "" if opinion is None else f" | other opinion: {'equal' if opinion else 'not equal'}"
                 out.write(
-                    f"row {number}: {verdict} ({row.get('reason', '')}){said}\n"
+                    f"row {number}: {verdict} ({row.get('reason', '')}){other_opinion}\n"
                     f"  predicted: {_shown(row.get('predicted_answer'))}\n"
                     f"  expected:  {_shown(row.get('expected_answer'))}\n"
                 )
     if other is not None and rows and not opinions:
         raise UserError(f"no row has an opinion in {other!r}", file=path, remedy="give the column that holds one")
-    if found > limit:
-        out.write(f"... and {found - limit} more\n")
-    elif not found:
+    if differing > limit:
+        out.write(f"... and {differing - limit} more\n")
+    elif not differing:
         out.write("no disagreements\n")
-    return found
+    return differing
 
 
 def _shown(value: object) -> str:

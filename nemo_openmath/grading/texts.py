@@ -107,8 +107,8 @@ def choice(text: str) -> tuple[str, str] | None:
 
 def words(text: str) -> tuple[str, ...]:
     """Return the lower-case words without a leading article. Symbols other than letters and digits separate."""
-    found = tuple(_WORD.findall(text.lower()))
-    return found[1:] if len(found) > 1 and found[0] in ("a", "an", "the") else found
+    named = tuple(_WORD.findall(text.lower()))
+    return named[1:] if len(named) > 1 and named[0] in ("a", "an", "the") else named
 
 
 def is_wordy(text: str) -> bool:

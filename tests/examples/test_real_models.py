@@ -21,7 +21,7 @@ def rows() -> dict[str, list[str]]:
     page = (TOP / "docs" / "howto" / "index.md").read_text()
     table = page.split("| to use | change in the recipe |\n", 1)[1].split("\n\n", 1)[0]
     cells = [re.split(r" \| ", line.strip("| "), maxsplit=1) for line in table.splitlines()[1:]]
-    return {name: re.findall(r"`([^`]+)`", text) for name, text in cells}
+    return {re.sub(r"\[(.*)\]\(.*\)", r"\1", name): re.findall(r"`([^`]+)`", text) for name, text in cells}
 
 
 ROWS = rows()

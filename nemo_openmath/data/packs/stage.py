@@ -18,7 +18,7 @@ class PackConfig:
     """Settings of ``sft.pack``."""
 
     capacity: PositiveInt = 32768
-    """Tokens of a pack, padding included. Paper section 5.1: 32768."""
+    """Tokens of a pack, padding included. The reference code has 32768; the paper gives no number."""
     pad_multiple: PositiveInt = 1
     """Each sample takes a multiple of this many tokens: choose 2 x CP of the layout to train with (1 without context
     parallelism), for training pads each sample to 2 x CP and only the end of a pack to 2 x CP x TP. Packs made for a
