@@ -139,26 +139,32 @@ def test_quotas_keep_more_of_harder_problems(run: Run, tmp_path: Path) -> None:
         for i in range(8)
     ]
     config = FilterConfig(per_problem=3, easy=0.5, easy_per_problem=1)
-    out = [g.problem_id for g in read_records(run(Filter(config), tmp_path, {"generations": rows}), Generation)]
-    assert (out.count("easy"), out.count("hard")) == (1, 3)
+    folder = run(Filter(config), tmp_path, {"generations": rows})
+    kept = [g.problem_id for g in read_records(folder, Generation)]
+    assert (kept.count("easy"), kept.count("hard")) == (1, 3)
+    reasons = [drop.reason for _, drop in read_drops(folder)]
+    assert sorted(reasons) == ["enough solutions of this problem"] * 3 + ["wrong answer"] * 5
 
 
 def test_majority_labels_only_where_there_is_one(run: Run, tmp_path: Path) -> None:
-    known, clear, tie, alone = (Problem.make(t, expected_answer=a) for t, a in
-                                (("known", "9"), ("clear", None), ("tie", None), ("alone", None)))  # fmt: skip
+    known = Problem.make("known", expected_answer="9")
+    clear, tie, alone, unsolved = (Problem.make(text) for text in ("clear", "tie", "alone", "unsolved"))
     answers = {clear: ["1/2", "0.5", "3"], tie: ["1", "2"], alone: ["1"], known: ["1", "1"]}
     rows = [
         generation(f"{p.problem}{i}", boxed(a), problem=p.id)
         for p, listed in answers.items()
         for i, a in enumerate(listed)
     ]
-    out = run(
-        MajorityAnswers(MajorityConfig()), tmp_path, {"problems": [known, clear, tie, alone], "generations": rows}
-    )
+    inputs = {"problems": [known, clear, tie, alone, unsolved], "generations": rows}
+    out = run(MajorityAnswers(MajorityConfig()), tmp_path / "half", inputs)
     labelled = {p.problem: p.expected_answer for p in read_records(out, Problem)}
     assert labelled.keys() == {"known", "clear"}
     assert labelled["known"] == "9"
     assert labelled["clear"] in ("1/2", "0.5")
+    none, open_ = "no expected answer and no solution with one", "no majority among the answers"
+    assert sorted(drop.reason for _, drop in read_drops(out)) == [none, open_, open_]
+    strict = run(MajorityAnswers(MajorityConfig(share=0.7)), tmp_path / "strict", inputs)  # two of three agree
+    assert [p.problem for p in read_records(strict, Problem)] == ["known"]
 
 
 def test_hardness_is_the_pass_rate(run: Run, tmp_path: Path) -> None:
@@ -167,6 +173,18 @@ def test_hardness_is_the_pass_rate(run: Run, tmp_path: Path) -> None:
     out = run(Hardness(HardnessConfig()), tmp_path, {"problems": [problem, untried], "generations": rows})
     assert [(p.problem, p.pass_rate) for p in read_records(out, Problem)] == [("q", 0.75)]
     assert [d.reason for _, d in read_drops(out)] == ["no solution to measure by"]
+
+
+def test_hardness_keeps_a_range_with_its_ends(run: Run, tmp_path: Path) -> None:
+    problems = [Problem.make(f"{passed} of 4") for passed in range(5)]
+    rows = [
+        generation(f"{p.problem}{i}", "", problem=p.id, verdict="equal" if i < passed else "not_equal")
+        for passed, p in enumerate(problems)
+        for i in range(4)
+    ]
+    out = run(Hardness(HardnessConfig(keep=(0.25, 0.5))), tmp_path, {"problems": problems, "generations": rows})
+    assert sorted(p.pass_rate or 0.0 for p in read_records(out, Problem)) == [0.25, 0.5]
+    assert [drop.reason for _, drop in read_drops(out)] == ["pass rate out of range"] * 3
 
 
 def test_groups_mix_right_and_wrong_and_are_distinct(run: Run, tmp_path: Path) -> None:
@@ -191,6 +209,22 @@ def test_groups_mix_right_and_wrong_and_are_distinct(run: Run, tmp_path: Path) -
     assert len({g.id for g in groups}) == 4
     assert {len(g.members) for g in groups if g.problem == "easy"} == {3}
     assert {g.extra["k"] for g in groups} == {4}
+
+
+def test_problems_with_nothing_to_choose_between_are_dropped(run: Run, tmp_path: Path) -> None:
+    right, wrong, bare = (Problem.make(text, expected_answer="1") for text in ("right", "wrong", "bare"))
+    rows = [
+        generation("r", boxed("1"), problem=right.id, predicted_answer="1", verdict="equal"),
+        generation("w", boxed("2"), problem=wrong.id, predicted_answer="2", verdict="not_equal"),
+        generation("b", "<think>so</think>no box", problem=bare.id),
+    ]
+    out = run(Groups(GroupsConfig()), tmp_path, {"problems": [right, wrong, bare], "generations": rows})
+    assert list(read_records(out, Group)) == []
+    assert {drop.detail: drop.reason for _, drop in read_drops(out)} == {
+        "right": "all solutions are correct: nothing to choose between",
+        "wrong": "all solutions are incorrect: nothing to choose between",
+        "bare": "no solution with a summary",
+    }
 
 
 def test_rows_keep_the_transcript_as_it_is(run: Run, tmp_path: Path) -> None:
