@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from nemo_openmath.core.records import Generation
 from nemo_openmath.core.records.manifest import Manifest, write_manifest
 from nemo_openmath.core.records.store import write_records
 from nemo_openmath.grading import grade_file, show_disagreements
+from tests.support.disk import small_disk
 
 ROWS = [
     {"id": 1, "predicted_answer": r"\frac12", "expected_answer": "0.5", "judgement": "Judgement: No"},
@@ -239,29 +239,23 @@ def test_the_verb_says_share_and_place_and_that_nothing_was_found(
 
 
 def test_a_full_disk_is_said_in_one_line_and_nothing_is_left(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], small_disk: Path
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], full: Path
 ) -> None:
     path = write(tmp_path / "rows.jsonl", [{"predicted_answer": "1", "expected_answer": "1", "pad": "x" * 9000}] * 200)
-    assert run(["grade", str(path), "--output", str(small_disk / "out.jsonl")]) == 1
+    assert run(["grade", str(path), "--output", str(full / "out.jsonl")]) == 1
     said = capfd.readouterr().err
     assert "no space left" in said
     assert len(said.splitlines()) == 1
     assert "defect" not in said
-    assert list(small_disk.iterdir()) == []
+    assert list(full.iterdir()) == []
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A megabyte of tmpfs."""
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A disk of a megabyte."""
     (folder := tmp_path / "disk").mkdir()
-    try:
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("there is no mount")
-    if done.returncode:
-        pytest.skip("mounting is not permitted")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(folder, 1 << 20) as mounted:
+        yield mounted
 
 
 def test_numbers_are_graded_and_written_as_they_are_spelled(tmp_path: Path) -> None:
