@@ -36,6 +36,8 @@ def test_an_overdrawn_problem_is_paid_by_the_next() -> None:
     assert bank.allowance() == 15
     bank.spend(15)
     assert bank.allowance() == 11
+    bank.spend(20)  # a solution that ended late
+    assert bank.allowance() == 1, "what was taken beyond the bank is owed"
 
 
 class Voices(LocalEngine):
