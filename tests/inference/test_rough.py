@@ -229,3 +229,11 @@ def test_a_list_of_servers_that_is_half_written_is_not_believed(tmp_path):
     file.write_text("http://new:1\n")
     pool._read_at = -100.0
     assert pool.pick("c").url == "http://new:1"  # its home is gone
+
+
+def test_delays_double_up_to_the_longest():
+    policy = RetryPolicy(first_s=0.5, most_s=3.0)
+    for failure, whole in enumerate([0.5, 1.0, 2.0, 3.0, 3.0]):
+        delays = [policy.delay(failure) for _ in range(100)]
+        assert whole / 2 <= min(delays) < max(delays) <= whole
+    assert policy.delay(10**6) <= 3.0
