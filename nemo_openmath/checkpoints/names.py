@@ -53,8 +53,8 @@ def to_hf(stored: Mapping[str, LazyTensor], config: ModelConfig, file: Path | No
             problem = f"{_HEAD} differs from the embedding, and config.json ties the two"
             remedy = "give the config.json of this model, with tie_word_embeddings false"
             raise UserError(problem, file=file, remedy=remedy)
-    if left := {name for name in stored if name.startswith(MODEL_NAMES)} - places:
-        raise no_place(left, file)
+    if unplaced := {name for name in stored if name.startswith(MODEL_NAMES)} - places:
+        raise no_place(unplaced, file)
     return tensors
 
 

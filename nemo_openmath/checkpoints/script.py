@@ -27,12 +27,12 @@ def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
     """Call ``function`` and print what it wrote (a path, or the candidates of a sweep, each as it is finished); exit
     with our codes."""
     try:
-        made = function(*arguments, **options)
-        if isinstance(made, Iterator):
-            for candidate in made:
+        result = function(*arguments, **options)
+        if isinstance(result, Iterator):
+            for candidate in result:
                 print(shown(candidate), flush=True)
         else:
-            print(f"wrote {made}", flush=True)
+            print(f"wrote {result}", flush=True)
     except OpenMathError as error:
         print(error, file=sys.stderr)
         sys.exit(int(error.exit_code))
@@ -45,7 +45,7 @@ def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
 
 def shown(candidate: Candidate) -> str:
     """Return a line about a candidate of a sweep."""
-    return f"{'kept' if candidate.kept else 'wrote'} {candidate.path} (ratio {candidate.ratio:g})"
+    return f"{'kept' if candidate.existed else 'wrote'} {candidate.path} (ratio {candidate.ratio:g})"
 
 
 def numbers(kind: type[N]) -> Callable[[str], list[N]]:
@@ -79,22 +79,22 @@ def weights_and_sources(
 
 def ratios(text: str) -> list[float]:
     """Parse ``0,0.1,...,1`` as 0, 0.1, 0.2 and so on up to 1 (an argparse type)."""
-    found: list[float] = []
+    values: list[float] = []
     parts = [part.strip() for part in text.split(",")]
     for at, part in enumerate(parts):
         if part not in ("...", "\u2026"):
-            found.append(float(part))
+            values.append(float(part))
             continue
-        if len(found) < 2 or at + 1 == len(parts) or not (step := found[-1] - found[-2]) > 0:
+        if len(values) < 2 or at + 1 == len(parts) or not (step := values[-1] - values[-2]) > 0:
             raise ValueError(text)
-        start, last = found[-1], float(parts[at + 1])
+        start, last = values[-1], float(parts[at + 1])
         count = 1
         while start + step * count < last - step * 1e-6:
-            found.append(round(start + step * count, 10))
+            values.append(round(start + step * count, 10))
             count += 1
-    if not all(math.isfinite(ratio) for ratio in found):
+    if not all(math.isfinite(ratio) for ratio in values):
         raise ValueError(text)
-    return found
+    return values
 
 
 def texts(path: str | Path, count: int) -> list[str]:
@@ -106,10 +106,10 @@ def texts(path: str | Path, count: int) -> list[str]:
     """
     if count < 1:
         raise UserError(f"{count} calibration texts", remedy="use 1 or more")
-    found = list(islice((text for file in data_files(path) for text in _texts_of(file) if text.strip()), count))
-    if not found:
+    selected = list(islice((text for file in data_files(path) for text in _texts_of(file) if text.strip()), count))
+    if not selected:
         raise UserError("holds no text", file=path, remedy="give a .txt or .jsonl file, or a stage's folder")
-    return found
+    return selected
 
 
 def _texts_of(file: Path) -> Iterator[str]:

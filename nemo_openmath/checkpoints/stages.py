@@ -122,19 +122,19 @@ class Quantize(Stage[QuantizeConfig]):
         from nemo_openmath.checkpoints.script import texts
 
         config, model = self.config, context.only("model")
-        given = [t for path in context.inputs.get("calibration", ()) for t in texts(path, config.samples)]
+        samples = [t for path in context.inputs.get("calibration", ()) for t in texts(path, config.samples)]
         await asyncio.to_thread(
             quantize,
             model,
             context.output,
             format=config.format,
-            calibration=given[: config.samples],
+            calibration=samples[: config.samples],
             max_tokens=config.max_tokens,
             layout=config.layout,
             into_existing=True,
         )
-        if given:
-            check = await asyncio.to_thread(check_export, context.output, model, given[:4])
+        if samples:
+            check = await asyncio.to_thread(check_export, context.output, model, samples[:4])
             context.progress.log(check.line())
             context.metrics.update(check=check.line())
 

@@ -403,15 +403,15 @@ def _shortened(listed: Any) -> Any:
     return listed if not isinstance(listed, list) or len(listed) < 6 else [*listed[:4], "..."]
 
 
-_said: set[str] = set()
+_logged: set[str] = set()
 
 
 def once(say: Callable[[str], None]) -> Callable[[str], None]:
     """Return ``say`` that says each line one time in this process: a command opens its folders more than once."""
 
     def speak(line: str) -> None:
-        if line not in _said:
-            _said.add(line)
+        if line not in _logged:
+            _logged.add(line)
             say(line)
 
     return speak

@@ -38,7 +38,7 @@ IDS = [(7 * i + 3) % 107 for i in range(40)]
 @pytest.fixture(autouse=True)
 def _says_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines are said once in a process; here each test is one."""
-    monkeypatch.setattr("nemo_openmath.models.hf_config._said", set())
+    monkeypatch.setattr("nemo_openmath.models.hf_config._logged", set())
 
 
 def theirs(folder: Path) -> Tensor:

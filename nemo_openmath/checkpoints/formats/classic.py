@@ -87,10 +87,10 @@ def read(folder: Path, config: ModelConfig) -> tuple[dict[str, LazyTensor], int,
 
 def _chunks(content: Any, folder: Path) -> list[dict[str, Any]]:
     """The model chunks of a rank file: one, or with interleaved stages model0, model1, ..."""
-    found = [] if not isinstance(content, dict) else [key for key in content if re.fullmatch(r"model\d*", str(key))]
-    if not found or not all(isinstance(content[key], dict) for key in found):
+    keys = [] if not isinstance(content, dict) else [key for key in content if re.fullmatch(r"model\d*", str(key))]
+    if not keys or not all(isinstance(content[key], dict) for key in keys):
         raise UserError("holds no model", file=folder, remedy=f"give a folder whose {FILE} files have a 'model' entry")
-    return [content[key] for key in sorted(found, key=lambda key: (len(key), key))]
+    return [content[key] for key in sorted(keys, key=lambda key: (len(key), key))]
 
 
 def _first_layers(stages: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[int]]:

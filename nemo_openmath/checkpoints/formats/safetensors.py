@@ -80,16 +80,16 @@ def read_file(path: Path) -> dict[str, LazyTensor]:
 
 def _entries(path: Path, header: Any) -> list[tuple[str, str, tuple[int, ...], int, int]]:
     """Return (name, dtype, shape, first byte, end) of every tensor, in file order."""
-    found = []
+    entries = []
     try:
         for name, entry in header.items():
             if name != "__metadata__":
                 start, stop = entry["data_offsets"]
                 shape = tuple(operator.index(size) for size in entry["shape"])
-                found.append((name, str(entry["dtype"]), shape, operator.index(start), operator.index(stop)))
+                entries.append((name, str(entry["dtype"]), shape, operator.index(start), operator.index(stop)))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedFile(path, f"its header is not of safetensors ({error!r})", _AGAIN) from None
-    return sorted(found, key=lambda entry: entry[3:])
+    return sorted(entries, key=lambda entry: entry[3:])
 
 
 def read_folder(folder: Path) -> tuple[dict[str, LazyTensor], list[str], list[str]]:

@@ -112,7 +112,7 @@ def _tensors(
     folder: Path, state: Mapping[str, Any], storage: Mapping[Any, Any], names: Iterable[str] | None
 ) -> dict[str, LazyTensor]:
     wanted = None if names is None else set(names)
-    found: dict[str, LazyTensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     for name, entry in state.items():
         if not isinstance(entry, dcp.TensorStorageMetadata):
             continue
@@ -123,15 +123,15 @@ def _tensors(
             layers = [plain.replace("layers.", f"layers.{number}.", 1) for number in range(entry.size[0])]
         if wanted is not None and wanted.isdisjoint(layers):
             continue
-        if twice := found.keys() & set(layers):
+        if twice := tensors.keys() & set(layers):
             raise DamagedFile(folder / METADATA, f"{min(twice)} is in it twice", _AGAIN)
         tensor = _tensor(folder, name, entry, storage)
         if stacked:
             for number, layer in enumerate(layers):
-                found[layer] = Window(tensor, number * tensor.row, tensor.shape[1:])
+                tensors[layer] = Window(tensor, number * tensor.row, tensor.shape[1:])
         else:
-            found[plain] = tensor
-    return found if wanted is None else {name: found[name] for name in found if name in wanted}
+            tensors[plain] = tensor
+    return tensors if wanted is None else {name: tensors[name] for name in tensors if name in wanted}
 
 
 def _tensor(folder: Path, name: str, entry: Any, storage: Mapping[Any, Any]) -> LazyTensor:

@@ -94,12 +94,12 @@ class _Slice(io.RawIOBase):
         return self._at
 
     def read(self, size: int | None = -1) -> bytes:
-        left = max(self._length - self._at, 0)
-        size = left if size is None or size < 0 else min(size, left)
+        available = max(self._length - self._at, 0)
+        size = available if size is None or size < 0 else min(size, available)
         self._file.seek(self._offset + self._at)
-        found = self._file.read(size)
-        self._at += len(found)
-        return found
+        block = self._file.read(size)
+        self._at += len(block)
+        return block
 
 
 def load(path: Path, offset: int = 0, length: int | None = None) -> Any:
@@ -122,7 +122,7 @@ def _records(path: Path, offset: int, length: int) -> tuple[bytes, dict[str, tup
         archive = zipfile.ZipFile(_Slice(file, offset, length))
         (description,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
         data, prefix = archive.read(description), description.removesuffix("data.pkl")
-        found: dict[str, tuple[int, int]] = {}
+        places: dict[str, tuple[int, int]] = {}
         for info in archive.infolist():
             if info.filename.startswith(prefix + "data/"):
                 if info.compress_type != zipfile.ZIP_STORED:
@@ -130,10 +130,10 @@ def _records(path: Path, offset: int, length: int) -> tuple[bytes, dict[str, tup
                 file.seek(offset + info.header_offset + 26)
                 name, extra = struct.unpack("<HH", file.read(4))
                 at = offset + info.header_offset + 30 + name + extra
-                found[info.filename.removeprefix(prefix + "data/")] = (at, info.file_size)
+                places[info.filename.removeprefix(prefix + "data/")] = (at, info.file_size)
         if prefix + "byteorder" in archive.namelist() and archive.read(prefix + "byteorder") != b"little":
             raise UserError("was written big-endian", file=path, remedy="save it on a little-endian machine")
-    return data, found
+    return data, places
 
 
 class RestrictedUnpickler(pickle.Unpickler):

@@ -91,58 +91,60 @@ def _rank(
     tensors: Mapping[str, LazyTensor], config: ModelConfig, tp: int, pp: int, rank: int, stage: int
 ) -> dict[str, LazyTensor]:
     """The tensors of one rank."""
-    held: dict[str, LazyTensor] = {}
+    stored: dict[str, LazyTensor] = {}
     if stage == 0:
-        held["transformer.vocab_embedding.weight"] = tensors["model.embed_tokens.weight"]
+        stored["transformer.vocab_embedding.weight"] = tensors["model.embed_tokens.weight"]
     count = config.num_hidden_layers // pp
     for number in range(count):
         hf, ours = f"model.layers.{stage * count + number}.", f"transformer.layers.{number}."
-        q, k, v = _one_scale(tensors, [f"{hf}self_attn.{name}_proj." for name in "qkv"], f"{ours}attention.qkv.", held)
+        q, k, v = _one_scale(
+            tensors, [f"{hf}self_attn.{name}_proj." for name in "qkv"], f"{ours}attention.qkv.", stored
+        )
         q, k, v = _part(q, tp, rank), _kv_heads(k, config, tp, rank), _kv_heads(v, config, tp, rank)
-        held[f"{ours}attention.qkv.weight"] = StackedRows([q, k, v])
+        stored[f"{ours}attention.qkv.weight"] = StackedRows([q, k, v])
         if config.qkv_bias:
             q, k, v = (tensors[f"{hf}self_attn.{name}_proj.bias"] for name in "qkv")
             q, k, v = _part(q, tp, rank), _kv_heads(k, config, tp, rank), _kv_heads(v, config, tp, rank)
-            held[f"{ours}attention.qkv.bias"] = StackedRows([q, k, v])
+            stored[f"{ours}attention.qkv.bias"] = StackedRows([q, k, v])
         if (key := f"{hf}self_attn.k_proj.k_scale") in tensors:
             scales = (tensors[key], tensors[f"{hf}self_attn.v_proj.v_scale"])
             largest = max(float(scale.full()) for scale in scales)
-            held[f"{ours}attention.kv_cache_scaling_factor"] = InMemory(torch.tensor([largest]))
+            stored[f"{ours}attention.kv_cache_scaling_factor"] = InMemory(torch.tensor([largest]))
         for name in "qk" if config.qk_norm else "":
-            held[f"{ours}attention.{name}_layernorm.weight"] = tensors[f"{hf}self_attn.{name}_norm.weight"]
-        held[f"{ours}input_layernorm.weight"] = tensors[f"{hf}input_layernorm.weight"]
-        held[f"{ours}post_layernorm.weight"] = tensors[f"{hf}post_attention_layernorm.weight"]
+            stored[f"{ours}attention.{name}_layernorm.weight"] = tensors[f"{hf}self_attn.{name}_norm.weight"]
+        stored[f"{ours}input_layernorm.weight"] = tensors[f"{hf}input_layernorm.weight"]
+        stored[f"{ours}post_layernorm.weight"] = tensors[f"{hf}post_attention_layernorm.weight"]
         for name, source, cut in (
             ("attention.dense.", "self_attn.o_proj.", _columns),
             ("mlp.fc.", "mlp.gate_proj.", _part),
             ("mlp.gate.", "mlp.up_proj.", _part),
             ("mlp.proj.", "mlp.down_proj.", _columns),
         ):
-            (weight,) = _one_scale(tensors, [hf + source], ours + name, held)
-            held[f"{ours}{name}weight"] = cut(weight, tp, rank)
+            (weight,) = _one_scale(tensors, [hf + source], ours + name, stored)
+            stored[f"{ours}{name}weight"] = cut(weight, tp, rank)
     if stage == pp - 1:
-        held["transformer.ln_f.weight"] = tensors["model.norm.weight"]
+        stored["transformer.ln_f.weight"] = tensors["model.norm.weight"]
         head = tensors["model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"]
         missing = -head.shape[0] % tp
         if missing:
             head = StackedRows([head, InMemory(torch.zeros((missing, head.shape[1]), dtype=head.dtype))])
-        held["lm_head.weight"] = _part(head, tp, rank)
-    return held
+        stored["lm_head.weight"] = _part(head, tp, rank)
+    return stored
 
 
 def _one_scale(
-    tensors: Mapping[str, LazyTensor], sources: Sequence[str], name: str, held: dict[str, LazyTensor]
+    tensors: Mapping[str, LazyTensor], sources: Sequence[str], name: str, stored: dict[str, LazyTensor]
 ) -> list[LazyTensor]:
     """The weights of ``sources``, which TensorRT-LLM holds as one matrix ``name``. FP8: under one scale, which is put
-    into ``held``."""
+    into ``stored``."""
     weights = [tensors[f"{source}weight"] for source in sources]
     if weights[0].dtype != E4M3:
         return weights
     scales = [float(tensors[f"{source}weight_scale"].full()) for source in sources]
     largest = max(scales)
     inputs = max(float(tensors[f"{source}input_scale"].full()) for source in sources)
-    held[f"{name}weights_scaling_factor"] = InMemory(torch.tensor([largest]))
-    held[f"{name}activation_scaling_factor"] = InMemory(torch.tensor([inputs]))
+    stored[f"{name}weights_scaling_factor"] = InMemory(torch.tensor([largest]))
+    stored[f"{name}activation_scaling_factor"] = InMemory(torch.tensor([inputs]))
     return [w if s == largest else _rescaled(w, s / largest) for w, s in zip(weights, scales, strict=True)]
 
 

@@ -52,8 +52,8 @@ def merged(
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
     """Return x_p + sum_i w_i (x_i - x_p) of flat tensors, for weights that sum to 1; x_p has the largest weight."""
     pivot = max(range(len(weights)), key=lambda number: weights[number])
-    rest = [number for number in range(len(weights)) if number != pivot]
-    return add_differences(tensors[pivot], [tensors[n] for n in rest], [weights[n] for n in rest], dtype)
+    numbers = [number for number in range(len(weights)) if number != pivot]
+    return add_differences(tensors[pivot], [tensors[n] for n in numbers], [weights[n] for n in numbers], dtype)
 
 
 def add_differences(
@@ -106,13 +106,13 @@ def _ties(parts: Sequence[LazyTensor], weights: Sequence[float], density: float)
 
     def function(tensors: list[Tensor]) -> Tensor:
         base = tensors[-1].float()
-        kept = []
+        differences = []
         for tensor, threshold in zip(tensors[:-1], thresholds(), strict=True):
             difference = tensor.float() - base
-            kept.append(difference.mul_(difference.abs() >= threshold))
-        elected = sum((d * w for d, w in zip(kept, weights, strict=True)), torch.zeros_like(base)).sign_()
+            differences.append(difference.mul_(difference.abs() >= threshold))
+        elected = sum((d * w for d, w in zip(differences, weights, strict=True)), torch.zeros_like(base)).sign_()
         total, mass = torch.zeros_like(base), torch.zeros_like(base)
-        for difference, weight in zip(kept, weights, strict=True):
+        for difference, weight in zip(differences, weights, strict=True):
             agrees = (difference.sign() == elected) & (difference != 0)
             total.add_(difference * agrees, alpha=weight)
             mass.add_(agrees, alpha=weight)
@@ -161,11 +161,11 @@ class _Dare(LazyTensor):
         *tensors, base = (part.read(start, stop).float() for part in self.parts)
         total = base.clone()
         for number, (tensor, weight) in enumerate(zip(tensors, self.weights, strict=True)):
-            difference = (tensor - base).mul_(self._kept(number, start, stop))
+            difference = (tensor - base).mul_(self._mask(number, start, stop))
             total.add_(difference, alpha=weight / self.density)
         return total.to(self.dtype)
 
-    def _kept(self, number: int, start: int, stop: int) -> Tensor:
+    def _mask(self, number: int, start: int, stop: int) -> Tensor:
         first, last, random = start // _RANDOM_BLOCK, -(-stop // _RANDOM_BLOCK), []
         for block in range(first, last):
             digest = hashlib.blake2b(f"{self.key}:{number}:{block}".encode(), digest_size=8).digest()

@@ -126,11 +126,11 @@ def _plan(
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One merge of a sweep. ``kept``: an earlier run of the sweep had made it."""
+    """One merge of a sweep. ``existed``: an earlier run of the sweep had made it."""
 
     ratio: float
     path: Path
-    kept: bool
+    existed: bool
 
 
 def sweep(
@@ -154,8 +154,8 @@ def sweep(
     digests: dict[str, str] = {}  # of the inputs, which are read for it only where there is something to keep
     for ratio in ratios:
         target, weights = Path(folder) / f"ratio-{ratio:g}", [1 - ratio, ratio]
-        kept = target.is_dir() and any(target.iterdir())
-        if kept:
+        existed = target.is_dir() and any(target.iterdir())
+        if existed:
             plan = _plan(method, sources, weights, base, density, seed)
             digests = digests or {str(number): source.digest() for number, source in enumerate(plan.opened)}
             if reason := _unlike(target, plan, digests, format):
@@ -163,26 +163,26 @@ def sweep(
                 raise UserError(f"exists already, and {reason}", file=target, remedy=remedy)
         else:
             merge(method, sources, target, weights=weights, base=base, density=density, seed=seed, format=format)
-        yield Candidate(ratio, target, kept)
+        yield Candidate(ratio, target, existed)
 
 
 def _unlike(target: Path, plan: _Plan, digests: Mapping[str, str], format: Format) -> str | None:
     """Return why ``target`` is not what ``plan`` would write; None when it is. It is opened, so that damage shows."""
     try:
-        found = Lineage.read(target)
+        record = Lineage.read(target)
     except (TypeError, ValueError):
-        found = None
-    if found is None or found.kind != _MERGE:
+        record = None
+    if record is None or record.kind != _MERGE:
         return "is no merge"
-    if {name: entry.get("digest") for name, entry in found.inputs.items()} != digests:
+    if {name: entry.get("digest") for name, entry in record.inputs.items()} != digests:
         return "was made of other models"
-    if found.config != plan.settings:
-        return f"was made with {', '.join(f'{key} {value}' for key, value in found.config.items())}"
-    made, first = open_checkpoint(target), plan.opened[0]
-    if (made.kind == "hf") != (_chosen(first, format) == "hf"):
-        return f"is a {made.kind} checkpoint"
+    if record.config != plan.settings:
+        return f"was made with {', '.join(f'{key} {value}' for key, value in record.config.items())}"
+    existing, first = open_checkpoint(target), plan.opened[0]
+    if (existing.kind == "hf") != (_chosen(first, format) == "hf"):
+        return f"is a {existing.kind} checkpoint"
     expected = _stops(plan.opened).change(changed_config(first.config))
-    if _without_dtype(made.config) != _without_dtype(expected):
+    if _without_dtype(existing.config) != _without_dtype(expected):
         return "has another config.json"
     return None
 
@@ -198,23 +198,23 @@ def select_steps(root: str | Path, steps: Sequence[int] | None = None, count: in
     ``checkpoint-*``.
     """
     root = Path(root)
-    found: dict[int, Path] = {}
+    folders: dict[int, Path] = {}
     for folder, pattern in ((root / "checkpoints", "step-"), (root, "step-"), (root, "iter_"), (root, "checkpoint-")):
         named = {path.name.removeprefix(pattern): path for path in folder.glob(f"{pattern}*") if path.is_dir()}
-        found = found or {int(number): path for number, path in named.items() if number.isdigit()}
-    have = ", ".join(map(str, sorted(found))) or "none"
+        folders = folders or {int(number): path for number, path in named.items() if number.isdigit()}
+    have = ", ".join(map(str, sorted(folders))) or "none"
     if steps is not None:
-        missing = [step for step in steps if step not in found]
+        missing = [step for step in steps if step not in folders]
         if missing:
             raise UserError(f"no checkpoint of step {missing[0]}", file=root, remedy=f"there are: {have}")
-        return [found[step] for step in steps]
-    wanted = len(found) if count is None else count
-    if not 0 < wanted <= len(found):
+        return [folders[step] for step in steps]
+    wanted = len(folders) if count is None else count
+    if not 0 < wanted <= len(folders):
         raise UserError(
-            f"{wanted} checkpoints are wanted, there are {len(found)} ({have})", file=root, remedy="lower count"
+            f"{wanted} checkpoints are wanted, there are {len(folders)} ({have})", file=root, remedy="lower count"
         )
-    ordered = sorted(found)
-    return [found[ordered[(i + 1) * len(ordered) // wanted - 1]] for i in range(wanted)]
+    ordered = sorted(folders)
+    return [folders[ordered[(i + 1) * len(ordered) // wanted - 1]] for i in range(wanted)]
 
 
 def _open_all(paths: Sequence[str | Path]) -> list[Checkpoint]:
@@ -230,8 +230,8 @@ def _open_all(paths: Sequence[str | Path]) -> list[Checkpoint]:
                     file=other.path,
                     remedy="combine only checkpoints of one model",
                 )
-        if said := tokenizer_difference(other.model_files, first.model_files):
-            problem = f"its tokenizer differs from that of {first.path}: {said}"
+        if mismatch := tokenizer_difference(other.model_files, first.model_files):
+            problem = f"its tokenizer differs from that of {first.path}: {mismatch}"
             raise UserError(problem, file=other.path, remedy="combine only checkpoints of one tokenizer")
         difference = first.tensors.keys() ^ other.tensors.keys()
         if difference:
@@ -254,10 +254,10 @@ def _settings(source: Checkpoint) -> dict[str, Any]:
     """
     config = changed_config(source.config)
     if config.get("model_type") in tuple(ARCHITECTURES):
-        found = describe(source.model_files, quantized=True)
-        scaling = {"rope_type": found.rope.kind, **found.rope.settings}
-        same = {field.name: getattr(found, field.name) for field in fields(found) if field.name not in _APART}
-        return same | {"rope_theta": found.theta, "rope_scaling": scaling}
+        described = describe(source.model_files, quantized=True)
+        scaling = {"rope_type": described.rope.kind, **described.rope.settings}
+        same = {field.name: getattr(described, field.name) for field in fields(described) if field.name not in _APART}
+        return same | {"rope_theta": described.theta, "rope_scaling": scaling}
     rope = config.pop("rope_parameters", None) or {}
     config.pop("rope_scaling", None)
     return config | {f"rope {key}": value for key, value in rope.items() if key != "rope_theta"}

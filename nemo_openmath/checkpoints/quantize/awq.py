@@ -74,7 +74,7 @@ def scaled(
             raise UserError(problem, remedy="use fp8 or int8")
         if LINEAR.fullmatch(name) and tensor.shape[0] % 2:
             raise UserError(f"{name} has an odd number of rows; two share a byte", remedy="use fp8 or int8")
-    made = dict(tensors)
+    changed = dict(tensors)
     dtype = next(iter(tensors.values())).dtype
     members: dict[str, list[str]] = {}
     for name in tensors:
@@ -89,19 +89,19 @@ def scaled(
         if norm := _norm_before(group):
             before = tensors[norm].full()
             after = (before.float() * divisor).to(before.dtype)
-            made[norm] = InMemory(after)
+            changed[norm] = InMemory(after)
             used = after.float() / before.float()
             divisor = torch.where(used.isfinite() & (used != 0), used, divisor)
         elif stored_scales:
             stored = divisor.to(dtype)
-            made[names[0].removesuffix("weight") + "pre_quant_scale"] = InMemory(stored)
+            changed[names[0].removesuffix("weight") + "pre_quant_scale"] = InMemory(stored)
             divisor = stored.float()
         else:  # down: its input is silu(gate) * up, so up's rows carry the divisor
             up = names[0].replace("down_proj", "up_proj")
-            made[up] = _Factors(made[up], divisor, axis=0)
+            changed[up] = _Factors(changed[up], divisor, axis=0)
         for name in names:
-            made[name] = _Factors(made[name], 1 / divisor, axis=1)
-    return made
+            changed[name] = _Factors(changed[name], 1 / divisor, axis=1)
+    return changed
 
 
 def _norm_before(group: str) -> str | None:

@@ -76,10 +76,10 @@ def token_ids(folder: Path, texts: Sequence[str], max_tokens: int) -> list[Tenso
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"not a tokenizer ({error})", file=file, remedy="copy it again") from None
     encoded = [tokenizer.encode(text).ids[:max_tokens] for text in texts]
-    found = [torch.tensor([ids]) for ids in encoded if ids]
-    if not found:
+    sequences = [torch.tensor([ids]) for ids in encoded if ids]
+    if not sequences:
         raise UserError("the calibration texts hold no token", file=folder, remedy="give texts with words")
-    return found
+    return sequences
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def attention_through(model: Any, change: Callable[[int, Tensor, Tensor], tuple[
 def calibrate(folder: Path, texts: Sequence[str], max_tokens: int) -> Calibration:
     """Run the model over ``texts``. Raises UserError where they give nothing to measure."""
     ids, model = token_ids(folder, texts, max_tokens), load_model(folder)
-    found, counts = Calibration(), dict[str, int]()
+    measured, counts = Calibration(), dict[str, int]()
     per_text = -(-_ROWS // len(ids))
 
     def watch(name: str) -> Any:
@@ -118,19 +118,19 @@ def calibrate(folder: Path, texts: Sequence[str], max_tokens: int) -> Calibratio
 
         def hook(_: Any, arguments: tuple[Tensor, ...]) -> None:
             x = arguments[0].detach().flatten(0, -2).float()
-            found.largest[group] = max(found.largest.get(group, 0.0), float(x.abs().amax()))
-            found.mean[group] = found.mean.get(group, torch.zeros(x.shape[1])) + x.abs().sum(0)
+            measured.largest[group] = max(measured.largest.get(group, 0.0), float(x.abs().amax()))
+            measured.mean[group] = measured.mean.get(group, torch.zeros(x.shape[1])) + x.abs().sum(0)
             counts[group] = counts.get(group, 0) + x.shape[0]
-            held = found.rows.get(group, x[:0])
-            chosen = x[:: max(1, x.shape[0] // per_text)][: min(per_text, _ROWS - len(held))]
-            found.rows[group] = torch.cat([held, chosen])
+            rows = measured.rows.get(group, x[:0])
+            chosen = x[:: max(1, x.shape[0] // per_text)][: min(per_text, _ROWS - len(rows))]
+            measured.rows[group] = torch.cat([rows, chosen])
 
         return hook
 
     def largest(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         for letter, tensor in (("k", key), ("v", value)):
             name = f"model.layers.{layer}.self_attn.{letter}"
-            found.cache[name] = max(found.cache.get(name, 0.0), float(tensor.abs().amax()))
+            measured.cache[name] = max(measured.cache.get(name, 0.0), float(tensor.abs().amax()))
         return key, value
 
     seen: set[str] = set()
@@ -141,9 +141,9 @@ def calibrate(folder: Path, texts: Sequence[str], max_tokens: int) -> Calibratio
     with attention_through(model, largest):
         for sequence in ids:
             model.model(sequence)
-    values = [*found.largest.values(), *found.cache.values()]
+    values = [*measured.largest.values(), *measured.cache.values()]
     if not values or not all(math.isfinite(value) and value > 0 for value in values):
         remedy = "give other texts, or check the model: inspect names NaN and zeros"
         raise UserError("the calibration texts gave no finite activations", file=folder, remedy=remedy)
-    found.mean = {group: total / counts[group] for group, total in found.mean.items()}
-    return found
+    measured.mean = {group: total / counts[group] for group, total in measured.mean.items()}
+    return measured

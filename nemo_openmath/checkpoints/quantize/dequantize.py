@@ -29,22 +29,22 @@ def dequantized(folder: str | Path) -> dict[str, LazyTensor]:
 
     ``pre_quant_scale`` is multiplied in. Raises UserError where a payload lacks its scale.
     """
-    held = open_checkpoint(folder, strict=False).tensors
+    stored = open_checkpoint(folder, strict=False).tensors
     plain: dict[str, LazyTensor] = {}
-    for name, tensor in held.items():
+    for name, tensor in stored.items():
         weight = name.removesuffix("_packed")
         if name.endswith(("_scale", "_shape")):
             continue
         if name == weight and tensor.dtype not in (torch.int8, torch.uint8, _E4M3):
             plain[name] = Elementwise((tensor,), lambda parts: parts[0].float(), torch.float32)
             continue
-        if f"{weight}_scale" not in held:
+        if f"{weight}_scale" not in stored:
             raise UserError(f"{name} has no {weight}_scale", file=folder, remedy="export it again")
-        multiplied = held.get(weight.removesuffix("weight") + "pre_quant_scale")
+        multiplied = stored.get(weight.removesuffix("weight") + "pre_quant_scale")
         before = None if multiplied is None else multiplied.full().float()
-        shape = held.get(f"{weight}_shape")
+        shape = stored.get(f"{weight}_shape")
         size = None if shape is None else (int(shape.full()[0]), int(shape.full()[1]))
-        plain[weight] = _Weight(tensor, held[f"{weight}_scale"].full().float(), before, size)
+        plain[weight] = _Weight(tensor, stored[f"{weight}_scale"].full().float(), before, size)
     return plain
 
 
@@ -131,12 +131,12 @@ def check_export(folder: str | Path, source: str | Path, texts: Sequence[str], *
     gap = size = kl = 0.0
     agree = tokens = 0
     for sequence, reference in zip(ids, expected, strict=True):
-        found = run_quantized(model, folder, sequence).float()
-        gap += float((found - reference).square().sum(dtype=torch.float64))
+        logits = run_quantized(model, folder, sequence).float()
+        gap += float((logits - reference).square().sum(dtype=torch.float64))
         size += float(reference.square().sum(dtype=torch.float64))
-        p, q = reference.log_softmax(-1), found.log_softmax(-1)
+        p, q = reference.log_softmax(-1), logits.log_softmax(-1)
         kl += float((p.exp() * (p - q)).sum(dtype=torch.float64))
-        agree += int((found.argmax(-1) == reference.argmax(-1)).sum())
+        agree += int((logits.argmax(-1) == reference.argmax(-1)).sum())
         tokens += sequence.numel()
     return ExportCheck(tokens, (gap / size) ** 0.5, agree / tokens, kl / tokens)
 
@@ -148,17 +148,17 @@ def quantized_model(folder: Path, source: Path) -> Any:
     for name, tensor in plain.items():
         if name in parameters:
             parameters[name].copy_(tensor.full())
-    held = open_checkpoint(folder, strict=False).tensors
+    stored = open_checkpoint(folder, strict=False).tensors
     for name, module in model.named_modules():
-        if f"{name}.input_scale" in held:
-            module.register_forward_pre_hook(_rounding(held[f"{name}.input_scale"].full()))
+        if f"{name}.input_scale" in stored:
+            module.register_forward_pre_hook(_rounding(stored[f"{name}.input_scale"].full()))
     return model
 
 
 def run_quantized(model: Any, folder: Path, sequence: Tensor) -> Tensor:
     """Compute the logits of :func:`quantized_model`, its cache rounded where the export says."""
-    held = open_checkpoint(folder, strict=False).tensors
-    scales = {name: tensor.full() for name, tensor in held.items() if name.endswith(("k_scale", "v_scale"))}
+    stored = open_checkpoint(folder, strict=False).tensors
+    scales = {name: tensor.full() for name, tensor in stored.items() if name.endswith(("k_scale", "v_scale"))}
 
     def change(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         prefix = f"model.layers.{layer}.self_attn."

@@ -156,10 +156,10 @@ def _eight_bits(
     of_groups: dict[str, float] = {}
     for name, largest in of_rows.items():
         of_groups[group_of(name)] = max(of_groups.get(group_of(name), 0.0), float(largest.amax()))
-    made: dict[str, LazyTensor] = {}
+    rounded: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
         if name not in of_rows:
-            made[name] = tensor
+            rounded[name] = tensor
             continue
         prefix = name.removesuffix("weight")
         if format == "int8":
@@ -167,36 +167,36 @@ def _eight_bits(
             scale = scale.to(dtype).float() if layout != "modelopt" else scale
             values = _Scaled(tensor, scale, torch.int8, divide=True)
             if layout != "modelopt":
-                made |= _packed(name, values, scale[:, None].to(dtype), bits=8)
+                rounded |= _packed(name, values, scale[:, None].to(dtype), bits=8)
                 continue
         else:
             scale = _positive(torch.tensor(of_groups[group_of(name)] / _LARGEST[format]))
             values = _Scaled(tensor, scale.reshape(-1), E4M3, divide=True)
-            made[prefix + "input_scale"] = InMemory(
+            rounded[prefix + "input_scale"] = InMemory(
                 torch.tensor(activations.largest[group_of(name)] / _LARGEST[format])
             )
             letter = prefix.rsplit(".", 2)[1].removesuffix("_proj")
             if format == "fp8_kv" and letter in "kv":
                 peak = activations.cache[prefix.removesuffix("_proj.")]
-                made[f"{prefix}{letter}_scale"] = InMemory(torch.tensor(peak / _LARGEST[format]))
-        made[name], made[f"{name}_scale"] = values, InMemory(scale)
-    return made
+                rounded[f"{prefix}{letter}_scale"] = InMemory(torch.tensor(peak / _LARGEST[format]))
+        rounded[name], rounded[f"{name}_scale"] = values, InMemory(scale)
+    return rounded
 
 
 def _int4(tensors: Mapping[str, LazyTensor], layout: Layout, dtype: torch.dtype) -> dict[str, LazyTensor]:
-    made: dict[str, LazyTensor] = {}
+    rounded: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
         if not LINEAR.fullmatch(name):
-            made[name] = tensor
+            rounded[name] = tensor
             continue
         scale = torch.cat([awq.rounded(part.float())[1] for part in _blocks(name, tensor)])
         if layout == "modelopt":
-            made[name] = _Int4(tensor, scale, rows_a_byte=2)
-            made[f"{name}_scale"] = InMemory(scale)
+            rounded[name] = _Int4(tensor, scale, rows_a_byte=2)
+            rounded[f"{name}_scale"] = InMemory(scale)
         else:
             narrow = scale.to(dtype)
-            made |= _packed(name, _Int4(tensor, narrow.float()), narrow, bits=4)
-    return made
+            rounded |= _packed(name, _Int4(tensor, narrow.float()), narrow, bits=4)
+    return rounded
 
 
 def _packed(name: str, values: LazyTensor, scale: Tensor, bits: int) -> dict[str, LazyTensor]:
