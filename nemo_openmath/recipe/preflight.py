@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from nemo_openmath.evaluation.reports.formats import bytes_text
 from nemo_openmath.inference.devices import check_device
 from nemo_openmath.inference.http.server_pool import base_url
 from nemo_openmath.recipe.file import Recipe, shown
+from nemo_openmath.recipe.inputs import check_inputs, check_model
 from nemo_openmath.recipe.stage_entries import StageEntry
 
 
@@ -51,7 +51,7 @@ def _checks(recipe: Recipe, names: Sequence[str], output: Path, layouts: bool) -
     models = {name: entry for name, entry in engines.items() if name != "teacher"}
     for name, entry in models.items():
         if name not in recipe.stages and recipe.relative(name).exists():
-            yield partial(_model, entry, recipe.relative(name))
+            yield partial(check_model, entry, recipe.relative(name))
     if models:
         yield partial(_student, recipe, list(models))
     yield partial(_sandbox, recipe)
@@ -76,47 +76,18 @@ def check_output(output: Path) -> None:
 
 
 def _inputs(entry: StageEntry, output: Path, layouts: bool) -> None:
-    """Let a stage check the inputs that are there already."""
+    """Check the inputs that are there already."""
     present = {
         port: [name for name in names if isinstance(name, Path) and name.exists()]
         for port, names in entry.inputs.items()
     }
-    for port, paths in present.items():
-        if type(entry.stage).takes.get(port) == "model":
-            for path in paths:
-                _model(entry, path, tokenizer=False)
-        elif inside := next((path for path in paths if output.resolve().is_relative_to(path.resolve())), None):
+    for path in (path for port, paths in present.items() if entry.stage.takes.get(port) != "model" for path in paths):
+        if output.resolve().is_relative_to(path.resolve()):
             raise entry.error(
-                f"the output folder {shown(output)} lies inside what is read: {shown(inside)}",
+                f"the output folder {shown(output)} lies inside what is read: {shown(path)}",
                 "choose another --output, or read from a folder of its own",
             )
-    if layouts:
-        _as_of(entry, lambda: entry.stage.check(present))
-
-
-def _model(entry: StageEntry, folder: Path, *, tokenizer: bool = True) -> None:
-    """Check a folder that an engine is to load, or a stage to read."""
-    if not folder.is_dir():
-        raise entry.error(f"is no folder: {shown(folder)}", "name the folder of a Hugging Face model")
-    inside = folder / "model" if (folder / "model" / "config.json").is_file() else folder  # of a checkpoint
-    config = inside / "config.json"
-    if not config.is_file():
-        raise entry.error(f"no config.json in {shown(folder)}", "name the folder of a Hugging Face model")
-    with contextlib.suppress(UnicodeDecodeError):
-        try:
-            json.loads(config.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise entry.error(f"{config}: not JSON ({error})", "copy it again") from None
-    if tokenizer:
-        _as_of(entry, lambda: ChatTokenizer.load(folder))
-
-
-def _as_of(entry: StageEntry, check: Callable[[], object]) -> None:
-    """Say which stage an error is about."""
-    try:
-        check()
-    except UserError as error:
-        raise entry.error(str(error)) from error
+    check_inputs(entry, present, layouts=layouts)
 
 
 def _teacher(recipe: Recipe) -> None:

@@ -8,6 +8,8 @@ A stage's folder holds ``plan.json`` (the fingerprint that it is being made for)
 - kept and added to, where only an incremental setting has risen;
 - made anew, where it was made for anything else.
 
+Nothing in the folder is removed before all that the stage reads is there and known to be readable by it (inputs.py).
+
 A stage that leaves nothing has not finished: the run ends there, unless its ``allow_empty`` says that this is meant.
 """
 
@@ -26,6 +28,7 @@ from nemo_openmath.core.stage import Stage, StageContext
 from nemo_openmath.recipe import identity, stage_folder
 from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.recipe.fingerprint import Fingerprints, NotReady
+from nemo_openmath.recipe.inputs import check_inputs
 from nemo_openmath.recipe.lock import run_lock
 from nemo_openmath.recipe.outcome import describe_outcome, made_nothing, make_manifest
 from nemo_openmath.recipe.preflight import check_output, preflight
@@ -143,8 +146,9 @@ class Run:
         folder = self.folder(entry.name)
         with Progress(entry.name) as progress:
             log.info("%s %s: %s", place, entry.name, _does(entry.stage))
-            self._prepare_folder(entry, status, fingerprint, inputs, selection, progress)
             context = self._context(entry, services, selection, progress)
+            check_inputs(entry, context.inputs, layouts=selection.only is None)
+            self._prepare_folder(entry, status, fingerprint, inputs, selection, progress)
             if selection.prepare:
                 await entry.stage.prepare_launch(context)
                 return

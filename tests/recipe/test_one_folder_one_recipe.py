@@ -282,6 +282,43 @@ def test_what_is_read_does_not_hold_what_is_written(tmp_path: Path, capsys: pyte
     assert not (tmp_path / "out" / "a").exists()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("./rows.jsonl", "rows.jsonl is a file"),
+        ("./raw/", "raw holds no records of a stage"),
+        ("./begun/", "begun is the folder of a stage that has not finished"),
+    ],
+)
+def test_a_path_without_records_of_a_stage_costs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: str, says: str
+) -> None:
+    """A raw file where records are read is refused with its line and remedy, and the finished stage stays."""
+    rows, file, out = tmp_path / "rows.jsonl", tmp_path / "r.yaml", tmp_path / "out"
+    rows.write_text('{"problem": "What is 1 + 1?", "expected_answer": "2"}\n')
+    for folder in ("raw", "begun"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "raw" / "rows.jsonl").write_bytes(rows.read_bytes())
+    (tmp_path / "begun" / "plan.json").write_text("{}")
+    reader, forum = (
+        "  a: {run: demo.benchmark, problems: 8}\n",
+        f"{{run: demo.threads, {THREADS}, from: ",
+    )
+    file.write_text(f"name: r\nstages:\n{reader}  b: {forum}a}}\n")
+    assert go(file, out) is ExitCode.OK
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    file.write_text(f"name: r\nstages:\n{reader}  b: {forum}{wrong}, allow_empty: true}}\n")
+    capsys.readouterr()
+    assert go(file, out) is ExitCode.USER_ERROR
+    said = capsys.readouterr().err
+    assert f"r.yaml:4: stages.b: input 'benchmark' takes Problem records of a finished stage, and {tmp_path}/" in said
+    assert f"{says}; name a finished stage" in said
+    assert "by a stage of problems.read_problems, and name that stage here" in said
+    assert {path: path.read_bytes() for path in before} == before
+    file.write_text(f"name: r\nstages:\n{reader}  b: {forum}./out/a}}\n")
+    assert go(file, tmp_path / "other") is ExitCode.OK, "the folder of a finished stage"
+
+
 def test_a_run_is_not_put_into_a_stage(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Readers of the stage would read the run as well."""
     assert go(recipe, tmp_path / "out") is ExitCode.OK

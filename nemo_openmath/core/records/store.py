@@ -29,6 +29,7 @@ import orjson
 from nemo_openmath.core.errors import DamagedFile, OpenMathError, UserError, of_the_system
 from nemo_openmath.core.records import exact_json
 from nemo_openmath.core.records.ids import unit_key
+from nemo_openmath.core.records.manifest import PLAN, read_manifest
 from nemo_openmath.core.records.types import Record
 
 R = TypeVar("R", bound=Record)
@@ -186,6 +187,19 @@ class RecordWriter:
 def part_files(folder: Path) -> list[Path]:
     """Return the data files of a finished stage, in a fixed order."""
     return sorted(folder.glob("part-*.jsonl"))
+
+
+def refuse_no_records(folder: Path) -> None:
+    """Raise UserError where a path is not the folder of a finished stage, nor one that :func:`write_records` filled."""
+    remedy = "name the folder of a finished stage"
+    if not folder.is_dir():
+        raise UserError("is a file" if folder.exists() else "is not there", file=folder, remedy=remedy)
+    if read_manifest(folder) is not None:
+        return
+    if (folder / PLAN).is_file():
+        raise UserError("is the folder of a stage that has not finished", file=folder, remedy="run that stage first")
+    if not part_files(folder):
+        raise UserError("holds no records of a stage", file=folder, remedy=remedy)
 
 
 def read_lines(folder: Path) -> Iterator[bytes]:

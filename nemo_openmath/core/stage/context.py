@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from nemo_openmath.core.merging import read_merged
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Record
+from nemo_openmath.core.records.store import refuse_no_records
 from nemo_openmath.core.stage.services import Services
 
 R = TypeVar("R", bound=Record)
@@ -38,7 +39,11 @@ class StageContext:
     """Port name -> records that were read of it, by readings to the end."""
 
     def read(self, port: str, kind: type[R]) -> Iterator[R]:
-        """Read the records of all folders of an input port, streamed, each id once (core/merging.py)."""
+        """Yield the records of all folders of an input port, streamed, each id once (core/merging.py).
+
+        Raises UserError for what is not the folder of a stage."""
+        for folder in self.inputs.get(port, ()):
+            refuse_no_records(folder)
         number = 0
         records = read_merged(self.inputs.get(port, ()), kind, lambda answers: self.services.vote(answers))
         for number, record in enumerate(records, 1):  # noqa: B007

@@ -52,6 +52,11 @@ class Stage(ABC, Generic[C]):
         """Return the name of what the stage's folder holds: the record type, or the artifact."""
         return cls.record.__name__ if cls.record is not None else cls.makes
 
+    @classmethod
+    def reads_files(cls) -> bool:
+        """Return whether an input takes files of others."""
+        return any(cls.takes.get(port.removesuffix("?"), "records") == "records" for port in cls.ports)
+
     def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
         """Raise UserError for what can be known to be wrong before any stage runs.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -44,6 +45,10 @@ class PackSamples(Stage[PackConfig]):
     takes = {"tokens": "tokens"}
     makes = "packs"
     version = 2  # other samples of a length lie together than before
+
+    def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
+        for folder in inputs.get("tokens", ()):
+            _token_folders(folder)
 
     async def run(self, context: StageContext) -> None:
         plan = await asyncio.to_thread(
