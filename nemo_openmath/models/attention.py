@@ -212,7 +212,11 @@ def _varlen_flash(query: Tensor, key: Tensor, value: Tensor, each: _Pass, scale:
     from torch.nn.attention.varlen import varlen_attn
 
     out = varlen_attn(
-        *(query.contiguous(), key.contiguous(), value.contiguous(), *each.cu_device, *each.longest),
+        query.contiguous(),
+        key.contiguous(),
+        value.contiguous(),
+        *each.cu_device,
+        *each.longest,
         scale=scale,
         window_size=(-1, 0),  # causal
         enable_gqa=query.shape[1] != key.shape[1],
