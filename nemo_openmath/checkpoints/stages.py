@@ -41,7 +41,7 @@ class Average(Stage[AverageConfig]):
         from nemo_openmath.checkpoints.merge.combine import average, select_steps  # torch takes seconds to import
 
         config = self.config
-        sources = [p for root in context.inputs["training"] for p in select_steps(root, config.steps, config.count)]
+        sources = [p for root in context.paths("training") for p in select_steps(root, config.steps, config.count)]
         context.progress.log(f"averaging {', '.join(path.name for path in sources)}")
         await asyncio.to_thread(
             average, sources, context.output, weights=config.weights, format="hf", into_existing=True
@@ -75,11 +75,11 @@ class Merge(Stage[MergeConfig]):
     async def run(self, context: StageContext) -> None:
         from nemo_openmath.checkpoints.merge.combine import merge
 
-        config, base = self.config, context.inputs.get("base")
+        config, base = self.config, context.paths("base")
         await asyncio.to_thread(
             merge,
             config.method,
-            list(context.inputs["models"]),
+            list(context.paths("models")),
             context.output,
             weights=config.weights,
             base=base[0] if base else None,
@@ -122,7 +122,7 @@ class Quantize(Stage[QuantizeConfig]):
         from nemo_openmath.checkpoints.script import texts
 
         config, model = self.config, context.only("model")
-        samples = [t for path in context.inputs.get("calibration", ()) for t in texts(path, config.samples)]
+        samples = [t for path in context.paths("calibration") for t in texts(path, config.samples)]
         await asyncio.to_thread(
             quantize,
             model,

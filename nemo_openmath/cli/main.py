@@ -98,7 +98,9 @@ def _report(error: Exception, debug: bool) -> ExitCode:
         print(f"openmath: {known}", file=sys.stderr)
         return known.exit_code
     if not debug:
-        print(f"openmath: defect: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        where = ", ".join(reversed(getattr(error, "__notes__", [])))  # such as the stage and its unit
+        what = f"defect in {where}" if where else "defect"
+        print(f"openmath: {what}: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
     return ExitCode.FAILURE
 
 

@@ -50,7 +50,7 @@ class ComputeMetrics(Stage[MetricsConfig]):
         grader = await context.services.grading()
 
         def work() -> Scores:
-            expected = [p.id for p in context.read("problems", Problem)] if context.inputs.get("problems") else None
+            expected = [p.id for p in context.read("problems", Problem)] if context.paths("problems") else None
             return score(
                 context.read("generations", Generation),
                 ks=self.config.ks,

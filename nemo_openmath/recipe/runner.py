@@ -224,8 +224,8 @@ class Run:
         self, entry: StageEntry, services: RecipeServices, selection: StageSelection, progress: Progress
     ) -> StageContext:
         inputs = {
-            port: [name if isinstance(name, Path) else self.folder(name) for name in names]
-            for port, names in entry.inputs.items()
+            port: [name if isinstance(name, Path) else self.folder(name) for name in entry.inputs.get(port, ())]
+            for port in (declared.removesuffix("?") for declared in entry.stage.ports)
         }
         return StageContext(
             name=entry.name,
@@ -247,10 +247,13 @@ def _does(stage: Stage) -> str:
 
 @contextlib.contextmanager
 def _named(entry: StageEntry) -> Iterator[None]:
-    """Say which stage an error is of that names no file itself."""
+    """Say which stage an error is of that names no file itself. What is no error of ours gets a note that says it."""
     try:
         yield
     except UserError as error:
         if error.file is None and type(error) is UserError and f"{entry.name}: " not in error.problem:
             raise entry.error(error.problem, error.remedy) from error
+        raise
+    except Exception as error:
+        error.add_note(f"stage {entry.name!r} ({entry.stage.kind})")
         raise

@@ -126,8 +126,17 @@ class StageEntries:
             builder.convert(Any, names, at)
         for port, declared in ports.items():
             if port not in out and not declared.endswith("?"):
-                raise builder.error((*key, "from"), f"input {port!r} is missing ({cls.ports[declared]})")
+                problem = f"input {port!r} is missing ({cls.ports[declared]})"
+                raise builder.error((*key, "from"), problem, self._how_to_wire(cls, port))
         return out
+
+    def _how_to_wire(self, cls: type[Stage], port: str) -> str:
+        """What to write for an input that is missing: stages that make what it takes, where there are some."""
+        makers = [name for name, entry in self.entries.items() if fits(type(entry.stage), cls, port)]
+        if port not in cls.takes or not makers:
+            source = "a path with a /" if port not in cls.takes else f"a stage that makes {noun(cls.takes[port])}"
+            return f"write from: {{{port}: ...}} with the name of {source}"
+        return f"write from: {{{port}: {makers[-1]}}}" + (f", or another of {', '.join(makers)}" if makers[1:] else "")
 
     def _check_name(self, name: str, key: Key) -> str | Path:
         if name in self.entries or name in self._wrong - {key[1]}:

@@ -74,7 +74,7 @@ class TrainDrafter(Stage[DrafterConfig]):
         )
         if not texts.training:
             counts = ", ".join(f"{name}: {count}" for name, count in texts.counts.items()) or "no generation"
-            folder = next(iter(context.inputs["generations"]), None)
+            folder = next(iter(context.paths("generations")), None)
             remedy = "give more generations of the model, or a smaller held_out"
             raise UserError(f"nothing to train on ({counts})", file=folder, remedy=remedy)
 
@@ -98,7 +98,7 @@ class TrainDrafter(Stage[DrafterConfig]):
             held_out=len(texts.held_out),
             accepted_per_step=round(accepted / steps, 3) if steps else None,
         )
-        sources = [*context.inputs["generations"], model]
+        sources = [*context.paths("generations"), model]
         inputs = {path.name: {"path": str(path), "digest": digest_tree(path)} for path in sources}
         with building(context.output, into_existing=True) as folder:
             trained.drafter.save(folder)

@@ -131,7 +131,7 @@ class Sft(Stage[SftConfig]):
 
     def _job(self, context: StageContext) -> TrainingJob:
         config = self.config
-        validation = context.inputs.get("validation")
+        validation = context.paths("validation")
         data = DataConfig(
             folder=context.only("packs").resolve(),
             batch_samples=config.batch_samples,

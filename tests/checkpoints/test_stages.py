@@ -38,11 +38,11 @@ def test_average_then_merge(tmp_path: Path) -> None:
     ]
     merge = stages.Merge(stages.MergeConfig(weights=(0.3, 0.7)))
     merged = tmp_path / "merged"
-    asyncio.run(merge.run(stage_context({"models": [made, tmp_path / "hf0"]}, merged)))
+    asyncio.run(merge.run(stage_context({"models": [made, tmp_path / "hf0"], "base": []}, merged)))
     a, b = models.load(made), models.load(tmp_path / "hf0")
     for name, tensor in models.load(merged).items():
         assert (tensor - (0.3 * a[name] + 0.7 * b[name])).abs().max() < 1e-6
-    asyncio.run(merge.run(stage_context({"models": [made, made]}, merged)))
+    asyncio.run(merge.run(stage_context({"models": [made, made], "base": []}, merged)))
     assert models.same(models.load(merged), a)  # a killed stage runs again into its own folder
 
 

@@ -91,4 +91,8 @@ def test_a_foreign_folder_is_refused(folder: Callable[[str, list[Any]], Path], t
     with pytest.raises(UserError, match=r"per_problem\.jsonl:1: not a row of scores"):
         run(CompareScores(CompareConfig()), {"before": [tmp_path], "after": [tmp_path]}, tmp_path / "compare")
     with pytest.raises(UserError, match="no generations"):
-        run(ComputeMetrics(MetricsConfig()), {"generations": [folder("empty", [])]}, tmp_path / "metrics")
+        run(
+            ComputeMetrics(MetricsConfig()),
+            {"generations": [folder("empty", [])], "problems": []},
+            tmp_path / "metrics",
+        )

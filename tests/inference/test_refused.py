@@ -67,7 +67,7 @@ def has_moved(text: str) -> None:
 
 
 def run(stage: Stage, engine: ScriptedEngine | None, output: Path, **inputs: list[Any]) -> StageContext:
-    ports = {}
+    ports: dict[str, list[Path]] = {port.removesuffix("?"): [] for port in stage.ports}
     for port, given in inputs.items():
         folder = output.parent / f"{output.name}-{port}"
         write_records(folder, given)

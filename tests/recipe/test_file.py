@@ -25,7 +25,12 @@ A = "a: {run: demo.benchmark}\n  c: "
         ("a: {run: demo.benchmrk}", r"r\.yaml:3: stages\.a\.run: .* not a choice; did you mean 'demo\.benchmark'"),
         ("a: {run: demo.benchmark, problems: many}", r"r\.yaml:3: stages\.a\.problems: expected a whole number, got"),
         ("a: {run: demo.benchmark, problem: 3}", r"stages\.a\.problem: unknown setting; did you mean 'problems'"),
-        ("a: {run: demo.threads}", r"stages\.a\.from: input 'benchmark' is missing \(problems to leak\)"),
+        (
+            "a: {run: demo.threads}",
+            r"stages\.a\.from: input 'benchmark' is missing \(problems to leak\); write from: {benchmark: \.\.\.} with "
+            r"the name of a stage that makes Problem records",
+        ),
+        (A + "{run: demo.threads}", r"input 'benchmark' is missing .*; write from: {benchmark: a}$"),
         ("a: {run: demo.threads, from: b}", r"stages\.a\.from\.benchmark: no earlier stage is called 'b'"),
         ("a: {run: demo.threads, from: {bench: x}}", r"from\.bench: unknown setting; did you mean 'benchmark'"),
         ("a: {problems: 3}", r"stages\.a: a stage needs a kind; write run: kind"),

@@ -97,6 +97,7 @@ async def run_stage(
 
     ``answer``: what the model says to a question. A second run in the same ``folder`` goes on from the first one."""
     ports = {port: [_stored(folder / port, records)] for port, records in inputs.items()}
+    ports |= {port.removesuffix("?"): [] for port in stage.ports if port.removesuffix("?") not in ports}
     async with AsyncExitStack() as stack:
         asked: list[Asked] = []
         engine = None

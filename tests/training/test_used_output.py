@@ -63,7 +63,7 @@ def test_other_weights_are_refused(used: tuple[Path, Path], tmp_path: Path) -> N
 
 async def test_the_job_file_stays_as_it_was(used: tuple[Path, Path], tmp_path: Path) -> None:
     model, output = used
-    inputs = {"model": [model], "packs": [tmp_path / "packs"]}
+    inputs = {"model": [model], "packs": [tmp_path / "packs"], "validation": []}
     await Sft(SftConfig(steps=5)).prepare_launch(stage_context(inputs, output, seed=0))
     before = (output / "job.yaml").read_text()
     assert json.loads(before)["data"]["steps"] == 5

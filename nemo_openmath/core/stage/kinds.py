@@ -9,8 +9,9 @@ _KINDS: dict[str, type[Stage]] = {}
 
 def register(stage: type[Stage]) -> type[Stage]:
     """Make a stage usable in recipes under its ``kind``. Raises ValueError for a second stage of one kind."""
-    if _KINDS.setdefault(stage.kind, stage) is not stage:
-        raise ValueError(f"two stages are called {stage.kind}")
+    if (known := _KINDS.setdefault(stage.kind, stage)) is not stage:
+        classes = " and ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in (known, stage))
+        raise ValueError(f"{classes} are both called {stage.kind!r}; give one of them another `kind`")
     return stage
 
 

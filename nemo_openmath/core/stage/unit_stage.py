@@ -7,12 +7,13 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
-from nemo_openmath.core.errors import ExitCode, Refused, RetryableError
+from nemo_openmath.core.errors import ExitCode, OpenMathError, Refused, RetryableError
 from nemo_openmath.core.records import Drop, RecordWriter
 from nemo_openmath.core.records.ids import in_shard, unit_key
 from nemo_openmath.core.records.key_set import KeySet
 from nemo_openmath.core.stage.context import StageContext
 from nemo_openmath.core.stage.contract import Stage
+from nemo_openmath.core.stage.defects import StageDefect
 from nemo_openmath.core.stage.outcomes import Result, UnitLog
 
 C = TypeVar("C")
@@ -27,6 +28,7 @@ class UnitStage(Stage[C], Generic[C, U]):
     - One that still fails is reported and left undone, so that running again retries it. The stage ends as Incomplete
       once all others are finished.
     - One that the engine refuses, as it would again, leaves what :meth:`refused` says.
+    - Any other error ends the stage. A note at the error names the unit.
     """
 
     concurrency: int = 256
@@ -74,13 +76,13 @@ class UnitStage(Stage[C], Generic[C, U]):
         port = next(iter(self.ports), "")
         number = context.records_read.get(port, offered)
         if number != offered:
-            raise AssertionError(f"{self.kind}: {number} {port} went in, {offered} units were made of them")
+            raise StageDefect(f"{self.kind}: {number} {port} went in, {offered} units were made of them")
 
     async def do_unit(self, key: str, unit: U, context: StageContext, log: UnitLog) -> Result | None:
         """Do one unit, with its retries, store what it left, and return it; None where it failed."""
         result = None
         try:
-            result = await self._attempt(unit, context)
+            result = await self._attempt(key, unit, context)
         except Refused as error:
             result = self.refused(key, unit, error, context)
             log.refusals.add(key, result, error)
@@ -91,20 +93,29 @@ class UnitStage(Stage[C], Generic[C, U]):
             context.progress.failed += 1
         else:
             if not (result.records or result.drops):
-                raise AssertionError(f"{self.kind}: unit {key} left neither a record nor a reason")
+                raise StageDefect(f"{self.kind}: unit {key} left neither a record nor a reason")
             if result.asked:
                 log.refusals.answered()
             log.writer.commit(key, result.records, result.drops)
         context.progress.advance()
         return result
 
-    async def _attempt(self, unit: U, context: StageContext) -> Result:
+    async def _attempt(self, key: str, unit: U, context: StageContext) -> Result:
         for attempt in range(self.retries + 1):
             try:
-                return await self.process(unit, context)
+                result = await self.process(unit, context)
+                if not isinstance(result, Result):
+                    remedy = "return Result(records) or Result(drops=[Drop(reason)])"
+                    raise StageDefect(f"process() returned {result!r:.80} and not a Result; {remedy}")
+                return result
             except RetryableError as error:
                 if not error.retryable or attempt == self.retries:
                     raise
+            except OpenMathError:
+                raise
+            except Exception as error:  # a defect, which ends the stage: say where
+                error.add_note(f"unit {key} of {self.kind}")
+                raise
         raise AssertionError("the loop returns or raises")
 
 

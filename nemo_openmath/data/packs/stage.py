@@ -53,7 +53,7 @@ class PackSamples(Stage[PackConfig]):
     async def run(self, context: StageContext) -> None:
         plan = await asyncio.to_thread(
             write_packs,
-            [tokens for folder in context.inputs["tokens"] for tokens in _token_folders(folder)],
+            [tokens for folder in context.paths("tokens") for tokens in _token_folders(folder)],
             context.output,
             capacity=self.config.capacity,
             pad_multiple=self.config.pad_multiple,

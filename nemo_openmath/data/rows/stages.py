@@ -79,7 +79,7 @@ class ReadRows(Stage[ReadConfig]):
             raise MissingExtra("datasets", "datasets", "reading a dataset by name")
 
     async def run(self, context: StageContext) -> None:
-        sources: list[str | Path] = [*context.inputs.get("data", ())]
+        sources: list[str | Path] = [*context.paths("data")]
         if self.config.dataset is not None:
             sources.append(self.config.dataset)
         if not sources:

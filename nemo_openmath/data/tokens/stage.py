@@ -39,10 +39,10 @@ class Tokenize(Stage[TokenizeConfig]):
             ChatTokenizer.load(model)
 
     async def run(self, context: StageContext) -> None:
-        context.progress.begin(len(context.inputs["rows"]))
+        context.progress.begin(len(context.paths("rows")))
         samples = tokens = target_tokens = 0
         dropped: Counter[str] = Counter()
-        for number, rows in enumerate(context.inputs["rows"]):
+        for number, rows in enumerate(context.paths("rows")):
             folder = await asyncio.to_thread(
                 write_tokens,
                 rows,

@@ -48,7 +48,7 @@ class _ReadFiles(UnitStage[ReadFilesConfig, Row]):
             else:
                 broken.good += 1
         if not (broken.good or broken.count):
-            paths = ", ".join(str(path) for path in context.inputs["files"])
+            paths = ", ".join(str(path) for path in context.paths("files"))
             raise UserError("there is no row in it", file=paths, remedy=f"give a file with one {self.column!r} a row")
         broken.refuse()
 
@@ -62,7 +62,7 @@ class _ReadFiles(UnitStage[ReadFilesConfig, Row]):
         ``name`` is the file's path below the folder that all inputs have in common. So it is the same on every machine
         and in every order of the inputs, and differs between files.
         """
-        inputs = [Path(os.path.abspath(path)) for path in context.inputs["files"]]
+        inputs = [Path(os.path.abspath(path)) for path in context.paths("files")]
         root = os.path.commonpath([path if path.is_dir() else path.parent for path in inputs])
         for path in inputs:
             for file in data_files(path):
