@@ -8,7 +8,10 @@
       threads: {run: demo.threads, ...}             # name: kind of stage, inputs, settings
       extract: {run: problems.extract, from: threads, engine: teacher}
 
-A stage's ``from`` names earlier stages, or files and folders (recognised by their ``/``, relative to the file that says
+Stages run in the order in which they are written. A stage that stands below one that reads it, as where a file that
+extends another adds it, runs right before that one.
+
+A stage's ``from`` names other stages, or files and folders (recognised by their ``/``, relative to the file that says
 it, on the command line to the working directory): one name or a list for the one input that a stage needs (or has,
 where it needs none), ``port: names`` where there are several. Every stage may have a ``seed`` of its own, and
 ``allow_empty: true`` where leaving nothing is no mistake. ``note: a sentence`` is shown with the results.
@@ -77,7 +80,7 @@ class Recipe:
     sandbox: SandboxSettings
     grading: GradingSettings
     stages: dict[str, StageEntry]
-    """Name -> stage, in the file's order."""
+    """Name -> stage, in the order in which they run."""
     values: list[Value]
     """Every setting with its origin."""
     paths: dict[str, Path] = field(default_factory=dict)
@@ -174,9 +177,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Pa
     if head.teacher.tokenizer is not None:
         entries.locate(head.teacher.tokenizer, ("teacher", "tokenizer"))
     errors: list[UserError] = []
-    for name, body in stages.items():
+    for name in entries.order():
         try:
-            entries.add(name, body)
+            entries.add(name, stages[name])
         except UserError as error:
             errors.append(error)
     if errors:

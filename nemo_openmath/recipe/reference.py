@@ -28,7 +28,7 @@ STAGE_KEYS = (
         "from",
         "name, path, list of these, or these by input",
         "none",
-        "What it reads: earlier stages by their names, or files and folders, whose paths contain a /. A stage with one "
+        "What it reads: other stages by their names, or files and folders, whose paths contain a /. A stage with one "
         "needed input takes a name or a list; one with several takes them by the input's name.",
     ),
     Setting("seed", "whole number", "the recipe's", "The seed of this stage."),

@@ -32,13 +32,30 @@ class StageEntry:
 
 
 class StageEntries:
-    """The stages of a recipe file, read in order: ``entries`` are those that are right, ``paths`` those of Recipe."""
+    """The stages of a recipe file: ``entries`` are those that are right, ``paths`` those of Recipe.
+
+    Stages are read in :meth:`order`, so that what a stage reads is known before it.
+    """
 
     def __init__(self, builder: Builder, written: dict[str, Any], seed: int):
         self.builder, self.written, self.seed = builder, written, seed
         self.entries: dict[str, StageEntry] = {}
         self.paths: dict[str, Path] = {}
         self._wrong: set[str] = set()
+
+    def order(self) -> list[str]:
+        """Return the names of the stages in the order in which they run: as written, and what stands below a stage that
+        reads it is moved to right before that stage."""
+        placed: dict[str, None] = {}
+        for name in self.written:
+            path = [name]  # each reads the next
+            while path:
+                below = (n for n in self._read_by(path[-1]) if n not in placed and n not in path)
+                if (read := next(below, None)) is not None:
+                    path.append(read)
+                else:
+                    placed[path.pop()] = None
+        return list(placed)
 
     def add(self, name: str, body: Any) -> None:
         """Read one entry. Raises UserError where it is wrong; the stages that read it are not called wrong for that."""
@@ -144,19 +161,18 @@ class StageEntries:
         if "/" in name:
             return self.builder.base(key) / name
         if name in self.written:
-            raise self.builder.error(key, *self._order(name, key[1]))
-        known = f"{nearest(name, list(self.entries))} (a path has a /)" if self.entries else "write a path with a /"
-        raise self.builder.error(key, f"no earlier stage is called {name!r}", known)
-
-    def _order(self, later: str, name: str) -> tuple[str, str]:
-        """(problem, remedy) where a stage reads itself or one that stands below it."""
-        chain = [name, name] if later == name else self._chain(later, name)
-        if chain is not None:
-            return f"the stages read each other in a circle: {' reads '.join(chain)}", "let one of them read another"
-        return f"stage {later!r} stands below this one", f"write {later!r} above {name!r}: stages read earlier ones"
+            if (circle := self._chain(name, key[1])) is None:  # an engine that a setting of its own names
+                raise self.builder.error(key, f"stage {name!r} stands below this one", f"write {name!r} above it")
+            problem = f"the stages read each other in a circle: {' reads '.join(circle)}"
+            raise self.builder.error(key, problem, "let one of them read another")
+        others = [other for other in self.written if other != key[1]]
+        known = f"{nearest(name, others)} (a path has a /)" if others else "write a path with a /"
+        raise self.builder.error(key, f"no stage is called {name!r}", known)
 
     def _chain(self, at: str, goal: str) -> list[str] | None:
         """``goal``, ``at``, ... back to ``goal`` along what reads what; None where no way leads there."""
+        if at == goal:
+            return [goal, goal]
         paths, seen = [[goal, at]], {at}
         while paths:
             path = paths.pop(0)
@@ -169,12 +185,15 @@ class StageEntries:
         return None
 
     def _read_by(self, name: str) -> list[str]:
-        """The stages that a stage reads, as it is written."""
+        """The stages that a stage reads, as it is written: its inputs, and the models that answer it."""
         body = self.written.get(name)
-        written = [body.get("from"), body.get("engine")] if isinstance(body, dict) else []
-        flat = [v for w in written for v in (w.values() if isinstance(w, dict) else [w])]
-        names = [n for v in flat for n in (v if isinstance(v, list) else [v])]
-        return [n for n in names if isinstance(n, str) and n in self.written]
+        if not isinstance(body, dict):
+            return []
+        inputs = body.get("from")
+        ports = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+        engines = [name for key in _ENGINES for name in _listed(body.get(key)) if name != "teacher"]
+        names = [*(name for names in ports for name in _listed(names)), *engines]
+        return [name for name in names if isinstance(name, str) and name in self.written]
 
     def _check_type(self, cls: type[Stage], port: str, name: str | Path, key: Key) -> None:
         """Refuse a stage that makes something else than the input takes, this recipe's or another's."""
@@ -193,6 +212,8 @@ class StageEntries:
         )
 
 
+_ENGINES = ("engine", "more_engines")
+"""The settings that name models: what :meth:`Stage.engines` returns comes from them."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -203,6 +224,10 @@ def foreign_stage(folder: Path) -> type[Stage] | None:
     except (OSError, DamagedFile):
         return None
     return stage_kinds().get(manifest.stage) if manifest is not None else None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def fits(made: type[Stage], reader: type[Stage], port: str) -> bool:

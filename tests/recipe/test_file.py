@@ -31,7 +31,7 @@ A = "a: {run: demo.benchmark}\n  c: "
             r"the name of a stage that makes Problem records",
         ),
         (A + "{run: demo.threads}", r"input 'benchmark' is missing .*; write from: {benchmark: a}$"),
-        ("a: {run: demo.threads, from: b}", r"stages\.a\.from\.benchmark: no earlier stage is called 'b'"),
+        ("a: {run: demo.threads, from: b}", r"stages\.a\.from\.benchmark: no stage is called 'b'"),
         ("a: {run: demo.threads, from: {bench: x}}", r"from\.bench: unknown setting; did you mean 'benchmark'"),
         ("a: {problems: 3}", r"stages\.a: a stage needs a kind; write run: kind"),
         (A + "{run: rollout.generate, from: a, engine: a}", r"stages\.c\.engine: stage 'a' makes no model"),
@@ -152,13 +152,9 @@ def test_the_user_can_bring_prompts_and_their_text_counts(tmp_path: Path) -> Non
         (A + "{run: sft.pack, from: a}", r"takes a folder of tokens here, and 'a' \(demo\.benchmark\) makes Problem"),
         (
             "a: {run: solutions.grade, from: b}\n  b: {run: solutions.filter, from: a}",
-            r"stages\.a\.from\.generations: the stages read each other in a circle: a reads b reads a",
+            r"stages\.b\.from\.generations: the stages read each other in a circle: b reads a reads b",
         ),
         ("a: {run: solutions.grade, from: a}", r"in a circle: a reads a"),
-        (
-            "a: {run: demo.threads, from: b}\n  b: {run: demo.benchmark}",
-            r"stage 'b' stands below this one; write 'b' above 'a'",
-        ),
         ("../a: {run: demo.benchmark}", r"a stage's name is the name of a folder"),
         (
             "a: {run: demo.benchmrk}\n  b: {run: demo.benchmark, lr: 3}\n  c: {run: demo.threads, from: a}",
@@ -171,6 +167,22 @@ def test_what_does_not_fit_together(tmp_path: Path, stages: str, message: str) -
     file.write_text(f"name: r\nstages:\n  {stages}\n")
     with pytest.raises(UserError, match=message):
         load_recipe(file)
+
+
+def test_a_stage_below_its_reader_runs_right_before_it(tmp_path: Path) -> None:
+    """So a file that extends another can put a stage between two of it. All others stay as they are written."""
+    base, own = tmp_path / "base.yaml", tmp_path / "own.yaml"
+    base.write_text(
+        "name: base\nstages:\n  a: {run: demo.benchmark}\n  x: {run: demo.benchmark, seed: 2}\n"
+        "  c: {run: demo.threads, from: a}\n  y: {run: demo.threads, from: x}\n"
+    )
+    own.write_text(
+        "extends: base.yaml\nname: own\nstages:\n  c: {from: late}\n  z: {run: demo.benchmark}\n"
+        "  late: {run: solutions.majority_answers, from: {problems: a, generations: g}}\n"
+        "  g: {run: rollout.generate, from: a, engine: m}\n  m: {run: checkpoints.merge, from: ./models/}\n"
+    )
+    assert list(load_recipe(base).stages) == ["a", "x", "c", "y"]
+    assert list(load_recipe(own).stages) == ["a", "x", "m", "g", "late", "c", "y", "z"]
 
 
 def test_every_kind_says_what_it_takes_and_makes() -> None:
