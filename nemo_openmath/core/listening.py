@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import random
 import socket
+from pathlib import Path
 from typing import Any
 
 from nemo_openmath.core.errors import UserError
@@ -46,8 +48,27 @@ def _refusal(error: OSError, host: str, port: int) -> UserError:
 
 
 def free_port(host: str) -> int:
-    """Return a port of ``host`` that is free at the moment."""
+    """Return a port of ``host`` that is free at the moment, and likely to stay so until somebody listens on it.
+
+    It lies below the ports that the system gives to outgoing connections: one of those may be taken at any moment, and
+    a process that loads torch needs seconds before it listens.
+    """
+    below = _first_port_of_connections()
+    for port in [random.SystemRandom().randrange(max(1024, below - 16384), below) for _ in range(64)]:
+        try:
+            check_address(host, port)
+        except UserError:
+            continue
+        return port
     family, kind, address = _resolve(host, 0)
     with socket.socket(family, kind) as s:
         s.bind(address)
         return int(s.getsockname()[1])
+
+
+def _first_port_of_connections() -> int:
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 32768
+    return first if first > 2048 else 32768
