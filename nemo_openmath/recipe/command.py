@@ -99,7 +99,8 @@ def write_report(output: Path) -> None:
 def show_stages() -> None:
     """Print the kinds of stages with their inputs, what they make and the first sentence about them."""
     table = Table(box=None)
-    for name in ("kind", "inputs", "makes", "what it does"):
+    table.add_column("kind", no_wrap=True)  # a kind is copied into a recipe
+    for name in ("inputs", "makes", "what it does"):
         table.add_column(name, overflow="fold")
     for kind, cls in stage_kinds().items():
         table.add_row(kind, ", ".join(cls.ports), cls.product(), first_sentence(cls.__doc__))
