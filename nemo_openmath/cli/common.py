@@ -13,6 +13,10 @@ from nemo_openmath.core.errors import ExitCode, UserError
 
 GOES_ON = "finished work is kept, the same command goes on from here"
 AGAIN = "run the same command again"
+REPLACE = (
+    "remove stages that were made for other settings and make them again, even where hours of work lie there; in a "
+    "folder that holds another run, take its place"
+)
 NOTHING_KEPT = "nothing was left behind; run the same command again"
 
 EXIT_CODES = """exit codes: 0 done, 1 failure, 2 wrong input, 3 some items failed, 75 preempted,

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.cli.common import overrides, shard_of, verb
+from nemo_openmath.cli.common import REPLACE, overrides, shard_of, verb
 from nemo_openmath.cli.streams import run_async
 
 GENERATE_EXAMPLE = """\
@@ -31,8 +31,7 @@ def add(groups: Any) -> None:
     generate.add_argument("--shard", metavar="I/N", default="0/1", help="job I (from 0) of an array of N")
     prepare = "before an array of jobs: read the problems, keep what there is of fewer samples"
     generate.add_argument("--prepare", action="store_true", help=prepare)
-    again = "make changed stages anew even where that throws long work away"
-    generate.add_argument("--replace", action="store_true", help=again)
+    generate.add_argument("--replace", action="store_true", help=REPLACE)
 
 
 def _generate(options: argparse.Namespace) -> None:

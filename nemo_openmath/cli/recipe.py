@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.cli.common import AGAIN, overrides, shard_of, verb
+from nemo_openmath.cli.common import AGAIN, REPLACE, overrides, shard_of, verb
 from nemo_openmath.cli.streams import run_async
 
 
@@ -27,9 +27,7 @@ def add(groups: Any) -> None:
     run.add_argument(
         "--prepare", action="store_true", help="with --only: write the job file of a training, run nothing"
     )
-    run.add_argument(
-        "--replace", action="store_true", help="make changed stages anew even where that throws long work away"
-    )
+    run.add_argument("--replace", action="store_true", help=REPLACE)
 
     show = verb(
         verbs,

@@ -124,7 +124,7 @@ class Builder:
             return tuple(converted) if origin is tuple else converted
         if origin is dict:
             if not isinstance(value, dict):
-                raise self.error(key, f"expected settings by name, got {_show(value)}")
+                raise self.error(key, f"expected a mapping such as {{name: value}}, got {_show(value)}")
             return {str(k): self.convert(args[1], v, (*key, str(k))) for k, v in value.items()}
         converted = self._convert_plain(hint, origin, args, value, key)
         self.values.append(Value(key, converted, self.origin(key)))

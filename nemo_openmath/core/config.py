@@ -108,7 +108,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Key,
     except RecursionError:
         raise UserError("nested too deeply, or an anchor that holds itself", file=path) from None
     if not isinstance(data, dict):
-        raise UserError("expected settings by name", file=path, row=1)
+        raise UserError("expected a mapping (lines of name: value)", file=path, row=1)
     base = data.pop("extends", None)
     if base is None:
         return data, origins

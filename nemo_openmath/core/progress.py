@@ -47,7 +47,9 @@ class Progress:
             seconds = self._printed - self._start
             of = "" if self._total is None else f" of {self._total}"
             failed = f", {self.failed} failed" if self.failed else ""
-            self.log(f"{self._count}{of}{failed}, {seconds:.0f} s{self._remaining(seconds)}  {self._note}".rstrip())
+            self.log(
+                f"{self._count}{of}{failed} after {seconds:.0f} s{self._remaining(seconds)}  {self._note}".rstrip()
+            )
 
     def _remaining(self, seconds: float) -> str:
         """Say how long the rest takes at the speed so far; nothing where that is not known."""

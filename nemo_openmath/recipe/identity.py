@@ -21,7 +21,7 @@ from nemo_openmath.core.records.manifest import MANIFEST, PLAN
 from nemo_openmath.recipe.file import Recipe
 
 RUN = "run.json"
-_REMEDY = "give another --output, or make this run in its place with --replace (recipe run, generate)"
+_REMEDY = "give another --output, or add --replace to recipe run or generate, which puts this run in its place"
 
 
 def read(output: Path) -> dict[str, Any] | None:

@@ -70,7 +70,7 @@ def _left_out(statuses: Sequence[StageStatus]) -> Iterator[str]:
             yield f"{status.name} is {status.state}: {why}"
     if behind:
         names = ", ".join(behind[:12]) + (f" and {len(behind) - 12} more" if len(behind) > 12 else "")
-        yield f"made from stages that are missing or other than today's: {names}"
+        yield f"made from stages that are missing, or that were made for an earlier state of the recipe: {names}"
 
 
 def _competition(run: Run, finished: dict[str, Manifest]) -> Iterator[dict[str, Any]]:

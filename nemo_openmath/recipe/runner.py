@@ -3,8 +3,8 @@
 A stage's folder holds ``plan.json`` (the fingerprint that it is being made for) from its first moment and
 ``manifest.json`` from its last. Before a stage runs, its folder is
 
-- left alone, where its manifest and files are as promised and the fingerprint is today's;
-- gone on with, where it was begun for today's fingerprint and has no manifest;
+- left alone, where its manifest and files are as promised and the fingerprint is that of the recipe as it is now;
+- gone on with, where it was begun for this fingerprint and has no manifest;
 - kept and added to, where only an incremental setting has risen;
 - made anew, where it was made for anything else.
 
@@ -104,7 +104,7 @@ class Run:
 
     def _refuse_stale_inputs(self, names: Sequence[str]) -> None:
         """Raise UserError where a stage would be made from one that was made for other settings, and that the selection
-        leaves as it is: the result would be shown as that of today's settings."""
+        leaves as it is: the result would be shown as that of the recipe's settings."""
         checked: set[str] = set(names)
         todo = [(reader, name) for reader in names for name in self.recipe.read_by(self.recipe.stages[reader])]
         while todo:
@@ -181,7 +181,7 @@ class Run:
         if status.state is State.MISSING or begun_for_this:
             stage_folder.refuse_other_shards(folder, selection)
             if not entry.allow_empty:
-                stage_folder.forget_nothing(folder, selection)
+                stage_folder.remove_empty_attempt(folder, selection)
         else:
             self._keep_or_remove(entry, status, inputs, selection, progress)
         folder.mkdir(parents=True, exist_ok=True)

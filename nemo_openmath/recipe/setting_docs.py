@@ -90,11 +90,19 @@ def type_name(hint: Any) -> str:
     if origin in (tuple, list):
         return f"list ({type_name(args[0])})"
     if origin is dict:
-        return f"settings by name ({type_name(args[1])})"
+        return f"mapping, such as {{NAME: {_EXAMPLES.get(_plain(args[1]), 'VALUE')}}} ({type_name(args[1])})"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return " | ".join(str(member.value) for member in hint)
     names = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+_EXAMPLES: dict[Any, str] = {str: "text", int: "1", float: "0.5", bool: "true", Path: "./file"}
+
+
+def _plain(hint: Any) -> Any:
+    """Return a type without its range."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 def meaning(config: type, name: str) -> str:

@@ -69,8 +69,8 @@ def reopen(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def forget_nothing(folder: Path, selection: StageSelection) -> None:
-    """Remove what the last attempt left where it made nothing: what it worked with was wrong.
+def remove_empty_attempt(folder: Path, selection: StageSelection) -> None:
+    """Remove the folder of a last attempt that made nothing: what it worked with was wrong.
 
     Raises UserError where this is one job of an array, whose other jobs would remove each other's work.
     """

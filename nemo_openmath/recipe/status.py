@@ -37,7 +37,7 @@ class StageStatus:
     reason: str = ""
     """Why it is stale or damaged."""
     other: bool = False
-    """It was itself made for other settings or inputs than today's; otherwise only what it reads was."""
+    """It was itself made for other settings or inputs than the recipe has now; otherwise only what it reads was."""
 
 
 def run_status(recipe: Recipe, output: Path, fingerprints: Fingerprints) -> Iterator[StageStatus]:

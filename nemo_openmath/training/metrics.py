@@ -73,7 +73,7 @@ def console_line(record: Mapping[str, Any], num_steps: int) -> str:
     """Return a step's line for people."""
     line = (
         f"step {record['step']}/{num_steps}  loss {record['loss']:.4f}  grad {record['grad_norm']:.3f}  "
-        f"lr {record['lr']:.2e}  {record['tokens_per_second']:,.0f} tok/s  {record['seconds']:.2f}s  "
+        f"lr {record['lr']:.2e}  {record['tokens_per_second']:,.0f} tok/s  {record['seconds']:.2f} s/step  "
         f"MFU {record['mfu']:.0%}  fill {record['fill']:.0%}  {record['peak_memory_bytes'] / 2**30:.1f} GiB"
     )
     return line + (f"  validation {record['validation_loss']:.4f}" if "validation_loss" in record else "")

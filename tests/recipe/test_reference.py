@@ -48,6 +48,7 @@ def test_a_kind_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert line in said
     assert "checkpoints.every: whole number, 0 or more; default 0" in describe("training.sft")
+    assert "weights: mapping, such as {NAME: 0.5} (number, 0 or more); default {}" in describe("sft.pack")
     assert "format: fp8 | fp8_kv | int8 | int4_awq; required" in describe("checkpoints.quantize")
     with pytest.raises(UserError, match=r"did you mean 'training\.sft'"):
         describe("trainin.sft")
@@ -69,6 +70,16 @@ class Settings(Parent):
     rate: float = 0.5
     """Share of rows that are left out."""
     plain: int = 1
+
+
+def test_no_kind_is_broken_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["recipe", "stages"]) is ExitCode.OK
+    lines = capsys.readouterr().out.splitlines()
+    assert set(stage_kinds()) <= {line.split()[0] for line in lines if line.strip()}
+    assert max(map(len, lines)) <= 80
 
 
 def test_the_docstring_under_a_field_is_its_meaning() -> None:

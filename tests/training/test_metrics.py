@@ -70,5 +70,5 @@ def test_tensorboard_shows_steps_done_again_once(tmp_path: Path) -> None:
 def test_a_line_for_people() -> None:
     record = {"step": 3, "loss": 1.5, "grad_norm": 0.25, "lr": 1e-4, "tokens_per_second": 12345.6, "seconds": 2.0}
     line = console_line({**record, "mfu": 0.41, "fill": 0.98, "peak_memory_bytes": 3 << 30}, 9)
-    expected = "step 3/9  loss 1.5000  grad 0.250  lr 1.00e-04  12,346 tok/s  2.00s  MFU 41%  fill 98%  3.0 GiB"
+    expected = "step 3/9  loss 1.5000  grad 0.250  lr 1.00e-04  12,346 tok/s  2.00 s/step  MFU 41%  fill 98%  3.0 GiB"
     assert line == expected

@@ -21,11 +21,11 @@ class PackConfig:
     capacity: PositiveInt = 32768
     """Tokens of a pack, padding included. The reference code has 32768; the paper gives no number."""
     pad_multiple: PositiveInt = 1
-    """Each sample takes a multiple of this many tokens: choose 2 x CP of the layout to train with (1 without context
-    parallelism), for training pads each sample to 2 x CP and only the end of a pack to 2 x CP x TP. Packs made for a
-    multiple of what a layout needs suit it; others are refused."""
+    """Each sample is padded to a multiple of this many tokens. Give 2 x CP of the training's layout, 1 without context
+    parallelism. A multiple of what the layout needs suits it too."""
     weights: dict[str, NonNegativeFloat] = field(default_factory=dict)
-    """Copies of each sample in an epoch, by mode (cot, tir, genselect); 1 where not named, 0 leaves the mode out."""
+    """Copies of each sample in an epoch, by mode (cot, tir, genselect), such as {cot: 1, tir: 2}; 1 where not named, 0
+    leaves the mode out."""
     phases: list[list[str]] | None = None
     """Modes that are trained together, phase after phase; null: all in one. Paper section 5.1 compares
     [[cot], [tir], [genselect]]."""
