@@ -25,10 +25,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nemo_openmath.checkpoints import buffers
 from nemo_openmath.core.errors import DamagedFile
 
 PIECE = 1 << 21
-"""Elements of a piece. malloc reuses blocks of a few MB; larger ones cost page faults each time."""
+"""Elements of a piece: a few MB, whose blocks :mod:`~nemo_openmath.checkpoints.buffers` uses again."""
 
 
 class LazyTensor(ABC):
@@ -101,7 +102,7 @@ class FileTensor(LazyTensor):
     shape: tuple[int, ...]
 
     def read(self, start: int, stop: int) -> Tensor:
-        elements = torch.empty(stop - start, dtype=self.dtype)
+        elements = buffers.empty(stop - start, self.dtype)
         buffer, remedy = bytes_of(elements), "copy or export it again"
         try:
             with self.path.open("rb", buffering=0) as file:

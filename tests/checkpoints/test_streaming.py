@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nemo_openmath.checkpoints import lazy
-from nemo_openmath.checkpoints.lazy import InMemory, LazyTensor
+from nemo_openmath.checkpoints import buffers, lazy
+from nemo_openmath.checkpoints.lazy import InMemory, LazyTensor, bytes_of
 from nemo_openmath.checkpoints.merge.arithmetic import weighted_sum
 from nemo_openmath.checkpoints.streaming import Hashed, OutputFile
 
@@ -65,3 +65,14 @@ def test_sums_in_blocks_are_the_plain_ones_bit_for_bit(dtype: torch.dtype) -> No
     for number in (0, 2, 3):
         expected.add_(tensors[number].float() - base, alpha=weights[number])
     assert torch.equal(weighted_sum(tensors, weights, dtype), expected.to(dtype))
+
+
+def test_memory_is_used_again_when_its_last_view_is_gone_and_not_before() -> None:
+    first = buffers.empty(1 << 20, torch.bfloat16).fill_(1)
+    place, view = first.data_ptr(), bytes_of(first[5:])
+    del first
+    second = buffers.empty(1 << 20, torch.bfloat16).fill_(2)
+    assert second.data_ptr() != place
+    assert torch.frombuffer(view, dtype=torch.bfloat16).eq(1).all()
+    del view
+    assert buffers.empty(1 << 20, torch.bfloat16).data_ptr() == place

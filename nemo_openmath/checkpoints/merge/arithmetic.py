@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from nemo_openmath.checkpoints import buffers
 from nemo_openmath.checkpoints.lazy import PIECE, Elementwise, LazyTensor
 from nemo_openmath.checkpoints.methods import Method
 
@@ -64,11 +65,12 @@ def add_differences(
     ``dtype``: of the result.
     """
     exact = functools.reduce(torch.promote_types, (tensor.dtype for tensor in (base, *tensors)), torch.float32)
-    merged = torch.empty(base.numel(), dtype=dtype or exact)
-    buffers = torch.empty(3, min(_CACHED, base.numel()), dtype=exact)
+    merged = buffers.empty(base.numel(), dtype or exact)
+    block = min(_CACHED, base.numel())
+    work = buffers.empty(3 * block, exact).view(3, block)
     for start in range(0, base.numel(), _CACHED):
         stop = min(start + _CACHED, base.numel())
-        total, origin, difference = buffers[:, : stop - start]
+        total, origin, difference = work[:, : stop - start]
         origin.copy_(base[start:stop])
         sums = origin
         for tensor, weight in zip(tensors, weights, strict=True):
