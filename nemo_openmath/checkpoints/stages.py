@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from nemo_openmath.checkpoints.methods import Layout, Method, QuantizedFormat
@@ -37,11 +39,22 @@ class Average(Stage[AverageConfig]):
     takes = {"training": "checkpoints"}
     makes = "model"
 
+    def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
+        self._sources(inputs.get("training", ()))
+
+    def _sources(self, trainings: Sequence[Path]) -> list[Path]:
+        """Return the folders of the checkpoints that are averaged. Raises UserError where there are fewer."""
+        if not trainings:
+            return []
+        from nemo_openmath.checkpoints.merge.combine import select_steps  # torch takes seconds to import
+
+        return [step for root in trainings for step in select_steps(root, self.config.steps, self.config.count)]
+
     async def run(self, context: StageContext) -> None:
-        from nemo_openmath.checkpoints.merge.combine import average, select_steps  # torch takes seconds to import
+        from nemo_openmath.checkpoints.merge.combine import average  # torch takes seconds to import
 
         config = self.config
-        sources = [p for root in context.paths("training") for p in select_steps(root, config.steps, config.count)]
+        sources = self._sources(context.paths("training"))
         context.progress.log(f"averaging {', '.join(path.name for path in sources)}")
         await asyncio.to_thread(
             average, sources, context.output, weights=config.weights, format="hf", into_existing=True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,6 +101,10 @@ class CompareScores(Stage[CompareConfig]):
     makes = "metrics"
     ports = {"before": "folder of evaluation.metrics", "after": "folder of evaluation.metrics"}
     takes = {"before": "metrics", "after": "metrics"}
+
+    def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
+        for folder in (*inputs.get("before", ()), *inputs.get("after", ())):
+            read_scores(folder)
 
     async def run(self, context: StageContext) -> None:
         (label_before, before), (label_after, after) = (read_scores(context.only(p)) for p in ("before", "after"))

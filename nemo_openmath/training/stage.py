@@ -19,6 +19,7 @@ from nemo_openmath.core.records.lineage import Lineage, digest_tree
 from nemo_openmath.core.stage import RUNTIME, Stage, StageContext
 from nemo_openmath.data.batches.held_out import check_share
 from nemo_openmath.data.batches.packed_data import PackedData
+from nemo_openmath.data.packs.plan import PackPlan
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.training.config import DataConfig, TrainingConfig, TrainingJob
 from nemo_openmath.training.job import check_batch
@@ -70,6 +71,8 @@ class Sft(Stage[SftConfig]):
     def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
         for model in inputs.get("model", ()):
             self.config.training.parallel.check(ModelConfig.from_hf(model), self.config.processes)
+        for packs in (*inputs.get("packs", ()), *inputs.get("validation", ())):
+            PackPlan(packs)
         for name, extra, wanted in (
             ("tensorboard", "watch", self.config.training.tensorboard),
             ("wandb", "watch", self.config.training.wandb_project is not None),

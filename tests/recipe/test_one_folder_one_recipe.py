@@ -319,6 +319,29 @@ def test_a_path_without_records_of_a_stage_costs_nothing(
     assert go(file, tmp_path / "other") is ExitCode.OK, "the folder of a finished stage"
 
 
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        ("{run: sft.pack, from: ./raw/}", "no token files"),
+        (f"{{run: training.sft, steps: 1, from: {{packs: ./raw/, model: {BASE}}}}}", "raw/packs.plan: no such file"),
+        ("{run: checkpoints.average, count: 2, from: ./raw/}", "2 checkpoints are wanted, there are 0"),
+        ("{run: evaluation.compare, from: {before: ./raw/, after: ./raw/}}", "no per_problem.jsonl"),
+        ("{run: evaluation.compare, from: {before: ./r.yaml, after: ./r.yaml}}", "is a file; name a folder"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str, says: str
+) -> None:
+    (tmp_path / "raw").mkdir()
+    file = tmp_path / "r.yaml"
+    file.write_text(f"name: r\nstages:\n  a: {{run: demo.benchmark}}\n  b: {stage}\n")
+    assert go(file, tmp_path / "out") is ExitCode.USER_ERROR
+    said = capsys.readouterr().err
+    assert "r.yaml:4: stages.b: " in said
+    assert says in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_is_not_put_into_a_stage(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Readers of the stage would read the run as well."""
     assert go(recipe, tmp_path / "out") is ExitCode.OK
