@@ -144,16 +144,18 @@ class StageEntries:
         for port, declared in ports.items():
             if port not in out and not declared.endswith("?"):
                 problem = f"input {port!r} is missing ({cls.ports[declared]})"
-                raise builder.error((*key, "from"), problem, self._how_to_wire(cls, port))
+                raise builder.error((*key, "from"), problem, self._how_to_wire(cls, port, bool(out)))
         return out
 
-    def _how_to_wire(self, cls: type[Stage], port: str) -> str:
-        """What to write for an input that is missing: stages that make what it takes, where there are some."""
+    def _how_to_wire(self, cls: type[Stage], port: str, others: bool) -> str:
+        """What to write for an input that is missing: stages that make what it takes, where there are some. ``others``:
+        whether another input is written."""
         makers = [name for name, entry in self.entries.items() if fits(type(entry.stage), cls, port)]
         if port not in cls.takes or not makers:
             source = "a path with a /" if port not in cls.takes else f"a stage that makes {noun(cls.takes[port])}"
             return f"write from: {{{port}: ...}} with the name of {source}"
-        return f"write from: {{{port}: {makers[-1]}}}" + (f", or another of {', '.join(makers)}" if makers[1:] else "")
+        wire = f"add {port}: {makers[-1]} to its from" if others else f"write from: {{{port}: {makers[-1]}}}"
+        return wire + (f", or another of {', '.join(makers)}" if makers[1:] else "")
 
     def _check_name(self, name: str, key: Key) -> str | Path:
         if name in self.entries or name in self._wrong - {key[1]}:
