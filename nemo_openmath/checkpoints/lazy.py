@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from nemo_openmath.checkpoints import buffers
-from nemo_openmath.core.errors import DamagedFile
+from nemo_openmath.core.errors import DamagedFile, UserError
 
 PIECE = 1 << 21
 """Elements of a piece: a few MB, whose blocks :mod:`~nemo_openmath.checkpoints.buffers` uses again."""
@@ -204,6 +204,23 @@ class Elementwise(LazyTensor):
 def bytes_of(piece: Tensor) -> memoryview:
     """Return the bytes of a contiguous tensor, not copied."""
     return piece.contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def check_finite(name: str, piece: Tensor) -> None:
+    """Raise UserError naming the tensor where ``piece`` holds NaN or infinity.
+
+    Smallest and largest element are one fast pass, and a NaN becomes both.
+    """
+    if piece.is_floating_point() and piece.numel():
+        if piece.dtype == torch.float8_e4m3fn:  # it has a NaN, no infinity, and no aminmax
+            broken = bool((piece.view(torch.uint8) & 0x7F == 0x7F).any())
+        elif piece.dtype.itemsize > 1:
+            broken = not all(math.isfinite(bound) for bound in piece.aminmax())
+        else:
+            broken = False
+        if broken:
+            remedy = "use an earlier checkpoint: this one is broken"
+            raise UserError(f"tensor {name} holds NaN or infinity", remedy=remedy)
 
 
 def equal(a: LazyTensor, b: LazyTensor) -> bool:

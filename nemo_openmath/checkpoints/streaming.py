@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import math
 import os
 import queue
 import threading
@@ -24,8 +23,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from nemo_openmath.checkpoints.lazy import PIECE, LazyTensor, bytes_of
-from nemo_openmath.core.errors import UserError
+from nemo_openmath.checkpoints.lazy import PIECE, LazyTensor, bytes_of, check_finite
 
 _AHEAD = 4  # pieces read and computed in advance of the writer
 _UNHASHED = 2  # writes whose bytes may wait for the digest of the file
@@ -164,23 +162,6 @@ def stream(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, Iterator[Te
 
     for name, group in itertools.groupby(_ahead(produce()), key=lambda item: item[0]):
         yield name, (piece for _, piece in group)
-
-
-def check_finite(name: str, piece: Tensor) -> None:
-    """Raise UserError naming the tensor where ``piece`` holds NaN or infinity.
-
-    Smallest and largest element are one fast pass, and a NaN becomes both.
-    """
-    if piece.is_floating_point() and piece.numel():
-        if piece.dtype == torch.float8_e4m3fn:  # it has a NaN, no infinity, and no aminmax
-            broken = bool((piece.view(torch.uint8) & 0x7F == 0x7F).any())
-        elif piece.dtype.itemsize > 1:
-            broken = not all(math.isfinite(bound) for bound in piece.aminmax())
-        else:
-            broken = False
-        if broken:
-            remedy = "use an earlier checkpoint: this one is broken"
-            raise UserError(f"tensor {name} holds NaN or infinity", remedy=remedy)
 
 
 def _ahead(items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

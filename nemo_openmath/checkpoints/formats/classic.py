@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from nemo_openmath.checkpoints.formats import torch_file
+from nemo_openmath.checkpoints.formats import step_folders, torch_file
 from nemo_openmath.checkpoints.formats.hf import refuse_payloads
-from nemo_openmath.checkpoints.formats.protocol import Contents, model_files_beside
+from nemo_openmath.checkpoints.formats.protocol import Contents
 from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.names import pad_vocabulary, tp_join, tp_slice
 from nemo_openmath.checkpoints.streaming import OutputFile, stream
@@ -34,7 +34,7 @@ def open_folder(folder: Path, model_files: Path | None = None, strict: bool = Tr
     """Open a folder that holds ``mp_rank_*``; None for others."""
     if not any(folder.glob("mp_rank_*")):
         return None
-    files = model_files or model_files_beside(folder)
+    files = model_files or step_folders.model_files_beside(folder)
     tensors, tp, pp, step = read(folder, ModelConfig.from_hf(files))
     refuse_payloads(folder, tensors)
     return Contents(folder, tensors, files, read_config(files), f"tp {tp} x pp {pp}", step)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nemo_openmath.checkpoints.lazy import LazyTensor
-from nemo_openmath.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,3 @@ class Format(Protocol):
         ``model_files``: the folder of config.json, if not the format's own place. ``strict``: refuse what cannot be
         computed with. Raises UserError or DamagedFile naming the file and what is wrong with it.
         """
-
-
-def model_files_beside(folder: Path) -> Path:
-    """Return where a Megatron folder's config.json is: in its ``model`` folder, in it, or in the folder above.
-
-    Raises UserError where there is none.
-    """
-    for candidate in (folder / "model", folder, folder.parent / "model", folder.parent):
-        if (candidate / "config.json").is_file():
-            return candidate
-    remedy = "copy those of its Hugging Face model into it, or name that folder: megatron-to-hf --model-files"
-    raise UserError("no config.json and tokenizer belong to it", file=folder, remedy=remedy)

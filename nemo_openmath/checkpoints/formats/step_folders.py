@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.core.errors import DamagedFile
+from nemo_openmath.core.errors import DamagedFile, UserError
 
 FORMAT, VERSION = "nemo-openmath-checkpoint", 1
 MANIFEST, STATE, MODEL = "manifest.json", "state", "model"
@@ -66,6 +66,18 @@ def model_files_of(model: Path) -> Path:
     return model / MODEL if (model / STATE).is_dir() else model
 
 
+def model_files_beside(folder: Path) -> Path:
+    """Return where a Megatron folder's config.json is: in its ``model`` folder, in it, or in the folder above.
+
+    Raises UserError where there is none.
+    """
+    for candidate in (folder / MODEL, folder, folder.parent / MODEL, folder.parent):
+        if (candidate / "config.json").is_file():
+            return candidate
+    remedy = "copy those of its Hugging Face model into it, or name that folder: megatron-to-hf --model-files"
+    raise UserError("no config.json and tokenizer belong to it", file=folder, remedy=remedy)
+
+
 def list_checkpoints(root: str | Path) -> list[Path]:
     """Return the finished checkpoint folders of ``root``, oldest step first; validity is not checked."""
     root = Path(root)
@@ -76,13 +88,15 @@ def list_checkpoints(root: str | Path) -> list[Path]:
 def latest(root: Path) -> Path:
     """Return the folder of the last step where ``root`` holds several, ours or Megatron-LM's; else ``root``."""
     marker = root / "latest_checkpointed_iteration.txt"
-    if marker.is_file():
-        text = marker.read_text().strip()
-        if text != "release" and not text.isdigit():
-            raise DamagedFile(marker, f"holds {text[:20]!r}, not the number of a step", "write the number into it")
-        return root / ("release" if text == "release" else f"iter_{int(text):07d}")
-    steps = list_checkpoints(root)
-    return steps[-1] if steps else root
+    if not marker.is_file():
+        steps = list_checkpoints(root)
+        return steps[-1] if steps else root
+    text = marker.read_text().strip()
+    if text == "release":
+        return root / text
+    if not text.isdigit():
+        raise DamagedFile(marker, f"holds {text[:20]!r}, not the number of a step", "write the number into it")
+    return root / f"iter_{int(text):07d}"
 
 
 def checksum(path: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint import metadata as dcp
 
 from nemo_openmath.checkpoints.formats import step_folders, torch_file
 from nemo_openmath.checkpoints.formats.hf import refuse_payloads
-from nemo_openmath.checkpoints.formats.protocol import Contents, model_files_beside
+from nemo_openmath.checkpoints.formats.protocol import Contents
 from nemo_openmath.checkpoints.lazy import Blocks, LazyTensor, StackedRows, Window
 from nemo_openmath.checkpoints.streaming import OutputFile, stream
 from nemo_openmath.core.errors import DamagedFile
@@ -80,7 +80,7 @@ def open_folder(folder: Path, model_files: Path | None = None, strict: bool = Tr
             folder = folder / _NEMO
         if not (folder / METADATA).is_file():
             return None
-        state, files = folder, model_files or model_files_beside(folder)
+        state, files = folder, model_files or step_folders.model_files_beside(folder)
         number = folder.name.removeprefix("iter_")
         step = int(number) if number.isdigit() else None
     tensors = {name: tensor for name, tensor in read(state).items() if name.startswith(MODEL_NAMES)}
@@ -218,7 +218,8 @@ def write(
 def write_step(folder: Path, stored: Mapping[str, LazyTensor], config: ModelConfig, step: int) -> None:
     """Write a checkpoint of ours that holds a model alone; its ``model`` files are in ``folder`` already."""
     common = {"iteration": step, "checkpoint_version": 3.0, "content_metadata": {"non_homogeneous_layers": True}}
-    written = write(folder / step_folders.STATE, stored, objects=_extra_states(config), common=common)
+    objects = _extra_states(config)
+    written = write(folder / step_folders.STATE, stored, objects=objects, common=common)
     files = {f"{step_folders.STATE}/{name}": entry for name, entry in written.items()}
     for path in (folder / step_folders.MODEL).iterdir():
         files[f"{step_folders.MODEL}/{path.name}"] = step_folders.checksum(path)

@@ -14,9 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from nemo_openmath.checkpoints.lazy import InMemory, LazyTensor
+from nemo_openmath.checkpoints.lazy import InMemory, LazyTensor, check_finite
 from nemo_openmath.checkpoints.quantize.calibration import LINEAR, Calibration, group_of
-from nemo_openmath.checkpoints.streaming import check_finite
 from nemo_openmath.core.errors import UserError
 
 GROUP = 128

@@ -30,13 +30,12 @@ from torch import Tensor
 
 from nemo_openmath.checkpoints.checkpoint import lineage, open_checkpoint
 from nemo_openmath.checkpoints.formats.safetensors import write_folder
-from nemo_openmath.checkpoints.lazy import PIECE, InMemory, LazyTensor
+from nemo_openmath.checkpoints.lazy import PIECE, InMemory, LazyTensor, check_finite
 from nemo_openmath.checkpoints.methods import Layout, QuantizedFormat
 from nemo_openmath.checkpoints.model_files import changed_config, main_dtype, write_model_files
 from nemo_openmath.checkpoints.output import building
 from nemo_openmath.checkpoints.quantize import awq
 from nemo_openmath.checkpoints.quantize.calibration import LINEAR, Calibration, calibrate, group_of
-from nemo_openmath.checkpoints.streaming import check_finite
 from nemo_openmath.core.errors import UserError
 
 QUANT_CONFIG = "hf_quant_config.json"
