@@ -18,7 +18,7 @@ import itertools
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from nemo_openmath.core.errors import DamagedFile, UserError
 
 PIECE = 1 << 21
 """Elements of a piece: a few MB, whose blocks :mod:`~nemo_openmath.checkpoints.buffers` uses again."""
+_PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # dtypes of weights that need no scale
 
 
 class LazyTensor(ABC):
@@ -204,6 +205,14 @@ class Elementwise(LazyTensor):
 def bytes_of(piece: Tensor) -> memoryview:
     """Return the bytes of a contiguous tensor, not copied."""
     return piece.contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def refuse_payloads(folder: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    """Raise UserError naming a tensor that is no weight: integers or 8 bits mean nothing without their scales."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _PLAIN:
+            problem = f"{name} is {str(tensor.dtype).removeprefix('torch.')}, and config.json does not say what for"
+            raise UserError(problem, file=folder, remedy="give a model of plain weights")
 
 
 def check_finite(name: str, piece: Tensor) -> None:

@@ -15,9 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from nemo_openmath.checkpoints.formats import step_folders, torch_file
-from nemo_openmath.checkpoints.formats.hf import refuse_payloads
 from nemo_openmath.checkpoints.formats.protocol import Contents
-from nemo_openmath.checkpoints.lazy import LazyTensor
+from nemo_openmath.checkpoints.lazy import LazyTensor, refuse_payloads
 from nemo_openmath.checkpoints.names import pad_vocabulary, tp_join, tp_slice
 from nemo_openmath.checkpoints.streaming import OutputFile, stream
 from nemo_openmath.core.errors import DamagedFile, UserError

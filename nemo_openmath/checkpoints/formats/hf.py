@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from nemo_openmath.checkpoints.formats import safetensors
 from nemo_openmath.checkpoints.formats.protocol import Contents
-from nemo_openmath.checkpoints.lazy import LazyTensor, equal
+from nemo_openmath.checkpoints.lazy import LazyTensor, equal, refuse_payloads
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models import hf_config
 from nemo_openmath.models.hf_config import Described
 from nemo_openmath.models.shapes import check_tensors
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-_PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def open_folder(folder: Path, model_files: Path | None = None, strict: bool = True) -> Contents | None:
@@ -47,14 +44,6 @@ def open_folder(folder: Path, model_files: Path | None = None, strict: bool = Tr
             check_tensors(tensors, described.tensors(), folder)
     layout = f"{len(read)} file" + "s" * (len(read) > 1)
     return Contents(folder, tensors, files, config, layout, notes=tuple(notes))
-
-
-def refuse_payloads(folder: Path, tensors: Mapping[str, LazyTensor]) -> None:
-    """Raise UserError naming a tensor that is no weight: integers or 8 bits mean nothing without their scales."""
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _PLAIN:
-            problem = f"{name} is {str(tensor.dtype).removeprefix('torch.')}, and config.json does not say what for"
-            raise UserError(problem, file=folder, remedy="give a model of plain weights")
 
 
 def without_copies(

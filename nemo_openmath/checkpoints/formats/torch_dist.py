@@ -26,9 +26,8 @@ from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint import metadata as dcp
 
 from nemo_openmath.checkpoints.formats import step_folders, torch_file
-from nemo_openmath.checkpoints.formats.hf import refuse_payloads
 from nemo_openmath.checkpoints.formats.protocol import Contents
-from nemo_openmath.checkpoints.lazy import Blocks, LazyTensor, StackedRows, Window
+from nemo_openmath.checkpoints.lazy import Blocks, LazyTensor, StackedRows, Window, refuse_payloads
 from nemo_openmath.checkpoints.streaming import OutputFile, stream
 from nemo_openmath.core.errors import DamagedFile
 from nemo_openmath.models.configs import ModelConfig
