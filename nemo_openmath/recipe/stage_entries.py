@@ -101,7 +101,9 @@ class StageEntries:
                 raise builder.error(key, "no such stage", nearest(name, list(self.entries)))
             raise builder.error(key, "a stage needs a kind", "write run: kind")
         if not _NAME.fullmatch(name):
-            raise builder.error(key, "a stage's name is the name of a folder", "use letters, digits, _ and -")
+            raise builder.error(
+                key, "a stage's name is the name of a folder", "use letters, digits, _ and -; not sbatch"
+            )
 
     def _class(self, kind: str, key: Key) -> type[Stage]:
         kinds = stage_kinds()
@@ -216,7 +218,7 @@ class StageEntries:
 
 _ENGINES = ("engine", "more_engines")
 """The settings that name models: what :meth:`Stage.engines` returns comes from them."""
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_NAME = re.compile(r"(?!sbatch$)[A-Za-z0-9_][A-Za-z0-9_-]*")  # `openmath launch` writes to sbatch/
 
 
 def foreign_stage(folder: Path) -> type[Stage] | None:

@@ -156,6 +156,8 @@ def test_the_user_can_bring_prompts_and_their_text_counts(tmp_path: Path) -> Non
         ),
         ("a: {run: solutions.grade, from: a}", r"in a circle: a reads a"),
         ("../a: {run: demo.benchmark}", r"a stage's name is the name of a folder"),
+        ("report.json: {run: demo.benchmark}", r"a stage's name is the name of a folder"),
+        ("sbatch: {run: demo.benchmark}", r"not sbatch"),
         (
             "a: {run: demo.benchmrk}\n  b: {run: demo.benchmark, lr: 3}\n  c: {run: demo.threads, from: a}",
             r"2 things are wrong\n  - .*r\.yaml:3: stages\.a\.run: .*\n  - .*r\.yaml:4: stages\.b\.lr: unknown setting",
