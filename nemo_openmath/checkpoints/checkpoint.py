@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from nemo_openmath.checkpoints import names
@@ -28,6 +29,7 @@ from nemo_openmath.models.stop_tokens import StopTokens
 Kind = Literal["hf", "torch_dist", "classic"]
 FORMATS: dict[Kind, Format] = {"torch_dist": torch_dist, "classic": classic, "hf": hf}
 """In the order in which a folder is tried; each is a module that follows the protocol."""
+DIGEST = "blake3:"  # how a digest of a checkpoint begins
 _SAMPLE = 1000  # elements
 _warn = once(logging.getLogger(__name__).warning)
 
@@ -79,14 +81,14 @@ class Checkpoint:
         return total.hexdigest()
 
     def digest(self) -> str:
-        """Return the SHA-256 over names, dtypes, shapes and elements of the tensors, however they are sharded.
+        """Return "blake3:" and the digest over names, dtypes, shapes and elements of the tensors, however sharded.
 
         Elements that were read while converting are not read again.
         """
-        total = hashlib.sha256()
+        total = blake3()
         for name, tensor in sorted(self.stored.items()):
             total.update(f"{name}\0{tensor.dtype}\0{tensor.shape}\0{tensor.digest()}\n".encode())
-        return total.hexdigest()
+        return f"{DIGEST}{total.hexdigest()}"
 
 
 def open_checkpoint(

@@ -65,7 +65,7 @@ class Inspection:
         if self.lineage:
             yield f"made by {self.lineage.kind}: {' '.join(self.lineage.command)}"
             for name, entry in self.lineage.inputs.items():
-                yield f"  from {name}: {entry.get('path')} {entry.get('digest', '')[:16]}"
+                yield f"  from {name}: {entry.get('path')} {entry.get('digest', '')[:23]}"
         broken = [row.name for row in self.tensors if row.broken]
         if broken:
             yield f"BROKEN: NaN or infinity in {len(broken)} tensors, first in {broken[0]}"

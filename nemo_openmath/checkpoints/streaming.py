@@ -19,8 +19,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from nemo_openmath.checkpoints.lazy import PIECE, LazyTensor, bytes_of, check_finite
@@ -33,7 +35,9 @@ _HASHING = ThreadPoolExecutor(2, "checkpoint-hash")
 
 
 class Hashed(LazyTensor):
-    """Passes ``source`` through and takes the SHA-256 of its bytes on the way, in another thread.
+    """Passes ``source`` through and takes the BLAKE3 digest of its bytes on the way, in another thread.
+
+    BLAKE3 takes a fifth of the time of SHA-256: checkpoints of many gigabytes are bound by the processor, not the disk.
 
     What is read in order is hashed as it comes. At the first element read out of order, the rest is read once more for
     the digest alone, in the background.
@@ -41,8 +45,8 @@ class Hashed(LazyTensor):
 
     def __init__(self, source: LazyTensor):
         self.source, self.dtype, self.shape = source, source.dtype, source.shape
-        self._hash, self._done = hashlib.sha256(), 0
-        self._pending: Future[None] | None = None
+        self._hash, self._done = blake3(), 0
+        self._pending: Future[Any] | None = None
 
     def read(self, start: int, stop: int) -> Tensor:
         piece = self.source.read(start, stop)
@@ -55,7 +59,7 @@ class Hashed(LazyTensor):
         return piece
 
     def digest(self) -> str:
-        """Return the SHA-256 of all elements, read or not."""
+        """Return the BLAKE3 digest of all elements, read or not."""
         self._hash_rest()
         self._wait()
         return self._hash.hexdigest()

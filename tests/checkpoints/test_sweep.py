@@ -104,6 +104,11 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
     refuses([*command, "--method", "slerp"], 2, "ratio-0: exists already, and was made with method linear, weights")
     refuses([*command, "--format", "megatron"], 2, "ratio-0: exists already, and is a hf checkpoint")
+    lineage = output / "ratio-0" / "lineage.json"
+    written = lineage.read_text()
+    lineage.write_text(written.replace("blake3:", ""))
+    refuses(command, 2, "ratio-0: exists already, and was made by an earlier version; remove it, or choose another")
+    lineage.write_text(written)
     other = "ratio-0: exists already, and was made of other models; remove it, or choose another --output"
     refuses(["merge", str(a), str(c), *command[3:]], 2, other)
     saved = shutil.copyfile(b / "model.safetensors", tmp_path / "saved")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from nemo_openmath.chat.same_tokenizer import tokenizer_difference
-from nemo_openmath.checkpoints.checkpoint import Checkpoint, Kind, lineage, open_checkpoint, write_checkpoint
+from nemo_openmath.checkpoints.checkpoint import DIGEST, Checkpoint, Kind, lineage, open_checkpoint, write_checkpoint
 from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.merge.arithmetic import merged
 from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
@@ -174,7 +174,10 @@ def _unlike(target: Path, plan: _Plan, digests: Mapping[str, str], format: Forma
         record = None
     if record is None or record.kind != _MERGE:
         return "is no merge"
-    if {name: entry.get("digest") for name, entry in record.inputs.items()} != digests:
+    recorded = {name: entry.get("digest", "") for name, entry in record.inputs.items()}
+    if not all(digest.startswith(DIGEST) for digest in recorded.values()):
+        return "was made by an earlier version"
+    if recorded != digests:
         return "was made of other models"
     if record.config != plan.settings:
         return f"was made with {', '.join(f'{key} {value}' for key, value in record.config.items())}"
