@@ -36,6 +36,7 @@ class ComputeMetrics(Stage[MetricsConfig]):
     """Measure accuracy, votes, selection and cost of one checkpoint by mode, each with a 95% interval over problems."""
 
     kind = "evaluation.metrics"
+    version = 2  # intervals of more than 30,000 problems were wrong
     Config = MetricsConfig
     makes = "metrics"
     ports = {
@@ -97,6 +98,7 @@ class CompareScores(Stage[CompareConfig]):
     """Compare two checkpoints, or two modes of one, by paired differences over the same problems."""
 
     kind = "evaluation.compare"
+    version = 2  # intervals of more than 30,000 problems were wrong
     Config = CompareConfig
     makes = "metrics"
     ports = {"before": "folder of evaluation.metrics", "after": "folder of evaluation.metrics"}

@@ -24,12 +24,12 @@ def check_inputs(entry: StageEntry, inputs: Mapping[str, Sequence[Path]], *, lay
     """
     for port, paths in inputs.items():
         product = entry.stage.takes.get(port)
-        if product is None or product == "records":  # files of others
+        if product is None:  # files of others
             continue
         for path in paths:
             if product == "model":
                 check_model(entry, path, tokenizer=False)
-            elif product[0].isupper():
+            elif product == "records" or product[0].isupper():
                 _check_records(entry, port, product, path)
             elif not path.is_dir():
                 raise entry.error(f"input {port!r} takes {noun(product)}, and {shown(path)} is a file", "name a folder")

@@ -11,16 +11,20 @@ from pathlib import Path
 import pytest
 
 from nemo_openmath.cli.main import run
+from nemo_openmath.core.build import Origin
 from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.core.locks import new_mark, open_lock_file, try_lock, write_mark
 from nemo_openmath.core.logs import configure_logging
 from nemo_openmath.core.records import read_manifest
 from nemo_openmath.inference.devices import check_device
 from nemo_openmath.recipe import load_recipe, lock
+from nemo_openmath.recipe.inputs import check_inputs
 from nemo_openmath.recipe.lock import RUN, run_lock
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.selection import StageSelection
+from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.recipe.status import State
+from nemo_openmath.synthesis.solutions.rows import MakeRows, RowsConfig
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 STAGES = "stages:\n  a: {run: demo.benchmark, problems: 8}\n  b: {run: demo.threads, from: a}\n"
@@ -397,3 +401,14 @@ def test_a_launch_into_the_folder_of_another_recipe_is_refused(
     words = f"launch {other} --cluster {cluster} --output {tmp_path / 'out'} --dry-run"
     assert run(words.split()) is ExitCode.USER_ERROR
     assert "holds the run of recipe 'r'" in capsys.readouterr().err
+
+
+def test_an_input_that_takes_any_records_takes_no_raw_file(tmp_path: Path) -> None:
+    class AnyRecords(MakeRows):
+        takes = {"generations": "records"}
+
+    raw = tmp_path / "rows.jsonl"
+    raw.write_text("{}\n")
+    entry = StageEntry("b", AnyRecords(RowsConfig()), {"generations": (raw,)}, 0, Origin("r.yaml", 4))
+    with pytest.raises(UserError, match=r"r\.yaml:4: stages\.b: input 'generations' takes records of a finished stage"):
+        check_inputs(entry, {"generations": [raw]})
