@@ -113,7 +113,7 @@ def is_last_shard(folder: Path, context: StageContext) -> bool:
 def stopwatch(folder: Path) -> Iterator[Callable[[], float]]:
     """Yield a function that returns the seconds spent on a stage, earlier attempts included unless they were killed."""
     path = folder / SECONDS
-    before = float(orjson.loads(path.read_bytes())) if path.exists() else 0.0
+    before = _noted_seconds(path)
     begun = time.monotonic()
 
     def spent() -> float:
@@ -129,8 +129,15 @@ def stopwatch(folder: Path) -> Iterator[Callable[[], float]]:
 def seconds_of_work(folder: Path) -> float:
     """Return the seconds of work that lie in a folder: those noted, and those of a last attempt that was killed."""
     noted, plan = folder / SECONDS, folder / PLAN
-    before = float(orjson.loads(noted.read_bytes())) if noted.exists() else 0.0
+    before = _noted_seconds(noted)
     begun = plan.stat().st_mtime if plan.exists() else time.time()
     if noted.exists() and noted.stat().st_mtime >= begun:
         return before
     return before + max(0.0, max(p.stat().st_mtime for p in [folder, *folder.rglob("*")]) - begun)
+
+
+def _noted_seconds(path: Path) -> float:
+    """The seconds of earlier attempts; 0 where none are noted, or the note is damaged."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return float(orjson.loads(path.read_bytes()))
+    return 0.0

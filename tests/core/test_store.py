@@ -1,5 +1,6 @@
 """The store: nothing lost, nothing twice, whatever happens to the writer."""
 
+import contextlib
 import os
 import random
 import resource
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import orjson
@@ -15,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nemo_openmath.core.engine import Finish
-from nemo_openmath.core.errors import DamagedFile, OpenMathError, UserError
+from nemo_openmath.core.errors import OpenMathError, UserError
 from nemo_openmath.core.grader import Verdict
 from nemo_openmath.core.records import (
     Drop,
@@ -103,19 +105,89 @@ def test_a_file_torn_anywhere_is_cut_back_to_whole_units(
     assert sorted(unit for unit, _ in read_drops(folder)) == sorted(units)
 
 
-def test_damage_is_named_not_mended(tmp_path: Path) -> None:
-    with RecordWriter(tmp_path) as writer:
-        writer.commit("a", [Problem.make("a")])
-        writer.flush()
-        writer.commit("b", [Problem.make("b")])
-    part = next(tmp_path.glob("part-*"))
-    os.truncate(part, 10)
-    with pytest.raises(DamagedFile, match=r"part-00000-of-00001\.jsonl: holds 10 bytes where its journal promises"):
-        RecordWriter(tmp_path)
-    journal = next(tmp_path.glob("journal-*"))
-    journal.write_bytes(b"{nonsense\n" + journal.read_bytes())
-    with pytest.raises(DamagedFile, match="broken line at byte 0"):
-        RecordWriter(tmp_path)
+def fill(folder: Path) -> RecordWriter:
+    """Do what is not done of ten units, u0 to u9, each with a record and a drop."""
+    with RecordWriter(folder) as writer:
+        for n in range(10):
+            if not writer.done(f"u{n}"):
+                writer.commit(f"u{n}", [Problem.make(f"{n} of ten")], [Drop("r", f"u{n}")])
+    return writer
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size * 55 // 100)
+
+
+def without_line_5(path: Path) -> None:
+    """A line of the journal becomes other bytes of the same length."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:5], b"#" * (len(lines[5]) - 1) + b"\n", *lines[6:]]))
+
+
+def with_a_wrong_end(path: Path) -> None:
+    end = orjson.loads(path.read_bytes().splitlines()[5])["records"]
+    path.write_bytes(path.read_bytes().replace(b'"records":%d' % end, b'"records":9%d' % end))
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "kept"),
+    [
+        ("part", cut, 5),
+        ("drops", cut, 5),
+        ("part", Path.unlink, 0),
+        ("journal", without_line_5, 8),
+        ("journal", with_a_wrong_end, 8),
+        ("part", without_line_5, 9),
+    ],
+)
+def test_a_damaged_file_costs_what_is_damaged(
+    kind: str, damage: Callable[[Path], None], kept: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, folder = tmp_path / "whole", tmp_path / "damaged"
+    fill(whole)
+    fill(folder)
+    damage(next(folder.glob(f"{kind}-*")))
+    lost = 10 - kept
+    if damage is without_line_5 and kind == "part":  # what lies inside a data file is looked at when more is wrong
+        with next(folder.glob("journal-*")).open("ab") as journal:
+            journal.write(b"?\n")
+        lost += 1
+    writer = fill(folder)
+    assert (writer.recovered, writer.lost) == (kept, lost)
+    assert f"is damaged: {kept} units are kept, {lost} are done again" in caplog.text
+    assert content(folder) == content(whole)
+    assert fill(folder).lost == 0, "it is mended"
+    assert {path.name[:4] for path in folder.iterdir()} == {"part", "drop", "jour"}, "nothing is left beside"
+
+
+def test_a_journal_that_is_gone_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fill(tmp_path)
+    next(tmp_path.glob("journal-*")).unlink()
+    assert fill(tmp_path).recovered == 0
+    assert "journal-00000-of-00001.jsonl: is gone: all units of this shard are done again" in caplog.text
+    assert len(content(tmp_path)[0]) == 10
+
+
+def test_a_kill_while_a_damaged_store_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each renaming in turn: the next opening has every unit whole and once."""
+    whole = tmp_path / "whole"
+    fill(whole)
+    replace = Path.replace
+    for renamings in range(5):
+        folder, left = tmp_path / str(renamings), iter(range(renamings))
+
+        def rename(path: Path, target: Path, left: Iterator[int] = left) -> Path:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return replace(path, target)
+
+        fill(folder)
+        without_line_5(next(folder.glob("journal-*")))
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(Path, "replace", rename)
+            RecordWriter(folder).close()
+        assert fill(folder).recovered == 8
+        assert content(folder) == content(whole)
 
 
 def test_a_second_writer_is_noticed(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 types.py        the records: thread, problem, generation, group, SFT row
 notes.py        what a selection and a submission say beyond a generation
 ids.py          ids and seeds from content, shards by id; key_set.py: millions of keys in little memory
-store.py        the append-only store of one folder
+store.py        the append-only store of one folder; recovery.py: what it holds after a kill or a damage
 manifest.py     what a finished stage promises; lineage.py: what an artifact was made from
 exact_json.py   JSON without loss
 readers/        rows of other people's files

@@ -80,5 +80,6 @@ class _Reader:
 
     def _error(self, detail: str) -> UserError:
         return UserError(
-            f"{self.what} {self.generation.id} {self.problem} ({detail})", remedy="run the stage that wrote it again"
+            f"{self.what} {self.generation.id} {self.problem} ({detail})",
+            remedy="remove the folder of the stage that wrote it and run that stage again",
         )

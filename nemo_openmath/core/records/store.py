@@ -8,8 +8,9 @@ Each writer owns three files of its shard:
     journal-00000-of-00001.jsonl   {unit, records: end offset, drops: end offset, time, host, attempt}
 
 The journal is the commit log: a flush writes and syncs records and drops first and the journal lines after them. On
-opening, a torn last journal line is cut, and the data files are cut back to the offsets of the last whole one. Times,
-hosts and attempts live in the journal alone, so two runs of the same work have equal data files up to line order.
+opening, a torn last journal line is cut, and the data files are cut back to the offsets of the last whole one
+(recovery.py, which also says what a damaged file costs). Times, hosts and attempts live in the journal alone, so two
+runs of the same work have equal data files up to line order.
 Works on shared network file systems: no locks, no database; a second writer of a shard is noticed by file sizes.
 """
 
@@ -26,10 +27,11 @@ from typing import BinaryIO, Self, TypeVar
 
 import orjson
 
-from nemo_openmath.core.errors import DamagedFile, OpenMathError, UserError, of_the_system
+from nemo_openmath.core.errors import OpenMathError, UserError, of_the_system
 from nemo_openmath.core.records import exact_json
 from nemo_openmath.core.records.ids import unit_key
 from nemo_openmath.core.records.manifest import PLAN, read_manifest
+from nemo_openmath.core.records.recovery import recover
 from nemo_openmath.core.records.types import Record
 
 R = TypeVar("R", bound=Record)
@@ -55,7 +57,10 @@ class _DropLine:
 
 class RecordWriter:
     """Writes one shard. ``flush_units`` and ``flush_seconds`` bound the work that a kill can cost, which is then
-    redone."""
+    redone.
+
+    On opening, ``recovered`` finished units are there, and ``lost`` ones were damaged and are to be done again.
+    """
 
     def __init__(
         self, folder: Path, *, shard: int = 0, shards: int = 1, flush_units: int = 256, flush_seconds: float = 1.0
@@ -65,20 +70,18 @@ class RecordWriter:
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{shard:05d}-of-{shards:05d}.jsonl"
         self._paths = {kind: folder / f"{kind}-{name}" for kind in ("part", "drops", "journal")}
-        self._done: set[int] = set()
-        self._attempt = 1
-        ends = self._recover()
+        state = recover(self._paths)
+        self._done, self._attempt, self._ends = state.done, state.attempt, state.ends
         self._files: dict[str, BinaryIO] = {}
         for kind, path in self._paths.items():
             self._files[kind] = path.open("ab", buffering=0)
-        self._ends = ends
         self._failed = False
         self._records: list[bytes] = []
         self._drops: list[bytes] = []
         self._journal: list[bytes] = []
         self._pending = {"part": 0, "drops": 0}
         self._flushed = time.monotonic()
-        self.recovered = len(self._done)
+        self.recovered, self.lost = len(self._done), state.lost
 
     def done(self, unit: str) -> bool:
         """Return whether this unit was committed, now or by an earlier attempt."""
@@ -158,31 +161,6 @@ class RecordWriter:
             raise of_the_system(error, path) or error from error
         self._ends[kind] += len(data)
 
-    def _recover(self) -> dict[str, int]:
-        """Read the journal, cut torn ends off all three files, and return their valid lengths."""
-        ends = {"part": 0, "drops": 0, "journal": 0}
-        path = self._paths["journal"]
-        if path.exists():
-            with path.open("rb") as file:
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    try:
-                        entry = orjson.loads(line)
-                    except orjson.JSONDecodeError as error:
-                        raise DamagedFile(path, f"broken line at byte {ends['journal']}") from error
-                    self._done.add(unit_key(entry["unit"]))
-                    self._attempt = entry["attempt"] + 1
-                    ends["journal"] += len(line)
-                    ends["part"], ends["drops"] = entry["records"], entry["drops"]
-        for kind, path in self._paths.items():
-            size = path.stat().st_size if path.exists() else 0
-            if size < ends[kind]:
-                raise DamagedFile(path, f"holds {size} bytes where its journal promises {ends[kind]}")
-            if size > ends[kind]:
-                os.truncate(path, ends[kind])
-        return ends
-
 
 def part_files(folder: Path) -> list[Path]:
     """Return the data files of a finished stage, in a fixed order."""
@@ -250,7 +228,12 @@ def parse_record(line: bytes, kind: type[R], file: Path, row: int) -> R:
     try:
         return kind.from_json(exact_json.loads(line))
     except (ValueError, AttributeError) as error:
-        raise UserError(str(error), file=file, row=row, remedy="run the stage that wrote it again") from error
+        raise UserError(str(error), file=file, row=row, remedy=again(file)) from error
+
+
+def again(file: Path) -> str:
+    """Return the remedy for a line of a finished stage that is not what the stage wrote."""
+    return f"remove the folder {file.parent} and run the stage that wrote it again"
 
 
 _ID = b'{"id":"'
@@ -264,12 +247,14 @@ def id_of_line(line: bytes) -> str:
 
 
 def read_drops(folder: Path) -> Iterator[tuple[str, Drop]]:
-    """Yield (unit, drop) of a stage."""
+    """Yield (unit, drop) of a stage. Raises UserError naming file and row of a broken line."""
     for path in sorted(folder.glob("drops-*.jsonl")):
-        with path.open("rb") as file:
-            for line in file:
-                row = orjson.loads(line)
-                yield row["unit"], Drop(row["reason"], row["detail"])
+        for row, line in _numbered(path):
+            try:
+                drop = orjson.loads(line)
+                yield drop["unit"], Drop(drop["reason"], drop["detail"])
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(f"not a drop ({error})", file=path, row=row, remedy=again(path)) from error
 
 
 def unit_names(folder: Path) -> Iterator[str]:

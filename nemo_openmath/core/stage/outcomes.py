@@ -117,6 +117,8 @@ class UnitLog:
     def __init__(self, context: StageContext, attempts: int):
         self.failures = Failures(context, attempts)
         self.writer = RecordWriter(context.output, shard=context.shard, shards=context.shards)
+        if self.writer.lost:
+            context.metrics["units_lost_to_damage"] = self.writer.lost
         self.refusals = Refusals(context, self.writer)
 
     def __enter__(self) -> Self:

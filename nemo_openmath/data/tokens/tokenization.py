@@ -24,7 +24,7 @@ from nemo_openmath.core.errors import DamagedFile, OpenMathError, UserError
 from nemo_openmath.core.records import exact_json
 from nemo_openmath.core.records.manifest import read_manifest
 from nemo_openmath.core.records.readers import read_rows
-from nemo_openmath.core.records.store import part_files
+from nemo_openmath.core.records.store import again, part_files
 from nemo_openmath.core.records.types import SftRow
 from nemo_openmath.data.rows.formatting import own_row
 from nemo_openmath.data.tokens.token_file import MANIFEST, Shard, ShardWriter, TokenFolder, write_manifest
@@ -271,7 +271,7 @@ def _parse(value: Any) -> tuple[SftRow, Transcript]:
 
 
 def _broken(error: Exception, file: Path, row: int) -> UserError:
-    return UserError(f"not an SFT row ({error})", file=file, row=row, remedy="run the stage that wrote it again")
+    return UserError(f"not an SFT row ({error})", file=file, row=row, remedy=again(file))
 
 
 def _row_at(file: Path, at: int) -> int:
