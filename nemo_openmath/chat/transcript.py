@@ -25,11 +25,12 @@ In files a span is called a piece, the tool is called runner, and ``finished`` i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Literal
 
+from nemo_openmath.chat.token_ids import TokenIds
 from nemo_openmath.core.tags import CODE_END, CODE_START, THINK_END, THINK_START
 from nemo_openmath.core.tokenizer import Message
 
@@ -58,8 +59,9 @@ class Span:
 
     author: Author
     text: str
-    ids: tuple[int, ...] | None = None
-    """Token ids of the tokenizer named in ``Transcript.tokenizer``; None where nobody generated them."""
+    ids: Sequence[int] | None = None
+    """Token ids of the tokenizer named in ``Transcript.tokenizer``; None where nobody generated them. A tuple, or, of a
+    transcript that was read, :class:`TokenIds`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +198,11 @@ class Transcript:
         return cls(messages, tuple(_split_authors(text)), finished)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data, as records hold it."""
+        """Return plain data, as records hold it. Raises ValueError where an id is none of three bytes."""
         return {
             "messages": [{"role": m.role, "content": m.content} for m in self.messages],
             "pieces": [
-                {"author": str(p.author), "text": p.text} | ({} if p.ids is None else {"ids": list(p.ids)})
+                {"author": str(p.author), "text": p.text} | ({} if p.ids is None else {"ids": _text_of(p.ids)})
                 for p in self.spans
             ],
             "ended": self.finished,
@@ -209,11 +211,14 @@ class Transcript:
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Transcript:
-        """Read what :meth:`to_json` wrote. Raises KeyError, ValueError or TypeError where it is something else."""
+        """Read what :meth:`to_json` wrote, or what it wrote once: ids as a list of integers.
+
+        Raises KeyError, ValueError or TypeError where it is something else.
+        """
         return cls(
             messages=tuple(Message(m["role"], m["content"]) for m in row["messages"]),
             spans=tuple(
-                Span(Author(p["author"]), p["text"], tuple(p["ids"]) if p.get("ids") is not None else None)
+                Span(Author(p["author"]), p["text"], None if p.get("ids") is None else _ids_of(p["ids"]))
                 for p in row["pieces"]
             ),
             finished=row.get("ended", True),
@@ -229,6 +234,14 @@ _NOTICE = re.compile(r"```system\n.*?```\n", re.S)
 _TOOL = re.compile(
     r"\n{0,2}```output\n(?:(?:(?!<tool_call>).)*?```\n(?=```system\n)```system\n.*?```\n|.*?```\n)", re.S
 )
+
+
+def _text_of(ids: Sequence[int]) -> str:
+    return (ids if isinstance(ids, TokenIds) else TokenIds(ids)).to_text()
+
+
+def _ids_of(ids: str | list[int]) -> Sequence[int]:
+    return TokenIds.from_text(ids) if isinstance(ids, str) else tuple(ids)
 
 
 def _split_code(text: str) -> Iterator[tuple[Kind, str]]:

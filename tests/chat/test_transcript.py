@@ -1,5 +1,8 @@
 """Pieces and segments: nothing of a text is lost, and the runner's part is found again."""
 
+import base64
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -97,3 +100,37 @@ def test_budget_and_judgment() -> None:
     assert judgment_of("no verdict") is None
     for text in ("**Judgment:** 3", "**Judgment**: 3", "Judgment: **3**", "**Judgment: [3]**", "judgement: 3."):
         assert judgment_of(text) == 3
+
+
+@given(st.lists(st.integers(0, 2**24 - 1), max_size=20), st.slices(8))
+def test_ids_are_three_bytes_each_in_files(ids: list[int], part: slice) -> None:
+    transcript = Transcript(USER, (Span(Author.MODEL, "a", tuple(ids)), Span(Author.TOOL, "b")), tokenizer="t")
+    written = transcript.to_json()
+    packed = b"".join(i.to_bytes(3, "little") for i in ids)
+    assert written["pieces"] == [
+        {"author": "model", "text": "a", "ids": base64.b64encode(packed).decode()},
+        {"author": "runner", "text": "b"},
+    ]
+    read = Transcript.from_json(written)
+    assert read == transcript
+    assert hash(read) == hash(transcript)
+    assert read.to_json() == written
+    again = read.spans[0].ids
+    assert again is not None
+    assert (list(again), len(again), list(again[part])) == (ids, len(ids), ids[part])
+    assert [again[i] for i in range(-len(ids), len(ids))] == ids * 2
+    written["pieces"][0]["ids"] = ids  # as they were written once
+    assert Transcript.from_json(written) == transcript
+
+
+@pytest.mark.parametrize("ids", [(2**24,), (-1,), (1.5,), ("7",)])
+def test_ids_that_three_bytes_do_not_hold_are_refused(ids: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="token ids: "):
+        Transcript(USER, (Span(Author.MODEL, "a", ids),)).to_json()
+
+
+@pytest.mark.parametrize("text", ["AAA", "AAAA AAAA", "AAA=", "AA==", "ééé", "AAAAA==="])
+def test_a_text_that_is_no_ids_is_refused(text: str) -> None:
+    written = {"messages": [], "pieces": [{"author": "model", "text": "a", "ids": text}]}
+    with pytest.raises(ValueError, match="token ids: "):
+        Transcript.from_json(written)
