@@ -36,6 +36,7 @@ def add(groups: Any) -> None:
 
 
 def _sft(options: argparse.Namespace) -> None:
+    from nemo_openmath.core.outputs import refuse_foreign_folder
     from nemo_openmath.core.progress import Progress
     from nemo_openmath.core.records.manifest import refuse_inside_stage
     from nemo_openmath.training.job import read_job
@@ -45,6 +46,7 @@ def _sft(options: argparse.Namespace) -> None:
     output = read_job(options.job, options.overrides).output
     if output.resolve() != options.job.resolve().parent:  # not the training of a stage, that goes on
         refuse_inside_stage(output)
+        refuse_foreign_folder(output, "the folder of a training", ("checkpoints", "metrics.jsonl"))
 
     def run(on_line: Callable[[str], None]) -> None:
         launch(options.processes, options.job, overrides=options.overrides, threads=options.threads, on_line=on_line)

@@ -21,5 +21,7 @@ Settings:
     config.py      a YAML file and its overrides, each value with its origin
     build.py       plain values into typed settings; bounds.py: their ranges
 
+    outputs.py     what a command writes takes the place of nobody's files
+
 Small tools of long work: logs.py, progress.py, waiting.py, processes.py, listening.py, locks.py.
 """

@@ -21,6 +21,7 @@ import orjson
 import nemo_openmath
 from nemo_openmath.core.errors import UserError, no_space, refuse_special
 from nemo_openmath.core.grader import Grade, Verdict
+from nemo_openmath.core.outputs import refuse_foreign_file
 from nemo_openmath.core.records.exact_json import dumps, loads
 from nemo_openmath.core.records.manifest import refuse_inside_stage
 from nemo_openmath.core.records.readers import BrokenRows, name_of, read_rows
@@ -105,6 +106,16 @@ def _check_output(path: Path, output: Path) -> None:
     refuse_special(output, "give the name of a file")
     if output.exists() and path.exists() and output.resolve() == path.resolve():
         raise UserError("output is the input", file=output, remedy="give another --output")
+    refuse_foreign_file(output, "a file of graded rows", _is_graded)
+
+
+def _is_graded(line: bytes) -> bool:
+    """Whether the first line of a file is a row that was graded."""
+    try:
+        row = loads(line)
+    except ValueError:
+        return False
+    return isinstance(row, dict) and row.keys() >= {"verdict", "reason", "symbolic_correct", "predicted_answer"}
 
 
 def _put_grade(row: dict[str, Any], grade: Grade) -> None:

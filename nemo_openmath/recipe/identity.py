@@ -15,12 +15,14 @@ from typing import Any
 import orjson
 
 from nemo_openmath.core.errors import DamagedFile, UserError
+from nemo_openmath.core.outputs import refuse_foreign_folder
 from nemo_openmath.core.records import write_json
 from nemo_openmath.core.records.lineage import digest_file
 from nemo_openmath.core.records.manifest import MANIFEST, PLAN
 from nemo_openmath.recipe.file import Recipe
 
 RUN = "run.json"
+SCRIPTS = "sbatch/submit.sh"  # of openmath launch, before its first job has begun
 _REMEDY = "give another --output, or add --replace to recipe run or generate, which puts this run in its place"
 
 
@@ -34,6 +36,12 @@ def read(output: Path) -> dict[str, Any] | None:
     except orjson.JSONDecodeError as error:
         raise DamagedFile(path, f"not JSON ({error})", "delete it and run the recipe again") from None
     return content if isinstance(content, dict) else {}
+
+
+def refuse_foreign(output: Path, files: Sequence[Path]) -> None:
+    """Raise UserError where the folder holds something and is not that of a run. ``files``, of the recipe, may lie
+    there."""
+    refuse_foreign_folder(output, "the folder of a run", (RUN, SCRIPTS, f"*/{PLAN}"), files)
 
 
 def check(recipe: Recipe, output: Path) -> None:

@@ -15,6 +15,7 @@ from nemo_openmath.core.records.manifest import refuse_inside_stage
 from nemo_openmath.evaluation.reports.formats import bytes_text
 from nemo_openmath.inference.devices import check_device
 from nemo_openmath.inference.http.server_pool import base_url
+from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import Recipe, shown
 from nemo_openmath.recipe.inputs import check_inputs, check_model
 from nemo_openmath.recipe.stage_entries import StageEntry
@@ -58,15 +59,20 @@ def _checks(recipe: Recipe, names: Sequence[str], output: Path, layouts: bool) -
     yield partial(_disk_space, recipe, entries, output)
 
 
-def check_output(output: Path) -> None:
-    """Raise UserError where the folder, or the nearest one above it that exists, cannot be written, or belongs to a
-    stage, whose readers would take the run for a part of it."""
+def check_output(output: Path, files: Sequence[Path]) -> None:
+    """Raise UserError where a run cannot be made in the folder ``output``.
+
+    - The folder, or the nearest one above it that exists, cannot be written.
+    - It belongs to a stage, whose readers would take the run for a part of it.
+    - It holds something else than a run; ``files``, of the recipe, may lie there.
+    """
     there = next(path for path in (output.absolute(), *output.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
         raise UserError(
             "is a file" if there.is_file() else "is no folder", file=there, remedy="choose another --output"
         )
     refuse_inside_stage(output)
+    identity.refuse_foreign(output, files)
     probe = there / f".openmath-{os.getpid()}"  # os.access does not know of read-only file systems for root
     try:
         probe.mkdir()

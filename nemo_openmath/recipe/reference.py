@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nemo_openmath.core.build import nearest
 from nemo_openmath.core.errors import UserError, of_the_system
+from nemo_openmath.core.outputs import refuse_foreign_folder
 from nemo_openmath.core.stage import Stage, stage_kinds
 from nemo_openmath.launch import cluster
 from nemo_openmath.recipe import file, generate
@@ -72,6 +73,7 @@ def describe(kind: str) -> str:
 def write_reference(folder: Path) -> list[Path]:
     """Write every page into ``folder`` and return their paths. Raises UserError where they cannot be written."""
     pages = reference_pages()
+    refuse_foreign_folder(folder, "a folder of these pages alone", (), [folder / name for name in pages])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in pages.items():

@@ -22,8 +22,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.outputs import refuse_foreign_folder
 from nemo_openmath.core.progress import Progress
-from nemo_openmath.core.records.manifest import write_manifest
+from nemo_openmath.core.records.manifest import PLAN, write_manifest
 from nemo_openmath.core.stage import Stage, StageContext
 from nemo_openmath.recipe import identity, stage_folder
 from nemo_openmath.recipe.file import Recipe
@@ -82,7 +83,7 @@ class Run:
     def _check(self, names: Sequence[str], selection: StageSelection) -> list[str]:
         """Raise UserError for all that can be known to be wrong now. Return the stages that are to be done, as far as
         can be seen: those that are not finished, and what reads them."""
-        check_output(self.output)
+        check_output(self.output, [self.recipe.path, *self.recipe.extends])
         if not selection.replace or selection.only is not None:
             identity.check(self.recipe, self.output)
         states = {status.name: status.state for status in self.status()}
@@ -123,10 +124,12 @@ class Run:
             todo += [(reader, below) for below in self.recipe.read_by(self.recipe.stages[name])]
 
     def _refuse_added_files(self, names: Sequence[str]) -> None:
-        """Raise UserError where a stage would be made anew whose folder holds files of somebody else: they would go
-        with it."""
+        """Raise UserError where a stage would be made in a folder that holds files of somebody else: its readers would
+        take them for its own, and they would go with it when it is made anew."""
         for name in names:
             status = self._status(name)
+            if status.state is State.MISSING:
+                refuse_foreign_folder(self.folder(name), f"the folder of stage {name!r}", (PLAN,))
             if status.state is State.DAMAGED and status.manifest is not None:
                 folder = self.folder(name)
                 if added := added_files(status.manifest, folder):

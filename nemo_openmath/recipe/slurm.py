@@ -25,8 +25,8 @@ def launch_recipe(
 
     Raises UserError where the recipe, the cluster file or a file that a stage reads is wrong.
     """
-    check_output(output)
     recipe = load_recipe(path, overrides)
+    check_output(output, [path, *recipe.extends])
     identity.check(recipe, output)
     cluster = load_cluster(cluster_file, list(recipe.stages))
     jobs = plan_jobs(

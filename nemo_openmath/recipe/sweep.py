@@ -23,6 +23,7 @@ from nemo_openmath.core.records import Mode
 from nemo_openmath.evaluation.reports.formats import interval_text, value_text
 from nemo_openmath.evaluation.stage import RESULTS
 from nemo_openmath.recipe.file import load_recipe
+from nemo_openmath.recipe.preflight import check_output
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.selection import StageSelection
 
@@ -113,6 +114,7 @@ async def run_sweep(sweep: Sweep, output: Path, overrides: Sequence[str] = ()) -
     if sweep.samples < 1:
         raise UserError(f"samples = {sweep.samples}", remedy="at least 1")
     content = sweep.recipe(output)
+    check_output(output, [output / RECIPE])
     output.mkdir(parents=True, exist_ok=True)
     (output / RECIPE).write_text(yaml.safe_dump(content, sort_keys=False))
     names = [candidate(ratio) for ratio in sweep.ratios]

@@ -51,6 +51,7 @@ OUTPUTS = {
     "average": "{base} {base} --output {bad}",
     "merge": "{base} {base} --output {bad}",
 }
+WHOLE = ("convert", "quantize", "average", "merge")  # they make a new folder, and say that one exists already
 # They write nothing of their own, or what they write is named by a file that they read.
 NO_INPUT = {"sandbox serve", "recipe reference"}
 NO_OUTPUT = {"convert megatron-to-hf", "sandbox exec", "sft", "plan", "inspect"}
@@ -116,6 +117,41 @@ def test_an_output_that_cannot_be_used_is_one_line(verb: str, folder: Path, capf
             continue
         where = str(Path(bad).parent) if bad == "/proc/x" else bad.partition("/x")[0]
         assert where in refused(f"{verb} {OUTPUTS[verb]}", bad, folder, capfd)
+
+
+@pytest.mark.parametrize("verb", OUTPUTS)
+def test_what_somebody_else_wrote_is_left_alone(verb: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "folder" / "mine.txt").write_text("mine\n")
+    a_file = verb in ("grade", "serve", "sandbox serve")
+    bad = "file" if a_file else "folder"
+    said = refused(f"{verb} {OUTPUTS[verb]}", bad, folder, capfd)
+    words = (
+        "not empty: it would be replaced; choose another output, or move that away\n"
+        if a_file
+        else "it holds mine.txt; "
+    )
+    if verb != "sandbox serve" and not verb.startswith(WHOLE):
+        assert f"openmath: {bad}: is not " in said
+        assert words in said
+
+
+def test_every_output_of_ours_is_taken_again(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The same command twice, and a recipe that lies in the folder of its run."""
+    (folder / "run").mkdir()
+    (folder / "run" / "r.yaml").write_text(
+        "name: r\nstages:\n  a: {run: problems.read_problems, from: ../rows.jsonl}\n"
+    )
+    for words in ("recipe run run/r.yaml --output run", "grade rows.jsonl --output graded", "recipe reference pages"):
+        assert run(words.split()) is ExitCode.OK
+        assert run(words.split()) is ExitCode.OK
+    (folder / "run" / "b").mkdir()
+    (folder / "run" / "b" / "mine.txt").write_text("mine\n")
+    (folder / "run" / "r.yaml").write_text(
+        "name: r\nstages:\n  b: {run: problems.read_problems, from: ../rows.jsonl}\n"
+    )
+    capfd.readouterr()
+    assert run(["recipe", "run", "run/r.yaml", "--output", "run"]) is ExitCode.USER_ERROR
+    assert "run/b: is not the folder of stage 'b', and not empty: it holds mine.txt; " in capfd.readouterr().err
 
 
 def test_a_graded_file_behind_a_link_is_written_there(folder: Path) -> None:

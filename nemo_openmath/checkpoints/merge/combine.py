@@ -18,6 +18,7 @@ from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
 from nemo_openmath.checkpoints.model_files import changed_config
 from nemo_openmath.checkpoints.output import building
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.outputs import refuse_foreign_folder
 from nemo_openmath.core.records.lineage import Lineage
 from nemo_openmath.models.hf_config import ARCHITECTURES, describe
 from nemo_openmath.models.stop_tokens import StopTokens
@@ -151,6 +152,7 @@ def sweep(
     """
     if len(sources) != 2:
         raise UserError(f"a sweep is over two models, not {len(sources)}", remedy="name two")
+    refuse_foreign_folder(Path(folder), "the folder of a sweep", ("ratio-*",))
     digests: dict[str, str] = {}  # of the inputs, which are read for it only where there is something to keep
     for ratio in ratios:
         target, weights = Path(folder) / f"ratio-{ratio:g}", [1 - ratio, ratio]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nemo_openmath.core.errors import MissingExtra, UserError, of_the_system, refuse_special
 from nemo_openmath.core.listening import check_address
+from nemo_openmath.core.outputs import refuse_foreign_file
 from nemo_openmath.inference.serving.options import NO_CHAT, ServedEngine
 
 
@@ -69,6 +70,7 @@ class ServerConfig:
         if not folder.is_dir():
             raise UserError("no such folder", file=folder, remedy="make it, or change --address-file")
         refuse_special(self.address_file, "change --address-file")
+        refuse_foreign_file(self.address_file, "the address of a server", lambda line: line.startswith(b"http"))
         try:
             partial_file(self.address_file).touch()
             partial_file(self.address_file).unlink()

@@ -1,0 +1,41 @@
+"""What a command writes never takes the place of, or mixes with, what somebody else wrote.
+
+Every command that writes to a place that its user names asks here first, so that all of them refuse in the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from nemo_openmath.core.errors import UserError
+
+_REMEDY = "choose another output, or move that away"
+_SHOWN = 3  # names in a message
+
+
+def refuse_foreign_folder(folder: Path, what: str, marks: Collection[str], own: Collection[Path] = ()) -> None:
+    """Raise UserError where ``folder`` holds something and is not ``what``, such as "the folder of a run".
+
+    ``marks``: patterns of names, one of which is in every folder that is. Files ``own`` and hidden ones do not count.
+    """
+    if not folder.is_dir() or any(next(folder.glob(mark), None) for mark in marks):
+        return
+    ours = {path.resolve() for path in own}
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.resolve() not in ours)
+    if names:
+        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        raise UserError(f"is not {what}, and not empty: it holds {shown}", file=folder, remedy=_REMEDY)
+
+
+def refuse_foreign_file(file: Path, what: str, is_ours: Callable[[bytes], bool]) -> None:
+    """Raise UserError where ``file`` holds something and is not ``what``, such as "a file of graded rows".
+
+    ``is_ours`` is shown the first line, of at most 64 MiB.
+    """
+    if not file.is_file() or not file.stat().st_size:
+        return
+    with file.open("rb") as content:
+        first = content.readline(1 << 26)
+    if not is_ours(first):
+        raise UserError(f"is not {what}, and not empty: it would be replaced", file=file, remedy=_REMEDY)
