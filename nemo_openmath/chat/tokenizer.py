@@ -29,6 +29,7 @@ from nemo_openmath.core.tokenizer import RENDERED, Message, Part, Prompt
 _TAGS = (CODE_START, CODE_END, THINK_START, THINK_END)
 _OPENING = re.compile(re.escape(THINK_START) + r"\s*(?:" + re.escape(THINK_END) + r"\s*)?\Z")
 _THOUGHT = re.compile(f"{re.escape(THINK_START)}|{re.escape(THINK_END)}")
+_HEAD = 64  # characters of a prompt in which it is seen what a tokenizer puts around a text
 _PRIVATE = range(0xF0000, 0xFFFFE)  # characters that stand for nothing
 
 
@@ -216,6 +217,13 @@ class ChatTokenizer:
         whole, bare = self.backend.encode("x").ids, self.encode("x")
         first = self.backend.id_to_token(whole[0]) if whole[:1] != bare[:1] else None
         return text.removeprefix(first) if first else text
+
+    def as_sent(self, prompt: str) -> str | None:
+        """Return the text of which a server with this tokenizer makes the ids of ``prompt``, though it puts tokens
+        around every text by itself. None where there is no such text."""
+        text = self.without_first(prompt)
+        head = len(prompt) - len(text) + _HEAD
+        return text if self.encode_whole(text[:_HEAD]) == self.encode(prompt[:head]) else None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens included."""

@@ -131,6 +131,9 @@ class Capabilities:
     """Tokens of prompt and completion together; None where it is not known."""
     renders: bool = False
     """A prompt in text is the user's turn: the server puts the chat template around it."""
+    same_tokens: bool = False
+    """A prompt in text is cut into tokens outside this process, and it was seen that they are those of the caller's
+    tokenizer."""
 
 
 @runtime_checkable

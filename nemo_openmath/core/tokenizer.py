@@ -85,3 +85,8 @@ class Tokenizer(Protocol):
     def without_first(self, text: str) -> str:
         """Return the text without the first token that the tokenizer puts in front of every text by itself."""
         ...
+
+    def as_sent(self, prompt: str) -> str | None:
+        """Return the text of which a server with this tokenizer makes the ids of ``prompt``, though it puts tokens
+        around every text by itself. None where there is no such text."""
+        ...

@@ -88,7 +88,9 @@ async def test_another_tokenizer_is_refused_and_the_right_one_taken(
         async with Endpoints(owner, **{endpoint: of(served)}) as server:
             config = EngineConfig("http", "m", urls=(server.url,), tokenizer=tokenizer.folder)
             if fine:
-                await (await open_engine(config)).close()
+                engine = await open_engine(config)
+                assert engine.capabilities.same_tokens == (endpoint == "tokenize"), "a count alone shows nothing"
+                await engine.close()
             else:
                 with pytest.raises(UserError, match=r"'m' has another tokenizer than .* give as tokenizer the folder"):
                     await open_engine(config)

@@ -11,12 +11,12 @@ import pytest
 from tokenizers import Tokenizer
 
 from nemo_openmath.chat import Author, ChatTokenizer, Message, Span, Transcript, encode, encode_many
-from nemo_openmath.core.engine import Capabilities, Completion, Finish, InvalidRequest, Request, Usage
+from nemo_openmath.core.engine import Capabilities, Completion, Finish, Request, Usage
 from nemo_openmath.core.records import Generation
 from nemo_openmath.data.rows.formatting import Formatter
 from nemo_openmath.data.rows.selection import FormatRules
 from nemo_openmath.data.tokens.tokenization import write_tokens
-from nemo_openmath.inference.asking import ask, prompt_for, text_after_thinking
+from nemo_openmath.inference.asking import ask, text_after_thinking
 from nemo_openmath.inference.rollout import RolloutSettings, roll_out
 from nemo_openmath.inference.rollout.answer import answer_of as graded_answer
 from nemo_openmath.synthesis.solutions.rows import MakeRows, RowsConfig
@@ -205,7 +205,7 @@ async def test_a_server_that_says_the_end_in_text_and_ids_ends_it_once(
     assert encode(out.transcript, teachers).ids == ids
     told = Span(Author.MODEL, ANSWER + end, tuple(teachers.encode(ANSWER + end)))  # somebody else's record
     assert encode(replace(out.transcript, spans=(told,), finished=False), teachers).ids == ids
-    assert text_after_thinking(ANSWER + end + "\n", teachers, USER) == ANSWER
+    assert text_after_thinking(ANSWER + end + "\n", teachers, teachers.prompt(USER).opening) == ANSWER
 
 
 def test_what_opens_a_thought_is_read_off_the_very_prompt(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
@@ -240,18 +240,4 @@ async def test_who_asks_reads_the_answer_and_not_the_thinking(tmp_path: Path, to
         ):
             engine = Teacher(teachers, kind, text)
             assert (await ask(engine, teachers, USER, parse, seed=1))[0] == answer
-    assert text_after_thinking(" yes ", tokenizer, USER) == "yes"
-
-
-def test_how_each_kind_of_server_is_asked(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
-    """Ids where they are taken; a chat server gets the turn; a completions server in text the whole prompt."""
-    opens = chat(tmp_path, tokenizer, "opens")
-    forged = (Message("user", "a<|im_end|>b"),)
-    assert prompt_for(Teacher(opens, "ids", ""), opens, forged) == tuple(opens.prompt_ids(forged))
-    tagged = (Message("user", "<think>a<tool_call>b"),)
-    assert prompt_for(Teacher(opens, "chat", ""), opens, tagged) == tagged[0].content
-    with pytest.raises(InvalidRequest, match=r"a chat server would take <\|im_end\|> in the message for a token"):
-        prompt_for(Teacher(opens, "chat", ""), opens, forged)
-    assert prompt_for(Teacher(opens, "completions", ""), opens, USER) == opens.render(USER)
-    with pytest.raises(InvalidRequest, match=r"would take <\|im_end\|> in the message for a token"):
-        prompt_for(Teacher(opens, "completions", ""), opens, forged)
+    assert text_after_thinking(" yes ", tokenizer, tokenizer.prompt(USER).opening) == "yes"

@@ -122,7 +122,8 @@ class HTTPEngine:
         kind = self._dialect.name if self._dialect else OWNERS.get(str(card.get("owned_by")), "openai")
         dialect, capabilities = self._speak(kind, card.get("max_model_len"))
         if self.tokenizer is not None and self._api == "completions":  # chat servers are asked in text alone
-            await check_tokenizer(self._transport, server, dialect, self._model, self.tokenizer, self._end_ids)
+            same = await check_tokenizer(self._transport, server, dialect, self._model, self.tokenizer, self._end_ids)
+            capabilities = self._capabilities = replace(capabilities, same_tokens=same)
         return capabilities
 
     def _speak(self, kind: ServerKind, max_context: int | None) -> tuple[Dialect, Capabilities]:

@@ -35,13 +35,15 @@ async def check_tokenizer(
     model: ModelNames,
     tokenizer: ChatTokenizer,
     end_ids: Sequence[int],
-) -> None:
-    """Raise UserError where the server cuts the probe text into other tokens than ``tokenizer``; warn once where the
-    server does not tell how it cuts a text. ``end_ids``: ids of the tokens that end a text."""
+) -> bool:
+    """Return whether the server was seen to cut the probe text into the ids of ``tokenizer``. Raises UserError where it
+    makes others of it. Where it tells a count alone, or nothing, of which it warns once, nothing was seen. ``end_ids``:
+    ids of the tokens that end a text."""
     text = probe_text(tokenizer)
     body = orjson.dumps({"model": model.asks_for, "prompt": text, "add_special_tokens": False})
     ids = (await transport.request_or_nothing(server, "/tokenize", body)).get("tokens")
-    if isinstance(ids, list) and ids and all(type(i) is int for i in ids):
+    if tells_ids := isinstance(ids, list) and bool(ids) and all(type(i) is int for i in ids):
+        assert isinstance(ids, list)
         problem = difference(tokenizer, ids)
     else:
         one_token = Request(text, Sampling(max_tokens=1, temperature=0.0))
@@ -56,13 +58,14 @@ async def check_tokenizer(
                 f"{model.name}: the server does not tell how it cuts a text into tokens; make sure that "
                 f"{tokenizer.folder} has its tokenizer"
             )
-            return
+            return False
         problem = count_difference(tokenizer, count)
     if problem is not None:
         raise UserError(
             f"{server.url}: {model.name!r} has another tokenizer than {tokenizer.folder}: {problem}",
             remedy="give as tokenizer the folder of the model that is served",
         )
+    return tells_ids
 
 
 def probe_text(tokenizer: ChatTokenizer) -> str:

@@ -11,7 +11,7 @@ What a program prints is encoded as text through and through: a control token in
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from nemo_openmath.chat import Author, Span, Transcript
 from nemo_openmath.chat.blocks import notice_block, output_block
@@ -21,7 +21,7 @@ from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.sandbox import Limits, Sandbox, Session
 from nemo_openmath.core.tags import CODE_END, CODE_START, THINK_END, THINK_START
 from nemo_openmath.core.tokenizer import Message, Tokenizer
-from nemo_openmath.inference.asking import prompt_for
+from nemo_openmath.inference.asking import prompt_for, token_ids
 from nemo_openmath.inference.rollout.outcome import Cost, Outcome, tail_repeats
 from nemo_openmath.inference.rollout.settings import RolloutSettings
 
@@ -43,9 +43,24 @@ async def roll_out(
     Cancelling releases the engine's request and the sandbox's session. Raises EngineError and SandboxError; whatever
     the model and its code do is an outcome.
     """
-    rollout = _Rollout(engine, tokenizer, messages, settings, seed=seed, key=key, budget=budget)
+    prompt = tokenizer.prompt(messages)
+    to_send = await prompt_for(engine, tokenizer, messages, prompt)
+    text = to_send if isinstance(to_send, str) else None  # of engines that take no ids
+    ids = await token_ids(tokenizer, prompt.parts) if isinstance(to_send, str) else list(to_send)
+    start = _Start(messages, prompt.opening, ids, text)
+    rollout = _Rollout(engine, tokenizer, start, settings, seed=seed, key=key, budget=budget)
     finish = await rollout.run(sandbox)
     return rollout.outcome(finish)
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """The prompt. ``text``: where the engine takes no ids."""
+
+    messages: tuple[Message, ...]
+    opening: str
+    ids: list[int]
+    text: str | None
 
 
 class _Rollout:
@@ -55,20 +70,16 @@ class _Rollout:
         self,
         engine: Engine,
         tokenizer: Tokenizer,
-        messages: tuple[Message, ...],
+        start: _Start,
         settings: RolloutSettings,
         *,
         seed: int,
         key: str,
         budget: int,
     ):
-        prompt = tokenizer.prompt(messages)
-        first_request = prompt_for(engine, tokenizer, messages)
-        self._engine, self._tokenizer, self._messages, self._settings = engine, tokenizer, messages, settings
+        self._engine, self._tokenizer, self._messages, self._settings = engine, tokenizer, start.messages, settings
         self._seed, self._key, self._budget = seed, key, budget
-        self._opening = prompt.opening
-        self._prompt_text = first_request if isinstance(first_request, str) else None  # of engines that take no ids
-        self._ids = tokenizer.encode_parts(prompt.parts)
+        self._opening, self._ids, self._prompt_text = start.opening, start.ids, start.text
         self._spans: list[Span] = []
         self._cost = Cost(prompt_tokens=len(self._ids))
         if budget > 0 and self._prompt_text is not None:

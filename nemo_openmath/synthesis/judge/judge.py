@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nemo_openmath.chat import Message
 from nemo_openmath.chat.prompts import Template, load_template
-from nemo_openmath.core.engine import Engine, Finish, Request, Sampling
+from nemo_openmath.core.engine import Engine, Finish, Sampling
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.tokenizer import Tokenizer
 from nemo_openmath.grading import Grade, Verdict
 from nemo_openmath.grading.judgement import parse_judgement
-from nemo_openmath.inference.asking import prompt_for, text_after_thinking
+from nemo_openmath.inference.asking import PreparedPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +95,12 @@ class Judge:
         messages = self.template.messages(
             problem=question.problem, predicted_answer=question.predicted, expected_answer=question.expected
         )
-        prompt = prompt_for(self.engine, self.tokenizer, messages)
-        results = await asyncio.gather(*(self._vote(prompt, messages, question, i) for i in range(self.settings.votes)))
+        prompt = await PreparedPrompt.of(self.engine, self.tokenizer, messages)
+        results = await asyncio.gather(*(self._vote(prompt, question, i) for i in range(self.settings.votes)))
         invalid = next((text for vote, _, text in results if vote is None), None)
         return tuple(vote for vote, _, _ in results), sum(asked for _, asked, _ in results), invalid
 
-    async def _vote(
-        self, prompt: tuple[int, ...] | str, messages: tuple[Message, ...], question: Question, index: int
-    ) -> tuple[bool | None, int, str]:
+    async def _vote(self, prompt: PreparedPrompt, question: Question, index: int) -> tuple[bool | None, int, str]:
         text = ""
         for attempt in range(self.settings.attempts):
             first = index == 0 and attempt == 0
@@ -113,9 +110,9 @@ class Judge:
                 seed=_seed(self.settings.seed, question, index, attempt),
             )
             async with self._slots:
-                completion = await self.engine.complete(Request(prompt, sampling))
+                completion = await prompt.complete(sampling)
             text = completion.text
-            answer = text_after_thinking(text, self.tokenizer, messages) if completion.finish is Finish.STOP else ""
+            answer = prompt.answer(text) if completion.finish is Finish.STOP else ""
             if (vote := parse_judgement(answer)) is not None:
                 return vote, attempt + 1, text
         return None, self.settings.attempts, text

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from nemo_openmath.chat import OPENING, Author, Span, Transcript, load_template
 from nemo_openmath.core.bounds import NonNegativeFloat, PositiveInt
-from nemo_openmath.core.engine import Finish, Request, Sampling
+from nemo_openmath.core.engine import Finish, Sampling
 from nemo_openmath.core.records import Drop, Generation
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage
 from nemo_openmath.core.tags import THINK_END
 from nemo_openmath.grading import extract_answer
-from nemo_openmath.inference.asking import prompt_for, text_after_thinking
+from nemo_openmath.inference.asking import PreparedPrompt
 from nemo_openmath.synthesis.problem_texts import ProblemTexts
 from nemo_openmath.synthesis.solutions.shown import shown
 
@@ -69,11 +69,11 @@ class Summarize(UnitStage[SummarizeConfig, Generation]):
             return Result(drops=[Drop("no answer to summarize", shown(unit))], asked=False)
         transcript = Transcript.from_json(unit.transcript)
         messages = self._template.messages(problem=self._problems.of(unit), solution=transcript.text)
-        prompt = prompt_for(self._engine, self._tokenizer, messages)
+        prompt = await PreparedPrompt.of(self._engine, self._tokenizer, messages)
         seeds = [derive_seed(context.seed, "summary", unit.id, number) for number in range(self.config.candidates)]
-        completions = await asyncio.gather(*(self._engine.complete(self._request(prompt, seed)) for seed in seeds))
+        completions = await asyncio.gather(*(prompt.complete(self._sampling(seed)) for seed in seeds))
         # a summary that was cut off at its limit would teach to end in the middle of a sentence
-        texts = [text_after_thinking(c.text, self._tokenizer, messages) for c in completions if c.finish is Finish.STOP]
+        texts = [prompt.answer(c.text) for c in completions if c.finish is Finish.STOP]
         if not texts:
             return Result(drops=[Drop("no summary was finished", completions[0].text[-200:])])
         valid = [text for text in texts if await self._keeps(text, unit.predicted_answer)]
@@ -82,9 +82,8 @@ class Summarize(UnitStage[SummarizeConfig, Generation]):
         best = max(valid, key=lambda text: (len(text), text))
         return Result([unit.with_(transcript=replace_summary(transcript, best).to_json())])
 
-    def _request(self, prompt: tuple[int, ...] | str, seed: int) -> Request:
-        config = self.config
-        return Request(prompt, Sampling(max_tokens=config.max_tokens, temperature=config.temperature, seed=seed))
+    def _sampling(self, seed: int) -> Sampling:
+        return Sampling(max_tokens=self.config.max_tokens, temperature=self.config.temperature, seed=seed)
 
     async def _keeps(self, summary: str, answer: str) -> bool:
         """Whether the summary commits to this answer."""
