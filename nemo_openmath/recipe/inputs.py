@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records.manifest import PLAN
 from nemo_openmath.core.records.store import refuse_no_records
 from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.recipe.file import shown
@@ -29,7 +30,10 @@ def check_inputs(entry: StageEntry, inputs: Mapping[str, Sequence[Path]], *, lay
         for path in paths:
             if product == "model":
                 check_model(entry, path, tokenizer=False)
-            elif product == "records" or product[0].isupper():
+            elif product == "records":  # files of others, too
+                if (path / PLAN).is_file():
+                    _check_records(entry, port, product, path)
+            elif product[0].isupper():
                 _check_records(entry, port, product, path)
             elif not path.is_dir():
                 raise entry.error(f"input {port!r} takes {noun(product)}, and {shown(path)} is a file", "name a folder")

@@ -403,12 +403,15 @@ def test_a_launch_into_the_folder_of_another_recipe_is_refused(
     assert "holds the run of recipe 'r'" in capsys.readouterr().err
 
 
-def test_an_input_that_takes_any_records_takes_no_raw_file(tmp_path: Path) -> None:
+def test_an_input_that_takes_any_records_takes_files_of_others_and_no_unfinished_stage(tmp_path: Path) -> None:
     class AnyRecords(MakeRows):
         takes = {"generations": "records"}
 
-    raw = tmp_path / "rows.jsonl"
+    raw, begun = tmp_path / "rows.jsonl", tmp_path / "begun"
     raw.write_text("{}\n")
+    begun.mkdir()
+    (begun / "plan.json").write_text("{}")
     entry = StageEntry("b", AnyRecords(RowsConfig()), {"generations": (raw,)}, 0, Origin("r.yaml", 4))
-    with pytest.raises(UserError, match=r"r\.yaml:4: stages\.b: input 'generations' takes records of a finished stage"):
-        check_inputs(entry, {"generations": [raw]})
+    check_inputs(entry, {"generations": [raw, tmp_path]})
+    with pytest.raises(UserError, match=r"r\.yaml:4: stages\.b: input 'generations' .* of a stage that has not finished"):
+        check_inputs(entry, {"generations": [begun]})
