@@ -518,13 +518,19 @@ def row(first: str, *cells: str) -> str:
     return f"{first:14}" + "".join(f"{cell:>13}" for cell in cells)
 
 
-def header(options: argparse.Namespace) -> None:
+def package() -> Path:
+    """Return the folder of the package that is measured."""
     spec = importlib.util.find_spec("nemo_openmath")
-    package = Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else HERE
-    git = ["git", "-C", str(package), "describe", "--always", "--dirty"]
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("nemo_openmath is not installed")
+    return Path(next(iter(spec.submodule_search_locations))).resolve()
+
+
+def header(options: argparse.Namespace) -> None:
+    git = ["git", "-C", str(package()), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "no git"
     ids = "without ids" if options.no_ids else "with ids"
-    print(f"{package} ({commit}), Python {sys.version.split()[0]}, {len(os.sched_getaffinity(0))} cores")
+    print(f"{package()} ({commit}), Python {sys.version.split()[0]}, {len(os.sched_getaffinity(0))} cores")
     overrides = " ".join(options.set) or "no overrides"
     print(f"seed {options.seed}, {ids}, {options.wide:.0%} of the texts beyond Latin-1, {overrides}")
 
@@ -545,9 +551,12 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="leave the data")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["PYTHONPATH"] = str(package().parent)  # the stages run in another folder
     chosen = options.stages.split(",") if options.stages else MEASURED
     if unknown := set(chosen) - set(MEASURED):
         parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(MEASURED)}")
+    if options.peers and "cot_kept" not in chosen:
+        parser.error("--peers compares with the stage cot_kept: name it among --stages")
     jobs = [int(number) for number in options.jobs.split(",") if number]
     sizes = [int(number) for number in options.sizes.split(",")]
     parent = options.folder or Path(tempfile.gettempdir())

@@ -413,5 +413,7 @@ def test_an_input_that_takes_any_records_takes_files_of_others_and_no_unfinished
     (begun / "plan.json").write_text("{}")
     entry = StageEntry("b", AnyRecords(RowsConfig()), {"generations": (raw,)}, 0, Origin("r.yaml", 4))
     check_inputs(entry, {"generations": [raw, tmp_path]})
-    with pytest.raises(UserError, match=r"r\.yaml:4: stages\.b: input 'generations' .* of a stage that has not finished"):
+    with pytest.raises(
+        UserError, match=r"r\.yaml:4: stages\.b: input 'generations' .* of a stage that has not finished"
+    ):
         check_inputs(entry, {"generations": [begun]})
