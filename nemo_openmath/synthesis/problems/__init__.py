@@ -6,5 +6,6 @@ classify.py        what kind of problem each is; some kinds are dropped
 convert.py         proofs become problems with an answer
 answers.py         expected answers from the discussions
 decontaminate.py   what a benchmark holds is removed
+ngram_index.py     the most similar of many texts
 prompted.py        what the stages that ask a model share
 """
