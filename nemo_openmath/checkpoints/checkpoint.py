@@ -21,7 +21,7 @@ from nemo_openmath.checkpoints.lazy import LazyTensor, bytes_of
 from nemo_openmath.checkpoints.model_files import changed_config, main_dtype, write_model_files
 from nemo_openmath.checkpoints.streaming import Hashed
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.records.lineage import Lineage
+from nemo_openmath.core.records.lineage import BLAKE3, Lineage
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.hf_config import once, quantization
 from nemo_openmath.models.stop_tokens import StopTokens
@@ -29,7 +29,6 @@ from nemo_openmath.models.stop_tokens import StopTokens
 Kind = Literal["hf", "torch_dist", "classic"]
 FORMATS: dict[Kind, Format] = {"torch_dist": torch_dist, "classic": classic, "hf": hf}
 """In the order in which a folder is tried; each is a module that follows the protocol."""
-DIGEST = "blake3:"  # how a digest of a checkpoint begins
 _SAMPLE = 1000  # elements
 _warn = once(logging.getLogger(__name__).warning)
 
@@ -88,7 +87,7 @@ class Checkpoint:
         total = blake3()
         for name, tensor in sorted(self.stored.items()):
             total.update(f"{name}\0{tensor.dtype}\0{tensor.shape}\0{tensor.digest()}\n".encode())
-        return f"{DIGEST}{total.hexdigest()}"
+        return f"{BLAKE3}{total.hexdigest()}"
 
 
 def open_checkpoint(

@@ -143,7 +143,7 @@ class StackedRows(LazyTensor):
         for part, first, end in zip(self.parts, self.starts, self.starts[1:], strict=False):
             if first < stop and end > start:
                 read.append(part.read(max(start, first) - first, min(stop, end) - first))
-        return read[0] if len(read) == 1 else torch.cat(read) if read else torch.empty(0, dtype=self.dtype)
+        return read[0] if len(read) == 1 else torch.cat(read, out=buffers.empty(stop - start, self.dtype))
 
 
 def stack_rows(tensors: Sequence[LazyTensor], runs: Sequence[tuple[int, int, int]]) -> LazyTensor:

@@ -9,7 +9,6 @@ ahead of the next, which bounds the memory.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import os
 import queue
@@ -26,6 +25,7 @@ from blake3 import blake3
 from torch import Tensor
 
 from nemo_openmath.checkpoints.lazy import PIECE, LazyTensor, bytes_of, check_finite
+from nemo_openmath.core.records.lineage import BLAKE3
 
 _AHEAD = 4  # pieces read and computed in advance of the writer
 _UNHASHED = 2  # writes whose bytes may wait for the digest of the file
@@ -85,15 +85,15 @@ class OutputFile:
     """A new file, written in order.
 
     Its bytes go to the disk while the next ones are computed, so that little is left to flush at the end. ``hashed``:
-    take the SHA-256 of all bytes. Raises OSError where the disk is full.
+    take the BLAKE3 digest of all bytes. Raises OSError where the disk is full.
     """
 
     def __init__(self, path: Path, *, hashed: bool = False):
         self.path, self.size = path, 0
-        self._hash = hashlib.sha256() if hashed else None
+        self._hash = blake3() if hashed else None
         self._file = path.open("wb", buffering=0)
         self._background = ThreadPoolExecutor(1, "checkpoint-file")
-        self._unhashed: deque[Future[None]] = deque()
+        self._unhashed: deque[Future[Any]] = deque()
         self._small = bytearray()
         self._written = self._flushing = 0
 
@@ -123,10 +123,10 @@ class OutputFile:
             self._unhashed.popleft().result()
 
     @property
-    def sha256(self) -> str:
-        """The digest of a closed file that was opened ``hashed``."""
+    def digest(self) -> str:
+        """ "blake3:" and the digest of a closed file that was opened ``hashed``."""
         assert self._hash is not None
-        return self._hash.hexdigest()
+        return f"{BLAKE3}{self._hash.hexdigest()}"
 
     def close(self) -> None:
         """Write what is left. The digest is known then."""

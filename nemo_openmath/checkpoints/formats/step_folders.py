@@ -2,14 +2,14 @@
 
     OUTPUT/checkpoints/
         step-00000400/
-            manifest.json      what this is: format, step, every file below with its size and SHA-256, training facts
+            manifest.json      what this is: format, step, every file below with its size and digest, training facts
             model/             config.json and the tokenizer's files: the checkpoint can be exported alone
             state/             megatron-core ``torch_dist`` (PyTorch distributed checkpoint: .metadata, *.distcp,
                                common.pt)
         .step-00000800.partial/    being written; never read, removed by the next save
 
 A folder is written under its ``.partial`` name, flushed to disk and renamed, so ``step-*`` is whole or absent. The
-manifest's checksums find what the disk broke later: :func:`newest_valid` skips such a folder and says why.
+manifest's digests find what the disk broke later: :func:`newest_valid` skips such a folder and says why.
 
 Model tensors in ``state/`` are stored under the *stored* names of :mod:`nemo_openmath.models.hf_mapping`: full tensors,
 global layer numbers, no prefix (``decoder.layers.3.mlp.linear_fc1.weight``). Everything else (``optimizer.*`` and other
@@ -21,7 +21,6 @@ Only names, manifest and checksums are known here. The tensors are read and writ
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -32,9 +31,12 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.core.errors import DamagedFile, UserError
+from nemo_openmath.core.records.lineage import digest_data, digest_file
 
-FORMAT, VERSION = "nemo-openmath-checkpoint", 1
+FORMAT, VERSION = "nemo-openmath-checkpoint", 2
+_SHA256 = "sha256:"  # how the digests of version 1 begin here
 MANIFEST, STATE, MODEL = "manifest.json", "state", "model"
+_ANOTHER = "use another checkpoint"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class StepManifest:
     step: int
     """Optimizer steps done."""
     files: dict[str, dict[str, Any]]
-    """Relative path -> {"bytes": int, "sha256": str}."""
+    """Relative path -> {"bytes": int, "digest": "blake3:..."}; "sha256:..." where version 1 was read."""
     training: dict[str, Any] = field(default_factory=dict)
     """Layout, position in the data, fingerprint and the like; empty for a model alone."""
     format: str = FORMAT
@@ -100,10 +102,10 @@ def latest(root: Path) -> Path:
 
 
 def checksum(path: Path) -> dict[str, Any]:
-    """Flush a file to disk and return its size and SHA-256."""
+    """Flush a file to disk and return its size and BLAKE3 digest."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "digest": digest_data(path)}
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -136,50 +138,67 @@ def finish(partial: Path, manifest: StepManifest, final: Path) -> None:
 def read_manifest(folder: str | Path) -> StepManifest:
     """Read the manifest. Raises DamagedFile with the reason where there is none that this program can read."""
     path = Path(folder) / MANIFEST
-    remedy = "use another checkpoint"
     try:
         raw = json.loads(path.read_text())
     except FileNotFoundError:
-        raise DamagedFile(path, "no manifest: this is not a finished checkpoint", remedy) from None
+        raise DamagedFile(path, "no manifest: this is not a finished checkpoint", _ANOTHER) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedFile(path, f"not JSON ({error})", remedy) from None
+        raise DamagedFile(path, f"not JSON ({error})", _ANOTHER) from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise DamagedFile(path, f"not a {FORMAT} manifest", remedy)
-    if raw.get("version") != VERSION:
-        raise DamagedFile(path, f"checkpoint version {raw.get('version')}, this program reads {VERSION}", remedy)
+        raise DamagedFile(path, f"not a {FORMAT} manifest", _ANOTHER)
+    if (version := raw.get("version")) not in (1, VERSION):
+        raise DamagedFile(path, f"checkpoint version {version}, this program reads 1 and {VERSION}", _ANOTHER)
     try:
-        manifest = StepManifest(**raw)
-        for entry in manifest.files.values():
-            int(entry["bytes"]), str(entry["sha256"])
-        return manifest
+        files = {
+            name: {
+                "bytes": int(entry["bytes"]),
+                "digest": f"{_SHA256}{entry['sha256']}" if version == 1 else str(entry["digest"]),
+            }
+            for name, entry in raw["files"].items()
+        }
+        return StepManifest(**{**raw, "files": files, "version": VERSION})
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise DamagedFile(path, f"manifest fields are wrong ({error})", remedy) from None
+        raise DamagedFile(path, f"manifest fields are wrong ({error})", _ANOTHER) from None
 
 
-def verify(folder: str | Path, *, checksums: bool = True, threads: int = 4) -> StepManifest:
-    """Check sizes and (unless told not to) SHA-256 of every file; :class:`DamagedFile` names the first wrong one."""
+def check_sizes(folder: str | Path) -> StepManifest:
+    """Check that every file of the manifest is there and has its size; :class:`DamagedFile` names the first wrong
+    one."""
     folder = Path(folder)
     manifest = read_manifest(folder)
-
-    def wrong(item: tuple[str, dict[str, Any]]) -> tuple[Path, str] | None:
-        path, expected = folder / item[0], item[1]
+    for name, entry in manifest.files.items():
         try:
-            size = path.stat().st_size
-            if size != expected["bytes"]:
-                return path, f"{size} bytes, the manifest says {expected['bytes']}"
-            if checksums and checksum(path)["sha256"] != expected["sha256"]:
-                return path, "its checksum differs from the manifest"
-        except FileNotFoundError:
-            return path, "missing"
+            size = (folder / name).stat().st_size
         except OSError as error:
-            return path, f"unreadable ({error.strerror})"
-        return None
+            raise DamagedFile(folder / name, _unreadable(error), _ANOTHER) from None
+        if size != entry["bytes"]:
+            raise DamagedFile(folder / name, f"{size} bytes, the manifest says {entry['bytes']}", _ANOTHER)
+    return manifest
+
+
+def verify(folder: str | Path, *, threads: int = 4) -> StepManifest:
+    """Check sizes and digests of every file; :class:`DamagedFile` names the first wrong one."""
+    folder = Path(folder)
+    manifest = check_sizes(folder)
+
+    def problem(name: str) -> str | None:
+        expected = manifest.files[name]["digest"]
+        try:
+            sha256 = expected.startswith(_SHA256)
+            actual = f"{_SHA256}{digest_file(folder / name)}" if sha256 else digest_data(folder / name)
+        except OSError as error:
+            return _unreadable(error)
+        return None if actual == expected else "its checksum differs from the manifest"
 
     with ThreadPoolExecutor(threads) as pool:
-        for problem in pool.map(wrong, manifest.files.items()):
-            if problem:
-                raise DamagedFile(*problem, "use another checkpoint")
+        for name, text in zip(manifest.files, pool.map(problem, manifest.files), strict=True):
+            if text is not None:
+                raise DamagedFile(folder / name, text, _ANOTHER)
     return manifest
+
+
+def _unreadable(error: OSError) -> str:
+    return "missing" if isinstance(error, FileNotFoundError) else f"unreadable ({error.strerror})"
 
 
 def newest_valid(root: str | Path) -> tuple[Path | None, list[tuple[Path, str]]]:

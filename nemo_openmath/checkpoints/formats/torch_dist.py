@@ -11,7 +11,6 @@ The folder around it (manifest, model files) is :mod:`nemo_openmath.checkpoints.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import pickle
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blake3 import blake3
 from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint import metadata as dcp
 
@@ -30,6 +30,7 @@ from nemo_openmath.checkpoints.formats.protocol import Contents
 from nemo_openmath.checkpoints.lazy import Blocks, LazyTensor, StackedRows, Window, refuse_payloads
 from nemo_openmath.checkpoints.streaming import OutputFile, stream
 from nemo_openmath.core.errors import DamagedFile
+from nemo_openmath.core.records.lineage import BLAKE3
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.hf_config import read_config
 
@@ -72,7 +73,7 @@ def open_folder(folder: Path, model_files: Path | None = None, strict: bool = Tr
     """
     state = folder / step_folders.STATE
     if (state / METADATA).is_file() or (state.is_dir() and (folder / step_folders.MANIFEST).is_file()):
-        step: int | None = step_folders.verify(folder, checksums=False).step
+        step: int | None = step_folders.check_sizes(folder).step
         files = model_files or folder / step_folders.MODEL
     else:
         if (folder / _NEMO / METADATA).is_file():
@@ -167,7 +168,7 @@ def write(
     common: Mapping[str, Any] | None = None,
     file_bytes: int = FILE_BYTES,
 ) -> dict[str, dict[str, Any]]:
-    """Write a checkpoint; returns file name -> {"bytes", "sha256"}, taken while writing.
+    """Write a checkpoint; returns file name -> {"bytes", "digest"}, taken while writing.
 
     ``tensors``: stored name -> full tensor. ``objects``: megatron-core's sharded objects (``NAME/shard_0_1`` -> value).
     ``common``: the content of common.pt.
@@ -199,7 +200,7 @@ def write(
     finally:
         outputs[-1].close()
     files: dict[str, dict[str, Any]] = {
-        output.path.name: {"bytes": output.size, "sha256": output.sha256} for output in outputs
+        output.path.name: {"bytes": output.size, "digest": output.digest} for output in outputs
     }
     description = dcp.Metadata(state, planner_data={}, storage_data=storage, storage_meta=dcp.StorageMeta())
     saved = io.BytesIO()
@@ -210,7 +211,7 @@ def write(
         (METADATA, pickle.dumps(description)),
     ):
         (folder / file).write_bytes(data)
-        files[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        files[file] = {"bytes": len(data), "digest": f"{BLAKE3}{blake3(data).hexdigest()}"}
     return files
 
 

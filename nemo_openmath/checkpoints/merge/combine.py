@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from nemo_openmath.chat.same_tokenizer import tokenizer_difference
-from nemo_openmath.checkpoints.checkpoint import DIGEST, Checkpoint, Kind, lineage, open_checkpoint, write_checkpoint
+from nemo_openmath.checkpoints.checkpoint import Checkpoint, Kind, lineage, open_checkpoint, write_checkpoint
 from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.merge.arithmetic import merged
 from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
@@ -19,7 +19,7 @@ from nemo_openmath.checkpoints.model_files import changed_config
 from nemo_openmath.checkpoints.output import building
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.outputs import refuse_foreign_folder
-from nemo_openmath.core.records.lineage import Lineage
+from nemo_openmath.core.records.lineage import BLAKE3, Lineage
 from nemo_openmath.models.hf_config import ARCHITECTURES, describe
 from nemo_openmath.models.stop_tokens import StopTokens
 
@@ -177,7 +177,7 @@ def _unlike(target: Path, plan: _Plan, digests: Mapping[str, str], format: Forma
     if record is None or record.kind != _MERGE:
         return "is no merge"
     recorded = {name: entry.get("digest", "") for name, entry in record.inputs.items()}
-    if not all(digest.startswith(DIGEST) for digest in recorded.values()):
+    if not all(digest.startswith(BLAKE3) for digest in recorded.values()):
         return "was made by an earlier version"
     if recorded != digests:
         return "was made of other models"

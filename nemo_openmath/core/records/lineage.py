@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from blake3 import blake3
 
 from nemo_openmath.core.records.ids import content_id
 from nemo_openmath.core.records.manifest import write_json
 
 LINEAGE = "lineage.json"
+BLAKE3 = "blake3:"
+"""How a BLAKE3 digest begins. Weights and data have these: the digest takes a fifth of the time of SHA-256."""
 _PACKAGES = ("nemo-openmath", "torch", "megatron-core", "transformers", "tokenizers", "sympy", "mpmath", "numpy")
 
 
@@ -56,22 +59,31 @@ def versions() -> dict[str, str]:
 
 
 def digest_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
+    """Return the SHA-256 of the bytes of a file: small ones (a recipe, a prompt), and what was written with it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_data(path: Path) -> str:
+    """Return "blake3:" and the digest of the bytes of a file of any size."""
+    total, buffer = blake3(), memoryview(bytearray(1 << 18))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            total.update(buffer[:count])
+    return f"{BLAKE3}{total.hexdigest()}"
+
+
 def digest_tree(folder: Path, ignore: tuple[str, ...] = (LINEAGE, "plan.json", "seconds.json", "manifest.json")) -> str:
-    """Return the SHA-256 over the names and bytes of all files of a folder but those about how it came to be; or of one
-    file."""
+    """Return "blake3:" and the digest over the names and bytes of all files of a folder but those about how it came to
+    be; or :func:`digest_data` of one file."""
     if folder.is_file():
-        return digest_file(folder)
+        return digest_data(folder)
     names: Mapping[str, Path] = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
-    total = hashlib.sha256()
+    total = blake3()
     for name in sorted(names):
         if names[name].name not in ignore:
-            total.update(f"{name}\0{digest_file(names[name])}\0".encode())
-    return total.hexdigest()
+            total.update(f"{name}\0{digest_data(names[name])}\0".encode())
+    return f"{BLAKE3}{total.hexdigest()}"
 
 
 def remembered_digest(path: Path, memory: Path) -> str:

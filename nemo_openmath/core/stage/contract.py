@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from nemo_openmath.core.records import Record, content_id, digest_of_lines
-from nemo_openmath.core.records.lineage import digest_tree
+from nemo_openmath.core.records.lineage import digest_file, digest_tree
 from nemo_openmath.core.records.store import read_lines
 from nemo_openmath.core.stage.context import StageContext
 
@@ -103,7 +103,9 @@ class Stage(ABC, Generic[C]):
 def _plain(value: Any) -> Any:
     """Return data for a fingerprint: a file counts by its content, not by where it lies."""
     if isinstance(value, Path):
-        return f"{value.name} {digest_tree(value)}" if value.exists() else str(value)
+        if not value.exists():
+            return str(value)
+        return f"{value.name} {digest_file(value) if value.is_file() else digest_tree(value)}"
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
