@@ -4,8 +4,8 @@
 
 Synthetic solutions (``scale_records.py``) are written by the product itself, and each stage runs as ``openmath recipe
 run --only`` in a process of its own. Its CPU seconds, bytes (rchar and wchar of /proc, children that it waited for
-among them) and peak memory (of its largest process) are those that the system counts. What a process costs that finds
-its stage finished is its start, and is taken off before a rate is quoted.
+among them) and peak memory (of its largest process) are those that the system counts. What the same stage costs with 32
+short records is its start, and is taken off before a rate is quoted.
 
 ``--jobs 1,4,16``  each stage as an array: one job after the other, in fresh processes.
 ``--kill``         each stage is killed with SIGKILL at a drawn moment and run again; what it left must be the same.
@@ -35,6 +35,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import yaml
+
 HERE = Path(__file__).parent
 SAMPLES = 8  # CoT solutions of a problem
 
@@ -53,12 +55,12 @@ ROWS = 3.2e6 + 1.7e6 + 0.57e6  # 5: CoT, TIR, GenSelect
 RECIPE = """\
 name: scale
 seed: {seed}
-teacher: {{url: "{teacher}", model: teacher, api: chat, tokenizer: ./tokenizer}}
+teacher: {{url: "{teacher}", model: teacher, api: chat, tokenizer: ../tokenizer}}
 stages:
   problems: {{run: scale.problems, problems: {problems}}}
-  cot: {{run: scale.solutions, mode: cot, problems: {problems}, samples: 8, wide: {wide}, ids: {ids}}}
-  probe: {{run: scale.solutions, mode: probe, problems: {problems}, samples: 16, wide: {wide}, ids: {ids}}}
-  tir: {{run: scale.solutions, mode: tir, problems: {problems}, samples: 4, wide: {wide}, ids: {ids}}}
+  cot: {{run: scale.solutions, mode: cot, problems: {problems}, samples: 8, {texts}}}
+  probe: {{run: scale.solutions, mode: probe, problems: {problems}, samples: 16, {texts}}}
+  tir: {{run: scale.solutions, mode: tir, problems: {problems}, samples: 4, {texts}}}
   labelled: {{run: solutions.majority_answers, from: {{problems: problems, generations: cot}}}}
   tir_graded: {{run: solutions.grade, from: {{generations: tir, problems: labelled}}}}
   tir_kept: {{run: solutions.filter, from: tir_graded, correct: true, code: true}}
@@ -73,7 +75,7 @@ stages:
   rows: {{run: solutions.rows, from: [cot_kept, tir_kept]}}
   selected: {{run: sft.select, from: rows, choice: {{modes: [cot, tir]}}, rules: {{box: true}}}}
   few_rows: {{run: solutions.rows, from: cot_limited}}
-  tokens: {{run: sft.tokenize, from: {{rows: few_rows, model: ./tokenizer}}, workers: 1}}
+  tokens: {{run: sft.tokenize, from: {{rows: few_rows, model: ../tokenizer}}, workers: 1}}
   read: {{run: sft.read, from: ./published.jsonl, workers: 1}}
 """
 
@@ -91,7 +93,6 @@ class Step:
     goes_in: float = 0.0
     """Records of a paper-scale run; 0: it has no such stage."""
     comes_out: float = 0.0
-    divisible: bool = True
 
 
 STEPS = (
@@ -112,10 +113,11 @@ STEPS = (
     Step("rows", "SftRow", ("cot_kept", "tir_kept"), ROWS, ROWS),
     Step("selected", "SftRow", ("rows",), ROWS, ROWS),
     Step("few_rows", "SftRow", ()),
-    Step("tokens", "", ("few_rows",), ROWS, ROWS, divisible=False),
+    Step("tokens", "", ("few_rows",), ROWS, ROWS),
     Step("read", "SftRow", ("read",), ROWS, ROWS),
 )
 STEP = {step.name: step for step in STEPS}
+VIEWS = ("status", "report")
 MEASURED = tuple(step.name for step in STEPS if step.counted)
 
 
@@ -144,8 +146,9 @@ class Cost:
         )
 
 
-def measure(command: Sequence[str], folder: Path, kill_after: float | None = None) -> Cost:
-    """Run a command in ``folder`` to its end, or kill it after so many seconds. A failure ends the benchmark."""
+def measure(command: Sequence[str], folder: Path, kill_after: float | None = None, forgiven: str = "") -> Cost:
+    """Run a command in ``folder`` to its end, or kill it after so many seconds. A failure ends the benchmark, unless it
+    is killed or says what is ``forgiven``."""
     before, start = _bytes(), time.perf_counter()
     with (folder / "log.txt").open("w+b") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
@@ -158,7 +161,7 @@ def measure(command: Sequence[str], folder: Path, kill_after: float | None = Non
         wall = time.perf_counter() - start
         log.seek(0)
         output = log.read().decode(errors="replace")
-    if process.returncode and kill_after is None:
+    if process.returncode and kill_after is None and not (forgiven and forgiven in output):
         raise SystemExit(f"{' '.join(command)}\n{output[-3000:]}\nended with {process.returncode}")
     read, written = (after - earlier for after, earlier in zip(_bytes(), before, strict=True))
     return Cost(usage.ru_utime + usage.ru_stime, wall, read, written, usage.ru_maxrss << 10, output)
@@ -198,44 +201,42 @@ def silent_teacher() -> Iterator[str]:
 class Scale:
     """A run of the recipe with one number of records, in a folder of its own."""
 
-    def __init__(self, folder: Path, records: int, options: argparse.Namespace, teacher: str):
-        self.folder, self.options = folder, options
+    def __init__(self, folder: Path, records: int, length: float, options: argparse.Namespace, teacher: str):
+        self.folder, self.length, self.options = folder, length, options
         self.problems = max(1, records // SAMPLES)
         self.records = self.problems * SAMPLES
         self.run = folder / "run"
         folder.mkdir(parents=True)
-        ids = "false" if options.no_ids else "true"
-        recipe = RECIPE.format(seed=options.seed, teacher=teacher, problems=self.problems, wide=options.wide, ids=ids)
+        texts = f"length: {length}, wide: {options.wide}, ids: {'false' if options.no_ids else 'true'}"
+        recipe = RECIPE.format(seed=options.seed, teacher=teacher, problems=self.problems, texts=texts)
         (folder / "scale.yaml").write_text(recipe)
 
     def tool(self, what: str, path: Path, *more: str) -> Cost:
         """Run one of the programs of scale_records.py on the corpus of this run."""
         corpus = [f"--seed={self.options.seed}", f"--problems={self.problems}", f"--samples={SAMPLES}"]
-        corpus += [f"--wide={self.options.wide}", *(["--no-ids"] if self.options.no_ids else [])]
+        corpus += [
+            f"--length={self.length}",
+            f"--wide={self.options.wide}",
+            *(["--no-ids"] if self.options.no_ids else []),
+        ]
         return measure([sys.executable, str(HERE / "scale_records.py"), what, str(path), *more, *corpus], self.folder)
 
+    def openmath(self, *arguments: str) -> list[str]:
+        return [sys.executable, str(HERE / "scale_records.py"), "openmath", "recipe", *arguments]
+
     def command(self, name: str, shard: str = "0/1") -> list[str]:
-        own = [sys.executable, str(HERE / "scale_records.py"), "openmath", "recipe", "run", "scale.yaml"]
-        return [*own, *self.options.set, "--output", "run", "--only", name, "--shard", shard]
+        what = ["run", "scale.yaml", *self.options.set, "--output", "run", "--only", name, "--shard", shard]
+        return self.openmath(*what)
 
     def view(self, verb: str) -> Cost:
-        own = [sys.executable, str(HERE / "scale_records.py"), "openmath", "recipe", verb, "run"]
-        return measure(own, self.folder)
+        return measure(self.openmath(verb, "run"), self.folder)
 
-    def stage(self, name: str, shard: str = "0/1") -> Cost:
-        return measure(self.command(name, shard), self.folder)
+    def stage(self, name: str) -> Cost:
+        return measure(self.command(name), self.folder)
 
-    def start(self) -> Cost:
-        """Return the median cost of finding a stage finished."""
-        costs = [self.stage("problems") for _ in range(3)]
-        middle = statistics.median
-        return Cost(
-            middle(c.cpu for c in costs),
-            middle(c.wall for c in costs),
-            int(middle(c.read for c in costs)),
-            int(middle(c.written for c in costs)),
-            max(c.peak for c in costs),
-        )
+    def job(self, name: str, shard: int, shards: int) -> Cost:
+        """Run one job of an array. That the stage cannot be divided stands in the output, and is no failure."""
+        return measure(self.command(name, f"{shard}/{shards}"), self.folder, forgiven="cannot be split")
 
     def manifest(self, name: str) -> dict:
         return json.loads((self.run / name / "manifest.json").read_bytes())
@@ -286,6 +287,8 @@ class Fit:
 
     @classmethod
     def of(cls, small: Measurement, large: Measurement) -> Fit:
+        if small is large:  # one number of records was measured
+            small = Measurement(0, 0, Cost(0.0, 0.0, 0, 0, large.cost.peak), 0)
         more = max(large.taken - small.taken, 1)
         cpu = (large.cost.cpu - small.cost.cpu) / more
         if cpu <= 0:
@@ -299,20 +302,57 @@ class Fit:
         )
 
 
-def measure_stages(scale: Scale, chosen: Sequence[str]) -> dict[str, Measurement]:
+def needed(chosen: Sequence[str]) -> list[Step]:
+    """Return the chosen stages and all that they read, directly or not, in the recipe's order."""
+    stages = yaml.safe_load(RECIPE.format(seed=0, teacher="", problems=1, texts="ids: true"))["stages"]
+    names, todo = set(), list(chosen)
+    while todo:
+        names.add(name := todo.pop())
+        inputs = stages[name].get("from", [])
+        listed = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+        todo += [n for part in listed for n in (part if isinstance(part, list) else [part]) if n in stages]
+    return [step for step in STEPS if step.name in names]
+
+
+def measure_starts(scale: Scale, chosen: Sequence[str]) -> dict[str, Cost]:
+    """Return what each stage costs with next to no records: the median of three runs for those that are measured."""
+    scale.tool("prepare", scale.folder)
+    starts = {}
+    for step in needed(chosen):
+        costs = [scale.stage(step.name)]
+        while step.name in chosen and len(costs) < 3:
+            shutil.rmtree(scale.run / step.name)
+            costs.append(scale.stage(step.name))
+        starts[step.name] = median(costs)
+    for verb in VIEWS:
+        starts[verb] = median([scale.view(verb) for _ in range(3)])
+    usual = median(list(starts.values()))
+    print(f"a start: {usual.cpu:.2f} s CPU, {mb(usual.read)} MB read, {mb(usual.peak)} MB of memory (taken off below)")
+    return starts
+
+
+def median(costs: Sequence[Cost]) -> Cost:
+    middle = statistics.median
+    return Cost(
+        middle(c.cpu for c in costs),
+        middle(c.wall for c in costs),
+        int(middle(c.read for c in costs)),
+        int(middle(c.written for c in costs)),
+        int(middle(c.peak for c in costs)),
+    )
+
+
+def measure_stages(scale: Scale, chosen: Sequence[str], starts: dict[str, Cost]) -> dict[str, Measurement]:
     """Run all stages in their order; print and return what the chosen ones cost."""
-    scale.tool("prepare", scale.folder, "--tokenizer")
-    scale.stage("problems")
-    start = scale.start()
+    scale.tool("prepare", scale.folder)
     print(
         f"\n{scale.records:,} CoT records of {scale.problems:,} problems; twice as many probe samples, half as many TIR"
     )
-    print(f"a start: {start.cpu:.2f} s CPU, {mb(start.read)} MB read, {mb(start.peak)} MB of memory (taken off below)")
     heading = ("stage", "records", "left", "CPU s", "wall s", "records/s", "by wall", "MB read", "MB written")
     print(row(*heading, "peak MB", "MB on disk", "B a record"), flush=True)
     results = {}
-    for step in STEPS:
-        cost = scale.stage(step.name).without(start)
+    for step in needed(chosen):
+        cost = scale.stage(step.name).without(starts[step.name])
         left, disk = scale.comes_out(step.name), scale.size(step.name)
         taken = scale.count(step.name) if step.counted else left
         if step.name in chosen or not step.counted:
@@ -320,23 +360,24 @@ def measure_stages(scale: Scale, chosen: Sequence[str]) -> dict[str, Measurement
         if step.name in chosen:
             rates = (f"{taken / cost.cpu:,.0f}", f"{taken / cost.wall:,.0f}")
             sizes = (mb(cost.read), mb(cost.written), mb(cost.peak), mb(disk), f"{disk / max(left, 1):,.0f}")
-            print(
-                row(step.name, f"{taken:,}", f"{left:,}", f"{cost.cpu:.2f}", f"{cost.wall:.2f}", *rates, *sizes),
-                flush=True,
-            )
-    for verb in ("status", "report"):
-        cost = scale.view(verb).without(start)
+            counts = (f"{taken:,}", f"{left:,}", f"{cost.cpu:.2f}", f"{cost.wall:.2f}")
+            print(row(step.name, *counts, *rates, *sizes), flush=True)
+    for verb in VIEWS:
+        cost = scale.view(verb).without(starts[verb])
         results[verb] = Measurement(scale.records, 0, cost, 0)
         sizes = (mb(cost.read), mb(cost.written), mb(cost.peak), "-", "-")
         print(row(verb, f"{scale.records:,}", "-", f"{cost.cpu:.2f}", f"{cost.wall:.2f}", "-", "-", *sizes), flush=True)
-    facts = scale.manifest("cot_graded")["facts"]
-    print(f"cot_graded: {', '.join(f'{n} {facts.get(n, 0)}' for n in ('equal', 'not_equal', 'unknown', 'timeout'))}")
+    for name in {"tir_graded", "cot_graded", "probe_graded"} & results.keys():
+        facts = scale.manifest(name)["facts"]
+        if undecided := facts.get("unknown", 0) + facts.get("timeout", 0):
+            print(f"{name}: {undecided} verdicts are open, and nobody judges them here")
     return results
 
 
-def measure_jobs(scale: Scale, chosen: Sequence[str], jobs: Sequence[int], fits: dict[str, Fit]) -> None:
+def measure_jobs(
+    scale: Scale, chosen: Sequence[str], jobs: Sequence[int], starts: dict[str, Cost], fits: dict[str, Fit]
+) -> None:
     """Run the chosen stages as arrays. The result must be that of one job."""
-    start = scale.start()
     print("\narrays: the jobs run one after the other, each in a fresh process, the last writes the manifest")
     print("x: CPU seconds (bytes read) of one job alone, divided by those of the array's largest job")
     heading = (
@@ -353,34 +394,28 @@ def measure_jobs(scale: Scale, chosen: Sequence[str], jobs: Sequence[int], fits:
     )
     print(row(*heading), flush=True)
     for step in STEPS:
-        if step.name not in chosen or not step.divisible:
+        if step.name not in chosen:
             continue
-        digest, alone, means = scale.manifest(step.name)["digest"], None, {}
+        digest, start = scale.manifest(step.name)["digest"], starts[step.name]
+        alone, means = None, {}
         for number in jobs:
             shutil.rmtree(scale.run / step.name)
-            costs = [scale.stage(step.name, f"{i}/{number}").without(start) for i in range(number)]
+            costs = [scale.job(step.name, i, number) for i in range(number)]
+            if any("cannot be split" in cost.output for cost in costs):
+                print(row(step.name, str(number), "cannot be divided"), flush=True)
+                scale.stage(step.name)
+                break
+            costs = [cost.without(start) for cost in costs]
             cpu, read = [c.cpu for c in costs], [c.read for c in costs]
             alone = alone or (max(cpu), max(read))
             means[number] = statistics.mean(cpu), statistics.mean(read)
-            same = "the same" if scale.manifest(step.name)["digest"] == digest else "ANOTHER"
-            print(
-                row(
-                    step.name,
-                    str(number),
-                    f"{sum(cpu):.2f}",
-                    f"{max(cpu):.2f}",
-                    f"{means[number][0]:.2f}",
-                    f"{alone[0] / max(cpu):.1f}",
-                    mb(sum(read)),
-                    mb(max(read)),
-                    f"{alone[1] / max(max(read), 1):.1f}",
-                    same,
-                ),
-                flush=True,
-            )
-            if same != "the same":
+            same = scale.manifest(step.name)["digest"] == digest
+            seconds = (f"{sum(cpu):.2f}", f"{max(cpu):.2f}", f"{means[number][0]:.2f}", f"{alone[0] / max(cpu):.1f}")
+            sizes = (mb(sum(read)), mb(max(read)), f"{alone[1] / max(max(read), 1):.1f}")
+            print(row(step.name, str(number), *seconds, *sizes, "the same" if same else "ANOTHER"), flush=True)
+            if not same:
                 raise SystemExit(f"{step.name}: {number} jobs left something else than one job did")
-        if step.name in fits and len(means) > 1:
+        if len(means) > 1:
             taken, first, last = scale.count(step.name), min(means), max(means)
             lines = [_line(first, means[first][i] / taken, last, means[last][i] / taken) for i in (0, 1)]
             fits[step.name].job_cpu, fits[step.name].job_read = lines
@@ -392,32 +427,33 @@ def _line(first: int, cost: float, last: int, lower: float) -> tuple[float, floa
     return max(cost - b / first, 0.0), b
 
 
-def kill_stages(scale: Scale, chosen: Sequence[str]) -> None:
+def kill_stages(scale: Scale, chosen: Sequence[str], starts: dict[str, Cost]) -> None:
     """Kill each chosen stage at a drawn moment, run it again, and hold the result to that of an undisturbed run."""
-    rng, start = random.Random(scale.options.seed), scale.start()
+    rng = random.Random(scale.options.seed)
     print("\nkilled with SIGKILL, then run again")
-    print(row("stage", "ran, s", "killed at", "MB there", "second run", "records", "drops", "result"), flush=True)
+    print(row("stage", "ran, s", "killed at, s", "MB there", "again, s", "records", "drops", "result"), flush=True)
     for step in STEPS:
         if step.name not in chosen:
             continue
-        expected = scale.outcome(step.name)
-        shutil.rmtree(scale.run / step.name)
+        expected, folder = scale.outcome(step.name), scale.run / step.name
+        shutil.rmtree(folder)
         undisturbed = scale.stage(step.name).wall
-        shutil.rmtree(scale.run / step.name)
-        moment = rng.uniform(0.7 * start.wall, undisturbed)
-        measure(scale.command(step.name), scale.folder, kill_after=moment)
-        finished = (scale.run / step.name / "manifest.json").exists()
-        there = scale.size(step.name) if (scale.run / step.name).exists() else 0
+        finished, moment = True, 0.0
+        for _ in range(5):  # until it is killed before its end
+            shutil.rmtree(folder)
+            moment = rng.uniform(0.8 * starts[step.name].wall, moment or undisturbed)
+            measure(scale.command(step.name), scale.folder, kill_after=moment)
+            if not (finished := (folder / "manifest.json").exists()):
+                break
+        there = scale.size(step.name) if folder.exists() else 0
         again = scale.stage(step.name)
-        same = scale.outcome(step.name) == expected
-        result = ("the same" if same else "ANOTHER") + (" (had finished)" if finished else "")
-        counts = (str(expected.get(name, "-")) for name in ("records", "drops"))
-        times = (f"{undisturbed:.2f}", f"{moment:.2f}", mb(there), f"{again.wall:.2f} s")
-        print(row(step.name, *times, *counts, result), flush=True)
-        if not same:
-            raise SystemExit(
-                f"{step.name}: after the kill it left something else: {expected} {scale.outcome(step.name)}"
-            )
+        outcome = scale.outcome(step.name)
+        result = "the same" if outcome == expected else "ANOTHER"
+        counts = (str(expected.get("records", "-")), str(expected["counts"]["drops"]))
+        times = (f"{undisturbed:.2f}", f"{moment:.2f}", mb(there), f"{again.wall:.2f}")
+        print(row(step.name, *times, *counts, result, "(it had finished)" if finished else ""), flush=True)
+        if outcome != expected:
+            raise SystemExit(f"{step.name}: after the kill it left something else: {expected} {outcome}")
 
 
 def measure_peer(scale: Scale, python: str, ours: Cost) -> None:
@@ -434,7 +470,7 @@ def measure_peer(scale: Scale, python: str, ours: Cost) -> None:
         output.mkdir()
         return measure([python, str(HERE / "scale_datatrove.py"), str(source), str(output)], scale.folder)
 
-    start = run(empty)
+    start = median([run(empty) for _ in range(3)])
     runs = [run(data) for _ in range(3)]
     best = min(runs, key=lambda c: c.cpu)
     kept, cost = int(best.output.split()[-1]), best.without(start)
@@ -474,7 +510,7 @@ def extrapolate(fits: dict[str, Fit], with_jobs: bool) -> None:
         "64 jobs",
         "TB on disk",
     )
-    print(row(*heading, "MB for a million"))
+    print(row(*heading, "B of memory"))
     hours = array_hours = disk = 0.0
     for step in STEPS:
         if (fit := fits.get(step.name)) is None or not (step.goes_in or step.comes_out):
@@ -493,11 +529,11 @@ def extrapolate(fits: dict[str, Fit], with_jobs: bool) -> None:
             array = f"{array_alone:.3f}"
             array_read = f"{(64 * fit.job_read[0] + fit.job_read[1]) * step.goes_in / 1e12:.2f}"
         else:
-            array_alone = alone / 64 if not step.divisible else alone
+            array_alone = alone / 64 if step.name == "tokens" else alone
         array_hours += array_alone
         numbers = (f"{1 / fit.cpu:,.0f}", f"{alone:.2f}", array, f"{fit.read * step.goes_in / 1e12:.2f}", array_read)
         print(row(step.name, *counts, *numbers, f"{size:.3f}", f"{fit.memory:,.0f}"))
-    for verb in ("status", "report"):
+    for verb in VIEWS:
         fit = fits[verb]
         numbers = ("-", f"{fit.cpu * COT_MADE / 3600:.2f}", "-", f"{fit.read * COT_MADE / 1e12:.2f}", "-", "-")
         print(row(verb, k(COT_MADE), "-", *numbers, f"{fit.memory:,.0f}"))
@@ -515,7 +551,7 @@ def k(count: float) -> str:
 
 
 def row(first: str, *cells: str) -> str:
-    return f"{first:14}" + "".join(f"{cell:>13}" for cell in cells)
+    return f"{first:13}" + "".join(f" {cell:>12}" for cell in cells)
 
 
 def package() -> Path:
@@ -540,12 +576,13 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=200, help="N, the CoT solutions of the smallest run")
     parser.add_argument("--folder", type=Path, help="where the data lies; default: a temporary folder")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--stages", help="names, with commas; default: all (what they need runs, too)")
+    parser.add_argument("--stages", help="names, with commas; default: all; what they read runs, too")
     parser.add_argument("--sizes", default="1,2,4", help="multiples of N")
     parser.add_argument("--jobs", default="", help="numbers of jobs of an array, such as 1,4,16; at the largest size")
     parser.add_argument("--kill", action="store_true", help="kill each stage once; at the largest size")
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of an environment with datatrove[io]")
     parser.add_argument("--wide", type=float, default=0.05, help="share of texts with characters beyond Latin-1")
+    parser.add_argument("--length", type=float, default=1.0, help="share of the usual length of the texts")
     parser.add_argument("--no-ids", action="store_true", help="solutions without token ids")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an override of the recipe")
     parser.add_argument("--keep", action="store_true", help="leave the data")
@@ -565,19 +602,21 @@ def main() -> None:
     header(options)
     try:
         with silent_teacher() as teacher:
-            results = []
+            tiny = Scale(folder / "start", 4 * SAMPLES, 0.01, options, teacher)
+            starts, results = measure_starts(tiny, chosen), []
+            shutil.rmtree(tiny.folder)
             for number in sizes:
-                scale = Scale(folder / str(number), number * options.records, options, teacher)
-                results.append(measure_stages(scale, chosen))
+                scale = Scale(folder / str(number), number * options.records, options.length, options, teacher)
+                results.append(measure_stages(scale, chosen, starts))
                 if number != sizes[-1] and not options.keep:
                     shutil.rmtree(scale.folder)
             fits = {name: Fit.of(results[0][name], results[-1][name]) for name in results[0]}
             if options.peers:
                 measure_peer(scale, options.peers, results[-1]["cot_kept"].cost)
             if options.kill:
-                kill_stages(scale, chosen)
+                kill_stages(scale, chosen, starts)
             if jobs:
-                measure_jobs(scale, chosen, jobs, fits)
+                measure_jobs(scale, chosen, jobs, starts, fits)
             extrapolate(fits, bool(jobs))
     finally:
         if options.keep:

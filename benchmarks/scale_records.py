@@ -115,6 +115,8 @@ class Corpus:
     """Share of the texts with characters beyond Latin-1; a fifth of these have an emoji, too."""
     ids: bool
     """Whether spans of the model have token ids."""
+    length: float = 1.0
+    """Share of the usual length of a text."""
 
     def rng(self, *stream: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *stream])
@@ -166,7 +168,7 @@ class Corpus:
             answer = None
         elif draw < 0.4:
             answer = answers.wrong[int(rng.integers(len(answers.wrong)))]
-        mean, limit = CHARACTERS[mode], int(LIMITS[mode] * CHARS_PER_TOKEN)
+        mean, limit = (int(self.length * n) for n in (CHARACTERS[mode], LIMITS[mode] * CHARS_PER_TOKEN))
         length = int(np.clip(rng.lognormal(np.log(mean) - 0.125, 0.5), mean // 8, limit))
         if finish is Finish.LENGTH:
             length = limit
@@ -276,6 +278,7 @@ class SolutionsConfig:
     samples: PositiveInt = 1
     wide: Share = 0.0
     ids: bool = True
+    length: Share = 1.0
 
 
 class SyntheticSolutions(UnitStage[SolutionsConfig, Generation]):
@@ -288,7 +291,7 @@ class SyntheticSolutions(UnitStage[SolutionsConfig, Generation]):
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Generation]]:
         config = self.config
-        corpus = Corpus(context.seed, config.problems, config.wide, config.ids)
+        corpus = Corpus(context.seed, config.problems, config.wide, config.ids, config.length)
         for values, transcript in solutions(corpus, config.mode, config.samples):
             generation = Generation(**values, transcript=transcript.to_json())
             yield generation.id, generation
@@ -307,9 +310,9 @@ def solutions(corpus: Corpus, mode: str, samples: int) -> Iterator[tuple[dict[st
 # -- what else a run needs ---------------------------------------------------------------------------------------------
 
 
-def prepare(folder: Path, corpus: Corpus, samples: int, tokenizer: bool) -> None:
-    """Write ``published.jsonl``, rows in the columns of nvidia/OpenMathReasoning, and train a tokenizer where there is
-    none."""
+def prepare(folder: Path, corpus: Corpus, samples: int) -> None:
+    """Write ``published.jsonl``, rows in the columns of nvidia/OpenMathReasoning, and beside the folder a tokenizer,
+    where there is none."""
     with (folder / "published.jsonl").open("wb") as file:
         for values, transcript in solutions(corpus, "cot", samples):
             if values["finish"] is not Finish.STOP:
@@ -323,12 +326,13 @@ def prepare(folder: Path, corpus: Corpus, samples: int, tokenizer: bool) -> None
                 "pass_rate_72b_tir": "0.5",
             }
             file.write(orjson.dumps(row) + b"\n")
-    if tokenizer and not (folder / "tokenizer").exists():
+    tokenizer = folder.parent / "tokenizer"
+    if not tokenizer.exists():
         from tokenization import make_tokenizer
 
-        make_tokenizer(folder / "tokenizer")
-        (folder / "tokenizer" / "chat_template.jinja").write_text(CHATML)
-        (folder / "tokenizer" / "config.json").write_text('{"model_type": "qwen2"}')
+        make_tokenizer(tokenizer)
+        (tokenizer / "chat_template.jinja").write_text(CHATML)
+        (tokenizer / "config.json").write_text('{"model_type": "qwen2"}')
 
 
 def write_rows(path: Path, corpus: Corpus, samples: int) -> None:
@@ -380,11 +384,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--wide", type=float, default=0.0)
     parser.add_argument("--no-ids", action="store_true")
-    parser.add_argument("--tokenizer", action="store_true")
+    parser.add_argument("--length", type=float, default=1.0)
     options = parser.parse_args()
-    corpus = Corpus(options.seed, options.problems, options.wide, not options.no_ids)
+    corpus = Corpus(options.seed, options.problems, options.wide, not options.no_ids, options.length)
     if options.what == "prepare":
-        prepare(options.path, corpus, options.samples, options.tokenizer)
+        prepare(options.path, corpus, options.samples)
     elif options.what == "rows":
         write_rows(options.path, corpus, options.samples)
     else:
