@@ -19,6 +19,7 @@ from nemo_openmath.synthesis.problems.classify import Classify
 from nemo_openmath.synthesis.problems.convert import ConvertProofs
 from nemo_openmath.synthesis.problems.decontaminate import Decontaminate
 from nemo_openmath.synthesis.problems.extract import Extract
+from nemo_openmath.synthesis.problems.near_duplicates import NearDuplicates
 from nemo_openmath.synthesis.problems.read import ReadProblems, ReadThreads
 from nemo_openmath.synthesis.solutions.filter import Filter
 from nemo_openmath.synthesis.solutions.grade import GradeSolutions
@@ -32,6 +33,7 @@ STAGES: tuple[type[Stage], ...] = (
     ReadThreads,
     ReadProblems,
     Extract,
+    NearDuplicates,
     Classify,
     ConvertProofs,
     ExtractAnswers,

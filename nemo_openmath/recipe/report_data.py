@@ -20,6 +20,7 @@ from nemo_openmath.recipe.status import StageStatus, State
 # Stages of the problem set in the order of the paper's Table 1, and what the table calls what is left after each.
 _FUNNEL = (
     ("problems.extract", "problems extracted"),
+    ("problems.near_duplicates", "without near-duplicates"),
     ("problems.classify", "without multiple choice, yes/no and invalid"),
     ("problems.convert_proofs", "proofs converted or dropped"),
     ("problems.extract_answers", "answers looked for"),

@@ -2,10 +2,12 @@
 
 read.py            bring in files: forum threads, problem sets, benchmarks
 extract.py         the problems that a thread poses
+near_duplicates.py one of the problems that state the same
 classify.py        what kind of problem each is; some kinds are dropped
 convert.py         proofs become problems with an answer
 answers.py         expected answers from the discussions
 decontaminate.py   what a benchmark holds is removed
 ngram_index.py     the most similar of many texts
+statement.py       the rule by which two problems are one
 prompted.py        what the stages that ask a model share
 """
