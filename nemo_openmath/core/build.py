@@ -189,10 +189,18 @@ class Builder:
             self.values.append(Value(key, value, DEFAULT))
 
     def error(self, key: Key, problem: str, remedy: str = "") -> UserError:
-        """Return a UserError that names the file, the line and the setting."""
+        """Return a UserError that names the file, the line and the setting; of a section, what overrides changed in it,
+        too."""
         origin = self.origin(key)
         name = ".".join(key) or "recipe"
+        if origin is not OVERRIDE and key and (overridden := self.overridden(key)):
+            name += f" (with override {', '.join(overridden)})"
         return UserError(f"{name}: {problem}", file=origin.file, row=origin.line, remedy=remedy)
+
+    def overridden(self, key: Key) -> tuple[str, ...]:
+        """Return the settings below ``key`` that overrides gave, as far as they have been read."""
+        below = (v.key[len(key) :] for v in self.values if v.key[: len(key)] == key and v.origin is OVERRIDE)
+        return tuple(".".join(names) for names in below if names)
 
     def unknown(self, key: Key, known: Sequence[str]) -> UserError:
         """Return the error of a setting that nobody knows."""

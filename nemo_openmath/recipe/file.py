@@ -19,12 +19,12 @@ where it needs none), ``port: names`` where there are several. Every stage may h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from nemo_openmath.core.bounds import AnyInt, NonNegativeFloat, PositiveFloat, PositiveInt
-from nemo_openmath.core.build import Builder, Value, nearest
+from nemo_openmath.core.build import Builder, Key, Origin, Value, nearest
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError, one_error
 from nemo_openmath.inference.open import EngineConfig
@@ -83,6 +83,8 @@ class Recipe:
     """Name -> stage, in the order in which they run."""
     values: list[Value]
     """Every setting with its origin."""
+    origin: Callable[[Key], Origin]
+    """Where the value of a setting was written."""
     paths: dict[str, Path] = field(default_factory=dict)
     """Paths of engines and tokenizers as they are written -> where they are."""
     extends: tuple[Path, ...] = ()
@@ -98,23 +100,30 @@ class Recipe:
             raise UserError(f"no stage {name!r}", file=self.path, remedy=nearest(name, list(self.stages)))
         return self.stages[name]
 
+    def error(self, setting: str, problem: str, remedy: str = "") -> UserError:
+        """Return an error that names a setting (``teacher.url``) and where its value comes from: a line of the file, or
+        of one that it extends, or an override."""
+        origin = self.origin(tuple(setting.split(".")))
+        return UserError(f"{setting}: {problem}", file=origin.file, row=origin.line, remedy=remedy)
+
     def read_by(self, entry: StageEntry) -> list[str]:
         """Return the stages that a stage reads, its engines among them."""
         named = [n for names in entry.inputs.values() for n in names if isinstance(n, str)]
         return [*named, *(name for name in entry.stage.engines() if name in self.stages)]
 
-    def files(self, entry: StageEntry) -> list[Path]:
-        """Return the files and folders that a stage reads and that no stage makes."""
+    def files(self, entry: StageEntry) -> dict[Path, str]:
+        """Return the files and folders that a stage reads and that no stage makes, each with the setting that names
+        it."""
         engines = [name for name in entry.stage.engines() if name not in self.stages and name != "teacher"]
-        named = [n for names in entry.inputs.values() for n in names if isinstance(n, Path)]
-        return [*named, *map(self.relative, engines)]
+        named = {n: f"from.{port}" for port, names in entry.inputs.items() for n in names if isinstance(n, Path)}
+        return named | {self.relative(name): entry.engine_setting(name) for name in engines}
 
     def missing_files(self, names: Sequence[str]) -> list[UserError]:
         """Return an error, with the line of its stage, for every file that is not there."""
         return [
-            entry.error(f"no such file or folder: {shown(file)}", "put it there, or change the path")
+            entry.error(f"no such file or folder: {shown(file)}", "put it there, or change the path", setting)
             for entry in map(self.entry, names)
-            for file in dict.fromkeys(self.files(entry))
+            for file, setting in self.files(entry).items()
             if not file.exists()
         ]
 
@@ -194,6 +203,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Pa
         grading=head.grading,
         stages=entries.entries,
         values=builder.values,
+        origin=builder.origin,
         paths=entries.paths,
         extends=source.files[1:],
         note=head.note,

@@ -103,6 +103,7 @@ def load_job(path: Path, overrides: Sequence[str] = (), here: Path = Path()) -> 
         grading=job.grading,
         stages=stages,
         values=builder.values,
+        origin=builder.origin,
         verb="generate",
     )
 

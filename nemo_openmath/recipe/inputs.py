@@ -21,7 +21,7 @@ def check_inputs(entry: StageEntry, inputs: Mapping[str, Sequence[Path]], *, lay
 
     With ``layouts``, the stage's own check is made as well: it may depend on the number of processes.
 
-    Raises UserError with the line of the stage.
+    Raises UserError with the line of the stage or of the setting that names a path.
     """
     for port, paths in inputs.items():
         product = entry.stage.takes.get(port)
@@ -29,33 +29,35 @@ def check_inputs(entry: StageEntry, inputs: Mapping[str, Sequence[Path]], *, lay
             continue
         for path in paths:
             if product == "model":
-                check_model(entry, path, tokenizer=False)
+                check_model(entry, path, f"from.{port}", tokenizer=False)
             elif product == "records":  # files of others, too
                 if (path / PLAN).is_file():
                     _check_records(entry, port, product, path)
             elif product[0].isupper():
                 _check_records(entry, port, product, path)
             elif not path.is_dir():
-                raise entry.error(f"input {port!r} takes {noun(product)}, and {shown(path)} is a file", "name a folder")
+                problem = f"takes {noun(product)}, and {shown(path)} is a file"
+                raise entry.error(problem, "name a folder", f"from.{port}")
     if layouts:
         _as_of(entry, lambda: entry.stage.check(inputs))
 
 
-def check_model(entry: StageEntry, folder: Path, *, tokenizer: bool = True) -> None:
-    """Check a folder that an engine is to load, or a stage to read. Raises UserError with the line of the stage."""
+def check_model(entry: StageEntry, folder: Path, setting: str, *, tokenizer: bool = True) -> None:
+    """Check a folder that an engine is to load, or a stage to read. Raises UserError with the place of the stage's
+    ``setting`` that names it."""
     if not folder.is_dir():
-        raise entry.error(f"is no folder: {shown(folder)}", "name the folder of a Hugging Face model")
+        raise entry.error(f"is no folder: {shown(folder)}", "name the folder of a Hugging Face model", setting)
     inside = folder / "model" if (folder / "model" / "config.json").is_file() else folder  # of a checkpoint
     config = inside / "config.json"
     if not config.is_file():
-        raise entry.error(f"no config.json in {shown(folder)}", "name the folder of a Hugging Face model")
+        raise entry.error(f"no config.json in {shown(folder)}", "name the folder of a Hugging Face model", setting)
     with contextlib.suppress(UnicodeDecodeError):
         try:
             json.loads(config.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise entry.error(f"{config}: not JSON ({error})", "copy it again") from None
+            raise entry.error(f"{config}: not JSON ({error})", "copy it again", setting) from None
     if tokenizer:
-        _as_of(entry, lambda: ChatTokenizer.load(folder))
+        _as_of(entry, lambda: ChatTokenizer.load(folder), setting)
 
 
 def _check_records(entry: StageEntry, port: str, product: str, path: Path) -> None:
@@ -67,13 +69,13 @@ def _check_records(entry: StageEntry, port: str, product: str, path: Path) -> No
         remedy = "name a finished stage, or its folder in another run"
         if readers:
             remedy += f"; read files of others by a stage of {' or '.join(readers)}, and name that stage here"
-        problem = f"input {port!r} takes {noun(product)} of a finished stage, and {shown(path)} {error.problem}"
-        raise entry.error(problem, remedy) from error
+        problem = f"takes {noun(product)} of a finished stage, and {shown(path)} {error.problem}"
+        raise entry.error(problem, remedy, f"from.{port}") from error
 
 
-def _as_of(entry: StageEntry, check: Callable[[], object]) -> None:
-    """Say which stage an error is about."""
+def _as_of(entry: StageEntry, check: Callable[[], object], setting: str = "") -> None:
+    """Say which stage, or setting of one, an error is about."""
     try:
         check()
     except UserError as error:
-        raise entry.error(str(error)) from error
+        raise entry.error(str(error), setting=setting) from error

@@ -19,6 +19,7 @@ from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import Recipe, shown
 from nemo_openmath.recipe.inputs import check_inputs, check_model
 from nemo_openmath.recipe.stage_entries import StageEntry
+from nemo_openmath.sandbox.service.client import check_url
 
 
 def preflight(recipe: Recipe, names: Sequence[str], output: Path, *, layouts: bool = True) -> None:
@@ -52,7 +53,7 @@ def _checks(recipe: Recipe, names: Sequence[str], output: Path, layouts: bool) -
     models = {name: entry for name, entry in engines.items() if name != "teacher"}
     for name, entry in models.items():
         if name not in recipe.stages and recipe.relative(name).exists():
-            yield partial(check_model, entry, recipe.relative(name))
+            yield partial(check_model, entry, recipe.relative(name), entry.engine_setting(name))
     if models:
         yield partial(_student, recipe, list(models))
     yield partial(_sandbox, recipe)
@@ -87,11 +88,13 @@ def _inputs(entry: StageEntry, output: Path, layouts: bool) -> None:
         port: [name for name in names if isinstance(name, Path) and name.exists()]
         for port, names in entry.inputs.items()
     }
-    for path in (path for port, paths in present.items() if entry.stage.takes.get(port) != "model" for path in paths):
+    read = [(port, path) for port, paths in present.items() if entry.stage.takes.get(port) != "model" for path in paths]
+    for port, path in read:
         if output.resolve().is_relative_to(path.resolve()):
             raise entry.error(
                 f"the output folder {shown(output)} lies inside what is read: {shown(path)}",
                 "choose another --output, or read from a folder of its own",
+                f"from.{port}",
             )
     check_inputs(entry, present, layouts=layouts)
 
@@ -99,22 +102,22 @@ def _inputs(entry: StageEntry, output: Path, layouts: bool) -> None:
 def _teacher(recipe: Recipe) -> None:
     teacher = recipe.teacher
     name = _section(recipe, "teacher")
-    _urls(recipe, f"{name}.urls", [*([] if teacher.url is None else [teacher.url]), *teacher.urls])
+    if teacher.url is not None:
+        _urls(recipe, f"{name}.url", [teacher.url])
+    _urls(recipe, f"{name}.urls", teacher.urls)
+    remedy = "give the folder of the model's tokenizer"
     if teacher.tokenizer is None:
-        raise UserError(
-            f"{name}.tokenizer is not set", file=recipe.path, remedy="give the folder of the model's tokenizer"
-        )
+        raise recipe.error(f"{name}.tokenizer", "not set", remedy)
     folder = recipe.relative(teacher.tokenizer)
     if not folder.is_dir():
-        raise UserError(
-            f"{name}.tokenizer: no folder {shown(folder)}",
-            file=recipe.path,
-            remedy="give the folder of the model's tokenizer",
-        )
-    ChatTokenizer.load(folder)
+        raise recipe.error(f"{name}.tokenizer", f"no folder {shown(folder)}", remedy)
+    try:
+        ChatTokenizer.load(folder)
+    except UserError as error:
+        raise recipe.error(f"{name}.tokenizer", str(error)) from error
     if teacher.urls_file is not None and not teacher.urls_file.is_file():
-        problem = f"{name}.urls_file: no file {shown(teacher.urls_file)}"
-        raise UserError(problem, file=recipe.path, remedy="write one URL a line there")
+        problem = f"no file {shown(teacher.urls_file)}"
+        raise recipe.error(f"{name}.urls_file", problem, "write one URL a line there")
     if teacher.api_key_env is not None and not os.environ.get(teacher.api_key_env):
         raise _unset(recipe, f"{name}.api_key_env", teacher.api_key_env)
 
@@ -129,15 +132,12 @@ def _urls(recipe: Recipe, setting: str, urls: Sequence[str]) -> None:
         try:
             base_url(url)
         except UserError as error:
-            raise UserError(f"{setting}: {error.problem}", file=recipe.path, remedy=error.remedy) from None
+            raise recipe.error(setting, error.problem, error.remedy) from None
 
 
 def _unset(recipe: Recipe, setting: str, name: str) -> UserError:
-    return UserError(
-        f"{setting}: the environment variable {name} is not set",
-        file=recipe.path,
-        remedy=f"export {name}=..., or remove the setting",
-    )
+    problem, remedy = f"the environment variable {name} is not set", f"export {name}=..., or remove the setting"
+    return recipe.error(setting, problem, remedy)
 
 
 def _student(recipe: Recipe, models: Sequence[str]) -> None:
@@ -146,18 +146,26 @@ def _student(recipe: Recipe, models: Sequence[str]) -> None:
     name = _section(recipe, "student")
     _urls(recipe, f"{name}.urls", student.urls)
     if student.kind == "embedded":
-        check_device(student.device, f"{name}.device", recipe.path)
+        try:
+            check_device(student.device)
+        except UserError as error:
+            raise recipe.error(f"{name}.device", error.problem, error.remedy) from None
     if student.kind != "embedded" and student.model and len(models) > 1:
-        raise UserError(
-            f"{name}.model is one model, and the stages ask for {len(models)}: {', '.join(models)}",
-            file=recipe.path,
-            remedy="leave it out and serve each model under the path of its folder",
+        raise recipe.error(
+            f"{name}.model",
+            f"is one model, and the stages ask for {len(models)}: {', '.join(models)}",
+            "leave it out and serve each model under the path of its folder",
         )
     if student.api_key_env is not None and not os.environ.get(student.api_key_env):
         raise _unset(recipe, f"{name}.api_key_env", student.api_key_env)
 
 
 def _sandbox(recipe: Recipe) -> None:
+    if recipe.sandbox.url is not None:
+        try:
+            check_url(recipe.sandbox.url)
+        except UserError as error:
+            raise recipe.error("sandbox.url", error.problem, error.remedy) from None
     token = recipe.sandbox.token_env
     if token is not None and not os.environ.get(token):
         raise _unset(recipe, "sandbox.token_env", token)

@@ -13,7 +13,7 @@ from pathlib import Path
 from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.chat.same_tokenizer import tokenizer_difference
 from nemo_openmath.core.engine import Engine
-from nemo_openmath.core.errors import OpenMathError, UserError
+from nemo_openmath.core.errors import OpenMathError
 from nemo_openmath.core.grader import Majority
 from nemo_openmath.core.processes import child_environment
 from nemo_openmath.core.stage import Services
@@ -61,10 +61,8 @@ class RecipeServices(Services):
         folder = self._run / name if name in self._recipe.stages else self._recipe.relative(name).resolve()
         student = self._recipe.student
         if student.tokenizer and (difference := tokenizer_difference(folder, student.tokenizer)):
-            raise UserError(
-                f"student.tokenizer {student.tokenizer} is not the tokenizer of {folder}: {difference}",
-                remedy="leave student.tokenizer out",
-            )
+            problem = f"{student.tokenizer} is not the tokenizer of {folder}: {difference}"
+            raise self._recipe.error("student.tokenizer", problem, "leave it out")
         served_name = student.model if student.kind != "embedded" else ""  # where one server has one model
         tokenizer = (student.tokenizer or folder) if student.kind == "http" else student.tokenizer
         engine = await open_engine(replace(student, model=served_name or str(folder), tokenizer=tokenizer))
@@ -126,11 +124,8 @@ class RecipeServices(Services):
     def teacher_tokenizer(self) -> Path:
         """Return the folder of the teacher's tokenizer. Raises UserError where the recipe names none."""
         if self._recipe.teacher.tokenizer is None:
-            raise UserError(
-                "teacher.tokenizer is not set",
-                file=self._recipe.path,
-                remedy="give the folder of the model's tokenizer",
-            )
+            remedy = "give the folder of the model's tokenizer"
+            raise self._recipe.error("teacher.tokenizer", "not set", remedy)
         return self._recipe.relative(self._recipe.teacher.tokenizer)
 
     async def _open_teacher(self) -> tuple[Engine, ChatTokenizer]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,23 @@ class StageEntry:
     origin: Origin
     """The file and line that name the stage."""
     allow_empty: bool = False
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    """Where settings of the stage were written, ``from.PORT`` among them: a line of a file, or an override."""
+    overridden: tuple[str, ...] = ()
+    """The settings that overrides gave."""
 
-    def error(self, problem: str, remedy: str = "") -> UserError:
-        """Return an error that names the stage and its line."""
-        return UserError(f"stages.{self.name}: {problem}", file=self.origin.file, row=self.origin.line, remedy=remedy)
+    def error(self, problem: str, remedy: str = "", setting: str = "") -> UserError:
+        """Return an error that names the stage, its line and what overrides changed in it; or a setting of the stage
+        and where that was written."""
+        origin = self.origins.get(setting, self.origin)
+        name = f"stages.{self.name}" + (f".{setting}" if setting else "")
+        if not setting and self.overridden and origin is not OVERRIDE:
+            name += f" (with override {', '.join(self.overridden)})"
+        return UserError(f"{name}: {problem}", file=origin.file, row=origin.line, remedy=remedy)
+
+    def engine_setting(self, engine: str) -> str:
+        """Return the setting that names an engine."""
+        return engine_setting({name: getattr(self.stage.config, name, None) for name in _ENGINES}, engine)
 
 
 class StageEntries:
@@ -86,12 +100,14 @@ class StageEntries:
             stage = cls(config)
         except UserError as error:
             raise builder.error(key, str(error)) from error
-        self._check_engines(stage, (*key, "engine"))
+        self._check_engines(stage, body, key)
         if own_seed is not None:
             builder.convert(int, own_seed, (*key, "seed"))
         builder.convert(bool, allow_empty, (*key, "allow_empty"))
         seed = self.seed if own_seed is None else own_seed
-        return StageEntry(name, stage, inputs, seed, builder.origin(key), allow_empty)
+        settings = [*body, "from", *(f"from.{port}" for port in inputs)]
+        origins = {setting: builder.origin((*key, *setting.split("."))) for setting in settings}
+        return StageEntry(name, stage, inputs, seed, builder.origin(key), allow_empty, origins, builder.overridden(key))
 
     def _check_body(self, name: str, body: Any, key: Key) -> None:
         """Refuse an entry that is none, and a name that cannot be that of a folder."""
@@ -112,11 +128,12 @@ class StageEntries:
         self.builder.convert(str, kind, (*key, "run"))
         return kinds[kind]
 
-    def _check_engines(self, stage: Stage, key: Key) -> None:
+    def _check_engines(self, stage: Stage, body: Mapping[str, Any], stage_key: Key) -> None:
         """Refuse an engine that is a stage which makes no model; find those that are folders."""
         for engine in stage.engines():
             if engine == "teacher":
                 continue
+            key = (*stage_key, engine_setting(body, engine))
             if isinstance(self._check_name(engine, key), Path):
                 self.locate(engine, key)
             elif engine not in self._wrong and self.entries[engine].stage.makes != "model":
@@ -230,8 +247,13 @@ def foreign_stage(folder: Path) -> type[Stage] | None:
     return stage_kinds().get(manifest.stage) if manifest is not None else None
 
 
+def engine_setting(settings: Mapping[str, Any], engine: str) -> str:
+    """Return the setting, of those that name models, whose value names ``engine``."""
+    return next((name for name in _ENGINES if engine in _listed(settings.get(name))), _ENGINES[0])
+
+
 def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def fits(made: type[Stage], reader: type[Stage], port: str) -> bool:

@@ -121,8 +121,13 @@ async def test_our_own_server_tells_its_ids(tokenizer: ChatTokenizer, other: Cha
 async def test_a_student_has_one_tokenizer(tokenizer: ChatTokenizer, other: ChatTokenizer, tmp_path: Path) -> None:
     """Prompts are made with that of its folder; another one beside it would read the answers."""
     student = EngineConfig("http", "m", urls=("http://127.0.0.1:1",), tokenizer=other.folder)
-    recipe: Any = SimpleNamespace(student=student, stages={}, relative=Path)
-    with pytest.raises(UserError, match=r"student\.tokenizer .* is not the tokenizer of .*: .*; leave"):
+    recipe: Any = SimpleNamespace(
+        student=student,
+        stages={},
+        relative=Path,
+        error=lambda setting, *words: UserError(f"{setting}: {'; '.join(words)}"),
+    )
+    with pytest.raises(UserError, match=r"student\.tokenizer: .* is not the tokenizer of .*: .*; leave"):
         await RecipeServices(recipe, tmp_path).engine(str(tokenizer.folder))
 
 

@@ -90,7 +90,7 @@ def test_a_missing_file_is_said_before_anything_runs(tmp_path: Path, capsys: pyt
     assert run(["recipe", "run", str(file), "--output", str(tmp_path / "out")]) is ExitCode.USER_ERROR
     said = capsys.readouterr().err.strip()
     assert re.fullmatch(
-        r"openmath: .*r\.yaml:4: stages\.b: no such file or folder: .*none\.jsonl; put it there.*", said
+        r"openmath: .*r\.yaml:4: stages\.b\.from\.files: no such file or folder: .*none\.jsonl; put it there.*", said
     )
     assert not (tmp_path / "out").exists()
 

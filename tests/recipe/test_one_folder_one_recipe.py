@@ -236,9 +236,9 @@ def test_all_that_can_be_known_is_said_at_the_start(tmp_path: Path, capsys: pyte
     assert go(file, tmp_path / "out") is ExitCode.USER_ERROR
     said = capsys.readouterr().err
     for words in (
-        f"r.yaml:6: stages.a: no such file or folder: {tmp_path}/rows.jsonl",
-        f"r.yaml:7: stages.b: no config.json in {tmp_path}/bare",
-        f"r.yaml:9: stages.m: no such file or folder: {tmp_path}/packs",
+        f"r.yaml:6: stages.a.from.files: no such file or folder: {tmp_path}/rows.jsonl",
+        f"r.yaml:7: stages.b.engine: no config.json in {tmp_path}/bare",
+        f"r.yaml:9: stages.m.from.packs: no such file or folder: {tmp_path}/packs",
         "teacher.tokenizer: no folder",
         "sandbox.token_env: the environment variable NO_SUCH_VARIABLE is not set",
         "student.device: 'cuda:99'",
@@ -249,11 +249,41 @@ def test_all_that_can_be_known_is_said_at_the_start(tmp_path: Path, capsys: pyte
     assert not (tmp_path / "out").exists()
 
 
-def test_devices_are_tried_before_they_are_used(tmp_path: Path) -> None:
-    check_device("cpu", "student.device", tmp_path)
+def test_an_error_names_where_the_value_came_from(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line of the file, of one that it extends, or the command line."""
+    (tmp_path / "bare").mkdir()
+    base, file = tmp_path / "base.yaml", tmp_path / "x.yaml"
+    base.write_text(
+        "name: r\nteacher:\n  url: foo\nstudent:\n  device: cuda:99\nstages:\n"
+        "  a: {run: problems.read_problems, from: ./rows.jsonl}\n"
+        "  b: {run: rollout.generate, from: a, engine: teacher, max_tokens: 9}\n"
+    )
+    file.write_text(f"extends: base.yaml\nstages:\n  b:\n    engine: {BASE}\n")
+
+    def said(*words: str) -> str:
+        assert go(file, tmp_path / "o", *words) is ExitCode.USER_ERROR
+        return capsys.readouterr().err
+
+    assert "base.yaml:5: student.device: 'cuda:99'" in said()
+    assert "override: student.device: 'mps'" in said("student.device=mps")
+    assert "base.yaml:7: stages.a.from.files: no such file" in said()
+    assert "override: stages.a.from.files: no such file" in said("stages.a.from=./nowhere")
+    assert "override: stages.b.engine: no config.json" in said(f"stages.b.engine={tmp_path}/bare")
+    assert "override: stages.b.engine: no such file" in said("stages.b.engine=./nowhere")
+    assert "base.yaml:3: teacher.url: " in said("stages.b.engine=teacher")
+    assert "override: teacher.url: " in said("stages.b.engine=teacher", "teacher.url=bar")
+    assert "override: sandbox.url: " in said("sandbox.url=foo")
+    assert "base.yaml:8: stages.b (with override count): least: choose" in said("stages.b.count=hardness")
+    assert "base.yaml:2: teacher.tokenizer: not set" in said("stages.b.engine=teacher", "teacher.url=http://h:1")
+
+
+def test_devices_are_tried_before_they_are_used() -> None:
+    check_device("cpu")
     for device in ("gpu", "cuda:99", "mps"):
-        with pytest.raises(UserError, match=r"student\.device: "):
-            check_device(device, "student.device", tmp_path)
+        with pytest.raises(UserError, match=f"{device}'"):
+            check_device(device)
 
 
 @pytest.mark.parametrize("verb", ["run", "status", "report"])
@@ -315,7 +345,7 @@ def test_a_path_without_records_of_a_stage_costs_nothing(
     capsys.readouterr()
     assert go(file, out) is ExitCode.USER_ERROR
     said = capsys.readouterr().err
-    assert f"r.yaml:4: stages.b: input 'benchmark' takes Problem records of a finished stage, and {tmp_path}/" in said
+    assert f"r.yaml:4: stages.b.from.benchmark: takes Problem records of a finished stage, and {tmp_path}/" in said
     assert f"{says}; name a finished stage" in said
     assert "by a stage of problems.read_problems, and name that stage here" in said
     assert {path: path.read_bytes() for path in before} == before
@@ -341,7 +371,7 @@ def test_a_folder_of_something_else_is_refused_before_anything_runs(
     file.write_text(f"name: r\nstages:\n  a: {{run: demo.benchmark}}\n  b: {stage}\n")
     assert go(file, tmp_path / "out") is ExitCode.USER_ERROR
     said = capsys.readouterr().err
-    assert "r.yaml:4: stages.b: " in said
+    assert "r.yaml:4: stages.b" in said
     assert says in said
     assert not (tmp_path / "out").exists()
 
@@ -414,6 +444,6 @@ def test_an_input_that_takes_any_records_takes_files_of_others_and_no_unfinished
     entry = StageEntry("b", AnyRecords(RowsConfig()), {"generations": (raw,)}, 0, Origin("r.yaml", 4))
     check_inputs(entry, {"generations": [raw, tmp_path]})
     with pytest.raises(
-        UserError, match=r"r\.yaml:4: stages\.b: input 'generations' .* of a stage that has not finished"
+        UserError, match=r"r\.yaml:4: stages\.b\.from\.generations: .* of a stage that has not finished"
     ):
         check_inputs(entry, {"generations": [begun]})

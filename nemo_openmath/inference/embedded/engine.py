@@ -103,7 +103,7 @@ class EmbeddedEngine:
         """
         if dtype not in _DTYPES:
             raise UserError(f"dtype {dtype!r} is unknown", remedy=f"use one of {', '.join(_DTYPES)}")
-        check_device(device, "device")
+        check_device(device)
         plan = _plan(Path(model_dir), dtype, device, slots, max_context, cache_mib, prefix_cache_bytes)
         threads = threads or torch.get_num_threads()
         tokenizer = ChatTokenizer.load(model_dir, chat=False)

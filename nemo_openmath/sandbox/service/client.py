@@ -35,6 +35,12 @@ _BACKOFF_S = (0.05, 2.0)
 _LOST = "the sandbox service had lost the session: variables, imports and files of earlier blocks are lost"
 
 
+def check_url(url: str) -> None:
+    """Raise UserError where ``url`` is no address of a sandbox service."""
+    if not url.startswith(("http://", "https://", "unix:")):
+        raise UserError(f"sandbox url {url!r}", remedy="write http://host:port, https://.. or unix:/path")
+
+
 class RemoteSandbox:
     """The sandbox of the service at ``url`` (http://, https:// or unix:/path).
 
@@ -57,8 +63,7 @@ class RemoteSandbox:
         unsafe: bool = False,
         waiting: Waiting | None = None,
     ) -> None:
-        if not url.startswith(("http://", "https://", "unix:")):
-            raise UserError(f"sandbox url {url!r}", remedy="write http://host:port, https://.. or unix:/path")
+        check_url(url)
         self._url, self._limits, self._patience_s, self._unsafe = url.rstrip("/"), limits, patience_s, unsafe
         self._waiting = waiting or Waiting()
         self._headers: dict[str, str] = {}
