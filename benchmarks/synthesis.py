@@ -1,10 +1,20 @@
 """What the stages that make data cost by themselves: everything but the model.
 
     python benchmarks/synthesis.py summarize [--solutions 4000] [--tokenizer FOLDER]
+    python benchmarks/synthesis.py near_duplicates [--problems 540000]
+    python benchmarks/synthesis.py decontaminate [--problems 540000] [--benchmark 20000] [--texts words | template]
 
 ``summarize``: solutions a second of ``solutions.summarize`` with an engine that answers at once. The prompts hold
 solutions of 34,000 characters. Asked in text (the server cuts it), in ids (a thread of this process does), and, as the
 peer, in ids that are made where the requests are made.
+
+``near_duplicates``: the stage over problems of which a tenth repeats another one in another form, with another word
+that only asks, or misspelt, and a tenth repeats one with another constant. It is checked that the former are dropped,
+each for the one it was made of, and nothing else.
+
+``decontaminate``: seconds to find the candidates of every problem, of mathematical prose in 20,000 words or of a
+template of 570 characters with nine numbers, where every text is similar to every other one. The peer compares with all
+texts that share a gram, over 100 of the problems. With prose, the whole stage follows.
 """
 
 from __future__ import annotations
@@ -13,11 +23,14 @@ import argparse
 import asyncio
 import io
 import random
+import re
 import resource
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 from rich.console import Console
@@ -26,10 +39,13 @@ from tokenization import make_tokenizer, text
 from nemo_openmath.chat import ChatTokenizer, Message, Transcript
 from nemo_openmath.core.engine import Capabilities, Chunk, Completion, Finish, Request, Usage
 from nemo_openmath.core.progress import Progress
-from nemo_openmath.core.records import Generation, Problem, Record, RecordWriter
+from nemo_openmath.core.records import Generation, Problem, Record, RecordWriter, read_drops
 from nemo_openmath.core.stage import Services, Stage, StageContext
 from nemo_openmath.grading import GradingPool, majority
 from nemo_openmath.inference import asking
+from nemo_openmath.synthesis.problems.decontaminate import Decontaminate, DecontaminateConfig
+from nemo_openmath.synthesis.problems.near_duplicates import NearDuplicates, NearDuplicatesConfig
+from nemo_openmath.synthesis.problems.ngram_index import NgramIndex, normalised
 from nemo_openmath.synthesis.solutions.summarize import Summarize, SummarizeConfig
 
 
@@ -56,7 +72,12 @@ class Lent(Services):
 
     vote = staticmethod(majority)
 
-    def __init__(self, engine: InstantEngine, tokenizer: ChatTokenizer, pool: GradingPool):
+    def __init__(
+        self,
+        engine: InstantEngine | None = None,
+        tokenizer: ChatTokenizer | None = None,
+        pool: GradingPool | None = None,
+    ):
         self._engine, self._tokenizer, self._pool = engine, tokenizer, pool
 
     async def engine(self, name: str) -> tuple[InstantEngine, ChatTokenizer]:
@@ -86,8 +107,146 @@ async def run(stage: Stage, output: Path, services: Services, **ports: Path) -> 
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
+def load_tokenizer(model: Path | None, folder: Path) -> ChatTokenizer:
+    """Return the tokenizer of a model folder; of None, one that is trained in ``folder``."""
+    if model is None:
+        model = make_tokenizer(folder / "model")
+        turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        (model / "chat_template.jinja").write_text(turns + "<|im_start|>assistant\n")
+    return ChatTokenizer.load(model)
+
+
+def vocabulary(rng: random.Random) -> list[str]:
+    """Return 20,000 words, the commonest first."""
+    syllables = [a + b for a in "bcdfghlmnprstv" for b in ("a", "e", "i", "o", "u", "ar", "en", "is", "or")]
+    words = ("".join(rng.choices(syllables, k=rng.randint(1, 4))) + "s" for _ in range(40_000))
+    return list(dict.fromkeys(words))[:20_000]
+
+
+class Prose:
+    """Makes problems of mathematical prose: words by their rank, as in a language, and formulas."""
+
+    def __init__(self) -> None:
+        self._rng = random.Random(1)
+        self._words = vocabulary(self._rng)
+        self._weights = list(accumulate(1 / (rank + 3) for rank in range(len(self._words))))
+
+    def __call__(self) -> str:
+        rng = self._rng
+        words = rng.choices(self._words, cum_weights=self._weights, k=rng.randint(15, 60))
+        for _ in range(rng.randint(2, 6)):
+            a, b, x = rng.randrange(1, 100), rng.randrange(1, 1000), rng.choice("abcnxyz")
+            form = rng.choice(
+                ["${x}^{a}+{b} = 0$", "$\\frac{{{a}}}{{{x}}} \\leq {b}$", "$f({x}) = {a}{x}-{b}$", "${b}$"]
+            )
+            words.insert(rng.randrange(len(words)), form.format(a=a, b=b, x=x))
+        return "Find the " + " ".join(words) + "."
+
+
+class Template:
+    """Makes problems of one template."""
+
+    def __init__(self) -> None:
+        self._rng = random.Random(1)
+
+    def __call__(self) -> str:
+        return _TEMPLATE.format(*(self._rng.randrange(1, 1000) for _ in range(9)))
+
+
+_TEMPLATE = (
+    "A train leaves the city of Springfield at {} kilometres per hour and travels for {} hours before it stops at a "
+    "station where {} passengers leave and {} passengers enter the train. A second train leaves the same city {} "
+    "minutes later and travels at {} kilometres per hour along a parallel track. After how many minutes does the "
+    "second train catch up with the first train, if the first train waits for {} minutes at the station and the second "
+    "train does not stop before it has travelled {} kilometres? Give the answer as a fraction in lowest terms, plus {}."
+)
+
+
+async def near_duplicates(folder: Path, count: int) -> None:
+    make, rng = Prose(), random.Random(2)
+    originals: dict[str, str] = {}  # id of a copy -> id of what it is a copy of
+    with RecordWriter(folder / "problems") as writer:
+        number = 0
+        while number < count:
+            text = make()
+            first = Problem.make(text)
+            variants = [first]
+            if rng.random() < 0.1:
+                form = rng.choice(["Please find the ", "find  the\n", "Compute ", "Let us find "])
+                variants.append(Problem.make(form + text.removeprefix("Find the ").replace("\\leq", "≤")))
+                originals[variants[-1].id] = first.id
+            if rng.random() < 0.1:
+                variants.append(Problem.make(re.sub(r"\d+", lambda m: str(int(m[0]) + 1), text, count=1)))
+            for problem in variants:
+                writer.commit(problem.id, [problem])
+            number += len(variants)
+    wall, cpu = await run(NearDuplicates(NearDuplicatesConfig()), folder / "out", Lent(), problems=folder / "problems")
+    pairs = {(unit, drop.detail.partition(":")[0]) for unit, drop in read_drops(folder / "out")}
+    assert {frozenset(pair) for pair in pairs} == {frozenset(pair) for pair in originals.items()}, (
+        "other ones than planted"
+    )
+    print(f"{number} problems, {len(pairs)} near-duplicates: {wall:.0f} s ({cpu:.0f} s CPU), {peak():.0f} MiB at most")
+
+
+async def decontaminate(folder: Path, count: int, size: int, texts: str) -> None:
+    make: Callable[[], str] = Prose() if texts == "words" else Template()
+    held = [(str(n), make()) for n in range(size)]
+    began = time.perf_counter()
+    index = NgramIndex(held, ngram=8, threshold=0.3)
+    seconds, length = time.perf_counter() - began, sum(len(text) for _, text in held) / size
+    print(f"{size} texts of {length:.0f} characters: index in {seconds:.1f} s")
+    seconds, found, sample = 0.0, 0, []
+    for number in range(count):
+        text = make()
+        began = time.perf_counter()
+        nearest = index.nearest(text, 5)
+        seconds += time.perf_counter() - began
+        found += len(nearest)
+        if number < 100:
+            sample.append((text, nearest))
+    each = f"{1e3 * seconds / count:.2f} ms each"
+    print(f"{count} problems: {seconds:.0f} s, {each}, {found} candidates, {peak():.0f} MiB at most")
+    where: dict[str, list[int]] = defaultdict(list)
+    sets = [grams(text) for _, text in held]
+    for n, own in enumerate(sets):
+        for gram in own:
+            where[gram].append(n)
+    began = time.perf_counter()
+    for text, nearest in sample:
+        shared: Counter[int] = Counter()
+        for gram in (own := grams(text)):
+            shared.update(where.get(gram, ()))
+        scored = sorted((-both / (len(own) + len(sets[n]) - both), n) for n, both in shared.items())
+        assert [(-s, *held[n]) for s, n in scored[:5] if -s >= 0.3] == nearest, "other candidates"
+    peer = (time.perf_counter() - began) / len(sample)
+    print(f"all texts that share a gram: {1e3 * peer:.2f} ms each, {peer / (seconds / count):.0f} times as long")
+    if texts == "words":
+        del where, sets
+        ports = {"problems": folder / "problems", "benchmark": folder / "benchmark"}
+        with RecordWriter(ports["problems"]) as writer:
+            for _ in range(count):
+                problem = Problem.make(make())
+                writer.commit(problem.id, [problem])
+        store(ports["benchmark"], [Problem.make(text) for _, text in held])
+        tokenizer = load_tokenizer(None, folder)
+        with GradingPool() as pool:
+            services = Lent(InstantEngine("False", same_tokens=False), tokenizer, pool)
+            wall, cpu = await run(Decontaminate(DecontaminateConfig()), folder / "out", services, **ports)
+        print(f"the stage: {wall:.0f} s ({cpu:.0f} s CPU)")
+
+
+def grams(text: str) -> set[str]:
+    plain = normalised(text)
+    return {plain[i : i + 8] for i in range(max(1, len(plain) - 7))}
+
+
+def peak() -> float:
+    """Return the most memory that this process had, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 async def summarize(folder: Path, solutions: int, model: Path | None) -> None:
-    tokenizer = ChatTokenizer.load(model or make_tokenizer(folder / "model"))
+    tokenizer = load_tokenizer(model, folder)
     rng = random.Random(1)
     bodies = [text(rng, 8000)[:34_000] for _ in range(50)]
     problems = [Problem.make(f"Problem {n}: {text(rng, 60)}") for n in range(solutions)]
@@ -126,17 +285,26 @@ async def summarize(folder: Path, solutions: int, model: Path | None) -> None:
             print(f"{name:16} {solutions / wall:6.0f} solutions/s, {1e3 * cpu / solutions:5.2f} ms CPU each")
     written = {frozenset(path.read_bytes().splitlines()) for path in folder.glob("out */part-*")}
     assert len(written) == 1, "the records differ"
-    print(f"equal records; peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+    print(f"equal records; peak memory {peak():.0f} MiB")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["summarize"])
+    parser.add_argument("what", choices=["summarize", "near_duplicates", "decontaminate"])
     parser.add_argument("--solutions", type=int, default=4000)
     parser.add_argument("--tokenizer", type=Path, help="folder of a model; default: one trained in place")
+    parser.add_argument("--problems", type=int, default=540_000)
+    parser.add_argument("--benchmark", type=int, default=20_000)
+    parser.add_argument("--texts", choices=["words", "template"], default="words")
+    parser.add_argument("--folder", type=Path, help="where the files lie; default: the system's folder for such")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        asyncio.run(summarize(Path(name), arguments.solutions, arguments.tokenizer))
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        if arguments.what == "summarize":
+            asyncio.run(summarize(Path(name), arguments.solutions, arguments.tokenizer))
+        elif arguments.what == "near_duplicates":
+            asyncio.run(near_duplicates(Path(name), arguments.problems))
+        else:
+            asyncio.run(decontaminate(Path(name), arguments.problems, arguments.benchmark, arguments.texts))
 
 
 if __name__ == "__main__":

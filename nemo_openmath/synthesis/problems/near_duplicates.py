@@ -4,7 +4,7 @@ Only problems with the same mathematics and the same set of words, spelling asid
 finds all that have to be compared. MinHash would find a part of them by chance, and would offer the many that differ in
 a constant.
 
-Memory: 12 bytes for each problem, 0.3 kB more for each that is dropped, 2 kB for each that is kept in place of others.
+Memory: 13 bytes for each problem, 0.3 kB more for each that is dropped, 2 kB for each that is kept in place of others.
 Texts that have to be compared are held in portions of ``PORTION`` bytes; each portion reads the problems once more.
 """
 
@@ -35,11 +35,12 @@ class NearDuplicatesConfig:
 class NearDuplicates(UnitStage[NearDuplicatesConfig, Problem]):
     """Keep one of the problems that are equal but for their form, or nearly equal.
 
-    - What is the same is decided in doubt against it: the same numbers, signs and letters in the same order, and the
-      same words but for those that only ask or connect, for spelling, and for words that are said twice.
-    - The longest is kept, counted in what it states, and of those as long the one with the smallest id. Every one that
-      is dropped is the same as the one that is kept, whose id its drop names.
-    - The one that is kept gets the threads of all of them, and the answer that most of them name, as equal problems do.
+    - Two problems are the same where their numbers, signs and letters are the same in the same order, and their words
+      are, too, but for those that only ask or connect, for spelling, and for words that are said twice. Whatever else
+      differs, both are kept.
+    - The one that states most is kept, and of several the one with the smallest id. A problem that is dropped is the
+      same as the one that its drop names.
+    - The one that is kept gets the parents of all of them, and the answer that most of them name, as equal problems do.
 
     Nothing is drawn. All problems are compared, so each job of an array reads them all: one job is enough.
     """
@@ -92,16 +93,15 @@ def _groups(context: StageContext) -> Iterator[list[Problem]]:
     for problem in context.read("problems", Problem):
         keys.append(_key(problem))
         sizes.append(min(4 * len(problem.problem) + _RECORD, 2**32 - 1))
-    values, where, counts = np.unique(np.frombuffer(keys, np.uint64), return_inverse=True, return_counts=True)
-    repeated, shared = values[counts > 1], counts[where] > 1
-    portions = 1 + int(np.frombuffer(sizes, np.uint32)[shared].sum(dtype=np.int64)) // PORTION
-    del keys, sizes, values, where, counts, shared
-    for portion in range(portions if len(repeated) else 0):
-        wanted = frozenset(repeated[portion::portions].tolist())
+    _, where, counts = np.unique(np.frombuffer(keys, np.uint64), return_inverse=True, return_counts=True)
+    repeated = counts[where] > 1
+    portions = 1 + int(np.frombuffer(sizes, np.uint32)[repeated].sum(dtype=np.int64)) // PORTION
+    del sizes, where, counts
+    for portion in range(portions if repeated.any() else 0):
         groups: dict[int, list[Problem]] = defaultdict(list)
-        for problem in context.read("problems", Problem):
-            if (key := _key(problem)) in wanted:
-                groups[key].append(problem)
+        for number, problem in enumerate(context.read("problems", Problem)):  # in the same order every time
+            if repeated[number] and keys[number] % portions == portion:
+                groups[keys[number]].append(problem)
         yield from groups.values()
 
 
