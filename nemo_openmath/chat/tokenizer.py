@@ -209,8 +209,9 @@ class ChatTokenizer:
     def encode_whole(self, text: str) -> list[int]:
         """Return the token ids of a whole text as a model's own pipeline takes it, with the tokens that the tokenizer
         puts around a text. A text that brings its first token itself is not given a second one."""
-        whole, bare = self.backend.encode(text).ids, self.encode(text)
-        return whole[1:] if bare and whole[:2] == [bare[0], bare[0]] else whole
+        whole: list[int] = self.backend.encode(text).ids
+        twice = len(whole) > 1 and whole[0] == whole[1] and self.encode(text)[:1] == whole[:1]
+        return whole[1:] if twice else whole
 
     def without_first(self, text: str) -> str:
         """Return ``text`` without the first token that the tokenizer puts in front of every text by itself."""

@@ -28,6 +28,7 @@ from nemo_openmath.chat.tokenizer import ChatTokenizer
 from nemo_openmath.core.engine import Chunk, Completion, Engine, EngineError, InvalidRequest, Request
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.tokenizer import Message
+from nemo_openmath.inference.asking import LONG
 from nemo_openmath.inference.serving.wire import (
     FINISH_REASON,
     BadRequest,
@@ -141,11 +142,14 @@ class OpenAIServer:
 
     async def _answer(self, http: web.Request, chat: bool) -> web.StreamResponse:
         try:
-            body = orjson.loads(await http.read())
+            body = orjson.loads(data := await http.read())
         except orjson.JSONDecodeError as error:
             raise BadRequest(f"the body is not JSON: {error}") from error
         call = parse_call(body, self.engine.model, chat)
-        prompts = [self._render(call)] if chat else [self._prompt(p) for p in call.prompts]
+        if len(data) > LONG:
+            prompts = await asyncio.to_thread(self._prompts, call, chat)  # nobody waits while it is cut into tokens
+        else:
+            prompts = self._prompts(call, chat)
         requests = [self._request(call, prompt, i) for prompt in prompts for i in range(call.n)]
         request_id = ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12)
         if call.stream:
@@ -157,6 +161,9 @@ class OpenAIServer:
         ]
         answer = envelope("chat.completion" if chat else "text_completion", request_id, self.engine.model, choices)
         return _json(answer | {"usage": usage_body(completions)})
+
+    def _prompts(self, call: Call, chat: bool) -> list[tuple[int, ...] | str]:
+        return [self._render(call)] if chat else [self._prompt(p) for p in call.prompts]
 
     def _render(self, call: Call) -> tuple[int, ...] | str:
         if self.tokenizer is None:
