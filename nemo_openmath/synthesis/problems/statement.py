@@ -25,7 +25,6 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 
 Token = tuple[str, bool]
 """A sign or word, and whether it is mathematics."""
@@ -72,7 +71,7 @@ _SAME = {
     "pm": "±", "sum": "∑", "prod": "∏", "int": "∫", "mid": "|", "vert": "|", "lvert": "|", "rvert": "|", "prime": "'",
     "′": "'", "’": "'", "−": "-", "–": "-", "⁄": "/", "lbrace": "⦃", "rbrace": "⦄", "lfloor": "⌊", "rfloor": "⌋",
     "lceil": "⌈", "rceil": "⌉", "subset": "⊂", "subseteq": "⊆", "perp": "⊥", "parallel": "∥", "equiv": "≡",
-    "approx": "≈", "varphi": "φ", "varepsilon": "ε", "emptyset": "∅", "varnothing": "∅",
+    "approx": "≈", ";": ",", "varphi": "φ", "varepsilon": "ε", "emptyset": "∅", "varnothing": "∅",
 }  # fmt: skip
 """Signs, and commands without their backslash, that say what another one says."""
 _NO_SIGNS = _words(
@@ -97,7 +96,7 @@ _FORM = (
 )
 """What is written in several ways, and the way in which it is compared."""
 _TOKENS = re.compile(
-    r"\\[A-Za-z]+|\\\\|\d+(?:\.\d+)?|[^\W\d_]{2,}(?:['’][a-z]+)?|[^\W\d_]|(?<=\d):(?=\d)|[^\s.,;:?\"“”\\]"
+    r"\\[A-Za-z]+|\\\\|\d+(?:\.\d+)?|[^\W\d_]{2,}(?:['’][a-z]+)?|[^\W\d_]|(?<=\d):(?=\d)|[^\s.:?\"“”\\]"
 )
 
 
@@ -174,25 +173,32 @@ def _without_single_braces(signs: list[str]) -> list[str]:
             bare[-2:] = bare[-1:]
         else:
             bare.append(sign)
-    return bare
+    return [{"⦃": "{", "⦄": "}"}.get(sign, sign) for sign in bare]  # in plain text, sets have bare braces
 
 
 def _classified(signs: list[str]) -> Iterable[Token]:
-    """Yield the tokens that count. A letter that is also a word ("a", "A", "I") is a word in front of a word."""
-    for sign, behind in pairwise([*signs, ""]):
-        word = len(sign) > 1 and sign[0].isalpha()
-        if sign in ("a", "A", "I") and len(behind) > 1 and behind[0].isalpha() and not _is_mathematics(behind):
+    """Yield the tokens that count.
+
+    In front of a word, a letter that is also a word ("a", "A", "I") is one, and a minus is a hyphen. A comma counts
+    between mathematics, where x, y is not x y."""
+    for before, sign, behind in zip(["", *signs], signs, [*signs[1:], ""], strict=False):
+        if sign in ("a", "A", "I", "-", ",") and _is_word(behind):
             continue
-        if not word or _is_mathematics(sign):
+        if sign == "," and (not behind or _is_word(before)):
+            continue
+        if not _is_word(sign):
             yield sign, True
         elif sign not in _ASKING:
             yield sign, False
 
 
-def _is_mathematics(word: str) -> bool:
-    if word in _NUMBERS or word in _FUNCTIONS or (word.isupper() and word.isascii()):
+def _is_word(sign: str) -> bool:
+    """Return whether a sign is a word, and no mathematics."""
+    if len(sign) < 2 or not sign[0].isalpha() or sign in _NUMBERS or sign in _FUNCTIONS:
+        return False
+    if not sign.isascii():
         return True
-    return len(word) <= 3 and word.isascii() and word not in _SHORT_WORDS and word not in _ASKING
+    return not sign.isupper() and (len(sign) > 3 or sign in _SHORT_WORDS or sign in _ASKING)
 
 
 def _rough(word: str) -> str:
