@@ -15,8 +15,9 @@ Whatever else differs makes two problems of them: whether "maximum" for "minimum
 answer is not for a program to say. So what is called the same is the same, and some that are the same are not so
 called.
 
-Form is: white space, dollars and delimiters of formulas, commands of spacing and of fonts, punctuation, case of words,
-braces around one sign, and which of several signs or commands says the same ("\\leq" and "≤", "\\dfrac" and "\\frac").
+Form is: white space, dollars and delimiters of formulas, commands of spacing and of fonts, case of words, punctuation
+(but a comma between two signs), braces around one sign, and which of several signs or commands says the same ("\\leq"
+and "≤", "\\dfrac" and "\\frac").
 """
 
 from __future__ import annotations
