@@ -21,6 +21,7 @@ from nemo_openmath.checkpoints.lazy import LazyTensor, bytes_of
 from nemo_openmath.checkpoints.model_files import changed_config, main_dtype, write_model_files
 from nemo_openmath.checkpoints.streaming import Hashed
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.nearby import nearby
 from nemo_openmath.core.records.lineage import BLAKE3, Lineage
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.hf_config import once, quantization
@@ -115,8 +116,14 @@ def open_checkpoint(
                 _warn(line)
             return _opened(kind, contents)
     problem = "does not exist" if not folder.exists() else "is no checkpoint"
-    remedy = "give a Hugging Face folder, a torch_dist checkpoint or a classic Megatron folder"
+    near = nearby(folder, _looks_right, "checkpoints")
+    remedy = f"give a Hugging Face folder, a torch_dist checkpoint or a classic Megatron folder{near}"
     raise UserError(problem, file=path if folder.exists() else folder, remedy=remedy)
+
+
+def _looks_right(folder: Path) -> bool:
+    """Whether a folder has the names of a model or a checkpoint in it, for a message."""
+    return (folder / "config.json").is_file() or (folder / step_folders.STATE).is_dir()
 
 
 def _opened(kind: Kind, contents: Contents) -> Checkpoint:

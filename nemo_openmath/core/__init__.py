@@ -21,6 +21,9 @@ Settings:
     config.py      a YAML file and its overrides, each value with its origin
     build.py       plain values into typed settings; bounds.py: their ranges
 
+Paths that users name:
+
+    nearby.py      what a user may have meant by a path that is not what a command takes
     outputs.py     what a command writes takes the place of nobody's files
 
 Small tools of long work: logs.py, progress.py, waiting.py, processes.py, listening.py, locks.py.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.nearby import nearby
 from nemo_openmath.data.packs.plan import PLAN, PackPlan
 from nemo_openmath.data.tokens.token_file import MANIFEST, TokenFolder
 
@@ -24,9 +25,9 @@ def verify(folder: str | Path) -> Iterator[str]:
         places = [folder, *sorted(folder.glob("tokens-*"))]
         folders = [TokenFolder(place, verify_bytes=0) for place in places if (place / MANIFEST).is_file()]
         if not folders:
-            raise UserError(
-                "neither packs nor token files", file=folder, remedy="give a folder of sft.pack or sft.tokenize"
-            )
+            near = nearby(folder, lambda place: (place / PLAN).is_file() or (place / "tokens-0" / MANIFEST).is_file())
+            remedy = f"give a folder of sft.pack or sft.tokenize{near}"
+            raise UserError("neither packs nor token files", file=folder, remedy=remedy)
     for tokens in folders:
         tokens.verify()
         yield f"{tokens.folder}: {len(tokens):,} samples, {tokens.num_tokens:,} tokens are whole"

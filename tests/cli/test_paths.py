@@ -154,6 +154,23 @@ def test_every_output_of_ours_is_taken_again(folder: Path, capfd: pytest.Capture
     assert "run/b: is not the folder of stage 'b', and not empty: it holds mine.txt; " in capfd.readouterr().err
 
 
+def test_a_wrong_folder_is_answered_with_those_near_it(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("run/packs1/packs.plan", "run/train1/checkpoints/step-00000008/state/x", "run/student1/config.json"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("")
+    for words, near in (
+        ("data stats run/pakcs1", "give the folder of a finished sft.pack stage; near it: run/packs1\n"),
+        ("data stats run/train1", "near it: run/packs1\n"),
+        ("data verify run/student1", "near it: run/packs1\n"),
+        ("inspect run/packs1", "near it: run/student1\n"),
+    ):
+        assert run(words.split()) is ExitCode.USER_ERROR
+        assert capfd.readouterr().err.endswith(near)
+    (folder / "run/train1/checkpoints/step-00000008").rename(folder / "run/train1/checkpoints/unfinished")
+    assert run(["inspect", "run/train1"]) is ExitCode.USER_ERROR
+    assert capfd.readouterr().err.endswith("near it: run/train1/checkpoints/unfinished\n")
+
+
 def test_a_graded_file_behind_a_link_is_written_there(folder: Path) -> None:
     (folder / "real.jsonl").write_text("")
     (folder / "link.jsonl").symlink_to("real.jsonl")

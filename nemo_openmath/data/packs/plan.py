@@ -16,11 +16,13 @@ The plan is a section file of kind "packs" (``section_file.py``):
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 
 from nemo_openmath.core.errors import DamagedFile, UserError
+from nemo_openmath.core.nearby import nearby
 from nemo_openmath.data.packs.pack import Pack, lay_out
 from nemo_openmath.data.section_file import SectionFile
 from nemo_openmath.data.tokens.samples import Samples
@@ -38,6 +40,10 @@ class PackPlan:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        if not os.path.lexists(self.folder / PLAN):
+            near = nearby(self.folder, lambda place: (place / PLAN).is_file())
+            remedy = f"give the folder of a finished sft.pack stage{near}"
+            raise UserError("no such file, so no packs are here", file=self.folder / PLAN, remedy=remedy)
         file = SectionFile(self.folder / PLAN, KIND)
         self.meta = file.meta
         self.digest = file.digest
