@@ -14,7 +14,8 @@ each for the one it was made of, and nothing else.
 
 ``decontaminate``: seconds to find the candidates of every problem, of mathematical prose in 20,000 words or of a
 template of 570 characters with nine numbers, where every text is similar to every other one. The peer compares with all
-texts that share a gram, over 100 of the problems. With prose, the whole stage follows.
+texts that share a gram, over 100 of the problems. With prose, there follow how many of the benchmark's own problems are
+among the candidates when they come in another form, and the whole stage.
 """
 
 from __future__ import annotations
@@ -206,6 +207,10 @@ async def decontaminate(folder: Path, count: int, size: int, texts: str) -> None
             sample.append((text, nearest))
     each = f"{1e3 * seconds / count:.2f} ms each"
     print(f"{count} problems: {seconds:.0f} s, {each}, {found} candidates, {peak():.0f} MiB at most")
+    if texts == "words":
+        for name, leak in LEAKS.items():
+            hits = [any(i == held[n][0] for _, i, _ in index.nearest(leak(held[n][1], n), 5)) for n in range(500)]
+            print(f"benchmark problems, {name}: {100 * sum(hits) / len(hits):.0f}% are among the candidates")
     where: dict[str, list[int]] = defaultdict(list)
     sets = [grams(text) for _, text in held]
     for n, own in enumerate(sets):
@@ -233,6 +238,28 @@ async def decontaminate(folder: Path, count: int, size: int, texts: str) -> None
             services = Lent(InstantEngine("False", same_tokens=False), tokenizer, pool)
             wall, cpu = await run(Decontaminate(DecontaminateConfig()), folder / "out", services, **ports)
         print(f"the stage: {wall:.0f} s ({cpu:.0f} s CPU)")
+
+
+def in_halves(text: str) -> list[str]:
+    words = text.split()
+    return words[len(words) // 2 :] + words[: len(words) // 2]
+
+
+def reworded(text: str, share: float, number: int) -> str:
+    rng = random.Random(number)
+    return " ".join("another" if word.isalpha() and rng.random() < share else word for word in text.split())
+
+
+# (a benchmark problem, its number) -> the same problem, or one like it, in the training data
+LEAKS: dict[str, Callable[[str, int], str]] = {
+    "verbatim but for form": lambda text, n: "  ".join(text.upper().replace("$", "").split()),
+    "their halves exchanged": lambda text, n: " ".join(in_halves(text)),
+    "variables renamed": lambda text, n: re.sub(r"\b[abcnxyz]\b", "t", text),
+    "all constants changed": lambda text, n: re.sub(r"\d+", lambda m: str(int(m[0]) + 7 + n), text),
+    "a tenth of the words replaced": lambda text, n: reworded(text, 0.1, n),
+    "a fifth of the words replaced": lambda text, n: reworded(text, 0.2, n),
+    "a third of the words replaced": lambda text, n: reworded(text, 0.33, n),
+}
 
 
 def grams(text: str) -> set[str]:
