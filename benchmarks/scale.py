@@ -1,6 +1,6 @@
 """Every stage of data generation that needs no model, at N, 2N and 4N records and, by that, at the paper's scale.
 
-    OMP_NUM_THREADS=1 python benchmarks/scale.py [--records N] [--jobs 1,4,16] [--kill] [--peers PYTHON]
+    OMP_NUM_THREADS=1 python benchmarks/scale.py [--records N] [--jobs 1,4,16] [--kill 1] [--peers PYTHON]
 
 Synthetic solutions (``scale_records.py``) are written by the product itself, and each stage runs as ``openmath recipe
 run --only`` in a process of its own. Its CPU seconds, bytes (rchar and wchar of /proc, children that it waited for
@@ -8,7 +8,7 @@ among them) and peak memory (of its largest process) are those that the system c
 short records is its start, and is taken off before a rate is quoted.
 
 ``--jobs 1,4,16``  each stage as an array: one job after the other, in fresh processes.
-``--kill``         each stage is killed with SIGKILL at a drawn moment and run again; what it left must be the same.
+``--kill TIMES``   each stage is killed with SIGKILL at a drawn moment and run again; what it left must be the same.
 ``--peers PYTHON`` datatrove's filter on the same records; PYTHON is an interpreter whose environment has datatrove[io].
 
 All data is below --folder and removed at the end.
@@ -58,9 +58,9 @@ seed: {seed}
 teacher: {{url: "{teacher}", model: teacher, api: chat, tokenizer: ../tokenizer}}
 stages:
   problems: {{run: scale.problems, problems: {problems}}}
-  cot: {{run: scale.solutions, mode: cot, problems: {problems}, samples: 8, {texts}}}
-  probe: {{run: scale.solutions, mode: probe, problems: {problems}, samples: 16, {texts}}}
-  tir: {{run: scale.solutions, mode: tir, problems: {problems}, samples: 4, {texts}}}
+  cot: {{run: scale.solutions, from: problems, mode: cot, samples: 8, {texts}}}
+  probe: {{run: scale.solutions, from: problems, mode: probe, samples: 16, {texts}}}
+  tir: {{run: scale.solutions, from: problems, mode: tir, samples: 4, {texts}}}
   labelled: {{run: solutions.majority_answers, from: {{problems: problems, generations: cot}}}}
   tir_graded: {{run: solutions.grade, from: {{generations: tir, problems: labelled}}}}
   tir_kept: {{run: solutions.filter, from: tir_graded, correct: true, code: true}}
@@ -117,6 +117,7 @@ STEPS = (
     Step("read", "SftRow", ("read",), ROWS, ROWS),
 )
 STEP = {step.name: step for step in STEPS}
+NOISE_S = 0.05  # of a start: less than this is no measurement
 VIEWS = ("status", "report")
 MEASURED = tuple(step.name for step in STEPS if step.counted)
 
@@ -358,7 +359,7 @@ def measure_stages(scale: Scale, chosen: Sequence[str], starts: dict[str, Cost])
         if step.name in chosen or not step.counted:
             results[step.name] = Measurement(taken, left, cost, disk)
         if step.name in chosen:
-            rates = (f"{taken / cost.cpu:,.0f}", f"{taken / cost.wall:,.0f}")
+            rates = tuple(f"{taken / t:,.0f}" if t >= NOISE_S else "-" for t in (cost.cpu, cost.wall))
             sizes = (mb(cost.read), mb(cost.written), mb(cost.peak), mb(disk), f"{disk / max(left, 1):,.0f}")
             counts = (f"{taken:,}", f"{left:,}", f"{cost.cpu:.2f}", f"{cost.wall:.2f}")
             print(row(step.name, *counts, *rates, *sizes), flush=True)
@@ -438,22 +439,23 @@ def kill_stages(scale: Scale, chosen: Sequence[str], starts: dict[str, Cost]) ->
         expected, folder = scale.outcome(step.name), scale.run / step.name
         shutil.rmtree(folder)
         undisturbed = scale.stage(step.name).wall
-        finished, moment = True, 0.0
-        for _ in range(5):  # until it is killed before its end
-            shutil.rmtree(folder)
-            moment = rng.uniform(0.8 * starts[step.name].wall, moment or undisturbed)
-            measure(scale.command(step.name), scale.folder, kill_after=moment)
-            if not (finished := (folder / "manifest.json").exists()):
-                break
-        there = scale.size(step.name) if folder.exists() else 0
-        again = scale.stage(step.name)
-        outcome = scale.outcome(step.name)
-        result = "the same" if outcome == expected else "ANOTHER"
-        counts = (str(expected.get("records", "-")), str(expected["counts"]["drops"]))
-        times = (f"{undisturbed:.2f}", f"{moment:.2f}", mb(there), f"{again.wall:.2f}")
-        print(row(step.name, *times, *counts, result, "(it had finished)" if finished else ""), flush=True)
-        if outcome != expected:
-            raise SystemExit(f"{step.name}: after the kill it left something else: {expected} {outcome}")
+        for _ in range(scale.options.kill):
+            finished, moment = True, undisturbed
+            for _ in range(5):  # until it is killed before its end
+                shutil.rmtree(folder, ignore_errors=True)
+                moment = rng.uniform(0.8 * starts[step.name].wall, moment)
+                measure(scale.command(step.name), scale.folder, kill_after=moment)
+                if not (finished := (folder / "manifest.json").exists()):
+                    break
+            there = scale.size(step.name) if folder.exists() else 0
+            again = scale.stage(step.name)
+            outcome = scale.outcome(step.name)
+            result = "the same" if outcome == expected else "ANOTHER"
+            counts = (str(expected.get("records", "-")), str(expected["counts"]["drops"]))
+            times = (f"{undisturbed:.2f}", f"{moment:.2f}", mb(there), f"{again.wall:.2f}")
+            print(row(step.name, *times, *counts, result, "(it had finished)" if finished else ""), flush=True)
+            if outcome != expected:
+                raise SystemExit(f"{step.name}: after the kill it left something else: {expected} {outcome}")
 
 
 def measure_peer(scale: Scale, python: str, ours: Cost) -> None:
@@ -579,7 +581,7 @@ def main() -> None:
     parser.add_argument("--stages", help="names, with commas; default: all; what they read runs, too")
     parser.add_argument("--sizes", default="1,2,4", help="multiples of N")
     parser.add_argument("--jobs", default="", help="numbers of jobs of an array, such as 1,4,16; at the largest size")
-    parser.add_argument("--kill", action="store_true", help="kill each stage once; at the largest size")
+    parser.add_argument("--kill", type=int, default=0, metavar="TIMES", help="kill each stage; at the largest size")
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of an environment with datatrove[io]")
     parser.add_argument("--wide", type=float, default=0.05, help="share of texts with characters beyond Latin-1")
     parser.add_argument("--length", type=float, default=1.0, help="share of the usual length of the texts")
@@ -615,9 +617,10 @@ def main() -> None:
                 measure_peer(scale, options.peers, results[-1]["cot_kept"].cost)
             if options.kill:
                 kill_stages(scale, chosen, starts)
+            extrapolate(fits, with_jobs=False)
             if jobs:
                 measure_jobs(scale, chosen, jobs, starts, fits)
-            extrapolate(fits, bool(jobs))
+                extrapolate(fits, with_jobs=True)
     finally:
         if options.keep:
             print(f"the data: {folder}")

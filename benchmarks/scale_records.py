@@ -274,7 +274,6 @@ class SyntheticProblems(UnitStage[ProblemsConfig, Problem]):
 @dataclass(frozen=True)
 class SolutionsConfig:
     mode: Literal["cot", "probe", "tir"] = "cot"
-    problems: PositiveInt = 1
     samples: PositiveInt = 1
     wide: Share = 0.0
     ids: bool = True
@@ -286,15 +285,24 @@ class SyntheticSolutions(UnitStage[SolutionsConfig, Generation]):
 
     kind = "scale.solutions"
     Config = SolutionsConfig
+    ports = {"problems": "problems to solve"}
+    takes = {"problems": "Problem"}
     record = Generation
     concurrency = 1
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Generation]]:
         config = self.config
-        corpus = Corpus(context.seed, config.problems, config.wide, config.ids, config.length)
-        for values, transcript in solutions(corpus, config.mode, config.samples):
-            generation = Generation(**values, transcript=transcript.to_json())
-            yield generation.id, generation
+        corpus = Corpus(context.seed, 0, config.wide, config.ids, config.length)
+        for problem in context.read("problems", Problem):
+            number = int(problem.problem.split(".")[0].removeprefix("Problem "))
+            for sample in range(config.samples):
+                values, transcript = corpus.solution(config.mode, number, sample, config.samples)
+                if "thinks" in Generation.__dataclass_fields__:  # as rollout.generate notes it, where it does
+                    values["thinks"] = transcript.thinks
+                yield values["id"], Generation(**values, transcript=transcript.to_json())
+
+    def check_sum(self, context: StageContext, offered: int) -> None:
+        """A problem is several units."""
 
     async def process(self, unit: Generation, context: StageContext) -> Result:
         return Result([unit])
