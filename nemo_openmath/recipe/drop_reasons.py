@@ -6,35 +6,70 @@ import ast
 import inspect
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 
+from nemo_openmath.chat import encode_many
 from nemo_openmath.core.errors import Refused
 from nemo_openmath.core.stage import Stage, UnitStage
+from nemo_openmath.data.packs import write
+from nemo_openmath.data.rows import conversion, formatting, stages
+from nemo_openmath.data.rows.selection import Choice, FormatRules
+from nemo_openmath.data.tokens.tokenization import NO_TARGET
 from nemo_openmath.recipe.setting_docs import class_body
+from nemo_openmath.synthesis.problems.classify import CATEGORIES
 
 
 def drop_reasons(stage: type[Stage]) -> list[str]:
-    """Return the reasons that the classes of a stage name; ``...`` stands for what only a run knows.
+    """Return the reasons that the classes of a stage name, and what they call; ``...`` stands for what only a run
+    knows.
 
-    Read are the first arguments of ``Drop`` and ``Reject`` and what the methods return that choose a reason. Reasons
-    that a stage takes from elsewhere, such as a model's answer, are not among them.
+    Read are the first arguments of ``Drop``, ``Reject`` and ``drop``, and what functions return that choose a reason.
     """
     reasons: dict[str, None] = {}
     for cls in stage.__mro__:
         if cls not in (Stage, UnitStage) and cls.__module__.startswith("nemo_openmath."):
             for statement in class_body(cls):
                 reasons |= dict.fromkeys(_reasons(statement, _constants(cls.__module__)))
+    for source in _ELSEWHERE.get(getattr(stage, "kind", ""), ()):
+        reasons |= dict.fromkeys([source] if isinstance(source, str) else _reasons_in(source))
     if issubclass(stage, UnitStage) and stage.engines is not Stage.engines and stage.refused is UnitStage.refused:
         reasons[Refused.reason] = None
     return list(reasons)
 
 
+_ELSEWHERE: dict[str, tuple[ModuleType | type | str, ...]] = {
+    "problems.classify": CATEGORIES,  # the reply of the model is the reason
+    "sft.read": (formatting, conversion, stages, FormatRules),
+    "sft.select": (Choice, FormatRules),
+    "sft.tokenize": (sys.modules[encode_many.__module__], NO_TARGET),
+    "sft.pack": (write,),
+}
+"""Kind of stage -> where reasons stand that its class takes from elsewhere: modules, classes, or the reasons."""
+
+
+def _reasons_in(source: ModuleType | type) -> Iterator[str]:
+    """Yield the reasons that the functions of a module or class name."""
+    if isinstance(source, type):
+        statements, module = class_body(source), source.__module__
+    else:
+        tree = ast.parse(inspect.getsource(source))
+        statements, module = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)], source.__name__
+    constants = _constants(module)
+    for statement in statements:
+        yield from _reasons(statement, constants)
+
+
 def _reasons(statement: ast.stmt, constants: dict[str, ast.expr]) -> Iterator[str]:
-    chooses = isinstance(statement, ast.FunctionDef) and any(w in statement.name for w in ("reason", "reject"))
+    chooses = isinstance(statement, ast.FunctionDef) and any(
+        word in statement.name for word in ("reason", "reject", "unfit")
+    )
     for node in ast.walk(statement):
         match node:
             case ast.Call(func=ast.Name(id="Drop" | "Reject"), args=[value, *_]):
                 yield from _texts(value, constants)
-            case ast.Assign(targets=[ast.Name(id="reason")], value=value):
+            case ast.Call(func=ast.Attribute(attr="drop"), args=[value, *_]):
+                yield from _texts(value, constants)
+            case ast.Assign(targets=[ast.Name(id="reason" | "unfit")], value=value):
                 yield from _texts(value, constants)
             case ast.Return(value=ast.expr() as value) if chooses:
                 yield from _texts(value, constants)
@@ -46,7 +81,7 @@ def _texts(node: ast.expr, constants: dict[str, ast.expr]) -> Iterator[str]:
         case ast.Constant(value=str(text)) if text:
             yield text
         case ast.JoinedStr(values=parts):
-            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in parts)
+            yield "".join(_part(part, constants) for part in parts)
         case ast.IfExp(body=first, orelse=second):
             yield from _texts(first, constants)
             yield from _texts(second, constants)
@@ -62,6 +97,16 @@ def _texts(node: ast.expr, constants: dict[str, ast.expr]) -> Iterator[str]:
             yield from _texts(constants[name], {})
             for part in default:
                 yield from _texts(part, constants)
+
+
+def _part(part: ast.expr, constants: dict[str, ast.expr]) -> str:
+    """A part of a text that is put together: itself, the constant that it names, or ``...``."""
+    match part:
+        case ast.Constant(value=text):
+            return str(text)
+        case ast.FormattedValue(value=ast.Name(id=name)) if isinstance(value := constants.get(name), ast.Constant):
+            return str(value.value)
+    return "..."
 
 
 def _constants(module: str) -> dict[str, ast.expr]:

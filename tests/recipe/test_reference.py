@@ -121,6 +121,15 @@ def test_reasons_to_drop_are_read_from_the_classes() -> None:
     assert "refused by the engine" in reasons
     assert {"wrong answer", "verdict ...", "no boxed answer"} <= set(drop_reasons(stage_kinds()["solutions.filter"]))
     assert drop_reasons(stage_kinds()["training.sft"]) == []
+    elsewhere = {
+        "problems.classify": {"binary", "invalid", "multiple-choice"},
+        "sft.read": {"duplicate", "no ...", "... is not text", "no boxed answer"},
+        "sft.select": {"pass rate too high", "no boxed answer"},
+        "sft.tokenize": {"no trained token", "input is a prompt in another model's format"},
+        "sft.pack": {"longer than a pack", "same id as another sample"},
+    }
+    for kind, reasons_elsewhere in elsewhere.items():
+        assert reasons_elsewhere <= set(drop_reasons(stage_kinds()[kind])), kind
 
 
 def test_a_number_of_the_paper_names_its_place() -> None:
