@@ -2,8 +2,8 @@
 config.json.
 
 A :class:`ModelConfig` uses the field names of Hugging Face's ``config.json``, so any Qwen2 or Qwen3 folder can be the
-start of a training. The Math bases get RoPE base 500000 and 131072 positions, as in the recipe (arXiv 2504.16891,
-section 5.1): their own 10000 and 4096 are too short for 32768-token solutions.
+start of a training. The Math bases get RoPE base 500000 (arXiv 2504.16891, section 5.1) and 131072 positions (the
+reference code): their own 10000 and 4096 are too short for 32768-token solutions.
 """
 
 from __future__ import annotations

@@ -229,7 +229,8 @@ class TrainingJob:
     rope_theta: PositiveFloat | None = None
     """Base of the rotary embedding, in place of the model's. Paper section 5.1: 500000 for the Math bases."""
     max_position_embeddings: PositiveInt | None = None
-    """Longest sequence in tokens, in place of the model's. Paper section 5.1: 131072 for the Math bases."""
+    """Longest sequence in tokens, in place of the model's. The reference's edit for the Math bases is
+    131072; the paper gives none."""
 
     @property
     def model_changes(self) -> dict[str, Any]:

@@ -48,7 +48,8 @@ class SftConfig:
     rope_theta: PositiveFloat | None = None
     """Base of the rotary embedding, in place of the model's. Paper section 5.1: 500000 for the Math bases."""
     max_position_embeddings: PositiveInt | None = None
-    """Longest sequence in tokens, in place of the model's. Paper section 5.1: 131072 for the Math bases."""
+    """Longest sequence in tokens, in place of the model's. The reference's edit for the Math bases is
+    131072; the paper gives none."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How to optimise, how to spread over processes, what to save and to show."""
 
