@@ -31,6 +31,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from nemo_openmath.chat.token_ids import TokenIds
+from nemo_openmath.core.records.bodies import TranscriptData, loaded
 from nemo_openmath.core.tags import CODE_END, CODE_START, THINK_END, THINK_START
 from nemo_openmath.core.tokenizer import Message
 
@@ -197,6 +198,10 @@ class Transcript:
         that directly follow a code block."""
         return cls(messages, tuple(_split_authors(text)), finished)
 
+    def without_ids(self) -> Transcript:
+        """Return the same transcript without token ids."""
+        return replace(self, spans=tuple(Span(span.author, span.text) for span in self.spans), tokenizer=None)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data, as records hold it. Raises ValueError where an id is none of three bytes."""
         return {
@@ -210,11 +215,13 @@ class Transcript:
         }
 
     @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Transcript:
-        """Read what :meth:`to_json` wrote, or what it wrote once: ids as a list of integers.
+    def from_json(cls, stored: TranscriptData) -> Transcript:
+        """Read what :meth:`to_json` wrote, what it wrote once (ids as a list of integers), or the body that either was
+        stored as.
 
-        Raises KeyError, ValueError or TypeError where it is something else.
+        Raises KeyError, ValueError or TypeError where it is something else, and UserError where the body is not there.
         """
+        row = loaded(stored)
         return cls(
             messages=tuple(Message(m["role"], m["content"]) for m in row["messages"]),
             spans=tuple(

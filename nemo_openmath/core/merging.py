@@ -25,30 +25,31 @@ from typing import Any, TypeVar
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.grader import Vote
-from nemo_openmath.core.records import Problem, Record, read_manifest
-from nemo_openmath.core.records.exact_json import dumps
+from nemo_openmath.core.records import EncodedRecord, Problem, Record, read_manifest
+from nemo_openmath.core.records.encoding import id_of_line, parse_record
 from nemo_openmath.core.records.ids import unit_key
 from nemo_openmath.core.records.key_set import KeySet
-from nemo_openmath.core.records.store import id_of_line, parse_record, record_lines
+from nemo_openmath.core.records.store import Partition, folder_sums, record_lines
 
 ANSWERS = "answers_given"
 R = TypeVar("R", bound=Record)
 
 
-def read_merged(folders: Sequence[Path], kind: type[R], vote: Vote) -> Iterator[R]:
+def read_merged(folders: Sequence[Path], kind: type[R], vote: Vote, of: Partition | None = None) -> Iterator[R]:
     """Yield the records of finished stages, each id once, at the place where it is first seen.
 
-    Streamed: eight bytes a record are kept, and whole records only where an id comes twice. Raises UserError naming
-    file and row of a broken line, or the record whose versions contradict each other.
+    ``of``: only those of this partition; versions of a record belong to the same one. Streamed: eight bytes a record
+    are kept, and whole records only where an id comes twice. Raises UserError naming file and row of a broken line, or
+    the record whose versions contradict each other.
     """
     folders = list({os.path.realpath(folder): folder for folder in folders}.values())
-    repeated = set[int]() if _known_apart(folders) else _repeated(folders)
+    repeated = set[int]() if _known_apart(folders) else _repeated(folders, kind, of)
     versions: dict[str, list[R]] = {}
     if repeated:
-        for file, row, line in record_lines(folders):
+        for file, row, line in record_lines(folders, kind, of):
             if unit_key(name := id_of_line(line)) in repeated:
                 versions.setdefault(name, []).append(parse_record(line, kind, file, row))
-    for file, row, line in record_lines(folders):
+    for file, row, line in record_lines(folders, kind, of):
         if not repeated or unit_key(name := id_of_line(line)) not in repeated:
             yield parse_record(line, kind, file, row)
         elif (same := versions.pop(name, None)) is not None:
@@ -58,7 +59,7 @@ def read_merged(folders: Sequence[Path], kind: type[R], vote: Vote) -> Iterator[
 def merge(versions: Sequence[R], vote: Vote) -> R:
     """Return one record of several with the same id. Their order does not matter. Raises UserError where they
     contradict each other."""
-    versions = sorted(versions, key=dumps)
+    versions = sorted(versions, key=lambda version: EncodedRecord.of(version).content())
     if isinstance(versions[0], Problem):
         return _merge_problems(versions, vote)  # type: ignore[arg-type,return-value]
     first = versions[0]
@@ -113,14 +114,18 @@ def _extra(versions: Sequence[Record]) -> dict[str, Any]:
     return extra
 
 
-def count_records(folder: Path, vote: Vote) -> dict[str, int]:
-    """Count what lies in a stage's folder.
+def count_records(folder: Path, vote: Vote, kind: type[Record] | None = None) -> dict[str, int]:
+    """Count what lies in the folder of a stage. ``kind``: the type of its records, where it is known.
 
     - ``records``: each id once.
     - ``merged``: further versions of them.
     - ``disagreeing``: problems whose versions name different answers.
     - ``undecided``: those of them without a majority.
     """
+    if kind not in (None, Problem):
+        sums = folder_sums(folder)
+        if sums.single and sums.aligned:  # nothing is there twice
+            return {"records": sums.records, "merged": 0}
     seen, repeated, lines, marked = KeySet(), set[int](), 0, False
     for _, _, line in record_lines([folder]):
         lines += 1
@@ -169,10 +174,10 @@ def _known_apart(folders: Sequence[Path]) -> bool:
     return manifest is not None and manifest.counts.get("merged") == 0
 
 
-def _repeated(folders: Sequence[Path]) -> set[int]:
+def _repeated(folders: Sequence[Path], kind: type[Record], of: Partition | None) -> set[int]:
     """Return the keys of the ids that stand in more than one line."""
     seen, repeated = KeySet(), set[int]()
-    for _, _, line in record_lines(folders):
+    for _, _, line in record_lines(folders, kind, of):
         if not seen.add(key := unit_key(id_of_line(line))):
             repeated.add(key)
     return repeated

@@ -4,6 +4,7 @@
     seed: 1
     teacher: {url: null, tokenizer: base, ...}      # a real server: url, model, tokenizer, api
     student: {slots: 64, ...}                       # how models made by stages generate
+    partitions: 64                                  # parts of the work that jobs of an array share
     stages:
       threads: {run: demo.threads, ...}             # name: kind of stage, inputs, settings
       extract: {run: problems.extract, from: threads, engine: teacher}
@@ -79,6 +80,8 @@ class Recipe:
     student: EngineConfig
     sandbox: SandboxSettings
     grading: GradingSettings
+    partitions: int
+    """Into how many parts the records of a stage are divided, at least."""
     stages: dict[str, StageEntry]
     """Name -> stage, in the order in which they run."""
     values: list[Value]
@@ -160,6 +163,10 @@ class RecipeSettings:
     """Where the code of solutions runs."""
     grading: GradingSettings = field(default_factory=GradingSettings)
     """How answers are compared."""
+    partitions: PositiveInt = 1
+    """Into how many parts the records of each stage are divided, at least. A part is worked on as a whole, so memory is
+    that of one part, and an array of up to so many jobs reads each record once. It changes no record. A million records
+    want about 16."""
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Path()) -> Recipe:
@@ -201,6 +208,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Pa
         student=head.student,
         sandbox=head.sandbox,
         grading=head.grading,
+        partitions=head.partitions,
         stages=entries.entries,
         values=builder.values,
         origin=builder.origin,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from nemo_openmath.core.bounds import AnyInt
+from nemo_openmath.core.bounds import AnyInt, PositiveInt
 from nemo_openmath.core.build import Builder
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError
@@ -58,6 +58,8 @@ class GenerateJob:
     """Leave out rows of ``problems`` that cannot be read, and count them. Otherwise such a file is refused."""
     seed: AnyInt = 0
     """The seed of the samples."""
+    partitions: PositiveInt = 1
+    """Into how many parts the problems are divided, at least. It changes no sample; see the same key of a recipe."""
 
 
 def load_job(path: Path, overrides: Sequence[str] = (), here: Path = Path()) -> Recipe:
@@ -101,6 +103,7 @@ def load_job(path: Path, overrides: Sequence[str] = (), here: Path = Path()) -> 
         student=student,
         sandbox=job.sandbox,
         grading=job.grading,
+        partitions=job.partitions,
         stages=stages,
         values=builder.values,
         origin=builder.origin,

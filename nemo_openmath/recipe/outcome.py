@@ -6,12 +6,14 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.merging import count_records
 from nemo_openmath.core.records import Manifest, read_drops
 from nemo_openmath.core.records.lineage import versions
-from nemo_openmath.core.records.store import count_units
+from nemo_openmath.core.records.manifest import DIVIDED, TALLY
+from nemo_openmath.core.records.store import folder_sums
 from nemo_openmath.core.stage import StageContext
 from nemo_openmath.evaluation.reports.formats import count_text, made_text
 from nemo_openmath.grading.majority import majority
@@ -26,13 +28,17 @@ def make_manifest(
 ) -> Manifest:
     """Count what lies in the folder of a stage that has run. ``inputs``: name -> digest."""
     folder = context.output
-    drops = Counter(drop.reason for _, drop in read_drops(folder))
+    sums = folder_sums(folder)
+    drops = Counter(sums.drops)
     drops.update(context.metrics.pop("dropped", {}))  # of stages that do not keep records
     counts = {
-        "units": count_units(folder),
-        **count_records(folder, majority),
+        "units": sums.units,
+        **count_records(folder, majority, entry.stage.record),
         "drops": drops.total(),
     }
+    of_records: dict[str, Any] = {TALLY: dict(sums.tally)} if sums.tally else {}
+    if context.partitions > 1 and sums.aligned and entry.stage.makes == "records":
+        of_records[DIVIDED] = True
     return Manifest(
         stage=entry.stage.kind,
         fingerprint=fingerprint,
@@ -43,7 +49,7 @@ def make_manifest(
         inputs=inputs,
         versions=versions(),
         seconds=round(seconds, 2),
-        metrics={**context.metrics, "seed": entry.seed, "files": file_sizes(folder)},
+        metrics={**context.metrics, **of_records, "seed": entry.seed, "files": file_sizes(folder)},
     )
 
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from nemo_openmath.core.grader import Verdict
 from nemo_openmath.core.merging import read_merged
 from nemo_openmath.core.records import Generation, Manifest, Mode, Problem, Thread, read_records
+from nemo_openmath.core.records.manifest import TALLY
 from nemo_openmath.core.records.notes import Submission
+from nemo_openmath.core.records.types import Tallied
 from nemo_openmath.evaluation.intervals import share_interval
 from nemo_openmath.evaluation.reports.view import ConfigValue, Example, Funnel, RunView, StageView, gather
 from nemo_openmath.grading.majority import majority
@@ -145,7 +148,14 @@ def _examples(run: Run, finished: dict[str, Manifest]) -> Iterator[Example]:
     """Yield a correct solution with code, by the last checkpoint that was evaluated."""
     graded = [n for n, m in finished.items() if m.stage == "solutions.grade"]
     for name in reversed(graded):
+        tally = finished[name].metrics.get(TALLY)
+        if tally is not None and not any(map(_is_shown, (counted for counted, _ in Tallied.read(tally)))):
+            continue
         for generation in read_records(run.folder(name), Generation):
-            if generation.mode is Mode.TIR and generation.correct and generation.code_calls:
+            if _is_shown(Tallied.of(generation)):
                 yield Example.of(generation, f"A solution with code ({name}, {generation.model})")
                 return
+
+
+def _is_shown(counted: Tallied) -> bool:
+    return counted.mode == Mode.TIR and counted.verdict == Verdict.EQUAL and counted.called

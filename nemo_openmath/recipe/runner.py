@@ -151,7 +151,7 @@ class Run:
             log.info("%s %s: %s", place, entry.name, _does(entry.stage))
             context = self._context(entry, services, selection, progress)
             check_inputs(entry, context.inputs, layouts=selection.only is None)
-            self._prepare_folder(entry, status, fingerprint, inputs, selection, progress)
+            context.partitions = self._prepare_folder(entry, status, fingerprint, inputs, selection, progress)
             if selection.prepare:
                 await entry.stage.prepare_launch(context)
                 return
@@ -164,7 +164,7 @@ class Run:
             manifest = make_manifest(entry, fingerprint, inputs, context, spent())
             reads, may_allow = self.recipe.read_by(entry), self.recipe.verb == "recipe"
             if not entry.allow_empty and (empty := made_nothing(entry, manifest, folder, reads, may_allow=may_allow)):
-                stage_folder.write_plan(folder, entry.stage, fingerprint, made_nothing=True)
+                stage_folder.write_plan(folder, entry.stage, fingerprint, context.partitions, made_nothing=True)
                 raise empty
             write_manifest(folder, manifest)
             progress.log(describe_outcome(manifest))
@@ -177,18 +177,20 @@ class Run:
         inputs: dict[str, str],
         selection: StageSelection,
         progress: Progress,
-    ) -> None:
-        """Keep of the stage's folder what is a part of what is asked for now, and write the plan."""
+    ) -> int:
+        """Keep of the stage's folder what is a part of what is asked for now, and write the plan. Return into how many
+        parts the work is divided."""
         folder = self.folder(entry.name)
         begun_for_this = status.state is State.UNFINISHED and stage_folder.is_planned(folder, fingerprint)
         if status.state is State.MISSING or begun_for_this:
-            stage_folder.refuse_other_shards(folder, selection)
             if not entry.allow_empty:
                 stage_folder.remove_empty_attempt(folder, selection)
         else:
             self._keep_or_remove(entry, status, inputs, selection, progress)
+        partitions = stage_folder.partitions_of(folder, entry.stage, self.recipe.partitions, selection)
         folder.mkdir(parents=True, exist_ok=True)
-        stage_folder.write_plan(folder, entry.stage, fingerprint)
+        stage_folder.write_plan(folder, entry.stage, fingerprint, partitions)
+        return max(1, partitions)
 
     def _keep_or_remove(
         self,
@@ -210,7 +212,6 @@ class Run:
         difference = change(status.manifest, entry, inputs)
         what = f"{status.state} ({difference})" if difference else str(status.state)
         if status.state is not State.DAMAGED and stage_folder.holds_smaller(entry, folder, self._fingerprints):
-            stage_folder.refuse_other_shards(folder, selection)
             progress.log(f"{what}: what is there is kept")
             stage_folder.reopen(folder)
             return

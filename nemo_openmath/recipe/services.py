@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from nemo_openmath.core.engine import Engine
 from nemo_openmath.core.errors import OpenMathError
 from nemo_openmath.core.grader import Majority
 from nemo_openmath.core.processes import child_environment
+from nemo_openmath.core.records import read_manifest
 from nemo_openmath.core.stage import Services
+from nemo_openmath.core.tokenizer import Tokenizer
 from nemo_openmath.grading import GradingPool
 from nemo_openmath.grading.majority import majority
 from nemo_openmath.inference.http.client import HTTPEngine
@@ -27,6 +29,7 @@ from nemo_openmath.sandbox import LocalSandbox, Sandbox
 from nemo_openmath.sandbox.service import RemoteSandbox
 
 _STARTUP_SECONDS = 60
+_MODELS = ("model", "checkpoints")  # what a model is made from: it has their tokenizer
 
 
 class RecipeServices(Services):
@@ -98,6 +101,45 @@ class RecipeServices(Services):
             settings = self._recipe.grading
             self._grading = GradingPool(workers=settings.workers, time_limit=settings.time_limit)
         return self._grading
+
+    def encoded_with(self, stage: str, tokenizer: Tokenizer) -> bool:
+        for reader in self._recipe.stages.values():
+            if reader.stage.encodes is None:
+                continue
+            records, model = reader.stage.encodes
+            if stage in self._read_through(reader.inputs.get(records, ())):
+                known = [self._fingerprint(name) for name in reader.inputs.get(model, ())]
+                if tokenizer.fingerprint in known or None in known:
+                    return True
+        return False
+
+    def _read_through(self, names: Iterable[str | Path]) -> set[str]:
+        """Return the stages that make these records, and those whose records they are made from."""
+        todo, seen = [name for name in names if isinstance(name, str)], set[str]()
+        while todo:
+            if (name := todo.pop()) not in seen and self._recipe.stages[name].stage.makes == "records":
+                seen.add(name)
+                for inputs in self._recipe.stages[name].inputs.values():
+                    todo += [below for below in inputs if isinstance(below, str)]
+        return seen
+
+    def _fingerprint(self, model: str | Path) -> str | None:
+        """Return the fingerprint of a model's tokenizer: of one that is still to be made, of what it is made from. None
+        where nobody knows it yet."""
+        folder = self._run / model if isinstance(model, str) else model
+        if isinstance(model, str) and read_manifest(folder) is None:
+            entry = self._recipe.stages[model]
+            below = [
+                name
+                for port, kind in entry.stage.takes.items()
+                if kind in _MODELS
+                for name in entry.inputs.get(port, ())
+            ]
+            return self._fingerprint(below[0]) if below else None
+        try:
+            return ChatTokenizer.load(folder).fingerprint
+        except UserError:
+            return None
 
     def vote(self, answers: Sequence[str]) -> Majority:
         return majority(answers)

@@ -19,8 +19,8 @@ import orjson
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import write_json
 from nemo_openmath.core.records.manifest import MANIFEST, PLAN
-from nemo_openmath.core.records.store import shard_counts
-from nemo_openmath.core.stage import Stage, StageContext
+from nemo_openmath.core.records.store import partition_counts
+from nemo_openmath.core.stage import Stage, StageContext, UnitStage
 from nemo_openmath.recipe.fingerprint import Fingerprints
 from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.stage_entries import StageEntry
@@ -30,10 +30,12 @@ _NOTHING = "made_nothing"
 _SHARD = ".done-"
 
 
-def write_plan(folder: Path, stage: Stage, fingerprint: str, *, made_nothing: bool = False) -> None:
-    """Write down what the folder is being made for."""
+def write_plan(folder: Path, stage: Stage, fingerprint: str, partitions: int, *, made_nothing: bool = False) -> None:
+    """Write down what the folder is being made for, and into how many parts the work is divided; 0 where the first job
+    is to say that."""
     incremental = {name: getattr(stage.config, name) for name in stage.incremental}
     plan: dict[str, Any] = {"fingerprint": fingerprint, "grows": incremental}
+    plan |= {"partitions": partitions} if partitions else {}
     write_json(folder / PLAN, plan | ({_NOTHING: True} if made_nothing else {}))
 
 
@@ -83,14 +85,23 @@ def remove_empty_attempt(folder: Path, selection: StageSelection) -> None:
     shutil.rmtree(folder)
 
 
-def refuse_other_shards(folder: Path, selection: StageSelection) -> None:
-    """Raise UserError where the work was begun in another number of shards: some would be done twice.
+def partitions_of(folder: Path, stage: Stage, asked: int, selection: StageSelection) -> int:
+    """Return into how many parts the work of a stage is divided: as it was begun, whatever array goes on with it, or as
+    is ``asked`` for, and then at least into one for each job. 0 where nothing has begun, and only preparations are
+    made.
 
-    What only prepares divides nothing.
+    Raises UserError where an array of an earlier version, which divided it otherwise, has begun it.
     """
-    if not selection.prepare and (others := shard_counts(folder) - {selection.shards}):
-        how = f"an array of {others.pop()}" if others != {1} else "one job"
-        raise UserError(f"begun as {how}", file=folder, remedy="go on as begun, or remove the folder")
+    if not isinstance(stage, UnitStage):
+        return selection.shards
+    if (begun := _read_plan(folder).get("partitions")) is not None:
+        return int(begun)
+    if (counts := partition_counts(folder) - {1}) and not selection.prepare:
+        problem = f"begun as an array of {counts.pop()} by an earlier version, which divided the work in another way"
+        raise UserError(problem, file=folder, remedy="remove the folder, or finish it with that version")
+    if partition_counts(folder):
+        return 1
+    return 0 if selection.prepare else max(asked, selection.shards)
 
 
 def is_last_shard(folder: Path, context: StageContext) -> bool:

@@ -51,6 +51,7 @@ class TrainDrafter(Stage[DrafterConfig]):
     Config = DrafterConfig
     ports = {"generations": "solutions that the model itself generated", "model": "model to draft for"}
     takes = {"generations": "Generation", "model": "model"}
+    encodes = ("generations", "model")
     makes = "drafter"
 
     async def run(self, context: StageContext) -> None:

@@ -8,7 +8,7 @@ from nemo_openmath.core.stage import StageContext
 
 
 class ProblemTexts:
-    """Hold the texts of a stage's port ``problems`` by id."""
+    """Hold the texts of a stage's port ``problems`` by id: of a part of the work, where the port is divided."""
 
     def __init__(self, context: StageContext):
         self._texts = {problem.id: problem.problem for problem in context.read("problems", Problem)}

@@ -37,5 +37,7 @@ def test_a_broken_note_is_refused_by_name(kind: Any, change: dict[str, Any], det
     with pytest.raises(UserError, match=re.escape(f"({detail})")):
         kind.of(generation(whole | change))
     name = next(iter(change))
-    with pytest.raises(UserError, match=rf"{kind.__name__.lower()} g .*\(no '{name}'\); run the stage"):
+    with pytest.raises(
+        UserError, match=rf"{kind.__name__.lower()} g .*\(no '{name}'\); remove the folder of the stage"
+    ):
         kind.of(generation({key: value for key, value in whole.items() if key != name}))

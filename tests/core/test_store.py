@@ -29,7 +29,7 @@ from nemo_openmath.core.records import (
     read_drops,
     read_records,
 )
-from nemo_openmath.core.records.ids import in_shard
+from nemo_openmath.core.records.ids import partition_of
 from nemo_openmath.core.records.store import read_lines
 
 # Commits units 0..N-1 in a random order, each with zero to three records and perhaps a drop, flushing often; after so
@@ -157,7 +157,7 @@ def test_a_damaged_file_costs_what_is_damaged(
     assert f"is damaged: {kept} units are kept, {lost} are done again" in caplog.text
     assert content(folder) == content(whole)
     assert fill(folder).lost == 0, "it is mended"
-    assert {path.name[:4] for path in folder.iterdir()} == {"part", "drop", "jour"}, "nothing is left beside"
+    assert {path.name[:4] for path in folder.iterdir()} == {"part", "drop", "jour", ".sum"}, "nothing is left beside"
 
 
 def test_a_journal_that_is_gone_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -258,7 +258,7 @@ def test_digest_ignores_order_and_sees_everything_else(lines: list[bytes], rng: 
 
 @given(st.text(), st.integers(1, 64))
 def test_every_unit_is_in_exactly_one_shard(unit: str, shards: int) -> None:
-    assert sum(in_shard(unit, n, shards) for n in range(shards)) == 1
+    assert sum(partition_of(unit, shards) == n for n in range(shards)) == 1
 
 
 @given(st.text(min_size=1), st.text(min_size=1))

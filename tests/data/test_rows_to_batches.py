@@ -16,6 +16,7 @@ import pytest
 
 from nemo_openmath.chat import ChatTokenizer, Transcript, encode
 from nemo_openmath.core.errors import DamagedFile, UserError
+from nemo_openmath.core.records.readers import raw_lines
 from nemo_openmath.data.batches.batch_sharding import shard_batch
 from nemo_openmath.data.batches.packed_data import PackedData
 from nemo_openmath.data.packs.write import DOUBLED, NO_WEIGHT, THINNED, TOO_LONG, TOO_SHORT, Mixture, write_packs
@@ -252,7 +253,7 @@ def test_another_input_or_option_replaces_the_shards(tokenizer: Path, tmp_path: 
     assert unmasked.num_target_tokens > before
     assert unmasked.num_tokens == sum(s.tokens.size for s in unmasked)
     path = tmp_path / "rows" / "part-00000-of-00001.jsonl"
-    text = path.read_bytes()
+    text = b"".join(raw_lines(path))
     middle = text.index(b"First", len(text) // 2)  # as long as before, other in the middle alone
     (tmp_path / "other.jsonl").write_bytes(text[:middle] + b"Worst" + text[middle + 5 :])
     (tmp_path / "rows.jsonl").write_bytes(text)
@@ -260,7 +261,7 @@ def test_another_input_or_option_replaces_the_shards(tokenizer: Path, tmp_path: 
         (tmp_path / f"{name}.jsonl").rename(tmp_path / "input.jsonl")
         last = write_tokens(tmp_path / "input.jsonl", tokenizer, tmp_path / "again")
     assert sum(a.tokens.tolist() != b.tokens.tolist() for a, b in zip(masked, last, strict=True)) == 1
-    packed = gzip.compress((tmp_path / "rows" / "part-00000-of-00001.jsonl").read_bytes())
+    packed = gzip.compress(text)
     (tmp_path / "rows.jsonl.gz").write_bytes(packed)
     compressed = write_tokens(tmp_path / "rows.jsonl.gz", tokenizer, tmp_path / "tokens")
     assert [s.id for s in compressed] == [r.id for r in rows]
@@ -303,7 +304,7 @@ def test_a_broken_row_is_named(tokenizer: Path, tmp_path: Path) -> None:
     store_rows(tmp_path / "rows", make_rows(5))
     path = tmp_path / "rows" / "part-00000-of-00001.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    for wrong in (b"{half\n", b'{"id": "x"}\n', lines[2].replace(b'"pieces"', b'"parts"'), b"[1]\n"):
+    for wrong in (b"{half\n", b'{"id": "x"}\n', lines[2].replace(b'"body":[', b'"body":[1,'), b"[1]\n"):
         path.write_bytes(b"".join([*lines[:3], wrong, *lines[4:]]))
         with pytest.raises(UserError, match=r"part-00000-of-00001\.jsonl:4: not an SFT row"):
             write_tokens(tmp_path / "rows", tokenizer, tmp_path / "tokens")

@@ -93,6 +93,7 @@ def test_the_end_says_where_how_many_right_and_what_next(
     part = tmp_path / "out/solutions/part-00000-of-00001.jsonl"
     row_before = part.read_text()
     row = json.loads(row_before) | {"transcript": boxed, "finish": "stop"}
+    del row["body"]
     part.write_text(json.dumps(row) + "\n")
     from nemo_openmath.recipe.generate import summary
 

@@ -16,6 +16,7 @@ from nemo_openmath.core.engine import Engine
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Drop, Record, RecordWriter, read_drops, read_records
 from nemo_openmath.core.stage import Services, Stage, StageContext
+from nemo_openmath.core.tokenizer import Tokenizer
 from nemo_openmath.grading import GradingPool, majority
 from tests.support.engines import Asked, Reply, ScriptedServer
 
@@ -45,6 +46,9 @@ class Lent(Services):
             raise AssertionError("no sandbox is lent")
         return self._sandbox
 
+    def encoded_with(self, stage: str, tokenizer: Tokenizer) -> bool:
+        return True
+
     async def grading(self) -> GradingPool:
         if self._grading is None:
             raise AssertionError("no grading pool is lent")
@@ -59,13 +63,16 @@ def stage_context(
     seed: int = 1,
     shard: int = 0,
     shards: int = 1,
+    partitions: int = 1,
 ) -> StageContext:
     """A stage's context that shows nothing on the terminal, and its folder, as a run makes it. By default no service is
     lent."""
     output.mkdir(parents=True, exist_ok=True)
     progress = Progress("test", console=Console(file=io.StringIO()))
     ports = {port: list(folders) for port, folders in inputs.items()}
-    return StageContext("test", ports, output, seed, services or Lent(), progress, shard, shards)
+    return StageContext(
+        "test", ports, output, seed, services or Lent(), progress, shard, shards, max(partitions, shards)
+    )
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,8 @@ async def test_the_longest_summary_that_keeps_the_answer_is_taken(summarize: Cal
     run = await summarize(lambda _: next(replies), old, candidates=5, temperature=0.5, max_tokens=99)
     (new,) = run.records
     assert Transcript.from_json(new.transcript).text == "<think>I am a.</think>\nSeven times six makes \\boxed{42.0}."
-    assert new.with_(transcript=old.transcript) == old, "nothing but the transcript is another one"
+    assert new.thinks
+    assert new.with_(transcript=old.transcript, thinks=old.thinks) == old, "nothing but the transcript is another one"
     assert len({asked.seed for asked in run.asked}) == 5, "each candidate is drawn with a seed of its own"
     assert {(asked.temperature, asked.max_tokens) for asked in run.asked} == {(0.5, 99)}
     for asked in run.asked:

@@ -9,13 +9,16 @@ exact_json.py   JSON without loss
 readers/        rows of other people's files
 """
 
+from nemo_openmath.core.records.encoding import EncodedRecord
 from nemo_openmath.core.records.ids import content_id, unit_key
-from nemo_openmath.core.records.manifest import Manifest, digest_of_lines, read_manifest, write_json
+from nemo_openmath.core.records.manifest import Manifest, read_manifest, write_json
 from nemo_openmath.core.records.store import Drop, RecordWriter, read_drops, read_records
+from nemo_openmath.core.records.sums import digest_of_lines
 from nemo_openmath.core.records.types import Generation, Group, Mode, Problem, Record, SftRow, Thread
 
 __all__ = [
     "Drop",
+    "EncodedRecord",
     "Generation",
     "Group",
     "Manifest",

@@ -26,7 +26,7 @@ def unit_key(unit: str) -> int:
     return int.from_bytes(hashlib.blake2b(unit.encode(), digest_size=8).digest(), "big")
 
 
-def in_shard(unit: str, shard: int, shards: int) -> bool:
-    """Return whether a unit belongs to shard ``shard`` of ``shards``. It is decided by id, so any job array covers each
-    unit once."""
-    return shards == 1 or unit_key(unit) % shards == shard
+def partition_of(name: str, partitions: int) -> int:
+    """Return to which of ``partitions`` parts of the work a problem, a thread or another unit belongs. It is decided by
+    its id, so every one of them belongs to one part, whoever asks."""
+    return unit_key(name) % partitions if partitions > 1 else 0

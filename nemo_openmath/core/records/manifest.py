@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,9 @@ import orjson
 from nemo_openmath.core.errors import DamagedFile, UserError
 
 MANIFEST = "manifest.json"
+DIVIDED = "divided"  # among the metrics: every record lies in the partition of its owner
+TALLY = "tally"  # among the metrics: Record.tally -> records
 PLAN = "plan.json"  # in the folder of a stage from its beginning
-_MODULUS = 1 << 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +60,6 @@ def refuse_inside_stage(output: Path) -> None:
     here = output.resolve()
     if stage := next((folder for folder in (here, *here.parents) if (folder / PLAN).is_file()), None):
         raise UserError(f"lies in the folder of a stage: {stage}", file=output, remedy="choose another output")
-
-
-def digest_of_lines(lines: Iterable[bytes]) -> str:
-    """Return the digest of a multiset of lines: the sum of their SHA-256 modulo 2**256.
-
-    Two stores with the same records in another order, or in other shards, have the same digest. Nothing is sorted or
-    kept in memory.
-    """
-    total = 0
-    for line in lines:
-        total += int.from_bytes(hashlib.sha256(line.rstrip(b"\n")).digest(), "big")
-    return f"{total % _MODULUS:064x}"
 
 
 def write_json(path: Path, value: Any) -> None:

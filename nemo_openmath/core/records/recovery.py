@@ -3,7 +3,7 @@
 A kill leaves data behind the end that the journal names, or a torn last line of the journal: both are cut off. A damage
 (a file that is cut or gone, a broken line of the journal) costs the units that it touches, and no others:
 
-- a unit whose bytes are not there, or are not whole lines of JSON,
+- a unit whose bytes are not there, or are not whole lines of JSON; of a file of bodies, whose bytes are not there,
 - a unit whose line of the journal is broken,
 - the unit behind it, as the broken line alone knew where its records begin.
 
@@ -30,13 +30,14 @@ from nemo_openmath.core.records.ids import unit_key
 log = logging.getLogger(__name__)
 
 _DATA = ("part", "drops")
+_FILES = (*_DATA, "bodies", "journal")
 
 
 @dataclass
 class Recovered:
     """What a shard of a store holds, after what was not whole has been cut off."""
 
-    ends: dict[str, int] = field(default_factory=lambda: {"part": 0, "drops": 0, "journal": 0})
+    ends: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_FILES, 0))
     """Length of each file in bytes."""
     done: set[int] = field(default_factory=set)
     """Keys of the finished units."""
@@ -58,7 +59,7 @@ class _Entry:
         """Return the entry of a line; None where it is broken."""
         try:
             row = orjson.loads(line)
-            ends = {"part": row["records"], "drops": row["drops"]}
+            ends = {"part": row["records"], "drops": row["drops"], "bodies": row.get("bodies", 0)}
             whole = isinstance(row["unit"], str) and isinstance(row["attempt"], int)
         except (ValueError, TypeError, KeyError):
             return None
@@ -66,36 +67,38 @@ class _Entry:
 
 
 def recover(paths: Mapping[str, Path]) -> Recovered:
-    """Cut off what is not whole of a shard's files (``part``, ``drops``, ``journal``), and return what they hold.
+    """Cut off what is not whole of a shard's files (``part``, ``drops``, ``bodies``, ``journal``), and return what they
+    hold. What is kept of ``bodies`` is not looked into: whoever reads one compares its digest.
 
     Raises SystemFailure where a damaged store cannot be written anew, such as on a full disk.
     """
     _finish_replacement(paths)
     lost = 0
     if (state := _read(paths)) is None:
+        paths["sums"].unlink(missing_ok=True)
         lost = _write_anew(paths)
         state = _read(paths)
         assert state is not None, "what was just written is whole"
         what = f"{len(state.done)} units are kept, {lost} are done again"
         log.warning("%s: it, or a file that it speaks of, is damaged: %s", paths["journal"], what)
     state.lost = lost
-    surplus = {kind: _size(path) - state.ends[kind] for kind, path in paths.items()}
+    surplus = {kind: _size(paths[kind]) - state.ends[kind] for kind in _FILES}
     if surplus["part"] and not paths["journal"].exists():
         log.warning("%s: is gone: all units of this shard are done again", paths["journal"])
     elif any(surplus.values()):
         log.info("%s: %d bytes behind the last finished unit are cut off", paths["part"], sum(surplus.values()))
-    for kind, path in paths.items():
+    for kind in _FILES:
         if surplus[kind]:
-            os.truncate(path, state.ends[kind])
+            os.truncate(paths[kind], state.ends[kind])
     return state
 
 
 def _read(paths: Mapping[str, Path]) -> Recovered | None:
     """What the journal lists; None where it or a file that it speaks of is damaged."""
-    state, sizes = Recovered(), {kind: _size(paths[kind]) for kind in _DATA}
+    state, sizes = Recovered(), {kind: _size(paths[kind]) for kind in (*_DATA, "bodies")}
     for line in _lines(paths["journal"]):
         entry = _Entry.parse(line)
-        if entry is None or any(not state.ends[kind] <= entry.ends[kind] <= sizes[kind] for kind in _DATA):
+        if entry is None or any(not state.ends[kind] <= entry.ends[kind] <= size for kind, size in sizes.items()):
             return None
         state.done.add(unit_key(entry.row["unit"]))
         state.attempt = entry.row["attempt"] + 1
@@ -114,8 +117,8 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _write_anew(paths: Mapping[str, Path]) -> int:
     """Replace the files by others that hold the whole units alone. Return how many units were not whole."""
-    new = {kind: _beside(path, "new") for kind, path in paths.items()}
-    lost = 0
+    new = {kind: _beside(paths[kind], "new") for kind in (*_DATA, "journal")}
+    lost, bodies = 0, _size(paths["bodies"])
     try:
         with contextlib.ExitStack() as stack:
             old = {kind: stack.enter_context(_open(paths[kind])) for kind in _DATA}
@@ -123,7 +126,9 @@ def _write_anew(paths: Mapping[str, Path]) -> int:
             begin: dict[str, int] | None = dict.fromkeys(_DATA, 0)  # of the next unit; None where nobody knows
             for line in _lines(paths["journal"]):
                 entry = _Entry.parse(line)
-                blocks = None if entry is None or begin is None else _blocks(old, begin, entry.ends)
+                blocks = None
+                if entry is not None and begin is not None and entry.ends["bodies"] <= bodies:
+                    blocks = _blocks(old, begin, entry.ends)
                 begin = None if entry is None or not _at_line_ends(old, entry.ends) else entry.ends
                 if entry is None or blocks is None:
                     lost += 1
@@ -176,7 +181,7 @@ def _at_line_ends(files: Mapping[str, BinaryIO], ends: dict[str, int]) -> bool:
 
 def _finish_replacement(paths: Mapping[str, Path]) -> None:
     """Give the new files their names where all of them are written; remove them where one is not."""
-    ready, new = _beside(paths["journal"], "ready"), {kind: _beside(path, "new") for kind, path in paths.items()}
+    ready, new = _beside(paths["journal"], "ready"), {kind: _beside(paths[kind], "new") for kind in (*_DATA, "journal")}
     if not ready.exists():
         for path in new.values():
             path.unlink(missing_ok=True)

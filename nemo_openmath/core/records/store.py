@@ -1,21 +1,22 @@
 """Append-only store of one stage's output: kill the writer at any instant and no finished unit is lost or doubled.
 
 A *unit* is the smallest work that is redone as a whole (one thread, one sample). It leaves records, drops, or both.
-Each writer owns three files of its shard:
+The work is divided into partitions by id. Each has its own files, and one process at a time writes them:
 
-    part-00000-of-00001.jsonl      the records, one JSON object a line, and nothing else
-    drops-00000-of-00001.jsonl     {unit, reason, detail}
-    journal-00000-of-00001.jsonl   {unit, records: end offset, drops: end offset, time, host, attempt}
+    part-00000-of-00001.jsonl        the records, one JSON object a line
+    bodies-00000-of-00001.jsonl.zst  their transcripts, where this stage wrote them (bodies.py)
+    drops-00000-of-00001.jsonl       {unit, reason, detail}
+    journal-00000-of-00001.jsonl     {unit, records: end offset, drops, bodies: likewise, time, host, attempt}
 
-The journal is the commit log: a flush writes and syncs records and drops first and the journal lines after them. On
-opening, a torn last journal line is cut, and the data files are cut back to the offsets of the last whole one
-(recovery.py, which also says what a damaged file costs). Times, hosts and attempts live in the journal alone, so two
-runs of the same work have equal data files up to line order.
-Works on shared network file systems: no locks, no database; a second writer of a shard is noticed by file sizes.
+The journal is the commit log: a flush writes and syncs bodies, records and drops first and the journal lines after
+them. Opening a store brings it to what the journal lists (recovery.py). Times, hosts and attempts live in the journal
+alone, so two runs of the same work have equal records up to their order. Works on shared network file systems: no
+locks, no database; a second writer of a partition is noticed by file sizes.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -28,10 +29,12 @@ from typing import BinaryIO, Self, TypeVar
 import orjson
 
 from nemo_openmath.core.errors import OpenMathError, UserError, of_the_system
-from nemo_openmath.core.records import exact_json
-from nemo_openmath.core.records.ids import unit_key
-from nemo_openmath.core.records.manifest import PLAN, read_manifest
+from nemo_openmath.core.records.bodies import Body, NewBody, pointer
+from nemo_openmath.core.records.encoding import EncodedRecord, again, owner_of_line, parse_record
+from nemo_openmath.core.records.ids import partition_of, unit_key
+from nemo_openmath.core.records.manifest import DIVIDED, PLAN, read_manifest
 from nemo_openmath.core.records.recovery import recover
+from nemo_openmath.core.records.sums import Sums, current_sums
 from nemo_openmath.core.records.types import Record
 
 R = TypeVar("R", bound=Record)
@@ -56,82 +59,90 @@ class _DropLine:
 
 
 class RecordWriter:
-    """Writes one shard. ``flush_units`` and ``flush_seconds`` bound the work that a kill can cost, which is then
+    """Writes one partition. ``flush_units`` and ``flush_seconds`` bound the work that a kill can cost, which is then
     redone.
 
     On opening, ``recovered`` finished units are there, and ``lost`` ones were damaged and are to be done again.
     """
 
     def __init__(
-        self, folder: Path, *, shard: int = 0, shards: int = 1, flush_units: int = 256, flush_seconds: float = 1.0
+        self,
+        folder: Path,
+        *,
+        partition: int = 0,
+        partitions: int = 1,
+        flush_units: int = 256,
+        flush_seconds: float = 1.0,
     ):
         self.folder = folder
+        self._partition, self._partitions = partition, partitions
         self._flush_units, self._flush_seconds = flush_units, flush_seconds
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"{shard:05d}-of-{shards:05d}.jsonl"
-        self._paths = {kind: folder / f"{kind}-{name}" for kind in ("part", "drops", "journal")}
+        self._paths = partition_files(folder, partition, partitions)
         state = recover(self._paths)
         self._done, self._attempt, self._ends = state.done, state.attempt, state.ends
+        self._sums = current_sums(self._paths, self._ends, partition, partitions)
         self._files: dict[str, BinaryIO] = {}
-        for kind, path in self._paths.items():
-            self._files[kind] = path.open("ab", buffering=0)
+        for kind in ("part", "drops", "journal"):
+            self._files[kind] = self._paths[kind].open("ab", buffering=0)
         self._failed = False
-        self._records: list[bytes] = []
-        self._drops: list[bytes] = []
-        self._journal: list[bytes] = []
-        self._pending = {"part": 0, "drops": 0}
+        self._pending: dict[str, list[bytes]] = {kind: [] for kind in _WRITTEN}
+        self._next = dict(self._ends)
         self._flushed = time.monotonic()
+        self._origins: dict[Path, str] = {}
         self.recovered, self.lost = len(self._done), state.lost
 
     def done(self, unit: str) -> bool:
         """Return whether this unit was committed, now or by an earlier attempt."""
         return unit_key(unit) in self._done
 
-    def commit(self, unit: str, records: Sequence[Record | orjson.Fragment] = (), drops: Sequence[Drop] = ()) -> None:
-        """Hand over all that a unit left. It is durable after the next flush, and never split by a kill.
-
-        A ``Fragment`` is the JSON of a record that another process made.
-        """
+    def commit(self, unit: str, records: Sequence[Record | EncodedRecord] = (), drops: Sequence[Drop] = ()) -> None:
+        """Hand over all that a unit left. It is durable after the next flush, and never split by a kill."""
         key = unit_key(unit)
         if key in self._done:
             raise ValueError(f"unit {unit} was committed before")
         self._done.add(key)
         for record in records:
-            line = exact_json.dumps(record) + b"\n"
-            self._records.append(line)
-            self._pending["part"] += len(line)
+            encoded = record if isinstance(record, EncodedRecord) else EncodedRecord.of(record)
+            aligned = partition_of(encoded.owner, self._partitions) == self._partition
+            self._sums.add_record(
+                encoded.content(), encoded.tally, aligned=aligned, single=len(records) == 1 and encoded.id == unit
+            )
+            self._append("part", self._line(encoded))
         for drop in drops:
-            line = orjson.dumps(_DropLine(unit, drop.reason, drop.detail[:500])) + b"\n"
-            self._drops.append(line)
-            self._pending["drops"] += len(line)
+            self._sums.drops[drop.reason] += 1
+            self._append("drops", orjson.dumps(_DropLine(unit, drop.reason, drop.detail[:500])) + b"\n")
+        self._sums.units += 1
         entry = {
             "unit": unit,
-            "records": self._ends["part"] + self._pending["part"],
-            "drops": self._ends["drops"] + self._pending["drops"],
+            "records": self._next["part"],
+            "drops": self._next["drops"],
+            "bodies": self._next["bodies"],
             "time": round(time.time(), 3),
             "host": _HOST,
             "attempt": self._attempt,
         }
-        self._journal.append(orjson.dumps(entry) + b"\n")
-        if len(self._journal) >= self._flush_units or time.monotonic() - self._flushed > self._flush_seconds:
+        self._append("journal", orjson.dumps(entry) + b"\n")
+        if len(self._pending["journal"]) >= self._flush_units or time.monotonic() - self._flushed > self._flush_seconds:
             self.flush()
 
     def flush(self) -> None:
         """Make everything committed so far durable."""
         self._flushed = time.monotonic()
-        if not self._journal or self._failed:
+        if not self._pending["journal"] or self._failed:
             return
-        self._append("part", self._records)
-        self._append("drops", self._drops)
-        self._append("journal", self._journal)
-        self._records, self._drops, self._journal = [], [], []
-        self._pending = {"part": 0, "drops": 0}
+        for kind in _WRITTEN:  # the journal last
+            self._write(kind)
+        if self._ends["part"] - self._sums.part > _SUMS_EVERY:
+            self._write_sums()
 
     def close(self) -> None:
         """Flush and close the files. A second call does nothing."""
         if self._files:
             try:
                 self.flush()
+                if not self._failed:
+                    self._write_sums()
             finally:
                 for file in self._files.values():
                     file.close()
@@ -145,10 +156,33 @@ class RecordWriter:
     ) -> None:
         self.close()
 
-    def _append(self, kind: str, lines: list[bytes]) -> None:
-        if not lines:
+    def _append(self, kind: str, data: bytes) -> None:
+        self._pending[kind].append(data)
+        self._next[kind] += len(data)
+
+    def _line(self, record: EncodedRecord) -> bytes:
+        """Return the line of a record. A body that is new is put among those to be written."""
+        match record.body:
+            case None:
+                return record.line + b"\n"
+            case NewBody(frame, digest):
+                offset = self._next["bodies"]
+                self._append("bodies", frame)
+                end = pointer(self._paths["bodies"].name, offset, len(frame), digest)
+            case Body(_, file, offset, size, digest):
+                if (origin := self._origins.get(file)) is None:
+                    origin = self._origins[file] = os.path.relpath(
+                        os.path.realpath(file), os.path.realpath(self.folder)
+                    )
+                end = pointer(origin, offset, size, digest)
+        return record.line[:-1] + end + b"\n"
+
+    def _write(self, kind: str) -> None:
+        if not self._pending[kind]:
             return
-        file, path, data = self._files[kind], self._paths[kind], b"".join(lines)
+        if kind not in self._files:
+            self._files[kind] = self._paths[kind].open("ab", buffering=0)
+        file, path, data = self._files[kind], self._paths[kind], b"".join(self._pending[kind])
         if os.fstat(file.fileno()).st_size != self._ends[kind]:
             raise OpenMathError(f"{path}: another process writes this shard; stop one of them and run again")
         try:
@@ -160,6 +194,46 @@ class RecordWriter:
             self._failed = True  # the next opening cuts what was half written
             raise of_the_system(error, path) or error from error
         self._ends[kind] += len(data)
+        self._pending[kind] = []
+
+    def _write_sums(self) -> None:
+        sums, ends = self._sums, self._ends
+        if (sums.part, sums.dropped, sums.journal) == (ends["part"], ends["drops"], ends["journal"]):
+            return
+        sums.part, sums.dropped, sums.journal = ends["part"], ends["drops"], ends["journal"]
+        try:
+            sums.write(self._paths["sums"])
+        except OSError as error:
+            raise of_the_system(error, self._paths["sums"]) or error from error
+
+
+_WRITTEN = ("bodies", "part", "drops", "journal")
+_SUMS_EVERY = 1 << 26  # bytes of records
+
+
+def partition_files(folder: Path, partition: int, partitions: int) -> dict[str, Path]:
+    """Return the files of a partition by what they hold."""
+    name = f"{partition:05d}-of-{partitions:05d}"
+    return {
+        "part": folder / f"part-{name}.jsonl",
+        "bodies": folder / f"bodies-{name}.jsonl.zst",
+        "drops": folder / f"drops-{name}.jsonl",
+        "journal": folder / f"journal-{name}.jsonl",
+        "sums": folder / f".sums-{name}.json",
+    }
+
+
+def folder_sums(folder: Path) -> Sums:
+    """Return what all partitions of a folder add up to. Only what is in no file of sums is read."""
+    total = Sums()
+    for path in sorted(folder.glob("journal-*-of-*.jsonl")):
+        partition, partitions = map(int, path.stem.removeprefix("journal-").split("-of-"))
+        paths = partition_files(folder, partition, partitions)
+        ends = {
+            kind: paths[kind].stat().st_size if paths[kind].exists() else 0 for kind in ("part", "drops", "journal")
+        }
+        total.add(current_sums(paths, ends, partition, partitions))
+    return total
 
 
 def part_files(folder: Path) -> list[Path]:
@@ -187,13 +261,8 @@ def read_lines(folder: Path) -> Iterator[bytes]:
             yield from file
 
 
-def shard_file(folder: Path, shard: int, shards: int) -> Path:
-    """Return the data file of one shard."""
-    return folder / f"part-{shard:05d}-of-{shards:05d}.jsonl"
-
-
-def shard_counts(folder: Path) -> set[int]:
-    """Return into how many shards the work in a folder was divided: one number, where nobody mixed two."""
+def partition_counts(folder: Path) -> set[int]:
+    """Return into how many partitions the work in a folder was divided: one number, where nobody mixed two."""
     return {int(path.stem.rsplit("-", 1)[1]) for path in folder.glob("journal-*-of-*.jsonl")}
 
 
@@ -210,40 +279,50 @@ def read_file(path: Path, kind: type[R]) -> Iterator[R]:
         yield parse_record(line, kind, path, row)
 
 
-def record_lines(folders: Iterable[Path]) -> Iterator[tuple[Path, int, bytes]]:
-    """Yield (file, row, line) of all data files of finished stages, in a fixed order."""
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One part of all work that is divided by the ids of problems (``Record.owner``)."""
+
+    number: int
+    """From 0 to ``count`` - 1."""
+    count: int
+
+    def owns(self, name: str) -> bool:
+        """Return whether what has this name belongs to it."""
+        return partition_of(name, self.count) == self.number
+
+
+def record_lines(
+    folders: Iterable[Path], kind: type[Record] | None = None, of: Partition | None = None
+) -> Iterator[tuple[Path, int, bytes]]:
+    """Yield (file, row, line) of all data files of finished stages, in a fixed order.
+
+    ``of``: only records of type ``kind`` that belong to this partition. Files that hold none of them are not opened.
+    """
     for folder in folders:
+        divided = of is not None and _is_divided(folder)
         for path in part_files(folder):
+            owner: Partition | None = of
+            if of is not None and divided:
+                number, count = map(int, path.stem.removeprefix("part-").split("-of-"))
+                common = math.gcd(count, of.count)
+                if number % common != of.number % common:
+                    continue
+                owner = None if common == of.count else of
             for row, line in _numbered(path):
-                yield path, row, line
+                if owner is None or kind is None or owner.owns(owner_of_line(line, kind)):
+                    yield path, row, line
+
+
+def _is_divided(folder: Path) -> bool:
+    """Return whether every record of a folder lies in the partition that its file is named after."""
+    manifest = read_manifest(folder)
+    return manifest is not None and bool(manifest.metrics.get(DIVIDED))
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
         yield from enumerate(file, 1)
-
-
-def parse_record(line: bytes, kind: type[R], file: Path, row: int) -> R:
-    """Return the record of a line. Raises UserError naming file and row where it is none."""
-    try:
-        return kind.from_json(exact_json.loads(line))
-    except (ValueError, AttributeError) as error:
-        raise UserError(str(error), file=file, row=row, remedy=again(file)) from error
-
-
-def again(file: Path) -> str:
-    """Return the remedy for a line of a finished stage that is not what the stage wrote."""
-    return f"remove the folder {file.parent} and run the stage that wrote it again"
-
-
-_ID = b'{"id":"'
-
-
-def id_of_line(line: bytes) -> str:
-    """Return the id of a record, without parsing the rest of its line."""
-    if line.startswith(_ID):
-        return line[len(_ID) : line.index(b'"', len(_ID))].decode()
-    return str(exact_json.loads(line)["id"])
 
 
 def read_drops(folder: Path) -> Iterator[tuple[str, Drop]]:
@@ -265,8 +344,16 @@ def unit_names(folder: Path) -> Iterator[str]:
 
 
 def count_units(folder: Path) -> int:
-    """Count the finished units in the journals of a folder."""
-    return sum(1 for path in folder.glob("journal-*.jsonl") for _ in path.open("rb"))
+    """Count the finished units in the journals of a folder, which may still be written."""
+    return sum(map(count_lines, folder.glob("journal-*.jsonl")))
+
+
+def count_lines(file: Path) -> int:
+    """Count the lines of a file; 0 where there is none."""
+    if not file.exists():
+        return 0
+    with file.open("rb") as blocks:
+        return sum(block.count(b"\n") for block in iter(lambda: blocks.read(1 << 20), b""))
 
 
 def write_records(folder: Path, records: Iterable[Record]) -> None:

@@ -6,13 +6,17 @@ id: what the id is made of never changes. Fields that we do not know are kept in
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
+
+import orjson
 
 from nemo_openmath.core.engine import Finish
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.grader import Verdict
+from nemo_openmath.core.records.bodies import TranscriptData, loaded
 from nemo_openmath.core.records.ids import content_id
 
 
@@ -38,6 +42,8 @@ class Record:
     tuples: ClassVar[tuple[str, ...]] = ("parents",)
     enums: ClassVar[dict[str, type[StrEnum]]] = {}
     """Fields that hold a member of an enum. Text is taken for the member of that value."""
+    owner: ClassVar[str] = "id"
+    """The field by which records are divided among the jobs of an array: all that belongs to a problem is together."""
 
     def __post_init__(self) -> None:
         for name, kind in self.enums.items():
@@ -61,6 +67,10 @@ class Record:
     def with_(self, **changes: Any) -> Self:
         """Return a new version under the same id."""
         return replace(self, **changes)
+
+    def tally(self) -> str:
+        """Return under what a record is counted in its folder's tally; "" where its type keeps none."""
+        return ""
 
 
 def _member(kind: type[StrEnum], value: str, name: str) -> StrEnum:
@@ -120,8 +130,8 @@ class Generation(Record):
     mode: Mode
     model: str
     sample: int
-    transcript: dict[str, Any] = field(hash=False)
-    """JSON form of ``chat.Transcript``."""
+    transcript: TranscriptData = field(hash=False)
+    """JSON form of ``chat.Transcript``, or where it lies (bodies.py)."""
     finish: Finish
     expected_answer: str | None = None
     predicted_answer: str | None = None
@@ -138,8 +148,11 @@ class Generation(Record):
     """Blocks of code that were run."""
     budget: int | None = None
     """Executions of code that the prompt allowed; None without code."""
+    thinks: bool | None = None
+    """Whether its text has tags of thinking; None where nobody looked."""
 
     enums: ClassVar[dict[str, type[StrEnum]]] = {"mode": Mode, "finish": Finish, "verdict": Verdict}
+    owner: ClassVar[str] = "problem_id"
 
     @staticmethod
     def make_id(
@@ -148,6 +161,9 @@ class Generation(Record):
         """Return the id of a sample. ``prompt``: digest of the template; ``sampling``: what shapes the draw; ``seed``:
         the run's."""
         return content_id("generation", problem_id, mode, model, prompt, sampling, seed, sample)
+
+    def tally(self) -> str:
+        return orjson.dumps([*Tallied.of(self)]).decode()
 
     @property
     def correct(self) -> bool:
@@ -166,6 +182,30 @@ class Generation(Record):
         return self.finish not in UNTRIED
 
 
+class Tallied(NamedTuple):
+    """What generations are counted by, in the tally of their folder."""
+
+    model: str
+    mode: str
+    finish: str
+    verdict: str | None
+    thinks: bool | None
+    called: bool
+    """Whether code was run."""
+
+    @classmethod
+    def of(cls, generation: Generation) -> Tallied:
+        """Return under what a generation is counted."""
+        g = generation
+        return cls(g.model, g.mode, g.finish, g.verdict, g.thinks, g.code_calls > 0)
+
+    @classmethod
+    def read(cls, tally: Mapping[str, int]) -> Iterator[tuple[Tallied, int]]:
+        """Yield what a tally counts, and how many there are of it."""
+        for name, count in tally.items():
+            yield cls(*orjson.loads(name)), count
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group(Record):
     """Candidates of one problem for GenSelect (paper section 4.2), in the order shown to the model."""
@@ -181,6 +221,7 @@ class Group(Record):
     expected_answer: str | None = None
 
     tuples: ClassVar[tuple[str, ...]] = ("parents", "members", "summaries", "answers", "correct")
+    owner: ClassVar[str] = "problem_id"
 
     @classmethod
     def make(
@@ -219,18 +260,21 @@ class SftRow(Record):
 
     problem_id: str
     mode: Mode
-    transcript: dict[str, Any] = field(hash=False)
+    transcript: TranscriptData = field(hash=False)
+    """JSON form of ``chat.Transcript``, or where it lies (bodies.py)."""
     expected_answer: str | None = None
     problem_source: str = ""
     pass_rate: float | None = None
 
     enums: ClassVar[dict[str, type[StrEnum]]] = {"mode": Mode}
+    owner: ClassVar[str] = "problem_id"
 
     @classmethod
-    def make(cls, source: Record, *, problem_id: str, mode: Mode, transcript: dict[str, Any], **values: Any) -> SftRow:
+    def make(cls, source: Record, *, problem_id: str, mode: Mode, transcript: TranscriptData, **values: Any) -> SftRow:
         """Return a row whose id is made from its source and its texts."""
+        told = loaded(transcript)
         return cls(
-            id=content_id("row", source.id, mode, transcript["messages"], [p["text"] for p in transcript["pieces"]]),
+            id=content_id("row", source.id, mode, told["messages"], [p["text"] for p in told["pieces"]]),
             parents=(source.id,),
             problem_id=problem_id,
             mode=mode,

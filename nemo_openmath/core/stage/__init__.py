@@ -14,7 +14,7 @@ kinds.py       the kinds of stages by the name that recipes use
 """
 
 from nemo_openmath.core.stage.context import StageContext
-from nemo_openmath.core.stage.contract import RUNTIME, Stage
+from nemo_openmath.core.stage.contract import ADDED, RUNTIME, Stage
 from nemo_openmath.core.stage.defects import StageDefect
 from nemo_openmath.core.stage.kinds import register, stage_kinds
 from nemo_openmath.core.stage.outcomes import Refusals, Result, UnitLog
@@ -22,6 +22,7 @@ from nemo_openmath.core.stage.services import Services
 from nemo_openmath.core.stage.unit_stage import UnitStage, run_bounded
 
 __all__ = [
+    "ADDED",
     "RUNTIME",
     "Refusals",
     "Result",

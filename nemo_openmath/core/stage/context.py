@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nemo_openmath.core.merging import read_merged
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Record
-from nemo_openmath.core.records.store import refuse_no_records
+from nemo_openmath.core.records.store import Partition, partition_files, refuse_no_records
 from nemo_openmath.core.stage.defects import StageDefect
 from nemo_openmath.core.stage.services import Services
 
@@ -32,27 +32,54 @@ class StageContext:
     services: Services
     progress: Progress
     shard: int = 0
-    """The part of the work that this process does, from 0 to ``shards`` - 1."""
+    """Which job of an array this process is, from 0 to ``shards`` - 1."""
     shards: int = 1
+    partitions: int = 1
+    """Into how many parts the work is divided by id; job i does the parts i, i + ``shards``, ..."""
+    of: Partition | None = None
+    """The part that is being read now; None where all is read."""
+    divided: Sequence[str] = ()
+    """The ports of which ``read`` gives the records of that part alone."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """What the stage measured. It goes into the manifest, the status and the report; the numbers of shards are
     summed."""
-    records_read: dict[str, int] = field(default_factory=dict)
-    """Port name -> records that were read of it, by readings to the end."""
+    records_read: dict[tuple[str, int | None], int] = field(default_factory=dict)
+    """Port name and part of the work -> records that were read of it, by readings to the end."""
 
     def read(self, port: str, kind: type[R]) -> Iterator[R]:
-        """Yield the records of all folders of an input port, streamed, each id once (core/merging.py).
+        """Yield the records of all folders of an input port, streamed, each id once (core/merging.py): those of the
+        part of the work that is done now, where the port is divided (``UnitStage``).
 
         Raises UserError for what is not the folder of a stage, StageDefect for a port that the stage does not declare.
         """
         folders = self.paths(port)
         for folder in folders:
             refuse_no_records(folder)
-        number = 0
-        records = read_merged(folders, kind, lambda answers: self.services.vote(answers))
+        number, of = 0, self.of if port in self.divided else None
+        records = read_merged(folders, kind, lambda answers: self.services.vote(answers), of)
         for number, record in enumerate(records, 1):  # noqa: B007
             yield record
-        self.records_read[port] = number
+        self.records_read[port, None if of is None else of.number] = number
+
+    def number_read(self, port: str) -> int | None:
+        """Return how many records of a port were read to the end by this process; None where none were."""
+        numbers = {part: number for (name, part), number in self.records_read.items() if name == port}
+        in_parts = [number for part, number in numbers.items() if part is not None]
+        return sum(in_parts) if in_parts else numbers.get(None)
+
+    def own_files(self) -> list[Path]:
+        """Return the files of the records that this process makes, one for each of its parts of the work."""
+        numbers = range(self.shard, self.partitions, self.shards)
+        return [partition_files(self.output, number, self.partitions)["part"] for number in numbers]
+
+    def parts(self) -> Iterator[StageContext]:
+        """Yield this context for each part of the work that this process does."""
+        for number in range(self.shard, self.partitions, self.shards):
+            yield self.part(number)
+
+    def part(self, number: int) -> StageContext:
+        """Return this context for one part of the work. What is measured goes into the same place."""
+        return replace(self, of=Partition(number, self.partitions))
 
     def paths(self, port: str) -> Sequence[Path]:
         """Return the folders and files of an input port; none where it may be left out, and was. Raises StageDefect for

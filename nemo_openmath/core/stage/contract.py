@@ -9,9 +9,9 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from nemo_openmath.core.records import Record, content_id, digest_of_lines
+from nemo_openmath.core.records import Record, content_id
 from nemo_openmath.core.records.lineage import digest_file, digest_tree
-from nemo_openmath.core.records.store import read_lines
+from nemo_openmath.core.records.store import folder_sums
 from nemo_openmath.core.stage.context import StageContext
 
 C = TypeVar("C")
@@ -19,6 +19,10 @@ C = TypeVar("C")
 RUNTIME = {"runtime": True}
 """Metadata of a setting that says how fast and not what: ``field(metadata=RUNTIME)``. Such settings are left out of the
 stage's fingerprint."""
+
+ADDED = {"added": True}
+"""Metadata of a setting that came later than its stage: ``field(metadata=ADDED)``. It is left out of the fingerprint
+where it has its default, so what was made before it existed stays as it is asked for."""
 
 
 class Stage(ABC, Generic[C]):
@@ -39,6 +43,9 @@ class Stage(ABC, Generic[C]):
     """The type of the records, where ``makes`` is ``records``."""
     incremental: ClassVar[tuple[str, ...]] = ()
     """Settings (0: no bound) of which a larger value adds units and changes none: what was made is kept then."""
+    encodes: ClassVar[tuple[str, str] | None] = None
+    """Of a stage that makes token ids of transcripts: the input that holds them, and the input whose model's tokenizer
+    is used. Whoever generates keeps ids for such stages alone."""
     makes: ClassVar[str] = "records"
     """``records``, ``model`` (a folder that an engine can load), or another kind of artifact, in a word."""
     disclosure: ClassVar[str] = ""
@@ -91,13 +98,17 @@ class Stage(ABC, Generic[C]):
 
     def digest(self, output: Path) -> str:
         """Return the digest of what was made: of the records in any order, or of all files of an artifact."""
-        return digest_of_lines(read_lines(output)) if self.makes == "records" else digest_tree(output)
+        return folder_sums(output).digest if self.makes == "records" else digest_tree(output)
 
     def settings(self) -> dict[str, Any]:
         """Return the configuration as plain data, without what only concerns speed."""
         config: Any = self.config
-        runtime = {f.name for f in fields(config) if f.metadata.get("runtime")}
-        return {name: _plain(value) for name, value in asdict(config).items() if name not in runtime}
+        left_out = {
+            f.name
+            for f in fields(config)
+            if f.metadata.get("runtime") or (f.metadata.get("added") and getattr(config, f.name) == f.default)
+        }
+        return {name: _plain(value) for name, value in asdict(config).items() if name not in left_out}
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -12,6 +13,7 @@ import orjson
 
 from nemo_openmath.core.errors import Incomplete, OpenMathError, Refused, UserError
 from nemo_openmath.core.records import Drop, Record, RecordWriter
+from nemo_openmath.core.records.store import count_lines, partition_files
 from nemo_openmath.core.stage.context import StageContext
 
 
@@ -68,19 +70,19 @@ class Refusals:
     SURE = 1000
     """So many refused requests without an answered one among them are no accident."""
 
-    def __init__(self, context: StageContext, writer: RecordWriter):
-        self._stage, self._writer = context.name, writer
-        self._held: list[tuple[str, Result]] = []
+    def __init__(self, context: StageContext, store: Callable[[StageContext, str, Result], None]):
+        self._stage, self._store = context.name, store
+        self._held: list[tuple[StageContext, str, Result]] = []
         self._count = 0
         self._example = ""
         self._answered = False
 
-    def add(self, key: str, result: Result, error: Refused) -> None:
+    def add(self, context: StageContext, key: str, result: Result, error: Refused) -> None:
         """Take the result of a refused unit, to be stored now or once the engine has answered another."""
         if self._answered or error.reason != Refused.reason:
-            self._writer.commit(key, result.records, result.drops)
+            self._store(context, key, result)
             return
-        self._held.append((key, result))
+        self._held.append((context, key, result))
         self.count(error)
 
     def count(self, error: OpenMathError) -> None:
@@ -94,9 +96,9 @@ class Refusals:
     def answered(self) -> None:
         """Note that the engine answered: it is set up rightly, and what was held back is stored."""
         self._answered = True
-        for key, result in self._held:
-            self._writer.commit(key, result.records, result.drops)
-        self._held = []
+        held, self._held = self._held, []
+        for context, key, result in held:
+            self._store(context, key, result)
 
     def close(self) -> None:
         """Raise UserError where requests were made and all were refused."""
@@ -107,19 +109,71 @@ class Refusals:
             )
 
 
+class _Opened:
+    """The store of a part of the work, while units of it are in flight."""
+
+    def __init__(self, context: StageContext, number: int):
+        self.writer = RecordWriter(context.output, partition=number, partitions=context.partitions)
+        self.pending = 0
+        self.complete = False
+        """Whether all its units have been handed out."""
+        if self.writer.lost:
+            context.metrics["units_lost_to_damage"] = context.metrics.get("units_lost_to_damage", 0) + self.writer.lost
+
+
 class UnitLog:
     """Takes the outcome of every unit: results go into the store, failures and refusals aside.
 
-    Leaving it without an error raises UserError where the engine refused every request. What failed is said by
-    ``failures.close()``, once all else is in order.
+    The store of each part of the work is open from its first unit to its last. Leaving the log without an error raises
+    UserError where the engine refused every request. What failed is said by ``failures.close()``, once all else is in
+    order.
     """
 
     def __init__(self, context: StageContext, attempts: int):
+        self._context = context
+        self._opened: dict[int, _Opened] = {}
         self.failures = Failures(context, attempts)
-        self.writer = RecordWriter(context.output, shard=context.shard, shards=context.shards)
-        if self.writer.lost:
-            context.metrics["units_lost_to_damage"] = self.writer.lost
-        self.refusals = Refusals(context, self.writer)
+        self.refusals = Refusals(context, self.store)
+        self.recovered = sum(
+            count_lines(partition_files(context.output, part.of.number, context.partitions)["journal"])
+            for part in context.parts()
+            if part.of is not None
+        )
+        """Units that an earlier attempt finished."""
+
+    def open(self, context: StageContext) -> RecordWriter:
+        """Return the store of the part of the work that ``context`` is of."""
+        number = _number(context)
+        if number not in self._opened:
+            self._opened[number] = _Opened(self._context, number)
+        return self._opened[number].writer
+
+    def begin(self, context: StageContext) -> None:
+        """Note a unit that was handed out."""
+        self.open(context)
+        self._opened[_number(context)].pending += 1
+
+    def store(self, context: StageContext, key: str, result: Result) -> None:
+        """Store what a unit left."""
+        self.open(context).commit(key, result.records, result.drops)
+        self.end(context)
+
+    def end(self, context: StageContext) -> None:
+        """Note that a unit has ended, stored or not."""
+        opened = self._opened[_number(context)]
+        opened.pending -= 1
+        self._close(context)
+
+    def complete(self, context: StageContext) -> None:
+        """Note that all units of a part of the work have been handed out."""
+        self.open(context)
+        self._opened[_number(context)].complete = True
+        self._close(context)
+
+    def _close(self, context: StageContext) -> None:
+        opened = self._opened[_number(context)]
+        if opened.complete and not opened.pending:
+            self._opened.pop(_number(context)).writer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -127,6 +181,12 @@ class UnitLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self.writer:
+        with ExitStack() as stack:
+            for opened in self._opened.values():
+                stack.enter_context(opened.writer)
             if error is None:
                 self.refusals.close()
+
+
+def _number(context: StageContext) -> int:
+    return 0 if context.of is None else context.of.number

@@ -30,5 +30,10 @@ class Services(ABC):
         """Return the grader, whose comparisons have hard limits."""
 
     @abstractmethod
+    def encoded_with(self, stage: str, tokenizer: Tokenizer) -> bool:
+        """Return whether token ids of this tokenizer in what ``stage`` makes are used: a stage that reads it, directly
+        or through others, encodes it with this tokenizer."""
+
+    @abstractmethod
     def vote(self, answers: Sequence[str]) -> Majority:
         """Count answers by meaning, at once and in this process."""

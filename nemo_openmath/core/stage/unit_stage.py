@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Generic, TypeVar
+from dataclasses import replace
+from typing import ClassVar, Generic, TypeVar
 
 from nemo_openmath.core.errors import ExitCode, OpenMathError, Refused, RetryableError
-from nemo_openmath.core.records import Drop, RecordWriter
-from nemo_openmath.core.records.ids import in_shard, unit_key
+from nemo_openmath.core.records import Drop
+from nemo_openmath.core.records.ids import partition_of, unit_key
 from nemo_openmath.core.records.key_set import KeySet
 from nemo_openmath.core.stage.context import StageContext
 from nemo_openmath.core.stage.contract import Stage
@@ -29,7 +30,15 @@ class UnitStage(Stage[C], Generic[C, U]):
       once all others are finished.
     - One that the engine refuses, as it would again, leaves what :meth:`refused` says.
     - Any other error ends the stage. A note at the error names the unit.
+
+    The work is divided into parts (``context.partitions``) by the first input: ``units`` is called for each part of the
+    work, and ``context.read`` of this input gives the records of that part alone. All records of a problem are in one
+    part. Where the first input holds files of others, the units themselves are divided, by their ids.
     """
+
+    divided_inputs: ClassVar[tuple[str, ...]] = ()
+    """Further inputs that are read by problem, so that each part of the work reads its own problems of them. Other
+    inputs are read whole by every part."""
 
     concurrency: int = 256
     """Units in flight at once."""
@@ -38,7 +47,8 @@ class UnitStage(Stage[C], Generic[C, U]):
 
     @abstractmethod
     def units(self, context: StageContext) -> Iterable[tuple[str, U]]:
-        """Yield (id, payload) of every unit. Ids are content-derived."""
+        """Yield (id, payload) of every unit of a part of the work. Ids are content-derived. A payload holds all that
+        :meth:`process` needs of the part: units of two parts may be in flight at once."""
 
     @abstractmethod
     async def process(self, unit: U, context: StageContext) -> Result:
@@ -57,46 +67,54 @@ class UnitStage(Stage[C], Generic[C, U]):
         return None
 
     async def run(self, context: StageContext) -> None:
-        """Do all units of this shard that are not done. Raises Incomplete where some failed after all retries."""
+        """Do all units of this process that are not done. Raises Incomplete where some failed after all retries."""
+        context = replace(context, divided=self._divided())
         await self.prepare(context)
         with UnitLog(context, self.retries + 1) as log:
-            context.progress.begin(self.count(context), log.writer.recovered)
+            context.progress.begin(self.count(context), log.recovered)
 
-            async def work(key: str, unit: U) -> None:
-                await self.do_unit(key, unit, context, log)
+            async def work(key: str, unit: tuple[StageContext, U]) -> None:
+                part, payload = unit
+                await self.do_unit(key, payload, part, log)
 
-            todo = _Todo(self.units(context), context, log.writer)
+            todo = _Todo(self.units, context, log)
             await run_bounded(todo, work, self.concurrency)
         self.check_sum(context, todo.offered)
         log.failures.close()
 
+    def _divided(self) -> tuple[str, ...]:
+        first = next(iter(self.ports), "").removesuffix("?")
+        return (first, *self.divided_inputs) if first in self.takes else ()
+
     def check_sum(self, context: StageContext, offered: int) -> None:
         """Check that every record of the first port was one unit: nothing vanishes on its way into the stage. Stages
         that make another number of units of a record override this."""
-        port = next(iter(self.ports), "")
-        number = context.records_read.get(port, offered)
-        if number != offered:
+        port = next(iter(self.ports), "").removesuffix("?")
+        number = context.number_read(port)
+        if number is not None and number != offered:
             raise StageDefect(f"{self.kind}: {number} {port} went in, {offered} units were made of them")
 
     async def do_unit(self, key: str, unit: U, context: StageContext, log: UnitLog) -> Result | None:
-        """Do one unit, with its retries, store what it left, and return it; None where it failed."""
+        """Do one unit that ``log`` has begun, with its retries, store what it left, and return it; None where it
+        failed."""
         result = None
         try:
             result = await self._attempt(key, unit, context)
         except Refused as error:
             result = self.refused(key, unit, error, context)
-            log.refusals.add(key, result, error)
+            log.refusals.add(context, key, result, error)
         except RetryableError as error:
             log.failures.add(key, error)
             if error.exit_code is ExitCode.USER_ERROR:  # the server refuses us, not the unit
                 log.refusals.count(error)
             context.progress.failed += 1
+            log.end(context)
         else:
             if not (result.records or result.drops):
                 raise StageDefect(f"{self.kind}: unit {key} left neither a record nor a reason")
             if result.asked:
                 log.refusals.answered()
-            log.writer.commit(key, result.records, result.drops)
+            log.store(context, key, result)
         context.progress.advance()
         return result
 
@@ -120,21 +138,47 @@ class UnitStage(Stage[C], Generic[C, U]):
 
 
 class _Todo(Generic[U]):
-    """The units of a stage that this shard has to do: (id, payload). ``offered`` counts all different units."""
+    """The units that this process has to do: (id, (part of the work, payload)). ``offered`` counts all different units
+    of its parts."""
 
-    def __init__(self, units: Iterable[tuple[str, U]], context: StageContext, writer: RecordWriter):
-        self._units, self._context, self._writer = units, context, writer
+    def __init__(self, units: Callable[[StageContext], Iterable[tuple[str, U]]], context: StageContext, log: UnitLog):
+        self._units, self._context, self._log = units, context, log
         self.offered = 0
 
-    def __iter__(self) -> Iterator[tuple[str, U]]:
-        context, seen = self._context, KeySet()
-        for key, unit in self._units:
-            if not seen.add(unit_key(key)):
-                context.metrics["equal_units"] = context.metrics.get("equal_units", 0) + 1
-                continue
+    def __iter__(self) -> Iterator[tuple[str, tuple[StageContext, U]]]:
+        if not self._context.divided:
+            yield from self._by_unit()
+            return
+        for part in self._context.parts():
+            seen = KeySet()
+            for key, unit in self._units(part):
+                if self._is_new(key, seen):
+                    yield from self._missing(part, key, unit)
+            self._log.complete(part)
+
+    def _by_unit(self) -> Iterator[tuple[str, tuple[StageContext, U]]]:
+        """The units of files of others, divided by their ids."""
+        seen, count = KeySet(), self._context.partitions
+        parts = {part.of.number: part for part in self._context.parts() if part.of is not None}
+        for key, unit in self._units(self._context):
+            part = parts.get(partition_of(key, count))
+            if part is not None and self._is_new(key, seen):
+                yield from self._missing(part, key, unit)
+        for part in parts.values():
+            self._log.complete(part)
+
+    def _is_new(self, key: str, seen: KeySet) -> bool:
+        if new := seen.add(unit_key(key)):
             self.offered += 1
-            if in_shard(key, context.shard, context.shards) and not self._writer.done(key):
-                yield key, unit
+        else:
+            metrics = self._context.metrics
+            metrics["equal_units"] = metrics.get("equal_units", 0) + 1
+        return new
+
+    def _missing(self, part: StageContext, key: str, unit: U) -> Iterator[tuple[str, tuple[StageContext, U]]]:
+        if not self._log.open(part).done(key):
+            self._log.begin(part)
+            yield key, (part, unit)
 
 
 async def run_bounded(

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from nemo_openmath.chat import RENDERED, Transcript, load_template
-from nemo_openmath.core.records import Drop, Mode, SftRow
+from nemo_openmath.core.records import Drop, EncodedRecord, Mode, SftRow
 from nemo_openmath.data.rows.formatting import NOT_TEXT, Formatter, Reject
 from nemo_openmath.data.rows.selection import FormatRules
 from nemo_openmath.data.rows.sources import Block
@@ -32,7 +30,7 @@ class ConvertedBlock:
     unit: str
     source: int
     place: str
-    rows: list[tuple[str, bytes, str] | Drop]
+    rows: list[tuple[EncodedRecord, str] | Drop]
     broken: list[tuple[int, str]]
     counts: Counter[str]
 
@@ -48,17 +46,17 @@ class BlockConverter:
         """Convert one block, given with the number of its source."""
         source, block = task
         counts: Counter[str] = Counter()
-        rows: list[tuple[str, bytes, str] | Drop] = []
+        rows: list[tuple[EncodedRecord, str] | Drop] = []
         broken: list[tuple[int, str]] = []
         for (name, line), fields in block.rows():
             place = f"{name}:{line}"
             try:
-                row, json = self._format(fields)
+                row, encoded = self._format(fields)
                 transcript = Transcript.from_json(row.transcript)
                 counts["rendered_prompts"] += transcript.messages[0].role == RENDERED if transcript.messages else 0
                 if row.mode is not Mode.GENSELECT:
                     counts[THINKING_COUNTS[transcript.thinks]] += 1
-                rows.append((row.id, json, place))
+                rows.append((encoded, place))
             except Reject as error:
                 rows.append(Drop(error.reason, f"{place} {error.detail}"))
                 if error.reason in _BROKEN or error.reason.endswith(NOT_TEXT):
@@ -67,14 +65,14 @@ class BlockConverter:
                     broken.append((line, problem + (known if error.reason == _UNKNOWN_COLUMNS else "")))
         return ConvertedBlock(f"{source}:{block.place}:{block.first}", source, block.place, rows, broken, +counts)
 
-    def _format(self, fields: dict[str, Any] | str) -> tuple[SftRow, bytes]:
-        """Return the row and its JSON. Raises Reject."""
+    def _format(self, fields: dict[str, Any] | str) -> tuple[SftRow, EncodedRecord]:
+        """Return the row, and as it is stored. Raises Reject."""
         if isinstance(fields, str):
             raise Reject("not a JSON object", fields)
         row = self._formatter.format(fields)
         if reason := self._rules.reject(row):
             raise Reject(reason, row.id)
         try:
-            return row, orjson.dumps(row)
+            return row, EncodedRecord.of(row)
         except TypeError as error:  # a row of ours that came through Parquet: half a character, bytes, a huge number
             raise Reject("cannot be written as JSON", str(error)) from error

@@ -14,13 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import orjson
-
 from nemo_openmath.chat import load_template
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.errors import MissingExtra, UserError
-from nemo_openmath.core.records import Drop, Mode, RecordWriter, SftRow, unit_key
-from nemo_openmath.core.records.ids import in_shard
+from nemo_openmath.core.records import Drop, EncodedRecord, Mode, RecordWriter, SftRow, unit_key
+from nemo_openmath.core.records.ids import partition_of
 from nemo_openmath.core.records.key_set import KeySet
 from nemo_openmath.core.records.readers import BrokenRows, data_files
 from nemo_openmath.core.stage import RUNTIME, Result, Stage, StageContext, UnitStage
@@ -93,7 +91,7 @@ class ReadRows(Stage[ReadConfig]):
     def _read(self, context: StageContext, sources: list[str | Path]) -> None:
         seen, broken = KeySet(), BrokenRows(skip=self.config.skip_broken)
         counts: Counter[str] = Counter()
-        with RecordWriter(context.output, shard=context.shard, shards=context.shards, flush_units=16) as writer:
+        with RecordWriter(context.output, partition=context.shard, partitions=context.shards, flush_units=16) as writer:
             context.progress.begin(None)
             for block in self._converted(sources):
                 file = _file(sources[block.source], block.place)
@@ -104,7 +102,7 @@ class ReadRows(Stage[ReadConfig]):
                     continue
                 records, drops = _without_duplicates(block, seen)
                 counts += block.counts
-                if in_shard(block.unit, context.shard, context.shards) and not writer.done(block.unit):
+                if partition_of(block.unit, context.shards) == context.shard and not writer.done(block.unit):
                     writer.commit(block.unit, records, drops)
                 context.progress.advance(len(block.rows))
         if not (broken.good or broken.count):
@@ -123,17 +121,17 @@ class ReadRows(Stage[ReadConfig]):
         return ordered(BlockConverter, blocks, mode, self.config.prompts, self.config.rules, workers=workers)
 
 
-def _without_duplicates(block: ConvertedBlock, seen: KeySet) -> tuple[list[orjson.Fragment], list[Drop]]:
-    """Return the block's rows as JSON and its drops; a row whose id was seen before is a drop."""
-    records: list[orjson.Fragment] = []
+def _without_duplicates(block: ConvertedBlock, seen: KeySet) -> tuple[list[EncodedRecord], list[Drop]]:
+    """Return the block's rows and its drops; a row whose id was seen before is a drop."""
+    records: list[EncodedRecord] = []
     drops: list[Drop] = []
     for row in block.rows:
         if isinstance(row, Drop):
             drops.append(row)
-        elif seen.add(unit_key(row[0])):
-            records.append(orjson.Fragment(row[1]))
+        elif seen.add(unit_key(row[0].id)):
+            records.append(row[0])
         else:
-            drops.append(Drop("duplicate", f"{row[2]} {row[0]}"))
+            drops.append(Drop("duplicate", f"{row[1]} {row[0].id}"))
     return records, drops
 
 

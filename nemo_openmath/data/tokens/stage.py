@@ -31,6 +31,7 @@ class Tokenize(Stage[TokenizeConfig]):
     Config = TokenizeConfig
     ports = {"rows": "SFT rows", "model": "the model whose tokenizer is used"}
     takes = {"rows": "SftRow", "model": "model"}
+    encodes = ("rows", "model")
     makes = "tokens"
     version = 3  # one <think> at the beginning, one end of text; control tokens in texts are text
 

@@ -22,9 +22,11 @@ from typing import Any
 from nemo_openmath.chat import ChatTokenizer, Transcript, encode_many
 from nemo_openmath.core.errors import DamagedFile, OpenMathError, UserError
 from nemo_openmath.core.records import exact_json
+from nemo_openmath.core.records.bodies import body_of, text_ratio
+from nemo_openmath.core.records.encoding import again
 from nemo_openmath.core.records.manifest import read_manifest
 from nemo_openmath.core.records.readers import read_rows
-from nemo_openmath.core.records.store import again, part_files
+from nemo_openmath.core.records.store import part_files
 from nemo_openmath.core.records.types import SftRow
 from nemo_openmath.data.rows.formatting import own_row
 from nemo_openmath.data.tokens.token_file import MANIFEST, Shard, ShardWriter, TokenFolder, write_manifest
@@ -34,6 +36,7 @@ _VERSION = 3  # raised when the same row gives other tokens than before
 NO_TARGET = "no trained token"
 _SHARD_BYTES = 1 << 20  # of rows: a shard is never made of less,
 _SHARDS = 256  # and there are about this many at most, for each shard is a mapping in every rank
+_HEAD = 1 << 16  # bytes of lines that are looked at to guess the length of their texts
 _BATCH_CHARS = 1 << 20  # text handed to the tokenizer at once
 
 
@@ -135,7 +138,7 @@ def _input_files(rows: Path) -> list[Path]:
 def _plan(files: Sequence[Path], folder: Path, options: str, train_on_tool_output: bool) -> list[_ShardTask]:
     sizes = [file.stat().st_size for file in files]
     source = _digest(files, sizes, options)
-    step = max(_SHARD_BYTES, -(-sum(sizes) // _SHARDS))
+    step = max(round(_SHARD_BYTES / _text_ratio(files)), -(-sum(sizes) // _SHARDS))
     count = max(1, -(-sum(sizes) // step))
     ranges: list[list[_LineRange]] = [[] for _ in range(count)]
     begin = 0  # of the file, in the stretch of all files
@@ -151,6 +154,15 @@ def _plan(files: Sequence[Path], folder: Path, options: str, train_on_tool_outpu
         _ShardTask(folder / f"{i:05d}.tokens", tuple(part), source, train_on_tool_output)
         for i, part in enumerate(ranges)
     ]
+
+
+def _text_ratio(files: Sequence[Path]) -> float:
+    """Return about how many bytes of text stand behind a byte of the lines, of records whose text lies elsewhere."""
+    ratios = []
+    for file in files:
+        with file.open("rb") as stream:
+            ratios.append(text_ratio(stream.read(_HEAD)))
+    return max(ratios)
 
 
 def _digest(files: Sequence[Path], sizes: Sequence[int], options: str) -> str:
@@ -245,7 +257,7 @@ def _rows(lines: _LineRange) -> Iterator[tuple[SftRow, Transcript]]:
     if lines.file.suffix != ".jsonl":
         for file, number, value in read_rows(lines.file):
             try:
-                yield _parse(value)
+                yield _parse(value, file)
             except ValueError as error:
                 raise _broken(error, file, number) from error
         return
@@ -258,15 +270,17 @@ def _rows(lines: _LineRange) -> Iterator[tuple[SftRow, Transcript]]:
             line = stream.readline()
             try:
                 if line.strip():
-                    yield _parse(exact_json.loads(line))
+                    yield _parse(exact_json.loads(line), lines.file)
             except ValueError as error:
                 raise _broken(error, lines.file, _row_at(lines.file, at)) from error
             at += len(line)
 
 
-def _parse(value: Any) -> tuple[SftRow, Transcript]:
+def _parse(value: Any, file: Path) -> tuple[SftRow, Transcript]:
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
+    if "body" in value:
+        value["transcript"] = body_of(value, str(value.get("id")), file.parent)
     return own_row(value)
 
 

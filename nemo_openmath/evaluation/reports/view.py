@@ -14,6 +14,7 @@ import orjson
 
 from nemo_openmath.core.errors import DamagedFile
 from nemo_openmath.core.records import Generation, Manifest, Mode, read_drops, read_manifest
+from nemo_openmath.core.records.bodies import loaded
 from nemo_openmath.core.records.store import count_units
 
 TableRows = Sequence[Mapping[str, Any]]
@@ -103,7 +104,11 @@ class Example:
     def of(cls, generation: Generation, title: str) -> Self:
         """Return the example that shows this generation."""
         return cls(
-            title, generation.transcript, generation.expected_answer, generation.predicted_answer, generation.verdict
+            title,
+            loaded(generation.transcript),
+            generation.expected_answer,
+            generation.predicted_answer,
+            generation.verdict,
         )
 
 

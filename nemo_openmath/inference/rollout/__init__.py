@@ -10,6 +10,6 @@
 
 from nemo_openmath.inference.rollout.loop import roll_out
 from nemo_openmath.inference.rollout.outcome import Outcome
-from nemo_openmath.inference.rollout.settings import RolloutSettings
+from nemo_openmath.inference.rollout.settings import RolloutSettings, StoredRolloutSettings
 
-__all__ = ["Outcome", "RolloutSettings", "roll_out"]
+__all__ = ["Outcome", "RolloutSettings", "StoredRolloutSettings", "roll_out"]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
 
 from nemo_openmath.core.records import Generation
-from nemo_openmath.core.records.store import read_file, shard_file
+from nemo_openmath.core.records.store import read_file
 from nemo_openmath.core.records.types import UNTRIED
 from nemo_openmath.core.stage import StageContext
 from nemo_openmath.core.tags import CODE_END, CODE_START
@@ -79,10 +79,11 @@ class RolloutMetrics:
             f"between {CODE_START} and {CODE_END} is run, ```python is not; your own prompt (prompt:) can show the tags"
         )
 
-    def report_all_attempts(self, file: Path, context: StageContext) -> None:
-        """Report the tokens of all attempts, which ``file`` holds, and what of them this run made."""
+    def report_all_attempts(self, files: Iterable[Path], context: StageContext) -> None:
+        """Report the tokens of all attempts, which ``files`` hold, and what of them this run made."""
         context.metrics["completion_tokens_of_this_run"] = self._cost.completion_tokens
-        context.metrics["completion_tokens"] = sum(g.completion_tokens for g in read_file(file, Generation))
+        stored = (g for file in files if file.exists() for g in read_file(file, Generation))
+        context.metrics["completion_tokens"] = sum(generation.completion_tokens for generation in stored)
 
 
 # in a record's JSON no text holds these: quotes are escaped there
@@ -90,10 +91,10 @@ _UNTRIED_MARKS = tuple(b'"finish":"%s"' % finish.encode() for finish in UNTRIED)
 
 
 def note_untried(context: StageContext) -> None:
-    """Count the stored generations of this shard that could not be tried, and name an example."""
+    """Count the generations of this process that could not be tried, and name an example."""
     count, example = 0, ""
-    with shard_file(context.output, context.shard, context.shards).open("rb") as lines:
-        for line in lines:
+    for file in context.own_files():
+        for line in file.open("rb") if file.exists() else ():
             if not any(mark in line for mark in _UNTRIED_MARKS):
                 continue
             generation = orjson.loads(line)

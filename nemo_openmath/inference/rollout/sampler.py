@@ -21,7 +21,8 @@ _IDENTIFYING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "budgets
 
 
 class Sampler:
-    """Makes samples of problems with one engine, one prompt and one set of settings. ``seed``: of the stage."""
+    """Makes samples of problems with one engine, one prompt and one set of settings. ``seed``: of the stage;
+    ``keep_ids``: records keep the token ids."""
 
     def __init__(
         self,
@@ -32,7 +33,10 @@ class Sampler:
         mode: Mode,
         settings: RolloutSettings,
         seed: int,
+        *,
+        keep_ids: bool,
     ):
+        self._keep_ids = keep_ids
         self._engine, self._tokenizer, self._sandbox = engine, tokenizer, sandbox
         self._template, self._mode, self._settings, self._seed = template, mode, settings, seed
         self._sampling: dict[str, Any] = {k: v for k, v in asdict(settings).items() if k in _IDENTIFYING}
@@ -67,6 +71,7 @@ class Sampler:
     def record(self, problem: Problem, sample: int, outcome: Outcome) -> Generation:
         """Return the record of a sample that came out as ``outcome``."""
         key, cost = self.id_of(problem, sample), outcome.cost
+        transcript = outcome.transcript if self._keep_ids else outcome.transcript.without_ids()
         _, budget = self._seed_and_budget(key)
         return Generation(
             id=key,
@@ -75,7 +80,8 @@ class Sampler:
             mode=self._mode,
             model=self._engine.model,
             sample=sample,
-            transcript=outcome.transcript.to_json(),
+            transcript=transcript.to_json(),
+            thinks=transcript.thinks,
             finish=outcome.finish,
             expected_answer=problem.expected_answer,
             prompt_tokens=cost.prompt_tokens,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 from nemo_openmath.core.bounds import (
     Length,
@@ -15,6 +15,8 @@ from nemo_openmath.core.bounds import (
     PositiveShare,
     Share,
 )
+from nemo_openmath.core.stage import ADDED, StageContext
+from nemo_openmath.core.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,22 @@ class RolloutSettings:
     def __post_init__(self) -> None:
         if len(self.budgets) != 2 or not 0 < self.budgets[0] <= self.budgets[1]:
             raise ValueError("budgets: give the smallest and the largest number of code executions, such as [1, 8]")
+
+
+@dataclass(frozen=True)
+class StoredRolloutSettings(RolloutSettings):
+    """How a solution is sampled whose record is kept."""
+
+    keep_ids: Literal["used", "always", "never"] = field(default="used", metadata=ADDED)
+    """Whether records keep the token ids that the model generated, about half as many bytes again. ``used``: where a
+    stage of the recipe encodes the solutions with the same tokenizer and chat template, so that a student trains on the
+    very ids."""
+
+    def keeps_ids(self, context: StageContext, tokenizer: Tokenizer) -> bool:
+        """Return whether the records of a stage keep token ids of this tokenizer."""
+        if self.keep_ids == "used":
+            return context.services.encoded_with(context.name, tokenizer)
+        return self.keep_ids == "always"
 
 
 def draw_budget(settings: RolloutSettings, seed: int) -> int:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,21 +12,20 @@ from nemo_openmath.chat import load_template
 from nemo_openmath.core.bounds import NonNegativeInt, PositiveInt, PositiveShare
 from nemo_openmath.core.errors import Refused
 from nemo_openmath.core.records import Generation, Mode, Problem
-from nemo_openmath.core.records.ids import in_shard
-from nemo_openmath.core.records.store import read_file, shard_file
+from nemo_openmath.core.records.store import read_file
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitLog, UnitStage, run_bounded
 from nemo_openmath.inference.rollout.agreement import SampleFailed, sample_until_agreed
 from nemo_openmath.inference.rollout.answer import answer_of
 from nemo_openmath.inference.rollout.counts import AgreementRule, by_hardness
 from nemo_openmath.inference.rollout.metrics import RolloutMetrics, note_untried
 from nemo_openmath.inference.rollout.sampler import Sampler
-from nemo_openmath.inference.rollout.settings import RolloutSettings
+from nemo_openmath.inference.rollout.settings import RolloutSettings, StoredRolloutSettings
 
 Sample = tuple[Problem, int]
 
 
 @dataclass(frozen=True)
-class GenerateConfig(RolloutSettings):
+class GenerateConfig(StoredRolloutSettings):
     """Which engine solves the problems, in which way, and how many solutions it makes of each."""
 
     engine: str = "teacher"
@@ -85,12 +83,17 @@ class Generate(UnitStage[GenerateConfig, Sample]):
         config, tools = self.config, self.config.mode == Mode.TIR
         engine, tokenizer = await context.services.engine(config.engine)
         sandbox = await context.services.sandbox() if tools else None
-        self._sampler = Sampler(engine, tokenizer, sandbox, self._template, config.mode, config, context.seed)
+        keep_ids = config.keeps_ids(context, tokenizer)
+        self._sampler = Sampler(
+            engine, tokenizer, sandbox, self._template, config.mode, config, context.seed, keep_ids=keep_ids
+        )
         self._metrics = RolloutMetrics(tools=tools)
+        self._within = self._first_problems(context)
+        self._problems_given = 0
 
     async def run(self, context: StageContext) -> None:
-        stored = shard_file(context.output, context.shard, context.shards)
-        resumed = stored.exists() and stored.stat().st_size > 0
+        stored = context.own_files()
+        resumed = any(file.exists() and file.stat().st_size > 0 for file in stored)
         if self.config.count == "agreement":
             await self._run_until_agreed(context)
         else:
@@ -107,19 +110,20 @@ class Generate(UnitStage[GenerateConfig, Sample]):
     def count(self, context: StageContext) -> int | None:
         if context.shards > 1 or self.config.count == "agreement":
             return None
-        return sum(self._samples(p) for p in self._problems(context))
+        number = sum(self._samples(p) for p in self._problems(context))
+        self._problems_given = 0
+        return number
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Sample]]:
         for problem in self._problems(context):
             samples = self._samples(problem)
-            if in_shard(problem.id, context.shard, context.shards):  # so that the shards' savings add up
-                self._metrics.samples_saved += self.config.samples - samples
+            self._metrics.samples_saved += self.config.samples - samples
             for sample in range(samples):
                 yield self._sampler.id_of(problem, sample), (problem, sample)
 
     def check_sum(self, context: StageContext, offered: int) -> None:
         """Hold the number of units to ``least`` to ``samples`` for each problem."""
-        problems = min(context.records_read["problems"], self.config.limit or math.inf)
+        problems = self._problems_given
         least = self.config.samples if self.config.count == "fixed" else self.config.least
         if not problems * least <= offered <= problems * self.config.samples:
             raise AssertionError(f"{self.kind}: {problems} problems went in, {offered} samples were made of them")
@@ -131,15 +135,22 @@ class Generate(UnitStage[GenerateConfig, Sample]):
         return config.samples
 
     def _problems(self, context: StageContext) -> Iterable[Problem]:
-        """The problems to solve; how many lie beyond the limit is counted."""
-        beyond = 0
-        for number, problem in enumerate(context.read("problems", Problem)):
-            if self.config.limit and number >= self.config.limit:
-                beyond += 1
-            else:
+        """Yield the problems of a part of the work that are to be solved."""
+        for problem in context.read("problems", Problem):
+            if self._within is None or problem.id in self._within:
+                self._problems_given += 1
                 yield problem
-        if beyond and context.shard == 0:  # the metrics of all shards are summed
+
+    def _first_problems(self, context: StageContext) -> frozenset[str] | None:
+        """Return the ids of the problems within the limit; None where there is no limit. How many lie beyond it is
+        counted."""
+        if not self.config.limit:
+            return None
+        ids = [problem.id for problem in replace(context, divided=()).read("problems", Problem)]
+        beyond = len(ids) - self.config.limit
+        if beyond > 0 and context.shard == 0:  # the metrics of all jobs are summed
             context.metrics["problems_beyond_the_limit"] = beyond
+        return frozenset(ids[: self.config.limit])
 
     # -- one sample ------------------------------------------------------------------------------------------------
 
@@ -156,33 +167,44 @@ class Generate(UnitStage[GenerateConfig, Sample]):
     # -- samples until their answers agree -------------------------------------------------------------------------
 
     async def _run_until_agreed(self, context: StageContext) -> None:
-        """Sample each problem until its answers agree; problems run side by side. All of a problem is in one shard."""
+        """Sample each problem until its answers agree; problems run side by side."""
+        context = replace(context, divided=("problems",))
         await self.prepare(context)
         config, pool = self.config, await context.services.grading()
         rule = AgreementRule(config.least, config.samples, config.confidence)
         gate = asyncio.Semaphore(self.concurrency)
 
         with UnitLog(context, self.retries + 1) as log:
-            context.progress.begin(None, log.writer.recovered)
-            stored_file = shard_file(context.output, context.shard, context.shards)
-            stored = {generation.id: answer_of(generation) for generation in read_file(stored_file, Generation)}
+            context.progress.begin(None, log.recovered)
 
-            async def answer(problem: Problem, sample: int) -> str | None:
-                key = self._sampler.id_of(problem, sample)
-                if log.writer.done(key):
-                    return stored.pop(key, None)
-                async with gate:
-                    result = await self.do_unit(key, (problem, sample), context, log)
-                if result is None:
-                    raise SampleFailed
-                return next((answer_of(r) for r in result.records if isinstance(r, Generation)), None)
+            async def solve(_: str, unit: tuple[StageContext, Problem, dict[str, str | None]]) -> None:
+                part, problem, stored = unit
 
-            async def solve(_: str, problem: Problem) -> None:
+                async def answer(problem: Problem, sample: int) -> str | None:
+                    key = self._sampler.id_of(problem, sample)
+                    if log.open(part).done(key):
+                        return stored.pop(key, None)
+                    async with gate:
+                        log.begin(part)
+                        result = await self.do_unit(key, (problem, sample), part, log)
+                    if result is None:
+                        raise SampleFailed
+                    return next((answer_of(r) for r in result.records if isinstance(r, Generation)), None)
+
                 samples = await sample_until_agreed(problem, rule, answer, pool.majority)
                 if samples is not None:
                     self._metrics.samples_saved += config.samples - samples
                     self._metrics.problems_ended_early += samples < config.samples
 
-            mine = ((p.id, p) for p in self._problems(context) if in_shard(p.id, context.shard, context.shards))
-            await run_bounded(mine, solve, self.concurrency)
+            await run_bounded(self._with_stored_answers(context, log), solve, self.concurrency)
         log.failures.close()
+
+    def _with_stored_answers(
+        self, context: StageContext, log: UnitLog
+    ) -> Iterable[tuple[str, tuple[StageContext, Problem, dict[str, str | None]]]]:
+        """Yield each problem of this process with its part of the work and the part's answers of earlier attempts."""
+        for part, file in zip(context.parts(), context.own_files(), strict=True):
+            log.open(part)  # cuts off what a kill left torn
+            stored = {g.id: answer_of(g) for g in read_file(file, Generation)} if file.exists() else {}
+            for problem in self._problems(part):
+                yield problem.id, (part, problem, stored)

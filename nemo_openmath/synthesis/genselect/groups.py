@@ -47,6 +47,7 @@ class Groups(UnitStage[GroupsConfig, tuple[Problem, list[Generation]]]):
     Config = GroupsConfig
     ports = {"problems": "problems", "generations": "graded solutions with summaries"}
     takes = {"problems": "Problem", "generations": "Generation"}
+    divided_inputs = ("generations",)
     record = Group
     concurrency = 1
 

@@ -17,12 +17,12 @@ from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.records.notes import Selection
 from nemo_openmath.core.records.types import NOT_TRIED, UNTRIED
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage
-from nemo_openmath.inference.rollout import Outcome, RolloutSettings, roll_out
+from nemo_openmath.inference.rollout import Outcome, StoredRolloutSettings, roll_out
 from nemo_openmath.inference.rollout.metrics import note_untried
 
 
 @dataclass(frozen=True)
-class GenSelectConfig(RolloutSettings):
+class GenSelectConfig(StoredRolloutSettings):
     """Settings of ``genselect.select``: how a judgment is sampled, and which judgments are kept."""
 
     engine: str = "teacher"
@@ -66,6 +66,7 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
 
     async def prepare(self, context: StageContext) -> None:
         self._engine, self._tokenizer = await context.services.engine(self.config.engine)
+        self._keep_ids = self.config.keeps_ids(context, self._tokenizer)
 
     def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Group, int]]]:
         shape = {k: v for k, v in asdict(self.config).items() if k in ("temperature", "top_p", "max_tokens")}
@@ -121,6 +122,7 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
         )
 
     def _generation(self, group: Group, turn: int, seed: int, outcome: Outcome, chosen: int | None) -> Generation:
+        transcript = outcome.transcript if self._keep_ids else outcome.transcript.without_ids()
         verdict, reason = Verdict.NOT_EQUAL, "no valid judgment"
         if outcome.finish in UNTRIED:
             verdict, reason = Verdict.UNKNOWN, NOT_TRIED
@@ -133,7 +135,8 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
             mode=Mode.GENSELECT,
             model=self._engine.model,
             sample=turn,
-            transcript=outcome.transcript.to_json(),
+            transcript=transcript.to_json(),
+            thinks=transcript.thinks,
             finish=outcome.finish,
             expected_answer=group.expected_answer,
             predicted_answer=None if chosen is None else group.answers[chosen],

@@ -45,7 +45,7 @@ class JudgeConfig:
     """Pairs in flight at once. It changes the speed alone."""
 
 
-class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
+class JudgeAnswers(UnitStage[JudgeConfig, tuple[Generation, str | None]]):
     """Replace the verdicts unknown and timeout of graded generations by the judges' verdict.
 
     Other generations pass unchanged. How far judges and grader agree stands in ``agreement.json``, and among the
@@ -57,6 +57,7 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
     ports = {"generations": "graded solutions", "problems": "their problems"}
     takes = {"generations": "Generation", "problems": "Problem"}
     record = Generation
+    divided_inputs = ("problems",)
 
     def __init__(self, config: JudgeConfig):
         super().__init__(config)
@@ -79,7 +80,6 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
         for name in self.engines():
             engine, tokenizer = await context.services.engine(name)
             self._judges.append(Judge(engine, tokenizer, settings, config.prompt))
-        self._problems = ProblemTexts(context)
         shard = f"{context.shard:05d}-of-{context.shards:05d}"
         self._journal = _open_journal(context.output / f"judgements-{shard}.jsonl")
 
@@ -94,30 +94,36 @@ class JudgeAnswers(UnitStage[JudgeConfig, Generation]):
         if context.shards == 1:
             context.metrics["judging"] = agreement
 
-    def units(self, context: StageContext) -> Iterable[tuple[str, Generation]]:
-        return ((g.id, g) for g in context.read("generations", Generation))
+    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Generation, str | None]]]:
+        problems = ProblemTexts(context)
+        for generation in context.read("generations", Generation):
+            yield generation.id, (generation, problems.of(generation) if self._asks_about(generation) else None)
 
-    async def process(self, unit: Generation, context: StageContext) -> Result:
-        symbolic = Grade(unit.verdict or Verdict.UNKNOWN, unit.verdict_reason or "not graded")
-        undecided = symbolic.verdict not in DECIDED
-        if not unit.tried or not (undecided or self.config.everything):
-            return Result([unit], asked=False)
-        question = Question(self._problems.of(unit), unit.predicted_answer, unit.expected_answer)
+    def _asks_about(self, generation: Generation) -> bool:
+        return generation.tried and (self.config.everything or generation.verdict not in DECIDED)
+
+    async def process(self, unit: tuple[Generation, str | None], context: StageContext) -> Result:
+        generation, problem = unit
+        if problem is None:
+            return Result([generation], asked=False)
+        symbolic = Grade(generation.verdict or Verdict.UNKNOWN, generation.verdict_reason or "not graded")
+        question = Question(problem, generation.predicted_answer, generation.expected_answer)
         judged = await judge(question, self._judges)
-        row = {"unit": unit.id, **JudgedPair(question, symbolic, judged).to_json()}
+        row = {"unit": generation.id, **JudgedPair(question, symbolic, judged).to_json()}
         self._journal.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
         self._journal.flush()
         asked = judged.asked > 0
-        if not undecided:
-            return Result([unit], asked=asked)
-        return Result([unit.with_(verdict=judged.verdict, verdict_reason=judged.reason)], asked=asked)
+        if symbolic.verdict in DECIDED:
+            return Result([generation], asked=asked)
+        return Result([generation.with_(verdict=judged.verdict, verdict_reason=judged.reason)], asked=asked)
 
-    def refused(self, key: str, unit: Generation, error: Refused, context: StageContext) -> Result:
+    def refused(self, key: str, unit: tuple[Generation, str | None], error: Refused, context: StageContext) -> Result:
         """Keep the generation: that a judge refuses it says nothing against it. An open verdict stays unknown."""
         context.metrics["refused"] = context.metrics.get("refused", 0) + 1
-        if unit.verdict in (Verdict.EQUAL, Verdict.NOT_EQUAL):
-            return Result([unit])
-        return Result([unit.with_(verdict=Verdict.UNKNOWN, verdict_reason=f"not judged: {error}")])
+        generation, _ = unit
+        if generation.verdict in (Verdict.EQUAL, Verdict.NOT_EQUAL):
+            return Result([generation])
+        return Result([generation.with_(verdict=Verdict.UNKNOWN, verdict_reason=f"not judged: {error}")])
 
 
 def _open_journal(file: Path) -> BinaryIO:

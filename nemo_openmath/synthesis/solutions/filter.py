@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from nemo_openmath.chat import Kind, Transcript
 from nemo_openmath.core.bounds import NonNegativeInt, Share
 from nemo_openmath.core.engine import Finish
 from nemo_openmath.core.grader import Verdict
-from nemo_openmath.core.records import Drop, Generation, Mode
+from nemo_openmath.core.records import Drop, Generation, Mode, read_manifest
 from nemo_openmath.core.records.ids import unit_key
+from nemo_openmath.core.records.manifest import TALLY
+from nemo_openmath.core.records.types import Tallied
 from nemo_openmath.core.stage import Result, StageContext, UnitStage
 from nemo_openmath.core.tags import CODE_START
 from nemo_openmath.grading import extract_answer
 from nemo_openmath.synthesis.solutions.shown import shown
 
+_EXAMPLES = 100  # drops of a reason that show the problem; others name it
 _ENDINGS = {
     Finish.BUDGET: "over the code budget",
     Finish.REPETITION: "repeats itself",
@@ -54,7 +57,7 @@ class FilterConfig:
     """Most solutions of an easy problem, so that harder problems keep more. 0: as ``per_problem`` says."""
 
 
-class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
+class Filter(UnitStage[FilterConfig, tuple[Generation, str | None]]):
     """Keep a graded generation, or drop it with the first reason that applies."""
 
     kind = "solutions.filter"
@@ -65,47 +68,55 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
     concurrency = 1
     version = 3  # solutions of models that do not think are kept; thinking stands at the beginning
 
-    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Generation, bool]]]:
+    async def prepare(self, context: StageContext) -> None:
         self._thinkers = self._models_that_think(context)
-        over = self._over_quota(context) if self.config.per_problem or self.config.easy_per_problem else frozenset()
-        return ((g.id, (g, g.id in over)) for g in context.read("generations", Generation))
+        self._examples: Counter[str] = Counter()
 
-    async def process(self, unit: tuple[Generation, bool], context: StageContext) -> Result:
-        generation, over = unit
-        reason = self._reason(generation) or ("enough solutions of this problem" if over else None)
+    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Generation, str | None]]]:
+        limited = self.config.per_problem or self.config.easy_per_problem
+        reasons = self._reasons_with_quotas(context) if limited else None
+        for generation in context.read("generations", Generation):
+            reason = self._reason(generation) if reasons is None else reasons[generation.id]
+            yield generation.id, (generation, reason)
+
+    async def process(self, unit: tuple[Generation, str | None], context: StageContext) -> Result:
+        generation, reason = unit
         if reason is not None:
-            return Result(drops=[Drop(reason, shown(generation))])
+            self._examples[reason] += 1
+            return Result(drops=[Drop(reason, shown(generation, question=self._examples[reason] <= _EXAMPLES))])
         return Result([generation])
 
-    def _models_that_think(self, context: StageContext) -> frozenset[tuple[str, Mode]]:
-        """Return the (model, mode) pairs of which at least half of the finished solutions think."""
+    def _models_that_think(self, context: StageContext) -> frozenset[tuple[str, str]]:
+        """Return the (model, mode) pairs of which at least half of the finished solutions think: of all of them, not of
+        a part of the work."""
         if self.config.think != "auto":
             return frozenset()
-        finished: Counter[tuple[str, Mode]] = Counter()
-        thinking: Counter[tuple[str, Mode]] = Counter()
-        for generation in context.read("generations", Generation):
-            if generation.finished:
-                finished[generation.model, generation.mode] += 1
-                thinking[generation.model, generation.mode] += Transcript.from_json(generation.transcript).thinks
+        finished: Counter[tuple[str, str]] = Counter()
+        thinking: Counter[tuple[str, str]] = Counter()
+        for model, mode, thinks, count in _finished(context):
+            finished[model, mode] += count
+            thinking[model, mode] += count * thinks
         for model, mode in sorted(finished.keys() - +thinking):
             context.progress.log(f"{model} ({mode}) does not think: all text of its solutions is taken for the answer")
         return frozenset(key for key, count in finished.items() if 2 * thinking[key] >= count)
 
-    def _over_quota(self, context: StageContext) -> frozenset[str]:
-        """Return the ids beyond their problem's quota. They are chosen by a hash, whatever the order of the files."""
+    def _reasons_with_quotas(self, context: StageContext) -> dict[str, str | None]:
+        """Return why each solution of a part of the work is dropped, None for those that are kept. Which are beyond
+        their problem's quota is decided by a hash, whatever the order of the files."""
         good: dict[str, list[str]] = {}
         total: Counter[str] = Counter()
+        reasons: dict[str, str | None] = {}
         for generation in context.read("generations", Generation):
             total[generation.problem_id] += generation.tried
-            if self._reason(generation) is None:
+            reasons[generation.id] = self._reason(generation)
+            if reasons[generation.id] is None:
                 good.setdefault(generation.problem_id, []).append(generation.id)
-        over: set[str] = set()
         for problem, ids in good.items():
             easy = len(ids) / total[problem] > self.config.easy
             quota = (self.config.easy_per_problem if easy else 0) or self.config.per_problem
             if quota:
-                over.update(sorted(ids, key=unit_key)[quota:])
-        return frozenset(over)
+                reasons |= dict.fromkeys(sorted(ids, key=unit_key)[quota:], "enough solutions of this problem")
+        return reasons
 
     def _reason(self, generation: Generation) -> str | None:
         config = self.config
@@ -139,3 +150,20 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, bool]]):
         ):
             return "a code block failed"
         return None
+
+
+def _finished(context: StageContext) -> Iterator[tuple[str, str, bool, int]]:
+    """Yield (model, mode, whether they think, how many) of the finished solutions: from the folders' tallies, and where
+    one has none, from the solutions themselves."""
+    manifests = [read_manifest(folder) for folder in context.paths("generations")]
+    tallies = [{} if manifest is None else manifest.metrics.get(TALLY, {}) for manifest in manifests]
+    counts = [entry for tally in tallies for entry in Tallied.read(tally)]
+    if all(tallies) and not any(of.thinks is None and of.finish == Finish.STOP for of, _ in counts):
+        yield from ((of.model, of.mode, bool(of.thinks), count) for of, count in counts if of.finish == Finish.STOP)
+        return
+    for generation in replace(context, divided=()).read("generations", Generation):
+        if generation.finished:
+            thinks = generation.thinks
+            if thinks is None:
+                thinks = Transcript.from_json(generation.transcript).thinks
+            yield generation.model, generation.mode, thinks, 1

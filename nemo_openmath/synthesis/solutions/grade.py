@@ -23,7 +23,7 @@ class GradeConfig:
     """Solutions in flight at once. It changes the speed alone."""
 
 
-class GradeSolutions(UnitStage[GradeConfig, Generation]):
+class GradeSolutions(UnitStage[GradeConfig, tuple[Generation, str | None]]):
     """Give each generation its ``predicted_answer``, its ``verdict`` and the verdict's reason.
 
     The verdict of a solution without an answer is not_equal ("no answer"). The verdict is unknown where the problem has
@@ -36,6 +36,7 @@ class GradeSolutions(UnitStage[GradeConfig, Generation]):
     ports = {"generations": "solutions", "problems?": "problems whose expected answers are to be used"}
     takes = {"generations": "Generation", "problems": "Problem"}
     record = Generation
+    divided_inputs = ("problems",)
 
     def __init__(self, config: GradeConfig):
         super().__init__(config)
@@ -43,15 +44,16 @@ class GradeSolutions(UnitStage[GradeConfig, Generation]):
 
     async def prepare(self, context: StageContext) -> None:
         self._pool = await context.services.grading()
-        self._expected = {p.id: p.expected_answer for p in context.read("problems", Problem)}
 
-    def units(self, context: StageContext) -> Iterable[tuple[str, Generation]]:
-        return ((g.id, g) for g in context.read("generations", Generation))
+    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Generation, str | None]]]:
+        expected = {p.id: p.expected_answer for p in context.read("problems", Problem)}
+        for generation in context.read("generations", Generation):
+            yield generation.id, (generation, expected.get(generation.problem_id, generation.expected_answer))
 
-    async def process(self, unit: Generation, context: StageContext) -> Result:
-        expected = self._expected.get(unit.problem_id, unit.expected_answer)
-        predicted = answer_of(unit, fallback=self.config.fallback)
-        if not unit.tried:
+    async def process(self, unit: tuple[Generation, str | None], context: StageContext) -> Result:
+        generation, expected = unit
+        predicted = answer_of(generation, fallback=self.config.fallback)
+        if not generation.tried:
             verdict, reason = Verdict.UNKNOWN, NOT_TRIED
         elif predicted is None:
             verdict, reason = Verdict.NOT_EQUAL, "no answer"
@@ -60,9 +62,9 @@ class GradeSolutions(UnitStage[GradeConfig, Generation]):
         else:
             grade = await self._pool.grade(predicted, expected)
             verdict, reason = grade.verdict, grade.reason
-        counted = str(verdict) if unit.tried else "untried"
+        counted = str(verdict) if generation.tried else "untried"
         context.metrics[counted] = context.metrics.get(counted, 0) + 1
-        graded = unit.with_(
+        graded = generation.with_(
             expected_answer=expected, predicted_answer=predicted, verdict=verdict, verdict_reason=reason
         )
         return Result([graded])

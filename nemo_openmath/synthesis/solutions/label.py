@@ -30,6 +30,7 @@ class MajorityAnswers(UnitStage[MajorityConfig, tuple[Problem, list[str | None]]
     Config = MajorityConfig
     ports = {"problems": "problems", "generations": "solutions of them"}
     takes = {"problems": "Problem", "generations": "Generation"}
+    divided_inputs = ("generations",)
     record = Problem
     concurrency = 1
 
@@ -75,6 +76,7 @@ class Hardness(UnitStage[HardnessConfig, tuple[Problem, list[bool]]]):
     Config = HardnessConfig
     ports = {"problems": "problems with answers", "generations": "graded solutions"}
     takes = {"problems": "Problem", "generations": "Generation"}
+    divided_inputs = ("generations",)
     record = Problem
     concurrency = 1
 

@@ -80,7 +80,8 @@ class Summarize(UnitStage[SummarizeConfig, Generation]):
         if not valid:
             return Result(drops=[Drop("no summary kept the answer", texts[0])])
         best = max(valid, key=lambda text: (len(text), text))
-        return Result([unit.with_(transcript=replace_summary(transcript, best).to_json())])
+        summarized = replace_summary(transcript, best)
+        return Result([unit.with_(transcript=summarized.to_json(), thinks=summarized.thinks)])
 
     def _sampling(self, seed: int) -> Sampling:
         return Sampling(max_tokens=self.config.max_tokens, temperature=self.config.temperature, seed=seed)

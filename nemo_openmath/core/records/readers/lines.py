@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records.bodies import joined
 
 
 def raw_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file, empty ones included, without a byte order mark. Raises UserError with the row at which
-    a compressed file breaks off."""
-    row = 0
+    """Yield the lines of a file, empty ones included, without a byte order mark; those of our own records with what is
+    stored beside them. Raises UserError with the row at which a compressed file breaks off."""
+    row, ours = 0, path.name.startswith("part-") and path.suffix == ".jsonl"
     try:
         with open_file(path) as file:
             for row, line in enumerate(file, 1):
+                if ours:
+                    line = joined(line, path.parent)
                 yield line.removeprefix(codecs.BOM_UTF8) if row == 1 else line
     except GeneratorExit:  # not read to its end, perhaps at the end of the process
         raise

@@ -1,0 +1,156 @@
+"""Work is divided by problem: any number of jobs makes the same records, and each reads its own part alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_openmath.cli.main import run
+from nemo_openmath.core.errors import ExitCode, UserError
+from nemo_openmath.core.records import Generation, Problem, read_drops, read_manifest, read_records
+from nemo_openmath.core.records.store import folder_sums, partition_files, read_lines, write_records
+from nemo_openmath.core.stage import Stage
+from nemo_openmath.grading import GradingPool
+from nemo_openmath.synthesis.genselect.groups import Groups, GroupsConfig
+from nemo_openmath.synthesis.solutions.filter import Filter, FilterConfig
+from nemo_openmath.synthesis.solutions.grade import GradeConfig, GradeSolutions
+from nemo_openmath.synthesis.solutions.label import Hardness, HardnessConfig, MajorityAnswers, MajorityConfig
+from nemo_openmath.synthesis.solutions.rows import MakeRows, RowsConfig
+from tests.support.services import Lent, stage_context
+
+PROBLEMS = [Problem.make(f"What is {n} + {n}?", expected_answer=None if n % 5 == 0 else str(2 * n)) for n in range(30)]
+
+
+def solution(problem: Problem, sample: int, number: int) -> Generation:
+    right = sample % 3 != 0
+    thought = "<think>I add.</think>" if sample != 5 else "I add."
+    text = f"{thought}\nThe answer is \\boxed{{{2 * number if right else 1}}}."
+    return Generation(
+        id=Generation.make_id(problem.id, "cot", "m", "", {}, 1, sample),
+        problem_id=problem.id,
+        mode="cot",
+        model="m",
+        sample=sample,
+        transcript={"messages": [], "pieces": [{"author": "model", "text": text}]},
+        finish="length" if sample == 4 else "stop",
+        thinks=sample != 5,
+    )
+
+
+SOLUTIONS = [solution(problem, sample, n) for n, problem in enumerate(PROBLEMS) for sample in range(6)]
+
+
+def stage(kind: str) -> Stage[Any]:
+    return {
+        "grade": lambda: GradeSolutions(GradeConfig()),
+        "filter": lambda: Filter(FilterConfig(per_problem=2)),
+        "majority": lambda: MajorityAnswers(MajorityConfig()),
+        "hardness": lambda: Hardness(HardnessConfig()),
+        "groups": lambda: Groups(GroupsConfig()),
+        "rows": lambda: MakeRows(RowsConfig()),
+    }[kind]()
+
+
+@pytest.fixture(scope="module")
+def pool() -> Any:
+    with GradingPool() as pool:
+        yield pool
+
+
+async def made(
+    kind: str, inputs: dict[str, Sequence[Path]], output: Path, pool: GradingPool, partitions: int, jobs: Sequence[int]
+) -> None:
+    """Do a stage by the jobs of an array, one after the other; ``jobs`` names the number of jobs."""
+    for count in jobs:
+        for job in range(count):
+            context = stage_context(
+                inputs, output, services=Lent(grading=pool), shard=job, shards=count, partitions=partitions
+            )
+            await stage(kind).run(context)
+
+
+@pytest.fixture
+async def graded(tmp_path: Path, pool: GradingPool) -> dict[str, Sequence[Path]]:
+    write_records(tmp_path / "problems", PROBLEMS)
+    write_records(tmp_path / "solutions", SOLUTIONS)
+    inputs = {"problems": [tmp_path / "problems"], "generations": [tmp_path / "solutions"]}
+    await made("grade", inputs, tmp_path / "graded", pool, 1, [1])
+    return {"problems": [tmp_path / "problems"], "generations": [tmp_path / "graded"]}
+
+
+@pytest.mark.parametrize("kind", ["grade", "filter", "majority", "hardness", "groups", "rows"])
+async def test_parts_and_jobs_change_no_record(
+    kind: str, graded: dict[str, Sequence[Path]], tmp_path: Path, pool: GradingPool
+) -> None:
+    await made(kind, graded, tmp_path / "whole", pool, 1, [1])
+    whole, drops = folder_sums(tmp_path / "whole"), sorted(unit for unit, _ in read_drops(tmp_path / "whole"))
+    assert whole.records > 10
+    for partitions, jobs in ((5, [1]), (5, [3]), (4, [4]), (7, [7])):
+        output = tmp_path / f"{partitions}-{jobs}"
+        await made(kind, graded, output, pool, partitions, jobs)
+        sums = folder_sums(output)
+        assert (sums.digest, sums.drops, sums.units) == (whole.digest, whole.drops, whole.units)
+        assert sorted(unit for unit, _ in read_drops(output)) == drops
+        assert sums.aligned
+        if kind not in ("rows", "groups"):
+            assert sums.single
+
+
+async def test_another_number_of_jobs_goes_on_with_what_was_begun(
+    graded: dict[str, Sequence[Path]], tmp_path: Path, pool: GradingPool
+) -> None:
+    output = tmp_path / "out"
+    first = stage_context(graded, output, services=Lent(grading=pool), shard=1, shards=4, partitions=4)
+    await stage("grade").run(first)
+    before = {path.name: path.read_bytes() for path in output.iterdir() if path.stat().st_size}
+    await made("grade", graded, output, pool, 4, [3, 1])
+    assert {name: (output / name).read_bytes() for name in before} == before, "nothing is done twice"
+    await made("grade", graded, tmp_path / "whole", pool, 1, [1])
+    assert folder_sums(output).digest == folder_sums(tmp_path / "whole").digest
+
+
+def test_a_job_opens_its_own_files_alone(tmp_path: Path) -> None:
+    """Whatever is in the others: it is neither read nor parsed."""
+    write_records(tmp_path / "graded", (s.with_(predicted_answer="1", verdict="equal") for s in SOLUTIONS))
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"name: r\npartitions: 4\nstages:\n"
+        f"  kept: {{run: solutions.filter, correct: false, from: {tmp_path / 'graded'}/}}\n"
+        f"  again: {{run: solutions.filter, correct: false, from: kept}}\n"
+    )
+    out = tmp_path / "out"
+    command = ["recipe", "run", str(recipe), "--output", str(out)]
+    assert run([*command, "--until", "kept"]) is ExitCode.OK
+    manifest = read_manifest(out / "kept")
+    assert manifest is not None
+    assert manifest.metrics["divided"]
+    for number in (0, 1, 3):
+        path = partition_files(out / "kept", number, 4)["part"]
+        path.write_bytes(b"#" * path.stat().st_size)
+    assert run([*command, "--only", "again", "--shard", "2/4"]) is ExitCode.OK
+    kept, again = (sorted(read_lines_of(out / name, 2)) for name in ("kept", "again"))
+    assert len(kept) > 10
+    assert [line.split(b'"body"')[0] for line in kept] == [line.split(b'"body"')[0] for line in again]
+    with pytest.raises(UserError, match=r"part-00000-of-00004\.jsonl:1"):
+        list(read_records(out / "kept", Generation))
+
+
+def read_lines_of(folder: Path, number: int) -> list[bytes]:
+    return partition_files(folder, number, 4)["part"].read_bytes().splitlines()
+
+
+def test_an_array_of_an_earlier_version_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"problem": "2+2?"}\n{"problem": "3+3?"}\n')
+    recipe, out = tmp_path / "r.yaml", tmp_path / "out"
+    recipe.write_text("name: r\nstages:\n  a: {run: problems.read_problems, from: ./rows.jsonl}\n")
+    command = ["recipe", "run", str(recipe), "--output", str(out), "--only", "a", "--shard"]
+    assert run([*command, "0/2"]) is ExitCode.OK
+    assert run([*command, "0/3"]) is ExitCode.OK, "as many parts as it was begun with"
+    plan = out / "a/plan.json"
+    plan.write_text(plan.read_text().replace('"partitions": 2', '"other": 2'))
+    assert run([*command, "1/2"]) is ExitCode.USER_ERROR
+    assert "begun as an array of 2 by an earlier version" in capsys.readouterr().err
+    plan.write_text(plan.read_text().replace('"other": 2', '"partitions": 2'))
+    assert run([*command, "1/2"]) is ExitCode.OK
+    assert len(list(read_lines(out / "a"))) == 2
