@@ -16,7 +16,7 @@ import orjson
 from blake3 import blake3
 
 from nemo_openmath.core.records.ids import content_id
-from nemo_openmath.core.records.manifest import write_json
+from nemo_openmath.core.records.manifest import read_manifest, write_json
 
 LINEAGE = "lineage.json"
 BLAKE3 = "blake3:"
@@ -87,8 +87,9 @@ def digest_tree(folder: Path, ignore: tuple[str, ...] = (LINEAGE, "plan.json", "
 
 
 def remembered_digest(path: Path, memory: Path) -> str:
-    """Return :func:`digest_tree`, read again only where a name, a size or a modification time changed: models and data
-    sets of many gigabytes are looked at by every job of a run.
+    """Return the digest of a file or a folder, read again only where a name, a size or a modification time changed:
+    models and data sets of many gigabytes are looked at by every job of a run. It is :func:`digest_tree`, and of the
+    folder of a finished stage what its manifest says.
 
     ``memory``: the folder that keeps the digests, one file a path.
     """
@@ -99,7 +100,8 @@ def remembered_digest(path: Path, memory: Path) -> str:
     with contextlib.suppress(OSError, ValueError, KeyError):
         if (known := orjson.loads(note.read_bytes()))["files"] == signature:
             return str(known["digest"])
-    digest = digest_tree(path)
+    manifest = read_manifest(path) if path.is_dir() else None
+    digest = digest_tree(path) if manifest is None else manifest.digest
     with contextlib.suppress(OSError):  # only speed is lost
         memory.mkdir(parents=True, exist_ok=True)
         write_json(note, {"path": str(path), "files": signature, "digest": digest})
