@@ -146,6 +146,9 @@ class Transcript:
     @property
     def prose(self) -> str:
         """The text without code and what programs printed."""
+        text = self.text
+        if CODE_START not in text and all(span.author is not Author.TOOL for span in self.spans):
+            return text  # most texts are prose alone, and long
         return "".join(s.text for s in self.segments() if s.kind in _PROSE)
 
     @property

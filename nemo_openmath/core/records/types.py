@@ -7,7 +7,7 @@ id: what the id is made of never changes. Fields that we do not know are kept in
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -55,12 +55,11 @@ class Record:
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Self:
         """Read a row of our own files. Raises ValueError naming a missing or unknown field."""
-        known = {f.name for f in fields(cls)}
-        if unknown := row.keys() - known:
+        if unknown := row.keys() - cls.__dataclass_fields__.keys():
             raise ValueError(f"not a {cls.__name__}: unknown field {sorted(unknown)[0]!r}")
         try:
-            values: dict[str, Any] = {k: tuple(v) if k in cls.tuples else v for k, v in row.items()}
-            return cls(**values)
+            tuples = {name: tuple(row[name]) for name in cls.tuples if name in row}
+            return cls(**row | tuples)
         except (TypeError, ValueError) as error:
             raise ValueError(f"not a {cls.__name__}: {error}") from error
 
