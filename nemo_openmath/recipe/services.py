@@ -13,7 +13,7 @@ from pathlib import Path
 from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.chat.same_tokenizer import tokenizer_difference
 from nemo_openmath.core.engine import Engine
-from nemo_openmath.core.errors import OpenMathError
+from nemo_openmath.core.errors import OpenMathError, UserError
 from nemo_openmath.core.grader import Majority
 from nemo_openmath.core.processes import child_environment
 from nemo_openmath.core.records import read_manifest

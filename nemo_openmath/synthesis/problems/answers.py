@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from nemo_openmath.core.merging import merge
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.stage import Result, StageContext
-from nemo_openmath.synthesis.problems.prompted import Discussed, PromptedConfig, PromptedStage, with_discussions
+from nemo_openmath.synthesis.problems.prompted import Discussed, DiscussedStage
 
 
-class ExtractAnswers(PromptedStage[PromptedConfig, Discussed]):
+class ExtractAnswers(DiscussedStage):
     """Give each problem the answer that its discussions settle on.
 
     The model is asked about each thread that poses the problem, and the answer of most threads holds (core/merging.py).
@@ -19,17 +17,13 @@ class ExtractAnswers(PromptedStage[PromptedConfig, Discussed]):
 
     kind = "problems.extract_answers"
     prompt = "extract-answer"
-    Config = PromptedConfig
-    ports = {"problems": "problems", "threads": "the threads they came from"}
-    takes = {"problems": "Problem", "threads": "Thread"}
-    record = Problem
 
-    def units(self, context: StageContext) -> Iterable[tuple[str, Discussed]]:
-        return with_discussions(context)
+    def asks_about(self, problem: Problem) -> bool:
+        return problem.expected_answer is None
 
     async def process(self, unit: Discussed, context: StageContext) -> Result:
         problem, discussions = unit
-        if problem.expected_answer is not None:
+        if not self.asks_about(problem):
             return Result([problem], asked=False)
         versions, unparsable = [], None
         for number, discussion in enumerate(discussions):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.stage import Result, StageContext
-from nemo_openmath.synthesis.problems.prompted import Discussed, PromptedConfig, PromptedStage, with_discussions
+from nemo_openmath.synthesis.problems.prompted import Discussed, DiscussedStage
 
 _FORM = re.compile(r"Problem:\s*(?P<problem>.+?)\s*\nAnswer:\s*(?P<answer>\S.*)", re.S)
 
 
-class ConvertProofs(PromptedStage[PromptedConfig, Discussed]):
+class ConvertProofs(DiscussedStage):
     """Convert each proof into a problem that asks for a value, with its answer. Other problems pass unchanged.
 
     The reply is read strictly: an answer in a box in place of the line ``Answer:`` is asked for again and then dropped,
@@ -21,17 +20,14 @@ class ConvertProofs(PromptedStage[PromptedConfig, Discussed]):
 
     kind = "problems.convert_proofs"
     prompt = "convert-proof"
-    Config = PromptedConfig
     ports = {"problems": "classified problems", "threads": "the threads they came from"}
-    takes = {"problems": "Problem", "threads": "Thread"}
-    record = Problem
 
-    def units(self, context: StageContext) -> Iterable[tuple[str, Discussed]]:
-        return with_discussions(context)
+    def asks_about(self, problem: Problem) -> bool:
+        return problem.category == "proof"
 
     async def process(self, unit: Discussed, context: StageContext) -> Result:
         problem, discussions = unit
-        if problem.category != "proof":
+        if not self.asks_about(problem):
             return Result([problem], asked=False)
         conversion, reply = await self.question(
             context, problem.id, parse_conversion, problem=problem.problem, forum_discussions="\n\n".join(discussions)

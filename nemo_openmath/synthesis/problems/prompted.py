@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,8 +82,35 @@ Discussed: TypeAlias = tuple[Problem, list[str]]
 """A problem and the discussions of the threads that pose it, one text a thread, in the order of its parents."""
 
 
-def with_discussions(context: StageContext) -> Iterable[tuple[str, Discussed]]:
-    """Yield each problem with its discussions. Threads are joined by id; those without a reply are left out."""
-    replies = {t.id: t.forum_discussions for t in context.read("threads", Thread) if t.forum_discussions.strip()}
-    for problem in context.read("problems", Problem):
-        yield problem.id, (problem, [replies[parent] for parent in problem.parents if parent in replies])
+class DiscussedStage(PromptedStage[PromptedConfig, Discussed]):
+    """A stage that asks about some problems with the discussions of their threads (ports ``problems``, ``threads``).
+
+    Threads are joined by id; those without a reply are left out. They are not divided as problems are: each job reads
+    them once, and keeps those that its problems ask for.
+    """
+
+    ports = {"problems": "problems", "threads": "the threads they came from"}
+    takes = {"problems": "Problem", "threads": "Thread"}
+    record = Problem
+    Config = PromptedConfig
+
+    @abstractmethod
+    def asks_about(self, problem: Problem) -> bool:
+        """Return whether the model is asked about a problem."""
+
+    async def prepare(self, context: StageContext) -> None:
+        await super().prepare(context)
+        wanted = {
+            parent
+            for part in context.parts()
+            for problem in part.read("problems", Problem)
+            if self.asks_about(problem)
+            for parent in problem.parents
+        }
+        threads = (thread for thread in context.read("threads", Thread) if thread.id in wanted)
+        self._replies = {t.id: t.forum_discussions for t in threads if t.forum_discussions.strip()}
+
+    def units(self, context: StageContext) -> Iterable[tuple[str, Discussed]]:
+        for problem in context.read("problems", Problem):
+            parents = problem.parents if self.asks_about(problem) else ()
+            yield problem.id, (problem, [self._replies[parent] for parent in parents if parent in self._replies])
