@@ -23,6 +23,7 @@ from nemo_openmath.core.build import Builder
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Generation, Problem, read_records
+from nemo_openmath.core.records.bodies import closing_files
 from nemo_openmath.core.records.store import part_files
 from nemo_openmath.evaluation.share import ShareOfRight
 from nemo_openmath.grading import GradingPool
@@ -146,7 +147,7 @@ def summary(output: Path) -> str:
     folder = output / SOLUTIONS
     total = answered = 0
     share = ShareOfRight()
-    with GradingPool() as pool:
+    with GradingPool() as pool, closing_files():
         tried = (generation for generation in read_records(folder, Generation) if generation.tried)
         for batch in _batches(tried):
             answers = [answer_of(generation) for generation in batch]

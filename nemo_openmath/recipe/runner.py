@@ -24,6 +24,7 @@ from pathlib import Path
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.outputs import refuse_foreign_folder
 from nemo_openmath.core.progress import Progress
+from nemo_openmath.core.records.bodies import closing_files
 from nemo_openmath.core.records.manifest import PLAN, write_manifest
 from nemo_openmath.core.stage import Stage, StageContext
 from nemo_openmath.recipe import identity, stage_folder
@@ -155,7 +156,7 @@ class Run:
             if selection.prepare:
                 await entry.stage.prepare_launch(context)
                 return
-            with stage_folder.stopwatch(folder) as spent, _named(entry):
+            with stage_folder.stopwatch(folder) as spent, _named(entry), closing_files():
                 await entry.stage.run(context)
             await services.release_model()
             if not stage_folder.is_last_shard(folder, context):

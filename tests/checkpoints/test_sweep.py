@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nemo_openmath.cli.main import run
+from nemo_openmath.core.records.readers import read_rows
 from tests.support import models
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
@@ -45,9 +46,9 @@ def test_a_sweep_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         torch.testing.assert_close(tensor.float(), (a[key].float() + b[key].float()) / 2, rtol=2**-8, atol=1e-6)
     texts = {}
     for name in ("ratio_0", "ratio_0_5", "ratio_1"):
-        lines = (output / f"{name}_solved" / "part-00000-of-00001.jsonl").read_text().splitlines()
-        assert len(lines) == 6
-        texts[name] = sorted(json.dumps(json.loads(line)["transcript"]["pieces"]) for line in lines)
+        solved = [row for _, _, row in read_rows(output / f"{name}_solved")]
+        assert len(solved) == 6
+        texts[name] = sorted(json.dumps(row["transcript"]["pieces"]) for row in solved)
         results = json.loads((output / f"{name}_results" / "results.json").read_text())
         assert {"maj@2", "pass@2"} <= {f"{row['metric'].split('@')[0]}@{row['k']}" for row in results}
     assert texts["ratio_0"] != texts["ratio_1"], "each candidate generated for itself"

@@ -12,11 +12,12 @@ reads Zstandard. A record's line in ``part-*.jsonl`` ends in ``"body": [file, of
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -174,6 +175,11 @@ class _OpenFiles:
             self._files.move_to_end(file)
             return os.pread(descriptor, size, offset)
 
+    def close(self) -> None:
+        with self._lock:
+            while self._files:
+                os.close(self._files.popitem()[1])
+
     def forget(self, file: Path) -> None:
         with self._lock:
             if (descriptor := self._files.pop(file, None)) is not None:
@@ -181,6 +187,16 @@ class _OpenFiles:
 
 
 _codecs, _files = _Codecs(), _OpenFiles()
+
+
+@contextlib.contextmanager
+def closing_files() -> Iterator[None]:
+    """Close the files of bodies that were opened in the block: an open file keeps its disk from being unmounted, and a
+    removed one in the way on a network file system."""
+    try:
+        yield
+    finally:
+        _files.close()
 
 
 def _text_at(file: Path, offset: int, size: int, digest: str) -> bytes | None:
