@@ -1,5 +1,6 @@
 """Work is divided by problem: any number of jobs makes the same records, and each reads its own part alone."""
 
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -154,3 +155,31 @@ def test_an_array_of_an_earlier_version_is_refused_by_name(tmp_path: Path, capsy
     plan.write_text(plan.read_text().replace('"other": 2', '"partitions": 2'))
     assert run([*command, "1/2"]) is ExitCode.OK
     assert len(list(read_lines(out / "a"))) == 2
+
+
+@pytest.mark.parametrize("kind", ["filter", "groups", "hardness", "rows"])
+async def test_memory_does_not_grow_with_the_texts(kind: str, tmp_path: Path) -> None:
+    """What is held of a record is its narrow line, some two kilobytes: Python stores this text in 80."""
+    peaks = []
+    for problems in (25, 100):
+        folder = tmp_path / str(problems)
+        asked = [Problem.make(f"How much is {n}?", expected_answer="1") for n in range(problems)]
+        write_records(folder / "problems", asked)
+        write_records(folder / "generations", (wide(p, sample) for p in asked for sample in range(4)))
+        ports = {port: [folder / port] for port in stage(kind).ports}
+        tracemalloc.start()
+        await stage(kind).run(stage_context(ports, folder / "out"))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / (4 * 75) < 3000
+
+
+def wide(problem: Problem, sample: int) -> Generation:
+    thought = "\u221a2 \U0001f914" * 5000
+    text = f"<think>{thought}</think>The answer is \\boxed{{{sample % 2}}}."
+    return solution(problem, sample, 1).with_(
+        transcript={"messages": [], "pieces": [{"author": "model", "text": text}]},
+        finish="stop",
+        predicted_answer=str(sample % 2),
+        verdict="equal" if sample % 2 else "not_equal",
+    )
