@@ -458,8 +458,8 @@ def kill_stages(scale: Scale, chosen: Sequence[str], starts: dict[str, Cost]) ->
                 raise SystemExit(f"{step.name}: after the kill it left something else: {expected} {outcome}")
 
 
-def measure_peer(scale: Scale, python: str, ours: Cost) -> None:
-    """Run datatrove's filter over the same solutions, as one JSONL file."""
+def measure_peer(scale: Scale, python: str, own_start: Cost) -> None:
+    """Run datatrove's filter over the same solutions, as one JSONL file, in turn with the stage cot_kept."""
     data, empty = scale.folder / "peer", scale.folder / "empty"
     scale.tool("rows", data / "rows.jsonl")
     empty.mkdir()
@@ -472,9 +472,13 @@ def measure_peer(scale: Scale, python: str, ours: Cost) -> None:
         output.mkdir()
         return measure([python, str(HERE / "scale_datatrove.py"), str(source), str(output)], scale.folder)
 
-    start = median([run(empty) for _ in range(3)])
-    runs = [run(data) for _ in range(3)]
-    best = min(runs, key=lambda c: c.cpu)
+    start, peers, own = median([run(empty) for _ in range(3)]), [], []
+    for _ in range(3):
+        peers.append(run(data))
+        shutil.rmtree(scale.run / "cot_kept")
+        own.append(scale.stage("cot_kept"))
+    best = min(peers, key=lambda c: c.cpu)
+    ours = min(own, key=lambda c: c.cpu).without(own_start)
     kept, cost = int(best.output.split()[-1]), best.without(start)
     size = (data / "rows.jsonl").stat().st_size
     print(
@@ -499,20 +503,11 @@ def extrapolate(fits: dict[str, Fit], with_jobs: bool) -> None:
     print(f"  probe {k(PROBED)} = 540K x 32 (2.3)")
     print(f"  TIR {k(TIR_MADE)} = 1.2M (3.2) + 700K (3.3) + 2.5M (assumed), kept {k(TIR_KEPT)} (3.2, 3.3);")
     print(f"  groups {k(GROUPS)} (4.2); rows {k(ROWS)} = 3.2M + 1.7M + 0.57M (5)")
+    print("B of memory: how much the peak grows by each record that goes in, from the smallest to the largest run")
     if with_jobs:
         print("64 jobs: a job's cost as a + b/jobs from the smallest and largest array; hours of one of the 64")
-    heading = (
-        "stage",
-        "goes in",
-        "comes out",
-        "records/s",
-        "1 job, h",
-        "64 jobs, h",
-        "TB read",
-        "64 jobs",
-        "TB on disk",
-    )
-    print(row(*heading, "B of memory"))
+    heading = ("stage", "goes in", "comes out", "records/s", "1 job, h", "64 jobs, h", "TB read", "64 jobs")
+    print(row(*heading, "TB on disk", "B of memory"))
     hours = array_hours = disk = 0.0
     for step in STEPS:
         if (fit := fits.get(step.name)) is None or not (step.goes_in or step.comes_out):
@@ -586,7 +581,13 @@ def main() -> None:
     parser.add_argument("--wide", type=float, default=0.05, help="share of texts with characters beyond Latin-1")
     parser.add_argument("--length", type=float, default=1.0, help="share of the usual length of the texts")
     parser.add_argument("--no-ids", action="store_true", help="solutions without token ids")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an override of the recipe")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an override of the recipe, such as partitions=16",
+    )
     parser.add_argument("--keep", action="store_true", help="leave the data")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -614,7 +615,7 @@ def main() -> None:
                     shutil.rmtree(scale.folder)
             fits = {name: Fit.of(results[0][name], results[-1][name]) for name in results[0]}
             if options.peers:
-                measure_peer(scale, options.peers, results[-1]["cot_kept"].cost)
+                measure_peer(scale, options.peers, starts["cot_kept"])
             if options.kill:
                 kill_stages(scale, chosen, starts)
             extrapolate(fits, with_jobs=False)
