@@ -28,6 +28,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Literal
 
 from nemo_openmath.chat.token_ids import TokenIds
@@ -82,9 +83,10 @@ class Segment:
         return self.text
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Transcript:
-    """The messages of a prompt, and the assistant's turn that follows them."""
+    """The messages of a prompt, and the assistant's turn that follows them. What is derived from the text is derived
+    once, when it is asked for."""
 
     messages: tuple[Message, ...]
     spans: tuple[Span, ...] = ()
@@ -105,6 +107,10 @@ class Transcript:
 
     def segments(self) -> list[Segment]:
         """Return the reader's view. The texts of the segments, joined, are always the text of the turn."""
+        return list(self._segments)
+
+    @cached_property
+    def _segments(self) -> list[Segment]:
         parts: list[Segment] = []
         for span in self._with_template_joined():
             if span.author is Author.TOOL:
@@ -136,20 +142,20 @@ class Transcript:
         once = prose.count(THINK_START) == prose.count(THINK_END) == 1
         return "whole" if once and self.text.lstrip().startswith(THINK_START) else "broken"
 
-    @property
+    @cached_property
     def thinks(self) -> bool:
         """Whether a tag of thinking stands in the text, outside code and output. The empty thought that some templates
         write is none."""
         prose = replace(self, spans=self.spans[1:]).prose if self._thought_is_closed else self.prose
         return THINK_START in prose or THINK_END in prose
 
-    @property
+    @cached_property
     def prose(self) -> str:
         """The text without code and what programs printed."""
         text = self.text
         if CODE_START not in text and all(span.author is not Author.TOOL for span in self.spans):
             return text  # most texts are prose alone, and long
-        return "".join(s.text for s in self.segments() if s.kind in _PROSE)
+        return "".join(s.text for s in self._segments if s.kind in _PROSE)
 
     @property
     def _thought_is_closed(self) -> bool:
@@ -159,7 +165,7 @@ class Transcript:
     def summary(self) -> str | None:
         """Text after the last ``</think>``; None where the reasoning never ended. Of a turn that does not think, it is
         all the text but code and output."""
-        segments = [s for s in self.segments() if s.kind in _PROSE]
+        segments = [s for s in self._segments if s.kind in _PROSE]
         parts = [s.text for s in segments if s.kind is Kind.SUMMARY]
         if not parts and not self.thinks:
             parts = [s.text for s in segments]
@@ -193,7 +199,7 @@ class Transcript:
 
     def code_blocks(self) -> list[str]:
         """Return the programs that the model called."""
-        return [s.body for s in self.segments() if s.kind is Kind.CODE]
+        return [s.body for s in self._segments if s.kind is Kind.CODE]
 
     @classmethod
     def from_text(cls, messages: tuple[Message, ...], text: str, *, finished: bool = True) -> Transcript:

@@ -11,6 +11,10 @@ Versions of a problem may name different expected answers. The rule:
 - Where two answers have as many votes, the problem has no expected answer.
 - Either way ``extra["answers_given"]`` keeps what was said: answer -> votes.
 
+Versions of a training row have one text. What they tell of its problem (expected answer, source, pass rate) may differ:
+what is told holds where another version tells nothing, and of two that tell it differently the first one in the order
+of their contents.
+
 Versions of anything else that differ in more than parents and ``extra`` are refused: nobody can say which one is meant.
 """
 
@@ -25,13 +29,14 @@ from typing import Any, TypeVar
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.grader import Vote
-from nemo_openmath.core.records import EncodedRecord, Problem, Record, read_manifest
+from nemo_openmath.core.records import EncodedRecord, Problem, Record, SftRow, read_manifest
 from nemo_openmath.core.records.encoding import id_of_line, parse_record
 from nemo_openmath.core.records.ids import unit_key
 from nemo_openmath.core.records.key_set import KeySet
 from nemo_openmath.core.records.store import Partition, folder_sums, record_lines
 
 ANSWERS = "answers_given"
+_TOLD_OF_PROBLEM = ("expected_answer", "problem_source", "pass_rate")  # fields of a row
 R = TypeVar("R", bound=Record)
 
 
@@ -63,14 +68,19 @@ def merge(versions: Sequence[R], vote: Vote) -> R:
     if isinstance(versions[0], Problem):
         return _merge_problems(versions, vote)  # type: ignore[arg-type,return-value]
     first = versions[0]
+    told = {
+        name: next((value for v in versions if (value := getattr(v, name)) not in (None, "")), getattr(first, name))
+        for name in (_TOLD_OF_PROBLEM if isinstance(first, SftRow) else ())
+    }
+    free = {"parents", "extra", *told}
     for version in versions[1:]:
         for field in fields(first):
-            if field.name not in ("parents", "extra") and getattr(first, field.name) != getattr(version, field.name):
+            if field.name not in free and getattr(first, field.name) != getattr(version, field.name):
                 raise UserError(
                     f"{type(first).__name__} {first.id} is there in versions that differ in {field.name!r}",
                     remedy="name only one of the folders that hold it",
                 )
-    return replace(first, parents=_parents(versions), extra=_extra(versions))
+    return replace(first, parents=_parents(versions), extra=_extra(versions), **told)
 
 
 def _merge_problems(versions: Sequence[Problem], vote: Vote) -> Problem:

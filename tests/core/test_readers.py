@@ -5,6 +5,8 @@ import gzip
 import json
 import pickle
 import random
+import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy
@@ -13,13 +15,27 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import exact_json
-from nemo_openmath.core.records.readers import BrokenRows, read_rows
+from nemo_openmath.core.records.readers import BrokenRows, lines_between, raw_lines, read_rows, row_at
 
 ROWS = [{"problem": f"Find {i}.", "noise": random.Random(i).randbytes(40).hex()} for i in range(5000)]
 TEXT = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
+
+
+@given(st.lists(st.sampled_from([b"a", b"\n", b"\r\n", b"bcd", b"\xef\xbb\xbf"])), st.lists(st.integers(0, 30)))
+def test_ranges_of_a_file_give_each_line_once(parts: list[bytes], cuts: list[int]) -> None:
+    data = b"".join(parts)
+    with tempfile.NamedTemporaryFile() as file:
+        path = Path(file.name)
+        path.write_bytes(data)
+        bounds = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+        ranged = [line for start, end in pairwise(bounds) for line in lines_between(path, start, end)]
+        assert [line for _, line in ranged] == list(raw_lines(path))
+        assert [row_at(path, at) for at, _ in ranged] == list(range(1, len(ranged) + 1))
 
 
 def frames(data: bytes) -> bytes:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import csv
 import gzip
-import io
 import json
-from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -23,17 +19,16 @@ from hypothesis import strategies as st
 from nemo_openmath.chat import RENDERED, Author, ChatTokenizer, Message, Span, Transcript, encode, load_template
 from nemo_openmath.chat.blocks import notice_block, output_block
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.records import Drop, Problem, RecordWriter, SftRow, read_drops, read_records
+from nemo_openmath.core.records import Drop, Problem, RecordWriter, SftRow
 from nemo_openmath.core.records.bodies import NewBody
 from nemo_openmath.core.records.key_set import KeySet
 from nemo_openmath.core.records.manifest import Manifest, write_manifest
 from nemo_openmath.data.rows.conversion import BlockConverter
 from nemo_openmath.data.rows.formatting import Formatter, Reject
 from nemo_openmath.data.rows.selection import Choice, FormatRules
-from nemo_openmath.data.rows.sources import Block, _hub_rows, read_source
-from nemo_openmath.data.rows.stages import ReadConfig, ReadRows
+from nemo_openmath.data.rows.sources import Block, Place, _hub_rows, read_source
+from nemo_openmath.data.rows.stages import ReadConfig
 from tests.support.rows import make_rows
-from tests.support.services import stage_context
 from tests.support.tokenizers import byte_level, unigram
 
 COT = {
@@ -224,13 +219,13 @@ def test_whatever_a_row_holds_it_is_a_sample_or_a_reject(good: dict[str, Any], o
     convert = BlockConverter(
         None, {}, FormatRules(box=False, one_box=False, think="off", blocks=False, judgment=False, turns=False)
     )
-    (row,) = convert((0, Block("file", 1, [good | odd]))).rows
+    (row,) = convert((0, Block(Place("file", 1), [good | odd]))).rows
     if isinstance(row, Drop):
         orjson.dumps(row.detail)
     else:
-        assert isinstance(row[0].body, NewBody)
-        body = orjson.loads(zstandard.decompress(row[0].body.frame))
-        parsed = SftRow.from_json(orjson.loads(row[0].line) | {"transcript": body["transcript"]})
+        assert isinstance(row.body, NewBody)
+        body = orjson.loads(zstandard.decompress(row.body.frame))
+        parsed = SftRow.from_json(orjson.loads(row.line) | {"transcript": body["transcript"]})
         FormatRules().reject(parsed)
         Choice(sources=("olympiad",), max_pass_rate=0.3).reject(parsed)
     if not odd and good:
@@ -359,10 +354,10 @@ def test_every_kind_of_file_reads_the_same(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(lines(rows)))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
     read_rows = list(read_source(tmp_path))
-    assert [place for place, _ in read_rows] == [
-        (name, row) for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.parquet") for row in (1, 2, 3)
-    ]
-    assert all(fields == rows[row - 1] for (_, row), fields in read_rows)
+    numbered = [f"{name}:{row}" for name in ("b.jsonl.gz", "c.jsonl.zst", "d.parquet") for row in (1, 2, 3)]
+    bytes_before = [len(lines(rows[:n])) for n in range(3)]
+    assert [str(place) for place, _ in read_rows] == [f"a.jsonl:byte {n + 1}" for n in bytes_before] + numbered
+    assert [fields for _, fields in read_rows] == rows * 4
     with pytest.raises(UserError, match="no such file"):
         list(read_source(tmp_path / "nothing.jsonl"))
     with pytest.raises(UserError, match="no split given"):
@@ -424,101 +419,6 @@ def test_a_dataset_is_read_by_name(tmp_path: Path) -> None:
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: cot\n    path: cot-*.parquet\n---\n"
     )
     assert list(_hub_rows(str(tmp_path), "cot")) == rows
-
-
-def read(data: Path, out: Path, workers: int, skip_broken: bool = True) -> None:
-    context = stage_context({"data": [data]}, out)
-    asyncio.run(ReadRows(ReadConfig(workers=workers, skip_broken=skip_broken)).run(context))
-
-
-def test_any_number_of_workers_reads_the_same_bytes(tmp_path: Path) -> None:
-    """Rows of several blocks and files, with duplicates across blocks, broken lines and text that is not Unicode."""
-    data = tmp_path / "data"
-    data.mkdir()
-    rows = [COT | {"problem": f"What is {i % 1100} + 1?"} for i in range(1200)]
-    (data / "a.jsonl").write_bytes(lines(rows[:500]) + b"{half\n\n" + lines(rows[500:700]))
-    (data / "b.jsonl.gz").write_bytes(gzip.compress(lines(rows[700:])))
-    table = pa.Table.from_pylist([COT | {"problem": "first"}, TIR])
-    half = pa.Array.from_buffers(
-        pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")]
-    )
-    pq.write_table(
-        table.set_column(table.schema.get_field_index("expected_answer"), "expected_answer", half), data / "c.parquet"
-    )
-    for workers in (1, 2):
-        read(data, tmp_path / f"out{workers}", workers)
-    first, second = (
-        {p.name: p.read_bytes() for p in (tmp_path / name).iterdir() if p.name[:5] in ("part-", "drops", "bodie")}
-        for name in ("out1", "out2")
-    )
-    assert first == second
-    records = list(read_records(tmp_path / "out1", SftRow))
-    assert len(records) == 1101
-    assert Transcript.from_json(records[-1].transcript).messages[0].content.endswith("first")
-    drops = [drop for _, drop in read_drops(tmp_path / "out1")]
-    assert Counter(d.reason for d in drops) == {"duplicate": 100, "not a JSON object": 2}
-    assert [d.detail.split()[0] for d in drops if d.reason != "duplicate"] == ["a.jsonl:501", "c.parquet:2"]
-
-
-def test_read_stage_counts_every_reject_with_an_example(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    bad = [
-        COT | {"problem": ""},
-        {"question": "?"},
-        TIR | {"generated_solution": "<think> no code </think> \\boxed{1}"},
-    ]
-    (data / "rows.jsonl").write_bytes(lines([COT, TIR, GENSELECT, COT, *bad]) + b"{half\n")
-    for _ in range(2):  # the second run finds everything done
-        read(data, tmp_path / "out", 1)
-        rows = list(read_records(tmp_path / "out", SftRow))
-        assert [r.mode for r in rows] == ["cot", "tir", "genselect"]
-        drops = [drop for _, drop in read_drops(tmp_path / "out")]
-        assert Counter(d.reason for d in drops) == {
-            "duplicate": 1,
-            "no problem": 1,
-            "unknown columns": 1,
-            "tir: no notice of remaining executions": 1,
-            "not a JSON object": 1,
-        }
-        assert all("rows.jsonl:" in d.detail for d in drops)
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "says"),
-    [
-        ("a.jsonl", lines([COT]) + b"{half\n" + lines([COT]) + b"[]\n", r"a\.jsonl:2: not JSON .*\(2 of 4 rows are"),
-        (
-            "a.jsonl",
-            lines([COT, {"question": "?"}]),
-            r"a\.jsonl:2: unknown columns \(question\); problem .*\(1 of 2",
-        ),
-        ("a.csv", b"question,answer\n1+1?,2\n", r"a\.csv:2: unknown columns \(answer, question\)"),
-        ("a.json", b'[{"input": "x", "output": "y"}, 7]', r"a\.json:2: not a JSON object but a number"),
-        ("a.jsonl", lines([COT, COT | {"generated_solution": 5}]), r"a\.jsonl:2: generated_solution is not text \(5\)"),
-        ("a.jsonl", lines([COT, COT | {"expected_answer": [2]}]), r"a\.jsonl:2: expected_answer is not text \(\[2\]\)"),
-        ("a.jsonl", b"", r"there is no row in it"),
-    ],
-)
-def test_data_with_broken_rows_is_refused(tmp_path: Path, name: str, data: bytes, says: str) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / name).write_bytes(data)
-    with pytest.raises(UserError, match=says):
-        read(tmp_path / "data", tmp_path / "out", 1, skip_broken=False)
-
-
-def test_csv_and_json_documents_are_read_in_blocks(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "a.json").write_text(json.dumps([COT | {"problem": f"{i}?"} for i in range(600)]))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["problem", "generated_solution", "expected_answer"], extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(COT | {"problem": f"{i}?"} for i in range(599, 602))
-    (data / "b.csv").write_text(text.getvalue())
-    read(data, tmp_path / "out", 2, skip_broken=False)
-    assert len(list(read_records(tmp_path / "out", SftRow))) == 602
-    assert [drop.reason for _, drop in read_drops(tmp_path / "out")] == ["duplicate"]
 
 
 def test_a_stages_own_folder_is_its_records_once_it_has_finished(tmp_path: Path) -> None:

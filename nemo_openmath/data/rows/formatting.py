@@ -92,9 +92,13 @@ class Formatter:
 
     def format(self, row: Mapping[str, Any]) -> SftRow:
         """Return the SftRow of a raw row (column -> value). Raises Reject."""
+        return self.format_with_transcript(row)[0]
+
+    def format_with_transcript(self, row: Mapping[str, Any]) -> tuple[SftRow, Transcript]:
+        """Return what :meth:`format` returns, and its transcript."""
         if "transcript" in row:
             try:
-                return own_row(dict(row))[0]
+                return own_row(dict(row))
             except ValueError as error:
                 raise Reject("not an SFT row", str(error)) from error
         if "generated_solution" in row:
@@ -103,7 +107,7 @@ class Formatter:
             return self._reference(row)
         raise Reject("unknown columns", ", ".join(sorted(row)))
 
-    def _published(self, row: Mapping[str, Any]) -> SftRow:
+    def _published(self, row: Mapping[str, Any]) -> tuple[SftRow, Transcript]:
         problem, solution = _text(row, "problem"), _text(row, "generated_solution")
         mode = self._mode(row, solution)
         if mode is Mode.GENSELECT:
@@ -117,7 +121,7 @@ class Formatter:
             messages = self._templates["cot"].messages(problem=problem)
         return self._row(row, problem, mode, messages, solution, source=_label(row, "problem_source") or "")
 
-    def _reference(self, row: Mapping[str, Any]) -> SftRow:
+    def _reference(self, row: Mapping[str, Any]) -> tuple[SftRow, Transcript]:
         prompt, answer = _text(row, "input"), _text(row, "output")
         messages = _messages_of(prompt)
         mode = self._mode(row, answer)
@@ -140,17 +144,19 @@ class Formatter:
         messages: tuple[Message, ...],
         answer: str,
         source: str = "",
-    ) -> SftRow:
+    ) -> tuple[SftRow, Transcript]:
         problem = Problem.make(text)
-        return SftRow.make(
+        transcript = Transcript.from_text(messages, strip_end(answer, _ENDS)[0]).with_opening()
+        sft_row = SftRow.make(
             problem,
             problem_id=problem.id,
             mode=mode,
-            transcript=Transcript.from_text(messages, strip_end(answer, _ENDS)[0]).with_opening().to_json(),
+            transcript=transcript.to_json(),
             expected_answer=_label(row, "expected_answer"),
             problem_source=source,
             pass_rate=_rate(row.get("pass_rate_72b_tir")),
         )
+        return sft_row, transcript
 
 
 def _messages_of(prompt: str) -> tuple[Message, ...]:

@@ -38,9 +38,9 @@ class FormatRules:
     """A solution holds no control token of ChatML, as one does that ran on into turns of its own. In a problem such a
     token is text."""
 
-    def reject(self, row: SftRow) -> str | None:
-        """Return the first reason against this row, or None."""
-        transcript = Transcript.from_json(row.transcript)
+    def reject(self, row: SftRow, transcript: Transcript | None = None) -> str | None:
+        """Return the first reason against this row, or None. ``transcript``: the row's, where it was read already."""
+        transcript = transcript or Transcript.from_json(row.transcript)
         if self.turns and any("<|im_" in p.text for p in transcript.spans if p.author is Author.MODEL):
             return "control token in the text"
         if row.mode is Mode.GENSELECT:

@@ -1,7 +1,13 @@
 """Other people's data is read as it is: files and folders (JSON Lines, JSON, CSV, Parquet) or a `datasets` name.
 
-Rows are streamed in blocks of at most 256, which depend on the data alone. A block is raw (lines, or a batch of
-Parquet), so it is cheap to hand to another process, which parses it.
+Rows are streamed in blocks. A block is raw, so it is cheap to hand to another process, which parses it. Blocks depend
+on the data alone, and not on how many jobs or processes share the work:
+
+    of                                      a block is            a job of an array reads
+    JSON Lines                              1 MiB of a file       ranges of files
+    Parquet                                 256 rows              row groups
+    compressed files, CSV, JSON documents   256 rows              whole files
+    a dataset of the Hub                    256 rows              all of it, or nothing
 """
 
 from __future__ import annotations
@@ -15,60 +21,127 @@ from typing import Any
 
 from nemo_openmath.core.errors import MissingExtra, UserError
 from nemo_openmath.core.records.readers import (
+    RowGroup,
     batch_rows,
     data_files,
     format_of,
+    is_compressed,
+    lines_between,
+    lines_ratio,
     parse_line,
     raw_batches,
     raw_lines,
     read_file_rows,
+    row_groups,
 )
 
-Place = tuple[str, int]  # file or split, and row counted from 1
-Row = tuple[Place, dict[str, Any] | str]
 _ROWS = 256  # of a block at most,
 _BYTES = 8 << 20  # and its lines take about this much at most
+_RANGE = 1 << 20  # bytes of lines of a block
+
+
+@dataclass(frozen=True, slots=True)
+class LineRange:
+    """The lines that begin in the bytes [start, end) of an uncompressed file."""
+
+    file: Path
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row stands. In a file of lines it is known by its first byte: to number rows, all before it would have to
+    be read."""
+
+    source: str
+    """The file, or dataset and split."""
+    number: int
+    """Of the row or its first byte, counted from 1."""
+    is_byte: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.source}:{'byte ' * self.is_byte}{self.number}"
+
+
+Row = tuple[Place, dict[str, Any] | str]
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive rows of one file or split."""
+    """Consecutive rows of one file or split. ``begin`` is where its first row stands."""
 
-    place: str  # the file or split
-    first: int  # number of the first row, counted from 1
-    raw: list[bytes] | bytes | list[dict[str, Any]] | list[str]  # lines, an Arrow batch, fields, or what is wrong
+    begin: Place
+    raw: LineRange | list[bytes] | bytes | list[dict[str, Any]] | list[str]
+    """Where the lines are, lines, an Arrow batch, fields, or what is wrong."""
 
     def rows(self) -> Iterator[Row]:
         """Yield (place, fields); for a row that cannot be used, (place, why). Empty lines are passed over."""
+        source, first = self.begin.source, self.begin.number
         parsed: Any
+        if isinstance(self.raw, LineRange):
+            for at, line in lines_between(self.raw.file, self.raw.start, self.raw.end):
+                if (row := parse_line(line)) is not None:
+                    yield Place(source, at + 1, is_byte=True), row
+            return
         if isinstance(self.raw, bytes):
             import pyarrow
 
             parsed = (row for batch in pyarrow.ipc.open_stream(self.raw) for row in batch_rows(batch))
         else:
             parsed = (parse_line(row) if isinstance(row, bytes) else row for row in self.raw)
-        for number, row in enumerate(parsed, self.first):
+        for number, row in enumerate(parsed, first):
             if row is not None:
-                yield (self.place, number), row
+                yield Place(source, number), row
 
 
-def read_blocks(source: str | Path, *, split: str | None = None) -> Iterator[Block]:
-    """Yield all rows of a local file or folder or, where there is none, of a dataset of the Hub.
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The part of a source that one job of an array reads: the ``job``-th of ``jobs`` equal stretches of its bytes."""
 
-    ``split``: of the dataset (cot, tir, genselect), or of a folder whose files and subfolders are named after splits.
+    job: int = 0
+    jobs: int = 1
+
+    def has(self, begin: int, size: int) -> bool:
+        """Return whether what begins at a byte, of ``size`` bytes in all, is of this part."""
+        return min(begin * self.jobs // max(1, size), self.jobs - 1) == self.job
+
+
+def read_blocks(source: str | Path, *, split: str | None = None, share: Share = Share()) -> Iterator[Block]:
+    """Yield the rows of a local file or folder or, where there is none, of a dataset of the Hub.
+
+    - ``split``: of the dataset (cot, tir, genselect), or of a folder whose files and subfolders are named after splits.
+    - ``share``: the part that is read. The blocks of all shares are those of the whole.
+
     Raises UserError.
     """
-    if Path(source).exists() or not _is_hub_name(str(source)):
-        for file in files_of_split(Path(source), data_files(source), split):
-            kind = format_of(file)
-            blocks = {"parquet": _parquet_blocks, "lines": _line_blocks}.get(kind, _row_blocks)
-            yield from blocks(source, file)
+    if not Path(source).exists() and _is_hub_name(str(source)):
+        yield from _hub_blocks(str(source), split) if share.has(0, 1) else ()
         return
+    files = files_of_split(Path(source), data_files(source), split)
+    sizes = [file.stat().st_size for file in files]
+    begin, total = 0, sum(sizes)
+    for file, size in zip(files, sizes, strict=True):
+        name, kind = name_in(source, file), format_of(file)
+        if kind == "lines" and not is_compressed(file):
+            step = round(_RANGE / lines_ratio(file))
+            for start in range(0, size, step):
+                if share.has(begin + start, total):
+                    lines = LineRange(file, start, min(size, start + step))
+                    yield Block(Place(name, start + 1, is_byte=True), lines)
+        elif kind == "parquet":
+            yield from _parquet_blocks(name, file, begin, total, share)
+        elif share.has(begin, total):
+            yield from _line_blocks(name, file) if kind == "lines" else _row_blocks(name, file)
+        begin += size
+
+
+def _hub_blocks(name: str, split: str | None) -> Iterator[Block]:
     if split is None:
-        raise UserError(f"dataset {source}: no split given", remedy="name one, as in split: cot")
+        raise UserError(f"dataset {name}: no split given", remedy="name one, as in split: cot")
     done = 0
     try:
-        rows = _hub_rows(str(source), split)
+        rows = _hub_rows(name, split)
         for first in count(1, _ROWS):
             block = []
             for fields in rows:
@@ -77,13 +150,13 @@ def read_blocks(source: str | Path, *, split: str | None = None) -> Iterator[Blo
                 if len(block) == _ROWS:
                     break
             if block:
-                yield Block(f"{source}:{split}", first, block)
+                yield Block(Place(f"{name}:{split}", first), block)
             if len(block) < _ROWS:
                 return
     except (OSError, ValueError) as error:  # what datasets raises: no such name or split, no network, a broken file
         message = (str(error) or type(error).__name__).split("\n", 1)[0]
         raise UserError(
-            f"dataset {source}: {split}: cannot be read on ({message})",
+            f"dataset {name}: {split}: cannot be read on ({message})",
             row=done + 1,
             remedy="check name, split and network, or download its files and name their folder",
         ) from error
@@ -162,7 +235,8 @@ def read_source(source: str | Path, *, split: str | None = None) -> Iterator[Row
         yield from block.rows()
 
 
-def _line_blocks(source: str | Path, file: Path) -> Iterator[Block]:
+def _line_blocks(name: str, file: Path) -> Iterator[Block]:
+    """Yield the blocks of a compressed file of lines."""
     lines: list[bytes] = []
     first = size = 0
     for row, line in enumerate(raw_lines(file), 1):
@@ -171,40 +245,48 @@ def _line_blocks(source: str | Path, file: Path) -> Iterator[Block]:
         lines.append(line)
         size += len(line)
         if len(lines) == _ROWS or size >= _BYTES:
-            yield Block(name_in(source, file), first, lines)
+            yield Block(Place(name, first), lines)
             lines = []
     if lines:
-        yield Block(name_in(source, file), first, lines)
+        yield Block(Place(name, first), lines)
 
 
-def _parquet_blocks(source: str | Path, file: Path) -> Iterator[Block]:
+def _parquet_blocks(name: str, file: Path, begin: int, total: int, share: Share) -> Iterator[Block]:
+    """Yield the blocks of the row groups that are of a share. ``begin``: the file's first byte among ``total``."""
     import pyarrow
 
-    first = 1
-    for batch in raw_batches(file, _ROWS):
+    own: list[RowGroup] = []
+    for group in row_groups(file):
+        if share.has(begin, total):
+            own.append(group)
+        begin += group.size
+    if not own:
+        return
+    first = own[0].first  # they follow each other
+    for batch in raw_batches(file, _ROWS, own):
         sink = pyarrow.BufferOutputStream()
         with pyarrow.ipc.new_stream(sink, batch.schema) as stream:
             stream.write_batch(batch)
-        yield Block(name_in(source, file), first, sink.getvalue().to_pybytes())
+        yield Block(Place(name, first), sink.getvalue().to_pybytes())
         first += batch.num_rows
 
 
-def _row_blocks(source: str | Path, file: Path) -> Iterator[Block]:
+def _row_blocks(name: str, file: Path) -> Iterator[Block]:
     """Yield the blocks of CSV and JSON documents, which are parsed here. An unusable row is a block of its own."""
     rows: list[dict[str, Any]] = []
     broken: list[tuple[int, str]] = []
     first = 1
     for _, row, fields in read_file_rows(file, lambda _, row, why: broken.append((row, why))):
         if rows and (row != first + len(rows) or len(rows) == _ROWS):
-            yield Block(name_in(source, file), first, rows)
+            yield Block(Place(name, first), rows)
             rows = []
         if not rows:
             first = row
         rows.append(fields)
     if rows:
-        yield Block(name_in(source, file), first, rows)
+        yield Block(Place(name, first), rows)
     for row, why in broken:
-        yield Block(name_in(source, file), row, [why])
+        yield Block(Place(name, row), [why])
 
 
 def name_in(source: str | Path, file: Path) -> str:

@@ -1,7 +1,9 @@
 """The stages ``sft.read`` (published data -> SFT rows) and ``sft.select`` (SFT rows -> those to train on).
 
-Reading: one process reads raw blocks and writes the records in their order; others parse, format and judge the rows
-between (``conversion.py``). What is written depends on the data alone, not on the number of processes.
+Reading: one process hands out blocks of the data and writes the records in their order; others read, parse, format and
+judge the rows between (``conversion.py``). A job of an array reads its own part of each source. What is written depends
+on the data alone, not on the number of processes and jobs. So equal rows are all written: they are one record to every
+reader (``core/merging.py``), in whatever parts of the data they stand.
 """
 
 from __future__ import annotations
@@ -12,20 +14,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
+
+import orjson
 
 from nemo_openmath.chat import load_template
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.errors import MissingExtra, UserError
-from nemo_openmath.core.records import Drop, EncodedRecord, Mode, RecordWriter, SftRow, unit_key
-from nemo_openmath.core.records.ids import partition_of
-from nemo_openmath.core.records.key_set import KeySet
-from nemo_openmath.core.records.readers import BrokenRows, data_files
+from nemo_openmath.core.records import Drop, Mode, RecordWriter, SftRow, unit_key
+from nemo_openmath.core.records.readers import BrokenRows, data_files, row_at
 from nemo_openmath.core.stage import RUNTIME, Result, Stage, StageContext, UnitStage
-from nemo_openmath.data.rows.conversion import THINKING_COUNTS, BlockConverter, ConvertedBlock
+from nemo_openmath.data.rows.conversion import THINKING_COUNTS, BlockConverter, ConvertedBlock, unit_of
 from nemo_openmath.data.rows.formatting import MODES
 from nemo_openmath.data.rows.selection import Choice, FormatRules
-from nemo_openmath.data.rows.sources import Block, files_of_split, read_blocks
+from nemo_openmath.data.rows.sources import Block, Place, Share, files_of_split, read_blocks
 from nemo_openmath.data.workers import cores, ordered
 
 
@@ -66,7 +68,7 @@ class ReadRows(Stage[ReadConfig]):
     ports = {"data?": "files or folders: JSON Lines (.gz, .zst) or Parquet"}
     takes = {"data": "records"}
     record = SftRow
-    version = 4  # rendered prompts of any family as given, one <think>, one end of text
+    version = 5  # equal rows are merged by readers, like any equal records
 
     def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
         for mode, path in self.config.prompts.items():
@@ -89,55 +91,97 @@ class ReadRows(Stage[ReadConfig]):
         await asyncio.to_thread(self._read, context, sources)
 
     def _read(self, context: StageContext, sources: list[str | Path]) -> None:
-        seen, broken = KeySet(), BrokenRows(skip=self.config.skip_broken)
-        counts: Counter[str] = Counter()
-        with RecordWriter(context.output, partition=context.shard, partitions=context.shards, flush_units=16) as writer:
-            context.progress.begin(None)
-            for block in self._converted(sources):
-                file = _file(sources[block.source], block.place)
-                for number, problem in block.broken:
-                    broken(file, number, problem)
+        skip, alone = self.config.skip_broken, context.shards == 1
+        broken = BrokenRows(skip=skip)
+        with (
+            RecordWriter(context.output, partition=context.shard, partitions=context.shards, flush_units=16) as writer,
+            UnitCounts(context, writer) as counts,
+        ):
+            broken.good = counts.total["rows"] - counts.total["broken_rows"]
+            context.progress.begin(None, counts.total["rows"])
+            for block in self._converted(context, sources, counts):
+                for place, problem in block.broken:
+                    # The first is named where the data is refused; with skip_broken that is where no row is good.
+                    named = not (broken.count or (skip and broken.good))
+                    file = _file(sources[block.source], place.source)
+                    broken(file, _row_number(file, place) if named else 0, problem)
                 broken.good += len(block.rows) - len(block.broken)
                 if broken.refused:  # the rest is only counted
                     continue
-                records, drops = _without_duplicates(block, seen)
-                counts += block.counts
-                if partition_of(block.unit, context.shards) == context.shard and not writer.done(block.unit):
-                    writer.commit(block.unit, records, drops)
+                if block.rows:
+                    counts.add(block)
+                    if not writer.done(block.unit):
+                        records = [row for row in block.rows if not isinstance(row, Drop)]
+                        writer.commit(block.unit, records, [row for row in block.rows if isinstance(row, Drop)])
                 context.progress.advance(len(block.rows))
-        if not (broken.good or broken.count):
+        if alone and not (broken.count or counts.total["rows"]):
             raise UserError("there is no row in it", file=", ".join(map(str, sources)), remedy="give another file")
-        broken.refuse()
-        _report(context, counts)
+        if alone or not skip:  # no job of an array knows whether all rows of all jobs are broken
+            broken.refuse()
+        _report(context, counts.total)
 
-    def _converted(self, sources: list[str | Path]) -> Iterator[ConvertedBlock]:
-        """The blocks of all sources in their order, each converted by a worker."""
-        split = self.config.split
+    def _converted(
+        self, context: StageContext, sources: list[str | Path], done: UnitCounts
+    ) -> Iterator[ConvertedBlock]:
+        """Yield the blocks of this job's share of each source in their order, each converted by a worker, but those
+        that are done."""
+        split, share = self.config.split, Share(context.shard, context.shards)
         mode = self.config.mode or (split if split in MODES else None)
         blocks: Iterator[tuple[int, Block]] = (
-            (number, block) for number, source in enumerate(sources) for block in read_blocks(source, split=split)
+            (number, block)
+            for number, source in enumerate(sources)
+            for block in read_blocks(source, split=split, share=share)
+            if unit_of(number, block) not in done
         )
         workers = self.config.workers or cores()
         return ordered(BlockConverter, blocks, mode, self.config.prompts, self.config.rules, workers=workers)
 
 
-def _without_duplicates(block: ConvertedBlock, seen: KeySet) -> tuple[list[EncodedRecord], list[Drop]]:
-    """Return the block's rows and its drops; a row whose id was seen before is a drop."""
-    records: list[EncodedRecord] = []
-    drops: list[Drop] = []
-    for row in block.rows:
-        if isinstance(row, Drop):
-            drops.append(row)
-        elif seen.add(unit_key(row[0].id)):
-            records.append(row[0])
-        else:
-            drops.append(Drop("duplicate", f"{row[1]} {row[0].id}"))
-    return records, drops
+class UnitCounts:
+    """What was counted of each finished unit, written down beside the records: a restart need not read its rows
+    again."""
+
+    def __init__(self, context: StageContext, writer: RecordWriter):
+        self._path = context.output / f".counts-{context.shard:05d}-of-{context.shards:05d}.jsonl"
+        self._writer = writer
+        self._units: set[int] = set()
+        self.total: Counter[str] = Counter()
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("a+b", buffering=0)
+        self._file.seek(0)
+        whole = 0
+        for line in self._file:
+            try:
+                unit, counts = orjson.loads(line)
+            except ValueError:  # torn by a kill: units behind it are read again
+                break
+            whole += len(line)
+            if self._writer.done(unit):
+                self._note(unit, counts)
+        self._file.truncate(whole)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __contains__(self, unit: str) -> bool:
+        return unit_key(unit) in self._units
+
+    def add(self, block: ConvertedBlock) -> None:
+        """Write down the counts of a unit that is about to be stored."""
+        counts = {"rows": len(block.rows), "broken_rows": len(block.broken)} | block.counts
+        self._file.write(orjson.dumps([block.unit, counts]) + b"\n")
+        self._note(block.unit, counts)
+
+    def _note(self, unit: str, counts: Mapping[str, int]) -> None:
+        if unit not in self:
+            self._units.add(unit_key(unit))
+            self.total.update(counts)
 
 
 def _report(context: StageContext, counts: Counter[str]) -> None:
-    if context.shard == 0:  # every shard reads all rows
-        context.metrics.update(counts)
+    context.metrics.update({name: counts[name] for name in ("rendered_prompts", *THINKING_COUNTS) if counts[name]})
     if rendered := counts["rendered_prompts"]:
         context.progress.log(f"{rendered} inputs are rendered prompts: they are taken as given, not rendered again")
     if counts["rows_without_thinking"] and counts["rows_that_think"]:
@@ -147,8 +191,12 @@ def _report(context: StageContext, counts: Counter[str]) -> None:
         )
 
 
-def _file(source: str | Path, place: str) -> Path:
-    return Path(source) / place if Path(source).is_dir() else Path(source)
+def _file(source: str | Path, name: str) -> Path:
+    return Path(source) / name if Path(source).is_dir() else Path(source)
+
+
+def _row_number(file: Path, place: Place) -> int:
+    return row_at(file, place.number - 1) if place.is_byte else place.number
 
 
 @dataclass(frozen=True)

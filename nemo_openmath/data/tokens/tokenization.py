@@ -22,10 +22,9 @@ from typing import Any
 from nemo_openmath.chat import ChatTokenizer, Transcript, encode_many
 from nemo_openmath.core.errors import DamagedFile, OpenMathError, UserError
 from nemo_openmath.core.records import exact_json
-from nemo_openmath.core.records.bodies import body_of, text_ratio
 from nemo_openmath.core.records.encoding import again
 from nemo_openmath.core.records.manifest import read_manifest
-from nemo_openmath.core.records.readers import read_rows
+from nemo_openmath.core.records.readers import lines_between, lines_ratio, read_rows, row_at
 from nemo_openmath.core.records.store import part_files
 from nemo_openmath.core.records.types import SftRow
 from nemo_openmath.data.rows.formatting import own_row
@@ -36,7 +35,6 @@ _VERSION = 3  # raised when the same row gives other tokens than before
 NO_TARGET = "no trained token"
 _SHARD_BYTES = 1 << 20  # of rows: a shard is never made of less,
 _SHARDS = 256  # and there are about this many at most, for each shard is a mapping in every rank
-_HEAD = 1 << 16  # bytes of lines that are looked at to guess the length of their texts
 _BATCH_CHARS = 1 << 20  # text handed to the tokenizer at once
 
 
@@ -51,12 +49,14 @@ class _LineRange:
 
 @dataclass(frozen=True, slots=True)
 class _ShardTask:
-    """One shard to make, and the lines that go into it. ``source``: digest of the whole input."""
+    """One shard to make, and the lines that go into it. ``source``: digest of the whole input. ``vocab_size``: one more
+    than the tokenizer's highest id."""
 
     shard: Path
     ranges: tuple[_LineRange, ...]
     source: str
     train_on_tool_output: bool
+    vocab_size: int
 
 
 def write_tokens(
@@ -82,9 +82,7 @@ def write_tokens(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     chat = ChatTokenizer.load(tokenizer)
-    tasks = _plan(
-        _input_files(Path(rows)), folder, f"{_VERSION} {chat.fingerprint} {train_on_tool_output}", train_on_tool_output
-    )
+    tasks = _plan(_input_files(Path(rows)), folder, chat, train_on_tool_output)
     missing = [task for task in tasks if not _is_done(task)]
     names = [task.shard.name for task in tasks]
     if not missing and (folder / MANIFEST).is_file():
@@ -135,10 +133,11 @@ def _input_files(rows: Path) -> list[Path]:
     return files
 
 
-def _plan(files: Sequence[Path], folder: Path, options: str, train_on_tool_output: bool) -> list[_ShardTask]:
+def _plan(files: Sequence[Path], folder: Path, chat: ChatTokenizer, train_on_tool_output: bool) -> list[_ShardTask]:
     sizes = [file.stat().st_size for file in files]
-    source = _digest(files, sizes, options)
-    step = max(round(_SHARD_BYTES / _text_ratio(files)), -(-sum(sizes) // _SHARDS))
+    source = _digest(files, sizes, f"{_VERSION} {chat.fingerprint} {train_on_tool_output}")
+    vocab_size = _entries(chat)  # here, once: a large vocabulary takes a tenth of a second
+    step = max(round(_SHARD_BYTES / max(map(lines_ratio, files))), -(-sum(sizes) // _SHARDS))
     count = max(1, -(-sum(sizes) // step))
     ranges: list[list[_LineRange]] = [[] for _ in range(count)]
     begin = 0  # of the file, in the stretch of all files
@@ -151,18 +150,9 @@ def _plan(files: Sequence[Path], folder: Path, options: str, train_on_tool_outpu
                 ranges[shard].append(_LineRange(file, max(0, start), min(size, end)))
         begin += size
     return [
-        _ShardTask(folder / f"{i:05d}.tokens", tuple(part), source, train_on_tool_output)
+        _ShardTask(folder / f"{i:05d}.tokens", tuple(part), source, train_on_tool_output, vocab_size)
         for i, part in enumerate(ranges)
     ]
-
-
-def _text_ratio(files: Sequence[Path]) -> float:
-    """Return about how many bytes of text stand behind a byte of the lines, of records whose text lies elsewhere."""
-    ratios = []
-    for file in files:
-        with file.open("rb") as stream:
-            ratios.append(text_ratio(stream.read(_HEAD)))
-    return max(ratios)
 
 
 def _digest(files: Sequence[Path], sizes: Sequence[int], options: str) -> str:
@@ -210,7 +200,7 @@ def _work(task: _ShardTask) -> None:
 
 def _write_shard(task: _ShardTask, chat: ChatTokenizer) -> None:
     dropped: Counter[str] = Counter()
-    writer = ShardWriter(task.shard, tokenizer=chat.fingerprint, vocab_size=_entries(chat), source=task.source)
+    writer = ShardWriter(task.shard, tokenizer=chat.fingerprint, vocab_size=task.vocab_size, source=task.source)
     with writer:
         for rows, transcripts in _batches(task.ranges):
             encodings = encode_many(transcripts, chat, train_on_tool_output=task.train_on_tool_output)
@@ -257,42 +247,23 @@ def _rows(lines: _LineRange) -> Iterator[tuple[SftRow, Transcript]]:
     if lines.file.suffix != ".jsonl":
         for file, number, value in read_rows(lines.file):
             try:
-                yield _parse(value, file)
+                yield _parse(value)
             except ValueError as error:
                 raise _broken(error, file, number) from error
         return
-    with lines.file.open("rb") as stream:
-        at = lines.start
-        if at:  # the line that holds the byte before belongs to the part before
-            stream.seek(at - 1)
-            at += len(stream.readline()) - 1
-        while at < lines.end:
-            line = stream.readline()
-            try:
-                if line.strip():
-                    yield _parse(exact_json.loads(line), lines.file)
-            except ValueError as error:
-                raise _broken(error, lines.file, _row_at(lines.file, at)) from error
-            at += len(line)
+    for at, line in lines_between(lines.file, lines.start, lines.end):
+        try:
+            if line.strip():
+                yield _parse(exact_json.loads(line))
+        except ValueError as error:
+            raise _broken(error, lines.file, row_at(lines.file, at)) from error
 
 
-def _parse(value: Any, file: Path) -> tuple[SftRow, Transcript]:
+def _parse(value: Any) -> tuple[SftRow, Transcript]:
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
-    if "body" in value:
-        value["transcript"] = body_of(value, str(value.get("id")), file.parent)
     return own_row(value)
 
 
 def _broken(error: Exception, file: Path, row: int) -> UserError:
     return UserError(f"not an SFT row ({error})", file=file, row=row, remedy=again(file))
-
-
-def _row_at(file: Path, at: int) -> int:
-    """Return the row number, from 1, of the line that begins at a byte."""
-    with file.open("rb") as stream:
-        rows = 1
-        while at > 0 and (block := stream.read(min(at, 1 << 20))):
-            rows += block.count(b"\n")
-            at -= len(block)
-    return rows

@@ -22,21 +22,27 @@ from nemo_openmath.core.records.readers.broken_rows import BadRow, BrokenRows, r
 from nemo_openmath.core.records.readers.csv_rows import read_table
 from nemo_openmath.core.records.readers.data_files import data_files, format_of
 from nemo_openmath.core.records.readers.json_rows import name_of, parse_line, read_json_document, read_json_lines
-from nemo_openmath.core.records.readers.lines import raw_lines
-from nemo_openmath.core.records.readers.parquet_rows import batch_rows, raw_batches, read_parquet
+from nemo_openmath.core.records.readers.lines import is_compressed, lines_between, lines_ratio, raw_lines, row_at
+from nemo_openmath.core.records.readers.parquet_rows import RowGroup, batch_rows, raw_batches, read_parquet, row_groups
 
 __all__ = [
     "BadRow",
     "BrokenRows",
+    "RowGroup",
     "batch_rows",
     "data_files",
     "format_of",
+    "is_compressed",
+    "lines_between",
+    "lines_ratio",
     "name_of",
     "parse_line",
     "raw_batches",
     "raw_lines",
     "read_file_rows",
     "read_rows",
+    "row_at",
+    "row_groups",
 ]
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from nemo_openmath.core.errors import UserError, refuse_device
 from nemo_openmath.core.records import exact_json
 from nemo_openmath.core.records.manifest import MANIFEST
-from nemo_openmath.core.records.readers.lines import open_file, read_errors
+from nemo_openmath.core.records.readers.lines import PACKED, is_compressed, open_file, read_errors
 
-_PACKED = (".gz", ".zst")
 _LINES = (".jsonl", ".ndjson")
 _TABLES = (".csv", ".tsv")
 _ROWS = (*_LINES, ".json", *_TABLES, ".parquet")
@@ -90,7 +89,7 @@ def format_of(file: Path) -> str:
         remedy = "save it as UTF-8" if what == "UTF-16" else _SAVE
         raise UserError(f"this is {what}, not {suffix or 'JSON Lines'}", file=file, remedy=remedy)
     if suffix == ".parquet" or head.startswith(b"PAR1"):
-        if file.name.endswith(_PACKED):
+        if is_compressed(file):
             raise UserError("a compressed Parquet file", file=file, remedy="decompress it")
         return "parquet"
     if suffix in _UNREADABLE:
@@ -115,7 +114,7 @@ def _is_object(line: bytes) -> bool:
 def suffix_of(path: Path) -> str:
     """Return the suffix below that of a compression, in lower case: ``.jsonl`` of ``x.jsonl.gz``."""
     name = path.name.lower()
-    for packed in _PACKED:
+    for packed in PACKED:
         name = name.removesuffix(packed)
     return Path(name).suffix
 

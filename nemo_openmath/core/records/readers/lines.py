@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import gzip
 import io
 import zlib
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.records.bodies import joined
+from nemo_openmath.core.records.bodies import joined, text_ratio
+
+PACKED = (".gz", ".zst")
+_BUFFER = 1 << 16  # bytes read at once
 
 
 def raw_lines(path: Path) -> Iterator[bytes]:
     """Yield the lines of a file, empty ones included, without a byte order mark; those of our own records with what is
     stored beside them. Raises UserError with the row at which a compressed file breaks off."""
-    row, ours = 0, path.name.startswith("part-") and path.suffix == ".jsonl"
+    row, ours = 0, _is_ours(path)
     try:
         with open_file(path) as file:
             for row, line in enumerate(file, 1):
@@ -28,6 +32,56 @@ def raw_lines(path: Path) -> Iterator[bytes]:
         raise
     except read_errors() as error:
         raise _cannot_read(path, row + 1, error) from error
+
+
+def lines_between(path: Path, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (offset, line) of the lines of an uncompressed file that begin in its bytes [start, end), as
+    :func:`raw_lines` yields them.
+
+    Ranges that cover a file give each of its lines once, and little more is read of it than those lines. Raises
+    UserError with the row at which reading breaks off.
+    """
+    at, ours = start, _is_ours(path)
+    try:
+        with path.open("rb", buffering=_BUFFER) as file:
+            if start:  # the line that holds the byte before belongs to the range before
+                file.seek(start - 1)
+                rest = file.readline(end - start + 1)
+                at = start - 1 + len(rest) if rest.endswith(b"\n") else end
+            while at < end and (line := file.readline()):
+                yield at, joined(line, path.parent) if ours else line if at else line.removeprefix(codecs.BOM_UTF8)
+                at += len(line)
+    except OSError as error:
+        raise _cannot_read(path, row_at(path, at), error) from error
+
+
+def lines_ratio(path: Path) -> float:
+    """Return about how many bytes of lines there are to a byte of an uncompressed file: more than one where texts of
+    our own records are stored beside it."""
+    if not _is_ours(path):
+        return 1.0
+    with path.open("rb") as file:
+        return text_ratio(file.read(_BUFFER))
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name.startswith("part-") and path.suffix == ".jsonl"
+
+
+def row_at(path: Path, offset: int) -> int:
+    """Return the row number, from 1, of the line that begins at an offset of an uncompressed file. All before it is
+    read. Returns 1 where it cannot be read."""
+    rows = 1
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        while offset > 0 and (block := file.read(min(offset, 1 << 20))):
+            rows += block.count(b"\n")
+            offset -= len(block)
+    return rows
+
+
+def is_compressed(path: Path) -> bool:
+    """Return whether the name of a file says that it is compressed."""
+    return path.name.endswith(PACKED)
 
 
 def text_lines(path: Path) -> Iterator[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records.readers.broken_rows import BadRow, report_bad
+
+_BUFFER = 1 << 20  # bytes of each column read at once
 
 
 def read_parquet(path: Path, on_bad: BadRow | None) -> Iterator[tuple[Path, int, dict[str, Any]]]:
@@ -84,21 +87,68 @@ def _of_json(value: Any) -> Any:
     return value  # dates and times: written in their ISO form
 
 
-def raw_batches(path: Path, rows: int) -> Iterator[Any]:
-    """Yield pyarrow.RecordBatches of at most ``rows`` rows. Raises UserError with the row at which the file breaks off,
-    and where two columns have one name."""
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """A part of a Parquet file that is read by itself."""
+
+    number: int
+    first: int
+    """Number of its first row, counted from 1."""
+    size: int
+    """Bytes that it takes in the file."""
+
+
+def raw_batches(path: Path, rows: int, groups: Sequence[RowGroup] | None = None) -> Iterator[Any]:
+    """Yield pyarrow.RecordBatches of at most ``rows`` rows, of the whole file or of some of its row groups. No batch is
+    of two groups.
+
+    What is held of the file are some pages of each column. Raises UserError with the row at which the file breaks off,
+    and where two columns have one name.
+    """
     from pyarrow.lib import ArrowException
-    from pyarrow.parquet import ParquetFile
 
     row = 0
     try:
-        file = ParquetFile(path)
+        file = _open(path)
         names = file.schema_arrow.names
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise UserError(f"two columns are called {twice[0]!r}", file=path, remedy="rename or remove one")
-        for batch in file.iter_batches(batch_size=rows):
-            yield batch
-            row += batch.num_rows
+        for group in _groups(file) if groups is None else groups:
+            row = group.first - 1
+            for batch in file.iter_batches(batch_size=rows, row_groups=[group.number]):
+                yield batch
+                row += batch.num_rows
     except (ArrowException, OSError) as error:
-        what = f"cannot be read on ({error})" if row else f"not a Parquet file ({error})"
-        raise UserError(what, file=path, row=row + 1 if row else None, remedy="fetch this file again") from error
+        raise _cannot_read(path, row, error) from error
+
+
+def row_groups(path: Path) -> list[RowGroup]:
+    """Return the row groups of a Parquet file. Raises UserError where it is none."""
+    from pyarrow.lib import ArrowException
+
+    try:
+        return _groups(_open(path))
+    except (ArrowException, OSError) as error:
+        raise _cannot_read(path, 0, error) from error
+
+
+def _groups(file: Any) -> list[RowGroup]:
+    groups, first = [], 1
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        size = sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+        groups.append(RowGroup(number, first, size))
+        first += group.num_rows
+    return groups
+
+
+def _open(path: Path) -> Any:
+    """Open a file such that reading holds little of it: without these settings pyarrow keeps all that it has read."""
+    from pyarrow.parquet import ParquetFile
+
+    return ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER)
+
+
+def _cannot_read(path: Path, row: int, error: Exception) -> UserError:
+    what = f"cannot be read on ({error})" if row else f"not a Parquet file ({error})"
+    return UserError(what, file=path, row=row + 1 if row else None, remedy="fetch this file again")
