@@ -4,15 +4,11 @@ The tokenizer is a byte-level BPE of 8000 entries with Qwen2.5's splitting rule,
 about 6000 tokens of mathematical text, a third of them with code and output. The bare library only turns the same
 texts into ids (``encode_batch_fast`` on all cores, ids fetched); ours parses the rows, renders the chat template, cuts
 transcripts by author, writes ids, masks and checksums.
-
-Then the stage before it: the same solutions as published rows, read, formatted and judged by 1, 2, ... processes; what
-the first process does by itself (reading raw blocks, writing records in order) bounds the rate at any number of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import random
@@ -26,10 +22,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from nemo_openmath.chat import ChatTokenizer, Message, Transcript
 from nemo_openmath.chat.blocks import notice_block, output_block
-from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import SftRow
-from nemo_openmath.core.stage import StageContext
-from nemo_openmath.data.rows.stages import ReadConfig, ReadRows
 from nemo_openmath.data.tokens.tokenization import write_tokens
 
 _SPLIT = (
@@ -128,34 +121,6 @@ def main() -> None:
             )
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
         print(f"peak memory of a worker: {peak:.0f} MB")
-        reading(folder, options.rows, cores)
-
-
-def reading(folder: Path, count: int, cores: int) -> None:
-    published = folder / "published.jsonl"
-    with published.open("wb") as file, (folder / "rows.jsonl").open("rb") as rows:
-        for i, line in enumerate(rows):
-            transcript = Transcript.from_json(orjson.loads(line)["transcript"])
-            row = {"problem": f"{i} {transcript.messages[0].content}", "generated_solution": transcript.text}
-            file.write(orjson.dumps(row | {"expected_answer": "1", "pass_rate_72b_tir": "0.5"}) + b"\n")
-    size = published.stat().st_size / 1e6
-    for workers in sorted({1, 2, cores}):
-        context = StageContext(
-            name="read",
-            inputs={"data": [published]},
-            output=folder / f"read-{workers}",
-            seed=0,
-            services=None,  # type: ignore[arg-type]  # reading asks for none
-            progress=Progress(folder / "progress.json"),
-        )
-        start, own, cpu = time.perf_counter(), time.process_time(), _cpu()
-        asyncio.run(ReadRows(ReadConfig(mode="cot", workers=workers)).run(context))
-        wall, own, cpu = time.perf_counter() - start, time.process_time() - own, _cpu() - cpu
-        print(
-            f"reading {size:.0f} MB, {workers} processes: {count / wall:,.0f} rows/s; of CPU time a row"
-            f" {cpu / count * 1e6:.0f} us, {own / count * 1e6:.0f} of them in the first process (start-up included)",
-            flush=True,
-        )
 
 
 def _cpu() -> float:

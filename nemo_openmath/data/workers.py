@@ -52,6 +52,7 @@ def ordered(make: Callable[..., Callable[[T], R]], tasks: Iterable[T], *args: An
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+        pool.shutdown()  # nothing is left to do; their CPU time counts as ours from here on
     except BrokenProcessPool as error:
         raise OpenMathError(DIED) from error
     finally:
