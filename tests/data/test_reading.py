@@ -192,6 +192,14 @@ def test_data_with_broken_rows_is_refused(tmp_path: Path, name: str, data: bytes
         read(tmp_path / "data", tmp_path / "out", skip_broken=False)
 
 
+def test_a_job_names_a_broken_row_by_its_number_in_the_file(tmp_path: Path) -> None:
+    good = lines([COT | {"problem": "long " * 60_000}])
+    (tmp_path / "rows.jsonl").write_bytes(good * 10 + b"{half\n" + good)
+    read(tmp_path / "rows.jsonl", tmp_path / "out", skip_broken=False, jobs=[0, 2], of=3)
+    with pytest.raises(UserError, match=r"rows\.jsonl:11: not JSON"):
+        read(tmp_path / "rows.jsonl", tmp_path / "out", skip_broken=False, jobs=[1], of=3)
+
+
 def test_csv_and_json_documents_are_read_in_blocks(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
