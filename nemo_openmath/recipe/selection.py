@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.stage import UnitStage
 from nemo_openmath.recipe.file import Recipe
 
 
@@ -40,6 +39,6 @@ class StageSelection:
         end = names.index(recipe.entry(last).name) if last else len(names) - 1
         if end < begin:
             raise UserError(f"--from {first} comes after --until {last}: nothing to run", remedy="exchange the two")
-        if self.only is not None and self.shards > 1 and not isinstance(recipe.entry(self.only).stage, UnitStage):
+        if self.only is not None and self.shards > 1 and not recipe.entry(self.only).stage.splits:
             raise UserError(f"stage {self.only!r} cannot be split into shards", remedy="leave out --shard")
         return names[begin : end + 1]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.stage import UnitStage
 from nemo_openmath.launch import StageInfo, load_cluster, plan_jobs, submit, write_scripts
 from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import Recipe, load_recipe
@@ -70,7 +69,7 @@ def _info(entry: StageEntry, recipe: Recipe, output: Path) -> StageInfo:
         name=entry.name,
         kind=entry.stage.kind,
         after=tuple(dict.fromkeys([*read, *models])),
-        splits=isinstance(entry.stage, UnitStage),
+        splits=entry.stage.splits,
         trains=isinstance(entry.stage, Sft),
         # the very text that RecipeServices asks its engine for: servers know models by name
         models=tuple(name if name == "teacher" else _folder(name, recipe, output) for name in engines),

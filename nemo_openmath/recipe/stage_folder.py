@@ -90,9 +90,13 @@ def partitions_of(folder: Path, stage: Stage, asked: int, selection: StageSelect
     is ``asked`` for, and then at least into one for each job. 0 where nothing has begun, and only preparations are
     made.
 
-    Raises UserError where an array of an earlier version, which divided it otherwise, has begun it.
+    Raises UserError where it was begun by another number of jobs and only such an array can go on with it, and where an
+    array of an earlier version, which divided it otherwise, has begun it.
     """
     if not isinstance(stage, UnitStage):
+        if (others := partition_counts(folder) - {selection.shards}) and not selection.prepare:
+            how = f"an array of {others.pop()}" if others != {1} else "one job"
+            raise UserError(f"begun as {how}", file=folder, remedy="go on as begun, or remove the folder")
         return selection.shards
     if (begun := _read_plan(folder).get("partitions")) is not None:
         return int(begun)

@@ -48,6 +48,8 @@ class Stage(ABC, Generic[C]):
     is used. Whoever generates keeps ids for such stages alone."""
     makes: ClassVar[str] = "records"
     """``records``, ``model`` (a folder that an engine can load), or another kind of artifact, in a word."""
+    splits: ClassVar[bool] = False
+    """Whether the jobs of an array may share the work, each by ``shard`` and ``shards`` of its context."""
     disclosure: ClassVar[str] = ""
     """A sentence that the results show where the stage stands in for the real thing."""
 

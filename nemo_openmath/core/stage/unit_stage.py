@@ -40,6 +40,7 @@ class UnitStage(Stage[C], Generic[C, U]):
     """Further inputs that are read by problem, so that each part of the work reads its own problems of them. Other
     inputs are read whole by every part."""
 
+    splits = True
     concurrency: int = 256
     """Units in flight at once."""
     retries: int = 2

@@ -68,6 +68,7 @@ class ReadRows(Stage[ReadConfig]):
     ports = {"data?": "files or folders: JSON Lines (.gz, .zst) or Parquet"}
     takes = {"data": "records"}
     record = SftRow
+    splits = True
     version = 5  # equal rows are merged by readers, like any equal records
 
     def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
