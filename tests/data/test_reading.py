@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from nemo_openmath.chat import Transcript
-from nemo_openmath.core.errors import UserError
+from nemo_openmath.cli.main import run
+from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.core.merging import count_records, read_merged
-from nemo_openmath.core.records import SftRow, read_drops, read_records
+from nemo_openmath.core.records import SftRow, read_drops, read_manifest, read_records
 from nemo_openmath.core.records.bodies import content_of
 from nemo_openmath.core.records.store import folder_sums, read_lines
 from nemo_openmath.data.rows.stages import ReadConfig, ReadRows
@@ -113,6 +114,21 @@ def test_an_array_reads_each_part_once_and_finds_the_same(data: Path, tmp_path: 
     whole, merged = outcome(tmp_path / "whole")[2], list(read_merged([tmp_path / "of5"], SftRow, majority))
     assert whole["records"] == len(merged) == 1004
     assert whole["merged"] == 300 + 600 + 400  # in a.jsonl; in b.jsonl.gz and c.parquet
+
+
+def test_a_recipe_runs_it_as_an_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(lines([COT | {"problem": "long " * 300_000}, COT]))
+    recipe, out = tmp_path / "r.yaml", tmp_path / "out"
+    recipe.write_text("name: r\nstages:\n  a: {run: sft.read, from: {data: ./rows.jsonl}, workers: 1}\n")
+    command = ["recipe", "run", str(recipe), "--output", str(out), "--only", "a"]
+    assert run([*command, "--shard", "1/2"]) is ExitCode.OK
+    assert run(command) is ExitCode.USER_ERROR
+    assert "begun as an array of 2; go on as begun" in capsys.readouterr().err
+    assert run([*command, "--shard", "0/2"]) is ExitCode.OK
+    manifest = read_manifest(out / "a")
+    assert manifest is not None
+    assert manifest.counts == {"units": 2, "records": 2, "merged": 0, "drops": 0}
+    assert manifest.metrics["rows_that_think"] == 2
 
 
 def test_a_restart_reads_only_what_is_not_done(data: Path, tmp_path: Path) -> None:
