@@ -104,7 +104,14 @@ class Share:
 
     def has(self, begin: int, size: int) -> bool:
         """Return whether what begins at a byte, of ``size`` bytes in all, is of this part."""
-        return min(begin * self.jobs // max(1, size), self.jobs - 1) == self.job
+        return self._job_at(begin, size) == self.job
+
+    def overlaps(self, begin: int, end: int, size: int) -> bool:
+        """Return whether anything that begins in the bytes [begin, end) may be of this part."""
+        return self._job_at(begin, size) <= self.job <= self._job_at(max(begin, end - 1), size)
+
+    def _job_at(self, begin: int, size: int) -> int:
+        return min(begin * self.jobs // max(1, size), self.jobs - 1)
 
 
 def read_blocks(source: str | Path, *, split: str | None = None, share: Share = Share()) -> Iterator[Block]:
@@ -122,18 +129,23 @@ def read_blocks(source: str | Path, *, split: str | None = None, share: Share = 
     sizes = [file.stat().st_size for file in files]
     begin, total = 0, sum(sizes)
     for file, size in zip(files, sizes, strict=True):
-        name, kind = name_in(source, file), format_of(file)
-        if kind == "lines" and not is_compressed(file):
-            step = round(_RANGE / lines_ratio(file))
-            for start in range(0, size, step):
-                if share.has(begin + start, total):
-                    lines = LineRange(file, start, min(size, start + step))
-                    yield Block(Place(name, start + 1, is_byte=True), lines)
-        elif kind == "parquet":
-            yield from _parquet_blocks(name, file, begin, total, share)
-        elif share.has(begin, total):
-            yield from _line_blocks(name, file) if kind == "lines" else _row_blocks(name, file)
+        if share.overlaps(begin, begin + size, total):
+            yield from _file_blocks(name_in(source, file), file, begin, total, share)
         begin += size
+
+
+def _file_blocks(name: str, file: Path, begin: int, total: int, share: Share) -> Iterator[Block]:
+    """Yield the blocks of a file that are of a share. ``begin``: the file's first byte among ``total``."""
+    kind = format_of(file)
+    if kind == "parquet":
+        yield from _parquet_blocks(name, file, begin, total, share)
+    elif kind == "lines" and not is_compressed(file):
+        size, step = file.stat().st_size, round(_RANGE / lines_ratio(file))
+        for start in range(0, size, step):
+            if share.has(begin + start, total):
+                yield Block(Place(name, start + 1, is_byte=True), LineRange(file, start, min(size, start + step)))
+    elif share.has(begin, total):
+        yield from _line_blocks(name, file) if kind == "lines" else _row_blocks(name, file)
 
 
 def _hub_blocks(name: str, split: str | None) -> Iterator[Block]:
@@ -252,7 +264,7 @@ def _line_blocks(name: str, file: Path) -> Iterator[Block]:
 
 
 def _parquet_blocks(name: str, file: Path, begin: int, total: int, share: Share) -> Iterator[Block]:
-    """Yield the blocks of the row groups that are of a share. ``begin``: the file's first byte among ``total``."""
+    """Yield the blocks of the row groups of a file; see :func:`_file_blocks`."""
     import pyarrow
 
     own: list[RowGroup] = []
