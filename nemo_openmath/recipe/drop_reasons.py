@@ -12,7 +12,7 @@ from nemo_openmath.chat import encode_many
 from nemo_openmath.core.errors import Refused
 from nemo_openmath.core.stage import Stage, UnitStage
 from nemo_openmath.data.packs import write
-from nemo_openmath.data.rows import conversion, formatting, stages
+from nemo_openmath.data.rows import conversion, formatting
 from nemo_openmath.data.rows.selection import Choice, FormatRules
 from nemo_openmath.data.tokens.tokenization import NO_TARGET
 from nemo_openmath.recipe.setting_docs import class_body
@@ -39,7 +39,7 @@ def drop_reasons(stage: type[Stage]) -> list[str]:
 
 _ELSEWHERE: dict[str, tuple[ModuleType | type | str, ...]] = {
     "problems.classify": CATEGORIES,  # the reply of the model is the reason
-    "sft.read": (formatting, conversion, stages, FormatRules),
+    "sft.read": (formatting, conversion, FormatRules),
     "sft.select": (Choice, FormatRules),
     "sft.tokenize": (sys.modules[encode_many.__module__], NO_TARGET),
     "sft.pack": (write,),

@@ -123,7 +123,7 @@ def test_reasons_to_drop_are_read_from_the_classes() -> None:
     assert drop_reasons(stage_kinds()["training.sft"]) == []
     elsewhere = {
         "problems.classify": {"binary", "invalid", "multiple-choice"},
-        "sft.read": {"duplicate", "no ...", "... is not text", "no boxed answer"},
+        "sft.read": {"no ...", "... is not text", "no boxed answer"},
         "sft.select": {"pass rate too high", "no boxed answer"},
         "sft.tokenize": {"no trained token", "input is a prompt in another model's format"},
         "sft.pack": {"longer than a pack", "same id as another sample"},
