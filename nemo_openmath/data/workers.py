@@ -19,6 +19,7 @@ R = TypeVar("R")
 
 DIED = "a worker process was killed (out of memory?); finished work is kept: run again, with fewer workers"
 _FEW = 4  # tasks that are done in this process: starting others takes longer
+_UNDER_WAY = 4  # tasks for each process whose results wait for their turn
 
 
 def cores() -> int:
@@ -34,22 +35,30 @@ def pool_of(workers: int, start: Callable[..., None], *args: Any) -> ProcessPool
 def ordered(make: Callable[..., Callable[[T], R]], tasks: Iterable[T], *args: Any, workers: int) -> Iterator[R]:
     """Yield the result of each task, in the tasks' order, whatever the number of processes.
 
-    ``make(*args)``, called once in each process, returns the function that does a task. Two tasks a process are under
-    way at most, so memory does not grow with their number. With one worker, or only a few tasks, it all happens in this
-    process. Raises OpenMathError where a process is killed.
+    ``make(*args)``, called once in each process, returns the function that does a task. This process is one of the
+    ``workers``: it does tasks while the others start, which takes them half a second, and where it would have to wait
+    for them. A few tasks a process are under way at most, so memory does not grow with their number. Raises
+    OpenMathError where a process is killed.
     """
+    function = make(*args)
     tasks = iter(tasks)
     few = list(islice(tasks, _FEW))
     if workers <= 1 or len(few) < _FEW:
-        yield from map(make(*args), chain(few, tasks))
+        yield from map(function, chain(few, tasks))
         return
-    pool = pool_of(workers, _remember, make, args)
+    pool = pool_of(workers - 1, _remember, make, args)
     waiting: deque[Future[R]] = deque()
     try:
+        starts = [pool.submit(_started) for _ in range(workers - 1)]
         for task in chain(few, tasks):
-            waiting.append(pool.submit(_work, task))
-            if len(waiting) >= 2 * workers:
+            while waiting and (waiting[0].done() or len(waiting) >= _UNDER_WAY * workers):
                 yield waiting.popleft().result()
+            ready = sum(start.done() for start in starts)
+            if sum(not future.done() for future in waiting) < 2 * ready:
+                waiting.append(pool.submit(_work, task))
+            else:
+                waiting.append(Future())
+                waiting[-1].set_result(function(task))
         while waiting:
             yield waiting.popleft().result()
         pool.shutdown()  # nothing is left to do; their CPU time counts as ours from here on
@@ -70,6 +79,10 @@ _function: Callable[[Any], Any]  # of a worker process
 def _remember(make: Callable[..., Callable[[Any], Any]], args: tuple[Any, ...]) -> None:
     global _function
     _function = make(*args)
+
+
+def _started() -> None:
+    """Nothing: a process that has done it is ready for tasks."""
 
 
 def _work(task: Any) -> Any:
