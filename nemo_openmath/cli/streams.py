@@ -15,6 +15,7 @@ class Patient:
 
     def __init__(self, stream: TextIO):
         self._stream = stream
+        self.has_reader = True
 
     def write(self, text: str) -> int:
         try:
@@ -30,12 +31,18 @@ class Patient:
             self._to_nowhere()
 
     def _to_nowhere(self) -> None:
+        self.has_reader = False
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def has_reader() -> bool:
+    """Return whether somebody still reads standard output, as far as what was written has shown."""
+    return getattr(sys.stdout, "has_reader", True)
 
 
 def be_patient() -> None:

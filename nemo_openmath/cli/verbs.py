@@ -1,6 +1,6 @@
 """The groups of verbs, in the order of ``openmath --help``."""
 
-from nemo_openmath.cli import checkpoints, data, generate, grade, launch, plan, recipe, sandbox, serve, sft
+from nemo_openmath.cli import checkpoints, data, generate, grade, launch, plan, recipe, records, sandbox, serve, sft
 
 GROUPS = (
     recipe.add,
@@ -11,6 +11,7 @@ GROUPS = (
     serve.add,
     generate.add,
     sandbox.add,
+    records.add,
     data.add,
     checkpoints.add,
 )

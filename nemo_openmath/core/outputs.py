@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nemo_openmath.core.errors import UserError
 
-_REMEDY = "choose another output, or move that away"
+REMEDY = "choose another output, or move that away"
 _SHOWN = 3  # names in a message
 
 
@@ -25,7 +25,7 @@ def refuse_foreign_folder(folder: Path, what: str, marks: Collection[str], own: 
     names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.resolve() not in ours)
     if names:
         shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-        raise UserError(f"is not {what}, and not empty: it holds {shown}", file=folder, remedy=_REMEDY)
+        raise UserError(f"is not {what}, and not empty: it holds {shown}", file=folder, remedy=REMEDY)
 
 
 def refuse_foreign_file(file: Path, what: str, is_ours: Callable[[bytes], bool]) -> None:
@@ -38,4 +38,4 @@ def refuse_foreign_file(file: Path, what: str, is_ours: Callable[[bytes], bool])
     with file.open("rb") as content:
         first = content.readline(1 << 26)
     if not is_ours(first):
-        raise UserError(f"is not {what}, and not empty: it would be replaced", file=file, remedy=_REMEDY)
+        raise UserError(f"is not {what}, and not empty: it would be replaced", file=file, remedy=REMEDY)

@@ -22,6 +22,7 @@ import nemo_openmath
 from nemo_openmath.core.errors import UserError, no_space, refuse_special
 from nemo_openmath.core.grader import Grade, Verdict
 from nemo_openmath.core.outputs import refuse_foreign_file
+from nemo_openmath.core.records.encoding import record_type
 from nemo_openmath.core.records.exact_json import dumps, loads
 from nemo_openmath.core.records.manifest import refuse_inside_stage
 from nemo_openmath.core.records.readers import BrokenRows, name_of, read_rows
@@ -230,9 +231,14 @@ def _prepare(row: dict[str, Any], fallback: bool) -> str | None:
         elif "predicted_answer" not in row:
             if (column := next((c for c in TEXTS if c in row), None)) is not None:
                 return f"{column} is {name_of(row[column])}, not a text"
+            if row.keys() >= _OF_RECORDS and (kind := record_type(row)) is not None:
+                return f"a record of type {kind.__name__}, which has no answer of a model"
             return f"none of predicted_answer, {', '.join(TEXTS)}; the row has {_columns(row)}"
     row["predicted_answer"] = None if predicted is None else str(predicted)
     return None
+
+
+_OF_RECORDS = {"id", "parents", "extra"}  # fields of every record of ours
 
 
 def _columns(row: dict[str, Any]) -> str:
@@ -250,7 +256,8 @@ def _is_answer(value: Any) -> bool:
 def _text_of(record: dict[str, Any]) -> str:
     """Return what stands behind the prompt in a record of ours; nothing where the solution did not end by itself, for
     its box was not its last word."""
-    if record.get("finish") != "stop":
+    ended = record["finish"] == "stop" if "finish" in record else record["transcript"].get("ended", True)
+    if not ended:
         return ""
     pieces = record["transcript"].get("pieces", ())
     return "".join("\n" if piece.get("author") == "runner" else piece["text"] for piece in pieces)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import exact_json
+from nemo_openmath.core.records.manifest import Manifest, write_manifest
 from nemo_openmath.core.records.readers import BrokenRows, lines_between, raw_lines, read_rows, row_at
 
 ROWS = [{"problem": f"Find {i}.", "noise": random.Random(i).randbytes(40).hex()} for i in range(5000)]
@@ -133,6 +134,14 @@ def test_a_stages_folder_is_read_without_its_journal(tmp_path: Path) -> None:
         list(read_rows(tmp_path / "run"))
 
 
+def test_the_folder_of_a_stage_without_records_is_no_data(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    (tmp_path / "seconds.json").write_text("1.5")
+    write_manifest(tmp_path, Manifest("sft.pack", "", "", {}))
+    with pytest.raises(UserError, match=r"the folder of sft\.pack, which makes no records; name the folder"):
+        list(read_rows(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [
@@ -156,6 +165,7 @@ def test_a_stages_folder_is_read_without_its_journal(tmp_path: Path) -> None:
         ("a.jsonl", b'{"a": 1}\n["b"]\n', r"a.jsonl:2: not a JSON object but a list"),
         ("a.jsonl", b'{"a": "\\":"}\n{"a" : {"b": 1, "b":2}}\n', r"a.jsonl:2: the field 'b' stands twice in an object"),
         ("a.json", b'[{"a": 1,\n"a" : 2}]', r"a.json: the field 'a' stands twice in an object; keep one"),
+        ("a.jsonl", b"3.5\n", r"a.jsonl:1: not a JSON object but a number"),
         ("a.jsonl", b'{"a": NaN}\n', r"a.jsonl:1: not JSON"),
         ("a.xlsx", b"anything", r"a.xlsx: a format that is not read; save it as JSON Lines, CSV or Parquet"),
         ("a.parquet", b"no parquet", r"a.parquet: not a Parquet file"),

@@ -12,7 +12,7 @@ import pytest
 
 from nemo_openmath.cli.main import run
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.records import Generation
+from nemo_openmath.core.records import Generation, Problem, SftRow
 from nemo_openmath.core.records.manifest import Manifest, write_manifest
 from nemo_openmath.core.records.store import write_records
 from nemo_openmath.grading import grade_file, show_disagreements
@@ -185,6 +185,18 @@ def test_what_generate_wrote_is_graded_from_its_folder_or_file(tmp_path: Path) -
         graded = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
         assert [row["predicted_answer"] for row in graded] == ["4", "5", None, "4"]
         assert graded[3]["reason"] == "no expected answer"
+
+
+def test_training_rows_are_graded_and_other_records_are_refused_by_their_type(tmp_path: Path) -> None:
+    solution = record("a", r"so \boxed{4}", "4")
+    row = SftRow.make(solution, problem_id="a", mode="cot", transcript=solution.transcript, expected_answer="4")
+    write_records(tmp_path / "rows", [row])
+    write_records(tmp_path / "problems", [Problem.make("2+2?", expected_answer="4")])
+    for stage in ("rows", "problems"):
+        write_manifest(tmp_path / stage, Manifest(stage, "", "", {}))
+    assert grade_file(tmp_path / "rows", tmp_path / "out.jsonl")["equal"] == 1
+    with pytest.raises(UserError, match="a record of type Problem, which has no answer of a model"):
+        grade_file(tmp_path / "problems", tmp_path / "out.jsonl")
 
 
 @pytest.mark.parametrize("column", ["generation", "generated_solution", "output"])

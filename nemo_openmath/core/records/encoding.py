@@ -12,7 +12,7 @@ import orjson
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import exact_json
 from nemo_openmath.core.records.bodies import Body, NewBody, body_of
-from nemo_openmath.core.records.types import Record
+from nemo_openmath.core.records.types import Generation, Group, Problem, Record, SftRow, Thread
 
 R = TypeVar("R", bound=Record)
 
@@ -76,6 +76,21 @@ def parse_record(line: bytes, kind: type[R], file: Path, row: int) -> R:
 def again(file: Path) -> str:
     """Return the remedy for a line of a finished stage that is not what the stage wrote."""
     return f"remove the folder {file.parent} and run the stage that wrote it again"
+
+
+_MARKS: dict[str, type[Record]] = {
+    "finish": Generation,
+    "members": Group,
+    "mode": SftRow,
+    "forum_post": Thread,
+    "problem": Problem,
+}
+"""Field of a line -> the type of record that alone has it, but for those above."""
+
+
+def record_type(row: Mapping[str, Any]) -> type[Record] | None:
+    """Return the type of the record of a line; None where it is none that is known."""
+    return next((kind for mark, kind in _MARKS.items() if mark in row), None)
 
 
 _ID = b'{"id":"'

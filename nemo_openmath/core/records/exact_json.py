@@ -85,7 +85,7 @@ def repeated_key(data: bytes, value: Any) -> str | None:
 
 def _keys(value: Any) -> int:
     """Count the keys of all objects in a value."""
-    count, todo = 0, [value]
+    count, todo = 0, [value] if type(value) in (dict, list) else []
     while todo:
         entry = todo.pop()
         if type(entry) is dict:

@@ -16,9 +16,10 @@ from typing import Any
 import orjson
 
 from nemo_openmath.core.records.bodies import content_of
+from nemo_openmath.core.records.encoding import record_type
 from nemo_openmath.core.records.ids import partition_of
 from nemo_openmath.core.records.manifest import write_json
-from nemo_openmath.core.records.types import Generation, Group, Problem, Record, SftRow, Thread
+from nemo_openmath.core.records.types import Generation
 
 _MODULUS = 1 << 256
 
@@ -113,7 +114,7 @@ def current_sums(paths: Mapping[str, Path], ends: Mapping[str, int], partition: 
         sums = Sums()
     for line in _behind(paths["part"], sums.part, ends["part"]):
         row = orjson.loads(line)
-        kind = next((kind for mark, kind in _MARKS.items() if mark in row), None)
+        kind = record_type(row)
         owner = row.get(kind.owner if kind is not None else "id")
         aligned = kind is not None and partition_of(owner, partitions) == partition
         tally = _tally(row) if kind is Generation else ""
@@ -123,16 +124,6 @@ def current_sums(paths: Mapping[str, Path], ends: Mapping[str, int], partition: 
     sums.units += sum(1 for _ in _behind(paths["journal"], sums.journal, ends["journal"]))
     sums.part, sums.dropped, sums.journal = ends["part"], ends["drops"], ends["journal"]
     return sums
-
-
-_MARKS: dict[str, type[Record]] = {
-    "finish": Generation,
-    "members": Group,
-    "mode": SftRow,
-    "forum_post": Thread,
-    "problem": Problem,
-}
-"""Field of a line -> the type of record that alone has it, but for those above."""
 
 
 def _tally(row: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nemo_openmath.core.errors import UserError, refuse_device
 from nemo_openmath.core.records import exact_json
-from nemo_openmath.core.records.manifest import MANIFEST
+from nemo_openmath.core.records.manifest import MANIFEST, PLAN, read_manifest
 from nemo_openmath.core.records.readers.lines import PACKED, is_compressed, open_file, read_errors
 
 _LINES = (".jsonl", ".ndjson")
@@ -32,7 +32,7 @@ def data_files(path: str | Path) -> list[Path]:
     Raises UserError
     - where there is none,
     - where a folder holds data in a format that is not read, or a file both plain and compressed,
-    - for the folder of a whole run, and for a stage that has not finished.
+    - for the folder of a whole run, and for a stage that has not finished or makes no records.
     """
     path = Path(path)
     if not path.exists():
@@ -45,6 +45,9 @@ def data_files(path: str | Path) -> list[Path]:
             "the folder of a run, not of data", file=path, remedy=f"name one of its stages: {', '.join(stages)}"
         )
     stage_folders = {p.parent for p in path.rglob("journal-*-of-*.jsonl")}
+    if path not in stage_folders and (path / PLAN).is_file() and (manifest := read_manifest(path)) is not None:
+        remedy = "name the folder of a stage that makes records, or a file"
+        raise UserError(f"the folder of {manifest.stage}, which makes no records", file=path, remedy=remedy)
     for folder in sorted(stage_folders):
         if not (folder / MANIFEST).is_file():
             raise UserError(
