@@ -6,6 +6,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ def add(groups: Any) -> None:
 
     show = verb(verbs, "show", "print whole records: fields, prompt, reasoning, code, output", _show, interrupted=AGAIN)
     show.add_argument("folder", type=Path, metavar="DIR", help=_DIR)
-    show.add_argument("ids", nargs="+", metavar="ID", help="of a record, or its beginning")
+    show.add_argument("ids", nargs="*", metavar="ID", help="of a record, or its beginning; without: the first record")
     show.add_argument("--json", action="store_true", help=_JSON)
 
     head = verb(verbs, "head", "print a line about each of the first records", _head, interrupted=AGAIN)
@@ -79,7 +80,9 @@ def _conditions(options: argparse.Namespace) -> list[Condition]:
 def _show(options: argparse.Namespace) -> None:
     from nemo_openmath.data.records.shown import full_text
 
-    for number, record in enumerate(_open(options.folder).with_names(options.ids)):
+    folder = _open(options.folder)
+    records = folder.with_names(options.ids) if options.ids else islice(folder.records(), 1)
+    for number, record in enumerate(records):
         if options.json:
             _print_json(record)
         else:
@@ -87,8 +90,6 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _head(options: argparse.Namespace) -> None:
-    from itertools import islice
-
     from nemo_openmath.data.records.shown import summary_line
 
     width = shutil.get_terminal_size((160, 24)).columns
