@@ -19,11 +19,11 @@ def refuse_foreign_folder(folder: Path, what: str, marks: Collection[str], own: 
 
     ``marks``: patterns of names, one of which is in every folder that is. Files ``own`` and hidden ones do not count.
     """
-    if not folder.is_dir() or any(next(folder.glob(mark), None) for mark in marks):
+    if not folder.is_dir():
         return
     ours = {path.resolve() for path in own}
     names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.resolve() not in ours)
-    if names:
+    if names and not any(next(folder.glob(mark), None) for mark in marks):  # in this order: another job may begin it
         shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
         raise UserError(f"is not {what}, and not empty: it holds {shown}", file=folder, remedy=REMEDY)
 

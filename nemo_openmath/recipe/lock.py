@@ -1,7 +1,8 @@
 """One run at a time in an output folder; jobs of a launcher (``--only``) side by side, one for each stage or shard.
 
 A whole run holds ``OUTPUT/.run.lock`` alone. A job of one stage shares it with other such jobs and holds the stage's
-lock in ``OUTPUT/.locks`` alone, or shares that too and holds its shard's.
+lock in ``OUTPUT/.locks`` alone, or shares that too and holds its shard's and those of the parts of the work that it
+does.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from nemo_openmath.core.locks import (
     try_lock,
     write_mark,
 )
+from nemo_openmath.core.stage import StageContext
 from nemo_openmath.core.waiting import Waiting
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,21 @@ def run_lock(output: Path, stage: str | None, shard: int, shards: int) -> Iterat
     with contextlib.ExitStack() as held:
         for path, shared in wanted:
             held.callback(os.close, _take(output, path, shared, what))
+        yield
+
+
+@contextlib.contextmanager
+def partition_locks(context: StageContext) -> Iterator[None]:
+    """Hold the locks of the parts of the work that a job of an array does: arrays of two sizes share parts.
+
+    Raises UserError that names the process which holds one of them.
+    """
+    folder = context.output
+    with contextlib.ExitStack() as held:
+        for number in range(context.shard, context.partitions, context.shards) if context.shards > 1 else ():
+            what = f"part {number} of {context.partitions} of stage {context.name}"
+            path = folder.parent / STAGES / f"{folder.name}-part-{number:05d}.lock"
+            held.callback(os.close, _take(folder.parent, path, False, what))
         yield
 
 

@@ -31,7 +31,7 @@ from nemo_openmath.recipe import identity, stage_folder
 from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.recipe.fingerprint import Fingerprints, NotReady
 from nemo_openmath.recipe.inputs import check_inputs
-from nemo_openmath.recipe.lock import run_lock
+from nemo_openmath.recipe.lock import partition_locks, run_lock
 from nemo_openmath.recipe.outcome import describe_outcome, made_nothing, make_manifest
 from nemo_openmath.recipe.preflight import check_output, preflight
 from nemo_openmath.recipe.selection import StageSelection
@@ -156,7 +156,7 @@ class Run:
             if selection.prepare:
                 await entry.stage.prepare_launch(context)
                 return
-            with stage_folder.stopwatch(folder) as spent, _named(entry), closing_files():
+            with stage_folder.stopwatch(folder) as spent, _named(entry), partition_locks(context), closing_files():
                 await entry.stage.run(context)
             await services.release_model()
             if not stage_folder.is_last_shard(folder, context):

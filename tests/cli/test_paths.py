@@ -27,6 +27,11 @@ INPUTS = {
     "serve": ["{bad} --port 0"],
     "generate": ["{bad} --output out", "g.yaml engine.model={bad} --output out"],
     "sandbox exec": ["{bad}"],
+    "records show": ["{bad}"],
+    "records head": ["{bad}"],
+    "records grep": ["x {bad}", "x stored {bad}"],
+    "records export": ["{bad} out.jsonl"],
+    "records check": ["{bad}", "stored {bad}"],
     "data stats": ["{bad}"],
     "data verify": ["{bad}"],
     "convert hf-to-megatron": ["{bad} out"],
@@ -42,6 +47,7 @@ OUTPUTS = {
     "recipe reference": "{bad}",
     "launch": "r.yaml --cluster {cluster} --dry-run --output {bad}",
     "grade": "rows.jsonl --output {bad}",
+    "records export": "stored {bad}",
     "serve": "{base} --port 0 --address-file {bad}",
     "generate": "g.yaml --output {bad}",
     "sandbox serve": "--socket {bad}",
@@ -51,11 +57,12 @@ OUTPUTS = {
     "average": "{base} {base} --output {bad}",
     "merge": "{base} {base} --output {bad}",
 }
-WHOLE = ("convert", "quantize", "average", "merge")  # they make a new folder, and say that one exists already
+WHOLE = ("convert", "quantize", "average", "merge", "records export")  # they make what is new, and say that it is there
 # They write nothing of their own, or what they write is named by a file that they read.
 NO_INPUT = {"sandbox serve", "recipe reference"}
 NO_OUTPUT = {"convert megatron-to-hf", "sandbox exec", "sft", "plan", "inspect"}
 NO_OUTPUT |= {f"recipe {verb}" for verb in ("show", "status", "report", "stages")} | {"data stats", "data verify"}
+NO_OUTPUT |= {f"records {verb}" for verb in ("show", "head", "grep", "check")}
 
 
 def names(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -75,6 +82,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "file").write_text("mine\n")
     (tmp_path / "binary").write_bytes(bytes(range(256)) * 20)
     (tmp_path / "folder").mkdir()
+    (tmp_path / "stored").mkdir()
+    (tmp_path / "stored/part-00000-of-00001.jsonl").write_text('{"id": "problem-1", "problem": "1+1?"}\n')
     (tmp_path / "circle").symlink_to("circle")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "r.yaml").write_text("name: r\nstages:\n  a: {run: problems.read_problems, from: ./rows.jsonl}\n")

@@ -15,12 +15,13 @@ from nemo_openmath.chat import Author, Span, Transcript
 from nemo_openmath.chat.token_ids import TokenIds
 from nemo_openmath.cli.main import run
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.records import Drop, Generation, Problem, RecordWriter, read_records
+from nemo_openmath.core.records import Drop, Generation, Problem, RecordWriter, SftRow, read_records
 from nemo_openmath.core.records.ids import partition_of
 from nemo_openmath.core.records.readers import read_rows
 from nemo_openmath.core.records.store import write_records
 from nemo_openmath.core.tokenizer import Message
 from nemo_openmath.data.records.stored import Condition
+from nemo_openmath.data.rows.formatting import Formatter
 
 
 def solution(number: int, **changes: Any) -> Generation:
@@ -172,6 +173,20 @@ def test_parquet_has_types_and_small_row_groups(runs: Path, tmp_path: Path, caps
     write_records(tmp_path / "problems", [Problem.make("1+1?", expected_answer="2", pass_rate=0.5)])
     lines(capsys, "export", tmp_path / "problems", tmp_path / "problems.parquet")
     assert parquet.read_table(tmp_path / "problems.parquet").to_pylist()[0]["pass_rate"] == 0.5
+
+
+def test_exported_training_rows_are_read_as_they_were(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        SftRow.make(g, problem_id=g.problem_id, mode="tir", transcript=g.transcript, extra=g.extra) for g in SOLUTIONS
+    ]
+    write_records(tmp_path / "rows", rows)
+    for name in ("rows.parquet", "rows.jsonl"):
+        lines(capsys, "export", tmp_path / "rows", tmp_path / name)
+        again = [Formatter().format(row) for _, _, row in read_rows(tmp_path / name)]
+        assert [(row.id, row.extra, row.parents) for row in again] == [(row.id, row.extra, row.parents) for row in rows]
+        assert [Transcript.from_json(row.transcript) for row in again] == [
+            Transcript.from_json(r.transcript) for r in rows
+        ]
 
 
 def test_a_failed_export_leaves_what_was_there(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

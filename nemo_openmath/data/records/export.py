@@ -44,8 +44,8 @@ def export(
     ``replace``: take the place of a file that is there. Raises UserError where the output is no place for them, where
     there is nothing to write, and for a transcript that is not there; SystemFailure where the disk is full.
     """
-    write = _writer(output)
     _check_output(output, replace=replace)
+    write = _writer(output)
     if (kind := folder.kind) is None:
         raise UserError("there is no record in it", file=folder.path, remedy="see why in its drops-*.jsonl")
     check_fields(where, kind)

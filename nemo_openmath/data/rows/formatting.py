@@ -27,7 +27,7 @@ from typing import Any
 from nemo_openmath.chat import RENDERED, Message, Template, Transcript, load_template
 from nemo_openmath.chat.blocks import budget_of, judgment_of
 from nemo_openmath.chat.tokenizer import strip_end
-from nemo_openmath.core.records import Mode
+from nemo_openmath.core.records import Mode, exact_json
 from nemo_openmath.core.records.types import Problem, SftRow
 from nemo_openmath.core.tags import CODE_START
 from nemo_openmath.grading import extract_answer
@@ -180,7 +180,11 @@ def _is_rendered(messages: tuple[Message, ...]) -> bool:
 
 def own_row(value: dict[str, Any]) -> tuple[SftRow, Transcript]:
     """Return a row of our own files, and its transcript. Raises a ValueError that says what is wrong."""
+    if isinstance(extra := value.get("extra"), str):  # as it stands in Parquet (data/records/export.py)
+        value = value | {"extra": exact_json.loads(extra.encode())}
     row = SftRow.from_json(value)
+    if not isinstance(row.extra, dict):
+        raise ValueError("extra is not an object")
     for name in ("id", "problem_id", "problem_source"):
         if not isinstance(getattr(row, name), str):
             raise ValueError(f"{name} is not text")
