@@ -77,7 +77,6 @@ SECOND_ROUND = [
 ]
 
 OTHERS = [
-    ("2.3", "data-generation", "cot_r1.samples", 32),
     ("2.3", "data-generation", "cot_qwq.temperature", 0.7),
     ("2.3", "data-generation", "cot_qwq.top_p", 0.95),
     ("2.3", "data-generation", "cot_r1.max_tokens", 16384),
