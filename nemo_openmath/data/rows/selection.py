@@ -40,7 +40,7 @@ class FormatRules:
 
     def reject(self, row: SftRow, transcript: Transcript | None = None) -> str | None:
         """Return the first reason against this row, or None. ``transcript``: the row's, where it was read already."""
-        transcript = transcript or Transcript.from_json(row.transcript)
+        transcript = transcript or Transcript.from_json(row.transcript, ids=False)
         if self.turns and any("<|im_" in p.text for p in transcript.spans if p.author is Author.MODEL):
             return "control token in the text"
         if row.mode is Mode.GENSELECT:

@@ -14,4 +14,4 @@ def answer_of(generation: Generation, *, fallback: bool = False) -> str | None:
     """
     if not generation.finished:
         return None
-    return extract_answer(Transcript.from_json(generation.transcript).said, fallback=fallback).answer
+    return extract_answer(Transcript.from_json(generation.transcript, ids=False).said, fallback=fallback).answer

@@ -111,4 +111,4 @@ class Groups(UnitStage[GroupsConfig, tuple[Problem, list[Generation]]]):
 
 def summary_of(generation: Generation) -> str | None:
     """Return the text after the reasoning; None where there is none."""
-    return Transcript.from_json(generation.transcript).summary
+    return Transcript.from_json(generation.transcript, ids=False).summary

@@ -128,7 +128,7 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, str | None]]):
             return "wrong answer" if generation.verdict is Verdict.NOT_EQUAL else f"verdict {generation.verdict}"
         if config.max_tokens and generation.completion_tokens > config.max_tokens:
             return "too long"
-        transcript = Transcript.from_json(generation.transcript)
+        transcript = Transcript.from_json(generation.transcript, ids=False)
         thinking = transcript.thinking
         if thinking == "broken":
             return "no summary after the reasoning" if transcript.summary is None else "think tags out of order"
@@ -165,5 +165,5 @@ def _finished(context: StageContext) -> Iterator[tuple[str, str, bool, int]]:
         if generation.finished:
             thinks = generation.thinks
             if thinks is None:
-                thinks = Transcript.from_json(generation.transcript).thinks
+                thinks = Transcript.from_json(generation.transcript, ids=False).thinks
             yield generation.model, generation.mode, thinks, 1
