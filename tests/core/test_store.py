@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nemo_openmath.chat import Transcript
 from nemo_openmath.core.engine import Finish
 from nemo_openmath.core.errors import OpenMathError, UserError
 from nemo_openmath.core.grader import Verdict
@@ -29,8 +30,10 @@ from nemo_openmath.core.records import (
     read_drops,
     read_records,
 )
+from nemo_openmath.core.records.bodies import content_of
+from nemo_openmath.core.records.encoding import parse_record
 from nemo_openmath.core.records.ids import partition_of
-from nemo_openmath.core.records.store import read_lines
+from nemo_openmath.core.records.store import folder_sums, read_lines, record_lines
 
 # Commits units 0..N-1 in a random order, each with zero to three records and perhaps a drop, flushing often; after so
 # many that its caller names, it waits to be killed.
@@ -50,12 +53,16 @@ with RecordWriter(Path(sys.argv[1]), flush_units=7) as writer:
         if not most: time.sleep(3600)
         most -= 1
         records = [Problem.make(f"{unit} {i} " + "x" * (37 * n % 4000)) for i in range(n % 4)]
+        if n % 3 == 0:  # with a body beside it
+            text = {"messages": [], "pieces": [{"author": "model", "text": unit * (n % 50)}]}
+            records.append(Generation(id=f"generation-{n}", problem_id="p", mode=Mode.COT, model="m", sample=n,
+                                      transcript=text, finish=Finish.STOP, verdict=Verdict.EQUAL))
         writer.commit(unit, records, [Drop("odd", unit)] if n % 2 else [])
 """
 
 
 def content(folder: Path) -> tuple[list[bytes], list[tuple[str, Drop]]]:
-    return sorted(read_lines(folder)), sorted(read_drops(folder), key=lambda pair: pair[0])
+    return sorted(map(content_of, read_lines(folder))), sorted(read_drops(folder), key=lambda pair: pair[0])
 
 
 @pytest.mark.slow
@@ -63,7 +70,7 @@ def test_sigkill_at_random_moments_loses_and_doubles_nothing(tmp_path: Path) -> 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([sys.executable, "-c", WRITER, str(whole), "-1"], check=True, stdout=subprocess.DEVNULL)
     rng = random.Random(5)
-    for _ in range(60):
+    for _ in range(40):
         process = subprocess.Popen([sys.executable, "-c", WRITER, str(killed), "13"], stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()
@@ -72,8 +79,14 @@ def test_sigkill_at_random_moments_loses_and_doubles_nothing(tmp_path: Path) -> 
         assert process.wait() == -signal.SIGKILL
     subprocess.run([sys.executable, "-c", WRITER, str(killed), "-1"], check=True, stdout=subprocess.DEVNULL)
     assert content(killed) == content(whole)
-    assert digest_of_lines(read_lines(killed)) == digest_of_lines(read_lines(whole))
-    assert len({p.id for p in read_records(killed, Problem)}) == len(content(whole)[0])
+    sums = folder_sums(killed)
+    assert sums.digest == folder_sums(whole).digest == digest_of_lines(read_lines(killed))
+    assert (sums.units, sums.records, sums.drops["odd"]) == (800, len(content(whole)[0]), 400)
+    kinds = {b"problem": Problem, b"generation": Generation}
+    for file, row, line in record_lines([killed]):
+        record = parse_record(line, kinds[line[7:].partition(b"-")[0]], file, row)
+        if isinstance(record, Generation):
+            assert Transcript.from_json(record.transcript).text == f"unit-{record.sample}" * (record.sample % 50)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
