@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 RUN, STAGES = ".run.lock", ".locks"
 _PATIENCE = {True: 0.5, None: 3.0, False: 30.0}  # seconds, for a holder that is alive, elsewhere, or just killed
+_PLANNING_S = 60.0  # a thousand jobs may begin at once
 _FIRST_S = 2.0  # a wait of so many seconds is logged
 
 
@@ -54,6 +56,19 @@ def run_lock(output: Path, stage: str | None, shard: int, shards: int) -> Iterat
 
 
 @contextlib.contextmanager
+def planning_lock(context: StageContext) -> Iterator[None]:
+    """Hold the lock of a stage's plan, for a moment: the first job of an array says into how many parts the work is
+    divided, and all others do as it said. Raises UserError that names the process which does not let go of it."""
+    folder = context.output
+    path = folder.parent / STAGES / f"{folder.name}-plan.lock"
+    descriptor = _take(folder.parent, path, False, f"the plan of stage {context.name}", _PLANNING_S)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def partition_locks(context: StageContext) -> Iterator[None]:
     """Hold the locks of the parts of the work that a job of an array does: arrays of two sizes share parts.
 
@@ -68,13 +83,14 @@ def partition_locks(context: StageContext) -> Iterator[None]:
         yield
 
 
-def _take(output: Path, path: Path, shared: bool, what: str) -> int:
+def _take(output: Path, path: Path, shared: bool, what: str, least_s: float = 0.0) -> int:
+    """Return the descriptor of a lock that is held now. ``least_s``: it is waited for so long at least."""
     begun, waiting = time.monotonic(), Waiting(say=log.info, first_s=_FIRST_S)
     while True:
         descriptor = open_lock_file(path)
         free = try_lock(descriptor, shared=shared)
         if free is None:
-            log.warning("no file locks in %s: nothing stops a second run of it", output)
+            _warn_no_locks(output)
             return descriptor
         if free and is_open_file(path, descriptor):  # not deleted in between
             if not shared:
@@ -87,7 +103,7 @@ def _take(output: Path, path: Path, shared: bool, what: str) -> int:
         os.close(descriptor)
         if not free:
             holder = _holder(output, path)
-            patience, waited = _PATIENCE[is_alive(holder)], time.monotonic() - begun
+            patience, waited = max(least_s, _PATIENCE[is_alive(holder)]), time.monotonic() - begun
             if waited > patience:
                 raise UserError(
                     f"{_name(holder)} is at work in this folder",
@@ -96,6 +112,11 @@ def _take(output: Path, path: Path, shared: bool, what: str) -> int:
                 )
             waiting.still(f"{_name(holder)} to let go of {output}", patience, waited_s=waited)
             time.sleep(0.05)
+
+
+@cache
+def _warn_no_locks(output: Path) -> None:
+    log.warning("no file locks in %s: nothing stops a second run of it", output)
 
 
 def _holder(output: Path, path: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from nemo_openmath.recipe import identity, stage_folder
 from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.recipe.fingerprint import Fingerprints, NotReady
 from nemo_openmath.recipe.inputs import check_inputs
-from nemo_openmath.recipe.lock import partition_locks, run_lock
+from nemo_openmath.recipe.lock import partition_locks, planning_lock, run_lock
 from nemo_openmath.recipe.outcome import describe_outcome, made_nothing, make_manifest
 from nemo_openmath.recipe.preflight import check_output, preflight
 from nemo_openmath.recipe.selection import StageSelection
@@ -152,7 +152,8 @@ class Run:
             log.info("%s %s: %s", place, entry.name, _does(entry.stage))
             context = self._context(entry, services, selection, progress)
             check_inputs(entry, context.inputs, layouts=selection.only is None)
-            context.partitions = self._prepare_folder(entry, status, fingerprint, inputs, selection, progress)
+            with planning_lock(context):
+                context.partitions = self._prepare_folder(entry, status, fingerprint, inputs, selection, progress)
             if selection.prepare:
                 await entry.stage.prepare_launch(context)
                 return

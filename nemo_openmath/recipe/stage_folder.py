@@ -99,6 +99,9 @@ def partitions_of(folder: Path, stage: Stage, asked: int, selection: StageSelect
             raise UserError(f"begun as {how}", file=folder, remedy="go on as begun, or remove the folder")
         return selection.shards
     if (begun := _read_plan(folder).get("partitions")) is not None:
+        if others := partition_counts(folder) - {int(begun)}:
+            problem = f"begun with {begun} partitions, and holds some of {others.pop()}"
+            raise UserError(problem, file=folder, remedy="remove the folder and run the stage again")
         return int(begun)
     if (counts := partition_counts(folder) - {1}) and not selection.prepare:
         problem = f"begun as an array of {counts.pop()} by an earlier version, which divided the work in another way"

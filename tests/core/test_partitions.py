@@ -13,6 +13,7 @@ from nemo_openmath.core.records import Generation, Problem, read_drops, read_man
 from nemo_openmath.core.records.store import folder_sums, partition_files, read_lines, write_records
 from nemo_openmath.core.stage import Stage
 from nemo_openmath.grading import GradingPool
+from nemo_openmath.recipe.lock import partition_locks
 from nemo_openmath.synthesis.genselect.groups import Groups, GroupsConfig
 from nemo_openmath.synthesis.solutions.filter import Filter, FilterConfig
 from nemo_openmath.synthesis.solutions.grade import GradeConfig, GradeSolutions
@@ -139,6 +140,22 @@ def test_a_job_opens_its_own_files_alone(tmp_path: Path) -> None:
 
 def read_lines_of(folder: Path, number: int) -> list[bytes]:
     return partition_files(folder, number, 4)["part"].read_bytes().splitlines()
+
+
+def test_two_arrays_do_not_work_on_one_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"problem": "2+2?"}\n{"problem": "3+3?"}\n')
+    recipe, out = tmp_path / "r.yaml", tmp_path / "out"
+    recipe.write_text("name: r\npartitions: 4\nstages:\n  a: {run: problems.read_problems, from: ./rows.jsonl}\n")
+    command = ["recipe", "run", str(recipe), "--output", str(out), "--only", "a", "--shard"]
+    assert run([*command, "1/4"]) is ExitCode.OK
+    with partition_locks(stage_context({}, out / "a", shard=0, shards=2, partitions=4)):
+        assert run([*command, "2/3"]) is ExitCode.USER_ERROR, "parts 0 and 2 are done by job 0 of 2"
+        assert "(part 2 of 4 of stage " in capsys.readouterr().err
+        assert run([*command, "3/4"]) is ExitCode.OK
+    assert run([*command, "2/3"]) is ExitCode.OK
+    (out / "a/journal-00000-of-00005.jsonl").touch()
+    assert run([*command, "0/3"]) is ExitCode.USER_ERROR
+    assert "begun with 4 partitions, and holds some of 5" in capsys.readouterr().err
 
 
 def test_an_array_of_an_earlier_version_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
