@@ -1,9 +1,12 @@
-"""Rows to token files against the bare tokenizers library, on the same cores: `python benchmarks/tokenization.py`.
+"""Rows to token files against the bare tokenizers library, on the same cores.
 
-The tokenizer is a byte-level BPE of 8000 entries with Qwen2.5's splitting rule, trained in place; rows are solutions of
-about 6000 tokens of mathematical text, a third of them with code and output. The bare library only turns the same
-texts into ids (``encode_batch_fast`` on all cores, ids fetched); ours parses the rows, renders the chat template, cuts
-transcripts by author, writes ids, masks and checksums.
+    python benchmarks/tokenization.py [--tokenizer FOLDER]
+
+The tokenizer is that of FOLDER, or a byte-level BPE of 8000 entries with Qwen2.5's splitting rule, trained here. Rows
+are solutions of about 6000 tokens of mathematical text, a third of them with code and output. The bare library only
+turns the same texts into ids (``encode_batch_fast`` on all cores, ids fetched); ours parses the rows, renders the chat
+template, cuts transcripts by author, writes ids, masks and checksums. A quarter of the rows is tokenized, too: the
+difference of the two runs is what rows cost once the processes have started.
 """
 
 from __future__ import annotations
@@ -33,6 +36,10 @@ _WORDS = (
     r"by the mean value theorem wait, check whether n = 2k + 1 is prime; then \frac{a}{b} + \sqrt{x^2 + y^2} = c "
     r"therefore \sum_{i=1}^{n} i = \frac{n(n+1)}{2} so the remainder modulo 7 equals 3 hence \angle ABC = 60^\circ "
     r"suppose for contradiction every prime p divides exactly one of these consecutive integers however"
+)
+_CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -67,6 +74,7 @@ def make_tokenizer(folder: Path) -> Path:
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    (folder / "chat_template.jinja").write_text(_CHATML)
     return folder
 
 
@@ -92,15 +100,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument(
+        "--tokenizer", type=Path, help="folder of a Hugging Face model, instead of the trained tokenizer"
+    )
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tokenizer = make_tokenizer(folder / "tokenizer")
+        tokenizer = options.tokenizer or make_tokenizer(folder / "tokenizer")
         texts = make_rows(folder / "rows.jsonl", options.rows)
         size = sum(len(t) for t in texts) / 1e6
         backend = ChatTokenizer.load(tokenizer).backend
-        ratios = []
+        lines = (folder / "rows.jsonl").read_bytes().splitlines(keepends=True)
+        (folder / "quarter.jsonl").write_bytes(b"".join(lines[: len(lines) // 4]))
         for turn in range(options.repeat):
             start, cpu = time.perf_counter(), time.process_time()
             tokens = 0
@@ -109,14 +121,18 @@ def main() -> None:
                     len(e.ids) for e in backend.encode_batch_fast(texts[at : at + 64], add_special_tokens=False)
                 )
             bare, bare_cpu = time.perf_counter() - start, time.process_time() - cpu
-            start, before = time.perf_counter(), _cpu()
-            written = write_tokens(folder / "rows.jsonl", tokenizer, folder / f"tokens{turn}", workers=cores)
-            ours, ours_cpu = time.perf_counter() - start, _cpu() - before
-            ratios.append(bare / ours * written.num_tokens / tokens)
+            runs = []
+            for part in ("rows", "quarter"):
+                start, before = time.perf_counter(), _cpu()
+                written = write_tokens(folder / f"{part}.jsonl", tokenizer, folder / f"{part}{turn}", workers=cores)
+                runs.append((written.num_tokens, time.perf_counter() - start, _cpu() - before))
+            (ours, wall, ours_cpu), (quarter, _, quarter_cpu) = runs
+            share = (ours - quarter) / (ours_cpu - quarter_cpu) / (tokens / bare_cpu)
             print(
-                f"{size:.0f} MB of text, {cores} cores: bare library {tokens / bare / 1e6:.2f}M tokens/s"
-                f" ({bare_cpu:.1f} s CPU), ours {written.num_tokens / ours / 1e6:.2f}M tokens/s ({ours_cpu:.1f} s CPU,"
-                f" start of the workers included): {ratios[-1]:.0%} of its rate, {bare_cpu / ours_cpu:.0%} by CPU time",
+                f"{size:.0f} MB of text, {cores} cores: bare library {tokens / bare / 1e6:.2f}M tokens/s "
+                f"({bare_cpu:.1f} s CPU), ours {ours / wall / 1e6:.2f}M tokens/s ({ours_cpu:.1f} s CPU, start of the workers included): "
+                f"{ours / wall / (tokens / bare):.0%} of its rate, {bare_cpu / ours_cpu:.0%} by CPU time, {share:.0%} "
+                "once started",
                 flush=True,
             )
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
