@@ -130,9 +130,10 @@ def main() -> None:
             share = (ours - quarter) / (ours_cpu - quarter_cpu) / (tokens / bare_cpu)
             print(
                 f"{size:.0f} MB of text, {cores} cores: bare library {tokens / bare / 1e6:.2f}M tokens/s "
-                f"({bare_cpu:.1f} s CPU), ours {ours / wall / 1e6:.2f}M tokens/s ({ours_cpu:.1f} s CPU, start of the workers included): "
-                f"{ours / wall / (tokens / bare):.0%} of its rate, {bare_cpu / ours_cpu:.0%} by CPU time, {share:.0%} "
-                "once started",
+                f"({bare_cpu:.1f} s CPU), ours {ours / wall / 1e6:.2f}M tokens/s "
+                f"({ours_cpu:.1f} s CPU, start of the workers included): "
+                f"{ours / wall / (tokens / bare):.0%} of its rate, {bare_cpu / ours_cpu:.0%} by CPU time, "
+                f"{share:.0%} once started",
                 flush=True,
             )
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
