@@ -40,7 +40,7 @@ from tokenization import make_tokenizer, text
 from nemo_openmath.chat import ChatTokenizer, Message, Transcript
 from nemo_openmath.core.engine import Capabilities, Chunk, Completion, Finish, Request, Usage
 from nemo_openmath.core.progress import Progress
-from nemo_openmath.core.records import Generation, Problem, Record, RecordWriter, read_drops
+from nemo_openmath.core.records import Generation, Problem, Record, RecordWriter, read_drops, read_records
 from nemo_openmath.core.stage import Services, Stage, StageContext
 from nemo_openmath.grading import GradingPool, majority
 from nemo_openmath.inference import asking
@@ -86,6 +86,9 @@ class Lent(Services):
 
     async def sandbox(self) -> None:
         raise NotImplementedError
+
+    def encoded_with(self, stage: str, tokenizer: ChatTokenizer) -> bool:
+        return False
 
     async def grading(self) -> GradingPool:
         return self._pool
@@ -196,17 +199,18 @@ async def decontaminate(folder: Path, count: int, size: int, texts: str) -> None
     index = NgramIndex(held, ngram=8, threshold=0.3)
     seconds, length = time.perf_counter() - began, sum(len(text) for _, text in held) / size
     print(f"{size} texts of {length:.0f} characters: index in {seconds:.1f} s")
-    seconds, found, sample = 0.0, 0, []
+    seconds, cpu, found, sample = 0.0, 0.0, 0, []
     for number in range(count):
         text = make()
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         nearest = index.nearest(text, 5)
         seconds += time.perf_counter() - began
+        cpu += time.process_time() - cpu_began
         found += len(nearest)
         if number < 100:
             sample.append((text, nearest))
-    each = f"{1e3 * seconds / count:.2f} ms each"
-    print(f"{count} problems: {seconds:.0f} s, {each}, {found} candidates, {peak():.0f} MiB at most")
+    each = f"{1e3 * cpu / count:.2f} ms CPU each"
+    print(f"{count} problems: {seconds:.0f} s ({each}), {found} candidates, {peak():.0f} MiB at most", flush=True)
     if texts == "words":
         for name, leak in LEAKS.items():
             hits = [any(i == held[n][0] for _, i, _ in index.nearest(leak(held[n][1], n), 5)) for n in range(500)]
@@ -216,15 +220,17 @@ async def decontaminate(folder: Path, count: int, size: int, texts: str) -> None
     for n, own in enumerate(sets):
         for gram in own:
             where[gram].append(n)
-    began = time.perf_counter()
+    began = time.process_time()
     for text, nearest in sample:
         shared: Counter[int] = Counter()
         for gram in (own := grams(text)):
             shared.update(where.get(gram, ()))
         scored = sorted((-both / (len(own) + len(sets[n]) - both), n) for n, both in shared.items())
         assert [(-s, *held[n]) for s, n in scored[:5] if -s >= 0.3] == nearest, "other candidates"
-    peer = (time.perf_counter() - began) / len(sample)
-    print(f"all texts that share a gram: {1e3 * peer:.2f} ms each, {peer / (seconds / count):.0f} times as long")
+    peer = (time.process_time() - began) / len(sample)
+    print(
+        f"all texts that share a gram: {1e3 * peer:.2f} ms CPU each, {peer * count / cpu:.0f} times as long", flush=True
+    )
     if texts == "words":
         del where, sets
         ports = {"problems": folder / "problems", "benchmark": folder / "benchmark"}
@@ -310,8 +316,10 @@ async def summarize(folder: Path, solutions: int, model: Path | None) -> None:
             services = Lent(InstantEngine(answer, same_tokens=same_tokens), tokenizer, pool)
             wall, cpu = await run(Summarize(SummarizeConfig()), folder / f"out {name}", services, **ports)
             print(f"{name:16} {solutions / wall:6.0f} solutions/s, {1e3 * cpu / solutions:5.2f} ms CPU each")
-    written = {frozenset(path.read_bytes().splitlines()) for path in folder.glob("out */part-*")}
-    assert len(written) == 1, "the records differ"
+    folders = sorted(folder.glob("out *"))
+    written = [{record.id: record for record in read_records(path, Generation)} for path in folders]
+    assert len(written) == 3, folders
+    assert written[0] == written[1] == written[2], "the records differ"
     print(f"equal records; peak memory {peak():.0f} MiB")
 
 
