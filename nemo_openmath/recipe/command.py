@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records.manifest import PLAN
 from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.evaluation.reports import RunView, build_report, competition_lines, results_table, status_table
 from nemo_openmath.evaluation.reports.formats import apart_lines, seconds_text
@@ -121,7 +122,9 @@ def open_run(output: Path) -> Run:
         raise UserError("is a file" if output.exists() else "no such folder", file=output, remedy=_REMEDY)
     owner = identity.read(output)
     if owner is None or not isinstance(owner.get("recipe"), str):
-        raise UserError("no run here", file=output, remedy=_REMEDY)
+        inside = identity.read(output.parent) is not None and (output / PLAN).is_file()
+        remedy = f"this is a stage; name its run: {output.parent}" if inside else _REMEDY
+        raise UserError("no run here", file=output, remedy=remedy)
     path, overrides = Path(owner["recipe"]), list(owner.get("overrides", ()))
     if not path.is_file():
         raise UserError(f"its recipe is not there any more: {path}", file=output, remedy="put the file back")

@@ -89,6 +89,8 @@ def test_the_end_says_where_how_many_right_and_what_next(
     assert [p.expected_answer for p in read_records(tmp_path / "out/problems", Problem)] == ["2", "2"]
     assert json.loads((tmp_path / "out/problems/manifest.json").read_bytes())["counts"]["merged"] == 1
 
+    assert run(["recipe", "status", "out/solutions"]) is ExitCode.USER_ERROR
+    assert "no run here; this is a stage; name its run: out" in capfd.readouterr().err
     boxed = {"messages": [], "pieces": [{"author": "model", "text": r"\boxed{2}"}], "ended": True, "tokenizer": ""}
     part = tmp_path / "out/solutions/part-00000-of-00001.jsonl"
     row_before = part.read_text()
