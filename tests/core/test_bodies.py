@@ -1,5 +1,6 @@
 """What a model wrote is stored once. Every record has its own text, or is refused by name."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +68,15 @@ def test_a_reader_of_files_gets_whole_rows(run: Path) -> None:
     rows = [row for _, _, row in read_rows(next((run / "graded").glob("part-*")))]
     assert [row["transcript"] for row in rows] == [solution(n).transcript for n in range(40)]
     assert all("body" not in row for row in rows)
+
+
+def test_a_line_that_another_program_wrote_anew_is_joined(run: Path) -> None:
+    part = next((run / "graded").glob("part-*"))
+    rows = [orjson.loads(line) for line in part.read_bytes().splitlines()]
+    part.write_text("".join(json.dumps({"body": row.pop("body"), **row}) + "\n" for row in rows))
+    assert [row["transcript"] for _, _, row in read_rows(part)] == [solution(n).transcript for n in range(40)]
+    part.write_text('{"id": "x", "body": "text of a post"}\n')
+    assert [row for _, _, row in read_rows(part)] == [{"id": "x", "body": "text of a post"}]
 
 
 def test_the_digest_does_not_depend_on_where_a_body_lies(run: Path, tmp_path: Path) -> None:

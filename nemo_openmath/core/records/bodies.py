@@ -28,6 +28,7 @@ import zstandard
 from blake3 import blake3
 
 from nemo_openmath.core.errors import UserError, of_the_system
+from nemo_openmath.core.records import exact_json
 
 LEVEL = 3  # of Zstandard: 3.5 times smaller at 300 MB/s; higher levels are slower than a solution is read
 _INFLATES = 3  # bytes of text in a byte of a frame, about
@@ -125,10 +126,21 @@ def joined(line: bytes, folder: Path) -> bytes:
     """Return a line of ``folder`` with its transcript in it, for readers that know nothing of bodies."""
     end = _POINTER.search(line)
     if end is None:
-        return line
+        return _joined_otherwise(line, folder) if b'"body"' in line else line
     place = folder / orjson.loads(b'"%b"' % end[1])
     text = Body(str(orjson.loads(line)["id"]), place, int(end[2]), int(end[3]), end[4].decode()).text()
     return b'%b,"transcript":%b}\n' % (line[: end.start()], text)
+
+
+def _joined_otherwise(line: bytes, folder: Path) -> bytes:
+    """Join a line that another program has written anew, such as with spaces. A line of others, whose ``body`` is
+    something else, stays as it is."""
+    try:
+        row = exact_json.loads(line)
+        body = body_of(row, str(row["id"]), folder)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return line
+    return exact_json.dumps(row | {"transcript": body.load()}) + b"\n"
 
 
 def text_ratio(head: bytes) -> float:
