@@ -19,7 +19,8 @@ R = TypeVar("R")
 
 DIED = "a worker process was killed (out of memory?); finished work is kept: run again, with fewer workers"
 _FEW = 4  # tasks that are done in this process: starting others takes longer
-_UNDER_WAY = 4  # tasks for each process whose results wait for their turn
+_AHEAD = 4  # tasks that another process has been given: this one may be busy when it has done one
+_UNDER_WAY = 8  # tasks for each process, those included whose results wait for their turn
 
 
 def cores() -> int:
@@ -54,7 +55,7 @@ def ordered(make: Callable[..., Callable[[T], R]], tasks: Iterable[T], *args: An
             while waiting and (waiting[0].done() or len(waiting) >= _UNDER_WAY * workers):
                 yield waiting.popleft().result()
             ready = sum(start.done() for start in starts)
-            if sum(not future.done() for future in waiting) < 2 * ready:
+            if sum(not future.done() for future in waiting) < _AHEAD * ready:
                 waiting.append(pool.submit(_work, task))
             else:
                 waiting.append(Future())
