@@ -59,6 +59,9 @@ def run_lock(output: Path, stage: str | None, shard: int, shards: int) -> Iterat
 def planning_lock(context: StageContext) -> Iterator[None]:
     """Hold the lock of a stage's plan, for a moment: the first job of an array says into how many parts the work is
     divided, and all others do as it said. Raises UserError that names the process which does not let go of it."""
+    if context.shards == 1:  # it holds the lock of its stage, or of its run, alone
+        yield
+        return
     folder = context.output
     path = folder.parent / STAGES / f"{folder.name}-plan.lock"
     descriptor = _take(folder.parent, path, False, f"the plan of stage {context.name}", _PLANNING_S)
