@@ -6,7 +6,7 @@ The tokenizer is that of FOLDER, or a byte-level BPE of 8000 entries with Qwen2.
 are solutions of about 6000 tokens of mathematical text, a third of them with code and output. The bare library only
 turns the same texts into ids (``encode_batch_fast`` on all cores, ids fetched); ours parses the rows, renders the chat
 template, cuts transcripts by author, writes ids, masks and checksums. A quarter of the rows is tokenized, too: the
-difference of the two runs is what rows cost once the processes have started.
+difference of the two runs is what rows cost once the processes have started. Last, what token ids cost in a record.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import resource
 import tempfile
 import time
 from pathlib import Path
+from timeit import repeat
 
 import orjson
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from nemo_openmath.chat import ChatTokenizer, Message, Transcript
+from nemo_openmath.chat import Author, ChatTokenizer, Message, Span, Transcript
 from nemo_openmath.chat.blocks import notice_block, output_block
 from nemo_openmath.core.records import SftRow
 from nemo_openmath.data.tokens.tokenization import write_tokens
@@ -138,6 +139,29 @@ def main() -> None:
             )
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
         print(f"peak memory of a worker: {peak:.0f} MB")
+    token_ids(random.Random(2))
+
+
+def token_ids(rng: random.Random) -> None:
+    """Print what the ids of a solution cost in its line: as base64, and as a list of integers."""
+    ids = tuple(rng.randrange(151_936) for _ in range(8_730))
+    spans = (Span(Author.MODEL, text(rng, 5_600), ids),)
+    row = Transcript((Message("user", text(rng, 60)),), spans, tokenizer="t").to_json()
+    listed = row | {"pieces": [row["pieces"][0] | {"ids": list(ids)}]}
+    for name, value in (("a list of integers", listed), ("base64", row)):
+        line = orjson.dumps(value)
+        parse, read, write = (
+            min(repeat(call, number=100, repeat=5)) / 100 * 1e6
+            for call in (
+                lambda line=line: orjson.loads(line),
+                lambda line=line: Transcript.from_json(orjson.loads(line)),
+                lambda value=value: orjson.dumps(value),
+            )
+        )
+        print(
+            f"ids as {name}: {len(line)} bytes, parsed in {parse:.0f} us ({read:.0f} with its transcript), "
+            f"written in {write:.0f} us"
+        )
 
 
 def _cpu() -> float:
