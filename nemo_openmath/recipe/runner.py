@@ -163,6 +163,7 @@ class Run:
             if not stage_folder.is_last_shard(folder, context):
                 progress.log(f"shard {context.shard} of {context.shards} done")
                 return
+            stage_folder.remove_failures(folder)
             manifest = make_manifest(entry, fingerprint, inputs, context, spent())
             reads, may_allow = self.recipe.read_by(entry), self.recipe.verb == "recipe"
             if not entry.allow_empty and (empty := made_nothing(entry, manifest, folder, reads, may_allow=may_allow)):

@@ -111,6 +111,13 @@ def partitions_of(folder: Path, stage: Stage, asked: int, selection: StageSelect
     return 0 if selection.prepare else max(asked, selection.shards)
 
 
+def remove_failures(folder: Path) -> None:
+    """Remove the files of units that failed, of a stage whose units are all done now: arrays of other sizes left
+    them."""
+    for path in folder.glob("failed-*.jsonl"):
+        path.unlink(missing_ok=True)
+
+
 def is_last_shard(folder: Path, context: StageContext) -> bool:
     """Note that this shard is done, with what it measured. Return whether all are; their metrics are summed then."""
     if context.shards == 1:
