@@ -7,14 +7,17 @@ records hold one verdict each, and the agreement of the two verdicts is computed
 from __future__ import annotations
 
 import contextlib
+from bisect import insort
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from nemo_openmath.core.records.ids import unit_key
+from nemo_openmath.core.records.key_set import KeySet
 from nemo_openmath.grading import Grade, Verdict
 from nemo_openmath.synthesis.judge.judge import Judgement, Question
 
@@ -57,43 +60,64 @@ class JudgedPair:
 def read_judgements(files: Iterable[Path]) -> Agreement:
     """Return the agreement over journals of judgements.
 
-    A torn line is left out. Where a unit was judged twice, as after a kill, its last judgement counts.
+    A torn line is left out. Where a unit was judged twice, as after a kill, its last judgement counts. Eight bytes a
+    judgement are held, and those that came twice.
     """
-    pairs: dict[str, JudgedPair] = {}
-    for file in files:
-        for line in file.read_bytes().split(b"\n"):
-            with contextlib.suppress(orjson.JSONDecodeError):
-                row = orjson.loads(line)
-                pairs[row["unit"]] = JudgedPair.from_json(row)
-    agreement = Agreement()
-    for _, pair in sorted(pairs.items()):
-        agreement.add(pair)
+    files = list(files)
+    seen, repeated = KeySet(), set[int]()
+    for row in _rows(files):
+        if not seen.add(key := unit_key(row["unit"])):
+            repeated.add(key)
+    agreement, last = Agreement(), dict[str, JudgedPair]()
+    for row in _rows(files):
+        if unit_key(row["unit"]) in repeated:
+            last[row["unit"]] = JudgedPair.from_json(row)
+        else:
+            agreement.add(JudgedPair.from_json(row), row["unit"])
+    for unit, pair in last.items():
+        agreement.add(pair, unit)
     return agreement
+
+
+def _rows(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    for file in files:
+        with file.open("rb") as lines:
+            for line in lines:
+                with contextlib.suppress(orjson.JSONDecodeError):
+                    yield orjson.loads(line)
 
 
 @dataclass
 class Agreement:
-    """Count pairs by both verdicts, and keep the first pairs on which the two verdicts contradict each other."""
+    """Count pairs by both verdicts, and keep pairs on which the two verdicts contradict each other: the first by the
+    names of their units."""
 
     keep: int = 20
     """Most disagreements that are kept as examples."""
     table: Counter[tuple[Verdict, Verdict]] = field(default_factory=Counter)
     """(Symbolic verdict, judge's verdict) -> pairs."""
-    disagreements: list[JudgedPair] = field(default_factory=list)
+    examples: list[tuple[str, JudgedPair]] = field(default_factory=list)
+    """Disagreements by the names of their units."""
     invalid_votes: int = 0
     """Votes that no attempt could read."""
     requests: int = 0
     """Requests that were made to judges."""
 
-    def add(self, pair: JudgedPair) -> None:
-        """Count one pair."""
+    @property
+    def disagreements(self) -> list[JudgedPair]:
+        """The examples."""
+        return [pair for _, pair in self.examples]
+
+    def add(self, pair: JudgedPair, unit: str = "") -> None:
+        """Count the pair of a unit."""
         symbolic, judged = pair.symbolic.verdict, pair.judged.verdict
         self.table[symbolic, judged] += 1
         self.invalid_votes += pair.judged.votes.count(None)
         self.requests += pair.judged.asked
         contradict = symbolic in DECIDED and judged in DECIDED and symbolic is not judged
-        if contradict and len(self.disagreements) < self.keep:
-            self.disagreements.append(pair)
+        if contradict:
+            insort(self.examples, (unit, pair), key=lambda entry: entry[0])
+            del self.examples[self.keep :]
 
     @property
     def both_decided(self) -> int:
