@@ -209,6 +209,7 @@ def closing_files() -> Iterator[None]:
         yield
     finally:
         _files.close()
+        _places.cache_clear()
 
 
 def _text_at(file: Path, offset: int, size: int, digest: str) -> bytes | None:
