@@ -177,3 +177,10 @@ def test_bodies_that_a_damage_cut_cost_their_units_alone(cut: int, tmp_path: Pat
     assert writer.lost + writer.recovered == 20
     assert ids(tmp_path) == sorted(solution(n).id for n in range(20))
     assert folder_sums(tmp_path).digest == digest_of_lines(read_lines(tmp_path))
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused_by_name(run: Path, tmp_path: Path) -> None:
+    (run / "made").rename(run / "m\udcffde")
+    with pytest.raises(UserError, match="its path is not UTF-8; rename its folder"):
+        graded(run / "m\udcffde", tmp_path / "graded")
+    assert text_of(next(read_records(run / "m\udcffde", Generation))) == text_of(solution(0)), "it can be read"

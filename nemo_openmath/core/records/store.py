@@ -171,9 +171,7 @@ class RecordWriter:
                 end = pointer(self._paths["bodies"].name, offset, len(frame), digest)
             case Body(_, file, offset, size, digest):
                 if (origin := self._origins.get(file)) is None:
-                    origin = self._origins[file] = os.path.relpath(
-                        os.path.realpath(file), os.path.realpath(self.folder)
-                    )
+                    origin = self._origins[file] = _origin(file, self.folder)
                 end = pointer(origin, offset, size, digest)
         return record.line[:-1] + end + b"\n"
 
@@ -205,6 +203,14 @@ class RecordWriter:
             sums.write(self._paths["sums"])
         except OSError as error:
             raise of_the_system(error, self._paths["sums"]) or error from error
+
+
+def _origin(file: Path, folder: Path) -> str:
+    """Return where a file is, as seen from a folder. Raises UserError where no JSON can say it."""
+    path = os.path.relpath(os.path.realpath(file), os.path.realpath(folder))
+    if any("\udc80" <= letter <= "\udcff" for letter in path):
+        raise UserError("its path is not UTF-8", file=file, remedy="rename its folder")
+    return path
 
 
 _WRITTEN = ("bodies", "part", "drops", "journal")
