@@ -166,7 +166,7 @@ class RecipeSettings:
     partitions: PositiveInt = 1
     """Into how many parts the records of each stage are divided, at least. A part is worked on as a whole, so memory is
     that of one part, and an array of up to so many jobs reads each record once. It changes no record, but their
-    order, and so which problems a ``limit`` takes. A million records want about 16."""
+    order: a training sees its rows in another one. A million records want about 16."""
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Path()) -> Recipe:

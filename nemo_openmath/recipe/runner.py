@@ -26,7 +26,7 @@ from nemo_openmath.core.outputs import refuse_foreign_folder
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records.bodies import closing_files
 from nemo_openmath.core.records.manifest import PLAN, write_manifest
-from nemo_openmath.core.stage import Stage, StageContext
+from nemo_openmath.core.stage import Stage, StageContext, UnitStage
 from nemo_openmath.recipe import identity, stage_folder
 from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.recipe.fingerprint import Fingerprints, NotReady
@@ -189,7 +189,7 @@ class Run:
             if not entry.allow_empty:
                 stage_folder.remove_empty_attempt(folder, selection)
         else:
-            self._keep_or_remove(entry, status, inputs, selection, progress)
+            self._keep_or_remove(entry, status, fingerprint, inputs, selection, progress)
         partitions = stage_folder.partitions_of(folder, entry.stage, self.recipe.partitions, selection)
         folder.mkdir(parents=True, exist_ok=True)
         stage_folder.write_plan(folder, entry.stage, fingerprint, partitions)
@@ -199,20 +199,27 @@ class Run:
         self,
         entry: StageEntry,
         status: StageStatus,
+        fingerprint: str,
         inputs: dict[str, str],
         selection: StageSelection,
         progress: Progress,
     ) -> None:
-        """Treat a folder that was made for other settings or inputs: keep what an incremental setting adds to, remove
-        anything else. Raises UserError where long work would be thrown away unasked."""
+        """Treat a folder that is damaged, or was made for other settings or inputs: keep the whole units of what is
+        still asked for, and what an incremental setting adds to; remove anything else. Raises UserError where long work
+        would be thrown away unasked."""
         folder = self.folder(entry.name)
         if selection.shards > 1:
+            why = status.reason if status.state is State.DAMAGED else "made for other settings or inputs"
             raise UserError(
-                f"{status.state}: made for other settings or inputs",
+                f"{status.state}: {why or 'its manifest cannot be read'}",
                 file=folder,
                 remedy="run the command once with --prepare instead of --shard, or remove the folder",
             )
-        difference = change(status.manifest, entry, inputs)
+        if _is_mendable(entry, status, fingerprint):
+            progress.log(f"damaged ({status.reason}): what is whole of it is kept")
+            stage_folder.reopen(folder)
+            return
+        difference = status.reason or change(status.manifest, entry, inputs)
         what = f"{status.state} ({difference})" if difference else str(status.state)
         if status.state is not State.DAMAGED and stage_folder.holds_smaller(entry, folder, self._fingerprints):
             progress.log(f"{what}: what is there is kept")
@@ -244,6 +251,12 @@ class Run:
             shard=selection.shard,
             shards=selection.shards,
         )
+
+
+def _is_mendable(entry: StageEntry, status: StageStatus, fingerprint: str) -> bool:
+    """Return whether a damaged folder is of what is asked for now, by a stage that does again what is not whole."""
+    manifest = status.manifest if status.state is State.DAMAGED else None
+    return manifest is not None and manifest.fingerprint == fingerprint and isinstance(entry.stage, UnitStage)
 
 
 def _does(stage: Stage) -> str:

@@ -119,16 +119,20 @@ def remove_failures(folder: Path) -> None:
 
 
 def is_last_shard(folder: Path, context: StageContext) -> bool:
-    """Note that this shard is done, with what it measured. Return whether all are; their metrics are summed then."""
+    """Note that the parts of the work of this job are done, with what it measured. Return whether all parts are, by
+    jobs of arrays of any size. Their metrics are summed then: of each part, those of the job that ended last."""
     if context.shards == 1:
         return True
-    write_json(folder / f"{_SHARD}{context.shard:05d}-of-{context.shards:05d}.json", context.metrics)
-    done = sorted(folder.glob(f"{_SHARD}*-of-{context.shards:05d}.json"))
-    if len(done) < context.shards:
+    mark = {"parts": list(context.part_numbers()), "metrics": context.metrics}
+    write_json(folder / f"{_SHARD}{context.shard:05d}-of-{context.shards:05d}.json", mark)
+    done, total = set[int](), Counter[str]()
+    for path in sorted(folder.glob(f"{_SHARD}*.json"), key=lambda path: (-path.stat().st_mtime_ns, path)):
+        mark = orjson.loads(path.read_bytes())
+        if not done.issuperset(parts := mark.get("parts", ())):
+            done.update(parts)
+            total.update({k: v for k, v in mark["metrics"].items() if isinstance(v, int | float)})
+    if len(done) < context.partitions:
         return False
-    total: Counter[str] = Counter()
-    for path in done:
-        total.update({k: v for k, v in orjson.loads(path.read_bytes()).items() if isinstance(v, int | float)})
     context.metrics.clear()
     context.metrics.update(total)
     return True

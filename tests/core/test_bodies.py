@@ -104,8 +104,16 @@ def test_a_source_that_was_made_again_in_another_order_still_gives_each_its_text
         assert text_of(generation) == text_of(solution(generation.sample))
 
 
-@pytest.mark.parametrize("damage", ["gone", "other text", "cut", "one byte"])
-def test_a_text_that_is_not_what_was_written_is_refused_by_name(run: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "remedy"),
+    [
+        ("gone", "it is gone; bring its folder back, or run the recipe again"),
+        ("other text", "it was made again, with other texts: run the recipe again"),
+        ("cut", "it is damaged: remove the folder .*made and run its stage again"),
+        ("one byte", "it is damaged: remove the folder .*made and run its stage again"),
+    ],
+)
+def test_a_text_that_is_not_what_was_written_is_refused_by_name(run: Path, damage: str, remedy: str) -> None:
     path = next((run / "made").glob("bodies-*"))
     last = list(read_records(run / "graded", Generation))[-1]
     assert isinstance(last.transcript, Body)
@@ -120,7 +128,7 @@ def test_a_text_that_is_not_what_was_written_is_refused_by_name(run: Path, damag
         data = bytearray(path.read_bytes())
         data[last.transcript.offset + last.transcript.size // 2] ^= 1
         path.write_bytes(data)
-    with pytest.raises(UserError, match=r"bodies-.*: does not hold the text of record generation-39"):
+    with pytest.raises(UserError, match=rf"bodies-.*: does not hold the text of record generation-39.*{remedy}"):
         text_of(last)
 
 

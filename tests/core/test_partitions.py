@@ -13,6 +13,7 @@ from nemo_openmath.core.records import Generation, Problem, read_drops, read_man
 from nemo_openmath.core.records.store import folder_sums, partition_files, read_lines, write_records
 from nemo_openmath.core.stage import Stage
 from nemo_openmath.grading import GradingPool
+from nemo_openmath.inference.rollout.stage import Generate, GenerateConfig
 from nemo_openmath.recipe.lock import partition_locks
 from nemo_openmath.synthesis.genselect.groups import Groups, GroupsConfig
 from nemo_openmath.synthesis.solutions.filter import Filter, FilterConfig
@@ -206,3 +207,54 @@ def wide(problem: Problem, sample: int) -> Generation:
         predicted_answer=str(sample % 2),
         verdict="equal" if sample % 2 else "not_equal",
     )
+
+
+def test_a_limit_takes_the_same_problems_however_the_work_is_divided(tmp_path: Path) -> None:
+    write_records(tmp_path / "one", PROBLEMS)
+    write_records(tmp_path / "other", reversed(PROBLEMS))
+    chosen = []
+    for name, limit, partitions in (("one", 7, 1), ("other", 7, 4), ("one", 9, 1)):
+        context = stage_context({"problems": [tmp_path / name]}, tmp_path / "out", partitions=partitions)
+        chosen.append(Generate(GenerateConfig(limit=limit))._first_problems(context) or frozenset())
+    assert chosen[0] == chosen[1]
+    assert len(chosen[0]) == 7
+    assert chosen[0] < chosen[2], "a larger limit adds to them"
+    settings = [Generate(GenerateConfig(limit=limit)).settings() for limit in (0, 7)]
+    assert ["chosen" in s for s in settings] == [False, True], "what was made without a limit is as it was"
+
+
+def test_jobs_of_arrays_of_two_sizes_that_cover_all_parts_finish_the_stage(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"problem": "{n}+{n}?"}}\n' for n in range(30)))
+    recipe, out = tmp_path / "r.yaml", tmp_path / "out"
+    recipe.write_text("name: r\nstages:\n  a: {run: problems.read_problems, from: ./rows.jsonl}\n")
+    for job in ("0/3", "1/2", "2/3"):
+        assert read_manifest(out / "a") is None
+        assert run(["recipe", "run", str(recipe), "--output", str(out), "--only", "a", "--shard", job]) is ExitCode.OK
+    manifest = read_manifest(out / "a")
+    assert manifest is not None
+    assert manifest.counts["records"] == 30
+
+
+def test_a_finished_stage_that_lost_a_file_does_that_part_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"problem": "{n}+{n}?"}}\n' for n in range(30)))
+    recipe, out = tmp_path / "r.yaml", tmp_path / "out"
+    recipe.write_text("name: r\npartitions: 3\nstages:\n  a: {run: problems.read_problems, from: ./rows.jsonl}\n")
+    command = ["recipe", "run", str(recipe), "--output", str(out)]
+    assert run(command) is ExitCode.OK
+    before = read_manifest(out / "a")
+    times = {path.name: path.stat().st_mtime_ns for path in (out / "a").glob("part-*")}
+    partition_files(out / "a", 1, 3)["journal"].unlink()
+    assert run([*command, "--only", "a", "--shard", "1/3"]) is ExitCode.USER_ERROR
+    assert (
+        "damaged: journal-00001-of-00003.jsonl is gone; run the command once with --prepare" in capsys.readouterr().err
+    )
+    assert run(command) is ExitCode.OK
+    assert "damaged (journal-00001-of-00003.jsonl is gone): what is whole of it is kept" in capsys.readouterr().err
+    after = read_manifest(out / "a")
+    assert before is not None
+    assert after is not None
+    assert (after.digest, after.counts) == (before.digest, before.counts)
+    now = {path.name: path.stat().st_mtime_ns for path in (out / "a").glob("part-*")}
+    assert [name for name in now if now[name] != times[name]] == ["part-00001-of-00003.jsonl"]

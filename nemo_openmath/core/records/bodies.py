@@ -63,15 +63,21 @@ class Body:
     def _moved(self) -> bytes:
         """Return the text from another place of the same folder: its stage may have been made again since, with its
         records in another order."""
-        place = _places(self.file.parent).get(self.record)
-        text = _text_at(self.file.parent / place[0], place[1], place[2], self.digest) if place is not None else None
-        if text is None:
-            raise UserError(
-                f"does not hold the text of record {self.record}",
-                file=self.file,
-                remedy="bring that folder back as it was, or remove what was made from it and run those stages again",
+        folder = self.file.parent
+        place = _places(folder).get(self.record)
+        text = _text_at(folder / place[0], place[1], place[2], self.digest) if place is not None else None
+        if text is not None:
+            return text
+        problem = f"does not hold the text of record {self.record}"
+        if place is not None and place[3] == self.digest:
+            remedy = f"it is damaged: remove the folder {folder} and run its stage again"
+        elif place is not None:
+            remedy = (
+                "it was made again, with other texts: run the recipe again, which makes again what was made from it"
             )
-        return text
+        else:
+            problem, remedy = f"{problem}: it is gone", "bring its folder back, or run the recipe again, which makes it"
+        raise UserError(problem, file=self.file, remedy=remedy)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Body):
@@ -237,13 +243,14 @@ _FIELD = b'"transcript":'
 
 
 @lru_cache(maxsize=4)
-def _places(folder: Path) -> dict[str, tuple[str, int, int]]:
-    """Return where the bodies of a folder's own records lie: id -> (file, offset, bytes)."""
-    places: dict[str, tuple[str, int, int]] = {}
+def _places(folder: Path) -> dict[str, tuple[str, int, int, str]]:
+    """Return where the bodies of a folder's own records lie: id -> (file, offset, bytes, digest)."""
+    places: dict[str, tuple[str, int, int, str]] = {}
     for part in sorted(folder.glob("part-*.jsonl")):
         with part.open("rb") as lines:
             for line in lines:
                 end = _POINTER.search(line)
                 if end is not None and b"/" not in end[1]:
-                    places[str(orjson.loads(line)["id"])] = (end[1].decode(), int(end[2]), int(end[3]))
+                    name = str(orjson.loads(line)["id"])
+                    places[name] = (end[1].decode(), int(end[2]), int(end[3]), end[4].decode())
     return places

@@ -269,7 +269,8 @@ def read_lines(folder: Path) -> Iterator[bytes]:
 
 def partition_counts(folder: Path) -> set[int]:
     """Return into how many partitions the work in a folder was divided: one number, where nobody mixed two."""
-    return {int(path.stem.rsplit("-", 1)[1]) for path in folder.glob("journal-*-of-*.jsonl")}
+    kinds = ("part", "drops", "journal")
+    return {int(path.stem.rsplit("-", 1)[1]) for kind in kinds for path in folder.glob(f"{kind}-*-of-*.jsonl")}
 
 
 def read_records(folder: Path, kind: type[R]) -> Iterator[R]:

@@ -69,12 +69,15 @@ class StageContext:
 
     def own_files(self) -> list[Path]:
         """Return the files of the records that this process makes, one for each of its parts of the work."""
-        numbers = range(self.shard, self.partitions, self.shards)
-        return [partition_files(self.output, number, self.partitions)["part"] for number in numbers]
+        return [partition_files(self.output, number, self.partitions)["part"] for number in self.part_numbers()]
+
+    def part_numbers(self) -> range:
+        """Return the numbers of the parts of the work that this process does."""
+        return range(self.shard, self.partitions, self.shards)
 
     def parts(self) -> Iterator[StageContext]:
         """Yield this context for each part of the work that this process does."""
-        for number in range(self.shard, self.partitions, self.shards):
+        for number in self.part_numbers():
             yield self.part(number)
 
     def part(self, number: int) -> StageContext:

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nemo_openmath.chat import Transcript
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.core.records import read_drops
 from nemo_openmath.core.records.bodies import Body
 from nemo_openmath.core.records.store import count_units
 from nemo_openmath.core.records.sums import digest_of_lines
-from nemo_openmath.data.records.stored import RecordFolder
+from nemo_openmath.data.records.stored import RecordFolder, StoredRecord
 
 
 @dataclass
@@ -94,6 +95,7 @@ def refuse_damage(folders: Sequence[tuple[RecordFolder, CheckedFolder]]) -> None
 def _lines(folder: RecordFolder, seen: CheckedFolder) -> Iterator[bytes]:
     for record in folder.records():
         seen.records += 1
+        _refuse_broken(record)
         if isinstance(record.transcript, Body):
             file = record.transcript.file
             seen.bodies[file] += 1
@@ -104,3 +106,17 @@ def _lines(folder: RecordFolder, seen: CheckedFolder) -> Iterator[bytes]:
                 if len(examples := seen.missing.setdefault(file, [])) < _EXAMPLES:
                     examples.append(record.id)
         yield record.line
+
+
+def _refuse_broken(record: StoredRecord) -> None:
+    """Raise UserError where a record that has a transcript lacks it, or where one inside the line is none."""
+    problem = ""
+    if record.transcript is None and "mode" in record.fields:
+        problem = "no transcript"
+    elif isinstance(record.transcript, dict):  # of an earlier version
+        try:
+            Transcript.from_json(record.transcript)
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            problem = f"no transcript ({error})"
+    if problem:
+        raise record.error(problem)

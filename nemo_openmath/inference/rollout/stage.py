@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nemo_openmath.chat import load_template
 from nemo_openmath.core.bounds import NonNegativeInt, PositiveInt, PositiveShare
 from nemo_openmath.core.errors import Refused
 from nemo_openmath.core.records import Generation, Mode, Problem
+from nemo_openmath.core.records.ids import unit_key
 from nemo_openmath.core.records.store import read_file
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitLog, UnitStage, run_bounded
 from nemo_openmath.inference.rollout.agreement import SampleFailed, sample_until_agreed
@@ -44,7 +46,7 @@ class GenerateConfig(StoredRolloutSettings):
     """Probability, above 0.5, with which the leading answer must be the more likely one before ``agreement`` stops;
     1 means that no further answer could change the majority."""
     limit: NonNegativeInt = 0
-    """Solve only the first so many problems; 0 means all."""
+    """Solve only so many problems, chosen by a hash of their ids, so that a larger limit adds to them; 0 means all."""
     prompt: Path | None = None
     """Prompt file to use instead of the mode's own."""
     concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
@@ -75,6 +77,11 @@ class Generate(UnitStage[GenerateConfig, Sample]):
         super().__init__(config)
         self.concurrency = config.concurrency
         self._template = load_template(config.mode, config.prompt)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings. Version 0.1 took the first problems of the files, which depend on how the work was
+        divided: what it made with a limit is made again."""
+        return super().settings() | ({"chosen": "by id"} if self.config.limit else {})
 
     def engines(self) -> tuple[str, ...]:
         return (self.config.engine,)
@@ -150,7 +157,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
         beyond = len(ids) - self.config.limit
         if beyond > 0 and context.shard == 0:  # the metrics of all jobs are summed
             context.metrics["problems_beyond_the_limit"] = beyond
-        return frozenset(ids[: self.config.limit])
+        return frozenset(heapq.nsmallest(self.config.limit, ids, key=unit_key))
 
     # -- one sample ------------------------------------------------------------------------------------------------
 
