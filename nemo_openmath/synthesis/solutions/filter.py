@@ -20,7 +20,7 @@ from nemo_openmath.core.tags import CODE_START
 from nemo_openmath.grading import extract_answer
 from nemo_openmath.synthesis.solutions.shown import shown
 
-_EXAMPLES = 100  # drops of a reason that show the problem; others name it
+_EXAMPLES = 5000  # drops that show their problem, about, in large sets; others name it
 _ENDINGS = {
     Finish.BUDGET: "over the code budget",
     Finish.REPETITION: "repeats itself",
@@ -57,7 +57,11 @@ class FilterConfig:
     """Most solutions of an easy problem, so that harder problems keep more. 0: as ``per_problem`` says."""
 
 
-class Filter(UnitStage[FilterConfig, tuple[Generation, str | None]]):
+Reasons = dict[str, str | None]
+"""Id of a solution -> why it is dropped, None where it is kept."""
+
+
+class Filter(UnitStage[FilterConfig, tuple[Generation, Reasons | None]]):
     """Keep a graded generation, or drop it with the first reason that applies."""
 
     kind = "solutions.filter"
@@ -70,21 +74,21 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, str | None]]):
 
     async def prepare(self, context: StageContext) -> None:
         self._thinkers = self._models_that_think(context)
-        self._examples: Counter[str] = Counter()
+        manifests = [read_manifest(folder) for folder in context.paths("generations")]
+        self._one_in = max(1, sum(m.counts.get("records", 0) for m in manifests if m is not None) // _EXAMPLES)
 
-    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Generation, str | None]]]:
+    def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Generation, Reasons | None]]]:
         limited = self.config.per_problem or self.config.easy_per_problem
         reasons = self._reasons_with_quotas(context) if limited else None
-        for generation in context.read("generations", Generation):
-            reason = self._reason(generation) if reasons is None else reasons[generation.id]
-            yield generation.id, (generation, reason)
+        return ((g.id, (g, reasons)) for g in context.read("generations", Generation))
 
-    async def process(self, unit: tuple[Generation, str | None], context: StageContext) -> Result:
-        generation, reason = unit
-        if reason is not None:
-            self._examples[reason] += 1
-            return Result(drops=[Drop(reason, shown(generation, question=self._examples[reason] <= _EXAMPLES))])
-        return Result([generation])
+    async def process(self, unit: tuple[Generation, Reasons | None], context: StageContext) -> Result:
+        generation, reasons = unit
+        reason = self._reason(generation) if reasons is None else reasons[generation.id]
+        if reason is None:
+            return Result([generation])
+        question = unit_key(generation.id) % self._one_in == 0  # by id: the same ones after a kill, too
+        return Result(drops=[Drop(reason, shown(generation, question=question))])
 
     def _models_that_think(self, context: StageContext) -> frozenset[tuple[str, str]]:
         """Return the (model, mode) pairs of which at least half of the finished solutions think: of all of them, not of
@@ -100,12 +104,12 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, str | None]]):
             context.progress.log(f"{model} ({mode}) does not think: all text of its solutions is taken for the answer")
         return frozenset(key for key, count in finished.items() if 2 * thinking[key] >= count)
 
-    def _reasons_with_quotas(self, context: StageContext) -> dict[str, str | None]:
+    def _reasons_with_quotas(self, context: StageContext) -> Reasons:
         """Return why each solution of a part of the work is dropped, None for those that are kept. Which are beyond
         their problem's quota is decided by a hash, whatever the order of the files."""
         good: dict[str, list[str]] = {}
         total: Counter[str] = Counter()
-        reasons: dict[str, str | None] = {}
+        reasons: Reasons = {}
         for generation in context.read("generations", Generation):
             total[generation.problem_id] += generation.tried
             reasons[generation.id] = self._reason(generation)
