@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nemo_openmath.core.errors import OpenMathError, UserError, no_space
-from nemo_openmath.core.records.manifest import refuse_inside_stage
+from nemo_openmath.core.records.manifest import refuse_inside_stage, sync
 
 _HOST = socket.gethostname()
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def building(destination: Path, *, into_existing: bool = False) -> Iterator[Path
         partial.mkdir(parents=True)
         yield partial
         for path in [*partial.rglob("*"), partial]:
-            _flush(path)
+            sync(path)
         if into_existing:
             for path in partial.iterdir():
                 _replace(path, destination / path.name)
@@ -46,7 +46,7 @@ def building(destination: Path, *, into_existing: bool = False) -> Iterator[Path
         else:
             _refuse_taken(destination)  # by another process, in the meantime
             partial.rename(destination)
-        _flush(parent)
+        sync(parent)
     except OSError as error:
         if (ours := _of_the_disk(error, destination, partial)) is not None:
             raise ours from error
@@ -90,11 +90,3 @@ def _replace(path: Path, destination: Path) -> None:
     if destination.is_dir():
         shutil.rmtree(destination)
     path.rename(destination)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

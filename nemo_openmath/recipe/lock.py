@@ -79,7 +79,7 @@ def partition_locks(context: StageContext) -> Iterator[None]:
     """
     folder = context.output
     with contextlib.ExitStack() as held:
-        for number in range(context.shard, context.partitions, context.shards) if context.shards > 1 else ():
+        for number in context.part_numbers() if context.shards > 1 else ():
             what = f"part {number} of {context.partitions} of stage {context.name}"
             path = folder.parent / STAGES / f"{folder.name}-part-{number:05d}.lock"
             held.callback(os.close, _take(folder.parent, path, False, what))

@@ -16,8 +16,9 @@ from nemo_openmath.core.merging import merge
 from nemo_openmath.core.records import Generation, RecordWriter, SftRow, digest_of_lines, read_records
 from nemo_openmath.core.records.bodies import Body
 from nemo_openmath.core.records.readers import read_rows
-from nemo_openmath.core.records.store import folder_sums, read_lines, write_records
+from nemo_openmath.core.records.store import folder_sums, write_records
 from nemo_openmath.grading.majority import majority
+from tests.support.rows import read_lines
 
 
 def solution(number: int, text: str = "", **changes: Any) -> Generation:

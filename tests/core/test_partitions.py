@@ -10,7 +10,8 @@ import pytest
 from nemo_openmath.cli.main import run
 from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.core.records import Generation, Problem, read_drops, read_manifest, read_records
-from nemo_openmath.core.records.store import folder_sums, partition_files, read_lines, write_records
+from nemo_openmath.core.records.manifest import TALLY, Manifest, write_manifest
+from nemo_openmath.core.records.store import folder_sums, partition_files, write_records
 from nemo_openmath.core.stage import Stage
 from nemo_openmath.grading import GradingPool
 from nemo_openmath.inference.rollout.stage import Generate, GenerateConfig
@@ -20,6 +21,7 @@ from nemo_openmath.synthesis.solutions.filter import Filter, FilterConfig
 from nemo_openmath.synthesis.solutions.grade import GradeConfig, GradeSolutions
 from nemo_openmath.synthesis.solutions.label import Hardness, HardnessConfig, MajorityAnswers, MajorityConfig
 from nemo_openmath.synthesis.solutions.rows import MakeRows, RowsConfig
+from tests.support.rows import read_lines
 from tests.support.services import Lent, stage_context
 
 PROBLEMS = [Problem.make(f"What is {n} + {n}?", expected_answer=None if n % 5 == 0 else str(2 * n)) for n in range(30)]
@@ -258,3 +260,17 @@ def test_a_finished_stage_that_lost_a_file_does_that_part_again(
     assert (after.digest, after.counts) == (before.digest, before.counts)
     now = {path.name: path.stat().st_mtime_ns for path in (out / "a").glob("part-*")}
     assert [name for name in now if now[name] != times[name]] == ["part-00001-of-00003.jsonl"]
+
+
+def test_which_models_think_is_known_from_the_tally_alone(tmp_path: Path) -> None:
+    """As by reading all solutions; the texts are gone."""
+    others = [s.with_(id=f"{s.id}-2", model="other", thinks=s.sample == 1) for s in SOLUTIONS]
+    folder = tmp_path / "solutions"
+    write_records(folder, [*SOLUTIONS, *others])
+    context, chosen = stage_context({"generations": [folder]}, tmp_path / "out"), Filter(FilterConfig())
+    by_reading = chosen._models_that_think(context)
+    manifest = Manifest("rollout.generate", "", "", {}, metrics={TALLY: dict(folder_sums(folder).tally)})
+    write_manifest(folder, manifest)
+    for path in [*folder.glob("bodies-*"), *folder.glob("part-*")]:
+        path.unlink()
+    assert chosen._models_that_think(context) == by_reading == {("m", "cot")}

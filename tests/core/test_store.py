@@ -33,7 +33,8 @@ from nemo_openmath.core.records import (
 from nemo_openmath.core.records.bodies import content_of
 from nemo_openmath.core.records.encoding import parse_record
 from nemo_openmath.core.records.ids import partition_of
-from nemo_openmath.core.records.store import folder_sums, read_lines, record_lines
+from nemo_openmath.core.records.store import folder_sums, record_lines
+from tests.support.rows import read_lines
 
 # Commits units 0..N-1 in a random order, each with zero to three records and perhaps a drop, flushing often; after so
 # many that its caller names, it waits to be killed.

@@ -22,10 +22,11 @@ from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.core.merging import count_records, read_merged
 from nemo_openmath.core.records import SftRow, read_drops, read_manifest, read_records
 from nemo_openmath.core.records.bodies import content_of
-from nemo_openmath.core.records.store import folder_sums, read_lines
+from nemo_openmath.core.records.store import folder_sums
 from nemo_openmath.data.rows.stages import ReadConfig, ReadRows
 from nemo_openmath.grading.majority import majority
 from tests.data.test_formatting import COT, GENSELECT, TIR, lines
+from tests.support.rows import read_lines
 from tests.support.services import stage_context
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nemo_openmath.chat import Author, Message, Span, Transcript
 from nemo_openmath.core.records import SftRow
-from nemo_openmath.core.records.store import write_records
+from nemo_openmath.core.records.store import record_lines, write_records
 from nemo_openmath.core.records.types import Problem
 
 
@@ -37,3 +37,8 @@ def make_rows(count: int, seed: int = 0, longest: int = 40) -> list[SftRow]:
 def store_rows(folder: Path, rows: list[SftRow]) -> Path:
     write_records(folder, rows)
     return folder
+
+
+def read_lines(folder: Path) -> list[bytes]:
+    """The lines of all records of a folder, as they are stored."""
+    return [line for _, _, line in record_lines([folder])]

@@ -26,6 +26,7 @@ import orjson
 from nemo_openmath.core.errors import of_the_system
 from nemo_openmath.core.records import exact_json
 from nemo_openmath.core.records.ids import unit_key
+from nemo_openmath.core.records.manifest import sync
 
 log = logging.getLogger(__name__)
 
@@ -189,9 +190,9 @@ def _finish_replacement(paths: Mapping[str, Path]) -> None:
     for kind in _DATA:
         with contextlib.suppress(FileNotFoundError):  # renamed before a kill
             new[kind].replace(paths[kind])
-    _sync(ready.parent)
+    sync(ready.parent)
     ready.replace(paths["journal"])
-    _sync(ready.parent)
+    sync(ready.parent)
 
 
 def _beside(path: Path, ending: str) -> Path:
@@ -209,11 +210,3 @@ def _size(path: Path) -> int:
         return 0
     with path.open("rb") as file:
         return os.fstat(file.fileno()).st_size
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -229,11 +229,18 @@ def partition_files(folder: Path, partition: int, partitions: int) -> dict[str, 
     }
 
 
+def partition_in(file: Path) -> tuple[int, int]:
+    """Return the number of the partition that a file is named after, and of how many. Raises ValueError where its name
+    says none."""
+    number, count = map(int, file.stem.partition("-")[2].split("-of-"))
+    return number, count
+
+
 def folder_sums(folder: Path) -> Sums:
     """Return what all partitions of a folder add up to. Only what is in no file of sums is read."""
     total = Sums()
     for path in sorted(folder.glob("journal-*-of-*.jsonl")):
-        partition, partitions = map(int, path.stem.removeprefix("journal-").split("-of-"))
+        partition, partitions = partition_in(path)
         paths = partition_files(folder, partition, partitions)
         ends = {
             kind: paths[kind].stat().st_size if paths[kind].exists() else 0 for kind in ("part", "drops", "journal")
@@ -258,13 +265,6 @@ def refuse_no_records(folder: Path) -> None:
         raise UserError("is the folder of a stage that has not finished", file=folder, remedy="run that stage first")
     if not part_files(folder):
         raise UserError("holds no records of a stage", file=folder, remedy=remedy)
-
-
-def read_lines(folder: Path) -> Iterator[bytes]:
-    """Yield the lines of all data files."""
-    for path in part_files(folder):
-        with path.open("rb") as file:
-            yield from file
 
 
 def partition_counts(folder: Path) -> set[int]:
@@ -311,7 +311,7 @@ def record_lines(
         for path in part_files(folder):
             owner: Partition | None = of
             if of is not None and divided:
-                number, count = map(int, path.stem.removeprefix("part-").split("-of-"))
+                number, count = partition_in(path)
                 common = math.gcd(count, of.count)
                 if number % common != of.number % common:
                     continue

@@ -135,9 +135,8 @@ class UnitLog:
         self.failures = Failures(context, attempts)
         self.refusals = Refusals(context, self.store)
         self.recovered = sum(
-            count_lines(partition_files(context.output, part.of.number, context.partitions)["journal"])
-            for part in context.parts()
-            if part.of is not None
+            count_lines(partition_files(context.output, number, context.partitions)["journal"])
+            for number in context.part_numbers()
         )
         """Units that an earlier attempt finished."""
 

@@ -160,7 +160,7 @@ class _Todo(Generic[U]):
     def _by_unit(self) -> Iterator[tuple[str, tuple[StageContext, U]]]:
         """The units of files of others, divided by their ids."""
         seen, count = KeySet(), self._context.partitions
-        parts = {part.of.number: part for part in self._context.parts() if part.of is not None}
+        parts = {number: self._context.part(number) for number in self._context.part_numbers()}
         for key, unit in self._units(self._context):
             part = parts.get(partition_of(key, count))
             if part is not None and self._is_new(key, seen):

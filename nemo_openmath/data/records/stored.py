@@ -17,7 +17,7 @@ from nemo_openmath.core.records import Manifest, Record, exact_json, read_drops,
 from nemo_openmath.core.records.bodies import Body, body_of, joined
 from nemo_openmath.core.records.encoding import again, id_of_line, record_type
 from nemo_openmath.core.records.manifest import PLAN
-from nemo_openmath.core.records.store import count_units, part_files, partition_files
+from nemo_openmath.core.records.store import count_units, part_files, partition_files, partition_in
 
 _TAIL = 1 << 16  # bytes of a journal in which its last whole line stands
 _VERSIONS = 100  # records with one beginning of an id
@@ -181,7 +181,7 @@ def _lines(file: Path, end: int | None) -> Iterator[tuple[int, bytes]]:
 def _committed(part: Path) -> int | None:
     """Return where the records of finished units end, as the journal says; None where there is no journal."""
     try:
-        number, count = map(int, part.stem.removeprefix("part-").split("-of-"))
+        number, count = partition_in(part)
     except ValueError:
         return None
     journal = partition_files(part.parent, number, count)["journal"]

@@ -117,13 +117,12 @@ class Generate(UnitStage[GenerateConfig, Sample]):
     def count(self, context: StageContext) -> int | None:
         if context.shards > 1 or self.config.count == "agreement":
             return None
-        number = sum(self._samples(p) for p in self._problems(context))
-        self._problems_given = 0
-        return number
+        return sum(self._samples(p) for p in self._problems(context))
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Sample]]:
         for problem in self._problems(context):
             samples = self._samples(problem)
+            self._problems_given += 1
             self._metrics.samples_saved += self.config.samples - samples
             for sample in range(samples):
                 yield self._sampler.id_of(problem, sample), (problem, sample)
@@ -145,7 +144,6 @@ class Generate(UnitStage[GenerateConfig, Sample]):
         """Yield the problems of a part of the work that are to be solved."""
         for problem in context.read("problems", Problem):
             if self._within is None or problem.id in self._within:
-                self._problems_given += 1
                 yield problem
 
     def _first_problems(self, context: StageContext) -> frozenset[str] | None:
