@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from nemo_openmath.core.bounds import Bounds, NonNegativeInt, PositiveInt
+from nemo_openmath.core.bounds import Bounds, NonNegativeInt, PositiveFloat, PositiveInt
 from nemo_openmath.core.build import Builder
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError
@@ -26,6 +26,7 @@ from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.launch.values import memory, one_line, sbatch_option, time_limit
 
 WarnSeconds = Annotated[int, Bounds(0, 65535)]  # what sbatch accepts
+GpuKind = Literal["h100", "h200", "a100", "l4"]  # those of training.planning.gpus.GPUS
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Resources:
     """Nodes of the job. More than one is for trainings alone."""
     gpus: NonNegativeInt | None = None
     """GPUs of each node."""
+    gpu: GpuKind | None = None
+    """What GPUs they are: memory is checked before anything is submitted. ``null`` checks none."""
     cpus: PositiveInt | None = None
     """Processors of each task. A training has one task for each rank, other jobs have one."""
     memory: str | None = None
@@ -130,6 +133,9 @@ class Cluster:
     """Lines of shell that every job begins with."""
     warn_seconds: WarnSeconds = 300
     """How long before its time limit a job is asked to save, in seconds."""
+    write_gb_per_second: PositiveFloat | None = None
+    """What a training writes to ``--output`` in a second, in GB: whether a checkpoint can be saved within
+    ``warn_seconds``. ``null``: not known."""
     max_array_size: PositiveInt = 1001
     """The MaxArraySize of the cluster (``scontrol show config``)."""
     server: ModelServer | None = None
