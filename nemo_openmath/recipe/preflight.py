@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from nemo_openmath.chat import ChatTokenizer
-from nemo_openmath.core.errors import UserError, of_the_system, one_error
+from nemo_openmath.core.errors import MissingExtra, UserError, of_the_system, one_error
 from nemo_openmath.core.records.manifest import refuse_inside_stage
 from nemo_openmath.evaluation.reports.formats import bytes_text
 from nemo_openmath.inference.devices import check_device
@@ -31,33 +31,46 @@ def preflight(recipe: Recipe, names: Sequence[str], output: Path, *, layouts: bo
 
     Raises UserError that lists all that is wrong.
     """
-    errors = recipe.missing_files(names)
-    for check in _checks(recipe, names, output, layouts):
-        try:
-            check()
-        except UserError as error:
-            errors.append(error)
+    errors = [*files_and_settings(recipe, names, output, layouts=layouts)]
+    errors += caught(partial(_disk_space, recipe, [recipe.entry(name) for name in names], output))
     if errors:
         unique = list({str(error): error for error in errors}.values())
         raise one_error(unique, f"{recipe.path}: nothing was run")
 
 
-def _checks(recipe: Recipe, names: Sequence[str], output: Path, layouts: bool) -> Iterator[Callable[[], None]]:
-    """Yield what is to be checked; each check raises UserError where something is wrong."""
+def files_and_settings(
+    recipe: Recipe, names: Sequence[str], output: Path, *, layouts: bool = True, elsewhere: bool = False
+) -> Iterator[UserError]:
+    """Yield an error for all that is wrong with what the stages ``names`` read and with the settings of what they ask.
+
+    ``layouts``: see :func:`preflight`. ``elsewhere``: the stages run on other machines, so nothing is said of the
+    devices and the packages of this one.
+    """
+    yield from recipe.missing_files(names)
     entries = [recipe.entry(name) for name in names]
     for entry in entries:
-        yield partial(_inputs, entry, output, layouts)
+        for error in caught(partial(_inputs, entry, output, layouts)):
+            if not (elsewhere and isinstance(error.__cause__, MissingExtra)):
+                yield error
     engines = {engine: entry for entry in reversed(entries) for engine in entry.stage.engines()}
     if "teacher" in engines:
-        yield partial(_teacher, recipe)
+        yield from _teacher(recipe)
     models = {name: entry for name, entry in engines.items() if name != "teacher"}
     for name, entry in models.items():
         if name not in recipe.stages and recipe.relative(name).exists():
-            yield partial(check_model, entry, recipe.relative(name), entry.engine_setting(name))
+            yield from caught(partial(check_model, entry, recipe.relative(name), entry.engine_setting(name)))
     if models:
-        yield partial(_student, recipe, list(models))
-    yield partial(_sandbox, recipe)
-    yield partial(_disk_space, recipe, entries, output)
+        yield from _student(recipe, list(models), elsewhere)
+    yield from _sandbox(recipe)
+
+
+def caught(check: Callable[[], object]) -> list[UserError]:
+    """Return the error that a check raises, if any."""
+    try:
+        check()
+    except UserError as error:
+        return [error]
+    return []
 
 
 def check_output(output: Path, files: Sequence[Path]) -> None:
@@ -99,27 +112,24 @@ def _inputs(entry: StageEntry, output: Path, layouts: bool) -> None:
     check_inputs(entry, present, layouts=layouts)
 
 
-def _teacher(recipe: Recipe) -> None:
+def _teacher(recipe: Recipe) -> Iterator[UserError]:
     teacher = recipe.teacher
     name = _section(recipe, "teacher")
     if teacher.url is not None:
-        _urls(recipe, f"{name}.url", [teacher.url])
-    _urls(recipe, f"{name}.urls", teacher.urls)
+        yield from _urls(recipe, f"{name}.url", [teacher.url])
+    yield from _urls(recipe, f"{name}.urls", teacher.urls)
     remedy = "give the folder of the model's tokenizer"
     if teacher.tokenizer is None:
-        raise recipe.error(f"{name}.tokenizer", "not set", remedy)
-    folder = recipe.relative(teacher.tokenizer)
-    if not folder.is_dir():
-        raise recipe.error(f"{name}.tokenizer", f"no folder {shown(folder)}", remedy)
-    try:
-        ChatTokenizer.load(folder)
-    except UserError as error:
-        raise recipe.error(f"{name}.tokenizer", str(error)) from error
+        yield recipe.error(f"{name}.tokenizer", "not set", remedy)
+    elif not (folder := recipe.relative(teacher.tokenizer)).is_dir():
+        yield recipe.error(f"{name}.tokenizer", f"no folder {shown(folder)}", remedy)
+    else:
+        for error in caught(partial(ChatTokenizer.load, folder)):
+            yield recipe.error(f"{name}.tokenizer", str(error))
     if teacher.urls_file is not None and not teacher.urls_file.is_file():
         problem = f"no file {shown(teacher.urls_file)}"
-        raise recipe.error(f"{name}.urls_file", problem, "write one URL a line there")
-    if teacher.api_key_env is not None and not os.environ.get(teacher.api_key_env):
-        raise _unset(recipe, f"{name}.api_key_env", teacher.api_key_env)
+        yield recipe.error(f"{name}.urls_file", problem, "write one URL a line there")
+    yield from _unset(recipe, f"{name}.api_key_env", teacher.api_key_env)
 
 
 def _section(recipe: Recipe, role: str) -> str:
@@ -127,48 +137,40 @@ def _section(recipe: Recipe, role: str) -> str:
     return "engine" if recipe.verb == "generate" else role
 
 
-def _urls(recipe: Recipe, setting: str, urls: Sequence[str]) -> None:
+def _urls(recipe: Recipe, setting: str, urls: Sequence[str]) -> Iterator[UserError]:
     for url in urls:
-        try:
-            base_url(url)
-        except UserError as error:
-            raise recipe.error(setting, error.problem, error.remedy) from None
+        for error in caught(partial(base_url, url)):
+            yield recipe.error(setting, error.problem, error.remedy)
 
 
-def _unset(recipe: Recipe, setting: str, name: str) -> UserError:
-    problem, remedy = f"the environment variable {name} is not set", f"export {name}=..., or remove the setting"
-    return recipe.error(setting, problem, remedy)
+def _unset(recipe: Recipe, setting: str, name: str | None) -> Iterator[UserError]:
+    if name is not None and not os.environ.get(name):
+        problem, remedy = f"the environment variable {name} is not set", f"export {name}=..., or remove the setting"
+        yield recipe.error(setting, problem, remedy)
 
 
-def _student(recipe: Recipe, models: Sequence[str]) -> None:
+def _student(recipe: Recipe, models: Sequence[str], elsewhere: bool) -> Iterator[UserError]:
     """Check the engine of models that stages make."""
     student = recipe.student
     name = _section(recipe, "student")
-    _urls(recipe, f"{name}.urls", student.urls)
-    if student.kind == "embedded":
-        try:
-            check_device(student.device)
-        except UserError as error:
-            raise recipe.error(f"{name}.device", error.problem, error.remedy) from None
+    yield from _urls(recipe, f"{name}.urls", student.urls)
+    if student.kind == "embedded" and not elsewhere:
+        for error in caught(partial(check_device, student.device)):
+            yield recipe.error(f"{name}.device", error.problem, error.remedy)
     if student.kind != "embedded" and student.model and len(models) > 1:
-        raise recipe.error(
+        yield recipe.error(
             f"{name}.model",
             f"is one model, and the stages ask for {len(models)}: {', '.join(models)}",
             "leave it out and serve each model under the path of its folder",
         )
-    if student.api_key_env is not None and not os.environ.get(student.api_key_env):
-        raise _unset(recipe, f"{name}.api_key_env", student.api_key_env)
+    yield from _unset(recipe, f"{name}.api_key_env", student.api_key_env)
 
 
-def _sandbox(recipe: Recipe) -> None:
+def _sandbox(recipe: Recipe) -> Iterator[UserError]:
     if recipe.sandbox.url is not None:
-        try:
-            check_url(recipe.sandbox.url)
-        except UserError as error:
-            raise recipe.error("sandbox.url", error.problem, error.remedy) from None
-    token = recipe.sandbox.token_env
-    if token is not None and not os.environ.get(token):
-        raise _unset(recipe, "sandbox.token_env", token)
+        for error in caught(partial(check_url, recipe.sandbox.url)):
+            yield recipe.error("sandbox.url", error.problem, error.remedy)
+    yield from _unset(recipe, "sandbox.token_env", recipe.sandbox.token_env)
 
 
 def _disk_space(recipe: Recipe, entries: Sequence[StageEntry], output: Path) -> None:
