@@ -14,18 +14,23 @@ import yaml
 
 from nemo_openmath.core.build import OVERRIDE, Key, Origin
 from nemo_openmath.core.errors import UserError, refuse_device
+from nemo_openmath.core.snapshot import KEY, Snapshot, read_snapshot
 
 _MERGE = "tag:yaml.org,2002:merge"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class Source:
-    """Nested plain data with the origin of each key. ``files``: the file and what it extends."""
+    """Nested plain data with the origin of each key.
+
+    ``files``: the file and what it extends. ``snapshot``: where the file is from, if it is the snapshot of another.
+    """
 
     def __init__(self, data: dict[str, Any], origins: dict[Key, Origin], path: Path):
         self.data = data
         self.path = path
         self.files: tuple[Path, ...] = (path,)
+        self.snapshot: Snapshot | None = None
         self._origins = origins
 
     def origin(self, key: Key) -> Origin:
@@ -35,12 +40,20 @@ class Source:
                 return origin
         return Origin(str(self.path))
 
+    @property
+    def origins(self) -> dict[Key, Origin]:
+        """Return where each key was written."""
+        return self._origins
+
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Source:
         """Read a file, what it extends, and the overrides ``a.b.c=value``, whose values are YAML. Raises UserError."""
         path = Path(path)
         data, origins = _read(path, ())
         source = cls(data, origins, path)
+        if KEY in data:
+            source.snapshot, source._origins = read_snapshot(data.pop(KEY), path)
+            origins = source._origins
         source.files = tuple(dict.fromkeys([path, *(Path(o.file) for o in origins.values())]))
         kinds_first = sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".run"))
         for text in kinds_first:
@@ -115,6 +128,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Key,
     if not isinstance(base, str):
         raise UserError("extends: expected a path", file=path, row=origins[("extends",)].line)
     below, below_origins = _read(path.parent / base, (*seen, path.resolve()))
+    if KEY in below:
+        _, below_origins = read_snapshot(below.pop(KEY), path.parent / base)
     return _merge(below, data, (), below_origins, origins), below_origins
 
 

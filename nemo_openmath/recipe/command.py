@@ -126,6 +126,8 @@ def open_run(output: Path) -> Run:
         remedy = f"this is a stage; name its run: {output.parent}" if inside else _REMEDY
         raise UserError("no run here", file=output, remedy=remedy)
     path, overrides = Path(owner["recipe"]), list(owner.get("overrides", ()))
+    if isinstance(snapshot := owner.get("snapshot"), str):  # jobs of a launched run were made by it
+        path = output / snapshot
     if not path.is_file():
         raise UserError(f"its recipe is not there any more: {path}", file=output, remedy="put the file back")
     load = load_job if owner.get("verb") == "generate" else load_recipe

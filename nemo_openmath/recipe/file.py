@@ -28,6 +28,7 @@ from nemo_openmath.core.bounds import AnyInt, NonNegativeFloat, PositiveFloat, P
 from nemo_openmath.core.build import Builder, Key, Origin, Value, nearest
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError, one_error
+from nemo_openmath.core.records.lineage import digest_file
 from nemo_openmath.inference.open import EngineConfig
 from nemo_openmath.recipe.registry import register_stages
 from nemo_openmath.recipe.stage_entries import StageEntries, StageEntry
@@ -75,7 +76,7 @@ class Recipe:
     seed: int
     """The seed of every stage that has none of its own."""
     path: Path
-    """The file that was read."""
+    """The recipe file. Of a snapshot, the file that it was made of."""
     teacher: Teacher
     student: EngineConfig
     sandbox: SandboxSettings
@@ -96,6 +97,18 @@ class Recipe:
     """A sentence for whoever reads the results."""
     verb: str = "recipe"
     """The command whose file it is: ``recipe`` or ``generate``."""
+    source: Source | None = None
+    """What was read: of a snapshot, the file of the snapshot."""
+
+    @property
+    def snapshot(self) -> Path | None:
+        """The file of the snapshot that was read; None where it was the recipe itself."""
+        return self.source.path if self.source is not None and self.source.snapshot is not None else None
+
+    def digest(self) -> str:
+        """Return the digest of the recipe file, of a snapshot as it was when that was made."""
+        written = self.source.snapshot if self.source is not None else None
+        return digest_file(self.path) if written is None else written.digest
 
     def entry(self, name: str) -> StageEntry:
         """Return a stage. Raises UserError with the nearest name where there is none of this name."""
@@ -179,6 +192,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Pa
     """
     register_stages()
     source = Source.read(path, overrides)
+    path = source.path if source.snapshot is None else source.snapshot.of
     data = {k: v for k, v in source.data.items() if not k.startswith("x-")}  # x-...: a place for YAML anchors
     builder = Builder(source.origin, Path(path).parent, here, settings_types())
     stages = data.pop("stages", None)
@@ -213,6 +227,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Pa
         values=builder.values,
         origin=builder.origin,
         paths=entries.paths,
-        extends=source.files[1:],
+        extends=source.files[1:] if source.snapshot is None else source.snapshot.extends,
         note=head.note,
+        source=source,
     )

@@ -1,11 +1,12 @@
 """Whose run an output folder holds: ``run.json`` says it from the beginning and is read before anything is written.
 
 A folder belongs to one recipe. The recipe may move, and its settings may change: what depends on a change is made
-again. Another recipe is refused, so that no report mixes two.
+again. Another recipe is refused, so that no report mixes two. A snapshot of the recipe is that recipe.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -64,18 +65,20 @@ def take_over(recipe: Recipe, output: Path) -> list[str]:
 
 
 def write(recipe: Recipe, overrides: Sequence[str], output: Path) -> None:
-    """Write down whose run the folder holds."""
+    """Write down whose run the folder holds. ``overrides``: those that the recipe, or its snapshot, was read with."""
     output.mkdir(parents=True, exist_ok=True)
     owner = {
         "verb": recipe.verb,
         "name": recipe.name,
         "recipe": str(recipe.path.resolve()),
-        "digest": digest_file(recipe.path),
+        "digest": recipe.digest(),
         "extends": [str(path.resolve()) for path in recipe.extends],
         "overrides": list(overrides),
         "folder": str(Path.cwd()),
         "command": sys.argv,
     }
+    if recipe.snapshot is not None:
+        owner["snapshot"] = os.path.relpath(recipe.snapshot.resolve(), output.resolve())
     write_json(output / RUN, owner)
 
 
@@ -85,9 +88,14 @@ def _other(owner: dict[str, Any], recipe: Recipe) -> str | None:
     verb, name, path = owner.get("verb", "recipe"), owner.get("name"), Path(owner.get("recipe", ""))
     if (verb, name or recipe.name) != (recipe.verb, recipe.name):
         return f"{'recipe' if verb == 'recipe' else verb} {name!r} ({path})"
-    if path.is_file() and not path.samefile(recipe.path) and digest_file(path) != digest_file(recipe.path):
+    same = path.resolve() == recipe.path.resolve() or recipe.digest() in (owner.get("digest"), _digest(path))
+    if path.is_file() and not same:
         return f"another recipe {name or recipe.name!r} ({path})"
     return None
+
+
+def _digest(path: Path) -> str | None:
+    return digest_file(path) if path.is_file() else None
 
 
 def _strangers(recipe: Recipe, output: Path) -> list[Path]:
