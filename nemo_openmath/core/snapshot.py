@@ -62,7 +62,9 @@ def snapshot_text(data: Mapping[str, Any], origins: Mapping[Key, Origin], snapsh
     }
     body = yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=120)
     last = yaml.safe_dump({KEY: orjson.dumps(note).decode()}, allow_unicode=True, width=120)
-    return f"{body}\n# Where each value was written: error messages name that place, and paths are relative to it.\n{last}"
+    return (
+        f"{body}\n# Where each value was written: error messages name that place, and paths are relative to it.\n{last}"
+    )
 
 
 def read_snapshot(text: Any, path: Path) -> tuple[Snapshot, dict[Key, Origin]]:

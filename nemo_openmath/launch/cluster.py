@@ -131,6 +131,10 @@ class Cluster:
     """Variables that are exported in every job."""
     setup: tuple[str, ...] = ()
     """Lines of shell that every job begins with."""
+    code: Literal["snapshot", "installed"] | None = None
+    """The code that jobs run: ``snapshot`` is a copy of the package as it is at launch, in ``sbatch/code`` of the run,
+    so that an edit changes nothing that is queued. ``installed`` is what is installed where the job runs. ``null`` is
+    ``snapshot`` without containers and ``installed`` with one, whose image has its own."""
     warn_seconds: WarnSeconds = 300
     """How long before its time limit a job is asked to save, in seconds."""
     write_gb_per_second: PositiveFloat | None = None
@@ -153,6 +157,11 @@ class Cluster:
     def __post_init__(self) -> None:
         for value in (self.partition, self.account):
             one_line(value or "")
+
+    @property
+    def copies_code(self) -> bool:
+        """Whether jobs run a copy of the package as it is at launch."""
+        return self.code == "snapshot" or (self.code is None and self.container.runtime == "none")
 
     def resources(self, stage: str, kind: str) -> Resources:
         """Return what the job of a stage gets."""

@@ -19,9 +19,17 @@ SUBMIT = "submit.sh"
 
 
 def write_scripts(
-    jobs: Sequence[SlurmJob], cluster: Cluster, recipe: Path, output: Path, overrides: Sequence[str] = ()
+    jobs: Sequence[SlurmJob],
+    cluster: Cluster,
+    recipe: Path,
+    output: Path,
+    overrides: Sequence[str] = (),
+    *,
+    code: Path | None = None,
 ) -> Path:
     """Write ``output/sbatch/*.sh``, one for each job, and ``submit.sh``, whose path is returned.
+
+    ``code``: the folder that holds the package as the jobs are to run it; None for the one that is installed.
 
     Scripts of earlier launches are removed; their logs stay. Raises UserError for a path that a script cannot name, and
     for a template that is wrong.
@@ -34,6 +42,7 @@ def write_scripts(
     folder = output / "sbatch"
     templates = _templates(cluster.templates)
     common = {"cluster": cluster, "recipe": recipe, "output": output, "run": output.name, "overrides": list(overrides)}
+    common["code"] = code
     texts = {
         script_path(output, job.stage): _render(templates, f"{job.work}.sh.j2", {**common, "job": job}) for job in jobs
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from nemo_openmath.core.records.manifest import PLAN
 from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.evaluation.reports import RunView, build_report, competition_lines, results_table, status_table
 from nemo_openmath.evaluation.reports.formats import apart_lines, seconds_text
+from nemo_openmath.launch.code_snapshot import note_code
 from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.generate import SOLUTIONS, load_job, summary
@@ -25,6 +27,9 @@ from nemo_openmath.recipe.report_data import run_view
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.setting_docs import first_sentence
+from nemo_openmath.recipe.snapshot import changed_inputs
+
+log = logging.getLogger(__name__)
 
 _REMEDY = "give the --output folder of recipe run or generate"
 
@@ -33,6 +38,9 @@ async def run_recipe(path: Path, overrides: Sequence[str], output: Path, selecti
     """Run a recipe, then print its results and where the report is. A part of a run reports nothing."""
     begun = time.monotonic()
     run = Run(load_recipe(path, overrides), output)
+    note_code(output)
+    for changed in changed_inputs(run.recipe, selection.names(run.recipe)):
+        log.warning("%s has changed since the run was launched: what is read is what is there now", changed)
     await run.execute(selection, overrides)
     if selection.only is None:
         report(run, time.monotonic() - begun)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.launch import StageInfo, load_cluster, plan_jobs, submit, write_scripts
+from nemo_openmath.launch.code_snapshot import write_code
 from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import Recipe, load_recipe
 from nemo_openmath.recipe.preflight import check_output
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.selection import StageSelection
+from nemo_openmath.recipe.snapshot import write_snapshots
 from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.recipe.status import State
 from nemo_openmath.training.stage import Sft
@@ -43,7 +45,9 @@ def launch_recipe(
         if not dry_run:
             raise
         print(f"not ready to run: {error}")
-    script = write_scripts(jobs, cluster, path, output, overrides)
+    snapshot, _ = write_snapshots(recipe, overrides, cluster_file, output, {"until": until})
+    code = write_code(output.resolve() / "sbatch", copy=cluster.copies_code)
+    script = write_scripts(jobs, cluster, snapshot, output, code=code)
     print(f"{len(jobs)} jobs: {script.parent}")
     if dry_run:
         print(f"read them, then submit them: bash {script}")

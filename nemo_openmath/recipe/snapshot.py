@@ -16,7 +16,8 @@ from typing import Any
 from nemo_openmath.core.build import Key
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import of_the_system
-from nemo_openmath.core.records.lineage import content_id, digest_file
+from nemo_openmath.core.records.ids import content_id
+from nemo_openmath.core.records.lineage import digest_file
 from nemo_openmath.core.snapshot import Snapshot, snapshot_text
 from nemo_openmath.recipe.file import Recipe
 
