@@ -127,6 +127,13 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Key,
         return data, origins
     if not isinstance(base, str):
         raise UserError("extends: expected a path", file=path, row=origins[("extends",)].line)
+    if not (path.parent / base).exists():
+        raise UserError(
+            f"extends: no file {path.parent / base}",
+            file=path,
+            row=origins[("extends",)].line,
+            remedy="copy that file too, or write where it is",
+        )
     below, below_origins = _read(path.parent / base, (*seen, path.resolve()))
     if KEY in below:
         _, below_origins = read_snapshot(below.pop(KEY), path.parent / base)

@@ -1,7 +1,7 @@
 """A recipe's stages as Slurm jobs: readable sbatch scripts from templates that the user owns."""
 
-from nemo_openmath.launch.cluster import Cluster, load_cluster
+from nemo_openmath.launch.cluster import TEMPLATES, Cluster, load_cluster
 from nemo_openmath.launch.jobs import SlurmJob, StageInfo, plan_jobs
 from nemo_openmath.launch.scripts import submit, write_scripts
 
-__all__ = ["Cluster", "SlurmJob", "StageInfo", "load_cluster", "plan_jobs", "submit", "write_scripts"]
+__all__ = ["TEMPLATES", "Cluster", "SlurmJob", "StageInfo", "load_cluster", "plan_jobs", "submit", "write_scripts"]

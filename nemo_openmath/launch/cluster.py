@@ -1,6 +1,5 @@
 """The cluster file: where jobs run, in what container, and how much each kind of stage gets.
 
-    templates: .                 # folder of the sbatch templates, relative to this file
     partition: batch
     container: {runtime: pyxis, image: /images/openmath.sqsh, mounts: ["/data:/data"]}
     default: {cpus: 16, time: "04:00:00"}
@@ -21,11 +20,12 @@ from typing import Annotated, Literal
 from nemo_openmath.core.bounds import Bounds, NonNegativeInt, PositiveFloat, PositiveInt
 from nemo_openmath.core.build import Builder
 from nemo_openmath.core.config import Source
-from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.launch.values import memory, one_line, sbatch_option, time_limit
 
 WarnSeconds = Annotated[int, Bounds(0, 65535)]  # what sbatch accepts
+TEMPLATES = Path(__file__).parent / "templates"
+"""The sbatch templates of the package."""
 GpuKind = Literal["h100", "h200", "a100", "l4"]  # those of training.planning.gpus.GPUS
 
 
@@ -117,8 +117,8 @@ class Resources:
 class Cluster:
     """A cluster: where jobs run, in what container, and how much each gets."""
 
-    templates: Path
-    """Folder of the sbatch templates, relative to this file."""
+    templates: Path | None = None
+    """Folder of the sbatch templates, relative to this file. ``null`` is those of the package."""
     partition: str | None = None
     """The partition of every job."""
     account: str | None = None
@@ -209,8 +209,17 @@ def load_cluster(path: str | Path, stages: Sequence[str]) -> Cluster:
             )
     if cluster.teacher is not None and cluster.teacher.model is None:
         raise builder.error(("teacher",), "which model?", "write model: and the folder of the teacher's weights")
-    origin = builder.origin(("templates",))  # relative to the file that says it, which this one may extend
+    return replace(cluster, templates=_templates(cluster, builder))
+
+
+def _templates(cluster: Cluster, builder: Builder) -> Path:
+    """The folder of the sbatch templates. A relative one is relative to the file that says it, which the cluster file
+    may extend."""
+    if cluster.templates is None:
+        return TEMPLATES
+    origin = builder.origin(("templates",))
     folder = Path(origin.file).parent / cluster.templates
-    if not folder.is_dir():
-        raise UserError(f"templates: no folder {folder}", file=origin.file, row=origin.line, remedy="change the path")
-    return replace(cluster, templates=folder)
+    if not (folder / "job.sh.j2").is_file():
+        remedy = f"leave it out for those of the package, or copy {TEMPLATES} there"
+        raise builder.error(("templates",), f"no templates in {folder.resolve()} (job.sh.j2 is missing)", remedy)
+    return folder

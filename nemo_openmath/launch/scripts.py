@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 
 from nemo_openmath.core.errors import UserError, of_the_system
-from nemo_openmath.launch.cluster import Cluster, Container
+from nemo_openmath.launch.cluster import TEMPLATES, Cluster, Container
 from nemo_openmath.launch.jobs import SlurmJob, script_path
 from nemo_openmath.launch.values import pattern, sbatch_option
 
@@ -40,7 +40,7 @@ def write_scripts(
             problem = "the path has a line break or another control character"
             raise UserError(problem, file=repr(str(path)), remedy="rename it")
     folder = output / "sbatch"
-    templates = _templates(cluster.templates)
+    templates = _templates(cluster.templates or TEMPLATES)
     common = {"cluster": cluster, "recipe": recipe, "output": output, "run": output.name, "overrides": list(overrides)}
     common["code"] = code
     texts = {
@@ -108,7 +108,7 @@ def _render(templates: jinja2.Environment, name: str, values: dict[str, object])
     try:
         return templates.get_template(name).render(**values)
     except jinja2.TemplateNotFound as error:
-        raise UserError(f"no template {error.name}", file=folder, remedy="copy it from launcher_scripts/") from error
+        raise UserError(f"no template {error.name}", file=folder, remedy=f"copy it from {TEMPLATES}") from error
     except jinja2.TemplateSyntaxError as error:
         raise UserError(
             f"template: {error.message}", file=Path(folder) / (error.name or name), row=error.lineno

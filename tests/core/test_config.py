@@ -92,7 +92,7 @@ def test_extends_and_anchors(tmp_path: Path) -> None:
         ("name: x\n", ("steps=" + "9" * 5000,), r"cannot read the value of steps \("),
         ("name: x\n", ("steps=2024-13-45",), r"cannot read the value of steps \("),
         ("name: x\nsteps: 2024-13-45\n", (), r"c\.yaml:2: cannot read the value of steps \("),
-        ("extends: nowhere.yaml\n", (), r"nowhere\.yaml: cannot read it"),
+        ("extends: nowhere.yaml\n", (), r"c\.yaml:1: extends: no file .*nowhere\.yaml; copy that file too"),
         ("extends: c.yaml\n", (), r"this file extends itself"),
     ],
 )

@@ -18,7 +18,7 @@ import pytest
 
 from nemo_openmath.cli.main import run
 from nemo_openmath.core.errors import ExitCode, UserError
-from nemo_openmath.launch import SlurmJob, StageInfo, load_cluster, plan_jobs, submit, write_scripts
+from nemo_openmath.launch import TEMPLATES, SlurmJob, StageInfo, load_cluster, plan_jobs, submit, write_scripts
 from nemo_openmath.launch.values import time_limit
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ stages: {{solve: {{array: 5}}}}
 
 def cluster_file(folder: Path, text: str = CLUSTER) -> Path:
     path = folder / "cluster.yaml"
-    path.write_text(text.format(templates=SCRIPTS))
+    path.write_text(text.format(templates=TEMPLATES))
     return path
 
 
@@ -205,10 +205,19 @@ def test_what_cannot_be_split_or_spread_is_refused(tmp_path: Path) -> None:
         jobs(tmp_path, "templates: {templates}\nstages: {{model: {{nodes: 2}}}}\n")
 
 
+def test_a_copied_cluster_file_finds_the_templates_of_the_package(tmp_path: Path) -> None:
+    shutil.copy(SCRIPTS / "slurm-pyxis.yaml", tmp_path / "mine.yaml")
+    assert load_cluster(tmp_path / "mine.yaml", []).templates == TEMPLATES
+    assert (SCRIPTS / "templates").resolve() == TEMPLATES
+    shutil.copy(SCRIPTS / "slurm-apptainer.yaml", tmp_path / "other.yaml")
+    with pytest.raises(UserError, match=r"other\.yaml:3: extends: no file .*; copy that file too"):
+        load_cluster(tmp_path / "other.yaml", [])
+
+
 def test_a_users_own_template(tmp_path: Path) -> None:
     own = tmp_path / "mine"
     own.mkdir()
-    for source in SCRIPTS.glob("*.j2"):
+    for source in TEMPLATES.glob("*.j2"):
         (own / source.name).write_text(source.read_text())
     text = CLUSTER.replace("{templates}", "./mine")
     (own / "stage.sh.j2").write_text("#!/bin/bash\necho {{ job.stage }}\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_openmath.launch import TEMPLATES
 from tests.launch.slurm_rig import missing_programs, slurm
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ def launch(
 ) -> str:
     """`openmath launch` of the smoke recipe; what it printed."""
     cluster = folder / "cluster.yaml"
-    text = CLUSTER.format(templates=ROOT / "launcher_scripts", path=path, kinds=kinds, minutes=minutes)
+    text = CLUSTER.format(templates=TEMPLATES, path=path, kinds=kinds, minutes=minutes)
     cluster.write_text(text.replace(*change))
     command = [sys.executable, "-m", "nemo_openmath.cli.main", "launch", str(ROOT / "examples/smoke.yaml")]
     command += ["--cluster", str(cluster), "--output", str(folder / "run"), "--until", until]
