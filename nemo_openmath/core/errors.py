@@ -15,13 +15,15 @@ from typing import Any
 
 
 class ExitCode(IntEnum):
-    """The exit codes of our processes. Launchers requeue on PREEMPTED and on nothing else."""
+    """The exit codes of our processes. A launcher starts again what ends with PREEMPTED, HUNG or MACHINE."""
 
     OK = 0
     FAILURE = 1  # a defect, or a machine that broke
     USER_ERROR = 2  # wrong input: the message names the remedy; running again changes nothing
     INCOMPLETE = 3  # finished, but some items failed after all retries; running again retries them
     PREEMPTED = 75  # EX_TEMPFAIL: state was saved; run the same command again to go on
+    HUNG = 76  # no step, or no token, within the stated time; the stacks of all threads were written
+    MACHINE = 77  # the process knows that the machine failed: CUDA, NCCL, a link, a disk
     INTERRUPTED = 130  # Ctrl-C
 
 

@@ -140,6 +140,21 @@ class Cluster:
     write_gb_per_second: PositiveFloat | None = None
     """What a training writes to ``--output`` in a second, in GB: whether a checkpoint can be saved within
     ``warn_seconds``. ``null``: not known."""
+    requeue: Literal["scontrol", "chain"] = "scontrol"
+    """How a job that has saved, or whose machine failed, gets into the queue again: ``scontrol`` requeue, or, at sites
+    that do not allow it, ``chain``: its script is submitted anew, and who waited for the job waits for the new one."""
+    retries: NonNegativeInt = 3
+    """How often a job (each task of an array) is queued again after a machine's fault. Preemption and time limits do not
+    count."""
+    run_retries: NonNegativeInt = 30
+    """How often all jobs of a run together are queued again after a machine's fault."""
+    suspect_after: PositiveInt = 2
+    """After how many faults a node is avoided by the run where the fault may be another's. After a hang, or an error of
+    hardware, it is avoided at once."""
+    fruitless_leaves: PositiveInt = 5
+    """How often in a row a job may be asked to leave, with nothing new saved in between, before it counts as failed."""
+    hang_seconds: NonNegativeInt = 1800
+    """How long a stage may go without a step or a token before it counts as hanging; 0: for ever."""
     max_array_size: PositiveInt = 1001
     """The MaxArraySize of the cluster (``scontrol show config``)."""
     server: ModelServer | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ from nemo_openmath.launch.jobs import SlurmJob, script_path
 from nemo_openmath.launch.values import pattern, sbatch_option
 
 SUBMIT = "submit.sh"
+COPIED = ("functions.sh", "faults.txt")
+"""What every script reads, copied from the templates' folder."""
 
 
 def write_scripts(
@@ -48,13 +51,16 @@ def write_scripts(
     }
     submit_script = folder / SUBMIT
     texts[submit_script] = _render(templates, "submit.sh.j2", {**common, "jobs": jobs})
+    texts |= {folder / name: _source(templates, name) for name in COPIED}
+    texts[folder / "jobs.json"] = _jobs_file(jobs, recipe, overrides)
     try:
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        for name in ("logs", "journal"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*.sh"):
             old.unlink()
         for path, text in texts.items():
             path.write_text(text)
-            path.chmod(0o755)
+            path.chmod(0o755 if path.suffix == ".sh" else 0o644)
     except OSError as error:
         raise of_the_system(error, folder) or error from error
     return submit_script
@@ -115,6 +121,29 @@ def _render(templates: jinja2.Environment, name: str, values: dict[str, object])
         ) from error
     except jinja2.UndefinedError as error:
         raise UserError(f"template: {error.message}", file=Path(folder) / name) from error
+
+
+def _source(templates: jinja2.Environment, name: str) -> str:
+    assert templates.loader is not None
+    try:
+        return templates.loader.get_source(templates, name)[0]
+    except jinja2.TemplateNotFound as error:
+        raise UserError(f"no {name}", file=_folder(templates), remedy="copy it from launcher_scripts/") from error
+
+
+def _jobs_file(jobs: Sequence[SlurmJob], recipe: Path, overrides: Sequence[str]) -> str:
+    """What the jobs are, for programs that look at a run: the graph, and what each was given."""
+    shown = ("kind", "work", "after", "array", "running", "nodes", "gpus", "cpus", "memory", "time", "partition")
+    rows = [
+        {
+            "name": job.stage,
+            "stages": [job.stage],
+            **{key: getattr(job, key) for key in shown},
+            "script": f"{job.stage}.sh",
+        }
+        for job in jobs
+    ]
+    return json.dumps({"format": 1, "recipe": str(recipe), "overrides": list(overrides), "jobs": rows}, indent=1) + "\n"
 
 
 def _folder(templates: jinja2.Environment) -> str:

@@ -1,0 +1,463 @@
+# shellcheck shell=bash disable=SC2154 # the variables named here are set by the scripts that read this file
+# What every job of a run does: it says in a journal what happens to it, saves when it is asked to leave, and decides,
+# when its work ends with an error, whether it is queued again. Yours to read and to change: launch copies it to
+# RUN/sbatch, and each script there reads it. Nodes need bash, coreutils, awk, sed, grep and Slurm; no Python.
+#
+# A script sets these variables, then says `begin`, and starts its work by `run COMMAND ...`:
+#   output            folder of the run
+#   name              name of the job, which is that of its (first) stage
+#   stages            array: the stages that it works on
+#   warn_seconds      how long before the time limit it is asked to save
+#   hang_seconds      after so long without a heartbeat a stage hangs; 0: never
+#   retries           how often a machine's fault may end this job (each task of an array) until it has failed
+#   run_retries       how often a machine's fault may end any job of the run
+#   fruitless_leaves  how often in a row it may be asked to leave without having saved anything new
+#   suspect_after     how many faults that name a node without certainty make it a suspect
+#   requeue           "scontrol", or "chain": submit the job anew, at sites that do not allow scontrol requeue
+#
+# Files, all in RUN/sbatch: journal/NAME[.TASK].jsonl, a line an event; suspects, a line a node that no job of this run
+# gets again; submitted.jsonl; faults.txt, by which a machine's fault is told from a mistake; logs/.
+
+begin() { # the time limit, the signals, the journal
+  job=$SLURM_JOB_ID task=
+  if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then # by its plain id, Slurm may mean all tasks of the array
+    job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID task=$SLURM_ARRAY_TASK_ID
+  fi
+  journal=$output/sbatch/journal/$name${task:+.$task}.jsonl
+  asked='' step='' hung='' unwritten='' helper='' started=$(date +%s)
+  read -r -a nodes <<<"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')"
+  export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # since Slurm 22.05 srun does not take it from sbatch
+  export OPENMATH_HANG_SECONDS=$hang_seconds
+  mkdir -p "${journal%/*}"
+
+  # Logs are appended to at each attempt: what is there now is of earlier ones.
+  log=$(readlink -f "/proc/$$/fd/1")
+  declare -gA log_begin=()
+  local file
+  for file in "$log" "${log%.out}"-*.out; do
+    [ ! -f "$file" ] || log_begin[$file]=$(stat -c %s "$file")
+  done
+
+  local attempts spent open fruitless
+  progress=$(saved_so_far)
+  read -r attempts spent open fruitless <<<"$(attempts_of "$journal")"
+  attempt=$((attempts + 1)) spent=$((spent + open))
+  trap 'ended $?' EXIT
+  trap 'leave_soon "time limit"' USR1 # by --signal, warn_seconds before the limit
+  trap 'leave_soon preemption' TERM   # or scancel
+  record start nodes="$SLURM_JOB_NODELIST" restarts:="${SLURM_RESTART_COUNT:-0}" log="$log" progress="$progress"
+
+  # An attempt that left no line of its end was killed with its node. It may have been the reason.
+  if [ "$open" -eq 1 ] && [ "$spent" -gt "$retries" ]; then
+    fail "killed from outside or by a fault $spent times (retries: $retries)"
+  fi
+  if [ "$fruitless" -ge "$fruitless_leaves" ]; then
+    fail "asked to leave $fruitless times, and nothing new was saved in between: give it more time, or let it save more often"
+  fi
+  # The limit that Slurm gives, be it of the partition or of SBATCH_TIMELIMIT: with one that is not above warn_seconds
+  # the job would be queued again for ever.
+  local limit
+  limit=$(scontrol --oneliner show job "$job" | sed -n '1s/.* TimeLimit=\([-0-9:]*\) .*/\1/p')
+  if [ -n "$limit" ] && [ "$(seconds_of "$limit")" -le "$warn_seconds" ]; then
+    echo "$name has $limit, not above warn_seconds ($warn_seconds): write a longer time, or lower warn_seconds" >&2
+    exit 2
+  fi
+}
+
+run() { # run COMMAND ...: as a step that can be asked to leave. A failure ends the job.
+  [ -z "$asked" ] || leave 75
+  "$@" &
+  step=$!
+  watch_heartbeat "$step" &
+  local code watcher=$!
+  wait "$step"
+  while kill -0 "$step" 2>/dev/null; do wait "$step"; done # a signal interrupts wait
+  wait "$step"
+  code=$?
+  step=
+  kill "$watcher" 2>/dev/null
+  wait "$watcher"
+  [ $? -ne 76 ] || hung=yes
+  [ "$code" -eq 0 ] || leave "$code"
+}
+
+leave() { # leave CODE: ends the job; what becomes of it is decided by `ended`
+  exit "$1"
+}
+
+fail() { # fail REASON: ends the job for good
+  verdict=$1
+  echo "$name: $1" >&2
+  exit 1
+}
+
+# --- Asked to leave ---------------------------------------------------------------------------------------------------
+
+leave_soon() { # leave_soon WHY: a signal came
+  if [ -z "$asked" ]; then
+    asked=$1
+    record asked why="$1"
+    # Time must be left for being queued again: who has not saved until then is killed.
+    (sleep $((warn_seconds * 4 / 5)) && kill_steps) &
+    helper=$!
+  fi
+  # Passed on as SIGUSR1: srun answers SIGTERM by killing its tasks.
+  [ -z "$step" ] || kill -USR1 "$step" 2>/dev/null
+}
+
+watch_heartbeat() { # watch_heartbeat PROCESS: exits with 76 once it has killed the steps of a stage that hangs
+  # Who can, ends itself with 76 after hang_seconds, and writes the stacks of its threads. This is for processes that
+  # cannot: they are stopped, or stuck in the kernel.
+  local began now newest
+  began=$(date +%s)
+  [ "$hang_seconds" -gt 0 ] || return 0
+  while sleep $((hang_seconds < 40 ? hang_seconds / 4 + 1 : 10)); kill -0 "$1" 2>/dev/null; do
+    newest=$(newest_heartbeat)
+    now=$(date +%s)
+    [ "${newest:-0}" -gt "$began" ] || continue # none of this attempt: it has not begun, or it writes none
+    if [ $((now - newest)) -gt $((hang_seconds * 2)) ]; then
+      trap '' TERM
+      echo "$name: no heartbeat for $((now - newest)) s: the processes are killed" >&2
+      kill_steps
+      exit 76
+    fi
+  done
+}
+
+newest_heartbeat() { # seconds since 1970
+  local stage
+  for stage in "${stages[@]}"; do
+    find "$output/$stage" -maxdepth 1 -name 'heartbeat*' -printf '%T@\n' 2>/dev/null
+  done | sort -n | tail -n 1 | cut -d. -f1
+}
+
+kill_steps() { # all that srun started in this job; not this script
+  scancel --signal=KILL "$job"
+}
+
+# --- The end ----------------------------------------------------------------------------------------------------------
+
+ended() { # ended CODE, by the trap of EXIT: decides what becomes of the job, writes it down, and does it
+  local code=$1 reason='' wait_seconds=0 class='' named='' state='' restarts i
+  trap '' USR1 TERM
+  [ -z "$helper" ] || kill "$helper" 2>/dev/null
+  [ -z "$hung" ] || code=76
+  if [ "$code" -eq 0 ]; then
+    end 0 "done" ''
+  fi
+  for i in {1..30}; do # the controller may be away for a while
+    read -r state restarts <<<"$(state_of_job)"
+    [ -z "$state" ] || break
+    sleep 10
+  done
+  if [ "$state" != RUNNING ]; then
+    if [ "$restarts" -gt "${SLURM_RESTART_COUNT:-0}" ]; then
+      end "$code" "queued again" "from outside: preemption, scontrol requeue, or a node that failed"
+    fi
+    end "$code" failed "cancelled"
+  fi
+  if [ -n "${verdict:-}" ]; then
+    end "$code" failed "$verdict"
+  fi
+
+  judge "$code" # sets class and reason
+  case $class in
+    saved)
+      again "$code" 0 "$reason" 0
+      ;;
+    mistake)
+      end "$code" failed "$reason"
+      ;;
+    *)
+      [ "$class" != node ] || suspect 1 "$reason"
+      [ "$class" != unclear ] || suspect "$suspect_after" "$reason"
+      local attempts spent run_spent rest
+      read -r attempts spent rest <<<"$(attempts_of "$journal")"
+      run_spent=$(attempts_of "$output"/sbatch/journal/*.jsonl | awk '{ print $2 }')
+      if [ "$spent" -ge "$retries" ]; then
+        end "$code" failed "$reason; that was retry $spent of $retries" 1
+      elif [ "$run_spent" -ge "$run_retries" ]; then
+        end "$code" failed "$reason; the run's retries are used up ($run_retries)" 1
+      fi
+      [ "$class" != anywhere ] || wait_seconds=$((60 << spent)) # a full disk is not emptied in a second
+      again "$code" 1 "$reason" "$wait_seconds"
+      ;;
+  esac
+}
+
+judge() { # judge CODE: sets class (saved, mistake, node, unclear, anywhere), reason, and the nodes that are named
+  local code=$1 said text codes
+  text=$(mktemp) || text=/dev/null
+  attempt_log >"$text" 2>/dev/null
+  said=$(last_words "$text")
+  # srun's own code is the largest of its tasks': a task that says 2 hides behind one that says 76.
+  codes=" $code $(failed_tasks "$text" | awk '{ printf "%s ", $1 }')"
+  class=unclear
+  if [[ $codes == *" 2 "* ]]; then
+    class=mistake reason="exit code 2, wrong input: $said"
+  elif [[ $codes == *" 3 "* ]]; then
+    class=mistake reason="exit code 3, some items failed: $said"
+  elif [[ -n $hung || $codes == *" 76 "* ]]; then
+    class=node reason="hang: $said"
+  elif [ "$code" -eq 75 ] || { [ -n "$asked" ] && [ "$code" -eq 143 ]; }; then
+    class=saved reason="saved: ${asked:-on request}"
+  elif fault_in "$text"; then
+    reason="$reason: $said"
+  elif [ -n "$asked" ]; then
+    class=anywhere reason="not saved before it had to leave (exit code $code): $said"
+  elif [[ $codes == *" 77 "* ]]; then
+    reason="exit code 77, the machine failed: $said"
+  elif [ "$code" -gt 128 ] && [ "$code" -lt 160 ]; then
+    reason="killed by signal $((code - 128)): $said"
+  else
+    class=mistake reason="exit code $code: $said"
+  fi
+  named=$(nodes_named "$text")
+  [ "$text" = /dev/null ] || rm -f "$text"
+}
+
+attempt_log() { # what this attempt wrote: its own log, and those of the servers in it
+  local file
+  for file in "$log" "${log%.out}"-*.out; do
+    [ ! -f "$file" ] || tail -c "+$((${log_begin[$file]:-0} + 1))" "$file" | tail -c 20000000
+  done
+}
+
+last_words() { # last_words LOG: the line that says most: the last of openmath, else the last that is not Slurm's
+  {
+    grep -a '^\([0-9]*: \)\?openmath: ' "$1" || grep -a -v '^$\|^srun: \|^slurmstepd\|^[0-9]*: *$' "$1"
+  } | tail -n 1 | cut -c 1-300
+}
+
+failed_tasks() { # failed_tasks LOG: lines "CODE NODES" of the tasks of which srun said how they failed
+  sed -n -E \
+    -e 's/^srun: error: ([^ :]+): tasks? [^:]*: Exited with exit code ([0-9]+).*/\2 \1/p' \
+    -e 's/^srun: error: ([^ :]+): tasks? [^:]*: (Killed|Aborted|Segmentation fault|Bus error|Terminated).*/137 \1/p' "$1"
+}
+
+fault_in() { # fault_in LOG: sets class and reason by the first pattern of faults.txt that the log matches; else fails
+  local line section='' why='' peers=()
+  while IFS= read -r line; do
+    case $line in
+      '') ;;
+      '# '*) why=${line#\# } ;;
+      '['*']') section=${line//[\[\]]/} ;;
+      *)
+        grep -q -a -E -e "$line" "$1" || continue
+        class=$section reason=$why
+        [ "$section" = peer ] || return 0
+        peers+=(-e "$line")
+        ;;
+    esac
+  done <"$output/sbatch/faults.txt"
+  # A lost connection is the end of a peer. Where another error is told, that one counts.
+  [ ${#peers[@]} -gt 0 ] || return 1
+  class=unclear
+  ! grep -a -E 'Error: |openmath: ' "$1" | grep -q -v -E "${peers[@]}"
+}
+
+# --- Nodes ------------------------------------------------------------------------------------------------------------
+
+nodes_named() { # nodes_named LOG: the nodes that are to blame, by what the ranks, srun or the log say; may be none
+  local stage node count=${#nodes[@]} blamed=''
+  if [ "$count" -eq 1 ]; then
+    echo "${nodes[0]}"
+    return
+  fi
+  for stage in "${stages[@]}"; do # the ranks' own watchdog
+    if [ -n "$(find "$output/$stage/suspect-ranks.json" -newermt "@$started" 2>/dev/null)" ]; then
+      blamed+=" $(grep -o '"node": *"[^"]*"' "$output/$stage/suspect-ranks.json" | cut -d '"' -f 4 | tr '\n' ' ')"
+    fi
+  done
+  if [ -z "$blamed" ]; then # the nodes of tasks that ended by a signal, then by 77, else by any code but "saved"
+    blamed=$(failed_tasks "$1" | awk '
+      { rank = $1 > 128 ? 3 : $1 == 77 ? 2 : $1 == 75 || $1 == 76 ? 0 : 1 }
+      rank > best { best = rank; all = "" }
+      rank == best && rank { all = all " " $2 }
+      END { print all }')
+  fi
+  for node in $(scontrol show hostnames "$(tr -s ' \n' ',' <<<"${blamed# }" | sed 's/,$//')" 2>/dev/null | sort -u); do
+    case " ${nodes[*]} " in *" $node "*) echo "$node" ;; esac
+  done | awk -v count="$count" '{ line[NR] = $0 } END { if (NR < count) for (i = 1; i <= NR; i++) print line[i] }'
+}
+
+suspect() { # suspect AFTER REASON: marks the named nodes; from AFTER marks on, no job of this run gets one
+  local node marks file=$output/sbatch/suspects
+  for node in $named; do
+    record suspect node="$node" reason="$2"
+    marks=$(cat "$output"/sbatch/journal/*.jsonl | grep -c "\"event\":\"suspect\".*\"node\":\"$node\"")
+    if [ "$marks" -ge "$1" ] && ! grep -q "^$node " "$file" 2>/dev/null; then
+      echo "$node $(date +%s) $2" >>"$file"
+      echo "$name: $node is a suspect: $2" >&2
+    fi
+  done
+  local id directory theirs
+  while read -r id theirs directory; do # those of this run that wait; a node of the user's own --exclude stays
+    [ "$directory" = "$output" ] || continue
+    [[ $theirs != *null* ]] || theirs=
+    exclude "$id" "$theirs"
+  done < <(squeue --noheader --user="$(id -un)" --states=PENDING --format='%A %x %Z')
+}
+
+exclude() { # exclude JOB [NODES]: the job gets no suspect, and none of NODES
+  local bad
+  bad=$(suspects)
+  [ -z "$bad" ] || scontrol update JobId="$1" ExcNodeList="$bad${2:+,$2}" 2>/dev/null
+}
+
+suspects() { # the suspects, with commas; the newest only, where too few nodes would be left for this job
+  local all
+  [ -s "$output/sbatch/suspects" ] || return 0
+  all=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format=%N | sort -u | wc -l)
+  tac "$output/sbatch/suspects" | awk -v most=$((all - ${#nodes[@]})) '!seen[$1]++ && ++n <= most { print $1 }' | paste -sd ,
+}
+
+# --- Again ------------------------------------------------------------------------------------------------------------
+
+again() { # again CODE COSTS REASON SECONDS: queues the job again, after SECONDS
+  local theirs
+  if [ "$requeue" != chain ]; then
+    theirs=$(scontrol --oneliner show job "$job" | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
+    [[ $theirs != *null* ]] || theirs=
+    if scontrol requeue "$job"; then # Slurm sends SIGTERM, and SIGKILL after KillWait (30 s): what follows is short
+      exclude "$job" "$theirs"
+      [ "$4" -eq 0 ] || scontrol update JobId="$job" StartTime="now+$4"
+      end "$1" "queued again" "$3" "$2"
+    fi
+    echo "$name: scontrol requeue is refused: the job is submitted anew" >&2
+  fi
+  hand_on "$@"
+}
+
+hand_on() { # hand_on CODE COSTS REASON SECONDS: submits the script anew; who waited for this job waits for the new one
+  local bad next i
+  bad=$(suspects)
+  # The variables of this job are not those of the next. It must not begin before this one has ended.
+  # shellcheck disable=SC2046
+  next=$(env $(compgen -e SLURM_ | grep -v '^SLURM_CONF$' | sed 's/^/-u /') sbatch --parsable --dependency="afterany:$job" \
+    ${task:+--array="$task"} ${bad:+--exclude="$bad"} --begin="now+$4" "$output/sbatch/$name.sh")
+  next=${next%%;*}
+  [ -n "$next" ] || end "$1" failed "$3; and it could not be submitted anew" "$2"
+  submitted "$name" "$next" "$task"
+  for i in 1 2 3 4 5; do
+    if dependents_wait_for "$next"; then
+      end 0 "handed on" "$3" "$2" "$next"
+    fi
+    sleep "$i"
+  done
+  scancel "$next"
+  end "$1" failed "$3; and jobs that depend on it could not be made to wait for job $next" "$2"
+}
+
+dependents_wait_for() { # dependents_wait_for JOB: whoever depends on this job depends on that one, too
+  local id depends
+  while read -r id depends; do
+    [[ $depends =~ [:]${SLURM_ARRAY_JOB_ID:-$job}(_|\(|,|:|$) ]] || continue
+    depends=$(sed 's/([^)]*)//g; s/_\*//g' <<<"$depends")
+    [[ $depends == *"afterok:$1" ]] || scontrol update JobId="$id" Dependency="$depends,afterok:$1" || return 1
+  done < <(squeue --noheader --user="$(id -un)" --states=PENDING --format='%A %E')
+}
+
+# --- What is written down ---------------------------------------------------------------------------------------------
+
+end() { # end CODE DECISION REASON [COSTS] [NEXT]: the last line of this attempt
+  [ "$2" = "done" ] || echo "$name: $2 (exit code $1)${3:+: $3}" >&2
+  record end code:="$1" decision="$2" reason="$3" costs:="${4:-0}" next="${5:-}"
+  local i
+  for i in 1 2 3 4 5; do # a full disk may have room again; the decision stands in any case
+    [ -n "$unwritten" ] || break
+    sleep 2
+    write_journal
+  done
+  if [ -n "$unwritten" ]; then
+    printf '%s' "$unwritten" | tee -a "${SLURM_TMPDIR:-/tmp}/openmath-$SLURM_JOB_ID.jsonl" >&2
+  fi
+  exit "$1"
+}
+
+record() { # record EVENT NAME=TEXT NAME:=NUMBER ...: a line of the journal
+  unwritten+=$(json time:="$(date +%s)" event="$1" id="$SLURM_JOB_ID" attempt:="$attempt" "${@:2}")$'\n'
+  write_journal
+}
+
+write_journal() { # what could not be written stays for the next time
+  append "$journal" "$unwritten" && unwritten=
+}
+
+append() { # append FILE TEXT: whole lines or nothing, also where the disk is full or an earlier line was cut
+  local size
+  size=$(stat -c %s "$1" 2>/dev/null) || size=0
+  if [ "$size" -gt 0 ] && [ -n "$(tail -c 1 "$1")" ]; then
+    set -- "$1" $'\n'"$2"
+  fi
+  printf '%s' "$2" 2>/dev/null >>"$1" && return 0
+  [ ! -e "$1" ] || truncate -s "$size" "$1"
+  return 1
+}
+
+json() { # json NAME=TEXT NAME:=NUMBER ...: an object in a line. Texts lose control characters, and those that are empty
+  local word text out=
+  for word in "$@"; do
+    if [[ ${word%%=*} == *: ]]; then
+      out+=",\"${word%%:=*}\":${word#*:=}"
+    elif [ -n "${word#*=}" ]; then
+      text=${word#*=}
+      text=${text//\\/\\\\}
+      text=${text//\"/\\\"}
+      out+=",\"${word%%=*}\":\"${text//[[:cntrl:]]/ }\""
+    fi
+  done
+  printf '{%s}' "${out#,}"
+}
+
+submitted() { # submitted NAME ID [TASK]: a line of submitted.jsonl
+  append "$output/sbatch/submitted.jsonl" "$(json job="$1" id="$2" task:="${3:-null}" time:="$(date +%s)")"$'\n'
+}
+
+attempts_of() { # attempts_of JOURNAL ...: attempts; faults that cost a retry; 1 if the last one was lost; fruitless leaves
+  # Retries count from the last time the run was submitted. An attempt without an end was lost with its node, and costs
+  # one, unless it had been asked to leave. Fruitless: attempts in a row that were asked to leave and saved nothing new.
+  local file files=()
+  for file in "$@"; do [ ! -f "$file" ] || files+=("$file"); done
+  awk -v since="$(cat "$output/sbatch/since" 2>/dev/null || echo 0)" -v progress="$progress" '
+    function field(key,   text) {
+      text = $0
+      if (!sub(".*\"" key "\":\"?", "", text)) return ""
+      sub(/[",}].*/, "", text)
+      return text
+    }
+    FNR == 1 { open = asked = fruitless = 0; last = "" }
+    { event = field("event") }
+    event == "start" { attempts++ }
+    field("time") + 0 < since { next }
+    event == "start" {
+      if (open && !asked) spent++
+      fruitless = asked && field("progress") == last ? fruitless + 1 : 0
+      last = field("progress"); open = 1; asked = 0
+    }
+    event == "asked" { asked = 1 }
+    event == "end" { open = 0; spent += field("costs") }
+    END { print attempts + 0, spent + 0, open && !asked, fruitless + (asked && last == progress) }
+  ' "${files[@]-/dev/null}"
+}
+
+saved_so_far() { # a number that changes when the stages have saved something: checkpoints, else any file's size
+  local stage folder
+  for stage in "${stages[@]}"; do
+    folder=$output/$stage
+    if [ -d "$folder/checkpoints" ]; then
+      (cd "$folder/checkpoints" && printf '%s\n' ./*)
+    elif [ -d "$folder" ]; then
+      find "$folder" -type f ! -name 'heartbeat*' ! -name '*.lock' ! -name job.yaml ! -name plan.json ! -name seconds.json \
+        ! -path '*/stacks/*' ! -name suspect-ranks.json -printf '%P %s\n' | sort
+    fi
+  done | cksum | cut -d ' ' -f 1
+}
+
+state_of_job() { # STATE RESTARTS
+  scontrol --oneliner show job "$job" | sed -n '1s/.* JobState=\([A-Z]*\).* Restarts=\([0-9]*\).*/\1 \2/p'
+}
+
+seconds_of() { # seconds_of D-HH:MM:SS
+  awk -F '[-:]' '{ print (((NF > 3 ? $1 : 0) * 24 + $(NF-2)) * 60 + $(NF-1)) * 60 + $NF }' <<<"$1"
+}
