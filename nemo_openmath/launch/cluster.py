@@ -144,8 +144,8 @@ class Cluster:
     """How a job that has saved, or whose machine failed, gets into the queue again: ``scontrol`` requeue, or, at sites
     that do not allow it, ``chain``: its script is submitted anew, and who waited for the job waits for the new one."""
     retries: NonNegativeInt = 3
-    """How often a job (each task of an array) is queued again after a machine's fault. Preemption and time limits do not
-    count."""
+    """How often a job (each task of an array) is queued again after a machine's fault. To be preempted, or to reach the
+    time limit, costs none."""
     run_retries: NonNegativeInt = 30
     """How often all jobs of a run together are queued again after a machine's fault."""
     suspect_after: PositiveInt = 2

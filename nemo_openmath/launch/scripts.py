@@ -51,7 +51,7 @@ def write_scripts(
     }
     submit_script = folder / SUBMIT
     texts[submit_script] = _render(templates, "submit.sh.j2", {**common, "jobs": jobs})
-    texts |= {folder / name: _source(templates, name) for name in COPIED}
+    texts |= {folder / name: _text(templates, name) for name in COPIED}
     texts[folder / "jobs.json"] = _jobs_file(jobs, recipe, overrides)
     try:
         for name in ("logs", "journal"):
@@ -95,7 +95,7 @@ def step(container: Container, gpus: int = 0) -> str:
 
 def _templates(folder: Path) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
+        loader=jinja2.FileSystemLoader([folder, TEMPLATES]),  # a user's own come first
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -123,12 +123,9 @@ def _render(templates: jinja2.Environment, name: str, values: dict[str, object])
         raise UserError(f"template: {error.message}", file=Path(folder) / name) from error
 
 
-def _source(templates: jinja2.Environment, name: str) -> str:
+def _text(templates: jinja2.Environment, name: str) -> str:
     assert templates.loader is not None
-    try:
-        return templates.loader.get_source(templates, name)[0]
-    except jinja2.TemplateNotFound as error:
-        raise UserError(f"no {name}", file=_folder(templates), remedy="copy it from launcher_scripts/") from error
+    return templates.loader.get_source(templates, name)[0]
 
 
 def _jobs_file(jobs: Sequence[SlurmJob], recipe: Path, overrides: Sequence[str]) -> str:

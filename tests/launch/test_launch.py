@@ -65,7 +65,7 @@ def scripts(folder: Path, text: str = CLUSTER) -> dict[str, str]:
 def test_every_script_is_bash_and_every_stage_has_one(recipe: str, cluster: str, tmp_path: Path) -> None:
     arguments = ["launch", str(ROOT / f"examples/{recipe}.yaml"), "--cluster", str(SCRIPTS / f"{cluster}.yaml")]
     assert run([*arguments, "--output", str(tmp_path / "run"), "--dry-run", "seed=3"]) is ExitCode.OK
-    written = sorted((tmp_path / "run" / "sbatch").glob("*.sh"))
+    written = [path for path in sorted((tmp_path / "run" / "sbatch").glob("*.sh")) if path.stem != "functions"]
     for path in written:
         subprocess.run(["bash", "-n", str(path)], check=True)
         assert path.name == "submit.sh" or f"{tmp_path}/run/sbatch/recipe.yaml" in path.read_text()
@@ -289,7 +289,7 @@ def test_values_with_blanks_and_signs_of_the_shell_are_quoted(tmp_path: Path) ->
     cluster = load_cluster(cluster_file(tmp_path, text), [s.name for s in STAGES])
     output = tmp_path / ODD
     write_scripts(plan_jobs(STAGES, cluster, teacher_name="t"), cluster, tmp_path / "r.yaml", output)
-    for script in (output / "sbatch").glob("*.sh"):
+    for script in set((output / "sbatch").glob("*.sh")) - {output / "sbatch/functions.sh"}:
         subprocess.run(["bash", "-n", str(script)], check=True)
         lines = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH ")]
         words = [shlex.split(line.removeprefix("#SBATCH ")) for line in lines]
@@ -311,24 +311,27 @@ def test_a_path_with_a_line_break_is_refused(tmp_path: Path) -> None:
         write_scripts([], cluster, tmp_path / "r.yaml", tmp_path / "a\nb")
 
 
-def leave_of_a_job(tmp_path: Path, **variables: str) -> str:
-    """What a job that is asked to leave says to scontrol, by the functions of a written script."""
-    script = scripts(tmp_path)["solve"]
-    functions = script[script.index("leave() {") : script.index("run() {")]
+def leave_of_a_job(folder: Path, **variables: str) -> list[str]:
+    """What a job that has saved says to a scontrol that answers for Slurm, by the functions of a run."""
+    scripts(folder)
+    commands = folder / "commands"
     program = (
-        "asked=yes\n"
-        f"scontrol() {{ echo \"$*\" >> {tmp_path}/asked; echo 'JobId=7 JobState=RUNNING Reason=None'; }}\n"
-        + functions
-        + "leave 75"
-    )  # fmt: skip
-    done = subprocess.run(["bash", "-c", program], env={"PATH": "/usr/bin:/bin", **variables}, check=False)
+        f"scontrol() {{ echo \"$*\" >>{commands}; echo 'JobId=7 JobState=RUNNING Restarts=0 TimeLimit=01:00:00 '; }}\n"
+        f"output={folder}/run name=solve stages=(solve) warn_seconds=50 hang_seconds=0 retries=3 run_retries=9\n"
+        "suspect_after=2 fruitless_leaves=5 requeue=scontrol\n"
+        'source "$output/sbatch/functions.sh"; begin; leave 75'
+    )
+    variables |= {"PATH": "/usr/bin:/bin", "SLURM_JOB_NODELIST": "n1"}
+    done = subprocess.run(["bash", "-uc", program], env=variables, check=False)
     assert done.returncode == 75
-    return (tmp_path / "asked").read_text()
+    return commands.read_text().splitlines()
 
 
 def test_a_task_of_an_array_queues_itself_again_and_no_other(tmp_path: Path) -> None:
     """The last task's job id is the array's own: by it, scontrol would mean all tasks."""
     ids = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "4"}
-    assert leave_of_a_job(tmp_path, **ids) == "--oneliner show job 7_4\nrequeue 7_4\n"
-    (tmp_path / "asked").unlink()
-    assert leave_of_a_job(tmp_path, SLURM_JOB_ID="7") == "--oneliner show job 7\nrequeue 7\n"
+    assert "requeue 7_4" in leave_of_a_job(tmp_path, **ids)
+    journal = [json.loads(line) for line in (tmp_path / "run/sbatch/journal/solve.4.jsonl").read_text().splitlines()]
+    assert [(line["event"], line["id"], line["attempt"]) for line in journal] == [("start", "7", 1), ("end", "7", 1)]
+    assert (journal[1]["code"], journal[1]["decision"], journal[1]["costs"]) == (75, "queued again", 0)
+    assert "requeue 7" in leave_of_a_job(tmp_path, SLURM_JOB_ID="7")

@@ -292,11 +292,11 @@ suspect() { # suspect AFTER REASON: marks the named nodes; from AFTER marks on, 
     fi
   done
   local id directory theirs
-  while read -r id theirs directory; do # those of this run that wait; a node of the user's own --exclude stays
+  while IFS='|' read -r id theirs directory; do # those of this run that wait; a node of the user's own --exclude stays
     [ "$directory" = "$output" ] || continue
     [[ $theirs != *null* ]] || theirs=
     exclude "$id" "$theirs"
-  done < <(squeue --noheader --user="$(id -un)" --states=PENDING --format='%A %x %Z')
+  done < <(squeue --noheader --user="$(id -un)" --states=PENDING --format='%A|%x|%Z')
 }
 
 exclude() { # exclude JOB [NODES]: the job gets no suspect, and none of NODES
