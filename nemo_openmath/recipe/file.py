@@ -5,6 +5,7 @@
     teacher: {url: null, tokenizer: base, ...}      # a real server: url, model, tokenizer, api
     student: {slots: 64, ...}                       # how models made by stages generate
     partitions: 64                                  # parts of the work that jobs of an array share
+    failed_items: 0.001                             # share of a stage's items that may fail
     stages:
       threads: {run: demo.threads, ...}             # name: kind of stage, inputs, settings
       extract: {run: problems.extract, from: threads, engine: teacher}
@@ -14,8 +15,8 @@ extends another adds it, runs right before that one.
 
 A stage's ``from`` names other stages, or files and folders (recognised by their ``/``, relative to the file that says
 it, on the command line to the working directory): one name or a list for the one input that a stage needs (or has,
-where it needs none), ``port: names`` where there are several. Every stage may have a ``seed`` of its own, and
-``allow_empty: true`` where leaving nothing is no mistake. ``note: a sentence`` is shown with the results.
+where it needs none), ``port: names`` where there are several. Every stage may have a ``seed`` and ``failed_items`` of
+its own, and ``allow_empty: true`` where leaving nothing is no mistake. ``note: a sentence`` is shown with the results.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from nemo_openmath.core.bounds import AnyInt, NonNegativeFloat, PositiveFloat, PositiveInt
+from nemo_openmath.core.bounds import AnyInt, NonNegativeFloat, PositiveFloat, PositiveInt, ShareBelowOne
 from nemo_openmath.core.build import Builder, Key, Origin, Value, nearest
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError, one_error
@@ -180,6 +181,9 @@ class RecipeSettings:
     """Into how many parts the records of each stage are divided, at least. A part is worked on as a whole, so memory is
     that of one part, and an array of up to so many jobs reads each record once. It changes no record, but their
     order: a training sees its rows in another one. A million records want about 16."""
+    failed_items: ShareBelowOne = 0.0
+    """The share of a stage's items that may fail after all attempts, such as 0.001. The stage then finishes without
+    them, and counts them among its drops. ``0`` allows none: one that fails ends the run, to be tried again."""
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Path()) -> Recipe:
@@ -203,7 +207,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Pa
         if name not in known:
             raise builder.unknown((name,), known)
     head = builder.build(RecipeSettings, data)
-    entries = StageEntries(builder, stages, head.seed)
+    entries = StageEntries(builder, stages, head.seed, head.failed_items)
     if head.teacher.tokenizer is not None:
         entries.locate(head.teacher.tokenizer, ("teacher", "tokenizer"))
     errors: list[UserError] = []

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from nemo_openmath.core.bounds import AnyInt, PositiveInt
+from nemo_openmath.core.bounds import AnyInt, PositiveInt, ShareBelowOne
 from nemo_openmath.core.build import Builder
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError
@@ -61,6 +61,8 @@ class GenerateJob:
     """The seed of the samples."""
     partitions: PositiveInt = 1
     """Into how many parts the problems are divided, at least. It changes no sample; see the same key of a recipe."""
+    failed_items: ShareBelowOne = 0.0
+    """The share of the samples that may fail after all attempts; see the same key of a recipe."""
 
 
 def load_job(path: Path, overrides: Sequence[str] = (), here: Path = Path()) -> Recipe:
@@ -95,7 +97,9 @@ def load_job(path: Path, overrides: Sequence[str] = (), here: Path = Path()) -> 
         _check_records(job.problems, builder)
     stage = Generate(replace(job.generate, engine=engine))
     origin = builder.origin(("generate",))
-    stages[SOLUTIONS] = StageEntry(SOLUTIONS, stage, {"problems": (problems,)}, job.seed, origin)
+    stages[SOLUTIONS] = StageEntry(
+        SOLUTIONS, stage, {"problems": (problems,)}, job.seed, origin, failed_items=job.failed_items
+    )
     return Recipe(
         name=path.stem,
         seed=job.seed,

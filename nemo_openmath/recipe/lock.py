@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 RUN, STAGES = ".run.lock", ".locks"
 _PATIENCE = {True: 0.5, None: 3.0, False: 30.0}  # seconds, for a holder that is alive, elsewhere, or just killed
-_PLANNING_S = 60.0  # a thousand jobs may begin at once
+_PLANNING_S = 600.0  # a thousand jobs may begin at once, and the last to end counts the records of all
 _FIRST_S = 2.0  # a wait of so many seconds is logged
 
 

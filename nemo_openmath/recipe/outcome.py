@@ -11,10 +11,11 @@ from typing import Any
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.merging import count_records
 from nemo_openmath.core.records import Manifest, read_drops
+from nemo_openmath.core.records.failed import FAILED, FailedTally, allowance, num_may_fail
 from nemo_openmath.core.records.lineage import versions
 from nemo_openmath.core.records.manifest import DIVIDED, TALLY
-from nemo_openmath.core.records.store import folder_sums
-from nemo_openmath.core.stage import StageContext
+from nemo_openmath.core.records.store import count_lines, folder_sums, partition_files
+from nemo_openmath.core.stage import StageContext, UnitStage
 from nemo_openmath.evaluation.reports.formats import count_text, made_text
 from nemo_openmath.grading.majority import majority
 from nemo_openmath.recipe.stage_entries import StageEntry
@@ -28,13 +29,15 @@ def make_manifest(
 ) -> Manifest:
     """Count what lies in the folder of a stage that has run. ``inputs``: name -> digest."""
     folder = context.output
-    sums = folder_sums(folder)
+    sums, failed = folder_sums(folder), FailedTally.read(folder)
     drops = Counter(sums.drops)
+    drops.update(failed.reasons)
     drops.update(context.metrics.pop("dropped", {}))  # of stages that do not keep records
     counts = {
-        "units": sums.units,
+        "units": sums.units + failed.total,
         **count_records(folder, majority, entry.stage.record),
         "drops": drops.total(),
+        **({FAILED: failed.total} if failed.total else {}),
     }
     of_records: dict[str, Any] = {TALLY: dict(sums.tally)} if sums.tally else {}
     if context.partitions > 1 and sums.aligned and entry.stage.makes == "records":
@@ -51,6 +54,25 @@ def make_manifest(
         seconds=round(seconds, 2),
         metrics={**context.metrics, **of_records, "seed": entry.seed, "files": file_sizes(folder)},
     )
+
+
+def refuse_failures(entry: StageEntry, context: StageContext) -> None:
+    """Raise Incomplete where more units of a stage have failed than may, of those of all jobs of an array."""
+    failed = FailedTally.read(context.output)
+    units = folder_sums(context.output).units + failed.total
+    if isinstance(entry.stage, UnitStage) and failed.total > num_may_fail(entry.failed_items, units):
+        files = context.output / "failed-*.jsonl"
+        raise failed.error(entry.name, entry.stage.retries + 1, allowance(entry.failed_items, units), files)
+
+
+def describe_shard(context: StageContext) -> str:
+    """Return a line about a job of an array that was not the last one to end."""
+    text = f"shard {context.shard} of {context.shards} done"
+    failed = sum(
+        count_lines(partition_files(context.output, number, context.partitions)["failed"])
+        for number in context.part_numbers()
+    )
+    return text + (f"; {count_text(failed, 'unit')} failed, which the last shard judges" if failed else "")
 
 
 def describe_outcome(manifest: Manifest) -> str:

@@ -36,6 +36,12 @@ STAGE_KEYS = (
     Setting(
         "allow_empty", "true or false", "false", "Go on where the stage leaves nothing. Otherwise the run ends there."
     ),
+    Setting(
+        "failed_items",
+        "number, 0 or more, less than 1",
+        "the recipe's",
+        "The share of this stage's items that may fail after all attempts. Only of stages whose items fail alone.",
+    ),
 )
 """What every stage of a recipe may say beside the settings of its kind."""
 

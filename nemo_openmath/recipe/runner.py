@@ -11,6 +11,7 @@ A stage's folder holds ``plan.json`` (the fingerprint that it is being made for)
 Nothing in the folder is removed before all that the stage reads is there and known to be readable by it (inputs.py).
 
 A stage that leaves nothing has not finished: the run ends there, unless its ``allow_empty`` says that this is meant.
+Nor has one of whose units a greater share failed than its ``failed_items`` allows. The last job of an array decides it.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.errors import Incomplete, UserError
 from nemo_openmath.core.outputs import refuse_foreign_folder
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records.bodies import closing_files
-from nemo_openmath.core.records.manifest import PLAN, write_manifest
+from nemo_openmath.core.records.manifest import PLAN, Manifest, write_manifest
 from nemo_openmath.core.stage import Stage, StageContext, UnitStage
 from nemo_openmath.recipe import identity, stage_folder
 from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.recipe.fingerprint import Fingerprints, NotReady
 from nemo_openmath.recipe.inputs import check_inputs
 from nemo_openmath.recipe.lock import partition_locks, planning_lock, run_lock
-from nemo_openmath.recipe.outcome import describe_outcome, made_nothing, make_manifest
+from nemo_openmath.recipe.outcome import describe_outcome, describe_shard, made_nothing, make_manifest, refuse_failures
 from nemo_openmath.recipe.preflight import check_output, preflight
 from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.services import RecipeServices
@@ -153,6 +154,8 @@ class Run:
             context = self._context(entry, services, selection, progress)
             check_inputs(entry, context.inputs, layouts=selection.only is None)
             with planning_lock(context):
+                if selection.shards > 1 and (status := self._status(entry.name)).state is State.FINISHED:
+                    return
                 context.partitions = self._prepare_folder(entry, status, fingerprint, inputs, selection, progress)
             if selection.prepare:
                 await entry.stage.prepare_launch(context)
@@ -160,17 +163,32 @@ class Run:
             with stage_folder.stopwatch(folder) as spent, _named(entry), partition_locks(context), closing_files():
                 await entry.stage.run(context)
             await services.release_model()
-            if not stage_folder.is_last_shard(folder, context):
-                progress.log(f"shard {context.shard} of {context.shards} done")
-                return
-            stage_folder.remove_failures(folder)
-            manifest = make_manifest(entry, fingerprint, inputs, context, spent())
-            reads, may_allow = self.recipe.read_by(entry), self.recipe.verb == "recipe"
-            if not entry.allow_empty and (empty := made_nothing(entry, manifest, folder, reads, may_allow=may_allow)):
-                stage_folder.write_plan(folder, entry.stage, fingerprint, context.partitions, made_nothing=True)
-                raise empty
-            write_manifest(folder, manifest)
+            with planning_lock(context):  # one job of an array sees that it is the last
+                if not stage_folder.is_last_shard(folder, context):
+                    progress.log(describe_shard(context))
+                    return
+                manifest = self._finish(entry, fingerprint, inputs, context, spent())
             progress.log(describe_outcome(manifest))
+
+    def _finish(
+        self, entry: StageEntry, fingerprint: str, inputs: dict[str, str], context: StageContext, seconds: float
+    ) -> Manifest:
+        """Write the manifest of a stage whose work is done. Raises Incomplete where too many units of it failed, and
+        UserError where it left nothing."""
+        folder = self.folder(entry.name)
+        stage_folder.remove_foreign_failures(folder, context.partitions)
+        try:
+            refuse_failures(entry, context)
+        except Incomplete:
+            stage_folder.forget_failed_parts(folder, range(context.partitions), context.partitions)
+            raise
+        manifest = make_manifest(entry, fingerprint, inputs, context, seconds)
+        reads, may_allow = self.recipe.read_by(entry), self.recipe.verb == "recipe"
+        if not entry.allow_empty and (empty := made_nothing(entry, manifest, folder, reads, may_allow=may_allow)):
+            stage_folder.write_plan(folder, entry.stage, fingerprint, context.partitions, made_nothing=True)
+            raise empty
+        write_manifest(folder, manifest)
+        return manifest
 
     def _prepare_folder(
         self,
@@ -185,6 +203,9 @@ class Run:
         parts the work is divided."""
         folder = self.folder(entry.name)
         begun_for_this = status.state is State.UNFINISHED and stage_folder.is_planned(folder, fingerprint)
+        if begun_for_this and status.manifest is not None:  # it finished when more units might fail
+            progress.log(f"{status.reason}: they are tried again")
+            stage_folder.reopen(folder)
         if status.state is State.MISSING or begun_for_this:
             if not entry.allow_empty:
                 stage_folder.remove_empty_attempt(folder, selection)
@@ -193,6 +214,9 @@ class Run:
         partitions = stage_folder.partitions_of(folder, entry.stage, self.recipe.partitions, selection)
         folder.mkdir(parents=True, exist_ok=True)
         stage_folder.write_plan(folder, entry.stage, fingerprint, partitions)
+        if not selection.prepare:
+            own = range(selection.shard, partitions, selection.shards)
+            stage_folder.forget_failed_parts(folder, own, partitions)
         return max(1, partitions)
 
     def _keep_or_remove(
@@ -250,6 +274,7 @@ class Run:
             progress=progress,
             shard=selection.shard,
             shards=selection.shards,
+            failed_items=entry.failed_items,
         )
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nemo_openmath.core.bounds import ShareBelowOne
 from nemo_openmath.core.build import OVERRIDE, Builder, Key, Origin, nearest
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.core.records import read_manifest
-from nemo_openmath.core.stage import Stage, stage_kinds
+from nemo_openmath.core.stage import Stage, UnitStage, stage_kinds
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class StageEntry:
     origin: Origin
     """The file and line that name the stage."""
     allow_empty: bool = False
+    failed_items: float = 0.0
+    """The share of its units that may fail."""
     origins: Mapping[str, Origin] = field(default_factory=dict)
     """Where settings of the stage were written, ``from.PORT`` among them: a line of a file, or an override."""
     overridden: tuple[str, ...] = ()
@@ -51,8 +54,9 @@ class StageEntries:
     Stages are read in :meth:`order`, so that what a stage reads is known before it.
     """
 
-    def __init__(self, builder: Builder, written: dict[str, Any], seed: int):
+    def __init__(self, builder: Builder, written: dict[str, Any], seed: int, failed_items: float = 0.0):
         self.builder, self.written, self.seed = builder, written, seed
+        self.failed_items = failed_items
         self.entries: dict[str, StageEntry] = {}
         self.paths: dict[str, Path] = {}
         self._wrong: set[str] = set()
@@ -92,7 +96,7 @@ class StageEntries:
         self._check_body(name, body, key)
         body = dict(body)
         kind, written, own_seed = body.pop("run"), body.pop("from", {}), body.pop("seed", None)
-        allow_empty = body.pop("allow_empty", False)
+        allow_empty, failed_items = body.pop("allow_empty", False), body.pop("failed_items", None)
         cls = self._class(kind, key)
         config: Any = builder.build(cls.Config, body, key)
         inputs = self._inputs(cls, written, key)
@@ -104,10 +108,25 @@ class StageEntries:
         if own_seed is not None:
             builder.convert(int, own_seed, (*key, "seed"))
         builder.convert(bool, allow_empty, (*key, "allow_empty"))
+        if failed_items is not None:
+            at = (*key, "failed_items")
+            failed_items = builder.convert(ShareBelowOne, failed_items, at)
+            if not issubclass(cls, UnitStage):
+                raise builder.error(at, f"{cls.kind} has no units that fail alone", "leave it out")
         seed = self.seed if own_seed is None else own_seed
         settings = [*body, "from", *(f"from.{port}" for port in inputs)]
         origins = {setting: builder.origin((*key, *setting.split("."))) for setting in settings}
-        return StageEntry(name, stage, inputs, seed, builder.origin(key), allow_empty, origins, builder.overridden(key))
+        return StageEntry(
+            name=name,
+            stage=stage,
+            inputs=inputs,
+            seed=seed,
+            origin=builder.origin(key),
+            allow_empty=allow_empty,
+            failed_items=self.failed_items if failed_items is None else failed_items,
+            origins=origins,
+            overridden=builder.overridden(key),
+        )
 
     def _check_body(self, name: str, body: Any, key: Key) -> None:
         """Refuse an entry that is none, and a name that cannot be that of a folder."""

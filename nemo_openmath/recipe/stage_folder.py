@@ -10,7 +10,7 @@ import contextlib
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ import orjson
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import write_json
-from nemo_openmath.core.records.manifest import MANIFEST, PLAN
-from nemo_openmath.core.records.store import partition_counts
+from nemo_openmath.core.records.manifest import MANIFEST, PLAN, sync
+from nemo_openmath.core.records.store import partition_counts, partition_files, partition_in
 from nemo_openmath.core.stage import Stage, StageContext, UnitStage
 from nemo_openmath.recipe.fingerprint import Fingerprints
 from nemo_openmath.recipe.selection import StageSelection
@@ -111,11 +111,23 @@ def partitions_of(folder: Path, stage: Stage, asked: int, selection: StageSelect
     return 0 if selection.prepare else max(asked, selection.shards)
 
 
-def remove_failures(folder: Path) -> None:
-    """Remove the files of units that failed, of a stage whose units are all done now: arrays of other sizes left
-    them."""
-    for path in folder.glob("failed-*.jsonl"):
-        path.unlink(missing_ok=True)
+def remove_foreign_failures(folder: Path, partitions: int) -> None:
+    """Remove the files of units that failed in arrays of earlier versions, one a job: those of the parts of the work
+    say what is missing now."""
+    for path in folder.glob("failed-*-of-*.jsonl"):
+        if partition_in(path)[1] != partitions:
+            path.unlink()
+
+
+def forget_failed_parts(folder: Path, parts: Iterable[int], partitions: int) -> None:
+    """Forget that parts of the work were done of which units failed: they are about to be tried again, and until that
+    has ended nobody may finish the stage without them."""
+    failed = {number for number in parts if partition_files(folder, number, partitions)["failed"].exists()}
+    marks = [path for path in folder.glob(f"{_SHARD}*.json") if not failed.isdisjoint(_read_mark(path)["parts"])]
+    for path in marks:
+        path.unlink()
+    if marks:
+        sync(folder)
 
 
 def is_last_shard(folder: Path, context: StageContext) -> bool:
@@ -127,15 +139,20 @@ def is_last_shard(folder: Path, context: StageContext) -> bool:
     write_json(folder / f"{_SHARD}{context.shard:05d}-of-{context.shards:05d}.json", mark)
     done, total = set[int](), Counter[str]()
     for path in sorted(folder.glob(f"{_SHARD}*.json"), key=lambda path: (-path.stat().st_mtime_ns, path)):
-        mark = orjson.loads(path.read_bytes())
-        if not done.issuperset(parts := mark.get("parts", ())):
+        earlier = _read_mark(path)
+        if not done.issuperset(parts := earlier["parts"]):
             done.update(parts)
-            total.update({k: v for k, v in mark["metrics"].items() if isinstance(v, int | float)})
+            total.update({k: v for k, v in earlier["metrics"].items() if isinstance(v, int | float)})
     if len(done) < context.partitions:
         return False
     context.metrics.clear()
     context.metrics.update(total)
     return True
+
+
+def _read_mark(path: Path) -> dict[str, Any]:
+    mark: dict[str, Any] = {"parts": ()}
+    return mark | orjson.loads(path.read_bytes())
 
 
 @contextlib.contextmanager

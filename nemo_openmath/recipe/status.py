@@ -10,6 +10,7 @@ from typing import Any
 
 from nemo_openmath.core.errors import DamagedFile
 from nemo_openmath.core.records import Manifest, read_manifest
+from nemo_openmath.core.records.failed import FAILED, allowance, num_may_fail
 from nemo_openmath.core.records.manifest import MANIFEST, PLAN
 from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.recipe.fingerprint import Fingerprints, NotReady
@@ -72,6 +73,10 @@ def stage_status(entry: StageEntry, folder: Path, fingerprints: Fingerprints) ->
     except NotReady as error:
         return StageStatus(entry.name, State.CHANGED, manifest, str(error))
     if fingerprint == manifest.fingerprint:
+        failed, units = manifest.counts.get(FAILED, 0), manifest.counts.get("units", 0)
+        if failed > num_may_fail(entry.failed_items, units):
+            why = f"{failed:,} unit{'s' * (failed != 1)} failed, and {allowance(entry.failed_items, units)}"
+            return StageStatus(entry.name, State.UNFINISHED, manifest, why, other=True)
         return StageStatus(entry.name, State.FINISHED, manifest)
     return StageStatus(entry.name, State.CHANGED, manifest, change(manifest, entry, inputs), other=True)
 

@@ -7,6 +7,7 @@ The work is divided into partitions by id. Each has its own files, and one proce
     bodies-00000-of-00001.jsonl.zst  their transcripts, where this stage wrote them (bodies.py)
     drops-00000-of-00001.jsonl       {unit, reason, detail}
     journal-00000-of-00001.jsonl     {unit, records: end offset, drops, bodies: likewise, time, host, attempt}
+    failed-00000-of-00001.jsonl      the units that failed when they were last tried (failed.py)
 
 The journal is the commit log: a flush writes and syncs bodies, records and drops first and the journal lines after
 them. Opening a store brings it to what the journal lists (recovery.py). Times, hosts and attempts live in the journal
@@ -31,8 +32,9 @@ import orjson
 from nemo_openmath.core.errors import OpenMathError, UserError, of_the_system
 from nemo_openmath.core.records.bodies import Body, NewBody, pointer
 from nemo_openmath.core.records.encoding import EncodedRecord, again, owner_of_line, parse_record
+from nemo_openmath.core.records.failed import read_failed
 from nemo_openmath.core.records.ids import partition_of, unit_key
-from nemo_openmath.core.records.manifest import DIVIDED, PLAN, read_manifest
+from nemo_openmath.core.records.manifest import DIVIDED, MANIFEST, PLAN, read_manifest
 from nemo_openmath.core.records.recovery import recover
 from nemo_openmath.core.records.sums import Sums, current_sums
 from nemo_openmath.core.records.types import Record
@@ -111,7 +113,7 @@ class RecordWriter:
             self._append("part", self._line(encoded))
         for drop in drops:
             self._sums.drops[drop.reason] += 1
-            self._append("drops", orjson.dumps(_DropLine(unit, drop.reason, drop.detail[:500])) + b"\n")
+            self._append("drops", orjson.dumps(_DropLine(unit, drop.reason, drop.detail[:_DETAIL])) + b"\n")
         self._sums.units += 1
         entry = {
             "unit": unit,
@@ -215,6 +217,7 @@ def _origin(file: Path, folder: Path) -> str:
 
 _WRITTEN = ("bodies", "part", "drops", "journal")
 _SUMS_EVERY = 1 << 26  # bytes of records
+_DETAIL = 500  # letters
 
 
 def partition_files(folder: Path, partition: int, partitions: int) -> dict[str, Path]:
@@ -226,6 +229,7 @@ def partition_files(folder: Path, partition: int, partitions: int) -> dict[str, 
         "drops": folder / f"drops-{name}.jsonl",
         "journal": folder / f"journal-{name}.jsonl",
         "sums": folder / f".sums-{name}.json",
+        "failed": folder / f"failed-{name}.jsonl",
     }
 
 
@@ -333,7 +337,8 @@ def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def read_drops(folder: Path) -> Iterator[tuple[str, Drop]]:
-    """Yield (unit, drop) of a stage. Raises UserError naming file and row of a broken line."""
+    """Yield (unit, drop) of a stage, of a finished one also the units that it finished without. Raises UserError naming
+    file and row of a broken line."""
     for path in sorted(folder.glob("drops-*.jsonl")):
         for row, line in _numbered(path):
             try:
@@ -341,6 +346,9 @@ def read_drops(folder: Path) -> Iterator[tuple[str, Drop]]:
                 yield drop["unit"], Drop(drop["reason"], drop["detail"])
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(f"not a drop ({error})", file=path, row=row, remedy=again(path)) from error
+    if (folder / MANIFEST).exists():  # until then they are to be tried again
+        for failed in read_failed(folder):
+            yield failed.unit, Drop(failed.reason, failed.message[:_DETAIL])
 
 
 def unit_names(folder: Path) -> Iterator[str]:

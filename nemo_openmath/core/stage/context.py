@@ -40,6 +40,8 @@ class StageContext:
     """The part that is being read now; None where all is read."""
     divided: Sequence[str] = ()
     """The ports of which ``read`` gives the records of that part alone."""
+    failed_items: float = 0.0
+    """The share of all units that may fail after all retries. Above 0 the caller judges, once all jobs have ended."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """What the stage measured. It goes into the manifest, the status and the report; the numbers of shards are
     summed."""

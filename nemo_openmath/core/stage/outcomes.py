@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import orjson
-
-from nemo_openmath.core.errors import Incomplete, OpenMathError, Refused, UserError
+from nemo_openmath.core.errors import ExitCode, OpenMathError, Refused, UserError
 from nemo_openmath.core.records import Drop, Record, RecordWriter
+from nemo_openmath.core.records.failed import FailedTally, FailedUnit
+from nemo_openmath.core.records.manifest import sync
 from nemo_openmath.core.records.store import count_lines, partition_files
 from nemo_openmath.core.stage.context import StageContext
 
@@ -28,36 +28,41 @@ class Result:
 
 
 class Failures:
-    """The units that failed after all retries. Each is kept with its error in ``failed-<shard>.jsonl``. The next run
-    retries them, and begins the file anew."""
+    """The units that failed after all retries. Each is kept with its error (core/records/failed.py). The next run
+    retries them, and begins the files anew."""
 
     def __init__(self, context: StageContext, attempts: int):
-        self._stage, self._attempts = context.name, attempts
-        self._path = context.output / f"failed-{context.shard:05d}-of-{context.shards:05d}.jsonl"
-        self._path.unlink(missing_ok=True)
-        self._kinds: Counter[str] = Counter()
-        self._example: dict[str, str] = {}
+        self._context, self._attempts = context, attempts
+        for number in context.part_numbers():
+            self._path(number).unlink(missing_ok=True)
+        self._parts: set[int] = set()
+        self._tally = FailedTally()
+        self._wrong_input = False
 
-    def __len__(self) -> int:
-        return self._kinds.total()
-
-    def add(self, key: str, error: OpenMathError) -> None:
-        """Note the unit ``key`` and its last error."""
-        kind = type(error).__name__
-        self._kinds[kind] += 1
-        self._example.setdefault(kind, f"{key}: {error}")
-        with self._path.open("ab") as file:
-            file.write(orjson.dumps({"unit": key, "error": kind, "message": str(error)}) + b"\n")
+    def add(self, part: StageContext, key: str, error: OpenMathError) -> None:
+        """Note the unit ``key`` of a part of the work, and its last error."""
+        failed = FailedUnit(key, type(error).__name__, str(error))
+        self._tally.add(failed)
+        self._parts.add(number := _number(part))
+        self._wrong_input |= error.exit_code is ExitCode.USER_ERROR
+        with self._path(number).open("ab") as file:
+            file.write(failed.line())
 
     def close(self) -> None:
-        """Raise Incomplete, which says how many units failed, where any did."""
-        if self._kinds:
-            kind, count = self._kinds.most_common(1)[0]
-            raise Incomplete(
-                f"{self._stage}: {len(self)} unit{'s' * (len(self) != 1)} failed after {self._attempts} attempts, "
-                f"{count} by {kind} (for "
-                f"example {self._example[kind]}); what finished is kept, run again to retry the rest ({self._path})"
-            )
+        """Make the files durable. Raises Incomplete, which says how many units failed, where none may fail and where
+        some did for wrong input, which is no accident of these units."""
+        if not self._parts:
+            return
+        paths = [self._path(number) for number in sorted(self._parts)]
+        for path in [*paths, self._context.output]:
+            sync(path)
+        if self._context.failed_items and not self._wrong_input:
+            return
+        allowed = "failed_items allows no wrong input" if self._context.failed_items else "failed_items (0) allows none"
+        raise self._tally.error(self._context.name, self._attempts, allowed, paths[0])
+
+    def _path(self, number: int) -> Path:
+        return partition_files(self._context.output, number, self._context.partitions)["failed"]
 
 
 class Refusals:

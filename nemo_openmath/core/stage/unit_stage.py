@@ -27,7 +27,7 @@ class UnitStage(Stage[C], Generic[C, U]):
     - Hundreds to thousands of units are in flight at once; memory is bounded by ``concurrency`` units.
     - A unit that raises a retryable error is tried again ``retries`` times.
     - One that still fails is reported and left undone, so that running again retries it. The stage ends as Incomplete
-      once all others are finished.
+      once all others are finished, unless so many may fail (``context.failed_items``).
     - One that the engine refuses, as it would again, leaves what :meth:`refused` says.
     - Any other error ends the stage. A note at the error names the unit.
 
@@ -68,7 +68,8 @@ class UnitStage(Stage[C], Generic[C, U]):
         return None
 
     async def run(self, context: StageContext) -> None:
-        """Do all units of this process that are not done. Raises Incomplete where some failed after all retries."""
+        """Do all units of this process that are not done. Raises Incomplete where some failed after all retries, and
+        none may."""
         context = replace(context, divided=self._divided())
         await self.prepare(context)
         with UnitLog(context, self.retries + 1) as log:
@@ -105,7 +106,7 @@ class UnitStage(Stage[C], Generic[C, U]):
             result = self.refused(key, unit, error, context)
             log.refusals.add(context, key, result, error)
         except RetryableError as error:
-            log.failures.add(key, error)
+            log.failures.add(context, key, error)
             if error.exit_code is ExitCode.USER_ERROR:  # the server refuses us, not the unit
                 log.refusals.count(error)
             context.progress.failed += 1

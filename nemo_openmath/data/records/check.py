@@ -12,6 +12,7 @@ from nemo_openmath.chat import Transcript
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.core.records import read_drops
 from nemo_openmath.core.records.bodies import Body
+from nemo_openmath.core.records.failed import FAILED
 from nemo_openmath.core.records.store import count_units
 from nemo_openmath.core.records.sums import digest_of_lines
 from nemo_openmath.data.records.stored import RecordFolder, StoredRecord
@@ -66,7 +67,7 @@ def check_folder(folder: RecordFolder) -> CheckedFolder:
     for what, promised, present in (
         ("records", counts.get("records", 0) + counts.get("merged", 0), seen.records),
         ("drops", counts.get("drops", 0), drops),
-        ("units", counts.get("units", 0), count_units(folder.path)),
+        ("units", counts.get("units", 0) - counts.get(FAILED, 0), count_units(folder.path)),
     ):
         if promised != present:
             seen.problems.append(f"{folder.path}: {present:,} {what} are there, its manifest says {promised:,}")
