@@ -72,10 +72,10 @@ class FailedTally:
         and what says so; ``file``: where they stand."""
         kind, count = self.kinds.most_common(1)[0]
         example = self.examples[kind]
+        failed = f"{self.total} unit{'s' * (self.total != 1)} failed after {attempts} attempt{'s' * (attempts != 1)}"
         return Incomplete(
-            f"{stage}: {self.total} unit{'s' * (self.total != 1)} failed after {attempts} attempt{'s' * (attempts != 1)}, {count} by {kind} "
-            f"(for example {example.unit}: {example.message}), and {allowed}; what finished is kept, run again to "
-            f"retry the rest ({file})"
+            f"{stage}: {failed}, {count} by {kind} (for example {example.unit}: {example.message}), and {allowed}; "
+            f"what finished is kept, run again to retry the rest ({file})"
         )
 
 
