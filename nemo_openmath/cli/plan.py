@@ -1,8 +1,9 @@
-"""``openmath plan``: memory, time and GPU-hours of a training, and the layouts that fit."""
+"""``openmath plan``: memory, time and GPU-hours of a training or of a whole recipe, and the layouts that fit."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from nemo_openmath.cli.common import AGAIN, overrides, verb
@@ -12,26 +13,45 @@ def add(groups: Any) -> None:
     plan = verb(
         groups,
         "plan",
-        "memory, time and GPU-hours of a training; the layouts that fit, best first",
+        "memory, time and GPU-hours of a training, of each training of a recipe, or of a whole recipe on a cluster",
         _plan,
         interrupted=AGAIN,
     )
-    plan.add_argument("config", metavar="CONFIG", help="training job file (YAML), or a model such as qwen2.5-14b")
-    overrides(plan, "training.parallel.tp=8 training.recompute=full")
-    plan.add_argument("--gpus", type=int, required=True, metavar="N")
-    plan.add_argument("--gpu", required=True, metavar="KIND", help="h100, h200, a100 or l4")
+    plan.add_argument(
+        "config", metavar="CONFIG", help="recipe or training job file (YAML), a model's folder, or one as qwen2.5-14b"
+    )
+    overrides(plan, "training.parallel.tp=8 training.recompute=full; of a recipe stages.train1.training.recompute=none")
+    plan.add_argument("--gpus", type=int, metavar="N", help="of the training; needed without --cluster")
+    plan.add_argument("--gpu", metavar="KIND", help="h100, h200, a100 or l4; default: what --cluster says")
     plan.add_argument("--mfu", type=float, help="share of its peak that one GPU computes at; default 0.4, assumed")
+    plan.add_argument("--headroom", type=float, help="share of a GPU's memory to leave free; default 0.1")
     plan.add_argument("--capacity", type=int, metavar="TOKENS", help="of a pack; default: the job's packs, or 32768")
     plan.add_argument("--batch-samples", type=int, metavar="N", help="of a step; default: the job's, or 1024")
-    plan.add_argument("--steps", type=int, metavar="N", help="of the training; default: the job's")
+    plan.add_argument("--steps", type=int, metavar="N", help="of the training; default: the job's or the recipe's")
     plan.add_argument("--rows", type=int, default=15, metavar="N", help="layouts shown; 0: all (default 15)")
+    whole = plan.add_argument_group("of a recipe")
+    whole.add_argument("--assume", action="append", default=[], metavar="KEY=VALUE", help="such as tokens.cot=9000")
+    whole.add_argument("--problems", type=float, metavar="N", help="that the first generation solves")
+    whole.add_argument("--mtbf-hours", type=float, metavar="H", help="between failures of a node; default 6335")
+    whole.add_argument("--write-speed", type=float, metavar="GB/S", help="of a job to the shared disk; default 2")
+    whole.add_argument("--recovery-minutes", type=float, metavar="M", help="from a failure to training; default 10")
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from rich.console import Console
+    from nemo_openmath.core.errors import UserError
+    from nemo_openmath.recipe.file import is_recipe
 
+    if is_recipe(Path(options.config)):
+        _recipe(options)
+        return
+    if options.gpus is None or options.gpu is None:
+        raise UserError("how many GPUs, and which?", remedy="give --gpus N and --gpu KIND, such as --gpu h100")
+    _training(options)
+
+
+def _training(options: argparse.Namespace) -> None:
     from nemo_openmath.training.planning.gpus import gpu
-    from nemo_openmath.training.planning.layouts import make_plan
+    from nemo_openmath.training.planning.layouts import HEADROOM, make_plan
     from nemo_openmath.training.planning.speed import DEFAULT_MFU
     from nemo_openmath.training.planning.table import show
     from nemo_openmath.training.planning.workload import PlanOptions, read_workload
@@ -39,5 +59,22 @@ def _plan(options: argparse.Namespace) -> None:
     numbers = PlanOptions(options.capacity, options.batch_samples, options.steps)
     work = read_workload(options.config, options.overrides, numbers)
     mfu = DEFAULT_MFU if options.mfu is None else options.mfu
-    plan = make_plan(work, gpu(options.gpu), options.gpus, mfu)
-    Console(soft_wrap=False).print(show(plan, max(0, options.rows)))
+    headroom = HEADROOM if options.headroom is None else options.headroom
+    plan = make_plan(work, gpu(options.gpu), options.gpus, mfu, headroom)
+    _print(show(plan, max(0, options.rows)))
+
+
+def _recipe(options: argparse.Namespace) -> None:
+    from nemo_openmath.cli.registry import register_all
+    from nemo_openmath.recipe.costs.command import PlanRequest, plan_recipe
+
+    register_all()
+    _print(plan_recipe(PlanRequest.of(options)))
+
+
+def _print(answer: Any) -> None:
+    """Print tables no wider than 100 columns, also where no terminal says its width."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=False)
+    Console(soft_wrap=False, width=min(100, console.width) if console.is_terminal else 100).print(answer)

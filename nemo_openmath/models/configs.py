@@ -170,10 +170,13 @@ def _qwen3(hidden: int, inner: int, layers: int, heads: int, tied: bool) -> Mode
 
 PRESETS: dict[str, ModelConfig] = {
     "tiny": ModelConfig(512, 64, 160, 4, 8, 2, 8, max_position_embeddings=4096, tie_word_embeddings=True),
+    "qwen2.5-0.5b": _qwen25(896, 4864, 24, 14, 2, 151936, tie_word_embeddings=True, max_position_embeddings=32768),
     "qwen2.5-1.5b": _qwen25(1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True),
+    "qwen2.5-3b": _qwen25(2048, 11008, 36, 16, 2, 151936, tie_word_embeddings=True, max_position_embeddings=32768),
     "qwen2.5-7b": _qwen25(3584, 18944, 28, 28, 4, 152064),
     "qwen2.5-14b": _qwen25(5120, 13824, 48, 40, 8, 152064, rms_norm_eps=1e-5),
     "qwen2.5-32b": _qwen25(5120, 27648, 64, 40, 8, 152064, rms_norm_eps=1e-5),
+    "qwen2.5-72b": _qwen25(8192, 29568, 80, 64, 8, 152064, rms_norm_eps=1e-5),
     "qwen2.5-math-1.5b": _qwen25(1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True, rope_theta=500_000.0),
     "qwen2.5-math-7b": _qwen25(3584, 18944, 28, 28, 4, 152064, rope_theta=500_000.0),
     "qwen3-0.6b": _qwen3(1024, 3072, 28, 16, True),

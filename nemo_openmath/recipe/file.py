@@ -235,3 +235,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Pa
         note=head.note,
         source=source,
     )
+
+
+def is_recipe(path: Path) -> bool:
+    """Return whether a file is a recipe: it has stages. A file that cannot be read is none."""
+    if not path.is_file():
+        return False
+    try:
+        return isinstance(Source.read(path).data.get("stages"), dict)
+    except UserError:
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +87,26 @@ def test_what_each_kind_of_parallelism_saves() -> None:
     assert micro_batches(work, interleaved) % 4 == 0
 
 
+def test_the_offered_layout_leaves_memory_free() -> None:
+    """32B on 16 GPUs: the fastest needs 78.3 of 79 GiB; one that takes 4% longer needs 59.5, and is offered."""
+    work = read_workload("qwen2.5-32b")
+    plan = make_plan(work, gpu("h100"), 16)
+    assert not plan.has_headroom(plan.fits[0])
+    assert plan.offered.memory.total <= 0.9 * plan.gpu.memory
+    assert plan.offered.memory.total == pytest.approx(59.5 * 2**30, rel=0.001)
+    assert plan.offered.time.total < 1.05 * plan.fits[0].time.total
+    tight = make_plan(work, gpu("h100"), 16, headroom=0.0)
+    assert tight.fits == plan.fits
+    assert tight.offered.time.total <= 1.02 * tight.fits[0].time.total
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-14B", "qwen2.5-14b-instruct", "nvidia/OpenMath-Nemotron-14B", "FOLDER"])
+def test_a_model_by_its_folder_or_its_name_on_the_hub(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(preset("qwen2.5-14b").to_hf()))
+    model = read_workload(name.replace("FOLDER", str(tmp_path))).model
+    assert model.num_parameters == preset("qwen2.5-14b").num_parameters
+
+
 DEVICES = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200", "NVIDIA A100-SXM4-80GB": "a100", "NVIDIA L4": "l4"}
 
 
@@ -127,6 +148,8 @@ def test_a_jobs_own_layout_is_priced(job: Path) -> None:
         ("qwen2.5-14b --gpus 8 --gpu h100 --capacity 200000", "set --capacity to 131072 or less"),
         ("qwen2.5-14b --gpus 8 --gpu h100 --batch-samples 0", "choose it 1 or more"),
         ("qwen2.5-15b --gpus 8 --gpu h100", "qwen2.5-14b"),
+        ("EMPTY --gpus 8 --gpu h100", "no config.json"),
+        ("qwen2.5-14b --gpus 8", "give --gpus N and --gpu KIND"),
         ("JOB --gpus 24 --gpu h100", "set --gpus to a multiple of 16"),
         ("JOB --gpus 16 --gpu h100 training.precision=fp32", "set training.precision=bf16"),
         ("JOB --gpus 16 --gpu h100 training.parallel.tp=16", "num_attention_heads = 40 is not divisible"),
@@ -138,7 +161,9 @@ def test_refused_naming_the_number(job: Path, capsys: pytest.CaptureFixture[str]
 
     if "tp=16" in line:
         line = line.replace("--gpus 16", "--gpus 32")
-    assert run(["plan", *line.replace("JOB", str(job)).split()]) == ExitCode.USER_ERROR
+    assert (
+        run(["plan", *line.replace("JOB", str(job)).replace("EMPTY", str(job.parent)).split()]) == ExitCode.USER_ERROR
+    )
     message = capsys.readouterr().err
     assert remedy in message
     assert len(message.splitlines()) == 1

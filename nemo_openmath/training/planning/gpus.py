@@ -1,4 +1,4 @@
-"""The GPUs that we know: dense bf16 peak, usable memory, links. Every number is from the vendor's data sheets."""
+"""The GPUs that we know: dense bf16 peak, memory and its speed, links; by the vendor's data sheets."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class Gpu:
     """Bytes/s of one GPU, each way, inside the node: NVLink, or PCIe where the domain is 1."""
     network: float
     """Bytes/s, each way, of this GPU's share of the node's network."""
+    memory_bandwidth: float
+    """Bytes/s at which it reads its own memory."""
     per_node: int = 8
     """GPUs of a node."""
 
@@ -40,17 +42,19 @@ class Gpu:
 GPUS: dict[str, Gpu] = {
     gpu.name: gpu
     for gpu in (
-        # NVIDIA H100 data sheet (SXM): 80 GB, 1,979 TFLOPS bf16 with sparsity (989 dense), NVLink 900 GB/s both ways.
+        # NVIDIA H100 data sheet (SXM): 80 GB, 1,979 TFLOPS bf16 with sparsity (989 dense), memory 3.35 TB/s, NVLink
+        # 900 GB/s both ways.
         # DGX H100 user guide: 8 GPUs, one 400 Gb/s ConnectX-7 for each.
-        Gpu("h100", 79 * GIB, 989e12, 8, 450e9, 50e9),
-        # NVIDIA H200 data sheet (SXM): 141 GB, compute and NVLink as H100; DGX H200: network as DGX H100.
-        Gpu("h200", 139 * GIB, 989e12, 8, 450e9, 50e9),
-        # NVIDIA A100 80GB data sheet (SXM): 312 TFLOPS bf16 dense, NVLink 600 GB/s both ways.
+        Gpu("h100", 79 * GIB, 989e12, 8, 450e9, 50e9, 3.35e12),
+        # NVIDIA H200 data sheet (SXM): 141 GB at 4.8 TB/s, compute and NVLink as H100; DGX H200: network as DGX H100.
+        Gpu("h200", 139 * GIB, 989e12, 8, 450e9, 50e9, 4.8e12),
+        # NVIDIA A100 80GB data sheet (SXM): 312 TFLOPS bf16 dense, memory 2,039 GB/s, NVLink
+        # 600 GB/s both ways.
         # DGX A100 user guide: one 200 Gb/s ConnectX-6 for each GPU.
-        Gpu("a100", 79 * GIB, 312e12, 8, 300e9, 25e9),
-        # NVIDIA L4 data sheet: 24 GB, 242 TFLOPS bf16 with sparsity (121 dense), PCIe Gen4 x16 64 GB/s both ways, no
-        # NVLink. 100 Gb/s for 8 GPUs, as in AWS g6.48xlarge.
-        Gpu("l4", 22 * GIB, 121e12, 1, 32e9, 1.5e9),
+        Gpu("a100", 79 * GIB, 312e12, 8, 300e9, 25e9, 2.039e12),
+        # NVIDIA L4 data sheet: 24 GB at 300 GB/s, 242 TFLOPS bf16 with sparsity (121 dense), PCIe Gen4 x16 64 GB/s both
+        # ways, no NVLink. 100 Gb/s for 8 GPUs, as in AWS g6.48xlarge.
+        Gpu("l4", 22 * GIB, 121e12, 1, 32e9, 1.5e9, 0.3e12),
     )
 }
 

@@ -15,6 +15,10 @@ from nemo_openmath.training.planning.workload import Workload
 MAX_CP = 16
 CHUNKS = (1, 2, 4)  # model chunks of a pipeline stage
 MAX_GPUS = 8192  # looked at for what would fit
+# The memory is computed, and no GPU has run it: a layout that needs all of it may fail after hours, at the first pack
+# whose tensors do not fit the allocator's holes.
+HEADROOM = 0.10  # of a GPU's memory that stays free in the layout that is offered; assumed
+ALIKE = 0.02  # layouts whose step differs by less are as fast: the estimate is not more exact
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,30 @@ class Plan:
     gpu: Gpu
     gpus: int
     mfu: float  # of one GPU by itself: stated by the user
+    headroom: float  # share of a GPU's memory that the offered layout leaves free
     configured: Estimate | None  # the configuration's own layout, whether it fits or not
-    fits: tuple[Estimate, ...]  # fastest first
+    fits: tuple[Estimate, ...]  # fastest first, with and without the headroom
+
+    def has_headroom(self, choice: Estimate) -> bool:
+        """Return whether a layout leaves the stated share of the memory free."""
+        return choice.memory.total <= (1 - self.headroom) * self.gpu.memory
+
+    @property
+    def offered(self) -> Estimate:
+        """Return the layout to take: of those with headroom that are as fast as the fastest of them (within ALIKE), the
+        one that needs the least memory. Where none has headroom, it is chosen among all that fit."""
+        safe = [choice for choice in self.fits if self.has_headroom(choice)] or list(self.fits)
+        fast = [choice for choice in safe if choice.time.total <= (1 + ALIKE) * safe[0].time.total]
+        return min(fast, key=lambda choice: (choice.memory.total, choice.time.total))
+
+    @property
+    def surcharge(self) -> float:
+        """Return by what share a step of the configuration's own layout takes longer than of the offered one; 0 where
+        it is as fast, or where there is none."""
+        if self.configured is None:
+            return 0.0
+        share = self.configured.time.total / self.offered.time.total - 1
+        return share if share > ALIKE else 0.0
 
 
 def estimate(work: Workload, layout: Layout, gpu: Gpu, mfu: float = DEFAULT_MFU) -> Estimate:
@@ -78,7 +104,22 @@ def _divisors(number: int, limit: int) -> list[int]:
     return [n for n in range(1, min(number, limit) + 1) if number % n == 0]
 
 
-def make_plan(work: Workload, gpu: Gpu, gpus: int, mfu: float = DEFAULT_MFU) -> Plan:
+def own_layout(work: Workload, gpu: Gpu, gpus: int, mfu: float = DEFAULT_MFU) -> Estimate:
+    """Return memory and time of the layout that the configuration says, on ``gpus`` GPUs, whether it fits or not.
+
+    Raises UserError naming the number to change where the layout does not divide the GPUs or the model.
+    """
+    config, product = work.training, work.training.parallel.model_parallel
+    if product > 0 and gpus % product:
+        raise UserError(
+            f"{gpus} GPUs do not divide into training.parallel's tp x pp x cp = {product}",
+            remedy=f"set --gpus to a multiple of {product}, or training.parallel.tp, .pp or .cp lower",
+        )
+    dp = config.parallel.check(work.model, gpus)
+    return estimate(work, Layout(config.parallel, dp, config.distributed_optimizer, config.recompute), gpu, mfu)
+
+
+def make_plan(work: Workload, gpu: Gpu, gpus: int, mfu: float = DEFAULT_MFU, headroom: float = HEADROOM) -> Plan:
     """Return what ``work`` costs on so many GPUs.
 
     Raises UserError naming the number to change when nothing fits, or the configuration's own layout is invalid.
@@ -87,24 +128,15 @@ def make_plan(work: Workload, gpu: Gpu, gpus: int, mfu: float = DEFAULT_MFU) -> 
         raise UserError(f"--gpus {gpus}", remedy="set --gpus to 1 or more")
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu {mfu}", remedy="choose --mfu above 0 and up to 1")
-    configured = None
-    if work.has_layout:
-        config = work.training
-        product = config.parallel.model_parallel
-        if product > 0 and gpus % product:
-            raise UserError(
-                f"{gpus} GPUs do not divide into training.parallel's tp x pp x cp = {product}",
-                remedy=f"set --gpus to a multiple of {product}, or training.parallel.tp, .pp or .cp lower",
-            )
-        dp = config.parallel.check(work.model, gpus)
-        layout = Layout(config.parallel, dp, config.distributed_optimizer, config.recompute)
-        configured = estimate(work, layout, gpu, mfu)
+    if not 0 <= headroom < 1:
+        raise UserError(f"--headroom {headroom}", remedy="choose --headroom from 0 to below 1, such as 0.1")
+    configured = own_layout(work, gpu, gpus, mfu) if work.has_layout else None
     estimates = (estimate(work, layout, gpu, mfu) for layout in layouts(work, gpu, gpus))
     fits = [choice for choice in estimates if choice.memory.total <= gpu.memory]
     if not fits:
         raise _nothing_fits(work, gpu, gpus)
     fits.sort(key=lambda choice: (choice.time.total, choice.memory.total))
-    return Plan(work, gpu, gpus, mfu, configured, tuple(fits))
+    return Plan(work, gpu, gpus, mfu, headroom, configured, tuple(fits))
 
 
 def _least_memory(work: Workload, gpu: Gpu, gpus: int) -> int:

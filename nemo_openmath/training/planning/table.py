@@ -27,7 +27,7 @@ KINDS = {
     "optimizer": "optimizer states",
     "activations": "activations",
     "logits": "logits and loss",
-    "backward": "backward pass of a layer",
+    "backward": "backward pass, beyond logits",
     "reserve": "reserve (assumed)",
 }
 assert set(KINDS) == {field.name for field in fields(Memory)}
@@ -35,7 +35,7 @@ assert set(KINDS) == {field.name for field in fields(Memory)}
 
 def show(plan: Plan, rows: int) -> RenderableType:
     """Return the whole answer, with ``rows`` layouts at most (0: all)."""
-    chosen = plan.configured or plan.fits[0]
+    chosen = plan.configured or plan.offered
     return Group(_workload(plan), _memory(plan, chosen), _host(plan, chosen), _time(plan, chosen), _layouts(plan, rows))
 
 
@@ -50,16 +50,24 @@ def _workload(plan: Plan) -> Text:
                 f"{work.tokens:,} tokens",
                 f"        {work.num_target_tokens:,} target tokens, {work.flops:.3g} model FLOPs",
                 *work.sources,
-                f"assumed: one GPU computes at {plan.mfu:.0%} of its peak (--mfu)",
-                f"assumed: links at {LINK_EFFICIENCY:.0%} of theirs, nothing hidden behind computing",
-                f"assumed: reserve of {FIXED_RESERVE // GIB} GiB and {FRAGMENTATION:.0%} of what a step allocates",
+                *assumed_lines(plan),
             )
         )
     )
 
 
+def assumed_lines(plan: Plan) -> tuple[str, ...]:
+    """Return what every estimate of a plan assumes."""
+    return (
+        f"assumed: one GPU computes at {plan.mfu:.0%} of its peak (--mfu)",
+        f"assumed: links at {LINK_EFFICIENCY:.0%} of theirs, nothing hidden behind computing",
+        f"assumed: reserve of {FIXED_RESERVE // GIB} GiB and {FRAGMENTATION:.0%} of what a step allocates",
+        f"offered are layouts that leave {plan.headroom:.0%} of the memory free (--headroom); no GPU has run one",
+    )
+
+
 def _memory(plan: Plan, chosen: Estimate) -> Table:
-    whose = "the configuration's layout" if plan.configured else "the best layout"
+    whose = "the configuration's layout" if plan.configured else "the offered layout"
     tokens = rank_tokens(chosen.layout.parallel, plan.work.capacity)
     title = f"GiB per GPU, {whose} (*); {tokens:,} tokens of a pack on each"
     table = Table(title=title, title_justify="left", min_width=len(title), caption=describe(chosen.layout))
@@ -92,6 +100,9 @@ def _time(plan: Plan, chosen: Estimate) -> Text:
     else:
         days = work.steps * time.total / 86400
         lines.append(f"GPU-hours: {chosen.gpu_hours(work.steps):,.0f} for {work.steps:,} steps, {days:.1f} days")
+    if plan.surcharge:
+        best = plan.offered
+        lines.append(f"this layout takes {plan.surcharge:.0%} longer than the offered one: {describe(best.layout)}")
     return Text("\n".join(lines))
 
 
@@ -99,9 +110,8 @@ def _layouts(plan: Plan, rows: int) -> Table:
     count = len(plan.fits)
     shown = plan.fits[:rows] if rows else plan.fits
     more = f", the best {len(shown)} (--rows 0: all)" if len(shown) < count else ""
-    legend = "sp: sequence parallel; do: distributed optimizer" + (
-        "; *: the configuration's" if plan.configured else ""
-    )
+    legend = "sp: sequence parallel; do: distributed optimizer\n>: offered; !: leaves less than the headroom free"
+    legend += "; *: the configuration's" if plan.configured else ""
     table = Table(title=f"Layouts that fit: {count}{more}", title_justify="left", caption=legend, padding=(0, 1, 0, 0))
     for name in ("tp", "pp", "vpp", "cp", "dp"):
         table.add_column(name, justify="right")
@@ -110,13 +120,17 @@ def _layouts(plan: Plan, rows: int) -> Table:
     table.add_column("recompute")
     for name in ("GiB", "step s", "MFU", "GPU-hours" if plan.work.steps else "GPU-h/1000"):
         table.add_column(name, justify="right")
+    if plan.offered not in shown:
+        shown = (*shown, plan.offered)
     for choice in shown:
         layout, p = choice.layout, choice.layout.parallel
         is_configured = plan.configured is not None and layout == plan.configured.layout
         sizes = [str(size) for size in (p.tp, p.pp, p.vpp, p.cp, layout.data_parallel)]
         flags = ["yes" if flag else "no" for flag in (p.sequence_parallel, layout.distributed_optimizer)]
-        numbers = [_gib(choice.memory.total), f"{choice.time.total:.2f}", f"{choice.mfu:.1%}"]
+        mark = "" if plan.has_headroom(choice) else " !"
+        numbers = [_gib(choice.memory.total) + mark, f"{choice.time.total:.2f}", f"{choice.mfu:.1%}"]
         hours = f"{choice.gpu_hours(plan.work.steps or 1000):,.0f}"
+        sizes[0] = ("> " if choice is plan.offered else "") + sizes[0]
         table.add_row(*sizes, *flags, layout.recompute + (" *" if is_configured else ""), *numbers, hours)
     return table
 

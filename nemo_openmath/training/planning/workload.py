@@ -1,7 +1,7 @@
 """What is trained: model, packs, tokens of a step, steps.
 
-It comes from a training job's file or from a model's name. Each number says whether it was given, measured in the job's
-packs, or assumed.
+It comes from a training job's file, from a model's folder or name, or from a stage of a recipe. Each number says
+whether it was given, measured in the job's packs, or assumed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import numpy as np
 from nemo_openmath.core.build import Builder
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.models.configs import PRESETS, ModelConfig
+from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.training.config import TrainingConfig, TrainingJob
 from nemo_openmath.training.job import read_job
+from nemo_openmath.training.planning.models import known_model, model_folder, unknown_model
 
 # Assumed where no packs are at hand: log-normal lengths cut to a pack; and the recipe's pack, batch
 # (arXiv 2504.16891, section 5.1) and share of tokens that are targets.
@@ -80,47 +81,63 @@ class _Preset:
 
 
 def read_workload(config: str, overrides: Sequence[str] = (), options: PlanOptions | None = None) -> Workload:
-    """Return the workload of ``config``: a job's file (training.job.read_job) or a name of models.configs.PRESETS.
+    """Return the workload of ``config``: a job's file (training.job.read_job), a model's folder, or a model's name
+    (training.planning.models).
 
-    Raises UserError where it is neither, for fp32, and for packs that are longer than the model's positions.
+    Raises UserError where it is none of them, for fp32, and for packs that are longer than the model's positions.
     """
-    options = options or PlanOptions()
-    if config.lower() in PRESETS and not Path(config).is_file():
-        work = _of_preset(config.lower(), overrides, options)
-    elif Path(config).is_file():
-        work = _of_job(read_job(config, list(overrides)), config, options)
-    else:
-        raise UserError(
-            f"{config!r} is neither a file nor a model's name",
-            remedy="give a training job's file or one of " + ", ".join(PRESETS),
-        )
+    options, path = options or PlanOptions(), Path(config)
+    if path.is_file():
+        return _checked(_of_job(read_job(config, list(overrides)), options), path)
+    folder = model_folder(path)
+    model = known_model(config) if folder is None else ModelConfig.from_hf(folder)
+    if model is None:
+        raise unknown_model(config)
+    name = config.lower() if folder is None else path.resolve().name
+    return _checked(_of_model(name, model, overrides, options))
+
+
+def _checked(work: Workload, file: Path | None = None) -> Workload:
+    """Return the workload where a GPU can compute it."""
     if work.training.precision == "fp32":
         raise UserError(
             "training.precision = fp32: the GPU's flash attention computes in bf16",
-            file=config if Path(config).is_file() else None,
+            file=file,
             remedy="set training.precision=bf16",
         )
     if work.capacity > work.model.max_position_embeddings:
         raise UserError(
             f"packs of {work.capacity} tokens: {work.name} has {work.model.max_position_embeddings} positions",
+            file=file,
             remedy=f"set --capacity to {work.model.max_position_embeddings} or less, or max_position_embeddings higher",
         )
     return work
 
 
-def _of_preset(name: str, overrides: Sequence[str], options: PlanOptions) -> Workload:
+def _of_model(name: str, model: ModelConfig, overrides: Sequence[str], options: PlanOptions) -> Workload:
     source = Source({"training": {"precision": "bf16"}}, {}, Path(name))
     for text in overrides:
         source._override(text)
     training = Builder(source.origin).build(_Preset, source.data).training
     has_layout = "parallel" in source.data["training"]
-    return _assumed(name, PRESETS[name], training, options, has_layout)
+    return _assumed(name, model, training, options, has_layout)
 
 
-def _of_job(job: TrainingJob, file: str, options: PlanOptions) -> Workload:
+def job_workload(job: TrainingJob, model: ModelConfig, options: PlanOptions | None = None) -> Workload:
+    """Return the workload of a job whose model is ``model``, whether or not its folder is there yet.
+
+    Raises UserError for fp32, and for packs that are longer than the model's positions.
+    """
+    return _checked(_of_job(job, options or PlanOptions(), model))
+
+
+def _of_job(job: TrainingJob, options: PlanOptions, model: ModelConfig | None = None) -> Workload:
     options = replace(options, batch_samples=options.batch_samples or job.data.batch_samples)
     options = replace(options, steps=options.steps or job.data.steps)
-    name, model, note = _model(job)
+    name = job.model.name
+    note: tuple[str, ...] = ()
+    if model is None:
+        name, model, note = _model(job)
     if not (job.data.folder / "packs.plan").is_file():
         work = _assumed(name, model, job.training, options, True)
         missing = f"no packs in {job.data.folder} yet"
@@ -158,11 +175,10 @@ def _model(job: TrainingJob) -> tuple[str, ModelConfig, tuple[str, ...]]:
     """Return name and configuration of the job's model, and a note where they are the preset of its folder's name,
     because the folder is not there yet."""
     changes, name = job.model_changes, job.model.name
-    for folder in (job.model, job.model / "model"):
-        if (folder / "config.json").is_file():
-            return name, ModelConfig.from_hf(folder).with_changes(**changes), ()
-    if name.lower() in PRESETS:
-        return name, PRESETS[name.lower()].with_changes(**changes), (f"model: {name} as we know it, no folder yet",)
+    if (folder := model_folder(job.model)) is not None:
+        return name, ModelConfig.from_hf(folder).with_changes(**changes), ()
+    if (model := known_model(name)) is not None:
+        return name, model.with_changes(**changes), (f"model: {name} as we know it, no folder yet",)
     raise UserError("no model's config.json", file=job.model, remedy="set model to a Hugging Face folder")
 
 

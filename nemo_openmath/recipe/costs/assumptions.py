@@ -1,0 +1,90 @@
+"""The numbers that no setting says: given in a recipe's ``x-plan`` or on the command line, or assumed.
+
+x-plan:                          # in a recipe; `openmath plan` alone reads it
+  records: {threads: 620000}     # what a stage leaves
+  kept: {cot_kept: 0.62}         # the share of its records that a stage leaves
+  tokens: {cot_r1: 9000}         # of a mean answer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nemo_openmath.core.bounds import NonNegativeFloat, PositiveFloat, PositiveShare, Share
+from nemo_openmath.core.build import OVERRIDE, Builder, nearest
+from nemo_openmath.core.config import Source
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.recipe.file import Recipe
+
+SECTION = "x-plan"
+
+
+@dataclass(frozen=True)
+class CostAssumptions:
+    """What a plan assumes where no setting says it. Names are those of stages."""
+
+    records: dict[str, NonNegativeFloat] = field(default_factory=dict)
+    """Records that a stage leaves, such as the rows of a file that is not there yet."""
+    kept: dict[str, Share] = field(default_factory=dict)
+    """Share of its records that a stage leaves; of ``genselect.groups``, of its problems that get groups. 1 where a
+    stage is not named."""
+    asked: dict[str, NonNegativeFloat] = field(default_factory=dict)
+    """Questions that a stage asks its model about a record. Assumed: 0.1 of a judge, whom only open verdicts reach; the
+    ``candidates`` of a decontamination, which is the most; 1 of others."""
+    tokens: dict[str, PositiveFloat] = field(default_factory=dict)
+    """Mean tokens of a model's answer. Assumed: see ``solution_tokens`` and ``reply_tokens``; of summaries 500."""
+    prompt_tokens: dict[str, PositiveFloat] = field(default_factory=dict)
+    """Mean tokens of a prompt. Assumed: 300; of a forum thread 1,500; of a summary the solution; of a selection 500 for
+    each candidate."""
+    tokens_per_gpu: dict[str, PositiveFloat] = field(default_factory=dict)
+    """Tokens that one GPU decodes in a second, by stage or by model, in place of the estimate: what you measured."""
+    solution_tokens: PositiveFloat = 8700.0
+    """Mean tokens of a solution or selection, but at most half of its ``max_tokens``: what ``benchmarks/scale.py``
+    writes."""
+    reply_tokens: PositiveFloat = 300.0
+    """Mean tokens of a short reply: a judge's, an extracted problem's."""
+    memory_share: PositiveShare = 0.6
+    """Share of the data sheet's memory bandwidth that decoding reaches."""
+    compute_share: PositiveShare = 0.4
+    """Share of the data sheet's bf16 peak that a server reaches, in prompts and in decoding."""
+    load_minutes: NonNegativeFloat = 10.0
+    """Minutes from a job's start until its model server answers."""
+
+
+def read_assumptions(recipe: Recipe, given: Sequence[str] = ()) -> CostAssumptions:
+    """Return the assumptions of a recipe: those of its ``x-plan``, and ``key=value`` of ``given`` over them.
+
+    Raises UserError that names a key that is none, and a stage that the recipe has not.
+    """
+    source = Source.read(recipe.path)
+    source.data = {SECTION: source.data.get(SECTION) or {}}
+    for text in given:
+        source._override(f"{SECTION}.{text}")
+    builder = Builder(source.origin, Path(recipe.path).parent)
+    assumptions = builder.build(CostAssumptions, source.data[SECTION], (SECTION,))
+    for section in ("records", "kept", "asked", "tokens", "prompt_tokens"):
+        for name in getattr(assumptions, section):
+            if name not in recipe.stages:
+                key = (SECTION, section, name)
+                raise builder.error(key, "no such stage", nearest(name, list(recipe.stages)))
+    return assumptions
+
+
+def origin_of(recipe: Recipe, given: Sequence[str], setting: str) -> str:
+    """Return where an assumption comes from: ``--assume``, a file and its line, or ``assumed``."""
+    if any(text.partition("=")[0].strip() == setting for text in given):
+        return "--assume"
+    origin = Source.read(recipe.path).origin((SECTION, *setting.split(".")))
+    written = origin is not OVERRIDE and origin.line is not None
+    return f"{Path(origin.file).name}:{origin.line}" if written else "assumed"
+
+
+def unknown_records(recipe: Recipe, names: Sequence[str]) -> UserError:
+    """Return the error that lists the stages of which nothing says how many records they leave."""
+    return UserError(
+        f"how many records are in {', '.join(names)}? No file is there to count them",
+        file=recipe.path,
+        remedy=f"give --assume records.{names[0]}=N, or write {SECTION}: {{records: {{{names[0]}: N}}}}",
+    )

@@ -1,0 +1,110 @@
+"""What each stage asks its models: how many questions, how long the prompts and the answers are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nemo_openmath.competition.stage import Compete
+from nemo_openmath.inference.rollout.stage import Generate
+from nemo_openmath.recipe.costs.assumptions import CostAssumptions
+from nemo_openmath.recipe.costs.counts import StageCounts
+from nemo_openmath.recipe.file import Recipe
+from nemo_openmath.recipe.stage_entries import StageEntry
+from nemo_openmath.synthesis.genselect.groups import Groups
+from nemo_openmath.synthesis.genselect.select import GenSelect
+from nemo_openmath.synthesis.judge.stage import JudgeAnswers
+from nemo_openmath.synthesis.problems.decontaminate import Decontaminate
+from nemo_openmath.synthesis.solutions.summarize import Summarize
+
+PROMPT_TOKENS = 300.0  # an instruction and a problem
+THREAD_TOKENS = 1500.0  # a forum's thread
+SUMMARY_TOKENS = 500.0
+JUDGED = 0.1  # of the answers, that the symbolic grader leaves open
+
+
+@dataclass(frozen=True)
+class StageRequests:
+    """What a stage asks one model."""
+
+    stage: str
+    engine: str
+    """As the recipe names it: ``teacher``, a stage, or a folder."""
+    prompts: float
+    """Prompts that are computed; several answers to one prompt compute it once."""
+    prompt_tokens: float
+    """Tokens of a mean prompt."""
+    answers: float
+    answer_tokens: float
+    """Tokens of a mean answer."""
+    concurrency: int
+    """Answers that a job has in flight, at most."""
+
+    @property
+    def tokens(self) -> float:
+        """Return the tokens that are decoded in all."""
+        return self.answers * self.answer_tokens
+
+
+def stage_requests(
+    recipe: Recipe, name: str, assumptions: CostAssumptions, counts: Mapping[str, StageCounts]
+) -> list[StageRequests]:
+    """Return what a stage asks each of its models; nothing where it asks none, or where nothing says how often."""
+    entry = recipe.stages[name]
+    stage, numbers = entry.stage, counts[name]
+    if not stage.engines() or numbers.read is None:
+        return []
+    answer, prompt = answer_tokens(entry, assumptions), assumptions.prompt_tokens.get(name)
+    asked = assumptions.asked.get(name)
+    if isinstance(stage, Generate):
+        answers = numbers.left or 0.0
+        prompts = min(stage.config.limit or numbers.read, numbers.read)
+    elif isinstance(stage, Compete):
+        prompts = numbers.read
+        answers = prompts * stage.config.solver.batch
+    elif isinstance(stage, GenSelect):
+        answers = numbers.read * stage.config.samples
+        prompts = numbers.read
+        prompt = prompt or PROMPT_TOKENS + SUMMARY_TOKENS * _candidates(recipe, entry)
+    elif isinstance(stage, Summarize):
+        prompts = numbers.read * (1.0 if asked is None else asked)
+        answers = prompts * stage.config.candidates
+        prompt = prompt or PROMPT_TOKENS + assumptions.solution_tokens
+    elif isinstance(stage, JudgeAnswers):
+        prompts = answers = numbers.read * (JUDGED if asked is None else asked) * stage.config.votes
+    else:
+        most = stage.config.candidates if isinstance(stage, Decontaminate) else 1.0
+        prompts = answers = numbers.read * (most if asked is None else asked)
+        if "threads" in entry.inputs:
+            prompt = prompt or THREAD_TOKENS
+    concurrency = getattr(stage.config, "concurrency", 256) * (
+        stage.config.candidates if isinstance(stage, Summarize) else 1
+    )
+    return [
+        StageRequests(name, engine, prompts, prompt or PROMPT_TOKENS, answers, answer, concurrency)
+        for engine in dict.fromkeys(stage.engines())
+    ]
+
+
+def answer_tokens(entry: StageEntry, assumptions: CostAssumptions) -> float:
+    """Return the mean tokens of what the model of a stage writes to one question."""
+    if (given := assumptions.tokens.get(entry.name)) is not None:
+        return given
+    stage = entry.stage
+    if isinstance(stage, Generate | GenSelect):
+        return min(assumptions.solution_tokens, stage.config.max_tokens / 2)
+    if isinstance(stage, Compete):
+        return min(assumptions.solution_tokens, stage.config.solver.rollout.max_tokens / 2)
+    if isinstance(stage, Summarize):
+        return min(SUMMARY_TOKENS, stage.config.max_tokens / 2)
+    return min(assumptions.reply_tokens, getattr(stage.config, "max_tokens", 2 * assumptions.reply_tokens) / 2)
+
+
+def _candidates(recipe: Recipe, entry: StageEntry) -> float:
+    """The mean number of candidates in a group of those that a selection reads."""
+    sizes = [
+        recipe.stages[name].stage.config.sizes
+        for name in entry.inputs.get("groups", ())
+        if isinstance(name, str) and isinstance(recipe.stages[name].stage, Groups)
+    ]
+    return sum(low + high for low, high in sizes) / (2 * len(sizes)) if sizes else 9.0
