@@ -1,39 +1,57 @@
 # NeMo-OpenMath on NVIDIA's PyTorch image: its torch, TransformerEngine and flash-attn stay as they are.
-#   docker build -t openmath .
-#   docker run --rm --gpus all -v "$PWD/runs:/workspace/runs" openmath openmath recipe run /opt/openmath/examples/tiny.yaml --output runs/tiny
-# Another base: --build-arg BASE=... (one whose torch pyproject.toml allows; the build says so if it does not).
+#
+#   docker build -t openmath --build-arg COMMIT="$(git rev-parse HEAD)" .
+#   mkdir -p runs
+#   docker run --rm --gpus all --ipc=host --ulimit memlock=-1 --ulimit stack=67108864 --user "$(id -u):$(id -g)" \
+#     -v "$PWD/runs:/workspace/runs" openmath openmath recipe run /opt/openmath/examples/tiny.yaml --output runs/tiny
+#
+# podman and buildah take the same file: buildah build -t openmath . (any version; nothing here needs BuildKit).
+#   --build-arg BASE=...     another base: one with Python 3.11 or 3.12 and a torch that pyproject.toml allows
+#   --build-arg EXTRAS=...   optional groups of pyproject.toml, such as "datasets watch quantize"; datasets is what the
+#                            recipes of the paper read. vLLM, SGLang and TensorRT-LLM bring a torch of their own: models
+#                            are served from their own images.
+# docs/howto/containers.md: enroot, Apptainer, a read-only root, and what was tried.
 ARG BASE=nvcr.io/nvidia/pytorch:26.07-py3
 FROM ${BASE}
+ARG BASE
+ARG EXTRAS=datasets
 
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
+# PYTHONNOUSERSITE: ~/.local of a home that is mounted must not come before the image's packages.
+# NVIDIA_*: enroot and Docker show GPUs only to images that ask for them; NVIDIA's own do, others may not.
+ENV PYTHONUNBUFFERED=1 PYTHONNOUSERSITE=1 \
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+# Dependencies first, so that a change of code does not install them again. The base's own PIP_CONSTRAINT pins packages
+# that we need in other versions; packages.py writes one that keeps torch and what is compiled against it.
 WORKDIR /opt/openmath
-COPY pyproject.toml setup.py README.md LICENSE ./
+COPY pyproject.toml constraints.txt containers/packages.py ./
+RUN python packages.py plan --extras "${EXTRAS}" \
+    && PIP_CONSTRAINT=/opt/openmath/constraints-image.txt PIP_BREAK_SYSTEM_PACKAGES=1 \
+       pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore --requirement requirements.txt
 
-# Dependencies first, so that a change of code does not install them again. torch is the image's: pip is shown its exact
-# version as a constraint, and never asked for it (the image's is a pre-release, which pip would replace).
-RUN python - <<'CHECK'
-import importlib.metadata, pathlib, re, tomllib
-have = importlib.metadata.version("torch")
-wanted = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]["dependencies"]
-low = next(re.search(r"torch>=([\d.]+)", w)[1] for w in wanted if re.match(r"torch\b", w))
-if tuple(map(int, have.split(".")[:2])) != tuple(map(int, low.split(".")[:2])):
-    raise SystemExit(f"this image has torch {have}, the project needs {low}: choose another --build-arg BASE")
-pathlib.Path("/tmp/constraints.txt").write_text(f"torch=={have}\n")
-pathlib.Path("/tmp/requirements.txt").write_text("\n".join(w for w in wanted if not re.match(r"torch\b", w)) + "\n")
-CHECK
-# The image's own PIP_CONSTRAINT pins packages that we need in other versions.
-RUN PIP_CONSTRAINT=/tmp/constraints.txt pip install --requirement /tmp/requirements.txt
-
+COPY setup.py README.md LICENSE ./
 COPY nemo_openmath nemo_openmath
 COPY conversion conversion
 COPY launcher_scripts launcher_scripts
 COPY examples examples
-RUN PIP_CONSTRAINT= pip install --no-deps . \
+# Anyone must be able to read them: COPY keeps the modes of a checkout under umask 077.
+ARG COMMIT=
+RUN chmod -R a+rX . \
+    && PIP_CONSTRAINT= PIP_BREAK_SYSTEM_PACKAGES=1 \
+       pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore --no-deps . \
+    && rm -rf build *.egg-info \
+    && python packages.py check --base "${BASE}" --commit "${COMMIT}" \
     && python -c "import torch, megatron.core; from nemo_openmath.cli.main import build_parser; build_parser()"
 
-# Runs as anyone: clusters start containers under the user's own id, which has no home here.
+LABEL org.opencontainers.image.title="nemo-openmath" \
+      org.opencontainers.image.version="0.2.0" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${COMMIT}" \
+      org.opencontainers.image.base.name="${BASE}"
+
+# Runs as anyone: `--user`, enroot and Apptainer start it under the caller's own id, whatever that is. Caches are not
+# named here, since the folder that can be written differs: openmath finds one (XDG_CACHE_HOME, HOME, TMPDIR).
 RUN useradd --create-home --uid 10001 openmath && mkdir -p /workspace && chmod 1777 /workspace
-ENV HOME=/workspace HF_HOME=/workspace/.cache/huggingface TRITON_CACHE_DIR=/tmp/triton
 WORKDIR /workspace
 USER openmath
 CMD ["openmath", "--help"]

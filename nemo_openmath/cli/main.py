@@ -12,6 +12,7 @@ from nemo_openmath import __version__
 from nemo_openmath.cli.common import EXAMPLES, EXIT_CODES, CommandParser, Help
 from nemo_openmath.cli.streams import be_patient
 from nemo_openmath.core.errors import ExitCode, OpenMathError, UserError, of_the_system
+from nemo_openmath.core.home import prepare_home
 from nemo_openmath.core.logs import configure_logging
 
 # torch's threads are set by the code that uses it; libraries below it must not multiply them.
@@ -59,6 +60,7 @@ def run(arguments: list[str]) -> ExitCode:
         return ExitCode.OK
     configure_logging()
     try:
+        prepare_home()
         options.work(options)
     except KeyboardInterrupt:
         print(f"interrupted; {options.interrupted}", file=sys.stderr)

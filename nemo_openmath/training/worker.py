@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nemo_openmath.core.errors import ExitCode, OpenMathError, UserError, of_the_system
+from nemo_openmath.core.home import prepare_home
 from nemo_openmath.core.logs import ConsoleHandler, configure_logging
 from nemo_openmath.training.config import TrainingJob
 from nemo_openmath.training.job import read_job
@@ -76,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     rank = os.environ.get("RANK", "0")
     configure_logging(handler=ConsoleHandler("stdout"), rank=int(rank))
     try:
+        prepare_home()
         if not arguments:
             raise UserError("no job file is named", remedy="python -m nemo_openmath.training.worker JOB.yaml")
         run_job(read_job(arguments[0], arguments[1:]))

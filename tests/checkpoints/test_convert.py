@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 import json
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +35,24 @@ def test_torch_dist_round_trip_is_bitwise(tmp_path: Path, config: ModelConfig, d
     assert len(list(back.glob("*.safetensors"))) > 1
     assert (back / "tokenizer.json").read_text() == (source / "tokenizer.json").read_text()
     assert json.loads((back / "generation_config.json").read_text())["eos_token_id"] == 1
+
+
+class _OfPython3110(pickle.Pickler):
+    """Pickles a member of an enum as Python 3.11.0 to 3.11.3 do."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (getattr, (type(value), value.name)) if isinstance(value, enum.Enum) else NotImplemented
+
+
+def test_torch_dist_that_an_older_python_wrote(tmp_path: Path) -> None:
+    source = models.make(tmp_path / "hf")
+    state = hf_to_megatron(source, tmp_path / "megatron") / "state"
+    metadata = pickle.loads((state / ".metadata").read_bytes())
+    with (state / ".metadata").open("wb") as file:
+        _OfPython3110(file).dump(metadata)
+    assert b"getattr" in (state / ".metadata").read_bytes()
+    back = megatron_to_hf(state, tmp_path / "back", model_files=source)
+    assert models.same(models.load(back), models.load(source))
 
 
 @pytest.mark.parametrize(

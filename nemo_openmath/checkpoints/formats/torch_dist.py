@@ -50,10 +50,16 @@ _AGAIN = "use another checkpoint"
 _WRAPPERS = re.compile(r"^(module\.)+")  # NeMo's megatron_parallel saves the model as an attribute of its wrapper
 
 
+def _memory_format(kind: Any, name: str) -> Any:
+    """Return a member of the one enum that ``.metadata`` holds. Python 3.11.0 to 3.11.3 write it as a ``getattr``."""
+    return kind[name] if kind is dcp._MEM_FORMAT_ENCODING else torch_file.Opaque()
+
+
 _KNOWN: dict[tuple[str, str], Any] = {
     **{(dcp.__name__, name): value for name, value in vars(dcp).items() if isinstance(value, type)},
     (filesystem.__name__, "_StorageInfo"): filesystem._StorageInfo,
     ("torch.serialization", "_get_layout"): lambda name: torch.strided,
+    ("builtins", "getattr"): _memory_format,
 }
 """The classes that describe tensors; whatever else is in ``.metadata`` (save plans) is not needed."""
 

@@ -150,6 +150,9 @@ def load_kernels(head_dim: int, group: int, threads: int) -> Kernels | None:
     """Return the functions for these shapes, which are compiled once a machine; None where there is no compiler."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None or not all(s.is_file() for s in SOURCES):
+        log.warning(
+            "decoding without compiled kernels, which is slower: there is no C compiler (cc, gcc, clang, or CC)"
+        )
         return None
     flags = [*FLAGS, f"-DHEAD_DIM={head_dim}", f"-DGROUP={group}"]
     identity = " ".join([*flags, compiler, platform.machine(), _cpu()]).encode()
