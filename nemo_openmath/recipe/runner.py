@@ -24,6 +24,7 @@ from pathlib import Path
 
 from nemo_openmath.core.errors import Incomplete, UserError
 from nemo_openmath.core.outputs import refuse_foreign_folder
+from nemo_openmath.core.progress import FOLDER as PROGRESS
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records.bodies import closing_files
 from nemo_openmath.core.records.manifest import PLAN, Manifest, write_manifest
@@ -149,7 +150,8 @@ class Run:
         except NotReady as error:
             raise UserError(str(error), remedy="run it first, or leave out --from") from error
         folder = self.folder(entry.name)
-        with Progress(entry.name) as progress:
+        record = self.output / PROGRESS / f"{entry.name}.{selection.shard:05d}-of-{selection.shards:05d}.json"
+        with Progress(entry.name, record=record) as progress:
             log.info("%s %s: %s", place, entry.name, _does(entry.stage))
             context = self._context(entry, services, selection, progress)
             check_inputs(entry, context.inputs, layouts=selection.only is None)
