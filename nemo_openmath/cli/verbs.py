@@ -1,10 +1,24 @@
 """The groups of verbs, in the order of ``openmath --help``."""
 
-from nemo_openmath.cli import checkpoints, data, generate, grade, launch, plan, recipe, records, sandbox, serve, sft
+from nemo_openmath.cli import (
+    checkpoints,
+    data,
+    generate,
+    grade,
+    jobs,
+    launch,
+    plan,
+    recipe,
+    records,
+    sandbox,
+    serve,
+    sft,
+)
 
 GROUPS = (
     recipe.add,
     launch.add,
+    jobs.add,
     plan.add,
     sft.add,
     grade.add,

@@ -82,10 +82,13 @@ class Progress:
         rate = (self._count - self._before) / seconds if seconds > 0 else 0.0
         note = {"done": self._count, "total": self._total, "failed": self.failed, "rate": rate, "time": time.time()}
         temporary = self._record.with_suffix(".tmp")
-        with contextlib.suppress(OSError):
+        try:
             self._record.parent.mkdir(exist_ok=True)
             temporary.write_bytes(orjson.dumps(note))
             temporary.replace(self._record)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def log(self, message: str) -> None:
         """Log a line about the stage, behind its name."""

@@ -29,6 +29,7 @@ class JobState(StrEnum):
 WAITING = (JobState.PLANNED, JobState.QUEUED, JobState.AGAIN)
 ACTIVE = (JobState.STARTING, JobState.RUNNING, JobState.READY)
 BAD = (JobState.FAILED, JobState.GONE, JobState.CANCELLED)
+_QUEUED = (JobState.QUEUED, JobState.AGAIN, *ACTIVE)
 
 
 @dataclass(frozen=True)
@@ -89,18 +90,16 @@ class RunState:
 
     @property
     def verdict(self) -> str:
-        """Return how the run stands: ``running``, ``done``, or what went wrong."""
-        work = [view for view in self.jobs.values() if view.job.work != "report"]
-        for state in (JobState.FAILED, JobState.GONE, JobState.CANCELLED):
-            if any(view.state is state for view in work) and not self.alive:
-                return str(state)
-        stages = [view for view in work if view.job.work != "server"]
-        if self.alive:
-            return "running"
-        return "done" if all(view.state is JobState.DONE for view in stages) else "not submitted"
+        """Return how the stages stand, all together: ``running``, ``done``, ``failed``, ``gone``, ``cancelled`` or
+        ``not submitted``. The job that writes the report does not count."""
+        stages = [view for view in self.jobs.values() if view.job.work in ("stage", "training")]
+        if any(task.state in _QUEUED for view in stages for task in view.tasks):
+            return str(JobState.RUNNING)
+        bad = (state for state in BAD if any(view.state is state for view in stages))
+        done = all(view.state is JobState.DONE for view in stages)
+        return str(next(bad, JobState.DONE if done else JobState.PLANNED))
 
     @property
     def alive(self) -> bool:
         """Whether a job is queued or runs."""
-        states = (JobState.QUEUED, JobState.AGAIN, *ACTIVE)
-        return any(task.state in states for view in self.jobs.values() for task in view.tasks)
+        return any(task.state in _QUEUED for view in self.jobs.values() for task in view.tasks)

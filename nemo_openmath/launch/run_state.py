@@ -46,7 +46,7 @@ def run_state(run: RunFiles, now: float | None = None) -> RunState:
     views: dict[str, JobView] = {}
     for job in run.jobs.values():
         tasks = tuple(_with_accounting(states[task], told) for task in job.tasks)
-        views[job.name] = _view(run, job, tasks, views, now)
+        views[job.name] = _view(run, job, tasks, views, now, known is not None)
     return RunState(run, views, now, slurm)
 
 
@@ -161,10 +161,11 @@ def _with_accounting(task: TaskState, told: Mapping[str, tuple[str, str]]) -> Ta
 
 
 def _view(
-    run: RunFiles, job: PlannedJob, tasks: tuple[TaskState, ...], before: Mapping[str, JobView], now: float
+    run: RunFiles, job: PlannedJob, tasks: tuple[TaskState, ...], before: Mapping[str, JobView], now: float, known: bool
 ) -> JobView:
     earlier = [before[name] for name in job.after if name in before]
-    tasks = tuple(_with_dependency(task, earlier) for task in tasks)
+    if job.work != "report":  # which runs whatever became of the others
+        tasks = tuple(_with_dependency(task, earlier, asked=known) for task in tasks)
     counts = Counter(task.state for task in tasks)
     order = (*ACTIVE, JobState.FAILED, JobState.GONE, JobState.CANCELLED, *WAITING[::-1], JobState.DONE)
     state = next(state for state in order if counts[state])
@@ -178,10 +179,11 @@ def _view(
     return JobView(job, state, tasks, reason, progress, urls, _other_code(run, job))
 
 
-def _with_dependency(task: TaskState, earlier: Sequence[JobView]) -> TaskState:
-    """Say for which jobs a job waits, or because of which it never ran."""
+def _with_dependency(task: TaskState, earlier: Sequence[JobView], *, asked: bool) -> TaskState:
+    """Say for which jobs a job waits, or because of which it never ran. ``asked``: whether Slurm was asked."""
     roots = list(dict.fromkeys(root for view in earlier if view.state in BAD for root in _roots(view)))
-    if task.state in (JobState.CANCELLED, JobState.GONE) and not task.attempt and roots:
+    never = (JobState.CANCELLED, JobState.GONE) if asked else (JobState.CANCELLED, JobState.GONE, JobState.QUEUED)
+    if task.state in never and not task.attempt and roots:
         return replace(task, state=JobState.CANCELLED, reason=_because(roots))
     if task.state is JobState.CANCELLED and not task.reason:
         return replace(task, reason="by scancel before it started")

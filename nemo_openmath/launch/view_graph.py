@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+GRAPH = "graph.svg"
 BOX, TALL, ACROSS, DOWN = 160, 32, 176, 54  # sizes of the picture in pixels: a box, and from one to the next
 _LETTERS = 22  # of a name that fit a box
 

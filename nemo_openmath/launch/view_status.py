@@ -11,6 +11,8 @@ from rich.text import Text
 
 from nemo_openmath.evaluation.reports.formats import seconds_text
 from nemo_openmath.launch.job_states import ACTIVE, BAD, WAITING, JobState, JobView, RunState, TaskState
+from nemo_openmath.launch.run_files import PlannedJob, RunFiles
+from nemo_openmath.launch.view_graph import Node
 
 COLOURS = {
     JobState.PLANNED: "dim", JobState.QUEUED: "dim", JobState.AGAIN: "yellow", JobState.STARTING: "yellow",
@@ -47,11 +49,11 @@ def _job_lines(view: JobView, now: float, width: int) -> list[Text]:
     line.append(f"  {_duration(view, task, now):>12}  {_attempt(view):>3}  {_nodes(view)}".rstrip())
     lines = [line]
     details = details_of(view, now)
-    if view.state in (JobState.DONE, JobState.PLANNED, JobState.QUEUED) and len(details) == 1:
-        line.append(f"  {details[0]}" if _nodes(view) else f"{details[0]}", style="dim")
-        if len(line.plain) <= 100:
+    if view.state in (JobState.DONE, JobState.QUEUED):
+        short = "; ".join(details)
+        if len(line.plain) + len(short) + 2 <= 100:
+            line.append(f"  {short}" if short else "", style="dim")
             return lines
-        line.right_crop(len(line.plain) - len(line.plain.removesuffix(details[0]).rstrip()))
     style = "red" if view.state in BAD else ""
     return [*lines, *(Text(f"    {detail}", style=style) for detail in details)]
 
@@ -59,8 +61,9 @@ def _job_lines(view: JobView, now: float, width: int) -> list[Text]:
 def details_of(view: JobView, now: float) -> list[str]:
     """Return what is known of a job beside its state, a sentence each."""
     out = []
-    if len(view.tasks) > 1:
-        out.append(f"tasks: {summary(view.counts)}")
+    if len(view.tasks) > 1 and view.state is not JobState.PLANNED:
+        alike = view.counts[view.state] == len(view.tasks)
+        out.append(f"{len(view.tasks)} tasks" if alike else f"tasks: {summary(view.counts)}")
     if view.reason and view.state is not JobState.DONE:
         where = _where(view)
         out.append(f"{where}{view.reason}")
@@ -94,6 +97,32 @@ def progress_text(view: JobView, now: float) -> str:
         left = min((task.left for task in view.tasks if task.state in ACTIVE), default=math.inf)
         parts += [f"{seconds_text(max(0.0, left))} left of the time limit"] if left < math.inf else []
     return ", ".join(parts)
+
+
+def planned_nodes(run: RunFiles) -> list[Node]:
+    """Return the jobs of a run as nodes of a graph, before anything is submitted."""
+    return [
+        Node(job.name, (*job.after, *job.servers), note=f"{job.array} tasks" if job.array > 1 else _size(job))
+        for job in run.jobs.values()
+    ]
+
+
+def _size(job: PlannedJob) -> str:
+    gpus = f"{job.gpus * job.nodes} GPUs" if job.gpus else ""
+    return ", ".join(filter(None, [f"{job.nodes} nodes" if job.nodes > 1 else "", gpus]))
+
+
+def status_nodes(state: RunState) -> list[Node]:
+    """Return the jobs as nodes of a graph. A job waits for its model servers, too."""
+    return [
+        Node(
+            view.job.name,
+            (*view.job.after, *view.job.servers),
+            "" if view.state is JobState.PLANNED else str(view.state),
+            summary(view.counts) if len(view.tasks) > 1 else _size(view.job),
+        )
+        for view in state.jobs.values()
+    ]
 
 
 def status_data(state: RunState) -> dict[str, Any]:

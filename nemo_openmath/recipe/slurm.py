@@ -7,33 +7,48 @@ from pathlib import Path
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.launch import StageInfo, load_cluster, plan_jobs, submit, write_scripts
+from nemo_openmath.launch.actions import refuse_queued
 from nemo_openmath.launch.code_snapshot import write_code
+from nemo_openmath.launch.run_files import read_run
+from nemo_openmath.launch.view_graph import GRAPH, graph_lines, graph_svg
+from nemo_openmath.launch.view_status import planned_nodes
 from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import Recipe, load_recipe
 from nemo_openmath.recipe.preflight import check_output
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.selection import StageSelection
-from nemo_openmath.recipe.snapshot import write_snapshots
+from nemo_openmath.recipe.snapshot import CLUSTER, RECIPE, write_snapshots
 from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.recipe.status import State
 from nemo_openmath.training.stage import Sft
 
 
 def launch_recipe(
-    path: Path, overrides: Sequence[str], cluster_file: Path, output: Path, *, until: str | None, dry_run: bool
+    path: Path,
+    overrides: Sequence[str],
+    cluster_file: Path,
+    output: Path,
+    *,
+    until: str | None,
+    dry_run: bool,
+    only: Sequence[str] = (),
 ) -> None:
     """Write the scripts of the stages that are not finished and submit them, unless ``dry_run``; print what was done.
+
+    ``only``: these stages alone, where it names some; what they read must be finished.
 
     Raises UserError where the recipe, the cluster file or a file that a stage reads is wrong.
     """
     recipe = load_recipe(path, overrides)
     check_output(output, [path, *recipe.extends])
     identity.check(recipe, output)
+    refuse_queued(output)
     cluster = load_cluster(cluster_file, list(recipe.stages))
+    finished = finished_stages(recipe, output)
     jobs = plan_jobs(
-        stage_infos(recipe, output.resolve(), until),
+        _chosen(stage_infos(recipe, output.resolve(), until), only, finished, recipe),
         cluster,
-        finished=finished_stages(recipe, output),
+        finished=finished,
         teacher_name=None if recipe.teacher.is_stand_in else recipe.teacher.model,
     )
     if not jobs:
@@ -49,10 +64,41 @@ def launch_recipe(
     code = write_code(output.resolve() / "sbatch", copy=cluster.copies_code)
     script = write_scripts(jobs, cluster, snapshot, output, code=code)
     print(f"{len(jobs)} jobs: {script.parent}")
+    nodes = planned_nodes(read_run(output))
+    (script.parent / GRAPH).write_text(graph_svg(nodes, f"Jobs of {recipe.name}"))
     if dry_run:
+        print("\n".join(graph_lines(nodes)))
         print(f"read them, then submit them: bash {script}")
     else:
         print(submit(script), end="")
+
+
+def resume_run(output: Path, only: Sequence[str] = (), *, dry_run: bool = False) -> None:
+    """Submit what is not finished of a launched run again, from what lies in its folder alone: the snapshots of its
+    recipe, overrides and cluster file. Raises UserError where nothing was launched there, or jobs are still queued."""
+    read_run(output)
+    recipe, cluster = (output / "sbatch" / name for name in (RECIPE, CLUSTER))
+    for path in (recipe, cluster):
+        if not path.is_file():
+            raise UserError("is not there: the run cannot go on without it", file=path, remedy="launch it again")
+    snapshot = load_recipe(recipe).source
+    until = snapshot.snapshot.more.get("until") if snapshot is not None and snapshot.snapshot is not None else None
+    launch_recipe(recipe, (), cluster, output, until=until, dry_run=dry_run, only=only)
+
+
+def _chosen(
+    infos: Sequence[StageInfo], only: Sequence[str], finished: frozenset[str], recipe: Recipe
+) -> Sequence[StageInfo]:
+    """The stages of ``infos`` that ``only`` names; all where it names none."""
+    names = {recipe.entry(name).name for name in only}
+    if not names:
+        return infos
+    for info in infos:
+        missing = [name for name in info.after if name not in finished and name not in names]
+        if info.name in names and missing:
+            problem = f"stage {info.name!r} reads {', '.join(missing)}, not finished"
+            raise UserError(problem, remedy="submit it, too: leave out --stage, or name both")
+    return [info for info in infos if info.name in names]
 
 
 def stage_infos(recipe: Recipe, output: Path, until: str | None = None) -> list[StageInfo]:

@@ -44,7 +44,9 @@ def recipe_files(folder: Path) -> Path:
     (folder / "above/data/prompt.md").write_text(PROMPT)
     (folder / "above/below/recipe.yaml").write_text(BELOW.replace("{base}", str(ROOT / "examples/base")))
     (folder / "above/recipe.yaml").write_text(ABOVE)
-    (folder / "cluster.yaml").write_text(f"templates: {os.path.relpath(ROOT / 'launcher_scripts', folder)}\n")
+    (folder / "cluster.yaml").write_text(
+        f"templates: {os.path.relpath(ROOT / 'nemo_openmath/launch/templates', folder)}\n"
+    )
     return folder / "above/recipe.yaml"
 
 

@@ -1,0 +1,216 @@
+"""What is done to a launched run: its jobs cancelled, watched, refused a second time; their logs read."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+from nemo_openmath.core.errors import ExitCode, OpenMathError, UserError
+from nemo_openmath.launch.job_states import ACTIVE, BAD, JobState, RunState
+from nemo_openmath.launch.run_files import JOBS, SBATCH, RunFiles, Task, read_run
+from nemo_openmath.launch.run_state import run_state
+from nemo_openmath.launch.slurm_query import cancel, has_slurm
+
+_QUEUED = (JobState.QUEUED, JobState.AGAIN, *ACTIVE)
+_MARK = re.compile(rb"^--- attempt (\d+) of ", re.M)
+
+
+class RunFailed(OpenMathError):
+    """Raised at the end of watching a run that did not succeed."""
+
+
+class RunCancelled(OpenMathError):
+    """Raised at the end of watching a run that was cancelled."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
+def refuse_queued(output: Path) -> None:
+    """Raise UserError where jobs of an earlier launch are queued or run: two jobs must never write one stage, and what
+    they read must not change."""
+    if not (output / SBATCH / JOBS).is_file() or not has_slurm():
+        return
+    state = run_state(read_run(output))
+    if state.slurm:
+        return  # submit.sh asks Slurm again
+    queued = [name for name, view in state.jobs.items() if any(task.state in _QUEUED for task in view.tasks)]
+    if queued:
+        more = f" and {len(queued) - 5} more" if len(queued) > 5 else ""
+        problem = f"jobs of this run are queued already: {', '.join(queued[:5])}{more}"
+        remedy = f"wait for them (openmath jobs watch {output}), or openmath jobs cancel {output}"
+        raise UserError(problem, file=output, remedy=remedy)
+
+
+def cancel_jobs(output: Path, names: Sequence[str], limit: float, report: Callable[[str], None]) -> None:
+    """Ask Slurm to cancel jobs of a run, all or those of the stages ``names``, and wait until they are gone.
+
+    ``report`` gets a line for each thing that happens. Raises UserError for a name that is none, and OpenMathError
+    where jobs are still there after ``limit`` seconds.
+    """
+    run = read_run(output)
+    chosen = {run.job(name).name for name in names} or set(run.jobs)
+    if not has_slurm():
+        raise UserError("Slurm is not on this machine", file=output, remedy="run this where squeue and scancel are")
+    if names and (waiting := _dependents(run, chosen)):
+        report(f"these wait for it, and Slurm cancels them, too: {', '.join(waiting)}")
+    asked: set[str] = set()
+    deadline = time.monotonic() + limit
+    while True:
+        state = run_state(read_run(output))
+        if state.slurm:
+            raise OpenMathError(state.slurm)
+        there = {
+            name: {task.id.partition("_")[0] for task in view.tasks if task.id and task.state in _QUEUED}
+            for name, view in state.jobs.items()
+            if name in chosen
+        }
+        there = {name: ids for name, ids in there.items() if ids}
+        if not there:
+            report("nothing of this run is queued or running" if not asked else "cancelled: all of them are gone")
+            return
+        if new := set().union(*there.values()) - asked:  # a job that hands its work on has a new id
+            report(f"cancelling {', '.join(there)}: jobs {', '.join(sorted(new))}")
+            cancel(new)
+            asked |= new
+        if time.monotonic() > deadline:
+            problem = f"after {limit:.0f} s still there: {', '.join(there)} (jobs {', '.join(sorted(asked))})"
+            raise OpenMathError(f"{problem}; Slurm goes on ending them: see openmath jobs status {output}")
+        time.sleep(1)
+
+
+def watch(output: Path, every: float, draw: Callable[[RunState], None]) -> RunState:
+    """Draw the state of a run again and again until none of its jobs is queued or runs, and return the last one.
+
+    Raises RunFailed or RunCancelled where it did not end well.
+    """
+    while True:
+        state = run_state(read_run(output))
+        draw(state)
+        if not state.alive:
+            break
+        time.sleep(every)
+    line = verdict_line(state)
+    if state.verdict == JobState.CANCELLED:
+        raise RunCancelled(line)
+    if state.verdict in BAD:
+        raise RunFailed(line)
+    if state.verdict == JobState.PLANNED:
+        raise UserError(line, remedy=f"submit it: bash {state.run.sbatch}/submit.sh")
+    return state
+
+
+def verdict_line(state: RunState) -> str:
+    """Return in one line how a run ended, or how it stands: the state, then what failed and why."""
+    stages = [view for view in state.jobs.values() if view.job.work in ("stage", "training")]
+    done = sum(view.state is JobState.DONE for view in stages)
+    parts = [f"{done} of {len(stages)} jobs done"]
+    behind = 0
+    for view in stages:
+        if view.state in BAD and view.reason.startswith("because "):
+            behind += 1
+        elif view.state in BAD:
+            parts.append(f"{view.job.name} {view.state}: {view.reason}")
+    if len(parts) > 4:
+        parts = [*parts[:4], f"{len(parts) - 4} more"]
+    parts += [f"{behind} cancelled because of it"] if behind else []
+    return f"{state.verdict}: {state.run.output}: {'; '.join(parts)}"
+
+
+def _dependents(run: RunFiles, chosen: Collection[str]) -> list[str]:
+    """The jobs that wait for one of ``chosen``, in their order."""
+    behind: list[str] = []
+    for job in run.jobs.values():
+        if job.name not in chosen and job.work != "report" and any(n in chosen or n in behind for n in job.after):
+            behind.append(job.name)
+    return behind
+
+
+def task_of(run: RunFiles, word: str) -> Task:
+    """Return the task that ``STAGE`` or ``STAGE.TASK`` names. Raises UserError."""
+    name, dot, number = word.rpartition(".")
+    if word in run.jobs or not (dot and number.isdigit()):
+        return run.job(word).name, None
+    job = run.job(name)
+    if job.array == 1 or int(number) >= job.array:
+        has = f"has tasks 0 to {job.array - 1}" if job.array > 1 else "is no array"
+        raise UserError(
+            f"no task {number} of {name!r}: it {has}", file=run.output, remedy=f"name {name}, or one of them"
+        )
+    return job.name, int(number)
+
+
+def log_file(state: RunState, task: Task, *, server: bool = False, attempt: int | None = None) -> Path:
+    """Return the log of a task: of its newest attempt, or of a given one; with ``server`` of the server in it.
+
+    For an array, the task that says most is taken: one that failed, else one that runs. Raises UserError.
+    """
+    run, (name, number) = state.run, task
+    view = state.jobs[name]
+    chosen = view.newest if number is None else view.tasks[number]
+    key = (name, chosen.number)
+    attempts = run.attempts.get(key, [])
+    path = run.output / chosen.log if chosen.log else None
+    if attempt is not None:
+        if (one := next((a for a in attempts if a.number == attempt), None)) is None:
+            known = f"there are {len(attempts)}" if attempts else "it has not started"
+            raise UserError(f"no attempt {attempt} of {name!r}", file=run.output, remedy=known)
+        path = run.sbatch / "logs" / Path(one.log).name if one.log else path
+    if path is not None and server:
+        servers = sorted(path.parent.glob(f"{path.stem}-server*.out"))
+        path = servers[-1] if servers else None
+    if path is None or not path.is_file():
+        what = "no log of a model server" if server else "no log yet"
+        reason = f": {chosen.reason}" if chosen.reason else ""
+        names = f"its servers are {', '.join(view.job.servers)}" if server and view.job.servers else ""
+        raise UserError(f"{what} of {name!r} ({chosen.state}{reason})", file=run.output, remedy=names)
+    return path
+
+
+def stacks(run: RunFiles, name: str) -> list[Path]:
+    """Return the files of stacks that a hang of a job's stages left."""
+    folders = [run.output / stage / "stacks" for stage in run.jobs[name].stages]
+    return [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
+
+
+def last_lines(path: Path, count: int, attempt: int | None = None) -> tuple[bytes, int]:
+    """Return the last ``count`` lines of a log, or of one attempt in it, and the size of the file then."""
+    content = path.read_bytes() if path.stat().st_size < 1 << 26 else _end(path, 1 << 26)
+    size = path.stat().st_size
+    if attempt is not None:
+        marks = [(int(match[1]), match.start()) for match in _MARK.finditer(content)]
+        begin = next((start for number, start in marks if number == attempt), 0)
+        end = next((start for number, start in marks if start > begin and number != attempt), len(content))
+        content = content[begin:end]
+    lines = content.splitlines(keepends=True)
+    return b"".join(lines[-count:] if count else lines), size
+
+
+def _end(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-size, 2)
+        return file.read()
+
+
+def follow(path: Path, position: int, alive: Callable[[], Path | None]) -> Iterator[bytes]:
+    """Yield what is appended to a log, until ``alive`` returns None and nothing comes any more. ``alive`` returns the
+    newest log: a job that is queued anew may write another one."""
+    checked = time.monotonic()
+    newest: Path | None = path
+    while True:
+        with path.open("rb") as file:
+            file.seek(position)
+            if content := file.read():
+                position += len(content)
+                yield content
+                continue
+        if newest is None:
+            return
+        if newest != path:
+            path, position = newest, 0
+            yield f"--- {path}\n".encode()
+            continue
+        time.sleep(0.5)
+        if time.monotonic() - checked > 5:
+            checked, newest = time.monotonic(), alive()
