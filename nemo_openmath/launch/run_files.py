@@ -128,6 +128,8 @@ class RunFiles:
 
     def finished_at(self, job: PlannedJob) -> float:
         """Return when the oldest of what a job makes was finished; 0 where some of it is not."""
+        if job.work not in ("stage", "training"):
+            return 0.0
         try:
             return min((self.output / s / "manifest.json").stat().st_mtime for s in job.stages) if job.stages else 0.0
         except OSError:
@@ -139,7 +141,9 @@ class RunFiles:
 
         if name in self.jobs:
             return self.jobs[name]
-        if (shared := next((job for job in self.jobs.values() if name in job.stages), None)) is not None:
+        if (
+            shared := next((j for j in self.jobs.values() if name in j.stages and j.work != "server"), None)
+        ) is not None:
             return shared
         stages = [stage for job in self.jobs.values() for stage in job.stages]
         if (self.output / name / "manifest.json").is_file():

@@ -198,6 +198,8 @@ def _where(view: JobView) -> str:
         return ""
     number = next((task.number for task in view.tasks if task.reason == view.reason), None)
     same = sum(task.reason == view.reason for task in view.tasks)
+    if same == len(view.tasks):
+        return ""
     return f"task {number}{f' and {same - 1} more' if same > 1 else ''}: " if view.state in BAD else ""
 
 

@@ -42,7 +42,7 @@ begin() { # the time limit, the signals, the journal
   progress=$(saved_so_far)
   read -r attempts spent open fruitless <<<"$(attempts_of "$journal")"
   attempt=$((attempts + 1)) spent=$((spent + open))
-  trap 'ended $?' EXIT
+  trap '[ "$BASHPID" != "$$" ] || ended $?' EXIT # a helper in the background that is killed runs it, too
   trap 'leave_soon "time limit"' USR1 # by --signal, warn_seconds before the limit
   trap 'leave_soon preemption' TERM   # or scancel
   record start nodes="$SLURM_JOB_NODELIST" restarts:="${SLURM_RESTART_COUNT:-0}" log="$log" progress="$progress"
