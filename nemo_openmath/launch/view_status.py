@@ -194,13 +194,10 @@ def _nodes(view: JobView) -> str:
 
 def _where(view: JobView) -> str:
     """The task that a reason is of, where there are several."""
-    if len(view.tasks) == 1:
+    alike = [task.number for task in view.tasks if task.reason == view.reason]
+    if len(alike) == len(view.tasks) or not alike:
         return ""
-    number = next((task.number for task in view.tasks if task.reason == view.reason), None)
-    same = sum(task.reason == view.reason for task in view.tasks)
-    if same == len(view.tasks):
-        return ""
-    return f"task {number}{f' and {same - 1} more' if same > 1 else ''}: " if view.state in BAD else ""
+    return f"task {alike[0]}{f' and {len(alike) - 1} more' if len(alike) > 1 else ''}: "
 
 
 def _suspects(state: RunState) -> list[str]:
