@@ -173,7 +173,7 @@ def test_what_is_no_launched_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (f"status {tmp_path}", f"{tmp_path}: no launched run here (no sbatch/jobs.json); give the --output of launch"),
         (f"status {odd.sbatch}", f"{out}/sbatch: is a folder of a launched run; name the run: {out}"),
         (f"logs {out} trian1", f"{out}: no job or stage 'trian1' in this run; did you mean 'train1'?"),
-        (f"logs {out} train1.2", f"{out}: no task 2 of 'train1': it has tasks 0 to 1; name one of them, or train1"),
+        (f"logs {out} train1.2", f"{out}: no task 2 of 'train1': it has tasks 0 to 1; name train1, or one of them"),
         (f"logs {out} old", f"{out}: stage 'old' was finished before the launch; it has no job"),
         (f"watch {out}", f"not submitted: {out}: 0 of 1 jobs done; submit it: bash {out}/sbatch/submit.sh"),
     ):  # fmt: skip
