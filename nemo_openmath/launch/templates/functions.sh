@@ -13,6 +13,7 @@
 #   run_retries       how often a machine's fault may end any job of the run
 #   fruitless_leaves  how often in a row it may be asked to leave without having saved anything new
 #   suspect_after     how many faults that name a node without certainty make it a suspect
+#   notify_command    may be empty: what tells somebody that the job has failed
 #   requeue           "scontrol", or "chain": submit the job anew, at sites that do not allow scontrol requeue
 #
 # Files, all in RUN/sbatch: journal/NAME[.TASK].jsonl, a line an event; suspects, a line a node that no job of this run
@@ -46,6 +47,7 @@ begin() { # the time limit, the signals, the journal
   trap 'leave_soon "time limit"' USR1 # by --signal, warn_seconds before the limit
   trap 'leave_soon preemption' TERM   # or scancel
   record start nodes="$SLURM_JOB_NODELIST" restarts:="${SLURM_RESTART_COUNT:-0}" log="$log" progress="$progress"
+  echo "--- attempt $attempt of $name: job $job on $SLURM_JOB_NODELIST, $(date '+%F %T')" # jobs logs --attempt looks for it
 
   # An attempt that left no line of its end was killed with its node. It may have been the reason.
   if [ "$open" -eq 1 ] && [ "$spent" -gt "$retries" ]; then
@@ -350,11 +352,13 @@ hand_on() { # hand_on CODE COSTS REASON SECONDS: submits the script anew; who wa
 }
 
 dependents_wait_for() { # dependents_wait_for JOB: whoever depends on this job depends on that one, too
-  local id depends
+  local id depends kind
   while read -r id depends; do
     [[ $depends =~ [:]${SLURM_ARRAY_JOB_ID:-$job}(_|\(|,|:|$) ]] || continue
     depends=$(sed 's/([^)]*)//g; s/_\*//g' <<<"$depends")
-    [[ $depends == *"afterok:$1" ]] || scontrol update JobId="$id" Dependency="$depends,afterok:$1" || return 1
+    kind=afterok
+    [[ $depends != *afterany* ]] || kind=afterany # of the job that writes the report
+    [[ $depends == *"$kind:$1" ]] || scontrol update JobId="$id" Dependency="$depends,$kind:$1" || return 1
   done < <(squeue --noheader --user="$(id -un)" --states=PENDING --format='%A %E')
 }
 
@@ -372,7 +376,14 @@ end() { # end CODE DECISION REASON [COSTS] [NEXT]: the last line of this attempt
   if [ -n "$unwritten" ]; then
     printf '%s' "$unwritten" | tee -a "${SLURM_TMPDIR:-/tmp}/openmath-$SLURM_JOB_ID.jsonl" >&2
   fi
+  [ "$2" != failed ] || [ "$3" = cancelled ] || notify failed "$3"
   exit "$1"
+}
+
+notify() { # notify STATE REASON: the command of the cluster file; its failure is none of the job's
+  [ -n "${notify_command:-}" ] || return 0
+  OPENMATH_STATE=$1 OPENMATH_REASON=$2 OPENMATH_RUN=$output OPENMATH_JOB=$name OPENMATH_JOB_ID=$job OPENMATH_LOG=$log \
+    timeout 60 bash -c "$notify_command" || echo "$name: the command of notify failed (exit code $?)" >&2
 }
 
 record() { # record EVENT NAME=TEXT NAME:=NUMBER ...: a line of the journal
