@@ -35,6 +35,7 @@ EXAMPLES = {
     "jobs cancel": "/shared/runs/14b",
     "jobs resume": "/shared/runs/14b",
     "jobs watch": "/shared/runs/14b",
+    "doctor": "--output runs/smoke",
     "plan": "qwen2.5-14b --gpus 32 --gpu h100",
     "sft": "job.yaml --processes 2 training.lr=1e-4",
     "grade": "runs/mine/solutions --output graded.jsonl",

@@ -3,6 +3,7 @@
 from nemo_openmath.cli import (
     checkpoints,
     data,
+    doctor,
     generate,
     grade,
     jobs,
@@ -19,6 +20,7 @@ GROUPS = (
     recipe.add,
     launch.add,
     jobs.add,
+    doctor.add,
     plan.add,
     sft.add,
     grade.add,
