@@ -43,7 +43,7 @@ begin() { # the time limit, the signals, the journal
   progress=$(saved_so_far)
   read -r attempts spent open fruitless <<<"$(attempts_of "$journal")"
   attempt=$((attempts + 1)) spent=$((spent + open))
-  trap '[ "$BASHPID" != "$$" ] || ended $?' EXIT # a helper in the background that is killed runs it, too
+  trap 'ended $?' EXIT
   trap 'leave_soon "time limit"' USR1 # by --signal, warn_seconds before the limit
   trap 'leave_soon preemption' TERM   # or scancel
   record start nodes="$SLURM_JOB_NODELIST" restarts:="${SLURM_RESTART_COUNT:-0}" log="$log" progress="$progress"
@@ -140,6 +140,7 @@ kill_steps() { # all that srun started in this job; not this script
 # --- The end ----------------------------------------------------------------------------------------------------------
 
 ended() { # ended CODE, by the trap of EXIT: decides what becomes of the job, writes it down, and does it
+  [ "$BASHPID" = "$$" ] || return "$1" # a helper in the background that is killed runs the trap, too
   local code=$1 reason='' wait_seconds=0 class='' named='' state='' restarts i
   trap '' USR1 TERM
   [ -z "$helper" ] || kill "$helper" 2>/dev/null
@@ -227,7 +228,7 @@ attempt_log() { # what this attempt wrote: its own log, and those of the servers
 
 last_words() { # last_words LOG: the line that says most: the last of openmath, else the last that is not Slurm's
   {
-    grep -a '^\([0-9]*: \)\?openmath: ' "$1" || grep -a -v '^$\|^srun: \|^slurmstepd\|^[0-9]*: *$' "$1"
+    grep -a '^\([0-9]*: \)\?openmath: ' "$1" || grep -a -v '^$\|^--- attempt \|^srun: \|^slurmstepd\|^[0-9]*: *$' "$1"
   } | tail -n 1 | cut -c 1-300
 }
 
