@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nemo_openmath.core.errors import OpenMathError
 from nemo_openmath.core.grader import Verdict
 from nemo_openmath.core.merging import read_merged
 from nemo_openmath.core.records import Generation, Manifest, Mode, Problem, Thread, read_records
@@ -17,6 +18,10 @@ from nemo_openmath.core.records.types import Tallied
 from nemo_openmath.evaluation.intervals import share_interval
 from nemo_openmath.evaluation.reports.view import ConfigValue, Example, Funnel, RunView, StageView, gather
 from nemo_openmath.grading.majority import majority
+from nemo_openmath.launch.run_files import read_run
+from nemo_openmath.launch.run_state import run_state
+from nemo_openmath.launch.view_graph import graph_svg
+from nemo_openmath.launch.view_status import status_nodes
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.status import StageStatus, State
 
@@ -61,7 +66,17 @@ def run_view(run: Run, waited: float | None = None) -> RunView:
         left_out=list(_left_out(statuses)),
         note=recipe.note,
         waited=waited,
+        jobs=_jobs(run),
     )
+
+
+def _jobs(run: Run) -> str:
+    """The graph of the jobs of a launched run; empty where it was not launched, or where that cannot be read."""
+    try:
+        state = run_state(read_run(run.output))
+    except OpenMathError:
+        return ""
+    return graph_svg(status_nodes(state), f"Jobs of {run.recipe.name}: {state.verdict}")
 
 
 def _left_out(statuses: Sequence[StageStatus]) -> Iterator[str]:

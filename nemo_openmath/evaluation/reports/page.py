@@ -43,6 +43,7 @@ def render(run: RunView, curves: Mapping[str, TrainingCurves]) -> str:
             examples=[example(e) for e in run.examples],
             times=times(run),
             config=config(run),
+            jobs=Markup(run.jobs),  # it quotes its texts itself
             total=sum(stage.seconds for stage in run.stages),
         )
     )

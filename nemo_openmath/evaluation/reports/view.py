@@ -146,6 +146,8 @@ class RunView:
     """The recipe's own sentence about its results."""
     waited: float | None = None
     """Seconds that the last run took."""
+    jobs: str = ""
+    """An SVG of the jobs of a launched run; empty for a run that was not launched."""
 
 
 @dataclass(frozen=True, slots=True)
