@@ -61,6 +61,8 @@ class SystemFailure(OpenMathError):
     ``str()`` is one line with the path, the reason and the remedy.
     """
 
+    exit_code = ExitCode.MACHINE
+
     def __init__(self, file: str | Path, problem: str, remedy: str):
         super().__init__(f"{file}: {problem}; {remedy}")
         self.file, self.problem, self.remedy = file, problem, remedy

@@ -54,7 +54,7 @@ def test_every_verb_says_that_the_disk_is_full(
     for room in (0, used // 3, used - 4096):
         filler.write_bytes(bytes(SIZE - room))
         capsys.readouterr()
-        assert run(command) == 1, room
+        assert run(command) == 77, room
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert "no space left (" in error

@@ -106,12 +106,12 @@ def test_a_mistake_on_the_line_is_one_line(words: str, line: str, capsys: pytest
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "out/x"), 1, "out/x: no space left"),
-        (OSError(errno.ENOSPC, "No space left on device"), 1, "no space left"),
+        (OSError(errno.ENOSPC, "No space left on device", "out/x"), 77, "out/x: no space left"),
+        (OSError(errno.ENOSPC, "No space left on device"), 77, "no space left"),
         (OSError(errno.EROFS, "Read-only file system", "ro/x"), 2, "ro/x: cannot be used (Read-only file system); "),
         (FileExistsError(errno.EEXIST, "File exists", "x"), 2, "x: cannot be used (File exists); a file of this name"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "x/y"), 2, "x/y: cannot be used (Not a directory); "),
-        (OSError(errno.EIO, "Input/output error", "x"), 1, "x: Input/output error; check the file system"),
+        (OSError(errno.EIO, "Input/output error", "x"), 77, "x: Input/output error; check the file system"),
         (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), 1, "the system says: Connection refused"),
         (MemoryError(), 1, "out of memory"),
     ],

@@ -125,7 +125,7 @@ def test_a_full_disk_in_the_middle_of_a_stage(tmp_path: Path) -> None:
         tmp_path / "full", "--until", "extracted", "stages.threads.forum.single=400", preexec_fn=small_files
     )
     said, _ = process.communicate(timeout=1200)
-    assert process.returncode == ExitCode.FAILURE, said
+    assert process.returncode == ExitCode.MACHINE, said
     assert "no space left" in said
     assert "run the same command again" in said
     finish(tmp_path / "full", "--until", "extracted", "stages.threads.forum.single=400")

@@ -206,6 +206,8 @@ judge() { # judge CODE: sets class (saved, mistake, node, unclear, anywhere), re
     class=saved reason="saved: ${asked:-on request}"
   elif fault_in "$text"; then
     reason="$reason: $said"
+  elif ! { printf '%4096s' '' >"$output/sbatch/.room.$SLURM_JOB_ID"; } 2>/dev/null; then
+    class=anywhere reason="nothing can be written to $output (exit code $code): $said"
   elif [ -n "$asked" ]; then
     class=anywhere reason="not saved before it had to leave (exit code $code): $said"
   elif [[ $codes == *" 77 "* ]]; then
@@ -215,6 +217,7 @@ judge() { # judge CODE: sets class (saved, mistake, node, unclear, anywhere), re
   else
     class=mistake reason="exit code $code: $said"
   fi
+  rm -f "$output/sbatch/.room.$SLURM_JOB_ID"
   named=$(nodes_named "$text")
   [ "$text" = /dev/null ] || rm -f "$text"
 }
