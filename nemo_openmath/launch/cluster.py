@@ -1,9 +1,15 @@
 """The cluster file: where jobs run, in what container, and how much each kind of stage gets.
 
     partition: batch
+    roles:
+      cpu: {partition: cpu}          # jobs without GPUs
+      server: {container: {runtime: pyxis, image: /images/vllm.sqsh, mounts: ["/data:/data"]}}
     container: {runtime: pyxis, image: /images/openmath.sqsh, mounts: ["/data:/data"]}
+    servers:
+      default: {gpus: 8, replicas: 8}                        # a server in each job that generates
+      DeepSeek-R1: {nodes: 2, gpus: 8, jobs: 4, time: "1-0"} # a pool of four servers of two nodes
     default: {cpus: 16, time: "04:00:00"}
-    kinds: {training.sft: {nodes: 8, gpus: 8}, rollout.generate: {gpus: 8, array: 32}}
+    kinds: {training.sft: {nodes: 8, gpus: 8}, rollout.generate: {array: 32}}
     stages: {base_cot: {array: 4}}
 
 What a stage's job gets is written in three layers: ``default``, its kind, its name; the last one that says it counts.
@@ -12,16 +18,19 @@ What a stage's job gets is written in three layers: ``default``, its kind, its n
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from nemo_openmath.core.bounds import Bounds, NonNegativeInt, PositiveFloat, PositiveInt
-from nemo_openmath.core.build import Builder
+from nemo_openmath.core.build import Builder, Key
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.stage import stage_kinds
-from nemo_openmath.launch.values import memory, one_line, sbatch_option, time_limit
+from nemo_openmath.launch.container import Container
+from nemo_openmath.launch.model_server import ModelServer
+from nemo_openmath.launch.values import check_amounts, one_line, sbatch_option, time_limit
 
 WarnSeconds = Annotated[int, Bounds(0, 65535)]  # what sbatch accepts
 TEMPLATES = Path(__file__).parent / "templates"
@@ -30,43 +39,67 @@ GpuKind = Literal["h100", "h200", "a100", "l4"]  # those of training.planning.gp
 
 
 @dataclass(frozen=True)
-class Container:
-    """Where the commands of a job run."""
+class Role:
+    """What jobs of one role have in place of, or beside, what the cluster file says for all."""
 
-    runtime: Literal["none", "pyxis", "apptainer"] = "none"
-    """What runs the container: ``pyxis`` (srun's plugin) or ``apptainer``. ``none`` runs on the node itself."""
-    image: str = ""
-    """The image: a squashfs file, or what the runtime takes in its place."""
-    mounts: tuple[str, ...] = ()
-    """Folders of the node inside the container, each as ``HOST:CONTAINER``."""
-    arguments: tuple[str, ...] = ()
-    """Further words for srun (pyxis) or for ``apptainer exec``."""
+    partition: str | None = None
+    """The partition. ``null`` is that of the cluster."""
+    account: str | None = None
+    """The account. ``null`` is that of the cluster."""
+    sbatch: tuple[str, ...] = ()
+    """Further options, beside those of the cluster."""
+    container: Container | None = None
+    """The container. ``null`` is that of the cluster; ``{runtime: none}`` is none."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Further variables, beside those of the cluster."""
+    modules: tuple[str, ...] | None = None
+    """Modules. ``null`` is those of the cluster."""
+    venv: str | None = None
+    """Virtual environment. ``null`` is that of the cluster."""
+    setup: tuple[str, ...] = ()
+    """Further lines of shell, behind those of the cluster."""
 
     def __post_init__(self) -> None:
-        if self.runtime != "none" and not self.image:
-            raise ValueError(f"a {self.runtime} container needs an image")
-        if self.runtime == "none" and (self.image or self.mounts or self.arguments):
-            raise ValueError("image, mounts and arguments need runtime: pyxis or apptainer")
+        for value in (self.partition, self.account):
+            one_line(value or "")
 
 
 @dataclass(frozen=True)
-class ModelServer:
-    """What serves a model inside the jobs that generate with it."""
+class Roles:
+    """What jobs of each role have. Jobs with GPUs that neither train nor serve have what the cluster file says for
+    all."""
 
-    command: str
-    """Shell words that start the server. They use "$MODEL" (the model's folder), "$NAME" (what clients call it) and
-    "$PORT"; GET /health must answer."""
-    model: str | None = None
-    """Folder of the teacher's weights. Those of other models are known from the recipe."""
-    container: Container | None = None
-    """The server's own container, such as the image of vLLM. ``null`` is the container of the jobs."""
-    start_seconds: PositiveInt = 3600
-    """How long a job waits for /health before it fails, in seconds."""
+    cpu: Role = field(default_factory=Role)
+    """Jobs without GPUs."""
+    training: Role = field(default_factory=Role)
+    """Trainings."""
+    server: Role = field(default_factory=Role)
+    """Jobs of pools, and the servers inside other jobs."""
 
-    def __post_init__(self) -> None:
-        for word in ("$MODEL", "$PORT"):
-            if word not in self.command and word.replace("$", "${") not in self.command:
-                raise ValueError(f'the command of a server must use "{word}"')
+
+RoleName = Literal["cpu", "gpu", "training", "server"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a job runs: what the cluster file says for all, and for its role."""
+
+    partition: str | None
+    account: str | None
+    sbatch: tuple[str, ...]
+    container: Container
+    environment: dict[str, str]
+    modules: tuple[str, ...]
+    venv: str | None
+    setup: tuple[str, ...]
+
+    def shell(self) -> list[str]:
+        """Return the lines of shell with which the job begins. A venv is of the node: containers have their own."""
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        lines += ["module purge", f"module load {shlex.join(self.modules)}"] if self.modules else []
+        if self.venv is not None and self.container.runtime == "none":
+            lines.append(f"source {shlex.quote(self.venv + '/bin/activate')}")
+        return [*lines, *self.setup]
 
 
 @dataclass(frozen=True)
@@ -91,8 +124,9 @@ class Resources:
     """How many jobs of the array may run at a time."""
     partition: str | None = None
     """The partition, in place of that of the cluster."""
-    server: str | None = None
-    """Another command for the server of this stage."""
+    small: bool | None = None
+    """Whether the stage may share a job with small stages before it: without GPUs, array and servers, and with the same
+    resources."""
 
     def __post_init__(self) -> None:
         for name in ("nodes", "cpus", "array", "running"):
@@ -101,11 +135,7 @@ class Resources:
                 raise ValueError(f"{name} is {value}: write 1 or more")
         if self.gpus is not None and self.gpus < 0:
             raise ValueError(f"gpus is {self.gpus}: write 0 or more")
-        if self.time is not None:
-            time_limit(self.time)
-        if self.memory is not None:
-            memory(self.memory)
-        one_line(self.partition or "")
+        check_amounts(self.time, self.memory, self.partition)
 
     def under(self, above: Resources) -> Resources:
         """Return these resources, with whatever ``above`` says in their place."""
@@ -128,7 +158,19 @@ class Cluster:
     container: Container = field(default_factory=Container)
     """Where the commands of every job run."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Variables that are exported in every job."""
+    """Variables that are exported in every job. What the shell that submits has set for other programs does not reach
+    the jobs: PYTHON*, LD_*, proxies, conda, NCCL_* and the like are unset first."""
+    secrets: tuple[str, ...] = ()
+    """Names of environment variables that jobs need and no file may hold, such as HF_TOKEN. They must be set where
+    ``openmath launch`` is called, and are handed on by sbatch."""
+    network_interface: str | None = "auto"
+    """The network interface of trainings and of servers on several nodes, for GLOO_SOCKET_IFNAME and
+    NCCL_SOCKET_IFNAME where ``environment`` does not set them. ``auto`` is each node's own with the route to the
+    first node; ``null`` leaves it to the libraries."""
+    modules: tuple[str, ...] = ()
+    """Environment modules that every job loads, behind ``module purge``."""
+    venv: str | None = None
+    """Folder of the virtual environment that jobs without a container activate."""
     setup: tuple[str, ...] = ()
     """Lines of shell that every job begins with."""
     code: Literal["snapshot", "installed"] | None = None
@@ -155,13 +197,16 @@ class Cluster:
     """How often in a row a job may be asked to leave, with nothing new saved in between, before it counts as failed."""
     hang_seconds: NonNegativeInt = 1800
     """How long a stage may go without a step or a token before it counts as hanging; 0: for ever."""
+    gpus_option: Literal["--gpus-per-node", "--gpus-per-task", "--gres", "none"] = "--gpus-per-node"
+    """How GPUs are asked for. ``none`` where they come with the node."""
     max_array_size: PositiveInt = 1001
     """The MaxArraySize of the cluster (``scontrol show config``)."""
-    server: ModelServer | None = None
-    """What serves models inside the jobs that generate with them. ``null`` leaves it to the recipe's
-    ``student``."""
-    teacher: ModelServer | None = None
-    """What serves the teacher inside the jobs that ask it. ``null`` leaves it to the recipe's ``teacher``."""
+    roles: Roles = field(default_factory=Roles)
+    """What jobs of a role (``cpu``, ``training``, ``server``) have in place of, or beside, what is said here."""
+    servers: dict[str, ModelServer] = field(default_factory=dict)
+    """What serves each model: by the name of the stage that makes it, by the last component of its folder, ``teacher``
+    for the teacher, and ``default`` for every other model but the teacher. Models without an entry are asked where the
+    recipe says (``student``, ``teacher.url``)."""
     default: Resources = field(default_factory=Resources)
     """What every job gets."""
     kinds: dict[str, Resources] = field(default_factory=dict)
@@ -183,11 +228,26 @@ class Cluster:
         empty = Resources()
         return self.default.under(self.kinds.get(kind, empty)).under(self.stages.get(stage, empty))
 
+    def place(self, role: RoleName) -> Place:
+        """Return where and how jobs of a role run."""
+        its = Role() if role == "gpu" else getattr(self.roles, role)
+        return Place(
+            partition=its.partition or self.partition,
+            account=its.account or self.account,
+            sbatch=(*self.sbatch, *its.sbatch),
+            container=its.container or self.container,
+            environment={**self.environment, **its.environment},
+            modules=self.modules if its.modules is None else its.modules,
+            venv=its.venv or self.venv,
+            setup=(*self.setup, *its.setup),
+        )
+
 
 def load_cluster(path: str | Path, stages: Sequence[str]) -> Cluster:
     """Read and check a cluster file for a recipe with these stages. Raises UserError with file, line and remedy."""
     source = Source.read(path)
     builder = Builder(source.origin)
+    _refuse_old_words(source, builder)
     cluster = builder.build(Cluster, source.data)
     for section, written, known in (
         ("kinds", cluster.kinds, list(stage_kinds())),
@@ -196,35 +256,64 @@ def load_cluster(path: str | Path, stages: Sequence[str]) -> Cluster:
         for name in written:
             if name not in known:
                 raise builder.choice((section, name), name, known)
-    for name in cluster.environment:
-        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
-            raise builder.error(("environment", name), "no name of a variable", "use letters, digits and _")
-    for i, option in enumerate(cluster.sbatch):
-        try:
-            sbatch_option(option)
-        except ValueError as error:
-            raise builder.error(("sbatch", str(i)), str(error)) from error
-    layers: dict[tuple[str, ...], Resources] = {("default",): cluster.default}
+    roles = {("roles", name): getattr(cluster.roles, name) for name in ("cpu", "training", "server")}
+    for key, place in [((), cluster), *roles.items()]:
+        _check_words(builder, key, place)
+    layers: dict[Key, Resources] = {("default",): cluster.default}
     layers |= {("kinds", name): layer for name, layer in cluster.kinds.items()}
     layers |= {("stages", name): layer for name, layer in cluster.stages.items()}
-    for key, layer in layers.items():
-        if layer.time is not None and time_limit(layer.time) <= cluster.warn_seconds:
+    for key, written in [*layers.items(), *((("servers", name), s) for name, s in cluster.servers.items())]:
+        if written.time is not None and time_limit(written.time) <= cluster.warn_seconds:
             raise builder.error(
                 (*key, "time"),
-                f"{layer.time!r} is not above warn_seconds ({cluster.warn_seconds}): a job would be asked to save"
+                f"{written.time!r} is not above warn_seconds ({cluster.warn_seconds}): a job would be asked to save"
                 " as it starts, and be queued again for ever",
                 "give it more time, or lower warn_seconds",
             )
-        if layer.array is not None and layer.array > cluster.max_array_size:
+    arrays = {(*key, "array"): layer.array for key, layer in layers.items()}
+    arrays |= {("servers", name, "jobs"): server.jobs for name, server in cluster.servers.items()}
+    for key, count in arrays.items():
+        if count is not None and count > cluster.max_array_size:
             raise builder.error(
-                (*key, "array"),
-                f"{layer.array} jobs are more than this cluster's arrays may have (max_array_size: "
+                key,
+                f"{count} jobs are more than this cluster's arrays may have (max_array_size: "
                 f"{cluster.max_array_size})",
                 f"write {cluster.max_array_size} or less, or set max_array_size to what `scontrol show config` says",
             )
-    if cluster.teacher is not None and cluster.teacher.model is None:
-        raise builder.error(("teacher",), "which model?", "write model: and the folder of the teacher's weights")
     return replace(cluster, templates=_templates(cluster, builder))
+
+
+def _check_words(builder: Builder, key: Key, place: Cluster | Role) -> None:
+    """Raise UserError for names of variables and options of sbatch that are none."""
+    variables = {(*key, "environment", name): name for name in place.environment}
+    if isinstance(place, Cluster):
+        variables |= {("secrets", str(i)): name for i, name in enumerate(place.secrets)}
+    for at, name in variables.items():
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+            raise builder.error(at, "no name of a variable", "use letters, digits and _")
+    for i, option in enumerate(place.sbatch):
+        try:
+            sbatch_option(option)
+        except ValueError as error:
+            raise builder.error((*key, "sbatch", str(i)), str(error)) from error
+
+
+_OLD_WORDS = {
+    "server": "write its command under servers: {default: {engine: command, command: ...}}, or an engine: there",
+    "teacher": "write it under servers: {teacher: {engine: vllm, gpus: ...}}",
+}
+
+
+def _refuse_old_words(source: Source, builder: Builder) -> None:
+    """Raise UserError for settings of servers that have other names now, which says these names."""
+    layers: list[tuple[Key, Any]] = [((), source.data), (("default",), source.data.get("default"))]
+    for section in ("kinds", "stages"):
+        written = source.data.get(section)
+        layers += [((section, str(name)), layer) for name, layer in written.items()] if isinstance(written, dict) else []
+    for key, layer in layers:
+        for name, remedy in _OLD_WORDS.items():
+            if isinstance(layer, dict) and name in layer and (not key or name == "server"):
+                raise builder.error((*key, name), "servers are set by model", remedy)
 
 
 def _templates(cluster: Cluster, builder: Builder) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
+from collections.abc import Iterable
 
 _TIME = re.compile(
     r"(?P<days>\d+)-(?P<h>\d+)(:(?P<m>\d+)(:(?P<s>\d+))?)?"  # D-HH, D-HH:MM, D-HH:MM:SS
@@ -79,3 +81,29 @@ def one_line(text: str) -> str:
 def pattern(text: object) -> str:
     """Return a path as it is written in ``--output``, where Slurm replaces ``%x`` and its like."""
     return str(text).replace("%", "%%")
+
+
+def check_amounts(time: str | None, memory_text: str | None, partition: str | None) -> None:
+    """Raise ValueError where sbatch would not understand a time limit, an amount of memory or a partition's name."""
+    if time is not None:
+        time_limit(time)
+    if memory_text is not None:
+        memory(memory_text)
+    one_line(partition or "")
+
+
+def megabytes(text: str) -> int:
+    """Return an amount of memory in megabytes; 0 is all of a node."""
+    number = re.match("[0-9]+", memory(text))
+    assert number is not None
+    unit = text[number.end() :].upper().removesuffix("B")
+    return math.ceil(int(number[0]) * {"": 1, "K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}[unit])
+
+
+def sum_of_memory(texts: Iterable[str | None]) -> str | None:
+    """Return the memory of parts of a job together; all of a node where a part has all, None where none says any."""
+    given = [text for text in texts if text is not None]
+    amounts = [megabytes(text) for text in given]
+    if len(given) < 2:
+        return given[0] if given else None
+    return "0" if 0 in amounts else f"{sum(amounts)}M"
