@@ -27,6 +27,9 @@ def add(groups: Any) -> None:
     run.add_argument(
         "--prepare", action="store_true", help="with --only: write the job file of a training, run nothing"
     )
+    run.add_argument(
+        "--servers", type=Path, metavar="FILE", help="JSON: where models are served, whatever the recipe says of it"
+    )
     run.add_argument("--replace", action="store_true", help=REPLACE)
 
     show = verb(
@@ -70,7 +73,7 @@ def _run(options: argparse.Namespace) -> None:
     selection = StageSelection(
         options.start, options.until, options.only, shard, shards, options.prepare, options.replace
     )
-    run_async(run_recipe(options.recipe, options.overrides, options.output, selection))
+    run_async(run_recipe(options.recipe, options.overrides, options.output, selection, options.servers))
 
 
 def _show(options: argparse.Namespace) -> None:

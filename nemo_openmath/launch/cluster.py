@@ -148,7 +148,7 @@ class Cluster:
     """A cluster: where jobs run, in what container, and how much each gets."""
 
     templates: Path | None = None
-    """Folder of the sbatch templates, relative to this file. ``null`` is those of the package."""
+    """Folder of changed sbatch templates, relative to this file; what it lacks, and ``null``, is the package's."""
     partition: str | None = None
     """The partition of every job."""
     account: str | None = None
@@ -262,11 +262,13 @@ def load_cluster(path: str | Path, stages: Sequence[str]) -> Cluster:
     layers: dict[Key, Resources] = {("default",): cluster.default}
     layers |= {("kinds", name): layer for name, layer in cluster.kinds.items()}
     layers |= {("stages", name): layer for name, layer in cluster.stages.items()}
-    for key, written in [*layers.items(), *((("servers", name), s) for name, s in cluster.servers.items())]:
-        if written.time is not None and time_limit(written.time) <= cluster.warn_seconds:
+    times = {(*key, "time"): layer.time for key, layer in layers.items()}
+    times |= {("servers", name, "time"): server.time for name, server in cluster.servers.items()}
+    for key, time in times.items():
+        if time is not None and time_limit(time) <= cluster.warn_seconds:
             raise builder.error(
-                (*key, "time"),
-                f"{written.time!r} is not above warn_seconds ({cluster.warn_seconds}): a job would be asked to save"
+                key,
+                f"{time!r} is not above warn_seconds ({cluster.warn_seconds}): a job would be asked to save"
                 " as it starts, and be queued again for ever",
                 "give it more time, or lower warn_seconds",
             )
@@ -276,8 +278,7 @@ def load_cluster(path: str | Path, stages: Sequence[str]) -> Cluster:
         if count is not None and count > cluster.max_array_size:
             raise builder.error(
                 key,
-                f"{count} jobs are more than this cluster's arrays may have (max_array_size: "
-                f"{cluster.max_array_size})",
+                f"{count} jobs are more than this cluster's arrays may have (max_array_size: {cluster.max_array_size})",
                 f"write {cluster.max_array_size} or less, or set max_array_size to what `scontrol show config` says",
             )
     return replace(cluster, templates=_templates(cluster, builder))
@@ -309,7 +310,9 @@ def _refuse_old_words(source: Source, builder: Builder) -> None:
     layers: list[tuple[Key, Any]] = [((), source.data), (("default",), source.data.get("default"))]
     for section in ("kinds", "stages"):
         written = source.data.get(section)
-        layers += [((section, str(name)), layer) for name, layer in written.items()] if isinstance(written, dict) else []
+        layers += (
+            [((section, str(name)), layer) for name, layer in written.items()] if isinstance(written, dict) else []
+        )
     for key, layer in layers:
         for name, remedy in _OLD_WORDS.items():
             if isinstance(layer, dict) and name in layer and (not key or name == "server"):
@@ -323,7 +326,7 @@ def _templates(cluster: Cluster, builder: Builder) -> Path:
         return TEMPLATES
     origin = builder.origin(("templates",))
     folder = Path(origin.file).parent / cluster.templates
-    if not (folder / "job.sh.j2").is_file():
+    if not folder.is_dir():
         remedy = f"leave it out for those of the package, or copy {TEMPLATES} there"
-        raise builder.error(("templates",), f"no templates in {folder.resolve()} (job.sh.j2 is missing)", remedy)
+        raise builder.error(("templates",), f"no folder {folder.resolve()}", remedy)
     return folder

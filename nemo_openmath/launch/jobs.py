@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -71,6 +71,8 @@ class SlurmJob:
     """The servers that it starts."""
     asks: tuple[PoolAddress, ...] = ()
     """The pools that it asks. The first job of each must have begun before."""
+    client_jobs: tuple[str, ...] = ()
+    """Of a pool: the jobs that ask it."""
 
     @property
     def stage(self) -> str:
@@ -138,7 +140,12 @@ class _Planner:
             job = self._job(stage, got)
             self._jobs[job.name] = job
             self._job_of[stage.name] = job.name
-        return list(self._jobs.values())
+        return [replace(job, client_jobs=self._clients(job)) for job in self._jobs.values()]
+
+    def _clients(self, pool: SlurmJob) -> tuple[str, ...]:
+        if pool.work != "server":
+            return ()
+        return tuple(name for name, job in self._jobs.items() if any(ask.job == pool.name for ask in job.asks))
 
     def _job(self, stage: StageInfo, got: Resources) -> SlurmJob:
         _check_shape(stage, got)
@@ -209,9 +216,9 @@ class _Planner:
         local = tuple(server for server in served if not server.settings.jobs)
         if len(local) > 1:
             if any(server.settings.nodes > 1 for server in local) or self._cluster.gpus_option == "--gpus-per-task":
+                labels = ", ".join(server.label for server in local)
                 raise UserError(
-                    f"stage {stage.name!r} asks {len(local)} models ({', '.join(s.label for s in local)}), whose servers "
-                    "do not fit into one job",
+                    f"stage {stage.name!r} asks {len(local)} models ({labels}), whose servers do not fit into one job",
                     remedy="write jobs: 1 or more for them under servers:",
                 )
             offsets = [sum(s.settings.gpus for s in local[:i]) for i in range(len(local))]
@@ -221,9 +228,7 @@ class _Planner:
     def _served(self, model: AskedModel, settings: ModelServer) -> ServedModel:
         folder = settings.model or model.folder
         if folder is None:
-            raise UserError(
-                f"servers.{model.key}: which model?", remedy="write model: and the folder of the weights"
-            )
+            raise UserError(f"servers.{model.key}: which model?", remedy="write model: and the folder of the weights")
         place = self._cluster.place("server")
         container, partition = settings.container or place.container, settings.partition or place.partition
         return ServedModel(
@@ -272,7 +277,7 @@ class _Planner:
         return stage.trains or any(others)
 
     def _server_job(self, name: str, server: ServedModel, after: tuple[str, ...], stage: StageInfo) -> SlurmJob:
-        settings, default = server.settings, self._cluster.default
+        settings = server.settings
         return SlurmJob(
             name=name,
             kind=f"a pool that serves {server.folder}",
@@ -284,8 +289,8 @@ class _Planner:
             gpus=settings.gpus,
             tasks=settings.tasks,
             cpus=max(1, settings.cpus // settings.tasks),
-            memory=settings.memory or default.memory,
-            time=settings.time or default.time,
+            memory=settings.memory,
+            time=settings.time or self._cluster.default.time,
             array=settings.jobs,
             servers=(server,),
         )
@@ -298,13 +303,6 @@ def _check_shape(stage: StageInfo, got: Resources) -> None:
     if (got.nodes or 1) > 1 and not stage.trains:
         problem = f"stage {stage.name!r} ({stage.kind}) runs on one node, not on {got.nodes}"
         raise UserError(problem, remedy="give it array: to use more machines")
-
-
-def clients_of(jobs: Sequence[SlurmJob]) -> Iterator[tuple[SlurmJob, list[SlurmJob]]]:
-    """Yield each pool with the jobs that ask it."""
-    for pool in jobs:
-        if pool.work == "server":
-            yield pool, [job for job in jobs if any(address.job == pool.name for address in job.asks)]
 
 
 def addresses(job: SlurmJob, output: Path) -> Mapping[str, Mapping[str, object]]:

@@ -24,7 +24,7 @@ class ModelServer:
     engine: ClusterEngine = "vllm"
     """The program: ``vllm``, ``sglang``, ``trtllm``, ``openmath`` (this project's own server), or ``command``."""
     model: str | None = None
-    """Folder of the weights. ``null`` is the folder that the recipe names; of the teacher, its ``teacher.tokenizer``."""
+    """Folder of the weights. ``null`` is what the recipe names; of the teacher, its ``teacher.tokenizer``."""
     jobs: NonNegativeInt = 0
     """How many jobs serve the model to all stages that ask it at that time (a pool). With 0, each job that asks starts
     a server of its own, on its own nodes."""
@@ -35,7 +35,8 @@ class ModelServer:
     replicas: PositiveInt = 1
     """Servers on one node, among which its GPUs are divided."""
     tensor_parallel: PositiveInt | None = None
-    """GPUs among which each layer is divided. ``null`` is all that are left by ``pipeline_parallel`` and ``replicas``."""
+    """GPUs among which each layer is divided. ``null`` is all of a server, divided by
+    ``pipeline_parallel``."""
     pipeline_parallel: PositiveInt = 1
     """Groups of GPUs among which the layers are divided."""
     max_model_len: PositiveInt | None = None
@@ -43,8 +44,8 @@ class ModelServer:
     ``null`` is what the model itself allows."""
     cpus: PositiveInt = 1
     """Processors of each node."""
-    memory: str | None = None
-    """Memory of each node, as sbatch takes it. ``null`` is that of the job."""
+    memory: str = "0"
+    """Memory of each node, as sbatch takes it; ``0`` is all of it."""
     time: str | None = None
     """Time limit of a job of the pool. A server that reaches it is queued again while somebody needs it."""
     partition: str | None = None
@@ -57,7 +58,7 @@ class ModelServer:
     """How long a job that asks the pool waits for an address, at its start and while none is there, in seconds."""
     restarts: NonNegativeInt = 3
     """How often in a row, without ten healthy minutes in between, a server that died is started again in its place.
-    Then its job fails as one whose machine is at fault. Servers on several nodes are not started again in their place."""
+    Then its job fails as one whose machine is at fault. So does a server on several nodes, at once."""
     arguments: tuple[str, ...] = ()
     """Further words for the program, unchanged."""
     command: str | None = None
@@ -97,7 +98,9 @@ class ModelServer:
                     "(nodes x gpus / replicas)"
                 )
             if self.world % self.pipeline_parallel:
-                raise ValueError(f"{self.world} GPUs cannot be divided into {self.pipeline_parallel} parts of the layers")
+                raise ValueError(
+                    f"{self.world} GPUs cannot be divided into {self.pipeline_parallel} parts of the layers"
+                )
 
     @property
     def world(self) -> int:
@@ -144,7 +147,9 @@ class ModelServer:
         words += [f"--tensor-parallel-size {self.tensor}"] if self.gpus else []
         words += [f"--pipeline-parallel-size {self.pipeline_parallel}"] if self.pipeline_parallel > 1 else []
         if self.nodes > 1:
-            words += [f'--nnodes {self.nodes} --node-rank "$NODE_RANK" --master-addr "$HEAD" --master-port "$HEAD_PORT"']
+            words += [
+                f'--nnodes {self.nodes} --node-rank "$NODE_RANK" --master-addr "$HEAD" --master-port "$HEAD_PORT"'
+            ]
             words += ["--distributed-executor-backend mp $(((NODE_RANK > 0)) && echo --headless)"]
         return words
 
@@ -166,6 +171,8 @@ class ModelServer:
         return words + ([f"--pp_size {self.pipeline_parallel}"] if self.pipeline_parallel > 1 else [])
 
     def _openmath(self) -> list[str]:
-        words = ['openmath serve "$MODEL" --name "$NAME" --host "$HOST" --port "$PORT" --start-seconds "$START_SECONDS"']
+        words = [
+            'openmath serve "$MODEL" --name "$NAME" --host "$HOST" --port "$PORT" --start-seconds "$START_SECONDS"'
+        ]
         words += [f"--max-context {self.max_model_len}"] if self.max_model_len else []
         return words + (["--device cuda"] if self.gpus else [])

@@ -12,12 +12,14 @@ from pathlib import Path
 import jinja2
 
 from nemo_openmath.core.errors import UserError, of_the_system
-from nemo_openmath.launch.cluster import TEMPLATES, Cluster, Container
-from nemo_openmath.launch.jobs import SlurmJob, script_path
+from nemo_openmath.launch.cluster import TEMPLATES, Cluster
+from nemo_openmath.launch.container import Container
+from nemo_openmath.launch.jobs import SlurmJob, addresses, script_path
+from nemo_openmath.launch.serving import ServedModel
 from nemo_openmath.launch.values import pattern, sbatch_option
 
 SUBMIT = "submit.sh"
-COPIED = ("functions.sh", "faults.txt")
+COPIED = ("functions.sh", "servers.sh", "serve.sh", "network.sh", "faults.txt")
 """What every script reads, copied from the templates' folder."""
 
 
@@ -47,14 +49,15 @@ def write_scripts(
     common = {"cluster": cluster, "recipe": recipe, "output": output, "run": output.name, "overrides": list(overrides)}
     common["code"] = code
     texts = {
-        script_path(output, job.stage): _render(templates, f"{job.work}.sh.j2", {**common, "job": job}) for job in jobs
+        script_path(output, job.name): _render(templates, f"{job.work}.sh.j2", {**common, "job": job}) for job in jobs
     }
+    texts |= {folder / f"servers/{job.name}.json": _addresses(job, output) for job in jobs if job.asks_servers}
     submit_script = folder / SUBMIT
     texts[submit_script] = _render(templates, "submit.sh.j2", {**common, "jobs": jobs})
     texts |= {folder / name: _text(templates, name) for name in COPIED}
     texts[folder / "jobs.json"] = _jobs_file(jobs, recipe, overrides)
     try:
-        for name in ("logs", "journal"):
+        for name in ("logs", "journal", "servers"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*.sh"):
             old.unlink()
@@ -93,6 +96,19 @@ def step(container: Container, gpus: int = 0) -> str:
     return ""
 
 
+def server_options(server: ServedModel, job: SlurmJob, cluster: Cluster) -> str:
+    """Return srun's options for the step that serves a model."""
+    settings = server.settings
+    words = [f"--nodes={settings.nodes}", f"--ntasks={settings.nodes * settings.tasks}"]
+    words += [f"--ntasks-per-node={settings.tasks}", f"--cpus-per-task={max(1, settings.cpus // settings.tasks)}"]
+    words += ["--overlap", "--kill-on-bad-exit=1"] if settings.is_group else ["--overlap", "--kill-on-bad-exit=0"]
+    words += ["--wait=0"]  # a replica that has ended for good ends no other
+    words += ["--mpi=pmix"] if settings.uses_mpi else []
+    if settings.gpus and cluster.gpus_option == "--gpus-per-task":
+        words += [f"--gpus-per-task={settings.gpus // settings.tasks}"]
+    return " ".join(words)
+
+
 def _templates(folder: Path) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, TEMPLATES]),  # a user's own come first
@@ -104,6 +120,7 @@ def _templates(folder: Path) -> jinja2.Environment:
     )
     environment.filters["quote"] = lambda value: shlex.quote(str(value))
     environment.filters["step"] = step
+    environment.filters["server_options"] = server_options
     environment.filters["pattern"] = pattern
     environment.filters["sbatch_option"] = sbatch_option
     return environment
@@ -128,15 +145,22 @@ def _text(templates: jinja2.Environment, name: str) -> str:
     return templates.loader.get_source(templates, name)[0]
 
 
+def _addresses(job: SlurmJob, output: Path) -> str:
+    """What ``recipe run --servers`` reads: where the models are served that the stages of a job ask."""
+    return json.dumps(addresses(job, output), indent=1) + "\n"
+
+
 def _jobs_file(jobs: Sequence[SlurmJob], recipe: Path, overrides: Sequence[str]) -> str:
     """What the jobs are, for programs that look at a run: the graph, and what each was given."""
-    shown = ("kind", "work", "after", "array", "running", "nodes", "gpus", "cpus", "memory", "time", "partition")
+    shown = (
+        "name", "kind", "work", "stages", "after", "array", "running", "nodes", "gpus", "cpus", "memory", "time",
+        "partition",
+    )  # fmt: skip
     rows = [
         {
-            "name": job.stage,
-            "stages": [job.stage],
             **{key: getattr(job, key) for key in shown},
-            "script": f"{job.stage}.sh",
+            "servers": [pool.job for pool in job.asks],
+            "script": f"{job.name}.sh",
         }
         for job in jobs
     ]

@@ -77,7 +77,7 @@ class PoolAddress:
 
 
 def entry_of(cluster: Cluster, model: AskedModel) -> ModelServer | None:
-    """Return what serves a model on the cluster; None where the recipe's own engine, or a server elsewhere, is asked."""
+    """Return what serves a model on the cluster; None where the recipe's engine or a server elsewhere is asked."""
     default = None if model.key == TEACHER else cluster.servers.get(DEFAULT)
     return cluster.servers.get(model.key, default)
 

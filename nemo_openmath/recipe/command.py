@@ -26,6 +26,7 @@ from nemo_openmath.recipe.reference import write_reference
 from nemo_openmath.recipe.report_data import run_view
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.selection import StageSelection
+from nemo_openmath.recipe.server_addresses import read_servers
 from nemo_openmath.recipe.setting_docs import first_sentence
 from nemo_openmath.recipe.snapshot import changed_inputs
 
@@ -34,14 +35,20 @@ log = logging.getLogger(__name__)
 _REMEDY = "give the --output folder of recipe run or generate"
 
 
-async def run_recipe(path: Path, overrides: Sequence[str], output: Path, selection: StageSelection) -> None:
-    """Run a recipe, then print its results and where the report is. A part of a run reports nothing."""
+async def run_recipe(
+    path: Path, overrides: Sequence[str], output: Path, selection: StageSelection, servers: Path | None = None
+) -> None:
+    """Run a recipe, then print its results and where the report is. A part of a run reports nothing.
+
+    ``servers``: a file that says where models are served (server_addresses.py).
+    """
     begun = time.monotonic()
     run = Run(load_recipe(path, overrides), output)
     note_code(output)
     for changed in changed_inputs(run.recipe, selection.names(run.recipe)):
         log.warning("%s has changed since the run was launched: what is read is what is there now", changed)
-    await run.execute(selection, overrides)
+    addresses = {} if servers is None else read_servers(servers)
+    await run.execute(selection, overrides, addresses)
     if selection.only is None:
         report(run, time.monotonic() - begun)
 

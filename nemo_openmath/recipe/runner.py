@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nemo_openmath.core.errors import Incomplete, UserError
@@ -37,6 +37,7 @@ from nemo_openmath.recipe.lock import partition_locks, planning_lock, run_lock
 from nemo_openmath.recipe.outcome import describe_outcome, describe_shard, made_nothing, make_manifest, refuse_failures
 from nemo_openmath.recipe.preflight import check_output, preflight
 from nemo_openmath.recipe.selection import StageSelection
+from nemo_openmath.recipe.server_addresses import ServerAddress
 from nemo_openmath.recipe.services import RecipeServices
 from nemo_openmath.recipe.setting_docs import first_sentence
 from nemo_openmath.recipe.stage_entries import StageEntry
@@ -55,10 +56,16 @@ class Run:
         self.output = output
         self._fingerprints = Fingerprints(recipe, output)
 
-    async def execute(self, selection: StageSelection, overrides: Sequence[str] = ()) -> None:
+    async def execute(
+        self,
+        selection: StageSelection,
+        overrides: Sequence[str] = (),
+        servers: Mapping[str, ServerAddress] | None = None,
+    ) -> None:
         """Run what is missing or changed of the selected stages, in the recipe's order.
 
-        ``overrides``: what the recipe was loaded with, for whoever opens the folder later. Raises UserError for what
+        ``overrides``: what the recipe was loaded with, for whoever opens the folder later. ``servers``: where models
+        are served, in place of what the recipe says of teacher and student. Raises UserError for what
         can be known to be wrong before the first stage runs.
         """
         names = selection.names(self.recipe)
@@ -68,7 +75,7 @@ class Run:
             if todo and selection.only is None:
                 what = f"{self.recipe.name} ({self.recipe.path}) in {self.output}"
                 log.info("%s: %d of %d stages to do", what, len(todo), len(names))
-            services = RecipeServices(self.recipe, self.output)
+            services = RecipeServices(self.recipe, self.output, servers)
             try:
                 for number, name in enumerate(names, 1):
                     await self._run_stage(self.recipe.stages[name], services, selection, f"[{number}/{len(names)}]")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from nemo_openmath.inference.http.client import HTTPEngine
 from nemo_openmath.inference.http.retrying import RetryPolicy
 from nemo_openmath.inference.open import open_engine
 from nemo_openmath.recipe.file import Recipe
+from nemo_openmath.recipe.server_addresses import ServerAddress
 from nemo_openmath.sandbox import LocalSandbox, Sandbox
 from nemo_openmath.sandbox.service import RemoteSandbox
 
@@ -35,16 +36,17 @@ _MODELS = ("model", "checkpoints")  # what a model is made from: it has their to
 class RecipeServices(Services):
     """What a running recipe lends to its stages.
 
-    Each thing is opened when a stage first asks for it and closed at the end of the run. At most one model is held in
-    memory at a time, beside the teacher.
+    Each thing is opened when a stage first asks for it and closed at the end of the run, models at the end of their
+    stage. ``servers``: where models are served, whatever the recipe says of ``teacher`` and ``student``.
     """
 
-    def __init__(self, recipe: Recipe, run: Path):
+    def __init__(self, recipe: Recipe, run: Path, servers: Mapping[str, ServerAddress] | None = None):
         self._recipe = recipe
         self._run = run
+        self._servers = servers or {}
         self._teacher: tuple[Engine, ChatTokenizer] | None = None
         self._teacher_process: asyncio.subprocess.Process | None = None
-        self._model: tuple[str, Engine, ChatTokenizer] | None = None
+        self._models: dict[str, tuple[Engine, ChatTokenizer]] = {}
         self._sandbox: Sandbox | None = None
         self._grading: GradingPool | None = None
 
@@ -54,10 +56,9 @@ class RecipeServices(Services):
             if self._teacher is None:
                 self._teacher = await self._open_teacher()
             return self._teacher
-        if self._model is None or self._model[0] != name:
-            await self.release_model()
-            self._model = (name, *await self._open_student(name))
-        return self._model[1:]
+        if name not in self._models:
+            self._models[name] = await self._open_student(name)
+        return self._models[name]
 
     async def _open_student(self, name: str) -> tuple[Engine, ChatTokenizer]:
         """Open the engine of a model that a stage has made, or of a model folder, and load its tokenizer."""
@@ -66,6 +67,8 @@ class RecipeServices(Services):
         if student.tokenizer and (difference := tokenizer_difference(folder, student.tokenizer)):
             problem = f"{student.tokenizer} is not the tokenizer of {folder}: {difference}"
             raise self._recipe.error("student.tokenizer", problem, "leave it out")
+        if (address := self._servers.get(name)) is not None:
+            student = address.over(student)
         served_name = student.model if student.kind != "embedded" else ""  # where one server has one model
         tokenizer = (student.tokenizer or folder) if student.kind == "http" else student.tokenizer
         engine = await open_engine(replace(student, model=served_name or str(folder), tokenizer=tokenizer))
@@ -76,10 +79,10 @@ class RecipeServices(Services):
             raise
 
     async def release_model(self) -> None:
-        """Close the engine of the student: its threads and memory belong to the next stage."""
-        if self._model is not None:
-            await self._model[1].close()
-            self._model = None
+        """Close the engines of models: their threads and memory belong to the next stage."""
+        while self._models:
+            _, (engine, _tokenizer) = self._models.popitem()
+            await engine.close()
             gc.collect()  # caches of gigabytes hang in cycles, which the collector finds by their count, not their size
 
     async def sandbox(self) -> Sandbox:
@@ -174,7 +177,10 @@ class RecipeServices(Services):
         settings = self._recipe.teacher
         tokenizer = ChatTokenizer.load(self.teacher_tokenizer())
         urls: list[str] | Path
-        if settings.urls_file is not None:
+        patience_s, address = settings.patience_s, self._servers.get("teacher")
+        if address is not None:
+            urls, patience_s = address.folder, max(patience_s, address.wait_s)
+        elif settings.urls_file is not None:
             urls = settings.urls_file
         elif settings.is_stand_in:
             urls = [await self._start_stand_in()]
@@ -182,11 +188,11 @@ class RecipeServices(Services):
             urls = [settings.url] if settings.url is not None else list(settings.urls)
         engine = HTTPEngine(
             urls,
-            settings.model,
+            settings.model if address is None else address.name,
             kind=settings.server,
             tokenizer=tokenizer,
             api=settings.api,
-            retry=RetryPolicy(attempts=settings.attempts, patience_s=settings.patience_s),
+            retry=RetryPolicy(attempts=settings.attempts, patience_s=patience_s),
             api_key_env=settings.api_key_env,
             timeout_s=settings.timeout_s,
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.launch import StageInfo, load_cluster, plan_jobs, submit, write_scripts
+from nemo_openmath.launch import AskedModel, Cluster, StageInfo, load_cluster, plan_jobs, submit, write_scripts
 from nemo_openmath.launch.actions import refuse_queued
 from nemo_openmath.launch.code_snapshot import write_code
 from nemo_openmath.launch.run_files import read_run
@@ -44,18 +45,18 @@ def launch_recipe(
     identity.check(recipe, output)
     refuse_queued(output)
     cluster = load_cluster(cluster_file, list(recipe.stages))
+    check_secrets(cluster)
     finished = finished_stages(recipe, output)
     jobs = plan_jobs(
         _chosen(stage_infos(recipe, output.resolve(), until), only, finished, recipe),
         cluster,
         finished=finished,
-        teacher_name=None if recipe.teacher.is_stand_in else recipe.teacher.model,
     )
     if not jobs:
         print("every stage is finished")
         return
     try:
-        recipe.check_files([job.stage for job in jobs])
+        recipe.check_files([name for job in jobs if job.work != "server" for name in job.stages])
     except UserError as error:
         if not dry_run:
             raise
@@ -121,10 +122,31 @@ def _info(entry: StageEntry, recipe: Recipe, output: Path) -> StageInfo:
         after=tuple(dict.fromkeys([*read, *models])),
         splits=entry.stage.splits,
         trains=isinstance(entry.stage, Sft),
-        # the very text that RecipeServices asks its engine for: servers know models by name
-        models=tuple(name if name == "teacher" else _folder(name, recipe, output) for name in engines),
+        models=tuple(model for name in engines if (model := _asked_model(name, recipe, output)) is not None),
     )
 
 
-def _folder(name: str, recipe: Recipe, output: Path) -> str:
-    return str(output / name if name in recipe.stages else recipe.relative(name).resolve())
+def _asked_model(name: str, recipe: Recipe, output: Path) -> AskedModel | None:
+    """Return how a model is asked for; None of the stand-in for the teacher, which the stage starts itself."""
+    if name == "teacher":
+        teacher = recipe.teacher
+        if teacher.is_stand_in:
+            return None
+        folder = None if teacher.tokenizer is None else str(recipe.relative(teacher.tokenizer).resolve())
+        urls = teacher.urls if teacher.url is None else (teacher.url,)
+        return AskedModel(name, folder, teacher.model, urls=None if teacher.urls_file else urls)
+    made = name if name in recipe.stages else None
+    folder = str(output / name if made else recipe.relative(name).resolve())
+    student = recipe.student
+    elsewhere = student.kind == "http" and student.urls_file is None
+    # the very name that RecipeServices has for the model: it stands in the records
+    return AskedModel(name, folder, folder, made, student.urls if elsewhere else None)
+
+
+def check_secrets(cluster: Cluster) -> None:
+    """Raise UserError for variables that the cluster file calls secrets and that are not set here."""
+    if missing := [name for name in cluster.secrets if not os.environ.get(name)]:
+        raise UserError(
+            f"secrets of the cluster file that are not set: {', '.join(missing)}",
+            remedy=f"export {missing[0]}=... in this shell: sbatch hands it on, and no file holds it",
+        )

@@ -2,44 +2,54 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import math
-import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
-import threading
 from pathlib import Path
 
 import pytest
 
 from nemo_openmath.cli.main import run
 from nemo_openmath.core.errors import ExitCode, UserError
-from nemo_openmath.launch import TEMPLATES, SlurmJob, StageInfo, load_cluster, plan_jobs, submit, write_scripts
+from nemo_openmath.launch import (
+    TEMPLATES,
+    AskedModel,
+    SlurmJob,
+    StageInfo,
+    load_cluster,
+    plan_jobs,
+    submit,
+    write_scripts,
+)
+from nemo_openmath.launch.scripts import COPIED
 from nemo_openmath.launch.values import time_limit
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "launcher_scripts"
 
+TEACHER = AskedModel("teacher", "/models/teacher", "big-model", urls=("http://127.0.0.1:8000/v1",))
+MODEL = AskedModel("model", "/runs/model", "/runs/model", "model", urls=())
 STAGES = [
     StageInfo("problems", "problems.read_problems", splits=True),
-    StageInfo("judged", "judging.judge", ("problems",), splits=True, models=("teacher",)),
+    StageInfo("judged", "judging.judge", ("problems",), splits=True, models=(TEACHER,)),
     StageInfo("packs", "sft.pack", ("judged",)),
     StageInfo("train", "training.sft", ("packs",), trains=True),
     StageInfo("model", "checkpoints.average", ("train",)),
-    StageInfo("solve", "rollout.generate", ("problems", "model"), splits=True, models=("/runs/model",)),
+    StageInfo("solve", "rollout.generate", ("problems", "model"), splits=True, models=(MODEL,)),
 ]
 CLUSTER = """\
 templates: {templates}
-server: {{command: serve "$MODEL" --port "$PORT"}}
-teacher: {{command: serve "$MODEL" --port "$PORT", model: /models/teacher}}
+servers:
+  default: {{engine: command, command: serve "$MODEL" --port "$PORT"}}
+  teacher: {{engine: command, command: serve "$MODEL" --port "$PORT"}}
 default: {{cpus: 2, time: "01:00:00"}}
 kinds: {{training.sft: {{nodes: 2, gpus: 4, cpus: 8}}, rollout.generate: {{array: 3, running: 2, time: "02:00:00"}}}}
 stages: {{solve: {{array: 5}}}}
 """
+SERVED = "servers: {{default: {{}}, teacher: {{}}}}\n"
 
 
 def cluster_file(folder: Path, text: str = CLUSTER) -> Path:
@@ -50,14 +60,19 @@ def cluster_file(folder: Path, text: str = CLUSTER) -> Path:
 
 def jobs(folder: Path, text: str = CLUSTER, finished: frozenset[str] = frozenset()) -> dict[str, SlurmJob]:
     cluster = load_cluster(cluster_file(folder, text), [s.name for s in STAGES])
-    return {job.stage: job for job in plan_jobs(STAGES, cluster, finished=finished, teacher_name="big-model")}
+    return {job.name: job for job in plan_jobs(STAGES, cluster, finished=finished)}
 
 
 def scripts(folder: Path, text: str = CLUSTER) -> dict[str, str]:
     cluster = load_cluster(cluster_file(folder, text), [s.name for s in STAGES])
-    planned = plan_jobs(STAGES, cluster, teacher_name="big-model")
+    planned = plan_jobs(STAGES, cluster)
     write_scripts(planned, cluster, folder / "my recipe.yaml", folder / "run", ["a.b=c d"])
     return {path.stem: path.read_text() for path in (folder / "run" / "sbatch").glob("*.sh")}
+
+
+def write_scripts_of(folder: Path, text: str = CLUSTER) -> Path:
+    scripts(folder, text)
+    return folder / "run/sbatch"
 
 
 @pytest.mark.parametrize("cluster", ["slurm-pyxis", "slurm-apptainer"])
@@ -65,17 +80,17 @@ def scripts(folder: Path, text: str = CLUSTER) -> dict[str, str]:
 def test_every_script_is_bash_and_every_stage_has_one(recipe: str, cluster: str, tmp_path: Path) -> None:
     arguments = ["launch", str(ROOT / f"examples/{recipe}.yaml"), "--cluster", str(SCRIPTS / f"{cluster}.yaml")]
     assert run([*arguments, "--output", str(tmp_path / "run"), "--dry-run", "seed=3"]) is ExitCode.OK
-    written = [path for path in sorted((tmp_path / "run" / "sbatch").glob("*.sh")) if path.stem != "functions"]
+    written = [path for path in sorted((tmp_path / "run" / "sbatch").glob("*.sh")) if path.name not in COPIED]
     for path in written:
         subprocess.run(["bash", "-n", str(path)], check=True)
         assert path.name == "submit.sh" or f"{tmp_path}/run/sbatch/recipe.yaml" in path.read_text()
     submitted = re.findall(r"^submit (\S+)", (tmp_path / "run/sbatch/submit.sh").read_text(), re.M)
-    assert sorted(submitted) == [p.stem for p in written if p.stem != "submit"]
+    assert sorted(submitted) == sorted(p.stem for p in written if p.stem != "submit")
 
 
 def test_layers_of_resources(tmp_path: Path) -> None:
     got = jobs(tmp_path)
-    assert (got["solve"].array, got["solve"].running, got["solve"].time, got["solve"].cpus) == (5, 2, "02:00:00", 2)
+    assert (got["solve"].array, got["solve"].running, got["solve"].time, got["solve"].cpus) == (5, 2, "02:00:00", 3)
     assert (got["train"].nodes, got["train"].gpus, got["train"].cpus, got["train"].time) == (2, 4, 8, "01:00:00")
     assert (got["packs"].nodes, got["packs"].gpus, got["packs"].array) == (1, 0, 1)
 
@@ -89,51 +104,13 @@ def test_finished_stages_are_left_out_unless_something_before_them_runs(tmp_path
 
 def test_jobs_serve_the_models_they_generate_with(tmp_path: Path) -> None:
     got = jobs(tmp_path)
-    teacher, student = got["judged"].server, got["solve"].server
-    assert teacher is not None
-    assert student is not None
-    assert (teacher.model, teacher.name, teacher.overrides) == ("/models/teacher", "big-model", ("teacher.url=$url",))
-    assert (student.model, student.name) == ("/runs/model", "/runs/model")
-    assert student.overrides == ("student.kind=http", "student.urls=[$url]")
-    assert got["packs"].server is None
-
-
-@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
-def test_a_job_waits_for_its_server_without_a_proxy_and_not_for_ever(tmp_path: Path) -> None:
-    text = CLUSTER.replace('teacher: {{command: serve "$MODEL"', 'teacher: {{start_seconds: 1, command: serve "$MODEL"')
-    script = scripts(tmp_path, text)["judged"]
-    wait = script[script.index("began=$SECONDS") : script.index("\ndone\n") + 6]
-
-    class Healthy(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/health" else 404)
-            self.end_headers()
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Healthy) as server, socket.socket() as taken:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        taken.bind(("127.0.0.1", 0))  # nobody listens there
-        away = f"127.0.0.1:{taken.getsockname()[1]}"
-
-        def waits(address: str, process: str = "$$") -> subprocess.CompletedProcess[str]:
-            begin = f"url=http://{address} asked= server={process}\nkill() {{ [ $1 != -0 ] || builtin kill $@; }}\n"
-            environment = {**os.environ, "http_proxy": f"http://{away}"}
-            return subprocess.run(["bash", "-c", begin + wait], capture_output=True, text=True, env=environment)
-
-        assert waits(f"127.0.0.1:{server.server_address[1]}").returncode == 0
-        late, ended = waits(away), waits(away, "999999999")
-        server.shutdown()
-    assert (late.returncode, ended.returncode) == (1, 1)
-    assert f"did not answer at http://{away}/health within 1 s (start_seconds)" in late.stderr
-    assert re.match(
-        rf"waiting for the model server at http://{away}/health since [\d:]+; gives up at [\d:]+", late.stderr
-    )
-    assert "ended before it answered" in ended.stderr
-
-
-def test_the_servers_of_our_cluster_files_take_no_sampling_defaults_of_a_model() -> None:
-    for name in ("slurm-pyxis.yaml", "slurm-apptainer.yaml"):
-        text = (SCRIPTS / name).read_text()
-        assert text.count("--generation-config vllm") == text.count("vllm serve") > 0, name
+    (teacher,), (student,) = got["judged"].servers, got["solve"].servers
+    assert (teacher.folder, teacher.model.name, teacher.label) == ("/models/teacher", "big-model", "teacher")
+    assert (student.folder, student.model.name, student.label) == ("/runs/model", "/runs/model", "model")
+    assert got["packs"].servers == got["packs"].asks == ()
+    told = json.loads((write_scripts_of(tmp_path) / "servers/solve.json").read_text())
+    folder = f"{tmp_path}/run/sbatch/servers/solve.${{SLURM_JOB_ID}}/model"
+    assert told == {"model": {"addresses": folder, "name": "/runs/model", "wait_s": 3600}}
 
 
 def test_what_a_script_says(tmp_path: Path) -> None:
@@ -187,8 +164,18 @@ def test_containers(container: str, words: str, tmp_path: Path) -> None:
         ("stages: {{solve: {{array: 101}}}}\nmax_array_size: 100", "(max_array_size: 100)"),
         ("container: {{runtime: pyxis}}", "needs an image"),
         ("container: {{runtime: docker, image: i}}", "known: none, pyxis, apptainer"),
-        ("server: {{command: serve}}", "must use"),
-        ('teacher: {{command: serve "$MODEL" "$PORT"}}', "which model"),
+        ("server: {{command: serve}}", "servers are set by model; write its command under servers: {default"),
+        ("kinds: {{judging.judge: {{server: serve}}}}", "servers are set by model"),
+        ("servers: {{default: {{engine: command, command: serve}}}}", 'must use "$MODEL"'),
+        ("servers: {{default: {{command: serve}}}}", "command and engine: command need each other"),
+        ("servers: {{default: {{gpus: 8, replicas: 3}}}}", "8 GPUs cannot be divided among 3 replicas"),
+        ("servers: {{default: {{gpus: 8, tensor_parallel: 4}}}}", "is 4, and a server has 8 GPUs"),
+        ("servers: {{default: {{nodes: 2, gpus: 8, replicas: 2}}}}", "replicas are on one node"),
+        ("servers: {{default: {{time: '02:00:00'}}}}", "time and partition are those of a pool's jobs"),
+        ("servers: {{default: {{jobs: 1, time: '00:01:00'}}}}", "servers.default.time: '00:01:00' is not above"),
+        ("roles: {{cpus: {{partition: x}}}}", "did you mean 'cpu'"),
+        ("roles: {{cpu: {{sbatch: [qos]}}}}", "roles.cpu.sbatch.0: 'qos' is no option of sbatch"),
+        ("secrets: [HF-TOKEN]", "no name of a variable"),
     ],
 )  # fmt: skip
 def test_mistakes_name_line_and_remedy(line: str, said: str, tmp_path: Path) -> None:
@@ -200,9 +187,9 @@ def test_mistakes_name_line_and_remedy(line: str, said: str, tmp_path: Path) -> 
 
 def test_what_cannot_be_split_or_spread_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'packs'.*cannot be split"):
-        jobs(tmp_path, "templates: {templates}\nstages: {{packs: {{array: 2}}}}\n")
+        jobs(tmp_path, SERVED + "stages: {{packs: {{array: 2}}}}\n")
     with pytest.raises(UserError, match=r"'model'.*one node"):
-        jobs(tmp_path, "templates: {templates}\nstages: {{model: {{nodes: 2}}}}\n")
+        jobs(tmp_path, SERVED + "stages: {{model: {{nodes: 2}}}}\n")
 
 
 def test_a_copied_cluster_file_finds_the_templates_of_the_package(tmp_path: Path) -> None:
@@ -260,7 +247,10 @@ def test_what_is_no_time_limit(written: str) -> None:
 )
 def test_a_time_limit_must_be_above_the_warning(time: str, fits: bool, tmp_path: Path) -> None:
     """Else a job is asked to save as soon as it starts, and is queued again for ever."""
-    text = "templates: {templates}\nwarn_seconds: 300\n" + f'kinds: {{{{rollout.generate: {{{{time: "{time}"}}}}}}}}\n'
+    text = (
+        f'templates: {{templates}}\nwarn_seconds: 300\nkinds: {{{{rollout.generate: {{{{time: "{time}"}}}}}}}}\n'
+        + SERVED
+    )
     if fits:
         assert jobs(tmp_path, text)["solve"].time == time
         return
@@ -270,9 +260,9 @@ def test_a_time_limit_must_be_above_the_warning(time: str, fits: bool, tmp_path:
 
 
 def test_an_array_may_have_as_many_jobs_as_the_cluster_allows(tmp_path: Path) -> None:
-    text = "templates: {templates}\nstages: {{solve: {{array: 1001}}}}\n"
+    text = SERVED + "stages: {{solve: {{array: 1001}}}}\n"
     assert jobs(tmp_path, text)["solve"].array == 1001
-    more = "max_array_size: 2000\ntemplates: {templates}\nstages: {{solve: {{array: 2000}}}}\n"
+    more = SERVED + "max_array_size: 2000\nstages: {{solve: {{array: 2000}}}}\n"
     assert jobs(tmp_path, more)["solve"].array == 2000
 
 
@@ -288,12 +278,12 @@ def test_values_with_blanks_and_signs_of_the_shell_are_quoted(tmp_path: Path) ->
     text = text.replace("{odd}", json.dumps(ODD)).replace("{comment}", json.dumps(f"--comment={ODD}"))
     cluster = load_cluster(cluster_file(tmp_path, text), [s.name for s in STAGES])
     output = tmp_path / ODD
-    write_scripts(plan_jobs(STAGES, cluster, teacher_name="t"), cluster, tmp_path / "r.yaml", output)
+    write_scripts(plan_jobs(STAGES, cluster), cluster, tmp_path / "r.yaml", output)
     for script in set((output / "sbatch").glob("*.sh")) - {output / "sbatch/functions.sh"}:
         subprocess.run(["bash", "-n", str(script)], check=True)
         lines = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH ")]
         words = [shlex.split(line.removeprefix("#SBATCH ")) for line in lines]
-        if script.stem == "submit":
+        if script.name == "submit.sh" or script.name in COPIED:
             continue
         given = dict(w[0].split("=", 1) for w in words if "=" in w[0])
         assert given["--account"] == given["--partition"] == ODD

@@ -44,7 +44,7 @@ SPARE = 8  # tokens of its context that a server may keep for itself
 class HTTPEngine:
     """An :class:`Engine` behind HTTP.
 
-    - ``urls``: base URLs, or the path of a file that lists them (read again when it changes).
+    - ``urls``: base URLs, or the path of a file or folder that lists them (see :class:`ServerPool`).
     - ``model``: its name on the servers.
     - ``tokenizer``: needed for trtllm, useful for cutting stop strings from token ids.
     - ``api``: "completions", or "chat" for prompts in text that the server renders as a user turn.

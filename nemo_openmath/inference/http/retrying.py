@@ -61,14 +61,15 @@ class _History:
     waited_s: float = 0.0  # of the policy's patience
     url: str = "no server"  # of the last attempt
     cause: AttemptFailed | None = None
+    away: str = ""
     avoid: tuple[Endpoint, ...] = ()
 
     @property
     def problem(self) -> str:
-        return str(self.cause or "every server is away")
+        return self.away or str(self.cause)
 
     def add(self, failure: AttemptFailed, server: Endpoint, seconds: float) -> None:
-        self.cause, self.avoid = failure, (server,)
+        self.cause, self.avoid, self.away = failure, (server,), ""
         self.failures += failure.counts
         if not failure.counts:
             self.waits += 1
@@ -95,7 +96,7 @@ class Retrying:
         while not self._closed:
             server, asked = self._pool.pick(conversation, history.avoid), None
             if server is None:
-                delay = self._pool.seconds_until_open()
+                delay, history.away = self._pool.seconds_until_open(), self._pool.away
             else:
                 history.url, began = server.url, time.monotonic()
                 try:

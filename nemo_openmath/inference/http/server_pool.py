@@ -7,7 +7,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -60,8 +60,10 @@ class Endpoint:
 class ServerPool:
     """The servers of one model.
 
-    ``urls``: base URLs, or a file with one URL a line that is read again when it changes. (A server job that restarts
-    on another node writes its new address there.)
+    ``urls``: base URLs, or a path that is read again as it changes:
+
+    - a file with one URL a line. (A server that restarts on another node writes its new address there.)
+    - a folder of files ``*.url`` with one URL each: servers come and go, and for a while none may be there.
     """
 
     def __init__(self, urls: Sequence[str] | Path):
@@ -86,6 +88,10 @@ class ServerPool:
         if self._file is None or (self._servers and now - self._read_at < REREAD_S):
             return
         self._read_at = now
+        if self._file.is_dir():
+            urls = list(_urls_of_folder(self._file))
+            self._servers = {u: self._servers.get(u) or Endpoint(u) for u in urls}
+            return
         try:
             stat = self._file.stat()
             if (stamp := (stat.st_mtime_ns, stat.st_size)) == self._stamp:
@@ -105,6 +111,13 @@ class ServerPool:
             raise UserError(
                 "no list of servers", file=self._file, remedy="start the servers, or name their URLs"
             ) from error
+
+    @property
+    def away(self) -> str:
+        """What is wrong where no server may be asked."""
+        if self._file is not None and not self._servers:
+            return f"no address in {self._file}/*.url"
+        return "every server is away"
 
     def _set(self, urls: Sequence[str]) -> None:
         clean = list(dict.fromkeys(base_url(u) for u in urls))
@@ -135,7 +148,7 @@ class ServerPool:
     def seconds_until_open(self) -> float:
         """Return the seconds until a closed server may be tried again; a moment where one is on trial now."""
         now = time.monotonic()
-        return max(0.05, min(s.closed_until - now for s in self._servers.values()))
+        return max(0.05, min((s.closed_until - now for s in self._servers.values()), default=REREAD_S))
 
     @contextmanager
     def using(self, server: Endpoint) -> Iterator[None]:
@@ -145,6 +158,13 @@ class ServerPool:
             yield
         finally:
             server.in_flight -= 1
+
+
+def _urls_of_folder(folder: Path) -> Iterator[str]:
+    """Yield the URLs in a folder's files ``*.url``. One that is removed meanwhile, or holds no URL, is left out."""
+    for file in sorted(folder.glob("*.url")):
+        with suppress(OSError, UnicodeDecodeError, UserError):
+            yield base_url(file.read_text(encoding="utf-8"))
 
 
 def base_url(url: str) -> str:

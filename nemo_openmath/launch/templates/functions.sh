@@ -93,6 +93,14 @@ fail() { # fail REASON: ends the job for good
   exit 1
 }
 
+address_of() { # address_of NODE: its IPv4 address where the name has one, else the name that Slurm uses
+  local name address
+  name=$(scontrol show node "$1" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+  address=$(getent ahostsv4 "$name" 2>/dev/null | awk 'NR == 1 { print $1 }')
+  [[ $address != 127.* ]] || address='' # a node may have its own name for its loopback, where no other finds it
+  echo "${address:-${name:-$1}}"
+}
+
 # --- Asked to leave ---------------------------------------------------------------------------------------------------
 
 leave_soon() { # leave_soon WHY: a signal came

@@ -1,0 +1,121 @@
+# shellcheck shell=bash disable=SC2154 # the variables named here are set by the scripts that read this file
+# Servers of models, on the side of the job's script: starting them, waiting for them, and ending a pool when nobody
+# needs it. What runs beside the server itself is serve.sh.
+
+server_addresses() { # server_addresses inside|pool COUNT: where the nodes of a server are, and where it listens
+  local i
+  OPENMATH_ADDRESSES=''
+  for ((i = 0; i < $2; i++)); do OPENMATH_ADDRESSES+="$(address_of "${nodes[i]}") "; done
+  OPENMATH_HEAD=${OPENMATH_ADDRESSES%% *}
+  OPENMATH_HEAD_PORT=$((20000 + (SLURM_JOB_ID * 37 + 500 + SECONDS % 100) % 20000))
+  if [ "$1" = inside ]; then # nobody else may ask it
+    OPENMATH_ADDRESS=127.0.0.1 OPENMATH_HOST=127.0.0.1
+  else
+    OPENMATH_ADDRESS=$OPENMATH_HEAD OPENMATH_HOST=0.0.0.0
+  fi
+  export OPENMATH_ADDRESSES OPENMATH_HEAD OPENMATH_HEAD_PORT OPENMATH_ADDRESS OPENMATH_HOST
+}
+
+has_address() { # has_address FOLDER
+  compgen -G "$1/*.url" >/dev/null
+}
+
+# --- Asking ------------------------------------------------------------------------------------------------------------
+
+start_server() { # start_server STEP LABEL FOLDER SECONDS LOG: a server inside this job
+  mkdir -p "$3"
+  rm -f "$3"/*.url # of an attempt that was killed
+  "$1" "$3" &
+  local server=$!
+  wait_for_address "$2" "$3" "$4" start_seconds "$5" "process $server"
+  trap '[ -z "$step" ] || kill -TERM "$step" 2>/dev/null' USR2
+  (
+    while kill -0 "$server" 2>/dev/null; do sleep 5; done
+    [ -n "$asked" ] || echo "the server of $2 has ended for good: see $5" >&2
+    kill -USR2 $$
+  ) &
+}
+
+wait_for_address() { # wait_for_address LABEL FOLDER SECONDS SETTING LOG "process ID"|"job NAME"
+  local began=$SECONDS told=-60
+  until has_address "$2"; do
+    [ -z "$asked" ] || leave 75
+    if [ $((SECONDS - told)) -ge 60 ]; then
+      told=$SECONDS
+      echo "waiting for a server of $1 ($2/*.url), since $((SECONDS - began)) s of $3 ($4); its log is $5" >&2
+      if ! is_there "$6"; then
+        has_address "$2" && break
+        echo "the server of $1 ended before it answered: see $5" >&2
+        exit 1
+      fi
+    fi
+    if [ "${6%% *}" = process ] && ! is_there "$6"; then told=-60; fi
+    if [ $((SECONDS - began)) -ge "$3" ]; then
+      fail "no server of $1 answered within $3 s ($4): see $5"
+    fi
+    sleep 1 &
+    wait $!
+  done
+}
+
+is_there() { # is_there "process ID"|"job NAME": whether the server, or a job of the pool, may still come
+  case $1 in
+    process*) kill -0 "${1#* }" 2>/dev/null ;;
+    *) [ "$(jobs_in_queue "${1#* }")" != 0 ] ;;
+  esac
+}
+
+jobs_in_queue() { # jobs_in_queue NAME ...: how many jobs of this run with these names wait or run; ? where Slurm is away
+  local queue
+  queue=$(squeue --noheader --user="$(id -un)" --format='%j %Z') || { echo '?'; return; }
+  local name count=0
+  for name in "$@"; do
+    count=$((count + $(grep -c -x -F -e "${output##*/}.$name $output" <<<"$queue")))
+  done
+  echo "$count"
+}
+
+# --- A pool ------------------------------------------------------------------------------------------------------------
+
+serve_clients() { # serve_clients STEP FOLDER: serves until no client needs it. Reads: clients, client_jobs
+  local code nap told='' finished='' unneeded=0 looked=$SECONDS
+  mkdir -p "$2"
+  ! clients_are_done || exit 0
+  "$1" "$2" &
+  step=$!
+  while kill -0 "$step" 2>/dev/null; do
+    sleep 3 &
+    nap=$!
+    wait "$nap" # a signal ends it; leave_soon has passed it on
+    if [ -z "$told" ] && [ -e "$2/${task:-0}.0.url" ]; then
+      told=yes
+      record ready url="$(cat "$2/${task:-0}.0.url" 2>/dev/null)"
+    fi
+    [ -z "$asked$finished" ] || continue
+    if clients_are_done; then
+      finished=yes
+    elif [ $((SECONDS - looked)) -ge 20 ]; then
+      looked=$SECONDS
+      # jobs that are queued again are missing for a moment
+      if [ "$(jobs_in_queue "${client_jobs[@]}")" = 0 ]; then unneeded=$((unneeded + 1)); else unneeded=0; fi
+      [ "$unneeded" -lt 3 ] || finished=yes
+    fi
+    if [ -n "$finished" ]; then
+      echo "$name: nobody needs the server any more" >&2
+      kill -USR1 "$step"
+    fi
+  done
+  wait "$step"
+  code=$?
+  step=''
+  rm -f "$2/${task:-0}".*.url
+  if [ -n "$finished" ] || clients_are_done; then exit 0; fi
+  leave $((code ? code : 77))
+}
+
+clients_are_done() { # whether all stages that ask the pool have been made since the launch
+  local stage
+  for stage in "${clients[@]}"; do
+    [ "$output/$stage/manifest.json" -nt "$output/sbatch/jobs.json" ] || return 1
+  done
+}
