@@ -150,7 +150,7 @@ class ModelServer:
             words += [
                 f'--nnodes {self.nodes} --node-rank "$NODE_RANK" --master-addr "$HEAD" --master-port "$HEAD_PORT"'
             ]
-            words += ["--distributed-executor-backend mp $(((NODE_RANK > 0)) && echo --headless)"]
+            words += ['--distributed-executor-backend mp $([ "$NODE_RANK" = 0 ] || echo --headless)']
         return words
 
     def _sglang(self) -> list[str]:

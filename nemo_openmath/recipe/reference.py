@@ -15,6 +15,7 @@ from nemo_openmath.core.errors import UserError, of_the_system
 from nemo_openmath.core.outputs import refuse_foreign_folder
 from nemo_openmath.core.stage import Stage, stage_kinds
 from nemo_openmath.launch import cluster
+from nemo_openmath.launch.model_server import ModelServer
 from nemo_openmath.recipe import file, generate
 from nemo_openmath.recipe.drop_reasons import drop_reasons
 from nemo_openmath.recipe.registry import STAGES
@@ -155,6 +156,8 @@ def _cluster_tables() -> Iterator[str]:
     yield from _table(settings(cluster.Cluster))
     yield from ["", "## Resources of a job", "", "What `default`, `kinds.KIND` and `stages.NAME` may say:", ""]
     yield from _table(settings(cluster.Resources))
+    yield from ["", "## Servers", "", "What `servers.MODEL` may say:", ""]
+    yield from _table(settings(ModelServer))
 
 
 def _page(title: str, text: str | None, tables: Iterable[str]) -> str:

@@ -79,9 +79,9 @@ start() {
 }
 
 end_server() { # and all that it has started
-  local i
+  local tries
   kill -TERM -- "-$server" 2>/dev/null
-  for i in {1..75}; do
+  for ((tries = 0; tries < 75; tries++)); do
     kill -0 -- "-$server" 2>/dev/null || break
     pause 0.2
   done
