@@ -81,7 +81,7 @@ RoleName = Literal["cpu", "gpu", "training", "server"]
 
 
 @dataclass(frozen=True)
-class Place:
+class JobPlace:
     """Where and how a job runs: what the cluster file says for all, and for its role."""
 
     partition: str | None
@@ -228,10 +228,10 @@ class Cluster:
         empty = Resources()
         return self.default.under(self.kinds.get(kind, empty)).under(self.stages.get(stage, empty))
 
-    def place(self, role: RoleName) -> Place:
+    def place(self, role: RoleName) -> JobPlace:
         """Return where and how jobs of a role run."""
         its = Role() if role == "gpu" else getattr(self.roles, role)
-        return Place(
+        return JobPlace(
             partition=its.partition or self.partition,
             account=its.account or self.account,
             sbatch=(*self.sbatch, *its.sbatch),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.launch.cluster import Cluster, Place, Resources, RoleName
+from nemo_openmath.launch.cluster import Cluster, JobPlace, Resources, RoleName
 from nemo_openmath.launch.model_server import ModelServer
 from nemo_openmath.launch.serving import (
     AskedModel,
@@ -52,7 +52,7 @@ class SlurmJob:
     """What it runs, in order; of a pool, the stages that ask it."""
     after: tuple[str, ...]
     """The jobs that must have succeeded before."""
-    place: Place
+    place: JobPlace
     nodes: int = 1
     gpus: int = 0
     """GPUs of each node."""
@@ -113,10 +113,10 @@ def plan_jobs(
         if stage.name not in finished or waits:
             names.add(stage.name)
             todo.append(replace(stage, after=waits))
-    return _Planner(todo, cluster).jobs()
+    return _JobPlanner(todo, cluster).jobs()
 
 
-class _Planner:
+class _JobPlanner:
     """The jobs of the stages that are to be done."""
 
     def __init__(self, todo: Sequence[StageInfo], cluster: Cluster):

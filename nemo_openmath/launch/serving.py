@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.launch.cluster import Cluster, Place
+from nemo_openmath.launch.cluster import Cluster, JobPlace
 from nemo_openmath.launch.model_server import ModelServer
 
 TEACHER, DEFAULT = "teacher", "default"
@@ -33,7 +33,7 @@ class AskedModel:
 
     @property
     def key(self) -> str:
-        """Its name under ``servers`` of a cluster file."""
+        """Return its name under ``servers`` of a cluster file."""
         return TEACHER if self.asked == TEACHER else self.stage or Path(self.folder or self.asked).name
 
 
@@ -47,7 +47,7 @@ class ServedModel:
     label: str
     """The model's name in those of files and jobs."""
     settings: ModelServer
-    place: Place
+    place: JobPlace
     """Where it runs, with its container."""
     gpu_offset: int = 0
     """The first of the job's GPUs on a node that it uses."""

@@ -59,7 +59,7 @@ def planned(name: str, cluster: str) -> tuple[Recipe, list[SlurmJob]]:
     loaded = recipe(name)
     infos = stage_infos(loaded, ROOT / "no-such-run")
     loaded_cluster = load_cluster(ROOT / f"launcher_scripts/{cluster}.yaml", list(loaded.stages))
-    return loaded, plan_jobs(infos, loaded_cluster, teacher_name=loaded.teacher.model)
+    return loaded, plan_jobs(infos, loaded_cluster)
 
 
 @pytest.mark.parametrize("cluster", ["slurm-pyxis", "slurm-apptainer"])
@@ -68,12 +68,12 @@ def test_jobs_get_what_they_use(name: str, cluster: str) -> None:
     loaded, jobs = planned(name, cluster)
     for job in jobs:
         assert loaded.partitions % job.array == 0, f"{job.stage}: {job.array} jobs cannot share alike"
-        assert (job.gpus > 0) == (job.server is not None or job.work == "training"), f"{job.stage}: GPUs"
-        assert job.memory is not None, job.stage
+        assert (job.gpus > 0) == (job.work != "stage"), f"{job.name}: GPUs"
+        assert job.memory is not None, job.name
         if job.kind in ("solutions.grade", "solutions.majority_answers", "solutions.summarize", "evaluation.metrics"):
             assert job.cpus == 1 + loaded.grading.workers, f"{job.stage}: a client and its graders"
         elif job.kind == "rollout.generate":
             assert loaded.sandbox.workers is not None
-            assert job.cpus > 1 + loaded.sandbox.workers, f"{job.stage}: none are left for the server"
+            assert job.cpus > 1 + loaded.sandbox.workers, f"{job.stage}: a client and its sandbox"
         elif job.kind in ("solutions.filter", "solutions.rows", "solutions.hardness", "judging.judge"):
             assert job.cpus == 1, f"{job.stage}: one process of Python"
