@@ -23,6 +23,8 @@ def add(groups: Any) -> None:
     status.add_argument("--graph", action="store_true", help="what waits for what")
     status.add_argument("--verdict", action="store_true", help="one line: how it ended, or how it stands")
 
+    status.add_argument("--ended", action="store_true", help="no stage runs any more, also where Slurm cannot be asked")
+
     logs = verb(verbs, "logs", "the log of a job", _logs, interrupted=AGAIN)
     _run(logs)
     logs.add_argument("stage", metavar="STAGE[.TASK]", help="a stage or another job; .3 is task 3 of an array")
@@ -59,7 +61,7 @@ def _status(options: argparse.Namespace) -> None:
     from nemo_openmath.launch.view_graph import graph_lines
     from nemo_openmath.launch.view_status import status_data, status_nodes
 
-    state = run_state(read_run(options.run))
+    state = run_state(read_run(options.run), ended=options.ended)
     if options.json:
         print(orjson.dumps(status_data(state), option=orjson.OPT_INDENT_2).decode())
     elif options.verdict:

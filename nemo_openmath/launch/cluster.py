@@ -30,6 +30,7 @@ from nemo_openmath.core.config import Source
 from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.launch.container import Container
 from nemo_openmath.launch.model_server import ModelServer
+from nemo_openmath.launch.notify import Notify
 from nemo_openmath.launch.values import check_amounts, one_line, sbatch_option, time_limit
 
 WarnSeconds = Annotated[int, Bounds(0, 65535)]  # what sbatch accepts
@@ -197,6 +198,8 @@ class Cluster:
     """How often in a row a job may be asked to leave, with nothing new saved in between, before it counts as failed."""
     hang_seconds: NonNegativeInt = 1800
     """How long a stage may go without a step or a token before it counts as hanging; 0: for ever."""
+    notify: Notify = field(default_factory=Notify)
+    """Who is told when a job fails for good, and when the run has ended."""
     gpus_option: Literal["--gpus-per-node", "--gpus-per-task", "--gres", "none"] = "--gpus-per-node"
     """How GPUs are asked for. ``none`` where they come with the node."""
     max_array_size: PositiveInt = 1001

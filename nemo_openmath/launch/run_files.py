@@ -208,7 +208,7 @@ def read_journal(path: Path) -> list[Attempt]:
 def addresses(run: RunFiles, server: str) -> list[str]:
     """Return the addresses of the model servers of a job that answer."""
     out = []
-    for file in sorted((run.sbatch / SERVERS / server).glob("*.url")):
+    for file in sorted((run.sbatch / SERVERS / server.removeprefix("server.")).glob("*.url")):
         try:
             out.append(file.read_text().strip())
         except OSError:  # it has just left

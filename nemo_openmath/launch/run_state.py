@@ -29,8 +29,11 @@ _KILLED = {
 }
 
 
-def run_state(run: RunFiles, now: float | None = None) -> RunState:
-    """Ask Slurm, where it is at hand, and put together how each job of the run stands."""
+def run_state(run: RunFiles, now: float | None = None, *, ended: bool = False) -> RunState:
+    """Ask Slurm, where it is at hand, and put together how each job of the run stands.
+
+    ``ended``: where Slurm cannot be asked, it is known that no stage is queued or runs any more.
+    """
     now = time.time() if now is None else now
     ids = {task: run.job_id(task) for job in run.jobs.values() for task in job.tasks}
     slurm, known = "no Slurm on this machine: from the run's own files", None
@@ -46,6 +49,8 @@ def run_state(run: RunFiles, now: float | None = None) -> RunState:
     views: dict[str, JobView] = {}
     for job in run.jobs.values():
         tasks = tuple(_with_accounting(states[task], told) for task in job.tasks)
+        if ended and known is None and job.work in ("stage", "training"):
+            tasks = tuple(map(_when_ended, tasks))
         views[job.name] = _view(run, job, tasks, views, now, known is not None)
     return RunState(run, views, now, slurm)
 
@@ -148,6 +153,15 @@ def _by_files(base: TaskState, job: PlannedJob, last: Attempt | None, submitted:
     return replace(base, state=state, since=last.ready or start, start=start, left=limit - (now - start))
 
 
+def _when_ended(task: TaskState) -> TaskState:
+    """A task of which its files say that it waits or runs, and which has ended."""
+    if task.state in ACTIVE:
+        return replace(task, state=JobState.GONE, reason="killed from outside: no end in its journal")
+    if task.state in (JobState.QUEUED, JobState.AGAIN):
+        return replace(task, state=JobState.CANCELLED, reason="")
+    return task
+
+
 def _with_accounting(task: TaskState, told: Mapping[str, tuple[str, str]]) -> TaskState:
     """Say of a job that is gone what Slurm's accounting says of it."""
     if task.state is not JobState.GONE or task.id is None or task.id not in told:
@@ -164,8 +178,10 @@ def _view(
     run: RunFiles, job: PlannedJob, tasks: tuple[TaskState, ...], before: Mapping[str, JobView], now: float, known: bool
 ) -> JobView:
     earlier = [before[name] for name in job.after if name in before]
-    if job.work != "report":  # which runs whatever became of the others
-        tasks = tuple(_with_dependency(task, earlier, asked=known) for task in tasks)
+    roots = list(dict.fromkeys(root for view in earlier if view.state in BAD for root in _roots(view)))
+    if job.work == "report":  # which runs whatever became of the others
+        roots = []
+    tasks = tuple(_with_dependency(task, earlier, roots, asked=known) for task in tasks)
     counts = Counter(task.state for task in tasks)
     order = (*ACTIVE, JobState.FAILED, JobState.GONE, JobState.CANCELLED, *WAITING[::-1], JobState.DONE)
     state = next(state for state in order if counts[state])
@@ -179,9 +195,11 @@ def _view(
     return JobView(job, state, tasks, reason, progress, urls, _other_code(run, job))
 
 
-def _with_dependency(task: TaskState, earlier: Sequence[JobView], *, asked: bool) -> TaskState:
-    """Say for which jobs a job waits, or because of which it never ran. ``asked``: whether Slurm was asked."""
-    roots = list(dict.fromkeys(root for view in earlier if view.state in BAD for root in _roots(view)))
+def _with_dependency(task: TaskState, earlier: Sequence[JobView], roots: Sequence[str], *, asked: bool) -> TaskState:
+    """Say for which jobs a job waits, or because of which it never ran: ``roots``, those that failed.
+
+    ``asked``: whether Slurm was asked.
+    """
     never = (JobState.CANCELLED, JobState.GONE) if asked else (JobState.CANCELLED, JobState.GONE, JobState.QUEUED)
     if task.state in never and not task.attempt and roots:
         return replace(task, state=JobState.CANCELLED, reason=_because(roots))

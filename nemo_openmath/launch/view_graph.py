@@ -50,11 +50,11 @@ def graph_lines(nodes: Sequence[Node], width: int = 100) -> list[str]:
     """Return the graph as text: a line for each job, indented by its level, with the jobs that it waits for."""
     level, waits = levels(nodes), direct(nodes)
     deepest = max(level.values(), default=0)
-    step = 2 if 2 * deepest <= width // 3 else 1 if deepest <= width // 3 else 0
+    step = min(2.0, width / 3 / max(1, deepest))  # so that a third of the width is left free at least
     lines = []
     for node in nodes:
         state = f" [{node.state}]" if node.state else ""
-        head = f"{'' if not step else ' ' * (step * level[node.name])}{node.name}{state}"
+        head = f"{' ' * int(step * level[node.name])}{node.name}{state}"
         head += f" ({node.note})" if node.note else ""
         names = list(waits[node.name])
         tail = ""

@@ -10,6 +10,7 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.launch import AskedModel, Cluster, StageInfo, load_cluster, plan_jobs, submit, write_scripts
 from nemo_openmath.launch.actions import refuse_queued
 from nemo_openmath.launch.code_snapshot import write_code
+from nemo_openmath.launch.report_job import report_job
 from nemo_openmath.launch.run_files import read_run
 from nemo_openmath.launch.view_graph import GRAPH, graph_lines, graph_svg
 from nemo_openmath.launch.view_status import planned_nodes
@@ -63,6 +64,7 @@ def launch_recipe(
         print(f"not ready to run: {error}")
     snapshot, _ = write_snapshots(recipe, overrides, cluster_file, output, {"until": until})
     code = write_code(output.resolve() / "sbatch", copy=cluster.copies_code)
+    jobs.append(report_job(jobs, cluster))
     script = write_scripts(jobs, cluster, snapshot, output, code=code)
     print(f"{len(jobs)} jobs: {script.parent}")
     nodes = planned_nodes(read_run(output))

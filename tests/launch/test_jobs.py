@@ -100,6 +100,8 @@ def test_a_job_that_nobody_knows_and_that_wrote_no_end_is_gone(tmp_path: Path, m
     assert (said["a"]["state"], said["b"]["state"]) == ("gone", "cancelled")
     assert said["a"]["reason"].startswith("killed from outside")
     assert odd.state(monkeypatch, slurm=False)["a"]["state"] == "running"  # as far as its files tell
+    known = run_state(read_run(odd.output), NOW, ended=True)
+    assert [view.state for view in known.jobs.values()] == ["gone", "cancelled"]
     (odd.output / "a").mkdir()
     (odd.output / "a/manifest.json").write_text("{}")  # it had been finished all the same
     os.utime(odd.output / "a/manifest.json", (NOW, NOW))
@@ -143,8 +145,8 @@ def test_progress_servers_and_other_code(tmp_path: Path, monkeypatch: pytest.Mon
     jobs = [planned("server.m", work="server"), planned("a", servers=["server.m"]), planned("t", work="training")]
     odd = Launched(tmp_path, *jobs).submitted(**{"server.m": "1", "a": "2", "t": "3"})
     odd.event("server.m", "start").event("server.m", "ready", ago=400).squeue("1", "RUNNING").squeue("2", "RUNNING")
-    (odd.sbatch / "servers/server.m").mkdir(parents=True)
-    (odd.sbatch / "servers/server.m/0.url").write_text("http://n1:8000\n")
+    (odd.sbatch / "servers/m").mkdir(parents=True)
+    (odd.sbatch / "servers/m/0.url").write_text("http://n1:8000\n")
     (odd.sbatch / "code.json").write_text('{"digest": "x"}')
     odd.event("a", "start", "2").event("a", "code", "2", version="0.3", commit=None, digest="y")
     (odd.output / ".progress").mkdir()

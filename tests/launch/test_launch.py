@@ -84,7 +84,7 @@ def test_every_script_is_bash_and_every_stage_has_one(recipe: str, cluster: str,
     for path in written:
         subprocess.run(["bash", "-n", str(path)], check=True)
         assert path.name == "submit.sh" or f"{tmp_path}/run/sbatch/recipe.yaml" in path.read_text()
-    submitted = re.findall(r"^submit (\S+)", (tmp_path / "run/sbatch/submit.sh").read_text(), re.M)
+    submitted = re.findall(r"^submit(?:_last)? (\S+)", (tmp_path / "run/sbatch/submit.sh").read_text(), re.M)
     assert sorted(submitted) == sorted(p.stem for p in written if p.stem != "submit")
 
 
