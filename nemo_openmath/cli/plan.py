@@ -30,6 +30,9 @@ def add(groups: Any) -> None:
     plan.add_argument("--steps", type=int, metavar="N", help="of the training; default: the job's or the recipe's")
     plan.add_argument("--rows", type=int, default=15, metavar="N", help="layouts shown; 0: all (default 15)")
     whole = plan.add_argument_group("of a recipe")
+    whole.add_argument("--cluster", type=Path, metavar="FILE", help="price every stage on this cluster")
+    whole.add_argument("--price", type=float, metavar="P", help="of a GPU-hour")
+    whole.add_argument("--json", action="store_true", help="print JSON")
     whole.add_argument("--assume", action="append", default=[], metavar="KEY=VALUE", help="such as tokens.cot=9000")
     whole.add_argument("--problems", type=float, metavar="N", help="that the first generation solves")
     whole.add_argument("--mtbf-hours", type=float, metavar="H", help="between failures of a node; default 6335")
@@ -73,8 +76,11 @@ def _recipe(options: argparse.Namespace) -> None:
 
 
 def _print(answer: Any) -> None:
-    """Print tables no wider than 100 columns, also where no terminal says its width."""
+    """Print tables no wider than 100 columns, also where no terminal says its width; a text as it is."""
     from rich.console import Console
 
+    if isinstance(answer, str):
+        print(answer)
+        return
     console = Console(soft_wrap=False)
     Console(soft_wrap=False, width=min(100, console.width) if console.is_terminal else 100).print(answer)

@@ -9,11 +9,11 @@ x-plan:                          # in a recipe; `openmath plan` alone reads it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from nemo_openmath.core.bounds import NonNegativeFloat, PositiveFloat, PositiveShare, Share
-from nemo_openmath.core.build import OVERRIDE, Builder, nearest
+from nemo_openmath.core.build import Builder, nearest
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.recipe.file import Recipe
@@ -72,13 +72,38 @@ def read_assumptions(recipe: Recipe, given: Sequence[str] = ()) -> CostAssumptio
     return assumptions
 
 
-def origin_of(recipe: Recipe, given: Sequence[str], setting: str) -> str:
-    """Return where an assumption comes from: ``--assume``, a file and its line, or ``assumed``."""
+def assumption_lines(recipe: Recipe, assumptions: CostAssumptions, given: Sequence[str]) -> list[str]:
+    """Return what is assumed of records and of generation, with the origin of each number."""
+    origins: dict[str, list[str]] = {}
+    for section in fields(CostAssumptions):
+        value = getattr(assumptions, section.name)
+        for name, number in value.items() if isinstance(value, dict) else ():
+            key = f"{section.name}.{name}"
+            words = f"{key} {number:g}" if number < 1000 else f"{key} {number:,.0f}"
+            origins.setdefault(_origin(recipe, given, key), []).append(words)
+    texts = [f"{origin}: {', '.join(words)}" for origin, words in origins.items()]
+    numbers = {
+        "solution_tokens": "tokens of a solution, at most half of its max_tokens (what benchmarks/scale.py writes)",
+        "reply_tokens": "tokens of a short reply",
+        "memory_share": "of the memory bandwidth in decoding",
+        "compute_share": "of the peak in decoding and in prompts",
+        "load_minutes": "minutes until a model server answers",
+    }
+    for name, words in numbers.items():
+        origin = _origin(recipe, given, name)
+        texts.append(f"{origin}: {name} {getattr(assumptions, name):,g}: {words}")
+    texts.append("records a second of stages without a model, and bytes: docs/background/performance.md, measured")
+    texts.append("anything: --assume key=value, or x-plan: in the recipe")
+    return texts
+
+
+def _origin(recipe: Recipe, given: Sequence[str], setting: str) -> str:
+    """Where an assumption comes from: ``--assume``, ``x-plan`` of a file, or ``assumed``."""
     if any(text.partition("=")[0].strip() == setting for text in given):
         return "--assume"
     origin = Source.read(recipe.path).origin((SECTION, *setting.split(".")))
-    written = origin is not OVERRIDE and origin.line is not None
-    return f"{Path(origin.file).name}:{origin.line}" if written else "assumed"
+    written = setting.split(".")[0] in (Source.read(recipe.path).data.get(SECTION) or {})
+    return f"x-plan of {Path(origin.file).name}" if written else "assumed"
 
 
 def unknown_records(recipe: Recipe, names: Sequence[str]) -> UserError:

@@ -39,6 +39,8 @@ class StageRequests:
     """Tokens of a mean answer."""
     concurrency: int
     """Answers that a job has in flight, at most."""
+    together: int
+    """Answers to the same prompt that are asked for at the same time."""
 
     @property
     def tokens(self) -> float:
@@ -77,11 +79,10 @@ def stage_requests(
         prompts = answers = numbers.read * (most if asked is None else asked)
         if "threads" in entry.inputs:
             prompt = prompt or THREAD_TOKENS
-    concurrency = getattr(stage.config, "concurrency", 256) * (
-        stage.config.candidates if isinstance(stage, Summarize) else 1
-    )
+    together = stage.config.candidates if isinstance(stage, Summarize) else 1
+    concurrency = together * getattr(stage.config, "concurrency", 256)
     return [
-        StageRequests(name, engine, prompts, prompt or PROMPT_TOKENS, answers, answer, concurrency)
+        StageRequests(name, engine, prompts, prompt or PROMPT_TOKENS, answers, answer, concurrency, together)
         for engine in dict.fromkeys(stage.engines())
     ]
 

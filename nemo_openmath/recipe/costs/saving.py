@@ -103,6 +103,12 @@ class SavingCosts:
         return self.size * 3600 / (self.every * self.step + self.failures.stall) if self.every else 0.0
 
     @property
+    def busy(self) -> float:
+        """Return the share of the time in which a checkpoint is being written, at the recipe's own interval."""
+        model = self.failures
+        return (model.writing or model.stall) / (self.every * self.step + model.stall) if self.every else 0.0
+
+    @property
     def stalled(self) -> float:
         """Return the share of the time in which saves stop the training, at the recipe's own interval."""
         return self.failures.stall / (self.every * self.step + self.failures.stall) if self.every else 0.0

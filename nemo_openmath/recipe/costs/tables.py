@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from nemo_openmath.recipe.costs.saving import SavingCosts
 from nemo_openmath.recipe.costs.trainings import TrainingPlan
+from nemo_openmath.recipe.costs.whole import GenerationCosts, RecipeCosts
 from nemo_openmath.training.planning.gpus import GIB
 from nemo_openmath.training.planning.layouts import Estimate, Plan
 from nemo_openmath.training.planning.table import assumed_lines, describe
@@ -90,10 +91,10 @@ def _advice(plan: TrainingPlan) -> Text:
 
 def saving_table(stages: Sequence[str], costs: Sequence[SavingCosts]) -> Table:
     """Return how often each training saves and should save, and what is lost either way."""
-    caption = "lost: share of the time, to saving and to what failures undo"
+    caption = "lost: share of the time, to saving and to what failures undo; busy: share in which one is written"
     table = Table(title="Checkpoints", title_justify="left", padding=(0, 1, 0, 0), caption=caption)
     table.add_column("stage")
-    for name in ("GB each", "stops s", "written s", "failures/week", "every", "lost", "best", "lost", "GB/hour"):
+    for name in ("GB each", "stops s", "written s", "failures/week", "every", "lost", "best", "lost", "GB/h", "busy"):
         table.add_column(name, justify="right")
     for stage, cost in zip(stages, costs, strict=True):
         model = cost.failures
@@ -108,5 +109,98 @@ def saving_table(stages: Sequence[str], costs: Sequence[SavingCosts]) -> Table:
             f"{cost.best:,}",
             f"{cost.lost(cost.best):.2%}",
             f"{cost.bytes_per_hour / 1e9:,.0f}",
+            f"{cost.busy:.1%}",
         )
     return table
+
+
+def show_costs(costs: RecipeCosts, sources: Sequence[str], price: float | None) -> Group:
+    """Return what a whole recipe costs: its stages, what its models generate, its trainings, the sum of all."""
+    parts: list[RenderableType] = [lines(*sources), _stages(costs)]
+    if generations := [part for stage in costs.stages for part in stage.generations]:
+        parts.append(_generations(generations))
+    if costs.trainings:
+        parts += [_layouts(costs.trainings), *(_advice(plan) for plan in costs.trainings)]
+        parts.append(saving_table([plan.stage for plan in costs.trainings], costs.saving))
+    return Group(*parts, lines(*_sums(costs, price)))
+
+
+def _stages(costs: RecipeCosts) -> Table:
+    caption = "*: the whole takes as long as these; +N: a job reaches its time limit so often, and goes on"
+    table = Table(title=f"{costs.name}: stages", title_justify="left", padding=(0, 1, 0, 0), caption=caption)
+    table.add_column("stage")
+    for name in ("jobs", "nodes x GPUs", "records", "GPU-hours", "node-h", "core-h", "hours", "disk GB"):
+        table.add_column(name, justify="right")
+    for stage in costs.stages:
+        mark = " *" if stage.stage in costs.path else ""
+        jobs = f"{stage.jobs}" + (f" ({stage.running})" if stage.running < stage.jobs else "")
+        shape = f"{stage.nodes} x {stage.gpus}" if stage.gpus else ""
+        records = "" if stage.records is None else f"{stage.records:,.0f}"
+        gpu_hours = _hours(stage.gpu_hours)
+        if stage.elsewhere_hours:
+            gpu_hours = f"({_hours(stage.elsewhere_hours)})"
+        again = f" +{stage.again}" if stage.again else ""
+        hours = [gpu_hours, _hours(stage.node_hours), _hours(stage.core_hours), _hours(stage.seconds / 3600) + again]
+        if stage.unpriced:
+            hours = ["?", "?", "?", "?"]
+        table.add_row(stage.stage + mark, jobs, shape, records, *hours, f"{stage.disk.peak / 1e9:,.1f}")
+    return table
+
+
+def _hours(hours: float) -> str:
+    return "" if not hours else f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}" if hours >= 0.1 else "<0.1"
+
+
+def _generations(parts: Sequence[GenerationCosts]) -> Table:
+    caption = "server: in each job, of a pool, or elsewhere (its GPU-hours stand in brackets above); !: given"
+    table = Table(title="Generation", title_justify="left", padding=(0, 1, 0, 0), caption=caption)
+    table.add_column("stage")
+    table.add_column("model", overflow="ellipsis")
+    table.add_column("server")
+    for name in ("x GPUs", "at once", "tok/s/GPU", "answers", "tokens", "prompt"):
+        table.add_column(name, justify="right")
+    for part in parts:
+        table.add_row(
+            part.stage,
+            part.model,
+            part.where,
+            f"{part.servers} x {part.server_gpus}",
+            f"{part.in_flight:,.0f}",
+            f"{part.tokens_per_gpu:,.0f}" + (" !" if part.given else ""),
+            f"{part.answers:,.0f}",
+            f"{part.answer_tokens:,.0f}",
+            f"{part.prompt_tokens:,.0f}",
+        )
+    return table
+
+
+def _sums(costs: RecipeCosts, price: float | None) -> list[str]:
+    """The sentences that sum up."""
+    stages = costs.stages
+    trained = sum(s.gpu_hours for s in stages if s.kind == "training.sft")
+    least = "at least " if any(stage.unpriced for stage in stages) else ""
+    texts = [
+        f"GPU-hours: {least}{costs.gpu_hours:,.0f} ({trained:,.0f} training, {costs.gpu_hours - trained:,.0f} "
+        "generation); "
+        f"node-hours with GPUs: {sum(s.node_hours for s in stages):,.0f}; "
+        f"core-hours without: {sum(s.core_hours for s in stages):,.0f}"
+    ]
+    if costs.elsewhere_hours:
+        texts.append(f"and {costs.elsewhere_hours:,.0f} GPU-hours of servers that are not in the cluster file")
+    if price is not None:
+        total = costs.gpu_hours + costs.elsewhere_hours
+        texts.append(f"price: {price * total:,.0f} for {total:,.0f} GPU-hours at {price:g} each (--price)")
+    lasting, peak = sum(s.disk.lasting for s in stages), sum(s.disk.peak for s in stages)
+    texts.append(
+        f"disk: {lasting / 1e12:,.2f} TB in the end, {peak / 1e12:,.2f} TB at most, models and data not counted"
+    )
+    texts.append(f"time: {least}{costs.seconds / 86400:.1f} days along {' > '.join(_long(costs))}")
+    texts.append("not in it: waiting for machines, servers that wait for a client, answers that end late")
+    texts += [f"not priced: {s.stage}: {s.unpriced}" for s in stages if s.unpriced]
+    return texts
+
+
+def _long(costs: RecipeCosts) -> list[str]:
+    """The stages of the path that take a hundredth of it or more."""
+    seconds = {stage.stage: stage.seconds for stage in costs.stages}
+    return [name for name in costs.path if seconds[name] >= 0.01 * costs.seconds]
