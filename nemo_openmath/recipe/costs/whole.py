@@ -304,11 +304,14 @@ class _Pricing:
 
     def _answers(self, request: StageRequests, machines: _Machines) -> GenerationCosts | str:
         """What the answers of one model cost; a sentence where nothing can be said."""
-        model = model_of(self.recipe, request.engine)
+        server, model = self._server(request.engine), model_of(self.recipe, request.engine)
+        if request.engine == "teacher" and self.recipe.teacher.is_stand_in:
+            return "the stand-in teacher is no model"
+        if request.engine != "teacher" and server is None and self.recipe.student.kind != "http":
+            return f"{model.name} generates inside the stage's own process"
         sizes = decoded_model(model)
         if sizes is None:
             return f"the sizes of {model.name} are not known"
-        server = self._server(request.engine)
         if server is not None and server.gpus == 0:
             return f"{model.name} is served without GPUs"
         kind = self._gpu(request.stage)
