@@ -13,7 +13,7 @@ from nemo_openmath.cli.main import build_parser
 from nemo_openmath.cli.registry import register_all
 from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.launch import load_cluster
-from nemo_openmath.recipe.file import load_recipe
+from nemo_openmath.recipe.file import is_recipe, load_recipe
 from nemo_openmath.recipe.generate import load_job
 from nemo_openmath.training.worker import read_job
 from tests.docs.blocks import TOP, Block
@@ -77,7 +77,10 @@ def check_openmath(arguments: list[str], folder: Path) -> None:
         assert options.kind in stage_kinds(), f"{options.kind}: no such kind of stage"
     if verb in ("recipe run", "recipe show", "launch") and (folder / options.recipe).is_file():
         _check_recipe(options, overrides, folder)
-    if verb in ("sft", "plan") and (job := folder / (options.job if verb == "sft" else options.config)).is_file():
+    if verb == "plan" and is_recipe(folder / options.config):
+        options.recipe = options.config
+        _check_recipe(options, overrides, folder)
+    elif verb in ("sft", "plan") and (job := folder / (options.job if verb == "sft" else options.config)).is_file():
         read_job(job, overrides)
     if verb == "generate" and (folder / options.job).is_file():
         load_job(folder / options.job, overrides)

@@ -116,11 +116,21 @@ def test_a_recipe_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_numbers_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {stage["stage"]: stage for stage in priced(tmp_path, capsys)["stages"]}
-    words = ("--problems", "1000", "--assume", "tokens.cot_qwq=4096", "--assume", "tokens_per_gpu.QwQ-32B=1000")
+    words = (
+        "--problems",
+        "1000",
+        "--assume",
+        "tokens_per_gpu.Qwen2.5-14B=2000",
+        "--assume",
+        "tokens.cot_qwq=4096",
+        "--assume",
+        "tokens_per_gpu.QwQ-32B=1000",
+    )
     after = {stage["stage"]: stage for stage in priced(tmp_path, capsys, *words)["stages"]}
     assert after["cot_qwq"]["records"] == pytest.approx(2000)
     (part,) = after["cot_qwq"]["generations"]
     assert (part["answer_tokens"], part["tokens_per_gpu"], part["given"]) == (4096, 1000, True)
+    assert after["tir2"]["generations"][0]["tokens_per_gpu"] == 2000
     assert after["probe"]["records"] == pytest.approx(32_000)
     assert before["benchmark"]["records"] == after["benchmark"]["records"] == 20_000
 

@@ -60,8 +60,15 @@ def read_assumptions(recipe: Recipe, given: Sequence[str] = ()) -> CostAssumptio
     """
     source = Source.read(recipe.path)
     source.data = {SECTION: source.data.get(SECTION) or {}}
-    for text in given:
+    dotted: dict[str, tuple[str, str]] = {}  # a word that stands for it -> (section, name)
+    for number, text in enumerate(given):
+        section, _, name = text.partition("=")[0].strip().partition(".")
+        if "." in name:  # of a model, such as tokens_per_gpu.Qwen2.5-14B
+            dotted[word := f"name{number}"] = section, name
+            text = f"{section}.{word}={text.partition('=')[2]}"
         source._override(f"{SECTION}.{text}")
+    for word, (section, name) in dotted.items():
+        source.data[SECTION][section][name] = source.data[SECTION][section].pop(word)
     builder = Builder(source.origin, Path(recipe.path).parent)
     assumptions = builder.build(CostAssumptions, source.data[SECTION], (SECTION,))
     for section in ("records", "kept", "asked", "tokens", "prompt_tokens"):
