@@ -150,7 +150,7 @@ def best_decoding(
 ) -> Decoding | None:
     """Return the fastest server of ``model`` where a job of ``job_gpus`` GPUs holds as many of them as it can, which
     share ``asked`` answers. A model that no job holds gets as many jobs as it needs."""
-    choices = []
+    choices: list[Decoding] = []
     for gpus in REPLICAS:
         servers = max(1, job_gpus // gpus)
         pipeline = max(1, gpus // gpu.per_node)
