@@ -29,10 +29,10 @@ def add(groups: Any) -> None:
     plan.add_argument("--batch-samples", type=int, metavar="N", help="of a step; default: the job's, or 1024")
     plan.add_argument("--steps", type=int, metavar="N", help="of the training; default: the job's or the recipe's")
     plan.add_argument("--rows", type=int, default=15, metavar="N", help="layouts shown; 0: all (default 15)")
+    plan.add_argument("--json", action="store_true", help="print JSON")
     whole = plan.add_argument_group("of a recipe")
     whole.add_argument("--cluster", type=Path, metavar="FILE", help="price every stage on this cluster")
     whole.add_argument("--price", type=float, metavar="P", help="of a GPU-hour")
-    whole.add_argument("--json", action="store_true", help="print JSON")
     whole.add_argument("--assume", action="append", default=[], metavar="KEY=VALUE", help="such as tokens.cot=9000")
     whole.add_argument("--problems", type=float, metavar="N", help="that the first generation solves")
     whole.add_argument("--mtbf-hours", type=float, metavar="H", help="between failures of a node; default 6335")
@@ -47,12 +47,18 @@ def _plan(options: argparse.Namespace) -> None:
     if is_recipe(Path(options.config)):
         _recipe(options)
         return
+    given = [f"--{name}" for name in ("cluster", "price", "problems", "assume") if getattr(options, name)]
+    if given:
+        raise UserError(f"{given[0]} is of a recipe", file=options.config, remedy="give a recipe, or leave it out")
     if options.gpus is None or options.gpu is None:
         raise UserError("how many GPUs, and which?", remedy="give --gpus N and --gpu KIND, such as --gpu h100")
     _training(options)
 
 
 def _training(options: argparse.Namespace) -> None:
+    import orjson
+
+    from nemo_openmath.training.planning.as_json import plan_json
     from nemo_openmath.training.planning.gpus import gpu
     from nemo_openmath.training.planning.layouts import HEADROOM, make_plan
     from nemo_openmath.training.planning.speed import DEFAULT_MFU
@@ -64,7 +70,10 @@ def _training(options: argparse.Namespace) -> None:
     mfu = DEFAULT_MFU if options.mfu is None else options.mfu
     headroom = HEADROOM if options.headroom is None else options.headroom
     plan = make_plan(work, gpu(options.gpu), options.gpus, mfu, headroom)
-    _print(show(plan, max(0, options.rows)))
+    rows = max(0, options.rows)
+    _print(
+        orjson.dumps(plan_json(plan, rows), option=orjson.OPT_INDENT_2).decode() if options.json else show(plan, rows)
+    )
 
 
 def _recipe(options: argparse.Namespace) -> None:

@@ -148,6 +148,7 @@ def test_a_jobs_own_layout_is_priced(job: Path) -> None:
         ("qwen2.5-14b --gpus 8 --gpu h100 --capacity 200000", "set --capacity to 131072 or less"),
         ("qwen2.5-14b --gpus 8 --gpu h100 --batch-samples 0", "choose it 1 or more"),
         ("qwen2.5-15b --gpus 8 --gpu h100", "qwen2.5-14b"),
+        ("qwen2.5-14b --gpus 8 --gpu h100 --price 2", "give a recipe, or leave it out"),
         ("EMPTY --gpus 8 --gpu h100", "no config.json"),
         ("qwen2.5-14b --gpus 8", "give --gpus N and --gpu KIND"),
         ("JOB --gpus 24 --gpu h100", "set --gpus to a multiple of 16"),

@@ -12,5 +12,7 @@ storage.py      bytes on disk by stage
 saving.py       what a training loses to saving and to failures, at its own interval and at the best
 processors.py   records a second of the stages that need no model
 whole.py        a recipe on a cluster: every job's hours, and the time of the whole graph
+command.py      what `openmath plan RECIPE` does
 tables.py       the answer as text and tables
+as_json.py      the same for programs
 """

@@ -11,7 +11,7 @@ import orjson
 from nemo_openmath.recipe.costs.saving import SavingCosts
 from nemo_openmath.recipe.costs.trainings import TrainingPlan
 from nemo_openmath.recipe.costs.whole import RecipeCosts
-from nemo_openmath.training.planning.layouts import Estimate
+from nemo_openmath.training.planning.as_json import layout_json
 
 
 def trainings_json(plans: Sequence[TrainingPlan], saving: Sequence[SavingCosts]) -> str:
@@ -49,8 +49,8 @@ def _trainings(plans: Sequence[TrainingPlan], saving: Sequence[SavingCosts]) -> 
             {
                 "stage": plan.stage,
                 "steps": steps,
-                "own": None if own is None else _layout(own, steps),
-                "offered": _layout(plan.plan.offered, steps),
+                "own": None if own is None else layout_json(own, steps),
+                "offered": layout_json(plan.plan.offered, steps),
                 "settings": [] if plan.advice is None else plan.advice.settings,
                 "checkpoint": {
                     "bytes": cost.size,
@@ -66,16 +66,6 @@ def _trainings(plans: Sequence[TrainingPlan], saving: Sequence[SavingCosts]) -> 
             }
         )
     return out
-
-
-def _layout(choice: Estimate, steps: int | None) -> dict[str, Any]:
-    return {
-        **asdict(choice.layout),
-        "memory_bytes": choice.memory.total,
-        "step_seconds": choice.time.total,
-        "mfu": choice.mfu,
-        "gpu_hours": None if steps is None else choice.gpu_hours(steps),
-    }
 
 
 def _text(value: dict[str, Any]) -> str:
