@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -42,10 +44,10 @@ AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=0,batch_sched_delay=0
+SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0,batch_sched_delay=0
 SlurmdParameters=config_overrides
 ReturnToService=2
-KillWait=5
+KillWait=3
 OverTimeLimit=0
 MinJobAge=600
 JobRequeue=1
@@ -86,9 +88,36 @@ def slurm(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[dict[str, str
         yield environment
     finally:
         subprocess.run(["scancel", f"--user={getpass.getuser()}"], env=environment, check=False)
-        for pid_file in [*folder.glob("slurmd.*.pid"), folder / "slurmctld.pid", folder / "munged.pid"]:
-            if pid_file.exists():
-                _stop(int(pid_file.read_text()))
+        pid_files = [*folder.glob("slurmd.*.pid"), folder / "slurmctld.pid", folder / "munged.pid"]
+        _stop([int(path.read_text()) for path in pid_files if path.exists()])
+
+
+def states(environment: dict[str, str], run: Path) -> dict[str, str]:
+    """Stage (and array task) -> state of its newest job, as scontrol knows it, of finished jobs too."""
+    lines = subprocess.run(
+        ["scontrol", "--oneliner", "show", "job"], env=environment, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    found: dict[str, str] = {}
+    for line in lines:
+        if f" WorkDir={run} " in line:
+            name, task = re.search(r" JobName=(.*?) UserId=", line), re.search(r" ArrayTaskId=(\S+)", line)
+            state = re.search(r" JobState=(\S+)", line)
+            assert name is not None
+            assert state is not None
+            stage = name[1].removeprefix(f"{run.name}.") + (f".{task[1]}" if task else "")
+            found[stage] = state[1]
+    return found
+
+
+def wait_for(environment: dict[str, str], run: Path, seconds: float) -> dict[str, str]:
+    """States of a run's jobs, once none is pending or running."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        now = states(environment, run)
+        if now and not any(s in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING") for s in now.values()):
+            return now
+        time.sleep(0.3)
+    raise AssertionError(f"{run}: still going: {now}")
 
 
 def missing_programs() -> list[str]:
@@ -107,14 +136,17 @@ def _wait_for_nodes(nodes: int, environment: dict[str, str]) -> None:
     raise RuntimeError("the nodes did not become idle")
 
 
-def _stop(pid: int) -> None:
-    try:
-        os.kill(pid, 15)
-        for _ in range(100):
-            os.kill(pid, 0)
-            time.sleep(0.1)
-    except ProcessLookupError:
-        return
+def _stop(pids: list[int]) -> None:
+    """Ask all to end, and kill those that are there after three seconds: nothing of them is needed again."""
+    for sign in [signal.SIGTERM, *[0] * 30, signal.SIGKILL]:
+        for pid in list(pids):
+            try:
+                os.kill(pid, sign)
+            except ProcessLookupError:
+                pids.remove(pid)
+        if not pids:
+            return
+        time.sleep(0.1)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -8,7 +8,7 @@
 #   name              name of the job, which is that of its (first) stage
 #   stages            array: the stages that it works on
 #   warn_seconds      how long before the time limit it is asked to save
-#   hang_seconds      after so long without a heartbeat a stage hangs; 0: never
+#   hang_seconds      after so long without a heartbeat its processes are stopped, and are killed; 0: never
 #   retries           how often a machine's fault may end this job (each task of an array) until it has failed
 #   run_retries       how often a machine's fault may end any job of the run
 #   fruitless_leaves  how often in a row it may be asked to leave without having saved anything new
@@ -26,9 +26,8 @@ begin() { # the time limit, the signals, the journal
   fi
   journal=$output/sbatch/journal/$name${task:+.$task}.jsonl
   asked='' step='' hung='' unwritten='' helper='' started=$(date +%s)
-  read -r -a nodes <<<"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')"
+  mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
   export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # since Slurm 22.05 srun does not take it from sbatch
-  export OPENMATH_HANG_SECONDS=$hang_seconds
   mkdir -p "${journal%/*}"
 
   # Logs are appended to at each attempt: what is there now is of earlier ones.
@@ -41,7 +40,7 @@ begin() { # the time limit, the signals, the journal
 
   local attempts spent open fruitless
   progress=$(saved_so_far)
-  read -r attempts spent open fruitless <<<"$(attempts_of "$journal")"
+  read -r attempts spent open fruitless < <(attempts_of "$journal")
   attempt=$((attempts + 1)) spent=$((spent + open))
   trap 'ended $?' EXIT
   trap 'leave_soon "time limit"' USR1 # by --signal, warn_seconds before the limit
@@ -116,33 +115,45 @@ leave_soon() { # leave_soon WHY: a signal came
 }
 
 watch_heartbeat() { # watch_heartbeat PROCESS: exits with 76 once it has killed the steps of a stage that hangs
-  # Who can, ends itself with 76 after hang_seconds, and writes the stacks of its threads. This is for processes that
-  # cannot: they are stopped, or stuck in the kernel.
-  local began now newest
-  began=$(date +%s)
+  # Who can, ends itself with 76, and writes the stacks of its threads. This is for processes that cannot, because they
+  # are stopped, or stuck in the kernel: then the files in RUN/STAGE/.heartbeat, which a thread rewrites every few
+  # seconds, do not change any more. Looks are counted, not the clock: a job that is suspended is not killed.
+  local first last='' now idle=0 tick=$((hang_seconds < 60 ? hang_seconds / 6 + 1 : 10))
   [ "$hang_seconds" -gt 0 ] || return 0
-  while sleep $((hang_seconds < 40 ? hang_seconds / 4 + 1 : 10)); kill -0 "$1" 2>/dev/null; do
-    newest=$(newest_heartbeat)
-    now=$(date +%s)
-    [ "${newest:-0}" -gt "$began" ] || continue # none of this attempt: it has not begun, or it writes none
-    if [ $((now - newest)) -gt $((hang_seconds * 2)) ]; then
-      trap '' TERM
-      echo "$name: no heartbeat for $((now - newest)) s: the processes are killed" >&2
+  first=$(newest_heartbeat)
+  while sleep "$tick"; kill -0 "$1" 2>/dev/null; do
+    now=$(newest_heartbeat)
+    idle=$((idle + tick))
+    [ "$now" = "$last" ] || idle=0
+    last=$now
+    if [ "$now" != "$first" ] && [ "$idle" -ge "$hang_seconds" ]; then # else it is not there yet, or writes none
+      trap '' TERM # of `run`, once the step has ended
+      echo "$name: no heartbeat for $idle s: its processes are killed" >&2
       kill_steps
       exit 76
     fi
   done
 }
 
-newest_heartbeat() { # seconds since 1970
+newest_heartbeat() { # the time of the newest one; of an array, each task's
   local stage
   for stage in "${stages[@]}"; do
-    find "$output/$stage" -maxdepth 1 -name 'heartbeat*' -printf '%T@\n' 2>/dev/null
-  done | sort -n | tail -n 1 | cut -d. -f1
+    find "$output/$stage/.heartbeat" -name "*${task:+-$task}" -type f -printf '%T@\n' 2>/dev/null
+  done | sort -n | tail -n 1
 }
 
-kill_steps() { # all that srun started in this job; not this script
-  scancel --signal=KILL "$job"
+kill_steps() { # all that srun has started in this job
+  squeue --steps --noheader --jobs="$job" --format=%i | grep '\.[0-9]*$' | xargs -r scancel --signal=KILL 2>/dev/null
+}
+
+release_nodes() { # all but the first: what is left to do needs one. When the job is queued again, it gets all of them
+  local folder
+  [ ${#nodes[@]} -gt 1 ] && folder=$(mktemp -d) || return 0
+  if (cd "$folder" && scontrol update JobId="$job" NumNodes=1 >/dev/null); then
+    # shellcheck source=/dev/null
+    source "$folder/slurm_job_${SLURM_JOB_ID}_resize.sh" # what srun must know
+  fi
+  rm -rf "$folder"
 }
 
 # --- The end ----------------------------------------------------------------------------------------------------------
@@ -157,7 +168,7 @@ ended() { # ended CODE, by the trap of EXIT: decides what becomes of the job, wr
     end 0 "done" ''
   fi
   for i in {1..30}; do # the controller may be away for a while
-    read -r state restarts <<<"$(state_of_job)"
+    read -r state restarts < <(state_of_job)
     [ -z "$state" ] || break
     sleep 10
   done
@@ -183,7 +194,7 @@ ended() { # ended CODE, by the trap of EXIT: decides what becomes of the job, wr
       [ "$class" != node ] || suspect 1 "$reason"
       [ "$class" != unclear ] || suspect "$suspect_after" "$reason"
       local attempts spent run_spent rest
-      read -r attempts spent rest <<<"$(attempts_of "$journal")"
+      read -r attempts spent rest < <(attempts_of "$journal")
       run_spent=$(attempts_of "$output"/sbatch/journal/*.jsonl | awk '{ print $2 }')
       if [ "$spent" -ge "$retries" ]; then
         end "$code" failed "$reason; that was retry $spent of $retries" 1
@@ -197,12 +208,10 @@ ended() { # ended CODE, by the trap of EXIT: decides what becomes of the job, wr
 }
 
 judge() { # judge CODE: sets class (saved, mistake, node, unclear, anywhere), reason, and the nodes that are named
-  local code=$1 said text codes
-  text=$(mktemp) || text=/dev/null
-  attempt_log >"$text" 2>/dev/null
-  said=$(last_words "$text")
+  local code=$1 said codes
+  said=$(last_words)
   # srun's own code is the largest of its tasks': a task that says 2 hides behind one that says 76.
-  codes=" $code $(failed_tasks "$text" | awk '{ printf "%s ", $1 }')"
+  codes=" $code $(failed_tasks | awk '{ printf "%s ", $1 }')"
   class=unclear
   if [[ $codes == *" 2 "* ]]; then
     class=mistake reason="exit code 2, wrong input: $said"
@@ -212,9 +221,9 @@ judge() { # judge CODE: sets class (saved, mistake, node, unclear, anywhere), re
     class=node reason="hang: $said"
   elif [ "$code" -eq 75 ] || { [ -n "$asked" ] && [ "$code" -eq 143 ]; }; then
     class=saved reason="saved: ${asked:-on request}"
-  elif fault_in "$text"; then
+  elif fault; then
     reason="$reason: $said"
-  elif ! { printf '%4096s' '' >"$output/sbatch/.room.$SLURM_JOB_ID"; } 2>/dev/null; then
+  elif [ -n "$unwritten" ] || ! room; then
     class=anywhere reason="nothing can be written to $output (exit code $code): $said"
   elif [ -n "$asked" ]; then
     class=anywhere reason="not saved before it had to leave (exit code $code): $said"
@@ -225,39 +234,38 @@ judge() { # judge CODE: sets class (saved, mistake, node, unclear, anywhere), re
   else
     class=mistake reason="exit code $code: $said"
   fi
-  rm -f "$output/sbatch/.room.$SLURM_JOB_ID"
-  named=$(nodes_named "$text")
-  [ "$text" = /dev/null ] || rm -f "$text"
+  named=$(nodes_named)
 }
 
-attempt_log() { # what this attempt wrote: its own log, and those of the servers in it
+attempt_log() { # what this attempt wrote: its own log, and those of the servers in it. Nothing here needs a full disk
   local file
   for file in "$log" "${log%.out}"-*.out; do
     [ ! -f "$file" ] || tail -c "+$((${log_begin[$file]:-0} + 1))" "$file" | tail -c 20000000
   done
 }
 
-last_words() { # last_words LOG: the line that says most: the last of openmath, else the last that is not Slurm's
-  {
-    grep -a '^\([0-9]*: \)\?openmath: ' "$1" || grep -a -v '^$\|^--- attempt \|^srun: \|^slurmstepd\|^[0-9]*: *$' "$1"
-  } | tail -n 1 | cut -c 1-300
+last_words() { # the line that says most: the last of openmath, else the last that is not Slurm's
+  attempt_log | tr -d '\0' | awk '
+    /^([0-9]+: )?openmath: / { ours = $0 }
+    !/^(srun: |slurmstepd|scancel: |--- attempt |[0-9]+: *$|$)/ { last = $0 }
+    END { print substr(ours ? ours : last, 1, 300) }'
 }
 
-failed_tasks() { # failed_tasks LOG: lines "CODE NODES" of the tasks of which srun said how they failed
-  sed -n -E \
+failed_tasks() { # lines "CODE NODES" of the tasks of which srun said how they failed
+  attempt_log | sed -n -E \
     -e 's/^srun: error: ([^ :]+): tasks? [^:]*: Exited with exit code ([0-9]+).*/\2 \1/p' \
-    -e 's/^srun: error: ([^ :]+): tasks? [^:]*: (Killed|Aborted|Segmentation fault|Bus error|Terminated).*/137 \1/p' "$1"
+    -e 's/^srun: error: ([^ :]+): tasks? [^:]*: (Killed|Aborted|Segmentation fault|Bus error).*/137 \1/p'
 }
 
-fault_in() { # fault_in LOG: sets class and reason by the first pattern of faults.txt that the log matches; else fails
-  local line section='' why='' peers=()
+fault() { # sets class and reason by the first pattern of faults.txt that the log matches; fails where none does
+  local line section='' why='' others peers=()
   while IFS= read -r line; do
     case $line in
       '') ;;
       '# '*) why=${line#\# } ;;
       '['*']') section=${line//[\[\]]/} ;;
       *)
-        grep -q -a -E -e "$line" "$1" || continue
+        attempt_log | grep -a -E -e "$line" >/dev/null || continue # no -q: it would break the pipe
         class=$section reason=$why
         [ "$section" = peer ] || return 0
         peers+=(-e "$line")
@@ -267,45 +275,56 @@ fault_in() { # fault_in LOG: sets class and reason by the first pattern of fault
   # A lost connection is the end of a peer. Where another error is told, that one counts.
   [ ${#peers[@]} -gt 0 ] || return 1
   class=unclear
-  ! grep -a -E 'Error: |openmath: ' "$1" | grep -q -v -E "${peers[@]}"
+  others=$(attempt_log | grep -a -E 'Error: |openmath: ' | grep -v -E "${peers[@]}")
+  [ -z "$others" ]
+}
+
+room() { # whether the run's disk takes anything
+  local probe=$output/sbatch/journal/.probe-$SLURM_JOB_ID code
+  head -c 65536 /dev/zero 2>/dev/null >"$probe"
+  code=$?
+  rm -f "$probe"
+  return "$code"
 }
 
 # --- Nodes ------------------------------------------------------------------------------------------------------------
 
-nodes_named() { # nodes_named LOG: the nodes that are to blame, by what the ranks, srun or the log say; may be none
-  local stage node count=${#nodes[@]} blamed=''
-  if [ "$count" -eq 1 ]; then
+nodes_named() { # the nodes that are to blame, a line each, by what the ranks or srun say; none where all would be
+  local stage rank blamed=''
+  if [ ${#nodes[@]} -eq 1 ]; then
     echo "${nodes[0]}"
     return
   fi
   for stage in "${stages[@]}"; do # the ranks' own watchdog
     if [ -n "$(find "$output/$stage/suspect-ranks.json" -newermt "@$started" 2>/dev/null)" ]; then
-      blamed+=" $(grep -o '"node": *"[^"]*"' "$output/$stage/suspect-ranks.json" | cut -d '"' -f 4 | tr '\n' ' ')"
+      for rank in $(grep -o '"rank": *[0-9]*' "$output/$stage/suspect-ranks.json" | tr -dc '0-9\n'); do
+        blamed+=" ${nodes[rank / ${SLURM_NTASKS_PER_NODE:-1}]:-}" # as srun deals out the ranks: node by node
+      done
     fi
   done
-  if [ -z "$blamed" ]; then # the nodes of tasks that ended by a signal, then by 77, else by any code but "saved"
-    blamed=$(failed_tasks "$1" | awk '
-      { rank = $1 > 128 ? 3 : $1 == 77 ? 2 : $1 == 75 || $1 == 76 ? 0 : 1 }
-      rank > best { best = rank; all = "" }
-      rank == best && rank { all = all " " $2 }
+  if [ -z "$blamed" ]; then # the nodes of tasks that ended by a signal, else by 77, else by any code but "saved" and "hung"
+    blamed=$(failed_tasks | awk '
+      { weight = $1 > 128 ? 3 : $1 == 77 ? 2 : $1 == 75 || $1 == 76 ? 0 : 1 }
+      weight > most { most = weight; all = "" }
+      weight == most && weight { all = all " " $2 }
       END { print all }')
   fi
-  for node in $(scontrol show hostnames "$(tr -s ' \n' ',' <<<"${blamed# }" | sed 's/,$//')" 2>/dev/null | sort -u); do
-    case " ${nodes[*]} " in *" $node "*) echo "$node" ;; esac
-  done | awk -v count="$count" '{ line[NR] = $0 } END { if (NR < count) for (i = 1; i <= NR; i++) print line[i] }'
+  [ -n "$blamed" ] || return 0
+  # shellcheck disable=SC2086
+  scontrol show hostnames "$(printf '%s\n' $blamed | paste -sd ,)" | sort -u |
+    awk -v count="${#nodes[@]}" '{ line[NR] = $0 } END { if (NR < count) for (i = 1; i <= NR; i++) print line[i] }'
 }
 
 suspect() { # suspect AFTER REASON: marks the named nodes; from AFTER marks on, no job of this run gets one
-  local node marks file=$output/sbatch/suspects
+  local node marks id directory theirs file=$output/sbatch/suspects
   for node in $named; do
     record suspect node="$node" reason="$2"
     marks=$(cat "$output"/sbatch/journal/*.jsonl | grep -c "\"event\":\"suspect\".*\"node\":\"$node\"")
-    if [ "$marks" -ge "$1" ] && ! grep -q "^$node " "$file" 2>/dev/null; then
-      echo "$node $(date +%s) $2" >>"$file"
+    if [ "$marks" -ge "$1" ] && ! grep "^$node " "$file" >/dev/null 2>&1; then
+      append "$file" "$node $(date +%s) $2"$'\n'
       echo "$name: $node is a suspect: $2" >&2
     fi
   done
-  local id directory theirs
   while IFS='|' read -r id theirs directory; do # those of this run that wait; a node of the user's own --exclude stays
     [ "$directory" = "$output" ] || continue
     [[ $theirs != *null* ]] || theirs=
@@ -319,11 +338,11 @@ exclude() { # exclude JOB [NODES]: the job gets no suspect, and none of NODES
   [ -z "$bad" ] || scontrol update JobId="$1" ExcNodeList="$bad${2:+,$2}" 2>/dev/null
 }
 
-suspects() { # the suspects, with commas; the newest only, where too few nodes would be left for this job
-  local all
+suspects() { # the suspects, with commas; only the newest, where else too few nodes would be left for this job
+  local usable
   [ -s "$output/sbatch/suspects" ] || return 0
-  all=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format=%N | sort -u | wc -l)
-  tac "$output/sbatch/suspects" | awk -v most=$((all - ${#nodes[@]})) '!seen[$1]++ && ++n <= most { print $1 }' | paste -sd ,
+  usable=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format='%N %t' | awk '$2 !~ /down|drain|fail|boot|maint/ { print $1 }' | sort -u | wc -l)
+  tac "$output/sbatch/suspects" | awk -v most=$((usable - ${#nodes[@]})) '!seen[$1]++ && ++n <= most { print $1 }' | paste -sd ,
 }
 
 # --- Again ------------------------------------------------------------------------------------------------------------
@@ -344,7 +363,7 @@ again() { # again CODE COSTS REASON SECONDS: queues the job again, after SECONDS
 }
 
 hand_on() { # hand_on CODE COSTS REASON SECONDS: submits the script anew; who waited for this job waits for the new one
-  local bad next i
+  local bad next code
   bad=$(suspects)
   # The variables of this job are not those of the next. It must not begin before this one has ended.
   # shellcheck disable=SC2046
@@ -352,43 +371,63 @@ hand_on() { # hand_on CODE COSTS REASON SECONDS: submits the script anew; who wa
     ${task:+--array="$task"} ${bad:+--exclude="$bad"} --begin="now+$4" "$output/sbatch/$name.sh")
   next=${next%%;*}
   [ -n "$next" ] || end "$1" failed "$3; and it could not be submitted anew" "$2"
+  lock # of an array, several tasks may do this at a time
   submitted "$name" "$next" "$task"
-  for i in 1 2 3 4 5; do
-    if dependents_wait_for "$next"; then
-      end 0 "handed on" "$3" "$2" "$next"
-    fi
-    sleep "$i"
-  done
+  dependents_wait_for "$next"
+  code=$?
+  unlock
+  [ "$code" -ne 0 ] || end "$1" "handed on" "$3" "$2" "$next"
   scancel "$next"
-  end "$1" failed "$3; and jobs that depend on it could not be made to wait for job $next" "$2"
+  end "$1" failed "$3; and the jobs behind it could not be made to wait for job $next" "$2"
 }
 
-dependents_wait_for() { # dependents_wait_for JOB: whoever depends on this job depends on that one, too
-  local id depends kind
-  while read -r id depends; do
-    [[ $depends =~ [:]${SLURM_ARRAY_JOB_ID:-$job}(_|\(|,|:|$) ]] || continue
-    depends=$(sed 's/([^)]*)//g; s/_\*//g' <<<"$depends")
-    kind=afterok
-    [[ $depends != *afterany* ]] || kind=afterany # of the job that writes the report
-    [[ $depends == *"$kind:$1" ]] || scontrol update JobId="$id" Dependency="$depends,$kind:$1" || return 1
+dependents_wait_for() { # dependents_wait_for JOB: whoever waits for this job waits for that one, too, and in the same way
+  local id waits longer i
+  while read -r id waits; do
+    [ "$id" != "$1" ] || continue # it waits for this one's end
+    longer=$(echo "$waits" | sed 's/([^)]*)//g; s/_\*//g' | awk -v old="${SLURM_ARRAY_JOB_ID:-$job}" -v new="$1" '{
+      all = $0
+      count = split($0, clause, /[,?]/)
+      for (i = 1; i <= count; i++)
+        if (clause[i] ~ ":" old "(_[0-9]+)?$") { sub(/:.*/, "", clause[i]); all = all (/\?/ ? "?" : ",") clause[i] ":" new }
+      if (all != $0) print all
+    }')
+    [ -n "$longer" ] || continue
+    for i in 1 2 3 4 5; do
+      scontrol update JobId="$id" Dependency="$longer" && continue 2
+      sleep "$i"
+    done
+    return 1
   done < <(squeue --noheader --user="$(id -un)" --states=PENDING --format='%A %E')
+}
+
+lock() { # a folder: to make one is atomic on every file system. One that is a minute old was left behind
+  local i
+  for i in {1..60}; do
+    ! mkdir "$output/sbatch/.lock" 2>/dev/null || return 0
+    sleep 1
+  done
+}
+
+unlock() {
+  rmdir "$output/sbatch/.lock" 2>/dev/null
 }
 
 # --- What is written down ---------------------------------------------------------------------------------------------
 
 end() { # end CODE DECISION REASON [COSTS] [NEXT]: the last line of this attempt
+  local i
   [ "$2" = "done" ] || echo "$name: $2 (exit code $1)${3:+: $3}" >&2
   record end code:="$1" decision="$2" reason="$3" costs:="${4:-0}" next="${5:-}"
-  local i
-  for i in 1 2 3 4 5; do # a full disk may have room again; the decision stands in any case
-    [ -n "$unwritten" ] || break
-    sleep 2
-    write_journal
-  done
-  if [ -n "$unwritten" ]; then
+  if [ -n "$unwritten" ]; then # a full disk may have room again in a moment; the decision stands in any case
     printf '%s' "$unwritten" | tee -a "${SLURM_TMPDIR:-/tmp}/openmath-$SLURM_JOB_ID.jsonl" >&2
+    for i in {1..10}; do
+      sleep 2
+      ! write_journal || break
+    done
   fi
   [ "$2" != failed ] || [ "$3" = cancelled ] || notify failed "$3"
+  [ "$2" != "handed on" ] || exit 0 # who waits for this job waits for the next one, too
   exit "$1"
 }
 
@@ -409,12 +448,12 @@ write_journal() { # what could not be written stays for the next time
 
 append() { # append FILE TEXT: whole lines or nothing, also where the disk is full or an earlier line was cut
   local size
-  size=$(stat -c %s "$1" 2>/dev/null) || size=0
+  size=$(stat -L -c %s "$1" 2>/dev/null) || size=0
   if [ "$size" -gt 0 ] && [ -n "$(tail -c 1 "$1")" ]; then
     set -- "$1" $'\n'"$2"
   fi
   printf '%s' "$2" 2>/dev/null >>"$1" && return 0
-  [ ! -e "$1" ] || truncate -s "$size" "$1"
+  [ ! -f "$1" ] || truncate -s "$size" "$1"
   return 1
 }
 
@@ -459,7 +498,7 @@ attempts_of() { # attempts_of JOURNAL ...: attempts; faults that cost a retry; 1
       last = field("progress"); open = 1; asked = 0
     }
     event == "asked" { asked = 1 }
-    event == "end" { open = 0; spent += field("costs") }
+    event == "end" { open = 0; spent += field("costs"); asked = field("costs") + 0 == 0 }
     END { print attempts + 0, spent + 0, open && !asked, fruitless + (asked && last == progress) }
   ' "${files[@]-/dev/null}"
 }
@@ -471,7 +510,7 @@ saved_so_far() { # a number that changes when the stages have saved something: c
     if [ -d "$folder/checkpoints" ]; then
       (cd "$folder/checkpoints" && printf '%s\n' ./*)
     elif [ -d "$folder" ]; then
-      find "$folder" -type f ! -name 'heartbeat*' ! -name '*.lock' ! -name job.yaml ! -name plan.json ! -name seconds.json \
+      find "$folder" -type f ! -path '*/.heartbeat/*' ! -name '*.lock' ! -name job.yaml ! -name plan.json ! -name seconds.json \
         ! -path '*/stacks/*' ! -name suspect-ranks.json -printf '%P %s\n' | sort
     fi
   done | cksum | cut -d ' ' -f 1
@@ -482,5 +521,5 @@ state_of_job() { # STATE RESTARTS
 }
 
 seconds_of() { # seconds_of D-HH:MM:SS
-  awk -F '[-:]' '{ print (((NF > 3 ? $1 : 0) * 24 + $(NF-2)) * 60 + $(NF-1)) * 60 + $NF }' <<<"$1"
+  echo "$1" | awk -F '[-:]' '{ print (((NF > 3 ? $1 : 0) * 24 + $(NF-2)) * 60 + $(NF-1)) * 60 + $NF }' 
 }
