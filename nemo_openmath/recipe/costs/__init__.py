@@ -11,6 +11,7 @@ requests.py     what each stage asks its models
 storage.py      bytes on disk by stage
 saving.py       what a training loses to saving and to failures, at its own interval and at the best
 processors.py   records a second of the stages that need no model
+timetable.py    when each stage ends, by what reads what and by servers that are shared
 whole.py        a recipe on a cluster: every job's hours, and the time of the whole graph
 command.py      what `openmath plan RECIPE` does
 tables.py       the answer as text and tables

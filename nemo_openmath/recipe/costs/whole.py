@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.launch.cluster import Cluster
 from nemo_openmath.launch.model_server import ModelServer
+from nemo_openmath.launch.serving import AskedModel, entry_of
 from nemo_openmath.launch.values import time_limit
 from nemo_openmath.recipe.costs.assumptions import CostAssumptions
 from nemo_openmath.recipe.costs.counts import StageCounts
@@ -27,6 +27,7 @@ from nemo_openmath.recipe.costs.processors import processor_seconds
 from nemo_openmath.recipe.costs.requests import StageRequests, stage_requests
 from nemo_openmath.recipe.costs.saving import FailureOptions, SavingCosts, saving_costs
 from nemo_openmath.recipe.costs.storage import StageStorage, stage_storage
+from nemo_openmath.recipe.costs.timetable import timetable
 from nemo_openmath.recipe.costs.trainings import TrainingPlan, plan_training
 from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.training.planning.gpus import Gpu, gpu
@@ -113,7 +114,7 @@ class RecipeCosts:
     path: tuple[str, ...]
     """The stages that the time of the whole hangs on, in order."""
     seconds: float
-    """Along this path, without waiting for machines."""
+    """Until the last stage ends, without waiting for machines."""
 
     @property
     def gpu_hours(self) -> float:
@@ -136,28 +137,11 @@ def recipe_costs(
     pricing = _Pricing(recipe, cluster, counts, options)
     storage = stage_storage(recipe, options.assumptions, counts, options.numbers)
     stages = [pricing.stage(name, storage[name]) for name in recipe.stages]
-    path, seconds = critical_path(recipe, {stage.stage: stage.seconds for stage in stages})
+    shared = {part.stage: part.model for stage in stages for part in stage.generations if part.where != "job"}
+    times = timetable(recipe, {stage.stage: stage.seconds for stage in stages}, shared)
     return RecipeCosts(
-        recipe.name, tuple(stages), tuple(pricing.trainings), tuple(pricing.saving), tuple(path), seconds
+        recipe.name, tuple(stages), tuple(pricing.trainings), tuple(pricing.saving), times.path, times.seconds
     )
-
-
-def critical_path(recipe: Recipe, seconds: Mapping[str, float]) -> tuple[list[str], float]:
-    """Return the longest chain of stages that read each other, and its time, where every stage begins when all that it
-    reads has ended."""
-    ends: dict[str, float] = {}
-    before: dict[str, str | None] = {}
-    for name, entry in recipe.stages.items():
-        above = recipe.read_by(entry)
-        last = max(above, key=lambda n: ends[n], default=None)
-        before[name] = last
-        ends[name] = (ends[last] if last is not None else 0.0) + seconds[name]
-    at: str | None = max(ends, key=lambda n: ends[n])
-    total, path = ends[at] if at is not None else 0.0, []
-    while at is not None:
-        path.append(at)
-        at = before[at]
-    return path[::-1], total
 
 
 @dataclass(frozen=True)
@@ -296,11 +280,8 @@ class _Pricing:
 
     def _server(self, engine: str) -> ModelServer | None:
         """The cluster's server of a model; None where it is asked where the recipe says."""
-        servers = self.cluster.servers
-        if engine == "teacher":
-            return servers.get("teacher")
-        name = engine if engine in self.recipe.stages else Path(engine).name
-        return servers.get(name, servers.get("default"))
+        made = engine if engine in self.recipe.stages else None
+        return entry_of(self.cluster, AskedModel(engine, None if made else engine, engine, made))
 
     def _answers(self, request: StageRequests, machines: _Machines) -> GenerationCosts | str:
         """What the answers of one model cost; a sentence where nothing can be said."""
