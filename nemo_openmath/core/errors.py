@@ -158,6 +158,18 @@ class Preempted(OpenMathError):
     exit_code = ExitCode.PREEMPTED
 
 
+class Hung(OpenMathError):
+    """Raised where nothing advanced within the stated time, and the process that hung wrote its stacks and ended."""
+
+    exit_code = ExitCode.HUNG
+
+
+class MachineFailure(OpenMathError):
+    """Raised where the machine is known to have failed: a device, a network, a disk that takes no checkpoint."""
+
+    exit_code = ExitCode.MACHINE
+
+
 class DamagedFile(OpenMathError):
     """Raised where a file of ours does not hold what its manifest or checksum promises."""
 

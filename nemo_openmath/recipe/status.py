@@ -102,7 +102,8 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[
             yield key, left, right
 
 
-_NOT_CONTENT = (MANIFEST, PLAN, SECONDS)
+_NOT_CONTENT = (MANIFEST, PLAN, SECONDS, "suspect-ranks.json")
+_NOT_CONTENT_FOLDER = "stacks"  # of ranks and stages that hung, for people
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
@@ -110,8 +111,13 @@ def file_sizes(folder: Path) -> dict[str, int]:
     return {
         str(p.relative_to(folder)): p.stat().st_size
         for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name not in _NOT_CONTENT and not p.name.startswith(".")
+        if p.is_file() and p.name not in _NOT_CONTENT and not _is_aside(p.relative_to(folder))
     }
+
+
+def _is_aside(path: Path) -> bool:
+    """Whether a file of a stage is a working file, or one for people: hidden, or in such a folder."""
+    return path.parts[0] == _NOT_CONTENT_FOLDER or any(part.startswith(".") for part in path.parts)
 
 
 def damage(manifest: Manifest, folder: Path) -> str:

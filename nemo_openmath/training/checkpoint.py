@@ -23,10 +23,11 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -46,7 +47,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from nemo_openmath.checkpoints.formats import step_folders, torch_dist
 from nemo_openmath.checkpoints.model_files import copy_model_files
-from nemo_openmath.core.errors import OpenMathError, UserError
+from nemo_openmath.core.errors import MachineFailure, UserError
 from nemo_openmath.data.batches.source import PackSource
 from nemo_openmath.models.build import PackedGPT
 from nemo_openmath.models.layout import Precision
@@ -55,15 +56,28 @@ from nemo_openmath.training.optimizer import Optimizer
 from nemo_openmath.training.sharded_state import fill, parameters_by_name, sharded_model, sharded_state
 from nemo_openmath.training.shards import Box, read_boxes, rows_of
 
+T = TypeVar("T")
+PAUSE_S = 20.0  # before a save that is needed is tried again
 log = logging.getLogger(__name__)
 
 
 class CheckpointStore:
     """The checkpoints of one training: ``OUTPUT/checkpoints``. All methods are called by all ranks together."""
 
-    def __init__(self, root: Path, model_files: Path, *, lasting: tuple[int, ...], keep_last: int, asynchronous: bool):
+    def __init__(
+        self,
+        root: Path,
+        model_files: Path,
+        *,
+        lasting: tuple[int, ...],
+        keep_last: int,
+        asynchronous: bool,
+        failed_saves: int,
+    ):
         self.root, self.model_files = root, model_files
-        self.lasting, self.keep_last = frozenset(lasting), keep_last
+        self.lasting, self.keep_last, self.failed_saves = frozenset(lasting), keep_last, failed_saves
+        self._failed = 0  # attempts to save, in a row
+        self._last: Path | None = None  # the newest good checkpoint
         self._pending: Future[None] | None = None
         self._pool = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
         # The writer's own group: its messages must not mix with those of the training going on.
@@ -84,6 +98,7 @@ class CheckpointStore:
             lasting=settings.lasting(source.num_steps, steps_per_epoch),
             keep_last=settings.keep_last,
             asynchronous=torch.cuda.is_available() if settings.asynchronous is None else settings.asynchronous,
+            failed_saves=settings.failed_saves,
         )
 
     def save(
@@ -93,27 +108,26 @@ class CheckpointStore:
         optimizer: Optimizer,
         numbers: Mapping[str, Any],
         notes: Mapping[str, Any],
+        *,
+        needed: bool = True,
     ) -> None:
         """Write ``step-<step>``. An asynchronous save writes a copy in host memory; :meth:`wait` or the next save ends
         it.
 
         ``numbers`` are part of the state, the same for the same training; ``notes`` (times and the like) go into the
         manifest alone. :meth:`load` returns both.
+
+        A save that fails is logged, and leaves nothing. One that is ``needed`` is tried again at once. Raises
+        MachineFailure, in all ranks, where ``failed_saves`` attempts in a row have failed.
         """
         self.wait()
-        partial = step_folders.partial_folder(self.root, step)
-        if dist.get_rank() == 0:
-            for unfinished in self.root.glob(".step-*.partial"):
-                shutil.rmtree(unfinished, ignore_errors=True)
-            (partial / step_folders.STATE).mkdir(parents=True)
-            copy_model_files(self.model_files, partial / step_folders.MODEL)
         common = {"step": step, "updates": optimizer.updates, **numbers, "random_state": torch.get_rng_state()}
         writers = optimizer.share_out()
         tensors = self._tensors(sharded_state(models, optimizer.full_state(writers), writers), optimizer)
         if self._pool is None:
-            self._write(tensors, common, notes, step, partial)
+            self._write(tensors, common, notes, step, needed)
         else:
-            self._pending = self._pool.submit(self._write, tensors, common, notes, step, partial)
+            self._pending = self._pool.submit(self._write, tensors, common, notes, step, needed)
 
     def _tensors(self, state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
         """Return ``state`` as PyTorch's writer takes it; copied to the host where it is written while training goes
@@ -135,41 +149,80 @@ class CheckpointStore:
             self._pending = None
 
     def _write(
-        self, tensors: dict[str, Any], common: dict[str, Any], notes: Mapping[str, Any], step: int, partial: Path
+        self, tensors: dict[str, Any], common: dict[str, Any], notes: Mapping[str, Any], step: int, needed: bool
     ) -> None:
-        dist.barrier(group=self._group)  # rank 0 has made the folder
-        state = partial / step_folders.STATE
+        """Write a checkpoint, as often as :meth:`save` says. All ranks know of every failure, and do the same."""
+        final = step_folders.step_folder(self.root, step)
+        while problem := self._attempt(tensors, common, notes, step, final):
+            self._failed += 1
+            count = f"{self._failed} of {self.failed_saves} attempts in a row"
+            if self._failed >= self.failed_saves:
+                goes_on = f"it goes on from {self._last.name}" if self._last else "nothing is saved yet"
+                raise MachineFailure(f"{final}: {problem}; {count} failed; make room, then run it again: {goes_on}")
+            next_try = f"tried again in {PAUSE_S:g} s" if needed else "the training goes on"
+            if dist.get_rank() == 0:
+                log.warning(f"checkpoint {final.name} was not saved ({problem}): {count} failed; {next_try}")
+            if not needed:
+                return
+            time.sleep(PAUSE_S)
+        self._failed, self._last = 0, final
+
+    def _attempt(
+        self, tensors: dict[str, Any], common: dict[str, Any], notes: Mapping[str, Any], step: int, final: Path
+    ) -> str:
+        """Write a checkpoint and return "", or why it could not be written, the same in all ranks; nothing is left of
+        it then."""
+        rank, partial = dist.get_rank(), step_folders.partial_folder(self.root, step)
         try:
-            state_dict_saver.save(
+            self._together(partial, lambda: self._begin(partial) if rank == 0 else None)
+            index = state_dict_saver.save(
                 tensors,
-                storage_writer=FileSystemWriter(state, single_file_per_rank=True, sync_files=False),
+                storage_writer=FileSystemWriter(
+                    partial / step_folders.STATE, single_file_per_rank=True, sync_files=False
+                ),
                 planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
                 process_group=self._group,
             )
-            self._finish(common, notes, step, partial)
-        except CheckpointException as error:  # every rank's; not an Exception
-            raise _not_written(partial, *next((rank, cause) for rank, (cause, _) in error.failures.items())) from None
-        except OSError as error:
-            raise _not_written(partial, dist.get_rank(), error) from None
-
-    def _finish(self, common: dict[str, Any], notes: Mapping[str, Any], step: int, partial: Path) -> None:
-        """Write checksums and manifest of a folder whose tensors are written, and give it its name."""
-        rank, state = dist.get_rank(), partial / step_folders.STATE
-        if rank == 0:
-            torch.save(common, state / "common.pt")
-            (state / "metadata.json").write_text(json.dumps(torch_dist.DESCRIPTION))
-        own = [p for p in step_folders.files_of(partial) if _writer_of(p) == rank]
-        sums = {str(path.relative_to(partial)): step_folders.checksum(path) for path in own}
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, sums, group=self._group)
-        if rank == 0:
-            files = {name: entry for sums_of_rank in gathered for name, entry in sums_of_rank.items()}
+            written = sorted({info.relative_path for info in index.storage_data.values()})
+            own = [name for name in written if _writer_of(name) == rank]
+            sums_of_ranks = self._together(partial, lambda: _sums(partial, own, common if rank == 0 else None))
+            files = {name: entry for sums in sums_of_ranks for name, entry in sums.items()}
             training = {key: value for key, value in {**common, **notes}.items() if not isinstance(value, Tensor)}
-            step_folders.finish(
-                partial, step_folders.StepManifest(step, files, training), step_folders.step_folder(self.root, step)
-            )
-            remove_old(self.root, step, self.lasting, self.keep_last)
-        dist.barrier(group=self._group)
+            manifest = step_folders.StepManifest(step, files, training)
+            self._together(partial, lambda: step_folders.finish(partial, manifest, final) if rank == 0 else None)
+        except CheckpointException as error:  # every rank's; not an Exception
+            problem = _why(partial, *next((failed, cause) for failed, (cause, _) in error.failures.items()))
+        except _NotWritten as error:
+            problem = str(error)
+        else:
+            if rank == 0:
+                with _only_logged("too old a checkpoint could not be removed"):
+                    remove_old(self.root, step, self.lasting, self.keep_last)
+            return ""
+        if rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        return problem
+
+    def _begin(self, partial: Path) -> None:
+        """Make the folder of a checkpoint, in rank 0, and remove what was left of earlier ones."""
+        for unfinished in self.root.glob(".step-*.partial"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        (partial / step_folders.STATE).mkdir(parents=True)
+        copy_model_files(self.model_files, partial / step_folders.MODEL)
+
+    def _together(self, partial: Path, action: Callable[[], T]) -> list[T]:
+        """Do something in all ranks and return what each has got. Raises _NotWritten in all of them where it failed in
+        one: no rank waits for another that gave up."""
+        outcome: tuple[T | None, str]
+        try:
+            outcome = action(), ""
+        except Exception as error:
+            outcome = None, _why(partial, dist.get_rank(), error)
+        of_ranks: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(of_ranks, outcome, group=self._group)
+        if problem := next((why for _, why in of_ranks if why), ""):
+            raise _NotWritten(problem)
+        return [value for value, _ in of_ranks]
 
     def newest(self) -> Path | None:
         """Return the newest valid checkpoint, which rank 0 looks for; None where there is none. Says what is skipped,
@@ -183,6 +236,7 @@ class CheckpointStore:
                 log.info(f"no valid checkpoint is left under {self.root}: starting from the base model")
             choice = [folder]
         dist.broadcast_object_list(choice, src=0, group=self._group)
+        self._last = choice[0]
         return choice[0]
 
     def load(self, folder: Path, models: list[PackedGPT], optimizer: Optimizer, fingerprint: str) -> dict[str, Any]:
@@ -254,24 +308,51 @@ def _refuse_another_precision(folder: Path, precision: Precision) -> None:
         )
 
 
+def _sums(partial: Path, own: Sequence[str], common: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Flush the files of a partial folder that this rank wrote, and return their sizes and digests by path.
+
+    ``own``: its files of tensors, by name: no folder is listed, which many ranks would do at once. ``common``: the
+    numbers, which rank 0 writes.
+    """
+    state = partial / step_folders.STATE
+    paths = [state / name for name in own]
+    if common is not None:
+        torch.save(common, state / "common.pt")
+        (state / "metadata.json").write_text(json.dumps(torch_dist.DESCRIPTION))
+        paths += [state / name for name in (".metadata", "common.pt", "metadata.json")]
+        paths += sorted((partial / step_folders.MODEL).iterdir())
+    return {str(path.relative_to(partial)): step_folders.checksum(path) for path in paths}
+
+
+class _NotWritten(Exception):
+    """A rank could not write its part of a checkpoint."""
+
+
+@contextlib.contextmanager
+def _only_logged(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        log.warning(f"{what} ({error})")
+
+
 _FULL = 2**20  # bytes: a disk with less than this is full, whatever the writer says
 
 
-def _not_written(partial: Path, rank: int, cause: BaseException) -> OpenMathError:
+def _why(partial: Path, rank: int, cause: BaseException) -> str:
+    """Return why a rank could not write, in words."""
     chain: BaseException | None = cause
     while chain is not None and not isinstance(chain, OSError):  # torch's zip writer complains of its own
         chain = chain.__cause__ or chain.__context__
     why = (chain.strerror if isinstance(chain, OSError) else None) or " ".join(str(cause).split())
     with contextlib.suppress(OSError):
-        free = shutil.disk_usage(partial.parent).free
+        free = shutil.disk_usage(next(path for path in partial.parents if path.exists())).free
         if free < _FULL and not isinstance(chain, OSError):
             why = os.strerror(errno.ENOSPC)
         why += f"; {free / 2**20:,.1f} MiB are free there"
-    return OpenMathError(
-        f"{partial}: rank {rank} could not write the checkpoint ({why}); make room, then run the same command again"
-    )
+    return f"rank {rank} could not write the checkpoint: {why}"
 
 
-def _writer_of(path: Path) -> int:
-    """Return the rank that wrote a file of a partial folder (``__3_0.distcp`` is rank 3's; all else is rank 0's)."""
-    return int(path.name[2:].split("_")[0]) if path.suffix == ".distcp" else 0
+def _writer_of(name: str) -> int:
+    """Return the rank that wrote a file of tensors: ``__3_0.distcp`` is rank 3's."""
+    return int(name[2:].split("_")[0])

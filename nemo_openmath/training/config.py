@@ -38,6 +38,10 @@ class Checkpoints:
     """Epochs, or fractions of one, that are saved and kept. Paper figure 4: 0.75, 1.5, 3, 6."""
     asynchronous: bool | None = None
     """Write from a copy in host memory while the training goes on; null: on a GPU."""
+    failed_saves: PositiveInt = 3
+    """So many failed attempts to save in a row (a full disk, a quota, an I/O error) end the training, with exit code
+    77. After fewer it goes on; a step that is kept, the last one, and one at which it was asked to stop, are tried
+    again at once."""
 
     def __post_init__(self) -> None:
         for name in ("every", "keep_last", "average_k"):
@@ -160,6 +164,11 @@ class TrainingConfig:
     """When the training stops because it goes wrong."""
     validation: Validation = field(default_factory=Validation)
     """When the loss on held-out samples is computed."""
+    hang_seconds: PositiveFloat | None = None
+    """Seconds after which a phase of a step (reading, forward and backward, gradients, optimizer, a batch of the
+    validation) counts as hung: every rank writes its stacks, and the training ends with exit code 76. Never less than
+    two steps take. The first step has four times as long; so have loading and saving, and 15 minutes at least. null:
+    half an hour, or ten times the slowest step so far."""
     profile: Profile = field(default_factory=Profile)
     """Which steps are traced."""
     log_every: PositiveInt = 1

@@ -48,6 +48,8 @@ def launch(
 
     - :class:`UserError` for a job that cannot be done,
     - :class:`Preempted` after a signal, once all is saved,
+    - :class:`Hung`, which names the ranks that are suspected,
+    - :class:`MachineFailure` where a rank knows that its machine failed,
     - :class:`RankFailed`, with the traceback of the first rank that died,
     - KeyboardInterrupt after Ctrl-C, once all is saved.
     """
@@ -99,6 +101,8 @@ class LaunchFailed(OpenMathError):
     def __init__(self, code: int, last: str, stderr: str):
         super().__init__(f"training failed (exit code {code}): {last}")
         self.stderr = stderr
+        if code in (ExitCode.HUNG, ExitCode.MACHINE):
+            self.exit_code = ExitCode(code)
 
 
 def main() -> int:

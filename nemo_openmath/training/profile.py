@@ -15,7 +15,7 @@ ends when the device has done its work.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -30,14 +30,16 @@ COMPUTE = ("forward_backward", "gradient", "optimizer")
 
 
 class Phases:
-    """Seconds of a step by phase: ``with phases("read"): ...``."""
+    """Seconds of a step by phase: ``with phases("read"): ...``. ``enter`` is told of each that begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, enter: Callable[[str], object] = lambda _: None) -> None:
+        self._enter = enter
         self.seconds = dict.fromkeys((*STEP, *COMPUTE), 0.0)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Time what is done within, the device's work included. A trace shows it under ``name``."""
+        self._enter(name)
         start = time.perf_counter()
         with record_function(name):
             yield

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nemo_openmath.core.errors import ExitCode, OpenMathError, Preempted, UserError
+from nemo_openmath.core.errors import ExitCode, Hung, MachineFailure, OpenMathError, Preempted, UserError
+from nemo_openmath.training.failures import LOST_PEER
 
 KILL_AFTER_SECONDS = 5.0  # between the first rank's death and the killing of the others
 PREEMPTION_SECONDS = 600.0  # for saving after SIGTERM before ranks are killed
@@ -108,16 +109,25 @@ def _raise_failure(ranks: Sequence[RankProcess]) -> None:
     for _, rank in failed:
         if rank.code == ExitCode.USER_ERROR:
             raise UserError(rank.last_line() or "refused")
+    hung = [(number, rank) for number, rank in failed if rank.code == ExitCode.HUNG]
+    if hung:  # what the others did follows from it
+        raise Hung(next((line for _, rank in hung if "suspected" in (line := rank.last_line())), _hung_alone(*hung[0])))
     if failed and all(rank.code == ExitCode.PREEMPTED for _, rank in failed):
         raise Preempted(failed[0][1].last_line())
-    connection_lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
-    causes = [pair for pair in failed if not any(text in pair[1].stderr() for text in connection_lost)]
+    causes = [pair for pair in failed if not any(text in pair[1].stderr() for text in LOST_PEER)]
     number, rank = (causes or failed)[0]
     assert rank.code is not None
     text = rank.stderr()
     if text and text.splitlines()[-1].startswith(f"rank {number}: "):
-        raise OpenMathError(rank.last_line())  # it knew what was wrong
+        kind = MachineFailure if rank.code == ExitCode.MACHINE else OpenMathError
+        raise kind(rank.last_line())  # it knew what was wrong
     raise RankFailed(number, rank.code, text)
+
+
+def _hung_alone(number: int, rank: RankProcess) -> str:
+    """What is known of a rank that a timer ended: its watch could not run either."""
+    last = rank.last_line()
+    return last if last.startswith("hung") else f"rank {number} hung, and was ended by its timer; its last line: {last}"
 
 
 def _forward_lines(process: subprocess.Popen[str], on_line: Callable[[str], None]) -> None:

@@ -83,7 +83,9 @@ class Sft(Stage[SftConfig]):
 
     def settings(self) -> dict[str, Any]:
         settings = super().settings()
-        settings["training"].pop("profile")  # looking at a training makes no other one of it
+        for name in ("profile", "hang_seconds"):  # looking at a training makes no other one of it
+            settings["training"].pop(name)
+        settings["training"]["checkpoints"].pop("failed_saves")
         return settings
 
     async def run(self, context: StageContext) -> None:
@@ -167,7 +169,9 @@ class Sft(Stage[SftConfig]):
             with contextlib.suppress(OSError):  # the disk may be what is full
                 log.write_text(error.stderr)
                 hint = f" (all that it said: {log})" if "\n" in error.stderr else ""
-            raise OpenMathError(f"{context.name}: {error}{hint}") from None
+            failure = OpenMathError(f"{context.name}: {error}{hint}")
+            failure.exit_code = error.exit_code
+            raise failure from None
 
 
 def metrics(output: Path) -> Sequence[dict[str, float]]:

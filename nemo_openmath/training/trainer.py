@@ -28,6 +28,7 @@ from nemo_openmath.training.forward_backward import BatchStats, ForwardBackward,
 from nemo_openmath.training.metrics import LossGuard, TrainingDiverged, TrainingMetrics, console_line
 from nemo_openmath.training.optimizer import Optimizer
 from nemo_openmath.training.profile import Phases, profiled
+from nemo_openmath.training.rank_watch import RankWatch
 from nemo_openmath.training.read_ahead import read_ahead
 from nemo_openmath.training.resume import ResumePoint, decisive_settings, resume
 from nemo_openmath.training.run_lock import RunLock, locked, run_on_main
@@ -54,13 +55,15 @@ def train(
     output: Path,
     *,
     validation: PackSource | None = None,
+    watch: RankWatch | None = None,
 ) -> TrainResult:
     """Train ``base`` on all steps of ``source``; go on from the newest valid checkpoint under ``output``.
 
-    ``validation`` holds the samples held out. Raises
+    ``validation`` holds the samples held out. ``watch`` is told what this rank is at. Raises
 
     - UserError where another training runs in ``output``, or the one in it was begun with other data or another model,
     - :class:`Preempted` after SIGTERM or SIGUSR1, once everything is saved,
+    - :class:`MachineFailure` where too many saves in a row have failed,
     - :class:`TrainingDiverged` before a step that would spoil the weights.
     """
     if config.validation.every and validation is None:
@@ -74,7 +77,7 @@ def train(
         parallel_state_of(config.parallel, config.seed),
         stop_signals(run_lock) as asked_to_stop,
     ):
-        return Trainer(base, source, config, output, validation, run_lock, asked_to_stop).train()
+        return Trainer(base, source, config, output, validation, run_lock, asked_to_stop, watch).train()
 
 
 class Trainer:
@@ -89,10 +92,11 @@ class Trainer:
         validation: PackSource | None,
         run_lock: RunLock | None,
         asked_to_stop: Callable[[], bool],
+        watch: RankWatch | None = None,
     ):
         """Build the model and its optimizer and fill them: from the newest checkpoint, or from ``base``."""
         self.base, self.source, self.config, self.output, self.validation = base, source, config, output, validation
-        self.run_lock, self.asked_to_stop = run_lock, asked_to_stop
+        self.run_lock, self.asked_to_stop, self.watch = run_lock, asked_to_stop, watch
         self.stop = False  # whether any rank was asked to stop: known to all ranks with each loss
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.models: list[PackedGPT] = build_model(
@@ -136,7 +140,8 @@ class Trainer:
 
     def train_step(self, step: int, batches: Iterator[RankBatch]) -> float:
         """Take step number ``step`` (from 1), validate and save where that is due, and return the batch's loss."""
-        phases = Phases()
+        phases = Phases(self._enter)
+        self._enter("read", step)
         with phases("read"):
             batch = next(batches)
         lr = learning_rate(step - 1, self.source.num_steps, self.config)
@@ -150,6 +155,8 @@ class Trainer:
             self.guard.check(step, loss, grad_norm, batch.stats.sample_ids)  # before the weights change
             with phases("optimizer"):
                 self.optimizer.step(grad_norm, lr)
+        if self.watch is not None:
+            self.watch.step_done(phases.step_seconds)
         record: dict[str, Any] = {"step": step, "loss": loss, "grad_norm": grad_norm, "lr": lr}
         record |= batch.stats.record()
         if step in self.config.profile.steps:
@@ -164,6 +171,7 @@ class Trainer:
         if self.stop or step in self.store.lasting or _divides(self.config.checkpoints.every, step):
             with phases("save"):
                 self.save(step, record | self._speed_record(phases, batch.stats))
+        self._enter("between")
         record |= self._speed_record(phases, batch.stats)
         if self.metrics is not None:
             is_shown = self._is_due(step, self.config.log_every) or "validation_loss" in record
@@ -180,6 +188,7 @@ class Trainer:
         for model in self.models:
             model.eval()
         for step in range(held_out.num_steps):
+            self._enter("validation")
             packs = held_out.batch(step)
             if not any(pack.num_target_tokens for pack in packs):
                 continue
@@ -197,7 +206,8 @@ class Trainer:
     def save(self, step: int, record: Mapping[str, Any]) -> None:
         """Write the checkpoint after ``step``, and with it the step's ``record`` (its line of metrics.jsonl).
 
-        Raises UserError where another training has taken the folder over, OpenMathError where the disk is full.
+        Raises UserError where another training has taken the folder over, MachineFailure where too many saves in a row
+        have failed.
         """
         run_on_main(lambda: self.run_lock.check() if self.run_lock else None)
         state = {
@@ -208,10 +218,15 @@ class Trainer:
             "settings": decisive_settings(self.config),
             **self.base.identity,
         }
-        self.store.save(step, self.models, self.optimizer, state, notes={"record": dict(record)})
+        needed = self.stop or step in self.store.lasting
+        self.store.save(step, self.models, self.optimizer, state, notes={"record": dict(record)}, needed=needed)
 
     def _read_batch(self, step: int) -> RankBatch:
         return self.forward_backward.shard(self.source.batch(step - 1))
+
+    def _enter(self, phase: str, step: int | None = None) -> None:
+        if self.watch is not None:
+            self.watch.enter(phase, step)
 
     def _is_due(self, step: int, every: int) -> bool:
         return step == self.source.num_steps or _divides(every, step)
@@ -227,6 +242,7 @@ class Trainer:
         }
 
     def _finish(self) -> None:
+        self._enter("save")
         self.store.wait()
         if self.metrics is not None:
             self.metrics.close()

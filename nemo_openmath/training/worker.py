@@ -16,7 +16,9 @@ from nemo_openmath.core.errors import ExitCode, OpenMathError, UserError, of_the
 from nemo_openmath.core.home import prepare_home
 from nemo_openmath.core.logs import ConsoleHandler, configure_logging
 from nemo_openmath.training.config import TrainingJob
+from nemo_openmath.training.failures import meaning
 from nemo_openmath.training.job import read_job
+from nemo_openmath.training.rank_watch import RankWatch, collective_timeout_s
 
 
 def run_job(job: TrainingJob) -> None:
@@ -24,7 +26,14 @@ def run_job(job: TrainingJob) -> None:
     :func:`nemo_openmath.training.trainer.train` raises, and UserError for data that does not fit the model."""
     from nemo_openmath.training.runtime import start_process
 
-    start_process()  # before megatron-core is imported elsewhere (see cpu_compat)
+    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    stated_s = job.training.hang_seconds
+    with RankWatch(job.output, rank, ranks, stated_s) as watch:
+        start_process(collective_timeout_s(stated_s) / 60)  # before megatron-core is imported elsewhere (cpu_compat)
+        _train(job, watch)
+
+
+def _train(job: TrainingJob, watch: RankWatch) -> None:
     from nemo_openmath.data.batches.packed_data import PackedData
     from nemo_openmath.training.base_model import BaseModel, end_tokens
     from nemo_openmath.training.trainer import train
@@ -57,7 +66,7 @@ def run_job(job: TrainingJob) -> None:
         )
         held_out.plan.require_multiple(multiple)
     base = replace(base, end_tokens=end_tokens(job.model, source.last_targets()))
-    train(base, source, job.training, job.output, validation=held_out)
+    train(base, source, job.training, job.output, validation=held_out, watch=watch)
 
 
 def _tokenizer(model: Path) -> str | None:
@@ -86,14 +95,15 @@ def main(arguments: list[str] | None = None) -> int:
         return int(error.exit_code)
     except KeyboardInterrupt:
         return int(ExitCode.INTERRUPTED)
-    except OSError as error:
-        known = of_the_system(error)
-        text = str(known) if known is not None else f"\n{traceback.format_exc()}"
-        print(f"rank {rank}: {text}", file=sys.stderr, flush=True)
-        return int(known.exit_code if known is not None else ExitCode.FAILURE)
-    except BaseException:  # torch.distributed.checkpoint has errors that are no Exception
-        print(f"rank {rank}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-        return int(ExitCode.FAILURE)
+    except BaseException as error:  # torch.distributed.checkpoint has errors that are no Exception
+        known = of_the_system(error) if isinstance(error, OSError) else None
+        if known is None:
+            print(f"rank {rank}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+            known = meaning(error)
+        if known is None:
+            return int(ExitCode.FAILURE)
+        print(f"rank {rank}: {known}", file=sys.stderr, flush=True)
+        return int(known.exit_code)
     return int(ExitCode.OK)
 
 
