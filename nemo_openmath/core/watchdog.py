@@ -16,6 +16,7 @@ import math
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +40,7 @@ class Watchdog:
     def __init__(self, hung: Callable[[float], None], tick: Callable[[], None] = lambda: None):
         self._hung, self._tick = hung, tick
         self._since, self._limit_s, self._armed = time.monotonic(), math.inf, -math.inf
-        self._timer, self._end = _ExitTimer(), threading.Event()
+        self._timer, self._wake, self._ended = _ExitTimer(), threading.Event(), False
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self, limit_s: float) -> None:
@@ -50,15 +51,17 @@ class Watchdog:
     def beat(self, limit_s: float) -> None:
         """Say that the work advances, and that the next such call comes within ``limit_s`` seconds. It costs a
         microsecond."""
-        changed = limit_s != self._limit_s
-        self._since, self._limit_s = time.monotonic(), limit_s
-        if changed or self._since - self._armed > min(TICK_S, limit_s / 10):
+        before, self._since, self._limit_s = self._limit_s, time.monotonic(), limit_s
+        if limit_s < before:
+            self._wake.set()  # it looks more often from now on
+        if limit_s != before or self._since - self._armed > min(TICK_S, limit_s / 10):
             self._armed = self._since
             self._timer.set(limit_s * BACKSTOP + BACKSTOP_S)
 
     def stop(self) -> None:
         """End the watch."""
-        self._end.set()
+        self._ended = True
+        self._wake.set()
         self._timer.set(math.inf)
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(1.0)  # it may be waiting for a dead disk
@@ -71,7 +74,9 @@ class Watchdog:
     def _watch(self) -> None:
         while True:
             before, tick_s = time.monotonic(), self.tick_s()
-            if self._end.wait(tick_s):
+            self._wake.wait(tick_s)
+            self._wake.clear()
+            if self._ended:
                 return
             late = time.monotonic() - before - tick_s
             if late > _STOPPED_S + tick_s:
@@ -117,16 +122,16 @@ def _stacks(file: TextIO, heading: str, more: Callable[[TextIO], None]) -> None:
 
 
 def _kernel_threads() -> list[str]:
-    """Return a line a thread: number, state, where it waits in the kernel, name."""
-    lines = []
-    for task in sorted(Path("/proc/self/task").glob("*"), key=lambda path: int(path.name)):
+    """Return lines of threads that are at the same: how many, state, where they wait in the kernel, name."""
+    threads: Counter[str] = Counter()
+    for task in Path("/proc/self/task").glob("*"):
         with contextlib.suppress(OSError, IndexError):
             name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
             waits = ""
             with contextlib.suppress(OSError):
                 waits = (task / "wchan").read_text().strip("0\n")
-            lines.append(f"{task.name}  {rest.split()[0]}  {waits or '-'}  {name}")
-    return lines
+            threads[f"{rest.split()[0]}  {waits or '-'}  {name}"] += 1
+    return [f"{count:4}  {what}" for what, count in sorted(threads.items())]
 
 
 class _Sigevent(ctypes.Structure):

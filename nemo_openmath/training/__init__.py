@@ -22,6 +22,9 @@ read_ahead.py         the next batch, read and sharded by a thread
 metrics.py            metrics.jsonl, console, TensorBoard, wandb; the guard against divergence
 profile.py            seconds of each phase of a step; traces of chosen steps
 device.py             peak speed and memory of the device
+rank_watch.py         ranks that hang: heartbeats, stacks, suspects
+agreement.py          decisions that all ranks take alike, whatever their file systems show them
+failures.py           what an error of torch means: machine, sizes, another rank's death
 run_lock.py           one training at a time in an output folder
 runtime.py            process group, parallel state and signals of a rank
 rank_processes.py     the ranks as processes: output, deaths, signals

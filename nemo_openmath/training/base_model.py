@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ class BaseModel:
     folder: Path
     config: ModelConfig
     checkpoint: Checkpoint
+    is_checkpoint: bool = False  # of a training; known from the beginning, so that no rank finds out otherwise later
     end_tokens: tuple[int, ...] = ()  # which the data teaches to end a text with; the trained model's files name them
 
     @classmethod
@@ -40,12 +42,14 @@ class BaseModel:
         files do not fit each other.
         """
         config = ModelConfig.from_hf(step_folders.model_files_of(folder)).with_changes(**(changes or {}))
-        return cls(folder, config, open_checkpoint(folder, quiet=quiet))
+        is_checkpoint = (folder / step_folders.STATE).is_dir()
+        return cls(folder, config, open_checkpoint(folder, quiet=quiet), is_checkpoint)
 
-    @property
-    def is_checkpoint(self) -> bool:
-        """Whether the folder is a checkpoint of a training."""
-        return (self.folder / step_folders.STATE).is_dir()
+    def view(self) -> tuple[Any, ...]:
+        """Return what must be the same in all ranks that opened it."""
+        tensors = [(name, tensor.shape, str(tensor.dtype)) for name, tensor in sorted(self.checkpoint.tensors.items())]
+        digest = hashlib.sha256(repr((self.config, tensors)).encode()).hexdigest()
+        return self.checkpoint.kind, str(self.checkpoint.path), self.is_checkpoint, digest
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -51,6 +51,7 @@ from nemo_openmath.core.errors import MachineFailure, UserError
 from nemo_openmath.data.batches.source import PackSource
 from nemo_openmath.models.build import PackedGPT
 from nemo_openmath.models.layout import Precision
+from nemo_openmath.training.agreement import on_main
 from nemo_openmath.training.config import TrainingConfig
 from nemo_openmath.training.optimizer import Optimizer
 from nemo_openmath.training.sharded_state import fill, parameters_by_name, sharded_model, sharded_state
@@ -227,17 +228,16 @@ class CheckpointStore:
     def newest(self) -> Path | None:
         """Return the newest valid checkpoint, which rank 0 looks for; None where there is none. Says what is skipped,
         with the reason."""
-        choice: list[Any] = [None]
-        if dist.get_rank() == 0:
-            folder, skipped = step_folders.newest_valid(self.root)
-            for path, reason in skipped:
-                log.info(f"skipping checkpoint {path.name}: {reason}")
-            if folder is None and skipped:
-                log.info(f"no valid checkpoint is left under {self.root}: starting from the base model")
-            choice = [folder]
-        dist.broadcast_object_list(choice, src=0, group=self._group)
-        self._last = choice[0]
-        return choice[0]
+        self._last = on_main(self._look_for_newest, self._group)
+        return self._last
+
+    def _look_for_newest(self) -> Path | None:
+        folder, skipped = step_folders.newest_valid(self.root)
+        for path, reason in skipped:
+            log.info(f"skipping checkpoint {path.name}: {reason}")
+        if folder is None and skipped:
+            log.info(f"no valid checkpoint is left under {self.root}: starting from the base model")
+        return folder
 
     def load(self, folder: Path, models: list[PackedGPT], optimizer: Optimizer, fingerprint: str) -> dict[str, Any]:
         """Fill models and optimizer from ``folder``, written at any layout; return its numbers and notes (``step``,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ from typing import Any
 from nemo_openmath.core.errors import MissingExtra, OpenMathError, UserError
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.training.config import Guard, TrainingConfig
+
+log = logging.getLogger(__name__)
 
 
 class TrainingMetrics:
@@ -25,14 +28,15 @@ class TrainingMetrics:
         line."""
         path = output / "metrics.jsonl"
         _cut(path, steps_done, last)
-        self._file = path.open("a")
+        self._path, self._file = path, path.open("ab", buffering=0)
+        self._unwritten = b""  # a full disk is waited for: lines are few, and the training goes on
         self._board = _tensorboard(output, steps_done) if config.tensorboard else None
         self._wandb = _wandb(config.wandb_project, output) if config.wandb_project else None
 
     def write(self, record: Mapping[str, Any], *, boards: bool = True) -> None:
         """Append the line of a step to the file; with ``boards`` also to TensorBoard and wandb."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._unwritten += json.dumps(record).encode() + b"\n"
+        self.flush()
         if not boards:
             return
         numbers = {key: value for key, value in record.items() if isinstance(value, int | float) and key != "step"}
@@ -42,13 +46,28 @@ class TrainingMetrics:
         if self._wandb is not None:
             self._wandb.log(numbers, step=record["step"])
 
+    def flush(self) -> None:
+        """Write what waits for room, as far as there is some."""
+        try:
+            self._write()
+        except OSError as error:
+            lines = self._unwritten.count(b"\n")
+            log.warning(f"{self._path}: {lines} lines wait for room ({error.strerror})")
+
     def close(self) -> None:
-        """Close the file and what else is written to."""
-        self._file.close()
+        """Close the file and what else is written to. Raises OSError where lines wait for room in vain."""
+        try:
+            self._write()
+        finally:
+            self._file.close()
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+    def _write(self) -> None:
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
 
 def _cut(path: Path, steps_done: int, last: Mapping[str, Any] | None) -> None:

@@ -21,7 +21,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +69,20 @@ class Heartbeat:
     stacks: str = ""  # where this rank wrote its stacks, once it has hung
 
     def write(self, folder: Path) -> None:
-        """Write the file in place. Raises OSError."""
-        self.beats, self.time = self.beats + 1, round(time.time(), 3)
-        text = json.dumps(asdict(self)).encode().ljust(_SIZE - 1) + b"\n"
-        descriptor = os.open(_path(folder, self.rank), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        """Write the file in place, in a folder that is made where it is missing. Raises OSError."""
+        now = replace(self, beats=self.beats + 1, time=round(time.time(), 3))
+        text = json.dumps(asdict(now)).encode().ljust(_SIZE - 1) + b"\n"
+        path = _path(folder, self.rank)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             os.pwrite(descriptor, text, 0)
         finally:
             os.close(descriptor)
+        self.beats = now.beats
 
     @classmethod
     def read(cls, folder: Path, rank: int, attempt: str) -> Heartbeat | None:
@@ -93,13 +99,11 @@ class RankWatch:
 
     def __init__(self, output: Path, rank: int, ranks: int, hang_seconds: float | None):
         self.output, self.rank, self.ranks, self._stated_s = output, rank, ranks, hang_seconds
-        self._heartbeat = Heartbeat(rank, _node(), _attempt())
+        self._heartbeat = Heartbeat(rank, node_name(), _attempt())
         self._slowest_s, self._steps_done = 0.0, 0
         self._watchdog = Watchdog(self._hung, self._write_heartbeat)
 
     def __enter__(self) -> RankWatch:
-        with contextlib.suppress(OSError):
-            (self.output / HEARTBEATS).mkdir(parents=True, exist_ok=True)
         self._write_heartbeat()
         self._watchdog.start(self._limit_s())
         return self
@@ -113,6 +117,8 @@ class RankWatch:
         if step is not None:
             self._heartbeat.step = step
         self._watchdog.beat(self._limit_s())
+        if not self._heartbeat.beats:  # the disk was full
+            self._write_heartbeat()
 
     def step_done(self, seconds: float) -> None:
         """Take note of how long a step took, without validation and save."""
@@ -140,8 +146,8 @@ class RankWatch:
         suspects = self._suspects(limit_s / 8 + 3 * self._watchdog.tick_s())
         names = "; ".join(f"rank {s['rank']} on {s['node'] or 'an unknown node'} ({s['why']})" for s in suspects[:4])
         more = f" and {len(suspects) - 4} more" if len(suspects) > 4 else ""
-        said = f"suspected: {names}{more}" if suspects else "no rank is suspected more than the others"
-        print(f"rank {self.rank}: hung in step {now.step} ({now.phase}); {said}", file=sys.stderr, flush=True)
+        verdict = f"suspected: {names}{more}" if suspects else "no rank is suspected more than the others"
+        print(f"rank {self.rank}: hung in step {now.step} ({now.phase}); {verdict}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(ExitCode.HUNG)
 
@@ -218,7 +224,8 @@ def _path(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank}"
 
 
-def _node() -> str:
+def node_name() -> str:
+    """Return what Slurm calls this machine, or else its own name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 

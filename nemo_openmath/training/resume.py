@@ -12,7 +12,8 @@ from nemo_openmath.checkpoints.formats.step_folders import read_manifest
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.data.batches.source import PackSource
 from nemo_openmath.models.build import PackedGPT
-from nemo_openmath.training.base_model import BaseModel, refuse_another_model
+from nemo_openmath.training.agreement import alike
+from nemo_openmath.training.base_model import refuse_another_model
 from nemo_openmath.training.checkpoint import CheckpointStore
 from nemo_openmath.training.config import TrainingConfig
 from nemo_openmath.training.optimizer import Optimizer
@@ -34,16 +35,18 @@ def resume(
     store: CheckpointStore,
     models: list[PackedGPT],
     optimizer: Optimizer,
-    base: BaseModel,
+    identity: Mapping[str, Any],
     source: PackSource,
     config: TrainingConfig,
 ) -> ResumePoint:
-    """Fill ``models`` and ``optimizer`` from checkpoint ``folder`` and return where to go on.
+    """Fill ``models`` and ``optimizer`` from checkpoint ``folder`` and return where to go on. ``identity`` is that of
+    the base model.
 
     Says what is different from before. Raises UserError where the checkpoint is of another model, other data, another
     precision or of a later step than ``source`` has, and where the training has finished with other settings.
     """
-    refuse_another_model(folder, read_manifest(folder).training, base.identity)
+    manifest = alike(lambda: read_manifest(folder), lambda m: (m.step, len(m.files), m.training), str(folder))
+    refuse_another_model(folder, manifest.training, identity)
     saved = store.load(folder, models, optimizer, source.fingerprint)
     step, num_steps_before = int(saved["step"]), int(saved["num_steps"])
     if step > source.num_steps:

@@ -16,12 +16,12 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.core.errors import OpenMathError, UserError
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.locks import (
     is_open_file,
     new_mark,
@@ -100,33 +100,20 @@ def locked(output: Path) -> Iterator[RunLock | None]:
     and None in the others."""
     import torch.distributed as dist  # takes seconds to import
 
+    from nemo_openmath.training.agreement import on_main
+
     lock: RunLock | None = None
 
     def take() -> None:
         nonlocal lock
         lock = RunLock.take(output, dist.get_world_size())
 
-    run_on_main(take)
+    on_main(take)
     try:
         yield lock
     finally:
         if lock is not None:
             lock.release()
-
-
-def run_on_main(action: Callable[[], None]) -> None:
-    """Run ``action`` in rank 0. The OpenMathError that it raises there is raised in every rank."""
-    import torch.distributed as dist
-
-    outcome: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            action()
-        except OpenMathError as error:
-            outcome = [error]
-    dist.broadcast_object_list(outcome, src=0)
-    if outcome[0] is not None:
-        raise outcome[0]
 
 
 def refuse_locked(output: Path) -> None:

@@ -97,8 +97,3 @@ def stop_signals(run_lock: RunLock | None) -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def is_main() -> bool:
-    """Return whether this is rank 0, which reports and writes for all."""
-    return dist.get_rank() == 0

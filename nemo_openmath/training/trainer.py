@@ -20,6 +20,7 @@ from nemo_openmath.core.errors import Preempted, UserError
 from nemo_openmath.data.batches.source import PackSource
 from nemo_openmath.models.build import PackedGPT, build_model, choose_backend
 from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.training.agreement import on_main
 from nemo_openmath.training.base_model import BaseModel
 from nemo_openmath.training.checkpoint import CheckpointStore
 from nemo_openmath.training.config import TrainingConfig
@@ -31,8 +32,8 @@ from nemo_openmath.training.profile import Phases, profiled
 from nemo_openmath.training.rank_watch import RankWatch
 from nemo_openmath.training.read_ahead import read_ahead
 from nemo_openmath.training.resume import ResumePoint, decisive_settings, resume
-from nemo_openmath.training.run_lock import RunLock, locked, run_on_main
-from nemo_openmath.training.runtime import is_main, parallel_state_of, stop_signals
+from nemo_openmath.training.run_lock import RunLock, locked
+from nemo_openmath.training.runtime import parallel_state_of, stop_signals
 from nemo_openmath.training.schedule import learning_rate
 from nemo_openmath.training.sharded_state import load_base
 
@@ -103,6 +104,7 @@ class Trainer:
             base.config, config.parallel, dtype=dtype, recompute=config.recompute, backend=config.backend
         )
         log.info(_first_line(base.config, config))
+        self.identity = on_main(lambda: base.identity)
         self.store = CheckpointStore.open(output, source, config)
         newest = self.store.newest()
         if newest is None:
@@ -110,16 +112,17 @@ class Trainer:
         self.optimizer = Optimizer.build(self.models, config)
         start = ResumePoint()
         if newest is not None:
-            start = resume(newest, self.store, self.models, self.optimizer, base, source, config)
-        if is_main():  # nothing is written before it is known that the training in the folder is this one
-            base.write_files(self.store.model_files, config.precision)
+            start = resume(newest, self.store, self.models, self.optimizer, self.identity, source, config)
+        # Nothing is written before it is known that the training in the folder is this one.
+        on_main(lambda: base.write_files(self.store.model_files, config.precision))
         self.first_step = start.step + 1
         self.guard = LossGuard(config.guard, start.recent_losses)
         self.forward_backward = ForwardBackward(self.models, self.optimizer.chunks, base.config, config.parallel)
         self.peak_flops = peak_flops(config.precision)
         if self.first_step <= source.num_steps:
             log.info(f"MFU is the share of {self.peak_flops / 1e12:,.3g} TFLOP/s, the peak of a process's device")
-        self.metrics = TrainingMetrics(output, config, start.step, start.record) if is_main() else None
+        self.metrics: TrainingMetrics | None = None
+        on_main(lambda: self._open_metrics(start))
 
     def train(self) -> TrainResult:
         """Take all steps that are left; the last one is always saved. Raises what :func:`train` raises."""
@@ -209,17 +212,27 @@ class Trainer:
         Raises UserError where another training has taken the folder over, MachineFailure where too many saves in a row
         have failed.
         """
-        run_on_main(lambda: self.run_lock.check() if self.run_lock else None)
+        on_main(self._before_save)
         state = {
             "fingerprint": self.source.fingerprint,
             "num_steps": self.source.num_steps,
             "layout": {"world_size": dist.get_world_size(), **asdict(self.config.parallel)},
             "recent_losses": self.guard.recent,
             "settings": decisive_settings(self.config),
-            **self.base.identity,
+            **self.identity,
         }
         needed = self.stop or step in self.store.lasting
         self.store.save(step, self.models, self.optimizer, state, notes={"record": dict(record)}, needed=needed)
+
+    def _open_metrics(self, start: ResumePoint) -> None:
+        self.metrics = TrainingMetrics(self.output, self.config, start.step, start.record)
+
+    def _before_save(self) -> None:
+        """In rank 0: see that the folder is still ours, and that metrics.jsonl is not behind the checkpoint."""
+        if self.run_lock is not None:
+            self.run_lock.check()
+        if self.metrics is not None:
+            self.metrics.flush()
 
     def _read_batch(self, step: int) -> RankBatch:
         return self.forward_backward.shard(self.source.batch(step - 1))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nemo_openmath.core.errors import ExitCode, OpenMathError, UserError, of_the_system
 from nemo_openmath.core.home import prepare_home
@@ -19,6 +21,12 @@ from nemo_openmath.training.config import TrainingJob
 from nemo_openmath.training.failures import meaning
 from nemo_openmath.training.job import read_job
 from nemo_openmath.training.rank_watch import RankWatch, collective_timeout_s
+
+if TYPE_CHECKING:
+    from nemo_openmath.data.batches.packed_data import PackedData
+    from nemo_openmath.training.base_model import BaseModel
+
+_PATIENCE_S = 90.0  # for caches of directories
 
 
 def run_job(job: TrainingJob) -> None:
@@ -34,9 +42,19 @@ def run_job(job: TrainingJob) -> None:
 
 
 def _train(job: TrainingJob, watch: RankWatch) -> None:
+    from nemo_openmath.training.agreement import alike
+    from nemo_openmath.training.trainer import train
+
+    base, source, held_out = alike(
+        lambda: _open(job), lambda opened: (repr(job), _view(opened)), "the job's model and data"
+    )
+    train(base, source, job.training, job.output, validation=held_out, watch=watch)
+
+
+def _open(job: TrainingJob) -> tuple[BaseModel, PackedData, PackedData | None]:
+    """Open what a job reads: its model, its data, and what is held out."""
     from nemo_openmath.data.batches.packed_data import PackedData
     from nemo_openmath.training.base_model import BaseModel, end_tokens
-    from nemo_openmath.training.trainer import train
 
     base = BaseModel.open(job.model, job.model_changes)
     data, tokenizer = job.data, _tokenizer(job.model)
@@ -65,8 +83,12 @@ def _train(job: TrainingJob, watch: RankWatch) -> None:
             data.validation, batch_samples=data.batch_samples, epochs=1, pad_multiple=1, tokenizer=tokenizer
         )
         held_out.plan.require_multiple(multiple)
-    base = replace(base, end_tokens=end_tokens(job.model, source.last_targets()))
-    train(base, source, job.training, job.output, validation=held_out, watch=watch)
+    return replace(base, end_tokens=end_tokens(job.model, source.last_targets())), source, held_out
+
+
+def _view(opened: tuple[BaseModel, PackedData, PackedData | None]) -> tuple[Any, ...]:
+    base, source, held_out = opened
+    return base.view(), base.end_tokens, source.fingerprint, source.num_steps, held_out and held_out.fingerprint
 
 
 def _tokenizer(model: Path) -> str | None:
@@ -79,6 +101,14 @@ def _tokenizer(model: Path) -> str | None:
     return ChatTokenizer.load(folder, chat=False).fingerprint if (folder / "tokenizer.json").is_file() else None
 
 
+def _read_job(path: Path, overrides: list[str]) -> TrainingJob:
+    """Read a job's file. Where a launcher wrote it on another node, this one may see it later."""
+    end = time.monotonic() + _PATIENCE_S
+    while int(os.environ.get("WORLD_SIZE", "1")) > 1 and not path.exists() and time.monotonic() < end:
+        time.sleep(1.0)
+    return read_job(path, overrides)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line of this module's text. Rank 0 writes its lines to standard output, where the launcher reads
     them; errors go to standard error, behind the rank's number."""
@@ -89,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
         prepare_home()
         if not arguments:
             raise UserError("no job file is named", remedy="python -m nemo_openmath.training.worker JOB.yaml")
-        run_job(read_job(arguments[0], arguments[1:]))
+        run_job(_read_job(Path(arguments[0]), arguments[1:]))
     except OpenMathError as error:
         print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
         return int(error.exit_code)

@@ -19,7 +19,7 @@ cpu_compat.install()
 from megatron.core.dist_checkpointing.mapping import ShardedTensor  # noqa: E402
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory  # noqa: E402
 
-from nemo_openmath.training.checkpoint import _not_written  # noqa: E402
+from nemo_openmath.training.checkpoint import _why  # noqa: E402
 from nemo_openmath.training.shards import read_boxes, rows_of  # noqa: E402
 
 TP, ROWS, COLUMNS = 2, 6, 5  # of a rank
@@ -71,18 +71,16 @@ def test_a_tensor_that_is_not_as_needed_is_named(stored: tuple[Path, dict[str, t
 def test_a_full_disk_is_said_in_a_line() -> None:
     complaint = RuntimeError("unexpected pos 704 vs 598")
     complaint.__context__ = OSError(errno.ENOSPC, "No space left on device")
-    message = str(_not_written(Path("out/.step-00000001.partial"), 3, complaint))
-    assert message.startswith(
-        "out/.step-00000001.partial: rank 3 could not write the checkpoint (No space left on device)"
-    )
+    message = _why(Path("out/.step-00000001.partial"), 3, complaint)
+    assert message.startswith("rank 3 could not write the checkpoint: No space left on device;")
 
 
 def test_a_full_disk_of_which_torch_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its zip writer often gives no reason: the disk is asked."""
     complaint = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
     for free, says in (
-        (0, "(No space left on device; 0.0 MiB are free there)"),
+        (0, "checkpoint: No space left on device; 0.0 MiB are free there"),
         (2**30, "unexpected pos 704 vs 598;"),
     ):
         monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
-        assert says in str(_not_written(tmp_path / "x", 0, complaint))
+        assert says in _why(tmp_path / "x", 0, complaint)
