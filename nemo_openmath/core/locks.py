@@ -1,7 +1,8 @@
 """Locks on files (``flock``) that name their holder: any death releases them, kill -9 and a lost machine too.
 
-NFS passes the locks on to all nodes; Lustre mounted without ``-o flock`` has none, and with ``localflock`` none that
-another node sees. What then happens is for the caller to say.
+NFS passes the locks on to all nodes. Lustre mounted without ``-o flock`` has none: there
+:mod:`nemo_openmath.core.leases` takes their place. With ``localflock`` it has locks that no other node sees, which
+nobody can tell from real ones.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from typing import Any
 from nemo_openmath.core.errors import of_the_system
 
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+_TRIES, _TRY_S = 3, 0.5
 
 
 def open_lock_file(path: Path) -> int:
@@ -31,12 +35,22 @@ def open_lock_file(path: Path) -> int:
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
-    """Try to take the lock. Return whether it was free and is held now; None where the file system has no locks."""
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError as error:
-        return False if error.errno in _HELD else None
-    return True
+    """Try to take the lock. Return whether it was free and is held now; None where the file system has no locks. Raises
+    OSError for anything else."""
+    for attempt in range(_TRIES):
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return True
+        except OSError as error:
+            if error.errno in _HELD:
+                return False
+            if error.errno not in _NO_LOCKS:
+                raise
+            if error.errno == errno.ENOLCK and attempt < _TRIES - 1:  # NFS: its lock service may be away for a moment
+                time.sleep(_TRY_S)
+                continue
+            return None
+    raise AssertionError("the loop returns or raises")
 
 
 def is_open_file(path: Path, descriptor: int) -> bool:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import sys
@@ -21,6 +20,7 @@ import orjson
 import nemo_openmath
 from nemo_openmath.core.errors import UserError, no_space, refuse_special
 from nemo_openmath.core.grader import Grade, Verdict
+from nemo_openmath.core.locks import try_lock
 from nemo_openmath.core.outputs import refuse_foreign_file
 from nemo_openmath.core.records.encoding import record_type
 from nemo_openmath.core.records.exact_json import dumps, loads
@@ -159,10 +159,8 @@ def _exclusive(partial: Path) -> Iterator[BinaryIO]:
         problem = f"cannot write ({error.strerror})"
         raise UserError(problem, file=partial.parent, remedy="choose another folder") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError("another process is writing it", file=partial, remedy="wait for it or stop it") from None
+        if try_lock(file.fileno()) is False:  # where there are no locks (None), nothing tells of another process
+            raise UserError("another process is writing it", file=partial, remedy="wait for it or stop it")
         yield file
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import time
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.leases import EXPIRY_S, RENEW_S, LeaseAsker
 from nemo_openmath.core.locks import (
     is_alive,
     is_open_file,
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 
 RUN, STAGES = ".run.lock", ".locks"
 _PATIENCE = {True: 0.5, None: 3.0, False: 30.0}  # seconds, for a holder that is alive, elsewhere, or just killed
+_LEASE_PATIENCE = {**_PATIENCE, None: EXPIRY_S + 2 * RENEW_S}  # a lease elsewhere is watched for so long
 _PLANNING_S = 600.0  # a thousand jobs may begin at once, and the last to end counts the records of all
 _FIRST_S = 2.0  # a wait of so many seconds is logged
 
@@ -51,7 +54,7 @@ def run_lock(output: Path, stage: str | None, shard: int, shards: int) -> Iterat
     what = "this run" if stage is None else f"stage {stage}" + (f", shard {shard} of {shards}" if shards > 1 else "")
     with contextlib.ExitStack() as held:
         for path, shared in wanted:
-            held.callback(os.close, _take(output, path, shared, what))
+            held.callback(_take(output, path, shared, what))
         yield
 
 
@@ -64,11 +67,11 @@ def planning_lock(context: StageContext) -> Iterator[None]:
         return
     folder = context.output
     path = folder.parent / STAGES / f"{folder.name}-plan.lock"
-    descriptor = _take(folder.parent, path, False, f"the plan of stage {context.name}", _PLANNING_S)
+    release = _take(folder.parent, path, False, f"the plan of stage {context.name}", _PLANNING_S)
     try:
         yield
     finally:
-        os.close(descriptor)
+        release()
 
 
 @contextlib.contextmanager
@@ -82,19 +85,25 @@ def partition_locks(context: StageContext) -> Iterator[None]:
         for number in context.part_numbers() if context.shards > 1 else ():
             what = f"part {number} of {context.partitions} of stage {context.name}"
             path = folder.parent / STAGES / f"{folder.name}-part-{number:05d}.lock"
-            held.callback(os.close, _take(folder.parent, path, False, what))
+            held.callback(_take(folder.parent, path, False, what))
         yield
 
 
-def _take(output: Path, path: Path, shared: bool, what: str, least_s: float = 0.0) -> int:
-    """Return the descriptor of a lock that is held now. ``least_s``: it is waited for so long at least."""
+def _take(output: Path, path: Path, shared: bool, what: str, least_s: float = 0.0) -> Callable[[], None]:
+    """Take a lock, and return what lets go of it. ``least_s``: it is waited for so long at least."""
     begun, waiting = time.monotonic(), Waiting(say=log.info, first_s=_FIRST_S)
+    asker = LeaseAsker(path, what, shared=shared)
     while True:
         descriptor = open_lock_file(path)
         free = try_lock(descriptor, shared=shared)
         if free is None:
-            _warn_no_locks(output)
-            return descriptor
+            os.close(descriptor)
+            _tell_of_leases(output)
+            if (lease := asker.take()) is not None:
+                return lease.release
+            patience_s = max(least_s, _LEASE_PATIENCE[is_alive(asker.holder)])
+            _wait_for(asker.holder, output, patience_s, begun, waiting)
+            continue
         if free and is_open_file(path, descriptor):  # not deleted in between
             if not shared:
                 try:
@@ -102,24 +111,29 @@ def _take(output: Path, path: Path, shared: bool, what: str, least_s: float = 0.
                 except BaseException:  # the disk is full
                     os.close(descriptor)
                     raise
-            return descriptor
+            return partial(os.close, descriptor)
         os.close(descriptor)
         if not free:
             holder = _holder(output, path)
-            patience, waited = max(least_s, _PATIENCE[is_alive(holder)]), time.monotonic() - begun
-            if waited > patience:
-                raise UserError(
-                    f"{_name(holder)} is at work in this folder",
-                    file=output,
-                    remedy="wait for it, stop it, or give another --output",
-                )
-            waiting.still(f"{_name(holder)} to let go of {output}", patience, waited_s=waited)
-            time.sleep(0.05)
+            _wait_for(holder, output, max(least_s, _PATIENCE[is_alive(holder)]), begun, waiting)
+
+
+def _wait_for(holder: dict[str, Any], output: Path, patience_s: float, begun: float, waiting: Waiting) -> None:
+    """Wait a moment for a holder. Raises UserError where it was waited for long enough, since ``begun``."""
+    waited = time.monotonic() - begun
+    if waited > patience_s:
+        raise UserError(
+            f"{_name(holder)} is at work in this folder",
+            file=output,
+            remedy="wait for it, stop it, or give another --output",
+        )
+    waiting.still(f"{_name(holder)} to let go of {output}", patience_s, waited_s=waited)
+    time.sleep(random.uniform(0.02, 0.1))
 
 
 @cache
-def _warn_no_locks(output: Path) -> None:
-    log.warning("no file locks in %s: nothing stops a second run of it", output)
+def _tell_of_leases(output: Path) -> None:
+    log.info("no file locks in %s: leases take their place", output)
 
 
 def _holder(output: Path, path: Path) -> dict[str, Any]:

@@ -5,13 +5,15 @@ Rank 0 holds a lock (``flock``) on ``OUTPUT/.training.lock`` for as long as it l
 comes while the first is stopping (SIGTERM, SIGUSR1), as a job that was queued again may, waits for it and goes on from
 what it saved.
 
-Network file systems: NFS passes the lock on to all nodes. Lustre mounted without ``-o flock`` has no locks, and with
-``localflock`` none that another node sees. There the folder goes to whoever came last, and the training before ends at
-its next save, before it writes: the file no longer bears its mark.
+Network file systems: NFS passes the lock on to all nodes. Where there are no locks (Lustre mounted without ``-o
+flock``), rank 0 holds a lease instead (:mod:`nemo_openmath.core.leases`). With ``localflock`` there are locks that no
+other node sees; there the folder goes to whoever came last. A training that has lost the folder ends at its next save,
+before it writes: the file no longer bears its mark.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -21,8 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.errors import OpenMathError, UserError
+from nemo_openmath.core.leases import EXPIRY_S, RENEW_S, Lease, LeaseAsker
 from nemo_openmath.core.locks import (
+    is_alive,
     is_open_file,
     new_mark,
     open_lock_file,
@@ -35,14 +39,15 @@ from nemo_openmath.core.waiting import Waiting
 LOCK = ".training.lock"
 PATIENCE_SECONDS = 3.0  # how long a holder that was just killed is waited for
 STOPPING_SECONDS = 600.0  # how long a holder that is stopping is waited for
+_LOOKS = 4
 log = logging.getLogger(__name__)
 
 
 class RunLock:
     """A held ``OUTPUT/.training.lock``."""
 
-    def __init__(self, path: Path, descriptor: int, mark: dict[str, Any]):
-        self.path, self._descriptor, self._mark = path, descriptor, mark
+    def __init__(self, path: Path, descriptor: int, mark: dict[str, Any], lease: Lease | None = None):
+        self.path, self._descriptor, self._mark, self._lease = path, descriptor, mark, lease
         if is_open_file(path, descriptor):
             self._write()
 
@@ -55,19 +60,25 @@ class RunLock:
         """
         mark = new_mark(id=uuid.uuid4().hex, ranks=ranks, stopping=False)
         path, start, waiting = output / LOCK, time.monotonic(), Waiting(say=log.info, first_s=0)
+        asker, patience_s = LeaseAsker(path, "a training", lost=lambda _: None), PATIENCE_SECONDS
         while True:
-            descriptor = open_lock_file(path)
+            descriptor, lease = open_lock_file(path), None
             free = try_lock(descriptor)
             if free is None:
-                log.info("%s: no file locks here: a second training takes the folder over", output)
-            if free is None or (free and is_open_file(path, descriptor)):  # not deleted in between
-                return cls(path, descriptor, mark)
+                lease = asker.take()
+                free = lease is not None
+                if is_alive(asker.holder) is None:  # on another machine, of which its file alone tells
+                    patience_s = EXPIRY_S + 2 * RENEW_S
+            if free and is_open_file(path, descriptor):  # not deleted in between
+                return cls(path, descriptor, mark, lease)
             os.close(descriptor)
+            if lease is not None:
+                lease.release()
             if free:
                 continue
             holder, waited = read_mark(path), time.monotonic() - start
             stopping = holder.get("stopping") is True
-            if waited > (STOPPING_SECONDS if stopping else PATIENCE_SECONDS):
+            if waited > (STOPPING_SECONDS if stopping else patience_s):
                 raise _refusal(output, holder)
             if stopping:
                 waiting.still(f"{_name(holder)}, which is stopping in {output}", STOPPING_SECONDS, waited_s=waited)
@@ -77,18 +88,26 @@ class RunLock:
         """Tell those who want the folder that it will soon be free. Safe in a signal handler."""
         if read_mark(self.path).get("id") == self._mark["id"]:
             self._mark["stopping"] = True
-            self._write()
+            with contextlib.suppress(OpenMathError, OSError):  # a full disk must not end the training
+                self._write()
 
     def check(self) -> None:
         """Raise UserError when another training has taken the folder over all the same."""
         holder = read_mark(self.path)
-        if holder.get("id") != self._mark["id"]:
+        for _ in range(_LOOKS):  # it may be being written, or its server be away for a moment
+            if holder.get("id") or not self.path.exists():
+                break
+            time.sleep(0.5)
+            holder = read_mark(self.path)
+        if holder.get("id") != self._mark["id"] or (self._lease is not None and self._lease.lost):
             problem = f"{_name(holder)} has taken this folder over; nothing more is saved"
             raise UserError(problem, file=self.path.parent, remedy="run one training at a time in a folder")
 
     def release(self) -> None:
         """Let go of the lock."""
         os.close(self._descriptor)
+        if self._lease is not None:
+            self._lease.release()
 
     def _write(self) -> None:
         write_mark(self._descriptor, self._mark, self.path)

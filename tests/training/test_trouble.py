@@ -67,7 +67,7 @@ def test_failed_saves_disagreement_and_a_hang(tmp_path: Path, disk: Path, monkey
     with pytest.raises(
         Hung, match=r"^hung in step 2 \(\w+\); suspected: rank 1 on .* \(its heartbeat stopped in step 1, "
     ):
-        run_ranks("tests.training.failing_ranks", 2, cases, tmp_path)
+        run_ranks("tests.training.troubled_ranks", 2, cases, tmp_path)
 
     seen, differs, missing, refused = _end(tmp_path, "files").splitlines()
     assert seen == "seen"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ from typing import Any, BinaryIO
 from nemo_openmath.chat.token_ids import TokenIds
 from nemo_openmath.core.errors import UserError, no_space, refuse_special
 from nemo_openmath.core.grader import Vote
+from nemo_openmath.core.locks import is_open_file, try_lock
 from nemo_openmath.core.merging import read_merged
 from nemo_openmath.core.outputs import REMEDY
 from nemo_openmath.core.records import Record, exact_json
@@ -117,12 +117,9 @@ def _whole(output: Path) -> Iterator[BinaryIO]:
 
 def _lock(file: BinaryIO, partial: Path) -> None:
     """Raise UserError where another process writes the file, or has just given it its name."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(file.fileno()), partial.stat()):
-            return
-    except OSError:
-        pass
+    # Where there are no locks (None), nothing tells of another process.
+    if try_lock(file.fileno()) is not False and is_open_file(partial, file.fileno()):
+        return
     raise UserError("another process is writing it", file=partial, remedy="wait for it or stop it")
 
 
