@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 import nemo_openmath
+from nemo_openmath.core import activity
 from nemo_openmath.core.errors import OpenMathError, UserError
 from nemo_openmath.core.grader import Grade, Majority, Verdict
 from nemo_openmath.grading import plain
@@ -257,6 +258,7 @@ class GradingPool:
             grades = worker.grade(chunk, self.take_modulo)
         finally:
             self._idle.put(worker)
+            activity.happened()
         for pair, grade in zip(chunk, grades, strict=True):
             if sum(len(answer) for answer in pair if answer) <= CACHED_LENGTH:
                 if len(self._cache) >= CACHE_SIZE:

@@ -84,6 +84,8 @@ class Recipe:
     grading: GradingSettings
     partitions: int
     """Into how many parts the records of a stage are divided, at least."""
+    hang_seconds: float | None
+    """After so many seconds in which nothing happens a stage of units ends the run."""
     stages: dict[str, StageEntry]
     """Name -> stage, in the order in which they run."""
     values: list[Value]
@@ -181,6 +183,11 @@ class RecipeSettings:
     """Into how many parts the records of each stage are divided, at least. A part is worked on as a whole, so memory is
     that of one part, and an array of up to so many jobs reads each record once. It changes no record, but their
     order: a training sees its rows in another one. A million records want about 16."""
+    hang_seconds: PositiveFloat | None = None
+    """Seconds without any unit, token, answer or block of code that ended, after which a stage of units counts as hung:
+    it writes the stacks of its threads and tasks into ``stacks`` of its folder, and ends with exit code 76. It is never
+    less than the time limit of a request (``timeout_s``). ``null``: an hour, or twice that limit. A training has
+    ``training.hang_seconds``."""
     failed_items: ShareBelowOne = 0.0
     """The share of a stage's items that may fail after all attempts, such as 0.001. The stage then finishes without
     them, and counts them among its drops. ``0`` allows none: one that fails ends the run, to be tried again."""
@@ -227,6 +234,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Pa
         sandbox=head.sandbox,
         grading=head.grading,
         partitions=head.partitions,
+        hang_seconds=head.hang_seconds,
         stages=entries.entries,
         values=builder.values,
         origin=builder.origin,

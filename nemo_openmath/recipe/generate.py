@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from nemo_openmath.core.bounds import AnyInt, PositiveInt, ShareBelowOne
+from nemo_openmath.core.bounds import AnyInt, PositiveFloat, PositiveInt, ShareBelowOne
 from nemo_openmath.core.build import Builder
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError
@@ -59,6 +59,9 @@ class GenerateJob:
     """Leave out rows of ``problems`` that cannot be read, and count them. Otherwise such a file is refused."""
     seed: AnyInt = 0
     """The seed of the samples."""
+    hang_seconds: PositiveFloat | None = None
+    """Seconds without any token, answer or block of code that ended, after which this counts as hung, as in a recipe.
+    ``null``: an hour, or twice the time limit of a request."""
     partitions: PositiveInt = 1
     """Into how many parts the problems are divided, at least. It changes no sample; see the same key of a recipe."""
     failed_items: ShareBelowOne = 0.0
@@ -109,6 +112,7 @@ def load_job(path: Path, overrides: Sequence[str] = (), here: Path = Path()) -> 
         sandbox=job.sandbox,
         grading=job.grading,
         partitions=job.partitions,
+        hang_seconds=job.hang_seconds,
         stages=stages,
         values=builder.values,
         origin=builder.origin,

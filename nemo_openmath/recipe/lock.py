@@ -17,6 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from nemo_openmath.core import shared_files
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.leases import EXPIRY_S, RENEW_S, LeaseAsker
 from nemo_openmath.core.locks import (
@@ -69,6 +70,8 @@ def planning_lock(context: StageContext) -> Iterator[None]:
     path = folder.parent / STAGES / f"{folder.name}-plan.lock"
     release = _take(folder.parent, path, False, f"the plan of stage {context.name}", _PLANNING_S)
     try:
+        for place in (folder.parent, folder):  # what the job before has written there is to be seen
+            shared_files.touch(place)
         yield
     finally:
         release()

@@ -18,16 +18,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from nemo_openmath.core.errors import Incomplete, UserError
+from nemo_openmath.core import shared_files
+from nemo_openmath.core.errors import DamagedFile, Incomplete, UserError
 from nemo_openmath.core.outputs import refuse_foreign_folder
 from nemo_openmath.core.progress import FOLDER as PROGRESS
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records.bodies import closing_files
-from nemo_openmath.core.records.manifest import PLAN, Manifest, write_manifest
+from nemo_openmath.core.records.manifest import PLAN, Manifest, read_manifest, write_manifest
 from nemo_openmath.core.stage import Stage, StageContext, UnitStage
 from nemo_openmath.recipe import identity, stage_folder
 from nemo_openmath.recipe.file import Recipe
@@ -41,7 +44,7 @@ from nemo_openmath.recipe.server_addresses import ServerAddress
 from nemo_openmath.recipe.services import RecipeServices
 from nemo_openmath.recipe.setting_docs import first_sentence
 from nemo_openmath.recipe.stage_entries import StageEntry
-from nemo_openmath.recipe.status import StageStatus, State, added_files, change, run_status, stage_status
+from nemo_openmath.recipe.status import StageStatus, State, added_files, change, damage, run_status, stage_status
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +72,7 @@ class Run:
         can be known to be wrong before the first stage runs.
         """
         names = selection.names(self.recipe)
+        self._wait_for_inputs(names)
         todo = self._check(names, selection)
         with run_lock(self.output, selection.only, selection.shard, selection.shards):
             self._begin(selection, overrides)
@@ -102,6 +106,16 @@ class Run:
         self._refuse_stale_inputs(names)
         self._refuse_added_files(names)
         return todo
+
+    def _wait_for_inputs(self, names: Sequence[str]) -> None:
+        """In a job of Slurm, wait until this machine sees the stages that the job was queued behind: another one may
+        have finished them a moment ago. What is missing all the same is refused by whoever needs it."""
+        if "SLURM_JOB_ID" not in os.environ:
+            return
+        for name in names:
+            for folder in map(self.folder, self.recipe.read_by(self.recipe.stages[name])):
+                if folder.name not in names:
+                    shared_files.until_seen(partial(_unfinished, folder), folder)
 
     def _begin(self, selection: StageSelection, overrides: Sequence[str]) -> None:
         """Make the output folder that of this recipe."""
@@ -283,8 +297,18 @@ class Run:
             progress=progress,
             shard=selection.shard,
             shards=selection.shards,
+            hang_seconds=self.recipe.hang_seconds,
             failed_items=entry.failed_items,
         )
+
+
+def _unfinished(folder: Path) -> str:
+    """Return what a stage lacks to be finished and whole, as this machine sees it; "" where it is."""
+    try:
+        manifest = read_manifest(folder)
+    except (DamagedFile, OSError) as error:
+        return str(error)
+    return "its manifest is not there" if manifest is None else damage(manifest, folder)
 
 
 def _is_mendable(entry: StageEntry, status: StageStatus, fingerprint: str) -> bool:

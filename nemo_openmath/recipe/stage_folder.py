@@ -7,16 +7,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from nemo_openmath.core.errors import UserError
+from nemo_openmath.core import shared_files
+from nemo_openmath.core.errors import SystemFailure, UserError
 from nemo_openmath.core.records import write_json
 from nemo_openmath.core.records.manifest import MANIFEST, PLAN, sync
 from nemo_openmath.core.records.store import partition_counts, partition_files, partition_in
@@ -132,27 +134,53 @@ def forget_failed_parts(folder: Path, parts: Iterable[int], partitions: int) -> 
 
 def is_last_shard(folder: Path, context: StageContext) -> bool:
     """Note that the parts of the work of this job are done, with what it measured. Return whether all parts are, by
-    jobs of arrays of any size. Their metrics are summed then: of each part, those of the job that ended last."""
+    jobs of arrays of any size. Their metrics are summed then: of each part, those of the job that ended last.
+
+    Other jobs may have ended a moment ago on other machines. The marks of this array are opened by name, after this
+    job's own was written: of two jobs the later one sees both. A mark says which files belong to it; they are waited
+    for. Raises SystemFailure where they do not come.
+    """
     if context.shards == 1:
         return True
-    mark = {"parts": list(context.part_numbers()), "metrics": context.metrics}
-    write_json(folder / f"{_SHARD}{context.shard:05d}-of-{context.shards:05d}.json", mark)
-    done, total = set[int](), Counter[str]()
-    for path in sorted(folder.glob(f"{_SHARD}*.json"), key=lambda path: (-path.stat().st_mtime_ns, path)):
+    names = [f"{_SHARD}{number:05d}-of-{context.shards:05d}.json" for number in range(context.shards)]
+    mark = {"parts": list(context.part_numbers()), "metrics": context.metrics, "files": _own_files(folder, context)}
+    write_json(folder / names[context.shard], mark)
+    marks = {path.name: path for path in [*(folder / name for name in names), *folder.glob(f"{_SHARD}*.json")]}
+    done, total, files = set[int](), Counter[str](), dict[str, int]()
+    present = [path for path in marks.values() if shared_files.size_of(path) is not None]
+    for path in sorted(present, key=lambda path: (-path.stat().st_mtime_ns, path)):
         earlier = _read_mark(path)
         if not done.issuperset(parts := earlier["parts"]):
             done.update(parts)
             total.update({k: v for k, v in earlier["metrics"].items() if isinstance(v, int | float)})
+            files.update(earlier["files"])
     if len(done) < context.partitions:
         return False
+    if missing := shared_files.until_seen(lambda: _unseen(folder, files), folder):
+        remedy = "check the shared file system, then run the same command again"
+        raise SystemFailure(folder / missing, "another job has written it, and this machine does not see it", remedy)
     context.metrics.clear()
     context.metrics.update(total)
     return True
 
 
 def _read_mark(path: Path) -> dict[str, Any]:
-    mark: dict[str, Any] = {"parts": ()}
+    mark: dict[str, Any] = {"parts": (), "files": {}}
     return mark | orjson.loads(path.read_bytes())
+
+
+def _own_files(folder: Path, context: StageContext) -> dict[str, int]:
+    """Return name -> bytes of the files of records that this job made."""
+    paths = (path for n in context.part_numbers() for path in partition_files(folder, n, context.partitions).values())
+    return {path.name: path.stat().st_size for path in paths if path.exists() and not path.name.startswith(".")}
+
+
+def _unseen(folder: Path, files: Mapping[str, int]) -> str:
+    """Return a file that is not in the listing of its folder, or not whole, as this machine sees it; "" where none."""
+    listed = set(os.listdir(folder))
+    return next(
+        (n for n, size in files.items() if n not in listed or (shared_files.size_of(folder / n) or 0) < size), ""
+    )
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from nemo_openmath.core import activity
 from nemo_openmath.core.errors import UserError, refuse_device
 from nemo_openmath.core.sandbox import Execution, Limits, SandboxError, Status
 from nemo_openmath.sandbox import channel
@@ -215,6 +216,7 @@ class LocalSession:
                 return await self._execute(data, limits)
         finally:
             self._busy = False
+            activity.happened()
 
     async def reset(self) -> None:
         """Forget all variables and files."""

@@ -36,6 +36,8 @@ class StageContext:
     shards: int = 1
     partitions: int = 1
     """Into how many parts the work is divided by id; job i does the parts i, i + ``shards``, ..."""
+    hang_seconds: float | None = None
+    """After so many seconds in which nothing happens a stage of units hangs; None: as stage/watch.py says."""
     of: Partition | None = None
     """The part that is being read now; None where all is read."""
     divided: Sequence[str] = ()

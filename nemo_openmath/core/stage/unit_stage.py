@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import ClassVar, Generic, TypeVar
 
+from nemo_openmath.core import activity
 from nemo_openmath.core.errors import ExitCode, OpenMathError, Refused, RetryableError
 from nemo_openmath.core.records import Drop
 from nemo_openmath.core.records.ids import partition_of, unit_key
@@ -16,6 +17,7 @@ from nemo_openmath.core.stage.context import StageContext
 from nemo_openmath.core.stage.contract import Stage
 from nemo_openmath.core.stage.defects import StageDefect
 from nemo_openmath.core.stage.outcomes import Result, UnitLog
+from nemo_openmath.core.stage.watch import UnitWatch
 
 C = TypeVar("C")
 U = TypeVar("U")
@@ -80,7 +82,8 @@ class UnitStage(Stage[C], Generic[C, U]):
                 await self.do_unit(key, payload, part, log)
 
             todo = _Todo(self.units, context, log)
-            await run_bounded(todo, work, self.concurrency)
+            with UnitWatch(context, context.hang_seconds):
+                await run_bounded(todo, work, self.concurrency)
         self.check_sum(context, todo.offered)
         log.failures.close()
 
@@ -117,6 +120,7 @@ class UnitStage(Stage[C], Generic[C, U]):
             if result.asked:
                 log.refusals.answered()
             log.store(context, key, result)
+        activity.happened()
         context.progress.advance()
         return result
 
@@ -170,6 +174,7 @@ class _Todo(Generic[U]):
             self._log.complete(part)
 
     def _is_new(self, key: str, seen: KeySet) -> bool:
+        activity.happened()
         if new := seen.add(unit_key(key)):
             self.offered += 1
         else:

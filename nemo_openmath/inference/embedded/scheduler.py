@@ -7,6 +7,7 @@ import threading
 
 import torch
 
+from nemo_openmath.core import activity
 from nemo_openmath.core.clock import Clock, SystemClock
 from nemo_openmath.inference.embedded.batch import ContinuousBatch
 from nemo_openmath.inference.embedded.requests import EngineRequest
@@ -67,6 +68,7 @@ class Scheduler:
                     if some_cancelled := self._some_cancelled:  # another thread may set it: write only what was read
                         self._some_cancelled = False
                     batch.turn(self.clock.now(), some_cancelled=some_cancelled)
+                    activity.happened()
                 self._receive_rest()
                 batch.cancel_all()
         except BaseException as error:  # whatever it is, nobody may wait for ever

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from nemo_openmath.core import activity
 from nemo_openmath.core.engine import EngineError
 from nemo_openmath.core.waiting import Waiting
 from nemo_openmath.inference.http.server_pool import Endpoint, ServerPool
@@ -129,6 +130,7 @@ class Retrying:
         self._mention(history, history.waited_s - delay)
         while not self._closed and (left_s := ends_at - time.monotonic()) > 0:  # of any event loop
             await asyncio.sleep(min(left_s, 1.0))
+            activity.happened()  # this wait has its own limit
             self._mention(history, history.waited_s - max(0.0, ends_at - time.monotonic()))
 
     def _mention(self, history: _History, waited_s: float) -> None:

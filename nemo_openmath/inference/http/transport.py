@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import aiohttp
 import orjson
 
+from nemo_openmath.core import activity
 from nemo_openmath.core.engine import ContextOverflow, EngineError, InvalidRequest, WrongServer
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.http.answers import AnswerPart, error_of, is_error
@@ -46,6 +47,7 @@ class Transport:
         self, pool: ServerPool, model: ModelNames, *, timeout_s: float, connections: int, api_key_env: str | None
     ):
         self._pool, self._model = pool, model
+        activity.may_be_silent(timeout_s)
         self._timeout_s, self._connections = timeout_s, connections
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if api_key_env is not None:
@@ -73,6 +75,7 @@ class Transport:
                 method, server.url + path, data=body, allow_redirects=False, timeout=timeout
             ) as response:
                 content = await response.read()
+                activity.happened()
                 self._check_status(response, content)
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:
             raise AttemptFailed(f"cannot connect: {_reason(error)}", counts=False) from error
@@ -111,6 +114,7 @@ class Transport:
                 if response.status != 200:
                     self._check_status(response, await response.read())
                 async for event in sse_events(response.content.iter_any()):
+                    activity.happened()
                     if event is None:
                         ended = True
                         break

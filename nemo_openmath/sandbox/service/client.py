@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 import aiohttp
 import orjson
 
+from nemo_openmath.core import activity
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.sandbox import Execution, Limits, SandboxError, Status
 from nemo_openmath.core.waiting import Waiting
@@ -158,6 +159,7 @@ class RemoteSandbox:
         received, pause_s = False, _BACKOFF_S[0]
         while True:
             wait_s = 0.0
+            activity.happened()
             try:
                 async with self._client().request(method, self._base + path, data=data) as response:
                     answer = await response.read()
