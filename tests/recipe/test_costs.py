@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -88,7 +89,9 @@ def test_saving_by_hand() -> None:
     assert cost.young * cost.step == pytest.approx(482.3, abs=0.1)
     assert abs(cost.best - cost.young) <= 1
     assert cost.lost(cost.best) < cost.own_lost
-    assert plan.work.steps == -(-6 * 5_466_000 // 1024)
+    assert plan.work.steps == -(-6 * 5_466_000 // 1024) == 32_028
+    never = saving_costs(plan.work, plan.configured, 16, replace(settings, every=0), FailureOptions(mtbf_hours=1600))
+    assert never.own_lost == never.lost(32_028 // 4)  # four are kept, and resumed from
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,11 @@ class SavingCosts:
     """Seconds of a step."""
     failures: FailureModel
     every: int
-    """Steps between saves, as the recipe says; 0: it saves none for resuming."""
+    """Steps between saves, as the recipe says; 0: it saves none for resuming alone."""
     steps: int | None
     """Steps of the training."""
+    kept: int
+    """Checkpoints that stay, such as those that are averaged: a training resumes from them, too."""
 
     @property
     def best(self) -> int:
@@ -93,9 +95,9 @@ class SavingCosts:
 
     @property
     def own_lost(self) -> float:
-        """Return the share that is lost at the recipe's own interval; without one, a failure undoes everything."""
-        every = self.every or self.steps or self.best
-        return self.lost(every)
+        """Return the share that is lost at the recipe's own interval; without one, at that of the checkpoints that
+        stay."""
+        return self.lost(self.every or -(-(self.steps or self.best) // self.kept))
 
     @property
     def bytes_per_hour(self) -> float:
@@ -127,4 +129,4 @@ def saving_costs(
     waits = settings.asynchronous is False
     stall = writing if waits else size / choice.layout.gpus / HOST_COPY
     model = FailureModel(options.mtbf / nodes, stall, 0.0 if waits else writing, options.recovery)
-    return SavingCosts(size, choice.time.total, model, settings.every, work.steps)
+    return SavingCosts(size, choice.time.total, model, settings.every, work.steps, settings.least_kept)

@@ -155,14 +155,14 @@ def _generations(parts: Sequence[GenerationCosts]) -> Table:
     caption = "server: in each job, of a pool, or elsewhere (its GPU-hours stand in brackets above); !: given"
     table = Table(title="Generation", title_justify="left", padding=(0, 1, 0, 0), caption=caption)
     table.add_column("stage")
-    table.add_column("model", overflow="ellipsis")
+    table.add_column("model", overflow="ellipsis", no_wrap=True)
     table.add_column("server")
     for name in ("x GPUs", "at once", "tok/s/GPU", "answers", "tokens", "prompt"):
         table.add_column(name, justify="right")
     for part in parts:
         table.add_row(
             part.stage,
-            part.model,
+            part.model if part.engine == "teacher" or "/" in part.engine else f"{part.engine}: {part.model}",
             part.where,
             f"{part.servers} x {part.server_gpus}",
             f"{part.in_flight:,.0f}",

@@ -137,7 +137,7 @@ def recipe_costs(
     pricing = _Pricing(recipe, cluster, counts, options)
     storage = stage_storage(recipe, options.assumptions, counts, options.numbers)
     stages = [pricing.stage(name, storage[name]) for name in recipe.stages]
-    shared = {part.stage: part.model for stage in stages for part in stage.generations if part.where != "job"}
+    shared = {part.stage: part.engine for stage in stages for part in stage.generations if part.where != "job"}
     times = timetable(recipe, {stage.stage: stage.seconds for stage in stages}, shared)
     return RecipeCosts(
         recipe.name, tuple(stages), tuple(pricing.trainings), tuple(pricing.saving), times.path, times.seconds
