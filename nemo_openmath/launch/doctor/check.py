@@ -26,4 +26,5 @@ def check_machine(system: System) -> Report:
     now, begun = time.time(), time.monotonic()
     findings = run_probes(PROBES, system)
     seconds = round(time.monotonic() - begun, 2)
-    return Report(socket.gethostname(), now, os.path.abspath(system.output), findings, seconds)
+    host = system.environment.get("SLURMD_NODENAME") or socket.gethostname()
+    return Report(host, now, os.path.abspath(system.output), findings, seconds)
