@@ -246,15 +246,16 @@ class Cluster:
         )
 
 
-def load_cluster(path: str | Path, stages: Sequence[str]) -> Cluster:
-    """Read and check a cluster file for a recipe with these stages. Raises UserError with file, line and remedy."""
+def load_cluster(path: str | Path, stages: Sequence[str] | None) -> Cluster:
+    """Read and check a cluster file for a recipe with these stages; None where it is for any. Raises UserError with
+    file, line and remedy."""
     source = Source.read(path)
     builder = Builder(source.origin)
     _refuse_old_words(source, builder)
     cluster = builder.build(Cluster, source.data)
     for section, written, known in (
         ("kinds", cluster.kinds, list(stage_kinds())),
-        ("stages", cluster.stages, list(stages)),
+        ("stages", cluster.stages, list(cluster.stages if stages is None else stages)),
     ):
         for name in written:
             if name not in known:

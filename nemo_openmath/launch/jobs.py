@@ -46,7 +46,7 @@ class SlurmJob:
     """The name of its first stage; ``server.MODEL`` of a pool of servers."""
     kind: str
     """The kind of its stage, or what else it does."""
-    work: Literal["stage", "training", "server", "report"]
+    work: Literal["stage", "training", "server", "report", "doctor"]
     """The name of the template."""
     stages: tuple[str, ...]
     """What it runs, in order; of a pool, the stages that ask it."""

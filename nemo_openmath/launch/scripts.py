@@ -6,7 +6,7 @@ import json
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -31,10 +31,12 @@ def write_scripts(
     overrides: Sequence[str] = (),
     *,
     code: Path | None = None,
+    values: Mapping[str, object] | None = None,
 ) -> Path:
     """Write ``output/sbatch/*.sh``, one for each job, and ``submit.sh``, whose path is returned.
 
     ``code``: the folder that holds the package as the jobs are to run it; None for the one that is installed.
+    ``values``: what else the templates of these jobs name.
 
     Scripts of earlier launches are removed; their logs stay. Raises UserError for a path that a script cannot name, and
     for a template that is wrong.
@@ -47,7 +49,7 @@ def write_scripts(
     folder = output / "sbatch"
     templates = _templates(cluster.templates or TEMPLATES)
     common = {"cluster": cluster, "recipe": recipe, "output": output, "run": output.name, "overrides": list(overrides)}
-    common["code"] = code
+    common |= {"code": code, **(values or {})}
     texts = {
         script_path(output, job.name): _render(templates, f"{job.work}.sh.j2", {**common, "job": job}) for job in jobs
     }

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from nemo_openmath.cli.main import run
-from nemo_openmath.core.errors import ExitCode
+from nemo_openmath.core.errors import ExitCode, UserError
+from nemo_openmath.launch import load_cluster
 from nemo_openmath.launch.doctor import (
     Colour,
     Finding,
@@ -28,9 +31,11 @@ from nemo_openmath.launch.doctor import (
     storage,
 )
 from nemo_openmath.launch.doctor.finding import FindingGroup
+from nemo_openmath.launch.doctor.nodes import Visit, differences, plan_visits
 from nemo_openmath.launch.doctor.probing import Probe, run_probes
-from nemo_openmath.launch.doctor.show import WIDTH
+from nemo_openmath.launch.doctor.show import WIDTH, node_lines
 from nemo_openmath.launch.doctor.system import CommandAnswer, System
+from tests.launch.slurm_rig import missing_programs, slurm
 
 GREEN, YELLOW, RED, NOT_HERE = Colour.GREEN, Colour.YELLOW, Colour.RED, Colour.NOT_HERE
 SMI = "0, NVIDIA H100 80GB HBM3, 81559, {used}, 550.54, {errors}, Default\n"
@@ -114,7 +119,8 @@ def test_commands_and_devices_are_read(tmp_path: Path) -> None:
     answers = {"scontrol": CommandAnswer(0, CONFIG), "sinfo": CommandAnswer(0, nodes)}
     answers |= dict.fromkeys(("sbatch", "srun", "squeue", "scancel"), CommandAnswer(0, "slurm 23.11.4"))
     assert colours(schedulers.look_at_slurm(system(tmp_path, answers))) == {
-        "Slurm": GREEN, "requeue": GREEN, "arrays": GREEN, "partition batch": GREEN, "partition old": YELLOW,
+        "Slurm": GREEN, "requeue": GREEN, "end of a job": GREEN, "arrays": GREEN, "partition batch": GREEN,
+        "partition old": YELLOW,
     }  # fmt: skip
     assert colours(schedulers.look_at_slurm(system(tmp_path, {"scontrol": CommandAnswer(1, "away")}))) == {
         "Slurm": YELLOW
@@ -196,6 +202,56 @@ def test_nodes_meet_and_compare_their_clocks(tmp_path: Path) -> None:
     assert [f.colour for f in alone.findings()] == [RED]
     job = system(tmp_path, SLURM_NNODES="4", SLURM_JOB_ID="7", SLURM_PROCID="3")
     assert meeting.Meeting.of_job(tmp_path, job) == meeting.Meeting(tmp_path / ".meeting-7-0", 3, 4)
+
+
+def test_nodes_of_a_partition_are_compared(tmp_path: Path) -> None:
+    """A job for each partition and container; the table shows what is not green everywhere, and what differs."""
+    text = "partition: batch\nkinds: {training.sft: {gpus: 8}, rollout.generate: {gpus: 2, partition: small}}\n"
+    text += "roles: {cpu: {partition: cores}}\nservers: {teacher: {engine: vllm, gpus: 4, model: /m, jobs: 1}}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    cluster = load_cluster(tmp_path / "c.yaml", None)
+    jobs = {job.name: job.gpus for job in plan_visits(cluster, None, 2)}
+    assert jobs == {"doctor.cores": 0, "doctor.batch": 8, "doctor.small": 2}
+    with pytest.raises(UserError, match="did you mean 'small'"):
+        plan_visits(cluster, "smal", 2)
+    group = FindingGroup("software")
+    reports = [
+        Report("n1", 0.0, "/x", [group.green("torch", "2.13", version="2.13"), group.not_here("vLLM")]),
+        Report("n2", 0.0, "/x", [group.yellow("torch", "2.12", "update it", version="2.12"), group.not_here("vLLM")]),
+    ]
+    assert list(differences(reports)) == [("software: torch", "version", {'"2.13"': ["n1"], '"2.12"': ["n2"]})]
+    (job,) = plan_visits(cluster, "batch", 2)
+    lines = [line.plain.rstrip() for line in node_lines([Visit(job, "7", "", reports)])]
+    assert lines[0] == "partition batch: 2 of 2 nodes"
+    assert any(line.split() == ["software", "torch", ".", "Y"] for line in lines)
+    assert any("n2: 2.12" in line for line in lines)
+    assert not any("vLLM" in line for line in lines)
+
+
+@pytest.mark.manual
+@pytest.mark.skipif(bool(missing_programs()), reason="Slurm is not installed here")
+def test_nodes_of_a_real_slurm_are_looked_at(tmp_path: Path) -> None:
+    """Two nodes meet; a partition whose nodes lack what the file asks for is red, and the others are looked at."""
+    (tmp_path / "slurm").mkdir()
+    bin_folder, cluster = tmp_path / "bin", tmp_path / "cluster.yaml"
+    bin_folder.mkdir()
+    program = bin_folder / "openmath"
+    program.write_text(f'#!/bin/bash\nexec {sys.executable} -m nemo_openmath.cli.main "$@"\n')
+    program.chmod(0o755)
+    text = f'environment: {{PATH: "{bin_folder}:/usr/sbin:/usr/bin:/sbin:/bin"}}\nwarn_seconds: 50\npartition: batch\n'
+    cluster.write_text(text + "kinds: {training.sft: {gpus: 8, partition: urgent}}\n")
+    command = [sys.executable, "-m", "nemo_openmath.cli.main", "doctor", "--json", "--cluster", str(cluster)]
+    with slurm(tmp_path / "slurm") as environment:
+        words = [*command, "--output", str(tmp_path / "run")]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == ExitCode.USER_ERROR, done.stderr
+    by_partition = {row["partition"]: row for row in json.loads(done.stdout)["partitions"]}
+    assert "sbatch: error" in by_partition["urgent"]["problem"]
+    reports = by_partition["batch"]["reports"]
+    assert [report["host"] for report in reports] == ["n1", "n2"]
+    texts = {f["text"] for report in reports for f in report["findings"] if f["group"] == "other nodes"}
+    assert "1 of 1 others came" in texts
+    assert not (tmp_path / "run").exists()
 
 
 def test_this_machine_is_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,6 @@ import logging
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -221,7 +220,11 @@ def _states(ids: Sequence[str]) -> dict[str, str] | None:
         return {} if gone else None
     rows = [line.strip().split("|") for line in answer.text.splitlines() if line.count("|") == 2]
     ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
-    return {row[0]: f"{row[1].lower()}, {row[2]}" for row in rows if row[1] not in ended}
+    return {
+        id: ", ".join([state.lower(), *([why] if why != "None" else [])])
+        for id, state, why in rows
+        if state not in ended
+    }
 
 
 def _read(folder: Path) -> list[Report]:
@@ -245,7 +248,7 @@ def write_report(folder: Path, system: System) -> None:
     write_json(folder / f"{report.host}.json", report.to_json())
 
 
-# -- comparing nodes -----------------------------------------------------------------------------------------------------
+# -- comparing nodes ---------------------------------------------------------------------------------------------------
 
 
 def differences(reports: Sequence[Report]) -> Iterator[tuple[str, str, dict[str, list[str]]]]:

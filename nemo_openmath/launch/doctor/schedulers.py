@@ -53,10 +53,7 @@ def configuration(config: Mapping[str, str]) -> Iterator[Finding]:
     if "CANCEL" in values["PreemptMode"]:
         remedy = "ask for a QOS that requeues, or write shorter jobs; `openmath jobs resume` submits what was cancelled"
         yield GROUP.yellow("preemption", f"jobs are cancelled by it ({values['PreemptMode']})", remedy)
-    wait = int(seconds[0]) if (seconds := re.match(r"\d+", values["KillWait"])) else 30
-    if wait < 10:
-        remedy = "none is needed where warn_seconds is long: a job is asked to save before its limit"
-        yield GROUP.yellow("KillWait", f"{wait} s between SIGTERM and SIGKILL", remedy)
+    yield GROUP.green("end of a job", f"{values['KillWait']} between SIGTERM and SIGKILL (KillWait)")
     if size and size < 64:
         remedy = "write smaller arrays, and max_array_size in the cluster file"
         yield GROUP.yellow("arrays", f"fewer than {size} jobs (MaxArraySize)", remedy)

@@ -78,9 +78,9 @@ def node_lines(visits: Sequence[Visit]) -> Iterator[Text]:
                 yield from _row(colour, finding.name, where + " ".join(finding.text.split()))
                 if finding.remedy:
                     yield from _row(None, "", f"-> {finding.remedy}")
-        for name, key, hosts in differences(reports):
-            text = "; ".join(f"{value} on {shortened(of)}" for value, of in hosts.items())
-            yield from _row(None, "", f"differs: {name}, {key}: {text}")
+        for name, key, nodes in differences(reports):
+            text = "; ".join(f"{value} on {shortened(of)}" for value, of in nodes.items())
+            yield from _row(None, "nodes differ", f"{name}, {key}: {text}")
     missing = sum(visit.job.nodes - len(visit.reports) for visit in visits)
     counts = ", ".join(f"{sum(r.count(c) for v in visits for r in v.reports)} {c}" for c in Colour)
     yield Text(f"{counts}" + (f"; {missing} nodes did not report" if missing else ""))
@@ -91,7 +91,7 @@ def _table(reports: Sequence[Report]) -> Iterator[Text]:
     names = list(dict.fromkeys((f.group, f.name) for report in reports for f in report.findings))
     colours = [{(f.group, f.name): f.colour for f in report.findings} for report in reports]
     rows = [(name, [of.get(name) for of in colours]) for name in names]
-    shown = [(name, of) for name, of in rows if len(set(of)) > 1 or of[0] in (Colour.YELLOW, Colour.RED)]
+    shown = [(name, of) for name, of in rows if len(seen := {*of} - {None}) > 1 or seen & {Colour.YELLOW, Colour.RED}]
     hosts = [report.host for report in reports]
     width = 2 + 13 + _NAME
     per_block = max(1, (WIDTH - width) // (max(map(len, hosts)) + 1))
@@ -105,7 +105,7 @@ def _table(reports: Sequence[Report]) -> Iterator[Text]:
             row.rstrip()
             yield row
     equal = len(rows) - len(shown)
-    yield Text(f"  {equal} further findings are green, or not here, on all nodes (. green, Y yellow, R red, - not here)")
+    yield Text(f"  {equal} more are green, or not here, on all nodes (. green, Y yellow, R red, - not here, ? unknown)")
 
 
 def shortened(hosts: Sequence[str], most: int = 4) -> str:
