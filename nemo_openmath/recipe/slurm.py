@@ -141,8 +141,9 @@ def _asked_model(name: str, recipe: Recipe, output: Path) -> AskedModel | None:
     folder = str(output / name if made else recipe.relative(name).resolve())
     student = recipe.student
     elsewhere = student.kind == "http" and student.urls_file is None
-    # the very name that RecipeServices has for the model: it stands in the records
-    return AskedModel(name, folder, folder, made, student.urls if elsewhere else None)
+    # the name that the embedded engine has for the model: it stands in the records, whose ids depend on it
+    served_name = student.model if student.kind == "http" and student.model else Path(folder).name
+    return AskedModel(name, folder, served_name, made, student.urls if elsewhere else None)
 
 
 def check_secrets(cluster: Cluster) -> None:

@@ -30,7 +30,7 @@ say() {
 }
 
 pause() { # pause SECONDS: a signal ends it
-  sleep "$1" &
+  (trap '' USR1; exec sleep "$1") &
   wait $!
 }
 
@@ -74,7 +74,7 @@ runs() {
 start() {
   PORT=$((20000 + (SLURM_JOB_ID * 37 + OPENMATH_NUMBER * 1000 + replica) % 20000))
   while answers; do PORT=$((PORT + 1)); done # another program's
-  bash -c "$command" &
+  (trap '' USR1; exec bash -c "$command") & # Slurm sends USR1 to all processes of a step; the server gets TERM, later
   server=$!
 }
 
