@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup recipe smoke test lint docs constraints clean
+.PHONY: setup recipe smoke test test-slurm lint docs constraints clean
 
 setup: $(VENV)/.ready
 
@@ -22,6 +22,11 @@ smoke: setup
 
 test: setup
 	$(RUN)/python -m pytest
+
+# What runs on a cluster, on a real Slurm with four pretended nodes; Debian's packages are installed where they are missing.
+test-slurm: setup
+	command -v slurmctld >/dev/null && command -v munged >/dev/null || { sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; $$sudo apt-get update -qq && $$sudo apt-get install --yes slurm-wlm munge; }
+	$(RUN)/python -m pytest -m 'manual or not manual' tests/launch
 
 lint: setup
 	$(RUN)/ruff check . && $(RUN)/ruff format --check . && $(RUN)/mypy && $(RUN)/lint-imports

@@ -75,6 +75,9 @@ def slurm(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[dict[str, str
     text += f"PartitionName=short Nodes=n[1-{nodes}] DefaultTime=2 MaxTime=60 State=UP PriorityTier=1\n"
     config = folder / "slurm.conf"
     config.write_text(text)
+    version = subprocess.run(["slurmd", "-V"], check=True, capture_output=True, text=True).stdout  # "slurm-wlm 22.05.8"
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) >= (23, 2):
+        (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")  # earlier ones use none for these plugins
     environment = {**os.environ, "SLURM_CONF": str(config)}
     munged = ["munged", "--force", f"--key-file={key}", f"--socket={folder}/munge.sock"]
     munged += [f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/munge/seed"]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nemo_openmath.launch import TEMPLATES
-from tests.launch.slurm_rig import missing_programs, slurm
+from tests.launch.slurm_rig import missing_programs, slurm, wait_for
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -53,25 +57,10 @@ def launch(
     return subprocess.run(command, env=rig, check=True, capture_output=True, text=True).stdout
 
 
-def states(rig: dict[str, str], run: Path) -> dict[str, str]:
-    """Stage (and array task) -> state of its job, as scontrol knows it, of finished jobs too."""
-    lines = subprocess.run(
-        ["scontrol", "--oneliner", "show", "job"], env=rig, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    rows = [dict(word.partition("=")[::2] for word in line.split()) for line in lines if line.startswith("JobId")]
-    mine = [r for r in rows if r.get("WorkDir") == str(run)]
-    return {".".join([r["JobName"], *r.get("ArrayTaskId", "").split()]).partition(".")[2]: r["JobState"] for r in mine}
-
-
 def wait(rig: dict[str, str], folder: Path, seconds: float) -> dict[str, str]:
-    """States of a launch's jobs, once none is pending or running."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        now = states(rig, folder / "run")
-        if now and not any(s in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING") for s in now.values()):
-            return now
-        time.sleep(1)
-    raise AssertionError(f"still going: {now}")
+    """The states of a launch's jobs once all have ended, but of the one that writes the report."""
+    found = wait_for(rig, folder / "run", seconds)
+    return {name: state for name, state in found.items() if name != "report"}
 
 
 def shim(folder: Path, body: str) -> Path:
@@ -87,7 +76,7 @@ def test_stages_run_in_order_and_arrays_share_one(rig: dict[str, str], tmp_path:
     """Real stages with the stand-in teacher, one as an array: all is made, and a second launch has nothing to do."""
     kinds = "{problems.classify: {array: 2}}"
     said = launch(rig, tmp_path, "answered", path=Path(sys.executable).parent, kinds=kinds)
-    assert said.count(" after ") == 5
+    assert said.count(" after ") == 6  # the last is the report
     assert set(wait(rig, tmp_path, 900).values()) == {"COMPLETED"}
     assert all((tmp_path / "run" / name / "manifest.json").exists() for name in ("threads", "classified", "answered"))
     again = launch(rig, tmp_path, "answered", path=Path(sys.executable).parent, kinds=kinds)
@@ -129,12 +118,12 @@ def test_names_with_blanks_and_signs_of_the_shell_arrive_as_written(rig: dict[st
     folder = tmp_path / 'it\'s %j & "b" #c;$HOME'
     folder.mkdir()
     said = launch(rig, folder, "benchmark", path=shim(tmp_path / "bin", 'pwd; echo "$SLURM_JOB_NAME"'))
-    job = said.splitlines()[-1].split()[0]
+    (job,) = [line.split()[0] for line in said.splitlines() if line.endswith(" benchmark")]
     while "COMPLETED" not in (shown := show(rig, job)):
         assert "FAILED" not in shown
         time.sleep(0.5)
     assert f"WorkDir={folder / 'run'}" in shown
-    (log,) = (folder / "run/sbatch/logs").iterdir()
+    (log,) = (folder / "run/sbatch/logs").glob("*.benchmark-*")
     assert log.name == f"run.benchmark-{job}.out"
     assert log.read_text().splitlines()[-2:] == [str(folder / "run"), "run.benchmark"]
 
@@ -168,7 +157,7 @@ def test_a_partitions_own_time_limit_must_be_above_the_warning(
     change = ('warn_seconds: 50\ndefault: {time: "00:20:00"}', f"warn_seconds: {warn}\ndefault: {{partition: short}}")
     launch(rig, tmp_path, "benchmark", path=shim(tmp_path / "bin", "exit 0"), change=change)
     assert wait(rig, tmp_path, 200) == {"benchmark": state}
-    (log,) = (tmp_path / "run/sbatch/logs").iterdir()
+    (log,) = (tmp_path / "run/sbatch/logs").glob("*.benchmark-*")
     said = f"benchmark has 00:02:00, not above warn_seconds ({warn}): write a longer time"
     assert (said in log.read_text()) == (state == "FAILED")
 
@@ -203,3 +192,41 @@ def test_a_second_launch_is_refused_while_jobs_are_queued(rig: dict[str, str], t
     assert "queued already" in caught.value.stderr
     subprocess.run(["scancel", "--name=run.benchmark"], env=rig, check=True)
     wait(rig, tmp_path, 60)
+
+
+def test_a_job_whose_node_dies_starts_elsewhere(rig: dict[str, str], tmp_path: Path) -> None:
+    """slurmd and all processes of the job are killed, and the node is set down, as after its timeout."""
+    starts = tmp_path / "starts"
+    body = f'echo "$SLURM_JOB_ID $SLURMD_NODENAME" >>{starts}; [ "$(wc -l <{starts})" -gt 1 ] || exec sleep 300'
+    launch(rig, tmp_path, "benchmark", path=shim(tmp_path / "bin", body))
+    while not (starts.exists() and starts.read_text().endswith("\n")):
+        time.sleep(0.2)
+    job, node = starts.read_text().split()
+    slurmd = Path(rig["SLURM_CONF"]).parent / f"slurmd.{node}.pid"
+    os.kill(int(slurmd.read_text()), signal.SIGKILL)
+    for process in processes_of(job):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    set_node(rig, node, "DOWN")
+    assert wait(rig, tmp_path, 100) == {"benchmark": "COMPLETED"}
+    journal = (tmp_path / "run/sbatch/journal/benchmark.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in journal] == ["start", "start", "end"]
+    assert starts.read_text().split()[3] != node
+    subprocess.run(["slurmd", "-N", node, "-f", rig["SLURM_CONF"]], env=rig, check=True)
+    set_node(rig, node, "RESUME")
+
+
+def processes_of(job: str) -> list[int]:
+    """The processes of a job, and slurmstepd, which would tell that they ended."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
+            if f"SLURM_JOB_ID={job}\0".encode() in words or f"slurmstepd: [{job}.".encode() in words:
+                found.append(int(folder.name))
+    return found
+
+
+def set_node(rig: dict[str, str], node: str, state: str) -> None:
+    command = ["scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=test"]
+    subprocess.run(command, env=rig, check=True)

@@ -61,6 +61,7 @@ SCENARIOS = {
     "peer": Scenario(f"{AGAIN}; [ $n -gt 0 ] || {{ echo 'RuntimeError: Connection closed by peer' >&2; exit 1; }}"),
     "peer of a defect": Scenario("echo 'RuntimeError: Connection closed by peer\nValueError: no' >&2; exit 1"),
     "signal": Scenario(f"{AGAIN}; [ $n -gt 0 ] || kill -SEGV $$"),
+    "lost": Scenario("exit 0", "retries: 0"),
     "fruitless": Scenario("exit 75", "fruitless_leaves: 1"),
     "names": Scenario(
         'printf "%s\\n" "$@" >"$marks/words"', overrides=('a.b=it\'s "$HOME"; #c',), name='it\'s %j & "b" #c;$HOME'
@@ -131,6 +132,9 @@ def _start(rig: dict[str, str], folder: Path, scenario: Scenario) -> Outcome:
     script = write_scripts(plan_jobs(scenario.stages, cluster), cluster, folder / "r.yaml", output, scenario.overrides)
     if scenario is SCENARIOS["full disk"]:
         (output / "sbatch/journal/first.jsonl").symlink_to("/dev/full")
+    if scenario is SCENARIOS["lost"]:
+        start = {"time": 4102444800, "event": "start", "id": "1", "attempt": 1, "nodes": "n1", "progress": "0"}
+        (output / "sbatch/journal/first.jsonl").write_text(json.dumps(start, separators=(",", ":")))  # cut: no line end
     subprocess.run(["bash", str(script)], env=rig, check=True, stdout=subprocess.DEVNULL)
     return Outcome(output, {}, marks)
 
@@ -200,6 +204,12 @@ def test_a_lost_connection_counts_where_no_other_error_is_told(outcomes: dict[st
     assert outcomes["peer"].ends("first") == [(1, "queued again"), (0, "done")]
     assert outcomes["peer of a defect"].ends("first") == [(1, "failed")]
     assert outcomes["signal"].ends("first") == [(139, "queued again"), (0, "done")]
+
+
+def test_an_attempt_that_was_lost_with_its_node_costs_a_retry(outcomes: dict[str, Outcome]) -> None:
+    run = outcomes["lost"]
+    assert run.ends("first") == [(1, "failed")]
+    assert "killed from outside" in run.last("first")["reason"]
 
 
 def test_a_job_that_leaves_again_and_again_without_saving_fails(outcomes: dict[str, Outcome]) -> None:
