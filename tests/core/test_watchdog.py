@@ -82,8 +82,11 @@ def test_a_stage_that_hangs_leaves_its_stacks(tmp_path: Path, what: str) -> None
     done = _run(STAGE, tmp_path, what)
     if what in ("tokens", "computing"):
         assert (done.returncode, done.stdout) == (0, "finished 1\n"), done.stderr
+        assert not list((tmp_path / ".heartbeat").iterdir())
         return
     assert done.returncode == ExitCode.HUNG, done.stderr
+    [heartbeat] = (tmp_path / ".heartbeat").iterdir()
+    assert heartbeat.name == "00000-of-00001"  # as functions.sh looks for it
     [file] = (tmp_path / "stacks").iterdir()
     assert done.stderr.startswith("openmath: test: no unit, token or answer for ")
     assert str(file) in done.stderr

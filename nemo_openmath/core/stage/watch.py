@@ -4,11 +4,15 @@ It hangs where units are in flight and nothing happens: no unit is read or ends,
 or a sandbox (:mod:`nemo_openmath.core.activity`), and the main thread, in which the event loop runs, does not compute.
 What is covered so is an embedded engine or a sandbox that does not answer, a lock that nobody lets go of, a read from a
 file system that is gone. An endless computation is not.
+
+A process that is stopped as a whole cannot end itself. Meanwhile ``.heartbeat/SHARD-of-SHARDS`` is touched every few
+seconds: a job of Slurm is killed by its script where that stays away (launch/templates/functions.sh).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import time
@@ -33,17 +37,22 @@ class UnitWatch:
         self._name, self._stated_s = context.name, stated_s
         job = f"{context.shard:05d}-of-{context.shards:05d}"
         self._path = context.output / "stacks" / f"{job}-{stamp()}.txt"
+        self._heartbeat = context.output / ".heartbeat" / job
         self._loop = asyncio.get_running_loop()
         self._seen, self._computed, self._looked = activity.last(), _main_thread_seconds(), time.monotonic()
         self._watchdog = Watchdog(self._hung, self._look)
 
     def __enter__(self) -> UnitWatch:
         activity.happened()
+        with contextlib.suppress(OSError):  # a full disk is no hang
+            self._heartbeat.parent.mkdir(parents=True, exist_ok=True)
         self._watchdog.start(self.limit_s())
         return self
 
     def __exit__(self, *_: object) -> None:
         self._watchdog.stop()
+        with contextlib.suppress(OSError):
+            self._heartbeat.unlink()
 
     def limit_s(self) -> float:
         """Return the seconds of silence after which the stage has hung: those that are stated, or an hour; and never
@@ -59,6 +68,8 @@ class UnitWatch:
         if busy or seen != self._seen:
             self._watchdog.beat(self.limit_s())
         self._computed, self._looked, self._seen = computed, now, seen
+        with contextlib.suppress(OSError):
+            self._heartbeat.touch()
 
     def _hung(self, idle_s: float) -> None:
         what = f"{self._name}: no unit, token or answer for {idle_s:.0f} s (limit {self.limit_s():.0f} s)"

@@ -126,7 +126,8 @@ watch_heartbeat() { # watch_heartbeat PROCESS: exits with 76 once it has killed 
     idle=$((idle + tick))
     [ "$now" = "$last" ] || idle=0
     last=$now
-    if [ "$now" != "$first" ] && [ "$idle" -ge "$hang_seconds" ]; then # else it is not there yet, or writes none
+    # Without one it has not begun, has ended, or writes none.
+    if [ -n "$now" ] && [ "$now" != "$first" ] && [ "$idle" -ge "$hang_seconds" ]; then
       trap '' TERM # of `run`, once the step has ended
       echo "$name: no heartbeat for $idle s: its processes are killed" >&2
       kill_steps
@@ -135,10 +136,11 @@ watch_heartbeat() { # watch_heartbeat PROCESS: exits with 76 once it has killed 
   done
 }
 
-newest_heartbeat() { # the time of the newest one; of an array, each task's
-  local stage
+newest_heartbeat() { # the time of the newest one; a task of an array looks at its own
+  local stage mine='*'
+  [ -z "$task" ] || mine=$(printf '%05d-of-*' "$task")
   for stage in "${stages[@]}"; do
-    find "$output/$stage/.heartbeat" -name "*${task:+-$task}" -type f -printf '%T@\n' 2>/dev/null
+    find "$output/$stage/.heartbeat" -name "$mine" -type f -printf '%T@\n' 2>/dev/null
   done | sort -n | tail -n 1
 }
 
