@@ -16,6 +16,7 @@ from nemo_openmath.core.bounds import NonNegativeFloat, PositiveFloat, PositiveS
 from nemo_openmath.core.build import Builder, nearest
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.recipe.costs.models import model_of
 from nemo_openmath.recipe.file import Recipe
 
 SECTION = "x-plan"
@@ -62,6 +63,8 @@ def read_assumptions(recipe: Recipe, given: Sequence[str] = ()) -> CostAssumptio
     source.data = {SECTION: source.data.get(SECTION) or {}}
     dotted: dict[str, tuple[str, str]] = {}  # a word that stands for it -> (section, name)
     for number, text in enumerate(given):
+        if "=" not in text:
+            raise UserError(f"--assume {text}", remedy="write key=value, such as tokens.cot=9000")
         section, _, name = text.partition("=")[0].strip().partition(".")
         if "." in name:  # of a model, such as tokens_per_gpu.Qwen2.5-14B
             dotted[word := f"name{number}"] = section, name
@@ -76,6 +79,12 @@ def read_assumptions(recipe: Recipe, given: Sequence[str] = ()) -> CostAssumptio
             if name not in recipe.stages:
                 key = (SECTION, section, name)
                 raise builder.error(key, "no such stage", nearest(name, list(recipe.stages)))
+    engines = [engine for entry in recipe.stages.values() for engine in entry.stage.engines()]
+    known = dict.fromkeys([*engines, *(model_of(recipe, engine).name for engine in engines), *recipe.stages])
+    for name in assumptions.tokens_per_gpu:
+        if name not in known:
+            key = (SECTION, "tokens_per_gpu", name)
+            raise builder.error(key, "no model or stage is called so", nearest(name, list(known)))
     return assumptions
 
 

@@ -47,6 +47,10 @@ class PlanRequest:
     def of(cls, options: Namespace) -> PlanRequest:
         """Return the request of a parsed command line."""
         speed = options.write_speed
+        if options.price is not None and not options.price > 0:
+            raise UserError(f"--price {options.price:g}", remedy="choose it above 0")
+        if options.cluster is not None and options.gpus is not None:
+            raise UserError("--gpus and --cluster", remedy="leave out --gpus: the cluster file says it, by stage")
         return cls(
             recipe=Path(options.config),
             overrides=tuple(options.overrides),

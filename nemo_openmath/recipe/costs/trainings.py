@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,8 +122,9 @@ def plan_training(
     counts: Mapping[str, StageCounts],
     mfu: float = DEFAULT_MFU,
     headroom: float = HEADROOM,
+    said_by: str = "--gpus",
 ) -> TrainingPlan:
-    """Return the plan of a training stage on ``gpus`` GPUs.
+    """Return the plan of a training stage on ``gpus`` GPUs; ``said_by`` is what says how many.
 
     Raises UserError where nothing fits, where the stage's own layout divides neither the GPUs nor the model, and where
     the model is not known.
@@ -131,8 +133,9 @@ def plan_training(
     try:
         plan = make_plan(work, gpu, gpus, mfu, headroom)
     except UserError as error:
-        remedy = error.remedy.replace("training.parallel", f"stages.{name}.training.parallel")
-        raise recipe.stages[name].error(error.problem, remedy) from None
+        problem, remedy = error.problem, error.remedy.replace("training.parallel", f"stages.{name}.training.parallel")
+        problem, remedy = (re.sub(r"--gpus\b", said_by, text) for text in (problem, remedy))
+        raise recipe.stages[name].error(problem, remedy) from None
     return TrainingPlan(name, plan, advice(recipe, name, plan))
 
 

@@ -228,6 +228,7 @@ class _Pricing:
             counts=self.counts,
             mfu=options.mfu,
             headroom=options.headroom,
+            said_by="nodes x gpus of the cluster file",
         )
         own, steps = plan.plan.configured, plan.plan.work.steps
         assert own is not None
