@@ -135,6 +135,12 @@ class RunFiles:
         except OSError:
             return 0.0
 
+    def finished_before(self) -> list[str]:
+        """Return the stages that were finished before the launch and have no job."""
+        of_jobs = {stage for job in self.jobs.values() for stage in job.stages}
+        folders = (path.parent.name for path in sorted(self.output.glob("*/manifest.json")))
+        return [name for name in folders if name not in of_jobs]
+
     def job(self, name: str) -> PlannedJob:
         """Return the job of a stage, or of that name. Raises UserError with the nearest name."""
         from nemo_openmath.core.build import nearest

@@ -98,8 +98,8 @@ def _alive(base: TaskState, job: PlannedJob, slurm: SlurmState, last: Attempt | 
         again = base.attempt > 0 and last is not None
         since = last.end if again and last is not None and last.end is not None else base.since or slurm.submitted
         reason = slurm.reason if slurm.reason.startswith("Dependency") else why_pending(slurm.reason)
-        if again and last is not None and last.reason:
-            reason = f"{last.reason}; {reason}"
+        if again and last is not None and (last.reason or last.end is None):
+            reason = f"{last.reason or 'killed from outside, with its node or alone'}; {reason}"
         state = JobState.AGAIN if again else JobState.QUEUED
         return replace(base, state=state, reason=reason, since=since, start=slurm.start, nodes="")
     start = now - slurm.elapsed

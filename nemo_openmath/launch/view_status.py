@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -31,6 +32,11 @@ def status_lines(state: RunState) -> list[Text]:
     lines.append(Text(f"{'job':<{width}}  {'state':<13}  {'for':>12}  {'try':>3}  nodes", style="dim"))
     for view in state.jobs.values():
         lines += _job_lines(view, state.time, width)
+        if state.slurm and view.state in ACTIVE and (heard := state.run.logs.get(Path(view.newest.log).name)):
+            lines.append(Text(f"    its log was written to {seconds_text(max(0.0, state.time - heard))} ago"))
+    if earlier := state.run.finished_before():
+        names = ", ".join(earlier[:6]) + (f" and {len(earlier) - 6} more" if len(earlier) > 6 else "")
+        lines.append(Text(f"finished before this launch: {names}", style="dim"))
     for suspect in _suspects(state):
         lines.append(Text(suspect, style="yellow"))
     return lines
@@ -61,6 +67,8 @@ def _job_lines(view: JobView, now: float, width: int) -> list[Text]:
 def details_of(view: JobView, now: float) -> list[str]:
     """Return what is known of a job beside its state, a sentence each."""
     out = []
+    if len(view.job.stages) > 1 and view.job.work == "stage" and view.state is not JobState.DONE:
+        out.append(f"stages: {', '.join(view.job.stages)}")
     if len(view.tasks) > 1 and view.state is not JobState.PLANNED:
         alike = view.counts[view.state] == len(view.tasks)
         out.append(f"{len(view.tasks)} tasks" if alike else f"tasks: {summary(view.counts)}")

@@ -72,8 +72,10 @@ def launch_recipe(
     if dry_run:
         print("\n".join(graph_lines(nodes)))
         print(f"read them, then submit them: bash {script}")
-    else:
-        print(submit(script), end="")
+        return
+    identity.write(load_recipe(snapshot), (), output)
+    print(submit(script), end="")
+    print(f"follow them: openmath jobs watch {output}")
 
 
 def resume_run(output: Path, only: Sequence[str] = (), *, dry_run: bool = False) -> None:
