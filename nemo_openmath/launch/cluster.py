@@ -189,7 +189,7 @@ class Cluster:
     retries: NonNegativeInt = 3
     """How often a job (each task of an array) is queued again after a machine's fault. To be preempted, or to reach the
     time limit, costs none."""
-    run_retries: NonNegativeInt = 30
+    run_retries: NonNegativeInt = 100
     """How often all jobs of a run together are queued again after a machine's fault."""
     suspect_after: PositiveInt = 2
     """After how many faults a node is avoided by the run where the fault may be another's. After a hang, or an error of

@@ -77,6 +77,15 @@ SCENARIOS = {
 }
 
 
+SCENARIOS["hardware"] = Scenario(
+    'case "$*" in *worker*) [ -e $marks/bad ] && exit 0; if [ $RANK = 2 ]; then '
+    "echo 'rank 2: the machine failed (CUDA error: uncorrectable ECC error)' >&2; echo $SLURMD_NODENAME >$marks/node; "
+    "fi; sleep 2; touch $marks/bad; exit 77 ;; esac",
+    "stages: {train: {nodes: 3}}",
+    stages=(TRAIN,),
+)
+
+
 @dataclass
 class Outcome:
     """A run when all its jobs have ended."""
@@ -234,3 +243,9 @@ def test_ranks_start_elsewhere_without_the_node_that_failed(outcomes: dict[str, 
     assert sorted(ranks[-3:])[0][:3] == ["0", "3", "lo"]
     assert bad not in {line[3] for line in ranks[-3:]}
     assert (run.marks / "finishing").read_text() == "1\n"  # the other nodes were given back
+
+
+def test_the_rank_that_tells_of_its_hardware_names_the_node(outcomes: dict[str, Outcome]) -> None:
+    run = outcomes["hardware"]
+    assert run.ends("train") == [(77, "queued again"), (0, "done")]
+    assert (run.folder / "sbatch/suspects").read_text().split()[0] == (run.marks / "node").read_text().strip()

@@ -210,7 +210,7 @@ ended() { # ended CODE, by the trap of EXIT: decides what becomes of the job, wr
 }
 
 judge() { # judge CODE: sets class (saved, mistake, node, unclear, anywhere), reason, and the nodes that are named
-  local code=$1 said codes
+  local code=$1 said codes told=''
   said=$(last_words)
   # srun's own code is the largest of its tasks': a task that says 2 hides behind one that says 76.
   codes=" $code $(failed_tasks | awk '{ printf "%s ", $1 }')"
@@ -268,7 +268,7 @@ fault() { # sets class and reason by the first pattern of faults.txt that the lo
       '['*']') section=${line//[\[\]]/} ;;
       *)
         attempt_log | grep -a -E -e "$line" >/dev/null || continue # no -q: it would break the pipe
-        class=$section reason=$why
+        class=$section reason=$why told=$line
         [ "$section" = peer ] || return 0
         peers+=(-e "$line")
         ;;
@@ -292,7 +292,7 @@ room() { # whether the run's disk takes anything
 # --- Nodes ------------------------------------------------------------------------------------------------------------
 
 nodes_named() { # the nodes that are to blame, a line each, by what the ranks or srun say; none where all would be
-  local stage rank blamed=''
+  local stage rank blamed='' per_node=${SLURM_NTASKS_PER_NODE:-1}
   if [ ${#nodes[@]} -eq 1 ]; then
     echo "${nodes[0]}"
     return
@@ -300,10 +300,15 @@ nodes_named() { # the nodes that are to blame, a line each, by what the ranks or
   for stage in "${stages[@]}"; do # the ranks' own watchdog
     if [ -n "$(find "$output/$stage/suspect-ranks.json" -newermt "@$started" 2>/dev/null)" ]; then
       for rank in $(grep -o '"rank": *[0-9]*' "$output/$stage/suspect-ranks.json" | tr -dc '0-9\n'); do
-        blamed+=" ${nodes[rank / ${SLURM_NTASKS_PER_NODE:-1}]:-}" # as srun deals out the ranks: node by node
+        blamed+=" ${nodes[rank / per_node]:-}" # as srun deals out the ranks: node by node
       done
     fi
   done
+  if [ -z "$blamed" ] && [ "$class" = node ] && [ -n "$told" ]; then # the ranks that told of the fault of hardware
+    for rank in $(attempt_log | grep -a -E -e "$told" | grep -o -i -E 'rank ?[0-9]+' | tr -dc '0-9\n' | sort -u); do
+      blamed+=" ${nodes[rank / per_node]:-}"
+    done
+  fi
   if [ -z "$blamed" ]; then # the nodes of tasks that ended by a signal, else by 77, else by any code but "saved" and "hung"
     blamed=$(failed_tasks | awk '
       { weight = $1 > 128 ? 3 : $1 == 77 ? 2 : $1 == 75 || $1 == 76 ? 0 : 1 }
