@@ -38,7 +38,7 @@ def test_every_file_of_a_run_is_explained(smoke_run: SmokeRun) -> None:
     words = set(re.findall(r"[\w.-]*[\w]", page))
     unknown: set[str] = set()
     for path in smoke_run.output.rglob("*"):
-        if path.is_file() and path.parent.name not in ("model", "state", ".digests"):
+        if path.is_file() and path.parent.name not in ("model", "state", ".digests", ".progress", ".heartbeat"):
             shown = re.sub(r"\d{5}-of-\d{5}", "I-of-N", path.name)
             unknown |= {shown} - words
     assert not unknown, f"docs/start/run-folder.md does not explain {sorted(unknown)}"
