@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,12 @@ def test_commands_and_devices_are_read(tmp_path: Path) -> None:
     assert colours(network.variables(wrong, ["lo", "eth0"], infiniband=True)) == {
         "GLOO_SOCKET_IFNAME": RED, "NCCL_IB_DISABLE": YELLOW, "variables": GREEN,
     }  # fmt: skip
+    (here.root / "proc/self/mountinfo").write_text("36 35 98:0 / / rw - nfs4 server:/x rw\n")
+    told = {
+        "quota": CommandAnswer(0, "Disk quotas for user u:\n  Filesystem blocks quota limit\nserver:/x 95* 100 110 0\n")
+    }
+    (own,) = storage.quota(replace(here, ask=system(tmp_path, told).ask), tmp_path)
+    assert (own.colour, own.text) == (YELLOW, "0 MiB of 0 MiB used")
     line = "36 35 98:0 / /mnt/a\\040b rw,noatime master:1 - lustre mgs:/x rw,flock"
     assert storage.mounts(line) == [storage.Mount("/mnt/a b", "lustre", "mgs:/x", ("rw", "noatime", "rw", "flock"))]
 

@@ -170,6 +170,17 @@ def look_at_folders(system: System) -> Iterator[Finding]:
         yield GROUP.yellow("Hugging Face cache", f"{text}: cannot be written", "export HF_HOME to a folder that can")
 
 
+def look_at_clock(system: System) -> Iterator[Finding]:
+    """Yield whether something keeps this machine's clock right, where the system tells."""
+    answer = system.ask(["timedatectl", "show", "--property=NTPSynchronized", "--value"], 3.0)
+    if answer is None or answer.code or answer.line not in ("yes", "no"):
+        yield GROUP.not_here("clock", "nothing tells whether it is kept right")
+    elif answer.line == "no" and system.on_cluster:
+        yield GROUP.yellow("clock", "is not synchronized", "run chrony or ntpd on all nodes")
+    else:
+        yield GROUP.green("clock", "is synchronized" if answer.line == "yes" else "is not synchronized")
+
+
 def look_at_language(system: System) -> Iterator[Finding]:
     """Yield the kernel, and whether texts are UTF-8."""
     yield GROUP.green(
@@ -203,6 +214,7 @@ def _container(system: System) -> str:
 
 PROBES = (
     Probe("machine", "system", look_at_language),
+    Probe("machine", "clock", look_at_clock),
     Probe("machine", "processors", look_at_processors),
     Probe("machine", "memory", look_at_memory),
     Probe("machine", "limits", look_at_limits),

@@ -60,13 +60,12 @@ def _names_one(word: str, interfaces: Sequence[str], *, gloo: bool) -> bool:
 def look_at_names(system: System) -> Iterator[Finding]:
     """Yield what this machine's name resolves to, and in a job the way to its first node."""
     name = socket.gethostname()
-    cluster = system.in_job or bool(system.environment.get("SLURM_CONF"))
     try:
         addresses = sorted({str(info[4][0]) for info in socket.getaddrinfo(name, None)})
     except OSError as error:
-        yield host_name(name, [], str(error), cluster=cluster)
+        yield host_name(name, [], str(error), cluster=system.on_cluster)
     else:
-        yield host_name(name, addresses, cluster=cluster)
+        yield host_name(name, addresses, cluster=system.on_cluster)
     head = system.environment.get("SLURM_LAUNCH_NODE_IPADDR")
     if not head:
         yield GROUP.not_here("route to the first node", "not in a job")

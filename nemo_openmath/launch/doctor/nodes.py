@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import statistics
 import subprocess
@@ -91,6 +92,7 @@ def visit_nodes(
         for visit in visits:
             shutil.rmtree(folder / visit.job.name, ignore_errors=True)
             (folder / visit.job.name).mkdir(parents=True)
+        shutil.rmtree(folder / "sbatch" / "journal", ignore_errors=True)  # of the call before
     except OSError as error:
         raise of_the_system(error, folder) or error from error
     jobs = [visit.job for visit in visits]
@@ -199,7 +201,7 @@ def _wait(visits: Sequence[Visit], folder: Path, wait_s: float) -> None:
             if states is not None and visit.id not in states:
                 visit.reports = _read(folder / visit.job.name)  # the last may have come in between
                 if len(visit.reports) < visit.job.nodes:
-                    visit.problem = f"job {visit.id} has ended, and {count}: see {folder}/sbatch/logs"
+                    visit.problem = f"job {visit.id} has ended, and {count}: {_last_words(folder, visit)}"
             elif late:
                 state = (states or {}).get(visit.id, "its state is not known")
                 visit.problem = f"job {visit.id}: {count} within {wait_s:g} s ({state}); it is cancelled"
@@ -225,6 +227,19 @@ def _states(ids: Sequence[str]) -> dict[str, str] | None:
         for id, state, why in rows
         if state not in ended
     }
+
+
+def _last_words(folder: Path, visit: Visit) -> str:
+    """What a job's log says of its end, and where the log is."""
+    log_file = next(iter(sorted((folder / "sbatch" / "logs").glob(f"*-{visit.id}.out"))), None)
+    if log_file is None:
+        return f"it has no log in {folder / 'sbatch' / 'logs'}"
+    lines = log_file.read_text(errors="replace").splitlines()
+    errors = [line for line in lines if re.search("error|not found|denied|no such", line, re.IGNORECASE)]
+    told = [line for line in errors if "Exited with exit code" not in line and "_failed" not in line]
+    words = (told or errors or lines or ["nothing"])[-1].strip()[:200]
+    remedy = "; install the package in the image or environment of jobs" if "openmath: No such file" in words else ""
+    return f"{words} (the whole log: {log_file}){remedy}"
 
 
 def _read(folder: Path) -> list[Report]:

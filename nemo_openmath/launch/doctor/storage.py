@@ -77,8 +77,7 @@ def look_at_kind(system: System) -> Iterator[Finding]:
     if mount is None:
         yield GROUP.yellow("file system", f"{folder}: no mount is known", "look at /proc/self/mountinfo")
     else:
-        cluster = system.in_job or bool(system.environment.get("SLURM_CONF"))
-        yield kind(str(folder), mount, cluster=cluster)
+        yield kind(str(folder), mount, cluster=system.on_cluster)
 
 
 def kind(folder: str, mount: Mount, *, cluster: bool) -> Finding:

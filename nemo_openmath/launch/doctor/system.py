@@ -77,6 +77,11 @@ class System:
         return sum(name.removeprefix("nvidia").isdigit() for name in self.names("dev", "nvidia*"))
 
     @property
+    def on_cluster(self) -> bool:
+        """Whether other nodes are meant to see what this one does."""
+        return self.in_job or "SLURM_CONF" in self.environment or (self.root / "etc/slurm/slurm.conf").exists()
+
+    @property
     def in_job(self) -> bool:
         """Whether this process belongs to a job of Slurm."""
         return "SLURM_JOB_ID" in self.environment
