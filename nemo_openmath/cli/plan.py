@@ -35,9 +35,9 @@ def add(groups: Any) -> None:
     whole.add_argument("--price", type=float, metavar="P", help="of a GPU-hour")
     whole.add_argument("--assume", action="append", default=[], metavar="KEY=VALUE", help="such as tokens.cot=9000")
     whole.add_argument("--problems", type=float, metavar="N", help="that the first generation solves")
-    whole.add_argument("--mtbf-hours", type=float, metavar="H", help="between failures of a node; default 6335")
-    whole.add_argument("--write-speed", type=float, metavar="GB/S", help="of a job to the shared disk; default 2")
-    whole.add_argument("--recovery-minutes", type=float, metavar="M", help="from a failure to training; default 10")
+    plan.add_argument("--mtbf-hours", type=float, metavar="H", help="between failures of a node; default 6335")
+    plan.add_argument("--write-speed", type=float, metavar="GB/S", help="of a job to the shared disk; default 2")
+    plan.add_argument("--recovery-minutes", type=float, metavar="M", help="from a failure to training; default 10")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -58,6 +58,9 @@ def _plan(options: argparse.Namespace) -> None:
 def _training(options: argparse.Namespace) -> None:
     import orjson
 
+    from nemo_openmath.recipe.costs.as_json import saving_json
+    from nemo_openmath.recipe.costs.saving import FailureOptions, saving_costs
+    from nemo_openmath.recipe.costs.tables import beside
     from nemo_openmath.training.planning.as_json import plan_json
     from nemo_openmath.training.planning.gpus import gpu
     from nemo_openmath.training.planning.layouts import HEADROOM, make_plan
@@ -69,11 +72,15 @@ def _training(options: argparse.Namespace) -> None:
     work = read_workload(options.config, options.overrides, numbers)
     mfu = DEFAULT_MFU if options.mfu is None else options.mfu
     headroom = HEADROOM if options.headroom is None else options.headroom
-    plan = make_plan(work, gpu(options.gpu), options.gpus, mfu, headroom)
-    rows = max(0, options.rows)
-    _print(
-        orjson.dumps(plan_json(plan, rows), option=orjson.OPT_INDENT_2).decode() if options.json else show(plan, rows)
-    )
+    kind, failures = gpu(options.gpu), FailureOptions.of(options)
+    plan, rows = make_plan(work, kind, options.gpus, mfu, headroom), max(0, options.rows)
+    nodes = -(-options.gpus // kind.per_node)
+    saving = saving_costs(work, plan.configured or plan.offered, nodes, work.training.checkpoints, failures)
+    if options.json:
+        content = {**plan_json(plan, rows), "checkpoint": saving_json(saving)}
+        _print(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode())
+    else:
+        _print(beside(show(plan, rows), work.name, saving, failures))
 
 
 def _recipe(options: argparse.Namespace) -> None:

@@ -47,6 +47,9 @@ def test_by_hand() -> None:
     assert model.daly() == pytest.approx(1000 * (1 + 0.05 / 3 + 0.0025 / 9) - 50)
     assert model.best() == model.daly()
     assert FailureModel(mtbf=10_000, stall=50, writing=2000).best() == 2000  # the next save waits for the last
+    slow = FailureModel(mtbf=10_000, stall=50, writing=2000)
+    assert slow.stop(500) == 50 + 1500
+    assert slow.lost_share(500) == FailureModel(mtbf=10_000, stall=1550, recovery=2000).lost_share(500)
     assert FailureModel(mtbf=10, stall=50).daly() == 10
     assert FailureModel(mtbf=10, stall=50).lost_share(1e5) == 1
     assert pytest.approx(54 * 24 * 2048 / 419) == NODE_MTBF_HOURS

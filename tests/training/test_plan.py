@@ -192,5 +192,6 @@ def test_the_command(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "assumed",
         "100 steps",
         "the best 5",
+        "Checkpoints",
     ):
         assert words in message

@@ -52,20 +52,25 @@ def _trainings(plans: Sequence[TrainingPlan], saving: Sequence[SavingCosts]) -> 
                 "own": None if own is None else layout_json(own, steps),
                 "offered": layout_json(plan.plan.offered, steps),
                 "settings": [] if plan.advice is None else plan.advice.settings,
-                "checkpoint": {
-                    "bytes": cost.size,
-                    "every": cost.every,
-                    "lost": cost.own_lost,
-                    "young": cost.young,
-                    "best": cost.best,
-                    "best_lost": cost.lost(cost.best),
-                    "bytes_per_hour": cost.bytes_per_hour,
-                    "stalled": cost.stalled,
-                    "busy": cost.busy,
-                },
+                "checkpoint": saving_json(cost),
             }
         )
     return out
+
+
+def saving_json(cost: SavingCosts) -> dict[str, Any]:
+    """Return how often a training saves, how often it should, and what is lost either way."""
+    return {
+        "bytes": cost.size,
+        "every": cost.every,
+        "lost": cost.own_lost,
+        "young": cost.young,
+        "best": cost.best,
+        "best_lost": cost.lost(cost.best),
+        "bytes_per_hour": cost.bytes_per_hour,
+        "stalled": cost.stalled,
+        "busy": cost.busy,
+    }
 
 
 def _text(value: dict[str, Any]) -> str:

@@ -46,7 +46,6 @@ class PlanRequest:
     @classmethod
     def of(cls, options: Namespace) -> PlanRequest:
         """Return the request of a parsed command line."""
-        speed = options.write_speed
         if options.price is not None and not options.price > 0:
             raise UserError(f"--price {options.price:g}", remedy="choose it above 0")
         if options.cluster is not None and options.gpus is not None:
@@ -61,9 +60,7 @@ class PlanRequest:
             numbers=PlanOptions(options.capacity, options.batch_samples, options.steps),
             assumed=tuple(options.assume),
             problems=options.problems,
-            failures=FailureOptions(
-                options.mtbf_hours, None if speed is None else 1e9 * speed, options.recovery_minutes
-            ),
+            failures=FailureOptions.of(options),
             cluster=options.cluster,
             price=options.price,
             as_json=options.json,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from argparse import Namespace
 from dataclasses import dataclass
 
 from nemo_openmath.core.errors import UserError
@@ -29,8 +31,14 @@ class FailureOptions:
     def __post_init__(self) -> None:
         for flag in ("mtbf_hours", "write_speed", "recovery_minutes"):
             value = getattr(self, flag)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise UserError(f"--{flag.replace('_', '-')} {value:g}", remedy="choose it above 0")
+
+    @classmethod
+    def of(cls, options: Namespace) -> FailureOptions:
+        """Return what a parsed command line says."""
+        speed = options.write_speed
+        return cls(options.mtbf_hours, None if speed is None else 1e9 * speed, options.recovery_minutes)
 
     @property
     def mtbf(self) -> float:
@@ -100,20 +108,25 @@ class SavingCosts:
         return self.lost(self.every or -(-(self.steps or self.best) // self.kept))
 
     @property
+    def cycle(self) -> float:
+        """Return the seconds from save to save, at the recipe's own interval."""
+        interval = self.every * self.step
+        return interval + self.failures.stop(interval)
+
+    @property
     def bytes_per_hour(self) -> float:
         """Return what is written to disk at the recipe's own interval."""
-        return self.size * 3600 / (self.every * self.step + self.failures.stall) if self.every else 0.0
+        return self.size * 3600 / self.cycle if self.every else 0.0
 
     @property
     def busy(self) -> float:
         """Return the share of the time in which a checkpoint is being written, at the recipe's own interval."""
-        model = self.failures
-        return (model.writing or model.stall) / (self.every * self.step + model.stall) if self.every else 0.0
+        return (self.failures.writing or self.failures.stall) / self.cycle if self.every else 0.0
 
     @property
     def stalled(self) -> float:
         """Return the share of the time in which saves stop the training, at the recipe's own interval."""
-        return self.failures.stall / (self.every * self.step + self.failures.stall) if self.every else 0.0
+        return self.failures.stop(self.every * self.step) / self.cycle if self.every else 0.0
 
 
 def saving_costs(

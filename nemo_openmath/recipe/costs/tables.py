@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nemo_openmath.recipe.costs.saving import SavingCosts
+from nemo_openmath.recipe.costs.saving import FailureOptions, SavingCosts
 from nemo_openmath.recipe.costs.trainings import TrainingPlan
 from nemo_openmath.recipe.costs.whole import GenerationCosts, RecipeCosts
 from nemo_openmath.training.planning.gpus import GIB
@@ -87,6 +87,11 @@ def _advice(plan: TrainingPlan) -> Text:
     if fastest is not offered:
         problem += f" (the fastest that fits, with less memory left: {fastest.gpu_hours(steps or 1000):,.0f})"
     return lines(f"{plan.stage}: {problem}. Change", *(f"  {word}" for word in change.settings))
+
+
+def beside(plan: RenderableType, name: str, cost: SavingCosts, failures: FailureOptions) -> Group:
+    """Return the plan of one training, and below it how often to save."""
+    return Group(plan, lines(*failures.lines()), saving_table([name], [cost]))
 
 
 def saving_table(stages: Sequence[str], costs: Sequence[SavingCosts]) -> Table:

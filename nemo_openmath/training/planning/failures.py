@@ -32,14 +32,19 @@ class FailureModel:
     recovery: float = 0.0
     """From a failure until the training goes on: a new job, processes, loading."""
 
+    def stop(self, interval: float) -> float:
+        """Return how long the training stands still for each save: the stall, and the rest of the writing of the last
+        checkpoint where that takes longer than ``interval``."""
+        return self.stall + max(0.0, self.writing - interval)
+
     def lost_share(self, interval: float) -> float:
         """Return the share of the time that is lost where ``interval`` seconds lie between saves, from 0 to 1.
 
         It is 1 - interval / T with Daly's expected time of an interval (2006, equation 13), T = M exp(R / M)
-        (exp((interval + stall) / M) - 1). A checkpoint that is written while the training goes on makes a failure undo
+        (exp((interval + stop) / M) - 1). A checkpoint that is written while the training goes on makes a failure undo
         ``writing`` seconds more: they count as recovery.
         """
-        grown = (interval + self.stall) / self.mtbf
+        grown = (interval + self.stop(interval)) / self.mtbf
         lost = (self.recovery + self.writing) / self.mtbf
         if grown + lost > 500:  # no interval of this length ever ends
             return 1.0
