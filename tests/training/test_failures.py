@@ -18,7 +18,7 @@ def simulated_loss(model: FailureModel, interval: float, failures: int = 40_000,
         life = rng.expovariate(1 / model.mtbf)
         clock += life
         worked = life - model.recovery - model.writing  # saves that began in it, and ended so long ago
-        saved += max(0, math.floor(worked / (interval + model.stall)))
+        saved += max(0, math.floor(worked / (interval + model.stop(interval))))
     return 1 - saved * interval / clock
 
 
