@@ -16,7 +16,9 @@ def add(groups: Any) -> None:
     launch.add_argument("--cluster", type=Path, required=True, metavar="FILE", help="see launcher_scripts/")
     launch.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the run, on all nodes")
     launch.add_argument("--until", metavar="STAGE", help="stop after this stage")
-    launch.add_argument("--dry-run", action="store_true", help="write DIR/sbatch/*.sh and submit nothing")
+    what = launch.add_mutually_exclusive_group()
+    what.add_argument("--check", action="store_true", help="list all that is missing or wrong; write nothing")
+    what.add_argument("--dry-run", action="store_true", help="write DIR/sbatch/*.sh and submit nothing")
 
 
 def _launch(options: argparse.Namespace) -> None:
@@ -31,4 +33,5 @@ def _launch(options: argparse.Namespace) -> None:
         options.output,
         until=options.until,
         dry_run=options.dry_run,
+        check=options.check,
     )

@@ -15,7 +15,6 @@ from nemo_openmath.launch.serving import (
     AskedModel,
     PoolAddress,
     ServedModel,
-    check_reachable,
     entry_of,
     refuse_misspelt_entries,
 )
@@ -208,9 +207,6 @@ class _JobPlanner:
         self, stage: StageInfo, after: tuple[str, ...]
     ) -> tuple[tuple[ServedModel, ...], tuple[PoolAddress, ...]]:
         """The servers that the stage's job starts, and the pools that it asks, whose jobs are planned by then."""
-        for model in stage.models:
-            if entry_of(self._cluster, model) is None:
-                check_reachable(stage.name, model)
         served = [self._served(model, entry) for model, entry in self._entries(stage)]
         asks = tuple(self._pool(stage, server, after) for server in served if server.settings.jobs)
         local = tuple(server for server in served if not server.settings.jobs)

@@ -6,14 +6,12 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.launch.cluster import Cluster, JobPlace
 from nemo_openmath.launch.model_server import ModelServer
 
 TEACHER, DEFAULT = "teacher", "default"
-_LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
 @dataclass(frozen=True)
@@ -89,17 +87,3 @@ def refuse_misspelt_entries(cluster: Cluster, models: Sequence[AskedModel]) -> N
     for name in set(cluster.servers) - keys - {TEACHER, DEFAULT}:
         if close := difflib.get_close_matches(name.lower(), without, 1, 0.9):
             raise UserError(f"servers.{name}: no model is called so", remedy=f"did you mean {without[close[0]]!r}?")
-
-
-def check_reachable(stage: str, model: AskedModel) -> None:
-    """Raise UserError where a stage would ask its own node for a model that nothing serves there."""
-    if model.urls is None:
-        return
-    local = [url for url in model.urls if (urlsplit(url).hostname or "") in _LOOPBACK]
-    if local or not model.urls:
-        where = f"at {local[0]}, which is its own node" if local else "at no address"
-        section = "teacher.url" if model.key == TEACHER else "student.urls"
-        raise UserError(
-            f"stage {stage!r} asks for {model.key} {where}, and nothing serves it there",
-            remedy=f"write servers: {{{model.key}: ...}} in the cluster file, or the address of a server in {section}",
-        )

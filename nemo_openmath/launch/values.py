@@ -52,6 +52,13 @@ def memory(text: str) -> str:
     return text
 
 
+def memory_mb(text: str) -> int:
+    """Return the megabytes of an amount of memory; 0 means all of the node. Raises ValueError like :func:`memory`."""
+    number = int(re.match(r"[0-9]+", memory(text))[0])  # type: ignore[index]
+    unit = text.upper().removesuffix("B")[-1:]
+    return -(-number // 1024) if unit == "K" else number * {"G": 1024, "T": 1024**2}.get(unit, 1)
+
+
 def sbatch_option(text: str) -> str:
     """Return an option of sbatch as the words of an ``#SBATCH`` line, its value in quotes where it needs them.
 

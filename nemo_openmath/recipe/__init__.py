@@ -13,6 +13,7 @@ runner.py          the loop: what is stale is made again, what is begun is gone 
 command.py         what the verbs of ``openmath recipe`` print; report_data.py: what a report is made of
 generate.py        ``openmath generate``: a recipe of two stages; sweep.py: merges, evaluated
 slurm.py           ``openmath launch``: the stages as jobs of a cluster
+    launch_check/      what is missing or wrong before they are submitted; model_sizes.py: how large models are
 reference.py       all settings of stages and files, as text and as pages; setting_docs.py, drop_reasons.py read them
 """
 

@@ -138,13 +138,19 @@ class Recipe:
         return named | {self.relative(name): entry.engine_setting(name) for name in engines}
 
     def missing_files(self, names: Sequence[str]) -> list[UserError]:
-        """Return an error, with the line of its stage, for every file that is not there."""
-        return [
-            entry.error(f"no such file or folder: {shown(file)}", "put it there, or change the path", setting)
-            for entry in map(self.entry, names)
-            for file, setting in self.files(entry).items()
-            if not file.exists()
-        ]
+        """Return an error for every file that is not there, with the line of the first stage that names it."""
+        missing: dict[Path, list[tuple[StageEntry, str]]] = {}
+        for entry in map(self.entry, names):
+            for file, setting in self.files(entry).items():
+                if not file.exists():
+                    missing.setdefault(file, []).append((entry, setting))
+        errors = []
+        for file, readers in missing.items():
+            entry, setting = readers[0]
+            others = ", ".join(dict.fromkeys(e.name for e, _ in readers[1:] if e is not entry))
+            problem = f"no such file or folder: {shown(file)}" + (f" (also for {others})" if others else "")
+            errors.append(entry.error(problem, "put it there, or change the path", setting))
+        return errors
 
     def check_files(self, names: Sequence[str]) -> None:
         """Raise UserError that lists all the files that these stages read and that are not there."""

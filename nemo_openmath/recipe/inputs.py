@@ -39,7 +39,12 @@ def check_inputs(entry: StageEntry, inputs: Mapping[str, Sequence[Path]], *, lay
                 problem = f"takes {noun(product)}, and {shown(path)} is a file"
                 raise entry.error(problem, "name a folder", f"from.{port}")
     if layouts:
-        _as_of(entry, lambda: entry.stage.check(inputs))
+        check_stage(entry, inputs)
+
+
+def check_stage(entry: StageEntry, inputs: Mapping[str, Sequence[Path]]) -> None:
+    """Make the check of the stage itself. Raises UserError with the line of the stage."""
+    _as_of(entry, lambda: entry.stage.check(inputs))
 
 
 def check_model(entry: StageEntry, folder: Path, setting: str, *, tokenizer: bool = True) -> None:

@@ -17,7 +17,7 @@ from nemo_openmath.inference.devices import check_device
 from nemo_openmath.inference.http.server_pool import base_url
 from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import Recipe, shown
-from nemo_openmath.recipe.inputs import check_inputs, check_model
+from nemo_openmath.recipe.inputs import check_inputs, check_model, check_stage
 from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.sandbox.service.client import check_url
 
@@ -64,6 +64,14 @@ def files_and_settings(
     yield from _sandbox(recipe)
 
 
+def stage_errors(entry: StageEntry, *, elsewhere: bool = False) -> Iterator[UserError]:
+    """Yield what a stage itself says of its settings and of those of its files that are there. ``elsewhere``: see
+    :func:`files_and_settings`."""
+    for error in caught(partial(check_stage, entry, _present(entry))):
+        if not (elsewhere and isinstance(error.__cause__, MissingExtra)):
+            yield error
+
+
 def caught(check: Callable[[], object]) -> list[UserError]:
     """Return the error that a check raises, if any."""
     try:
@@ -97,10 +105,7 @@ def check_output(output: Path, files: Sequence[Path]) -> None:
 
 def _inputs(entry: StageEntry, output: Path, layouts: bool) -> None:
     """Check the inputs that are there already."""
-    present = {
-        port: [name for name in names if isinstance(name, Path) and name.exists()]
-        for port, names in entry.inputs.items()
-    }
+    present = _present(entry)
     read = [(port, path) for port, paths in present.items() if entry.stage.takes.get(port) != "model" for path in paths]
     for port, path in read:
         if output.resolve().is_relative_to(path.resolve()):
@@ -110,6 +115,14 @@ def _inputs(entry: StageEntry, output: Path, layouts: bool) -> None:
                 f"from.{port}",
             )
     check_inputs(entry, present, layouts=layouts)
+
+
+def _present(entry: StageEntry) -> dict[str, list[Path]]:
+    """The files and folders that a stage reads and that are there, by port."""
+    return {
+        port: [name for name in names if isinstance(name, Path) and name.exists()]
+        for port, names in entry.inputs.items()
+    }
 
 
 def _teacher(recipe: Recipe) -> Iterator[UserError]:
@@ -174,8 +187,9 @@ def _sandbox(recipe: Recipe) -> Iterator[UserError]:
 
 
 def _disk_space(recipe: Recipe, entries: Sequence[StageEntry], output: Path) -> None:
-    """Refuse trainings whose checkpoints cannot all fit: 12 bytes a parameter each (weights and two moments, fp32)."""
+    """Refuse trainings whose checkpoints cannot all fit."""
     from nemo_openmath.models.configs import ModelConfig
+    from nemo_openmath.recipe.costs.storage import checkpoint_bytes
     from nemo_openmath.training.stage import Sft
 
     wanted: dict[str, int] = {}
@@ -184,8 +198,9 @@ def _disk_space(recipe: Recipe, entries: Sequence[StageEntry], output: Path) -> 
         begun = (output / entry.name / "checkpoints").exists()
         if isinstance(entry.stage, Sft) and model is not None and (model / "config.json").is_file() and not begun:
             with contextlib.suppress(UserError):  # said by the stage itself
-                saved = entry.stage.config.training.checkpoints.least_kept
-                wanted[entry.name] = 12 * ModelConfig.from_hf(model).num_parameters * saved
+                training = entry.stage.config.training
+                size = checkpoint_bytes(ModelConfig.from_hf(model), training.precision)
+                wanted[entry.name] = size * training.checkpoints.least_kept
     there = next((p for p in (output.absolute(), *output.absolute().parents) if p.is_dir()), None)
     if not wanted or there is None:
         return

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.launch import AskedModel, Cluster, StageInfo, load_cluster, plan_jobs, submit, write_scripts
+from nemo_openmath.launch import AskedModel, StageInfo, load_cluster, plan_jobs, submit, write_scripts
 from nemo_openmath.launch.actions import refuse_queued
 from nemo_openmath.launch.code_snapshot import write_code
 from nemo_openmath.launch.report_job import report_job
 from nemo_openmath.launch.run_files import read_run
+from nemo_openmath.launch.slurm_limits import slurm_limits
 from nemo_openmath.launch.view_graph import GRAPH, graph_lines, graph_svg
 from nemo_openmath.launch.view_status import planned_nodes
 from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import Recipe, load_recipe
-from nemo_openmath.recipe.preflight import check_output
+from nemo_openmath.recipe.launch_check.checks import check_launch, check_unplanned
+from nemo_openmath.recipe.launch_check.planned import PlannedLaunch
+from nemo_openmath.recipe.preflight import caught, check_output
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.snapshot import CLUSTER, RECIPE, write_snapshots
@@ -33,40 +37,49 @@ def launch_recipe(
     *,
     until: str | None,
     dry_run: bool,
+    check: bool = False,
     only: Sequence[str] = (),
 ) -> None:
-    """Write the scripts of the stages that are not finished and submit them, unless ``dry_run``; print what was done.
+    """Check what the stages that are not finished will need, write their scripts and submit them; print what was done.
 
-    ``only``: these stages alone, where it names some; what they read must be finished.
+    - ``check``: print what was found, and write nothing.
+    - ``dry_run``: print it, write the scripts all the same, and submit nothing.
+    - ``only``: these stages alone, where it names some; what they read must be finished.
 
-    Raises UserError where the recipe, the cluster file or a file that a stage reads is wrong.
+    Raises UserError where the recipe, the cluster file or anything that a stage will need is wrong.
     """
     recipe = load_recipe(path, overrides)
-    check_output(output, [path, *recipe.extends])
-    identity.check(recipe, output)
-    refuse_queued(output)
-    cluster = load_cluster(cluster_file, list(recipe.stages))
-    check_secrets(cluster)
-    finished = finished_stages(recipe, output)
-    jobs = plan_jobs(
-        _chosen(stage_infos(recipe, output.resolve(), until), only, finished, recipe),
-        cluster,
-        finished=finished,
-    )
-    if not jobs:
+    refused = caught(partial(check_output, output, [path, *recipe.extends]))
+    refused += caught(partial(identity.check, recipe, output)) + caught(partial(refuse_queued, output))
+    if refused and not check:
+        raise refused[0]
+    only = [recipe.entry(name).name for name in only]
+    finished = finished_stages(recipe, output) if not refused else frozenset()
+    names = StageSelection(until=until).names(recipe)
+    todo = [name for name in names if name not in finished and (not only or name in only)]
+    if not todo:
         print("every stage is finished")
         return
     try:
-        recipe.check_files([name for job in jobs if job.work != "server" for name in job.stages])
+        launch = plan_launch(recipe, cluster_file, output, until, finished, only)
     except UserError as error:
-        if not dry_run:
+        if not check:
             raise
-        print(f"not ready to run: {error}")
+        findings = check_unplanned(recipe, todo, output, error)
+    else:
+        findings = check_launch(launch)
+    for refusal in refused:
+        findings.add("recipe", refusal)
+    if check or dry_run or findings.is_bad:
+        print("\n".join(findings.lines()))
+    if findings.is_bad and not dry_run:
+        findings.refuse()
+    if check:
+        return
     snapshot, _ = write_snapshots(recipe, overrides, cluster_file, output, {"until": until})
-    code = write_code(output.resolve() / "sbatch", copy=cluster.copies_code)
-    jobs.append(report_job(jobs, cluster))
-    script = write_scripts(jobs, cluster, snapshot, output, code=code)
-    print(f"{len(jobs)} jobs: {script.parent}")
+    code = write_code(output.resolve() / "sbatch", copy=launch.cluster.copies_code)
+    script = write_scripts(launch.jobs, launch.cluster, snapshot, output, code=code)
+    print(f"{len(launch.jobs)} jobs: {script.parent}")
     nodes = planned_nodes(read_run(output))
     (script.parent / GRAPH).write_text(graph_svg(nodes, f"Jobs of {recipe.name}"))
     if dry_run:
@@ -76,6 +89,23 @@ def launch_recipe(
     identity.write(load_recipe(snapshot), (), output)
     print(submit(script), end="")
     print(f"follow them: openmath jobs watch {output}")
+
+
+def plan_launch(
+    recipe: Recipe,
+    cluster_file: Path,
+    output: Path,
+    until: str | None = None,
+    finished: frozenset[str] = frozenset(),
+    only: Sequence[str] = (),
+) -> PlannedLaunch:
+    """Return the jobs of the stages that are not ``finished``, and where their numbers were written. Raises UserError
+    for a cluster file that is wrong, or does not suit the recipe."""
+    cluster = load_cluster(cluster_file, list(recipe.stages))
+    infos = _chosen(stage_infos(recipe, output.resolve(), until), only, finished, recipe)
+    jobs = plan_jobs(infos, cluster, finished=finished)
+    jobs += [report_job(jobs, cluster)] if jobs else []
+    return PlannedLaunch(recipe, cluster, Source.read(cluster_file).origin, jobs, output.resolve(), slurm_limits())
 
 
 def resume_run(output: Path, only: Sequence[str] = (), *, dry_run: bool = False) -> None:
@@ -146,12 +176,3 @@ def _asked_model(name: str, recipe: Recipe, output: Path) -> AskedModel | None:
     # the name that the embedded engine has for the model: it stands in the records, whose ids depend on it
     served_name = student.model if student.kind == "http" and student.model else Path(folder).name
     return AskedModel(name, folder, served_name, made, student.urls if elsewhere else None)
-
-
-def check_secrets(cluster: Cluster) -> None:
-    """Raise UserError for variables that the cluster file calls secrets and that are not set here."""
-    if missing := [name for name in cluster.secrets if not os.environ.get(name)]:
-        raise UserError(
-            f"secrets of the cluster file that are not set: {', '.join(missing)}",
-            remedy=f"export {missing[0]}=... in this shell: sbatch hands it on, and no file holds it",
-        )

@@ -1,0 +1,229 @@
+"""Servers: every model that a stage generates with is served by the cluster file, answers at its address, or is loaded
+by the job itself; and servers' GPUs hold their models."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.evaluation.reports.formats import bytes_text
+from nemo_openmath.inference.http.server_pool import base_url
+from nemo_openmath.recipe.launch_check.findings import Finding, Note, Unseen, some
+from nemo_openmath.recipe.launch_check.models import incomplete
+from nemo_openmath.recipe.launch_check.planned import PlannedLaunch, PlannedServer
+from nemo_openmath.recipe.model_sizes import ModelSize, model_size, read_config
+from nemo_openmath.training.planning.gpus import Gpu
+
+ANSWER_SECONDS = 3.0
+_SHARE = 0.9  # of a GPU's memory that vLLM takes by default
+_WORKSPACE = 3 << 30  # bytes of a GPU for the tensors of a step and CUDA graphs; assumed
+_LARGE = 10e9  # bytes of weights with which a CPU answers too slowly
+
+
+def reachable(launch: PlannedLaunch) -> Iterator[Finding]:
+    """Ask the addresses of the recipe which models are there; look for who serves the others."""
+    recipe = launch.recipe
+    served = {(name, server.served.model.asked) for server in launch.servers for name in server.stages}
+    asked: dict[str, list[str]] = {}
+    for planned in launch.stages:
+        for name in planned.entry.stage.engines():
+            if (planned.name, name) not in served:
+                asked.setdefault(name, []).append(planned.name)
+    if (stages := asked.pop("teacher", None)) is not None and not recipe.teacher.is_stand_in:
+        teacher = recipe.teacher
+        urls = [("url", teacher.url)] if teacher.url is not None else [("urls", url) for url in teacher.urls]
+        if teacher.urls_file is not None:
+            urls = [("urls_file", url) for url in _lines(teacher.urls_file)]
+        for setting, url in urls:
+            yield from _asked(launch, f"teacher.{setting}", url, [teacher.model], teacher.api_key_env, stages)
+    student = recipe.student
+    if not asked or student.kind == "replay":
+        return
+    if student.kind == "http":
+        folders = {name: _folder(launch, name) for name in asked}
+        names = [student.model] if student.model else list(folders.values())
+        stages = [stage for listed in asked.values() for stage in listed]
+        urls = [("urls", url) for url in student.urls]
+        if student.urls_file is not None:
+            urls = [("urls_file", url) for url in _lines(student.urls_file)]
+        elif not urls:
+            problem = f"is http, and nobody serves {', '.join(asked)} ({some(stages)})"
+            yield recipe.error("student.kind", problem, "give the cluster file a server for them, or student.urls")
+        made = [name for name in asked if name in recipe.stages]
+        for setting, url in urls:
+            expected = [name for name in names if student.model or name not in (folders[m] for m in made)]
+            yield from _asked(launch, f"student.{setting}", url, expected, student.api_key_env, stages)
+        return
+    for planned in launch.stages:
+        job = planned.job
+        own = [name for name in planned.entry.stage.engines() if name in asked and name != "teacher"]
+        if own and student.device.startswith("cuda") and not job.gpus:
+            problem = f"{planned.name} loads {own[0]} on {student.device} (student.device), and its job has no GPU"
+            yield launch.error(launch.layer(job, "gpus"), problem, "give it gpus: 1, or a server")
+        for name in own:
+            size = model_size(recipe, name)
+            weights = size.weight_bytes if size is not None else None
+            if student.device == "cpu" and weights is not None and weights > _LARGE:
+                yield Note(f"{planned.name}: {name} ({bytes_text(weights)}) generates on the CPU (student.device)")
+
+
+def _asked(
+    launch: PlannedLaunch, setting: str, url: str, models: list[str], key: str | None, stages: list[str]
+) -> Iterator[Finding]:
+    """Ask one address for its models."""
+    recipe = launch.recipe
+    try:
+        base = base_url(url)
+    except UserError:
+        return  # told with the other settings of the recipe
+    if _is_loopback(base):
+        yield recipe.error(
+            setting,
+            f"{url} is the node of each job itself, and nothing is started there ({some(stages)})",
+            f"give the cluster file a server for {models[0] if models else 'it'}, or name one on another node",
+        )
+        return
+    request = urllib.request.Request(f"{base}/v1/models")
+    if key is not None and os.environ.get(key):
+        request.add_header("Authorization", f"Bearer {os.environ[key]}")
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as our client: no proxy
+    try:
+        with direct.open(request, timeout=ANSWER_SECONDS) as response:
+            answer = json.loads(response.read(1 << 20))
+        there = [str(model["id"]) for model in answer["data"]]
+    except urllib.error.HTTPError as error:
+        why = f"{base}/v1/models answers {error.code}"
+        yield recipe.error(
+            setting, f"{why} ({some(stages)})", "check the address, and api_key_env where it wants a key"
+        )
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "reason", None) or error
+        yield recipe.error(
+            setting,
+            f"no answer from {base}/v1/models within {ANSWER_SECONDS:g} s ({reason}; {some(stages)})",
+            "start the server, or let the cluster file start it",
+        )
+        return
+    for model in models:
+        if model not in there:
+            section = setting.partition(".")[0]
+            problem = f"{base} has no model {model!r}; it has {', '.join(there) or 'none'}"
+            yield recipe.error(
+                setting, problem, f"write one of these as {section}.model, or start the server with that name"
+            )
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return [line.strip() for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _folder(launch: PlannedLaunch, name: str) -> str:
+    """The path by which servers know a model: the folder of the stage that makes it, or a model folder."""
+    if name in launch.recipe.stages:
+        return str(launch.output / name)
+    return str(launch.recipe.relative(name).resolve())
+
+
+def hold(launch: PlannedLaunch) -> Iterator[Finding]:
+    """Hold the weights of each model against the GPUs of its server, and what stages ask for against its context."""
+    for server in launch.servers:
+        asked, folder = server.served.model.asked, Path(server.served.folder)
+        made = asked in launch.recipe.stages
+        if not made:
+            if not folder.is_dir():
+                if asked not in launch.recipe.paths and folder not in _tokenizer(launch):  # else told there
+                    problem = f"no folder {folder} of {server.served.label}"
+                    yield launch.error((*server.key, "model"), problem, "put the model there, or change the path")
+                continue
+            if read_config(folder) is None:
+                problem = f"no readable config.json in {folder}"
+                yield launch.error(server.key, problem, "name the folder of a Hugging Face model")
+                continue
+            if asked == "teacher" and (error := incomplete(folder)):
+                yield launch.error(server.key, error[0], error[1])
+        size = model_size(launch.recipe, asked if made else folder)
+        if size is None:
+            yield Unseen(f"whether the server of {server.served.label} holds it: nothing says how large it is")
+            continue
+        yield from _gpus(launch, server, size)
+        yield from _context(launch, server, size.max_positions)
+
+
+def _tokenizer(launch: PlannedLaunch) -> list[Path]:
+    folder = launch.recipe.teacher.tokenizer
+    return [] if folder is None else [launch.recipe.relative(folder).resolve()]
+
+
+def _gpus(launch: PlannedLaunch, server: PlannedServer, size: ModelSize) -> Iterator[Finding]:
+    settings, label, weights = server.settings, server.served.label, size.weight_bytes
+    if not settings.gpus:
+        if weights is not None and weights > _LARGE:
+            problem = f"{label} ({bytes_text(weights)}) is served without a GPU ({some(server.stages)})"
+            yield launch.error((*server.key, "gpus"), problem, "give it gpus")
+        return
+    if size.heads is not None and size.heads % settings.tensor:
+        problem = (
+            f"{label} has {size.heads} attention heads, no multiple of its tensor parallelism of {settings.tensor}"
+        )
+        yield launch.error((*server.key, "tensor_parallel"), problem, f"choose a divisor of {size.heads}")
+    gpu = launch.gpu()
+    if gpu is None:
+        yield Unseen(f"memory of the GPUs that serve {label}: write gpu: h100 (or another) under default")
+    elif weights is not None:
+        yield from _memory(launch, server, size, weights, gpu)
+
+
+def _memory(launch: PlannedLaunch, server: PlannedServer, size: ModelSize, weights: int, gpu: Gpu) -> Iterator[Finding]:
+    """Hold the weights, and the keys and values of one request of the longest kind, against the GPUs of a server."""
+    settings, label = server.settings, server.served.label
+    ways, context = settings.tensor * settings.pipeline_parallel, settings.max_model_len or size.max_positions or 0
+    cache = (size.cache_bytes or 0) * context
+    cache_ways = ways if size.splits_cache else settings.pipeline_parallel
+    usable = _SHARE * gpu.memory - _WORKSPACE
+    if weights / ways + cache / cache_ways <= usable:
+        return
+    least = ways
+    while least < 1024 and weights / least + cache / (least if size.splits_cache else cache_ways) > usable:
+        least += 1
+    text = f"{bytes_text(weights)} of weights and {bytes_text(cache)} of keys and values for {context} tokens"
+    yield launch.error(
+        server.key,
+        f"{label} has {text}: too much for {ways} x {gpu.name}, which have some {bytes_text(usable * ways)} for them",
+        f"spread it over {least} GPUs or more (fewer replicas, or more nodes with pipeline_parallel)"
+        + ("; or lower max_model_len" if weights / ways <= usable else ""),
+    )
+
+
+def _context(launch: PlannedLaunch, server: PlannedServer, positions: int | None) -> Iterator[Finding]:
+    """A server refuses requests whose prompt and completion are longer than its context."""
+    own, label = server.settings.max_model_len, server.served.label
+    context, source = own or positions, "max_model_len" if own else "max_position_embeddings of its config.json"
+    if own and positions and own > positions:
+        problem = f"{own} tokens, and config.json of {label} says {positions} (max_position_embeddings)"
+        yield launch.error((*server.key, "max_model_len"), problem, f"write {positions} or less")
+        context = positions
+    for name in server.stages:
+        entry = launch.recipe.stages[name]
+        wanted = getattr(entry.stage.config, "max_tokens", None)
+        if isinstance(wanted, int) and context is not None and wanted >= context:
+            problem = f"{wanted}, and the server of {label} has room for {context} tokens with the prompt ({source})"
+            yield entry.error(problem, "give the server a longer context, or the stage fewer tokens", "max_tokens")
