@@ -47,13 +47,14 @@ def launch(
     kinds: str = "{}",
     minutes: str = "20",
     change: tuple[str, str] = ("", ""),
+    options: tuple[str, ...] = (),
 ) -> str:
     """`openmath launch` of the smoke recipe; what it printed."""
     cluster = folder / "cluster.yaml"
     text = CLUSTER.format(templates=TEMPLATES, path=path, kinds=kinds, minutes=minutes)
     cluster.write_text(text.replace(*change))
     command = [sys.executable, "-m", "nemo_openmath.cli.main", "launch", str(ROOT / "examples/smoke.yaml")]
-    command += ["--cluster", str(cluster), "--output", str(folder / "run"), "--until", until]
+    command += ["--cluster", str(cluster), "--output", str(folder / "run"), "--until", until, *options]
     return subprocess.run(command, env=rig, check=True, capture_output=True, text=True).stdout
 
 
@@ -153,9 +154,17 @@ def test_the_signal_before_the_time_limit_reaches_the_step(rig: dict[str, str], 
 def test_a_partitions_own_time_limit_must_be_above_the_warning(
     warn: int, state: str, rig: dict[str, str], tmp_path: Path
 ) -> None:
-    """Where the cluster file says no time: the job would be asked to save as it starts, again and again."""
+    """Where the cluster file says no time: the job would be asked to save as it starts, again and again. The launch
+    refuses it; a script that is submitted all the same says it, too."""
     change = ('warn_seconds: 50\ndefault: {time: "00:20:00"}', f"warn_seconds: {warn}\ndefault: {{partition: short}}")
-    launch(rig, tmp_path, "benchmark", path=shim(tmp_path / "bin", "exit 0"), change=change)
+    path, refused = shim(tmp_path / "bin", "exit 0"), state == "FAILED"
+    if refused:
+        with pytest.raises(subprocess.CalledProcessError) as caught:
+            launch(rig, tmp_path, "benchmark", path=path, change=change)
+        assert "jobs get 00:02:00 of partition short, not above warn_seconds (120)" in caught.value.stdout
+    launch(rig, tmp_path, "benchmark", path=path, change=change, options=("--dry-run",) if refused else ())
+    if refused:
+        subprocess.run(["bash", str(tmp_path / "run/sbatch/submit.sh")], env=rig, check=True, capture_output=True)
     assert wait(rig, tmp_path, 200) == {"benchmark": state}
     (log,) = (tmp_path / "run/sbatch/logs").glob("*.benchmark-*")
     said = f"benchmark has 00:02:00, not above warn_seconds ({warn}): write a longer time"

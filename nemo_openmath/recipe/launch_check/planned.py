@@ -116,7 +116,7 @@ class PlannedLaunch:
             return written[-1]
         if "partition" in names:
             return self.of_role(self.role(job), "partition")
-        return self._of_server(job, names) if job.servers else layers[-1][0]
+        return self._of_server(job, names) if job.servers else ("default",)
 
     def _of_server(self, job: SlurmJob, names: tuple[str, ...]) -> Key:
         entry = self._entry(job.servers[0])
