@@ -14,7 +14,7 @@ import psutil
 
 from nemo_openmath.core.build import Key
 from nemo_openmath.data.rows.stages import ReadRows
-from nemo_openmath.launch.cluster import Place
+from nemo_openmath.launch.cluster import JobPlace
 from nemo_openmath.launch.container import Container
 from nemo_openmath.recipe.launch_check.findings import Finding, Unseen, some
 from nemo_openmath.recipe.launch_check.planned import PlannedLaunch, PlannedServer, PlannedStage
@@ -244,7 +244,7 @@ def _words(command: str) -> list[str]:
         return command.split()
 
 
-def _elsewhere(place: Place) -> bool:
+def _elsewhere(place: JobPlace) -> bool:
     """Tell whether jobs without a container may have another environment than this shell."""
     return bool(place.setup or place.modules or place.venv) or "PATH" in place.environment
 
