@@ -25,7 +25,7 @@ class NodeKind:
 
 
 @dataclass(frozen=True)
-class Partition:
+class SlurmPartition:
     """What jobs of a partition may have."""
 
     name: str
@@ -46,12 +46,12 @@ class Partition:
 class SlurmLimits:
     """The limits of a cluster."""
 
-    partitions: dict[str, Partition]
+    partitions: dict[str, SlurmPartition]
     max_array_size: int | None
     accounts: frozenset[str] | None
     """The accounts of this user; None where no accounting answers."""
 
-    def partition(self, name: str | None) -> Partition | None:
+    def partition(self, name: str | None) -> SlurmPartition | None:
         """Return the partition of that name, or the one of jobs that name none; None where there is none."""
         if name is not None:
             return self.partitions.get(name)
@@ -80,9 +80,9 @@ def slurm_limits() -> SlurmLimits | None:
     return SlurmLimits(partitions, int(size[1]) if size else None, accounts)
 
 
-def _partition(name: str, row: dict[str, str], nodes: tuple[NodeKind, ...]) -> Partition:
+def _partition(name: str, row: dict[str, str], nodes: tuple[NodeKind, ...]) -> SlurmPartition:
     most, accounts = row.get("MaxNodes", "UNLIMITED"), row.get("AllowAccounts", "ALL")
-    return Partition(
+    return SlurmPartition(
         name=name,
         is_default=row.get("Default") == "YES",
         is_up=row.get("State", "UP") == "UP",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from nemo_openmath.core.build import Key, nearest
 from nemo_openmath.launch import SlurmJob
-from nemo_openmath.launch.slurm_limits import NodeKind, Partition, SlurmLimits
+from nemo_openmath.launch.slurm_limits import NodeKind, SlurmPartition, SlurmLimits
 from nemo_openmath.launch.values import memory_mb, time_limit
 from nemo_openmath.recipe.launch_check.findings import Finding, Note, Unseen, some
 from nemo_openmath.recipe.launch_check.planned import PlannedLaunch
@@ -69,7 +69,7 @@ def partitions(launch: PlannedLaunch) -> Iterator[Finding]:
         )
 
 
-def _nodes(launch: PlannedLaunch, job: SlurmJob, partition: Partition, wrong: _Grouped) -> None:
+def _nodes(launch: PlannedLaunch, job: SlurmJob, partition: SlurmPartition, wrong: _Grouped) -> None:
     """Hold what a job asks for of each node against the nodes of its partition."""
     tasks = job.tasks
     cpus, memory = job.cpus * tasks, memory_mb(job.memory) if job.memory is not None else 0

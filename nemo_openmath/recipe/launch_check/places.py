@@ -53,25 +53,25 @@ _NAMED = 3  # paths in a message
 
 
 @dataclass(frozen=True)
-class Mount:
+class ContainerMount:
     """A folder of the node inside a container."""
 
     host: Path
     inside: Path
 
 
-def mounts_of(container: Container) -> list[Mount]:
+def mounts_of(container: Container) -> list[ContainerMount]:
     """Return the mounts of a container, those included that its runtime makes unasked."""
     mounts = []
     for text in container.mounts:
         host, _, rest = text.partition(":")
-        mounts.append(Mount(Path(host), Path(rest.partition(":")[0] or host)))
+        mounts.append(ContainerMount(Path(host), Path(rest.partition(":")[0] or host)))
     arguments = set(container.arguments)
     if container.runtime == "apptainer" and not arguments & {"--contain", "--containall", "-c", "-C"}:
         own = [] if "--no-home" in arguments else [Path.home()]
-        mounts += [Mount(path, path) for path in (*own, Path("/tmp"))]
+        mounts += [ContainerMount(path, path) for path in (*own, Path("/tmp"))]
     if container.runtime == "pyxis" and "--container-mount-home" in arguments:
-        mounts.append(Mount(Path.home(), Path.home()))
+        mounts.append(ContainerMount(Path.home(), Path.home()))
     return mounts
 
 
