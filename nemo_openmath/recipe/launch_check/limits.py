@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from nemo_openmath.core.build import Key, nearest
 from nemo_openmath.launch import SlurmJob
-from nemo_openmath.launch.slurm_limits import NodeKind, SlurmPartition, SlurmLimits
+from nemo_openmath.launch.slurm_limits import NodeKind, SlurmLimits, SlurmPartition
 from nemo_openmath.launch.values import memory_mb, time_limit
 from nemo_openmath.recipe.launch_check.findings import Finding, Note, Unseen, some
 from nemo_openmath.recipe.launch_check.planned import PlannedLaunch
