@@ -49,7 +49,8 @@ def _sources(plans: Sequence[TrainingPlan]) -> list[str]:
 
 
 def _layouts(plans: Sequence[TrainingPlan]) -> Table:
-    table = Table(title="Layouts of the trainings", title_justify="left", padding=(0, 1, 0, 0))
+    caption = "!: leaves less than the headroom free; no: does not fit"
+    table = Table(title="Layouts of the trainings", title_justify="left", padding=(0, 1, 0, 0), caption=caption)
     table.add_column("stage")
     table.add_column("layout", overflow="fold")
     for name in ("GiB", "step s", "MFU", "GPU-hours", "days"):
