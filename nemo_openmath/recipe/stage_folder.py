@@ -127,7 +127,7 @@ def forget_failed_parts(folder: Path, parts: Iterable[int], partitions: int) -> 
     failed = {number for number in parts if partition_files(folder, number, partitions)["failed"].exists()}
     marks = [path for path in folder.glob(f"{_SHARD}*.json") if not failed.isdisjoint(_read_mark(path)["parts"])]
     for path in marks:
-        path.unlink()
+        path.unlink(missing_ok=True)  # without locks another job may be quicker
     if marks:
         sync(folder)
 
@@ -165,8 +165,10 @@ def is_last_shard(folder: Path, context: StageContext) -> bool:
 
 
 def _read_mark(path: Path) -> dict[str, Any]:
-    mark: dict[str, Any] = {"parts": (), "files": {}}
-    return mark | orjson.loads(path.read_bytes())
+    mark: dict[str, Any] = {"parts": (), "metrics": {}, "files": {}}
+    with contextlib.suppress(FileNotFoundError):  # forgotten in between
+        mark |= orjson.loads(path.read_bytes())
+    return mark
 
 
 def _own_files(folder: Path, context: StageContext) -> dict[str, int]:

@@ -108,7 +108,7 @@ async def test_another_number_of_jobs_goes_on_with_what_was_begun(
     output = tmp_path / "out"
     first = stage_context(graded, output, services=Lent(grading=pool), shard=1, shards=4, partitions=4)
     await stage("grade").run(first)
-    before = {path.name: path.read_bytes() for path in output.iterdir() if path.stat().st_size}
+    before = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file() and path.stat().st_size}
     await made("grade", graded, output, pool, 4, [3, 1])
     assert {name: (output / name).read_bytes() for name in before} == before, "nothing is done twice"
     await made("grade", graded, tmp_path / "whole", pool, 1, [1])

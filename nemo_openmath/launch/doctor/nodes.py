@@ -237,7 +237,8 @@ def _last_words(folder: Path, visit: Visit) -> str:
     lines = log_file.read_text(errors="replace").splitlines()
     errors = [line for line in lines if re.search("error|not found|denied|no such", line, re.IGNORECASE)]
     told = [line for line in errors if "Exited with exit code" not in line and "_failed" not in line]
-    words = (told or errors or lines or ["nothing"])[-1].strip()[:200]
+    rest = [line for line in lines if not line.startswith("--- ") and "failed (exit code" not in line]
+    words = (told or rest or lines or ["it says nothing"])[-1].strip()[:200]
     remedy = "; install the package in the image or environment of jobs" if "openmath: No such file" in words else ""
     return f"{words} (the whole log: {log_file}){remedy}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import selectors
 import signal
@@ -102,6 +103,7 @@ def _look(probe: Probe, system: System, pipe: int, parent: int) -> None:
     try:
         os.setsid()
         killed_with(parent)
+        pipe = fcntl.fcntl(pipe, fcntl.F_DUPFD_CLOEXEC, 3)  # who was started without standard input has a pipe 0
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):  # what libraries print there is no part of the report
             os.dup2(null, descriptor)
