@@ -7,12 +7,16 @@ that a name is not there. A node that has itself changed the folder asks the ser
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from nemo_openmath.core.waiting import Waiting
+
+log = logging.getLogger(__name__)
 PATIENCE_S = 90.0
 LOOK_S = 2.0
 
@@ -20,8 +24,11 @@ LOOK_S = 2.0
 def until_seen(missing: Callable[[], str], folder: Path, patience_s: float | None = None) -> str:
     """Return "" once ``missing`` does, which says what is not to be seen yet below ``folder``; else what is still
     missing after ``patience_s`` (``PATIENCE_S``). Before each further look, the folder is changed."""
-    end = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
-    while (what := missing()) and time.monotonic() < end:
+    limit_s = PATIENCE_S if patience_s is None else patience_s
+    end = time.monotonic() + limit_s
+    waiting = Waiting(say=log.info, first_s=0)
+    while (what := missing()) and (left_s := end - time.monotonic()) > 0:
+        waiting.still(f"{folder} to be seen here ({what})", limit_s, waited_s=limit_s - left_s)
         time.sleep(LOOK_S)
         touch(folder)
     return what

@@ -62,7 +62,7 @@ class Watchdog:
         """End the watch."""
         self._ended = True
         self._wake.set()
-        self._timer.set(math.inf)
+        self._timer.remove()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(1.0)  # it may be waiting for a dead disk
         faulthandler.cancel_dump_traceback_later()
@@ -167,9 +167,14 @@ class _ExitTimer:
                 self._libc = libc
 
     def set(self, seconds: float) -> None:
-        """End the process in so many seconds from now, unless this is called again; infinite: never."""
+        """End the process in so many seconds from now, unless this is called again."""
         if self._libc is None:
             return
-        seconds = 0.0 if math.isinf(seconds) else seconds
         spec = _Itimerspec(0, 0, int(seconds), int(seconds % 1 * 1e9))
         self._libc.timer_settime(self._id, 0, ctypes.byref(spec), None)
+
+    def remove(self) -> None:
+        """End the timer."""
+        libc, self._libc = self._libc, None
+        if libc is not None:
+            libc.timer_delete(self._id)

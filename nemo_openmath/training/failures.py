@@ -17,6 +17,7 @@ LOST_PEER = (
     "Connection refused",
     "Broken pipe",
     "remote process exited",
+    "ncclRemoteError",
 )
 """What a rank says whose peer has died: the cause is elsewhere."""
 _NO_MEMORY = re.compile(r"out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)

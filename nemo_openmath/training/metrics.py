@@ -41,8 +41,12 @@ class TrainingMetrics:
             return
         numbers = {key: value for key, value in record.items() if isinstance(value, int | float) and key != "step"}
         if self._board is not None:
-            for key, value in numbers.items():
-                self._board.add_scalar(key, value, record["step"])
+            try:
+                for key, value in numbers.items():
+                    self._board.add_scalar(key, value, record["step"])
+            except OSError as error:  # it is for looking at: no reason to end a training
+                log.warning(f"TensorBoard: nothing more is written ({error.strerror or error})")
+                self._board = None
         if self._wandb is not None:
             self._wandb.log(numbers, step=record["step"])
 

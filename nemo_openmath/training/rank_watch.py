@@ -208,7 +208,7 @@ def _why(before: Heartbeat | None, after: Heartbeat | None) -> str:
     where = f"in step {after.step}, {after.phase}"
     if before is None or before.beats != after.beats:
         return f"it is alive {where}, and did not hang with the others"
-    return f"its heartbeat stopped {where}"
+    return f"its heartbeat stopped, last seen {where}"
 
 
 def _content(path: Path) -> tuple[int, bytes]:

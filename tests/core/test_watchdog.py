@@ -116,7 +116,7 @@ def test_who_is_suspected() -> None:
     assert suspects(whole, whole) == []
     stopped = [*whole[:2], rank(2, stacks=""), None]
     assert suspects(stopped, stopped) == [
-        {"rank": 2, "node": "n2", "why": "its heartbeat stopped in step 9, gradient"},
+        {"rank": 2, "node": "n2", "why": "its heartbeat stopped, last seen in step 9, gradient"},
         {"rank": 3, "node": "", "why": "it wrote no heartbeat in this attempt"},
     ]
     alive = [*whole[:3], rank(3, stacks="", phase="read")]

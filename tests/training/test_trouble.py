@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pydoc
 import re
 import socket
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from nemo_openmath.checkpoints.formats import step_folders
-from nemo_openmath.core.errors import Hung
+from nemo_openmath.core.errors import ExitCode, Hung
 from nemo_openmath.training import rank_processes
+from nemo_openmath.training.failures import meaning
 from tests.support.disk import small_disk
 from tests.support.ranks import run_ranks
 from tests.training.packs import write_model
@@ -65,7 +67,7 @@ def test_failed_saves_disagreement_and_a_hang(tmp_path: Path, disk: Path, monkey
     ]
     monkeypatch.setattr(rank_processes, "KILL_AFTER_SECONDS", 0.2)  # for the rank that is stopped
     with pytest.raises(
-        Hung, match=r"^hung in step 2 \(\w+\); suspected: rank 1 on .* \(its heartbeat stopped in step 1, "
+        Hung, match=r"^hung in step 2 \(\w+\); suspected: rank 1 on .* \(its heartbeat stopped, last seen in step 1, "
     ):
         run_ranks("tests.training.troubled_ranks", 2, cases, tmp_path)
 
@@ -98,3 +100,32 @@ def test_failed_saves_disagreement_and_a_hang(tmp_path: Path, disk: Path, monkey
     [stacks] = (disk / "hang/stacks").iterdir()
     assert re.match(r"rank 0 on \S+: nothing advanced for \d+ s in step 2 ", stacks.read_text())
     assert "in train_step" in stacks.read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "code"),
+    [
+        ("torch.AcceleratorError", "CUDA error: uncorrectable ECC error encountered", ExitCode.MACHINE),
+        ("torch.AcceleratorError", "CUDA error: unspecified launch failure", ExitCode.MACHINE),
+        ("torch.AcceleratorError", "CUDA error: device-side assert triggered", None),  # an index of ours
+        ("torch.AcceleratorError", "CUDA error: out of memory", ExitCode.USER_ERROR),
+        ("torch.OutOfMemoryError", "CUDA out of memory. Tried to allocate 20.00 MiB", ExitCode.USER_ERROR),
+        (
+            "torch.distributed.DistBackendError",
+            "NCCL error: unhandled cuda error, ncclUnhandledCudaError",
+            ExitCode.MACHINE,
+        ),
+        ("torch.distributed.DistBackendError", "NCCL error: remote process exited or there was a", ExitCode.FAILURE),
+        ("torch.distributed.DistStoreError", "Timed out after 4 seconds waiting for clients", ExitCode.MACHINE),
+        ("RuntimeError", "[pair.cc:537] Read error [127.0.0.1]:24502: Connection reset by peer", ExitCode.FAILURE),
+        ("RuntimeError", "Timed out waiting 6000ms for recv operation to complete", ExitCode.MACHINE),
+        ("RuntimeError", "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`", ExitCode.MACHINE),
+        ("RuntimeError", "mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)", None),
+        ("ValueError", "CUDA error: in a message", None),
+    ],
+)
+def test_errors_are_told_apart_by_type_and_text(kind: str, text: str, code: ExitCode | None) -> None:
+    """The machine's; the user's sizes, with a remedy; another rank's death, which is no cause; None: a defect."""
+    known = meaning(pydoc.locate(kind)(text))  # type: ignore[operator]
+    assert (known and known.exit_code) == code
+    assert code is not ExitCode.USER_ERROR or "training.recompute" in str(known)
