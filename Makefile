@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup recipe smoke test test-slurm lint docs constraints clean
+.PHONY: setup recipe smoke test test-slurm lint docs constraints image-test clean
 
 setup: $(VENV)/.ready
 
@@ -39,11 +39,15 @@ $(VENV)/.docs: $(VENV)/.ready
 	$(RUN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
+# The Dockerfile is built and run without Docker and without a registry (root, debootstrap, buildah, podman); 10 minutes.
+image-test:
+	tests/containers/image.sh
+
 # The newest versions that pyproject.toml allows, in a virtual environment of their own, become those that everybody gets.
 constraints:
 	$(PYTHON) -m venv build/newest
 	build/newest/bin/pip install --quiet torch==2.13.0
-	build/newest/bin/pip install --quiet --editable '.[dev,docs]'
+	build/newest/bin/pip install --quiet --editable '.[dev,docs,datasets]'
 	{ sed '/^#/!d' constraints.txt; echo torch==2.13.0; build/newest/bin/pip freeze --exclude-editable | grep -v '^torch=='; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 

@@ -13,7 +13,7 @@ import jinja2
 
 from nemo_openmath.core.errors import UserError, of_the_system
 from nemo_openmath.launch.cluster import TEMPLATES, Cluster
-from nemo_openmath.launch.container import Container
+from nemo_openmath.launch.container import step
 from nemo_openmath.launch.jobs import SlurmJob, addresses, script_path
 from nemo_openmath.launch.serving import ServedModel
 from nemo_openmath.launch.values import pattern, sbatch_option
@@ -83,19 +83,6 @@ def submit(script: Path) -> str:
         message = " ".join((done.stderr or done.stdout).split())
         raise UserError(f"not submitted: {message}", file=script)
     return done.stdout
-
-
-def step(container: Container, gpus: int = 0) -> str:
-    """Return how srun is told to run something in a container: the words between its own options and the command."""
-    if container.runtime == "pyxis":
-        words = [f"--container-image={container.image}"]
-        words += [f"--container-mounts={','.join(container.mounts)}"] if container.mounts else []
-        return shlex.join([*words, *container.arguments])
-    if container.runtime == "apptainer":
-        words = ["apptainer", "exec", *(["--nv"] if gpus else [])]
-        words += [word for mount in container.mounts for word in ("--bind", mount)]
-        return shlex.join([*words, *container.arguments, container.image])
-    return ""
 
 
 def server_options(server: ServedModel, job: SlurmJob, cluster: Cluster) -> str:

@@ -25,7 +25,19 @@ OF_THE_READER = ("examples/models/", "examples/data/")  # where readers put thei
 RUNNABLE = {"openmath", "python", "ls", "cat", "head", "tail", "wc", "grep", "sort", "cp", "mkdir"}
 # Programs of the system and of others that a page may name without their being run.
 KNOWN = RUNNABLE | {"make", "cd", "git", "pip", "hf", "bash", "source", "export", "mv", "rm", "kill"}
-KNOWN |= {"docker", "enroot", "apptainer", "vllm", "tensorboard", "nvidia-smi", "curl", "ssh", "pre-commit"}
+KNOWN |= {
+    "docker",
+    "buildah",
+    "podman",
+    "enroot",
+    "apptainer",
+    "vllm",
+    "tensorboard",
+    "nvidia-smi",
+    "curl",
+    "ssh",
+    "pre-commit",
+}
 KNOWN |= {"sbatch", "squeue", "scancel", "scontrol", "sacct", "srun", "salloc"}
 
 
@@ -42,7 +54,7 @@ def check_command(words: tuple[str, ...], folder: Path) -> None:
     if program == "openmath":
         check_openmath(arguments, folder)
     elif program == "make":
-        targets = re.findall(r"^([a-z]+):", (TOP / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(r"^([a-z-]+):", (TOP / "Makefile").read_text(), re.MULTILINE)
         unknown = [word for word in arguments if "=" not in word and word not in targets]
         assert not unknown, f"make {unknown}: no such target"
     elif program == "python" and "-m" in arguments:

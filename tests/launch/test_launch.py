@@ -131,10 +131,12 @@ def test_what_a_script_says(tmp_path: Path) -> None:
     [
         (
             "{runtime: pyxis, image: /i.sqsh, mounts: ['/a:/b', '/c:/d']}",
-            "--container-image=/i.sqsh --container-mounts=/a:/b,/c:/d openmath",
+            '--container-mounts=/a:/b,/c:/d --container-workdir="$PWD" --container-env=PYTHONPATH openmath',
         ),
-        ("{runtime: apptainer, image: /i.sif, mounts: ['/a:/b']}", "apptainer exec --bind /a:/b /i.sif openmath"),
-        ("{runtime: apptainer, image: '/my images/i.sif'}", "apptainer exec '/my images/i.sif' openmath"),
+        (
+            "{runtime: apptainer, image: '/my images/i.sif', mounts: ['/a:/b']}",
+            "apptainer exec --bind /a:/b --pwd \"$PWD\" '/my images/i.sif' openmath",
+        ),
     ],
 )  # fmt: skip
 def test_containers(container: str, words: str, tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_a_copied_cluster_file_finds_the_templates_of_the_package(tmp_path: Path
     assert load_cluster(tmp_path / "mine.yaml", []).templates == TEMPLATES
     assert (SCRIPTS / "templates").resolve() == TEMPLATES
     shutil.copy(SCRIPTS / "slurm-apptainer.yaml", tmp_path / "other.yaml")
-    with pytest.raises(UserError, match=r"other\.yaml:3: extends: no file .*; copy that file too"):
+    with pytest.raises(UserError, match=r"other\.yaml:4: extends: no file .*; copy that file too"):
         load_cluster(tmp_path / "other.yaml", [])
 
 

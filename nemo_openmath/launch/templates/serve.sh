@@ -8,6 +8,15 @@ command=$1
 # shellcheck source=/dev/null
 source "${BASH_SOURCE[0]%/*}/network.sh"
 
+# Servers keep what they compile below the home, which is missing or read-only in most containers.
+if [ ! -w "${HOME:-/nonexistent}" ]; then
+  HOME=${TMPDIR:-/tmp}/openmath-$UID
+  mkdir -m 700 "$HOME" 2>/dev/null
+  [ -d "$HOME" ] && [ ! -L "$HOME" ] && [ -O "$HOME" ] || HOME=$(mktemp -d) # not one that somebody else has laid there
+  export HOME
+fi
+id -un >/dev/null 2>&1 || export USER=${USER:-uid-$UID} # torch asks for the user's name, and fails without one
+
 SILENT_SECONDS=60     # without an answer of /health: the server is started again
 HEALTHY_SECONDS=600   # so long healthy: earlier failures do not count
 CHECK_SECONDS=1       # between two questions
