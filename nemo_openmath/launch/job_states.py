@@ -63,6 +63,8 @@ class JobView:
     progress: StageProgress | None = None
     addresses: tuple[str, ...] = ()
     """Of a server: where it answers."""
+    silent: float = 0.0
+    """Seconds without a sign of life of a process that runs."""
     other_code: str = ""
     """How the code that it ran differs from that of the launch."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 import orjson
 
 from nemo_openmath.core.progress import FOLDER
-from nemo_openmath.launch.run_files import PlannedJob, RunFiles
+from nemo_openmath.launch.run_files import PlannedJob, RunFiles, listed
 
 _TAIL = 1 << 16  # bytes of a file's end that are read
 _STEP = re.compile(rb"step (\d+)/(\d+)")
@@ -45,12 +46,12 @@ def read_progress(run: RunFiles, job: PlannedJob, active: Sequence[int | None], 
         return None
     if job.work == "training":
         return _training(run, job, stage, now)
-    notes = []
-    for file in (run.output / FOLDER).glob(f"{stage}.*-of-{job.array:05d}.json"):
+    notes, folder = [], run.output / FOLDER
+    for shard in range(job.array):
         try:
-            note = orjson.loads(file.read_bytes())
-            number = int(file.name.split(".")[1].partition("-of-")[0])
-            fresh = (number if job.array > 1 else None) in active
+            with open(f"{folder}/{stage}.{shard:05d}-of-{job.array:05d}.json", "rb") as file:
+                note = orjson.loads(file.read())
+            fresh = (shard if job.array > 1 else None) in active
             notes.append((note["done"], note["total"], note["failed"], note["rate"] if fresh else 0.0))
         except (OSError, ValueError, KeyError, TypeError):
             continue
@@ -65,6 +66,19 @@ def read_progress(run: RunFiles, job: PlannedJob, active: Sequence[int | None], 
         sum(failed for _, _, failed, _ in notes),
         per_second=sum(rate for _, _, _, rate in notes),
     )
+
+
+def silence(run: RunFiles, job: PlannedJob, active: Sequence[int | None], now: float) -> float:
+    """Return for how many seconds the process of the active tasks that is silent longest has given no sign of life: its
+    file in ``STAGE/.heartbeat`` is rewritten every few seconds. 0 where there is none."""
+    ages = []
+    for stage in job.stages:
+        for file in listed(run.output / stage / ".heartbeat"):
+            number = file.name.partition("-of-")[0]
+            if job.array == 1 or (number.isdigit() and int(number) in active):
+                with contextlib.suppress(OSError):  # it ends
+                    ages.append(now - file.stat().st_mtime)
+    return max(ages, default=0.0)
 
 
 def _training(run: RunFiles, job: PlannedJob, stage: str, now: float) -> StageProgress | None:

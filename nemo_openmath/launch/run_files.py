@@ -177,15 +177,15 @@ def read_run(output: Path) -> RunFiles:
             submitted.setdefault((line["job"], task), []).append((str(line["id"]), float(line.get("time") or 0)))
     names = {job.name for job in jobs}
     attempts = {}
-    for file in _listed(sbatch / JOURNAL):
+    for file in listed(sbatch / JOURNAL):
         if file.name.endswith(".jsonl") and (task_of := _task(file.name.removesuffix(".jsonl"), names)) is not None:
-            attempts[task_of] = read_journal(Path(file.path))
-    logs = {file.name: file.stat().st_mtime for file in _listed(sbatch / LOGS)}
+            attempts[task_of] = read_journal(file.path)
+    logs = {file.name: file.stat().st_mtime for file in listed(sbatch / LOGS)}
     launched = next(iter(_documents(sbatch / "code.json")), {})
     return RunFiles(output, {job.name: job for job in jobs}, submitted, attempts, logs, launched, path.stat().st_mtime)
 
 
-def read_journal(path: Path) -> list[Attempt]:
+def read_journal(path: Path | str) -> list[Attempt]:
     """Return the attempts that a journal tells of, the oldest first."""
     attempts: list[Attempt] = []
     for event in _lines(path):
@@ -244,9 +244,10 @@ def _task(stem: str, names: set[str]) -> Task | None:
     return (name, int(number)) if name in names and number.isdigit() else None
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path | str) -> Iterator[dict[str, Any]]:
     try:
-        content = path.read_bytes()
+        with open(path, "rb") as file:
+            content = file.read()
     except OSError:
         return
     for line in content.split(b"\n"):
@@ -267,7 +268,8 @@ def _documents(path: Path) -> Iterator[dict[str, Any]]:
         yield data
 
 
-def _listed(folder: Path) -> list[os.DirEntry[str]]:
+def listed(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what lies in a folder, by name; nothing where it is not there."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from nemo_openmath.core.errors import OpenMathError
 from nemo_openmath.launch.job_states import ACTIVE, BAD, WAITING, JobState, JobView, RunState, TaskState
-from nemo_openmath.launch.progress_files import read_progress
+from nemo_openmath.launch.progress_files import read_progress, silence
 from nemo_openmath.launch.run_files import Attempt, PlannedJob, RunFiles, Task, addresses
 from nemo_openmath.launch.slurm_query import SlurmState, accounted, has_slurm, jobs_of, why_pending
 from nemo_openmath.launch.values import time_limit
@@ -188,11 +188,13 @@ def _view(
     reasons = [task.reason for task in tasks if task.reason and task.state in (*BAD, *WAITING, *ACTIVE)]
     bad = [task.reason for task in tasks if task.reason and task.state in BAD]
     reason = next(iter(bad or reasons), "")
-    progress = None
+    progress, silent = None, 0.0
     if any(task.state in ACTIVE or task.attempt for task in tasks) and job.work in ("stage", "training"):
-        progress = read_progress(run, job, [task.number for task in tasks if task.state in ACTIVE], now)
+        active = [task.number for task in tasks if task.state in ACTIVE]
+        progress = read_progress(run, job, active, now)
+        silent = silence(run, job, active, now) if active else 0.0
     urls = tuple(addresses(run, job.name)) if job.work == "server" else ()
-    return JobView(job, state, tasks, reason, progress, urls, _other_code(run, job))
+    return JobView(job, state, tasks, reason, progress, urls, silent, _other_code(run, job))
 
 
 def _with_dependency(task: TaskState, earlier: Sequence[JobView], roots: Sequence[str], *, asked: bool) -> TaskState:

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 from nemo_openmath.core.errors import OpenMathError
@@ -150,6 +151,7 @@ def why_pending(reason: str) -> str:
     return text
 
 
+@cache
 def _seconds(text: str, otherwise: float) -> float:
     try:
         return time_limit(text) if text not in ("0:00", "00:00") else 0.0

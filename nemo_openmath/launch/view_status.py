@@ -20,6 +20,7 @@ COLOURS = {
     JobState.RUNNING: "cyan", JobState.READY: "cyan", JobState.DONE: "green", JobState.FAILED: "bold red",
     JobState.CANCELLED: "red", JobState.GONE: "bold red",
 }  # fmt: skip
+_SILENT = 120.0  # seconds: processes give a sign every few
 _WORDS = (*ACTIVE, JobState.AGAIN, JobState.QUEUED, JobState.PLANNED, *BAD)
 
 
@@ -77,6 +78,8 @@ def details_of(view: JobView, now: float) -> list[str]:
         out.append(f"{where}{view.reason}")
     if text := progress_text(view, now):
         out.append(text)
+    if view.silent > _SILENT:
+        out.append(f"no sign of life for {seconds_text(view.silent)}: it may hang")
     if view.job.work == "server" and view.state in ACTIVE:
         out.append(f"answers at {', '.join(view.addresses)}" if view.addresses else "no address yet")
     if view.other_code:
@@ -167,6 +170,7 @@ def _job_data(view: JobView) -> dict[str, Any]:
             "per_second": round(progress.per_second, 6),
             "seconds_left": progress.seconds_left,
         },
+        "silent_seconds": round(view.silent),
         "addresses": list(view.addresses),
         "other_code": view.other_code,
         "tasks": [_task_data(task) for task in view.tasks],
