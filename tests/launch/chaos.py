@@ -40,7 +40,7 @@ partitions: 4
 stages:
   train1:
     steps: 60
-    training: {{log_every: 1, checkpoints: {{every: 5}}, hang_seconds: 25}}
+    training: {{log_every: 1, checkpoints: {{every: 5}}, hang_seconds: 60}}
 """
 CLUSTER = """\
 environment: {{OMP_NUM_THREADS: "1", GLOO_SOCKET_IFNAME: lo, PATH: "{path}:/usr/sbin:/usr/bin:/sbin:/bin"}}

@@ -221,7 +221,7 @@ judge() { # judge CODE: sets class (saved, mistake, node, unclear, anywhere), re
     class=mistake reason="exit code 3, some items failed: $said"
   elif [[ -n $hung || $codes == *" 76 "* ]]; then
     class=node reason="hang: $said"
-  elif [ "$code" -eq 75 ] || { [ -n "$asked" ] && [ "$code" -eq 143 ]; }; then
+  elif [ "$code" -eq 75 ] || [[ -n $asked && $code =~ ^(138|143)$ ]]; then # by the signal itself: it had just begun
     class=saved reason="saved: ${asked:-on request}"
   elif fault; then
     reason="$reason: $said"
