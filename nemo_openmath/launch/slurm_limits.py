@@ -22,6 +22,8 @@ class NodeKind:
     cpus: int
     memory_mb: int
     gpus: int
+    gpu_type: str = ""
+    """What the site calls its GPUs; empty where it does not say."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,18 @@ def _node_kinds(text: str) -> Iterator[tuple[str, NodeKind]]:
         fields = line.strip().split("|")
         if len(fields) == 5 and all(field.rstrip("+").isdigit() for field in fields[1:4]):
             count, cpus, memory = (int(field.rstrip("+")) for field in fields[1:4])
-            yield fields[0], NodeKind(count, cpus, memory, gpus_of(fields[4]))
+            yield fields[0], NodeKind(count, cpus, memory, gpus_of(fields[4]), gpu_type_of(fields[4]))
 
 
 def gpus_of(gres: str) -> int:
     """Return the GPUs of a node's generic resources: 8 of ``gpu:h100:8(S:0-1),nvme:1``."""
     return sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)", gres))
+
+
+def gpu_type_of(gres: str) -> str:
+    """Return what a node calls its GPUs: h100 of ``gpu:h100:8(S:0-1)``; empty where it does not say."""
+    match = re.search(r"(?:^|,)gpu:([^:,()]+):\d", gres)
+    return match[1] if match else ""
 
 
 def _answer(*command: str) -> str | None:

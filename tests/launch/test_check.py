@@ -24,7 +24,15 @@ from nemo_openmath.recipe.slurm import plan_launch
 from nemo_openmath.training.planning.models import known_model
 
 ROOT = Path(__file__).parents[2]
-PAPER = ["qwen2.5-14b", "qwen2.5-32b", "qwen2.5-math-1.5b", "qwen2.5-math-7b", "kaggle", "data-generation"]
+PAPER = [
+    "sft-curriculum",
+    "qwen2.5-14b",
+    "qwen2.5-32b",
+    "qwen2.5-math-1.5b",
+    "qwen2.5-math-7b",
+    "kaggle",
+    "data-generation",
+]
 CLUSTERS = ["slurm-pyxis", "slurm-apptainer"]
 
 # What the models' own config.json says, where it is not what the sizes of its kind say.
@@ -197,6 +205,9 @@ MISTAKES = {
     "a mount that is not there": (
         "qwen2.5-14b", "container: {mounts: ['{shared}:{shared}', '{shared}/none:/x']}", r"no folder {shared}/none",
     ),
+    "a sandbox at its own node": (
+        "qwen2.5-14b sandbox={url: http://localhost:8700}", "", r"sandbox\.url: http://localhost:8700 is the node",
+    ),
     "a secret": ("qwen2.5-14b", "secrets: [HF_TOKEN_OF_NOBODY]", "HF_TOKEN_OF_NOBODY is not set"),
 }  # fmt: skip
 
@@ -215,11 +226,12 @@ def provided(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_named_with_place_and_remedy(mistake: str, provided: Site) -> None:
-    recipe, text, pattern = MISTAKES[mistake]
+    recipe_and_overrides, text, pattern = MISTAKES[mistake]
+    recipe, *overrides = recipe_and_overrides.split(" ", 1)
     provided.cluster("cluster", text.replace("{shared}", str(provided.folder)))
-    found = lines(provided.check(recipe, "cluster"))
+    found = lines(provided.check(recipe, "cluster", *overrides))
     assert [line for line in found if re.search(pattern.replace("{shared}", str(provided.folder)), line)], found
-    assert all("cluster.yaml:" in line or "sft.yaml:" in line or ".yaml:" in line for line in found), found
+    assert all(".yaml:" in line or line.startswith("override: ") for line in found), found
 
 
 def test_an_output_outside_all_mounts_is_named_and_one_with_blanks_is_fine(provided: Site, tmp_path: Path) -> None:
@@ -280,7 +292,7 @@ case "$*" in
   echo "PartitionName=night Default=NO AllowAccounts=ALL DefaultTime=NONE MaxTime=UNLIMITED State=UP";;
 *config*) echo "MaxArraySize            = 9";;
 esac"""
-SINFO = "echo 'batch|16|96|1000000|gpu:h100:4(S:0-1)'; echo 'night|2|128|500000|(null)'"
+SINFO = "echo 'batch|16|96|1000000|gpu:a100:4(S:0-1)'; echo 'night|2|128|500000|(null)'"
 
 
 def test_what_slurm_gives_less_of(provided: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,6 +309,7 @@ def test_what_slurm_gives_less_of(provided: Site, tmp_path: Path, monkeypatch: p
         r"kinds\.training\.sft\.time: 24:00:00, and partition batch gives 12:00:00 at most \(train2\)",
         r"kinds\.sft\.read\.memory: 2097152 MB of memory of a node, and the nodes of partition batch have 1000000",
         r"servers\.teacher\.gpus: 8 GPUs of a node, .* \(server\.teacher",
+        r"default\.gpu: h100, and the GPUs of partition batch are a100 \(.*train2",
         r"account: this user has no account 'labb' .*; did you mean 'lab'\?",
         r"kinds\.rollout\.generate\.array: 16 jobs, and Slurm's MaxArraySize here is 9",
     ):

@@ -26,6 +26,7 @@ CHECKS = (
     Check("cluster", "partitions and accounts", limits.partitions),
     Check("servers", "addresses of models", servers.reachable),
     Check("servers", "servers and their models", servers.hold),
+    Check("servers", "the sandbox service", servers.sandbox),
     Check("training layouts", "layouts", training.layouts),
     Check("training layouts", "memory of trainings", training.memory),
     Check("disk", "free space", space.disk),

@@ -10,6 +10,7 @@ from nemo_openmath.launch.slurm_limits import NodeKind, SlurmLimits, SlurmPartit
 from nemo_openmath.launch.values import memory_mb, time_limit
 from nemo_openmath.recipe.launch_check.findings import Finding, Note, Unseen, some
 from nemo_openmath.recipe.launch_check.planned import PlannedLaunch
+from nemo_openmath.training.planning.gpus import GPUS
 
 
 class _Grouped:
@@ -47,6 +48,7 @@ def partitions(launch: PlannedLaunch) -> Iterator[Finding]:
         if not partition.is_up:
             yield Note(f"partition {partition.name} is not up now: jobs wait")
         _nodes(launch, job, partition, wrong)
+        _gpu_type(launch, job, partition, wrong)
         if not job.gpus and partition.nodes and all(kind.gpus for kind in partition.nodes):
             idle.setdefault(partition.name, []).append(job.name)
         account = job.place.account
@@ -88,6 +90,15 @@ def _nodes(launch: PlannedLaunch, job: SlurmJob, partition: SlurmPartition, wron
         if wanted > there:
             problem = f"{wanted} {unit} of a node, and the nodes of partition {partition.name} have {there}"
             wrong.add(job.name, launch.layer(job, name), problem, "ask for less, or name another partition")
+
+
+def _gpu_type(launch: PlannedLaunch, job: SlurmJob, partition: SlurmPartition, wrong: _Grouped) -> None:
+    """Hold the kind of GPUs that memory is checked with against what the site calls its own."""
+    gpu = launch.gpu_of(job)
+    there = {name for kind in partition.nodes for name in GPUS if name in kind.gpu_type.lower()}
+    if job.gpus and gpu is not None and there and gpu.name not in there:
+        problem = f"{gpu.name}, and the GPUs of partition {partition.name} are {', '.join(sorted(there))}"
+        wrong.add(job.name, launch.layer(job, "gpu"), problem, f"write gpu: {sorted(there)[0]}")
 
 
 def _suits(kind: NodeKind, gpus: int, cpus: int, memory: int) -> bool:

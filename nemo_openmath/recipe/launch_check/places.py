@@ -219,7 +219,7 @@ def packages(launch: PlannedLaunch) -> Iterator[Finding]:
             unseen.setdefault((program, place.container.image), []).append(server.served.label)
         elif _elsewhere(place):
             unseen.setdefault((program, "the environment of the jobs"), []).append(server.served.label)
-        elif shutil.which(program) is None:
+        elif shutil.which(program) is None and not server.settings.command:  # a command may be a function of the shell
             yield launch.error(server.key, f"no program {program} here", "install it, or give a container with it")
     for (program, where), labels in unseen.items():
         yield Unseen(f"the program {program} in {where} (servers of {some(labels)})")
@@ -234,7 +234,8 @@ def packages(launch: PlannedLaunch) -> Iterator[Finding]:
 def _program(server: PlannedServer) -> str:
     """The program that serves a model."""
     known = {"vllm": "vllm", "sglang": "python3", "trtllm": "trtllm-serve", "openmath": "openmath"}
-    return known.get(server.settings.engine) or next(iter(_words(server.settings.command or "")), "")
+    words = _words(server.settings.command or "")
+    return known.get(server.settings.engine) or next((word for word in words if "=" not in word and word != "exec"), "")
 
 
 def _words(command: str) -> list[str]:

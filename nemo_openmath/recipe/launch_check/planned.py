@@ -162,12 +162,10 @@ class PlannedLaunch:
         """Return the setting that says the container of a server."""
         return (*server.key, "container") if server.settings.container else self.of_role("server", "container")
 
-    def gpu(self) -> Gpu | None:
-        """Return the kind of GPUs of servers; None where the cluster file does not say."""
+    def gpu_of(self, job: SlurmJob | None = None) -> Gpu | None:
+        """Return the kind of a job's GPUs, or of those of servers; None where the cluster file does not say."""
         kind = self.cluster.default.gpu
-        return GPUS[kind] if kind is not None else None
-
-    def gpu_of(self, stage: StageEntry) -> Gpu | None:
-        """Return the kind of GPUs of a stage's job; None where the cluster file does not say."""
-        kind = self.cluster.resources(stage.name, stage.stage.kind).gpu
+        if job is not None and job.work in ("stage", "training"):
+            stage = self.recipe.stages[job.stages[0]]
+            kind = self.cluster.resources(stage.name, stage.stage.kind).gpu
         return GPUS[kind] if kind is not None else None

@@ -6,15 +6,20 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from nemo_openmath.competition.stage import Compete
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records import Mode
+from nemo_openmath.core.stage import Stage
 from nemo_openmath.evaluation.reports.formats import bytes_text
 from nemo_openmath.inference.http.server_pool import base_url
+from nemo_openmath.inference.rollout.stage import Generate
 from nemo_openmath.recipe.launch_check.findings import Finding, Note, Unseen, some
 from nemo_openmath.recipe.launch_check.models import incomplete
 from nemo_openmath.recipe.launch_check.planned import PlannedLaunch, PlannedServer
@@ -121,6 +126,31 @@ def _asked(
             )
 
 
+def sandbox(launch: PlannedLaunch) -> Iterator[Finding]:
+    """Look whether a sandbox service is where jobs on other nodes reach it."""
+    url = launch.recipe.sandbox.url
+    users = [planned.name for planned in launch.stages if _runs_code(planned.entry.stage)]
+    if url is None or not users:
+        return
+    if url.startswith("unix:") or _is_loopback(url):
+        problem = f"{url} is the node of each job itself, and nothing is started there ({some(users)})"
+        yield launch.recipe.error(
+            "sandbox.url", problem, "leave it out for a sandbox in each job, or name another node"
+        )
+        return
+    place = urlsplit(url)
+    try:
+        port = place.port or (443 if place.scheme == "https" else 80)
+        socket.create_connection((place.hostname or "", port), timeout=ANSWER_SECONDS).close()
+    except (OSError, ValueError) as error:
+        problem = f"no answer from {url} within {ANSWER_SECONDS:g} s ({error}; {some(users)})"
+        yield launch.recipe.error("sandbox.url", problem, "start openmath sandbox serve there, or leave it out")
+
+
+def _runs_code(stage: Stage) -> bool:
+    return isinstance(stage, Compete) or (isinstance(stage, Generate) and stage.config.mode == Mode.TIR)
+
+
 def _is_loopback(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     try:
@@ -185,7 +215,7 @@ def _gpus(launch: PlannedLaunch, server: PlannedServer, size: ModelSize) -> Iter
             f"{label} has {size.heads} attention heads, no multiple of its tensor parallelism of {settings.tensor}"
         )
         yield launch.error((*server.key, "tensor_parallel"), problem, f"choose a divisor of {size.heads}")
-    gpu = launch.gpu()
+    gpu = launch.gpu_of()
     if gpu is None:
         yield Unseen(f"memory of the GPUs that serve {label}: write gpu: h100 (or another) under default")
     elif weights is not None:
@@ -223,7 +253,9 @@ def _context(launch: PlannedLaunch, server: PlannedServer, positions: int | None
         context = positions
     for name in server.stages:
         entry = launch.recipe.stages[name]
-        wanted = getattr(entry.stage.config, "max_tokens", None)
+        config = entry.stage.config
+        setting = "solver" if isinstance(entry.stage, Compete) else "max_tokens"
+        wanted = config.solver.rollout.max_tokens if setting == "solver" else getattr(config, "max_tokens", None)
         if isinstance(wanted, int) and context is not None and wanted >= context:
             problem = f"{wanted}, and the server of {label} has room for {context} tokens with the prompt ({source})"
-            yield entry.error(problem, "give the server a longer context, or the stage fewer tokens", "max_tokens")
+            yield entry.error(problem, "give the server a longer context, or the stage fewer tokens", setting)

@@ -109,7 +109,7 @@ def _packs(launch: PlannedLaunch, entry: StageEntry, stage: Sft, model: ModelCon
 def memory(launch: PlannedLaunch) -> Iterator[Finding]:
     """Estimate the memory of a rank and hold it against the GPU's and the node's."""
     for job, entry, stage in launch.trainings():
-        training, gpu = stage.config.training, launch.gpu_of(entry)
+        training, gpu = stage.config.training, launch.gpu_of(job)
         model, ranks = model_of(launch.recipe, entry.name).config, ranks_of(job)
         try:
             replicas = training.parallel.check(model, ranks) if model is not None else 0
