@@ -8,6 +8,7 @@ x-plan:                          # in a recipe; `openmath plan` alone reads it
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -59,8 +60,8 @@ def read_assumptions(recipe: Recipe, given: Sequence[str] = ()) -> CostAssumptio
 
     Raises UserError that names a key that is none, and a stage that the recipe has not.
     """
-    source = Source.read(recipe.path)
-    source.data = {SECTION: source.data.get(SECTION) or {}}
+    written = recipe.source or Source.read(recipe.path)
+    source = Source({SECTION: copy.deepcopy(written.data.get(SECTION) or {})}, dict(written._origins), written.path)
     dotted: dict[str, tuple[str, str]] = {}  # a word that stands for it -> (section, name)
     for number, text in enumerate(given):
         if "=" not in text:
