@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nemo_openmath.launch import TEMPLATES
-from tests.launch.slurm_rig import missing_programs, slurm, wait_for
+from tests.launch.slurm_rig import missing_programs, slurm, states, wait_for
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -65,10 +65,10 @@ def wait(rig: dict[str, str], folder: Path, seconds: float) -> dict[str, str]:
 
 
 def shim(folder: Path, body: str) -> Path:
-    """A program called openmath, to see what Slurm makes of its exit codes."""
+    """A program called openmath, to see what Slurm makes of its exit codes. It writes no report."""
     folder.mkdir()
     program = folder / "openmath"
-    program.write_text(f"#!/bin/bash\n{body}\n")
+    program.write_text(f'#!/bin/bash\ncase "$*" in *" --only "*) ;; *) exit ;; esac\n{body}\n')
     program.chmod(0o755)
     return folder
 
@@ -89,7 +89,7 @@ def test_exit_code_75_is_queued_again_and_dependents_wait(rig: dict[str, str], t
     path = shim(tmp_path / "bin", f'echo "$*" >> {marks}; [ "$(wc -l < {marks})" -gt 1 ] || exit 75')
     launch(rig, tmp_path, "threads", path=path)
     assert wait(rig, tmp_path, 400) == {"benchmark": "COMPLETED", "threads": "COMPLETED"}
-    stages = [line.rsplit(" ", 1)[1] for line in marks.read_text().splitlines() if " --only " in line]
+    stages = [line.rsplit(" ", 1)[1] for line in marks.read_text().splitlines()]
     assert stages == ["benchmark", "benchmark", "threads"]
 
 
@@ -221,8 +221,51 @@ def test_a_job_whose_node_dies_starts_elsewhere(rig: dict[str, str], tmp_path: P
     journal = (tmp_path / "run/sbatch/journal/benchmark.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in journal] == ["start", "start", "end"]
     assert starts.read_text().split()[3] != node
-    subprocess.run(["slurmd", "-N", node, "-f", rig["SLURM_CONF"]], env=rig, check=True)
-    set_node(rig, node, "RESUME")
+    subprocess.run(["slurmd", "-N", node, "-f", rig["SLURM_CONF"]], env=rig, check=True)  # and it is up again
+
+
+def test_who_does_not_save_in_time_is_killed_and_queued_again(rig: dict[str, str], tmp_path: Path) -> None:
+    """The limit is a minute, the signal comes 50 s before, and 40 s later there must be an end."""
+    body = f'[ -e {tmp_path}/again ] && exit 0\ntouch {tmp_path}/again; trap "" USR1; while :; do sleep 1; done'
+    launch(rig, tmp_path, "benchmark", path=shim(tmp_path / "bin", body), minutes="01")
+    assert wait(rig, tmp_path, 300) == {"benchmark": "COMPLETED"}
+    end = json.loads((tmp_path / "run/sbatch/journal/benchmark.jsonl").read_text().splitlines()[2])
+    assert (end["code"], end["decision"], end["costs"]) == (137, "queued again", 1)
+    assert "not saved before it had to leave" in end["reason"]
+
+
+def test_an_array_that_slurm_refuses_leaves_no_half_of_a_run(rig: dict[str, str], tmp_path: Path) -> None:
+    """The cluster file says a larger max_array_size than Slurm has."""
+    change = ("warn_seconds: 50", "warn_seconds: 50\nmax_array_size: 5000")
+    kinds = "{problems.classify: {array: 2000}}"
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        launch(rig, tmp_path, "answered", path=shim(tmp_path / "bin", "exit 0"), kinds=kinds, change=change)
+    assert "Invalid job array specification" in caught.value.stderr
+    assert set(states(rig, tmp_path / "run").values()) <= {"CANCELLED", "COMPLETED"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a file system of its own needs root")
+def test_a_file_system_that_is_full_for_a_while(rig: dict[str, str], tmp_path: Path) -> None:
+    """The stage fills it and fails with a traceback; a minute later it is run again."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=True)
+    try:
+        full = disk / "full"
+        body = (
+            f"[ -e {tmp_path}/again ] && exit 0\ntouch {tmp_path}/again; cat /dev/zero >{full}; echo {'x' * 99}; exit 1"
+        )
+        launch(rig, disk, "benchmark", path=shim(tmp_path / "bin", body))
+        while not full.exists() or "benchmark" not in states(rig, disk / "run"):
+            time.sleep(0.5)
+        while states(rig, disk / "run")["benchmark"] != "PENDING":
+            time.sleep(0.2)
+        full.unlink()
+        assert wait(rig, disk, 300) == {"benchmark": "COMPLETED"}
+        (log,) = (disk / "run/sbatch/logs").glob("*.benchmark-*")
+        assert "No space left on device" in log.read_text()
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def processes_of(job: str) -> list[int]:
