@@ -197,7 +197,9 @@ class Cluster:
     fruitless_leaves: PositiveInt = 5
     """How often in a row a job may be asked to leave, with nothing new saved in between, before it counts as failed."""
     hang_seconds: NonNegativeInt = 1800
-    """How long a stage may go without a step or a token before it counts as hanging; 0: for ever."""
+    """After so many seconds without a heartbeat the processes of a stage are killed: they are stopped, or stuck. 0:
+    never. After how long a stage that hangs ends itself says the recipe (``hang_seconds``, ``training.hang_seconds``).
+    """
     notify: Notify = field(default_factory=Notify)
     """Who is told when a job fails for good, and when the run has ended."""
     gpus_option: Literal["--gpus-per-node", "--gpus-per-task", "--gres", "none"] = "--gpus-per-node"
