@@ -14,12 +14,12 @@ from nemo_openmath.launch.values import memory_mb
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.recipe.costs.models import model_of
 from nemo_openmath.recipe.costs.storage import checkpoint_bytes
-from nemo_openmath.recipe.costs.trainings import training_workload
+from nemo_openmath.recipe.costs.trainings import advice, training_workload
 from nemo_openmath.recipe.launch_check.findings import Finding, Note, Unseen
 from nemo_openmath.recipe.launch_check.planned import PlannedLaunch
 from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.training.job import check_batch
-from nemo_openmath.training.planning.gpus import GIB
+from nemo_openmath.training.planning.gpus import GIB, Gpu
 from nemo_openmath.training.planning.layouts import HEADROOM, make_plan, own_layout
 from nemo_openmath.training.planning.memory import Layout, host_memory
 from nemo_openmath.training.planning.table import describe
@@ -124,18 +124,33 @@ def memory(launch: PlannedLaunch) -> Iterator[Finding]:
         if gpu is None:
             yield Unseen(f"memory of the GPUs of {entry.name}: write gpu: h100 (or another) under default")
             continue
-        work = training_workload(launch.recipe, entry.name, output=launch.output)
-        needed = own_layout(work, gpu, ranks).memory.total
-        text = f"{needed / GIB:.1f} GiB a GPU ({describe(layout)}), of {gpu.memory / GIB:.0f} ({gpu.name})"
-        if needed > gpu.memory:
-            try:
-                best = make_plan(work, gpu, ranks).offered
-                remedy = f"{describe(best.layout)} fits ({best.memory.total / GIB:.1f} GiB); or give more nodes"
-            except UserError as error:
-                remedy = error.remedy.replace("--gpus to", "nodes x gpus to")
-            yield entry.error(f"needs some {text}", remedy, "training")
-        elif needed > (1 - HEADROOM) * gpu.memory:
-            yield Note(f"{entry.name}: an estimated {text}: too near to be sure of")
+        yield from _against_the_best(launch, entry, gpu, ranks)
+
+
+def _against_the_best(launch: PlannedLaunch, entry: StageEntry, gpu: Gpu, ranks: int) -> Iterator[Finding]:
+    """Hold the memory of a training's layout against the GPU, and its GPU-hours against those of the best layout."""
+    work = training_workload(launch.recipe, entry.name, output=launch.output)
+    own = own_layout(work, gpu, ranks)
+    needed = own.memory.total
+    text = f"{needed / GIB:.1f} GiB a GPU ({describe(own.layout)}), of {gpu.memory / GIB:.0f} ({gpu.name})"
+    try:
+        better = advice(launch.recipe, entry.name, make_plan(work, gpu, ranks))
+    except UserError as error:  # nothing fits
+        yield entry.error(
+            f"needs some {text}", error.remedy.replace("--gpus", "nodes x gpus").replace("--", ""), "training"
+        )
+        return
+    if needed > gpu.memory:
+        assert better is not None
+        yield entry.error(f"needs some {text}", f"write {' '.join(better.settings)}; or give more nodes", "training")
+        return
+    if needed > (1 - HEADROOM) * gpu.memory:
+        yield Note(f"{entry.name}: an estimated {text}: too near to be sure of")
+    if better is not None:
+        yield Note(
+            f"{entry.name}: by estimate its layout takes {better.own_hours:,.0f} GPU-hours, and "
+            f"{better.offered_hours:,.0f} with {' '.join(better.settings)} (openmath plan)"
+        )
 
 
 def _host(
