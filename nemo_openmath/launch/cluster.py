@@ -96,11 +96,12 @@ class JobPlace:
 
     def shell(self) -> list[str]:
         """Return the lines of shell with which the job begins. A venv is of the node: containers have their own."""
-        lines = [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        lines += ["module purge", f"module load {shlex.join(self.modules)}"] if self.modules else []
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        lines = ["module purge", f"module load {shlex.join(self.modules)}"] if self.modules else []
         if self.venv is not None and self.container.runtime == "none":
             lines.append(f"source {shlex.quote(self.venv + '/bin/activate')}")
-        return [*lines, *self.setup]
+        lines += self.setup
+        return [*exports, "set +u # not every site's scripts can do without", *lines, "set -u"] if lines else exports
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,14 @@ start_server() { # start_server STEP LABEL FOLDER SECONDS LOG: a server inside t
   "$1" "$3" &
   local server=$!
   wait_for_address "$2" "$3" "$4" start_seconds "$5" "process $server"
-  trap '[ -z "$step" ] || kill -TERM "$step" 2>/dev/null' USR2
   (
     while kill -0 "$server" 2>/dev/null; do sleep 5; done
-    [ -n "$asked" ] || echo "the server of $2 has ended for good: see $5" >&2
+    echo "the server of $2 has ended for good: see $5" >&2
     kill -USR2 $$
   ) &
 }
+
+trap '[ -z "$step" ] || kill -TERM "$step" 2>/dev/null' USR2 # a server is gone: the stage saves and ends
 
 wait_for_address() { # wait_for_address LABEL FOLDER SECONDS SETTING LOG "process ID"|"job NAME"
   local began=$SECONDS told=-60
@@ -55,6 +56,19 @@ wait_for_address() { # wait_for_address LABEL FOLDER SECONDS SETTING LOG "proces
     fi
     sleep 1 &
     wait $!
+  done
+}
+
+watch_pool() { # watch_pool LABEL FOLDER LOG JOB: in the background; ends the stage where no server will come any more
+  local missing=0
+  while sleep 30; do
+    if has_address "$2" || is_there "job $4"; then
+      missing=0
+    elif [ $((missing += 1)) -ge 3 ]; then # a job that is queued again is missing for a moment
+      echo "all servers of $1 have ended: see $3" >&2
+      kill -USR2 $$
+      return
+    fi
   done
 }
 

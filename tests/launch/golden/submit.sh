@@ -1,0 +1,61 @@
+#!/bin/bash
+# Submits the stages of /shared/recipe.yaml: each job waits until those that it reads from have succeeded.
+set -Eeuo pipefail
+output=/shared/run
+
+queued=$(squeue --user="$(id -un)" --noheader --format='%i %Z' |
+  RUN=" $output" awk '{ id = $1; sub(/^[^ ]+/, "") } $0 == ENVIRON["RUN"] { print id }')
+if [ -n "$queued" ]; then # two jobs must never write one stage
+  echo "jobs of this run are queued already ($(echo $queued)): wait for them, or scancel them" >&2
+  exit 2
+fi
+
+# shellcheck source=/dev/null
+source "$output/sbatch/functions.sh" # submitted, suspects
+date +%s >"$output/sbatch/since" # retries are counted from here
+bad=$(cut -d ' ' -f 1 "$output/sbatch/suspects" 2>/dev/null | sort -u | paste -sd , || :)
+
+declare -A job
+trap '[ -z "${job[*]}" ] || scancel "${job[@]}"' ERR # half a run is no use
+
+# Of a pool that is an array, the first job must have begun.
+declare -A first=([server.teacher]=_0 [server.R-1]=_0 [server.teacher.2]=_0 )
+
+submit() { # submit JOB [EARLIER JOB ...] [-- POOL ...]: after the earlier jobs have succeeded and the pools have begun
+  local name=$1 earlier needs=() kind=afterok id
+  shift
+  for earlier in "$@"; do
+    if [ "$earlier" = -- ]; then
+      kind=after
+    elif [ "$kind" = afterok ]; then
+      needs+=("afterok:${job[$earlier]}")
+    else
+      needs+=("after:${job[$earlier]}${first[$earlier]-}")
+    fi
+  done
+  id=$(sbatch --parsable ${needs[0]+--dependency="$(IFS=,; echo "${needs[*]}")" --kill-on-invalid-dep=yes} \
+    ${bad:+--exclude="$bad"} "$output/sbatch/$name.sh")
+  job[$name]=${id%%;*}
+  submitted "$name" "${job[$name]}"
+  echo "${job[$name]} $name${*:+ after $*}"
+}
+
+submit_last() { # submit_last JOB [EARLIER JOB ...]: after all of them have ended, well or not
+  local name=$1 earlier waits='' id
+  for earlier in "${@:2}"; do waits+=:${job[$earlier]}; done
+  id=$(sbatch --parsable --dependency="afterany$waits" ${bad:+--exclude="$bad"} "$output/sbatch/$name.sh")
+  job[$name]=${id%%;*}
+  submitted "$name" "${job[$name]}"
+  echo "${job[$name]} $name"
+}
+
+submit problems
+submit server.teacher problems
+submit asked problems -- server.teacher
+submit asked2 asked -- server.teacher
+submit server.R-1 asked2
+submit solved asked2 -- server.R-1
+submit train asked2
+submit server.teacher.2 solved
+submit judged solved -- server.teacher.2
+submit counted judged
