@@ -18,7 +18,8 @@ ARG EXTRAS=datasets
 
 # PYTHONNOUSERSITE: ~/.local of a home that is mounted must not come before the image's packages.
 # NVIDIA_*: enroot and Docker show GPUs only to images that ask for them; NVIDIA's own do, others may not.
-ENV PYTHONUNBUFFERED=1 PYTHONNOUSERSITE=1 \
+# OPENMATH_IMAGE: jobs write down which commit they ran; labels are not seen from inside.
+ENV PYTHONUNBUFFERED=1 PYTHONNOUSERSITE=1 OPENMATH_IMAGE=/opt/openmath/image.json \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 # Dependencies first, so that a change of code does not install them again. The base's own PIP_CONSTRAINT pins packages

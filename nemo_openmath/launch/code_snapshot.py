@@ -21,6 +21,8 @@ from nemo_openmath.core.errors import of_the_system
 from nemo_openmath.core.records import write_json
 
 CODE, NOTE, DIFF = "code", "code.json", "changes.diff"
+IMAGE = "OPENMATH_IMAGE"
+"""The variable that names image.json of a container image."""
 _PACKAGE = Path(nemo_openmath.__file__).parent
 
 
@@ -57,6 +59,9 @@ def running_code() -> dict[str, Any]:
             commit, dirty = written["commit"], written["dirty"]
     elif (head := _git("rev-parse", "HEAD")) is not None:
         commit, dirty = head.decode().strip(), bool(_git("status", "--porcelain", "--", "."))
+    elif (image := os.environ.get(IMAGE)) is not None:  # what the Dockerfile wrote
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            commit = orjson.loads(Path(image).read_bytes())["commit"] or None
     try:
         torch: str | None = version("torch")
     except PackageNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from nemo_openmath.cli.main import run
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import ExitCode, UserError
+from nemo_openmath.launch import code_snapshot
 from nemo_openmath.recipe.command import open_run
 from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.runner import Run
@@ -133,3 +135,14 @@ def test_jobs_run_the_code_of_the_launch(tmp_path: Path) -> None:
     same = ("version", "commit", "dirty", "digest", "python", "torch")
     assert {k: event[k] for k in same} == {k: launched[k] for k in same}
     assert (event["event"], event["id"]) == ("code", "7")
+
+
+def test_an_image_says_which_commit_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "image.json").write_text(json.dumps({"commit": "c0ffee", "base": "b"}))
+    monkeypatch.setenv("OPENMATH_IMAGE", str(tmp_path / "image.json"))
+    package = tmp_path / "site-packages" / "nemo_openmath"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(code_snapshot, "_PACKAGE", package)
+    assert code_snapshot.running_code()["commit"] == "c0ffee"
+    (tmp_path / "image.json").write_text("cut")
+    assert code_snapshot.running_code()["commit"] is None
