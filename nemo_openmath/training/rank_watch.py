@@ -66,7 +66,7 @@ class Heartbeat:
     phase: str = "start"
     beats: int = 0  # rises with each writing
     time: float = 0.0  # of day, for people
-    stacks: str = ""  # where this rank wrote its stacks, once it has hung
+    stacks: str = ""  # the file of this rank's stacks, once it has hung
 
     def write(self, folder: Path) -> None:
         """Write the file in place, in a folder that is made where it is missing. Raises OSError."""
@@ -140,9 +140,10 @@ class RankWatch:
         now = self._heartbeat
         what = f"rank {self.rank} on {now.node}: nothing advanced for {idle_s:.0f} s in step {now.step} ({now.phase})"
         path = self.output / STACKS / f"rank-{self.rank}-{stamp()}.txt"
-        now.stacks = write_stacks(path, f"{what}, of {self.ranks} ranks; limit {limit_s:.0f} s")
+        place = write_stacks(path, f"{what}, of {self.ranks} ranks; limit {limit_s:.0f} s")
+        now.stacks = path.name
         self._write_heartbeat()
-        print(f"{what}; stacks: {now.stacks}", file=sys.stderr, flush=True)
+        print(f"{what}; stacks: {place}", file=sys.stderr, flush=True)
         suspects = self._suspects(limit_s / 8 + 3 * self._watchdog.tick_s())
         names = "; ".join(f"rank {s['rank']} on {s['node'] or 'an unknown node'} ({s['why']})" for s in suspects[:4])
         more = f" and {len(suspects) - 4} more" if len(suspects) > 4 else ""
@@ -158,9 +159,9 @@ class RankWatch:
         if self.ranks == 1:
             return []
         earlier = _content(path)
-        time.sleep(patience_s / 2)
+        self._rest(patience_s / 2)
         before = self._read_all(folder) if self._is_lowest(folder) else [None] * self.ranks
-        time.sleep(patience_s / 2)
+        self._rest(patience_s / 2)
         if self._is_lowest(folder):
             result = suspects(before, self._read_all(folder))
             with contextlib.suppress(OSError):
@@ -168,8 +169,15 @@ class RankWatch:
             return result
         end = time.monotonic() + patience_s + 2.0
         while (now := _content(path)) == earlier and time.monotonic() < end:
-            time.sleep(min(1.0, patience_s / 10))
+            self._rest(min(1.0, patience_s / 10))
         return list(json.loads(now[1])) if now != earlier else []
+
+    def _rest(self, seconds: float) -> None:
+        """Wait, and go on with the heartbeat: whoever looks at it from outside must not end the process now."""
+        end, tick_s = time.monotonic() + seconds, self._watchdog.tick_s()
+        while (left_s := end - time.monotonic()) > 0:
+            time.sleep(min(left_s, tick_s))
+            self._write_heartbeat()
 
     def _is_lowest(self, folder: Path) -> bool:
         """Return whether no lower rank has written its stacks."""

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from nemo_openmath.cli.main import run
 from nemo_openmath.core import shared_files
-from nemo_openmath.core.errors import SystemFailure
+from nemo_openmath.core.errors import ExitCode, SystemFailure
 from nemo_openmath.core.records import Drop, RecordWriter
 from nemo_openmath.recipe import stage_folder
 from tests.support.services import stage_context
@@ -47,3 +48,23 @@ def test_two_jobs_that_end_at_once_leave_a_whole_stage(tmp_path: Path, monkeypat
     (tmp_path / "journal-00000-of-00002.jsonl").unlink()
     with pytest.raises(SystemFailure, match=r"journal-00000-of-00002.jsonl: another job has written it, and this mach"):
         _job(tmp_path, 1)
+
+
+def test_a_job_waits_until_its_machine_sees_what_it_was_queued_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"problem": "1 + 1?", "expected_answer": "2"}\n')
+    stages = "  a: {run: problems.read_problems, from: ./rows.jsonl}\n  b: {run: problems.near_duplicates, from: a}\n"
+    (tmp_path / "r.yaml").write_text(f"name: r\nstages:\n{stages}")
+    command = ["recipe", "run", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "out"), "--only"]
+    assert run([*command, "a"]) is ExitCode.OK
+    manifest, unseen = tmp_path / "out/a/manifest.json", tmp_path / "unseen"
+    manifest.rename(unseen)
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setattr(shared_files, "LOOK_S", 0.0)
+    monkeypatch.setattr(shared_files, "touch", lambda folder: unseen.exists() and unseen.rename(manifest))
+    assert run([*command, "b"]) is ExitCode.OK
+    manifest.rename(unseen)
+    unseen.unlink()
+    monkeypatch.setattr(shared_files, "PATIENCE_S", 0.0)
+    assert run([*command, "b"]) is ExitCode.USER_ERROR
