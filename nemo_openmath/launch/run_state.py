@@ -181,7 +181,9 @@ def _view(
     roots = list(dict.fromkeys(root for view in earlier if view.state in BAD for root in _roots(view)))
     if job.work == "report":  # which runs whatever became of the others
         roots = []
-    tasks = tuple(_with_dependency(task, earlier, roots, asked=known) for task in tasks)
+    pools = [before[name] for name in job.servers if name in before and before[name].state in WAITING]
+    waits = [view.job.name for view in [*earlier, *pools] if view.state is not JobState.DONE]
+    tasks = tuple(_with_dependency(task, waits, roots, asked=known) for task in tasks)
     counts = Counter(task.state for task in tasks)
     order = (*ACTIVE, JobState.FAILED, JobState.GONE, JobState.CANCELLED, *WAITING[::-1], JobState.DONE)
     state = next(state for state in order if counts[state])
@@ -197,23 +199,22 @@ def _view(
     return JobView(job, state, tasks, reason, progress, urls, silent, _other_code(run, job))
 
 
-def _with_dependency(task: TaskState, earlier: Sequence[JobView], roots: Sequence[str], *, asked: bool) -> TaskState:
+def _with_dependency(task: TaskState, waits: Sequence[str], roots: Sequence[str], *, asked: bool) -> TaskState:
     """Say for which jobs a job waits, or because of which it never ran: ``roots``, those that failed.
 
     ``asked``: whether Slurm was asked.
     """
     never = (JobState.CANCELLED, JobState.GONE) if asked else (JobState.CANCELLED, JobState.GONE, JobState.QUEUED)
-    if task.state in never and not task.attempt and roots:
+    if task.state in never and not task.nodes and roots:  # it did not start since it was submitted
         return replace(task, state=JobState.CANCELLED, reason=_because(roots))
     if task.state is JobState.CANCELLED and not task.reason:
         return replace(task, reason="by scancel before it started")
     if task.state in (JobState.QUEUED, JobState.AGAIN) and (not task.reason or task.reason.startswith("Dependency")):
         if roots and "Never" in task.reason:
             return replace(task, reason=f"will never start: {_because(roots)}")
-        names = [view.job.name for view in earlier if view.state is not JobState.DONE]
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            return replace(task, reason=f"after {', '.join(names[:3])}{more}")
+        if waits:
+            more = f" and {len(waits) - 3} more" if len(waits) > 3 else ""
+            return replace(task, reason=f"after {', '.join(waits[:3])}{more}")
         return replace(task, reason="" if task.reason == "" else "waits for Slurm to see that the jobs before are done")
     return task
 

@@ -80,8 +80,8 @@ def details_of(view: JobView, now: float) -> list[str]:
         out.append(text)
     if view.silent > _SILENT:
         out.append(f"no sign of life for {seconds_text(view.silent)}: it may hang")
-    if view.job.work == "server" and view.state in ACTIVE:
-        out.append(f"answers at {', '.join(view.addresses)}" if view.addresses else "no address yet")
+    if view.addresses:
+        out.append(f"answers at {', '.join(view.addresses)}")
     if view.other_code:
         out.append(view.other_code)
     if view.newest.log and view.state not in (JobState.DONE, JobState.PLANNED):

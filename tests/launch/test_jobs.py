@@ -134,11 +134,17 @@ def test_a_job_that_is_queued_again_or_handed_on_says_why(tmp_path: Path, monkey
 
 
 def test_a_second_launch_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    odd = Launched(tmp_path, planned("a")).submitted(a="1")
-    odd.event("a", "start").event("a", "end", code=2, decision="failed", reason="bad row")
-    odd.submitted(a="12").squeue("12", "PENDING", "Priority", "0:00", "")
-    said = odd.state(monkeypatch)["a"]
-    assert (said["state"], said["reason"]) == ("queued", "others have a higher priority")
+    odd = Launched(tmp_path, planned("a"), planned("b", "a")).submitted(a="1", b="2")
+    odd.event("a", "start").event("a", "end", code=0, decision="done")
+    odd.event("b", "start", "2", nodes="n1").event("b", "end", "2", code=2, decision="failed", reason="bad row")
+    odd.submitted(a="12", b="13").squeue("12", "PENDING", "Priority", "0:00", "")
+    said = odd.squeue("13", "PENDING", "Dependency", "0:00", "").state(monkeypatch)
+    assert (said["a"]["state"], said["a"]["reason"]) == ("queued", "others have a higher priority")
+    assert (said["b"]["state"], said["b"]["reason"]) == ("queued", "after a")
+    odd.event("a", "start", "12").event("a", "end", "12", code=2, decision="failed", reason="no such file")
+    odd.rows.clear()
+    said = odd.squeue("13", "CANCELLED", "Dependency", "0:00", "").state(monkeypatch)
+    assert (said["b"]["state"], said["b"]["reason"]) == ("cancelled", "because a failed")
 
 
 def test_progress_servers_and_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
