@@ -39,12 +39,13 @@ name: chaos
 partitions: 4
 stages:
   train1:
-    steps: 60
-    training: {{log_every: 1, checkpoints: {{every: 5}}, hang_seconds: 60}}
+    steps: 400
+    training: {{log_every: 1, checkpoints: {{every: 20}}, hang_seconds: 60}}
 """
 CLUSTER = """\
 environment: {{OMP_NUM_THREADS: "1", GLOO_SOCKET_IFNAME: lo, PATH: "{path}:/usr/sbin:/usr/bin:/sbin:/bin"}}
 warn_seconds: 20
+hang_seconds: 60
 retries: 50
 run_retries: 500
 default: {{cpus: 1, time: "00:20:00"}}
@@ -149,29 +150,18 @@ def _node_down(chaos: Chaos) -> str:
     return f"node {node} down for 8 s"
 
 
-def _killed(words: str, what: str) -> Callable[[Chaos], str]:
+def _sent(number: signal.Signals, words: str, what: str) -> Callable[[Chaos], str]:
     def accident(chaos: Chaos) -> str:
         if not (pids := chaos.processes(words)):
             return ""
         pid = chaos.random.choice(pids)
         try:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
         except ProcessLookupError:
             return ""
-        return f"{what} killed (process {pid})"
+        return f"{number.name} to {what} (process {pid})"
 
     return accident
-
-
-def _rank_stopped(chaos: Chaos) -> str:
-    if not (pids := chaos.processes("nemo_openmath.training.worker")):
-        return ""
-    pid = chaos.random.choice(pids)
-    try:
-        os.kill(pid, signal.SIGSTOP)
-    except ProcessLookupError:
-        return ""
-    return f"rank stopped: a hang (SIGSTOP, process {pid})"
 
 
 def _disk_full(chaos: Chaos) -> str:
@@ -191,10 +181,11 @@ ACCIDENTS: dict[str, Callable[[Chaos], str]] = {
     "time limit": _time_limit,
     "slurmd killed": _slurmd_killed,
     "node down": _node_down,
-    "rank killed": _killed("nemo_openmath.training.worker", "a rank"),
-    "rank stopped": _rank_stopped,
-    "server killed": _killed("nemo_openmath.inference.serving.embedded_server", "a model server"),
-    "stage killed": _killed("openmath recipe run", "a stage's process"),
+    "rank killed": _sent(signal.SIGKILL, "nemo_openmath.training.worker", "a rank"),
+    "rank hangs": _sent(signal.SIGSTOP, "nemo_openmath.training.worker", "a rank"),
+    "server killed": _sent(signal.SIGKILL, "nemo_openmath.inference.serving.embedded_server", "a model server"),
+    "stage killed": _sent(signal.SIGKILL, "openmath recipe run", "a stage's process"),
+    "stage hangs": _sent(signal.SIGSTOP, "openmath recipe run", "a stage's process"),
     "disk full": _disk_full,
 }
 
@@ -309,11 +300,13 @@ def main() -> int:
             nonlocal next_at
             if not next_at <= time.monotonic() < end:
                 return time.monotonic() < end
-            name = chaos.random.choice(options.only or list(ACCIDENTS))
-            if did := ACCIDENTS[name](chaos):
-                chaos.done[name] += 1
-                chaos.say(did)
-                next_at = time.monotonic() + chaos.random.expovariate(1 / options.pause)
+            kinds = options.only or list(ACCIDENTS)
+            for name in sorted(kinds, key=lambda kind: (chaos.done[kind], chaos.random.random())):  # the rarest so far
+                if did := ACCIDENTS[name](chaos):
+                    chaos.done[name] += 1
+                    chaos.say(did)
+                    next_at = time.monotonic() + chaos.random.expovariate(1 / options.pause)
+                    break
             return True
 
         while time.monotonic() < end:
