@@ -54,9 +54,12 @@ class SlurmLimits:
     """The accounts of this user; None where no accounting answers."""
 
     def partition(self, name: str | None) -> SlurmPartition | None:
-        """Return the partition of that name, or the one of jobs that name none; None where there is none."""
+        """Return the partition of that name, or the one of jobs that name none; None where there is none. Of several
+        names (``a,b``), of which Slurm takes the first that is free, it is what the most generous of them gives."""
         if name is not None:
-            return self.partitions.get(name)
+            several = [self.partitions.get(part) for part in name.split(",")]
+            known = [partition for partition in several if partition is not None]
+            return _together(name, known) if len(known) == len(several) else None
         return next((partition for partition in self.partitions.values() if partition.is_default), None)
 
 
@@ -82,14 +85,38 @@ def slurm_limits() -> SlurmLimits | None:
     return SlurmLimits(partitions, int(size[1]) if size else None, accounts)
 
 
+def _together(name: str, partitions: list[SlurmPartition]) -> SlurmPartition:
+    if len(partitions) == 1:
+        return partitions[0]
+    defaults = [p.max_seconds if p.default_seconds is None else p.default_seconds for p in partitions]
+    return SlurmPartition(
+        name=name,
+        is_default=False,
+        is_up=any(p.is_up for p in partitions),
+        max_seconds=max(p.max_seconds for p in partitions),
+        default_seconds=min(defaults),
+        max_nodes=max(p.max_nodes for p in partitions),
+        accounts=None,
+        nodes=tuple(kind for p in partitions for kind in p.nodes),
+    )
+
+
+def _seconds(text: str) -> float:
+    """The seconds of a limit; infinity for what is no time of ours."""
+    try:
+        return time_limit(text)
+    except ValueError:
+        return float("inf")
+
+
 def _partition(name: str, row: dict[str, str], nodes: tuple[NodeKind, ...]) -> SlurmPartition:
     most, accounts = row.get("MaxNodes", "UNLIMITED"), row.get("AllowAccounts", "ALL")
     return SlurmPartition(
         name=name,
         is_default=row.get("Default") == "YES",
         is_up=row.get("State", "UP") == "UP",
-        max_seconds=time_limit(row.get("MaxTime", "UNLIMITED")),
-        default_seconds=None if row.get("DefaultTime", "NONE") == "NONE" else time_limit(row["DefaultTime"]),
+        max_seconds=_seconds(row.get("MaxTime", "UNLIMITED")),
+        default_seconds=None if row.get("DefaultTime", "NONE") == "NONE" else _seconds(row["DefaultTime"]),
         max_nodes=int(most) if most.isdigit() else float("inf"),
         accounts=None if accounts == "ALL" else tuple(accounts.split(",")),
         nodes=nodes,

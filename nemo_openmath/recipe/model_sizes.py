@@ -50,7 +50,7 @@ def model_size(recipe: Recipe, name: str | Path) -> ModelSize | None:
             size = model_bytes(ModelConfig.from_hf(config_folder(folder), quantized=True))
     latent = isinstance(config.get("kv_lora_rank"), int)
     return ModelSize(
-        max_positions=_number(config, "max_position_embeddings"),
+        max_positions=_positions(config),
         heads=_number(config, "num_attention_heads"),
         weight_bytes=size,
         cache_bytes=_cache_bytes(config, latent),
@@ -61,6 +61,18 @@ def model_size(recipe: Recipe, name: str | Path) -> ModelSize | None:
 def _number(config: dict[str, Any], name: str) -> int | None:
     number = config.get(name)
     return number if isinstance(number, int) and number > 0 else None
+
+
+def _positions(config: dict[str, Any]) -> int | None:
+    """The longest sequence: with YaRN and the like, that of the scaled embedding."""
+    positions = _number(config, "max_position_embeddings")
+    scaling = config.get("rope_scaling")
+    if not isinstance(scaling, dict) or positions is None:
+        return positions
+    factor, original = scaling.get("factor"), _number(scaling, "original_max_position_embeddings")
+    if not isinstance(factor, int | float) or original is None:
+        return positions
+    return max(positions, int(original * factor))
 
 
 def _cache_bytes(config: dict[str, Any], latent: bool) -> int | None:

@@ -316,6 +316,9 @@ def test_what_slurm_gives_less_of(provided: Site, tmp_path: Path, monkeypatch: p
         assert re.search(pattern, found), (pattern, found)
     limits = slurm_limits()
     assert limits is not None
+    both = limits.partition("batch,night")
+    assert both is not None
+    assert (both.max_seconds, len(both.nodes), limits.partition("batch,none")) == (float("inf"), 2, None)
     assert limits.accounts == {"lab", "other"}
     assert [gpus_of(text) for text in ("gpu:h100:8(S:0-1),nvme:1", "gpu:2,gpu:a:2", "(null)", "mps:8")] == [8, 4, 0, 0]
 

@@ -41,13 +41,20 @@ def weights(launch: PlannedLaunch) -> Iterator[Finding]:
         for folder, setting in _weight_folders(launch, entry):
             if folder.resolve() not in seen and (config_folder(folder) / "config.json").is_file():
                 seen.add(folder.resolve())
-                if error := incomplete(folder):
+                if error := incomplete(folder, others=setting.startswith(("engine", "more_engines"))):
                     yield entry.error(*error, setting)
 
 
-def incomplete(folder: Path) -> tuple[str, str] | None:
-    """Return what is missing of the weights of a model folder, and the remedy; None where all are there."""
+def incomplete(folder: Path, *, others: bool = False) -> tuple[str, str] | None:
+    """Return what is missing of the weights of a model folder, and the remedy; None where all are there. ``others``:
+    weights in another format will do, as for the servers of other programs."""
     files, again = weight_files(folder), "copy or download it again"
+    if (
+        others
+        and files == []
+        and any(next(config_folder(folder).glob(f"*.{end}"), None) for end in ("bin", "pt", "gguf"))
+    ):
+        return None
     if files is None:
         return f"the index of the weights in {shown(folder)} cannot be read", again
     if not files:
@@ -67,8 +74,9 @@ def _weight_folders(launch: PlannedLaunch, entry: StageEntry) -> Iterator[tuple[
     student = launch.recipe.student
     if student.kind == "http" and (student.urls or student.urls_file):
         return  # their servers have them
+    elsewhere = {server.served.model.asked for server in launch.servers if server.settings.model}
     for name in entry.stage.engines():
-        if name != "teacher" and name not in launch.recipe.stages:
+        if name not in ("teacher", *elsewhere) and name not in launch.recipe.stages:
             yield launch.recipe.relative(name), entry.engine_setting(name)
 
 

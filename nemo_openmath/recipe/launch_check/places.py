@@ -112,7 +112,7 @@ def _mounted(launch: PlannedLaunch, key: Key, container: Container, paths: Seque
             yield launch.error(key, problem, "rename the folder, or mount the one above it")
         host = Path(mount.partition(":")[0])
         if host.is_absolute() and not host.exists():
-            if _visible(host):
+            if _same_system(host.parent, launch.output):
                 yield launch.error(key, f"no folder {host}", "make it, or take the mount out")
             else:
                 yield Unseen(f"{host}, which is mounted ({launch.origin(key)})")
@@ -146,7 +146,7 @@ def images(launch: PlannedLaunch) -> Iterator[Finding]:
         file = launch.output / image  # jobs begin there; an absolute path stays what it is
         if file.exists():
             continue
-        if _visible(file.parent):
+        if file.parent.is_dir() or _same_system(file.parent, launch.output):
             remedy = "put the image there (docs/howto/cluster.md, An image), or change the path"
             yield launch.error((*key, "image"), f"no file {file}", remedy)
         else:
@@ -155,9 +155,12 @@ def images(launch: PlannedLaunch) -> Iterator[Finding]:
         yield Unseen("the command apptainer, which the jobs call")
 
 
-def _visible(folder: Path) -> bool:
-    """Tell whether the file system of ``folder`` can be seen here: its first folder below / is there."""
-    return len(folder.parts) < 2 or Path(*folder.parts[:2]).exists()
+def _same_system(path: Path, output: Path) -> bool:
+    """Tell whether a path that is not there would lie on the file system of the run, which all nodes see. Of another
+    one, the nodes may have what this machine has not."""
+    near = next((folder for folder in (path, *path.parents) if folder.exists()), path)
+    base = next((folder for folder in (output, *output.parents) if folder.exists()), output)
+    return len(near.parts) > 1 and near.stat().st_dev == base.stat().st_dev
 
 
 def hub(launch: PlannedLaunch) -> Iterator[Finding]:
@@ -225,7 +228,7 @@ def packages(launch: PlannedLaunch) -> Iterator[Finding]:
         yield Unseen(f"the program {program} in {where} (servers of {some(labels)})")
     venv = launch.cluster.venv
     if venv is not None and not (Path(venv) / "bin" / "activate").is_file():
-        if _visible(Path(venv)):
+        if _same_system(Path(venv), launch.output):
             yield launch.error(("venv",), f"no virtual environment in {venv}", "make it, or change the path")
         else:
             yield Unseen(f"the virtual environment {venv}")

@@ -29,6 +29,7 @@ from nemo_openmath.training.planning.gpus import Gpu
 ANSWER_SECONDS = 3.0
 _SHARE = 0.9  # of a GPU's memory that vLLM takes by default
 _WORKSPACE = 3 << 30  # bytes of a GPU for the tensors of a step and CUDA graphs; assumed
+_SMALLER = ("quantization", "offload", "kv-cache-dtype", "kv_cache_dtype")  # options with which less memory is needed
 _LARGE = 10e9  # bytes of weights with which a CPU answers too slowly
 
 
@@ -188,7 +189,7 @@ def hold(launch: PlannedLaunch) -> Iterator[Finding]:
                 problem = f"no readable config.json in {folder}"
                 yield launch.error(server.key, problem, "name the folder of a Hugging Face model")
                 continue
-            if asked == "teacher" and (error := incomplete(folder)):
+            if (asked == "teacher" or server.settings.model) and (error := incomplete(folder, others=True)):
                 yield launch.error(server.key, error[0], error[1])
         size = model_size(launch.recipe, asked if made else folder)
         if size is None:
@@ -231,6 +232,9 @@ def _memory(launch: PlannedLaunch, server: PlannedServer, size: ModelSize, weigh
     usable = _SHARE * gpu.memory - _WORKSPACE
     if weights / ways + cache / cache_ways <= usable:
         return
+    if any(word in " ".join(settings.arguments) for word in _SMALLER) or settings.engine == "command":
+        yield Note(f"whether {label} fits {ways} x {gpu.name} was not computed, for what its command says of memory")
+        return
     least = ways
     while least < 1024 and weights / least + cache / (least if size.splits_cache else cache_ways) > usable:
         least += 1
@@ -247,7 +251,9 @@ def _context(launch: PlannedLaunch, server: PlannedServer, positions: int | None
     """A server refuses requests whose prompt and completion are longer than its context."""
     own, label = server.settings.max_model_len, server.served.label
     context, source = own or positions, "max_model_len" if own else "max_position_embeddings of its config.json"
-    if own and positions and own > positions:
+    longer = any("rope" in word or "overrides" in word for word in server.settings.arguments)
+    longer = longer or "VLLM_ALLOW_LONG_MAX_MODEL_LEN" in server.served.place.environment
+    if own and positions and own > positions and not longer:
         problem = f"{own} tokens, and config.json of {label} says {positions} (max_position_embeddings)"
         yield launch.error((*server.key, "max_model_len"), problem, f"write {positions} or less")
         context = positions
