@@ -239,6 +239,31 @@ def test_servers_that_move_are_found_again(tmp_path):
     assert {pool.pick().url for _ in range(50)} == {"http://new:1", "http://new:2"}
 
 
+async def test_servers_of_a_folder_come_and_go(tmp_path):
+    """While none is there, requests wait, for as long as the client is patient."""
+    first = await FaultyServer(0.0).start()
+    engine = client(tmp_path)
+    waiting = asyncio.create_task(engine.complete(Request((1, 7))))
+    (tmp_path / "0.url").write_text(first.url)
+    assert (await waiting).finish is Finish.STOP
+    await first.die()
+    (tmp_path / "0.url").unlink()
+    second = await FaultyServer(0.0).start()
+    waiting = asyncio.create_task(engine.complete(Request((2, 7))))
+    (tmp_path / "1.url").write_text(f"{second.url}\n")
+    (tmp_path / "2.url").write_text("")  # not written yet
+    assert (await waiting).finish is Finish.STOP
+    assert [server.url for server in engine.servers] == [second.url]
+    await engine.close()
+    await second.die()
+    for file in tmp_path.glob("*.url"):
+        file.unlink()
+    impatient = client(tmp_path, patience_s=0.05)
+    with pytest.raises(EngineError, match=rf"no address in {tmp_path}/\*\.url \(after 0\.05 s\)"):
+        await impatient.complete(Request((1, 7)))
+    await impatient.close()
+
+
 class Digits:
     """A tokenizer whose tokens are characters."""
 
