@@ -241,6 +241,17 @@ def test_an_output_outside_all_mounts_is_named_and_one_with_blanks_is_fine(provi
     assert not blanks.is_bad, lines(blanks)
 
 
+def test_files_that_are_links_to_what_is_not_mounted(site: Site, tmp_path: Path) -> None:
+    """As in the Hub's cache, of which a snapshot holds links to blobs."""
+    site.provide_all("kaggle", "slurm-pyxis")
+    config, blob = site.recipes / "models" / "Qwen2.5-14B" / "config.json", tmp_path / "blobs" / "abc"
+    blob.parent.mkdir()
+    shutil.move(config, blob)
+    config.symlink_to(blob)
+    (found,) = lines(site.check("kaggle", "slurm-pyxis"))
+    assert f"{blob} is below no mount" in found
+
+
 def test_weights_that_were_not_copied_to_the_end(provided: Site) -> None:
     weights = provided.recipes / "models" / "Qwen2.5-14B" / "model-00001-of-00001.safetensors"
     weights.rename(weights.with_suffix(".partial"))

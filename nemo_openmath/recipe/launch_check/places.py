@@ -98,7 +98,9 @@ def mounts(launch: PlannedLaunch) -> Iterator[Finding]:
 
 
 def _mounted(launch: PlannedLaunch, key: Key, container: Container, paths: Sequence[Path]) -> Iterator[Finding]:
-    resolved = [Path(os.path.realpath(path)) for path in paths]  # links lead through other folders
+    files = [path / "config.json" for path in paths]  # of a model in the Hub's cache they are links to its blobs
+    linked = [*paths, *(file for file in files if file.is_symlink())]
+    resolved = [Path(os.path.realpath(path)) for path in linked]  # links lead through other folders
     reasons = [reason for path in dict.fromkeys([*paths, *resolved]) if (reason := hidden_by(container, path))]
     if reasons:
         more = f" and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
