@@ -308,7 +308,8 @@ def leave_of_a_job(folder: Path, **variables: str) -> list[str]:
     scripts(folder)
     commands = folder / "commands"
     program = (
-        f"scontrol() {{ echo \"$*\" >>{commands}; echo 'JobId=7 JobState=RUNNING Restarts=0 TimeLimit=01:00:00 '; }}\n"
+        f'scontrol() {{ echo "$*" >>{commands}; '
+        "echo 'JobId=7 JobState=RUNNING Reason=None Requeue=1 Restarts=0 TimeLimit=01:00:00 '; }\n"
         f"output={folder}/run name=solve stages=(solve) warn_seconds=50 hang_seconds=0 retries=3 run_retries=9\n"
         "suspect_after=2 fruitless_leaves=5 requeue=scontrol\n"
         'source "$output/sbatch/functions.sh"; begin; leave 75'

@@ -162,7 +162,7 @@ release_nodes() { # all but the first: what is left to do needs one. When the jo
 
 ended() { # ended CODE, by the trap of EXIT: decides what becomes of the job, writes it down, and does it
   [ "$BASHPID" = "$$" ] || return "$1" # a helper in the background that is killed runs the trap, too
-  local code=$1 reason='' wait_seconds=0 class='' named='' state='' restarts i
+  local code=$1 reason='' wait_seconds=0 class='' named='' state='' restarts='' why='' i
   trap '' USR1 TERM
   [ -z "$helper" ] || kill "$helper" 2>/dev/null
   [ -z "$hung" ] || code=76
@@ -170,12 +170,12 @@ ended() { # ended CODE, by the trap of EXIT: decides what becomes of the job, wr
     end 0 "done" ''
   fi
   for i in {1..30}; do # the controller may be away for a while
-    read -r state restarts < <(state_of_job)
+    read -r state restarts why < <(state_of_job)
     [ -z "$state" ] || break
     sleep 10
   done
-  if [ "$state" != RUNNING ]; then
-    if [ "$restarts" -gt "${SLURM_RESTART_COUNT:-0}" ]; then
+  if [ "$state" != RUNNING ] && [ "$why" != TimeLimit ]; then
+    if [ "${restarts:-0}" -gt "${SLURM_RESTART_COUNT:-0}" ]; then
       end "$code" "queued again" "from outside: preemption, scontrol requeue, or a node that failed"
     fi
     end "$code" failed "cancelled"
@@ -250,7 +250,7 @@ last_words() { # the line that says most: the last of openmath, else the last th
   attempt_log | tr -d '\0' | awk '
     /^([0-9]+: )?openmath: / { ours = $0 }
     !/^(srun: |slurmstepd|scancel: |--- attempt |[0-9]+: *$|$)/ { last = $0 }
-    END { print substr(ours ? ours : last, 1, 300) }'
+    END { print substr(ours ? ours : last, 1, 300) }' | tr -d '\200-\377' # JSON is UTF-8, and a log may hold anything
 }
 
 failed_tasks() { # lines "CODE NODES" of the tasks of which srun said how they failed
@@ -523,8 +523,9 @@ saved_so_far() { # a number that changes when the stages have saved something: c
   done | cksum | cut -d ' ' -f 1
 }
 
-state_of_job() { # STATE RESTARTS
-  scontrol --oneliner show job "$job" | sed -n '1s/.* JobState=\([A-Z]*\).* Restarts=\([0-9]*\).*/\1 \2/p'
+state_of_job() { # STATE RESTARTS REASON
+  scontrol --oneliner show job "$job" |
+    sed -n '1s/.* JobState=\([A-Z]*\) Reason=\([^ ]*\) .* Restarts=\([0-9]*\).*/\1 \3 \2/p'
 }
 
 seconds_of() { # seconds_of D-HH:MM:SS
