@@ -118,7 +118,7 @@ def resume_run(output: Path, only: Sequence[str] = (), *, dry_run: bool = False)
             raise UserError("is not there: the run cannot go on without it", file=path, remedy="launch it again")
     snapshot = load_recipe(recipe).source
     until = snapshot.snapshot.more.get("until") if snapshot is not None and snapshot.snapshot is not None else None
-    launch_recipe(recipe, (), cluster, output, until=until, dry_run=dry_run, only=only)
+    launch_recipe(recipe, (), cluster, output, until=None if only else until, dry_run=dry_run, only=only)
 
 
 def _chosen(

@@ -108,6 +108,29 @@ def test_stages_of_the_snapshot_are_stages_of_the_recipe(tmp_path: Path, monkeyp
     assert [s.state for s in opened.status()] == ["finished", "finished", "waiting"]
 
 
+def test_a_run_goes_on_from_its_folder_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without recipe and cluster file, up to the stage that the launch named; a stage alone, where all it reads is
+    there."""
+    recipe = recipe_files(tmp_path)
+    output = tmp_path / "run"
+    arguments = ["launch", str(recipe), "--cluster", str(tmp_path / "cluster.yaml"), "--output", str(output)]
+    assert run([*arguments, "--dry-run", "--until", "mine", "seed=7"]) is ExitCode.OK
+    written = {path.name: path.read_text() for path in (output / "sbatch").glob("*.yaml")}
+    recipe.unlink()
+    (tmp_path / "cluster.yaml").unlink()
+    resume = ["jobs", "resume", str(output), "--dry-run"]
+    capsys.readouterr()
+    assert run(resume) is ExitCode.OK
+    assert "\ntheirs\nmine\n  report  <- theirs, mine\n" in capsys.readouterr().out
+    assert run([*resume, "--stage", "mine"]) is ExitCode.OK
+    assert "\nmine\n  report  <- mine\n" in capsys.readouterr().out
+    assert {path.name: path.read_text() for path in (output / "sbatch").glob("*.yaml")} == written
+    assert run([*resume, "--stage", "mind"]) is ExitCode.USER_ERROR
+    assert "no stage 'mind'; did you mean 'mine'?" in capsys.readouterr().err
+    assert run([*resume, "--stage", "sorted"]) is ExitCode.USER_ERROR
+    assert "stage 'sorted' reads mine, not finished" in capsys.readouterr().err
+
+
 def test_a_change_of_what_is_read_is_known(tmp_path: Path) -> None:
     recipe = recipe_files(tmp_path)
     snapshot = launch(tmp_path, recipe)
