@@ -7,6 +7,7 @@ import http.server
 import json
 import re
 import shutil
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -271,7 +272,7 @@ def test_a_full_disk(provided: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def teacher() -> Iterator[Callable[[str], str]]:
-    """A server that has the model QwQ-32B; it returns its address under another name of this machine."""
+    """A server that has the model QwQ-32B: its address under a name of this machine."""
 
     class Models(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -290,7 +291,11 @@ def teacher() -> Iterator[Callable[[str], str]]:
 
 def test_the_server_of_a_url_is_asked_for_its_models(provided: Site, teacher: Callable[[str], str]) -> None:
     provided.cluster("cluster", "servers: {teacher: null}")
-    url = teacher("0.0.0.0")  # no loopback address by its number, and answered by this machine
+    assert (
+        "is the node of each job itself"
+        in lines(provided.check("qwen2.5-14b", "cluster", f"teacher.url={teacher('0.0.0.0')}"))[0]
+    )
+    url = teacher(socket.gethostname())
     (found,) = lines(provided.check("qwen2.5-14b", "cluster", f"teacher.url={url}"))
     assert "has no model 'Qwen2.5-32B-Instruct'; it has QwQ-32B" in found
     assert not lines(provided.check("qwen2.5-14b", "cluster", f"teacher.url={url}", "teacher.model=QwQ-32B"))
