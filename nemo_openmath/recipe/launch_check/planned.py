@@ -76,11 +76,11 @@ class PlannedLaunch:
 
     @cached_property
     def servers(self) -> list[PlannedServer]:
-        """Return the servers that jobs start, of each model and setting one."""
-        asking: dict[str, tuple[ServedModel, list[str]]] = {}
+        """Return the servers that jobs start, one for each name under which stages ask for a model."""
+        asking: dict[tuple[str, str], tuple[ServedModel, list[str]]] = {}
         for stage in self.stages:
             for served in (*stage.job.servers, *(ask.server for ask in stage.job.asks)):
-                asking.setdefault(served.folder, (served, []))[1].append(stage.name)
+                asking.setdefault((served.folder, served.model.asked), (served, []))[1].append(stage.name)
         return [PlannedServer(served, self._entry(served), tuple(names)) for served, names in asking.values()]
 
     def _entry(self, served: ServedModel) -> Key:
