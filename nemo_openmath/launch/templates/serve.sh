@@ -1,8 +1,8 @@
 #!/bin/bash
 # One task of a step that serves a model: `srun ... serve.sh COMMAND`, in the server's container. It starts the command,
 # writes where the server answers, watches it, and starts it again. It needs bash and coreutils alone.
-# OPENMATH_* say what to do (servers.sh sets them). Exit codes: 75 asked to leave; 77 healthy once, and now given up;
-# anything else: the server ended before it ever answered, and its output says why.
+# OPENMATH_* say what to do (servers.sh sets them). Exit codes: 75 asked to leave; 77 given up: it has died too often, or
+# did not answer in time; anything else: it ended before it ever answered, and its output says why.
 set -uo pipefail -m # -m: the server is a process group of its own, and is ended whole
 command=$1
 # shellcheck source=/dev/null
@@ -111,7 +111,7 @@ until_healthy() { # fails where the server ends, or takes too long
     runs || return 1
     if [ $((SECONDS - began)) -ge "$START_SECONDS" ]; then
       say "no answer at http://127.0.0.1:$PORT/health within $START_SECONDS s (start_seconds): given up"
-      leave 1
+      leave 77
     fi
     pause 0.5
   done
@@ -144,8 +144,10 @@ if [ "$NODES" -gt 1 ]; then
 fi
 start
 if [ "$rank" -gt 0 ]; then # a part of a server: the first task watches it
-  wait "$server"
-  while runs; do [ -z "$leaving" ] || leave 75; wait "$server"; done
+  while runs; do
+    pause 1
+    [ -z "$leaving" ] || leave 75
+  done
   exit 77
 fi
 if ! until_healthy; then
