@@ -11,7 +11,7 @@ interface_to() { # interface_to ADDRESS: the interface with the route to an IPv4
   fi
   address=$((d << 24 | c << 16 | b << 8 | a)) # as the table has it: the first byte is the lowest
   while read -r name destination rest rest rest rest rest mask rest; do
-    [ "$name" != Iface ] && (((address & 16#$mask) == 16#$destination)) || continue
+    if [ "$name" = Iface ] || (((address & 16#$mask) != 16#$destination)); then continue; fi
     for ((bits = 0, mask = 16#$mask; mask; mask &= mask - 1)); do ((bits += 1)); done
     if [ "$bits" -gt "$best" ]; then
       best=$bits interface=$name

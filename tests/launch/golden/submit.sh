@@ -6,7 +6,7 @@ output=/shared/run
 queued=$(squeue --user="$(id -un)" --noheader --format='%i %Z' |
   RUN=" $output" awk '{ id = $1; sub(/^[^ ]+/, "") } $0 == ENVIRON["RUN"] { print id }')
 if [ -n "$queued" ]; then # two jobs must never write one stage
-  echo "jobs of this run are queued already ($(echo $queued)): wait for them, or scancel them" >&2
+  echo "jobs of this run are queued already (${queued//$'\n'/ }): wait for them, or scancel them" >&2
   exit 2
 fi
 
