@@ -93,7 +93,8 @@ class Site:
         elif path.parent.name == "data":
             file = path if path.suffix else path / "rows.jsonl"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text('{"problem": "1+1?", "expected_answer": "2"}\n')
+            row = {"problem": "1+1?", "expected_answer": "2", "forum_post": "1+1?", "forum_discussions": "2"}
+            file.write_text(json.dumps(row))
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -251,6 +252,28 @@ def test_files_that_are_links_to_what_is_not_mounted(site: Site, tmp_path: Path)
     config.symlink_to(blob)
     (found,) = lines(site.check("kaggle", "slurm-pyxis"))
     assert f"{blob} is below no mount" in found
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("data/comp-math-24-25.jsonl", '{"question": "1+1?"}', "jsonl:1: no 'problem'; the row has 'question'"),
+        ("data/comp-math-24-25.jsonl", "", "there is no row in"),
+        ("data/comp-math-24-25.jsonl", "1+1?", "jsonl:1: not JSON"),
+        ("models/Qwen2.5-14B/config.json", '{"model_type": "gemma"}', "train1.from.model: "),
+        ("models/Qwen2.5-14B/model.safetensors.index.json", "[]", "the index of the weights in"),
+        ("models/Qwen2.5-14B/tokenizer.json", "{", "cannot read the tokenizer"),
+    ],
+)  # fmt: skip
+def test_files_that_are_there_and_are_no_good(file: str, text: str, said: str, provided: Site) -> None:
+    path = provided.recipes / file
+    before = path.read_bytes()
+    path.write_text(text)
+    try:
+        found = lines(provided.check("qwen2.5-14b", "slurm-pyxis"))
+    finally:
+        path.write_bytes(before)
+    assert [line for line in found if said in line], found
 
 
 def test_weights_that_were_not_copied_to_the_end(provided: Site) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from nemo_openmath.recipe.launch_check.planned import PlannedLaunch
 from nemo_openmath.recipe.model_sizes import config_folder, weight_files
 from nemo_openmath.recipe.preflight import files_and_settings, stage_errors
 from nemo_openmath.recipe.stage_entries import StageEntry
+from nemo_openmath.synthesis.problems.read import ReadProblems, ReadThreads
 
 _FILES, _ROWS = 3, 5  # of an input, that are looked at
+_BROKEN = 100  # broken rows at the beginning of a file, where broken rows are skipped
 
 
 def recipe(launch: PlannedLaunch) -> Iterator[Finding]:
@@ -92,19 +94,35 @@ def rows(launch: PlannedLaunch) -> Iterator[Finding]:
 
 
 def _first_rows(entry: StageEntry, path: Path, setting: str) -> Iterator[Finding]:
-    bad: list[str] = []
+    """Read the first rows of an input: one that is broken would have the stage refuse all of it."""
+    stage, num_rows = entry.stage, 0
+    skips = getattr(stage.config, "skip_broken", False)
     try:
         files = data_files(path)
-        if isinstance(entry.stage, ReadRows):
-            files = files_of_split(path, files, entry.stage.config.split)
-        num_rows = 0
+        if isinstance(stage, ReadRows):
+            files = files_of_split(path, files, stage.config.split)
         for file in files[:_FILES]:
-            for _ in islice(read_file_rows(file, lambda file, row, why: bad.append(f"{file}:{row}: {why}")), _ROWS):
+            for _, row, fields in islice(read_file_rows(file, _skipped() if skips else None), _ROWS):
                 num_rows += 1
+                if skips or not isinstance(stage, ReadThreads | ReadProblems):
+                    continue
+                if problem := stage.problem(fields):
+                    yield entry.error(f"{file}:{row}: {problem}", "mend the file", setting)
+                    return
     except UserError as error:
         yield entry.error(str(error), setting=setting)
         return
-    if bad and not num_rows:
-        yield entry.error(f"no row of the first ones can be read: {bad[0]}", "mend the file", setting)
-    elif not num_rows:
+    if not num_rows:
         yield entry.error(f"there is no row in {shown(files[0])}", "give another file", setting)
+
+
+def _skipped() -> Callable[[Path, int, str], None]:
+    """Return what skips broken rows, and refuses a file that begins with many of them."""
+    rows: list[int] = []
+
+    def skip(file: Path, row: int, problem: str) -> None:
+        rows.append(row)
+        if len(rows) > _BROKEN:
+            raise UserError(f"its first {_BROKEN} rows are broken: {problem}", file=file, row=rows[0])
+
+    return skip

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from nemo_openmath.competition.stage import Compete
+from nemo_openmath.core.build import Key
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Mode
 from nemo_openmath.core.stage import Stage
@@ -67,17 +68,19 @@ def reachable(launch: PlannedLaunch) -> Iterator[Finding]:
             expected = [name for name in names if student.model or name not in (folders[m] for m in made)]
             yield from _asked(launch, f"student.{setting}", url, expected, student.api_key_env, stages)
         return
+    without: dict[Key, list[str]] = {}
     for planned in launch.stages:
-        job = planned.job
         own = [name for name in planned.entry.stage.engines() if name in asked and name != "teacher"]
-        if own and student.device.startswith("cuda") and not job.gpus:
-            problem = f"{planned.name} loads {own[0]} on {student.device} (student.device), and its job has no GPU"
-            yield launch.error(launch.layer(job, "gpus"), problem, "give it gpus: 1, or a server")
+        if own and student.device.startswith("cuda") and not planned.job.gpus:
+            without.setdefault(launch.layer(planned.job, "gpus"), []).append(planned.name)
         for name in own:
             size = model_size(recipe, name)
             weights = size.weight_bytes if size is not None else None
             if student.device == "cpu" and weights is not None and weights > _LARGE:
                 yield Note(f"{planned.name}: {name} ({bytes_text(weights)}) generates on the CPU (student.device)")
+    for key, names in without.items():
+        problem = f"{some(names)} load models on {student.device} (student.device), and their jobs have no GPU"
+        yield launch.error(key, problem, "give them gpus: 1, or servers")
 
 
 def _asked(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.data.packs.plan import PLAN, PackPlan
@@ -17,6 +19,8 @@ from nemo_openmath.recipe.costs.storage import checkpoint_bytes
 from nemo_openmath.recipe.costs.trainings import advice, training_workload
 from nemo_openmath.recipe.launch_check.findings import Finding, Note, Unseen
 from nemo_openmath.recipe.launch_check.planned import PlannedLaunch
+from nemo_openmath.recipe.model_sizes import config_folder
+from nemo_openmath.recipe.preflight import caught
 from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.training.job import check_batch
 from nemo_openmath.training.planning.gpus import GIB, Gpu
@@ -38,6 +42,10 @@ def layouts(launch: PlannedLaunch) -> Iterator[Finding]:
         parallel, model = training.parallel, model_of(launch.recipe, entry.name)
         if model.config is None:
             yield Unseen(f"layout and memory of {entry.name}: nothing says how large {model.name} is")
+            for folder in entry.inputs["model"]:
+                if isinstance(folder, Path) and folder.is_dir():
+                    for error in caught(partial(ModelConfig.from_hf, config_folder(folder))):
+                        yield entry.error(str(error), setting="from.model")
         if ranks % parallel.model_parallel:
             yield _ranks(launch, job, entry, stage)
         elif model.config is not None:
