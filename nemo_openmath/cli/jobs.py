@@ -83,33 +83,33 @@ def _print_status(state: RunState) -> None:
 
 
 def _logs(options: argparse.Namespace) -> None:
-    from nemo_openmath.launch import actions
-    from nemo_openmath.launch.job_states import ACTIVE, WAITING
+    from nemo_openmath.launch import actions, logs
     from nemo_openmath.launch.run_files import read_run
     from nemo_openmath.launch.run_state import run_state
 
     state = run_state(read_run(options.run))
     task = actions.task_of(state.run, options.stage)
-    path = actions.log_file(state, task, server=options.server, attempt=options.attempt)
-    print(path, file=sys.stderr)
-    if files := actions.stacks(state.run, task[0]):
-        print(f"stacks of a hang: {files[0].parent} ({len(files)} files)", file=sys.stderr)
-    text, position = actions.last_lines(path, options.lines, options.attempt)
-    sys.stdout.buffer.write(text)
-    sys.stdout.flush()
-
-    def newest() -> Path | None:
-        now = run_state(read_run(options.run))
-        view = now.jobs[task[0]]
-        of_task = view.newest if task[1] is None else view.tasks[task[1]]
-        if of_task.state not in (*ACTIVE, *WAITING):
-            return None
-        return path if options.server or not of_task.log else now.run.output / of_task.log
-
     if options.follow:
-        for content in actions.follow(path, position, newest):
-            sys.stdout.buffer.write(content)
-            sys.stdout.flush()
+        state = logs.wait_for_log(options.run, task, lambda line: print(line, file=sys.stderr))
+    path = logs.log_file(state, task, server=options.server, attempt=options.attempt)
+    print(path, file=sys.stderr)
+    if files := logs.stacks(state.run, task[0]):
+        print(f"stacks of a hang: {files[0].parent} ({len(files)} files)", file=sys.stderr)
+    text, position = logs.last_lines(path, options.lines, options.attempt)
+    _write(text)
+    if options.follow:
+
+        def newest() -> Path | None:
+            log = logs.newest_log(options.run, task, path)
+            return path if log is not None and options.server else log
+
+        for content in logs.follow(path, position, newest):
+            _write(content)
+
+
+def _write(content: bytes) -> None:
+    sys.stdout.buffer.write(content)
+    sys.stdout.flush()
 
 
 def _cancel(options: argparse.Namespace) -> None:

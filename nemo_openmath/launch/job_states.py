@@ -65,6 +65,8 @@ class JobView:
     """Of a server: where it answers."""
     silent: float = 0.0
     """Seconds without a sign of life of a process that runs."""
+    retries_spent: int = 0
+    """Since the run was submitted last, of the task that spent most."""
     other_code: str = ""
     """How the code that it ran differs from that of the launch."""
 

@@ -83,6 +83,8 @@ class Attempt:
     decision: str = ""
     """``done``, ``queued again``, ``handed on`` or ``failed``; empty while it runs, or where it was killed."""
     reason: str = ""
+    costs: int = 0
+    """The retries that its end cost."""
     suspects: list[str] = field(default_factory=list)
     """Nodes that it suspected."""
     ran: dict[str, Any] = field(default_factory=dict)
@@ -134,6 +136,16 @@ class RunFiles:
             return min((self.output / s / "manifest.json").stat().st_mtime for s in job.stages) if job.stages else 0.0
         except OSError:
             return 0.0
+
+    def retries_spent(self, job: PlannedJob) -> int:
+        """Return how many retries a job, of an array the task that spent most, has spent since the run was submitted
+        last."""
+        try:
+            since = float((self.sbatch / "since").read_text())
+        except (OSError, ValueError):
+            since = 0.0
+        spent = (sum(a.costs for a in self.attempts.get(task, []) if (a.end or 0) >= since) for task in job.tasks)
+        return max(spent, default=0)
 
     def finished_before(self) -> list[str]:
         """Return the stages that were finished before the launch and have no job."""
@@ -207,6 +219,7 @@ def read_journal(path: Path | str) -> list[Attempt]:
             attempt.ran = event
         elif kind == "end":
             attempt.end, attempt.code = time, event.get("code")
+            attempt.costs = int(event.get("costs") or 0)
             attempt.decision, attempt.reason = str(event.get("decision") or ""), str(event.get("reason") or "")
     return attempts
 

@@ -196,7 +196,7 @@ def _view(
         progress = read_progress(run, job, active, now)
         silent = silence(run, job, active, now) if active else 0.0
     urls = tuple(addresses(run, job.name)) if job.work == "server" else ()
-    return JobView(job, state, tasks, reason, progress, urls, silent, _other_code(run, job))
+    return JobView(job, state, tasks, reason, progress, urls, silent, run.retries_spent(job), _other_code(run, job))
 
 
 def _with_dependency(task: TaskState, waits: Sequence[str], roots: Sequence[str], *, asked: bool) -> TaskState:

@@ -82,6 +82,8 @@ def details_of(view: JobView, now: float) -> list[str]:
         out.append(f"no sign of life for {seconds_text(view.silent)}: it may hang")
     if view.addresses:
         out.append(f"answers at {', '.join(view.addresses)}")
+    if view.retries_spent and view.state is not JobState.DONE:
+        out.append(f"retries spent: {view.retries_spent}")
     if view.other_code:
         out.append(view.other_code)
     if view.newest.log and view.state not in (JobState.DONE, JobState.PLANNED):
@@ -172,6 +174,7 @@ def _job_data(view: JobView) -> dict[str, Any]:
         },
         "silent_seconds": round(view.silent),
         "addresses": list(view.addresses),
+        "retries_spent": view.retries_spent,
         "other_code": view.other_code,
         "tasks": [_task_data(task) for task in view.tasks],
     }
