@@ -14,7 +14,7 @@
 #SBATCH --array=0-2
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@300
-# shellcheck disable=SC1091,SC2016,SC2034 # functions.sh reads the variables; what is in single quotes is for another shell
+# shellcheck disable=SC1091,SC2016,SC2034,SC2154 # functions.sh reads and sets variables; what is in single quotes is for another shell
 set -uo pipefail
 
 [...]
