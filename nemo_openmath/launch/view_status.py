@@ -109,6 +109,8 @@ def progress_text(view: JobView, now: float) -> str:
     if view.state in ACTIVE:
         left = min((task.left for task in view.tasks if task.state in ACTIVE), default=math.inf)
         parts += [f"{seconds_text(max(0.0, left))} left of the time limit"] if left < math.inf else []
+        rest = progress.seconds_left if progress is not None else None
+        parts += ["which comes first: it will go on in another attempt"] if rest is not None and rest > left else []
     return ", ".join(parts)
 
 
