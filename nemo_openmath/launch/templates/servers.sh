@@ -20,6 +20,8 @@ has_address() { # has_address FOLDER
   compgen -G "$1/*.url" >/dev/null
 }
 
+servers_inside=() watchers=() # processes
+
 # --- Asking ------------------------------------------------------------------------------------------------------------
 
 start_server() { # start_server STEP LABEL FOLDER SECONDS LOG: a server inside this job
@@ -27,12 +29,23 @@ start_server() { # start_server STEP LABEL FOLDER SECONDS LOG: a server inside t
   rm -f "$3"/*.url # of an attempt that was killed
   "$1" "$3" &
   local server=$!
+  servers_inside+=("$server")
   wait_for_address "$2" "$3" "$4" start_seconds "$5" "process $server"
+  record ready url="$(cat "$3"/*.url 2>/dev/null | head -n 1)"
   (
     while kill -0 "$server" 2>/dev/null; do sleep 5; done
     echo "the server of $2 has ended for good: see $5" >&2
     kill -USR2 $$
   ) &
+  watchers+=("$!")
+}
+
+end_servers() { # those inside this job, whose work is done
+  [ ${#watchers[@]} -eq 0 ] || kill "${watchers[@]}" 2>/dev/null
+  [ ${#servers_inside[@]} -gt 0 ] || return 0
+  kill -USR1 "${servers_inside[@]}" 2>/dev/null
+  wait "${servers_inside[@]}"
+  rm -rf "$output/sbatch/servers/$name.$SLURM_JOB_ID"
 }
 
 trap '[ -z "$step" ] || kill -TERM "$step" 2>/dev/null' USR2 # a server is gone: the stage saves and ends

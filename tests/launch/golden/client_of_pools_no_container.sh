@@ -41,5 +41,7 @@ start_server serve_0 small /shared/run/sbatch/servers/judged."$SLURM_JOB_ID/"sma
 wait_for_address teacher /shared/run/sbatch/servers/teacher.2 14400 wait_seconds \
   '/shared/run/sbatch/logs/run.server.teacher.2-*.out' 'job server.teacher.2'
 watch_pool teacher /shared/run/sbatch/servers/teacher.2 '/shared/run/sbatch/logs/run.server.teacher.2-*.out' server.teacher.2 &
+watchers+=("$!")
 run srun --nodes=1 --ntasks=1 --overlap  \
   openmath recipe run /shared/recipe.yaml --output /shared/run --only judged --servers /shared/run/sbatch/servers/judged.json
+end_servers

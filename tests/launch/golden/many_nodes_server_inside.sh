@@ -37,3 +37,4 @@ start_server serve_0 R-1 /shared/run/sbatch/servers/solved."$SLURM_JOB_ID/"R-1 \
   3600 "${log%.out}-server.out"
 run srun --nodes=1 --ntasks=1 --overlap --relative=0 --export=ALL,PYTHONNOUSERSITE=1 env ${PYTHONPATH+APPTAINERENV_PYTHONPATH="$PYTHONPATH"} ${A+APPTAINERENV_A="$A"} apptainer exec --nv --pwd "$PWD" /i/openmath.sif \
   openmath recipe run /shared/recipe.yaml --output /shared/run --only solved --servers /shared/run/sbatch/servers/solved.json
+end_servers

@@ -54,3 +54,4 @@ start_server serve_1 small /shared/run/sbatch/servers/judged."$SLURM_JOB_ID/"sma
   3600 "${log%.out}-server.out"
 run srun --nodes=1 --ntasks=1 --overlap --export=ALL,PYTHONNOUSERSITE=1 env ${PYTHONPATH+APPTAINERENV_PYTHONPATH="$PYTHONPATH"} ${A+APPTAINERENV_A="$A"} apptainer exec --nv --pwd "$PWD" /i/openmath.sif \
   openmath recipe run /shared/recipe.yaml --output /shared/run --only judged --servers /shared/run/sbatch/servers/judged.json
+end_servers
