@@ -30,6 +30,7 @@ buildah build --network host --isolation chroot --format docker ${BUILD_OPTIONS:
   --build-arg COMMIT="$(git rev-parse HEAD)" --tag localhost/openmath . >"$folder/build.log" 2>&1 || { tail -n 30 "$folder/build.log"; exit 1; }
 grep -E "^(changed:|this image has no)" "$folder/build.log"
 buildah inspect --type image --format 'labels: {{.OCIv1.Config.Labels}}' localhost/openmath
+echo
 
 container() { # container OPTION ... IMAGE COMMAND ...: without a network, and with limits that a container may set here
   # shellcheck disable=SC2086
@@ -43,7 +44,7 @@ smoke() { # smoke NAME OPTION ...: the recipe from the first stage to the report
   chmod 777 "$runs"
   if container --volume "$runs:/workspace/runs" "$@" localhost/openmath \
     openmath recipe run /opt/openmath/examples/smoke.yaml --output runs/smoke >"$folder/$name.log" 2>&1; then
-    echo "smoke, $name: done in $((SECONDS - began)) s; $(find "$runs" -name manifest.json | wc -l) stages; $*"
+    echo "smoke, $name: done in $((SECONDS - began)) s; $*"
   else
     echo "smoke, $name: FAILED; $*"
     tail -n 5 "$folder/$name.log"
