@@ -9,7 +9,9 @@ import os
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,6 +23,7 @@ from nemo_openmath.core.stage import Stage
 from nemo_openmath.evaluation.reports.formats import bytes_text
 from nemo_openmath.inference.http.server_pool import base_url
 from nemo_openmath.inference.rollout.stage import Generate
+from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.recipe.launch_check.findings import Finding, Note, Unseen, some
 from nemo_openmath.recipe.launch_check.models import incomplete
 from nemo_openmath.recipe.launch_check.planned import PlannedLaunch, PlannedServer
@@ -28,6 +31,7 @@ from nemo_openmath.recipe.model_sizes import ModelSize, model_size, read_config
 from nemo_openmath.training.planning.gpus import Gpu
 
 ANSWER_SECONDS = 3.0
+_AT_ONCE = 16  # addresses
 _SHARE = 0.9  # of a GPU's memory that vLLM takes by default
 _WORKSPACE = 3 << 30  # bytes of a GPU for the tensors of a step and CUDA graphs; assumed
 _SMALLER = ("quantization", "offload", "kv-cache-dtype", "kv_cache_dtype")  # options with which less memory is needed
@@ -43,31 +47,51 @@ def reachable(launch: PlannedLaunch) -> Iterator[Finding]:
         for name in planned.entry.stage.engines():
             if (planned.name, name) not in served:
                 asked.setdefault(name, []).append(planned.name)
+    addresses: list[_Address] = []
     if (stages := asked.pop("teacher", None)) is not None and not recipe.teacher.is_stand_in:
         teacher = recipe.teacher
-        urls = [("url", teacher.url)] if teacher.url is not None else [("urls", url) for url in teacher.urls]
-        if teacher.urls_file is not None:
-            urls = [("urls_file", url) for url in _lines(teacher.urls_file)]
-        for setting, url in urls:
-            yield from _asked(launch, f"teacher.{setting}", url, [teacher.model], teacher.api_key_env, stages)
+        urls = teacher.urls if teacher.url is None else [teacher.url]
+        setting = "teacher.urls" if teacher.url is None else "teacher.url"
+        addresses += _addresses(setting, urls, teacher.urls_file, [teacher.model], teacher.api_key_env, stages)
     student = recipe.student
-    if not asked or student.kind == "replay":
-        return
-    if student.kind == "http":
-        folders = {name: _folder(launch, name) for name in asked}
-        names = [student.model] if student.model else list(folders.values())
+    if asked and student.kind == "http":
         stages = [stage for listed in asked.values() for stage in listed]
-        urls = [("urls", url) for url in student.urls]
-        if student.urls_file is not None:
-            urls = [("urls_file", url) for url in _lines(student.urls_file)]
-        elif not urls:
+        made = [name for name in asked if name in recipe.stages]  # no server has them yet
+        names = [student.model] if student.model else [_folder(launch, name) for name in asked if name not in made]
+        if not student.urls and student.urls_file is None:
             problem = f"is http, and nobody serves {', '.join(asked)} ({some(stages)})"
             yield recipe.error("student.kind", problem, "give the cluster file a server for them, or student.urls")
-        made = [name for name in asked if name in recipe.stages]
-        for setting, url in urls:
-            expected = [name for name in names if student.model or name not in (folders[m] for m in made)]
-            yield from _asked(launch, f"student.{setting}", url, expected, student.api_key_env, stages)
-        return
+        addresses += _addresses("student.urls", student.urls, student.urls_file, names, student.api_key_env, stages)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # each may take some seconds not to answer
+        for errors in pool.map(lambda address: list(_asked(recipe, address)), addresses):
+            yield from errors
+    if student.kind == "embedded":
+        yield from _embedded(launch, list(asked))
+
+
+@dataclass(frozen=True)
+class _Address:
+    """An address of the recipe, and what is asked for there."""
+
+    setting: str
+    url: str
+    models: list[str]
+    key: str | None
+    """The environment variable that holds the server's key."""
+    stages: list[str]
+
+
+def _addresses(
+    setting: str, urls: Sequence[str], file: Path | None, models: list[str], key: str | None, stages: list[str]
+) -> list[_Address]:
+    if file is not None:
+        setting, urls = setting.rpartition(".")[0] + ".urls_file", _lines(file)
+    return [_Address(setting, url, models, key, stages) for url in urls]
+
+
+def _embedded(launch: PlannedLaunch, asked: Collection[str]) -> Iterator[Finding]:
+    """Look whether jobs that load models themselves have what for it."""
+    recipe, student = launch.recipe, launch.recipe.student
     without: dict[Key, list[str]] = {}
     for planned in launch.stages:
         own = [name for name in planned.entry.stage.engines() if name in asked and name != "teacher"]
@@ -83,11 +107,9 @@ def reachable(launch: PlannedLaunch) -> Iterator[Finding]:
         yield launch.error(key, problem, "give them gpus: 1, or servers")
 
 
-def _asked(
-    launch: PlannedLaunch, setting: str, url: str, models: list[str], key: str | None, stages: list[str]
-) -> Iterator[Finding]:
+def _asked(recipe: Recipe, address: _Address) -> Iterator[UserError]:
     """Ask one address for its models."""
-    recipe = launch.recipe
+    setting, url, models, stages = address.setting, address.url, address.models, address.stages
     try:
         base = base_url(url)
     except UserError:
@@ -100,8 +122,8 @@ def _asked(
         )
         return
     request = urllib.request.Request(f"{base}/v1/models")
-    if key is not None and os.environ.get(key):
-        request.add_header("Authorization", f"Bearer {os.environ[key]}")
+    if address.key is not None and os.environ.get(address.key):
+        request.add_header("Authorization", f"Bearer {os.environ[address.key]}")
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as our client: no proxy
     try:
         with direct.open(request, timeout=ANSWER_SECONDS) as response:
