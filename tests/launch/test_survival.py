@@ -77,6 +77,8 @@ SCENARIOS = {
 }
 
 
+SCENARIOS["suspects of before"] = Scenario("exit 0", "sbatch: [--exclude=n4]", stages=(FIRST,))
+SCENARIOS["more suspects than nodes"] = Scenario("exit 0", "stages: {train: {nodes: 3}}", stages=(TRAIN,))
 SCENARIOS["hardware"] = Scenario(
     'case "$*" in *worker*) [ -e $marks/bad ] && exit 0; if [ $RANK = 2 ]; then '
     "echo 'rank 2: the machine failed (CUDA error: uncorrectable ECC error)' >&2; echo $SLURMD_NODENAME >$marks/node; "
@@ -144,6 +146,10 @@ def _start(rig: dict[str, str], folder: Path, scenario: Scenario) -> Outcome:
     if scenario is SCENARIOS["lost"]:
         start = {"time": 4102444800, "event": "start", "id": "1", "attempt": 1, "nodes": "n1", "progress": "0"}
         (output / "sbatch/journal/first.jsonl").write_text(json.dumps(start, separators=(",", ":")))  # cut: no line end
+    if scenario is SCENARIOS["suspects of before"]:
+        (output / "sbatch/suspects").write_text("n1 1 broken\nn2 2 broken\n")
+    if scenario is SCENARIOS["more suspects than nodes"]:
+        (output / "sbatch/suspects").write_text("".join(f"n{i} {i} broken\n" for i in range(1, 5)))
     subprocess.run(["bash", str(script)], env=rig, check=True, stdout=subprocess.DEVNULL)
     return Outcome(output, {}, marks)
 
@@ -249,3 +255,11 @@ def test_the_rank_that_tells_of_its_hardware_names_the_node(outcomes: dict[str, 
     run = outcomes["hardware"]
     assert run.ends("train") == [(77, "queued again"), (0, "done")]
     assert (run.folder / "sbatch/suspects").read_text().split()[0] == (run.marks / "node").read_text().strip()
+
+
+def test_suspects_are_avoided_as_long_as_enough_nodes_are_left(outcomes: dict[str, Outcome]) -> None:
+    run = outcomes["suspects of before"]
+    assert run.nodes("first") == ["n3"]  # n1 and n2 are suspects, n4 is excluded by the user
+    many = outcomes["more suspects than nodes"]
+    assert many.ends("train") == [(0, "done")]
+    assert many.nodes("train") == ["n[1-3]"]  # one can be spared: the newest

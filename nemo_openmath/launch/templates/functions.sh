@@ -267,7 +267,7 @@ fault() { # sets class and reason by the first pattern of faults.txt that the lo
       '# '*) why=${line#\# } ;;
       '['*']') section=${line//[\[\]]/} ;;
       *)
-        attempt_log | grep -a -E -e "$line" >/dev/null || continue # no -q: it would break the pipe
+        attempt_log | LC_ALL=C grep -a -E -e "$line" >/dev/null || continue # no -q: it would break the pipe
         class=$section reason=$why told=$line
         [ "$section" = peer ] || return 0
         peers+=(-e "$line")
@@ -323,7 +323,7 @@ nodes_named() { # the nodes that are to blame, a line each, by what the ranks or
 }
 
 suspect() { # suspect AFTER REASON: marks the named nodes; from AFTER marks on, no job of this run gets one
-  local node marks id directory theirs file=$output/sbatch/suspects
+  local node marks id directory file=$output/sbatch/suspects
   for node in $named; do
     record suspect node="$node" reason="$2"
     marks=$(cat "$output"/sbatch/journal/*.jsonl | grep -c "\"event\":\"suspect\".*\"node\":\"$node\"")
@@ -332,35 +332,40 @@ suspect() { # suspect AFTER REASON: marks the named nodes; from AFTER marks on, 
       echo "$name: $node is a suspect: $2" >&2
     fi
   done
-  while IFS='|' read -r id theirs directory; do # those of this run that wait; a node of the user's own --exclude stays
-    [ "$directory" = "$output" ] || continue
-    [[ $theirs != *null* ]] || theirs=
-    exclude "$id" "$theirs"
-  done < <(squeue --noheader --user="$(id -un)" --states=PENDING --format='%A|%x|%Z')
+  while read -r id directory; do # those of this run that wait
+    [ "$directory" != "$output" ] || exclude "$id"
+  done < <(squeue --noheader --user="$(id -un)" --states=PENDING --format='%A %Z')
 }
 
-exclude() { # exclude JOB [NODES]: the job gets no suspect, and none of NODES
-  local bad
-  bad=$(suspects)
-  [ -z "$bad" ] || scontrol update JobId="$1" ExcNodeList="$bad${2:+,$2}" 2>/dev/null
-}
-
-suspects() { # the suspects, with commas; only the newest, where else too few nodes would be left for this job
-  local usable
-  [ -s "$output/sbatch/suspects" ] || return 0
-  usable=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format='%N %t' | awk '$2 !~ /down|drain|fail|boot|maint/ { print $1 }' | sort -u | wc -l)
-  tac "$output/sbatch/suspects" | awk -v most=$((usable - ${#nodes[@]})) '!seen[$1]++ && ++n <= most { print $1 }' | paste -sd ,
+exclude() { # exclude JOB: it gets no suspect: the newest only, where else too few nodes would be left for it
+  local partition excluded count usable bad all=$output/sbatch/suspects
+  [ -s "$all" ] || return 0
+  read -r partition excluded count < <(scontrol --oneliner show job "$1" |
+    sed -n '1s/.* Partition=\([^ ]*\) .* ExcNodeList=\([^ ]*\) .* NumNodes=\([0-9]*\).*/\1 \2 \3/p')
+  [ -n "${count:-}" ] || return 0
+  usable=$(sinfo --noheader --Node --partition="$partition" --format='%N %t' |
+    awk '$2 !~ /down|drain|fail|boot|maint/ { print $1 }' | sort -u | paste -sd ' ')
+  bad=$({
+    # nodes of the user's own --exclude stay
+    [[ $excluded == *null* ]] || scontrol show hostnames "$excluded" | awk -v all="$all" '
+      BEGIN { while ((getline line <all) > 0) { split(line, word, " "); suspect[word[1]] = 1 } }
+      !($1 in suspect) { print $1, "own" }'
+    tac "$all"
+  } | awk -v usable="$usable" -v count="$count" '
+    BEGIN { left = split(usable, node, " "); for (i in node) is_usable[node[i]] = 1 }
+    seen[$1]++ { next }
+    $2 == "own" { print $1; left -= $1 in is_usable; next }
+    !($1 in is_usable) { print $1; next }
+    left > count { print $1; left-- }' | paste -sd ,)
+  [ "$bad" = "$excluded" ] || scontrol update JobId="$1" ExcNodeList="$bad" 2>/dev/null
 }
 
 # --- Again ------------------------------------------------------------------------------------------------------------
 
 again() { # again CODE COSTS REASON SECONDS: queues the job again, after SECONDS
-  local theirs
   if [ "$requeue" != chain ]; then
-    theirs=$(scontrol --oneliner show job "$job" | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
-    [[ $theirs != *null* ]] || theirs=
     if scontrol requeue "$job"; then # Slurm sends SIGTERM, and SIGKILL after KillWait (30 s): what follows is short
-      exclude "$job" "$theirs"
+      exclude "$job"
       [ "$4" -eq 0 ] || scontrol update JobId="$job" StartTime="now+$4"
       end "$1" "queued again" "$3" "$2"
     fi
@@ -370,14 +375,14 @@ again() { # again CODE COSTS REASON SECONDS: queues the job again, after SECONDS
 }
 
 hand_on() { # hand_on CODE COSTS REASON SECONDS: submits the script anew; who waited for this job waits for the new one
-  local bad next code
-  bad=$(suspects)
+  local next code
   # The variables of this job are not those of the next. It must not begin before this one has ended.
   # shellcheck disable=SC2046
   next=$(env $(compgen -e SLURM_ | grep -v '^SLURM_CONF$' | sed 's/^/-u /') sbatch --parsable --dependency="afterany:$job" \
-    ${task:+--array="$task"} ${bad:+--exclude="$bad"} --begin="now+$4" "$output/sbatch/$name.sh")
+    ${task:+--array="$task"} --begin="now+$4" "$output/sbatch/$name.sh")
   next=${next%%;*}
   [ -n "$next" ] || end "$1" failed "$3; and it could not be submitted anew" "$2"
+  exclude "$next"
   lock # of an array, several tasks may do this at a time
   submitted "$name" "$next" "$task"
   dependents_wait_for "$next"

@@ -11,9 +11,10 @@ if [ -n "$queued" ]; then # two jobs must never write one stage
 fi
 
 # shellcheck source=/dev/null
-source "$output/sbatch/functions.sh" # submitted, suspects
+source "$output/sbatch/functions.sh" # submitted, exclude
 date +%s >"$output/sbatch/since" # retries are counted from here
-bad=$(cut -d ' ' -f 1 "$output/sbatch/suspects" 2>/dev/null | sort -u | paste -sd , || :)
+held=
+[ ! -s "$output/sbatch/suspects" ] || held=yes # jobs wait until they are told which nodes to avoid
 
 declare -A job
 trap '[ -z "${job[*]}" ] || scancel "${job[@]}"' ERR # half a run is no use
@@ -21,8 +22,19 @@ trap '[ -z "${job[*]}" ] || scancel "${job[@]}"' ERR # half a run is no use
 # Of a pool that is an array, the first job must have begun.
 declare -A first=([server.teacher]=_0 [server.R-1]=_0 [server.teacher.2]=_0 )
 
+queue() { # queue JOB [OPTION ...]: submits its script
+  local name=$1 id
+  id=$(sbatch --parsable ${held:+--hold} "${@:2}" "$output/sbatch/$name.sh")
+  job[$name]=${id%%;*}
+  submitted "$name" "${job[$name]}"
+  if [ -n "$held" ]; then
+    exclude "${job[$name]}" || :
+    scontrol release "${job[$name]}"
+  fi
+}
+
 submit() { # submit JOB [EARLIER JOB ...] [-- POOL ...]: after the earlier jobs have succeeded and the pools have begun
-  local name=$1 earlier needs=() kind=afterok id
+  local name=$1 earlier needs=() kind=afterok
   shift
   for earlier in "$@"; do
     if [ "$earlier" = -- ]; then
@@ -33,19 +45,14 @@ submit() { # submit JOB [EARLIER JOB ...] [-- POOL ...]: after the earlier jobs 
       needs+=("after:${job[$earlier]}${first[$earlier]-}")
     fi
   done
-  id=$(sbatch --parsable ${needs[0]+--dependency="$(IFS=,; echo "${needs[*]}")" --kill-on-invalid-dep=yes} \
-    ${bad:+--exclude="$bad"} "$output/sbatch/$name.sh")
-  job[$name]=${id%%;*}
-  submitted "$name" "${job[$name]}"
+  queue "$name" ${needs[0]+--dependency="$(IFS=,; echo "${needs[*]}")" --kill-on-invalid-dep=yes}
   echo "${job[$name]} $name${*:+ after $*}"
 }
 
 submit_last() { # submit_last JOB [EARLIER JOB ...]: after all of them have ended, well or not
-  local name=$1 earlier waits='' id
+  local name=$1 earlier waits=''
   for earlier in "${@:2}"; do waits+=:${job[$earlier]}; done
-  id=$(sbatch --parsable --dependency="afterany$waits" ${bad:+--exclude="$bad"} "$output/sbatch/$name.sh")
-  job[$name]=${id%%;*}
-  submitted "$name" "${job[$name]}"
+  queue "$name" --dependency="afterany$waits"
   echo "${job[$name]} $name"
 }
 
