@@ -29,7 +29,7 @@ EXAMPLES = {
     "recipe report": "runs/smoke",
     "recipe stages": "rollout.generate",
     "recipe reference": "build/reference",
-    "launch": "examples/qwen2.5-14b.yaml --cluster cluster.yaml --output /shared/runs/14b --dry-run",
+    "launch": "examples/qwen2.5-14b.yaml --cluster cluster.yaml --output /shared/runs/14b --check",
     "jobs status": "/shared/runs/14b",
     "jobs logs": "/shared/runs/14b train1 --follow",
     "jobs cancel": "/shared/runs/14b",
