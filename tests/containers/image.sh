@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the Dockerfile on a local base image and runs the smoke recipe in it as clusters start containers: as root, as
-# a user without a name, with a root that is read-only, without a home. By hand: `make image-test`, 10 minutes, 6 GB.
+# a user without a name, with a root that is read-only, without a home. By hand: `make image-test`, 10 minutes on
+# idle cores, 6 GB.
 #   tests/containers/image.sh [FOLDER]     scratch space, removed at the end (KEEP=1 keeps it); /tmp/openmath-image
 # Needs root, debootstrap, buildah and podman. PODMAN_OPTIONS: further options of podman, such as
 # "--runtime runc --cgroup-manager cgroupfs" where there is no systemd. BUILD_OPTIONS: of buildah build.
