@@ -206,7 +206,7 @@ def test_a_server_is_watched_and_started_again(tmp_path: Path) -> None:
     assert not address.exists()
     with pytest.raises(ProcessLookupError):
         os.kill(second, 0)
-    assert b"died; started again (1 of 3)" in said
+    assert b"died (exit code 137); started again (1 of 3)" in said
 
 
 def test_a_server_that_never_answers_and_one_that_has_died_for_good(tmp_path: Path) -> None:

@@ -134,5 +134,6 @@ class Retrying:
             self._mention(history, history.waited_s - max(0.0, ends_at - time.monotonic()))
 
     def _mention(self, history: _History, waited_s: float) -> None:
-        what = f"{history.url} ({history.problem})"
+        url = history.url if history.cause is not None else "a server"
+        what = f"{url} ({history.problem})"
         self._waiting.still(what, self._policy.patience_s, "patience_s", waited_s=waited_s)

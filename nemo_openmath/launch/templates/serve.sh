@@ -148,6 +148,8 @@ if [ "$rank" -gt 0 ]; then # a part of a server: the first task watches it
     pause 1
     [ -z "$leaving" ] || leave 75
   done
+  wait "$server"
+  say "the part on node $NODE_RANK of $NODES ended with exit code $?"
   exit 77
 fi
 if ! until_healthy; then
@@ -166,11 +168,12 @@ while :; do
   while :; do # until it answers again
     failures=$((failures + 1))
     end_server
+    code=$?
     if [ "$failures" -gt "$OPENMATH_RESTARTS" ] || [ "$OPENMATH_IS_GROUP" = yes ]; then
-      say "died; given up${OPENMATH_RESTARTS:+ (restarts: $OPENMATH_RESTARTS)}"
+      say "died (exit code $code); given up (restarts: $OPENMATH_RESTARTS)"
       exit 77
     fi
-    say "died; started again ($failures of $OPENMATH_RESTARTS)"
+    say "died (exit code $code); started again ($failures of $OPENMATH_RESTARTS)"
     pause $((failures < 7 ? 1 << failures - 1 : 60))
     [ -z "$leaving" ] || leave 75
     start
