@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from nemo_openmath.core.build import nearest
 from nemo_openmath.core.errors import DamagedFile, UserError
 
 SBATCH, JOBS, SUBMITTED, JOURNAL, LOGS, SERVERS = "sbatch", "jobs.json", "submitted.jsonl", "journal", "logs", "servers"
@@ -155,8 +156,6 @@ class RunFiles:
 
     def job(self, name: str) -> PlannedJob:
         """Return the job of a stage, or of that name. Raises UserError with the nearest name."""
-        from nemo_openmath.core.build import nearest
-
         if name in self.jobs:
             return self.jobs[name]
         if (
