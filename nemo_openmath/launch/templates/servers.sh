@@ -51,19 +51,18 @@ end_servers() { # those inside this job, whose work is done
 trap '[ -z "$step" ] || kill -TERM "$step" 2>/dev/null' USR2 # a server is gone: the stage saves and ends
 
 wait_for_address() { # wait_for_address LABEL FOLDER SECONDS SETTING LOG "process ID"|"job NAME"
-  local began=$SECONDS told=-60
+  local began=$SECONDS told=-60 look
   until has_address "$2"; do
     [ -z "$asked" ] || leave 75
+    look=${6%% *} # a process is looked at each second, the queue each minute
     if [ $((SECONDS - told)) -ge 60 ]; then
-      told=$SECONDS
+      told=$SECONDS look=process
       echo "waiting for a server of $1 ($2/*.url), since $((SECONDS - began)) s of $3 ($4); its log is $5" >&2
-      if ! is_there "$6"; then
-        has_address "$2" && break
-        echo "the server of $1 ended before it answered: see $5" >&2
-        exit 1
-      fi
     fi
-    if [ "${6%% *}" = process ] && ! is_there "$6"; then told=-60; fi
+    if [ "$look" = process ] && ! is_there "$6" && ! has_address "$2"; then
+      echo "the server of $1 ended before it answered: see $5" >&2
+      exit 1
+    fi
     if [ $((SECONDS - began)) -ge "$3" ]; then
       fail "no server of $1 answered within $3 s ($4): see $5"
     fi
