@@ -21,6 +21,7 @@ INPUTS = {
     "recipe report": ["{bad}"],
     "recipe stages": ["{bad}"],
     "launch": ["{bad} --cluster {cluster} --output out", "r.yaml --cluster {bad} --output out"],
+    "doctor": ["--cluster {bad} --output out"],
     "jobs status": ["{bad}"],
     "jobs logs": ["{bad} train1"],
     "jobs cancel": ["{bad}"],
@@ -67,6 +68,7 @@ WHOLE = ("convert", "quantize", "average", "merge", "records export")  # they ma
 NO_INPUT = {"sandbox serve", "recipe reference"}
 NO_OUTPUT = {"convert megatron-to-hf", "sandbox exec", "sft", "plan", "inspect"}
 NO_OUTPUT |= {f"recipe {verb}" for verb in ("show", "status", "report", "stages")} | {"data stats", "data verify"}
+NO_OUTPUT |= {"doctor"}  # it tells what it found out of the folder, and writes a report where it is asked to
 NO_OUTPUT |= {f"jobs {verb}" for verb in ("status", "logs", "cancel", "resume", "watch")}
 NO_OUTPUT |= {f"records {verb}" for verb in ("show", "head", "grep", "check")}
 
