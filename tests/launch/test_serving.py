@@ -104,6 +104,14 @@ def test_a_stage_asks_two_models_each_in_its_own_way(tmp_path: Path) -> None:
     assert (job.cpus, job.memory) == (4, "0"), "the client's and those of the server inside"
 
 
+def test_the_example_without_containers(tmp_path: Path) -> None:
+    cluster = load_cluster(Path(__file__).parents[2] / "launcher_scripts/slurm-modules.yaml", [])
+    assert {cluster.place(role).container.runtime for role in ("cpu", "gpu", "training", "server")} == {"none"}
+    assert "source /shared/venvs/vllm/bin/activate" in cluster.place("server").shell()
+    lines = cluster.place("training").shell()
+    assert lines.index("module load cuda/12.8 gcc/13") < lines.index("source /shared/venvs/openmath/bin/activate")
+
+
 def test_small_stages_share_a_job(tmp_path: Path) -> None:
     jobs = planned(tmp_path)
     assert jobs["problems"].stages == ("problems", "threads")

@@ -68,8 +68,7 @@ healthy() { # asked without a proxy, which would look for its own 127.0.0.1
 
 publish() {
   [ ! -e "$file.url" ] || return 0
-  { echo "http://$OPENMATH_ADDRESS:$PORT" >"$file.partial" && mv -f "$file.partial" "$file.url"; } ||
-    say "cannot write $file.url; tried again"
+  { echo "http://$OPENMATH_ADDRESS:$PORT" >"$file.partial" && mv -f "$file.partial" "$file.url"; } 2>/dev/null # or later
 }
 
 withdraw() {
