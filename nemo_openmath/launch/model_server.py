@@ -155,7 +155,7 @@ class ModelServer:
 
     def _sglang(self) -> list[str]:
         words = ['python3 -m sglang.launch_server --model-path "$MODEL" --served-model-name "$NAME"']
-        words += ['--host "$HOST" --port "$PORT" --sampling-defaults openai']
+        words += ['--host "$HOST" --port "$PORT"']
         words += [f"--context-length {self.max_model_len}"] if self.max_model_len else []
         words += [f"--tp-size {self.tensor}"]
         words += [f"--pp-size {self.pipeline_parallel}"] if self.pipeline_parallel > 1 else []

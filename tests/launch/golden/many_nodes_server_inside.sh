@@ -30,7 +30,7 @@ serve_0() { # serve_0 FOLDER: serves R-1; addresses are written there
   export OPENMATH_START_SECONDS=3600 OPENMATH_RESTARTS=3
   server_addresses inside 2
   exec srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=1 --overlap --kill-on-bad-exit=1 --wait=0 --output=/shared/run/sbatch/logs/%x-%j-server.out --open-mode=append --export=ALL,PYTHONNOUSERSITE=1 env ${A+APPTAINERENV_A="$A"} apptainer exec --nv --pwd "$PWD" /i/openmath.sif \
-    bash /shared/run/sbatch/serve.sh 'python3 -m sglang.launch_server --model-path "$MODEL" --served-model-name "$NAME" --host "$HOST" --port "$PORT" --sampling-defaults openai --tp-size 16 --nnodes 2 --node-rank "$NODE_RANK" --dist-init-addr "$HEAD:$HEAD_PORT"'
+    bash /shared/run/sbatch/serve.sh 'python3 -m sglang.launch_server --model-path "$MODEL" --served-model-name "$NAME" --host "$HOST" --port "$PORT" --tp-size 16 --nnodes 2 --node-rank "$NODE_RANK" --dist-init-addr "$HEAD:$HEAD_PORT"'
 }
 
 start_server serve_0 R-1 /shared/run/sbatch/servers/solved."$SLURM_JOB_ID/"R-1 \
