@@ -20,7 +20,7 @@ REPLACE = (
 NOTHING_KEPT = "nothing was left behind; run the same command again"
 
 EXIT_CODES = """exit codes: 0 done, 1 failure, 2 wrong input, 3 some items failed, 75 preempted,
-130 interrupted (3, 75, 130: run again)"""
+76 hung, 77 the machine failed, 130 interrupted (3, 75, 76, 77, 130: run again)"""
 
 EXAMPLES = {
     "recipe run": "examples/smoke.yaml --output runs/smoke",
