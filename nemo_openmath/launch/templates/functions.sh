@@ -107,8 +107,10 @@ leave_soon() { # leave_soon WHY: a signal came
     asked=$1
     record asked why="$1"
     # Time must be left for being queued again: who has not saved until then is killed.
-    (sleep $((warn_seconds * 4 / 5)) && kill_steps) &
+    (sleep $((warn_seconds * 4 / 5)) && kill_steps "$step") &
     helper=$!
+  elif [[ $asked == "time limit" && $(state_of_job) == *TimeLimit ]]; then
+    leave 137 # it is over, and whoever has not ended cannot be waited for
   fi
   # Passed on as SIGUSR1: srun answers SIGTERM by killing its tasks.
   [ -z "$step" ] || kill -USR1 "$step" 2>/dev/null
@@ -130,7 +132,7 @@ watch_heartbeat() { # watch_heartbeat PROCESS: exits with 76 once it has killed 
     if [ -n "$now" ] && [ "$now" != "$first" ] && [ "$idle" -ge "$hang_seconds" ]; then
       trap '' TERM # of `run`, once the step has ended
       echo "$name: no heartbeat for $idle s: its processes are killed" >&2
-      kill_steps
+      kill_steps "$1"
       exit 76
     fi
   done
@@ -144,8 +146,15 @@ newest_heartbeat() { # the time of the newest one; a task of an array looks at i
   done | sort -n | tail -n 1
 }
 
-kill_steps() { # all that srun has started in this job
+kill_steps() { # kill_steps [SRUN]: all that srun has started in this job; and srun itself, which waits for processes that
+  local i # cannot be killed, because they wait for a dead disk
   squeue --steps --noheader --jobs="$job" --format=%i | grep '\.[0-9]*$' | xargs -r scancel --signal=KILL 2>/dev/null
+  [ -n "${1:-}" ] || return 0
+  for i in {1..20}; do
+    kill -0 "$1" 2>/dev/null || return 0
+    sleep 1
+  done
+  kill -KILL "$1"
 }
 
 release_nodes() { # all but the first: what is left to do needs one. When the job is queued again, it gets all of them
