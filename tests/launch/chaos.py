@@ -69,6 +69,7 @@ class Chaos:
     run: Path = Path()
     began: float = field(default_factory=time.monotonic)
     done: Counter[str] = field(default_factory=Counter)
+    limited: list[str] = field(default_factory=list)
 
     def say(self, text: str) -> None:
         seconds = time.monotonic() - self.began
@@ -122,13 +123,21 @@ def _requeued(chaos: Chaos) -> str:
 
 
 def _time_limit(chaos: Chaos) -> str:
-    """A job gets the least limit above what it has run: minutes are what Slurm counts in."""
+    """A job gets a limit of a minute, the least that Slurm knows; once it is queued again, it has its own back."""
     jobs = chaos.jobs("RUNNING")
     if not jobs:
         return ""
     job, name = chaos.random.choice(jobs)
     chaos.command("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    chaos.limited.append(job)
     return f"time limit of {job} ({name}) is now one minute"
+
+
+def _own_limits(chaos: Chaos) -> None:
+    for job, _ in chaos.jobs("PENDING"):
+        if job in chaos.limited:
+            chaos.command("scontrol", "update", f"JobId={job}", "TimeLimit=20")
+            chaos.limited.remove(job)
 
 
 def _slurmd_killed(chaos: Chaos) -> str:
@@ -204,6 +213,7 @@ def _wait(chaos: Chaos, disturb: Callable[[], bool]) -> bool:
     """Wait until no job of the run is queued, with accidents as long as ``disturb`` causes them; whether it ended."""
     quiet_since = time.monotonic()
     while chaos.jobs():
+        _own_limits(chaos)
         if disturb():
             quiet_since = time.monotonic()
         if time.monotonic() - quiet_since > RUN_LIMIT_S:

@@ -212,7 +212,7 @@ ended() { # ended CODE, by the trap of EXIT: decides what becomes of the job, wr
       elif [ "$run_spent" -ge "$run_retries" ]; then
         end "$code" failed "$reason; the run's retries are used up ($run_retries)" 1
       fi
-      [ "$class" != anywhere ] || wait_seconds=$((60 << spent)) # a full disk is not emptied in a second
+      [ "$class" != anywhere ] || wait_seconds=$((spent < 3 ? 60 << spent : 300)) # a full disk is not emptied in a second
       again "$code" 1 "$reason" "$wait_seconds"
       ;;
   esac
