@@ -206,6 +206,7 @@ def test_processes_that_are_stopped_are_killed_and_the_job_is_queued_again(outco
     assert run.ends("first") == [(76, "queued again"), (0, "done")]
     assert run.ends("second") == [(0, "done")]
     assert run.events["first"][1]["event"] == "suspect"
+    assert run.events["first"][2]["reason"] == "hang: no heartbeat for 3 s"
     assert run.nodes("first")[0] != run.nodes("first")[1]
 
 

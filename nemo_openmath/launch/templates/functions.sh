@@ -78,7 +78,7 @@ run() { # run COMMAND ...: as a step that can be asked to leave. A failure ends 
   step=
   kill "$watcher" 2>/dev/null
   wait "$watcher"
-  [ $? -ne 76 ] || hung=yes
+  [ $? -ne 76 ] || hung="no heartbeat for $hang_seconds s"
   [ "$code" -eq 0 ] || leave "$code"
 }
 
@@ -146,15 +146,16 @@ newest_heartbeat() { # the time of the newest one; a task of an array looks at i
   done | sort -n | tail -n 1
 }
 
-kill_steps() { # kill_steps [SRUN]: all that srun has started in this job; and srun itself, which waits for processes that
-  local i # cannot be killed, because they wait for a dead disk
-  squeue --steps --noheader --jobs="$job" --format=%i | grep '\.[0-9]*$' | xargs -r scancel --signal=KILL 2>/dev/null
-  [ -n "${1:-}" ] || return 0
-  for i in {1..20}; do
-    kill -0 "$1" 2>/dev/null || return 0
+kill_steps() { # kill_steps [SRUN]: all that srun has started in this job; scancel may fail, and is repeated
+  local i
+  for i in {0..20}; do
+    if [ $((i % 5)) -eq 0 ]; then
+      squeue --steps --noheader --jobs="$job" --format=%i | grep '\.[0-9]*$' | xargs -r scancel --signal=KILL 2>/dev/null
+    fi
+    [ -n "${1:-}" ] && kill -0 "$1" 2>/dev/null || return 0
     sleep 1
   done
-  kill -KILL "$1"
+  kill -KILL "$1" # it waits for processes that cannot be killed, because they wait for a dead disk
 }
 
 release_nodes() { # all but the first: what is left to do needs one. When the job is queued again, it gets all of them
@@ -229,7 +230,7 @@ judge() { # judge CODE: sets class (saved, mistake, node, unclear, anywhere), re
   elif [[ $codes == *" 3 "* ]]; then
     class=mistake reason="exit code 3, some items failed: $said"
   elif [[ -n $hung || $codes == *" 76 "* ]]; then
-    class=node reason="hang: $said"
+    class=node reason="hang: ${hung:-$said}"
   elif [ "$code" -eq 75 ] || [[ -n $asked && $code =~ ^(138|143)$ ]]; then # by the signal itself: it had just begun
     class=saved reason="saved: ${asked:-on request}"
   elif fault; then
@@ -258,7 +259,7 @@ attempt_log() { # what this attempt wrote: its own log, and those of the servers
 last_words() { # the line that says most: the last of openmath, else the last that is not Slurm's
   attempt_log | tr -d '\0' | awk '
     /^([0-9]+: )?openmath: / { ours = $0 }
-    !/^(srun: |slurmstepd|scancel: |--- attempt |[0-9]+: *$|$)/ { last = $0 }
+    !/^(srun: |slurmstepd|scancel: |--- attempt |.*\/functions\.sh: line |[0-9]+: *$|$)/ { last = $0 }
     END { print substr(ours ? ours : last, 1, 300) }' | tr -d '\200-\377' # JSON is UTF-8, and a log may hold anything
 }
 
