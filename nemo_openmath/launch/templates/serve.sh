@@ -155,7 +155,7 @@ if ! until_healthy; then
   end_server
   code=$?
   say "ended with exit code $code before it answered"
-  exit $((code ? code : 1))
+  exit $((code == 2 || code > 128 ? code : 1)) # 2: wrong input; other codes mean something else here
 fi
 failures=0
 while :; do
