@@ -339,7 +339,8 @@ def test_what_slurm_gives_less_of(provided: Site, tmp_path: Path, monkeypatch: p
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    provided.cluster("cluster", "account: labb\nstages: {train1: {partition: nigth}}\nkinds: {sft.read: {memory: 2T}}")
+    text = "account: labb\nstages: {train1: {partition: nigth}}\nkinds: {sft.read: {memory: 2T}}\n"
+    provided.cluster("cluster", text + "servers: {default: {jobs: 16}}")
     found = "\n".join(lines(provided.check("qwen2.5-14b", "cluster")))
     for pattern in (
         r"stages\.train1\.partition: no partition 'nigth' here \(train1\); did you mean 'night'\?",
@@ -348,6 +349,7 @@ def test_what_slurm_gives_less_of(provided: Site, tmp_path: Path, monkeypatch: p
         r"kinds\.training\.sft\.time: 24:00:00, and partition batch gives 12:00:00 at most \(train2\)",
         r"kinds\.sft\.read\.memory: 2097152 MB of memory of a node, and the nodes of partition batch have 1000000",
         r"servers\.teacher\.gpus: 8 GPUs of a node, .* \(server\.teacher",
+        r"servers\.default\.jobs: 16 nodes of 16 in partition batch, with no room for the jobs that ask them \(",
         r"default\.gpu: h100, and the GPUs of partition batch are a100 \(.*train2",
         r"account: this user has no account 'labb' .*; did you mean 'lab'\?",
         r"kinds\.rollout\.generate\.array: 16 jobs, and Slurm's MaxArraySize here is 9",

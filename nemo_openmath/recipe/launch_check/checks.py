@@ -24,6 +24,7 @@ CHECKS = (
     Check("cluster", "the file system of the run", places.shared),
     Check("cluster", "secrets", places.secrets),
     Check("cluster", "partitions and accounts", limits.partitions),
+    Check("servers", "room beside pools", limits.pools),
     Check("servers", "addresses of models", servers.reachable),
     Check("servers", "servers and their models", servers.hold),
     Check("servers", "the sandbox service", servers.sandbox),

@@ -105,6 +105,35 @@ def _suits(kind: NodeKind, gpus: int, cpus: int, memory: int) -> bool:
     return kind.gpus >= gpus and kind.cpus >= cpus and kind.memory_mb >= memory
 
 
+def pools(launch: PlannedLaunch) -> Iterator[Finding]:
+    """Look whether a pool of servers leaves room for who asks it: it waits for its clients, and they for a node."""
+    wrong = _Grouped(launch)
+    by_name = {job.name: job for job in launch.jobs}
+    for pool in (job for job in launch.jobs if job.work == "server"):
+        partition = launch.slurm.partition(pool.partition) if launch.slurm is not None else None
+        if partition is None or not partition.nodes:
+            continue
+        count, held = sum(kind.count for kind in partition.nodes), pool.array * pool.nodes
+        for client in (by_name[name] for name in pool.client_jobs):
+            same = launch.slurm is not None and launch.slurm.partition(client.partition) is partition
+            if same and held + client.nodes > count and not any(_both(kind, pool, client) for kind in partition.nodes):
+                problem = (
+                    f"{held} nodes of {count} in partition {partition.name}, with no room for the jobs that ask them"
+                )
+                remedy = "write fewer jobs, or give roles.cpu another partition"
+                wrong.add(client.name, launch.layer(pool, "array"), problem, remedy)
+    yield from wrong.errors()
+
+
+def _both(kind: NodeKind, server: SlurmJob, client: SlurmJob) -> bool:
+    """Whether a node has room for a server and for a job that asks it."""
+    jobs, memories = (server, client), [memory_mb(job.memory) for job in (server, client) if job.memory is not None]
+    alone = any(option.startswith("--exclusive") for job in jobs for option in job.place.sbatch) or 0 in memories
+    return not alone and _suits(
+        kind, sum(job.gpus for job in jobs), sum(job.cpus * job.tasks for job in jobs), sum(memories)
+    )
+
+
 def times(launch: PlannedLaunch) -> Iterator[Finding]:
     """Hold time limits against those of the partitions and against ``warn_seconds``."""
     warn, wrong = launch.cluster.warn_seconds, _Grouped(launch)
