@@ -25,7 +25,7 @@ begin() { # the time limit, the signals, the journal
     job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID task=$SLURM_ARRAY_TASK_ID
   fi
   journal=$output/sbatch/journal/$name${task:+.$task}.jsonl
-  asked='' step='' hung='' unwritten='' helper='' started=$(date +%s)
+  asked='' decided='' step='' hung='' unwritten='' helper='' started=$(date +%s)
   mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
   export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # since Slurm 22.05 srun does not take it from sbatch
   mkdir -p "${journal%/*}"
@@ -114,6 +114,26 @@ leave_soon() { # leave_soon WHY: a signal came
   fi
   # Passed on as SIGUSR1: srun answers SIGTERM by killing its tasks.
   [ -z "$step" ] || kill -USR1 "$step" 2>/dev/null
+  [ "$1" = "time limit" ] || decided_by_slurm
+}
+
+decided_by_slurm() { # whether Slurm has ended the job already; written down at once, for this script will be killed soon
+  local state='' restarts='' why='' i
+  [ -z "$decided" ] || return 0
+  for i in {1..30}; do # the controller may be away for a while
+    read -r state restarts why < <(state_of_job)
+    [ -z "$state" ] || break
+    sleep 10
+  done
+  if [ "$state" = RUNNING ] || [ "$why" = TimeLimit ]; then
+    return 1
+  elif [ "${restarts:-0}" -gt "${SLURM_RESTART_COUNT:-0}" ]; then
+    decided="queued again"
+    record end code:=143 decision="$decided" reason="from outside: preemption, scontrol requeue, or a node that failed" costs:=0
+  else
+    decided=failed
+    record end code:=143 decision="$decided" reason=cancelled costs:=0
+  fi
 }
 
 watch_heartbeat() { # watch_heartbeat PROCESS: exits with 76 once it has killed the steps of a stage that hangs
@@ -172,23 +192,16 @@ release_nodes() { # all but the first: what is left to do needs one. When the jo
 
 ended() { # ended CODE, by the trap of EXIT: decides what becomes of the job, writes it down, and does it
   [ "$BASHPID" = "$$" ] || return "$1" # a helper in the background that is killed runs the trap, too
-  local code=$1 reason='' wait_seconds=0 class='' named='' state='' restarts='' why='' i
+  local code=$1 reason='' wait_seconds=0 class='' named=''
   trap '' USR1 TERM
   [ -z "$helper" ] || kill "$helper" 2>/dev/null
   [ -z "$hung" ] || code=76
-  if [ "$code" -eq 0 ]; then
+  if [ "$code" -eq 0 ] && [ -z "$decided" ]; then
     end 0 "done" ''
   fi
-  for i in {1..30}; do # the controller may be away for a while
-    read -r state restarts why < <(state_of_job)
-    [ -z "$state" ] || break
-    sleep 10
-  done
-  if [ "$state" != RUNNING ] && [ "$why" != TimeLimit ]; then
-    if [ "${restarts:-0}" -gt "${SLURM_RESTART_COUNT:-0}" ]; then
-      end "$code" "queued again" "from outside: preemption, scontrol requeue, or a node that failed"
-    fi
-    end "$code" failed "cancelled"
+  if decided_by_slurm; then
+    echo "$name: $decided by Slurm, or by hand" >&2
+    exit "$code"
   fi
   if [ -n "${verdict:-}" ]; then
     end "$code" failed "$verdict"
@@ -448,7 +461,7 @@ end() { # end CODE DECISION REASON [COSTS] [NEXT]: the last line of this attempt
       ! write_journal || break
     done
   fi
-  [ "$2" != failed ] || [ "$3" = cancelled ] || notify failed "$3"
+  [ "$2" != failed ] || notify failed "$3"
   [ "$2" != "handed on" ] || exit 0 # who waits for this job waits for the next one, too
   exit "$1"
 }
