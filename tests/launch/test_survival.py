@@ -79,6 +79,12 @@ SCENARIOS = {
 
 SCENARIOS["suspects of before"] = Scenario("exit 0", "sbatch: [--exclude=n4]", stages=(FIRST,))
 SCENARIOS["more suspects than nodes"] = Scenario("exit 0", "stages: {train: {nodes: 3}}", stages=(TRAIN,))
+SCENARIOS["two bad nodes"] = Scenario(
+    'case "$*" in *worker*) [ -e $marks/again ] && exit 0; sleep 1; touch $marks/again; '
+    '[ $RANK = 2 ] && exit 75; echo "rank $RANK: CUDA error: uncorrectable ECC error" >&2; exit 77 ;; esac',
+    "stages: {train: {nodes: 3}}",
+    stages=(TRAIN,),
+)
 SCENARIOS["hardware"] = Scenario(
     'case "$*" in *worker*) [ -e $marks/bad ] && exit 0; if [ $RANK = 2 ]; then '
     "echo 'rank 2: the machine failed (CUDA error: uncorrectable ECC error)' >&2; echo $SLURMD_NODENAME >$marks/node; "
@@ -264,3 +270,6 @@ def test_suspects_are_avoided_as_long_as_enough_nodes_are_left(outcomes: dict[st
     many = outcomes["more suspects than nodes"]
     assert many.ends("train") == [(0, "done")]
     assert many.nodes("train") == ["n[1-3]"]  # one can be spared: the newest
+    bad = outcomes["two bad nodes"]
+    assert bad.ends("train") == [(77, "queued again"), (0, "done")]
+    assert len((bad.folder / "sbatch/suspects").read_text().splitlines()) == 2  # of four nodes, and it needs three

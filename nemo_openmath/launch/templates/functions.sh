@@ -360,12 +360,13 @@ suspect() { # suspect AFTER REASON: marks the named nodes; from AFTER marks on, 
   done < <(squeue --noheader --user="$(id -un)" --states=PENDING --format='%A %Z')
 }
 
-exclude() { # exclude JOB: it gets no suspect: the newest only, where else too few nodes would be left for it
+exclude() { # exclude JOB [COUNT OF NODES]: it gets no suspect: the newest only, where else too few nodes would be left for it
   local partition excluded count usable bad all=$output/sbatch/suspects
   [ -s "$all" ] || return 0
   read -r partition excluded count < <(scontrol --oneliner show job "$1" |
     sed -n '1s/.* Partition=\([^ ]*\) .* ExcNodeList=\([^ ]*\) .* NumNodes=\([0-9]*\).*/\1 \2 \3/p')
   [ -n "${count:-}" ] || return 0
+  count=${2:-$count}
   usable=$(sinfo --noheader --Node --partition="$partition" --format='%N %t' |
     awk '$2 !~ /down|drain|fail|boot|maint/ { print $1 }' | sort -u | paste -sd ' ')
   bad=$({
@@ -388,7 +389,7 @@ exclude() { # exclude JOB: it gets no suspect: the newest only, where else too f
 again() { # again CODE COSTS REASON SECONDS: queues the job again, after SECONDS
   if [ "$requeue" != chain ]; then
     if scontrol requeue "$job"; then # Slurm sends SIGTERM, and SIGKILL after KillWait (30 s): what follows is short
-      exclude "$job"
+      exclude "$job" ${#nodes[@]} # Slurm says one node, until the job has ended
       [ "$4" -eq 0 ] || scontrol update JobId="$job" StartTime="now+$4"
       end "$1" "queued again" "$3" "$2"
     fi
