@@ -92,6 +92,16 @@ def partition_locks(context: StageContext) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def nobody_at_work(folder: Path, shards: int) -> Iterator[None]:
+    """Hold the locks of all parts of a stage's work, for a job of an array that makes the folder anew: with the lock of
+    its plan, no other job begins or goes on meanwhile. Raises UserError that names a process which is at work."""
+    with contextlib.ExitStack() as held:
+        for path in (folder.parent / STAGES).glob(f"{folder.name}-part-*.lock") if shards > 1 else ():
+            held.callback(_take(folder.parent, path, False, f"stage {folder.name}, to make it anew"))
+        yield
+
+
 def _take(output: Path, path: Path, shared: bool, what: str, least_s: float = 0.0) -> Callable[[], None]:
     """Take a lock, and return what lets go of it. ``least_s``: it is waited for so long at least."""
     begun, waiting = time.monotonic(), Waiting(say=log.info, first_s=_FIRST_S)

@@ -36,7 +36,7 @@ from nemo_openmath.recipe import identity, stage_folder
 from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.recipe.fingerprint import Fingerprints, NotReady
 from nemo_openmath.recipe.inputs import check_inputs
-from nemo_openmath.recipe.lock import partition_locks, planning_lock, run_lock
+from nemo_openmath.recipe.lock import nobody_at_work, partition_locks, planning_lock, run_lock
 from nemo_openmath.recipe.outcome import describe_outcome, describe_shard, made_nothing, make_manifest, refuse_failures
 from nemo_openmath.recipe.preflight import check_output, preflight
 from nemo_openmath.recipe.selection import StageSelection
@@ -184,6 +184,8 @@ class Run:
                 await entry.stage.prepare_launch(context)
                 return
             with stage_folder.stopwatch(folder) as spent, _named(entry), partition_locks(context), closing_files():
+                if selection.shards > 1 and not stage_folder.is_planned(folder, fingerprint):
+                    raise UserError("is being made for other settings by now", file=folder, remedy="end one of the two")
                 await entry.stage.run(context)
             await services.release_model()
             with planning_lock(context):  # one job of an array sees that it is the last
@@ -230,10 +232,12 @@ class Run:
             progress.log(f"{status.reason}: they are tried again")
             stage_folder.reopen(folder)
         if status.state is State.MISSING or begun_for_this:
-            if not entry.allow_empty:
-                stage_folder.remove_empty_attempt(folder, selection)
+            if not entry.allow_empty and stage_folder.left_nothing(folder):  # what it worked with was wrong
+                with nobody_at_work(folder, selection.shards):
+                    shutil.rmtree(folder)
         else:
-            self._keep_or_remove(entry, status, fingerprint, inputs, selection, progress)
+            with nobody_at_work(folder, selection.shards):
+                self._keep_or_remove(entry, status, fingerprint, inputs, selection, progress)
         partitions = stage_folder.partitions_of(folder, entry.stage, self.recipe.partitions, selection)
         folder.mkdir(parents=True, exist_ok=True)
         stage_folder.write_plan(folder, entry.stage, fingerprint, partitions)
@@ -252,16 +256,9 @@ class Run:
         progress: Progress,
     ) -> None:
         """Treat a folder that is damaged, or was made for other settings or inputs: keep the whole units of what is
-        still asked for, and what an incremental setting adds to; remove anything else. Raises UserError where long work
-        would be thrown away unasked."""
+        still asked for, and what an incremental setting adds to; remove anything else. Of an array the first job does
+        this for all. Raises UserError where long work would be thrown away unasked."""
         folder = self.folder(entry.name)
-        if selection.shards > 1:
-            why = status.reason if status.state is State.DAMAGED else "made for other settings or inputs"
-            raise UserError(
-                f"{status.state}: {why or 'its manifest cannot be read'}",
-                file=folder,
-                remedy="run the command once with --prepare instead of --shard, or remove the folder",
-            )
         if _is_mendable(entry, status, fingerprint):
             progress.log(f"damaged ({status.reason}): what is whole of it is kept")
             stage_folder.reopen(folder)
@@ -276,7 +273,7 @@ class Run:
             raise UserError(
                 f"{what}, and {work / 3600:.1f} hours of work lie there",
                 file=folder,
-                remedy="make it anew with --replace, or give another --output",
+                remedy="make it anew with --replace, remove that folder, or give another --output",
             )
         progress.log(f"{what}: made again")
         shutil.rmtree(folder)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -73,18 +72,9 @@ def reopen(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_empty_attempt(folder: Path, selection: StageSelection) -> None:
-    """Remove the folder of a last attempt that made nothing: what it worked with was wrong.
-
-    Raises UserError where this is one job of an array, whose other jobs would remove each other's work.
-    """
-    if not _read_plan(folder).get(_NOTHING):
-        return
-    if selection.shards > 1:
-        raise UserError(
-            "made nothing", file=folder, remedy="mend its inputs, run it once with --prepare, then the array"
-        )
-    shutil.rmtree(folder)
+def left_nothing(folder: Path) -> bool:
+    """Return whether the last attempt at the stage ended, and made nothing."""
+    return bool(_read_plan(folder).get(_NOTHING))
 
 
 def partitions_of(folder: Path, stage: Stage, asked: int, selection: StageSelection) -> int:

@@ -219,6 +219,33 @@ def test_a_stage_that_makes_nothing_has_not_finished(tmp_path: Path, capsys: pyt
     assert manifest.counts["records"] == 1
 
 
+def test_an_array_makes_a_changed_stage_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first job removes what was made for other settings, or what was nothing; who is at work keeps it from that."""
+    file, rows, out = tmp_path / "r.yaml", tmp_path / "rows.jsonl", tmp_path / "out"
+    file.write_text("name: r\nstages:\n  a: {run: problems.read_problems, from: ./rows.jsonl, max_chars: 3}\n")
+    rows.write_text("".join(f'{{"problem": "What is {n} + 1?", "expected_answer": "2"}}\n' for n in range(8)))
+
+    def job(number: int, *more: str) -> ExitCode:
+        return go(file, out, "--only", "a", "--shard", f"{number}/2", *more)
+
+    assert [job(0), job(1)] == [ExitCode.OK, ExitCode.USER_ERROR]
+    assert "made nothing" in capsys.readouterr().err
+    assert [job(1), job(0)] == [ExitCode.OK, ExitCode.USER_ERROR], "once more, and not refused"
+    for chars, left in ((100, 8), (13, 0), (200, 8)):
+        more = (f"stages.a.max_chars={chars}", "stages.a.allow_empty=true")
+        assert [job(0, *more), job(1, *more)] == [ExitCode.OK, ExitCode.OK]
+        manifest = read_manifest(out / "a")
+        assert manifest is not None
+        assert manifest.counts["records"] == left
+    held = open_lock_file(out / ".locks" / "a-part-00001.lock")
+    assert try_lock(held)
+    write_mark(held, {**new_mark(what="part 1"), "pid": os.getpid()}, out / ".locks" / "a-part-00001.lock")
+    assert job(0, "stages.a.max_chars=3") is ExitCode.USER_ERROR
+    assert f"process {os.getpid()}" in capsys.readouterr().err
+    assert read_manifest(out / "a") == manifest
+    os.close(held)
+
+
 def test_all_that_can_be_known_is_said_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Devices, files, models, tokenizers, secrets, layouts: in one list, before anything is written."""
     (tmp_path / "bare").mkdir()
