@@ -220,7 +220,7 @@ def test_a_stage_that_makes_nothing_has_not_finished(tmp_path: Path, capsys: pyt
 
 
 def test_an_array_makes_a_changed_stage_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first job removes what was made for other settings, or what was nothing; who is at work keeps it from that."""
+    """The first job removes what was made for other settings, or was nothing, unless somebody is at work there."""
     file, rows, out = tmp_path / "r.yaml", tmp_path / "rows.jsonl", tmp_path / "out"
     file.write_text("name: r\nstages:\n  a: {run: problems.read_problems, from: ./rows.jsonl, max_chars: 3}\n")
     rows.write_text("".join(f'{{"problem": "What is {n} + 1?", "expected_answer": "2"}}\n' for n in range(8)))
