@@ -238,9 +238,15 @@ def test_an_array_that_slurm_refuses_leaves_no_half_of_a_run(rig: dict[str, str]
     """The cluster file says a larger max_array_size than Slurm has."""
     change = ("warn_seconds: 50", "warn_seconds: 50\nmax_array_size: 5000")
     kinds = "{problems.classify: {array: 2000}}"
+    path = shim(tmp_path / "bin", "exit 0")
     with pytest.raises(subprocess.CalledProcessError) as caught:
-        launch(rig, tmp_path, "answered", path=shim(tmp_path / "bin", "exit 0"), kinds=kinds, change=change)
-    assert "Invalid job array specification" in caught.value.stderr
+        launch(rig, tmp_path, "answered", path=path, kinds=kinds, change=change)
+    assert "MaxArraySize" in caught.value.stdout  # launch asks Slurm before it submits
+    launch(rig, tmp_path, "answered", path=path, kinds=kinds, change=change, options=("--dry-run",))
+    submit = ["bash", str(tmp_path / "run/sbatch/submit.sh")]
+    done = subprocess.run(submit, env=rig, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "Invalid job array specification" in done.stderr
     assert set(states(rig, tmp_path / "run").values()) <= {"CANCELLED", "COMPLETED"}
 
 
