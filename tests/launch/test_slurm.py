@@ -221,7 +221,10 @@ def test_a_job_whose_node_dies_starts_elsewhere(rig: dict[str, str], tmp_path: P
     journal = (tmp_path / "run/sbatch/journal/benchmark.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in journal] == ["start", "start", "end"]
     assert starts.read_text().split()[3] != node
+    slurmd.unlink()
     subprocess.run(["slurmd", "-N", node, "-f", rig["SLURM_CONF"]], env=rig, check=True)  # and it is up again
+    while not (slurmd.exists() and slurmd.read_text().strip()):  # by which the rig ends it
+        time.sleep(0.1)
 
 
 def test_who_does_not_save_in_time_is_killed_and_queued_again(rig: dict[str, str], tmp_path: Path) -> None:
