@@ -161,7 +161,8 @@ class Cluster:
     """Where the commands of every job run."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables that are exported in every job. What the shell that submits has set for other programs does not reach
-    the jobs: PYTHON*, LD_*, proxies, conda, NCCL_* and the like are unset first."""
+    the jobs: PYTHON*, LD_*, proxies, conda, NCCL_*, GLOO_* and the like are unset first. Values are taken as
+    they stand: a line with ``$NAME`` belongs under ``setup``."""
     secrets: tuple[str, ...] = ()
     """Names of environment variables that jobs need and no file may hold, such as HF_TOKEN. They must be set where
     ``openmath launch`` is called, and are handed on by sbatch."""

@@ -6,6 +6,7 @@ Which options start a server on several nodes was taken from the programs' own t
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,24 @@ from nemo_openmath.launch.container import Container
 from nemo_openmath.launch.values import check_amounts
 
 ClusterEngine = Literal["vllm", "sglang", "trtllm", "openmath", "command"]
+
+_ADDRESS = [(name, "nothing, for clients are told the address") for name in ("--host", "--port")]
+_NAME = ("--served-model-name", "nothing, for clients ask for the model by it")
+_TENSOR, _PIPELINE, _LENGTH = "tensor_parallel:", "pipeline_parallel:", "max_model_len:"
+_WRITTEN: dict[str, list[tuple[str, str]]] = {
+    "vllm": [
+        *_ADDRESS, _NAME, ("--max-model-len", _LENGTH), ("--tensor-parallel-size", _TENSOR), ("-tp", _TENSOR),
+        ("--pipeline-parallel-size", _PIPELINE), ("-pp", _PIPELINE),
+    ],
+    "sglang": [
+        *_ADDRESS, _NAME, ("--context-length", _LENGTH), ("--tp-size", _TENSOR), ("--tp", _TENSOR),
+        ("--tensor-parallel-size", _TENSOR), ("--pp-size", _PIPELINE), ("--pp", _PIPELINE),
+    ],
+    "trtllm": [*_ADDRESS, ("--max-seq-len", _LENGTH), ("--tp-size", _TENSOR), ("--pp-size", _PIPELINE)],
+    "openmath": [*_ADDRESS, ("--name", _NAME[1]), ("--max-context", _LENGTH)],
+}  # fmt: skip
+"""Options of each program that the launcher writes, and what says them: the last one given counts, and a server at
+another port is never heard of."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +96,18 @@ class ModelServer:
                     raise ValueError(f'the command of a server must use "${word}"')
         if self.jobs == 0 and (self.time or self.partition):
             raise ValueError("time and partition are those of a pool's jobs: write jobs: 1 or more")
+        self._check_arguments()
         self._check_gpus()
+
+    def _check_arguments(self) -> None:
+        ours = dict(_WRITTEN.get(self.engine, ()))
+        for word in self.arguments:
+            if re.match(r"--?[A-Za-z][\w-]*\s", word):
+                first, rest = word.split(maxsplit=1)
+                raise ValueError(f"arguments has {word!r}, which is one word for the program: write {first}, {rest}")
+            name = word.partition("=")[0].replace("_", "-")
+            if name in ours:
+                raise ValueError(f"arguments has {name}, which the launcher writes: what says it is {ours[name]}")
 
     def _check_gpus(self) -> None:
         if self.replicas > 1 and self.nodes > 1:

@@ -200,6 +200,17 @@ MISTAKES = {
         "qwen2.5-14b", "write_gb_per_second: 0.5",
         r"warn_seconds: a checkpoint of train1, train2 \(206\.8 GB\) takes 414 s at 0\.5 GB/s",
     ),
+    "the folder of the runs mounted read-only": (
+        "qwen2.5-14b", 'container: {mounts: ["{shared}:{shared}:ro"]}',
+        r"container\.mounts: {shared}/runs/run, which jobs write, is mounted read-only; take :ro away",
+    ),
+    "lines of shell with a quote that nothing closes": (
+        "qwen2.5-14b", """setup: ['echo "x']""", r"cluster\.yaml:2: setup: bash cannot read it \(line 1: unexp",
+    ),
+    "a large training without GPUs": (
+        "qwen2.5-14b", "kinds: {training.sft: {gpus: 0}}",
+        r"kinds\.training\.sft\.gpus: train1 has no GPU, and a checkpoint of its model is of 206\.8 GB; give it gpus:",
+    ),
     "another name inside": (
         "qwen2.5-14b", "container: {mounts: ['{shared}:/data']}",
         r"container\.mounts: {shared}/runs/run is /data/runs/run inside; .*under its own name",
@@ -241,6 +252,15 @@ def test_an_output_outside_all_mounts_is_named_and_one_with_blanks_is_fine(provi
     assert [line for line in outside if f"{tmp_path}/run is below no mount" in line], outside
     blanks = provided.check("qwen2.5-14b", "slurm-pyxis", output=provided.folder / "my runs" / "it's 14b")
     assert not blanks.is_bad, lines(blanks)
+
+
+def test_what_a_run_survives_is_a_note(provided: Site) -> None:
+    provided.cluster("cluster", "warn_seconds: 0\nenvironment: {CACHE: $SCRATCH/x}")
+    findings = provided.check("qwen2.5-14b", "cluster")
+    assert not findings.is_bad, lines(findings)
+    notes = "\n".join(findings.notes)
+    assert "warn_seconds is 0, so a job that reaches its time limit saves nothing" in notes
+    assert "cluster.yaml:3: environment.CACHE: '$SCRATCH/x' is taken as it stands" in notes
 
 
 def test_files_that_are_links_to_what_is_not_mounted(site: Site, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_small_stages_share_a_job(tmp_path: Path) -> None:
         ({"gpus": 8, "replicas": 4, "max_model_len": 99}, "--max-model-len 99 --tensor-parallel-size 2"),
         ({"engine": "sglang", "nodes": 2, "gpus": 8}, '--tp-size 16 --nnodes 2 --node-rank "$NODE_RANK" --dist-init'),
         ({"engine": "trtllm", "nodes": 2, "gpus": 8}, 'trtllm-llmapi-launch trtllm-serve "$MODEL" --host "$HOST"'),
-        ({"engine": "trtllm", "gpus": 1, "arguments": ("--a b",)}, "--tp_size 1 '--a b'"),
+        ({"engine": "trtllm", "gpus": 1, "arguments": ("a b",)}, "--tp_size 1 'a b'"),
     ],
 )  # fmt: skip
 def test_the_words_that_start_a_server(entry: dict, words: str) -> None:

@@ -23,6 +23,7 @@ CHECKS = (
     Check("cluster", "packages", places.packages),
     Check("cluster", "the file system of the run", places.shared),
     Check("cluster", "secrets", places.secrets),
+    Check("cluster", "lines of shell", places.shell),
     Check("cluster", "partitions and accounts", limits.partitions),
     Check("servers", "room beside pools", limits.pools),
     Check("servers", "addresses of models", servers.reachable),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from nemo_openmath.core.build import Key
 from nemo_openmath.data.rows.stages import ReadRows
 from nemo_openmath.launch.cluster import JobPlace
 from nemo_openmath.launch.container import Container
-from nemo_openmath.recipe.launch_check.findings import Finding, Unseen, some
+from nemo_openmath.recipe.launch_check.findings import Finding, Note, Unseen, some
 from nemo_openmath.recipe.launch_check.planned import PlannedLaunch, PlannedServer, PlannedStage
 from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.training.stage import Sft
@@ -58,6 +60,7 @@ class ContainerMount:
 
     host: Path
     inside: Path
+    read_only: bool = False
 
 
 def mounts_of(container: Container) -> list[ContainerMount]:
@@ -65,7 +68,8 @@ def mounts_of(container: Container) -> list[ContainerMount]:
     mounts = []
     for text in container.mounts:
         host, _, rest = text.partition(":")
-        mounts.append(ContainerMount(Path(host), Path(rest.partition(":")[0] or host)))
+        inside, _, flags = rest.partition(":")
+        mounts.append(ContainerMount(Path(host), Path(inside or host), "ro" in flags.replace("+", ",").split(",")))
     arguments = set(container.arguments)
     if container.runtime == "apptainer" and not arguments & {"--contain", "--containall", "-c", "-C"}:
         own = [] if "--no-home" in arguments else [Path.home()]
@@ -94,6 +98,11 @@ def hidden_by(container: Container, path: Path) -> str | None:
 def mounts(launch: PlannedLaunch) -> Iterator[Finding]:
     """Look for every path of the jobs inside their containers, under the same name."""
     for key, container, paths in launch.containers():
+        if launch.output in paths and container.runtime != "none":
+            around = [m for m in mounts_of(container) if launch.output.is_relative_to(m.inside)]
+            if around and max(around, key=lambda m: len(m.inside.parts)).read_only:
+                remedy = "take :ro away, or mount the folder of the runs without it"
+                yield launch.error((*key, "mounts"), f"{launch.output}, which jobs write, is mounted read-only", remedy)
         yield from _mounted(launch, (*key, "mounts"), container, [Path(os.path.abspath(path)) for path in paths])
 
 
@@ -146,6 +155,9 @@ def images(launch: PlannedLaunch) -> Iterator[Finding]:
             yield Unseen(f"the image {image}, which the jobs pull ({launch.origin(key)})")
             continue
         file = launch.output / image  # jobs begin there; an absolute path stays what it is
+        if file.is_dir() and container.runtime == "pyxis":
+            remedy = "name the .sqsh file (docs/howto/cluster.md, An image)"
+            yield launch.error((*key, "image"), f"{file} is a folder, and pyxis starts files", remedy)
         if file.exists():
             continue
         if file.parent.is_dir() or _same_system(file.parent, launch.output):
@@ -261,6 +273,28 @@ def shared(launch: PlannedLaunch) -> Iterator[Finding]:
     mount = next((folder for folder in (launch.output, *launch.output.parents) if folder in kinds), None)
     if mount is not None and kinds[mount] not in (*_SHARED, *_SHARED_TOO) and not kinds[mount].startswith("fuse."):
         yield Unseen(f"whether all nodes see {launch.output}: it lies on {mount} ({kinds[mount]}), a local file system")
+
+
+def shell(launch: PlannedLaunch) -> Iterator[Finding]:
+    """Let bash read the lines of shell of the cluster file, and look for variables where none is put in."""
+    cluster = launch.cluster
+    roles = [(role, getattr(cluster.roles, role)) for role in ("cpu", "training", "server")]
+    places = [((), cluster), *((("roles", role), its) for role, its in roles)]
+    lines: list[tuple[Key, str]] = [((*key, "setup"), "\n".join(place.setup)) for key, place in places]
+    lines += [(("servers", name, "command"), server.command or "") for name, server in cluster.servers.items()]
+    lines.append((("notify", "command"), cluster.notify.command))
+    for key, text in lines:
+        if not text:
+            continue
+        done = subprocess.run(["/bin/bash", "-n", "-c", text], capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = " ".join(done.stderr.split()).removeprefix("/bin/bash: -c: ")
+            yield launch.error(key, f"bash cannot read it ({reason})", "mend the quotes, or what is not closed")
+    for key, place in places:
+        for name, value in place.environment.items():
+            if re.search(r"\$\{?[A-Za-z_]", value):
+                at = f"{launch.origin((*key, 'environment', name))}: environment.{name}"
+                yield Note(f"{at}: {value!r} is taken as it stands; else write under setup: export {name}={value}")
 
 
 def secrets(launch: PlannedLaunch) -> Iterator[Finding]:

@@ -29,6 +29,9 @@ from nemo_openmath.training.planning.memory import Layout, host_memory
 from nemo_openmath.training.planning.table import describe
 from nemo_openmath.training.stage import Sft
 
+LARGE = 14e9
+"""Bytes of a checkpoint above which a training without GPUs is a mistake: a billion parameters."""
+
 
 def ranks_of(job: SlurmJob) -> int:
     """Return the ranks of a training's job: one for each GPU, or one a node without GPUs."""
@@ -123,7 +126,15 @@ def memory(launch: PlannedLaunch) -> Iterator[Finding]:
             replicas = training.parallel.check(model, ranks) if model is not None else 0
         except UserError:  # told by `layouts`
             continue
-        if model is None or not job.gpus:
+        if model is None:
+            continue
+        if not job.gpus:
+            if (size := checkpoint_bytes(model, training.precision)) > LARGE:
+                yield launch.error(
+                    launch.layer(job, "gpus"),
+                    f"{entry.name} has no GPU, and a checkpoint of its model is of {bytes_text(size)}",
+                    "give it gpus:",
+                )
             continue
         layout = Layout(training.parallel, replicas, training.distributed_optimizer, training.recompute)
         yield from _host(launch, job, entry, model, layout)
@@ -190,7 +201,9 @@ def saving(launch: PlannedLaunch) -> Iterator[Finding]:
             yield Note(f"{entry.name}: checkpoints.every is 0: a failure before the first save loses all until then")
     for size, names in sizes.items():
         text = f"a checkpoint of {', '.join(names)} ({bytes_text(size)})"
-        if speed is None and size > seconds * 1e8:
+        if seconds == 0:
+            yield Note(f"{text}: warn_seconds is 0, so a job that reaches its time limit saves nothing")
+        elif speed is None and size > seconds * 1e8:
             yield Note(
                 f"{text} is saved within warn_seconds ({seconds} s) from {size / 1e9 / seconds:.1f} GB/s on; "
                 "write_gb_per_second of the cluster file says how fast the file system is"

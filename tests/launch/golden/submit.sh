@@ -3,6 +3,11 @@
 set -Eeuo pipefail
 output=/shared/run
 
+# Inside of another job, what Slurm has set for that one must not reach these: memory and binding would contradict theirs.
+for variable in $(compgen -e SLURM_); do
+  case $variable in SLURM_CONF | SLURM_CLUSTERS) ;; *) unset "$variable" ;; esac
+done
+
 queued=$(squeue --user="$(id -un)" --noheader --format='%i %Z' |
   RUN=" $output" awk '{ id = $1; sub(/^[^ ]+/, "") } $0 == ENVIRON["RUN"] { print id }')
 if [ -n "$queued" ]; then # two jobs must never write one stage
