@@ -8,6 +8,8 @@ from typing import Any
 
 from nemo_openmath.cli.common import AGAIN, at_least, verb
 
+NODES, WAIT_S = 2, 900
+
 
 def add(groups: Any) -> None:
     doctor = verb(
@@ -22,9 +24,11 @@ def add(groups: Any) -> None:
     doctor.add_argument("--json", action="store_true", help="print a JSON object")
     doctor.add_argument("--cluster", type=Path, metavar="FILE", help="look at nodes of each partition that it names")
     doctor.add_argument("--partition", metavar="NAME", help="with --cluster: this one alone")
-    doctor.add_argument("--nodes", type=at_least(1), default=2, metavar="N", help="with --cluster: of each partition")
     doctor.add_argument(
-        "--wait", type=at_least(1), default=900, metavar="SECONDS", help="with --cluster: for all of its jobs"
+        "--nodes", type=at_least(1), metavar="N", help=f"with --cluster: of each partition; default {NODES}"
+    )
+    doctor.add_argument(
+        "--wait", type=at_least(1), metavar="SECONDS", help=f"with --cluster: for all of its jobs; default {WAIT_S}"
     )
     doctor.add_argument("--write", type=Path, metavar="DIR", help="in a job: write the report to DIR/NODE.json")
 
@@ -40,8 +44,11 @@ def _doctor(options: argparse.Namespace) -> None:
     if options.cluster is not None:
         _look_at_nodes(options)
         return
-    if options.partition is not None:
-        raise UserError("--partition is of a cluster", remedy="add --cluster FILE")
+    for name in ("partition", "nodes", "wait"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name} is of a cluster", remedy="add --cluster FILE")
+    if options.output is not None and options.output.exists() and not options.output.is_dir():
+        raise UserError("--output is a file", file=options.output, remedy="name a folder, there or not yet")
     system = System(options.output or Path())
     if options.write is not None:
         write_report(options.write, system)
@@ -75,8 +82,8 @@ def _look_at_nodes(options: argparse.Namespace) -> None:
         options.cluster,
         options.output,
         partition=options.partition,
-        nodes=options.nodes,
-        wait_s=options.wait,
+        nodes=options.nodes or NODES,
+        wait_s=options.wait or WAIT_S,
     )
     if options.json:
         _print_json(visits_json(visits))

@@ -73,6 +73,9 @@ def mount(kind: str, *options: str) -> storage.Mount:
         (machine.shared_memory(64 << 20, 0), YELLOW),
         (machine.limit("open files", 1024, 1024, infiniband=False), RED),
         (machine.limit("open files", 1024, 65536, infiniband=False), YELLOW),
+        (machine.limit("address space", 8 << 30, UNLIMITED, infiniband=False), RED),
+        (machine.limit("address space", UNLIMITED, UNLIMITED, infiniband=False), GREEN),
+        (machine.limit("size of files", 1 << 30, 1 << 30, infiniband=False), RED),
         (machine.limit("locked memory", 8 << 20, 8 << 20, infiniband=True), RED),
         (machine.limit("locked memory", UNLIMITED, UNLIMITED, infiniband=True), GREEN),
         (network.host_name("n1", ["127.0.1.1"], cluster=True), YELLOW),
@@ -276,3 +279,11 @@ def test_this_machine_is_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture
     assert code is (ExitCode.USER_ERROR if red else ExitCode.OK)
     assert not [f for f in red if f["group"] in ("GPU", "Slurm", "containers", "network")]
     assert not list(tmp_path.iterdir())
+
+
+def test_words_that_would_be_passed_over_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert run(["doctor", "--output", str(tmp_path / "file")]) is ExitCode.USER_ERROR
+    assert "--output is a file; name a folder" in capsys.readouterr().err
+    assert run(["doctor", "--nodes", "4"]) is ExitCode.USER_ERROR
+    assert "--nodes is of a cluster; add --cluster FILE" in capsys.readouterr().err

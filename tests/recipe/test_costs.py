@@ -92,6 +92,8 @@ def test_saving_by_hand() -> None:
     assert plan.work.steps == -(-6 * 5_466_000 // 1024) == 32_028
     never = saving_costs(plan.work, plan.configured, 16, replace(settings, every=0), FailureOptions(mtbf_hours=1600))
     assert never.own_lost == never.lost(32_028 // 4)  # four are kept, and resumed from
+    assert replace(cost, every=10**6).own_lost == cost.lost(32_028)  # no longer than the training
+    assert replace(cost, every=0, steps=None).own_lost is None
 
 
 @pytest.mark.parametrize(

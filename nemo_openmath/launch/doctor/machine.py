@@ -100,13 +100,15 @@ def _size(folder: str) -> int | None:
 
 
 def look_at_limits(system: System) -> Iterator[Finding]:
-    """Yield the limits of processes: open files, locked memory, stack, processes."""
+    """Yield the limits of processes: open files, locked memory, stack, processes, address space, size of files."""
     infiniband = bool(system.names("sys/class/infiniband"))
     names = {
         "open files": resource.RLIMIT_NOFILE,
         "locked memory": resource.RLIMIT_MEMLOCK,
         "stack": resource.RLIMIT_STACK,
         "processes": resource.RLIMIT_NPROC,
+        "address space": resource.RLIMIT_AS,
+        "size of files": resource.RLIMIT_FSIZE,
     }
     for name, number in names.items():
         yield limit(name, *resource.getrlimit(number), infiniband=infiniband)
@@ -125,6 +127,11 @@ def limit(name: str, soft: int, hard: int, *, infiniband: bool) -> Finding:
         return GROUP.red(name, f"{shown}, and InfiniBand is here", remedy, soft=soft)
     if name == "stack" and not infinite and soft < 8 << 20:
         return GROUP.yellow(name, f"{shown}: deep recursion crashes", "ulimit -s 8192", soft=soft)
+    if name == "address space" and not infinite:
+        text = f"{shown}: torch and CUDA map far more than they use"
+        return (GROUP.red if soft < 16 * GIB else GROUP.yellow)(name, text, "ulimit -v unlimited", soft=soft)
+    if name == "size of files" and not infinite:
+        return GROUP.red(name, f"{shown}: weights and checkpoints are larger", "ulimit -f unlimited", soft=soft)
     if name == "processes" and not infinite and soft < 4096:
         return GROUP.yellow(name, f"{shown}: threads count too", "ulimit -u 65536", soft=soft)
     return GROUP.green(name, shown, soft=soft)
@@ -133,7 +140,7 @@ def limit(name: str, soft: int, hard: int, *, infiniband: bool) -> Finding:
 def _limit(name: str, value: int) -> str:
     if value == resource.RLIM_INFINITY:
         return "unlimited"
-    return show(value) if name in ("locked memory", "stack") else f"{value:,}"
+    return show(value) if name in ("locked memory", "stack", "address space", "size of files") else f"{value:,}"
 
 
 def look_at_folders(system: System) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ Everything is tried in a hidden folder of its own, which is removed again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_openmath.core.errors import SystemFailure
 from nemo_openmath.core.locks import open_lock_file, try_lock
 from nemo_openmath.inference.free_memory import show
 from nemo_openmath.launch.doctor.finding import Finding, FindingGroup
@@ -132,6 +134,8 @@ def look_at_semantics(system: System) -> Iterator[Finding]:
         yield GROUP.red("writing", f"{error.filename}: {error.strerror}", "choose an --output that this user may write")
     except OSError as error:
         yield GROUP.red("writing", f"{error.filename or ''}: {error.strerror}", "free some space, or mend the mount")
+    except SystemFailure as error:
+        yield GROUP.red("writing", str(error).partition(";")[0], "free some space, or mend the mount")
 
 
 def _lock_states(folder: Path) -> dict[str, bool | None]:
@@ -248,7 +252,8 @@ def look_at_speed(system: System) -> Iterator[Finding]:
         with _scratch(system) as scratch:
             yield speed(*_measure(scratch / "speed", most))
     except OSError as error:
-        yield GROUP.red("speed", f"cannot be measured: {error.strerror}", "choose an --output that can be written")
+        remedy = "ulimit -f unlimited" if error.errno == errno.EFBIG else "choose an --output that can be written"
+        yield GROUP.red("speed", f"cannot be measured: {error.strerror}", remedy)
 
 
 def _measure(path: Path, most: int) -> tuple[int, float, float, bool]:

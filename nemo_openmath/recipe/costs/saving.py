@@ -102,10 +102,12 @@ class SavingCosts:
         return self.failures.lost_share(every * self.step)
 
     @property
-    def own_lost(self) -> float:
+    def own_lost(self) -> float | None:
         """Return the share that is lost at the recipe's own interval; without one, at that of the checkpoints that
-        stay."""
-        return self.lost(self.every or -(-(self.steps or self.best) // self.kept))
+        stay. None where neither the interval nor the number of steps is known."""
+        if self.steps is None:
+            return self.lost(self.every) if self.every else None
+        return self.lost(min(self.every or -(-self.steps // self.kept), self.steps))
 
     @property
     def cycle(self) -> float:

@@ -111,7 +111,7 @@ def saving_table(stages: Sequence[str], costs: Sequence[SavingCosts]) -> Table:
             f"{model.writing or model.stall:.0f}",
             f"{7 * 86400 / model.mtbf:.2f}",
             f"{cost.every:,}" if cost.every else "never",
-            f"{cost.own_lost:.2%}",
+            f"{cost.own_lost:.2%}" if cost.own_lost is not None else "-",
             f"{cost.best:,}",
             f"{cost.lost(cost.best):.2%}",
             f"{cost.bytes_per_hour / 1e9:,.0f}",

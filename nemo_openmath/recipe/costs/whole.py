@@ -238,7 +238,7 @@ class _Pricing:
         self.saving.append(saving)
         if steps is None:
             return replace(base, unpriced="how many steps it takes, is not known")
-        seconds = steps * own.time.total / (1 - saving.own_lost)
+        seconds = steps * own.time.total / (1 - (saving.own_lost or 0.0))
         return self._hours(base, machines, seconds)
 
     def _generation(self, base: StageCosts, machines: _Machines) -> StageCosts:
