@@ -178,6 +178,8 @@ def _merge(
         at, was = (*key, name), out.get(name)
         if isinstance(value, dict) and isinstance(was, dict) and value.get("run", was.get("run")) == was.get("run"):
             out[name] = _merge(was, value, at, origins, new)
+            if value and at in new:
+                origins[at] = new[at]  # a mistake of the whole section is more likely where it was changed
             continue
         for old in [k for k in origins if k[: len(at)] == at]:
             del origins[old]

@@ -182,7 +182,7 @@ MISTAKES = {
     ),
     "72B on one GPU": (
         "data-generation", "servers: {Qwen2.5-Math-72B-Instruct: {replicas: 8}}",
-        r"servers\.Qwen2\.5-Math-72B-Instruct: .* 145\.4 GB of weights .* too much for 1 x h100",
+        r"cluster\.yaml:2: servers\.Qwen2\.5-Math-72B-Instruct: .* 145\.4 GB .* 1 x h100.* spread it over 4 GPUs",
     ),
     "R1 on one node": (
         "data-generation", "servers: {DeepSeek-R1: {nodes: 1, pipeline_parallel: 1}}",

@@ -302,7 +302,7 @@ def test_an_error_names_where_the_value_came_from(
     assert "base.yaml:3: teacher.url: " in said("stages.b.engine=teacher")
     assert "override: teacher.url: " in said("stages.b.engine=teacher", "teacher.url=bar")
     assert "override: sandbox.url: " in said("sandbox.url=foo")
-    assert "base.yaml:8: stages.b (with override count): least: choose" in said("stages.b.count=hardness")
+    assert "x.yaml:3: stages.b (with override count): least: choose" in said("stages.b.count=hardness")
     assert "base.yaml:2: teacher.tokenizer: not set" in said("stages.b.engine=teacher", "teacher.url=http://h:1")
 
 

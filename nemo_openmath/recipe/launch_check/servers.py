@@ -262,7 +262,11 @@ def _memory(launch: PlannedLaunch, server: PlannedServer, size: ModelSize, weigh
         yield Note(f"whether {label} fits {ways} x {gpu.name} was not computed, for what its command says of memory")
         return
     least = ways
-    while least < 1024 and weights / least + cache / (least if size.splits_cache else cache_ways) > usable:
+    heads = size.heads or 0 if settings.pipeline_parallel == 1 else 0  # which are divided evenly
+    while least < 1024 and (
+        weights / least + cache / (least if size.splits_cache else cache_ways) > usable
+        or (least <= heads and heads % least)
+    ):
         least += 1
     text = f"{bytes_text(weights)} of weights and {bytes_text(cache)} of keys and values for {context} tokens"
     yield launch.error(
