@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -37,7 +38,8 @@ def refuse_queued(output: Path) -> None:
     if queued:
         more = f" and {len(queued) - 5} more" if len(queued) > 5 else ""
         problem = f"jobs of this run are queued already: {', '.join(queued[:5])}{more}"
-        remedy = f"wait for them (openmath jobs watch {output}), or openmath jobs cancel {output}"
+        folder = shlex.quote(str(output))
+        remedy = f"wait for them (openmath jobs watch {folder}), or openmath jobs cancel {folder}"
         raise UserError(problem, file=output, remedy=remedy)
 
 
@@ -57,8 +59,12 @@ def cancel_jobs(output: Path, names: Sequence[str], limit: float, report: Callab
     deadline = time.monotonic() + limit
     while True:
         state = run_state(read_run(output))
-        if state.slurm:
-            raise OpenMathError(state.slurm)
+        if state.slurm and (not asked or time.monotonic() > deadline):
+            undone = "nothing was cancelled" if not asked else "nobody knows whether all of them are gone"
+            raise OpenMathError(f"{undone}: {state.slurm}")
+        if state.slurm:  # away for a moment
+            time.sleep(1)
+            continue
         there = {
             name: {task.id.partition("_")[0] for task in view.tasks if task.id and task.state in _QUEUED}
             for name, view in state.jobs.items()
@@ -74,7 +80,9 @@ def cancel_jobs(output: Path, names: Sequence[str], limit: float, report: Callab
             asked |= new
         if time.monotonic() > deadline:
             problem = f"after {limit:.0f} s still there: {', '.join(there)} (jobs {', '.join(sorted(asked))})"
-            raise OpenMathError(f"{problem}; Slurm goes on ending them: see openmath jobs status {output}")
+            raise OpenMathError(
+                f"{problem}; Slurm goes on ending them: see openmath jobs status {shlex.quote(str(output))}"
+            )
         time.sleep(1)
 
 
@@ -95,7 +103,7 @@ def watch(output: Path, every: float, draw: Callable[[RunState], None]) -> RunSt
     if state.verdict in BAD:
         raise RunFailed(line)
     if state.verdict == JobState.PLANNED:
-        raise UserError(line, remedy=f"submit it: bash {state.run.sbatch}/submit.sh")
+        raise UserError(line, remedy=f"submit it: bash {shlex.quote(f'{state.run.sbatch}/submit.sh')}")
     return state
 
 

@@ -196,6 +196,8 @@ def _view(
         progress = read_progress(run, job, active, now)
         silent = silence(run, job, active, now) if active else 0.0
     urls = tuple(addresses(run, job.name)) if job.work == "server" else ()
+    if state is JobState.READY and not urls:
+        state, reason = JobState.STARTING, "it has answered, and none of its servers does now"
     return JobView(job, state, tasks, reason, progress, urls, silent, run.retries_spent(job), _other_code(run, job))
 
 

@@ -100,7 +100,7 @@ def jobs_of(output: Path, ids: Collection[str], owner: int) -> dict[str, SlurmSt
     except subprocess.TimeoutExpired:
         raise OpenMathError("squeue did not answer within 60 s") from None
     if done.returncode:
-        raise OpenMathError(f"squeue failed ({' '.join(done.stderr.split())[-120:]})")
+        raise OpenMathError(f"squeue failed ({done.stderr.strip().rpartition(chr(10))[2][:200]})")
     bases = {id.partition("_")[0] for id in ids}
     states = {}
     for line in done.stdout.split("\n"):

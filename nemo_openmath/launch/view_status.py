@@ -222,7 +222,8 @@ def _suspects(state: RunState) -> list[str]:
         rows = [line.split(" ", 2) for line in (state.run.sbatch / "suspects").read_text().splitlines()]
     except OSError:
         return []
-    return [f"suspected node {row[0]}: {row[2]}" for row in rows if len(row) == 3]
+    why = "suspected node {}, which no job of the run gets until its line in sbatch/suspects is removed: {}"
+    return [why.format(row[0], row[2]) for row in rows if len(row) == 3]
 
 
 def _clock(moment: float, now: float) -> str:

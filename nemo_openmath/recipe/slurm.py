@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -84,11 +85,11 @@ def launch_recipe(
     (script.parent / GRAPH).write_text(graph_svg(nodes, f"Jobs of {recipe.name}"))
     if dry_run:
         print("\n".join(graph_lines(nodes)))
-        print(f"read them, then submit them: bash {script}")
+        print(f"read them, then submit them: bash {shlex.quote(str(script))}")
         return
     identity.write(load_recipe(snapshot), (), output)
     print(submit(script), end="")
-    print(f"follow them: openmath jobs watch {output}")
+    print(f"follow them: openmath jobs watch {shlex.quote(str(output))}")
 
 
 def plan_launch(

@@ -244,6 +244,12 @@ judge() { # judge CODE: sets class (saved, mistake, node, unclear, anywhere), re
     class=mistake reason="exit code 3, some items failed: $said"
   elif [[ -n $hung || $codes == *" 76 "* ]]; then
     class=node reason="hang: ${hung:-$said}"
+  elif [ -n "${serverless:-}" ] && [ -z "$asked" ]; then # ended by servers.sh
+    if [ ${#servers_inside[@]} -gt 0 ]; then
+      reason="its server has ended for good: $said"
+    else # a pool, whose own retries are used up
+      class=mistake reason=$(attempt_log | grep -a '^all servers of .* have ended' | tail -n 1)
+    fi
   elif [ "$code" -eq 75 ] || [[ -n $asked && $code =~ ^(138|143)$ ]]; then # by the signal itself: it had just begun
     class=saved reason="saved: ${asked:-on request}"
   elif fault; then
@@ -272,8 +278,8 @@ attempt_log() { # what this attempt wrote: its own log, and those of the servers
 last_words() { # the line that says most: the last of openmath, else the last that is not Slurm's
   attempt_log | tr -d '\0' | awk '
     /^([0-9]+: )?openmath: / { ours = $0 }
-    !/^(srun: |slurmstepd|scancel: |--- attempt |.*\/functions\.sh: line |[0-9]+: *$|$)/ { last = $0 }
-    END { print substr(ours ? ours : last, 1, 300) }' | tr -d '\200-\377' # JSON is UTF-8, and a log may hold anything
+    !/^(srun: |slurmstepd|scancel: |--- attempt |.*\/functions\.sh: line |\[[0-9]+\][-+ ] |[0-9]+: *$|$)/ { last = $0 }
+    END { print substr(ours ? ours : last, 1, 600) }' | tr -d '\200-\377' # JSON is UTF-8, and a log may hold anything
 }
 
 failed_tasks() { # lines "CODE NODES" of the tasks of which srun said how they failed
@@ -360,13 +366,23 @@ suspect() { # suspect AFTER REASON: marks the named nodes; from AFTER marks on, 
   done < <(squeue --noheader --user="$(id -un)" --states=PENDING --format='%A %Z')
 }
 
+nodes_of_pools() { # of all of the run
+  local script all=0 jobs
+  for script in "$output"/sbatch/server.*.sh; do
+    [ -f "$script" ] || continue
+    jobs=$(sed -n 's/^#SBATCH --array=0-\([0-9]*\).*/\1/p' "$script")
+    all=$((all + (${jobs:-0} + 1) * $(sed -n 's/^#SBATCH --nodes=//p' "$script")))
+  done
+  echo "$all"
+}
+
 exclude() { # exclude JOB [COUNT OF NODES]: it gets no suspect: the newest only, where else too few nodes would be left for it
   local partition excluded count usable bad all=$output/sbatch/suspects
   [ -s "$all" ] || return 0
   read -r partition excluded count < <(scontrol --oneliner show job "$1" |
     sed -n '1s/.* Partition=\([^ ]*\) .* ExcNodeList=\([^ ]*\) .* NumNodes=\([0-9]*\).*/\1 \2 \3/p')
   [ -n "${count:-}" ] || return 0
-  count=${2:-$count}
+  count=$((${2:-$count} + $(nodes_of_pools))) # who asks a pool must run beside it
   usable=$(sinfo --noheader --Node --partition="$partition" --format='%N %t' |
     awk '$2 !~ /down|drain|fail|boot|maint/ { print $1 }' | sort -u | paste -sd ' ')
   bad=$({

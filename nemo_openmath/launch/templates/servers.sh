@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154 # the variables named here are set by the scripts that read this file
+# shellcheck shell=bash disable=SC2034,SC2154 # the variables are of the scripts that read this file
 # Servers of models, on the side of the job's script: starting them, waiting for them, and ending a pool when nobody
 # needs it. What runs beside the server itself is serve.sh.
 
@@ -48,7 +48,8 @@ end_servers() { # those inside this job, whose work is done
   rm -rf "$output/sbatch/servers/$name.$SLURM_JOB_ID"
 }
 
-trap '[ -z "$step" ] || kill -TERM "$step" 2>/dev/null' USR2 # a server is gone: the stage saves and ends
+serverless='' # whether a server that the stage asks has ended for good
+trap 'serverless=yes; [ -z "$step" ] || kill -USR1 "$step" 2>/dev/null' USR2 # the stage saves and ends
 
 wait_for_address() { # wait_for_address LABEL FOLDER SECONDS SETTING LOG "process ID"|"job NAME"
   local began=$SECONDS told=-60 look
