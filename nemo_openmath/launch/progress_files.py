@@ -30,6 +30,8 @@ class StageProgress:
     """What is counted: ``units`` of work, or ``steps`` of a training."""
     per_second: float = 0.0
     """The speed of this attempt, all tasks together; 0 where it is not known."""
+    time: float = 0.0
+    """When something was counted last."""
 
     @property
     def seconds_left(self) -> float | None:
@@ -52,19 +54,20 @@ def read_progress(run: RunFiles, job: PlannedJob, active: Sequence[int | None], 
             with open(f"{folder}/{stage}.{shard:05d}-of-{job.array:05d}.json", "rb") as file:
                 note = orjson.loads(file.read())
             fresh = (shard if job.array > 1 else None) in active
-            notes.append((note["done"], note["total"], note["failed"], note["rate"] if fresh else 0.0))
+            notes.append((note["done"], note["total"], note["failed"], note["rate"] if fresh else 0.0, note["time"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue
     if not notes:
         return None
-    totals = [total for _, total, _, _ in notes]
+    totals = [total for _, total, *_ in notes]
     whole = len(notes) >= job.array and None not in totals
     return StageProgress(
         stage,
-        sum(done for done, _, _, _ in notes),
+        sum(done for done, *_ in notes),
         sum(total or 0 for total in totals) if whole else None,
-        sum(failed for _, _, failed, _ in notes),
-        per_second=sum(rate for _, _, _, rate in notes),
+        sum(failed for _, _, failed, *_ in notes),
+        per_second=sum(rate for *_, rate, _ in notes),
+        time=max(time for *_, time in notes),
     )
 
 
@@ -93,7 +96,12 @@ def _training(run: RunFiles, job: PlannedJob, stage: str, now: float) -> StagePr
         return None
     seconds = [seconds for _, seconds in rows[-20:]]
     total = _steps(run.output / stage / "job.yaml") or _logged_steps(run, job)
-    return StageProgress(stage, rows[-1][0], total, 0, "steps", len(seconds) / sum(seconds) if sum(seconds) else 0.0)
+    speed = len(seconds) / sum(seconds) if sum(seconds) else 0.0
+    try:
+        time = (run.output / stage / "metrics.jsonl").stat().st_mtime
+    except OSError:  # removed in between
+        time = now
+    return StageProgress(stage, rows[-1][0], total, 0, "steps", speed, time)
 
 
 def _steps(path: Path) -> int | None:

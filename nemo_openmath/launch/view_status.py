@@ -21,6 +21,7 @@ COLOURS = {
     JobState.CANCELLED: "red", JobState.GONE: "bold red",
 }  # fmt: skip
 _SILENT = 120.0  # seconds: processes give a sign every few
+_IDLE = 60.0  # seconds without a unit or step, or five times what one takes: no end is foretold
 _WORDS = (*ACTIVE, JobState.AGAIN, JobState.QUEUED, JobState.PLANNED, *BAD)
 
 
@@ -93,14 +94,16 @@ def details_of(view: JobView, now: float) -> list[str]:
 
 def progress_text(view: JobView, now: float) -> str:
     """Return how far a job is, when it will be done at this speed, and what is left of its time limit."""
-    parts = []
+    parts, idle = [], _idle(view, now)
     if (progress := view.progress) is not None:
         stage = f"{progress.stage}: " if len(view.job.stages) > 1 else ""
         noun = "step" if progress.unit == "steps" else ""
         count = f"{progress.done:,}" + (f" of {progress.total:,}" if progress.total is not None else "")
         parts.append(f"{stage}{f'{noun} {count}' if noun else f'{count} {progress.unit}'}")
         parts += [f"{progress.failed:,} failed"] if progress.failed else []
-        if view.state in ACTIVE and progress.per_second > 0:
+        if idle:
+            parts.append(f"nothing new for {seconds_text(idle)}")
+        elif view.state in ACTIVE and progress.per_second > 0:
             slow = progress.unit == "steps" or progress.per_second < 1
             speed = f"{1 / progress.per_second:.3g} s a {progress.unit[:-1]}"
             parts.append(speed if slow else f"{progress.per_second:,.3g} a second")
@@ -109,9 +112,19 @@ def progress_text(view: JobView, now: float) -> str:
     if view.state in ACTIVE:
         left = min((task.left for task in view.tasks if task.state in ACTIVE), default=math.inf)
         parts += [f"{seconds_text(max(0.0, left))} left of the time limit"] if left < math.inf else []
-        rest = progress.seconds_left if progress is not None else None
+        rest = progress.seconds_left if progress is not None and not idle else None
         parts += ["which comes first: it will go on in another attempt"] if rest is not None and rest > left else []
     return ", ".join(parts)
+
+
+def _idle(view: JobView, now: float) -> float:
+    """Return for how long a running job has counted nothing; 0 while that is usual at its speed."""
+    starts = [task.start for task in view.tasks if task.state in ACTIVE and task.start is not None]
+    if (progress := view.progress) is None or not starts:
+        return 0.0
+    idle = now - max(progress.time, *starts)
+    usual = 5 / progress.per_second if progress.per_second > 0 else 0.0
+    return idle if idle > max(_IDLE, usual) else 0.0
 
 
 def planned_nodes(run: RunFiles) -> list[Node]:

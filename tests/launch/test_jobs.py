@@ -162,6 +162,7 @@ def test_progress_servers_and_other_code(tmp_path: Path, monkeypatch: pytest.Mon
     (odd.output / "t").mkdir()
     steps = [json.dumps({"step": i, "seconds": 2.0}) for i in range(1, 11)]
     (odd.output / "t/metrics.jsonl").write_text("\n".join([*steps, '{"step": 11, "sec']))  # torn by a kill
+    os.utime(odd.output / "t/metrics.jsonl", (NOW, NOW))
     (odd.output / "t/job.yaml").write_text('{"data": {"steps": 40}}')
     (odd.output / "t/.heartbeat").mkdir()
     (odd.output / "t/.heartbeat/rank0").touch()
@@ -174,6 +175,12 @@ def test_progress_servers_and_other_code(tmp_path: Path, monkeypatch: pytest.Mon
     assert "step 10 of 40, 2 s a step, ends " in odd.text
     assert "(in 1 min 00 s), 58 min 20 s left of the time limit" in odd.text
     assert said["a"]["other_code"] == "ran version 0.3, which is not the code of the launch"
+    os.utime(odd.output / "t/metrics.jsonl", (NOW - 240, NOW - 240))
+    (odd.sbatch / "servers/m/0.url").unlink()
+    said = odd.state(monkeypatch)
+    assert "step 10 of 40, nothing new for 1 min 40 s, 58 min 20 s left of the time limit" in odd.text
+    assert said["server.m"]["state"] == "starting"
+    assert said["server.m"]["reason"] == "it has answered, and none of its servers does now"
 
 
 def test_what_is_no_launched_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
