@@ -287,7 +287,7 @@ def _check_problems(mode: Mode, problems: Mapping[str, object], wanted: set[str]
     if missing := wanted - problems.keys():
         raise UserError(
             f"{len(missing)} of {len(wanted)} problems have no {mode} generation, for example {min(missing)}",
-            remedy="run the generation stage again to its end",
+            remedy="run the generation stage again to its end; where items of it may fail, write failed_items: 0 there",
         )
     if foreign := problems.keys() - wanted:
         raise UserError(f"{len(foreign)} problems of the {mode} generations are not in the benchmark ({min(foreign)})")

@@ -223,7 +223,7 @@ class HTTPEngine:
             _end_in_time(so_far)
         except AttemptFailed as error:  # what was yielded cannot be taken back
             if error.blames:
-                server.failed()
+                server.failed(str(error))
             raise EngineError(f"{server.url}: {error}", retryable=True) from error
         finally:
             if opened is not None:

@@ -109,7 +109,7 @@ class Retrying:
                 except AttemptFailed as failure:
                     history.add(failure, server, time.monotonic() - began)
                     if failure.blames:
-                        server.failed()
+                        server.failed(str(failure))
                     asked = failure.after_s
                     delay = asked or self._policy.delay(history.failures + history.waits - 1)
             await self._pause(history, delay, asked=bool(asked))

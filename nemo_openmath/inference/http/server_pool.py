@@ -34,6 +34,8 @@ class Endpoint:
     """Seconds of the last pause."""
     closed_until: float = 0.0
     """Time, on the monotonic clock, until which requests go elsewhere."""
+    problem: str = ""
+    """What its last failure was."""
 
     @property
     def on_trial(self) -> bool:
@@ -48,10 +50,11 @@ class Endpoint:
         """Note a success: the server is healthy."""
         self.failures, self.pause_s, self.closed_until = 0, 0.0, 0.0
 
-    def failed(self) -> None:
+    def failed(self, problem: str = "") -> None:
         """Note one more failure. Those that arrive while the server is closed already (a thousand requests lose their
         connections at the same moment) are one event and do not lengthen the pause."""
         self.failures += 1
+        self.problem = problem
         if self.failures >= TRIPS_AFTER and time.monotonic() >= self.closed_until:
             self.pause_s = min(MOST_PAUSE_S, 2 * self.pause_s or FIRST_PAUSE_S)
             self.closed_until = time.monotonic() + self.pause_s * random.uniform(0.5, 1.0)
@@ -117,7 +120,8 @@ class ServerPool:
         """What is wrong where no server may be asked."""
         if self._file is not None and not self._servers:
             return f"no address in {self._file}/*.url"
-        return "every server is away"
+        last = [f"{server.url} said: {server.problem}" for server in self._servers.values() if server.problem]
+        return f"every server is away ({last[0]})" if last else "every server is away"
 
     def _set(self, urls: Sequence[str]) -> None:
         clean = list(dict.fromkeys(base_url(u) for u in urls))
