@@ -86,6 +86,13 @@ class Chaos:
         rows = [line.split(" ", 2) for line in self.command(*words).splitlines()]
         return [(row[0], row[1]) for row in rows if row[2] == str(self.run)]
 
+    def has_begun(self, name: str, job: str) -> bool:
+        """Whether a job's script runs: before, a signal ends what Slurm is about to start."""
+        task = job.partition("_")[2]
+        journal = name.removeprefix(f"{self.run.name}.") + (f".{task}" if task else "") + ".jsonl"
+        path = self.run / "sbatch" / "journal" / journal
+        return path.exists() and '"event":"end"' not in path.read_text().splitlines()[-1]
+
     def processes(self, words: str) -> list[int]:
         """Processes of the run whose command line has ``words``."""
         return [pid for pid, line in _processes(self.run) if words in line]
@@ -106,7 +113,7 @@ def _processes(folder: Path) -> Iterator[tuple[int, str]]:
 
 
 def _signalled(chaos: Chaos) -> str:
-    jobs = chaos.jobs("RUNNING")
+    jobs = [(job, name) for job, name in chaos.jobs("RUNNING") if chaos.has_begun(name, job)]
     if not jobs:
         return ""
     (job, name), number = chaos.random.choice(jobs), chaos.random.choice(["USR1", "TERM"])

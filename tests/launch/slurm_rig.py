@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import random
 import re
 import shutil
 import signal
@@ -56,9 +57,16 @@ PreemptMode=REQUEUE
 """
 
 
+class SlurmNotStarted(RuntimeError):
+    """Raised where Slurm is installed and does not run here."""
+
+
 @contextmanager
 def slurm(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[dict[str, str]]:
-    """A running Slurm; yields the environment for its commands. All jobs and daemons end with it."""
+    """A running Slurm; yields the environment for its commands. All jobs and daemons end with it.
+
+    Raises SlurmNotStarted where a daemon or a node does not start.
+    """
     ports = _free_ports(nodes + 1)
     host = socket.gethostname().split(".")[0]
     for name in ("state", "munge"):
@@ -82,11 +90,11 @@ def slurm(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[dict[str, str
     munged = ["munged", "--force", f"--key-file={key}", f"--socket={folder}/munge.sock"]
     munged += [f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/munge/seed"]
     try:
-        subprocess.run(munged, check=True)
-        subprocess.run(["slurmctld", "-f", str(config)], check=True, env=environment)
+        _start(environment, folder, *munged)
+        _start(environment, folder, "slurmctld", "-f", str(config))
         for i in range(1, nodes + 1):
             (folder / f"spool.n{i}").mkdir()
-            subprocess.run(["slurmd", "-N", f"n{i}", "-f", str(config)], check=True, env=environment)
+            _start(environment, folder, "slurmd", "-N", f"n{i}", "-f", str(config))
         _wait_for_nodes(nodes, environment)
         yield environment
     finally:
@@ -136,7 +144,7 @@ def _wait_for_nodes(nodes: int, environment: dict[str, str]) -> None:
         if len(idle.stdout.split()) == nodes:
             return
         time.sleep(0.1)
-    raise RuntimeError("the nodes did not become idle")
+    raise SlurmNotStarted("the nodes did not become idle")
 
 
 def _stop(pids: list[int]) -> None:
@@ -153,10 +161,22 @@ def _stop(pids: list[int]) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+    """Ports below those that the kernel gives to connections: one of these would be taken again at any moment."""
+    ports: list[int] = []
+    for port in random.sample(range(10_000, 20_000), 1000):
+        with socket.socket() as s:
+            try:
+                s.bind(("0.0.0.0", port))
+            except OSError:
+                continue
+        ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise SlurmNotStarted("no free ports")
+
+
+def _start(environment: dict[str, str], folder: Path, *command: str) -> None:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        logs = [path.read_text(errors="replace")[-1000:] for path in folder.glob(f"{command[0]}*.log")]
+        raise SlurmNotStarted(f"{' '.join(command)}: {done.stderr.strip()} {' '.join(logs)}")

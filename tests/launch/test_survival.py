@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from nemo_openmath.launch import StageInfo, load_cluster, plan_jobs, write_scripts
-from tests.launch.slurm_rig import missing_programs, slurm, wait_for
+from tests.launch.slurm_rig import SlurmNotStarted, missing_programs, slurm, wait_for
 
 pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"Slurm is not installed: {missing_programs()}")
 
@@ -118,7 +119,11 @@ class Outcome:
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with slurm(tmp_path_factory.mktemp("slurm"), nodes=4, cpus=8) as environment:
+    with ExitStack() as stack:
+        try:
+            environment = stack.enter_context(slurm(tmp_path_factory.mktemp("slurm"), nodes=4, cpus=8))
+        except SlurmNotStarted as error:
+            pytest.skip(f"Slurm is installed and does not start here: {error}")
         yield environment
 
 

@@ -47,6 +47,7 @@ begin() { # the time limit, the signals, the journal
   trap 'leave_soon preemption' TERM   # or scancel
   record start nodes="$SLURM_JOB_NODELIST" restarts:="${SLURM_RESTART_COUNT:-0}" log="$log" progress="$progress"
   echo "--- attempt $attempt of $name: job $job on $SLURM_JOB_NODELIST, $(date '+%F %T')" # jobs logs --attempt looks for it
+  if [ -n "${early:-}" ]; then leave_soon "before it had begun"; fi
 
   # An attempt that left no line of its end was killed with its node. It may have been the reason.
   if [ "$open" -eq 1 ] && [ "$spent" -gt "$retries" ]; then

@@ -16,6 +16,8 @@
 #SBATCH --signal=B:USR1@300
 # shellcheck disable=SC1091,SC2016,SC2034,SC2154 # functions.sh reads and sets variables; what is in single quotes is for another shell
 set -uo pipefail
+early=
+trap 'early=yes' USR1 TERM # a signal that comes before `begin`
 
 [...]
 
