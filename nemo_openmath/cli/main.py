@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from nemo_openmath import __version__
 from nemo_openmath.cli.common import EXAMPLES, EXIT_CODES, CommandParser, Help
@@ -94,6 +95,9 @@ def _report(error: Exception, debug: bool) -> ExitCode:
         known = UserError(str(error), remedy="links lead in a circle; name the file itself")
     elif isinstance(error, MemoryError):
         known = OpenMathError("out of memory; close other programs, or ask for less at once")
+    elif isinstance(error, ImportError | SyntaxError) and (file := _of_others(error)) is not None:
+        remedy = "install its package anew, or take what is of another Python out of PYTHONPATH"
+        known = UserError(f"it cannot be imported ({type(error).__name__}: {error})", file=file, remedy=remedy)
     if debug:
         traceback.print_exception(error)
     if isinstance(known, OpenMathError):
@@ -104,6 +108,13 @@ def _report(error: Exception, debug: bool) -> ExitCode:
         what = f"defect in {where}" if where else "defect"
         print(f"openmath: {what}: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
     return ExitCode.FAILURE
+
+
+def _of_others(error: ImportError | SyntaxError) -> str | None:
+    """The file that could not be imported, where it is none of this package's."""
+    last = [frame.filename for frame in traceback.extract_tb(error.__traceback__)[-1:]]
+    files = [error.filename] if isinstance(error, SyntaxError) else [*last, error.path]
+    return next((file for file in files if file and not Path(file).is_relative_to(Path(__file__).parents[1])), None)
 
 
 def build_parser() -> argparse.ArgumentParser:
