@@ -198,6 +198,9 @@ def _view(
     urls = tuple(addresses(run, job.name)) if job.work == "server" else ()
     if state is JobState.READY and not urls:
         state, reason = JobState.STARTING, "it has answered, and none of its servers does now"
+    silent_pools = [name for name in job.servers if name in before and before[name].state is not JobState.READY]
+    if state is JobState.RUNNING and silent_pools and not reason:
+        reason = ", ".join(f"asks {name}, which is {before[name].state}" for name in silent_pools)
     return JobView(job, state, tasks, reason, progress, urls, silent, run.retries_spent(job), _other_code(run, job))
 
 

@@ -180,6 +180,7 @@ def test_progress_servers_and_other_code(tmp_path: Path, monkeypatch: pytest.Mon
     said = odd.state(monkeypatch)
     assert "step 10 of 40, nothing new for 1 min 40 s, 58 min 20 s left of the time limit" in odd.text
     assert said["server.m"]["state"] == "starting"
+    assert said["a"]["reason"] == "asks server.m, which is starting"
     assert said["server.m"]["reason"] == "it has answered, and none of its servers does now"
 
 
