@@ -38,7 +38,7 @@ from nemo_openmath.recipe.fingerprint import Fingerprints, NotReady
 from nemo_openmath.recipe.inputs import check_inputs
 from nemo_openmath.recipe.lock import nobody_at_work, partition_locks, planning_lock, run_lock
 from nemo_openmath.recipe.outcome import describe_outcome, describe_shard, made_nothing, make_manifest, refuse_failures
-from nemo_openmath.recipe.preflight import check_output, preflight
+from nemo_openmath.recipe.preflight import caught, check_output, preflight
 from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.server_addresses import ServerAddress
 from nemo_openmath.recipe.services import RecipeServices
@@ -93,6 +93,23 @@ class Run:
     def folder(self, name: str) -> Path:
         """Return the folder of a stage."""
         return self.output / name
+
+    def lost_work(self, names: Sequence[str]) -> Iterator[UserError]:
+        """Yield what running ``names`` would refuse because long work lies in a stage's folder, as far as that can be
+        known before the inputs of a stage are made."""
+        for name in names:
+            entry, status, folder = self.recipe.stages[name], self._status(name), self.folder(name)
+            if status.state in (State.FINISHED, State.MISSING):
+                continue
+            try:
+                fingerprint, inputs = self._fingerprints.of(entry)
+            except NotReady:
+                continue
+            is_begun = status.state is State.UNFINISHED and stage_folder.is_planned(folder, fingerprint)
+            if is_begun or _is_mendable(entry, status, fingerprint):
+                continue
+            if status.state is State.DAMAGED or not stage_folder.holds_smaller(entry, folder, self._fingerprints):
+                yield from caught(partial(_refuse_long_work, folder, _described(entry, status, inputs)))
 
     def _check(self, names: Sequence[str], selection: StageSelection) -> list[str]:
         """Raise UserError for all that can be known to be wrong now. Return the stages that are to be done, as far as
@@ -263,18 +280,13 @@ class Run:
             progress.log(f"damaged ({status.reason}): what is whole of it is kept")
             stage_folder.reopen(folder)
             return
-        difference = status.reason or change(status.manifest, entry, inputs)
-        what = f"{status.state} ({difference})" if difference else str(status.state)
+        what = _described(entry, status, inputs)
         if status.state is not State.DAMAGED and stage_folder.holds_smaller(entry, folder, self._fingerprints):
             progress.log(f"{what}: what is there is kept")
             stage_folder.reopen(folder)
             return
-        if (work := stage_folder.seconds_of_work(folder)) > LONG and not selection.replace:
-            raise UserError(
-                f"{what}, and {work / 3600:.1f} hours of work lie there",
-                file=folder,
-                remedy="make it anew with --replace, remove that folder, or give another --output",
-            )
+        if not selection.replace:
+            _refuse_long_work(folder, what)
         progress.log(f"{what}: made again")
         shutil.rmtree(folder)
 
@@ -306,6 +318,21 @@ def _unfinished(folder: Path) -> str:
     except (DamagedFile, OSError) as error:
         return str(error)
     return "its manifest is not there" if manifest is None else damage(manifest, folder)
+
+
+def _described(entry: StageEntry, status: StageStatus, inputs: dict[str, str]) -> str:
+    """The state of a stage that is not what is asked for, and why."""
+    difference = status.reason or change(status.manifest, entry, inputs)
+    return f"{status.state} ({difference})" if difference else str(status.state)
+
+
+def _refuse_long_work(folder: Path, what: str) -> None:
+    if (work := stage_folder.seconds_of_work(folder)) > LONG:
+        raise UserError(
+            f"{what}, and {work / 3600:.1f} hours of work lie there",
+            file=folder,
+            remedy="make it anew with --replace (recipe run), remove that folder, or give another --output",
+        )
 
 
 def _is_mendable(entry: StageEntry, status: StageStatus, fingerprint: str) -> bool:

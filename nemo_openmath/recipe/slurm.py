@@ -69,6 +69,7 @@ def launch_recipe(
         findings = check_unplanned(recipe, todo, output, error)
     else:
         findings = check_launch(launch)
+    refused += [] if refused else Run(recipe, output).lost_work(todo)
     for refusal in refused:
         findings.add("recipe", refusal)
     if check or dry_run or findings.is_bad:

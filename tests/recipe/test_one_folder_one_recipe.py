@@ -237,6 +237,11 @@ def test_an_array_makes_a_changed_stage_anew(tmp_path: Path, capsys: pytest.Capt
         manifest = read_manifest(out / "a")
         assert manifest is not None
         assert manifest.counts["records"] == left
+    (out / "a" / "seconds.json").write_text("7200")
+    lost = [list(Run(load_recipe(file, [f"stages.a.max_chars={n}"]), out).lost_work(["a"])) for n in (200, 3)]
+    assert [len(refusals) for refusals in lost] == [0, 1]
+    assert "2.0 hours of work lie there" in str(lost[1][0])
+    (out / "a" / "seconds.json").write_text("1")
     held = open_lock_file(out / ".locks" / "a-part-00001.lock")
     assert try_lock(held)
     write_mark(held, {**new_mark(what="part 1"), "pid": os.getpid()}, out / ".locks" / "a-part-00001.lock")
