@@ -287,3 +287,13 @@ def test_words_that_would_be_passed_over_are_refused(tmp_path: Path, capsys: pyt
     assert "--output is a file; name a folder" in capsys.readouterr().err
     assert run(["doctor", "--nodes", "4"]) is ExitCode.USER_ERROR
     assert "--nodes is of a cluster; add --cluster FILE" in capsys.readouterr().err
+
+
+def test_a_package_that_a_folder_of_pythonpath_hides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not list(software.hidden(["pytest", "PyYAML"], str(tmp_path)))
+    (tmp_path / "networkx.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "networkx", raising=False)
+    (found,) = software.hidden(["networkx"], str(tmp_path))
+    assert found.colour is RED
+    assert f"networkx is read from {tmp_path}/networkx.py, which hides" in found.text

@@ -10,8 +10,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, distribution, metadata, requires, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -26,6 +26,8 @@ from nemo_openmath.sandbox import LocalSandbox
 GROUP = FindingGroup("software")
 OURS = "nemo-openmath"
 EXACT = ("megatron-core",)  # models/cpu_compat.py names its internals
+MODULES = {"megatron-core": "megatron", "PyYAML": "yaml"}
+"""Package -> its module, where the names differ."""
 EXTRAS = {
     "TransformerEngine": ("transformer-engine", "gpu"),
     "flash-attn": ("flash-attn", "gpu"),
@@ -76,6 +78,8 @@ def look_at_packages(system: System) -> Iterator[Finding]:
         )
         return
     yield packages(wanted, installed)
+    needed = [r.name for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
+    yield from hidden(needed, system.environment.get("PYTHONPATH", ""))
     for name, (package, extra) in EXTRAS.items():
         here = installed(package)
         if here is None and package == "transformer-engine" and system.num_gpu_devices:
@@ -110,6 +114,19 @@ def packages(wanted: list[Requirement], of: Callable[[str], str | None]) -> Find
     if outside:
         return GROUP.yellow("packages", "; ".join(texts), f"{remedy}; a container's own torch may differ", **versions)
     return GROUP.green("packages", f"{len(needed)} needed ones are there, in versions that are allowed", **versions)
+
+
+def hidden(names: Sequence[str], python_path: str) -> Iterator[Finding]:
+    """Yield which of these packages are installed, and yet read from a folder of PYTHONPATH."""
+    folders = [os.path.realpath(folder) for folder in python_path.split(os.pathsep) if folder]
+    for name in names:
+        spec = importlib.util.find_spec(MODULES.get(name, name.replace("-", "_")))
+        if spec is None or spec.origin is None or installed(name) is None:
+            continue
+        origin, place = os.path.realpath(spec.origin), os.path.realpath(str(distribution(name).locate_file("")))
+        if not Path(origin).is_relative_to(place) and any(Path(origin).is_relative_to(folder) for folder in folders):
+            text = f"{name} is read from {spec.origin}, which hides the one in {place}"
+            yield GROUP.red("imports", text, "take its folder out of PYTHONPATH", package=name, origin=spec.origin)
 
 
 def torch_build() -> tuple[str, str | None] | None:
