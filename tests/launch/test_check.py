@@ -142,7 +142,9 @@ def test_a_shipped_recipe_asks_for_its_files_and_for_nothing_else(recipe: str, c
     """Every line names what is missing indeed; with all of it there, nothing is wrong."""
     findings = site.provide_all(recipe, cluster)
     assert not any("layout" in line or "how large" in line for line in findings.unseen), findings.unseen
-    assert not [note for note in findings.notes if not re.search("GB/s|too near|GPU-hours", note)], findings.notes
+    assert not [
+        note for note in findings.notes if not re.search("GB/s|too near|GPU-hours|CoT runs no programs", note)
+    ], findings.notes
     assert not (site.folder / "runs").exists()  # nothing is written
 
 
@@ -255,11 +257,13 @@ def test_an_output_outside_all_mounts_is_named_and_one_with_blanks_is_fine(provi
 
 
 def test_what_a_run_survives_is_a_note(provided: Site) -> None:
-    provided.cluster("cluster", "warn_seconds: 0\nenvironment: {CACHE: $SCRATCH/x}")
+    provided.cluster("cluster", "warn_seconds: 0\nenvironment: {CACHE: $SCRATCH/x}\nstages: {model1_tir: {cpus: 8}}")
     findings = provided.check("qwen2.5-14b", "cluster")
     assert not findings.is_bad, lines(findings)
     notes = "\n".join(findings.notes)
     assert "warn_seconds is 0, so a job that reaches its time limit saves nothing" in notes
+    assert "model1_tir: 32 programs at a time (sandbox.workers) share 8 cores; write cpus: 34" in notes
+    assert "model1_cot, model2_cot: 34 cores, and CoT runs no programs" in notes
     assert "cluster.yaml:3: environment.CACHE: '$SCRATCH/x' is taken as it stands" in notes
 
 

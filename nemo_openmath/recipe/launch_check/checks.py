@@ -35,6 +35,7 @@ CHECKS = (
     Check("time", "time to save", training.saving),
     Check("time", "time limits", limits.times),
     Check("time", "arrays", limits.arrays),
+    Check("time", "cores", limits.cores),
 )
 
 

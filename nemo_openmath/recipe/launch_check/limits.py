@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nemo_openmath.core.build import Key, nearest
+from nemo_openmath.core.records import Mode
+from nemo_openmath.inference.rollout.stage import Generate
 from nemo_openmath.launch import SlurmJob
 from nemo_openmath.launch.slurm_limits import NodeKind, SlurmLimits, SlurmPartition
 from nemo_openmath.launch.values import memory_mb, time_limit
 from nemo_openmath.recipe.launch_check.findings import Finding, Note, Unseen, some
 from nemo_openmath.recipe.launch_check.planned import PlannedLaunch
 from nemo_openmath.training.planning.gpus import GPUS
+
+IDLE_CORES = 8
+"""Cores of a job without code above which most do nothing."""
 
 
 class _Grouped:
@@ -181,6 +186,32 @@ def arrays(launch: PlannedLaunch) -> Iterator[Finding]:
         yield Note(
             f"arrays of {size} jobs do not divide the recipe's {parts} partitions evenly: some jobs have more to do "
             f"({some(stages)})"
+        )
+
+
+def cores(launch: PlannedLaunch) -> Iterator[Finding]:
+    """Hold the cores of jobs that generate against the programs that run beside them: all of them with code, none
+    without."""
+    workers = launch.recipe.sandbox.workers if launch.recipe.sandbox.url is None else None
+    few: dict[int, list[str]] = {}
+    idle: dict[int, list[str]] = {}
+    for planned in launch.stages:
+        stage, job = planned.entry.stage, planned.job
+        if not isinstance(stage, Generate):
+            continue
+        if stage.config.mode == Mode.TIR and workers is not None and job.cpus < workers:
+            few.setdefault(job.cpus, []).append(planned.name)
+        if stage.config.mode == Mode.COT and not job.servers and not job.gpus and job.cpus > IDLE_CORES:
+            idle.setdefault(job.cpus, []).append(planned.name)
+    for cpus, names in few.items():
+        yield Note(
+            f"{some(names)}: {workers} programs at a time (sandbox.workers) share {cpus} cores; write cpus: "
+            f"{(workers or 0) + 2} under kinds: {{rollout.generate: ...}}, or a lower sandbox.workers"
+        )
+    for cpus, names in idle.items():
+        yield Note(
+            f"{some(names)}: {cpus} cores, and CoT runs no programs: the rest idles while a server answers; write "
+            f"{names[0]}: {{cpus: 2}} under stages"
         )
 
 
