@@ -233,7 +233,7 @@ ended() { # ended CODE, by the trap of EXIT: decides what becomes of the job, wr
   esac
 }
 
-judge() { # judge CODE: sets class (saved, mistake, node, unclear, anywhere), reason, and the nodes that are named
+judge() { # judge CODE: sets class (saved, late, mistake, node, unclear, anywhere), reason, and the nodes that are named
   local code=$1 said codes told=''
   said=$(last_words)
   # srun's own code is the largest of its tasks': a task that says 2 hides behind one that says 76.
@@ -258,7 +258,7 @@ judge() { # judge CODE: sets class (saved, mistake, node, unclear, anywhere), re
   elif [ -n "$unwritten" ] || ! room; then
     class=anywhere reason="nothing can be written to $output (exit code $code): $said"
   elif [ -n "$asked" ]; then
-    class=anywhere reason="not saved before it had to leave (exit code $code): $said"
+    class=late reason="not saved before it had to leave (exit code $code): $said"
   elif [[ $codes == *" 77 "* ]]; then
     reason="exit code 77, the machine failed: $said"
   elif [ "$code" -gt 128 ] && [ "$code" -lt 160 ]; then
