@@ -61,7 +61,7 @@ def cancel_jobs(output: Path, names: Sequence[str], limit: float, report: Callab
         state = run_state(read_run(output))
         if state.slurm and (not asked or time.monotonic() > deadline):
             undone = "nothing was cancelled" if not asked else "nobody knows whether all of them are gone"
-            raise OpenMathError(f"{undone}: {state.slurm}")
+            raise OpenMathError(f"{undone}: {state.slurm.partition(': from the run')[0]}")
         if state.slurm:  # away for a moment
             time.sleep(1)
             continue

@@ -135,7 +135,8 @@ def _by_slurm(base: TaskState, slurm: SlurmState, last: Attempt | None) -> TaskS
         return replace(base, state=JobState.DONE, since=None, nodes=slurm.nodes or base.nodes)
     if slurm.state == "CANCELLED":
         return replace(base, state=JobState.CANCELLED, reason="" if last is None else "by scancel while it ran")
-    why = _KILLED.get(slurm.state, f"Slurm says {slurm.state}: {slurm.reason}")
+    killed = "killed before it could write why it ended; " if last is not None else ""
+    why = _KILLED.get(slurm.state, f"{killed}Slurm says {slurm.state}: {slurm.reason}")
     return replace(base, state=JobState.FAILED, reason=why, nodes=slurm.nodes or base.nodes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
@@ -41,6 +42,9 @@ def status_lines(state: RunState) -> list[Text]:
         lines.append(Text(f"finished before this launch: {names}", style="dim"))
     for suspect in _suspects(state):
         lines.append(Text(suspect, style="yellow"))
+    if state.verdict in BAD and not state.alive:
+        folder = shlex.quote(str(state.run.output))
+        lines.append(Text(f"to go on, once what is named is mended: openmath jobs resume {folder}"))
     return lines
 
 

@@ -92,6 +92,7 @@ def test_a_failure_is_told_with_its_reason_and_stops_what_depends_on_it(
         assert said["a"]["reason"] == "bad row (exit code 2)"
         assert said["b"]["reason"] == said["c"]["reason"] == "because a failed"
         assert ("no Slurm on this machine" in odd.text) == (not slurm)
+        assert odd.text.endswith(f"to go on, once what is named is mended: openmath jobs resume {odd.output}")
 
 
 def test_a_job_that_nobody_knows_and_that_wrote_no_end_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
