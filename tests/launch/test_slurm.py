@@ -93,6 +93,18 @@ def test_exit_code_75_is_queued_again_and_dependents_wait(rig: dict[str, str], t
     assert stages == ["benchmark", "benchmark", "threads"]
 
 
+def test_a_launch_from_inside_of_another_job(rig: dict[str, str], tmp_path: Path) -> None:
+    """What Slurm has set for that job would contradict the steps of these: `srun --pty bash` is such a job."""
+    inside = {
+        "SLURM_MEM_PER_CPU": "7",
+        "SLURM_MEM_PER_NODE": "9",
+        "SLURM_CPU_BIND": "mask_cpu:0xF000",
+        "SLURM_NNODES": "9",
+    }
+    launch({**rig, **inside}, tmp_path, "benchmark", path=shim(tmp_path / "bin", "env >&2"))
+    assert wait(rig, tmp_path, 100) == {"benchmark": "COMPLETED"}
+
+
 def test_an_array_all_of_whose_tasks_leave_is_queued_again_and_its_dependents_run(
     rig: dict[str, str], tmp_path: Path
 ) -> None:
