@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import statistics
@@ -180,7 +181,9 @@ def _code(cluster: Cluster) -> Path | None:
 
 def _submit(visit: Visit, folder: Path) -> None:
     words = ["sbatch", "--parsable", str(script_path(folder, visit.job.name))]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    outside = ("SLURM_CONF", "SLURM_CLUSTERS")  # what else is of a job in which this runs would contradict that one
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k in outside}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         visit.problem = " ".join((done.stderr or done.stdout).split())
         return
