@@ -68,15 +68,16 @@ def test_where_flock_is_refused_a_lease_takes_its_place(tmp_path: Path) -> None:
     holds nothing."""
     first = _start(RUN, tmp_path, "solve 0 2")
     assert _first_line(first) == "held"
-    others = [_start(RUN, tmp_path, "solve 1 2"), _start(RUN, tmp_path, "run"), _start(RUN, tmp_path, "solve 0 2")]
-    held, whole, same = map(_first_line, others)
-    assert held == "held"
+    second = _start(RUN, tmp_path, "solve 1 2")
+    assert _first_line(second) == "held"
+    # one after the other: each that asks is seen by the next
+    whole, same = (_first_line(_start(RUN, tmp_path, what)) for what in ("run", "solve 0 2"))
     assert "(stage solve, shard 1 of 2, since " in whole or f"process {first.pid} on " in whole
     assert f"process {first.pid} on " in same
     training = _start(TRAINING, tmp_path / "t", "")
     assert _first_line(training) == "held"
     assert f"the training of process {training.pid} on " in _first_line(_start(TRAINING, tmp_path / "t", ""))
-    for process in (first, others[0], training):
+    for process in (first, second, training):
         process.kill()
         process.wait()
     again = [_start(RUN, tmp_path, "run"), _start(TRAINING, tmp_path / "t", "")]

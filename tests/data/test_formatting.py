@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from nemo_openmath.chat import RENDERED, Author, ChatTokenizer, Message, Span, Transcript, encode, load_template
 from nemo_openmath.chat.blocks import notice_block, output_block
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.records import Drop, Problem, RecordWriter, SftRow
+from nemo_openmath.core.records import Drop, Problem, RecordWriter, SftRow, exact_json
 from nemo_openmath.core.records.bodies import NewBody
 from nemo_openmath.core.records.key_set import KeySet
 from nemo_openmath.core.records.manifest import Manifest, write_manifest
@@ -225,7 +225,7 @@ def test_whatever_a_row_holds_it_is_a_sample_or_a_reject(good: dict[str, Any], o
     else:
         assert isinstance(row.body, NewBody)
         body = orjson.loads(zstandard.decompress(row.body.frame))
-        parsed = SftRow.from_json(orjson.loads(row.line) | {"transcript": body["transcript"]})
+        parsed = SftRow.from_json(exact_json.loads(row.line) | {"transcript": body["transcript"]})
         FormatRules().reject(parsed)
         Choice(sources=("olympiad",), max_pass_rate=0.3).reject(parsed)
     if not odd and good:

@@ -285,7 +285,11 @@ def _decisions(run: Path) -> Counter[str]:
     for journal in (run / "sbatch/journal").glob("*.jsonl"):
         open_attempt = False
         for line in journal.read_text().splitlines():
-            event = json.loads(line)
+            try:
+                event = json.loads(line)
+            except ValueError:
+                count["a line of the journal was cut"] += 1
+                continue
             if event["event"] == "start":
                 count["killed from outside, started again by Slurm"] += open_attempt
                 open_attempt = True

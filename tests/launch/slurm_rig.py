@@ -136,7 +136,7 @@ def missing_programs() -> list[str]:
 
 
 def _wait_for_nodes(nodes: int, environment: dict[str, str]) -> None:
-    for _ in range(300):
+    for _ in range(900):
         idle = subprocess.run(
             ["sinfo", "-h", "-N", "-p", "batch", "-t", "idle", "-o", "%N"],
             env=environment, capture_output=True, text=True, check=False,
