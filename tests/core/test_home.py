@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.home import prepare_home
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """What these tests change of the process's environment is not for those that follow."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)

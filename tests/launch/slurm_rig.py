@@ -5,8 +5,8 @@ No systemd, no cgroups, no privileges beyond the folder (Debian 12: apt install 
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import random
 import re
 import shutil
@@ -74,7 +74,7 @@ def slurm(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[dict[str, str
     key = folder / "munge" / "key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o600)
-    text = _CONFIG.format(host=host, user=getpass.getuser(), folder=folder, port=ports[0])
+    text = _CONFIG.format(host=host, user=pwd.getpwuid(os.getuid()).pw_name, folder=folder, port=ports[0])
     for i in range(1, nodes + 1):
         text += f"NodeName=n{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[i]} CPUs={cpus} Sockets=1 "
         text += f"CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=2000 State=UNKNOWN\n"
@@ -98,7 +98,7 @@ def slurm(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[dict[str, str
         _wait_for_nodes(nodes, environment)
         yield environment
     finally:
-        subprocess.run(["scancel", f"--user={getpass.getuser()}"], env=environment, check=False)
+        subprocess.run(["scancel", f"--user={pwd.getpwuid(os.getuid()).pw_name}"], env=environment, check=False)
         pid_files = [*folder.glob("slurmd.*.pid"), folder / "slurmctld.pid", folder / "munged.pid"]
         _stop([int(path.read_text()) for path in pid_files if path.exists()])
 
