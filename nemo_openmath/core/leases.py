@@ -32,6 +32,7 @@ from nemo_openmath.core.errors import ExitCode, of_the_system
 from nemo_openmath.core.locks import is_alive, new_mark
 
 RENEW_S, EXPIRY_S = 10.0, 60.0
+PATIENCE_S = EXPIRY_S + 2 * RENEW_S  # whoever waits for so long has seen whether a holder elsewhere is dead
 _SIZE = 512  # bytes of a file, always: a reader never finds one that is cut
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,10 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from nemo_openmath.core.errors import ExitCode, OpenMathError, UserError
-from nemo_openmath.launch.job_states import ACTIVE, BAD, JobState, RunState
+from nemo_openmath.launch.job_states import BAD, QUEUED, JobState, RunState
 from nemo_openmath.launch.run_files import JOBS, SBATCH, RunFiles, Task, read_run
 from nemo_openmath.launch.run_state import run_state
 from nemo_openmath.launch.slurm_query import cancel, has_slurm
-
-_QUEUED = (JobState.QUEUED, JobState.AGAIN, *ACTIVE)
 
 
 class RunFailed(OpenMathError):
@@ -34,7 +32,7 @@ def refuse_queued(output: Path) -> None:
     state = run_state(read_run(output))
     if state.slurm:
         return  # submit.sh asks Slurm again
-    queued = [name for name, view in state.jobs.items() if any(task.state in _QUEUED for task in view.tasks)]
+    queued = [name for name, view in state.jobs.items() if any(task.state in QUEUED for task in view.tasks)]
     if queued:
         more = f" and {len(queued) - 5} more" if len(queued) > 5 else ""
         problem = f"jobs of this run are queued already: {', '.join(queued[:5])}{more}"
@@ -66,7 +64,7 @@ def cancel_jobs(output: Path, names: Sequence[str], limit: float, report: Callab
             time.sleep(1)
             continue
         there = {
-            name: {task.id.partition("_")[0] for task in view.tasks if task.id and task.state in _QUEUED}
+            name: {task.id.partition("_")[0] for task in view.tasks if task.id and task.state in QUEUED}
             for name, view in state.jobs.items()
             if name in chosen
         }
@@ -109,7 +107,7 @@ def watch(output: Path, every: float, draw: Callable[[RunState], None]) -> RunSt
 
 def verdict_line(state: RunState) -> str:
     """Return in one line how a run ended, or how it stands: the state, then what failed and why."""
-    stages = [view for view in state.jobs.values() if view.job.work in ("stage", "training")]
+    stages = state.stages
     done = sum(view.state is JobState.DONE for view in stages)
     parts = [f"{done} of {len(stages)} jobs done"]
     behind = 0

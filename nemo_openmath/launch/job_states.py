@@ -29,7 +29,7 @@ class JobState(StrEnum):
 WAITING = (JobState.PLANNED, JobState.QUEUED, JobState.AGAIN)
 ACTIVE = (JobState.STARTING, JobState.RUNNING, JobState.READY)
 BAD = (JobState.FAILED, JobState.GONE, JobState.CANCELLED)
-_QUEUED = (JobState.QUEUED, JobState.AGAIN, *ACTIVE)
+QUEUED = (JobState.QUEUED, JobState.AGAIN, *ACTIVE)
 
 
 @dataclass(frozen=True)
@@ -93,17 +93,21 @@ class RunState:
     """Why Slurm was not asked; empty where it was."""
 
     @property
+    def stages(self) -> list[JobView]:
+        """Return the jobs that make stages: no servers, no report."""
+        return [view for view in self.jobs.values() if view.job.makes_stages]
+
+    @property
     def verdict(self) -> str:
         """Return how the stages stand, all together: ``running``, ``done``, ``failed``, ``gone``, ``cancelled`` or
         ``not submitted``. The job that writes the report does not count."""
-        stages = [view for view in self.jobs.values() if view.job.work in ("stage", "training")]
-        if any(task.state in _QUEUED for view in stages for task in view.tasks):
+        if any(task.state in QUEUED for view in self.stages for task in view.tasks):
             return str(JobState.RUNNING)
-        bad = (state for state in BAD if any(view.state is state for view in stages))
-        done = all(view.state is JobState.DONE for view in stages)
+        bad = (state for state in BAD if any(view.state is state for view in self.stages))
+        done = all(view.state is JobState.DONE for view in self.stages)
         return str(next(bad, JobState.DONE if done else JobState.PLANNED))
 
     @property
     def alive(self) -> bool:
         """Whether a job is queued or runs."""
-        return any(task.state in _QUEUED for view in self.jobs.values() for task in view.tasks)
+        return any(task.state in QUEUED for view in self.jobs.values() for task in view.tasks)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.launch.job_states import ACTIVE, JobState, RunState
+from nemo_openmath.launch.job_states import QUEUED, RunState
 from nemo_openmath.launch.run_files import RunFiles, Task, read_run
 from nemo_openmath.launch.run_state import run_state
 
@@ -74,7 +74,7 @@ def wait_for_log(output: Path, task: Task, report: Callable[[str], None]) -> Run
         state = run_state(read_run(output))
         view = state.jobs[task[0]]
         chosen = view.newest if task[1] is None else view.tasks[task[1]]
-        if chosen.log or chosen.state not in (JobState.QUEUED, JobState.AGAIN, *ACTIVE):
+        if chosen.log or chosen.state not in QUEUED:
             return state
         if (line := f"{view.job.name} {chosen.state}{f': {chosen.reason}' if chosen.reason else ''}") != told:
             report(told := line)
@@ -86,7 +86,7 @@ def newest_log(output: Path, task: Task, current: Path) -> Path | None:
     state = run_state(read_run(output))
     view = state.jobs[task[0]]
     chosen = view.newest if task[1] is None else view.tasks[task[1]]
-    if chosen.state not in (JobState.QUEUED, JobState.AGAIN, *ACTIVE):
+    if chosen.state not in QUEUED:
         return None
     return output.resolve() / chosen.log if chosen.log else current
 

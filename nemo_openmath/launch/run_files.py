@@ -6,7 +6,7 @@ Reading needs neither Slurm nor the recipe, and a line that a kill cut is left o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ class PlannedJob:
     def tasks(self) -> list[Task]:
         """Return its parts that Slurm starts one by one."""
         return [(self.name, None)] if self.array == 1 else [(self.name, i) for i in range(self.array)]
+
+    @property
+    def makes_stages(self) -> bool:
+        """Return whether it makes stages; a server and the report make none."""
+        return self.work in ("stage", "training")
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> PlannedJob:
@@ -131,7 +136,7 @@ class RunFiles:
 
     def finished_at(self, job: PlannedJob) -> float:
         """Return when the oldest of what a job makes was finished; 0 where some of it is not."""
-        if job.work not in ("stage", "training"):
+        if not job.makes_stages:
             return 0.0
         try:
             return min((self.output / s / "manifest.json").stat().st_mtime for s in job.stages) if job.stages else 0.0
@@ -145,8 +150,7 @@ class RunFiles:
             since = float((self.sbatch / "since").read_text())
         except (OSError, ValueError):
             since = 0.0
-        spent = (sum(a.costs for a in self.attempts.get(task, []) if (a.end or 0) >= since) for task in job.tasks)
-        return max(spent, default=0)
+        return max((_spent(self.attempts.get(task, []), since) for task in job.tasks), default=0)
 
     def finished_before(self) -> list[str]:
         """Return the stages that were finished before the launch and have no job."""
@@ -167,6 +171,14 @@ class RunFiles:
             raise UserError(f"stage {name!r} was finished before the launch", file=self.output, remedy="it has no job")
         known = list(dict.fromkeys([*self.jobs, *stages]))
         raise UserError(f"no job or stage {name!r} in this run", file=self.output, remedy=nearest(name, known))
+
+
+def _spent(attempts: Sequence[Attempt], since: float) -> int:
+    """The retries of these attempts, as functions.sh counts them: one that left no end, and had not been asked to
+    leave, was lost with its node."""
+    ends = sum(attempt.costs for attempt in attempts if (attempt.end or 0) >= since)
+    earlier = (a for a in attempts[:-1] if a.end is None and a.asked is None)
+    return ends + sum((attempt.start or 0) >= since for attempt in earlier)
 
 
 def read_run(output: Path) -> RunFiles:

@@ -49,7 +49,7 @@ def run_state(run: RunFiles, now: float | None = None, *, ended: bool = False) -
     views: dict[str, JobView] = {}
     for job in run.jobs.values():
         tasks = tuple(_with_accounting(states[task], told) for task in job.tasks)
-        if ended and known is None and job.work in ("stage", "training"):
+        if ended and known is None and job.makes_stages:
             tasks = tuple(map(_when_ended, tasks))
         views[job.name] = _view(run, job, tasks, views, now, known is not None)
     return RunState(run, views, now, slurm)
@@ -192,7 +192,7 @@ def _view(
     bad = [task.reason for task in tasks if task.reason and task.state in BAD]
     reason = next(iter(bad or reasons), "")
     progress, silent = None, 0.0
-    if any(task.state in ACTIVE or task.attempt for task in tasks) and job.work in ("stage", "training"):
+    if any(task.state in ACTIVE or task.attempt for task in tasks) and job.makes_stages:
         active = [task.number for task in tasks if task.state in ACTIVE]
         progress = read_progress(run, job, active, now)
         silent = silence(run, job, active, now) if active else 0.0

@@ -17,9 +17,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.core import shared_files
+from nemo_openmath.core import leases, shared_files
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.leases import EXPIRY_S, RENEW_S, LeaseAsker
+from nemo_openmath.core.leases import LeaseAsker
 from nemo_openmath.core.locks import (
     is_alive,
     is_open_file,
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 RUN, STAGES = ".run.lock", ".locks"
 _PATIENCE = {True: 0.5, None: 3.0, False: 30.0}  # seconds, for a holder that is alive, elsewhere, or just killed
-_LEASE_PATIENCE = {**_PATIENCE, None: EXPIRY_S + 2 * RENEW_S}  # a lease elsewhere is watched for so long
+_LEASE_PATIENCE = {**_PATIENCE, None: leases.PATIENCE_S}
 _PLANNING_S = 600.0  # a thousand jobs may begin at once, and the last to end counts the records of all
 _FIRST_S = 2.0  # a wait of so many seconds is logged
 

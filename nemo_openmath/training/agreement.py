@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from nemo_openmath.core.errors import MachineFailure, OpenMathError, of_the_system
+from nemo_openmath.core.shared_files import PATIENCE_S
 from nemo_openmath.training.rank_watch import node_name
 
 T = TypeVar("T")
-PATIENCE_S, LOOK_S = 90.0, 1.0  # for caches of directories: NFS keeps entries for 60 s by default
+LOOK_S = 1.0
 log = logging.getLogger(__name__)
 
 

@@ -23,8 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nemo_openmath.core import leases
 from nemo_openmath.core.errors import OpenMathError, UserError
-from nemo_openmath.core.leases import EXPIRY_S, RENEW_S, Lease, LeaseAsker
+from nemo_openmath.core.leases import Lease, LeaseAsker
 from nemo_openmath.core.locks import (
     is_alive,
     is_open_file,
@@ -68,7 +69,7 @@ class RunLock:
                 lease = asker.take()
                 free = lease is not None
                 if is_alive(asker.holder) is None:  # on another machine, of which its file alone tells
-                    patience_s = EXPIRY_S + 2 * RENEW_S
+                    patience_s = leases.PATIENCE_S
             if free and is_open_file(path, descriptor):  # not deleted in between
                 return cls(path, descriptor, mark, lease)
             os.close(descriptor)

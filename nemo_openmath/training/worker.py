@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_openmath.core.errors import ExitCode, OpenMathError, UserError, of_the_system
 from nemo_openmath.core.home import prepare_home
 from nemo_openmath.core.logs import ConsoleHandler, configure_logging
+from nemo_openmath.core.shared_files import until_seen
 from nemo_openmath.training.config import TrainingJob
 from nemo_openmath.training.failures import meaning
 from nemo_openmath.training.job import read_job
@@ -25,8 +25,6 @@ from nemo_openmath.training.rank_watch import RankWatch, collective_timeout_s
 if TYPE_CHECKING:
     from nemo_openmath.data.batches.packed_data import PackedData
     from nemo_openmath.training.base_model import BaseModel
-
-_PATIENCE_S = 90.0  # for caches of directories
 
 
 def run_job(job: TrainingJob) -> None:
@@ -103,9 +101,8 @@ def _tokenizer(model: Path) -> str | None:
 
 def _read_job(path: Path, overrides: list[str]) -> TrainingJob:
     """Read a job's file. Where a launcher wrote it on another node, this one may see it later."""
-    end = time.monotonic() + _PATIENCE_S
-    while int(os.environ.get("WORLD_SIZE", "1")) > 1 and not path.exists() and time.monotonic() < end:
-        time.sleep(1.0)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        until_seen(lambda: "" if path.exists() else path.name, path.parent)
     return read_job(path, overrides)
 
 

@@ -123,12 +123,13 @@ def test_an_array_is_summed_up_and_its_worst_task_is_named(tmp_path: Path, monke
 
 def test_a_job_that_is_queued_again_or_handed_on_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = Launched(tmp_path, planned("a"), planned("b"), planned("c", "a")).submitted(a="1", b="2", c="9")
+    odd.event("a", "start")  # lost with its node
     odd.event("a", "start").event("a", "end", code=1, decision="queued again", reason="NCCL: link down", costs=1)
     odd.squeue("1", "PENDING", "BeginTime", "0:00", "").squeue("9", "PENDING", "Dependency", "0:00", "")
     odd.event("b", "start", "2").event("b", "end", "2", code=75, decision="handed on", next="5")
     odd.submitted(b="5").squeue("5", "RUNNING").event("b", "start", "5", ago=100, attempt=2)
     said = odd.state(monkeypatch)
-    assert (said["a"]["state"], said["a"]["retries_spent"]) == ("queued again", 1)
+    assert (said["a"]["state"], said["a"]["retries_spent"]) == ("queued again", 2)
     assert said["a"]["reason"].startswith("NCCL: link down; waits for its begin time")
     assert (said["b"]["state"], said["b"]["tasks"][0]["id"], said["b"]["tasks"][0]["attempt"]) == ("running", "5", 2)
     assert said["c"]["reason"] == "after a"
