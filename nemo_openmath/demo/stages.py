@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.records import Problem, Thread
 from nemo_openmath.core.records.store import write_records
-from nemo_openmath.core.stage import Stage, StageContext
+from nemo_openmath.core.stage import ADDED, Stage, StageContext
 from nemo_openmath.demo.forum import ForumConfig, make_threads
-from nemo_openmath.demo.world import Item, make_benchmark, parse
+from nemo_openmath.demo.world import Item, make_problems, parse
 
 
 @dataclass(frozen=True)
@@ -17,18 +18,20 @@ class BenchmarkConfig:
     """How large the benchmark is."""
 
     problems: PositiveInt = 200
-    """How many problems, of the pool that no thread is made from."""
+    """How many problems."""
+    pool: Literal["benchmark", "train"] = field(default="benchmark", metadata=ADDED)
+    """``benchmark``: held out, no thread is made of them. ``train``: those of which threads are made."""
 
 
 class Benchmark(Stage[BenchmarkConfig]):
-    """Held-out problems of the tiny world with exact answers."""
+    """Problems of the tiny world with exact answers, held-out ones unless told otherwise."""
 
     kind = "demo.benchmark"
     Config = BenchmarkConfig
     record = Problem
 
     async def run(self, context: StageContext) -> None:
-        items = make_benchmark(context.seed, self.config.problems)
+        items = make_problems(context.seed, self.config.problems, pool=self.config.pool)
         write_records(context.output, map(_problem, items))
 
 

@@ -37,9 +37,9 @@ class MetricRow:
 
     mode: Mode
     metric: str
-    """pass@1, pass@k, maj@k, genselect@k, genselect-single@k, unfinished, tokens or code_calls."""
+    """pass@1, pass@k, maj@k, genselect@k, genselect-single@k, called, unfinished, tokens or code_calls."""
     k: int | None
-    """Number of samples, or of candidates of a selection. None for unfinished, tokens and code_calls."""
+    """Number of samples, or of candidates of a selection. None for called, unfinished, tokens and code_calls."""
     value: float
     low: float | None
     """Lower end of the 95% interval over problems. None where a single problem allows none."""
@@ -171,6 +171,8 @@ def score(
             else:
                 random = (seed, unit_key(problem_id))
                 values, complete = _solution_values(samples, usable, random, subsets, compare)
+                if mode is Mode.TIR:
+                    values["called"] = sum(s.calls > 0 for s in samples) / len(samples)
             cut_votes += not complete
             scores.problems.append(ProblemScores(problem_id, mode, len(samples), values))
     return replace(scores, cut_votes=cut_votes)
@@ -327,7 +329,10 @@ def _mode_order(mode: Mode) -> int:
     return list(Mode).index(mode)
 
 
-_METRICS = ("pass@1", "maj@k", "pass@k", "genselect@k", "genselect-single@k", "unfinished", "tokens", "code_calls")
+_METRICS = (
+    *("pass@1", "maj@k", "pass@k", "genselect@k", "genselect-single@k"),
+    *("called", "unfinished", "tokens", "code_calls"),
+)
 
 
 def _metric_order(name: str) -> tuple[int, int]:

@@ -36,7 +36,7 @@ class ComputeMetrics(Stage[MetricsConfig]):
     """Measure accuracy, votes, selection and cost of one checkpoint by mode, each with a 95% interval over problems."""
 
     kind = "evaluation.metrics"
-    version = 2  # intervals of more than 30,000 problems were wrong
+    version = 3  # 3: how many solutions called code; 2: intervals of more than 30,000 problems were wrong
     Config = MetricsConfig
     makes = "metrics"
     ports = {

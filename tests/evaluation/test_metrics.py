@@ -50,6 +50,11 @@ def test_every_metric_by_hand() -> None:
     assert rows["unfinished", None].value == pytest.approx(1 / 12)
     assert rows["tokens", None].value == pytest.approx(200)
     assert rows["code_calls", None].value == pytest.approx(2)
+    assert rows["called", None].value == pytest.approx(1)
+    mixed = [sample("a", i, "7", True, code_calls=i) for i in range(4)]  # the first of four calls none
+    shares = [r.value for r in evaluate(mixed, ks=[1], seed=0) if r.metric == "called"]
+    assert shares == pytest.approx([3 / 4])
+    assert all(r.metric != "called" for r in evaluate([sample("a", 0, "7", True, "cot")], ks=[1], seed=0))
     assert all(row.problems == 3 and row.low <= row.value <= row.high for row in rows.values())
 
 

@@ -10,6 +10,7 @@ from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.evaluation.metrics import UNBOUNDED
 
 _NAMES = {
+    "called": "called code",
     "code_calls": "code calls per solution",
     "tokens": "tokens per solution",
     "unfinished": "unfinished",
