@@ -1,8 +1,8 @@
 """The one protocol between the pipeline and whatever generates text.
 
-An engine completes one prompt of token ids. n samples of a prompt are n requests with n seeds. Engines share the prefix
-by themselves (a prefix cache here, automatic prefix caching in vLLM and SGLang), and a restart can redo one sample
-alone. Cancelling the awaiting task cancels the request on the engine.
+An engine completes one prompt of token ids or, behind a chat server, a conversation. n samples of a prompt are n
+requests with n seeds. Engines share the prefix by themselves (a prefix cache here, automatic prefix caching in vLLM and
+SGLang), and a restart can redo one sample alone. Cancelling the awaiting task cancels the request on the engine.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from nemo_openmath.core.errors import ExitCode, Refused, RetryableError
+from nemo_openmath.core.tags import THINK_END
 
 
 class Finish(StrEnum):
@@ -22,7 +23,7 @@ class Finish(StrEnum):
     STOP = "stop"  # a stop string, or the end-of-turn token
     LENGTH = "length"  # max_tokens, or the context is full
     TIME = "time"  # the time limit; what was generated so far is returned
-    CUT = "cut"  # the server ended it for a reason of its own (content filter, tool call): it is not finished
+    CUT = "cut"  # the server ended it for a reason of its own (content filter, an unknown tool): unfinished
     CANCELLED = "cancelled"  # of completions alone
 
     BUDGET = "budget"  # it called code that it no longer had
@@ -57,11 +58,45 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A model's call of a tool, in the protocol of chat servers."""
+
+    id: str
+    """What the tool's answer names it by."""
+    name: str
+    arguments: str
+    """As the model wrote them: a JSON object where it did as it was told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    thinking: str = ""
+    """Of the assistant: its reasoning, where the server keeps that apart from the content."""
+    calls: tuple[ToolCall, ...] = ()
+    """Of the assistant: its calls. Of a tool: the one call that it answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A prompt in turns, which a chat server renders. The assistant's turn follows; where the last turn is the
+    assistant's, it goes on (``Capabilities.continues``)."""
+
+    turns: tuple[Turn, ...]
+    tools: bool = False
+    """Whether the model may call the tool ``python``, whose one argument is ``code``."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One completion to make."""
 
-    prompt: tuple[int, ...] | str
-    """Token ids; text is accepted where ``Capabilities.text_prompts``."""
+    prompt: tuple[int, ...] | str | Conversation
+    """Token ids; text is accepted where ``Capabilities.text_prompts``, a conversation where
+    ``Capabilities.conversations``."""
     sampling: Sampling = field(default_factory=Sampling)
     conversation: str | None = None
     """Requests with the same key share a growing prefix. Routers keep them on one server."""
@@ -98,6 +133,18 @@ class Completion:
     usage: Usage = field(default_factory=Usage)
     logprobs: tuple[float, ...] | None = None
     """Of each generated token: natural logarithm, at temperature 1."""
+    thinking: str = ""
+    """What a reasoning parser of the server took out of the text. ``text`` has it where the model wrote it."""
+    calls: tuple[ToolCall, ...] = ()
+    """The calls of the tool, where the conversation offers it. They stand in no text."""
+
+    @property
+    def content(self) -> str:
+        """The text without what a reasoning parser took out of it."""
+        if not self.thinking:
+            return self.text
+        _, ended, content = self.text.rpartition(THINK_END)
+        return content.lstrip("\n") if ended else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +176,17 @@ class Capabilities:
     """``Usage.cached_tokens`` is reported."""
     max_context: int | None = None
     """Tokens of prompt and completion together; None where it is not known."""
-    renders: bool = False
-    """A prompt in text is the user's turn: the server puts the chat template around it."""
+    conversations: bool = False
+    """Prompts may be conversations, and a prompt in text is a lone turn of the user: the server puts the chat template
+    around them."""
+    continues: bool = False
+    """The server can go on with the assistant's turn that a conversation ends in."""
     same_tokens: bool = False
     """A prompt in text is cut into tokens outside this process, and it was seen that they are those of the caller's
     tokenizer."""
+    options: str = ""
+    """What prompts are rendered with besides their turns (reasoning effort, options of the chat template), as JSON. It
+    is a part of the identity of what is generated. Empty where there is nothing."""
 
 
 @runtime_checkable
@@ -192,10 +245,12 @@ class ContextOverflow(InvalidRequest):
 
     def __init__(self, prompt_tokens: int, max_context: int):
         super().__init__(f"prompt of {prompt_tokens} tokens does not fit the context of {max_context}")
+        self.room: int | None = 0
+        """Tokens that the prompt leaves; None where the server does not say it."""
 
     @classmethod
-    def in_words(cls, message: str) -> ContextOverflow:
+    def in_words(cls, message: str, room: int | None) -> ContextOverflow:
         """Return the same error in a server's own words."""
         error = cls(0, 0)
-        error.args = (message,)
+        error.args, error.room = (message,), room
         return error

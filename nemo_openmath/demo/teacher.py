@@ -21,7 +21,17 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from nemo_openmath.chat import ChatTokenizer, Message, Template, load_template
-from nemo_openmath.core.engine import Capabilities, Chunk, Completion, Finish, Request, Sampling, Usage
+from nemo_openmath.core.engine import (
+    Capabilities,
+    Chunk,
+    Completion,
+    Conversation,
+    Finish,
+    InvalidRequest,
+    Request,
+    Sampling,
+    Usage,
+)
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.processes import die_with_parent
 from nemo_openmath.demo import solver
@@ -73,6 +83,8 @@ class StandInTeacher:
 
     async def complete(self, request: Request) -> Completion:
         """Write the whole completion at once."""
+        if isinstance(request.prompt, Conversation):
+            raise InvalidRequest("conversations are for chat servers; this engine takes token ids")
         prompt = request.prompt if isinstance(request.prompt, str) else self.tokenizer.decode(request.prompt)
         length = len(self.tokenizer.encode(prompt) if isinstance(request.prompt, str) else request.prompt)
         text = self.write(prompt, request.sampling)

@@ -1,7 +1,7 @@
 """What an engine is asked with, and what of its words is the answer: one rule for whoever asks a model something.
 
 - An engine that takes token ids gets ids.
-- A chat server gets the user's turn as it stands.
+- A chat server gets the turns as they stand.
 - A completions server that is asked in text gets the rendered prompt.
 
 In text, a control token in a message would become a token of its own and could end the turn, so such a message is
@@ -21,7 +21,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from nemo_openmath.core.engine import Completion, Engine, InvalidRequest, Request, Sampling
+from nemo_openmath.core.engine import Completion, Conversation, Engine, InvalidRequest, Request, Sampling, Turn
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.tags import THINK_END, THINK_START
@@ -66,7 +66,9 @@ async def ask(
 class PreparedPrompt:
     """A prompt that is rendered, and where need be cut into tokens, once for any number of requests."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, prompt: Prompt, to_send: tuple[int, ...] | str):
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, prompt: Prompt, to_send: tuple[int, ...] | str | Conversation
+    ):
         self._engine, self._tokenizer, self._prompt, self._to_send = engine, tokenizer, prompt, to_send
 
     @classmethod
@@ -105,24 +107,33 @@ class PreparedPrompt:
 
 async def prompt_for(
     engine: Engine, tokenizer: Tokenizer, messages: tuple[Message, ...], prompt: Prompt
-) -> tuple[int, ...] | str:
+) -> tuple[int, ...] | str | Conversation:
     """Return what a request is made of, ids where the engine takes them. Raises UserError and InvalidRequest for what
     this engine cannot be asked. ``prompt``: of the ``messages``, by this tokenizer."""
     if engine.capabilities.token_ids:
         return tuple(await token_ids(tokenizer, prompt.parts))
-    if engine.capabilities.renders:
-        if [m.role for m in messages] != ["user"]:
-            raise UserError(
-                f"{engine.model} takes one user turn only", remedy="leave the system turn out of the prompt file"
-            )
-        if (sign := tokenizer.control_in(messages[0].content)) is not None:
-            raise InvalidRequest(
-                f"a chat server would take {sign} in the message for a token; ids say it as text (api: completions)"
-            )
-        return messages[0].content
+    if engine.capabilities.conversations:
+        return conversation_of(tokenizer, messages)
     if (forged := next((text for text, literal in prompt.parts if literal), None)) is not None:
         raise InvalidRequest(f"a server that is asked in text would take {forged} in the message for a token")
     return tokenizer.without_first(prompt.text)
+
+
+def conversation_of(tokenizer: Tokenizer, messages: tuple[Message, ...]) -> str | Conversation:
+    """Return what a chat server is asked with: a conversation; of a lone turn of the user, its text. Raises UserError
+    and InvalidRequest for what it cannot be asked."""
+    turns = []
+    for message in messages:
+        if message.role not in ("system", "user", "assistant"):
+            raise UserError(
+                f"a chat server takes turns, and this prompt is {message.role}", remedy="use api: completions"
+            )
+        if (sign := tokenizer.control_in(message.content)) is not None:
+            raise InvalidRequest(
+                f"a chat server would take {sign} in the message for a token; ids say it as text (api: completions)"
+            )
+        turns.append(Turn(message.role, message.content))  # type: ignore[arg-type]  # one of the three
+    return turns[0].content if [turn.role for turn in turns] == ["user"] else Conversation(tuple(turns))
 
 
 async def token_ids(tokenizer: Tokenizer, parts: Sequence[Part]) -> list[int]:

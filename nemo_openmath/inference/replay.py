@@ -24,6 +24,7 @@ from nemo_openmath.core.engine import (
     EngineError,
     Finish,
     Request,
+    ToolCall,
     Usage,
 )
 from nemo_openmath.core.errors import UserError
@@ -99,7 +100,10 @@ class ReplayEngine:
             if row["format"] != FORMAT:
                 raise ValueError(f"format {row['format']}")
             self._model = f"recording of {row['model']}"
-            self._capabilities = Capabilities(**row["capabilities"])
+            capabilities = row["capabilities"]
+            if "renders" in capabilities:  # its name when there were no conversations
+                capabilities["conversations"] = capabilities.pop("renders")
+            self._capabilities = Capabilities(**capabilities)
             return
         c = row["completion"]
         completion = Completion(
@@ -109,6 +113,8 @@ class ReplayEngine:
             stop=c["stop"],
             usage=Usage(**c["usage"]),
             logprobs=None if c["logprobs"] is None else tuple(c["logprobs"]),
+            thinking=c.get("thinking", ""),
+            calls=tuple(ToolCall(**call) for call in c.get("calls", ())),
         )
         self._rows[row["key"]].append((completion, row["pieces"]))
 

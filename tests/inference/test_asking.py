@@ -50,7 +50,7 @@ async def sent(server: Server, messages: tuple[Message, ...]) -> list[tuple[int,
 async def test_how_each_kind_of_server_is_asked(tokenizer: ChatTokenizer) -> None:
     """Ids where they are taken; a chat server gets the turn; a completions server in text the whole prompt."""
     text = replace(IDS, token_ids=False)
-    chat = replace(text, renders=True)
+    chat = replace(text, conversations=True)
     assert await sent(Server(tokenizer, IDS), FORGED) == [tuple(tokenizer.prompt_ids(FORGED))] * 2
     tagged = (Message("user", "<think>a<tool_call>b"),)
     assert await sent(Server(tokenizer, chat), tagged) == [tagged[0].content] * 2

@@ -228,7 +228,7 @@ async def test_an_error_of_status_200_is_an_error(body: dict[str, Any]) -> None:
     ("error", "kind"),
     [
         ({"message": "no such field", "type": "invalid_request_error"}, InvalidRequest),
-        ({"message": "maximum context length is 8 tokens", "code": 400}, ContextOverflow),
+        ({"message": "prompt is too long: maximum context length is 8 tokens", "code": 400}, ContextOverflow),
         ({"message": "bad key", "type": "authentication_error"}, WrongServer),
     ],
 )

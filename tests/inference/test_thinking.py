@@ -59,7 +59,7 @@ class Teacher(LocalEngine):
         super().__init__(tokenizer)
         self.text = text
         able = Capabilities(kind == "ids", True, True, False, False, False)
-        self.capabilities = replace(able, renders=kind == "chat")
+        self.capabilities = replace(able, conversations=kind == "chat")
         self.requests: list[Request] = []
 
     async def complete(self, request: Request) -> Completion:

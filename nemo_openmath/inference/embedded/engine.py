@@ -17,6 +17,7 @@ from nemo_openmath.core.engine import (
     Chunk,
     Completion,
     ContextOverflow,
+    Conversation,
     EngineError,
     InvalidRequest,
     Request,
@@ -199,6 +200,8 @@ class EmbeddedEngine:
     def _checked(self, request: Request, on_done: OnDone) -> EngineRequest:
         """The request as the scheduler takes it. Raises InvalidRequest for what it cannot do."""
         prompt = request.prompt
+        if isinstance(prompt, Conversation):
+            raise InvalidRequest("conversations are for chat servers; this engine takes token ids")
         ids = self.tokenizer.encode_whole(prompt) if isinstance(prompt, str) else prompt
         vocab = self._vocab
         foreign = InvalidRequest(f"the prompt has token ids outside 0..{vocab - 1}")

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_openmath.chat.tokenizer import ChatTokenizer
-from nemo_openmath.core.engine import EngineError, Finish, Request, Usage
+from nemo_openmath.core.engine import Conversation, EngineError, Finish, Request, Usage
 from nemo_openmath.core.tags import THINK_END, THINK_START
+from nemo_openmath.inference.http.tool_calls import CallPart, add_calls, read_calls
 
 Body = dict[str, Any]
 
@@ -20,6 +21,7 @@ _FINISH = {
     **dict.fromkeys(("model_length", "model_context_window_exceeded", "context_length"), Finish.LENGTH),
     "time_limit": Finish.TIME,
 }
+CALLED = ("tool_calls", "function_call", "tool_use")  # it ended with a call of a tool
 # The server gave up a request that it may finish another time.
 _GIVEN_UP = ("abort", "error", "cancelled", "insufficient_system_resource")
 _THINKING = ("reasoning_content", "reasoning", "thinking")
@@ -43,8 +45,10 @@ class AnswerPart:
     """The counts of tokens, as the server gave them."""
     thinking: str = ""
     """What a reasoning parser of the server took out of the text."""
-    called: bool = False
-    """The server took a call of a tool out of the text."""
+    thinking_field: str = ""
+    """The message's field that held it, which is what the server reads it from, too."""
+    calls: list[CallPart] = field(default_factory=list)
+    """The calls of tools that the server took out of the text."""
 
     def add(self, part: AnswerPart) -> None:
         """Append the next part of the same answer."""
@@ -53,7 +57,8 @@ class AnswerPart:
         self.ids += part.ids
         self.logprobs += part.logprobs
         self.finish = part.finish or self.finish
-        self.called = self.called or part.called
+        self.thinking_field = part.thinking_field or self.thinking_field
+        add_calls(self.calls, part.calls)
         self.stop = part.stop or self.stop
         self.stop_id = part.stop_id if part.stop_id is not None else self.stop_id
         self.usage = self.usage | part.usage
@@ -90,7 +95,8 @@ def read_choice(choice: Body) -> AnswerPart:
     if message is None:
         message = {**choice, "content": choice.get("text")}
     text, thought = _content(message.get("content"))
-    thinking = thought or next(("".join(both) for key in _THINKING if any(both := _content(message.get(key)))), "")
+    fields = ((key, "".join(_content(message.get(key)))) for key in _THINKING)
+    thinking_field, thinking = ("", thought) if thought else next((f for f in fields if f[1]), ("", ""))
     text = text or _text(message.get("refusal"))
     stop = choice.get("stop_reason")
     if stop is None:
@@ -98,8 +104,8 @@ def read_choice(choice: Body) -> AnswerPart:
     ids = choice.get("token_ids") or ()
     if not all(type(number) is int and number >= 0 for number in ids):
         raise ValueError(f"ids of tokens were expected, not {ids!r:.80}")
-    answer = AnswerPart(text, tuple(ids), choice.get("finish_reason"), thinking=thinking)
-    answer.called = bool(message.get("tool_calls") or message.get("function_call"))
+    answer = AnswerPart(text, tuple(ids), choice.get("finish_reason"), thinking=thinking, thinking_field=thinking_field)
+    answer.calls = read_calls(message)
     answer.stop = stop if isinstance(stop, str) else None
     answer.stop_id = stop if isinstance(stop, int) else None
     if logprobs := choice.get("logprobs"):
@@ -159,13 +165,17 @@ def usage_of(
     if completion is None:
         completion = len(ids) or _tokens(text, tokenizer)
     if prompt is None:
-        if not isinstance(request.prompt, str):
+        if isinstance(request.prompt, tuple):
             prompt = len(request.prompt)
         elif total is not None and total >= completion:
             prompt = total - completion
         else:
-            prompt = _tokens(request.prompt, tokenizer)
+            prompt = _tokens(_text_of(request.prompt), tokenizer)
     return Usage(prompt, min(cached or 0, prompt), completion, estimated)
+
+
+def _text_of(prompt: str | Conversation) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(turn.thinking + turn.content for turn in prompt.turns)
 
 
 def _count(value: Any) -> int | None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -38,6 +38,8 @@ from nemo_openmath.models.stop_tokens import end_ids
 
 log = logging.getLogger(__name__)
 
+LEAST = 64  # tokens that are asked for at least, where it is tried how many fit
+T = TypeVar("T")
 SPARE = 8  # tokens of its context that a server may keep for itself
 
 
@@ -47,8 +49,9 @@ class HTTPEngine:
     - ``urls``: base URLs, or the path of a file or folder that lists them (see :class:`ServerPool`).
     - ``model``: its name on the servers.
     - ``tokenizer``: needed for trtllm, useful for cutting stop strings from token ids.
-    - ``api``: "completions", or "chat" for prompts in text that the server renders as a user turn.
+    - ``api``: "completions", or "chat" for conversations, which the server renders.
     - ``kind``: what the server is; "auto" asks it at the first request or :meth:`probe`.
+    - ``reasoning_effort``, ``template_options``: what a chat server renders prompts with besides their turns.
     - ``api_key_env``: the environment variable that holds the bearer token.
     - ``connections``: open at once, at most.
     - ``timeout_s``: seconds of a whole attempt; a request's own time limit is kept besides.
@@ -63,6 +66,8 @@ class HTTPEngine:
         tokenizer: ChatTokenizer | None = None,
         api: str = "completions",
         kind: ServerKind = "auto",
+        reasoning_effort: str | None = None,
+        template_options: Mapping[str, Any] | None = None,
         retry: RetryPolicy | None = None,
         api_key_env: str | None = None,
         connections: int = 1024,
@@ -73,7 +78,17 @@ class HTTPEngine:
             raise UserError(f"server kind {kind!r} is unknown", remedy=f"use auto or one of {', '.join(DIALECTS)}")
         if api not in ("completions", "chat"):
             raise UserError(f"api {api!r} is unknown", remedy="use completions or chat")
+        if reasoning_effort is not None and api != "chat":
+            raise UserError(
+                "reasoning_effort would be ignored: a prompt in token ids is rendered here",
+                remedy="use api: chat, or template_options where the model's chat template reads the effort",
+            )
         self.tokenizer, self._api = tokenizer, api
+        self._options: dict[str, Any] = {}
+        if reasoning_effort is not None:
+            self._options["reasoning_effort"] = reasoning_effort
+        if template_options:
+            self._options["chat_template_kwargs"] = dict(template_options)
         self._model = ModelNames(model)
         self._pool = ServerPool([urls] if isinstance(urls, str) else urls)
         self._retrying = Retrying(self._pool, retry or RetryPolicy(), waiting or Waiting(say=log.warning))
@@ -136,7 +151,8 @@ class HTTPEngine:
                 "if it is vLLM, SGLang or TensorRT-LLM, name its kind"
             )
         limit = max_context if type(max_context) is int and max_context > 0 else None
-        capabilities = replace(dialect.capabilities, max_context=limit)
+        options = orjson.dumps(self._options, option=orjson.OPT_SORT_KEYS).decode() if self._options else ""
+        capabilities = replace(dialect.capabilities, max_context=limit, options=options)
         self._dialect, self._capabilities = dialect, capabilities
         return dialect, capabilities
 
@@ -159,32 +175,38 @@ class HTTPEngine:
         if request.time_limit is not None:
             return await self._complete_in_time(request)
         dialect = await self._ready()
-        request = fit_context(request, self.capabilities.max_context)
-        body = self._body(dialect, request, stream=False)
 
-        async def ask(server: Endpoint) -> Completion:
-            answer = await self._transport.request(server, "POST", dialect.path, body)
-            return self._completion(lambda: dialect.read(answer, AnswerPart()), request)
+        async def ask_for(request: Request) -> Completion:
+            body = self._body(request, stream=False)
 
-        return await self._retrying.run(ask, request.conversation)
+            async def ask(server: Endpoint) -> Completion:
+                answer = await self._transport.request(server, "POST", dialect.path, body)
+                return self._completion(lambda: dialect.read(answer, AnswerPart()), request)
+
+            return await self._retrying.run(ask, request.conversation)
+
+        return await self._fitting(request, ask_for)
 
     async def _complete_in_time(self, request: Request) -> Completion:
         """Stream, so that what was generated when the time is over can be returned."""
         so_far = AnswerPart()
 
-        async def ask(server: Endpoint) -> Completion:
-            nonlocal so_far
-            so_far = AnswerPart()
-            async for part in self._transport.stream(server, dialect, body, so_far):
-                so_far.add(part)
-            return self._completion(lambda: so_far, request)
+        async def ask_for(request: Request) -> Completion:
+            body = self._body(request, stream=True)
+
+            async def ask(server: Endpoint) -> Completion:
+                nonlocal so_far
+                so_far = AnswerPart()
+                async for part in self._transport.stream(server, dialect, body, so_far):
+                    so_far.add(part)
+                return self._completion(lambda: so_far, request)
+
+            return await self._retrying.run(ask, request.conversation)
 
         try:
             async with asyncio.timeout(request.time_limit):
                 dialect = await self._ready()
-                request = fit_context(request, self.capabilities.max_context)
-                body = self._body(dialect, request, stream=True)
-                return await self._retrying.run(ask, request.conversation)
+                return await self._fitting(request, ask_for)
         except TimeoutError:
             _end_in_time(so_far)
             return to_completion(so_far, request, self.tokenizer)
@@ -196,18 +218,21 @@ class HTTPEngine:
         deadline = None if request.time_limit is None else loop.time() + request.time_limit
         so_far = AnswerPart()
 
-        async def begin(server: Endpoint) -> tuple[Endpoint, AsyncGenerator[AnswerPart, None], AnswerPart]:
-            parts = self._transport.stream(server, dialect, body, so_far)
-            return server, parts, await anext(parts)
+        async def begin(request: Request) -> tuple[Endpoint, AsyncGenerator[AnswerPart, None], AnswerPart]:
+            body = self._body(request, stream=True)
+
+            async def ask(server: Endpoint) -> tuple[Endpoint, AsyncGenerator[AnswerPart, None], AnswerPart]:
+                parts = self._transport.stream(server, dialect, body, so_far)
+                return server, parts, await anext(parts)
+
+            return await self._retrying.run(ask, request.conversation)
 
         opened: AsyncGenerator[AnswerPart, None] | None = None
         yielded = ""
         try:
             async with asyncio.timeout_at(deadline):
                 dialect = await self._ready()
-                request = fit_context(request, self.capabilities.max_context)
-                body = self._body(dialect, request, stream=True)
-                server, parts, part = await self._retrying.run(begin, request.conversation)
+                server, parts, part = await self._fitting(request, begin)
                 opened = parts
             with self._pool.using(server):
                 while True:
@@ -229,12 +254,30 @@ class HTTPEngine:
             if opened is not None:
                 await opened.aclose()
         completion = to_completion(so_far, request, self.tokenizer)
+        self._learn(so_far)
         logprobs = (completion.logprobs or ())[len(so_far.logprobs) :]
         text = _beyond(completion.text, yielded)
         yield Chunk(text, completion.token_ids[len(so_far.ids) :], completion, logprobs)
 
-    def _body(self, dialect: Dialect, request: Request, *, stream: bool) -> bytes:
-        return orjson.dumps(dialect.body(request, self._model.asks_for, stream, self._end_ids))
+    async def _fitting(self, request: Request, ask_for: Callable[[Request], Awaitable[T]]) -> T:
+        """Ask for as many tokens as the context leaves. Of a prompt that the server cuts into tokens it knows how many
+        they are; where it refuses without saying it, half as many are asked for, and so on."""
+        request = fit_context(request, self.capabilities.max_context)
+        while True:
+            try:
+                return await ask_for(request)
+            except ContextOverflow as error:
+                sampling = request.sampling
+                room = sampling.max_tokens // 2 if error.room is None else error.room
+                fewer = 0 < room < sampling.max_tokens and (error.room is not None or room >= LEAST)
+                if not fewer or isinstance(request.prompt, tuple):
+                    raise
+                request = replace(request, sampling=replace(sampling, max_tokens=room))
+
+    def _body(self, request: Request, *, stream: bool) -> bytes:
+        assert self._dialect is not None
+        body = self._dialect.body(request, self._model.asks_for, stream, self._end_ids)
+        return orjson.dumps(body | self._options if self._api == "chat" else body)
 
     def _completion(self, read: Callable[[], AnswerPart], request: Request) -> Completion:
         try:
@@ -247,8 +290,14 @@ class HTTPEngine:
         generated = answer.text or (answer.stop is None and (answer.usage.get("completion_tokens") or 0) > 1)
         if self.capabilities.token_ids and not answer.ids and generated:
             raise AttemptFailed("the server returned no token ids; does it support return_token_ids?")
+        self._learn(answer)
         self._warn_of(completion, request)
         return completion
+
+    def _learn(self, answer: AnswerPart) -> None:
+        """Give thinking back in the field in which it comes."""
+        if answer.thinking_field and self._dialect is not None:
+            self._dialect = chat_dialect(self._dialect.name, answer.thinking_field)
 
     def _warn_of(self, completion: Completion, request: Request) -> None:
         """Warn once of what the server did otherwise than it was asked."""
@@ -278,12 +327,13 @@ def _end_in_time(so_far: AnswerPart) -> None:
 
 def fit_context(request: Request, max_context: int | None) -> Request:
     """Return the request with ``max_tokens`` cut to what the context leaves: vLLM refuses more than that. Raises
-    ContextOverflow where it leaves nothing."""
-    if max_context is None or isinstance(request.prompt, str):
+    ContextOverflow where it leaves nothing. Of a prompt without ids it is known that it has one token at least."""
+    if max_context is None:
         return request
-    left_tokens = max_context - len(request.prompt)
+    prompt_tokens = len(request.prompt) if isinstance(request.prompt, tuple) else 1
+    left_tokens = max_context - prompt_tokens
     if left_tokens <= 0:
-        raise ContextOverflow(len(request.prompt), max_context)
+        raise ContextOverflow(prompt_tokens, max_context)
     if request.sampling.max_tokens <= left_tokens:
         return request
     return replace(request, sampling=replace(request.sampling, max_tokens=left_tokens))

@@ -19,19 +19,30 @@ where tokens are drawn, ``seed``; and of the fields beyond OpenAI's ``top_k``, `
 ``stop_token_ids`` (where the tokenizer is known) and ``skip_special_tokens``. A server fills in what is left out from
 the model's ``generation_config.json``, and the same model would be sampled in another way than it was asked for.
 
-Any of them can be asked through /v1/chat/completions instead (``api="chat"``): then prompts are text, rendered by the
-server, and no token ids can be continued.
+Any of them can be asked through /v1/chat/completions instead (``api="chat"``): then prompts are conversations, or a
+text, which is a user's turn. The server renders them, and no token ids can be continued.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from nemo_openmath.chat.tokenizer import ChatTokenizer
-from nemo_openmath.core.engine import Capabilities, Completion, Finish, InvalidRequest, Request
-from nemo_openmath.inference.http.answers import AnswerPart, finish_of, read_choice, usage_of
+from nemo_openmath.core.engine import (
+    Capabilities,
+    Completion,
+    Conversation,
+    Finish,
+    InvalidRequest,
+    Request,
+    ToolCall,
+    Turn,
+)
+from nemo_openmath.inference.http.answers import CALLED, AnswerPart, finish_of, read_choice, usage_of
+from nemo_openmath.inference.http.tool_calls import PYTHON, whole_calls
 
 ServerKind = Literal["auto", "vllm", "sglang", "trtllm", "openmath", "openai"]
 """The servers that can be asked. ``auto``: ask the server what it is."""
@@ -77,6 +88,8 @@ class Dialect:
     def body(self, request: Request, model: str, stream: bool, ends: Sequence[int] = ()) -> Body:
         """Return the body to send. ``ends``: ids of the tokens that end a text, as far as they are known. Raises
         InvalidRequest for what this server cannot be asked."""
+        if isinstance(request.prompt, Conversation) and not self.capabilities.conversations:
+            raise InvalidRequest("conversations are for chat servers (api: chat)")
         return self.make(request, model, stream, _sampling(request, self, ends))
 
 
@@ -141,11 +154,35 @@ def _openai(request: Request, model: str, stream: bool, sampling: Body) -> Body:
     return body | {"logprobs": 1} if request.sampling.logprobs else body
 
 
-def _chat(request: Request, model: str, stream: bool, sampling: Body) -> Body:
-    if not isinstance(request.prompt, str):
-        raise InvalidRequest("the chat endpoint takes text, not token ids")
-    body = _common(request, model, stream, sampling) | {"messages": [{"role": "user", "content": request.prompt}]}
+def _chat(kind: ServerKind, thinking: str, request: Request, model: str, stream: bool, sampling: Body) -> Body:
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        prompt = Conversation((Turn("user", prompt),))
+    if not isinstance(prompt, Conversation):
+        raise InvalidRequest("the chat endpoint takes conversations, not token ids")
+    body = _common(request, model, stream, sampling)
+    body["messages"] = [_message(turn, thinking) for turn in prompt.turns]
+    if prompt.tools:
+        body |= {"tools": [PYTHON], "tool_choice": "auto"}
+    if prompt.turns[-1].role == "assistant":
+        if kind not in _CONTINUING:
+            raise InvalidRequest("this server cannot go on with the assistant's turn")
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
     return body | {"logprobs": True} if request.sampling.logprobs else body
+
+
+def _message(turn: Turn, thinking: str) -> Body:
+    message: Body = {"role": turn.role, "content": turn.content}
+    if turn.thinking:
+        message[thinking] = turn.thinking
+    if turn.calls and turn.role == "tool":
+        message["tool_call_id"] = turn.calls[0].id
+    elif turn.calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in turn.calls
+        ]
+    return message
 
 
 def _sglang(request: Request, model: str, stream: bool, sampling: Body) -> Body:
@@ -212,6 +249,7 @@ DIALECTS: dict[ServerKind, Dialect] = {
     ),
     "openai": Dialect("openai", "/v1/completions", _TEXT, _TAKES["openai"], _openai, _read_openai),
 }
+_CONTINUING = ("vllm", "sglang")  # the servers that can go on with the assistant's turn
 OWNERS: dict[str, ServerKind] = {
     "vllm": "vllm",
     "sglang": "sglang",
@@ -220,16 +258,23 @@ OWNERS: dict[str, ServerKind] = {
 }
 
 
-def chat_dialect(kind: ServerKind) -> Dialect:
-    """Return the dialect of a server that is asked through ``/v1/chat/completions``."""
-    return Dialect(kind, "/v1/chat/completions", replace(_TEXT, renders=True), _TAKES[kind], _chat, _read_openai)
+def chat_dialect(kind: ServerKind, thinking: str = "reasoning_content") -> Dialect:
+    """Return the dialect of a server that is asked through ``/v1/chat/completions``. ``thinking``: the field of a
+    message in which it takes the assistant's reasoning back."""
+    able = replace(_TEXT, conversations=True, continues=kind in _CONTINUING)
+    return Dialect(kind, "/v1/chat/completions", able, _TAKES[kind], partial(_chat, kind, thinking), _read_openai)
 
 
 def to_completion(answer: AnswerPart, request: Request, tokenizer: ChatTokenizer | None) -> Completion:
     """Return the finished completion, with the stop string as the request wants it. Raises EngineError where the server
     gave up the request."""
-    finish = finish_of(answer.finish)
-    if answer.called and finish is Finish.STOP:
+    finish, prompt = finish_of(answer.finish), request.prompt
+    calls: tuple[ToolCall, ...] = ()
+    if isinstance(prompt, Conversation) and prompt.tools:
+        calls = whole_calls(answer.calls, len(prompt.turns))
+        if calls and (answer.finish or "").lower() in CALLED:
+            finish = Finish.STOP
+    elif answer.calls and finish is Finish.STOP:
         finish = Finish.CUT  # a part of the text was taken out
     s = request.sampling
     text, ids = answer.whole, answer.ids
@@ -250,4 +295,5 @@ def to_completion(answer: AnswerPart, request: Request, tokenizer: ChatTokenizer
         if ids and answer.stop_id is not None and ids[-1] != answer.stop_id:
             ids += (answer.stop_id,)  # likewise
     usage = usage_of(answer.usage, request, text, ids, tokenizer)
-    return Completion(text, ids, finish, stop, usage, answer.logprobs[: len(ids) or None] if s.logprobs else None)
+    logprobs = answer.logprobs[: len(ids) or None] if s.logprobs else None
+    return Completion(text, ids, finish, stop, usage, logprobs, answer.thinking, calls)

@@ -31,9 +31,18 @@ CONNECT_S = 10.0
 PROBE_S = 15.0  # a server that does not answer a short question within this time is away
 # a prompt that is too long, in the words of vLLM, SGLang, TensorRT-LLM, llama.cpp, OpenAI and our own server
 _TOO_LONG = re.compile(
-    r"context[ _](length|size|window)|fit the context|max(imum)?[ _](model|seq|input|sequence)[ _]?len|max_num_tokens",
+    r"context[ _](length|size|window)|fit the context|max(imum)?[ _](model|seq|input|sequence|prompt)[ _]?len"
+    r"|max_num_tokens|allowed input length|prompt is too long|input token count",
     re.IGNORECASE,
 )
+# How many tokens the prompt has, and the context, in their words. vLLM says "at least" where it did not count all.
+_PROMPT_TOKENS = re.compile(
+    r"(\d+)(?: tokens)? (?:in|from) the (?:input |prompt )?(?:messages|prompt)|contains (\d+) input tokens"
+    r"|has (\d+) input tokens|input \((\d+) tokens\)|prompt \(length (\d+)\)|input length \(?(\d+)",
+    re.IGNORECASE,
+)
+_CONTEXT_TOKENS = re.compile(r"(?:context|model) length(?: of| is)? \(?(\d+)", re.IGNORECASE)
+_PROMPT_ALONE = re.compile(r"without any output tokens|is longer than|prompt is too long", re.IGNORECASE)
 
 
 class Transport:
@@ -157,7 +166,7 @@ class Transport:
             raise AttemptFailed(message)  # this server may have another model; the next may have ours
         if status in (400, 413, 422) and _TOO_LONG.search(message):
             # of a prompt in text: only the server counts its tokens
-            raise ContextOverflow.in_words(f"{url}: {message}")
+            raise ContextOverflow.in_words(f"{url}: {message}", room_in(message))
         if status in (400, 413, 422):
             raise InvalidRequest(f"{url}: {message}")
         raise WrongServer(f"{url}: {message}")
@@ -175,6 +184,16 @@ class Transport:
                 read_bufsize=1 << 20,
             )
         return self._session
+
+
+def room_in(message: str) -> int | None:
+    """Return how many tokens a prompt leaves of the context, by a server's refusal; None where it does not say it. It
+    is one less than the difference: SGLang fills no context to its last token."""
+    prompt, context = _PROMPT_TOKENS.search(message), _CONTEXT_TOKENS.search(message)
+    if prompt is not None and context is not None:
+        tokens = next(int(digits) for digits in prompt.groups() if digits)
+        return max(0, int(context[1]) - tokens - 1)
+    return 0 if _PROMPT_ALONE.search(message) else None
 
 
 def _api_key(variable: str) -> str:

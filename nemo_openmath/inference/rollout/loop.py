@@ -15,7 +15,16 @@ from dataclasses import dataclass, replace
 
 from nemo_openmath.chat import Author, Span, Transcript
 from nemo_openmath.chat.blocks import notice_block, output_block
-from nemo_openmath.core.engine import Completion, ContextOverflow, Engine, EngineError, Finish, Request, Sampling
+from nemo_openmath.core.engine import (
+    Completion,
+    ContextOverflow,
+    Conversation,
+    Engine,
+    EngineError,
+    Finish,
+    Request,
+    Sampling,
+)
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.sandbox import Limits, Sandbox, Session
@@ -45,8 +54,8 @@ async def roll_out(
     """
     prompt = tokenizer.prompt(messages)
     to_send = await prompt_for(engine, tokenizer, messages, prompt)
-    text = to_send if isinstance(to_send, str) else None  # of engines that take no ids
-    ids = await token_ids(tokenizer, prompt.parts) if isinstance(to_send, str) else list(to_send)
+    text = None if isinstance(to_send, tuple) else to_send  # of engines that take no ids
+    ids = list(to_send) if isinstance(to_send, tuple) else await token_ids(tokenizer, prompt.parts)
     start = _Start(messages, prompt.opening, ids, text)
     rollout = _Rollout(engine, tokenizer, start, settings, seed=seed, key=key, budget=budget)
     finish = await rollout.run(sandbox)
@@ -60,7 +69,7 @@ class _Start:
     messages: tuple[Message, ...]
     opening: str
     ids: list[int]
-    text: str | None
+    text: str | Conversation | None
 
 
 class _Rollout:
@@ -211,7 +220,7 @@ class _Rollout:
         takes the thinking out: there only a text without the tag, of a model whose template writes it, gets the
         template's."""
         transcript = Transcript(self._messages, tuple(self._spans), finished, self._tokenizer.fingerprint)
-        opening, renders = self._opening, self._engine.capabilities.renders
+        opening, renders = self._opening, self._engine.capabilities.conversations
         if renders and (THINK_START in transcript.text or THINK_END in opening):
             opening = ""
         if opening:
