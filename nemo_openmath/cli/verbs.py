@@ -14,6 +14,7 @@ from nemo_openmath.cli import (
     sandbox,
     serve,
     sft,
+    trace,
 )
 
 GROUPS = (
@@ -28,6 +29,7 @@ GROUPS = (
     generate.add,
     sandbox.add,
     records.add,
+    trace.add,
     data.add,
     checkpoints.add,
 )

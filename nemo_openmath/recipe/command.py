@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from nemo_openmath.launch.code_snapshot import note_code
 from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.generate import SOLUTIONS, load_job, summary
+from nemo_openmath.recipe.lineage.run_stages import RunStages, has_unfinished
+from nemo_openmath.recipe.lineage.trace import trace, trace_json
+from nemo_openmath.recipe.lineage.trace_text import read_line, trace_lines
 from nemo_openmath.recipe.reference import write_reference
 from nemo_openmath.recipe.report_data import run_view
 from nemo_openmath.recipe.runner import Run
@@ -110,6 +114,26 @@ def write_report(output: Path) -> None:
     run = open_run(output)
     report(run)
     _print_solutions(run, run_view(run))
+
+
+def print_trace(output: Path, name: str, folder: str | None, *, full: bool, as_json: bool) -> None:
+    """Print where a record of a run comes from. ``folder``: the stage, or the folder of one, in which its id is looked
+    for."""
+    recipe = None
+    if has_unfinished(output):
+        try:
+            recipe = open_run(output).recipe
+        except UserError as error:
+            log.warning("stages that have not finished are shown without what they read: %s", error)
+    stages = RunStages(output, recipe)
+    start = None if folder is None else [stages.find(folder)]
+    traced = trace(stages, name, start)
+    if as_json:
+        print(orjson.dumps(trace_json(traced), option=orjson.OPT_INDENT_2).decode())
+    else:
+        for line in trace_lines(traced, full=full):
+            print(line)
+    print(read_line(traced), file=sys.stderr)
 
 
 def show_stages() -> None:

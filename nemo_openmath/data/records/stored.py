@@ -84,8 +84,8 @@ class RecordFolder:
         they are those of its finished units. Raises UserError naming file and row of a broken line, and for a condition
         on a field that they do not have."""
         checked = not where
-        for file, row, line in self._lines():
-            record = _parse(file, row, line)
+        for file, row, line in self.lines():
+            record = parse_stored(file, row, line)
             if not checked:
                 check_fields(where, _type_of(record))
                 checked = True
@@ -96,11 +96,11 @@ class RecordFolder:
         """Yield the records with these ids, or with ids that begin so, in the order of ``names``; of a record that is
         there in several versions, all. Raises UserError for a name that none or several have."""
         records: dict[str, list[StoredRecord]] = {name: [] for name in names}
-        for file, row, line in self._lines():
+        for file, row, line in self.lines():
             whole = id_of_line(line)
             for name, those in records.items():
                 if whole == name or (whole.startswith(name) and len(those) < _VERSIONS):
-                    those.append(_parse(file, row, line))
+                    those.append(parse_stored(file, row, line))
         for name in names:
             those = [record for record in records[name] if record.id == name] or records[name]
             if not those:
@@ -120,8 +120,10 @@ class RecordFolder:
         remedy = "openmath records head prints ids"
         return UserError(f"holds no record whose id begins {name!r}", file=self.path, remedy=remedy)
 
-    def _lines(self) -> Iterator[tuple[Path, int, bytes]]:
-        for file in self.parts:
+    def lines(self, parts: Sequence[Path] | None = None) -> Iterator[tuple[Path, int, bytes]]:
+        """Yield (file, row, line) as they lie there, of a stage that has not finished only those of its finished units.
+        ``parts``: of these files alone."""
+        for file in self.parts if parts is None else parts:
             end = None if self.manifest is not None else _committed(file)
             for row, line in _lines(file, end):
                 yield file, row, line
@@ -154,7 +156,8 @@ def _type_of(record: StoredRecord) -> type[Record]:
     return kind
 
 
-def _parse(file: Path, row: int, line: bytes) -> StoredRecord:
+def parse_stored(file: Path, row: int, line: bytes) -> StoredRecord:
+    """Return the record of a line. Raises UserError naming file and row where it is none."""
     try:
         values = exact_json.loads(line)
         if not isinstance(values, dict) or not isinstance(values.get("id"), str):

@@ -1,0 +1,6 @@
+"""Where what lies in a run comes from: a record, a model, a number of tokens.
+
+run_stages.py  the stages of a run and what each reads, as far as it was made
+search.py      a record, its versions and its ancestors in the folders of the stages
+trace.py       all that is known of a record, put together; trace_text.py: the same for people
+"""
