@@ -189,15 +189,13 @@ def _ordered(records: dict[str, TracedRecord], first: str) -> list[str]:
 
 
 def _versions(stages: RunStages, lines: list[tuple[RunStage, StoredRecord]]) -> Iterator[RecordVersion]:
-    by_stage: dict[Path, list[StoredRecord]] = {}
+    by_stage: dict[Path, tuple[RunStage, list[StoredRecord]]] = {}
     for stage, record in lines:
-        by_stage.setdefault(stage.folder, []).append(record)
+        by_stage.setdefault(stage.folder, (stage, []))[1].append(record)
     known: dict[Path, dict[str, Any]] = {}
-    for folder, same in by_stage.items():
-        stage = stages.at(folder)
-        assert stage is not None
+    for stage, same in by_stage.values():
         values, problem = _merged(same)
-        known[folder] = values
+        known[stage.folder] = values
         before = next((source for source in stages.before(stage) if source.folder in known), None)
         earlier = known[before.folder] if before is not None else {}
         changed = {
@@ -224,7 +222,7 @@ def _merged(lines: list[StoredRecord]) -> tuple[dict[str, Any], str]:
 
 def _values(fields: dict[str, Any], transcript: Any) -> dict[str, Any]:
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
-    extra = values.pop("extra", None) or {}
+    extra: dict[str, Any] = values.pop("extra", None) or {}  # type: ignore[assignment]
     values.pop("id", None)
     values |= {f"extra.{name}": value for name, value in extra.items()}
     if transcript is not None:

@@ -77,7 +77,7 @@ def _title(record: TracedRecord) -> str:
         Problem: "a problem",
         Thread: "a thread",
     }
-    return words.get(record.kind, record.kind.__name__)  # type: ignore[call-overload,no-any-return]
+    return words.get(record.kind, record.kind.__name__)
 
 
 def _record_lines(record: TracedRecord, names: dict[str, int]) -> Iterator[str]:
@@ -93,7 +93,7 @@ def _record_lines(record: TracedRecord, names: dict[str, int]) -> Iterator[str]:
         for line in _beside(record, version.stage.name):
             yield f"{'':<12} {line}"
         told.add(version.stage.name)
-    for stage in dict.fromkeys(entry.stage.name for entry in (*record.drops, *record.notes)):
+    for stage in dict.fromkeys([*(drop.stage.name for drop in record.drops), *(n.stage.name for n in record.notes)]):
         if stage not in told:
             for line in _beside(record, stage):
                 yield f"{stage:<12} {line}"
@@ -120,7 +120,7 @@ def _version_text(version: RecordVersion, record: TracedRecord) -> str:
         if not version.changed:
             return f"unchanged from {version.before.name}{merged}"
         return f"{_changes(version)}{merged}"
-    fields = _MADE.get(record.kind, ()) if record.kind is not None else ()  # type: ignore[call-overload]
+    fields = _MADE.get(record.kind, ()) if record.kind is not None else ()
     values = [f"{name} {_text(version.values[name])}" for name in fields if version.values.get(name) is not None]
     kind = version.stage.kind or "records"
     return f"made by {kind}{': ' if values else ''}{', '.join(values)}{merged}"
