@@ -63,7 +63,7 @@ stages:
   tir: {{run: scale.solutions, from: problems, mode: tir, samples: 4, {texts}}}
   labelled: {{run: solutions.majority_answers, from: {{problems: problems, generations: cot}}}}
   tir_graded: {{run: solutions.grade, from: {{generations: tir, problems: labelled}}}}
-  tir_kept: {{run: solutions.filter, from: tir_graded, correct: true, code: true}}
+  tir_kept: {{run: solutions.filter, from: tir_graded}}
   cot_graded: {{run: solutions.grade, from: {{generations: cot, problems: labelled}}}}
   cot_judged: {{run: judging.judge, from: {{generations: cot_graded, problems: labelled}}, engine: teacher}}
   cot_kept: {{run: solutions.filter, from: cot_judged}}

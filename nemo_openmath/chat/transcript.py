@@ -155,7 +155,7 @@ class Transcript:
         text = self.text
         if CODE_START not in text and all(span.author is not Author.TOOL for span in self.spans):
             return text  # most texts are prose alone, and long
-        return "".join(s.text for s in self._segments if s.kind in _PROSE)
+        return "".join(s.text for s in self._segments if s.kind in PROSE)
 
     @property
     def _thought_is_closed(self) -> bool:
@@ -165,7 +165,7 @@ class Transcript:
     def summary(self) -> str | None:
         """Text after the last ``</think>``; None where the reasoning never ended. Of a turn that does not think, it is
         all the text but code and output."""
-        segments = [s for s in self._segments if s.kind in _PROSE]
+        segments = [s for s in self._segments if s.kind in PROSE]
         parts = [s.text for s in segments if s.kind is Kind.SUMMARY]
         if not parts and not self.thinks:
             parts = [s.text for s in segments]
@@ -243,7 +243,8 @@ class Transcript:
 
 
 OPENING = f"{THINK_START}\n"
-_PROSE = (Kind.REASONING, Kind.SUMMARY)
+PROSE = (Kind.REASONING, Kind.SUMMARY)
+"""What the reader reads as words: neither code nor what the tool wrote."""
 _FENCED = re.compile(r"^[ \t]*```(?:python|py)\b", re.IGNORECASE | re.MULTILINE)
 _NOTICE = re.compile(r"```system\n.*?```\n", re.S)
 # The output fence of a block ends at the fence that a notice follows; without a notice, at the first closing fence.

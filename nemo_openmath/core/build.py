@@ -50,6 +50,8 @@ class Value:
 class Builder:
     """Builds dataclasses from nested dicts, and names every mistake with its file and line.
 
+    A dataclass may say in a class variable ``retired`` what to write instead of settings that it once had.
+
     - ``origin(key)`` says where the value at ``key`` was written.
     - Relative paths are relative to the file that they are written in, those of overrides to the working directory
       ``here``. Without ``folder`` they stay as they are.
@@ -79,7 +81,10 @@ class Builder:
             raise self.error(key, f"expected settings of {kind.__name__}, got {_show(data)}")
         hints = typing.get_type_hints(kind, include_extras=True)
         known = {f.name: f for f in fields(kind) if f.init}  # type: ignore[arg-type]
+        retired: Mapping[str, str] = getattr(kind, "retired", {})
         for name in data:
+            if name in retired:
+                raise self.error((*key, name), "there is no such setting any more", retired[name])
             if name not in known:
                 raise self.unknown((*key, str(name)), list(known))
         made: dict[str, Any] = {}

@@ -63,8 +63,8 @@ def extract_answer(text: str, *, fallback: bool = False) -> Extraction:
     part = text[text.rfind(THINK_END) + len(THINK_END) :] if THINK_END in text else text
     part = _without_code(part)
     first = _BOX.search(part)
-    contents, last_is_open = _scan(part, first.start()) if first is not None else ([], False)
-    contents = [content for content in contents if not _HOLLOW.fullmatch(content)]
+    spans, last_is_open = _scan(part, first.start()) if first is not None else ([], False)
+    contents = [content for a, b in spans if not _HOLLOW.fullmatch(content := part[a:b].strip())]
     boxes = tuple(dict.fromkeys(contents))
     if last_is_open:
         return Extraction(None, boxes, "the last box is not closed")
@@ -73,6 +73,13 @@ def extract_answer(text: str, *, fallback: bool = False) -> Extraction:
     if fallback:
         return _from_phrase(part)
     return Extraction(None, (), "no box" if first is None else "the last box is empty")
+
+
+def box_spans(text: str) -> list[tuple[int, int]]:
+    """Return where the boxes of a text that hold something have their contents, in order."""
+    first = _BOX.search(text)
+    spans, _ = _scan(text, first.start()) if first is not None else ([], False)
+    return [(start, end) for start, end in spans if not _HOLLOW.fullmatch(text[start:end].strip())]
 
 
 def _without_code(text: str) -> str:
@@ -94,8 +101,9 @@ def _without_code(text: str) -> str:
     return "\n".join([*parts, text[position:]])
 
 
-def _scan(text: str, start: int) -> tuple[list[str], bool]:
-    """Return the contents of the outermost complete boxes from ``start`` on, and whether the last box stays open."""
+def _scan(text: str, start: int) -> tuple[list[tuple[int, int]], bool]:
+    """Return where the outermost complete boxes from ``start`` on have their contents, and whether the last box stays
+    open."""
     spans: list[tuple[int, int]] = []  # of contents, in order of closing; inner ones precede the box around them
     stack: list[int] = []  # content start of a box, -1 of a plain group
     last_start, position = -1, start
@@ -117,7 +125,7 @@ def _scan(text: str, start: int) -> tuple[list[str], bool]:
                 end = position + len(bare.group().rstrip(".,;:!?)" if "(" not in bare.group() else ".,;:!?"))
                 spans.append((position, end))
                 position = bare.end()
-    return [text[a:b].strip() for a, b in spans], last_start in stack
+    return spans, last_start in stack
 
 
 def _from_phrase(text: str) -> Extraction:

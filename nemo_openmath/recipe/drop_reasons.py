@@ -17,6 +17,7 @@ from nemo_openmath.data.rows.selection import Choice, FormatRules
 from nemo_openmath.data.tokens.tokenization import NO_TARGET
 from nemo_openmath.recipe.setting_docs import class_body
 from nemo_openmath.synthesis.problems.classify import CATEGORIES
+from nemo_openmath.synthesis.solutions.filters import RULES
 
 
 def drop_reasons(stage: type[Stage]) -> list[str]:
@@ -39,6 +40,7 @@ def drop_reasons(stage: type[Stage]) -> list[str]:
 
 _ELSEWHERE: dict[str, tuple[ModuleType | type | str, ...]] = {
     "problems.classify": CATEGORIES,  # the reply of the model is the reason
+    "solutions.filter": tuple(reason for rule in RULES.values() for reason in rule.reasons),
     "sft.read": (formatting, conversion, FormatRules),
     "sft.select": (Choice, FormatRules),
     "sft.tokenize": (sys.modules[encode_many.__module__], NO_TARGET),

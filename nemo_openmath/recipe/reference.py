@@ -67,6 +67,14 @@ def describe(kind: str) -> str:
     lines += ["makes", f"  {_product(cls)}", "", "in a recipe", f"  {_entry(cls)}"]
     if reasons := drop_reasons(cls):
         lines += ["", "drops, with these reasons", *(f"  {reason}" for reason in reasons)]
+    for name, choices in cls.choices.items():
+        lines += ["", f"what {name} may name"]
+        lines += [
+            textwrap.fill(
+                f"{choice}: {one_line(text)}".replace("``", "`"), 98, initial_indent="  ", subsequent_indent="      "
+            )
+            for choice, text in choices.items()
+        ]
     lines += ["", "settings"]
     for setting in settings(cls.Config):
         default = "required" if setting.default is None else f"default {setting.default}"
@@ -144,6 +152,9 @@ def _stage_section(cls: type[Stage]) -> Iterator[str]:
     if reasons := drop_reasons(cls):
         yield from ["Drops, counted by reason: " + ", ".join(f"`{reason}`" for reason in reasons) + ".", ""]
     yield from _table(settings(cls.Config))
+    for name, choices in cls.choices.items():
+        yield from ["", f"What `{name}` may name:", "", f"| `{name}` | What it does |", "|---|---|"]
+        yield from (f"| `{choice}` | {_cell(one_line(text))} |" for choice, text in choices.items())
 
 
 def _recipe_tables() -> Iterator[str]:

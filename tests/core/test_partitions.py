@@ -17,7 +17,7 @@ from nemo_openmath.grading import GradingPool
 from nemo_openmath.inference.rollout.stage import Generate, GenerateConfig
 from nemo_openmath.recipe.lock import partition_locks
 from nemo_openmath.synthesis.genselect.groups import Groups, GroupsConfig
-from nemo_openmath.synthesis.solutions.filter import Filter, FilterConfig
+from nemo_openmath.synthesis.solutions.filters import Filter, FilterConfig
 from nemo_openmath.synthesis.solutions.grade import GradeConfig, GradeSolutions
 from nemo_openmath.synthesis.solutions.label import Hardness, HardnessConfig, MajorityAnswers, MajorityConfig
 from nemo_openmath.synthesis.solutions.rows import MakeRows, RowsConfig
@@ -121,8 +121,8 @@ def test_a_job_opens_its_own_files_alone(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
         f"name: r\npartitions: 4\nstages:\n"
-        f"  kept: {{run: solutions.filter, correct: false, from: {tmp_path / 'graded'}/}}\n"
-        f"  again: {{run: solutions.filter, correct: false, from: kept}}\n"
+        f"  kept: {{run: solutions.filter, rules: [answer], from: {tmp_path / 'graded'}/}}\n"
+        f"  again: {{run: solutions.filter, rules: [answer], from: kept}}\n"
     )
     out = tmp_path / "out"
     command = ["recipe", "run", str(recipe), "--output", str(out)]

@@ -25,7 +25,7 @@ from nemo_openmath.synthesis.genselect.groups import Groups, GroupsConfig
 from nemo_openmath.synthesis.genselect.select import GenSelect, GenSelectConfig
 from nemo_openmath.synthesis.judge.stage import JudgeAnswers, JudgeConfig
 from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
-from nemo_openmath.synthesis.solutions.filter import Filter, FilterConfig
+from nemo_openmath.synthesis.solutions.filters import Filter, FilterConfig
 from nemo_openmath.synthesis.solutions.grade import GradeConfig, GradeSolutions
 from nemo_openmath.synthesis.solutions.label import Hardness, HardnessConfig
 from nemo_openmath.synthesis.solutions.summarize import Summarize, SummarizeConfig

@@ -13,7 +13,8 @@ from nemo_openmath.core.records import Generation, Group, Problem, Record, SftRo
 from nemo_openmath.core.stage import Stage
 from nemo_openmath.grading import GradingPool
 from nemo_openmath.synthesis.genselect.groups import Groups, GroupsConfig
-from nemo_openmath.synthesis.solutions.filter import Filter, FilterConfig
+from nemo_openmath.synthesis.solutions.filters import Filter, FilterConfig
+from nemo_openmath.synthesis.solutions.filters.config import DEFAULT_RULES
 from nemo_openmath.synthesis.solutions.grade import GradeConfig, GradeSolutions
 from nemo_openmath.synthesis.solutions.label import Hardness, HardnessConfig, MajorityAnswers, MajorityConfig
 from nemo_openmath.synthesis.solutions.rows import MakeRows, RowsConfig
@@ -105,7 +106,11 @@ def test_filters_name_their_reason(
     run: Run, tmp_path: Path, text: str, values: dict[str, Any], reason: str | None
 ) -> None:
     row = generation("g", text, **({"verdict": "equal", "predicted_answer": "1"} | values))
-    out = run(Filter(FilterConfig(max_blocks=1, error_free=True, max_tokens=50)), tmp_path, {"generations": [row]})
+    out = run(
+        Filter(FilterConfig((*DEFAULT_RULES, "code_errors"), max_blocks=1, max_tokens=50)),
+        tmp_path,
+        {"generations": [row]},
+    )
     assert [d.reason for _, d in read_drops(out)] == ([] if reason is None else [reason])
     assert len(list(read_records(out, Generation))) == (reason is None)
 

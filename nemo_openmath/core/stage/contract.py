@@ -50,6 +50,8 @@ class Stage(ABC, Generic[C]):
     """``records``, ``model`` (a folder that an engine can load), or another kind of artifact, in a word."""
     splits: ClassVar[bool] = False
     """Whether the jobs of an array may share the work, each by ``shard`` and ``shards`` of its context."""
+    choices: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """Setting -> what may be chosen -> what that does, in words: for settings that name parts of the stage."""
     disclosure: ClassVar[str] = ""
     """A sentence that the results show where the stage stands in for the real thing."""
 

@@ -2,7 +2,7 @@
 
 grade.py       the verdict of each solution
 label.py       majority answers and pass rates: what many solutions say about their problem
-filter.py      which solutions are good enough to learn from
+filters/       which solutions are good enough to learn from
 summarize.py   new summaries
 rows.py        training rows
 shown.py       a solution in one line, for a reader

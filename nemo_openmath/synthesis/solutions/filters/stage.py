@@ -1,60 +1,25 @@
-"""Keep the solutions that are good enough to learn from (paper sections 2.3, 3.2 and 3.4)."""
+"""The stage ``solutions.filter``: rules, and how many solutions of a problem are kept."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
-from nemo_openmath.chat import Kind, Transcript
-from nemo_openmath.core.bounds import NonNegativeInt, Share
+from nemo_openmath.chat import Transcript
 from nemo_openmath.core.engine import Finish
-from nemo_openmath.core.grader import Verdict
-from nemo_openmath.core.records import Drop, Generation, Mode, read_manifest
+from nemo_openmath.core.records import Drop, Generation, read_manifest
 from nemo_openmath.core.records.ids import unit_key
 from nemo_openmath.core.records.manifest import TALLY
 from nemo_openmath.core.records.types import Tallied
 from nemo_openmath.core.stage import Result, StageContext, UnitStage
-from nemo_openmath.core.tags import CODE_START
-from nemo_openmath.grading import extract_answer
+from nemo_openmath.synthesis.solutions.filters import rules as _rules  # noqa: F401  (fills RULES)
+from nemo_openmath.synthesis.solutions.filters.config import FilterConfig
+from nemo_openmath.synthesis.solutions.filters.final_answer import cut_after_answer
+from nemo_openmath.synthesis.solutions.filters.rule import RULES, RuleSettings, Solution
 from nemo_openmath.synthesis.solutions.shown import shown
 
 _EXAMPLES = 5000  # drops that show their problem, about, in large sets; others name it
-_ENDINGS = {
-    Finish.BUDGET: "over the code budget",
-    Finish.REPETITION: "repeats itself",
-    Finish.CONTEXT: "prompt longer than the context",
-    Finish.REFUSED: "refused by the engine",
-}
-
-
-@dataclass(frozen=True)
-class FilterConfig:
-    """Settings of ``solutions.filter``."""
-
-    think: Literal["auto", "required", "optional"] = "auto"
-    """Which solutions must think (<think> ... </think>) before they answer. "auto": those of a model and mode of which
-    at least half of the finished solutions think; the whole text of other models is the answer. "required": all.
-    "optional": none. Thinking that was begun must have ended in any case."""
-    correct: bool = True
-    """Keep only solutions with the verdict equal."""
-    code: bool = True
-    """TIR solutions must have run code."""
-    max_blocks: NonNegativeInt = 0
-    """Most code blocks of a TIR solution; two in stage 0 of the paper. 0: any number. Paper section 3.2."""
-    answer_after_code: bool = True
-    """TIR solutions may not box an answer before their first code block."""
-    error_free: bool = False
-    """No code block of a TIR solution may have ended in an error."""
-    max_tokens: NonNegativeInt = 0
-    """Longest solution, in tokens that the model wrote. 0: any length."""
-    per_problem: NonNegativeInt = 0
-    """Most solutions of a problem, chosen by a hash of their ids. 0: all."""
-    easy: Share = 1.0
-    """A problem is easy where a larger share of its samples than this passes the other rules."""
-    easy_per_problem: NonNegativeInt = 0
-    """Most solutions of an easy problem, so that harder problems keep more. 0: as ``per_problem`` says."""
 
 
 Reasons = dict[str, str | None]
@@ -62,7 +27,10 @@ Reasons = dict[str, str | None]
 
 
 class Filter(UnitStage[FilterConfig, tuple[Generation, Reasons | None]]):
-    """Keep a graded generation, or drop it with the first reason that applies."""
+    """Keep a graded generation, or drop it with the first reason that applies.
+
+    Which rules are asked, and in which order, is the setting ``rules``; each looks at one solution alone.
+    """
 
     kind = "solutions.filter"
     Config = FilterConfig
@@ -70,10 +38,12 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, Reasons | None]]):
     takes = {"generations": "Generation"}
     record = Generation
     concurrency = 1
+    choices = {"rules": {name: rule.meaning for name, rule in RULES.items()}}
     version = 3  # solutions of models that do not think are kept; thinking stands at the beginning
 
     async def prepare(self, context: StageContext) -> None:
-        self._thinkers = self._models_that_think(context)
+        self._settings = RuleSettings(self.config, self._models_that_think(context))
+        self._rules = [RULES[name] for name in self.config.rules]
         manifests = [read_manifest(folder) for folder in context.paths("generations")]
         self._one_in = max(1, sum(m.counts.get("records", 0) for m in manifests if m is not None) // _EXAMPLES)
 
@@ -86,14 +56,14 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, Reasons | None]]):
         generation, reasons = unit
         reason = self._reason(generation) if reasons is None else reasons[generation.id]
         if reason is None:
-            return Result([generation])
+            return Result([self._kept(generation)])
         question = unit_key(generation.id) % self._one_in == 0  # by id: the same ones after a kill, too
         return Result(drops=[Drop(reason, shown(generation, question=question))])
 
     def _models_that_think(self, context: StageContext) -> frozenset[tuple[str, str]]:
         """Return the (model, mode) pairs of which at least half of the finished solutions think: of all of them, not of
         a part of the work."""
-        if self.config.think != "auto":
+        if self.config.think != "auto" or "thinking" not in self.config.rules:
             return frozenset()
         finished: Counter[tuple[str, str]] = Counter()
         thinking: Counter[tuple[str, str]] = Counter()
@@ -123,37 +93,21 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, Reasons | None]]):
         return reasons
 
     def _reason(self, generation: Generation) -> str | None:
-        config = self.config
-        if not generation.finished:
-            return _ENDINGS.get(generation.finish, f"unfinished ({generation.finish})")
-        if generation.predicted_answer is None:
-            return "no boxed answer"
-        if config.correct and not generation.correct:
-            return "wrong answer" if generation.verdict is Verdict.NOT_EQUAL else f"verdict {generation.verdict}"
-        if config.max_tokens and generation.completion_tokens > config.max_tokens:
-            return "too long"
-        transcript = Transcript.from_json(generation.transcript, ids=False)
-        thinking = transcript.thinking
-        if thinking == "broken":
-            return "no summary after the reasoning" if transcript.summary is None else "think tags out of order"
-        if thinking == "none" and (config.think == "required" or (generation.model, generation.mode) in self._thinkers):
-            return "no summary after the reasoning"
-        return self._code_reason(generation, transcript) if generation.mode is Mode.TIR else None
-
-    def _code_reason(self, generation: Generation, transcript: Transcript) -> str | None:
-        config = self.config
-        if config.code and generation.code_calls == 0:
-            return "its code was not called" if transcript.has_uncalled_code else "no code was run"
-        if config.max_blocks and generation.code_calls > config.max_blocks:
-            return "too many code blocks"
-        before = transcript.text.partition(CODE_START)[0]
-        if config.answer_after_code and generation.code_calls and extract_answer(before).boxes:
-            return "answer before the first code"
-        if config.error_free and any(
-            "Traceback" in s.text or "Error:" in s.text for s in transcript.segments() if s.kind is Kind.OUTPUT
-        ):
-            return "a code block failed"
+        solution = Solution(generation, cut=self.config.cut_after_answer)
+        for rule in self._rules:
+            if (reason := rule.reason(solution, self._settings)) is not None:
+                return reason
         return None
+
+    def _kept(self, generation: Generation) -> Generation:
+        """Return what is kept of a solution that passed."""
+        if not self.config.cut_after_answer:
+            return generation
+        cut = cut_after_answer(Transcript.from_json(generation.transcript), generation.predicted_answer)
+        if cut is None:
+            return generation
+        calls = min(generation.code_calls, len(cut.code_blocks()))
+        return generation.with_(transcript=cut.to_json(), code_calls=calls, extra=generation.extra | {"cut": True})
 
 
 def _finished(context: StageContext) -> Iterator[tuple[str, str, bool, int]]:
