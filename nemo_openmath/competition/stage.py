@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from nemo_openmath.chat import Template, load_template
+from nemo_openmath.chat import Template
 from nemo_openmath.competition.bank import TimeBank
 from nemo_openmath.competition.solver import Answer, SolverSettings, solve
 from nemo_openmath.core.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat
@@ -19,6 +19,7 @@ from nemo_openmath.core.records.notes import Submission
 from nemo_openmath.core.sandbox import Sandbox, SandboxError
 from nemo_openmath.core.stage import Stage, StageContext
 from nemo_openmath.core.tokenizer import Tokenizer
+from nemo_openmath.inference.rollout.formats import template_of
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class _Contest:
         engine, tokenizer = await context.services.engine(config.engine)
         sandbox = await context.services.sandbox()
         grader = await context.services.grading()
-        template = load_template(config.mode, config.prompt)
+        template = template_of(config.mode, config.solver.rollout, config.prompt)
         bank = TimeBank(config.base_seconds, config.bank_seconds)
         return cls(config, engine, tokenizer, sandbox, grader, template, context.seed, bank)
 

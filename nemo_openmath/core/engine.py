@@ -27,6 +27,7 @@ class Finish(StrEnum):
     CANCELLED = "cancelled"  # of completions alone
 
     BUDGET = "budget"  # it called code that it no longer had
+    INVENTED = "invented"  # it began to write an output itself, with no code before it to run
     REPETITION = "repetition"  # LENGTH, and its tail repeated itself
     CONTEXT = "context"  # nothing was generated: the prompt is longer than the context
     REFUSED = "refused"  # nothing was generated: the engine refused the prompt

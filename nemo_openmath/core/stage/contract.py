@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -106,17 +106,22 @@ class Stage(ABC, Generic[C]):
 
     def settings(self) -> dict[str, Any]:
         """Return the configuration as plain data, without what only concerns speed."""
-        config: Any = self.config
-        left_out = {
-            f.name
-            for f in fields(config)
-            if f.metadata.get("runtime") or (f.metadata.get("added") and getattr(config, f.name) == f.default)
-        }
-        return {name: _plain(value) for name, value in asdict(config).items() if name not in left_out}
+        return _settings_of(self.config)
+
+
+def _settings_of(config: Any) -> dict[str, Any]:
+    stated = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if not f.metadata.get("runtime") and not (f.metadata.get("added") and value == f.default):
+            stated[f.name] = _plain(value)
+    return stated
 
 
 def _plain(value: Any) -> Any:
     """Return data for a fingerprint: a file counts by its content, not by where it lies."""
+    if is_dataclass(value):
+        return _settings_of(value)
     if isinstance(value, Path):
         if not value.exists():
             return str(value)

@@ -5,13 +5,17 @@
 The context only ever grows by the ids that the model made and the ids of the tool's block. So an engine's prefix cache
 holds all of it, and the ids that were generated are the ids that can be trained on.
 
+Where the model calls code in another way (``formats.py``), the engine stops more often than code is called, and what
+the model wrote behind a call is cut off its context. The transcript is in tags then, and has no ids.
+
 A ``<think>`` that the chat template writes at the end of the prompt is the transcript's first span, by the template.
 What a program prints is encoded as text through and through: a control token in it is no token.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from nemo_openmath.chat import Author, Span, Transcript
 from nemo_openmath.chat.blocks import notice_block, output_block
@@ -28,11 +32,14 @@ from nemo_openmath.core.engine import (
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.sandbox import Limits, Sandbox, Session
-from nemo_openmath.core.tags import CODE_END, CODE_START, THINK_END, THINK_START
+from nemo_openmath.core.tags import THINK_END, THINK_START
 from nemo_openmath.core.tokenizer import Message, Tokenizer
 from nemo_openmath.inference.asking import prompt_for, token_ids
+from nemo_openmath.inference.rollout.formats import FORMATS, Step
 from nemo_openmath.inference.rollout.outcome import Cost, Outcome, tail_repeats
 from nemo_openmath.inference.rollout.settings import RolloutSettings
+
+_IDLE_STOPS = 64  # stops at which there was nothing to do; a model that writes fences for ever is stopped no more
 
 
 async def roll_out(
@@ -72,6 +79,14 @@ class _Start:
     text: str | Conversation | None
 
 
+@dataclass(slots=True)
+class _Text:
+    """What the model wrote since the last output."""
+
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+
+
 class _Rollout:
     """The solution as far as it is made."""
 
@@ -89,7 +104,12 @@ class _Rollout:
         self._engine, self._tokenizer, self._messages, self._settings = engine, tokenizer, start.messages, settings
         self._seed, self._key, self._budget = seed, key, budget
         self._opening, self._ids, self._prompt_text = start.opening, start.ids, start.text
+        self._format = FORMATS[settings.tool_format]
         self._spans: list[Span] = []
+        self._turn = _Text()
+        self._ran: list[str] = []
+        self._outputs: list[str] = []
+        self._requests = self._idle = 0
         self._cost = Cost(prompt_tokens=len(self._ids))
         if budget > 0 and self._prompt_text is not None:
             raise UserError(
@@ -101,15 +121,15 @@ class _Rollout:
         """Let model and tool take turns, and return why the solution ended."""
         session: Session | None = None
         try:
-            while (finish := await self._model_turn()) is None:
+            while isinstance(step := await self._model_turn(), Step):
                 if self._cost.code_calls == self._budget:
                     return Finish.BUDGET
                 if session is None:
                     session = await self._open_session(sandbox)
-                await self._tool_turn(session)
+                await self._tool_turn(session, step)
                 if self._written >= self._settings.max_tokens:
                     return Finish.LENGTH
-            return finish
+            return step
         finally:
             if session is not None:
                 await session.close()
@@ -128,12 +148,30 @@ class _Rollout:
 
     # -- the model's turn ------------------------------------------------------------------------------------------
 
-    async def _model_turn(self) -> Finish | None:
-        """Let the model write on. Return why the solution ends with it; None where the model called code."""
-        room = self._room()
-        if room <= 0:
-            return Finish.LENGTH
+    async def _model_turn(self) -> Finish | Step:
+        """Let the model write on until it calls code, and return the call, or why the solution ends before that."""
+        self._turn = _Text()
+        while (room := self._room()) > 0:
+            completion = await self._complete(room)
+            finish, tools = completion.finish, self._budget > 0
+            ended = finish is Finish.STOP and completion.stop is None
+            step = self._read(ended=ended) if tools else None
+            if step is None and finish is Finish.STOP and not ended and tools:
+                self._idle += 1  # a fence that is no call
+                continue
+            self._cost.invented_outputs += step is not None and step.invented
+            if finish is Finish.STOP and step is not None:
+                self._settle(step.shown, step.recorded)
+                return step if step.finish is None else step.finish
+            self._settle(*([self._turn.text] * 2 if step is None else [step.shown] * 2))
+            return finish if finish in (Finish.STOP, Finish.TIME, Finish.CUT) else Finish.LENGTH
+        self._settle(self._turn.text, self._turn.text)
+        return Finish.LENGTH
+
+    async def _complete(self, room: int) -> Completion:
+        """Ask the engine once, and add what the model wrote to its turn."""
         completion = await self._engine.complete(self._request(room))
+        self._requests += 1
         usage, ids = completion.usage, completion.token_ids
         self._cost.completion_tokens += len(ids) or usage.completion_tokens
         self._cost.cached_tokens += usage.cached_tokens
@@ -141,10 +179,21 @@ class _Rollout:
         if completion.finish is Finish.CANCELLED:  # the engine was closed: what there is is no solution
             raise EngineError("the engine ended the request before it was finished", retryable=True)
         self._append(completion)
-        if completion.finish is not Finish.STOP:
-            return completion.finish if completion.finish in (Finish.TIME, Finish.CUT) else Finish.LENGTH
-        text = self._spans[-1].text if self._spans else ""
-        return None if self._budget > 0 and text.endswith(CODE_END) else Finish.STOP
+        return completion
+
+    def _read(self, *, ended: bool) -> Step | None:
+        return self._format.read(self._turn.text, ended=ended, ran=self._ran, outputs=self._outputs)
+
+    def _settle(self, shown: str, recorded: str) -> None:
+        """End the model's turn: it is shown ``shown`` of it from now on, and the record has ``recorded``."""
+        turn = self._turn
+        if shown != turn.text:
+            ids = ids_of(self._tokenizer, turn.ids, shown)
+            self._ids[len(self._ids) - len(turn.ids) :] = ids
+            turn.text, turn.ids = shown, ids
+        if recorded:
+            keeps = self._format.keeps_ids and self._prompt_text is None
+            self._spans.append(Span(Author.MODEL, recorded, tuple(turn.ids) if keeps else None))
 
     def _room(self) -> int:
         """Tokens that the model may still write. Raises ContextOverflow where the prompt alone fills the context."""
@@ -153,7 +202,7 @@ class _Rollout:
         if context is None or self._prompt_text is not None:
             return room
         room = min(room, context - len(self._ids))
-        if room <= 0 and not self._spans:
+        if room <= 0 and not self._spans and not self._turn.ids:
             raise ContextOverflow(len(self._ids), context)
         return room
 
@@ -165,8 +214,8 @@ class _Rollout:
             top_p=settings.top_p,
             top_k=settings.top_k,
             min_p=settings.min_p,
-            seed=derive_seed(self._seed, self._cost.code_calls),
-            stop=(CODE_END,) if tools else (),
+            seed=derive_seed(self._seed, self._requests),
+            stop=self._format.stops if tools and self._idle < _IDLE_STOPS else (),
         )
         prompt = tuple(self._ids) if self._prompt_text is None else self._prompt_text
         return Request(prompt, sampling, conversation=self._key if tools else None)
@@ -183,8 +232,11 @@ class _Rollout:
                 text, ids = text.removesuffix(tokenizer.decode(ids[-1:])), ids[:-1]
         if stopped and self._prompt_text is not None:  # some servers write the end-of-text token
             text, _ = tokenizer.strip_end(text)
-        if text:
-            self._spans.append(Span(Author.MODEL, text, ids if self._prompt_text is None else None))
+        if completion.stop is not None and not self._format.keeps_ids and ids:
+            whole = tokenizer.decode(ids)  # a stop string may end within a token
+            text = whole if whole.startswith(text) else text
+        self._turn.text += text
+        self._turn.ids.extend(ids)
         self._ids.extend(ids)
 
     # -- the tool's turn -------------------------------------------------------------------------------------------
@@ -195,21 +247,21 @@ class _Rollout:
             Limits(wall_s=self._settings.code_seconds, memory_mb=self._settings.code_memory_mb)
         )
 
-    async def _tool_turn(self, session: Session) -> None:
+    async def _tool_turn(self, session: Session, step: Step) -> None:
         """Run the code that the model called, and add its output as the tool's block."""
-        text = self._spans[-1].text
-        start = text.rfind(CODE_START)
-        if start >= 0:
-            result = await session.execute(text[start + len(CODE_START) : -len(CODE_END)].strip("\n"))
+        output = step.error
+        if step.code is not None:
+            result = await session.execute(step.code)
             output = result.output
             self._cost.code_seconds += result.duration_s
-        else:
-            output = f"SyntaxError: {CODE_END} without {CODE_START}"
+            self._ran.append(step.code)
         self._cost.code_calls += 1
-        notice = notice_block(self._budget - self._cost.code_calls)
-        block = output_block(cut_output(output, self._settings.output_chars)) + notice
-        ids = tuple(self._tokenizer.encode_text(block))
-        self._spans.append(Span(Author.TOOL, block, ids))
+        output, remaining = cut_output(output, self._settings.output_chars), self._budget - self._cost.code_calls
+        self._outputs.append(output)
+        shown = self._format.output(output, remaining)
+        ids = tuple(self._tokenizer.encode_text(shown))
+        recorded = output_block(output) + notice_block(remaining)
+        self._spans.append(Span(Author.TOOL, recorded, ids if self._format.keeps_ids else None))
         self._ids.extend(ids)
         self._cost.tool_tokens += len(ids)
 
@@ -219,7 +271,8 @@ class _Rollout:
         """The transcript with its one ``<think>``. A chat server has a template of its own, and perhaps a parser that
         takes the thinking out: there only a text without the tag, of a model whose template writes it, gets the
         template's."""
-        transcript = Transcript(self._messages, tuple(self._spans), finished, self._tokenizer.fingerprint)
+        fingerprint = self._tokenizer.fingerprint if self._format.keeps_ids or self._budget == 0 else None
+        transcript = Transcript(self._messages, tuple(self._spans), finished, fingerprint)
         opening, renders = self._opening, self._engine.capabilities.conversations
         if renders and (THINK_START in transcript.text or THINK_END in opening):
             opening = ""
@@ -231,3 +284,16 @@ class _Rollout:
 def cut_output(output: str, chars: int) -> str:
     """Return at most ``chars`` characters of a program's output, with a visible note where it was cut."""
     return output if len(output) <= chars else output[:chars] + "... (output cut)\n"
+
+
+def ids_of(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int]:
+    """Return ids that decode to ``text``, which begins like the text of ``ids``: as many of those as there are whole in
+    it, so that prefix caches hold them, and behind them the text's own."""
+    low, high = 0, len(ids)
+    while low < high:  # the most ids that are no longer than the text
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if len(tokenizer.decode(ids[:middle])) <= len(text) else (low, middle - 1)
+    while low and not text.startswith(tokenizer.decode(ids[:low])):
+        low -= 1
+    rest = text[len(tokenizer.decode(ids[:low])) :]
+    return [*ids[:low], *(tokenizer.encode_parts((("", False), (rest, False))) if rest else ())]

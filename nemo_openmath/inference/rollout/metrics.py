@@ -18,13 +18,13 @@ from nemo_openmath.inference.rollout.outcome import Cost, Outcome
 
 
 class RolloutMetrics:
-    """The counts of one run of a stage. ``tools``: its solutions may call code."""
+    """The counts of one run of a stage. ``tool_format``: how its solutions call code; None where they may not."""
 
-    def __init__(self, *, tools: bool):
+    def __init__(self, tool_format: str | None):
         self.samples_saved = 0
         """Samples that were not made, because the problem was easy or its answers agreed."""
         self.problems_ended_early = 0
-        self._tools = tools
+        self._tool_format, self._tools = tool_format, tool_format is not None
         self._cost = Cost()
         self._solutions = self._in_flight = self._with_uncalled_code = 0
         self._began = time.monotonic()
@@ -55,7 +55,9 @@ class RolloutMetrics:
         )
         note = f"{rate:.0f} tokens/s, {cached:.0%} of prompts cached, {self._in_flight} in flight"
         if self._tools:
-            context.metrics["code_seconds"] = round(cost.code_seconds, 1)
+            context.metrics |= {"code_seconds": round(cost.code_seconds, 1), "blocks_run": cost.code_calls}
+            if cost.invented_outputs:
+                context.metrics["invented_outputs"] = cost.invented_outputs
             note += f", {cost.code_seconds / self._solutions:.2f} s of code a solution"
         context.progress.advance(0, note)
 
@@ -74,9 +76,14 @@ class RolloutMetrics:
         if not self._with_uncalled_code:
             return
         context.metrics["solutions_with_uncalled_code"] = self._with_uncalled_code
+        how = "fences that stay open, or stand in a quotation, are not run"
+        if self._tool_format == "tags":
+            how = (
+                f"what stands between {CODE_START} and {CODE_END} is run, ```python is not; tool_format: fences runs "
+                "it, for models that do not know the tags, or your own prompt (prompt:) can show them"
+            )
         context.progress.log(
-            f"{self._with_uncalled_code} of {self._solutions} solutions wrote Python that nothing ran: what stands "
-            f"between {CODE_START} and {CODE_END} is run, ```python is not; your own prompt (prompt:) can show the tags"
+            f"{self._with_uncalled_code} of {self._solutions} solutions wrote Python that nothing ran: {how}"
         )
 
     def report_all_attempts(self, files: Iterable[Path], context: StageContext) -> None:

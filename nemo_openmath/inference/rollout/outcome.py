@@ -27,6 +27,8 @@ class Cost:
     """Prompt tokens of all turns that the engine computed."""
     code_calls: int = 0
     code_seconds: float = 0.0
+    invented_outputs: int = 0
+    """How often the model began an output itself, which was cut away."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Cost)))

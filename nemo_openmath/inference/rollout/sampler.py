@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from nemo_openmath.chat import Template
@@ -22,7 +22,8 @@ _IDENTIFYING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "budgets
 
 class Sampler:
     """Makes samples of problems with one engine, one prompt and one set of settings. ``seed``: of the stage;
-    ``keep_ids``: records keep the token ids."""
+    ``keep_ids``: records keep the token ids; ``recorded``: the prompt that records have in place of the one that was
+    asked, where the model calls code in another way than by tags."""
 
     def __init__(
         self,
@@ -35,11 +36,15 @@ class Sampler:
         seed: int,
         *,
         keep_ids: bool,
+        recorded: Template | None = None,
     ):
+        self._recorded = recorded or template
         self._keep_ids = keep_ids
         self._engine, self._tokenizer, self._sandbox = engine, tokenizer, sandbox
         self._template, self._mode, self._settings, self._seed = template, mode, settings, seed
         self._sampling: dict[str, Any] = {k: v for k, v in asdict(settings).items() if k in _IDENTIFYING}
+        if settings.tool_format != "tags":
+            self._sampling["tool_format"] = settings.tool_format
 
     def id_of(self, problem: Problem, sample: int) -> str:
         """Return the id of the record of sample number ``sample``."""
@@ -53,7 +58,7 @@ class Sampler:
         return await roll_out(
             self._engine,
             self._tokenizer,
-            self._messages(problem, budget),
+            self._messages(self._template, problem, budget),
             self._settings,
             seed=seed,
             key=key,
@@ -64,7 +69,7 @@ class Sampler:
     def untried(self, problem: Problem, sample: int, error: Refused) -> Generation:
         """Return the record of a sample that the engine refused: evaluation counts its problem apart."""
         _, budget = self._seed_and_budget(self.id_of(problem, sample))
-        outcome = Outcome.untried(self._messages(problem, budget), self._tokenizer, error)
+        outcome = Outcome.untried(self._messages(self._template, problem, budget), self._tokenizer, error)
         generation = self.record(problem, sample, outcome)
         return generation.with_(extra=generation.extra | {"untried": str(error)})
 
@@ -73,6 +78,13 @@ class Sampler:
         key, cost = self.id_of(problem, sample), outcome.cost
         transcript = outcome.transcript if self._keep_ids else outcome.transcript.without_ids()
         _, budget = self._seed_and_budget(key)
+        extra: dict[str, Any] = {"source": problem.source, "category": problem.category} | problem.extra
+        if self._rewrites:
+            transcript = replace(transcript, messages=self._messages(self._recorded, problem, budget))
+            asked = {"tool_format": self._settings.tool_format, "prompt": self._template.digest, "ids": "rewritten"}
+            extra["asked"] = asked
+        if cost.invented_outputs:
+            extra["invented_outputs"] = cost.invented_outputs
         return Generation(
             id=key,
             parents=(problem.id,),
@@ -89,7 +101,7 @@ class Sampler:
             runner_tokens=cost.tool_tokens,
             code_calls=cost.code_calls,
             budget=budget or None,
-            extra={"source": problem.source, "category": problem.category} | problem.extra,
+            extra=extra,
         )
 
     def _seed_and_budget(self, key: str) -> tuple[int, int]:
@@ -97,8 +109,12 @@ class Sampler:
         seed = derive_seed(self._seed, key)
         return seed, draw_budget(self._settings, seed) if self._mode == Mode.TIR else 0
 
-    def _messages(self, problem: Problem, budget: int) -> tuple[Message, ...]:
+    @property
+    def _rewrites(self) -> bool:
+        return self._mode == Mode.TIR and self._settings.tool_format != "tags"
+
+    def _messages(self, template: Template, problem: Problem, budget: int) -> tuple[Message, ...]:
         fields: dict[str, object] = {"problem": problem.problem}
         if self._mode == Mode.TIR:
             fields["total_code_executions"] = budget
-        return self._template.messages(**fields)
+        return template.messages(**fields)

@@ -15,10 +15,11 @@ from nemo_openmath.core.errors import Refused
 from nemo_openmath.core.records import Generation, Mode, Problem
 from nemo_openmath.core.records.ids import unit_key
 from nemo_openmath.core.records.store import read_file
-from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitLog, UnitStage, run_bounded
+from nemo_openmath.core.stage import ADDED, RUNTIME, Result, StageContext, UnitLog, UnitStage, run_bounded
 from nemo_openmath.inference.rollout.agreement import SampleFailed, sample_until_agreed
 from nemo_openmath.inference.rollout.answer import answer_of
 from nemo_openmath.inference.rollout.counts import AgreementRule, by_hardness
+from nemo_openmath.inference.rollout.formats import template_of
 from nemo_openmath.inference.rollout.metrics import RolloutMetrics, note_untried
 from nemo_openmath.inference.rollout.sampler import Sampler
 from nemo_openmath.inference.rollout.settings import RolloutSettings, StoredRolloutSettings
@@ -48,7 +49,10 @@ class GenerateConfig(StoredRolloutSettings):
     limit: NonNegativeInt = 0
     """Solve only so many problems, chosen by a hash of their ids, so that a larger limit adds to them; 0 means all."""
     prompt: Path | None = None
-    """Prompt file to use instead of the mode's own."""
+    """Prompt file to use instead of the mode's own; with ``tool_format: fences`` it replaces ``tir-fences.txt``."""
+    rewritten_prompt: Path | None = field(default=None, metadata=ADDED)
+    """Prompt file that records have in place of the one that was asked, where the model does not call code by tags;
+    null: the shipped ``tir.txt``. A student is trained on it."""
     concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
     """Solutions in flight at once, at most."""
 
@@ -56,6 +60,8 @@ class GenerateConfig(StoredRolloutSettings):
         RolloutSettings.__post_init__(self)
         if self.samples < 1:
             raise ValueError("samples: choose at least 1")
+        if self.rewritten_prompt is not None and self.tool_format == "tags":
+            raise ValueError("rewritten_prompt: of tool_format fences alone; with tags give prompt")
         if self.count != "fixed" and not 1 <= self.least <= self.samples:
             raise ValueError("least: choose it from 1 to samples")
         if not 0.5 < self.confidence <= 1:
@@ -76,7 +82,9 @@ class Generate(UnitStage[GenerateConfig, Sample]):
     def __init__(self, config: GenerateConfig):
         super().__init__(config)
         self.concurrency = config.concurrency
-        self._template = load_template(config.mode, config.prompt)
+        self._template = template_of(config.mode, config, config.prompt)
+        rewrites = config.mode == Mode.TIR and config.tool_format != "tags"
+        self._recorded = load_template("tir", config.rewritten_prompt) if rewrites else None
 
     def settings(self) -> dict[str, Any]:
         """Return the settings. Version 0.1 took the first problems of the files, which depend on how the work was
@@ -92,9 +100,17 @@ class Generate(UnitStage[GenerateConfig, Sample]):
         sandbox = await context.services.sandbox() if tools else None
         keep_ids = config.keeps_ids(context, tokenizer)
         self._sampler = Sampler(
-            engine, tokenizer, sandbox, self._template, config.mode, config, context.seed, keep_ids=keep_ids
+            engine,
+            tokenizer,
+            sandbox,
+            self._template,
+            config.mode,
+            config,
+            context.seed,
+            keep_ids=keep_ids,
+            recorded=self._recorded,
         )
-        self._metrics = RolloutMetrics(tools=tools)
+        self._metrics = RolloutMetrics(config.tool_format if tools else None)
         self._within = self._first_problems(context)
         self._problems_given = 0
 
