@@ -226,7 +226,7 @@ def _parse(code: str) -> ast.Module | None:
 def _acts(statement: ast.stmt, strict: bool) -> bool:
     """Tell whether a statement does something: it is no bare expression without a call, and no annotation."""
     if isinstance(statement, ast.Expr) or (strict and isinstance(statement, ast.Assign | ast.AugAssign)):
-        return any(isinstance(node, ast.FencedCall) for node in ast.walk(statement))
+        return any(isinstance(node, ast.Call) for node in ast.walk(statement))
     return not isinstance(statement, ast.Pass) and not (
         isinstance(statement, ast.AnnAssign) and statement.value is None
     )

@@ -9,7 +9,6 @@ from nemo_openmath.chat import Author, ChatTokenizer, Transcript, load_template
 from nemo_openmath.chat.blocks import notice_block, output_block
 from nemo_openmath.core.engine import Completion, Finish, Request, Usage
 from nemo_openmath.inference.rollout import Outcome, RolloutSettings, roll_out
-from nemo_openmath.inference.rollout.loop import ids_of
 from nemo_openmath.sandbox.local import LocalSandbox
 from tests.support.engines import LocalEngine
 
