@@ -41,6 +41,12 @@ def drop_reasons(stage: type[Stage]) -> list[str]:
 _ELSEWHERE: dict[str, tuple[ModuleType | type | str, ...]] = {
     "problems.classify": CATEGORIES,  # the reply of the model is the reason
     "solutions.filter": tuple(reason for rule in RULES.values() for reason in rule.reasons),
+    "solutions.read_generations": (
+        "an error instead of a generation",
+        "empty generation",
+        "torn last line",
+        "broken row",
+    ),
     "sft.read": (formatting, conversion, FormatRules),
     "sft.select": (Choice, FormatRules),
     "sft.tokenize": (sys.modules[encode_many.__module__], NO_TARGET),

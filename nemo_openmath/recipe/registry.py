@@ -24,6 +24,7 @@ from nemo_openmath.synthesis.problems.read import ReadProblems, ReadThreads
 from nemo_openmath.synthesis.solutions.filters import Filter
 from nemo_openmath.synthesis.solutions.grade import GradeSolutions
 from nemo_openmath.synthesis.solutions.label import Hardness, MajorityAnswers
+from nemo_openmath.synthesis.solutions.read_generations import ReadGenerations
 from nemo_openmath.synthesis.solutions.rows import MakeRows
 from nemo_openmath.synthesis.solutions.summarize import Summarize
 from nemo_openmath.training.stage import Sft
@@ -40,6 +41,7 @@ STAGES: tuple[type[Stage], ...] = (
     Decontaminate,
     # solutions (2.3, 3)
     Generate,
+    ReadGenerations,
     MajorityAnswers,
     GradeSolutions,
     JudgeAnswers,

@@ -22,6 +22,7 @@ RATES = {
     "problems.near_duplicates": 5_100.0,
     "problems.read_threads": 5_000.0,  # assumed
     "problems.read_problems": 5_000.0,  # assumed
+    "solutions.read_generations": 1_600.0,  # assumed: as sft.read
     "sft.read": 1_600.0,
     "sft.tokenize": 80.0,
     "sft.pack": 1_000_000.0,

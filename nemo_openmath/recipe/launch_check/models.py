@@ -18,6 +18,7 @@ from nemo_openmath.recipe.model_sizes import config_folder, weight_files
 from nemo_openmath.recipe.preflight import files_and_settings, stage_errors
 from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.synthesis.problems.read import ReadProblems, ReadThreads
+from nemo_openmath.synthesis.solutions.read_generations import ReadGenerations
 
 _FILES, _ROWS = 3, 5  # of an input, that are looked at
 _BROKEN = 100  # broken rows at the beginning of a file, where broken rows are skipped
@@ -98,13 +99,13 @@ def _first_rows(entry: StageEntry, path: Path, setting: str) -> Iterator[Finding
     stage, num_rows = entry.stage, 0
     skips = getattr(stage.config, "skip_broken", False)
     try:
-        files = data_files(path)
+        files = [f.path for f in stage.files(path)] if isinstance(stage, ReadGenerations) else data_files(path)
         if isinstance(stage, ReadRows):
             files = files_of_split(path, files, stage.config.split)
         for file in files[:_FILES]:
             for _, row, fields in islice(read_file_rows(file, _skipped() if skips else None), _ROWS):
                 num_rows += 1
-                if skips or not isinstance(stage, ReadThreads | ReadProblems):
+                if skips or not isinstance(stage, ReadThreads | ReadProblems | ReadGenerations):
                     continue
                 if problem := stage.problem(fields):
                     yield entry.error(f"{file}:{row}: {problem}", "mend the file", setting)

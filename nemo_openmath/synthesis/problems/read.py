@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.records import Drop, Problem, Thread, content_id
+from nemo_openmath.core.records import Drop, Problem, Thread, content_id, exact_json
 from nemo_openmath.core.records.readers import BrokenRows, data_files, name_of, read_rows
 from nemo_openmath.core.stage import Result, StageContext, UnitStage
+from nemo_openmath.synthesis.solutions.output_row import OF_GENERATIONS
 
 Row = tuple[str, dict[str, Any] | str]
 """Where a row stands, and its fields or what is wrong with it."""
@@ -54,7 +55,11 @@ class _ReadFiles(UnitStage[ReadFilesConfig, Row]):
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Row]]:
         for _, (name, row, value) in self._rows(context):
-            yield content_id("line", name, row), (f"{name}:{row}", value)
+            yield self.key(name, row, value), (f"{name}:{row}", value)
+
+    def key(self, name: str, row: int, value: dict[str, Any] | str) -> str:
+        """Return the id of the unit of a row."""
+        return content_id("line", name, row)
 
     def _rows(self, context: StageContext) -> Iterator[tuple[tuple[Path, int], tuple[str, int, dict[str, Any] | str]]]:
         """Yield ((file, row), (name, row, fields)) of every row of all inputs.
@@ -112,9 +117,15 @@ class ReadThreads(_ReadFiles):
 
 
 class ReadProblems(_ReadFiles):
-    """Read problem rows: ``problem`` and, where known, ``expected_answer``. Other fields travel along in ``extra``."""
+    """Read problem rows: ``problem`` and, where known, ``expected_answer``. Other fields travel along in ``extra``.
+
+    Rows of any step of the reference pipeline are such rows. Of its generations (``output-rs*.jsonl``) the problems are
+    read: equal ones of all seeds once, without what is said of one generation. Rows that its decontamination marked
+    (``contaminated: true``) are dropped.
+    """
 
     kind = "problems.read_problems"
+    version = 2  # 2: of generations their problems alone; marked rows are dropped
     record = Problem
     column = "problem"
 
@@ -136,8 +147,17 @@ class ReadProblems(_ReadFiles):
             return "'problem' is empty"
         return super().problem(row)
 
+    def key(self, name: str, row: int, value: dict[str, Any] | str) -> str:
+        if isinstance(value, dict) and "generation" in value and self.problem(value) is None:
+            fields = dict(sorted(_without_generation(value).items()))
+            return content_id("problem row", exact_json.dumps(fields).decode())
+        return super().key(name, row, value)
+
     def make(self, row: dict[str, Any], where: str) -> Result:
+        row = _without_generation(row) if "generation" in row else row
         text, answer = row["problem"], row.get("expected_answer")
+        if row.get("contaminated") is True:
+            return Result(drops=[Drop("marked as contaminated", where)])
         if len(text) > self.config.max_chars:
             return Result(drops=[Drop("problem too long", f"{where}: {len(text)} characters")])
         known = ("problem", "expected_answer", "problem_type", "problem_source")
@@ -152,6 +172,10 @@ class ReadProblems(_ReadFiles):
                 )
             ]
         )
+
+
+def _without_generation(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in OF_GENERATIONS}
 
 
 def _in_order(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
