@@ -16,7 +16,7 @@ from nemo_openmath.core.stage import Stage
 from nemo_openmath.grading import GradingPool
 from nemo_openmath.synthesis.genselect.groups import Groups, GroupsConfig
 from nemo_openmath.synthesis.problems.read import ReadFilesConfig, ReadProblems
-from nemo_openmath.synthesis.solutions.filter import Filter, FilterConfig
+from nemo_openmath.synthesis.solutions.filters import Filter, FilterConfig
 from nemo_openmath.synthesis.solutions.grade import GradeConfig, GradeSolutions
 from nemo_openmath.synthesis.solutions.read_generations import ReadGenerations, ReadGenerationsConfig
 from nemo_openmath.synthesis.solutions.rows import MakeRows, RowsConfig
