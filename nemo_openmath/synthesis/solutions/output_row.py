@@ -48,7 +48,7 @@ _FENCE = re.compile(r"^[ \t]*```(\w*)[ \t]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
-class Solution:
+class SolutionText:
     """What is to be kept of a row."""
 
     problem: Problem
@@ -77,13 +77,13 @@ def problem_of_row(row: dict[str, Any]) -> str | None:
     return None
 
 
-def solution_of(row: dict[str, Any], mode: Mode | None) -> Solution | str:
+def solution_of(row: dict[str, Any], mode: Mode | None) -> SolutionText | str:
     """Return the solution of a row, or why there is none. ``mode``: None where each row says it by itself."""
     text = text_of(row)
     if not text.strip():
         return "an error instead of a generation" if row.get("error") else "empty generation"
     problem = Problem.make(row["problem"], expected_answer=_answer(row.get("expected_answer")))
-    return Solution(problem, text, mode or mode_of(row, text))
+    return SolutionText(problem, text, mode or mode_of(row, text))
 
 
 def text_of(row: dict[str, Any]) -> str:
@@ -106,7 +106,7 @@ def mode_of(row: dict[str, Any], text: str) -> Mode:
 
 def generation_of(
     row: dict[str, Any],
-    solution: Solution,
+    solution: SolutionText,
     templates: dict[Mode, Template],
     *,
     model: str,

@@ -16,7 +16,7 @@ from nemo_openmath.core.records import Drop, Generation, Mode, content_id
 from nemo_openmath.core.records.readers import read_file_rows
 from nemo_openmath.core.stage import Result, StageContext, UnitStage
 from nemo_openmath.synthesis.solutions.output_files import GenerationFile, output_files
-from nemo_openmath.synthesis.solutions.output_row import Solution, generation_of, problem_of_row, solution_of
+from nemo_openmath.synthesis.solutions.output_row import SolutionText, generation_of, problem_of_row, solution_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _Row:
     where: str
     fields: dict[str, Any]
     seed: int | None
-    solution: Solution | str
+    solution: SolutionText | str
     """Or why there is none."""
 
 
