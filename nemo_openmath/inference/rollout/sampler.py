@@ -9,6 +9,7 @@ from nemo_openmath.chat import Template
 from nemo_openmath.core.engine import Engine
 from nemo_openmath.core.errors import Refused
 from nemo_openmath.core.records import Generation, Mode, Problem
+from nemo_openmath.core.records.answer_note import extra_for_solutions
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.sandbox import Sandbox
 from nemo_openmath.core.tokenizer import Message, Tokenizer
@@ -78,7 +79,7 @@ class Sampler:
         key, cost = self.id_of(problem, sample), outcome.cost
         transcript = outcome.transcript if self._keep_ids else outcome.transcript.without_ids()
         _, budget = self._seed_and_budget(key)
-        extra: dict[str, Any] = {"source": problem.source, "category": problem.category} | problem.extra
+        extra: dict[str, Any] = {"source": problem.source, "category": problem.category} | extra_for_solutions(problem)
         if self._rewrites:
             transcript = replace(transcript, messages=self._messages(self._recorded, problem, budget))
             asked = {"tool_format": self._settings.tool_format, "prompt": self._template.digest, "ids": "rewritten"}
