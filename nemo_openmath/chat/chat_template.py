@@ -27,6 +27,7 @@ from nemo_openmath.chat.model_files import read_object
 from nemo_openmath.core.errors import UserError
 
 FILE = "chat_template.jinja"
+GIVEN = ("messages", "tools", "documents", "add_generation_prompt")  # the variables that are no options
 FOLDER = "additional_chat_templates"
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # What transformers takes where tokenizer_config.json does not name a token depends on the tokenizer's class, and that
@@ -41,11 +42,19 @@ class ChatTemplate:
 
     - ``source``: its text; ``file``: where it stands.
     - ``literals``: the strings in its text, the only places where it can write a control token by itself.
-    - ``reads``: its variables.
+    - ``reads``: its variables; ``options``: those that the user sets, such as Qwen3's ``enable_thinking``.
     """
 
-    def __init__(self, source: str, file: Path, tokens: Mapping[str, str], now: Callable[[], datetime] = datetime.now):
+    def __init__(
+        self,
+        source: str,
+        file: Path,
+        tokens: Mapping[str, str],
+        now: Callable[[], datetime] = datetime.now,
+        options: Mapping[str, Any] | None = None,
+    ):
         self.source, self.file, self.tokens = source, file, dict(tokens)
+        self.options = dict(options or {})
         environment = _environment(now)
         try:
             parsed = environment.parse(source)
@@ -60,6 +69,18 @@ class ChatTemplate:
         self.literals = "\0".join(strings)
         self.reads = jinja2.meta.find_undeclared_variables(parsed)
 
+    def with_options(self, options: Mapping[str, Any]) -> ChatTemplate:
+        """Return the template with other options. Raises UserError for one that it does not read."""
+        for name in options:
+            if name not in self.reads or name in GIVEN or name in self.tokens:
+                known = sorted(self.reads - set(GIVEN) - self.tokens.keys())
+                raise UserError(
+                    f"the chat template has no option {name}",
+                    file=self.file,
+                    remedy=f"leave it out; it reads {', '.join(known)}" if known else "leave it out",
+                )
+        return ChatTemplate(self.source, self.file, self.tokens, options=options)
+
     def render(self, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
         """Return the text of a conversation. Raises UserError where the template refuses it, fails, or writes
         nothing."""
@@ -69,7 +90,7 @@ class ChatTemplate:
                 tools=None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
-                **self.tokens,
+                **self.tokens | self.options,
             )
         except Exception as error:  # a template is a program of somebody else's: anything may be raised
             raise UserError(

@@ -38,8 +38,9 @@ class ChatTokenizer:
 
     - ``end_of_turn``: id of the token that the template writes behind an assistant's turn.
     - ``ends``: texts of the tokens that end a text; ``end_ids``: their ids.
-    - ``fingerprint``: SHA-256 (first 16 hex digits) over tokenizer and template. Equal fingerprints mean that ids are
-      exchangeable.
+    - ``options``: those of the template, as JSON; empty where none are set.
+    - ``fingerprint``: SHA-256 (first 16 hex digits) over tokenizer, template and options. Equal fingerprints mean that
+      ids are exchangeable.
     """
 
     def __init__(
@@ -61,6 +62,8 @@ class ChatTokenizer:
         state = backend.to_str() + self.template
         if chat is not None and (used := {k: v for k, v in chat.tokens.items() if k in chat.source}):
             state += json.dumps(used, sort_keys=True)
+        self.options = "" if chat is None or not chat.options else json.dumps(chat.options, sort_keys=True)
+        state += self.options
         self.fingerprint = hashlib.sha256(state.encode()).hexdigest()[:16]
         controls = _control_tokens(backend, chat)
         self._controls = {False: _any_of(controls), True: _any_of(c for c in controls if c not in _TAGS)}
@@ -101,6 +104,19 @@ class ChatTokenizer:
         pad = _token_id(backend, _content(config.get("pad_token")), "<|endoftext|>")
         ends = [name for name in (eos, "<|im_end|>", "<|endoftext|>") if _token_id(backend, name) is not None]
         return cls(folder, backend, template, end, end if pad is None else pad, [e for e in ends if e is not None])
+
+    def with_options(self, options: Mapping[str, Any], all_read: bool = True) -> ChatTokenizer:
+        """Return this tokenizer with a chat template that renders with ``options``, such as Qwen3's
+        ``enable_thinking``. Raises UserError for one that the template does not read. Without ``all_read`` that is left
+        out: a server may have another template."""
+        if not options:
+            return self
+        if self.chat is None:
+            raise no_chat_template(self.folder)
+        if not all_read:
+            options = {name: value for name, value in options.items() if name in self.chat.reads}
+        chat = self.chat.with_options(options)
+        return ChatTokenizer(self.folder, self.backend, chat, self.end_of_turn, self.pad, self.ends)
 
     @property
     def vocab_size(self) -> int:

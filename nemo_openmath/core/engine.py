@@ -186,8 +186,8 @@ class Capabilities:
     """A prompt in text is cut into tokens outside this process, and it was seen that they are those of the caller's
     tokenizer."""
     options: str = ""
-    """What prompts are rendered with besides their turns (reasoning effort, options of the chat template), as JSON. It
-    is a part of the identity of what is generated. Empty where there is nothing."""
+    """What a chat server renders conversations with besides their turns (reasoning effort, options of its template), as
+    JSON. It is a part of the identity of what is generated. Empty where there is nothing."""
 
 
 @runtime_checkable

@@ -48,6 +48,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def options(self) -> str:
+        """What the template renders with besides the turns, as JSON; empty where that is nothing."""
+        ...
+
+    @property
     def end_ids(self) -> frozenset[int]:
         """Ids of the tokens that end a text."""
         ...

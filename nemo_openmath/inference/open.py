@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nemo_openmath.chat.tokenizer import ChatTokenizer
 from nemo_openmath.core.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from nemo_openmath.core.engine import Engine
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.http.dialects import ServerKind
+
+IGNORED_EFFORT = (
+    "reasoning_effort would be ignored where prompts are rendered here; use api: chat, or template_options where the "
+    "model's chat template reads the effort"
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,13 @@ class EngineConfig:
     server: ServerKind = "auto"
     """Servers: what they are; ``auto`` asks them."""
     api: Literal["completions", "chat"] = "completions"
-    """Servers: ``completions`` for prompts in token ids, ``chat`` for user turns that the server renders."""
+    """Servers: ``completions`` for prompts in token ids, ``chat`` for conversations that the server renders."""
+    reasoning_effort: Literal["low", "medium", "high"] | None = None
+    """Servers with ``api: chat``: how long the model is to reason, as gpt-oss and other models take it; null leaves it
+    to the server."""
+    template_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the chat template, such as ``{enable_thinking: false}`` of Qwen3. With ``api: chat`` they are sent
+    (``chat_template_kwargs`` of vLLM and SGLang); else prompts are rendered with them here."""
     tokenizer: Path | None = None
     """Servers: folder of the model's tokenizer, with which stop strings are cut; ``trtllm`` needs it."""
     attempts: PositiveInt = 5
@@ -54,6 +65,15 @@ class EngineConfig:
     """Servers: seconds of one attempt."""
     api_key_env: str | None = None
     """Servers: environment variable that holds the bearer token."""
+
+    def __post_init__(self) -> None:
+        if self.reasoning_effort is not None and (self.kind != "http" or self.api != "chat"):
+            raise ValueError(IGNORED_EFFORT)
+
+    @property
+    def renders(self) -> bool:
+        """Whether prompts are rendered here, and not by a chat server."""
+        return self.kind != "http" or self.api != "chat"
 
 
 async def open_engine(config: EngineConfig) -> Engine:
@@ -99,6 +119,8 @@ async def _open_http(config: EngineConfig) -> Engine:
         tokenizer=tokenizer,
         api=config.api,
         kind=config.server,
+        reasoning_effort=config.reasoning_effort,
+        template_options={} if config.renders else config.template_options,
         retry=RetryPolicy(attempts=config.attempts, patience_s=config.patience_s),
         api_key_env=config.api_key_env,
         timeout_s=config.timeout_s,

@@ -11,6 +11,7 @@ from nemo_openmath.core.records.lineage import remembered_digest
 from nemo_openmath.core.stage import Stage
 from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.recipe.stage_entries import StageEntry
+from nemo_openmath.recipe.teacher import rendering_digest
 
 _DIGESTS = ".digests"
 
@@ -65,8 +66,8 @@ class Fingerprints:
         return self._digests[path]
 
     def _engine_digest(self, engine: str) -> str:
-        if engine in self._recipe.stages:
-            return self._digest(engine)
-        if engine != "teacher":
-            return self._digest(self._recipe.relative(engine))
-        return self._recipe.teacher.digest()
+        if engine == "teacher" and engine not in self._recipe.stages:
+            return self._recipe.teacher.digest()
+        student = self._recipe.student
+        rendering = rendering_digest(student.reasoning_effort, student.template_options)
+        return self._digest(engine if engine in self._recipe.stages else self._recipe.relative(engine)) + rendering

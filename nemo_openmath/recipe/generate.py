@@ -143,6 +143,8 @@ def _teacher(engine: EngineConfig, builder: Builder) -> Teacher:
         model=engine.model,
         tokenizer=str(engine.tokenizer.resolve()),
         api=engine.api,
+        reasoning_effort=engine.reasoning_effort,
+        template_options=engine.template_options,
         api_key_env=engine.api_key_env,
         attempts=engine.attempts,
         timeout_s=engine.timeout_s,

@@ -137,7 +137,7 @@ def _teacher(recipe: Recipe) -> Iterator[UserError]:
     elif not (folder := recipe.relative(teacher.tokenizer)).is_dir():
         yield recipe.error(f"{name}.tokenizer", f"no folder {shown(folder)}", remedy)
     else:
-        for error in caught(partial(ChatTokenizer.load, folder)):
+        for error in caught(lambda: ChatTokenizer.load(folder).with_options(teacher.template_options, teacher.renders)):
             yield recipe.error(f"{name}.tokenizer", str(error))
     if teacher.urls_file is not None and not teacher.urls_file.is_file():
         problem = f"no file {shown(teacher.urls_file)}"

@@ -73,7 +73,7 @@ class RecipeServices(Services):
         tokenizer = (student.tokenizer or folder) if student.kind == "http" else student.tokenizer
         engine = await open_engine(replace(student, model=served_name or str(folder), tokenizer=tokenizer))
         try:
-            return engine, ChatTokenizer.load(folder)
+            return engine, ChatTokenizer.load(folder).with_options(student.template_options, student.renders)
         except BaseException:
             await engine.close()
             raise
@@ -175,7 +175,8 @@ class RecipeServices(Services):
 
     async def _open_teacher(self) -> tuple[Engine, ChatTokenizer]:
         settings = self._recipe.teacher
-        tokenizer = ChatTokenizer.load(self.teacher_tokenizer())
+        options = settings.template_options
+        tokenizer = ChatTokenizer.load(self.teacher_tokenizer()).with_options(options, settings.renders)
         urls: list[str] | Path
         patience_s, address = settings.patience_s, self._servers.get("teacher")
         if address is not None:
@@ -192,6 +193,8 @@ class RecipeServices(Services):
             kind=settings.server,
             tokenizer=tokenizer,
             api=settings.api,
+            reasoning_effort=settings.reasoning_effort,
+            template_options={} if settings.renders else options,
             retry=RetryPolicy(attempts=settings.attempts, patience_s=patience_s),
             api_key_env=settings.api_key_env,
             timeout_s=settings.timeout_s,

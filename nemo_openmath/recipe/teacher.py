@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ import orjson
 from nemo_openmath.core.bounds import NonNegativeFloat, PositiveFloat, PositiveInt
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.http.dialects import ServerKind
+from nemo_openmath.inference.open import IGNORED_EFFORT
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,13 @@ class StandIn:
     """(settings, folder of the tokenizer) -> the command. Its first line on standard output is JSON with ``url``."""
     disclosure: str
     """What the results say of it: that no language model wrote these texts."""
+
+
+def rendering_digest(reasoning_effort: str | None, template_options: Mapping[str, Any]) -> str:
+    """Return what of these settings makes a difference to the texts of a model; empty where they are not set."""
+    given = {"reasoning_effort": reasoning_effort, "template_options": dict(template_options)}
+    given = {name: value for name, value in given.items() if value}
+    return f" {orjson.dumps(given, option=orjson.OPT_SORT_KEYS).decode()}" if given else ""
 
 
 _registered: list[StandIn] = []
@@ -71,6 +79,12 @@ class Teacher:
     """Folder of the model's tokenizer."""
     api: Literal["completions", "chat"] = "completions"
     """``completions`` sends token ids, ``chat`` sends messages and leaves the template to the server."""
+    reasoning_effort: Literal["low", "medium", "high"] | None = None
+    """How long the model is to reason, as gpt-oss and other models take it; for ``api: chat``. ``null`` leaves it to
+    the server."""
+    template_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the chat template, such as ``{enable_thinking: false}`` of Qwen3. With ``api: chat`` they are sent
+    (``chat_template_kwargs`` of vLLM and SGLang); else prompts are rendered with them here."""
     api_key_env: str | None = None
     """The environment variable that holds the server's key."""
     attempts: PositiveInt = 5
@@ -90,11 +104,18 @@ class Teacher:
             raise UserError("kind is server, and no server is named", remedy="give its url")
         if self.kind == "stand_in" and servers:
             raise UserError("kind is stand_in, and a server is named", remedy="remove one of the two")
+        if self.reasoning_effort is not None and self.api != "chat":
+            raise ValueError(IGNORED_EFFORT)
 
     @property
     def is_stand_in(self) -> bool:
         """Whether a program plays the teacher."""
         return self.url is None and not self.urls and self.urls_file is None
+
+    @property
+    def renders(self) -> bool:
+        """Whether prompts are rendered here, and not by a chat server."""
+        return self.api != "chat"
 
     @property
     def program(self) -> StandIn:
@@ -109,5 +130,5 @@ class Teacher:
         It is an input of every stage that asks the teacher.
         """
         if not self.is_stand_in:
-            return f"{self.model} {self.api}"
+            return f"{self.model} {self.api}" + rendering_digest(self.reasoning_effort, self.template_options)
         return orjson.dumps(self.stand_in).decode()

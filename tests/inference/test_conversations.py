@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nemo_openmath.chat import ChatTokenizer, Message
 from nemo_openmath.core.engine import (
     ContextOverflow,
     Conversation,
@@ -20,6 +23,8 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.http.dialects import DIALECTS, chat_dialect
 from nemo_openmath.inference.http.tool_calls import PYTHON
 from nemo_openmath.inference.http.transport import room_in
+from nemo_openmath.inference.open import EngineConfig
+from nemo_openmath.recipe.teacher import Teacher
 from tests.inference.test_chat_servers import USAGE, Server, answer, ask, events
 
 CALL = ToolCall("c1", "python", '{"code": "print(6 * 7)"}')
@@ -168,7 +173,7 @@ async def test_effort_and_options_of_the_template_are_sent_and_are_part_of_the_i
         assert plain.capabilities.options == ""
         for opened in (client, plain):
             await opened.close()
-        with pytest.raises(UserError, match="reasoning_effort would be ignored"):
+        with pytest.raises(UserError, match="renders nothing"):
             server.client(api="completions", reasoning_effort="low")
     first, second = server.asked
     assert (first.pop("reasoning_effort"), first.pop("chat_template_kwargs")) == ("high", options)
@@ -234,3 +239,31 @@ async def test_no_more_is_asked_for_than_the_context_holds() -> None:
         await client.complete(Request(OFFERED.prompt, Sampling(max_tokens=4096)))
         assert server.asked[0]["max_tokens"] == 99
         await client.close()
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_where_effort_and_options_act(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    """Both are sent to chat servers; options act where prompts are rendered here, too, and effort is refused there."""
+    server = {"url": "http://h:1", "model": "m"}
+    assert Teacher(**server, api="chat").digest() == "m chat"
+    high = Teacher(**server, api="chat", reasoning_effort="high", template_options={"enable_thinking": False})
+    assert high.digest() == 'm chat {"reasoning_effort":"high","template_options":{"enable_thinking":false}}'
+    for settings in (Teacher, EngineConfig):
+        with pytest.raises(ValueError, match="reasoning_effort would be ignored"):
+            settings(reasoning_effort="low")
+    folder = tmp_path / "model"
+    shutil.copytree(tokenizer.folder, folder)
+    template = "{{ messages[0].content }}{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+    (folder / "chat_template.jinja").write_text(template)
+    plain = ChatTokenizer.load(folder)
+    quiet = plain.with_options({"enable_thinking": False})
+    turn = (Message("user", "6 * 7?"),)
+    assert (plain.prompt(turn).opening, quiet.prompt(turn).opening) == ("", "<think>\n\n</think>\n\n")
+    assert plain.fingerprint != quiet.fingerprint
+    assert (plain.options, quiet.options) == ("", '{"enable_thinking": false}')
+    for name in ("enable_thought", "messages"):
+        with pytest.raises(UserError, match=f"no option {name}"):
+            plain.with_options({name: 1})
+    assert plain.with_options({"enable_thought": 1}, all_read=False).fingerprint == plain.fingerprint

@@ -78,11 +78,8 @@ class HTTPEngine:
             raise UserError(f"server kind {kind!r} is unknown", remedy=f"use auto or one of {', '.join(DIALECTS)}")
         if api not in ("completions", "chat"):
             raise UserError(f"api {api!r} is unknown", remedy="use completions or chat")
-        if reasoning_effort is not None and api != "chat":
-            raise UserError(
-                "reasoning_effort would be ignored: a prompt in token ids is rendered here",
-                remedy="use api: chat, or template_options where the model's chat template reads the effort",
-            )
+        if (reasoning_effort is not None or template_options) and api != "chat":
+            raise UserError("a server that gets token ids renders nothing", remedy="use the chat api")
         self.tokenizer, self._api = tokenizer, api
         self._options: dict[str, Any] = {}
         if reasoning_effort is not None:
@@ -277,7 +274,7 @@ class HTTPEngine:
     def _body(self, request: Request, *, stream: bool) -> bytes:
         assert self._dialect is not None
         body = self._dialect.body(request, self._model.asks_for, stream, self._end_ids)
-        return orjson.dumps(body | self._options if self._api == "chat" else body)
+        return orjson.dumps(body | self._options)
 
     def _completion(self, read: Callable[[], AnswerPart], request: Request) -> Completion:
         try:

@@ -46,6 +46,8 @@ class Sampler:
         self._sampling: dict[str, Any] = {k: v for k, v in asdict(settings).items() if k in _IDENTIFYING}
         if settings.tool_format != "tags":
             self._sampling["tool_format"] = settings.tool_format
+        if options := engine.capabilities.options or tokenizer.options:
+            self._sampling["options"] = options
 
     def id_of(self, problem: Problem, sample: int) -> str:
         """Return the id of the record of sample number ``sample``."""
