@@ -21,6 +21,7 @@ from nemo_openmath.synthesis.problems.decontaminate import Decontaminate
 from nemo_openmath.synthesis.problems.extract import Extract
 from nemo_openmath.synthesis.problems.near_duplicates import NearDuplicates
 from nemo_openmath.synthesis.problems.read import ReadProblems, ReadThreads
+from nemo_openmath.synthesis.problems.select import SelectProblems
 from nemo_openmath.synthesis.solutions.filters import Filter
 from nemo_openmath.synthesis.solutions.grade import GradeSolutions
 from nemo_openmath.synthesis.solutions.label import Hardness, MajorityAnswers
@@ -39,6 +40,7 @@ STAGES: tuple[type[Stage], ...] = (
     ConvertProofs,
     ExtractAnswers,
     Decontaminate,
+    SelectProblems,
     # solutions (2.3, 3)
     Generate,
     ReadGenerations,

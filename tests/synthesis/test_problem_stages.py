@@ -20,6 +20,7 @@ from nemo_openmath.synthesis.problems.convert import ConvertProofs
 from nemo_openmath.synthesis.problems.decontaminate import Decontaminate, DecontaminateConfig
 from nemo_openmath.synthesis.problems.extract import Extract
 from nemo_openmath.synthesis.problems.prompted import PromptedConfig
+from nemo_openmath.synthesis.problems.select import SelectProblems, SelectProblemsConfig
 from tests.support.engines import BUSY, REFUSED, Reply
 from tests.support.services import StageRun, run_stage
 
@@ -37,6 +38,26 @@ def by_text(replies: dict[str, str | Reply]) -> Callable[[str], str | Reply]:
 
 
 # -- extract problems --------------------------------------------------------------------------------------------------
+
+
+async def test_the_forum_of_a_thread_is_the_source_of_its_problems_by_which_they_are_chosen(
+    tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
+    forums = ("Middle_School_Math", "Olympiads")
+    threads = [Thread.make(f"Post of {name}").with_(extra={"problem_source": name}) for name in forums]
+    replies: dict[str, str | Reply] = {f"Post of {name}": f"Problem 1: x {name}?" for name in forums}
+    extracted = await run_stage(
+        Extract(PromptedConfig()), tmp_path / "e", by_text(replies), tokenizer=tokenizer, threads=threads
+    )
+    records = sorted(extracted.records, key=lambda p: p.source)
+    problems = [records[0].with_(problem_type="converted_proof"), *records[1:]]
+    assert [p.source for p in problems] == list(forums)
+    select = SelectProblems(SelectProblemsConfig(not_sources=("middle_school",)))
+    run = await run_stage(select, tmp_path / "s", problems=problems)
+    assert ([p.source for p in run.records], run.reasons) == (["Olympiads"], ["a problem source that is left out"])
+    select = SelectProblems(SelectProblemsConfig(types=("converted_proof",), sources=("olympiad",)))
+    run = await run_stage(select, tmp_path / "t", problems=problems)
+    assert run.reasons == ["other problem source", "other problem type"]
 
 
 async def test_extract_takes_the_problems_of_a_post_and_names_why_it_drops_one(

@@ -112,3 +112,10 @@ def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
     context = run(ReadProblems, tmp_path / "out", data / "p.jsonl", data)
     assert len(list(read_records(tmp_path / "out", Problem))) == 1
     assert context.metrics["equal_units"] == 1
+
+
+def test_threads_keep_their_other_fields(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"forum_post": "x", "problem_source": "olympiads", "id": 7}\n')
+    run(ReadThreads, tmp_path / "out", tmp_path / "t.jsonl")
+    (thread,) = read_records(tmp_path / "out", Thread)
+    assert thread.extra == {"problem_source": "olympiads", "id": 7}

@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from nemo_openmath.core.records import Drop, Problem, Thread
 from nemo_openmath.core.stage import Result, StageContext
 from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage
+from nemo_openmath.synthesis.problems.read import FORUM
 
 _PROBLEM = re.compile(r"^Problem \d+:[ \t]*", re.M)
 
 
 class Extract(PromptedStage[PromptedConfig, Thread]):
-    """Extract the problems that a thread poses. Equal texts of one thread are one problem."""
+    """Extract the problems that a thread poses. Equal texts of one thread are one problem. The source of each is the
+    forum of its thread, where that is known."""
 
     kind = "problems.extract"
     prompt = "extract-problems"
@@ -31,7 +33,8 @@ class Extract(PromptedStage[PromptedConfig, Thread]):
             return Result(drops=[Drop("unparsable answer", reply)])
         if not texts:
             return Result(drops=[Drop("no problem in the post", unit.forum_post)])
-        problems = [Problem.make(text, source="forum", parents=(unit.id,)) for text in texts]
+        source = str(unit.extra.get(FORUM) or "forum")
+        problems = [Problem.make(text, source=source, parents=(unit.id,)) for text in texts]
         return Result(list({problem.id: problem for problem in problems}.values()))
 
 

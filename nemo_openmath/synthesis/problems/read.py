@@ -17,6 +17,7 @@ from nemo_openmath.core.records.readers import BrokenRows, data_files, name_of, 
 from nemo_openmath.core.stage import Result, StageContext, UnitStage
 from nemo_openmath.synthesis.solutions.output_row import OF_GENERATIONS
 
+FORUM = "problem_source"  # of a thread: the forum that it stands in
 Row = tuple[str, dict[str, Any] | str]
 """Where a row stands, and its fields or what is wrong with it."""
 
@@ -95,9 +96,12 @@ class _ReadFiles(UnitStage[ReadFilesConfig, Row]):
 
 
 class ReadThreads(_ReadFiles):
-    """Read raw forum rows, with the fields ``forum_post`` and ``forum_discussions``."""
+    """Read raw forum rows, with the fields ``forum_post`` and ``forum_discussions``. Other fields travel along in
+    ``extra``; ``problem_source``, where there is one, names the forum, and becomes the source of the thread's problems.
+    """
 
     kind = "problems.read_threads"
+    version = 2  # 2: other fields are kept
     record = Thread
     column = "forum_post"
 
@@ -105,6 +109,8 @@ class ReadThreads(_ReadFiles):
         replies = row.get("forum_discussions")
         if replies is not None and not isinstance(replies, str):
             return f"'forum_discussions' is {name_of(replies)}, not a text"
+        if (source := row.get(FORUM)) is not None and not isinstance(source, str):
+            return f"{FORUM!r} is {name_of(source)}, not a text"
         return super().problem(row)
 
     def make(self, row: dict[str, Any], where: str) -> Result:
@@ -113,7 +119,8 @@ class ReadThreads(_ReadFiles):
             return Result(drops=[Drop("empty post", where)])
         if len(post) > self.config.max_chars:
             return Result(drops=[Drop("post too long", f"{where}: {len(post)} characters")])
-        return Result([Thread.make(post, replies[: self.config.max_chars])])
+        others = {name: value for name, value in row.items() if name not in ("forum_post", "forum_discussions")}
+        return Result([Thread.make(post, replies[: self.config.max_chars]).with_(extra=others)])
 
 
 class ReadProblems(_ReadFiles):
