@@ -50,3 +50,10 @@ def judgment_of(text: str) -> int | None:
     """Return the index that a GenSelect answer chose: the last ``Judgment: IDX``, with or without brackets."""
     judgments = JUDGMENT.findall(text)
     return int(judgments[-1]) if judgments and len(judgments[-1]) < 10 else None
+
+
+def final_judgment_of(text: str) -> int | None:
+    """Return the index that a GenSelect answer chose, where nothing but emphasis and a full stop stands behind its last
+    judgment; None where words do."""
+    judgments = list(JUDGMENT.finditer(text))
+    return judgment_of(text) if judgments and not text[judgments[-1].end() :].strip(" \t\r\n*_.`") else None

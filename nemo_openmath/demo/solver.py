@@ -88,12 +88,8 @@ def _after_output(item: Item, code: str, output: str, left: int, rng: random.Ran
 
 
 def summarize(solution: str, rng: random.Random, config: TeacherConfig) -> str:
-    """Write how the answer was found, and the answer; for a comparison of candidates, the judgment."""
-    chosen = judgment_of(solution)
+    """Write how the answer was found, and the answer."""
     boxes = _BOX.findall(solution)
-    if chosen is not None and not boxes:
-        answers = re.search(r"Answers: [^\n]*", solution)
-        return f"{answers.group(0) if answers else 'The candidates were compared.'}\nJudgment: {chosen}"
     if not boxes:
         return "The solution comes to no answer."
     answer = boxes[-1]
@@ -110,6 +106,17 @@ def summarize(solution: str, rng: random.Random, config: TeacherConfig) -> str:
     if rng.random() < config.summarize_error:
         answer = _near(answer, rng)
     return f"{how}. The answer is \\boxed{{{answer}}}."
+
+
+def summarize_comparison(comparison: str, rng: random.Random, config: TeacherConfig) -> str:
+    """Write what was compared, and the judgment; an error gives another one."""
+    chosen = judgment_of(comparison)
+    if chosen is None:
+        return "The comparison comes to no judgment."
+    if rng.random() < config.summarize_error:
+        chosen += rng.choice((1, 2))
+    answers = re.search(r"Answers: [^\n]*", comparison)
+    return f"{answers.group(0) if answers else 'The candidates were compared.'}\nJudgment: {chosen}"
 
 
 def genselect(item: Item | None, solutions: str, count: int, rng: random.Random, config: TeacherConfig) -> str:

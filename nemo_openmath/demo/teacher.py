@@ -154,6 +154,7 @@ _TASKS: dict[str, Callable[[dict[str, str], str, random.Random, TeacherConfig], 
         solver.find_item(v["problem"]), v["solutions"], int(v["num_solutions"]), rng, c
     ),
     "summarize": lambda v, _, rng, c: solver.summarize(v["solution"], rng, c),
+    "summarize-comparison": lambda v, _, rng, c: solver.summarize_comparison(v["comparison"], rng, c),
     "judge": lambda v, _, rng, c: tasks.judge(v["predicted_answer"], v["expected_answer"], rng, c.judge_error),
     "extract-problems": lambda v, _, rng, c: tasks.extract_problems(v["forum_post"], rng, c.extract_error),
     "classify": lambda v, _, rng, c: tasks.classify(v["problem"], rng, c.classify_error),

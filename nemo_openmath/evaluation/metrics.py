@@ -149,7 +149,8 @@ def score(
 
     A problem with a generation that could not be tried is counted apart in its mode: no mean has it.
 
-    Raises UserError naming the generation that has no verdict or occurs twice, or the problem that lacks samples.
+    Raises UserError naming the generation that has no verdict or occurs twice, or the problem that lacks samples, and
+    where selections choose from several modes.
     """
     modes, undecided = _samples_by_mode(generations)
     wanted = None if expected is None else set(expected)
@@ -185,13 +186,21 @@ def _samples_by_mode(
     modes: dict[Mode, dict[str, list[_Sample]]] = defaultdict(lambda: defaultdict(list))
     undecided: dict[str, int] = defaultdict(int)
     seen: set[int] = set()
+    chosen_from: set[Mode] = set()
     for generation in generations:
         key = unit_key(generation.id)
         if key in seen:
             raise UserError(f"generation {generation.id} is given twice", remedy="name each folder once")
         seen.add(key)
+        if generation.mode is Mode.GENSELECT and (mode := Selection.of(generation).mode) is not None:
+            chosen_from.add(mode)
         modes[generation.mode][generation.problem_id].append(_sample(generation))
         undecided[str(generation.mode)] += generation.tried and generation.verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT)
+    if len(chosen_from) > 1:
+        raise UserError(
+            f"the selections choose from solutions of several modes ({', '.join(sorted(chosen_from))})",
+            remedy="give those of each mode to a stage of its own",
+        )
     return modes, dict(undecided)
 
 

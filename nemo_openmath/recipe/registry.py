@@ -13,6 +13,7 @@ from nemo_openmath.inference.rollout.stage import Generate
 from nemo_openmath.speculative.stage import TrainDrafter
 from nemo_openmath.synthesis.genselect.groups import Groups
 from nemo_openmath.synthesis.genselect.select import GenSelect
+from nemo_openmath.synthesis.genselect.targets import Targets
 from nemo_openmath.synthesis.judge.stage import JudgeAnswers
 from nemo_openmath.synthesis.problems.answers import ExtractAnswers
 from nemo_openmath.synthesis.problems.classify import Classify
@@ -53,6 +54,7 @@ STAGES: tuple[type[Stage], ...] = (
     Summarize,
     Groups,
     GenSelect,
+    Targets,
     # training data and training (5.1)
     MakeRows,
     ReadRows,

@@ -52,7 +52,7 @@ def stage(kind: str) -> Stage[Any]:
         "filter": lambda: Filter(FilterConfig(per_problem=2)),
         "majority": lambda: MajorityAnswers(MajorityConfig()),
         "hardness": lambda: Hardness(HardnessConfig()),
-        "groups": lambda: Groups(GroupsConfig()),
+        "groups": lambda: Groups(GroupsConfig(least=2)),
         "rows": lambda: MakeRows(RowsConfig()),
     }[kind]()
 

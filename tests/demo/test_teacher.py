@@ -116,7 +116,7 @@ async def test_clerical_prompts_summaries_and_selection(tokenizer: ChatTokenizer
     texts = "\n\n".join(f"Solution {i}:\n{text}" for i, text in enumerate([wrong, wrong, summary, wrong]))
     chosen = await ask(teacher, "genselect", num_solutions=4, max_idx=3, problem=item.statement, solutions=texts)
     assert judgment_of(chosen) == 2
-    assert judgment_of(await ask(teacher, "summarize", problem=item.statement, solution=chosen)) == 2
+    assert judgment_of(await ask(teacher, "summarize-comparison", question=texts, comparison=chosen)) == 2
 
 
 async def test_pure_in_prompt_and_seed_and_bounded_in_tokens(tokenizer: ChatTokenizer) -> None:

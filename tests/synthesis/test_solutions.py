@@ -1,4 +1,4 @@
-"""Stages over records: filters name their reasons, labels need a majority, groups are what was asked for."""
+"""Stages over records: filters name their reasons, labels need a majority, rows keep transcripts."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -9,10 +9,9 @@ import pytest
 
 from nemo_openmath.chat import Author, Message, Span, Transcript
 from nemo_openmath.chat.blocks import notice_block, output_block
-from nemo_openmath.core.records import Generation, Group, Problem, Record, SftRow, read_drops, read_records
+from nemo_openmath.core.records import Generation, Problem, Record, SftRow, read_drops, read_records
 from nemo_openmath.core.stage import Stage
 from nemo_openmath.grading import GradingPool
-from nemo_openmath.synthesis.genselect.groups import Groups, GroupsConfig
 from nemo_openmath.synthesis.solutions.filters import Filter, FilterConfig
 from nemo_openmath.synthesis.solutions.filters.config import DEFAULT_RULES
 from nemo_openmath.synthesis.solutions.grade import GradeConfig, GradeSolutions
@@ -190,46 +189,6 @@ def test_hardness_keeps_a_range_with_its_ends(run: Run, tmp_path: Path) -> None:
     out = run(Hardness(HardnessConfig(keep=(0.25, 0.5))), tmp_path, {"problems": problems, "generations": rows})
     assert sorted(p.pass_rate or 0.0 for p in read_records(out, Problem)) == [0.25, 0.5]
     assert [drop.reason for _, drop in read_drops(out)] == ["pass rate out of range"] * 3
-
-
-def test_groups_mix_right_and_wrong_and_are_distinct(run: Run, tmp_path: Path) -> None:
-    problem, easy = Problem.make("q", expected_answer="1"), Problem.make("easy", expected_answer="1")
-    rows = [
-        generation(f"q{i}", boxed(str(i % 3)), problem=problem.id, predicted_answer=str(i % 3),
-                   verdict="equal" if i % 3 == 1 else "not_equal")
-        for i in range(9)
-    ]  # fmt: skip
-    rows += [generation(f"e{i}", boxed("1"), problem=easy.id, predicted_answer="1", verdict="equal") for i in range(3)]
-    inputs = {"problems": [problem, easy], "generations": rows}
-    out = run(Groups(GroupsConfig(sizes=(2, 5), groups=6)), tmp_path / "train", inputs)
-    groups = list(read_records(out, Group))
-    assert len(groups) == 6
-    assert len({frozenset(g.members) for g in groups}) == 6
-    assert all(2 <= len(g.members) <= 5 and any(g.correct) and not all(g.correct) for g in groups)
-    assert [d.reason for _, d in read_drops(out)] == ["all solutions are correct: nothing to choose between"]
-
-    inference = run(Groups(GroupsConfig(sizes=(4, 4), groups=2, mixed=False)), tmp_path / "test", inputs)
-    groups = list(read_records(inference, Group))
-    assert len(groups) == 4, "every problem gets its groups, easy or not"
-    assert len({g.id for g in groups}) == 4
-    assert {len(g.members) for g in groups if g.problem == "easy"} == {3}
-    assert {g.extra["k"] for g in groups} == {4}
-
-
-def test_problems_with_nothing_to_choose_between_are_dropped(run: Run, tmp_path: Path) -> None:
-    right, wrong, bare = (Problem.make(text, expected_answer="1") for text in ("right", "wrong", "bare"))
-    rows = [
-        generation("r", boxed("1"), problem=right.id, predicted_answer="1", verdict="equal"),
-        generation("w", boxed("2"), problem=wrong.id, predicted_answer="2", verdict="not_equal"),
-        generation("b", "<think>so</think>no box", problem=bare.id),
-    ]
-    out = run(Groups(GroupsConfig()), tmp_path, {"problems": [right, wrong, bare], "generations": rows})
-    assert list(read_records(out, Group)) == []
-    assert {drop.detail: drop.reason for _, drop in read_drops(out)} == {
-        "right": "all solutions are correct: nothing to choose between",
-        "wrong": "all solutions are incorrect: nothing to choose between",
-        "bare": "no solution with a summary",
-    }
 
 
 def test_rows_keep_the_transcript_as_it_is(run: Run, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.records.types import Generation
+from nemo_openmath.core.records.types import Generation, Mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +25,26 @@ class Selection:
     """How many candidates were asked for. A group holds fewer where a problem has fewer solutions."""
     turn: int
     """Number of the selection among those of its problem."""
+    mode: Mode | None = None
+    """How the candidates were made; None of a selection that does not say it."""
+    prompt: str | None = None
+    """Digest of the template that was asked; None of a selection that does not say it."""
 
     def to_extra(self) -> dict[str, Any]:
         """Return the ``extra`` of the generation."""
-        return {"group": self.group, "chosen": self.chosen, "k": self.candidates, "round": self.turn}
+        extra: dict[str, Any] = {"group": self.group, "chosen": self.chosen, "k": self.candidates, "round": self.turn}
+        extra |= {} if self.mode is None else {"of": str(self.mode)}
+        return extra | ({} if self.prompt is None else {"asked": {"prompt": self.prompt}})
 
     @classmethod
     def of(cls, generation: Generation) -> Selection:
         """Read a selection. Raises UserError naming the record and the key that is missing or no such value."""
         read = _Reader(generation, "selection", "does not say what it chose of how many")
         chosen = None if read.value("chosen") is None else read.of_type("chosen", str)
-        return cls(read.of_type("group", str), chosen, read.of_type("k", int), read.of_type("round", int))
+        extra = generation.extra
+        mode = Mode(read.of_type("of", str)) if "of" in extra else None
+        prompt = asked.get("prompt") if isinstance(asked := extra.get("asked"), dict) else None
+        return cls(read.of_type("group", str), chosen, read.of_type("k", int), read.of_type("round", int), mode, prompt)
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,13 +230,15 @@ class Group(Record):
         *,
         k: int,
         turn: int = 0,
+        mode: Mode | None = None,
         untried: Finish | None = None,
         **values: Any,
     ) -> Group:
         """Return a group whose id is made from its members. ``turn`` tells groups of the same members apart where every
-        problem gets several (inference). For ``k`` and ``untried`` see the properties."""
+        problem gets several (inference). For ``k``, ``mode`` and ``untried`` see the properties."""
         name = content_id("group", problem_id, members, turn)
-        extra = {"k": k} | ({} if untried is None else {"untried": untried})
+        extra: dict[str, Any] = {"k": k}
+        extra |= {key: value for key, value in (("mode", mode), ("untried", untried)) if value is not None}
         return cls(id=name, problem_id=problem_id, members=members, parents=members, extra=extra, **values)
 
     @property
@@ -246,6 +248,11 @@ class Group(Record):
         if type(k := self.extra.get("k")) is not int:
             raise UserError(f"group {self.id} does not say how many candidates were asked for (k is {k!r})")
         return k
+
+    @property
+    def mode(self) -> Mode | None:
+        """How its candidates were made; None of a group that does not say it."""
+        return Mode(self.extra["mode"]) if "mode" in self.extra else None
 
     @property
     def untried(self) -> Finish | None:

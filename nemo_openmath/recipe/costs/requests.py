@@ -13,6 +13,7 @@ from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.synthesis.genselect.groups import Groups
 from nemo_openmath.synthesis.genselect.select import GenSelect
+from nemo_openmath.synthesis.genselect.targets import Targets
 from nemo_openmath.synthesis.judge.stage import JudgeAnswers
 from nemo_openmath.synthesis.problems.decontaminate import Decontaminate
 from nemo_openmath.synthesis.solutions.summarize import Summarize
@@ -20,6 +21,7 @@ from nemo_openmath.synthesis.solutions.summarize import Summarize
 PROMPT_TOKENS = 300.0  # an instruction and a problem
 THREAD_TOKENS = 1500.0  # a forum's thread
 SUMMARY_TOKENS = 500.0
+MEAN_CANDIDATES = 9.0  # of a comparison: 2 to 16
 JUDGED = 0.1  # of the answers, that the symbolic grader leaves open
 
 
@@ -72,6 +74,10 @@ def stage_requests(
         prompts = numbers.read * (1.0 if asked is None else asked)
         answers = prompts * stage.config.candidates
         prompt = prompt or PROMPT_TOKENS + assumptions.solution_tokens
+    elif isinstance(stage, Targets):
+        prompts = numbers.read
+        answers = prompts * stage.config.candidates
+        prompt = prompt or PROMPT_TOKENS + SUMMARY_TOKENS * MEAN_CANDIDATES + assumptions.solution_tokens
     elif isinstance(stage, JudgeAnswers):
         prompts = answers = numbers.read * (JUDGED if asked is None else asked) * stage.config.votes
     else:
@@ -79,7 +85,7 @@ def stage_requests(
         prompts = answers = numbers.read * (most if asked is None else asked)
         if "threads" in entry.inputs:
             prompt = prompt or THREAD_TOKENS
-    together = stage.config.candidates if isinstance(stage, Summarize) else 1
+    together = stage.config.candidates if isinstance(stage, Summarize | Targets) else 1
     concurrency = together * getattr(stage.config, "concurrency", 256)
     return [
         StageRequests(name, engine, prompts, prompt or PROMPT_TOKENS, answers, answer, concurrency, together)
@@ -96,7 +102,7 @@ def answer_tokens(entry: StageEntry, assumptions: CostAssumptions) -> float:
         return min(assumptions.solution_tokens, stage.config.max_tokens / 2)
     if isinstance(stage, Compete):
         return min(assumptions.solution_tokens, stage.config.solver.rollout.max_tokens / 2)
-    if isinstance(stage, Summarize):
+    if isinstance(stage, Summarize | Targets):
         return min(SUMMARY_TOKENS, stage.config.max_tokens / 2)
     return min(assumptions.reply_tokens, getattr(stage.config, "max_tokens", 2 * assumptions.reply_tokens) / 2)
 
@@ -108,4 +114,4 @@ def _candidates(recipe: Recipe, entry: StageEntry) -> float:
         for name in entry.inputs.get("groups", ())
         if isinstance(name, str) and isinstance(recipe.stages[name].stage, Groups)
     ]
-    return sum(low + high for low, high in sizes) / (2 * len(sizes)) if sizes else 9.0
+    return sum(low + high for low, high in sizes) / (2 * len(sizes)) if sizes else MEAN_CANDIDATES

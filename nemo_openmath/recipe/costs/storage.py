@@ -17,6 +17,7 @@ from nemo_openmath.recipe.costs.trainings import training_workload
 from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.synthesis.genselect.select import GenSelect
+from nemo_openmath.synthesis.genselect.targets import Targets
 from nemo_openmath.synthesis.solutions.summarize import Summarize
 from nemo_openmath.training.planning.workload import PlanOptions
 from nemo_openmath.training.stage import Sft
@@ -110,7 +111,7 @@ def _bytes(
     if isinstance(stage, Generate | GenSelect):
         made = left if stage.kind != "genselect.select" else (counts.read or 0.0) * stage.config.samples
         return made * LINE[Generation] + made * BYTES_PER_TOKEN * answer_tokens(entry, assumptions)
-    if isinstance(stage, Summarize):
+    if isinstance(stage, Summarize | Targets):
         return left * (LINE[Generation] + BYTES_PER_TOKEN * answer_tokens(entry, assumptions))
     if stage.kind == "sft.read":
         return left * CHARACTERS_PER_TOKEN * tokens

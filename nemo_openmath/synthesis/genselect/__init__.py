@@ -1,5 +1,7 @@
 """Let a model select the best of several solutions (paper section 4).
 
-groups.py   groups of candidates
-select.py   the question to the model, and the generation that holds its choice
+candidates.py   what may stand in a group, and how its text is cut
+groups.py       groups of candidates
+select.py       the question to the model, and the generation that holds its choice
+targets.py      what is trained on: a new summary of each comparison
 """

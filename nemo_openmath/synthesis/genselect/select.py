@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from nemo_openmath.chat import Message, Transcript, load_template
+from nemo_openmath.chat import Message, Template, Transcript, load_template
 from nemo_openmath.chat.blocks import judgment_of
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.engine import Finish
@@ -19,6 +19,49 @@ from nemo_openmath.core.records.types import NOT_TRIED, UNTRIED
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage
 from nemo_openmath.inference.rollout import Outcome, StoredRolloutSettings, roll_out
 from nemo_openmath.inference.rollout.metrics import note_untried
+
+UNREADABLE = "no valid judgment"
+OUT_OF_RANGE = "judgment out of range"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """What a comparison chose: the place of a candidate, or why there is none."""
+
+    chosen: int | None
+    reason: str = ""
+
+    @classmethod
+    def of(cls, outcome: Outcome, candidates: int) -> Judgment:
+        """Read what a model wrote about so many candidates. One that was cut off chose nothing."""
+        index = judgment_of(outcome.transcript.summary or "") if outcome.finish is Finish.STOP else None
+        if index is None:
+            return cls(None, UNREADABLE)
+        return cls(index) if index < candidates else cls(None, OUT_OF_RANGE)
+
+
+def comparison_messages(template: Template, problem: str, solutions: Sequence[str]) -> tuple[Message, ...]:
+    """Return the question which of the solutions is right."""
+    return template.messages(
+        num_solutions=len(solutions),
+        max_idx=len(solutions) - 1,
+        problem=problem,
+        solutions=template.listing(solutions),
+    )
+
+
+def note_judgments(context: StageContext) -> None:
+    """Count the judgments of this process that name no candidate, and those of them that name one out of range."""
+    counts = dict.fromkeys((UNREADABLE, OUT_OF_RANGE), 0)
+    for file in context.own_files():
+        for line in file.open("rb") if file.exists() else ():
+            for reason in counts:
+                counts[reason] += b'"verdict_reason":"%s"' % reason.encode() in line
+    context.metrics |= {"judgments_unreadable": counts[UNREADABLE], "judgments_out_of_range": counts[OUT_OF_RANGE]}
+    if any(counts.values()):
+        context.progress.log(
+            f"{counts[UNREADABLE]} judgments could not be read, {counts[OUT_OF_RANGE]} name no candidate of theirs"
+        )
 
 
 @dataclass(frozen=True)
@@ -43,14 +86,15 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
     """Select one candidate of each group, as a generation of mode genselect.
 
     The generation has the answer and the verdict of the selected candidate; its ``extra`` is a Selection. A judgment
-    that names no candidate has no answer.
+    that names no candidate has no answer: one that cannot be read and one of a number that no candidate has are counted
+    apart.
 
     Candidates that are longer than the context, or that the engine refuses, leave a generation that says so, and
     evaluation counts their problem apart. For training data (``keep_correct``) they are dropped.
     """
 
     kind = "genselect.select"
-    version = 3  # 3: candidates that do not fit leave a generation; the judgment stands behind the thinking
+    version = 4  # 4: the selection says which prompt was asked; judgments out of range have a reason of their own
     Config = GenSelectConfig
     ports = {"groups": "groups of candidates"}
     takes = {"groups": "Group"}
@@ -82,6 +126,7 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
     async def run(self, context: StageContext) -> None:
         await super().run(context)
         note_untried(context)
+        note_judgments(context)
 
     def check_sum(self, context: StageContext, offered: int) -> None:
         """Count each group once, though it is judged ``samples`` times."""
@@ -96,38 +141,46 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
                 Transcript(messages, tokenizer=self._tokenizer.fingerprint),
                 group.untried or Finish.STOP,
             )
-            return Result([self._generation(group, turn, seed, empty, 0 if group.members else None)], asked=False)
+            return Result(
+                [self._generation(group, turn, seed, empty, Judgment(0 if group.members else None))], asked=False
+            )
         outcome = await roll_out(
             self._engine, self._tokenizer, messages, self.config, seed=seed, key=f"{group.id}:{turn}"
         )
-        index = judgment_of(outcome.transcript.summary or "") if outcome.finish is Finish.STOP else None
-        chosen = index if index is not None and index < len(group.members) else None
-        if self.config.keep_correct and (chosen is None or not group.correct[chosen]):
-            reason = "no valid judgment" if chosen is None else "chose an incorrect candidate"
+        judgment = Judgment.of(outcome, len(group.members))
+        if self.config.keep_correct and (judgment.chosen is None or not group.correct[judgment.chosen]):
+            reason = judgment.reason or "chose an incorrect candidate"
             return Result(drops=[Drop(reason, outcome.transcript.text[-200:])])
-        return Result([self._generation(group, turn, seed, outcome, chosen)])
+        return Result([self._generation(group, turn, seed, outcome, judgment)])
 
     def refused(self, key: str, unit: tuple[Group, int], error: Refused, context: StageContext) -> Result:
         if self.config.keep_correct:
             return super().refused(key, unit, error, context)
         group, turn = unit
         outcome = Outcome.untried(self._messages(group), self._tokenizer, error)
-        generation = self._generation(group, turn, derive_seed(context.seed, "select", group.id, turn), outcome, None)
+        seed = derive_seed(context.seed, "select", group.id, turn)
+        generation = self._generation(group, turn, seed, outcome, Judgment(None))
         return Result([generation.with_(extra=generation.extra | {"untried": str(error)})])
 
     def _messages(self, group: Group) -> tuple[Message, ...]:
-        listing = "\n\n".join(f"Solution {i}:\n{summary}" for i, summary in enumerate(group.summaries))
-        return self._template.messages(
-            num_solutions=len(group.members), max_idx=len(group.members) - 1, problem=group.problem, solutions=listing
-        )
+        return comparison_messages(self._template, group.problem, group.summaries)
 
-    def _generation(self, group: Group, turn: int, seed: int, outcome: Outcome, chosen: int | None) -> Generation:
+    def _generation(self, group: Group, turn: int, seed: int, outcome: Outcome, judgment: Judgment) -> Generation:
         transcript = outcome.transcript if self._keep_ids else outcome.transcript.without_ids()
-        verdict, reason = Verdict.NOT_EQUAL, "no valid judgment"
+        chosen = judgment.chosen
+        verdict, reason = Verdict.NOT_EQUAL, judgment.reason or "no candidate"
         if outcome.finish in UNTRIED:
             verdict, reason = Verdict.UNKNOWN, NOT_TRIED
         elif chosen is not None:
             verdict, reason = Verdict.EQUAL if group.correct[chosen] else Verdict.NOT_EQUAL, "of the chosen candidate"
+        selection = Selection(
+            group.id,
+            None if chosen is None else group.members[chosen],
+            group.k,
+            turn,
+            group.mode,
+            self._template.digest,
+        )
         return Generation(
             id=Generation.make_id(group.id, Mode.GENSELECT, self._engine.model, self._template.digest, {}, seed, turn),
             parents=(group.id, *group.members),
@@ -144,5 +197,5 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
             verdict_reason=reason,
             prompt_tokens=outcome.cost.prompt_tokens,
             completion_tokens=outcome.cost.completion_tokens,
-            extra=Selection(group.id, None if chosen is None else group.members[chosen], group.k, turn).to_extra(),
+            extra=selection.to_extra(),
         )

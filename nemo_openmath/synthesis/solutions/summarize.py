@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from nemo_openmath.chat import OPENING, Author, Span, Transcript, load_template
-from nemo_openmath.core.bounds import NonNegativeFloat, PositiveInt
-from nemo_openmath.core.engine import Finish, Sampling
 from nemo_openmath.core.records import Drop, Generation
 from nemo_openmath.core.records.ids import derive_seed
-from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage
+from nemo_openmath.core.stage import Result, StageContext, UnitStage
 from nemo_openmath.core.tags import THINK_END
 from nemo_openmath.grading import extract_answer
 from nemo_openmath.inference.asking import PreparedPrompt
 from nemo_openmath.synthesis.problem_texts import ProblemTexts
 from nemo_openmath.synthesis.solutions.shown import shown
+from nemo_openmath.synthesis.summaries import SummariesConfig, longest_valid
 
 
 @dataclass(frozen=True)
-class SummarizeConfig:
+class SummarizeConfig(SummariesConfig):
     """Settings of ``solutions.summarize``."""
-
-    engine: str = "teacher"
-    """The model that writes: ``teacher``, the name of a stage that made a model, or a model folder."""
-    candidates: PositiveInt = 4
-    """Summaries written of each solution. Paper section 4.1."""
-    max_tokens: PositiveInt = 2048
-    """Longest summary, in tokens. A summary that is cut off there is not used. Paper section 4.1."""
-    temperature: NonNegativeFloat = 0.7
-    """Sampling temperature; 0 is greedy, and then all candidates of a solution are the same."""
-    prompt: Path | None = None
-    """A template file of the user's own. null: the shipped one."""
-    concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
-    """Solutions in flight at once. It changes the speed alone."""
 
 
 class Summarize(UnitStage[SummarizeConfig, Generation]):
-    """Give each solution a new summary. A solution of which no summary keeps the answer is dropped."""
+    """Give each solution a new summary. A solution of which no summary keeps the answer is dropped.
+
+    A summary keeps the answer where its boxes are one, and equal to the solution's answer.
+    """
 
     kind = "solutions.summarize"
-    version = 2  # 2: a summary that was cut off is not used
+    version = 3  # 3: a summary with several different boxes, or with code, is not used
     Config = SummarizeConfig
     ports = {"generations": "graded solutions", "problems": "their problems"}
     takes = {"generations": "Generation", "problems": "Problem"}
@@ -71,25 +58,18 @@ class Summarize(UnitStage[SummarizeConfig, Generation]):
         messages = self._template.messages(problem=self._problems.of(unit), solution=transcript.text)
         prompt = await PreparedPrompt.of(self._engine, self._tokenizer, messages)
         seeds = [derive_seed(context.seed, "summary", unit.id, number) for number in range(self.config.candidates)]
-        completions = await asyncio.gather(*(prompt.complete(self._sampling(seed)) for seed in seeds))
-        # a summary that was cut off at its limit would teach to end in the middle of a sentence
-        texts = [prompt.answer(c.text) for c in completions if c.finish is Finish.STOP]
-        if not texts:
-            return Result(drops=[Drop("no summary was finished", completions[0].text[-200:])])
-        valid = [text for text in texts if await self._keeps(text, unit.predicted_answer)]
-        if not valid:
-            return Result(drops=[Drop("no summary kept the answer", texts[0])])
-        best = max(valid, key=lambda text: (len(text), text))
-        summarized = replace_summary(transcript, best)
+        answer = unit.predicted_answer
+        summary = await longest_valid(prompt, self.config, seeds, lambda text: self._keeps(text, answer))
+        if summary.text is None:
+            reason = "no summary was finished" if summary.unfinished else "no summary kept the answer"
+            return Result(drops=[Drop(reason, summary.example)])
+        summarized = replace_summary(transcript, summary.text)
         return Result([unit.with_(transcript=summarized.to_json(), thinks=summarized.thinks)])
 
-    def _sampling(self, seed: int) -> Sampling:
-        return Sampling(max_tokens=self.config.max_tokens, temperature=self.config.temperature, seed=seed)
-
     async def _keeps(self, summary: str, answer: str) -> bool:
-        """Whether the summary commits to this answer."""
-        own = extract_answer(summary).answer
-        return own is not None and (await self._pool.grade(own, answer)).is_equal
+        """Whether the summary commits to this answer, and to no other."""
+        own = extract_answer(summary)
+        return own.answer is not None and len(own.boxes) == 1 and (await self._pool.grade(own.answer, answer)).is_equal
 
 
 def replace_summary(transcript: Transcript, summary: str) -> Transcript:
