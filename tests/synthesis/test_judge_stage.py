@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
 from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.records import Generation, Problem
@@ -109,3 +110,19 @@ async def test_agreement_of_shards_is_that_of_the_whole(tokenizer: ChatTokenizer
     assert len(judged) == 5
     assert len(list((tmp_path / "shards" / "judged").glob("judgements-*.jsonl"))) == 2
     assert orjson.loads((tmp_path / "shards" / "judged" / "agreement.json").read_bytes()) == facts["judging"]
+
+
+async def test_judges_overrule_where_a_recipe_says_so(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    judged, _ = await run(tokenizer, tmp_path, everything=True, overrule=True)
+    assert judged["g3"].verdict == "not_equal"
+    assert judged["g3"].verdict_reason == "judged 0 to 3; the grader: equal, symbolic"
+    assert judged["g4"].verdict_reason == "symbolic", "both agree"
+    assert {name: g.extra.get("judged") for name, g in judged.items()} == {
+        "g0": None,  # identical: nobody was asked
+        "g1": "not_equal",
+        "g2": None,
+        "g3": "not_equal",
+        "g4": "not_equal",
+    }
+    with pytest.raises(ValueError, match="everything"):
+        JudgeConfig(overrule=True)

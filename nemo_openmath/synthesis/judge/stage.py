@@ -13,11 +13,14 @@ import orjson
 from nemo_openmath.core.bounds import NonNegativeFloat, PositiveInt
 from nemo_openmath.core.errors import Refused
 from nemo_openmath.core.records import Generation
-from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage
+from nemo_openmath.core.stage import ADDED, RUNTIME, Result, StageContext, UnitStage
 from nemo_openmath.grading import Grade, Verdict
 from nemo_openmath.synthesis.judge.agreement import DECIDED, JudgedPair, read_judgements
 from nemo_openmath.synthesis.judge.judge import Judge, JudgeSettings, Question, judge
 from nemo_openmath.synthesis.problem_texts import ProblemTexts
+
+JUDGED = "judged"
+"""Key in ``extra`` of a generation: the judges' verdict on its answer, where they were asked."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,10 @@ class JudgeConfig:
     """Further judges, named like ``engine``. The majority of all votes holds."""
     everything: bool = False
     """Also judge the pairs that the symbolic grader decided, to measure agreement. Their verdict stays the symbolic
-    one."""
+    one, unless ``overrule``."""
+    overrule: bool = field(default=False, metadata=ADDED)
+    """With ``everything``: where judges decide, their verdict holds, against the symbolic one, too. Paper section 2.3
+    judges all by a model; that the grader's certain verdicts stay is ours."""
     votes: PositiveInt = 1
     """Votes of each judge on a pair."""
     attempts: PositiveInt = 3
@@ -44,15 +50,21 @@ class JudgeConfig:
     concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
     """Pairs in flight at once. It changes the speed alone."""
 
+    def __post_init__(self) -> None:
+        if self.overrule and not self.everything:
+            raise ValueError("overrule: set everything, too, so that the pairs that the grader decided are judged")
+
 
 class JudgeAnswers(UnitStage[JudgeConfig, tuple[Generation, str | None]]):
     """Replace the verdicts unknown and timeout of graded generations by the judges' verdict.
 
-    Other generations pass unchanged. How far judges and grader agree stands in ``agreement.json``, and among the
-    stage's metrics where it runs as one job.
+    Other generations pass unchanged. What the judges said stands in ``extra["judged"]`` of a generation, whether its
+    verdict is theirs or not. How far judges and grader agree stands in ``agreement.json``, and among the stage's metrics
+    where it runs as one job.
     """
 
     kind = "judging.judge"
+    version = 2  # a generation says what the judges said
     Config = JudgeConfig
     ports = {"generations": "graded solutions", "problems": "their problems"}
     takes = {"generations": "Generation", "problems": "Problem"}
@@ -112,10 +124,13 @@ class JudgeAnswers(UnitStage[JudgeConfig, tuple[Generation, str | None]]):
         row = {"unit": generation.id, **JudgedPair(question, symbolic, judged).to_json()}
         self._journal.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
         self._journal.flush()
-        asked = judged.asked > 0
-        if symbolic.verdict in DECIDED:
+        if asked := judged.asked > 0:
+            generation = generation.with_(extra=generation.extra | {JUDGED: str(judged.verdict)})
+        overruled = self.config.overrule and judged.verdict in DECIDED and judged.verdict is not symbolic.verdict
+        if symbolic.verdict in DECIDED and not overruled:
             return Result([generation], asked=asked)
-        return Result([generation.with_(verdict=judged.verdict, verdict_reason=judged.reason)], asked=asked)
+        reason = judged.reason + (f"; the grader: {symbolic.verdict}, {symbolic.reason}" if overruled else "")
+        return Result([generation.with_(verdict=judged.verdict, verdict_reason=reason)], asked=asked)
 
     def refused(self, key: str, unit: tuple[Generation, str | None], error: Refused, context: StageContext) -> Result:
         """Keep the generation: that a judge refuses it says nothing against it. An open verdict stays unknown."""
