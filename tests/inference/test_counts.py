@@ -159,3 +159,6 @@ async def test_samples_by_hardness(folder: Path, tokenizer: ChatTokenizer) -> No
     made = stored(folder / "hard")
     assert all(len(made[p]) == by_hardness(rate, 3, 12) for p, rate in problems.items())
     assert facts["samples_saved"] == sum(12 - len(a) for a in made.values())
+    for shard in range(3):
+        await work(folder, "hard array", Dice(tokenizer), replace(CONFIG, count="hardness"), shard, 3)
+    assert stored(folder / "hard array") == made

@@ -131,6 +131,11 @@ def test_open_verdicts_say_nothing_about_hardness(tmp_path: Path) -> None:
     run = asyncio.run(run_stage(Hardness(HardnessConfig()), tmp_path / "1", problems=[problem], generations=given))
     assert [p.pass_rate for p in run.records] == [0.75]
     assert run.context.metrics["undecided"] == 4
+    unknown = Problem.make("r")
+    for choice, kept in (("drop", ["q"]), ("keep", ["q", "r"])):
+        stage = Hardness(HardnessConfig(unmeasured=choice))  # type: ignore[arg-type]
+        run = asyncio.run(run_stage(stage, tmp_path / choice, problems=[problem, unknown], generations=given))
+        assert [p.problem for p in run.records] == kept
     ungraded = solutions(problem, ["7"], verdict=None)
     with pytest.raises(UserError, match="was not graded"):
         asyncio.run(run_stage(Hardness(HardnessConfig()), tmp_path / "2", problems=[problem], generations=ungraded))

@@ -12,6 +12,7 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Problem, Thread, read_drops, read_records
 from nemo_openmath.core.records.store import unit_names
 from nemo_openmath.core.stage import StageContext
+from nemo_openmath.inference.rollout.counts import by_hardness
 from nemo_openmath.synthesis.problems.read import ReadFilesConfig, ReadProblems, ReadThreads, _ReadFiles
 from tests.support.services import stage_context
 
@@ -35,6 +36,7 @@ GOOD = '{"problem": "1+1?", "expected_answer": 2, "level": 123456789012345678901
         ("p.jsonl", '{"problem": "x", "expected_answer": true}\n', r":1: 'expected_answer' is true or false"),
         ("p.jsonl", '{"problem": " "}\n', r":1: 'problem' is empty"),
         ("p.jsonl", '{"problem": "x", "problem_type": 3}\n', r":1: 'problem_type' is a number"),
+        ("p.jsonl", '{"problem": "x", "pass_rate_72b_tir": "1.5"}\n', r":1: 'pass_rate_72b_tir' is '1.5', neither a"),
         ("p.json", '{"problem": ["a", "b"]}', r":1: 'problem' is a list"),
         ("p.jsonl", "", r"p\.jsonl: there is no row in it; give a file with one 'problem' a row"),
         ("p.jsonl", "\n\n", r"there is no row in it"),
@@ -119,3 +121,15 @@ def test_threads_keep_their_other_fields(tmp_path: Path) -> None:
     run(ReadThreads, tmp_path / "out", tmp_path / "t.jsonl")
     (thread,) = read_records(tmp_path / "out", Thread)
     assert thread.extra == {"problem_source": "olympiads", "id": 7}
+
+
+def test_published_pass_rates_say_how_many_samples_a_problem_gets(tmp_path: Path) -> None:
+    given = {"a": "0.25", "b": 1, "c": "n/a", "d": None, "e": ""}
+    rows = [json.dumps({"problem": name, "pass_rate_72b_tir": rate}) for name, rate in given.items()]
+    (tmp_path / "p.jsonl").write_text("\n".join([*rows, '{"problem": "f"}']))
+    run(ReadProblems, tmp_path / "out", tmp_path / "p.jsonl")
+    rates = {p.problem: p.pass_rate for p in read_records(tmp_path / "out", Problem)}
+    assert rates == {"a": 0.25, "b": 1.0, "c": None, "d": None, "e": None, "f": None}
+    assert {name: by_hardness(rate, 4, 32) for name, rate in rates.items()} == {
+        "a": 25, "b": 4, "c": 32, "d": 32, "e": 32, "f": 32,
+    }  # fmt: skip

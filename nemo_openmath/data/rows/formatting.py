@@ -154,7 +154,7 @@ class Formatter:
             transcript=transcript.to_json(),
             expected_answer=_label(row, "expected_answer"),
             problem_source=source,
-            pass_rate=_rate(row.get("pass_rate_72b_tir")),
+            pass_rate=pass_rate_of(row.get("pass_rate_72b_tir")),
         )
         return sft_row, transcript
 
@@ -236,7 +236,7 @@ def _guess(answer: str) -> Mode:
     return Mode.GENSELECT if judgment_of(answer) is not None and extract_answer(answer).answer is None else Mode.COT
 
 
-def _rate(value: Any) -> float | None:
+def pass_rate_of(value: Any) -> float | None:
     """Return a pass rate in [0, 1]; None for "n/a" and whatever else is no such number."""
     try:
         rate = float(value)

@@ -59,8 +59,8 @@ class JudgeAnswers(UnitStage[JudgeConfig, tuple[Generation, str | None]]):
     """Replace the verdicts unknown and timeout of graded generations by the judges' verdict.
 
     Other generations pass unchanged. What the judges said stands in ``extra["judged"]`` of a generation, whether its
-    verdict is theirs or not. How far judges and grader agree stands in ``agreement.json``, and among the stage's metrics
-    where it runs as one job.
+    verdict is theirs or not. How far judges and grader agree stands in ``agreement.json``, and among the metrics where
+    the stage runs as one job.
     """
 
     kind = "judging.judge"

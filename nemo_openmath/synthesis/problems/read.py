@@ -15,11 +15,13 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Drop, Problem, Thread, content_id, exact_json
 from nemo_openmath.core.records.readers import BrokenRows, data_files, name_of, read_rows
 from nemo_openmath.core.stage import Result, StageContext, UnitStage
+from nemo_openmath.data.rows.formatting import pass_rate_of
 from nemo_openmath.synthesis.solutions.output_row import OF_GENERATIONS
 
 FORUM = "problem_source"  # of a thread: the forum that it stands in
 Row = tuple[str, dict[str, Any] | str]
 """Where a row stands, and its fields or what is wrong with it."""
+_RATE = "pass_rate_72b_tir"  # as published
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class ReadThreads(_ReadFiles):
 
 class ReadProblems(_ReadFiles):
     """Read problem rows: ``problem`` and, where known, ``expected_answer``. Other fields travel along in ``extra``.
+    ``pass_rate_72b_tir`` is the problem's pass rate (``count: hardness`` of rollouts).
 
     Rows of any step of the reference pipeline are such rows. Of its generations (``output-rs*.jsonl``) the problems are
     read: equal ones of all seeds once, without what is said of one generation. Rows that its decontamination marked
@@ -132,7 +135,7 @@ class ReadProblems(_ReadFiles):
     """
 
     kind = "problems.read_problems"
-    version = 2  # 2: of generations their problems alone; marked rows are dropped
+    version = 3  # 2: of generations their problems alone; marked rows are dropped. 3: pass rates
     record = Problem
     column = "problem"
 
@@ -150,6 +153,9 @@ class ReadProblems(_ReadFiles):
         for name in ("problem_type", "problem_source"):
             if row.get(name) is not None and not isinstance(row[name], str):
                 return f"{name!r} is {name_of(row[name])}, not a text"
+        rate = row.get(_RATE)
+        if rate not in (None, "", "n/a") and rate == rate and pass_rate_of(rate) is None:  # NaN: pandas' nothing
+            return f"{_RATE!r} is {rate!r}, neither a share from 0 to 1 nor n/a"
         if isinstance(text := row.get("problem"), str) and not text.strip():
             return "'problem' is empty"
         return super().problem(row)
@@ -175,6 +181,7 @@ class ReadProblems(_ReadFiles):
                     expected_answer=None if answer is None or not str(answer).strip() else str(answer),
                     problem_type=row.get("problem_type"),
                     source=row.get("problem_source") or where.rsplit(":", 1)[0],
+                    pass_rate=pass_rate_of(row.get(_RATE)),
                     extra={name: value for name, value in row.items() if name not in known},
                 )
             ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from nemo_openmath.core.bounds import Length, PositiveInt, Share
@@ -13,7 +13,7 @@ from nemo_openmath.core.grader import Majority, Verdict
 from nemo_openmath.core.records import Drop, Generation, Problem
 from nemo_openmath.core.records.answer_note import AnswerNote, AnswerOrigin, forum_answer, origin_of
 from nemo_openmath.core.records.store import read_file
-from nemo_openmath.core.stage import Result, StageContext, UnitStage
+from nemo_openmath.core.stage import ADDED, Result, StageContext, UnitStage
 from nemo_openmath.synthesis.answers.gather import GivenAnswer, gather_answers
 from nemo_openmath.synthesis.answers.repair import Reach, relation, support_of
 from nemo_openmath.synthesis.judge.agreement import DECIDED
@@ -162,6 +162,9 @@ class HardnessConfig:
 
     keep: Annotated[tuple[Share, ...], Length(2, 2)] = (0.0, 1.0)
     """Smallest and largest pass rate of the problems that go on. [0, 1] keeps all."""
+    unmeasured: Literal["drop", "keep"] = field(default="drop", metadata=ADDED)
+    """What becomes of a problem without a solution to measure by, such as one without an answer. ``keep`` leaves its
+    pass rate as it is."""
 
 
 class Hardness(UnitStage[HardnessConfig, tuple[Problem, list[bool]]]):
@@ -199,6 +202,8 @@ class Hardness(UnitStage[HardnessConfig, tuple[Problem, list[bool]]]):
 
     async def process(self, unit: tuple[Problem, list[bool]], context: StageContext) -> Result:
         problem, passed = unit
+        if not passed and self.config.unmeasured == "keep":
+            return Result([problem])
         if not passed:
             return Result(drops=[Drop("no solution to measure by", problem.problem)])
         rate = sum(passed) / len(passed)
