@@ -121,6 +121,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "summarize": ("problem", "solution"),
     "summarize-comparison": ("question", "comparison"),
     "judge": ("problem", "predicted_answer", "expected_answer"),
+    "classify-novelty": ("fragment",),
+    "classify-significance": ("fragment",),
 }
 # but these: a prompt need not say how many solutions there are.
 OPTIONAL = {"genselect": ("num_solutions", "max_idx")}

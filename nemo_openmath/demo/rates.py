@@ -23,6 +23,8 @@ class TeacherConfig:
     """Share of pairs of problems that are compared wrongly."""
     judge_error: Share = 0.01
     """Share of pairs of answers that are judged wrongly."""
+    novelty_error: Share = 0.01
+    """Share of votes on a program, whether it is new and how much work it saves, that are not what the rest say."""
     summarize_error: Share = 0.1
     """Share of summaries that end with another answer."""
     genselect_error: Share = 0.15

@@ -156,6 +156,8 @@ _TASKS: dict[str, Callable[[dict[str, str], str, random.Random, TeacherConfig], 
     "summarize": lambda v, _, rng, c: solver.summarize(v["solution"], rng, c),
     "summarize-comparison": lambda v, _, rng, c: solver.summarize_comparison(v["comparison"], rng, c),
     "judge": lambda v, _, rng, c: tasks.judge(v["predicted_answer"], v["expected_answer"], rng, c.judge_error),
+    "classify-novelty": lambda v, _, rng, c: tasks.classify_novelty(v["fragment"], rng, c.novelty_error),
+    "classify-significance": lambda v, _, rng, c: tasks.classify_significance(v["fragment"], rng, c.novelty_error),
     "extract-problems": lambda v, _, rng, c: tasks.extract_problems(v["forum_post"], rng, c.extract_error),
     "classify": lambda v, _, rng, c: tasks.classify(v["problem"], rng, c.classify_error),
     "convert-proof": lambda v, _, rng, c: tasks.convert_proof(

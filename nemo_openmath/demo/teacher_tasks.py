@@ -1,4 +1,5 @@
-"""The stand-in's part in making a problem set: what it writes for extract, classify, convert, answer, decontaminate.
+"""The stand-in's part in judging and in making a problem set: what it writes for extract, classify, convert, answer,
+decontaminate, judge, and for the votes on programs.
 
 Each function is given the fields of the prompt, a seeded generator and the rate of errors, and returns the text that
 a large language model would be asked for.
@@ -16,6 +17,7 @@ from nemo_openmath.demo.forms import Form, Posed
 _REPLY = re.compile(r"^Post \d+:\n", re.M)
 _QUOTE = re.compile(r"\[quote\](.*?)\[/quote\]\s*", re.S)
 _CLAIM = re.compile(r"(?:get|is|says|here,|Yes,|be|prints) \$?(-?\d+)\$?")
+_PROGRAM = re.compile(r"(`{3,})python\n(.*?)\n\1\n\n\1output\n(.*?)\n?\1", re.S)
 _CORRECTION = re.compile(r"No,|Check|Sorry")
 
 
@@ -86,6 +88,36 @@ def judge(predicted: str, expected: str, rng: random.Random, error: float) -> st
     verdict = "Yes" if same != (rng.random() < error) else "No"
     how = "mean the same" if verdict == "Yes" else "differ"
     return f"The predicted answer {predicted} and the expected answer {expected} {how}.\nJudgement: {verdict}"
+
+
+def classify_novelty(fragment: str, rng: random.Random, error: float) -> str:
+    """Return whether the program of a fragment finds something new.
+
+    As all of this it stands in for a model: the program is new unless what it printed stands in the text before it.
+    """
+    before, _, output = _parts(fragment)
+    known = bool(output) and output in re.findall(r"-?\d+", before)
+    return _judgement(("verification", "novel"), 0 if known else 1, rng, error)
+
+
+def classify_significance(fragment: str, rng: random.Random, error: float) -> str:
+    """Return how much work the program of a fragment saves, a stand-in's rule: a loop much, a line without one little,
+    anything else something between."""
+    _, code, _ = _parts(fragment)
+    loops = re.search(r"\b(?:for|while)\b", code) is not None
+    weight = 2 if loops else int(len(code.splitlines()) > 1)
+    return _judgement(("trivial", "moderate", "significant"), weight, rng, error)
+
+
+def _judgement(words: tuple[str, ...], right: int, rng: random.Random, error: float) -> str:
+    word = rng.choice([w for w in words if w != words[right]]) if rng.random() < error else words[right]
+    return f"The program and the text before it were compared.\nJudgement: {word}"
+
+
+def _parts(fragment: str) -> tuple[str, str, str]:
+    """The text before the program, the program, and what it printed."""
+    match = _PROGRAM.search(fragment)
+    return (fragment[: match.start()], match[2], match[3].strip()) if match else (fragment, "", "")
 
 
 def _one(problem: str) -> Posed | None:

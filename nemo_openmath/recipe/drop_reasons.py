@@ -17,6 +17,7 @@ from nemo_openmath.data.rows.selection import Choice, FormatRules
 from nemo_openmath.data.tokens.tokenization import NO_TARGET
 from nemo_openmath.recipe.setting_docs import class_body
 from nemo_openmath.synthesis.problems.classify import CATEGORIES
+from nemo_openmath.synthesis.solutions import novelty
 from nemo_openmath.synthesis.solutions.filters import RULES
 
 
@@ -47,6 +48,7 @@ _ELSEWHERE: dict[str, tuple[ModuleType | type | str, ...]] = {
         "torn last line",
         "broken row",
     ),
+    "solutions.novelty": (novelty,),
     "sft.read": (formatting, conversion, FormatRules),
     "sft.select": (Choice, FormatRules),
     "sft.tokenize": (sys.modules[encode_many.__module__], NO_TARGET),

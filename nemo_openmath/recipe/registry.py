@@ -26,6 +26,7 @@ from nemo_openmath.synthesis.problems.select import SelectProblems
 from nemo_openmath.synthesis.solutions.filters import Filter
 from nemo_openmath.synthesis.solutions.grade import GradeSolutions
 from nemo_openmath.synthesis.solutions.label import Hardness, MajorityAnswers
+from nemo_openmath.synthesis.solutions.novelty import Novelty
 from nemo_openmath.synthesis.solutions.read_generations import ReadGenerations
 from nemo_openmath.synthesis.solutions.rows import MakeRows
 from nemo_openmath.synthesis.solutions.summarize import Summarize
@@ -50,6 +51,7 @@ STAGES: tuple[type[Stage], ...] = (
     JudgeAnswers,
     Hardness,
     Filter,
+    Novelty,
     # selection (4)
     Summarize,
     Groups,

@@ -151,7 +151,7 @@ def _merged(run: Run, finished: dict[str, Manifest]) -> str:
 def _solution_funnels(run: Run, finished: dict[str, Manifest]) -> Iterator[Funnel]:
     """Yield how many solutions were generated and kept, for every filter of the recipe."""
     for name, manifest in finished.items():
-        if manifest.stage == "solutions.filter":
+        if manifest.stage in ("solutions.filter", "solutions.novelty"):
             counts = manifest.counts
             yield Funnel(
                 f"Solutions before and after stage {name}",

@@ -16,12 +16,15 @@ from nemo_openmath.synthesis.genselect.select import GenSelect
 from nemo_openmath.synthesis.genselect.targets import Targets
 from nemo_openmath.synthesis.judge.stage import JudgeAnswers
 from nemo_openmath.synthesis.problems.decontaminate import Decontaminate
+from nemo_openmath.synthesis.solutions.novelty import Novelty
 from nemo_openmath.synthesis.solutions.summarize import Summarize
 
 PROMPT_TOKENS = 300.0  # an instruction and a problem
 THREAD_TOKENS = 1500.0  # a forum's thread
 SUMMARY_TOKENS = 500.0
 MEAN_CANDIDATES = 9.0  # of a comparison: 2 to 16
+BLOCKS = 1.5  # of code in a solution of stage 0, which has two at most
+CHARACTERS_PER_TOKEN = 3.5
 JUDGED = 0.1  # of the answers, that the symbolic grader leaves open
 
 
@@ -78,6 +81,10 @@ def stage_requests(
         prompts = numbers.read
         answers = prompts * stage.config.candidates
         prompt = prompt or PROMPT_TOKENS + SUMMARY_TOKENS * MEAN_CANDIDATES + assumptions.solution_tokens
+    elif isinstance(stage, Novelty):
+        prompts = numbers.read * (BLOCKS if asked is None else asked) * 2  # novelty, and significance
+        answers = prompts * stage.config.votes
+        prompt = prompt or PROMPT_TOKENS + 2 * stage.config.context_chars / CHARACTERS_PER_TOKEN
     elif isinstance(stage, JudgeAnswers):
         prompts = answers = numbers.read * (JUDGED if asked is None else asked) * stage.config.votes
     else:
@@ -85,8 +92,13 @@ def stage_requests(
         prompts = answers = numbers.read * (most if asked is None else asked)
         if "threads" in entry.inputs:
             prompt = prompt or THREAD_TOKENS
-    together = stage.config.candidates if isinstance(stage, Summarize | Targets) else 1
-    concurrency = together * getattr(stage.config, "concurrency", 256)
+    together = 1
+    if isinstance(stage, Summarize | Targets):
+        together = stage.config.candidates
+    elif isinstance(stage, Novelty):
+        together = stage.config.votes
+    requests = 1 if isinstance(stage, Novelty) else together  # its concurrency counts requests
+    concurrency = requests * getattr(stage.config, "concurrency", 256)
     return [
         StageRequests(name, engine, prompts, prompt or PROMPT_TOKENS, answers, answer, concurrency, together)
         for engine in dict.fromkeys(stage.engines())
