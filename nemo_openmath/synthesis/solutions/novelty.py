@@ -12,7 +12,8 @@ and counts among the blocks of its solution.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ from nemo_openmath.core.records import Drop, Generation, read_manifest
 from nemo_openmath.core.records.ids import unit_key
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage
 from nemo_openmath.synthesis.solutions.fragments import Fragment, fragments_of
-from nemo_openmath.synthesis.solutions.votes import MOST_ATTEMPTS, Panel, Question, Votes, counts_of
+from nemo_openmath.synthesis.solutions.votes import MOST_ATTEMPTS, Panel, VoteQuestion, Votes, choices_of, counts_of
 
 NOVEL, VERIFICATION = "novel", "verification"
 TRIVIAL, MODERATE, SIGNIFICANT = "trivial", "moderate", "significant"
@@ -80,6 +81,9 @@ class BlockDecision:
             significance,
         )
 
+    def __str__(self) -> str:
+        return f"{self.novelty or 'none'}, {self.significance or 'none'}"
+
     def to_json(self) -> dict[str, Any]:
         """Return the decision as records hold it; of a block that was not judged without votes."""
         decision: dict[str, Any] = {"novelty": self.novelty, "significance": self.significance}
@@ -111,8 +115,8 @@ class Novelty(UnitStage[NoveltyConfig, Generation]):
 
     Kept is a solution with a block that is novel and significant, or with more than half of its blocks novel and
     moderate. What was decided of each block, and the votes, stand in the record (``extra.novelty``). Every reply
-    stands in ``votes-*.jsonl`` and what they hold is counted in ``novelty.json``, and among the stage's metrics where
-    it runs as one job.
+    stands in ``votes-*.jsonl``. Votes and decisions are counted in ``novelty.json``, equal blocks once, and among the
+    stage's metrics where it runs as one job.
     """
 
     kind = "solutions.novelty"
@@ -125,8 +129,8 @@ class Novelty(UnitStage[NoveltyConfig, Generation]):
         super().__init__(config)
         self.concurrency = config.concurrency
         self._questions = (
-            Question("novelty", load_template("classify-novelty", config.novelty_prompt), _NOVELTY_WORDS),
-            Question(
+            VoteQuestion("novelty", load_template("classify-novelty", config.novelty_prompt), _NOVELTY_WORDS),
+            VoteQuestion(
                 "significance", load_template("classify-significance", config.significance_prompt), _SIGNIFICANCE_WORDS
             ),
         )
@@ -158,7 +162,8 @@ class Novelty(UnitStage[NoveltyConfig, Generation]):
         finally:
             if (panel := getattr(self, "_panel", None)) is not None:
                 panel.close()
-        counts = counts_of(context.output)
+        blocks = Counter(_decided(voted) for voted in choices_of(context.output))
+        counts = counts_of(context.output) | {"blocks": dict(sorted(blocks.items()))}
         (context.output / "novelty.json").write_bytes(orjson.dumps(counts, option=orjson.OPT_INDENT_2))
         if context.shards == 1:
             context.metrics["novelty"] = counts
@@ -183,7 +188,12 @@ class Novelty(UnitStage[NoveltyConfig, Generation]):
 
     def _example(self, unit: Generation, fragments: list[Fragment], decisions: list[BlockDecision]) -> str:
         """What was decided of each block, and the first of them as it was judged."""
-        words = "; ".join(f"{d.novelty or 'not judged'}, {d.significance or 'not judged'}" for d in decisions)
+        words = "; ".join(map(str, decisions))
         if not fragments or unit_key(unit.id) % self._one_in:
             return f"{words or 'no block'}: {unit.problem_id}"
         return f"{words}: {fragments[0].text}"
+
+
+def _decided(voted: Mapping[str, set[str]]) -> str:
+    """What the votes on a block come to, in words."""
+    return str(BlockDecision.of(tuple(voted.get("novelty", ())), tuple(voted.get("significance", ()))))

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ Votes = tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
-class Question:
+class VoteQuestion:
     """What is asked about a fragment."""
 
     name: str
@@ -101,7 +102,7 @@ class Panel:
         """Close the file of replies."""
         self._journal.close()
 
-    async def vote(self, question: Question, fragment: str) -> Votes:
+    async def vote(self, question: VoteQuestion, fragment: str) -> Votes:
         """Return the votes on a fragment. Raises EngineError where the engine could not answer; what it answered by
         then is kept."""
         key = self._key(question, fragment)
@@ -111,12 +112,12 @@ class Panel:
         await task
         return tuple(question.choices[v - _CHOICE] if v >= _CHOICE else None for v in self._cast[key][: self._votes])
 
-    def _key(self, question: Question, fragment: str) -> bytes:
+    def _key(self, question: VoteQuestion, fragment: str) -> bytes:
         """The fragment with all that shapes a reply: replies of another model or prompt are no votes."""
         asked = (self._engine.model, question.template.digest, self._temperature, self._max_tokens, self._seed)
         return bytes.fromhex(content_id("vote", question.name, *asked, _digest(fragment)).rpartition("-")[2])
 
-    async def _ask(self, key: bytes, question: Question, fragment: str) -> None:
+    async def _ask(self, key: bytes, question: VoteQuestion, fragment: str) -> None:
         """Ask for the votes that are missing. An error ends it once all that is under way has ended."""
         cast = self._cast.setdefault(key, bytearray())
         cast.extend(bytes(max(0, self._votes - len(cast))))
@@ -124,11 +125,14 @@ class Panel:
         if not missing:
             return
         prompt = await PreparedPrompt.of(self._engine, self._tokenizer, question.template.messages(fragment=fragment))
-        results = await asyncio.gather(*(self._one(key, question, prompt, n) for n in missing), return_exceptions=True)
+        digest = _digest(fragment)
+        results = await asyncio.gather(
+            *(self._one(key, digest, question, prompt, n) for n in missing), return_exceptions=True
+        )
         if (error := next((result for result in results if result is not None), None)) is not None:
             raise error
 
-    async def _one(self, key: bytes, question: Question, prompt: PreparedPrompt, number: int) -> None:
+    async def _one(self, key: bytes, digest: str, question: VoteQuestion, prompt: PreparedPrompt, number: int) -> None:
         cast = self._cast[key]
         while cast[number] < self._attempts:
             seed = derive_seed(self._seed, "vote", key.hex(), number, cast[number])
@@ -138,8 +142,10 @@ class Panel:
             answer = prompt.answer(completion.text) if completion.finish is Finish.STOP else ""
             choice = question.parse(answer)
             cast[number] = cast[number] + 1 if choice is None else _CHOICE + question.choices.index(choice)
-            line: dict[str, Any] = {"key": key.hex(), "question": question.name, "vote": number, "choice": choice}
-            line |= {"state": cast[number]} | ({"reply": completion.text[-500:]} if choice is None else {})
+            line: dict[str, Any] = {"key": key.hex(), "fragment": digest, "question": question.name, "vote": number}
+            line |= {"choice": choice, "state": cast[number]} | (
+                {"reply": completion.text[-500:]} if choice is None else {}
+            )
             self._journal.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
             self._journal.flush()
 
@@ -173,6 +179,16 @@ def counts_of(folder: Path) -> dict[str, Any]:
         "votes": dict(sorted(votes.items())),
     }
     return counts | ({"unreadable_example": example} if example else {})
+
+
+def choices_of(folder: Path) -> Iterator[dict[str, set[str]]]:
+    """Yield for each different fragment of the files of replies: question -> what was voted."""
+    choices: dict[str, dict[str, set[str]]] = {}
+    for row in _rows(folder):
+        voted = choices.setdefault(row["fragment"], {}).setdefault(row["question"], set())
+        if row["choice"] is not None:
+            voted.add(sys.intern(row["choice"]))
+    return iter(choices.values())
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:

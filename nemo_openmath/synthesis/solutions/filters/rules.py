@@ -18,6 +18,7 @@ _ENDINGS = {
     Finish.REPETITION: "repeats itself",
     Finish.CONTEXT: "prompt longer than the context",
     Finish.REFUSED: "refused by the engine",
+    Finish.INVENTED: "invented output",
 }
 
 
