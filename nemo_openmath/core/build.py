@@ -56,6 +56,7 @@ class Builder:
     - Relative paths are relative to the file that they are written in, those of overrides to the working directory
       ``here``. Without ``folder`` they stay as they are.
     - ``types``: type of a field -> the type that it stands for, for settings of which only the caller knows the class.
+    - ``written(key)`` is the key by which errors name a setting: where one setting of a file stands for several.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Builder:
         self.folder = folder
         self.here = here
         self.types = types or {}
+        self.written: Callable[[Key], Key] = lambda key: key
         self.values: list[Value] = []
 
     def build(self, kind: type[T], data: Any, key: Key = (), default: T | None = None) -> T:
@@ -197,7 +199,7 @@ class Builder:
         """Return a UserError that names the file, the line and the setting; of a section, what overrides changed in it,
         too."""
         origin = self.origin(key)
-        name = ".".join(key) or "recipe"
+        name = ".".join(self.written(key)) or "recipe"
         if origin is not OVERRIDE and key and (overridden := self.overridden(key)):
             name += f" (with override {', '.join(overridden)})"
         return UserError(f"{name}: {problem}", file=origin.file, row=origin.line, remedy=remedy)

@@ -35,6 +35,8 @@ class StageInfo:
     """Whether it is a training, whose ranks Slurm starts."""
     models: tuple[AskedModel, ...] = ()
     """The models that it generates with."""
+    gates: tuple[str, ...] = ()
+    """The decisions of a loop before it: where one ends the loop, it is not needed."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class SlurmJob:
     """The pools that it asks. The first job of each must have begun before."""
     client_jobs: tuple[str, ...] = ()
     """Of a pool: the jobs that ask it."""
+    gates: tuple[str, ...] = ()
+    """The decisions that make all its stages needless where they end a loop: the job ends at once then."""
 
     @property
     def stage(self) -> str:
@@ -139,7 +143,11 @@ class _JobPlanner:
             job = self._job(stage, got)
             self._jobs[job.name] = job
             self._job_of[stage.name] = job.name
-        return [replace(job, client_jobs=self._clients(job)) for job in self._jobs.values()]
+        return [replace(job, client_jobs=self._clients(job), gates=self._gates(job)) for job in self._jobs.values()]
+
+    def _gates(self, job: SlurmJob) -> tuple[str, ...]:
+        gates = [self._by_name[name].gates for name in job.stages]
+        return tuple(gate for gate in gates[0] if all(gate in others for others in gates)) if gates else ()
 
     def _clients(self, pool: SlurmJob) -> tuple[str, ...]:
         if pool.work != "server":

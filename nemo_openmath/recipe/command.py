@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -17,12 +18,20 @@ from rich.table import Table
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records.manifest import PLAN
 from nemo_openmath.core.stage import stage_kinds
-from nemo_openmath.evaluation.reports import RunView, build_report, competition_lines, results_table, status_table
+from nemo_openmath.evaluation.reports import (
+    RunView,
+    build_report,
+    competition_lines,
+    iteration_lines,
+    results_table,
+    status_table,
+)
 from nemo_openmath.evaluation.reports.formats import apart_lines, seconds_text
 from nemo_openmath.launch.code_snapshot import note_code
 from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.generate import SOLUTIONS, load_job, summary
+from nemo_openmath.recipe.iteration_reports import write_iteration, write_iterations
 from nemo_openmath.recipe.lineage.run_stages import RunStages, has_unfinished
 from nemo_openmath.recipe.lineage.trace import trace, trace_json
 from nemo_openmath.recipe.lineage.trace_text import read_line, trace_lines
@@ -52,7 +61,7 @@ async def run_recipe(
     for changed in changed_inputs(run.recipe, selection.names(run.recipe)):
         log.warning("%s has changed since the run was launched: what is read is what is there now", changed)
     addresses = {} if servers is None else read_servers(servers)
-    await run.execute(selection, overrides, addresses)
+    await run.execute(selection, overrides, addresses, partial(write_iteration, run))
     if selection.only is None:
         report(run, time.monotonic() - begun)
 
@@ -67,7 +76,7 @@ def report(run: Run, waited: float | None = None) -> None:
     page = build_report(view, run.output)
     if view.results:
         console.print(results_table(view.results))
-    for line in [*apart_lines(view.apart), *competition_lines(view.competition)]:
+    for line in [*apart_lines(view.apart), *iteration_lines(view.iterations), *competition_lines(view.competition)]:
         console.print(line, soft_wrap=True, highlight=False)
     for sentence in view.left_out:
         console.print(f"[yellow]not shown:[/yellow] {escape(sentence)}", soft_wrap=True, highlight=False)
@@ -98,7 +107,8 @@ def show_status(output: Path) -> None:
     view = run_view(run)
     console = Console()
     console.print(status_table(view.stages))
-    for line in [*apart_lines(view.apart), *competition_lines(view.competition), *view.left_out]:
+    lines = [*apart_lines(view.apart), *iteration_lines(view.iterations), *competition_lines(view.competition)]
+    for line in [*lines, *view.left_out]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     _print_solutions(run, view)
 
@@ -112,6 +122,7 @@ def _print_solutions(run: Run, view: RunView) -> None:
 def write_report(output: Path) -> None:
     """Write the report of a run again, and print what is in it."""
     run = open_run(output)
+    write_iterations(run)
     report(run)
     _print_solutions(run, run_view(run))
 

@@ -9,6 +9,7 @@
     stages:
       threads: {run: demo.threads, ...}             # name: kind of stage, inputs, settings
       extract: {run: problems.extract, from: threads, engine: teacher}
+    iterations: {most: 3, ...}                      # stages that are repeated, each time with a newer model
 
 Stages run in the order in which they are written. A stage that stands below one that reads it, as where a file that
 extends another adds it, runs right before that one.
@@ -17,6 +18,8 @@ A stage's ``from`` names other stages, or files and folders (recognised by their
 it, on the command line to the working directory): one name or a list for the one input that a stage needs (or has,
 where it needs none), ``port: names`` where there are several. Every stage may have a ``seed`` and ``failed_items`` of
 its own, and ``allow_empty: true`` where leaving nothing is no mistake. ``note: a sentence`` is shown with the results.
+
+``iterations`` is a loop (iterations.py): its stages become ``NAME-1``, ``NAME-2``, ..., one set an iteration.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError, one_error
 from nemo_openmath.core.records.lineage import digest_file
 from nemo_openmath.inference.open import EngineConfig
+from nemo_openmath.recipe.iterations import SECTION, Loop, unroll
 from nemo_openmath.recipe.registry import register_stages
 from nemo_openmath.recipe.stage_entries import StageEntries, StageEntry
 from nemo_openmath.recipe.teacher import Teacher, settings_types
@@ -102,6 +106,8 @@ class Recipe:
     """The command whose file it is: ``recipe`` or ``generate``."""
     source: Source | None = None
     """What was read: of a snapshot, the file of the snapshot."""
+    loop: Loop | None = None
+    """The iterations, whose stages are among ``stages``."""
 
     @property
     def snapshot(self) -> Path | None:
@@ -125,10 +131,19 @@ class Recipe:
         origin = self.origin(tuple(setting.split(".")))
         return UserError(f"{setting}: {problem}", file=origin.file, row=origin.line, remedy=remedy)
 
+    def written(self, entry: StageEntry) -> str:
+        """Return the name under which the file says a stage: that of a loop has one for all iterations."""
+        return entry.name if self.loop is None else self.loop.body.get(entry.name, entry.name)
+
     def read_by(self, entry: StageEntry) -> list[str]:
         """Return the stages that a stage reads, its engines among them."""
         named = [n for names in entry.inputs.values() for n in names if isinstance(n, str)]
         return [*named, *(name for name in entry.stage.engines() if name in self.stages)]
+
+    def runs_after(self, entry: StageEntry) -> list[str]:
+        """Return the stages that must have been made before a stage: those that it reads, and of a stage of a loop the
+        decision that an iteration more is made."""
+        return [*self.read_by(entry), *entry.gates[-1:]]
 
     def files(self, entry: StageEntry) -> dict[Path, str]:
         """Return the files and folders that a stage reads and that no stage makes, each with the setting that names
@@ -212,25 +227,29 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Pa
     path = source.path if source.snapshot is None else source.snapshot.of
     data = {k: v for k, v in source.data.items() if not k.startswith("x-")}  # x-...: a place for YAML anchors
     builder = Builder(source.origin, Path(path).parent, here, settings_types())
-    stages = data.pop("stages", None)
-    if not isinstance(stages, dict) or not stages:
+    repeated = data.pop(SECTION, None)
+    stages = data.pop("stages", {} if repeated else None)
+    if not isinstance(stages, dict) or not (stages or repeated):
         raise builder.error(("stages",), "a recipe needs stages", "write stages: {name: {run: kind, ...}}")
-    known = [f.name for f in fields(RecipeSettings)] + ["stages"]
+    known = [f.name for f in fields(RecipeSettings)] + ["stages", SECTION]
     for name in data:
         if name not in known:
             raise builder.unknown((name,), known)
     head = builder.build(RecipeSettings, data)
-    entries = StageEntries(builder, stages, head.seed, head.failed_items)
+    loop = None if repeated is None else unroll(builder, source, repeated, stages, head.seed)
+    if loop is not None:
+        stages, builder.origin, builder.written = loop.stages, loop.origin, loop.written
+    entries = StageEntries(builder, stages, head.seed, head.failed_items, loop.gates if loop is not None else None)
     if head.teacher.tokenizer is not None:
         entries.locate(head.teacher.tokenizer, ("teacher", "tokenizer"))
-    errors: list[UserError] = []
+    errors: dict[str, UserError] = {}  # what is wrong with a stage of a loop is said once
     for name in entries.order():
         try:
             entries.add(name, stages[name])
         except UserError as error:
-            errors.append(error)
+            errors.setdefault(loop.body.get(name, name) if loop is not None else name, error)
     if errors:
-        raise one_error(errors, str(path))
+        raise one_error(list(errors.values()), str(path))
     return Recipe(
         name=head.name,
         seed=head.seed,
@@ -248,6 +267,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Pa
         extends=source.files[1:] if source.snapshot is None else source.snapshot.extends,
         note=head.note,
         source=source,
+        loop=loop,
     )
 
 

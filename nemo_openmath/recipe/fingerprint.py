@@ -31,7 +31,7 @@ class Fingerprints:
         """Return the fingerprint and the digest of each input by its name. Raises NotReady."""
         by_port: dict[str, list[str]] = {}
         digests: dict[str, str] = {}
-        for port, names in entry.inputs.items():
+        for port, names in self.inputs(entry).items():
             for name in names:
                 digests[str(name)] = self._digest(name)
                 by_port.setdefault(port, []).append(digests[str(name)])
@@ -39,6 +39,31 @@ class Fingerprints:
             digests[engine] = self._engine_digest(engine)
             by_port.setdefault("engine", []).append(digests[engine])
         return entry.stage.fingerprint(by_port, entry.seed), digests
+
+    def inputs(self, entry: StageEntry) -> dict[str, tuple[str | Path, ...]]:
+        """Return what a stage reads, by port; of one that gathers what is there, without the stages that are not
+        needed."""
+        if not entry.stage.gathers:
+            return entry.inputs
+        return {
+            port: tuple(n for n in names if isinstance(n, Path) or not self.needless(self._recipe.stages[n]))
+            for port, names in entry.inputs.items()
+        }
+
+    def needless(self, entry: StageEntry) -> str:
+        """Return why a stage is not needed: what a decision says that ended the loop before it; "" where it is needed,
+        or where nobody knows yet."""
+        for gate in entry.gates:
+            decision = self._recipe.stages[gate]
+            try:
+                manifest = read_manifest(self._output / gate)
+                if manifest is None or manifest.fingerprint != self.of(decision)[0]:
+                    return ""
+            except (DamagedFile, NotReady):
+                return ""
+            if reason := manifest.metrics.get("stop", ""):
+                return f"the loop ended with {gate}: {reason}"
+        return ""
 
     def of_version(self, entry: StageEntry, stage: Stage) -> str:
         """Return the fingerprint that the entry would have with another stage of its kind. Raises NotReady."""

@@ -48,9 +48,11 @@ def files_and_settings(
     """
     yield from recipe.missing_files(names)
     entries = [recipe.entry(name) for name in names]
+    wrong: set[str] = set()  # what is wrong with a stage of a loop is said of its first iteration
     for entry in entries:
         for error in caught(partial(_inputs, entry, output, layouts)):
-            if not (elsewhere and isinstance(error.__cause__, MissingExtra)):
+            if not (elsewhere and isinstance(error.__cause__, MissingExtra)) and recipe.written(entry) not in wrong:
+                wrong.add(recipe.written(entry))
                 yield error
     engines = {engine: entry for entry in reversed(entries) for engine in entry.stage.engines()}
     if "teacher" in engines:

@@ -8,6 +8,7 @@ from nemo_openmath.core.stage import Stage, register
 from nemo_openmath.data.packs.stage import PackSamples
 from nemo_openmath.data.rows.stages import ReadRows, SelectRows
 from nemo_openmath.data.tokens.stage import Tokenize
+from nemo_openmath.evaluation.iterations import Best, Decide
 from nemo_openmath.evaluation.stage import CompareScores, ComputeMetrics
 from nemo_openmath.inference.rollout.stage import Generate
 from nemo_openmath.speculative.stage import TrainDrafter
@@ -23,6 +24,7 @@ from nemo_openmath.synthesis.problems.extract import Extract
 from nemo_openmath.synthesis.problems.near_duplicates import NearDuplicates
 from nemo_openmath.synthesis.problems.read import ReadProblems, ReadThreads
 from nemo_openmath.synthesis.problems.select import SelectProblems
+from nemo_openmath.synthesis.solutions.best_of import BestOf
 from nemo_openmath.synthesis.solutions.filters import Filter
 from nemo_openmath.synthesis.solutions.grade import GradeSolutions
 from nemo_openmath.synthesis.solutions.label import Hardness, MajorityAnswers
@@ -52,6 +54,7 @@ STAGES: tuple[type[Stage], ...] = (
     Hardness,
     Filter,
     Novelty,
+    BestOf,
     # selection (4)
     Summarize,
     Groups,
@@ -73,6 +76,9 @@ STAGES: tuple[type[Stage], ...] = (
     ComputeMetrics,
     CompareScores,
     Compete,
+    # iterations (3)
+    Decide,
+    Best,
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,12 +41,12 @@ _TYPES = (
 )
 
 
-def run_view(run: Run, waited: float | None = None) -> RunView:
+def run_view(run: Run, waited: float | None = None, only: Collection[str] | None = None) -> RunView:
     """Read the manifests and whatever else the report shows.
 
-    ``waited``: the seconds that this run took; None where nothing was run.
+    ``waited``: the seconds that this run took; None where nothing was run. ``only``: show these stages alone.
     """
-    recipe, statuses = run.recipe, list(run.status())
+    recipe, statuses = run.recipe, [s for s in run.status() if only is None or s.name in only]
     stages = [StageView.read(s.name, run.folder(s.name), str(s.state)) for s in statuses]
     finished = {s.name: s.manifest for s in stages if s.manifest is not None and s.current}
     return RunView(
@@ -66,8 +66,33 @@ def run_view(run: Run, waited: float | None = None) -> RunView:
         left_out=list(_left_out(statuses)),
         note=recipe.note,
         waited=waited,
-        jobs=_jobs(run),
+        jobs=_jobs(run) if only is None else "",
+        iterations=iterations(run, finished),
     )
+
+
+def iterations(run: Run, finished: Mapping[str, Manifest]) -> dict[str, Any]:
+    """Return what the last decision of a loop says, of those among the stages ``finished``; empty where there is none.
+
+    The keys are those of RunView.iterations.
+    """
+    loop = run.recipe.loop
+    decisions = [] if loop is None else [name for name in loop.decisions if name in finished]
+    if loop is None or not decisions:
+        return {}
+    last = decisions[-1]
+    decision: dict[str, Any] = finished[last].metrics["iterations"]
+    rows = [{**row, "is_best": row["iteration"] == decision["best"]["iteration"]} for row in decision["iterations"]]
+    is_last = last == loop.decisions[-1] or decision["stop"] is not None
+    return {
+        "metric": decision["metric"],
+        "most": loop.settings.most,
+        "iterations": rows,
+        "best": decision["best"],
+        "tokens": decision["tokens"],
+        "stop": decision["stop"],
+        "is_over": is_last,
+    }
 
 
 def _jobs(run: Run) -> str:

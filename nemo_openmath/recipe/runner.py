@@ -12,6 +12,8 @@ Nothing in the folder is removed before all that the stage reads is there and kn
 
 A stage that leaves nothing has not finished: the run ends there, unless its ``allow_empty`` says that this is meant.
 Nor has one of whose units a greater share failed than its ``failed_items`` allows. The last job of an array decides it.
+
+Where a decision ends a loop (iterations.py), the stages behind it are not needed and are left as they are.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -64,12 +66,14 @@ class Run:
         selection: StageSelection,
         overrides: Sequence[str] = (),
         servers: Mapping[str, ServerAddress] | None = None,
+        finished: Callable[[StageEntry], None] | None = None,
     ) -> None:
         """Run what is missing or changed of the selected stages, in the recipe's order.
 
         ``overrides``: what the recipe was loaded with, for whoever opens the folder later. ``servers``: where models
-        are served, in place of what the recipe says of teacher and student. Raises UserError for what
-        can be known to be wrong before the first stage runs.
+        are served, in place of what the recipe says of teacher and student. ``finished``: called with each selected
+        stage that is finished, be it now or before. Raises UserError for what can be known to be wrong before the first
+        stage runs.
         """
         names = selection.names(self.recipe)
         self._wait_for_inputs(names)
@@ -82,7 +86,13 @@ class Run:
             services = RecipeServices(self.recipe, self.output, servers)
             try:
                 for number, name in enumerate(names, 1):
-                    await self._run_stage(self.recipe.stages[name], services, selection, f"[{number}/{len(names)}]")
+                    entry, place = self.recipe.stages[name], f"[{number}/{len(names)}]"
+                    if reason := self._fingerprints.needless(entry):
+                        log.info("%s %s: not needed, %s", place, name, reason)
+                        continue
+                    await self._run_stage(entry, services, selection, place)
+                    if finished is not None and self._status(name).state is State.FINISHED:
+                        finished(entry)
             finally:
                 await services.close()
 
@@ -118,7 +128,7 @@ class Run:
         if not selection.replace or selection.only is not None:
             identity.check(self.recipe, self.output)
         states = {status.name: status.state for status in self.status()}
-        todo = [name for name in names if states[name] is not State.FINISHED]
+        todo = [name for name in names if states[name] not in (State.FINISHED, State.NEEDLESS)]
         preflight(self.recipe, todo, self.output, layouts=selection.only is None)
         self._refuse_stale_inputs(names)
         self._refuse_added_files(names)
@@ -130,8 +140,11 @@ class Run:
         if "SLURM_JOB_ID" not in os.environ:
             return
         for name in names:
-            for folder in map(self.folder, self.recipe.read_by(self.recipe.stages[name])):
-                if folder.name not in names:
+            for above in self.recipe.runs_after(entry := self.recipe.stages[name]):
+                folder = self.folder(above)
+                if self._fingerprints.needless(entry) or self._fingerprints.needless(self.recipe.stages[above]):
+                    continue
+                if above not in names:
                     shared_files.until_seen(partial(_unfinished, folder), folder)
 
     def _begin(self, selection: StageSelection, overrides: Sequence[str]) -> None:
@@ -148,12 +161,14 @@ class Run:
         """Raise UserError where a stage would be made from one that was made for other settings, and that the selection
         leaves as it is: the result would be shown as that of the recipe's settings."""
         checked: set[str] = set(names)
-        todo = [(reader, name) for reader in names for name in self.recipe.read_by(self.recipe.stages[reader])]
+        todo = [(reader, name) for reader in names for name in self.recipe.runs_after(self.recipe.stages[reader])]
         while todo:
             reader, name = todo.pop()
             if name in checked:
                 continue
             checked.add(name)
+            if self._fingerprints.needless(self.recipe.stages[name]):
+                continue
             status = self._status(name)
             if status.other or status.state is State.DAMAGED:
                 why = status.reason or "files of it are gone or cut"
@@ -162,7 +177,7 @@ class Run:
                     file=self.folder(name),
                     remedy="run it first, or leave out --from and --only",
                 )
-            todo += [(reader, below) for below in self.recipe.read_by(self.recipe.stages[name])]
+            todo += [(reader, below) for below in self.recipe.runs_after(self.recipe.stages[name])]
 
     def _refuse_added_files(self, names: Sequence[str]) -> None:
         """Raise UserError where a stage would be made in a folder that holds files of somebody else: its readers would
@@ -293,8 +308,9 @@ class Run:
     def _context(
         self, entry: StageEntry, services: RecipeServices, selection: StageSelection, progress: Progress
     ) -> StageContext:
+        present = self._fingerprints.inputs(entry)
         inputs = {
-            port: [name if isinstance(name, Path) else self.folder(name) for name in entry.inputs.get(port, ())]
+            port: [name if isinstance(name, Path) else self.folder(name) for name in present.get(port, ())]
             for port in (declared.removesuffix("?") for declared in entry.stage.ports)
         }
         return StageContext(

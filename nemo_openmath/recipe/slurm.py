@@ -145,17 +145,17 @@ def stage_infos(recipe: Recipe, output: Path, until: str | None = None) -> list[
 
 def finished_stages(recipe: Recipe, output: Path) -> frozenset[str]:
     """Return the stages that ``recipe run`` would leave alone."""
-    return frozenset(s.name for s in Run(recipe, output).status() if s.state is State.FINISHED)
+    alone = (State.FINISHED, State.NEEDLESS)
+    return frozenset(s.name for s in Run(recipe, output).status() if s.state in alone)
 
 
 def _info(entry: StageEntry, recipe: Recipe, output: Path) -> StageInfo:
     engines = entry.stage.engines()
-    read = [name for names in entry.inputs.values() for name in names if isinstance(name, str)]
-    models = [name for name in engines if name in recipe.stages]
     return StageInfo(
         name=entry.name,
         kind=entry.stage.kind,
-        after=tuple(dict.fromkeys([*read, *models])),
+        after=tuple(dict.fromkeys(recipe.runs_after(entry))),
+        gates=entry.gates,
         splits=entry.stage.splits,
         trains=isinstance(entry.stage, Sft),
         models=tuple(model for name in engines if (model := _asked_model(name, recipe, output)) is not None),

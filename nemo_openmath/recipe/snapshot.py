@@ -59,7 +59,9 @@ def changed_inputs(recipe: Recipe, names: Sequence[str]) -> list[Path]:
 
 def _recipe_text(recipe: Recipe, overrides: Sequence[str], files: Path, more: dict[str, Any]) -> str:
     assert recipe.source is not None
-    text_files = {v.key: v.value for v in recipe.values if v.key[0] == "stages" and isinstance(v.value, Path)}
+    written = recipe.loop.written if recipe.loop is not None else lambda key: key
+    values = (v for v in recipe.values if v.key[0] == "stages" and isinstance(v.value, Path))
+    text_files = {written(v.key): v.value for v in values}
     shutil.rmtree(files, ignore_errors=True)
     for key, path in text_files.items():
         if path.is_file() and path.stat().st_size <= _SMALL:

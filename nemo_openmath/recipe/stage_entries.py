@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ class StageEntry:
     """Where settings of the stage were written, ``from.PORT`` among them: a line of a file, or an override."""
     overridden: tuple[str, ...] = ()
     """The settings that overrides gave."""
+    gates: tuple[str, ...] = ()
+    """The decisions of a loop that are made before this stage: where one of them ends the loop, the stage is not
+    needed."""
 
     def error(self, problem: str, remedy: str = "", setting: str = "") -> UserError:
         """Return an error that names the stage, its line and what overrides changed in it; or a setting of the stage
@@ -45,7 +48,7 @@ class StageEntry:
 
     def engine_setting(self, engine: str) -> str:
         """Return the setting that names an engine."""
-        return engine_setting({name: getattr(self.stage.config, name, None) for name in _ENGINES}, engine)
+        return engine_setting({name: getattr(self.stage.config, name, None) for name in ENGINES}, engine)
 
 
 class StageEntries:
@@ -54,9 +57,16 @@ class StageEntries:
     Stages are read in :meth:`order`, so that what a stage reads is known before it.
     """
 
-    def __init__(self, builder: Builder, written: dict[str, Any], seed: int, failed_items: float = 0.0):
+    def __init__(
+        self,
+        builder: Builder,
+        written: dict[str, Any],
+        seed: int,
+        failed_items: float = 0.0,
+        gates: Mapping[str, tuple[str, ...]] | None = None,
+    ):
         self.builder, self.written, self.seed = builder, written, seed
-        self.failed_items = failed_items
+        self.failed_items, self._own_gates = failed_items, gates or {}
         self.entries: dict[str, StageEntry] = {}
         self.paths: dict[str, Path] = {}
         self._wrong: set[str] = set()
@@ -114,6 +124,7 @@ class StageEntries:
             if not issubclass(cls, UnitStage):
                 raise builder.error(at, f"{cls.kind} has no units that fail alone", "leave it out")
         seed = self.seed if own_seed is None else own_seed
+        read = [*(n for names in inputs.values() for n in names), *stage.engines()]
         settings = [*body, "from", *(f"from.{port}" for port in inputs)]
         origins = {setting: builder.origin((*key, *setting.split("."))) for setting in settings}
         return StageEntry(
@@ -126,7 +137,13 @@ class StageEntries:
             failed_items=self.failed_items if failed_items is None else failed_items,
             origins=origins,
             overridden=builder.overridden(key),
+            gates=() if cls.gathers else self._gates(name, read),
         )
+
+    def _gates(self, name: str, read: Sequence[str | Path]) -> tuple[str, ...]:
+        """The decisions before a stage: its own, of a stage of a loop, and those before what it reads."""
+        above = [gate for n in read if isinstance(n, str) and n in self.entries for gate in self.entries[n].gates]
+        return tuple(dict.fromkeys([*self._own_gates.get(name, ()), *above]))
 
     def _check_body(self, name: str, body: Any, key: Key) -> None:
         """Refuse an entry that is none, and a name that cannot be that of a folder."""
@@ -231,8 +248,8 @@ class StageEntries:
             return []
         inputs = body.get("from")
         ports = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
-        engines = [name for key in _ENGINES for name in _listed(body.get(key)) if name != "teacher"]
-        names = [*(name for names in ports for name in _listed(names)), *engines]
+        engines = [name for key in ENGINES for name in _listed(body.get(key)) if name != "teacher"]
+        names = [*(name for names in ports for name in _listed(names)), *engines, *self._own_gates.get(name, ())]
         return [name for name in names if isinstance(name, str) and name in self.written]
 
     def _check_type(self, cls: type[Stage], port: str, name: str | Path, key: Key) -> None:
@@ -252,7 +269,7 @@ class StageEntries:
         )
 
 
-_ENGINES = ("engine", "more_engines")
+ENGINES = ("engine", "more_engines")
 """The settings that name models: what :meth:`Stage.engines` returns comes from them."""
 _NAME = re.compile(r"(?!sbatch$)[A-Za-z0-9_][A-Za-z0-9_-]*")  # `openmath launch` writes to sbatch/
 
@@ -268,7 +285,7 @@ def foreign_stage(folder: Path) -> type[Stage] | None:
 
 def engine_setting(settings: Mapping[str, Any], engine: str) -> str:
     """Return the setting, of those that name models, whose value names ``engine``."""
-    return next((name for name in _ENGINES if engine in _listed(settings.get(name))), _ENGINES[0])
+    return next((name for name in ENGINES if engine in _listed(settings.get(name))), ENGINES[0])
 
 
 def _listed(value: Any) -> list[Any]:

@@ -26,6 +26,7 @@ class State(StrEnum):
     UNFINISHED = "started"
     DAMAGED = "damaged"  # finished once, and files are gone or cut since
     MISSING = "waiting"
+    NEEDLESS = "not needed"  # a loop ended before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class StageStatus:
     state: State
     manifest: Manifest | None
     reason: str = ""
-    """Why it is stale or damaged."""
+    """Why it is stale, damaged or not needed."""
     other: bool = False
     """It was itself made for other settings or inputs than the recipe has now; otherwise only what it reads was."""
 
@@ -48,6 +49,10 @@ def run_status(recipe: Recipe, output: Path, fingerprints: Fingerprints) -> Iter
     """
     causes: dict[str, str] = {}  # stage -> the stage because of which it is not finished
     for entry in recipe.stages.values():
+        is_decided = not any(gate in causes for gate in entry.gates)
+        if is_decided and (reason := fingerprints.needless(entry)):
+            yield StageStatus(entry.name, State.NEEDLESS, None, reason)
+            continue
         status = stage_status(entry, output / entry.name, fingerprints)
         cause = next((causes[name] for name in recipe.read_by(entry) if name in causes), None)
         if status.state is State.FINISHED and cause is not None:

@@ -52,6 +52,11 @@ class Stage(ABC, Generic[C]):
     """Whether the jobs of an array may share the work, each by ``shard`` and ``shards`` of its context."""
     choices: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """Setting -> what may be chosen -> what that does, in words: for settings that name parts of the stage."""
+    generates: ClassVar[bool] = False
+    """Whether its records are generations that a model wrote in this stage, so that their tokens count as its own."""
+    gathers: ClassVar[bool] = False
+    """Whether it makes do with those of its inputs that are there, where a loop of the recipe ended before it made the
+    others."""
     disclosure: ClassVar[str] = ""
     """A sentence that the results show where the stage stands in for the real thing."""
 

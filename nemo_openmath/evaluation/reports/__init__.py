@@ -10,7 +10,7 @@ formats.py   numbers as people read them
 """
 
 from nemo_openmath.evaluation.reports.build import build_report, report_json
-from nemo_openmath.evaluation.reports.console import competition_lines, results_table, status_table
+from nemo_openmath.evaluation.reports.console import competition_lines, iteration_lines, results_table, status_table
 from nemo_openmath.evaluation.reports.view import ConfigValue, Example, Funnel, RunView, StageView, gather
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "build_report",
     "competition_lines",
     "gather",
+    "iteration_lines",
     "report_json",
     "results_table",
     "status_table",

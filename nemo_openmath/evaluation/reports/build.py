@@ -41,6 +41,7 @@ def report_json(run: RunView, curves: Mapping[str, TrainingCurves]) -> dict[str,
     - ``standins``: sentences about what stands in for the real thing
     - ``config``: dotted key -> value, origin
     - ``versions``, ``seeds``: by name
+    - ``iterations``: of a loop; see RunView.iterations
     - ``losses``: training stage -> steps, loss, lr, grad_norm, tokens, trained_tokens, seconds
     """
     fields = ("checkpoint", "mode", "metric", "k", "value", "low", "high", "problems")
@@ -68,6 +69,7 @@ def report_json(run: RunView, curves: Mapping[str, TrainingCurves]) -> dict[str,
         "config": {s.key: {"value": _plain(s.value), "origin": s.origin} for s in run.config},
         "versions": dict(run.versions),
         "seeds": dict(run.seeds),
+        "iterations": dict(run.iterations),
         "losses": {name: asdict(of_stage) for name, of_stage in curves.items()},
     }
 

@@ -18,12 +18,20 @@ from nemo_openmath.evaluation.reports.formats import (
     main_rows,
     metric_name,
     mode_name,
+    points_text,
     seconds_text,
     value_text,
 )
 from nemo_openmath.evaluation.reports.view import StageView
 
-_STATES = {"finished": "green", "started": "yellow", "stale": "yellow", "damaged": "red", "waiting": "dim"}
+_STATES = {
+    "finished": "green",
+    "started": "yellow",
+    "stale": "yellow",
+    "damaged": "red",
+    "waiting": "dim",
+    "not needed": "dim",
+}
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -56,6 +64,29 @@ def competition_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{row['answered']} answered, {seconds_text(row['seconds'])} used"
         for row in scores
     ]
+
+
+def iteration_lines(loop: Mapping[str, Any]) -> list[str]:
+    """Return a line for each iteration of a loop, and one that says why it ended (RunView.iterations)."""
+    if not loop:
+        return []
+    lines = [f"iterations, by {loop['metric']} on the held-out problems:"]
+    for row in loop["iterations"]:
+        text = f"  {row['iteration']} {row['model']}: {value_text('share', row['value'])}"
+        text += f" ({interval_text('share', row['low'], row['high'])})"
+        if (gain := row["gain"]) is not None:
+            text += f", {points_text(gain['difference'])} points over {gain['over']}"
+            if gain["low"] is not None:
+                text += f" ({points_text(gain['low'])} to {points_text(gain['high'])}, paired)"
+            text += ": below its interval" if gain["below_interval"] else ""
+        text += f"; {count_text(row['tokens'], 'token')} sampled" if row["tokens"] else ""
+        lines.append(text + ("; the best" if row["is_best"] else ""))
+    if loop["stop"] is not None:
+        reason = loop["stop"]["reason"]
+        lines.append(f"ended after iteration {loop['stop']['iteration']} of at most {loop['most']}: {reason}")
+    elif loop["is_over"]:
+        lines.append(f"ended after iteration {loop['most']}, the last one (most)")
+    return lines
 
 
 def _cell(metric: str, row: Mapping[str, Any]) -> Text:

@@ -40,6 +40,7 @@ def render(run: RunView, curves: Mapping[str, TrainingCurves]) -> str:
             funnels=[funnel(table) for table in run.funnel],
             drops=[stage for stage in run.stages if stage.drops and stage.current],
             competition=competition(run.competition),
+            iterations=iterations(run.iterations),
             examples=[example(e) for e in run.examples],
             times=times(run),
             config=config(run),
@@ -131,6 +132,37 @@ def differences(rows: TableRows) -> list[dict[str, Any]]:
             }
         )
     return out
+
+
+def iterations(loop: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rows of a loop's table and the sentence below it; empty where there is no loop."""
+    if not loop:
+        return {}
+    rows = []
+    for row in loop["iterations"]:
+        gain = row["gain"]
+        rows.append(
+            {
+                "name": f"{row['iteration']}: {row['model']}",
+                "value": value_text("share", row["value"]),
+                "range": formats.interval_text("share", row["low"], row["high"]),
+                "bar": svg.interval(row["value"], row["low"], row["high"]),
+                "gain": "" if gain is None else f"{formats.points_text(gain['difference'])} over {gain['over']}",
+                "gain_range": ""
+                if gain is None or gain["low"] is None
+                else f"{formats.points_text(gain['low'])} to {formats.points_text(gain['high'])}",
+                "word": "the best"
+                if row["is_best"]
+                else "below its interval"
+                if gain and gain["below_interval"]
+                else "",
+                "tokens": f"{row['tokens']:,}",
+            }
+        )
+    stop, ended = loop["stop"], "The last iteration (most)." if loop["is_over"] else "Not ended."
+    if stop is not None:
+        ended = f"Ended after iteration {stop['iteration']} of at most {loop['most']}: {stop['reason']}."
+    return {"metric": loop["metric"], "rows": rows, "ended": ended}
 
 
 def _signed(value: float | None) -> str:

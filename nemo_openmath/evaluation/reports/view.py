@@ -148,6 +148,15 @@ class RunView:
     """Seconds that the last run took."""
     jobs: str = ""
     """An SVG of the jobs of a launched run; empty for a run that was not launched."""
+    iterations: Mapping[str, Any] = field(default_factory=dict)
+    """What the last decision of a loop says; empty where there is none.
+
+    - ``metric``, ``most``, ``tokens``: what decides, the most iterations, the tokens that were sampled in all
+    - ``iterations``: rows of iteration, model, value, low, high, problems, tokens, gain, is_best; ``gain`` is None, or
+      holds over (a model), difference, low, high, better, worse, problems, below_interval
+    - ``best``: iteration and model
+    - ``stop``: None, or rule, iteration and reason; ``is_over``: whether no further iteration is made
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,16 @@ begin() { # the time limit, the signals, the journal
   fi
 }
 
+end_where_stopped() { # end_where_stopped DECISION ...: ends the job well where one of these stages has ended the loop
+  local gate
+  for gate in "$@"; do
+    if [ -e "$output/$gate/manifest.json" ] && [ -e "$output/$gate/stop.txt" ]; then
+      echo "$name is not needed: the loop ended with $gate: $(cat "$output/$gate/stop.txt")"
+      exit 0
+    fi
+  done
+}
+
 run() { # run COMMAND ...: as a step that can be asked to leave. A failure ends the job.
   [ -z "$asked" ] || leave 75
   "$@" &

@@ -28,7 +28,7 @@ def timetable(recipe: Recipe, seconds: Mapping[str, float], servers: Mapping[str
     ``seconds``: what a stage takes where it has its machines alone. ``servers``: stage -> the servers that it asks;
     stages that ask the same ones at the same time get equal shares of them.
     """
-    reads = {name: recipe.read_by(entry) for name, entry in recipe.stages.items()}
+    reads = {name: recipe.runs_after(entry) for name, entry in recipe.stages.items()}
     remaining, ends, clock = dict(seconds), dict[str, float](), 0.0
     while len(ends) < len(reads):
         running = [name for name in reads if name not in ends and all(n in ends for n in reads[name])]
