@@ -245,7 +245,7 @@ class Transcript:
 OPENING = f"{THINK_START}\n"
 PROSE = (Kind.REASONING, Kind.SUMMARY)
 """What the reader reads as words: neither code nor what the tool wrote."""
-_FENCED = re.compile(r"^[ \t]*```(?:python|py)\b", re.IGNORECASE | re.MULTILINE)
+_FENCED = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*\{?\.?(?:python|py)3?\b", re.IGNORECASE | re.MULTILINE)
 _NOTICE = re.compile(r"```system\n.*?```\n", re.S)
 # The output fence of a block ends at the fence that a notice follows; without a notice, at the first closing fence.
 _TOOL = re.compile(
