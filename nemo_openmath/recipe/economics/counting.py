@@ -24,7 +24,7 @@ from nemo_openmath.recipe.economics.samples import (
     UNDECIDED,
     Outcomes,
     ProblemClasses,
-    Samples,
+    SampleColumns,
 )
 
 ALL = "all"
@@ -35,7 +35,7 @@ Interval = tuple[float, float] | None
 
 
 @dataclass
-class Ratio:
+class ProblemRatio:
     """A ratio of two sums over problems."""
 
     n: int = 0
@@ -86,7 +86,7 @@ class PairedRatio:
         return float(over1 / under1 / (over2 / under2)) if under1 and over2 else 0.0
 
     def interval(self, tests: int = 1) -> Interval:
-        """See :meth:`Ratio.interval`."""
+        """See :meth:`ProblemRatio.interval`."""
         if self.n < 2 or not self.sums.all():
             return None
         weights = np.array([1, -1, -1, 1]) / self.sums
@@ -118,9 +118,9 @@ class Tally:
     samples: int = 0
     tokens: int = 0
     accepted: int = 0
-    rate: Ratio = field(default_factory=Ratio)
+    rate: ProblemRatio = field(default_factory=ProblemRatio)
     """Accepted samples over tokens."""
-    beyond: Ratio = field(default_factory=Ratio)
+    beyond: ProblemRatio = field(default_factory=ProblemRatio)
     """Tokens behind the last sample that was wanted, over tokens."""
     last_tries: int = 0
     """Problems without a good sample before their last one."""
@@ -185,7 +185,7 @@ class Loss:
     """What was lost for one reason."""
 
     samples: int = 0
-    tokens: Ratio = field(default_factory=Ratio)
+    tokens: ProblemRatio = field(default_factory=ProblemRatio)
     """Its tokens over all tokens of the model and mode."""
 
 
@@ -205,7 +205,7 @@ class Counts:
         self.undecided = [0, 0]
         """Samples that no filter has decided, and their tokens."""
 
-    def add(self, samples: Samples) -> None:
+    def add(self, samples: SampleColumns) -> None:
         """Add a part of the problems."""
         waiting = samples.outcome == 0
         self.undecided[0] += int(np.count_nonzero(waiting))
@@ -229,7 +229,7 @@ class Counts:
         for of_class, own in self._split(self._classes.of(problems.key), rows):
             tallies.setdefault(of_class, Tally()).add(problems, own)
 
-    def _by_problem(self, samples: Samples, decided: NDArray[np.bool_]) -> _Problems:
+    def _by_problem(self, samples: SampleColumns, decided: NDArray[np.bool_]) -> _Problems:
         group, key, tokens = (
             samples.group[decided],
             samples.problem[decided],

@@ -125,6 +125,8 @@ def _notes(stages: RunStages, used: list[SampleStage], counts: Counts) -> Iterat
     """Yield what is not counted."""
     if counts.undecided[0]:
         yield f"{counts.undecided[0]:,} samples ({counts.undecided[1]:,} tokens) wait for a filter and are in no table."
+    if used and any(stage.kind == "solutions.hardness" and stage.begun for stage in stages):
+        yield "Pass rates are measured by samples of the run itself: a class by pass rate chooses by what it counts."
     names = {sample.stage.folder for sample in used}
     if others := [s.name for s in stages if s.kind == GENERATE and s.begun and s.own and s.folder not in names]:
         yield f"No filter reads {', '.join(others)}, so nothing of them is counted: they evaluate, or go on unfiltered."

@@ -232,7 +232,7 @@ def rate_bin(row: dict[str, Any]) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Samples:
+class SampleColumns:
     """Samples of all stages, n of them, sorted by stage, model and mode; then by problem; then by number."""
 
     group: NDArray[np.uint16]
@@ -256,7 +256,7 @@ class SampleGroup:
     mode: str
 
 
-def read_samples(used: Sequence[SampleStage], outcomes: Outcomes) -> Iterator[Samples]:
+def read_samples(used: Sequence[SampleStage], outcomes: Outcomes) -> Iterator[SampleColumns]:
     """Yield the samples of all stages, each problem whole in one part. Equal records are one."""
     total = sum(_count(sample.stage) for sample in used)
     parts = max(1, -(-total // PART))
@@ -283,7 +283,7 @@ def _sample(line: bytes) -> tuple[str, str, str, str, int, int]:
     return row["id"], row["problem_id"], row["model"], row["mode"], row["sample"], row.get("completion_tokens", 0)
 
 
-def _sorted(columns: list[array[int]], groups: dict[SampleGroup, int], outcomes: Outcomes) -> Samples:
+def _sorted(columns: list[array[int]], groups: dict[SampleGroup, int], outcomes: Outcomes) -> SampleColumns:
     ranks = {group: rank for rank, group in enumerate(sorted(groups))}
     renumbered = np.array([ranks[group] for group in groups], np.uint16)
     group = renumbered[np.frombuffer(columns[0], np.uint16)]
@@ -293,7 +293,7 @@ def _sorted(columns: list[array[int]], groups: dict[SampleGroup, int], outcomes:
     doubled[1:] = (key[order][1:] == key[order][:-1]) & (group[order][1:] == group[order][:-1])
     order = order[~doubled]
     tokens = np.frombuffer(columns[3], np.int64)[order]
-    return Samples(group[order], problem[order], tokens, outcomes.of(key[order]), sorted(groups))
+    return SampleColumns(group[order], problem[order], tokens, outcomes.of(key[order]), sorted(groups))
 
 
 def _count(stage: RunStage) -> int:

@@ -80,8 +80,8 @@ def _more(counts: Counts, used: list[SampleStage]) -> Iterator[Suggestion]:
                 f"Raise `samples` of {used[stage].stage.name} for {_class(of)}: of {tally.last_tries:,} problems that "
                 f"had no good solution before their last sample by {model} ({mode_name(mode)}), that sample solved "
                 f"{tally.last_solved:,}, {_share(rate, (low, high))}. One more for each of the {unsolved:,} others "
-                f"would take about {unsolved * each:,.0f} tokens and solve at most some {unsolved * rate:,.0f}: what is "
-                "left is harder.",
+                f"would take about {unsolved * each:,.0f} tokens and solve at most some {unsolved * rate:,.0f}: what "
+                "is left is harder.",
                 int(unsolved * each),
             )
 
