@@ -46,6 +46,10 @@ class Template:
     between: str = BETWEEN
     """What stands between two of them."""
 
+    def has(self, field: str) -> bool:
+        """Return whether there is a place for a field."""
+        return f"{{{field}}}" in self.user + (self.system or "")
+
     @property
     def digest(self) -> str:
         """A digest of the text. It goes into the ids of what the prompt generated: another prompt, another sample."""
@@ -112,7 +116,6 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "cot": ("problem",),
     "tir": ("total_code_executions", "problem"),
     "tir-fences": ("total_code_executions", "problem"),
-    "tir-tools": ("total_code_executions", "problem"),
     "genselect": ("num_solutions", "max_idx", "problem", "solutions"),
     "extract-problems": ("forum_post",),
     "classify": ("problem",),
@@ -125,8 +128,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "classify-novelty": ("fragment",),
     "classify-significance": ("fragment",),
 }
-# but these: a prompt need not say how many solutions there are.
-OPTIONAL = {"genselect": ("num_solutions", "max_idx")}
+# but these: a prompt need not say how many solutions there are, or how often code may be called.
+OPTIONAL = {"genselect": ("num_solutions", "max_idx"), "tir": ("total_code_executions",)}
 
 
 def load_template(name: str, path: str | Path | None = None) -> Template:
@@ -167,7 +170,7 @@ def parse_template(name: str, text: str, path: str | Path) -> Template:
                 )
     template = Template(name, text, system, FIELDS[name], item, between)
     for field in template.fields:
-        if field not in OPTIONAL.get(name, ()) and f"{{{field}}}" not in template.user + (system or ""):
+        if field not in OPTIONAL.get(name, ()) and not template.has(field):
             raise UserError(
                 f"the prompt has no place for {{{field}}}", file=path, remedy=f"write {{{field}}} where it goes"
             )

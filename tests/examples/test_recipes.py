@@ -67,7 +67,6 @@ EVERY_SIZE = [
 SECOND_ROUND = [
     ("5.1", "hard_rows.choice.max_pass_rate", 0.3),
     ("5.1", "packs2.at_least.cot", 5000),
-    ("5.1", "packs2.at_least.tir", 5000),
     ("5.1", "train2.epochs", 4.0),
     ("5.1", "train2.batch_samples", 1024),
     ("5.1", "train2.training.checkpoints.average_k", 4),
@@ -97,7 +96,7 @@ OTHERS = [
     ("6", "kaggle", "tir_train.training.schedule", "constant"),
     ("6", "kaggle", "tir_train.training.warmup", 0.0),
     ("6", "kaggle", "merged_eval.samples", 16),
-    ("6", "kaggle", "merged_eval.temperature", 0.0),
+    ("5.2", "kaggle", "merged_eval.temperature", 0.6),
     ("6", "kaggle", "merged_eval.code_seconds", 2.0),
     ("6", "kaggle", "merged_eval.output_chars", 200),
 ]
@@ -143,6 +142,11 @@ def listed(name: str, setting: str) -> tuple[Any, ...]:
 )
 def test_numbers_of_the_paper(section: str, name: str, setting: str, expected: Any) -> None:
     assert listed(name, setting) == expected, f"section {section}"
+
+
+def test_the_second_round_filters_the_length_of_cot_alone() -> None:
+    """As the published models did, by a note of the reference."""
+    assert recipe("qwen2.5-14b").stages["packs2"].stage.config.at_least == {"cot": 5000}
 
 
 def test_32b_has_one_round() -> None:

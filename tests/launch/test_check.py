@@ -65,6 +65,7 @@ class Site:
         self.recipes.mkdir(parents=True)
         for recipe in (ROOT / "examples").glob("*.yaml"):
             shutil.copy(recipe, self.recipes)
+        shutil.copytree(ROOT / "examples/prompts", self.recipes / "prompts")
         for cluster in (ROOT / "launcher_scripts").glob("*.yaml"):
             (self.recipes / cluster.name).write_text(cluster.read_text().replace("/shared", str(self.folder)))
 

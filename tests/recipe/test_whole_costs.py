@@ -78,22 +78,24 @@ def test_a_recipe_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     costs = priced(tmp_path, capsys, "--price", "2.5")
     stages = {stage["stage"]: stage for stage in costs["stages"]}
 
-    # cot_qwq: 1.08M answers of 8,192 tokens at 855 a second and GPU, 540K prompts of 300 tokens; 32 jobs, 16 at a
+    # cot_qwq: 0.67M answers of 8,192 tokens at 855 a second and GPU, 190K prompts of 300 tokens; 32 jobs, 16 at a
     # time, each waits 10 minutes for its 8 GPUs' server
     qwq = stages["cot_qwq"]
     (part,) = qwq["generations"]
-    work = part["answers"] * 8192 / 854.7 + part["answers"] / 2 * prompt_seconds(
+    work = part["answers"] * 8192 / 854.7 + part["answers"] / 3.5 * prompt_seconds(
         of_config(QWQ), gpu("h100"), CostAssumptions(), 300
     )
     assert (part["servers"], part["server_gpus"], part["where"]) == (64, 2, "job")
     assert qwq["gpu_hours"] == pytest.approx((work + 32 * 600 * 8) / 3600, rel=1e-3)
     assert qwq["node_hours"] == pytest.approx(qwq["gpu_hours"] / 8)
     assert qwq["seconds"] == pytest.approx(work / 128 + 2 * 600, rel=1e-3)
-    assert qwq["again"] == 1  # half of 22.8 hours is 11.4; the limit is 8
+    assert qwq["again"] == 0  # half of 14.4 hours is 7.2; the limit is 8
 
-    # 5.4M solutions at 2,800 a second, in 8 jobs of 5 cores
+    # 5.2M solutions at 2,800 a second, in 8 jobs of 5 cores
     graded = stages["cot_graded"]
-    seconds = 10 + (stages["cot_r1"]["records"] + stages["cot_qwq"]["records"]) / 2800
+    solved = sum(stages[name]["records"] for name in ("cot_r1", "cot_r1_open", "cot_qwq", "cot_qwq_open"))
+    assert solved == pytest.approx(5.2e6, rel=0.01)
+    seconds = 10 + solved / 2800
     assert graded["seconds"] == pytest.approx(seconds / 8)
     assert graded["core_hours"] == pytest.approx(5 * seconds / 3600)
 
@@ -101,9 +103,9 @@ def test_a_recipe_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert stages["cot_r1"]["generations"][0]["servers"] == 16
     assert stages["cot_r1"]["generations"][0]["where"] == "pool"
 
-    trained = next(row for row in costs["trainings"] if row["stage"] == "tir2_train")
+    trained = next(row for row in costs["trainings"] if row["stage"] == "tir2_cot_train")
     lost = trained["checkpoint"]["lost"]
-    assert stages["tir2_train"]["gpu_hours"] == pytest.approx(trained["own"]["gpu_hours"] / (1 - lost))
+    assert stages["tir2_cot_train"]["gpu_hours"] == pytest.approx(trained["own"]["gpu_hours"] / (1 - lost))
     assert trained["own"]["gpu_hours"] > 1.5 * trained["offered"]["gpu_hours"]
 
     total = sum(stage["gpu_hours"] + stage["elsewhere_hours"] for stage in costs["stages"])
@@ -127,7 +129,7 @@ def test_numbers_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "tokens_per_gpu.QwQ-32B=1000",
     )
     after = {stage["stage"]: stage for stage in priced(tmp_path, capsys, *words)["stages"]}
-    assert after["cot_qwq"]["records"] == pytest.approx(2000)
+    assert after["cot_qwq"]["records"] == pytest.approx(3500)
     (part,) = after["cot_qwq"]["generations"]
     assert (part["answer_tokens"], part["tokens_per_gpu"], part["given"]) == (4096, 1000, True)
     assert after["tir2"]["generations"][0]["tokens_per_gpu"] == 2000

@@ -113,10 +113,10 @@ class Formatter:
         if mode is Mode.GENSELECT:
             messages: tuple[Message, ...] = (Message("user", problem),)
         elif mode is Mode.TIR:
-            budget = budget_of(solution)
-            if budget is None:
+            template, budget = self._templates["tir"], budget_of(solution)
+            if budget is None and template.has("total_code_executions"):
                 raise Reject("tir: no notice of remaining executions", solution[:200])
-            messages = self._templates["tir"].messages(total_code_executions=budget, problem=problem)
+            messages = template.messages(total_code_executions=budget, problem=problem)
         else:
             messages = self._templates["cot"].messages(problem=problem)
         return self._row(row, problem, mode, messages, solution, source=_label(row, "problem_source") or "")

@@ -35,6 +35,9 @@ class CostAssumptions:
     asked: dict[str, NonNegativeFloat] = field(default_factory=dict)
     """Questions that a stage asks its model about a record. Assumed: 0.1 of a judge, whom only open verdicts reach; the
     ``candidates`` of a decontamination, which is the most; 1 of others."""
+    samples: dict[str, NonNegativeFloat] = field(default_factory=dict)
+    """Mean samples that a generation makes of a problem, where hardness or agreement decides it. Assumed: half way
+    between ``least`` and ``samples``."""
     tokens: dict[str, PositiveFloat] = field(default_factory=dict)
     """Mean tokens of a model's answer. Assumed: see ``solution_tokens`` and ``reply_tokens``; of summaries 500."""
     prompt_tokens: dict[str, PositiveFloat] = field(default_factory=dict)
@@ -75,7 +78,7 @@ def read_assumptions(recipe: Recipe, given: Sequence[str] = ()) -> CostAssumptio
         source.data[SECTION][section][name] = source.data[SECTION][section].pop(word)
     builder = Builder(source.origin, Path(recipe.path).parent)
     assumptions = builder.build(CostAssumptions, source.data[SECTION], (SECTION,))
-    for section in ("records", "kept", "asked", "tokens", "prompt_tokens"):
+    for section in ("records", "kept", "asked", "samples", "tokens", "prompt_tokens"):
         for name in getattr(assumptions, section):
             if name not in recipe.stages:
                 key = (SECTION, section, name)

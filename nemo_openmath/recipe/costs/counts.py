@@ -15,7 +15,7 @@ from nemo_openmath.synthesis.genselect.select import GenSelect
 
 # The inputs whose records a stage goes through, the first that it has; what else it reads it looks things up in.
 # Of `solutions.hardness` and `solutions.majority_answers` the problems are what they leave.
-_MAIN = ("threads", "generations", "rows", "groups", "tokens", "packs", "data", "files", "problems")
+_MAIN = ("threads", "generations", "rows", "groups", "selections", "tokens", "packs", "data", "files", "problems")
 _LEAVES_PROBLEMS = ("solutions.majority_answers", "solutions.hardness", "genselect.groups")
 _SAMPLE = 16 << 20  # bytes of a large file whose lines are counted; the rest is taken to be alike
 
@@ -41,7 +41,7 @@ def stage_counts(recipe: Recipe, assumptions: CostAssumptions, scale: float = 1.
         problems = _sum(entry, "problems", counts) if "problems" in entry.inputs else read
         left = assumptions.records.get(name)
         if left is None:
-            left = _left(entry, read, problems, assumptions.kept.get(name, 1.0))
+            left = _left(entry, read, problems, assumptions)
         if name in scaled and left is not None:
             left *= scale
         counts[name] = StageCounts(read, problems, left)
@@ -84,9 +84,9 @@ def _sum(entry: StageEntry, port: str, counts: Mapping[str, StageCounts]) -> flo
     return None if None in parts or not parts else sum(part for part in parts if part is not None)
 
 
-def _left(entry: StageEntry, read: float | None, problems: float | None, kept: float) -> float | None:
+def _left(entry: StageEntry, read: float | None, problems: float | None, assumptions: CostAssumptions) -> float | None:
     """What a stage leaves, by its settings."""
-    config = entry.stage.config
+    config, kept = entry.stage.config, assumptions.kept.get(entry.name, 1.0)
     if entry.stage.record is None and entry.stage.makes not in ("tokens", "packs"):
         return None
     if entry.stage.kind in _LEAVES_PROBLEMS:
@@ -98,6 +98,7 @@ def _left(entry: StageEntry, read: float | None, problems: float | None, kept: f
     if isinstance(entry.stage, Generate):
         solved = min(config.limit or read, read)
         mean = config.samples if config.count == "fixed" else (config.least + config.samples) / 2
+        mean = assumptions.samples.get(entry.name, mean)
         return solved * mean * kept
     if isinstance(entry.stage, Groups):
         return read * config.groups * kept
