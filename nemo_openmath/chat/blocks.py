@@ -33,8 +33,12 @@ def output_block(output: str) -> str:
 
 def notice_block(remaining: int) -> str:
     """Return the block that tells the model how many executions it has left."""
-    text = _REMAINING.format(n=remaining) if remaining > 0 else _EXHAUSTED
-    return f"```system\n{text}\n```\n"
+    return f"```system\n{notice(remaining)}\n```\n"
+
+
+def notice(remaining: int) -> str:
+    """Return what the model is told of the executions that it has left."""
+    return _REMAINING.format(n=remaining) if remaining > 0 else _EXHAUSTED
 
 
 def budget_of(text: str) -> int | None:

@@ -116,6 +116,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "cot": ("problem",),
     "tir": ("total_code_executions", "problem"),
     "tir-fences": ("total_code_executions", "problem"),
+    "tir-tools": ("total_code_executions", "problem"),
     "genselect": ("num_solutions", "max_idx", "problem", "solutions"),
     "extract-problems": ("forum_post",),
     "classify": ("problem",),

@@ -62,6 +62,11 @@ class Tokenizer(Protocol):
         where it refuses the turns."""
         ...
 
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """Return the text of the turns and, with ``add_generation_prompt``, of what opens the assistant's turn. Raises
+        UserError where the template refuses them."""
+        ...
+
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Return the token ids of :meth:`prompt`."""
         ...

@@ -12,6 +12,7 @@ runner.py          the loop: what is stale is made again, what is begun is gone 
     services.py        engines, sandbox and grading pool, lent to the stages
 command.py         what the verbs of ``openmath recipe`` print; report_data.py: what a report is made of
 lineage/           where a record or a model comes from, over all stages of a run
+economics/         what the generated tokens bought
 generate.py        ``openmath generate``: a recipe of two stages; sweep.py: merges, evaluated
 slurm.py           ``openmath launch``: the stages as jobs of a cluster
     launch_check/      what is missing or wrong before they are submitted; model_sizes.py: how large models are

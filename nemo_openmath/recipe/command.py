@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from nemo_openmath.evaluation.reports import (
 from nemo_openmath.evaluation.reports.formats import apart_lines, seconds_text
 from nemo_openmath.launch.code_snapshot import note_code
 from nemo_openmath.recipe import identity
+from nemo_openmath.recipe.economics.measure import measure
 from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.generate import SOLUTIONS, load_job, summary
 from nemo_openmath.recipe.iteration_reports import write_iteration, write_iterations
@@ -71,7 +73,8 @@ def report(run: Run, waited: float | None = None) -> None:
 
     ``waited``: the seconds that this command took; None where nothing was run.
     """
-    view = run_view(run, waited)
+    stages = RunStages(run.output, run.recipe)
+    view = replace(run_view(run, waited), economics=measure(stages))
     console = Console()
     page = build_report(view, run.output)
     if view.results:

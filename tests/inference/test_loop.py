@@ -21,7 +21,7 @@ from nemo_openmath.demo import StandInTeacher, TeacherConfig, make_problems
 from nemo_openmath.inference.asking import ask
 from nemo_openmath.inference.rollout import RolloutSettings, roll_out
 from nemo_openmath.inference.rollout.answer import answer_of
-from nemo_openmath.inference.rollout.loop import cut_output
+from nemo_openmath.inference.rollout.formats import cut_output
 from nemo_openmath.inference.rollout.outcome import tail_repeats
 from nemo_openmath.inference.rollout.settings import draw_budget
 from nemo_openmath.sandbox import channel

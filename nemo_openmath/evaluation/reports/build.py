@@ -35,6 +35,8 @@ def report_json(run: RunView, curves: Mapping[str, TrainingCurves]) -> dict[str,
     - ``paired``: rows of evaluation.paired.PairedRow
     - ``competition``: rows of stage, model, problems, answered, right, value, low, high, seconds
     - ``funnel``: tables of title, parts, note, steps; a step has name and count
+    - ``economics``: ``models``, ``classes``, ``spent``, ``losses``, ``suggestions``: rows with the fields of
+      evaluation.reports.economics; ``notes``: sentences about what is in none of them
     - ``drops``: stage -> reason -> count
     - ``states``, ``seconds``: by stage
     - ``left_out``: sentences about stages that are not as the recipe asks; their numbers are in none of the tables
@@ -66,6 +68,7 @@ def report_json(run: RunView, curves: Mapping[str, TrainingCurves]) -> dict[str,
         "note": run.note,
         "drops": {stage.name: dict(stage.drops) for stage in run.stages if stage.drops and stage.current},
         "seconds": {stage.name: stage.seconds for stage in run.stages if stage.manifest},
+        "economics": run.economics.to_json(),
         "config": {s.key: {"value": _plain(s.value), "origin": s.origin} for s in run.config},
         "versions": dict(run.versions),
         "seeds": dict(run.seeds),

@@ -15,6 +15,7 @@ from nemo_openmath.chat import Kind, Transcript
 from nemo_openmath.core.records import Mode
 from nemo_openmath.evaluation.metrics import UNBOUNDED
 from nemo_openmath.evaluation.reports import figures, formats, svg
+from nemo_openmath.evaluation.reports.economics import economics_section
 from nemo_openmath.evaluation.reports.formats import checkpoint_name, in_order, metric_name, mode_name, value_text
 from nemo_openmath.evaluation.reports.view import Example, Funnel, RunView, TableRows, TrainingCurves
 
@@ -42,6 +43,7 @@ def render(run: RunView, curves: Mapping[str, TrainingCurves]) -> str:
             competition=competition(run.competition),
             iterations=iterations(run.iterations),
             examples=[example(e) for e in run.examples],
+            economics=economics_section(run.economics),
             times=times(run),
             config=config(run),
             jobs=Markup(run.jobs),  # it quotes its texts itself

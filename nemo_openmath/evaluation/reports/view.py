@@ -16,6 +16,7 @@ from nemo_openmath.core.errors import DamagedFile
 from nemo_openmath.core.records import Generation, Manifest, Mode, read_drops, read_manifest
 from nemo_openmath.core.records.bodies import loaded
 from nemo_openmath.core.records.store import count_units
+from nemo_openmath.evaluation.reports.economics import Economics
 
 TableRows = Sequence[Mapping[str, Any]]
 """Rows of evaluation.metrics, of evaluation.compare or of a competition."""
@@ -146,6 +147,8 @@ class RunView:
     """The recipe's own sentence about its results."""
     waited: float | None = None
     """Seconds that the last run took."""
+    economics: Economics = field(default_factory=Economics)
+    """What the generated tokens bought."""
     jobs: str = ""
     """An SVG of the jobs of a launched run; empty for a run that was not launched."""
     iterations: Mapping[str, Any] = field(default_factory=dict)

@@ -261,7 +261,7 @@ OWNERS: dict[str, ServerKind] = {
 def chat_dialect(kind: ServerKind, thinking: str = "reasoning_content") -> Dialect:
     """Return the dialect of a server that is asked through ``/v1/chat/completions``. ``thinking``: the field of a
     message in which it takes the assistant's reasoning back."""
-    able = replace(_TEXT, conversations=True, continues=kind in _CONTINUING)
+    able = replace(_TEXT, conversations=True, continues=kind in _CONTINUING, keep_stop=kind != "openai")
     return Dialect(kind, "/v1/chat/completions", able, _TAKES[kind], partial(_chat, kind, thinking), _read_openai)
 
 

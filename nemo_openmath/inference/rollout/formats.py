@@ -1,7 +1,8 @@
 """How a model calls code: one class for each ``tool_format``.
 
 A format says where the engine stops, reads what the model wrote, and writes what the model is shown of the output. The
-loop (``loop.py``) does the rest. Whatever the format, the record is in tags: :class:`Step` says how.
+loop (``loop.py``; with chat servers ``talking.py``) does the rest. Whatever the format, the record is in tags:
+:class:`Step` says how.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nemo_openmath.chat import Template, load_template
-from nemo_openmath.chat.blocks import notice_block, output_block
+from nemo_openmath.chat.blocks import notice, notice_block, output_block
 from nemo_openmath.chat.fences import read_fences, spells_a_tag
 from nemo_openmath.core.engine import Finish
 from nemo_openmath.core.records import Mode
@@ -113,12 +114,34 @@ class Fences:
         return output_block(output).lstrip("\n")
 
 
-FORMATS: dict[str, ToolFormat] = {"tags": Tags(), "fences": Fences()}
+class ToolCalls:
+    """Code in calls of the tool ``python``, which a chat server takes out of the text (``talking.py``)."""
+
+    prompt = "tir-tools"
+    stops: tuple[str, ...] = ()
+    keeps_ids = False
+
+    def read(self, text: str, *, ended: bool, ran: Sequence[str], outputs: Sequence[str]) -> Step | None:
+        """Read nothing: no call stands in the text."""
+        return None
+
+    def output(self, output: str, remaining: int) -> str:
+        """Return the output and the notice of the budget, as plain text."""
+        return f"{output}\n{notice(remaining)}"
+
+
+FORMATS: dict[str, ToolFormat] = {"tags": Tags(), "fences": Fences(), "tool_calls": ToolCalls()}
+IDLE_STOPS = 64  # stops at which there was nothing to do; a model that writes fences for ever is stopped no more
 
 
 def template_of(mode: Mode, settings: RolloutSettings, path: Path | None) -> Template:
     """Return the prompt that solutions of a mode are asked with: the shipped one, or the user's file."""
     return load_template(FORMATS[settings.tool_format].prompt if mode == Mode.TIR else mode, path)
+
+
+def cut_output(output: str, chars: int) -> str:
+    """Return at most ``chars`` characters of a program's output, with a visible note where it was cut."""
+    return output if len(output) <= chars else output[:chars] + "... (output cut)\n"
 
 
 def as_tags(code: str) -> str:

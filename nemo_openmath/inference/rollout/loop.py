@@ -2,6 +2,8 @@
 
     prompt ids -> engine -> model ids (up to </tool_call>) -> sandbox -> the tool's block -> engine -> .. -> end of turn
 
+A chat server takes turns instead: ``talking.py``.
+
 The context only ever grows by the ids that the model made and the ids of the tool's block. So an engine's prefix cache
 holds all of it, and the ids that were generated are the ids that can be trained on.
 
@@ -31,15 +33,14 @@ from nemo_openmath.core.engine import (
 )
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records.ids import derive_seed
-from nemo_openmath.core.sandbox import Limits, Sandbox, Session
+from nemo_openmath.core.sandbox import Sandbox, Session
 from nemo_openmath.core.tags import THINK_END, THINK_START
 from nemo_openmath.core.tokenizer import Message, Tokenizer
 from nemo_openmath.inference.asking import prompt_for, token_ids
-from nemo_openmath.inference.rollout.formats import FORMATS, Step
+from nemo_openmath.inference.rollout.formats import FORMATS, IDLE_STOPS, Step, cut_output
 from nemo_openmath.inference.rollout.outcome import Cost, Outcome, tail_repeats
 from nemo_openmath.inference.rollout.settings import RolloutSettings
-
-_IDLE_STOPS = 64  # stops at which there was nothing to do; a model that writes fences for ever is stopped no more
+from nemo_openmath.inference.rollout.talking import talk
 
 
 async def roll_out(
@@ -59,6 +60,13 @@ async def roll_out(
     Cancelling releases the engine's request and the sandbox's session. Raises EngineError and SandboxError; whatever
     the model and its code do is an outcome.
     """
+    if budget > 0 and engine.capabilities.conversations:
+        return await talk(engine, tokenizer, messages, settings, seed=seed, key=key, sandbox=sandbox, budget=budget)
+    if budget > 0 and settings.tool_format == "tool_calls":
+        raise UserError(
+            f"{engine.model} is given token ids, and calls of tools are for chat servers",
+            remedy="use api: chat, or tool_format tags or fences",
+        )
     prompt = tokenizer.prompt(messages)
     to_send = await prompt_for(engine, tokenizer, messages, prompt)
     text = None if isinstance(to_send, tuple) else to_send  # of engines that take no ids
@@ -113,8 +121,8 @@ class _Rollout:
         self._cost = Cost(prompt_tokens=len(self._ids))
         if budget > 0 and self._prompt_text is not None:
             raise UserError(
-                f"{engine.model} takes no token ids, which solutions with code need",
-                remedy="use a server with the completions API (api: completions)",
+                f"{engine.model} takes neither token ids nor conversations, and solutions with code need one of them",
+                remedy="name the server's kind (server: vllm), or use api: chat",
             )
 
     async def run(self, sandbox: Sandbox | None) -> Finish:
@@ -215,7 +223,7 @@ class _Rollout:
             top_k=settings.top_k,
             min_p=settings.min_p,
             seed=derive_seed(self._seed, self._requests),
-            stop=self._format.stops if tools and self._idle < _IDLE_STOPS else (),
+            stop=self._format.stops if tools and self._idle < IDLE_STOPS else (),
         )
         prompt = tuple(self._ids) if self._prompt_text is None else self._prompt_text
         return Request(prompt, sampling, conversation=self._key if tools else None)
@@ -243,9 +251,7 @@ class _Rollout:
 
     async def _open_session(self, sandbox: Sandbox | None) -> Session:
         assert sandbox is not None, "a budget needs a sandbox"
-        return await sandbox.session(
-            Limits(wall_s=self._settings.code_seconds, memory_mb=self._settings.code_memory_mb)
-        )
+        return await sandbox.session(self._settings.limits)
 
     async def _tool_turn(self, session: Session, step: Step) -> None:
         """Run the code that the model called, and add its output as the tool's block."""
@@ -279,11 +285,6 @@ class _Rollout:
         if opening:
             return replace(transcript, spans=(Span(Author.TEMPLATE, opening), *transcript.spans))
         return transcript.with_opening() if renders else transcript
-
-
-def cut_output(output: str, chars: int) -> str:
-    """Return at most ``chars`` characters of a program's output, with a visible note where it was cut."""
-    return output if len(output) <= chars else output[:chars] + "... (output cut)\n"
 
 
 def ids_of(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int]:

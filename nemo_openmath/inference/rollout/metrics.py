@@ -77,6 +77,8 @@ class RolloutMetrics:
             return
         context.metrics["solutions_with_uncalled_code"] = self._with_uncalled_code
         how = "fences that stay open, or stand in a quotation, are not run"
+        if self._tool_format == "tool_calls":
+            how = "the model is to call the tool; is the server's parser of tool calls the model's?"
         if self._tool_format == "tags":
             how = (
                 f"what stands between {CODE_START} and {CODE_END} is run, ```python is not; tool_format: fences runs "

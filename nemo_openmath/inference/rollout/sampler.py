@@ -82,10 +82,15 @@ class Sampler:
         transcript = outcome.transcript if self._keep_ids else outcome.transcript.without_ids()
         _, budget = self._seed_and_budget(key)
         extra: dict[str, Any] = {"source": problem.source, "category": problem.category} | extra_for_solutions(problem)
-        if self._rewrites:
+        talked = self._engine.capabilities.conversations
+        if self._mode == Mode.TIR and (talked or self._settings.tool_format != "tags"):
             transcript = replace(transcript, messages=self._messages(self._recorded, problem, budget))
-            asked = {"tool_format": self._settings.tool_format, "prompt": self._template.digest, "ids": "rewritten"}
-            extra["asked"] = asked
+            ids = "re-encoded" if talked else "rewritten"
+            extra["asked"] = {
+                "tool_format": self._settings.tool_format,
+                "prompt": self._template.digest,
+                "ids": ids,
+            }
         if cost.invented_outputs:
             extra["invented_outputs"] = cost.invented_outputs
         return Generation(
@@ -111,10 +116,6 @@ class Sampler:
         """The seed and the number of code executions of the sample with the id ``key``."""
         seed = derive_seed(self._seed, key)
         return seed, draw_budget(self._settings, seed) if self._mode == Mode.TIR else 0
-
-    @property
-    def _rewrites(self) -> bool:
-        return self._mode == Mode.TIR and self._settings.tool_format != "tags"
 
     def _messages(self, template: Template, problem: Problem, budget: int) -> tuple[Message, ...]:
         fields: dict[str, object] = {"problem": problem.problem}

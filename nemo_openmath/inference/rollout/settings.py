@@ -15,6 +15,7 @@ from nemo_openmath.core.bounds import (
     PositiveShare,
     Share,
 )
+from nemo_openmath.core.sandbox import Limits
 from nemo_openmath.core.stage import ADDED, StageContext
 from nemo_openmath.core.tokenizer import Tokenizer
 
@@ -46,10 +47,16 @@ class RolloutSettings:
     repetition: NonNegativeInt = 8
     """Report a solution that ran into its limit as "repetition" instead of "length" where its tail repeats so many
     times; 0 means never. No solution is ended for it: a row of zeros in a program repeats as often."""
-    tool_format: Literal["tags", "fences"] = field(default="tags", metadata=ADDED)
+    tool_format: Literal["tags", "fences", "tool_calls"] = field(default="tags", metadata=ADDED)
     """How the model calls code. ``tags``: between <tool_call> and </tool_call>, as the released models do. ``fences``:
-    in fences of Markdown (```python), as instruct models do that do not know the tags; records are in tags all the
-    same. Paper section 3.2."""
+    in fences of Markdown (```python), as instruct models do that do not know the tags. ``tool_calls``: by the tool
+    ``python`` of a chat server (``api: chat``), as gpt-oss and Qwen3 do. Records are in tags all the same. Paper
+    section 3.2."""
+
+    @property
+    def limits(self) -> Limits:
+        """What the code of one solution may take."""
+        return Limits(wall_s=self.code_seconds, memory_mb=self.code_memory_mb)
 
     def __post_init__(self) -> None:
         if len(self.budgets) != 2 or not 0 < self.budgets[0] <= self.budgets[1]:

@@ -49,7 +49,8 @@ class GenerateConfig(StoredRolloutSettings):
     limit: NonNegativeInt = 0
     """Solve only so many problems, chosen by a hash of their ids, so that a larger limit adds to them; 0 means all."""
     prompt: Path | None = None
-    """Prompt file to use instead of the mode's own; with ``tool_format: fences`` it replaces ``tir-fences.txt``."""
+    """Prompt file to use instead of the mode's own; with ``tool_format`` ``fences`` or ``tool_calls`` it replaces
+    ``tir-fences.txt`` or ``tir-tools.txt``."""
     rewritten_prompt: Path | None = field(default=None, metadata=ADDED)
     """Prompt file that records have in place of the one that was asked, where the model does not call code by tags;
     null: the shipped ``tir.txt``. A student is trained on it."""
@@ -61,7 +62,7 @@ class GenerateConfig(StoredRolloutSettings):
         if self.samples < 1:
             raise ValueError("samples: choose at least 1")
         if self.rewritten_prompt is not None and self.tool_format == "tags":
-            raise ValueError("rewritten_prompt: of tool_format fences alone; with tags give prompt")
+            raise ValueError("rewritten_prompt: of tool_format fences and tool_calls alone; with tags give prompt")
         if self.count != "fixed" and not 1 <= self.least <= self.samples:
             raise ValueError("least: choose it from 1 to samples")
         if not 0.5 < self.confidence <= 1:

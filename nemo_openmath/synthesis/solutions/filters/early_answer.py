@@ -2,14 +2,18 @@ r"""Whether a solution states its answer before it ran any code, which then only
 
 The answer counts where it stands as a token of its own. It does not where the same characters are
 
-- a part of another number or term: 3 in 13, 3.5, 1,300, -3, 3/4, 3x, x^3, a_3, \frac{3}{4};
-- the number of a step: "Step 3", "Case 3:", "Equation (3)", or "3." and "(3)" at the beginning of a line. A list of
-  three steps would otherwise drop every solution whose answer is 3, and it says nothing of the answer;
-- stated by the problem itself, which solutions begin by repeating, or words alone (an option's letter, "yes"). Such an
-  answer counts only where the solution says that it is the answer ("the answer is 3").
+- a part of another number, or of a term: 13 in 213, 13.5, 1,300, -13, 13/4, 13x, x^{13}, a_13, \frac{13}{4}, 13 + n;
+- the number of a step: "Step 13", "Case 13:", "Equation (13)", or "13." and "(13)" at the beginning of a line.
+
+Three kinds of answers stand in many solutions for other reasons, so they count only with the words before them:
+
+- a digit: as what something is ("there are 3", "= 3"). "from 1 to 80", "1, 3 and 9" or "3 cases" say nothing of the
+  answer;
+- what the problem itself states, which solutions begin by repeating: as the answer ("the answer is 25");
+- words alone, such as an option's letter or "yes": as the answer, too.
 
 The reference pipeline drops a solution on any occurrence of these characters, and with it most solutions whose answer
-is a digit.
+is a digit: a list of three steps is enough for 3.
 """
 
 from __future__ import annotations
@@ -19,9 +23,13 @@ from collections.abc import Iterator
 
 # What stands directly before and behind characters that are a part of something else.
 _INSIDE = re.compile(
-    r"(?:[\w\\.\-−]|\d,|[\^_]\{?|/\s?|\\[dt]?(?:frac|binom|sqrt)(?:\{[^{}]*\})?\{)\Z",
+    r"(?:[\w\\.\-−]|\d,|[\^_]\{?|/\s?|\\[dt]?(?:frac|binom|sqrt)(?:\{[^{}]*\})?\{"
+    r"|\S\s?[+×·<>≤≥]\s?|[\w)\]}]\s?[-−]\s|\s\*\s|[\d)]\*|\\(?:times|cdot|leq?|geq?|p?mod)\s?\{?)\Z",
 )
-_FOLLOWS = re.compile(r"\w|[.,]\d|\s?[\^!]|\s?/\s?[\w\\(]|\\(?:pi|sqrt|[dt]?frac|%)|%")
+_FOLLOWS = re.compile(
+    r"\w|[.,]\d|\s?[\^!]|\s?/\s?[\w\\(]|\\(?:pi|sqrt|[dt]?frac|%)|%"
+    r"|\s?[+×·<>≤≥]|\s?[-−]\s?[\d(]|\s\*\s|\*[\d(]|\s?\\(?:times|cdot|leq?|geq?|mod)\b"
+)
 _LABEL = re.compile(
     r"(?:\b(?:step|case|part|problem|question|equation|eq|figure|table|lemma|theorem|method|approach|section|option|"
     r"item|chapter|example|exercise|condition|constraint|phase|stage|line|claim|python|type|level|version)s?\.?"
@@ -30,9 +38,17 @@ _LABEL = re.compile(
 )
 _LINE_BEGINS = re.compile(r"\n[ \t>#*_-]*\(?\Z")
 _LIST_NUMBER = re.compile(r"[.):][*_]{0,3}(?:\s|\Z)")
-_DECLARED = re.compile(
-    r"\b(?:answer|solution|result)\b[^.\n]{0,40}?(?:\b(?:is|be|equals)\b|[=:])[\s$*\\({]{0,6}\Z", re.IGNORECASE
+_OPEN = r"[\s$*\\({]{0,6}"
+_IS = re.compile(
+    rf"(?:[=≡≈:]|\\(?:equiv|approx)|\b(?:is|are|be|was|equals?|gives?|get|yields?|obtain|find|exactly|only|total))"
+    rf"{_OPEN}\Z",
+    re.IGNORECASE,
 )
+_GOES_ON = re.compile(r"\$?\s?(?:(?:to|through|modulo|mod|more|less|or)\b|,\s?(?:and\s)?[\d\\$])")  # a range, a list
+_DECLARED = re.compile(
+    rf"\b(?:answer|solution|result)\b[^.\n]{{0,40}}?(?:\b(?:is|be|equals)\b|[=:]){_OPEN}\Z", re.IGNORECASE
+)
+_DIGIT = re.compile(r"-?\d")
 _LOOK = 80  # characters before an occurrence that decide on it
 
 
@@ -41,17 +57,22 @@ def states_answer(text: str, answer: str, problem: str) -> bool:
     answer = answer.strip().strip("$").strip()
     if not answer:
         return False
-    ambiguous = answer.replace(" ", "").isalpha() or any(_values(problem, answer))
-    return any(not ambiguous or _DECLARED.search(before) for before in _values(text, answer))
+    places = _values(text, answer)
+    if answer.replace(" ", "").isalpha() or any(True for _ in _values(problem, answer)):
+        return any(_DECLARED.search(before) for before, _ in places)
+    if _DIGIT.fullmatch(answer):
+        return any(_IS.search(before) and not _GOES_ON.match(text, end) for before, end in places)
+    return any(True for _ in places)
 
 
-def _values(text: str, answer: str) -> Iterator[str]:
-    """Yield what stands before each occurrence of the answer as a value of its own."""
+def _values(text: str, answer: str) -> Iterator[tuple[str, int]]:
+    """Yield what stands before each occurrence of the answer as a value of its own, and where that ends."""
     at = text.find(answer)
     while at >= 0:
         before = text[at - _LOOK : at] if at > _LOOK else f"\n{text[:at]}"
-        if not (_is_part(answer, before, text, at + len(answer)) or _is_label(before, text, at + len(answer))):
-            yield before
+        end = at + len(answer)
+        if not (_is_part(answer, before, text, end) or _is_label(before, text, end)):
+            yield before, end
         at = text.find(answer, at + 1)
 
 

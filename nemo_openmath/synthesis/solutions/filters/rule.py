@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
-from nemo_openmath.chat import Author, Kind, Transcript
+from nemo_openmath.chat import Author, Kind, Template, Transcript, load_template
 from nemo_openmath.chat.transcript import PROSE
 from nemo_openmath.core.records import Generation, Mode
 from nemo_openmath.synthesis.solutions.filters.config import FilterConfig
@@ -67,8 +67,15 @@ class Solution:
 
     @cached_property
     def problem(self) -> str:
-        """The question as it was asked."""
-        return "\n".join(message.content for message in self.transcript.messages)
+        """The problem's text; the whole question where it was asked with another prompt than the shipped one."""
+        question = "\n".join(message.content for message in self.transcript.messages)
+        fields = _tir_prompt().match(question)
+        return question if fields is None else fields["problem"]
+
+
+@cache
+def _tir_prompt() -> Template:
+    return load_template("tir")
 
 
 Judge = Callable[[Solution, RuleSettings], str | None]

@@ -1,0 +1,86 @@
+"""Calls of the tool ``python`` in the protocol of chat servers: which code they mean, and how they are given back."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import warnings
+from dataclasses import dataclass, replace
+
+from nemo_openmath.core.engine import ToolCall
+
+NAME, FIELD = "python", "code"
+_FENCED = re.compile(r"\s*(`{3,}|~{3,})[ \t]*(?:python|py)?[ \t]*\r?\n(.*?)\n?[ \t]*\1\s*", re.DOTALL | re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class PythonCall:
+    """What a call asks for."""
+
+    code: str | None
+    """The program; None where the call means none."""
+    text: str
+    """The program, or the arguments as they were written: what the record has between its tags."""
+    error: str
+    """What the model is told where there is no program."""
+    given_back: ToolCall
+    """The call as servers take it back: its arguments are a JSON object."""
+
+
+def read_call(call: ToolCall) -> PythonCall:
+    """Return what a call of a tool asks for.
+
+    Arguments are a JSON object with the one text ``code``. What models write besides is understood: line breaks within
+    a JSON text, a JSON text instead of an object, and Python that is no JSON at all; the program may stand in a fence.
+    """
+    try:
+        value = json.loads(call.arguments, strict=False)
+    except (ValueError, RecursionError):
+        value = call.arguments
+        if call.arguments.lstrip().startswith("{") and not _is_python(call.arguments):
+            return _no_program(call, "the arguments are not JSON")
+    if isinstance(value, dict):
+        code = value.get(FIELD)
+        if not isinstance(code, str):
+            known = call.name.rpartition(".")[2].strip().lower() == NAME
+            return _no_program(call, f"no text {FIELD!r}" if known else f"there is no tool {call.name!r}")
+    else:
+        code = value if isinstance(value, str) else call.arguments
+    if fenced := _FENCED.fullmatch(code):
+        code = fenced[2]
+    code = code.replace("\r\n", "\n").strip("\n")
+    if not code.strip():
+        return _no_program(call, "the code is empty")
+    return PythonCall(code, code, "", _given_back(call, value if isinstance(value, dict) else {FIELD: code}))
+
+
+def begun(call: ToolCall) -> str:
+    """Return the program of a call that was cut off, as far as it was written."""
+    for ending in ("", '"}', "}", '\\"}'):
+        try:
+            value = json.loads(call.arguments + ending, strict=False)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and isinstance(value.get(FIELD), str):
+            return str(value[FIELD])
+    return call.arguments
+
+
+def _no_program(call: ToolCall, problem: str) -> PythonCall:
+    error = f"Error: {problem}. Call {NAME} with {{{json.dumps(FIELD)}: a program}}."
+    return PythonCall(None, call.arguments, error, _given_back(call, {FIELD: call.arguments}))
+
+
+def _given_back(call: ToolCall, arguments: object) -> ToolCall:
+    return replace(call, name=call.name or NAME, arguments=json.dumps(arguments, ensure_ascii=False))
+
+
+def _is_python(text: str) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            ast.parse(text)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return False
+    return True
