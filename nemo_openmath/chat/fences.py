@@ -25,26 +25,28 @@ import ast
 import builtins
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nemo_openmath.core.tags import CODE_END, CODE_START
 
 PYTHON = frozenset(("python", "py", "python3", "py3", "ipython", "ipython3", "tool_code"))
 OUTPUT = frozenset(("output", "outputs", "out", "stdout", "result", "results", "tool_output", "execution_output"))
-_PLAIN = frozenset(("", "text", "txt", "plain", "plaintext", "console", "none"))
+_PLAIN = frozenset(("", "text", "txt", "plain", "plaintext", "console", "none", "bash", "shell", "sh"))
 _LONGEST = 20_000  # characters of a fence without a language that is looked at as Python
+_LABEL_CHARS = 80  # of a line that says that an output follows, at its end
 
 _OPENER = re.compile(
     r"(?P<lead>[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)?)(?P<fence>`{3,}(?!`)|~{3,}(?!~))[ \t]*(?P<info>.*)\Z"
 )
 _BEHIND_PROSE = re.compile(r"(?P<lead>[^`]*[\s:])(?P<fence>`{3,}(?!`))(?P<info>[^`]*)\Z")
 _CLOSER = re.compile(r"[ \t]*(?P<fence>`{3,}|~{3,})\s*\Z")
+_CLOSED_BEHIND_CODE = re.compile(r"(?P<code>[^`]*)(?P<fence>`{3,})\s*\Z")
 _LANGUAGE = re.compile(r"\{?\s*\.?([\w+#-]*)")
 _OUTPUT_BEGUN = re.compile(r"[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?:output|Output)\Z")
 _LABEL = re.compile(
     r"\b(?:outputs?|prints?|printed|stdout|executing|execution|running|when run|results? of (?:the|this)"
-    r" (?:code|program|script))\b[^\n]*:\W*\Z|\A\W*(?:results?|stdout)\W*\Z",
+    r" (?:code|program|script))\b[^\n]*:\W*\Z|\A\W*(?:outputs?|results?|stdout)\W*\Z",
     re.IGNORECASE,
 )
 
@@ -83,10 +85,6 @@ class _Open:
     labelled: bool
     """The line in front says that an output follows, or an output stands right in front."""
 
-    def is_closed_by(self, line: str) -> bool:
-        closer = _CLOSER.match(line)
-        return closer is not None and closer["fence"].startswith(self.fence)
-
 
 def read_fences(text: str, *, ended: bool, ran: Sequence[str] = (), outputs: Sequence[str] = ()) -> FenceReading:
     """Read what a model wrote since the last output.
@@ -96,28 +94,31 @@ def read_fences(text: str, *, ended: bool, ran: Sequence[str] = (), outputs: Seq
       time in a plain fence is a quotation.
     """
     fence: _Open | None = None
-    label, start_of_turn = "", bool(outputs)  # the last line that is not blank; only blank lines behind an output
-    for start, end, line in _lines(text):
-        whole = end < len(text) or ended or line.endswith("\n")
-        if fence is not None and (line := line.rstrip("\r\n")):
-            if whole and fence.is_closed_by(line):
-                reading = _closed(fence, text[fence.body : start], end, ran, outputs)
-                if reading is not None:
+    label = ""  # the last line that is not blank
+    behind_output = bool(outputs)
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        whole = ended or text[end - 1] == "\n"
+        line = text[start:end].rstrip("\r\n")
+        if fence is not None:
+            body = _body_before(fence, text, start, line) if whole else None
+            if body is not None:
+                if (reading := _closed(fence, body, end, ran, outputs)) is not None:
                     return reading
-                label, fence = "", None
+                fence, label = None, ""
             elif (begun := _output_begins(line, whole, fence)) is not None:
                 return FenceReading(_call(fence, text[fence.body : start], start, ran), start + begun)
-            continue
-        if fence is not None or not (bare := line.rstrip("\r\n")).strip():
-            continue
-        if (begun := _output_begins(bare, whole)) is not None:
-            return FenceReading(invented=start + begun)
-        opener = (_OPENER.match(bare) or _BEHIND_PROSE.match(bare)) if "```" in bare or "~~~" in bare else None
-        if opener is not None and whole:
-            fence = _opened(opener, start, end, _LABEL.search(label) is not None or start_of_turn)
-        if fence is None:
-            label = bare
-        start_of_turn = False
+            elif whole and fence.language == "" and (inner := _opened(line, start, end)) is not None:
+                # that one was no beginning, but an end of nothing
+                fence = inner if inner.language in PYTHON and inner.fence.startswith(fence.fence) else fence
+        elif line.strip():
+            if (begun := _output_begins(line, whole)) is not None:
+                return FenceReading(invented=start + begun)
+            labelled = behind_output or _LABEL.search(label[-_LABEL_CHARS:]) is not None
+            fence = _opened(line, start, end, labelled) if whole else None
+            label, behind_output = line, False
+        start = end
     return FenceReading(open=fence is not None)
 
 
@@ -160,19 +161,32 @@ def spells_a_tag(text: str) -> int:
     return min(places, default=-1)
 
 
-def _lines(text: str) -> Iterator[tuple[int, int, str]]:
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start) + 1 or len(text)
-        yield start, end, text[start:end]
-        start = end
-
-
-def _opened(opener: re.Match[str], start: int, end: int, labelled: bool) -> _Open | None:
-    language, lead = _language(opener["info"]), opener["lead"]
-    if _is_code_span(opener) or (opener.re is _BEHIND_PROSE and language not in PYTHON):
+def _opened(line: str, start: int, end: int, labelled: bool = False) -> _Open | None:
+    """Return the fence that a line opens; None where it opens none."""
+    if "```" not in line and "~~~" not in line:
         return None
-    return _Open(start if not lead.strip() else start + len(lead), end, opener["fence"], language, labelled)
+    opener, prose = _OPENER.match(line), None
+    if opener is None:
+        opener = prose = _BEHIND_PROSE.match(line)
+    if opener is None or _is_code_span(opener):
+        return None
+    language, lead = _language(opener["info"]), opener["lead"]
+    if prose is not None and language not in PYTHON:
+        return None
+    return _Open(start + len(lead) if lead.strip() else start, end, opener["fence"], language, labelled)
+
+
+def _body_before(fence: _Open, text: str, start: int, line: str) -> str | None:
+    """Return the content of a fence that ``line`` closes; None where it does not. In CommonMark it stands on a line of
+    its own; models also write it behind the last line of a program."""
+    body = text[fence.body : start]
+    closer = _CLOSER.match(line)
+    if closer is not None:
+        return body if closer["fence"].startswith(fence.fence) else None
+    closer = _CLOSED_BEHIND_CODE.match(line) if fence.language in PYTHON else None
+    if closer is None or not closer["fence"].startswith(fence.fence):
+        return None
+    return body + closer["code"] if _parse(program(body + closer["code"])) else None
 
 
 def _output_begins(line: str, whole: bool, within: _Open | None = None) -> int | None:

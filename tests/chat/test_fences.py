@@ -37,6 +37,8 @@ def runs(text: str, *, ended: bool = False, **others) -> str | None:
         ("```python\n1\n```\n```python\n2\n```\n", "1"),  # the first of several
         ("```\nfor i in range(3):\n    print(i)\n```\n", "for i in range(3):\n    print(i)"),
         ("```text\n1 + 1\n```\n```python\n2\n```\n", "2"),
+        ("```python\nprint(1)```\n", "print(1)"),
+        ("```\n\nSo:\n```python\n1\n```\n", "1"),  # an end of nothing, in front
         ("Then print the list:\n```\nprint([1])\n```\n", "print([1])"),
     ],
 )
@@ -66,6 +68,7 @@ def test_a_program_that_closed_is_run(text: str, code: str) -> None:
         "```\nAnswer: 5\n```\n",
         "```\nThe sum is 5.\n```\n",
         "```latex\nx = 5\n```\n",
+        "````\n```python\nprint(1)\n```\n````\n",
         "```\n" + "(" * 5000 + "\n```\n",
         "```\n" + "-" * 15000 + "1\n```\n",
         "```\nprint('a\0')\n```\n",
@@ -124,6 +127,14 @@ def test_what_a_program_printed_may_be_quoted() -> None:
 
 def test_a_long_text_is_read_in_a_moment() -> None:
     """Fences of 200,000 characters, and as many fences."""
-    for text in ("```python\n" + "x = 1\n" * 33_000 + "```\n", "```\n" * 50_000, "`" * 200_000, "a" * 200_000):
+    for text in (
+        "```python\n" + "x = 1\n" * 33_000 + "```\n",
+        "```\n" * 50_000,
+        "`" * 200_000,
+        "a" * 200_000,
+        "output:" * 30_000 + "\n```\n1\n```\n",
+        "a " * 100_000 + "```",
+        "```\n1 +\n```\n" * 20_000,
+    ):
         read_fences(text, ended=True)
     assert runs("```text\n1\n```\n" * 15_000 + "```python\n1\n```\n") == "1"

@@ -112,7 +112,7 @@ class _Rollout:
         self._engine, self._tokenizer, self._messages, self._settings = engine, tokenizer, start.messages, settings
         self._seed, self._key, self._budget = seed, key, budget
         self._opening, self._ids, self._prompt_text = start.opening, start.ids, start.text
-        self._format = FORMATS[settings.tool_format]
+        self._format = FORMATS[settings.tool_format if budget > 0 else "tags"]
         self._spans: list[Span] = []
         self._turn = _Text()
         self._ran: list[str] = []
@@ -277,7 +277,7 @@ class _Rollout:
         """The transcript with its one ``<think>``. A chat server has a template of its own, and perhaps a parser that
         takes the thinking out: there only a text without the tag, of a model whose template writes it, gets the
         template's."""
-        fingerprint = self._tokenizer.fingerprint if self._format.keeps_ids or self._budget == 0 else None
+        fingerprint = self._tokenizer.fingerprint if self._format.keeps_ids else None
         transcript = Transcript(self._messages, tuple(self._spans), finished, fingerprint)
         opening, renders = self._opening, self._engine.capabilities.conversations
         if renders and (THINK_START in transcript.text or THINK_END in opening):
