@@ -60,6 +60,8 @@ def test_a_fragment_is_a_block_with_the_text_around_it() -> None:
     (bare, _) = fragments_of(Transcript.from_text((), text), 0)
     assert bare.text == "```python\nx = 1\n```\n\n```output\none\n```"
     assert fragments_of(Transcript.from_text((), "∑ no code ```python\n1\n```"), 5) == []
+    (syntax,) = fragments_of(Transcript.from_text((), call("(", "SyntaxError: '(' was never closed")), 5)
+    assert syntax.failed
     (unrun,) = fragments_of(Transcript.from_text((), "<tool_call>\nx = 1"), 5)
     assert unrun.failed
 
@@ -213,6 +215,7 @@ async def test_another_prompt_is_another_vote(tokenizer: ChatTokenizer, tmp_path
     config = NoveltyConfig(novelty_prompt=own)
     outcome = await run_stage(Novelty(config), tmp_path / "a", says, tokenizer=tokenizer, generations=ROWS[:1])
     assert len(outcome.asked) == 8, "those of significance are kept"
+    assert outcome.context.metrics["novelty"]["replies"] == 16, "what is no vote any more is not counted"
     own.write_text("no place")
     with pytest.raises(UserError, match="no place for"):
         Novelty(config)

@@ -30,6 +30,11 @@ class Fragment:
     """Whether the block ended in an error, or was not run: then nobody judges it."""
 
 
+def is_error(output: str) -> bool:
+    """Return whether what a block printed is the message of an error."""
+    return "Traceback" in output or "Error:" in output
+
+
 def fragments_of(transcript: Transcript, context_chars: int) -> list[Fragment]:
     """Return a fragment for each block of code, in their order."""
     segments = transcript.segments()
@@ -47,7 +52,7 @@ def fragments_of(transcript: Transcript, context_chars: int) -> list[Fragment]:
     fragments = []
     for (code, output), before, behind in zip(blocks, prose, prose[1:], strict=False):
         text = _fragment(before[max(0, len(before) - context_chars) :], code, output or "", behind[:context_chars])
-        fragments.append(Fragment(text, failed=output is None or "Traceback" in output))
+        fragments.append(Fragment(text, failed=output is None or is_error(output)))
     return fragments
 
 

@@ -26,7 +26,7 @@ from nemo_openmath.core.records import Drop, Generation, read_manifest
 from nemo_openmath.core.records.ids import unit_key
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage
 from nemo_openmath.synthesis.solutions.fragments import Fragment, fragments_of
-from nemo_openmath.synthesis.solutions.votes import MOST_ATTEMPTS, Panel, VoteQuestion, Votes, choices_of, counts_of
+from nemo_openmath.synthesis.solutions.votes import MOST_ATTEMPTS, Panel, VoteQuestion, Votes
 
 NOVEL, VERIFICATION = "novel", "verification"
 TRIVIAL, MODERATE, SIGNIFICANT = "trivial", "moderate", "significant"
@@ -162,8 +162,8 @@ class Novelty(UnitStage[NoveltyConfig, Generation]):
         finally:
             if (panel := getattr(self, "_panel", None)) is not None:
                 panel.close()
-        blocks = Counter(_decided(voted) for voted in choices_of(context.output))
-        counts = counts_of(context.output) | {"blocks": dict(sorted(blocks.items()))}
+        blocks = Counter(_decided(voted) for voted in self._panel.choices(self._questions))
+        counts = self._panel.counts(self._questions) | {"blocks": dict(sorted(blocks.items()))}
         (context.output / "novelty.json").write_bytes(orjson.dumps(counts, option=orjson.OPT_INDENT_2))
         if context.shards == 1:
             context.metrics["novelty"] = counts

@@ -93,6 +93,7 @@ class Panel:
     ):
         self._engine, self._tokenizer, self._seed = engine, tokenizer, seed
         self._votes, self._attempts, self._temperature, self._max_tokens = votes, attempts, temperature, max_tokens
+        self._folder = folder
         self._slots = asyncio.Semaphore(concurrency)
         self._running: dict[bytes, asyncio.Task[None]] = {}
         self._cast = read_votes(folder)
@@ -112,10 +113,43 @@ class Panel:
         await task
         return tuple(question.choices[v - _CHOICE] if v >= _CHOICE else None for v in self._cast[key][: self._votes])
 
+    def asked(self, question: VoteQuestion) -> str:
+        """Return a digest of all that shapes a reply but the fragment: replies of another model or prompt are no
+        votes."""
+        how = (self._engine.model, question.template.digest, self._temperature, self._max_tokens, self._seed)
+        return content_id("asked", question.name, *how).rpartition("-")[2]
+
+    def counts(self, questions: Iterable[VoteQuestion]) -> dict[str, Any]:
+        """Return what the files of replies hold of these questions, as they are asked now: votes by question and
+        choice, replies, and an example of one that could not be read."""
+        votes: Counter[str] = Counter()
+        replies = unreadable = 0
+        example = ""
+        for row in self._replies(questions):
+            replies += 1
+            if row["choice"] is None:
+                unreadable += 1
+                example = min(example or row["reply"], row["reply"])
+            else:
+                votes[f"{row['question']}: {row['choice']}"] += 1
+        counts = {"replies": replies, "unreadable_replies": unreadable, "votes": dict(sorted(votes.items()))}
+        return counts | ({"unreadable_example": example} if example else {})
+
+    def choices(self, questions: Iterable[VoteQuestion]) -> Iterable[dict[str, set[str]]]:
+        """Return for each different fragment that was asked about: question -> what was voted."""
+        choices: dict[str, dict[str, set[str]]] = {}
+        for row in self._replies(questions):
+            voted = choices.setdefault(row["fragment"], {}).setdefault(row["question"], set())
+            if row["choice"] is not None:
+                voted.add(sys.intern(row["choice"]))
+        return choices.values()
+
+    def _replies(self, questions: Iterable[VoteQuestion]) -> Iterator[dict[str, Any]]:
+        asked = {self.asked(question) for question in questions}
+        return (row for row in _rows(self._folder) if row["asked"] in asked and row["vote"] < self._votes)
+
     def _key(self, question: VoteQuestion, fragment: str) -> bytes:
-        """The fragment with all that shapes a reply: replies of another model or prompt are no votes."""
-        asked = (self._engine.model, question.template.digest, self._temperature, self._max_tokens, self._seed)
-        return bytes.fromhex(content_id("vote", question.name, *asked, _digest(fragment)).rpartition("-")[2])
+        return bytes.fromhex(content_id("vote", self.asked(question), _digest(fragment)).rpartition("-")[2])
 
     async def _ask(self, key: bytes, question: VoteQuestion, fragment: str) -> None:
         """Ask for the votes that are missing. An error ends it once all that is under way has ended."""
@@ -142,7 +176,8 @@ class Panel:
             answer = prompt.answer(completion.text) if completion.finish is Finish.STOP else ""
             choice = question.parse(answer)
             cast[number] = cast[number] + 1 if choice is None else _CHOICE + question.choices.index(choice)
-            line: dict[str, Any] = {"key": key.hex(), "fragment": digest, "question": question.name, "vote": number}
+            line: dict[str, Any] = {"key": key.hex(), "fragment": digest, "asked": self.asked(question)}
+            line |= {"question": question.name, "vote": number}
             line |= {"choice": choice, "state": cast[number]} | (
                 {"reply": completion.text[-500:]} if choice is None else {}
             )
@@ -158,37 +193,6 @@ def read_votes(folder: Path) -> dict[bytes, bytearray]:
         votes.extend(bytes(max(0, row["vote"] + 1 - len(votes))))
         votes[row["vote"]] = max(votes[row["vote"]], row["state"])
     return cast
-
-
-def counts_of(folder: Path) -> dict[str, Any]:
-    """Return what the files of replies hold: votes by question and choice, replies, and an example of one that could
-    not be read."""
-    votes: Counter[str] = Counter()
-    replies = unreadable = 0
-    example = ""
-    for row in _rows(folder):
-        replies += 1
-        if row["choice"] is None:
-            unreadable += 1
-            example = min(example or row["reply"], row["reply"])
-        else:
-            votes[f"{row['question']}: {row['choice']}"] += 1
-    counts: dict[str, Any] = {
-        "replies": replies,
-        "unreadable_replies": unreadable,
-        "votes": dict(sorted(votes.items())),
-    }
-    return counts | ({"unreadable_example": example} if example else {})
-
-
-def choices_of(folder: Path) -> Iterator[dict[str, set[str]]]:
-    """Yield for each different fragment of the files of replies: question -> what was voted."""
-    choices: dict[str, dict[str, set[str]]] = {}
-    for row in _rows(folder):
-        voted = choices.setdefault(row["fragment"], {}).setdefault(row["question"], set())
-        if row["choice"] is not None:
-            voted.add(sys.intern(row["choice"]))
-    return iter(choices.values())
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ from nemo_openmath.grading import extract_answer
 from nemo_openmath.synthesis.solutions.filters.early_answer import states_answer
 from nemo_openmath.synthesis.solutions.filters.final_answer import final_answer_end
 from nemo_openmath.synthesis.solutions.filters.rule import RuleSettings, Solution, rule
+from nemo_openmath.synthesis.solutions.fragments import is_error
 
 _OVER_BUDGET = "over the code budget"
 _ENDINGS = {
@@ -145,8 +146,7 @@ def invented_output(solution: Solution, settings: RuleSettings) -> str | None:
 @rule("code_errors", "a code block failed", only_tir=True)
 def code_errors(solution: Solution, settings: RuleSettings) -> str | None:
     """Drop a TIR solution of which a block of code ended in an error."""
-    outputs = (s.text for s in solution.transcript.segments() if s.kind is Kind.OUTPUT)
-    failed = any("Traceback" in text or "Error:" in text for text in outputs)
+    failed = any(s.kind is Kind.OUTPUT and is_error(s.text) for s in solution.transcript.segments())
     return "a code block failed" if failed else None
 
 
