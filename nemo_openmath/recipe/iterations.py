@@ -67,8 +67,9 @@ class StopSettings:
 class MixtureSettings:
     """What ``mixture`` means in the loop."""
 
-    of: str
-    """The stage of the loop whose records an iteration adds, such as its filter."""
+    of: str | list[str]
+    """The stage of the loop whose records an iteration adds, such as its filter, or a list of them. For
+    ``order``, the last of a list is the newest of its iteration."""
     always: list[str] = field(default_factory=list)
     """Stages outside of the loop, and folders, whose records are in every mixture."""
     take: Literal["new", "all", "best"] = "all"
@@ -224,7 +225,8 @@ class _Unroller:
         if settings.train_from != "last":
             self._check_outside("train_from", settings.train_from)
         if mixture is not None:
-            self._check_body("mixture.of", mixture.of)
+            for name in self._added:
+                self._check_body("mixture.of", name)
             for name in mixture.always:
                 self._check_outside("mixture.always", name)
         if SECTION in self._outside:
@@ -340,8 +342,8 @@ class _Unroller:
         if name == MIXTURE and settings.mixture is not None:
             always = [self._path(path, "mixture.always", key) for path in settings.mixture.always]
             added = {
-                "new": [f"{settings.mixture.of}-{number}"],
-                "all": [f"{settings.mixture.of}-{i}" for i in range(1, number + 1)],
+                "new": [f"{of}-{number}" for of in self._added],
+                "all": self._until(number),
                 "best": [f"{MIXTURE}-{number}"],
             }
             return [*always, *added[settings.mixture.take]]
@@ -353,13 +355,22 @@ class _Unroller:
         folder = self._builder.base((SECTION, *setting.split(".")))
         return str(folder / name) if "/" in name and folder != self._builder.base(key) else name
 
+    @property
+    def _added(self) -> list[str]:
+        """The stages of the loop whose records an iteration adds to the mixture."""
+        of = self._settings.mixture.of if self._settings.mixture is not None else []
+        return [of] if isinstance(of, str) else of
+
+    def _until(self, number: int) -> list[str]:
+        """What all iterations up to one have added to the mixture, the oldest first."""
+        return [f"{of}-{i}" for i in range(1, number + 1) for of in self._added]
+
     def _best_of(self, number: int) -> dict[str, Any]:
         mixture = self._settings.mixture
         assert mixture is not None
-        inputs = [f"{mixture.of}-{i}" for i in range(1, number + 1)]
         return {
             "run": "solutions.best_of",
-            "from": inputs,
+            "from": self._until(number),
             "per_problem": mixture.per_problem,
             "order": list(mixture.order),
         }

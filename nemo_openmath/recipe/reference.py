@@ -18,6 +18,7 @@ from nemo_openmath.launch import cluster
 from nemo_openmath.launch.model_server import ModelServer
 from nemo_openmath.recipe import file, generate
 from nemo_openmath.recipe.drop_reasons import drop_reasons
+from nemo_openmath.recipe.iterations import IterationsSettings
 from nemo_openmath.recipe.registry import STAGES
 from nemo_openmath.recipe.setting_docs import Setting, first_sentence, one_line, settings
 from nemo_openmath.recipe.stage_entries import noun
@@ -159,6 +160,8 @@ def _stage_section(cls: type[Stage]) -> Iterator[str]:
 
 def _recipe_tables() -> Iterator[str]:
     yield from _table(settings(file.RecipeSettings, types=settings_types()))
+    yield from ["", "## Iterations", "", "What `iterations` may say beside its stages:", ""]
+    yield from _table(settings(IterationsSettings))
     yield from ["", "## A stage", "", "Beside the settings of [its kind](stages.md):", ""]
     yield from _table(STAGE_KEYS)
 
