@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,7 +34,7 @@ from nemo_openmath.evaluation.metrics import ProblemScores
 from nemo_openmath.evaluation.paired import Pair, paired_difference
 from nemo_openmath.evaluation.stage import read_scores
 
-_BETTER = ("pass@", "maj@", "genselect")  # metrics of which more is better begin so
+_BETTER = re.compile(r"(pass|maj|genselect|genselect-single)@[1-9]\d*")
 DECISION, STOP = "decision.json", "stop.txt"
 _NOT_OF_A_MODEL = ("manifest.json", "plan.json", "seconds.json")
 
@@ -44,7 +45,7 @@ def parse_metric(text: str) -> Pair:
     pair = Pair.parse(text)
     if (pair.mode_before, pair.metric_before) != (pair.mode_after, pair.metric_after):
         raise UserError(f"metric {text!r} compares two things", remedy="write one mode and metric: 'tir pass@1'")
-    if not pair.metric_before.startswith(_BETTER):
+    if not _BETTER.fullmatch(pair.metric_before):
         raise UserError(f"more of {pair.metric_before!r} is not better", remedy="write 'tir pass@1', or a maj@k")
     return pair
 

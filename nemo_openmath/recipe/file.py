@@ -34,7 +34,7 @@ from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError, one_error
 from nemo_openmath.core.records.lineage import digest_file
 from nemo_openmath.inference.open import EngineConfig
-from nemo_openmath.recipe.iterations import SECTION, Loop, unroll
+from nemo_openmath.recipe.iterations import SECTION, Loop, check_metric, unroll
 from nemo_openmath.recipe.registry import register_stages
 from nemo_openmath.recipe.stage_entries import StageEntries, StageEntry
 from nemo_openmath.recipe.teacher import Teacher, settings_types
@@ -248,6 +248,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Pa
             entries.add(name, stages[name])
         except UserError as error:
             errors.setdefault(loop.body.get(name, name) if loop is not None else name, error)
+    if loop is not None and not errors:
+        check_metric(loop, entries.entries, builder)
     if errors:
         raise one_error(list(errors.values()), str(path))
     return Recipe(

@@ -42,7 +42,9 @@ from nemo_openmath.core.build import Builder, Key, Origin, nearest
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.evaluation.iterations import parse_metric
-from nemo_openmath.recipe.stage_entries import ENGINES
+from nemo_openmath.evaluation.stage import ComputeMetrics
+from nemo_openmath.inference.rollout.stage import Generate
+from nemo_openmath.recipe.stage_entries import ENGINES, StageEntry
 from nemo_openmath.synthesis.solutions.best_of import ORDER, Criterion
 
 SECTION, BEST, NEWEST, INITIAL, MIXTURE, DECISION = "iterations", "best", "newest", "initial", "mixture", "decision"
@@ -407,6 +409,35 @@ class _Unroller:
                 placed |= self._made
             placed[name] = entry
         return placed | self._made
+
+
+def check_metric(loop: Loop, entries: Mapping[str, StageEntry], builder: Builder) -> None:
+    """Refuse a metric that the results of an iteration will not hold: nobody wants to know that after a training.
+    Raises UserError."""
+    results = entries.get(f"{loop.settings.results}-1")
+    if results is None or not isinstance(results.stage, ComputeMetrics):
+        return
+    pair, key = parse_metric(loop.settings.metric), (SECTION, "metric")
+    samples: dict[str, int] = {}
+    todo = [results]
+    while todo:
+        entry = todo.pop()
+        if isinstance(entry.stage, Generate):
+            config = entry.stage.config
+            samples[config.mode] = max(samples.get(config.mode, 0), config.samples)
+        else:
+            names = entry.inputs.get("generations", ())
+            todo += [entries[name] for name in names if isinstance(name, str) and name in entries]
+    if not samples:
+        return
+    if pair.mode_before not in samples:
+        problem = f"{loop.settings.results!r} has no solutions of mode {pair.mode_before!r}"
+        raise builder.error(key, problem, f"it has {', '.join(sorted(samples))}")
+    family, _, k = pair.metric_before.partition("@")
+    most, ks = samples[pair.mode_before], results.stage.config.ks
+    if family in ("pass", "maj") and pair.metric_before != "pass@1" and (int(k) not in ks or int(k) > most):
+        problem = f"{loop.settings.results!r} computes no {pair.metric_before} (ks {ks}, {most} samples)"
+        raise builder.error(key, problem, "write its k into ks, and as many samples")
 
 
 def _names(entry: Mapping[str, Any]) -> Iterator[str]:

@@ -161,7 +161,7 @@ class Run:
         """Raise UserError where a stage would be made from one that was made for other settings, and that the selection
         leaves as it is: the result would be shown as that of the recipe's settings."""
         checked: set[str] = set(names)
-        todo = [(reader, name) for reader in names for name in self.recipe.runs_after(self.recipe.stages[reader])]
+        todo = [(reader, name) for reader in names for name in self._above(self.recipe.stages[reader])]
         while todo:
             reader, name = todo.pop()
             if name in checked:
@@ -177,7 +177,11 @@ class Run:
                     file=self.folder(name),
                     remedy="run it first, or leave out --from and --only",
                 )
-            todo += [(reader, below) for below in self.recipe.runs_after(self.recipe.stages[name])]
+            todo += [(reader, above) for above in self._above(self.recipe.stages[name])]
+
+    def _above(self, entry: StageEntry) -> list[str]:
+        """The stages that a stage reads, and the decisions by which it is needed or not."""
+        return [*self.recipe.read_by(entry), *entry.gates]
 
     def _refuse_added_files(self, names: Sequence[str]) -> None:
         """Raise UserError where a stage would be made in a folder that holds files of somebody else: its readers would

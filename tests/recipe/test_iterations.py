@@ -26,6 +26,7 @@ from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.slurm import stage_infos
 
 PROBLEMS = 200
+TINY_LOOP = Path(__file__).parents[2] / "examples" / "tiny-loop.yaml"
 
 
 @dataclass(frozen=True)
@@ -328,6 +329,22 @@ def test_mistakes_in_a_loop(tmp_path: Path, old: str, new: str, message: str) ->
     with pytest.raises(UserError, match=message) as caught:
         load_recipe(file)
     assert "things are wrong" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("cot pass@1", r"iterations\.metric: 'results' has no solutions of mode 'cot'; it has tir"),
+        ("tir maj@16", r"iterations\.metric: 'results' computes no maj@16 \(ks \[1, 2, 4, 8\], 8 samples\)"),
+        ("tir pass@1 -> tir maj@8", "compares two things"),
+        ("tir pass@0", "more of 'pass@0' is not better"),
+    ],
+)
+def test_a_metric_that_no_iteration_will_have(metric: str, message: str) -> None:
+    """It is refused before anything is trained, not after."""
+    tir_alone = ["iterations.stages.graded.from=solved_tir", f"iterations.metric={metric}"]
+    with pytest.raises(UserError, match=message):
+        load_recipe(TINY_LOOP, tir_alone)
 
 
 def test_a_job_behind_the_end_of_a_loop_ends_well(tmp_path: Path) -> None:
