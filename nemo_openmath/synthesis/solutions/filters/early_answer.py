@@ -23,9 +23,10 @@ from collections.abc import Iterator
 
 # What stands directly before and behind characters that are a part of something else.
 _INSIDE = re.compile(
-    r"(?:[\w\\.\-−]|\d,|[\^_]\{?|/\s?|\\[dt]?(?:frac|binom|sqrt)(?:\{[^{}]*\})?\{"
-    r"|\S\s?[+×·<>≤≥]\s?|[\w)\]}]\s?[-−]\s|\s\*\s|[\d)]\*|\\(?:times|cdot|leq?|geq?|p?mod)\s?\{?)\Z",
+    r"(?:[\w\\.\-−]|\d,|[\^_]\{?|/\s?|\S\s?[+×·<>≤≥]\s?|[\w)\]}]\s?[-−]\s|\s\*\s|[\d)]\*"
+    r"|\\(?:times|cdot|leq?|geq?|p?mod)\s?\{?)\Z"
 )
+_ARGUMENT = re.compile(r"\\[dt]?(?:frac|binom|sqrt)(?:\{[^{}]*\})?\{\Z")
 _FOLLOWS = re.compile(
     r"\w|[.,]\d|\s?[\^!]|\s?/\s?[\w\\(]|\\(?:pi|sqrt|[dt]?frac|%)|%"
     r"|\s?[+×·<>≤≥]|\s?[-−]\s?[\d(]|\s\*\s|\*[\d(]|\s?\\(?:times|cdot|leq?|geq?|mod)\b"
@@ -50,6 +51,7 @@ _DECLARED = re.compile(
 )
 _DIGIT = re.compile(r"-?\d")
 _LOOK = 80  # characters before an occurrence that decide on it
+_SAID = {_IS: 18, _DECLARED: _LOOK}  # and of those the ones that such words reach over
 
 
 def states_answer(text: str, answer: str, problem: str) -> bool:
@@ -57,32 +59,39 @@ def states_answer(text: str, answer: str, problem: str) -> bool:
     answer = answer.strip().strip("$").strip()
     if not answer:
         return False
-    places = _values(text, answer)
     if answer.replace(" ", "").isalpha() or any(True for _ in _values(problem, answer)):
-        return any(_DECLARED.search(before) for before, _ in places)
+        return any(True for _ in _values(text, answer, _DECLARED))
     if _DIGIT.fullmatch(answer):
-        return any(_IS.search(before) and not _GOES_ON.match(text, end) for before, end in places)
-    return any(True for _ in places)
+        return any(not _GOES_ON.match(text, end) for end in _values(text, answer, _IS))
+    return any(True for _ in _values(text, answer))
 
 
-def _values(text: str, answer: str) -> Iterator[tuple[str, int]]:
-    """Yield what stands before each occurrence of the answer as a value of its own, and where that ends."""
+def _values(text: str, answer: str, said: re.Pattern[str] | None = None) -> Iterator[int]:
+    """Yield where each occurrence of the answer as a value of its own ends, with ``said`` of those that these words
+    stand before."""
     at = text.find(answer)
     while at >= 0:
         before = text[at - _LOOK : at] if at > _LOOK else f"\n{text[:at]}"
         end = at + len(answer)
-        if not (_is_part(answer, before, text, end) or _is_label(before, text, end)):
-            yield before, end
+        counts = said is None or said.search(before, max(0, len(before) - _SAID[said])) is not None
+        if counts and not (_is_part(answer, before, text, end) or _is_label(before, text, end)):
+            yield end
         at = text.find(answer, at + 1)
 
 
 def _is_part(answer: str, before: str, text: str, end: int) -> bool:
-    if _INSIDE.search(before) is not None:
+    if _INSIDE.search(before, max(0, len(before) - 9)) is not None:
+        return True
+    if before.endswith("{") and _ARGUMENT.search(before) is not None:
         return True
     return answer[-1].isalnum() and _FOLLOWS.match(text, end) is not None
 
 
 def _is_label(before: str, text: str, end: int) -> bool:
-    if _LABEL.search(before) is not None:
+    if _LABEL.search(before, max(0, len(before) - 16)) is not None:
         return True
-    return _LINE_BEGINS.search(before) is not None and _LIST_NUMBER.match(text, end) is not None
+    return (
+        text[end : end + 1] in tuple(".):")
+        and _LINE_BEGINS.search(before) is not None
+        and _LIST_NUMBER.match(text, end) is not None
+    )

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 
 _FENCE = re.compile(r"[ \t>]*(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*$")
-_INLINE = re.compile(r"(`{3,})([^`\n]+)\1")
+_INLINE = re.compile(r"(`{3,20})([^`\n]+)\1")
+_ABOVE = 200  # characters of the line above, its last ones
 _TOOL = frozenset({"output", "outputs", "stdout", "system", "result", "results", "console"})
 _PLAIN = frozenset({"", "text", "txt", "plaintext", "plain"})
 # Words of the line above a fence that say that a program printed what is in it.
@@ -27,7 +28,7 @@ class Fence:
     """The word behind the fence, in small letters."""
     body: str
     line_above: str
-    """The last line before it that is not empty."""
+    """The end of the last line before it that is not empty."""
 
     @property
     def is_python(self) -> bool:
@@ -68,8 +69,8 @@ def fences_in(text: str) -> list[Fence]:
         elif match is not None:
             opened = (match[1], match[2].lower().strip("{}.:"), above)
         else:
-            fences.extend(Fence("", m[2], line[: m.start()]) for m in _INLINE.finditer(line))
-            above = line if line.strip() else above
+            fences.extend(Fence("", m[2], line[max(0, m.start() - _ABOVE) : m.start()]) for m in _INLINE.finditer(line))
+            above = line[-_ABOVE:] if line.strip() else above
     if opened is not None:
         fences.append(Fence(opened[1], "\n".join(body), opened[2]))
     return fences
