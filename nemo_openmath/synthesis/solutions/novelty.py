@@ -161,7 +161,7 @@ class Novelty(UnitStage[NoveltyConfig, Generation]):
             await super().run(context)
         finally:
             if (panel := getattr(self, "_panel", None)) is not None:
-                panel.close()
+                await panel.close()
         blocks = Counter(_decided(voted) for voted in self._panel.choices(self._questions))
         counts = self._panel.counts(self._questions) | {"blocks": dict(sorted(blocks.items()))}
         (context.output / "novelty.json").write_bytes(orjson.dumps(counts, option=orjson.OPT_INDENT_2))

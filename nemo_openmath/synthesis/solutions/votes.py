@@ -99,8 +99,12 @@ class Panel:
         self._cast = read_votes(folder)
         self._journal = _open_journal(folder / f"votes-{shard}.jsonl")
 
-    def close(self) -> None:
-        """Close the file of replies."""
+    async def close(self) -> None:
+        """Cancel what is asked for solutions that have failed by now, and close the file of replies."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         self._journal.close()
 
     async def vote(self, question: VoteQuestion, fragment: str) -> Votes:
