@@ -1,6 +1,7 @@
-"""The jobs of a run as a graph: columns of text that fit a terminal, and a picture.
+"""The jobs of a run, or its stages, as a graph: columns of text that fit a terminal, and a picture.
 
-A job stands one level behind the last of those that it waits for. Arrows that other arrows imply are left out.
+A job stands one level behind the last of those that it waits for. Arrows that other arrows imply are left out. Nodes of
+a picture may be grouped in lanes, which stand one below the other.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from html import escape
 GRAPH = "graph.svg"
 BOX, TALL, ACROSS, DOWN = 160, 32, 176, 54  # sizes of the picture in pixels: a box, and from one to the next
 _LETTERS = 22  # of a name that fit a box
+_HEAD, _GAP = 26, 26  # the name of a lane, and what is free below a lane
 
 
 @dataclass(frozen=True)
 class Node:
-    """A job as the graph shows it."""
+    """A job, or a stage, as the graph shows it."""
 
     name: str
     after: tuple[str, ...]
@@ -24,6 +26,10 @@ class Node:
     """A word of job_states.JobState; empty where nothing is submitted."""
     note: str = ""
     """Behind the name in text: nodes, tasks."""
+    lane: str = ""
+    """The group that it stands in, of a picture."""
+    look: str = ""
+    """What the box looks like: ``model``, ``file``; empty where the state says it."""
 
 
 def levels(nodes: Sequence[Node]) -> dict[str, int]:
@@ -78,6 +84,10 @@ _STYLE = """\
 .jobs :is(.running, .ready) rect { fill: #d6ebf8; stroke: #0a6aa6; }
 .jobs :is(.failed, .gone) rect { fill: #f8ddd6; stroke: #a8321f; }
 .jobs .cancelled rect { fill: #f3e9e6; stroke: #a8321f; stroke-dasharray: 4 3; }
+.jobs .model rect { fill: #e8dcf5; stroke: #7a3fa8; }
+.jobs .file rect { stroke-dasharray: 4 3; }
+.jobs .lane { font-weight: 600; }
+.jobs .band { stroke-dasharray: 2 4; }
 .jobs :is(.again, .starting) rect { fill: #fff2cc; stroke: #b08900; }
 @media (prefers-color-scheme: dark) {
 .jobs text { fill: #e8eaed; }
@@ -88,27 +98,55 @@ _STYLE = """\
 .jobs :is(.running, .ready) rect { fill: #12303f; }
 .jobs :is(.failed, .gone) rect { fill: #43201a; }
 .jobs .cancelled rect { fill: #2e211f; }
+.jobs .model rect { fill: #33204a; }
 .jobs :is(.again, .starting) rect { fill: #3a3113; }
 }"""
 
 
 def graph_svg(nodes: Sequence[Node], title: str) -> str:
     """Return the graph as a picture that needs nothing else: levels from top to bottom, states as colours and words."""
-    level, waits = levels(nodes), direct(nodes)
+    waits, lanes = direct(nodes), _lanes(nodes)
+    tops: dict[str, float] = {}  # of lanes that have a name
+    down, below = dict[str, float](), 8.0
+    for lane, own in lanes.items():
+        if lane:
+            tops[lane] = below
+            below += _HEAD
+        level = levels(own)
+        down |= {name: below + at * DOWN for name, at in level.items()}
+        below += max(level.values()) * DOWN + TALL + (_GAP if lane else 0)
     rows: dict[int, list[str]] = {}
+    order = {at: number for number, at in enumerate(sorted(set(down.values())))}
     for node in nodes:
-        rows.setdefault(level[node.name], []).append(node.name)
+        rows.setdefault(order[down[node.name]], []).append(node.name)
     across = _across(rows, waits)
     width = max(across.values(), default=0) * ACROSS + BOX + 16
-    height = len(rows) * DOWN - (DOWN - TALL) + 16
-    place = {node.name: (8 + across[node.name] * ACROSS, 8 + level[node.name] * DOWN) for node in nodes}
-    lines = [_arrow(place[name], place[node.name]) for node in nodes for name in waits[node.name]]
+    height = below + 8
+    place = {node.name: (8 + across[node.name] * ACROSS, down[node.name]) for node in nodes}
+    lines = [_band(lane, top, width) for lane, top in tops.items()]
+    lines += [_arrow(place[name], place[node.name]) for node in nodes for name in waits[node.name]]
     boxes = [_box(node, place[node.name]) for node in nodes]
     label = escape(title, quote=True)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="jobs" role="img" aria-label="{label}" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}">\n'
         f"<title>{label}</title>\n<style>{_STYLE}</style>\n" + "\n".join([*lines, *boxes]) + "\n</svg>\n"
+    )
+
+
+def _lanes(nodes: Sequence[Node]) -> dict[str, list[Node]]:
+    """Return the nodes of each lane, the lanes in the order in which they are named."""
+    lanes: dict[str, list[Node]] = {}
+    for node in nodes:
+        lanes.setdefault(node.lane, []).append(node)
+    return lanes
+
+
+def _band(lane: str, top: float, width: float) -> str:
+    """The line above a lane, and its name."""
+    return (
+        f'<path class="band" d="M8,{top:.0f}H{width - 8:.0f}"/>'
+        f'<text class="lane" x="8" y="{top + 16:.0f}">{escape(lane)}</text>'
     )
 
 
@@ -140,7 +178,7 @@ def _box(node: Node, place: tuple[float, float]) -> str:
     x, y = place
     name = node.name if len(node.name) <= _LETTERS else f"{node.name[: _LETTERS - 1]}…"
     under = ", ".join(filter(None, [node.state, node.note]))
-    kind = "again" if node.state == "queued again" else node.state.partition(" ")[0]
+    kind = node.look or ("again" if node.state == "queued again" else node.state.partition(" ")[0])
     waits = f" after {', '.join(node.after)}" if node.after else ""
     return (
         f'<g class="{escape(kind)}"><title>{escape(f"{node.name}: {under}{waits}")}</title>'

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.records.manifest import PLAN
+from nemo_openmath.core.records.manifest import PLAN, write_json
 from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.evaluation.reports import (
     RunView,
@@ -34,6 +34,7 @@ from nemo_openmath.recipe.economics.measure import measure
 from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.generate import SOLUTIONS, load_job, summary
 from nemo_openmath.recipe.iteration_reports import write_iteration, write_iterations
+from nemo_openmath.recipe.lineage.graph import LINEAGE, lineage_graph
 from nemo_openmath.recipe.lineage.run_stages import RunStages, has_unfinished
 from nemo_openmath.recipe.lineage.trace import trace, trace_json
 from nemo_openmath.recipe.lineage.trace_text import read_line, trace_lines
@@ -69,12 +70,14 @@ async def run_recipe(
 
 
 def report(run: Run, waited: float | None = None) -> None:
-    """Write report.json and report.html and print what is in them.
+    """Write report.json, report.html and lineage.json, and print what is in them.
 
     ``waited``: the seconds that this command took; None where nothing was run.
     """
     stages = RunStages(run.output, run.recipe)
-    view = replace(run_view(run, waited), economics=measure(stages))
+    graph = lineage_graph(run, stages)
+    write_json(run.output / LINEAGE, graph.to_json())
+    view = replace(run_view(run, waited), economics=measure(stages), lineage=graph.picture())
     console = Console()
     page = build_report(view, run.output)
     if view.results:

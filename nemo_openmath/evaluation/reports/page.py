@@ -46,6 +46,7 @@ def render(run: RunView, curves: Mapping[str, TrainingCurves]) -> str:
             economics=economics_section(run.economics),
             times=times(run),
             config=config(run),
+            lineage=Markup(run.lineage),
             jobs=Markup(run.jobs),  # it quotes its texts itself
             total=sum(stage.seconds for stage in run.stages),
         )

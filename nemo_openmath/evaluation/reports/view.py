@@ -149,6 +149,8 @@ class RunView:
     """Seconds that the last run took."""
     economics: Economics = field(default_factory=Economics)
     """What the generated tokens bought."""
+    lineage: str = ""
+    """An SVG of what was made from what; empty where it is not drawn."""
     jobs: str = ""
     """An SVG of the jobs of a launched run; empty for a run that was not launched."""
     iterations: Mapping[str, Any] = field(default_factory=dict)

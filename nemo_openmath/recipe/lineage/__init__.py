@@ -2,5 +2,6 @@
 
 run_stages.py  the stages of a run and what each reads, as far as it was made
 search.py      a record, its versions and its ancestors in the folders of the stages
+graph.py       stages, models and files of a run as a graph: lineage.json and a picture
 trace.py       all that is known of a record, put together; trace_text.py: the same for people
 """
