@@ -45,7 +45,7 @@ class ToolFormat(Protocol):
     prompt: str
     """Name of the shipped prompt that asks for it."""
     stops: tuple[str, ...]
-    """Strings at which the engine stops so that :meth:`read` can look."""
+    """Strings at which the engine stops so that :meth:`read` can look: four at most, as vLLM and OpenAI take them."""
     keeps_ids: bool
     """The record holds the very ids that were generated."""
 
@@ -85,7 +85,7 @@ class Fences:
     manner of such models."""
 
     prompt = "tir-fences"
-    stops: tuple[str, ...] = ("```\n", "```output", "```Output", "~~~\n", "```\r\n", CODE_START, CODE_END)
+    stops: tuple[str, ...] = ("```\n", "```output", "~~~\n", CODE_START)  # what else ends code is read, later
     keeps_ids = False
 
     def read(self, text: str, *, ended: bool, ran: Sequence[str], outputs: Sequence[str]) -> Step | None:
