@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import orjson
@@ -33,7 +32,7 @@ from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.economics.measure import measure
 from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.generate import SOLUTIONS, load_job, summary
-from nemo_openmath.recipe.iteration_reports import write_iteration, write_iterations
+from nemo_openmath.recipe.iteration_reports import IterationReports, write_iterations
 from nemo_openmath.recipe.lineage.graph import LINEAGE, lineage_graph
 from nemo_openmath.recipe.lineage.run_stages import RunStages, has_unfinished
 from nemo_openmath.recipe.lineage.trace import trace, trace_json
@@ -64,7 +63,7 @@ async def run_recipe(
     for changed in changed_inputs(run.recipe, selection.names(run.recipe)):
         log.warning("%s has changed since the run was launched: what is read is what is there now", changed)
     addresses = {} if servers is None else read_servers(servers)
-    await run.execute(selection, overrides, addresses, partial(write_iteration, run))
+    await run.execute(selection, overrides, addresses, IterationReports(run, alone=selection.only is None))
     if selection.only is None:
         report(run, time.monotonic() - begun)
 

@@ -25,26 +25,57 @@ from nemo_openmath.recipe.status import State
 ITERATIONS = "iterations.json"
 
 
-def write_iteration(run: Run, entry: StageEntry) -> None:
-    """Write the files of the iteration that a finished stage has decided; nothing for a stage that is no decision."""
+class IterationReports:
+    """Writes these files while a run goes on; called with each stage that is finished (:meth:`Run.execute`).
+
+    ``alone``: whether nobody else works in the run's folder. What is there of decisions that are to be made again is
+    removed then, before anything else.
+    """
+
+    def __init__(self, run: Run, *, alone: bool):
+        self._run, self._is_looked_at = run, not alone
+
+    def __call__(self, entry: StageEntry) -> None:
+        loop = self._run.recipe.loop
+        if loop is None:
+            return
+        if not self._is_looked_at:
+            self._is_looked_at = True
+            _write_summary(self._run)
+        if entry.name in loop.decisions:
+            write_iteration(self._run, loop.iteration[entry.name])
+
+
+def write_iteration(run: Run, number: int) -> None:
+    """Write the files of an iteration that is decided."""
     loop = run.recipe.loop
-    if loop is None or entry.name not in loop.decisions:
-        return
-    number, decided = loop.iteration[entry.name], decisions(run)
+    assert loop is not None
     view = run_view(run, only=[name for name, of in loop.iteration.items() if of == number])
     folder = run.output / SECTION / str(number)
     build_report(replace(view, label=f"{view.label}, iteration {number}"), folder)
-    write_json(folder / DECISION, read_decision(run.folder(entry.name)))
-    write_json(run.output / ITERATIONS, {"recipe": run.recipe.name, **iterations(run, decided)})
-    for path in (run.output / SECTION).iterdir():  # reports of iterations that are not decided, or decided anew
-        if path.name.isdigit() and f"{DECIDED}-{path.name}" not in decided:
-            shutil.rmtree(path)
+    write_json(folder / DECISION, read_decision(run.folder(loop.decisions[number - 1])))
+    _write_summary(run)
 
 
 def write_iterations(run: Run) -> None:
     """Write the files of all iterations that are decided."""
-    for name in decisions(run):
-        write_iteration(run, run.recipe.stages[name])
+    loop = run.recipe.loop
+    if loop is not None:
+        for name in decisions(run):
+            write_iteration(run, loop.iteration[name])
+        _write_summary(run)
+
+
+def _write_summary(run: Run) -> None:
+    """Write what the last decision says, and remove what is there of iterations that are not decided, or no more."""
+    decided, path = decisions(run), run.output / ITERATIONS
+    if decided:
+        write_json(path, {"recipe": run.recipe.name, **iterations(run, decided)})
+    else:
+        path.unlink(missing_ok=True)
+    for report in (run.output / SECTION).glob("[0-9]*"):
+        if f"{DECIDED}-{report.name}" not in decided:
+            shutil.rmtree(report)
 
 
 def decisions(run: Run) -> dict[str, Manifest]:

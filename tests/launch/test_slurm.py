@@ -303,3 +303,49 @@ def processes_of(job: str) -> list[int]:
 def set_node(rig: dict[str, str], node: str, state: str) -> None:
     command = ["scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=test"]
     subprocess.run(command, env=rig, check=True)
+
+
+LOOP = """\
+name: loop
+student: {{kind: embedded, slots: 4, max_context: 512, threads: 1}}
+stages:
+  benchmark: {{run: demo.benchmark, problems: 4}}
+  first_solved: {{run: rollout.generate, from: benchmark, engine: {base}, max_tokens: 8}}
+  first_graded: {{run: solutions.grade, from: first_solved}}
+  first_results: {{run: evaluation.metrics, from: first_graded, checkpoint: first, ks: [1]}}
+  last: {{run: checkpoints.merge, from: {{models: [best, {base}]}}}}
+iterations:
+  most: 3
+  start: {base}
+  start_results: first_results
+  model: model
+  results: results
+  metric: cot pass@1
+  stop: {{gains_below_interval: 1}}
+  stages:
+    model: {{run: checkpoints.merge, from: {{models: [newest, {base}]}}}}
+    solved: {{run: rollout.generate, from: benchmark, engine: model, max_tokens: 8}}
+    graded: {{run: solutions.grade, from: solved}}
+    results: {{run: evaluation.metrics, from: graded, ks: [1]}}
+"""
+
+
+def test_jobs_behind_the_end_of_a_loop_end_well(rig: dict[str, str], tmp_path: Path) -> None:
+    """A model that solves nothing, three iterations queued at once, and a rule that ends after the first: jobs of the
+    others make nothing and say why, and what reads the best model is made."""
+    recipe, cluster, output = tmp_path / "loop.yaml", tmp_path / "cluster.yaml", tmp_path / "run"
+    recipe.write_text(LOOP.format(base=ROOT / "examples" / "base"))
+    kinds = "{rollout.generate: {array: 2}}"
+    cluster.write_text(CLUSTER.format(templates=TEMPLATES, path=Path(sys.executable).parent, kinds=kinds, minutes="20"))
+    command = [sys.executable, "-m", "nemo_openmath.cli.main", "launch", str(recipe)]
+    command += ["--cluster", str(cluster), "--output", str(output)]
+    subprocess.run(command, env=rig, check=True, capture_output=True)
+    assert set(wait(rig, tmp_path, 1500).values()) == {"COMPLETED"}
+    made = {path.parent.name for path in output.glob("*/manifest.json")}
+    assert {"results-1", "decision-1", "best", "last"} <= made
+    assert not {name for name in made if name.endswith(("-2", "-3"))}
+    logs = "".join(path.read_text() for path in (output / "sbatch" / "logs").glob("*-3-*.out"))
+    assert "model-3 is not needed: the loop ended with decision-1: the gain was below the interval" in logs
+    loop = json.loads((output / "iterations.json").read_text())
+    assert (loop["best"]["iteration"], loop["stop"]["iteration"]) == (0, 1)
+    assert subprocess.run(command, env=rig, check=True, capture_output=True, text=True).stdout.startswith("every stage")

@@ -264,6 +264,9 @@ def test_a_decision_is_never_stale(
 
     before = read_manifest(output / "last")
     written(tmp_path, right=(100, 140, 141, 180, 181, 182, 0))
+    assert execute(file, "--until", "measured") is ExitCode.OK  # killed here, no decision is told that may be another
+    assert not (output / "iterations.json").exists()
+    assert not list((output / "iterations").iterdir())
     status = {s.name: s for s in Run(load_recipe(file), output).status()}
     assert (str(status["decision-3"].state), str(status["solved-4"].state)) == ("stale", "waiting")
     assert execute(file) is ExitCode.OK
