@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 
 from nemo_openmath.chat import Author, ChatTokenizer, Kind, Message, Transcript, load_template
 from nemo_openmath.chat.blocks import budget_of, notice, notice_block, output_block
 from nemo_openmath.core.engine import ContextOverflow, Finish, InvalidRequest, ToolCall
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.records import Mode, Problem
+from nemo_openmath.core.records import Generation, Mode, Problem, read_records
+from nemo_openmath.core.records.store import write_records
+from nemo_openmath.inference.http.client import HTTPEngine
 from nemo_openmath.inference.rollout import Outcome, RolloutSettings, roll_out
 from nemo_openmath.inference.rollout.sampler import Sampler
+from nemo_openmath.inference.rollout.stage import Generate, GenerateConfig
 from nemo_openmath.inference.rollout.tool_calls import begun, read_call
 from nemo_openmath.sandbox.local import LocalSandbox
 from tests.inference.test_chat_servers import Server, answer
 from tests.support.engines import ScriptedEngine
+from tests.support.servers import LoopbackServer
+from tests.support.services import Lent, stage_context
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 SETTINGS = RolloutSettings(max_tokens=2000, code_seconds=300.0, tool_format="tool_calls")
@@ -367,3 +376,61 @@ async def test_the_record_says_that_it_was_asked_in_turns(
     transcript = Transcript.from_json(record.transcript)
     tir = load_template("tir").messages(problem="6 * 7?", total_code_executions=record.budget)
     assert transcript.messages == tir
+
+
+class Patient(LoopbackServer):
+    """Calls the tool once for each problem and then answers; of a problem that says "wait" the answer never comes while
+    ``holds``. ``asked`` counts the requests by problem."""
+
+    def __init__(self) -> None:
+        super().__init__(web.post("/v1/chat/completions", self._answer), web.get("/v1/models", self._models))
+        self.asked, self.holds, self.held = Counter[str](), True, asyncio.Event()
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "m"}]})
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        *_, last = messages = (await request.json())["messages"]
+        problem = messages[0]["content"].rpartition("\n")[2]
+        self.asked[problem] += 1
+        if last["role"] != "tool":
+            return web.json_response(call("print(6 * 7)"))
+        if self.holds and problem == "wait":
+            self.held.set()
+            await asyncio.Event().wait()
+        return web.json_response(answer({"content": "It is \\boxed{42}."}))
+
+
+async def test_a_kill_asks_nothing_twice_that_was_finished(
+    tokenizer: ChatTokenizer, sandbox: LocalSandbox, tmp_path: Path
+) -> None:
+    problems = [Problem(id=name, problem=name) for name in ("a", "b", "wait")]
+    write_records(tmp_path / "in", problems)
+    config = GenerateConfig(mode=Mode.TIR, tool_format="tool_calls", budgets=(2, 2), code_seconds=300.0, concurrency=1)
+    async with Patient() as server:
+
+        async def run() -> None:
+            engine = HTTPEngine(server.url, "m", kind="openai", api="chat")
+            services = Lent(engine=engine, tokenizer=tokenizer, sandbox=sandbox)
+            try:
+                await Generate(config).run(
+                    stage_context({"problems": [tmp_path / "in"]}, tmp_path / "out", services=services)
+                )
+            finally:
+                await engine.close()
+
+        first = asyncio.create_task(run())
+        await server.held.wait()
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        before = server.asked.copy()
+        server.holds = False
+        await run()
+    finished = {name for name, count in before.items() if count == 2 and name != "wait"}
+    assert {name: server.asked[name] for name in finished} == dict.fromkeys(finished, 2)
+    assert server.asked["wait"] == 4, "a solution that was not finished begins anew"
+    records = list(read_records(tmp_path / "out", Generation))
+    assert sorted((r.problem_id, r.code_calls, r.finish) for r in records) == [
+        (n, 1, "stop") for n in ("a", "b", "wait")
+    ]
