@@ -12,6 +12,7 @@ from nemo_openmath.evaluation.iterations import Best, Decide
 from nemo_openmath.evaluation.stage import CompareScores, ComputeMetrics
 from nemo_openmath.inference.rollout.stage import Generate
 from nemo_openmath.speculative.stage import TrainDrafter
+from nemo_openmath.synthesis.answers.stages import AnswerVotes, CalibratedAnswers
 from nemo_openmath.synthesis.genselect.groups import Groups
 from nemo_openmath.synthesis.genselect.select import GenSelect
 from nemo_openmath.synthesis.genselect.targets import Targets
@@ -51,6 +52,8 @@ STAGES: tuple[type[Stage], ...] = (
     MajorityAnswers,
     GradeSolutions,
     JudgeAnswers,
+    AnswerVotes,
+    CalibratedAnswers,
     Hardness,
     Filter,
     Novelty,

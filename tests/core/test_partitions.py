@@ -16,6 +16,7 @@ from nemo_openmath.core.stage import Stage
 from nemo_openmath.grading import GradingPool
 from nemo_openmath.inference.rollout.stage import Generate, GenerateConfig
 from nemo_openmath.recipe.lock import partition_locks
+from nemo_openmath.synthesis.answers.stages import AnswerVotes, AnswerVotesConfig
 from nemo_openmath.synthesis.genselect.groups import Groups, GroupsConfig
 from nemo_openmath.synthesis.solutions.filters import Filter, FilterConfig
 from nemo_openmath.synthesis.solutions.grade import GradeConfig, GradeSolutions
@@ -51,6 +52,7 @@ def stage(kind: str) -> Stage[Any]:
         "grade": lambda: GradeSolutions(GradeConfig()),
         "filter": lambda: Filter(FilterConfig(per_problem=2)),
         "majority": lambda: MajorityAnswers(MajorityConfig()),
+        "votes": lambda: AnswerVotes(AnswerVotesConfig()),
         "hardness": lambda: Hardness(HardnessConfig()),
         "groups": lambda: Groups(GroupsConfig(least=2)),
         "rows": lambda: MakeRows(RowsConfig()),
@@ -84,7 +86,7 @@ async def graded(tmp_path: Path, pool: GradingPool) -> dict[str, Sequence[Path]]
     return {"problems": [tmp_path / "problems"], "generations": [tmp_path / "graded"]}
 
 
-@pytest.mark.parametrize("kind", ["grade", "filter", "majority", "hardness", "groups", "rows"])
+@pytest.mark.parametrize("kind", ["grade", "filter", "majority", "votes", "hardness", "groups", "rows"])
 async def test_parts_and_jobs_change_no_record(
     kind: str, graded: dict[str, Sequence[Path]], tmp_path: Path, pool: GradingPool
 ) -> None:

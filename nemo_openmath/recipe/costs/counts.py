@@ -14,9 +14,14 @@ from nemo_openmath.synthesis.genselect.groups import Groups
 from nemo_openmath.synthesis.genselect.select import GenSelect
 
 # The inputs whose records a stage goes through, the first that it has; what else it reads it looks things up in.
-# Of `solutions.hardness` and `solutions.majority_answers` the problems are what they leave.
+# Of these stages the problems are what they leave.
 _MAIN = ("threads", "generations", "rows", "groups", "selections", "tokens", "packs", "data", "files", "problems")
-_LEAVES_PROBLEMS = ("solutions.majority_answers", "solutions.hardness", "genselect.groups")
+_LEAVES_PROBLEMS = (
+    "solutions.majority_answers",
+    "solutions.answer_votes",
+    "solutions.hardness",
+    "genselect.groups",
+)
 _SAMPLE = 16 << 20  # bytes of a large file whose lines are counted; the rest is taken to be alike
 
 

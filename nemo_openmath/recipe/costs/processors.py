@@ -13,6 +13,8 @@ from nemo_openmath.recipe.file import Recipe
 RATES = {
     "solutions.grade": 2_800.0,  # with its graders
     "solutions.majority_answers": 2_800.0,
+    "solutions.answer_votes": 2_800.0,
+    "solutions.calibrated_answers": 1_000.0,  # assumed
     "evaluation.metrics": 2_800.0,
     "solutions.hardness": 6_000.0,
     "solutions.filter": 6_000.0,

@@ -10,6 +10,7 @@ from nemo_openmath.core.records import Generation, Mode
 from nemo_openmath.core.stage import StageContext
 from nemo_openmath.inference.rollout.answer import answer_of
 from nemo_openmath.synthesis.judge.agreement import DECIDED
+from nemo_openmath.synthesis.judge.stage import JUDGED
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -23,6 +24,8 @@ class GivenAnswer:
     """The expected answer that it was graded against; empty where it was not."""
     verdict: str = ""
     """The verdict of that comparison by the grader or, where the grader could not decide, by a judge."""
+    judged: str = ""
+    """The verdict of the judges, where they were asked and decided."""
 
     @staticmethod
     def of(generation: Generation) -> GivenAnswer | None:
@@ -35,7 +38,9 @@ class GivenAnswer:
         if answer is None or not answer.strip():
             return None
         verdict = str(generation.verdict) if generation.verdict in DECIDED else ""
-        return GivenAnswer(answer, generation.model, generation.mode, generation.expected_answer or "", verdict)
+        judged = str(generation.extra.get(JUDGED, ""))
+        judged = judged if judged in DECIDED else ""
+        return GivenAnswer(answer, generation.model, generation.mode, generation.expected_answer or "", verdict, judged)
 
 
 def gather_answers(

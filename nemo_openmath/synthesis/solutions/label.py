@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -12,9 +12,9 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.grader import Majority, Verdict
 from nemo_openmath.core.records import Drop, Generation, Problem
 from nemo_openmath.core.records.answer_note import AnswerNote, AnswerOrigin, forum_answer, origin_of
-from nemo_openmath.core.records.store import read_file
 from nemo_openmath.core.stage import ADDED, Result, StageContext, UnitStage
 from nemo_openmath.synthesis.answers.gather import GivenAnswer, gather_answers
+from nemo_openmath.synthesis.answers.origins import report_origins
 from nemo_openmath.synthesis.answers.repair import Reach, relation, support_of
 from nemo_openmath.synthesis.judge.agreement import DECIDED
 
@@ -137,23 +137,6 @@ class MajorityAnswers(UnitStage[MajorityConfig, Labelled]):
     async def run(self, context: StageContext) -> None:
         await super().run(context)
         report_origins(context)
-
-
-def report_origins(context: StageContext) -> None:
-    """Count the problems of this process by where their answers are from, and show examples of new answers."""
-    origins: Counter[AnswerOrigin] = Counter()
-    unreached, examples = 0, dict[AnswerOrigin, tuple[str, str]]()
-    for file in context.own_files():
-        for problem in read_file(file, Problem) if file.exists() else ():
-            origins[origin := origin_of(problem)] += 1
-            note = problem.extra["answer"]
-            unreached += note.get("why", "").startswith("unreached")
-            if origin is not AnswerOrigin.FORUM:
-                text = f"{problem.problem:.200} {note['forum']!r} -> {problem.expected_answer!r}, {note.get('why', '')}"
-                examples[origin] = min(examples.get(origin, (problem.id, text)), (problem.id, text))
-    context.metrics |= {f"answers_{origin}": origins[origin] for origin in AnswerOrigin if origins[origin]}
-    context.metrics |= {"answers_unreached": unreached} if unreached else {}
-    context.metrics |= {f"example_{origin}": text for origin, (_, text) in sorted(examples.items())}
 
 
 @dataclass(frozen=True)
