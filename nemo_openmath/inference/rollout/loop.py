@@ -42,6 +42,8 @@ from nemo_openmath.inference.rollout.outcome import Cost, Outcome, tail_repeats
 from nemo_openmath.inference.rollout.settings import RolloutSettings
 from nemo_openmath.inference.rollout.talking import talk
 
+_TRIES = 16  # tokens at whose end a text may be cut and encoded on
+
 
 async def roll_out(
     engine: Engine,
@@ -242,7 +244,7 @@ class _Rollout:
             text, _ = tokenizer.strip_end(text)
         if completion.stop is not None and not self._format.keeps_ids and ids:
             whole = tokenizer.decode(ids)  # a stop string may end within a token
-            text = whole if whole.startswith(text) else text
+            text = next((t for t in (whole, f" {whole}") if t.startswith(text)), text)
         self._turn.text += text
         self._turn.ids.extend(ids)
         self._ids.extend(ids)
@@ -290,11 +292,23 @@ class _Rollout:
 def ids_of(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int]:
     """Return ids that decode to ``text``, which begins like the text of ``ids``: as many of those as there are whole in
     it, so that prefix caches hold them, and behind them the text's own."""
+
+    def decoded(some: Sequence[int]) -> str:
+        """Return the text of ids. Some tokenizers leave out the space in front of the first word."""
+        part = tokenizer.decode(some)
+        return f" {part}" if not text.startswith(part) and text.startswith(f" {part}") else part
+
     low, high = 0, len(ids)
     while low < high:  # the most ids that are no longer than the text
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if len(tokenizer.decode(ids[:middle])) <= len(text) else (low, middle - 1)
-    while low and not text.startswith(tokenizer.decode(ids[:low])):
-        low -= 1
-    rest = text[len(tokenizer.decode(ids[:low])) :]
-    return [*ids[:low], *(tokenizer.encode_parts((("", False), (rest, False))) if rest else ())]
+        low, high = (middle, high) if len(decoded(ids[:middle])) <= len(text) else (low, middle - 1)
+    best: list[int] = []
+    for end in range(low, max(-1, low - _TRIES), -1):
+        begin = decoded(ids[:end]) if end else ""
+        if text.startswith(begin):
+            rest = text[len(begin) :]
+            cut = [*ids[:end], *(tokenizer.encode_parts((("", False), (rest, False))) if rest else ())]
+            if decoded(cut) == text:
+                return cut
+            best = best or cut  # a tokenizer that puts a space in front of a word has no such ids
+    return best or tokenizer.encode_text(text)
