@@ -57,6 +57,14 @@ def files_and_settings(
     engines = {engine: entry for entry in reversed(entries) for engine in entry.stage.engines()}
     if "teacher" in engines:
         yield from _teacher(recipe)
+    for entry in entries:
+        renders = [recipe.teacher.renders if e == "teacher" else recipe.student.renders for e in entry.stage.engines()]
+        if entry.stage.needs_chat and any(renders):
+            yield entry.error(
+                "calls of tools are for chat servers, and its engine is given token ids",
+                "use api: chat, or tool_format tags or fences",
+                "tool_format",
+            )
     models = {name: entry for name, entry in engines.items() if name != "teacher"}
     for name, entry in models.items():
         if name not in recipe.stages and recipe.relative(name).exists():

@@ -12,6 +12,7 @@ from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.demo.rates import TeacherConfig
 from nemo_openmath.recipe import load_recipe
+from nemo_openmath.recipe.preflight import files_and_settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -56,6 +57,7 @@ def test_mistakes(tmp_path: Path, stages: str, message: str) -> None:
         ("kind: server", r"r\.yaml:2: teacher: kind is server, and no server is named; give its url"),
         ("kind: stand_in, url: 'http://h:1'", r"teacher: kind is stand_in, and a server is named; remove one"),
         ("stand_in: {cot_eror: 0.5}", r"teacher\.stand_in\.cot_eror: unknown setting; did you mean 'cot_error'"),
+        ("reasoning_effort: high", r"teacher: reasoning_effort would be ignored where prompts are rendered here"),
         ("stand_in: {cot_error: 2}", r"teacher\.stand_in\.cot_error: .*at most 1"),
     ],
 )
@@ -93,6 +95,19 @@ def test_a_missing_file_is_said_before_anything_runs(tmp_path: Path, capsys: pyt
         r"openmath: .*r\.yaml:4: stages\.b\.from\.files: no such file or folder: .*none\.jsonl; put it there.*", said
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_calls_of_tools_without_a_chat_server_are_said_before_anything_runs(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    for api, number in (("completions", 1), ("chat", 0)):
+        file.write_text(
+            f"name: r\nteacher: {{url: 'http://h:1', tokenizer: {EXAMPLES / 'base'}, api: {api}}}\n"
+            "stages:\n  a: {run: demo.benchmark}\n"
+            "  c: {run: rollout.generate, from: a, mode: tir, tool_format: tool_calls}\n"
+        )
+        errors = list(files_and_settings(load_recipe(file), ["a", "c"], tmp_path / "out"))
+        said = [str(error) for error in errors if "tool_format: calls of tools are for chat servers" in str(error)]
+        assert len(said) == number, errors
 
 
 def test_unknown_stage_names_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,6 +91,11 @@ class Stage(ABC, Generic[C]):
         become its inputs."""
         return ()
 
+    @property
+    def needs_chat(self) -> bool:
+        """Whether these engines must take conversations."""
+        return False
+
     def fingerprint(self, inputs: Mapping[str, Sequence[str]], seed: int) -> str:
         """Return an id of what the stage is asked to do. ``inputs``: port name -> digests."""
         return content_id("stage", self.kind, self.version, self.settings(), dict(inputs), seed)

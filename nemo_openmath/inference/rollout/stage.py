@@ -96,6 +96,10 @@ class Generate(UnitStage[GenerateConfig, Sample]):
     def engines(self) -> tuple[str, ...]:
         return (self.config.engine,)
 
+    @property
+    def needs_chat(self) -> bool:
+        return self.config.mode == Mode.TIR and self.config.tool_format == "tool_calls"
+
     async def prepare(self, context: StageContext) -> None:
         config, tools = self.config, self.config.mode == Mode.TIR
         engine, tokenizer = await context.services.engine(config.engine)
