@@ -8,13 +8,17 @@ from typing import Any
 import orjson
 import pytest
 
+from nemo_openmath.chat import Author, Span, Transcript, load_template
 from nemo_openmath.cli.main import run as openmath
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.grader import Verdict
 from nemo_openmath.core.records import Generation, Problem, SftRow, Thread, read_records
+from nemo_openmath.core.tokenizer import Message
 from nemo_openmath.recipe.lineage.run_stages import RunStages
 from nemo_openmath.recipe.lineage.search import RecordSearch
 from nemo_openmath.recipe.lineage.trace import trace, trace_json
+from nemo_openmath.synthesis.solutions.fragments import fragments_of
+from nemo_openmath.synthesis.solutions.votes import fragment_digest
 from tests.conftest import SmokeRun
 from tests.support.runs import shuffle_lines, solution, write_stage
 
@@ -69,9 +73,9 @@ def test_a_row_leads_back_to_both_threads(run: Path) -> None:
     assert not row["versions"][0]["finished"]
 
     made, graded, judged, kept = generation["versions"]
-    assert made["asked"]["prompt"] == "mine.txt"
     assert (made["asked"]["engine"], made["asked"]["mode"]) == ("student", "tir")
-    assert (made["asked"]["digest"], made["asked"]["tool_format"]) == ("beef", "fences")
+    assert made["asked"]["prompts"] == [{"prompt": "mine.txt", "digest": "beef", "file_sha256": "abc"}]
+    assert made["asked"]["tool_format"] == "fences"
     assert graded["changed"]["predicted_answer"] == [None, "4"]
     assert judged["changed"] == {"verdict": ["unknown", "equal"], "verdict_reason": ["no rule", "judged 2 to 0"]}
     assert (kept["before"], kept["changed"]) == ("judged", {})
@@ -97,6 +101,36 @@ def test_a_drop_and_what_was_made_of_a_record_are_said(run: Path, capsys: pytest
     printed = capsys.readouterr()
     assert "dropped: wrong answer" in printed.out
     assert "of 7 stages" in printed.err
+
+
+def test_votes_on_code_and_rewritten_prompts_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = load_template("tir-fences").digest
+    text = "<think>Run it.\n<tool_call>\nprint(4)\n</tool_call>"
+    spans = (Span(Author.MODEL, text), Span(Author.TOOL, "\n```output\n4\n```\n"), Span(Author.MODEL, "</think>4"))
+    shown = Transcript((Message("user", "What is 2 + 2?"),), spans)
+    extra = {"asked": {"tool_format": "fences", "prompt": asked, "ids": "rewritten"}}
+    made = solution(PROBLEM).with_(transcript=shown.to_json(), extra=extra)
+    settings = {"engine": "teacher", "prompt": None, "mode": "tir", "tool_format": "fences"}
+    write_stage(tmp_path, "tir", "rollout.generate", [made], settings=settings)
+    judged = {"engine": "teacher", "votes": 3, "context_chars": 1500}
+    reason = {made.id: "its code finds nothing new"}
+    write_stage(tmp_path, "novel", "solutions.novelty", reads=["tir"], drops=reason, settings=judged)
+    (fragment,) = fragments_of(shown, 1500)
+    cast = {"fragment": fragment_digest(fragment.text), "question": "novelty"}
+    votes = [cast | {"vote": n, "choice": word} for n, word in enumerate(("novel", None, "verification", "novel"))]
+    votes.insert(2, cast | {"vote": 1, "choice": "novel"})  # asked again
+    lines = b"".join(orjson.dumps(row) + b"\n" for row in [*votes, cast | {"fragment": "another", "vote": 0}])
+    (tmp_path / "novel/votes-00000-of-00001.jsonl").write_bytes(lines)
+    (generation, *_) = traced(tmp_path, made.id)["records"]
+    assert generation["versions"][0]["asked"]["prompts"] == [{"prompt": "the shipped tir-fences.txt", "digest": asked}]
+    (note,) = generation["notes"]
+    assert (note["block"], note["novelty"]) == (0, ["novel", "novel", "verification"]), "the fourth is not counted"
+    assert openmath(["trace", str(tmp_path), made.id]) == 0
+    printed = capsys.readouterr().out
+    assert f"asked: teacher, with the shipped tir-fences.txt (template {asked}), mode tir" in printed
+    assert "tool_format fences, ids rewritten" in printed
+    assert "votes: block 0, novelty [novel, novel, verification]" in printed
+    assert "dropped: its code finds nothing new" in printed
 
 
 def test_the_order_of_lines_changes_nothing(run: Path) -> None:

@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nemo_openmath.chat import load_template
 from nemo_openmath.chat.prompts import FIELDS
-from nemo_openmath.core.errors import DamagedFile, UserError
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.merging import merge
 from nemo_openmath.core.records.bodies import Body
 from nemo_openmath.core.records.encoding import parse_record, record_type
-from nemo_openmath.core.records.types import Record, SftRow
-from nemo_openmath.data.packs.plan import PLAN as PACKS
-from nemo_openmath.data.packs.plan import PackPlan
+from nemo_openmath.core.records.types import Mode, Record, SftRow
 from nemo_openmath.data.records.stored import StoredRecord
-from nemo_openmath.data.tokens.token_file import MANIFEST as TOKENS
-from nemo_openmath.data.tokens.token_file import TokenFolder
 from nemo_openmath.evaluation.reports.formats import made_text
 from nemo_openmath.grading.majority import majority
+from nemo_openmath.inference.rollout.formats import FORMATS
+from nemo_openmath.recipe.lineage.novelty_votes import novelty_votes
+from nemo_openmath.recipe.lineage.packed import PackedAt, packed_places, packed_row
 from nemo_openmath.recipe.lineage.run_stages import RunStage, RunStages, StageInput
 from nemo_openmath.recipe.lineage.search import ReadCounts, RecordSearch, StoredDrop, StoredNote
 
 TRANSCRIPT = "transcript"
 _TEMPLATES = {
-    "problems.extract": "extract-problems",
-    "problems.classify": "classify",
-    "problems.convert_proofs": "convert-proof",
-    "problems.extract_answers": "extract-answer",
-    "problems.decontaminate": "decontaminate",
-    "solutions.summarize": "summarize",
-    "judging.judge": "judge",
-    "genselect.select": "genselect",
+    "problems.extract": {"prompt": "extract-problems"},
+    "problems.classify": {"prompt": "classify"},
+    "problems.convert_proofs": {"prompt": "convert-proof"},
+    "problems.extract_answers": {"prompt": "extract-answer"},
+    "problems.decontaminate": {"prompt": "decontaminate"},
+    "judging.judge": {"prompt": "judge"},
+    "solutions.novelty": {"novelty_prompt": "classify-novelty", "significance_prompt": "classify-significance"},
+    "solutions.summarize": {"prompt": "summarize"},
+    "genselect.select": {"prompt": "genselect"},
+    "genselect.targets": {"prompt": "summarize-comparison"},
 }
-"""Kind of stage -> its shipped template; that of a rollout is named like its mode."""
+"""Kind of stage -> its settings that name templates, and the shipped ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +90,6 @@ class ModelStep:
     digest: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PackedAt:
-    """Where a row lies as tokens."""
-
-    stage: str
-    place: str
-    """In words."""
-
-
 @dataclass(frozen=True)
 class Trace:
     """A record and everything behind it, children before their parents."""
@@ -135,7 +124,7 @@ def trace(stages: RunStages, name: str, start: list[RunStage] | None = None) -> 
     for drop in search.drops():
         drops.setdefault(drop.unit, []).append(drop)
     notes: dict[str, list[StoredNote]] = {}
-    for note in search.notes():
+    for note in (*search.notes(), *novelty_votes(stages, search.records)):
         notes.setdefault(note.unit, []).append(note)
     if not search.records[whole] and whole not in drops:
         raise search.not_there(whole, stages.output)
@@ -155,7 +144,7 @@ def trace(stages: RunStages, name: str, start: list[RunStage] | None = None) -> 
         run=stages.output,
         records=ordered,
         models=_models(stages, ordered),
-        packed=list(_packed(stages, ordered[0])),
+        packed=list(packed_places(stages, whole)) if ordered[0].kind is SftRow else [],
         made_of=dict(search.made_of),
         unfinished=[stage.name for stage in stages if stage.begun and stage.manifest is None],
         gone=stages.gone(),
@@ -231,33 +220,49 @@ def _values(fields: dict[str, Any], transcript: Any) -> dict[str, Any]:
 
 
 def asked_of(version: RecordVersion) -> dict[str, Any]:
-    """Return whom the stage of a version asks, and with which prompt; {} where it asks nobody.
+    """Return whom the stage of a version asks, and with which prompts; {} where it asks nobody.
 
-    ``prompt`` is the template's file or the shipped one's name, ``digest`` that of its text. What the record itself
-    says of the prompt (``extra["asked"]``: another template, a transcript that was rewritten) comes first.
+    ``prompts`` are rows of ``prompt``, the template's file or the shipped one's name, and ``digest``, that of its text;
+    of a file ``file_sha256``. What the record itself says (``extra["asked"]``: the template that was asked, whether its
+    transcript was rewritten) comes first.
     """
     settings, stage = version.stage.settings, version.stage
-    if "engine" not in settings or "prompt" not in settings:
+    if "engine" not in settings:
         return {}
     asked: dict[str, Any] = {"engine": settings["engine"]}
     if settings.get("more_engines"):
         asked["more_engines"] = settings["more_engines"]
     if (mode := settings.get("mode")) is not None:
         asked["mode"] = mode
-    template = str(mode) if stage.kind == "rollout.generate" else _TEMPLATES.get(stage.kind, "")
-    if settings["prompt"]:
-        file, _, digest = str(settings["prompt"]).rpartition(" ")
-        asked |= {"prompt": file, "file_sha256": digest}
-    elif template in FIELDS:
-        asked |= {"prompt": f"the shipped {template}.txt", "digest": load_template(template).digest}
-    own = version.values.get("extra.asked")
-    if version.before is None and isinstance(own, dict):
-        if "prompt" in own and own["prompt"] != asked.get("digest"):
-            asked |= {"digest": own["prompt"]}
-            if not settings["prompt"]:
-                asked["prompt"] = _shipped(str(own["prompt"]))
-        asked |= {name: value for name, value in own.items() if name != "prompt"}
-    return asked
+    own = version.values.get("extra.asked") if version.before is None else None
+    digest = own.get("prompt") if isinstance(own, dict) else None
+    asked["prompts"] = [
+        _prompt(settings.get(setting), template, digest) for setting, template in _templates(stage).items()
+    ]
+    return asked | ({name: value for name, value in own.items() if name != "prompt"} if isinstance(own, dict) else {})
+
+
+def _templates(stage: RunStage) -> dict[str, str]:
+    """Return the settings of a stage that name templates, and the shipped ones."""
+    if stage.kind != "rollout.generate":
+        return _TEMPLATES.get(stage.kind, {})
+    mode, tool_format = str(stage.settings.get("mode")), stage.settings.get("tool_format", "tags")
+    is_known = mode == Mode.TIR and tool_format in FORMATS
+    return {"prompt": FORMATS[tool_format].prompt if is_known else mode}
+
+
+def _prompt(file: str | None, template: str, digest: str | None) -> dict[str, Any]:
+    """Return a row about a prompt. ``file``: its name and digest, where it is the user's; ``digest``: that of the text
+    that was asked, where a record says it."""
+    if file:
+        name, _, of_file = file.rpartition(" ")
+        return {"prompt": name, "digest": digest, "file_sha256": of_file}
+    if template not in FIELDS:
+        return {"prompt": "an unknown template", "digest": digest}
+    shipped = load_template(template).digest
+    if digest in (None, shipped):
+        return {"prompt": f"the shipped {template}.txt", "digest": shipped}
+    return {"prompt": _shipped(str(digest)), "digest": digest}
 
 
 def _shipped(digest: str) -> str:
@@ -299,61 +304,6 @@ def model_steps(stages: RunStages, model: StageInput) -> Iterator[ModelStep]:
         yield ModelStep(stage.name, stage.kind, made, tuple(given.name for given in stage.inputs), source.digest)
         if manifest is None or not manifest.counts.get("units"):  # behind records stand other traces
             todo += stage.inputs
-
-
-# -- tokens and packs --------------------------------------------------------------------------------------------------
-
-
-def packed_row(stages: RunStages, name: str) -> str:
-    """Return the id of the row that is a sample of a pack, named ``STAGE:PACK:SAMPLE``."""
-    stage_name, pack_text, sample_text = name.split(":")
-    stage = stages.named(stage_name)
-    if stage is None or not (stage.folder / PACKS).is_file():
-        packs = ", ".join(s.name for s in stages if (s.folder / PACKS).is_file()) or "none is there"
-        raise UserError(f"{stage_name!r} is no stage with packs", file=stages.output, remedy=f"name one: {packs}")
-    if not (pack_text.isdigit() and sample_text.isdigit()):
-        raise UserError(f"{name}: no sample of a pack", remedy="write STAGE:PACK:SAMPLE with numbers from 0")
-    plan = PackPlan(stage.folder)
-    rows = plan.rows(int(pack_text))
-    if int(sample_text) >= len(rows):
-        problem = f"pack {pack_text} has no sample {sample_text}"
-        raise UserError(problem, file=stage.folder, remedy=f"choose 0 to {len(rows) - 1}")
-    return plan.samples[rows[int(sample_text)]].id
-
-
-def _packed(stages: RunStages, record: TracedRecord) -> Iterator[PackedAt]:
-    """Yield where a row lies in token files and packs, and which trainings read those."""
-    if record.kind is not SftRow:
-        return
-    hashed = int.from_bytes(hashlib.blake2b(record.id.encode(), digest_size=8).digest(), "little")
-    for stage in stages:
-        try:
-            if (stage.folder / PACKS).is_file():
-                yield from _in_packs(stages, stage, hashed)
-            for folder in sorted(path.parent for path in stage.folder.glob(f"tokens-*/{TOKENS}")):
-                tokens = TokenFolder(folder, verify_bytes=0)
-                for sample in np.flatnonzero(tokens.id_hashes() == hashed).tolist():
-                    yield PackedAt(stage.name, f"sample {sample} of {folder.name}, {tokens.length(sample):,} tokens")
-        except (DamagedFile, UserError) as error:
-            yield PackedAt(stage.name, f"cannot be read: {error}")
-
-
-def _in_packs(stages: RunStages, stage: RunStage, hashed: int) -> Iterator[PackedAt]:
-    plan = PackPlan(stage.folder)
-    samples = np.flatnonzero(plan.samples.id_hashes() == hashed)
-    if not len(samples):
-        return
-    places = np.flatnonzero(np.isin(np.asarray(plan.entries), samples))
-    ends = np.asarray(plan.pack_end)
-    packs = np.searchsorted(ends, places, side="right")
-    readers = ", ".join(s.name for s in stages if s.reads(stage))
-    read_by = f", read by {readers}" if readers else ""
-    if not len(places):
-        yield PackedAt(stage.name, f"in none of its packs: too long, or not of its mixture{read_by}")
-    for place, pack in zip(places.tolist(), packs.tolist(), strict=True):
-        start = int(ends[pack - 1]) if pack else 0
-        number = int(ends[pack]) - start
-        yield PackedAt(stage.name, f"pack {pack}, sample {place - start} (of {number:,}){read_by}")
 
 
 # -- as JSON -----------------------------------------------------------------------------------------------------------

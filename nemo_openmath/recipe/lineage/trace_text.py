@@ -140,11 +140,12 @@ def _asked_text(version: RecordVersion) -> str:
     asked = asked_of(version)
     if not asked:
         return ""
-    prompt = asked.pop("prompt", "an unknown prompt")
-    digest = asked.pop("digest", None)
+    prompts = [
+        row["prompt"] + (f" (template {row['digest']})" if row["digest"] else "") for row in asked.pop("prompts")
+    ]
     rest = ", ".join(f"{name} {_text(value)}" for name, value in asked.items() if name != "engine")
-    of_text = f" (template {digest})" if digest else ""
-    return f"{asked['engine']}, with {prompt}{of_text}{', ' if rest else ''}{rest}"
+    with_prompt = f", with {' and '.join(prompts)}" if prompts else ""
+    return f"{asked['engine']}{with_prompt}{', ' if rest else ''}{rest}"
 
 
 def _text(value: Any) -> str:

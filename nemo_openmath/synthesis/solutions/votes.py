@@ -153,7 +153,7 @@ class Panel:
         return (row for row in _rows(self._folder) if row["asked"] in asked and row["vote"] < self._votes)
 
     def _key(self, question: VoteQuestion, fragment: str) -> bytes:
-        return bytes.fromhex(content_id("vote", self.asked(question), _digest(fragment)).rpartition("-")[2])
+        return bytes.fromhex(content_id("vote", self.asked(question), fragment_digest(fragment)).rpartition("-")[2])
 
     async def _ask(self, key: bytes, question: VoteQuestion, fragment: str) -> None:
         """Ask for the votes that are missing. An error ends it once all that is under way has ended."""
@@ -163,7 +163,7 @@ class Panel:
         if not missing:
             return
         prompt = await PreparedPrompt.of(self._engine, self._tokenizer, question.template.messages(fragment=fragment))
-        digest = _digest(fragment)
+        digest = fragment_digest(fragment)
         results = await asyncio.gather(
             *(self._one(key, digest, question, prompt, n) for n in missing), return_exceptions=True
         )
@@ -218,5 +218,6 @@ def _open_journal(file: Path) -> BinaryIO:
     return journal
 
 
-def _digest(text: str) -> str:
+def fragment_digest(text: str) -> str:
+    """Return the name of a fragment in the files of replies."""
     return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).hexdigest()
