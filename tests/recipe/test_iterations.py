@@ -22,6 +22,7 @@ from nemo_openmath.evaluation.metrics import ProblemScores
 from nemo_openmath.evaluation.stage import write_scores
 from nemo_openmath.launch.cluster import TEMPLATES
 from nemo_openmath.recipe import Recipe, load_recipe
+from nemo_openmath.recipe.launch_check.findings import Findings, Note
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.slurm import stage_infos
 
@@ -171,6 +172,11 @@ def test_a_loop_becomes_ordinary_stages(tmp_path: Path) -> None:
     assert recipe.stages["last"].gates == recipe.stages["best"].gates == ()
     line = RECIPE[: RECIPE.index("solved: {run")].count("\n") + 1
     assert (recipe.stages["solved-2"].origin.line, recipe.stages["solved-3"].origin.line) == (None, line)
+    assert recipe.loop is not None
+    findings = Findings(recipe.loop.body)
+    for stage in ("solved-1", "solved-2", "first"):
+        findings.add("time", Note(f"{stage}: slow"))
+    assert findings.notes == ["solved-1: slow", "first: slow"]
     infos = {info.name: info for info in stage_infos(recipe, tmp_path / "out")}
     assert infos["solved-2"].after == ("student-1", "decision-1")
 
@@ -234,6 +240,9 @@ def test_when_a_loop_ends(
     assert [row["iteration"] for row in loop["iterations"] if row["is_best"]] == [best]
     assert (loop["stop"] or {"iteration": None})["iteration"] == ended
     assert (loop["stop"] or {"reason": ""})["reason"].startswith(reason)
+    page = (output / "report.html").read_text()
+    assert f'<tr><th scope="row">{best}: {loop["best"]["model"]}</th>' in page
+    assert (f"Ended after iteration {ended} of at most 6: {reason}" if ended else "The last iteration (most).") in page
     model = "first" if best == 0 else f"student-{best}"
     assert (output / "best" / "weights").read_text() == f"{model}: weights"
     states = {s.name: str(s.state) for s in Run(load_recipe(file, more), output).status()}

@@ -41,7 +41,8 @@ CHECKS = (
 
 def check_launch(launch: PlannedLaunch) -> Findings:
     """Return what all checks find."""
-    findings = Findings()
+    loop = launch.recipe.loop
+    findings = Findings(loop.body if loop is not None else None)
     findings.run(CHECKS, launch)
     return findings
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -44,9 +45,15 @@ class Check:
 
 
 class Findings:
-    """What all checks found, by group."""
+    """What all checks found, by group.
 
-    def __init__(self) -> None:
+    ``written``: stage -> the name under which the file says it. What is found of a stage of a loop in one iteration is
+    not listed again of another.
+    """
+
+    def __init__(self, written: Mapping[str, str] | None = None) -> None:
+        self._written = written or {}
+        self._listed: set[tuple[int, str]] = set()
         self.wrong: dict[Group, list[str]] = {group: [] for group in get_args(Group)}
         self.defects: list[str] = []
         self.notes: list[str] = []
@@ -78,12 +85,14 @@ class Findings:
         return "1 thing is wrong" if self.num_wrong == 1 else f"{self.num_wrong or 'no'} things are wrong"
 
     def add(self, group: Group, finding: Finding) -> None:
-        """Add a finding, unless an equal one is there."""
+        """Add a finding, unless an equal one is there, or the same of another iteration."""
         if isinstance(finding, UserError):
             listed, text = self.wrong[group], str(finding)
         else:
             listed, text = (self.notes if isinstance(finding, Note) else self.unseen), finding.text
-        if text not in listed:
+        written = re.sub(r"[\w-]+", lambda word: self._written.get(word[0], word[0]), text)
+        if (key := (id(listed), written)) not in self._listed:
+            self._listed.add(key)
             listed.append(text)
 
     def run(self, checks: Sequence[Check], launch: PlannedLaunch) -> None:
