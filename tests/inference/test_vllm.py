@@ -1,7 +1,8 @@
 """Against a real vLLM server. Start one (a CPU will do) and say where it is and which folder it serves:
 
     python -m vllm.entrypoints.openai.api_server --model DIR --dtype float32 --enforce-eager --block-size 32 \\
-        --enable-prompt-tokens-details --max-num-batched-tokens 16384
+        --enable-prompt-tokens-details --max-num-batched-tokens 16384 \\
+        --enable-auto-tool-choice --tool-call-parser hermes
     OPENMATH_VLLM_URL=http://127.0.0.1:8000 OPENMATH_VLLM_MODEL=DIR pytest -m manual tests/inference/test_vllm.py
 
 On a CPU, vLLM 0.32 dies ("CPU Generator does not use offset") when a seeded request's prompt is computed in parts:
@@ -15,11 +16,14 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_openmath.chat import ChatTokenizer, Message
+from nemo_openmath.chat import ChatTokenizer, Kind, Message, load_template
 from nemo_openmath.core.engine import ContextOverflow, Finish, Request, Sampling
 from nemo_openmath.inference.embedded import EmbeddedEngine
 from nemo_openmath.inference.http.client import HTTPEngine
+from nemo_openmath.inference.rollout import RolloutSettings, roll_out
+from nemo_openmath.inference.rollout.formats import FORMATS
 from nemo_openmath.models.stop_tokens import end_ids
+from nemo_openmath.sandbox.local import LocalSandbox
 
 URL, MODEL = os.environ.get("OPENMATH_VLLM_URL"), os.environ.get("OPENMATH_VLLM_MODEL", "")
 GREEDY = Sampling(max_tokens=300, temperature=0)
@@ -112,6 +116,36 @@ async def test_a_chat_answer_is_that_of_the_same_prompt(engine):
         await engine.complete(Request(ids, GREEDY))
     ).text
     await chat.close()
+
+
+@pytest.mark.parametrize("tool_format", ["tags", "fences", "tool_calls"])
+async def test_solutions_with_code_over_turns(engine, tool_format):
+    """Each way of calling code: the conversation is taken in all its turns, and the record is one turn in tags."""
+    chat, tokenizer = HTTPEngine(URL, engine.model, tokenizer=engine.tokenizer, api="chat"), ChatTokenizer.load(MODEL)
+    assert (await chat.probe()).continues
+    settings = RolloutSettings(max_tokens=500, code_seconds=60.0, tool_format=tool_format)
+    template = load_template(FORMATS[tool_format].prompt)
+    async with LocalSandbox(spares=1) as sandbox:
+        outcomes = await asyncio.gather(*(
+            roll_out(
+                chat,
+                tokenizer,
+                template.messages(problem=problem, total_code_executions=3),
+                settings,
+                seed=number,
+                key=str(number),
+                sandbox=sandbox,
+                budget=3,
+            )
+            for number, problem in enumerate(PROBLEMS)
+        ))  # fmt: skip
+    await chat.close()
+    for out in outcomes:
+        assert out.finish in ("stop", "length", "budget", "invented", "repetition", "cut")
+        parts = [segment.kind for segment in out.transcript.segments()]
+        assert parts.count(Kind.OUTPUT) == parts.count(Kind.NOTICE) == out.cost.code_calls
+    if tool_format == "fences":
+        assert sum(out.cost.code_calls for out in outcomes) >= 4
 
 
 async def test_prefixes_are_reused_when_a_conversation_goes_on(engine):
