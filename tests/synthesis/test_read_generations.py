@@ -205,5 +205,5 @@ def test_the_recipe_goes_on_from_the_reference_s_folder(tmp_path: Path, grading:
     rows: list[SftRow] = run(MakeRows(RowsConfig()), "rows", generations=kept)
     assert {r.problem_source for r in rows} == {"aops"}
     assert len(rows) == 4
-    groups = run(Groups(GroupsConfig(sizes=(2, 2), groups=1)), "groups", problems=problems, generations=graded)
+    groups = run(Groups(GroupsConfig(sizes=(2, 2), groups=1, least=2)), "groups", problems=problems, generations=graded)
     assert sorted(sorted(group.correct) for group in groups) == [[False, True]] * 2
