@@ -52,10 +52,12 @@ class Template:
 
     @property
     def digest(self) -> str:
-        """A digest of the text. It goes into the ids of what the prompt generated: another prompt, another sample."""
+        """A digest of what is asked. It goes into the ids of what the prompt generated: another prompt, another sample.
+        Two files that list solutions in the same way are one prompt."""
         text = f"{self.system}\0{self.user}"
-        if (self.item, self.between) != (ITEM, BETWEEN):
-            text += f"\0{self.item}\0{self.between}"
+        if "solutions" in self.fields and (self.item, self.between) != (ITEM, BETWEEN):
+            probe = dict.fromkeys(self.fields, "\0") | {"solutions": self.listing(["\1", "\2", "\3"])}
+            text = "\0".join(f"{m.role}\0{m.content}" for m in self.messages(**probe))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def listing(self, solutions: Sequence[str]) -> str:
