@@ -1,4 +1,4 @@
-"""``openmath data``: look at token files and packs, check them."""
+"""``openmath data``: look at token files and packs, check them; the prompt that rows were written with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nemo_openmath.core.errors import UserError
 
 
 def add(groups: Any) -> None:
-    data = groups.add_parser("data", help="look at packed data, check it", description="Packed training data.")
+    data = groups.add_parser("data", help="look at training data, check it", description="Training data.")
     verbs = data.add_subparsers(title="verbs", metavar="VERB", required=True)
     stats = verb(
         verbs,
@@ -36,6 +36,18 @@ def add(groups: Any) -> None:
         interrupted=AGAIN,
     )
     verify.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="of a sft.pack or sft.tokenize stage")
+
+    prompt = verb(
+        verbs,
+        "prompt",
+        "recover the prompt that rows were written with, as a template file",
+        _prompt,
+        interrupted=AGAIN,
+    )
+    prompt.add_argument("rows", metavar="ROWS", help="file, folder, folder of a stage, or dataset of the Hub")
+    prompt.add_argument("--mode", choices=("cot", "tir", "genselect"), help="whose prompt, where rows are of several")
+    prompt.add_argument("--split", metavar="NAME", help="of a dataset, or of files that are named after splits")
+    prompt.add_argument("--output", type=Path, metavar="FILE", help="the template file; without it, it is printed")
 
 
 def _stats(options: argparse.Namespace) -> None:
@@ -64,3 +76,32 @@ def _verify(options: argparse.Namespace) -> None:
     for folder in options.folders:
         for line in verify(folder):
             print(line)
+
+
+def _prompt(options: argparse.Namespace) -> None:
+    import sys
+
+    from nemo_openmath.data.rows.questions import prompts_of, questions
+
+    prompts = prompts_of(
+        lambda counts: questions(options.rows, counts, mode=options.mode, split=options.split), options.mode
+    )
+    recovery, total = prompts.recovery, sum(prompts.reproduced) + prompts.others
+    if not recovery.prompts:
+        reasons = "; ".join(reason for reason, _ in recovery.reasons.most_common(2))
+        why = reasons or "one row alone tells no prompt" if recovery.rows == 1 else reasons or "no two are alike"
+        raise UserError(f"no prompt is common to its rows: {why}", file=options.rows, remedy="give rows with prompts")
+    for number, (prompt, count) in enumerate(zip(recovery.prompts, prompts.reproduced, strict=True), 1):
+        path = options.output
+        if path is not None:
+            path = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+            path.write_bytes(prompt.template.to_text().encode())
+        elif number == 1:
+            sys.stdout.write(prompt.template.to_text())
+        place = "" if path is None else f"{path}: "
+        note = f"{place}prompt {prompt.template.digest} reproduces {count:,} of {total:,} rows"
+        print(note, file=sys.stderr if options.output is None else sys.stdout)
+    if prompts.others:
+        print(f"{prompts.others:,} rows are of no prompt, such as {', '.join(prompts.examples)}", file=sys.stderr)
+    for reason, count in prompts.unusable.most_common():
+        print(f"{count:,} rows were not looked at: {reason}", file=sys.stderr)

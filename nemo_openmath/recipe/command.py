@@ -85,6 +85,8 @@ def report(run: Run, waited: float | None = None) -> None:
         console.print(line, soft_wrap=True, highlight=False)
     for sentence in view.left_out:
         console.print(f"[yellow]not shown:[/yellow] {escape(sentence)}", soft_wrap=True, highlight=False)
+    for sentence in view.prompts:
+        console.print(f"[yellow]prompt:[/yellow] {escape(sentence)}", soft_wrap=True, highlight=False)
     for sentence in view.standins:
         console.print(f"[yellow]stand-in:[/yellow] {escape(sentence)}", soft_wrap=True)
     if view.note:

@@ -22,6 +22,7 @@ from nemo_openmath.launch.run_files import read_run
 from nemo_openmath.launch.run_state import run_state
 from nemo_openmath.launch.view_graph import graph_svg
 from nemo_openmath.launch.view_status import status_nodes
+from nemo_openmath.recipe.prompt_match import prompt_notes
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.status import StageStatus, State
 
@@ -64,6 +65,7 @@ def run_view(run: Run, waited: float | None = None, only: Collection[str] | None
         standins=list(_standins(run)),
         competition=list(_competition(run, finished)),
         left_out=list(_left_out(statuses)),
+        prompts=list(prompt_notes(recipe, run.output, finished)),
         note=recipe.note,
         waited=waited,
         jobs=_jobs(run) if only is None else "",

@@ -41,6 +41,7 @@ from nemo_openmath.recipe.inputs import check_inputs
 from nemo_openmath.recipe.lock import nobody_at_work, partition_locks, planning_lock, run_lock
 from nemo_openmath.recipe.outcome import describe_outcome, describe_shard, made_nothing, make_manifest, refuse_failures
 from nemo_openmath.recipe.preflight import caught, check_output, preflight
+from nemo_openmath.recipe.prompt_match import prompt_notes
 from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.server_addresses import ServerAddress
 from nemo_openmath.recipe.services import RecipeServices
@@ -60,6 +61,7 @@ class Run:
         self.recipe = recipe
         self.output = output
         self._fingerprints = Fingerprints(recipe, output)
+        self._said: set[str] = set()
 
     async def execute(
         self,
@@ -83,6 +85,7 @@ class Run:
             if todo and selection.only is None:
                 what = f"{self.recipe.name} ({self.recipe.path}) in {self.output}"
                 log.info("%s: %d of %d stages to do", what, len(todo), len(names))
+            self._say_prompts(todo)
             services = RecipeServices(self.recipe, self.output, servers)
             try:
                 for number, name in enumerate(names, 1):
@@ -212,6 +215,7 @@ class Run:
             log.info("%s %s: %s", place, entry.name, _does(entry.stage))
             context = self._context(entry, services, selection, progress)
             check_inputs(entry, context.inputs, layouts=selection.only is None)
+            self._say_prompts([entry.name])  # rows that were read by now say on which prompt a model was trained
             with planning_lock(context):
                 if selection.shards > 1 and (status := self._status(entry.name)).state is State.FINISHED:
                     return
@@ -230,6 +234,13 @@ class Run:
                     return
                 manifest = self._finish(entry, fingerprint, inputs, context, spent())
             progress.log(describe_outcome(manifest))
+
+    def _say_prompts(self, names: Sequence[str]) -> None:
+        """Warn, once, where a model is asked with another prompt than it was trained on."""
+        for sentence in prompt_notes(self.recipe, self.output, names):
+            if sentence not in self._said:
+                self._said.add(sentence)
+                log.warning("%s", sentence)
 
     def _finish(
         self, entry: StageEntry, fingerprint: str, inputs: dict[str, str], context: StageContext, seconds: float

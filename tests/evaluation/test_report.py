@@ -121,7 +121,7 @@ def test_the_json_keeps_its_schema(run: RunView, report: Path) -> None:
     data = orjson.loads((report.parent / "report.json").read_bytes())
     assert set(data) == {
         "label", "standins", "results", "paired", "funnel", "drops", "seconds", "config", "versions", "seeds", "losses",
-        "competition", "states", "left_out", "note", "apart", "iterations", "economics",
+        "competition", "states", "left_out", "prompts", "note", "apart", "iterations", "economics",
     }  # fmt: skip
     fields = {"checkpoint", "mode", "metric", "k", "value", "low", "high", "problems"}
     assert all(set(row) == fields for row in data["results"])

@@ -35,7 +35,7 @@ from nemo_openmath.grading import extract_answer
 MODES = {str(mode): mode for mode in (Mode.COT, Mode.TIR, Mode.GENSELECT)}
 """What rows may be, by the name that stands in files."""
 _SIGN = r"<\|[^\s<|>]{1,40}\|?>"
-_TURN = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)<\|im_end\|>\n?", re.DOTALL)
+TURN = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)<\|im_end\|>\n?", re.DOTALL)
 # Chat formats: (how a prompt begins, how it opens the assistant's turn), as the families' templates write them.
 _FORMATS = [
     (re.compile(begin), re.compile(opened + r"(?:<think>\s*(?:</think>\s*)?)?\Z"))
@@ -48,7 +48,7 @@ _FORMATS = [
         (r"<｜User｜>|<｜begin▁of▁sentence｜>", r"<｜Assistant｜>\s*"),  # DeepSeek
         (r"<\|(?:user|system)\|>", r"<\|assistant\|>\s*"),  # Phi, Zephyr, Tulu, GLM
         (r"<\|start_of_role\|>", r"<\|start_of_role\|>assistant<\|end_of_role\|>\s*"),  # Granite
-        (r"<\|START_OF_TURN_TOKEN\|>", r"<\|CHATBOT_TOKEN\|>(?:<\|START_RESPONSE\|>)?\s*"),  # Command R
+        (r"<\|START_OFTURN_TOKEN\|>", r"<\|CHATBOT_TOKEN\|>(?:<\|START_RESPONSE\|>)?\s*"),  # Command R
         # Any other format whose signs look like these (gpt-oss, Llama 4, Kimi, Gemma 4),
         (rf"(?!<\|im_start\|>){_SIGN}", rf"(?:{_SIGN}(?:assistant|model)(?:{_SIGN})?|<\|[^\s<|>]*assistant\|>)\s*"),
     )
@@ -62,7 +62,7 @@ _FIRST = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<BOS_TOKEN>|<\|endofte
 _ENDS = (
     *("<|eot|>", "<|eom_id|>", "<|return|>", "<turn|>", "<|end_of_turn|>", "<|endofturn|>"),
     *("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "</s>", "<end_of_turn>", "<eos>", "<|end|>"),
-    *("<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>"),
+    *("<｜end▁of▁sentence｜>", "<|END_OFTURN_TOKEN|>"),
 )
 
 
@@ -108,7 +108,7 @@ class Formatter:
         raise Reject("unknown columns", ", ".join(sorted(row)))
 
     def _published(self, row: Mapping[str, Any]) -> tuple[SftRow, Transcript]:
-        problem, solution = _text(row, "problem"), _text(row, "generated_solution")
+        problem, solution = text_of(row, "problem"), text_of(row, "generated_solution")
         mode = self._mode(row, solution)
         if mode is Mode.GENSELECT:
             messages: tuple[Message, ...] = (Message("user", problem),)
@@ -122,16 +122,16 @@ class Formatter:
         return self._row(row, problem, mode, messages, solution, source=_label(row, "problem_source") or "")
 
     def _reference(self, row: Mapping[str, Any]) -> tuple[SftRow, Transcript]:
-        prompt, answer = _text(row, "input"), _text(row, "output")
-        messages = _messages_of(prompt)
+        prompt, answer = text_of(row, "input"), text_of(row, "output")
+        messages = messages_of(prompt)
         mode = self._mode(row, answer)
-        turns = [text for role, text in _TURN.findall(prompt) if role == "user"] if _is_rendered(messages) else []
+        turns = [text for role, text in TURN.findall(prompt) if role == "user"] if _is_rendered(messages) else []
         problem = _label(row, "problem") or (turns[-1] if turns else messages[-1].content)
         return self._row(row, problem, mode, messages, answer)
 
     def _mode(self, row: Mapping[str, Any], answer: str) -> Mode:
         """Return what the row says that it is, else what all rows are, else what its text shows. Raises Reject."""
-        name = row.get("inference_mode") or self.mode or _guess(answer)
+        name = row.get("inference_mode") or self.mode or guess_mode(answer)
         if not isinstance(name, str) or name not in MODES:
             raise Reject("unknown inference mode", str(name))
         return MODES[name]
@@ -159,7 +159,7 @@ class Formatter:
         return sft_row, transcript
 
 
-def _messages_of(prompt: str) -> tuple[Message, ...]:
+def messages_of(prompt: str) -> tuple[Message, ...]:
     """Return the user's turn, a rendered prompt, or turns; the module's docstring tells them apart. Raises Reject."""
     start = _FIRST.match(prompt)
     body = prompt[start.end() :] if start else prompt
@@ -169,7 +169,7 @@ def _messages_of(prompt: str) -> tuple[Message, ...]:
         return (Message(RENDERED if words else "user", prompt),)
     if any(begin.match(body) and opened.search(body) for begin, opened in _FORMATS):
         return (Message(RENDERED, prompt),)
-    if (turns := _TURN.findall(body)) and not _TURN.sub("", body).strip():
+    if (turns := TURN.findall(body)) and not TURN.sub("", body).strip():
         return tuple(Message(role, text) for role, text in turns)
     raise Reject("input begins like a rendered prompt and opens no turn of the assistant", prompt[:200])
 
@@ -202,7 +202,7 @@ def own_row(value: dict[str, Any]) -> tuple[SftRow, Transcript]:
     return row, transcript
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
+def text_of(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
     if value is None or (isinstance(value, str) and not value.strip()):
         raise Reject(f"no {column}")
@@ -229,7 +229,7 @@ def _unicode(text: str, column: str) -> str:
     return text
 
 
-def _guess(answer: str) -> Mode:
+def guess_mode(answer: str) -> Mode:
     """Return the mode that a row's own text shows: code was run, a judgment was given, or neither."""
     if CODE_START in answer:
         return Mode.TIR

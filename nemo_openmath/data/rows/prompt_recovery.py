@@ -4,7 +4,7 @@
                         You get 5 answers ... Problem: Find all primes ... ... Solution 0: ... Solution 4: ... Choose.
     template            You get {num_solutions} answers ... Problem: {problem} ... {solutions} Choose.
 
-1. In a question of GenSelect the solutions are found by their numbers: lines that begin alike and count 0, 1, 2, ...
+1. In a question of GenSelect the solutions are digits by their numbers: lines that begin alike and count 0, 1, 2, ...
    They also say how many there are, so that the numbers of the prompt that depend on it are known.
 2. What all questions begin with and what they end with is the prompt; what differs in front of the solutions is the
    problem. Where words or a full stop are common at the edge of a place by chance, they are left to the place.
@@ -44,7 +44,7 @@ class NoPrompt(Exception):
 
 
 @dataclass(frozen=True)
-class Question:
+class RowQuestion:
     """The question of a row: its system turn and its user turn. ``budget``: the executions of code that it states."""
 
     user: str
@@ -84,7 +84,7 @@ class Recovery:
     reasons: Counter[str] = field(default_factory=Counter)
 
 
-def recover(questions: Sequence[Question], name: str, seed: int = 0) -> Recovery:
+def recover(questions: Sequence[RowQuestion], name: str, seed: int = 0) -> Recovery:
     """Return the prompts ``name`` (cot, tir or genselect) that rows were asked with."""
     recovery = Recovery(rows=len(questions))
     for system in sorted({q.system for q in questions}, key=str):
@@ -101,12 +101,12 @@ def recover(questions: Sequence[Question], name: str, seed: int = 0) -> Recovery
     return recovery
 
 
-def reproduces(template: Template, question: Question) -> bool:
+def reproduces(template: Template, question: RowQuestion) -> bool:
     """Return whether the template, filled in, is the question, byte for byte."""
     return values_of(template, question) is not None
 
 
-def values_of(template: Template, question: Question) -> Mapping[str, object] | None:
+def values_of(template: Template, question: RowQuestion) -> Mapping[str, object] | None:
     """Return the values with which the template is the question; None where there are none."""
     if template.system != question.system:
         return None
@@ -129,10 +129,10 @@ def values_of(template: Template, question: Question) -> Mapping[str, object] | 
 
 
 def _best_of_several(
-    rows: list[Question], name: str, rng: random.Random, reasons: Counter[str]
-) -> tuple[Template, list[Question]] | None:
+    rows: list[RowQuestion], name: str, rng: random.Random, reasons: Counter[str]
+) -> tuple[Template, list[RowQuestion]] | None:
     """Return the template that reproduces the most rows, and these, of several that are learnt from a few rows each."""
-    best: tuple[Template, list[Question]] | None = None
+    best: tuple[Template, list[RowQuestion]] | None = None
     for _ in range(_ATTEMPTS if len(rows) > 1 else 0):
         try:
             template = learn(_few_alike(rows, rng), name)
@@ -156,8 +156,8 @@ def _best_of_several(
     return best
 
 
-def _is_plain(template: Template, question: Question) -> bool:
-    """Return whether the solutions of a question can be found by their numbers: neither problem nor solutions count in
+def _is_plain(template: Template, question: RowQuestion) -> bool:
+    """Return whether the solutions of a question can be digits by their numbers: neither problem nor solutions count in
     the same way."""
     values = values_of(template, question)
     if values is None or "solutions" not in values:
@@ -168,7 +168,7 @@ def _is_plain(template: Template, question: Question) -> bool:
     return any(len(chain) == values["num_solutions"] for chain in chains)
 
 
-def _few_alike(rows: list[Question], rng: random.Random) -> list[Question]:
+def _few_alike(rows: list[RowQuestion], rng: random.Random) -> list[RowQuestion]:
     """Return a few rows that begin or end as one of them does, with different numbers of solutions where they have."""
     first = rng.choice(rows)
     ends = _ends(first)
@@ -177,14 +177,14 @@ def _few_alike(rows: list[Question], rng: random.Random) -> list[Question]:
     return [first, *rng.sample(others, min(_FEW - 1, len(others)))]
 
 
-def _ends(question: Question) -> tuple[str, str]:
+def _ends(question: RowQuestion) -> tuple[str, str]:
     return _NUMBER.sub("0", question.user[:_EDGE]), _NUMBER.sub("0", question.user[-_EDGE:])
 
 
 # -- learning ----------------------------------------------------------------------------------------------------------
 
 
-def learn(rows: Sequence[Question], name: str) -> Template:
+def learn(rows: Sequence[RowQuestion], name: str) -> Template:
     """Return what the questions of all rows have in common as a template ``name``. Raises NoPrompt."""
     template = _learn_selection(rows) if name == "genselect" else _learn_solution(rows, name)
     literal = _PLACE.sub("", template.user)
@@ -202,7 +202,7 @@ def learn(rows: Sequence[Question], name: str) -> Template:
 _PLACE = re.compile(r"\{(?:" + "|".join({field for fields in FIELDS.values() for field in fields}) + r")\}")
 
 
-def _learn_solution(rows: Sequence[Question], name: str) -> Template:
+def _learn_solution(rows: Sequence[RowQuestion], name: str) -> Template:
     numbers = {}
     if name == "tir":
         if any(q.budget is None for q in rows):
@@ -212,7 +212,7 @@ def _learn_solution(rows: Sequence[Question], name: str) -> Template:
     return Template(name, f"{before}{{problem}}{after}", rows[0].system, FIELDS[name])
 
 
-def _learn_selection(rows: Sequence[Question]) -> Template:
+def _learn_selection(rows: Sequence[RowQuestion]) -> Template:
     error = NoPrompt("the solutions of the questions are not numbered 0, 1, 2, ... at the beginning of lines")
     for key in _headings_of(rows)[:3]:
         try:
@@ -222,7 +222,7 @@ def _learn_selection(rows: Sequence[Question]) -> Template:
     raise error
 
 
-def _learn_listing(rows: Sequence[Question], key: tuple[str, str]) -> Template:
+def _learn_listing(rows: Sequence[RowQuestion], key: tuple[str, str]) -> Template:
     """Return the template where the solutions begin with numbers between what ``key`` says."""
     chains = [q.headings[key] for q in rows]
     numbers = {"num_solutions": [len(c) for c in chains], "max_idx": [len(c) - 1 for c in chains]}
@@ -248,7 +248,7 @@ def _learn_listing(rows: Sequence[Question], key: tuple[str, str]) -> Template:
     return Template("genselect", user, rows[0].system, FIELDS["genselect"], item, between)
 
 
-def _headings_of(rows: Sequence[Question]) -> list[tuple[str, str]]:
+def _headings_of(rows: Sequence[RowQuestion]) -> list[tuple[str, str]]:
     """Return what may stand before and behind the numbers of solutions: of the lines that count, those of all rows.
 
     Lines inside of solutions may count, too. Those of the prompt agree with the numbers that it states, and their
@@ -264,7 +264,7 @@ def _headings_of(rows: Sequence[Question]) -> list[tuple[str, str]]:
     return sorted(keys, key=rank, reverse=True)
 
 
-def _states(question: Question, count: int) -> bool:
+def _states(question: RowQuestion, count: int) -> bool:
     words = set(_NUMBER.findall(question.user[:2000]) + _NUMBER.findall(question.user[-2000:]))
     return bool({str(count), str(count - 1)} & words)
 
@@ -353,8 +353,8 @@ def _common(texts: Sequence[str], numbers: Mapping[str, Sequence[int]], *, forwa
                 return
             char = text[place] if forward else text[place - 1]
             if char.isdecimal() and char.isascii():
-                found = number.match(text, place) if forward else number.search(text, max(0, place - 30), place)
-                char = found.group() if found else char
+                digits = number.match(text, place) if forward else number.search(text, max(0, place - 30), place)
+                char = digits.group() if digits else char
             parts.append(char)
         if len(set(parts)) == 1:
             for name, values in numbers.items():

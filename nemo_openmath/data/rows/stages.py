@@ -13,22 +13,29 @@ import importlib.util
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Literal, Self
 
 import orjson
 
-from nemo_openmath.chat import load_template
+from nemo_openmath.chat import Transcript, load_template
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.errors import MissingExtra, UserError
 from nemo_openmath.core.records import Drop, Mode, RecordWriter, SftRow, unit_key
+from nemo_openmath.core.records.encoding import parse_record
 from nemo_openmath.core.records.readers import BrokenRows, data_files, row_at
+from nemo_openmath.core.records.store import partition_files
 from nemo_openmath.core.stage import RUNTIME, Result, Stage, StageContext, UnitStage
 from nemo_openmath.data.rows.conversion import THINKING_COUNTS, BlockConverter, ConvertedBlock, unit_of
 from nemo_openmath.data.rows.formatting import MODES
+from nemo_openmath.data.rows.prompt_recovery import SAMPLE, RowQuestion, recover
 from nemo_openmath.data.rows.selection import Choice, FormatRules
 from nemo_openmath.data.rows.sources import Block, Place, Share, files_of_split, read_blocks
 from nemo_openmath.data.workers import cores, ordered
+
+RECOVERED = "genselect_rows_of_prompt_"
+"""How the name of a metric begins that counts the rows of a prompt; its digest follows."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,8 @@ class ReadRows(Stage[ReadConfig]):
         if alone or not skip:  # no job of an array knows whether all rows of all jobs are broken
             broken.refuse()
         _report(context, counts.total)
+        if mode_of(self.config.mode, self.config.split) in (None, Mode.GENSELECT):
+            note_prompts(context)
 
     def _converted(
         self, context: StageContext, sources: list[str | Path], done: UnitCounts
@@ -127,7 +136,7 @@ class ReadRows(Stage[ReadConfig]):
         """Yield the blocks of this job's share of each source in their order, each converted by a worker, but those
         that are done."""
         split, share = self.config.split, Share(context.shard, context.shards)
-        mode = self.config.mode or (split if split in MODES else None)
+        mode = mode_of(self.config.mode, split)
         blocks: Iterator[tuple[int, Block]] = (
             (number, block)
             for number, source in enumerate(sources)
@@ -179,6 +188,34 @@ class UnitCounts:
         if unit not in self:
             self._units.add(unit_key(unit))
             self.total.update(counts)
+
+
+def mode_of(mode: str | None, split: str | None) -> str | None:
+    """Return what rows are that do not say so themselves; None where nothing says it."""
+    return mode or (split if split in MODES else None)
+
+
+def note_prompts(context: StageContext) -> None:
+    """Count, among the metrics, the rows of GenSelect that each prompt reproduces, of the first few: a
+    model that is trained on them is to be asked with the same prompt."""
+    sample: list[RowQuestion] = []
+    file = partition_files(context.output, context.shard, context.shards)["part"]
+    with file.open("rb") as lines:
+        selections = ((row, line) for row, line in enumerate(lines, 1) if b'"mode":"genselect"' in line)
+        for row, line in islice(selections, SAMPLE):
+            messages = Transcript.from_json(parse_record(line, SftRow, file, row).transcript, ids=False).messages
+            users = [m.content for m in messages if m.role == "user"]
+            systems = [m.content for m in messages if m.role == "system"]
+            if len(users) == 1 and len(users) + len(systems) == len(messages) and len(systems) < 2:
+                sample.append(RowQuestion(users[0], systems[0] if systems else None))
+    if not sample:
+        return
+    recovery = recover(sample, Mode.GENSELECT)
+    context.metrics["genselect_rows_looked_at"] = len(sample)
+    for prompt in recovery.prompts:
+        context.metrics[f"{RECOVERED}{prompt.template.digest}"] = prompt.rows
+        rows = f"{prompt.rows} of {len(sample)} genselect rows"
+        context.progress.log(f"{rows} were written with the prompt {prompt.template.digest} (openmath data prompt)")
 
 
 def _report(context: StageContext, counts: Counter[str]) -> None:

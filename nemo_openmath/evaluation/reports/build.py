@@ -40,6 +40,7 @@ def report_json(run: RunView, curves: Mapping[str, TrainingCurves]) -> dict[str,
     - ``drops``: stage -> reason -> count
     - ``states``, ``seconds``: by stage
     - ``left_out``: sentences about stages that are not as the recipe asks; their numbers are in none of the tables
+    - ``prompts``: sentences about models that were asked with another prompt than they were trained on
     - ``standins``: sentences about what stands in for the real thing
     - ``config``: dotted key -> value, origin
     - ``versions``, ``seeds``: by name
@@ -65,6 +66,7 @@ def report_json(run: RunView, curves: Mapping[str, TrainingCurves]) -> dict[str,
         "competition": [dict(row) for row in run.competition],
         "states": {stage.name: stage.state for stage in run.stages},
         "left_out": list(run.left_out),
+        "prompts": list(run.prompts),
         "note": run.note,
         "drops": {stage.name: dict(stage.drops) for stage in run.stages if stage.drops and stage.current},
         "seconds": {stage.name: stage.seconds for stage in run.stages if stage.manifest},

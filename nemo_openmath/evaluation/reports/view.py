@@ -143,6 +143,8 @@ class RunView:
     """A row for each competition: stage, model, problems, answered, right, value, low, high, seconds."""
     left_out: Sequence[str] = ()
     """Sentences that name stages whose numbers are not those of the recipe as it is now, and why."""
+    prompts: Sequence[str] = ()
+    """Sentences about models that were asked with another prompt than they were trained on."""
     note: str = ""
     """The recipe's own sentence about its results."""
     waited: float | None = None

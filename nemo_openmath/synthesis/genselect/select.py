@@ -104,7 +104,7 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
     def __init__(self, config: GenSelectConfig):
         super().__init__(config)
         self.concurrency = config.concurrency
-        self._template = load_template("genselect", config.prompt)
+        self.template = load_template("genselect", config.prompt)
 
     def engines(self) -> tuple[str, ...]:
         return (self.config.engine,)
@@ -119,7 +119,7 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
         for group in context.read("groups", Group):
             for sample in range(self.config.samples):
                 key = Generation.make_id(
-                    group.id, Mode.GENSELECT, self._engine.model, self._template.digest, shape, context.seed, sample
+                    group.id, Mode.GENSELECT, self._engine.model, self.template.digest, shape, context.seed, sample
                 )
                 rounds[group.problem_id] = rounds.get(group.problem_id, -1) + 1
                 yield key, (group, rounds[group.problem_id])
@@ -164,7 +164,7 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
         return Result([generation.with_(extra=generation.extra | {"untried": str(error)})])
 
     def _messages(self, group: Group) -> tuple[Message, ...]:
-        return comparison_messages(self._template, group.problem, group.summaries)
+        return comparison_messages(self.template, group.problem, group.summaries)
 
     def _generation(self, group: Group, turn: int, seed: int, outcome: Outcome, judgment: Judgment) -> Generation:
         transcript = outcome.transcript if self._keep_ids else outcome.transcript.without_ids()
@@ -180,10 +180,10 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
             group.k,
             turn,
             group.mode,
-            self._template.digest,
+            self.template.digest,
         )
         return Generation(
-            id=Generation.make_id(group.id, Mode.GENSELECT, self._engine.model, self._template.digest, {}, seed, turn),
+            id=Generation.make_id(group.id, Mode.GENSELECT, self._engine.model, self.template.digest, {}, seed, turn),
             parents=(group.id, *group.members),
             problem_id=group.problem_id,
             mode=Mode.GENSELECT,
