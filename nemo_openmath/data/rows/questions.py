@@ -15,12 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from nemo_openmath.chat import RENDERED, Message, Transcript
 from nemo_openmath.chat.blocks import budget_of
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Mode, read_manifest, read_records
+from nemo_openmath.core.records.encoding import record_type
+from nemo_openmath.core.records.store import record_lines
 from nemo_openmath.core.records.types import Generation, SftRow
-from nemo_openmath.data.records.stored import RecordFolder
 from nemo_openmath.data.rows.formatting import MODES, TURN, Reject, guess_mode, messages_of, own_row, text_of
 from nemo_openmath.data.rows.prompt_recovery import SAMPLE, Recovery, RowQuestion, recover, reproduces
 from nemo_openmath.data.rows.sources import read_source
@@ -86,7 +89,8 @@ def questions(source: str | Path, counts: Counter[str], *, mode: str | None = No
 
 
 def _questions_of_stage(folder: Path, counts: Counter[str]) -> Places:
-    kind = RecordFolder(folder).kind
+    line = next((line for _, _, line in record_lines([folder])), b"{}")
+    kind = record_type(orjson.loads(line))
     if kind not in (SftRow, Generation):
         raise UserError(f"holds records of type {kind.__name__ if kind else 'none'}, not rows", file=folder)
     for record in read_records(folder, kind):
