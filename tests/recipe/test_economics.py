@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +124,7 @@ def test_a_run_that_goes_on_is_counted_as_far_as_it_is(run: Path) -> None:
     economics = measure(_with_recipe_of(run))
     a = economics.models[0]
     assert (a.model, a.samples, a.accepted) == ("a", 3, 3)
+    assert (economics.spent[0].wanted, economics.spent[0].kept_all) == (3, False), "as the recipe says"
     assert economics.notes[0].startswith("13 samples (1,300 tokens) wait for a filter")
     (run / "problems/part-00000-of-00001.jsonl").write_bytes(b"{broken\n")
     assert "not counted" in measure(_with_recipe_of(run)).notes[0]
@@ -132,10 +134,8 @@ def _with_recipe_of(run: Path) -> RunStages:
     """The stages, with what a recipe would say of the unfinished one."""
     stages = RunStages(run)
     graded = StageInput("a_graded", run / "a_graded")
-    stages.stages = [
-        replace(stage, kind="solutions.filter", inputs=(graded,)) if stage.name == "a_kept" else stage
-        for stage in stages
-    ]
+    told: dict[str, Any] = {"kind": "solutions.filter", "inputs": (graded,), "asked": {"per_problem": 3}}
+    stages.stages = [replace(stage, **told) if stage.name == "a_kept" else stage for stage in stages]
     return stages
 
 

@@ -11,7 +11,7 @@ gone through part by part.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -92,7 +92,7 @@ def _readers(stages: RunStages, stage: RunStage) -> list[RunStage]:
     return out
 
 
-def _quota(settings: dict[str, Any]) -> int:
+def _quota(settings: Mapping[str, Any]) -> int:
     return max(int(settings.get("per_problem") or 0), int(settings.get("easy_per_problem") or 0))
 
 

@@ -87,8 +87,11 @@ def _more(counts: Counts, used: list[SampleStage]) -> Iterator[Suggestion]:
 
 
 def _models(counts: Counts) -> Iterator[Suggestion]:
-    """Which model, or mode, gives more accepted samples for its tokens on the same problems."""
-    pairs = {key: pair for key, pair in counts.pairs.items() if _enough(pair)}
+    """Which model, or mode, gives more accepted samples for its tokens on the same problems.
+
+    Not by pass rate: it may be measured by samples of one of the two, which then chose the problems where it had luck.
+    """
+    pairs = {key: pair for key, pair in counts.pairs.items() if key[2][0] != "pass rate" and _enough(pair)}
     for (first, second, of), pair in pairs.items():
         interval = pair.interval(len(pairs))
         if interval is None or interval[0] <= 1 <= interval[1]:

@@ -7,8 +7,8 @@ alone. Inputs that lie in the folder of another run are followed there, by its m
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class RunStage:
     inputs: tuple[StageInput, ...]
     own: bool = True
     """Whether it lies in the run's own folder."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """The settings that the recipe has for it."""
 
     @property
     def begun(self) -> bool:
@@ -56,9 +58,9 @@ class RunStage:
         return self.folder.is_dir()
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The settings that it was made with; none where it has not finished."""
-        return self.manifest.config if self.manifest is not None else {}
+    def settings(self) -> Mapping[str, Any]:
+        """The settings that it was made with; where it has not finished, those of the recipe."""
+        return self.manifest.config if self.manifest is not None else self.asked
 
     def reads(self, stage: RunStage) -> bool:
         """Return whether another stage is an input of this one."""
@@ -129,7 +131,8 @@ class RunStages:
             inputs = tuple(_written(self._recipe, entry, self.output))
         else:
             inputs = _inputs(manifest, folder, entry)
-        return RunStage(name, folder, kind, manifest, inputs)
+        asked = entry.stage.settings() if entry is not None else {}
+        return RunStage(name, folder, kind, manifest, inputs, asked=asked)
 
 
 def has_unfinished(output: Path) -> bool:
