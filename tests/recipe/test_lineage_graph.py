@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from nemo_openmath.core.records import Mode, SftRow
 from nemo_openmath.launch.view_graph import Node, graph_svg
+from nemo_openmath.recipe.economics.measure import measure
 from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.lineage.graph import LineageGraph, lineage_graph
 from nemo_openmath.recipe.lineage.run_stages import RunStages
+from nemo_openmath.recipe.lineage.trace import trace
 from nemo_openmath.recipe.runner import Run
 from tests.conftest import SmokeRun
+from tests.support.runs import solution, write_stage
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +51,22 @@ def test_the_iterations_of_a_loop_are_lanes(tmp_path: Path) -> None:
     types = {node["name"]: node["type"] for node in data["nodes"]}
     assert (types["teacher"], types["examples/base"], types["student-1"]) == ("teacher", "file", "model")
     assert {"from": "student-1", "to": "tir-2", "port": "engine", "records": None} in data["edges"]
+
+
+def test_inputs_in_the_folder_of_another_run_are_followed(tmp_path: Path) -> None:
+    made = [solution("problem-1", k) for k in range(3)]
+    other, run = tmp_path / "other", tmp_path / "run"
+    write_stage(other, "tir", "rollout.generate", made)
+    write_stage(other, "tir_kept", "solutions.filter", made[:2], reads=["tir"], drops={made[2].id: "wrong answer"})
+    row = SftRow.make(made[0], problem_id="problem-1", mode=Mode.TIR, transcript=made[0].transcript)
+    write_stage(run, "rows", "solutions.rows", [row], reads=["../other/tir_kept"])
+    write_stage(run, "alone", "rollout.generate", made)
+    stages = RunStages(run)
+    assert [stage.name for stage in stages] == ["alone", "other/tir", "other/tir_kept", "rows"]
+    (first, generation, _) = trace(stages, row.id).records
+    assert [version.stage.name for version in generation.versions] == ["alone", "other/tir", "other/tir_kept"]
+    assert first.parents[0] == generation.id
+    assert not measure(stages).models, "what another run kept is not counted as of this one"
 
 
 def test_lanes_stand_below_each_other() -> None:

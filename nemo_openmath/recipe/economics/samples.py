@@ -70,7 +70,7 @@ def sample_stages(stages: RunStages) -> Iterator[SampleStage]:
         if stage.kind == GENERATE and stage.begun:
             readers = _readers(stages, stage)
             filters = [reader for reader in readers if reader.kind in FILTERS and reader.begun]
-            if filters:
+            if any(reader.own for reader in filters):  # what another run made and kept is none of this one's
                 folders = {reader.folder for reader in filters}
                 inner = {f.folder for f in filters if any(r.folder in folders for r in _readers(stages, f))}
                 quotas = [quota for reader in filters if (quota := _quota(reader.settings))]

@@ -41,7 +41,7 @@ class RunStage:
     """A stage as it lies on disk."""
 
     name: str
-    """Of a stage in the folder of another run, its path."""
+    """Of a stage in the folder of another run, that folder and its name."""
     folder: Path
     kind: str
     """Empty where the stage has not finished and no recipe says it."""
@@ -86,7 +86,7 @@ class RunStages:
         while todo:
             for source in todo.pop().inputs:
                 if source.path is not None and source.path not in stages and _is_stage(source.path):
-                    stages[source.path] = _foreign(source.path)
+                    stages[source.path] = _foreign(source.path, {stage.name for stage in stages.values()})
                     todo.append(stages[source.path])
         self.stages: list[RunStage] = list(_sorted(stages.values()))
         self._by_folder = {stage.folder: stage for stage in self.stages}
@@ -155,10 +155,12 @@ def _manifest(folder: Path) -> Manifest | None:
     return None
 
 
-def _foreign(folder: Path) -> RunStage:
+def _foreign(folder: Path, taken: set[str]) -> RunStage:
     manifest = _manifest(folder)
     kind = manifest.stage if manifest is not None else ""
-    return RunStage(str(folder), folder, kind, manifest, _inputs(manifest, folder, None), own=False)
+    short = f"{folder.parent.name}/{folder.name}"
+    name = str(folder) if short in taken else short
+    return RunStage(name, folder, kind, manifest, _inputs(manifest, folder, None), own=False)
 
 
 def _inputs(manifest: Manifest | None, folder: Path, entry: StageEntry | None) -> tuple[StageInput, ...]:
