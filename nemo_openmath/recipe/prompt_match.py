@@ -17,6 +17,7 @@ from nemo_openmath.data.rows.stages import RECOVERED, ReadRows, SelectRows, mode
 from nemo_openmath.inference.rollout.stage import Generate
 from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.synthesis.genselect.select import GenSelect
+from nemo_openmath.synthesis.genselect.tournament import Tournament
 
 
 @dataclass(slots=True)
@@ -38,7 +39,7 @@ def trained_prompts(recipe: Recipe, output: Path, model: str) -> TrainedPrompts:
     while waiting:
         entry = recipe.stages[waiting.pop()]
         stage = entry.stage
-        if isinstance(stage, GenSelect):
+        if isinstance(stage, GenSelect | Tournament):
             trained.digests.setdefault(stage.template.digest, entry.name)
             continue
         if isinstance(stage, ReadRows):
@@ -63,7 +64,9 @@ def prompt_notes(recipe: Recipe, output: Path, names: Iterable[str]) -> Iterator
     trained on, or where that is not known. A stage that makes training data asks whom it likes."""
     for name in names:
         stage = recipe.stages[name].stage
-        if not isinstance(stage, GenSelect) or stage.config.keep_correct or stage.config.engine == "teacher":
+        if not isinstance(stage, GenSelect | Tournament) or stage.config.engine == "teacher":
+            continue
+        if isinstance(stage, GenSelect) and stage.config.keep_correct:
             continue
         model, asked = stage.config.engine, stage.template.digest
         trained = trained_prompts(recipe, output, model) if model in recipe.stages else TrainedPrompts()

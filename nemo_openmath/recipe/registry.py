@@ -16,6 +16,7 @@ from nemo_openmath.synthesis.answers.stages import AnswerVotes, CalibratedAnswer
 from nemo_openmath.synthesis.genselect.groups import Groups
 from nemo_openmath.synthesis.genselect.select import GenSelect
 from nemo_openmath.synthesis.genselect.targets import Targets
+from nemo_openmath.synthesis.genselect.tournament import Tournament
 from nemo_openmath.synthesis.judge.stage import JudgeAnswers
 from nemo_openmath.synthesis.problems.answers import ExtractAnswers
 from nemo_openmath.synthesis.problems.classify import Classify
@@ -63,6 +64,7 @@ STAGES: tuple[type[Stage], ...] = (
     Groups,
     GenSelect,
     Targets,
+    Tournament,
     # training data and training (5.1)
     MakeRows,
     ReadRows,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,10 @@ def _questions_of_stage(folder: Path, counts: Counter[str]) -> Places:
         assert isinstance(record, SftRow | Generation)
         transcript = Transcript.from_json(record.transcript, ids=False)
         try:
-            yield f"{folder.name} {record.id}", record.mode, _question(transcript.messages, transcript.text)
+            question = _question(transcript.messages, transcript.text)
+            if isinstance(record, Generation) and record.budget is not None:
+                question = replace(question, budget=record.budget)
+            yield f"{folder.name} {record.id}", record.mode, question
         except Reject as error:
             counts[error.reason] += 1
 

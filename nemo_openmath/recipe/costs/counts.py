@@ -12,6 +12,7 @@ from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.synthesis.genselect.groups import Groups
 from nemo_openmath.synthesis.genselect.select import GenSelect
+from nemo_openmath.synthesis.genselect.tournament import Tournament
 
 # The inputs whose records a stage goes through, the first that it has; what else it reads it looks things up in.
 # Of these stages the problems are what they leave.
@@ -107,6 +108,8 @@ def _left(entry: StageEntry, read: float | None, problems: float | None, assumpt
         return solved * mean * kept
     if isinstance(entry.stage, Groups):
         return read * config.groups * kept
+    if isinstance(entry.stage, Tournament):
+        return read * config.repeats * kept
     if isinstance(entry.stage, GenSelect):
         return read * config.samples * kept
     return read * kept

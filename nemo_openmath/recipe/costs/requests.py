@@ -14,6 +14,7 @@ from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.synthesis.genselect.groups import Groups
 from nemo_openmath.synthesis.genselect.select import GenSelect
 from nemo_openmath.synthesis.genselect.targets import Targets
+from nemo_openmath.synthesis.genselect.tournament import Tournament
 from nemo_openmath.synthesis.judge.stage import JudgeAnswers
 from nemo_openmath.synthesis.problems.decontaminate import Decontaminate
 from nemo_openmath.synthesis.solutions.novelty import Novelty
@@ -77,6 +78,10 @@ def stage_requests(
         prompts = numbers.read * (1.0 if asked is None else asked)
         answers = prompts * stage.config.candidates
         prompt = prompt or PROMPT_TOKENS + assumptions.solution_tokens
+    elif isinstance(stage, Tournament):
+        matches = -(-stage.config.candidates // stage.config.size)
+        prompts = answers = (numbers.problems or 0.0) * stage.config.repeats * (matches + (matches > 1))
+        prompt = prompt or PROMPT_TOKENS + SUMMARY_TOKENS * min(stage.config.candidates, stage.config.size)
     elif isinstance(stage, Targets):
         prompts = numbers.read
         answers = prompts * stage.config.candidates
@@ -110,7 +115,7 @@ def answer_tokens(entry: StageEntry, assumptions: CostAssumptions) -> float:
     if (given := assumptions.tokens.get(entry.name)) is not None:
         return given
     stage = entry.stage
-    if isinstance(stage, Generate | GenSelect):
+    if isinstance(stage, Generate | GenSelect | Tournament):
         return min(assumptions.solution_tokens, stage.config.max_tokens / 2)
     if isinstance(stage, Compete):
         return min(assumptions.solution_tokens, stage.config.solver.rollout.max_tokens / 2)

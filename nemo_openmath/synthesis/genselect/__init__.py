@@ -3,5 +3,6 @@
 candidates.py   what may stand in a group, and how its text is cut
 groups.py       groups of candidates
 select.py       the question to the model, and the generation that holds its choice
+tournament.py   one of more solutions than a comparison holds
 targets.py      what is trained on: a new summary of each comparison
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -85,12 +85,8 @@ class Groups(UnitStage[GroupsConfig, tuple[Problem, Solved]]):
             if generation.mode in (self.config.modes or (Mode.COT, Mode.TIR)):
                 solutions[generation.problem_id].append(generation)
                 modes.add(generation.mode)
-        if not self.config.mixed and len(modes) > 1:
-            raise UserError(
-                f"{context.name}: the solutions are of several modes ({', '.join(sorted(modes))}), and selections of "
-                "both would be one number",
-                remedy="write modes: [tir], and have a stage of its own for each other mode",
-            )
+        if not self.config.mixed:
+            refuse_several(context, modes)
         for problem in context.read("problems", Problem):
             yield problem.id, (problem, Solved.of(solutions[problem.id]))
 
@@ -180,6 +176,16 @@ class Groups(UnitStage[GroupsConfig, tuple[Problem, Solved]]):
             answers=tuple(c.generation.predicted_answer for c in members),
             correct=tuple(c.generation.correct for c in members),
             expected_answer=problem.expected_answer,
+        )
+
+
+def refuse_several(context: StageContext, modes: Collection[Mode]) -> None:
+    """Raise UserError where the solutions that a stage is to select among are of several modes."""
+    if len(modes) > 1:
+        raise UserError(
+            f"{context.name}: the solutions are of several modes ({', '.join(sorted(modes))}), and selections of both "
+            "would be one number",
+            remedy="write modes: [tir], and have a stage of its own for each other mode",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from nemo_openmath.chat import Message, Template, Transcript, load_template
 from nemo_openmath.chat.blocks import judgment_of
@@ -38,6 +39,22 @@ class Judgment:
         if index is None:
             return cls(None, UNREADABLE)
         return cls(index) if index < candidates else cls(None, OUT_OF_RANGE)
+
+
+class Verdicts(NamedTuple):
+    """The verdict of a selection, and its reason."""
+
+    verdict: Verdict
+    reason: str
+
+    @classmethod
+    def of(cls, finish: Finish, correct: bool | None, nothing: str) -> Verdicts:
+        """Return the verdict of what was chosen. ``correct``: None where nothing was, and ``nothing`` says why."""
+        if finish in UNTRIED:
+            return cls(Verdict.UNKNOWN, NOT_TRIED)
+        if correct is None:
+            return cls(Verdict.NOT_EQUAL, nothing)
+        return cls(Verdict.EQUAL if correct else Verdict.NOT_EQUAL, "of the chosen candidate")
 
 
 def comparison_messages(template: Template, problem: str, solutions: Sequence[str]) -> tuple[Message, ...]:
@@ -169,11 +186,8 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
     def _generation(self, group: Group, turn: int, seed: int, outcome: Outcome, judgment: Judgment) -> Generation:
         transcript = outcome.transcript if self._keep_ids else outcome.transcript.without_ids()
         chosen = judgment.chosen
-        verdict, reason = Verdict.NOT_EQUAL, judgment.reason or "no candidate"
-        if outcome.finish in UNTRIED:
-            verdict, reason = Verdict.UNKNOWN, NOT_TRIED
-        elif chosen is not None:
-            verdict, reason = Verdict.EQUAL if group.correct[chosen] else Verdict.NOT_EQUAL, "of the chosen candidate"
+        correct = None if chosen is None else group.correct[chosen]
+        verdict, reason = Verdicts.of(outcome.finish, correct, judgment.reason or "no candidate")
         selection = Selection(
             group.id,
             None if chosen is None else group.members[chosen],
