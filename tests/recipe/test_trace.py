@@ -179,6 +179,11 @@ def test_an_id_that_names_no_record_is_refused(run: Path, name: str, problem: st
         trace(RunStages(run), name)
 
 
+def test_a_stage_is_no_run(run: Path) -> None:
+    with pytest.raises(UserError, match=f"this is a stage; name its run: {run}"):
+        RunStages(run / "kept")
+
+
 @pytest.mark.slow
 def test_every_row_of_a_run_leads_to_a_thread(smoke_run: SmokeRun) -> None:
     stages = RunStages(smoke_run.output)

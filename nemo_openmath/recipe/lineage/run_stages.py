@@ -80,7 +80,8 @@ class RunStages:
         names = list(recipe.stages) if recipe is not None else []
         names += [name for name in _stage_names(output) if name not in names]
         if not names:
-            raise UserError("no run here" if output.is_dir() else "no such folder", file=output, remedy=_REMEDY)
+            remedy = f"this is a stage; name its run: {output.parent}" if _is_stage(output) else _REMEDY
+            raise UserError("no run here" if output.is_dir() else "no such folder", file=output, remedy=remedy)
         stages = {stage.folder: stage for stage in map(self._own, names)}
         todo = list(stages.values())
         while todo:
