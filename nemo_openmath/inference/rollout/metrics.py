@@ -72,7 +72,9 @@ class RolloutMetrics:
         context.progress.log(f"{self.samples_saved} samples saved by {rule}, about {tokens} tokens")
 
     def report_uncalled_code(self, context: StageContext) -> None:
-        """Report solutions that wrote Python which nothing ran, where there are any."""
+        """Report solutions that wrote Python which nothing ran, and outputs that they made up, where there are any."""
+        if count := self._cost.invented_outputs:
+            context.progress.log(f"{count} outputs were begun by the model itself and cut away")
         if not self._with_uncalled_code:
             return
         context.metrics["solutions_with_uncalled_code"] = self._with_uncalled_code
