@@ -1,12 +1,13 @@
 """Wrong answers that are kept, and how true their probabilities are: plain majority, repair and the model of answers.
 
-    OMP_NUM_THREADS=1 python benchmarks/answers.py [--problems 1200] [--samples 8] [--seed 1] [--folder DIR]
+    OMP_NUM_THREADS=1 python benchmarks/answers.py [--problems 600] [--samples 2] [--seed 1] [--folder DIR]
 
 The tiny world knows the true answer of each of its problems. The script runs the stages of the recipe, with the
 stand-in as teacher, up to the labels, and compares them with the truth; `labels` are those that a rule keeps, and each
-line is also held against the most probable labels of the model, as many. That teacher errs anew in each solution. A
-second table has one whose errors repeat: it misreads a share of the problems and gives most of its solutions the same
-wrong answer there.
+line is also held against the most probable labels of the model, as many. That teacher errs anew in each solution. Two
+more tables have a teacher whose errors repeat: it misreads a share of the problems, and gives most of its solutions
+the same wrong answer there. It stands beside the forum and the CoT solutions of the first teacher, and then beside
+the forum alone: two witnesses, too few for the model.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ stages:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", type=int, default=1200)
-    parser.add_argument("--samples", type=int, default=8, help="solutions of a problem in each mode")
+    parser.add_argument("--problems", type=int, default=600)
+    parser.add_argument("--samples", type=int, default=2, help="solutions of a problem in each mode")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--misread", type=float, default=0.25, help="share of problems that the second teacher misreads"
@@ -89,8 +90,9 @@ def main() -> None:
             "the same with repair: majority": labels(read_records(run / "repaired", Problem), truth),
         }
         compare("The stand-in: its errors are independent", {n: v for n, v in votes.items() if v}, truth, rules)
-        plain = {name: p.with_(extra={}) for name, p in problems.items() if name in truth}
-        compare(*stubborn_teacher(plain, truth, options), {})
+        title = f"A teacher that misreads {options.misread:.0%} of the problems and then errs alike"
+        for beside, mode in (("the CoT solutions of the first", "cot"), ("the forum alone", None)):
+            compare(f"{title}, beside {beside}", stubborn_teacher(problems, truth, votes, mode, options), truth, {})
 
 
 def run_recipe(options: argparse.Namespace, folder: Path) -> Path:
@@ -126,26 +128,41 @@ def labels(problems: Iterable[Problem], truth: Mapping[str, str], *, forum: bool
 
 
 def stubborn_teacher(
-    problems: Mapping[str, Problem], truth: Mapping[str, str], options: argparse.Namespace
-) -> tuple[str, dict[str, ProblemVotes], Mapping[str, str]]:
-    """Return votes of a teacher that misreads some problems: there 9 of 10 of its solutions have one wrong answer."""
+    problems: Mapping[str, Problem],
+    truth: Mapping[str, str],
+    others: Mapping[str, ProblemVotes | None],
+    mode: str | None,
+    options: argparse.Namespace,
+) -> dict[str, ProblemVotes]:
+    """Return votes of a teacher that misreads some problems: there 9 of 10 of its solutions have one wrong answer.
+    ``mode``: solutions of ``others`` that stand beside it."""
     votes = {}
 
     async def count() -> None:
         with GradingPool() as pool:
-            for name, problem in problems.items():
+            for name, answer in truth.items():
                 rng = random.Random(f"{options.seed} {name}")
-                misread = str(int(truth[name]) + rng.choice((-1, 1, 2))) if rng.random() < options.misread else None
+                misread = str(int(answer) + rng.choice((-1, 1, 2))) if rng.random() < options.misread else None
                 given = [
-                    GivenAnswer(_answer(truth[name], misread, rng), "stubborn", mode)  # type: ignore[arg-type]
-                    for mode in ("cot", "tir")
-                    for _ in range(options.samples)
+                    GivenAnswer(_answer(answer, misread, rng), "stubborn", own)  # type: ignore[arg-type]
+                    for own in ("cot", "tir")
+                    for _ in range(8)
                 ]
-                votes[name] = await count_votes(problem, sorted(given), pool)
+                given += _given(others[name], mode)
+                votes[name] = await count_votes(problems[name], sorted(given), pool)
 
     asyncio.run(count())
-    title = f"A teacher that misreads {options.misread:.0%} of the problems and then errs alike"
-    return title, votes, truth
+    return votes
+
+
+def _given(votes: ProblemVotes | None, mode: str | None) -> list[GivenAnswer]:
+    return [
+        GivenAnswer(c.answer, source[0], source[1])  # type: ignore[arg-type]
+        for c in (votes.classes if votes else ())
+        for source, number in c.votes
+        if source[1] == mode
+        for _ in range(number)
+    ]
 
 
 def _answer(right: str, misread: str | None, rng: random.Random) -> str:

@@ -35,6 +35,12 @@ _FUNNEL = (
     ("problems.extract_answers", "answers looked for"),
     ("problems.decontaminate", "decontaminated"),
 )
+_ORIGINS = (
+    ("forum", "of the forum"),
+    ("majority", "majority of solutions"),
+    ("repaired", "repaired: no solution reached the forum's"),
+    ("calibrated", "most probable, and not the forum's"),
+)
 _TYPES = (
     ("converted_proof", "converted proofs"),
     ("has_answer_extracted", "with an extracted answer"),
@@ -56,7 +62,7 @@ def run_view(run: Run, waited: float | None = None, only: Collection[str] | None
         results=gather(stages, "results"),
         paired=gather(stages, "paired"),
         apart=gather(stages, "apart"),
-        funnel=[*_problem_funnel(run, finished), *_solution_funnels(run, finished)],
+        funnel=[*_problem_funnel(run, finished), *_solution_funnels(run, finished), *_answer_tables(finished)],
         training={n: run.folder(n) / "metrics.jsonl" for n in finished if _kind(run, n) == "training.sft"},
         examples=list(_examples(run, finished)),
         seeds={"recipe": recipe.seed} | {e.name: e.seed for e in recipe.stages.values() if e.seed != recipe.seed},
@@ -184,6 +190,24 @@ def _solution_funnels(run: Run, finished: dict[str, Manifest]) -> Iterator[Funne
                 f"Solutions before and after stage {name}",
                 [("generated and graded", counts["units"]), ("kept", counts["records"])],
             )
+
+
+def _answer_tables(finished: dict[str, Manifest]) -> Iterator[Funnel]:
+    """Yield where the expected answers of each stage's problems are from, and what a model of the answers says."""
+    for name, manifest in finished.items():
+        metrics = manifest.metrics
+        parts = [(text, int(metrics.get(f"answers_{key}", 0))) for key, text in _ORIGINS]
+        if any(count for _, count in parts):
+            note = [] if "wrong_answers_expected" not in metrics else [_noise_text(metrics)]
+            if known := metrics.get("calibration"):
+                error, brier = known["expected_calibration_error"], known["brier"]
+                note.append(f"Calibration, by {known['answers']} known answers: error {error:.3f}, Brier {brier:.3f}")
+            yield Funnel(f"Expected answers after stage {name}", parts, parts=True, note=". ".join(note))
+
+
+def _noise_text(metrics: dict[str, Any]) -> str:
+    low, high = metrics["wrong_answers_low"], metrics["wrong_answers_high"]
+    return f"Wrong answers among these, as estimated: {metrics['wrong_answers_expected']} ({low:.0f} to {high:.0f})"
 
 
 def _examples(run: Run, finished: dict[str, Manifest]) -> Iterator[Example]:
