@@ -4,10 +4,10 @@
 
 The tiny world knows the true answer of each of its problems. The script runs the stages of the recipe, with the
 stand-in as teacher, up to the labels, and compares them with the truth; `labels` are those that a rule keeps, and each
-line is also held against the most probable labels of the model, as many. That teacher errs anew in each solution. Two
+line is also held against the most probable labels of the model, as many. That teacher errs anew in each solution. Three
 more tables have a teacher whose errors repeat: it misreads a share of the problems, and gives most of its solutions
-the same wrong answer there. It stands beside the forum and the CoT solutions of the first teacher, and then beside
-the forum alone: two witnesses, too few for the model.
+the same wrong answer there. It stands beside the forum and the first teacher, beside the forum and the first teacher's
+CoT solutions, and beside the forum alone: two witnesses, too few for the model.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ stages:
     run: solutions.majority_answers
     from: {{problems: problems, generations: [cot, tir]}}
     repair: majority
+    repair_least: {least}
   graded: {{run: solutions.grade, from: {{generations: [cot, tir], problems: problems}}}}
   judged: {{run: judging.judge, from: {{generations: graded, problems: problems}}, engine: teacher, everything: true}}
   votes: {{run: solutions.answer_votes, from: {{problems: problems, generations: judged}}}}
@@ -91,8 +92,9 @@ def main() -> None:
         }
         compare("The stand-in: its errors are independent", {n: v for n, v in votes.items() if v}, truth, rules)
         title = f"A teacher that misreads {options.misread:.0%} of the problems and then errs alike"
-        for beside, mode in (("the CoT solutions of the first", "cot"), ("the forum alone", None)):
-            compare(f"{title}, beside {beside}", stubborn_teacher(problems, truth, votes, mode, options), truth, {})
+        besides = ("the first teacher", ("cot", "tir")), ("its CoT solutions", ("cot",)), ("the forum alone", ())
+        for beside, modes in besides:
+            compare(f"{title}, beside {beside}", stubborn_teacher(problems, truth, votes, modes, options), truth, {})
 
 
 def run_recipe(options: argparse.Namespace, folder: Path) -> Path:
@@ -100,7 +102,9 @@ def run_recipe(options: argparse.Namespace, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     shape = {"single": options.problems * 3 // 4, "several": options.problems // 30, "proof": options.problems // 5}
     recipe = folder / "answers.yaml"
-    recipe.write_text(RECIPE.format(seed=options.seed, root=ROOT, samples=options.samples, **shape))
+    recipe.write_text(
+        RECIPE.format(seed=options.seed, root=ROOT, samples=options.samples, least=min(8, 2 * options.samples), **shape)
+    )
     command = [
         sys.executable,
         "-m",
@@ -131,11 +135,11 @@ def stubborn_teacher(
     problems: Mapping[str, Problem],
     truth: Mapping[str, str],
     others: Mapping[str, ProblemVotes | None],
-    mode: str | None,
+    modes: Sequence[str],
     options: argparse.Namespace,
 ) -> dict[str, ProblemVotes]:
     """Return votes of a teacher that misreads some problems: there 9 of 10 of its solutions have one wrong answer.
-    ``mode``: solutions of ``others`` that stand beside it."""
+    ``modes``: of the solutions of ``others`` that stand beside it."""
     votes = {}
 
     async def count() -> None:
@@ -148,19 +152,19 @@ def stubborn_teacher(
                     for own in ("cot", "tir")
                     for _ in range(8)
                 ]
-                given += _given(others[name], mode)
+                given += _given(others[name], modes)
                 votes[name] = await count_votes(problems[name], sorted(given), pool)
 
     asyncio.run(count())
     return votes
 
 
-def _given(votes: ProblemVotes | None, mode: str | None) -> list[GivenAnswer]:
+def _given(votes: ProblemVotes | None, modes: Sequence[str]) -> list[GivenAnswer]:
     return [
         GivenAnswer(c.answer, source[0], source[1])  # type: ignore[arg-type]
         for c in (votes.classes if votes else ())
         for source, number in c.votes
-        if source[1] == mode
+        if source[1] in modes
         for _ in range(number)
     ]
 

@@ -51,8 +51,15 @@ def probabilities(votes: ProblemVotes, **parameters: Any) -> dict[str, float]:
     right = np.array([[parameters["right"][s]] for s in table.sources])
     weights = np.array([[1.0 if v == parameters["v"] else NEVER for v in PLAUSIBLE]])
     concentration = np.array([[parameters["t"].get(name, 1.0)] for name in table.families])
+    astray = np.array([parameters.get("astray", {}).get(name, NEVER) for name in table.families])
+    lost = np.array([parameters.get("right_astray", {}).get(s, 0.5) for s in table.sources])
+    lost_t = np.array([parameters.get("t_astray", {}).get(name, 1.0) for name in table.families])
     rest = {name: parameters[name] for name in ("equal", "sensitivity", "specificity") if name in parameters}
-    known = replace(known, right=right, weights=weights, concentration=concentration, **rest)
+    astray = np.where(table.is_forum_family, 0.0, astray)
+    known = replace(
+        known, right=right, weights=weights, concentration=concentration, astray=astray, right_astray=lost,
+        concentration_astray=lost_t, **rest,
+    )  # fmt: skip
     p = posterior(table, known)
     return {c.answer: float(x) for c, x in zip(votes.classes, p, strict=True)}
 
@@ -99,16 +106,23 @@ def test_the_posterior_is_that_of_an_enumeration() -> None:
     """All outcomes that look alike (up to the names) are added up; the share in which an answer is the truth is P."""
     a, a2, b = ("a", "cot"), ("a", "tir"), ("b", "cot")
     right, t = {F: 0.8, a: 0.6, a2: 0.7, b: 0.4}, {FORUM: 1.0, "a": 0.5, "b": 2.5}
+    lost, lost_t, astray = {a: 0.1, a2: 0.2, b: 0.3}, {"a": 0.3, "b": 0.9}, {"a": 0.3, "b": 0.15}
     sources = [F, a, a, a2, b, b]
     seen: dict[tuple[int, ...], dict[int | None, float]] = defaultdict(lambda: defaultdict(float))
-    for names, p in outcomes(sources, right, t, 2):
-        first = {name: i for i, name in reversed(list(enumerate(names)))}
-        seen[tuple(first[name] for name in names)][first.get(0)] += p
+    for gone in itertools.product((False, True), repeat=2):
+        state = dict(zip("ab", gone, strict=True))
+        chance = math.prod(astray[f] if state[f] else 1 - astray[f] for f in "ab")
+        rates = {s: lost[s] if state.get(s[0]) else rate for s, rate in right.items()}
+        piles = {f: lost_t[f] if state.get(f) else number for f, number in t.items()}
+        for names, p in outcomes(sources, rates, piles, 2):
+            first = {name: i for i, name in reversed(list(enumerate(names)))}
+            seen[tuple(first[name] for name in names)][first.get(0)] += chance * p
     assert math.isclose(sum(sum(s.values()) for s in seen.values()), 1.0)
     for look, shares in seen.items():
         votes = votes_of([(s, str(name)) for s, name in zip(sources, look, strict=True)])
         expected = {str(name): shares[name] / sum(shares.values()) for name in set(look)}
-        assert probabilities(votes, right=right, v=2, t=t) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        p_of = probabilities(votes, right=right, v=2, t=t, astray=astray, right_astray=lost, t_astray=lost_t)
+        assert p_of == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 RIGHT = {
@@ -144,7 +158,7 @@ def simulated(number: int, seed: int = 0) -> list[ProblemVotes]:
 
 
 def test_simulated_data_is_recovered_and_probabilities_are_true() -> None:
-    problems = simulated(1000)
+    problems = simulated(800)
     table = Table.build(problems)
     fitted = fit(table)
     assert min(np.diff(fitted.objectives)) > -1e-6, "the objective never falls"

@@ -3,11 +3,13 @@
 It is that of Dawid and Skene (1979) for answers that are no fixed set of labels. For problem j:
 
 1. A class z = (h, v) is drawn with probability w[h, v]: a difficulty h, and how many wrong answers v are plausible.
-2. Each vote of source s (a model in a mode, or the forum) is right with probability r[s, h], independently.
-3. The wrong votes of one model are draws from a Polya urn over the v wrong answers with concentration t[model, h]: the
-   next one is answer l with probability (t / v + votes that l has) / (t + wrong votes so far). With a small t a model
-   that errs errs alike again, so that thirty equal votes say little more than three. All modes of a model share its
-   urn. Urns of different models are independent, but over the same v answers: a small v is a problem with a trap.
+2. Each vote of source s (a model in a mode, or the forum) is right with probability r[s, h], independently. But a
+   model f goes astray on a problem with probability a[f], whatever others do; then its votes are right with r'[s].
+3. The wrong votes of one model are draws from a Polya urn over the v wrong answers with concentration t[f, h], or
+   t'[f] astray: the next one is answer l with probability (t / v + votes that l has) / (t + wrong votes so far). With a
+   small t a model that errs errs alike again, so that thirty equal votes say little more than three. All modes of a
+   model share its urn, and go astray together. Urns of different models are independent, but over the same v answers:
+   a small v is a problem with a trap.
 4. Names: right and wrong answers are different names, all equally probable. So the truth is one of the answers that
    were given, or none of them.
 5. An answer that the grader cannot tell from the forum's is equal to it with probability e. A judge says so with
@@ -15,14 +17,15 @@ It is that of Dawid and Skene (1979) for answers that are no fixed set of labels
 
 Likelihood of counts c[s, k] over K answers, with answer k true (k = 0: none), L wrong answers and f over models:
 
-    prod_s r[s,h]^c[s,k] (1 - r[s,h])^(n[s] - c[s,k])
-    * v! / (v - L)! * prod_f ( prod_{l wrong} (t[f,h] / v)^(c[f,l]) / t[f,h]^(wrong votes of f) )
+    v! / (v - L)! * prod_f ( (1 - a[f]) B(r[., h]) U(t[f, h]) + a[f] B(r'[.]) U(t'[f]) )
+    B(r) = prod_{s of f} r[s]^c[s,k] (1 - r[s])^(n[s] - c[s,k])
+    U(t) = prod_{l wrong} (t / v)^(c[f,l]) / t^(wrong votes of f)
 
-where x^(n) in the second line is the rising factorial x (x + 1) ... (x + n - 1).
+where x^(n) in the last line is the rising factorial x (x + 1) ... (x + n - 1). The forum does not go astray.
 
-Fitting is EM for the posterior mode. The E-step is exact. The M-step is exact, too: r, w, e and the judge's rates are
-shares of expected counts and of the pseudo-counts below; t is the best of a grid. So the objective never falls. Nothing
-is drawn: the start is fixed, and sums go over patterns in the order of their contents.
+Fitting is EM for the posterior mode. The E-step is exact. The M-step is exact, too: r, r', a, w, e and the judge's
+rates are shares of expected counts and of the pseudo-counts below; t and t' are the best of a grid. So the objective
+never falls. Nothing is drawn: the start is fixed, and sums go over patterns in the order of their contents.
 
 What tells right from wrong is that independent witnesses err differently. The forum and two models are enough. With two
 witnesses their disagreement does not say which one errs, unless the errors of one scatter; with one, only the
@@ -51,12 +54,14 @@ INDEPENDENT = 1e6
 MODEL_PRIOR = (1.0, 1.0)
 """Pseudo-counts of right and wrong votes of a model, for each difficulty."""
 FORUM_PRIOR = (9.0, 1.0)
+ASTRAY_PRIOR = (1.0, 9.0)
+"""Pseudo-counts of problems on which a model goes astray and does not; also of right and wrong votes astray."""
 CLASS_PRIOR = 1.0
 """Pseudo-count of problems of each class."""
 EQUAL_PRIOR = (1.0, 1.0)
 JUDGE_PRIOR = (9.0, 1.0)
 """Pseudo-counts of right and wrong verdicts of judges."""
-START = (0.95, 0.6, 0.2)
+START = (0.95, 0.75, 0.45)
 """First shares of right votes of models, by difficulty."""
 MAX_ITERATIONS = 500
 CONCENTRATIONS_EVERY = 5
@@ -76,6 +81,12 @@ class Parameters:
     """w: difficulties x plausible wrong answers."""
     concentration: Floats
     """t: families (models, and sources of the forum) x difficulties."""
+    astray: Floats
+    """a: families; 0 of the forum."""
+    right_astray: Floats
+    """r': sources."""
+    concentration_astray: Floats
+    """t': families."""
     equal: float
     sensitivity: float
     specificity: float
@@ -88,7 +99,18 @@ class Parameters:
         right[table.is_forum] = FORUM_PRIOR[0] / sum(FORUM_PRIOR)
         weights = np.full((difficulties, len(PLAUSIBLE)), 1 / difficulties / len(PLAUSIBLE))
         first = INDEPENDENT if independent else 1.0
-        return Parameters(right, weights, np.full((len(table.families), difficulties), first), 0.5, 0.9, 0.9)
+        families = len(table.families)
+        return Parameters(
+            right,
+            weights,
+            np.full((families, difficulties), first),
+            np.where(table.is_forum_family, 0.0, 1e-9 if independent else ASTRAY_PRIOR[0] / sum(ASTRAY_PRIOR)),
+            np.full(len(table.sources), ASTRAY_PRIOR[0] / sum(ASTRAY_PRIOR)),
+            np.full(families, INDEPENDENT if independent else 0.4),
+            0.5,
+            0.9,
+            0.9,
+        )
 
 
 @dataclass(frozen=True)
@@ -125,7 +147,7 @@ def fit(
         gain = objectives[-1] - objectives[max(0, turn - CONCENTRATIONS_EVERY)]
         if turn >= CONCENTRATIONS_EVERY and gain < CONCENTRATIONS_EVERY * TOLERANCE * max(1.0, counts.sum()):
             return Fit(parameters, tuple(objectives), True)
-        parameters = step.next_parameters(concentrations=whole)
+        parameters = step.next_parameters(independent=independent, concentrations=whole)
     objectives.append(_EStep(table, parameters, counts).objective)
     return Fit(parameters, tuple(objectives), False)
 
@@ -142,19 +164,23 @@ class _EStep:
 
     def __init__(self, table: Table, parameters: Parameters, counts: Floats):
         self.table, self.parameters, self.counts = table, parameters, counts
-        p = parameters
-        rights = table.right @ np.log(p.right) + table.wrong @ np.log1p(-p.right)
-        self.urns = _urns_of(table)
-        urns = np.repeat(self.urns.names[:, None, :], len(p.weights), 1)
-        for family in range(len(table.families)):
-            for t in np.unique(p.concentration[family]):
-                here = p.concentration[family] == t
-                for i, v in enumerate(PLAUSIBLE):
-                    urns[:, here, i] += self.urns.of(family, float(t), v)[:, None]
+        p, self.urns = parameters, _urns_of(table)
+        votes = np.repeat(self.urns.names[:, None, :], len(p.weights), 1)
+        self.astray: dict[int, Floats] = {}
+        """Family -> probability that it is astray, for each hypothesis, difficulty and v."""
+        for family, of_forum in enumerate(table.is_forum_family):
+            usual = self._usual(family)
+            if of_forum:
+                votes += usual
+                continue
+            lost = self._lost(family) + np.log(p.astray[family])
+            both = np.logaddexp(usual + np.log1p(-p.astray[family]), lost)
+            votes += both
+            self.astray[family] = np.exp(lost - both)
         judged = table.judged @ np.log(
             [p.equal, 1 - p.equal, p.sensitivity, 1 - p.sensitivity, 1 - p.specificity, p.specificity]
         )
-        joint = rights[:, :, None] + urns + judged[:, None, None] + np.log(p.weights)
+        joint = votes + judged[:, None, None] + np.log(p.weights)
         rows = joint.reshape(len(joint), -1)
         best = np.maximum.reduceat(rows.max(1), table.first_row)
         rows = np.exp(rows - best[table.row_pattern, None])
@@ -162,12 +188,36 @@ class _EStep:
         self.log_likelihood = float(counts @ (np.log(totals) + best))
         self.share = (rows / totals[table.row_pattern, None]).reshape(joint.shape)
 
+    def _usual(self, family: int) -> Floats:
+        """Log-probability of the votes of a family that is not astray: hypotheses x difficulties x v."""
+        table, p = self.table, self.parameters
+        own = table.family == family
+        rights = table.right[:, own] @ np.log(p.right[own]) + table.wrong[:, own] @ np.log1p(-p.right[own])
+        logs: Floats = np.repeat(rights[:, :, None], len(PLAUSIBLE), 2)
+        for t in np.unique(p.concentration[family]):
+            here = p.concentration[family] == t
+            for i, v in enumerate(PLAUSIBLE):
+                logs[:, here, i] += self.urns.of(family, float(t), v)[:, None]
+        return logs
+
+    def _lost(self, family: int) -> Floats:
+        """Log-probability of the votes of a family that is astray: hypotheses x 1 x v."""
+        table, p = self.table, self.parameters
+        own = table.family == family
+        right = p.right_astray[own]
+        rights = table.right[:, own] @ np.log(right) + table.wrong[:, own] @ np.log1p(-right)
+        t = float(p.concentration_astray[family])
+        logs: Floats = np.stack([self.urns.of(family, t, v) + rights for v in PLAUSIBLE], 1)[:, None, :]
+        return logs
+
     @cached_property
     def objective(self) -> float:
         p, table = self.parameters, self.table
         a, b = _right_prior(table)
         prior = float((a[:, None] * np.log(p.right) + b[:, None] * np.log1p(-p.right)).sum())
         prior += CLASS_PRIOR * float(np.log(p.weights).sum())
+        for values in (p.astray[~table.is_forum_family], p.right_astray[~table.is_forum]):
+            prior += float((ASTRAY_PRIOR[0] * np.log(values) + ASTRAY_PRIOR[1] * np.log1p(-values)).sum())
         for value, (yes, no) in (
             (p.equal, EQUAL_PRIOR),
             (p.sensitivity, _plus(JUDGE_PRIOR, table.known_equal)),
@@ -176,38 +226,54 @@ class _EStep:
             prior += yes * np.log(value) + no * np.log1p(-value)
         return self.log_likelihood + prior
 
-    def next_parameters(self, *, concentrations: bool) -> Parameters:
-        """The M-step; without ``concentrations`` these stay."""
+    def next_parameters(self, *, independent: bool, concentrations: bool) -> Parameters:
+        """The M-step; without ``concentrations`` these stay, and with ``independent`` nobody goes astray."""
         table = self.table
         share = self.share * self.counts[table.row_pattern, None, None]
-        by_difficulty = share.sum(2)
         a, b = _right_prior(table)
-        right = table.right.T @ by_difficulty + a[:, None]
-        wrong = table.wrong.T @ by_difficulty + b[:, None]
+        right = np.repeat(a[:, None], len(self.parameters.weights), 1)
+        wrong = np.repeat(b[:, None], len(self.parameters.weights), 1)
+        astray, right_astray = self.parameters.astray.copy(), self.parameters.right_astray.copy()
+        usual, lost = self.parameters.concentration.copy(), self.parameters.concentration_astray.copy()
+        for family in range(len(table.families)):
+            own = table.family == family
+            kept, gone = share, None
+            if family in self.astray and not independent:
+                gone = share * self.astray[family]
+                kept = share - gone
+                astray[family] = _share(_plus(ASTRAY_PRIOR, (float(gone.sum()), float(kept.sum()))))
+                votes = gone.sum((1, 2))
+                good = table.right[:, own].T @ votes + ASTRAY_PRIOR[0]
+                right_astray[own] = good / (good + table.wrong[:, own].T @ votes + ASTRAY_PRIOR[1])
+            by_difficulty = kept.sum(2)
+            right[own] += table.right[:, own].T @ by_difficulty
+            wrong[own] += table.wrong[:, own].T @ by_difficulty
+            if concentrations and gone is not None:
+                usual[family] = self._concentrations(family, kept, usual[family])
+                lost[family] = self._concentrations(family, gone.sum(1, keepdims=True), lost[family : family + 1])[0]
         classes = share.sum(0) + CLASS_PRIOR
         equal, different, yes, no, yes_of_different, no_of_different = table.judged.T @ share.sum((1, 2))
         return Parameters(
             right / (right + wrong),
             classes / classes.sum(),
-            self._concentrations(share) if concentrations else self.parameters.concentration,
+            usual,
+            astray,
+            right_astray,
+            lost,
             _share(_plus(EQUAL_PRIOR, (equal, different))),
             _share(_plus(_plus(JUDGE_PRIOR, table.known_equal), (yes, no))),
             _share(_plus(_plus(JUDGE_PRIOR, table.known_different), (no_of_different, yes_of_different))),
         )
 
-    def _concentrations(self, share: Floats) -> Floats:
-        """For each model and difficulty the concentration of the grid under which its wrong votes are most probable."""
-        table, chosen = self.table, self.parameters.concentration.copy()
-        for family in range(len(table.families)):
-            if table.is_forum_family[family]:
-                continue  # one vote a problem: any concentration is the same
-            grid = sorted({*CONCENTRATIONS, *chosen[family].tolist()})
-            values = np.zeros((len(grid), share.shape[1]))
-            for n, t in enumerate(grid):
-                for i, v in enumerate(PLAUSIBLE):
-                    values[n] += self.urns.of(family, t, v) @ share[:, :, i]
-            chosen[family] = np.array(grid)[np.argmax(values, axis=0)]
-        return chosen
+    def _concentrations(self, family: int, share: Floats, now: Floats) -> Floats:
+        """For each difficulty the concentration of the grid under which a model's wrong votes are most probable."""
+        grid = sorted({*CONCENTRATIONS, *now.tolist()})
+        values = np.zeros((len(grid), share.shape[1]))
+        for n, t in enumerate(grid):
+            for i, v in enumerate(PLAUSIBLE):
+                values[n] += self.urns.of(family, t, v) @ share[:, :, i]
+        best: Floats = np.array(grid)[np.argmax(values, axis=0)]
+        return best
 
 
 class _Urns:
@@ -283,6 +349,11 @@ def describe(table: Table, fitted: Fit) -> Mapping[str, object]:
         },
         "concentration": {
             family: [float(t) for t in p.concentration[i]]
+            for i, family in enumerate(table.families)
+            if not table.is_forum_family[i]
+        },
+        "astray": {
+            family: round(float(p.astray[i]), 4)
             for i, family in enumerate(table.families)
             if not table.is_forum_family[i]
         },

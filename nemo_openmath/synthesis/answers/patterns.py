@@ -52,6 +52,8 @@ class Table:
     sources: tuple[Source, ...]
     is_forum: NDArray[np.bool_]
     """[S]"""
+    family: Ints
+    """[S] the family of each source."""
     families: tuple[str, ...]
     """Sources whose wrong votes are alike: all modes of a model."""
     is_forum_family: NDArray[np.bool_]
@@ -161,6 +163,7 @@ class _Builder:
             weights=self.weights,
             sources=self.sources,
             is_forum=np.array([s[0] == FORUM for s in self.sources], bool),
+            family=self._family,
             families=self.families,
             is_forum_family=np.array([name.startswith(f"{FORUM} ") for name in self.families], bool),
             row_pattern=np.array(row_pattern, np.int64),
