@@ -17,6 +17,7 @@ to the end, and what stands behind its first program is cut away: it knows no ou
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
 from nemo_openmath.chat import Author, Span, Transcript
@@ -46,6 +47,8 @@ from nemo_openmath.inference.rollout.outcome import Cost, Outcome, tail_repeats
 from nemo_openmath.inference.rollout.settings import RolloutSettings
 from nemo_openmath.inference.rollout.tool_calls import begun, read_call
 
+log = logging.getLogger(__name__)
+_refusals_said: set[str] = set()
 # turns that are not over, as a template has to write them so that a server can go on with them
 _OPEN_TURNS = ("It is\n```text\n", f"{THINK_START}\nIt is\n", f"{THINK_START}\nIt is\n{THINK_END}\n\n42\n")
 
@@ -127,7 +130,12 @@ class Talk:
         except InvalidRequest as error:
             if self._requests == 0:
                 raise
-            return Finish.LENGTH if isinstance(error, ContextOverflow) else Finish.CUT
+            if isinstance(error, ContextOverflow):
+                return Finish.LENGTH
+            if self._engine.model not in _refusals_said:  # once: it may be the case of every solution
+                _refusals_said.add(self._engine.model)
+                log.warning("%s refuses to go on with a solution, which ends there: %s", self._engine.model, error)
+            return Finish.CUT
         usage, cost = completion.usage, self._cost
         if self._requests == 0:
             cost.prompt_tokens = usage.prompt_tokens
