@@ -202,8 +202,9 @@ def test_the_recipe_goes_on_from_the_reference_s_folder(tmp_path: Path, grading:
     assert sorted(str(g.verdict) for g in graded) == ["equal"] * 4 + ["not_equal"] * 4
     kept = run(Filter(FilterConfig(max_blocks=2)), "kept", generations=graded)
     assert sorted(g.mode for g in kept) == ["cot", "cot", "tir", "tir"]
-    rows: list[SftRow] = run(MakeRows(RowsConfig()), "rows", generations=kept)
-    assert {r.problem_source for r in rows} == {"aops"}
+    hard = [problem.with_(pass_rate=0.25) for problem in problems]
+    rows: list[SftRow] = run(MakeRows(RowsConfig()), "rows", generations=kept, problems=hard)
+    assert {(r.problem_source, r.pass_rate) for r in rows} == {("aops", 0.25)}
     assert len(rows) == 4
     groups = run(Groups(GroupsConfig(sizes=(2, 2), groups=1, least=2)), "groups", problems=problems, generations=graded)
     assert sorted(sorted(group.correct) for group in groups) == [[False, True]] * 2
