@@ -28,7 +28,7 @@ from nemo_openmath.core.records import Problem, read_records
 from nemo_openmath.demo.world import parse
 from nemo_openmath.grading import GradingPool, majority
 from nemo_openmath.synthesis.answers.gather import GivenAnswer
-from nemo_openmath.synthesis.answers.latent import describe, fit, posterior
+from nemo_openmath.synthesis.answers.latent import fit, posterior
 from nemo_openmath.synthesis.answers.noise import BestAnswers, kept_patterns, label_noise
 from nemo_openmath.synthesis.answers.patterns import Table, pattern_of
 from nemo_openmath.synthesis.answers.reliability import Reliability
@@ -212,9 +212,10 @@ def model_labels(votes: Mapping[str, ProblemVotes], *, independent: bool) -> tup
             answer[name] = problem.classes[choice.answer[i] - table.first_answer[i]].answer
             p[name] = float(choice.p[i])
     kept = kept_patterns(choice, table.weights, 0.5, None)
-    noise = label_noise(table, fitted, choice, kept, seed=1, resamples=50)
-    wrong = f"{noise.wrong:.1f} of {noise.problems} wrong ({noise.low:.0f} to {noise.high:.0f})"
-    return Labels(answer, p), f"{wrong}; {describe(table, fitted)['concentration']}"
+    noise = label_noise(table, fitted, choice, kept, seed=1, resamples=0 if independent else 50)
+    interval = "" if independent else f" ({noise.low:.0f} to {noise.high:.0f})"
+    wrong = f"{noise.wrong:.1f} of {noise.problems} wrong{interval}"
+    return Labels(answer, p), wrong
 
 
 def compare(
