@@ -117,6 +117,8 @@ def counts(questions: list[RowQuestion], name: str = "genselect") -> list[tuple[
 @pytest.mark.parametrize("rows", [8, 60])
 def test_a_prompt_is_recovered_with_its_form_of_solutions(text: str, rows: int) -> None:
     rng, prompt = random.Random(rows), template(text)
+    whole = [ask(prompt, rng, problem=f"{words(rng, 6, 30)}.") for _ in range(rows)]
+    assert counts(whole) == [(prompt.digest, rows)], "a full stop that all problems end with is theirs"
     assert template(prompt.to_text()) == prompt
     assert counts([ask(prompt, rng) for _ in range(rows)]) == [(prompt.digest, rows)]
 

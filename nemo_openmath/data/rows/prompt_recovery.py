@@ -31,7 +31,6 @@ SAMPLE = 400
 _FEW = 4  # rows that a template is tried to be learnt from
 _ATTEMPTS = 40
 _EDGE = 24  # characters at both ends by which rows of one prompt are looked for
-_SURE = 16  # of so many different problems, a common full stop is no accident
 _CHUNK = 64  # characters that are compared at once
 _LONGEST = 20_000  # characters of a prompt that are looked at, from each of its places
 _LEAST = 8  # characters of a prompt, at least
@@ -273,12 +272,11 @@ def _around_the_problem(texts: Sequence[str], numbers: Mapping[str, Sequence[int
     """Return what stands before and behind the one place at which all texts differ. Raises NoPrompt."""
     if len(set(texts)) < 2 or len({_NUMBER.sub("", text) for text in texts}) < 2:
         raise NoPrompt("all rows are of one problem")
-    sure = len(set(texts)) >= _SURE
-    before = re.sub(r"\w+\Z" if sure else r"[\w$\\(]+\Z", "", _common_prefix(texts, numbers))
+    before = re.sub(r"[\w$\\(]+\Z", "", _common_prefix(texts, numbers))
     room = [len(text) - _length(before, numbers, row) for row, text in enumerate(texts)]
     rests = [text[len(text) - size :] for text, size in zip(texts, room, strict=True)]
     after = _common_suffix(rests, numbers)
-    after = re.sub(r"\A\w+" if sure else rf"\A{_AT_END}", "", after)
+    after = re.sub(rf"\A{_AT_END}", "", after)
     if any(size <= _length(after, numbers, row) for row, size in enumerate(room)):
         raise NoPrompt("no problem stands in front of the solutions, or in one place alone")
     problems = [rest[: len(rest) - _length(after, numbers, row)] for row, rest in enumerate(rests)]
