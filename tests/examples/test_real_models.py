@@ -52,7 +52,8 @@ def code(name: str, start: str) -> str:
 
 
 def test_every_row_is_tried_here() -> None:
-    others = {"a real student", "a GPU", "your own prompts", "a cluster"}
+    others = {"a real student", "a GPU", "your own prompts", "a cluster", "stricter or fewer filters"}
+    others.add("several iterations")  # tests/recipe has whole ones
     assert set(ROWS) == {*TOP_LEVEL, *STAGES, *others}
 
 
@@ -78,6 +79,11 @@ def test_a_real_student(folder: Path) -> None:
     shutil.copytree(EXAMPLES / "base", folder / "base")  # of the stand-in's tokenizer
     check(folder, f"{head}\nstages:{stages.replace('./base', model)}")
     assert "qwen2.5-math-1.5b" in code("a real student", "examples/")
+
+
+def test_filters(folder: Path) -> None:
+    rules = code("stricter or fewer filters", "rules:").replace(", ...]", "]")
+    check(folder, f"extends: {EXAMPLES}/tiny.yaml\nstages:\n  cot_kept: {{{rules}}}\n")
 
 
 def test_a_gpu(folder: Path) -> None:
