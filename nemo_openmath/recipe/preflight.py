@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from nemo_openmath.chat import ChatTokenizer
-from nemo_openmath.core.errors import MissingExtra, UserError, of_the_system, one_error
+from nemo_openmath.core.errors import MissingExtra, SystemFailure, UserError, of_the_system, one_error
 from nemo_openmath.core.records.manifest import refuse_inside_stage
 from nemo_openmath.evaluation.reports.formats import bytes_text
 from nemo_openmath.inference.devices import check_device
@@ -29,11 +29,15 @@ def preflight(recipe: Recipe, names: Sequence[str], output: Path, *, layouts: bo
     it is also checked whether trainings suit the processes that the recipe gives them; a launcher gives others. A model
     server is not asked: it may start later.
 
-    Raises UserError that lists all that is wrong.
+    Raises UserError that lists all that is wrong, and SystemFailure where nothing is but the free space.
     """
     errors = [*files_and_settings(recipe, names, output, layouts=layouts)]
-    errors += caught(partial(_disk_space, recipe, [recipe.entry(name) for name in names], output))
+    lacking = _disk_space(recipe, [recipe.entry(name) for name in names], output)
+    if lacking is not None and not errors:  # no mistake: a job that begins while a disk is full is tried again
+        raise lacking
     if errors:
+        if lacking is not None:
+            errors.append(UserError(lacking.problem, file=lacking.file, remedy=lacking.remedy))
         unique = list({str(error): error for error in errors}.values())
         raise one_error(unique, f"{recipe.path}: nothing was run")
 
@@ -196,8 +200,8 @@ def _sandbox(recipe: Recipe) -> Iterator[UserError]:
     yield from _unset(recipe, "sandbox.token_env", recipe.sandbox.token_env)
 
 
-def _disk_space(recipe: Recipe, entries: Sequence[StageEntry], output: Path) -> None:
-    """Refuse trainings whose checkpoints cannot all fit."""
+def _disk_space(recipe: Recipe, entries: Sequence[StageEntry], output: Path) -> SystemFailure | None:
+    """Return an error where the checkpoints of trainings that have not begun cannot all fit."""
     from nemo_openmath.models.configs import ModelConfig
     from nemo_openmath.recipe.costs.storage import checkpoint_bytes
     from nemo_openmath.training.stage import Sft
@@ -213,11 +217,12 @@ def _disk_space(recipe: Recipe, entries: Sequence[StageEntry], output: Path) -> 
                 wanted[entry.name] = size * training.checkpoints.least_kept
     there = next((p for p in (output.absolute(), *output.absolute().parents) if p.is_dir()), None)
     if not wanted or there is None:
-        return
+        return None
     total, free = sum(wanted.values()), shutil.disk_usage(there).free
-    if total > free:
-        raise UserError(
-            f"the checkpoints of {', '.join(wanted)} need some {bytes_text(total)}; free: {bytes_text(free)}",
-            file=there,
-            remedy="free some space, give another --output, or keep fewer checkpoints (training.checkpoints)",
-        )
+    if total <= free:
+        return None
+    return SystemFailure(
+        there,
+        f"the checkpoints of {', '.join(wanted)} need some {bytes_text(total)}; free: {bytes_text(free)}",
+        "free some space, give another --output, or keep fewer checkpoints (training.checkpoints)",
+    )

@@ -3,16 +3,17 @@
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import orjson
 import pytest
 
 from nemo_openmath.cli.main import run
-from nemo_openmath.core.errors import ExitCode, UserError
+from nemo_openmath.core.errors import ExitCode, SystemFailure, UserError
 from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.demo.rates import TeacherConfig
 from nemo_openmath.recipe import load_recipe
-from nemo_openmath.recipe.preflight import files_and_settings
+from nemo_openmath.recipe.preflight import files_and_settings, preflight
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -248,3 +249,20 @@ def test_a_path_is_relative_to_the_file_that_says_it(tmp_path: Path, monkeypatch
     assert recipe.relative("./base") == EXAMPLES / "base"
     assert recipe.stages["benchmark"].inputs["files"] == (own.parent / "b",)
     assert recipe.stages["threads"].inputs["files"][0].resolve() == tmp_path / "t"
+
+
+def test_a_full_disk_is_no_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that begins while the disk is full for a minute is tried again; what is wrong besides is wrong."""
+    file = tmp_path / "r.yaml"
+    train = f"{{run: training.sft, from: {{packs: ./packs, model: {EXAMPLES}/base}}, epochs: 1}}"
+    file.write_text(f"name: r\nstages:\n  a: {train}\n")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr("nemo_openmath.training.stage.PackPlan", lambda _: None)
+    (tmp_path / "packs").mkdir()
+    recipe = load_recipe(file)
+    with pytest.raises(SystemFailure, match=r"checkpoints of a need some .* free: 0") as full:
+        preflight(recipe, ["a"], tmp_path / "run")
+    assert full.value.exit_code is ExitCode.MACHINE
+    (tmp_path / "packs").rmdir()
+    with pytest.raises(UserError, match=r"no such file or folder"):
+        preflight(recipe, ["a"], tmp_path / "run")
