@@ -412,8 +412,8 @@ class _Unroller:
 
 
 def check_metric(loop: Loop, entries: Mapping[str, StageEntry], builder: Builder) -> None:
-    """Refuse a metric that the results of an iteration will not hold: nobody wants to know that after a training.
-    Raises UserError."""
+    """Refuse a metric that the results of an iteration will not hold, and one whose solutions another model than that
+    of the iteration samples: nobody wants to know that after a training. Raises UserError."""
     results = entries.get(f"{loop.settings.results}-1")
     if results is None or not isinstance(results.stage, ComputeMetrics):
         return
@@ -425,6 +425,13 @@ def check_metric(loop: Loop, entries: Mapping[str, StageEntry], builder: Builder
         if isinstance(entry.stage, Generate):
             config = entry.stage.config
             samples[config.mode] = max(samples.get(config.mode, 0), config.samples)
+            if config.mode == pair.mode_before and not _made_of(config.engine, f"{loop.settings.model}-1", entries):
+                body = loop.body.get(entry.name, entry.name)
+                problem = (
+                    f"{body!r}, of which {loop.settings.metric!r} is measured, does not ask {loop.settings.model!r}"
+                )
+                remedy = f"write engine: {loop.settings.model} there, or measure it in a stage of its own"
+                raise builder.error((SECTION, "results"), problem, remedy)
         else:
             names = entry.inputs.get("generations", ())
             todo += [entries[name] for name in names if isinstance(name, str) and name in entries]
@@ -438,6 +445,14 @@ def check_metric(loop: Loop, entries: Mapping[str, StageEntry], builder: Builder
     if family in ("pass", "maj") and pair.metric_before != "pass@1" and (int(k) not in ks or int(k) > most):
         problem = f"{loop.settings.results!r} computes no {pair.metric_before} (ks {ks}, {most} samples)"
         raise builder.error(key, problem, "write its k into ks, and as many samples")
+
+
+def _made_of(name: str, model: str, entries: Mapping[str, StageEntry]) -> bool:
+    """Return whether a model is another one, or is made from it, such as its quantized export."""
+    if name == model or name not in entries:
+        return name == model
+    inputs = [i for names in entries[name].inputs.values() for i in names if isinstance(i, str)]
+    return any(_made_of(i, model, entries) for i in inputs)
 
 
 def _names(entry: Mapping[str, Any]) -> Iterator[str]:

@@ -359,6 +359,16 @@ def test_a_metric_that_no_iteration_will_have(metric: str, message: str) -> None
         load_recipe(TINY_LOOP, tir_alone)
 
 
+def test_each_measured_solution_is_of_the_model(tmp_path: Path) -> None:
+    """Another mode of the model does not hide that what decides is sampled by the model before it."""
+    engine = "iterations.stages.solved_{}.engine=newest"
+    with pytest.raises(
+        UserError, match=r"iterations\.results: 'solved_tir', of which 'tir pass@1' is measured, does not"
+    ):
+        load_recipe(TINY_LOOP, [engine.format("tir")])
+    load_recipe(TINY_LOOP, [engine.format("cot")])  # decides nothing
+
+
 def test_a_job_behind_the_end_of_a_loop_ends_well(tmp_path: Path) -> None:
     """Before it starts a server or a training, and without Python."""
     (tmp_path / "decision-2").mkdir()
