@@ -44,6 +44,7 @@ _ELSEWHERE: dict[str, tuple[ModuleType | type | str, ...]] = {
     "solutions.filter": tuple(reason for rule in RULES.values() for reason in rule.reasons),
     "solutions.read_generations": (
         "an error instead of a generation",
+        "an output whose end is not known",
         "empty generation",
         "torn last line",
         "broken row",

@@ -101,6 +101,29 @@ def test_an_output_that_was_not_run_stays_the_model_s_own_words(tmp_path: Path) 
     assert Transcript.from_json(first.transcript).spans[-1].text == f"And {block}"
 
 
+def test_tags_that_were_not_executed_and_outputs_that_hold_fences_keep_their_authors(tmp_path: Path) -> None:
+    called, printed = "<tool_call>\nprint(1)\n</tool_call>\n```output\n1\n```\n", "```\n42\n```\n"
+    fences = "```python\nprint(2)\n```\n```output\n" + printed
+    write(
+        tmp_path / "o.jsonl",
+        row("a", f"{called}And {called}", num_code_executions=1),
+        row("b", called, num_code_executions=0),
+        row("c", f"{fences}{notice_block(7)}So \\boxed{{42}}", num_code_executions=1),
+        row("d", f"{fences}So \\boxed{{42}}", num_code_executions=1),
+        row("e", f"<tool_call>\nprint(2)\n</tool_call>\n```output\n{printed}So \\boxed{{42}}"),
+        row("f", "", reasoning_content="cut", finish_reason="length"),
+    )
+    run = read(tmp_path / "out", tmp_path / "o.jsonl")
+    texts = {g.problem_id: [s.text for s in Transcript.from_json(g.transcript).spans] for g in run.records}
+    a, b, c, f = (texts.pop(Problem.make(name).id) for name in "abcf")
+    assert a[2:] == [f"And {called}"]
+    assert b == [called]
+    assert c[1:] == [output_block("```\n42\n") + notice_block(7), "So \\boxed{42}"]
+    assert f == ["<think>\ncut"]
+    assert run.reasons == ["an output whose end is not known"] * 2
+    assert not texts
+
+
 def test_steps_chunks_and_leftovers_of_a_seed_are_read_once_in_any_order(tmp_path: Path) -> None:
     """The joining was killed: its file lies there beside the chunks. Another step has judged some of the rows."""
     solved = [row(p, f"\\boxed{{{n}}}", finish_reason="stop") for n, p in enumerate("abcd")]

@@ -4,7 +4,8 @@ What a row says is kept, and what it does not say is taken from its text:
 
 - **Who wrote what.** Code that was run stands in tags, or in ``python`` fences that an ``output`` fence follows
   directly. Fences become tags, and every output gets the notice of how many executions remain where it has none, as the
-  tool's protocol is (``chat/blocks.py``). More outputs than the row says were run are the model's own words.
+  tool's protocol is (``chat/blocks.py``). More outputs than the row says were run are the model's own words. A row
+  is dropped where an output without a notice holds a fence, so that nobody can tell where it ends.
 - **The prompt** is not in the row: it is this project's prompt of the mode, around the problem.
 - **Why it ended**: ``finish_reason``. Older rows have none: one with an answer in a box was finished, any other was cut
   off.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from nemo_openmath.chat import Author, Message, Span, Template, Transcript
@@ -45,6 +47,8 @@ OF_GENERATIONS = frozenset(
 """Fields that say something of one generation and nothing of its problem."""
 _FINISHES = {"stop": Finish.STOP, "eos": Finish.STOP, "length": Finish.LENGTH}
 _FENCE = re.compile(r"^[ \t]*```(\w*)[ \t]*$", re.MULTILINE)
+
+_ANY_FENCE = re.compile(r"```(\w*)[ \t]*$", re.MULTILINE)  # behind prose, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,8 @@ def text_of(row: dict[str, Any]) -> str:
     text = str(row.get("_full_generation") or row.get("generation") or row.get(_COMPARISON) or "")
     reasoning = row.get("reasoning_content")
     if isinstance(reasoning, str) and reasoning.strip() and THINK_END not in text:
-        text = f"{THINK_START}\n{reasoning.strip()}\n{THINK_END}\n\n{text}"
+        behind = f"\n{THINK_END}\n\n{text}" if text.strip() else ""  # with nothing behind it, it may not have ended
+        text = f"{THINK_START}\n{reasoning.strip()}{behind}"
     return text
 
 
@@ -112,16 +117,19 @@ def generation_of(
     model: str,
     seed: int | None,
     budget: int,
-) -> Generation:
-    """Return the record of a row. ``budget``: executions that a solution with code was allowed, where neither row nor
-    text says it."""
+) -> Generation | str:
+    """Return the record of a row, or why there is none. ``budget``: executions that a solution with code was allowed,
+    where neither row nor text says it."""
     problem, text, mode = solution.problem, solution.text, solution.mode
     foreign: dict[str, Any] = {"seed": seed}
     spans: tuple[Span, ...] = (Span(Author.MODEL, text),)
     allowed = None
     if mode is Mode.TIR:
         allowed = _integer(row.get(_BUDGET)) or budget_of(text) or budget
-        spans = _with_notices(_authors(text, _executed(row), foreign), allowed)
+        spans = _authors(text, _executed(row), foreign)
+        if _goes_on(spans):
+            return "an output whose end is not known"
+        spans = _with_notices(spans, allowed)
     messages = _messages(row, templates[mode], mode, allowed)
     finish = _finish(row, spans, foreign)
     transcript = Transcript(messages, spans, finished=finish is Finish.STOP).with_opening()
@@ -169,7 +177,7 @@ def _executed(row: dict[str, Any]) -> int | None:
 def _authors(text: str, executed: int | None, foreign: dict[str, Any]) -> tuple[Span, ...]:
     """Return the spans of a solution with code, its fences rewritten to tags."""
     if CODE_START in text:
-        return Transcript.from_text((), text).spans
+        return _as_executed(Transcript.from_text((), text).spans, executed)
     blocks = _executed_fences(text, executed)
     spans: list[Span] = []
     at = 0
@@ -183,6 +191,26 @@ def _authors(text: str, executed: int | None, foreign: dict[str, Any]) -> tuple[
     if at < len(text):
         spans.append(Span(Author.MODEL, text[at:]))
     return tuple(spans)
+
+
+def _as_executed(spans: tuple[Span, ...], executed: int | None) -> tuple[Span, ...]:
+    """Return the spans with no more outputs than were executed; the model made up the others."""
+    ends = [number for number, span in enumerate(spans, 1) if span.author is Author.TOOL]
+    if executed is None or len(ends) <= executed:
+        return spans
+    last = ends[executed - 1] if executed else 0
+    return (*spans[:last], Span(Author.MODEL, "".join(span.text for span in spans[last:])))
+
+
+def _goes_on(spans: tuple[Span, ...]) -> bool:
+    """Tell whether an output seems to go on in the model's words: none says by a notice where it ended, and the first
+    fence behind it, which names no language, opens nothing."""
+    for span, behind in pairwise(spans):
+        if span.author is Author.TOOL and "```system\n" not in span.text:
+            languages = _ANY_FENCE.findall(behind.text.partition(CODE_START)[0])
+            if len(languages) % 2 and not languages[0]:
+                return True
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +236,15 @@ def _executed_fences(text: str, executed: int | None) -> list[_Block]:
     while number + 3 < len(fences) and len(blocks) != executed:
         opening, closing, output, output_end = fences[number : number + 4]
         called = opening[1].lower() in ("python", "py") and not closing[1] and output[1] == "output"
-        if not called or output_end[1] or text[closing.end() : output.start()].strip():
+        if not called or text[closing.end() : output.start()].strip():
             number += 1
             continue
-        number += 4
+        last = _last_of_output(text, fences, number + 3)
+        output_end = fences[last]
+        if output_end[1]:
+            number += 1
+            continue
+        number = last + 1
         output_close = end = min(output_end.end() + 1, len(text))
         if (
             number + 1 < len(fences)
@@ -232,6 +265,18 @@ def _executed_fences(text: str, executed: int | None) -> list[_Block]:
             )
         )
     return blocks
+
+
+def _last_of_output(text: str, fences: list[re.Match[str]], first: int) -> int:
+    """Return which fence ends an output, of those from ``first`` on: the one that a notice follows, if one does before
+    the next program; else the first."""
+    for number in range(first, len(fences) - 1):
+        end, behind = fences[number : number + 2]
+        if end[1].lower() in ("python", "py"):
+            break
+        if not end[1] and behind[1] == "system" and not text[end.end() : behind.start()].strip():
+            return number
+    return first
 
 
 def _with_notices(spans: tuple[Span, ...], budget: int) -> tuple[Span, ...]:

@@ -66,6 +66,7 @@ class ReadGenerations(UnitStage[ReadGenerationsConfig, _Row]):
     """
 
     kind = "solutions.read_generations"
+    version = 2  # outputs beyond those that were executed are the model's; outputs that hold fences end where they do
     Config = ReadGenerationsConfig
     ports = {"files": "folders of output-rs*.jsonl of the reference pipeline, or files of such rows"}
     record = Generation
@@ -134,6 +135,8 @@ class ReadGenerations(UnitStage[ReadGenerationsConfig, _Row]):
         generation = generation_of(
             unit.fields, unit.solution, self._templates, model=config.model, seed=unit.seed, budget=config.budget
         )
+        if isinstance(generation, str):
+            return Result(drops=[Drop(generation, unit.where)])
         foreign = generation.extra["foreign"]
         for name, counted in (
             ("finish_assumed", "finish" in foreign),
