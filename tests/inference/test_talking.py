@@ -154,6 +154,8 @@ ARGUMENTS = (  # what a model writes as arguments, the program that it means, an
     ('{"code": "pri', None, "not JSON"),
     ('{"source": "print(1)"}', None, "no text 'code'"),
     ('{"code": 1}', None, "no text 'code'"),
+    ("{'code': 'print(1)'}", None, "not JSON"),  # a dict of Python would run and print itself
+    ('{"code": "print(1) # \\ud800"}', None, "not JSON"),  # half a pair, which no request and no record can hold
     ('{"code": " "}', None, "empty"),
     ("", None, "empty"),
 )
@@ -173,6 +175,7 @@ async def test_calls_of_other_tools_and_calls_that_were_cut_off() -> None:
     assert "no tool 'browser.search'" in read_call(ToolCall("c", "browser.search", '{"query": "1"}')).error
     assert begun(ToolCall("c", "python", '{"code": "a = 1\\nprint(')) == "a = 1\nprint("
     assert begun(ToolCall("c", "python", "print(")) == "print("
+    assert begun(ToolCall("c", "python", '{"code": "\\ud800')) == '{"code": "\\ud800'
 
 
 async def test_a_call_that_means_no_program_costs_one_and_says_why(

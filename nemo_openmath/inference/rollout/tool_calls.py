@@ -7,6 +7,7 @@ import json
 import re
 import warnings
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nemo_openmath.core.engine import ToolCall
 
@@ -35,10 +36,10 @@ def read_call(call: ToolCall) -> PythonCall:
     a JSON text, a JSON text instead of an object, and Python that is no JSON at all; the program may stand in a fence.
     """
     try:
-        value = json.loads(call.arguments, strict=False)
+        value = _loaded(call.arguments)
     except (ValueError, RecursionError):
         value = call.arguments
-        if call.arguments.lstrip().startswith("{") and not _is_python(call.arguments):
+        if call.arguments.lstrip().startswith("{") and not _is_program(call.arguments):
             return _no_program(call, "the arguments are not JSON")
     if isinstance(value, dict):
         code = value.get(FIELD)
@@ -59,7 +60,7 @@ def begun(call: ToolCall) -> str:
     """Return the program of a call that was cut off, as far as it was written."""
     for ending in ("", '"}', "}", '\\"}'):
         try:
-            value = json.loads(call.arguments + ending, strict=False)
+            value = _loaded(call.arguments + ending)
         except (ValueError, RecursionError):
             continue
         if isinstance(value, dict) and isinstance(value.get(FIELD), str):
@@ -76,11 +77,21 @@ def _given_back(call: ToolCall, arguments: object) -> ToolCall:
     return replace(call, name=call.name or NAME, arguments=json.dumps(arguments, ensure_ascii=False))
 
 
-def _is_python(text: str) -> bool:
+def _loaded(text: str) -> Any:
+    """Return the value of a JSON text. Raises ValueError for half a surrogate pair, too: no request and no record can
+    hold it."""
+    value = json.loads(text, strict=False)
+    json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _is_program(text: str) -> bool:
+    """Tell whether a text that begins with a brace is Python. Arguments that are written as a dict of Python, and not
+    as JSON, are no program."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            ast.parse(text)
+            first = next(iter(ast.parse(text).body), None)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return False
-    return True
+    return not (isinstance(first, ast.Expr) and isinstance(first.value, ast.Dict))
