@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from nemo_openmath.checkpoints.methods import Layout, Method, QuantizedFormat
 from nemo_openmath.core.bounds import FiniteFloat, Length, PositiveInt, PositiveShare
 from nemo_openmath.core.stage import Stage, StageContext
+from nemo_openmath.core.tags import CODE_END, CODE_START
 
 
 @dataclass(frozen=True)
@@ -170,3 +171,36 @@ class Dequantize(Stage[DequantizeConfig]):
         from nemo_openmath.checkpoints.quantize.dequantize import write_dequantized
 
         await asyncio.to_thread(write_dequantized, context.only("quantized"), context.output, into_existing=True)
+
+
+@dataclass(frozen=True)
+class TokenRowsConfig:
+    """Which tokens of the vocabulary get a row, and of which text."""
+
+    tokens: dict[str, str] = field(default_factory=lambda: {CODE_START: "```python", CODE_END: "```"})
+    """Token -> the text whose tokens' rows are averaged. Tokens whose rows were trained keep them."""
+
+
+class TokenRows(Stage[TokenRowsConfig]):
+    """The same model with rows of the embedding for tokens that it never saw, such as the tags of tool calls."""
+
+    kind = "checkpoints.token_rows"
+    Config = TokenRowsConfig
+    ports = {"model": "Hugging Face model"}
+    takes = {"model": "model"}
+    makes = "model"
+
+    async def run(self, context: StageContext) -> None:
+        from nemo_openmath.checkpoints.token_rows import write_token_rows
+
+        texts = self.config.tokens
+        given = await asyncio.to_thread(
+            write_token_rows, context.only("model"), context.output, texts, into_existing=True
+        )
+        for token, count in given.alike.items():
+            context.progress.log(
+                f"{token} was never trained ({count} rows are like its own): now that of {texts[token]!r}"
+            )
+        for token in given.trained:
+            context.progress.log(f"{token} keeps its row: it was trained")
+        context.metrics.update(untrained=given.alike, trained=list(given.trained))

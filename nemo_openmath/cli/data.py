@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.cli.common import AGAIN, at_least, verb
-from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.errors import UserError, refuse_special
 
 
 def add(groups: Any) -> None:
@@ -83,8 +83,14 @@ def _prompt(options: argparse.Namespace) -> None:
 
     from nemo_openmath.data.rows.questions import prompts_of, questions
 
+    if options.output is not None:
+        refuse_special(options.output, "give the name of a file")
+        if options.output.exists():
+            raise UserError("is there already", file=options.output, remedy="give another --output, or remove it")
     prompts = prompts_of(
-        lambda counts: questions(options.rows, counts, mode=options.mode, split=options.split), options.mode
+        lambda counts: questions(options.rows, counts, mode=options.mode, split=options.split),
+        options.mode,
+        options.rows,
     )
     recovery, total = prompts.recovery, sum(prompts.reproduced) + prompts.others
     if not recovery.prompts:
@@ -95,6 +101,7 @@ def _prompt(options: argparse.Namespace) -> None:
         path = options.output
         if path is not None:
             path = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+            refuse_special(path, "give the name of a file")
             path.write_bytes(prompt.template.to_text().encode())
         elif number == 1:
             sys.stdout.write(prompt.template.to_text())

@@ -7,3 +7,4 @@ THINK_START = "<think>"
 THINK_END = "</think>"
 CODE_START = "<tool_call>"
 CODE_END = "</tool_call>"
+TAGS = (THINK_START, THINK_END, CODE_START, CODE_END)

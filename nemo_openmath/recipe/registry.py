@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nemo_openmath.checkpoints.stages import Average, Dequantize, Merge, Quantize
+from nemo_openmath.checkpoints.stages import Average, Dequantize, Merge, Quantize, TokenRows
 from nemo_openmath.competition.stage import Compete
 from nemo_openmath.core.stage import Stage, register
 from nemo_openmath.data.packs.stage import PackSamples
@@ -76,6 +76,7 @@ STAGES: tuple[type[Stage], ...] = (
     Merge,
     Quantize,
     Dequantize,
+    TokenRows,
     TrainDrafter,
     # evaluation (5.2) and competition (6)
     ComputeMetrics,

@@ -9,14 +9,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
+from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.checkpoints.formats.step_folders import step_folder
 from nemo_openmath.core.bounds import PositiveFloat, PositiveInt, ShareBelowOne
 from nemo_openmath.core.errors import MissingExtra, OpenMathError
 from nemo_openmath.core.records import write_json
 from nemo_openmath.core.records.lineage import Lineage, digest_tree
 from nemo_openmath.core.stage import RUNTIME, Stage, StageContext
+from nemo_openmath.core.tags import TAGS
 from nemo_openmath.data.batches.held_out import check_share
 from nemo_openmath.data.batches.packed_data import PackedData
 from nemo_openmath.data.packs.plan import PackPlan
@@ -26,6 +29,8 @@ from nemo_openmath.training.job import check_batch
 from nemo_openmath.training.launch import LaunchFailed, launch_process
 from nemo_openmath.training.metrics import show
 from nemo_openmath.training.run_lock import refuse_locked
+
+_LOOKED_AT = 32  # packs in which tags are looked for
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,8 @@ class Sft(Stage[SftConfig]):
         refuse_locked(context.output)
         await self.prepare_launch(context)
         if not self._trained(context):  # a launcher's own ranks may have done it
+            if (warning := warn_of_unseen_tags(context.only("model"), PackPlan(context.only("packs")))) is not None:
+                context.progress.log(warning)
             await self._train(context.output / "job.yaml", context)
         rows = metrics(context.output)
         last = rows[-1] if rows else {}
@@ -172,6 +179,26 @@ class Sft(Stage[SftConfig]):
             failure = OpenMathError(f"{context.name}: {error}{hint}")
             failure.exit_code = error.exit_code
             raise failure from None
+
+
+def warn_of_unseen_tags(model: Path, plan: PackPlan) -> str | None:
+    """Return a sentence where targets of the first packs are tags that the model never saw; None where there are
+    none."""
+    if not (model / "config.json").is_file():
+        return None
+    from nemo_openmath.checkpoints.token_rows import unseen  # torch takes seconds to import
+
+    tokenizer = ChatTokenizer.load(model, chat=False)
+    tags = {ids[0]: tag for tag in TAGS if len(ids := tokenizer.encode_text(tag, tags=True)) == 1}
+    packs = map(plan.pack, range(min(_LOOKED_AT, plan.num_packs)))
+    targets = {int(i) for pack in packs for i in np.unique(pack.labels[pack.loss_mask])}
+    if not (counts := unseen(model, sorted(tags.keys() & targets))):
+        return None
+    return (
+        f"the model never saw {', '.join(tags[i] for i in counts)} (their rows of the embedding are those of "
+        f"{max(counts.values()):,} other tokens): a short training does not teach it to write them; "
+        "checkpoints.token_rows gives them rows"
+    )
 
 
 def metrics(output: Path) -> Sequence[dict[str, float]]:

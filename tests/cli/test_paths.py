@@ -1,6 +1,7 @@
 """Every verb is given every kind of path that cannot be used, as its input and as its output."""
 
 import argparse
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,8 @@ INPUTS = {
     "records grep": ["x {bad}", "x stored {bad}"],
     "records export": ["{bad} out.jsonl"],
     "records check": ["{bad}", "stored {bad}"],
+    "trace": ["{bad} problem-1"],
+    "data prompt": ["{bad}"],
     "data stats": ["{bad}"],
     "data verify": ["{bad}"],
     "convert hf-to-megatron": ["{bad} out"],
@@ -54,6 +57,7 @@ OUTPUTS = {
     "launch": "r.yaml --cluster {cluster} --dry-run --output {bad}",
     "grade": "rows.jsonl --output {bad}",
     "records export": "stored {bad}",
+    "data prompt": "prompts.jsonl --output {bad}",
     "serve": "{base} --port 0 --address-file {bad}",
     "generate": "g.yaml --output {bad}",
     "sandbox serve": "--socket {bad}",
@@ -63,12 +67,19 @@ OUTPUTS = {
     "average": "{base} {base} --output {bad}",
     "merge": "{base} {base} --output {bad}",
 }
-WHOLE = ("convert", "quantize", "average", "merge", "records export")  # they make what is new, and say that it is there
+WHOLE = (
+    "convert",
+    "quantize",
+    "average",
+    "merge",
+    "records export",
+    "data prompt",
+)  # they make what is new, and say that it is there
 # They write nothing of their own, or what they write is named by a file that they read.
 NO_INPUT = {"sandbox serve", "recipe reference"}
 NO_OUTPUT = {"convert megatron-to-hf", "sandbox exec", "sft", "plan", "inspect"}
 NO_OUTPUT |= {f"recipe {verb}" for verb in ("show", "status", "report", "stages")} | {"data stats", "data verify"}
-NO_OUTPUT |= {"doctor"}  # it tells what it found out of the folder, and writes a report where it is asked to
+NO_OUTPUT |= {"doctor", "trace"}  # it tells what it found out of the folder, and writes a report where it is asked to
 NO_OUTPUT |= {f"jobs {verb}" for verb in ("status", "logs", "cancel", "resume", "watch")}
 NO_OUTPUT |= {f"records {verb}" for verb in ("show", "head", "grep", "check")}
 
@@ -87,6 +98,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     row = '{"problem": "1+1?", "expected_answer": "2", "predicted_answer": "2"}\n'
     (tmp_path / "rows.jsonl").write_text(row)
+    rows = [
+        {"inference_mode": "cot", "input": f"Solve: {n} + {n}? Box it.", "output": "\\boxed{1}"}
+        for n in ("a", "bc", "d")
+    ]
+    (tmp_path / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (tmp_path / "file").write_text("mine\n")
     (tmp_path / "binary").write_bytes(bytes(range(256)) * 20)
     (tmp_path / "folder").mkdir()

@@ -105,7 +105,7 @@ async def test_every_student_learns_from_every_teacher(
     )
     assert graded_answer(generation) == "42"
 
-    (row,) = (await MakeRows(RowsConfig()).process(generation, None)).records  # type: ignore[arg-type]
+    (row,) = (await MakeRows(RowsConfig()).process((generation, None), None)).records  # type: ignore[arg-type]
     student = chat(tmp_path / "student", tokenizer, student_ends, think_tokens=think_tokens)
     (tmp_path / "rows.jsonl").write_bytes(orjson.dumps(row) + b"\n")
     (sample,) = write_tokens(tmp_path / "rows.jsonl", tmp_path / "student", tmp_path / "tokens", workers=1)

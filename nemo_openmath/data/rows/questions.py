@@ -123,11 +123,11 @@ class PromptsOfRows:
     """Places of some of these."""
 
 
-def prompts_of(read: Callable[[Counter[str]], Places], mode: str | None) -> PromptsOfRows:
+def prompts_of(read: Callable[[Counter[str]], Places], mode: str | None, path: str) -> PromptsOfRows:
     """Recover the prompts of rows, and verify them on each row. The rows are read twice.
 
-    ``read``: yields the rows, and counts those without a question. ``mode``: whose prompts are wanted; None: of the one
-    mode that there is. Raises UserError where there are several, or no row.
+    ``read``: yields the rows of ``path``, and counts those without a question. ``mode``: whose prompts are wanted;
+    None: of the one mode that there is. Raises UserError where there are several, or no row.
     """
     rng, modes, unusable = random.Random(0), Counter[str](), Counter[str]()
     samples: dict[str, list[RowQuestion]] = {}
@@ -140,11 +140,12 @@ def prompts_of(read: Callable[[Counter[str]], Places], mode: str | None) -> Prom
             sample[at] = question
     if mode is None and len(modes) > 1:
         listed = ", ".join(f"{count:,} {name}" for name, count in modes.most_common())
-        raise UserError(f"the rows are of several modes ({listed})", remedy="choose one: --mode genselect")
+        raise UserError(f"the rows are of several modes ({listed})", file=path, remedy="choose one: --mode genselect")
     chosen = mode or next(iter(modes), None)
     if chosen is None or not modes[chosen]:
         why = ", ".join(f"{count:,} {reason}" for reason, count in unusable.most_common(3))
-        raise UserError(f"there are no {chosen or ''} rows".replace("  ", " ") + (f" ({why})" if why else ""))
+        problem = f"there are no {chosen or ''} rows".replace("  ", " ") + (f" ({why})" if why else "")
+        raise UserError(problem, file=path, remedy="give rows that hold their whole prompts")
     prompts = PromptsOfRows(recover(samples[chosen], chosen), modes, unusable)
     templates = [prompt.template for prompt in prompts.recovery.prompts]
     prompts.reproduced = [0] * len(templates)
