@@ -97,8 +97,6 @@ class Sft(Stage[SftConfig]):
         refuse_locked(context.output)
         await self.prepare_launch(context)
         if not self._trained(context):  # a launcher's own ranks may have done it
-            if (warning := warn_of_unseen_tags(context.only("model"), PackPlan(context.only("packs")))) is not None:
-                context.progress.log(warning)
             await self._train(context.output / "job.yaml", context)
         rows = metrics(context.output)
         last = rows[-1] if rows else {}
@@ -120,6 +118,8 @@ class Sft(Stage[SftConfig]):
             from nemo_openmath.training.base_model import refuse_used_output  # torch takes seconds to import
 
             refuse_used_output(context.output, context.only("model"), job.model_changes)
+        elif (warning := warn_of_unseen_tags(context.only("model"), PackPlan(context.only("packs")))) is not None:
+            context.progress.log(warning)  # here, for on a cluster nothing else of the stage runs before its ranks
         write_json(context.output / "job.yaml", orjson.loads(orjson.dumps(asdict(job), default=str)))  # JSON is YAML
 
     def _trained(self, context: StageContext) -> bool:
