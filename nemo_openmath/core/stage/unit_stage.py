@@ -65,6 +65,10 @@ class UnitStage(Stage[C], Generic[C, U]):
     async def prepare(self, context: StageContext) -> None:
         """Open what all units share."""
 
+    async def before_store(self, key: str, unit: U, result: Result, context: StageContext) -> None:
+        """Do what else belongs to a unit that is about to be stored, such as a note about it. A unit that a kill cut
+        off behind this is done again, and comes here again."""
+
     def count(self, context: StageContext) -> int | None:
         """Return the number of units of this shard; None where counting would cost too much."""
         return None
@@ -107,6 +111,7 @@ class UnitStage(Stage[C], Generic[C, U]):
             result = await self._attempt(key, unit, context)
         except Refused as error:
             result = self.refused(key, unit, error, context)
+            await self.before_store(key, unit, result, context)
             log.refusals.add(context, key, result, error)
         except RetryableError as error:
             log.failures.add(context, key, error)
@@ -119,6 +124,7 @@ class UnitStage(Stage[C], Generic[C, U]):
                 raise StageDefect(f"{self.kind}: unit {key} left neither a record nor a reason")
             if result.asked:
                 log.refusals.answered()
+            await self.before_store(key, unit, result, context)
             log.store(context, key, result)
         activity.happened()
         context.progress.advance()

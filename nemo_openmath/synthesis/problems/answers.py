@@ -21,6 +21,10 @@ class ExtractAnswers(DiscussedStage):
     def asks_about(self, problem: Problem) -> bool:
         return problem.expected_answer is None
 
+    def outcome(self, result: Result) -> str:
+        record = next(iter(result.records), None)
+        return record.problem_type or "kept" if isinstance(record, Problem) else super().outcome(result)
+
     async def process(self, unit: Discussed, context: StageContext) -> Result:
         problem, discussions = unit
         if not self.asks_about(problem):

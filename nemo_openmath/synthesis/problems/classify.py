@@ -41,6 +41,10 @@ class Classify(PromptedStage[ClassifyConfig, Problem]):
     def units(self, context: StageContext) -> Iterable[tuple[str, Problem]]:
         return ((problem.id, problem) for problem in context.read("problems", Problem))
 
+    def outcome(self, result: Result) -> str:
+        record = next(iter(result.records), None)
+        return record.category or "kept" if isinstance(record, Problem) else super().outcome(result)
+
     async def process(self, unit: Problem, context: StageContext) -> Result:
         category, reply = await self.question(context, unit.id, parse_category, problem=unit.problem)
         if category is None:

@@ -27,6 +27,10 @@ class Extract(PromptedStage[PromptedConfig, Thread]):
     def units(self, context: StageContext) -> Iterable[tuple[str, Thread]]:
         return ((thread.id, thread) for thread in context.read("threads", Thread))
 
+    def outcome(self, result: Result) -> str:
+        number = len(result.records)
+        return f"{number} problem{'s' if number > 1 else ''}" if number else super().outcome(result)
+
     async def process(self, unit: Thread, context: StageContext) -> Result:
         texts, reply = await self.question(context, unit.id, parse_problems, forum_post=unit.forum_post)
         if texts is None:

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Generic, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from nemo_openmath.chat import load_template
-from nemo_openmath.core.bounds import NonNegativeFloat, PositiveInt
-from nemo_openmath.core.records import Problem, Thread
+from nemo_openmath.core.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt, Share
+from nemo_openmath.core.errors import Refused, RetryableError
+from nemo_openmath.core.records import Drop, Problem, Thread
 from nemo_openmath.core.records.ids import derive_seed
-from nemo_openmath.core.stage import RUNTIME, StageContext, UnitStage
+from nemo_openmath.core.stage import ADDED, RUNTIME, Result, StageContext, UnitLog, UnitStage
 from nemo_openmath.inference.asking import ask
+from nemo_openmath.synthesis.problems.exchanges import (
+    DISAGREEMENT,
+    SAMPLES,
+    SECOND,
+    Exchange,
+    Interview,
+    LineJournal,
+    SampleJournal,
+    current_interview,
+    interviewing,
+    made_the_same,
+    sample_row,
+    side_of,
+)
 
 C = TypeVar("C", bound="PromptedConfig")
 U = TypeVar("U")
@@ -39,6 +54,14 @@ class PromptedConfig:
     """How often a question is asked until its reply can be parsed."""
     concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
     """Records in flight at once. It changes the speed alone."""
+    samples: NonNegativeInt = field(default=20, metadata=RUNTIME)
+    """Units of each outcome (accepted, each reason of drops) of which it is kept what was asked and what the model
+    said, for ``samples.html``. They are drawn by the seed."""
+    second_engine: str | None = field(default=None, metadata=ADDED)
+    """A second model that is asked about a part of the units too, with the same prompts, to measure how far two models
+    agree. Named like ``engine``; null: none. What it says changes no record."""
+    second_share: Share = field(default=0.05, metadata=ADDED)
+    """Share of the units that the second model is asked about, drawn by the seed."""
 
 
 class PromptedStage(UnitStage[C, U], Generic[C, U]):
@@ -53,10 +76,64 @@ class PromptedStage(UnitStage[C, U], Generic[C, U]):
         self._template = load_template(self.prompt, config.prompt)
 
     def engines(self) -> tuple[str, ...]:
-        return (self.config.engine,)
+        second = self.config.second_engine
+        return (self.config.engine,) if second is None else (self.config.engine, second)
 
     async def prepare(self, context: StageContext) -> None:
-        self._engine, self._tokenizer = await context.services.engine(self.config.engine)
+        self._models = [await context.services.engine(name) for name in self.engines()]
+        job = f"{context.shard:05d}-of-{context.shards:05d}.jsonl"
+        self._samples = SampleJournal(context.output / f"{SAMPLES}-{job}", self.config.samples, context.seed)
+        if self.config.second_engine is not None:
+            self._second = LineJournal(context.output / f"{SECOND}-{job}")
+
+    async def run(self, context: StageContext) -> None:
+        try:
+            await super().run(context)
+        finally:
+            for journal in (getattr(self, "_samples", None), getattr(self, "_second", None)):
+                if journal is not None:
+                    journal.close()
+
+    async def do_unit(self, key: str, unit: U, context: StageContext, log: UnitLog) -> Result | None:
+        with interviewing(Interview(*self._models[0])):
+            return await super().do_unit(key, unit, context, log)
+
+    async def before_store(self, key: str, unit: U, result: Result, context: StageContext) -> None:
+        """Keep what was said about the unit where it is in the sample, and ask the second model about it."""
+        interview = current_interview()
+        if interview is None or not (interview.exchanges or result.drops):
+            return
+        row = sample_row(key, self.sources(unit), interview, result)
+        if interview.exchanges and len(self._models) > 1 and self._is_shared(key, context):
+            await self._ask_second(key, unit, result, context, row)
+        self._samples.offer(row)
+
+    def _is_shared(self, key: str, context: StageContext) -> bool:
+        return derive_seed(context.seed, self.kind, "second", key) < self.config.second_share * 2**31
+
+    async def _ask_second(self, key: str, unit: U, result: Result, context: StageContext, row: dict[str, Any]) -> None:
+        """Let the second model do the unit, too, and write down how the two compare. Nothing of it is stored as a
+        record; where it gives no answer, that is its outcome."""
+        with interviewing(Interview(*self._models[1])) as interview:
+            try:
+                second = await self.process(unit, replace(context, metrics={}))
+            except (Refused, RetryableError) as error:
+                second = Result(drops=[Drop(getattr(error, "reason", "no answer"), str(error))])
+        labels = self.outcome(result), self.outcome(second)
+        same = labels[0] == labels[1] and made_the_same(result.records, second.records, context.services.vote)
+        self._second.append({"unit": key, "first": labels[0], "second": labels[1], "same": same})
+        if not same:
+            row["outcomes"].append(DISAGREEMENT)
+            row["second"] = side_of(interview, second)
+
+    def outcome(self, result: Result) -> str:
+        """Return what a result is, in a word or two: what two models agree on, or do not."""
+        return "kept" if result.records else result.drops[0].reason
+
+    def sources(self, unit: U) -> tuple[str, ...]:
+        """Return the ids of what a unit came from: of threads, where it is a problem of one."""
+        record = unit[0] if isinstance(unit, tuple) else unit
+        return record.parents if isinstance(record, Problem) else (record.id,) if isinstance(record, Thread) else ()
 
     async def question(
         self, context: StageContext, key: str, parse: Callable[[str], T | None], **fields: object
@@ -66,9 +143,10 @@ class PromptedStage(UnitStage[C, U], Generic[C, U]):
         The parsed value is None where no attempt gave a reply that ``parse`` understands. ``key`` seeds the draw: it
         names the question within the stage.
         """
-        return await ask(
-            self._engine,
-            self._tokenizer,
+        interview = current_interview() or Interview(*self._models[0])
+        value, reply = await ask(
+            interview.engine,
+            interview.tokenizer,
             self._template.messages(**fields),
             parse,
             seed=derive_seed(context.seed, self.kind, key),
@@ -76,6 +154,8 @@ class PromptedStage(UnitStage[C, U], Generic[C, U]):
             temperature=self.config.temperature,
             attempts=self.config.attempts,
         )
+        interview.exchanges[key] = Exchange(fields, reply)
+        return value, reply
 
 
 Discussed: TypeAlias = tuple[Problem, list[str]]
