@@ -12,7 +12,7 @@ from pathlib import Path
 from nemo_openmath import __version__
 from nemo_openmath.cli.common import EXAMPLES, EXIT_CODES, CommandParser, Help
 from nemo_openmath.cli.streams import be_patient
-from nemo_openmath.core.errors import ExitCode, OpenMathError, UserError, of_the_system
+from nemo_openmath.core.errors import ExitCode, OpenMathError, UserError, of_the_system, words_of
 from nemo_openmath.core.home import prepare_home
 from nemo_openmath.core.logs import configure_logging
 
@@ -90,7 +90,7 @@ def _report(error: Exception, debug: bool) -> ExitCode:
     """Print one line about an error, or its traceback, and return the exit code that it means."""
     known: Exception | None = error
     if isinstance(error, OSError):
-        known = of_the_system(error) or OpenMathError(f"the system says: {error.strerror or error}")
+        known = of_the_system(error) or OpenMathError(f"the system says: {words_of(error)}")
     elif isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from "):  # of pathlib's resolve
         known = UserError(str(error), remedy="links lead in a circle; name the file itself")
     elif isinstance(error, MemoryError):

@@ -120,12 +120,17 @@ def of_the_system(error: OSError, file: str | Path | None = None) -> OpenMathErr
     name = file if file is not None else error.filename
     if name is None and error.errno not in _FULL:
         return None
-    reason, where = error.strerror or str(error), str(name) if name is not None else "the output's disk"
+    reason, where = words_of(error), str(name) if name is not None else "the output's disk"
     if error.errno in _FULL:
         return no_space(where, reason)
     if error.errno in _ARGUMENT:
         return UserError(f"cannot be used ({reason})", file=where, remedy=_ARGUMENT[error.errno])
     return SystemFailure(where, reason, "check the file system, then run the same command again")
+
+
+def words_of(error: BaseException) -> str:
+    """Return what an error says: the system's words or its own, and where it has none (a TimeoutError), its name."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class RetryableError(OpenMathError):

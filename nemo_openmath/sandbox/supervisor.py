@@ -43,7 +43,7 @@ class ZygoteProcess:
     @classmethod
     async def start(cls, packages: Sequence[str], seed: int | None, unsafe: bool, namespaces: bool) -> ZygoteProcess:
         """Start a zygote. Raises UserError where a wall is missing (unless ``unsafe``) or a package cannot be
-        imported."""
+        imported, and SandboxError where it does not start in time."""
         if platform.system() != "Linux":
             raise UserError(f"the sandbox needs Linux, this is {platform.system()}", remedy="run it in a Linux machine")
         if seccomp.architecture() is None:
@@ -75,6 +75,12 @@ class ZygoteProcess:
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):  # 3.11's wait_for swallows a cancellation that meets a result
                 await asyncio.shield(zygote._ready)
+        except TimeoutError as error:
+            await zygote.close()
+            raise SandboxError(
+                f"the sandbox did not start within {_START_TIMEOUT_S:g} s; is the machine too busy, or its disk slow?",
+                retryable=True,
+            ) from error
         except BaseException:
             await zygote.close()
             raise

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.core.errors import MissingExtra, OpenMathError, UserError
+from nemo_openmath.core.errors import MissingExtra, OpenMathError, UserError, words_of
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.training.config import Guard, TrainingConfig
 
@@ -45,7 +45,7 @@ class TrainingMetrics:
                 for key, value in numbers.items():
                     self._board.add_scalar(key, value, record["step"])
             except OSError as error:  # it is for looking at: no reason to end a training
-                log.warning(f"TensorBoard: nothing more is written ({error.strerror or error})")
+                log.warning(f"TensorBoard: nothing more is written ({words_of(error)})")
                 self._board = None
         if self._wandb is not None:
             self._wandb.log(numbers, step=record["step"])

@@ -113,6 +113,7 @@ def test_a_mistake_on_the_line_is_one_line(words: str, line: str, capsys: pytest
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "x/y"), 2, "x/y: cannot be used (Not a directory); "),
         (OSError(errno.EIO, "Input/output error", "x"), 77, "x: Input/output error; check the file system"),
         (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), 1, "the system says: Connection refused"),
+        (TimeoutError(), 1, "the system says: TimeoutError"),
         (MemoryError(), 1, "out of memory"),
         (ImportError("x has no y", path="/a/x.py"), 2, "/a/x.py: it cannot be imported (ImportError: x has no y); "),
     ],

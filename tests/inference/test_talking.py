@@ -151,6 +151,9 @@ ARGUMENTS = (  # what a model writes as arguments, the program that it means, an
     ("{n for n in (1, 2)}", "{n for n in (1, 2)}", ""),
     ("42", "42", ""),
     ('{"code": "```python\\nprint(1)\\n```"}', "print(1)", ""),
+    ('{"code": " ~~~ Py \\r\\nif 1:\\r\\n  1 ~~~\\n"}', "if 1:\n  1", ""),
+    ('{"code": "```python\\n```"}', None, "empty"),
+    ('{"code": "```python"}', "```python", ""),
     ('{"code": "pri', None, "not JSON"),
     ('{"source": "print(1)"}', None, "no text 'code'"),
     ('{"code": 1}', None, "no text 'code'"),
@@ -172,7 +175,14 @@ async def test_which_program_a_call_means(arguments: str, code: str | None, erro
 
 async def test_calls_of_other_tools_and_calls_that_were_cut_off() -> None:
     assert read_call(ToolCall("c", "functions.python", '{"code": "1"}')).code == "1"
-    assert "no tool 'browser.search'" in read_call(ToolCall("c", "browser.search", '{"query": "1"}')).error
+    assert read_call(ToolCall("c", "", '{"code": "1"}')).code == "1", "servers may leave out the name of the only tool"
+    for name in ("browser.search", "python_exec", "functions.", "x" * 10_000):
+        for arguments in ('{"query": "1"}', '{"code": "print(1)"}', '"print(1)"', "print(1)"):
+            other = read_call(ToolCall("c", name, arguments))
+            assert (other.code, other.text, len(other.error) < 200) == (None, arguments, True)
+            assert f"no tool '{name[:80]}" in other.error
+            assert json.loads(other.given_back.arguments) == {"code": arguments}
+    assert begun(ToolCall("c", "search", '{"code": "1')) == '{"code": "1'
     assert begun(ToolCall("c", "python", '{"code": "a = 1\\nprint(')) == "a = 1\nprint("
     assert begun(ToolCall("c", "python", "print(")) == "print("
     assert begun(ToolCall("c", "python", '{"code": "\\ud800')) == '{"code": "\\ud800'

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nemo_openmath.sandbox import LocalSandbox, Status
+from nemo_openmath.sandbox import LocalSandbox, SandboxError, Status, supervisor
 from tests.sandbox.waiting import AMPLE, begun
 from tests.support.waiting import until
 
@@ -116,3 +116,13 @@ async def test_many_short_blocks_cannot_fill_the_disk(sandbox: LocalSandbox) -> 
             if result.status == Status.KILLED:
                 break
         assert "more than 4 MB" in result.stderr
+
+
+async def test_a_sandbox_that_does_not_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program waits for the end of its socket, and never says that it is ready."""
+    program = "import socket, sys; socket.socket(fileno=int(sys.argv[1])).recv(1)"
+    monkeypatch.setattr(supervisor, "_PROGRAM", program)
+    monkeypatch.setattr(supervisor, "_START_TIMEOUT_S", 0.1)
+    with pytest.raises(SandboxError, match=r"the sandbox did not start within 0\.1 s; is the machine") as error:
+        await LocalSandbox(packages=()).start()
+    assert error.value.retryable

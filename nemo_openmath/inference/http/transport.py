@@ -19,7 +19,7 @@ import orjson
 
 from nemo_openmath.core import activity
 from nemo_openmath.core.engine import ContextOverflow, EngineError, InvalidRequest, WrongServer
-from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.errors import UserError, words_of
 from nemo_openmath.inference.http.answers import AnswerPart, error_of, is_error
 from nemo_openmath.inference.http.dialects import Dialect
 from nemo_openmath.inference.http.model_names import ModelNames
@@ -89,7 +89,7 @@ class Transport:
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:
             raise AttemptFailed(f"cannot connect: {_reason(error)}", counts=False) from error
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise AttemptFailed(f"connection lost: {error or type(error).__name__}") from error
+            raise AttemptFailed(f"connection lost: {words_of(error)}") from error
         except TimeoutError as error:
             raise AttemptFailed(f"no answer within {seconds:g} s", counts=not short) from error
         try:
@@ -134,7 +134,7 @@ class Transport:
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:
             raise AttemptFailed(f"cannot connect: {_reason(error)}", counts=False) from error
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise AttemptFailed(f"connection lost: {error or type(error).__name__}") from error
+            raise AttemptFailed(f"connection lost: {words_of(error)}") from error
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise AttemptFailed(f"damaged answer: {error!r}") from error
         except EngineError as error:
@@ -210,7 +210,7 @@ def _reason(error: aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError) ->
     if not isinstance(error, aiohttp.ClientConnectorError):
         return f"no connection within {CONNECT_S:g} s"
     number = error.os_error.errno
-    return os.strerror(number) if number and number > 0 else error.os_error.strerror or str(error.os_error)
+    return os.strerror(number) if number and number > 0 else words_of(error.os_error)
 
 
 def _message(content: bytes) -> str:

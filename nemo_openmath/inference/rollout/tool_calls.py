@@ -12,7 +12,8 @@ from typing import Any
 from nemo_openmath.core.engine import ToolCall
 
 NAME, FIELD = "python", "code"
-_FENCED = re.compile(r"\s*(`{3,}|~{3,})[ \t]*(?:python|py)?[ \t]*\r?\n(.*?)\n?[ \t]*\1\s*", re.DOTALL | re.IGNORECASE)
+_NAME_CHARS = 80  # of a tool that there is not, as the model is told
+_OPENING = re.compile(r"(`{3,}|~{3,})[ \t]*+(?:python|py)?[ \t]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,10 @@ def read_call(call: ToolCall) -> PythonCall:
 
     Arguments are a JSON object with the one text ``code``. What models write besides is understood: line breaks within
     a JSON text, a JSON text instead of an object, and Python that is no JSON at all; the program may stand in a fence.
+    A call of another tool means no program, whatever its arguments hold.
     """
+    if not _is_python(call):
+        return _no_program(call, f"there is no tool {call.name[:_NAME_CHARS]!r}")
     try:
         value = _loaded(call.arguments)
     except (ValueError, RecursionError):
@@ -44,21 +48,18 @@ def read_call(call: ToolCall) -> PythonCall:
     if isinstance(value, dict):
         code = value.get(FIELD)
         if not isinstance(code, str):
-            known = call.name.rpartition(".")[2].strip().lower() == NAME
-            return _no_program(call, f"no text {FIELD!r}" if known else f"there is no tool {call.name!r}")
+            return _no_program(call, f"no text {FIELD!r}")
     else:
         code = value if isinstance(value, str) else call.arguments
-    if fenced := _FENCED.fullmatch(code):
-        code = fenced[2]
-    code = code.replace("\r\n", "\n").strip("\n")
+    code = _without_fence(code.replace("\r\n", "\n")).strip("\n")
     if not code.strip():
         return _no_program(call, "the code is empty")
     return PythonCall(code, code, "", _given_back(call, value if isinstance(value, dict) else {FIELD: code}))
 
 
 def begun(call: ToolCall) -> str:
-    """Return the program of a call that was cut off, as far as it was written."""
-    for ending in ("", '"}', "}", '\\"}'):
+    """Return the program of a call that was cut off, as far as it was written; of another tool, its arguments."""
+    for ending in ("", '"}', "}", '\\"}') if _is_python(call) else ():
         try:
             value = _loaded(call.arguments + ending)
         except (ValueError, RecursionError):
@@ -66,6 +67,21 @@ def begun(call: ToolCall) -> str:
         if isinstance(value, dict) and isinstance(value.get(FIELD), str):
             return str(value[FIELD])
     return call.arguments
+
+
+def _is_python(call: ToolCall) -> bool:
+    """Tell whether a call is of the one tool that there is. Some servers write a namespace in front of its name, or
+    leave it out."""
+    return not call.name.strip() or call.name.rpartition(".")[2].strip().lower() == NAME
+
+
+def _without_fence(code: str) -> str:
+    """Return what stands in the fence that is the whole text; a text without one as it is."""
+    lines = code.strip().split("\n")
+    opening = _OPENING.fullmatch(lines[0])
+    if opening is None or len(lines) < 2 or not lines[-1].endswith(opening[1]):
+        return code
+    return "\n".join([*lines[1:-1], lines[-1].removesuffix(opening[1]).rstrip(" \t")])
 
 
 def _no_program(call: ToolCall, problem: str) -> PythonCall:

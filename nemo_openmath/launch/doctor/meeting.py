@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_openmath.core.errors import words_of
 from nemo_openmath.core.records.manifest import write_json
 from nemo_openmath.launch.doctor.finding import Finding, FindingGroup
 from nemo_openmath.launch.doctor.system import System
@@ -97,7 +98,7 @@ class Meeting:
                     offset, round_trip = _ask(connection, self.rank)
                     here = connection.getsockname()[0]
             except OSError as error:
-                errors.append(f"{address}: {error.strerror or error}")
+                errors.append(f"{address}: {words_of(error)}")
                 continue
             yield GROUP.green("reached", f"the first node, {address}, from {here} in {round_trip * 1e3:.1f} ms")
             yield clock(offset)

@@ -20,7 +20,7 @@ import aiohttp
 import orjson
 
 from nemo_openmath.core import activity
-from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.errors import UserError, words_of
 from nemo_openmath.core.sandbox import Execution, Limits, SandboxError, Status
 from nemo_openmath.core.waiting import Waiting
 from nemo_openmath.sandbox import channel
@@ -171,9 +171,9 @@ class RemoteSandbox:
                     return status, _checked(status, answer, self._url)
                 problem, wait_s = _message(answer)
             except aiohttp.ClientConnectorError as error:
-                problem = f"cannot connect: {error.strerror or error}"
+                problem = f"cannot connect: {words_of(error)}"
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                problem, received = f"no answer: {error or type(error).__name__}", True
+                problem, received = f"no answer: {words_of(error)}", True
             pause_s = wait_s or min(2 * pause_s, _BACKOFF_S[1])
             pause_s *= random.uniform(0.75, 1.25)  # clients that were refused together should not return together
             if time.monotonic() + pause_s > end:

@@ -27,7 +27,7 @@ import orjson
 from aiohttp import web
 
 from nemo_openmath.core.clock import Clock, SystemClock
-from nemo_openmath.core.errors import UserError, of_the_system
+from nemo_openmath.core.errors import UserError, of_the_system, words_of
 from nemo_openmath.core.listening import check_address
 from nemo_openmath.core.logs import configure_logging
 from nemo_openmath.core.sandbox import Limits, SandboxError
@@ -94,9 +94,7 @@ class SandboxService:
                 await self._listen(self._runner)
             except OSError as error:
                 where = settings.socket or f"{settings.host}:{settings.port}"
-                raise UserError(
-                    f"cannot listen on {where}: {error.strerror or error}", remedy="choose another"
-                ) from error
+                raise UserError(f"cannot listen on {where}: {words_of(error)}", remedy="choose another") from error
         except BaseException:
             await self.close()
             raise
