@@ -1,11 +1,13 @@
 """Forum threads made of the world's problems, with the noise of a forum. Rows as the raw forum's: ``forum_post`` and
-``forum_discussions`` ("Post 1:\\n...")."""
+``forum_discussions`` ("Post 1:\\n..."). A third column, ``known_problems``, says what a thread holds: by it the stages
+of the problem set are measured (evaluation/problem_truth.py), and none of them reads it."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from nemo_openmath.core.bounds import NonNegativeInt, Share
 from nemo_openmath.core.errors import UserError
@@ -64,7 +66,7 @@ _AGREE = ("I get {x} too.", "Same here, {x}.", "Yes, {x}.")
 _CORRECT = ("No, you missed a case. It is {x}.", "Check your last step. The answer is {x}.")
 
 
-def make_threads(config: ForumConfig, seed: int, benchmark: Sequence[Item] = ()) -> list[dict[str, str]]:
+def make_threads(config: ForumConfig, seed: int, benchmark: Sequence[Item] = ()) -> list[dict[str, Any]]:
     """Return the threads in random order.
 
     ``benchmark``: the problems that leak. Problems are of the train pool, all different. Raises UserError where more
@@ -88,7 +90,29 @@ def make_threads(config: ForumConfig, seed: int, benchmark: Sequence[Item] = ())
     threads += [[forms.ask(item)] for item in rng.sample(list(benchmark), config.leaked)]
     threads += [[forms.ask(item.reworded())] for item in rng.sample(list(benchmark), config.reworded)]
     rng.shuffle(threads)
-    return [{"forum_post": _post(t, rng), "forum_discussions": _discussion(t, config, rng)} for t in threads]
+    held_out = {item.key for item in benchmark}
+    return [_row(posed, config, rng, held_out) for posed in threads]
+
+
+def _row(problems: list[Posed], config: ForumConfig, rng: random.Random, held_out: set[str]) -> dict[str, Any]:
+    post = _post(problems, rng)
+    discussion, settled = _discussion(problems, config, rng)
+    known = [_known(posed, answer, held_out) for posed, answer in zip(problems, settled, strict=True)]
+    return {"forum_post": post, "forum_discussions": discussion, "known_problems": known}
+
+
+def _known(posed: Posed, settled: str | None, held_out: set[str]) -> dict[str, Any]:
+    """Return what is true of a problem, in the fields of evaluation/problem_truth.py."""
+    answer = posed.item.answer if posed.item else None
+    asks = posed.form is forms.Form.ANSWER
+    return {
+        "problem": posed.text,
+        "category": str(posed.form),
+        "expected_answer": answer if asks else None,
+        "discussed_answer": settled if asks else None,
+        "converted_answer": answer if posed.form is forms.Form.PROOF else None,
+        "in_benchmark": posed.item is not None and posed.item.key in held_out,
+    }
 
 
 def _post(problems: list[Posed], rng: random.Random) -> str:
@@ -102,20 +126,24 @@ def _post(problems: list[Posed], rng: random.Random) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _discussion(problems: list[Posed], config: ForumConfig, rng: random.Random) -> str:
+def _discussion(problems: list[Posed], config: ForumConfig, rng: random.Random) -> tuple[str, list[str | None]]:
+    """Return the replies, and the answer that they settle on to each problem: None where they settle on none."""
     replies: list[str] = []
+    settled = []
     for problem in problems:
         # With several problems in a post people quote the one that they answer.
         quote = f"[quote]{problem.text}[/quote]\n" if len(problems) > 1 else ""
-        replies += [quote + reply for reply in _replies(problem, config, rng)]
+        of_problem, answer = _replies(problem, config, rng)
+        replies += [quote + reply for reply in of_problem]
+        settled.append(answer)
     if not replies or rng.random() < 0.3:
         replies.insert(rng.randrange(len(replies) + 1), rng.choice(_SMALL_TALK))
-    return "\n\n".join(f"Post {at}:\n{reply}" for at, reply in enumerate(replies, 1))
+    return "\n\n".join(f"Post {at}:\n{reply}" for at, reply in enumerate(replies, 1)), settled
 
 
-def _replies(problem: Posed, config: ForumConfig, rng: random.Random) -> list[str]:
+def _replies(problem: Posed, config: ForumConfig, rng: random.Random) -> tuple[list[str], str | None]:
     if problem.item is None:
-        return []
+        return [], None
     right = problem.item.answer
     wrong = str(int(right) + rng.choice((1, 2, 3, 10)))
 
@@ -124,11 +152,11 @@ def _replies(problem: Posed, config: ForumConfig, rng: random.Random) -> list[st
 
     u = rng.random()
     if (u := u - config.answered) < 0:
-        return [say(_SAY, right), *([say(_AGREE, right)] if rng.random() < 0.4 else [])]
+        return [say(_SAY, right), *([say(_AGREE, right)] if rng.random() < 0.4 else [])], right
     if (u := u - config.contradicted) < 0:
-        return [say(_SAY, wrong), say(_CORRECT, right)]
+        return [say(_SAY, wrong), say(_CORRECT, right)], right
     if (u := u - config.disputed) < 0:
-        return [say(_SAY, wrong), say(_SAY, right)]
+        return [say(_SAY, wrong), say(_SAY, right)], None
     if u - config.wrong < 0:
-        return [say(_SAY, wrong), say(_AGREE, wrong)]
-    return []
+        return [say(_SAY, wrong), say(_AGREE, wrong)], wrong
+    return [], None

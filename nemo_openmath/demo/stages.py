@@ -50,9 +50,11 @@ class ThreadsConfig:
 
 
 class Threads(Stage[ThreadsConfig]):
-    """A forum about the tiny world, with the noise of a forum; some threads leak the benchmark."""
+    """A forum about the tiny world, with the noise of a forum; some threads leak the benchmark. What each thread holds
+    stands in its column ``known_problems``, by which ``evaluation.problems`` measures the stages."""
 
     kind = "demo.threads"
+    version = 2  # 2: a thread says what it holds
     Config = ThreadsConfig
     ports = {"benchmark": "problems to leak"}
     takes = {"benchmark": "Problem"}

@@ -35,7 +35,10 @@ def test_counts_forms_and_leaks() -> None:
     assert len(leaks) == config.leaked + config.reworded
     assert sum(leak.text in {item.statement for item in benchmark} for leak in leaks) == config.leaked
     for thread, found in zip(threads, read, strict=True):
+        known = thread["known_problems"]
+        assert [(problem.text, problem.form) for problem in found] == [(k["problem"], k["category"]) for k in known]
         assert all(problem.text in thread["forum_post"] for problem in found)
+        assert [problem in leaks for problem in found] == [k["in_benchmark"] for k in known]
     with pytest.raises(UserError, match="leaks"):
         make_threads(config, 0)
 
@@ -50,6 +53,9 @@ def test_replies_are_read_as_people_mean_them() -> None:
                 answer = tasks.extract_answer(problem.text, thread["forum_discussions"], NONE, 0.0)
                 assert problem.item is not None
                 right = answer == f"Answer: {problem.item.answer}"
+                (known,) = [k for k in thread["known_problems"] if k["problem"] == problem.text]
+                if known["category"] == Form.ANSWER:
+                    assert answer == f"Answer: {known['discussed_answer']}" if want is not None else "Not found"
                 assert answer == "Not found" if want is None else right == want
 
 
