@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 FOLDER = ".progress"
 """The folder of a run with a file for each process that works on a stage: ``STAGE.SHARD-of-SHARDS.json`` holds
-``done``, ``total`` (null: not known), ``failed``, ``rate`` (a second) and ``time``."""
+``done``, ``total`` (null: not known), ``failed``, ``planted`` (controls, in no other number), ``rate`` (a second)
+and ``time``."""
 
 
 class Progress:
@@ -39,6 +40,8 @@ class Progress:
         self._total: int | None = None
         self._count = self._before = 0
         self.failed = 0
+        self.planted = 0
+        """Controls that were done, which are in no other number."""
         self._start = self._printed = self._recorded = time.monotonic()
         self._note = ""
 
@@ -61,10 +64,9 @@ class Progress:
             self._printed = time.monotonic()
             seconds = self._printed - self._start
             of = "" if self._total is None else f" of {self._total}"
-            failed = f", {self.failed} failed" if self.failed else ""
-            self.log(
-                f"{self._count}{of}{failed} after {seconds:.0f} s{self._remaining(seconds)}  {self._note}".rstrip()
-            )
+            apart = f", {self.failed} failed" if self.failed else ""
+            apart += f", {self.planted} controls besides" if self.planted else ""
+            self.log(f"{self._count}{of}{apart} after {seconds:.0f} s{self._remaining(seconds)}  {self._note}".rstrip())
 
     def _remaining(self, seconds: float) -> str:
         """Say how long the rest takes at the speed so far; nothing where that is not known."""
@@ -80,7 +82,8 @@ class Progress:
             return
         seconds = self._recorded - self._start
         rate = (self._count - self._before) / seconds if seconds > 0 else 0.0
-        note = {"done": self._count, "total": self._total, "failed": self.failed, "rate": rate, "time": time.time()}
+        note: dict[str, float | None] = {"done": self._count, "total": self._total, "failed": self.failed}
+        note |= {"planted": self.planted, "rate": rate, "time": time.time()}
         temporary = self._record.with_suffix(".tmp")
         try:
             self._record.parent.mkdir(exist_ok=True)

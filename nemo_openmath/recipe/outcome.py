@@ -15,11 +15,13 @@ from nemo_openmath.core.records.failed import FAILED, FailedTally, allowance, nu
 from nemo_openmath.core.records.lineage import versions
 from nemo_openmath.core.records.manifest import DIVIDED, TALLY
 from nemo_openmath.core.records.store import count_lines, folder_sums, partition_files
-from nemo_openmath.core.stage import StageContext, UnitStage
+from nemo_openmath.core.stage import CONTROLS, StageContext, UnitStage
+from nemo_openmath.evaluation.controls import METRIC, measured, warnings
 from nemo_openmath.evaluation.reports.formats import count_text, made_text
 from nemo_openmath.grading.majority import majority
 from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.recipe.status import file_sizes
+from nemo_openmath.synthesis.controls.plant import ControlledStage
 
 _SHOWN = 3  # reasons for drops in a line
 
@@ -40,6 +42,8 @@ def make_manifest(
         **({FAILED: failed.total} if failed.total else {}),
     }
     of_records: dict[str, Any] = {TALLY: dict(sums.tally)} if sums.tally else {}
+    if (folder / CONTROLS).is_dir() and isinstance(entry.stage, UnitStage):
+        of_records[METRIC] = measured(folder, entry.stage.control_classes)
     if context.partitions > 1 and sums.aligned and entry.stage.makes == "records":
         of_records[DIVIDED] = True
     return Manifest(
@@ -87,6 +91,13 @@ def describe_outcome(manifest: Manifest) -> str:
         reasons = ", ".join(f"{n} {reason}" for reason, n in list(manifest.drops.items())[:_SHOWN])
         text += f", dropped {counts['drops']} ({reasons}{', ...' if len(manifest.drops) > _SHOWN else ''})"
     return f"{text}, {manifest.seconds:.1f} s"
+
+
+def control_warnings(entry: StageEntry, manifest: Manifest) -> list[str]:
+    """Return a sentence for each measure of a stage by its controls that is below the recipe's bound."""
+    if METRIC not in manifest.metrics or not isinstance(entry.stage, ControlledStage):
+        return []
+    return warnings(entry.name, manifest.metrics[METRIC], entry.stage.config.control_bound)
 
 
 def made_nothing(

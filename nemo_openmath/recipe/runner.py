@@ -39,7 +39,14 @@ from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.recipe.fingerprint import Fingerprints, NotReady
 from nemo_openmath.recipe.inputs import check_inputs
 from nemo_openmath.recipe.lock import nobody_at_work, partition_locks, planning_lock, run_lock
-from nemo_openmath.recipe.outcome import describe_outcome, describe_shard, made_nothing, make_manifest, refuse_failures
+from nemo_openmath.recipe.outcome import (
+    control_warnings,
+    describe_outcome,
+    describe_shard,
+    made_nothing,
+    make_manifest,
+    refuse_failures,
+)
 from nemo_openmath.recipe.preflight import caught, check_output, preflight
 from nemo_openmath.recipe.prompt_match import prompt_notes
 from nemo_openmath.recipe.selection import StageSelection
@@ -234,6 +241,8 @@ class Run:
                     return
                 manifest = self._finish(entry, fingerprint, inputs, context, spent())
             progress.log(describe_outcome(manifest))
+            for sentence in control_warnings(entry, manifest):
+                log.warning("%s", sentence)
 
     def _say_prompts(self, names: Sequence[str]) -> None:
         """Warn, once, where a model is asked with another prompt than it was trained on."""

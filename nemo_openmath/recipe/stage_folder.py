@@ -21,7 +21,7 @@ from nemo_openmath.core.errors import SystemFailure, UserError
 from nemo_openmath.core.records import write_json
 from nemo_openmath.core.records.manifest import MANIFEST, PLAN, sync
 from nemo_openmath.core.records.store import partition_counts, partition_files, partition_in
-from nemo_openmath.core.stage import Stage, StageContext, UnitStage
+from nemo_openmath.core.stage import CONTROLS, Stage, StageContext, UnitStage
 from nemo_openmath.recipe.fingerprint import Fingerprints
 from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.stage_entries import StageEntry
@@ -162,14 +162,21 @@ def _read_mark(path: Path) -> dict[str, Any]:
 
 
 def _own_files(folder: Path, context: StageContext) -> dict[str, int]:
-    """Return name -> bytes of the files of records that this job made."""
-    paths = (path for n in context.part_numbers() for path in partition_files(folder, n, context.partitions).values())
-    return {path.name: path.stat().st_size for path in paths if path.exists() and not path.name.startswith(".")}
+    """Return name -> bytes of the files of records that this job made, those of its controls among them."""
+    paths = (
+        path
+        for place in (folder, folder / CONTROLS)
+        for n in context.part_numbers()
+        for path in partition_files(place, n, context.partitions).values()
+    )
+    present = (path for path in paths if path.exists() and not path.name.startswith("."))
+    return {str(path.relative_to(folder)): path.stat().st_size for path in present}
 
 
 def _unseen(folder: Path, files: Mapping[str, int]) -> str:
     """Return a file that is not in the listing of its folder, or not whole, as this machine sees it; "" where none."""
-    listed = set(os.listdir(folder))
+    aside = folder / CONTROLS
+    listed = {*os.listdir(folder), *(f"{CONTROLS}/{name}" for name in (os.listdir(aside) if aside.is_dir() else ()))}
     return next(
         (n for n, size in files.items() if n not in listed or (shared_files.size_of(folder / n) or 0) < size), ""
     )

@@ -11,6 +11,7 @@ from nemo_openmath.core.merging import read_merged
 from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Record
 from nemo_openmath.core.records.store import Partition, partition_files, refuse_no_records
+from nemo_openmath.core.stage.controls import CONTROLS
 from nemo_openmath.core.stage.defects import StageDefect
 from nemo_openmath.core.stage.services import Services
 
@@ -42,6 +43,8 @@ class StageContext:
     """The part that is being read now; None where all is read."""
     divided: Sequence[str] = ()
     """The ports of which ``read`` gives the records of that part alone."""
+    planted: bool = False
+    """Whether the unit at hand is a control (core/stage/controls.py)."""
     failed_items: float = 0.0
     """The share of all units that may fail after all retries. Above 0 the caller judges, once all jobs have ended."""
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -87,6 +90,11 @@ class StageContext:
     def part(self, number: int) -> StageContext:
         """Return this context for one part of the work. What is measured goes into the same place."""
         return replace(self, of=Partition(number, self.partitions))
+
+    def for_controls(self) -> StageContext:
+        """Return this context for planted units. They have their own folder, and what is measured of them is
+        nobody's."""
+        return replace(self, planted=True, output=self.output / CONTROLS, metrics={})
 
     def paths(self, port: str) -> Sequence[Path]:
         """Return the folders and files of an input port; none where it may be left out, and was. Raises StageDefect for

@@ -15,6 +15,7 @@ from nemo_openmath.core.records.failed import FailedTally, FailedUnit
 from nemo_openmath.core.records.manifest import sync
 from nemo_openmath.core.records.store import count_lines, partition_files
 from nemo_openmath.core.stage.context import StageContext
+from nemo_openmath.core.stage.controls import CONTROLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,9 @@ class Failures:
     def __init__(self, context: StageContext, attempts: int):
         self._context, self._attempts = context, attempts
         for number in context.part_numbers():
-            self._path(number).unlink(missing_ok=True)
-        self._parts: set[int] = set()
+            for folder in (context.output, context.output / CONTROLS):
+                self._path(folder, number).unlink(missing_ok=True)
+        self._files: set[Path] = set()
         self._tally = FailedTally()
         self._wrong_input = False
 
@@ -43,26 +45,26 @@ class Failures:
         """Note the unit ``key`` of a part of the work, and its last error."""
         failed = FailedUnit(key, type(error).__name__, str(error))
         self._tally.add(failed)
-        self._parts.add(number := _number(part))
+        self._files.add(path := self._path(part.output, _number(part)))
         self._wrong_input |= error.exit_code is ExitCode.USER_ERROR
-        with self._path(number).open("ab") as file:
+        with path.open("ab") as file:
             file.write(failed.line())
 
     def close(self) -> None:
         """Make the files durable. Raises Incomplete, which says how many units failed, where none may fail and where
         some did for wrong input, which is no accident of these units."""
-        if not self._parts:
+        if not self._files:
             return
-        paths = [self._path(number) for number in sorted(self._parts)]
-        for path in [*paths, self._context.output]:
+        paths = sorted(self._files)
+        for path in [*paths, *sorted({path.parent for path in paths})]:
             sync(path)
         if self._context.failed_items and not self._wrong_input:
             return
         allowed = "failed_items allows no wrong input" if self._context.failed_items else "failed_items (0) allows none"
         raise self._tally.error(self._context.name, self._attempts, allowed, paths[0])
 
-    def _path(self, number: int) -> Path:
-        return partition_files(self._context.output, number, self._context.partitions)["failed"]
+    def _path(self, folder: Path, number: int) -> Path:
+        return partition_files(folder, number, self._context.partitions)["failed"]
 
 
 class Refusals:
@@ -129,14 +131,14 @@ class _Opened:
 class UnitLog:
     """Takes the outcome of every unit: results go into the store, failures and refusals aside.
 
-    The store of each part of the work is open from its first unit to its last. Leaving the log without an error raises
-    UserError where the engine refused every request. What failed is said by ``failures.close()``, once all else is in
-    order.
+    The store of each part of the work is open from its first unit to its last. Planted units have stores of their own,
+    in the folder of their context. Leaving the log without an error raises UserError where the engine refused every
+    request. What failed is said by ``failures.close()``, once all else is in order.
     """
 
     def __init__(self, context: StageContext, attempts: int):
         self._context = context
-        self._opened: dict[int, _Opened] = {}
+        self._opened: dict[tuple[Path, int], _Opened] = {}
         self.failures = Failures(context, attempts)
         self.refusals = Refusals(context, self.store)
         self.recovered = sum(
@@ -147,15 +149,14 @@ class UnitLog:
 
     def open(self, context: StageContext) -> RecordWriter:
         """Return the store of the part of the work that ``context`` is of."""
-        number = _number(context)
-        if number not in self._opened:
-            self._opened[number] = _Opened(self._context, number)
-        return self._opened[number].writer
+        if (place := _place(context)) not in self._opened:
+            self._opened[place] = _Opened(context, _number(context))
+        return self._opened[place].writer
 
     def begin(self, context: StageContext) -> None:
         """Note a unit that was handed out."""
         self.open(context)
-        self._opened[_number(context)].pending += 1
+        self._opened[_place(context)].pending += 1
 
     def store(self, context: StageContext, key: str, result: Result) -> None:
         """Store what a unit left."""
@@ -164,20 +165,20 @@ class UnitLog:
 
     def end(self, context: StageContext) -> None:
         """Note that a unit has ended, stored or not."""
-        opened = self._opened[_number(context)]
+        opened = self._opened[_place(context)]
         opened.pending -= 1
         self._close(context)
 
     def complete(self, context: StageContext) -> None:
         """Note that all units of a part of the work have been handed out."""
         self.open(context)
-        self._opened[_number(context)].complete = True
+        self._opened[_place(context)].complete = True
         self._close(context)
 
     def _close(self, context: StageContext) -> None:
-        opened = self._opened[_number(context)]
+        opened = self._opened[_place(context)]
         if opened.complete and not opened.pending:
-            self._opened.pop(_number(context)).writer.close()
+            self._opened.pop(_place(context)).writer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -190,6 +191,11 @@ class UnitLog:
                 stack.enter_context(opened.writer)
             if error is None:
                 self.refusals.close()
+
+
+def _place(context: StageContext) -> tuple[Path, int]:
+    """Return what tells the store of a part of the work from others."""
+    return context.output, _number(context)
 
 
 def _number(context: StageContext) -> int:

@@ -15,6 +15,7 @@ from nemo_openmath.core.records.ids import partition_of, unit_key
 from nemo_openmath.core.records.key_set import KeySet
 from nemo_openmath.core.stage.context import StageContext
 from nemo_openmath.core.stage.contract import Stage
+from nemo_openmath.core.stage.controls import Controls, Schedule
 from nemo_openmath.core.stage.defects import StageDefect
 from nemo_openmath.core.stage.outcomes import Result, UnitLog
 from nemo_openmath.core.stage.watch import UnitWatch
@@ -36,6 +37,8 @@ class UnitStage(Stage[C], Generic[C, U]):
     The work is divided into parts (``context.partitions``) by the first input: ``units`` is called for each part of the
     work, and ``context.read`` of this input gives the records of that part alone. All records of a problem are in one
     part. Where the first input holds files of others, the units themselves are divided, by their ids.
+
+    Units whose right outcome is known may be planted among them (:meth:`controls`, core/stage/controls.py).
     """
 
     divided_inputs: ClassVar[tuple[str, ...]] = ()
@@ -43,6 +46,9 @@ class UnitStage(Stage[C], Generic[C, U]):
     inputs are read whole by every part."""
 
     splits = True
+    control_classes: ClassVar[tuple[str, ...]] = ()
+    """Classes of planted units (``Observation.known``) that the stage is to tell from all others: how well it does is
+    said of each."""
     concurrency: int = 256
     """Units in flight at once."""
     retries: int = 2
@@ -67,7 +73,11 @@ class UnitStage(Stage[C], Generic[C, U]):
 
     async def before_store(self, key: str, unit: U, result: Result, context: StageContext) -> None:
         """Do what else belongs to a unit that is about to be stored, such as a note about it. A unit that a kill cut
-        off behind this is done again, and comes here again."""
+        off behind this is done again, and comes here again. Planted units do not."""
+
+    def controls(self, context: StageContext) -> Controls[U] | None:
+        """Return the units that are planted among the real ones; None where none are. Called after :meth:`prepare`."""
+        return None
 
     def count(self, context: StageContext) -> int | None:
         """Return the number of units of this shard; None where counting would cost too much."""
@@ -78,14 +88,15 @@ class UnitStage(Stage[C], Generic[C, U]):
         none may."""
         context = replace(context, divided=self._divided())
         await self.prepare(context)
+        controls = self.controls(context)
         with UnitLog(context, self.retries + 1) as log:
             context.progress.begin(self.count(context), log.recovered)
 
             async def work(key: str, unit: tuple[StageContext, U]) -> None:
                 part, payload = unit
-                await self.do_unit(key, payload, part, log)
+                await self.do_unit(key, payload, part, log, controls)
 
-            todo = _Todo(self.units, context, log)
+            todo = _Todo(self.units, context, log, controls)
             with UnitWatch(context, context.hang_seconds):
                 await run_bounded(todo, work, self.concurrency)
         self.check_sum(context, todo.offered)
@@ -103,31 +114,41 @@ class UnitStage(Stage[C], Generic[C, U]):
         if number is not None and number != offered:
             raise StageDefect(f"{self.kind}: {number} {port} went in, {offered} units were made of them")
 
-    async def do_unit(self, key: str, unit: U, context: StageContext, log: UnitLog) -> Result | None:
+    async def do_unit(
+        self, key: str, unit: U, context: StageContext, log: UnitLog, controls: Controls[U] | None = None
+    ) -> Result | None:
         """Do one unit that ``log`` has begun, with its retries, store what it left, and return it; None where it
-        failed."""
+        failed. Of a planted unit the observation is stored."""
+
+        async def stored(left: Result) -> Result:
+            if not context.planted or controls is None:
+                await self.before_store(key, unit, left, context)
+                return left
+            return Result([await controls.observe(key, left, context.services)])
+
         result = None
         try:
             result = await self._attempt(key, unit, context)
         except Refused as error:
             result = self.refused(key, unit, error, context)
-            await self.before_store(key, unit, result, context)
-            log.refusals.add(context, key, result, error)
+            log.refusals.add(context, key, await stored(result), error)
         except RetryableError as error:
             log.failures.add(context, key, error)
             if error.exit_code is ExitCode.USER_ERROR:  # the server refuses us, not the unit
                 log.refusals.count(error)
-            context.progress.failed += 1
+            context.progress.failed += not context.planted
             log.end(context)
         else:
             if not (result.records or result.drops):
                 raise StageDefect(f"{self.kind}: unit {key} left neither a record nor a reason")
             if result.asked:
                 log.refusals.answered()
-            await self.before_store(key, unit, result, context)
-            log.store(context, key, result)
+            log.store(context, key, await stored(result))
         activity.happened()
-        context.progress.advance()
+        if context.planted:
+            context.progress.planted += 1
+        else:
+            context.progress.advance()
         return result
 
     async def _attempt(self, key: str, unit: U, context: StageContext) -> Result:
@@ -151,10 +172,16 @@ class UnitStage(Stage[C], Generic[C, U]):
 
 class _Todo(Generic[U]):
     """The units that this process has to do: (id, (part of the work, payload)). ``offered`` counts all different units
-    of its parts."""
+    of its parts, planted ones left out."""
 
-    def __init__(self, units: Callable[[StageContext], Iterable[tuple[str, U]]], context: StageContext, log: UnitLog):
-        self._units, self._context, self._log = units, context, log
+    def __init__(
+        self,
+        units: Callable[[StageContext], Iterable[tuple[str, U]]],
+        context: StageContext,
+        log: UnitLog,
+        controls: Controls[U] | None,
+    ):
+        self._units, self._context, self._log, self._controls = units, context, log, controls
         self.offered = 0
 
     def __iter__(self) -> Iterator[tuple[str, tuple[StageContext, U]]]:
@@ -162,22 +189,33 @@ class _Todo(Generic[U]):
             yield from self._by_unit()
             return
         for part in self._context.parts():
-            seen = KeySet()
+            seen, planter = KeySet(), _Planter(part, self._controls)
             for key, unit in self._units(part):
                 if self._is_new(key, seen):
                     yield from self._missing(part, key, unit)
-            self._log.complete(part)
+                    yield from self._planted(planter, unit)
+            self._complete(planter)
 
     def _by_unit(self) -> Iterator[tuple[str, tuple[StageContext, U]]]:
         """The units of files of others, divided by their ids."""
         seen, count = KeySet(), self._context.partitions
-        parts = {number: self._context.part(number) for number in self._context.part_numbers()}
+        parts = {n: _Planter(self._context.part(n), self._controls) for n in self._context.part_numbers()}
         for key, unit in self._units(self._context):
-            part = parts.get(partition_of(key, count))
-            if part is not None and self._is_new(key, seen):
-                yield from self._missing(part, key, unit)
-        for part in parts.values():
-            self._log.complete(part)
+            planter = parts.get(partition_of(key, count))
+            if planter is not None and self._is_new(key, seen):
+                yield from self._missing(planter.part, key, unit)
+                yield from self._planted(planter, unit)
+        for planter in parts.values():
+            self._complete(planter)
+
+    def _planted(self, planter: _Planter[U], unit: U) -> Iterator[tuple[str, tuple[StageContext, U]]]:
+        for key, planted in planter.behind(unit):
+            yield from self._missing(planter.aside, key, planted)
+
+    def _complete(self, planter: _Planter[U]) -> None:
+        self._log.complete(planter.part)
+        if self._controls is not None:
+            self._log.complete(planter.aside)
 
     def _is_new(self, key: str, seen: KeySet) -> bool:
         activity.happened()
@@ -192,6 +230,23 @@ class _Todo(Generic[U]):
         if not self._log.open(part).done(key):
             self._log.begin(part)
             yield key, (part, unit)
+
+
+class _Planter(Generic[U]):
+    """Plants units in a part of the work. ``part``: the context of its real units; ``aside``: that of its planted
+    ones."""
+
+    def __init__(self, part: StageContext, controls: Controls[U] | None):
+        self.part, self.aside = part, part.for_controls()
+        self._controls = controls
+        number = 0 if part.of is None else part.of.number
+        self._schedule = None if controls is None else Schedule(controls.rate, part.seed, number, part.partitions)
+
+    def behind(self, unit: U) -> Iterator[tuple[str, U]]:
+        """Yield the planted units that stand behind one more real unit."""
+        if self._schedule is not None and self._controls is not None and self._controls.counts(unit):
+            for number in self._schedule.due():
+                yield self._controls.unit(number)
 
 
 async def run_bounded(

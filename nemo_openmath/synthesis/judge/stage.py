@@ -13,8 +13,10 @@ import orjson
 from nemo_openmath.core.bounds import NonNegativeFloat, PositiveInt
 from nemo_openmath.core.errors import Refused
 from nemo_openmath.core.records import Generation
-from nemo_openmath.core.stage import ADDED, RUNTIME, Result, StageContext, UnitStage
+from nemo_openmath.core.stage import ADDED, RUNTIME, Result, StageContext
 from nemo_openmath.grading import Grade, Verdict
+from nemo_openmath.synthesis.controls.cases import JudgeCase
+from nemo_openmath.synthesis.controls.plant import ControlledConfig, ControlledStage
 from nemo_openmath.synthesis.judge.agreement import DECIDED, JudgedPair, read_judgements
 from nemo_openmath.synthesis.judge.judge import Judge, JudgeSettings, Question, judge
 from nemo_openmath.synthesis.problem_texts import ProblemTexts
@@ -24,7 +26,7 @@ JUDGED = "judged"
 
 
 @dataclass(frozen=True)
-class JudgeConfig:
+class JudgeConfig(ControlledConfig):
     """Settings of ``judging.judge``. The paper judges with Qwen2.5-32B-Instruct (section 2.3)."""
 
     engine: str = "teacher"
@@ -55,7 +57,7 @@ class JudgeConfig:
             raise ValueError("overrule: set everything, too, so that the pairs that the grader decided are judged")
 
 
-class JudgeAnswers(UnitStage[JudgeConfig, tuple[Generation, str | None]]):
+class JudgeAnswers(ControlledStage[JudgeConfig, tuple[Generation, str | None]]):
     """Replace the verdicts unknown and timeout of graded generations by the judges' verdict.
 
     Other generations pass unchanged. What the judges said stands in ``extra["judged"]`` of a generation, whether its
@@ -64,6 +66,7 @@ class JudgeAnswers(UnitStage[JudgeConfig, tuple[Generation, str | None]]):
     """
 
     kind = "judging.judge"
+    case = JudgeCase
     version = 2  # a generation says what the judges said
     Config = JudgeConfig
     ports = {"generations": "graded solutions", "problems": "their problems"}
@@ -121,9 +124,10 @@ class JudgeAnswers(UnitStage[JudgeConfig, tuple[Generation, str | None]]):
         symbolic = Grade(generation.verdict or Verdict.UNKNOWN, generation.verdict_reason or "not graded")
         question = Question(problem, generation.predicted_answer, generation.expected_answer)
         judged = await judge(question, self._judges)
-        row = {"unit": generation.id, **JudgedPair(question, symbolic, judged).to_json()}
-        self._journal.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
-        self._journal.flush()
+        if not context.planted:
+            row = {"unit": generation.id, **JudgedPair(question, symbolic, judged).to_json()}
+            self._journal.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+            self._journal.flush()
         if asked := judged.asked > 0:
             generation = generation.with_(extra=generation.extra | {JUDGED: str(judged.verdict)})
         overruled = self.config.overrule and judged.verdict in DECIDED and judged.verdict is not symbolic.verdict
@@ -131,6 +135,9 @@ class JudgeAnswers(UnitStage[JudgeConfig, tuple[Generation, str | None]]):
             return Result([generation], asked=asked)
         reason = judged.reason + (f"; the grader: {symbolic.verdict}, {symbolic.reason}" if overruled else "")
         return Result([generation.with_(verdict=judged.verdict, verdict_reason=reason)], asked=asked)
+
+    def is_asked(self, unit: tuple[Generation, str | None]) -> bool:
+        return unit[1] is not None
 
     def refused(self, key: str, unit: tuple[Generation, str | None], error: Refused, context: StageContext) -> Result:
         """Keep the generation: that a judge refuses it says nothing against it. An open verdict stays unknown."""

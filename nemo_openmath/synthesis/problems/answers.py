@@ -5,6 +5,7 @@ from __future__ import annotations
 from nemo_openmath.core.merging import merge
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.stage import Result, StageContext
+from nemo_openmath.synthesis.controls.cases import AnswerCase
 from nemo_openmath.synthesis.problems.prompted import Discussed, DiscussedStage
 
 
@@ -16,6 +17,7 @@ class ExtractAnswers(DiscussedStage):
     """
 
     kind = "problems.extract_answers"
+    case = AnswerCase
     prompt = "extract-answer"
 
     def asks_about(self, problem: Problem) -> bool:

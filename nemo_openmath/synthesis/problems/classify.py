@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.stage import Result, StageContext
+from nemo_openmath.synthesis.controls.cases import ClassifyCase
 from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage
 
 CATEGORIES = ("proof", "multiple-choice", "binary", "invalid", "answer")
@@ -32,6 +33,7 @@ class Classify(PromptedStage[ClassifyConfig, Problem]):
     """
 
     kind = "problems.classify"
+    case = ClassifyCase
     prompt = "classify"
     Config = ClassifyConfig
     ports = {"problems": "extracted problems"}

@@ -6,6 +6,7 @@ import re
 
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.stage import Result, StageContext
+from nemo_openmath.synthesis.controls.cases import ConvertCase
 from nemo_openmath.synthesis.problems.prompted import Discussed, DiscussedStage
 
 _FORM = re.compile(r"Problem:\s*(?P<problem>.+?)\s*\nAnswer:\s*(?P<answer>\S.*)", re.S)
@@ -19,6 +20,7 @@ class ConvertProofs(DiscussedStage):
     """
 
     kind = "problems.convert_proofs"
+    case = ConvertCase
     prompt = "convert-proof"
     ports = {"problems": "classified problems", "threads": "the threads they came from"}
 

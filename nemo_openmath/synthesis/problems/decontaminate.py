@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from nemo_openmath.core.bounds import PositiveInt, Share
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.stage import Result, StageContext
+from nemo_openmath.synthesis.controls.cases import DecontaminateCase
 from nemo_openmath.synthesis.problems.ngram_index import NgramIndex
 from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage
 
@@ -34,6 +35,7 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem]):
     """Drop the problems that are in the benchmark, word for word or reworded."""
 
     kind = "problems.decontaminate"
+    case = DecontaminateCase
     prompt = "decontaminate"
     Config = DecontaminateConfig
     ports = {"problems": "problems", "benchmark": "problems that must not be trained on"}
@@ -43,14 +45,30 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem]):
     async def prepare(self, context: StageContext) -> None:
         await super().prepare(context)
         benchmark = ((p.id, p.problem) for p in context.read("benchmark", Problem))
-        self._index = NgramIndex(benchmark, ngram=self.config.ngram, threshold=self.config.threshold)
+        self._index = self._indexed(benchmark)
+        # what planted cases are compared with is shown for no real problem
+        self._index_of_controls = self._indexed(
+            (f"control-{case.id}", case.benchmark) for case in self.cases if isinstance(case, DecontaminateCase)
+        )
+
+    def _indexed(self, texts: Iterable[tuple[str, str]]) -> NgramIndex:
+        return NgramIndex(texts, ngram=self.config.ngram, threshold=self.config.threshold)
+
+    def _nearest(self, problem: Problem, context: StageContext) -> list[tuple[float, str, str]]:
+        """Return (similarity, id, text) of the most similar benchmark problems; for a planted problem those of the
+        bank are among them."""
+        nearest = self._index.nearest(problem.problem, self.config.candidates)
+        if context.planted:
+            nearest += self._index_of_controls.nearest(problem.problem, self.config.candidates)
+            nearest = sorted(nearest, key=lambda candidate: -candidate[0])[: self.config.candidates]
+        return nearest
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Problem]]:
         return ((problem.id, problem) for problem in context.read("problems", Problem))
 
     async def process(self, unit: Problem, context: StageContext) -> Result:
         asked = False
-        for score, identifier, text in self._index.nearest(unit.problem, self.config.candidates):
+        for score, identifier, text in self._nearest(unit, context):
             if score == 1.0:
                 return Result(
                     drops=[Drop("in the benchmark, word for word", f"{identifier}: {unit.problem}")], asked=asked

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from nemo_openmath.core.records import Drop, Problem, Thread
 from nemo_openmath.core.stage import Result, StageContext
+from nemo_openmath.synthesis.controls.cases import ExtractCase
 from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage
 from nemo_openmath.synthesis.problems.read import FORUM
 
@@ -18,6 +19,7 @@ class Extract(PromptedStage[PromptedConfig, Thread]):
     forum of its thread, where that is known."""
 
     kind = "problems.extract"
+    case = ExtractCase
     prompt = "extract-problems"
     Config = PromptedConfig
     ports = {"threads": "forum threads"}

@@ -13,8 +13,9 @@ from nemo_openmath.core.bounds import NonNegativeFloat, NonNegativeInt, Positive
 from nemo_openmath.core.errors import Refused, RetryableError
 from nemo_openmath.core.records import Drop, Problem, Thread
 from nemo_openmath.core.records.ids import derive_seed
-from nemo_openmath.core.stage import ADDED, RUNTIME, Result, StageContext, UnitLog, UnitStage
+from nemo_openmath.core.stage import ADDED, RUNTIME, Controls, Result, StageContext, UnitLog
 from nemo_openmath.inference.asking import ask
+from nemo_openmath.synthesis.controls.plant import ControlledConfig, ControlledStage
 from nemo_openmath.synthesis.problems.exchanges import (
     DISAGREEMENT,
     SAMPLES,
@@ -36,7 +37,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class PromptedConfig:
+class PromptedConfig(ControlledConfig):
     """Settings of a stage that asks a model one question about each record.
 
     The paper processes the problem set greedily with Qwen2.5-32B-Instruct (section 2.1).
@@ -64,7 +65,7 @@ class PromptedConfig:
     """Share of the units that the second model is asked about, drawn by the seed."""
 
 
-class PromptedStage(UnitStage[C, U], Generic[C, U]):
+class PromptedStage(ControlledStage[C, U], Generic[C, U]):
     """A stage whose units each ask the model a question."""
 
     prompt: ClassVar[str]
@@ -94,9 +95,11 @@ class PromptedStage(UnitStage[C, U], Generic[C, U]):
                 if journal is not None:
                     journal.close()
 
-    async def do_unit(self, key: str, unit: U, context: StageContext, log: UnitLog) -> Result | None:
+    async def do_unit(
+        self, key: str, unit: U, context: StageContext, log: UnitLog, controls: Controls[U] | None = None
+    ) -> Result | None:
         with interviewing(Interview(*self._models[0])):
-            return await super().do_unit(key, unit, context, log)
+            return await super().do_unit(key, unit, context, log, controls)
 
     async def before_store(self, key: str, unit: U, result: Result, context: StageContext) -> None:
         """Keep what was said about the unit where it is in the sample, and ask the second model about it."""
@@ -177,6 +180,9 @@ class DiscussedStage(PromptedStage[PromptedConfig, Discussed]):
     @abstractmethod
     def asks_about(self, problem: Problem) -> bool:
         """Return whether the model is asked about a problem."""
+
+    def is_asked(self, unit: Discussed) -> bool:
+        return self.asks_about(unit[0])
 
     async def prepare(self, context: StageContext) -> None:
         await super().prepare(context)

@@ -44,7 +44,7 @@ def data_files(path: str | Path) -> list[Path]:
         raise UserError(
             "the folder of a run, not of data", file=path, remedy=f"name one of its stages: {', '.join(stages)}"
         )
-    stage_folders = {p.parent for p in path.rglob("journal-*-of-*.jsonl")}
+    stage_folders = {p.parent for p in path.rglob("journal-*-of-*.jsonl") if not _hidden(p, path)}
     if path not in stage_folders and (path / PLAN).is_file() and (manifest := read_manifest(path)) is not None:
         remedy = "name the folder of a stage that makes records, or a file"
         raise UserError(f"the folder of {manifest.stage}, which makes no records", file=path, remedy=remedy)
