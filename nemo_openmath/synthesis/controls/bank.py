@@ -30,7 +30,7 @@ def load_bank(stage: str, file: Path | None = None) -> list[Case]:
     """
     if file is None:
         with as_file(files(__package__) / "cases" / f"{stage}.jsonl") as path:
-            return list(read_bank(path))
+            return load_bank(stage, path)
     cases = [case for case in read_bank(file) if case.stage == stage]
     if not cases:
         raise UserError(f"has no case of {stage}", file=file, remedy=f'add lines with "stage": "{stage}"')
