@@ -94,9 +94,15 @@ def _prompt(options: argparse.Namespace) -> None:
     )
     recovery, total = prompts.recovery, sum(prompts.reproduced) + prompts.others
     if not recovery.prompts:
-        reasons = "; ".join(reason for reason, _ in recovery.reasons.most_common(2))
+        reasons = "; ".join(reason for reason, _ in (recovery.doubts or recovery.reasons).most_common(2))
         why = reasons or "one row alone tells no prompt" if recovery.rows == 1 else reasons or "no two are alike"
-        raise UserError(f"no prompt is common to its rows: {why}", file=options.rows, remedy="give rows with prompts")
+        remedy = (
+            "give more rows, of other problems or of one prompt, or rows of input and output with a column problem; or "
+            "write the template yourself"
+            if recovery.doubts
+            else "give rows with prompts"
+        )
+        raise UserError(f"no prompt is common to its rows: {why}", file=options.rows, remedy=remedy)
     for number, (prompt, count) in enumerate(zip(recovery.prompts, prompts.reproduced, strict=True), 1):
         path = options.output
         if path is not None:
@@ -110,5 +116,7 @@ def _prompt(options: argparse.Namespace) -> None:
         print(note, file=sys.stderr if options.output is None else sys.stdout)
     if prompts.others:
         print(f"{prompts.others:,} rows are of no prompt, such as {', '.join(prompts.examples)}", file=sys.stderr)
+    for doubt, count in recovery.doubts.most_common():
+        print(f"{count:,} of {recovery.rows:,} rows that were looked at: {doubt}", file=sys.stderr)
     for reason, count in prompts.unusable.most_common():
         print(f"{count:,} rows were not looked at: {reason}", file=sys.stderr)

@@ -51,7 +51,7 @@ Say which of the {num_solutions} it is.
 </solution>
 [between] "\\n"
 """
-RULED = """Choose for {problem}
+RULED = """Choose for this: {problem}
 ---
 {solutions}
 ---
@@ -102,7 +102,7 @@ def ask(
     """A question of a realistic row: candidates end with their answers."""
     num = num or rng.randint(2, 16)
     solutions = [f"{words(rng, 5, 60)}{extra(rng)} so \\boxed{{{rng.randrange(99)}}}." for _ in range(num)]
-    problem = problem or words(rng, 6, 40) + extra(rng) + rng.choice(".?$")
+    problem = problem or f"{words(rng, 6, 20)}{extra(rng)} {words(rng, 3, 20)}{rng.choice('.?$')}"
     *system, user = prompt.messages(
         problem=problem, solutions=prompt.listing(solutions), num_solutions=num, max_idx=num - 1
     )
@@ -244,3 +244,84 @@ def test_a_template_is_one_prompt_however_its_file_divides_the_listing() -> None
     one = template('{problem}\n---\n{solutions}\n[solution]\n{index}: {solution}\n[between] "\\n---\\n"\n')
     other = template('{problem}\n{solutions}\n[solution]\n---\n{index}: {solution}\n[between] "\\n"\n')
     assert one.digest == other.digest != template("{problem}\n{solutions}").digest
+
+
+def solved(beginnings: dict[str, int], end: str, first: str = "") -> list[RowQuestion]:
+    rng = random.Random(11)
+    problems = [f"{first}{words(rng, 6, 20)}{rng.choice('.?$')}" for _ in range(sum(beginnings.values()))]
+    places = [begin for begin, count in beginnings.items() for _ in range(count)]
+    return [RowQuestion(f"{a}{p}{end}", problem=p) for a, p in zip(places, problems, strict=True)]
+
+
+def unsaid(questions: list[RowQuestion]) -> list[RowQuestion]:
+    return [RowQuestion(q.user, q.system, q.budget) for q in questions]
+
+
+@pytest.mark.parametrize(
+    ("beginnings", "end"),
+    [
+        ({"Be brief.\n": 20, "Be exact.\nUse words.\n": 10}, "\n\nBox the answer."),
+        ({"Solve this.\n\nBe brief.\n\n": 20, "Solve this.\n\nShow all steps.\n\n": 20}, ""),
+        ({"Be brief. Problem: ": 6, "Show all. Question: ": 4}, "\n\nBox the answer."),
+        ({"Solve ": 20, "Compute ": 20}, "\n\nBox the answer."),
+        ({"": 20, "Be brief.\n": 20}, "\n\nBox the answer."),
+    ],
+)
+def test_prompts_with_one_ending_are_not_taken_for_one(beginnings: dict[str, int], end: str) -> None:
+    """Each has its template where the rows say their problems, or where whole lines differ; else they are refused."""
+    questions = solved(beginnings, end)
+    right = [(template(f"{a}{{problem}}{end}", "cot").digest, n) for a, n in beginnings.items()]
+    assert sorted(counts(questions, "cot")) == sorted(right)
+    recovery = recover(unsaid(questions), "cot")
+    recovered = [(prompt.template.digest, prompt.rows) for prompt in recovery.prompts]
+    if all(begin.endswith("\n") for begin in beginnings):
+        assert sorted(recovered) == sorted(right)
+    else:
+        assert recovered == []
+        assert "problems begin with" in next(iter(recovery.doubts))
+
+
+def test_prompts_with_one_beginning_are_not_taken_for_one() -> None:
+    questions = [
+        RowQuestion(f"Solve this.\n\n{q.problem}\n\n{end}")
+        for end, count in (("Box it.", 20), ("Use no code at all.", 10))
+        for q in solved({"": count}, end)
+    ]
+    right = [template(f"Solve this.\n\n{{problem}}\n\n{end}", "cot") for end in ("Box it.", "Use no code at all.")]
+    assert counts(questions, "cot") == [(right[0].digest, 20), (right[1].digest, 10)]
+    rng, prompts = (
+        random.Random(12),
+        [template(LONG.replace("Steps:", f"{word} it.\n\nSteps:")) for word in ("Do", "Try")],
+    )
+    selections = [ask(prompt, rng) for prompt in prompts for _ in range(20)]
+    assert sorted(counts(selections)) == sorted((prompt.digest, 20) for prompt in prompts)
+
+
+@pytest.mark.parametrize(
+    ("begin", "first", "end", "doubt"),
+    [
+        ("Solve this.\n\n", "Find the ", "\nBox it.", "'Find the' stands beside every problem"),
+        ("Solve this.\n\n", "", " Give m + n.", "'Give m + n.' stands beside every problem"),
+        ("Solve this.\n\n<p>", "", "</p>\nBox it.", ""),
+    ],
+)
+def test_words_that_may_be_of_all_problems_are_refused(begin: str, first: str, end: str, doubt: str) -> None:
+    questions = solved({begin: 20}, end, first)
+    right = [(template(f"{begin}{{problem}}{end}", "cot").digest, 20)]
+    assert counts(questions, "cot") == right
+    recovery = recover(unsaid(questions), "cot")
+    assert any(why.startswith(doubt) for why in recovery.doubts) if doubt else counts(unsaid(questions), "cot") == right
+    assert bool(recovery.prompts) is not bool(doubt)
+
+
+def test_problems_that_differ_in_numbers_alone_are_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, texts = tmp_path / "rows.jsonl", [f"What is {n} times {n + 5}?" for n in range(20)]
+    rows = [{"input": f"Solve this.\n\n{p}\n\nBox it.", "output": "<think>a</think>\\boxed{1}"} for p in texts]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(["data", "prompt", str(file)]) is ExitCode.USER_ERROR
+    shown = capsys.readouterr().err
+    assert "'What is' stands beside every problem" in shown
+    assert "a column problem" in shown
+    file.write_text("".join(json.dumps(row | {"problem": p}) + "\n" for row, p in zip(rows, texts, strict=True)))
+    assert run(["data", "prompt", str(file)]) is ExitCode.OK
+    assert capsys.readouterr().out == "Solve this.\n\n{problem}\n\nBox it.\n"

@@ -8,7 +8,10 @@
    They also say how many there are, so that the numbers of the prompt that depend on it are known.
 2. What all questions begin with and what they end with is the prompt; what differs in front of the solutions is the
    problem. Where words or a full stop are common at the edge of a place by chance, they are left to the place.
-3. The template is verified: a row counts where the template, filled in, is its question byte for byte.
+3. The template is verified: a row counts where the template, filled in, is its question byte for byte, and where its
+   problem is the one that the row says, if it says one.
+4. What the rows do not tell is refused (prompt_doubts.py): words that may be of all problems, and a template that hides
+   in its problems what several prompts differ in. Where these are lines, the rows are divided instead.
 
 A few odd rows and several prompts in one file do no harm: a template is learnt from a few rows at a time, and the one
 that reproduces most rows is learnt again from all of these; then the rows that are left are looked at.
@@ -25,6 +28,7 @@ from functools import cached_property
 
 from nemo_openmath.chat.prompts import FIELDS, Template, parse_template
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.data.rows.prompt_doubts import division, unclear_words
 
 SAMPLE = 400
 """Rows that a template is learnt from, at most."""
@@ -44,11 +48,13 @@ class NoPrompt(Exception):
 
 @dataclass(frozen=True)
 class RowQuestion:
-    """The question of a row: its system turn and its user turn. ``budget``: the executions of code that it states."""
+    """The question of a row: its system turn and its user turn. ``budget``: the executions of code that it states.
+    ``problem``: the problem, where the row says it beside the question."""
 
     user: str
     system: str | None = None
     budget: int | None = None
+    problem: str | None = None
 
     @cached_property
     def headings(self) -> dict[tuple[str, str], list[re.Match[str]]]:
@@ -75,12 +81,14 @@ class RecoveredPrompt:
 
 @dataclass(slots=True)
 class Recovery:
-    """What was recovered of a sample of rows, the prompt of most rows first. ``reasons``: why no more was."""
+    """What was recovered of a sample of rows, the prompt of most rows first. ``reasons``: why no more was.
+    ``doubts``: what is not known of rows that have something in common -> the rows."""
 
     prompts: list[RecoveredPrompt] = field(default_factory=list)
     rows: int = 0
     """Rows that were looked at."""
     reasons: Counter[str] = field(default_factory=Counter)
+    doubts: Counter[str] = field(default_factory=Counter)
 
 
 def recover(questions: Sequence[RowQuestion], name: str, seed: int = 0) -> Recovery:
@@ -93,11 +101,49 @@ def recover(questions: Sequence[RowQuestion], name: str, seed: int = 0) -> Recov
             if len(best[1]) < max(2, len(questions) // 100):
                 break
             template, reproduced = best
-            recovery.prompts.append(RecoveredPrompt(template, len(reproduced)))
-            kept = set(map(id, reproduced))
-            rows = [q for q in rows if id(q) not in kept]
+            recovery.prompts += _without_doubt(template, reproduced, name, recovery.doubts)
+            looked_at = set(map(id, reproduced))
+            rows = [q for q in rows if id(q) not in looked_at]
     recovery.prompts.sort(key=lambda prompt: -prompt.rows)
     return recovery
+
+
+def _without_doubt(
+    template: Template, rows: list[RowQuestion], name: str, doubts: Counter[str]
+) -> list[RecoveredPrompt]:
+    """Return the prompts of rows that one template reproduces: it, or those of its parts where it hides several.
+
+    Rows of which it is not known are counted in ``doubts``, by what is not.
+    """
+    values = [values_of(template, q) or {} for q in rows]
+    problems, known = [str(v["problem"]) for v in values], sum(q.problem is not None for q in rows)
+    split = [
+        _split_listing(template, str(v["solutions"]), int(str(v["num_solutions"]))) for v in values if "solutions" in v
+    ]
+    parts = division(template, problems if known < len(rows) else (), [listing for listing in split if listing])
+    is_clear = parts is not None and parts.is_clear
+    if not is_clear and known < 2 and (words := unclear_words(template, problems)):
+        doubts[f"{words[:80]!r} stands beside every problem: of the prompt, or of all problems"] += len(rows)
+        return []
+    if parts is None:
+        return [RecoveredPrompt(template, len(rows))]
+    if not parts.is_clear:
+        doubts[f"{parts}: of several prompts, or of these problems"] += len(rows)
+        return []
+    prompts: list[RecoveredPrompt] = []
+    for text, numbers in parts.parts.items():
+        own = [rows[number] for number in numbers]
+        try:
+            narrower = learn(own, name)
+        except NoPrompt as error:
+            doubts[f"problems {parts.side} with {text.strip()[:60]!r}: {error}"] += len(own)
+            continue
+        reproduced = [q for q in own if reproduces(narrower, q)]
+        if narrower.digest == template.digest or len(reproduced) < 2:
+            doubts[f"problems {parts.side} with {text.strip()[:60]!r}: no prompt of their own"] += len(own)
+            continue
+        prompts += _without_doubt(narrower, reproduced, name, doubts)
+    return prompts
 
 
 def reproduces(template: Template, question: RowQuestion) -> bool:
@@ -121,6 +167,8 @@ def values_of(template: Template, question: RowQuestion) -> Mapping[str, object]
         values |= {"solutions": template.listing(solutions), "num_solutions": len(solutions)}
         values["max_idx"] = len(solutions) - 1
     if "total_code_executions" in match and question.budget not in (None, int(match["total_code_executions"][:9])):
+        return None
+    if question.problem is not None and str(values["problem"]).strip() != question.problem.strip():
         return None
     values = {name: values.get(name, "") for name in template.fields}
     rendered = template.messages(**values)
@@ -170,14 +218,26 @@ def _is_plain(template: Template, question: RowQuestion) -> bool:
 def _few_alike(rows: list[RowQuestion], rng: random.Random) -> list[RowQuestion]:
     """Return a few rows that begin or end as one of them does, with different numbers of solutions where they have."""
     first = rng.choice(rows)
-    ends = _ends(first)
-    alike = [q for q in rows if q is not first and any(a == b for a, b in zip(_ends(q), ends, strict=True))]
+    ends, count = _ends(first), any if first.problem is None else all
+    alike = [q for q in rows if q is not first and count(a == b for a, b in zip(_ends(q), ends, strict=True))]
     others = alike if len(alike) >= min(_FEW, len(rows)) - 1 else [q for q in rows if q is not first]
     return [first, *rng.sample(others, min(_FEW - 1, len(others)))]
 
 
 def _ends(question: RowQuestion) -> tuple[str, str]:
-    return _NUMBER.sub("0", question.user[:_EDGE]), _NUMBER.sub("0", question.user[-_EDGE:])
+    """What a question begins and ends with: where the row says its problem, what stands around that."""
+    before, after = _split_at_problem(question.user, question.problem) or (question.user, question.user)
+    if question.problem is not None and before is not question.user:
+        return _NUMBER.sub("0", before), _NUMBER.sub("0", after[:1] + after[-_EDGE:])
+    return _NUMBER.sub("0", before[:_EDGE]), _NUMBER.sub("0", after[-_EDGE:])
+
+
+def _split_at_problem(text: str, problem: str | None) -> tuple[str, str] | None:
+    """Return what stands in front of a problem and behind it; None where it is not in the text, or several times."""
+    if problem is None or text.count(problem) != 1:
+        return None
+    before, _, after = text.partition(problem)
+    return before, after
 
 
 # -- learning ----------------------------------------------------------------------------------------------------------
@@ -207,7 +267,7 @@ def _learn_solution(rows: Sequence[RowQuestion], name: str) -> Template:
         if any(q.budget is None for q in rows):
             raise NoPrompt("rows do not say how many executions of code they were allowed")
         numbers["total_code_executions"] = [q.budget or 0 for q in rows]
-    before, after = _around_the_problem([q.user for q in rows], numbers)
+    before, after = _around_the_problem([q.user for q in rows], numbers, [q.problem for q in rows])
     return Template(name, f"{before}{{problem}}{after}", rows[0].system, FIELDS[name])
 
 
@@ -233,7 +293,7 @@ def _learn_listing(rows: Sequence[RowQuestion], key: tuple[str, str]) -> Templat
     suffix = _trimmed_behind(_common_prefix(behind, {}))
     gap = re.sub(rf"\A{_AT_END}", "", _common_suffix(in_front, {}))
     heads = [text[: chain[0].start("number")] for text, chain in zip(texts, chains, strict=True)]
-    before, after = _around_the_problem(heads, numbers)
+    before, after = _around_the_problem(heads, numbers, [q.problem for q in rows])
     prefix = _item_prefix(gap, after, key[0])
     gap, after = gap.removesuffix(prefix), after.removesuffix(prefix)
 
@@ -268,11 +328,24 @@ def _states(question: RowQuestion, count: int) -> bool:
     return bool({str(count), str(count - 1)} & words)
 
 
-def _around_the_problem(texts: Sequence[str], numbers: Mapping[str, Sequence[int]]) -> tuple[str, str]:
-    """Return what stands before and behind the one place at which all texts differ. Raises NoPrompt."""
-    if len(set(texts)) < 2 or len({_NUMBER.sub("", text) for text in texts}) < 2:
+def _around_the_problem(
+    texts: Sequence[str], numbers: Mapping[str, Sequence[int]], problems: Sequence[str | None]
+) -> tuple[str, str]:
+    """Return what stands before and behind the one place at which all texts differ, or where all of them have their
+    ``problems``. Raises NoPrompt."""
+    sides = [_split_at_problem(text, problem) for text, problem in zip(texts, problems, strict=True)]
+    located = [side for side in sides if side is not None]
+    if len(located) == len(texts):
+        before = _common_prefix([side[0] for side in located], numbers)
+        after = _common_suffix([side[1] for side in located], numbers)
+        for row, side in enumerate(located):
+            if (_fill(before, numbers, row), _fill(after, numbers, row)) != side:
+                raise NoPrompt("the questions differ in more than the problems that their rows say")
+        return before, after
+    begin = _common_prefix(texts, numbers) if len(set(texts)) > 1 else ""
+    if len(set(texts)) < 2 or all(_fill(begin, numbers, row) == text for row, text in enumerate(texts)):
         raise NoPrompt("all rows are of one problem")
-    before = re.sub(r"[\w$\\(]+\Z", "", _common_prefix(texts, numbers))
+    before = re.sub(r"[\w$\\(]+\Z", "", begin)
     room = [len(text) - _length(before, numbers, row) for row, text in enumerate(texts)]
     rests = [text[len(text) - size :] for text, size in zip(texts, room, strict=True)]
     after = _common_suffix(rests, numbers)

@@ -2,7 +2,8 @@
 
 of                             the question is
 problem, generated_solution    the problem: in genselect, and where a file was made so, that is the whole prompt
-input, output                  the input; of one that ChatML was put around already, what the user says in it
+input, output                  the input; of one that ChatML was put around already, what the user says in it.
+                               A column ``problem`` beside them says where the problem stands
 transcript, mode, ...          the messages of our own records
 """
 
@@ -39,25 +40,29 @@ def question_of(row: Mapping[str, Any], mode: str | None = None) -> tuple[Mode, 
         except ValueError as error:
             raise Reject("not an SFT row", str(error)) from error
         return own.mode, _question(transcript.messages, transcript.text)
+    problem = None
     if "generated_solution" in row:
         messages: tuple[Message, ...] = (Message("user", text_of(row, "problem")),)
         answer = text_of(row, "generated_solution")
     elif "input" in row and "output" in row:
         messages, answer = _unrendered(messages_of(text_of(row, "input"))), text_of(row, "output")
+        problem = row.get("problem")
     else:
         raise Reject("unknown columns", ", ".join(sorted(row)))
     name = row.get("inference_mode") or mode or guess_mode(answer)
     if not isinstance(name, str) or name not in MODES:
         raise Reject("unknown inference mode", str(name))
-    return MODES[name], _question(messages, answer)
+    return MODES[name], _question(messages, answer, problem)
 
 
-def _question(messages: Sequence[Message], answer: str) -> RowQuestion:
+def _question(messages: Sequence[Message], answer: str, problem: object = None) -> RowQuestion:
     users = [m.content for m in messages if m.role == "user"]
     systems = [m.content for m in messages if m.role == "system"]
     if len(users) != 1 or len(systems) > 1:
         raise Reject("not one turn of the user")
-    return RowQuestion(users[0], systems[0] if systems else None, budget_of(answer))
+    stated = problem.strip() if isinstance(problem, str) else ""
+    stands_there = stated if stated and stated in users[0] else None  # another form of it tells no place
+    return RowQuestion(users[0], systems[0] if systems else None, budget_of(answer), stands_there)
 
 
 def _unrendered(messages: tuple[Message, ...]) -> tuple[Message, ...]:
