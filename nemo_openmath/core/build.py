@@ -57,6 +57,7 @@ class Builder:
       ``here``. Without ``folder`` they stay as they are.
     - ``types``: type of a field -> the type that it stands for, for settings of which only the caller knows the class.
     - ``written(key)`` is the key by which errors name a setting: where one setting of a file stands for several.
+    - ``taken_out(key)`` says of a setting that ``data`` leaves out whether somebody wrote ``null`` over it.
     """
 
     def __init__(
@@ -65,12 +66,14 @@ class Builder:
         folder: Path | None = None,
         here: Path = Path(),
         types: Mapping[type, type] | None = None,
+        taken_out: Callable[[Key], bool] = lambda key: False,
     ):
         self.origin = origin
         self.folder = folder
         self.here = here
         self.types = types or {}
         self.written: Callable[[Key], Key] = lambda key: key
+        self.taken_out = taken_out
         self.values: list[Value] = []
 
     def build(self, kind: type[T], data: Any, key: Key = (), default: T | None = None) -> T:
@@ -97,6 +100,8 @@ class Builder:
                 made[name] = self.build(type(value), data[name], at, value)
             elif name in data:
                 made[name] = self.convert(hints[name], data[name], at)
+            elif value is not None and _may_be_null(hints[name]) and self.taken_out(at):
+                made[name] = self.convert(hints[name], None, at)
             elif value is MISSING:
                 raise self.error(at, "this setting is required")
             else:
@@ -216,6 +221,13 @@ class Builder:
     def choice(self, key: Key, value: Any, known: Sequence[str]) -> UserError:
         """Return the error of a value that is none of the known ones."""
         return self.error(key, f"{_show(value)} is not a choice", nearest(str(value), known))
+
+
+def _may_be_null(hint: Any) -> bool:
+    """Return whether None is a value of a setting."""
+    if get_origin(hint) is Annotated:
+        return _may_be_null(get_args(hint)[0])
+    return get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
 
 
 def default_of(field: Field[Any]) -> Any:

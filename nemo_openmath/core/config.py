@@ -1,7 +1,8 @@
 """Configuration files: YAML, ``extends``, dotted overrides; every value remembers its file and line.
 
-What a file or the command line says is laid over what it extends, section by section. ``key: null`` takes a key out. A
-section that changes its ``run`` (the kind of a stage) begins anew: settings of another kind are not settings of it.
+What a file or the command line says is laid over what it extends, section by section. ``key: null`` takes a key out: a
+setting that may be null is then null, any other has its default. A section that changes its ``run`` (the kind of a
+stage) begins anew: settings of another kind are not settings of it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,15 @@ class Source:
             if (origin := self._origins.get(key[:n])) is not None:
                 return origin
         return Origin(str(self.path))
+
+    def taken_out(self, key: Key) -> bool:
+        """Return whether ``key: null`` was written over a value: the last word on it has a place, but left nothing."""
+        at: Any = self.data
+        for part in key:
+            if not isinstance(at, dict) or part not in at:
+                return key in self._origins
+            at = at[part]
+        return False
 
     @property
     def origins(self) -> dict[Key, Origin]:
@@ -85,11 +95,11 @@ class Source:
             self._forget(key[:-1])
             self._origins[key[:-1]] = OVERRIDE
         self._forget(key)
+        self._origins[key] = OVERRIDE
         if parsed is None and key[-1] in at:
             del at[key[-1]]
-            return
-        at[key[-1]] = parsed
-        self._origins[key] = OVERRIDE
+        else:
+            at[key[-1]] = parsed
 
     def _forget(self, key: Key) -> None:
         """Forget where ``key`` and what lies below it were written."""
@@ -185,8 +195,8 @@ def _merge(
             del origins[old]
         if value is None and name in out:
             del out[name]
-            continue
-        out[name] = value
+        else:
+            out[name] = value
         origins.update({k: o for k, o in new.items() if k[: len(at)] == at})
     return out
 

@@ -254,7 +254,7 @@ def load_cluster(path: str | Path, stages: Sequence[str] | None) -> Cluster:
     """Read and check a cluster file for a recipe with these stages; None where it is for any. Raises UserError with
     file, line and remedy."""
     source = Source.read(path)
-    builder = Builder(source.origin)
+    builder = Builder(source.origin, taken_out=source.taken_out)
     _refuse_old_words(source, builder)
     cluster = builder.build(Cluster, source.data)
     for section, written, known in (

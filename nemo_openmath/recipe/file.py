@@ -226,7 +226,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Pa
     source = Source.read(path, overrides)
     path = source.path if source.snapshot is None else source.snapshot.of
     data = {k: v for k, v in source.data.items() if not k.startswith("x-")}  # x-...: a place for YAML anchors
-    builder = Builder(source.origin, Path(path).parent, here, settings_types())
+    builder = Builder(source.origin, Path(path).parent, here, settings_types(), source.taken_out)
     repeated = data.pop(SECTION, None)
     stages = data.pop("stages", {} if repeated else None)
     if not isinstance(stages, dict) or not (stages or repeated):
@@ -239,6 +239,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Pa
     loop = None if repeated is None else unroll(builder, source, repeated, stages, head.seed)
     if loop is not None:
         stages, builder.origin, builder.written = loop.stages, loop.origin, loop.written
+        builder.taken_out = loop.taken_out
     entries = StageEntries(builder, stages, head.seed, head.failed_items, loop.gates if loop is not None else None)
     if head.teacher.tokenizer is not None:
         entries.locate(head.teacher.tokenizer, ("teacher", "tokenizer"))

@@ -71,7 +71,7 @@ class GenerateJob:
 def load_job(path: Path, overrides: Sequence[str] = (), here: Path = Path()) -> Recipe:
     """Return the recipe that a job file means. Raises UserError naming file, line, setting and remedy."""
     source = Source.read(path, overrides)
-    builder = Builder(source.origin, path.parent, here)
+    builder = Builder(source.origin, path.parent, here, taken_out=source.taken_out)
     job = builder.build(GenerateJob, source.data)
     if not job.problems.exists():
         raise builder.error(

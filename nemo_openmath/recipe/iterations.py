@@ -145,6 +145,11 @@ class Loop:
         """Return where a setting was written."""
         return self._source.origin(self.written(key))
 
+    def taken_out(self, key: Key) -> bool:
+        """Return whether ``null`` was written for a setting that its stage leaves out."""
+        written = self.written(key)
+        return written[-1] == key[-1] and written in self._source.origins
+
 
 def unroll(builder: Builder, source: Source, written: Any, stages: Mapping[str, Any], seed: int) -> Loop:
     """Return the stages of a recipe whose loop is ``written``; ``stages`` are the others, ``seed`` is the recipe's.

@@ -21,7 +21,7 @@ def read_job(path: str | Path, overrides: list[str] | None = None) -> TrainingJo
     settings = {field.name for field in fields(TrainingConfig)}
     full = [f"training.{text}" if re.split(r"[.=]", text)[0] in settings else text for text in overrides or []]
     source = Source.read(path, full)
-    return Builder(source.origin, Path(path).parent).build(TrainingJob, source.data)
+    return Builder(source.origin, Path(path).parent, taken_out=source.taken_out).build(TrainingJob, source.data)
 
 
 def check_job(job: TrainingJob, processes: int) -> None:

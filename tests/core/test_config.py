@@ -9,6 +9,7 @@ import pytest
 from nemo_openmath.core.build import Builder, Origin
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.snapshot import Snapshot, snapshot_text
 from nemo_openmath.recipe.setting_docs import settings
 
 
@@ -29,13 +30,14 @@ class Outer:
     inner: Inner = field(default_factory=Inner)
     tags: tuple[str, ...] = ()
     path: Path | None = None
+    most: int | None = 2
 
 
 def build(tmp_path: Path, text: str, *overrides: str) -> tuple[Outer, dict[str, str]]:
     file = tmp_path / "c.yaml"
     file.write_text(text)
     source = Source.read(file, overrides)
-    builder = Builder(source.origin)
+    builder = Builder(source.origin, taken_out=source.taken_out)
     made = builder.build(Outer, source.data)
     return made, {".".join(v.key): str(v.origin).replace(str(tmp_path) + "/", "") for v in builder.values}
 
@@ -52,7 +54,24 @@ def test_values_and_origins(tmp_path: Path) -> None:
         "tags.0": "c.yaml:4",
         "tags.1": "c.yaml:4",
         "path": "default",
+        "most": "default",
     }
+
+
+def test_null_over_a_value_is_null_where_a_setting_may_be_null(tmp_path: Path) -> None:
+    """Else it has its default: a file that extends, an override and a snapshot say the same by the same words."""
+    (tmp_path / "base.yaml").write_text("name: base\nsteps: 1\nmost: 5\ninner: {lr: 0.5}\n")
+    nulls = "extends: base.yaml\nsteps: null\nmost: null\ninner: null\n"
+    for text, overrides in ((nulls, ()), ("extends: base.yaml\n", ("steps=null", "most=null", "inner=null"))):
+        made, origins = build(tmp_path, text, *overrides)
+        assert made == Outer("base", most=None)
+        assert origins["most"] == ("override" if overrides else "c.yaml:3")
+        source = Source.read(tmp_path / "c.yaml", overrides)
+        snapshot = Snapshot(tmp_path / "c.yaml", "", (), overrides, tmp_path)
+        assert build(tmp_path, snapshot_text(source.data, source.origins, snapshot))[0] == made
+    assert build(tmp_path, "extends: base.yaml\nmost: null\n", "most=7")[0].most == 7
+    assert build(tmp_path, "name: x\n", "most=null")[0].most is None
+    assert build(tmp_path, "name: x\nmost: null\n")[0].most is None
 
 
 def test_extends_and_anchors(tmp_path: Path) -> None:

@@ -181,6 +181,22 @@ def test_a_loop_becomes_ordinary_stages(tmp_path: Path) -> None:
     assert infos["solved-2"].after == ("student-1", "decision-1")
 
 
+def test_null_ends_a_loop_for_nothing(tmp_path: Path) -> None:
+    """On the command line, in a file that extends, for all iterations or for one."""
+    file, key = written(tmp_path), "iterations.stop.gains_below_interval"
+    (tmp_path / "over.yaml").write_text("extends: r.yaml\niterations: {stop: {gains_below_interval: null}}\n")
+
+    def rules(path: Path, *overrides: str) -> list[int | None]:
+        stages = load_recipe(path, overrides).stages
+        return [stages[f"decision-{i}"].stage.config.gains_below_interval for i in (1, 2)]
+
+    assert rules(file) == [2, 2]
+    assert rules(file, f"{key}=null") == rules(tmp_path / "over.yaml") == [None, None]
+    file.write_text(file.read_text().replace("  most: 6", "  most: 6\n  stop: {gains_below_interval: 3}"))
+    assert rules(file, f"{key}=null") == rules(tmp_path / "over.yaml") == [None, None]
+    assert rules(file, "stages.decision-2.gains_below_interval=null") == [3, None]
+
+
 @pytest.mark.parametrize(
     ("take", "mixtures"),
     [

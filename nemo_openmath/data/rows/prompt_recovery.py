@@ -333,7 +333,7 @@ def _around_the_problem(
 ) -> tuple[str, str]:
     """Return what stands before and behind the one place at which all texts differ, or where all of them have their
     ``problems``. Raises NoPrompt."""
-    sides = [_split_at_problem(text, problem) for text, problem in zip(texts, problems, strict=True)]
+    sides = (_split_at_problem(text, problem) for text, problem in zip(texts, problems, strict=True))
     located = [side for side in sides if side is not None]
     if len(located) == len(texts):
         before = _common_prefix([side[0] for side in located], numbers)
@@ -352,8 +352,8 @@ def _around_the_problem(
     after = re.sub(rf"\A{_AT_END}", "", after)
     if any(size <= _length(after, numbers, row) for row, size in enumerate(room)):
         raise NoPrompt("no problem stands in front of the solutions, or in one place alone")
-    problems = [rest[: len(rest) - _length(after, numbers, row)] for row, rest in enumerate(rests)]
-    lines = set.intersection(*({line for line in problem.split("\n") if len(line) > 20} for problem in problems))
+    places = [rest[: len(rest) - _length(after, numbers, row)] for row, rest in enumerate(rests)]
+    lines = set.intersection(*({line for line in place.split("\n") if len(line) > 20} for place in places))
     if lines:
         raise NoPrompt(f"the questions differ in more places than one, around {sorted(lines)[0][:60]!r}")
     return before, after

@@ -61,7 +61,7 @@ def read_numbers(
         raise UserError(f"no recipe for {size!r}", remedy=nearest(size, list(SIZES)))
     path = Path(examples) / f"{size}.yaml"
     source = Source.read(path, overrides)
-    builder = Builder(source.origin, path.parent)
+    builder = Builder(source.origin, path.parent, taken_out=source.taken_out)
     stages = source.data.get("stages", {})
     name = f"train{round}"
     if name not in stages:

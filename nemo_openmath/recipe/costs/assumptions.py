@@ -76,7 +76,7 @@ def read_assumptions(recipe: Recipe, given: Sequence[str] = ()) -> CostAssumptio
         source._override(f"{SECTION}.{text}")
     for word, (section, name) in dotted.items():
         source.data[SECTION][section][name] = source.data[SECTION][section].pop(word)
-    builder = Builder(source.origin, Path(recipe.path).parent)
+    builder = Builder(source.origin, Path(recipe.path).parent, taken_out=source.taken_out)
     assumptions = builder.build(CostAssumptions, source.data[SECTION], (SECTION,))
     for section in ("records", "kept", "asked", "samples", "tokens", "prompt_tokens"):
         for name in getattr(assumptions, section):
