@@ -16,6 +16,9 @@ from nemo_openmath.core.records import Generation, Mode, Problem, Thread
 from nemo_openmath.core.stage import Result, Services
 from nemo_openmath.synthesis.problems.statement import Statement
 
+BENCHMARK = "control_benchmark"
+"""Key in ``extra`` of a planted problem of ``problems.decontaminate``: what the benchmark has for it alone."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case(ABC):
@@ -159,7 +162,7 @@ class DecontaminateCase(Case):
         return "same" if self.same else "different"
 
     def unit(self, key: str) -> Problem:
-        return Problem(id=key, problem=self.problem)
+        return Problem(id=key, problem=self.problem, extra={BENCHMARK: self.benchmark})
 
     async def class_of(self, result: Result, services: Services) -> str:
         return "different"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from nemo_openmath.core.bounds import PositiveInt, Share
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.stage import Result, StageContext
-from nemo_openmath.synthesis.controls.cases import DecontaminateCase
+from nemo_openmath.synthesis.controls.cases import BENCHMARK, DecontaminateCase
 from nemo_openmath.synthesis.problems.ngram_index import NgramIndex
 from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage
 
@@ -46,20 +46,17 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem]):
         await super().prepare(context)
         benchmark = ((p.id, p.problem) for p in context.read("benchmark", Problem))
         self._index = self._indexed(benchmark)
-        # what planted cases are compared with is shown for no real problem
-        self._index_of_controls = self._indexed(
-            (f"control-{case.id}", case.benchmark) for case in self.cases if isinstance(case, DecontaminateCase)
-        )
 
     def _indexed(self, texts: Iterable[tuple[str, str]]) -> NgramIndex:
         return NgramIndex(texts, ngram=self.config.ngram, threshold=self.config.threshold)
 
     def _nearest(self, problem: Problem, context: StageContext) -> list[tuple[float, str, str]]:
-        """Return (similarity, id, text) of the most similar benchmark problems; for a planted problem those of the
-        bank are among them."""
+        """Return (similarity, id, text) of the most similar benchmark problems. To a planted problem the benchmark has
+        one more, which no real problem is compared with."""
         nearest = self._index.nearest(problem.problem, self.config.candidates)
         if context.planted:
-            nearest += self._index_of_controls.nearest(problem.problem, self.config.candidates)
+            of_its_own = self._indexed([(problem.id, problem.extra[BENCHMARK])])
+            nearest = [*of_its_own.nearest(problem.problem, 1), *nearest]
             nearest = sorted(nearest, key=lambda candidate: -candidate[0])[: self.config.candidates]
         return nearest
 
