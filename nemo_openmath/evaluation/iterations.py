@@ -6,7 +6,7 @@ interval* where the lower end of the paired 95% interval is not above 0: the pro
 better. One such iteration may be bad luck, of the sampling or of the training; after several in a row another one is
 not worth its tokens.
 
-A decision is a pure function of the scores of all models up to now and of the tokens that were sampled. It holds the
+A decision is a pure function of the scores of all models up to now and of the tokens that models wrote. It holds the
 rows of all iterations before it, so the last one tells the whole loop.
 """
 
@@ -26,9 +26,10 @@ import orjson
 
 from nemo_openmath.core.bounds import Length, NonNegativeInt, PositiveInt
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.records import Generation, write_json
-from nemo_openmath.core.records.store import record_lines
+from nemo_openmath.core.records import write_json
+from nemo_openmath.core.records.store import count_tokens, record_lines
 from nemo_openmath.core.stage import Stage, StageContext
+from nemo_openmath.core.stage.controls import CONTROLS
 from nemo_openmath.evaluation.intervals import share_interval
 from nemo_openmath.evaluation.metrics import ProblemScores
 from nemo_openmath.evaluation.paired import Pair, paired_difference
@@ -63,7 +64,7 @@ class DecideConfig:
     gains_below_interval: PositiveInt | None = 2
     """After so many iterations in a row whose gain is below its interval the loop ends. ``null``: never for that."""
     tokens: PositiveInt | None = None
-    """No further iteration begins once so many tokens were sampled in the iterations. ``null``: no limit."""
+    """No further iteration begins once models wrote so many tokens in the iterations. ``null``: no limit."""
 
     def __post_init__(self) -> None:
         parse_metric(self.metric)
@@ -73,12 +74,13 @@ class Decide(Stage[DecideConfig]):
     """Compare the model of an iteration with the best before it, and say whether the loop goes on."""
 
     kind = "iterations.decide"
+    version = 2  # 2: tokens are all that models wrote, what no stage kept among them
     Config = DecideConfig
     makes = "decision"
     ports = {
         "results": "folders of evaluation.metrics on the same held-out problems, a model each, the newest last",
         "before?": "the decision after the iteration before",
-        "generated?": "what this iteration has sampled; its tokens count towards the budget",
+        "generated?": "the stages of this iteration that ask models; what these wrote counts towards the budget",
     }
     takes = {"results": "metrics", "before": "decision", "generated": "records"}
 
@@ -149,7 +151,7 @@ class Decide(Stage[DecideConfig]):
             reason = f"{what} below the interval ({config.metric})"
             return {"rule": "gains_below_interval", "iteration": rows[-1]["iteration"], "reason": reason}
         if config.tokens is not None and (spent := sum(row["tokens"] for row in rows)) >= config.tokens:
-            reason = f"{spent:,} tokens were sampled, of a budget of {config.tokens:,}"
+            reason = f"{spent:,} tokens were written, of a budget of {config.tokens:,}"
             return {"rule": "tokens", "iteration": rows[-1]["iteration"], "reason": reason}
         return None
 
@@ -219,8 +221,13 @@ def read_decision(folder: Path) -> dict[str, Any]:
 
 
 def tokens_in(folder: Path) -> int:
-    """Return the tokens that models wrote for the generations in a stage's folder: the same after any interruption."""
-    return sum(orjson.loads(line)["completion_tokens"] for _, _, line in record_lines([folder], Generation))
+    """Return the tokens that models wrote in a stage: for its records and drops, for what was asked again, and for
+    controls. Of a stage that was made before they were counted, and of the competition, which has no drops, those of
+    its generations."""
+    if (tokens := count_tokens(folder)) is not None:
+        return tokens + (count_tokens(folder / CONTROLS) or 0)
+    rows = (orjson.loads(line) for _, _, line in record_lines([folder]))
+    return sum(row["completion_tokens"] for row in rows if "completion_tokens" in row)
 
 
 def _take_over(model: Path, output: Path) -> None:

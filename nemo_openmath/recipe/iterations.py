@@ -40,7 +40,7 @@ from typing import Any, Literal
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.build import Builder, Key, Origin, nearest
 from nemo_openmath.core.config import Source
-from nemo_openmath.core.stage import stage_kinds
+from nemo_openmath.core.stage import Stage, stage_kinds
 from nemo_openmath.evaluation.iterations import parse_metric
 from nemo_openmath.evaluation.stage import ComputeMetrics
 from nemo_openmath.inference.rollout.stage import Generate
@@ -60,8 +60,9 @@ class StopSettings:
     interval of this model minus the best one before it, over the same held-out problems, is not above 0. Two, because
     one such iteration may be bad luck of the sampling or of the training. ``null``: it never ends for that."""
     tokens: PositiveInt | None = None
-    """No further iteration begins once its models, and the others that it asks for solutions and selections, wrote so
-    many tokens in all iterations together, evaluation included. The iteration that spends the last of them is ended.
+    """No further iteration begins once models wrote so many tokens in the stages of all iterations together: solutions,
+    selections, judgments, summaries, those of the teacher and those of evaluation, and replies that no stage kept.
+    What was written for units that a kill cut off is not known. The iteration that spends the last of them is ended.
     ``null``: no limit."""
 
 
@@ -391,9 +392,9 @@ class _Unroller:
         if number > 1:
             inputs["before"] = f"{DECISION}-{number - 1}"
         kinds = stage_kinds()
-        generating = [n for n, body in self._bodies.items() if (k := kinds.get(body["run"])) and k.generates]
-        if generating:
-            inputs["generated"] = [f"{name}-{number}" for name in generating]
+        asking = [name for name, body in self._bodies.items() if _asks(kinds.get(body["run"]))]
+        if asking:
+            inputs["generated"] = [f"{name}-{number}" for name in asking]
         return {
             "run": "iterations.decide",
             "from": inputs,
@@ -450,6 +451,11 @@ def check_metric(loop: Loop, entries: Mapping[str, StageEntry], builder: Builder
     if family in ("pass", "maj") and pair.metric_before != "pass@1" and (int(k) not in ks or int(k) > most):
         problem = f"{loop.settings.results!r} computes no {pair.metric_before} (ks {ks}, {most} samples)"
         raise builder.error(key, problem, "write its k into ks, and as many samples")
+
+
+def _asks(kind: type[Stage[Any]] | None) -> bool:
+    """Return whether stages of a kind hold what they asked models for."""
+    return kind is not None and kind.asks_models() and kind.makes == "records"
 
 
 def _made_of(name: str, model: str, entries: Mapping[str, StageEntry]) -> bool:

@@ -19,6 +19,7 @@ from nemo_openmath.core.processes import child_environment
 from nemo_openmath.core.records import read_manifest
 from nemo_openmath.core.stage import Services
 from nemo_openmath.core.tokenizer import Tokenizer
+from nemo_openmath.core.written_tokens import CountedEngine
 from nemo_openmath.grading import GradingPool
 from nemo_openmath.grading.majority import majority
 from nemo_openmath.inference.http.client import HTTPEngine
@@ -54,10 +55,12 @@ class RecipeServices(Services):
         """Return the teacher, or the model of that name: a stage that made one, or a folder. See :class:`Services`."""
         if name == "teacher":
             if self._teacher is None:
-                self._teacher = await self._open_teacher()
+                engine, tokenizer = await self._open_teacher()
+                self._teacher = CountedEngine(engine), tokenizer
             return self._teacher
         if name not in self._models:
-            self._models[name] = await self._open_student(name)
+            engine, tokenizer = await self._open_student(name)
+            self._models[name] = CountedEngine(engine), tokenizer
         return self._models[name]
 
     async def _open_student(self, name: str) -> tuple[Engine, ChatTokenizer]:

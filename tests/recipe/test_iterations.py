@@ -18,6 +18,7 @@ from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.core.grader import Verdict
 from nemo_openmath.core.records import Generation, Mode, Problem, read_manifest, read_records
 from nemo_openmath.core.stage import Result, Stage, StageContext, UnitStage, register, stage_kinds
+from nemo_openmath.core.written_tokens import add_tokens
 from nemo_openmath.evaluation.metrics import ProblemScores
 from nemo_openmath.evaluation.stage import write_scores
 from nemo_openmath.launch.cluster import TEMPLATES
@@ -40,7 +41,6 @@ class Solve(UnitStage[SolveConfig, int]):
     """Solves two problems; the second by code that fails."""
 
     kind = "tests.solve"
-    generates = True
     Config = SolveConfig
     ports = {}
     record = Generation
@@ -52,6 +52,7 @@ class Solve(UnitStage[SolveConfig, int]):
         yield from ((f"{context.seed}-{number}", number) for number in range(2))
 
     async def process(self, unit: int, context: StageContext) -> Result:
+        add_tokens(self.config.tokens)  # as an engine does
         output = Span(Author.TOOL, output_block("Traceback" if unit else "4"))
         transcript = Transcript((Message("user", "2+2?"),), (Span(Author.MODEL, "So:"), output))
         return Result(
@@ -239,7 +240,7 @@ def test_best_of_keeps_the_best_of_every_problem(tmp_path: Path) -> None:
             (10, 40, 80, 120, 0, 0, 0),
             ("iterations.stop.tokens=600",),
             3,
-            "600 tokens were sampled, of a budget of 600",
+            "600 tokens were written, of a budget of 600",
             3,
         ),
         ((10, 40, 80, 120, 140, 160, 180), (), None, "", 6),

@@ -17,6 +17,7 @@ from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Drop, Record, RecordWriter, read_drops, read_records
 from nemo_openmath.core.stage import Services, Stage, StageContext
 from nemo_openmath.core.tokenizer import Tokenizer
+from nemo_openmath.core.written_tokens import CountedEngine
 from nemo_openmath.grading import GradingPool, majority
 from tests.support.engines import Asked, Reply, ScriptedServer
 
@@ -39,7 +40,7 @@ class Lent(Services):
     async def engine(self, name: str) -> tuple[Engine, ChatTokenizer]:
         if self._engine is None or self._tokenizer is None:
             raise AssertionError(f"no engine is lent, {name} was asked for")
-        return self._engine, self._tokenizer
+        return CountedEngine(self._engine), self._tokenizer
 
     async def sandbox(self) -> Any:
         if self._sandbox is None:

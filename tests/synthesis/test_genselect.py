@@ -9,6 +9,7 @@ import pytest
 from nemo_openmath.chat import ChatTokenizer, Transcript, load_template
 from nemo_openmath.core.errors import Incomplete
 from nemo_openmath.core.records import Generation, Group, Mode, Problem
+from nemo_openmath.evaluation.iterations import tokens_in
 from nemo_openmath.synthesis.genselect.select import GenSelect, GenSelectConfig
 from nemo_openmath.synthesis.genselect.targets import Targets, TargetsConfig
 from tests.support.engines import BUSY, REFUSED, Reply
@@ -111,6 +112,11 @@ async def test_training_data_holds_choices_of_correct_candidates_alone(select: C
         "no valid judgment",
         "refused by the engine",
     ]
+    assert run.records[0].completion_tokens == 1
+    assert tokens_in(run.context.output) == 4, "what was dropped was written, too"
+    journal = next(run.context.output.glob("journal-*"))  # of a version that did not count them
+    journal.write_bytes(journal.read_bytes().replace(b',"tokens":1}', b"}"))
+    assert tokens_in(run.context.output) == 1
 
 
 async def test_a_refused_group_of_a_benchmark_is_counted_apart(select: Callable[..., Any]) -> None:

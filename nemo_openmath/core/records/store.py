@@ -98,8 +98,15 @@ class RecordWriter:
         """Return whether this unit was committed, now or by an earlier attempt."""
         return unit_key(unit) in self._done
 
-    def commit(self, unit: str, records: Sequence[Record | EncodedRecord] = (), drops: Sequence[Drop] = ()) -> None:
-        """Hand over all that a unit left. It is durable after the next flush, and never split by a kill."""
+    def commit(
+        self,
+        unit: str,
+        records: Sequence[Record | EncodedRecord] = (),
+        drops: Sequence[Drop] = (),
+        tokens: int | None = None,
+    ) -> None:
+        """Hand over all that a unit left. It is durable after the next flush, and never split by a kill. ``tokens``:
+        what models wrote for it; None where nobody counts."""
         key = unit_key(unit)
         if key in self._done:
             raise ValueError(f"unit {unit} was committed before")
@@ -123,7 +130,7 @@ class RecordWriter:
             "time": round(time.time(), 3),
             "host": _HOST,
             "attempt": self._attempt,
-        }
+        } | ({} if tokens is None else {"tokens": tokens})
         self._append("journal", orjson.dumps(entry) + b"\n")
         if len(self._pending["journal"]) >= self._flush_units or time.monotonic() - self._flushed > self._flush_seconds:
             self.flush()
@@ -356,6 +363,18 @@ def unit_names(folder: Path) -> Iterator[str]:
     for path in sorted(folder.glob("journal-*.jsonl")):
         with path.open("rb") as file:
             yield from (orjson.loads(line)["unit"] for line in file)
+
+
+def count_tokens(folder: Path) -> int | None:
+    """Return the tokens that models wrote for the finished units of a folder; None where it was not counted of all."""
+    total = 0
+    for path in sorted(folder.glob("journal-*.jsonl")):
+        with path.open("rb") as file:
+            for line in file:
+                if (tokens := orjson.loads(line).get("tokens")) is None:
+                    return None
+                total += tokens
+    return total
 
 
 def count_units(folder: Path) -> int:

@@ -52,8 +52,6 @@ class Stage(ABC, Generic[C]):
     """Whether the jobs of an array may share the work, each by ``shard`` and ``shards`` of its context."""
     choices: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """Setting -> what may be chosen -> what that does, in words: for settings that name parts of the stage."""
-    generates: ClassVar[bool] = False
-    """Whether its records are generations that a model wrote in this stage, so that their tokens count as its own."""
     gathers: ClassVar[bool] = False
     """Whether it makes do with those of its inputs that are there, where a loop of the recipe ended before it made the
     others."""
@@ -67,6 +65,11 @@ class Stage(ABC, Generic[C]):
     def product(cls) -> str:
         """Return the name of what the stage's folder holds: the record type, or the artifact."""
         return cls.record.__name__ if cls.record is not None else cls.makes
+
+    @classmethod
+    def asks_models(cls) -> bool:
+        """Return whether a stage of this kind asks engines."""
+        return cls.engines is not Stage.engines
 
     @classmethod
     def reads_files(cls) -> bool:

@@ -77,19 +77,20 @@ class Refusals:
     SURE = 1000
     """So many refused requests without an answered one among them are no accident."""
 
-    def __init__(self, context: StageContext, store: Callable[[StageContext, str, Result], None]):
+    def __init__(self, context: StageContext, store: Callable[[StageContext, str, Result, int], None]):
         self._stage, self._store = context.name, store
-        self._held: list[tuple[StageContext, str, Result]] = []
+        self._held: list[tuple[StageContext, str, Result, int]] = []
         self._count = 0
         self._example = ""
         self._answered = False
 
-    def add(self, context: StageContext, key: str, result: Result, error: Refused) -> None:
-        """Take the result of a refused unit, to be stored now or once the engine has answered another."""
+    def add(self, context: StageContext, key: str, result: Result, tokens: int, error: Refused) -> None:
+        """Take the result of a refused unit, to be stored now or once the engine has answered another. ``tokens``: what
+        models wrote for it all the same."""
         if self._answered or error.reason != Refused.reason:
-            self._store(context, key, result)
+            self._store(context, key, result, tokens)
             return
-        self._held.append((context, key, result))
+        self._held.append((context, key, result, tokens))
         self.count(error)
 
     def count(self, error: OpenMathError) -> None:
@@ -104,8 +105,8 @@ class Refusals:
         """Note that the engine answered: it is set up rightly, and what was held back is stored."""
         self._answered = True
         held, self._held = self._held, []
-        for context, key, result in held:
-            self._store(context, key, result)
+        for context, key, result, tokens in held:
+            self._store(context, key, result, tokens)
 
     def close(self) -> None:
         """Raise UserError where requests were made and all were refused."""
@@ -158,9 +159,9 @@ class UnitLog:
         self.open(context)
         self._opened[_place(context)].pending += 1
 
-    def store(self, context: StageContext, key: str, result: Result) -> None:
-        """Store what a unit left."""
-        self.open(context).commit(key, result.records, result.drops)
+    def store(self, context: StageContext, key: str, result: Result, tokens: int) -> None:
+        """Store what a unit left. ``tokens``: what models wrote for it, records, drops and what was asked again."""
+        self.open(context).commit(key, result.records, result.drops, tokens)
         self.end(context)
 
     def end(self, context: StageContext) -> None:

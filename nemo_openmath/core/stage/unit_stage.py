@@ -19,6 +19,7 @@ from nemo_openmath.core.stage.controls import Controls, Schedule
 from nemo_openmath.core.stage.defects import StageDefect
 from nemo_openmath.core.stage.outcomes import Result, UnitLog
 from nemo_openmath.core.stage.watch import UnitWatch
+from nemo_openmath.core.written_tokens import TokenCount, counted_tokens
 
 C = TypeVar("C")
 U = TypeVar("U")
@@ -126,12 +127,13 @@ class UnitStage(Stage[C], Generic[C, U]):
                 return left
             return Result([await controls.observe(key, left, context.services)])
 
-        result = None
+        result, count = None, TokenCount()
         try:
-            result = await self._attempt(key, unit, context)
+            with counted_tokens() as count:
+                result = await self._attempt(key, unit, context)
         except Refused as error:
             result = self.refused(key, unit, error, context)
-            log.refusals.add(context, key, await stored(result), error)
+            log.refusals.add(context, key, await stored(result), count.tokens, error)
         except RetryableError as error:
             log.failures.add(context, key, error)
             if error.exit_code is ExitCode.USER_ERROR:  # the server refuses us, not the unit
@@ -143,7 +145,7 @@ class UnitStage(Stage[C], Generic[C, U]):
                 raise StageDefect(f"{self.kind}: unit {key} left neither a record nor a reason")
             if result.asked:
                 log.refusals.answered()
-            log.store(context, key, await stored(result))
+            log.store(context, key, await stored(result), count.tokens)
         activity.happened()
         if context.planted:
             context.progress.planted += 1

@@ -73,7 +73,6 @@ class Generate(UnitStage[GenerateConfig, Sample]):
     """Sample solutions (paper sections 2.3 and 3)."""
 
     kind = "rollout.generate"
-    generates = True
     version = 2  # a sample that cannot be tried leaves a generation, not a drop
     Config = GenerateConfig
     ports = {"problems": "problems to solve"}

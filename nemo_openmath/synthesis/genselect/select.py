@@ -112,7 +112,6 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
 
     kind = "genselect.select"
     version = 4  # 4: the selection says which prompt was asked; judgments out of range have a reason of their own
-    generates = True
     Config = GenSelectConfig
     ports = {"groups": "groups of candidates"}
     takes = {"groups": "Group"}
