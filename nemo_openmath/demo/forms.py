@@ -13,7 +13,7 @@ from nemo_openmath.demo.world import Item
 
 
 class Form(StrEnum):
-    """The words that the classify prompt answers with."""
+    """The kinds of problems that classification tells apart."""
 
     ANSWER = "answer"
     PROOF = "proof"

@@ -13,8 +13,9 @@ class TeacherConfig:
 
     extract_error: Share = 0.02
     """Share of posts of which a problem is left out or cut."""
-    classify_error: Share = 0.02
-    """Share of problems that are put into another class."""
+    classify_error: Share = 0.005
+    """Share of wrong verdicts on a problem's kind. Each of the questions (proof, multiple choice, yes or no, invalid)
+    errs so often."""
     convert_error: Share = 0.05
     """Share of converted proofs that get a wrong answer."""
     answer_error: Share = 0.03

@@ -36,6 +36,7 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.processes import die_with_parent
 from nemo_openmath.demo import solver
 from nemo_openmath.demo import teacher_tasks as tasks
+from nemo_openmath.demo.forms import Form
 from nemo_openmath.demo.rates import TeacherConfig
 
 MODEL = "stand-in-teacher"
@@ -159,7 +160,10 @@ _TASKS: dict[str, Callable[[dict[str, str], str, random.Random, TeacherConfig], 
     "classify-novelty": lambda v, _, rng, c: tasks.classify_novelty(v["fragment"], rng, c.novelty_error),
     "classify-significance": lambda v, _, rng, c: tasks.classify_significance(v["fragment"], rng, c.novelty_error),
     "extract-problems": lambda v, _, rng, c: tasks.extract_problems(v["forum_post"], rng, c.extract_error),
-    "classify": lambda v, _, rng, c: tasks.classify(v["problem"], rng, c.classify_error),
+    "classify-proof": lambda v, _, rng, c: tasks.classify(v["problem"], Form.PROOF, rng, c.classify_error),
+    "classify-multiple-choice": lambda v, _, rng, c: tasks.classify(v["problem"], Form.CHOICE, rng, c.classify_error),
+    "classify-binary": lambda v, _, rng, c: tasks.classify(v["problem"], Form.BINARY, rng, c.classify_error),
+    "classify-invalid": lambda v, _, rng, c: tasks.classify(v["problem"], Form.INVALID, rng, c.classify_error),
     "convert-proof": lambda v, _, rng, c: tasks.convert_proof(
         v["problem"], v["forum_discussions"], rng, c.convert_error
     ),

@@ -30,11 +30,12 @@ def extract_problems(post: str, rng: random.Random, error: float) -> str:
     return "\n".join(f"Problem {at}: {text}" for at, text in enumerate(texts, 1)) or "No problem"
 
 
-def classify(problem: str, rng: random.Random, error: float) -> str:
-    """Return one word of :class:`Form`."""
+def classify(problem: str, asked: Form, rng: random.Random, error: float) -> str:
+    """Return whether the problem is of the form that is asked about; an error says the opposite."""
     read = _one(problem)
-    form = read.form if read else Form.INVALID
-    return str(rng.choice([f for f in Form if f is not form]) if rng.random() < error else form)
+    is_asked = (read.form if read else Form.INVALID) is asked
+    verdict = "yes" if is_asked != (rng.random() < error) else "no"
+    return f"Why: that is how I read it.\nVerdict: {verdict}"
 
 
 def convert_proof(problem: str, discussion: str, rng: random.Random, error: float) -> str:

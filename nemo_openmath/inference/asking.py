@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
-from nemo_openmath.core.engine import Completion, Conversation, Engine, InvalidRequest, Request, Sampling, Turn
+from nemo_openmath.core.engine import Completion, Conversation, Engine, Finish, InvalidRequest, Request, Sampling, Turn
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.tags import THINK_END, THINK_START
@@ -33,23 +34,36 @@ LONG = 4000  # characters; a shorter prompt is cut into tokens sooner than a thr
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """What stands in place of a value where a reply is not used."""
+
+    reason: str
+    """Why, in words that are counted: "the answer is a sentence"."""
+
+
+UNFINISHED = Rejected("the reply did not come to its end")
+
+
 async def ask(
     engine: Engine,
     tokenizer: Tokenizer,
     messages: tuple[Message, ...],
-    parse: Callable[[str], T | None],
+    parse: Callable[[str], T | Rejected],
     *,
     seed: int,
     max_tokens: int = 4096,
     temperature: float = 0.0,
     attempts: int = 3,
-) -> tuple[T | None, str]:
+) -> tuple[T | Rejected, str]:
     """Ask one question and return what ``parse`` made of the answer, and all that the model wrote.
 
-    ``parse`` gets the text after the thinking. Where it returns None the question is asked again, with another seed and
-    a temperature of at least 0.7. After ``attempts`` the value is None, and the caller counts it.
+    ``parse`` gets the text after the thinking. Where it rejects the text, the question is asked again, with another
+    seed and a temperature of at least 0.7. After ``attempts`` the last rejection is returned, and the caller counts its
+    reason. A reply that did not come to its end is rejected: what is missing could change what it says.
     """
     prompt = await PreparedPrompt.of(engine, tokenizer, messages)
+    value: T | Rejected = Rejected("nothing was asked")
     text = ""
     for attempt in range(attempts):
         sampling = Sampling(
@@ -57,10 +71,12 @@ async def ask(
             temperature=temperature if attempt == 0 else max(temperature, RETRY_TEMPERATURE),
             seed=derive_seed(seed, attempt),
         )
-        text = (await prompt.complete(sampling)).text
-        if (value := parse(prompt.answer(text))) is not None:
-            return value, text
-    return None, text
+        completion = await prompt.complete(sampling)
+        text = completion.text
+        value = parse(prompt.answer(text)) if completion.finish is Finish.STOP else UNFINISHED
+        if not isinstance(value, Rejected):
+            break
+    return value, text
 
 
 class PreparedPrompt:

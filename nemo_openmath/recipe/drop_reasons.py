@@ -15,8 +15,10 @@ from nemo_openmath.data.packs import write
 from nemo_openmath.data.rows import conversion, formatting
 from nemo_openmath.data.rows.selection import Choice, FormatRules
 from nemo_openmath.data.tokens.tokenization import NO_TARGET
+from nemo_openmath.inference.asking import UNFINISHED
 from nemo_openmath.recipe.setting_docs import class_body
 from nemo_openmath.synthesis.problems.classify import CATEGORIES
+from nemo_openmath.synthesis.problems.prompted import PromptedStage
 from nemo_openmath.synthesis.solutions import novelty
 from nemo_openmath.synthesis.solutions.filters import RULES
 
@@ -32,15 +34,19 @@ def drop_reasons(stage: type[Stage]) -> list[str]:
         if cls not in (Stage, UnitStage) and cls.__module__.startswith("nemo_openmath."):
             for statement in class_body(cls):
                 reasons |= dict.fromkeys(_reasons(statement, _constants(cls.__module__)))
+            if issubclass(stage, PromptedStage):
+                reasons |= dict.fromkeys(_rejections(cls.__module__))
     for source in _ELSEWHERE.get(getattr(stage, "kind", ""), ()):
         reasons |= dict.fromkeys([source] if isinstance(source, str) else _reasons_in(source))
+    if issubclass(stage, PromptedStage):
+        reasons[UNFINISHED.reason] = None
     if issubclass(stage, UnitStage) and stage.engines is not Stage.engines and stage.refused is UnitStage.refused:
         reasons[Refused.reason] = None
     return list(reasons)
 
 
 _ELSEWHERE: dict[str, tuple[ModuleType | type | str, ...]] = {
-    "problems.classify": CATEGORIES,  # the reply of the model is the reason
+    "problems.classify": CATEGORIES,  # the category is the reason
     "solutions.filter": tuple(reason for rule in RULES.values() for reason in rule.reasons),
     "solutions.read_generations": (
         "an error instead of a generation",
@@ -68,6 +74,14 @@ def _reasons_in(source: ModuleType | type) -> Iterator[str]:
     constants = _constants(module)
     for statement in statements:
         yield from _reasons(statement, constants)
+
+
+def _rejections(module: str) -> Iterator[str]:
+    """Yield the reasons for which the parsers of a module reject a reply."""
+    for node in ast.walk(ast.parse(inspect.getsource(sys.modules[module]))):
+        match node:
+            case ast.Call(func=ast.Name(id="Rejected"), args=[value]):
+                yield from _texts(value, {})
 
 
 def _reasons(statement: ast.stmt, constants: dict[str, ast.expr]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from nemo_openmath.grading.majority import majority
 from nemo_openmath.synthesis.problems.answers import ExtractAnswers
 from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
 from nemo_openmath.synthesis.problems.extract import Extract
-from nemo_openmath.synthesis.problems.prompted import PromptedConfig
+from nemo_openmath.synthesis.problems.prompted import OnePromptConfig
 from tests.support.services import run_stage
 
 
@@ -113,14 +113,18 @@ async def test_two_threads_with_the_same_problem_are_one_problem_from_extraction
     replies = ["I get 4", "I get 5", "I get 4", "Nice!", ""]
     threads = [Thread.make(f"Hello {n}", text) for n, text in enumerate(replies)]
     extracted = await run_stage(
-        Extract(PromptedConfig()), tmp_path / "1", lambda _: "Problem 1: What is 2+2?", tokenizer=tokenizer,
+        Extract(OnePromptConfig()), tmp_path / "1", lambda _: "Problem 1: What is 2+2?", tokenizer=tokenizer,
         threads=threads,
     )  # fmt: skip
     classified = await run_stage(
-        Classify(ClassifyConfig()), tmp_path / "2", lambda _: "answer", tokenizer=tokenizer, problems=extracted.records
+        Classify(ClassifyConfig()),
+        tmp_path / "2",
+        lambda _: "Verdict: no",
+        tokenizer=tokenizer,
+        problems=extracted.records,
     )
     answered = await run_stage(
-        ExtractAnswers(PromptedConfig()), tmp_path / "3", answer_by_replies, tokenizer=tokenizer,
+        ExtractAnswers(OnePromptConfig()), tmp_path / "3", answer_by_replies, tokenizer=tokenizer,
         problems=classified.records, threads=threads,
     )  # fmt: skip
     assert count_records(extracted.context.output, majority) == {"records": 1, "merged": 4}

@@ -64,9 +64,9 @@ def test_the_teacher_turns_posts_into_problems() -> None:
     proof = forms.as_proof(item, NONE)
     assert tasks.extract_problems(f"Hi!\n{proof.text}\nThanks!", NONE, 0) == f"Problem 1: {proof.text}"
     assert tasks.extract_problems("My calculator broke.", NONE, 0) == "No problem"
-    assert tasks.classify(proof.text, NONE, 0) == "proof"
-    assert tasks.classify(item.statement, NONE, 0) == "answer"
-    assert tasks.classify(item.statement, NONE, 1) != "answer"
+    assert tasks.classify(proof.text, Form.PROOF, NONE, 0).endswith("Verdict: yes")
+    assert tasks.classify(item.statement, Form.PROOF, NONE, 0).endswith("Verdict: no")
+    assert tasks.classify(item.statement, Form.PROOF, NONE, 1).endswith("Verdict: yes")
     statement, answer = tasks.convert_proof(proof.text, "", NONE, 0).removeprefix("Problem: ").split("\nAnswer: ")
     converted = parse(statement)
     assert converted is not None

@@ -103,7 +103,8 @@ async def test_clerical_prompts_summaries_and_selection(tokenizer: ChatTokenizer
     teacher = StandInTeacher(tokenizer, FLAWLESS)
     item = make_benchmark(0, 5)[4]
     assert await ask(teacher, "extract-problems", forum_post=f"Hi! {item.statement}") == f"Problem 1: {item.statement}"
-    assert await ask(teacher, "classify", problem=item.statement) == "answer"
+    for kind in ("proof", "multiple-choice", "binary", "invalid"):
+        assert (await ask(teacher, f"classify-{kind}", problem=item.statement)).endswith("\nVerdict: no")
     found = await ask(teacher, "extract-answer", problem=item.statement, forum_discussions="Post 1:\nI get 17.")
     assert found == "Answer: 17"
     assert await ask(teacher, "decontaminate", problem=item.statement, candidate=item.reworded().statement) == "True"

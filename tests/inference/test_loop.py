@@ -18,7 +18,7 @@ from nemo_openmath.core.engine import (
 )
 from nemo_openmath.core.records import Generation
 from nemo_openmath.demo import StandInTeacher, TeacherConfig, make_problems
-from nemo_openmath.inference.asking import ask
+from nemo_openmath.inference.asking import Rejected, ask
 from nemo_openmath.inference.rollout import RolloutSettings, roll_out
 from nemo_openmath.inference.rollout.answer import answer_of
 from nemo_openmath.inference.rollout.formats import cut_output
@@ -222,12 +222,15 @@ async def test_a_faultless_teacher_solves_the_world(tokenizer: ChatTokenizer, sa
 
 
 async def test_answers_that_do_not_parse_are_asked_for_again(tokenizer: ChatTokenizer) -> None:
-    def yes(text: str) -> bool | None:
-        return True if text == "yes" else None
+    def yes(text: str) -> bool | Rejected:
+        return True if text == "yes" else Rejected(f"{text} is not yes")
 
-    turns = load_template("classify").messages(problem="p")
+    turns = load_template("classify-proof").messages(problem="p")
     engine = script(tokenizer, ["what", "yes"])
     assert await ask(engine, tokenizer, turns, yes, seed=1) == (True, "yes")
     assert engine.requests[0].sampling.temperature == 0.0
     assert engine.requests[1].sampling.temperature > 0.0
-    assert (await ask(script(tokenizer, ["no"] * 9), tokenizer, turns, yes, seed=1))[0] is None
+    assert await ask(script(tokenizer, ["a", "b", "c"]), tokenizer, turns, yes, seed=1) == (
+        Rejected("c is not yes"),
+        "c",
+    )

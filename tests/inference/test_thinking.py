@@ -16,7 +16,7 @@ from nemo_openmath.core.records import Generation
 from nemo_openmath.data.rows.formatting import Formatter
 from nemo_openmath.data.rows.selection import FormatRules
 from nemo_openmath.data.tokens.tokenization import write_tokens
-from nemo_openmath.inference.asking import ask, text_after_thinking
+from nemo_openmath.inference.asking import Rejected, ask, text_after_thinking
 from nemo_openmath.inference.rollout import RolloutSettings, roll_out
 from nemo_openmath.inference.rollout.answer import answer_of as graded_answer
 from nemo_openmath.synthesis.solutions.rows import MakeRows, RowsConfig
@@ -227,16 +227,18 @@ def test_what_opens_a_thought_is_read_off_the_very_prompt(tmp_path: Path, tokeni
 async def test_who_asks_reads_the_answer_and_not_the_thinking(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     teachers = chat(tmp_path, tokenizer, "opens")
 
-    def parse(text: str) -> str | None:
-        return text or None
+    nothing = Rejected("nothing")
+
+    def parse(text: str) -> str | Rejected:
+        return text or nothing
 
     for kind in ("ids", "chat"):
-        again = ("<think>no</think> no <think> no", None)
+        again = ("<think>no</think> no <think> no", nothing)
         for text, answer in (
             again,
             ("no\n</think>\n\nyes", "yes"),
             ("<think>no</think> yes", "yes"),
-            ("never ended", None),
+            ("never ended", nothing),
         ):
             engine = Teacher(teachers, kind, text)
             assert (await ask(engine, teachers, USER, parse, seed=1))[0] == answer

@@ -24,7 +24,7 @@ ABOVE = """\
 extends: below/recipe.yaml
 stages:
   mine: {run: problems.read_problems, from: data/mine.jsonl}
-  sorted: {run: problems.classify, from: mine, engine: teacher, prompt: data/prompt.md}
+  sorted: {run: problems.classify, from: mine, engine: teacher, proof_prompt: data/prompt.md}
 """
 BELOW = """\
 name: snapped
@@ -64,7 +64,8 @@ def settings(path: Path, *overrides: str) -> dict[str, object]:
     inputs = {entry.name: {p: [Path(n).resolve() for n in ns if isinstance(n, Path)] for p, ns in entry.inputs.items()}
               for entry in recipe.stages.values()}  # fmt: skip
     origins = {e.name: (Path(e.origin.file).resolve(), e.origin.line) for e in recipe.stages.values()}
-    return {"values": {k: v for k, v in values.items() if k[-1] != "prompt"}, "inputs": inputs, "origins": origins,
+    values = {k: v for k, v in values.items() if k[-1] != "proof_prompt"}
+    return {"values": values, "inputs": inputs, "origins": origins,
             "settings": [e.stage.settings() for e in recipe.stages.values()]}  # fmt: skip
 
 

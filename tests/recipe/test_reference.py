@@ -122,7 +122,13 @@ def test_reasons_to_drop_are_read_from_the_classes() -> None:
     assert {"wrong answer", "verdict ...", "no boxed answer"} <= set(drop_reasons(stage_kinds()["solutions.filter"]))
     assert drop_reasons(stage_kinds()["training.sft"]) == []
     elsewhere = {
-        "problems.classify": {"binary", "invalid", "multiple-choice"},
+        "problems.classify": {
+            "binary",
+            "invalid",
+            "multiple-choice",
+            "the reply is no verdict of yes or no",
+            "the reply did not come to its end",
+        },
         "sft.read": {"no ...", "... is not text", "no boxed answer"},
         "sft.select": {"pass rate too high", "no boxed answer"},
         "sft.tokenize": {"no trained token", "input is a prompt in another model's format"},

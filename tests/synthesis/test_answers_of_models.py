@@ -1,16 +1,23 @@
 """What models answer is read strictly: every form that was asked for, and nothing else."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_openmath.synthesis.problems.answers import parse_answer
-from nemo_openmath.synthesis.problems.classify import parse_category
+from nemo_openmath.synthesis.problems.classify import parse_verdict
 from nemo_openmath.synthesis.problems.convert import parse_conversion
 from nemo_openmath.synthesis.problems.decontaminate import parse_bool
 from nemo_openmath.synthesis.problems.extract import parse_problems
+from nemo_openmath.synthesis.problems.prompted import Rejected
 
 line = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40).map(str.strip).filter(bool)
+
+
+def value(parsed: Any) -> Any:
+    return None if isinstance(parsed, Rejected) else parsed
 
 
 @given(st.lists(line.filter(lambda t: not t.startswith("Problem ")), min_size=1, max_size=5))
@@ -23,7 +30,7 @@ def test_listed_problems_come_back(texts: list[str]) -> None:
     [("No problem", []), ("No problem.", []), ("Here you are: Problem 1: x", None), ("Problem 1: ", None), ("", None)],
 )
 def test_other_extractions(text: str, expected: list[str] | None) -> None:
-    assert parse_problems(text) == expected
+    assert value(parse_problems(text)) == expected
 
 
 def test_problems_of_several_lines() -> None:
@@ -39,7 +46,7 @@ def test_conversions_come_back(problem: str, answer: str) -> None:
     ("text", "expected"), [("Not possible", ()), ("Problem: x", None), ("x\nAnswer: 3", None), ("", None)]
 )
 def test_other_conversions(text: str, expected: tuple[()] | None) -> None:
-    assert parse_conversion(text) == expected
+    assert value(parse_conversion(text)) == expected
 
 
 @pytest.mark.parametrize(
@@ -47,11 +54,25 @@ def test_other_conversions(text: str, expected: tuple[()] | None) -> None:
     [("Answer: 12", "12"), ("Not found", ""), ("It is 12", None), ("I think Answer: 12", None), ("Answer:", None)],
 )
 def test_answers(text: str, expected: str | None) -> None:
-    assert parse_answer(text) == expected
+    assert value(parse_answer(text)) == expected
 
 
-def test_categories_and_booleans() -> None:
-    assert parse_category("Multiple-choice.") == "multiple-choice"
-    assert parse_category("a proof") is None
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Why: it asks for a value.\nVerdict: no", False),
+        ("**Verdict:** Yes.", True),
+        ("yes", True),
+        ("No.", False),
+        ("Verdict: yes\nBut then again it is not.", None),
+        ("Verdict: yes\nVerdict: no", None),
+        ("It is a proof.", None),
+        ("Verdict: <yes or no>", None),
+        ("no yes " * 50_000, None),
+        ("", None),
+    ],
+)
+def test_verdicts_and_booleans(text: str, expected: bool | None) -> None:
+    assert value(parse_verdict(text)) is expected
     assert parse_bool("They differ in one number: False.") is False
-    assert parse_bool("maybe") is None
+    assert parse_bool("maybe") == Rejected("unparsable answer")

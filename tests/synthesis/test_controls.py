@@ -27,11 +27,11 @@ from nemo_openmath.synthesis.controls.cases import CASES
 from nemo_openmath.synthesis.controls.plant import KEY
 from nemo_openmath.synthesis.judge.stage import JudgeAnswers, JudgeConfig
 from nemo_openmath.synthesis.problems.answers import ExtractAnswers
-from nemo_openmath.synthesis.problems.classify import CATEGORIES, Classify, ClassifyConfig
+from nemo_openmath.synthesis.problems.classify import CATEGORIES, QUESTIONS, Classify, ClassifyConfig
 from nemo_openmath.synthesis.problems.convert import ConvertProofs
 from nemo_openmath.synthesis.problems.decontaminate import Decontaminate, DecontaminateConfig
 from nemo_openmath.synthesis.problems.extract import Extract
-from nemo_openmath.synthesis.problems.prompted import PromptedConfig
+from nemo_openmath.synthesis.problems.prompted import OnePromptConfig
 from tests.support.services import Lent, stage_context
 
 UNITS = 120
@@ -58,16 +58,16 @@ def generation(problem: Problem) -> Generation:
 
 Inputs = dict[str, list[Any]]
 STAGES: dict[str, tuple[Callable[[Any], Stage], type, Inputs]] = {
-    "problems.extract": (Extract, PromptedConfig, {"threads": THREADS}),
+    "problems.extract": (Extract, OnePromptConfig, {"threads": THREADS}),
     "problems.classify": (Classify, ClassifyConfig, {"problems": PROBLEMS}),
     "problems.convert_proofs": (
         ConvertProofs,
-        PromptedConfig,
+        OnePromptConfig,
         {"problems": [p.with_(category="proof") for p in PROBLEMS], "threads": []},
     ),
     "problems.extract_answers": (
         ExtractAnswers,
-        PromptedConfig,
+        OnePromptConfig,
         {"problems": [p.with_(parents=(t.id,)) for p, t in zip(PROBLEMS, THREADS, strict=True)], "threads": THREADS},
     ),
     "problems.decontaminate": (Decontaminate, DecontaminateConfig, {"problems": PROBLEMS, "benchmark": []}),
@@ -151,13 +151,28 @@ async def test_the_rates_of_errors_are_recovered_and_nothing_planted_is_left(
 
 def expected_error(kind: str, score: dict[str, Any]) -> float:
     """The share of wrong outcomes that the stand-in's rates lead to."""
-    if kind == "problems.classify":  # one of the four other categories, each as probable
-        return ERROR if score["measure"] == "sensitivity" else ERROR / 4
+    if kind == "problems.classify":  # each question errs, the first yes is the category
+        name = score["class"]
+        if score["measure"] == "sensitivity":
+            return 1 - taken_for(name, name)
+        others = [category for category in CATEGORIES if category != name]
+        return sum(taken_for(category, name) for category in others) / len(others)
     if score["measure"] == "sensitivity" or kind in ("problems.decontaminate", "judging.judge"):
         return ERROR
     # of a post without a problem nothing is cut, of a proof without a value nothing is converted; of a discussion
     # without an answer, half of the errors make one up
     return ERROR / 2 if kind == "problems.extract_answers" else 0.0
+
+
+def taken_for(category: str, name: str) -> float:
+    """How probable it is that a problem of a category gets the category ``name``."""
+    share = 1.0
+    for question in QUESTIONS:
+        says_yes = 1 - ERROR if question == category else ERROR
+        if question == name:
+            return share * says_yes
+        share *= 1 - says_yes
+    return share
 
 
 def observed(folder: Path) -> dict[str, Observation]:
@@ -179,7 +194,7 @@ async def test_each_planted_unit_is_done_once_by_jobs_of_an_array_and_after_a_ki
 
     async def dies(request: Request) -> Completion:
         nonlocal asked
-        if (asked := asked + 1) > 70:
+        if (asked := asked + 1) > 200:
             raise RuntimeError("killed")
         return await complete(request)
 
@@ -225,12 +240,12 @@ def test_a_case_that_is_none_is_refused_by_file_and_row(row: Any, problem: str, 
     file = tmp_path / "mine.jsonl"
     file.write_bytes(orjson.dumps(GOOD) + b"\n" + orjson.dumps(row) + b"\n")
     with pytest.raises(UserError) as error:
-        ExtractAnswers(PromptedConfig(controls=0.1, control_cases=file))
+        ExtractAnswers(OnePromptConfig(controls=0.1, control_cases=file))
     assert (error.value.file, error.value.row) == (file, 2)
     assert problem in error.value.problem
     file.write_bytes(orjson.dumps(GOOD) + b"\n")
     with pytest.raises(UserError, match=r"has no case of problems\.extract"):
-        Extract(PromptedConfig(controls=0.1, control_cases=file))
+        Extract(OnePromptConfig(controls=0.1, control_cases=file))
 
 
 def observation(number: int, case: str, known: str, outcome: str) -> Observation:

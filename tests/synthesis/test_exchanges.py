@@ -9,7 +9,7 @@ from nemo_openmath.core.records.store import write_records
 from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
 from nemo_openmath.synthesis.problems.exchanges import DISAGREEMENT, LETTERS, SmallestKeys, read_samples, read_second
 from nemo_openmath.synthesis.problems.extract import Extract
-from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage
+from nemo_openmath.synthesis.problems.prompted import OnePromptConfig, PromptedStage
 from tests.support.engines import REFUSED, Reply, ScriptedServer
 from tests.support.services import Lent, stage_context
 
@@ -62,7 +62,7 @@ async def test_the_sample_is_the_same_for_any_number_of_jobs_and_after_a_kill(
     tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
     def extract() -> Extract:
-        return Extract(PromptedConfig(samples=4))
+        return Extract(OnePromptConfig(samples=4))
 
     smallest = SmallestKeys(4, 1)
     by_key = sorted(THREADS, key=lambda thread: smallest.rank(thread.id))
@@ -94,14 +94,14 @@ async def test_the_sample_is_the_same_for_any_number_of_jobs_and_after_a_kill(
     await done(extract, tmp_path / "one", THREADS, tokenizer, teacher=reply_to)
     assert sampled(one) == expected
     none = await done(
-        lambda: Extract(PromptedConfig(samples=0)), tmp_path / "none", THREADS, tokenizer, teacher=reply_to
+        lambda: Extract(OnePromptConfig(samples=0)), tmp_path / "none", THREADS, tokenizer, teacher=reply_to
     )
     assert not list(none.glob("samples-*"))
 
 
 async def test_long_and_broken_texts_are_kept_short(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     thread = Thread.make("thanks \0 </script>" + "x" * 200_000)
-    folder = await done(lambda: Extract(PromptedConfig()), tmp_path, [thread], tokenizer, teacher=reply_to)
+    folder = await done(lambda: Extract(OnePromptConfig()), tmp_path, [thread], tokenizer, teacher=reply_to)
     (row,) = read_samples(folder, 20, 1)["no problem in the post"]
     text = row["asked"][0]["fields"]["forum_post"]
     assert text.startswith("thanks \0 </script>xxx")
@@ -118,15 +118,17 @@ async def test_a_second_model_is_asked_about_a_share_and_changes_no_record(
         return int(question.split("Find x in ")[-1].split(".")[0])
 
     def first(question: str) -> str:
-        return "proof" if number(question) % 4 == 0 else "answer"
+        return "Verdict: yes" if number(question) % 4 == 0 else "Verdict: no"
 
     def second(question: str) -> str | Reply:
-        return REFUSED if number(question) == 7 else "proof" if number(question) % 2 == 0 else "answer"
+        return REFUSED if number(question) == 7 else f"Verdict: {'no' if number(question) % 2 else 'yes'}"
 
     def settings(share: float | None) -> Callable[[], Classify]:
         if share is None:
-            return lambda: Classify(ClassifyConfig(drop=()))
-        return lambda: Classify(ClassifyConfig(drop=(), second_engine="other", second_share=share))
+            return lambda: Classify(ClassifyConfig(questions=("proof",), drop=()))
+        return lambda: Classify(
+            ClassifyConfig(questions=("proof",), drop=(), second_engine="other", second_share=share)
+        )
 
     alone = await done(settings(None), tmp_path / "alone", problems, tokenizer, teacher=first)
     both = await done(settings(1.0), tmp_path / "both", problems, tokenizer, teacher=first, other=second)
@@ -152,4 +154,4 @@ async def test_a_second_model_is_asked_about_a_share_and_changes_no_record(
     disagreements = read_samples(both, 20, 1)[DISAGREEMENT]
     assert {row["unit"] for row in disagreements} == {unit for unit, (_, _, same) in pairs.items() if not same}
     row = next(row for row in disagreements if by_id[row["unit"]] != 7)
-    assert (row["asked"][0]["reply"], row["second"]["asked"][0]["reply"]) == ("answer", "proof")
+    assert (row["asked"][0]["reply"], row["second"]["asked"][0]["reply"]) == ("Verdict: no", "Verdict: yes")

@@ -15,11 +15,11 @@ from nemo_openmath.core.merging import ANSWERS, read_merged
 from nemo_openmath.core.records import Problem, Thread
 from nemo_openmath.grading.majority import majority
 from nemo_openmath.synthesis.problems.answers import ExtractAnswers
-from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
+from nemo_openmath.synthesis.problems.classify import DOUBTED, Classify, ClassifyConfig
 from nemo_openmath.synthesis.problems.convert import ConvertProofs
 from nemo_openmath.synthesis.problems.decontaminate import Decontaminate, DecontaminateConfig
 from nemo_openmath.synthesis.problems.extract import Extract
-from nemo_openmath.synthesis.problems.prompted import PromptedConfig
+from nemo_openmath.synthesis.problems.prompted import OnePromptConfig
 from nemo_openmath.synthesis.problems.select import SelectProblems, SelectProblemsConfig
 from tests.support.engines import BUSY, REFUSED, Reply
 from tests.support.services import StageRun, run_stage
@@ -28,10 +28,10 @@ GARBLED = "I think that"
 
 
 def by_text(replies: dict[str, str | Reply]) -> Callable[[str], str | Reply]:
-    """The reply under the one key that the question holds."""
+    """The reply under the one key that stands in what the question asks about."""
 
     def answer(question: str) -> str | Reply:
-        (key,) = [key for key in replies if key in question]
+        (key,) = [key for key in replies if key in question.rpartition(" begins -----\n")[2]]
         return replies[key]
 
     return answer
@@ -47,7 +47,7 @@ async def test_the_forum_of_a_thread_is_the_source_of_its_problems_by_which_they
     threads = [Thread.make(f"Post of {name}").with_(extra={"problem_source": name}) for name in forums]
     replies: dict[str, str | Reply] = {f"Post of {name}": f"Problem 1: x {name}?" for name in forums}
     extracted = await run_stage(
-        Extract(PromptedConfig()), tmp_path / "e", by_text(replies), tokenizer=tokenizer, threads=threads
+        Extract(OnePromptConfig()), tmp_path / "e", by_text(replies), tokenizer=tokenizer, threads=threads
     )
     records = sorted(extracted.records, key=lambda p: p.source)
     problems = [records[0].with_(problem_type="converted_proof"), *records[1:]]
@@ -71,46 +71,78 @@ async def test_extract_takes_the_problems_of_a_post_and_names_why_it_drops_one(
     }
     threads = {text: Thread.make(text, "I get 4") for text in replies}
     run = await run_stage(
-        Extract(PromptedConfig()), tmp_path, by_text(replies), tokenizer=tokenizer, threads=list(threads.values())
+        Extract(OnePromptConfig()), tmp_path, by_text(replies), tokenizer=tokenizer, threads=list(threads.values())
     )
     assert [" ".join(problem.problem.split()) for problem in run.records] == ["Find a.", "Find b, and c."]
     assert {problem.parents for problem in run.records} == {(threads["two of them"].id,)}
-    assert run.reasons == ["no problem in the post", "refused by the engine", "unparsable answer"]
+    assert run.reasons == ["no problem in the post", "refused by the engine", "the reply is no list of problems"]
     assert not any("I get 4" in asked.question for asked in run.asked), "only the post is shown"
 
 
 # -- classify ----------------------------------------------------------------------------------------------------------
 
 
+ABOUT = {
+    "ask for a proof?": "Prove b.",
+    "multiple choice?": "Choose c.",
+    "only yes or no?": "Is d?",
+    "is invalid?": "Hello e!",
+}
+"""What the question that ends like this is answered with yes for."""
+
+
+def verdicts(question: str) -> str | Reply:
+    if "Forbidden g." in question:
+        return REFUSED
+    (of,) = [problem for end, problem in ABOUT.items() if end in question.partition(" ends -----\n")[2]]
+    return f"Why: so it is.\nVerdict: {'yes' if of in question else 'no'}"
+
+
 async def test_classify_keeps_what_can_be_checked_and_names_why_it_drops(
     tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
-    replies: dict[str, str | Reply] = {
-        "Find a.": "answer",
-        "Prove b.": "**Proof.**",
-        "Choose c.": "Multiple-choice",
-        "Is d?": "binary\n",
-        "Hello e!": "invalid",
-        "What is f?": GARBLED,
-        "Forbidden g.": REFUSED,
-    }
-    problems = [Problem.make(text, source="forum", parents=(f"thread {text}",)) for text in replies]
-    run = await run_stage(
-        Classify(ClassifyConfig()), tmp_path, by_text(replies), tokenizer=tokenizer, problems=problems
-    )
+    def answer(question: str) -> str | Reply:
+        garbled = "What is f?" in question and "ask for a proof?" in question
+        return GARBLED if garbled else verdicts(question)
+
+    texts = ("Find a.", *ABOUT.values(), "What is f?", "Forbidden g.")
+    problems = [Problem.make(text, source="forum", parents=(f"thread {text}",)) for text in texts]
+    stage = Classify(ClassifyConfig())
+    run = await run_stage(stage, tmp_path, answer, tokenizer=tokenizer, problems=problems)
     assert sorted(run.records, key=lambda p: p.problem) == [
         problems[0].with_(category="answer"),
         problems[1].with_(category="proof"),
     ]
-    assert run.reasons == ["binary", "invalid", "multiple-choice", "refused by the engine", "unparsable answer"]
-    assert {drop.reason: drop.detail for _, drop in run.drops}["unparsable answer"] == GARBLED
+    no_verdict = "the reply is no verdict of yes or no"
+    assert run.reasons == ["binary", "invalid", "multiple-choice", "refused by the engine", no_verdict]
+    assert {drop.reason: drop.detail for _, drop in run.drops}[no_verdict] == f"proof: {GARBLED}"
+    assert sum("Find a." in asked.question for asked in run.asked) == 4, "each question alone"
+    assert sum("Hello e!" in asked.question for asked in run.asked) == 1, "the first yes ends the questions"
+    assert {name: len(digest) for name, digest in stage.settings()["templates"].items()} == {
+        f"classify-{name}": 16 for name in ("invalid", "multiple-choice", "binary", "proof")
+    }
+
+
+async def test_a_problem_of_which_nobody_can_say_whether_it_is_invalid_counts_as_valid_and_is_counted(
+    tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
+    def answer(question: str) -> str | Reply:
+        return GARBLED if "is invalid?" in question else verdicts(question)
+
+    problems = [Problem.make(text) for text in ("Find a.", "Is d?")]
+    run = await run_stage(
+        Classify(ClassifyConfig(attempts=2)), tmp_path, answer, tokenizer=tokenizer, problems=problems
+    )
+    assert run.records == [problems[0].with_(category="answer", extra={DOUBTED: True})]
+    assert run.reasons == ["binary"]
+    assert run.context.metrics[DOUBTED] == 1
 
 
 async def test_a_reply_that_cannot_be_read_is_asked_for_again_with_other_seeds(
     tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
-    replies = iter(["Well...", "Hm.", "answer"])
-    stage = Classify(ClassifyConfig(attempts=3))
+    replies = iter(["Well...", Reply("Verdict: yes", finish="length"), "Verdict: no"])
+    stage = Classify(ClassifyConfig(attempts=3, questions=("proof",)))
     run = await run_stage(
         stage, tmp_path, lambda _: next(replies), tokenizer=tokenizer, problems=[Problem.make("Find a.")]
     )
@@ -121,15 +153,27 @@ async def test_a_reply_that_cannot_be_read_is_asked_for_again_with_other_seeds(
 
 
 async def test_classify_drops_the_categories_that_the_recipe_names(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
-    replies: dict[str, str | Reply] = {"Prove a.": "proof", "Is b?": "binary"}
     run = await run_stage(
-        Classify(ClassifyConfig(drop=("proof",))), tmp_path, by_text(replies), tokenizer=tokenizer,
-        problems=[Problem.make(text) for text in replies],
+        Classify(ClassifyConfig(drop=("proof",))), tmp_path, verdicts, tokenizer=tokenizer,
+        problems=[Problem.make(text) for text in ("Prove b.", "Is d?")],
     )  # fmt: skip
     assert [problem.category for problem in run.records] == ["binary"]
     assert run.reasons == ["proof"]
-    with pytest.raises(ValueError, match="drop: unknown category 'proofs'; known: proof, multiple-choice"):
+    with pytest.raises(ValueError, match="drop: unknown category 'proofs'; known: invalid, multiple-choice"):
         ClassifyConfig(drop=("proofs",))
+    with pytest.raises(ValueError, match="questions: name each at most once"):
+        ClassifyConfig(questions=("proof", "proof"))
+
+
+def test_another_text_of_a_question_is_another_stage(tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+    fingerprints = []
+    for text in ("Is {problem} a proof?", "Is {problem} a proof? Think.", "Is {problem} a proof?"):
+        own.write_text(text)
+        fingerprints.append(Classify(ClassifyConfig(proof_prompt=own)).fingerprint({}, 1))
+    fingerprints.append(Classify(ClassifyConfig()).fingerprint({}, 1))
+    assert fingerprints[0] == fingerprints[2]
+    assert len(set(fingerprints)) == 3
 
 
 # -- convert proofs ----------------------------------------------------------------------------------------------------
@@ -147,7 +191,7 @@ async def test_convert_makes_a_problem_of_a_proof_and_leaves_others_alone(
     proof = Problem.make("Prove that n = 3.", category="proof", source="forum", parents=parents)
     other = Problem.make("Find n.", category="answer", parents=(ids["Post 1"],))
     run = await run_stage(
-        ConvertProofs(PromptedConfig()), tmp_path, lambda _: CONVERTED, tokenizer=tokenizer,
+        ConvertProofs(OnePromptConfig()), tmp_path, lambda _: CONVERTED, tokenizer=tokenizer,
         problems=[proof, other], threads=threads,
     )  # fmt: skip
     converted = Problem.make(
@@ -175,16 +219,14 @@ async def test_convert_names_why_it_drops(tokenizer: ChatTokenizer, tmp_path: Pa
         "Prove e.": REFUSED,
     }
     run = await run_stage(
-        ConvertProofs(PromptedConfig(attempts=2)), tmp_path, by_text(replies), tokenizer=tokenizer,
+        ConvertProofs(OnePromptConfig(attempts=2)), tmp_path, by_text(replies), tokenizer=tokenizer,
         problems=[Problem.make(text, category="proof") for text in replies], threads=[],
     )  # fmt: skip
     assert run.records == []
     assert run.reasons == [
         "proof that cannot be converted",
         "refused by the engine",
-        "unparsable answer",
-        "unparsable answer",
-        "unparsable answer",
+        *["the reply is no problem with an answer"] * 3,
     ]
     assert len(run.asked) == 1 + 3 * 2 + 1, "what cannot be read is asked for again"
 
@@ -201,7 +243,7 @@ async def test_proofs_that_become_one_problem_are_read_as_one(
         f"Prove {n}.": f"Problem: Find it.\nAnswer: {answer}" for n, answer in enumerate(answers)
     }
     run = await run_stage(
-        ConvertProofs(PromptedConfig()), tmp_path, by_text(replies), tokenizer=tokenizer, problems=proofs, threads=[]
+        ConvertProofs(OnePromptConfig()), tmp_path, by_text(replies), tokenizer=tokenizer, problems=proofs, threads=[]
     )
     (one,) = read_merged([run.context.output], Problem, majority)
     assert set(one.parents) == {proof.id for proof in proofs}
@@ -233,7 +275,7 @@ async def test_extract_answers_takes_what_most_threads_say(
     problem = Problem.make("What is 2 + 2?", category="answer", parents=tuple(thread.id for thread in threads))
     foreign = Thread.make("Another post", "it is 9")
     run = await run_stage(
-        ExtractAnswers(PromptedConfig()), tmp_path, last_number, tokenizer=tokenizer, problems=[problem],
+        ExtractAnswers(OnePromptConfig()), tmp_path, last_number, tokenizer=tokenizer, problems=[problem],
         threads=[foreign, *reversed(threads)],
     )  # fmt: skip
     (found,) = run.records
@@ -253,13 +295,13 @@ async def test_extract_answers_keeps_known_ones_and_drops_what_it_cannot_read(
 
     known = problem("Known?", "garbled", expected_answer="1", problem_type="converted_proof")
     run = await run_stage(
-        ExtractAnswers(PromptedConfig(attempts=2)), tmp_path, by_text(says), tokenizer=tokenizer,
+        ExtractAnswers(OnePromptConfig(attempts=2)), tmp_path, by_text(says), tokenizer=tokenizer,
         threads=list(threads.values()),
         problems=[known, problem("Half?", "garbled", "clear"), problem("None?", "garbled"), problem("No?", "refused")],
     )  # fmt: skip
     assert {found.problem: found.expected_answer for found in run.records} == {"Known?": "1", "Half?": "4"}
     assert known in run.records
-    assert run.reasons == ["refused by the engine", "unparsable answer"]
+    assert run.reasons == ["refused by the engine", "the reply is no answer"]
 
 
 async def test_a_problem_of_two_versions_is_asked_about_once_with_the_threads_of_both(
@@ -268,7 +310,12 @@ async def test_a_problem_of_two_versions_is_asked_about_once_with_the_threads_of
     threads = [Thread.make(f"Post {n}", f"it is {n}") for n in (3, 3, 5)][1:]
     versions = [Problem.make("What is it?", parents=(thread.id,)) for thread in threads]
     run = await run_stage(
-        ExtractAnswers(PromptedConfig()), tmp_path, last_number, tokenizer=tokenizer, problems=versions, threads=threads
+        ExtractAnswers(OnePromptConfig()),
+        tmp_path,
+        last_number,
+        tokenizer=tokenizer,
+        problems=versions,
+        threads=threads,
     )
     (found,) = run.records
     assert set(found.parents) == {thread.id for thread in threads}
@@ -341,9 +388,9 @@ class Case:
 THREE = [Problem.make(f"Number {n}: {HELD}", category="proof", parents=(f"t{n}",)) for n in range(3)]
 THREADS = [Thread.make(f"Post {n}", "it is 4").with_(id=f"t{n}") for n in range(3)]
 CASES = {
-    "classify": Case(lambda: Classify(ClassifyConfig()), "answer", {}),
-    "convert": Case(lambda: ConvertProofs(PromptedConfig()), CONVERTED, {"threads": THREADS}),
-    "answers": Case(lambda: ExtractAnswers(PromptedConfig()), "Answer: 4", {"threads": THREADS}),
+    "classify": Case(lambda: Classify(ClassifyConfig(questions=("proof",))), "Verdict: no", {}),
+    "convert": Case(lambda: ConvertProofs(OnePromptConfig()), CONVERTED, {"threads": THREADS}),
+    "answers": Case(lambda: ExtractAnswers(OnePromptConfig()), "Answer: 4", {"threads": THREADS}),
     "decontaminate": Case(lambda: Decontaminate(DecontaminateConfig()), "False", {"benchmark": [Problem.make(HELD)]}),
 }
 

@@ -26,7 +26,12 @@ from nemo_openmath.recipe.lineage.search import ReadCounts, RecordSearch, Stored
 TRANSCRIPT = "transcript"
 _TEMPLATES = {
     "problems.extract": {"prompt": "extract-problems"},
-    "problems.classify": {"prompt": "classify"},
+    "problems.classify": {
+        "invalid_prompt": "classify-invalid",
+        "multiple_choice_prompt": "classify-multiple-choice",
+        "binary_prompt": "classify-binary",
+        "proof_prompt": "classify-proof",
+    },
     "problems.convert_proofs": {"prompt": "convert-proof"},
     "problems.extract_answers": {"prompt": "extract-answer"},
     "problems.decontaminate": {"prompt": "decontaminate"},
@@ -236,8 +241,11 @@ def asked_of(version: RecordVersion) -> dict[str, Any]:
         asked["mode"] = mode
     own = version.values.get("extra.asked") if version.before is None else None
     digest = own.get("prompt") if isinstance(own, dict) else None
+    digests = settings.get("templates") or {}  # of the texts that were asked, by the names of the shipped templates
     asked["prompts"] = [
-        _prompt(settings.get(setting), template, digest) for setting, template in _templates(stage).items()
+        _prompt(settings.get(setting), template, digest or digests.get(template))
+        for setting, template in _templates(stage).items()
+        if not digests or template in digests
     ]
     return asked | ({name: value for name, value in own.items() if name != "prompt"} if isinstance(own, dict) else {})
 

@@ -6,7 +6,7 @@ from nemo_openmath.core.merging import merge
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.stage import Result, StageContext
 from nemo_openmath.synthesis.controls.cases import AnswerCase
-from nemo_openmath.synthesis.problems.prompted import Discussed, DiscussedStage
+from nemo_openmath.synthesis.problems.prompted import Discussed, DiscussedStage, Rejected
 
 
 class ExtractAnswers(DiscussedStage):
@@ -31,26 +31,27 @@ class ExtractAnswers(DiscussedStage):
         problem, discussions = unit
         if not self.asks_about(problem):
             return Result([problem], asked=False)
-        versions, unparsable = [], None
+        versions: list[Problem] = []
+        rejected: Drop | None = None
         for number, discussion in enumerate(discussions):
             key = f"{problem.id}:{number}" if number else problem.id
             answer, reply = await self.question(
                 context, key, parse_answer, problem=problem.problem, forum_discussions=discussion
             )
-            if answer:
+            if isinstance(answer, Rejected):
+                rejected = Drop(answer.reason, reply)
+            elif answer:
                 versions.append(problem.with_(expected_answer=answer, problem_type="has_answer_extracted"))
-            elif answer is None:
-                unparsable = reply
         if versions:
             return Result([merge(versions, context.services.vote)])
-        if unparsable is not None:
-            return Result(drops=[Drop("unparsable answer", unparsable)])
+        if rejected is not None:
+            return Result(drops=[rejected])
         return Result([problem.with_(problem_type="no_answer_extracted")], asked=bool(discussions))
 
 
-def parse_answer(text: str) -> str | None:
-    """Return the answer, "" for "Not found", and None for anything else."""
+def parse_answer(text: str) -> str | Rejected:
+    """Return the answer, "" for "Not found"."""
     if text.rstrip(".").lower() == "not found":
         return ""
     head, colon, answer = text.partition("Answer:")
-    return answer.strip() if colon and not head.strip() and answer.strip() else None
+    return answer.strip() if colon and not head.strip() and answer.strip() else Rejected("the reply is no answer")

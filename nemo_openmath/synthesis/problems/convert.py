@@ -7,7 +7,7 @@ import re
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.stage import Result, StageContext
 from nemo_openmath.synthesis.controls.cases import ConvertCase
-from nemo_openmath.synthesis.problems.prompted import Discussed, DiscussedStage
+from nemo_openmath.synthesis.problems.prompted import Discussed, DiscussedStage, Rejected
 
 _FORM = re.compile(r"Problem:\s*(?P<problem>.+?)\s*\nAnswer:\s*(?P<answer>\S.*)", re.S)
 
@@ -34,8 +34,8 @@ class ConvertProofs(DiscussedStage):
         conversion, reply = await self.question(
             context, problem.id, parse_conversion, problem=problem.problem, forum_discussions="\n\n".join(discussions)
         )
-        if conversion is None:
-            return Result(drops=[Drop("unparsable answer", reply)])
+        if isinstance(conversion, Rejected):
+            return Result(drops=[Drop(conversion.reason, reply)])
         if not conversion:
             return Result(drops=[Drop("proof that cannot be converted", problem.problem)])
         text, answer = conversion
@@ -50,9 +50,9 @@ class ConvertProofs(DiscussedStage):
         return Result([converted])
 
 
-def parse_conversion(text: str) -> tuple[str, str] | tuple[()] | None:
-    """Return the problem and its answer, () for "Not possible", and None for anything else."""
+def parse_conversion(text: str) -> tuple[str, str] | tuple[()] | Rejected:
+    """Return the problem and its answer, () for "Not possible"."""
     if text.rstrip(".").lower() == "not possible":
         return ()
     form = _FORM.fullmatch(text)
-    return (form["problem"], form["answer"].strip()) if form else None
+    return (form["problem"], form["answer"].strip()) if form else Rejected("the reply is no problem with an answer")

@@ -16,11 +16,11 @@ from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.stage import Result, StageContext
 from nemo_openmath.synthesis.controls.cases import BENCHMARK, DecontaminateCase
 from nemo_openmath.synthesis.problems.ngram_index import NgramIndex
-from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage
+from nemo_openmath.synthesis.problems.prompted import OnePromptConfig, PromptedStage, Rejected
 
 
 @dataclass(frozen=True)
-class DecontaminateConfig(PromptedConfig):
+class DecontaminateConfig(OnePromptConfig):
     """Settings of ``problems.decontaminate``."""
 
     candidates: PositiveInt = 5
@@ -74,14 +74,14 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem]):
             same, reply = await self.question(
                 context, f"{unit.id}:{identifier}", parse_bool, problem=unit.problem, candidate=text
             )
-            if same is None:
-                return Result(drops=[Drop("unparsable answer", reply)])
+            if isinstance(same, Rejected):
+                return Result(drops=[Drop(same.reason, reply)])
             if same:
                 return Result(drops=[Drop("in the benchmark, reworded", f"{identifier}: {unit.problem}")])
         return Result([unit], asked=asked)
 
 
-def parse_bool(text: str) -> bool | None:
-    """Return the last "true" or "false" of the reply, None where it has neither."""
+def parse_bool(text: str) -> bool | Rejected:
+    """Return the last "true" or "false" of the reply."""
     words = re.findall(r"\b(true|false)\b", text.lower())
-    return words[-1] == "true" if words else None
+    return words[-1] == "true" if words else Rejected("unparsable answer")

@@ -8,20 +8,20 @@ from collections.abc import Iterable
 from nemo_openmath.core.records import Drop, Problem, Thread
 from nemo_openmath.core.stage import Result, StageContext
 from nemo_openmath.synthesis.controls.cases import ExtractCase
-from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage
+from nemo_openmath.synthesis.problems.prompted import OnePromptConfig, PromptedStage, Rejected
 from nemo_openmath.synthesis.problems.read import FORUM
 
 _PROBLEM = re.compile(r"^Problem \d+:[ \t]*", re.M)
 
 
-class Extract(PromptedStage[PromptedConfig, Thread]):
+class Extract(PromptedStage[OnePromptConfig, Thread]):
     """Extract the problems that a thread poses. Equal texts of one thread are one problem. The source of each is the
     forum of its thread, where that is known."""
 
     kind = "problems.extract"
     case = ExtractCase
     prompt = "extract-problems"
-    Config = PromptedConfig
+    Config = OnePromptConfig
     ports = {"threads": "forum threads"}
     takes = {"threads": "Thread"}
     record = Problem
@@ -35,8 +35,8 @@ class Extract(PromptedStage[PromptedConfig, Thread]):
 
     async def process(self, unit: Thread, context: StageContext) -> Result:
         texts, reply = await self.question(context, unit.id, parse_problems, forum_post=unit.forum_post)
-        if texts is None:
-            return Result(drops=[Drop("unparsable answer", reply)])
+        if isinstance(texts, Rejected):
+            return Result(drops=[Drop(texts.reason, reply)])
         if not texts:
             return Result(drops=[Drop("no problem in the post", unit.forum_post)])
         source = str(unit.extra.get(FORUM) or "forum")
@@ -44,11 +44,9 @@ class Extract(PromptedStage[PromptedConfig, Thread]):
         return Result(list({problem.id: problem for problem in problems}.values()))
 
 
-def parse_problems(text: str) -> list[str] | None:
-    """Return the texts behind ``Problem i:``, [] for "No problem", and None for anything else."""
+def parse_problems(text: str) -> list[str] | Rejected:
+    """Return the texts behind ``Problem i:``, [] for "No problem"."""
     if text.rstrip(".").lower() == "no problem":
         return []
-    if not _PROBLEM.match(text):
-        return None
     parts = [part.strip() for part in _PROBLEM.split(text)[1:]]
-    return parts if all(parts) else None
+    return parts if _PROBLEM.match(text) and all(parts) else Rejected("the reply is no list of problems")

@@ -1,9 +1,9 @@
-"""Ask a model one question about each record, parse its answer strictly, and count what cannot be parsed."""
+"""Ask a model questions about each record, read its replies strictly, and count by reason what is not used."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
@@ -14,7 +14,7 @@ from nemo_openmath.core.errors import Refused, RetryableError
 from nemo_openmath.core.records import Drop, Problem, Thread
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.stage import ADDED, RUNTIME, Controls, Result, StageContext, UnitLog
-from nemo_openmath.inference.asking import ask
+from nemo_openmath.inference.asking import Rejected, ask
 from nemo_openmath.synthesis.controls.plant import ControlledConfig, ControlledStage
 from nemo_openmath.synthesis.problems.exchanges import (
     DISAGREEMENT,
@@ -31,6 +31,8 @@ from nemo_openmath.synthesis.problems.exchanges import (
     side_of,
 )
 
+__all__ = ["Discussed", "DiscussedStage", "OnePromptConfig", "PromptedConfig", "PromptedStage", "Rejected"]
+
 C = TypeVar("C", bound="PromptedConfig")
 U = TypeVar("U")
 T = TypeVar("T")
@@ -38,21 +40,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PromptedConfig(ControlledConfig):
-    """Settings of a stage that asks a model one question about each record.
+    """Settings of a stage that asks a model questions about each record.
 
     The paper processes the problem set greedily with Qwen2.5-32B-Instruct (section 2.1).
     """
 
     engine: str = "teacher"
     """The model that is asked: ``teacher``, the name of a stage that made a model, or a model folder."""
-    prompt: Path | None = None
-    """A template file of the user's own. null: the shipped one."""
     temperature: NonNegativeFloat = 0.0
     """Sampling temperature of the first attempt. 0 is greedy; further attempts use at least 0.7."""
     max_tokens: PositiveInt = 4096
     """Longest reply, in tokens."""
     attempts: PositiveInt = 3
-    """How often a question is asked until its reply can be parsed."""
+    """How often a question is asked until its reply can be read and passes the checks."""
     concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
     """Records in flight at once. It changes the speed alone."""
     samples: NonNegativeInt = field(default=20, metadata=RUNTIME)
@@ -65,16 +65,37 @@ class PromptedConfig(ControlledConfig):
     """Share of the units that the second model is asked about, drawn by the seed."""
 
 
-class PromptedStage(ControlledStage[C, U], Generic[C, U]):
-    """A stage whose units each ask the model a question."""
+@dataclass(frozen=True)
+class OnePromptConfig(PromptedConfig):
+    """Settings of a stage that asks one question about each record."""
 
-    prompt: ClassVar[str]
-    """Name of the shipped template."""
+    prompt: Path | None = None
+    """A template file of the user's own. null: the shipped one."""
+
+
+class PromptedStage(ControlledStage[C, U], Generic[C, U]):
+    """A stage whose units ask the model questions, each with a template of its own.
+
+    The digests of the templates are part of the settings that stand in the manifest, and of the fingerprint: another
+    text of a question is another stage, also where the shipped one has changed.
+    """
+
+    prompt: ClassVar[str] = ""
+    """Name of the shipped template of a stage with one question."""
 
     def __init__(self, config: C):
         super().__init__(config)
         self.concurrency = config.concurrency
-        self._template = load_template(self.prompt, config.prompt)
+        self._templates = {name: load_template(name, path) for name, path in self.prompts().items()}
+
+    def prompts(self) -> Mapping[str, Path | None]:
+        """Return the templates of the stage's questions: the shipped one's name -> the user's own file, if any. The
+        first is asked where a question names none."""
+        assert isinstance(self.config, OnePromptConfig)
+        return {self.prompt: self.config.prompt}
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"templates": {name: t.digest for name, t in self._templates.items()}}
 
     def engines(self) -> tuple[str, ...]:
         second = self.config.second_engine
@@ -139,18 +160,24 @@ class PromptedStage(ControlledStage[C, U], Generic[C, U]):
         return record.parents if isinstance(record, Problem) else (record.id,) if isinstance(record, Thread) else ()
 
     async def question(
-        self, context: StageContext, key: str, parse: Callable[[str], T | None], **fields: object
-    ) -> tuple[T | None, str]:
-        """Fill the template with ``fields`` and ask. Return what ``parse`` made of the reply, and the reply as it was.
+        self,
+        context: StageContext,
+        key: str,
+        parse: Callable[[str], T | Rejected],
+        template: str = "",
+        **fields: object,
+    ) -> tuple[T | Rejected, str]:
+        """Fill a template with ``fields`` and ask. Return what ``parse`` made of the reply, and the reply as it was.
 
-        The parsed value is None where no attempt gave a reply that ``parse`` understands. ``key`` seeds the draw: it
-        names the question within the stage.
+        A reply that ``parse`` rejects is asked for again with another seed. Where all attempts were rejected, the last
+        rejection is returned: its reason is that of the drop, and the reply its example. ``key`` seeds the draw: it
+        names the question within the stage. ``template``: the name of the shipped one; the stage's first by default.
         """
         interview = current_interview() or Interview(*self._models[0])
         value, reply = await ask(
             interview.engine,
             interview.tokenizer,
-            self._template.messages(**fields),
+            self._templates[template or next(iter(self._templates))].messages(**fields),
             parse,
             seed=derive_seed(context.seed, self.kind, key),
             max_tokens=self.config.max_tokens,
@@ -165,7 +192,7 @@ Discussed: TypeAlias = tuple[Problem, list[str]]
 """A problem and the discussions of the threads that pose it, one text a thread, in the order of its parents."""
 
 
-class DiscussedStage(PromptedStage[PromptedConfig, Discussed]):
+class DiscussedStage(PromptedStage[OnePromptConfig, Discussed]):
     """A stage that asks about some problems with the discussions of their threads (ports ``problems``, ``threads``).
 
     Threads are joined by id; those without a reply are left out. They are not divided as problems are: each job reads
@@ -175,7 +202,7 @@ class DiscussedStage(PromptedStage[PromptedConfig, Discussed]):
     ports = {"problems": "problems", "threads": "the threads they came from"}
     takes = {"problems": "Problem", "threads": "Thread"}
     record = Problem
-    Config = PromptedConfig
+    Config = OnePromptConfig
 
     @abstractmethod
     def asks_about(self, problem: Problem) -> bool:
