@@ -24,8 +24,9 @@ from nemo_openmath.synthesis.problems.convert import ConvertProofs
 from nemo_openmath.synthesis.problems.decontaminate import Decontaminate
 from nemo_openmath.synthesis.problems.extract import Extract
 from nemo_openmath.synthesis.problems.near_duplicates import NearDuplicates
-from nemo_openmath.synthesis.problems.read import ReadProblems, ReadThreads
+from nemo_openmath.synthesis.problems.read import ReadProblems
 from nemo_openmath.synthesis.problems.select import SelectProblems
+from nemo_openmath.synthesis.problems.threads import ReadThreads
 from nemo_openmath.synthesis.solutions.best_of import BestOf
 from nemo_openmath.synthesis.solutions.filters import Filter
 from nemo_openmath.synthesis.solutions.grade import GradeSolutions

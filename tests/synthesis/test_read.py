@@ -13,13 +13,14 @@ from nemo_openmath.core.records import Problem, Thread, read_drops, read_records
 from nemo_openmath.core.records.store import unit_names
 from nemo_openmath.core.stage import StageContext
 from nemo_openmath.inference.rollout.counts import by_hardness
-from nemo_openmath.synthesis.problems.read import ReadFilesConfig, ReadProblems, ReadThreads, _ReadFiles
+from nemo_openmath.synthesis.problems.read import ReadFiles, ReadProblems
+from nemo_openmath.synthesis.problems.threads import ReadThreads
 from tests.support.services import stage_context
 
 
-def run(kind: type[_ReadFiles], output: Path, *paths: Path, **settings: Any) -> StageContext:
+def run(kind: type[ReadFiles[Any]], output: Path, *paths: Path, **settings: Any) -> StageContext:
     context = stage_context({"files": paths}, output)
-    asyncio.run(kind(ReadFilesConfig(**settings)).run(context))
+    asyncio.run(kind(kind.Config(**settings)).run(context))
     return context
 
 
@@ -114,13 +115,6 @@ def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
     context = run(ReadProblems, tmp_path / "out", data / "p.jsonl", data)
     assert len(list(read_records(tmp_path / "out", Problem))) == 1
     assert context.metrics["equal_units"] == 1
-
-
-def test_threads_keep_their_other_fields(tmp_path: Path) -> None:
-    (tmp_path / "t.jsonl").write_text('{"forum_post": "x", "problem_source": "olympiads", "id": 7}\n')
-    run(ReadThreads, tmp_path / "out", tmp_path / "t.jsonl")
-    (thread,) = read_records(tmp_path / "out", Thread)
-    assert thread.extra == {"problem_source": "olympiads", "id": 7}
 
 
 def test_published_pass_rates_say_how_many_samples_a_problem_gets(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from nemo_openmath.recipe.launch_check.planned import PlannedLaunch
 from nemo_openmath.recipe.model_sizes import config_folder, weight_files
 from nemo_openmath.recipe.preflight import files_and_settings, stage_errors
 from nemo_openmath.recipe.stage_entries import StageEntry
-from nemo_openmath.synthesis.problems.read import ReadProblems, ReadThreads
+from nemo_openmath.synthesis.problems.read import ReadProblems
+from nemo_openmath.synthesis.problems.threads import ReadThreads
 from nemo_openmath.synthesis.solutions.read_generations import ReadGenerations
 
 _FILES, _ROWS = 3, 5  # of an input, that are looked at

@@ -1,6 +1,10 @@
 """Turn forum threads into a clean problem set (paper section 2.1).
 
-read.py            bring in files: forum threads, problem sets, benchmarks
+read.py            bring in files: problem sets, benchmarks
+threads.py         bring in files: forum threads
+markup.py          BBCode and HTML of posts as plain text
+posts.py           a discussion as its posts
+language.py        which language a post is in
 extract.py         the problems that a thread poses
 near_duplicates.py one of the problems that state the same
 classify.py        what kind of problem each is; some kinds are dropped

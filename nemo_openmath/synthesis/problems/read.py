@@ -1,4 +1,4 @@
-"""Read files of others: forum threads, problem sets and benchmarks, in the published formats."""
+"""Read files of others, row by row: what all of them have in common, and problem sets. threads.py reads threads."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Generic, TypeVar
 
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.records import Drop, Problem, Thread, content_id, exact_json
+from nemo_openmath.core.records import Drop, Problem, content_id, exact_json
 from nemo_openmath.core.records.readers import BrokenRows, data_files, name_of, read_rows
 from nemo_openmath.core.stage import Result, StageContext, UnitStage
 from nemo_openmath.data.rows.formatting import pass_rate_of
 from nemo_openmath.synthesis.solutions.output_row import OF_GENERATIONS
 
 FORUM = "problem_source"  # of a thread: the forum that it stands in
+C = TypeVar("C", bound="ReadFilesConfig")
 Row = tuple[str, dict[str, Any] | str]
 """Where a row stands, and its fields or what is wrong with it."""
 _RATE = "pass_rate_72b_tir"  # as published
@@ -26,22 +27,21 @@ _RATE = "pass_rate_72b_tir"  # as published
 
 @dataclass(frozen=True)
 class ReadFilesConfig:
-    """Settings of ``problems.read_threads`` and ``problems.read_problems``."""
+    """Settings of ``problems.read_problems``."""
 
     max_chars: PositiveInt = 100_000
-    """Posts and problems of more characters are dropped and counted; discussions are cut to this length."""
+    """Problems of more characters are dropped and counted."""
     skip_broken: bool = False
     """Drop and count the rows that cannot be read. Otherwise the input is refused: the message names the first such row
     and says how many there are."""
 
 
-class _ReadFiles(UnitStage[ReadFilesConfig, Row]):
+class ReadFiles(UnitStage[C, Row], Generic[C]):
     """Read the rows of the files of port ``files``. All rows are checked before the first is stored."""
 
-    Config = ReadFilesConfig
     ports = {"files": "files or folders: JSON Lines, JSON, CSV (each also .gz, .zst) or Parquet"}
     concurrency = 64
-    column: ClassVar[str]
+    column: str
     """The column that every row must have."""
 
     async def prepare(self, context: StageContext) -> None:
@@ -97,35 +97,7 @@ class _ReadFiles(UnitStage[ReadFilesConfig, Row]):
         """Return the record of one row, or why it is dropped."""
 
 
-class ReadThreads(_ReadFiles):
-    """Read raw forum rows, with the fields ``forum_post`` and ``forum_discussions``. Other fields travel along in
-    ``extra``; ``problem_source``, where there is one, names the forum, and becomes the source of the thread's problems.
-    """
-
-    kind = "problems.read_threads"
-    version = 2  # 2: other fields are kept
-    record = Thread
-    column = "forum_post"
-
-    def problem(self, row: dict[str, Any]) -> str | None:
-        replies = row.get("forum_discussions")
-        if replies is not None and not isinstance(replies, str):
-            return f"'forum_discussions' is {name_of(replies)}, not a text"
-        if (source := row.get(FORUM)) is not None and not isinstance(source, str):
-            return f"{FORUM!r} is {name_of(source)}, not a text"
-        return super().problem(row)
-
-    def make(self, row: dict[str, Any], where: str) -> Result:
-        post, replies = row["forum_post"], row.get("forum_discussions") or ""
-        if not post.strip():
-            return Result(drops=[Drop("empty post", where)])
-        if len(post) > self.config.max_chars:
-            return Result(drops=[Drop("post too long", f"{where}: {len(post)} characters")])
-        others = {name: value for name, value in row.items() if name not in ("forum_post", "forum_discussions")}
-        return Result([Thread.make(post, replies[: self.config.max_chars]).with_(extra=others)])
-
-
-class ReadProblems(_ReadFiles):
+class ReadProblems(ReadFiles[ReadFilesConfig]):
     """Read problem rows: ``problem`` and, where known, ``expected_answer``. Other fields travel along in ``extra``.
     ``pass_rate_72b_tir`` is the problem's pass rate (``count: hardness`` of rollouts).
 
@@ -137,6 +109,7 @@ class ReadProblems(_ReadFiles):
     kind = "problems.read_problems"
     version = 3  # 2: of generations their problems alone; marked rows are dropped. 3: pass rates
     record = Problem
+    Config = ReadFilesConfig
     column = "problem"
 
     async def prepare(self, context: StageContext) -> None:
