@@ -37,6 +37,7 @@ from nemo_openmath.recipe.lineage.graph import LINEAGE, lineage_graph
 from nemo_openmath.recipe.lineage.run_stages import RunStages, has_unfinished
 from nemo_openmath.recipe.lineage.trace import trace, trace_json
 from nemo_openmath.recipe.lineage.trace_text import read_line, trace_lines
+from nemo_openmath.recipe.problem_report import write_samples
 from nemo_openmath.recipe.reference import write_reference
 from nemo_openmath.recipe.report_data import run_view
 from nemo_openmath.recipe.runner import Run
@@ -79,6 +80,7 @@ def report(run: Run, waited: float | None = None) -> None:
     view = replace(run_view(run, waited), economics=measure(stages), lineage=graph.picture())
     console = Console()
     page = build_report(view, run.output)
+    samples = write_samples(run, {s.name: s.manifest for s in view.stages if s.manifest is not None and s.current})
     if view.results:
         console.print(results_table(view.results))
     for line in [*apart_lines(view.apart), *iteration_lines(view.iterations), *competition_lines(view.competition)]:
@@ -96,6 +98,8 @@ def report(run: Run, waited: float | None = None) -> None:
         times = f"this run took {seconds_text(waited)}; the stages, all runs of them together, {seconds_text(total)}"
         console.print(times, soft_wrap=True, highlight=False)
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
+    if samples is not None:
+        console.print(f"samples of what models said: {samples}", soft_wrap=True, highlight=False)
 
 
 def show_recipe(path: Path, overrides: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from nemo_openmath.data.packs.stage import PackSamples
 from nemo_openmath.data.rows.stages import ReadRows, SelectRows
 from nemo_openmath.data.tokens.stage import Tokenize
 from nemo_openmath.evaluation.iterations import Best, Decide
+from nemo_openmath.evaluation.problem_stages import MeasureProblems
 from nemo_openmath.evaluation.stage import CompareScores, ComputeMetrics
 from nemo_openmath.inference.rollout.stage import Generate
 from nemo_openmath.speculative.stage import TrainDrafter
@@ -82,6 +83,7 @@ STAGES: tuple[type[Stage], ...] = (
     # evaluation (5.2) and competition (6)
     ComputeMetrics,
     CompareScores,
+    MeasureProblems,
     Compete,
     # iterations (3)
     Decide,

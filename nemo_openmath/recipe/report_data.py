@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from nemo_openmath.core.errors import OpenMathError
 from nemo_openmath.core.grader import Verdict
 from nemo_openmath.core.merging import read_merged
-from nemo_openmath.core.records import Generation, Manifest, Mode, Problem, Thread, read_records
+from nemo_openmath.core.records import Generation, Manifest, Mode, read_records
 from nemo_openmath.core.records.manifest import TALLY
 from nemo_openmath.core.records.notes import Submission
 from nemo_openmath.core.records.types import Tallied
@@ -22,29 +21,16 @@ from nemo_openmath.launch.run_files import read_run
 from nemo_openmath.launch.run_state import run_state
 from nemo_openmath.launch.view_graph import graph_svg
 from nemo_openmath.launch.view_status import status_nodes
+from nemo_openmath.recipe.problem_report import problem_funnels, problem_set
 from nemo_openmath.recipe.prompt_match import prompt_notes
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.status import StageStatus, State
 
-# Stages of the problem set in the order of the paper's Table 1, and what the table calls what is left after each.
-_FUNNEL = (
-    ("problems.extract", "problems extracted"),
-    ("problems.near_duplicates", "without near-duplicates"),
-    ("problems.classify", "without multiple choice, yes/no and invalid"),
-    ("problems.convert_proofs", "proofs converted or dropped"),
-    ("problems.extract_answers", "answers looked for"),
-    ("problems.decontaminate", "decontaminated"),
-)
 _ORIGINS = (
     ("forum", "of the forum"),
     ("majority", "majority of solutions"),
     ("repaired", "repaired: no solution reached the forum's"),
     ("calibrated", "most probable, and not the forum's"),
-)
-_TYPES = (
-    ("converted_proof", "converted proofs"),
-    ("has_answer_extracted", "with an extracted answer"),
-    ("no_answer_extracted", "without an answer"),
 )
 
 
@@ -62,7 +48,7 @@ def run_view(run: Run, waited: float | None = None, only: Collection[str] | None
         results=gather(stages, "results"),
         paired=gather(stages, "paired"),
         apart=gather(stages, "apart"),
-        funnel=[*_problem_funnel(run, finished), *_solution_funnels(run, finished), *_answer_tables(finished)],
+        funnel=[*problem_funnels(run, finished), *_solution_funnels(run, finished), *_answer_tables(finished)],
         training={n: run.folder(n) / "metrics.jsonl" for n in finished if _kind(run, n) == "training.sft"},
         examples=list(_examples(run, finished)),
         seeds={"recipe": recipe.seed} | {e.name: e.seed for e in recipe.stages.values() if e.seed != recipe.seed},
@@ -76,6 +62,7 @@ def run_view(run: Run, waited: float | None = None, only: Collection[str] | None
         waited=waited,
         jobs=_jobs(run) if only is None else "",
         iterations=iterations(run, finished),
+        problem_set=problem_set(run, finished, samples=only is None),
     )
 
 
@@ -157,28 +144,6 @@ def _standins(run: Run) -> Iterator[str]:
     if run.recipe.teacher.is_stand_in and any("teacher" in stage.engines() for stage in stages):
         yield run.recipe.teacher.program.disclosure
     yield from dict.fromkeys(stage.disclosure for stage in stages if stage.disclosure)
-
-
-def _problem_funnel(run: Run, finished: dict[str, Manifest]) -> Iterator[Funnel]:
-    by_kind = {_kind(run, name): name for name in finished}
-    steps = []
-    if threads := next((name for name in finished if run.recipe.stages[name].stage.record is Thread), None):
-        steps.append(("forum threads", finished[threads].counts["records"]))
-    steps += [(text, finished[by_kind[kind]].counts["records"]) for kind, text in _FUNNEL if kind in by_kind]
-    if len(steps) > 1:
-        yield Funnel("Problem set (paper Table 1)", steps, note=_merged(run, finished))
-    if last := by_kind.get("problems.decontaminate"):
-        types = Counter(p.problem_type for p in read_merged([run.folder(last)], Problem, majority))
-        yield Funnel("Problems by type (paper Table 2)", [(text, types[kind]) for kind, text in _TYPES], parts=True)
-
-
-def _merged(run: Run, finished: dict[str, Manifest]) -> str:
-    """How many problems were merged with an equal one on the way. They are no drops, and are no longer counted."""
-    known = {kind for kind, _ in _FUNNEL}
-    merged = {n: m.counts["merged"] for n, m in finished.items() if _kind(run, n) in known and m.counts.get("merged")}
-    if not merged:
-        return ""
-    return "Equal problems count once; merged: " + ", ".join(f"{count:,} in {name}" for name, count in merged.items())
 
 
 def _solution_funnels(run: Run, finished: dict[str, Manifest]) -> Iterator[Funnel]:

@@ -2,6 +2,8 @@
 
 view.py      the data of a report
 build.py     report.json and report.html
+problem_set.py  its tables of the problem set
+samples.py   samples.html: what models were asked and said
 page.py      the sections of the page; templates/ holds its HTML and CSS
 figures.py   its figures
 svg.py       pictures

@@ -17,8 +17,10 @@ from nemo_openmath.evaluation.metrics import UNBOUNDED
 from nemo_openmath.evaluation.reports import figures, formats, svg
 from nemo_openmath.evaluation.reports.economics import economics_section
 from nemo_openmath.evaluation.reports.formats import checkpoint_name, in_order, metric_name, mode_name, value_text
+from nemo_openmath.evaluation.reports.problem_set import problem_set_section
 from nemo_openmath.evaluation.reports.view import Example, Funnel, RunView, TableRows, TrainingCurves
 
+PAGES = ("report.html.j2", "problem_set.html.j2", "samples.html.j2")
 SHOWN_CHARACTERS = 8000
 """Most characters of one segment of a transcript. The page says how many are left out."""
 
@@ -26,11 +28,11 @@ SHOWN_CHARACTERS = 8000
 def render(run: RunView, curves: Mapping[str, TrainingCurves]) -> str:
     """Return the page as one HTML document that asks nothing of the network."""
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             run=run,
-            css=Markup(_text("report.css")),
+            css=Markup(text_of("report.css")),
             lead=lead(run),
             results=results(run.results),
             apart=formats.apart_lines(run.apart),
@@ -44,6 +46,7 @@ def render(run: RunView, curves: Mapping[str, TrainingCurves]) -> str:
             iterations=iterations(run.iterations),
             examples=[example(e) for e in run.examples],
             economics=economics_section(run.economics),
+            problem_set=problem_set_section(run.problem_set),
             times=times(run),
             config=config(run),
             lineage=Markup(run.lineage),
@@ -272,9 +275,10 @@ def config(run: RunView) -> list[dict[str, Any]]:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return the templates of the pages. What is filled into them is escaped."""
     environment = Environment(
-        loader=DictLoader({"report.html.j2": _text("report.html.j2")}),
+        loader=DictLoader({name: text_of(name) for name in PAGES}),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -284,5 +288,6 @@ def _environment() -> Environment:
     return environment
 
 
-def _text(name: str) -> str:
+def text_of(name: str) -> str:
+    """Return a file of ``templates``."""
     return (files(__package__) / "templates" / name).read_text(encoding="utf-8")

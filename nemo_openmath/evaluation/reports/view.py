@@ -17,6 +17,7 @@ from nemo_openmath.core.records import Generation, Manifest, Mode, read_drops, r
 from nemo_openmath.core.records.bodies import loaded
 from nemo_openmath.core.records.store import count_units
 from nemo_openmath.evaluation.reports.economics import Economics
+from nemo_openmath.evaluation.reports.problem_set import ProblemSet
 
 TableRows = Sequence[Mapping[str, Any]]
 """Rows of evaluation.metrics, of evaluation.compare or of a competition."""
@@ -151,6 +152,8 @@ class RunView:
     """Seconds that the last run took."""
     economics: Economics = field(default_factory=Economics)
     """What the generated tokens bought."""
+    problem_set: ProblemSet = field(default_factory=ProblemSet)
+    """What became of threads and problems, stage by stage."""
     lineage: str = ""
     """An SVG of what was made from what; empty where it is not drawn."""
     jobs: str = ""
