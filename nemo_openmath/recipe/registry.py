@@ -27,6 +27,7 @@ from nemo_openmath.synthesis.problems.extract import Extract
 from nemo_openmath.synthesis.problems.near_duplicates import NearDuplicates
 from nemo_openmath.synthesis.problems.read import ReadProblems
 from nemo_openmath.synthesis.problems.select import SelectProblems
+from nemo_openmath.synthesis.problems.thread_groups import GroupThreads
 from nemo_openmath.synthesis.problems.threads import ReadThreads
 from nemo_openmath.synthesis.solutions.best_of import BestOf
 from nemo_openmath.synthesis.solutions.filters import Filter
@@ -41,6 +42,7 @@ from nemo_openmath.training.stage import Sft
 STAGES: tuple[type[Stage], ...] = (
     # problem set (paper section 2.1)
     ReadThreads,
+    GroupThreads,
     ReadProblems,
     Extract,
     NearDuplicates,

@@ -3,6 +3,7 @@
 read.py            bring in files: problem sets, benchmarks
 threads.py         bring in files: forum threads
 markup.py          BBCode and HTML of posts as plain text
+thread_groups.py   threads with the same first post, or nearly the same
 posts.py           a discussion as its posts
 language.py        which language a post is in
 extract.py         the problems that a thread poses

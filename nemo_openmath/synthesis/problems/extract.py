@@ -16,7 +16,8 @@ _PROBLEM = re.compile(r"^Problem \d+:[ \t]*", re.M)
 
 class Extract(PromptedStage[OnePromptConfig, Thread]):
     """Extract the problems that a thread poses. Equal texts of one thread are one problem. The source of each is the
-    forum of its thread, where that is known."""
+    forum of its thread, where that is known. Their parents are the thread and the threads that it stands for
+    (``problems.group_threads``)."""
 
     kind = "problems.extract"
     case = ExtractCase
@@ -40,7 +41,7 @@ class Extract(PromptedStage[OnePromptConfig, Thread]):
         if not texts:
             return Result(drops=[Drop("no problem in the post", unit.forum_post)])
         source = str(unit.extra.get(FORUM) or "forum")
-        problems = [Problem.make(text, source=source, parents=(unit.id,)) for text in texts]
+        problems = [Problem.make(text, source=source, parents=(unit.id, *unit.parents)) for text in texts]
         return Result(list({problem.id: problem for problem in problems}.values()))
 
 
