@@ -105,8 +105,8 @@ def _sampled(run: Run, finished: Mapping[str, Manifest]) -> Iterator[tuple[str, 
     for name in finished:
         entry = run.recipe.stages[name]
         config = entry.stage.config
-        if isinstance(config, PromptedConfig) and config.samples:
-            rows = read_samples(run.folder(name), config.samples, entry.seed)
+        if isinstance(config, PromptedConfig) and config.examples:
+            rows = read_samples(run.folder(name), config.examples, entry.seed)
             if rows:
                 yield name, rows
 

@@ -209,7 +209,7 @@ async def test_labels_say_what_they_are_and_may_say_little(tmp_path: Path) -> No
         ("Find x.", "is not a list"),
         (["Find x."], "without the text 'problem'"),
         ([{"problem": "x", "kind": "proof"}], "unknown field 'kind'"),
-        ([{"problem": "x", "category": "lemma"}], "has category 'lemma'; known: proof"),
+        ([{"problem": "x", "category": "lemma"}], "has category 'lemma'; known: invalid, multiple"),
         ([{"problem": "x", "expected_answer": True}], "expected_answer True, which is no text"),
         ([{"problem": "x", "in_benchmark": "no"}], "has in_benchmark 'no'; write true or false"),
     ):

@@ -58,6 +58,10 @@ def test_the_whole_recipe_runs_and_reports(smoke_run: SmokeRun, tmp_path: Path) 
     assert not trained & benchmark
 
     _everything_adds_up(run)
+    _the_problem_set_adds_up(report["problem_set"])
+    samples = (run / "samples.html").read_text()
+    assert "no problem in the post" in samples
+    assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", samples)
 
     _its_files_feed_the_other_examples(run, tmp_path)
 
@@ -109,6 +113,26 @@ def _everything_adds_up(run: Path) -> None:
         elif entry.stage.kind == "sft.pack":
             assert facts["samples"] + made["drops"] == counts[str(entry.inputs["tokens"][0])]["facts"]["samples"]
     assert len(kinds) >= 13
+
+
+def _the_problem_set_adds_up(problem_set: dict) -> None:
+    """What a stage read is what the one before it kept; and it dropped, merged or kept it."""
+    stages = problem_set["stages"]
+    assert [row["stage"] for row in stages] == [
+        "threads",
+        "extracted",
+        "classified",
+        "converted",
+        "answered",
+        "problems",
+    ]
+    for before, row in zip([None, *stages], stages, strict=False):
+        assert row["read"] + row["further"] == row["kept"] + row["merged"] + row["dropped"]
+        assert row["dropped"] == sum(row["drops"].values())
+        assert before is None or row["read"] == before["kept"]
+        assert row["further"] == 0 or row["kind"] == "problems.extract"
+    measured = {row["stage"] for row in problem_set["truth"]}
+    assert measured == {"extraction", "classification", "conversion", "answers", "decontamination", "the whole"}
 
 
 def _drops(folder: Path) -> list[str]:

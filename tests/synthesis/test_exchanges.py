@@ -62,7 +62,7 @@ async def test_the_sample_is_the_same_for_any_number_of_jobs_and_after_a_kill(
     tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
     def extract() -> Extract:
-        return Extract(OnePromptConfig(samples=4))
+        return Extract(OnePromptConfig(examples=4))
 
     smallest = SmallestKeys(4, 1)
     by_key = sorted(THREADS, key=lambda thread: smallest.rank(thread.id))
@@ -94,7 +94,7 @@ async def test_the_sample_is_the_same_for_any_number_of_jobs_and_after_a_kill(
     await done(extract, tmp_path / "one", THREADS, tokenizer, teacher=reply_to)
     assert sampled(one) == expected
     none = await done(
-        lambda: Extract(OnePromptConfig(samples=0)), tmp_path / "none", THREADS, tokenizer, teacher=reply_to
+        lambda: Extract(OnePromptConfig(examples=0)), tmp_path / "none", THREADS, tokenizer, teacher=reply_to
     )
     assert not list(none.glob("samples-*"))
 

@@ -39,7 +39,7 @@ def write_samples_page(file: Path, label: str, stages: Sequence[StageSamples], p
         .render(label=label, css=text_of("report.css"), stages=[_stage(stage, posts) for stage in stages])
     )
     temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(page, encoding="utf-8", errors="replace")
+    temporary.write_text(_CONTROL.sub("\ufffd", page), encoding="utf-8", errors="replace")
     temporary.replace(file)
 
 
@@ -91,5 +91,5 @@ def _new(fields: Mapping[str, str], seen: set[tuple[str, str]]) -> Iterator[tupl
 
 
 def _shown(text: str) -> str:
-    text = _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
+    text = text.replace("\r\n", "\n")
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}\n[{len(text) - SHOWN:,} more characters]"

@@ -55,7 +55,7 @@ class PromptedConfig(ControlledConfig):
     """How often a question is asked until its reply can be read and passes the checks."""
     concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
     """Records in flight at once. It changes the speed alone."""
-    samples: NonNegativeInt = field(default=20, metadata=RUNTIME)
+    examples: NonNegativeInt = field(default=20, metadata=RUNTIME)
     """Units of each outcome (accepted, each reason of drops) of which it is kept what was asked and what the model
     said, for ``samples.html``. They are drawn by the seed."""
     second_engine: str | None = field(default=None, metadata=ADDED)
@@ -104,7 +104,7 @@ class PromptedStage(ControlledStage[C, U], Generic[C, U]):
     async def prepare(self, context: StageContext) -> None:
         self._models = [await context.services.engine(name) for name in self.engines()]
         job = f"{context.shard:05d}-of-{context.shards:05d}.jsonl"
-        self._samples = SampleJournal(context.output / f"{SAMPLES}-{job}", self.config.samples, context.seed)
+        self._samples = SampleJournal(context.output / f"{SAMPLES}-{job}", self.config.examples, context.seed)
         if self.config.second_engine is not None:
             self._second = LineJournal(context.output / f"{SECOND}-{job}")
 
