@@ -189,7 +189,7 @@ class RecipeSettings:
     name: str
     """What the run is called in reports."""
     note: str = ""
-    """A sentence for whoever reads the results."""
+    """A sentence for whoever reads the results. A recipe that extends this one does not have it."""
     seed: AnyInt = 0
     """The seed of every stage that has none of its own."""
     teacher: Teacher = field(default_factory=Teacher)
@@ -235,6 +235,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Pa
     for name in data:
         if name not in known:
             raise builder.unknown((name,), known)
+    extends = source.files[1:] if source.snapshot is None else source.snapshot.extends
+    if Path(source.origin(("note",)).file).resolve() in (file.resolve() for file in extends):
+        data.pop("note", None)  # what is said of that file's results is not said of these
     head = builder.build(RecipeSettings, data)
     loop = None if repeated is None else unroll(builder, source, repeated, stages, head.seed)
     if loop is not None:
@@ -252,7 +255,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Pa
     if loop is not None and not errors:
         check_metric(loop, entries.entries, builder)
     if errors:
-        raise one_error(list(errors.values()), str(path))
+        raise one_error(list({str(error): error for error in errors.values()}.values()), str(path))
     return Recipe(
         name=head.name,
         seed=head.seed,
@@ -267,7 +270,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Pa
         values=builder.values,
         origin=builder.origin,
         paths=entries.paths,
-        extends=source.files[1:] if source.snapshot is None else source.snapshot.extends,
+        extends=extends,
         note=head.note,
         source=source,
         loop=loop,

@@ -44,7 +44,7 @@ from nemo_openmath.core.stage import Stage, stage_kinds
 from nemo_openmath.evaluation.iterations import parse_metric
 from nemo_openmath.evaluation.stage import ComputeMetrics
 from nemo_openmath.inference.rollout.stage import Generate
-from nemo_openmath.recipe.stage_entries import ENGINES, StageEntry
+from nemo_openmath.recipe.stage_entries import ENGINES, StageEntry, foreign_stage, noun
 from nemo_openmath.synthesis.solutions.best_of import ORDER, Criterion
 
 SECTION, BEST, NEWEST, INITIAL, MIXTURE, DECISION = "iterations", "best", "newest", "initial", "mixture", "decision"
@@ -225,13 +225,13 @@ class _Unroller:
 
     def _check(self) -> None:
         settings, mixture = self._settings, self._settings.mixture
-        self._check_body("model", settings.model)
+        self._check_body("model", settings.model, "model")
         self._check_body("results", settings.results)
-        self._check_outside("start", settings.start)
+        self._check_outside("start", settings.start, "model")
         if settings.start_results is not None:
-            self._check_outside("start_results", settings.start_results)
+            self._check_outside("start_results", settings.start_results, "metrics")
         if settings.train_from != "last":
-            self._check_outside("train_from", settings.train_from)
+            self._check_outside("train_from", settings.train_from, "model")
         if mixture is not None:
             for name in self._added:
                 self._check_body("mixture.of", name)
@@ -257,16 +257,52 @@ class _Unroller:
                 (SECTION, "results"), problem, f"write engine: {settings.model} where it is asked"
             )
 
-    def _check_body(self, setting: str, name: str) -> None:
+    def _check_body(self, setting: str, name: str, product: str = "") -> None:
         if name not in self._bodies:
             problem = f"no stage of the loop is called {name!r}"
             raise self._builder.error((SECTION, *setting.split(".")), problem, nearest(name, list(self._bodies)))
+        self._check_product(setting, name, stage_kinds().get(self._bodies[name]["run"]), product, self._bodies)
 
-    def _check_outside(self, setting: str, name: str) -> None:
-        if "/" not in name and name not in self._outside:
+    def _check_outside(self, setting: str, name: str, product: str = "") -> None:
+        """Refuse a stage or path of a setting that is not there, is made of the loop, or makes something else."""
+        key = (SECTION, *setting.split("."))
+        if "/" in name:
+            self._check_product(setting, name, foreign_stage(self._builder.base(key) / name), product, {})
+            return
+        if name not in self._outside:
             problem = f"no stage outside of the loop is called {name!r}"
             remedy = f"{nearest(name, list(self._outside))} (a path has a /)"
-            raise self._builder.error((SECTION, *setting.split(".")), problem, remedy)
+            raise self._builder.error(key, problem, remedy)
+        todo, seen = [name], {name}
+        while todo:
+            body = self._outside.get(at := todo.pop())
+            read = set(_names(body)) if isinstance(body, dict) else set()
+            if of_loop := sorted(filter(self._is_of_loop, read)):
+                problem = f"{at!r} reads {of_loop[0]!r}, which the loop makes" + (
+                    f", and {name!r} needs it" * (at != name)
+                )
+                raise self._builder.error(key, problem, "name a stage that can be made before the loop")
+            todo += read - seen
+            seen |= read
+        body = self._outside[name]
+        kind = stage_kinds().get(str(body.get("run"))) if isinstance(body, dict) else None
+        self._check_product(setting, name, kind, product, self._outside)
+
+    def _check_product(
+        self, setting: str, name: str, kind: type[Stage[Any]] | None, product: str, others: Mapping[str, Any]
+    ) -> None:
+        """Refuse what a stage makes that is not the ``product`` of a setting; a kind that is none is refused later."""
+        if kind is None or not product or kind.product() == product:
+            return
+        kinds = {n: stage_kinds().get(str(b.get("run"))) for n, b in others.items() if isinstance(b, dict)}
+        right = ", ".join(n for n, k in kinds.items() if k is not None and k.product() == product)
+        problem = f"{name!r} ({kind.kind}) makes {noun(kind.product())}, not {noun(product)}"
+        remedy = f"name a stage that makes it{': ' + right if right else ''}"
+        raise self._builder.error((SECTION, *setting.split(".")), problem, remedy)
+
+    def _is_of_loop(self, name: str) -> bool:
+        body, _, number = name.rpartition("-")
+        return name == BEST or (number.isdecimal() and body in {*self._bodies, DECISION, MIXTURE})
 
     def _above(self, name: str) -> set[str]:
         """The stages of the loop from which a stage of it is made, in the same iteration."""

@@ -218,12 +218,17 @@ def test_a_stage_of_another_kind_takes_over_no_settings(tmp_path: Path) -> None:
     """In a file that extends and on the command line alike; `null` takes a setting, or a stage, out."""
     base, own = tmp_path / "base.yaml", tmp_path / "own.yaml"
     (tmp_path / "b.jsonl").write_text("{}\n")
-    base.write_text("name: base\nstages:\n  a: {run: demo.benchmark, problems: 7}\n  b: {run: demo.threads, from: a}\n")
+    base.write_text(
+        "name: base\nnote: Small.\nstages:\n  a: {run: demo.benchmark, problems: 7}\n"
+        "  b: {run: demo.threads, from: a}\n"
+    )
     own.write_text(
         "extends: base.yaml\nname: own\nstages:\n  a: {run: problems.read_problems, from: ./b.jsonl}\n  b: null\n"
     )
     stages = load_recipe(own).stages
     assert list(stages) == ["a"]
+    notes = [load_recipe(base).note, load_recipe(own).note, load_recipe(own, ["note=Own."]).note]
+    assert notes == ["Small.", "", "Own."], "what a file says of its results is not said of others"
     assert stages["a"].inputs == {"files": (tmp_path / "b.jsonl",)}
     words = ["stages.a.from=./b.jsonl", "stages.a.run=problems.read_problems", "stages.a.max_chars=9"]
     assert load_recipe(base, words).stages["a"].stage.settings() == {"max_chars": 9, "skip_broken": False}

@@ -347,6 +347,19 @@ def only(recipe: Recipe, output: Path, name: str) -> None:
             "engine: newest, tokns: 3}",
             r"^[^\n]*:18: iterations\.stages\.solved\.tokns: unknown setting",
         ),
+        (
+            "start_results: measured",
+            "start_results: old",
+            r"^[^\n]*:14: iterations\.start_results: 'old' .*: measured$",
+        ),
+        (
+            "start_results: measured",
+            "start_results: last",
+            r":14: iterations\.start_results: 'last' reads 'best', which",
+        ),
+        ("start: first", "start: old", r":11: iterations\.start: 'old' .* not a folder of model; .* it: first, last$"),
+        ("model: student", "model: results", r"iterations\.model: 'results' .*; name a stage that makes it: student$"),
+        ("always: [old]", "always: [last]", r"iterations\.mixture\.always: 'last' reads 'best', which the loop makes"),
         ("{model: best}", "{model: student}", r"stages\.last\.from\.model: no stage is called 'student'"),
     ],
 )
