@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from nemo_openmath.chat import ChatTokenizer
-from nemo_openmath.core.records import Problem, Thread
 from nemo_openmath.core.records.observations import read_observations
 from nemo_openmath.core.stage import CONTROLS
 from nemo_openmath.grading import GradingPool
@@ -86,7 +85,7 @@ VALUES: dict[str, dict[str, Callable[[], object]]] = {
     "problems.convert_proofs": {
         "tangents": lambda: round(math.tan(math.radians(15)) + math.tan(math.radians(75)), 9),
         "digits": lambda: sum(map(int, str(10**45 - 45))),
-        "only-pair": lambda: [(x, y) for x in range(1, 99) for y in range(1, 99) if x * x - 4 * y * y == 9][0],
+        "only-pair": lambda: next((x, y) for x in range(1, 99) for y in range(1, 99) if x * x - 4 * y * y == 9),
         "count": lambda: sum(n % 4 == 0 and n % 6 == 0 for n in range(1, 151)),
         "angle": lambda: round(angle_cpd(), 9),
         "minimum": lambda: round(min((k / 1000) ** 2 + 54 / (k / 1000) for k in range(1, 20000)), 9),
@@ -103,10 +102,8 @@ VALUES: dict[str, dict[str, Callable[[], object]]] = {
         "two-wrong": lambda: sum(list(str(n)) == sorted(set(str(n))) for n in range(100, 1000)),
         "latex": lambda: f"sqrt({inradius(7, 8, 9) ** 2:.9g})",
         "hints-then-answer": lambda: pow(7, 222, 50),
-        "several-agree": lambda: [x for x in range(5, 1000) if (x - 5) ** 2 == x + 7][0],
-        "off-topic": lambda: sum(
-            sum(1 for p in group if p < 6) >= 2 for group in itertools.combinations(range(11), 4)
-        ),
+        "several-agree": lambda: next(x for x in range(5, 1000) if (x - 5) ** 2 == x + 7),
+        "off-topic": lambda: sum(sum(1 for p in group if p < 6) >= 2 for group in itertools.combinations(range(11), 4)),
         "set": lambda: ", ".join(str(n) for n in range(-99, 99) if n != 1 and (n + 11) % (n - 1) == 0),
         "fraction": lambda: Fraction(
             sum(len({card % 4 for card in hand}) == 3 for hand in itertools.combinations(range(52), 3)),
@@ -146,7 +143,9 @@ def ideal(case: Any) -> str:
             return case.category
         case "problems.convert_proofs":
             asked = f"Find the value that is meant here: case {case.id}."
-            return "Not possible" if case.expected_answer is None else f"Problem: {asked}\nAnswer: {case.expected_answer}"
+            return (
+                "Not possible" if case.expected_answer is None else f"Problem: {asked}\nAnswer: {case.expected_answer}"
+            )
         case "problems.extract_answers":
             return "Not found" if case.expected_answer is None else f"Answer: {case.expected_answer}"
         case "problems.decontaminate":
@@ -159,15 +158,12 @@ async def test_an_ideal_model_passes_every_case(
     kind: str, tokenizer: ChatTokenizer, grading: GradingPool, tmp_path: Path
 ) -> None:
     bank = load_bank(kind)
-    texts = {getattr(case, "forum_post", None) or case.problem + getattr(case, "benchmark", ""): case for case in bank}
 
     def reply(question: str) -> str:
-        parts = question.split("\n")
-        cases = [case for text, case in texts.items() if all(p in question for p in pieces(case))]
-        assert parts
-        if not cases:
+        shown = [case for case in bank if all(piece in question for piece in pieces(case))]
+        if not shown:  # a real unit
             return {"problems.extract": "No problem", "problems.classify": "answer"}.get(kind, "Not possible")
-        return ideal(max(cases, key=lambda case: sum(map(len, pieces(case)))))
+        return ideal(max(shown, key=lambda case: sum(map(len, pieces(case)))))
 
     make, config, inputs = STAGES[kind]
     settings: dict[str, Any] = {"controls": 1.0}
@@ -179,16 +175,12 @@ async def test_an_ideal_model_passes_every_case(
     )  # fmt: skip
     seen = {o.case: o for o in read_observations(run.context.output / CONTROLS)}
     assert len(seen) == len(bank), "120 units are more than the cases of any bank"
-    wrong = {name: (o.known, o.outcome) for name, o in seen.items() if o.known in CASES[kind].classes != o.outcome}
     wrong = {n: (o.known, o.outcome) for n, o in seen.items() if not right(o.known, o.outcome, CASES[kind].classes)}
-    assert wrong == EXPECTED.get(kind, {})
+    assert wrong == {}
 
 
 def right(known: str, outcome: str, classes: tuple[str, ...]) -> bool:
     return known == outcome if known in classes else outcome not in classes
-
-
-EXPECTED: dict[str, dict[str, tuple[str, str]]] = {}
 
 
 def pieces(case: Any) -> list[str]:

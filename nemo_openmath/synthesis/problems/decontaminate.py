@@ -36,6 +36,7 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem]):
 
     kind = "problems.decontaminate"
     case = DecontaminateCase
+    version = 2  # problems that differ in a sign alone are no longer taken for one without asking
     prompt = "decontaminate"
     Config = DecontaminateConfig
     ports = {"problems": "problems", "benchmark": "problems that must not be trained on"}
@@ -66,7 +67,7 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem]):
     async def process(self, unit: Problem, context: StageContext) -> Result:
         asked = False
         for score, identifier, text in self._nearest(unit, context):
-            if score == 1.0:
+            if score == 1.0 and _without_form(unit.problem) == _without_form(text):
                 return Result(
                     drops=[Drop("in the benchmark, word for word", f"{identifier}: {unit.problem}")], asked=asked
                 )
@@ -79,6 +80,12 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem]):
             if same:
                 return Result(drops=[Drop("in the benchmark, reworded", f"{identifier}: {unit.problem}")])
         return Result([unit], asked=asked)
+
+
+def _without_form(text: str) -> str:
+    """Return a text without spaces, punctuation and the marks of formulas. Signs count, which the similarity does not
+    see: x + 5 is not x - 5."""
+    return re.sub(r"[\s$\\{}.,;:?]", "", text.casefold()).rstrip("!")
 
 
 def parse_bool(text: str) -> bool | Rejected:
