@@ -54,7 +54,7 @@ def scores(observations: Iterable[Observation], classes: Sequence[str]) -> Itera
     observations = list(observations)
     for name in classes:
         members = [o for o in observations if o.known == name]
-        others = [o for o in observations if o.known != name]
+        others = [o for o in observations if o.known != name] if members else []
         sides = (
             ("sensitivity", members, lambda o, name=name: o.outcome == name),
             ("specificity", others, lambda o, name=name: o.outcome != name),

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from nemo_openmath.chat import ChatTokenizer
+from nemo_openmath.chat import ChatTokenizer, load_template
 from nemo_openmath.core.records.observations import read_observations
 from nemo_openmath.core.stage import CONTROLS
 from nemo_openmath.grading import GradingPool
 from nemo_openmath.synthesis.controls.bank import load_bank
 from nemo_openmath.synthesis.controls.cases import CASES, same_statements
+from nemo_openmath.synthesis.problems.classify import QUESTIONS
 from tests.support.services import run_stage
 from tests.synthesis.test_controls import STAGES
 
@@ -134,13 +135,14 @@ def test_every_answer_is_what_is_computed(kind: str, grading: GradingPool) -> No
         assert grading.compare(str(value), case.expected_answer).is_equal, (case.id, value)
 
 
-def ideal(case: Any) -> str:
-    """What a model that makes no mistake replies to a case."""
+def ideal(case: Any, question: str) -> str:
+    """What a model that makes no mistake replies to a question about a case."""
     match case.stage:
         case "problems.extract":
             return "\n".join(f"Problem {n}: {text}" for n, text in enumerate(case.problems, 1)) or "No problem"
         case "problems.classify":
-            return case.category
+            asked = next(name for name, template in CLASSIFIERS.items() if template.match(question) is not None)
+            return f"Verdict: {'yes' if case.category == asked else 'no'}"
         case "problems.convert_proofs":
             asked = f"Find the value that is meant here: case {case.id}."
             return (
@@ -162,8 +164,8 @@ async def test_an_ideal_model_passes_every_case(
     def reply(question: str) -> str:
         shown = [case for case in bank if all(piece in question for piece in pieces(case))]
         if not shown:  # a real unit
-            return {"problems.extract": "No problem", "problems.classify": "answer"}.get(kind, "Not possible")
-        return ideal(max(shown, key=lambda case: sum(map(len, pieces(case)))))
+            return {"problems.extract": "No problem", "problems.classify": "Verdict: no"}.get(kind, "Not possible")
+        return ideal(max(shown, key=lambda case: sum(map(len, pieces(case)))), question)
 
     make, config, inputs = STAGES[kind]
     settings: dict[str, Any] = {"controls": 1.0}
@@ -177,6 +179,9 @@ async def test_an_ideal_model_passes_every_case(
     assert len(seen) == len(bank), "120 units are more than the cases of any bank"
     wrong = {n: (o.known, o.outcome) for n, o in seen.items() if not right(o.known, o.outcome, CASES[kind].classes)}
     assert wrong == {}
+
+
+CLASSIFIERS = {name: load_template(f"classify-{name}") for name in QUESTIONS}
 
 
 def right(known: str, outcome: str, classes: tuple[str, ...]) -> bool:

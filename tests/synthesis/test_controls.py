@@ -201,7 +201,7 @@ async def test_each_planted_unit_is_done_once_by_jobs_of_an_array_and_after_a_ki
     monkeypatch.setattr(planting.engine, "complete", dies)
     killed = tmp_path / "killed"
     with pytest.raises(RuntimeError):
-        await planting.run(kind, killed, partitions=4, **rate)
+        await planting.run(kind, killed, partitions=4, concurrency=1, **rate)
     before = observed(killed)
     assert 0 < len(before) < len(observed(whole))
     for file in killed.glob("_controls/*-of-00004.jsonl"):

@@ -45,12 +45,17 @@ class ControlledStage(UnitStage[C, U], Generic[C, U]):
 
     def __init__(self, config: C):
         super().__init__(config)
-        self.cases = load_bank(self.kind, config.control_cases) if config.controls else []
+        bank = load_bank(self.kind, config.control_cases) if config.controls else []
+        self.cases = [case for case in bank if self.tells(case)]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "case" in cls.__dict__:
             cls.control_classes = cls.case.classes
+
+    def tells(self, case: Case) -> bool:
+        """Return whether the stage, by its settings, can find what is known of a case."""
+        return True
 
     def is_asked(self, unit: U) -> bool:
         """Return whether the model is asked about a real unit, as far as that is known beforehand."""

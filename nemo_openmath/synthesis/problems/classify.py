@@ -10,7 +10,7 @@ from pathlib import Path
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.records.store import read_file
 from nemo_openmath.core.stage import Result, StageContext
-from nemo_openmath.synthesis.controls.cases import ClassifyCase
+from nemo_openmath.synthesis.controls.cases import Case, ClassifyCase
 from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage, Rejected
 
 QUESTIONS = ("invalid", "multiple-choice", "binary", "proof")
@@ -68,6 +68,9 @@ class Classify(PromptedStage[ClassifyConfig, Problem]):
     def prompts(self) -> Mapping[str, Path | None]:
         own = {name: getattr(self.config, f"{name.replace('-', '_')}_prompt") for name in self.config.questions}
         return {f"classify-{name}": path for name, path in own.items()}
+
+    def tells(self, case: Case) -> bool:
+        return isinstance(case, ClassifyCase) and case.category in (*self.config.questions, "answer")
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Problem]]:
         return ((problem.id, problem) for problem in context.read("problems", Problem))
