@@ -1,7 +1,7 @@
 """Generate, run code, continue: one solution as one conversation between model and sandbox.
 
 - ``settings.py``: how a solution is sampled
-- ``loop.py``: :func:`roll_out`, one solution; ``outcome.py``: what it leaves
+- ``loop.py``: :func:`roll_out`, one solution; ``start.py``: what it begins with; ``outcome.py``: what it leaves
 - ``formats.py``: how a model calls code; ``talking.py``: solutions of chat servers, ``tool_calls.py``: their calls
 - ``sampler.py``: one sample of one problem, from its seed to its record
 - ``counts.py``: how many samples a problem gets; ``agreement.py``: sampling until the answers agree

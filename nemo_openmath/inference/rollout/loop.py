@@ -40,6 +40,7 @@ from nemo_openmath.inference.asking import prompt_for, token_ids
 from nemo_openmath.inference.rollout.formats import FORMATS, IDLE_STOPS, Step, cut_output
 from nemo_openmath.inference.rollout.outcome import Cost, Outcome, tail_repeats
 from nemo_openmath.inference.rollout.settings import RolloutSettings
+from nemo_openmath.inference.rollout.start import Start
 from nemo_openmath.inference.rollout.talking import talk
 
 _TRIES = 16  # tokens at whose end a text may be cut and encoded on
@@ -62,8 +63,9 @@ async def roll_out(
     Cancelling releases the engine's request and the sandbox's session. Raises EngineError and SandboxError; whatever
     the model and its code do is an outcome.
     """
+    start = Start(engine, tokenizer, messages, settings, seed, key, budget)
     if budget > 0 and engine.capabilities.conversations:
-        return await talk(engine, tokenizer, messages, settings, seed=seed, key=key, sandbox=sandbox, budget=budget)
+        return await talk(start, sandbox)
     if budget > 0 and settings.tool_format == "tool_calls":
         raise UserError(
             f"{engine.model} is given token ids, and calls of tools are for chat servers",
@@ -73,17 +75,15 @@ async def roll_out(
     to_send = await prompt_for(engine, tokenizer, messages, prompt)
     text = None if isinstance(to_send, tuple) else to_send  # of engines that take no ids
     ids = list(to_send) if isinstance(to_send, tuple) else await token_ids(tokenizer, prompt.parts)
-    start = _Start(messages, prompt.opening, ids, text)
-    rollout = _Rollout(engine, tokenizer, start, settings, seed=seed, key=key, budget=budget)
+    rollout = _Rollout(start, _Prompt(prompt.opening, ids, text))
     finish = await rollout.run(sandbox)
     return rollout.outcome(finish)
 
 
 @dataclass(frozen=True, slots=True)
-class _Start:
+class _Prompt:
     """The prompt. ``text``: where the engine takes no ids."""
 
-    messages: tuple[Message, ...]
     opening: str
     ids: list[int]
     text: str | Conversation | None
@@ -100,30 +100,20 @@ class _Text:
 class _Rollout:
     """The solution as far as it is made."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        tokenizer: Tokenizer,
-        start: _Start,
-        settings: RolloutSettings,
-        *,
-        seed: int,
-        key: str,
-        budget: int,
-    ):
-        self._engine, self._tokenizer, self._messages, self._settings = engine, tokenizer, start.messages, settings
-        self._seed, self._key, self._budget = seed, key, budget
-        self._opening, self._ids, self._prompt_text = start.opening, start.ids, start.text
-        self._format = FORMATS[settings.tool_format if budget > 0 else "tags"]
+    def __init__(self, start: Start, prompt: _Prompt):
+        self._start, self._engine, self._tokenizer = start, start.engine, start.tokenizer
+        self._settings, self._budget = start.settings, start.budget
+        self._opening, self._ids, self._prompt_text = prompt.opening, prompt.ids, prompt.text
+        self._format = FORMATS[self._settings.tool_format if self._budget > 0 else "tags"]
         self._spans: list[Span] = []
         self._turn = _Text()
         self._ran: list[str] = []
         self._outputs: list[str] = []
         self._requests = self._idle = 0
         self._cost = Cost(prompt_tokens=len(self._ids))
-        if budget > 0 and self._prompt_text is not None:
+        if self._budget > 0 and self._prompt_text is not None:
             raise UserError(
-                f"{engine.model} takes neither token ids nor conversations, and solutions with code need one of them",
+                f"{self._engine.model} takes neither token ids nor conversations, and code needs one of them",
                 remedy="name the server's kind (server: vllm), or use api: chat",
             )
 
@@ -224,11 +214,11 @@ class _Rollout:
             top_p=settings.top_p,
             top_k=settings.top_k,
             min_p=settings.min_p,
-            seed=derive_seed(self._seed, self._requests),
+            seed=derive_seed(self._start.seed, self._requests),
             stop=self._format.stops if tools and self._idle < IDLE_STOPS else (),
         )
         prompt = tuple(self._ids) if self._prompt_text is None else self._prompt_text
-        return Request(prompt, sampling, conversation=self._key if tools else None)
+        return Request(prompt, sampling, conversation=self._start.key if tools else None)
 
     def _append(self, completion: Completion) -> None:
         """Add what the model wrote, without the end-of-turn token: ``Transcript.finished`` says it, and some servers do
@@ -280,7 +270,7 @@ class _Rollout:
         takes the thinking out: there only a text without the tag, of a model whose template writes it, gets the
         template's."""
         fingerprint = self._tokenizer.fingerprint if self._format.keeps_ids else None
-        transcript = Transcript(self._messages, tuple(self._spans), finished, fingerprint)
+        transcript = Transcript(self._start.messages, tuple(self._spans), finished, fingerprint)
         opening, renders = self._opening, self._engine.capabilities.conversations
         if renders and (THINK_START in transcript.text or THINK_END in opening):
             opening = ""

@@ -18,6 +18,7 @@ to the end, and what stands behind its first program is cut away: it knows no ou
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 from nemo_openmath.chat import Author, Span, Transcript
@@ -28,7 +29,6 @@ from nemo_openmath.core.engine import (
     Completion,
     ContextOverflow,
     Conversation,
-    Engine,
     EngineError,
     Finish,
     InvalidRequest,
@@ -44,7 +44,7 @@ from nemo_openmath.core.tokenizer import Message, Tokenizer
 from nemo_openmath.inference.asking import conversation_of
 from nemo_openmath.inference.rollout.formats import FORMATS, IDLE_STOPS, Step, as_tags, cut_output
 from nemo_openmath.inference.rollout.outcome import Cost, Outcome, tail_repeats
-from nemo_openmath.inference.rollout.settings import RolloutSettings
+from nemo_openmath.inference.rollout.start import Start
 from nemo_openmath.inference.rollout.tool_calls import begun, read_call
 
 log = logging.getLogger(__name__)
@@ -63,32 +63,24 @@ class _Written:
     """The call that ends it, in tags."""
 
 
-class Talk:
+class Talk(ABC):
     """One solution of a chat server as far as it is made. A subclass says how the model calls code."""
 
     _tools = False
     _stops: tuple[str, ...] = ()
 
-    def __init__(
-        self,
-        engine: Engine,
-        tokenizer: Tokenizer,
-        messages: tuple[Message, ...],
-        settings: RolloutSettings,
-        *,
-        seed: int,
-        key: str,
-        budget: int,
-    ):
-        self._engine, self._tokenizer, self._messages, self._settings = engine, tokenizer, messages, settings
-        self._seed, self._key, self._budget = seed, key, budget
-        prompt = conversation_of(tokenizer, messages)
+    def __init__(self, start: Start):
+        self._start, self._engine, self._tokenizer = start, start.engine, start.tokenizer
+        self._settings, self._budget = start.settings, start.budget
+        prompt = conversation_of(start.tokenizer, start.messages)
         self._turns = [Turn("user", prompt)] if isinstance(prompt, str) else list(prompt.turns)
-        self._format = FORMATS[settings.tool_format]
-        opening = tokenizer.prompt(messages).opening
+        self._format = FORMATS[start.settings.tool_format]
+        opening = start.tokenizer.prompt(start.messages).opening
         self._opened = bool(opening) and THINK_END not in opening  # the template begins the thought
         self._parted = False  # the server has shown that it keeps the thinking apart
         self._open = ""  # the assistant's turn that goes on
+        self._programs: list[str] = []  # that ran, and what they printed
+        self._outputs: list[str] = []
         self._record: list[_Written | str] = []  # the model's words, and the tool's blocks
         self._requests = self._idle = 0
         self._last = ""
@@ -109,11 +101,12 @@ class Talk:
         times = self._settings.repetition
         if finish is Finish.LENGTH and times and tail_repeats(self._tokenizer.encode_text(self._last), times):
             finish = Finish.REPETITION
-        return Outcome(Transcript(self._messages, _spans(self._record), finish is Finish.STOP), finish, self._cost)
+        transcript = Transcript(self._start.messages, _spans(self._record), finish is Finish.STOP)
+        return Outcome(transcript, finish, self._cost)
 
+    @abstractmethod
     async def _turn(self, sandbox: Sandbox | None) -> Finish | None:
         """Let the model write and run what it calls. Return why the solution ends with it, or None."""
-        raise NotImplementedError
 
     @property
     def _tokens_so_far(self) -> int:
@@ -159,11 +152,11 @@ class Talk:
             top_p=settings.top_p,
             top_k=settings.top_k,
             min_p=settings.min_p,
-            seed=derive_seed(self._seed, self._requests),
+            seed=derive_seed(self._start.seed, self._requests),
             stop=self._stops if self._idle < IDLE_STOPS else (),
         )
         turns = [*self._turns, Turn("assistant", self._open)] if self._open else self._turns
-        return Request(Conversation(tuple(turns), tools=self._tools), sampling, conversation=self._key)
+        return Request(Conversation(tuple(turns), tools=self._tools), sampling, conversation=self._start.key)
 
     def _words(self, text: str, code: str = "", *, before: str = "") -> _Written:
         """Return the model's words with their thinking apart. ``before``: what stands before them in their turn."""
@@ -189,14 +182,12 @@ class Talk:
         output, remaining = cut_output(output, self._settings.output_chars), self._budget - self._cost.code_calls
         while (sign := self._tokenizer.control_in(output)) is not None:  # a chat server would take it for a token
             output = output.replace(sign, f"{sign[0]} {sign[1:]}")
-        self._ran(code, output)
+        self._programs += [] if code is None else [code]
+        self._outputs.append(output)
         self._record.append(output_block(output) + notice_block(remaining))
         shown = self._format.output(output, remaining)
         self._cost.tool_tokens += len(self._tokenizer.encode_text(shown))
         return shown
-
-    def _ran(self, code: str | None, output: str) -> None:
-        """Take note of what ran."""
 
 
 class ToolTalk(Talk):
@@ -234,23 +225,12 @@ class ToolTalk(Talk):
 class TextTalk(Talk):
     """The model writes its code into its text."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        tokenizer: Tokenizer,
-        messages: tuple[Message, ...],
-        settings: RolloutSettings,
-        *,
-        seed: int,
-        key: str,
-        budget: int,
-    ):
-        super().__init__(engine, tokenizer, messages, settings, seed=seed, key=key, budget=budget)
-        self._continues = engine.capabilities.continues and _writes_open_turns(tokenizer, messages)
+    def __init__(self, start: Start):
+        super().__init__(start)
+        continues = start.engine.capabilities.continues
+        self._continues = continues and _writes_open_turns(start.tokenizer, start.messages)
         self._stops = self._format.stops if self._continues else ()
         self._since = 0  # where in the open turn the words since the last output begin
-        self._programs: list[str] = []
-        self._outputs: list[str] = []
 
     async def _turn(self, sandbox: Sandbox | None) -> Finish | None:
         while True:
@@ -285,10 +265,6 @@ class TextTalk(Talk):
             text = text[: text.index(CODE_END) + len(CODE_END)]
         return self._format.read(text, ended=ended, ran=self._programs, outputs=self._outputs)
 
-    def _ran(self, code: str | None, output: str) -> None:
-        self._programs += [] if code is None else [code]
-        self._outputs.append(output)
-
     def _show(self, turn: str, output: str) -> None:
         """Show the model the output behind its turn so far: in the same turn, or in one of the user."""
         if self._continues and self._settings.tool_format == "tags":
@@ -302,20 +278,10 @@ class TextTalk(Talk):
         self._open, self._since = "", 0
 
 
-async def talk(
-    engine: Engine,
-    tokenizer: Tokenizer,
-    messages: tuple[Message, ...],
-    settings: RolloutSettings,
-    *,
-    seed: int,
-    key: str,
-    sandbox: Sandbox | None,
-    budget: int,
-) -> Outcome:
+async def talk(start: Start, sandbox: Sandbox | None) -> Outcome:
     """Generate one solution with code by a chat server; see ``loop.roll_out``."""
-    kind = ToolTalk if settings.tool_format == "tool_calls" else TextTalk
-    return await kind(engine, tokenizer, messages, settings, seed=seed, key=key, budget=budget).run(sandbox)
+    kind = ToolTalk if start.settings.tool_format == "tool_calls" else TextTalk
+    return await kind(start).run(sandbox)
 
 
 def _writes_open_turns(tokenizer: Tokenizer, messages: tuple[Message, ...]) -> bool:

@@ -2,69 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 
-from nemo_openmath.chat import Message, Template, Transcript, load_template
-from nemo_openmath.chat.blocks import judgment_of
+from nemo_openmath.chat import Transcript
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.engine import Finish
 from nemo_openmath.core.errors import Refused
-from nemo_openmath.core.grader import Verdict
 from nemo_openmath.core.records import Drop, Generation, Group, Mode
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.records.notes import Selection
-from nemo_openmath.core.records.types import NOT_TRIED, UNTRIED
-from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage
-from nemo_openmath.inference.rollout import Outcome, StoredRolloutSettings, roll_out
-from nemo_openmath.inference.rollout.metrics import note_untried
-
-UNREADABLE = "no valid judgment"
-OUT_OF_RANGE = "judgment out of range"
-
-
-@dataclass(frozen=True, slots=True)
-class Judgment:
-    """What a comparison chose: the place of a candidate, or why there is none."""
-
-    chosen: int | None
-    reason: str = ""
-
-    @classmethod
-    def of(cls, outcome: Outcome, candidates: int) -> Judgment:
-        """Read what a model wrote about so many candidates. One that was cut off chose nothing."""
-        index = judgment_of(outcome.transcript.summary or "") if outcome.finish is Finish.STOP else None
-        if index is None:
-            return cls(None, UNREADABLE)
-        return cls(index) if index < candidates else cls(None, OUT_OF_RANGE)
-
-
-class Verdicts(NamedTuple):
-    """The verdict of a selection, and its reason."""
-
-    verdict: Verdict
-    reason: str
-
-    @classmethod
-    def of(cls, finish: Finish, correct: bool | None, nothing: str) -> Verdicts:
-        """Return the verdict of what was chosen. ``correct``: None where nothing was, and ``nothing`` says why."""
-        if finish in UNTRIED:
-            return cls(Verdict.UNKNOWN, NOT_TRIED)
-        if correct is None:
-            return cls(Verdict.NOT_EQUAL, nothing)
-        return cls(Verdict.EQUAL if correct else Verdict.NOT_EQUAL, "of the chosen candidate")
-
-
-def comparison_messages(template: Template, problem: str, solutions: Sequence[str]) -> tuple[Message, ...]:
-    """Return the question which of the solutions is right."""
-    return template.messages(
-        num_solutions=len(solutions),
-        max_idx=len(solutions) - 1,
-        problem=problem,
-        solutions=template.listing(solutions),
-    )
+from nemo_openmath.core.stage import Result, StageContext
+from nemo_openmath.inference.rollout import Outcome
+from nemo_openmath.synthesis.genselect.selecting import (
+    NO_CANDIDATE,
+    OUT_OF_RANGE,
+    UNREADABLE,
+    Judgment,
+    SelectingConfig,
+    SelectingStage,
+)
 
 
 def note_judgments(context: StageContext) -> None:
@@ -82,24 +39,16 @@ def note_judgments(context: StageContext) -> None:
 
 
 @dataclass(frozen=True)
-class GenSelectConfig(StoredRolloutSettings):
+class GenSelectConfig(SelectingConfig):
     """Settings of ``genselect.select``: how a judgment is sampled, and which judgments are kept."""
 
-    engine: str = "teacher"
-    """The model that selects: ``teacher``, the name of a stage that made a model, or a model folder."""
-    max_tokens: PositiveInt = 2048
-    """Longest judgment, in tokens. One that is cut off there selects nothing."""
     samples: PositiveInt = 1
     """Judgments of each group."""
     keep_correct: bool = False
     """For training data: keep only judgments that select a correct candidate. Paper section 4.2."""
-    prompt: Path | None = None
-    """A template file of the user's own. null: the shipped one."""
-    concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
-    """Judgments in flight at once. It changes the speed alone."""
 
 
-class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
+class GenSelect(SelectingStage[GenSelectConfig, tuple[Group, int]]):
     """Select one candidate of each group, as a generation of mode genselect.
 
     The generation has the answer and the verdict of the selected candidate; its ``extra`` is a Selection. A judgment
@@ -115,19 +64,6 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
     Config = GenSelectConfig
     ports = {"groups": "groups of candidates"}
     takes = {"groups": "Group"}
-    record = Generation
-
-    def __init__(self, config: GenSelectConfig):
-        super().__init__(config)
-        self.concurrency = config.concurrency
-        self.template = load_template("genselect", config.prompt)
-
-    def engines(self) -> tuple[str, ...]:
-        return (self.config.engine,)
-
-    async def prepare(self, context: StageContext) -> None:
-        self._engine, self._tokenizer = await context.services.engine(self.config.engine)
-        self._keep_ids = self.config.keeps_ids(context, self._tokenizer)
 
     def units(self, context: StageContext) -> Iterable[tuple[str, tuple[Group, int]]]:
         shape = {k: v for k, v in asdict(self.config).items() if k in ("temperature", "top_p", "max_tokens")}
@@ -142,7 +78,6 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
 
     async def run(self, context: StageContext) -> None:
         await super().run(context)
-        note_untried(context)
         note_judgments(context)
 
     def check_sum(self, context: StageContext, offered: int) -> None:
@@ -152,8 +87,8 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
     async def process(self, unit: tuple[Group, int], context: StageContext) -> Result:
         group, turn = unit
         seed = derive_seed(context.seed, "select", group.id, turn)
-        messages = self._messages(group)
         if len(group.members) < 2:  # nothing to choose among
+            messages = self.comparison(group.problem, group.summaries)
             empty = Outcome(
                 Transcript(messages, tokenizer=self._tokenizer.fingerprint),
                 group.untried or Finish.STOP,
@@ -161,10 +96,7 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
             return Result(
                 [self._generation(group, turn, seed, empty, Judgment(0 if group.members else None))], asked=False
             )
-        outcome = await roll_out(
-            self._engine, self._tokenizer, messages, self.config, seed=seed, key=f"{group.id}:{turn}"
-        )
-        judgment = Judgment.of(outcome, len(group.members))
+        outcome, judgment = await self.compare(group.problem, group.summaries, seed=seed, key=f"{group.id}:{turn}")
         if self.config.keep_correct and (judgment.chosen is None or not group.correct[judgment.chosen]):
             reason = judgment.reason or "chose an incorrect candidate"
             return Result(drops=[Drop(reason, outcome.transcript.text[-200:])])
@@ -174,42 +106,22 @@ class GenSelect(UnitStage[GenSelectConfig, tuple[Group, int]]):
         if self.config.keep_correct:
             return super().refused(key, unit, error, context)
         group, turn = unit
-        outcome = Outcome.untried(self._messages(group), self._tokenizer, error)
+        outcome = Outcome.untried(self.comparison(group.problem, group.summaries), self._tokenizer, error)
         seed = derive_seed(context.seed, "select", group.id, turn)
         generation = self._generation(group, turn, seed, outcome, Judgment(None))
         return Result([generation.with_(extra=generation.extra | {"untried": str(error)})])
 
-    def _messages(self, group: Group) -> tuple[Message, ...]:
-        return comparison_messages(self.template, group.problem, group.summaries)
-
     def _generation(self, group: Group, turn: int, seed: int, outcome: Outcome, judgment: Judgment) -> Generation:
-        transcript = outcome.transcript if self._keep_ids else outcome.transcript.without_ids()
-        chosen = judgment.chosen
-        correct = None if chosen is None else group.correct[chosen]
-        verdict, reason = Verdicts.of(outcome.finish, correct, judgment.reason or "no candidate")
-        selection = Selection(
-            group.id,
-            None if chosen is None else group.members[chosen],
-            group.k,
-            turn,
-            group.mode,
-            self.template.digest,
-        )
-        return Generation(
-            id=Generation.make_id(group.id, Mode.GENSELECT, self._engine.model, self.template.digest, {}, seed, turn),
-            parents=(group.id, *group.members),
-            problem_id=group.problem_id,
-            mode=Mode.GENSELECT,
-            model=self._engine.model,
-            sample=turn,
-            transcript=transcript.to_json(),
-            thinks=transcript.thinks,
-            finish=outcome.finish,
-            expected_answer=group.expected_answer,
-            predicted_answer=None if chosen is None else group.answers[chosen],
-            verdict=verdict,
-            verdict_reason=reason,
-            prompt_tokens=outcome.cost.prompt_tokens,
-            completion_tokens=outcome.cost.completion_tokens,
-            extra=selection.to_extra(),
+        chosen, prompt = judgment.chosen, self.template.digest
+        member = None if chosen is None else group.members[chosen]
+        return self.generation(
+            Generation.make_id(group.id, Mode.GENSELECT, self._engine.model, prompt, {}, seed, turn),
+            group.problem_id,
+            (group.id, *group.members),
+            outcome,
+            Selection(group.id, member, group.k, turn, group.mode, prompt),
+            expected=group.expected_answer,
+            predicted=None if chosen is None else group.answers[chosen],
+            correct=None if chosen is None else group.correct[chosen],
+            nothing=judgment.reason or NO_CANDIDATE,
         )

@@ -5,34 +5,28 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from nemo_openmath.chat import Transcript, load_template
+from nemo_openmath.chat import Transcript
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.engine import Finish
 from nemo_openmath.core.errors import Refused
 from nemo_openmath.core.records import Generation, Mode, Problem
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.records.notes import Selection
-from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage
-from nemo_openmath.inference.rollout import Outcome, StoredRolloutSettings, roll_out
-from nemo_openmath.inference.rollout.metrics import note_untried
+from nemo_openmath.core.stage import RUNTIME, Result, StageContext
+from nemo_openmath.inference.rollout import Outcome
 from nemo_openmath.synthesis.genselect.candidates import GroupCandidate, Solved, candidates_of, fitted
 from nemo_openmath.synthesis.genselect.groups import SolutionMode, refuse_several
-from nemo_openmath.synthesis.genselect.select import Judgment, Verdicts, comparison_messages
+from nemo_openmath.synthesis.genselect.selecting import SelectingConfig, SelectingStage
 
 
 @dataclass(frozen=True)
-class TournamentConfig(StoredRolloutSettings):
+class TournamentConfig(SelectingConfig):
     """Settings of ``genselect.tournament``."""
 
-    engine: str = "teacher"
-    """The model that selects: ``teacher``, the name of a stage that made a model, or a model folder."""
-    max_tokens: PositiveInt = 2048
-    """Longest judgment, in tokens. One that is cut off there selects nothing."""
     candidates: PositiveInt = 64
     """Solutions of each problem that take part, drawn by the seed where there are more. Evaluation calls the result
     ``genselect@64``."""
@@ -49,20 +43,18 @@ class TournamentConfig(StoredRolloutSettings):
     """As of ``genselect.groups``."""
     max_group_chars: PositiveInt = 60_000
     """As of ``genselect.groups``."""
-    prompt: Path | None = None
-    """A template file of the user's own. null: the shipped one."""
     concurrency: PositiveInt = field(default=64, metadata=RUNTIME)
     """Tournaments in flight at once. It changes the speed alone."""
 
     def __post_init__(self) -> None:
-        StoredRolloutSettings.__post_init__(self)
+        SelectingConfig.__post_init__(self)
         if self.size < 2:
             raise ValueError("size: a comparison has at least 2 solutions")
         if self.modes is not None and len(set(self.modes)) != 1:
             raise ValueError("modes: a tournament is of one mode, such as [tir]")
 
 
-class Tournament(UnitStage[TournamentConfig, tuple[Problem, Solved, int]]):
+class Tournament(SelectingStage[TournamentConfig, tuple[Problem, Solved, int]]):
     """Select one of up to 64 solutions of each problem by comparisons of 16, as a generation of mode genselect.
 
     In each round the solutions that are left are drawn into groups whose sizes differ by one at most, of ``size`` or
@@ -79,23 +71,6 @@ class Tournament(UnitStage[TournamentConfig, tuple[Problem, Solved, int]]):
     ports = {"problems": "problems", "generations": "graded solutions with summaries"}
     takes = {"problems": "Problem", "generations": "Generation"}
     divided_inputs = ("generations",)
-    record = Generation
-
-    def __init__(self, config: TournamentConfig):
-        super().__init__(config)
-        self.concurrency = config.concurrency
-        self.template = load_template("genselect", config.prompt)
-
-    def engines(self) -> tuple[str, ...]:
-        return (self.config.engine,)
-
-    async def prepare(self, context: StageContext) -> None:
-        self._engine, self._tokenizer = await context.services.engine(self.config.engine)
-        self._keep_ids = self.config.keeps_ids(context, self._tokenizer)
-
-    async def run(self, context: StageContext) -> None:
-        await super().run(context)
-        note_untried(context)
 
     def check_sum(self, context: StageContext, offered: int) -> None:
         """Count each problem once, though it has ``repeats`` tournaments."""
@@ -158,16 +133,12 @@ class Tournament(UnitStage[TournamentConfig, tuple[Problem, Solved, int]]):
         if len(group) == 1:
             return group[0], "bye"
         texts = fitted([c.text for c in group], self.config.max_group_chars)
-        messages = comparison_messages(self.template, problem.problem, texts)
         metrics = context.metrics
         for attempt in range(self.config.attempts):
             own = derive_seed(seed, attempt)
-            outcome = await roll_out(
-                self._engine, self._tokenizer, messages, self.config, seed=own, key=f"{problem.id}:{own}"
-            )
+            outcome, judgment = await self.compare(problem.problem, texts, seed=own, key=f"{problem.id}:{own}")
             outcomes.append(outcome)
             metrics["comparisons"] = metrics.get("comparisons", 0) + 1
-            judgment = Judgment.of(outcome, len(group))
             if judgment.chosen is not None:
                 return group[judgment.chosen], "judgment"
             name = judgment.reason.replace(" ", "_")
@@ -193,33 +164,22 @@ class Tournament(UnitStage[TournamentConfig, tuple[Problem, Solved, int]]):
         chosen: Generation | None,
         matches: list[dict[str, Any]],
     ) -> Generation:
-        final = outcomes[-1]
-        transcript = final.transcript if self._keep_ids else final.transcript.without_ids()
-        correct = None if chosen is None else chosen.correct
-        verdict, reason = Verdicts.of(final.finish, correct, "no candidate")
         cost = sum((outcome.cost for outcome in outcomes[1:]), outcomes[0].cost)
         members = {name: None for match in matches for name in match["members"]}
-        selection = Selection(
-            problem.id, None if chosen is None else chosen.id, self.config.candidates, turn, mode, self.template.digest
+        if chosen is not None and not members:
+            members = {chosen.id: None}
+        name = None if chosen is None else chosen.id
+        generation = self.generation(
+            self._id(problem, seed, turn),
+            problem.id,
+            (problem.id, *members),
+            replace(outcomes[-1], cost=cost),
+            Selection(problem.id, name, self.config.candidates, turn, mode, self.template.digest),
+            expected=problem.expected_answer,
+            predicted=None if chosen is None else chosen.predicted_answer,
+            correct=None if chosen is None else chosen.correct,
         )
-        return Generation(
-            id=self._id(problem, seed, turn),
-            parents=(problem.id, *members) if members or chosen is None else (problem.id, chosen.id),
-            problem_id=problem.id,
-            mode=Mode.GENSELECT,
-            model=self._engine.model,
-            sample=turn,
-            transcript=transcript.to_json(),
-            thinks=transcript.thinks,
-            finish=final.finish,
-            expected_answer=problem.expected_answer,
-            predicted_answer=None if chosen is None else chosen.predicted_answer,
-            verdict=verdict,
-            verdict_reason=reason,
-            prompt_tokens=cost.prompt_tokens,
-            completion_tokens=cost.completion_tokens,
-            extra=selection.to_extra() | ({"matches": matches} if matches else {}),
-        )
+        return generation.with_(extra=generation.extra | {"matches": matches}) if matches else generation
 
 
 def divide(left: Sequence[GroupCandidate], size: int) -> list[Sequence[GroupCandidate]]:
