@@ -51,6 +51,7 @@ EXAMPLES = {
     "trace": "runs/smoke packs1:0:3",
     "data stats": "runs/smoke/packs1 --tokenizer examples/base",
     "data verify": "runs/smoke/packs1",
+    "data export": "runs/smoke/problems my-problems --licence cc-by-4.0 --language en",
     "data prompt": "runs/smoke/rows1 --mode genselect --output genselect.txt",
     "convert hf-to-megatron": "./Qwen2.5-1.5B ./megatron",
     "convert megatron-to-hf": "runs/smoke/train1/checkpoints/step-00000008 ./hf",

@@ -1,4 +1,4 @@
-"""``openmath data``: look at token files and packs, check them; the prompt that rows were written with."""
+"""``openmath data``: look at token files and packs, check them; the prompt that rows were written with; export."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.cli.common import AGAIN, at_least, verb
+from nemo_openmath.cli.common import AGAIN, NOTHING_KEPT, at_least, verb
 from nemo_openmath.core.errors import UserError, refuse_special
 
 
@@ -49,6 +49,23 @@ def add(groups: Any) -> None:
     prompt.add_argument("--split", metavar="NAME", help="of a dataset, or of files that are named after splits")
     prompt.add_argument("--output", type=Path, metavar="FILE", help="the template file; without it, it is printed")
 
+    export = verb(
+        verbs,
+        "export",
+        "write problems or solutions as a dataset: Parquet with the published columns, and its card",
+        _export,
+        interrupted=NOTHING_KEPT,
+    )
+    export.add_argument("folder", type=Path, metavar="DIR", help="folder of a stage with problems or solutions")
+    export.add_argument("output", type=Path, metavar="OUT", help="a new folder: README.md and data/train-*.parquet")
+    export.add_argument("--name", help="the dataset's name on its card; the name of OUT by default")
+    export.add_argument(
+        "--licence",
+        metavar="ID",
+        help="the hub's identifier of its licence, such as cc-by-4.0; without: none is stated",
+    )
+    export.add_argument("--language", nargs="+", default=[], metavar="CODE", help="languages of its texts, such as en")
+
 
 def _stats(options: argparse.Namespace) -> None:
     from rich.console import Console
@@ -76,6 +93,17 @@ def _verify(options: argparse.Namespace) -> None:
     for folder in options.folders:
         for line in verify(folder):
             print(line)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from nemo_openmath.cli.registry import register_all
+    from nemo_openmath.recipe.dataset_card import CardSettings
+    from nemo_openmath.recipe.dataset_export import export_dataset
+
+    register_all()
+    settings = CardSettings(options.name or options.output.resolve().name, options.licence, tuple(options.language))
+    written = export_dataset(options.folder, options.output, settings)
+    print(f"{options.output}: {written.rows:,} rows in {len(written.files)} file(s) of data/, and README.md")
 
 
 def _prompt(options: argparse.Namespace) -> None:

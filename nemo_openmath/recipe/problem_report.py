@@ -69,7 +69,7 @@ def problem_set(run: Run, finished: Mapping[str, Manifest], *, samples: bool) ->
     notes: list[str] = []
     names = [name for name in finished if _is_of_problem_set(run, name)]
     return ProblemSet(
-        balances=[_balance(name, finished[name]) for name in names],
+        balances=[stage_balance(name, finished[name]) for name in names],
         agreements=list(_agreements(run, finished, notes)),
         truth=[{"of": name, **row} for name, m in finished.items() for row in m.metrics.get("truth", ())],
         samples=samples and bool(list(_sampled(run, finished))),
@@ -82,7 +82,8 @@ def _is_of_problem_set(run: Run, name: str) -> bool:
     return stage.kind.startswith("problems.") or stage.record is Thread
 
 
-def _balance(name: str, manifest: Manifest) -> StageBalance:
+def stage_balance(name: str, manifest: Manifest) -> StageBalance:
+    """Return what came of what a finished stage read."""
     counts, drops = manifest.counts, manifest.drops
     kept, merged = counts["records"], counts.get("merged", 0)
     further = kept + merged + sum(drops.values()) - counts["units"]

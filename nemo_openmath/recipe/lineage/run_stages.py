@@ -199,7 +199,7 @@ def _place(name: str, here: Path, owner: dict[str, Any], *, engine: bool) -> Pat
 
 def _engines(settings: dict[str, Any]) -> set[str]:
     """Return the engines that the settings of a stage name. A folder among the inputs is named by its whole path."""
-    named = [settings.get("engine"), *(settings.get("more_engines") or ())]
+    named = [settings.get("engine"), settings.get("second_engine"), *(settings.get("more_engines") or ())]
     return {str(name) for name in named if name}
 
 
