@@ -12,14 +12,15 @@ Clopper and Pearson's exact one where each case was planted once.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nemo_openmath.core.records.failed import FailedTally
 from nemo_openmath.core.records.observations import Observation, read_observations
+from nemo_openmath.core.records.store import count_lines, count_tokens
 from nemo_openmath.core.stage import CONTROLS
 from nemo_openmath.evaluation.intervals import share_interval
 
@@ -34,6 +35,7 @@ def measured(folder: Path, classes: Sequence[str]) -> dict[str, Any]:
     it is to tell from all others.
 
     - ``planted``, ``cases``: planted units that were done, and the different cases among them
+    - ``tokens``: what models wrote for the planted units
     - ``failed``: planted units that failed when they were last tried
     - ``scores``: rows of ``class``, ``measure``, ``value``, ``low``, ``high``, ``cases``, ``wrong`` (cases that came
       out wrong at least once)
@@ -43,10 +45,18 @@ def measured(folder: Path, classes: Sequence[str]) -> dict[str, Any]:
     return {
         "planted": len(observations),
         "cases": len({observation.case for observation in observations}),
-        "failed": FailedTally.read(folder / CONTROLS).total,
+        "tokens": _tokens(folder / CONTROLS),
+        "failed": sum(map(count_lines, (folder / CONTROLS).glob("failed-*.jsonl"))),
         "scores": list(scores(observations, classes)),
         "examples": list(_examples(observations, classes)),
     }
+
+
+def _tokens(folder: Path) -> int:
+    """Return what models wrote for the units of a folder; 0 while the last line of a journal is being written."""
+    with contextlib.suppress(ValueError):
+        return count_tokens(folder) or 0
+    return 0
 
 
 def scores(observations: Iterable[Observation], classes: Sequence[str]) -> Iterator[dict[str, Any]]:

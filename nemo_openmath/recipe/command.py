@@ -87,6 +87,8 @@ def report(run: Run, waited: float | None = None) -> None:
         console.print(line, soft_wrap=True, highlight=False)
     for sentence in view.left_out:
         console.print(f"[yellow]not shown:[/yellow] {escape(sentence)}", soft_wrap=True, highlight=False)
+    for sentence in _control_warnings(view):
+        console.print(f"[yellow]controls:[/yellow] {escape(sentence)}", soft_wrap=True, highlight=False)
     for sentence in view.prompts:
         console.print(f"[yellow]prompt:[/yellow] {escape(sentence)}", soft_wrap=True, highlight=False)
     for sentence in view.standins:
@@ -100,6 +102,10 @@ def report(run: Run, waited: float | None = None) -> None:
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
     if samples is not None:
         console.print(f"samples of what models said: {samples}", soft_wrap=True, highlight=False)
+
+
+def _control_warnings(view: RunView) -> list[str]:
+    return [sentence for row in view.controls for sentence in row.warnings]
 
 
 def show_recipe(path: Path, overrides: Sequence[str]) -> None:
@@ -119,7 +125,7 @@ def show_status(output: Path) -> None:
     console = Console()
     console.print(status_table(view.stages))
     lines = [*apart_lines(view.apart), *iteration_lines(view.iterations), *competition_lines(view.competition)]
-    for line in [*lines, *view.left_out]:
+    for line in [*lines, *view.left_out, *_control_warnings(view)]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     _print_solutions(run, view)
 

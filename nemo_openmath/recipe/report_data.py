@@ -14,7 +14,9 @@ from nemo_openmath.core.records import Generation, Manifest, Mode, read_records
 from nemo_openmath.core.records.manifest import TALLY
 from nemo_openmath.core.records.notes import Submission
 from nemo_openmath.core.records.types import Tallied
+from nemo_openmath.evaluation.controls import METRIC, measured
 from nemo_openmath.evaluation.intervals import share_interval
+from nemo_openmath.evaluation.reports.controls import StageControls
 from nemo_openmath.evaluation.reports.view import ConfigValue, Example, Funnel, RunView, StageView, gather
 from nemo_openmath.grading.majority import majority
 from nemo_openmath.launch.run_files import read_run
@@ -25,6 +27,7 @@ from nemo_openmath.recipe.problem_report import problem_funnels, problem_set
 from nemo_openmath.recipe.prompt_match import prompt_notes
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.status import StageStatus, State
+from nemo_openmath.synthesis.controls.plant import ControlledStage
 
 _ORIGINS = (
     ("forum", "of the forum"),
@@ -63,7 +66,23 @@ def run_view(run: Run, waited: float | None = None, only: Collection[str] | None
         jobs=_jobs(run) if only is None else "",
         iterations=iterations(run, finished),
         problem_set=problem_set(run, finished, samples=only is None),
+        controls=list(_controls(run, stages)),
     )
+
+
+def _controls(run: Run, stages: Sequence[StageView]) -> Iterator[StageControls]:
+    """Yield what the planted cases say of each stage that has some: of one that is finished as the recipe asks, and so
+    far of one that has begun."""
+    for view in stages:
+        stage = run.recipe.stages[view.name].stage
+        if not isinstance(stage, ControlledStage) or not stage.config.controls:
+            continue
+        row = view.manifest.metrics.get(METRIC) if view.manifest and view.current else None
+        if row is None and view.state == State.UNFINISHED:
+            row = measured(run.folder(view.name), stage.control_classes)
+        if row is not None:
+            config = stage.config
+            yield StageControls(view.name, stage.kind, config.controls, config.control_bound, row, view.current)
 
 
 def iterations(run: Run, finished: Mapping[str, Manifest]) -> dict[str, Any]:

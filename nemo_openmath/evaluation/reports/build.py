@@ -37,6 +37,7 @@ def report_json(run: RunView, curves: Mapping[str, TrainingCurves]) -> dict[str,
     - ``funnel``: tables of title, parts, note, steps; a step has name and count
     - ``economics``: ``models``, ``classes``, ``spent``, ``losses``, ``suggestions``: rows with the fields of
       evaluation.reports.economics; ``notes``: sentences about what is in none of them
+    - ``controls``: rows of stage, kind, rate, bound, finished, warnings, and the keys of evaluation.controls.measured
     - ``problem_set``: ``stages``: rows with the fields of evaluation.reports.problem_set.StageBalance, and ``dropped``;
       ``agreement``: rows of stage, engine, second_engine and the fields of evaluation.two_models.ModelAgreement;
       ``truth``: rows of evaluation.problems, and ``of``, the stage that measured; ``notes``: what could not be read
@@ -75,6 +76,7 @@ def report_json(run: RunView, curves: Mapping[str, TrainingCurves]) -> dict[str,
         "seconds": {stage.name: stage.seconds for stage in run.stages if stage.manifest},
         "economics": run.economics.to_json(),
         "problem_set": run.problem_set.to_json(),
+        "controls": [row.to_json() for row in run.controls],
         "config": {s.key: {"value": _plain(s.value), "origin": s.origin} for s in run.config},
         "versions": dict(run.versions),
         "seeds": dict(run.seeds),

@@ -15,12 +15,13 @@ from nemo_openmath.chat import Kind, Transcript
 from nemo_openmath.core.records import Mode
 from nemo_openmath.evaluation.metrics import UNBOUNDED
 from nemo_openmath.evaluation.reports import figures, formats, svg
+from nemo_openmath.evaluation.reports.controls import controls_section
 from nemo_openmath.evaluation.reports.economics import economics_section
 from nemo_openmath.evaluation.reports.formats import checkpoint_name, in_order, metric_name, mode_name, value_text
 from nemo_openmath.evaluation.reports.problem_set import problem_set_section
 from nemo_openmath.evaluation.reports.view import Example, Funnel, RunView, TableRows, TrainingCurves
 
-PAGES = ("report.html.j2", "problem_set.html.j2", "samples.html.j2")
+PAGES = ("report.html.j2", "problem_set.html.j2", "controls.html.j2", "samples.html.j2")
 SHOWN_CHARACTERS = 8000
 """Most characters of one segment of a transcript. The page says how many are left out."""
 
@@ -47,6 +48,7 @@ def render(run: RunView, curves: Mapping[str, TrainingCurves]) -> str:
             examples=[example(e) for e in run.examples],
             economics=economics_section(run.economics),
             problem_set=problem_set_section(run.problem_set),
+            controls=controls_section(run.controls),
             times=times(run),
             config=config(run),
             lineage=Markup(run.lineage),

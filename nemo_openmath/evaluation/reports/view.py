@@ -16,6 +16,7 @@ from nemo_openmath.core.errors import DamagedFile
 from nemo_openmath.core.records import Generation, Manifest, Mode, read_drops, read_manifest
 from nemo_openmath.core.records.bodies import loaded
 from nemo_openmath.core.records.store import count_units
+from nemo_openmath.evaluation.reports.controls import StageControls
 from nemo_openmath.evaluation.reports.economics import Economics
 from nemo_openmath.evaluation.reports.problem_set import ProblemSet
 
@@ -152,6 +153,8 @@ class RunView:
     """Seconds that the last run took."""
     economics: Economics = field(default_factory=Economics)
     """What the generated tokens bought."""
+    controls: Sequence[StageControls] = ()
+    """The planted cases of each stage that has some."""
     problem_set: ProblemSet = field(default_factory=ProblemSet)
     """What became of threads and problems, stage by stage."""
     lineage: str = ""
