@@ -68,7 +68,7 @@ _JOINERS = re.compile(  # they spell words of some scripts, and smilies
 )
 _SPACES = frozenset("\x1f\xa0\u1680\u202f\u205f\u3000").union(map(chr, range(0x2000, 0x200B)))
 _BREAKS = frozenset("\x0b\x0c\x1c\x1d\x1e\u2028\u2029")
-_LINE_ENDS = re.compile(r"(?<![ \t])[ \t]++(?=\n)|\n{3,}")
+_LINE_ENDS = re.compile(r"(?<![ \t])[ \t]++(?=\n)")
 
 
 def normalised(text: str) -> str:
@@ -105,10 +105,11 @@ def _characters(text: str) -> str:
         text = _ESCAPED.sub(lambda control: _ESCAPES[control[0]], text)
         joiners = {match.start() for match in _JOINERS.finditer(text)}
         text = _ODD.sub(lambda odd: odd[0] if odd.start() in joiners else _in_place_of(odd[0]), text)
-    if "\\" in text:
+    if "{}" in text:
         text = _OLD_SIGNS.sub(lambda sign: _SIGNS[sign[1]], text)
-    text = _LINE_ENDS.sub(lambda end: "\n\n" if end[0][0] == "\n" else "", text)
-    return (text if "\n\n\n" not in text else re.sub(r"\n{3,}", "\n\n", text)).strip()
+    if " \n" in text or "\t\n" in text:
+        text = _LINE_ENDS.sub("", text)
+    return (re.sub(r"\n{3,}", "\n\n", text) if "\n\n\n" in text else text).strip()
 
 
 def _in_place_of(character: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from nemo_openmath.core.tokenizer import Tokenizer
 
-_HEADER = re.compile(r"(?:^|(?<=\n))Post ([0-9]{1,9}):[ \t]*(?:\r?\n|\Z)")
+_HEADER = re.compile(r"Post (?<![^\n]Post )([0-9]{1,9}):[ \t]*(?:\r?\n|\Z)")  # at the beginning of a line
 _QUOTE = re.compile(r"\[(/?)quote\]")
 _GAP = "\n\n"
 _EARLIER = "the first post, quoted above"
