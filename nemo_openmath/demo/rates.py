@@ -19,7 +19,7 @@ class TeacherConfig:
     convert_error: Share = 0.05
     """Share of converted proofs that get a wrong answer."""
     answer_error: Share = 0.03
-    """Share of threads from which a wrong answer, or "Not found", is read."""
+    """Share of threads from which another answer that is given there, or "Not found", is read."""
     decontaminate_error: Share = 0.01
     """Share of pairs of problems that are compared wrongly."""
     judge_error: Share = 0.01

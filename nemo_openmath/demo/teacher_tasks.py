@@ -52,7 +52,7 @@ def convert_proof(problem: str, discussion: str, rng: random.Random, error: floa
 
 def extract_answer(problem: str, discussion: str, rng: random.Random, error: float) -> str:
     """Return what the replies settle on: the last correction, else the answer that most of them give, else "Not
-    found"."""
+    found". An error takes another answer that stands there, or none."""
     settled: str | None = None
     answers: Counter[str] = Counter()
     for reply in _REPLY.split(discussion)[1:]:
@@ -69,7 +69,8 @@ def extract_answer(problem: str, discussion: str, rng: random.Random, error: flo
     if settled is None and ranked and (len(ranked) == 1 or ranked[0][1] > ranked[1][1]):
         settled = ranked[0][0]
     if rng.random() < error:
-        settled = str(rng.randint(0, 99)) if rng.random() < 0.5 else None
+        wrong = sorted(claim for claim in answers if claim != settled)
+        settled = rng.choice(wrong) if wrong and rng.random() < 0.5 else None
     return f"Answer: {settled}" if settled is not None else "Not found"
 
 

@@ -22,7 +22,7 @@ r"""Answers: extraction, equivalence with a reason, isolated grading, majority.
 """
 
 from nemo_openmath.core.grader import Grade, Majority, Verdict
-from nemo_openmath.grading.compare import compare
+from nemo_openmath.grading.compare import compare, is_mathematics
 from nemo_openmath.grading.extraction import Extraction, extract_answer
 from nemo_openmath.grading.file import grade_file, show_disagreements
 from nemo_openmath.grading.majority import majority
@@ -37,6 +37,7 @@ __all__ = [
     "compare",
     "extract_answer",
     "grade_file",
+    "is_mathematics",
     "majority",
     "show_disagreements",
 ]

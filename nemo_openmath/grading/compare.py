@@ -68,6 +68,14 @@ def compare(predicted: str | None, expected: str | None, *, take_modulo: int | N
         return unknown("nested too deeply")
 
 
+def is_mathematics(text: str) -> bool:
+    """Return whether a text is read as mathematics: a value, an expression, a list, a set, an equation."""
+    try:
+        return bool(text.strip()) and bool(_read(text).forms)
+    except RecursionError:
+        return False
+
+
 def _residues(predicted: str, expected: str, modulo: int) -> Grade | None:
     values = [_whole(text) for text in (predicted, expected)]
     if values[0] is None or values[1] is None:

@@ -18,7 +18,7 @@ from nemo_openmath.grading.majority import majority
 from nemo_openmath.synthesis.problems.answers import ExtractAnswers
 from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
 from nemo_openmath.synthesis.problems.extract import Extract
-from nemo_openmath.synthesis.problems.prompted import OnePromptConfig
+from nemo_openmath.synthesis.problems.prompted import DiscussedConfig, OnePromptConfig
 from tests.support.services import run_stage
 
 
@@ -103,7 +103,7 @@ def test_solutions_in_versions_that_contradict_each_other_are_refused(tmp_path: 
 
 
 def answer_by_replies(question: str) -> str:
-    numbers = re.findall(r"I get (\d)", question)
+    numbers = re.findall(r"I get (\d)", question.partition("discussion begins -----")[2])
     return f"Answer: {numbers[-1]}" if numbers else "Not found"
 
 
@@ -111,7 +111,7 @@ async def test_two_threads_with_the_same_problem_are_one_problem_from_extraction
     tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
     replies = ["I get 4", "I get 5", "I get 4", "Nice!", ""]
-    threads = [Thread.make(f"Hello {n}", text) for n, text in enumerate(replies)]
+    threads = [Thread.make(f"Hello {n}. What is 2+2?", text) for n, text in enumerate(replies)]
     extracted = await run_stage(
         Extract(OnePromptConfig()), tmp_path / "1", lambda _: "Problem 1: What is 2+2?", tokenizer=tokenizer,
         threads=threads,
@@ -124,7 +124,7 @@ async def test_two_threads_with_the_same_problem_are_one_problem_from_extraction
         problems=extracted.records,
     )
     answered = await run_stage(
-        ExtractAnswers(OnePromptConfig()), tmp_path / "3", answer_by_replies, tokenizer=tokenizer,
+        ExtractAnswers(DiscussedConfig()), tmp_path / "3", answer_by_replies, tokenizer=tokenizer,
         problems=classified.records, threads=threads,
     )  # fmt: skip
     assert count_records(extracted.context.output, majority) == {"records": 1, "merged": 4}

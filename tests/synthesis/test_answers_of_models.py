@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_openmath.synthesis.problems.answers import parse_answer
+from nemo_openmath.synthesis.problems.checks import bare_answer
 from nemo_openmath.synthesis.problems.classify import parse_verdict
 from nemo_openmath.synthesis.problems.convert import parse_conversion
 from nemo_openmath.synthesis.problems.decontaminate import parse_bool
@@ -27,7 +28,14 @@ def test_listed_problems_come_back(texts: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("No problem", []), ("No problem.", []), ("Here you are: Problem 1: x", None), ("Problem 1: ", None), ("", None)],
+    [
+        ("No problem", []),
+        ("No problem.", []),
+        ("Here you are: Problem 1: x", None),
+        ("Problem 1: ", [""]),
+        ("Problem 2: x", None),
+        ("", None),
+    ],
 )
 def test_other_extractions(text: str, expected: list[str] | None) -> None:
     assert value(parse_problems(text)) == expected
@@ -39,7 +47,8 @@ def test_problems_of_several_lines() -> None:
 
 @given(line, line)
 def test_conversions_come_back(problem: str, answer: str) -> None:
-    assert parse_conversion(f"Problem: {problem}\nAnswer: {answer}") == (problem, answer)
+    expected = (problem, bare_answer(answer)) if bare_answer(answer) else None
+    assert value(parse_conversion(f"Problem: {problem}\nAnswer: {answer}")) == expected
 
 
 @pytest.mark.parametrize(

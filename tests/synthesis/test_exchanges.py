@@ -13,13 +13,12 @@ from nemo_openmath.synthesis.problems.prompted import OnePromptConfig, PromptedS
 from tests.support.engines import REFUSED, Reply, ScriptedServer
 from tests.support.services import Lent, stage_context
 
-THREADS = [Thread.make(f"Post {n}: {'thanks' if n % 3 == 0 else 'task'}") for n in range(60)]
+THREADS = [Thread.make(f"Post {n}: {'thanks' if n % 3 == 0 else f'task. Find x in {n}.'}") for n in range(60)]
 
 
 def reply_to(question: str) -> str | Reply:
-    return (
-        "No problem" if "thanks" in question else f"Problem 1: Find x in {question.split('Post ')[-1].split(':')[0]}."
-    )
+    post = question.partition("----- post begins -----\n")[2].partition("\n----- post ends")[0]
+    return "No problem" if "thanks" in post else f"Problem 1: {post.partition('task. ')[2]}"
 
 
 class Models(Lent):

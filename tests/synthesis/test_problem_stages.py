@@ -19,7 +19,7 @@ from nemo_openmath.synthesis.problems.classify import DOUBTED, Classify, Classif
 from nemo_openmath.synthesis.problems.convert import ConvertProofs
 from nemo_openmath.synthesis.problems.decontaminate import Decontaminate, DecontaminateConfig
 from nemo_openmath.synthesis.problems.extract import Extract
-from nemo_openmath.synthesis.problems.prompted import OnePromptConfig
+from nemo_openmath.synthesis.problems.prompted import DiscussedConfig, OnePromptConfig
 from nemo_openmath.synthesis.problems.select import SelectProblems, SelectProblemsConfig
 from tests.support.engines import BUSY, REFUSED, Reply
 from tests.support.services import StageRun, run_stage
@@ -31,7 +31,8 @@ def by_text(replies: dict[str, str | Reply]) -> Callable[[str], str | Reply]:
     """The reply under the one key that stands in what the question asks about."""
 
     def answer(question: str) -> str | Reply:
-        (key,) = [key for key in replies if key in question.rpartition(" begins -----\n")[2]]
+        asked = question[question.find("----- ") :]  # not the worked examples
+        (key,) = [key for key in replies if key in asked]
         return replies[key]
 
     return answer
@@ -44,8 +45,8 @@ async def test_the_forum_of_a_thread_is_the_source_of_its_problems_by_which_they
     tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
     forums = ("Middle_School_Math", "Olympiads")
-    threads = [Thread.make(f"Post of {name}").with_(extra={"problem_source": name}) for name in forums]
-    replies: dict[str, str | Reply] = {f"Post of {name}": f"Problem 1: x {name}?" for name in forums}
+    threads = [Thread.make(f"Find x of {name}.").with_(extra={"problem_source": name}) for name in forums]
+    replies: dict[str, str | Reply] = {f"Find x of {name}": f"Problem 1: Find x of {name}." for name in forums}
     extracted = await run_stage(
         Extract(OnePromptConfig()), tmp_path / "e", by_text(replies), tokenizer=tokenizer, threads=threads
     )
@@ -60,11 +61,15 @@ async def test_the_forum_of_a_thread_is_the_source_of_its_problems_by_which_they
     assert run.reasons == ["other problem source", "other problem type"]
 
 
+TWO = "Hi! Two of them: Find the root of x+7=9. And: compute 12*5, then 60*2. Thanks"
+
+
 async def test_extract_takes_the_problems_of_a_post_and_names_why_it_drops_one(
     tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
     replies: dict[str, str | Reply] = {
-        "two of them": "Problem 1: Find a.\nProblem 2: Find b,\nand c.\nProblem 3: Find  a.",
+        TWO: "Problem 1: Find the root of x + 7 = 9.\nProblem 2: Compute 12 * 5,\nthen 60 * 2.\n"
+        "Problem 3: Find  the root of x + 7 = 9.",
         "thanks": "No problem.",
         "chat": GARBLED,
         "forbidden": REFUSED,
@@ -73,8 +78,11 @@ async def test_extract_takes_the_problems_of_a_post_and_names_why_it_drops_one(
     run = await run_stage(
         Extract(OnePromptConfig()), tmp_path, by_text(replies), tokenizer=tokenizer, threads=list(threads.values())
     )
-    assert [" ".join(problem.problem.split()) for problem in run.records] == ["Find a.", "Find b, and c."]
-    assert {problem.parents for problem in run.records} == {(threads["two of them"].id,)}
+    assert [" ".join(problem.problem.split()) for problem in run.records] == [
+        "Find the root of x + 7 = 9.",
+        "Compute 12 * 5, then 60 * 2.",
+    ]
+    assert {problem.parents for problem in run.records} == {(threads[TWO].id,)}
     assert run.reasons == ["no problem in the post", "refused by the engine", "the reply is no list of problems"]
     assert not any("I get 4" in asked.question for asked in run.asked), "only the post is shown"
 
@@ -178,7 +186,7 @@ def test_another_text_of_a_question_is_another_stage(tmp_path: Path) -> None:
 
 # -- convert proofs ----------------------------------------------------------------------------------------------------
 
-CONVERTED = "Problem: Find the sum\nof all n.\nAnswer: 12"
+CONVERTED = "Problem: Find the sum\nof all n.\nAnswer: 12."
 
 
 async def test_convert_makes_a_problem_of_a_proof_and_leaves_others_alone(
@@ -191,7 +199,7 @@ async def test_convert_makes_a_problem_of_a_proof_and_leaves_others_alone(
     proof = Problem.make("Prove that n = 3.", category="proof", source="forum", parents=parents)
     other = Problem.make("Find n.", category="answer", parents=(ids["Post 1"],))
     run = await run_stage(
-        ConvertProofs(OnePromptConfig()), tmp_path, lambda _: CONVERTED, tokenizer=tokenizer,
+        ConvertProofs(DiscussedConfig()), tmp_path, lambda _: CONVERTED, tokenizer=tokenizer,
         problems=[proof, other], threads=threads,
     )  # fmt: skip
     converted = Problem.make(
@@ -205,7 +213,8 @@ async def test_convert_makes_a_problem_of_a_proof_and_leaves_others_alone(
     assert sorted(run.records, key=lambda p: p.id) == sorted([converted, other], key=lambda p: p.id)
     (asked,) = run.asked
     assert "Prove that n = 3." in asked.question
-    assert asked.question.rstrip().endswith("reply of thread 2\n\nreply of thread 0"), "joined by id, in parents' order"
+    joined = "----- discussion begins -----\nPost 1:\nreply of thread 2\n\nPost 2:\nreply of thread 0\n-----"
+    assert joined in asked.question, "joined by id, in parents' order"
     assert "thread 1" not in asked.question
 
 
@@ -219,7 +228,7 @@ async def test_convert_names_why_it_drops(tokenizer: ChatTokenizer, tmp_path: Pa
         "Prove e.": REFUSED,
     }
     run = await run_stage(
-        ConvertProofs(OnePromptConfig(attempts=2)), tmp_path, by_text(replies), tokenizer=tokenizer,
+        ConvertProofs(DiscussedConfig(attempts=2)), tmp_path, by_text(replies), tokenizer=tokenizer,
         problems=[Problem.make(text, category="proof") for text in replies], threads=[],
     )  # fmt: skip
     assert run.records == []
@@ -243,7 +252,7 @@ async def test_proofs_that_become_one_problem_are_read_as_one(
         f"Prove {n}.": f"Problem: Find it.\nAnswer: {answer}" for n, answer in enumerate(answers)
     }
     run = await run_stage(
-        ConvertProofs(OnePromptConfig()), tmp_path, by_text(replies), tokenizer=tokenizer, problems=proofs, threads=[]
+        ConvertProofs(DiscussedConfig()), tmp_path, by_text(replies), tokenizer=tokenizer, problems=proofs, threads=[]
     )
     (one,) = read_merged([run.context.output], Problem, majority)
     assert set(one.parents) == {proof.id for proof in proofs}
@@ -254,7 +263,7 @@ async def test_proofs_that_become_one_problem_are_read_as_one(
 
 
 def last_number(question: str) -> str:
-    numbers = re.findall(r"it is (\d+)", question)
+    numbers = re.findall(r"it is (\d+)", question.partition("discussion begins -----")[2])
     return f"Answer: {numbers[-1]}" if numbers else "Not found"
 
 
@@ -275,7 +284,7 @@ async def test_extract_answers_takes_what_most_threads_say(
     problem = Problem.make("What is 2 + 2?", category="answer", parents=tuple(thread.id for thread in threads))
     foreign = Thread.make("Another post", "it is 9")
     run = await run_stage(
-        ExtractAnswers(OnePromptConfig()), tmp_path, last_number, tokenizer=tokenizer, problems=[problem],
+        ExtractAnswers(DiscussedConfig()), tmp_path, last_number, tokenizer=tokenizer, problems=[problem],
         threads=[foreign, *reversed(threads)],
     )  # fmt: skip
     (found,) = run.records
@@ -287,17 +296,19 @@ async def test_extract_answers_takes_what_most_threads_say(
 async def test_extract_answers_keeps_known_ones_and_drops_what_it_cannot_read(
     tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
-    threads = {text: Thread.make(f"Post: {text}", text) for text in ("clear", "garbled", "refused")}
-    says: dict[str, str | Reply] = {"clear": "Answer: 4", "garbled": "It may be 4.", "refused": REFUSED}
+    threads = {text: Thread.make(f"Post: {text}", text) for text in ("clear reply: 4", "garbled", "refused")}
+    says: dict[str, str | Reply] = {"clear reply: 4": "Answer: 4", "garbled": "It may be 4.", "refused": REFUSED}
 
     def problem(text: str, *names: str, **values: Any) -> Problem:
         return Problem.make(text, parents=tuple(threads[name].id for name in names), **values)
 
     known = problem("Known?", "garbled", expected_answer="1", problem_type="converted_proof")
     run = await run_stage(
-        ExtractAnswers(OnePromptConfig(attempts=2)), tmp_path, by_text(says), tokenizer=tokenizer,
+        ExtractAnswers(DiscussedConfig(attempts=2)), tmp_path, by_text(says), tokenizer=tokenizer,
         threads=list(threads.values()),
-        problems=[known, problem("Half?", "garbled", "clear"), problem("None?", "garbled"), problem("No?", "refused")],
+        problems=[
+            known, problem("Half?", "garbled", "clear reply: 4"), problem("None?", "garbled"), problem("No?", "refused")
+        ],
     )  # fmt: skip
     assert {found.problem: found.expected_answer for found in run.records} == {"Known?": "1", "Half?": "4"}
     assert known in run.records
@@ -310,7 +321,7 @@ async def test_a_problem_of_two_versions_is_asked_about_once_with_the_threads_of
     threads = [Thread.make(f"Post {n}", f"it is {n}") for n in (3, 3, 5)][1:]
     versions = [Problem.make("What is it?", parents=(thread.id,)) for thread in threads]
     run = await run_stage(
-        ExtractAnswers(OnePromptConfig()),
+        ExtractAnswers(DiscussedConfig()),
         tmp_path,
         last_number,
         tokenizer=tokenizer,
@@ -389,8 +400,8 @@ THREE = [Problem.make(f"Number {n}: {HELD}", category="proof", parents=(f"t{n}",
 THREADS = [Thread.make(f"Post {n}", "it is 4").with_(id=f"t{n}") for n in range(3)]
 CASES = {
     "classify": Case(lambda: Classify(ClassifyConfig(questions=("proof",))), "Verdict: no", {}),
-    "convert": Case(lambda: ConvertProofs(OnePromptConfig()), CONVERTED, {"threads": THREADS}),
-    "answers": Case(lambda: ExtractAnswers(OnePromptConfig()), "Answer: 4", {"threads": THREADS}),
+    "convert": Case(lambda: ConvertProofs(DiscussedConfig()), CONVERTED, {"threads": THREADS}),
+    "answers": Case(lambda: ExtractAnswers(DiscussedConfig()), "Answer: 4", {"threads": THREADS}),
     "decontaminate": Case(lambda: Decontaminate(DecontaminateConfig()), "False", {"benchmark": [Problem.make(HELD)]}),
 }
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from nemo_openmath.core.merging import merge
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.stage import Result, StageContext
 from nemo_openmath.synthesis.controls.cases import AnswerCase
+from nemo_openmath.synthesis.problems.checks import OF_ANSWER, ExtractedAnswer, bare_answer, first_failed
 from nemo_openmath.synthesis.problems.prompted import Discussed, DiscussedStage, Rejected
 
 
@@ -13,10 +16,12 @@ class ExtractAnswers(DiscussedStage):
     """Give each problem the answer that its discussions settle on.
 
     The model is asked about each thread that poses the problem, and the answer of most threads holds (core/merging.py).
+    An answer must pass the checks of an extracted answer (checks.py): it stands in the discussion, or follows from it.
     A problem without an answer stays, as ``no_answer_extracted``: the majority of its solutions may label it later.
     """
 
     kind = "problems.extract_answers"
+    version = 2  # 2: what is extracted is checked
     case = AnswerCase
     prompt = "extract-answer"
 
@@ -35,8 +40,9 @@ class ExtractAnswers(DiscussedStage):
         rejected: Drop | None = None
         for number, discussion in enumerate(discussions):
             key = f"{problem.id}:{number}" if number else problem.id
+            text = await self.shown([discussion])
             answer, reply = await self.question(
-                context, key, parse_answer, problem=problem.problem, forum_discussions=discussion
+                context, key, partial(_checked, text), problem=problem.problem, forum_discussions=text
             )
             if isinstance(answer, Rejected):
                 rejected = Drop(answer.reason, reply)
@@ -49,9 +55,17 @@ class ExtractAnswers(DiscussedStage):
         return Result([problem.with_(problem_type="no_answer_extracted")], asked=bool(discussions))
 
 
+def _checked(discussion: str, reply: str) -> str | Rejected:
+    answer = parse_answer(reply)
+    if isinstance(answer, Rejected) or not answer:
+        return answer
+    return first_failed(OF_ANSWER, ExtractedAnswer(answer, discussion)) or answer
+
+
 def parse_answer(text: str) -> str | Rejected:
-    """Return the answer, "" for "Not found"."""
-    if text.rstrip(".").lower() == "not found":
+    """Return the answer of the line ``Answer: ...``, "" for "Not found"."""
+    if text.strip(" \t\n.*`").lower() in ("not found", "answer: not found"):
         return ""
-    head, colon, answer = text.partition("Answer:")
-    return answer.strip() if colon and not head.strip() and answer.strip() else Rejected("the reply is no answer")
+    head, _, answer = text.strip().partition("Answer:")
+    answer = bare_answer(answer)
+    return Rejected("the reply is no answer") if head or not answer or "\n" in answer else answer

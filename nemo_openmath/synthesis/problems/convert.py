@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import re
-
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.stage import Result, StageContext
 from nemo_openmath.synthesis.controls.cases import ConvertCase
+from nemo_openmath.synthesis.problems.checks import OF_CONVERTED, ConvertedProblem, bare_answer, first_failed
 from nemo_openmath.synthesis.problems.prompted import Discussed, DiscussedStage, Rejected
-
-_FORM = re.compile(r"Problem:\s*(?P<problem>.+?)\s*\nAnswer:\s*(?P<answer>\S.*)", re.S)
 
 
 class ConvertProofs(DiscussedStage):
     """Convert each proof into a problem that asks for a value, with its answer. Other problems pass unchanged.
 
     The reply is read strictly: an answer in a box in place of the line ``Answer:`` is asked for again and then dropped,
-    for where the problem ends in such a reply would be a guess.
+    for where the problem ends in such a reply would be a guess. Problem and answer must pass the checks of a converted
+    problem (checks.py).
     """
 
     kind = "problems.convert_proofs"
+    version = 2  # 2: what is converted is checked
     case = ConvertCase
     prompt = "convert-proof"
     ports = {"problems": "classified problems", "threads": "the threads they came from"}
@@ -31,8 +30,17 @@ class ConvertProofs(DiscussedStage):
         problem, discussions = unit
         if not self.asks_about(problem):
             return Result([problem], asked=False)
+
+        def parse(reply: str) -> tuple[str, str] | tuple[()] | Rejected:
+            parts = parse_conversion(reply)
+            if isinstance(parts, Rejected) or not parts:
+                return parts
+            converted = ConvertedProblem(parts[0], parts[1], problem.problem)
+            return first_failed(OF_CONVERTED, converted) or parts
+
+        discussion = await self.shown(discussions)
         conversion, reply = await self.question(
-            context, problem.id, parse_conversion, problem=problem.problem, forum_discussions="\n\n".join(discussions)
+            context, problem.id, parse, problem=problem.problem, forum_discussions=discussion
         )
         if isinstance(conversion, Rejected):
             return Result(drops=[Drop(conversion.reason, reply)])
@@ -51,8 +59,11 @@ class ConvertProofs(DiscussedStage):
 
 
 def parse_conversion(text: str) -> tuple[str, str] | tuple[()] | Rejected:
-    """Return the problem and its answer, () for "Not possible"."""
-    if text.rstrip(".").lower() == "not possible":
+    """Return the problem and its answer, which stands on the last line; () for "Not possible"."""
+    if text.strip(" \t\n.*`").lower() == "not possible":
         return ()
-    form = _FORM.fullmatch(text)
-    return (form["problem"], form["answer"].strip()) if form else Rejected("the reply is no problem with an answer")
+    problem, _, last = text.strip().rpartition("\n")
+    if not problem.startswith("Problem:") or not last.startswith("Answer:") or "\nAnswer:" in problem:
+        return Rejected("the reply is no problem with an answer")
+    statement, answer = problem.removeprefix("Problem:").strip(), bare_answer(last.removeprefix("Answer:"))
+    return (statement, answer) if statement and answer else Rejected("the reply is no problem with an answer")

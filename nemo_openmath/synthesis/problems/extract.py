@@ -8,18 +8,24 @@ from collections.abc import Iterable
 from nemo_openmath.core.records import Drop, Problem, Thread
 from nemo_openmath.core.stage import Result, StageContext
 from nemo_openmath.synthesis.controls.cases import ExtractCase
+from nemo_openmath.synthesis.problems.checks import OF_EXTRACTED, ExtractedProblem, Source, first_failed
 from nemo_openmath.synthesis.problems.prompted import OnePromptConfig, PromptedStage, Rejected
 from nemo_openmath.synthesis.problems.read import FORUM
 
-_PROBLEM = re.compile(r"^Problem \d+:[ \t]*", re.M)
+_PROBLEM = re.compile(r"^Problem (\d{1,4}):[ \t]*", re.M)
 
 
 class Extract(PromptedStage[OnePromptConfig, Thread]):
     """Extract the problems that a thread poses. Equal texts of one thread are one problem. The source of each is the
     forum of its thread, where that is known. Their parents are the thread and the threads that it stands for
-    (``problems.group_threads``)."""
+    (``problems.group_threads``).
+
+    Every problem must pass the checks of an extracted problem (checks.py). Where one of several fails in all attempts,
+    the others of the last reply go on, and that one is dropped.
+    """
 
     kind = "problems.extract"
+    version = 2  # 2: what is extracted is checked
     case = ExtractCase
     prompt = "extract-problems"
     Config = OnePromptConfig
@@ -35,19 +41,36 @@ class Extract(PromptedStage[OnePromptConfig, Thread]):
         return f"{number} problem{'s' if number > 1 else ''}" if number else super().outcome(result)
 
     async def process(self, unit: Thread, context: StageContext) -> Result:
-        texts, reply = await self.question(context, unit.id, parse_problems, forum_post=unit.forum_post)
-        if isinstance(texts, Rejected):
+        post = Source(unit.forum_post)
+        checked: list[tuple[str, Rejected | None]] = []  # of the last reply
+
+        def parse(reply: str) -> list[str] | Rejected:
+            checked.clear()
+            texts = parse_problems(reply)
+            if isinstance(texts, Rejected):
+                return texts
+            checked.extend((text, first_failed(OF_EXTRACTED, ExtractedProblem(text, post))) for text in texts)
+            return next((failed for _, failed in checked if failed is not None), texts)
+
+        texts, reply = await self.question(context, unit.id, parse, forum_post=unit.forum_post)
+        if isinstance(texts, Rejected) and not any(failed is None for _, failed in checked):
             return Result(drops=[Drop(texts.reason, reply)])
-        if not texts:
+        if not checked:
             return Result(drops=[Drop("no problem in the post", unit.forum_post)])
         source = str(unit.extra.get(FORUM) or "forum")
-        problems = [Problem.make(text, source=source, parents=(unit.id, *unit.parents)) for text in texts]
-        return Result(list({problem.id: problem for problem in problems}.values()))
+        parents = (unit.id, *unit.parents)
+        problems = [Problem.make(text, source=source, parents=parents) for text, failed in checked if failed is None]
+        drops = [Drop(failed.reason, text) for text, failed in checked if failed is not None]
+        return Result(list({problem.id: problem for problem in problems}.values()), drops)
 
 
 def parse_problems(text: str) -> list[str] | Rejected:
-    """Return the texts behind ``Problem i:``, [] for "No problem"."""
-    if text.rstrip(".").lower() == "no problem":
+    """Return the texts behind ``Problem i:``, which are numbered from 1; [] for "No problem"."""
+    if text.strip(" \t\n.*`").lower() == "no problem":
         return []
-    parts = [part.strip() for part in _PROBLEM.split(text)[1:]]
-    return parts if _PROBLEM.match(text) and all(parts) else Rejected("the reply is no list of problems")
+    if not _PROBLEM.match(text):
+        return Rejected("the reply is no list of problems")
+    parts = _PROBLEM.split(text)[1:]
+    if [int(number) for number in parts[::2]] != list(range(1, len(parts) // 2 + 1)):
+        return Rejected("the problems of the reply are not numbered one by one")
+    return [part.strip() for part in parts[1::2]]

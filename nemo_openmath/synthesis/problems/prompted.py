@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
@@ -30,8 +31,17 @@ from nemo_openmath.synthesis.problems.exchanges import (
     sample_row,
     side_of,
 )
+from nemo_openmath.synthesis.problems.posts import cut, posts
 
-__all__ = ["Discussed", "DiscussedStage", "OnePromptConfig", "PromptedConfig", "PromptedStage", "Rejected"]
+__all__ = [
+    "Discussed",
+    "DiscussedConfig",
+    "DiscussedStage",
+    "OnePromptConfig",
+    "PromptedConfig",
+    "PromptedStage",
+    "Rejected",
+]
 
 C = TypeVar("C", bound="PromptedConfig")
 U = TypeVar("U")
@@ -192,7 +202,15 @@ Discussed: TypeAlias = tuple[Problem, list[str]]
 """A problem and the discussions of the threads that pose it, one text a thread, in the order of its parents."""
 
 
-class DiscussedStage(PromptedStage[OnePromptConfig, Discussed]):
+@dataclass(frozen=True)
+class DiscussedConfig(OnePromptConfig):
+    """Settings of a stage that shows the model a problem and the discussion of it."""
+
+    max_discussion_tokens: PositiveInt = 24_000
+    """Longest discussion that is shown, in tokens of the model that is asked. It is cut in front of a post."""
+
+
+class DiscussedStage(PromptedStage[DiscussedConfig, Discussed]):
     """A stage that asks about some problems with the discussions of their threads (ports ``problems``, ``threads``).
 
     Threads are joined by id; those without a reply are left out. They are not divided as problems are: each job reads
@@ -202,7 +220,7 @@ class DiscussedStage(PromptedStage[OnePromptConfig, Discussed]):
     ports = {"problems": "problems", "threads": "the threads they came from"}
     takes = {"problems": "Problem", "threads": "Thread"}
     record = Problem
-    Config = OnePromptConfig
+    Config = DiscussedConfig
 
     @abstractmethod
     def asks_about(self, problem: Problem) -> bool:
@@ -227,3 +245,10 @@ class DiscussedStage(PromptedStage[OnePromptConfig, Discussed]):
         for problem in context.read("problems", Problem):
             parents = problem.parents if self.asks_about(problem) else ()
             yield problem.id, (problem, [self._replies[parent] for parent in parents if parent in self._replies])
+
+    async def shown(self, discussions: Sequence[str]) -> str:
+        """Return discussions as one text, cut to what the model that is asked may be shown (posts.py)."""
+        interview = current_interview() or Interview(*self._models[0])
+        texts = [text for discussion in discussions for text in posts(discussion)]
+        tokens = self.config.max_discussion_tokens
+        return (await asyncio.to_thread(cut, texts, tokens, interview.tokenizer)).text

@@ -110,7 +110,7 @@ class Statement:
     @classmethod
     def of(cls, text: str) -> Statement:
         """Return what a problem states."""
-        return cls(tuple(_classified(_without_single_braces(_signs(text)))))
+        return cls(tuple(_classified(signs(text))))
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -131,6 +131,11 @@ class Statement:
             elif token[1] or not any(_same(token, (word, False)) for word in words):
                 return False
         return expected is None and bool(shorter.tokens)
+
+
+def signs(text: str) -> list[str]:
+    """Return a text as its numbers, words, letters, signs and commands in order, each in its one form."""
+    return _without_single_braces(_signs(text))
 
 
 def _signs(text: str) -> list[str]:
