@@ -31,7 +31,7 @@ def by_text(replies: dict[str, str | Reply]) -> Callable[[str], str | Reply]:
     """The reply under the one key that stands in what the question asks about."""
 
     def answer(question: str) -> str | Reply:
-        asked = question[question.find("----- ") :]  # not the worked examples
+        asked = question[max(0, question.find("----- ")) :]  # not the worked examples
         (key,) = [key for key in replies if key in asked]
         return replies[key]
 
@@ -249,7 +249,7 @@ async def test_proofs_that_become_one_problem_are_read_as_one(
 ) -> None:
     proofs = [Problem.make(f"Prove {n}.", category="proof") for n in range(2)]
     replies: dict[str, str | Reply] = {
-        f"Prove {n}.": f"Problem: Find it.\nAnswer: {answer}" for n, answer in enumerate(answers)
+        f"Prove {n}.": f"Problem: Find the root.\nAnswer: {answer}" for n, answer in enumerate(answers)
     }
     run = await run_stage(
         ConvertProofs(DiscussedConfig()), tmp_path, by_text(replies), tokenizer=tokenizer, problems=proofs, threads=[]

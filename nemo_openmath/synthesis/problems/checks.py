@@ -34,7 +34,7 @@ MOST_COMPARED = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Check(Generic[S]):
+class ReplyCheck(Generic[S]):
     """One thing that must hold."""
 
     name: str
@@ -43,7 +43,7 @@ class Check(Generic[S]):
     holds: Callable[[S], bool]
 
 
-def first_failed(checks: Sequence[Check[S]], subject: S) -> Rejected | None:
+def first_failed(checks: Sequence[ReplyCheck[S]], subject: S) -> Rejected | None:
     """Return the rejection of the first check that does not hold; None where all do."""
     return next((Rejected(check.reason) for check in checks if not check.holds(subject)), None)
 
@@ -51,7 +51,7 @@ def first_failed(checks: Sequence[Check[S]], subject: S) -> Rejected | None:
 # -- what is checked ---------------------------------------------------------------------------------------------------
 
 
-class Source:
+class ShownText:
     """A text that a model was shown, by its contents."""
 
     def __init__(self, text: str):
@@ -91,7 +91,7 @@ class ExtractedProblem:
     """A problem, and the post that it was extracted from."""
 
     text: str
-    post: Source
+    post: ShownText
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ _LONGEST = 3  # times the post
 _SHORT = 6  # tokens; of so few, pairs say nothing
 
 
-def comes_from(text: str, post: Source) -> bool:
+def comes_from(text: str, post: ShownText) -> bool:
     """Return whether most of the mathematics and the words of a text stand in a post.
 
     - Three quarters of its contents stand there, words perhaps misspelt.
@@ -239,10 +239,10 @@ def _states_something(text: str) -> bool:
     return len(tokens) >= 3 or (len(tokens) >= 1 and _ASKING.search(text) is not None)
 
 
-OF_EXTRACTED: tuple[Check[ExtractedProblem], ...] = (
-    Check("no-refusal", "the problem is a refusal", lambda p: not is_refusal(p.text)),
-    Check("not-empty", "the problem is empty", lambda p: _states_something(p.text)),
-    Check("from-post", "the problem is not in the post", lambda p: comes_from(p.text, p.post)),
+OF_EXTRACTED: tuple[ReplyCheck[ExtractedProblem], ...] = (
+    ReplyCheck("no-refusal", "the problem is a refusal", lambda p: not is_refusal(p.text)),
+    ReplyCheck("not-empty", "the problem is empty", lambda p: _states_something(p.text)),
+    ReplyCheck("from-post", "the problem is not in the post", lambda p: comes_from(p.text, p.post)),
 )
 """What an extracted problem must be."""
 
@@ -308,7 +308,7 @@ def follows_from(answer: str, discussion: str) -> bool:
     if next(_stands_in(signs(plain), signs(text)), None) is not None:
         return True
     if not is_mathematics(plain):
-        source = Source(text)
+        source = ShownText(text)
         words = contents(plain)
         return bool(words) and all(token in source.tokens or (not m and source.has_word(token)) for token, m in words)
     return any(compare(plain, formula).is_equal for formula in _formulas(text))
@@ -326,11 +326,13 @@ def _formulas(text: str) -> list[str]:
     return list(formulas)[-MOST_COMPARED:]
 
 
-OF_ANSWER: tuple[Check[ExtractedAnswer], ...] = (
-    Check("no-refusal", "the answer is a refusal", lambda a: not is_refusal(a.answer)),
-    Check("not-yes-or-no", "the answer is yes or no", lambda a: not is_yes_or_no(a.answer)),
-    Check("is-answer", "the answer is a sentence", lambda a: is_answer(a.answer)),
-    Check("from-discussion", "the answer is not in the discussion", lambda a: follows_from(a.answer, a.discussion)),
+OF_ANSWER: tuple[ReplyCheck[ExtractedAnswer], ...] = (
+    ReplyCheck("no-refusal", "the answer is a refusal", lambda a: not is_refusal(a.answer)),
+    ReplyCheck("not-yes-or-no", "the answer is yes or no", lambda a: not is_yes_or_no(a.answer)),
+    ReplyCheck("is-answer", "the answer is a sentence", lambda a: is_answer(a.answer)),
+    ReplyCheck(
+        "from-discussion", "the answer is not in the discussion", lambda a: follows_from(a.answer, a.discussion)
+    ),
 )
 """What an extracted answer must be."""
 
@@ -395,18 +397,18 @@ def is_proof_again(problem: str, proof: str) -> bool:
     )
 
 
-OF_CONVERTED: tuple[Check[ConvertedProblem], ...] = (
-    Check("no-refusal", "the problem is a refusal", lambda p: not is_refusal(p.text)),
-    Check("not-empty", "the problem is empty", lambda p: _states_something(p.text)),
-    Check("not-long", "the problem is too long", lambda p: len(p.text) <= _LONGEST * len(p.proof) + 1000),
-    Check("no-proof", "the problem still asks for a proof", lambda p: _PROVING.search(p.text) is None),
-    Check("asks-value", "the problem asks for nothing", lambda p: asks_for_value(p.text) or "?" in p.text),
-    Check("not-yes-or-no", "the problem asks yes or no", lambda p: not asks_yes_or_no(p.text)),
-    Check("not-again", "the problem is its proof again", lambda p: not is_proof_again(p.text, p.proof)),
-    Check("answer-refusal", "the answer is a refusal", lambda p: not is_refusal(p.answer)),
-    Check("answer-yes-or-no", "the answer is yes or no", lambda p: not is_yes_or_no(p.answer)),
-    Check("answer-is-answer", "the answer is a sentence", lambda p: is_answer(p.answer)),
-    Check(
+OF_CONVERTED: tuple[ReplyCheck[ConvertedProblem], ...] = (
+    ReplyCheck("no-refusal", "the problem is a refusal", lambda p: not is_refusal(p.text)),
+    ReplyCheck("not-empty", "the problem is empty", lambda p: _states_something(p.text)),
+    ReplyCheck("not-long", "the problem is too long", lambda p: len(p.text) <= _LONGEST * len(p.proof) + 1000),
+    ReplyCheck("no-proof", "the problem still asks for a proof", lambda p: _PROVING.search(p.text) is None),
+    ReplyCheck("asks-value", "the problem asks for nothing", lambda p: asks_for_value(p.text) or "?" in p.text),
+    ReplyCheck("not-yes-or-no", "the problem asks yes or no", lambda p: not asks_yes_or_no(p.text)),
+    ReplyCheck("not-again", "the problem is its proof again", lambda p: not is_proof_again(p.text, p.proof)),
+    ReplyCheck("answer-refusal", "the answer is a refusal", lambda p: not is_refusal(p.answer)),
+    ReplyCheck("answer-yes-or-no", "the answer is yes or no", lambda p: not is_yes_or_no(p.answer)),
+    ReplyCheck("answer-is-answer", "the answer is a sentence", lambda p: is_answer(p.answer)),
+    ReplyCheck(
         "not-given-away",
         "the problem gives its answer away",
         lambda p: not gives_itself_away(p.text, p.answer, p.proof),

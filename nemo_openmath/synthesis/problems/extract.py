@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from nemo_openmath.core.records import Drop, Problem, Thread
 from nemo_openmath.core.stage import Result, StageContext
 from nemo_openmath.synthesis.controls.cases import ExtractCase
-from nemo_openmath.synthesis.problems.checks import OF_EXTRACTED, ExtractedProblem, Source, first_failed
+from nemo_openmath.synthesis.problems.checks import OF_EXTRACTED, ExtractedProblem, ShownText, first_failed
 from nemo_openmath.synthesis.problems.prompted import OnePromptConfig, PromptedStage, Rejected
 from nemo_openmath.synthesis.problems.read import FORUM
 
@@ -41,7 +41,7 @@ class Extract(PromptedStage[OnePromptConfig, Thread]):
         return f"{number} problem{'s' if number > 1 else ''}" if number else super().outcome(result)
 
     async def process(self, unit: Thread, context: StageContext) -> Result:
-        post = Source(unit.forum_post)
+        post = ShownText(unit.forum_post)
         checked: list[tuple[str, Rejected | None]] = []  # of the last reply
 
         def parse(reply: str) -> list[str] | Rejected:
