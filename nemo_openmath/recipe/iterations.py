@@ -415,6 +415,7 @@ class _Unroller:
         return {
             "run": "solutions.best_of",
             "from": self._until(number),
+            "allow_empty": all(self._bodies[name].get("allow_empty") is True for name in self._added),
             "per_problem": mixture.per_problem,
             "order": list(mixture.order),
         }
