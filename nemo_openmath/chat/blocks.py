@@ -16,7 +16,7 @@ _EXHAUSTED = (
     "You have run out of code executions! You can no longer write or execute code. Now you should continue solving "
     "the problem by relying on your mathematical reasoning and analytical skills."
 )
-_REMAINING_PATTERN = re.compile(r"Remaining code executions: (\d+)\.")
+_REMAINING_PATTERN = re.compile(r"Remaining code executions: (\d{1,9})\.")
 JUDGMENT = re.compile(r"(?i:judge?ment)[*_]{0,3}:[\s*_]{0,8}\[?(\d+)\]?")  # emphasis does not matter
 
 

@@ -27,6 +27,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from nemo_openmath.core.tags import CODE_END, CODE_START
 
@@ -34,6 +35,7 @@ PYTHON = frozenset(("python", "py", "python3", "py3", "ipython", "ipython3", "to
 OUTPUT = frozenset(("output", "outputs", "out", "stdout", "result", "results", "tool_output", "execution_output"))
 _PLAIN = frozenset(("", "text", "txt", "plain", "plaintext", "console", "none", "bash", "shell", "sh"))
 _LONGEST = 20_000  # characters of a fence without a language that is looked at as Python
+_TRIES = 16  # lines of a fence that are tried as its end behind code; each costs a look at all of it
 _LABEL_CHARS = 80  # of a line that says that an output follows, at its end
 
 _OPENER = re.compile(
@@ -84,6 +86,26 @@ class _Open:
     language: str
     labelled: bool
     """The line in front says that an output follows, or an output stands right in front."""
+    tries: int = 0
+    """Lines that might have closed it behind code."""
+
+
+class _Before:
+    """What ran before a text, and what it printed. Each is read once, where a fence asks for it."""
+
+    def __init__(self, ran: Sequence[str], outputs: Sequence[str]):
+        self._ran, self._outputs = ran, outputs
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The names that a program may use: Python's own, and those of the programs that ran."""
+        trees = (tree for tree in map(_parse, self._ran) if tree is not None)
+        return frozenset(dir(builtins)).union(*(bound | loaded for bound, loaded in map(_names, trees)))
+
+    @cached_property
+    def outputs(self) -> list[list[str]]:
+        """The words of each output."""
+        return [output.split() for output in self._outputs]
 
 
 def read_fences(text: str, *, ended: bool, ran: Sequence[str] = (), outputs: Sequence[str] = ()) -> FenceReading:
@@ -93,6 +115,7 @@ def read_fences(text: str, *, ended: bool, ran: Sequence[str] = (), outputs: Seq
     - ``ran``: the programs that ran before; ``outputs``: what they printed. An output that the model writes a second
       time in a plain fence is a quotation.
     """
+    before = _Before(ran, outputs)
     fence: _Open | None = None
     label = ""  # the last line that is not blank
     behind_output = bool(outputs)
@@ -104,11 +127,11 @@ def read_fences(text: str, *, ended: bool, ran: Sequence[str] = (), outputs: Seq
         if fence is not None:
             body = _body_before(fence, text, start, line) if whole else None
             if body is not None:
-                if (reading := _closed(fence, body, end, ran, outputs)) is not None:
+                if (reading := _closed(fence, body, end, before)) is not None:
                     return reading
                 fence, label = None, ""
             elif (begun := _output_begins(line, whole, fence)) is not None:
-                return FenceReading(_call(fence, text[fence.body : start], start, ran), start + begun)
+                return FenceReading(_call(fence, text[fence.body : start], start, before), start + begun)
             elif whole and fence.language == "" and (inner := _opened(line, start, end)) is not None:
                 # that one was no beginning, but an end of nothing
                 fence = inner if inner.language in PYTHON and inner.fence.startswith(fence.fence) else fence
@@ -133,25 +156,30 @@ def program(body: str) -> str:
     return "\n".join(lines).strip("\n")
 
 
-def does_something(code: str, ran: Sequence[str] = (), *, strict: bool = False) -> bool:
-    """Tell whether a text without a language is a program. ``ran``: what ran before it, whose names it may use.
-    ``strict``: it must import, define, loop, branch or call."""
+def _does_something(code: str, before: _Before, *, strict: bool) -> bool:
+    """Tell whether a text without a language is a program. ``strict``: it must import, define, loop, branch or
+    call."""
     tree = None if len(code) > _LONGEST else _parse(code)
     if tree is None or not any(_acts(statement, strict) for statement in tree.body):
         return False
-    known = set(dir(builtins))
-    used: set[str] = set()
-    for part in (*filter(None, map(_parse, ran)), tree):
-        for node in ast.walk(part):
-            if isinstance(node, ast.Name):
-                (used if part is tree and isinstance(node.ctx, ast.Load) else known).add(node.id)
-            elif isinstance(node, ast.arg):
-                known.add(node.arg)
-            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler):
-                known.add(node.name or "")
-            elif isinstance(node, ast.Import | ast.ImportFrom):
-                known |= {(name.asname or name.name).partition(".")[0] for name in node.names}
-    return "*" in known or used <= known
+    own, loaded = _names(tree)
+    return "*" in own or "*" in before.names or loaded - own <= before.names
+
+
+def _names(tree: ast.Module) -> tuple[set[str], set[str]]:
+    """Return the names that a program binds, and those that it reads. A star stands for all names of a module."""
+    bound: set[str] = set()
+    loaded: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            (loaded if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler):
+            bound.add(node.name or "")
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            bound |= {(name.asname or name.name).partition(".")[0] for name in node.names}
+    return bound, loaded
 
 
 def spells_a_tag(text: str) -> int:
@@ -179,14 +207,15 @@ def _opened(line: str, start: int, end: int, labelled: bool = False) -> _Open | 
 def _body_before(fence: _Open, text: str, start: int, line: str) -> str | None:
     """Return the content of a fence that ``line`` closes; None where it does not. In CommonMark it stands on a line of
     its own; models also write it behind the last line of a program."""
-    body = text[fence.body : start]
     closer = _CLOSER.match(line)
     if closer is not None:
-        return body if closer["fence"].startswith(fence.fence) else None
+        return text[fence.body : start] if closer["fence"].startswith(fence.fence) else None
     closer = _CLOSED_BEHIND_CODE.match(line) if fence.language in PYTHON else None
-    if closer is None or not closer["fence"].startswith(fence.fence):
+    if closer is None or not closer["fence"].startswith(fence.fence) or fence.tries == _TRIES:
         return None
-    return body + closer["code"] if _parse(program(body + closer["code"])) else None
+    fence.tries += 1
+    body = text[fence.body : start] + closer["code"]
+    return body if _parse(program(body)) else None
 
 
 def _output_begins(line: str, whole: bool, within: _Open | None = None) -> int | None:
@@ -202,20 +231,20 @@ def _output_begins(line: str, whole: bool, within: _Open | None = None) -> int |
     return opener.start("fence")
 
 
-def _closed(fence: _Open, body: str, end: int, ran: Sequence[str], outputs: Sequence[str]) -> FenceReading | None:
+def _closed(fence: _Open, body: str, end: int, before: _Before) -> FenceReading | None:
     """Return what a fence that has closed asks for; None where the text goes on."""
-    if (call := _call(fence, body, end, ran)) is not None:
+    if (call := _call(fence, body, end, before)) is not None:
         return FenceReading(call)
     words = body.split()
-    if words and fence.labelled and fence.language in _PLAIN and words not in [output.split() for output in outputs]:
+    if words and fence.labelled and fence.language in _PLAIN and words not in before.outputs:
         return FenceReading(invented=fence.start)
     return None
 
 
-def _call(fence: _Open, body: str, end: int, ran: Sequence[str]) -> FencedCall | None:
+def _call(fence: _Open, body: str, end: int, before: _Before) -> FencedCall | None:
     """Return the program in a fence; None where its content is none."""
     code = program(body)
-    runs = fence.language in PYTHON or (fence.language == "" and does_something(code, ran, strict=fence.labelled))
+    runs = fence.language in PYTHON or (fence.language == "" and _does_something(code, before, strict=fence.labelled))
     return FencedCall(fence.start, end, fence.fence, code) if runs and code.strip() else None
 
 

@@ -246,11 +246,8 @@ OPENING = f"{THINK_START}\n"
 PROSE = (Kind.REASONING, Kind.SUMMARY)
 """What the reader reads as words: neither code nor what the tool wrote."""
 _FENCED = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*\{?\.?(?:python|py)3?\b", re.IGNORECASE | re.MULTILINE)
-_NOTICE = re.compile(r"```system\n.*?```\n", re.S)
-# The output fence of a block ends at the fence that a notice follows; without a notice, at the first closing fence.
-_TOOL = re.compile(
-    r"\n{0,2}```output\n(?:(?:(?!<tool_call>).)*?```\n(?=```system\n)```system\n.*?```\n|.*?```\n)", re.S
-)
+_OUTPUT = re.compile(r"\n{0,2}```output\n")
+_FENCE, _NOTICE = "```\n", "```system\n"
 
 
 def _text_of(ids: Sequence[int]) -> str:
@@ -278,21 +275,58 @@ def _split_code(text: str) -> Iterator[tuple[Kind, str]]:
 def _split_authors(text: str) -> Iterator[Span]:
     """Split a stored turn into spans of model and tool: the tool's directly follow a closed code block."""
     start = at = 0
-    while (end := text.find(CODE_END, at)) >= 0:
-        at = end + len(CODE_END)
-        block = _TOOL.match(text, at)
-        if block is None:
-            continue
-        yield Span(Author.MODEL, text[start:at])
-        yield Span(Author.TOOL, block.group(0))
-        start = at = block.end()
+    ends = _BlockEnds(text)
+    while (code_end := text.find(CODE_END, at)) >= 0:
+        at = code_end + len(CODE_END)
+        output = _OUTPUT.match(text, at)
+        end = None if output is None else ends.of(output.end())
+        if end is not None:
+            yield Span(Author.MODEL, text[start:at])
+            yield Span(Author.TOOL, text[at:end])
+            start = at = end
     if start < len(text):
         yield Span(Author.MODEL, text[start:])
 
 
+class _Places:
+    """The places of a sign in a text, for a reader who asks from growing places on: each character is read once."""
+
+    def __init__(self, text: str, sign: str):
+        self._text, self._sign, self._next = text, sign, -1
+
+    def at(self, start: int) -> int:
+        """Return the first place from ``start`` on; the length of the text where there is none."""
+        if self._next < start:
+            place = self._text.find(self._sign, start)
+            self._next = len(self._text) if place < 0 else place
+        return self._next
+
+
+class _BlockEnds:
+    """Where the blocks of output in a text end, in their order. One ends at the fence that a notice follows; without a
+    notice before the next call, at the first closing fence."""
+
+    def __init__(self, text: str):
+        self._none = len(text)
+        self._fences, self._noticed = _Places(text, _FENCE), _Places(text, _FENCE + _NOTICE)
+        self._calls, self._behind_notice = _Places(text, CODE_START), _Places(text, _FENCE)
+
+    def of(self, body: int) -> int | None:
+        """Return where the block ends whose output begins at ``body``; None where it never does."""
+        noticed = self._noticed.at(body)
+        if noticed < self._calls.at(body):
+            end = self._behind_notice.at(noticed + len(_FENCE + _NOTICE))
+            if end < self._none:
+                return end + len(_FENCE)
+        fence = self._fences.at(body)
+        return fence + len(_FENCE) if fence < self._none else None
+
+
 def _tool_segments(text: str) -> Iterator[Segment]:
-    notices = list(_NOTICE.finditer(text))
-    cut = notices[-1].start() if notices and notices[-1].end() == len(text) else len(text)
+    cut, at = len(text), 0
+    while (start := text.find(_NOTICE, at)) >= 0 and (end := text.find(_FENCE, start + len(_NOTICE))) >= 0:
+        at = end + len(_FENCE)
+        cut = start if at == len(text) else len(text)
     if cut:
         yield Segment(Kind.OUTPUT, text[:cut])
     if cut < len(text):

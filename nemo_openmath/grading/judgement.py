@@ -12,7 +12,8 @@ _SAID = (
     r"(?:\\(?:boxed|text(?:bf)?)\{){0,2}(?i:(yes|no))\b"
 )
 _ANYWHERE = re.compile(_SAID)
-_LAST_LINE = re.compile(rf"[\W_]*(?:(?i:my|the|final|overall|conclusion)[\s:,]+){{0,3}}[\W_]*{_SAID}[\W_]*")
+_DRESS = r"[\W_]{0,40}"  # bounded, as is what follows: two runs without a bound are tried in all ways to share a line
+_LAST_LINE = re.compile(rf"{_DRESS}(?:(?i:my|the|final|overall|conclusion)[\s:,]{{1,8}}){{0,3}}{_DRESS}{_SAID}[\W_]*")
 
 
 def parse_judgement(text: str) -> bool | None:

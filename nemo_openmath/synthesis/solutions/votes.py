@@ -32,7 +32,8 @@ from nemo_openmath.inference.asking import PreparedPrompt
 
 _LABEL = r"(?:judge?ment|verdict|decision|classification)(?:\s+is)?[\s*_`\"')\]]{0,8}[:=\uff1a\u2013\u2014-]"
 _OPEN = r"[\s*_`\"'\[(]{0,8}(?:\\(?:boxed|text(?:bf)?)\{){0,2}"
-_BEGIN = r"(?:my|the|final|overall|conclusion|so|therefore)"
+_DRESS = r"[\W_]{0,40}"  # bounded, as is what follows: two runs without a bound are tried in all ways to share a line
+_BEGIN = rf"{_DRESS}(?:(?:my|the|final|overall|conclusion|so|therefore)[\s:,]{{1,8}}){{0,3}}{_DRESS}"
 _CHOICE = 128  # in the bytes of a vote: this and more is a choice, less the number of replies that nobody could read
 MOST_ATTEMPTS = 100
 
@@ -57,12 +58,12 @@ class VoteQuestion:
         """Return the choice that a reply commits itself to, else None."""
         lines = [line for line in text.splitlines() if re.search(r"\w", line)]
         words = "|".join(self.words)
-        labelled, begin = rf"{_LABEL}{_OPEN}({words})\b", rf"[\W_]*(?:{_BEGIN}[\s:,]+){{0,3}}[\W_]*"
+        labelled = rf"{_LABEL}{_OPEN}({words})\b"
         last = lines[-1].strip() if lines else ""
         # Behind the label and the word there may be a reason; the word alone stands alone.
-        if (match := re.match(begin + labelled, last, re.IGNORECASE)) is not None:
+        if (match := re.match(_BEGIN + labelled, last, re.IGNORECASE)) is not None:
             rest = re.findall(rf"\b(?:{words})\b", last[match.end() :], re.IGNORECASE)
-        elif (match := re.fullmatch(rf"{begin}{_OPEN}({words})\b[\W_]*", last, re.IGNORECASE)) is None:
+        elif (match := re.fullmatch(rf"{_BEGIN}{_OPEN}({words})\b[\W_]*", last, re.IGNORECASE)) is None:
             return None
         else:
             rest = []

@@ -40,58 +40,71 @@ _LABEL = re.compile(
 _LINE_BEGINS = re.compile(r"\n[ \t>#*_-]*\(?\Z")
 _LIST_NUMBER = re.compile(r"[.):][*_]{0,3}(?:\s|\Z)")
 _OPEN = r"[\s$*\\({]{0,6}"
-_IS = re.compile(
-    rf"(?:[=≡≈:]|\\(?:equiv|approx)|\b(?:is|are|be|was|equals?|gives?|get|yields?|obtain|find|exactly|only|total))"
-    rf"{_OPEN}\Z",
-    re.IGNORECASE,
+_IS = (
+    r"(?:[=≡≈:]|\\(?:equiv|approx)|\b(?i:is|are|be|was|equals?|gives?|get|yields?|obtain|find|exactly|only|total))"
+    + _OPEN
 )
+_DECLARES = rf"(?:\b(?i:is|be|equals)\b|[=:]){_OPEN}"
 _GOES_ON = re.compile(r"\$?\s?(?:(?:to|through|modulo|mod|more|less|or)\b|,\s?(?:and\s)?[\d\\$])")  # a range, a list
-_DECLARED = re.compile(
-    rf"\b(?:answer|solution|result)\b[^.\n]{{0,40}}?(?:\b(?:is|be|equals)\b|[=:]){_OPEN}\Z", re.IGNORECASE
-)
+_DECLARED = re.compile(rf"\b(?:answer|solution|result)\b[^.\n]{{0,40}}?{_DECLARES}\Z", re.IGNORECASE)
 _DIGIT = re.compile(r"-?\d")
 _LOOK = 80  # characters before an occurrence that decide on it
-_SAID = {_IS: 18, _DECLARED: _LOOK}  # and of those the ones that such words reach over
+_STEPS = 64  # steps over an answer that looks for it within itself take, at least
 
 
 def states_answer(text: str, answer: str, problem: str) -> bool:
     """Return whether ``text`` states ``answer`` to ``problem``; see the module's docstring."""
     answer = answer.strip().strip("$").strip()
-    if not answer:
+    if not answer or answer not in text:
         return False
-    if answer.replace(" ", "").isalpha() or any(True for _ in _values(problem, answer)):
-        return any(True for _ in _values(text, answer, _DECLARED))
+    text, problem = f"\n{text}", f"\n{problem}"  # a text's first line begins as the others do
+    if answer.replace(" ", "").isalpha() or any(_is_value(answer, problem, at) for at in _places(problem, answer)):
+        declared = (at for at in _places_behind(_DECLARES, text, answer) if _search(_DECLARED, text, at, _LOOK))
+        return any(_is_value(answer, text, at) for at in declared)
     if _DIGIT.fullmatch(answer):
-        return any(not _GOES_ON.match(text, end) for end in _values(text, answer, _IS))
-    return any(True for _ in _values(text, answer))
+        values = (at for at in _places_behind(_IS, text, answer) if _is_value(answer, text, at))
+        return any(_GOES_ON.match(text, at + len(answer)) is None for at in values)
+    return any(_is_value(answer, text, at) for at in _places(text, answer))
 
 
-def _values(text: str, answer: str, said: re.Pattern[str] | None = None) -> Iterator[int]:
-    """Yield where each occurrence of the answer as a value of its own ends, with ``said`` of those that these words
-    stand before."""
-    at = text.find(answer)
+def _places(text: str, answer: str) -> Iterator[int]:
+    """Yield where the answer's characters stand."""
+    at, step = text.find(answer), max(1, len(answer) // _STEPS)
     while at >= 0:
-        before = text[at - _LOOK : at] if at > _LOOK else f"\n{text[:at]}"
-        end = at + len(answer)
-        counts = said is None or said.search(before, max(0, len(before) - _SAID[said])) is not None
-        if counts and not (_is_part(answer, before, text, end) or _is_label(before, text, end)):
-            yield end
-        at = text.find(answer, at + 1)
+        yield at
+        at = text.find(answer, at + step)
 
 
-def _is_part(answer: str, before: str, text: str, end: int) -> bool:
-    if _INSIDE.search(before, max(0, len(before) - 9)) is not None:
+def _places_behind(words: str, text: str, answer: str) -> Iterator[int]:
+    """Yield where the answer's characters stand directly behind such words. All other places, of which a text can have
+    one in every two characters, are passed over by one search."""
+    return (match.end() for match in re.finditer(f"{words}(?={re.escape(answer)})", text))
+
+
+def _is_value(answer: str, text: str, at: int) -> bool:
+    """Tell whether the answer's characters at a place are a value of their own."""
+    end = at + len(answer)
+    return not (_is_part(answer, text, at, end) or _is_label(text, at, end))
+
+
+def _is_part(answer: str, text: str, at: int, end: int) -> bool:
+    if _search(_INSIDE, text, at, 9):
         return True
-    if before.endswith("{") and _ARGUMENT.search(before) is not None:
+    if text[at - 1] == "{" and _search(_ARGUMENT, text, at, _LOOK):
         return True
     return answer[-1].isalnum() and _FOLLOWS.match(text, end) is not None
 
 
-def _is_label(before: str, text: str, end: int) -> bool:
-    if _LABEL.search(before, max(0, len(before) - 16)) is not None:
+def _is_label(text: str, at: int, end: int) -> bool:
+    if _search(_LABEL, text, at, 16):
         return True
     return (
         text[end : end + 1] in tuple(".):")
-        and _LINE_BEGINS.search(before) is not None
+        and _search(_LINE_BEGINS, text, at, _LOOK)
         and _LIST_NUMBER.match(text, end) is not None
     )
+
+
+def _search(pattern: re.Pattern[str], text: str, at: int, chars: int) -> bool:
+    """Tell whether a pattern ends at a place, within so many characters before it."""
+    return pattern.search(text, max(0, at - chars), at) is not None

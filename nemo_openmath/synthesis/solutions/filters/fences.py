@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_FENCE = re.compile(r"[ \t>]*(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*$")
+# Nothing is given back (*+): a line of 100,000 tildes is tried in one way.
+_FENCE = re.compile(r"[ \t>]*+(`{3,}+|~{3,}+)[ \t]*+([^\s`]*+)[^`]*+$")
 _INLINE = re.compile(r"(`{3,20})([^`\n]+)\1")
 _ABOVE = 200  # characters of the line above, its last ones
 _TOOL = frozenset({"output", "outputs", "stdout", "system", "result", "results", "console"})
@@ -17,7 +18,7 @@ _PRINTS = re.compile(
     re.IGNORECASE,
 )
 _HEADING = re.compile(r"\W*(?:(?:the|expected|sample|example|program|code|execution)\s)*outputs?\W*", re.IGNORECASE)
-_CODE = re.compile(r"\bprint\(|^\s*(?:import|from|def|for|while|if)\s.*\S", re.MULTILINE)
+_CODE = re.compile(r"\bprint\(|^[^\S\n]*+(?:import|from|def|for|while|if)\s.*\S", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
