@@ -16,8 +16,8 @@ _EXHAUSTED = (
     "You have run out of code executions! You can no longer write or execute code. Now you should continue solving "
     "the problem by relying on your mathematical reasoning and analytical skills."
 )
-_REMAINING_PATTERN = re.compile(r"Remaining code executions: (\d{1,9})\.")
-JUDGMENT = re.compile(r"(?i:judge?ment)[*_]{0,3}:[\s*_]{0,8}\[?(\d+)\]?")  # emphasis does not matter
+_REMAINING_PATTERN = re.compile(r"Remaining code executions: ([0-9]{1,9})\.")
+JUDGMENT = re.compile(r"(?i:judge?ment)[*_]{0,3}:[\s*_]{0,8}\[?([0-9]+)\]?")  # emphasis does not matter
 
 
 def output_block(output: str) -> str:
@@ -57,7 +57,8 @@ def judgment_of(text: str) -> int | None:
 
 
 def final_judgment_of(text: str) -> int | None:
-    """Return the index that a GenSelect answer chose, where nothing but emphasis and a full stop stands behind its last
-    judgment; None where words do."""
+    """Return the index that a GenSelect answer chose, where its judgments are all the same and nothing but emphasis and
+    a full stop stands behind the last; None otherwise."""
     judgments = list(JUDGMENT.finditer(text))
-    return judgment_of(text) if judgments and not text[judgments[-1].end() :].strip(" \t\r\n*_.`") else None
+    agree = len({judgment[1] for judgment in judgments}) == 1
+    return judgment_of(text) if agree and not text[judgments[-1].end() :].strip(" \t\r\n*_.`") else None

@@ -27,5 +27,7 @@ def parse_judgement(text: str) -> bool | None:
     lines = [line for line in answer.splitlines() if line.strip()]
     if not lines or THINK_START in answer or (last := _LAST_LINE.fullmatch(lines[-1].strip())) is None:
         return None
-    verdicts = {match[1].lower() for match in _ANYWHERE.finditer(answer)}
-    return last[1].lower() == "yes" if len(verdicts) == 1 else None
+    verdicts = {
+        match[1].casefold() for match in _ANYWHERE.finditer(answer)
+    }  # "ye\u017f" is a "yes" to the pattern, too
+    return last[1].casefold() == "yes" if len(verdicts) == 1 else None

@@ -61,7 +61,11 @@ async def longest_valid(
             for seed in seeds
         )
     )
-    written = [(prompt.answer(c.text), c.usage.completion_tokens) for c in completions if c.finish is Finish.STOP]
+    written = [  # some servers do not keep the limit, and write beyond it
+        (prompt.answer(c.text), c.usage.completion_tokens)
+        for c in completions
+        if c.finish is Finish.STOP and c.usage.completion_tokens <= config.max_tokens
+    ]
     if not written:
         return Summary(None, unfinished=True, example=completions[0].text[-200:])
     valid = [

@@ -24,6 +24,8 @@ class Reply:
     text: str = ""
     finish: str = "stop"
     status: int = 200
+    tokens: int = 1
+    """Tokens that the server says it wrote."""
 
 
 REFUSED = Reply("flagged by the content filter", status=400)
@@ -63,7 +65,7 @@ class ScriptedServer(LoopbackServer):
         if reply.status != 200:
             return web.json_response({"error": {"message": reply.text}}, status=reply.status)
         choice = {"index": 0, "message": {"role": "assistant", "content": reply.text}, "finish_reason": reply.finish}
-        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        usage = {"prompt_tokens": 1, "completion_tokens": reply.tokens, "total_tokens": 1 + reply.tokens}
         return web.json_response({"model": MODEL, "choices": [choice], "usage": usage})
 
 

@@ -214,6 +214,9 @@ async def test_a_target_is_the_longest_summary_that_ends_in_the_same_judgment(re
         (COMPARISON, "Judgment: 0", "no summary kept the judgment"),
         (COMPARISON, "Judgment: 11", "no summary kept the judgment"),
         (COMPARISON, "", "no summary kept the judgment"),
+        (COMPARISON, "Judgment: 0\nJudgment: 1", "no summary kept the judgment"),
+        (COMPARISON, "Judgment: \u0661", "no summary kept the judgment"),  # a one of Arabic script
+        (COMPARISON, Reply("Judgment: 1", tokens=2049), "no summary was finished"),  # a server without limits
         (COMPARISON, Reply("Judgment: 1", finish="length"), "no summary was finished"),
         ("I cannot say.", "Judgment: 1", "no valid judgment"),
         ("Judgment: 7", "Judgment: 7", "no valid judgment"),

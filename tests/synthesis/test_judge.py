@@ -46,6 +46,7 @@ QUESTION = Question("Which number?", "2.0 apples", "two")
         ("**Final Judgment:** Yes", True),
         ("Judgment: yes.", True),
         ("judgement - Yes", True),
+        ("Judgement: ye\u017f", True),
         ('"Judgement: Yes"', True),
         (r"Judgement: \boxed{Yes}", True),
         ("Judgement: Yes. Or is it? Judgement: No", None),

@@ -28,6 +28,7 @@ class Targets(UnitStage[TargetsConfig, Generation]):
     """
 
     kind = "genselect.targets"
+    version = 2  # 2: a summary that states several judgments is not used
     Config = TargetsConfig
     ports = {"selections": "selections to train on, as genselect.select leaves them with keep_correct"}
     takes = {"selections": "Generation"}
