@@ -128,6 +128,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "convert-proof": ("problem", "forum_discussions"),
     "extract-answer": ("problem", "forum_discussions"),
     "decontaminate": ("problem", "candidate"),
+    "decontaminate-family": ("problem", "candidate"),
     "summarize": ("problem", "solution"),
     "summarize-comparison": ("question", "comparison"),
     "judge": ("problem", "predicted_answer", "expected_answer"),

@@ -170,7 +170,12 @@ _TASKS: dict[str, Callable[[dict[str, str], str, random.Random, TeacherConfig], 
     "extract-answer": lambda v, _, rng, c: tasks.extract_answer(
         v["problem"], v["forum_discussions"], rng, c.answer_error
     ),
-    "decontaminate": lambda v, _, rng, c: tasks.decontaminate(v["problem"], v["candidate"], rng, c.decontaminate_error),
+    "decontaminate": lambda v, _, rng, c: tasks.decontaminate(
+        v["problem"], v["candidate"], False, rng, c.decontaminate_error
+    ),
+    "decontaminate-family": lambda v, _, rng, c: tasks.decontaminate(
+        v["problem"], v["candidate"], True, rng, c.decontaminate_error
+    ),
 }
 
 

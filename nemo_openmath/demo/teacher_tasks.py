@@ -74,14 +74,16 @@ def extract_answer(problem: str, discussion: str, rng: random.Random, error: flo
     return f"Answer: {settled}" if settled is not None else "Not found"
 
 
-def decontaminate(problem: str, candidate: str, rng: random.Random, error: float) -> str:
-    """Return "True" where both pose the same problem of the world, or are the same words."""
+def decontaminate(problem: str, candidate: str, family: bool, rng: random.Random, error: float) -> str:
+    """Return whether both pose the same problem of the world, or are the same words. ``family``: problems of one kind
+    that differ in their numbers alone are the same."""
     first, second = _one(problem), _one(candidate)
     if first and second and first.item and second.item:
-        same = first.item.key == second.item.key
+        same = first.item.key == second.item.key or (family and first.item.kind == second.item.kind)
     else:
         same = _words(problem) == _words(candidate)
-    return str(same != (rng.random() < error))
+    verdict = "yes" if same != (rng.random() < error) else "no"
+    return f"Why: that is how I read them.\nVerdict: {verdict}"
 
 
 def judge(predicted: str, expected: str, rng: random.Random, error: float) -> str:

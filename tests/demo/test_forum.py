@@ -72,7 +72,7 @@ def test_the_teacher_turns_posts_into_problems() -> None:
     assert converted is not None
     assert (converted.key, answer) == (item.key, item.answer)
     assert tasks.convert_proof(forms.beyond(NONE).text, "", NONE, 0) == "Not possible"
-    assert tasks.decontaminate(item.statement, item.reworded().statement, NONE, 0) == "True"
-    assert tasks.decontaminate(item.statement, make_benchmark(1, 1)[0].statement, NONE, 0) == "False"
+    assert tasks.decontaminate(item.statement, item.reworded().statement, False, NONE, 0).endswith("yes")
+    assert tasks.decontaminate(item.statement, make_benchmark(1, 1)[0].statement, False, NONE, 0).endswith("no")
     assert tasks.judge(" $7$.", "07", NONE, 0).endswith("Judgement: Yes")
     assert tasks.judge("7", "8", NONE, 0).endswith("Judgement: No")

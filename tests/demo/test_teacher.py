@@ -107,7 +107,8 @@ async def test_clerical_prompts_summaries_and_selection(tokenizer: ChatTokenizer
         assert (await ask(teacher, f"classify-{kind}", problem=item.statement)).endswith("\nVerdict: no")
     found = await ask(teacher, "extract-answer", problem=item.statement, forum_discussions="Post 1:\nI get 17.")
     assert found == "Answer: 17"
-    assert await ask(teacher, "decontaminate", problem=item.statement, candidate=item.reworded().statement) == "True"
+    same = await ask(teacher, "decontaminate", problem=item.statement, candidate=item.reworded().statement)
+    assert same.endswith("Verdict: yes")
     verdict = await ask(teacher, "judge", problem="?", predicted_answer="12", expected_answer="12")
     assert verdict.endswith("Judgement: Yes")
     solution = (await solve(teacher, item, 2, 0)).text

@@ -99,12 +99,15 @@ async def run_stage(
     tokenizer: ChatTokenizer | None = None,
     grading: GradingPool | None = None,
     seed: int = 1,
+    folders: Mapping[str, Sequence[Path]] | None = None,
     **inputs: Sequence[Record],
 ) -> StageRun:
     """Run ``stage`` over ``inputs`` (port -> records, which may hold an id twice) into ``folder/out``.
 
-    ``answer``: what the model says to a question. A second run in the same ``folder`` goes on from the first one."""
+    ``folders``: port -> finished folders of records. ``answer``: what the model says to a question. A second run in
+    the same ``folder`` goes on from the first one."""
     ports = {port: [_stored(folder / port, records)] for port, records in inputs.items()}
+    ports |= {port: list(paths) for port, paths in (folders or {}).items()}
     ports |= {port.removesuffix("?"): [] for port in stage.ports if port.removesuffix("?") not in ports}
     async with AsyncExitStack() as stack:
         asked: list[Asked] = []

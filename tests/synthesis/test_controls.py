@@ -70,7 +70,11 @@ STAGES: dict[str, tuple[Callable[[Any], Stage], type, Inputs]] = {
         DiscussedConfig,
         {"problems": [p.with_(parents=(t.id,)) for p, t in zip(PROBLEMS, THREADS, strict=True)], "threads": THREADS},
     ),
-    "problems.decontaminate": (Decontaminate, DecontaminateConfig, {"problems": PROBLEMS, "benchmark": []}),
+    "problems.decontaminate": (
+        Decontaminate,
+        DecontaminateConfig,
+        {"problems": PROBLEMS, "benchmark": [Problem.make("Prove nothing.")]},
+    ),
     "judging.judge": (
         JudgeAnswers,
         JudgeConfig,
@@ -98,7 +102,7 @@ class Planting:
         make, config, _ = STAGES[kind]
         settings = {"controls": 1.0, "control_cases": self.bank} | settings
         if kind == "problems.decontaminate":
-            settings |= {"threshold": 0.01, "ngram": 3, "candidates": 1}
+            settings |= {"threshold": 0.01, "ngram": 3, "candidates": 1, "orders": "one"}
         return make(config(**settings))
 
     async def run(

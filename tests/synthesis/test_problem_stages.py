@@ -333,57 +333,6 @@ async def test_a_problem_of_two_versions_is_asked_about_once_with_the_threads_of
     assert found.extra[ANSWERS] == {"3": 1, "5": 1}
 
 
-# -- decontaminate -----------------------------------------------------------------------------------------------------
-
-HELD = "How many positive integers up to 500 are divisible by 3 but not by 7?"
-REWORDED = "How many positive integers up to 500 are divisible by 3, yet not by 7?"
-NUMBERS = "How many positive integers up to 900 are divisible by 4 but not by 7?"
-FOREIGN = "A circle is drawn through the corners of a square. What is its area?"
-
-
-async def test_decontaminate_drops_what_the_benchmark_holds_in_any_words(
-    tokenizer: ChatTokenizer, tmp_path: Path
-) -> None:
-    replies: dict[str, str | Reply] = {"yet not by 7": "They are the same: True.", "up to 900": "False"}
-    problems = [Problem.make(text) for text in (FOREIGN, f"{HELD.upper()}!!", REWORDED, NUMBERS)]
-    run = await run_stage(
-        Decontaminate(DecontaminateConfig()), tmp_path, by_text(replies), tokenizer=tokenizer, problems=problems,
-        benchmark=[Problem.make(HELD), Problem.make("Find the remainder when 7^100 is divided by 13.")],
-    )  # fmt: skip
-    assert [problem.problem for problem in run.records] == [FOREIGN, NUMBERS]
-    assert run.reasons == ["in the benchmark, reworded", "in the benchmark, word for word"]
-    assert all(drop.detail.startswith(Problem.make(HELD).id) for _, drop in run.drops)
-    assert sorted(HELD in asked.question for asked in run.asked) == [True, True], "only near ones are asked about"
-
-
-async def test_decontaminate_asks_about_the_nearest_first_and_about_so_many(
-    tokenizer: ChatTokenizer, tmp_path: Path
-) -> None:
-    benchmark = [Problem.make(f"How many positive integers up to {n} are divisible by 3?") for n in (150, 4000, 50000)]
-    inputs = {
-        "problems": [Problem.make("How many positive integers up to 15 are divisible by 3?")],
-        "benchmark": [*reversed(benchmark), benchmark[0]],  # one of them twice: it is asked about once
-    }
-    for count, expected in ((1, [150]), (2, [150, 4000]), (9, [150, 4000, 50000])):
-        stage = Decontaminate(DecontaminateConfig(candidates=count))
-        run = await run_stage(stage, tmp_path / str(count), lambda _: "False", tokenizer=tokenizer, **inputs)
-        assert [int(re.findall(r"up to (\d+) are", asked.question)[-1]) for asked in run.asked] == expected
-        assert run.reasons == []
-    stage = Decontaminate(DecontaminateConfig(threshold=0.99))
-    run = await run_stage(stage, tmp_path / "none", lambda _: "True", tokenizer=tokenizer, **inputs)
-    assert (len(run.records), run.asked) == (1, []), "below the threshold nothing is asked, and it stays"
-
-
-async def test_decontaminate_drops_what_it_cannot_read(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
-    replies: dict[str, str | Reply] = {"yet not by 7": GARBLED, "up to 900": REFUSED}
-    run = await run_stage(
-        Decontaminate(DecontaminateConfig()), tmp_path, by_text(replies), tokenizer=tokenizer,
-        problems=[Problem.make(REWORDED), Problem.make(NUMBERS)], benchmark=[Problem.make(HELD)],
-    )  # fmt: skip
-    assert run.records == []
-    assert run.reasons == ["refused by the engine", "unparsable answer"]
-
-
 # -- what all of them do -----------------------------------------------------------------------------------------------
 
 
@@ -396,13 +345,16 @@ class Case:
     inputs: dict[str, list[Any]]
 
 
+HELD = "How many positive integers up to 500 are divisible by 3 but not by 7?"
 THREE = [Problem.make(f"Number {n}: {HELD}", category="proof", parents=(f"t{n}",)) for n in range(3)]
 THREADS = [Thread.make(f"Post {n}", "it is 4").with_(id=f"t{n}") for n in range(3)]
 CASES = {
     "classify": Case(lambda: Classify(ClassifyConfig(questions=("proof",))), "Verdict: no", {}),
     "convert": Case(lambda: ConvertProofs(DiscussedConfig()), CONVERTED, {"threads": THREADS}),
     "answers": Case(lambda: ExtractAnswers(DiscussedConfig()), "Answer: 4", {"threads": THREADS}),
-    "decontaminate": Case(lambda: Decontaminate(DecontaminateConfig()), "False", {"benchmark": [Problem.make(HELD)]}),
+    "decontaminate": Case(
+        lambda: Decontaminate(DecontaminateConfig(orders="one")), "Verdict: no", {"benchmark": [Problem.make(HELD)]}
+    ),
 }
 
 

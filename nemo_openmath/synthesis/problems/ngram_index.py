@@ -84,7 +84,7 @@ class NgramIndex:
     def _count(self, classes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the texts that are in any of the classes, in order, and the sum of the weights of theirs."""
         lengths = self._lengths[classes]
-        texts = self._postings[_ranges(self._where[classes], lengths)]
+        texts = self._postings[ranges(self._where[classes], lengths)]
         added = np.repeat(weights, lengths)
         if len(texts) > len(self._texts) // 8:
             sums = np.bincount(texts, added, len(self._texts))
@@ -118,7 +118,7 @@ class NgramIndex:
             return candidates, shared + np.where(also[at] == candidates, more[at], 0)
         if len(candidates):
             self._weights[classes] = weights
-            theirs = self._weights[self._forward[_ranges(self._forward_where[candidates], lengths)]]
+            theirs = self._weights[self._forward[ranges(self._forward_where[candidates], lengths)]]
             self._weights[classes] = 0
             shared = np.add.reduceat(theirs, np.cumsum(lengths) - lengths)
         return candidates, shared
@@ -156,10 +156,10 @@ def _classes(
     sums = np.add.reduceat(marks[owners], first)  # equal for equal sets of texts
     _, example, classes = np.unique(sums, return_index=True, return_inverse=True)
     lengths = lengths[example]
-    return classes.astype(np.int32), np.cumsum(lengths) - lengths, lengths, owners[_ranges(first[example], lengths)]
+    return classes.astype(np.int32), np.cumsum(lengths) - lengths, lengths, owners[ranges(first[example], lengths)]
 
 
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Return the indices starts[i] .. starts[i] + lengths[i] - 1 of all i in a row."""
     ends = np.cumsum(lengths)
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
