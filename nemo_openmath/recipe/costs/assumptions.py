@@ -34,15 +34,15 @@ class CostAssumptions:
     stage is not named."""
     asked: dict[str, NonNegativeFloat] = field(default_factory=dict)
     """Questions that a stage asks its model about a record. Assumed: 0.1 of a judge, whom only open verdicts reach; the
-    ``candidates`` of a decontamination, which is the most; 1 of others."""
+    ``candidates`` of a decontamination in all its orders, which is the most; 1 of others."""
     samples: dict[str, NonNegativeFloat] = field(default_factory=dict)
     """Mean samples that a generation makes of a problem, where hardness or agreement decides it. Assumed: half way
     between ``least`` and ``samples``."""
     tokens: dict[str, PositiveFloat] = field(default_factory=dict)
     """Mean tokens of a model's answer. Assumed: see ``solution_tokens`` and ``reply_tokens``; of summaries 500."""
     prompt_tokens: dict[str, PositiveFloat] = field(default_factory=dict)
-    """Mean tokens of a prompt. Assumed: 300; of a forum thread 1,500; of a summary the solution; of a selection 500 for
-    each candidate."""
+    """Mean tokens of a prompt. Assumed: 300; of two problems to compare 1,300; of a forum thread 1,500; of a summary
+    the solution; of a selection 500 for each candidate."""
     tokens_per_gpu: dict[str, PositiveFloat] = field(default_factory=dict)
     """Tokens that one GPU decodes in a second, by stage or by model, in place of the estimate: what you measured."""
     solution_tokens: PositiveFloat = 8700.0

@@ -21,6 +21,7 @@ from nemo_openmath.synthesis.solutions.novelty import Novelty
 from nemo_openmath.synthesis.solutions.summarize import Summarize
 
 PROMPT_TOKENS = 300.0  # an instruction and a problem
+PAIR_TOKENS = 1300.0  # the instruction of decontamination, which has three examples, and two problems
 THREAD_TOKENS = 1500.0  # a forum's thread
 SUMMARY_TOKENS = 500.0
 MEAN_CANDIDATES = 9.0  # of a comparison: 2 to 16
@@ -93,7 +94,10 @@ def stage_requests(
     elif isinstance(stage, JudgeAnswers):
         prompts = answers = numbers.read * (JUDGED if asked is None else asked) * stage.config.votes
     else:
-        most = stage.config.candidates if isinstance(stage, Decontaminate) else 1.0
+        most = 1.0
+        if isinstance(stage, Decontaminate):
+            most = float(stage.config.candidates * (2 if stage.config.orders == "both" else 1))
+            prompt = prompt or PAIR_TOKENS
         prompts = answers = numbers.read * (most if asked is None else asked)
         if "threads" in entry.inputs:
             prompt = prompt or THREAD_TOKENS

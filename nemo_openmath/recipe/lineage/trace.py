@@ -252,6 +252,8 @@ def asked_of(version: RecordVersion) -> dict[str, Any]:
 
 def _templates(stage: RunStage) -> dict[str, str]:
     """Return the settings of a stage that name templates, and the shipped ones."""
+    if stage.kind == "problems.decontaminate" and stage.settings.get("constants") == "same":
+        return {"prompt": "decontaminate-family"}
     if stage.kind != "rollout.generate":
         return _TEMPLATES.get(stage.kind, {})
     mode, tool_format = str(stage.settings.get("mode")), stage.settings.get("tool_format", "tags")

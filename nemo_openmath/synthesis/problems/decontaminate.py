@@ -24,7 +24,7 @@ from nemo_openmath.core.merging import read_merged
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.records.store import refuse_no_records
 from nemo_openmath.core.stage import Result, StageContext
-from nemo_openmath.synthesis.controls.cases import BENCHMARK, DecontaminateCase
+from nemo_openmath.synthesis.controls.cases import BENCHMARK, Case, DecontaminateCase
 from nemo_openmath.synthesis.problems.benchmark_problems import BenchmarkProblem, BenchmarkProblems, stated
 from nemo_openmath.synthesis.problems.classify import parse_verdict
 from nemo_openmath.synthesis.problems.embedding_retriever import (
@@ -125,6 +125,11 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem | Queued]):
     def prompts(self) -> Mapping[str, Path | None]:
         name = "decontaminate" if self.config.constants == "different" else "decontaminate-family"
         return {name: self.config.prompt}
+
+    def tells(self, case: Case) -> bool:
+        """The shipped cases that are different differ in a constant, some of them, so they tell nothing where that
+        makes no other problem."""
+        return self.config.constants == "different" or (isinstance(case, DecontaminateCase) and case.same)
 
     def settings(self) -> dict[str, Any]:
         settings = super().settings()
