@@ -160,3 +160,16 @@ def _replies(problem: Posed, config: ForumConfig, rng: random.Random) -> tuple[l
     if u - config.wrong < 0:
         return [say(_SAY, wrong), say(_AGREE, wrong)], wrong
     return [], None
+
+
+_DRESS = (
+    "{x}", "[b]{x}[/b]", "[color=red][size=150]{x}[/size][/color]", "[hide]{x}", "<div>{x}</div>", "{x}\u200b\r\n",
+)  # fmt: skip
+_SIGNS = {"&": "&amp;", "<": "&lt;", "=": "\\equal{}", "+": "\\plus{}", "\n": " \r\n"}
+
+
+def dressed(text: str, rng: random.Random) -> str:
+    """Return a post as a forum's software stores it. Read with ``markup: normalise``, it is the post again."""
+    for plain, stored in _SIGNS.items():
+        text = text.replace(plain, stored) if rng.random() < 0.5 else text
+    return rng.choice(_DRESS).format(x=text)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from nemo_openmath.core.bounds import PositiveInt
 from nemo_openmath.core.records import Problem, Thread
 from nemo_openmath.core.records.store import write_records
 from nemo_openmath.core.stage import ADDED, Stage, StageContext
-from nemo_openmath.demo.forum import ForumConfig, make_threads
+from nemo_openmath.demo.forum import ForumConfig, dressed, make_threads
 from nemo_openmath.demo.world import Item, make_problems, parse
+from nemo_openmath.synthesis.problems.posts import joined, posts
+from nemo_openmath.synthesis.problems.threads import ReadThreads, ReadThreadsConfig
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,17 @@ class Threads(Stage[ThreadsConfig]):
     async def run(self, context: StageContext) -> None:
         benchmark = [item for p in context.read("benchmark", Problem) if (item := parse(p.problem)) is not None]
         rows = make_threads(self.config.forum, context.seed, benchmark)
-        write_records(context.output, (Thread.make(**row) for row in rows))
+        rng = random.Random(f"markup:{context.seed}")
+        write_records(context.output, (as_read(row, rng) for row in rows))
+
+
+def as_read(row: dict[str, Any], rng: random.Random) -> Thread:
+    """Return a thread as ``problems.read_threads`` reads it from the forum's files."""
+    replies = [dressed(text, rng) for text in posts(row["forum_discussions"])]
+    stored = row | {"forum_post": dressed(row["forum_post"], rng), "forum_discussions": joined(replies)}
+    (thread,) = ReadThreads(ReadThreadsConfig()).make(stored, "forum").records
+    assert isinstance(thread, Thread)
+    return thread.with_(extra={name: value for name, value in thread.extra.items() if name in row})
 
 
 STAGES: tuple[type[Stage], ...] = (Benchmark, Threads)

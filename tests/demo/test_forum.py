@@ -6,9 +6,12 @@ from collections import Counter
 import pytest
 
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records import Thread
 from nemo_openmath.demo import ForumConfig, forms, make_benchmark, make_threads, parse
 from nemo_openmath.demo import teacher_tasks as tasks
 from nemo_openmath.demo.forms import Form
+from nemo_openmath.demo.forum import dressed
+from nemo_openmath.demo.stages import as_read
 
 NONE = random.Random(0)
 
@@ -76,3 +79,10 @@ def test_the_teacher_turns_posts_into_problems() -> None:
     assert tasks.decontaminate(item.statement, make_benchmark(1, 1)[0].statement, False, NONE, 0).endswith("no")
     assert tasks.judge(" $7$.", "07", NONE, 0).endswith("Judgement: Yes")
     assert tasks.judge("7", "8", NONE, 0).endswith("Judgement: No")
+
+
+def test_markup_of_the_forum_is_gone_when_it_is_read() -> None:
+    rng, benchmark = random.Random(1), make_benchmark(0, 100)
+    rows = make_threads(ForumConfig(), 0, benchmark)
+    assert sum(dressed(row["forum_post"], rng) != row["forum_post"] for row in rows) > len(rows) / 2
+    assert [as_read(row, rng) for row in rows] == [Thread.make(**row) for row in rows]
