@@ -1,17 +1,24 @@
 """Forum threads: their columns, replies, forums and languages; what is left out is said."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nemo_openmath.chat import ChatTokenizer
+from nemo_openmath.chat import ChatTokenizer, Message, Transcript
+from nemo_openmath.core.engine import Finish
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.records import Drop, Thread, read_drops, read_records
+from nemo_openmath.core.records import Drop, Generation, Mode, Thread, read_drops, read_records
+from nemo_openmath.data.rows.selection import Choice
+from nemo_openmath.data.rows.stages import SelectConfig, SelectRows
+from nemo_openmath.synthesis.problems.extract import Extract
 from nemo_openmath.synthesis.problems.language import may_be_in
 from nemo_openmath.synthesis.problems.posts import cut, joined, posts, without_repeats
 from nemo_openmath.synthesis.problems.threads import ReadThreads
+from nemo_openmath.synthesis.solutions.rows import MakeRows, RowsConfig
+from tests.support.services import run_stage
 from tests.support.tokenizers import byte_level
 from tests.synthesis.test_read import run
 
@@ -146,3 +153,30 @@ def test_a_discussion_is_cut_to_tokens_in_front_of_a_post(tmp_path: Path) -> Non
 )
 def test_posts_that_are_certainly_in_another_language_are_told(post: str, english: bool) -> None:
     assert may_be_in(post, ("en",)) is english
+
+
+async def test_the_forum_of_a_thread_chooses_its_training_rows(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    sections = ("High School Olympiads", "College Math")
+    rows = [{"text": f"[b]Find {name[0]}.[/b]", "section": name} for name in sections]
+    columns = {"forum_post": "text", "problem_source": "section"}
+    threads, _ = await asyncio.to_thread(read, tmp_path, *rows, columns=columns)
+    extracted = await run_stage(
+        Extract(Extract.Config()),
+        tmp_path / "e",
+        lambda question: "Problem 1: Find H." if "Find H." in question else "Problem 1: Find C.",
+        tokenizer=tokenizer,
+        threads=threads,
+    )
+    assert sorted(p.source for p in extracted.records) == sorted(sections)
+    generations = [
+        Generation(
+            id=f"generation-{n}", problem_id=p.id, mode=Mode.COT, model="m", sample=0, finish=Finish.STOP,
+            transcript=Transcript.from_text((Message("user", p.problem),), "\\boxed{1}").to_json(),
+        )
+        for n, p in enumerate(extracted.records)
+    ]  # fmt: skip
+    made = await run_stage(MakeRows(RowsConfig()), tmp_path / "r", generations=generations, problems=extracted.records)
+    select = SelectRows(SelectConfig(Choice(sources=("olympiad",)), None))
+    chosen = await run_stage(select, tmp_path / "s", rows=made.records)
+    assert [row.problem_source for row in chosen.records] == ["High School Olympiads"]
+    assert chosen.reasons == ["other problem source"]
