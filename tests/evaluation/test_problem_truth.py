@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Drop, Problem, RecordWriter, Thread
 from nemo_openmath.core.records.store import write_records
-from nemo_openmath.demo import ForumConfig, make_benchmark, make_threads
+from nemo_openmath.demo import ForumConfig, StandInTeacher, TeacherConfig, make_benchmark, make_threads
 from nemo_openmath.evaluation.intervals import share_interval
 from nemo_openmath.evaluation.problem_stages import MeasureProblems, ProblemTruthConfig
 from nemo_openmath.evaluation.problem_truth import known_problems
+from nemo_openmath.synthesis.problems.answers import ExtractAnswers
+from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
+from nemo_openmath.synthesis.problems.convert import ConvertProofs
+from nemo_openmath.synthesis.problems.extract import Extract
+from nemo_openmath.synthesis.problems.prompted import OnePromptConfig
 from tests.support.services import Lent, stage_context
 
 PORTS = ("truth", "extracted", "classified", "converted", "answered", "decontaminated")
@@ -219,3 +225,38 @@ async def test_labels_say_what_they_are_and_may_say_little(tmp_path: Path) -> No
     (tmp_path / "extracted").rename(tmp_path / "other" / "extracted")
     with pytest.raises(UserError, match="none of the threads that were asked about is labelled"):
         await measured(tmp_path / "other", ("truth", "extracted"))
+
+
+RATES = TeacherConfig(extract_error=0.1, convert_error=0.2, answer_error=0.15)
+
+
+async def test_the_rates_at_which_the_stand_in_errs_are_within_the_intervals(
+    tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
+    class Teacher(WithGrader):
+        async def engine(self, name: str) -> Any:
+            return StandInTeacher(tokenizer, RATES), tokenizer
+
+    config = ForumConfig(single=70, several=0, none=5, proof=40, beyond=5, choice=0, binary=0, broken=0)
+    rows_by_text = {str(row["known_problems"]): row for row in make_threads(config, 2, make_benchmark(2, 40))}
+    write_records(tmp_path / "truth", [Thread.make(**row) for row in rows_by_text.values()])
+    stages = (
+        ("extracted", Extract(OnePromptConfig()), {"threads": "truth"}),
+        ("classified", Classify(ClassifyConfig()), {"problems": "extracted"}),
+        ("converted", ConvertProofs(OnePromptConfig()), {"problems": "classified", "threads": "truth"}),
+        ("answered", ExtractAnswers(OnePromptConfig()), {"problems": "converted", "threads": "truth"}),
+    )
+    for name, stage, inputs in stages:
+        folders = {port: [tmp_path / folder] for port, folder in inputs.items()}
+        await stage.run(stage_context(folders, tmp_path / name, services=Teacher(tokenizer=tokenizer)))
+    rows = {(row["stage"], row["what"]): row for row in await measured(tmp_path, PORTS[:5])}
+
+    def holds(stage: str, what: str, name: str, share: float) -> bool:
+        return rows[stage, what][f"{name}_low"] <= share <= rows[stage, what][f"{name}_high"]
+
+    assert holds("extraction", "problems", "recall", 1 - 0.1), "a problem is left out, or cut"
+    assert holds("extraction", "problems", "precision", 0.9 / 0.95), "cut in half of these cases"
+    assert holds("conversion", "proofs with a value", "precision", 1 - 0.2)
+    assert holds("answers", "as the replies settle on", "recall", 1 - 0.15)
+    for stage, what in (("extraction", "problems"), ("conversion", "proofs with a value")):
+        assert rows[stage, what]["wrong"] > 0, "the intervals are of something"

@@ -144,12 +144,15 @@ class SampleJournal:
                 self._smallest.offer(row["unit"], outcome)
         self._journal = LineJournal(file) if keep else None
 
-    def offer(self, row: dict[str, Any]) -> None:
-        """Write the row of a unit where it is in the sample of one of its outcomes (``row["outcomes"]``)."""
+    def takes(self, unit: str, outcomes: Iterable[str]) -> bool:
+        """Return whether a unit is in the sample of one of its outcomes, so far: then its row is to be written."""
+        offered = [self._smallest.offer(unit, outcome) for outcome in outcomes]  # to all of them
+        return self._journal is not None and any(offered)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Write the row of a unit."""
         if self._journal is not None:
-            chosen = [self._smallest.offer(row["unit"], outcome) for outcome in row["outcomes"]]
-            if any(chosen):
-                self._journal.append(row)
+            self._journal.append(row)
 
     def close(self) -> None:
         """Close the file."""
@@ -179,15 +182,9 @@ def _last_of_units(folder: Path, name: str) -> dict[str, dict[str, Any]]:
     return {row["unit"]: row for file in files for row in read_lines(file)}
 
 
-def sample_row(unit: str, sources: Iterable[str], interview: Interview, result: Result) -> dict[str, Any]:
-    """Return what is kept of a unit."""
-    reasons = list(dict.fromkeys(drop.reason for drop in result.drops))
-    return {
-        "unit": unit,
-        "outcomes": [*([ACCEPTED] if result.records else []), *reasons],
-        "sources": list(sources),
-        **side_of(interview, result),
-    }
+def outcomes_of(result: Result) -> list[str]:
+    """Return under what a unit is kept: accepted, and the reasons of its drops."""
+    return [*([ACCEPTED] if result.records else []), *dict.fromkeys(drop.reason for drop in result.drops)]
 
 
 def side_of(interview: Interview, result: Result) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from nemo_openmath.synthesis.problems.exchanges import (
     current_interview,
     interviewing,
     made_the_same,
-    sample_row,
+    outcomes_of,
     side_of,
 )
 from nemo_openmath.synthesis.problems.posts import cut, posts
@@ -137,17 +137,21 @@ class PromptedStage(ControlledStage[C, U], Generic[C, U]):
         interview = current_interview()
         if interview is None or not (interview.exchanges or result.drops):
             return
-        row = sample_row(key, self.sources(unit), interview, result)
+        outcomes, second = outcomes_of(result), None
         if interview.exchanges and len(self._models) > 1 and self._is_shared(key, context):
-            await self._ask_second(key, unit, result, context, row)
-        self._samples.offer(row)
+            second = await self._ask_second(key, unit, result, context)
+            outcomes += [] if second is None else [DISAGREEMENT]
+        if self._samples.takes(key, outcomes):
+            row = {"unit": key, "outcomes": outcomes, "sources": list(self.sources(unit)), **side_of(interview, result)}
+            self._samples.write(row if second is None else row | {"second": second})
 
     def _is_shared(self, key: str, context: StageContext) -> bool:
         return derive_seed(context.seed, self.kind, "second", key) < self.config.second_share * 2**31
 
-    async def _ask_second(self, key: str, unit: U, result: Result, context: StageContext, row: dict[str, Any]) -> None:
+    async def _ask_second(self, key: str, unit: U, result: Result, context: StageContext) -> dict[str, Any] | None:
         """Let the second model do the unit, too, and write down how the two compare. Nothing of it is stored as a
-        record; where it gives no answer, that is its outcome."""
+        record; where it gives no answer, that is its outcome. Return what it was asked and said where the two
+        disagree."""
         with interviewing(Interview(*self._models[1])) as interview:
             try:
                 second = await self.process(unit, replace(context, metrics={}))
@@ -156,9 +160,7 @@ class PromptedStage(ControlledStage[C, U], Generic[C, U]):
         labels = self.outcome(result), self.outcome(second)
         same = labels[0] == labels[1] and made_the_same(result.records, second.records, context.services.vote)
         self._second.append({"unit": key, "first": labels[0], "second": labels[1], "same": same})
-        if not same:
-            row["outcomes"].append(DISAGREEMENT)
-            row["second"] = side_of(interview, second)
+        return None if same else side_of(interview, second)
 
     def outcome(self, result: Result) -> str:
         """Return what a result is, in a word or two: what two models agree on, or do not."""
