@@ -16,7 +16,6 @@ from nemo_openmath.demo import ForumConfig, StandInTeacher, TeacherConfig, make_
 from nemo_openmath.evaluation.intervals import share_interval
 from nemo_openmath.evaluation.problem_stages import MeasureProblems, ProblemTruthConfig
 from nemo_openmath.evaluation.problem_truth import known_problems
-from nemo_openmath.synthesis.problems.answers import ExtractAnswers
 from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
 from nemo_openmath.synthesis.problems.convert import ConvertProofs
 from nemo_openmath.synthesis.problems.extract import Extract
@@ -227,7 +226,7 @@ async def test_labels_say_what_they_are_and_may_say_little(tmp_path: Path) -> No
         await measured(tmp_path / "other", ("truth", "extracted"))
 
 
-RATES = TeacherConfig(extract_error=0.1, convert_error=0.2, answer_error=0.15)
+RATES = TeacherConfig(extract_error=0.1, convert_error=0.2)
 
 
 async def test_the_rates_at_which_the_stand_in_errs_are_within_the_intervals(
@@ -243,20 +242,17 @@ async def test_the_rates_at_which_the_stand_in_errs_are_within_the_intervals(
     stages = (
         ("extracted", Extract(OnePromptConfig()), {"threads": "truth"}),
         ("classified", Classify(ClassifyConfig()), {"problems": "extracted"}),
-        ("converted", ConvertProofs(OnePromptConfig()), {"problems": "classified", "threads": "truth"}),
-        ("answered", ExtractAnswers(OnePromptConfig()), {"problems": "converted", "threads": "truth"}),
+        ("converted", ConvertProofs(ConvertProofs.Config()), {"problems": "classified", "threads": "truth"}),
     )
     for name, stage, inputs in stages:
         folders = {port: [tmp_path / folder] for port, folder in inputs.items()}
         await stage.run(stage_context(folders, tmp_path / name, services=Teacher(tokenizer=tokenizer)))
-    rows = {(row["stage"], row["what"]): row for row in await measured(tmp_path, PORTS[:5])}
+    rows = {(row["stage"], row["what"]): row for row in await measured(tmp_path, PORTS[:4])}
 
-    def holds(stage: str, what: str, name: str, share: float) -> bool:
-        return rows[stage, what][f"{name}_low"] <= share <= rows[stage, what][f"{name}_high"]
-
-    assert holds("extraction", "problems", "recall", 1 - 0.1), "a problem is left out, or cut"
-    assert holds("extraction", "problems", "precision", 0.9 / 0.95), "cut in half of these cases"
-    assert holds("conversion", "proofs with a value", "precision", 1 - 0.2)
-    assert holds("answers", "as the replies settle on", "recall", 1 - 0.15)
-    for stage, what in (("extraction", "problems"), ("conversion", "proofs with a value")):
-        assert rows[stage, what]["wrong"] > 0, "the intervals are of something"
+    extraction = rows["extraction", "problems"]
+    # a problem is left out, or cut: half and half, and a cut one may be seen by the stage and asked for again
+    assert extraction["recall_low"] <= 1 - 0.1 / 2
+    assert extraction["recall_high"] >= 1 - 0.1
+    conversion = rows["conversion", "proofs with a value"]
+    assert conversion["precision_low"] <= 1 - 0.2 <= conversion["precision_high"]
+    assert extraction["missed"] > 0 < conversion["wrong"], "the intervals are of something"
