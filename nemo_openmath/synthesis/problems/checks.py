@@ -70,9 +70,10 @@ class ShownText:
         return frozenset(pairwise(text for text, _ in self.contents))
 
     @cached_property
-    def digits(self) -> str:
-        """The text without the commas and spaces that group the digits of long numbers."""
-        return re.sub(r"(?<=\d)(?:,|\{,\}|\\,| )(?=\d{3})", "", self.text)
+    def numbers(self) -> frozenset[str]:
+        """The numbers of the text: those of its contents, and long ones whose digits are grouped, in one."""
+        ungrouped = re.sub(r"(?<=\d)(?:,|\{,\}|\\,| )(?=\d{3})", "", self.text)
+        return self.tokens.union(re.findall(r"\d+", ungrouped))
 
     @cached_property
     def _by_letter(self) -> dict[str, list[str]]:
@@ -223,9 +224,7 @@ def comes_from(text: str, post: ShownText) -> bool:
     tokens = contents(text) if len(text) <= _LONGEST * len(post.text) + 200 else []
     if not tokens:
         return False
-    missing = [
-        token for token, _ in tokens if token.isdigit() and token not in post.tokens and token not in post.digits
-    ]
+    missing = {token for token, _ in tokens if token.isdigit()} - post.numbers
     if any(len(number) > 1 for number in missing) or len(missing) > 1:
         return False
     share = sum(token in post.tokens or (not math and post.has_word(token)) for token, math in tokens) / len(tokens)
@@ -235,7 +234,7 @@ def comes_from(text: str, post: ShownText) -> bool:
 
 
 def _states_something(text: str) -> bool:
-    tokens = contents(text)
+    tokens = contents(text[:1000])
     return len(tokens) >= 3 or (len(tokens) >= 1 and _ASKING.search(text) is not None)
 
 
@@ -327,8 +326,8 @@ def _formulas(text: str) -> list[str]:
 
 
 OF_ANSWER: tuple[ReplyCheck[ExtractedAnswer], ...] = (
-    ReplyCheck("no-refusal", "the answer is a refusal", lambda a: not is_refusal(a.answer)),
     ReplyCheck("not-yes-or-no", "the answer is yes or no", lambda a: not is_yes_or_no(a.answer)),
+    ReplyCheck("no-refusal", "the answer is a refusal", lambda a: not is_refusal(a.answer)),
     ReplyCheck("is-answer", "the answer is a sentence", lambda a: is_answer(a.answer)),
     ReplyCheck(
         "from-discussion", "the answer is not in the discussion", lambda a: follows_from(a.answer, a.discussion)
@@ -405,8 +404,8 @@ OF_CONVERTED: tuple[ReplyCheck[ConvertedProblem], ...] = (
     ReplyCheck("asks-value", "the problem asks for nothing", lambda p: asks_for_value(p.text) or "?" in p.text),
     ReplyCheck("not-yes-or-no", "the problem asks yes or no", lambda p: not asks_yes_or_no(p.text)),
     ReplyCheck("not-again", "the problem is its proof again", lambda p: not is_proof_again(p.text, p.proof)),
-    ReplyCheck("answer-refusal", "the answer is a refusal", lambda p: not is_refusal(p.answer)),
     ReplyCheck("answer-yes-or-no", "the answer is yes or no", lambda p: not is_yes_or_no(p.answer)),
+    ReplyCheck("answer-refusal", "the answer is a refusal", lambda p: not is_refusal(p.answer)),
     ReplyCheck("answer-is-answer", "the answer is a sentence", lambda p: is_answer(p.answer)),
     ReplyCheck(
         "not-given-away",
