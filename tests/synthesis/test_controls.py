@@ -34,7 +34,7 @@ from nemo_openmath.synthesis.problems.extract import Extract
 from nemo_openmath.synthesis.problems.prompted import DiscussedConfig, OnePromptConfig
 from tests.support.services import Lent, stage_context
 
-UNITS = 120
+UNITS = 80
 ERROR = 0.2
 RATES = TeacherConfig(
     extract_error=ERROR,
