@@ -14,6 +14,7 @@ answers.py         expected answers from the discussions
 decontaminate.py   what a benchmark holds is removed
 ngram_index.py     the most similar of many texts
 statement.py       the rule by which two problems are one
+checks.py          what an extracted or converted problem, and an answer, must be
 prompted.py        what the stages that ask a model share
 exchanges.py       what a model was asked and said, of a sample of units; how far a second one agrees
 """
