@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nemo_openmath.chat import ChatTokenizer
-from nemo_openmath.core.errors import Incomplete
+from nemo_openmath.core.errors import Incomplete, UserError
 from nemo_openmath.core.merging import ANSWERS, read_merged
 from nemo_openmath.core.records import Problem, Thread
 from nemo_openmath.grading.majority import majority
@@ -291,6 +291,16 @@ async def test_extract_answers_takes_what_most_threads_say(
     assert (found.expected_answer, found.problem_type, found.parents) == (answer, kind, problem.parents)
     assert len(run.asked) == sum(bool(text.strip()) for text in replies), "each thread that has replies is asked alone"
     assert not any("it is 9" in asked.question for asked in run.asked)
+
+
+async def test_threads_that_a_problem_stands_for_must_be_there(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    threads = [Thread.make("Find x.", "Post 1:\n3"), Thread.make("Find  x.", "Post 1:\n4")]
+    problem = Problem.make("Find x.", parents=tuple(thread.id for thread in threads))
+    with pytest.raises(UserError, match=rf"lacks 1 threads of the problems, such as {threads[1].id}"):
+        await run_stage(
+            ExtractAnswers(DiscussedConfig()), tmp_path, by_text({}), tokenizer=tokenizer, problems=[problem],
+            threads=threads[:1],
+        )  # fmt: skip
 
 
 async def test_extract_answers_keeps_known_ones_and_drops_what_it_cannot_read(

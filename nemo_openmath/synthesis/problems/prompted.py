@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from nemo_openmath.chat import load_template
 from nemo_openmath.core.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt, Share
-from nemo_openmath.core.errors import Refused, RetryableError
+from nemo_openmath.core.errors import Refused, RetryableError, UserError
 from nemo_openmath.core.records import Drop, Problem, Thread
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.stage import ADDED, RUNTIME, Controls, Result, StageContext, UnitLog
@@ -240,8 +240,17 @@ class DiscussedStage(PromptedStage[DiscussedConfig, Discussed]):
             if self.asks_about(problem)
             for parent in problem.parents
         }
-        threads = (thread for thread in context.read("threads", Thread) if thread.id in wanted)
-        self._replies = {t.id: t.forum_discussions for t in threads if t.forum_discussions.strip()}
+        self._replies: dict[str, str] = {}
+        for thread in context.read("threads", Thread):
+            if thread.id in wanted:
+                wanted.remove(thread.id)
+                if thread.forum_discussions.strip():
+                    self._replies[thread.id] = thread.forum_discussions
+        if missing := sorted(name for name in wanted if name.startswith("thread-")):
+            raise UserError(
+                f"{context.name}: port `threads` lacks {len(missing)} threads of the problems, such as {missing[0]}",
+                remedy="name the stage there that read the files: it has the discussions of all of them",
+            )
 
     def units(self, context: StageContext) -> Iterable[tuple[str, Discussed]]:
         for problem in context.read("problems", Problem):
