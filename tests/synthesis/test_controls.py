@@ -21,6 +21,9 @@ from nemo_openmath.demo.rates import TeacherConfig
 from nemo_openmath.demo.teacher import StandInTeacher
 from nemo_openmath.demo.world import make_problems
 from nemo_openmath.evaluation.controls import measured, scores, warnings
+from nemo_openmath.evaluation.reports.build import build_report
+from nemo_openmath.evaluation.reports.controls import StageControls
+from nemo_openmath.evaluation.reports.view import RunView
 from nemo_openmath.grading import GradingPool
 from nemo_openmath.synthesis.controls.bank import load_bank
 from nemo_openmath.synthesis.controls.cases import CASES
@@ -273,3 +276,22 @@ def test_the_cases_are_the_sample_and_a_low_share_is_warned_about() -> None:
 
 def test_categories_are_those_of_the_stage() -> None:
     assert set(CASES["problems.classify"].classes) == set(CATEGORIES)
+
+
+def test_the_report_shows_the_measures_and_what_came_out_wrong(tmp_path: Path) -> None:
+    write_records(
+        tmp_path / "stage" / CONTROLS,
+        [observation(n, f"case{n}", "same", "same" if n % 4 else "different") for n in range(20)],
+    )
+    (file,) = (tmp_path / "stage" / CONTROLS).glob("part-*.jsonl")
+    with file.open("ab") as running:
+        running.write(b'{"id":"control-0000')  # read while it is written
+    row = StageControls("leaks", "problems.decontaminate", 0.1, 0.9, measured(tmp_path / "stage", ("same",)), False)
+    build_report(RunView("run", [], controls=[row]), tmp_path)
+    (stored,) = orjson.loads((tmp_path / "report.json").read_bytes())["controls"]
+    assert (stored["planted"], stored["scores"][0]["value"], stored["finished"]) == (20, 0.75, False)
+    assert stored["warnings"][0].startswith("leaks: sensitivity for 'same' is 75.0%")
+    page = (tmp_path / "report.html").read_text()
+    assert "sensitivity for same" in page
+    assert "20 controls of 20 cases, so far" in page
+    assert all(f'<th scope="row">case{n}</th>' in page for n in range(0, 20, 4))
