@@ -20,7 +20,7 @@ from nemo_openmath.synthesis.controls.bank import load_bank
 from nemo_openmath.synthesis.controls.cases import CASES, same_statements
 from nemo_openmath.synthesis.problems.classify import QUESTIONS
 from tests.support.services import run_stage
-from tests.synthesis.test_controls import STAGES
+from tests.synthesis.controlled_stages import STAGES
 
 
 @pytest.mark.parametrize("kind", CASES)

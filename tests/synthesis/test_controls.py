@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,12 @@ import pytest
 from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.engine import Completion, Request
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.records import Generation, Problem, Thread
 from nemo_openmath.core.records.observations import Observation, read_observations
 from nemo_openmath.core.records.store import write_records
 from nemo_openmath.core.stage import CONTROLS, Stage
 from nemo_openmath.demo.controls import make_cases
 from nemo_openmath.demo.rates import TeacherConfig
 from nemo_openmath.demo.teacher import StandInTeacher
-from nemo_openmath.demo.world import make_problems
 from nemo_openmath.evaluation.controls import measured, scores, warnings
 from nemo_openmath.evaluation.reports.build import build_report
 from nemo_openmath.evaluation.reports.controls import StageControls
@@ -28,16 +25,13 @@ from nemo_openmath.grading import GradingPool
 from nemo_openmath.synthesis.controls.bank import load_bank
 from nemo_openmath.synthesis.controls.cases import CASES
 from nemo_openmath.synthesis.controls.plant import KEY
-from nemo_openmath.synthesis.judge.stage import JudgeAnswers, JudgeConfig
 from nemo_openmath.synthesis.problems.answers import ExtractAnswers
-from nemo_openmath.synthesis.problems.classify import CATEGORIES, QUESTIONS, Classify, ClassifyConfig
-from nemo_openmath.synthesis.problems.convert import ConvertProofs
-from nemo_openmath.synthesis.problems.decontaminate import Decontaminate, DecontaminateConfig
+from nemo_openmath.synthesis.problems.classify import CATEGORIES, QUESTIONS
 from nemo_openmath.synthesis.problems.extract import Extract
 from nemo_openmath.synthesis.problems.prompted import DiscussedConfig, OnePromptConfig
 from tests.support.services import Lent, stage_context
+from tests.synthesis.controlled_stages import STAGES, UNITS
 
-UNITS = 80
 ERROR = 0.2
 RATES = TeacherConfig(
     extract_error=ERROR,
@@ -47,43 +41,6 @@ RATES = TeacherConfig(
     decontaminate_error=ERROR,
     judge_error=ERROR,
 )
-ITEMS = make_problems(1, UNITS, pool="train")
-PROBLEMS = [Problem.make(item.statement) for item in ITEMS]
-THREADS = [Thread.make(item.statement, f"Post 1:\nI get {item.answer}.") for item in ITEMS]
-
-
-def generation(problem: Problem) -> Generation:
-    return Generation(
-        id=f"g-{problem.id}", problem_id=problem.id, mode="cot", model="m", sample=0, transcript={}, finish="stop",
-        expected_answer="7", predicted_answer="8", verdict="unknown",
-    )  # fmt: skip
-
-
-Inputs = dict[str, list[Any]]
-STAGES: dict[str, tuple[Callable[[Any], Stage], type, Inputs]] = {
-    "problems.extract": (Extract, OnePromptConfig, {"threads": THREADS}),
-    "problems.classify": (Classify, ClassifyConfig, {"problems": PROBLEMS}),
-    "problems.convert_proofs": (
-        ConvertProofs,
-        DiscussedConfig,
-        {"problems": [p.with_(category="proof") for p in PROBLEMS], "threads": []},
-    ),
-    "problems.extract_answers": (
-        ExtractAnswers,
-        DiscussedConfig,
-        {"problems": [p.with_(parents=(t.id,)) for p, t in zip(PROBLEMS, THREADS, strict=True)], "threads": THREADS},
-    ),
-    "problems.decontaminate": (
-        Decontaminate,
-        DecontaminateConfig,
-        {"problems": PROBLEMS, "benchmark": [Problem.make("Prove nothing.")]},
-    ),
-    "judging.judge": (
-        JudgeAnswers,
-        JudgeConfig,
-        {"generations": [generation(p) for p in PROBLEMS], "problems": PROBLEMS},
-    ),
-}
 
 
 @pytest.fixture(scope="session")
