@@ -133,6 +133,22 @@ def test_votes_on_code_and_rewritten_prompts_are_found(tmp_path: Path, capsys: p
     assert "dropped: its code finds nothing new" in printed
 
 
+def test_the_texts_of_all_questions_are_named_by_their_digests(tmp_path: Path) -> None:
+    digests = {
+        "classify-invalid": load_template("classify-invalid").digest,
+        "classify-proof": "beef",
+        "classify-binary": "d",
+    }
+    settings = {"engine": "teacher", "proof_prompt": "mine.txt abc", "templates": digests}
+    write_stage(tmp_path, "classified", "problems.classify", [POSED[0].with_(category="answer")], settings=settings)
+    (problem, *_) = traced(tmp_path, PROBLEM)["records"]
+    assert problem["versions"][0]["asked"]["prompts"] == [
+        {"prompt": "the shipped classify-invalid.txt", "digest": digests["classify-invalid"]},
+        {"prompt": "a template that is not shipped any more", "digest": "d"},
+        {"prompt": "mine.txt", "digest": "beef", "file_sha256": "abc"},
+    ]
+
+
 def test_the_order_of_lines_changes_nothing(run: Path) -> None:
     before = traced(run, solution(PROBLEM, 0).id)
     for stage in RunStages(run):
