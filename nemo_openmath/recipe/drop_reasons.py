@@ -18,7 +18,7 @@ from nemo_openmath.data.tokens.tokenization import NO_TARGET
 from nemo_openmath.inference.asking import UNFINISHED
 from nemo_openmath.recipe.setting_docs import class_body
 from nemo_openmath.synthesis.problems import checks
-from nemo_openmath.synthesis.problems.classify import CATEGORIES
+from nemo_openmath.synthesis.problems.classify import CATEGORIES, NO_VERDICT
 from nemo_openmath.synthesis.problems.prompted import PromptedStage
 from nemo_openmath.synthesis.solutions import novelty
 from nemo_openmath.synthesis.solutions.filters import RULES
@@ -51,6 +51,7 @@ _ELSEWHERE: dict[str, tuple[ModuleType | type | str, ...]] = {
     "problems.convert_proofs": tuple(check.reason for check in checks.OF_CONVERTED),
     "problems.extract_answers": tuple(check.reason for check in checks.OF_ANSWER),
     "problems.classify": CATEGORIES,  # the category is the reason
+    "problems.decontaminate": (NO_VERDICT.reason,),
     "solutions.filter": tuple(reason for rule in RULES.values() for reason in rule.reasons),
     "solutions.read_generations": (
         "an error instead of a generation",

@@ -17,7 +17,7 @@ QUESTIONS = ("invalid", "multiple-choice", "binary", "proof")
 CATEGORIES = (*QUESTIONS, "answer")
 DOUBTED = "validity_unread"
 """Key in ``extra`` of a problem whose reply to the question "invalid" could not be read: it counts as valid."""
-_NO_VERDICT = Rejected("the reply is no verdict of yes or no")
+NO_VERDICT = Rejected("the reply is no verdict of yes or no")
 _VERDICT = re.compile(r"[\s*_`>#-]*(?:verdict\s*[*_`]*\s*:)[\s*_`\"']*(yes|no)\b[\s*_`\"'.!]*", re.I)
 
 
@@ -110,5 +110,5 @@ def parse_verdict(text: str) -> bool | Rejected:
         return word == "yes"
     verdicts = [match[1].lower() for line in lines if (match := _VERDICT.fullmatch(line))]
     if not verdicts or _VERDICT.fullmatch(lines[-1]) is None or len(set(verdicts)) > 1:
-        return _NO_VERDICT
+        return NO_VERDICT
     return verdicts[-1] == "yes"
