@@ -23,6 +23,7 @@ from nemo_openmath.synthesis.problems.prompted import PromptedConfig
 
 # Stages of the problem set in the order of the paper's Table 1, and what the table calls what is left after each.
 _FUNNEL = (
+    ("problems.group_threads", "threads with different first posts"),
     ("problems.extract", "problems extracted"),
     ("problems.near_duplicates", "without near-duplicates"),
     ("problems.classify", "without multiple choice, yes/no and invalid"),
