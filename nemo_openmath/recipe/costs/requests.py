@@ -16,13 +16,15 @@ from nemo_openmath.synthesis.genselect.select import GenSelect
 from nemo_openmath.synthesis.genselect.targets import Targets
 from nemo_openmath.synthesis.genselect.tournament import Tournament
 from nemo_openmath.synthesis.judge.stage import JudgeAnswers
+from nemo_openmath.synthesis.problems.classify import Classify
 from nemo_openmath.synthesis.problems.decontaminate import Decontaminate
 from nemo_openmath.synthesis.solutions.novelty import Novelty
 from nemo_openmath.synthesis.solutions.summarize import Summarize
 
 PROMPT_TOKENS = 300.0  # an instruction and a problem
 PAIR_TOKENS = 1300.0  # the instruction of decontamination, which has three examples, and two problems
-THREAD_TOKENS = 1500.0  # a forum's thread
+KIND_TOKENS = 700.0  # the instruction of a question of classification, which has three examples, and a problem
+THREAD_TOKENS = 2500.0  # the instruction of extraction and the like, which has three examples, and a forum's thread
 SUMMARY_TOKENS = 500.0
 MEAN_CANDIDATES = 9.0  # of a comparison: 2 to 16
 BLOCKS = 1.5  # of code in a solution of stage 0, which has two at most
@@ -98,6 +100,9 @@ def stage_requests(
         if isinstance(stage, Decontaminate):
             most = float(stage.config.candidates * (2 if stage.config.orders == "both" else 1))
             prompt = prompt or PAIR_TOKENS
+        elif isinstance(stage, Classify):
+            most = float(len(stage.config.questions))
+            prompt = prompt or KIND_TOKENS
         prompts = answers = numbers.read * (most if asked is None else asked)
         if "threads" in entry.inputs:
             prompt = prompt or THREAD_TOKENS
