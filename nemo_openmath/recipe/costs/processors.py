@@ -23,8 +23,8 @@ RATES = {
     "genselect.groups": 9_800.0,
     "problems.near_duplicates": 5_100.0,
     "problems.select": 5_000.0,  # assumed
-    "problems.group_threads": 2_000.0,  # assumed
-    "problems.read_threads": 5_000.0,  # assumed
+    "problems.group_threads": 3_300.0,
+    "problems.read_threads": 2_400.0,
     "problems.read_problems": 5_000.0,  # assumed
     "solutions.read_generations": 1_600.0,  # assumed: as sft.read
     "sft.read": 1_600.0,
