@@ -13,9 +13,10 @@ that only asks, or misspelt, and a tenth repeats one with another constant. It i
 each for the one it was made of, and nothing else.
 
 ``decontaminate``: seconds to find the candidates of every problem, of mathematical prose in 20,000 words or of a
-template of 570 characters with nine numbers, where every text is similar to every other one. The peer compares with all
-texts that share a gram, over 100 of the problems. With prose, there follow how many of the benchmark's own problems are
-among the candidates when they come in another form, and the whole stage.
+template of 570 characters with nine numbers, where every text is similar to every other one: by n-grams alone, and by
+words and n-grams (the lexical retriever). The peer compares with all texts that share a gram, over 100 of the problems. With
+prose, there follow how many of the benchmark's own problems are among the candidates when they come in another form,
+and the whole stage.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from nemo_openmath.inference import asking
 from nemo_openmath.synthesis.problems.decontaminate import Decontaminate, DecontaminateConfig
 from nemo_openmath.synthesis.problems.near_duplicates import NearDuplicates, NearDuplicatesConfig
 from nemo_openmath.synthesis.problems.ngram_index import NgramIndex, normalised
+from nemo_openmath.synthesis.problems.retrievers import LexicalRetriever
 from nemo_openmath.synthesis.solutions.summarize import Summarize, SummarizeConfig
 
 
@@ -199,7 +201,11 @@ async def decontaminate(folder: Path, count: int, size: int, texts: str) -> None
     index = NgramIndex(held, ngram=8, threshold=0.3)
     seconds, length = time.perf_counter() - began, sum(len(text) for _, text in held) / size
     print(f"{size} texts of {length:.0f} characters: index in {seconds:.1f} s")
+    began_cpu = time.process_time()
+    lexical = LexicalRetriever([text for _, text in held], ngram=8, threshold=0.1)
+    print(f"words and n-grams: index in {time.process_time() - began_cpu:.1f} s CPU")
     seconds, cpu, found, sample = 0.0, 0.0, 0, []
+    lexical_cpu, proposed, tenth = 0.0, 0, 0.0
     for number in range(count):
         text = make()
         began, cpu_began = time.perf_counter(), time.process_time()
@@ -207,14 +213,28 @@ async def decontaminate(folder: Path, count: int, size: int, texts: str) -> None
         seconds += time.perf_counter() - began
         cpu += time.process_time() - cpu_began
         found += len(nearest)
+        cpu_began = time.process_time()
+        proposed += len(lexical.nearest([text], 5)[0])
+        lexical_cpu += time.process_time() - cpu_began
+        if number + 1 == count // 10:
+            tenth = lexical_cpu
         if number < 100:
             sample.append((text, nearest))
     each = f"{1e3 * cpu / count:.2f} ms CPU each"
     print(f"{count} problems: {seconds:.0f} s ({each}), {found} candidates, {peak():.0f} MiB at most", flush=True)
+    print(
+        f"words and n-grams: {lexical_cpu:.1f} s CPU, {1e3 * lexical_cpu / count:.2f} ms each "
+        f"({1e4 * tenth / max(count, 1):.2f} in the first tenth), {lexical_cpu / cpu:.1f} times the n-grams alone; "
+        f"{proposed / count:.1f} candidates a problem, {peak():.0f} MiB at most",
+        flush=True,
+    )
     if texts == "words":
         for name, leak in LEAKS.items():
-            hits = [any(i == held[n][0] for _, i, _ in index.nearest(leak(held[n][1], n), 5)) for n in range(500)]
-            print(f"benchmark problems, {name}: {100 * sum(hits) / len(hits):.0f}% are among the candidates")
+            leaked = [leak(held[n][1], n) for n in range(0, 500, 5)]
+            hits = [any(i == held[5 * n][0] for _, i, _ in index.nearest(text, 5)) for n, text in enumerate(leaked)]
+            both = [any(i == 5 * n for _, i in near) for n, near in enumerate(lexical.nearest(leaked, 5))]
+            shares = f"{100 * sum(both) / len(both):.0f}% are among the candidates, {100 * sum(hits) / len(hits):.0f}%"
+            print(f"benchmark problems, {name}: {shares} of n-grams alone")
     where: dict[str, list[int]] = defaultdict(list)
     sets = [grams(text) for _, text in held]
     for n, own in enumerate(sets):
@@ -241,7 +261,7 @@ async def decontaminate(folder: Path, count: int, size: int, texts: str) -> None
         store(ports["benchmark"], [Problem.make(text) for _, text in held])
         tokenizer = load_tokenizer(None, folder)
         with GradingPool() as pool:
-            services = Lent(InstantEngine("False", same_tokens=False), tokenizer, pool)
+            services = Lent(InstantEngine("Why: other numbers.\nVerdict: no", same_tokens=False), tokenizer, pool)
             wall, cpu = await run(Decontaminate(DecontaminateConfig()), folder / "out", services, **ports)
         print(f"the stage: {wall:.0f} s ({cpu:.0f} s CPU)")
 
