@@ -14,9 +14,9 @@ each for the one it was made of, and nothing else.
 
 ``decontaminate``: seconds to find the candidates of every problem, of mathematical prose in 20,000 words or of a
 template of 570 characters with nine numbers, where every text is similar to every other one: by n-grams alone, and by
-words and n-grams (the lexical retriever). The peer compares with all texts that share a gram, over 100 of the problems. With
-prose, there follow how many of the benchmark's own problems are among the candidates when they come in another form,
-and the whole stage.
+words and n-grams (the lexical retriever). The peer compares with all texts that share a gram, over 100 of the problems.
+With prose, there follow how many of the benchmark's own problems are among the candidates when they come in another
+form, and the whole stage.
 """
 
 from __future__ import annotations
