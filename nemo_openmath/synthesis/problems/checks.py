@@ -21,6 +21,7 @@ from typing import Generic, TypeVar
 from nemo_openmath.grading import compare, is_mathematics
 from nemo_openmath.grading.texts import closed_class, unwrap
 from nemo_openmath.inference.asking import Rejected
+from nemo_openmath.synthesis.problems.examples import repeats_example
 from nemo_openmath.synthesis.problems.statement import Statement, Token, misspelt, signs
 
 S = TypeVar("S")
@@ -31,6 +32,8 @@ MOST_WORDS = 12
 """Longest answer in words."""
 MOST_COMPARED = 60
 """Formulas of a discussion that an answer is compared with, the last ones."""
+EXAMPLE = "the reply repeats an example of the prompt"
+"""The reason that counts it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +92,22 @@ class ShownText:
 
 @dataclass(frozen=True)
 class ExtractedProblem:
-    """A problem, and the post that it was extracted from."""
+    """A problem, the post that it was extracted from, and what the prompt says besides."""
 
     text: str
     post: ShownText
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
 class ConvertedProblem:
-    """A problem with its answer, and the proof that it was made of."""
+    """A problem with its answer, the proof that it was made of, the discussion, and what the prompt says besides."""
 
     text: str
     answer: str
     proof: str
+    discussion: str = ""
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -241,6 +247,7 @@ def _states_something(text: str) -> bool:
 OF_EXTRACTED: tuple[ReplyCheck[ExtractedProblem], ...] = (
     ReplyCheck("no-refusal", "the problem is a refusal", lambda p: not is_refusal(p.text)),
     ReplyCheck("not-empty", "the problem is empty", lambda p: _states_something(p.text)),
+    ReplyCheck("not-example", EXAMPLE, lambda p: not repeats_example(p.prompt, p.post.text, p.text)),
     ReplyCheck("from-post", "the problem is not in the post", lambda p: comes_from(p.text, p.post)),
 )
 """What an extracted problem must be."""
@@ -411,6 +418,11 @@ OF_CONVERTED: tuple[ReplyCheck[ConvertedProblem], ...] = (
         "not-given-away",
         "the problem gives its answer away",
         lambda p: not gives_itself_away(p.text, p.answer, p.proof),
+    ),
+    ReplyCheck(
+        "not-example",
+        EXAMPLE,
+        lambda p: not repeats_example(p.prompt, p.proof, p.text, bare_answer(p.answer), p.discussion),
     ),
 )
 """What a converted problem must be."""

@@ -18,7 +18,7 @@ class ConvertProofs(DiscussedStage):
     """
 
     kind = "problems.convert_proofs"
-    version = 2  # 2: what is converted is checked
+    version = 3  # 2: what is converted is checked; 3: and compared with the examples of the prompt
     case = ConvertCase
     prompt = "convert-proof"
     ports = {"problems": "classified problems", "threads": "the threads they came from"}
@@ -35,7 +35,7 @@ class ConvertProofs(DiscussedStage):
             parts = parse_conversion(reply)
             if isinstance(parts, Rejected) or not parts:
                 return parts
-            converted = ConvertedProblem(parts[0], parts[1], problem.problem)
+            converted = ConvertedProblem(parts[0], parts[1], problem.problem, discussion, self.asked_text())
             return first_failed(OF_CONVERTED, converted) or parts
 
         discussion = await self.shown(discussions)

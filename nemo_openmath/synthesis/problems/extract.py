@@ -25,7 +25,7 @@ class Extract(PromptedStage[OnePromptConfig, Thread]):
     """
 
     kind = "problems.extract"
-    version = 2  # 2: what is extracted is checked
+    version = 3  # 2: what is extracted is checked; 3: and compared with the examples of the prompt
     case = ExtractCase
     prompt = "extract-problems"
     Config = OnePromptConfig
@@ -41,7 +41,7 @@ class Extract(PromptedStage[OnePromptConfig, Thread]):
         return f"{number} problem{'s' if number > 1 else ''}" if number else super().outcome(result)
 
     async def process(self, unit: Thread, context: StageContext) -> Result:
-        post = ShownText(unit.forum_post)
+        post, prompt = ShownText(unit.forum_post), self.asked_text()
         checked: list[tuple[str, Rejected | None]] = []  # of the last reply
 
         def parse(reply: str) -> list[str] | Rejected:
@@ -49,7 +49,7 @@ class Extract(PromptedStage[OnePromptConfig, Thread]):
             texts = parse_problems(reply)
             if isinstance(texts, Rejected):
                 return texts
-            checked.extend((text, first_failed(OF_EXTRACTED, ExtractedProblem(text, post))) for text in texts)
+            checked.extend((text, first_failed(OF_EXTRACTED, ExtractedProblem(text, post, prompt))) for text in texts)
             return next((failed for _, failed in checked if failed is not None), texts)
 
         texts, reply = await self.question(context, unit.id, parse, forum_post=unit.forum_post)

@@ -107,6 +107,11 @@ class PromptedStage(ControlledStage[C, U], Generic[C, U]):
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"templates": {name: t.digest for name, t in self._templates.items()}}
 
+    def asked_text(self, template: str = "") -> str:
+        """Return what a question says whatever it is asked about: the turns of its template, the places empty."""
+        shown = self._templates[template or next(iter(self._templates))]
+        return "\n".join(message.content for message in shown.messages(**dict.fromkeys(shown.fields, "\n")))
+
     def engines(self) -> tuple[str, ...]:
         second = self.config.second_engine
         return (self.config.engine,) if second is None else (self.config.engine, second)
