@@ -101,6 +101,29 @@ def test_an_output_that_was_not_run_stays_the_model_s_own_words(tmp_path: Path) 
     assert Transcript.from_json(first.transcript).spans[-1].text == f"And {block}"
 
 
+def test_counts_of_a_table_are_counts_and_other_values_are_refused_by_name(tmp_path: Path) -> None:
+    block = "```python\nprint(1)\n```\n```output\n1\n```\n\\boxed{1}"
+    lacks: dict[str, Any] = {"num_code_executions": None, "code_rounds_executed": 0.0}
+    write(tmp_path / "o.jsonl", row("a", block, num_generated_tokens=50.0, total_code_executions=3.0, **lacks))
+    (solution,) = read(tmp_path / "out", tmp_path / "o.jsonl").records
+    assert (solution.code_calls, solution.completion_tokens, solution.budget) == (0, 50, 3)
+    for number, (name, value) in enumerate(
+        {"num_code_executions": "0", "num_generated_tokens": 1.5, "max_idx": -1, "is_correct": "true"}.items()
+    ):
+        write(tmp_path / f"{number}.jsonl", row("a", block, **{name: value}))
+        with pytest.raises(UserError, match=f"{number}.jsonl:1: '{name}' is {value!r}, not"):
+            read(tmp_path / f"out{number}", tmp_path / f"{number}.jsonl")
+    with pytest.raises(UserError, match="no 'solutions': this is no comparison"):
+        read(tmp_path / "selections", tmp_path / "o.jsonl", mode="genselect")
+
+
+def test_two_files_of_one_seed_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "in/output-rs2.jsonl", row("a", "\\boxed{1}"))
+    write(tmp_path / "in/output-rs02.jsonl", row("b", "\\boxed{1}"))
+    with pytest.raises(UserError, match=r"output-rs02.jsonl and output-rs2.jsonl are of the same seed"):
+        read(tmp_path / "out", tmp_path / "in")
+
+
 def test_tags_that_were_not_executed_and_outputs_that_hold_fences_keep_their_authors(tmp_path: Path) -> None:
     called, printed = "<tool_call>\nprint(1)\n</tool_call>\n```output\n1\n```\n", "```\n42\n```\n"
     fences = "```python\nprint(2)\n```\n```output\n" + printed

@@ -129,7 +129,14 @@ def _seeds(folder: Path) -> dict[int | None, _Seed]:
         if match["state"] == ".done":
             seed.done.add(chunk)
         else:
-            (seed.partial if match["state"] else seed.files)[chunk] = file
+            same = seed.partial if match["state"] else seed.files
+            if chunk in same:
+                raise UserError(
+                    f"{same[chunk].name} and {file.name} are of the same seed",
+                    file=folder,
+                    remedy="keep the one that is whole, or name both files instead of the folder",
+                )
+            same[chunk] = file
     return seeds
 
 

@@ -15,6 +15,7 @@ What a row says is kept, and what it does not say is taken from its text:
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from itertools import pairwise
@@ -45,6 +46,8 @@ OF_GENERATIONS = frozenset(
     )
 )  # fmt: skip
 """Fields that say something of one generation and nothing of its problem."""
+_COUNTS = (*EXECUTIONS, _BUDGET, "num_generated_tokens", "num_input_tokens", "max_idx")
+_FLAGS = ("symbolic_correct", "is_correct", "stopped_on_repetition")
 _FINISHES = {"stop": Finish.STOP, "eos": Finish.STOP, "length": Finish.LENGTH}
 _FENCE = re.compile(r"^[ \t]*```(\w*)[ \t]*$", re.MULTILINE)
 
@@ -64,8 +67,9 @@ class SolutionText:
         return content_id("generation", "read", self.problem.id, self.mode, model, seed, self.text)
 
 
-def problem_of_row(row: dict[str, Any]) -> str | None:
-    """Return what is wrong with a row, in words that name the field; None where nothing is."""
+def problem_of_row(row: dict[str, Any], mode: Mode | None = None) -> str | None:
+    """Return what is wrong with a row, in words that name the field; None where nothing is. ``mode``: as in
+    :func:`solution_of`."""
     if not isinstance(text := row.get("problem"), str) or not text.strip():
         if "problem" in row:
             return f"'problem' is {'empty' if isinstance(text, str) else name_of(text)}, not a text"
@@ -78,6 +82,14 @@ def problem_of_row(row: dict[str, Any]) -> str | None:
     for name in ("expected_answer", "predicted_answer"):
         if isinstance(row.get(name), bool | list | dict):
             return f"{name!r} is {name_of(row[name])}; write it as a text"
+    for name in _COUNTS:
+        if _told(value := row.get(name)) and _count(value) is None:
+            return f"{name!r} is {value!r:.40}, not a whole number of 0 or more"
+    for name in _FLAGS:
+        if _told(value := row.get(name)) and not isinstance(value, bool):
+            return f"{name!r} is {value!r:.40}, not true or false"
+    if mode is Mode.GENSELECT and (lacking := [name for name in ("solutions", "max_idx") if row.get(name) is None]):
+        return f"no {lacking[0]!r}: this is no comparison, though `mode` says so"
     return None
 
 
@@ -165,13 +177,25 @@ def _answer(value: Any) -> str | None:
     return None if value is None or not str(value).strip() else str(value)
 
 
+def _told(value: Any) -> bool:
+    """Tell whether a field has a value. A table that lacks some writes them as NaN."""
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def _count(value: Any) -> int | None:
+    """Return a count; None for what is none. A table that lacks some of a column writes the others as 3.0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if value >= 0 and value != math.inf and value == int(value) else None
+
+
 def _integer(value: Any) -> int | None:
-    return value if type(value) is int and value > 0 else None
+    return _count(value) or None
 
 
 def _executed(row: dict[str, Any]) -> int | None:
     """Return how many blocks of code were run, where the row says it."""
-    return next((row[name] for name in EXECUTIONS if type(row.get(name)) is int), None)
+    return next((count for name in EXECUTIONS if (count := _count(row.get(name))) is not None), None)
 
 
 def _authors(text: str, executed: int | None, foreign: dict[str, Any]) -> tuple[Span, ...]:

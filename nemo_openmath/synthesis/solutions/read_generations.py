@@ -66,7 +66,7 @@ class ReadGenerations(UnitStage[ReadGenerationsConfig, _Row]):
     """
 
     kind = "solutions.read_generations"
-    version = 2  # outputs beyond those that were executed are the model's; outputs that hold fences end where they do
+    version = 3  # counts such as 2.0 are counts; outputs that were not executed are the model's
     Config = ReadGenerationsConfig
     ports = {"files": "folders of output-rs*.jsonl of the reference pipeline, or files of such rows"}
     record = Generation
@@ -91,7 +91,7 @@ class ReadGenerations(UnitStage[ReadGenerationsConfig, _Row]):
 
     def problem(self, row: dict[str, Any]) -> str | None:
         """Return what is wrong with a row, in words that name the field; None where nothing is."""
-        return problem_of_row(row)
+        return problem_of_row(row, self._mode)
 
     def _files(self, path: Path) -> tuple[list[GenerationFile], list[str]]:
         return output_files(path, chunks=self.config.chunks or None, unfinished=self.config.unfinished == "read")
@@ -153,7 +153,7 @@ class ReadGenerations(UnitStage[ReadGenerationsConfig, _Row]):
         bad: list[tuple[int, str]] = []
         for _, row, fields in read_file_rows(file.path, lambda _, row, why: bad.append((row, why))):
             yield from self._broken(file, bad)
-            if (problem := problem_of_row(fields)) is None:
+            if (problem := self.problem(fields)) is None:
                 yield row, fields
             else:
                 bad.append((row, problem))
