@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,24 @@ __all__ = [
 C = TypeVar("C", bound="PromptedConfig")
 U = TypeVar("U")
 T = TypeVar("T")
+
+_MARKS = re.compile(r"\b(?:begins|ends)\b", re.I)
+
+
+def within_marks(text: str) -> str:
+    """Return a text of the forum as it may stand between the marked lines of a prompt. A line of it that looks like one
+    of them ("----- post ends -----") would end the text for the model, and what follows would be our own words: such a
+    line has single dashes."""
+    if "---" not in text:
+        return text
+    return "\n".join(_without_dashes(line) for line in text.split("\n"))
+
+
+def _without_dashes(line: str) -> str:
+    bare = line.strip()
+    if not (bare.startswith("---") and bare.endswith("---") and _MARKS.search(bare)):
+        return line
+    return f"- {bare.strip('-').strip()} -"
 
 
 @dataclass(frozen=True)
@@ -185,12 +204,14 @@ class PromptedStage(ControlledStage[C, U], Generic[C, U]):
         **fields: object,
     ) -> tuple[T | Rejected, str]:
         """Fill a template with ``fields`` and ask. Return what ``parse`` made of the reply, and the reply as it was.
+        Lines of a field that look like the marks around it lose their dashes (:func:`within_marks`).
 
         A reply that ``parse`` rejects is asked for again with another seed. Where all attempts were rejected, the last
         rejection is returned: its reason is that of the drop, and the reply its example. ``key`` seeds the draw: it
         names the question within the stage. ``template``: the name of the shipped one; the stage's first by default.
         """
         interview = current_interview() or Interview(*self._models[0])
+        fields = {name: within_marks(value) if isinstance(value, str) else value for name, value in fields.items()}
         value, reply = await ask(
             interview.engine,
             interview.tokenizer,
