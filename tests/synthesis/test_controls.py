@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from nemo_openmath.evaluation.reports.controls import StageControls
 from nemo_openmath.evaluation.reports.view import RunView
 from nemo_openmath.grading import GradingPool
 from nemo_openmath.synthesis.controls.bank import load_bank
-from nemo_openmath.synthesis.controls.cases import CASES
+from nemo_openmath.synthesis.controls.cases import CASES, Case, ClassifyCase
 from nemo_openmath.synthesis.controls.plant import KEY
 from nemo_openmath.synthesis.problems.answers import ExtractAnswers
+from nemo_openmath.synthesis.problems.choices import may_list_choices
 from nemo_openmath.synthesis.problems.classify import CATEGORIES, QUESTIONS
 from nemo_openmath.synthesis.problems.extract import Extract
 from nemo_openmath.synthesis.problems.prompted import DiscussedConfig, OnePromptConfig
@@ -97,9 +99,9 @@ async def test_the_rates_of_errors_are_recovered_and_nothing_planted_is_left(
     stage = planting.stage(kind)
     row = measured(planted, CASES[kind].classes)
     assert (row["planted"], row["cases"]) == (UNITS, UNITS)
-    for score in row["scores"]:
-        assert score["low"] <= 1 - expected_error(kind, score) <= score["high"], score
     bank = load_bank(kind, planting.bank)
+    for score in row["scores"]:
+        assert score["low"] <= 1 - expected_error(kind, score, listing(bank)) <= score["high"], score
     texts = [orjson.dumps(getattr(case, "forum_post", None) or getattr(case, "problem", None)) for case in bank]
     plain = await planting.run(kind, tmp_path / "plain", controls=0.0, control_cases=None)
     for file in planted.glob("*.jsonl"):
@@ -113,14 +115,23 @@ async def test_the_rates_of_errors_are_recovered_and_nothing_planted_is_left(
     assert {"controls", "control_cases"} <= stage.settings().keys()
 
 
-def expected_error(kind: str, score: dict[str, Any]) -> float:
+def listing(bank: Sequence[Case]) -> dict[str, float]:
+    """Of the problems of each category, the share that may list choices."""
+    lists: dict[str, list[bool]] = {}
+    for case in bank:
+        if isinstance(case, ClassifyCase):
+            lists.setdefault(case.category, []).append(may_list_choices(case.problem))
+    return {category: sum(values) / len(values) for category, values in lists.items()}
+
+
+def expected_error(kind: str, score: dict[str, Any], lists: Mapping[str, float]) -> float:
     """The share of wrong outcomes that the stand-in's rates lead to."""
     if kind == "problems.classify":  # each question errs, the first yes is the category
         name = score["class"]
         if score["measure"] == "sensitivity":
-            return 1 - taken_for(name, name)
+            return 1 - taken_for(name, name, lists)
         others = [category for category in CATEGORIES if category != name]
-        return sum(taken_for(category, name) for category in others) / len(others)
+        return sum(taken_for(category, name, lists) for category in others) / len(others)
     if score["measure"] == "sensitivity" or kind in ("problems.decontaminate", "judging.judge"):
         return ERROR
     # of a post without a problem nothing is cut, of a proof without a value nothing is converted; of the half of the
@@ -128,14 +139,21 @@ def expected_error(kind: str, score: dict[str, Any]) -> float:
     return ERROR / 4 if kind == "problems.extract_answers" else 0.0
 
 
-def taken_for(category: str, name: str) -> float:
-    """How probable it is that a problem of a category gets the category ``name``."""
+def taken_for(category: str, name: str, lists: Mapping[str, float]) -> float:
+    """How probable it is that a problem of a category gets the category ``name``.
+
+    Where it lists no choices, "multiple choice" is asked about again until it is denied; three errors drop it."""
     share = 1.0
     for question in QUESTIONS:
         says_yes = 1 - ERROR if question == category else ERROR
+        says_no = 1 - says_yes
+        if question == "multiple-choice":
+            rejected = 1 - lists[category]
+            says_no = lists[category] * says_no + rejected * (1 - says_yes**3)
+            says_yes *= lists[category]
         if question == name:
             return share * says_yes
-        share *= 1 - says_yes
+        share *= says_no
     return share
 
 

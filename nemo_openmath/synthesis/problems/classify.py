@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.records.store import read_file
 from nemo_openmath.core.stage import Result, StageContext
 from nemo_openmath.synthesis.controls.cases import Case, ClassifyCase
+from nemo_openmath.synthesis.problems.choices import may_list_choices
 from nemo_openmath.synthesis.problems.prompted import PromptedConfig, PromptedStage, Rejected
 
 QUESTIONS = ("invalid", "multiple-choice", "binary", "proof")
@@ -18,6 +20,7 @@ CATEGORIES = (*QUESTIONS, "answer")
 DOUBTED = "validity_unread"
 """Key in ``extra`` of a problem whose reply to the question "invalid" could not be read: it counts as valid."""
 NO_VERDICT = Rejected("the reply is no verdict of yes or no")
+NO_CHOICES = Rejected("the verdict is multiple choice, and no choices are listed")
 _VERDICT = re.compile(r"[\s*_`>#-]*(?:verdict\s*[*_`]*\s*:)[\s*_`\"']*(yes|no)\b[\s*_`\"'.!]*", re.I)
 
 
@@ -53,13 +56,14 @@ class ClassifyConfig(PromptedConfig):
 class Classify(PromptedStage[ClassifyConfig, Problem]):
     """Give each problem its category, and drop the categories that the recipe names.
 
-    The reason of such a drop is the category. Whether a problem is invalid is in doubt answered with no: where the
-    replies to that question cannot be read the problem goes on, marked in ``extra``, and is counted in the metrics.
+    The reason of such a drop is the category. A verdict that a problem is multiple choice is asked for again where it
+    lists nothing that could be choices (choices.py). Whether a problem is invalid is in doubt answered with no: where
+    the replies to that question cannot be read the problem goes on, marked in ``extra``, and is counted in the metrics.
     """
 
     kind = "problems.classify"
     case = ClassifyCase
-    version = 2  # 2: one question a category
+    version = 3  # 2: one question a category; 3: no choice among nothing
     Config = ClassifyConfig
     ports = {"problems": "extracted problems"}
     takes = {"problems": "Problem"}
@@ -87,8 +91,9 @@ class Classify(PromptedStage[ClassifyConfig, Problem]):
     async def process(self, unit: Problem, context: StageContext) -> Result:
         category, problem = "answer", unit
         for name in self.config.questions:
+            parse = partial(_choosing, unit.problem) if name == "multiple-choice" else parse_verdict
             verdict, reply = await self.question(
-                context, f"{unit.id}:{name}", parse_verdict, f"classify-{name}", problem=unit.problem
+                context, f"{unit.id}:{name}", parse, f"classify-{name}", problem=unit.problem
             )
             if isinstance(verdict, Rejected):
                 if name != "invalid":
@@ -100,6 +105,11 @@ class Classify(PromptedStage[ClassifyConfig, Problem]):
         if category in self.config.drop:
             return Result(drops=[Drop(category, unit.problem)])
         return Result([problem.with_(category=category)])
+
+
+def _choosing(problem: str, reply: str) -> bool | Rejected:
+    verdict = parse_verdict(reply)
+    return NO_CHOICES if verdict is True and not may_list_choices(problem) else verdict
 
 
 def parse_verdict(text: str) -> bool | Rejected:
