@@ -231,6 +231,28 @@ def test_a_server_that_never_answers_and_one_that_has_died_for_good(tmp_path: Pa
     assert devices == "2,3", "the GPUs of the second replica"
 
 
+@pytest.mark.parametrize("made_later, code", [(True, 0), (False, 1)])
+def test_a_job_whose_stage_others_have_made_asks_no_server(made_later: bool, code: int, tmp_path: Path) -> None:
+    """It was queued again behind its last unit. What was made before the launch does not count."""
+    for file, seconds in (
+        (tmp_path / "sbatch/jobs.json", 100),
+        (tmp_path / "tir/manifest.json", 200 if made_later else 50),
+    ):
+        file.parent.mkdir()
+        file.touch()
+        os.utime(file, (seconds, seconds))
+    script = f"""
+        output={tmp_path} name=tir stages=(tir) asked=
+        source {TEMPLATES}/servers.sh
+        sleep 0 & ended=$!
+        wait $ended
+        wait_for_address base {tmp_path}/servers 60 wait_seconds log "process $ended"
+    """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert ("made by other jobs" if made_later else "ended before it answered") in done.stderr
+
+
 def test_the_interface_with_the_route_to_a_node() -> None:
     program = f"source {TEMPLATES}/network.sh; interface_to 127.0.0.1; interface_to somewhere || echo none"
     done = subprocess.run(["bash", "-uc", program], capture_output=True, text=True, check=True)

@@ -25,6 +25,7 @@ servers_inside=() watchers=() # processes
 # --- Asking ------------------------------------------------------------------------------------------------------------
 
 start_server() { # start_server STEP LABEL FOLDER SECONDS LOG: a server inside this job
+  end_where_made
   mkdir -p "$3"
   rm -f "$3"/*.url # of an attempt that was killed
   "$1" "$3" &
@@ -55,6 +56,7 @@ wait_for_address() { # wait_for_address LABEL FOLDER SECONDS SETTING LOG "proces
   local began=$SECONDS told=-60 look
   until has_address "$2"; do
     [ -z "$asked" ] || leave 75
+    end_where_made
     look=${6%% *} # a process is looked at each second, the queue each minute
     if [ $((SECONDS - told)) -ge 60 ]; then
       told=$SECONDS look=process
@@ -85,6 +87,15 @@ watch_pool() { # watch_pool LABEL FOLDER LOG JOB: in the background; ends the st
   done
 }
 
+# A job may be killed behind its last unit, and the other jobs of its array complete the stage: then the servers have
+# ended, and none will come.
+end_where_made() { # ends the job well where all its stages have been made since the launch
+  if [ ${#stages[@]} -gt 0 ] && are_made "${stages[@]}"; then
+    echo "$name: ${stages[*]} has been made by other jobs" >&2
+    exit 0
+  fi
+}
+
 is_there() { # is_there "process ID"|"job NAME": whether the server, or a job of the pool, may still come
   case $1 in
     process*) kill -0 "${1#* }" 2>/dev/null ;;
@@ -107,7 +118,7 @@ jobs_in_queue() { # jobs_in_queue NAME ...: how many jobs of this run with these
 serve_clients() { # serve_clients STEP FOLDER: serves until no client needs it. Reads: clients, client_jobs
   local code nap told='' finished='' unneeded=0 looked=$SECONDS
   mkdir -p "$2"
-  ! clients_are_done || exit 0
+  ! are_made "${clients[@]}" || exit 0
   "$1" "$2" &
   step=$!
   while kill -0 "$step" 2>/dev/null; do
@@ -119,7 +130,7 @@ serve_clients() { # serve_clients STEP FOLDER: serves until no client needs it. 
       record ready url="$(cat "$2/${task:-0}.0.url" 2>/dev/null)"
     fi
     [ -z "$asked$finished" ] || continue
-    if clients_are_done; then
+    if are_made "${clients[@]}"; then
       finished=yes
     elif [ $((SECONDS - looked)) -ge 20 ]; then
       looked=$SECONDS
@@ -136,13 +147,13 @@ serve_clients() { # serve_clients STEP FOLDER: serves until no client needs it. 
   code=$?
   step=''
   rm -f "$2/${task:-0}".*.url
-  if [ -n "$finished" ] || clients_are_done; then exit 0; fi
+  if [ -n "$finished" ] || are_made "${clients[@]}"; then exit 0; fi
   leave $((code ? code : 77))
 }
 
-clients_are_done() { # whether all stages that ask the pool have been made since the launch
+are_made() { # are_made STAGE ...: whether all of them have been made since the launch
   local stage
-  for stage in "${clients[@]}"; do
+  for stage in "$@"; do
     [ "$output/$stage/manifest.json" -nt "$output/sbatch/jobs.json" ] || return 1
   done
 }
