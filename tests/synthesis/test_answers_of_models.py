@@ -10,7 +10,6 @@ from nemo_openmath.synthesis.problems.answers import parse_answer
 from nemo_openmath.synthesis.problems.checks import bare_answer
 from nemo_openmath.synthesis.problems.classify import parse_verdict
 from nemo_openmath.synthesis.problems.convert import parse_conversion
-from nemo_openmath.synthesis.problems.decontaminate import parse_bool
 from nemo_openmath.synthesis.problems.extract import parse_problems
 from nemo_openmath.synthesis.problems.prompted import Rejected
 
@@ -81,7 +80,5 @@ def test_answers(text: str, expected: str | None) -> None:
         ("", None),
     ],
 )
-def test_verdicts_and_booleans(text: str, expected: bool | None) -> None:
+def test_verdicts(text: str, expected: bool | None) -> None:
     assert value(parse_verdict(text)) is expected
-    assert parse_bool("They differ in one number: False.") is False
-    assert parse_bool("maybe") == Rejected("unparsable answer")
