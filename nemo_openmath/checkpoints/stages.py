@@ -35,6 +35,7 @@ class Average(Stage[AverageConfig]):
     """The mean of several checkpoints of a training, as a Hugging Face model."""
 
     kind = "checkpoints.average"
+    version = 2  # 2: equally spaced by their steps, where saves for resuming lie among them
     Config = AverageConfig
     ports = {"training": "folders of a training, holding checkpoints/step-*"}
     takes = {"training": "checkpoints"}

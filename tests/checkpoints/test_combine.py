@@ -60,6 +60,18 @@ def test_average_of_one_checkpoint_with_itself_is_the_identity(
     assert models.same(models.load(made), models.load(source))
 
 
+def test_saves_for_resuming_are_not_averaged(tmp_path: Path) -> None:
+    """What a training of 400 steps leaves: every: 20, average_k: 4, and one save where it was asked to stop."""
+    for step in (100, 200, 300, 361, 380, 400):
+        (tmp_path / f"step-{step:08}").mkdir()
+    assert [int(p.name[5:]) for p in select_steps(tmp_path, count=4)] == [100, 200, 300, 400]
+    assert [int(p.name[5:]) for p in select_steps(tmp_path, count=2)] == [200, 400]
+    assert len(select_steps(tmp_path)) == 6
+    with pytest.raises(UserError, match="no checkpoint near step 160, one of 5") as caught:
+        select_steps(tmp_path, count=5)
+    assert "average_k: 5" in str(caught.value)
+
+
 def test_average_of_bf16_accumulates_in_fp32(tmp_path: Path) -> None:
     sources = [models.make(tmp_path / str(seed), SMALL, seed, torch.bfloat16) for seed in range(4)]
     made, inputs = models.load(average(sources, tmp_path / "mean")), [models.load(source) for source in sources]
@@ -76,7 +88,7 @@ def test_average_of_megatron_steps(tmp_path: Path) -> None:
         (root / "checkpoints").mkdir(parents=True, exist_ok=True)
         hf_to_megatron(source, step_folders.step_folder(root / "checkpoints", 10 * step))
     assert [int(p.name[5:]) for p in select_steps(root, count=4)] == [20, 40, 60, 80]
-    assert [int(p.name[5:]) for p in select_steps(root, count=3)] == [20, 50, 80]
+    assert [int(p.name[5:]) for p in select_steps(root, count=3)] == [30, 50, 80]
     made = average([root], tmp_path / "mean", count=4, format="hf")
     sources = [tmp_path / f"hf{step}" for step in (2, 4, 6, 8)]
     assert_equals(made, lambda *x: sum(x) / 4, *sources)

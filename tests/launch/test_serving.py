@@ -231,7 +231,7 @@ def test_a_server_that_never_answers_and_one_that_has_died_for_good(tmp_path: Pa
     assert devices == "2,3", "the GPUs of the second replica"
 
 
-@pytest.mark.parametrize("made_later", "code"), [(True, 0), (False, 1)])
+@pytest.mark.parametrize(("made_later", "code"), [(True, 0), (False, 1)])
 def test_a_job_whose_stage_others_have_made_asks_no_server(made_later: bool, code: int, tmp_path: Path) -> None:
     """It was queued again behind its last unit. What was made before the launch does not count."""
     for file, seconds in (

@@ -197,10 +197,12 @@ def _without_dtype(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def select_steps(root: str | Path, steps: Sequence[int] | None = None, count: int | None = None) -> list[Path]:
-    """Return the folders of the named steps, or of ``count`` equally spaced ones.
+    """Return the folders of the named steps, or of ``count`` equally spaced ones, the last among them.
 
     They are ``step-*`` of ``root`` or ``root/checkpoints``, else Megatron-LM's ``iter_*``, else transformers'
-    ``checkpoint-*``.
+    ``checkpoint-*``. Equally spaced is meant of the steps, not of the folders: saves for resuming lie among them, and
+    more of them close to the end or to where a training was interrupted. Raises UserError where no folder is within a
+    quarter of the spacing.
     """
     root = Path(root)
     folders: dict[int, Path] = {}
@@ -218,8 +220,16 @@ def select_steps(root: str | Path, steps: Sequence[int] | None = None, count: in
         raise UserError(
             f"{wanted} checkpoints are wanted, there are {len(folders)} ({have})", file=root, remedy="lower count"
         )
-    ordered = sorted(folders)
-    return [folders[ordered[(i + 1) * len(ordered) // wanted - 1]] for i in range(wanted)]
+    if count is None:
+        return [folders[step] for step in sorted(folders)]
+    last = max(folders)
+    spaced = [round(last * i / wanted) for i in range(1, wanted + 1)]  # as checkpoints.average_k saves them
+    chosen = [min(folders, key=lambda step: (abs(step - aim), -step)) for aim in spaced]
+    for aim, step in zip(spaced, chosen, strict=True):
+        if abs(step - aim) > last / (4 * wanted) or chosen.count(step) > 1:
+            remedy = f"there are: {have}; train with checkpoints.average_k: {wanted}, or name the steps"
+            raise UserError(f"no checkpoint near step {aim}, one of {wanted} equally spaced", file=root, remedy=remedy)
+    return [folders[step] for step in chosen]
 
 
 def _open_all(paths: Sequence[str | Path]) -> list[Checkpoint]:
