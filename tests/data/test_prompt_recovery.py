@@ -225,6 +225,10 @@ def test_bare_problems_are_refused_by_name(tmp_path: Path, capsys: pytest.Captur
     assert "no prompt is common to its rows: the questions have nothing in common but" in capsys.readouterr().err
     assert run(["data", "prompt", str(file), "--mode", "tir"]) is ExitCode.USER_ERROR
     assert "there are no tir rows" in capsys.readouterr().err
+    mixed = [row | {"problem": "p", "inference_mode": mode} for mode in ("cot", "tir", "tir")]
+    file.write_text("".join(json.dumps(line) + "\n" for line in mixed))
+    assert run(["data", "prompt", str(file)]) is ExitCode.USER_ERROR
+    assert "of several modes (2 tir, 1 cot); choose one: --mode tir" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,14 @@ LIMO = (
 
 def generation(text: str, name: str = "g", **values: Any) -> Generation:
     transcript = Transcript.from_text((Message("user", PROBLEM),), text)
-    given = {"mode": "tir", "finish": "stop", "verdict": "equal", "predicted_answer": "3", "budget": 8} | values
+    given = {
+        "mode": "tir",
+        "finish": "stop",
+        "verdict": "equal",
+        "predicted_answer": "3",
+        "budget": 8,
+        "completion_tokens": 40,
+    } | values
     return Generation(
         id=name, problem_id=given.pop("problem_id", "p"), model="m", sample=0,
         transcript=transcript.to_json(), code_calls=len(transcript.code_blocks()), **given,
@@ -76,6 +83,7 @@ EXAMPLES: list[tuple[str, str, str, dict[str, Any]]] = [
     ("correct", "wrong answer", LIMO, {"verdict": "not_equal"}),
     ("correct", "verdict unknown", LIMO, {"verdict": "unknown"}),
     ("length", "too long", LIMO, {"completion_tokens": 50_001}),
+    ("length", "length not known", LIMO, {"completion_tokens": 0}),
     ("thinking", "no summary after the reasoning", f"<think>{LIMO}", {}),
     ("thinking", "think tags out of order", f"<think>a</think><think>b</think>{LIMO}", {}),
     ("code", "no code was run", "**Final Answer**\n\\boxed{3}", {}),

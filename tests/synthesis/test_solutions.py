@@ -104,7 +104,7 @@ def test_newer_answers_of_the_problems_win(run: Run, tmp_path: Path) -> None:
 def test_filters_name_their_reason(
     run: Run, tmp_path: Path, text: str, values: dict[str, Any], reason: str | None
 ) -> None:
-    row = generation("g", text, **({"verdict": "equal", "predicted_answer": "1"} | values))
+    row = generation("g", text, **({"verdict": "equal", "predicted_answer": "1", "completion_tokens": 9} | values))
     out = run(
         Filter(FilterConfig((*DEFAULT_RULES, "code_errors"), max_blocks=1, max_tokens=50)),
         tmp_path,

@@ -145,7 +145,8 @@ def prompts_of(read: Callable[[Counter[str]], Places], mode: str | None, path: s
             sample[at] = question
     if mode is None and len(modes) > 1:
         listed = ", ".join(f"{count:,} {name}" for name, count in modes.most_common())
-        raise UserError(f"the rows are of several modes ({listed})", file=path, remedy="choose one: --mode genselect")
+        remedy = f"choose one: --mode {modes.most_common(1)[0][0]}"
+        raise UserError(f"the rows are of several modes ({listed})", file=path, remedy=remedy)
     chosen = mode or next(iter(modes), None)
     if chosen is None or not modes[chosen]:
         why = ", ".join(f"{count:,} {reason}" for reason, count in unusable.most_common(3))

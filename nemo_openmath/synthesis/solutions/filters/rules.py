@@ -45,11 +45,13 @@ def correct(solution: Solution, settings: RuleSettings) -> str | None:
     return "wrong answer" if verdict is Verdict.NOT_EQUAL else f"verdict {verdict}"
 
 
-@rule("length", "too long")
+@rule("length", "too long", "length not known")
 def length(solution: Solution, settings: RuleSettings) -> str | None:
-    """Drop what is longer than ``max_tokens``."""
-    most = settings.config.max_tokens
-    return "too long" if most and solution.generation.completion_tokens > most else None
+    """Drop what is longer than ``max_tokens``, or does not say how many tokens it has."""
+    if not (most := settings.config.max_tokens):
+        return None
+    tokens = solution.generation.completion_tokens  # 0: its file, or the server, did not say it
+    return "length not known" if not tokens else "too long" if tokens > most else None
 
 
 @rule("thinking", "no summary after the reasoning", "think tags out of order")

@@ -39,7 +39,7 @@ class Filter(UnitStage[FilterConfig, tuple[Generation, Reasons | None]]):
     record = Generation
     concurrency = 1
     choices = {"rules": {name: rule.meaning for name, rule in RULES.items()}}
-    version = 3  # solutions of models that do not think are kept; thinking stands at the beginning
+    version = 4  # with max_tokens, what does not say its length is dropped
 
     async def prepare(self, context: StageContext) -> None:
         self._settings = RuleSettings(self.config, self._models_that_think(context))
