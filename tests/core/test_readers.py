@@ -65,6 +65,13 @@ def test_a_cut_file_is_said_and_never_a_shorter_one(tmp_path: Path, name: str, k
     assert error.value.row == len(seen) + 1
 
 
+@pytest.mark.parametrize("name", PACKED)
+def test_a_file_that_is_not_there_is_no_broken_one(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name}: no such file") as error:
+        list(raw_lines(tmp_path / name))
+    assert error.value.row is None
+
+
 def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
     data = bytearray(gzip.compress(TEXT, 1))
     data[len(data) // 2] ^= 8

@@ -120,6 +120,7 @@ def test_reasons_to_drop_are_read_from_the_classes() -> None:
     assert {"in the benchmark, word for word", "in the benchmark, reworded"} <= set(reasons)
     assert {"refused by the engine", "the reply is no verdict of yes or no"} <= set(reasons)
     assert {"wrong answer", "verdict ...", "no boxed answer"} <= set(drop_reasons(stage_kinds()["solutions.filter"]))
+    assert {"another forum", "a forum that is left out"} <= set(drop_reasons(stage_kinds()["problems.read_threads"]))
     assert drop_reasons(stage_kinds()["training.sft"]) == []
     elsewhere = {
         "problems.classify": {

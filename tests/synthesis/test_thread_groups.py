@@ -47,5 +47,8 @@ async def test_posts_that_differ_in_a_number_are_marked_and_both_stay(tmp_path: 
 
 async def test_the_extra_is_named_where_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasketch", None)
+    GroupThreads(GroupThreadsConfig()).check({})
+    with pytest.raises(MissingExtra, match=r"datasketch.*nemo-openmath\[duplicates\]"):  # before anything runs
+        GroupThreads(GroupThreadsConfig(near=0.8)).check({})
     with pytest.raises(MissingExtra, match=r"datasketch.*nemo-openmath\[duplicates\]"):
         await run_stage(GroupThreads(GroupThreadsConfig(near=0.8)), tmp_path, threads=[Thread.make("x")])

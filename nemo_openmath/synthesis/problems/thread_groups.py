@@ -9,9 +9,11 @@ Memory: 0.1 kB for each thread, with ``near`` 0.7 kB.
 
 from __future__ import annotations
 
+import importlib.util
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -63,6 +65,10 @@ class GroupThreads(UnitStage[GroupThreadsConfig, Thread]):
     takes = {"threads": "Thread"}
     record = Thread
     concurrency = 1
+
+    def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
+        if self.config.near is not None and importlib.util.find_spec("datasketch") is None:
+            raise MissingExtra("datasketch", "duplicates", "looking for threads that are nearly the same")
 
     async def prepare(self, context: StageContext) -> None:
         self._keepers: dict[str, str] = {}

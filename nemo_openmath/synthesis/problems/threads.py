@@ -97,7 +97,7 @@ class ReadThreads(ReadFiles[ReadThreadsConfig]):
         config, post = self.config, row[self.column]
         if len(post) > config.max_chars:
             return Result(drops=[Drop("post too long", f"{where}: {len(post)} characters")])
-        if reason := self._left_out((row.get(self._source) or "").lower()):
+        if reason := self._reason_of_source((row.get(self._source) or "").lower()):
             return Result(drops=[Drop(reason, f"{where}: {post}")])
         clean = config.markup == "normalise"
         if not (post := normalised(post) if clean else post).strip():
@@ -118,7 +118,7 @@ class ReadThreads(ReadFiles[ReadThreadsConfig]):
             discussion = row[self._replies]
         return Result([Thread.make(post, discussion).with_(extra={**extra, ROW: where})])
 
-    def _left_out(self, source: str) -> str | None:
+    def _reason_of_source(self, source: str) -> str | None:
         if self.config.sources and not any(word.lower() in source for word in self.config.sources):
             return "another forum"
         return "a forum that is left out" if any(w.lower() in source for w in self.config.not_sources) else None

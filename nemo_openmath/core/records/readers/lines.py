@@ -115,6 +115,8 @@ def read_errors() -> tuple[type[Exception], ...]:
 
 
 def _cannot_read(path: Path, row: int, error: Exception) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError("no such file", file=path, remedy="put it there, or change the path")
     if isinstance(error, PermissionError | IsADirectoryError):
         return UserError(f"cannot be read ({error.strerror})", file=path, remedy="check its permissions")
     return UserError(f"cannot be read on ({error})", file=path, row=row, remedy="fetch or compress this file again")
