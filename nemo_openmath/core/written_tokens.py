@@ -41,25 +41,25 @@ class CountedEngine:
     """Passes everything on to an engine, and counts what it writes for the unit at hand."""
 
     def __init__(self, engine: Engine):
-        self._engine = engine
+        self.engine = engine
 
     @property
     def model(self) -> str:
-        return self._engine.model
+        return self.engine.model
 
     @property
     def capabilities(self) -> Capabilities:
-        return self._engine.capabilities
+        return self.engine.capabilities
 
     async def complete(self, request: Request) -> Completion:
-        completion = await self._engine.complete(request)
+        completion = await self.engine.complete(request)
         add_tokens(_written(completion))
         return completion
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         tokens = 0
         try:
-            async for chunk in self._engine.stream(request):
+            async for chunk in self.engine.stream(request):
                 tokens = tokens + len(chunk.token_ids) if chunk.completion is None else _written(chunk.completion)
                 yield chunk
         finally:
@@ -67,7 +67,7 @@ class CountedEngine:
 
     async def close(self) -> None:
         """Close the engine."""
-        await self._engine.close()
+        await self.engine.close()
 
 
 def _written(completion: Completion) -> int:

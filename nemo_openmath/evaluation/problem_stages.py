@@ -58,7 +58,10 @@ class TruthCounts:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of the report: counts, precision and recall with their 95% intervals (Clopper and Pearson's);
-        None where there is nothing to divide by."""
+        None where there is nothing to divide by. Stages stand in their order, what they made by name: not in the order
+        of the records, which a kill changes."""
+        stages = list(dict.fromkeys(stage for stage, _ in self.counts))
+        ordered = sorted(self.counts.items(), key=lambda item: (stages.index(item[0][0]), item[0][1]))
         return [
             {
                 "stage": stage,
@@ -69,7 +72,7 @@ class TruthCounts:
                 **_share("precision", right, wrong),
                 **_share("recall", right, missed),
             }
-            for (stage, what), (right, wrong, missed) in self.counts.items()
+            for (stage, what), (right, wrong, missed) in ordered
         ]
 
 
@@ -118,8 +121,8 @@ class MeasureProblems(Stage[ProblemTruthConfig]):
         counts = await asyncio.to_thread(lambda: _Measurement(context, same).done())
         rows = counts.rows()
         write_json(context.output / ROWS, rows)
-        lines = b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in counts.mistakes)
-        (context.output / MISTAKES).write_bytes(lines)
+        lines = sorted(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in counts.mistakes)
+        (context.output / MISTAKES).write_bytes(b"".join(lines))
         context.metrics["truth"] = rows
 
 

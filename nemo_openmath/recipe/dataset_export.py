@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nemo_openmath.core.errors import UserError, of_the_system
 from nemo_openmath.core.outputs import REMEDY
-from nemo_openmath.core.records import Generation, Problem, read_manifest
+from nemo_openmath.core.records import Generation, Problem, Record, read_manifest
 from nemo_openmath.core.records.manifest import refuse_inside_stage
 from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.data.records.published import PublishedFiles, publish_problems, publish_solutions
@@ -26,10 +26,27 @@ def export_dataset(folder: Path, output: Path, settings: CardSettings) -> Publis
     ``folder``: of a finished stage that holds problems or generations. Raises UserError where it is none, and where
     there is something at ``output``; SystemFailure where the disk is full.
     """
-    refuse_inside_stage(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError("is there already", file=output, remedy=REMEDY)
     kind = RecordFolder(folder).kind
+    refuse_inside_stage(output)
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise UserError("is there already", file=output, remedy=REMEDY)
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "data").mkdir(parents=True)
+        written = _write(folder, kind, partial, settings)
+        if output.is_dir():
+            output.rmdir()
+        os.replace(partial, output)
+    except OSError as error:
+        raise of_the_system(error, output) or error from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return written
+
+
+def _write(folder: Path, kind: type[Record] | None, output: Path, settings: CardSettings) -> PublishedFiles:
+    """Write the files of the dataset into a folder. Raises UserError where ``folder`` holds none."""
     if read_manifest(folder) is None:
         raise UserError("is not the folder of a finished stage", file=folder, remedy="let its run finish")
     if kind is None:
@@ -38,22 +55,11 @@ def export_dataset(folder: Path, output: Path, settings: CardSettings) -> Publis
         raise UserError(f"holds {kind.__name__} records", file=folder, remedy="name a stage with problems or solutions")
     stages, teacher = _stages(folder.resolve().parent)
     stage = stages.find(str(folder.resolve()))
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "data").mkdir(parents=True)
-        if kind is Problem:
-            written = publish_problems(folder, partial / "data", majority)
-        else:
-            written = publish_solutions(folder, _problem_folders(stages, stage), partial / "data", majority)
-        (partial / "README.md").write_text(dataset_card(stages, stage, written, settings, teacher), encoding="utf-8")
-        if output.is_dir():
-            output.rmdir()
-        os.replace(partial, output)
-    except OSError as error:
-        raise of_the_system(error, output) or error from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    if kind is Problem:
+        written = publish_problems(folder, output / "data", majority)
+    else:
+        written = publish_solutions(folder, _problem_folders(stages, stage), output / "data", majority)
+    (output / "README.md").write_text(dataset_card(stages, stage, written, settings, teacher), encoding="utf-8")
     return written
 
 

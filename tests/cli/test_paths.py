@@ -41,6 +41,7 @@ INPUTS = {
     "records check": ["{bad}", "stored {bad}"],
     "trace": ["{bad} problem-1"],
     "data prompt": ["{bad}"],
+    "data export": ["{bad} out"],
     "data stats": ["{bad}"],
     "data verify": ["{bad}"],
     "convert hf-to-megatron": ["{bad} out"],
@@ -58,6 +59,7 @@ OUTPUTS = {
     "grade": "rows.jsonl --output {bad}",
     "records export": "stored {bad}",
     "data prompt": "prompts.jsonl --output {bad}",
+    "data export": "stored {bad}",
     "serve": "{base} --port 0 --address-file {bad}",
     "generate": "g.yaml --output {bad}",
     "sandbox serve": "--socket {bad}",
@@ -74,6 +76,7 @@ WHOLE = (
     "merge",
     "records export",
     "data prompt",
+    "data export",
 )  # they make what is new, and say that it is there
 # They write nothing of their own, or what they write is named by a file that they read.
 NO_INPUT = {"sandbox serve", "recipe reference"}
@@ -99,7 +102,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     row = '{"problem": "1+1?", "expected_answer": "2", "predicted_answer": "2"}\n'
     (tmp_path / "rows.jsonl").write_text(row)
     rows = [
-        {"inference_mode": "cot", "input": f"Solve: {n} + {n}? Box it.", "output": "\\boxed{1}"}
+        {
+            "inference_mode": "cot",
+            "problem": f"{n} + {n}?",
+            "input": f"Solve: {n} + {n}? Box it.",
+            "output": "\\boxed{1}",
+        }
         for n in ("a", "bc", "d")
     ]
     (tmp_path / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))

@@ -122,7 +122,7 @@ def test_the_json_keeps_its_schema(run: RunView, report: Path) -> None:
     assert set(data) == {
         "label", "standins", "results", "paired", "funnel", "drops", "seconds", "config", "versions", "seeds", "losses",
         "competition", "states", "left_out", "prompts", "note", "apart", "iterations", "economics",
-            "problem_set",
+            "problem_set", "controls",
     }  # fmt: skip
     fields = {"checkpoint", "mode", "metric", "k", "value", "low", "high", "problems"}
     assert all(set(row) == fields for row in data["results"])

@@ -9,6 +9,7 @@ import pytest
 
 from nemo_openmath.core.engine import Engine, Request, Sampling
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.written_tokens import CountedEngine
 from nemo_openmath.inference.http.client import HTTPEngine
 from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.runner import Run
@@ -57,7 +58,9 @@ async def test_a_launcher_says_where_models_are_served(tmp_path: Path) -> None:
     assert (tmp_path / "urls").is_dir(), "empty until a server is healthy"
     (tmp_path / "urls/0.0.url").write_text(f"{server.url}\n")
     for name in ("teacher", "./a"):
-        engine, _ = await lent.engine(name)
+        counted, _ = await lent.engine(name)
+        assert isinstance(counted, CountedEngine)
+        engine = counted.engine
         assert isinstance(engine, HTTPEngine)
         assert [endpoint.url for endpoint in engine.servers] == [server.url]
     await lent.close()

@@ -25,7 +25,7 @@ def test_the_whole_recipe_runs_and_reports(smoke_run: SmokeRun, tmp_path: Path) 
 
     score = "competition (competition, student2): "
     assert score in first.stdout
-    assert re.match(r"smoke \(examples/smoke.yaml\) in .*: 61 of 61 stages to do\n\[1/60\] benchmark: ", first.stderr)
+    assert re.match(r"smoke \(examples/smoke.yaml\) in .*: 61 of 61 stages to do\n\[1/61\] benchmark: ", first.stderr)
 
     report = json.loads((run / "report.json").read_text())
     assert {"results", "funnel", "drops", "seconds", "config", "versions", "seeds"} <= report.keys()
