@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from nemo_openmath.checkpoints.formats.step_folders import spaced_steps
 from nemo_openmath.core.bounds import (
     AnyInt,
     NonNegativeFloat,
@@ -64,7 +65,7 @@ class Checkpoints:
 
     def lasting(self, num_steps: int, steps_per_epoch: float) -> tuple[int, ...]:
         """Return the steps (counted after the update, 1..num_steps) whose checkpoints are never removed."""
-        spaced = {round(num_steps * i / self.average_k) for i in range(1, self.average_k + 1)}
+        spaced = spaced_steps(num_steps, self.average_k)
         at_epochs = {round(epoch * steps_per_epoch) for epoch in self.epochs}
         chosen = {num_steps, *spaced, *self.steps, *at_epochs}
         return tuple(sorted(step for step in chosen if 1 <= step <= num_steps))

@@ -80,6 +80,12 @@ def model_files_beside(folder: Path) -> Path:
     raise UserError("no config.json and tokenizer belong to it", file=folder, remedy=remedy)
 
 
+def spaced_steps(last: int, count: int) -> tuple[int, ...]:
+    """Return ``count`` equally spaced steps up to ``last``: those that a training keeps to be averaged, and that an
+    average looks for."""
+    return tuple(round(last * i / count) for i in range(1, count + 1))
+
+
 def list_checkpoints(root: str | Path) -> list[Path]:
     """Return the finished checkpoint folders of ``root``, oldest step first; validity is not checked."""
     root = Path(root)

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from nemo_openmath.chat.same_tokenizer import tokenizer_difference
 from nemo_openmath.checkpoints.checkpoint import Checkpoint, Kind, lineage, open_checkpoint, write_checkpoint
+from nemo_openmath.checkpoints.formats.step_folders import spaced_steps
 from nemo_openmath.checkpoints.lazy import LazyTensor
 from nemo_openmath.checkpoints.merge.arithmetic import merged
 from nemo_openmath.checkpoints.methods import NEEDS_BASE, Method
@@ -223,7 +224,7 @@ def select_steps(root: str | Path, steps: Sequence[int] | None = None, count: in
     if count is None:
         return [folders[step] for step in sorted(folders)]
     last = max(folders)
-    spaced = [round(last * i / wanted) for i in range(1, wanted + 1)]  # as checkpoints.average_k saves them
+    spaced = spaced_steps(last, wanted)
     chosen = [min(folders, key=lambda step: (abs(step - aim), -step)) for aim in spaced]
     for aim, step in zip(spaced, chosen, strict=True):
         if abs(step - aim) > last / (4 * wanted) or chosen.count(step) > 1:

@@ -4,7 +4,7 @@ model agrees.
 For each outcome (``accepted``, a reason of drops, ``disagreement``) those units are kept whose keys are the smallest
 under the seed. So the sample is a function of units, outcomes and seed alone: not of the order of the work, the number
 of its jobs, or how often it was killed. A line is written only where its unit is among the smallest so far, some
-``samples`` * ln(units / ``samples``) lines an outcome, and before the unit is committed: a unit that is done again
+``examples`` * ln(units / ``examples``) lines an outcome, and before the unit is committed: a unit that is done again
 after a kill writes its line again, and the last one counts.
 """
 

@@ -43,9 +43,8 @@ class GroupThreadsConfig:
 
     near: Share | None = None
     """Threads whose first posts have this share of their shingles (eight letters or digits) in common are marked as one
-    group; 0.8 is usual. It is estimated by MinHash, some 0.04 beside the exact
-    share. null: none are looked for. It
-    needs the extra ``duplicates``."""
+    group; 0.8 is usual. It is estimated by MinHash, some 0.04 beside the exact share, and needs the extra
+    ``duplicates``. null: none are looked for."""
 
 
 class GroupThreads(UnitStage[GroupThreadsConfig, Thread]):
