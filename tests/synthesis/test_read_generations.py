@@ -254,3 +254,16 @@ def test_the_recipe_goes_on_from_the_reference_s_folder(tmp_path: Path, grading:
     assert len(rows) == 4
     groups = run(Groups(GroupsConfig(sizes=(2, 2), groups=1, least=2)), "groups", problems=problems, generations=graded)
     assert sorted(sorted(group.correct) for group in groups) == [[False, True]] * 2
+
+
+def test_rows_that_expect_another_answer_of_a_problem_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+    write(
+        tmp_path / "output-rs0.jsonl",
+        row("a", "\\boxed{42}", finish_reason="stop"),
+        row("a", "\\boxed{43}", finish_reason="stop", expected_answer="43"),
+        row("b", "\\boxed{1}", finish_reason="stop", expected_answer=None),
+        row("b", "\\boxed{42} ", finish_reason="stop"),
+    )
+    run = read(tmp_path / "read", tmp_path / "output-rs0.jsonl")
+    assert len(run.records) == 4
+    assert run.context.metrics["answers_differ"] == 1

@@ -63,6 +63,9 @@ class ReadGenerations(UnitStage[ReadGenerationsConfig, _Row]):
     The same solution in several files (a chunk and the joined file, two steps of the pipeline) is read once: its seed,
     problem and text say which it is. Of two steps the one that says more of it counts: judged rows before compared
     ones, and these before bare ones. The order in which files and folders are named changes nothing.
+
+    Rows that expect another answer of a problem than an earlier row did are read as they are, counted
+    (``answers_differ``), and the first of them is named: two sets may be mixed.
     """
 
     kind = "solutions.read_generations"
@@ -110,6 +113,7 @@ class ReadGenerations(UnitStage[ReadGenerationsConfig, _Row]):
 
     def units(self, context: StageContext) -> Iterable[tuple[str, _Row]]:
         rows = 0
+        expected = _ExpectedAnswers(context)
         for name, file in self._inputs:
             for row, fields in self._rows(file):
                 rows += 1
@@ -117,6 +121,7 @@ class ReadGenerations(UnitStage[ReadGenerationsConfig, _Row]):
                 if isinstance(fields, str):
                     yield content_id("line", name, row), _Row(where, {}, file.seed, fields)
                     continue
+                expected.see(fields, where)
                 solution = solution_of(fields, self._mode)
                 if isinstance(solution, str):
                     key = content_id("no generation", file.seed, fields["problem"], fields.get("error"))
@@ -172,6 +177,29 @@ class ReadGenerations(UnitStage[ReadGenerationsConfig, _Row]):
                 )
             yield row, "broken row"
         bad.clear()
+
+
+class _ExpectedAnswers:
+    """The answer that each problem was first seen with, by hashes: 0.1 kB a problem."""
+
+    def __init__(self, context: StageContext):
+        self._first: dict[int, int] = {}
+        self._context = context
+
+    def see(self, fields: Mapping[str, Any], where: str) -> None:
+        """Count a row that expects another answer than the first row of its problem, and name the first such row."""
+        answer = fields.get("expected_answer")
+        if self._context.shard or answer is None:  # every job of an array reads all rows: the first one counts
+            return
+        if self._first.setdefault(hash(fields["problem"]), hash(str(answer))) == hash(str(answer)):
+            return
+        metrics = self._context.metrics
+        if not metrics.get("answers_differ"):
+            self._context.progress.log(
+                f"{where}: it expects {str(answer)[:80]!r}, an earlier row of the same problem something else; "
+                f"such rows are counted (answers_differ): are two sets mixed?"
+            )
+        metrics["answers_differ"] = metrics.get("answers_differ", 0) + 1
 
 
 _LOOKED_AT = 20  # rows of a file that show what it says of solutions
