@@ -1,5 +1,5 @@
 """Shared: the demo's tokenizer and a run of the smoke recipe, each made once a session; no test fails because the
-machine is slow."""
+machine is slow, or has a GPU: ``OPENMATH_TEST_GPU=1`` shows the GPUs to tests that run on them."""
 
 import itertools
 import os
@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if not os.environ.get("OPENMATH_TEST_GPU"):  # before anything asks CUDA; processes of tests inherit it
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from nemo_openmath.chat import ChatTokenizer
 
