@@ -11,5 +11,5 @@ norm.py        RMSNorm that sequence parallelism accepts
 loss.py        output layer and cross-entropy fused, target positions only
 stop_tokens.py where the texts of a model end, as its files say it
 build.py       the Megatron model of a layout; loading HF weights into it
-cpu_compat.py  megatron-core 0.16.1 without CUDA
+cpu_compat.py  megatron-core without CUDA, and the releases of it that are known
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -166,7 +167,10 @@ def layer_spec(model: ModelConfig, backend: Literal["local", "transformer_engine
     attention.core_attention = PackedAttention
     if model.qk_norm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
-    layer.mlp.module = SwiGLU
+    if isinstance(layer.mlp, functools.partial):  # megatron-core 0.18 and later
+        layer.mlp = functools.partial(SwiGLU.as_mlp_submodule, **layer.mlp.keywords)
+    else:
+        layer.mlp.module = SwiGLU
     return spec
 
 

@@ -1,4 +1,4 @@
-"""megatron-core 0.16.1 on a machine without CUDA, over gloo. The one file that knows megatron-core's CUDA assumptions.
+"""megatron-core on a machine without CUDA, over gloo. The one file that knows megatron-core's CUDA assumptions.
 
 :func:`install` does nothing when CUDA is available, so the GPU path is untouched. Without CUDA it
 
@@ -9,8 +9,9 @@
 
 :func:`cuda_type_names` is for building the optimizer, which tells parameters apart by ``tensor.type()`` strings.
 
-Everything named here is listed in :data:`PATCHED`, and a test fails when one of them moves upstream. Call
-:func:`install` before anything else imports megatron-core: a rank then starts in half the time.
+:data:`SERIES` has a table for each series of megatron-core that is known, of everything that is named here; a test
+fails when one of them moves upstream. Call :func:`install` before anything else imports megatron-core: a rank then
+starts in half the time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -26,10 +29,18 @@ import torch
 
 from nemo_openmath.core.errors import UserError
 
-MEGATRON_VERSION = "0.16.1"
 
-# module -> names in it (or source fragments) that this file relies on
-PATCHED: dict[str, tuple[str, ...]] = {
+@dataclass(frozen=True)
+class MegatronSeries:
+    """The releases of megatron-core that share their first two numbers, and what this file relies on in them."""
+
+    run: tuple[str, ...]
+    """The releases that the tests were run with, the newest last."""
+    relied_on: Mapping[str, tuple[str, ...]]
+    """Module -> names in it, or fragments of its source."""
+
+
+_RELIED_ON: dict[str, tuple[str, ...]] = {
     "megatron.core.pipeline_parallel.schedules": ('torch.zeros([], dtype=torch.int, device="cuda")',),
     "megatron.core.optimizer.optimizer": ("device='cuda'", "param.type() == 'torch.cuda.FloatTensor'"),
     "megatron.core.optimizer.distrib_optimizer": ("model_param.type() == 'torch.cuda.FloatTensor'",),
@@ -39,6 +50,21 @@ PATCHED: dict[str, tuple[str, ...]] = {
     "megatron.core.utils": ('torch.tensor([float(l2_reduced)], dtype=torch.float, device="cuda")',),
     "megatron.core.dist_checkpointing.exchange_utils": ('torch.empty_like(tensor, device="cuda")',),
     "megatron.core.tensor_parallel.random": ("def _get_cuda_rng_state(", "def _set_cuda_rng_state("),
+}
+SERIES: dict[str, MegatronSeries] = {
+    "0.16": MegatronSeries(("0.16.1",), _RELIED_ON),  # the newest for Python 3.11
+    "0.17": MegatronSeries(("0.17.1",), _RELIED_ON),
+    "0.18": MegatronSeries(("0.18.2",), _RELIED_ON),
+    "0.19": MegatronSeries(
+        ("0.19.2",),
+        {
+            **_RELIED_ON,
+            "megatron.core.distributed.param_and_grad_buffer": (
+                "device=torch.cuda.current_device()",
+                "current_stream = torch.cuda.current_stream()",
+            ),
+        },
+    ),
 }
 _LITERAL_CUDA = (
     "megatron.core.pipeline_parallel.schedules",
@@ -85,17 +111,14 @@ def install() -> bool:
     with _no_compiler():
         import megatron.core
 
-    if megatron.core.__version__ != MEGATRON_VERSION:
-        raise UserError(
-            f"megatron-core {megatron.core.__version__} is installed, {MEGATRON_VERSION} is needed",
-            remedy=f"pip install megatron-core=={MEGATRON_VERSION}",
-        )
+    series_of(megatron.core.__version__)
     if torch.cuda.is_available():
         return False
     if _installed:
         return True
     torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment,return-value]
     torch.cuda.synchronize = lambda *args, **kwargs: None
+    torch.cuda.current_stream = lambda device=None: None  # type: ignore[assignment,return-value]
     torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
     torch.cuda.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
@@ -108,6 +131,19 @@ def install() -> bool:
         importlib.import_module(name).torch = cpu_torch  # type: ignore[attr-defined]
     _installed = True
     return True
+
+
+def series_of(version: str) -> MegatronSeries:
+    """Return what is known of the series of a release of megatron-core. Raises UserError where nothing is."""
+    series = SERIES.get(".".join(version.split(".")[:2]))
+    if series is None:
+        known = ", ".join(release for entry in SERIES.values() for release in entry.run)
+        newest = SERIES["0.16" if sys.version_info < (3, 12) else next(reversed(SERIES))].run[-1]
+        raise UserError(
+            f"megatron-core {version} is installed; the trainer knows {known}, and later patches of these",
+            remedy=f"pip install megatron-core=={newest}",
+        )
+    return series
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ class SampleAttention(MegatronModule):
 
 
 def bend() -> None:
-    cpu_compat.MEGATRON_VERSION = megatron.core.__version__
+    cpu_compat.SERIES[".".join(megatron.core.__version__.split(".")[:2])] = cpu_compat.SERIES["0.16"]
     cpu_compat.install()
     tensor, to = torch.tensor, torch.Tensor.to
     torch.tensor = lambda *args, pin_memory=False, **kwargs: tensor(*args, **kwargs)

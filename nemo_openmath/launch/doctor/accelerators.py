@@ -1,5 +1,4 @@
-"""GPUs: what the driver says of them, whether torch can use them, and whether the packages load that were built for
-them."""
+"""GPUs: what the driver says of them, and whether torch and TransformerEngine can use them."""
 
 from __future__ import annotations
 
@@ -81,8 +80,7 @@ def runtime(driver: tuple[int, int], torch_cuda: str) -> Finding:
 
 
 def look_at_devices(system: System) -> Iterator[Finding]:
-    """Yield whether torch computes on every GPU, which NCCL it has, and whether the packages load that are built for
-    GPUs."""
+    """Yield whether torch computes on every GPU, which NCCL it has, and whether TransformerEngine loads."""
     build = torch_build()
     if not system.num_gpu_devices:
         yield GROUP.not_here("NCCL", "no NVIDIA GPU")
@@ -105,19 +103,16 @@ def look_at_devices(system: System) -> Iterator[Finding]:
         yield GROUP.green("torch on GPUs", f"{len(sums)} compute")
     nccl = ".".join(map(str, torch.cuda.nccl.version()))
     yield GROUP.green("NCCL", nccl, version=nccl)
-    for name, package, module in (
-        ("TransformerEngine", "transformer-engine", "transformer_engine.pytorch"),
-        ("flash-attn", "flash-attn", "flash_attn"),
-    ):
-        if installed(package) is None:
-            continue
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # of whatever kind: it was built for another torch
-            text = f"does not load: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
-            yield GROUP.red(name, text, "build it for this torch: pip install --no-build-isolation --force-reinstall")
-        else:
-            yield GROUP.green(name, "loads")
+    if installed("transformer-engine") is None:
+        return
+    try:
+        importlib.import_module("transformer_engine.pytorch")
+    except Exception as error:  # of whatever kind: it was built for another torch
+        text = f"does not load: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        remedy = "build it for this torch: pip install --no-build-isolation --force-reinstall"
+        yield GROUP.red("TransformerEngine", text, remedy)
+    else:
+        yield GROUP.green("TransformerEngine", "loads")
 
 
 PROBES = (

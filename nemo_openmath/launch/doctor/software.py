@@ -25,12 +25,11 @@ from nemo_openmath.sandbox import LocalSandbox
 
 GROUP = FindingGroup("software")
 OURS = "nemo-openmath"
-EXACT = ("megatron-core",)  # models/cpu_compat.py names its internals
+NEVER_OUTSIDE = ("megatron-core",)  # models/cpu_compat.py refuses to start with others
 MODULES = {"megatron-core": "megatron", "PyYAML": "yaml"}
 """Package -> its module, where the names differ."""
 EXTRAS = {
     "TransformerEngine": ("transformer-engine", "gpu"),
-    "flash-attn": ("flash-attn", "gpu"),
     "vLLM": ("vllm", "vllm"),
     "SGLang": ("sglang", "sglang"),
     "TensorRT-LLM": ("tensorrt-llm", "trtllm"),
@@ -109,7 +108,7 @@ def packages(wanted: list[Requirement], of: Callable[[str], str | None]) -> Find
     ]
     texts = [*(f"{name} is missing" for name in missing), *(text for _, text in outside)]
     remedy = "install with --constraint constraints.txt, in an environment of its own"
-    if missing or any(name in EXACT for name, _ in outside):
+    if missing or any(name in NEVER_OUTSIDE for name, _ in outside):
         return GROUP.red("packages", "; ".join(texts), remedy, **versions)
     if outside:
         return GROUP.yellow("packages", "; ".join(texts), f"{remedy}; a container's own torch may differ", **versions)
