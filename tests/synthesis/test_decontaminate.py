@@ -47,8 +47,8 @@ async def test_drops_what_a_benchmark_holds_in_any_words_with_the_evidence(
     assert [problem.problem for problem in run.records] == [FOREIGN, NUMBERS]
     details = {drop.reason: drop.detail for _, drop in run.drops}
     assert details["in the benchmark, word for word"].startswith(f"{held.id} of benchmark: ")
-    evidence = r" of benchmark; similarity 0\.\d\d; same, different; why: 500, 3 and 7 in both\. / other numbers\.; "
-    assert re.match(held.id + evidence, details["in the benchmark, reworded"])
+    evidence = r" of benchmark; similarity 0\.\d\d; same, different; why: 500, 3 and 7 in both\. / other numbers\.; 1 of 2 verdicts; "
+    assert re.match(held.id + evidence, details["in the benchmark, by one verdict of several"])
     asked = [shown(request.question) for request in run.asked]
     assert {tuple(sorted(pair)) for pair in asked} == {tuple(sorted((HELD, text))) for text in (REWORDED, NUMBERS)}
     assert len(asked) == len(set(asked)) == 4, "each pair in both orders"
@@ -57,17 +57,18 @@ async def test_drops_what_a_benchmark_holds_in_any_words_with_the_evidence(
 @pytest.mark.parametrize(
     ("settings", "first", "second", "dropped", "questions"),
     [
-        ({}, "no", "yes", True, 2),
-        ({}, "no", "no", False, 2),
-        ({"strictness": "both"}, "yes", "no", False, 2),
-        ({"strictness": "both"}, "yes", "yes", True, 2),
-        ({"strictness": "both"}, "no", "yes", False, 1),
-        ({"orders": "one"}, "no", "yes", False, 1),
-        ({"orders": "one"}, "yes", "no", True, 1),
+        ({}, "no", "yes", "by one verdict of several", 2),
+        ({}, "yes", "yes", "reworded", 2),
+        ({}, "no", "no", "", 2),
+        ({"strictness": "both"}, "yes", "no", "", 2),
+        ({"strictness": "both"}, "yes", "yes", "reworded", 2),
+        ({"strictness": "both"}, "no", "yes", "", 1),
+        ({"orders": "one"}, "no", "yes", "", 1),
+        ({"orders": "one"}, "yes", "no", "reworded", 1),
     ],
 )
 async def test_strictness_says_what_of_two_verdicts_drops(
-    tokenizer: ChatTokenizer, tmp_path: Path, settings: dict[str, Any], first: str, second: str, dropped: bool,
+    tokenizer: ChatTokenizer, tmp_path: Path, settings: dict[str, Any], first: str, second: str, dropped: str,
     questions: int,
 ) -> None:  # fmt: skip
     replies: dict[str, str | Reply] = {REWORDED: f"Why: a.\nVerdict: {first}", HELD: f"Why: b.\nVerdict: {second}"}
@@ -76,7 +77,7 @@ async def test_strictness_says_what_of_two_verdicts_drops(
         stage, tmp_path, by_first(replies), tokenizer=tokenizer, problems=[Problem.make(REWORDED)],
         benchmark=[Problem.make(HELD)],
     )  # fmt: skip
-    assert run.reasons == (["in the benchmark, reworded"] if dropped else [])
+    assert run.reasons == ([f"in the benchmark, {dropped}"] if dropped else [])
     assert len(run.asked) == questions
     if settings == {"strictness": "both"} and (first, second) == ("yes", "no"):
         (note,) = run.records[0].extra[NOTE]

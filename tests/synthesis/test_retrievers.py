@@ -14,7 +14,7 @@ import pytest
 from nemo_openmath.core.errors import MissingExtra, UserError
 from nemo_openmath.demo.world import make_benchmark
 from nemo_openmath.synthesis.problems.embedding_retriever import EmbeddingRetriever, check_embedding, load_encoder
-from nemo_openmath.synthesis.problems.retrievers import LexicalRetriever
+from nemo_openmath.synthesis.problems.retrievers import OWN, LexicalRetriever
 from nemo_openmath.synthesis.problems.statement import Statement
 from nemo_openmath.synthesis.problems.word_index import WordIndex
 
@@ -24,7 +24,7 @@ WORLD = [item.statement for item in make_benchmark(1, 300)]
 
 
 def recall(texts: Sequence[str], leaks: Sequence[tuple[int, str]], count: int = 5) -> float:
-    retriever = LexicalRetriever(texts, ngram=8, threshold=0.1)
+    retriever = LexicalRetriever(texts, ngram=8, threshold=0.1, stand_out=1.4)
     near = retriever.nearest([text for _, text in leaks], count)
     hits = [number in [n for _, n in each] for (number, _), each in zip(leaks, near, strict=True)]
     return sum(hits) / len(hits)
@@ -46,6 +46,26 @@ def real_problems() -> list[str]:
 def test_own_leaks_are_among_five_candidates(sort: str, least: float) -> None:
     texts = [*WORLD, *(leak["problem"] for leak in LEAKS)]
     assert recall(texts, [(len(WORLD) + n, leak[sort]) for n, leak in enumerate(LEAKS)]) >= least
+
+
+def test_a_rewording_is_found_among_many_of_its_template() -> None:
+    """The others share its words but not its numbers."""
+    items = make_benchmark(1, 300)
+    assert recall(WORLD, [(n, item.reworded().statement) for n, item in enumerate(items)]) >= 0.98
+
+
+def test_of_texts_that_are_similar_alike_none_stands_out() -> None:
+    """Thirty share a word with the query, one shares all others; so it is with a text that is given beside them."""
+    query = "odd primes divide powers"
+    texts = [f"{'odd' if number < 30 else 'even'} circle{number}" for number in range(90)]
+    leak = "divide powers by primes that are odd"
+    for stand_out, most in ((1.4, 1), (0.0, 5)):
+        retriever = LexicalRetriever([*texts, leak], ngram=8, threshold=0.01, stand_out=stand_out)
+        (near,) = retriever.nearest([query], 5)
+        assert (near[0][1], len(near)) == (90, most)
+        without = LexicalRetriever(texts, ngram=8, threshold=0.01, stand_out=stand_out)
+        beside = without.nearest_with(query, leak, 5)
+        assert [n for _, n in beside] == [OWN if n == 90 else n for _, n in near]
 
 
 def reordered(text: str, rng: random.Random) -> str:
@@ -94,7 +114,8 @@ def cosines(texts: Sequence[str], query: str) -> list[float]:
 
     def words(text: str) -> Counter[str]:
         tokens = Statement.of(text).tokens
-        return Counter(t for t, sign in tokens if not (sign and t.isascii() and t.isalpha() and len(t) == 1))
+        kept = [t for t, sign in tokens if not (sign and t.isascii() and t.isalpha() and len(t) == 1)]
+        return Counter([*kept, *(t for t in kept if t.isdigit())])  # numbers count twice
 
     counts = [words(text) for text in texts]
     df = Counter(word for count in counts for word in count)
@@ -159,7 +180,10 @@ def test_embeddings_are_compared_with_all_and_those_of_the_benchmark_are_kept(tm
         expected = sorted((-score, n) for n, score in enumerate((vectors[: len(WORLD)] @ own).tolist()) if score >= 0.9)
         assert [score for score, _ in near] == pytest.approx([-score for score, _ in expected[:4]], abs=1e-6)
     assert made.nearest([WORLD[7]], 1)[0][0][0] == pytest.approx(1.0)
-    assert made.similarity(WORLD[0], WORLD[1]) == pytest.approx(float(vectors[0] @ vectors[1]), abs=1e-6)
+    beside = retriever(WORLD[:-1]).nearest_with(WORLD[-1], WORLD[-1], 9)
+    (near,) = retriever(WORLD).nearest([WORLD[-1]], 9)
+    assert OWN in [n for _, n in beside]
+    assert [len(WORLD) - 1 if n == OWN else n for _, n in beside] == [n for _, n in near]
     before = encode.encoded
     assert retriever(WORLD).nearest(queries, 4) == made.nearest(queries, 4)
     assert encode.encoded == before + 2 * len(queries), "the benchmark was not embedded again"

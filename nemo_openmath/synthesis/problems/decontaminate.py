@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from nemo_openmath.core.bounds import PositiveInt, Share
+from nemo_openmath.core.bounds import NonNegativeFloat, PositiveInt, Share
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.merging import read_merged
 from nemo_openmath.core.records import Drop, Problem
@@ -34,7 +34,7 @@ from nemo_openmath.synthesis.problems.embedding_retriever import (
     load_encoder,
 )
 from nemo_openmath.synthesis.problems.prompted import OnePromptConfig, PromptedStage, Rejected
-from nemo_openmath.synthesis.problems.retrievers import LexicalRetriever, Lookup, Retriever
+from nemo_openmath.synthesis.problems.retrievers import OWN, LexicalRetriever, Lookup, Retriever, look_up_with
 
 NOTE = "decontamination"
 """Key in ``extra`` of a problem that was kept although a reply called it the same as a benchmark problem."""
@@ -51,7 +51,12 @@ class DecontaminateConfig(OnePromptConfig):
     """At most so many benchmark problems, the most similar ones, are shown to the model. The paper names no number; its
     reference shows 1 for this data set and 5 for OpenMathInstruct-2."""
     threshold: Share = 0.1
-    """Benchmark problems of a lower similarity (0 to 1) are not shown. The reference has no such bound."""
+    """Benchmark problems of a lower similarity (0 to 1) are not shown. The reference has no such bound. By n-grams the
+    bound is 0.2 at least."""
+    stand_out: NonNegativeFloat = 1.4
+    """Of ``retriever: lexical``. A benchmark problem that is similar by its words is shown only if it is so many times
+    as similar as the twentieth, or at least 0.5: of a clean problem, many are similar to the same degree. 0: all are
+    shown."""
     retriever: Literal["lexical", "embedding"] = "lexical"
     """What proposes the candidates. ``lexical``: words, numbers, signs and n-grams of characters, without a model.
     ``embedding``: a sentence-transformers model, as in the reference; it wants the extra ``embedding``."""
@@ -115,7 +120,7 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem | Queued]):
 
     kind = "problems.decontaminate"
     case = DecontaminateCase
-    version = 3  # 2: a difference in a sign counts. 3: words, embeddings, both orders, several benchmarks
+    version = 4  # 2: a sign counts. 3: words, embeddings, both orders, several benchmarks. 4: other candidates
     prompt = "decontaminate"
     Config = DecontaminateConfig
     ports = {"problems": "problems", "benchmark": "problems that must not be trained on: one benchmark or several"}
@@ -134,6 +139,7 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem | Queued]):
     def settings(self) -> dict[str, Any]:
         settings = super().settings()
         if self.config.retriever == "embedding":
+            del settings["stand_out"]
             return settings | {"embedding_model": embedding_identity(self.config.embedding_model)}
         del settings["embedding_model"]
         return settings
@@ -156,7 +162,9 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem | Queued]):
     def _make_retriever(self, context: StageContext) -> Retriever:
         texts, config = [problem.text for problem in self._benchmarks.problems], self.config
         if config.retriever == "lexical":
-            return LexicalRetriever(texts, ngram=config.ngram, threshold=config.threshold)
+            return LexicalRetriever(
+                texts, ngram=config.ngram, threshold=config.threshold, stand_out=config.stand_out
+            )
         return EmbeddingRetriever(
             texts,
             encode=load_encoder(config.embedding_model),
@@ -177,14 +185,19 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem | Queued]):
         if equal is not None:
             drop = Drop("in the benchmark, word for word", f"{equal.name}: {problem.problem}")
             return Result(drops=[drop], asked=False)
-        doubted = []
+        doubted, verdicts = [], 0
         for similarity, candidate in candidates:
             comparison = await self._compare(problem, candidate, similarity, context)
             if isinstance(comparison, Drop):
                 return Result(drops=[comparison])
-            if all(comparison.verdicts) or (self.config.strictness == "any" and any(comparison.verdicts)):
-                return Result(drops=[Drop("in the benchmark, reworded", f"{comparison}; {problem.problem}")])
-            if any(comparison.verdicts):
+            verdicts += len(comparison.verdicts)
+            same = sum(comparison.verdicts)
+            evidence = f"{comparison}; {same} of {verdicts} verdicts; {problem.problem}"
+            if same == len(comparison.verdicts):
+                return Result(drops=[Drop("in the benchmark, reworded", evidence)])
+            if same and self.config.strictness == "any":
+                return Result(drops=[Drop("in the benchmark, by one verdict of several", evidence)])
+            if same:
                 doubted.append(comparison.to_json())
         kept = problem.with_(extra=problem.extra | {NOTE: doubted}) if doubted else problem
         return Result([kept], asked=bool(candidates))
@@ -194,21 +207,19 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem | Queued]):
     ) -> tuple[Problem, list[tuple[float, BenchmarkProblem]], BenchmarkProblem | None]:
         """Return a problem, the candidates to ask about, and the benchmark problem that states the same, if any. To a
         planted problem the benchmarks have one more, which no real problem is compared with."""
-        if isinstance(unit, Problem):
-            unit = (unit, Lookup(self._retriever, [unit.problem], self.config.candidates), 0)
-        problem, lookup, number = unit
-        statement = stated(problem.problem)
+        problem = unit if isinstance(unit, Problem) else unit[0]
+        statement, own = stated(problem.problem), None
         if (equal := self._benchmarks.stating(statement)) is not None:
             return problem, [], equal
-        nearest = [(score, self._benchmarks.problems[at]) for score, at in await lookup.nearest(number)]
-        if context.planted:
+        if isinstance(unit, Problem):
             own = BenchmarkProblem(problem.extra[BENCHMARK], (("controls", problem.id),))
             if stated(own.text) == statement:
                 return problem, [], own
-            score = self._retriever.similarity(problem.problem, own.text)
-            if score >= self.config.threshold:
-                nearest = sorted([(score, own), *nearest], key=lambda pair: -pair[0])[: self.config.candidates]
-        return problem, nearest, None
+            near = await look_up_with(self._retriever, problem.problem, own.text, self.config.candidates)
+        else:
+            _, lookup, number = unit
+            near = await lookup.nearest(number)
+        return problem, [(score, own if own and at == OWN else self._benchmarks.problems[at]) for score, at in near], None
 
     async def _compare(
         self, problem: Problem, candidate: BenchmarkProblem, similarity: float, context: StageContext

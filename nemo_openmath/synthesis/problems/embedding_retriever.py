@@ -25,7 +25,7 @@ import numpy as np
 
 from nemo_openmath.core.errors import MissingExtra, UserError
 from nemo_openmath.core.records.lineage import digest_tree
-from nemo_openmath.synthesis.problems.retrievers import Near, Retriever
+from nemo_openmath.synthesis.problems.retrievers import OWN, Near, Retriever
 
 BLOCK = 256
 _BATCH = 32  # texts in the model at once
@@ -69,9 +69,11 @@ class EmbeddingRetriever(Retriever):
         cosines = self._embed(texts) @ self._embeddings.T
         return [self._best(row, count) for row in cosines]
 
-    def similarity(self, first: str, second: str) -> float:
-        one_text, other_text = self._embed([first, second])
-        return float(one_text @ other_text)
+    def nearest_with(self, text: str, own: str, count: int) -> Near:
+        vector, own_vector = self._embed([text, own])
+        cosines = np.append(self._embeddings @ vector, own_vector @ vector)
+        last = len(self._embeddings)
+        return [(score, OWN if number == last else number) for score, number in self._best(cosines, count)]
 
     def _best(self, row: np.ndarray, count: int) -> Near:
         least = self._threshold

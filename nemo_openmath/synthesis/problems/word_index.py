@@ -8,7 +8,7 @@ A text is cut as statement.py cuts it, and three things are left out that other 
 
 Numbers are one token each, also in words and with separators ("twenty-four", "6,000,000"). A token counts the more the
 fewer texts hold it: its weight is (1 + log n) * log((N + 1) / df), where n is how often it stands in the text, and df
-of the N texts hold it. One that none of them holds counts as the rarest, in the length of the vector alone.
+of the N texts hold it. Each number counts twice: other words keep it, and a problem of the same template has another. One that none of them holds counts as the rarest, in the length of the vector alone.
 
 To add up the texts of a token costs as much as it has texts. Those of the commonest tokens, a few dozen, are rows of a
 matrix, which is five times as fast; no token is left out.
@@ -30,6 +30,8 @@ import numpy as np
 from nemo_openmath.synthesis.problems.ngram_index import ranges
 from nemo_openmath.synthesis.problems.statement import Statement
 
+NUMBERS = 2
+"""A number counts as if it stood so often where it stands once."""
 COMMON = 16
 """A token of more than one in so many texts is a common one."""
 _VALUES = {
@@ -116,8 +118,12 @@ class WordIndex:
 def _words(text: str) -> Counter[str]:
     """Return the tokens that count, and how often each stands there."""
     text = _COMPOUND.sub(lambda m: str(_VALUES[m[1].lower()] + _VALUES[m[2].lower()]), text)
-    return Counter(
+    words = Counter(
         _NUMBERS.get(token, token)
         for token, mathematics in Statement.of(_SEPARATOR.sub("", text)).tokens
         if not (mathematics and token.isascii() and token.isalpha() and (len(token) == 1 or token.isupper()))
     )
+    for word in words:
+        if word[0].isdigit():
+            words[word] *= NUMBERS
+    return words
