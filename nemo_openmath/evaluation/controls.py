@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from nemo_openmath.core.records.failed import FailedTally
 from nemo_openmath.core.records.observations import Observation, read_observations
-from nemo_openmath.core.records.store import count_lines, count_tokens
+from nemo_openmath.core.records.store import count_tokens
 from nemo_openmath.core.stage import CONTROLS
 from nemo_openmath.evaluation.intervals import share_interval
 
@@ -36,17 +37,22 @@ def measured(folder: Path, classes: Sequence[str]) -> dict[str, Any]:
 
     - ``planted``, ``cases``: planted units that were done, and the different cases among them
     - ``tokens``: what models wrote for the planted units
-    - ``failed``: planted units that failed when they were last tried
+    - ``failed``: planted units that failed when they were last tried; they are in no score, and no stage fails of them
+    - ``failures``: rows of ``error`` (its class), ``units``, ``example`` (the id of one, and its message)
     - ``scores``: rows of ``class``, ``measure``, ``value``, ``low``, ``high``, ``cases``, ``wrong`` (cases that came
       out wrong at least once)
     - ``examples``: of cases that came out wrong; ``case``, ``known``, ``outcome``, ``detail``
     """
-    observations = list(read_observations(folder / CONTROLS))
+    observations, failed = list(read_observations(folder / CONTROLS)), FailedTally.read(folder / CONTROLS)
     return {
         "planted": len(observations),
         "cases": len({observation.case for observation in observations}),
         "tokens": _tokens(folder / CONTROLS),
-        "failed": sum(map(count_lines, (folder / CONTROLS).glob("failed-*.jsonl"))),
+        "failed": failed.total,
+        "failures": [
+            {"error": error, "units": units, "example": f"{failed.examples[error].unit}: {failed.examples[error].message}"}
+            for error, units in failed.kinds.most_common()
+        ],
         "scores": list(scores(observations, classes)),
         "examples": list(_examples(observations, classes)),
     }
@@ -95,11 +101,16 @@ def _examples(observations: Iterable[Observation], classes: Sequence[str]) -> It
 
 
 def warnings(stage: str, controls: Mapping[str, Any], bound: float) -> list[str]:
-    """Return a sentence for each sensitivity or specificity of a stage below ``bound``, and one where no case was
-    planted. ``controls``: of :func:`measured`."""
-    if not controls["planted"]:
-        return [f"{stage}: no control was done: too few units for the rate `controls`"]
+    """Return a sentence for each sensitivity or specificity of a stage below ``bound``, for each error of which controls
+    failed, and one where no case was planted. ``controls``: of :func:`measured`."""
     sentences = []
+    for row in controls.get("failures", ()):
+        number = f"{row['units']:,} controls" if row["units"] > 1 else "a control"
+        sentences.append(
+            f"{stage}: {number} failed after all attempts by {row['error']}, in no measure ({row['example']})"
+        )
+    if not controls["planted"]:
+        return sentences or [f"{stage}: no control was done: too few units for the rate `controls`"]
     for row in controls["scores"]:
         if row["value"] < bound:
             sure = "so is its whole interval" if row["high"] < bound else "its interval still holds that"

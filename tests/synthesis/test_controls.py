@@ -10,8 +10,9 @@ import orjson
 import pytest
 
 from nemo_openmath.chat import ChatTokenizer
-from nemo_openmath.core.engine import Completion, Request
+from nemo_openmath.core.engine import Completion, EngineError, Request
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records.failed import FailedTally
 from nemo_openmath.core.records.observations import Observation, read_observations
 from nemo_openmath.core.records.store import write_records
 from nemo_openmath.core.stage import CONTROLS, Stage
@@ -194,6 +195,27 @@ async def test_each_planted_unit_is_done_once_by_jobs_of_an_array_and_after_a_ki
     assert observed(killed) == observed(whole)
     assert observed(killed).items() >= before.items()
     assert lines(killed) == lines(whole)
+
+
+async def test_a_planted_unit_that_fails_is_named_and_keeps_no_stage_from_ending(
+    planting: Planting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, complete = "problems.extract", planting.engine.complete
+    case = load_bank(kind, planting.bank)[0]
+
+    async def fails(request: Request) -> Completion:
+        if case.forum_post in planting.tokenizer.decode(request.prompt):
+            raise EngineError("the server went away", retryable=True)
+        return await complete(request)
+
+    monkeypatch.setattr(planting.engine, "complete", fails)
+    folder = await planting.run(kind, tmp_path / "out")
+    row = measured(folder, CASES[kind].classes)
+    assert (row["planted"], row["failed"], row["failures"][0]["units"]) == (UNITS - 1, 1, 1)
+    (sentence, *_) = warnings("extracted", row, 0.0)
+    assert sentence.startswith("extracted: a control failed after all attempts by EngineError, in no measure (control-")
+    assert sentence.endswith(f"-{case.id}: the server went away)")
+    assert FailedTally.read(folder).total == 0
 
 
 GOOD = {

@@ -30,7 +30,7 @@ class Result:
 
 class Failures:
     """The units that failed after all retries. Each is kept with its error (core/records/failed.py). The next run
-    retries them, and begins the files anew."""
+    retries them, and begins the files anew. Planted units that failed are kept, too, and keep no stage from ending."""
 
     def __init__(self, context: StageContext, attempts: int):
         self._context, self._attempts = context, attempts
@@ -44,9 +44,10 @@ class Failures:
     def add(self, part: StageContext, key: str, error: OpenMathError) -> None:
         """Note the unit ``key`` of a part of the work, and its last error."""
         failed = FailedUnit(key, type(error).__name__, str(error))
-        self._tally.add(failed)
+        if not part.planted:
+            self._tally.add(failed)
+            self._wrong_input |= error.exit_code is ExitCode.USER_ERROR
         self._files.add(path := self._path(part.output, _number(part)))
-        self._wrong_input |= error.exit_code is ExitCode.USER_ERROR
         with path.open("ab") as file:
             file.write(failed.line())
 
@@ -58,10 +59,11 @@ class Failures:
         paths = sorted(self._files)
         for path in [*paths, *sorted({path.parent for path in paths})]:
             sync(path)
-        if self._context.failed_items and not self._wrong_input:
+        if not self._tally.total or (self._context.failed_items and not self._wrong_input):
             return
         allowed = "failed_items allows no wrong input" if self._context.failed_items else "failed_items (0) allows none"
-        raise self._tally.error(self._context.name, self._attempts, allowed, paths[0])
+        own = next(path for path in paths if path.parent.name != CONTROLS)
+        raise self._tally.error(self._context.name, self._attempts, allowed, own)
 
     def _path(self, folder: Path, number: int) -> Path:
         return partition_files(folder, number, self._context.partitions)["failed"]
