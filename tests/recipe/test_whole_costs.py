@@ -137,6 +137,20 @@ def test_numbers_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert before["benchmark"]["records"] == after["benchmark"]["records"] == 20_000
 
 
+def test_planted_cases_are_priced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("stages.extracted.controls=0.02", "stages.cot_judged.controls=0.5")
+    before = {stage["stage"]: stage for stage in priced(tmp_path, capsys)["stages"]}
+    after = {stage["stage"]: stage for stage in priced(tmp_path, capsys, *words)["stages"]}
+    for name, share in (("extracted", 0.02), ("cot_judged", 0.5)):
+        (plain,), (part,) = before[name]["generations"], after[name]["generations"]
+        assert part["answers"] == pytest.approx((1 + share) * plain["answers"])
+        assert (plain["controls"], part["controls"]) == (0, pytest.approx(share * plain["answers"]))
+        assert after[name]["records"] == before[name]["records"], "nothing planted is left"
+    file = str(tmp_path / "cluster.yaml")
+    assert run(["plan", str(EXAMPLES / "data-generation.yaml"), "--cluster", file, *words]) == 0
+    assert "controls: answers to planted cases, 12,400 in extracted," in " ".join(capsys.readouterr().out.split())
+
+
 def test_what_has_no_price_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(CLUSTER.replace("replicas: 2}", "replicas: 8}"))

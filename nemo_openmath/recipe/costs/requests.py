@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from nemo_openmath.competition.stage import Compete
+from nemo_openmath.core.stage import Stage
 from nemo_openmath.inference.rollout.stage import Generate
 from nemo_openmath.recipe.costs.assumptions import CostAssumptions
 from nemo_openmath.recipe.costs.counts import StageCounts
 from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.recipe.stage_entries import StageEntry
+from nemo_openmath.synthesis.controls.plant import ControlledStage
 from nemo_openmath.synthesis.genselect.groups import Groups
 from nemo_openmath.synthesis.genselect.select import GenSelect
 from nemo_openmath.synthesis.genselect.targets import Targets
 from nemo_openmath.synthesis.genselect.tournament import Tournament
 from nemo_openmath.synthesis.judge.stage import JudgeAnswers
 from nemo_openmath.synthesis.problems.classify import Classify
-from nemo_openmath.synthesis.problems.decontaminate import Decontaminate
+from nemo_openmath.synthesis.problems.decontaminate import Decontaminate, DecontaminateConfig
+from nemo_openmath.synthesis.problems.prompted import PromptedStage
 from nemo_openmath.synthesis.solutions.novelty import Novelty
 from nemo_openmath.synthesis.solutions.summarize import Summarize
 
@@ -26,6 +30,7 @@ PAIR_TOKENS = 1300.0  # the instruction of decontamination, which has three exam
 KIND_TOKENS = 700.0  # the instruction of a question of classification, which has three examples, and a problem
 THREAD_TOKENS = 2500.0  # the instruction of extraction and the like, which has three examples, and a forum's thread
 SUMMARY_TOKENS = 500.0
+PROPOSED = 2.75  # benchmark problems that stand out from others enough to be shown with a clean problem, of five
 MEAN_CANDIDATES = 9.0  # of a comparison: 2 to 16
 BLOCKS = 1.5  # of code in a solution of stage 0, which has two at most
 CHARACTERS_PER_TOKEN = 3.5
@@ -50,6 +55,8 @@ class StageRequests:
     """Answers that a job has in flight, at most."""
     together: int
     """Answers to the same prompt that are asked for at the same time."""
+    controls: float = 0.0
+    """Those of the answers that are to planted cases."""
 
     @property
     def tokens(self) -> float:
@@ -98,7 +105,7 @@ def stage_requests(
     else:
         most = 1.0
         if isinstance(stage, Decontaminate):
-            most = float(stage.config.candidates * (2 if stage.config.orders == "both" else 1))
+            most = _shown(stage.config) * (2 if stage.config.orders == "both" else 1)
             prompt = prompt or PAIR_TOKENS
         elif isinstance(stage, Classify):
             most = float(len(stage.config.questions))
@@ -113,10 +120,30 @@ def stage_requests(
         together = stage.config.votes
     requests = 1 if isinstance(stage, Novelty) else together  # its concurrency counts requests
     concurrency = requests * getattr(stage.config, "concurrency", 256)
-    return [
-        StageRequests(name, engine, prompts, prompt or PROMPT_TOKENS, answers, answer, concurrency, together)
-        for engine in dict.fromkeys(stage.engines())
-    ]
+    shape = StageRequests(name, "", prompts, prompt or PROMPT_TOKENS, answers, answer, concurrency, together)
+    return [_of_engine(shape, engine, stage) for engine in dict.fromkeys(stage.engines())]
+
+
+def _of_engine(shape: StageRequests, engine: str, stage: Stage[Any]) -> StageRequests:
+    """Return what one model of a stage is asked: each its own votes, a second one about a share of the units, the first
+    ones about planted cases, too."""
+    if isinstance(stage, PromptedStage) and engine != stage.config.engine:
+        share = stage.config.second_share
+        return replace(shape, engine=engine, prompts=shape.prompts * share, answers=shape.answers * share)
+    planted = stage.config.controls if isinstance(stage, ControlledStage) and stage.cases else 0.0
+    return replace(
+        shape,
+        engine=engine,
+        prompts=shape.prompts * (1 + planted),
+        answers=shape.answers * (1 + planted),
+        controls=shape.answers * planted,
+    )
+
+
+def _shown(config: DecontaminateConfig) -> float:
+    """The mean number of benchmark problems that the model is shown with a clean one."""
+    stands_out = config.retriever == "lexical" and config.stand_out >= DecontaminateConfig.stand_out
+    return min(config.candidates, PROPOSED) if stands_out else config.candidates
 
 
 def answer_tokens(entry: StageEntry, assumptions: CostAssumptions) -> float:

@@ -201,6 +201,11 @@ def _sums(costs: RecipeCosts, price: float | None) -> list[str]:
         f"disk: {lasting / 1e12:,.2f} TB in the end, {peak / 1e12:,.2f} TB at most, models and data not counted"
     )
     texts.append(f"time: {least}{costs.seconds / 86400:.1f} days along {' > '.join(_long(costs))}")
+    generations = [part for stage in stages for part in stage.generations if part.controls]
+    if generations:
+        hours = sum(part.gpu_seconds * part.controls / part.answers for part in generations) / 3600
+        words = ", ".join(f"{part.controls:,.0f} in {part.stage}" for part in generations)
+        texts.append(f"controls: answers to planted cases, {words}; {_hours(hours)} of the GPU-hours")
     texts.append("not in it: waiting for machines, servers that wait for a client, answers that end late")
     texts += [f"not priced: {s.stage}: {s.unpriced}" for s in stages if s.unpriced]
     return texts

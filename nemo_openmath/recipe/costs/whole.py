@@ -72,6 +72,8 @@ class GenerationCosts:
     """Of decoding and of computing prompts, without the servers' start."""
     given: bool
     """Whether ``tokens_per_gpu`` was given and not estimated."""
+    controls: float = 0.0
+    """Those of the answers that are to planted cases."""
 
 
 @dataclass(frozen=True)
@@ -321,6 +323,7 @@ class _Pricing:
             prompt_tokens=request.prompt_tokens,
             gpu_seconds=work,
             given=given is not None,
+            controls=request.controls,
         )
 
     def _given(self, request: StageRequests, model: RecipeModel) -> float | None:
