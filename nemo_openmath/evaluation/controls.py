@@ -50,7 +50,11 @@ def measured(folder: Path, classes: Sequence[str]) -> dict[str, Any]:
         "tokens": _tokens(folder / CONTROLS),
         "failed": failed.total,
         "failures": [
-            {"error": error, "units": units, "example": f"{failed.examples[error].unit}: {failed.examples[error].message}"}
+            {
+                "error": error,
+                "units": units,
+                "example": f"{failed.examples[error].unit}: {failed.examples[error].message}",
+            }
             for error, units in failed.kinds.most_common()
         ],
         "scores": list(scores(observations, classes)),

@@ -7,7 +7,7 @@ from typing import Any
 
 from nemo_openmath.core.records import Generation, Problem, Thread
 from nemo_openmath.core.stage import Stage
-from nemo_openmath.demo.world import make_problems
+from nemo_openmath.demo.world import make_benchmark, make_problems
 from nemo_openmath.synthesis.judge.stage import JudgeAnswers, JudgeConfig
 from nemo_openmath.synthesis.problems.answers import ExtractAnswers
 from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
@@ -19,6 +19,7 @@ from nemo_openmath.synthesis.problems.prompted import DiscussedConfig, OnePrompt
 UNITS = 80
 ITEMS = make_problems(1, UNITS, pool="train")
 PROBLEMS = [Problem.make(item.statement) for item in ITEMS]
+BENCHMARK = [Problem.make(item.statement) for item in make_benchmark(1, 12)]
 THREADS = [Thread.make(item.statement, f"Post 1:\nI get {item.answer}.") for item in ITEMS]
 
 
@@ -46,7 +47,7 @@ STAGES: dict[str, tuple[Callable[[Any], Stage], type, Inputs]] = {
     "problems.decontaminate": (
         Decontaminate,
         DecontaminateConfig,
-        {"problems": PROBLEMS, "benchmark": [Problem.make("Prove nothing.")]},
+        {"problems": PROBLEMS, "benchmark": BENCHMARK},
     ),
     "judging.judge": (
         JudgeAnswers,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,17 @@ from nemo_openmath.evaluation.reports.controls import StageControls
 from nemo_openmath.evaluation.reports.view import RunView
 from nemo_openmath.grading import GradingPool
 from nemo_openmath.synthesis.controls.bank import load_bank
-from nemo_openmath.synthesis.controls.cases import CASES, Case, ClassifyCase
+from nemo_openmath.synthesis.controls.cases import CASES
 from nemo_openmath.synthesis.controls.plant import KEY
 from nemo_openmath.synthesis.problems.answers import ExtractAnswers
-from nemo_openmath.synthesis.problems.choices import may_list_choices
-from nemo_openmath.synthesis.problems.classify import CATEGORIES, QUESTIONS
+from nemo_openmath.synthesis.problems.benchmark_problems import BenchmarkProblems
+from nemo_openmath.synthesis.problems.classify import CATEGORIES
+from nemo_openmath.synthesis.problems.decontaminate import DecontaminateConfig
 from nemo_openmath.synthesis.problems.extract import Extract
 from nemo_openmath.synthesis.problems.prompted import DiscussedConfig, OnePromptConfig
 from tests.support.services import Lent, stage_context
-from tests.synthesis.controlled_stages import STAGES, UNITS
+from tests.synthesis.controlled_stages import BENCHMARK, STAGES, UNITS
+from tests.synthesis.expected_controls import Expected
 
 ERROR = 0.2
 RATES = TeacherConfig(
@@ -43,6 +44,10 @@ RATES = TeacherConfig(
     answer_error=ERROR,
     decontaminate_error=ERROR,
     judge_error=ERROR,
+)
+CANDIDATES: dict[str, Any] = {"candidates": 2}
+EXPECTED = Expected(
+    RATES, DecontaminateConfig(**CANDIDATES), BenchmarkProblems(("b", problem) for problem in BENCHMARK)
 )
 
 
@@ -65,7 +70,7 @@ class Planting:
         make, config, _ = STAGES[kind]
         settings = {"controls": 1.0, "control_cases": self.bank} | settings
         if kind == "problems.decontaminate":
-            settings |= {"threshold": 0.01, "ngram": 3, "candidates": 1, "orders": "one"}
+            settings |= CANDIDATES
         return make(config(**settings))
 
     async def run(
@@ -102,7 +107,8 @@ async def test_the_rates_of_errors_are_recovered_and_nothing_planted_is_left(
     assert (row["planted"], row["cases"]) == (UNITS, UNITS)
     bank = load_bank(kind, planting.bank)
     for score in row["scores"]:
-        assert score["low"] <= 1 - expected_error(kind, score, listing(bank)) <= score["high"], score
+        value = EXPECTED.value(bank, score["class"], score["measure"])
+        assert score["low"] <= value <= score["high"], (score, value)
     texts = [orjson.dumps(getattr(case, "forum_post", None) or getattr(case, "problem", None)) for case in bank]
     plain = await planting.run(kind, tmp_path / "plain", controls=0.0, control_cases=None)
     for file in planted.glob("*.jsonl"):
@@ -114,48 +120,6 @@ async def test_the_rates_of_errors_are_recovered_and_nothing_planted_is_left(
     settings = planting.stage(kind, controls=0.0, control_cases=None).settings()
     assert not any(name.startswith("control") for name in settings)
     assert {"controls", "control_cases"} <= stage.settings().keys()
-
-
-def listing(bank: Sequence[Case]) -> dict[str, float]:
-    """Of the problems of each category, the share that may list choices."""
-    lists: dict[str, list[bool]] = {}
-    for case in bank:
-        if isinstance(case, ClassifyCase):
-            lists.setdefault(case.category, []).append(may_list_choices(case.problem))
-    return {category: sum(values) / len(values) for category, values in lists.items()}
-
-
-def expected_error(kind: str, score: dict[str, Any], lists: Mapping[str, float]) -> float:
-    """The share of wrong outcomes that the stand-in's rates lead to."""
-    if kind == "problems.classify":  # each question errs, the first yes is the category
-        name = score["class"]
-        if score["measure"] == "sensitivity":
-            return 1 - taken_for(name, name, lists)
-        others = [category for category in CATEGORIES if category != name]
-        return sum(taken_for(category, name, lists) for category in others) / len(others)
-    if score["measure"] == "sensitivity" or kind in ("problems.decontaminate", "judging.judge"):
-        return ERROR
-    # of a post without a problem nothing is cut, of a proof without a value nothing is converted; of the half of the
-    # discussions without an answer that name two, half of the errors take one
-    return ERROR / 4 if kind == "problems.extract_answers" else 0.0
-
-
-def taken_for(category: str, name: str, lists: Mapping[str, float]) -> float:
-    """How probable it is that a problem of a category gets the category ``name``.
-
-    Where it lists no choices, "multiple choice" is asked about again until it is denied; three errors drop it."""
-    share = 1.0
-    for question in QUESTIONS:
-        says_yes = 1 - ERROR if question == category else ERROR
-        says_no = 1 - says_yes
-        if question == "multiple-choice":
-            rejected = 1 - lists[category]
-            says_no = lists[category] * says_no + rejected * (1 - says_yes**3)
-            says_yes *= lists[category]
-        if question == name:
-            return share * says_yes
-        share *= says_no
-    return share
 
 
 def observed(folder: Path) -> dict[str, Observation]:
@@ -201,21 +165,22 @@ async def test_a_planted_unit_that_fails_is_named_and_keeps_no_stage_from_ending
     planting: Planting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, complete = "problems.extract", planting.engine.complete
-    case = load_bank(kind, planting.bank)[0]
+    posts = [case.unit("x").forum_post for case in load_bank(kind, planting.bank)]
 
     async def fails(request: Request) -> Completion:
-        if case.forum_post in planting.tokenizer.decode(request.prompt):
+        prompt = planting.tokenizer.decode(request.prompt)
+        if any(post in prompt for post in posts):
             raise EngineError("the server went away", retryable=True)
         return await complete(request)
 
     monkeypatch.setattr(planting.engine, "complete", fails)
-    folder = await planting.run(kind, tmp_path / "out")
+    folder = await planting.run(kind, tmp_path / "out", controls=0.05)
     row = measured(folder, CASES[kind].classes)
-    assert (row["planted"], row["failed"], row["failures"][0]["units"]) == (UNITS - 1, 1, 1)
-    (sentence, *_) = warnings("extracted", row, 0.0)
-    assert sentence.startswith("extracted: a control failed after all attempts by EngineError, in no measure (control-")
-    assert sentence.endswith(f"-{case.id}: the server went away)")
-    assert FailedTally.read(folder).total == 0
+    assert (row["planted"], row["failed"], FailedTally.read(folder).total) == (0, UNITS // 20, 0)
+    (sentence,) = warnings("extracted", row, 0.9)
+    begin = f"extracted: {UNITS // 20} controls failed after all attempts by EngineError, in no measure (control-0000"
+    assert sentence.startswith(begin)
+    assert sentence.endswith(": the server went away)")
 
 
 GOOD = {

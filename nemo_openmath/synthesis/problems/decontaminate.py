@@ -162,9 +162,7 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem | Queued]):
     def _make_retriever(self, context: StageContext) -> Retriever:
         texts, config = [problem.text for problem in self._benchmarks.problems], self.config
         if config.retriever == "lexical":
-            return LexicalRetriever(
-                texts, ngram=config.ngram, threshold=config.threshold, stand_out=config.stand_out
-            )
+            return LexicalRetriever(texts, ngram=config.ngram, threshold=config.threshold, stand_out=config.stand_out)
         return EmbeddingRetriever(
             texts,
             encode=load_encoder(config.embedding_model),
@@ -219,7 +217,11 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem | Queued]):
         else:
             _, lookup, number = unit
             near = await lookup.nearest(number)
-        return problem, [(score, own if own and at == OWN else self._benchmarks.problems[at]) for score, at in near], None
+        return (
+            problem,
+            [(score, own if own and at == OWN else self._benchmarks.problems[at]) for score, at in near],
+            None,
+        )
 
     async def _compare(
         self, problem: Problem, candidate: BenchmarkProblem, similarity: float, context: StageContext
