@@ -105,8 +105,8 @@ def _examples(observations: Iterable[Observation], classes: Sequence[str]) -> It
 
 
 def warnings(stage: str, controls: Mapping[str, Any], bound: float) -> list[str]:
-    """Return a sentence for each sensitivity or specificity of a stage below ``bound``, for each error of which controls
-    failed, and one where no case was planted. ``controls``: of :func:`measured`."""
+    """Return a sentence for each error by which controls of a stage failed, for each sensitivity or specificity below
+    ``bound``, and one where no case was planted. ``controls``: of :func:`measured`."""
     sentences = []
     for row in controls.get("failures", ()):
         number = f"{row['units']:,} controls" if row["units"] > 1 else "a control"

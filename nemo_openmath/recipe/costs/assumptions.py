@@ -33,8 +33,8 @@ class CostAssumptions:
     """Share of its records that a stage leaves; of ``genselect.groups``, of its problems that get groups. 1 where a
     stage is not named."""
     asked: dict[str, NonNegativeFloat] = field(default_factory=dict)
-    """Questions that a stage asks its model about a record. Assumed: 0.1 of a judge, whom only open verdicts reach; 2.75
-    candidates of a decontamination in all its orders (all of them where ``stand_out`` lets them through); 1 of others.
+    """Questions that a stage asks its model about a record. Assumed: 0.1 of a judge, whom only open verdicts reach;
+    of a decontamination 2.75 candidates in all orders, or all candidates where none has to ``stand_out``; 1 of others.
     What ``controls`` plant is added."""
     samples: dict[str, NonNegativeFloat] = field(default_factory=dict)
     """Mean samples that a generation makes of a problem, where hardness or agreement decides it. Assumed: half way

@@ -6,9 +6,10 @@ A text is cut as statement.py cuts it, and three things are left out that other 
 - the order;
 - words that only ask or connect.
 
-Numbers are one token each, also in words and with separators ("twenty-four", "6,000,000"). A token counts the more the
-fewer texts hold it: its weight is (1 + log n) * log((N + 1) / df), where n is how often it stands in the text, and df
-of the N texts hold it. Each number counts twice: other words keep it, and a problem of the same template has another. One that none of them holds counts as the rarest, in the length of the vector alone.
+Numbers are one token each, also in words and with separators ("twenty-four", "6,000,000"), and each counts twice: other
+words for a problem keep them, and another problem of the same template has others. A token counts the more the fewer
+texts hold it: its weight is (1 + log n) * log((N + 1) / df), where n is how often it stands in the text, and df of the
+N texts hold it. One that none of them holds counts as the rarest, in the length of the vector alone.
 
 To add up the texts of a token costs as much as it has texts. Those of the commonest tokens, a few dozen, are rows of a
 matrix, which is five times as fast; no token is left out.
