@@ -26,6 +26,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 Token = tuple[str, bool]
 """A sign or word, and whether it is mathematics."""
@@ -81,21 +82,22 @@ _NO_SIGNS = _words(
 )
 """Commands of spacing, size and font."""
 _FORM = (
-    (re.compile(r"\\(?:text|textbf|textit|textrm|mbox|hbox)\s*\{([^{}]*)\}"), r" \1 "),
-    (re.compile(r"\\[hv]space\*?\{[^{}]*\}|\\[()\[\],;:! ]|\$|~|&nbsp;"), " "),
-    (re.compile(r"\\\{"), "⦃"),
-    (re.compile(r"\\\}"), "⦄"),
-    (re.compile(r"\\([dt]?frac)\s*(\d)\s*(\d)"), r"\\\1{\2}{\3}"),
-    (re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ\b)"), "°"),
-    (re.compile(r"\.\.\.+"), "…"),
-    (re.compile(r"-{1,2}>"), "→"),
-    (re.compile(r"<="), "≤"),
-    (re.compile(r">="), "≥"),
-    (re.compile(r"(?<![\d.])(?=\.\d)"), "0"),
-    (re.compile(r"(?<=[a-z]{2})-(?=[a-z]{2})"), ""),
-    (re.compile(r"(?<=[A-Za-z]{2})\s?['’]s\b"), ""),
+    ("\\", re.compile(r"\\(?:text|textbf|textit|textrm|mbox|hbox)\s*\{([^{}]*)\}"), r" \1 "),
+    ("", re.compile(r"\\[hv]space\*?\{[^{}]*\}|\\[()\[\],;:! ]|\$|~|&nbsp;"), " "),
+    ("\\", re.compile(r"\\\{"), "⦃"),
+    ("\\", re.compile(r"\\\}"), "⦄"),
+    ("\\", re.compile(r"\\([dt]?frac)\s*(\d)\s*(\d)"), r"\\\1{\2}{\3}"),
+    ("\\", re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ\b)"), "°"),
+    ("..", re.compile(r"\.\.\.+"), "…"),
+    ("->", re.compile(r"-{1,2}>"), "→"),
+    ("<=", re.compile(r"<="), "≤"),
+    (">=", re.compile(r">="), "≥"),
+    (".", re.compile(r"\.(?<![\d.].)(?=\d)"), "0."),
+    ("-", re.compile(r"-(?<=[a-z]{2}.)(?=[a-z]{2})"), ""),
+    ("'s", re.compile(r"(?<=[A-Za-z]{2})\s?'s\b"), ""),
+    ("’s", re.compile(r"(?<=[A-Za-z]{2})\s?’s\b"), ""),
 )
-"""What is written in several ways, and the way in which it is compared."""
+"""What is written in several ways: a mark that each of them has, the form, and how it is compared."""
 _TOKENS = re.compile(
     r"\\[A-Za-z]+|\\\\|\d+(?:\.\d+)?|[^\W\d_]{2,}(?:['’][a-z]+)?|[^\W\d_]|(?<=\d):(?=\d)|[^\s.:?\"“”\\]"
 )
@@ -108,6 +110,7 @@ class Statement:
     tokens: tuple[Token, ...]
 
     @classmethod
+    @lru_cache(maxsize=256)  # a problem and its post are looked at by several checks
     def of(cls, text: str) -> Statement:
         """Return what a problem states."""
         return cls(tuple(_classified(signs(text))))
@@ -140,21 +143,30 @@ def signs(text: str) -> list[str]:
 
 def _signs(text: str) -> list[str]:
     """Cut a text into numbers, words, letters, signs and commands, each in its one form."""
-    text = unicodedata.normalize("NFKC", re.sub(r"[^\x00-\x7f]", _raised, text))
-    for form, plain in _FORM:
-        text = form.sub(plain, text)
-    shouted = not re.search(r"[a-z]", re.sub(r"\\[A-Za-z]+", "", text))
-    signs: list[str] = []
-    for token in _TOKENS.findall(text):
-        if token[0] == "\\" and token != "\\\\":
-            if (name := token[1:]) not in _NO_SIGNS:
-                signs.append(name if name in _FUNCTIONS else _SAME.get(name) or _greek(name) or token)
-        elif len(token) > 1 and token[0].isalpha():
-            lower = token.lower()
-            signs.append(lower if shouted or not token.isupper() or lower in _FUNCTIONS else token)
-        else:
-            signs.append(_SAME.get(token, token))
-    return signs
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", re.sub(r"[^\x00-\x7f]", _raised, text))
+    for mark, form, plain in _FORM:
+        if mark in text:
+            text = form.sub(plain, text)
+    tokens = _TOKENS.findall(text)
+    if _LOWER.search(text) is None and not re.search(r"[a-z]", re.sub(r"\\[A-Za-z]+", "", text)):  # it shouts
+        tokens = [token.lower() if len(token) > 1 and token[0].isalpha() else token for token in tokens]
+    return [sign for token in tokens if (sign := _sign(token))]
+
+
+_LOWER = re.compile(r"(?<![\\A-Za-z])[a-z]")  # it is in no command
+
+
+@lru_cache(maxsize=1 << 16)
+def _sign(token: str) -> str:
+    """Return the one form of a token; "" of a command that only sets text."""
+    if token[0] == "\\" and token != "\\\\":
+        name = token[1:]
+        return "" if name in _NO_SIGNS else name if name in _FUNCTIONS else _SAME.get(name) or _greek(name) or token
+    if len(token) > 1 and token[0].isalpha():
+        lower = token.lower()
+        return lower if not token.isupper() or lower in _FUNCTIONS else token
+    return _SAME.get(token, token)
 
 
 def _raised(character: re.Match[str]) -> str:
@@ -173,6 +185,8 @@ def _greek(name: str) -> str | None:
 
 def _without_single_braces(signs: list[str]) -> list[str]:
     """Leave out the braces around a single sign: x^{2} is x^2, and x^{n+1} is not x^n+1."""
+    if "{" not in signs and "⦃" not in signs and "⦄" not in signs:
+        return signs
     bare: list[str] = []
     for sign in signs:
         if sign == "}" and bare[-2:-1] == ["{"]:
@@ -198,6 +212,7 @@ def _classified(signs: list[str]) -> Iterable[Token]:
             yield sign, False
 
 
+@lru_cache(maxsize=1 << 16)
 def _is_word(sign: str) -> bool:
     """Return whether a sign is a word, and no mathematics."""
     if len(sign) < 2 or not sign[0].isalpha() or sign in _NUMBERS or sign in _FUNCTIONS:
