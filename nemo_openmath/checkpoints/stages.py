@@ -10,8 +10,9 @@ from typing import Annotated
 
 from nemo_openmath.checkpoints.methods import Layout, Method, QuantizedFormat
 from nemo_openmath.core.bounds import FiniteFloat, Length, PositiveInt, PositiveShare
-from nemo_openmath.core.stage import Stage, StageContext
+from nemo_openmath.core.stage import RUNTIME, Stage, StageContext
 from nemo_openmath.core.tags import CODE_END, CODE_START
+from nemo_openmath.models.devices import DeviceChoice
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ class QuantizeConfig:
     """How many texts calibrate it."""
     max_tokens: PositiveInt = 2048
     """Each text is cut to so many tokens."""
+    device: DeviceChoice = field(default="auto", metadata=RUNTIME)
+    """Where the model is run over the texts: ``cpu``, ``cuda``, or ``auto``, the GPU where there is one with room."""
 
 
 class Quantize(Stage[QuantizeConfig]):
@@ -146,10 +149,11 @@ class Quantize(Stage[QuantizeConfig]):
             calibration=samples[: config.samples],
             max_tokens=config.max_tokens,
             layout=config.layout,
+            device=config.device,
             into_existing=True,
         )
         if samples:
-            check = await asyncio.to_thread(check_export, context.output, model, samples[:4])
+            check = await asyncio.to_thread(check_export, context.output, model, samples[:4], device=config.device)
             context.progress.log(check.line())
             context.metrics.update(check=check.line())
 

@@ -92,6 +92,12 @@ def _add_quantize(groups: Any) -> None:
         help="texts (all formats but int8 need them): .txt, .jsonl, a stage's folder",
     )
     quantize.add_argument("--samples", type=at_least(1), default=256, help="texts to use of it")
+    quantize.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where the model is run over the texts; auto: the GPU where there is one with room",
+    )
 
 
 def _add_average(groups: Any) -> None:
@@ -184,10 +190,11 @@ def _quantize(options: argparse.Namespace) -> None:
         calibration=calibration,
         max_tokens=options.max_tokens,
         layout=options.layout,
+        device=options.device,
     )
     print(done)
     if calibration:
-        print(check_export(done, options.source, calibration[:4]).line())
+        print(check_export(done, options.source, calibration[:4], device=options.device).line())
 
 
 def _average(options: argparse.Namespace) -> None:

@@ -12,5 +12,5 @@ On top of an engine:
 - ``rollout/``: generate, run code, continue; the stage ``rollout.generate``
 - ``serving/``: ``openmath serve``, for the embedded engine, vLLM, SGLang and TensorRT-LLM
 
-``devices.py`` and ``free_memory.py`` say what this machine has.
+``free_memory.py`` says what memory this machine has.
 """

@@ -172,7 +172,7 @@ class ModelServer:
     def _vllm(self) -> list[str]:
         # the model's own generation_config.json would change what is sampled where a field is not sent
         words = ['vllm serve "$MODEL" --served-model-name "$NAME" --host "$HOST" --port "$PORT"']
-        words += ["--generation-config vllm"]
+        words += ["--generation-config vllm --enable-prompt-tokens-details"]  # the latter: else cached tokens read 0
         words += [f"--max-model-len {self.max_model_len}"] if self.max_model_len else []
         words += [f"--tensor-parallel-size {self.tensor}"] if self.gpus else []
         words += [f"--pipeline-parallel-size {self.pipeline_parallel}"] if self.pipeline_parallel > 1 else []

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
 from nemo_openmath.core.errors import DamagedFile, UserError
 
@@ -66,10 +66,20 @@ class ReDrafter(nn.Module):
         """Return the state (..., hidden) after reading one more token's embedding (..., hidden)."""
         return silu(self.rnn_w(embedding) + self.rnn_u(state))
 
+    def features(self, hidden: Tensor, state: Tensor) -> Tensor:
+        """Return what the head's last matrix is applied to (..., 2 hidden), from the served model's hidden state and
+        the drafter's (..., hidden)."""
+        return self.lm_head[:-1](torch.cat([hidden, state], dim=-1))
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The head's last matrix (vocab, 2 hidden)."""
+        return self.lm_head[-1].weight
+
     def logits(self, hidden: Tensor, state: Tensor) -> Tensor:
         """Return the logits (..., vocab) of the token after the last one read, from the served model's hidden state
         and the drafter's (..., hidden)."""
-        return self.lm_head(torch.cat([hidden, state], dim=-1))
+        return linear(self.features(hidden, state), self.output_weight)
 
     @torch.no_grad()
     def beams(self, hidden: Tensor, token: int, embeddings: Tensor, length: int, width: int) -> list[list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated
 
 from nemo_openmath.chat import ChatTokenizer
@@ -12,7 +12,8 @@ from nemo_openmath.core.bounds import Bounds, NonNegativeInt, PositiveFloat, Pos
 from nemo_openmath.core.errors import OpenMathError, UserError
 from nemo_openmath.core.records import Generation
 from nemo_openmath.core.records.lineage import Lineage, digest_tree
-from nemo_openmath.core.stage import Stage, StageContext
+from nemo_openmath.core.stage import RUNTIME, Stage, StageContext
+from nemo_openmath.models.devices import DeviceChoice
 from nemo_openmath.speculative.texts import read_texts
 
 
@@ -35,6 +36,9 @@ class DrafterConfig:
     held_out: ShareBelowOne = 0.05
     """Share of the problems whose generations measure the drafter instead of training it."""
 
+    device: DeviceChoice = field(default="auto", metadata=RUNTIME)
+    """Where it is trained: ``cpu``, ``cuda``, or ``auto``, the GPU where there is one with room."""
+
     def __post_init__(self) -> None:
         if min(self.draft_tokens, self.epochs, self.batch_tokens) < 1 or self.layers < 0 or self.max_tokens < 3:
             raise ValueError("draft_tokens, epochs and batch_tokens are at least 1, layers 0, max_tokens 3")
@@ -48,6 +52,7 @@ class TrainDrafter(Stage[DrafterConfig]):
     It runs in one process. Killed and run again it starts over; a finished drafter appears whole."""
 
     kind = "drafter.train"
+    version = 2  # the sums of a step's gradients are in another order
     Config = DrafterConfig
     ports = {"generations": "solutions that the model itself generated", "model": "model to draft for"}
     takes = {"generations": "Generation", "model": "model"}
@@ -86,9 +91,10 @@ class TrainDrafter(Stage[DrafterConfig]):
                 context.progress.begin(steps)
             context.progress.advance(1, f"loss {loss:.3f}")
 
-        base = load_base(model)
-        shared = {k: v for k, v in asdict(config).items() if k not in ("max_tokens", "held_out")}
-        trained = train(base, texts.training, DrafterSettings(**shared, seed=context.seed), on_step)
+        shared = {k: v for k, v in asdict(config).items() if k not in ("max_tokens", "held_out", "device")}
+        settings = DrafterSettings(**shared, seed=context.seed)
+        base = load_base(model, settings, config.device)
+        trained = train(base, texts.training, settings, on_step)
         replayed = [replay(base, trained.drafter, text) for text in texts.held_out]
         steps, accepted = sum(s for s, _ in replayed), sum(a for _, a in replayed)
         context.metrics.update(

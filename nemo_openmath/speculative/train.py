@@ -3,11 +3,15 @@
 At every position the drafter reads the next i+1 tokens of the text and guesses the one after them, from that
 position's hidden state: the loss is the sum over i < draft_tokens of the mean cross-entropy of these guesses, over
 the tokens that the model itself wrote (prompts and program output are never drafted).
+
+Logits are there for a block of rows at a time (models/loss.py), and a guess is differentiated before the next one is
+made. So a step takes the memory of one guess's features, and not of ``draft_tokens`` times tokens x vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from nemo_openmath.checkpoints.quantize.calibration import load_model
 from nemo_openmath.core.errors import OpenMathError
+from nemo_openmath.models.devices import DeviceChoice
+from nemo_openmath.models.hf_config import describe
+from nemo_openmath.models.loss import linear_cross_entropy
 from nemo_openmath.speculative.model import DrafterShape, ReDrafter
 from nemo_openmath.speculative.texts import Text
 from nemo_openmath.training.config import TrainingConfig
 from nemo_openmath.training.schedule import learning_rate
 
+_BLOCKS_BYTES = 4 << 30  # of a GPU, for blocks of logits
 _WINDOW = 32  # batches whose texts are sorted by length, so that little is padding
 
 
@@ -51,9 +58,29 @@ class TrainedDrafter:
     tokens: int  # read, without padding
 
 
-def load_base(folder: Path) -> Any:
-    """Return the model to draft for, frozen, on the GPU where there is one: a transformers causal language model."""
-    return load_model(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+def load_base(folder: Path, settings: DrafterSettings, device: DeviceChoice = "auto") -> Any:
+    """Return the model to draft for, frozen: a transformers causal language model on ``device``; ``auto`` is the GPU
+    where there is one with room for the model and the training of a drafter."""
+    model = describe(folder)
+    width = 2 * model.hidden_size
+    drafter = 4 * (width * (model.vocab_size + settings.layers * width) + 2 * model.hidden_size**2)
+    # a drafter is there as weights, their gradients and those of a guess, and two moments of Adam; for each token of a
+    # step there are embeddings, hidden states, and a guess's features with their gradients
+    features = 4 * settings.batch_tokens * width * (4 + 6 * settings.layers)
+    return load_model(folder, device, working=5 * drafter + features + _BLOCKS_BYTES)
+
+
+@contextmanager
+def fast_products(device: torch.device) -> Iterator[None]:
+    """On a GPU, multiply fp32 matrices in TF32 within the block: inputs have 10 bits, sums 23, and a step takes about a
+    tenth of the time. On a CPU nothing changes."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def train(
@@ -73,12 +100,11 @@ def train(
     losses: list[float] = []
     for step, batch in enumerate(plan):
         optimizer.param_groups[0]["lr"] = learning_rate(step, len(plan), schedule)
-        loss = drafter_loss(base, drafter, [texts[i] for i in batch])
-        losses.append(loss.item())
+        optimizer.zero_grad()
+        with fast_products(base.device):
+            losses.append(add_gradients(base, drafter, [texts[i] for i in batch]))
         if not np.isfinite(losses[-1]):
             raise OpenMathError(f"the drafter's loss is {losses[-1]} at step {step + 1}; lower lr")
-        optimizer.zero_grad()
-        loss.backward()
         optimizer.step()
         on_step(step + 1, len(plan), losses[-1])
     tokens = settings.epochs * sum(len(text.ids) for text in texts)
@@ -108,23 +134,39 @@ def batches(texts: Sequence[Text], settings: DrafterSettings, epoch: int) -> Ite
         yield plan[i]
 
 
-def drafter_loss(base: Any, drafter: ReDrafter, texts: Sequence[Text]) -> Tensor:
-    """Return the sum over the lookaheads of the mean cross-entropy over the target tokens; a lookahead without any adds
-    nothing."""
+def add_gradients(base: Any, drafter: ReDrafter, texts: Sequence[Text]) -> float:
+    """Return the loss of ``texts`` and add its gradients to those of the drafter's parameters.
+
+    The loss is the sum over the lookaheads of the mean cross-entropy over the target tokens; a lookahead without any
+    adds nothing.
+    """
     rows = [torch.from_numpy(text.ids).long() for text in texts]
     ids = pad_sequence(rows, batch_first=True).to(base.device)
     loss_mask = pad_sequence([torch.from_numpy(text.loss_mask) for text in texts], batch_first=True).to(base.device)
     hidden, embedded = _read(base, ids)  # padding is at the right: causal attention never sees it
     state = torch.zeros_like(hidden)
     loss = hidden.new_zeros(())
+    states: list[
+        Tensor
+    ] = []  # of each lookahead, the drafter's where a token is guessed, and the loss's gradient there
+    gradients: list[Tensor] = []
     for ahead in range(min(drafter.shape.draft_tokens, ids.shape[1] - 2)):
         # the state at t has read e(t+1) .. e(t+ahead+1); the guess is token t+ahead+2
         state = drafter.advance(state[:, :-1], embedded[:, ahead + 1 :])
         is_target = loss_mask[:, ahead + 2 :]
         if is_target.any():
-            logits = drafter.logits(hidden[:, : -(ahead + 2)][is_target], state[:, :-1][is_target])
-            loss = loss + cross_entropy(logits, ids[:, ahead + 2 :][is_target])
-    return loss
+            targets, guessing = ids[:, ahead + 2 :][is_target], state[:, :-1][is_target]
+            leaf = guessing.detach().requires_grad_()
+            features = drafter.features(hidden[:, : -(ahead + 2)][is_target], leaf)
+            guess_loss = linear_cross_entropy(features, drafter.output_weight, targets) / len(targets)
+            guess_loss.backward()
+            assert leaf.grad is not None
+            states.append(guessing)
+            gradients.append(leaf.grad)
+            loss += guess_loss.detach()
+    if states:
+        torch.autograd.backward(states, gradients)
+    return loss.item()
 
 
 @torch.no_grad()

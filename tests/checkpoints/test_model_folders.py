@@ -29,7 +29,7 @@ from nemo_openmath.inference.embedded.weights import load_weights
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.hf_config import FIXED, NEUTRAL, TAKEN
-from nemo_openmath.speculative.train import load_base
+from nemo_openmath.speculative.train import DrafterSettings, load_base
 from tests.support import models
 
 IDS = [(7 * i + 3) % 107 for i in range(40)]
@@ -91,7 +91,7 @@ TOOLS: dict[str, Callable[[Path, Path], object]] = {
     "export": hf_to_trtllm,
     "quantize": lambda source, target: quantize(source, target, format="int8"),
     "calibrate": lambda source, _: load_model(source),
-    "drafter": lambda source, _: load_base(source),
+    "drafter": lambda source, _: load_base(source, DrafterSettings()),
     "training": lambda source, _: trainings(source),
     "engine": lambda source, _: engines(source),
 }

@@ -13,7 +13,7 @@ from nemo_openmath.core.engine import ContextOverflow, EngineError, Finish, Inva
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.embedded import EmbeddedEngine
 from nemo_openmath.inference.embedded.kernels import load_kernels
-from nemo_openmath.inference.embedded.sampling import RowSampling, sample, uniforms
+from nemo_openmath.inference.embedded.sampling import RowSampling, sample, sample_on_device, uniforms
 from tests.support.models import save_random
 from tests.support.waiting import until
 
@@ -112,6 +112,10 @@ def draw_in_torch(logits: torch.Tensor, rows: RowSampling, u: np.ndarray) -> np.
     return sample(logits, rows, u)
 
 
+def draw_on_device(logits: torch.Tensor, rows: RowSampling, u: np.ndarray) -> np.ndarray:
+    return sample_on_device(logits, rows, u)
+
+
 def draw_compiled(logits: torch.Tensor, rows: RowSampling, u: np.ndarray) -> np.ndarray:
     if (kernels := load_kernels(16, 2, 1)) is None:
         pytest.skip("no C compiler")
@@ -123,7 +127,7 @@ def draw_compiled(logits: torch.Tensor, rows: RowSampling, u: np.ndarray) -> np.
     return tokens
 
 
-@pytest.mark.parametrize("draw", [draw_in_torch, draw_compiled])
+@pytest.mark.parametrize("draw", [draw_in_torch, draw_on_device, draw_compiled])
 @pytest.mark.parametrize(
     ("vocab", "temperature", "top_p", "top_k", "min_p"),
     [
@@ -155,7 +159,7 @@ def test_sampled_frequencies_pass_chi_square(draw, vocab, temperature, top_p, to
 
 
 @pytest.mark.parametrize("vocab", [5, 64, 1003])
-def test_both_samplers_draw_the_same(vocab):
+def test_all_samplers_draw_the_same(vocab):
     """Every mix of options, ties and a nearly sure token among them; the same uniform numbers."""
     rng = np.random.default_rng(vocab)
     n = 600
@@ -168,8 +172,10 @@ def test_both_samplers_draw_the_same(vocab):
         rng.choice([0, 0.02, 1], n).astype(np.float32),
     )
     u = rng.random(n)
-    same = draw_compiled(torch.from_numpy(logits), rows, u) == sample(torch.from_numpy(logits), rows, u)
-    assert same.mean() > 0.998  # but for draws at the edge between two tokens, where rounding decides
+    expected = sample(torch.from_numpy(logits), rows, u)
+    for draw in (draw_compiled, draw_on_device):
+        same = draw(torch.from_numpy(logits), rows, u) == expected
+        assert same.mean() > 0.998  # but for draws at the edge between two tokens, where rounding decides
 
 
 async def test_engine_draws_from_the_models_distribution(engine, model_dir):

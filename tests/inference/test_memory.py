@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.embedded import EmbeddedEngine
 from nemo_openmath.inference.embedded import engine as engine_module
 from nemo_openmath.inference.embedded.cache import Cache, block_tokens
-from nemo_openmath.inference.embedded.memory import Need, plan_memory
+from nemo_openmath.inference.embedded.memory import RESERVE, MemoryPlan, Need, plan_memory
 from nemo_openmath.inference.embedded.requests import EngineRequest
+from nemo_openmath.inference.embedded.torch_decoder import TorchDecoder
+from nemo_openmath.inference.embedded.weights import load_weights
 from nemo_openmath.inference.free_memory import Free, free_memory
+from tests.support.models import save_random
 
 GIB = 1 << 30
 
@@ -92,6 +96,35 @@ def test_an_engine_that_does_not_fit_is_refused_before_it_is_loaded(model_dir, m
     monkeypatch.setattr(engine_module, "free_memory", lambda: Free(100 << 20))
     with pytest.raises(UserError, match=r"does not fit: the weights take .* and 100 MiB"):
         EmbeddedEngine.load(model_dir)
+
+
+def on_a_gpu(monkeypatch, folder: Path, free: int, **asked) -> MemoryPlan:
+    """The plan for a GPU with ``free`` bytes, in bfloat16."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
+    given = {"slots": None, "max_context": None, "cache_mib": None} | asked
+    return engine_module._plan(folder, "bfloat16", "cuda", prefix_bytes=64 << 20, **given)
+
+
+@pytest.mark.parametrize(("free", "slots"), [(300 << 20, 37), (600 << 20, 64)])
+def test_a_gpu_gets_what_fits_its_memory(tmp_path, monkeypatch, free, slots):
+    """All buffers are taken at once there: their sizes, on a device that stores nothing, are within the plan."""
+    folder = save_random(tmp_path / "m", max_position_embeddings=2048)
+    plan = on_a_gpu(monkeypatch, folder, free)
+    assert (plan.slots, plan.max_context) == (slots, 2048)
+    weights = load_weights(folder, max_context=plan.max_context, dtype=torch.bfloat16, device="meta")
+    decoder = TorchDecoder(weights, plan.slots)
+    assert decoder.rows == plan.slots, "a GPU's rows are not rounded up"
+    buffers = [b for b in vars(decoder).values() if isinstance(b, torch.Tensor)]
+    tensors = [getattr(layer, f.name) for layer in weights.layers for f in fields(layer)]
+    tensors += [weights.embedding, weights.head, weights.norm, *buffers]
+    distinct = {id(t): t.nbytes for t in tensors if t is not None}
+    assert sum(distinct.values()) + plan.prefix_bytes <= free - RESERVE
+    with pytest.raises(UserError, match=r"slots 900 x max_context 2048 does not fit: it needs .* use fewer slots"):
+        on_a_gpu(monkeypatch, folder, free, slots=900, max_context=2048)
+    with pytest.raises(
+        UserError, match=r"does not fit: the weights take .* of the GPU's memory is free; use a smaller"
+    ):
+        on_a_gpu(monkeypatch, folder, 200 << 20)
 
 
 def test_memory_is_taken_with_use_and_given_back():

@@ -16,7 +16,7 @@ from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.core.locks import new_mark, open_lock_file, try_lock, write_mark
 from nemo_openmath.core.logs import configure_logging
 from nemo_openmath.core.records import read_manifest
-from nemo_openmath.inference.devices import check_device
+from nemo_openmath.models.devices import check_device
 from nemo_openmath.recipe import load_recipe, lock
 from nemo_openmath.recipe.inputs import check_inputs
 from nemo_openmath.recipe.lock import RUN, run_lock

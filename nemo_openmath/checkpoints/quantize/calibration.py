@@ -1,4 +1,6 @@
-"""What quantization must know of the activations: the model is run (transformers, CPU) over calibration texts.
+"""What quantization must know of the activations: the model is run (by transformers) over calibration texts.
+
+It runs on the GPU where there is one with room: a model of 14B or 32B parameters takes hours on a CPU.
 
 For every linear layer of the decoder: the largest magnitude of its input, the mean magnitude of each of its input's
 channels, and a few rows of the input (evenly over the texts) to measure an error with. For the cache: the largest
@@ -20,9 +22,11 @@ from torch import Tensor
 
 from nemo_openmath.checkpoints.checkpoint import open_checkpoint
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.models.devices import DeviceChoice, run_device, use_steady_attention
 
 LINEAR = re.compile(r"(model\.layers\.\d+\.(?:self_attn|mlp)\.)(q|k|v|o|gate|up|down)_proj\.weight")
 _FUSED = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+_WORKING_BYTES = 2 << 30  # of a GPU, for the activations of a text of some thousand tokens
 _ROWS = 256  # rows of each layer's input that are kept
 _ATTENTION = "openmath_watched"
 
@@ -45,23 +49,27 @@ class Calibration:
     cache: dict[str, float] = field(default_factory=dict)
 
 
-def load_model(folder: Path) -> Any:
+def load_model(folder: Path, device: DeviceChoice = "cpu", *, working: int = _WORKING_BYTES) -> Any:
     """Load transformers' model of a Hugging Face folder, in its own dtype, frozen.
 
-    Raises UserError where transformers loads none.
+    ``device``: where it runs; ``auto`` is the GPU where there is one with room for the weights and ``working`` bytes.
+    Raises UserError where transformers loads none, and where the device cannot be used.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    open_checkpoint(folder)  # refuses what transformers would compute in another way, or not at all
+    tensors = open_checkpoint(folder).tensors  # refuses what transformers would compute in another way, or not at all
+    weights = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values())
+    place = run_device(device, weights + working, f"running {folder}")
+    use_steady_attention(place)
     disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     except (OSError, ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
         problem = f"transformers cannot load this model ({' '.join(str(error).split())[:200]})"
         raise UserError(problem, file=folder, remedy="give a Hugging Face model folder") from error
-    return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False).to(place)
 
 
 def token_ids(folder: Path, texts: Sequence[str], max_tokens: int) -> list[Tensor]:
@@ -107,9 +115,10 @@ def attention_through(model: Any, change: Callable[[int, Tensor, Tensor], tuple[
 
 
 @torch.no_grad()
-def calibrate(folder: Path, texts: Sequence[str], max_tokens: int) -> Calibration:
-    """Run the model over ``texts``. Raises UserError where they give nothing to measure."""
-    ids, model = token_ids(folder, texts, max_tokens), load_model(folder)
+def calibrate(folder: Path, texts: Sequence[str], max_tokens: int, device: DeviceChoice = "auto") -> Calibration:
+    """Run the model over ``texts`` on ``device``; what is measured lies on the CPU. Raises UserError where they give
+    nothing to measure."""
+    ids, model = token_ids(folder, texts, max_tokens), load_model(folder, device)
     measured, counts = Calibration(), dict[str, int]()
     per_text = -(-_ROWS // len(ids))
 
@@ -119,11 +128,11 @@ def calibrate(folder: Path, texts: Sequence[str], max_tokens: int) -> Calibratio
         def hook(_: Any, arguments: tuple[Tensor, ...]) -> None:
             x = arguments[0].detach().flatten(0, -2).float()
             measured.largest[group] = max(measured.largest.get(group, 0.0), float(x.abs().amax()))
-            measured.mean[group] = measured.mean.get(group, torch.zeros(x.shape[1])) + x.abs().sum(0)
+            measured.mean[group] = measured.mean.get(group, torch.zeros(x.shape[1])) + x.abs().sum(0).cpu()
             counts[group] = counts.get(group, 0) + x.shape[0]
-            rows = measured.rows.get(group, x[:0])
+            rows = measured.rows.get(group, x[:0].cpu())
             chosen = x[:: max(1, x.shape[0] // per_text)][: min(per_text, _ROWS - len(rows))]
-            measured.rows[group] = torch.cat([rows, chosen])
+            measured.rows[group] = torch.cat([rows, chosen.cpu()])
 
         return hook
 
@@ -140,7 +149,7 @@ def calibrate(folder: Path, texts: Sequence[str], max_tokens: int) -> Calibratio
             module.register_forward_pre_hook(watch(f"{name}.weight"))
     with attention_through(model, largest):
         for sequence in ids:
-            model.model(sequence)
+            model.model(sequence.to(model.device))
     values = [*measured.largest.values(), *measured.cache.values()]
     if not values or not all(math.isfinite(value) and value > 0 for value in values):
         remedy = "give other texts, or check the model: inspect names NaN and zeros"

@@ -20,6 +20,7 @@ from nemo_openmath.checkpoints.model_files import write_model_files
 from nemo_openmath.checkpoints.output import building
 from nemo_openmath.checkpoints.quantize import calibration
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.models.devices import DeviceChoice
 
 _E4M3 = torch.float8_e4m3fn
 
@@ -119,19 +120,26 @@ class ExportCheck:
 
 
 @torch.no_grad()
-def check_export(folder: str | Path, source: str | Path, texts: Sequence[str], *, max_tokens: int = 256) -> ExportCheck:
+def check_export(
+    folder: str | Path,
+    source: str | Path,
+    texts: Sequence[str],
+    *,
+    max_tokens: int = 256,
+    device: DeviceChoice = "auto",
+) -> ExportCheck:
     """Run the source and the model that ``folder`` stands for (weights, and with fp8 inputs and cache, rounded as an
-    engine rounds them) over ``texts``."""
+    engine rounds them) over ``texts``, on ``device``."""
     folder, source = Path(folder), Path(source)
     ids = calibration.token_ids(source, texts, max_tokens)
-    model = calibration.load_model(source)
-    expected = [model(sequence).logits.float() for sequence in ids]
+    model = calibration.load_model(source, device)
+    expected = [model(sequence.to(model.device)).logits.float().cpu() for sequence in ids]
     del model
-    model = quantized_model(folder, source)
+    model = quantized_model(folder, source, device)
     gap = size = kl = 0.0
     agree = tokens = 0
     for sequence, reference in zip(ids, expected, strict=True):
-        logits = run_quantized(model, folder, sequence).float()
+        logits = run_quantized(model, folder, sequence).float().cpu()
         gap += float((logits - reference).square().sum(dtype=torch.float64))
         size += float(reference.square().sum(dtype=torch.float64))
         p, q = reference.log_softmax(-1), logits.log_softmax(-1)
@@ -141,9 +149,9 @@ def check_export(folder: str | Path, source: str | Path, texts: Sequence[str], *
     return ExportCheck(tokens, (gap / size) ** 0.5, agree / tokens, kl / tokens)
 
 
-def quantized_model(folder: Path, source: Path) -> Any:
+def quantized_model(folder: Path, source: Path, device: DeviceChoice = "cpu") -> Any:
     """Load transformers' model with the export's weights; linear layers round their inputs where the export says."""
-    model = calibration.load_model(source)
+    model = calibration.load_model(source, device)
     plain, parameters = dequantized(folder), dict(model.named_parameters())
     for name, tensor in plain.items():
         if name in parameters:
@@ -151,14 +159,17 @@ def quantized_model(folder: Path, source: Path) -> Any:
     stored = open_checkpoint(folder, strict=False).tensors
     for name, module in model.named_modules():
         if f"{name}.input_scale" in stored:
-            module.register_forward_pre_hook(_rounding(stored[f"{name}.input_scale"].full()))
+            module.register_forward_pre_hook(_rounding(stored[f"{name}.input_scale"].full().to(model.device)))
     return model
 
 
 def run_quantized(model: Any, folder: Path, sequence: Tensor) -> Tensor:
     """Compute the logits of :func:`quantized_model`, its cache rounded where the export says."""
     stored = open_checkpoint(folder, strict=False).tensors
-    scales = {name: tensor.full() for name, tensor in stored.items() if name.endswith(("k_scale", "v_scale"))}
+    sequence = sequence.to(model.device)
+    scales = {
+        name: tensor.full().to(model.device) for name, tensor in stored.items() if name.endswith(("k_scale", "v_scale"))
+    }
 
     def change(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         prefix = f"model.layers.{layer}.self_attn."

@@ -37,6 +37,7 @@ from nemo_openmath.checkpoints.output import building
 from nemo_openmath.checkpoints.quantize import awq
 from nemo_openmath.checkpoints.quantize.calibration import LINEAR, Calibration, calibrate, group_of
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.models.devices import DeviceChoice
 
 QUANT_CONFIG = "hf_quant_config.json"
 E4M3 = torch.float8_e4m3fn
@@ -53,12 +54,14 @@ def quantize(
     calibration: Sequence[str] | None = None,
     max_tokens: int = 2048,
     layout: Layout = "modelopt",
+    device: DeviceChoice = "auto",
     into_existing: bool = False,
 ) -> Path:
     """Convert a Hugging Face folder into a quantized one. Memory: bounded for int8, the model for the others.
 
     ``calibration``: texts of the kind the model will see (prompts with solutions), for all but int8; each is cut to
-    ``max_tokens``. Raises UserError naming what is missing.
+    ``max_tokens``. ``device``: where the model runs over them; ``auto`` is the GPU where there is one with room. Raises
+    UserError naming what is missing.
     """
     for what, value, known in (("format", format, QuantizedFormat), ("layout", layout, Layout)):
         if value not in get_args(known):
@@ -77,7 +80,7 @@ def quantize(
     if format != "int8":
         if not calibration:
             raise UserError(f"{format} needs to know the activations", remedy="give texts (--calibration FILE)")
-        activations = calibrate(source.path, calibration, max_tokens)
+        activations = calibrate(source.path, calibration, max_tokens, device)
     dtype = main_dtype(source.tensors)
     if format == "int4_awq":
         tensors = _int4(awq.scaled(source.tensors, activations, stored_scales=layout == "modelopt"), layout, dtype)

@@ -23,7 +23,7 @@ from nemo_openmath.core.engine import (
     Request,
 )
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.inference.devices import check_device
+from nemo_openmath.models.devices import check_device, use_steady_attention
 from nemo_openmath.inference.embedded.batch import ContinuousBatch
 from nemo_openmath.inference.embedded.compiled import compile_decoder
 from nemo_openmath.inference.embedded.decoder import Decoder
@@ -105,6 +105,7 @@ class EmbeddedEngine:
         if dtype not in _DTYPES:
             raise UserError(f"dtype {dtype!r} is unknown", remedy=f"use one of {', '.join(_DTYPES)}")
         check_device(device)
+        use_steady_attention(device)
         plan = _plan(Path(model_dir), dtype, device, slots, max_context, cache_mib, prefix_cache_bytes)
         threads = threads or torch.get_num_threads()
         tokenizer = ChatTokenizer.load(model_dir, chat=False)
@@ -247,7 +248,7 @@ def _plan(
 ) -> MemoryPlan:
     on_cpu = torch.device(device).type == "cpu"
     compiled = on_cpu and dtype == "float32"
-    need = Need.of(folder, _DTYPES[dtype].itemsize, compiled=compiled, slots=slots or SLOTS)
+    need = Need.of(folder, _DTYPES[dtype].itemsize, compiled=compiled, on_gpu=not on_cpu, slots=slots or SLOTS)
     if not (folder / "config.json").is_file():
         raise UserError("no model here (config.json is missing)", file=folder, remedy="name a Hugging Face directory")
     if need is None:  # the reader of the weights will say what is wrong with the configuration

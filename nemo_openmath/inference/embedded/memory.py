@@ -44,19 +44,22 @@ class Need:
     loading: int
     """The most while the weights are loaded."""
     token: int
-    """Keys and values of one token."""
+    """Keys and values of one token; on a GPU with what attention keeps for its scores."""
     working: int
     """What computing takes."""
     limit: int
     """Positions of the model, in tokens."""
 
     @classmethod
-    def of(cls, folder: Path, itemsize: int, *, compiled: bool, slots: int = SLOTS) -> Need | None:
+    def of(
+        cls, folder: Path, itemsize: int, *, compiled: bool, on_gpu: bool = False, slots: int = SLOTS
+    ) -> Need | None:
         """Read the need from ``config.json``. Returns None where that says too little: the reader of the weights will
         say what is wrong.
 
         ``itemsize``: bytes of a weight. ``compiled``: the weights are packed once more while they are loaded
-        (compiled.py).
+        (compiled.py). ``on_gpu``: the memory is a GPU's, in which every buffer has its whole size at once, and which the
+        weights enter in their own type.
         """
         try:
             model = describe(folder)
@@ -73,7 +76,12 @@ class Need:
         resident = (body + 2 * table) * itemsize if compiled else in_torch
         loading = in_torch + (body + table) * itemsize if compiled else in_torch + 4 * tables * table
         working = PREFILL_TOKENS * (4 * hidden + width + 3 * inner) * itemsize + 3 * slots * vocab * 4
-        return cls(str(folder), resident, loading, 2 * layers * kv_heads * head_dim * itemsize, working, limit)
+        token = 2 * layers * kv_heads * head_dim * itemsize
+        if on_gpu:
+            loading = in_torch
+            working += 4 * slots * vocab * 4 + 2 * limit * head_dim * 4  # draws in float64; rotations of all positions
+            token += heads * (4 if itemsize == 4 else 4 + itemsize) + 4  # scores, shares and mask (torch_decoder.py)
+        return cls(str(folder), resident, loading, token, working, limit)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,59 @@ def sample(logits: Tensor, rows: RowSampling, u: np.ndarray) -> np.ndarray:
     return tokens
 
 
+def sample_on_device(logits: Tensor, rows: RowSampling, u: np.ndarray) -> np.ndarray:
+    """Draw as :func:`sample` does, with all decisions on the device of ``logits``.
+
+    There is one transfer there and one back, each of a few numbers a row; where a row's nucleus is not among the
+    candidates, a second draw looks at the whole vocabulary.
+    """
+    if not (rows.temperature > 0).any():
+        return _argmax(logits)
+    columns = np.stack([rows.temperature, rows.top_p, rows.top_k, rows.min_p, u]).astype(np.float64)
+    settings = torch.from_numpy(columns).to(logits.device)
+    tokens, unsure = _draw(logits, settings, CANDIDATES).cpu().numpy()
+    if unsure.any():
+        tokens = _draw(logits, settings, logits.shape[1])[0].cpu().numpy()
+    return tokens
+
+
+def _draw(logits: Tensor, settings: Tensor, candidates: int) -> Tensor:
+    """Return the tokens of the rows, and 1 where more than the candidates may belong to the nucleus: int64 [2, rows].
+
+    ``settings``: temperature, top_p, top_k, min_p and uniform number of each row, float64 [5, rows].
+    """
+    temperature, top_p, top_k, min_p, u = settings
+    vocab = logits.shape[1]
+    n = min(candidates, vocab)
+    hot = temperature > 0
+    probs = torch.softmax(logits.float().div(torch.where(hot, temperature, 1.0).float().unsqueeze(1)), -1)
+    ordered = torch.topk(probs, n).values
+    most = ordered[:, 0]
+    mass = ordered.cumsum(-1, dtype=torch.float64)
+    by_k, by_p = top_k > 0, top_p < 1
+    k = torch.where(by_k, top_k, vocab).long().clamp(max=vocab)
+    last_k = k.clamp(max=n) - 1
+    whole = torch.where(by_k, _at(mass, last_k), 1.0)
+    last_kept = torch.minimum((mass < (top_p * whole).unsqueeze(1)).sum(-1), last_k)
+    cut = by_p | (by_k & (k < vocab))
+    at_end = last_kept >= n - 1  # of the candidates: the cut may fall beyond them
+    unsure = cut & (n < vocab) & ((k > n) | at_end) & (at_end | (top_k > n))
+    least = torch.where(cut, torch.where(by_p, _at(ordered, last_kept), _at(ordered, last_k)), 0.0)
+    least = torch.maximum(least, min_p.float() * most)
+    cumulative = probs.masked_fill(probs < least.unsqueeze(1), 0.0).cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1]
+    target = (u * total).minimum(torch.nextafter(total, total.new_zeros(())))
+    drawn = (cumulative <= target.unsqueeze(1)).sum(-1)
+    # where the most probable token alone is the nucleus, the draw is decided: it is the greedy one
+    is_open = hot & (most < top_p) & (top_k != 1) & (min_p < 1)
+    return torch.stack([torch.where(is_open, drawn, logits.argmax(-1)), (unsure & is_open).long()])
+
+
+def _at(values: Tensor, column: Tensor) -> Tensor:
+    """values[i, column[i]] for each row i."""
+    return values.gather(1, column.unsqueeze(1)).squeeze(1)
+
+
 def logprobs(logits: Tensor, tokens: np.ndarray) -> np.ndarray:
     """Return the natural-log probability, at temperature 1, of one token of each row [rows]."""
     logits = logits.float()

@@ -5,11 +5,15 @@ It does ragged prefill and batched single-token decoding over one static cache o
 Layout (R slots, H KV heads, D head_dim, C capacity in tokens; on a CPU memory comes with use, see cache.py)::
 
     keys, values  [layer][R * H, C, D]
-    mask          [R, C]                  0 where a slot may look, -inf elsewhere
+    mask          [R, C]                  0 where a slot may look, -inf elsewhere, in float32
 
-Rows are slots. A step computes rows 0..n-1, n rounded up to ``quantum``: the smallest number of rows at which this
-machine's matrix product gives every row the same bits whatever the number of rows. So a request draws the same tokens
-alone and in any batch. Rows that are not decoding compute on a scratch column and are ignored.
+Rows are slots. A step computes rows 0..n-1, n rounded up to ``quantum``: on a CPU the smallest number of rows at which
+this machine's matrix product gives every row the same bits whatever the number of rows. So a request draws the same
+tokens alone and in any batch. A GPU's products have no such number, and nothing is rounded up there. Rows that are not
+decoding compute on a scratch column and are ignored.
+
+Scores of attention are float32 in every type, as in transformers: a bfloat16 has 8 bits, too few to tell likely tokens
+apart.
 """
 
 from __future__ import annotations
@@ -21,10 +25,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from nemo_openmath.inference.embedded.cache import Cache, block_tokens
 from nemo_openmath.inference.embedded.decoder import PrefillChunk
-from nemo_openmath.inference.embedded.sampling import RowSampling, logprobs, sample
+from nemo_openmath.inference.embedded.sampling import RowSampling, logprobs, sample, sample_on_device
 from nemo_openmath.inference.embedded.weights import Weights
 
 BLOCK = 64  # attention lengths are rounded up to this: few distinct shapes, aligned rows
@@ -45,8 +50,9 @@ class _Step:
     k: Tensor
     v: Tensor
     qk: Tensor
-    scores: Tensor
+    scores: Tensor  # float32
     scores_rows: Tensor
+    shares: Tensor  # softmax of the scores, in the type of the values; in float32 the same memory
     mask: Tensor
     heads_out: Tensor
     attended: Tensor
@@ -80,18 +86,19 @@ class TorchDecoder:
         else:
             self.keys = zeros(layers, rows * kv, self.capacity, d)
             self.values = zeros(layers, rows * kv, self.capacity, d)
-        self.mask = torch.full((rows, self.capacity), float("-inf"), dtype=self.dtype, device=self.device)
+        self.mask = torch.full((rows, self.capacity), float("-inf"), device=self.device)
         self.mask[:, 0] = 0  # a row of nothing but -inf would write NaN into its scratch column
         self.tokens = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.positions = torch.full((rows,), self.scratch, dtype=torch.int64, device=self.device)
         self._positions_kv = torch.zeros(rows * kv, dtype=torch.int64, device=self.device)
         self._rows_kv = torch.arange(rows * kv, device=self.device)
         self._row_index = torch.arange(rows, device=self.device)
-        self._zero = zeros(1)[0]
+        self._zero = torch.zeros((), device=self.device)
         self._x = empty(rows, w.embedding.shape[1])
         self._rotation = torch.empty(rows, d // 2, dtype=w.rotation.dtype, device=self.device)
         self._qkv = empty(rows, kv * (w.group + 2) * d)
-        self._scores = empty(rows * w.heads * self.capacity)
+        self._scores = torch.empty(rows * w.heads * self.capacity, device=self.device)
+        self._shares = self._scores if self.dtype == torch.float32 else empty(len(self._scores))
         self._heads_out = zeros(rows * kv, w.group, d)  # rows that are not live keep finite values
         self._gate_up = empty(rows, w.layers[0].gate_up.shape[0])
         self._logits = empty(rows, w.head.shape[0])
@@ -110,10 +117,10 @@ class TorchDecoder:
             self.mask[rows[i], positions[i] :] = float("-inf")
         self._expected[rows] = positions + 1
         self._wrote(rows, positions + 1)
-        where = torch.from_numpy(rows).to(self.device)
+        where, at, ids = torch.from_numpy(np.stack([rows, positions, tokens]).astype(np.int64)).to(self.device)
         self.positions.fill_(self.scratch)
-        self.positions[where] = torch.from_numpy(positions).to(self.device)
-        self.tokens[where] = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
+        self.positions[where] = at
+        self.tokens[where] = ids
         n = int(rows[-1]) + 1
         logits = self._step(self.round_rows(n), int(positions.max()) + 1)
         return logits[:n] if n == len(rows) else logits[where]
@@ -131,19 +138,21 @@ class TorchDecoder:
         hidden, eps = w.embedding.shape[1:], w.eps
         write = (s.rows_kv, s.positions_kv)
         for layer, (write_keys, write_values, keys, values) in zip(w.layers, s.cache, strict=True):
-            h = F.rms_norm(s.x, hidden, None, eps)
+            h = F.rms_norm(s.x, hidden, layer.attention_norm, eps)
             _linear(h, layer.qkv, layer.qkv_bias, s.qkv)
             if layer.qk_norm is not None:
                 s.qk.copy_(F.rms_norm(s.qk, (w.head_dim,), None, eps).mul_(layer.qk_norm))
             _rotate(s.rotated, rotation)
             write_keys.index_put_(write, s.k)
             write_values.index_put_(write, s.v)
-            torch.bmm(s.q, keys, out=s.scores)
-            s.scores_rows.add_(s.mask)
+            _scores(s.q, keys, out=s.scores)
+            torch.add(s.mask, s.scores_rows, alpha=w.scale, out=s.scores_rows)
             torch.softmax(s.scores, -1, out=s.scores)
-            torch.bmm(s.scores, values, out=s.heads_out)
+            if s.shares.dtype != s.scores.dtype:
+                s.shares.copy_(s.scores)
+            torch.bmm(s.shares, values, out=s.heads_out)
             _add_linear(s.x, s.attended, layer.o, layer.o_bias)
-            torch.mm(F.rms_norm(s.x, hidden, None, eps), layer.gate_up.t(), out=s.gate_up)
+            torch.mm(F.rms_norm(s.x, hidden, layer.mlp_norm, eps), layer.gate_up.t(), out=s.gate_up)
             F.silu(s.gate, inplace=True).mul_(s.up)
             _add_linear(s.x, s.gate, layer.down, None)
         torch.mm(F.rms_norm(s.x, hidden, w.norm, eps), w.head.t(), out=s.logits)
@@ -155,7 +164,9 @@ class TorchDecoder:
         qkv = self._qkv[:rows]
         heads = qkv.view(rows * kv, group + 2, d)
         by_row = qkv.view(rows, kv, group + 2, d)
-        scores = self._scores[: rows * w.heads * length].view(rows * kv, group, length)
+        scores, shares = (
+            buffer[: rows * w.heads * length].view(rows * kv, group, length) for buffer in (self._scores, self._shares)
+        )
         gate_up = self._gate_up[:rows]
         half = gate_up.shape[1] // 2
         heads_out = self._heads_out[: rows * kv]
@@ -173,6 +184,7 @@ class TorchDecoder:
             qk=heads[:, : group + 1],
             scores=scores,
             scores_rows=scores.view(rows, w.heads, length),
+            shares=shares,
             mask=self.mask[:rows, None, :length],
             heads_out=heads_out,
             attended=heads_out.view(rows, -1),
@@ -209,7 +221,7 @@ class TorchDecoder:
         rotation = w.rotation[positions].unsqueeze(1).unsqueeze(1)
         attended = self._zeros(len(tokens), w.heads, d)
         for layer, keys, values in zip(w.layers, self.keys, self.values, strict=True):
-            qkv = F.linear(F.rms_norm(x, hidden, None, eps), layer.qkv, layer.qkv_bias)
+            qkv = F.linear(F.rms_norm(x, hidden, layer.attention_norm, eps), layer.qkv, layer.qkv_bias)
             heads = qkv.view(-1, kv, group + 2, d)
             if layer.qk_norm is not None:
                 qk = heads[:, :, : group + 1]
@@ -226,27 +238,33 @@ class TorchDecoder:
                     values[rows, :stop].unsqueeze(0),
                     attn_mask=mask,
                     is_causal=mask is None and end - begin > 1,
-                    scale=1.0,  # it is in the weights of q
+                    scale=w.scale,
                     enable_gqa=True,
                 )[0].transpose(0, 1)
             _add_linear(x, attended.view(len(tokens), -1), layer.o, layer.o_bias)
-            gate, up = F.linear(F.rms_norm(x, hidden, None, eps), layer.gate_up).chunk(2, -1)
+            gate, up = F.linear(F.rms_norm(x, hidden, layer.mlp_norm, eps), layer.gate_up).chunk(2, -1)
             _add_linear(x, F.silu(gate).mul_(up), layer.down, None)
         last = [end - 1 for end in bounds[1:]]
         last += [0] * (self.round_rows(len(last)) - len(last))
         return F.linear(F.rms_norm(x[last], hidden, w.norm, eps), w.head)[: len(chunks)]
 
     def _causal(self, s: PrefillChunk) -> Tensor | None:
-        """True where a token of the chunk may look; None where plain causal attention is meant."""
+        """True where a token of the chunk may look; None where plain causal attention is meant.
+
+        On a GPU that is a name of the mask, by which flash attention computes it: with a mask of numbers and grouped
+        queries there is only the kernel that stores all scores, 28 heads x 2048 x 131072 of them.
+        """
         n = len(s.ids)
         if s.start == 0 or n == 1:
             return None
+        if self.device.type != "cpu":
+            return causal_lower_right(n, s.start + n)
         return torch.ones(n, s.start + n, dtype=torch.bool, device=self.device).tril(s.start)
 
     def sample(
         self, logits: Tensor, rows: RowSampling, u: np.ndarray, with_logprobs: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        tokens = sample(logits, rows, u)
+        tokens = sample(logits, rows, u) if logits.device.type == "cpu" else sample_on_device(logits, rows, u)
         return tokens, logprobs(logits, tokens) if with_logprobs else None
 
     # -- rows ------------------------------------------------------------------------------------------------------
@@ -292,7 +310,10 @@ class TorchDecoder:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def _row_quantum(self) -> int:
-        """The smallest power of two at whose multiples a matrix product's rows do not depend on their number."""
+        """The smallest power of two at whose multiples a matrix product's rows do not depend on their number; 1 on a
+        GPU, whose products choose another kernel for nearly every number: one request would cost what all slots do."""
+        if self.device.type != "cpu":
+            return 1
         w, layer = self.weights, self.weights.layers[0]
         most = max(64, self.slots)
         generator = torch.Generator().manual_seed(0)
@@ -319,6 +340,16 @@ def _linear(x: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) -> None
         torch.mm(x, matrix.t(), out=out)
     else:
         torch.addmm(bias, x, matrix.t(), out=out)
+
+
+def _scores(q: Tensor, keys: Tensor, out: Tensor) -> None:
+    """out = q @ keys in float32, whatever the type of q and keys."""
+    if q.dtype == torch.float32:
+        torch.bmm(q, keys, out=out)
+    elif q.is_cuda:
+        torch.ops.aten.bmm.dtype_out(q, keys, torch.float32, out=out)
+    else:  # torch has no such product on a CPU
+        torch.bmm(q.float(), keys.float(), out=out)
 
 
 def _add_linear(x: Tensor, h: Tensor, matrix: Tensor, bias: Tensor | None) -> None:

@@ -1,13 +1,14 @@
 """Hugging Face directory -> weights laid out for decoding.
 
-Four rewrites are made once, at load, so that the decoding step needs fewer operations; none changes the function:
+Rewrites are made once, at load, so that the decoding step needs fewer operations; none changes the function:
 
 * Q, K and V are one matrix whose rows are grouped by KV head, ``[kv_head, (q_1 .. q_G, k, v), head_dim]``, so that the
   heads of one group lie side by side and grouped-query attention is one batched matrix product without copies.
 * The head dimensions of Q and K are interleaved, ``(0, d/2, 1, d/2+1, ..)``: the rotation of rotary embedding becomes
   one complex product in place.
-* The softmax scale goes into Q, and the weights of the two norms of a layer go into the matrices that follow them.
 * gate and up are one matrix.
+* In float32 the softmax scale goes into Q, and the weights of the two norms of a layer go into the matrices that follow
+  them. In types of 16 bits a product would be rounded once more, so they stay apart.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ SCALED = ("linear", "llama3", "yarn")  # kinds of RoPE that do not depend on the
 class Layer:
     """One transformer layer; matrices are [out, in]."""
 
+    attention_norm: Tensor | None  # [hidden]; None where it is in qkv
     qkv: Tensor  # [kv_heads * (group + 2) * head_dim, hidden]
     qkv_bias: Tensor | None
     qk_norm: Tensor | None  # Qwen3: [group + 1, head_dim], of q_1 .. q_G and k
     o: Tensor  # [hidden, heads * head_dim]
     o_bias: Tensor | None
+    mlp_norm: Tensor | None  # [hidden]; None where it is in gate_up
     gate_up: Tensor  # [2 * intermediate, hidden]
     down: Tensor  # [hidden, intermediate]
 
@@ -49,6 +52,7 @@ class Weights:
     norm: Tensor  # [hidden]
     head: Tensor  # [vocab, hidden]
     rotation: Tensor
+    scale: float  # of attention scores; 1.0 where it is in the weights of q
     heads: int
     kv_heads: int
     head_dim: int
@@ -89,10 +93,11 @@ def load_weights(
 
     embedding = get("model.embed_tokens.weight")
     head = embedding if model.tie_word_embeddings else get("lm_head.weight")
-    layers = []
+    layers, folded = [], dtype == torch.float32
     for i in range(model.num_hidden_layers):
         placed_layer: Any = (
-            None if t is None else t.to(device, dtype).contiguous() for t in _layer(get, f"model.layers.{i}", model)
+            None if t is None else t.to(device, dtype).contiguous()
+            for t in _layer(get, f"model.layers.{i}", model, folded)
         )
         layers.append(Layer(*placed_layer))
     placed = embedding.to(device, dtype)
@@ -102,6 +107,7 @@ def load_weights(
         norm=get("model.norm.weight").to(device, dtype),
         head=placed if head is embedding else head.to(device, dtype),
         rotation=rotation.to(device),
+        scale=1.0 if folded else model.head_dim**-0.5,
         heads=model.num_attention_heads,
         kv_heads=model.num_key_value_heads,
         head_dim=model.head_dim,
@@ -110,14 +116,15 @@ def load_weights(
     )
 
 
-def _layer(get: Callable[[str], Tensor], prefix: str, model: Described) -> tuple[Tensor | None, ...]:
+def _layer(get: Callable[[str], Tensor], prefix: str, model: Described, folded: bool) -> tuple[Tensor | None, ...]:
+    """The fields of :class:`Layer` in fp32. ``folded``: norms and scale go into the matrices."""
     heads, kv_heads, head_dim = model.num_attention_heads, model.num_key_value_heads, model.head_dim
     group = heads // kv_heads
     interleave = torch.arange(head_dim).view(2, head_dim // 2).t().flatten()
-    scale = head_dim**-0.5
+    scale = head_dim**-0.5 if folded else 1.0
     attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-    before_attention = get(f"{prefix}.input_layernorm.weight")
-    before_mlp = get(f"{prefix}.post_attention_layernorm.weight")
+    attention_norm: Tensor | None = get(f"{prefix}.input_layernorm.weight")
+    mlp_norm: Tensor | None = get(f"{prefix}.post_attention_layernorm.weight")
 
     def fuse(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[heads * head_dim, n] and twice [kv_heads * head_dim, n] -> [kv_heads * (group + 2) * head_dim, n]."""
@@ -128,7 +135,7 @@ def _layer(get: Callable[[str], Tensor], prefix: str, model: Described) -> tuple
         k = k.view(kv_heads, 1, head_dim, n)[:, :, interleave]
         return torch.cat([q, k, v.view(kv_heads, 1, head_dim, n)], 1).view(-1, n)
 
-    qkv = fuse(*(get(f"{attention}.{x}_proj.weight") for x in "qkv")) * before_attention
+    qkv = fuse(*(get(f"{attention}.{x}_proj.weight") for x in "qkv"))
     bias = qk_norm = None
     if model.qkv_bias:
         bias = fuse(*(get(f"{attention}.{x}_proj.bias").unsqueeze(1) for x in "qkv")).squeeze(1)
@@ -136,8 +143,11 @@ def _layer(get: Callable[[str], Tensor], prefix: str, model: Described) -> tuple
         q_norm, k_norm = get(f"{attention}.q_norm.weight") * scale, get(f"{attention}.k_norm.weight")
         qk_norm = torch.stack([q_norm] * group + [k_norm])[:, interleave]
     o_bias = get(f"{attention}.o_proj.bias") if model.o_bias else None
-    gate_up = torch.cat([get(f"{mlp}.gate_proj.weight"), get(f"{mlp}.up_proj.weight")]) * before_mlp
-    return qkv, bias, qk_norm, get(f"{attention}.o_proj.weight"), o_bias, gate_up, get(f"{mlp}.down_proj.weight")
+    gate_up = torch.cat([get(f"{mlp}.gate_proj.weight"), get(f"{mlp}.up_proj.weight")])
+    if folded:
+        qkv, gate_up, attention_norm, mlp_norm = qkv * attention_norm, gate_up * mlp_norm, None, None
+    o, down = get(f"{attention}.o_proj.weight"), get(f"{mlp}.down_proj.weight")
+    return attention_norm, qkv, bias, qk_norm, o, o_bias, mlp_norm, gate_up, down
 
 
 def _rotation(model: Described, positions: int) -> Tensor:

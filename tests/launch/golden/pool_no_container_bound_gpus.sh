@@ -31,7 +31,7 @@ serve() { # serve FOLDER: serves teacher; addresses are written there
   export OPENMATH_START_SECONDS=3600 OPENMATH_RESTARTS=3
   server_addresses pool 1
   exec srun --nodes=1 --ntasks=2 --ntasks-per-node=2 --cpus-per-task=1 --overlap --kill-on-bad-exit=0 --wait=0 --gpus-per-task=4  \
-    bash /shared/run/sbatch/serve.sh 'vllm serve "$MODEL" --served-model-name "$NAME" --host "$HOST" --port "$PORT" --generation-config vllm --tensor-parallel-size 4'
+    bash /shared/run/sbatch/serve.sh 'vllm serve "$MODEL" --served-model-name "$NAME" --host "$HOST" --port "$PORT" --generation-config vllm --enable-prompt-tokens-details --tensor-parallel-size 4'
 }
 
 clients=(asked asked2)

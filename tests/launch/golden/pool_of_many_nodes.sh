@@ -32,7 +32,7 @@ serve() { # serve FOLDER: serves R-1; addresses are written there
   export OPENMATH_START_SECONDS=3600 OPENMATH_RESTARTS=3
   server_addresses pool 2
   exec srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=1 --overlap --kill-on-bad-exit=1 --wait=0 --export=ALL,PYTHONNOUSERSITE=1 --container-image=/i/vllm.sqsh --container-workdir="$PWD" \
-    bash /shared/run/sbatch/serve.sh 'vllm serve "$MODEL" --served-model-name "$NAME" --host "$HOST" --port "$PORT" --generation-config vllm --max-model-len 32768 --tensor-parallel-size 8 --pipeline-parallel-size 2 --nnodes 2 --node-rank "$NODE_RANK" --master-addr "$HEAD" --master-port "$HEAD_PORT" --distributed-executor-backend mp $([ "$NODE_RANK" = 0 ] || echo --headless)'
+    bash /shared/run/sbatch/serve.sh 'vllm serve "$MODEL" --served-model-name "$NAME" --host "$HOST" --port "$PORT" --generation-config vllm --enable-prompt-tokens-details --max-model-len 32768 --tensor-parallel-size 8 --pipeline-parallel-size 2 --nnodes 2 --node-rank "$NODE_RANK" --master-addr "$HEAD" --master-port "$HEAD_PORT" --distributed-executor-backend mp $([ "$NODE_RANK" = 0 ] || echo --headless)'
 }
 
 clients=(solved)
