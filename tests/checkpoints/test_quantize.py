@@ -27,6 +27,7 @@ from nemo_openmath.checkpoints.script import texts
 from nemo_openmath.core.errors import UserError
 from tests.checkpoints.word_models import LONG, with_tokenizer, word_model
 from tests.support import models
+from tests.support.fake_cuda import GIB, fake_cuda
 
 TEXTS = ["w3 w5 w7 w9", "w1 w1 w2 w100"]
 
@@ -227,6 +228,19 @@ def test_awq_betters_plain_rounding(tmp_path: Path, layout: Any, monkeypatch: py
         scaled = awq.scaled(open_checkpoint(source).tensors, activations, stored_scales=False)
         weights = {name: tensor.full() for name, tensor in scaled.items()}
         torch.testing.assert_close(logits_of(weights, source), models.logits(source), rtol=0, atol=1e-4)
+
+
+def test_calibration_runs_on_the_gpu_and_measures_the_same(tmp_path: Path) -> None:
+    source = word_model(tmp_path / "hf")
+    here = calibrate(source, LONG, 64, "cpu")
+    with fake_cuda(memory_bytes=GIB), pytest.raises(UserError, match=r"the GPU's memory, and 1\.0 GiB are free"):
+        calibrate(source, LONG, 64, "cuda")
+    with fake_cuda() as cuda:
+        there = calibrate(source, LONG, 64)
+        assert cuda.devices_in_use == {0}
+        assert not any(t.is_cuda for t in (*there.mean.values(), *there.rows.values()))
+    assert (here.largest, here.cache) == (there.largest, there.cache)
+    assert all(torch.equal(here.rows[group], there.rows[group]) for group in here.rows)
 
 
 def test_int8_in_both_layouts_is_one_model(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from nemo_openmath.inference.embedded import compiled as compiled_module
 from nemo_openmath.inference.embedded import kernels as kernels_module
 from nemo_openmath.inference.embedded.compiled import CompiledDecoder, compile_decoder
 from nemo_openmath.inference.embedded.decoder import Decoder, PrefillChunk
+from nemo_openmath.inference.embedded.sampling import RowSampling
 from nemo_openmath.inference.embedded.torch_decoder import TorchDecoder
 from nemo_openmath.inference.embedded.weights import load_weights
+from tests.support.fake_cuda import fake_cuda
 from tests.support.models import save_random
 
 LENGTHS = (1, 16, 17, 63, 64, 65, 200)
@@ -58,6 +60,55 @@ def test_compiled_logits_are_those_of_torch(tmp_path, kind, changes):
         for way in WAYS:
             actual = logits_of(compiled(path, *way))
             torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_a_gpu_computes_the_same_without_more_rows(tmp_path):
+    """Prompts in two chunks, too, of which the second one looks back (a mask that flash attention knows by name)."""
+    path, rows, chunk = save_random(tmp_path / "m", "qwen3", head_dim=32), np.arange(5), np.arange(9)
+    with torch.inference_mode():
+        here = TorchDecoder(load_weights(path), 5)
+        with fake_cuda() as cuda:
+            there = TorchDecoder(load_weights(path, device="cuda"), 5)
+            assert (there.quantum, there.rows) == (1, 5)
+            made = [
+                [
+                    d.prefill([PrefillChunk(r, 0, chunk + r) for r in rows[1:]]),
+                    d.prefill([PrefillChunk(0, 0, chunk), PrefillChunk(2, 9, chunk * 2)]),
+                    d.decode(rows, rows + 3, np.array([9, 9, 18, 9, 9])),
+                ]
+                for d in (here, there)
+            ]
+            assert cuda.devices_in_use == {0}
+            options = RowSampling(*(np.full(5, x, t) for x, t in ((1.0, "f4"), (0.9, "f4"), (0, "i8"), (0.0, "f4"))))
+            drawn = [
+                d.sample(logits[-1], options, np.linspace(0, 0.99, 5), True)
+                for d, logits in zip((here, there), made, strict=True)
+            ]
+        for ours, theirs in zip(*made, strict=True):
+            torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-5)
+    assert drawn[0][0].tolist() == drawn[1][0].tolist()
+    np.testing.assert_allclose(drawn[0][1], drawn[1][1], atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "changes"), [*MODELS[:2], ("qwen2", {"head_dim": 8, "hidden_size": 128})])
+def test_bfloat16_is_as_close_to_float32_as_transformers_is(tmp_path, kind, changes):
+    """Each token's logits at the same text, prompt and decoding: norms and scale are apart, scores are float32."""
+    from transformers import AutoModelForCausalLM
+
+    path = save_random(tmp_path / "m", kind, **changes)
+    texts = torch.randint(3, 500, (8, 48), generator=torch.Generator().manual_seed(0))
+    reference = AutoModelForCausalLM.from_pretrained(path).bfloat16().float().eval()
+    with torch.inference_mode():
+        exact = reference(texts).logits[:, 7:]
+        theirs = reference.bfloat16()(texts).logits[:, 7:].float()
+        decoder = TorchDecoder(load_weights(path, dtype=torch.bfloat16), 8)
+        made = [decoder.prefill([PrefillChunk(r, 0, texts[r, :8].numpy()) for r in range(8)]).float()]
+        for at in range(8, 48):
+            made.append(decoder.decode(np.arange(8), texts[:, at].numpy(), np.full(8, at)).float())
+        ours = torch.stack(made, 1)
+    assert (ours - exact).norm() < 1.1 * (theirs - exact).norm()
+    greedy = exact.argmax(-1)
+    assert (ours.argmax(-1) == greedy).float().mean() >= (theirs.argmax(-1) == greedy).float().mean() - 0.01
 
 
 @compiler

@@ -20,7 +20,16 @@ from nemo_openmath.speculative.decode import Decoded, Tree, speculate
 from nemo_openmath.speculative.model import DrafterShape, ReDrafter
 from nemo_openmath.speculative.stage import DrafterConfig, TrainDrafter
 from nemo_openmath.speculative.texts import Text
-from nemo_openmath.speculative.train import DrafterSettings, add_gradients, batches, replay, train
+from nemo_openmath.speculative.train import (
+    DrafterSettings,
+    add_gradients,
+    batches,
+    fast_products,
+    load_base,
+    replay,
+    train,
+)
+from tests.support.fake_cuda import GIB, fake_cuda
 from tests.support.live_bytes import LiveBytes
 from tests.support.services import stage_context
 
@@ -136,6 +145,29 @@ def test_a_step_takes_the_memory_of_a_part_of_its_logits() -> None:
     with LiveBytes() as memory:
         add_gradients(base, model, rows)
     assert memory.peak < 16 << 20
+
+
+def test_a_drafter_is_trained_on_the_gpu_that_has_room(base: Any, texts: list[Text], tmp_path: Path) -> None:
+    base.save_pretrained(tmp_path)
+    settings, precisions = DrafterSettings(batch_tokens=400), set()
+
+    def note(*_: object) -> None:
+        precisions.add(torch.get_float32_matmul_precision())
+
+    with fake_cuda(memory_bytes=GIB):
+        assert not load_base(tmp_path, settings).device.type == "cuda"
+    with fake_cuda() as cuda:
+        placed = load_base(tmp_path, settings)
+        assert placed.device.type == "cuda"
+        with fast_products(placed.device):
+            note()
+        drafter = train(placed, texts[:8], settings, note).drafter
+        assert all(parameter.is_cuda for parameter in drafter.parameters())
+        assert cuda.devices_in_use == {0}
+    assert precisions == {"high", "highest"}
+    here = train(base, texts[:8], settings, note).drafter
+    for theirs, ours in zip(drafter.parameters(), here.parameters(), strict=True):
+        torch.testing.assert_close(theirs, ours)
 
 
 @pytest.mark.parametrize("beams", [1, 4])
