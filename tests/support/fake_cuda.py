@@ -141,7 +141,7 @@ class FakeCuda:
             "default_stream": noted("default_stream", lambda i: FakeStream(self, i)),
             "stream": _within,
             "manual_seed": torch.manual_seed,
-            "manual_seed_all": torch.manual_seed,
+            "manual_seed_all": lambda _: None,  # torch.manual_seed calls it
             "get_rng_state": lambda *_, **__: torch.get_rng_state(),
             "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
         }
@@ -205,7 +205,7 @@ class _Tensors(TorchFunctionMode):
         kwargs, name = dict(kwargs or {}), getattr(function, "__name__", "")
         if name == "__get__":
             return self._property(function, args[0])
-        if function is torch.device:
+        if function is torch.device or name == "_parse_to":  # what Module.to asks before it moves parameters
             return function(*args, **kwargs)
         places = [
             p for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor) and (p := self._place(t)) is not None
