@@ -72,8 +72,10 @@ def load_base(folder: Path, settings: DrafterSettings, device: DeviceChoice = "a
 
 @contextmanager
 def fast_products(device: torch.device) -> Iterator[None]:
-    """On a GPU, multiply fp32 matrices in TF32 within the block: inputs have 10 bits, sums 23, and a step takes about a
-    tenth of the time. On a CPU nothing changes."""
+    """Multiply fp32 matrices in TF32 within the block where ``device`` is a GPU.
+
+    Inputs of a product have 10 bits then, sums 23, and a step takes a small part of the time. On a CPU nothing changes.
+    """
     before = torch.get_float32_matmul_precision()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
