@@ -13,8 +13,8 @@ from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.errors import MissingExtra, SystemFailure, UserError, of_the_system, one_error
 from nemo_openmath.core.records.manifest import refuse_inside_stage
 from nemo_openmath.evaluation.reports.formats import bytes_text
-from nemo_openmath.models.devices import check_device
 from nemo_openmath.inference.http.server_pool import base_url
+from nemo_openmath.models.devices import check_device
 from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import Recipe, shown
 from nemo_openmath.recipe.inputs import check_inputs, check_model, check_stage

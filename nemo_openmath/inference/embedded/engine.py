@@ -23,7 +23,6 @@ from nemo_openmath.core.engine import (
     Request,
 )
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.models.devices import check_device, use_steady_attention
 from nemo_openmath.inference.embedded.batch import ContinuousBatch
 from nemo_openmath.inference.embedded.compiled import compile_decoder
 from nemo_openmath.inference.embedded.decoder import Decoder
@@ -34,6 +33,7 @@ from nemo_openmath.inference.embedded.text import Detokenizer, StopTable, TextSt
 from nemo_openmath.inference.embedded.torch_decoder import TorchDecoder
 from nemo_openmath.inference.embedded.weights import load_weights
 from nemo_openmath.inference.free_memory import Free, free_memory, show
+from nemo_openmath.models.devices import check_device, use_steady_attention
 from nemo_openmath.models.stop_tokens import end_ids
 
 HOTTEST = 1e6  # where every distribution is flat; beyond it float32 ends

@@ -58,8 +58,8 @@ class Need:
         say what is wrong.
 
         ``itemsize``: bytes of a weight. ``compiled``: the weights are packed once more while they are loaded
-        (compiled.py). ``on_gpu``: the memory is a GPU's, in which every buffer has its whole size at once, and which the
-        weights enter in their own type.
+        (compiled.py). ``on_gpu``: the memory is a GPU's, in which every buffer has its whole size at once, and which
+        the weights enter in their own type.
         """
         try:
             model = describe(folder)
