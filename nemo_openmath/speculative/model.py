@@ -74,7 +74,9 @@ class ReDrafter(nn.Module):
     @property
     def output_weight(self) -> Tensor:
         """The head's last matrix (vocab, 2 hidden)."""
-        return self.lm_head[-1].weight
+        last = self.lm_head[-1]
+        assert isinstance(last, nn.Linear)
+        return last.weight
 
     def logits(self, hidden: Tensor, state: Tensor) -> Tensor:
         """Return the logits (..., vocab) of the token after the last one read, from the served model's hidden state

@@ -123,8 +123,7 @@ def _layer(get: Callable[[str], Tensor], prefix: str, model: Described, folded: 
     interleave = torch.arange(head_dim).view(2, head_dim // 2).t().flatten()
     scale = head_dim**-0.5 if folded else 1.0
     attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-    attention_norm: Tensor | None = get(f"{prefix}.input_layernorm.weight")
-    mlp_norm: Tensor | None = get(f"{prefix}.post_attention_layernorm.weight")
+    attention_norm, mlp_norm = get(f"{prefix}.input_layernorm.weight"), get(f"{prefix}.post_attention_layernorm.weight")
 
     def fuse(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[heads * head_dim, n] and twice [kv_heads * head_dim, n] -> [kv_heads * (group + 2) * head_dim, n]."""
@@ -144,9 +143,9 @@ def _layer(get: Callable[[str], Tensor], prefix: str, model: Described, folded: 
         qk_norm = torch.stack([q_norm] * group + [k_norm])[:, interleave]
     o_bias = get(f"{attention}.o_proj.bias") if model.o_bias else None
     gate_up = torch.cat([get(f"{mlp}.gate_proj.weight"), get(f"{mlp}.up_proj.weight")])
-    if folded:
-        qkv, gate_up, attention_norm, mlp_norm = qkv * attention_norm, gate_up * mlp_norm, None, None
     o, down = get(f"{attention}.o_proj.weight"), get(f"{mlp}.down_proj.weight")
+    if folded:
+        return None, qkv * attention_norm, bias, qk_norm, o, o_bias, None, gate_up * mlp_norm, down
     return attention_norm, qkv, bias, qk_norm, o, o_bias, mlp_norm, gate_up, down
 
 
