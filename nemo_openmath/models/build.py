@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -20,10 +21,11 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from nemo_openmath.core.errors import MissingExtra
+from nemo_openmath.core.errors import MissingExtra, UserError
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.attention import PackedAttention
 from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.models.device import process_device
 from nemo_openmath.models.layout import LayerBackend, Parallel, Recompute
 from nemo_openmath.models.loss import linear_cross_entropy
 from nemo_openmath.models.norm import RMSNorm
@@ -84,15 +86,38 @@ class _Gate(torch.autograd.Function):
         return out
 
 
-def choose_backend(backend: LayerBackend) -> Literal["local", "transformer_engine"]:
-    """Return the layers to use: with ``auto`` TransformerEngine's on a GPU where it is installed, else our own."""
+def choose_backend(
+    backend: LayerBackend, dtype: torch.dtype, device: torch.device
+) -> Literal["local", "transformer_engine"]:
+    """Return the layers to use: with ``auto`` TransformerEngine's in bf16 on a GPU where megatron-core can use it, else
+    our own.
+
+    TransformerEngine multiplies fp32 matrices in TF32 (``cublaslt_gemm.cu``), and has no attention in fp32 under
+    context parallelism. Raises UserError, or MissingExtra, where it is asked for and cannot be had.
+    """
+    if backend == "local" or (backend == "auto" and (dtype != torch.bfloat16 or device.type != "cuda")):
+        return "local"
     installed = importlib.util.find_spec("transformer_engine") is not None
-    if backend == "transformer_engine" and not installed:
+    if installed and _megatron_uses_transformer_engine():
+        problem = "it multiplies fp32 in TF32" if dtype != torch.bfloat16 else "it computes on GPUs alone"
+        if dtype == torch.bfloat16 and device.type == "cuda":
+            return "transformer_engine"
+    elif backend == "auto":
+        return "local"
+    elif not installed:
         raise MissingExtra("transformer-engine", "gpu", "training.backend = transformer_engine")
-    chosen: Literal["local", "transformer_engine"] = "local"
-    if backend == "transformer_engine" or (backend == "auto" and installed and torch.cuda.is_available()):
-        chosen = "transformer_engine"
-    return chosen
+    else:
+        problem = "megatron-core cannot import from the version that is installed"
+    raise UserError(
+        f"training.backend = transformer_engine: {problem}",
+        remedy="set training.backend to local, or train in bf16 on GPUs with a version that megatron-core knows",
+    )
+
+
+def _megatron_uses_transformer_engine() -> bool:
+    from megatron.core.extensions import transformer_engine
+
+    return bool(transformer_engine.HAVE_TE)
 
 
 def transformer_config(
@@ -101,9 +126,17 @@ def transformer_config(
     *,
     dtype: torch.dtype = torch.float32,
     recompute: Recompute = "none",
+    backend: Literal["local", "transformer_engine"] = "local",
+    device: torch.device | None = None,
 ) -> TransformerConfig:
-    """Return megatron-core's configuration of ``model``."""
-    bf16, cpu = dtype == torch.bfloat16, not torch.cuda.is_available()
+    """Return megatron-core's configuration of ``model``, to be built on ``device`` (:func:`process_device`).
+
+    TransformerEngine's layers take their own kernels for the rotation, which knows context-parallel ranks, and for
+    SwiGLU; without, megatron-core asks the GPU for the samples' lengths in every layer, and keeps 5 instead of 2
+    activations of the MLP.
+    """
+    bf16, cpu = dtype == torch.bfloat16, (device or process_device()).type == "cpu"
+    fused = backend == "transformer_engine"
     checkpointing: dict[str, Any] = {}
     if recompute == "selective":
         checkpointing = {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
@@ -140,12 +173,13 @@ def transformer_config(
         init_method_std=model.initializer_range,
         use_cpu_initialization=cpu,
         perform_initialization=False,  # weights come from HF or a checkpoint
-        bias_activation_fusion=False,
+        bias_activation_fusion=fused,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        gradient_accumulation_fusion=False,
-        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,  # TransformerEngine's layers: accumulate_in_main_gradients
+        apply_rope_fusion=fused,
+        deterministic_mode=torch.are_deterministic_algorithms_enabled(),
         # gradients are summed over ranks; the loss is already divided (training/forward_backward.py)
         calculate_per_token_loss=True,
         deallocate_pipeline_outputs=not cpu,  # gloo still sends from the tensor when megatron-core would empty it
@@ -181,13 +215,16 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     recompute: Recompute = "none",
     backend: LayerBackend = "auto",
+    device: torch.device | None = None,
 ) -> list[PackedGPT]:
-    """Build this process's model chunks (one, or ``parallel.vpp`` when interleaved), weights uninitialised.
+    """Build this process's model chunks (one, or ``parallel.vpp`` when interleaved) on ``device``
+    (:func:`process_device`), weights uninitialised.
 
-    megatron-core's parallel state must be initialised for ``parallel``.
+    megatron-core's parallel state must be initialised for ``parallel``. Raises what :func:`choose_backend` raises.
     """
-    chosen = choose_backend(backend)
-    config = transformer_config(model, parallel, dtype=dtype, recompute=recompute)
+    device = device or process_device()
+    chosen = choose_backend(backend, dtype, device)
+    config = transformer_config(model, parallel, dtype=dtype, recompute=recompute, backend=chosen, device=device)
     chunks = []
     for stage in range(parallel.vpp):
         vp_stage = stage if parallel.vpp > 1 else None
@@ -205,10 +242,30 @@ def build_model(
             rotary_base=model.rope_theta,
             vp_stage=vp_stage,
         )
-        chunk = chunk.to(dtype)
-        chunks.append(chunk.cuda() if torch.cuda.is_available() else chunk)
+        if chosen == "transformer_engine":
+            keep_one_table_of_angles(chunk.rotary_pos_emb)
+        chunks.append(chunk.to(device, dtype))
     _mark_tensor_parallel(chunks, model)
     return chunks
+
+
+def keep_one_table_of_angles(rotary: Any) -> None:
+    """Let megatron-core's rotary embedding keep the angles [longest, 1, 1, head_dim] of the last pack alone.
+
+    It keeps 32 such tables, one for each length of a pack's longest sample, of 16 MB for 32K tokens.
+    """
+    rotary.forward = functools.lru_cache(1)(inspect.unwrap(type(rotary).forward).__get__(rotary))
+
+
+def accumulate_in_main_gradients(models: Iterable[torch.nn.Module]) -> None:
+    """Let TransformerEngine's layers add the gradients of weights to the fp32 sums (``main_grad``, which data
+    parallelism has made) within the product, without a bf16 gradient that is written, read and rounded.
+
+    megatron-core's setting for it asks for Apex, too, for its output layer, which computes nothing here.
+    """
+    for module in (module for model in models for module in model.modules()):
+        if hasattr(module, "fuse_wgrad_accumulation"):
+            module.fuse_wgrad_accumulation = True
 
 
 def _mark_tensor_parallel(chunks: Iterable[PackedGPT], model: ModelConfig) -> None:

@@ -13,10 +13,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from nemo_openmath.checkpoints.formats import step_folders
 from nemo_openmath.core.errors import MachineFailure, OpenMathError, of_the_system
 from nemo_openmath.core.shared_files import PATIENCE_S
 from nemo_openmath.training.rank_watch import node_name
@@ -71,6 +73,16 @@ def alike(action: Callable[[], T], view: Callable[[T], Any], what: str) -> T:
         if dist.get_rank() == 0:
             log.info(f"{text}; looking again")
         time.sleep(LOOK_S)
+
+
+def verify_together(folder: Path, group: dist.ProcessGroup | None = None) -> None:
+    """Check sizes and digests of a step folder: each rank reads its share of the files. Raises DamagedFile, in all
+    ranks, for a file that rank 0 finds wrong, too: another node may have an old view of the folder."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    of_ranks: list[Any] = [None] * ranks
+    dist.all_gather_object(of_ranks, step_folders.wrong_files(folder, rank, ranks), group=group)
+    suspected = sorted({name for names in of_ranks for name in names})
+    on_main(lambda: step_folders.verify(folder, suspected), group)
 
 
 def _try(action: Callable[[], Any], view: Callable[[Any], Any]) -> tuple[Any, Any, OpenMathError | None]:

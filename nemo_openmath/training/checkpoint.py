@@ -18,6 +18,7 @@ seconds and needs a guarded ``__main__``.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import json
 import logging
@@ -51,9 +52,10 @@ from nemo_openmath.core.errors import MachineFailure, UserError
 from nemo_openmath.data.batches.source import PackSource
 from nemo_openmath.models.build import PackedGPT
 from nemo_openmath.models.layout import Precision
-from nemo_openmath.training.agreement import on_main
+from nemo_openmath.training.agreement import on_main, verify_together
 from nemo_openmath.training.config import TrainingConfig
 from nemo_openmath.training.optimizer import Optimizer
+from nemo_openmath.training.rank_watch import collective_timeout_s
 from nemo_openmath.training.sharded_state import fill, parameters_by_name, sharded_model, sharded_state
 from nemo_openmath.training.shards import Box, read_boxes, rows_of
 
@@ -74,18 +76,22 @@ class CheckpointStore:
         keep_last: int,
         asynchronous: bool,
         failed_saves: int,
+        device: torch.device,
+        timeout_s: float,
     ):
+        """``device`` is this rank's; ``timeout_s`` is how long ranks wait for each other's writing and reading."""
         self.root, self.model_files = root, model_files
         self.lasting, self.keep_last, self.failed_saves = frozenset(lasting), keep_last, failed_saves
         self._failed = 0  # attempts to save, in a row
         self._last: Path | None = None  # the newest good checkpoint
         self._pending: Future[None] | None = None
-        self._pool = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
+        self._pool = writing_thread(device) if asynchronous else None
         # The writer's own group: its messages must not mix with those of the training going on.
-        self._group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" or asynchronous else None
+        own_group, timeout = dist.get_backend() != "gloo" or asynchronous, datetime.timedelta(seconds=timeout_s)
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if own_group else None
 
     @classmethod
-    def open(cls, output: Path, source: PackSource, config: TrainingConfig) -> CheckpointStore:
+    def open(cls, output: Path, source: PackSource, config: TrainingConfig, device: torch.device) -> CheckpointStore:
         """Return the checkpoints of the training in ``output``, whose model files are those of ``OUTPUT/model``. Says
         which of the asked-for checkpoints lie behind the end."""
         settings = config.checkpoints
@@ -98,8 +104,10 @@ class CheckpointStore:
             output / "model",
             lasting=settings.lasting(source.num_steps, steps_per_epoch),
             keep_last=settings.keep_last,
-            asynchronous=torch.cuda.is_available() if settings.asynchronous is None else settings.asynchronous,
+            asynchronous=device.type == "cuda" if settings.asynchronous is None else settings.asynchronous,
             failed_saves=settings.failed_saves,
+            device=device,
+            timeout_s=collective_timeout_s(config.hang_seconds),
         )
 
     def save(
@@ -226,18 +234,15 @@ class CheckpointStore:
         return [value for value, _ in of_ranks]
 
     def newest(self) -> Path | None:
-        """Return the newest valid checkpoint, which rank 0 looks for; None where there is none. Says what is skipped,
+        """Return the newest valid checkpoint of those that rank 0 sees; None where there is none. Says what is skipped,
         with the reason."""
-        self._last = on_main(self._look_for_newest, self._group)
-        return self._last
-
-    def _look_for_newest(self) -> Path | None:
-        folder, skipped = step_folders.newest_valid(self.root)
+        folders = on_main(lambda: step_folders.list_checkpoints(self.root), self._group)
+        self._last, skipped = step_folders.newest_valid(folders, lambda folder: verify_together(folder, self._group))
         for path, reason in skipped:
             log.info(f"skipping checkpoint {path.name}: {reason}")
-        if folder is None and skipped:
+        if self._last is None and skipped:
             log.info(f"no valid checkpoint is left under {self.root}: starting from the base model")
-        return folder
+        return self._last
 
     def load(self, folder: Path, models: list[PackedGPT], optimizer: Optimizer, fingerprint: str) -> dict[str, Any]:
         """Fill models and optimizer from ``folder``, written at any layout; return its numbers and notes (``step``,
@@ -263,6 +268,14 @@ class CheckpointStore:
         optimizer.load_state(targets, int(loaded["updates"]))
         torch.set_rng_state(loaded["random_state"])
         return manifest.training
+
+
+def writing_thread(device: torch.device) -> ThreadPoolExecutor:
+    """Return a thread that writes checkpoints, with this rank's GPU as its own: a new thread's is GPU 0, and PyTorch's
+    writer asks for the stream of the thread's GPU, on which a context of half a GiB would be opened."""
+    if device.type == "cuda":
+        return ThreadPoolExecutor(1, "checkpoint", torch.cuda.set_device, (device,))
+    return ThreadPoolExecutor(1, "checkpoint")
 
 
 def remove_old(root: Path, step: int, lasting: Collection[int], keep_last: int) -> None:

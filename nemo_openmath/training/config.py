@@ -20,7 +20,7 @@ from nemo_openmath.core.bounds import (
 )
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.data.batches.held_out import check_share
-from nemo_openmath.models.layout import LayerBackend, Parallel, Precision, Recompute
+from nemo_openmath.models.layout import DeviceChoice, LayerBackend, Parallel, Precision, Recompute
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,13 @@ class TrainingConfig:
     """Activations that are computed again in the backward pass, for less memory and more time: none, those of the
     attention (selective), or all but each layer's input (full)."""
     backend: LayerBackend = "auto"
-    """Whose layers compute: ours (local) or TransformerEngine's; auto: TransformerEngine's on a GPU where it is
+    """Whose layers compute: ours (local) or TransformerEngine's; auto: TransformerEngine's in bf16 on a GPU where it is
     installed."""
+    device: DeviceChoice = "auto"
+    """Where ranks compute. cuda: each on a GPU of its own. auto: so where there are as many GPUs as ranks, else all on
+    the CPU; never on the CPU where Slurm gave the job GPUs."""
+    deterministic: bool = False
+    """The same ranks on the same GPUs compute the same bits again, by slower kernels. On a CPU they do anyway."""
     seed: AnyInt = 0
     """Seed of every random generator of the ranks."""
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
@@ -192,6 +197,16 @@ class TrainingConfig:
         for name in ("weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"training.{name} = {getattr(self, name)}", remedy="choose it 0 or more")
+        if self.backend == "transformer_engine" and self.precision == "fp32":
+            raise UserError(
+                "training.backend = transformer_engine multiplies in TF32 where training.precision = fp32",
+                remedy="set training.precision to bf16, or training.backend to local",
+            )
+        if self.backend == "transformer_engine" and self.device == "cpu":
+            raise UserError(
+                "training.backend = transformer_engine computes on GPUs alone, and training.device = cpu",
+                remedy="set training.backend to local, or training.device to cuda",
+            )
         if self.log_every < 1:
             raise UserError(f"training.log_every = {self.log_every}", remedy="choose it 1 or more")
 

@@ -11,23 +11,24 @@ from nemo_openmath.models.layout import Precision
 from nemo_openmath.training.planning.gpus import gpu_of_device
 
 
-def peak_flops(precision: Precision) -> float:
+def peak_flops(precision: Precision, device: torch.device) -> float:
     """Return FLOP/s of one device: the data sheet's for a GPU that we know in bf16, else :func:`measured_flops`."""
-    if torch.cuda.is_available() and precision == "bf16":
-        gpu = gpu_of_device(torch.cuda.get_device_name())
+    if device.type == "cuda" and precision == "bf16":
+        gpu = gpu_of_device(torch.cuda.get_device_name(device))
         if gpu is not None:
             return gpu.peak
-    return measured_flops(precision)
+    return measured_flops(precision, device)
 
 
-def measured_flops(precision: Precision) -> float:
+def measured_flops(precision: Precision, device: torch.device) -> float:
     """Return the FLOP/s of a square matrix product: the best of ten. On a CPU it is fp32, with this process's
     threads."""
-    if torch.cuda.is_available():
-        device, dtype, size = "cuda", torch.bfloat16 if precision == "bf16" else torch.float32, 8192
+    if device.type == "cuda":
+        dtype, size = torch.bfloat16 if precision == "bf16" else torch.float32, 8192
     else:
-        device, dtype, size = "cpu", torch.float32, 512
-    a, best = torch.ones(size, size, device=device, dtype=dtype), float("inf")
+        dtype, size = torch.float32, 512
+    # random numbers: products of ones draw less power, and run faster than a training's
+    a, best = torch.randn(size, size, device=device, dtype=dtype), float("inf")
     for _ in range(10):
         start = time.perf_counter()
         float((a @ a)[0, 0])  # waits for the device
@@ -35,8 +36,8 @@ def measured_flops(precision: Precision) -> float:
     return 2 * size**3 / best
 
 
-def peak_memory_bytes() -> int:
+def peak_memory_bytes(device: torch.device) -> int:
     """Return the most bytes that this process has held: of the GPU's memory, or of the host's where there is none."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -18,6 +18,9 @@ LOST_PEER = (
     "Broken pipe",
     "remote process exited",
     "ncclRemoteError",
+    "NCCL communicator was aborted",
+    "failed to recv, got 0 bytes",
+    "TCPStore server has shut down",
 )
 """What a rank says whose peer has died: the cause is elsewhere."""
 _NO_MEMORY = re.compile(r"out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)

@@ -75,8 +75,7 @@ class ForwardBackward:
     ):
         """``chunks`` are the ``models`` under data parallelism (``Optimizer.chunks``)."""
         self.models, self.chunks, self.model_config, self.parallel = list(models), list(chunks), model_config, parallel
-        cuda = torch.cuda.is_available()
-        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        self.device = next(parameter.device for model in models for parameter in model.parameters())
         self.data_parallel_size = parallel_state.get_data_parallel_world_size()
         self.data_parallel_rank = parallel_state.get_data_parallel_rank()
         self._schedule: Callable[..., list[Tensor]] = get_forward_backward_func()

@@ -29,15 +29,18 @@ def check_job(job: TrainingJob, processes: int) -> None:
 
     - a model that is missing or is not what it says,
     - a layout that does not divide ``processes`` or the model,
+    - ``training.device = cuda`` with fewer GPUs than ``processes``,
     - packs that the layout cannot split,
     - a batch of more samples than there are,
     - an output folder in which another model was trained.
     """
     from nemo_openmath.data.packs.plan import PackPlan
     from nemo_openmath.training.base_model import BaseModel, refuse_used_output  # torch takes seconds to import
+    from nemo_openmath.training.choose_device import refuse_few_gpus
 
     base = BaseModel.open(job.model, job.model_changes, quiet=True)  # rank 0 will say what is left out
     job.training.parallel.check(base.config, processes)
+    refuse_few_gpus(job.training.device, processes)
     plan = PackPlan(job.data.folder)
     plan.require_multiple(job.training.parallel.sample_multiple)
     check_batch(job.data.batch_samples, len(plan.entries), job.data.folder)

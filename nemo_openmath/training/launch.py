@@ -30,6 +30,12 @@ from nemo_openmath.training.rank_processes import RankFailed, RankProcess, kill,
 # Huge pages for what runtime.keep_freed_memory keeps; glibc reads it before a program starts, so that under another
 # launcher it is the user's to set.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+GPU_VARIABLES = {
+    "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # in one queue, the messages of tensor parallelism start before the products
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # packs differ in size: gaps between their tensors are used
+}
+"""What a training on GPUs needs of CUDA and PyTorch, unless the caller's environment says otherwise.
+``launcher_scripts/slurm-pyxis.yaml`` has the same."""
 
 
 def launch(
@@ -144,7 +150,9 @@ def spawn(
     on_line: Callable[[str], None] = print,
 ) -> None:
     """Run ``command`` once per rank, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set; see :func:`launch`."""
-    base = {**HUGE_PAGES, **os.environ, **(environment or {})}
+    base = {**HUGE_PAGES, **GPU_VARIABLES, **os.environ, **(environment or {})}
+    if "PYTORCH_CUDA_ALLOC_CONF" in base:  # its earlier name
+        base["PYTORCH_ALLOC_CONF"] = base.pop("PYTORCH_CUDA_ALLOC_CONF")
     base |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": str(threads)}
     base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port("127.0.0.1")), "PYTHONUNBUFFERED": "1"}
     base.setdefault("GLOO_SOCKET_IFNAME", "lo")

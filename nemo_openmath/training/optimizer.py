@@ -21,7 +21,7 @@ from megatron.core.optimizer.optimizer import ChainedOptimizer
 from torch import Tensor
 
 from nemo_openmath.data.batches.balance import assign
-from nemo_openmath.models.build import PackedGPT
+from nemo_openmath.models.build import PackedGPT, accumulate_in_main_gradients
 from nemo_openmath.models.cpu_compat import cuda_type_names
 from nemo_openmath.training.config import TrainingConfig
 
@@ -49,6 +49,7 @@ class Optimizer:
             DistributedDataParallel(model.config, ddp, model, disable_bucketing=number > 0)
             for number, model in enumerate(models)
         ]
+        accumulate_in_main_gradients(models)
         bf16 = config.precision == "bf16"
         settings = OptimizerConfig(
             optimizer="adam",

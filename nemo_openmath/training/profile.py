@@ -32,8 +32,8 @@ COMPUTE = ("forward_backward", "gradient", "optimizer")
 class Phases:
     """Seconds of a step by phase: ``with phases("read"): ...``. ``enter`` is told of each that begins."""
 
-    def __init__(self, enter: Callable[[str], object] = lambda _: None) -> None:
-        self._enter = enter
+    def __init__(self, enter: Callable[[str], object], device: torch.device) -> None:
+        self._enter, self._on_gpu = enter, device.type == "cuda"
         self.seconds = dict.fromkeys((*STEP, *COMPUTE), 0.0)
 
     @contextmanager
@@ -43,7 +43,7 @@ class Phases:
         start = time.perf_counter()
         with record_function(name):
             yield
-            if torch.cuda.is_available():
+            if self._on_gpu:
                 torch.cuda.synchronize()
         self.seconds[name] += time.perf_counter() - start
 
@@ -58,22 +58,22 @@ class Phases:
         return {"seconds": round(total, 4)} | {f"{name}_seconds": round(s, 4) for name, s in self.seconds.items()}
 
 
-def profiled(step: int, config: Profile, output: Path) -> nullcontext[None] | _Traced:
+def profiled(step: int, config: Profile, output: Path, device: torch.device) -> nullcontext[None] | _Traced:
     """Surround a step (counted from 1, as in metrics.jsonl): this rank's trace of it is written where ``config`` says
     so."""
     rank = dist.get_rank()
     if step not in config.steps or (config.ranks and rank not in config.ranks):
         return nullcontext()
-    return _Traced((config.folder or output / "profile") / f"step-{step:08d}-rank-{rank}")
+    return _Traced((config.folder or output / "profile") / f"step-{step:08d}-rank-{rank}", device)
 
 
 class _Traced:
     """Writes PATH.json.gz, the trace for Perfetto or chrome://tracing, and PATH.txt, operations by their own time."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, device: torch.device):
+        self.path, self._on_gpu = path, device.type == "cuda"
         activities = [ProfilerActivity.CPU]
-        if torch.cuda.is_available():
+        if self._on_gpu:
             activities.append(ProfilerActivity.CUDA)
         self._profiler = torch.profiler.profile(activities=activities)
 
@@ -88,6 +88,6 @@ class _Traced:
         partial = self.path.with_name(f".{self.path.name}.json.gz")  # torch compresses by the name's end
         self._profiler.export_chrome_trace(str(partial))
         partial.rename(self.path.with_name(f"{self.path.name}.json.gz"))
-        by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        by = "self_cuda_time_total" if self._on_gpu else "self_cpu_time_total"
         table = self._profiler.key_averages().table(sort_by=by, row_limit=60, max_name_column_width=80)
         self.path.with_name(f"{self.path.name}.txt").write_text(table)

@@ -19,23 +19,62 @@ import torch.distributed as dist
 
 from nemo_openmath.core.errors import ExitCode
 from nemo_openmath.models import cpu_compat
-from nemo_openmath.models.layout import Parallel
+from nemo_openmath.models.device import process_device
+from nemo_openmath.models.layout import DeviceChoice, Parallel
+from nemo_openmath.training.choose_device import agree_on_device, hide_gpus
 from nemo_openmath.training.run_lock import RunLock
 
 
-def start_process(timeout_minutes: float = 30.0) -> None:
-    """Join the process group that the launcher described (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, LOCAL_RANK)."""
+def start_process(
+    device: DeviceChoice = "auto", *, deterministic: bool = False, timeout_minutes: float = 30.0
+) -> torch.device:
+    """Join the process group that the launcher described (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, LOCAL_RANK) and
+    return the device of this rank.
+
+    Call it before anything imports megatron-core. ``deterministic``: see :func:`be_deterministic`. Raises what
+    :func:`nemo_openmath.training.choose_device.choose_device` raises.
+    """
+    if dist.is_initialized():
+        return process_device()
     warnings.filterwarnings("ignore", module=r"(megatron|torch)\b.*")
     for noisy in ("megatron.core", "torch.distributed"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    if deterministic:
+        be_deterministic()
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    store, rank, ranks = next(dist.rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    chosen = agree_on_device(device, store, rank, ranks)
+    on_gpu = chosen.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(chosen)  # before megatron-core and TransformerEngine, which it imports, open one
+    else:
+        hide_gpus()
+        keep_freed_memory()
     cpu_compat.install()
-    keep_freed_memory()
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if not dist.is_initialized():
-        dist.init_process_group(
-            "nccl" if torch.cuda.is_available() else "gloo", timeout=datetime.timedelta(minutes=timeout_minutes)
-        )
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=ranks,
+        timeout=timeout,
+        device_id=chosen if on_gpu else None,  # NCCL connects now, and fails now
+    )
+    return chosen
+
+
+def be_deterministic() -> None:
+    """Let the same ranks on the same GPUs compute the same bits again; CUDA must not be in use yet.
+
+    - torch takes deterministic kernels, the backward pass of flash attention among them, and refuses what has none,
+    - cuBLAS gets workspaces of its own (https://docs.nvidia.com/cuda/cublas/#results-reproducibility),
+    - TransformerEngine leaves out its non-deterministic kernels,
+    - NCCL leaves out sums in the switch.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("NCCL_ALGO", "^NVLS")
+    os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"
+    torch.use_deterministic_algorithms(True)
 
 
 def keep_freed_memory() -> None:
@@ -44,7 +83,7 @@ def keep_freed_memory() -> None:
     glibc gives blocks above 128 kB back to the system at once, and pays for every page of the next tensor anew. Blocks
     above 64 MiB (a checkpoint's copies) still go back.
     """
-    if torch.cuda.is_available() or not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux"):
         return
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL("libc.so.6")

@@ -13,7 +13,7 @@ from torch import Tensor
 from nemo_openmath.checkpoints.formats import step_folders
 from nemo_openmath.core.errors import DamagedFile
 from nemo_openmath.models.build import PackedGPT, load_hf
-from nemo_openmath.training.agreement import on_main
+from nemo_openmath.training.agreement import verify_together
 from nemo_openmath.training.base_model import BaseModel
 
 
@@ -59,11 +59,11 @@ def sharded_model(models: list[PackedGPT]) -> dict[str, dict[str, Any]]:
 
 def load_base(base: BaseModel, models: list[PackedGPT]) -> None:
     """Fill ``models`` with the weights that a training starts from: of a Hugging Face folder, or of another training's
-    checkpoint (or an average), which rank 0 verifies."""
+    checkpoint (or an average), which all ranks verify together."""
     if not base.is_checkpoint:
         load_hf(models, base.config, base.checkpoint.read)
         return
-    on_main(lambda: step_folders.verify(base.folder))
+    verify_together(base.folder)
     state = base.folder / step_folders.STATE
     fill(models, dist_checkpointing.load(sharded_model(models), str(state), validate_access_integrity=False))
 

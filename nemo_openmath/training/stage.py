@@ -88,8 +88,11 @@ class Sft(Stage[SftConfig]):
 
     def settings(self) -> dict[str, Any]:
         settings = super().settings()
-        for name in ("profile", "hang_seconds"):  # looking at a training makes no other one of it
+        # neither looking at a training nor its place makes another one of it
+        for name in ("profile", "hang_seconds", "device"):
             settings["training"].pop(name)
+        if not settings["training"]["deterministic"]:
+            del settings["training"]["deterministic"]
         settings["training"]["checkpoints"].pop("failed_saves")
         return settings
 

@@ -20,6 +20,7 @@ from nemo_openmath.core.errors import Preempted, UserError
 from nemo_openmath.data.batches.source import PackSource
 from nemo_openmath.models.build import PackedGPT, build_model, choose_backend
 from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.models.device import process_device
 from nemo_openmath.training.agreement import on_main
 from nemo_openmath.training.base_model import BaseModel
 from nemo_openmath.training.checkpoint import CheckpointStore
@@ -99,13 +100,15 @@ class Trainer:
         self.base, self.source, self.config, self.output, self.validation = base, source, config, output, validation
         self.run_lock, self.asked_to_stop, self.watch = run_lock, asked_to_stop, watch
         self.stop = False  # whether any rank was asked to stop: known to all ranks with each loss
+        self.device = process_device()
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        backend = choose_backend(config.backend, dtype, self.device)
         self.models: list[PackedGPT] = build_model(
-            base.config, config.parallel, dtype=dtype, recompute=config.recompute, backend=config.backend
+            base.config, config.parallel, dtype=dtype, recompute=config.recompute, backend=backend, device=self.device
         )
-        log.info(_first_line(base.config, config))
+        log.info(_first_line(base.config, config, self.device, backend))
         self.identity = on_main(lambda: base.identity)
-        self.store = CheckpointStore.open(output, source, config)
+        self.store = CheckpointStore.open(output, source, config, self.device)
         newest = self.store.newest()
         if newest is None:
             load_base(base, self.models)
@@ -118,7 +121,7 @@ class Trainer:
         self.first_step = start.step + 1
         self.guard = LossGuard(config.guard, start.recent_losses)
         self.forward_backward = ForwardBackward(self.models, self.optimizer.chunks, base.config, config.parallel)
-        self.peak_flops = peak_flops(config.precision)
+        self.peak_flops = peak_flops(config.precision, self.device)
         if self.first_step <= source.num_steps:
             log.info(f"MFU is the share of {self.peak_flops / 1e12:,.3g} TFLOP/s, the peak of a process's device")
         self.metrics: TrainingMetrics | None = None
@@ -130,7 +133,7 @@ class Trainer:
         try:
             with read_ahead(self._read_batch, range(self.first_step, num_steps + 1)) as batches:
                 for step in range(self.first_step, num_steps + 1):
-                    with profiled(step, self.config.profile, self.output):
+                    with profiled(step, self.config.profile, self.output, self.device):
                         loss = self.train_step(step, batches)
                     if self.stop and step < num_steps:
                         how_far = f"saved after step {step} of {num_steps}"
@@ -143,7 +146,7 @@ class Trainer:
 
     def train_step(self, step: int, batches: Iterator[RankBatch]) -> float:
         """Take step number ``step`` (from 1), validate and save where that is due, and return the batch's loss."""
-        phases = Phases(self._enter)
+        phases = Phases(self._enter, self.device)
         self._enter("read", step)
         with phases("read"):
             batch = next(batches)
@@ -251,7 +254,7 @@ class Trainer:
             **phases.record(),
             "tokens_per_second": round(stats.tokens / phases.step_seconds, 1),
             "mfu": round(ideal_seconds / phases.step_seconds, 4),
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(self.device),
         }
 
     def _finish(self) -> None:
@@ -261,12 +264,12 @@ class Trainer:
             self.metrics.close()
 
 
-def _first_line(model: ModelConfig, config: TrainingConfig) -> str:
+def _first_line(model: ModelConfig, config: TrainingConfig, device: torch.device, backend: str) -> str:
     layout, data_parallel = config.parallel, config.parallel.data_parallel(dist.get_world_size())
-    layers = "TransformerEngine's" if choose_backend(config.backend) == "transformer_engine" else "our own"
+    layers = "TransformerEngine's" if backend == "transformer_engine" else "our own"
     return (
-        f"{model.num_parameters:,} parameters, {config.precision}; tp {layout.tp} x pp {layout.pp} x cp {layout.cp} x "
-        f"dp {data_parallel}; layers: {layers}; recompute {config.recompute}"
+        f"{model.num_parameters:,} parameters, {config.precision} on {device.type}; tp {layout.tp} x pp {layout.pp} x "
+        f"cp {layout.cp} x dp {data_parallel}; layers: {layers}; recompute {config.recompute}"
     )
 
 

@@ -35,7 +35,9 @@ def run_job(job: TrainingJob) -> None:
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     stated_s = job.training.hang_seconds
     with RankWatch(job.output, rank, ranks, stated_s) as watch:
-        start_process(collective_timeout_s(stated_s) / 60)  # before megatron-core is imported elsewhere (cpu_compat)
+        settings, timeout_minutes = job.training, collective_timeout_s(stated_s) / 60
+        # before megatron-core is imported elsewhere (cpu_compat)
+        start_process(settings.device, deterministic=settings.deterministic, timeout_minutes=timeout_minutes)
         _train(job, watch)
 
 

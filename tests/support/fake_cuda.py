@@ -217,7 +217,10 @@ class _Tensors(TorchFunctionMode):
         else:
             if name == "to" and target != _STAYS and target != self._place(args[0]):
                 kwargs["copy"] = True  # another memory
-            result = function(*tree_map(_on_host, args), **{key: _on_host(value) for key, value in kwargs.items()})
+            kwargs = {key: _on_host(value) for key, value in kwargs.items()}
+            if isinstance(kwargs.get("device"), int):
+                kwargs["device"] = _CPU
+            result = function(*tree_map(_on_host, args), **kwargs)
         place = target if target != _STAYS else places[0] if places else None
         if place is not None:
             for tensor in tree_iter(result):

@@ -24,7 +24,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_what_is_written_is_read(root: Path) -> None:
-    newest, skipped = step_folders.newest_valid(root)
+    newest, skipped = step_folders.newest_valid(step_folders.list_checkpoints(root))
     assert newest == step_folders.step_folder(root, 3)
     assert skipped == []
     manifest = step_folders.read_manifest(newest)
@@ -58,7 +58,7 @@ def test_damage_is_skipped_with_the_reason(root: Path, damage: str) -> None:
     else:
         for path in sorted(folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
-    newest, skipped = step_folders.newest_valid(root)
+    newest, skipped = step_folders.newest_valid(step_folders.list_checkpoints(root))
     assert newest == step_folders.step_folder(root, 2)
     [(path, why)] = skipped
     assert path == folder
@@ -87,7 +87,7 @@ def test_the_digests_of_version_1_are_checked(root: Path) -> None:
 
 def test_a_half_written_folder_does_not_count(root: Path) -> None:
     step_folders.step_folder(root, 3).rename(step_folders.partial_folder(root, 3))
-    assert step_folders.newest_valid(root)[0] == step_folders.step_folder(root, 2)
+    assert step_folders.newest_valid(step_folders.list_checkpoints(root))[0] == step_folders.step_folder(root, 2)
 
 
 def test_a_missing_tensor_is_named(root: Path) -> None:

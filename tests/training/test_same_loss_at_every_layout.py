@@ -29,6 +29,10 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "packed, attention recomputed": (1, {"recompute": "selective"}),
     "TP2": (2, {"parallel": {"tp": 2}}),
     "TP2 + SP": (2, {"parallel": {"tp": 2, "sequence_parallel": True}}),
+    "TP2 + SP, deterministic": (
+        2,
+        {"parallel": {"tp": 2, "sequence_parallel": True}, "recompute": "none", "deterministic": True},
+    ),
     "PP2": (2, {"parallel": {"pp": 2}}),
     "PP2 interleaved": (2, {"parallel": {"pp": 2, "vpp": 2}}),
     "CP2": (2, {"parallel": {"cp": 2}}),

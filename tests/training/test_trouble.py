@@ -116,6 +116,8 @@ def test_failed_saves_disagreement_and_a_hang(tmp_path: Path, disk: Path, monkey
             ExitCode.MACHINE,
         ),
         ("torch.distributed.DistBackendError", "NCCL error: remote process exited or there was a", ExitCode.FAILURE),
+        ("torch.distributed.DistBackendError", "NCCL communicator was aborted on rank 3.", ExitCode.FAILURE),
+        ("torch.distributed.DistNetworkError", "failed to recv, got 0 bytes", ExitCode.FAILURE),
         ("torch.distributed.DistStoreError", "Timed out after 4 seconds waiting for clients", ExitCode.MACHINE),
         ("RuntimeError", "[pair.cc:537] Read error [127.0.0.1]:24502: Connection reset by peer", ExitCode.FAILURE),
         ("RuntimeError", "Timed out waiting 6000ms for recv operation to complete", ExitCode.MACHINE),

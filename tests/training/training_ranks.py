@@ -44,6 +44,7 @@ def gradients(case: dict[str, Any], config: TrainingConfig) -> None:
     """Saves the loss, the gradient norm and every HF parameter's gradient of one batch."""
     model = ModelConfig.from_hf(case["model"])
     config.parallel.check(model, dist.get_world_size())
+    torch.use_deterministic_algorithms(config.deterministic)
     with parallel_state_of(config.parallel, seed=0):
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         models = build_model(model, config.parallel, dtype=dtype, recompute=config.recompute)

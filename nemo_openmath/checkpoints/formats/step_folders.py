@@ -25,6 +25,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ FORMAT, VERSION = "nemo-openmath-checkpoint", 2
 _SHA256 = "sha256:"  # how the digests of version 1 begin here
 MANIFEST, STATE, MODEL = "manifest.json", "state", "model"
 _ANOTHER = "use another checkpoint"
+_READERS = 16  # files read at once: a network file system gives each reader a share of what it can
 
 
 @dataclass(frozen=True)
@@ -182,10 +184,29 @@ def check_sizes(folder: str | Path) -> StepManifest:
     return manifest
 
 
-def verify(folder: str | Path, *, threads: int = 4) -> StepManifest:
-    """Check sizes and digests of every file; :class:`DamagedFile` names the first wrong one."""
+def verify(folder: str | Path, names: Collection[str] | None = None) -> StepManifest:
+    """Check the sizes of all files, and the digests of those in ``names`` (None: of all); :class:`DamagedFile` names
+    the first wrong one."""
     folder = Path(folder)
     manifest = check_sizes(folder)
+    for name, text in _problems(folder, manifest, manifest.files if names is None else names):
+        raise DamagedFile(folder / name, text, _ANOTHER)
+    return manifest
+
+
+def wrong_files(folder: Path, part: int, parts: int) -> list[str]:
+    """Return the files of one of ``parts`` equal shares of a folder's bytes whose digests are wrong here. Those of a
+    folder without a readable manifest are none: :func:`verify` says why."""
+    try:
+        manifest = read_manifest(folder)
+    except DamagedFile:
+        return []
+    largest_first = sorted(manifest.files, key=lambda name: (-manifest.files[name]["bytes"], name))
+    return [name for name, _ in _problems(folder, manifest, largest_first[part::parts])]
+
+
+def _problems(folder: Path, manifest: StepManifest, names: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield the files whose digests are wrong, in the order of ``names``, each with what is wrong."""
 
     def problem(name: str) -> str | None:
         expected = manifest.files[name]["digest"]
@@ -196,23 +217,27 @@ def verify(folder: str | Path, *, threads: int = 4) -> StepManifest:
             return _unreadable(error)
         return None if actual == expected else "its checksum differs from the manifest"
 
-    with ThreadPoolExecutor(threads) as pool:
-        for name, text in zip(manifest.files, pool.map(problem, manifest.files), strict=True):
+    with ThreadPoolExecutor(_READERS) as pool:
+        for name, text in zip(names, pool.map(problem, names), strict=True):
             if text is not None:
-                raise DamagedFile(folder / name, text, _ANOTHER)
-    return manifest
+                yield name, text
 
 
 def _unreadable(error: OSError) -> str:
     return "missing" if isinstance(error, FileNotFoundError) else f"unreadable ({error.strerror})"
 
 
-def newest_valid(root: str | Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """Return the newest checkpoint whose checksums hold, or None, and the skipped newer ones with their reasons."""
+def newest_valid(
+    folders: Sequence[Path], check: Callable[[Path], object] = verify
+) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """Return the last of the folders whose checksums hold, or None, and the skipped newer ones with their reasons.
+
+    ``check`` raises DamagedFile for a folder that is not whole.
+    """
     skipped = []
-    for folder in reversed(list_checkpoints(root)):
+    for folder in reversed(folders):
         try:
-            verify(folder)
+            check(folder)
         except DamagedFile as error:
             skipped.append((folder, str(error)))
         else:
