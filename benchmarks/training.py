@@ -34,7 +34,7 @@ from nemo_openmath.training.runtime import parallel_state_of, start_process
 
 for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
     os.environ.setdefault(name, value)
-start_process()
+start_process("cpu")
 
 import torch  # noqa: E402
 

@@ -65,6 +65,22 @@ def test_damage_is_skipped_with_the_reason(root: Path, damage: str) -> None:
     assert reason.get(damage, "no manifest") in why
 
 
+def test_ranks_share_the_reading_of_a_checkpoint(root: Path) -> None:
+    folder = step_folders.step_folder(root, 3)
+    assert [step_folders.wrong_files(folder, rank, 3) for rank in range(3)] == [[]] * 3
+    for name in ("state/__0_0.distcp", "model/config.json"):
+        content = bytearray((folder / name).read_bytes())
+        content[-1] ^= 1
+        (folder / name).write_bytes(bytes(content))
+    of_ranks = [step_folders.wrong_files(folder, rank, 3) for rank in range(3)]
+    assert sorted(name for names in of_ranks for name in names) == ["model/config.json", "state/__0_0.distcp"]
+    assert step_folders.verify(folder, []).step == 3  # sizes alone
+    with pytest.raises(DamagedFile, match=r"config\.json: its checksum differs"):
+        step_folders.verify(folder, ["model/config.json"])
+    (folder / "manifest.json").unlink()
+    assert step_folders.wrong_files(folder, 0, 3) == []
+
+
 def test_the_digests_of_version_1_are_checked(root: Path) -> None:
     folder = step_folders.step_folder(root, 3)
     raw = json.loads((folder / "manifest.json").read_text())
