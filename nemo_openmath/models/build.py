@@ -265,7 +265,7 @@ def accumulate_in_main_gradients(models: Iterable[torch.nn.Module]) -> None:
     """
     for module in (module for model in models for module in model.modules()):
         if hasattr(module, "fuse_wgrad_accumulation"):
-            module.fuse_wgrad_accumulation = True
+            module.fuse_wgrad_accumulation = True  # type: ignore[assignment]
 
 
 def _mark_tensor_parallel(chunks: Iterable[PackedGPT], model: ModelConfig) -> None:

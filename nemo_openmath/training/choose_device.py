@@ -11,14 +11,17 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 
 from nemo_openmath.core.errors import MachineFailure, UserError
 from nemo_openmath.models.device import CPU
 from nemo_openmath.models.layout import DeviceChoice
 from nemo_openmath.training.rank_watch import node_name
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +92,7 @@ def choose_device(choice: DeviceChoice, seen: Sequence[SeenGpus], rank: int) -> 
     return CPU
 
 
-def agree_on_device(choice: DeviceChoice, store: dist.Store, rank: int, ranks: int) -> torch.device:
+def agree_on_device(choice: DeviceChoice, store: Store, rank: int, ranks: int) -> torch.device:
     """Return this rank's device, once all ``ranks`` have told in ``store`` what they see; see :func:`choose_device`."""
     if choice == "cpu":
         return CPU

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from nemo_openmath.core.errors import ExitCode
 from nemo_openmath.models import cpu_compat
@@ -42,7 +43,7 @@ def start_process(
     if deterministic:
         be_deterministic()
     timeout = datetime.timedelta(minutes=timeout_minutes)
-    store, rank, ranks = next(dist.rendezvous("env://", timeout=timeout))
+    store, rank, ranks = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
     chosen = agree_on_device(device, store, rank, ranks)
     on_gpu = chosen.type == "cuda"

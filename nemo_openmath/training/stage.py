@@ -77,6 +77,10 @@ class Sft(Stage[SftConfig]):
     def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
         for model in inputs.get("model", ()):
             self.config.training.parallel.check(ModelConfig.from_hf(model), self.config.processes)
+        if self.config.training.device == "cuda":
+            from nemo_openmath.training.choose_device import refuse_few_gpus  # torch takes seconds to import
+
+            refuse_few_gpus("cuda", self.config.processes)
         for packs in (*inputs.get("packs", ()), *inputs.get("validation", ())):
             PackPlan(packs)
         for name, extra, wanted in (

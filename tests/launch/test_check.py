@@ -218,6 +218,10 @@ MISTAKES = {
         "qwen2.5-14b", "container: {mounts: ['{shared}:/data']}",
         r"container\.mounts: {shared}/runs/run is /data/runs/run inside; .*under its own name",
     ),
+    "a training on GPUs that it has not": (
+        "qwen2.5-14b stages.train1.training.device=cuda", "kinds: {training.sft: {gpus: 0}}",
+        r"stages\.train1\.training\.device: cuda, and its jobs have no GPU; give train1 gpus: in",
+    ),
     "a mount that is not there": (
         "qwen2.5-14b", "container: {mounts: ['{shared}:{shared}', '{shared}/none:/x']}", r"no folder {shared}/none",
     ),

@@ -103,7 +103,7 @@ class _Started:
         store = dist.HashStore()
         for other in range(ranks):  # what the others have told
             store.set(f"gpus/{other}", f'{{"node": "n", "visible": {ranks}, "index": {other}, "uuid": "GPU-{other}"}}')
-        monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, rank, ranks)]))
+        monkeypatch.setattr(runtime, "rendezvous", lambda *_, **__: iter([(store, rank, ranks)]))
         monkeypatch.setattr(dist, "init_process_group", self._join)
         # what it does to a process lasts
         monkeypatch.setattr(cpu_compat, "install", lambda: self.order.append("megatron-core"))

@@ -61,6 +61,11 @@ def layouts(launch: PlannedLaunch) -> Iterator[Finding]:
                 f"{entry.name}: tensor parallelism of {parallel.tp} leaves the node ({job.gpus} GPUs): it works, at "
                 "the network's speed instead of NVLink's"
             )
+        if training.device == "cuda" and not job.gpus:
+            remedy = f"give {entry.name} gpus: in the cluster file, or choose auto"
+            yield entry.error("cuda, and its jobs have no GPU", remedy, "training.device")
+        if training.device == "cpu" and job.gpus:
+            yield Note(f"{entry.name}: training.device = cpu, and {job.gpus} GPUs a node compute nothing")
         if job.gpus and training.precision == "fp32":
             yield Note(
                 f"{entry.name}: fp32 on GPUs is slow: their flash attention computes in bf16 (training.precision)"
