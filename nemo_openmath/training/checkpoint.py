@@ -45,6 +45,9 @@ from torch import Tensor
 from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future as TorchFuture
 
 from nemo_openmath.checkpoints.formats import step_folders, torch_dist
 from nemo_openmath.checkpoints.model_files import copy_model_files
@@ -184,17 +187,15 @@ class CheckpointStore:
         rank, partial = dist.get_rank(), step_folders.partial_folder(self.root, step)
         try:
             self._together(partial, lambda: self._begin(partial) if rank == 0 else None)
-            index = state_dict_saver.save(
+            writer = _Writer(partial / step_folders.STATE, single_file_per_rank=True, sync_files=False)
+            state_dict_saver.save(
                 tensors,
-                storage_writer=FileSystemWriter(
-                    partial / step_folders.STATE, single_file_per_rank=True, sync_files=False
-                ),
+                storage_writer=writer,
                 planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
                 process_group=self._group,
             )
-            written = sorted({info.relative_path for info in index.storage_data.values()})
-            own = [name for name in written if _writer_of(name) == rank]
-            sums_of_ranks = self._together(partial, lambda: _sums(partial, own, common if rank == 0 else None))
+            numbers = common if rank == 0 else None
+            sums_of_ranks = self._together(partial, lambda: _sums(partial, writer.files, numbers))
             files = {name: entry for sums in sums_of_ranks for name, entry in sums.items()}
             training = {key: value for key, value in {**common, **notes}.items() if not isinstance(value, Tensor)}
             manifest = step_folders.StepManifest(step, files, training)
@@ -337,6 +338,18 @@ def _sums(partial: Path, own: Sequence[str], common: dict[str, Any] | None) -> d
     return {str(path.relative_to(partial)): step_folders.checksum(path) for path in paths}
 
 
+class _Writer(FileSystemWriter):
+    """PyTorch's writer, which also says which files of tensors this rank wrote (what ``save`` returns does not, with
+    torch 2.11)."""
+
+    files: Sequence[str] = ()
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> TorchFuture[list[WriteResult]]:
+        future = super().write_data(plan, planner)
+        self.files = sorted({result.storage_data.relative_path for result in future.value()})
+        return future
+
+
 class _NotWritten(Exception):
     """A rank could not write its part of a checkpoint."""
 
@@ -364,8 +377,3 @@ def _why(partial: Path, rank: int, cause: BaseException) -> str:
             why = os.strerror(errno.ENOSPC)
         why += f"; {free / 2**20:,.1f} MiB are free there"
     return f"rank {rank} could not write the checkpoint: {why}"
-
-
-def _writer_of(name: str) -> int:
-    """Return the rank that wrote a file of tensors: ``__3_0.distcp`` is rank 3's."""
-    return int(name[2:].split("_")[0])
