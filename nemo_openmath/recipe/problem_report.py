@@ -18,6 +18,8 @@ from nemo_openmath.evaluation.reports.view import Funnel
 from nemo_openmath.evaluation.two_models import model_agreement
 from nemo_openmath.grading.majority import majority
 from nemo_openmath.recipe.runner import Run
+from nemo_openmath.synthesis.problems.answers import UNATTRIBUTED
+from nemo_openmath.synthesis.problems.classify import DOUBTED
 from nemo_openmath.synthesis.problems.exchanges import ACCEPTED, SECOND, read_samples, read_second
 from nemo_openmath.synthesis.problems.prompted import PromptedConfig
 
@@ -36,6 +38,12 @@ _TYPES = (
     ("has_answer_extracted", "with an extracted answer"),
     ("no_answer_extracted", "without an answer"),
 )
+
+_MARKED = {
+    DOUBTED: "of no reply could it be read whether the problem is invalid; they go on",
+    UNATTRIBUTED: "the post poses several problems, and nothing says to which of them the answer belongs; they go on",
+}
+"""Metrics of stages that mark problems, and what that means."""
 
 
 def problem_funnels(run: Run, finished: Mapping[str, Manifest]) -> Iterator[Funnel]:
@@ -74,8 +82,16 @@ def problem_set(run: Run, finished: Mapping[str, Manifest], *, samples: bool) ->
         agreements=list(_agreements(run, finished, notes)),
         truth=[{"of": name, **row} for name, m in finished.items() for row in m.metrics.get("truth", ())],
         samples=samples and bool(list(_sampled(run, finished))),
-        notes=notes,
+        notes=[*notes, *_marks(names, finished)],
     )
+
+
+def _marks(names: Iterable[str], finished: Mapping[str, Manifest]) -> Iterator[str]:
+    """Yield how many problems stages have marked, and with what."""
+    for name in names:
+        for key, meaning in _MARKED.items():
+            if count := finished[name].metrics.get(key):
+                yield f"{name}: {count:,} marked {key}: {meaning}"
 
 
 def _is_of_problem_set(run: Run, name: str) -> bool:

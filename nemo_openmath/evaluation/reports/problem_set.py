@@ -54,7 +54,7 @@ class ProblemSet:
     samples: bool = False
     """Whether a page of samples is written beside the report."""
     notes: Sequence[str] = field(default_factory=tuple)
-    """Sentences about what could not be read."""
+    """Sentences about what could not be read, and about records that stages have marked."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as data."""

@@ -203,6 +203,11 @@ def asks_for_value(text: str) -> bool:
     return _ASKING.search(text) is not None and _PROVING.search(text) is None
 
 
+def poses_something(text: str) -> bool:
+    """Return whether a text asks for anything: a value, a proof, or yes or no."""
+    return any(pattern.search(text) is not None for pattern in (_ASKING, _PROVING, _WHETHER)) or "?" in text
+
+
 def asks_yes_or_no(text: str) -> bool:
     """Return whether a text asks whether something is so, and for nothing besides."""
     sentences = [s for s in _SENTENCE.split(text) if "?" in s or _WHETHER.search(s) or _ASKING.search(s)]

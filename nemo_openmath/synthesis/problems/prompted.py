@@ -272,16 +272,24 @@ class DiscussedStage(PromptedStage[DiscussedConfig, Discussed]):
                 wanted.remove(thread.id)
                 if thread.forum_discussions.strip():
                     self._replies[thread.id] = thread.forum_discussions
+                    self.take_post(thread)
         if missing := sorted(name for name in wanted if name.startswith("thread-")):
             raise UserError(
                 f"{context.name}: port `threads` lacks {len(missing)} threads of the problems, such as {missing[0]}",
                 remedy="name the stage there that read the files: it has the discussions of all of them",
             )
 
+    def take_post(self, thread: Thread) -> None:
+        """Keep what the stage needs of the first post of a thread: by default, nothing."""
+
     def units(self, context: StageContext) -> Iterable[tuple[str, Discussed]]:
         for problem in context.read("problems", Problem):
-            parents = problem.parents if self.asks_about(problem) else ()
-            yield problem.id, (problem, [self._replies[parent] for parent in parents if parent in self._replies])
+            asked = self.asks_about(problem)
+            yield problem.id, (problem, [self._replies[p] for p in self.discussed(problem)] if asked else [])
+
+    def discussed(self, problem: Problem) -> list[str]:
+        """Return the ids of the threads whose discussions a unit has, in the same order."""
+        return [parent for parent in problem.parents if parent in self._replies]
 
     async def shown(self, discussions: Sequence[str]) -> str:
         """Return discussions as one text, cut to what the model that is asked may be shown (posts.py)."""
