@@ -21,9 +21,9 @@ _COUNT: ContextVar[TokenCount | None] = ContextVar("tokens that models write for
 
 
 @contextmanager
-def counted_tokens() -> Iterator[TokenCount]:
-    """Count what models write within, in this task and in those that it starts."""
-    count = TokenCount()
+def counted_tokens(count: TokenCount | None = None) -> Iterator[TokenCount]:
+    """Count what models write within, in this task and in those that it starts. ``count``: one that goes on."""
+    count = count or TokenCount()
     token = _COUNT.set(count)
     try:
         yield count

@@ -46,7 +46,7 @@ class ScriptedServer(LoopbackServer):
     """A chat server on loopback. ``answer``: from the text of the user's turn to what is said."""
 
     def __init__(self, answer: Callable[[str], str | Reply]):
-        super().__init__(web.post("/v1/chat/completions", self._complete))
+        super().__init__(web.post("/v1/chat/completions", self._complete), web.get("/v1/models", self._models))
         self._answer = answer
         self.asked: list[Asked] = []
 
@@ -54,6 +54,9 @@ class ScriptedServer(LoopbackServer):
         """A client that asks once: whoever calls it sees each failure."""
         retry = RetryPolicy(attempts=1, first_s=0.001, most_s=0.001, patience_s=5.0)
         return HTTPEngine(self.url, MODEL, kind="openai", api="chat", retry=retry)
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": MODEL}]})
 
     async def _complete(self, request: web.Request) -> web.Response:
         body: dict[str, Any] = await request.json()

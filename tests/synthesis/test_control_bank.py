@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
@@ -144,10 +145,11 @@ def ideal(case: Any, question: str) -> str:
             asked = next(name for name, template in CLASSIFIERS.items() if template.match(question) is not None)
             return f"Verdict: {'yes' if case.category == asked else 'no'}"
         case "problems.convert_proofs":
-            asked = f"Find the value that is meant here: case {case.id}."
-            return (
-                "Not possible" if case.expected_answer is None else f"Problem: {asked}\nAnswer: {case.expected_answer}"
-            )
+            if case.expected_answer is None:
+                return "Not possible"
+            claim = re.sub(r"\b(?:prove|show|verify|deduce|that)\b", "", case.problem, flags=re.I)
+            asked = claim.replace(case.expected_answer.strip("$"), "this")
+            return f"Problem: Find the value that is meant here: {asked}\nAnswer: {case.expected_answer}"
         case "problems.extract_answers":
             return "Not found" if case.expected_answer is None else f"Answer: {case.expected_answer}"
         case "problems.decontaminate":

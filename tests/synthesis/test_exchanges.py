@@ -1,17 +1,22 @@
 """What models were asked and said: the sample is the same however the work was done; a second model changes nothing."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from nemo_openmath.chat import ChatTokenizer
+from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Problem, Record, Thread, read_drops, read_records
 from nemo_openmath.core.records.store import write_records
 from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
 from nemo_openmath.synthesis.problems.exchanges import DISAGREEMENT, LETTERS, SmallestKeys, read_samples, read_second
 from nemo_openmath.synthesis.problems.extract import Extract
-from nemo_openmath.synthesis.problems.prompted import OnePromptConfig, PromptedStage
+from nemo_openmath.synthesis.problems.prompted import OnePromptConfig, PromptedStage, SecondServer
 from tests.support.engines import REFUSED, Reply, ScriptedServer
-from tests.support.services import Lent, stage_context
+from tests.support.services import Lent, run_stage, stage_context
 
 THREADS = [Thread.make(f"Post {n}: {'thanks' if n % 3 == 0 else f'task. Find x in {n}.'}") for n in range(60)]
 
@@ -154,3 +159,31 @@ async def test_a_second_model_is_asked_about_a_share_and_changes_no_record(
     assert {row["unit"] for row in disagreements} == {unit for unit, (_, _, same) in pairs.items() if not same}
     row = next(row for row in disagreements if by_id[row["unit"]] != 7)
     assert (row["asked"][0]["reply"], row["second"]["asked"][0]["reply"]) == ("Verdict: no", "Verdict: yes")
+
+
+async def test_a_second_model_on_a_server_of_its_own_counts_its_tokens(
+    tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
+    problems = [Problem.make(f"Find x in {n}.") for n in range(6)]
+
+    def settings(server: ScriptedServer) -> ClassifyConfig:
+        own = SecondServer(url=server.url, tokenizer=tokenizer.folder, api="chat", server="openai")
+        return ClassifyConfig(
+            questions=("proof",), drop=(), second_engine="scripted", second_share=1.0, second_server=own
+        )
+
+    async with ScriptedServer(lambda _: Reply("Verdict: yes", tokens=7)) as server:
+        stage = Classify(settings(server))
+        stage.check({})
+        assert stage.engines() == ("teacher",)
+        run = await run_stage(
+            stage, tmp_path, lambda _: Reply("Verdict: no", tokens=2), tokenizer=tokenizer, problems=problems
+        )
+        assert (len(run.asked), len(server.asked)) == (6, 6)
+    assert set(read_second(run.context.output).values()) == {("answer", "proof", False)}
+    (journal,) = run.context.output.glob("journal-*")
+    assert sum(json.loads(line).get("tokens", 0) for line in journal.read_text().splitlines()) == 6 * (2 + 7)
+    moved = replace(settings(server), second_server=replace(settings(server).second_server, url="http://else/v1"))
+    assert Classify(moved).settings() == stage.settings(), "where a model is served changes nothing"
+    with pytest.raises(UserError, match="second_server without second_engine"):
+        replace(moved, second_engine=None)

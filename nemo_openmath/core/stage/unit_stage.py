@@ -123,13 +123,14 @@ class UnitStage(Stage[C], Generic[C, U]):
 
         async def stored(left: Result) -> Result:
             if not context.planted or controls is None:
-                await self.before_store(key, unit, left, context)
+                with counted_tokens(count):  # a second model may be asked
+                    await self.before_store(key, unit, left, context)
                 return left
             return Result([await controls.observe(key, left, context.services)])
 
         result, count = None, TokenCount()
         try:
-            with counted_tokens() as count:
+            with counted_tokens(count):
                 result = await self._attempt(key, unit, context)
         except Refused as error:
             result = self.refused(key, unit, error, context)

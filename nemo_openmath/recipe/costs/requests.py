@@ -57,6 +57,8 @@ class StageRequests:
     """Answers to the same prompt that are asked for at the same time."""
     controls: float = 0.0
     """Those of the answers that are to planted cases."""
+    served: bool = False
+    """Whether a server is asked that the stage names itself."""
 
     @property
     def tokens(self) -> float:
@@ -121,7 +123,10 @@ def stage_requests(
     requests = 1 if isinstance(stage, Novelty) else together  # its concurrency counts requests
     concurrency = requests * getattr(stage.config, "concurrency", 256)
     shape = StageRequests(name, "", prompts, prompt or PROMPT_TOKENS, answers, answer, concurrency, together)
-    return [_of_engine(shape, engine, stage) for engine in dict.fromkeys(stage.engines())]
+    engines = dict.fromkeys(stage.engines())
+    if isinstance(stage, PromptedStage) and stage.config.second_server is not None:
+        engines[stage.config.second_engine] = None
+    return [_of_engine(shape, engine, stage) for engine in engines]
 
 
 def _of_engine(shape: StageRequests, engine: str, stage: Stage[Any]) -> StageRequests:
@@ -129,7 +134,10 @@ def _of_engine(shape: StageRequests, engine: str, stage: Stage[Any]) -> StageReq
     ones about planted cases, too."""
     if isinstance(stage, PromptedStage) and engine != stage.config.engine:
         share = stage.config.second_share
-        return replace(shape, engine=engine, prompts=shape.prompts * share, answers=shape.answers * share)
+        served = stage.config.second_server is not None
+        return replace(
+            shape, engine=engine, prompts=shape.prompts * share, answers=shape.answers * share, served=served
+        )
     planted = stage.config.controls if isinstance(stage, ControlledStage) and stage.cases else 0.0
     return replace(
         shape,

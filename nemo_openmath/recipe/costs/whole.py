@@ -291,7 +291,8 @@ class _Pricing:
         server, model = self._server(request.engine), model_of(self.recipe, request.engine)
         if request.engine == "teacher" and self.recipe.teacher.is_stand_in:
             return "the stand-in teacher is no model"
-        if request.engine != "teacher" and server is None and self.recipe.student.kind != "http":
+        own = request.engine != "teacher" and server is None and not request.served
+        if own and self.recipe.student.kind != "http":
             return f"{model.name} generates inside the stage's own process"
         sizes = decoded_model(model)
         if sizes is None:

@@ -79,8 +79,8 @@ class ExtractAnswers(DiscussedStage):
                 rejected = Drop(answer.reason, reply)
             elif answer:
                 extra = problem.extra if answer[1] else problem.extra | {UNATTRIBUTED: True}
-                given = {"expected_answer": answer[0], "problem_type": "has_answer_extracted"}
-                versions.append(replace(problem, extra=extra, **given))
+                answered = problem.with_(expected_answer=answer[0], problem_type="has_answer_extracted")
+                versions.append(replace(answered, extra=extra))
         if versions:
             return Result([_agreed(versions, merge(versions, context.services.vote))])
         if rejected is not None:

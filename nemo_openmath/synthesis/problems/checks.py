@@ -408,6 +408,17 @@ def is_proof_again(problem: str, proof: str) -> bool:
     )
 
 
+_LEAST_OF_PROOF = 0.4
+
+
+def speaks_of(problem: str, proof: str) -> bool:
+    """Return whether a problem is about what its proof is about: 40% of its contents stand there, words perhaps
+    misspelt. Of problems that ask for the value in a proof it is half or more, of others a quarter."""
+    source, tokens = ShownText(proof), contents(problem)
+    shared = sum(token in source.tokens or (not math and source.has_word(token)) for token, math in tokens)
+    return shared >= _LEAST_OF_PROOF * len(tokens)
+
+
 OF_CONVERTED: tuple[ReplyCheck[ConvertedProblem], ...] = (
     ReplyCheck("no-refusal", "the problem is a refusal", lambda p: not is_refusal(p.text)),
     ReplyCheck("not-empty", "the problem is empty", lambda p: _states_something(p.text)),
@@ -416,6 +427,7 @@ OF_CONVERTED: tuple[ReplyCheck[ConvertedProblem], ...] = (
     ReplyCheck("asks-value", "the problem asks for nothing", lambda p: asks_for_value(p.text) or "?" in p.text),
     ReplyCheck("not-yes-or-no", "the problem asks yes or no", lambda p: not asks_yes_or_no(p.text)),
     ReplyCheck("not-again", "the problem is its proof again", lambda p: not is_proof_again(p.text, p.proof)),
+    ReplyCheck("of-proof", "the problem is not about its proof", lambda p: speaks_of(p.text, p.proof)),
     ReplyCheck("answer-yes-or-no", "the answer is yes or no", lambda p: not is_yes_or_no(p.answer)),
     ReplyCheck("answer-refusal", "the answer is a refusal", lambda p: not is_refusal(p.answer)),
     ReplyCheck("answer-is-answer", "the answer is a sentence", lambda p: is_answer(p.answer)),

@@ -45,6 +45,7 @@ class ClassifyConfig(PromptedConfig):
     """The same for the question whether it asks for a proof. null: classify-proof."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if unknown := set(self.drop) - set(CATEGORIES):
             raise ValueError(f"drop: unknown category {sorted(unknown)[0]!r}; known: {', '.join(CATEGORIES)}")
         if unknown := set(self.questions) - set(QUESTIONS):

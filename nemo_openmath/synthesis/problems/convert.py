@@ -18,7 +18,7 @@ class ConvertProofs(DiscussedStage):
     """
 
     kind = "problems.convert_proofs"
-    version = 3  # 2: what is converted is checked; 3: and compared with the examples of the prompt
+    version = 4  # 2: what is converted is checked; 3: and compared with the prompt's examples; 4: and with its proof
     case = ConvertCase
     prompt = "convert-proof"
     ports = {"problems": "classified problems", "threads": "the threads they came from"}

@@ -76,6 +76,7 @@ class DecontaminateConfig(OnePromptConfig):
     another problem. ``same``: it is the same, and is dropped (the template ``decontaminate-family``)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.strictness == "both" and self.orders == "one":
             raise ValueError("strictness: both wants two verdicts; write orders: both")
         if self.embedding_model.startswith((".", "~")):

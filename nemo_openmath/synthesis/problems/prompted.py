@@ -8,15 +8,20 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
-from nemo_openmath.chat import load_template
-from nemo_openmath.core.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt, Share
+from nemo_openmath.chat import ChatTokenizer, load_template
+from nemo_openmath.core.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share
+from nemo_openmath.core.engine import Engine
 from nemo_openmath.core.errors import Refused, RetryableError, UserError
 from nemo_openmath.core.records import Drop, Problem, Thread
 from nemo_openmath.core.records.ids import derive_seed
 from nemo_openmath.core.stage import ADDED, RUNTIME, Controls, Result, StageContext, UnitLog
+from nemo_openmath.core.tokenizer import Tokenizer
+from nemo_openmath.core.written_tokens import CountedEngine
 from nemo_openmath.inference.asking import Rejected, ask
+from nemo_openmath.inference.http.dialects import ServerKind
+from nemo_openmath.inference.open import EngineConfig, open_engine
 from nemo_openmath.synthesis.controls.plant import ControlledConfig, ControlledStage
 from nemo_openmath.synthesis.problems.exchanges import (
     DISAGREEMENT,
@@ -68,6 +73,46 @@ def _without_dashes(line: str) -> str:
 
 
 @dataclass(frozen=True)
+class SecondServer:
+    """A server that knows the second model. It may be another one than that of the first."""
+
+    url: str = field(metadata=RUNTIME)
+    """Its address, such as ``http://host:8001/v1``."""
+    tokenizer: Path
+    """Folder of the model's tokenizer."""
+    api: Literal["completions", "chat"] = "completions"
+    """``completions`` sends token ids, ``chat`` sends messages and leaves the template to the server."""
+    template_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the chat template, such as ``{enable_thinking: false}``."""
+    server: ServerKind = field(default="auto", metadata=RUNTIME)
+    """What kind of server it is. ``auto`` asks the server."""
+    api_key_env: str | None = field(default=None, metadata=RUNTIME)
+    """The environment variable that holds the server's key."""
+    timeout_s: PositiveFloat = field(default=3600.0, metadata=RUNTIME)
+    """Time limit of one attempt, in seconds."""
+    patience_s: NonNegativeFloat = field(default=600.0, metadata=RUNTIME)
+    """How long a server that is busy or away is waited for, in seconds."""
+
+    async def open(self, model: str) -> tuple[Engine, Tokenizer]:
+        """Open the server's model, whose tokens are counted with those of the first. Raises UserError and EngineError
+        as ``inference.open_engine``."""
+        config = EngineConfig(
+            kind="http",
+            model=model,
+            urls=(self.url,),
+            server=self.server,
+            api=self.api,
+            template_options=self.template_options,
+            tokenizer=self.tokenizer,
+            api_key_env=self.api_key_env,
+            timeout_s=self.timeout_s,
+            patience_s=self.patience_s,
+        )
+        tokenizer = ChatTokenizer.load(self.tokenizer).with_options(self.template_options, config.renders)
+        return CountedEngine(await open_engine(config)), tokenizer
+
+
+@dataclass(frozen=True)
 class PromptedConfig(ControlledConfig):
     """Settings of a stage that asks a model questions about each record.
 
@@ -89,9 +134,17 @@ class PromptedConfig(ControlledConfig):
     said, for ``samples.html``. They are drawn by the seed."""
     second_engine: str | None = field(default=None, metadata=ADDED)
     """A second model that is asked about a part of the units too, with the same prompts, to measure how far two models
-    agree. Named like ``engine``; null: none. What it says changes no record."""
+    agree. Named like ``engine``; with ``second_server``, as that server knows it. null: none. What it says changes no
+    record."""
+    second_server: SecondServer | None = field(default=None, metadata=ADDED)
+    """The server of the second model, where it is no stage, no folder and not the teacher. ``openmath plan`` and the
+    tokens of a unit count what it writes."""
     second_share: Share = field(default=0.05, metadata=ADDED)
     """Share of the units that the second model is asked about, drawn by the seed."""
+
+    def __post_init__(self) -> None:
+        if self.second_server is not None and not self.second_engine:
+            raise UserError("second_server without second_engine", remedy="name its model: second_engine: NAME")
 
 
 @dataclass(frozen=True)
@@ -132,11 +185,19 @@ class PromptedStage(ControlledStage[C, U], Generic[C, U]):
         return "\n".join(message.content for message in shown.messages(**dict.fromkeys(shown.fields, "\n")))
 
     def engines(self) -> tuple[str, ...]:
-        second = self.config.second_engine
+        second = self.config.second_engine if self.config.second_server is None else None
         return (self.config.engine,) if second is None else (self.config.engine, second)
+
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        super().check(inputs)
+        if (server := self.config.second_server) is not None:
+            ChatTokenizer.load(server.tokenizer).with_options(server.template_options, server.api != "chat")
 
     async def prepare(self, context: StageContext) -> None:
         self._models = [await context.services.engine(name) for name in self.engines()]
+        if (server := self.config.second_server) is not None and self.config.second_engine is not None:
+            self._own_second, tokenizer = await server.open(self.config.second_engine)
+            self._models.append((self._own_second, tokenizer))
         job = f"{context.shard:05d}-of-{context.shards:05d}.jsonl"
         self._samples = SampleJournal(context.output / f"{SAMPLES}-{job}", self.config.examples, context.seed)
         if self.config.second_engine is not None:
@@ -149,6 +210,8 @@ class PromptedStage(ControlledStage[C, U], Generic[C, U]):
             for journal in (getattr(self, "_samples", None), getattr(self, "_second", None)):
                 if journal is not None:
                     journal.close()
+            if (second := getattr(self, "_own_second", None)) is not None:
+                await second.close()
 
     async def do_unit(
         self, key: str, unit: U, context: StageContext, log: UnitLog, controls: Controls[U] | None = None
