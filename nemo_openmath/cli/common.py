@@ -38,6 +38,8 @@ EXAMPLES = {
     "doctor": "--output runs/smoke",
     "plan": "qwen2.5-14b --gpus 32 --gpu h100",
     "sft": "job.yaml --processes 2 training.lr=1e-4",
+    "certify": "runs/smoke/packs1 examples/base --output cert.json --packs 2",
+    "diagnose": "losses.csv --certificate cert.json",
     "grade": "runs/mine/solutions --output graded.jsonl",
     "serve": "runs/smoke/student1 --port 8000",
     "generate": "generate.yaml --output runs/mine generate.samples=8",

@@ -32,6 +32,11 @@ def add(groups: Any) -> None:
     sft.add_argument("job", type=Path, metavar="JOB.yaml", help="model, data, output, training: see below")
     overrides(sft, "training.lr=1e-4 training.parallel.tp=2")
     sft.add_argument("--processes", type=at_least(1), default=1, help="ranks; tp x pp x cp of them form a replica")
+    sft.add_argument(
+        "--certify",
+        action="store_true",
+        help="hold the first step's loss against a loss certificate, before the weights change (training.certify=true)",
+    )
     sft.add_argument("--threads", type=at_least(1), default=1, help="of each process, on CPU")
 
 
@@ -43,6 +48,8 @@ def _sft(options: argparse.Namespace) -> None:
     from nemo_openmath.training.launch import launch
     from nemo_openmath.training.metrics import show
 
+    if options.certify:
+        options.overrides.append("training.certify=true")
     output = read_job(options.job, options.overrides).output
     if output.resolve() != options.job.resolve().parent:  # not the training of a stage, that goes on
         refuse_inside_stage(output)

@@ -1,6 +1,7 @@
 """The groups of verbs, in the order of ``openmath --help``."""
 
 from nemo_openmath.cli import (
+    certify,
     checkpoints,
     data,
     doctor,
@@ -24,6 +25,7 @@ GROUPS = (
     doctor.add,
     plan.add,
     sft.add,
+    certify.add,
     grade.add,
     serve.add,
     generate.add,

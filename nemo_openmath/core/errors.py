@@ -21,6 +21,9 @@ class ExitCode(IntEnum):
     FAILURE = 1  # a defect, or a machine that broke
     USER_ERROR = 2  # wrong input: the message names the remedy; running again changes nothing
     INCOMPLETE = 3  # finished, but some items failed after all retries; running again retries them
+    FAULT = 4  # of ``openmath diagnose``: a known fault gives the losses
+    UNKNOWN = 5  # of it: neither a right trainer nor a known fault gives them
+    UNDECIDED = 6  # of it: several do
     PREEMPTED = 75  # EX_TEMPFAIL: state was saved; run the same command again to go on
     HUNG = 76  # no step, or no token, within the stated time; the stacks of all threads were written
     MACHINE = 77  # the process knows that the machine failed: CUDA, NCCL, a link, a disk

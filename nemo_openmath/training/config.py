@@ -170,6 +170,10 @@ class TrainingConfig:
     """When the training stops because it goes wrong."""
     validation: Validation = field(default_factory=Validation)
     """When the loss on held-out samples is computed."""
+    certify: bool = False
+    """Make a loss certificate before the first step, and hold the first step's loss against it before the weights
+    change: a training whose loss is that of a known fault, or of none, stops and names it. It costs one process some
+    ten passes over a batch."""
     hang_seconds: PositiveFloat | None = None
     """Seconds after which a phase of a step (reading, forward and backward, gradients, optimizer, a batch of the
     validation) counts as hung: every rank writes its stacks, and the training ends with exit code 76. Never less than

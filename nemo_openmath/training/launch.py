@@ -24,6 +24,7 @@ from nemo_openmath.core.errors import ExitCode, OpenMathError, Preempted, UserEr
 from nemo_openmath.core.listening import free_port
 from nemo_openmath.core.logs import configure_logging
 from nemo_openmath.core.processes import child_environment, die_with_parent, killed_with_parent
+from nemo_openmath.training.certificate.first_step import prepare
 from nemo_openmath.training.job import check_job, read_job
 from nemo_openmath.training.rank_processes import RankFailed, RankProcess, kill, watch
 
@@ -61,7 +62,9 @@ def launch(
     """
     if processes < 1:
         raise UserError(f"{processes} processes", remedy="start 1 or more")
-    check_job(read_job(job, list(overrides)), processes)
+    settings = read_job(job, list(overrides))
+    check_job(settings, processes)
+    prepare(settings, Path(job), processes, overrides, on_line)
     command = [sys.executable, "-m", "nemo_openmath.training.worker", str(job), *overrides]
     spawn(processes, command, threads=threads, environment=environment, on_line=on_line)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from nemo_openmath.data.batches.held_out import check_share
 from nemo_openmath.data.batches.packed_data import PackedData
 from nemo_openmath.data.packs.plan import PackPlan
 from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.training.certificate.first_step import prepare
 from nemo_openmath.training.config import DataConfig, TrainingConfig, TrainingJob
 from nemo_openmath.training.job import check_batch
 from nemo_openmath.training.launch import LaunchFailed, launch_process
@@ -93,7 +95,7 @@ class Sft(Stage[SftConfig]):
     def settings(self) -> dict[str, Any]:
         settings = super().settings()
         # neither looking at a training nor its place makes another one of it
-        for name in ("profile", "hang_seconds", "device"):
+        for name in ("profile", "hang_seconds", "certify", "device"):
             settings["training"].pop(name)
         if not settings["training"]["deterministic"]:
             del settings["training"]["deterministic"]
@@ -127,7 +129,9 @@ class Sft(Stage[SftConfig]):
             refuse_used_output(context.output, context.only("model"), job.model_changes)
         elif (warning := warn_of_unseen_tags(context.only("model"), PackPlan(context.only("packs")))) is not None:
             context.progress.log(warning)  # here, for on a cluster nothing else of the stage runs before its ranks
-        write_json(context.output / "job.yaml", orjson.loads(orjson.dumps(asdict(job), default=str)))  # JSON is YAML
+        file = context.output / "job.yaml"
+        write_json(file, orjson.loads(orjson.dumps(asdict(job), default=str)))  # JSON is YAML
+        await asyncio.to_thread(prepare, job, file, self.config.processes, (), context.progress.log)
 
     def _trained(self, context: StageContext) -> bool:
         """Return whether the checkpoint of the last step is there already. Raises UserError for a batch of more samples

@@ -23,6 +23,8 @@ from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.device import process_device
 from nemo_openmath.training.agreement import on_main
 from nemo_openmath.training.base_model import BaseModel
+from nemo_openmath.training.certificate.first_step import check
+from nemo_openmath.training.certificate.report import NotCertified
 from nemo_openmath.training.checkpoint import CheckpointStore
 from nemo_openmath.training.config import TrainingConfig
 from nemo_openmath.training.device import peak_flops, peak_memory_bytes
@@ -66,7 +68,8 @@ def train(
     - UserError where another training runs in ``output``, or the one in it was begun with other data or another model,
     - :class:`Preempted` after SIGTERM or SIGUSR1, once everything is saved,
     - :class:`MachineFailure` where too many saves in a row have failed,
-    - :class:`TrainingDiverged` before a step that would spoil the weights.
+    - :class:`TrainingDiverged` before a step that would spoil the weights,
+    - :class:`NotCertified` where ``config.certify`` and the first step's loss is not the certificate's.
     """
     if config.validation.every and validation is None:
         raise UserError(
@@ -138,7 +141,11 @@ class Trainer:
                     if self.stop and step < num_steps:
                         how_far = f"saved after step {step} of {num_steps}"
                         raise Preempted(f"asked to stop: {how_far}; run the same command again to go on")
-        except (Preempted, TrainingDiverged):  # raised in all ranks together: what is being written is finished
+        except (
+            Preempted,
+            TrainingDiverged,
+            NotCertified,
+        ):  # raised in all ranks together: what is being written is finished
             self._finish()
             raise
         self._finish()
@@ -158,6 +165,8 @@ class Trainer:
             with phases("gradient"):
                 grad_norm = self.optimizer.gradient_norm()
                 loss, self.stop = total_loss(part, self.asked_to_stop())
+            if step == 1 and self.config.certify:
+                log.info(on_main(lambda: self._certify(loss)))
             self.guard.check(step, loss, grad_norm, batch.stats.sample_ids)  # before the weights change
             with phases("optimizer"):
                 self.optimizer.step(grad_norm, lr)
@@ -229,6 +238,9 @@ class Trainer:
 
     def _open_metrics(self, start: ResumePoint) -> None:
         self.metrics = TrainingMetrics(self.output, self.config, start.step, start.record)
+
+    def _certify(self, loss: float) -> str:
+        return check(self.output, self.identity, self.source.fingerprint, self.config.precision, loss)
 
     def _before_save(self) -> None:
         """In rank 0: see that the folder is still ours, and that metrics.jsonl is not behind the checkpoint."""

@@ -46,18 +46,18 @@ def _train(job: TrainingJob, watch: RankWatch) -> None:
     from nemo_openmath.training.trainer import train
 
     base, source, held_out = alike(
-        lambda: _open(job), lambda opened: (repr(job), _view(opened)), "the job's model and data"
+        lambda: open_job(job), lambda opened: (repr(job), _view(opened)), "the job's model and data"
     )
     train(base, source, job.training, job.output, validation=held_out, watch=watch)
 
 
-def _open(job: TrainingJob) -> tuple[BaseModel, PackedData, PackedData | None]:
-    """Open what a job reads: its model, its data, and what is held out."""
+def open_job(job: TrainingJob) -> tuple[BaseModel, PackedData, PackedData | None]:
+    """Return what a job reads: its model, its data, and what is held out. Raises UserError where they do not fit."""
     from nemo_openmath.data.batches.packed_data import PackedData
     from nemo_openmath.training.base_model import BaseModel, end_tokens
 
     base = BaseModel.open(job.model, job.model_changes)
-    data, tokenizer = job.data, _tokenizer(job.model)
+    data, tokenizer = job.data, tokenizer_fingerprint(job.model)
     source = PackedData.open(
         data.folder,
         batch_samples=data.batch_samples,
@@ -91,7 +91,7 @@ def _view(opened: tuple[BaseModel, PackedData, PackedData | None]) -> tuple[Any,
     return base.view(), base.end_tokens, source.fingerprint, source.num_steps, held_out and held_out.fingerprint
 
 
-def _tokenizer(model: Path) -> str | None:
+def tokenizer_fingerprint(model: Path) -> str | None:
     """Return the fingerprint of the model's tokenizer: token files made with another are refused. None where it has
     none."""
     from nemo_openmath.chat import ChatTokenizer

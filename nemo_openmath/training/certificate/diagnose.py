@@ -1,0 +1,157 @@
+"""Losses of a trainer held against a certificate: certified, one fault, several that cannot be told apart, or unknown.
+
+A fault explains the losses where one of its variants gives every reported one, within the tolerance of the trainer's
+precision and the rounding of what was written. So does being right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from nemo_openmath.training.certificate.files import RIGHT, Certificate, CertifiedStep, Predicted, ReportedLoss
+
+Status = Literal["certified", "fault", "undecided", "unknown"]
+SCALED = "scaled"
+_LARGEST_FACTOR = 64  # of a loss that is so many times the right one
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A way to be that gives the losses: ``right``, a fault's name, or ``scaled``."""
+
+    name: str
+    variant: str
+    gap: float  # the largest relative distance of a reported loss from it
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the losses say of the trainer."""
+
+    status: Status
+    explanations: list[Explanation]  # one of each name, the nearest first
+    right_gap: float  # the largest relative distance from the right losses
+    tolerance: float
+
+    @property
+    def names(self) -> list[str]:
+        """Return what explains the losses: ``right``, or names of faults."""
+        return [explanation.name for explanation in self.explanations]
+
+
+def diagnose(certificate: Certificate, losses: Sequence[ReportedLoss], tolerance: float) -> Diagnosis:
+    """Return what ``losses`` say, where a right trainer's losses are right up to a relative ``tolerance``."""
+    right = max(_gap(reported, _of(reported, certificate, None)) for reported in losses)
+    best: dict[str, Explanation] = {}
+    for explanation in _explanations(certificate, losses, tolerance):
+        if explanation.name not in best or explanation.gap < best[explanation.name].gap:
+            best[explanation.name] = explanation
+    harmless = {name for name, fault in certificate.faults.items() if fault["harmless"]}
+    if RIGHT in best:
+        best = {name: explanation for name, explanation in best.items() if name not in harmless}
+        for name in never_shown(certificate):
+            best.setdefault(name, Explanation(name, "these packs cannot show it", best[RIGHT].gap))
+    explanations = sorted(best.values(), key=lambda explanation: (explanation.name != RIGHT, explanation.gap))
+    status: Status = "undecided"
+    if not explanations:
+        status = "unknown"
+    elif len(explanations) == 1:
+        status = "certified" if explanations[0].name == RIGHT else "fault"
+    return Diagnosis(status, explanations, right, tolerance)
+
+
+def _explanations(certificate: Certificate, losses: Sequence[ReportedLoss], tolerance: float) -> Iterator[Explanation]:
+    names = {(fault.fault, fault.variant) for step in certificate.steps for fault in step.predicted}
+    for key in (None, *sorted(names)):
+        gaps = []
+        for reported in losses:
+            prediction = _of(reported, certificate, key)
+            gap = _gap(reported, prediction)
+            if prediction is None or gap > tolerance + prediction.tolerance + reported.rounding / abs(prediction.loss):
+                break
+            gaps.append(gap)
+        else:
+            yield Explanation(*(key or (RIGHT, "")), max(gaps))
+    yield from _scaled(certificate, losses, tolerance)
+
+
+def never_shown(certificate: Certificate) -> list[str]:
+    """Return the faults that change nothing of these packs' losses, in none of their variants."""
+    shown = {fault.fault for step in certificate.steps for fault in step.predicted}
+    return sorted({name for name, _ in certificate.unexercised} - shown)
+
+
+@dataclass(frozen=True)
+class _Expected:
+    loss: float
+    tolerance: float
+
+
+def _of(reported: ReportedLoss, certificate: Certificate, key: tuple[str, str] | None) -> _Expected | None:
+    """Return what is expected in the place of a reported loss; None where a fault predicts nothing there."""
+    step = next(step for step in certificate.steps if step.step == reported.step)
+    prediction: Predicted | None = step.right()
+    if key is not None:
+        prediction = next((p for p in step.predicted if (p.fault, p.variant) == key), None)
+    if prediction is None:
+        return None
+    loss: float | None = prediction.loss
+    if reported.micro_batch is not None:
+        loss = prediction.micro_batches[reported.micro_batch]
+    elif reported.sample is not None:
+        loss = _sample_loss(step, prediction, reported)
+    return _Expected(loss, prediction.tolerance) if loss else None
+
+
+def _sample_loss(step: CertifiedStep, prediction: Predicted, reported: ReportedLoss) -> float | None:
+    """Return the loss of a sample; of copies in other packs, the one nearest to what was reported."""
+    copies = zip(step.samples, prediction.samples, strict=True)
+    losses = [loss for part, loss in copies if part.id == reported.sample and loss is not None]
+    return min(losses, key=lambda loss: abs(loss - reported.loss), default=None)
+
+
+def _gap(reported: ReportedLoss, expected: _Expected | None) -> float:
+    return float("inf") if expected is None else abs(reported.loss - expected.loss) / abs(expected.loss)
+
+
+def _scaled(certificate: Certificate, losses: Sequence[ReportedLoss], tolerance: float) -> Iterator[Explanation]:
+    """Yield that all losses are one whole number (of ranks, of micro-batches) times the right ones, or a fraction."""
+    expected = [_of(reported, certificate, None) for reported in losses]
+    if any(right is None for right in expected):
+        return
+    ratios = [reported.loss / right.loss for reported, right in zip(losses, expected, strict=True) if right]
+    for text, inverse in (("{} times", False), ("1/{} of", True)):
+        if min(ratios) <= 0:
+            return
+        factors = [1 / ratio if inverse else ratio for ratio in ratios]
+        factor = round(factors[0])
+        slack = [
+            tolerance + reported.rounding / abs(right.loss * ratio)
+            for reported, right, ratio in zip(losses, expected, ratios, strict=True)
+            if right
+        ]
+        gaps = [abs(ratio / factor - 1) for ratio in factors] if factor else []
+        if 2 <= factor <= _LARGEST_FACTOR and all(gap <= room for gap, room in zip(gaps, slack, strict=True)):
+            yield Explanation(SCALED, f"{text.format(factor)} the right loss", max(gaps))
+
+
+def inseparable(certificate: Certificate, tolerance: float) -> list[list[str]]:
+    """Return the pairs of names whose batch losses could be one another's at all steps, within ``tolerance`` each."""
+    variants: dict[tuple[str, str], list[tuple[float, float]]] = {(RIGHT, ""): []}
+    for step in certificate.steps:
+        variants[RIGHT, ""].append((step.loss, 0.0))
+        for fault in step.predicted:
+            variants.setdefault((fault.fault, fault.variant), []).append((fault.loss, fault.tolerance))
+    keys, pairs = list(variants), set()
+    for i, first in enumerate(keys):
+        for second in keys[i + 1 :]:
+            if first[0] == second[0] or len(variants[first]) != len(variants[second]):
+                continue
+            if all(
+                abs(a - b) <= (tolerance + ta) * abs(a) + (tolerance + tb) * abs(b)
+                for (a, ta), (b, tb) in zip(variants[first], variants[second], strict=True)
+            ):
+                pairs.add((first[0], second[0]))
+    return [list(pair) for pair in sorted(pairs)]
