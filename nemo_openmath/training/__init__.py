@@ -28,5 +28,6 @@ failures.py           what an error of torch means: machine, sizes, another rank
 run_lock.py           one training at a time in an output folder
 runtime.py            process group, parallel state and signals of a rank
 rank_processes.py     the ranks as processes: output, deaths, signals
+certificate/          what loss a right trainer reports, and one with a known fault
 planning/             what a training needs before it is started
 """

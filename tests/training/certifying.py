@@ -7,7 +7,19 @@ from pathlib import Path
 from nemo_openmath.cli.main import run
 
 root = Path(sys.argv[1])
-code = run(["certify", str(root / "packs"), str(root / "hf"), "--output", str(root / "cert.json"), "--batch-samples", "11", "--data", str(root / "data.jsonl")])
+code = run(
+    [
+        "certify",
+        str(root / "packs"),
+        str(root / "hf"),
+        "--output",
+        str(root / "cert.json"),
+        "--batch-samples",
+        "11",
+        "--data",
+        str(root / "data.jsonl"),
+    ]
+)
 
 from nemo_openmath.training.certificate.first_step import make  # noqa: E402
 from nemo_openmath.training.job import read_job  # noqa: E402

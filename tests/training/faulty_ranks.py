@@ -64,8 +64,8 @@ def losses_times(factor: Callable[[RankBatch, PackedBatch], float]) -> Iterator[
         batches[:] = [batch]
         return run(self, batch, **rest)
 
-    def multiplied(self: Any, hidden: Any, *args: Any, **rest: Any) -> Any:
-        output = postprocess(self, hidden, *args, **rest)
+    def multiplied(self: Any, *args: Any, **rest: Any) -> Any:
+        output = postprocess(self, *args, **rest)
         return output * factor(batches[0], rest["packed_seq_params"]) if self.post_process else output
 
     with (

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import math
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import pytest
 
 from nemo_openmath.cli import main as command
 from nemo_openmath.core.errors import ExitCode
-from nemo_openmath.data.batches.packed_data import PackedData
 from nemo_openmath.data.packs.write import write_packs
 from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
 from nemo_openmath.training.certificate.diagnose import Diagnosis, diagnose
@@ -26,7 +24,7 @@ from tests.support.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
-MODEL = models.TIED.with_changes(num_hidden_layers=12)
+MODEL = models.TIED.with_changes(num_hidden_layers=12, vocab_size=108)
 LENGTHS = (37, 23, 5, 41, 90, 38, 3, 17, 7, 30, 65)
 
 # (layout, ranks, fault): as many as there are; right where it is None
@@ -60,11 +58,11 @@ CASES: list[tuple[dict[str, Any], int, str | None]] = [
             "weights_not_loaded",
         )
     ),
+    ({"tp": 2, "cp": 2}, 4, "context_order over the pack"),  # with one replica, whose packs are those of the plan
     *(
         ({"cp": 2}, 4, name)
         for name in (
             "context_order",
-            "context_order over the pack",
             "rank_positions",
             "padding_trained",
             "tokens_dropped",
@@ -116,7 +114,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if world == 4:
             assert making.wait() == 0
             for fault in (None, "pack_as_one_sequence"):
-                case = {"job": str(job), "overrides": ["parallel.pp=4"], "fault": fault, "train": True}
+                out = root / f"out {fault}"
+                out.mkdir()
+                shutil.copy(root / "out/certificate.json", out)
+                overrides = ["parallel.pp=4", f"output={out}"]
+                case = {"job": str(job), "overrides": overrides, "fault": fault, "train": True}
                 cases.append({**case, "output": str(root / f"trained {fault}")})
         run_ranks("tests.training.faulty_ranks", world, cases, root)
     return root
@@ -144,3 +146,100 @@ def test_a_fault_is_named_and_no_other(
         assert diagnosis.status == "fault"
     if fault == "middle_stages_as_one_sequence":
         assert diagnosis.explanations[0].variant.startswith(f"{layout['pp']} stages")
+
+
+def test_the_reference_is_transformers(root: Path, certificate: Certificate) -> None:
+    """Each sample alone through transformers' model, fp32: the right loss within 1e-6, labels of other tokens too."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    net = AutoModelForCausalLM.from_pretrained(root / "hf", dtype=torch.float32, attn_implementation="eager").eval()
+    sums, own, count = 0.0, 0.0, 0
+    expected = {}
+    for line in (root / "data.jsonl").read_text().splitlines():
+        pack = json.loads(line)
+        ends = [*pack["seq_start_id"][1:], len(pack["input_ids"])]
+        for name, start, end in zip(pack["sample_ids"], pack["seq_start_id"], ends, strict=True):
+            tokens, labels = (torch.tensor(pack[key][start:end]) for key in ("input_ids", "labels"))
+            assert pack["position_ids"][start:end] == list(range(end - start))
+            with torch.no_grad():
+                log_p = net(input_ids=tokens.unsqueeze(0)).logits[0].double().log_softmax(-1)
+            target = labels[1:] != -100
+            losses = -log_p[:-1].gather(1, tokens[1:].unsqueeze(1)).squeeze(1)[target]
+            expected[name] = float(losses.mean()) if len(losses) else None
+            sums, count = sums + float(losses.sum()), count + len(losses)
+            own -= float(log_p[:-1].gather(1, tokens[:-1].unsqueeze(1)).squeeze(1)[target].sum())
+    [step] = certificate.steps
+    assert step.target_tokens == count
+    assert step.loss == pytest.approx(sums / count, rel=1e-6)
+    assert {sample.id: sample.loss for sample in step.samples} == pytest.approx(expected, rel=2e-6)
+    not_shifted = [fault.loss for fault in step.predicted if fault.fault == "labels_not_shifted"]
+    assert not_shifted[0] == pytest.approx(own / count, rel=1e-6)
+
+
+def test_a_training_is_certified_in_its_first_step(root: Path) -> None:
+    """A right one goes on; a wrong one stops before its weights change, and leaves no checkpoint."""
+    assert (root / "trained None").read_text() == "trained"
+    said = (root / "trained pack_as_one_sequence").read_text()
+    assert said.startswith("NotCertified: step 1: loss ")
+    assert "pack_as_one_sequence: all layers take a pack for one sample" in said
+    assert said.endswith("weights unchanged")
+    metrics = (root / "out None/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in metrics] == [1, 2]
+    assert (root / "out pack_as_one_sequence/metrics.jsonl").read_text() == ""
+    assert not list((root / "out pack_as_one_sequence/checkpoints").glob("step-*"))
+
+
+def test_what_diagnose_says(
+    root: Path, certificate: Certificate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit codes and lines; rows of micro-batches and samples; numbers with few digits; wrong files, by their rows."""
+    [step] = certificate.steps
+    leak = next(fault for fault in step.predicted if fault.fault == "pack_as_one_sequence")
+
+    def said(text: str, *options: str) -> tuple[ExitCode, str]:
+        (tmp_path / "losses.csv").write_text(text)
+        code = command.run(
+            ["diagnose", str(tmp_path / "losses.csv"), "--certificate", str(root / "cert.json"), *options]
+        )
+        return code, "".join(capsys.readouterr())
+
+    code, text = said(f"step,loss\n1,{step.loss:.7f}\n")
+    assert (code, text.split(":")[0]) == (ExitCode.OK, "certified")
+    code, text = said(f"step,loss\n1,{leak.loss:.7f}\n")
+    assert (code, text.split(":")[0]) == (ExitCode.FAULT, "pack_as_one_sequence")
+    assert "look at: packed_seq_params" in text
+    code, text = said(f"step,loss\n1,{1.5 * step.loss:.7f}\n")
+    assert (code, text.split(":")[0]) == (ExitCode.UNKNOWN, "unknown")
+    code, text = said(f"step,loss\n1,{step.loss:.1f}\n")  # known to 0.05: near to many
+    assert (code, text.split(" right and ")[0]) == (ExitCode.UNDECIDED, "cannot tell apart")
+    samples = [
+        f"1,{loss:.7f},,{sample.id}"
+        for sample, loss in zip(step.samples, leak.samples, strict=True)
+        if loss is not None
+    ]
+    packs = [f"1,{loss:.7f},{number}," for number, loss in enumerate(leak.micro_batches)]
+    code, text = said("\n".join(["step,loss,micro_batch,sample", *samples, *packs]), "--precision", "bf16")
+    assert (code, text.split(":")[0]) == (ExitCode.FAULT, "pack_as_one_sequence")
+    for rows, problem in {
+        "step,loss\n1,2.5\n1,2.5\n": "losses.csv:3: the same as row 2",
+        "step,loss\n2,2.5\n": "losses.csv:2: step 2: the certificate has steps 1 to 1",
+        "step,loss\n1,much\n": "losses.csv:2: loss 'much' is no number",
+        "step,loss\n1,nan\n": "losses.csv:2: loss nan is not finite",
+        "step,loss,sample\n1,2.5,nobody\n": "losses.csv:2: sample 'nobody' is not in step 1",
+        "step,loss,micro_batch\n1,2.5,3\n": "losses.csv:2: micro-batch 3: step 1 has 0 to 2",
+        "step,loss,sample\n1,2.5\n": "losses.csv:2: 2 cells, the heading has 3",
+        "1,2.5\n": "losses.csv:1: the heading is 1,2.5",
+        "step,loss\n": "losses.csv: no row holds a loss",
+    }.items():
+        code, text = said(rows)
+        assert (code, problem in text) == (ExitCode.USER_ERROR, True), text
+
+
+def test_the_page_names_every_fault(certificate: Certificate) -> None:
+    page = (Path(__file__).parents[2] / "docs/howto/certificate.md").read_text()
+    for name, fault in certificate.faults.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        for source in fault["sources"]:
+            for number in re.findall(r"#(\d+)", source):
+                assert re.search(rf"\b{number}\b", row), (name, number)

@@ -23,9 +23,9 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_intermixed_args()
     try:
-        from nemo_openmath.training.certificate.alone import start_alone
+        from nemo_openmath.training.certificate.alone import use_megatron
 
-        start_alone()  # before megatron-core is imported elsewhere
+        use_megatron()  # before megatron-core is imported elsewhere
         from nemo_openmath.training.certificate.first_step import make
         from nemo_openmath.training.job import read_job
 

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 
 
-def start_alone() -> None:
-    """Make this process a world of one rank; call it before megatron-core is imported elsewhere."""
+def use_megatron() -> None:
+    """Make megatron-core usable in this process, quietly; call it before megatron-core is imported elsewhere."""
     warnings.filterwarnings("ignore", module=r"(megatron|torch)\b.*")
     for noisy in ("megatron.core", "torch.distributed"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    import torch.distributed as dist
-
     from nemo_openmath.models import cpu_compat
 
     cpu_compat.install()
-    if not dist.is_initialized():
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+
+
+@contextlib.contextmanager
+def world_of_one() -> Iterator[None]:
+    """Make this process a process group of its own within it, where it is in none."""
+    import torch.distributed as dist
+
+    use_megatron()
+    if dist.is_initialized():
+        yield
+        return
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -39,6 +39,7 @@ from nemo_openmath.training.certificate.reference import ReferenceModel, alone, 
 from nemo_openmath.training.forward_backward import check_tokens
 
 log = logging.getLogger(__name__)
+_SECONDS_BETWEEN_LINES = 15.0
 _SAME = 1e-9  # relative: a fault that changes no more than this changes nothing
 
 
@@ -128,7 +129,7 @@ def _certify_step(
     model: ReferenceModel, number: int, packs: Sequence[Pack], layouts: Layouts, faults: Sequence[Fault]
 ) -> tuple[CertifiedStep, set[tuple[str, str]]]:
     """Return the step's part of the certificate, and which variants change nothing of it."""
-    begun = time.monotonic()
+    begun = said = time.monotonic()
     batch = CertifiedBatch(model, packs, [alone(model, pack) for pack in packs], layouts)
     sums = batch.right_sums()
     loss, targets = batch_loss(sums), sum(int(pack.counts.sum()) for pack in sums)
@@ -151,7 +152,9 @@ def _certify_step(
                 unexercised.add((fault.name, prediction.variant))
             else:
                 step.predicted.append(predicted)
-        log.info(f"step {number}: {fault.name}, {time.monotonic() - begun:.0f} s so far")
+        if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            log.info(f"step {number}: {fault.name} is done, {said - begun:.0f} s so far")
     return step, unexercised
 
 

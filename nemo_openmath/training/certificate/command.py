@@ -44,9 +44,9 @@ class CertifyRequest:
 
 def certify(request: CertifyRequest) -> str:
     """Write the certificate and return what it says, for people. Raises UserError for what does not fit."""
-    from nemo_openmath.training.certificate.alone import start_alone
+    from nemo_openmath.training.certificate.alone import use_megatron
 
-    start_alone()  # before megatron-core is imported elsewhere
+    use_megatron()  # before megatron-core is imported elsewhere
     from nemo_openmath.training.base_model import BaseModel  # torch takes seconds to import
     from nemo_openmath.training.certificate.certify import (
         chosen_packs,
