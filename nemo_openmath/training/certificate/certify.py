@@ -129,7 +129,7 @@ def _certify_step(
     model: ReferenceModel, number: int, packs: Sequence[Pack], layouts: Layouts, faults: Sequence[Fault]
 ) -> tuple[CertifiedStep, set[tuple[str, str]]]:
     """Return the step's part of the certificate, and which variants change nothing of it."""
-    begun = said = time.monotonic()
+    begun = reported_at = time.monotonic()
     batch = CertifiedBatch(model, packs, [alone(model, pack) for pack in packs], layouts)
     sums = batch.right_sums()
     loss, targets = batch_loss(sums), sum(int(pack.counts.sum()) for pack in sums)
@@ -152,9 +152,9 @@ def _certify_step(
                 unexercised.add((fault.name, prediction.variant))
             else:
                 step.predicted.append(predicted)
-        if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
-            log.info(f"step {number}: {fault.name} is done, {said - begun:.0f} s so far")
+        if time.monotonic() - reported_at > _SECONDS_BETWEEN_LINES:
+            reported_at = time.monotonic()
+            log.info(f"step {number}: {fault.name} is done, {reported_at - begun:.0f} s so far")
     return step, unexercised
 
 

@@ -6,6 +6,8 @@ from nemo_openmath.core.errors import ExitCode, OpenMathError
 from nemo_openmath.training.certificate.diagnose import Diagnosis, Explanation, never_shown
 from nemo_openmath.training.certificate.files import RIGHT, Certificate
 
+_SHOWN = 6  # names in a sentence
+
 
 class NotCertified(OpenMathError):
     """Raised where losses are not, or not surely, those of a right trainer; the message names the faults."""
@@ -28,8 +30,10 @@ def verdict(diagnosis: Diagnosis, certificate: Certificate) -> str:
         return f"unknown: no known fault gives these losses ({within})"
     if diagnosis.status == "fault":
         return f"{_named(names[0])}: {_what(names[0], certificate)} ({within})"
-    told = " and ".join(", ".join(_named(name) for name in part) for part in (names[:-1], names[-1:]))
-    return f"cannot tell apart {told} ({within})"
+    shown = [_named(name) for name in names[:_SHOWN]]
+    if len(names) > _SHOWN:
+        shown.append(f"{len(names) - _SHOWN} more")
+    return f"cannot tell apart {', '.join(shown[:-1])} and {shown[-1]} ({within})"
 
 
 def advice(diagnosis: Diagnosis, certificate: Certificate) -> list[str]:
