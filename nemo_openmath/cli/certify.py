@@ -53,6 +53,7 @@ def add(groups: Any) -> None:
         "--weights", choices=["fp32", "bf16"], default="fp32", help="bf16: round them first, as a bf16 training does"
     )
     certify.add_argument("--rope-theta", type=float, metavar="B", help="in place of the model's")
+    certify.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="to compute on")
     certify.add_argument("--data", type=Path, metavar="FILE", help="write the packs as JSON Lines for another trainer")
     diagnose = verb(groups, "diagnose", "name the fault that gives a trainer's losses", _diagnose, interrupted=AGAIN)
     diagnose.epilog = f"{diagnose.epilog}\n{_CODES}\n"

@@ -21,9 +21,11 @@ code = run(
     ]
 )
 
+from nemo_openmath.training.certificate.alone import world_of_one  # noqa: E402
 from nemo_openmath.training.certificate.first_step import make  # noqa: E402
 from nemo_openmath.training.job import read_job  # noqa: E402
 
-make(read_job(root / "job.yaml", ["parallel.pp=4"]), 4)
+with world_of_one("cpu"):
+    make(read_job(root / "job.yaml", ["parallel.pp=4"]), 4)
 sys.stdout.flush()
 os._exit(int(code))

@@ -11,6 +11,9 @@ import traceback
 from nemo_openmath.core.errors import ExitCode, OpenMathError
 from nemo_openmath.core.logs import ConsoleHandler, configure_logging
 from nemo_openmath.core.processes import die_with_parent
+from nemo_openmath.training.certificate.alone import world_of_one
+from nemo_openmath.training.certificate.first_step import make
+from nemo_openmath.training.job import read_job
 
 
 def main() -> int:
@@ -23,13 +26,9 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_intermixed_args()
     try:
-        from nemo_openmath.training.certificate.alone import use_megatron
-
-        use_megatron()  # before megatron-core is imported elsewhere
-        from nemo_openmath.training.certificate.first_step import make
-        from nemo_openmath.training.job import read_job
-
-        make(read_job(options.job, options.overrides), options.processes)
+        job = read_job(options.job, options.overrides)
+        with world_of_one(job.training.device):
+            make(job, options.processes)
     except OpenMathError as error:
         print(error, file=sys.stderr, flush=True)
         return int(error.exit_code)

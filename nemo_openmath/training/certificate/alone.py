@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import warnings
+import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+from nemo_openmath.core.listening import free_port
 
-def use_megatron() -> None:
-    """Make megatron-core usable in this process, quietly; call it before megatron-core is imported elsewhere."""
-    warnings.filterwarnings("ignore", module=r"(megatron|torch)\b.*")
-    for noisy in ("megatron.core", "torch.distributed"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    from nemo_openmath.models import cpu_compat
-
-    cpu_compat.install()
+if TYPE_CHECKING:
+    from nemo_openmath.models.layout import DeviceChoice
 
 
 @contextlib.contextmanager
-def world_of_one() -> Iterator[None]:
-    """Make this process a process group of its own within it, where it is in none."""
-    import torch.distributed as dist
+def world_of_one(device: DeviceChoice) -> Iterator[None]:
+    """Make this process a process group of its own, on ``device``; enter it before megatron-core is imported.
 
-    use_megatron()
-    if dist.is_initialized():
-        yield
-        return
-    store = dist.HashStore()  # type: ignore[attr-defined]
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    Raises what :func:`nemo_openmath.training.choose_device.choose_device` raises.
+    """
+    world = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    world["MASTER_PORT"] = str(free_port("127.0.0.1"))
+    before = {name: os.environ.get(name) for name in world}
+    os.environ.update(world)
+    import torch.distributed as dist  # seconds
+
+    from nemo_openmath.training.runtime import start_process
+
     try:
+        start_process(device)
         yield
     finally:
-        dist.destroy_process_group()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -11,7 +11,8 @@ from typing import Any
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.outputs import refuse_foreign_file
-from nemo_openmath.models.layout import Precision
+from nemo_openmath.models.layout import DeviceChoice, Precision
+from nemo_openmath.training.certificate.alone import world_of_one
 from nemo_openmath.training.certificate.diagnose import diagnose
 from nemo_openmath.training.certificate.files import FORMAT, Certificate, read_losses
 from nemo_openmath.training.certificate.report import EXIT_CODES, NotCertified, advice, table, verdict
@@ -34,6 +35,7 @@ class CertifyRequest:
     weights: Precision
     rope_theta: float | None
     data: Path | None
+    device: DeviceChoice
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> CertifyRequest:
@@ -44,9 +46,16 @@ class CertifyRequest:
 
 def certify(request: CertifyRequest) -> str:
     """Write the certificate and return what it says, for people. Raises UserError for what does not fit."""
-    from nemo_openmath.training.certificate.alone import use_megatron
+    refuse_foreign_file(request.output, "a loss certificate", _is_ours)
+    with world_of_one(request.device):
+        return _certify(request)
 
-    use_megatron()  # before megatron-core is imported elsewhere
+
+def _is_ours(line: bytes) -> bool:
+    return line.strip() == b"{" or FORMAT.encode() in line
+
+
+def _certify(request: CertifyRequest) -> str:
     from nemo_openmath.training.base_model import BaseModel  # torch takes seconds to import
     from nemo_openmath.training.certificate.certify import (
         chosen_packs,
@@ -58,9 +67,6 @@ def certify(request: CertifyRequest) -> str:
     from nemo_openmath.training.certificate.faults import Layouts
     from nemo_openmath.training.worker import tokenizer_fingerprint
 
-    refuse_foreign_file(
-        request.output, "a loss certificate", lambda line: line.strip() == b"{" or FORMAT.encode() in line
-    )
     changes = {} if request.rope_theta is None else {"rope_theta": request.rope_theta}
     base = BaseModel.open(request.model, changes)
     tokenizer = tokenizer_fingerprint(request.model)

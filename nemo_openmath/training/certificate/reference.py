@@ -17,7 +17,6 @@ from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.layout import Parallel, Precision
 from nemo_openmath.models.packed import PackedBatch, pack_batch, rotary
 from nemo_openmath.training.base_model import BaseModel
-from nemo_openmath.training.certificate.alone import world_of_one
 from nemo_openmath.training.certificate.views import Boundaries, right_view
 from nemo_openmath.training.runtime import parallel_state_of
 from nemo_openmath.training.sharded_state import load_base
@@ -117,9 +116,9 @@ def reference_model(base: BaseModel, precision: Precision = "fp32") -> Iterator[
     """Yield ``base`` in this process alone. It computes in fp32; with ``precision`` bf16 its weights are rounded to
     bf16 first, as those of a bf16 training are.
 
-    The process must belong to no process group yet.
+    The process must be a world of one: :func:`nemo_openmath.training.certificate.alone.world_of_one`.
     """
-    with world_of_one(), parallel_state_of(Parallel(), seed=0):
+    with parallel_state_of(Parallel(), seed=0):
         [model] = build_model(base.config, Parallel(), backend="local")
         load_base(base, [model])
         if precision == "bf16":
