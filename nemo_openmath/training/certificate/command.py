@@ -41,7 +41,9 @@ class CertifyRequest:
     def of(cls, options: argparse.Namespace) -> CertifyRequest:
         """Return the request of a command line."""
         values: dict[str, Any] = {name: getattr(options, name) for name in cls.__dataclass_fields__}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        for name in ("stages", "cp", "dp"):
+            values[name] = None if values[name] is None else tuple(values[name])
+        return cls(**values)
 
 
 def certify(request: CertifyRequest) -> str:
