@@ -53,7 +53,9 @@ def _sft(options: argparse.Namespace) -> None:
     output = read_job(options.job, options.overrides).output
     if output.resolve() != options.job.resolve().parent:  # not the training of a stage, that goes on
         refuse_inside_stage(output)
-        refuse_foreign_folder(output, "the folder of a training", ("checkpoints", "metrics.jsonl", "stacks"))
+        refuse_foreign_folder(
+            output, "the folder of a training", ("checkpoints", "metrics.jsonl", "stacks", "certificate.json*")
+        )
 
     def run(on_line: Callable[[str], None]) -> None:
         launch(options.processes, options.job, overrides=options.overrides, threads=options.threads, on_line=on_line)

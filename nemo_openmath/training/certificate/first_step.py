@@ -73,15 +73,19 @@ def make(job: TrainingJob, processes: int) -> None:
         dp=(dp,) if dp > 1 else (),
         paddings=(parallel.sample_multiple,),
     )
+    layout = {**asdict(parallel), "dp": dp}
     file = job.output / CERTIFICATE
-    if file.exists() and not _difference(Certificate.read(file), base.identity, source.fingerprint, precision):
-        log.info(f"certificate: {file} is of this model and these packs")
-        return
+    if file.exists():
+        before = Certificate.read(file)
+        same = not _difference(before, base.identity, source.fingerprint, precision)
+        if same and before.packs.get("layout") == layout:
+            log.info(f"certificate: {file} is of this model, these packs and this layout")
+            return
     batch = source.batch(0)
     micro_batches = [pack for share in shard_batch(batch, dp, parallel) for pack in share]
     data = CertifiedData(
         [without_padding(micro_batches, batch)],
-        {"folder": str(job.data.folder), "digest": source.fingerprint, "layout": {**asdict(parallel), "dp": dp}},
+        {"folder": str(job.data.folder), "digest": source.fingerprint, "layout": layout},
         capacity=0,
         pad_multiple=1,
     )
