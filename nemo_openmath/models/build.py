@@ -25,7 +25,7 @@ from nemo_openmath.core.errors import MissingExtra, UserError
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.attention import PackedAttention
 from nemo_openmath.models.configs import ModelConfig
-from nemo_openmath.models.device import process_device
+from nemo_openmath.models.devices import process_device
 from nemo_openmath.models.layout import LayerBackend, Parallel, Recompute
 from nemo_openmath.models.loss import linear_cross_entropy
 from nemo_openmath.models.norm import RMSNorm

@@ -1,4 +1,4 @@
-"""Devices on which a model is run outside of a training: what a setting means on this machine.
+"""Devices on which a model is run: what a setting means on this machine, and which one a training's process has.
 
 torch is imported where it is used: settings are checked before it is needed.
 """
@@ -6,9 +6,12 @@ torch is imported where it is used: settings are checked before it is needed.
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from nemo_openmath.core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 
@@ -53,6 +56,20 @@ def run_device(choice: DeviceChoice, needed: int, task: str) -> str:
         raise UserError(problem, remedy="use device: cpu, or a GPU with more memory")
     log.warning("%s: it runs on the CPU", problem)
     return "cpu"
+
+
+def process_device() -> torch.device:
+    """Return the device that this process's group was made for: the thread's current GPU under NCCL, else the CPU.
+
+    It is chosen once (:mod:`nemo_openmath.training.choose_device`) and never guessed from what the machine has: a
+    process that computes on the CPU beside GPUs does not see them.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if dist.is_initialized() and dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def use_steady_attention(device: str) -> None:

@@ -12,7 +12,6 @@ from nemo_openmath.models.configs import ModelConfig
 Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "selective", "full"]
 LayerBackend = Literal["auto", "local", "transformer_engine"]
-DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)

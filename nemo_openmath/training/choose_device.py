@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from nemo_openmath.core.errors import MachineFailure, UserError
-from nemo_openmath.models.device import CPU
-from nemo_openmath.models.layout import DeviceChoice
+from nemo_openmath.models.devices import DeviceChoice
 from nemo_openmath.training.rank_watch import node_name
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
+CPU = torch.device("cpu")
 log = logging.getLogger(__name__)
 
 

@@ -20,7 +20,8 @@ from nemo_openmath.core.bounds import (
 )
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.data.batches.held_out import check_share
-from nemo_openmath.models.layout import DeviceChoice, LayerBackend, Parallel, Precision, Recompute
+from nemo_openmath.models.devices import DeviceChoice
+from nemo_openmath.models.layout import LayerBackend, Parallel, Precision, Recompute
 
 
 @dataclass(frozen=True)

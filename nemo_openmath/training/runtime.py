@@ -20,8 +20,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from nemo_openmath.core.errors import ExitCode
 from nemo_openmath.models import cpu_compat
-from nemo_openmath.models.device import process_device
-from nemo_openmath.models.layout import DeviceChoice, Parallel
+from nemo_openmath.models.devices import DeviceChoice, process_device
+from nemo_openmath.models.layout import Parallel
 from nemo_openmath.training.choose_device import agree_on_device, hide_gpus
 from nemo_openmath.training.run_lock import RunLock
 

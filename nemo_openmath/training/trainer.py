@@ -20,7 +20,7 @@ from nemo_openmath.core.errors import Preempted, UserError
 from nemo_openmath.data.batches.source import PackSource
 from nemo_openmath.models.build import PackedGPT, build_model, choose_backend
 from nemo_openmath.models.configs import ModelConfig
-from nemo_openmath.models.device import process_device
+from nemo_openmath.models.devices import process_device
 from nemo_openmath.training.agreement import on_main
 from nemo_openmath.training.base_model import BaseModel
 from nemo_openmath.training.certificate.first_step import check

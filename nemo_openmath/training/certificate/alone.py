@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nemo_openmath.core.listening import free_port
 
 if TYPE_CHECKING:
-    from nemo_openmath.models.layout import DeviceChoice
+    from nemo_openmath.models.devices import DeviceChoice
 
 
 @contextlib.contextmanager

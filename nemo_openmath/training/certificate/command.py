@@ -11,7 +11,8 @@ from typing import Any
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.outputs import refuse_foreign_file
-from nemo_openmath.models.layout import DeviceChoice, Precision
+from nemo_openmath.models.devices import DeviceChoice
+from nemo_openmath.models.layout import Precision
 from nemo_openmath.training.certificate.alone import world_of_one
 from nemo_openmath.training.certificate.diagnose import diagnose
 from nemo_openmath.training.certificate.files import FORMAT, Certificate, read_losses
