@@ -62,6 +62,15 @@ def test_broken_rows_are_skipped_and_counted_where_the_user_says_so(tmp_path: Pa
     ]
 
 
+@pytest.mark.parametrize("kind", [ReadProblems, ReadThreads])
+def test_a_file_of_broken_rows_alone_is_refused_though_they_may_be_skipped(
+    tmp_path: Path, kind: type[ReadFiles[Any]]
+) -> None:
+    (tmp_path / "p.jsonl").write_text('broken\n{"other": 1}\n')
+    with pytest.raises(UserError, match=r"p\.jsonl:1: not JSON.*\(2 of 2 rows are broken\).*no row is left"):
+        run(kind, tmp_path / "out", tmp_path / "p.jsonl", skip_broken=True)
+
+
 @pytest.mark.parametrize("number", ["18446744073709551617", "12345678901234567890.5", "0.10", "1e400"])
 def test_an_answer_that_is_a_number_keeps_its_spelling(tmp_path: Path, number: str) -> None:
     (tmp_path / "p.jsonl").write_text(f'{{"problem": "x", "expected_answer": {number}, "bound": {number}}}\n')

@@ -40,7 +40,10 @@ class BrokenRows:
         rows = self.good + self.count
         file, row, problem = self._first
         among = f" ({self.count} of {rows} rows are broken)" if self.count > 1 or rows > 1 else ""
-        raise UserError(f"{problem}{among}", file=file, row=row, remedy=f"mend or delete it; {self._how}")
+        remedy = (
+            "no row is left: mend the file, or give another one" if self.skip else f"mend or delete it; {self._how}"
+        )
+        raise UserError(f"{problem}{among}", file=file, row=row, remedy=remedy)
 
 
 def report_bad(path: Path, row: int, problem: str, on_bad: BadRow | None) -> None:
