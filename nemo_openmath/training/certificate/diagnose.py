@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nemo_openmath.training.certificate.files import RIGHT, Certificate, CertifiedStep, Predicted, ReportedLoss
+from nemo_openmath.training.certificate.files import RIGHT, Certificate, Predicted, ReportedLoss
 
 Status = Literal["certified", "fault", "undecided", "unknown"]
 SCALED = "scaled"
@@ -43,9 +43,10 @@ class Diagnosis:
 
 def diagnose(certificate: Certificate, losses: Sequence[ReportedLoss], tolerance: float) -> Diagnosis:
     """Return what ``losses`` say, where a right trainer's losses are right up to a relative ``tolerance``."""
-    right = max(_gap(reported, _of(reported, certificate, None)) for reported in losses)
+    expectations = _Expectations(certificate)
+    right = max(_gap(reported, expectations.of(reported, _RIGHT)) for reported in losses)
     best: dict[str, Explanation] = {}
-    for explanation in _explanations(certificate, losses, tolerance):
+    for explanation in _explanations(expectations, losses, tolerance):
         if explanation.name not in best or explanation.gap < best[explanation.name].gap:
             best[explanation.name] = explanation
     harmless = {name for name, fault in certificate.faults.items() if fault["harmless"]}
@@ -62,19 +63,20 @@ def diagnose(certificate: Certificate, losses: Sequence[ReportedLoss], tolerance
     return Diagnosis(status, explanations, right, tolerance)
 
 
-def _explanations(certificate: Certificate, losses: Sequence[ReportedLoss], tolerance: float) -> Iterator[Explanation]:
-    names = {(fault.fault, fault.variant) for step in certificate.steps for fault in step.predicted}
-    for key in (None, *sorted(names)):
+def _explanations(
+    expectations: _Expectations, losses: Sequence[ReportedLoss], tolerance: float
+) -> Iterator[Explanation]:
+    for key in expectations.keys:
         gaps = []
         for reported in losses:
-            prediction = _of(reported, certificate, key)
-            gap = _gap(reported, prediction)
-            if prediction is None or gap > tolerance + prediction.tolerance + reported.rounding / abs(prediction.loss):
+            expected = expectations.of(reported, key)
+            gap = _gap(reported, expected)
+            if expected is None or gap > tolerance + expected.tolerance + reported.rounding / abs(expected.loss):
                 break
             gaps.append(gap)
         else:
-            yield Explanation(*(key or (RIGHT, "")), max(gaps))
-    yield from _scaled(certificate, losses, tolerance)
+            yield Explanation(*key, max(gaps))
+    yield from _scaled(expectations, losses, tolerance)
 
 
 def never_shown(certificate: Certificate) -> list[str]:
@@ -89,36 +91,44 @@ class _Expected:
     tolerance: float
 
 
-def _of(reported: ReportedLoss, certificate: Certificate, key: tuple[str, str] | None) -> _Expected | None:
-    """Return what is expected in the place of a reported loss; None where a fault predicts nothing there."""
-    step = next(step for step in certificate.steps if step.step == reported.step)
-    prediction: Predicted | None = step.right()
-    if key is not None:
-        prediction = next((p for p in step.predicted if (p.fault, p.variant) == key), None)
-    if prediction is None:
-        return None
-    loss: float | None = prediction.loss
-    if reported.micro_batch is not None:
-        loss = prediction.micro_batches[reported.micro_batch]
-    elif reported.sample is not None:
-        loss = _sample_loss(step, prediction, reported)
-    return _Expected(loss, prediction.tolerance) if loss else None
+_RIGHT = (RIGHT, "")
 
 
-def _sample_loss(step: CertifiedStep, prediction: Predicted, reported: ReportedLoss) -> float | None:
-    """Return the loss of a sample; of copies in other packs, the one nearest to what was reported."""
-    copies = zip(step.samples, prediction.samples, strict=True)
-    losses = [loss for part, loss in copies if part.id == reported.sample and loss is not None]
-    return min(losses, key=lambda loss: abs(loss - reported.loss), default=None)
+class _Expectations:
+    """The losses of a certificate by step, fault and variant; ``keys`` are (name, variant), the right one first."""
+
+    def __init__(self, certificate: Certificate):
+        self._predicted: dict[tuple[int, str, str], Predicted] = {}
+        self._places: dict[tuple[int, str], list[int]] = {}  # of a step's samples by id; copies have several
+        for step in certificate.steps:
+            for prediction in (step.right(), *step.predicted):
+                self._predicted[step.step, prediction.fault, prediction.variant] = prediction
+            for place, sample in enumerate(step.samples):
+                self._places.setdefault((step.step, sample.id), []).append(place)
+        self.keys = list(dict.fromkeys((name, variant) for _, name, variant in self._predicted))
+
+    def of(self, reported: ReportedLoss, key: tuple[str, str]) -> _Expected | None:
+        """Return what is expected in the place of a reported loss; None where a fault predicts nothing there."""
+        prediction = self._predicted.get((reported.step, *key))
+        if prediction is None:
+            return None
+        loss: float | None = prediction.loss
+        if reported.micro_batch is not None:
+            loss = prediction.micro_batches[reported.micro_batch]
+        elif reported.sample is not None:  # of copies in other packs, the one nearest to what was reported
+            places = self._places[reported.step, reported.sample]
+            copies = [value for place in places if (value := prediction.samples[place]) is not None]
+            loss = min(copies, key=lambda value: abs(value - reported.loss), default=None)
+        return _Expected(loss, prediction.tolerance) if loss else None
 
 
 def _gap(reported: ReportedLoss, expected: _Expected | None) -> float:
     return float("inf") if expected is None else abs(reported.loss - expected.loss) / abs(expected.loss)
 
 
-def _scaled(certificate: Certificate, losses: Sequence[ReportedLoss], tolerance: float) -> Iterator[Explanation]:
+def _scaled(expectations: _Expectations, losses: Sequence[ReportedLoss], tolerance: float) -> Iterator[Explanation]:
     """Yield that all losses are one whole number (of ranks, of micro-batches) times the right ones, or a fraction."""
-    expected = [_of(reported, certificate, None) for reported in losses]
+    expected = [expectations.of(reported, _RIGHT) for reported in losses]
     if any(right is None for right in expected):
         return
     ratios = [reported.loss / right.loss for reported, right in zip(losses, expected, strict=True) if right]
