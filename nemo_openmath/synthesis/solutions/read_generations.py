@@ -78,7 +78,7 @@ class ReadGenerations(UnitStage[ReadGenerationsConfig, _Row]):
     def __init__(self, config: ReadGenerationsConfig):
         super().__init__(config)
         if not config.model:
-            raise ValueError("model: name the model that wrote these solutions")
+            raise UserError("model: not set", remedy="name the model that wrote these solutions")
         prompts = {Mode.COT: config.cot_prompt, Mode.TIR: config.tir_prompt, Mode.GENSELECT: config.genselect_prompt}
         self._templates = {mode: load_template(str(mode), path) for mode, path in prompts.items()}
         self._mode = None if config.mode == "auto" else Mode(config.mode)
