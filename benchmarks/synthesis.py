@@ -261,7 +261,7 @@ async def decontaminate(folder: Path, count: int, size: int, texts: str) -> None
         store(ports["benchmark"], [Problem.make(text) for _, text in held])
         tokenizer = load_tokenizer(None, folder)
         with GradingPool() as pool:
-            services = Lent(InstantEngine("Why: other numbers.\nVerdict: no", same_tokens=False), tokenizer, pool)
+            services = Lent(InstantEngine("Why: other numbers.\nVerdict: no", same_tokens=True), tokenizer, pool)
             wall, cpu = await run(Decontaminate(DecontaminateConfig()), folder / "out", services, **ports)
         print(f"the stage: {wall:.0f} s ({cpu:.0f} s CPU)")
 

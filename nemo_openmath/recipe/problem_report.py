@@ -12,6 +12,7 @@ from nemo_openmath.core.merging import read_merged
 from nemo_openmath.core.records import Manifest, Problem, Thread
 from nemo_openmath.core.records.encoding import id_of_line, parse_record
 from nemo_openmath.core.records.store import record_lines
+from nemo_openmath.evaluation.controls import METRIC, score_text
 from nemo_openmath.evaluation.reports.problem_set import ProblemSet, StageAgreement, StageBalance
 from nemo_openmath.evaluation.reports.samples import SAMPLES_PAGE, StageSamples, write_samples_page
 from nemo_openmath.evaluation.reports.view import Funnel
@@ -20,6 +21,7 @@ from nemo_openmath.grading.majority import majority
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.synthesis.problems.answers import UNATTRIBUTED
 from nemo_openmath.synthesis.problems.classify import DOUBTED
+from nemo_openmath.synthesis.problems.decontaminate import DROPPED, Decontaminate
 from nemo_openmath.synthesis.problems.exchanges import ACCEPTED, SECOND, read_samples, read_second
 from nemo_openmath.synthesis.problems.prompted import PromptedConfig
 
@@ -60,6 +62,20 @@ def problem_funnels(run: Run, finished: Mapping[str, Manifest]) -> Iterator[Funn
         others = types.total() - sum(types[kind] for kind, _ in _TYPES)
         parts = [(text, types[kind]) for kind, text in _TYPES] + ([("of no such type", others)] if others else [])
         yield Funnel("Problems by type (paper Table 2)", parts, parts=True)
+
+
+def decontamination_tables(run: Run, finished: Mapping[str, Manifest]) -> Iterator[Funnel]:
+    """Yield, for each stage that decontaminates, how many problems went for which evidence. The note says what its
+    controls say of problems that are in no benchmark."""
+    for name, manifest in finished.items():
+        if isinstance(stage := _stage(run, name), Decontaminate):
+            parts = [(reason, manifest.drops[reason]) for reason in DROPPED if manifest.drops.get(reason)]
+            scores = manifest.metrics.get(METRIC, {}).get("scores", ())
+            measured = [score_text(row) for row in scores if row["measure"] == "specificity"]
+            note = f"strictness: {stage.config.strictness}. "
+            note += f"Specificity by controls: {measured[0]}" if measured else "Its specificity was not measured"
+            if parts:
+                yield Funnel(f"Dropped by {name}", parts, parts=True, note=note)
 
 
 def _merged(run: Run, finished: Mapping[str, Manifest]) -> str:

@@ -23,7 +23,7 @@ from nemo_openmath.launch.run_files import read_run
 from nemo_openmath.launch.run_state import run_state
 from nemo_openmath.launch.view_graph import graph_svg
 from nemo_openmath.launch.view_status import status_nodes
-from nemo_openmath.recipe.problem_report import problem_funnels, problem_set
+from nemo_openmath.recipe.problem_report import decontamination_tables, problem_funnels, problem_set
 from nemo_openmath.recipe.prompt_match import prompt_notes
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.status import StageStatus, State
@@ -51,7 +51,12 @@ def run_view(run: Run, waited: float | None = None, only: Collection[str] | None
         results=gather(stages, "results"),
         paired=gather(stages, "paired"),
         apart=gather(stages, "apart"),
-        funnel=[*problem_funnels(run, finished), *_solution_funnels(run, finished), *_answer_tables(finished)],
+        funnel=[
+            *problem_funnels(run, finished),
+            *decontamination_tables(run, finished),
+            *_solution_funnels(run, finished),
+            *_answer_tables(finished),
+        ],
         training={n: run.folder(n) / "metrics.jsonl" for n in finished if _kind(run, n) == "training.sft"},
         examples=list(_examples(run, finished)),
         seeds={"recipe": recipe.seed} | {e.name: e.seed for e in recipe.stages.values() if e.seed != recipe.seed},

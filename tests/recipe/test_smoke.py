@@ -39,6 +39,7 @@ def test_the_whole_recipe_runs_and_reports(smoke_run: SmokeRun, tmp_path: Path) 
             assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
             assert row["problems"] == 24
     assert report["drops"]["problems"], "the benchmark leaks into the forum and is found"
+    assert any(table["title"] == "Dropped by problems" for table in report["funnel"])
 
     (competition,) = report["competition"]
     assert competition["problems"] == 3

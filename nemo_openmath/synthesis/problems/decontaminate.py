@@ -38,6 +38,12 @@ from nemo_openmath.synthesis.problems.retrievers import OWN, LexicalRetriever, L
 
 NOTE = "decontamination"
 """Key in ``extra`` of a problem that was kept although a reply called it the same as a benchmark problem."""
+WORD_FOR_WORD = "in the benchmark, word for word"
+ALL_SAME = "in the benchmark, reworded"
+"""Every verdict on a candidate is that it is the same problem: two, where both orders are asked."""
+ONE_SAME = "in the benchmark, by one verdict of several"
+DROPPED = (WORD_FOR_WORD, ALL_SAME, ONE_SAME)
+"""The reasons of drops, from the surest on."""
 _WHY = re.compile(r"^[\s*_`>#-]*why[\s*_`]*:[\s*_`]*(.+)$", re.I | re.M)
 _REASON_LETTERS = 120
 """Most letters of a reply's reason in a drop."""
@@ -182,7 +188,7 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem | Queued]):
     async def process(self, unit: Problem | Queued, context: StageContext) -> Result:
         problem, candidates, equal = await self._look_up(unit, context)
         if equal is not None:
-            drop = Drop("in the benchmark, word for word", f"{equal.name}: {problem.problem}")
+            drop = Drop(WORD_FOR_WORD, f"{equal.name}: {problem.problem}")
             return Result(drops=[drop], asked=False)
         doubted, verdicts = [], 0
         for similarity, candidate in candidates:
@@ -193,9 +199,9 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem | Queued]):
             same = sum(comparison.verdicts)
             evidence = f"{comparison}; {same} of {verdicts} verdicts; {problem.problem}"
             if same == len(comparison.verdicts):
-                return Result(drops=[Drop("in the benchmark, reworded", evidence)])
+                return Result(drops=[Drop(ALL_SAME, evidence)])
             if same and self.config.strictness == "any":
-                return Result(drops=[Drop("in the benchmark, by one verdict of several", evidence)])
+                return Result(drops=[Drop(ONE_SAME, evidence)])
             if same:
                 doubted.append(comparison.to_json())
         kept = problem.with_(extra=problem.extra | {NOTE: doubted}) if doubted else problem

@@ -113,7 +113,7 @@ class Statement:
     @lru_cache(maxsize=256)  # a problem and its post are looked at by several checks
     def of(cls, text: str) -> Statement:
         """Return what a problem states."""
-        return cls(tuple(_classified(signs(text))))
+        return cls(_tokens_of(text))
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -134,6 +134,11 @@ class Statement:
             elif token[1] or not any(_same(token, (word, False)) for word in words):
                 return False
         return expected is None and bool(shorter.tokens)
+
+
+@lru_cache(maxsize=16)  # the stages that compare problems ask twice for the same one
+def _tokens_of(text: str) -> tuple[Token, ...]:
+    return tuple(_classified(signs(text)))
 
 
 def signs(text: str) -> list[str]:

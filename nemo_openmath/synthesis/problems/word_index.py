@@ -96,7 +96,10 @@ class WordIndex:
             part = ranges(self._where[terms], self._lengths[terms])
             added = self._values[part] * np.repeat(weights, self._lengths[terms])
             scores = scores + np.bincount(self._owners[part], added, self._count)
-        near = np.flatnonzero(scores >= max(self._threshold, 1e-9))
+        least = max(self._threshold, 1e-9)
+        if self._count > count:  # no lower one than the last of the best
+            least = max(least, np.partition(scores, -count)[-count])
+        near = np.flatnonzero(scores >= least)
         best = near[np.lexsort((near, -scores[near]))[:count]]
         return [(min(float(scores[n]), 1.0), int(n)) for n in best]
 
