@@ -39,10 +39,11 @@ start_process("cpu")
 import torch  # noqa: E402
 
 from nemo_openmath.data.packs.pack import Pack, concatenate  # noqa: E402
-from nemo_openmath.models.attention import _attend, _whole  # noqa: E402
+from nemo_openmath.models.attention import whole_samples  # noqa: E402
 from nemo_openmath.models.build import build_model, load_hf  # noqa: E402
 from nemo_openmath.models.configs import ModelConfig  # noqa: E402
 from nemo_openmath.models.packed import pack_batch  # noqa: E402
+from nemo_openmath.models.segment_attention import attend  # noqa: E402
 from nemo_openmath.training.config import TrainingConfig  # noqa: E402
 from nemo_openmath.training.forward_backward import ForwardBackward, total_loss  # noqa: E402
 from nemo_openmath.training.optimizer import Optimizer  # noqa: E402
@@ -196,7 +197,7 @@ def attention(seconds: float) -> None:
         batch = pack_batch(zeros, zeros, np.ones(tokens, bool), cu, shape)
 
         def once() -> None:
-            _attend(query, key, value, [_whole(batch)], size**-0.5).sum().backward()
+            attend(query, key, value, whole_samples(batch), size**-0.5).sum().backward()
 
         return once
 

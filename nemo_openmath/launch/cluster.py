@@ -36,7 +36,19 @@ from nemo_openmath.launch.values import check_amounts, one_line, sbatch_option, 
 WarnSeconds = Annotated[int, Bounds(0, 65535)]  # what sbatch accepts
 TEMPLATES = Path(__file__).parent / "templates"
 """The sbatch templates of the package."""
-GpuKind = Literal["h100", "h200", "a100", "l4"]  # those of training.planning.gpus.GPUS
+GpuKind = Literal[  # those of training.planning.gpus.GPUS
+    "h100",
+    "h100-pcie",
+    "h100-nvl",
+    "h200",
+    "h200-nvl",
+    "b200",
+    "a100",
+    "a100-40gb",
+    "a100-pcie",
+    "a100-pcie-40gb",
+    "l4",
+]
 
 
 @dataclass(frozen=True)

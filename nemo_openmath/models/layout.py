@@ -12,6 +12,8 @@ from nemo_openmath.models.configs import ModelConfig
 Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "selective", "full"]
 LayerBackend = Literal["auto", "local", "transformer_engine"]
+Exchange = Literal["all_gather", "ring"]
+ContextExchange = Literal["auto", "all_gather", "ring"]
 
 
 @dataclass(frozen=True)

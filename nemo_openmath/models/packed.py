@@ -1,20 +1,15 @@
 """One micro-batch as a rank sees it: a pack, its sample boundaries, positions and rotary angles, split over context
-ranks.
+ranks (models/context_plan.py).
 
-Under context parallelism each sample of L tokens (a multiple of 2 x CP) is cut into 2 x CP chunks; rank r holds
-chunks r and 2 x CP - 1 - r. Causal attention costs a late chunk more than an early one; the pair costs every rank the
-same. With CP = 2 and samples of 8 and 4 tokens:
-
-    pack     a0 a1 a2 a3 a4 a5 a6 a7 | b0 b1 b2 b3
-    rank 0   a0 a1             a6 a7 | b0       b3
-    rank 1         a2 a3 a4 a5       |    b1 b2
+It is made in two halves. :class:`HostBatch` is numbers alone, and a thread may make it ahead. All of them lie in one
+tensor, in page-locked memory for a GPU, so that one copy brings them there and nothing waits for it.
+:meth:`HostBatch.to` is that copy, and the rotary angles, which the device computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.models.context_plan import Arrays, GatherPlan, RingPlan, zigzag
+from nemo_openmath.models.layout import Exchange
 
 
 @dataclass
@@ -38,22 +35,98 @@ class PackedBatch(PackedSeqParams):
     boundaries: tuple[int, ...] = (0,)  # cu_seqlens of the whole pack, on the host
     cos: Tensor = field(default_factory=lambda: torch.empty(0))  # [t, 1, head_dim / 2] fp32
     sin: Tensor = field(default_factory=lambda: torch.empty(0))
-    plan: Any = None  # the attention's own index tensors, made at the first layer and used by all
+    plan: GatherPlan | RingPlan | None = None  # of our own attention under context parallelism
 
 
-def zigzag(boundaries: Sequence[int], cp: int, rank: int) -> NDArray[np.int64]:
-    """Return the [T / CP] indices of the pack's tokens that context rank ``rank`` holds, in its order."""
-    cu = np.asarray(boundaries, dtype=np.int64)
-    if cp == 1:
-        return np.arange(cu[-1])
-    lengths = np.diff(cu)
-    if (lengths % (2 * cp)).any():
-        raise ValueError(f"sample lengths {lengths.tolist()} are not multiples of 2 x CP = {2 * cp}")
-    chunk = lengths // (2 * cp)
-    starts = np.stack([cu[:-1] + rank * chunk, cu[:-1] + (2 * cp - 1 - rank) * chunk], axis=1).ravel()
-    sizes = np.repeat(chunk, 2)
-    ends = np.cumsum(sizes)
-    return np.repeat(starts - (ends - sizes), sizes) + np.arange(ends[-1] if len(ends) else 0)
+@dataclass(frozen=True)
+class HostBatch:
+    """The numbers of a :class:`PackedBatch` on the host."""
+
+    numbers: Tensor  # int64: the arrays end to end
+    arrays: Arrays
+    boundaries: tuple[int, ...]
+    longest: int  # sample
+    plan: type[GatherPlan | RingPlan] | None
+
+    @classmethod
+    def of(
+        cls,
+        tokens: NDArray[np.int32],
+        labels: NDArray[np.int32],
+        loss_mask: NDArray[np.bool_],
+        cu_seqlens: NDArray[np.int32],
+        *,
+        cp: int = 1,
+        cp_rank: int = 0,
+        exchange: Exchange | None = "all_gather",
+        pin: bool = False,
+    ) -> HostBatch:
+        """Return a rank's part of a pack's arrays ([T], [T], [T], [samples + 1]), in page-locked memory with ``pin``.
+
+        Without ``exchange`` there is no plan for our attention: TransformerEngine has its own.
+        """
+        boundaries = tuple(int(end) for end in cu_seqlens)
+        positions = np.arange(len(tokens)) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
+        plan: type[GatherPlan | RingPlan] | None = None
+        arrays: Arrays = {}
+        if cp > 1:
+            held = zigzag(boundaries, cp, cp_rank)
+            tokens, labels, loss_mask, positions = tokens[held], labels[held], loss_mask[held], positions[held]
+            if exchange is not None:
+                plan = RingPlan if exchange == "ring" else GatherPlan
+                arrays = plan.arrays(boundaries, cp, cp_rank)
+        where = np.flatnonzero(loss_mask)
+        arrays |= {"tokens": tokens, "labels": labels[where], "positions": positions, "cu_seqlens": cu_seqlens}
+        if len(where) < len(tokens):
+            arrays["targets"] = where
+        numbers, laid = _end_to_end(arrays, pin)
+        return cls(numbers, laid, boundaries, int(np.diff(cu_seqlens).max(initial=0)), plan)
+
+    def to(self, device: torch.device | str, config: ModelConfig) -> PackedBatch:
+        """Return the batch on ``device``. On a GPU nothing waits: what is launched after it comes after the copy."""
+        numbers = self.numbers.to(device, non_blocking=True)
+        on_device = dict(zip(self.arrays, _parts(numbers, self.arrays.values()), strict=True))
+        cos, sin = rotary(on_device["positions"], config)  # computed there: 50 ms a pack of 32K on a core
+        cu = on_device["cu_seqlens"]
+        return PackedBatch(
+            qkv_format="thd",
+            cu_seqlens_q=cu,
+            cu_seqlens_kv=cu,
+            max_seqlen_q=self.longest,
+            max_seqlen_kv=self.longest,
+            tokens=on_device["tokens"].unsqueeze(0),
+            labels=on_device["labels"],
+            target_positions=on_device.get("targets"),
+            boundaries=self.boundaries,
+            cos=cos.unsqueeze(1),
+            sin=sin.unsqueeze(1),
+            plan=None if self.plan is None else self.plan.of(self.arrays, on_device),
+        )
+
+
+def _end_to_end(arrays: Arrays, pin: bool) -> tuple[Tensor, Arrays]:
+    """Return one int64 tensor that holds ``arrays``, in page-locked memory with ``pin``, and the arrays as they lie
+    there: boundaries (cu_*) are int32, as kernels want them, all else becomes int64."""
+    short = {name for name in arrays if name.split(" ")[-1].startswith("cu_")}
+    sizes = {name: -(-len(array) // 2) if name in short else len(array) for name, array in arrays.items()}
+    numbers = torch.empty(sum(sizes.values()), dtype=torch.int64)
+    raw, laid, start = numbers.numpy(), Arrays(), 0
+    for name, array in arrays.items():
+        part = raw[start : start + sizes[name]]
+        laid[name] = part.view(np.int32)[: len(array)] if name in short else part
+        laid[name][:] = array
+        start += sizes[name]
+    return (numbers.pin_memory() if pin else numbers), laid
+
+
+def _parts(numbers: Tensor, arrays: Iterable[NDArray[np.int64]]) -> Iterable[Tensor]:
+    """Yield the views of ``numbers`` that :func:`_end_to_end` made of the host's."""
+    start = 0
+    for array in arrays:
+        size = -(-len(array) // 2) if array.dtype == np.int32 else len(array)
+        part = numbers[start : start + size]
+        yield part.view(torch.int32)[: len(array)] if array.dtype == np.int32 else part
+        start += size
 
 
 def pack_batch(
@@ -65,31 +138,12 @@ def pack_batch(
     *,
     cp: int = 1,
     cp_rank: int = 0,
+    exchange: Exchange | None = "all_gather",
     device: torch.device | str = "cpu",
 ) -> PackedBatch:
     """Build a rank's :class:`PackedBatch` from a pack's arrays ([T], [T], [T], [samples + 1])."""
-    boundaries = tuple(int(end) for end in cu_seqlens)
-    positions = np.arange(len(tokens)) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
-    if cp > 1:
-        held = zigzag(boundaries, cp, cp_rank)
-        tokens, labels, loss_mask, positions = tokens[held], labels[held], loss_mask[held], positions[held]
-    where = np.flatnonzero(loss_mask)
-    cos, sin = rotary(torch.from_numpy(positions).to(device), config)  # computed there: 50 ms a pack of 32K on a core
-    cu = torch.from_numpy(np.ascontiguousarray(cu_seqlens, dtype=np.int32)).to(device)
-    longest = int(np.diff(cu_seqlens).max(initial=0))
-    return PackedBatch(
-        qkv_format="thd",
-        cu_seqlens_q=cu,
-        cu_seqlens_kv=cu,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
-        tokens=torch.from_numpy(tokens.astype(np.int64)).unsqueeze(0).to(device),
-        labels=torch.from_numpy(labels[where].astype(np.int64)).to(device),
-        target_positions=None if len(where) == len(tokens) else torch.from_numpy(where).to(device),
-        boundaries=boundaries,
-        cos=cos.unsqueeze(1),
-        sin=sin.unsqueeze(1),
-    )
+    host = HostBatch.of(tokens, labels, loss_mask, cu_seqlens, cp=cp, cp_rank=cp_rank, exchange=exchange)
+    return host.to(device, config)
 
 
 def rotary(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from nemo_openmath.core.bounds import (
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.data.batches.held_out import check_share
 from nemo_openmath.models.devices import DeviceChoice
-from nemo_openmath.models.layout import LayerBackend, Parallel, Precision, Recompute
+from nemo_openmath.models.layout import ContextExchange, LayerBackend, Parallel, Precision, Recompute
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,10 @@ class TrainingConfig:
     """Numbers of weights and activations. With bf16, main weights and gradient sums stay fp32."""
     parallel: Parallel = field(default_factory=Parallel)
     """How the model is spread over ranks; what is left of them is data parallel."""
+    context_exchange: ContextExchange = "auto"
+    """How context-parallel ranks bring keys and values to one another: all_gather (every rank holds those of the whole
+    pack), or ring (those of one rank at a time come by; less memory, more messages). auto: all_gather where it leaves a
+    tenth of the GPU's memory free by the estimate of ``openmath plan``, else ring. Losses are the same."""
     distributed_optimizer: bool = False
     """Split the optimizer state over data- and context-parallel ranks."""
     recompute: Recompute = "none"

@@ -28,7 +28,8 @@ def measured_flops(precision: Precision, device: torch.device) -> float:
     else:
         dtype, size = torch.float32, 512
     # random numbers: products of ones draw less power, and run faster than a training's
-    a, best = torch.randn(size, size, device=device, dtype=dtype), float("inf")
+    random = torch.Generator(device).manual_seed(0)
+    a, best = torch.randn(size, size, device=device, dtype=dtype, generator=random), float("inf")
     for _ in range(10):
         start = time.perf_counter()
         float((a @ a)[0, 0])  # waits for the device

@@ -7,6 +7,7 @@ the gradient of the batch's loss, at every layout, without any weighting of pack
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +27,9 @@ from nemo_openmath.data.batches.batch_sharding import shard_batch
 from nemo_openmath.data.packs.pack import Pack
 from nemo_openmath.models.build import PackedGPT
 from nemo_openmath.models.configs import ModelConfig
-from nemo_openmath.models.layout import Parallel
-from nemo_openmath.models.packed import PackedBatch, pack_batch
+from nemo_openmath.models.layout import Exchange, Parallel
+from nemo_openmath.models.packed import HostBatch, PackedBatch
+from nemo_openmath.training.read_ahead import read_ahead
 
 SECONDS_BETWEEN_LINES = 30.0  # within a step
 log = logging.getLogger(__name__)
@@ -71,9 +73,16 @@ class ForwardBackward:
     """Runs batches through this rank's model chunks."""
 
     def __init__(
-        self, models: Sequence[PackedGPT], chunks: Sequence[Any], model_config: ModelConfig, parallel: Parallel
+        self,
+        models: Sequence[PackedGPT],
+        chunks: Sequence[Any],
+        model_config: ModelConfig,
+        parallel: Parallel,
+        exchange: Exchange | None = "all_gather",
     ):
-        """``chunks`` are the ``models`` under data parallelism (``Optimizer.chunks``)."""
+        """``chunks`` are the ``models`` under data parallelism (``Optimizer.chunks``). ``exchange`` is that of keys
+        between context ranks; None: the layers' own (TransformerEngine)."""
+        self.exchange = exchange
         self.models, self.chunks, self.model_config, self.parallel = list(models), list(chunks), model_config, parallel
         self.device = next(parameter.device for model in models for parameter in model.parameters())
         self.data_parallel_size = parallel_state.get_data_parallel_world_size()
@@ -117,9 +126,17 @@ class ForwardBackward:
         The parts of the last pipeline stage's ranks sum to the loss (:func:`total_loss`); other stages give 0.
         """
         packs, target_tokens = batch.packs, batch.stats.num_target_tokens
-        micro_batches: list[Iterator[PackedBatch]] = [iter(map(self.to_device, packs)) for _ in self.models]
-        micro_batches[0] = _with_progress(micro_batches[0], len(packs))
+        with read_ahead(lambda i: self._on_host(packs[i]), range(len(packs)), self.device) as ahead:
+            on_device = (host.to(self.device, self.model_config) for host in _with_progress(ahead, len(packs)))
+            # Chunks of a model that is interleaved ask for the same micro-batches, one after another.
+            parts = self._forward_backward(
+                list(itertools.tee(on_device, len(self.models))), packs, target_tokens, train
+            )
+        return torch.stack(parts).sum() if parts else torch.zeros((), device=self.device)
 
+    def _forward_backward(
+        self, micro_batches: list[Iterator[PackedBatch]], packs: Sequence[Pack], target_tokens: int, train: bool
+    ) -> list[Tensor]:
         def forward(iterator: Iterator[PackedBatch], chunk: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
             micro_batch = next(iterator)
             output = chunk(micro_batch.tokens, None, None, labels=micro_batch.labels, packed_seq_params=micro_batch)
@@ -131,7 +148,7 @@ class ForwardBackward:
             return output, mean
 
         several = len(self.models) > 1
-        parts = self._schedule(
+        return self._schedule(
             forward_step_func=forward,
             data_iterator=micro_batches if several else micro_batches[0],
             model=self.chunks if several else self.chunks[:1],
@@ -140,23 +157,25 @@ class ForwardBackward:
             micro_batch_size=1,
             forward_only=not train,
         )
-        return torch.stack(parts).sum() if parts else torch.zeros((), device=self.device)
 
     def to_device(self, pack: Pack) -> PackedBatch:
         """Return this context rank's part of a pack as tensors on the device."""
-        return pack_batch(
+        return self._on_host(pack).to(self.device, self.model_config)
+
+    def _on_host(self, pack: Pack) -> HostBatch:
+        return HostBatch.of(
             pack.tokens,
             pack.labels,
             pack.loss_mask,
             pack.cu_seqlens,
-            self.model_config,
             cp=self.parallel.cp,
             cp_rank=parallel_state.get_context_parallel_rank(),
-            device=self.device,
+            exchange=self.exchange,
+            pin=self.device.type == "cuda",
         )
 
 
-def _with_progress(micro_batches: Iterator[PackedBatch], count: int) -> Iterator[PackedBatch]:
+def _with_progress(micro_batches: Iterator[HostBatch], count: int) -> Iterator[HostBatch]:
     """Pass on a step's micro-batches, with a line now and then where the step takes long."""
     begun = reported = time.monotonic()
     for done, micro_batch in enumerate(micro_batches):

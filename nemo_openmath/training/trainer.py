@@ -21,6 +21,7 @@ from nemo_openmath.data.batches.source import PackSource
 from nemo_openmath.models.build import PackedGPT, build_model, choose_backend
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.devices import process_device
+from nemo_openmath.models.layout import Exchange
 from nemo_openmath.training.agreement import on_main
 from nemo_openmath.training.base_model import BaseModel
 from nemo_openmath.training.certificate.first_step import check
@@ -31,6 +32,8 @@ from nemo_openmath.training.device import peak_flops, peak_memory_bytes
 from nemo_openmath.training.forward_backward import BatchStats, ForwardBackward, RankBatch, total_loss
 from nemo_openmath.training.metrics import LossGuard, TrainingDiverged, TrainingMetrics, console_line
 from nemo_openmath.training.optimizer import Optimizer
+from nemo_openmath.training.planning.layouts import choose_exchange
+from nemo_openmath.training.planning.memory import Layout
 from nemo_openmath.training.profile import Phases, profiled
 from nemo_openmath.training.rank_watch import RankWatch
 from nemo_openmath.training.read_ahead import read_ahead
@@ -123,7 +126,9 @@ class Trainer:
         on_main(lambda: base.write_files(self.store.model_files, config.precision))
         self.first_step = start.step + 1
         self.guard = LossGuard(config.guard, start.recent_losses)
-        self.forward_backward = ForwardBackward(self.models, self.optimizer.chunks, base.config, config.parallel)
+        self.forward_backward = ForwardBackward(
+            self.models, self.optimizer.chunks, base.config, config.parallel, self._exchange()
+        )
         self.peak_flops = peak_flops(config.precision, self.device)
         if self.first_step <= source.num_steps:
             log.info(f"MFU is the share of {self.peak_flops / 1e12:,.3g} TFLOP/s, the peak of a process's device")
@@ -235,6 +240,39 @@ class Trainer:
         }
         needed = self.stop or step in self.store.lasting
         self.store.save(step, self.models, self.optimizer, state, notes={"record": dict(record)}, needed=needed)
+
+    def _exchange(self) -> Exchange | None:
+        """Return how context ranks exchange keys, by the estimate of the plan for the first batch; None: it is not
+        ours to say. Raises UserError where the setting asks for what the layers cannot do."""
+        config = self.config
+        backend, wanted = choose_backend(config.backend), config.context_exchange
+        if config.parallel.cp == 1:
+            return None
+        if backend == "transformer_engine":
+            if wanted == "all_gather":
+                raise UserError(
+                    "training.context_exchange = all_gather: TransformerEngine's layers exchange keys in a ring",
+                    remedy="set training.context_exchange to auto, or training.backend to local",
+                )
+            return None
+        if wanted != "auto" or not torch.cuda.is_available() or config.precision == "fp32":
+            return "ring" if wanted == "ring" else "all_gather"
+
+        def choose() -> Exchange:
+            packs = self.source.batch(self.first_step - 1 if self.first_step <= self.source.num_steps else 0)
+            data_parallel = config.parallel.data_parallel(dist.get_world_size())
+            return choose_exchange(
+                self.base.config,
+                Layout(config.parallel, data_parallel, config.distributed_optimizer, config.recompute),
+                capacity=max(len(pack.tokens) for pack in packs),
+                micro_batches=-(-len(packs) // data_parallel),
+                precision=config.precision,
+                gpu_memory=torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory,
+            )
+
+        exchange = on_main(choose)
+        log.info(f"context_exchange: {exchange} (by its estimated memory)")
+        return exchange
 
     def _open_metrics(self, start: ResumePoint) -> None:
         self.metrics = TrainingMetrics(self.output, self.config, start.step, start.record)

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_openmath.models.packed import zigzag
+from nemo_openmath.models.context_plan import zigzag
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 4))

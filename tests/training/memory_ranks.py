@@ -47,7 +47,8 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
             for parameter in (p for model_chunk in models for p in model_chunk.parameters()):
                 parameter.normal_(std=0.02)
         optimizer = Optimizer.build(models, config)
-        forward_backward = ForwardBackward(models, optimizer.chunks, model, config.parallel)
+        exchange = "ring" if config.context_exchange == "ring" else "all_gather"
+        forward_backward = ForwardBackward(models, optimizer.chunks, model, config.parallel, exchange)
         optimizer.zero_grad()
         forward_backward.run(forward_backward.shard(batch))
         optimizer.step(optimizer.gradient_norm(), 1e-4)

@@ -43,6 +43,7 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
         {"recompute": "selective", "parallel": {"tp": 2, "sequence_parallel": True}},
     ),
     "CP2": (2, "tied", {"parallel": {"cp": 2}}),
+    "CP2 in a ring": (2, "tied", {"parallel": {"cp": 2}, "context_exchange": "ring"}),
     "CP2, attention recomputed": (2, "tied", {"recompute": "selective", "parallel": {"cp": 2}}),
     "PP2": (2, "tied", {"parallel": {"pp": 2}}),
     "PP2, untied": (2, "untied", {"parallel": {"pp": 2}}),
@@ -78,6 +79,7 @@ def layout_of(name: str) -> Layout:
         parallel.data_parallel(world),
         config.get("distributed_optimizer", False),
         config.get("recompute", "none"),
+        config.get("context_exchange", "all_gather"),
     )
 
 
@@ -108,13 +110,15 @@ def test_activations_are_what_autograd_keeps(measured: dict[str, dict[str, int]]
     model, layout = MODELS[CASES[name][1]], layout_of(name)
     parallel = layout.parallel
     tokens = memory.rank_tokens(parallel, TOKENS)
-    layer = memory.layer_activations(model, parallel, tokens, "fp32", layout.recompute)
+    layer = memory.layer_activations(model, layout, tokens, "fp32")
     extra = cpu_attention(name, tokens) if layout.recompute == "none" else 0
     expected = model.num_hidden_layers * (layer + extra)
     expected += tokens * (4 * model.hidden_size + 4) // (parallel.tp if parallel.sequence_parallel else 1)
     expected += 4 * (tokens * model.hidden_size + model.vocab_size // parallel.tp * model.hidden_size)  # of the loss
-    # Labels lie in the batch, not in autograd's hands; so do, where attention is recomputed, angles and chunk indices.
-    seen = memory.batch_bytes(model, parallel, tokens) - 2 * 8 * tokens if layout.recompute == "none" else 8 * tokens
+    # Autograd holds one of the batch's numbers, and with it all of them; where attention is recomputed, not the angles.
+    angles = 4 * model.head_dim * tokens if layout.recompute != "none" else 0
+    seen = memory.batch_bytes(model, layout, tokens) - angles
+    seen -= 8 * tokens  # every position is a target: no indices of them
     assert measured[name]["activations"] == pytest.approx(expected + seen, rel=0.002)
 
 
@@ -123,6 +127,8 @@ def cpu_attention(name: str, tokens: int) -> int:
     concatenation and values as a view of the whole QKV product; under context parallelism the second chunk's mask."""
     which = CASES[name][1]
     model, parallel = MODELS[which], layout_of(name).parallel
+    if layout_of(name).exchange == "ring":
+        return 0
     if parallel.cp > 1:  # rank 0 holds the first chunk and the last, which sees the whole pack
         return 4 * (tokens // 2) * TOKENS
     q, kv = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim

@@ -36,6 +36,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "PP2": (2, {"parallel": {"pp": 2}}),
     "PP2 interleaved": (2, {"parallel": {"pp": 2, "vpp": 2}}),
     "CP2": (2, {"parallel": {"cp": 2}}),
+    "CP2 in a ring": (2, {"parallel": {"cp": 2}, "context_exchange": "ring"}),
     "DP2": (2, {}),
     "DP2 + distributed optimizer": (2, {"distributed_optimizer": True}),
     "TP2 x CP2": (4, {"parallel": {"tp": 2, "cp": 2}}),
@@ -47,6 +48,16 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP2 + SP x CP2": (4, {"parallel": {"tp": 2, "cp": 2, "sequence_parallel": True}}),
     "PP2 x DP2": (4, {"parallel": {"pp": 2}}),
     "TP2 x PP2": (4, {"parallel": {"tp": 2, "pp": 2}}),
+    "CP4": (4, {"parallel": {"cp": 4}}),
+    "CP4 in a ring": (4, {"parallel": {"cp": 4}, "context_exchange": "ring"}),
+    "TP2 + SP x CP2 in a ring, recomputed in full": (
+        4,
+        {
+            "parallel": {"tp": 2, "cp": 2, "sequence_parallel": True},
+            "context_exchange": "ring",
+            "recompute": "full",
+        },
+    ),
     "CP2 x DP2": (4, {"parallel": {"cp": 2}}),
     "CP2 x DP2 + distributed optimizer": (4, {"parallel": {"cp": 2}, "distributed_optimizer": True}),
 }

@@ -51,7 +51,8 @@ def gradients(case: dict[str, Any], config: TrainingConfig) -> None:
         load_hf(models, model, open_checkpoint(case["model"]).read)
         optimizer = Optimizer.build(models, config)
         optimizer.zero_grad()
-        forward_backward = ForwardBackward(models, optimizer.chunks, model, config.parallel)
+        exchange = "ring" if config.context_exchange == "ring" else "all_gather"
+        forward_backward = ForwardBackward(models, optimizer.chunks, model, config.parallel, exchange)
         batch = RandomPacks(1, shift_masks=case.get("shift_masks", 0)).batch(0)
         part = forward_backward.run(forward_backward.shard(batch))
         norm, loss = optimizer.gradient_norm(), total_loss(part)[0]

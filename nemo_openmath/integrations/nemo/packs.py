@@ -155,7 +155,7 @@ def packed_data_step(batches: Iterator[Any]) -> Batch:
     """
     from megatron.core import parallel_state
 
-    from nemo_openmath.models.packed import zigzag
+    from nemo_openmath.models.context_plan import zigzag
 
     batch = next(batches)
     batch = batch[0] if isinstance(batch, tuple) else batch

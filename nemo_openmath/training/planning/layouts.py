@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import get_args
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.models.layout import Parallel
+from nemo_openmath.models.configs import ModelConfig
+from nemo_openmath.models.layout import ContextExchange, Exchange, Parallel, Precision
 from nemo_openmath.training.planning.gpus import GIB, Gpu
 from nemo_openmath.training.planning.memory import RECOMPUTE, Layout, Memory, memory
 from nemo_openmath.training.planning.speed import DEFAULT_MFU, StepTime, micro_batches, step_time
@@ -18,6 +20,7 @@ MAX_GPUS = 8192  # looked at for what would fit
 # The memory is computed, and no GPU has run it: a layout that needs all of it may fail after hours, at the first pack
 # whose tensors do not fit the allocator's holes.
 HEADROOM = 0.10  # of a GPU's memory that stays free in the layout that is offered; assumed
+EXCHANGES: tuple[Exchange, ...] = get_args(Exchange)
 ALIKE = 0.02  # layouts whose step differs by less are as fast: the estimate is not more exact
 
 
@@ -68,6 +71,16 @@ class Plan:
         share = self.configured.time.total / self.offered.time.total - 1
         return share if share > ALIKE else 0.0
 
+    @property
+    def without_recomputation(self) -> Estimate | None:
+        """Return the configuration's own layout without its recomputation, where that leaves the headroom free: then
+        the recomputation is time for nothing. Else None."""
+        if self.configured is None or self.configured.layout.recompute == "none":
+            return None
+        layout = replace(self.configured.layout, recompute="none")
+        choice = estimate(self.work, with_exchange(self.work, layout, self.gpu), self.gpu, self.mfu)
+        return choice if self.has_headroom(choice) else None
+
 
 def estimate(work: Workload, layout: Layout, gpu: Gpu, mfu: float = DEFAULT_MFU) -> Estimate:
     """Return memory and time of one layout."""
@@ -77,15 +90,64 @@ def estimate(work: Workload, layout: Layout, gpu: Gpu, mfu: float = DEFAULT_MFU)
         capacity=work.capacity,
         micro_batches=micro_batches(work, layout),
         precision=work.training.precision,
+        gpu_memory=gpu.memory,
     )
     time = step_time(work, layout, gpu, mfu)
     return Estimate(layout, memory_of_rank, time, work.flops / (layout.gpus * gpu.peak * time.total))
 
 
+def choose_exchange(
+    model: ModelConfig,
+    layout: Layout,
+    *,
+    wanted: ContextExchange = "auto",
+    capacity: int,
+    micro_batches: int,
+    precision: Precision,
+    gpu_memory: int,
+) -> Exchange:
+    """Return how context ranks exchange keys: as ``wanted``, and with ``auto`` by all-gather, whose messages are fewer,
+    unless that leaves less than HEADROOM of ``gpu_memory`` (bytes) free and the ring needs less.
+
+    The trainer asks the same question about the GPU that it is on. TransformerEngine's layers always have a ring.
+    """
+    if layout.parallel.cp == 1:
+        return "all_gather"
+    if layout.transformer_engine or wanted == "ring":
+        return "ring"
+    gathered, ring = (
+        memory(
+            model,
+            replace(layout, exchange=exchange),
+            capacity=capacity,
+            micro_batches=micro_batches,
+            precision=precision,
+            gpu_memory=gpu_memory,
+        ).total
+        for exchange in EXCHANGES
+    )
+    fits = gathered <= (1 - HEADROOM) * gpu_memory
+    return "all_gather" if wanted == "all_gather" or fits or gathered <= ring else "ring"
+
+
+def with_exchange(work: Workload, layout: Layout, gpu: Gpu) -> Layout:
+    """Return the layout with the exchange that the configuration says, or the trainer would choose."""
+    exchange = choose_exchange(
+        work.model,
+        layout,
+        wanted=work.training.context_exchange,
+        capacity=work.capacity,
+        micro_batches=micro_batches(work, layout),
+        precision=work.training.precision,
+        gpu_memory=gpu.memory,
+    )
+    return replace(layout, exchange=exchange)
+
+
 def layouts(work: Workload, gpu: Gpu, gpus: int) -> Iterator[Layout]:
     """Yield every layout of ``gpus`` that the trainer accepts, with tensor parallelism inside a node and context
     parallelism up to 16."""
-    layers = work.model.num_hidden_layers
+    layers, fused = work.model.num_hidden_layers, work.training.backend == "transformer_engine"
     for tp in _divisors(gpus, gpu.per_node):
         for cp in _divisors(gpus // tp, MAX_CP):
             for pp in _divisors(gpus // (tp * cp), layers):
@@ -97,7 +159,9 @@ def layouts(work: Workload, gpu: Gpu, gpus: int) -> Iterator[Layout]:
                         except UserError:
                             continue
                         for distributed in (False, True) if dp * cp > 1 else (False,):
-                            yield from (Layout(parallel, dp, distributed, recompute) for recompute in RECOMPUTE)
+                            for recompute in RECOMPUTE:
+                                layout = Layout(parallel, dp, distributed, recompute, transformer_engine=fused)
+                                yield with_exchange(work, layout, gpu)
 
 
 def _divisors(number: int, limit: int) -> list[int]:
@@ -116,7 +180,9 @@ def own_layout(work: Workload, gpu: Gpu, gpus: int, mfu: float = DEFAULT_MFU) ->
             remedy=f"set --gpus to a multiple of {product}, or training.parallel.tp, .pp or .cp lower",
         )
     dp = config.parallel.check(work.model, gpus)
-    return estimate(work, Layout(config.parallel, dp, config.distributed_optimizer, config.recompute), gpu, mfu)
+    fused = config.backend == "transformer_engine"
+    layout = Layout(config.parallel, dp, config.distributed_optimizer, config.recompute, transformer_engine=fused)
+    return estimate(work, with_exchange(work, layout, gpu), gpu, mfu)
 
 
 def make_plan(work: Workload, gpu: Gpu, gpus: int, mfu: float = DEFAULT_MFU, headroom: float = HEADROOM) -> Plan:

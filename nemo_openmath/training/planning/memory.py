@@ -4,7 +4,8 @@
   gradient sums, Adam's two moments, and in bf16 an fp32 main weight. The distributed optimizer splits moments and main
   weights, not the gradients, over data- and context-parallel ranks.
 - Activations are the tensors that autograd keeps, layer by layer (the local layers of models/build.py with flash
-  attention). Compare arXiv 2205.05198, sections 4 and 5, whose layer has dropout, GELU and unfused attention.
+  attention, or TransformerEngine's with its fused rotation and SwiGLU). Compare arXiv 2205.05198, sections 4 and 5,
+  whose layer has dropout, GELU and unfused attention.
 - Logits are the peak of models/loss.py: blocks of rows and the gradients that it computes at once, never positions x
   vocabulary.
 """
@@ -15,14 +16,14 @@ from dataclasses import dataclass, fields
 from typing import get_args
 
 from nemo_openmath.models.configs import ModelConfig
-from nemo_openmath.models.layout import Parallel, Precision, Recompute
+from nemo_openmath.models.layout import Exchange, Parallel, Precision, Recompute
 
 RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
 
-# CUDA context, NCCL buffers and cuBLAS workspaces; and the allocator's loss on tensors whose size changes with every
-# pack. Assumptions: no GPU was at hand to measure them.
-FIXED_RESERVE = 2 << 30
-FRAGMENTATION = 0.05  # of all that is allocated and freed during a step
+# Assumptions: no GPU was at hand to measure them.
+FIXED_RESERVE = 2 << 30  # CUDA context, cuBLAS workspaces, kernels
+COMMUNICATORS = 4 << 30  # NCCL's buffers where there is more than one GPU: 3 to 6 GB on nodes of 8 Hopper GPUs
+FRAGMENTATION = 0.10  # of what is allocated and freed during a step: sizes change with every pack
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,15 @@ class Layout:
     data_parallel: int
     distributed_optimizer: bool
     recompute: Recompute
+    exchange: Exchange = "all_gather"
+    """How context ranks bring keys to one another."""
+    transformer_engine: bool = False
+    """Whether the layers are TransformerEngine's."""
+
+    @property
+    def fixed_reserve(self) -> int:
+        """Return the bytes of a GPU that no tensor of a training gets."""
+        return FIXED_RESERVE + (COMMUNICATORS if self.gpus > 1 else 0)
 
     @property
     def gpus(self) -> int:
@@ -118,9 +128,11 @@ def host_memory(model: ModelConfig, layout: Layout, precision: Precision) -> Hos
 
 
 def layer_activations(
-    model: ModelConfig, parallel: Parallel, tokens: int, precision: Precision, recompute: Recompute
+    model: ModelConfig, layout: Layout, tokens: int, precision: Precision, recompute: Recompute | None = None
 ) -> int:
-    """Return the bytes that one layer keeps for its backward pass, for ``tokens`` of this context rank."""
+    """Return the bytes that one layer keeps for its backward pass, for ``tokens`` of this context rank; with
+    ``recompute`` instead of the layout's."""
+    parallel, recompute = layout.parallel, recompute or layout.recompute
     width, heads, groups = _width(precision), model.num_attention_heads, model.num_key_value_heads
     tp = parallel.tp
     split = tp if parallel.sequence_parallel else 1
@@ -133,34 +145,51 @@ def layer_activations(
     copied = q if groups > tp else 0  # queries are cut out of it by a copy unless there is one group
     scales = 4 * tokens
     norms_and_inputs = 4 * hidden + 2 * scales // split  # inputs of both norms, of the QKV and of the first MLP product
-    mlp = 4 * tokens * model.intermediate_size * width // tp  # gate, up, silu(gate), their product
+    # gate, up, silu(gate), their product; TransformerEngine's layers compute silu(gate) again
+    mlp = (3 if layout.transformer_engine else 4) * tokens * model.intermediate_size * width // tp
     total = norms_and_inputs + mlp + q  # q: the output projection's input
     if model.qk_norm:
         total += (copied or 0) + projected + scales * (heads + groups) // tp
     if recompute == "selective":  # attention's inputs, before rotation
         return total + (q + kv if model.qk_norm else projected + copied)
-    return total + attention_tensors(model, parallel, tokens, precision)
+    return total + attention_tensors(model, layout, tokens, precision)
 
 
-def attention_tensors(model: ModelConfig, parallel: Parallel, tokens: int, precision: Precision) -> int:
+def attention_tensors(model: ModelConfig, layout: Layout, tokens: int, precision: Precision) -> int:
     """Return the bytes of :func:`layer_activations` that the attention itself keeps. With recomputation they come back
     in the backward pass, one layer at a time."""
-    width, tp, cp = _width(precision), parallel.tp, parallel.cp
+    width, tp, cp = _width(precision), layout.parallel.tp, layout.parallel.cp
     q = tokens * model.num_attention_heads * model.head_dim * width // tp
     kv = tokens * model.num_key_value_heads * model.head_dim * width // tp
     statistics = 4 * tokens * model.num_attention_heads // tp  # flash attention's log-sum-exp
-    if cp == 1:
+    if cp == 1 or layout.exchange == "ring":
         return q + 2 * kv + statistics  # rotated queries and keys, values; the output is the projection's input
     # Both zig-zag chunks have their own queries, outputs and copies of the keys and values they see: on every rank
     # 2 x CP + 1 of the pack's 2 x CP chunks in all.
-    return 2 * q + (2 * cp + 1) * kv + statistics + 8 * tokens  # and the outputs' order
+    return 2 * q + (2 * cp + 1) * kv + statistics
 
 
-def batch_bytes(model: ModelConfig, parallel: Parallel, tokens: int) -> int:
-    """Return the bytes of a micro-batch: token and label ids, indices of target positions, rotary angles, the order of
-    its chunks."""
-    chunks = 4 * (4 * parallel.cp + 3) * tokens if parallel.cp > 1 else 0  # indices of t queries, (CP + 1/2) t keys, T
-    return tokens * (3 * 8 + 4 * model.head_dim) + chunks
+def _attention_backward(model: ModelConfig, layout: Layout, tokens: int, precision: Precision) -> int:
+    """Return the bytes of gradients inside the attention's backward pass."""
+    if layout.parallel.cp == 1 or layout.exchange == "all_gather":
+        return attention_tensors(model, layout, tokens, precision)  # gradients are as large as what they are of
+    width, tp = _width(precision), layout.parallel.tp
+    queries = tokens * model.num_attention_heads * model.head_dim // tp  # numbers
+    keys_values = 2 * tokens * model.num_key_value_heads * model.head_dim // tp
+    # Late queries, outputs and their gradients; the sum over blocks in fp32, a block's part of it.
+    of_queries = queries * (3 * width // 2 + 4 + width)
+    # Keys at hand and on their way; their gradients' sums (fp32) likewise; a block's part.
+    return of_queries + keys_values * (2 * width + 2 * 4 + width)
+
+
+def batch_bytes(model: ModelConfig, layout: Layout, tokens: int) -> int:
+    """Return the bytes of a micro-batch: token and label ids, positions, indices of target positions, rotary angles,
+    and the plan of its exchange (models/context_plan.py)."""
+    plan, cp = 0, layout.parallel.cp
+    if cp > 1 and not layout.transformer_engine:
+        # both chunks' indices; with the all-gather t queries, (CP + 1/2) t keys, and the way back
+        plan = 8 * tokens if layout.exchange == "ring" else 4 * (2 * cp + 5) * tokens
+    return tokens * (4 * 8 + 4 * model.head_dim) + plan
 
 
 def in_flight(parallel: Parallel, stage: int, micro_batches: int) -> int:
@@ -172,40 +201,44 @@ def in_flight(parallel: Parallel, stage: int, micro_batches: int) -> int:
     return min(warm_up + 1, micro_batches * parallel.vpp)
 
 
-def loss_peak(model: ModelConfig, parallel: Parallel, tokens: int, target_tokens: int, precision: Precision) -> int:
-    """Return the peak bytes of the fused loss (models/loss.py) for ``target_tokens`` of ``tokens`` positions."""
-    from nemo_openmath.models.loss import BLOCK_BYTES
+def loss_peak(
+    model: ModelConfig,
+    parallel: Parallel,
+    tokens: int,
+    target_tokens: int,
+    precision: Precision,
+    gpu_memory: int | None = None,
+) -> int:
+    """Return the peak bytes of the fused loss (models/loss.py) for ``target_tokens`` of ``tokens`` positions, on a GPU
+    with ``gpu_memory`` bytes."""
+    from nemo_openmath.models.loss import gpu_block_bytes
 
     width, h = _width(precision), model.hidden_size
     vocabulary = model.vocab_size // parallel.tp
-    length = max(64, BLOCK_BYTES // (4 * vocabulary))  # rows
-    block = min(target_tokens, length) * vocabulary
+    block = min(target_tokens, max(64, gpu_block_bytes(gpu_memory) // (4 * vocabulary))) * vocabulary
     normed = tokens * h * width // (parallel.tp if parallel.sequence_parallel else 1)  # what the rows are picked from
     gathered = tokens * h * width if parallel.sequence_parallel else 0
     rows = target_tokens * h * width
-    # A block's logits in fp32, and in bf16 beside them; the block before is let go only when the next is there.
-    blocks = (4 if width == 4 else 6) * block * (2 if target_tokens > length else 1)
-    if width == 2:  # or: the block's gradients, and its part of the weight's gradient before the fp32 sum
-        blocks = max(blocks, 6 * block + 2 * vocabulary * h)
+    blocks = (4 if width == 4 else 6) * block  # probabilities in fp32, and their gradient in bf16
     return normed + gathered + 2 * rows + 4 * vocabulary * h + blocks
 
 
-def backward_peak(
-    model: ModelConfig, parallel: Parallel, tokens: int, precision: Precision, recompute: Recompute
-) -> int:
+def backward_peak(model: ModelConfig, layout: Layout, tokens: int, precision: Precision) -> int:
     """Return the bytes of the gradients alive inside one layer's backward pass, and of what is recomputed for it.
 
     They are those of the MLP or of the attention, whichever is more. What the layer kept is let go as its gradients
     come.
     """
+    parallel, recompute = layout.parallel, layout.recompute
     width, h, f = _width(precision), model.hidden_size, model.intermediate_size // parallel.tp
     split = parallel.tp if parallel.sequence_parallel else 1
     hidden = width * (2 * tokens * h // split + tokens * h + (2 * tokens * h if split > 1 else 0))
     mlp = width * (2 * tokens * f + 2 * f * h)
-    attention = attention_tensors(model, parallel, tokens, precision)  # as large as their gradients
+    attention = _attention_backward(model, layout, tokens, precision)
     if recompute == "full":
-        return hidden + layer_activations(model, parallel, tokens, precision, "none") + max(mlp, attention)
-    return hidden + max(mlp, attention * (2 if recompute == "selective" else 1))
+        return hidden + layer_activations(model, layout, tokens, precision, "none") + max(mlp, attention)
+    again = attention_tensors(model, layout, tokens, precision) if recompute == "selective" else 0
+    return hidden + max(mlp, attention + again)
 
 
 def memory(
@@ -216,14 +249,16 @@ def memory(
     micro_batches: int,
     precision: Precision = "bf16",
     target_share: float = 1.0,
+    gpu_memory: int | None = None,
 ) -> Memory:
     """Return the memory of the fullest pipeline stage's ranks.
 
     ``capacity`` are the tokens of a pack, ``target_share`` is the share of them in the loss, ``micro_batches`` are the
-    packs of each replica in a step.
+    packs of each replica in a step. ``gpu_memory`` (bytes) decides how large the loss's blocks are; None: it has enough
+    for the largest.
     """
     stages = [
-        _stage(model, layout, stage, capacity, micro_batches, precision, target_share)
+        _stage(model, layout, stage, capacity, micro_batches, precision, target_share, gpu_memory)
         for stage in range(layout.parallel.pp)
     ]
     return max(stages, key=lambda stage: stage.total)
@@ -242,6 +277,7 @@ def _stage(
     micro_batches: int,
     precision: Precision,
     target_share: float,
+    gpu_memory: int | None,
 ) -> Memory:
     parallel = layout.parallel
     tokens = rank_tokens(parallel, capacity)
@@ -249,15 +285,15 @@ def _stage(
     last = stage == parallel.pp - 1
     layers = model.num_hidden_layers // (parallel.pp * parallel.vpp)
     chunks = in_flight(parallel, stage, micro_batches)
-    activations = chunks * layers * layer_activations(model, parallel, tokens, precision, layout.recompute)
-    activations += -(-chunks // parallel.vpp) * batch_bytes(model, parallel, tokens)
+    activations = chunks * layers * layer_activations(model, layout, tokens, precision)
+    activations += -(-chunks // parallel.vpp) * batch_bytes(model, layout, tokens)
     logits = 0
     if last:
         split = parallel.tp if parallel.sequence_parallel else 1
         activations += tokens * (model.hidden_size * _width(precision) + 4) // split  # the final norm's input
-        logits = loss_peak(model, parallel, tokens, round(target_share * tokens), precision)
-    backward = max(0, backward_peak(model, parallel, tokens, precision, layout.recompute) - logits)
-    reserve = FIXED_RESERVE + round(FRAGMENTATION * (activations + logits + backward))
+        logits = loss_peak(model, parallel, tokens, round(target_share * tokens), precision, gpu_memory)
+    backward = max(0, backward_peak(model, layout, tokens, precision) - logits)
+    reserve = layout.fixed_reserve + round(FRAGMENTATION * (activations + logits + backward))
     return Memory(lasting.weights, lasting.gradients, lasting.optimizer, activations, logits, backward, reserve)
 
 

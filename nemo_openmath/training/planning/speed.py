@@ -82,10 +82,11 @@ def _communication(work: Workload, layout: Layout, gpu: Gpu, count: int) -> floa
     # Sums behind attention and MLP, forward and backward; sequence parallelism gathers the products' inputs once more.
     passes = 2 * (6 if full else 4) + (2 if parallel.sequence_parallel else 0)
     total = seconds(passes * layers * tokens * model.hidden_size * width, tp, tp)
-    # Keys and values gathered, their gradients scattered.
+    # Keys and values gathered, their gradients scattered; or keys around the ring twice, and fp32 gradients all around.
     keys_values = 2 * model.num_key_value_heads * model.head_dim * width / tp
-    gathers = 2 if layout.recompute == "none" else 3
-    total += seconds(gathers * layers * tokens * cp * keys_values, cp, tp * cp)
+    rounds = 2 + 2 * cp / (cp - 1) if layout.exchange == "ring" and cp > 1 else 2
+    rounds += 0 if layout.recompute == "none" else 1
+    total += seconds(rounds * layers * tokens * cp * keys_values, cp, tp * cp)
     # Hidden states to the next stage, gradients back, for every chunk.
     if pp > 1:
         split = tp if parallel.sequence_parallel else 1

@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from nemo_openmath.training.planning.gpus import GIB
-from nemo_openmath.training.planning.layouts import Estimate, Plan, estimate
+from nemo_openmath.training.planning.layouts import Estimate, Plan, estimate, with_exchange
 from nemo_openmath.training.planning.memory import (
+    COMMUNICATORS,
     FIXED_RESERVE,
     FRAGMENTATION,
     RECOMPUTE,
@@ -58,10 +59,11 @@ def _workload(plan: Plan) -> Text:
 
 def assumed_lines(plan: Plan) -> tuple[str, ...]:
     """Return what every estimate of a plan assumes."""
+    reserve = FIXED_RESERVE + (COMMUNICATORS if plan.gpus > 1 else 0)
     return (
         f"assumed: one GPU computes at {plan.mfu:.0%} of its peak (--mfu)",
         f"assumed: links at {LINK_EFFICIENCY:.0%} of theirs, nothing hidden behind computing",
-        f"assumed: reserve of {FIXED_RESERVE // GIB} GiB and {FRAGMENTATION:.0%} of what a step allocates",
+        f"assumed: reserve of {reserve // GIB} GiB and {FRAGMENTATION:.0%} of what a step allocates",
         f"offered are layouts that leave {plan.headroom:.0%} of the memory free (--headroom); no GPU has run one",
     )
 
@@ -75,7 +77,8 @@ def _memory(plan: Plan, chosen: Estimate) -> Table:
     by_mode = {}
     for mode in RECOMPUTE:
         table.add_column(mode + (" *" if mode == chosen.layout.recompute else ""), justify="right")
-        by_mode[mode] = estimate(plan.work, replace(chosen.layout, recompute=mode), plan.gpu, plan.mfu).memory
+        layout = with_exchange(plan.work, replace(chosen.layout, recompute=mode), plan.gpu)
+        by_mode[mode] = estimate(plan.work, layout, plan.gpu, plan.mfu).memory
     for kind, name in KINDS.items():
         table.add_row(name, *(_gib(getattr(memory, kind)) for memory in by_mode.values()))
     table.add_section()
@@ -100,6 +103,10 @@ def _time(plan: Plan, chosen: Estimate) -> Text:
     else:
         days = work.steps * time.total / 86400
         lines.append(f"GPU-hours: {chosen.gpu_hours(work.steps):,.0f} for {work.steps:,} steps, {days:.1f} days")
+    if (lighter := plan.without_recomputation) is not None:
+        saved = 1 - lighter.time.total / time.total
+        needs = f"{_gib(lighter.memory.total)} of {plan.gpu.memory // GIB} GiB"
+        lines.append(f"recomputation is not needed: without it {needs}, and a step takes {saved:.0%} less")
     if plan.surcharge:
         best = plan.offered
         lines.append(f"this layout takes {plan.surcharge:.0%} longer than the offered one: {describe(best.layout)}")
@@ -112,6 +119,7 @@ def _layouts(plan: Plan, rows: int) -> Table:
     more = f", the best {len(shown)} (--rows 0: all)" if len(shown) < count else ""
     legend = "sp: sequence parallel; do: distributed optimizer\n>: offered; !: leaves less than the headroom free"
     legend += "; *: the configuration's" if plan.configured else ""
+    legend += "; cp r: keys in a ring" if any(choice.layout.exchange == "ring" for choice in shown) else ""
     table = Table(title=f"Layouts that fit: {count}{more}", title_justify="left", caption=legend, padding=(0, 1, 0, 0))
     for name in ("tp", "pp", "vpp", "cp", "dp"):
         table.add_column(name, justify="right")
@@ -126,6 +134,7 @@ def _layouts(plan: Plan, rows: int) -> Table:
         layout, p = choice.layout, choice.layout.parallel
         is_configured = plan.configured is not None and layout == plan.configured.layout
         sizes = [str(size) for size in (p.tp, p.pp, p.vpp, p.cp, layout.data_parallel)]
+        sizes[3] += " r" if layout.exchange == "ring" else ""
         flags = ["yes" if flag else "no" for flag in (p.sequence_parallel, layout.distributed_optimizer)]
         mark = "" if plan.has_headroom(choice) else " !"
         numbers = [_gib(choice.memory.total) + mark, f"{choice.time.total:.2f}", f"{choice.mfu:.1%}"]
@@ -142,6 +151,8 @@ def describe(layout: Layout) -> str:
     words = [f"{name} {size}" for name, size in sizes if size > 1] or ["one process"]
     words += ["sequence parallel"] if p.sequence_parallel else []
     words += ["distributed optimizer"] if layout.distributed_optimizer else []
+    words += ["keys in a ring"] if layout.exchange == "ring" else []
+    words += ["TransformerEngine"] if layout.transformer_engine else []
     return ", ".join([*words, f"recompute {layout.recompute}"])
 
 
