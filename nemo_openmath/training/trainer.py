@@ -127,7 +127,7 @@ class Trainer:
         self.first_step = start.step + 1
         self.guard = LossGuard(config.guard, start.recent_losses)
         self.forward_backward = ForwardBackward(
-            self.models, self.optimizer.chunks, base.config, config.parallel, self._exchange()
+            self.models, self.optimizer.chunks, base.config, config.parallel, self._exchange(backend)
         )
         self.peak_flops = peak_flops(config.precision, self.device)
         if self.first_step <= source.num_steps:
@@ -241,11 +241,11 @@ class Trainer:
         needed = self.stop or step in self.store.lasting
         self.store.save(step, self.models, self.optimizer, state, notes={"record": dict(record)}, needed=needed)
 
-    def _exchange(self) -> Exchange | None:
+    def _exchange(self, backend: str) -> Exchange | None:
         """Return how context ranks exchange keys, by the estimate of the plan for the first batch; None: it is not
         ours to say. Raises UserError where the setting asks for what the layers cannot do."""
         config = self.config
-        backend, wanted = choose_backend(config.backend), config.context_exchange
+        wanted = config.context_exchange
         if config.parallel.cp == 1:
             return None
         if backend == "transformer_engine":
@@ -255,7 +255,12 @@ class Trainer:
                     remedy="set training.context_exchange to auto, or training.backend to local",
                 )
             return None
-        if wanted != "auto" or not torch.cuda.is_available() or config.precision == "fp32":
+        if self.device.type == "cuda" and config.precision == "fp32" and wanted == "ring":
+            raise UserError(
+                "training.context_exchange = ring: a GPU's flash attention computes in bf16",
+                remedy="set training.precision to bf16, or training.context_exchange to all_gather",
+            )
+        if wanted != "auto" or self.device.type == "cpu" or config.precision == "fp32":
             return "ring" if wanted == "ring" else "all_gather"
 
         def choose() -> Exchange:
@@ -267,7 +272,7 @@ class Trainer:
                 capacity=max(len(pack.tokens) for pack in packs),
                 micro_batches=-(-len(packs) // data_parallel),
                 precision=config.precision,
-                gpu_memory=torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory,
+                gpu_memory=torch.cuda.get_device_properties(self.device).total_memory,
             )
 
         exchange = on_main(choose)
