@@ -128,11 +128,11 @@ def _small_attention(device: torch.device) -> list[Tensor]:
     """Return output and gradients (fp32) of grouped attention in two runs: with the same keys, with more keys."""
     random = torch.Generator().manual_seed(0)
     sizes = ((48, 4, 64), (80, 2, 64), (80, 2, 64))
-    inputs = [torch.randn(s, generator=random).to(device, torch.bfloat16).requires_grad_() for s in sizes]
-    cu = [torch.tensor(ends, dtype=torch.int32, device=device) for ends in ([0, 16, 48], [0, 16, 80])]
+    query, key, value = (torch.randn(s, generator=random).to(device, torch.bfloat16).requires_grad_() for s in sizes)
+    cu_queries, cu_keys = (torch.tensor(c, dtype=torch.int32, device=device) for c in ([0, 16, 48], [0, 16, 80]))
     with torch.enable_grad():
-        out = _varlen(*inputs, (cu[0], cu[1]), (32, 64), 0.125)
-        gradients = torch.autograd.grad(out.float().square().sum(), inputs)
+        out = _varlen(query, key, value, (cu_queries, cu_keys), (32, 64), 0.125)
+        gradients = torch.autograd.grad(out.float().square().sum(), (query, key, value))
     return [x.detach().float() for x in (out, *gradients)]
 
 

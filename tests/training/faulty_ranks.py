@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,8 +27,8 @@ from nemo_openmath.core.errors import OpenMathError  # noqa: E402
 from nemo_openmath.data.packs.pack import Pack, pad_samples, samples_of  # noqa: E402
 from nemo_openmath.models import packed  # noqa: E402
 from nemo_openmath.models.build import PackedGPT, build_model, load_hf  # noqa: E402
-from nemo_openmath.models.packed import PackedBatch, pack_batch, rotary, zigzag  # noqa: E402
-from nemo_openmath.training import forward_backward  # noqa: E402
+from nemo_openmath.models.context_plan import zigzag  # noqa: E402
+from nemo_openmath.models.packed import PackedBatch, pack_batch, rotary  # noqa: E402
 from nemo_openmath.training.forward_backward import ForwardBackward, RankBatch, total_loss  # noqa: E402
 from nemo_openmath.training.job import read_job  # noqa: E402
 from nemo_openmath.training.optimizer import Optimizer  # noqa: E402
@@ -50,7 +50,22 @@ def packs_become(change: Sharding) -> Iterator[None]:
 @contextmanager
 def batches_become(change: Callable[..., PackedBatch]) -> Iterator[None]:
     """Within it, ``change(arrays..., config, cp=, cp_rank=)`` makes a rank's tensors of a pack."""
-    with mock.patch.object(forward_backward, "pack_batch", change):
+
+    @dataclass(frozen=True)
+    class Changed:
+        """Stands where a HostBatch would."""
+
+        arrays: tuple[Any, ...]
+        rest: dict[str, int]
+
+        def to(self, device: Any, config: Any) -> PackedBatch:
+            return change(*self.arrays, config, **self.rest, device=device)
+
+    def on_host(self: ForwardBackward, pack: Pack) -> Changed:
+        ranks = {"cp": self.parallel.cp, "cp_rank": parallel_state.get_context_parallel_rank()}
+        return Changed((pack.tokens, pack.labels, pack.loss_mask, pack.cu_seqlens), ranks)
+
+    with mock.patch.object(ForwardBackward, "_on_host", on_host):
         yield
 
 

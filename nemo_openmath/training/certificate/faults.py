@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_openmath.data.packs.pack import Pack
-from nemo_openmath.models.packed import zigzag
+from nemo_openmath.models.context_plan import zigzag
 from nemo_openmath.training.certificate.reference import ReferenceModel, TokenLosses
 from nemo_openmath.training.certificate.views import (
     Boundaries,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_openmath.data.packs.pack import Pack, concatenate, samples_of
-from nemo_openmath.models.packed import zigzag
+from nemo_openmath.models.context_plan import zigzag
 
 
 @dataclass(frozen=True)
