@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from nemo_openmath.checkpoints.formats import step_folders
+from nemo_openmath.data.batches.batch_sharding import shard_batch
+from nemo_openmath.models.layout import Parallel
 from nemo_openmath.training.config import TrainingConfig
 from tests.support.ranks import run_ranks
 from tests.training import reference
@@ -172,6 +174,14 @@ def test_loss_and_every_gradient(results: Path, oracle: Any, model: str, layout:
         assert gradient.norm() > 0, name
         error = (got["gradients"][name] - gradient).norm() / gradient.norm()
         assert error < 1e-4, (name, error)
+
+
+@pytest.mark.parametrize(("ranks", "layout"), [(1, "PP2 interleaved"), (2, "PP2 x DP2")])
+def test_layouts_above_have_packs_that_train_nothing(ranks: int, layout: str) -> None:
+    """The interleaved schedule works in groups of PP micro-batches, and ranks have as many: empty packs fill up. That
+    they change neither loss nor gradients is shown above."""
+    shares = shard_batch(RandomPacks(1).batch(0), ranks, Parallel(**LAYOUTS[layout][1]["parallel"]))
+    assert sum(not any(pack.loss_mask) for share in shares for pack in share) == 1
 
 
 @pytest.fixture(scope="module")
