@@ -71,7 +71,7 @@ def _explanations(
         for reported in losses:
             expected = expectations.of(reported, key)
             gap = _gap(reported, expected)
-            if expected is None or gap > tolerance + expected.tolerance + reported.rounding / abs(expected.loss):
+            if expected is None or gap > expected.room(tolerance) + reported.rounding / abs(expected.loss):
                 break
             gaps.append(gap)
         else:
@@ -89,6 +89,11 @@ def never_shown(certificate: Certificate) -> list[str]:
 class _Expected:
     loss: float
     tolerance: float
+    spread: float = 0.0  # of a part: the batch's loss times the root of how many times more targets the batch has
+
+    def room(self, tolerance: float) -> float:
+        """Return how far a reported loss may be, relative. Rounding is of tokens, and a part has few of them."""
+        return self.tolerance + tolerance * max(1.0, self.spread / abs(self.loss))
 
 
 _RIGHT = (RIGHT, "")
@@ -99,6 +104,7 @@ class _Expectations:
 
     def __init__(self, certificate: Certificate):
         self._predicted: dict[tuple[int, str, str], Predicted] = {}
+        self._steps = {step.step: step for step in certificate.steps}
         self._places: dict[tuple[int, str], list[int]] = {}  # of a step's samples by id; copies have several
         for step in certificate.steps:
             for prediction in (step.right(), *step.predicted):
@@ -113,13 +119,17 @@ class _Expectations:
         if prediction is None:
             return None
         loss: float | None = prediction.loss
+        step, targets = self._steps[reported.step], 0
         if reported.micro_batch is not None:
             loss = prediction.micro_batches[reported.micro_batch]
+            targets = sum(s.target_tokens for s in step.samples if s.micro_batch == reported.micro_batch)
         elif reported.sample is not None:  # of copies in other packs, the one nearest to what was reported
             places = self._places[reported.step, reported.sample]
+            targets = step.samples[places[0]].target_tokens
             copies = [value for place in places if (value := prediction.samples[place]) is not None]
             loss = min(copies, key=lambda value: abs(value - reported.loss), default=None)
-        return _Expected(loss, prediction.tolerance) if loss else None
+        spread = step.loss * (step.target_tokens / targets) ** 0.5 if targets else 0.0
+        return _Expected(loss, prediction.tolerance, spread) if loss else None
 
 
 def _gap(reported: ReportedLoss, expected: _Expected | None) -> float:
@@ -138,7 +148,7 @@ def _scaled(expectations: _Expectations, losses: Sequence[ReportedLoss], toleran
         factors = [1 / ratio if inverse else ratio for ratio in ratios]
         factor = round(factors[0])
         slack = [
-            tolerance + reported.rounding / abs(right.loss * ratio)
+            right.room(tolerance) + reported.rounding / abs(right.loss * ratio)
             for reported, right, ratio in zip(losses, expected, ratios, strict=True)
             if right
         ]
