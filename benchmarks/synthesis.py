@@ -264,7 +264,8 @@ async def decontaminate(folder: Path, count: int, size: int, texts: str) -> None
             services = Lent(InstantEngine("Why: other numbers.\nVerdict: no", same_tokens=True), tokenizer, pool)
             _, cpu = await run(Decontaminate(DecontaminateConfig()), folder / "out", services, **ports)
         print(
-            f"the stage over {some} problems, prompts made for a model that answers at once: {1e3 * cpu / some:.2f} ms CPU each"
+            f"the stage over {some} problems, with prompts for a model that answers at once: "
+            f"{1e3 * cpu / some:.2f} ms CPU each"
         )
 
 
