@@ -196,7 +196,7 @@ async def test_convert_makes_a_problem_of_a_proof_and_leaves_others_alone(
     random.Random(1).shuffle(threads)
     ids = {thread.forum_post: thread.id for thread in threads}
     parents = (ids["Post 2"], ids["Silent"], ids["Post 0"])
-    proof = Problem.make("Prove that n = 3.", category="proof", source="forum", parents=parents)
+    proof = Problem.make("Prove that the sum of all n is 12.", category="proof", source="forum", parents=parents)
     other = Problem.make("Find n.", category="answer", parents=(ids["Post 1"],))
     run = await run_stage(
         ConvertProofs(DiscussedConfig()), tmp_path, lambda _: CONVERTED, tokenizer=tokenizer,
@@ -212,7 +212,7 @@ async def test_convert_makes_a_problem_of_a_proof_and_leaves_others_alone(
     )
     assert sorted(run.records, key=lambda p: p.id) == sorted([converted, other], key=lambda p: p.id)
     (asked,) = run.asked
-    assert "Prove that n = 3." in asked.question
+    assert "Prove that the sum of all n is 12." in asked.question
     joined = "----- discussion begins -----\nPost 1:\nreply of thread 2\n\nPost 2:\nreply of thread 0\n-----"
     assert joined in asked.question, "joined by id, in parents' order"
     assert "thread 1" not in asked.question
@@ -247,9 +247,9 @@ async def test_convert_names_why_it_drops(tokenizer: ChatTokenizer, tmp_path: Pa
 async def test_proofs_that_become_one_problem_are_read_as_one(
     tokenizer: ChatTokenizer, tmp_path: Path, answers: list[str], agreed: str | None, kind: str, votes: Any
 ) -> None:
-    proofs = [Problem.make(f"Prove {n}.", category="proof") for n in range(2)]
+    proofs = [Problem.make(f"Prove that the root is {n}.", category="proof") for n in range(2)]
     replies: dict[str, str | Reply] = {
-        f"Prove {n}.": f"Problem: Find the root.\nAnswer: {answer}" for n, answer in enumerate(answers)
+        f"Prove that the root is {n}.": f"Problem: Find the root.\nAnswer: {answer}" for n, answer in enumerate(answers)
     }
     run = await run_stage(
         ConvertProofs(DiscussedConfig()), tmp_path, by_text(replies), tokenizer=tokenizer, problems=proofs, threads=[]
@@ -360,7 +360,11 @@ THREE = [Problem.make(f"Number {n}: {HELD}", category="proof", parents=(f"t{n}",
 THREADS = [Thread.make(f"Post {n}", "it is 4").with_(id=f"t{n}") for n in range(3)]
 CASES = {
     "classify": Case(lambda: Classify(ClassifyConfig(questions=("proof",))), "Verdict: no", {}),
-    "convert": Case(lambda: ConvertProofs(DiscussedConfig()), CONVERTED, {"threads": THREADS}),
+    "convert": Case(
+        lambda: ConvertProofs(DiscussedConfig()),
+        "Problem: How many positive integers up to 500 are divisible by 3?\nAnswer: 166",
+        {"threads": THREADS},
+    ),
     "answers": Case(lambda: ExtractAnswers(DiscussedConfig()), "Answer: 4", {"threads": THREADS}),
     "decontaminate": Case(
         lambda: Decontaminate(DecontaminateConfig(orders="one")), "Verdict: no", {"benchmark": [Problem.make(HELD)]}

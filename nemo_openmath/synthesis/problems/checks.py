@@ -10,6 +10,7 @@ are written (statement.py) and without brackets, so that ``3*sqrt(S)<=p`` is ``$
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -316,7 +317,9 @@ def follows_from(answer: str, discussion: str) -> bool:
     """Return whether an answer stands in a discussion, or is equal as mathematics to a formula that does. Of a phrase,
     its words stand there."""
     plain, text = bare_answer(answer), _HEADER.sub("", discussion)
-    if next(_stands_in(signs(plain), signs(text)), None) is not None:
+    part = signs(plain)
+    lines = (line for line in text.splitlines() if plain in line)  # most answers stand there as they are written
+    if any(next(_stands_in(part, signs(shown)), None) is not None for shown in itertools.chain(lines, [text])):
         return True
     if not is_mathematics(plain):
         source = ShownText(text)
