@@ -430,7 +430,6 @@ OF_CONVERTED: tuple[ReplyCheck[ConvertedProblem], ...] = (
     ReplyCheck("asks-value", "the problem asks for nothing", lambda p: asks_for_value(p.text) or "?" in p.text),
     ReplyCheck("not-yes-or-no", "the problem asks yes or no", lambda p: not asks_yes_or_no(p.text)),
     ReplyCheck("not-again", "the problem is its proof again", lambda p: not is_proof_again(p.text, p.proof)),
-    ReplyCheck("of-proof", "the problem is not about its proof", lambda p: speaks_of(p.text, p.proof)),
     ReplyCheck("answer-yes-or-no", "the answer is yes or no", lambda p: not is_yes_or_no(p.answer)),
     ReplyCheck("answer-refusal", "the answer is a refusal", lambda p: not is_refusal(p.answer)),
     ReplyCheck("answer-is-answer", "the answer is a sentence", lambda p: is_answer(p.answer)),
@@ -444,5 +443,6 @@ OF_CONVERTED: tuple[ReplyCheck[ConvertedProblem], ...] = (
         EXAMPLE,
         lambda p: not repeats_example(p.prompt, p.proof, p.text, bare_answer(p.answer), p.discussion),
     ),
+    ReplyCheck("of-proof", "the problem is not about its proof", lambda p: speaks_of(p.text, p.proof)),
 )
 """What a converted problem must be."""
