@@ -79,7 +79,9 @@ def random_model(folder: Path, shape: ModelConfig, std: float = 0.04) -> torch.n
     Norms and biases are far from 1 and 0, so that one in the wrong place shows.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     settings = shape.to_hf("float32")
     kind = settings.pop("model_type")
     torch.manual_seed(1)

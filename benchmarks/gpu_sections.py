@@ -49,7 +49,7 @@ from nemo_openmath.training.trainer import train
 if TYPE_CHECKING:
     from gpu import Report
 
-KERNEL_BOUND = 1.5e-2  # relative error in bf16; measured in fp32 it is 2e-3 to 8e-3 where all is right
+KERNEL_BOUND = 1.5e-2  # relative error in bf16; rounding alone makes 2e-3 to 6e-3 (a CPU's)
 SHAPES = ((12, 2, 128), (5, 1, 128), (8, 8, 64), (4, 2, 32))  # heads, groups, head_dim
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -529,19 +529,37 @@ def engine(report: Report) -> None:
         for kind in ("qwen2", "qwen3"):
             folder = Path(place) / kind
             served_model(folder, small.with_changes(model_type=kind))
-            for dtype, share in (("float32", 1.0), ("bfloat16", 0.5)):
-                theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
-                theirs.generation_config.eos_token_id = None
+            theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+            theirs.generation_config.eos_token_id = None
+            for dtype in ("float32", "bfloat16"):
                 served = EmbeddedEngine.load(folder, slots=8, max_context=256, device=device.type, dtype=dtype)
                 texts = asyncio.run(_ask(served, prompts, 32, 0.0))
                 asyncio.run(served.close())
-                same = 0
-                for prompt, ids in zip(prompts, texts, strict=True):
-                    asked = torch.tensor([prompt], device=device)
-                    whole = theirs.generate(asked, max_new_tokens=32, do_sample=False, pad_token_id=0)
-                    same += bool(ids) and ids == whole[0, len(prompt) :].tolist()[: len(ids)]
-                report.at_least(f"{kind}, {dtype}: texts as transformers'", same, share * len(prompts), of=len(prompts))
+                if dtype == "float32":
+                    same = sum(_greedy(theirs, p, len(t)) == t for p, t in zip(prompts, texts, strict=True))
+                    report.at_least(f"{kind}, {dtype}: texts as transformers'", same, len(prompts), of=len(prompts))
+                regrets = [_regret(theirs, p, t) for p, t in zip(prompts, texts, strict=True)]
+                bound = 1e-3 if dtype == "float32" else 0.3
+                report.below(f"{kind}, {dtype}: largest regret of a token", max(regrets), bound)
         _engine_speed(report, Path(place) / "large")
+
+
+def _greedy(theirs: Any, prompt: list[int], tokens: int) -> list[int]:
+    """Return transformers' own greedy tokens, at least one."""
+    asked = torch.tensor([prompt], device=theirs.device)
+    whole = theirs.generate(asked, max_new_tokens=max(1, tokens), do_sample=False, pad_token_id=0)
+    return whole[0, len(prompt) :].tolist()
+
+
+@torch.no_grad()
+def _regret(theirs: Any, prompt: list[int], text: list[int]) -> float:
+    """Return by how much the logit of a token of ``text`` is below the highest at its place, at most, in standard
+    deviations of that place's logits: rounding picks another token only where two are nearly as likely."""
+    if not text:
+        return float("inf")
+    logits = theirs(torch.tensor([prompt + text], device=theirs.device)).logits[0, len(prompt) - 1 : -1].float()
+    chosen = logits.gather(1, torch.tensor(text, device=logits.device).unsqueeze(1)).squeeze(1)
+    return float(((logits.amax(1) - chosen) / logits.std(1)).max())
 
 
 def _engine_speed(report: Report, folder: Path) -> None:
@@ -614,13 +632,13 @@ def drafter(report: Report) -> None:
     from nemo_openmath.speculative.train import DrafterSettings, load_base
     from nemo_openmath.speculative.train import train as train_drafter
 
-    settings = DrafterSettings(batch_tokens=512, epochs=2)
+    settings = DrafterSettings(batch_tokens=512, epochs=3, lr=3e-3)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         served_model(folder, ModelConfig(1024, 128, 256, 3, 4, 2, 32, max_position_embeddings=512, eos_token_id=2))
         base = load_base(folder, settings, "cpu" if report.dry else "cuda")
         random, losses = np.random.default_rng(0), list[float]()
-        for_each = [np.resize(random.integers(3, 500, 7), n) for n in random.integers(20, 90, 40)]  # that repeat
-        texts = [Text(ids.astype(np.int32), np.ones(len(ids), bool)) for ids in for_each]
+        drawn = [random.integers(3, 20, n) for n in random.integers(20, 90, 40)]  # of 17 tokens out of 1,024
+        texts = [Text(ids.astype(np.int32), np.ones(len(ids), bool)) for ids in drawn]
         train_drafter(base, texts, settings, lambda _step, _steps, value: losses.append(value))
-        report.below("last loss over the first", losses[-1] / losses[0], 1.0, first=losses[0], steps=len(losses))
+        report.below("last loss over the first", losses[-1] / losses[0], 0.9, first=losses[0], steps=len(losses))
