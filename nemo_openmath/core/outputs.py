@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.errors import UserError, of_the_system, refuse_special
 
 REMEDY = "choose another output, or move that away"
 _SHOWN = 3  # names in a message
@@ -26,6 +26,24 @@ def refuse_foreign_folder(folder: Path, what: str, marks: Collection[str], own: 
     if names and not any(next(folder.glob(mark), None) for mark in marks):  # in this order: another job may begin it
         shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
         raise UserError(f"is not {what}, and not empty: it holds {shown}", file=folder, remedy=REMEDY)
+
+
+def partial_file(file: Path) -> Path:
+    """Return the file that is written first and then moved to ``file``, so that no reader sees half of it."""
+    return file.with_name(file.name + ".partial")
+
+
+def refuse_unwritable_file(file: Path, option: str) -> None:
+    """Raise UserError, or what the system says, where ``file`` cannot be written: its folder is not there or refuses,
+    or it is no regular file. ``option``: the one to change."""
+    if not file.parent.is_dir():
+        raise UserError("no such folder", file=file.parent, remedy=f"make it, or change {option}")
+    refuse_special(file, f"change {option}")
+    try:
+        partial_file(file).touch()
+        partial_file(file).unlink()
+    except OSError as error:
+        raise of_the_system(error, file) or error from error
 
 
 def refuse_foreign_file(file: Path, what: str, is_ours: Callable[[bytes], bool]) -> None:

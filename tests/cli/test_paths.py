@@ -51,6 +51,8 @@ INPUTS = {
     "average": ["{base} {bad} --output out"],
     "merge": ["{bad} {base} --output out", "{base} {base} --method ties --base {bad} --output out"],
     "inspect": ["{bad}", "{base} {bad}"],
+    "certify": ["{bad} {base} --output out"],
+    "diagnose": ["losses.csv --certificate {bad}"],
 }
 OUTPUTS = {
     "recipe run": "r.yaml --output {bad}",
@@ -68,6 +70,7 @@ OUTPUTS = {
     "quantize": "{base} {bad} --format int8",
     "average": "{base} {base} --output {bad}",
     "merge": "{base} {base} --output {bad}",
+    "certify": "packs {base} --output {bad}",
 }
 WHOLE = (
     "convert",
@@ -80,7 +83,7 @@ WHOLE = (
 )  # they make what is new, and say that it is there
 # They write nothing of their own, or what they write is named by a file that they read.
 NO_INPUT = {"sandbox serve", "recipe reference"}
-NO_OUTPUT = {"convert megatron-to-hf", "sandbox exec", "sft", "plan", "inspect"}
+NO_OUTPUT = {"convert megatron-to-hf", "sandbox exec", "sft", "plan", "inspect", "diagnose"}
 NO_OUTPUT |= {f"recipe {verb}" for verb in ("show", "status", "report", "stages")} | {"data stats", "data verify"}
 NO_OUTPUT |= {"doctor", "trace"}  # it tells what it found out of the folder, and writes a report where it is asked to
 NO_OUTPUT |= {f"jobs {verb}" for verb in ("status", "logs", "cancel", "resume", "watch")}
@@ -111,6 +114,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for n in ("a", "bc", "d")
     ]
     (tmp_path / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "losses.csv").write_text("step,loss\n1,2.5\n")
     (tmp_path / "file").write_text("mine\n")
     (tmp_path / "binary").write_bytes(bytes(range(256)) * 20)
     (tmp_path / "folder").mkdir()
@@ -163,7 +167,7 @@ def test_an_output_that_cannot_be_used_is_one_line(verb: str, folder: Path, capf
 @pytest.mark.parametrize("verb", OUTPUTS)
 def test_what_somebody_else_wrote_is_left_alone(verb: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (folder / "folder" / "mine.txt").write_text("mine\n")
-    a_file = verb in ("grade", "serve", "sandbox serve")
+    a_file = verb in ("grade", "serve", "sandbox serve", "certify")
     bad = "file" if a_file else "folder"
     said = refused(f"{verb} {OUTPUTS[verb]}", bad, folder, capfd)
     words = (

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nemo_openmath.core.errors import MissingExtra, UserError, of_the_system, refuse_special
+from nemo_openmath.core.errors import MissingExtra, UserError
 from nemo_openmath.core.listening import check_address
-from nemo_openmath.core.outputs import refuse_foreign_file
+from nemo_openmath.core.outputs import refuse_foreign_file, refuse_unwritable_file
 from nemo_openmath.inference.serving.options import NO_CHAT, ServedEngine
 
 
@@ -66,16 +66,8 @@ class ServerConfig:
             raise UserError("no such folder for the log", file=self.log.parent, remedy="make it, or change --log")
         if self.address_file is None:
             return
-        folder = self.address_file.parent
-        if not folder.is_dir():
-            raise UserError("no such folder", file=folder, remedy="make it, or change --address-file")
-        refuse_special(self.address_file, "change --address-file")
+        refuse_unwritable_file(self.address_file, "--address-file")
         refuse_foreign_file(self.address_file, "the address of a server", lambda line: line.startswith(b"http"))
-        try:
-            partial_file(self.address_file).touch()
-            partial_file(self.address_file).unlink()
-        except OSError as error:
-            raise of_the_system(error, self.address_file) or error from error
 
     def _check_model(self) -> None:
         folder = Path(self.model)
@@ -129,8 +121,3 @@ def _need(package: str, extra: str) -> None:
 
     if find_spec(package) is None:
         raise MissingExtra(package, extra, f"serving with {package}")
-
-
-def partial_file(file: Path) -> Path:
-    """Return the file that is written first and then moved to ``file``, so that no reader sees half of it."""
-    return file.with_name(file.name + ".partial")

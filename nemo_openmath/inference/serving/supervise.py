@@ -20,10 +20,11 @@ import aiohttp
 from nemo_openmath.core.engine import EngineError
 from nemo_openmath.core.errors import OpenMathError, UserError
 from nemo_openmath.core.listening import check_address, free_port
+from nemo_openmath.core.outputs import partial_file
 from nemo_openmath.core.processes import child_environment
 from nemo_openmath.core.waiting import Waiting
 from nemo_openmath.inference.serving.embedded_server import MEMORY
-from nemo_openmath.inference.serving.launch import ServerConfig, partial_file, server_command
+from nemo_openmath.inference.serving.launch import ServerConfig, server_command
 from nemo_openmath.inference.serving.server_output import ServerOutput, exit_words
 
 TERMINATE_S = 10.0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.outputs import refuse_foreign_file
+from nemo_openmath.core.outputs import refuse_foreign_file, refuse_unwritable_file
 from nemo_openmath.models.devices import DeviceChoice
 from nemo_openmath.models.layout import Precision
 from nemo_openmath.training.certificate.alone import world_of_one
@@ -49,6 +49,7 @@ class CertifyRequest:
 
 def certify(request: CertifyRequest) -> str:
     """Write the certificate and return what it says, for people. Raises UserError for what does not fit."""
+    refuse_unwritable_file(request.output, "--output")
     refuse_foreign_file(request.output, "a loss certificate", _is_ours)
     with world_of_one(request.device):
         return _certify(request)
