@@ -277,5 +277,7 @@ def fake_cuda(
     with ExitStack() as stack:
         for function, stand_in in cuda.namespace().items():
             stack.enter_context(patch.object(torch.cuda, function, stand_in))
+        # models/cpu_compat.py may have replaced it in this process
+        stack.enter_context(patch.object(torch.Tensor, "cuda", torch._C.TensorBase.cuda))
         stack.enter_context(_Tensors(cuda))
         yield cuda
