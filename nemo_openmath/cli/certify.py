@@ -64,8 +64,7 @@ def add(groups: Any) -> None:
     diagnose.add_argument(
         "--precision",
         choices=["fp32", "bf16"],
-        default="fp32",
-        help="in which the trainer computed: states the tolerance",
+        help="in which the trainer computed: states the tolerance (default: fp32; what is right in bf16 is no fault)",
     )
     diagnose.add_argument("--tolerance", type=float, metavar="SHARE", help="relative, instead of the precision's")
 

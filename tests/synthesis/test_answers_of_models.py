@@ -82,3 +82,9 @@ def test_answers(text: str, expected: str | None) -> None:
 )
 def test_verdicts(text: str, expected: bool | None) -> None:
     assert value(parse_verdict(text)) is expected
+
+
+def test_bold_labels_are_read() -> None:
+    assert parse_answer("**Answer:** 25") == parse_answer("**Answer**: 25") == "25"
+    assert parse_problems("**Problem 1:** a\n**Problem 2**: b") == ["a", "b"]
+    assert parse_conversion("**Problem:** Find n.\n**Answer:** 4") == ("Find n.", "4")

@@ -174,3 +174,10 @@ def test_an_extracted_answer(answer: str, expected: str | None) -> None:
 def test_each_check_has_a_name_and_a_reason_of_its_own() -> None:
     for checks in (OF_EXTRACTED, OF_CONVERTED, OF_ANSWER):
         assert len({check.name for check in checks}) == len({check.reason for check in checks}) == len(checks)
+
+
+def test_a_short_question_about_mathematics_is_a_problem() -> None:
+    for text in ("Is 2027 prime?", r"Is $\pi$ rational?"):
+        assert first_failed(OF_EXTRACTED, ExtractedProblem(text, ShownText(text))) is None
+    text = "Any hints?"
+    assert reason(first_failed(OF_EXTRACTED, ExtractedProblem(text, ShownText(text)))) == "the problem is empty"

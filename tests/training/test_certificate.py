@@ -209,6 +209,20 @@ def test_what_diagnose_says(
     code, text = said(f"step,loss\n1,{leak.loss:.7f}\n")
     assert (code, text.split(":")[0]) == (ExitCode.FAULT, "pack_as_one_sequence")
     assert "look at: packed_seq_params" in text
+    near = f"step,loss\n1,{1.001 * step.loss:.7f}\n"  # right in bf16, and nobody said that it is not bf16
+    code, text = said(near)
+    assert (code, "cannot tell apart right (in bf16) and" in text) == (ExitCode.UNDECIDED, True)
+    assert said(near, "--precision", "fp32")[0] in (ExitCode.UNKNOWN, ExitCode.FAULT)
+    whole = (root / "cert.json").read_text()
+    for loss in ("2.5", 2.5, None):
+        content = json.loads(whole)
+        content["steps"][0]["loss"] = loss
+        damaged = json.dumps(content)
+        (tmp_path / "damaged.json").write_text(damaged)
+        assert command.run(
+            ["diagnose", str(tmp_path / "losses.csv"), "--certificate", str(tmp_path / "damaged.json")]
+        ) is (ExitCode.USER_ERROR)
+        assert "damaged.json: is not whole" in capsys.readouterr().err
     code, text = said(f"step,loss\n1,{1.5 * step.loss:.7f}\n")
     assert (code, text.split(":")[0]) == (ExitCode.UNKNOWN, "unknown")
     code, text = said(f"step,loss\n1,{step.loss:.1f}\n")  # known to 0.05: near to many
@@ -224,6 +238,7 @@ def test_what_diagnose_says(
     for rows, problem in {
         "step,loss\n1,2.5\n1,2.5\n": "losses.csv:3: the same as row 2",
         "step,loss\n2,2.5\n": "losses.csv:2: step 2: the certificate has steps 1 to 1",
+        "step,loss\n1,2_0.5\n": "losses.csv:2: loss '2_0.5' is no number",
         "step,loss\n1,much\n": "losses.csv:2: loss 'much' is no number",
         "step,loss\n1,nan\n": "losses.csv:2: loss nan is not finite",
         "step,loss,sample\n1,2.5,nobody\n": "losses.csv:2: sample 'nobody' is not in step 1",

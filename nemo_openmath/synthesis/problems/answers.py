@@ -14,7 +14,7 @@ from nemo_openmath.core.records.store import read_file
 from nemo_openmath.core.stage import Result, StageContext
 from nemo_openmath.synthesis.controls.cases import AnswerCase
 from nemo_openmath.synthesis.problems.attribution import PosedProblems, Whose
-from nemo_openmath.synthesis.problems.checks import OF_ANSWER, ExtractedAnswer, bare_answer, first_failed
+from nemo_openmath.synthesis.problems.checks import OF_ANSWER, ExtractedAnswer, bare_answer, first_failed, plain_labels
 from nemo_openmath.synthesis.problems.posts import posts
 from nemo_openmath.synthesis.problems.prompted import Discussed, DiscussedStage, Rejected
 
@@ -118,6 +118,7 @@ def _checked(
 
 def parse_answer(text: str) -> str | Rejected:
     """Return the answer of the line ``Answer: ...``, "" for "Not found"."""
+    text = plain_labels(text)
     if text.strip(" \t\n.*`").lower() in ("not found", "answer: not found"):
         return ""
     head, _, answer = text.strip().partition("Answer:")

@@ -37,6 +37,16 @@ EXAMPLE = "the reply repeats an example of the prompt"
 """The reason that counts it."""
 
 
+_BOLD = re.compile(
+    r"^[ \t]*[*_`]{1,3}((?:Problem(?: \d{1,4})?|Answer)(?=[*_`]{0,3}:))[*_`]{0,3}:[*_`]{0,3}[ \t]*", re.M
+)
+
+
+def plain_labels(reply: str) -> str:
+    """Return a reply with the labels of its lines as they were asked for: "**Answer:** 5" is "Answer: 5"."""
+    return _BOLD.sub(r"\1: ", reply)
+
+
 @dataclass(frozen=True, slots=True)
 class ReplyCheck(Generic[S]):
     """One thing that must hold."""
@@ -247,7 +257,8 @@ def comes_from(text: str, post: ShownText) -> bool:
 
 def _states_something(text: str) -> bool:
     tokens = contents(text[:1000])
-    return len(tokens) >= 3 or (len(tokens) >= 1 and _ASKING.search(text) is not None)
+    asks_of_mathematics = len(tokens) >= 2 and "?" in text and any(mathematics for _, mathematics in tokens)
+    return len(tokens) >= 3 or asks_of_mathematics or (len(tokens) >= 1 and _ASKING.search(text) is not None)
 
 
 OF_EXTRACTED: tuple[ReplyCheck[ExtractedProblem], ...] = (

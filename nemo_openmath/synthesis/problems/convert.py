@@ -5,7 +5,13 @@ from __future__ import annotations
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.stage import Result, StageContext
 from nemo_openmath.synthesis.controls.cases import ConvertCase
-from nemo_openmath.synthesis.problems.checks import OF_CONVERTED, ConvertedProblem, bare_answer, first_failed
+from nemo_openmath.synthesis.problems.checks import (
+    OF_CONVERTED,
+    ConvertedProblem,
+    bare_answer,
+    first_failed,
+    plain_labels,
+)
 from nemo_openmath.synthesis.problems.prompted import Discussed, DiscussedStage, Rejected
 
 
@@ -60,6 +66,7 @@ class ConvertProofs(DiscussedStage):
 
 def parse_conversion(text: str) -> tuple[str, str] | tuple[()] | Rejected:
     """Return the problem and its answer, which stands on the last line; () for "Not possible"."""
+    text = plain_labels(text)
     if text.strip(" \t\n.*`").lower() == "not possible":
         return ()
     problem, _, last = text.strip().rpartition("\n")

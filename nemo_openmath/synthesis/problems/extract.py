@@ -8,7 +8,13 @@ from collections.abc import Iterable
 from nemo_openmath.core.records import Drop, Problem, Thread
 from nemo_openmath.core.stage import Result, StageContext
 from nemo_openmath.synthesis.controls.cases import ExtractCase
-from nemo_openmath.synthesis.problems.checks import OF_EXTRACTED, ExtractedProblem, ShownText, first_failed
+from nemo_openmath.synthesis.problems.checks import (
+    OF_EXTRACTED,
+    ExtractedProblem,
+    ShownText,
+    first_failed,
+    plain_labels,
+)
 from nemo_openmath.synthesis.problems.prompted import OnePromptConfig, PromptedStage, Rejected
 from nemo_openmath.synthesis.problems.read import FORUM
 
@@ -25,7 +31,7 @@ class Extract(PromptedStage[OnePromptConfig, Thread]):
     """
 
     kind = "problems.extract"
-    version = 3  # 2: what is extracted is checked; 3: and compared with the examples of the prompt
+    version = 4  # 2: what is extracted is checked; 3: and compared with the examples of the prompt; 4: bold labels
     case = ExtractCase
     prompt = "extract-problems"
     Config = OnePromptConfig
@@ -66,6 +72,7 @@ class Extract(PromptedStage[OnePromptConfig, Thread]):
 
 def parse_problems(text: str) -> list[str] | Rejected:
     """Return the texts behind ``Problem i:``, which are numbered from 1; [] for "No problem"."""
+    text = plain_labels(text)
     if text.strip(" \t\n.*`").lower() == "no problem":
         return []
     if not _PROBLEM.match(text):

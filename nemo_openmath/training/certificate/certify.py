@@ -186,7 +186,8 @@ def write_data(data: CertifiedData, file: Path) -> None:
     """Write the certified packs as JSON Lines, a pack each, for another trainer to read.
 
     Fields: ``step``, ``micro_batch``, ``input_ids``, ``labels`` (the token's own id where it is a target, else -100;
-    not shifted, as transformers takes them), ``position_ids``, ``seq_start_id`` and ``sample_ids``. Nothing is padded.
+    not shifted, as transformers takes them), ``position_ids``, ``seq_lengths``, ``seq_start_id`` and ``sample_ids``.
+    Nothing is padded.
     """
     with file.open("wb") as out:
         for step, packs in enumerate(data.steps, 1):
@@ -202,6 +203,7 @@ def _row(step: int, micro_batch: int, pack: Pack) -> dict[str, Any]:
         "input_ids": pack.tokens.tolist(),
         "labels": np.where(is_target, pack.tokens, -100).tolist(),
         "position_ids": pack.position_ids().tolist(),
+        "seq_lengths": np.diff(pack.cu_seqlens).tolist(),
         "seq_start_id": pack.cu_seqlens[:-1].tolist(),
         "sample_ids": list(pack.sample_ids),
     }

@@ -15,7 +15,7 @@ from nemo_openmath.models.devices import DeviceChoice
 from nemo_openmath.models.layout import Precision
 from nemo_openmath.training.certificate.alone import world_of_one
 from nemo_openmath.training.certificate.diagnose import diagnose
-from nemo_openmath.training.certificate.files import FORMAT, Certificate, read_losses
+from nemo_openmath.training.certificate.files import FORMAT, RIGHT, Certificate, read_losses
 from nemo_openmath.training.certificate.report import EXIT_CODES, NotCertified, advice, table, verdict
 
 
@@ -97,15 +97,27 @@ def _certify(request: CertifyRequest) -> str:
     return f"{table(certificate)}\nwritten: {request.output}"
 
 
-def diagnose_file(losses: Path, file: Path, precision: Precision, tolerance: float | None) -> Iterator[str]:
+def diagnose_file(losses: Path, file: Path, precision: Precision | None, tolerance: float | None) -> Iterator[str]:
     """Yield lines of what the CSV ``losses`` says of a trainer. Raises UserError that names a bad row, and at the end
-    NotCertified where it does not say that the trainer is right."""
+    NotCertified where it does not say that the trainer is right.
+
+    Where nobody says in which precision the trainer computed, it is fp32, unless a right trainer in bf16 gives the
+    losses, too: then no fault is named.
+    """
     certificate = Certificate.read(file)
+    is_open = precision is None and tolerance is None
     if tolerance is None:
-        tolerance = certificate.tolerances[precision]
+        tolerance = certificate.tolerances[precision or "fp32"]
     if not 0 < tolerance < 1 or not math.isfinite(tolerance):
         raise UserError(f"--tolerance {tolerance}", remedy="choose a share of the loss, such as 1e-4")
-    diagnosis = diagnose(certificate, read_losses(losses, certificate), tolerance)
+    reported = read_losses(losses, certificate)
+    diagnosis = diagnose(certificate, reported, tolerance)
+    if is_open and diagnosis.status in ("fault", "unknown"):
+        rounded = diagnose(certificate, reported, certificate.tolerances["bf16"])
+        if RIGHT in rounded.names:
+            names = f"right (in bf16) and {diagnosis.names[0]}" if diagnosis.names else "right (in bf16) and unknown"
+            yield f"cannot tell apart {names}: say in which precision it computed, --precision bf16 or fp32"
+            raise NotCertified(f"{losses}: not certified", EXIT_CODES["undecided"])
     line = verdict(diagnosis, certificate)
     yield from (line, *advice(diagnosis, certificate))
     if diagnosis.status != "certified":

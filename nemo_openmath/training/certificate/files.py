@@ -73,6 +73,17 @@ class CertifiedStep:
     samples: list[CertifiedSample]
     predicted: list[Predicted]
 
+    def check(self) -> None:
+        """Raise TypeError or ValueError where a loss is no finite number, or the batch's is not that of its samples."""
+        parts = [loss for fault in self.predicted for loss in (*fault.micro_batches, *fault.samples)]
+        parts += [sample.loss for sample in self.samples]
+        losses = [self.loss, *(fault.loss for fault in self.predicted), *(loss for loss in parts if loss is not None)]
+        if not all(math.isfinite(loss) for loss in losses):
+            raise ValueError(f"a loss of step {self.step} is not finite")
+        mean = sum((sample.loss or 0.0) * sample.target_tokens for sample in self.samples) / max(1, self.target_tokens)
+        if not math.isclose(mean, self.loss, rel_tol=1e-6):
+            raise ValueError(f"the loss of step {self.step} is {self.loss}, its samples' is {mean}")
+
     def right(self) -> Predicted:
         """Return the right losses in the form of predicted ones."""
         number = 1 + max(sample.micro_batch for sample in self.samples)
@@ -120,7 +131,9 @@ class Certificate:
         try:
             steps = [_step(step) for step in content["steps"]]
             rest = {name: content[name] for name in _REST}
-        except (KeyError, TypeError) as error:
+            for step in steps:
+                step.check()
+        except (KeyError, TypeError, ValueError) as error:
             problem = f"is not whole ({type(error).__name__}: {error})"
             raise UserError(problem, file=file, remedy="make it again with openmath certify") from None
         return cls(steps=steps, **rest)
@@ -162,7 +175,7 @@ def read_losses(file: Path, certificate: Certificate) -> list[ReportedLoss]:
     except UnicodeDecodeError:
         raise UserError("is no text", file=file, remedy="give a CSV with columns step,loss") from None
     rows = csv.reader(lines)
-    heading = [name.strip() for name in next(rows, [])]
+    heading = [name.strip().lower() for name in next(rows, [])]
     if not {"step", "loss"} <= set(heading) or len(set(heading)) < len(heading):
         problem = f"the heading is {','.join(heading) or 'missing'}"
         raise UserError(problem, file=file, row=1, remedy="begin the file with a line step,loss")
@@ -197,6 +210,8 @@ def _reported(values: Mapping[str, str], file: Path, row: int, certificate: Cert
         raise UserError(problem, file=file, row=row, remedy=remedy)
     step = steps[int(values["step"])]
     try:
+        if not values["loss"].isascii() or "_" in values["loss"]:
+            raise ValueError
         loss = float(values["loss"])
     except ValueError:
         raise UserError(f"loss {values['loss']!r} is no number", file=file, row=row) from None
