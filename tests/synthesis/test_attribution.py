@@ -137,3 +137,18 @@ async def test_answers_of_other_problems_are_asked_again_and_dropped(tmp_path: P
     assert marked == {SUM, PRIMES, SQUARE}
     assert run.context.metrics[UNATTRIBUTED] == 3
     assert {p.problem for p in run.records} == parents.keys() - {CONE}
+
+
+@pytest.mark.parametrize(
+    ("replies", "answer"),
+    [
+        (["for 1) the answer is 13", "3) gives 820"], "13"),
+        (["1) answer is 13\n2) 24\n3) 820"], "13"),
+        (["[quote]What is the largest prime factor of 1001?[/quote] answer is 13"], "13"),
+    ],
+)
+def test_problems_of_few_words_have_their_answers(replies: list[str], answer: str) -> None:
+    texts = ["What is the largest prime factor of 1001?", "How many divisors has 360?", "Compute the sum 1+2+...+40."]
+    posed = PosedProblems.of("\n".join(f"{number}. {text}" for number, text in enumerate(texts, 1)))
+    assert posed is not None
+    assert [posed.whose(answer, text, replies) for text in texts] == [Whose.OWN, Whose.OTHER, Whose.OTHER]

@@ -43,6 +43,7 @@ _AT_LINE = re.compile(
 _WITHIN = re.compile(rf"(?<![^\s,;])(?:{_NAMED}|\(?(?P<bare>\d{{1,2}}|[a-h])\)(?=\s))", re.I)
 _ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii")
 _QUOTE = re.compile(r"\[(/?)quote\]")
+_LEAD = re.compile(r"^(?:(?:the\s+)?answer(?:\s+is|\s*[:=])?|gives|it\s+is|it['’]s|=)\s+", re.I)
 _GAP = re.compile(r"\n[ \t]*\n")
 _OTHERS = re.compile(
     r"\b(?:first|second|third|fourth|fifth|sixth|last|next|other|others|both|rest|one|two|three|four)\b", re.I
@@ -109,11 +110,14 @@ class PosedProblems:
         return [_pairs(text) for text in self._texts]
 
     @cached_property
+    def _tokens(self) -> list[frozenset[str]]:
+        return [frozenset(token for token, _ in contents(text)) for text in self._texts]
+
+    @cached_property
     def _own_tokens(self) -> list[frozenset[str]]:
         """Of each item, the tokens that stand in no other one."""
-        tokens = [frozenset(token for token, _ in contents(text)) for text in self._texts]
-        counts = Counter(token for item in tokens for token in item)
-        return [frozenset(token for token in item if counts[token] == 1) for item in tokens]
+        counts = Counter(token for item in self._tokens for token in item)
+        return [frozenset(token for token in item if counts[token] == 1) for item in self._tokens]
 
     def whose(self, answer: str, problem: str, replies: Iterable[str]) -> Whose:
         """Return whether an answer that stands in the replies belongs to a problem of this post."""
@@ -132,6 +136,8 @@ class PosedProblems:
 
     def _items_of(self, problem: str) -> frozenset[int]:
         """Return the items that a problem was made of: the ones most like it. Where it holds several, all of them."""
+        if (same := self._same(problem)) is not None:
+            return frozenset([same])
         pairs = _pairs(problem)
         sizes = [min(len(pairs), len(item)) for item in self._pairs]
         shares = [len(pairs & item) / max(1, size) for item, size in zip(self._pairs, sizes, strict=True)]
@@ -141,6 +147,12 @@ class PosedProblems:
             for number, (share, size) in enumerate(zip(shares, sizes, strict=True))
             if share >= (least if size >= _FEW else max(least, _LEAST_OF_FEW)) and size > 2
         )
+
+    def _same(self, text: str) -> int | None:
+        """Return the one item that has the contents of a text, however short; None where there is none, or several."""
+        tokens = frozenset(token for token, _ in contents(text))
+        same = [number for number, item in enumerate(self._tokens) if item == tokens]
+        return same[0] if tokens and len(same) == 1 else None
 
     def _may_be_about(self, own: frozenset[int], segment: ReplySegment) -> bool:
         """Return whether a segment of another item may speak of these, too: it has their label, or a word that
@@ -212,6 +224,8 @@ class PosedProblems:
         for line in re.finditer(r"[^\n]+", block):
             pairs = _pairs(line[0])
             if len(pairs) < 3:
+                if len(pairs) and (same := self._same(line[0])) is not None:
+                    yield _Place(line.start(), line.start(), same, 2)
                 continue
             shares = [len(pairs & item) / len(pairs) for item in self._pairs]
             if len(pairs) < _FEW:  # a part of a formula is no statement: such a line is most of the item, too
@@ -230,7 +244,7 @@ def _pairs(text: str) -> frozenset[tuple[str, str]]:
 
 def _is_short(text: str) -> bool:
     """Return whether an entry of a list is no more than an answer."""
-    text = text.strip(" \t\n,;[]/")
+    text = _LEAD.sub("", text.strip(" \t\n,;[]/"), count=1)
     return not text or ("\n" not in text and is_answer(text))
 
 
