@@ -214,9 +214,15 @@ def test_what_diagnose_says(
     assert (code, "cannot tell apart right (in bf16) and" in text) == (ExitCode.UNDECIDED, True)
     assert said(near, "--precision", "fp32")[0] in (ExitCode.UNKNOWN, ExitCode.FAULT)
     whole = (root / "cert.json").read_text()
-    for loss in ("2.5", 2.5, None):
+    for name, value in {
+        "loss": "2.5",
+        "samples": [],
+        "predicted": None,
+        "tolerances": {"fp32": "x"},
+        "faults": [],
+    }.items():
         content = json.loads(whole)
-        content["steps"][0]["loss"] = loss
+        (content if name in content else content["steps"][0])[name] = value
         damaged = json.dumps(content)
         (tmp_path / "damaged.json").write_text(damaged)
         assert command.run(
@@ -238,6 +244,8 @@ def test_what_diagnose_says(
     for rows, problem in {
         "step,loss\n1,2.5\n1,2.5\n": "losses.csv:3: the same as row 2",
         "step,loss\n2,2.5\n": "losses.csv:2: step 2: the certificate has steps 1 to 1",
+        "step,loss\n²,2.5\n": "losses.csv:2: step ²: the certificate has steps 1 to 1",
+        "step,loss\n1,-2.5\n": "losses.csv:2: loss -2.5 is below 0",
         "step,loss\n1,2_0.5\n": "losses.csv:2: loss '2_0.5' is no number",
         "step,loss\n1,much\n": "losses.csv:2: loss 'much' is no number",
         "step,loss\n1,nan\n": "losses.csv:2: loss nan is not finite",

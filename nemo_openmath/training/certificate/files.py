@@ -78,7 +78,7 @@ class CertifiedStep:
         parts = [loss for fault in self.predicted for loss in (*fault.micro_batches, *fault.samples)]
         parts += [sample.loss for sample in self.samples]
         losses = [self.loss, *(fault.loss for fault in self.predicted), *(loss for loss in parts if loss is not None)]
-        if not all(math.isfinite(loss) for loss in losses):
+        if not all(math.isfinite(loss) for loss in (*losses, *(fault.tolerance for fault in self.predicted))):
             raise ValueError(f"a loss of step {self.step} is not finite")
         mean = sum((sample.loss or 0.0) * sample.target_tokens for sample in self.samples) / max(1, self.target_tokens)
         if not math.isclose(mean, self.loss, rel_tol=1e-6):
@@ -133,7 +133,11 @@ class Certificate:
             rest = {name: content[name] for name in _REST}
             for step in steps:
                 step.check()
-        except (KeyError, TypeError, ValueError) as error:
+            if not steps or not all(value["where"] is not None for value in rest["faults"].values()):
+                raise ValueError("it has no steps")
+            if not all(0 < share < 1 for share in (rest["tolerances"][name] for name in ("fp32", "bf16"))):
+                raise ValueError("a tolerance is no share")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             problem = f"is not whole ({type(error).__name__}: {error})"
             raise UserError(problem, file=file, remedy="make it again with openmath certify") from None
         return cls(steps=steps, **rest)
@@ -204,7 +208,7 @@ def read_losses(file: Path, certificate: Certificate) -> list[ReportedLoss]:
 
 def _reported(values: Mapping[str, str], file: Path, row: int, certificate: Certificate) -> ReportedLoss:
     steps = {step.step: step for step in certificate.steps}
-    if not values["step"].isdigit() or int(values["step"]) not in steps:
+    if not _is_number(values["step"]) or int(values["step"]) not in steps:
         problem = f"step {values['step'] or 'is missing'}: the certificate has steps 1 to {len(steps)}"
         remedy = "give losses of the weights that the model came with: of step 1, or with a learning rate of 0"
         raise UserError(problem, file=file, row=row, remedy=remedy)
@@ -215,6 +219,10 @@ def _reported(values: Mapping[str, str], file: Path, row: int, certificate: Cert
         loss = float(values["loss"])
     except ValueError:
         raise UserError(f"loss {values['loss']!r} is no number", file=file, row=row) from None
+    if loss < 0:
+        raise UserError(
+            f"loss {values['loss']} is below 0", file=file, row=row, remedy="give the mean of -log p, in nats"
+        )
     if not math.isfinite(loss):
         remedy = "a right trainer's loss is finite: look at the trainer's weights and numbers first"
         raise UserError(f"loss {values['loss']} is not finite", file=file, row=row, remedy=remedy)
@@ -222,7 +230,7 @@ def _reported(values: Mapping[str, str], file: Path, row: int, certificate: Cert
     if micro_batch is not None and sample is not None:
         raise UserError("names a micro-batch and a sample", file=file, row=row, remedy="name one of them")
     number = 1 + max(part.micro_batch for part in step.samples)
-    if micro_batch is not None and not (micro_batch.isdigit() and int(micro_batch) < number):
+    if micro_batch is not None and not (_is_number(micro_batch) and int(micro_batch) < number):
         problem = f"micro-batch {micro_batch}: step {step.step} has 0 to {number - 1}"
         raise UserError(problem, file=file, row=row)
     if sample is not None and sample not in {part.id for part in step.samples}:
@@ -230,6 +238,10 @@ def _reported(values: Mapping[str, str], file: Path, row: int, certificate: Cert
     return ReportedLoss(
         row, step.step, loss, _digits(values["loss"]), None if micro_batch is None else int(micro_batch), sample
     )
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def _digits(text: str) -> int:
