@@ -41,7 +41,7 @@ def add(groups: Any) -> None:
         type=at_least(3),
         nargs="*",
         metavar="N",
-        help="pipeline stages (x chunks of each); default: 3 to 16",
+        help="pipeline stages (x chunks of each); default: those from 3 to 16 that divide the layers",
     )
     certify.add_argument(
         "--cp", type=at_least(2), nargs="*", default=[2, 4], metavar="N", help="context-parallel sizes"

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -24,8 +25,10 @@ from nemo_openmath.launch import (
     submit,
     write_scripts,
 )
+from nemo_openmath.launch.cluster import GpuKind
 from nemo_openmath.launch.scripts import COPIED
 from nemo_openmath.launch.values import time_limit
+from nemo_openmath.training.planning.gpus import GPUS
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "launcher_scripts"
@@ -331,3 +334,7 @@ def test_a_task_of_an_array_queues_itself_again_and_no_other(tmp_path: Path) -> 
     assert [(line["event"], line["id"], line["attempt"]) for line in journal] == [("start", "7", 1), ("end", "7", 1)]
     assert (journal[1]["code"], journal[1]["decision"], journal[1]["costs"]) == (75, "queued again", 0)
     assert "requeue 7" in leave_of_a_job(tmp_path, SLURM_JOB_ID="7")
+
+
+def test_a_cluster_file_knows_the_gpus_that_the_planner_knows() -> None:
+    assert set(get_args(GpuKind)) == set(GPUS)

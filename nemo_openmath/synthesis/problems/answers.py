@@ -34,7 +34,7 @@ class ExtractAnswers(DiscussedStage):
     """
 
     kind = "problems.extract_answers"
-    version = 3  # 2: what is extracted is checked; 3: and is no answer to another problem of the post
+    version = 4  # 2: what is extracted is checked; 3: and is no answer to another problem of the post; 4: bold labels
     case = AnswerCase
     prompt = "extract-answer"
 

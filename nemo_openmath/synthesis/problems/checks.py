@@ -96,9 +96,11 @@ class ShownText:
             words.setdefault(token[:1], []).append(token)
         return words
 
-    def has_word(self, word: str) -> bool:
-        """Return whether a word stands in the text, perhaps misspelt."""
-        return word in self.tokens or any(misspelt(word, near) for near in self._by_letter.get(word[:1], ()))
+    def holds(self, token: Token) -> bool:
+        """Return whether a sign or a word stands in the text, a word perhaps misspelt."""
+        sign, mathematics = token
+        near = () if mathematics else self._by_letter.get(sign[:1], ())
+        return sign in self.tokens or any(misspelt(sign, word) for word in near)
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ def comes_from(text: str, post: ShownText) -> bool:
     missing = {token for token, _ in tokens if token.isdigit()} - post.numbers
     if any(len(number) > 1 for number in missing) or len(missing) > 1:
         return False
-    share = sum(token in post.tokens or (not math and post.has_word(token)) for token, math in tokens) / len(tokens)
+    share = sum(map(post.holds, tokens)) / len(tokens)
     pairs = list(pairwise(token for token, _ in tokens))
     together = sum(pair in post.pairs for pair in pairs)
     return share >= _LEAST_TOKENS and (len(tokens) <= _SHORT or together >= _LEAST_PAIRS * len(pairs))
@@ -335,7 +337,7 @@ def follows_from(answer: str, discussion: str) -> bool:
     if not is_mathematics(plain):
         source = ShownText(text)
         words = contents(plain)
-        return bool(words) and all(token in source.tokens or (not m and source.has_word(token)) for token, m in words)
+        return bool(words) and all(map(source.holds, words))
     return any(compare(plain, formula).is_equal for formula in _formulas(text))
 
 
@@ -429,8 +431,7 @@ def speaks_of(problem: str, proof: str) -> bool:
     """Return whether a problem is about what its proof is about: 40% of its contents stand there, words perhaps
     misspelt. Of problems that ask for the value in a proof it is half or more, of others a quarter."""
     source, tokens = ShownText(proof), contents(problem)
-    shared = sum(token in source.tokens or (not math and source.has_word(token)) for token, math in tokens)
-    return shared >= _LEAST_OF_PROOF * len(tokens)
+    return sum(map(source.holds, tokens)) >= _LEAST_OF_PROOF * len(tokens)
 
 
 OF_CONVERTED: tuple[ReplyCheck[ConvertedProblem], ...] = (

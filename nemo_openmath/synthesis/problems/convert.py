@@ -24,7 +24,9 @@ class ConvertProofs(DiscussedStage):
     """
 
     kind = "problems.convert_proofs"
-    version = 4  # 2: what is converted is checked; 3: and compared with the prompt's examples; 4: and with its proof
+    version = (
+        5  # 2: what is converted is checked; 3: and compared with the prompt's examples; 4: and its proof; 5: bold
+    )
     case = ConvertCase
     prompt = "convert-proof"
     ports = {"problems": "classified problems", "threads": "the threads they came from"}

@@ -55,6 +55,10 @@ class WorkedExamples:
                 table[self._rows[token], column] = count
         return table
 
+    @cached_property
+    def _totals(self) -> np.ndarray:
+        return self._table.sum(0)
+
     @classmethod
     @lru_cache(maxsize=16)
     def of(cls, prompt: str) -> WorkedExamples:
@@ -65,10 +69,6 @@ class WorkedExamples:
         statements = {statement for text in texts if (statement := Statement.of(text)).tokens}
         bare = {_LABEL.sub("", line, count=1) for line in lines}
         return cls(tuple(statements), frozenset(tuple(signs(text.rstrip("."))) for text in bare))
-
-    @cached_property
-    def _totals(self) -> np.ndarray:
-        return self._table.sum(0)
 
     def state(self, text: str) -> bool:
         """Return whether an example states the same as a text (statement.py)."""

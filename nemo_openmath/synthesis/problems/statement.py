@@ -110,7 +110,6 @@ class Statement:
     tokens: tuple[Token, ...]
 
     @classmethod
-    @lru_cache(maxsize=256)  # a problem and its post are looked at by several checks
     def of(cls, text: str) -> Statement:
         """Return what a problem states."""
         return cls(_tokens_of(text))
@@ -136,7 +135,7 @@ class Statement:
         return expected is None and bool(shorter.tokens)
 
 
-@lru_cache(maxsize=16)  # the stages that compare problems ask twice for the same one
+@lru_cache(maxsize=16)  # the checks of a reply, and the stages that compare problems, ask again for the same text
 def _tokens_of(text: str) -> tuple[Token, ...]:
     return tuple(_classified(signs(text)))
 
@@ -162,7 +161,7 @@ def _signs(text: str) -> list[str]:
 _LOWER = re.compile(r"(?<![\\A-Za-z])[a-z]")  # it is in no command
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 14)
 def _sign(token: str) -> str:
     """Return the one form of a token; "" of a command that only sets text."""
     if token[0] == "\\" and token != "\\\\":
@@ -217,7 +216,7 @@ def _classified(signs: list[str]) -> Iterable[Token]:
             yield sign, False
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 14)
 def _is_word(sign: str) -> bool:
     """Return whether a sign is a word, and no mathematics."""
     if len(sign) < 2 or not sign[0].isalpha() or sign in _NUMBERS or sign in _FUNCTIONS:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.outputs import partial_file
 
 FORMAT = "openmath loss certificate"
 VERSION = 1
@@ -110,7 +111,7 @@ class Certificate:
     def write(self, file: Path) -> None:
         """Write it, in one step."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        partial = file.with_name(file.name + ".partial")
+        partial = partial_file(file)
         partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         partial.rename(file)
 
@@ -131,16 +132,24 @@ class Certificate:
         try:
             steps = [_step(step) for step in content["steps"]]
             rest = {name: content[name] for name in _REST}
-            for step in steps:
-                step.check()
-            if not steps or not all(value["where"] is not None for value in rest["faults"].values()):
-                raise ValueError("it has no steps")
-            if not all(0 < share < 1 for share in (rest["tolerances"][name] for name in ("fp32", "bf16"))):
-                raise ValueError("a tolerance is no share")
+            certificate = cls(steps=steps, **rest)
+            certificate.check()
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             problem = f"is not whole ({type(error).__name__}: {error})"
             raise UserError(problem, file=file, remedy="make it again with openmath certify") from None
-        return cls(steps=steps, **rest)
+        return certificate
+
+    def check(self) -> None:
+        """Raise AttributeError, KeyError, TypeError or ValueError where something in it is not what it should be."""
+        if not self.steps:
+            raise ValueError("it has no steps")
+        for step in self.steps:
+            step.check()
+        for fault in self.faults.values():
+            _ = fault["what"], fault["where"], fault["sources"], fault["harmless"]
+        for precision in TOLERANCES:
+            if not 0 < self.tolerances[precision] < 1:
+                raise ValueError(f"the tolerance of {precision} is no share of the loss")
 
 
 def _step(content: Mapping[str, Any]) -> CertifiedStep:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -36,20 +37,22 @@ def prepare(
     if not job.training.certify or list_checkpoints(job.output / "checkpoints"):
         return
     command = [sys.executable, "-m", "nemo_openmath.training.certificate", str(file), *overrides]
-    process = subprocess.Popen(
-        [*command, "--processes", str(processes)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=child_environment(),
-        preexec_fn=killed_with_parent(),
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        on_line(line.rstrip())
-    assert process.stderr is not None
-    last = (process.stderr.read().strip().splitlines() or ["it said nothing"])[-1]
-    if process.wait() == ExitCode.USER_ERROR:
+    with tempfile.TemporaryFile("w+") as errors:  # a file takes them while the lines are read; a pipe fills up
+        process = subprocess.Popen(
+            [*command, "--processes", str(processes)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=child_environment(),
+            preexec_fn=killed_with_parent(),
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            on_line(line.rstrip())
+        process.wait()
+        errors.seek(0)
+        last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
+    if process.returncode == ExitCode.USER_ERROR:
         raise UserError(last)
     if process.returncode:
         raise OpenMathError(f"the certificate was not made (exit code {process.returncode}): {last}")
@@ -77,10 +80,13 @@ def make(job: TrainingJob, processes: int) -> None:
     file = job.output / CERTIFICATE
     if file.exists():
         before = Certificate.read(file)
-        same = not _difference(before, base.identity, source.fingerprint, precision)
-        if same and before.packs.get("layout") == layout:
+        difference = _difference(before, base.identity, source.fingerprint, precision)
+        if not difference and before.packs.get("layout") != layout:
+            difference = "another layout"
+        if not difference:
             log.info(f"certificate: {file} is of this model, these packs and this layout")
             return
+        log.info(f"certificate: {file} is of {difference}: made again")
     batch = source.batch(0)
     micro_batches = [pack for share in shard_batch(batch, dp, parallel) for pack in share]
     data = CertifiedData(
