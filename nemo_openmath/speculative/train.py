@@ -148,9 +148,8 @@ def add_gradients(base: Any, drafter: ReDrafter, texts: Sequence[Text]) -> float
     hidden, embedded = _read(base, ids)  # padding is at the right: causal attention never sees it
     state = torch.zeros_like(hidden)
     loss = hidden.new_zeros(())
-    states: list[
-        Tensor
-    ] = []  # of each lookahead, the drafter's where a token is guessed, and the loss's gradient there
+    # of each lookahead: the drafter's states where a token is guessed, and the loss's gradient there
+    states: list[Tensor] = []
     gradients: list[Tensor] = []
     for ahead in range(min(drafter.shape.draft_tokens, ids.shape[1] - 2)):
         # the state at t has read e(t+1) .. e(t+ahead+1); the guess is token t+ahead+2

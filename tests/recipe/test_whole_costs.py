@@ -151,6 +151,15 @@ def test_planted_cases_are_priced(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "controls: answers to planted cases, 12,400 in extracted," in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_second_model_is_asked_its_share_whatever_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("stages.extracted.second_engine=teacher", "stages.extracted.second_share=0.25")
+    stages = {stage["stage"]: stage for stage in priced(tmp_path, capsys, *words)["stages"]}
+    first, second = stages["extracted"]["generations"]
+    assert second["answers"] == pytest.approx(0.25 * first["answers"])
+
+
 def test_what_has_no_price_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(CLUSTER.replace("replicas: 2}", "replicas: 8}"))

@@ -123,21 +123,18 @@ def stage_requests(
     requests = 1 if isinstance(stage, Novelty) else together  # its concurrency counts requests
     concurrency = requests * getattr(stage.config, "concurrency", 256)
     shape = StageRequests(name, "", prompts, prompt or PROMPT_TOKENS, answers, answer, concurrency, together)
-    engines = dict.fromkeys(stage.engines())
-    if isinstance(stage, PromptedStage) and stage.config.second_server is not None:
-        engines[stage.config.second_engine] = None
-    return [_of_engine(shape, engine, stage) for engine in engines]
+    if isinstance(stage, PromptedStage):
+        asked_models = [_of_first(shape, stage.config.engine, stage)]
+        if (second := stage.config.second_engine) is not None:
+            share, served = stage.config.second_share, stage.config.second_server is not None
+            of_second = replace(shape, engine=second, prompts=shape.prompts * share, answers=shape.answers * share)
+            asked_models.append(replace(of_second, served=served))
+        return asked_models
+    return [_of_first(shape, engine, stage) for engine in dict.fromkeys(stage.engines())]
 
 
-def _of_engine(shape: StageRequests, engine: str, stage: Stage[Any]) -> StageRequests:
-    """Return what one model of a stage is asked: each its own votes, a second one about a share of the units, the first
-    ones about planted cases, too."""
-    if isinstance(stage, PromptedStage) and engine != stage.config.engine:
-        share = stage.config.second_share
-        served = stage.config.second_server is not None
-        return replace(
-            shape, engine=engine, prompts=shape.prompts * share, answers=shape.answers * share, served=served
-        )
+def _of_first(shape: StageRequests, engine: str, stage: Stage[Any]) -> StageRequests:
+    """Return what a model of a stage is asked that is asked about all units, and about the planted cases."""
     planted = stage.config.controls if isinstance(stage, ControlledStage) and stage.cases else 0.0
     return replace(
         shape,
