@@ -83,6 +83,9 @@ class Help(argparse.HelpFormatter):
 class CommandParser(argparse.ArgumentParser):
     """A parser whose mistakes are one line, as every error of the command: what is wrong and what to write."""
 
+    otherwise: str | None = None
+    """Of a group: the verb that is meant where the first word is no verb of it."""
+
     def error(self, message: str) -> NoReturn:
         """Print the mistake and its remedy on standard error and exit with code 2."""
         problem, remedy = self._mistake(message)
@@ -92,7 +95,14 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does, and remember the words for :meth:`error`."""
         self._words: list[str] = list(args or ())
+        if self.otherwise is not None and self._words[:1] not in [[name] for name in self._verbs()]:
+            self._words.insert(0, self.otherwise)
+            args = self._words
         return super().parse_known_args(args, namespace)
+
+    def _verbs(self) -> list[str]:
+        groups = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return [name for group in groups for name in group.choices]
 
     def _mistake(self, message: str) -> tuple[str, str]:
         """(problem, remedy) of what argparse says."""
