@@ -7,7 +7,7 @@ import pytest
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Generation, Mode
-from nemo_openmath.core.records.notes import Selection, Submission
+from nemo_openmath.core.records.notes import Selection, Submission, Timing
 
 
 def generation(extra: dict[str, Any]) -> Generation:
@@ -41,3 +41,21 @@ def test_a_broken_note_is_refused_by_name(kind: Any, change: dict[str, Any], det
         UserError, match=rf"{kind.__name__.lower()} g .*\(no '{name}'\); remove the folder of the stage"
     ):
         kind.of(generation({key: value for key, value in whole.items() if key != name}))
+
+
+TIMING = Timing(((0.0, 0), (2.5, 40), (4.0, 40), (9.125, 130)), 1.5, 1.2, 0.25, 0.5, 64, cut=True)
+
+
+@pytest.mark.parametrize("note", [TIMING, Timing(((0.0, 0), (1.0, 3)))])
+def test_a_timing_is_read_as_it_was_written(note: Timing) -> None:
+    assert Timing.of(generation(note.to_extra())) == note
+    assert Timing.of(generation({})) is None
+
+
+@pytest.mark.parametrize(
+    "damage", [{"points": [[2, 1], [1, 2]]}, {"points": []}, {"points": [[0, 0], [1]]}, {"began": None}]
+)
+def test_a_damaged_timing_is_refused_by_name(damage: dict[str, object]) -> None:
+    note = TIMING.to_extra()["timing"] | damage
+    with pytest.raises(UserError, match="generation g "):
+        Timing.of(generation({"timing": note}))

@@ -1,6 +1,6 @@
-"""What a selection and a submission say beyond the fields of a generation.
+"""What a selection, a submission and a timed solution say beyond the fields of a generation.
 
-Both are generations. What is theirs alone lies in ``extra``, under the keys that are written here, and nothing else
+All are generations. What is theirs alone lies in ``extra``, under the keys that are written here, and nothing else
 reads or writes these keys.
 """
 
@@ -68,6 +68,71 @@ class Submission:
         read = _Reader(generation, "submission", "does not say how it came about")
         seconds = read.of_type("seconds", int | float)
         return cls(read.of_type("votes", int), read.of_type("finished", int), float(seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When a solution was made, turn by turn as a replay needs it, and how sure the model was of its answer."""
+
+    points: tuple[tuple[float, int], ...]
+    """(seconds since the solution began, tokens that the model had written by then), at the beginning and the end of
+    each of the model's turns, the last one at the solution's end. Between a turn's end and the next one's beginning
+    code ran. Within a turn a replay goes from point to point in a straight line."""
+    began: float = 0.0
+    """Seconds from the problem's beginning to the solution's: above 0 of later rounds."""
+    code_seconds: float = 0.0
+    answer_surprise: float | None = None
+    """Mean negative log-probability of the tokens of the answer, in nats; None where log-probabilities were not kept,
+    or there is no answer."""
+    tail_surprise: float | None = None
+    """The same of the last ``tail_tokens`` tokens that the model wrote."""
+    tail_tokens: int = 0
+    cut: bool = False
+    """Whether it was cut off while it ran, so that it says nothing of how long it would have taken."""
+
+    def to_extra(self) -> dict[str, Any]:
+        """Return the ``extra`` of the generation."""
+        note: dict[str, Any] = {
+            "points": [[round(seconds, 3), tokens] for seconds, tokens in self.points],
+            "began": round(self.began, 3),
+            "code_seconds": round(self.code_seconds, 3),
+        }
+        for name in ("answer_surprise", "tail_surprise"):
+            if (value := getattr(self, name)) is not None:
+                note[name] = round(value, 5)
+        note |= {"tail_tokens": self.tail_tokens} if self.tail_surprise is not None else {}
+        return {"timing": note | ({"cut": True} if self.cut else {})}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the solution's beginning to its end."""
+        return self.points[-1][0] if self.points else 0.0
+
+    @classmethod
+    def of(cls, generation: Generation) -> Timing | None:
+        """Read a timing; None of a generation that has none. Raises UserError naming the record where it is damaged."""
+        note = generation.extra.get("timing")
+        if note is None:
+            return None
+        try:
+            points = tuple((float(seconds), int(tokens)) for seconds, tokens in note["points"])
+            seconds, tokens = [p[0] for p in points], [p[1] for p in points]
+            if not points or seconds != sorted(seconds) or tokens != sorted(tokens):
+                raise ValueError("its points do not ascend")
+            surprises = {k: float(note[k]) for k in ("answer_surprise", "tail_surprise") if k in note}
+            return cls(
+                points,
+                float(note["began"]),
+                float(note["code_seconds"]),
+                **surprises,
+                tail_tokens=int(note.get("tail_tokens", 0)),
+                cut=note.get("cut") is True,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"generation {generation.id} has a damaged timing ({error!r})",
+                remedy="remove the folder of the stage that wrote it and run that stage again",
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
