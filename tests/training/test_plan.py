@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,7 +151,8 @@ DEVICES = {
     "NVIDIA A100-SXM4-80GB": 312,
     "NVIDIA A100-PCIE-40GB": 312,
     "NVIDIA L4": 121,
-    "NVIDIA L40S": None,
+    "NVIDIA L40S": 362,
+    "NVIDIA GB200": 2500,
     "NVIDIA GH200 480GB": None,
 }
 
@@ -159,6 +161,29 @@ DEVICES = {
 def test_a_device_is_known_by_cudas_whole_name(device: str, teraflops: float | None) -> None:
     kind = gpu_of_device(device)
     assert (None if kind is None else kind.peak / 1e12) == teraflops
+    if kind is not None:
+        assert gpu(device) is kind
+
+
+def test_a_gpu_is_named_as_people_name_it() -> None:
+    for name, expected in {
+        "H100 80GB": "h100",
+        "NVIDIA H100 80GB HBM3": "h100",
+        "nvidia h100 pcie": "h100-pcie",
+        "a100-80gb": "a100",
+        "A100_40GB": "a100-40gb",
+        "NVIDIA A100-PCIE-40GB": "a100-pcie-40gb",
+    }.items():
+        assert gpu(name).name == expected
+    for name, problem in {
+        "Tesla V100-SXM2-32GB": "a V100 has no bf16 matrix products",
+        "NVIDIA T4": "a T4 has no bf16 matrix products",
+        "h1000": "did you mean h100",
+        "NVIDIA A100 60GB PCIe": "did you mean a100-pcie",
+        "gaudi3": "no GPU is named 'gaudi3'; set --gpu to one of h100,",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(problem)):
+            gpu(name)
 
 
 @pytest.fixture
