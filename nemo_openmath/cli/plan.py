@@ -22,7 +22,9 @@ def add(groups: Any) -> None:
     )
     overrides(plan, "training.parallel.tp=8 training.recompute=full; of a recipe stages.train1.training.recompute=none")
     plan.add_argument("--gpus", type=int, metavar="N", help="of the training; needed without --cluster")
-    plan.add_argument("--gpu", metavar="KIND", help="h100, l40s, ..., or a name of nvidia-smi; default: what --cluster says")
+    plan.add_argument(
+        "--gpu", metavar="KIND", help="h100, l40s, or as nvidia-smi names it; default: what --cluster says"
+    )
     plan.add_argument("--mfu", type=float, help="share of its peak that one GPU computes at; default 0.4, assumed")
     plan.add_argument("--headroom", type=float, help="share of a GPU's memory to leave free; default 0.1")
     plan.add_argument("--capacity", type=int, metavar="TOKENS", help="of a pack; default: the job's packs, or 32768")

@@ -50,14 +50,24 @@ GPUS: dict[str, Gpu] = {
         # NVIDIA H100 data sheet (SXM): 80 GB, 1,979 TFLOPS bf16 with sparsity (989 dense), memory 3.35 TB/s, NVLink
         # 900 GB/s both ways.
         # DGX H100 user guide: 8 GPUs, one 400 Gb/s ConnectX-7 for each.
-        Gpu("h100", ("H100 80GB HBM3", "H100 SXM5 80GB"), 79 * GIB, 989e12, 8, 450e9, 50e9, 3.35e12, 8, ("h100-80gb", "h100-sxm")),
+        Gpu(
+            "h100",
+            ("H100 80GB HBM3", "H100 SXM5 80GB"),
+            79 * GIB,
+            989e12,
+            8,
+            450e9,
+            50e9,
+            3.35e12,
+            other_names=("h100-80gb", "h100-sxm"),
+        ),
         # NVIDIA H100 data sheet, PCIe: 80 GB at 2 TB/s, 1,513 TFLOPS with sparsity (756 dense), PCIe Gen5 128 GB/s both
         # ways; bridges join two GPUs alone. NVL: 94 GB at 3.9 TB/s, 1,671 with sparsity (835).
         Gpu("h100-pcie", ("H100 PCIe",), 79 * GIB, 756e12, 1, 64e9, 25e9, 2.0e12),
-        Gpu("h100-nvl", ("H100 NVL",), 93 * GIB, 835e12, 1, 64e9, 25e9, 3.9e12, 8, ("h100-94gb",)),
+        Gpu("h100-nvl", ("H100 NVL",), 93 * GIB, 835e12, 1, 64e9, 25e9, 3.9e12, other_names=("h100-94gb",)),
         # NVIDIA H200 data sheet (SXM): 141 GB at 4.8 TB/s, compute and NVLink as H100; DGX H200: network as DGX H100.
         # NVL: 1,671 TFLOPS with sparsity (835 dense).
-        Gpu("h200", ("H200", "H200 SXM"), 139 * GIB, 989e12, 8, 450e9, 50e9, 4.8e12, 8, ("h200-141gb",)),
+        Gpu("h200", ("H200", "H200 SXM"), 139 * GIB, 989e12, 8, 450e9, 50e9, 4.8e12, other_names=("h200-141gb",)),
         Gpu("h200-nvl", ("H200 NVL",), 139 * GIB, 835e12, 1, 64e9, 25e9, 4.8e12),
         # NVIDIA DGX B200 data sheet, per GPU: 180 GB at 8 TB/s, 4.5 PFLOPS bf16 with sparsity (2.25 dense), NVLink
         # 1.8 TB/s both ways, one 400 Gb/s ConnectX-7.
@@ -69,7 +79,17 @@ GPUS: dict[str, Gpu] = {
         # NVIDIA A100 80GB data sheet (SXM): 312 TFLOPS bf16 dense, memory 2,039 GB/s, NVLink
         # 600 GB/s both ways; PCIe: 1,935 GB/s, PCIe Gen4 64 GB/s both ways. 40 GB at 1,555 GB/s.
         # DGX A100 user guide: one 200 Gb/s ConnectX-6 for each GPU.
-        Gpu("a100", ("A100-SXM4-80GB",), 79 * GIB, 312e12, 8, 300e9, 25e9, 2.039e12, 8, ("a100-80gb", "a100-sxm")),
+        Gpu(
+            "a100",
+            ("A100-SXM4-80GB",),
+            79 * GIB,
+            312e12,
+            8,
+            300e9,
+            25e9,
+            2.039e12,
+            other_names=("a100-80gb", "a100-sxm"),
+        ),
         Gpu("a100-40gb", ("A100-SXM4-40GB",), 39 * GIB, 312e12, 8, 300e9, 25e9, 1.555e12),
         Gpu("a100-pcie", ("A100 80GB PCIe", "A100-PCIE-80GB"), 79 * GIB, 312e12, 1, 32e9, 25e9, 1.935e12),
         Gpu("a100-pcie-40gb", ("A100-PCIE-40GB",), 39 * GIB, 312e12, 1, 32e9, 25e9, 1.555e12),
