@@ -12,7 +12,7 @@ import yaml
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.stage import stage_kinds
-from nemo_openmath.data.records.published import KAGGLE, PublishedFiles
+from nemo_openmath.data.records.published import KAGGLE, UNATTRIBUTED, PublishedFiles
 from nemo_openmath.recipe.lineage.run_stages import RunStage, RunStages
 from nemo_openmath.recipe.problem_report import stage_balance
 from nemo_openmath.recipe.teacher import Teacher
@@ -37,9 +37,10 @@ _COLUMNS = {
     "pass_rate_72b_tir": "share of solutions that were right, as a text; `n/a` where it was not measured",
     "inference_mode": "how the solution was made: `cot`, `tir` or `genselect`",
     KAGGLE: "as the data that it was read from says; null where that says nothing",
+    UNATTRIBUTED: "whether nothing says that `expected_answer` is to this problem, not to another one of its post",
 }
 _MAKE_SOLUTIONS = ("rollout.generate", "solutions.read_generations")
-_LEFT_OUT = ("templates", "engine", "second_engine", "second_share")
+_LEFT_OUT = ("templates", "engine", "second_engine", "second_share", "second_server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ def dataset_card(
         *_asked(lineage, teacher),
         *_benchmarks(stages, lineage),
         *_answers(lineage),
+        *_unattributed(lineage),
         *_pass_rate(stages, lineage, teacher),
         *_measured(stages, lineage),
         _licence(settings),
@@ -95,7 +97,10 @@ def _front_matter(written: PublishedFiles, settings: CardSettings) -> str:
         "size_categories": [size],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
         "dataset_info": {
-            "features": [{"name": name, "dtype": "bool" if name == KAGGLE else "string"} for name in written.columns],
+            "features": [
+                {"name": name, "dtype": "bool" if name in (KAGGLE, UNATTRIBUTED) else "string"}
+                for name in written.columns
+            ],
             "splits": [{"name": "train", "num_bytes": written.arrow_bytes, "num_examples": written.rows}],
             "download_size": sum(file.stat().st_size for file in written.files),
             "dataset_size": written.arrow_bytes,
@@ -165,8 +170,9 @@ def _asked(lineage: Sequence[RunStage], teacher: Teacher | None) -> Iterator[str
             continue
         model = _model(stage, engine, teacher)
         templates = stage.settings.get("templates") or {}
-        rows += [(f"`{stage.name}`", model, f"`{name}`", f"`{digest}`") for name, digest in templates.items()]
-        rows += [] if templates else [(f"`{stage.name}`", model, "", "")]
+        for asked in (model, *_second_model(stage, teacher)):
+            rows += [(f"`{stage.name}`", asked, f"`{name}`", f"`{digest}`") for name, digest in templates.items()]
+            rows += [] if templates else [(f"`{stage.name}`", asked, "", "")]
         told = {name: value for name, value in stage.settings.items() if name not in _LEFT_OUT and value is not None}
         settings.append((f"`{stage.name}`", ", ".join(f"{name}: {_value(value)}" for name, value in told.items())))
     if rows:
@@ -181,6 +187,15 @@ def _model(stage: RunStage, engine: str, teacher: Teacher | None) -> str:
     given = next((source for source in stage.inputs if source.name == engine), None)
     digest = ((given.digest if given is not None else None) or "").removeprefix("blake3:")
     return f"`{engine}`" + (f" (`{digest[:16]}`)" if re.fullmatch(r"[0-9a-f]+", digest) else "")
+
+
+def _second_model(stage: RunStage, teacher: Teacher | None) -> Iterator[str]:
+    """Yield the model that a stage asked about a part of its units, too. Where it is served is nobody's business."""
+    second, share = stage.settings.get("second_engine"), stage.settings.get("second_share")
+    if isinstance(second, str):
+        of = f"{share:.3g} of the units" if isinstance(share, float | int) else "a part of the units"
+        own = stage.settings.get("second_server") is not None
+        yield (f"`{second}`" if own else _model(stage, second, teacher)) + f", too, about {of}; it changed no record"
 
 
 def _benchmarks(stages: RunStages, lineage: Sequence[RunStage]) -> Iterator[str]:
@@ -213,6 +228,19 @@ def _answers(lineage: Sequence[RunStage]) -> Iterator[str]:
             yield (
                 f"Stage `{stage.name}` estimates {metrics['wrong_answers_expected']:,} wrong answers "
                 f"({low:,.0f} to {high:,.0f}) among those that it kept, by how often independent witnesses agree."
+            )
+
+
+def _unattributed(lineage: Sequence[RunStage]) -> Iterator[str]:
+    for stage in lineage:
+        number = stage.manifest.metrics.get(UNATTRIBUTED) if stage.manifest is not None else None
+        if number:
+            kept = stage.settings.get("unattributed", "keep") == "keep"  # what earlier versions did
+            yield "## Answers that nothing attributes"
+            yield (
+                f"Of {number:,} problems of stage `{stage.name}` the post poses several problems, and nothing in the "
+                "discussion says to which of them its answer belongs. "
+                + (f"They have it all the same: see `{UNATTRIBUTED}`." if kept else "Their answers were taken away.")
             )
 
 

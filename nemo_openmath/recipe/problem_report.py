@@ -12,6 +12,7 @@ from nemo_openmath.core.merging import read_merged
 from nemo_openmath.core.records import Manifest, Problem, Thread
 from nemo_openmath.core.records.encoding import id_of_line, parse_record
 from nemo_openmath.core.records.store import record_lines
+from nemo_openmath.data.records.published import UNATTRIBUTED
 from nemo_openmath.evaluation.controls import METRIC, score_text
 from nemo_openmath.evaluation.reports.problem_set import ProblemSet, StageAgreement, StageBalance
 from nemo_openmath.evaluation.reports.samples import SAMPLES_PAGE, StageSamples, write_samples_page
@@ -19,7 +20,6 @@ from nemo_openmath.evaluation.reports.view import Funnel
 from nemo_openmath.evaluation.two_models import model_agreement
 from nemo_openmath.grading.majority import majority
 from nemo_openmath.recipe.runner import Run
-from nemo_openmath.synthesis.problems.answers import UNATTRIBUTED
 from nemo_openmath.synthesis.problems.classify import DOUBTED
 from nemo_openmath.synthesis.problems.decontaminate import DROPPED, Decontaminate
 from nemo_openmath.synthesis.problems.exchanges import ACCEPTED, SECOND, read_samples, read_second
@@ -43,7 +43,8 @@ _TYPES = (
 
 _MARKED = {
     DOUBTED: "of no reply could it be read whether the problem is invalid; they go on",
-    UNATTRIBUTED: "the post poses several problems, and nothing says to which of them the answer belongs; they go on",
+    UNATTRIBUTED: "the post poses several problems, and nothing says to which of them the answer belongs; it is "
+    "taken away, but where the stage has unattributed: keep",
 }
 """Metrics of stages that mark problems, and what that means."""
 

@@ -15,10 +15,10 @@ from nemo_openmath.core.merging import ANSWERS, count_records, merge, read_merge
 from nemo_openmath.core.records import Drop, Generation, Problem, Record, RecordWriter, Thread
 from nemo_openmath.core.stage import Result, StageContext, UnitStage
 from nemo_openmath.grading.majority import majority
-from nemo_openmath.synthesis.problems.answers import ExtractAnswers
+from nemo_openmath.synthesis.problems.answers import ExtractAnswers, ExtractAnswersConfig
 from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
 from nemo_openmath.synthesis.problems.extract import Extract
-from nemo_openmath.synthesis.problems.prompted import DiscussedConfig, OnePromptConfig
+from nemo_openmath.synthesis.problems.prompted import OnePromptConfig
 from tests.support.services import run_stage
 
 
@@ -124,7 +124,7 @@ async def test_two_threads_with_the_same_problem_are_one_problem_from_extraction
         problems=extracted.records,
     )
     answered = await run_stage(
-        ExtractAnswers(DiscussedConfig()), tmp_path / "3", answer_by_replies, tokenizer=tokenizer,
+        ExtractAnswers(ExtractAnswersConfig()), tmp_path / "3", answer_by_replies, tokenizer=tokenizer,
         problems=classified.records, threads=threads,
     )  # fmt: skip
     assert count_records(extracted.context.output, majority) == {"records": 1, "merged": 4}

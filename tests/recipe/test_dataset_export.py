@@ -123,6 +123,50 @@ def test_the_bytes_are_the_same_however_the_records_lie(tmp_path: Path, monkeypa
             assert [file.name for file in files] == [f"train-{at:05d}-of-00005.parquet" for at in range(5)]
 
 
+async def test_answers_that_nothing_attributes_are_said(tmp_path: Path) -> None:
+    """A column says so of what still has such an answer, and the card how many there are."""
+    text = PROBLEMS[0].with_(
+        expected_answer="5", problem_type="has_answer_extracted", extra={"answer_unattributed": "5"}
+    )
+    later = PROBLEMS[1].with_(
+        expected_answer="7", problem_type="has_answer_extracted", extra={"answer_unattributed": "5"}
+    )
+    taken = PROBLEMS[2].with_(
+        expected_answer=None, problem_type="no_answer_extracted", extra={"answer_unattributed": "5"}
+    )
+    for choice, first in (("keep", [text]), ("drop", [])):
+        problems = [*first, later, taken]
+        run = tmp_path / choice
+        config, metrics = {"engine": "m", "unattributed": choice}, {"answer_unattributed": 1234}
+        folder = finished(run / "answered", "problems.extract_answers", problems, config=config, metrics=metrics)
+        export_dataset(folder, tmp_path / f"{choice}-out", CardSettings("mine"))
+        marks = {row["problem"]: row.get("answer_unattributed") for row in rows_of(tmp_path / f"{choice}-out")}
+        assert marks == {p.problem: (p is text if first else None) for p in problems}
+        card = (tmp_path / f"{choice}-out" / "README.md").read_text()
+        assert "Of 1,234 problems of stage `answered`" in card
+        assert ("see `answer_unattributed`" in card, "Their answers were taken away" in card) == (
+            bool(first),
+            not first,
+        )
+    context = stage_context({"files": [tmp_path / "keep-out" / "data"]}, tmp_path / "read")
+    await ReadProblems(ReadFilesConfig()).run(context)
+    folder = finished(
+        tmp_path / "again" / "read", "problems.read_problems", list(read_records(tmp_path / "read", Problem))
+    )
+    export_dataset(folder, tmp_path / "again-out", CardSettings("mine"))
+    assert sum(row["answer_unattributed"] for row in rows_of(tmp_path / "again-out")) == 1
+
+
+def test_the_card_names_the_second_model_and_no_server(tmp_path: Path) -> None:
+    asked = {"engine": "m", "templates": {"t": "d1"}, "second_engine": "other", "second_share": 0.05}
+    asked["second_server"] = {"url": "http://secret-host:8000/v1", "tokenizer": "base"}
+    folder = finished(tmp_path / "run" / "classified", "problems.classify", PROBLEMS, config=asked)
+    export_dataset(folder, tmp_path / "out", CardSettings("mine"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| `classified` | `other`, too, about 0.05 of the units; it changed no record | `t` | `d1` |" in card
+    assert "secret-host" not in card
+
+
 async def test_what_is_exported_is_read_again(tmp_path: Path) -> None:
     problems = [problem.with_(extra={"used_in_kaggle": n % 2 == 0}) for n, problem in enumerate(PROBLEMS[:5])]
     export_dataset(made_run(tmp_path / "run", problems), tmp_path / "out", CardSettings("mine"))

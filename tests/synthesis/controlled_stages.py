@@ -9,7 +9,7 @@ from nemo_openmath.core.records import Generation, Problem, Thread
 from nemo_openmath.core.stage import Stage
 from nemo_openmath.demo.world import make_benchmark, make_problems
 from nemo_openmath.synthesis.judge.stage import JudgeAnswers, JudgeConfig
-from nemo_openmath.synthesis.problems.answers import ExtractAnswers
+from nemo_openmath.synthesis.problems.answers import ExtractAnswers, ExtractAnswersConfig
 from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
 from nemo_openmath.synthesis.problems.convert import ConvertProofs
 from nemo_openmath.synthesis.problems.decontaminate import Decontaminate, DecontaminateConfig
@@ -41,7 +41,7 @@ STAGES: dict[str, tuple[Callable[[Any], Stage], type, Inputs]] = {
     ),
     "problems.extract_answers": (
         ExtractAnswers,
-        DiscussedConfig,
+        ExtractAnswersConfig,
         {"problems": [p.with_(parents=(t.id,)) for p, t in zip(PROBLEMS, THREADS, strict=True)], "threads": THREADS},
     ),
     "problems.decontaminate": (

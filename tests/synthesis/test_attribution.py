@@ -1,14 +1,15 @@
 """Whose answer one is, in the replies to a post that poses several problems."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.records import Problem, Thread
-from nemo_openmath.synthesis.problems.answers import OF_ANOTHER, UNATTRIBUTED, ExtractAnswers
+from nemo_openmath.data.records.published import UNATTRIBUTED
+from nemo_openmath.synthesis.problems.answers import NOBODYS, OF_ANOTHER, ExtractAnswers, ExtractAnswersConfig
 from nemo_openmath.synthesis.problems.attribution import PosedProblems, Whose
-from nemo_openmath.synthesis.problems.prompted import DiscussedConfig
 from tests.support.services import run_stage
 
 PAPER = """some from our last meet, tell me if theyre old
@@ -67,7 +68,38 @@ CASES = {
     ),
     "numbers that fall": (SUM, "21", ["3) 8\n1) it is\n2) then 21"], Whose.UNKNOWN),
     "no problem of the post": ("What is $1 + 1$?", "8", ["3. 8"], Whose.UNKNOWN),
-    "a whole list as one problem": (" ".join((SUM, SEQUENCE, DIGIT)), "8", ["3. 8"], Whose.OWN),
+    "a whole list as one problem": (" ".join((SUM, SEQUENCE, DIGIT)), "8", ["3. 8"], Whose.UNKNOWN),
+    # phrasings
+    "answer to a number": (SEQUENCE, "43", ["i think the answer to 2 is 43; answer is 43"], Whose.OWN),
+    "answer to a number, another's": (DIGIT, "43", ["the answer to 2 is 43; answer is 43"], Whose.OTHER),
+    "ordinal": (SUM, "21", ["for the first one the answer is 21"], Whose.OWN),
+    "ordinal, another's": (CONE, "21", ["for the first one the answer is 21"], Whose.OTHER),
+    "ordinal problem": (SEQUENCE, "43", ["Second problem: 43"], Whose.OWN),
+    "ordinal number": (SEQUENCE, "43", ["2nd: 43"], Whose.OWN),
+    "last": (CONE, "$65\\pi$", ["answer to the last one is $65\\pi$"], Whose.OWN),
+    "number sign and colon": (SEQUENCE, "43", ["easy... #2: 43"], Whose.OWN),
+    "number in words": (DIGIT, "8", ["8 for sure, and for number two I get 43.\nProblem three is 8"], Whose.OWN),
+    "parentheses": (SEQUENCE, "43", ["clearly (2) gives 43"], Whose.OWN),
+    "a letter that is none of the list": (SUM, "7", ["1. 21, part (b) 7"], Whose.UNKNOWN),
+    "the same again": (SEQUENCE, "43", ["Problem 2: add them up, so the answer to problem 2 is 43"], Whose.OWN),
+    # what looks like it
+    "several at once": (SUM, "43", ["problems 1 and 2: 21 and 43"], Whose.UNKNOWN),
+    "several in parentheses": (SUM, "43", ["(1), (2): 21, 43"], Whose.UNKNOWN),
+    "range": (SUM, "43", ["#1-3: 21, 43, 8"], Whose.UNKNOWN),
+    "equations": (SEQUENCE, "21", ["from (1) and (2) we have 21"], Whose.UNKNOWN),
+    "one equation": (SEQUENCE, "21", ["using (2), x = 21"], Whose.UNKNOWN),
+    "a number": (SEQUENCE, "5", ["since the number 2 divides it, 5"], Whose.UNKNOWN),
+    "there are no": (SEQUENCE, "5", ["there are no 2 such, so 5"], Whose.UNKNOWN),
+    "no is no number": (SEQUENCE, "5", ["No. 2 is wrong, I got 5"], Whose.UNKNOWN),
+    "for three colours": (DIGIT, "5", ["the answer for 3 colours is 5"], Whose.UNKNOWN),
+    "the first root": (SUM, "3", ["the first one is 3, the second one is 12"], Whose.UNKNOWN),
+    "the first is how": (SUM, "5", ["the first question is how to begin: 5"], Whose.UNKNOWN),
+    "steps by ordinals": (SUM, "5", ["First: we factor\nSecond: so we get 5"], Whose.UNKNOWN),
+    "one uses another": (SUM, "21", ["1. using problem 3's result 8, we get 21"], Whose.UNKNOWN),
+    "then another in parentheses": (DIGIT, "43", ["3. it is 8 (by the way 2. is 43)"], Whose.UNKNOWN),
+    "then another in words": (DIGIT, "43", ["3. it is 8, and the second one is 43"], Whose.UNKNOWN),
+    "in passing": (SUM, "43", ["1. we need 43 of them, so 21", "2. 43"], Whose.UNKNOWN),
+    "two have the same": (SUM, "43", ["1. 43\n2. 43"], Whose.OWN),
 }  # fmt: skip
 
 
@@ -77,6 +109,47 @@ def test_whose_an_answer_is(name: str) -> None:
     posed = PosedProblems.of(PAPER)
     assert posed is not None
     assert posed.whose(answer, problem, replies) is whose
+
+
+NESTED = (
+    "1. Let n = 12.\na) How many divisors has n?\nb) What is their sum?\n"
+    "2. Let n = 10.\na) What is n^3?\nb) What is n^4?"
+)
+
+
+@pytest.mark.parametrize("reply", ["b) 28", "1. a) 6 b) 28", "for part b, 28", "1. 28"])
+def test_parts_of_parts_are_nobodys(reply: str) -> None:
+    """A label that stands twice in a post, or a problem with parts of its own, says nothing."""
+    problems = (
+        "How many divisors has n = 12?",
+        "Let n = 12. What is the sum of its divisors?",
+        "Let n = 10. What is n^4?",
+    )
+    posed = PosedProblems.of(NESTED, siblings=problems)
+    assert posed is not None
+    assert {posed.whose("28", problem, [reply]) for problem in problems} == {Whose.UNKNOWN}
+
+
+def test_two_problems_of_one_sentence_are_not_told_apart() -> None:
+    post = "Let p be the product of the first ten primes.\n\nFind the last digit of p, and how many divisors has p?"
+    problems = ("Let p be the product of the first ten primes. Find the last digit of p.",
+                "Let p be the product of the first ten primes. How many divisors has p?")  # fmt: skip
+    quote = "[quote]Find the last digit of p, and how many divisors has p?[/quote]\n1024"
+    posed = PosedProblems.of(post, siblings=problems)
+    assert posed is not None
+    assert {posed.whose("1024", problem, [quote]) for problem in problems} == {Whose.UNKNOWN}
+    assert PosedProblems.of(post, number=3) is not None
+
+
+def test_paragraphs_are_counted_where_that_is_sure() -> None:
+    problems = (SQUARE, PRIMES)
+    posed = PosedProblems.of(SEVERAL, siblings=problems)
+    assert posed is not None
+    for reply in ("#2: 15", "for the second one i get 15", "problem 2 is 15", "answer to the last one is 15"):
+        assert [posed.whose("15", problem, [reply]) for problem in problems] == [Whose.OTHER, Whose.OWN], reply
+    more = PosedProblems.of(SEVERAL + "\n\nWhat do your teachers think of such exercises?", siblings=problems)
+    assert more is not None
+    assert more.whose("15", PRIMES, ["#2: 15"]) is Whose.UNKNOWN, "which one is the second?"
 
 
 LETTERS = "a) for which k has x^2+kx+12 the root 3?\nb) for how many integers k are its roots integers?"
@@ -111,7 +184,7 @@ def test_a_post_with_one_problem_lists_none(post: str) -> None:
 
 def test_paragraphs_where_several_were_extracted() -> None:
     assert PosedProblems.of(SEVERAL) is None
-    posed = PosedProblems.of(SEVERAL, several=True)
+    posed = PosedProblems.of(SEVERAL, number=2)
     assert posed is not None
     quote = "[quote]How many primes are there below 50? Count them all.[/quote]\n15"
     assert posed.whose("15", PRIMES, [quote]) is Whose.OWN
@@ -127,16 +200,41 @@ async def test_answers_of_other_problems_are_asked_again_and_dropped(tmp_path: P
     parents = {CONE: thread, SUM: thread, DIGIT: thread, PRIMES: other, SQUARE: other, eight: single}
     problems = [Problem.make(text, parents=(of.id,)) for text, of in parents.items()]
     says = {CONE: "8", SUM: "21", DIGIT: "8", PRIMES: "15", SQUARE: "15", eight: "8"}
+    for choice in ("drop", "keep"):
+        run = await run_stage(
+            ExtractAnswers(ExtractAnswersConfig(attempts=2, unattributed=choice)), tmp_path / choice,  # type: ignore[arg-type]
+            lambda question: next(
+                f"Answer: {a}" for text, a in says.items() if f"{text}\n----- problem ends" in question
+            ),
+            tokenizer=tokenizer, problems=problems, threads=[thread, other, single],
+        )  # fmt: skip
+        assert run.reasons == [OF_ANOTHER.reason]
+        assert {p.problem: p.extra[UNATTRIBUTED] for p in run.records if p.extra} == {
+            SUM: "21", PRIMES: "15", SQUARE: "15",
+        }  # fmt: skip
+        assert run.context.metrics[UNATTRIBUTED] == 3
+        marked = dict.fromkeys((SUM, PRIMES, SQUARE)) if choice == "drop" else {}
+        expected = {text: answer for text, answer in says.items() if text != CONE} | marked
+        assert {p.problem: p.expected_answer for p in run.records} == expected
+        kinds = {p.problem_type for p in run.records if p.extra}
+        assert kinds == {"no_answer_extracted" if choice == "drop" else "has_answer_extracted"}
+        lines = (run.context.output / "samples-00000-of-00001.jsonl").read_text().splitlines()
+        assert sum(NOBODYS in line for line in lines) == 3
+
+
+@pytest.mark.parametrize("choice", ["drop", "keep"])
+async def test_a_thread_that_says_whose_it_is_counts(tmp_path: Path, tokenizer: ChatTokenizer, choice: Any) -> None:
+    """A guess of one thread takes nothing from the answer that another one gives by name."""
+    threads = [Thread.make(PAPER, "Post 1:\nisnt it 21?"), Thread.make(PAPER + "!", "Post 1:\n1. 22")]
+    problem = Problem.make(SUM, parents=tuple(thread.id for thread in threads))
     run = await run_stage(
-        ExtractAnswers(DiscussedConfig(attempts=2)), tmp_path,
-        lambda question: next(f"Answer: {a}" for text, a in says.items() if f"{text}\n----- problem ends" in question),
-        tokenizer=tokenizer, problems=problems, threads=[thread, other, single],
+        ExtractAnswers(ExtractAnswersConfig(unattributed=choice)), tmp_path,
+        lambda question: "Answer: 22" if "1. 22" in question else "Answer: 21",
+        tokenizer=tokenizer, problems=[problem], threads=threads,
     )  # fmt: skip
-    assert run.reasons == [OF_ANOTHER.reason]
-    marked = {p.problem for p in run.records if UNATTRIBUTED in p.extra}
-    assert marked == {SUM, PRIMES, SQUARE}
-    assert run.context.metrics[UNATTRIBUTED] == 3
-    assert {p.problem for p in run.records} == parents.keys() - {CONE}
+    (record,) = run.records
+    assert record.expected_answer == ("22" if choice == "drop" else None), "kept ones have a vote"
+    assert UNATTRIBUTED not in record.extra
 
 
 @pytest.mark.parametrize(

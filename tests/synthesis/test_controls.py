@@ -26,12 +26,12 @@ from nemo_openmath.grading import GradingPool
 from nemo_openmath.synthesis.controls.bank import load_bank
 from nemo_openmath.synthesis.controls.cases import CASES
 from nemo_openmath.synthesis.controls.plant import KEY
-from nemo_openmath.synthesis.problems.answers import ExtractAnswers
+from nemo_openmath.synthesis.problems.answers import ExtractAnswers, ExtractAnswersConfig
 from nemo_openmath.synthesis.problems.benchmark_problems import BenchmarkProblems
 from nemo_openmath.synthesis.problems.classify import CATEGORIES
 from nemo_openmath.synthesis.problems.decontaminate import DecontaminateConfig
 from nemo_openmath.synthesis.problems.extract import Extract
-from nemo_openmath.synthesis.problems.prompted import DiscussedConfig, OnePromptConfig
+from nemo_openmath.synthesis.problems.prompted import OnePromptConfig
 from tests.support.services import Lent, stage_context
 from tests.synthesis.controlled_stages import BENCHMARK, STAGES, UNITS
 from tests.synthesis.expected_controls import Expected
@@ -209,7 +209,7 @@ def test_a_case_that_is_none_is_refused_by_file_and_row(row: Any, problem: str, 
     file = tmp_path / "mine.jsonl"
     file.write_bytes(orjson.dumps(GOOD) + b"\n" + orjson.dumps(row) + b"\n")
     with pytest.raises(UserError) as error:
-        ExtractAnswers(DiscussedConfig(controls=0.1, control_cases=file))
+        ExtractAnswers(ExtractAnswersConfig(controls=0.1, control_cases=file))
     assert (error.value.file, error.value.row) == (file, 2)
     assert problem in error.value.problem
     file.write_bytes(orjson.dumps(GOOD) + b"\n")

@@ -14,7 +14,7 @@ from nemo_openmath.core.errors import Incomplete, UserError
 from nemo_openmath.core.merging import ANSWERS, read_merged
 from nemo_openmath.core.records import Problem, Thread
 from nemo_openmath.grading.majority import majority
-from nemo_openmath.synthesis.problems.answers import ExtractAnswers
+from nemo_openmath.synthesis.problems.answers import ExtractAnswers, ExtractAnswersConfig
 from nemo_openmath.synthesis.problems.classify import DOUBTED, Classify, ClassifyConfig
 from nemo_openmath.synthesis.problems.convert import ConvertProofs
 from nemo_openmath.synthesis.problems.decontaminate import Decontaminate, DecontaminateConfig
@@ -284,7 +284,7 @@ async def test_extract_answers_takes_what_most_threads_say(
     problem = Problem.make("What is 2 + 2?", category="answer", parents=tuple(thread.id for thread in threads))
     foreign = Thread.make("Another post", "it is 9")
     run = await run_stage(
-        ExtractAnswers(DiscussedConfig()), tmp_path, last_number, tokenizer=tokenizer, problems=[problem],
+        ExtractAnswers(ExtractAnswersConfig()), tmp_path, last_number, tokenizer=tokenizer, problems=[problem],
         threads=[foreign, *reversed(threads)],
     )  # fmt: skip
     (found,) = run.records
@@ -298,7 +298,7 @@ async def test_threads_that_a_problem_stands_for_must_be_there(tokenizer: ChatTo
     problem = Problem.make("Find x.", parents=tuple(thread.id for thread in threads))
     with pytest.raises(UserError, match=rf"lacks 1 threads of the problems, such as {threads[1].id}"):
         await run_stage(
-            ExtractAnswers(DiscussedConfig()), tmp_path, by_text({}), tokenizer=tokenizer, problems=[problem],
+            ExtractAnswers(ExtractAnswersConfig()), tmp_path, by_text({}), tokenizer=tokenizer, problems=[problem],
             threads=threads[:1],
         )  # fmt: skip
 
@@ -314,7 +314,7 @@ async def test_extract_answers_keeps_known_ones_and_drops_what_it_cannot_read(
 
     known = problem("Known?", "garbled", expected_answer="1", problem_type="converted_proof")
     run = await run_stage(
-        ExtractAnswers(DiscussedConfig(attempts=2)), tmp_path, by_text(says), tokenizer=tokenizer,
+        ExtractAnswers(ExtractAnswersConfig(attempts=2)), tmp_path, by_text(says), tokenizer=tokenizer,
         threads=list(threads.values()),
         problems=[
             known, problem("Half?", "garbled", "clear reply: 4"), problem("None?", "garbled"), problem("No?", "refused")
@@ -331,7 +331,7 @@ async def test_a_problem_of_two_versions_is_asked_about_once_with_the_threads_of
     threads = [Thread.make(f"Post {n}", f"it is {n}") for n in (3, 3, 5)][1:]
     versions = [Problem.make("What is it?", parents=(thread.id,)) for thread in threads]
     run = await run_stage(
-        ExtractAnswers(DiscussedConfig()),
+        ExtractAnswers(ExtractAnswersConfig()),
         tmp_path,
         last_number,
         tokenizer=tokenizer,
@@ -365,7 +365,7 @@ CASES = {
         "Problem: How many positive integers up to 500 are divisible by 3?\nAnswer: 166",
         {"threads": THREADS},
     ),
-    "answers": Case(lambda: ExtractAnswers(DiscussedConfig()), "Answer: 4", {"threads": THREADS}),
+    "answers": Case(lambda: ExtractAnswers(ExtractAnswersConfig()), "Answer: 4", {"threads": THREADS}),
     "decontaminate": Case(
         lambda: Decontaminate(DecontaminateConfig(orders="one")), "Verdict: no", {"benchmark": [Problem.make(HELD)]}
     ),

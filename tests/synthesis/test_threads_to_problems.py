@@ -12,7 +12,7 @@ import pytest
 from nemo_openmath.chat import ChatTokenizer, load_template
 from nemo_openmath.core.records import Problem, Thread
 from nemo_openmath.core.stage import Stage
-from nemo_openmath.synthesis.problems.answers import ExtractAnswers
+from nemo_openmath.synthesis.problems.answers import ExtractAnswers, ExtractAnswersConfig
 from nemo_openmath.synthesis.problems.classify import QUESTIONS, Classify, ClassifyConfig
 from nemo_openmath.synthesis.problems.convert import ConvertProofs
 from nemo_openmath.synthesis.problems.extract import Extract
@@ -112,7 +112,7 @@ async def chain(folder: Path, tokenizer: ChatTokenizer, model: Any) -> dict[str,
     problems = await run(Extract(OnePromptConfig()), "extract", threads=threads)
     problems = await run(Classify(ClassifyConfig()), "classify", problems=problems)
     problems = await run(ConvertProofs(DiscussedConfig()), "convert", problems=problems, threads=threads)
-    await run(ExtractAnswers(DiscussedConfig()), "answers", problems=problems, threads=threads)
+    await run(ExtractAnswers(ExtractAnswersConfig()), "answers", problems=problems, threads=threads)
     return runs
 
 
@@ -193,7 +193,7 @@ async def test_a_bad_reply_changes_nothing_but_its_item(name: str, tokenizer: Ch
         "extract": Extract(OnePromptConfig(attempts=2)),
         "classify": Classify(ClassifyConfig(attempts=2)),
         "convert": ConvertProofs(DiscussedConfig(attempts=2)),
-        "answers": ExtractAnswers(DiscussedConfig(attempts=2)),
+        "answers": ExtractAnswers(ExtractAnswersConfig(attempts=2)),
     }
     if name != "extract":
         inputs = {"problems": problems} | ({} if name == "classify" else inputs)
@@ -230,7 +230,7 @@ async def test_a_post_cannot_end_itself_for_the_model(tokenizer: ChatTokenizer, 
     problem = Problem.make(f"Find x.\n{mark.format('problem')}", category="answer", parents=(thread.id,))
     stages: tuple[tuple[Stage, dict[str, Any]], ...] = (
         (Extract(OnePromptConfig(attempts=1)), {"threads": [thread]}),
-        (ExtractAnswers(DiscussedConfig(attempts=1)), {"problems": [problem], "threads": [thread]}),
+        (ExtractAnswers(ExtractAnswersConfig(attempts=1)), {"problems": [problem], "threads": [thread]}),
     )
     asked = []
     for stage, inputs in stages:
@@ -254,7 +254,7 @@ async def test_of_several_problems_the_bad_one_is_dropped(tokenizer: ChatTokeniz
 async def test_a_discussion_is_cut_in_front_of_a_post(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     thread = Thread.make("Find x.", "Post 1:\nIt is 5.\n\nPost 2:\n" + "No, " * 50 + "7.\n\nPost 3:\nAh, 7.")
     problem = Problem.make("Find x.", category="answer", parents=(thread.id,))
-    stage = ExtractAnswers(DiscussedConfig(max_discussion_tokens=40))
+    stage = ExtractAnswers(ExtractAnswersConfig(max_discussion_tokens=40))
     run = await run_stage(
         stage, tmp_path, lambda _: "Answer: 5", tokenizer=tokenizer, problems=[problem], threads=[thread]
     )

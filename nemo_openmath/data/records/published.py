@@ -36,6 +36,11 @@ OF_SOLUTIONS = (
 )
 KAGGLE = "used_in_kaggle"
 """A column that is there where records of the published data, which say it, are among those that are written."""
+UNATTRIBUTED = "answer_unattributed"
+"""A column that is there where a problem has an answer of its discussion of which nothing says whether it is to this
+problem or to another one of the same post. Such a problem has that answer in ``extra`` under this key, whether it is
+still its own or was taken away (``problems.extract_answers``); one that was read from an export has true."""
+_FLAGS = (KAGGLE, UNATTRIBUTED)
 PORTION = 1 << 26  # bytes of rows that are sorted at once
 SHARD = 400 << 20  # bytes, after which another file is begun: none reaches 500 MB
 _GROUP_BYTES, _GROUP_ROWS = 1 << 25, 4096  # of a row group
@@ -100,12 +105,12 @@ def _pairs(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 
 def publish_problems(folder: Path, output: Path, vote: Vote) -> PublishedFiles:
     """Write the problems of a finished stage into ``output``, each id once. Raises UserError where there is none."""
-    rows, kaggle = SortedRows(output, "problems"), False
+    rows, flags = SortedRows(output, "problems"), set[str]()
     try:
         for problem in read_merged([folder], Problem, vote):
-            kaggle |= KAGGLE in problem.extra
+            flags |= _flags_of(problem)
             rows.add(problem.id, _line(problem.id, _problem_row(problem)))
-        columns = OF_PROBLEMS + ((KAGGLE,) if kaggle else ())
+        columns = OF_PROBLEMS + tuple(flag for flag in _FLAGS if flag in flags)
         return _write((orjson.loads(line) for _, line in rows), columns, output, folder)
     finally:
         rows.remove()
@@ -114,15 +119,15 @@ def publish_problems(folder: Path, output: Path, vote: Vote) -> PublishedFiles:
 def publish_solutions(folder: Path, problems: Sequence[Path], output: Path, vote: Vote) -> PublishedFiles:
     """Write the generations of a finished stage with their problems, in the order of the problems' ids and then their
     own. Raises UserError where there is none, and for one whose problem is in none of the folders ``problems``."""
-    solutions, texts, kaggle = SortedRows(output, "solutions"), SortedRows(output, "problems"), False
+    solutions, texts, flags = SortedRows(output, "solutions"), SortedRows(output, "problems"), set[str]()
     try:
         for file, row, line in record_lines([folder]):
             generation = parse_record(line, Generation, file, row)
             solutions.add(f"{generation.problem_id} {generation.id}", line.rstrip(b"\n"))
         for problem in read_merged(problems, Problem, vote):
-            kaggle |= KAGGLE in problem.extra
+            flags |= _flags_of(problem)
             texts.add(problem.id, _line(problem.id, _problem_row(problem)))
-        columns = OF_SOLUTIONS + ((KAGGLE,) if kaggle else ())
+        columns = OF_SOLUTIONS + tuple(flag for flag in _FLAGS if flag in flags)
         return _write(_with_problems(solutions, texts, folder), columns, output, folder)
     finally:
         solutions.remove()
@@ -151,6 +156,18 @@ def _with_problems(solutions: SortedRows, texts: SortedRows, folder: Path) -> It
         yield orjson.loads(problem) | solution
 
 
+def _is_unattributed(problem: Problem) -> bool:
+    """Return whether the answer that a problem has is one that nothing attributes to it: a later one is another."""
+    answer = problem.expected_answer
+    extracted = problem.problem_type == "has_answer_extracted"
+    return extracted and answer is not None and problem.extra.get(UNATTRIBUTED) in (answer, True)
+
+
+def _flags_of(problem: Problem) -> set[str]:
+    """Return which columns that are not always there a problem needs."""
+    return {KAGGLE} & problem.extra.keys() | ({UNATTRIBUTED} if _is_unattributed(problem) else set())
+
+
 def _problem_row(problem: Problem) -> dict[str, Any]:
     used = problem.extra.get(KAGGLE)
     return {
@@ -160,6 +177,7 @@ def _problem_row(problem: Problem) -> dict[str, Any]:
         "problem_source": problem.source,
         "pass_rate_72b_tir": "n/a" if problem.pass_rate is None else str(float(problem.pass_rate)),
         KAGGLE: used if isinstance(used, bool) else None,
+        UNATTRIBUTED: _is_unattributed(problem),
     }
 
 
@@ -175,7 +193,7 @@ def _write(rows: Iterable[dict[str, Any]], columns: tuple[str, ...], output: Pat
     import pyarrow as pa
     from pyarrow import parquet
 
-    schema = pa.schema([(name, pa.bool_() if name == KAGGLE else pa.string()) for name in columns])
+    schema = pa.schema([(name, pa.bool_() if name in _FLAGS else pa.string()) for name in columns])
     files: list[Path] = []
     writer: Any = None
     number = arrow_bytes = 0

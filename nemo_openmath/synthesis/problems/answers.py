@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 from nemo_openmath.core.merging import merge
 from nemo_openmath.core.records import Drop, Problem, Thread
@@ -12,52 +12,75 @@ from nemo_openmath.core.records.ids import unit_key
 from nemo_openmath.core.records.key_set import KeySet
 from nemo_openmath.core.records.store import read_file
 from nemo_openmath.core.stage import Result, StageContext
+from nemo_openmath.data.records.published import UNATTRIBUTED
 from nemo_openmath.synthesis.controls.cases import AnswerCase
 from nemo_openmath.synthesis.problems.attribution import PosedProblems, Whose
 from nemo_openmath.synthesis.problems.checks import OF_ANSWER, ExtractedAnswer, bare_answer, first_failed, plain_labels
+from nemo_openmath.synthesis.problems.extract import EXTRACTED_WITH
 from nemo_openmath.synthesis.problems.posts import posts
-from nemo_openmath.synthesis.problems.prompted import Discussed, DiscussedStage, Rejected
+from nemo_openmath.synthesis.problems.prompted import Discussed, DiscussedConfig, DiscussedStage, Rejected
 
-UNATTRIBUTED = "answer_unattributed"
-"""Key in ``extra`` of a problem whose post poses several, where nothing says to which of them its answer belongs."""
+NOBODYS = "nothing says whose the answer is"
+"""Under which such units are counted and shown."""
 OF_ANOTHER = Rejected("the answer is to another problem of the post")
 
 
-class ExtractAnswers(DiscussedStage):
+@dataclass(frozen=True)
+class ExtractAnswersConfig(DiscussedConfig):
+    """Settings of ``problems.extract_answers``."""
+
+    unattributed: Literal["drop", "keep"] = "drop"
+    """What becomes of an answer where a post poses several problems and nothing says whose it is. ``drop``: it is taken
+    away, and the problem goes on as one without an answer. ``keep``: it stays, and an export says so in a column. Both
+    note it in ``extra.answer_unattributed``."""
+
+
+class ExtractAnswers(DiscussedStage[ExtractAnswersConfig]):
     """Give each problem the answer that its discussions settle on.
 
     The model is asked about each thread that poses the problem, and the answer of most threads holds (core/merging.py).
     An answer must pass the checks of an extracted answer (checks.py): it stands in the discussion, or follows from it.
     Where a post poses several problems, an answer that the replies give to another one alone is rejected, too
-    (attribution.py). Where nothing says whose it is, the problem is marked in ``extra``, and counted in the metrics.
+    (attribution.py). One of which nothing says whose it is, is taken away (``unattributed``), and counted.
     A problem without an answer stays, as ``no_answer_extracted``: the majority of its solutions may label it later.
     """
 
     kind = "problems.extract_answers"
-    version = 4  # 2: what is extracted is checked; 3: and is no answer to another problem of the post; 4: bold labels
+    # 2: what is extracted is checked; 3: and is no answer to another problem of the post; 4: bold labels;
+    # 5: an answer that nothing attributes is taken away
+    version = 5
     case = AnswerCase
     prompt = "extract-answer"
+    Config = ExtractAnswersConfig
 
     def asks_about(self, problem: Problem) -> bool:
         return problem.expected_answer is None
 
     async def prepare(self, context: StageContext) -> None:
-        self._several = _threads_of_several(context.read("problems", Problem))
+        self._posed_by = _problems_of_several(context)
         self._posts: dict[str, str] = {}  # of threads whose posts pose several problems
         await super().prepare(context)
 
     def take_post(self, thread: Thread) -> None:
-        if PosedProblems.of(thread.forum_post, several=unit_key(thread.id) in self._several) is not None:
+        if self._read(thread.id, thread.forum_post) is not None:
             self._posts[thread.id] = thread.forum_post
 
     def _posed(self, thread: str) -> PosedProblems | None:
         post = self._posts.get(thread)
-        return None if post is None else PosedProblems.of(post, several=unit_key(thread) in self._several)
+        return None if post is None else self._read(thread, post)
+
+    def _read(self, thread: str, post: str) -> PosedProblems | None:
+        texts, number = self._posed_by.get(unit_key(thread), ((), 0))
+        return PosedProblems.of(post, number=number, siblings=texts)
 
     async def run(self, context: StageContext) -> None:
         await super().run(context)
         parts = (read_file(file, Problem) for file in context.own_files())
-        context.metrics[UNATTRIBUTED] = sum(UNATTRIBUTED in problem.extra for part in parts for problem in part)
+        context.metrics[UNATTRIBUTED] = sum(bool(problem.extra.get(UNATTRIBUTED)) for part in parts for problem in part)
+
+    def outcomes(self, result: Result) -> list[str]:
+        marked = any(record.extra.get(UNATTRIBUTED) for record in result.records)
+        return [*super().outcomes(result), *([NOBODYS] if marked else [])]
 
     def outcome(self, result: Result) -> str:
         record = next(iter(result.records), None)
@@ -68,6 +91,7 @@ class ExtractAnswers(DiscussedStage):
         if not self.asks_about(problem):
             return Result([problem], asked=False)
         versions: list[Problem] = []
+        guesses: list[Problem] = []  # whose answer nothing attributes
         rejected: Drop | None = None
         threads = self.discussed(problem) or [""] * len(discussions)  # a planted unit has no thread
         for number, (thread, discussion) in enumerate(zip(threads, discussions, strict=True)):
@@ -78,27 +102,39 @@ class ExtractAnswers(DiscussedStage):
             if isinstance(answer, Rejected):
                 rejected = Drop(answer.reason, reply)
             elif answer:
-                extra = problem.extra if answer[1] else problem.extra | {UNATTRIBUTED: True}
                 answered = problem.with_(expected_answer=answer[0], problem_type="has_answer_extracted")
-                versions.append(replace(answered, extra=extra))
-        if versions:
-            return Result([_agreed(versions, merge(versions, context.services.vote))])
+                (versions if answer[1] else guesses).append(answered)
+        if versions or (guesses and self.config.unattributed == "keep"):
+            agreed = merge(versions + (guesses if self.config.unattributed == "keep" else []), context.services.vote)
+            known = agreed.expected_answer is None or any(v.expected_answer == agreed.expected_answer for v in versions)
+            return Result([agreed if known else _marked(agreed, agreed.expected_answer)])
+        if guesses:
+            given = merge(guesses, context.services.vote).expected_answer or guesses[0].expected_answer
+            return Result([_marked(problem.with_(problem_type="no_answer_extracted"), given)])
         if rejected is not None:
             return Result(drops=[rejected])
         return Result([problem.with_(problem_type="no_answer_extracted")], asked=bool(discussions))
 
 
-def _threads_of_several(problems: Iterable[Problem]) -> set[int]:
-    """Return the keys of the parents of more than one problem."""
-    seen, keys = KeySet(), (unit_key(parent) for problem in problems for parent in problem.parents)
-    return {key for key in keys if not seen.add(key)}
+def _marked(problem: Problem, answer: str | None) -> Problem:
+    return replace(problem, extra=problem.extra | {UNATTRIBUTED: answer})
 
 
-def _agreed(versions: Sequence[Problem], merged: Problem) -> Problem:
-    """Return the problem without the mark where one thread gives the agreed answer to it by name."""
-    if all(UNATTRIBUTED in v.extra for v in versions if v.expected_answer == merged.expected_answer):
-        return merged
-    return replace(merged, extra={name: value for name, value in merged.extra.items() if name != UNATTRIBUTED})
+def _problems_of_several(context: StageContext) -> dict[int, tuple[tuple[str, ...], int]]:
+    """Return for the keys of threads that pose several problems: the texts of those that are here, and how many were
+    extracted, as far as ``problems.extract`` has noted it."""
+    seen, keys = KeySet(), set[int]()
+    for problem in context.read("problems", Problem):
+        for parent in problem.parents:
+            if not seen.add(key := unit_key(parent)) or EXTRACTED_WITH in problem.extra:
+                keys.add(key)
+    posed: dict[int, tuple[tuple[str, ...], int]] = {}
+    for problem in context.read("problems", Problem) if keys else ():
+        noted = problem.extra.get(EXTRACTED_WITH)
+        for key in keys.intersection(map(unit_key, problem.parents)):
+            texts, number = posed.get(key, ((), 0))
+            posed[key] = (*texts, problem.problem), max(number, noted if isinstance(noted, int) else 0)
+    return posed
 
 
 def _checked(

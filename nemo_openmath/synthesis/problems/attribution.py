@@ -1,16 +1,19 @@
 """Tell to which problem an answer belongs, where one post poses several and the replies answer them in one place.
 
-A post that lists problems gives each a *label*: "3.", "b)", "Problem 2:". Replies name the label, quote the problem, or
-write it again. So a reply is cut into *segments*, each of one problem or of none that is known:
+A post that lists problems gives each a *label*: "3.", "b)", "Problem 2:". Replies name the label or the place in the
+list (labels.py), quote the problem, or write it again. So a reply is cut into *segments*, each of one problem or of
+none that is known:
 
-- a label begins a segment of its problem. Its last one in a reply ends with its paragraph, for what follows may be
-  about anything;
+- a label begins a segment of its problem, which ends where another problem is spoken of. The last one in a reply ends
+  with its paragraph, for what follows may be about anything;
 - a line that states a listed problem again, or a quote of one alone, begins such a segment too, of two paragraphs;
 - the labels of a reply must rise. A list from the first label on may be the steps of one solution: it counts only where
   its entries are answers by their form, or speak of the problems whose labels they have.
 
-An answer that stands in a segment of its own problem is that problem's. One that stands in segments of other problems
-alone is another problem's. Everything else is not known, and is no reason to reject an answer.
+An answer that stands in a segment of its own problem is that problem's, unless it also stands in one of another problem
+and is not all that its own segment says. One that stands in segments of other problems alone is another problem's.
+Everything else is not known. Nor is whose an answer is where an item of the post holds several problems, or a problem
+several items.
 """
 
 from __future__ import annotations
@@ -24,26 +27,17 @@ from functools import cached_property
 from itertools import pairwise
 
 from nemo_openmath.synthesis.problems.checks import contents, follows_from, is_answer, poses_something
+from nemo_openmath.synthesis.problems.labels import LABEL, Marker, first_reference, in_post, in_reply
 
 _LEAST_SHARED = 0.45  # of the pairs of neighbours of a problem and an item, the shorter of the two
 _LEAST_AGAIN = 0.6  # of the pairs of a line that states an item again
 _FEW, _LEAST_OF_FEW = 6, 0.8  # of fewer pairs, more must be shared
-_MOST_LABELS = 40
 
-_LABEL = r"(?:\d{1,2}|[a-h]|[ivx]{1,4})"
-_TAGS = r"(?:\[(?!/?quote\])/?[a-z]+(?:=[^\]\n]{1,30})?\][ \t]*|answers?:[ \t]*)*"
-_NAMED = (
-    rf"(?:(?:problem|question|exercise|prob|ex|part)s?\.?[ \t]*[#(]?(?P<named>{_LABEL})\b"
-    r"|(?:(?:number|no|nr|q|p)\.?[ \t]*#?|#[ \t]*)(?P<numbered>\d{1,2})\b)[ \t]*[).:\]]?"
-)
-_AT_LINE = re.compile(
-    rf"^[ \t]*{_TAGS}[*_]{{0,2}}(?:for[ \t]+)?(?:{_NAMED}|[(\[]?(?P<bare>{_LABEL})[ \t]?(?:[)\]]|[.:](?!\d)))",
-    re.I | re.M,
-)
-_WITHIN = re.compile(rf"(?<![^\s,;])(?:{_NAMED}|\(?(?P<bare>\d{{1,2}}|[a-h])\)(?=\s))", re.I)
-_ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii")
 _QUOTE = re.compile(r"\[(/?)quote\]")
-_LEAD = re.compile(r"^(?:(?:the\s+)?answer(?:\s+is|\s*[:=])?|gives|it\s+is|it['’]s|=)\s+", re.I)
+_LEAD = re.compile(
+    r"^(?:(?:i\s+(?:get|got|have)|(?:the\s+|my\s+)?answer(?:\s+is|\s*[:=])?|gives|is|it\s+is|it['\u2019]s|=|->)\s+)+",
+    re.I,
+)
 _GAP = re.compile(r"\n[ \t]*\n")
 _OTHERS = re.compile(
     r"\b(?:first|second|third|fourth|fifth|sixth|last|next|other|others|both|rest|one|two|three|four)\b", re.I
@@ -56,15 +50,6 @@ class Whose(StrEnum):
     OWN = "own"
     OTHER = "other"
     UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class _Marker:
-    label: str
-    start: int
-    end: int
-    named: bool
-    """Whether a word or a sign says that it is a label: "Problem 3", "#3"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +74,37 @@ class _Place:
 class PosedProblems:
     """The problems that a post lists, or its paragraphs where it lists none."""
 
-    def __init__(self, items: Sequence[tuple[str, str]]):
+    def __init__(self, items: Sequence[tuple[str, str]], places: Sequence[int] = (), siblings: Sequence[str] = ()):
+        """``items``: label, or nothing, and text. ``places``: the items that "the first one" and so on are.
+        ``siblings``: texts of problems that were extracted from the post."""
         self._labels = {label: number for number, (label, _) in enumerate(items) if label}
         self._texts = [text for _, text in items]
+        self._places = list(places)
+        self._siblings = siblings
 
     @classmethod
-    def of(cls, post: str, *, several: bool = False) -> PosedProblems | None:
-        """Return the problems that a post lists; None where it lists fewer than two. ``several``: whether several were
-        extracted from it, so that paragraphs take the place of a list."""
-        labels = _longest_run(_AT_LINE, post) or _longest_run(_WITHIN, post)
+    def of(cls, post: str, *, number: int = 0, siblings: Sequence[str] = ()) -> PosedProblems | None:
+        """Return the problems that a post lists; None where it lists fewer than two, and no more were extracted from
+        it (``number``). Paragraphs take the place of a list that is not there."""
+        number = max(number, len(siblings))
+        labels, once = in_post(post)
         ends = [*(marker.start for marker in labels), len(post)][1:]
         items = [(marker.label, post[marker.end : end].strip()) for marker, end in zip(labels, ends, strict=True)]
         if sum(poses_something(text) for _, text in items) >= 2:
-            return cls(items)
-        paragraphs = [text for text in re.split(r"\n\s*", post) if len(contents(text)) >= 3] if several else []
-        return cls([("", text) for text in paragraphs]) if paragraphs else None
+            items[-1] = items[-1][0], _without_thanks(items[-1][1])
+            if once:
+                return cls(items, range(len(items)), siblings)
+            return cls([("", text) for _, text in items], (), siblings)
+        if number < 2:
+            return None
+        paragraphs = [text for text in re.split(r"\n\s*", post) if len(contents(text)) >= 3]
+        posing = [at for at, text in enumerate(paragraphs) if poses_something(text)]
+        if len(posing) < number:  # one of them poses several
+            return cls([("", post)], (), siblings)
+        if len(posing) > number:
+            return cls([("", text) for text in paragraphs], (), siblings)
+        numbered = {at: str(place) for place, at in enumerate(posing, 1)}
+        return cls([(numbered.get(at, ""), text) for at, text in enumerate(paragraphs)], posing, siblings)
 
     @cached_property
     def _pairs(self) -> list[frozenset[tuple[str, str]]]:
@@ -119,18 +120,26 @@ class PosedProblems:
         counts = Counter(token for item in self._tokens for token in item)
         return [frozenset(token for token in item if counts[token] == 1) for item in self._tokens]
 
+    @cached_property
+    def _shared(self) -> frozenset[int]:
+        """The items that hold several problems: they list some of their own, or several were made of them."""
+        made = Counter(item for sibling in set(self._siblings) for item in self._items_of(sibling))
+        return frozenset(
+            item for item, text in enumerate(self._texts) if made[item] > 1 or len(self._texts) == 1 or _lists(text)
+        )
+
     def whose(self, answer: str, problem: str, replies: Iterable[str]) -> Whose:
         """Return whether an answer that stands in the replies belongs to a problem of this post."""
         own = self._items_of(problem)
-        if not own:
+        if not own or own & self._shared or (len(own) > 1 and len(own & set(self._labels.values())) > 1):
             return Whose.UNKNOWN
         segments = [segment for reply in replies for segment in self.segments(reply)]
-        if any(segment.item in own and follows_from(answer, segment.text) for segment in segments):
-            return Whose.OWN
-        if any(segment.item is None and follows_from(answer, segment.text) for segment in segments):
-            return Whose.UNKNOWN
-        others = [s for s in segments if s.item not in (None, *own) and follows_from(answer, s.text)]
-        if not others or any(self._may_be_about(own, segment) for segment in others):
+        here = [segment for segment in segments if follows_from(answer, segment.text)]
+        others = [segment for segment in here if segment.item not in (None, *own)]
+        own_here = [segment for segment in here if segment.item in own]
+        if own_here:
+            return Whose.UNKNOWN if others and not any(_is_short(s.text) for s in own_here) else Whose.OWN
+        if len(others) < len(here) or not others or any(self._may_be_about(own, segment) for segment in others):
             return Whose.UNKNOWN
         return Whose.OTHER
 
@@ -158,7 +167,7 @@ class PosedProblems:
         """Return whether a segment of another item may speak of these, too: it has their label, or a word that
         counts."""
         labels = {label for label, number in self._labels.items() if number in own}
-        mentioned = re.findall(rf"(?<![\w.])({_LABEL})(?=[ \t]?[).:\]])|#[ \t]*({_LABEL})\b", segment.text, re.I)
+        mentioned = re.findall(rf"(?<![\w.])({LABEL})(?=[ \t]?[).:\]])|#[ \t]*({LABEL})\b", segment.text, re.I)
         return bool(labels & {(a or b).lower() for a, b in mentioned}) or _OTHERS.search(segment.text) is not None
 
     def segments(self, reply: str) -> list[ReplySegment]:
@@ -190,28 +199,43 @@ class PosedProblems:
             cut = (
                 len(text) if place.item is None or following is not None else _end_of_paragraph(text, place.paragraphs)
             )
+            if place.item is not None:
+                others = self._labels.keys() - {label for label, item in self._labels.items() if item == place.item}
+                cut = min(cut, at) if (at := first_reference(text, others)) is not None else cut
             yield ReplySegment(place.item, text[:cut])
             yield ReplySegment(None, text[cut:])
 
     def _labelled(self, block: str) -> Iterator[_Place]:
-        markers = [marker for marker in _all_markers(block) if marker.label in self._labels]
-        items = [self._labels[marker.label] for marker in markers]
-        if not markers or any(first >= second for first, second in pairwise(items)):
+        markers = [(m, item) for m in in_reply(block) if (item := self._item_of(m)) is not None or m.named]
+        known = [(m, item) for m, item in markers if item is not None]
+        if not known or any(
+            first > second or (first == second and not (m.named and n.named))
+            for (m, first), (n, second) in pairwise(known)
+        ):
             return
-        ends = [marker.start for marker in markers[1:]] + [len(block)]
-        texts = [block[marker.end : end] for marker, end in zip(markers, ends, strict=True)]
-        if items[0] == 0 and len(items) > 1 and not all(marker.named for marker in markers):
+        ends = [marker.start for marker, _ in markers[1:]] + [len(block)]
+        texts = [block[marker.end : end] for (marker, _), end in zip(markers, ends, strict=True)]
+        if known[0][1] == 0 and not all(marker.named for marker, _ in known):
             texts[-1] = texts[-1][: _end_of_paragraph(texts[-1], 1)]
-            if not (all(_is_short(text) for text in texts) or self._fit(items, texts)):
+            entries = [(item, text) for (_, item), text in zip(markers, texts, strict=True) if item is not None]
+            steps = len(known) > 1 or known[0][0].place is not None
+            if steps and not (all(_is_short(text) for _, text in entries) or self._fit(entries)):
                 return
-        for marker, item in zip(markers, items, strict=True):
+        for marker, item in markers:
             yield _Place(marker.start, marker.end, item, 1)
 
-    def _fit(self, items: Sequence[int], texts: Sequence[str]) -> bool:
+    def _item_of(self, marker: Marker) -> int | None:
+        if marker.place is None:
+            item = self._labels.get(marker.label)
+            # in front of paragraphs that have no labels, "1)" may be the step of a solution
+            return item if marker.named or self._places == list(range(len(self._texts))) else None
+        return self._places[marker.place] if -1 <= marker.place < len(self._places) and self._places else None
+
+    def _fit(self, entries: Sequence[tuple[int, str]]) -> bool:
         """Return whether entries of a list speak of the items whose labels they have: some do, and none more of another
         one."""
         fitting = 0
-        for item, text in zip(items, texts, strict=True):
+        for item, text in entries:
             tokens = {token for token, _ in contents(text)}
             shared = [len(tokens & own) for own in self._own_tokens]
             if max(shared) > shared[item]:
@@ -238,6 +262,21 @@ class PosedProblems:
                 yield _Place(line.start(), line.start(), shares.index(best), 2)
 
 
+def _without_thanks(text: str) -> str:
+    """Return the last item of a list without the lines behind it that pose nothing and hold no mathematics."""
+    lines = text.split("\n")
+    while len(lines) > 1 and not (poses_something(lines[-1]) or re.search(r"[\d=$<>\\]", lines[-1])):
+        lines.pop()
+    return "\n".join(lines)
+
+
+def _lists(text: str) -> bool:
+    """Return whether an item lists problems of its own."""
+    labels, _ = in_post(text)
+    ends = [marker.start for marker in labels[1:]] + [len(text)]
+    return sum(poses_something(text[m.end : end]) for m, end in zip(labels, ends, strict=True)) > 1 if labels else False
+
+
 def _pairs(text: str) -> frozenset[tuple[str, str]]:
     return frozenset(pairwise(token for token, _ in contents(text)))
 
@@ -256,49 +295,3 @@ def _end_of_paragraph(text: str, number: int) -> int:
             if not number:
                 return gap.start()
     return len(text)
-
-
-def _markers(pattern: re.Pattern[str], text: str) -> Iterator[_Marker]:
-    for match in pattern.finditer(text):
-        named = match["named"] or match["numbered"]
-        yield _Marker((named or match["bare"]).lower(), match.start(), match.end(), named is not None)
-
-
-def _all_markers(text: str) -> list[_Marker]:
-    """Return the markers of a text, at the beginning of lines and within them, without those that overlap."""
-    markers = sorted(
-        [*_markers(_AT_LINE, text), *_markers(_WITHIN, text)], key=lambda marker: (marker.start, -marker.end)
-    )
-    apart: list[_Marker] = []
-    for marker in markers:
-        if not apart or marker.start >= apart[-1].end:
-            apart.append(marker)
-    return apart
-
-
-def _longest_run(pattern: re.Pattern[str], text: str) -> list[_Marker]:
-    """Return the longest run of markers that count up by one: 1. 2. 3., a) b), i) ii). Empty where none has two."""
-    markers = list(_markers(pattern, text))[:_MOST_LABELS]
-    best: list[_Marker] = []
-    for place in (_as_number, _as_letter, _as_roman):
-        placed = [(value, marker) for marker in markers if (value := place(marker.label)) is not None]
-        for at in range(len(placed)):
-            run = placed[at : at + 1]
-            for value, marker in placed[at + 1 :]:
-                if value == run[-1][0] + 1:
-                    run.append((value, marker))
-            if len(run) > max(1, len(best)):
-                best = [marker for _, marker in run]
-    return best
-
-
-def _as_number(label: str) -> int | None:
-    return int(label) if label.isdigit() else None
-
-
-def _as_letter(label: str) -> int | None:
-    return ord(label) if label in tuple("abcdefgh") else None
-
-
-def _as_roman(label: str) -> int | None:
-    return _ROMAN.index(label) if label in _ROMAN else None

@@ -12,10 +12,10 @@ from nemo_openmath.synthesis.problems.checks import (
     first_failed,
     plain_labels,
 )
-from nemo_openmath.synthesis.problems.prompted import Discussed, DiscussedStage, Rejected
+from nemo_openmath.synthesis.problems.prompted import Discussed, DiscussedConfig, DiscussedStage, Rejected
 
 
-class ConvertProofs(DiscussedStage):
+class ConvertProofs(DiscussedStage[DiscussedConfig]):
     """Convert each proof into a problem that asks for a value, with its answer. Other problems pass unchanged.
 
     The reply is read strictly: an answer in a box in place of the line ``Answer:`` is asked for again and then dropped,

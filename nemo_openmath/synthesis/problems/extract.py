@@ -18,6 +18,8 @@ from nemo_openmath.synthesis.problems.checks import (
 from nemo_openmath.synthesis.problems.prompted import OnePromptConfig, PromptedStage, Rejected
 from nemo_openmath.synthesis.problems.read import FORUM
 
+EXTRACTED_WITH = "problems_in_post"
+"""Key in ``extra`` of a problem that is one of several of its post: how many the model found there."""
 _PROBLEM = re.compile(r"^Problem (\d{1,4}):[ \t]*", re.M)
 
 
@@ -31,7 +33,9 @@ class Extract(PromptedStage[OnePromptConfig, Thread]):
     """
 
     kind = "problems.extract"
-    version = 4  # 2: what is extracted is checked; 3: and compared with the examples of the prompt; 4: bold labels
+    # 2: what is extracted is checked; 3: and compared with the examples of the prompt; 4: bold labels;
+    # 5: problems say how many there are in their post
+    version = 5
     case = ExtractCase
     prompt = "extract-problems"
     Config = OnePromptConfig
@@ -65,7 +69,10 @@ class Extract(PromptedStage[OnePromptConfig, Thread]):
             return Result(drops=[Drop("no problem in the post", unit.forum_post)])
         source = str(unit.extra.get(FORUM) or "forum")
         parents = (unit.id, *unit.parents)
-        problems = [Problem.make(text, source=source, parents=parents) for text, failed in checked if failed is None]
+        number = len({text for text, failed in checked if failed is None or failed.reason == OF_EXTRACTED[-1].reason})
+        extra = {EXTRACTED_WITH: number} if number > 1 else {}
+        kept = [text for text, failed in checked if failed is None]
+        problems = [Problem.make(text, source=source, parents=parents, extra=extra) for text in kept]
         drops = [Drop(failed.reason, text) for text, failed in checked if failed is not None]
         return Result(list({problem.id: problem for problem in problems}.values()), drops)
 

@@ -224,7 +224,7 @@ class PromptedStage(ControlledStage[C, U], Generic[C, U]):
         interview = current_interview()
         if interview is None or not (interview.exchanges or result.drops):
             return
-        outcomes, second = outcomes_of(result), None
+        outcomes, second = self.outcomes(result), None
         if interview.exchanges and len(self._models) > 1 and self._is_shared(key, context):
             second = await self._ask_second(key, unit, result, context)
             outcomes += [] if second is None else [DISAGREEMENT]
@@ -252,6 +252,10 @@ class PromptedStage(ControlledStage[C, U], Generic[C, U]):
     def outcome(self, result: Result) -> str:
         """Return what a result is, in a word or two: what two models agree on, or do not."""
         return "kept" if result.records else result.drops[0].reason
+
+    def outcomes(self, result: Result) -> list[str]:
+        """Return under what a unit is kept for ``samples.html``."""
+        return outcomes_of(result)
 
     def sources(self, unit: U) -> tuple[str, ...]:
         """Return the ids of what a unit came from: of threads, where it is a problem of one."""
@@ -301,7 +305,10 @@ class DiscussedConfig(OnePromptConfig):
     """Longest discussion that is shown, in tokens of the model that is asked. It is cut in front of a post."""
 
 
-class DiscussedStage(PromptedStage[DiscussedConfig, Discussed]):
+D = TypeVar("D", bound=DiscussedConfig)
+
+
+class DiscussedStage(PromptedStage[D, Discussed], Generic[D]):
     """A stage that asks about some problems with the discussions of their threads (ports ``problems``, ``threads``).
 
     Threads are joined by id; those without a reply are left out. They are not divided as problems are: each job reads
