@@ -58,6 +58,22 @@ class Length:
         return f"exactly {self.least}" if self.least == self.most else f"{self.least} to {self.most}"
 
 
+@dataclass(frozen=True, slots=True)
+class Words(Length):
+    """Words that are looked for in a text. An empty one would be in every text."""
+
+    least: int = 0
+
+    def problem(self, value: Any) -> str | None:
+        """Return what is wrong with a list of words; None where nothing is."""
+        if not all(word.strip() for word in value):
+            return f"{list(value)} has an empty word, which is in every text; remove it"
+        return Length.problem(self, value)
+
+    def __str__(self) -> str:
+        return Length.__str__(self) if self.least or self.most is not None else "no empty word"
+
+
 AnyInt = Annotated[int, Bounds()]
 PositiveInt = Annotated[int, Bounds(1)]
 NonNegativeInt = Annotated[int, Bounds(0)]

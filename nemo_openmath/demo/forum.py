@@ -1,6 +1,6 @@
 """Forum threads made of the world's problems, with the noise of a forum. Rows as the raw forum's: ``forum_post`` and
 ``forum_discussions`` ("Post 1:\\n..."). A third column, ``known_problems``, says what a thread holds: by it the stages
-of the problem set are measured (evaluation/problem_truth.py), and none of them reads it."""
+of the problem set are measured (synthesis/problems/labelled.py), and none of them reads it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _row(problems: list[Posed], config: ForumConfig, rng: random.Random, held_ou
 
 
 def _known(posed: Posed, settled: str | None, held_out: set[str]) -> dict[str, Any]:
-    """Return what is true of a problem, in the fields of evaluation/problem_truth.py."""
+    """Return what is true of a problem, in the fields of synthesis/problems/labelled.py."""
     answer = posed.item.answer if posed.item else None
     asks = posed.form is forms.Form.ANSWER
     return {

@@ -7,7 +7,7 @@ paired.py       two models on the same problems
 share.py        the share of right answers among rows, for a line on the console
 stage.py        the stages ``evaluation.metrics`` and ``evaluation.compare``
 two_models.py      how far two models agree that were asked the same
-problem_truth.py   labelled threads: what is known of their problems
+problem_truth.py   known problems of labelled threads, found again
 problem_stages.py  the stage ``evaluation.problems``: precision and recall of the stages that made a problem set
 reports/        pages, pictures and tables of a run
 """

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from nemo_openmath.core.records import Problem, Thread, read_drops, read_records
 from nemo_openmath.core.records.store import unit_names
 from nemo_openmath.core.stage import Stage, StageContext
 from nemo_openmath.evaluation.intervals import share_interval
-from nemo_openmath.evaluation.problem_truth import KNOWN, UNSAID, KnownProblem, Matcher, known_problems
+from nemo_openmath.evaluation.problem_truth import Matcher
 from nemo_openmath.synthesis.problems.classify import CATEGORIES
+from nemo_openmath.synthesis.problems.labelled import KNOWN, UNSAID, KnownProblem, known_problems
 
 ROWS, MISTAKES = "truth.json", "mistakes.jsonl"
 IN_BENCHMARK = "in the benchmark"  # what the reason of such a drop begins with
@@ -88,8 +90,8 @@ class MeasureProblems(Stage[ProblemTruthConfig]):
 
     Precision is the share of what a stage made that is right, recall the share of what there was that it made. Each
     stage is measured on what reached it, so an error counts once, where it was made; the last row is that of the whole.
-    The labels are the column ``known_problems`` of the threads (evaluation/problem_truth.py). Every mistake is a line
-    of ``mistakes.jsonl``.
+    The labels are the column ``known_problems`` of the threads (synthesis/problems/labelled.py). Every mistake is a
+    line of ``mistakes.jsonl``.
     """
 
     kind = "evaluation.problems"
@@ -111,6 +113,13 @@ class MeasureProblems(Stage[ProblemTruthConfig]):
         "answered": "Problem",
         "decontaminated": "Problem",
     }
+
+    def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
+        """Refuse labels that are none, of threads that are there. Those of files are refused where they are read."""
+        super().check(inputs)
+        for folder in inputs.get("truth", ()):
+            for thread in read_records(folder, Thread):
+                known_problems(thread)
 
     async def run(self, context: StageContext) -> None:
         grader = await context.services.grading()

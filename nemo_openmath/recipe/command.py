@@ -88,6 +88,8 @@ def report(run: Run, waited: float | None = None) -> None:
     for sentence in view.left_out:
         console.print(f"[yellow]not shown:[/yellow] {escape(sentence)}", soft_wrap=True, highlight=False)
     for sentence in _control_warnings(view):
+        if sentence in run.warned:  # said as the stage ended
+            continue
         console.print(f"[yellow]controls:[/yellow] {escape(sentence)}", soft_wrap=True, highlight=False)
     for sentence in view.prompts:
         console.print(f"[yellow]prompt:[/yellow] {escape(sentence)}", soft_wrap=True, highlight=False)

@@ -24,6 +24,7 @@ from nemo_openmath.recipe.status import file_sizes
 from nemo_openmath.synthesis.controls.plant import ControlledStage
 
 _SHOWN = 3  # reasons for drops in a line
+_FEW_UNITS = 10  # of which a half says nothing
 
 
 def make_manifest(
@@ -98,6 +99,20 @@ def control_warnings(entry: StageEntry, manifest: Manifest) -> list[str]:
     if METRIC not in manifest.metrics or not isinstance(entry.stage, ControlledStage):
         return []
     return warnings(entry.name, manifest.metrics[METRIC], entry.stage.config.control_bound)
+
+
+def unread_replies(entry: StageEntry, manifest: Manifest) -> list[str]:
+    """Return a sentence where more than half of what a model was asked about was dropped for one reason that is about
+    the form of the reply: prompt, template or length do not fit the model."""
+    units = manifest.counts.get("units", 0)
+    if not entry.stage.engines() or units < _FEW_UNITS:
+        return []
+    return [
+        f"{entry.name}: {count:,} of {units:,} units were dropped for one reason, {reason!r}; is it the model that the "
+        "prompt is for, and do max_tokens and its chat template fit? see samples.html"
+        for reason, count in manifest.drops.items()
+        if "reply" in reason and 2 * count > units
+    ]
 
 
 def made_nothing(

@@ -46,6 +46,7 @@ from nemo_openmath.recipe.outcome import (
     made_nothing,
     make_manifest,
     refuse_failures,
+    unread_replies,
 )
 from nemo_openmath.recipe.preflight import caught, check_output, preflight
 from nemo_openmath.recipe.prompt_match import prompt_notes
@@ -69,6 +70,8 @@ class Run:
         self.output = output
         self._fingerprints = Fingerprints(recipe, output)
         self._said: set[str] = set()
+        self.warned: set[str] = set()
+        """What was warned about as stages ended."""
 
     async def execute(
         self,
@@ -241,7 +244,8 @@ class Run:
                     return
                 manifest = self._finish(entry, fingerprint, inputs, context, spent())
             progress.log(describe_outcome(manifest))
-            for sentence in control_warnings(entry, manifest):
+            for sentence in [*control_warnings(entry, manifest), *unread_replies(entry, manifest)]:
+                self.warned.add(sentence)
                 log.warning("%s", sentence)
 
     def _say_prompts(self, names: Sequence[str]) -> None:

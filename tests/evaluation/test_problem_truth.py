@@ -15,10 +15,10 @@ from nemo_openmath.core.records.store import write_records
 from nemo_openmath.demo import ForumConfig, StandInTeacher, TeacherConfig, make_benchmark, make_threads
 from nemo_openmath.evaluation.intervals import share_interval
 from nemo_openmath.evaluation.problem_stages import MeasureProblems, ProblemTruthConfig
-from nemo_openmath.evaluation.problem_truth import known_problems
 from nemo_openmath.synthesis.problems.classify import Classify, ClassifyConfig
 from nemo_openmath.synthesis.problems.convert import ConvertProofs
 from nemo_openmath.synthesis.problems.extract import Extract
+from nemo_openmath.synthesis.problems.labelled import known_problems
 from nemo_openmath.synthesis.problems.prompted import OnePromptConfig
 from tests.support.services import Lent, stage_context
 

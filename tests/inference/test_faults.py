@@ -102,7 +102,7 @@ def test_conversations_stay_and_load_is_spread():
     for _ in range(TRIPS_AFTER):
         home.failed("HTTP 500: x")
     assert pool.pick("a") is not home  # its breaker is open
-    assert pool.away == f"every server is away ({home.url} said: HTTP 500: x)"
+    assert pool.away == f"every server failed ({home.url} said: HTTP 500: x)"
     home.closed_until = 0.0
     assert home.available(1.0)
     with pool.using(home):

@@ -99,6 +99,7 @@ CASES = {
     "then another in parentheses": (DIGIT, "43", ["3. it is 8 (by the way 2. is 43)"], Whose.UNKNOWN),
     "then another in words": (DIGIT, "43", ["3. it is 8, and the second one is 43"], Whose.UNKNOWN),
     "in passing": (SUM, "43", ["1. we need 43 of them, so 21", "2. 43"], Whose.UNKNOWN),
+    "in another's statement": (SUM, "12", [f"1. the largest is 12\n\n[quote]4. {CONE}[/quote] 65\\pi"], Whose.OWN),
     "two have the same": (SUM, "43", ["1. 43\n2. 43"], Whose.OWN),
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from nemo_openmath.chat import Author, Kind, Segment, Transcript
 from nemo_openmath.chat.blocks import judgment_of
-from nemo_openmath.core.bounds import Length, Share
+from nemo_openmath.core.bounds import Length, Share, Words
 from nemo_openmath.core.records import Mode
 from nemo_openmath.core.records.types import SftRow
 from nemo_openmath.core.tags import CODE_END, CODE_START
@@ -70,7 +70,7 @@ class Choice:
 
     modes: Annotated[tuple[str, ...], Length()] | None = None
     """Only rows of these modes (cot, tir, genselect); null: of all."""
-    sources: Annotated[tuple[str, ...], Length()] | None = None
+    sources: Annotated[tuple[str, ...], Words(1)] | None = None
     """Only problems whose source contains one of these words, in any case; null: of all sources."""
     max_pass_rate: Share | None = None
     """Only problems whose pass rate is known and at most this; null: of all pass rates. Paper section 5.1: 0.3."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 from nemo_openmath.chat.tokenizer import ChatTokenizer
 from nemo_openmath.core.engine import Conversation, EngineError, Finish, Request, Usage
 from nemo_openmath.core.tags import THINK_END, THINK_START
@@ -25,6 +27,7 @@ CALLED = ("tool_calls", "function_call", "tool_use")  # it ended with a call of 
 # The server gave up a request that it may finish another time.
 _GIVEN_UP = ("abort", "error", "cancelled", "insufficient_system_resource")
 _THINKING = ("reasoning_content", "reasoning", "thinking")
+_SHOWN = 160  # characters of an answer that is none
 _CHARS_A_TOKEN = 4  # of English prose and mathematics, roughly
 
 
@@ -116,6 +119,32 @@ def read_choice(choice: Body) -> AnswerPart:
     return answer
 
 
+def check_whole(answer: Body) -> None:
+    """Raise ValueError, with what was answered, where an answer that is no event of a stream holds no choice, or one
+    that says nothing: an empty text that a server does not have is no answer."""
+    choices = answer.get("choices")
+    if not isinstance(choices, list) or not choices:
+        what = f"`choices` is {shown(choices)}" if "choices" in answer else "there are no `choices`"
+        raise ValueError(f"{what}: {shown(answer)}")
+    choice = next((c for c in choices if not isinstance(c, Mapping) or not c.get("index")), None)  # one was asked for
+    if choice is None:
+        raise ValueError(f"there is no choice with index 0: {shown(answer)}")
+    if not isinstance(choice, Mapping):
+        raise ValueError(f"a choice is no object: {shown(choice)}")
+    message = choice.get("message")
+    if choice.get("error") or isinstance(message, Mapping) or isinstance(choice.get("text"), str):
+        return
+    if message is not None or not choice.get("token_ids"):
+        what = f"`message` is {shown(message)}" if "message" in choice else "a choice has neither `message` nor `text`"
+        raise ValueError(f"{what}: {shown(choice)}")
+
+
+def shown(value: Any) -> str:
+    """Return the beginning of what a server answered, on one line."""
+    text = " ".join(orjson.dumps(value, default=str).decode(errors="replace").split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def _content(content: Any) -> tuple[str, str]:
     """The text and the thinking of a message's content: nothing, text, or a list of parts."""
     if not isinstance(content, list):
@@ -145,7 +174,11 @@ def _text(value: Any) -> str:
 
 def finish_of(reason: str | None) -> Finish:
     """Return why the text ended. Raises EngineError, retryable, where the server gave the request up or is silent."""
-    if not reason or reason.lower() in _GIVEN_UP:
+    if not reason:
+        raise EngineError("the server does not say why its text ended (no finish_reason)", retryable=True)
+    if not isinstance(reason, str):
+        raise EngineError(f"the server's finish_reason is no word: {shown(reason)}", retryable=True)
+    if reason.lower() in _GIVEN_UP:
         raise EngineError(f"the server ended the request early ({reason})", retryable=True)
     return _FINISH.get(reason.lower(), Finish.CUT)
 

@@ -178,7 +178,7 @@ class HTTPEngine:
 
             async def ask(server: Endpoint) -> Completion:
                 answer = await self._transport.request(server, "POST", dialect.path, body)
-                return self._completion(lambda: dialect.read(answer, AnswerPart()), request)
+                return self._completion(lambda: dialect.read_whole(answer), request)
 
             return await self._retrying.run(ask, request.conversation)
 
@@ -282,7 +282,9 @@ class HTTPEngine:
             completion = to_completion(answer, request, self.tokenizer)
         except EngineError as error:
             raise AttemptFailed(str(error)) from error
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        except ValueError as error:
+            raise AttemptFailed(f"damaged answer: {error}") from error
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise AttemptFailed(f"damaged answer: {error!r}") from error
         generated = answer.text or (answer.stop is None and (answer.usage.get("completion_tokens") or 0) > 1)
         if self.capabilities.token_ids and not answer.ids and generated:

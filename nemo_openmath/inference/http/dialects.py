@@ -41,7 +41,15 @@ from nemo_openmath.core.engine import (
     ToolCall,
     Turn,
 )
-from nemo_openmath.inference.http.answers import CALLED, AnswerPart, finish_of, read_choice, usage_of
+from nemo_openmath.inference.http.answers import (
+    CALLED,
+    AnswerPart,
+    check_whole,
+    finish_of,
+    read_choice,
+    shown,
+    usage_of,
+)
 from nemo_openmath.inference.http.tool_calls import PYTHON, whole_calls
 
 ServerKind = Literal["auto", "vllm", "sglang", "trtllm", "openmath", "openai"]
@@ -84,6 +92,14 @@ class Dialect:
     """(request, model, stream, sampling fields) -> body."""
     read: Callable[[Body, AnswerPart], AnswerPart]
     """(answer or event, answer so far) -> the part that it adds."""
+
+    def read_whole(self, answer: Body) -> AnswerPart:
+        """Return an answer that was not streamed. Raises ValueError, with what was answered, where it is none."""
+        if self.path != "/generate":
+            check_whole(answer)
+        elif not (isinstance(answer.get("meta_info"), dict) and isinstance(answer.get("text"), str)):
+            raise ValueError(f"there are no `text` and `meta_info`: {shown(answer)}")
+        return self.read(answer, AnswerPart())
 
     def body(self, request: Request, model: str, stream: bool, ends: Sequence[int] = ()) -> Body:
         """Return the body to send. ``ends``: ids of the tokens that end a text, as far as they are known. Raises

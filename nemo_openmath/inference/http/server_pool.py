@@ -121,7 +121,7 @@ class ServerPool:
         if self._file is not None and not self._servers:
             return f"no address in {self._file}/*.url"
         last = [f"{server.url} said: {server.problem}" for server in self._servers.values() if server.problem]
-        return f"every server is away ({last[0]})" if last else "every server is away"
+        return f"every server failed ({last[0]})" if last else "every server is away"
 
     def _set(self, urls: Sequence[str]) -> None:
         clean = list(dict.fromkeys(base_url(u) for u in urls))

@@ -10,7 +10,7 @@ import os
 import random
 import re
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
@@ -20,13 +20,14 @@ import orjson
 from nemo_openmath.core import activity
 from nemo_openmath.core.engine import ContextOverflow, EngineError, InvalidRequest, WrongServer
 from nemo_openmath.core.errors import UserError, words_of
-from nemo_openmath.inference.http.answers import AnswerPart, error_of, is_error
+from nemo_openmath.inference.http.answers import AnswerPart, error_of, is_error, shown
 from nemo_openmath.inference.http.dialects import Dialect
 from nemo_openmath.inference.http.model_names import ModelNames
 from nemo_openmath.inference.http.retrying import AttemptFailed
 from nemo_openmath.inference.http.server_pool import Endpoint, ServerPool
 from nemo_openmath.inference.http.sse import events as sse_events
 
+_KEPT = 1 << 16  # bytes of an answer without an event
 CONNECT_S = 10.0
 PROBE_S = 15.0  # a server that does not answer a short question within this time is away
 # a prompt that is too long, in the words of vLLM, SGLang, TensorRT-LLM, llama.cpp, OpenAI and our own server
@@ -92,12 +93,17 @@ class Transport:
             raise AttemptFailed(f"connection lost: {words_of(error)}") from error
         except TimeoutError as error:
             raise AttemptFailed(f"no answer within {seconds:g} s", counts=not short) from error
+        return self._object(server, content)
+
+    def _object(self, server: Endpoint, content: bytes) -> dict[str, Any]:
+        """Return the JSON object that was answered with status 200. Raises AttemptFailed, with what was answered, where
+        it is none, and what an error means that it holds."""
         try:
             answer = orjson.loads(content)
         except orjson.JSONDecodeError as error:
-            raise AttemptFailed(f"damaged answer: {error}: {content[:80]!r}") from error
+            raise AttemptFailed(f"damaged answer: {_no_json(content, str(error))}") from error
         if not isinstance(answer, dict):
-            raise AttemptFailed("damaged answer: not a JSON object")
+            raise AttemptFailed(f"damaged answer: no JSON object: {shown(answer)}")
         if is_error(answer):
             self._refuse(server.url, *error_of(answer))
         self._model.check(answer)
@@ -115,18 +121,29 @@ class Transport:
         self, server: Endpoint, dialect: Dialect, body: bytes, so_far: AnswerPart
     ) -> AsyncGenerator[AnswerPart, None]:
         """Yield the parts of one streamed answer. Raises AttemptFailed where the stream breaks off before its end."""
-        ended = False
+        ended, answered = False, bytearray()  # as long as there was no event
+
+        async def chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+            async for chunk in response.content.iter_any():
+                if len(answered) < _KEPT:
+                    answered.extend(chunk)
+                yield chunk
+
+        any_event = False
         try:
             async with (await self._client()).post(
                 server.url + dialect.path, data=body, allow_redirects=False
             ) as response:
                 if response.status != 200:
                     self._check_status(response, await response.read())
-                async for event in sse_events(response.content.iter_any()):
+                async for event in sse_events(chunks(response)):
                     activity.happened()
+                    any_event = True
                     if event is None:
                         ended = True
                         break
+                    if not isinstance(event, dict):
+                        raise AttemptFailed(f"damaged answer: an event is no JSON object: {shown(event)}")
                     if is_error(event):
                         self._refuse(server.url, *error_of(event))
                     self._model.check(event)
@@ -143,6 +160,9 @@ class Transport:
             raise
         except TimeoutError as error:
             raise AttemptFailed(f"no answer within {self._timeout_s:g} s") from error
+        if not any_event and answered.strip():
+            answer = self._object(server, bytes(answered))  # where it is an error, that is said
+            raise AttemptFailed(f"damaged answer: no stream of events: {shown(answer)}")
         if not ended and so_far.finish is None:  # not every server ends with [DONE]
             raise AttemptFailed("the stream broke off")
 
@@ -194,6 +214,17 @@ def room_in(message: str) -> int | None:
         tokens = next(int(digits) for digits in prompt.groups() if digits)
         return max(0, int(context[1]) - tokens - 1)
     return 0 if _PROMPT_ALONE.search(message) else None
+
+
+def _no_json(content: bytes, error: str) -> str:
+    """Return in words what a body is that is no JSON."""
+    text = " ".join(content[:400].decode(errors="replace").split())[:120]
+    if not text:
+        return "the body is empty"
+    if re.match(r"(?:\ufeff)?<(?:!doctype|html|head|body|\?xml)", text, re.I):
+        return f"a page, not JSON; is this the address of the API? {text}"
+    broken = " (it breaks off)" if text[0] in "{[" and content.rstrip()[-1:] not in (b"}", b"]") else ""
+    return f"no JSON{broken}: {error}: {text}"
 
 
 def _api_key(variable: str) -> str:

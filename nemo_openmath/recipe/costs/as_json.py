@@ -26,6 +26,7 @@ def costs_json(costs: RecipeCosts, price: float | None) -> str:
         {
             "name": costs.name,
             "unpriced": {stage.stage: stage.unpriced for stage in costs.stages if stage.unpriced},
+            "without_second_model": {stage.stage: stage.beside for stage in costs.stages if stage.beside},
             "gpu_hours": costs.gpu_hours,
             "elsewhere_gpu_hours": costs.elsewhere_hours,
             "price": None if price is None else price * total,

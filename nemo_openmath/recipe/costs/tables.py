@@ -208,6 +208,7 @@ def _sums(costs: RecipeCosts, price: float | None) -> list[str]:
         texts.append(f"controls: answers to planted cases, {words}; {_hours(hours)} of the GPU-hours")
     texts.append("not in it: waiting for machines, servers that wait for a client, answers that end late")
     texts += [f"not priced: {s.stage}: {s.unpriced}" for s in stages if s.unpriced]
+    texts += [f"without its second model: {s.stage}: {s.beside}" for s in stages if s.beside]
     return texts
 
 

@@ -102,6 +102,8 @@ class StageCosts:
     generations: tuple[GenerationCosts, ...] = ()
     unpriced: str = ""
     """Why nothing is said of its hours."""
+    beside: str = ""
+    """Why its hours are without those of a second model, which has a server of its own."""
 
 
 @dataclass(frozen=True)
@@ -248,9 +250,11 @@ class _Pricing:
         if not requests:
             return replace(base, unpriced="how many questions it asks, is not known")
         parts = [self._answers(request, machines) for request in requests]
-        if wrong := next((part for part in parts if isinstance(part, str)), None):
-            return replace(base, unpriced=wrong)
-        costs = replace(base, generations=tuple(part for part in parts if not isinstance(part, str)))
+        of_own = [p for p, request in zip(parts, requests, strict=True) if isinstance(p, str) and not request.served]
+        if of_own:
+            return replace(base, unpriced=of_own[0])
+        beside = "; ".join(part for part in parts if isinstance(part, str))  # a server of its own: nothing is held here
+        costs = replace(base, beside=beside, generations=tuple(part for part in parts if not isinstance(part, str)))
         for part in costs.generations:
             costs = self._add(costs, part, machines)
         asking = costs.seconds * machines.running * machines.cpus / 3600

@@ -11,6 +11,9 @@ near_duplicates.py one of the problems that state the same
 classify.py        what kind of problem each is; some kinds are dropped
 convert.py         proofs become problems with an answer
 answers.py         expected answers from the discussions
+attribution.py     to which of several problems of a post an answer belongs
+labels.py          how posts and replies name one of several problems
+labelled.py        threads of which it is known what they pose
 decontaminate.py   what a benchmark holds is removed
 ngram_index.py     the most similar of many texts
 statement.py       the rule by which two problems are one

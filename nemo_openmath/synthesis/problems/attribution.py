@@ -44,6 +44,10 @@ _OTHERS = re.compile(
 )
 
 
+_MATHEMATICS = re.compile(r"[\d=$<>\\]")
+_TALK = re.compile(r"\b(?:i|i['\u2019]m|me|my|you|your|please|thanks|thx|help|hints?|ideas?)\b", re.I)
+
+
 class Whose(StrEnum):
     """Whose answer one is."""
 
@@ -138,7 +142,8 @@ class PosedProblems:
         others = [segment for segment in here if segment.item not in (None, *own)]
         own_here = [segment for segment in here if segment.item in own]
         if own_here:
-            return Whose.UNKNOWN if others and not any(_is_short(s.text) for s in own_here) else Whose.OWN
+            taken = [s for s in others if s.item is not None and not follows_from(answer, self._texts[s.item])]
+            return Whose.UNKNOWN if taken and not any(_is_short(s.text) for s in own_here) else Whose.OWN
         if len(others) < len(here) or not others or any(self._may_be_about(own, segment) for segment in others):
             return Whose.UNKNOWN
         return Whose.OTHER
@@ -265,7 +270,9 @@ class PosedProblems:
 def _without_thanks(text: str) -> str:
     """Return the last item of a list without the lines behind it that pose nothing and hold no mathematics."""
     lines = text.split("\n")
-    while len(lines) > 1 and not (poses_something(lines[-1]) or re.search(r"[\d=$<>\\]", lines[-1])):
+    while len(lines) > 1 and not _MATHEMATICS.search(lines[-1]):
+        if poses_something(lines[-1]) and not _TALK.search(lines[-1]):
+            break
         lines.pop()
     return "\n".join(lines)
 

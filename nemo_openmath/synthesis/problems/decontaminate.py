@@ -127,7 +127,9 @@ class Decontaminate(PromptedStage[DecontaminateConfig, Problem | Queued]):
 
     kind = "problems.decontaminate"
     case = DecontaminateCase
-    version = 4  # 2: a sign counts. 3: words, embeddings, both orders, several benchmarks. 4: other candidates
+    # 2: a sign counts. 3: words, embeddings, both orders, several benchmarks. 4: other candidates. 5: letters that look
+    # alike are one for embeddings, too
+    version = 5
     prompt = "decontaminate"
     Config = DecontaminateConfig
     ports = {"problems": "problems", "benchmark": "problems that must not be trained on: one benchmark or several"}

@@ -25,6 +25,7 @@ import numpy as np
 
 from nemo_openmath.core.errors import MissingExtra, UserError
 from nemo_openmath.core.records.lineage import digest_tree
+from nemo_openmath.synthesis.problems.benchmark_problems import folded
 from nemo_openmath.synthesis.problems.retrievers import OWN, Near, Retriever
 
 BLOCK = 256
@@ -55,22 +56,23 @@ class EmbeddingRetriever(Retriever):
     """Compares embeddings.
 
     ``encode`` makes them, and is known by ``identity``; ``threshold``: the least cosine; ``cache``: the folder that
-    keeps the embeddings of ``texts``.
+    keeps the embeddings of ``texts``. Letters that look alike are one letter, as for the lexical retriever.
     """
 
     block = BLOCK
 
     def __init__(self, texts: Sequence[str], *, encode: Encoder, identity: str, threshold: float, cache: Path):
         self._encode, self._threshold = encode, threshold
+        texts = [folded(text) for text in texts]
         digest = hashlib.sha256("\0".join([identity, *texts]).encode("utf-8", "replace"))
         self._embeddings = self._kept(texts, cache / f"embeddings-{digest.hexdigest()[:16]}.npy")
 
     def nearest(self, texts: Sequence[str], count: int) -> list[Near]:
-        cosines = self._embed(texts) @ self._embeddings.T
+        cosines = self._embed([folded(text) for text in texts]) @ self._embeddings.T
         return [self._best(row, count) for row in cosines]
 
     def nearest_with(self, text: str, own: str, count: int) -> Near:
-        vector, own_vector = self._embed([text, own])
+        vector, own_vector = self._embed([folded(text), folded(own)])
         cosines = np.append(self._embeddings @ vector, own_vector @ vector)
         last = len(self._embeddings)
         return [(score, OWN if number == last else number) for score, number in self._best(cosines, count)]

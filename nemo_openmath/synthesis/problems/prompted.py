@@ -53,23 +53,16 @@ C = TypeVar("C", bound="PromptedConfig")
 U = TypeVar("U")
 T = TypeVar("T")
 
-_MARKS = re.compile(r"\b(?:begins|ends)\b", re.I)
+_MARK = re.compile(r"-{3,}([^\n-]*\b(?:begins|ends)\b[^\n-]*)-{3,}", re.I)
 
 
 def within_marks(text: str) -> str:
-    """Return a text of the forum as it may stand between the marked lines of a prompt. A line of it that looks like one
-    of them ("----- post ends -----") would end the text for the model, and what follows would be our own words: such a
-    line has single dashes."""
+    """Return a text of the forum as it may stand between the marked lines of a prompt. What looks like one of them
+    ("----- post ends -----") would end the text for the model, and what follows would be our own words: such a
+    mark, alone in its line or not, has single dashes."""
     if "---" not in text:
         return text
-    return "\n".join(_without_dashes(line) for line in text.split("\n"))
-
-
-def _without_dashes(line: str) -> str:
-    bare = line.strip()
-    if not (bare.startswith("---") and bare.endswith("---") and _MARKS.search(bare)):
-        return line
-    return f"- {bare.strip('-').strip()} -"
+    return _MARK.sub(lambda mark: f"- {mark[1].strip()} -", text)
 
 
 @dataclass(frozen=True)

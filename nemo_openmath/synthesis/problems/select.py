@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from nemo_openmath.core.bounds import Words
 from nemo_openmath.core.records import Drop, Problem
 from nemo_openmath.core.stage import Result, StageContext, UnitStage
 
@@ -18,9 +19,9 @@ class SelectProblemsConfig:
 
     types: tuple[ProblemType, ...] = ()
     """Only problems of these types, the published names of where an answer is from; none: of all types."""
-    sources: tuple[str, ...] = ()
+    sources: Annotated[tuple[str, ...], Words()] = ()
     """Only problems whose source contains one of these words, in any case; none: of all sources."""
-    not_sources: tuple[str, ...] = ()
+    not_sources: Annotated[tuple[str, ...], Words()] = ()
     """No problems whose source contains one of these words, in any case."""
 
 

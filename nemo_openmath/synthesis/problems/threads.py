@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from nemo_openmath.core.bounds import PositiveInt
+from nemo_openmath.core.bounds import PositiveInt, Words
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Drop, Thread
 from nemo_openmath.core.records.readers import name_of
 from nemo_openmath.core.stage import Result, StageContext
+from nemo_openmath.synthesis.problems.labelled import ROW, known_problems
 from nemo_openmath.synthesis.problems.language import Language, may_be_in
 from nemo_openmath.synthesis.problems.markup import normalised
 from nemo_openmath.synthesis.problems.posts import joined, posts, without_repeats
 from nemo_openmath.synthesis.problems.read import FORUM, ReadFiles, ReadFilesConfig
 
 POST, REPLIES = "forum_post", "forum_discussions"
-ROW = "file_row"
-"""The key in ``extra`` of where a thread stands: its file and row."""
 LEFT_OUT = "replies_left_out"
 """The key in ``extra`` of how many replies were left out because the discussion is too long."""
 
@@ -41,9 +40,9 @@ class ReadThreadsConfig(ReadFilesConfig):
     markup: Literal["normalise", "keep"] = "normalise"
     """``normalise``: BBCode and HTML become plain text, quotes and pictures are marked, and what repeats the first post
     is left out of the replies. ``keep``: texts stay as they are."""
-    sources: tuple[str, ...] = ()
+    sources: Annotated[tuple[str, ...], Words()] = ()
     """Only threads of forums whose name contains one of these words, in any case; none: of all forums."""
-    not_sources: tuple[str, ...] = ()
+    not_sources: Annotated[tuple[str, ...], Words()] = ()
     """No threads of forums whose name contains one of these words, in any case. The paper leaves Middle School Math out
     (section 2.1)."""
     languages: tuple[Language, ...] = ()
@@ -116,7 +115,9 @@ class ReadThreads(ReadFiles[ReadThreadsConfig]):
         discussion = joined(short)
         if not clean and isinstance(row.get(self._replies), str) and len(short) == len(replies):
             discussion = row[self._replies]
-        return Result([Thread.make(post, discussion).with_(extra={**extra, ROW: where})])
+        thread = Thread.make(post, discussion).with_(extra={**extra, ROW: where})
+        known_problems(thread)  # a label that is none is refused now, not behind all that asks a model
+        return Result([thread])
 
     def _reason_of_source(self, source: str) -> str | None:
         if self.config.sources and not any(word.lower() in source for word in self.config.sources):
