@@ -10,6 +10,8 @@ from nemo_openmath.data.rows.stages import ReadRows, SelectRows
 from nemo_openmath.data.tokens.stage import Tokenize
 from nemo_openmath.evaluation.iterations import Best, Decide
 from nemo_openmath.evaluation.problem_stages import MeasureProblems
+from nemo_openmath.evaluation.rescore.changes_stage import MeasureChanges
+from nemo_openmath.evaluation.rescore.stage import Rescore
 from nemo_openmath.evaluation.stage import CompareScores, ComputeMetrics
 from nemo_openmath.inference.rollout.stage import Generate
 from nemo_openmath.speculative.stage import TrainDrafter
@@ -86,6 +88,8 @@ STAGES: tuple[type[Stage], ...] = (
     ComputeMetrics,
     CompareScores,
     MeasureProblems,
+    Rescore,
+    MeasureChanges,
     Compete,
     # iterations (3)
     Decide,

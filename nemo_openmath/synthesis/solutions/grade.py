@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from nemo_openmath.core.bounds import PositiveInt
-from nemo_openmath.core.grader import Verdict
+from nemo_openmath.core.grader import Grade, not_equal, unknown
 from nemo_openmath.core.records import Generation, Problem
 from nemo_openmath.core.records.types import NOT_TRIED
 from nemo_openmath.core.stage import RUNTIME, Result, StageContext, UnitStage
 from nemo_openmath.inference.rollout.answer import answer_of
+
+NO_ANSWER = "no answer"
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,24 @@ class GradeSolutions(UnitStage[GradeConfig, tuple[Generation, str | None]]):
     async def process(self, unit: tuple[Generation, str | None], context: StageContext) -> Result:
         generation, expected = unit
         predicted = answer_of(generation, fallback=self.config.fallback)
-        if not generation.tried:
-            verdict, reason = Verdict.UNKNOWN, NOT_TRIED
-        elif predicted is None:
-            verdict, reason = Verdict.NOT_EQUAL, "no answer"
-        elif expected is None:
-            verdict, reason = Verdict.UNKNOWN, "no expected answer"
-        else:
-            grade = await self._pool.grade(predicted, expected)
-            verdict, reason = grade.verdict, grade.reason
-        counted = str(verdict) if generation.tried else "untried"
+        grade = await grade_of(generation, predicted, expected, self._pool.grade)
+        counted = str(grade.verdict) if generation.tried else "untried"
         context.metrics[counted] = context.metrics.get(counted, 0) + 1
         graded = generation.with_(
-            expected_answer=expected, predicted_answer=predicted, verdict=verdict, verdict_reason=reason
+            expected_answer=expected, predicted_answer=predicted, verdict=grade.verdict, verdict_reason=grade.reason
         )
         return Result([graded])
+
+
+async def grade_of(
+    generation: Generation,
+    predicted: str | None,
+    expected: str | None,
+    compare: Callable[[str, str], Awaitable[Grade]],
+) -> Grade:
+    """Return the grade of a generation with this answer. ``compare`` is asked where there are two answers."""
+    if not generation.tried:
+        return unknown(NOT_TRIED)
+    if predicted is None:
+        return not_equal(NO_ANSWER)
+    return unknown("no expected answer") if expected is None else await compare(predicted, expected)
