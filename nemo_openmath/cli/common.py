@@ -43,6 +43,7 @@ EXAMPLES = {
     "grade": "runs/mine/solutions --output graded.jsonl",
     "serve": "runs/smoke/student1 --port 8000",
     "generate": "generate.yaml --output runs/mine generate.samples=8",
+    "evaluate": "./my-model --benchmark benchmark.jsonl --output runs/mine --samples 8",
     "evaluate rescore": "runs/smoke --output runs/rescored --tokens 64",
     "sandbox exec": "program.py --timeout 10",
     "sandbox serve": "--port 8700",

@@ -18,6 +18,7 @@ MODEL = "MODEL"
 
 def add(groups: Any) -> None:
     words = words_of(groups)
+    _add_model(words)
     _add_rescore(words)
 
 
@@ -34,6 +35,122 @@ def counts(text: str) -> list[int]:
     """Read ``1,4,16`` as a list of whole numbers from 1 on: an argparse type."""
     number = at_least(1)
     return [number(part) for part in text.replace(",", " ").split()]
+
+
+# -- a model ----------------------------------------------------------------------------------------------------------
+
+_WORDS = """other words: openmath evaluate rescore (stored solutions under another grader, limit, judge), table (the
+paper's tables); a model folder called so is written ./rescore"""
+
+
+class _OwnName:
+    """Adds a parser that goes by the group's own name."""
+
+    def __init__(self, words: Any, name: str):
+        self._words, self._name = words, name
+
+    def add_parser(self, name: str, **settings: Any) -> Any:
+        return self._words.add_parser(name, prog=self._name, **settings)
+
+
+def _add_model(words: Any) -> None:
+    model = verb(_OwnName(words, "openmath evaluate"), MODEL, "a model on benchmarks; run again to go on", _evaluate)
+    model.epilog = f"{model.epilog}\n{_WORDS}\n"
+    model.add_argument(
+        "model", type=Path, metavar="MODEL", help="a Hugging Face folder; with --server the folder of its tokenizer"
+    )
+    model.add_argument(
+        "--benchmark", type=Path, action="append", required=True, metavar="FILE", help="problems with answers; repeat it"
+    )
+    model.add_argument("--output", type=Path, required=True, metavar="DIR", help="solutions, verdicts and results")
+    model.add_argument(
+        "--mode",
+        action="append",
+        choices=("cot", "tir", "genselect"),
+        help="repeat it; genselect chooses among the solutions of each other mode (default: cot)",
+    )
+    drawn = model.add_argument_group("how solutions are drawn (defaults: section 5.2 of the paper)")
+    drawn.add_argument("--samples", type=at_least(1), default=64, metavar="N", help="solutions of a problem")
+    drawn.add_argument("--limit", type=at_least(0), default=0, metavar="N", help="so many problems alone (default: all)")
+    drawn.add_argument("--seed", type=int, default=0, help="of all draws")
+    drawn.add_argument("--tokens", type=at_least(1), default=32768, metavar="N", help="of a solution, at most")
+    drawn.add_argument("--temperature", type=float, default=0.6)
+    drawn.add_argument("--top-p", type=float, default=0.95)
+    drawn.add_argument("--code-calls", type=at_least(1), default=8, metavar="N", help="in tir: programs of a solution")
+    drawn.add_argument(
+        "--tool-format",
+        choices=("tags", "fences", "tool_calls"),
+        default="tags",
+        help="in tir: tags of the released models, fences of Markdown, or a chat server's tools",
+    )
+    drawn.add_argument(
+        "--prompt", action="append", default=[], metavar="MODE=FILE", help="a prompt of your own, as tir=my-prompt.txt"
+    )
+    chosen = model.add_argument_group("genselect (defaults: Table 7)")
+    chosen.add_argument("--candidates", type=at_least(2), default=16, metavar="N", help="solutions that one choice sees")
+    chosen.add_argument("--rounds", type=at_least(1), default=64, metavar="N", help="choices of a problem")
+    chosen.add_argument("--select-tokens", type=at_least(1), default=2048, metavar="N", help="of a choice, at most")
+    chosen.add_argument(
+        "--solutions", type=Path, action="append", default=[], metavar="DIR", help="another model's evaluation, or stage"
+    )
+    engine = model.add_argument_group("what generates")
+    engine.add_argument("--server", action="append", default=[], metavar="URL", help="of the model; repeat it")
+    engine.add_argument("--model", dest="served", metavar="NAME", help="under which the server knows the model")
+    engine.add_argument("--api", choices=("completions", "chat"), default="completions", help="of the server")
+    engine.add_argument("--device", default="auto", help="cpu, cuda, cuda:N (auto: a GPU where there is one)")
+    engine.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU")
+    engine.add_argument("--slots", type=at_least(1), metavar="N", help="decoded at once (default: 64, or what fits)")
+    engine.add_argument("--sandbox-workers", type=at_least(1), metavar="N", help="programs at once (default: processors)")
+    judge = model.add_argument_group("verdicts")
+    judge.add_argument("--judge", default="", metavar="DIR|URL", help="model that decides what the grader leaves open")
+    judge.add_argument("--judge-model", metavar="NAME", help="under which its server knows it")
+    judge.add_argument("--judge-tokenizer", type=Path, metavar="DIR", help="of a judge on a server")
+    judge.add_argument("--workers", type=at_least(1), default=1, metavar="N", help="processes that compare answers")
+    model.add_argument("--replace", action="store_true", help=REPLACE)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from nemo_openmath.cli.registry import register_all
+    from nemo_openmath.recipe.evaluate import EvaluateRequest, Sampled, evaluate
+    from nemo_openmath.recipe.evaluation_engines import engine_settings, judge_settings, prompt_files
+
+    register_all()
+    request = EvaluateRequest(
+        model=options.model,
+        benchmarks=options.benchmark,
+        output=options.output,
+        modes=options.mode or ["cot"],
+        sampled=Sampled(
+            samples=options.samples,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            tokens=options.tokens,
+            code_calls=options.code_calls,
+            tool_format=options.tool_format,
+            prompts=prompt_files(options.prompt),
+            candidates=options.candidates,
+            rounds=options.rounds,
+            select_tokens=options.select_tokens,
+        ),
+        limit=options.limit,
+        seed=options.seed,
+        engine=engine_settings(
+            options.model,
+            options.server,
+            options.served,
+            api=options.api,
+            device=options.device,
+            dtype=options.dtype,
+            slots=options.slots,
+        ),
+        judge=options.judge,
+        judge_server=judge_settings(options.judge, options.judge_model, options.judge_tokenizer, options.server),
+        solutions=options.solutions,
+        workers=options.workers,
+        sandbox={} if options.sandbox_workers is None else {"workers": options.sandbox_workers},
+        replace=options.replace,
+    )
+    run_async(evaluate(request))
 
 
 # -- rescore -----------------------------------------------------------------------------------------------------------

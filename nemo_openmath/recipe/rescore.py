@@ -106,7 +106,7 @@ def recipe_of(request: RescoreRequest, sets: Sequence[GenerationSet]) -> dict[st
     if request.problems is not None:
         ports["problems"] = str(request.problems.resolve())
         if not (request.problems.is_dir() and part_files(request.problems)):
-            stages["problems"] = {"run": "problems.read", "from": ports["problems"]}
+            stages["problems"] = {"run": "problems.read_problems", "from": ports["problems"]}
             ports["problems"] = "problems"
     if request.judged:
         ports["judged"] = [str(path.resolve()) for path in request.judged]
