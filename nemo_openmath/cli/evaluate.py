@@ -60,7 +60,12 @@ def _add_model(words: Any) -> None:
         "model", type=Path, metavar="MODEL", help="a Hugging Face folder; with --server the folder of its tokenizer"
     )
     model.add_argument(
-        "--benchmark", type=Path, action="append", required=True, metavar="FILE", help="problems with answers; repeat it"
+        "--benchmark",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="problems with answers; repeat it",
     )
     model.add_argument("--output", type=Path, required=True, metavar="DIR", help="solutions, verdicts and results")
     model.add_argument(
@@ -71,7 +76,7 @@ def _add_model(words: Any) -> None:
     )
     drawn = model.add_argument_group("how solutions are drawn (defaults: section 5.2 of the paper)")
     drawn.add_argument("--samples", type=at_least(1), default=64, metavar="N", help="solutions of a problem")
-    drawn.add_argument("--limit", type=at_least(0), default=0, metavar="N", help="so many problems alone (default: all)")
+    drawn.add_argument("--limit", type=at_least(0), default=0, metavar="N", help="so many problems (default: all)")
     drawn.add_argument("--seed", type=int, default=0, help="of all draws")
     drawn.add_argument("--tokens", type=at_least(1), default=32768, metavar="N", help="of a solution, at most")
     drawn.add_argument("--temperature", type=float, default=0.6)
@@ -87,11 +92,16 @@ def _add_model(words: Any) -> None:
         "--prompt", action="append", default=[], metavar="MODE=FILE", help="a prompt of your own, as tir=my-prompt.txt"
     )
     chosen = model.add_argument_group("genselect (defaults: Table 7)")
-    chosen.add_argument("--candidates", type=at_least(2), default=16, metavar="N", help="solutions that one choice sees")
+    chosen.add_argument("--candidates", type=at_least(2), default=16, metavar="N", help="solutions of one choice")
     chosen.add_argument("--rounds", type=at_least(1), default=64, metavar="N", help="choices of a problem")
     chosen.add_argument("--select-tokens", type=at_least(1), default=2048, metavar="N", help="of a choice, at most")
     chosen.add_argument(
-        "--solutions", type=Path, action="append", default=[], metavar="DIR", help="another model's evaluation, or stage"
+        "--solutions",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="of another model's evaluation",
     )
     engine = model.add_argument_group("what generates")
     engine.add_argument("--server", action="append", default=[], metavar="URL", help="of the model; repeat it")
@@ -100,7 +110,7 @@ def _add_model(words: Any) -> None:
     engine.add_argument("--device", default="auto", help="cpu, cuda, cuda:N (auto: a GPU where there is one)")
     engine.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU")
     engine.add_argument("--slots", type=at_least(1), metavar="N", help="decoded at once (default: 64, or what fits)")
-    engine.add_argument("--sandbox-workers", type=at_least(1), metavar="N", help="programs at once (default: processors)")
+    engine.add_argument("--sandbox-workers", type=at_least(1), metavar="N", help="programs at once (default: cores)")
     judge = model.add_argument_group("verdicts")
     judge.add_argument("--judge", default="", metavar="DIR|URL", help="model that decides what the grader leaves open")
     judge.add_argument("--judge-model", metavar="NAME", help="under which its server knows it")

@@ -146,7 +146,9 @@ def print_changes(console: Console, told: dict[str, Any], name: str = "") -> Non
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     if told["verdicts"]:
         console.print(verdict_table(told["verdicts"]))
-    if told["metrics"]:
-        console.print(metric_table(told["metrics"]))
+    if changed := [row for row in told["metrics"] if row["better"] or row["worse"]]:
+        console.print(metric_table(changed))
+    if same := len(told["metrics"]) - len(changed):
+        console.print(f"{same} metrics are what they were", soft_wrap=True, highlight=False)
     for line in turn_lines(told["problems"]):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
