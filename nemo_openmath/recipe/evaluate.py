@@ -84,7 +84,7 @@ class EvaluateRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SolutionSource:
     """Solutions of one benchmark and one mode that are measured, or selected among."""
 
     benchmark: str
@@ -114,7 +114,7 @@ def benchmark_names(paths: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def recipe_of(request: EvaluateRequest) -> tuple[dict[str, Any], list[Source]]:
+def recipe_of(request: EvaluateRequest) -> tuple[dict[str, Any], list[SolutionSource]]:
     """Return the recipe, the content of its file, and what it measures. Raises UserError for what cannot be asked."""
     solving = [mode for mode in SOLVING if mode in request.modes]
     selecting = Mode.GENSELECT in request.modes
@@ -124,7 +124,7 @@ def recipe_of(request: EvaluateRequest) -> tuple[dict[str, Any], list[Source]]:
         raise UserError("--solutions are what genselect chooses among", remedy="add --mode genselect")
     engine = str(request.model.resolve())
     stages: dict[str, Any] = {}
-    sources: list[Source] = []
+    sources: list[SolutionSource] = []
     named = benchmark_names(request.benchmarks)
     problems = {name: _read(stages, name, path) for name, path in named.items()}
     for name in named:
@@ -151,7 +151,7 @@ def _read(stages: dict[str, Any], name: str, path: Path) -> str:
 
 def _solved(
     stages: dict[str, Any], request: EvaluateRequest, benchmark: str, mode: str, problems: str, engine: str
-) -> Source:
+) -> SolutionSource:
     """Add the stages that solve a benchmark in one mode, and grade what comes out."""
     drawn, name = request.sampled, f"{benchmark}_{mode}"
     stage: dict[str, Any] = {
@@ -174,17 +174,23 @@ def _solved(
     stages[name] = stage
     stages[f"{name}_graded"] = {"run": "solutions.grade", "from": name}
     if not request.judge:
-        return Source(benchmark, str(mode), f"{name}_graded")
+        return SolutionSource(benchmark, str(mode), f"{name}_graded")
     stages[f"{name}_judged"] = {
         "run": "judging.judge",
         "from": {"generations": f"{name}_graded", "problems": problems},
         "engine": "teacher" if request.judge_server else str(Path(request.judge).resolve()),
     }
-    return Source(benchmark, str(mode), f"{name}_judged")
+    return SolutionSource(benchmark, str(mode), f"{name}_judged")
 
 
 def _measured(
-    stages: dict[str, Any], request: EvaluateRequest, source: Source, problems: str, engine: str, *, selected: bool
+    stages: dict[str, Any],
+    request: EvaluateRequest,
+    source: SolutionSource,
+    problems: str,
+    engine: str,
+    *,
+    selected: bool,
 ) -> None:
     """Add the selections among solutions, where they are wanted, and the metrics of both."""
     drawn, name = request.sampled, source.name
@@ -220,7 +226,7 @@ def _measured(
         stages[f"{name}_results"]["from"]["problems"] = problems
 
 
-def _others(request: EvaluateRequest, benchmark: str) -> Iterator[Source]:
+def _others(request: EvaluateRequest, benchmark: str) -> Iterator[SolutionSource]:
     """Yield the solutions of another model: folders of stages, or those of an evaluation's folder. Raises UserError
     where there are none."""
     for path in request.solutions:
@@ -232,16 +238,16 @@ def _others(request: EvaluateRequest, benchmark: str) -> Iterator[Source]:
             if RecordFolder(folder).kind is not Generation:
                 raise UserError("holds no solutions", file=folder, remedy="name the folder of a judging stage")
             first = next(RecordFolder(folder).records())
-            yield Source(benchmark, str(first.fields["mode"]), str(folder.resolve()), own=False)
+            yield SolutionSource(benchmark, str(first.fields["mode"]), str(folder.resolve()), own=False)
 
 
 def _solutions_in(path: Path, benchmark: str) -> list[Path]:
     """Return the last folder of graded solutions of each mode that an evaluation left."""
-    found = []
+    folders: list[Path] = []
     for mode in SOLVING:
         names = [f"{benchmark}_{mode}_judged", f"{benchmark}_{mode}_graded"]
-        found += [path / name for name in names if part_files(path / name)][:1]
-    return found
+        folders += [path / name for name in names if part_files(path / name)][:1]
+    return folders
 
 
 async def evaluate(request: EvaluateRequest) -> None:
@@ -256,7 +262,7 @@ async def evaluate(request: EvaluateRequest) -> None:
     print_results(Console(), request.output, sources)
 
 
-def print_results(console: Console, output: Path, sources: Sequence[Source]) -> None:
+def print_results(console: Console, output: Path, sources: Sequence[SolutionSource]) -> None:
     """Print a table for each mode, benchmarks across, and what has to be said beside it."""
     by_mode: dict[str, list[Any]] = {}
     for source in sources:

@@ -53,7 +53,7 @@ class GenerationSet:
     """Generations that are measured together."""
 
     name: str
-    """"" of the only one."""
+    """"" of the only group."""
     folders: tuple[Path, ...]
     label: str = "model"
 
@@ -110,18 +110,18 @@ def recipe_of(request: RescoreRequest, sets: Sequence[GenerationSet]) -> dict[st
             ports["problems"] = "problems"
     if request.judged:
         ports["judged"] = [str(path.resolve()) for path in request.judged]
-    for one in sets:
+    for group in sets:
         names = []
-        for number, folder in enumerate(one.folders):
+        for number, folder in enumerate(group.folders):
             names.append(str(folder.resolve()))
             if folder.is_file() or not part_files(folder):
-                read = one.stage("read" if len(one.folders) == 1 else f"read{number}")
+                read = group.stage("read" if len(group.folders) == 1 else f"read{number}")
                 model = request.model or folder.resolve().stem
                 stages[read] = {"run": "solutions.read_generations", "from": names[-1], "model": model}
                 names[-1] = read
-        scored, changes = one.stage("rescored"), one.stage("changes")
+        scored, changes = group.stage("rescored"), group.stage("changes")
         stages[scored] = {"run": "evaluation.rescore", "from": {"generations": names, **ports}, **request.settings}
-        stages[changes] = {"run": "evaluation.changes", "from": scored, "checkpoint": one.label}
+        stages[changes] = {"run": "evaluation.changes", "from": scored, "checkpoint": group.label}
         if request.ks is not None:
             stages[changes]["ks"] = list(request.ks)
     return {"name": "rescore", "grading": request.grading, "stages": stages}
@@ -132,9 +132,9 @@ async def rescore(request: RescoreRequest) -> None:
     sets = generation_sets(request.folders)
     await run_written(recipe_of(request, sets), request.output, RECIPE, replace=request.replace)
     console = Console()
-    for one in sets:
-        path = request.output / one.stage("changes") / CHANGES
-        print_changes(console, orjson.loads(path.read_bytes()), one.name)
+    for group in sets:
+        path = request.output / group.stage("changes") / CHANGES
+        print_changes(console, orjson.loads(path.read_bytes()), group.name)
     console.print(f"all of it: {request.output}", soft_wrap=True, highlight=False)
 
 

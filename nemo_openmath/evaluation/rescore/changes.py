@@ -129,7 +129,7 @@ def without_unknown(scores: Sequence[ProblemScores], unknown_counts: Iterable[st
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class TurnedProblem:
     """A problem that is right now and was not, or was right and is not any more."""
 
     problem: str
@@ -141,7 +141,7 @@ class Turn:
     """Whether it is right now."""
 
 
-def turns(old: Sequence[ProblemScores], new: Sequence[ProblemScores]) -> list[Turn]:
+def turns(old: Sequence[ProblemScores], new: Sequence[ProblemScores]) -> list[TurnedProblem]:
     """Return the problems that turn: by majority vote and by selection, at the most samples or candidates of the mode
     (right is a chance above one half), and whether any sample is right.
 
@@ -156,7 +156,7 @@ def turns(old: Sequence[ProblemScores], new: Sequence[ProblemScores]) -> list[Tu
                 continue
             first, second = was.values[metric], problem.values[metric]
             if _is_right(metric, first) != (now := _is_right(metric, second)):
-                out.append(Turn(problem.problem_id, str(problem.mode), metric, first, second, now))
+                out.append(TurnedProblem(problem.problem_id, str(problem.mode), metric, first, second, now))
     return sorted(out, key=lambda turn: (turn.mode, turn.metric, turn.right, turn.problem))
 
 
@@ -178,6 +178,6 @@ def _is_right(metric: str, value: float) -> bool:
     return value > (0 if metric.startswith("pass@") else 0.5)
 
 
-def turn_rows(found: Iterable[Turn]) -> list[dict[str, Any]]:
+def turn_rows(found: Iterable[TurnedProblem]) -> list[dict[str, Any]]:
     """Return the turns as plain data."""
     return [asdict(turn) for turn in found]

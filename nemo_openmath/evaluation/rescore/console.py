@@ -35,8 +35,8 @@ def verdict_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _example_text(example: Mapping[str, Any]) -> str:
     answer, old = _short(example["answer"]), _short(example["answer_before"])
-    said = answer if answer == old else f"{old} → {answer}"
-    return f"{said} for {_short(example['expected'])} ({example['generation']})"
+    both = answer if answer == old else f"{old} → {answer}"
+    return f"{both} for {_short(example['expected'])} ({example['generation']})"
 
 
 def _short(text: str | None) -> str:
