@@ -79,8 +79,8 @@ def _add_model(words: Any) -> None:
     drawn.add_argument("--limit", type=at_least(0), default=0, metavar="N", help="so many problems (default: all)")
     drawn.add_argument("--seed", type=int, default=0, help="of all draws")
     drawn.add_argument("--tokens", type=at_least(1), default=32768, metavar="N", help="of a solution, at most")
-    drawn.add_argument("--temperature", type=float, default=0.6)
-    drawn.add_argument("--top-p", type=float, default=0.95)
+    drawn.add_argument("--temperature", type=float, default=0.6, help="0 is greedy")
+    drawn.add_argument("--top-p", type=float, default=0.95, help="share of the probability that is drawn from")
     drawn.add_argument("--code-calls", type=at_least(1), default=8, metavar="N", help="in tir: programs of a solution")
     drawn.add_argument(
         "--tool-format",
