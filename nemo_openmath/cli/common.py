@@ -45,6 +45,8 @@ EXAMPLES = {
     "generate": "generate.yaml --output runs/mine generate.samples=8",
     "evaluate": "./my-model --benchmark benchmark.jsonl --output runs/mine --samples 8",
     "evaluate rescore": "runs/smoke --output runs/rescored --tokens 64",
+    "evaluate plan": "--problems 30 --difference 0.05",
+    "evaluate decide": "decide.yaml --output runs/decided",
     "sandbox exec": "program.py --timeout 10",
     "sandbox serve": "--port 8700",
     "records show": "runs/smoke/tir_kept generation-3f2",

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from nemo_openmath.cli import evaluate_decide
 from nemo_openmath.cli.common import REPLACE, CommandParser, at_least, verb
 from nemo_openmath.cli.streams import run_async
 
@@ -20,6 +21,7 @@ def add(groups: Any) -> None:
     words = words_of(groups)
     _add_model(words)
     _add_rescore(words)
+    evaluate_decide.add(words)
 
 
 def words_of(groups: Any) -> Any:
