@@ -9,6 +9,7 @@ stage.py        the stages ``evaluation.metrics`` and ``evaluation.compare``
 two_models.py      how far two models agree that were asked the same
 problem_truth.py   known problems of labelled threads, found again
 problem_stages.py  the stage ``evaluation.problems``: precision and recall of the stages that made a problem set
+sequential/     two models, sampled until it is decided which is better; what that takes
 reports/        pages, pictures and tables of a run
 """
 

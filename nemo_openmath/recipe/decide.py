@@ -255,7 +255,8 @@ class _Comparison:
         lines = [
             sentence(found, job.rule, job.names, job.estimand, procedure.limit),
             f"{int(procedure.counts.sum()):,} samples of {len(self.problems)} problems and two models, "
-            f"{spent:,} tokens; {job.samples} samples each would take about {full:,.0f}: {100 * (1 - spent / max(1.0, full)):.1f}% saved",
+            f"{spent:,} tokens; {job.samples} samples each would take about {full:,.0f}: "
+            f"{100 * (1 - spent / max(1.0, full)):.1f}% saved",
         ]
         if undecided := sum(side.undecided for side in self._sides):
             lines.append(f"counted as wrong: {undecided} samples that the grader could not decide")

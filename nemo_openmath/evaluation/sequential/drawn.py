@@ -34,17 +34,18 @@ def share_alpha(alpha: float, passes: int) -> list[float]:
 class DrawnProblems:
     """The comparison over problems in the order in which they are drawn; ``runs`` side by side in simulations.
 
-    ``whole``: how many problems a full run has; None for a population.
+    ``whole``: how many problems a full run has; None for a population. ``claims``: those whose capital is watched;
+    None: those that decide.
     """
 
-    def __init__(self, rule: Rule, whole: int | None = None, runs: int = 1):
+    def __init__(self, rule: Rule, whole: int | None = None, runs: int = 1, claims: tuple[Claim, ...] | None = None):
         self.rule, self.whole, self.runs = rule, whole, runs
         self.drawn = 0
         self.sum: Floats = np.zeros(runs)
         self._squares: Floats = np.full(runs, _PRIOR)
         self._past: list[tuple[Floats, Floats, Floats]] = []  # of each problem: values, bets, the sum before it
-        self._watched: dict[Claim, Floats] = {claim: np.zeros((runs, len(rule.gaps))) for claim in rule.claims}
-        self._refuted: dict[Claim, NDArray[np.bool_]] = {claim: np.zeros(runs, bool) for claim in rule.claims}
+        self._watched: dict[Claim, Floats] = {c: np.zeros((runs, len(rule.gaps))) for c in claims or rule.claims}
+        self.refuted: dict[Claim, NDArray[np.bool_]] = {claim: np.zeros(runs, bool) for claim in self._watched}
         self._ends = {1: -1.0, -1: -1.0}
 
     def add(self, values: Floats) -> None:
@@ -62,7 +63,7 @@ class DrawnProblems:
         bets = self.rule.gaps / np.maximum(variance, 1e-12)[:, None]
         for (null, side), logs in self._watched.items():
             logs += self._logs(value, bets, self.sum, self.drawn, null, side)
-            self._refuted[null, side] |= total(logs) >= self.rule.threshold
+            self.refuted[null, side] |= total(logs) >= self.rule.threshold
         if self.runs == 1:
             self._past.append((value, bets, self.sum.copy()))
         mean = self.sum / max(1, self.drawn)
@@ -70,9 +71,9 @@ class DrawnProblems:
         self.drawn += 1
         self._squares = self._squares + (value - mean) * (value - self.sum / self.drawn)
         if self.whole is not None:  # what is not drawn yet lies in [-1, 1]
-            for null, side in self.rule.claims:
+            for null, side in self._watched:
                 least = side * self.sum - (self.whole - self.drawn)
-                self._refuted[null, side] |= least > self.whole * side * null + 1e-9
+                self.refuted[null, side] |= least > self.whole * side * null + 1e-9
 
     def _logs(self, value: Floats, bets: Floats, before: Floats, drawn: int, null: float, side: int) -> Floats:
         """Return the logarithms of the factors of a problem (runs x gaps); infinite where ``null`` is impossible."""
@@ -87,7 +88,7 @@ class DrawnProblems:
 
     def verdicts(self) -> NDArray[np.int64]:
         """Return what is decided of each run (:class:`Verdict`)."""
-        return verdicts(self.rule, self._refuted)
+        return verdicts(self.rule, self.refuted)
 
     def interval(self) -> tuple[float, float]:
         """Return the interval of the difference. It holds at all times at once."""

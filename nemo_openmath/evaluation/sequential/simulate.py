@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from math import sqrt
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_openmath.evaluation.sequential.capital import Floats, Rule, Verdict
 from nemo_openmath.evaluation.sequential.drawn import DrawnProblems, share_alpha
@@ -89,3 +90,20 @@ def passes_like_these(
         state.add((right[:, 1] - right[:, 0]) / made)
         verdicts = np.where(verdicts == Verdict.UNDECIDED, state.verdicts(), verdicts)
     return Outcomes(verdicts, np.full(runs, 2 * problems * made), problems)
+
+
+def excluded(chances: Floats, rule: Rule, samples: int, runs: int, seed: int) -> NDArray[np.bool_]:
+    """Return for each run over fixed problems whether the true difference ever was outside the interval: an adversary
+    who knows it stops there. Nobody else stops a run before its last sample."""
+    truth = float((chances[1] - chances[0]).mean())
+    problems, rng = chances.shape[1], np.random.default_rng(seed)
+    state = ThisBenchmark(problems, rule, runs, ((truth, 1), (truth, -1)), keeps_rounds=False)
+    counts: Counts = np.ones((runs, 2, problems), np.int64)
+    made = 0
+    while True:
+        state.add(counts, rng.binomial(counts, chances))
+        made += int(counts[0].sum())
+        left = 2 * problems * samples - made
+        if left < 2 * problems:
+            return state.refuted[truth, 1] | state.refuted[truth, -1]
+        counts = state.plan(min(round_size(made, problems), left))

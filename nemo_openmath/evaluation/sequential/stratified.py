@@ -76,6 +76,8 @@ class ThisBenchmark:
     problems: int
     rule: Rule
     runs: int = 1
+    claims: tuple[Claim, ...] | None = None
+    """The claims whose capital is watched; None: those that decide."""
     keeps_rounds: bool = True
     """Whether rounds are kept, which only :meth:`interval` needs."""
     rounds: list[Round] = field(default_factory=list)
@@ -87,11 +89,11 @@ class ThisBenchmark:
         self.cost: Floats = np.ones(shape)
         """What a sample of each arm is expected to cost, up to a factor."""
         self._watched: dict[Claim, Floats] = {}
-        self._refuted: dict[Claim, NDArray[np.bool_]] = {}
+        self.refuted: dict[Claim, NDArray[np.bool_]] = {}
         self._ends, self._seen = {1: -1.0, -1: -1.0}, 0
-        for claim in self.rule.claims:
+        for claim in self.claims or self.rule.claims:
             self._watched[claim] = np.zeros((self.runs, len(self.rule.gaps)))
-            self._refuted[claim] = np.zeros(self.runs, bool)
+            self.refuted[claim] = np.zeros(self.runs, bool)
 
     # -- before a round --------------------------------------------------------------------------------------------
 
@@ -149,11 +151,11 @@ class ThisBenchmark:
         self.right = self.right + right
         for (null, side), logs in self._watched.items():
             logs += done.log_capital(null, side)
-            self._refuted[null, side] |= total(logs) >= self.rule.threshold
+            self.refuted[null, side] |= total(logs) >= self.rule.threshold
 
     def verdicts(self) -> NDArray[np.int64]:
         """Return what is decided of each run (:class:`Verdict`)."""
-        return verdicts(self.rule, self._refuted)
+        return verdicts(self.rule, self.refuted)
 
     def interval(self) -> tuple[float, float]:
         """Return the interval of the first run's difference. It holds at all rounds at once."""
