@@ -32,9 +32,8 @@ def _outcomes(counts: Floats, chances: Floats) -> tuple[Floats, Floats]:
     """Return every outcome of a round (outcomes x 2 x problems) and its probability."""
     arms = [range(int(n) + 1) for n in counts.ravel()]
     found = np.array(list(product(*arms))).reshape(-1, *counts.shape)
-    weights = [
-        prod(binom.pmf(k, n, p) for k, n, p in zip(row.ravel(), counts.ravel(), chances.ravel())) for row in found
-    ]
+    flat, p = counts.ravel(), chances.ravel()
+    weights = [prod(binom.pmf(k, n, c) for k, n, c in zip(row.ravel(), flat, p, strict=True)) for row in found]
     return found, np.array(weights)
 
 
