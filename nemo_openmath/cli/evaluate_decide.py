@@ -74,7 +74,7 @@ def _plan(options: argparse.Namespace) -> None:
     import orjson
 
     from nemo_openmath.core.errors import UserError
-    from nemo_openmath.evaluation.sequential.planning import PlanRequest, make_plan, plan_lines
+    from nemo_openmath.evaluation.sequential.planning import PowerRequest, make_plan, plan_lines
     from nemo_openmath.evaluation.sequential.rates import ACCURACY, DISAGREEMENT, SPREAD, assumed
 
     disagreement = DISAGREEMENT if options.disagreement is None else options.disagreement
@@ -94,7 +94,7 @@ def _plan(options: argparse.Namespace) -> None:
 
         number = len(read_benchmark(options.benchmark))
     plan = make_plan(
-        PlanRequest(
+        PowerRequest(
             number,
             options.difference,
             rates,

@@ -28,7 +28,7 @@ from nemo_openmath.core.progress import Progress
 from nemo_openmath.core.records import Mode, Problem, content_id, write_json
 from nemo_openmath.core.records.bodies import closing_files
 from nemo_openmath.core.records.ids import derive_seed
-from nemo_openmath.evaluation.sequential.capital import Verdict
+from nemo_openmath.evaluation.sequential.capital import Ruling
 from nemo_openmath.evaluation.sequential.procedure import Estimand, Procedure, make_procedure
 from nemo_openmath.evaluation.sequential.replay import replay
 from nemo_openmath.evaluation.sequential.stored import StoredSamples
@@ -250,10 +250,10 @@ class _Comparison:
 
     def lines(self, procedure: Procedure) -> list[str]:
         """Return what was found for people."""
-        job, found = self._job, procedure.found()
+        job, finding = self._job, procedure.found()
         spent, full = sum(self._spent(procedure)), sum(self._of_all(procedure))
         lines = [
-            sentence(found, job.rule, job.names, job.estimand, procedure.limit),
+            sentence(finding, job.rule, job.names, job.estimand, procedure.limit),
             f"{int(procedure.counts.sum()):,} samples of {len(self.problems)} problems and two models, "
             f"{spent:,} tokens; {job.samples} samples each would take about {full:,.0f}: "
             f"{100 * (1 - spent / max(1.0, full)):.1f}% saved",
@@ -264,7 +264,7 @@ class _Comparison:
             lines.append(
                 f"left out: {len(self.apart)} problems that a model could not be asked, for example {self.apart[0].id}"
             )
-        if found.verdict is Verdict.UNDECIDED and job.estimand is Estimand.THIS_BENCHMARK:
+        if finding.verdict is Ruling.UNDECIDED and job.estimand is Estimand.THIS_BENCHMARK:
             lines.append("to go on: the same command with more samples, such as samples=" + str(2 * job.samples))
         return lines
 

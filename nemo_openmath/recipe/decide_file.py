@@ -23,7 +23,7 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Mode, Problem, read_records
 from nemo_openmath.core.records.readers import BrokenRows, data_files, read_rows
 from nemo_openmath.core.records.store import part_files
-from nemo_openmath.evaluation.sequential.capital import Rule
+from nemo_openmath.evaluation.sequential.capital import DecisionRule
 from nemo_openmath.evaluation.sequential.procedure import Estimand
 from nemo_openmath.inference.open import EngineConfig
 from nemo_openmath.inference.rollout.settings import RolloutSettings
@@ -93,9 +93,9 @@ class DecideJob:
     """The seed of the samples, and of the orders of a replay."""
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> DecisionRule:
         """When it is decided."""
-        return Rule(self.alpha, self.delta)
+        return DecisionRule(self.alpha, self.delta)
 
     @property
     def names(self) -> tuple[str, str]:

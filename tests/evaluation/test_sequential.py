@@ -11,10 +11,10 @@ from scipy.stats import binom, binomtest, nct, norm, t, ttest_1samp
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.evaluation.intervals import share_difference_interval
-from nemo_openmath.evaluation.sequential.capital import Floats, Rule, Verdict, total
+from nemo_openmath.evaluation.sequential.capital import DecisionRule, Floats, Ruling, total
 from nemo_openmath.evaluation.sequential.drawn import DrawnProblems, share_alpha
 from nemo_openmath.evaluation.sequential.planning import (
-    PlanRequest,
+    PowerRequest,
     least_like_these,
     make_plan,
     problems_needed,
@@ -25,16 +25,16 @@ from nemo_openmath.evaluation.sequential.rates import assumed, measured
 from nemo_openmath.evaluation.sequential.simulate import excluded, fixed_problems
 from nemo_openmath.evaluation.sequential.stratified import ThisBenchmark
 
-HALF = Rule(0.5, 0.25)  # an error that small cases can reach
+HALF = DecisionRule(0.5, 0.25)  # an error that small cases can reach
 
 
 def _outcomes(counts: Floats, chances: Floats) -> tuple[Floats, Floats]:
     """Return every outcome of a round (outcomes x 2 x problems) and its probability."""
     arms = [range(int(n) + 1) for n in counts.ravel()]
-    found = np.array(list(product(*arms))).reshape(-1, *counts.shape)
+    outcomes = np.array(list(product(*arms))).reshape(-1, *counts.shape)
     flat, p = counts.ravel(), chances.ravel()
-    weights = [prod(binom.pmf(k, n, c) for k, n, c in zip(row.ravel(), flat, p, strict=True)) for row in found]
-    return found, np.array(weights)
+    weights = [prod(binom.pmf(k, n, c) for k, n, c in zip(row.ravel(), flat, p, strict=True)) for row in outcomes]
+    return outcomes, np.array(weights)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_full_run_is_foreseen_wrongly_in_few_of_all_orders(values: list[float]
     state.add(runs)
     for claim, refuted in state.refuted.items():
         assert refuted.mean() <= HALF.alpha / 2, claim
-    one = DrawnProblems(Rule(), len(values))
+    one = DrawnProblems(DecisionRule(), len(values))
     one.add(runs[:1])
     assert one.interval() == pytest.approx((truth, truth))
 
@@ -104,13 +104,13 @@ def test_intervals_hold_at_all_times_at_once(problems: int, law: str) -> None:
         chances = np.stack([LAWS[law](rng, problems), LAWS[law](rng, problems)])
         if same_mean:
             chances[1] = rng.permutation(chances[0])
-        wrong = excluded(chances, Rule(), samples=24, runs=300, seed=problems)
+        wrong = excluded(chances, DecisionRule(), samples=24, runs=300, seed=problems)
         assert binomtest(int(wrong.sum()), len(wrong), 0.05, "greater").pvalue > 1e-4
     # problems that are a draw: A and B are equally good there, problem by problem they are not
     a, b = LAWS[law](rng, (1000, problems)), LAWS[law](rng, (1000, problems))
-    state = DrawnProblems(Rule(), runs=1000)
+    state = DrawnProblems(DecisionRule(), runs=1000)
     state.add((rng.binomial(4, b) - rng.binomial(4, a)) / 4)
-    wrong_runs = int((state.verdicts() != Verdict.UNDECIDED).sum())
+    wrong_runs = int((state.verdicts() != Ruling.UNDECIDED).sum())
     assert binomtest(wrong_runs, 1000, 0.05, "greater").pvalue > 1e-4
 
 
@@ -123,7 +123,7 @@ def test_a_t_test_after_each_sample_fails_where_this_does_not() -> None:
     naive = np.zeros(runs, bool)
     for seen in range(5, looks + 1):
         naive |= ttest_1samp(differences[:, :seen], 0, axis=1).pvalue < 0.05
-    state = ThisBenchmark(30, Rule(), runs, keeps_rounds=False)
+    state = ThisBenchmark(30, DecisionRule(), runs, keeps_rounds=False)
     for look in range(looks):
         state.add(np.ones((runs, 2, 30), np.int64), rounds[:, look])
     ours = state.refuted[0.0, 1] | state.refuted[0.0, -1]
@@ -132,7 +132,7 @@ def test_a_t_test_after_each_sample_fails_where_this_does_not() -> None:
 
 
 def test_samples_go_where_they_decide_and_sure_problems_get_one_a_round() -> None:
-    state = ThisBenchmark(3, Rule())
+    state = ThisBenchmark(3, DecisionRule())
     counts = np.full((1, 2, 3), 16, np.int64)
     state.add(counts, np.array([[[16, 8, 0], [16, 8, 2]]]))
     planned = state.plan(24)[0]
@@ -146,30 +146,30 @@ def test_samples_go_where_they_decide_and_sure_problems_get_one_a_round() -> Non
 
 def test_equal_models_are_found_equal_and_the_budget_ends_the_rest() -> None:
     sure = np.stack([np.full(50, 0.97)] * 2)
-    outcomes = fixed_problems(sure, Rule(0.05, 0.05), 64, 30, 0)
-    assert outcomes.share(Verdict.EQUAL)[0] > 0.9
+    outcomes = fixed_problems(sure, DecisionRule(0.05, 0.05), 64, 30, 0)
+    assert outcomes.share(Ruling.EQUAL)[0] > 0.9
     coins = np.full((2, 50), 0.5)
-    open_ones = fixed_problems(coins, Rule(0.05, 0.005), 8, 30, 0)
-    assert open_ones.share(Verdict.UNDECIDED)[0] > 0.8
+    open_ones = fixed_problems(coins, DecisionRule(0.05, 0.005), 8, 30, 0)
+    assert open_ones.share(Ruling.UNDECIDED)[0] > 0.8
     assert (open_ones.samples <= 2 * 50 * 8).all()
 
 
 @pytest.mark.parametrize("estimand", Estimand)
 def test_a_comparison_of_one_run_is_that_of_the_simulation_and_its_interval_says_the_same(estimand: Estimand) -> None:
     rng = np.random.default_rng(4)
-    rule = Rule(0.05, 0.1)
+    rule = DecisionRule(0.05, 0.1)
     chances = np.stack([rng.random(40) * 0.6, rng.random(40) * 0.6 + 0.4])
     procedure = make_procedure(estimand, rule, 40, 8)
     ends = []
     while (counts := procedure.next()) is not None:
         procedure.take(counts, rng.binomial(counts, chances), counts * 100.0)
-        found = procedure.found()
-        ends.append((found.low, found.high))
-    assert found.verdict is Verdict.B_BETTER
-    assert found.low > 0
+        result = procedure.found()
+        ends.append((result.low, result.high))
+    assert result.verdict is Ruling.B_BETTER
+    assert result.low > 0
     assert np.all(np.diff([low for low, _ in ends]) >= 0), "what was refuted stays refuted"
     assert np.all(np.diff([high for _, high in ends]) <= 0)
-    assert found.low < float((chances[1] - chances[0]).mean()) + (estimand is Estimand.FULL_RUN)
+    assert result.low < float((chances[1] - chances[0]).mean()) + (estimand is Estimand.FULL_RUN)
 
 
 @pytest.mark.parametrize(("problems", "shift"), [(2, 0.2), (5, 1.0), (30, 0.4), (200, 0.2), (1000, 0.09), (3, 40.0)])
@@ -184,7 +184,7 @@ def test_plans_say_what_normal_theory_says() -> None:
     rates = assumed()
     assert rates.chances.mean() == pytest.approx(0.6, abs=1e-3)
     assert rates.chances.std() == pytest.approx(0.35, abs=1e-3)
-    plan = make_plan(PlanRequest(30, 0.1, rates, runs=60, samples=32))
+    plan = make_plan(PowerRequest(30, 0.1, rates, runs=60, samples=32))
     noise = 2 * float((rates.chances * (1 - rates.chances)).mean())
     sure = norm.ppf(0.975) + norm.ppf(0.8)
     for row in plan.detectable[:-1]:
@@ -201,7 +201,7 @@ def test_plans_say_what_normal_theory_says() -> None:
     assert plan.decided_here.value > 0.9
     assert plan.samples_here < plan.used_here.value < 4 * plan.samples_here
     with pytest.raises(UserError, match="no model differs from it"):
-        make_plan(PlanRequest(30, 0.9, rates))
+        make_plan(PowerRequest(30, 0.9, rates))
 
 
 def test_pass_rates_of_few_samples_are_not_taken_for_spread() -> None:

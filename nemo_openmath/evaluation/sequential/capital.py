@@ -31,7 +31,7 @@ STEP = 1e-5
 
 
 @dataclass(frozen=True)
-class Rule:
+class DecisionRule:
     """When a comparison is decided."""
 
     alpha: float = 0.05
@@ -55,7 +55,7 @@ class Rule:
         return ((0.0, 1), (0.0, -1), (-self.delta, 1), (self.delta, -1))
 
 
-class Verdict(IntEnum):
+class Ruling(IntEnum):
     """What is decided of two models A and B."""
 
     UNDECIDED = 0
@@ -65,13 +65,13 @@ class Verdict(IntEnum):
     """The difference is smaller than what matters."""
 
 
-def verdicts(rule: Rule, refuted: Mapping[Claim, NDArray[np.bool_]]) -> NDArray[np.int64]:
+def verdicts(rule: DecisionRule, refuted: Mapping[Claim, NDArray[np.bool_]]) -> NDArray[np.int64]:
     """Return what is decided of each run by the claims that were ever refuted."""
     b_better, a_better, above, below = (refuted[claim] for claim in rule.claims)
     return np.select(
         [above & below, b_better & ~a_better, a_better & ~b_better],
-        [Verdict.EQUAL, Verdict.B_BETTER, Verdict.A_BETTER],
-        Verdict.UNDECIDED,
+        [Ruling.EQUAL, Ruling.B_BETTER, Ruling.A_BETTER],
+        Ruling.UNDECIDED,
     )
 
 

@@ -20,7 +20,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_openmath.evaluation.sequential.capital import KEPT, Claim, Floats, Rule, lower_end, total, verdicts
+from nemo_openmath.evaluation.sequential.capital import KEPT, Claim, DecisionRule, Floats, lower_end, total, verdicts
 
 _PRIOR = 0.25  # the variance of a value before any was seen, worth one value
 
@@ -38,7 +38,9 @@ class DrawnProblems:
     None: those that decide.
     """
 
-    def __init__(self, rule: Rule, whole: int | None = None, runs: int = 1, claims: tuple[Claim, ...] | None = None):
+    def __init__(
+        self, rule: DecisionRule, whole: int | None = None, runs: int = 1, claims: tuple[Claim, ...] | None = None
+    ):
         self.rule, self.whole, self.runs = rule, whole, runs
         self.drawn = 0
         self.sum: Floats = np.zeros(runs)
@@ -87,7 +89,7 @@ class DrawnProblems:
         return np.where((seen < -1.0 - 1e-9)[:, None], np.inf, logs)
 
     def verdicts(self) -> NDArray[np.int64]:
-        """Return what is decided of each run (:class:`Verdict`)."""
+        """Return what is decided of each run (:class:`Ruling`)."""
         return verdicts(self.rule, self.refuted)
 
     def interval(self) -> tuple[float, float]:

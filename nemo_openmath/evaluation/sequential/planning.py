@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import gammaincinv, ndtr, ndtri, stdtrit
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.evaluation.sequential.capital import Rule, Verdict
+from nemo_openmath.evaluation.sequential.capital import DecisionRule, Ruling
 from nemo_openmath.evaluation.sequential.procedure import PASSES
 from nemo_openmath.evaluation.sequential.rates import Rates
 from nemo_openmath.evaluation.sequential.simulate import fixed_problems, passes_like_these
@@ -29,7 +29,7 @@ _NODES, _NODE_WEIGHTS = ((np.polynomial.legendre.leggauss(200)[0] + 1) / 2, np.p
 
 
 @dataclass(frozen=True)
-class PlanRequest:
+class PowerRequest:
     """What is asked."""
 
     problems: int
@@ -53,13 +53,13 @@ class PlanRequest:
                 raise UserError(f"{name} is {value:g}", remedy=f"choose it above {low:g} and below {high:g}")
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> DecisionRule:
         """The rule of ``decide``: half of the difference is taken for the smallest that matters."""
-        return Rule(self.alpha, self.difference / 2)
+        return DecisionRule(self.alpha, self.difference / 2)
 
 
 @dataclass(frozen=True)
-class Share:
+class SimulatedShare:
     """A simulated number with its standard error."""
 
     value: float
@@ -78,10 +78,10 @@ class Detectable:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PowerPlan:
     """The answer. See :func:`make_plan`."""
 
-    request: PlanRequest
+    request: PowerRequest
     detectable: list[Detectable]
     least_like_these: float
     """See :func:`least_like_these`."""
@@ -89,11 +89,11 @@ class Plan:
     """Of a problem and model, so that one look at this benchmark has the power."""
     problems_like_these: dict[int, int]
     """Samples of a problem and model -> problems that one look needs."""
-    decided_here: Share
-    """Share of comparisons until decided that find the better model."""
-    used_here: Share
+    decided_here: SimulatedShare
+    """SimulatedShare of comparisons until decided that find the better model."""
+    used_here: SimulatedShare
     """Their samples of a problem and model, on average."""
-    decided_like_these: Share
+    decided_like_these: SimulatedShare
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as data."""
@@ -127,7 +127,7 @@ class Plan:
         }
 
 
-def make_plan(request: PlanRequest) -> Plan:
+def make_plan(request: PowerRequest) -> PowerPlan:
     """Return what a difference needs, and what the benchmark detects."""
     rates, n = request.rates, request.problems
     noise = 2 * rates.noise
@@ -147,15 +147,15 @@ def make_plan(request: PlanRequest) -> Plan:
         request.runs,
         request.seed,
     )
-    return Plan(
+    return PowerPlan(
         request,
         detectable,
         least_like_these(n, request.alpha),
         max(1, ceil(noise / n * (sure / request.difference) ** 2)),
         {s: problems_needed(request, noise / s) for s in SAMPLES},
-        Share(*outcomes.share(Verdict.B_BETTER)),
-        Share(*outcomes.mean_samples),
-        Share(*population.share(Verdict.B_BETTER)),
+        SimulatedShare(*outcomes.share(Ruling.B_BETTER)),
+        SimulatedShare(*outcomes.mean_samples),
+        SimulatedShare(*population.share(Ruling.B_BETTER)),
     )
 
 
@@ -185,12 +185,12 @@ def least_like_these(problems: int, alpha: float) -> float:
     return min(1.0, unseen / (1.0 - unseen))
 
 
-def _detectable_here(request: PlanRequest, noise: float) -> float:
+def _detectable_here(request: PowerRequest, noise: float) -> float:
     sure = float(ndtri(1 - request.alpha / 2) + ndtri(request.power))
     return min(1.0, sure * sqrt(noise / request.problems))
 
 
-def _detectable_like_these(request: PlanRequest, noise: float) -> float | None:
+def _detectable_like_these(request: PowerRequest, noise: float) -> float | None:
     if request.problems < 2:
         return None
     deviation = sqrt(request.rates.disagreement**2 + noise)
@@ -202,7 +202,7 @@ def _detectable_like_these(request: PlanRequest, noise: float) -> float | None:
     return min(1.0, high)
 
 
-def problems_needed(request: PlanRequest, noise: float) -> int:
+def problems_needed(request: PowerRequest, noise: float) -> int:
     """Return how many problems one look needs for problems like these."""
     deviation = sqrt(request.rates.disagreement**2 + noise)
     low, high = 1, 2
@@ -217,7 +217,7 @@ def problems_needed(request: PlanRequest, noise: float) -> int:
     return high
 
 
-def plan_lines(plan: Plan) -> list[str]:
+def plan_lines(plan: PowerPlan) -> list[str]:
     """Return the plan for people."""
     request = plan.request
     n, d = request.problems, 100 * request.difference
@@ -255,5 +255,5 @@ def plan_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def _percent(share: Share) -> str:
+def _percent(share: SimulatedShare) -> str:
     return f"{100 * share.value:.0f}% +- {100 * share.error:.0f}"

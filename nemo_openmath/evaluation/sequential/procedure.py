@@ -14,7 +14,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from nemo_openmath.evaluation.sequential.capital import Floats, Rule, Verdict
+from nemo_openmath.evaluation.sequential.capital import DecisionRule, Floats, Ruling
 from nemo_openmath.evaluation.sequential.drawn import DrawnProblems, share_alpha
 from nemo_openmath.evaluation.sequential.stratified import Counts, ThisBenchmark
 
@@ -43,7 +43,7 @@ class Estimand(StrEnum):
 class Found:
     """What is known of the difference (B minus A)."""
 
-    verdict: Verdict
+    verdict: Ruling
     difference: float
     low: float
     high: float
@@ -84,7 +84,7 @@ class FixedProblems(Procedure):
     """This benchmark: rounds over all problems; see ``stratified.py``. ``samples``: of an arm, at most, on average;
     ``most``: of one arm at most, where no more are stored."""
 
-    def __init__(self, rule: Rule, problems: int, samples: int, most: Counts | None = None):
+    def __init__(self, rule: DecisionRule, problems: int, samples: int, most: Counts | None = None):
         super().__init__(problems)
         self._budget, self._most = 2 * problems * samples, most
         self._samples = samples
@@ -93,7 +93,7 @@ class FixedProblems(Procedure):
         self._used_up = False
 
     def next(self) -> Counts | None:
-        if self.found().verdict is not Verdict.UNDECIDED:
+        if self.found().verdict is not Ruling.UNDECIDED:
             return None
         made = int(self.counts.sum())
         left = self._budget - made
@@ -118,7 +118,7 @@ class FixedProblems(Procedure):
 
     def found(self) -> Found:
         low, high = self._state.interval() if self.counts.any() else (-1.0, 1.0)
-        return Found(Verdict(int(self._state.verdicts()[0])), *_ordered(difference(self.right, self.counts), low, high))
+        return Found(Ruling(int(self._state.verdicts()[0])), *_ordered(difference(self.right, self.counts), low, high))
 
     @property
     def limit(self) -> str:
@@ -163,7 +163,7 @@ class DrawnInTurn(Procedure):
     (:func:`share_alpha`). A full run has one pass.
     """
 
-    def __init__(self, rule: Rule, problems: int, passes: Sequence[int], *, whole: bool):
+    def __init__(self, rule: DecisionRule, problems: int, passes: Sequence[int], *, whole: bool):
         super().__init__(problems)
         if whole and len(passes) != 1:
             raise ValueError("a full run has one pass")
@@ -172,13 +172,13 @@ class DrawnInTurn(Procedure):
         self._done = 0
         self._ends = [-1.0, 1.0]
         self._state = self._begin()
-        self._verdict = Verdict.UNDECIDED
+        self._verdict = Ruling.UNDECIDED
 
     def _begin(self) -> DrawnProblems:
         return DrawnProblems(self._rules[self._done], self.problems if self._whole else None)
 
     def next(self) -> Counts | None:
-        if self._verdict is not Verdict.UNDECIDED or self._done == len(self._passes):
+        if self._verdict is not Ruling.UNDECIDED or self._done == len(self._passes):
             return None
         first = self._state.drawn
         batch = slice(first, first + max(DRAWN_AT_ONCE, int(GROWTH * first)))
@@ -192,7 +192,7 @@ class DrawnInTurn(Procedure):
         self._state.add((shares[1] - shares[0])[None])
         low, high = self._state.interval()
         self._ends = [max(self._ends[0], low), min(self._ends[1], high)]
-        self._verdict = Verdict(int(self._state.verdicts()[0]))
+        self._verdict = Ruling(int(self._state.verdicts()[0]))
         if self._state.drawn == self.problems:
             self._done += 1
             if self._done < len(self._passes):
@@ -209,7 +209,7 @@ class DrawnInTurn(Procedure):
 
 
 def make_procedure(
-    estimand: Estimand, rule: Rule, problems: int, samples: int, most: Counts | None = None
+    estimand: Estimand, rule: DecisionRule, problems: int, samples: int, most: Counts | None = None
 ) -> Procedure:
     """Return the procedure for an estimand. ``samples``: of a problem and model at most (on average, for this
     benchmark); ``most``: stored samples of each arm, where no more can be made."""

@@ -12,9 +12,9 @@ from math import sqrt
 
 import numpy as np
 
-from nemo_openmath.evaluation.sequential.capital import Rule, Verdict
+from nemo_openmath.evaluation.sequential.capital import DecisionRule, Ruling
 from nemo_openmath.evaluation.sequential.procedure import Estimand, Found, difference, make_procedure
-from nemo_openmath.evaluation.sequential.stored import Sample, StoredSamples, counts_of, same_problems
+from nemo_openmath.evaluation.sequential.stored import StoredSample, StoredSamples, counts_of, same_problems
 from nemo_openmath.evaluation.sequential.stratified import Counts
 
 
@@ -22,7 +22,7 @@ from nemo_openmath.evaluation.sequential.stratified import Counts
 class Replayed:
     """One order."""
 
-    found: Found
+    finding: Found
     samples: int
     tokens: int
     limit: str
@@ -41,9 +41,9 @@ class Replay:
     stored_tokens: int
     orders: list[Replayed]
 
-    def share(self, verdict: Verdict) -> float:
+    def share(self, verdict: Ruling) -> float:
         """Return the share of orders with a verdict."""
-        return sum(order.found.verdict is verdict for order in self.orders) / len(self.orders)
+        return sum(order.finding.verdict is verdict for order in self.orders) / len(self.orders)
 
     @property
     def saved(self) -> tuple[float, float]:
@@ -53,7 +53,7 @@ class Replay:
 
 
 def replay(
-    a: StoredSamples, b: StoredSamples, estimand: Estimand, rule: Rule, *, samples: int, orders: int, seed: int
+    a: StoredSamples, b: StoredSamples, estimand: Estimand, rule: DecisionRule, *, samples: int, orders: int, seed: int
 ) -> Replay:
     """Replay the comparison of two models. ``samples``: of a problem and model, at most (on average, for this
     benchmark). The first order is that of the samples' numbers, the others are drawn."""
@@ -82,7 +82,7 @@ def _one(
     sides: tuple[StoredSamples, StoredSamples],
     problems: list[str],
     estimand: Estimand,
-    rule: Rule,
+    rule: DecisionRule,
     samples: int,
     rng: np.random.Generator | None,
 ) -> Replayed:
@@ -100,14 +100,14 @@ def _one(
     return Replayed(procedure.found(), int(procedure.counts.sum()), spent, procedure.limit)
 
 
-def _shuffled(arm: list[Sample], rng: np.random.Generator | None) -> list[Sample]:
+def _shuffled(arm: list[StoredSample], rng: np.random.Generator | None) -> list[StoredSample]:
     return arm if rng is None else [arm[i] for i in rng.permutation(len(arm))]
 
 
 class _Sums:
     """Sums over the first samples of each arm."""
 
-    def __init__(self, arms: list[list[list[Sample]]], value: Callable[[Sample], int]):
+    def __init__(self, arms: list[list[list[StoredSample]]], value: Callable[[StoredSample], int]):
         self._sums = [[np.cumsum([0, *map(value, arm)]) for arm in side] for side in arms]
 
     def between(self, first: Counts, end: Counts) -> Counts:

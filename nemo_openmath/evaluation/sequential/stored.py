@@ -21,7 +21,7 @@ _BATCH = 1000
 
 
 @dataclass(frozen=True)
-class Sample:
+class StoredSample:
     """One stored generation."""
 
     number: int
@@ -36,7 +36,7 @@ class StoredSamples:
     asked, which no comparison has; ``undecided``: samples without a decision of the grader, which count as wrong."""
 
     folder: Path
-    samples: Mapping[str, list[Sample]]
+    samples: Mapping[str, list[StoredSample]]
     apart: frozenset[str]
     undecided: int
 
@@ -48,7 +48,7 @@ class StoredSamples:
         of several models, and where a generation stands twice or cannot be graded.
         """
         refuse_no_records(folder)
-        samples: dict[str, list[Sample]] = {}
+        samples: dict[str, list[StoredSample]] = {}
         apart, modes, models, undecided = set[str](), set[Mode](), set[str](), 0
         waiting: list[Generation] = []
 
@@ -56,7 +56,7 @@ class StoredSamples:
             nonlocal undecided
             undecided += verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT)
             samples.setdefault(generation.problem_id, []).append(
-                Sample(generation.sample, generation.id, verdict is Verdict.EQUAL, generation.completion_tokens)
+                StoredSample(generation.sample, generation.id, verdict is Verdict.EQUAL, generation.completion_tokens)
             )
 
         def grade() -> None:
@@ -91,7 +91,7 @@ class StoredSamples:
         return cls(folder, ordered, frozenset(apart), undecided)
 
     @staticmethod
-    def _check(folder: Path, samples: Mapping[str, list[Sample]], modes: set[Mode], models: set[str]) -> None:
+    def _check(folder: Path, samples: Mapping[str, list[StoredSample]], modes: set[Mode], models: set[str]) -> None:
         if not samples:
             raise UserError("there are no solutions", file=folder, remedy="name the folder of a generation stage")
         for what, names, remedy in (
@@ -100,9 +100,9 @@ class StoredSamples:
         ):
             if len(names) > 1:
                 raise UserError(f"solutions of several {what}: {', '.join(names)}", file=folder, remedy=remedy)
-        for problem, found in samples.items():
-            ids = {sample.id for sample in found}
-            if len(ids) != len(found):
+        for problem, kept in samples.items():
+            ids = {sample.id for sample in kept}
+            if len(ids) != len(kept):
                 raise UserError(
                     f"problem {problem} has a generation twice", file=folder, remedy="name a stage's folder"
                 )

@@ -25,7 +25,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_openmath.evaluation.sequential.capital import KEPT, Claim, Floats, Rule, lower_end, total, verdicts
+from nemo_openmath.evaluation.sequential.capital import KEPT, Claim, DecisionRule, Floats, lower_end, total, verdicts
 
 Counts = NDArray[np.int64]
 SIGNS = np.array([-1.0, 1.0])[:, None]
@@ -74,7 +74,7 @@ class ThisBenchmark:
     """The comparison of two models over fixed problems, round by round."""
 
     problems: int
-    rule: Rule
+    rule: DecisionRule
     runs: int = 1
     claims: tuple[Claim, ...] | None = None
     """The claims whose capital is watched; None: those that decide."""
@@ -154,7 +154,7 @@ class ThisBenchmark:
             self.refuted[null, side] |= total(logs) >= self.rule.threshold
 
     def verdicts(self) -> NDArray[np.int64]:
-        """Return what is decided of each run (:class:`Verdict`)."""
+        """Return what is decided of each run (:class:`Ruling`)."""
         return verdicts(self.rule, self.refuted)
 
     def interval(self) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nemo_openmath.evaluation.sequential.capital import Rule, Verdict
+from nemo_openmath.evaluation.sequential.capital import DecisionRule, Ruling
 from nemo_openmath.evaluation.sequential.procedure import Estimand, Found
 from nemo_openmath.evaluation.sequential.replay import Replay
 
@@ -26,19 +26,19 @@ def interval(found: Found, alpha: float) -> str:
     return f"{points(found.difference)} points ({level}: {points(found.low)} to {points(found.high)})"
 
 
-def sentence(found: Found, rule: Rule, names: tuple[str, str], estimand: Estimand, limit: str) -> str:
+def sentence(found: Found, rule: DecisionRule, names: tuple[str, str], estimand: Estimand, limit: str) -> str:
     """Return what is decided, of models A and B called ``names``."""
     a, b = names
     what = {
-        Verdict.B_BETTER: f"decided: {b} is better than {a}",
-        Verdict.A_BETTER: f"decided: {a} is better than {b}",
-        Verdict.EQUAL: f"decided: {a} and {b} are equal within {100 * rule.delta:g} points",
-        Verdict.UNDECIDED: f"undecided: {limit}",
+        Ruling.B_BETTER: f"decided: {b} is better than {a}",
+        Ruling.A_BETTER: f"decided: {a} is better than {b}",
+        Ruling.EQUAL: f"decided: {a} and {b} are equal within {100 * rule.delta:g} points",
+        Ruling.UNDECIDED: f"undecided: {limit}",
     }[found.verdict]
     return f"{what}; {b} minus {a}: {interval(found, rule.alpha)} {MEANS[estimand]}"
 
 
-def waits_for(found: Found, rule: Rule) -> str:
+def waits_for(found: Found, rule: DecisionRule) -> str:
     """Return what a comparison that is not decided waits for."""
     return (
         f"{interval(found, rule.alpha)}; decided once 0 lies outside, or all of it within "
@@ -56,17 +56,17 @@ def found_json(found: Found) -> dict[str, Any]:
     }
 
 
-def replay_lines(replay: Replay, rule: Rule, estimand: Estimand, names: tuple[str, str]) -> list[str]:
+def replay_lines(replay: Replay, rule: DecisionRule, estimand: Estimand, names: tuple[str, str]) -> list[str]:
     """Return what a replay says, line by line."""
     first, (saved, error) = replay.orders[0], replay.saved
     lines = [
         f"stored: {replay.problems} problems, {replay.stored_samples:,} samples, {replay.stored_tokens:,} tokens; "
         f"difference of all of them {points(replay.difference)} points",
-        f"in the order of the samples: {sentence(first.found, rule, names, estimand, first.limit)}; "
+        f"in the order of the samples: {sentence(first.finding, rule, names, estimand, first.limit)}; "
         f"{first.samples:,} samples, {first.tokens:,} tokens",
     ]
     if len(replay.orders) > 1:
-        said = {v: replay.share(v) for v in Verdict}
+        said = {v: replay.share(v) for v in Ruling}
         lines.append(
             f"over {len(replay.orders)} orders: "
             + ", ".join(f"{v.name.lower().replace('_', ' ')} {100 * share:.0f}%" for v, share in said.items() if share)
@@ -95,6 +95,6 @@ def replay_json(replay: Replay) -> dict[str, Any]:
         "saved": saved,
         "saved_standard_error": error,
         "orders": [
-            {**found_json(order.found), "samples": order.samples, "tokens": order.tokens} for order in replay.orders
+            {**found_json(order.finding), "samples": order.samples, "tokens": order.tokens} for order in replay.orders
         ],
     }
