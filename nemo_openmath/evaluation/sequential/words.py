@@ -66,10 +66,12 @@ def replay_lines(replay: Replay, rule: DecisionRule, estimand: Estimand, names: 
         f"{first.samples:,} samples, {first.tokens:,} tokens",
     ]
     if len(replay.orders) > 1:
-        said = {v: replay.share(v) for v in Ruling}
+        shares = {v: replay.share(v) for v in Ruling}
         lines.append(
             f"over {len(replay.orders)} orders: "
-            + ", ".join(f"{v.name.lower().replace('_', ' ')} {100 * share:.0f}%" for v, share in said.items() if share)
+            + ", ".join(
+                f"{v.name.lower().replace('_', ' ')} {100 * share:.0f}%" for v, share in shares.items() if share
+            )
         )
     lines.append(
         f"tokens saved against all stored samples: {100 * saved:.1f}%"
