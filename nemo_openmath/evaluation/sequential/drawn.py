@@ -38,8 +38,7 @@ class DrawnProblems:
     None: those that decide.
     """
 
-        capitals = {c: np.zeros((runs, len(rule.gaps))) for c in claims or rule.claims}
-        self._watched: dict[Claim, Floats] = capitals
+    def __init__(
         self, rule: DecisionRule, whole: int | None = None, runs: int = 1, claims: tuple[Claim, ...] | None = None
     ):
         self.rule, self.whole, self.runs = rule, whole, runs

@@ -54,8 +54,6 @@ def fixed_problems(chances: Floats, rule: DecisionRule, samples: int, runs: int,
 def _fixed(
     chances: Floats, rule: DecisionRule, samples: int, runs: int, rng: np.random.Generator
 ) -> tuple[Counts, Counts]:
-    chances: Floats, rule: DecisionRule, samples: int, runs: int, rng: np.random.Generator
-) -> tuple[Counts, Counts]:
     problems = chances.shape[1]
     state = ThisBenchmark(problems, rule, runs, keeps_rounds=False)
     counts: Counts = np.ones((runs, 2, problems), np.int64)

@@ -66,13 +66,9 @@ def replay_lines(replay: Replay, rule: DecisionRule, estimand: Estimand, names: 
         f"{first.samples:,} samples, {first.tokens:,} tokens",
     ]
     if len(replay.orders) > 1:
-        shares = {v: replay.share(v) for v in Ruling}
-        lines.append(
-            f"over {len(replay.orders)} orders: "
-            + ", ".join(
-                f"{v.name.lower().replace('_', ' ')} {100 * share:.0f}%" for v, share in shares.items() if share
-            )
-        )
+        shares = {ruling.name.lower().replace("_", " "): replay.share(ruling) for ruling in Ruling}
+        told = ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares.items() if share)
+        lines.append(f"over {len(replay.orders)} orders: {told}")
     lines.append(
         f"tokens saved against all stored samples: {100 * saved:.1f}%"
         + (f" (standard error {100 * error:.1f})" if len(replay.orders) > 1 else "")
