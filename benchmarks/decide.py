@@ -8,7 +8,7 @@ on the same samples, stands the error of a paired t test of the problems that is
 
 ``cost``: samples until a decision, against 64 samples of each problem and model, by difference and number of problems.
 
-Samples are drawn from known chances, seeded; no model is asked. Some three minutes on one core.
+Samples are drawn from known chances, seeded; no model is asked. Some five minutes on one core.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from nemo_openmath.cli.main import build_parser
 from nemo_openmath.cli.registry import register_all
 from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.launch import load_cluster
+from nemo_openmath.recipe.decide_file import load_decide_job
 from nemo_openmath.recipe.file import is_recipe, load_recipe
 from nemo_openmath.recipe.generate import load_job
 from nemo_openmath.training.worker import read_job
@@ -121,8 +122,10 @@ def check_yaml(block: Block, folder: Path) -> None:
             "" if data.keys() & {"templates", "extends"} else "extends: launcher_scripts/slurm-pyxis.yaml\n",
             "cluster",
         )
+    elif job == "decide":
+        base, kind = "", job
     elif job is not None:
-        assert job in ("sft", "generate"), f"{block.where}: job sft, or job generate"
+        assert job in ("sft", "generate"), f"{block.where}: job sft, generate or decide"
         example = "examples/sft-job.yaml" if job == "sft" else "examples/generate.yaml"
         whole = "output" in data if job == "sft" else "engine" in data and "problems" in data
         base, kind = "" if whole or "extends" in data else f"extends: {example}\n", job
@@ -139,6 +142,8 @@ def check_yaml(block: Block, folder: Path) -> None:
             load_cluster(written, list(smoke.stages))
         elif kind == "sft":
             read_job(written, [])
+        elif kind == "decide":
+            load_decide_job(written)
         else:
             load_job(written)
     finally:
