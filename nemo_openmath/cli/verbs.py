@@ -3,6 +3,7 @@
 from nemo_openmath.cli import (
     certify,
     checkpoints,
+    contest,
     data,
     doctor,
     evaluate,
@@ -31,6 +32,7 @@ GROUPS = (
     serve.add,
     generate.add,
     evaluate.add,
+    contest.add,
     sandbox.add,
     records.add,
     trace.add,

@@ -1,0 +1,246 @@
+"""Replay one problem: stored solutions, a policy, a machine, and no clock.
+
+This is the event queue in the place of the live solver's event loop. All decisions are ``policy.decide``'s and
+``policy.choose``'s, the very functions that the live solver asks; ``tests/competition/test_lab_live.py`` holds the two
+against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from nemo_openmath.competition.lab.grouping import spelling
+from nemo_openmath.competition.lab.rollouts import NOTHING, StoredProblem, StoredSelection, StoredSolution
+from nemo_openmath.competition.lab.timing import AsMade, Ends, Machine, Shared
+from nemo_openmath.competition.policy import (
+    Begin,
+    Ended,
+    Pick,
+    Policy,
+    Reason,
+    Stop,
+    choose,
+    decide,
+    judged,
+    selection,
+)
+
+UNLIMITED = 1e9
+"""Seconds that are as good as no limit. A number, for some rules compute with the time that is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayedProblem:
+    """What a policy made of a problem."""
+
+    answer: str | None
+    right: bool
+    reason: Reason
+    """Why sampling ended."""
+    seconds: float
+    """From the problem's beginning to its answer."""
+    tokens: float
+    """Tokens that were written, those of solutions that were cancelled among them."""
+    begun: int
+    """Solutions that were begun."""
+    reachable: bool
+    """Whether an answer of a solution that was begun is right, had it been heard to its end."""
+    selected: int = 0
+    """Selections that were heard."""
+    unselected: bool = False
+    """Whether the policy wanted a selection, and none was stored among these solutions."""
+
+
+class ProblemReplay:
+    """Replays problems under one policy on one machine. ``rates``: tokens a second of each of n solutions that are
+    written at once; None: as they were made."""
+
+    def __init__(self, policy: Policy, rates: Sequence[float] | None):
+        self._policy, self._rates = policy, rates
+        self._searches = policy.partial_weight > 0
+        self._looks_while_grading = policy.rule == "bayes"
+
+    def run(self, problem: StoredProblem, order: Sequence[int], *, deadline: float) -> ReplayedProblem:
+        """Return what the policy makes of a problem whose sample number n is stored solution ``order[n]``.
+
+        The live solver decides once more while the grader looks at an answer that it has not seen. The rule ``bayes``
+        may have become sure by then, for time has gone by, so this is done here as well.
+        """
+        policy, machine, heard = self._policy, self._machine(), _Heard(problem)
+        now, tokens, begun = 0.0, 0.0, 0
+        graded: list[_End] = []  # what the grader looks at
+        while True:
+            running = [*machine.running, *(end.sample for end in graded)] if graded else machine.running
+            decision = decide(policy, now=now, deadline=deadline, ended=heard.ended, running=running)
+            if isinstance(decision, Begin):
+                for sample in decision.samples:
+                    machine.begin(sample, problem.solutions[order[sample]])
+                begun += len(decision.samples)
+            elif isinstance(decision, Stop):
+                break
+            elif graded:
+                heard.hear(graded, now)
+                graded = []
+            else:
+                now, ends = machine.advance(decision.until)
+                new = self._ends(ends)
+                tokens += sum(end.tokens for end in new)
+                if self._looks_while_grading:
+                    graded = [end for end in new if not heard.knows(end.answer)]
+                    new = [end for end in new if heard.knows(end.answer)]
+                heard.hear(new, now)
+        heard.hear(graded, now)
+        tokens += self._cut(problem, order, machine, heard, now, search=decision.search)
+        return self._answered(problem, order[:begun], heard, decision.reason, now, deadline, tokens)
+
+    def run_out(self, problem: StoredProblem, order: Sequence[int], *, deadline: float) -> ReplayedProblem:
+        """Return what ``run`` returns, where it is known that one batch is begun and runs until the deadline ends it:
+        nothing is decided on the way."""
+        machine, heard, tokens = self._machine(), _Heard(problem), 0.0
+        now, ends_at, begun = 0.0, self._policy.sampling_ends(deadline), order[: self._policy.batch]
+        for sample, place in enumerate(begun):
+            machine.begin(sample, problem.solutions[place])
+        while now < ends_at:
+            now, ends = machine.advance(ends_at)
+            new = self._ends(ends)
+            tokens += sum(end.tokens for end in new)
+            heard.hear(new, now)
+        tokens += self._cut(problem, order, machine, heard, now, search=True)
+        return self._answered(problem, begun, heard, Reason.TIME, now, deadline, tokens)
+
+    def _machine(self) -> Machine:
+        return AsMade() if self._rates is None else Shared(self._rates)
+
+    def _ends(self, ends: Ends) -> list[_End]:
+        return [
+            _End(sample, s.answer if s.whole or self._searches else None, s.tokens, s.entropy, s.whole)
+            for sample, s in ends
+        ]
+
+    def _cut(
+        self,
+        problem: StoredProblem,
+        order: Sequence[int],
+        machine: Machine,
+        heard: _Heard,
+        now: float,
+        *,
+        search: bool,
+    ) -> float:
+        """End what runs; where ``search``, hear what can be found in it. Return the tokens that it has written."""
+        tokens, cut = 0.0, []
+        for sample in machine.running:
+            written = machine.written(sample)
+            tokens += written
+            if search:
+                seen = problem.solutions[order[sample]].glimpsed(written) if self._searches else NOTHING
+                cut.append(_End(sample, seen.answer, int(written), seen.entropy, False))
+        heard.hear(cut, now)
+        return tokens
+
+    def _answered(
+        self,
+        problem: StoredProblem,
+        begun: Sequence[int],
+        heard: _Heard,
+        reason: Reason,
+        now: float,
+        deadline: float,
+        tokens: float,
+    ) -> ReplayedProblem:
+        policy, ended = self._policy, heard.ended
+        pick, selected, unselected = None, 0, False
+        if samples := selection(policy, reason=reason, now=now, deadline=deadline, ended=ended):
+            places = {begun[sample]: sample for sample in samples}
+            stored = [s for s in problem.selections if s.candidates <= places.keys()][: policy.select_samples]
+            seconds = self._select_seconds(stored)
+            unselected = not stored
+            in_time = [s for s, t in zip(stored, seconds, strict=True) if t <= policy.select_seconds]
+            if stored:
+                now += min(policy.select_seconds, max(seconds))
+                tokens += sum(s.tokens for s in stored)
+            if selected := len(in_time):
+                chosen = [None if s.chosen is None else places[s.chosen] for s in in_time]
+                pick = judged(policy, ended, chosen)
+        pick = pick or choose(policy, ended)
+        answer = heard.answer_of(pick)
+        return ReplayedProblem(
+            answer,
+            problem.is_right(answer),
+            reason,
+            now,
+            tokens,
+            len(begun),
+            any(problem.solutions[place].right for place in begun) or heard.any_right(),
+            selected,
+            unselected,
+        )
+
+    def _select_seconds(self, stored: Sequence[StoredSelection]) -> list[float]:
+        """Return when each selection ends: they run side by side."""
+        if self._rates is None:
+            return [s.seconds or 0.0 for s in stored]
+        machine = Shared(self._rates)
+        for n, s in enumerate(stored):
+            machine.begin(n, StoredSolution("", None, False, s.tokens))
+        seconds = [0.0] * len(stored)
+        while machine.running:
+            at, ends = machine.advance(UNLIMITED)
+            for n, _ in ends:
+                seconds[n] = at
+        return seconds
+
+
+class _End(NamedTuple):
+    """A solution that has ended."""
+
+    sample: int
+    answer: str | None
+    tokens: int
+    entropy: float | None
+    whole: bool
+
+
+class _Heard:
+    """The solutions that have ended, with the classes of their answers."""
+
+    def __init__(self, problem: StoredProblem):
+        self.ended: list[Ended] = []
+        self._problem, self._answers = problem, dict[int, str | None]()
+        self._fixed = problem.grouping.fixed
+        self._groups: dict[str | None, int | None] = {None: None}  # of the answers so far
+
+    def knows(self, answer: str | None) -> bool:
+        """Tell whether an answer of this spelling was heard before: the grader is not asked again."""
+        return answer in self._groups
+
+    def hear(self, ends: Sequence[_End], now: float) -> None:
+        """Add solutions that end at one moment."""
+        if not ends:
+            return
+        fixed, groups = self._fixed, self._groups
+        unknown = [end.answer for end in ends if end.answer not in groups]
+        for end in ends:
+            self._answers[end.sample] = end.answer
+        if fixed is not None:
+            for answer in unknown:
+                groups[answer] = fixed[answer.strip()]  # type: ignore[union-attr]  # None is known
+        elif unknown:
+            answers = list(self._answers.values())
+            groups.update(zip(answers, self._problem.grouping.of(answers), strict=True))
+            self.ended = [replace(e, group=groups[self._answers[e.sample]]) for e in self.ended]
+        for sample, answer, tokens, entropy, whole in ends:
+            self.ended.append(Ended(sample, now, groups[answer], tokens, entropy, whole))
+
+    def answer_of(self, pick: Pick) -> str | None:
+        """Return the answer that a class is named by."""
+        if pick.group is None:
+            return None
+        answers = (self._answers[e.sample] for e in self.ended if e.group == pick.group)
+        return spelling(answer for answer in answers if answer is not None)
+
+    def any_right(self) -> bool:
+        """Tell whether one of the answers is right."""
+        return any(map(self._problem.is_right, self._answers.values()))
