@@ -1,8 +1,11 @@
-"""The time bank: what easy problems leave over, hard ones may use (paper section 6).
+"""The time bank: what easy problems leave over, hard ones may use (paper section 6.3.4).
 
 Each problem has a base time. What a problem does not use goes into the bank. A problem may draw at most ``most`` from
 the bank, so that one hard problem cannot ruin the rest. Unlike an even share of what remains, early problems cannot
 overdraw.
+
+Where the whole contest has an end, no problem may take what the others need: each that is still to come keeps
+``reserve`` seconds, or its even share where not even that is left.
 """
 
 from __future__ import annotations
@@ -20,15 +23,26 @@ class TimeBank:
     """Seconds that a problem may have from the bank, at most."""
     saved: float = 0.0
     """Seconds in the bank; below 0 where problems took more than they were allowed."""
+    total: float | None = None
+    """Seconds of the whole contest; None: it has no end of its own."""
+    reserve: float = 0.0
+    """Seconds that are kept for each problem that is still to come, and that a problem has whatever others took."""
+    spent: float = 0.0
+    """Seconds that are used up."""
 
     def __post_init__(self) -> None:
-        if self.base <= 0 or self.most < 0:
-            raise ValueError("the base time must be above 0 and the draw not below")
+        if self.base <= 0 or self.most < 0 or self.reserve < 0 or (self.total is not None and self.total <= 0):
+            raise ValueError("the base time and the total must be above 0, the draw and the reserve not below")
 
-    def allowance(self) -> float:
-        """Return the seconds that the next problem may take."""
-        return self.base + min(self.saved, self.most)
+    def allowance(self, others: int = 0) -> float:
+        """Return the seconds that the next problem may take. ``others``: problems that come after it."""
+        seconds = max(self.base + min(self.saved, self.most), min(self.base, self.reserve))
+        if self.total is not None:
+            left = max(0.0, self.total - self.spent)
+            seconds = min(seconds, max(left - self.reserve * others, left / (others + 1)))
+        return seconds
 
     def spend(self, seconds: float) -> None:
         """Account for a problem that took ``seconds``. Time over the allowance is owed by those that follow."""
         self.saved += self.base - seconds
+        self.spent += seconds

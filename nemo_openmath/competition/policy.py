@@ -110,12 +110,18 @@ class Policy:
         if self.stragglers >= self.batch:
             raise ValueError("stragglers: choose it below batch")
 
+    def closing(self, deadline: float) -> float:
+        """Return the seconds that are kept for the end: to search what is cut off, and to count."""
+        return min(self.closing_seconds, 0.1 * deadline)
+
+    def selecting_takes(self, deadline: float) -> float:
+        """Return the seconds that have to be left for a selection."""
+        return min(self.select_seconds, 0.5 * deadline) if self.select_reserved else self.select_seconds
+
     def sampling_ends(self, deadline: float) -> float:
         """Return when solutions are cut off, in seconds since the problem began."""
-        end = deadline - min(self.closing_seconds, 0.1 * deadline)
-        if self.final == "genselect" and self.select_reserved:
-            end -= min(self.select_seconds, 0.5 * deadline)
-        return max(0.0, end)
+        reserved = self.final == "genselect" and self.select_reserved
+        return max(0.0, deadline - self.closing(deadline) - (self.selecting_takes(deadline) if reserved else 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,8 +326,7 @@ def selection(
     """
     if policy.final != "genselect" or reason in (Reason.AGREEMENT, Reason.SURE):
         return ()
-    seconds = min(policy.select_seconds, 0.5 * deadline) if policy.select_reserved else policy.select_seconds
-    if deadline - min(policy.closing_seconds, 0.1 * deadline) - now < seconds - 1e-6:
+    if deadline - 0.1 * policy.closing(deadline) - now < policy.selecting_takes(deadline) - 1e-6:
         return ()
     whole = [e for e in ended if e.whole and e.group is not None and not e.lost]
     return tuple(sorted(e.sample for e in whole)) if len({e.group for e in whole}) > 1 else ()

@@ -144,7 +144,7 @@ def test_a_selection_is_asked_for_where_solutions_differ_and_time_is_left() -> N
 
     assert asked("aba-") == (0, 1, 2)
     assert asked("aa") == () == asked("aB") == asked("")
-    assert asked("ab", Reason.AGREEMENT) == () == asked("ab", now=66.0)
+    assert asked("ab", Reason.AGREEMENT) == () == asked("ab", now=70.0)
     draws = drawn(policy, (0, 1, 2), 1)
     assert [len(set(candidates)) for candidates in draws] == [2, 2, 2]
     assert draws == drawn(policy, (0, 1, 2), 1)

@@ -42,6 +42,7 @@ from nemo_openmath.inference.rollout.outcome import Cost, Outcome, tail_repeats
 from nemo_openmath.inference.rollout.settings import RolloutSettings
 from nemo_openmath.inference.rollout.start import Start
 from nemo_openmath.inference.rollout.talking import talk
+from nemo_openmath.inference.rollout.watch import Watch
 
 _TRIES = 16  # tokens at whose end a text may be cut and encoded on
 
@@ -56,14 +57,16 @@ async def roll_out(
     key: str,
     sandbox: Sandbox | None = None,
     budget: int = 0,
+    watch: Watch | None = None,
 ) -> Outcome:
     """Generate one solution.
 
     ``key`` names the conversation for prefix caches. ``budget`` above 0 lets the solution call code so many times.
+    ``watch`` has the solution as far as it is made, at any moment and after a cancellation.
     Cancelling releases the engine's request and the sandbox's session. Raises EngineError and SandboxError; whatever
     the model and its code do is an outcome.
     """
-    start = Start(engine, tokenizer, messages, settings, seed, key, budget)
+    start = Start(engine, tokenizer, messages, settings, seed, key, budget, watch)
     if budget > 0 and engine.capabilities.conversations:
         return await talk(start, sandbox)
     if budget > 0 and settings.tool_format == "tool_calls":
@@ -76,6 +79,8 @@ async def roll_out(
     text = None if isinstance(to_send, tuple) else to_send  # of engines that take no ids
     ids = list(to_send) if isinstance(to_send, tuple) else await token_ids(tokenizer, prompt.parts)
     rollout = _Rollout(start, _Prompt(prompt.opening, ids, text))
+    if watch is not None:
+        watch.so_far = rollout.so_far
     finish = await rollout.run(sandbox)
     return rollout.outcome(finish)
 
@@ -141,6 +146,15 @@ class _Rollout:
             finish = Finish.REPETITION
         return Outcome(self._transcript(finished=finish is Finish.STOP), finish, self._cost)
 
+    def so_far(self, text: str, tokens: int) -> Outcome:
+        """Return the solution as it stands, with what the engine has sent of its next text."""
+        spans, open_text = tuple(self._spans), self._turn.text + text
+        if open_text:
+            spans = (*spans, Span(Author.MODEL, open_text))
+        cost = replace(self._cost, completion_tokens=self._cost.completion_tokens + tokens)
+        transcript = Transcript(self._start.messages, tuple(replace(span, ids=None) for span in spans), finished=False)
+        return Outcome(self._opened(transcript), Finish.TIME, cost)
+
     @property
     def _written(self) -> int:
         """Tokens behind the prompt."""
@@ -170,7 +184,7 @@ class _Rollout:
 
     async def _complete(self, room: int) -> Completion:
         """Ask the engine once, and add what the model wrote to its turn."""
-        completion = await self._engine.complete(self._request(room))
+        completion = await self._start.complete(self._request(room))
         self._requests += 1
         usage, ids = completion.usage, completion.token_ids
         self._cost.completion_tokens += len(ids) or usage.completion_tokens
@@ -194,6 +208,7 @@ class _Rollout:
         if recorded:
             keeps = self._format.keeps_ids and self._prompt_text is None
             self._spans.append(Span(Author.MODEL, recorded, tuple(turn.ids) if keeps else None))
+        self._turn = _Text()
 
     def _room(self) -> int:
         """Tokens that the model may still write. Raises ContextOverflow where the prompt alone fills the context."""
@@ -270,7 +285,9 @@ class _Rollout:
         takes the thinking out: there only a text without the tag, of a model whose template writes it, gets the
         template's."""
         fingerprint = self._tokenizer.fingerprint if self._format.keeps_ids else None
-        transcript = Transcript(self._start.messages, tuple(self._spans), finished, fingerprint)
+        return self._opened(Transcript(self._start.messages, tuple(self._spans), finished, fingerprint))
+
+    def _opened(self, transcript: Transcript) -> Transcript:
         opening, renders = self._opening, self._engine.capabilities.conversations
         if renders and (THINK_START in transcript.text or THINK_END in opening):
             opening = ""

@@ -104,6 +104,16 @@ class Talk(ABC):
         transcript = Transcript(self._start.messages, _spans(self._record), finish is Finish.STOP)
         return Outcome(transcript, finish, self._cost)
 
+    def so_far(self, text: str, tokens: int) -> Outcome:
+        """Return the solution as it stands, with what the server has sent of its next text."""
+        words = self._unrecorded(text)
+        record = [*self._record, words] if words.thinking or words.content else self._record
+        cost = replace(self._cost, completion_tokens=self._cost.completion_tokens + tokens)
+        return Outcome(Transcript(self._start.messages, _spans(record), finished=False), Finish.TIME, cost)
+
+    def _unrecorded(self, text: str) -> _Written:
+        return self._words(text)
+
     @abstractmethod
     async def _turn(self, sandbox: Sandbox | None) -> Finish | None:
         """Let the model write and run what it calls. Return why the solution ends with it, or None."""
@@ -119,7 +129,7 @@ class Talk(ABC):
         if (room := self._settings.max_tokens - self._tokens_so_far) <= 0:
             return Finish.LENGTH
         try:
-            completion = await self._engine.complete(self._request(room))
+            completion = await self._start.complete(self._request(room))
         except InvalidRequest as error:
             if self._requests == 0:
                 raise
@@ -260,6 +270,9 @@ class TextTalk(Talk):
             self._show(before + step.shown, await self._run(sandbox, step.code, step.error))
             return None
 
+    def _unrecorded(self, text: str) -> _Written:
+        return self._words(self._open[self._since :] + text, before=self._open[: self._since])
+
     def _read(self, text: str, *, ended: bool) -> Step | None:
         if self._settings.tool_format == "tags" and CODE_END in text:  # what is behind it knows no output
             text = text[: text.index(CODE_END) + len(CODE_END)]
@@ -281,7 +294,10 @@ class TextTalk(Talk):
 async def talk(start: Start, sandbox: Sandbox | None) -> Outcome:
     """Generate one solution with code by a chat server; see ``loop.roll_out``."""
     kind = ToolTalk if start.settings.tool_format == "tool_calls" else TextTalk
-    return await kind(start).run(sandbox)
+    conversation = kind(start)
+    if start.watch is not None:
+        start.watch.so_far = conversation.so_far
+    return await conversation.run(sandbox)
 
 
 def _writes_open_turns(tokenizer: Tokenizer, messages: tuple[Message, ...]) -> bool:
