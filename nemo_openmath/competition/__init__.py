@@ -6,6 +6,6 @@
 """
 
 from nemo_openmath.competition.bank import TimeBank
-from nemo_openmath.competition.solver import Answer, SolverSettings, solve
+from nemo_openmath.competition.solver import Answer, Solver, SolverSettings, solve
 
-__all__ = ["Answer", "SolverSettings", "TimeBank", "solve"]
+__all__ = ["Answer", "Solver", "SolverSettings", "TimeBank", "solve"]

@@ -42,7 +42,7 @@ class Selectors:
         until: float,
         leftovers: Leftovers,
     ) -> list[int | None]:
-        """Return the sample that each selection chose; None where it named none, failed, or did not end by ``until``."""
+        """Return the sample that each selection chose; None where it named none, failed or was late."""
         texts = {sample: _shown(outcome) for sample, outcome in outcomes.items()}
         samples = sorted(sample for sample, text in texts.items() if text)
         if len(samples) < 2:

@@ -221,11 +221,13 @@ class _Solving:
             await self._time.any(tasks, until)
 
     def _begin(self, sample: int) -> None:
-        told = self._solver.told
+        told, policy = self._solver.told, self._settings
+        # requests end by themselves a little after the policy has said that the time is over
+        ends_at = policy.sampling_ends(self._deadline) + 0.1 * policy.closing(self._deadline)
         watch = Watch(
             self._solver.clock,
-            ends_at=self._time.began + self._settings.sampling_ends(self._deadline),
-            logprobs=self._settings.entropy_weight > 0,
+            ends_at=self._time.began + ends_at,
+            logprobs=policy.entropy_weight > 0,
             told=None if told is None else lambda text: told(sample, text),
         )
         self._trials.append(begin(self._means, self._problem, sample, seed=self._seed, watch=watch))

@@ -77,8 +77,8 @@ class Trial:
         return 0 if self.outcome is None else self.outcome.cost.completion_tokens
 
     def ended(self, group: int | None) -> Ended:
-        """Return it as the policy sees it. Its uncertainty is that of its answer's tokens, where they are not known that
-        of its last ones."""
+        """Return it as the policy sees it. Its uncertainty is that of its answer's tokens; where they are not known,
+        that of its last ones."""
         assert self.at is not None
         times = self.timing
         known = [] if times is None else [times.answer_surprise, times.tail_surprise]
@@ -106,8 +106,11 @@ def begin(means: Means, problem: str, sample: int, *, seed: int, watch: Watch) -
 
 def settle(trial: Trial, means: Means, rule: AnswerRule, *, now: float, problem_began: float, search: bool) -> None:
     """Take over what became of a solution: of one whose task has ended, its outcome or its error; of any other what it
-    has by now. ``search``: whether an unfinished one is searched for an answer. Its text alone is searched, as the paper
-    does; what its code printed last is no answer."""
+    has by now.
+
+    ``search``: whether an unfinished one is searched for an answer. What the model wrote is searched, by the rule for
+    finished ones; what its code printed last is no answer.
+    """
     trial.at = now
     try:
         if trial.task.done() and not trial.task.cancelled():

@@ -185,6 +185,9 @@ class Capabilities:
     same_tokens: bool = False
     """A prompt in text is cut into tokens outside this process, and it was seen that they are those of the caller's
     tokenizer."""
+    deterministic: bool = False
+    """Equal requests have equal completions, whatever else the engine does meanwhile: a greedy batch is one solution,
+    many times."""
     options: str = ""
     """What a chat server renders conversations with besides their turns (reasoning effort, options of its template), as
     JSON. It is a part of the identity of what is generated. Empty where there is nothing."""

@@ -140,7 +140,8 @@ def _competition(run: Run, finished: dict[str, Manifest]) -> Iterator[dict[str, 
     """Yield the score of each competition, from the answers that it left."""
     for name, manifest in finished.items():
         if manifest.stage == "competition.solve":
-            answers = list(read_merged([run.folder(name)], Generation, majority))
+            records = read_merged([run.folder(name)], Generation, majority)
+            answers = [record for record in records if record.mode == Mode.COMPETITION]
             if not answers:
                 continue
             right = np.array([float(answer.correct) for answer in answers])

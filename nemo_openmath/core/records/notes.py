@@ -6,7 +6,7 @@ reads or writes these keys.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_openmath.core.errors import UserError
@@ -57,17 +57,32 @@ class Submission:
     """Solutions that had finished by then."""
     seconds: float
     """Time from the problem to its answer."""
+    spent: float | None = None
+    """Time from the answer before it to this one's record: what the contest's clock ran on. None of a submission that
+    does not say it."""
+    allowed: float | None = None
+    """Seconds that it was allowed; None likewise."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """How the vote went, for a reader: why sampling ended, weights, the runner-up, what was lost."""
 
     def to_extra(self) -> dict[str, Any]:
         """Return the ``extra`` of the generation."""
-        return {"votes": self.votes, "finished": self.finished, "seconds": round(self.seconds, 3)}
+        extra: dict[str, Any] = {"votes": self.votes, "finished": self.finished, "seconds": round(self.seconds, 3)}
+        for name, value in (("spent", self.spent), ("allowed", self.allowed)):
+            extra |= {} if value is None else {name: round(value, 3)}
+        return extra | ({"vote": self.details} if self.details else {})
 
     @classmethod
     def of(cls, generation: Generation) -> Submission:
         """Read a submission. Raises UserError naming the record and the key that is missing or no such value."""
         read = _Reader(generation, "submission", "does not say how it came about")
         seconds = read.of_type("seconds", int | float)
-        return cls(read.of_type("votes", int), read.of_type("finished", int), float(seconds))
+        spent, allowed = (
+            float(read.of_type(name, int | float)) if name in generation.extra else None
+            for name in ("spent", "allowed")
+        )
+        details = read.of_type("vote", dict) if "vote" in generation.extra else {}
+        return cls(read.of_type("votes", int), read.of_type("finished", int), float(seconds), spent, allowed, details)
 
 
 @dataclass(frozen=True, slots=True)

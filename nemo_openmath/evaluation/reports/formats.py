@@ -105,7 +105,7 @@ def made_text(manifest: Manifest) -> str:
     """Return what a finished stage made, in its own units."""
     counts, metrics = manifest.counts, manifest.metrics
     if manifest.stage == "competition.solve" and "right" in metrics:
-        return f"{count_text(counts['records'], 'answer')}, {metrics['right']} right"
+        return f"{count_text(counts['units'], 'answer')}, {metrics['right']} right"
     if counts.get("units") or counts.get("records"):
         return count_text(counts["records"], "record")
     if "packs" in metrics:

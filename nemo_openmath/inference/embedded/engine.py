@@ -59,6 +59,7 @@ class EmbeddedEngine:
         vocab: int,
         max_context: int,
         memory: str,
+        deterministic: bool = False,
     ):
         self._name, self.tokenizer, self._scheduler = name, tokenizer, scheduler
         self._detokenizer, self._vocab = detokenizer, vocab
@@ -72,6 +73,7 @@ class EmbeddedEngine:
             keep_stop=True,
             cached_tokens=True,
             max_context=max_context,
+            deterministic=deterministic,
         )
         self._closed = False
 
@@ -135,6 +137,7 @@ class EmbeddedEngine:
             vocab=decoder.vocab,
             max_context=decoder.max_context,
             memory=plan.summary,
+            deterministic=dtype == "float32" and device == "cpu",
         )
 
     @property

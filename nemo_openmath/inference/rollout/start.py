@@ -27,4 +27,6 @@ class Start:
 
     async def complete(self, request: Request) -> Completion:
         """Ask the engine, under the rollout's watch where it has one."""
-        return await (self.engine.complete(request) if self.watch is None else self.watch.complete(self.engine, request))
+        return await (
+            self.engine.complete(request) if self.watch is None else self.watch.complete(self.engine, request)
+        )
