@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.cli import evaluate_decide
-from nemo_openmath.cli.common import REPLACE, CommandParser, at_least, verb
+from nemo_openmath.cli.common import AGAIN, REPLACE, CommandParser, at_least, verb
 from nemo_openmath.cli.streams import run_async
 
 MODEL = "MODEL"
@@ -21,6 +21,7 @@ def add(groups: Any) -> None:
     words = words_of(groups)
     _add_model(words)
     _add_rescore(words)
+    _add_table(words)
     evaluate_decide.add(words)
 
 
@@ -163,6 +164,27 @@ def _evaluate(options: argparse.Namespace) -> None:
         replace=options.replace,
     )
     run_async(evaluate(request))
+
+
+# -- the paper's tables ------------------------------------------------------------------------------------------------
+
+
+def _add_table(words: Any) -> None:
+    table = verb(words, "table", "the shapes of the paper's tables, from evaluations", _table, interrupted=AGAIN)
+    table.add_argument("folders", nargs="+", metavar="[NAME=]DIR", help="--output of openmath evaluate, one a model")
+    table.add_argument("--table", type=int, choices=(4, 6, 7, 8, 9), required=True, help="number of the paper's table")
+
+
+def _table(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from nemo_openmath.evaluation.paper_tables import EvaluatedModel, paper_table
+
+    made = paper_table(options.table, [EvaluatedModel.read(text) for text in options.folders])
+    console = Console()
+    console.print(made.table)
+    for line in made.missing:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 # -- rescore -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The groups of verbs, in the order of ``openmath --help``."""
 
 from nemo_openmath.cli import (
+    benchmark,
     certify,
     checkpoints,
     contest,
@@ -33,6 +34,7 @@ GROUPS = (
     generate.add,
     evaluate.add,
     contest.add,
+    benchmark.add,
     sandbox.add,
     records.add,
     trace.add,

@@ -10,6 +10,9 @@ two_models.py      how far two models agree that were asked the same
 problem_truth.py   known problems of labelled threads, found again
 problem_stages.py  the stage ``evaluation.problems``: precision and recall of the stages that made a problem set
 sequential/     two models, sampled until it is decided which is better; what that takes
+rescore/        stored generations under another grader, judge, token limit or subset
+benchmarks/     known benchmarks, and the file of one
+paper_tables.py the shapes of the paper's tables
 reports/        pages, pictures and tables of a run
 """
 

@@ -2,7 +2,7 @@
 
 Of every benchmark B and mode M, in this order:
 
-    B_problems               problems.read_problems
+    B_problems               problems.read_problems; with --limit, problems.select as B_chosen
     B_M                      rollout.generate
     B_M_graded, B_M_judged   solutions.grade; judging.judge, with --judge
     B_M_groups, B_M_selected genselect.groups and genselect.select, with --mode genselect: one mode per group
@@ -23,7 +23,7 @@ import orjson
 from rich.console import Console
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.records import Generation, Mode
+from nemo_openmath.core.records import Generation, Mode, Problem, read_records
 from nemo_openmath.core.records.store import part_files
 from nemo_openmath.data.records.stored import RecordFolder
 from nemo_openmath.evaluation.reports.console import results_table
@@ -127,12 +127,13 @@ def recipe_of(request: EvaluateRequest) -> tuple[dict[str, Any], list[SolutionSo
     sources: list[SolutionSource] = []
     named = benchmark_names(request.benchmarks)
     problems = {name: _read(stages, name, path) for name, path in named.items()}
+    chosen = {name: _chosen(stages, name, problems[name], request.limit) for name in named}
     for name in named:
         own = [_solved(stages, request, name, mode, problems[name], engine) for mode in solving]
         others = list(_others(request, name))
         for source in [*own, *others]:
             selected = selecting and (source in others or not others)
-            _measured(stages, request, source, problems[name], engine, selected=selected)
+            _measured(stages, request, source, chosen[name], engine, selected=selected)
         sources += [*own, *others]
     recipe: dict[str, Any] = {"name": "evaluate", "seed": request.seed, "student": request.engine}
     if request.judge_server:
@@ -147,6 +148,15 @@ def _read(stages: dict[str, Any], name: str, path: Path) -> str:
         return str(path.resolve())
     stages[f"{name}_problems"] = {"run": "problems.read_problems", "from": str(path.resolve())}
     return f"{name}_problems"
+
+
+def _chosen(stages: dict[str, Any], name: str, problems: str, limit: int) -> str:
+    """Add the stage that takes the problems within the limit; return its name, or ``problems`` where all are taken.
+    Solutions are made of the whole set by the same limit, so that those of a smaller one are kept."""
+    if not limit:
+        return problems
+    stages[f"{name}_chosen"] = {"run": "problems.select", "from": problems, "limit": limit}
+    return f"{name}_chosen"
 
 
 def _solved(
@@ -218,12 +228,10 @@ def _measured(
     ks = sorted({k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k < drawn.samples} | {drawn.samples})
     stages[f"{name}_results"] = {
         "run": "evaluation.metrics",
-        "from": {"generations": measured},
+        "from": {"generations": measured, "problems": problems},
         "checkpoint": source.benchmark,
         "ks": ks,
     }
-    if not request.limit:
-        stages[f"{name}_results"]["from"]["problems"] = problems
 
 
 def _others(request: EvaluateRequest, benchmark: str) -> Iterator[SolutionSource]:
@@ -254,12 +262,30 @@ async def evaluate(request: EvaluateRequest) -> None:
     """Evaluate, or go on with it, and print the results."""
     content, sources = recipe_of(request)
     run = Run(write_recipe(content, request.output, RECIPE), request.output)
-    if readers := [name for name in run.recipe.stages if name.endswith("_problems")]:
+    kinds = ("problems.read_problems", "problems.select")
+    if readers := [name for name, entry in run.recipe.stages.items() if entry.stage.kind in kinds]:
         await run.execute(StageSelection(until=readers[-1], replace=request.replace))
+    _refuse_unsolved(run, sources)
     open_stages = [s.name for s in run.status() if s.state is not State.FINISHED]
     await say_time(run, open_stages)
     await run.execute(StageSelection(replace=request.replace))
     print_results(Console(), request.output, sources)
+
+
+def _refuse_unsolved(run: Run, sources: Sequence[SolutionSource]) -> None:
+    """Raise UserError where another model has no solution of a problem: its selection would count as wrong."""
+    for source in sources:
+        if source.own:
+            continue
+        (problems,) = run.recipe.stages[f"{source.name}_groups"].inputs["problems"]
+        wanted = {p.id for p in read_records(run.output / problems, Problem)}
+        solved = {record.fields["problem_id"] for record in RecordFolder(Path(source.stage)).records()}
+        if missing := wanted - solved:
+            raise UserError(
+                f"no solution of {len(missing)} of the {len(wanted)} problems, for example {min(missing)}",
+                file=source.stage,
+                remedy="evaluate that model on the same problems (--limit included)",
+            )
 
 
 def print_results(console: Console, output: Path, sources: Sequence[SolutionSource]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
-from nemo_openmath.core.bounds import Words
+from nemo_openmath.core.bounds import NonNegativeInt, Words
 from nemo_openmath.core.records import Drop, Problem
-from nemo_openmath.core.stage import Result, StageContext, UnitStage
+from nemo_openmath.core.records.ids import unit_key
+from nemo_openmath.core.stage import ADDED, Result, StageContext, UnitStage
 
 ProblemType = Literal["has_answer_extracted", "no_answer_extracted", "converted_proof"]
 
@@ -23,6 +25,8 @@ class SelectProblemsConfig:
     """Only problems whose source contains one of these words, in any case; none: of all sources."""
     not_sources: Annotated[tuple[str, ...], Words()] = ()
     """No problems whose source contains one of these words, in any case."""
+    limit: NonNegativeInt = field(default=0, metadata=ADDED)
+    """Of all that were read only so many, those that ``rollout.generate`` chooses by the same limit; 0 means all."""
 
 
 class SelectProblems(UnitStage[SelectProblemsConfig, Problem]):
@@ -35,6 +39,12 @@ class SelectProblems(UnitStage[SelectProblemsConfig, Problem]):
     record = Problem
     concurrency = 1
 
+    async def prepare(self, context: StageContext) -> None:
+        self._within: frozenset[str] | None = None
+        if self.config.limit:
+            ids = (problem.id for problem in replace(context, divided=()).read("problems", Problem))
+            self._within = frozenset(heapq.nsmallest(self.config.limit, ids, key=unit_key))
+
     def units(self, context: StageContext) -> Iterable[tuple[str, Problem]]:
         return ((problem.id, problem) for problem in context.read("problems", Problem))
 
@@ -44,6 +54,8 @@ class SelectProblems(UnitStage[SelectProblemsConfig, Problem]):
 
     def _reason(self, problem: Problem) -> str | None:
         config, source = self.config, problem.source.lower()
+        if self._within is not None and problem.id not in self._within:
+            return "beyond the limit"
         if config.types and problem.problem_type not in config.types:
             return "other problem type"
         if config.sources and not any(word.lower() in source for word in config.sources):
