@@ -95,9 +95,15 @@ def keep_freed_memory() -> None:
 @contextlib.contextmanager
 def parallel_state_of(parallel: Parallel, seed: int) -> Iterator[None]:
     """Make megatron-core's groups for ``parallel`` over the whole world and seed every generator; remove the groups at
-    the end."""
+    the end.
+
+    megatron-core only forgets them. A group of gloo has a thread for each device that wakes a hundred times a second,
+    so a process that opens many layouts one after another would come to spend all its time on them. After an error
+    they stay: other ranks may still wait in them, and the process ends.
+    """
     from megatron.core import parallel_state, tensor_parallel
 
+    others = set(dist.distributed_c10d._world.pg_map)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
@@ -111,8 +117,12 @@ def parallel_state_of(parallel: Parallel, seed: int) -> Iterator[None]:
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     try:
         yield
-    finally:
+    except BaseException:
         parallel_state.destroy_model_parallel()
+        raise
+    parallel_state.destroy_model_parallel()
+    for group in [group for group in dist.distributed_c10d._world.pg_map if group not in others]:
+        dist.destroy_process_group(group)
 
 
 @contextlib.contextmanager
