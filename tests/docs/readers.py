@@ -11,6 +11,7 @@ import yaml
 
 from nemo_openmath.cli.main import build_parser
 from nemo_openmath.cli.registry import register_all
+from nemo_openmath.competition.lab.search import read_choices
 from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.launch import load_cluster
 from nemo_openmath.recipe.decide_file import load_decide_job
@@ -122,10 +123,10 @@ def check_yaml(block: Block, folder: Path) -> None:
             "" if data.keys() & {"templates", "extends"} else "extends: launcher_scripts/slurm-pyxis.yaml\n",
             "cluster",
         )
-    elif job == "decide":
+    elif job in ("decide", "contest"):
         base, kind = "", job
     elif job is not None:
-        assert job in ("sft", "generate"), f"{block.where}: job sft, generate or decide"
+        assert job in ("sft", "generate"), f"{block.where}: job sft, generate, decide or contest"
         example = "examples/sft-job.yaml" if job == "sft" else "examples/generate.yaml"
         whole = "output" in data if job == "sft" else "engine" in data and "problems" in data
         base, kind = "" if whole or "extends" in data else f"extends: {example}\n", job
@@ -144,6 +145,8 @@ def check_yaml(block: Block, folder: Path) -> None:
             read_job(written, [])
         elif kind == "decide":
             load_decide_job(written)
+        elif kind == "contest":
+            read_choices(written)
         else:
             load_job(written)
     finally:
