@@ -27,6 +27,8 @@ from nemo_openmath.competition.policy import (
     selection,
 )
 
+GRACE = 0.1
+"""Share of the seconds for the end in which requests still run, as the live solver lets them."""
 UNLIMITED = 1e9
 """Seconds that are as good as no limit. A number, for some rules compute with the time that is left."""
 
@@ -92,8 +94,9 @@ class ProblemReplay:
                     new = [end for end in new if heard.knows(end.answer)]
                 heard.hear(new, now)
         heard.hear(graded, now)
-        tokens += self._cut(problem, order, machine, heard, now, search=decision.search)
-        return self._answered(problem, order[:begun], heard, decision.reason, now, deadline, tokens)
+        over = deadline if decision.search else None
+        now, cut_tokens = self._cut(problem, order, machine, heard, now, deadline=over)
+        return self._answered(problem, order[:begun], heard, decision.reason, now, deadline, tokens + cut_tokens)
 
     def run_out(self, problem: StoredProblem, order: Sequence[int], *, deadline: float) -> ReplayedProblem:
         """Return what ``run`` returns, where it is known that one batch is begun and runs until the deadline ends it:
@@ -107,8 +110,8 @@ class ProblemReplay:
             new = self._ends(ends)
             tokens += sum(end.tokens for end in new)
             heard.hear(new, now)
-        tokens += self._cut(problem, order, machine, heard, now, search=True)
-        return self._answered(problem, begun, heard, Reason.TIME, now, deadline, tokens)
+        now, cut_tokens = self._cut(problem, order, machine, heard, now, deadline=deadline)
+        return self._answered(problem, begun, heard, Reason.TIME, now, deadline, tokens + cut_tokens)
 
     def _machine(self) -> Machine:
         return AsMade() if self._rates is None else Shared(self._rates)
@@ -127,18 +130,29 @@ class ProblemReplay:
         heard: _Heard,
         now: float,
         *,
-        search: bool,
-    ) -> float:
-        """End what runs; where ``search``, hear what can be found in it. Return the tokens that it has written."""
-        tokens, cut = 0.0, []
+        deadline: float | None,
+    ) -> tuple[float, float]:
+        """End what runs, and return the time and the tokens that it has written.
+
+        ``deadline``: of a problem whose time is over. Its requests end by themselves a little after that, and all are
+        heard together: those that still ended, and what can be found in the others. None: nothing is searched.
+        """
+        tokens, cut = 0.0, list[_End]()
+        last = (
+            now if deadline is None else self._policy.sampling_ends(deadline) + GRACE * self._policy.closing(deadline)
+        )
+        while machine.running and now < last:
+            now, ends = machine.advance(last)
+            cut += self._ends(ends)
+        tokens += sum(end.tokens for end in cut)
         for sample in machine.running:
             written = machine.written(sample)
             tokens += written
-            if search:
+            if deadline is not None:
                 seen = problem.solutions[order[sample]].glimpsed(written) if self._searches else NOTHING
                 cut.append(_End(sample, seen.answer, int(written), seen.entropy, False))
         heard.hear(cut, now)
-        return tokens
+        return now, tokens
 
     def _answered(
         self,
