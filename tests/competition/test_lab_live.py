@@ -1,0 +1,109 @@
+"""The replay is the live solver: random solutions, policies and times are given to both."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from tests.competition.played import PlayedEngine, Script, ids_of, stored
+from tests.support.virtual_time import VirtualClock, in_virtual_time
+
+from nemo_openmath.chat import ChatTokenizer, load_template
+from nemo_openmath.competition import SolverSettings, solve
+from nemo_openmath.competition.lab.replay import ProblemReplay
+from nemo_openmath.competition.lab.rollouts import StoredProblem
+from nemo_openmath.competition.lab.speed import Speed
+from nemo_openmath.competition.policy import BayesPrior, Reason
+from nemo_openmath.competition.solver import Answer
+from nemo_openmath.grading import compare
+from nemo_openmath.inference.rollout import RolloutSettings
+
+SPELLINGS = ["1/2", "0.5", "\\frac12", "50\\%", "50", "7", "7.0", "8", "9", None]
+CASES = 160
+SPEED = Speed(((1, 40.0), (2, 31.0), (6, 12.0)))
+
+
+def random_script(rng: random.Random) -> Script:
+    """A solution: perhaps a box in its thinking, perhaps a box at its end, perhaps too long."""
+    early, answer = rng.choice(SPELLINGS), rng.choice(SPELLINGS)
+    thought = "so " * rng.randint(1, 8) + ("" if early is None or rng.random() < 0.4 else f"\\boxed{{{early}}} hm")
+    text = f"{thought}</think> Well." + ("" if answer is None else f" \\boxed{{{answer}}}")
+    whole = rng.random() < 0.85
+    seconds = rng.uniform(0.2, 10.0)
+    return Script(text if whole else text[: rng.randint(10, len(text))], seconds, -rng.uniform(0, 3), whole)
+
+
+def distinct(tokenizer: ChatTokenizer, scripts: list[Script]) -> list[Script]:
+    """Make the lengths differ: which of two that end at one moment is heard first is the event loop's affair."""
+    lengths: set[int] = set()
+    out = []
+    for script in scripts:
+        while (length := len(ids_of(tokenizer, script))) in lengths:
+            script = replace(script, text=f"so {script.text}")
+        lengths.add(length)
+        out.append(script)
+    return out
+
+
+def random_policy(rng: random.Random) -> SolverSettings:
+    batch = rng.randint(1, 7)
+    return SolverSettings(
+        batch=batch,
+        rule=rng.choice(["votes", "votes", "bayes"]),
+        agree=rng.randint(1, min(batch, 4)),
+        bayes=BayesPrior(sure=rng.choice([0.7, 0.9, 0.99]), settled=rng.choice([0.6, 0.9]), checks=rng.choice([3, 20])),
+        stragglers=rng.choice([0, 0, rng.randrange(batch)]),
+        partial_weight=rng.choice([0.0, 0.5, 1.0]),
+        entropy_weight=rng.choice([0.0, 0.0, 1.0]),
+        second=rng.choice([0, 0, 2, 4]),
+        second_seconds=rng.choice([0.0, 2.0]),
+        closing_seconds=rng.choice([0.05, 0.3, 5.0]),
+        rollout=RolloutSettings(max_tokens=1000, temperature=1.0),
+    )
+
+
+async def live(
+    tokenizer: ChatTokenizer, scripts: list[Script], policy: SolverSettings, rates: list[float] | None, seconds: float
+) -> Answer:
+    engine = PlayedEngine(tokenizer, scripts, rates)
+    template = load_template("cot")
+    return await solve(engine, tokenizer, None, template, "p", policy, seconds=seconds, seed=1, clock=VirtualClock())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_replay_equals_the_live_solver(tokenizer: ChatTokenizer, shared: bool) -> None:
+    """Answer, reason and time to the event are the same, and so is the number of solutions."""
+    rng = random.Random(20 + shared)
+    reasons: Counter[Reason] = Counter()
+    answered = 0
+    for case in range(CASES):
+        policy, number = random_policy(rng), 0
+        number = policy.batch + policy.second
+        scripts = distinct(tokenizer, [random_script(rng) for _ in range(number)])
+        seconds = rng.choice([rng.uniform(1, 12), 30.0])
+        rates = SPEED.rates(number) if shared else None
+        problem = StoredProblem.make(
+            "p",
+            [stored(tokenizer, str(n), script, "7") for n, script in enumerate(scripts)],
+            compare,
+            glimpsed={answer: False for answer in SPELLINGS if answer is not None},
+        )
+        replayed = ProblemReplay(policy, rates).run(problem, range(number), deadline=seconds)
+        answer = in_virtual_time(live(tokenizer, scripts, policy, rates, seconds))
+        said = f"case {case}, {seconds:.3f} s: {policy}\nreplayed {replayed}\n"
+        said += f"live {answer.reason} at {answer.seconds}: {answer.answer}"
+        said += "".join(f"\n{t.sample} at {t.at}: {t.written}, whole {t.whole}" for t in answer.trials)
+        assert answer.reason is replayed.reason, said
+        assert answer.seconds == pytest.approx(replayed.seconds, abs=1e-6), said
+        assert len(answer.trials) == replayed.begun, said
+        groups = problem.grouping.of([answer.answer, replayed.answer])
+        assert groups[0] == groups[1], said
+        if replayed.reason in (Reason.TIME, Reason.FINISHED):  # elsewhere the engine forgets what it had written
+            assert answer.completion_tokens == pytest.approx(replayed.tokens, abs=number), said
+        reasons[replayed.reason] += 1
+        answered += replayed.answer is not None
+    assert set(reasons) == set(Reason), f"too few kinds of ends: {reasons}"
+    assert min(reasons.values()) > 3, reasons
+    assert answered > CASES // 2
