@@ -7,8 +7,6 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from tests.competition.played import PlayedEngine, Script, ids_of, stored
-from tests.support.virtual_time import VirtualClock, in_virtual_time
 
 from nemo_openmath.chat import ChatTokenizer, load_template
 from nemo_openmath.competition import SolverSettings, solve
@@ -19,6 +17,8 @@ from nemo_openmath.competition.policy import BayesPrior, Reason
 from nemo_openmath.competition.solver import Answer
 from nemo_openmath.grading import compare
 from nemo_openmath.inference.rollout import RolloutSettings
+from tests.competition.played import PlayedEngine, Script, ids_of, stored
+from tests.support.virtual_time import VirtualClock, in_virtual_time
 
 SPELLINGS = ["1/2", "0.5", "\\frac12", "50\\%", "50", "7", "7.0", "8", "9", None]
 CASES = 160
