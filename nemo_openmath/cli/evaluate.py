@@ -42,8 +42,9 @@ def counts(text: str) -> list[int]:
 
 # -- a model ----------------------------------------------------------------------------------------------------------
 
-_WORDS = """other words: openmath evaluate rescore (stored solutions under another grader, limit, judge), table (the
-paper's tables); a model folder called so is written ./rescore"""
+_WORDS = """other words: openmath evaluate plan (what a difference needs), decide (two models, until it is decided),
+rescore (stored solutions under another grader, limit, judge), table (the paper's tables); a model folder called so is
+written ./rescore"""
 
 
 class _OwnName:

@@ -15,8 +15,10 @@ import orjson
 from rich.console import Console
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.records import Generation
+from nemo_openmath.core.records import Generation, read_manifest
+from nemo_openmath.core.records.manifest import TALLY
 from nemo_openmath.core.records.store import part_files
+from nemo_openmath.core.records.types import Tallied
 from nemo_openmath.data.records.stored import RecordFolder
 from nemo_openmath.evaluation.rescore.changes_stage import CHANGES
 from nemo_openmath.evaluation.rescore.console import change_lines, metric_table, turn_lines, verdict_table
@@ -127,9 +129,24 @@ def recipe_of(request: RescoreRequest, sets: Sequence[GenerationSet]) -> dict[st
     return {"name": "rescore", "grading": request.grading, "stages": stages}
 
 
+def sets_of_modes(sets: Sequence[GenerationSet], modes: Sequence[str] | None) -> list[GenerationSet]:
+    """Return the sets in which generations of these modes are, as far as the manifests say. Raises UserError where
+    there is none."""
+    kept = [group for group in sets if modes is None or any(_may_hold(folder, modes) for folder in group.folders)]
+    if not kept:
+        raise UserError(f"no generations of mode {' or '.join(modes or ())}", remedy="change --mode")
+    return kept
+
+
+def _may_hold(folder: Path, modes: Sequence[str]) -> bool:
+    manifest = read_manifest(folder) if folder.is_dir() else None
+    tally = None if manifest is None else manifest.metrics.get(TALLY)
+    return not isinstance(tally, dict) or any(counted.mode in modes for counted, _ in Tallied.read(tally))
+
+
 async def rescore(request: RescoreRequest) -> None:
     """Score generations again, and print what changed."""
-    sets = generation_sets(request.folders)
+    sets = sets_of_modes(generation_sets(request.folders), request.settings.get("modes"))
     await run_written(recipe_of(request, sets), request.output, RECIPE, replace=request.replace)
     console = Console()
     for group in sets:
@@ -149,6 +166,7 @@ def print_changes(console: Console, told: dict[str, Any], name: str = "") -> Non
     if changed := [row for row in told["metrics"] if row["better"] or row["worse"]]:
         console.print(metric_table(changed))
     if same := len(told["metrics"]) - len(changed):
-        console.print(f"{same} metrics are what they were", soft_wrap=True, highlight=False)
+        unchanged = f"{same} metrics are what they were" if same > 1 else "1 metric is what it was"
+        console.print(unchanged, soft_wrap=True, highlight=False)
     for line in turn_lines(told["problems"]):
         console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -36,6 +36,11 @@ def test_a_limit_holds_for_solutions_selections_and_means(
     theirs = ["--solutions", str(own), "--output", str(other)]
     assert command([*line, *theirs]) is ExitCode.OK
     assert rows(other, "easy-30_cot_others_results")["genselect", "genselect@k"] == 3
+    again = ["evaluate", "rescore", str(own), "--output", str(tmp_path / "again"), "--mode"]
+    assert command([*again, "cot"]) is ExitCode.OK
+    assert "6 generations scored again: 0 verdicts changed" in capsys.readouterr().out
+    assert command([*again, "tir"]) is ExitCode.USER_ERROR
+    assert "no generations of mode tir" in capsys.readouterr().err
     more = [word if word != "3" else "5" for word in line]
     assert command([*more, *theirs]) is ExitCode.USER_ERROR
     assert "no solution of 2 of the 5 problems" in capsys.readouterr().err
