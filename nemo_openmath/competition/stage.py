@@ -87,11 +87,13 @@ class Compete(Stage[CompeteConfig]):
             for key in keys:  # of an interrupted run
                 if writer.done(key):
                     contest.recall(submitted[key])
-            for key, problem in zip(keys, problems, strict=True):
-                if not writer.done(key):
-                    writer.commit(key, await contest.submit(key, problem))
-                    context.progress.advance(note=f"{contest.right} right, bank {contest.bank.saved:.0f} s")
-            await contest.close()
+            try:
+                for key, problem in zip(keys, problems, strict=True):
+                    if not writer.done(key):
+                        writer.commit(key, await contest.submit(key, problem))
+                        context.progress.advance(note=f"{contest.right} right, bank {contest.bank.saved:.0f} s")
+            finally:
+                await contest.close()
         contest.report(len(problems), context)
 
 
@@ -107,7 +109,7 @@ class Contest:
     to_come: int
     """Problems that have no answer yet."""
     mark: float
-    """When the last answer was given."""
+    """When the contest's clock went on after the last answer."""
     right: int = 0
     finished: int = 0
     tokens: int = 0
@@ -157,11 +159,12 @@ class Contest:
         allowed = max(0.0, self.bank.allowance(self.to_come) - late)
         answer = await self.solver.solve(problem.problem, seconds=allowed, seed=self.context.seed)
         now = self.solver.clock.now()
-        spent, self.mark = max(0.0, now - self.mark), now
+        spent = max(0.0, now - self.mark)
         note = Submission(answer.votes, answer.finished, answer.seconds, spent, allowed, _details(answer))
         self._count(answer, note)
         written = dict.fromkeys([answer.answer, *(t.answer.answer for t in answer.trials)])
         grades = await self._grades([*written], problem.expected_answer)
+        self.mark = self.solver.clock.now()  # a contest knows no expected answers: its clock stands while we grade
         self.right += grades[answer.answer].is_equal
         submission = self._submission(key, problem, answer, note, grades[answer.answer])
         return [submission, *(self._attempt(key, problem, t, grades) for t in answer.trials if t.outcome is not None)]

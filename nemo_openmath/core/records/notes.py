@@ -58,8 +58,8 @@ class Submission:
     seconds: float
     """Time from the problem to its answer."""
     spent: float | None = None
-    """Time from the answer before it to this one's record: what the contest's clock ran on. None of a submission that
-    does not say it."""
+    """By what the contest's clock went on for it: ``seconds``, and what was done since the answer before it. None of a
+    submission that does not say it."""
     allowed: float | None = None
     """Seconds that it was allowed; None likewise."""
     details: dict[str, Any] = field(default_factory=dict)
