@@ -125,9 +125,9 @@ def settle(trial: Trial, means: Means, rule: AnswerRule, *, now: float, problem_
             trial.answer = rule.read(trial.written)
         trial.timing = trial.watch.timing(
             means.tokenizer,
-            trial.written,
-            problem_began=problem_began,
+            answered=trial.written is not None,
             code_seconds=trial.outcome.cost.code_seconds,
+            problem_began=problem_began,
             cut=trial.cut,
         )
     except Exception as error:  # whatever it is, the others have an answer to give

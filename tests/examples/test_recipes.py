@@ -99,6 +99,11 @@ OTHERS = [
     ("5.2", "kaggle", "merged_eval.temperature", 0.6),
     ("6", "kaggle", "merged_eval.code_seconds", 2.0),
     ("6", "kaggle", "merged_eval.output_chars", 200),
+    ("6", "kaggle", "contest.total_seconds", 5 * 3600.0),
+    ("6.3.4", "kaggle", "contest.base_seconds", 350.0),
+    ("6.3.4", "kaggle", "contest.bank_seconds", 210.0),
+    ("6.3.3", "kaggle", "contest.solver.batch", 16),
+    ("6.3.2", "kaggle", "contest.solver.rollout.temperature", 0.0),
 ]
 
 TABLE = [

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from nemo_openmath.chat import Transcript
 from nemo_openmath.core.engine import ContextOverflow, Finish
 from nemo_openmath.core.errors import Refused
+from nemo_openmath.core.records.notes import Timing
 from nemo_openmath.core.tokenizer import Message, Tokenizer
 
 
@@ -41,6 +42,8 @@ class Outcome:
     transcript: Transcript
     finish: Finish
     cost: Cost = field(default_factory=Cost)
+    timing: Timing | None = None
+    """When it was made, where somebody wants to know."""
 
     @classmethod
     def untried(cls, messages: tuple[Message, ...], tokenizer: Tokenizer, error: Refused) -> Outcome:

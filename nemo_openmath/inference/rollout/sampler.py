@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from nemo_openmath.chat import Template
-from nemo_openmath.core.engine import Engine
+from nemo_openmath.core.clock import SystemClock
+from nemo_openmath.core.engine import Engine, Finish
 from nemo_openmath.core.errors import Refused
 from nemo_openmath.core.records import Generation, Mode, Problem
 from nemo_openmath.core.records.answer_note import extra_for_solutions
@@ -16,6 +17,7 @@ from nemo_openmath.core.tokenizer import Message, Tokenizer
 from nemo_openmath.inference.rollout.loop import roll_out
 from nemo_openmath.inference.rollout.outcome import Outcome
 from nemo_openmath.inference.rollout.settings import RolloutSettings, draw_budget
+from nemo_openmath.inference.rollout.watch import Watch
 
 # the settings that are part of a sample's id
 _IDENTIFYING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "budgets", "code_seconds", "output_chars")
@@ -24,7 +26,7 @@ _IDENTIFYING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "budgets
 class Sampler:
     """Makes samples of problems with one engine, one prompt and one set of settings. ``seed``: of the stage;
     ``keep_ids``: records keep the token ids; ``recorded``: the prompt that records have in place of the one that was
-    asked, where the model calls code in another way than by tags."""
+    asked, where the model calls code in another way than by tags; ``timed``: records have the solution's times."""
 
     def __init__(
         self,
@@ -38,7 +40,9 @@ class Sampler:
         *,
         keep_ids: bool,
         recorded: Template | None = None,
+        timed: bool = False,
     ):
+        self._timed = timed
         self._recorded = recorded or template
         self._keep_ids = keep_ids
         self._engine, self._tokenizer, self._sandbox = engine, tokenizer, sandbox
@@ -58,7 +62,8 @@ class Sampler:
         """Generate the solution of sample number ``sample``."""
         key = self.id_of(problem, sample)
         seed, budget = self._seed_and_budget(key)
-        return await roll_out(
+        watch = Watch(SystemClock(), logprobs=True, streams=False) if self._timed else None
+        outcome = await roll_out(
             self._engine,
             self._tokenizer,
             self._messages(self._template, problem, budget),
@@ -67,7 +72,12 @@ class Sampler:
             key=key,
             sandbox=self._sandbox,
             budget=budget,
+            watch=watch,
         )
+        if watch is None:
+            return outcome
+        answered, seconds = outcome.finish is Finish.STOP, outcome.cost.code_seconds
+        return replace(outcome, timing=watch.timing(self._tokenizer, answered=answered, code_seconds=seconds))
 
     def untried(self, problem: Problem, sample: int, error: Refused) -> Generation:
         """Return the record of a sample that the engine refused: evaluation counts its problem apart."""
@@ -91,6 +101,8 @@ class Sampler:
                 "prompt": self._template.digest,
                 "ids": ids,
             }
+        if outcome.timing is not None:
+            extra |= outcome.timing.to_extra()
         if cost.invented_outputs:
             extra["invented_outputs"] = cost.invented_outputs
         return Generation(

@@ -54,6 +54,9 @@ class GenerateConfig(StoredRolloutSettings):
     rewritten_prompt: Path | None = field(default=None, metadata=ADDED)
     """Prompt file that records have in place of the one that was asked, where the model does not call code by tags;
     null: the shipped ``tir.txt``. A student is trained on it."""
+    timed: bool = field(default=False, metadata=ADDED)
+    """Whether records say when each turn was written and how sure the model was of its answer, for the contest
+    laboratory. Log-probabilities are asked for where the engine has them."""
     concurrency: PositiveInt = field(default=256, metadata=RUNTIME)
     """Solutions in flight at once, at most."""
 
@@ -114,6 +117,7 @@ class Generate(UnitStage[GenerateConfig, Sample]):
             context.seed,
             keep_ids=keep_ids,
             recorded=self._recorded,
+            timed=config.timed,
         )
         self._metrics = RolloutMetrics(config.tool_format if tools else None)
         self._within = self._first_problems(context)

@@ -98,18 +98,26 @@ class Watch:
         return None if self.so_far is None else self.so_far(self._text, len(self._ids) if self._text else 0)
 
     def timing(
-        self, tokenizer: Tokenizer, answer: str | None, *, problem_began: float, code_seconds: float, cut: bool
+        self,
+        tokenizer: Tokenizer,
+        *,
+        answered: bool,
+        code_seconds: float,
+        problem_began: float | None = None,
+        cut: bool = False,
     ) -> Timing:
-        """Return the times of the rollout up to now, and how sure the model was of its answer."""
-        if cut:
-            self._mark(len(self._ids) if self._text else 0)
-        answer_surprise = None if answer is None else surprise(tokenizer, self._ids, self._last)
+        """Return the times of the rollout up to now, and how sure the model was of its answer.
+
+        ``answered``: whether it has an answer; ``problem_began``: a reading of the clock, by default the rollout's
+        own beginning; ``cut``: whether it was cut off.
+        """
+        self._mark(len(self._ids) if self._text else 0)
         tail = self._last[-TAIL:]
         return Timing(
             tuple(self.points),
-            max(0.0, self.began - problem_began),
+            0.0 if problem_began is None else max(0.0, self.began - problem_began),
             code_seconds,
-            answer_surprise,
+            surprise(tokenizer, self._ids, self._last) if answered else None,
             _mean(tail),
             len(tail),
             cut,
