@@ -60,6 +60,7 @@ EXAMPLES = {
     "records grep": "-i 'wait, that' runs/smoke/cot_graded --where verdict=not_equal",
     "records export": "runs/smoke/tir_kept kept.parquet",
     "records check": "runs/smoke/tir_kept",
+    "view": "runs/smoke",
     "trace": "runs/smoke packs1:0:3",
     "data stats": "runs/smoke/packs1 --tokenizer examples/base",
     "data verify": "runs/smoke/packs1",

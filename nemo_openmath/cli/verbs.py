@@ -19,6 +19,7 @@ from nemo_openmath.cli import (
     serve,
     sft,
     trace,
+    view,
 )
 
 GROUPS = (
@@ -37,6 +38,7 @@ GROUPS = (
     benchmark.add,
     sandbox.add,
     records.add,
+    view.add,
     trace.add,
     data.add,
     checkpoints.add,

@@ -1,0 +1,182 @@
+"""Texts of strangers and models as markup: formulas as MathML where they can be read, everything else escaped.
+
+latex2mathml parses a formula into a tree. Its own text form is not used: it lets ``<script>`` in ``\\text`` through as
+it stands. The tree is written here, with elements and attributes of a fixed list and every text escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from nemo_openmath.data.records.shown import printable
+
+LONGEST = 1000
+"""Longest formula that is parsed, in characters."""
+MOST = 20_000
+"""Characters of formulas on a page that are parsed: some 50 ms. The rest stays as it is written, and the page says
+so."""
+_DEEPEST = 24  # braces within braces
+_FORMULA = re.compile(
+    r"\$\$(?P<a>[^$]+?)\$\$|\\\[(?P<b>.+?)\\\]|\\\((?P<c>.+?)\\\)|(?<![\\$])\$(?P<d>[^$\n]+?)(?<!\\)\$(?!\d)", re.DOTALL
+)
+_ELEMENTS = frozenset(
+    [
+        "math",
+        "mrow",
+        "mi",
+        "mn",
+        "mo",
+        "ms",
+        "mtext",
+        "mspace",
+        "mfrac",
+        "msqrt",
+        "mroot",
+        "msub",
+        "msup",
+        "msubsup",
+        "munder",
+        "mover",
+        "munderover",
+        "mtable",
+        "mtr",
+        "mtd",
+        "mstyle",
+        "menclose",
+        "mpadded",
+        "mphantom",
+        "mmultiscripts",
+        "mprescripts",
+        "none",
+    ]
+)
+_ATTRIBUTES = {
+    "display": r"block|inline",
+    "displaystyle|stretchy|fence|separator|accent|accentunder|symmetric|largeop|movablelimits": r"true|false",
+    "scriptlevel": r"[+-]?\d",
+    "linethickness|width|height|depth|lspace|rspace|minsize|maxsize": r"-?[\d.]{1,8}(em|ex|px|pt|%)?",
+    "mathvariant|form|notation|columnalign|rowalign": r"[a-z -]{1,40}",
+}
+_ALLOWED = {name: re.compile(value) for names, value in _ATTRIBUTES.items() for name in names.split("|")}
+_REFERENCE = re.compile(r"&#x([0-9A-Fa-f]{1,6});")
+
+
+@cache
+def parser() -> Callable[..., Any] | None:
+    """Return latex2mathml's parser; None where it is not installed."""
+    try:
+        from latex2mathml.converter import convert_to_element
+    except ImportError:
+        return None
+    return convert_to_element
+
+
+@dataclass
+class MathWriter:
+    """Writes the texts of one page."""
+
+    left: int = MOST
+    """Characters of formulas that may still be parsed."""
+    written: int = 0
+    """Formulas that were written as MathML."""
+    unread: int = 0
+    """Formulas that could not be parsed."""
+    beyond: int = 0
+    """Formulas that were not parsed, for the page has too many or they are too long."""
+
+    def text(self, text: str) -> Markup:
+        """Return a text with its formulas. Nothing of it can be markup."""
+        text = text.replace("\r\n", "\n")
+        if parser() is None:
+            self.beyond += sum(1 for _ in _FORMULA.finditer(text))
+            return escape(printable(text))
+        parts: list[str] = []
+        at = 0
+        for match in _FORMULA.finditer(text):
+            parts.append(escape(printable(text[at : match.start()])))
+            parts.append(self._formula(match))
+            at = match.end()
+        parts.append(escape(printable(text[at:])))
+        return Markup("".join(parts))
+
+    def answer(self, text: str) -> Markup:
+        """Return an answer: the whole is a formula where it looks like one."""
+        if parser() is None or not re.search(r"[\\^_]", text):
+            return escape(printable(text))
+        return self._parsed(text, printable(text), block=False)
+
+    def note(self) -> str:
+        """Return what has to be said of the formulas of the page; "" where all are written."""
+        if parser() is None:
+            if not self.beyond:
+                return ""
+            return "Formulas are shown as they are written: pip install 'nemo-openmath[view]' renders them."
+        parts = []
+        if self.unread:
+            parts.append(f"{self.unread:,} formulas could not be parsed")
+        if self.beyond:
+            parts.append(f"{self.beyond:,} formulas are beyond what one page renders")
+        return f"{' and '.join(parts)}: they are shown as they are written." if parts else ""
+
+    def _formula(self, match: re.Match[str]) -> Markup:
+        latex = next(group for group in match.groups() if group is not None)
+        block = match["c"] is None and match["d"] is None
+        return self._parsed(latex, printable(match[0]), block=block)
+
+    def _parsed(self, latex: str, raw: str, *, block: bool) -> Markup:
+        if len(latex) > min(LONGEST, self.left):
+            self.beyond += 1
+            return escape(raw)
+        self.left -= len(latex)
+        made = _mathml(latex.strip(), block)
+        if made is None:
+            self.unread += 1
+            return Markup('<span class="unread">{}</span>').format(raw)
+        self.written += 1
+        return made
+
+
+@lru_cache(maxsize=4096)
+def _mathml(latex: str, block: bool) -> Markup | None:
+    """Return a formula as MathML; None where it cannot be parsed."""
+    convert = parser()
+    if convert is None or not latex or not _is_shallow(latex):
+        return None
+    try:
+        root = convert(latex, display="block" if block else "inline")
+        return Markup(_written(root))
+    except Exception:  # of a parser that knows no hostile text: StopIteration, IndexError, RecursionError ...
+        return None
+
+
+def _is_shallow(latex: str) -> bool:
+    depth = 0
+    for letter in re.findall(r"[{}]|\\left|\\right|\\begin|\\end", latex):
+        depth += 1 if letter in ("{", "\\left", "\\begin") else -1
+        if depth > _DEEPEST:
+            return False
+    return True
+
+
+def _written(element: Any) -> str:
+    """Write an element of the tree. Raises ValueError for what is not on the list, and for a command that the parser
+    did not know: it leaves that as a text with its backslash."""
+    tag = str(element.tag)
+    if tag not in _ELEMENTS:
+        raise ValueError(tag)
+    own = _REFERENCE.sub(lambda match: chr(int(match[1], 16)), element.text or "")
+    if own.startswith("\\") and len(own) > 1 and tag != "mtext":
+        raise ValueError(own)
+    attributes = "".join(
+        f' {name}="{escape(value)}"'
+        for name, value in element.attrib.items()
+        if (pattern := _ALLOWED.get(name)) is not None and pattern.fullmatch(value)
+    )
+    inner = escape(printable(own)) + "".join(_written(child) for child in element)
+    return f"<{tag}{attributes}>{inner}</{tag}>"
