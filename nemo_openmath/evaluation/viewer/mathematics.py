@@ -7,7 +7,7 @@ it stands. The tree is written here, with elements and attributes of a fixed lis
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -22,39 +22,15 @@ MOST = 20_000
 """Characters of formulas on a page that are parsed: some 50 ms. The rest stays as it is written, and the page says
 so."""
 _DEEPEST = 24  # braces within braces
-_FORMULA = re.compile(
-    r"\$\$(?P<a>[^$]+?)\$\$|\\\[(?P<b>.+?)\\\]|\\\((?P<c>.+?)\\\)|(?<![\\$])\$(?P<d>[^$\n]+?)(?<!\\)\$(?!\d)", re.DOTALL
-)
+_OPENING = re.compile(r"\$\$|\\\[|\\\(|(?<![\\$])\$|\\boxed\{")
+_CLOSING = {"$$": "$$", r"\[": r"\]", r"\(": r"\)", "$": "$"}
+_BOXED = re.compile(r"\\boxed\{(?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})++\}")
 _ELEMENTS = frozenset(
-    [
-        "math",
-        "mrow",
-        "mi",
-        "mn",
-        "mo",
-        "ms",
-        "mtext",
-        "mspace",
-        "mfrac",
-        "msqrt",
-        "mroot",
-        "msub",
-        "msup",
-        "msubsup",
-        "munder",
-        "mover",
-        "munderover",
-        "mtable",
-        "mtr",
-        "mtd",
-        "mstyle",
-        "menclose",
-        "mpadded",
-        "mphantom",
-        "mmultiscripts",
-        "mprescripts",
-        "none",
-    ]
+    (
+        *("math", "mrow", "mi", "mn", "mo", "ms", "mtext", "mspace", "mfrac", "msqrt", "mroot", "msub", "msup"),
+        *("msubsup", "munder", "mover", "munderover", "mmultiscripts", "mprescripts", "none"),
+        *("mtable", "mtr", "mtd", "mstyle", "menclose", "mpadded", "mphantom"),
+    )
 )
 _ATTRIBUTES = {
     "display": r"block|inline",
@@ -93,15 +69,13 @@ class MathWriter:
     def text(self, text: str) -> Markup:
         """Return a text with its formulas. Nothing of it can be markup."""
         text = text.replace("\r\n", "\n")
-        if parser() is None:
-            self.beyond += sum(1 for _ in _FORMULA.finditer(text))
-            return escape(printable(text))
         parts: list[str] = []
         at = 0
-        for match in _FORMULA.finditer(text):
-            parts.append(escape(printable(text[at : match.start()])))
-            parts.append(self._formula(match))
-            at = match.end()
+        for formula in _formulas(text):
+            parts.append(escape(printable(text[at : formula.start])))
+            raw = printable(text[formula.start : formula.end])
+            parts.append(self._parsed(formula.latex, raw, block=formula.block))
+            at = formula.end
         parts.append(escape(printable(text[at:])))
         return Markup("".join(parts))
 
@@ -124,13 +98,8 @@ class MathWriter:
             parts.append(f"{self.beyond:,} formulas are beyond what one page renders")
         return f"{' and '.join(parts)}: they are shown as they are written." if parts else ""
 
-    def _formula(self, match: re.Match[str]) -> Markup:
-        latex = next(group for group in match.groups() if group is not None)
-        block = match["c"] is None and match["d"] is None
-        return self._parsed(latex, printable(match[0]), block=block)
-
     def _parsed(self, latex: str, raw: str, *, block: bool) -> Markup:
-        if len(latex) > min(LONGEST, self.left):
+        if parser() is None or len(latex) > min(LONGEST, self.left):
             self.beyond += 1
             return escape(raw)
         self.left -= len(latex)
@@ -140,6 +109,48 @@ class MathWriter:
             return Markup('<span class="unread">{}</span>').format(raw)
         self.written += 1
         return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Formula:
+    start: int
+    end: int
+    latex: str
+    block: bool
+
+
+def _formulas(text: str) -> Iterator[_Formula]:
+    """Yield the formulas of a text. Every text takes time in proportion to its length."""
+    closings = dict.fromkeys(_CLOSING, -1)  # where the next one is, of those that were looked for
+    at = 0
+    while (opening := _OPENING.search(text, at)) is not None:
+        mark, start = opening[0], opening.end()
+        at = start
+        if mark not in _CLOSING:
+            if (boxed := _BOXED.match(text, opening.start())) is not None:
+                at = boxed.end()
+                yield _Formula(opening.start(), at, boxed[0], False)
+            continue
+        if closings[mark] < start:
+            place = text.find(_CLOSING[mark], start)
+            closings[mark] = len(text) if place < 0 else place
+        end = closings[mark]
+        if end == len(text) or end == start or (mark == "$" and not _is_inline(text, start, end)):
+            continue
+        at = end + len(mark)
+        yield _Formula(opening.start(), at, text[start:end], mark in ("$$", r"\["))
+
+
+def _is_inline(text: str, start: int, end: int) -> bool:
+    """Whether a dollar sign closes a formula, and is no price: ``$5 and $6`` is none."""
+    inside = text[start:end]
+    return (
+        "\n" not in inside
+        and not inside[0].isspace()
+        and not inside[-1].isspace()
+        and not text[end + 1 : end + 2].isdigit()
+        and inside[-1] != "\\"
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -178,5 +189,5 @@ def _written(element: Any) -> str:
         for name, value in element.attrib.items()
         if (pattern := _ALLOWED.get(name)) is not None and pattern.fullmatch(value)
     )
-    inner = escape(printable(own)) + "".join(_written(child) for child in element)
+    inner = str(escape(printable(own))) + "".join(_written(child) for child in element)
     return f"<{tag}{attributes}>{inner}</{tag}>"

@@ -20,30 +20,30 @@ from nemo_openmath.evaluation.viewer.index import FINISHES, MODES, VERDICTS, Sol
 from nemo_openmath.evaluation.viewer.mathematics import MathWriter
 from nemo_openmath.evaluation.viewer.solution import Solution, find_row, name_of, read_solution
 
-TEMPLATES = ("base", "home", "solutions", "problems", "solution", "compare", "error")
+TEMPLATES = ("base", "macros", "home", "solutions", "problems", "solution", "compare", "error")
 ROWS = 50
 """Rows of a page."""
 SHOWN, ALL = 40_000, 2_000_000
 """Most characters of a segment, and where all of it is asked for."""
 _EXCERPT = 160
 _SHOWN_APART = frozenset(
-    [
-        "id",
-        "problem_id",
-        "mode",
-        "model",
-        "sample",
-        "finish",
-        "expected_answer",
-        "predicted_answer",
-        "verdict",
-        "verdict_reason",
-        "completion_tokens",
-        "code_calls",
-        "parents",
-        "extra",
-    ]
+    (
+        *(
+            "id",
+            "problem_id",
+            "mode",
+            "model",
+            "sample",
+            "finish",
+            "completion_tokens",
+            "code_calls",
+            "parents",
+            "extra",
+        ),
+        *("expected_answer", "predicted_answer", "verdict", "verdict_reason"),
+    )
 )
+"""Fields that have a place of their own on the page."""
 
 
 class Pages:
