@@ -40,6 +40,7 @@ _ATTRIBUTES = {
     "mathvariant|form|notation|columnalign|rowalign": r"[a-z -]{1,40}",
 }
 _ALLOWED = {name: re.compile(value) for names, value in _ATTRIBUTES.items() for name in names.split("|")}
+_NESTING = re.compile(r"\\\\|\\[{}]|[{}]|\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\begin|\\end(?![a-zA-Z])")
 _REFERENCE = re.compile(r"&#x([0-9A-Fa-f]{1,6});")
 
 
@@ -157,7 +158,7 @@ def _is_inline(text: str, start: int, end: int) -> bool:
 def _mathml(latex: str, block: bool) -> Markup | None:
     """Return a formula as MathML; None where it cannot be parsed."""
     convert = parser()
-    if convert is None or not latex or not _is_shallow(latex):
+    if convert is None or not latex or not _is_balanced(latex):
         return None
     try:
         root = convert(latex, display="block" if block else "inline")
@@ -166,13 +167,16 @@ def _mathml(latex: str, block: bool) -> Markup | None:
         return None
 
 
-def _is_shallow(latex: str) -> bool:
-    depth = 0
-    for letter in re.findall(r"[{}]|\\left|\\right|\\begin|\\end", latex):
-        depth += 1 if letter in ("{", "\\left", "\\begin") else -1
-        if depth > _DEEPEST:
+def _is_balanced(latex: str) -> bool:
+    """Whether every brace is closed, and none lies too deep. The parser takes half a formula for a whole one."""
+    depth = braces = 0
+    for mark in _NESTING.findall(latex):
+        step = 1 if mark in ("{", r"\left", r"\begin") else -1 if mark in ("}", r"\right", r"\end") else 0
+        depth += step
+        braces += step if mark in "{}" else 0
+        if depth > _DEEPEST or braces < 0:
             return False
-    return True
+    return braces == 0
 
 
 def _written(element: Any) -> str:
