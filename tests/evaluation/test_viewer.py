@@ -14,7 +14,7 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records.store import write_records
 from nemo_openmath.evaluation.viewer import mathematics
 from nemo_openmath.evaluation.viewer.building import build_index
-from nemo_openmath.evaluation.viewer.filters import Filter, FilteredRows
+from nemo_openmath.evaluation.viewer.filters import FilteredRows, RowFilter
 from nemo_openmath.evaluation.viewer.index import SolutionIndex
 from nemo_openmath.evaluation.viewer.mathematics import MathWriter
 from nemo_openmath.evaluation.viewer.pages import Pages
@@ -53,17 +53,17 @@ def test_filters_find_what_a_plain_loop_finds(tmp_path):
     rows = FilteredRows(index)
     assert len(index) == 3000
     wanted = [i for i, (at, verdict, tokens) in enumerate(made) if verdict == "equal" and 1000 <= tokens <= 9000]
-    chosen = Filter(verdict="equal", least=1000, most=9000)
+    chosen = RowFilter(verdict="equal", least=1000, most=9000)
     assert rows.rows(chosen).tolist() == wanted
-    longest = rows.rows(Filter(verdict="equal", least=1000, most=9000, order="longest")).tolist()
+    longest = rows.rows(RowFilter(verdict="equal", least=1000, most=9000, order="longest")).tolist()
     assert sorted(longest) == wanted
     assert [made[i][2] for i in longest] == sorted((made[i][2] for i in wanted), reverse=True)
     # the text of the problem, in any case and across line ends
-    assert rows.rows(Filter(text="NUMBER  6:")).tolist() == [i for i, (at, _, _) in enumerate(made) if at == 6]
-    assert Filter.parse({"verdict": "equal", "least": "1000", "most": "9000", "page": "2"}, index) == chosen
+    assert rows.rows(RowFilter(text="NUMBER  6:")).tolist() == [i for i, (at, _, _) in enumerate(made) if at == 6]
+    assert RowFilter.parse({"verdict": "equal", "least": "1000", "most": "9000", "page": "2"}, index) == chosen
     for query in ({"verdict": "eqal"}, {"least": "-1"}, {"least": "9" * 30}, {"stage": "nowhere"}):
         with pytest.raises(UserError):
-            Filter.parse(query, index)
+            RowFilter.parse(query, index)
 
 
 def test_pages_hold_every_row_once(tmp_path):
@@ -71,9 +71,9 @@ def test_pages_hold_every_row_once(tmp_path):
     pages = Pages(index_of(tmp_path / "run"), "run")
     found: list[str] = []
     for page in (1, 2, 3):
-        found += re.findall(r'name="a" value="([^"]*)"', pages.solutions(Filter(), page))
+        found += re.findall(r'name="a" value="([^"]*)"', pages.solutions(RowFilter(), page))
     assert found == [f"many:generation-{i:032x}" for i in range(120)]
-    assert pages.solutions(Filter(), 99) == pages.solutions(Filter(), 3)  # there is no page behind the last
+    assert pages.solutions(RowFilter(), 99) == pages.solutions(RowFilter(), 3)  # there is no page behind the last
 
 
 def test_a_solution_is_shown_with_all_that_is_known_of_it(tmp_path):
@@ -147,7 +147,7 @@ def test_nothing_of_a_text_becomes_markup(tmp_path):
         [solution(f"h{i}", problem, text, verdict_reason=text[:500], model=HOSTILE) for i, text in enumerate(written)],
     )
     pages = Pages(index_of(tmp_path / "run"), HOSTILE)
-    shown = [pages.home(), pages.solutions(Filter(), 1), pages.problems(Filter(), 1, True), pages.error(HOSTILE)]
+    shown = [pages.home(), pages.solutions(RowFilter(), 1), pages.problems(RowFilter(), 1, True), pages.error(HOSTILE)]
     shown += [pages.solution(f"hostile:h{i}", whole=True) for i in range(len(texts))]
     for page in shown:
         seen = Seen(page)

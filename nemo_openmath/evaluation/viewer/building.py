@@ -18,7 +18,7 @@ from nemo_openmath.core.records.ids import unit_key
 from nemo_openmath.data.records.shown import transcript_of
 from nemo_openmath.data.records.stored import RecordFolder
 from nemo_openmath.evaluation.viewer.index import COLUMNS, FINISHES, MODES, UNGRADED, VERDICTS, Places, SolutionIndex
-from nemo_openmath.evaluation.viewer.problems import ProblemTexts
+from nemo_openmath.evaluation.viewer.problems import SearchedProblems
 from nemo_openmath.evaluation.viewer.sources import Sources
 
 _EVERY = 4096  # lines between steps of the progress
@@ -30,14 +30,14 @@ _VERDICT = {name: number for number, name in enumerate(VERDICTS)}
 
 def build_index(sources: Sources, progress: Progress | None = None) -> SolutionIndex:
     """Return the index of the solutions of some folders. Raises UserError naming file and row of what is no record."""
-    return _Builder(sources, progress or Progress("index")).build()
+    return _IndexBuilder(sources, progress or Progress("index")).build()
 
 
-class _Builder:
+class _IndexBuilder:
     def __init__(self, sources: Sources, progress: Progress):
         self.sources, self.progress = sources, progress
         self.files: list[Path] = []
-        self.problems = ProblemTexts()
+        self.problems = SearchedProblems()
         self.columns = {name: array(_CODES[kind]) for name, kind in COLUMNS.items()}
         self.chosen: list[tuple[int, int]] = []
 

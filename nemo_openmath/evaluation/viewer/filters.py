@@ -18,7 +18,7 @@ _KEPT = 8  # filters whose rows are kept: 4 bytes a row each
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class RowFilter:
     """What is shown. Empty texts and None stand for all."""
 
     stage: str = ""
@@ -35,7 +35,7 @@ class Filter:
     order: str = "stored"
 
     @classmethod
-    def parse(cls, query: Mapping[str, str], index: SolutionIndex) -> Filter:
+    def parse(cls, query: Mapping[str, str], index: SolutionIndex) -> RowFilter:
         """Read the fields of an address. Raises UserError naming what is unknown."""
         known = {"stage": index.stages, "mode": MODES, "verdict": VERDICTS, "finish": FINISHES, "order": ORDERS}
         values: dict[str, str | int | None] = {}
@@ -53,8 +53,8 @@ class Filter:
         may be among the changes."""
         page = changes.pop("page", None)
         changed = replace(self, **changes)  # type: ignore[arg-type]
-        plain = Filter()
-        pairs = {f.name: getattr(changed, f.name) for f in fields(Filter)}
+        plain = RowFilter()
+        pairs = {f.name: getattr(changed, f.name) for f in fields(RowFilter)}
         pairs = {name: value for name, value in pairs.items() if value != getattr(plain, name)}
         pairs |= {} if page in (None, 1) else {"page": page}
         return f"?{urlencode(pairs)}" if pairs else ""
@@ -71,9 +71,9 @@ class FilteredRows:
 
     def __init__(self, index: SolutionIndex):
         self._index = index
-        self._kept: OrderedDict[Filter, np.ndarray] = OrderedDict()
+        self._kept: OrderedDict[RowFilter, np.ndarray] = OrderedDict()
 
-    def rows(self, chosen: Filter) -> np.ndarray:
+    def rows(self, chosen: RowFilter) -> np.ndarray:
         """Return the rows for which a filter holds, in its order."""
         if chosen in self._kept:
             self._kept.move_to_end(chosen)
@@ -84,7 +84,7 @@ class FilteredRows:
             self._kept.popitem(last=False)
         return rows
 
-    def _find(self, chosen: Filter) -> np.ndarray:
+    def _find(self, chosen: RowFilter) -> np.ndarray:
         index, columns = self._index, self._index.columns
         keep = np.ones(len(index), bool)
         for name, names in _coded(index):

@@ -16,7 +16,7 @@ from nemo_openmath.core.grader import Verdict
 from nemo_openmath.core.records import Mode
 from nemo_openmath.core.records.ids import unit_key
 from nemo_openmath.data.records.stored import StoredRecord, parse_stored
-from nemo_openmath.evaluation.viewer.problems import ProblemTexts
+from nemo_openmath.evaluation.viewer.problems import SearchedProblems
 
 MODES: tuple[str, ...] = tuple(Mode)
 FINISHES: tuple[str, ...] = tuple(Finish)
@@ -62,7 +62,7 @@ class SolutionIndex:
     stages: list[str]
     files: list[Path]
     columns: dict[str, np.ndarray]
-    problems: ProblemTexts
+    problems: SearchedProblems
     chosen: np.ndarray
     """(key of the chosen solution, row of the selection), sorted by the key: shape [selections, 2], uint64."""
     groups: Places

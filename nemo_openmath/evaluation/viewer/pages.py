@@ -15,10 +15,10 @@ from nemo_openmath.chat import Author, Kind, Transcript
 from nemo_openmath.data.records.shown import excerpt, printable
 from nemo_openmath.evaluation.reports import page as report_page
 from nemo_openmath.evaluation.reports import svg
-from nemo_openmath.evaluation.viewer.filters import ORDERS, Filter, FilteredRows, by_problem
+from nemo_openmath.evaluation.viewer.filters import ORDERS, FilteredRows, RowFilter, by_problem
 from nemo_openmath.evaluation.viewer.index import FINISHES, MODES, VERDICTS, SolutionIndex
 from nemo_openmath.evaluation.viewer.mathematics import MathWriter
-from nemo_openmath.evaluation.viewer.solution import Solution, find_row, name_of, read_solution
+from nemo_openmath.evaluation.viewer.solution import ShownSolution, find_row, name_of, read_solution
 
 TEMPLATES = ("base", "macros", "home", "solutions", "problems", "solution", "compare", "error")
 ROWS = 50
@@ -65,7 +65,7 @@ class Pages:
             stages.append(
                 {
                     "name": printable(name),
-                    "address": Filter(stage=name).address(),
+                    "address": RowFilter(stage=name).address(),
                     "count": f"{count:,}",
                     "problems": f"{len(np.unique(columns['problem'][of])):,}",
                     "modes": ", ".join(MODES[mode] for mode in np.unique(columns["mode"][of])),
@@ -79,7 +79,7 @@ class Pages:
             notes.append(f"The text of {self.index.from_prompts:,} problems is that of a prompt: no record has it.")
         return self._render("home", stages=stages, notes=notes, total=f"{len(self.index):,}")
 
-    def solutions(self, chosen: Filter, page: int) -> str:
+    def solutions(self, chosen: RowFilter, page: int) -> str:
         """Return a page of the solutions for which a filter holds."""
         rows = self._rows.rows(chosen)
         paging = self._paging("/solutions", chosen, page, len(rows))
@@ -87,7 +87,7 @@ class Pages:
         lines = [self._line(int(row)) for row in rows[start : start + ROWS]]
         return self._render("solutions", lines=lines, paging=paging, **self._form(chosen))
 
-    def problems(self, chosen: Filter, page: int, hardest_first: bool) -> str:
+    def problems(self, chosen: RowFilter, page: int, hardest_first: bool) -> str:
         """Return a page of the problems that the solutions of a filter are of."""
         counts = by_problem(self.index, self._rows.rows(chosen), hardest_first)
         paging = self._paging(
@@ -137,14 +137,14 @@ class Pages:
     def _render(self, template: str, **values: Any) -> str:
         return environment().get_template(f"{template}.html.j2").render(title=printable(self.title), **values)
 
-    def _form(self, chosen: Filter) -> dict[str, Any]:
+    def _form(self, chosen: RowFilter) -> dict[str, Any]:
         choices = {"stage": self.index.stages, "mode": MODES, "verdict": VERDICTS, "finish": FINISHES, "order": ORDERS}
         number = self.index.problems.number(chosen.problem) if chosen.problem else None
         problem = "" if number is None else self.index.problems.text(number)
         return {"chosen": chosen, "choices": choices, "problem": MathWriter().text(problem)}
 
     def _paging(
-        self, path: str, chosen: Filter, page: int, count: int, more: dict[str, str] | None = None
+        self, path: str, chosen: RowFilter, page: int, count: int, more: dict[str, str] | None = None
     ) -> dict[str, Any]:
         pages = max(1, -(-count // ROWS))
         page = min(max(1, page), pages)
@@ -186,7 +186,7 @@ class Pages:
             "tokens": f"{int(columns['tokens'][row]):,}",
         }
 
-    def _shown(self, solution: Solution, writer: MathWriter, whole: bool) -> dict[str, Any]:
+    def _shown(self, solution: ShownSolution, writer: MathWriter, whole: bool) -> dict[str, Any]:
         values = solution.fields
         name = name_of(self.index, solution.row, solution.id)
         limit = ALL if whole else SHOWN
@@ -199,7 +199,7 @@ class Pages:
             "whole": "/solution?" + urlencode({"id": name, "all": 1}),
             "stage": printable(solution.stage),
             "problem": writer.text(solution.problem),
-            "of_problem": "/solutions" + Filter(stage=solution.stage, problem=str(values["problem_id"])).address(),
+            "of_problem": "/solutions" + RowFilter(stage=solution.stage, problem=str(values["problem_id"])).address(),
             **{key: None if v is None else writer.answer(str(v)[:2000]) for key, v in answers.items()},
             "verdict": str(values.get("verdict") or "ungraded"),
             "reason": printable(str(values.get("verdict_reason") or "")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-class ProblemTexts:
+class SearchedProblems:
     """Problems by number. About 230 bytes a problem beside its text, which is kept twice: as it is, and in small
     letters."""
 
@@ -50,14 +50,14 @@ class ProblemTexts:
 
     def search(self, words: str) -> np.ndarray:
         """Return which problems hold a text, in any case and with any white space: an array of booleans by number."""
-        found = np.zeros(len(self.ids), bool)
+        holding = np.zeros(len(self.ids), bool)
         wanted = _searched(words)
         at = self._blob.find(wanted)
         while at >= 0:
             number = int(np.searchsorted(self._starts, at, side="right")) - 1
-            found[number] = True
+            holding[number] = True
             at = self._blob.find(wanted, int(self._starts[number + 1]))
-        return found
+        return holding
 
 
 def _searched(text: str) -> bytes:

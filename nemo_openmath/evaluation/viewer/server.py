@@ -20,7 +20,7 @@ from aiohttp import web
 
 from nemo_openmath.core.errors import OpenMathError, UserError
 from nemo_openmath.core.listening import check_address
-from nemo_openmath.evaluation.viewer.filters import Filter
+from nemo_openmath.evaluation.viewer.filters import RowFilter
 from nemo_openmath.evaluation.viewer.index import SolutionIndex
 from nemo_openmath.evaluation.viewer.pages import Pages, style
 
@@ -95,11 +95,11 @@ class ViewerServer:
         return await _page(self.pages.home)
 
     async def _solutions(self, request: web.Request) -> web.Response:
-        chosen = Filter.parse(request.query, self.pages.index)
+        chosen = RowFilter.parse(request.query, self.pages.index)
         return await _page(self.pages.solutions, chosen, _page_number(request))
 
     async def _problems(self, request: web.Request) -> web.Response:
-        chosen = Filter.parse(request.query, self.pages.index)
+        chosen = RowFilter.parse(request.query, self.pages.index)
         return await _page(self.pages.problems, chosen, _page_number(request), request.query.get("first") != "easy")
 
     async def _solution(self, request: web.Request) -> web.Response:

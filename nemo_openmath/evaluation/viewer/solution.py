@@ -19,7 +19,7 @@ _MOST_SHOWN = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class ShownCandidate:
     """One solution among those that a selection chose from."""
 
     id: str
@@ -44,7 +44,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Solution:
+class ShownSolution:
     """One version of a solution, as a stage left it."""
 
     row: int
@@ -56,7 +56,7 @@ class Solution:
     """Rows of its versions in other stages."""
     selections: list[int]
     """Rows of the selections that chose it."""
-    candidates: list[Candidate] = field(default_factory=list)
+    candidates: list[ShownCandidate] = field(default_factory=list)
     """Of a selection: what it chose from."""
     judged: list[Judged] = field(default_factory=list)
 
@@ -65,11 +65,11 @@ class Solution:
         return str(self.fields["id"])
 
 
-def read_solution(index: SolutionIndex, row: int) -> Solution:
+def read_solution(index: SolutionIndex, row: int) -> ShownSolution:
     """Read a solution with all that stands elsewhere about it. Raises UserError where something of it is not there."""
     record = index.record(row)
     values = record.fields
-    return Solution(
+    return ShownSolution(
         row=row,
         stage=index.stages[int(index.columns["stage"][row])],
         fields=values,
@@ -99,7 +99,7 @@ def name_of(index: SolutionIndex, row: int, name: str) -> str:
     return f"{index.stages[int(index.columns['stage'][row])]}:{name}"
 
 
-def _candidates(index: SolutionIndex, values: dict[str, Any]) -> list[Candidate]:
+def _candidates(index: SolutionIndex, values: dict[str, Any]) -> list[ShownCandidate]:
     extra = values.get("extra") or {}
     group = extra.get("group")
     if not isinstance(group, str) or not (places := index.groups.find(group)):
@@ -115,7 +115,8 @@ def _candidates(index: SolutionIndex, values: dict[str, Any]) -> list[Candidate]
         raise UserError(f"group {group} is damaged ({error!r})", file=path, remedy=again(path)) from error
     chosen = extra.get("chosen")
     return [
-        Candidate(name, next(iter(index.rows_of(name)[-1:]), None), answer, name == chosen) for name, answer in pairs
+        ShownCandidate(name, next(iter(index.rows_of(name)[-1:]), None), answer, name == chosen)
+        for name, answer in pairs
     ]
 
 

@@ -31,7 +31,7 @@ class Sources:
 def find_sources(paths: Sequence[Path]) -> Sources:
     """Return the sources at these paths: folders of runs, or of stages. Problems, groups and judgements are looked for
     in the whole run of a stage. Raises UserError where a path holds no solutions."""
-    found = Sources()
+    sources = Sources()
     named: list[tuple[Path, list[Path]]] = []
     for path in paths:
         if path.is_dir() and part_files(path):
@@ -45,9 +45,9 @@ def find_sources(paths: Sequence[Path]) -> Sources:
             folder = RecordFolder(stage)
             if folder.kind is Generation:
                 label = f"{labels[run.resolve()]}{stage.resolve().name}"
-                found.solutions.setdefault(label, folder)
+                sources.solutions.setdefault(label, folder)
                 if note := folder.note():
-                    found.notes.append(note)
+                    sources.notes.append(note)
             elif len(stages) == 1 and stage in paths:
                 kind = folder.kind.__name__ if folder.kind is not None else "no"
                 raise UserError(
@@ -55,11 +55,11 @@ def find_sources(paths: Sequence[Path]) -> Sources:
                     file=stage,
                     remedy="openmath records show prints any record",
                 )
-    if not found.solutions:
+    if not sources.solutions:
         raise UserError("holds no solutions", file=paths[0], remedy="name the --output of a run, or a stage of one")
     for run in runs:
-        _add_beside(found, run)
-    return found
+        _add_beside(sources, run)
+    return sources
 
 
 def _stages(run: Path) -> list[Path]:
@@ -85,10 +85,10 @@ def _labels(runs: Sequence[Path]) -> dict[Path, str]:
     return labels
 
 
-def _add_beside(found: Sources, run: Path) -> None:
+def _add_beside(sources: Sources, run: Path) -> None:
     for stage in _stages(run):
         folder = RecordFolder(stage)
-        kinds: dict[type[Record], list[RecordFolder]] = {Problem: found.problems, Group: found.groups}
+        kinds: dict[type[Record], list[RecordFolder]] = {Problem: sources.problems, Group: sources.groups}
         if (kind := folder.kind) in kinds:
             kinds[kind].append(folder)
-        found.judgements += sorted(stage.glob(JUDGEMENTS))
+        sources.judgements += sorted(stage.glob(JUDGEMENTS))
