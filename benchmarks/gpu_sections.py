@@ -34,7 +34,7 @@ from nemo_openmath.models.context_plan import GatherPlan, RingPlan, Segments, zi
 from nemo_openmath.models.devices import process_device, use_steady_attention
 from nemo_openmath.training.base_model import BaseModel
 from nemo_openmath.training.certificate.certify import CertifiedData, make_certificate
-from nemo_openmath.training.certificate.faults import Layouts
+from nemo_openmath.training.certificate.faults.batch import Layouts
 from nemo_openmath.training.certificate.files import TOLERANCES
 from nemo_openmath.training.certificate.first_step import CERTIFICATE
 from nemo_openmath.training.certificate.report import NotCertified

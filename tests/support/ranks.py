@@ -6,6 +6,7 @@ module:  each rank calls run_cases(measure), once it has joined the group (``run
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
 
 from nemo_openmath.core.build import Builder, Origin
 from nemo_openmath.training.config import TrainingConfig
@@ -31,13 +33,21 @@ def run_ranks(module: str, ranks: int, cases: Sequence[dict[str, Any]], folder: 
 
 
 def run_cases(run: Callable[[dict[str, Any]], None]) -> NoReturn:
-    """Run every case of the file that this process was started with; end the process at the first that fails."""
+    """Run every case of the file that this process was started with; end the process at the first that fails.
+
+    The process groups that a case has made end with it: each of gloo's has threads in every rank, which megatron-core
+    leaves running, and a hundred groups of them stop the machine."""
+    kept = set(c10d._world.pg_map)
     for case in json.loads(Path(sys.argv[1]).read_text()):
         try:
             run(case)
         except Exception:
             print(f"case {case}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
             os._exit(1)
+        dist.barrier()
+        for group in set(c10d._world.pg_map) - kept:
+            dist.destroy_process_group(group)
+        gc.collect()  # models that are circles hold groups, too
         dist.barrier()
     os._exit(0)
 

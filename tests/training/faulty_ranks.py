@@ -119,6 +119,54 @@ def padding_trained(pack: Pack) -> Pack:
     return replace(pad_samples(pack, 4), loss_mask=pad_samples(pack, 4).loss_mask | ~marked.loss_mask)
 
 
+def without(choose: Callable[[list[Any]], list[int]]) -> Any:
+    """Each sample without the targets that ``choose`` takes from its runs of targets (arrays of positions)."""
+
+    def change(pack: Pack) -> Pack:
+        mask = pack.loss_mask.copy()
+        for start, stop in itertools.pairwise(pack.cu_seqlens.tolist()):
+            targets = start + np.flatnonzero(mask[start:stop])
+            runs = np.split(targets, np.flatnonzero(np.diff(targets) > 1) + 1)
+            mask[choose(runs)] = False
+        return replace(pack, loss_mask=mask)
+
+    return each(change)
+
+
+def between_trained(pack: Pack) -> Pack:
+    behind_first, before_last = np.zeros_like(pack.loss_mask), np.zeros_like(pack.loss_mask)
+    for a, b in itertools.pairwise(pack.cu_seqlens.tolist()):
+        behind_first[a:b] = np.logical_or.accumulate(pack.loss_mask[a:b])
+        before_last[a:b] = np.logical_or.accumulate(pack.loss_mask[a:b][::-1])[::-1]
+    return replace(pack, loss_mask=behind_first & before_last)
+
+
+def samples_cut(packs: list[Pack]) -> list[Pack]:
+    cut = []
+    for sample in (sample for pack in packs for sample in samples_of(pack)):
+        size = min(64, len(sample.tokens))
+        mask = sample.loss_mask[:size].copy()
+        mask[-1] = False  # its label is cut off
+        cut.append(Pack(sample.tokens[:size], sample.labels[:size], mask, np.array([0, size], np.int32), ("",)))
+    return cut
+
+
+def shifted_on_ranks(pack: Pack) -> Pack:
+    pack = pad_samples(pack, 4)
+    labels, mask, is_target = np.zeros_like(pack.labels), np.zeros_like(pack.loss_mask), np.roll(pack.loss_mask, 1)
+    for rank in range(2):
+        held = zigzag(pack.cu_seqlens.tolist(), 2, rank)
+        labels[held] = np.append(pack.tokens[held][1:], 0)
+        mask[held] = np.append(is_target[held][1:], False)
+    return replace(pack, labels=labels, loss_mask=mask)
+
+
+def mean_of_ranks(batch: RankBatch, micro_batch: PackedBatch) -> float:
+    """Each rank's mean of a micro-batch counts alike; ranks without targets are 0."""
+    micro_batches, ranks = len(batch.packs), parallel_state.get_context_parallel_world_size()
+    return batch.stats.num_target_tokens / max(1, len(micro_batch.labels)) / (micro_batches * ranks)
+
+
 def tokens_dropped(packs: list[Pack]) -> list[Pack]:
     result = []
     for sample in (sample for pack in packs for sample in samples_of(pack)):
@@ -193,9 +241,24 @@ def random_weights() -> Iterator[None]:
             for parameter in model.parameters():
                 torch.nn.init.zeros_(parameter)
 
-    with mock.patch.dict(globals(), load_hf=zero):
+    with mock.patch.dict(globals(), load_weights=zero):
         yield
 
+
+@contextmanager
+def no_biases() -> Iterator[None]:
+    def load(models: Any, *rest: Any) -> None:
+        load_hf(models, *rest)
+        for model in models:
+            for name, parameter in model.named_parameters():
+                if name.endswith("linear_qkv.bias"):
+                    torch.nn.init.zeros_(parameter)
+
+    with mock.patch.dict(globals(), load_weights=load):
+        yield
+
+
+load_weights = load_hf
 
 FAULTS: dict[str, Callable[[], Any]] = {
     "attention_across_samples": lambda: batches_become(across),
@@ -211,6 +274,14 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "boundary_targets": lambda: each(boundary_targets),
     "padding_trained": lambda: each(padding_trained),
     "tokens_dropped": lambda: packs_become(tokens_dropped),
+    "end_not_trained": lambda: without(lambda runs: [runs[-1][-1]]),
+    "first_target_masked": lambda: without(lambda runs: [run[0] for run in runs]),
+    "between_trained": lambda: each(between_trained),
+    "one_run_trained": lambda: without(lambda runs: [position for run in runs[:-1] for position in run]),
+    "samples_cut": lambda: packs_become(samples_cut),
+    "shifted_on_ranks": lambda: each(shifted_on_ranks),
+    "context_rank_means": lambda: losses_times(mean_of_ranks),
+    "biases_lost": no_biases,
     "micro_batch_means": lambda: losses_times(mean_of_means),
     "sample_means": sample_means,
     "loss_summed": lambda: losses_times(lambda batch, _: batch.stats.num_target_tokens),
@@ -229,7 +300,7 @@ def first_loss(case: dict[str, Any]) -> str:
     config = job.training
     with parallel_state_of(config.parallel, seed=0):
         models = build_model(base.config, config.parallel)
-        load_hf(models, base.config, base.checkpoint.read)
+        load_weights(models, base.config, base.checkpoint.read)
         forward = ForwardBackward(models, Optimizer.build(models, config).chunks, base.config, config.parallel)
         with torch.no_grad():
             return repr(total_loss(forward.run(forward.shard(source.batch(0)), train=False))[0])

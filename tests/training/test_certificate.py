@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from nemo_openmath.core.errors import ExitCode
 from nemo_openmath.data.packs.write import write_packs
 from nemo_openmath.data.tokens.token_file import ShardWriter, write_manifest
 from nemo_openmath.training.certificate.diagnose import Diagnosis, diagnose
-from nemo_openmath.training.certificate.files import Certificate, ReportedLoss
+from nemo_openmath.training.certificate.files import Certificate, digest
+from nemo_openmath.training.certificate.losses import ReportedLoss
+from nemo_openmath.training.certificate.report import verdict
 from tests.support import models
 from tests.support.ranks import run_ranks
 
@@ -50,6 +53,12 @@ CASES: list[tuple[dict[str, Any], int, str | None]] = [
             "labels_not_shifted",
             "labels_shifted_twice",
             "boundary_targets",
+            "end_not_trained",
+            "first_target_masked",
+            "between_trained",
+            "one_run_trained",
+            "samples_cut",
+            "biases_lost",
             "micro_batch_means",
             "sample_means",
             "loss_summed",
@@ -59,6 +68,7 @@ CASES: list[tuple[dict[str, Any], int, str | None]] = [
         )
     ),
     ({"tp": 2, "cp": 2}, 4, "context_order over the pack"),  # with one replica, whose packs are those of the plan
+    ({"tp": 2, "cp": 2}, 4, "context_rank_means"),
     *(
         ({"cp": 2}, 4, name)
         for name in (
@@ -66,6 +76,7 @@ CASES: list[tuple[dict[str, Any], int, str | None]] = [
             "rank_positions",
             "padding_trained",
             "tokens_dropped",
+            "shifted_on_ranks",
         )
     ),
 ]
@@ -223,12 +234,9 @@ def test_what_diagnose_says(
     }.items():
         content = json.loads(whole)
         (content if name in content else content["steps"][0])[name] = value
-        damaged = json.dumps(content)
-        (tmp_path / "damaged.json").write_text(damaged)
-        assert command.run(
-            ["diagnose", str(tmp_path / "losses.csv"), "--certificate", str(tmp_path / "damaged.json")]
-        ) is (ExitCode.USER_ERROR)
-        assert "damaged.json: is not whole" in capsys.readouterr().err
+        del content["digest"]
+        content["digest"] = digest(content)  # what a program wrote wrongly
+        assert "damaged.json: is not whole" in _refused(content, tmp_path, capsys)
     code, text = said(f"step,loss\n1,{1.5 * step.loss:.7f}\n")
     assert (code, text.split(":")[0]) == (ExitCode.UNKNOWN, "unknown")
     code, text = said(f"step,loss\n1,{step.loss:.1f}\n")  # known to 0.05: near to many
@@ -243,7 +251,7 @@ def test_what_diagnose_says(
     assert (code, text.split(":")[0]) == (ExitCode.FAULT, "pack_as_one_sequence")
     for rows, problem in {
         "step,loss\n1,2.5\n1,2.5\n": "losses.csv:3: the same as row 2",
-        "step,loss\n2,2.5\n": "losses.csv:2: step 2: the certificate has steps 1 to 1",
+        "step,loss\n2,2.5\n": "losses.csv: no row is of step 1 to 1, which the certificate has",
         "step,loss\n²,2.5\n": "losses.csv:2: step ²: the certificate has steps 1 to 1",
         "step,loss\n1,-2.5\n": "losses.csv:2: loss -2.5 is below 0",
         "step,loss\n1,2_0.5\n": "losses.csv:2: loss '2_0.5' is no number",
@@ -253,10 +261,101 @@ def test_what_diagnose_says(
         "step,loss,micro_batch\n1,2.5,3\n": "losses.csv:2: micro-batch 3: step 1 has 0 to 2",
         "step,loss,sample\n1,2.5\n": "losses.csv:2: 2 cells, the heading has 3",
         "1,2.5\n": "losses.csv:1: the heading is 1,2.5",
+        "step,loss,Loss\n1,2.5,2.5\n": "losses.csv:1: the heading is step,loss,loss",
+        "step,epoch,train/loss\n1,0,2.5\n": "losses.csv:1: the heading is step,epoch,train/loss; name one column step",
+        "step,loss,epoch\n0,2.6,0\n1,2.5,0\n": "losses.csv:2: step 0: the certificate has steps 1 to 1",
         "step,loss\n": "losses.csv: no row holds a loss",
     }.items():
         code, text = said(rows)
         assert (code, problem in text) == (ExitCode.USER_ERROR, True), text
+
+
+def _refused(content: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    (folder / "damaged.json").write_text(json.dumps(content))
+    (folder / "any.csv").write_text("step,loss\n1,2.5\n")
+    arguments = ["diagnose", str(folder / "any.csv"), "--certificate", str(folder / "damaged.json")]
+    assert command.run(arguments) is ExitCode.USER_ERROR
+    return capsys.readouterr().err
+
+
+def test_a_certificate_that_was_changed_is_refused(
+    root: Path, certificate: Certificate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A right loss edited wherever it stands; one of the version without a digest; white space is free."""
+    text = (root / "cert.json").read_text()
+    content = json.loads(text)
+    edited = json.loads(text)
+    [step] = edited["steps"]
+    step["loss"] *= 2
+    for sample in step["samples"]:
+        sample["loss"] = sample["loss"] and 2 * sample["loss"]
+    assert "is not whole (it was changed after it was made" in _refused(edited, tmp_path, capsys)
+    old = {name: value for name, value in content.items() if name != "digest"} | {"version": 1}
+    assert "is of version 1, this program reads 2; make it again with openmath certify" in _refused(
+        old, tmp_path, capsys
+    )
+    (tmp_path / "compact.json").write_text(json.dumps(dict(reversed(content.items()))))
+    assert Certificate.read(tmp_path / "compact.json") == certificate
+
+
+def test_a_loggers_file_is_read_and_what_was_not_is_said(
+    root: Path, certificate: Certificate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = certificate.steps[0].loss
+    file = tmp_path / "log.csv"
+    file.write_text(f"Loss,grad_norm,Step,epoch,eval_loss\n{right:.7f},1.5,1,0.1,\n,,1,0.1,2.0\n2.0,1.4,2,0.2,\n")
+    assert command.run(["diagnose", str(file), "--certificate", str(root / "cert.json")]) is ExitCode.OK
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first == (
+        "read: columns loss, step, not grad_norm, epoch, eval_loss; not 1 row of steps behind the certified ones; "
+        "not 1 row without a loss"
+    )
+    assert second.startswith("certified: ")
+
+
+def test_micro_batches_that_are_divided_wrongly_are_named(root: Path, certificate: Certificate) -> None:
+    """Rows of single micro-batches alone, from the samples' right losses and the packs' lengths by hand."""
+    [step] = certificate.steps
+    packs = [json.loads(line) for line in (root / "data.jsonl").read_text().splitlines()]
+    samples = [[s for s in step.samples if s.micro_batch == number] for number in range(len(packs))]
+    sums = [sum(s.target_tokens * (s.loss or 0.0) for s in part) for part in samples]
+    tokens = [len(pack["input_ids"]) for pack in packs]
+    longest = [max(pack["seq_lengths"]) * len(pack["seq_lengths"]) for pack in packs]
+    for name, rows in {
+        "loss_summed": sums,
+        "divided_by_all_tokens": [total / number for total, number in zip(sums, tokens, strict=True)],
+        "divided_by_all_tokens longest": [total / number for total, number in zip(sums, longest, strict=True)],
+        "sample_means": [sum(s.loss for s in part if s.loss) / len([s for s in part if s.loss]) for part in samples],
+    }.items():
+        reported = [ReportedLoss(2, 1, loss, micro_batch=number) for number, loss in enumerate(rows)]
+        diagnosis = diagnose(certificate, reported, certificate.tolerances["fp32"])
+        assert (diagnosis.status, diagnosis.names) == ("fault", [name.split()[0]]), diagnosis
+        batch = {"loss_summed": sum(sums), "sample_means": None}.get(name, sum(rows) / len(rows))
+        if batch is not None:
+            reported.append(ReportedLoss(2, 1, batch))
+            assert diagnose(certificate, reported, certificate.tolerances["fp32"]).names == [name.split()[0]]
+
+
+def test_faults_that_are_one_on_these_packs_are_named_together(certificate: Certificate) -> None:
+    """With one run of targets in each sample, a mask that is late and a first target that is masked are the same."""
+    [step] = certificate.steps
+    late = next(p for p in step.predicted if p.fault == "mask_late" and p.variant.startswith("within"))
+    others = [p for p in step.predicted if p.fault != "first_target_masked"]
+    twins = replace(step, predicted=[*others, replace(late, fault="first_target_masked", variant="of each run")])
+    diagnosis = _diagnose(replace(certificate, steps=[twins]), late.loss)
+    assert (diagnosis.status, diagnosis.names) == ("fault", ["mask_late", "first_target_masked"])
+    assert "mask_late (within each sample: the first target of each run is lost) or first_target" in verdict(
+        diagnosis, certificate
+    )
+
+
+def test_what_acts_on_some_data_alone_keeps_nothing_from_being_certified(certificate: Certificate) -> None:
+    """Samples of one run of targets cannot show what a trainer does between two; of attention all packs must show."""
+    [step] = certificate.steps
+    for name, status in {"between_trained": "certified", "attention_across_samples": "undecided"}.items():
+        seen = replace(step, predicted=[p for p in step.predicted if p.fault != name])
+        without = replace(certificate, steps=[seen], unexercised=[[name, ""]])
+        assert _diagnose(without, step.loss).status == status
 
 
 def test_the_page_names_every_fault(certificate: Certificate) -> None:

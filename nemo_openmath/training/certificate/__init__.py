@@ -6,7 +6,7 @@
 
 reference.py    the model in one process, in fp32: the loss of each position, each sample alone
 views.py        packs as a trainer sees them: padded, dealt to context ranks, their boundaries forgotten
-faults.py       the known faults, one function each
+faults/         the known faults, one function each
 choose.py       packs whose losses tell the faults apart
 files.py        cert.json and the CSV of losses; standard library alone
 report.py       what is printed

@@ -20,14 +20,8 @@ from nemo_openmath.models.layout import Precision
 from nemo_openmath.training.base_model import BaseModel
 from nemo_openmath.training.certificate.choose import choose_packs
 from nemo_openmath.training.certificate.diagnose import inseparable
-from nemo_openmath.training.certificate.faults import (
-    FAULTS,
-    CertifiedBatch,
-    Fault,
-    Layouts,
-    Prediction,
-    batch_loss,
-)
+from nemo_openmath.training.certificate.faults.batch import CertifiedBatch, Fault, Layouts, Prediction, batch_loss
+from nemo_openmath.training.certificate.faults.known import FAULTS
 from nemo_openmath.training.certificate.files import (
     TOLERANCES,
     Certificate,
@@ -122,7 +116,8 @@ def make_certificate(
 
 
 def _described(fault: Fault) -> dict[str, Any]:
-    return {"what": fault.what, "where": fault.where, "sources": list(fault.sources), "harmless": fault.harmless}
+    texts = {"what": fault.what, "where": fault.where, "sources": list(fault.sources)}
+    return {**texts, "harmless": fault.harmless, "some_data": fault.some_data}
 
 
 def _certify_step(
@@ -159,7 +154,11 @@ def _certify_step(
 
 
 def _predicted(fault: str, prediction: Prediction, packs: Sequence[Pack]) -> Predicted:
-    micro_batches = [_ratio(pack.sums.sum(), pack.counts.sum()) for pack in prediction.packs]
+    micro_batches = (
+        [_ratio(pack.sums.sum(), pack.counts.sum()) for pack in prediction.packs]
+        if prediction.micro_batches is None
+        else list(prediction.micro_batches)
+    )
     samples = [
         _ratio(total, count)
         for sums, pack in zip(prediction.packs, packs, strict=True)  # behind the samples there may be padding

@@ -15,7 +15,8 @@ from nemo_openmath.models.devices import DeviceChoice
 from nemo_openmath.models.layout import Precision
 from nemo_openmath.training.certificate.alone import world_of_one
 from nemo_openmath.training.certificate.diagnose import diagnose
-from nemo_openmath.training.certificate.files import FORMAT, RIGHT, Certificate, read_losses
+from nemo_openmath.training.certificate.files import FORMAT, RIGHT, Certificate
+from nemo_openmath.training.certificate.losses import read_losses
 from nemo_openmath.training.certificate.report import EXIT_CODES, NotCertified, advice, table, verdict
 
 
@@ -68,7 +69,7 @@ def _certify(request: CertifyRequest) -> str:
         stages_of,
         write_data,
     )
-    from nemo_openmath.training.certificate.faults import Layouts
+    from nemo_openmath.training.certificate.faults.batch import Layouts
     from nemo_openmath.training.worker import tokenizer_fingerprint
 
     changes = {} if request.rope_theta is None else {"rope_theta": request.rope_theta}
@@ -110,12 +111,15 @@ def diagnose_file(losses: Path, file: Path, precision: Precision | None, toleran
         tolerance = certificate.tolerances[precision or "fp32"]
     if not 0 < tolerance < 1 or not math.isfinite(tolerance):
         raise UserError(f"--tolerance {tolerance}", remedy="choose a share of the loss, such as 1e-4")
-    reported = read_losses(losses, certificate)
+    read = read_losses(losses, certificate)
+    if left_out := read.left_out():
+        yield left_out
+    reported = read.losses
     diagnosis = diagnose(certificate, reported, tolerance)
     if is_open and diagnosis.status in ("fault", "unknown"):
         rounded = diagnose(certificate, reported, certificate.tolerances["bf16"])
         if RIGHT in rounded.names:
-            names = f"right (in bf16) and {diagnosis.names[0]}" if diagnosis.names else "right (in bf16) and unknown"
+            names = f"right (in bf16) and {' or '.join(diagnosis.names) or 'unknown'}"
             yield f"cannot tell apart {names}: say in which precision it computed, --precision bf16 or fp32"
             raise NotCertified(f"{losses}: not certified", EXIT_CODES["undecided"])
     line = verdict(diagnosis, certificate)

@@ -1,7 +1,8 @@
 """Losses of a trainer held against a certificate: certified, one fault, several that cannot be told apart, or unknown.
 
 A fault explains the losses where one of its variants gives every reported one, within the tolerance of the trainer's
-precision and the rounding of what was written. So does being right.
+precision and the rounding of what was written. So does being right. Faults that are the same on the certified packs,
+in every number, are named together: no row would tell them apart.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nemo_openmath.training.certificate.files import RIGHT, Certificate, Predicted, ReportedLoss
+from nemo_openmath.training.certificate.files import RIGHT, Certificate, Predicted
+from nemo_openmath.training.certificate.losses import ReportedLoss
 
 Status = Literal["certified", "fault", "undecided", "unknown"]
 SCALED = "scaled"
 _LARGEST_FACTOR = 64  # of a loss that is so many times the right one
+_SAME = 1e-9  # relative: numbers of a certificate that differ by no more are one
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,10 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the losses say of the trainer."""
+    """What the losses say of the trainer.
+
+    ``fault``: one explanation, or several that are the same on these packs.
+    """
 
     status: Status
     explanations: list[Explanation]  # one of each name, the nearest first
@@ -60,6 +66,8 @@ def diagnose(certificate: Certificate, losses: Sequence[ReportedLoss], tolerance
         status = "unknown"
     elif len(explanations) == 1:
         status = "certified" if explanations[0].name == RIGHT else "fault"
+    elif expectations.are_the_same(explanations):
+        status = "fault"
     return Diagnosis(status, explanations, right, tolerance)
 
 
@@ -80,9 +88,11 @@ def _explanations(
 
 
 def never_shown(certificate: Certificate) -> list[str]:
-    """Return the faults that change nothing of these packs' losses, in none of their variants."""
+    """Return the faults that change nothing of these packs' losses, in none of their variants, but for those that act
+    on some data alone: who trains on no other data needs none."""
     shown = {fault.fault for step in certificate.steps for fault in step.predicted}
-    return sorted({name for name, _ in certificate.unexercised} - shown)
+    special = {name for name, fault in certificate.faults.items() if fault["some_data"]}
+    return sorted({name for name, _ in certificate.unexercised} - shown - special)
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,17 @@ class _Expectations:
                 self._places.setdefault((step.step, sample.id), []).append(place)
         self.keys = list(dict.fromkeys((name, variant) for _, name, variant in self._predicted))
 
+    def are_the_same(self, explanations: Sequence[Explanation]) -> bool:
+        """Return whether faults predict the same in every number of the certificate; False for what is right."""
+        numbers = [self._numbers((explanation.name, explanation.variant)) for explanation in explanations]
+        if explanations[0].name == RIGHT or not all(numbers):
+            return False
+        return all(len(numbers[0]) == len(other) and all(map(_is_same, numbers[0], other)) for other in numbers[1:])
+
+    def _numbers(self, key: tuple[str, str]) -> list[float | None]:
+        of_steps = [self._predicted[step, *key] for step in self._steps if (step, *key) in self._predicted]
+        return [loss for step in of_steps for loss in (step.loss, *step.micro_batches, *step.samples)]
+
     def of(self, reported: ReportedLoss, key: tuple[str, str]) -> _Expected | None:
         """Return what is expected in the place of a reported loss; None where a fault predicts nothing there."""
         prediction = self._predicted.get((reported.step, *key))
@@ -130,6 +151,12 @@ class _Expectations:
             loss = min(copies, key=lambda value: abs(value - reported.loss), default=None)
         spread = step.loss * (step.target_tokens / targets) ** 0.5 if targets else 0.0
         return _Expected(loss, prediction.tolerance, spread) if loss else None
+
+
+def _is_same(first: float | None, second: float | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return abs(first - second) <= _SAME * abs(first)
 
 
 def _gap(reported: ReportedLoss, expected: _Expected | None) -> float:

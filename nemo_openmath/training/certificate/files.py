@@ -1,12 +1,13 @@
-"""The files of a certificate, read and written by the standard library alone.
+"""A certificate's file, read and written by the standard library alone.
 
-A certificate is JSON of this form, version 1:
+A certificate is JSON of this form, version 2:
 
-    format, version     "openmath loss certificate", 1
+    format, version     "openmath loss certificate", 2
+    digest              SHA-256 in hexadecimal digits of all other fields, as compact JSON with sorted keys
     model               folder, digest (of the weights), config, weights (fp32, or bf16: rounded before they are used)
     packs               folder, digest (of packs and order), batch_samples, seed; or chosen (numbers in the plan)
     tolerances          {"fp32": ..., "bf16": ...}, relative, of the loss of a trainer that computes in this precision
-    faults              {name: {"what", "where", "sources", "harmless"}}
+    faults              {name: {"what", "where", "sources", "harmless", "some_data"}}
     steps               a list, one for each global batch, all of the weights that the model came with:
         step            number from 1
         loss            that a right trainer reports: the mean of -log p over all target tokens of the batch
@@ -16,12 +17,12 @@ A certificate is JSON of this form, version 1:
     unexercised         [[fault, variant], ...] that change nothing of these packs' losses
     inseparable         {precision: [[name, name], ...]} whose losses coincide; "right" is a right trainer
 
-A program that holds losses against it needs no more than ``json``.
+A program that holds losses against it needs no more than ``json``. Version 1 had no digest.
 """
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -33,12 +34,15 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.outputs import partial_file
 
 FORMAT = "openmath loss certificate"
-VERSION = 1
+VERSION = 2
 RIGHT = "right"  # the name of a right trainer among those of faults
 TOLERANCES = {"fp32": 1e-5, "bf16": 3e-3}
 
 _REST = ("model", "packs", "faults", "unexercised", "inseparable", "tolerances")
-_COLUMNS = ("step", "loss", "micro_batch", "sample")
+
+
+class UnusableCertificate(UserError):
+    """Raised for a certificate that is of another version, not whole, or was changed after it was made."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +115,15 @@ class Certificate:
     def write(self, file: Path) -> None:
         """Write it, in one step."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        content = {"digest": digest(content), **content}
         partial = partial_file(file)
         partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         partial.rename(file)
 
     @classmethod
     def read(cls, file: Path) -> Certificate:
-        """Read a certificate. Raises UserError where the file is none, or one of a later version."""
+        """Read a certificate. Raises UserError where the file is none, and UnusableCertificate where it is one of
+        another version, or not as it was written."""
         try:
             content = json.loads(file.read_text())
         except FileNotFoundError:
@@ -126,9 +132,13 @@ class Certificate:
             raise UserError(f"is no JSON ({error})", file=file, remedy="make it again with openmath certify") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError("is no loss certificate", file=file, remedy="make one with openmath certify")
+        remedy = "make it again with openmath certify"
         if content.get("version") != VERSION:
             problem = f"is of version {content.get('version')}, this program reads {VERSION}"
-            raise UserError(problem, file=file, remedy="make it again with openmath certify")
+            raise UnusableCertificate(problem, file=file, remedy=remedy)
+        if content.pop("digest", None) != digest(content):
+            problem = "is not whole (it was changed after it was made: its digest is another)"
+            raise UnusableCertificate(problem, file=file, remedy=remedy)
         try:
             steps = [_step(step) for step in content["steps"]]
             rest = {name: content[name] for name in _REST}
@@ -136,7 +146,7 @@ class Certificate:
             certificate.check()
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             problem = f"is not whole ({type(error).__name__}: {error})"
-            raise UserError(problem, file=file, remedy="make it again with openmath certify") from None
+            raise UnusableCertificate(problem, file=file, remedy=remedy) from None
         return certificate
 
     def check(self) -> None:
@@ -146,114 +156,20 @@ class Certificate:
         for step in self.steps:
             step.check()
         for fault in self.faults.values():
-            _ = fault["what"], fault["where"], fault["sources"], fault["harmless"]
+            _ = fault["what"], fault["where"], fault["sources"], fault["harmless"], fault["some_data"]
         for precision in TOLERANCES:
             if not 0 < self.tolerances[precision] < 1:
                 raise ValueError(f"the tolerance of {precision} is no share of the loss")
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """Return the digest of a certificate's fields, that of the digest left out. It does not depend on their order, nor
+    on white space."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _step(content: Mapping[str, Any]) -> CertifiedStep:
     samples = [CertifiedSample(**sample) for sample in content["samples"]]
     predicted = [Predicted(**fault) for fault in content["predicted"]]
     return CertifiedStep(content["step"], content["loss"], content["target_tokens"], samples, predicted)
-
-
-@dataclass(frozen=True)
-class ReportedLoss:
-    """A loss that a trainer reported: of a batch, of one of its micro-batches, or of one of its samples."""
-
-    row: int  # of the file, from 1
-    step: int
-    loss: float
-    digits: int = 17  # behind the point, as it was written: it is known to half a unit of the last one
-    micro_batch: int | None = None
-    sample: str | None = None
-
-    @property
-    def rounding(self) -> float:
-        """Return how far the written loss may be from what the trainer had, in nats."""
-        return 0.5 * 10.0**-self.digits
-
-
-def read_losses(file: Path, certificate: Certificate) -> list[ReportedLoss]:
-    """Read a CSV with a heading: ``step`` and ``loss``, and ``micro_batch`` or ``sample`` where a row is of a part.
-
-    Raises UserError that names the row: for what is no number, what the certificate does not hold, and what stands
-    there twice.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read it ({error.strerror})", file=file, remedy="check the path") from None
-    except UnicodeDecodeError:
-        raise UserError("is no text", file=file, remedy="give a CSV with columns step,loss") from None
-    rows = csv.reader(lines)
-    heading = [name.strip().lower() for name in next(rows, [])]
-    if not {"step", "loss"} <= set(heading) or len(set(heading)) < len(heading):
-        problem = f"the heading is {','.join(heading) or 'missing'}"
-        raise UserError(problem, file=file, row=1, remedy="begin the file with a line step,loss")
-    for name in heading:
-        if name not in _COLUMNS:
-            raise UserError(f"unknown column {name!r}", file=file, row=1, remedy=f"use {', '.join(_COLUMNS)}")
-    losses: list[ReportedLoss] = []
-    seen: dict[tuple[int, int | None, str | None], int] = {}
-    for cells in rows:
-        row = rows.line_num
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(heading):
-            raise UserError(f"{len(cells)} cells, the heading has {len(heading)}", file=file, row=row)
-        values = {name: cell.strip() for name, cell in zip(heading, cells, strict=True)}
-        reported = _reported(values, file, row, certificate)
-        key = (reported.step, reported.micro_batch, reported.sample)
-        if key in seen:
-            raise UserError(f"the same as row {seen[key]}", file=file, row=row, remedy="leave out one of them")
-        seen[key] = row
-        losses.append(reported)
-    if not losses:
-        raise UserError("no row holds a loss", file=file, remedy="write a row for each step, such as 1,2.3456")
-    return losses
-
-
-def _reported(values: Mapping[str, str], file: Path, row: int, certificate: Certificate) -> ReportedLoss:
-    steps = {step.step: step for step in certificate.steps}
-    if not _is_number(values["step"]) or int(values["step"]) not in steps:
-        problem = f"step {values['step'] or 'is missing'}: the certificate has steps 1 to {len(steps)}"
-        remedy = "give losses of the weights that the model came with: of step 1, or with a learning rate of 0"
-        raise UserError(problem, file=file, row=row, remedy=remedy)
-    step = steps[int(values["step"])]
-    try:
-        if not values["loss"].isascii() or "_" in values["loss"]:
-            raise ValueError
-        loss = float(values["loss"])
-    except ValueError:
-        raise UserError(f"loss {values['loss']!r} is no number", file=file, row=row) from None
-    if loss < 0:
-        raise UserError(
-            f"loss {values['loss']} is below 0", file=file, row=row, remedy="give the mean of -log p, in nats"
-        )
-    if not math.isfinite(loss):
-        remedy = "a right trainer's loss is finite: look at the trainer's weights and numbers first"
-        raise UserError(f"loss {values['loss']} is not finite", file=file, row=row, remedy=remedy)
-    micro_batch, sample = values.get("micro_batch") or None, values.get("sample") or None
-    if micro_batch is not None and sample is not None:
-        raise UserError("names a micro-batch and a sample", file=file, row=row, remedy="name one of them")
-    number = 1 + max(part.micro_batch for part in step.samples)
-    if micro_batch is not None and not (_is_number(micro_batch) and int(micro_batch) < number):
-        problem = f"micro-batch {micro_batch}: step {step.step} has 0 to {number - 1}"
-        raise UserError(problem, file=file, row=row)
-    if sample is not None and sample not in {part.id for part in step.samples}:
-        raise UserError(f"sample {sample!r} is not in step {step.step} of the certificate", file=file, row=row)
-    return ReportedLoss(
-        row, step.step, loss, _digits(values["loss"]), None if micro_batch is None else int(micro_batch), sample
-    )
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
-
-
-def _digits(text: str) -> int:
-    """Return how many digits a number shows behind the point; ``1.5e-3`` shows four."""
-    mantissa, _, exponent = text.lower().partition("e")
-    return len(mantissa.partition(".")[2]) - int(exponent or 0)

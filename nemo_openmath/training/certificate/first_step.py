@@ -21,7 +21,8 @@ from nemo_openmath.core.errors import ExitCode, OpenMathError, UserError
 from nemo_openmath.core.processes import child_environment, killed_with_parent
 from nemo_openmath.models.layout import Precision
 from nemo_openmath.training.certificate.diagnose import diagnose
-from nemo_openmath.training.certificate.files import RIGHT, Certificate, ReportedLoss
+from nemo_openmath.training.certificate.files import RIGHT, Certificate, UnusableCertificate
+from nemo_openmath.training.certificate.losses import ReportedLoss
 from nemo_openmath.training.certificate.report import NotCertified, advice, verdict
 from nemo_openmath.training.config import TrainingJob
 
@@ -62,7 +63,7 @@ def make(job: TrainingJob, processes: int) -> None:
     """Write OUTPUT/certificate.json of a job's first batch, where none lies there that fits it."""
     from nemo_openmath.data.batches.batch_sharding import shard_batch
     from nemo_openmath.training.certificate.certify import CertifiedData, make_certificate
-    from nemo_openmath.training.certificate.faults import Layouts
+    from nemo_openmath.training.certificate.faults.batch import Layouts
     from nemo_openmath.training.certificate.views import without_padding
     from nemo_openmath.training.worker import open_job
 
@@ -79,14 +80,11 @@ def make(job: TrainingJob, processes: int) -> None:
     layout = {**asdict(parallel), "dp": dp}
     file = job.output / CERTIFICATE
     if file.exists():
-        before = Certificate.read(file)
-        difference = _difference(before, base.identity, source.fingerprint, precision)
-        if not difference and before.packs.get("layout") != layout:
-            difference = "another layout"
+        difference = _difference_of_file(file, base.identity, source.fingerprint, precision, layout)
         if not difference:
             log.info(f"certificate: {file} is of this model, these packs and this layout")
             return
-        log.info(f"certificate: {file} is of {difference}: made again")
+        log.info(f"certificate: {file} {difference}: made again")
     batch = source.batch(0)
     micro_batches = [pack for share in shard_batch(batch, dp, parallel) for pack in share]
     data = CertifiedData(
@@ -98,6 +96,20 @@ def make(job: TrainingJob, processes: int) -> None:
     certificate = make_certificate(base, data, layouts, precision)
     job.output.mkdir(parents=True, exist_ok=True)
     certificate.write(file)
+
+
+def _difference_of_file(
+    file: Path, identity: Mapping[str, Any], packs: str, precision: Precision, layout: Mapping[str, int]
+) -> str:
+    """Return why the certificate that lies there cannot be taken; empty where it can."""
+    try:
+        certificate = Certificate.read(file)
+    except UnusableCertificate as error:
+        return error.problem
+    difference = _difference(certificate, identity, packs, precision)
+    if not difference and certificate.packs.get("layout") != layout:
+        difference = "another layout"
+    return f"is of {difference}" if difference else ""
 
 
 def check(output: Path, identity: Mapping[str, Any], packs: str, precision: Precision, loss: float) -> str:

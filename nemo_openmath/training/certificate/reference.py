@@ -76,6 +76,21 @@ class ReferenceModel:
                 hidden = hidden.index_select(0, torch.from_numpy(rows).to(hidden.device))
             return self._label_losses(hidden, labels)
 
+    @contextlib.contextmanager
+    def without_biases(self) -> Iterator[None]:
+        """Within it, the biases of all layers are zero."""
+        biases = [value for name, value in self.model.named_parameters() if name.endswith(".bias")]
+        before = [value.detach().clone() for value in biases]
+        try:
+            with torch.no_grad():
+                for value in biases:
+                    value.zero_()
+            yield
+        finally:
+            with torch.no_grad():
+                for value, kept in zip(biases, before, strict=True):
+                    value.copy_(kept)
+
     def _batch(self, tokens: NDArray[np.int32], told: Boundaries, config: ModelConfig) -> PackedBatch:
         device = self._output.device
         everything = np.ones(len(tokens), np.bool_)

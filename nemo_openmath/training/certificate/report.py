@@ -29,7 +29,9 @@ def verdict(diagnosis: Diagnosis, certificate: Certificate) -> str:
     if diagnosis.status == "unknown":
         return f"unknown: no known fault gives these losses ({within})"
     if diagnosis.status == "fault":
-        return f"{_named(names[0])}: {_what(names[0], certificate)} ({within})"
+        what = "; or ".join(_what(name, certificate) for name in names)
+        same = ", which are the same on these packs" if len(names) > 1 else ""
+        return f"{' or '.join(map(_named, names))}{same}: {what} ({within})"
     shown = [_named(name) for name in names[:_SHOWN]]
     if len(names) > _SHOWN:
         shown.append(f"{len(names) - _SHOWN} more")
@@ -39,8 +41,8 @@ def verdict(diagnosis: Diagnosis, certificate: Certificate) -> str:
 def advice(diagnosis: Diagnosis, certificate: Certificate) -> list[str]:
     """Return lines of what to look at, or what to give so that more can be told."""
     lines = []
-    if diagnosis.status == "fault" and diagnosis.names[0] in certificate.faults:
-        fault = certificate.faults[diagnosis.names[0]]
+    known = [name for name in diagnosis.names if name in certificate.faults] if diagnosis.status == "fault" else []
+    for fault in (certificate.faults[name] for name in known):
         lines.append(f"look at: {fault['where']}")
         if fault["sources"]:
             lines.append(f"reported: {', '.join(fault['sources'])}")
