@@ -34,7 +34,9 @@ from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError, one_error
 from nemo_openmath.core.records.lineage import digest_file
 from nemo_openmath.inference.open import EngineConfig
-from nemo_openmath.recipe.iterations import SECTION, Loop, check_metric, unroll
+from nemo_openmath.recipe.iteration_checks import check_metric
+from nemo_openmath.recipe.iteration_settings import SECTION, Loop
+from nemo_openmath.recipe.iterations import unroll
 from nemo_openmath.recipe.registry import register_stages
 from nemo_openmath.recipe.stage_entries import StageEntries, StageEntry
 from nemo_openmath.recipe.teacher import Teacher, settings_types

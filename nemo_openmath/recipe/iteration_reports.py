@@ -15,8 +15,8 @@ from dataclasses import replace
 from nemo_openmath.core.records import Manifest, write_json
 from nemo_openmath.evaluation.iterations import DECISION, read_decision
 from nemo_openmath.evaluation.reports import build_report
-from nemo_openmath.recipe.iterations import DECISION as DECIDED
-from nemo_openmath.recipe.iterations import SECTION
+from nemo_openmath.recipe.iteration_settings import DECISION as DECIDED
+from nemo_openmath.recipe.iteration_settings import SECTION
 from nemo_openmath.recipe.report_data import iterations, run_view
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.stage_entries import StageEntry

@@ -33,123 +33,27 @@ Inside the loop the name of a stage of the loop means that of the same iteration
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
-from nemo_openmath.core.bounds import PositiveInt
-from nemo_openmath.core.build import Builder, Key, Origin, nearest
+from nemo_openmath.core.build import Builder, Key
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.stage import Stage, stage_kinds
-from nemo_openmath.evaluation.iterations import parse_metric
-from nemo_openmath.evaluation.stage import ComputeMetrics
-from nemo_openmath.inference.rollout.stage import Generate
-from nemo_openmath.recipe.stage_entries import ENGINES, StageEntry, foreign_stage, noun
-from nemo_openmath.synthesis.solutions.best_of import ORDER, Criterion
+from nemo_openmath.recipe.iteration_checks import LoopCheck
+from nemo_openmath.recipe.iteration_settings import (
+    BEST,
+    DECISION,
+    INITIAL,
+    MIXTURE,
+    NEWEST,
+    SECTION,
+    IterationsSettings,
+    Loop,
+    named_in,
+)
+from nemo_openmath.recipe.stage_entries import ENGINES
 
-SECTION, BEST, NEWEST, INITIAL, MIXTURE, DECISION = "iterations", "best", "newest", "initial", "mixture", "decision"
 _NUMBER = "{iteration}"
-
-
-@dataclass(frozen=True)
-class StopSettings:
-    """When the loop ends before ``most`` iterations."""
-
-    gains_below_interval: PositiveInt | None = 2
-    """The loop ends after so many iterations in a row whose gain is below its interval: the lower end of the paired 95%
-    interval of this model minus the best one before it, over the same held-out problems, is not above 0. Two, because
-    one such iteration may be bad luck of the sampling or of the training. ``null``: it never ends for that."""
-    tokens: PositiveInt | None = None
-    """No further iteration begins once models wrote so many tokens in the stages of all iterations together: solutions,
-    selections, judgments, summaries, those of the teacher and those of evaluation, and replies that no stage kept.
-    What was written for units that a kill cut off is not known. The iteration that spends the last of them is ended.
-    ``null``: no limit."""
-
-
-@dataclass(frozen=True)
-class MixtureSettings:
-    """What ``mixture`` means in the loop."""
-
-    of: str | list[str]
-    """The stage of the loop whose records an iteration adds, such as its filter, or a list of them. For
-    ``order``, the last of a list is the newest of its iteration."""
-    always: list[str] = field(default_factory=list)
-    """Stages outside of the loop, and folders, whose records are in every mixture."""
-    take: Literal["new", "all", "best"] = "all"
-    """``new``: the records of this iteration alone. ``all``: those of all iterations until now. ``best``: of these the
-    best ``per_problem`` of each problem."""
-    per_problem: PositiveInt = 4
-    """Of ``best``: how many solutions of a problem."""
-    order: list[Criterion] = field(default_factory=lambda: list(ORDER))
-    """Of ``best``: what comes first, as in the stage ``solutions.best_of``."""
-
-
-@dataclass(frozen=True)
-class IterationsSettings:
-    """What ``iterations`` says beside its stages."""
-
-    most: PositiveInt
-    """How many iterations are made, at most."""
-    start: str
-    """The model that iteration 1 generates with: a stage outside of the loop, or a model folder."""
-    model: str
-    """The stage of the loop that makes the model of an iteration."""
-    results: str
-    """The stage of the loop, of the kind ``evaluation.metrics``, that measures this model on held-out problems."""
-    metric: str = "tir pass@1"
-    """Mode and metric by which models are compared: a share of which more is better."""
-    start_results: str | None = None
-    """The results of ``start`` on the same problems: a stage outside of the loop, or its folder. With them the first
-    iteration has a gain, too, and ``start`` itself is the best where no iteration is better. ``null``: the first
-    iteration is compared with nothing."""
-    train_from: str = "last"
-    """The model that ``initial`` means: ``last`` is the same as ``newest``; anything else is a stage outside of the
-    loop or a model folder, such as the base model."""
-    stop: StopSettings = field(default_factory=StopSettings)
-    """When the loop ends before ``most`` iterations."""
-    mixture: MixtureSettings | None = None
-    """What ``mixture`` means in the loop; ``null`` where no stage names it."""
-
-    def __post_init__(self) -> None:
-        parse_metric(self.metric)
-
-
-@dataclass(frozen=True)
-class Loop:
-    """A loop that has become ordinary stages."""
-
-    settings: IterationsSettings
-    stages: dict[str, Any]
-    """All stages of the recipe as they are written, those of the loop among them."""
-    body: Mapping[str, str]
-    """Stage of an iteration -> the stage of the loop that it comes from; of those that the loop adds, itself."""
-    iteration: Mapping[str, int]
-    """Stage -> its iteration."""
-    gates: Mapping[str, tuple[str, ...]]
-    """Stage of an iteration -> the decisions that must not have ended the loop."""
-    decisions: tuple[str, ...]
-    _written: Mapping[Key, Key]
-    """Key of a stage, or of an input of one -> where the file says it."""
-    _source: Source
-
-    def written(self, key: Key) -> Key:
-        """Return the key under which the file says a setting of a stage."""
-        if key in self._source.origins:
-            return key
-        for length in range(len(key), 1, -1):
-            if (written := self._written.get(key[:length])) is not None:
-                is_body = written[:2] == (SECTION, "stages") and len(written) == 3
-                return written + key[length:] if is_body else written
-        return key
-
-    def origin(self, key: Key) -> Origin:
-        """Return where a setting was written."""
-        return self._source.origin(self.written(key))
-
-    def taken_out(self, key: Key) -> bool:
-        """Return whether ``null`` was written for a setting that its stage leaves out."""
-        written = self.written(key)
-        return written[-1] == key[-1] and written in self._source.origins
 
 
 def unroll(builder: Builder, source: Source, written: Any, stages: Mapping[str, Any], seed: int) -> Loop:
@@ -194,7 +98,7 @@ class _Unroller:
         self._written: dict[Key, Key] = {}
 
     def loop(self) -> Loop:
-        self._check()
+        LoopCheck(self._builder, self._settings, self._bodies, self._outside).check()
         settings, decisions = self._settings, [f"{DECISION}-{i}" for i in range(1, self._settings.most + 1)]
         for number in range(1, settings.most + 1):
             gates = tuple(decisions[: number - 1])
@@ -220,99 +124,6 @@ class _Unroller:
             _written=self._written,
             _source=self._source,
         )
-
-    # -- what is wrong with a loop -------------------------------------------------------------------------------------
-
-    def _check(self) -> None:
-        settings, mixture = self._settings, self._settings.mixture
-        self._check_body("model", settings.model, "model")
-        self._check_body("results", settings.results)
-        self._check_outside("start", settings.start, "model")
-        if settings.start_results is not None:
-            self._check_outside("start_results", settings.start_results, "metrics")
-        if settings.train_from != "last":
-            self._check_outside("train_from", settings.train_from, "model")
-        if mixture is not None:
-            for name in self._added:
-                self._check_body("mixture.of", name)
-            for name in mixture.always:
-                self._check_outside("mixture.always", name)
-        if SECTION in self._outside:
-            raise self._builder.error(("stages", SECTION), "is the folder of the loop's reports", "rename the stage")
-        words = {name for body in self._bodies.values() for name in _names(body)}
-        if NEWEST not in words and (INITIAL not in words or settings.train_from != "last"):
-            problem = f"no stage of it names {NEWEST!r}: all iterations would do the same"
-            raise self._builder.error((SECTION, "stages"), problem, "write engine: newest where solutions are sampled")
-        if (MIXTURE in words) != (mixture is not None):
-            problem = "no stage names it" if mixture is not None else f"a stage reads {MIXTURE!r}, and it is not set"
-            remedy = (
-                "write from: mixture in the stage that makes rows"
-                if mixture is not None
-                else "write mixture: {of: ...}"
-            )
-            raise self._builder.error((SECTION, MIXTURE), problem, remedy)
-        if settings.model not in self._above(settings.results):
-            problem = f"{settings.results!r} does not measure {settings.model!r}: nothing that it reads asks it"
-            raise self._builder.error(
-                (SECTION, "results"), problem, f"write engine: {settings.model} where it is asked"
-            )
-
-    def _check_body(self, setting: str, name: str, product: str = "") -> None:
-        if name not in self._bodies:
-            problem = f"no stage of the loop is called {name!r}"
-            raise self._builder.error((SECTION, *setting.split(".")), problem, nearest(name, list(self._bodies)))
-        self._check_product(setting, name, stage_kinds().get(self._bodies[name]["run"]), product, self._bodies)
-
-    def _check_outside(self, setting: str, name: str, product: str = "") -> None:
-        """Refuse a stage or path of a setting that is not there, is made of the loop, or makes something else."""
-        key = (SECTION, *setting.split("."))
-        if "/" in name:
-            self._check_product(setting, name, foreign_stage(self._builder.base(key) / name), product, {})
-            return
-        if name not in self._outside:
-            problem = f"no stage outside of the loop is called {name!r}"
-            remedy = f"{nearest(name, list(self._outside))} (a path has a /)"
-            raise self._builder.error(key, problem, remedy)
-        todo, seen = [name], {name}
-        while todo:
-            body = self._outside.get(at := todo.pop())
-            read = set(_names(body)) if isinstance(body, dict) else set()
-            if of_loop := sorted(filter(self._is_of_loop, read)):
-                problem = f"{at!r} reads {of_loop[0]!r}, which the loop makes" + (
-                    f", and {name!r} needs it" * (at != name)
-                )
-                raise self._builder.error(key, problem, "name a stage that can be made before the loop")
-            todo += read - seen
-            seen |= read
-        body = self._outside[name]
-        kind = stage_kinds().get(str(body.get("run"))) if isinstance(body, dict) else None
-        self._check_product(setting, name, kind, product, self._outside)
-
-    def _check_product(
-        self, setting: str, name: str, kind: type[Stage[Any]] | None, product: str, others: Mapping[str, Any]
-    ) -> None:
-        """Refuse what a stage makes that is not the ``product`` of a setting; a kind that is none is refused later."""
-        if kind is None or not product or kind.product() == product:
-            return
-        kinds = {n: stage_kinds().get(str(b.get("run"))) for n, b in others.items() if isinstance(b, dict)}
-        right = ", ".join(n for n, k in kinds.items() if k is not None and k.product() == product)
-        problem = f"{name!r} ({kind.kind}) makes {noun(kind.product())}, not {noun(product)}"
-        remedy = f"name a stage that makes it{': ' + right if right else ''}"
-        raise self._builder.error((SECTION, *setting.split(".")), problem, remedy)
-
-    def _is_of_loop(self, name: str) -> bool:
-        body, _, number = name.rpartition("-")
-        return name == BEST or (number.isdecimal() and body in {*self._bodies, DECISION, MIXTURE})
-
-    def _above(self, name: str) -> set[str]:
-        """The stages of the loop from which a stage of it is made, in the same iteration."""
-        seen: set[str] = set()
-        todo = [name]
-        while todo:
-            names = set(_names(self._bodies[todo.pop()])) & self._bodies.keys()
-            todo += names - seen
-            seen |= names
-        return seen
 
     # -- the stages of an iteration ------------------------------------------------------------------------------------
 
@@ -386,7 +197,7 @@ class _Unroller:
         if name == MIXTURE and settings.mixture is not None:
             always = [self._path(path, "mixture.always", key) for path in settings.mixture.always]
             added = {
-                "new": [f"{of}-{number}" for of in self._added],
+                "new": [f"{of}-{number}" for of in self._settings.added],
                 "all": self._until(number),
                 "best": [f"{MIXTURE}-{number}"],
             }
@@ -399,15 +210,9 @@ class _Unroller:
         folder = self._builder.base((SECTION, *setting.split(".")))
         return str(folder / name) if "/" in name and folder != self._builder.base(key) else name
 
-    @property
-    def _added(self) -> list[str]:
-        """The stages of the loop whose records an iteration adds to the mixture."""
-        of = self._settings.mixture.of if self._settings.mixture is not None else []
-        return [of] if isinstance(of, str) else of
-
     def _until(self, number: int) -> list[str]:
         """What all iterations up to one have added to the mixture, the oldest first."""
-        return [f"{of}-{i}" for i in range(1, number + 1) for of in self._added]
+        return [f"{of}-{i}" for i in range(1, number + 1) for of in self._settings.added]
 
     def _best_of(self, number: int) -> dict[str, Any]:
         mixture = self._settings.mixture
@@ -415,7 +220,7 @@ class _Unroller:
         return {
             "run": "solutions.best_of",
             "from": self._until(number),
-            "allow_empty": all(self._bodies[name].get("allow_empty") is True for name in self._added),
+            "allow_empty": all(self._bodies[name].get("allow_empty") is True for name in self._settings.added),
             "per_problem": mixture.per_problem,
             "order": list(mixture.order),
         }
@@ -448,66 +253,15 @@ class _Unroller:
         for name, entry in self._outside.items():
             if name in self._made:
                 continue
-            if isinstance(entry, dict) and not self._made.keys().isdisjoint(_names(entry)):
+            if isinstance(entry, dict) and not self._made.keys().isdisjoint(named_in(entry)):
                 placed |= self._made
             placed[name] = entry
         return placed | self._made
 
 
-def check_metric(loop: Loop, entries: Mapping[str, StageEntry], builder: Builder) -> None:
-    """Refuse a metric that the results of an iteration will not hold, and one whose solutions another model than that
-    of the iteration samples: nobody wants to know that after a training. Raises UserError."""
-    results = entries.get(f"{loop.settings.results}-1")
-    if results is None or not isinstance(results.stage, ComputeMetrics):
-        return
-    pair, key = parse_metric(loop.settings.metric), (SECTION, "metric")
-    samples: dict[str, int] = {}
-    todo = [results]
-    while todo:
-        entry = todo.pop()
-        if isinstance(entry.stage, Generate):
-            config = entry.stage.config
-            samples[config.mode] = max(samples.get(config.mode, 0), config.samples)
-            if config.mode == pair.mode_before and not _made_of(config.engine, f"{loop.settings.model}-1", entries):
-                body = loop.body.get(entry.name, entry.name)
-                problem = (
-                    f"{body!r}, of which {loop.settings.metric!r} is measured, does not ask {loop.settings.model!r}"
-                )
-                remedy = f"write engine: {loop.settings.model} there, or measure it in a stage of its own"
-                raise builder.error((SECTION, "results"), problem, remedy)
-        else:
-            names = entry.inputs.get("generations", ())
-            todo += [entries[name] for name in names if isinstance(name, str) and name in entries]
-    if not samples:
-        return
-    if pair.mode_before not in samples:
-        problem = f"{loop.settings.results!r} has no solutions of mode {pair.mode_before!r}"
-        raise builder.error(key, problem, f"it has {', '.join(sorted(samples))}")
-    family, _, k = pair.metric_before.partition("@")
-    most, ks = samples[pair.mode_before], results.stage.config.ks
-    if family in ("pass", "maj") and pair.metric_before != "pass@1" and (int(k) not in ks or int(k) > most):
-        problem = f"{loop.settings.results!r} computes no {pair.metric_before} (ks {ks}, {most} samples)"
-        raise builder.error(key, problem, "write its k into ks, and as many samples")
-
-
 def _asks(kind: type[Stage[Any]] | None) -> bool:
     """Return whether stages of a kind hold what they asked models for."""
     return kind is not None and kind.asks_models() and kind.makes == "records"
-
-
-def _made_of(name: str, model: str, entries: Mapping[str, StageEntry]) -> bool:
-    """Return whether a model is another one, or is made from it, such as its quantized export."""
-    if name == model or name not in entries:
-        return name == model
-    inputs = [i for names in entries[name].inputs.values() for i in names if isinstance(i, str)]
-    return any(_made_of(i, model, entries) for i in inputs)
-
-
-def _names(entry: Mapping[str, Any]) -> Iterator[str]:
-    """The stages and paths that a stage names: its inputs, and the models that answer it."""
-    inputs = entry.get("from")
-    for value in [*(inputs.values() if isinstance(inputs, dict) else [inputs]), *(entry.get(e) for e in ENGINES)]:
-        yield from (name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str))
 
 
 def _numbered(value: Any, number: int) -> Any:

@@ -18,7 +18,7 @@ from nemo_openmath.launch import cluster
 from nemo_openmath.launch.model_server import ModelServer
 from nemo_openmath.recipe import file, generate
 from nemo_openmath.recipe.drop_reasons import drop_reasons
-from nemo_openmath.recipe.iterations import IterationsSettings
+from nemo_openmath.recipe.iteration_settings import IterationsSettings
 from nemo_openmath.recipe.registry import STAGES
 from nemo_openmath.recipe.setting_docs import Setting, first_sentence, one_line, settings
 from nemo_openmath.recipe.stage_entries import noun
