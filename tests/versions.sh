@@ -13,13 +13,15 @@ declare -A VERSIONS=(
   [newest]="torch==2.13.0 transformers==5.23.0 megatron-core==0.19.2"
 )
 NUMERIC=(tests/models tests/training/test_same_loss_at_every_layout.py tests/training/test_checkpoint_files.py tests/inference/test_embedded.py)
+python=${PYTHON312:-python3.12}
+"$python" -c pass 2>/dev/null || { echo "$python does not run: name one with PYTHON312=/path/to/python3.12"; exit 2; }
 names=("$@")
 [ $# -gt 0 ] || names=(oldest newest)
 
 for name in "${names[@]}"; do
   folder=build/versions/$name
   if [ ! -e "$folder/.ready" ]; then
-    python3.12 -m venv "$folder"
+    "$python" -m venv "$folder"
     read -ra wanted <<<"${VERSIONS[$name]}"
     # The rest as constraints.txt has it.
     grep -vE '^(torch|transformers|huggingface_hub|megatron-core)==' constraints.txt >"$folder/constraints.txt"
