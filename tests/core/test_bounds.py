@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import pytest
 
-from nemo_openmath.core.bounds import Bounds, Length, NonNegativeInt, PositiveInt, Share
+from nemo_openmath.core.bounds import Bounds, Length, NonNegativeInt, PositiveInt, Share, Words
 from nemo_openmath.core.build import OVERRIDE, Builder
 from nemo_openmath.core.errors import UserError
 from tests.support.settings import settings_classes
@@ -73,6 +73,8 @@ class Settings:
     share: Share = 0.5
     steps: Annotated[tuple[PositiveInt, ...], Length()] = (1,)
     weights: dict[str, Share] = dataclasses.field(default_factory=dict)
+    sources: Annotated[tuple[str, ...], Words()] = ()
+    forums: Annotated[tuple[str, ...], Words(1)] | None = None
 
 
 @pytest.mark.parametrize(
@@ -86,9 +88,27 @@ class Settings:
         ({"steps": []}, "steps: [] has 0 entries; give at least 1"),
         ({"steps": [2, 0]}, "steps.1: 0 is out of range"),
         ({"weights": {"cot": 1.5}}, "weights.cot: 1.5 is out of range"),
+        ({"sources": [""]}, "sources: [''] has an empty word, which is in every text; remove it"),
+        ({"sources": ["olympiad", " "]}, "sources: ['olympiad', ' '] has an empty word"),
+        ({"forums": []}, "forums: [] has 0 entries; give at least 1"),
+        ({"forums": [""]}, "forums: [''] has an empty word"),
     ],
 )
 def test_a_number_out_of_range_is_named(data: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         Builder(lambda key: OVERRIDE, Path(".")).build(Settings, data)
     assert message in str(error.value)
+
+
+def test_every_setting_that_looks_for_words_refuses_an_empty_one() -> None:
+    """By the name of the setting, so that one that comes later is not forgotten."""
+    names = [
+        (cls, field.name)
+        for cls in settings_classes()
+        for field in dataclasses.fields(cls)
+        if field.name in ("sources", "not_sources")
+    ]
+    assert len(names) >= 5
+    for cls, name in names:
+        with pytest.raises(UserError, match="has an empty word"):
+            Builder(lambda key: OVERRIDE, Path(".")).build(cls, {name: [""]})

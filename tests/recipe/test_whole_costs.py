@@ -160,6 +160,33 @@ def test_a_second_model_is_asked_its_share_whatever_its_name(
     assert second["answers"] == pytest.approx(0.25 * first["answers"])
 
 
+def test_a_second_model_of_unknown_size_leaves_the_price_of_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is served elsewhere: the stage's hours are the first model's, and it is said whose are missing."""
+    recipe, cluster = tmp_path / "r.yaml", tmp_path / "cluster.yaml"
+    cluster.write_text(CLUSTER)
+    teacher = "teacher: {url: 'http://a:8000/v1', model: Qwen2.5-32B-Instruct, tokenizer: ./tokenizer}"
+    begin = f"name: r\n{teacher}\nstages:\n  threads: {{run: problems.read_threads, from: ./forum.jsonl}}\n"
+    words = "run: problems.extract, from: threads, engine: teacher"
+    second = "second_engine: other, second_share: 0.5, second_server: {url: 'http://b:8000/v1', tokenizer: ./tokenizer}"
+    command = ["plan", str(recipe), "--cluster", str(cluster), "--assume", "records.threads=620000"]
+
+    def said(settings: str, *options: str) -> str:
+        recipe.write_text(f"{begin}  extracted: {{{settings}}}\n")
+        assert run([*command, *options]) == 0
+        return capsys.readouterr().out
+
+    alone, both = (json.loads(said(settings, "--json")) for settings in (words, f"{words}, {second}"))
+    assert alone["without_second_model"] == {}
+    assert both["without_second_model"] == {"extracted": "the sizes of other are not known"}
+    assert alone["unpriced"] == both["unpriced"] == {}
+    assert alone["gpu_hours"] == pytest.approx(both["gpu_hours"])
+    assert alone["gpu_hours"] > 1
+    text = " ".join(said(f"{words}, {second}").split())
+    assert "without its second model: extracted: the sizes of other are not known" in text
+
+
 def test_what_has_no_price_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(CLUSTER.replace("replicas: 2}", "replicas: 8}"))

@@ -195,6 +195,20 @@ def test_embeddings_are_compared_with_all_and_those_of_the_benchmark_are_kept(tm
     assert encode.encoded == before + 2 * len(queries) + 3 * len(WORLD) - 1, "a file that was cut off is made anew"
 
 
+def test_letters_that_look_alike_are_one_for_embeddings(tmp_path: Path) -> None:
+    """In the benchmark, in the query and in a text that is given beside it, as for the lexical retriever."""
+    strange = [in_other_letters(text) for text in WORLD]
+    assert not any(text.isascii() for text in strange)
+    for texts, queries in ((WORLD, strange), (strange, WORLD)):
+        made = EmbeddingRetriever(texts, encode=CountedLetters(), identity="a", threshold=0.9, cache=tmp_path)
+        nearest = made.nearest(queries[:9], len(WORLD))
+        same = [[score for score, at in near if at == number] for number, near in enumerate(nearest)]
+        assert same == [[pytest.approx(1.0)]] * 9
+        without = EmbeddingRetriever(texts[1:], encode=CountedLetters(), identity="b", threshold=0.9, cache=tmp_path)
+        beside = without.nearest_with(queries[0], texts[0], len(WORLD))
+        assert [score for score, at in beside if at == OWN] == [pytest.approx(1.0)]
+
+
 def test_an_embedding_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not finite"):
         EmbeddingRetriever(

@@ -83,6 +83,24 @@ def test_a_column_that_is_wrong_is_named(tmp_path: Path, row: Any, settings: Any
         read(tmp_path, row, **settings)
 
 
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        ("x", "known_problems is not a list"),
+        ([{"category": "proof"}], "known_problems has an entry without the text 'problem'"),
+        ([{"problem": "p", "categry": "proof"}], "known_problems has an unknown field 'categry'"),
+        ([{"problem": "p", "category": "riddle"}], "known_problems has category 'riddle'; known: "),
+        ([{"problem": "p", "expected_answer": ["2"]}], r"known_problems has expected_answer \['2'\], which is no text"),
+        ([{"problem": "p", "in_benchmark": "no"}], "known_problems has in_benchmark 'no'; write true or false"),
+    ],
+)
+def test_a_label_that_is_none_is_refused_by_file_and_row(tmp_path: Path, label: Any, says: str) -> None:
+    """As threads are read: before any model is asked about them."""
+    right = {"forum_post": "What is 1 + 1?", "known_problems": [{"problem": "What is 1 + 1?", "expected_answer": 2}]}
+    with pytest.raises(UserError, match=r"t\.jsonl:2: " + says):
+        read(tmp_path, right, {"forum_post": "What is 2 + 2?", "known_problems": label})
+
+
 def test_what_is_left_out_is_counted_with_its_reason(tmp_path: Path) -> None:
     rows = [
         {"forum_post": "Find x.", "problem_source": "High School Olympiads"},
