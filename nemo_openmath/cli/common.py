@@ -48,6 +48,7 @@ EXAMPLES = {
     "evaluate rescore": "runs/smoke --output runs/rescored --tokens 64",
     "evaluate plan": "--problems 30 --difference 0.05",
     "evaluate decide": "decide.yaml --output runs/decided",
+    "solve": "benchmark.jsonl --model ./my-model --output runs/solved --base-seconds 60",
     "contest replay": "runs/smoke/cot_graded --speed 1:110,8:72,16:51 --output replayed",
     "contest search": "rollouts.jsonl --choices choices.yaml --speed 16:51 --output searched",
     "contest loss": "rollouts.jsonl --speed 16:51 --policy policy.yaml",

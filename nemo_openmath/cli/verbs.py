@@ -18,6 +18,7 @@ from nemo_openmath.cli import (
     sandbox,
     serve,
     sft,
+    solve,
     trace,
     view,
 )
@@ -34,6 +35,7 @@ GROUPS = (
     serve.add,
     generate.add,
     evaluate.add,
+    solve.add,
     contest.add,
     benchmark.add,
     sandbox.add,
