@@ -22,6 +22,7 @@ from typing import Any
 
 from nemo_openmath.chat import Template, load_template
 from nemo_openmath.competition.answers import AnswerRule
+from nemo_openmath.competition.events import OnEvent, SamplingEnded, SolutionBegun, SolutionEnded, SolverEvent
 from nemo_openmath.competition.grouping import Grouping, Vote
 from nemo_openmath.competition.policy import (
     Begin,
@@ -141,9 +142,10 @@ class Solver:
         self.leftovers = Leftovers() if leftovers is None else leftovers
         self.told = told
 
-    async def solve(self, problem: str, *, seconds: float, seed: int) -> Answer:
-        """Return the answer to a problem within ``seconds``. Cancelling cancels all that runs for it."""
-        return await _Solving(self, problem, seconds, seed).run()
+    async def solve(self, problem: str, *, seconds: float, seed: int, on_event: OnEvent | None = None) -> Answer:
+        """Return the answer to a problem within ``seconds``. Cancelling cancels all that runs for it. ``on_event`` is
+        told what happens meanwhile; it must return at once."""
+        return await _Solving(self, problem, seconds, seed, on_event).run()
 
 
 async def solve(
@@ -171,7 +173,8 @@ async def solve(
 class _Solving:
     """One problem that is being solved."""
 
-    def __init__(self, solver: Solver, problem: str, seconds: float, seed: int):
+    def __init__(self, solver: Solver, problem: str, seconds: float, seed: int, on_event: OnEvent | None = None):
+        self._on_event = on_event
         self._solver, self._settings, self._means = solver, solver.settings, solver.means
         self._problem, self._deadline, self._seed = problem, max(0.0, seconds), seed
         self._time = Stopwatch(solver.clock)
@@ -187,6 +190,7 @@ class _Solving:
     async def run(self) -> Answer:
         try:
             reason = await self._sample()
+            self._tell(SamplingEnded(str(reason), self._time.now()))
             await self._cut_off(Stop(reason).search)
             await self._group_all()
             pick, selected = await self._pick(reason)
@@ -196,6 +200,13 @@ class _Solving:
                 task.cancel()
             self._solver.leftovers.add(tasks)
         return self._answer(reason, pick, selected)
+
+    def _tell(self, event: SolverEvent) -> None:
+        if self._on_event is not None:
+            try:
+                self._on_event(event)
+            except Exception as error:  # who looks on must not cost the answer
+                log.warning("nobody was told of %r: %r", event, error)
 
     # -- sampling --------------------------------------------------------------------------------------------------
 
@@ -231,6 +242,7 @@ class _Solving:
             told=None if told is None else lambda text: told(sample, text),
         )
         self._trials.append(begin(self._means, self._problem, sample, seed=self._seed, watch=watch))
+        self._tell(SolutionBegun(sample, self._time.now()))
 
     def _hear(self) -> None:
         """Take over the solutions whose tasks have ended, and keep the grader busy with their answers."""
@@ -273,6 +285,9 @@ class _Solving:
             problem_began=self._time.began,
             search=search,
         )
+        lost, at = trial.error is not None, trial.at or 0.0
+        answer = None if lost else trial.answer.answer
+        self._tell(SolutionEnded(trial.sample, at, answer, trial.tokens, trial.whole, lost))
 
     def _is_heard(self, trial: Trial) -> bool:
         """Tell whether a solution has ended and its answer has a group: until then it counts as one that runs."""
