@@ -19,10 +19,20 @@ def add(groups: Any) -> None:
     solve.add_argument("--problem", metavar="TEXT", help="one question, instead of a file")
     solve.add_argument("--output", type=Path, metavar="DIR", help="answers and attempts; needed with a file")
     solve.add_argument("--replace", action="store_true", help=REPLACE)
+    _add_server(solve.add_argument_group("over HTTP"))
     _add_engine(solve.add_argument_group("what generates"))
     _add_time(solve.add_argument_group("the clock (defaults: section 6.3.4 of the paper)"))
     _add_batch(solve.add_argument_group("the batch and its vote (defaults: section 6.3.3)"))
     _add_solutions(solve.add_argument_group("how solutions are drawn"))
+
+
+def _add_server(group: Any) -> None:
+    group.add_argument(
+        "--serve", action="store_true", help="answer POST /solve, one question at a time; GET / shows it"
+    )
+    group.add_argument("--host", default="127.0.0.1", help="whoever reaches it may ask")
+    group.add_argument("--port", type=int, default=8500, help="0: a free one, which is said")
+    group.add_argument("--waiting", type=at_least(0), default=16, metavar="N", help="questions that may wait")
 
 
 def _add_engine(group: Any) -> None:
@@ -81,6 +91,9 @@ def _solve(options: argparse.Namespace) -> None:
     from nemo_openmath.cli.registry import register_all
     from nemo_openmath.recipe.solve import SolveRequest, solve
 
+    if options.serve:
+        _serve(options)
+        return
     problems = _problems(options)
     folder, engine = _engine(options)
     register_all()
@@ -107,10 +120,43 @@ def _solve(options: argparse.Namespace) -> None:
     run_async(solve(request))
 
 
+def _serve(options: argparse.Namespace) -> None:
+    from nemo_openmath.competition.serving.opening import ServiceSettings
+    from nemo_openmath.competition.serving.server import serve
+    from nemo_openmath.core.listening import check_address
+    from nemo_openmath.core.records import Mode
+    from nemo_openmath.inference.open import EngineConfig
+
+    if options.file is not None or options.problem is not None or options.output is not None:
+        raise UserError("--serve answers what is posted", remedy="leave out FILE, --problem and --output")
+    check_address(options.host, options.port)
+    if options.base_seconds <= 0 or options.total_seconds == 0:
+        raise UserError("--base-seconds and --total-seconds have to be above 0", remedy="choose more")
+    folder, engine = _engine(options)
+    engine = {"model": str(folder.resolve())} | engine
+    if "tokenizer" in engine:
+        engine |= {"tokenizer": Path(engine["tokenizer"]), "urls": tuple(engine["urls"])}
+    settings = ServiceSettings(
+        EngineConfig(**engine),
+        folder,
+        _choices(options).settings(),
+        Mode.TIR if options.mode == "tir" else Mode.COT,
+        options.prompt,
+        options.base_seconds,
+        options.bank_seconds,
+        options.total_seconds,
+        options.sandbox_workers,
+        options.workers,
+        options.seed,
+        options.waiting,
+    )
+    run_async(serve(settings, options.host, options.port))
+
+
 def _problems(options: argparse.Namespace) -> Path | str:
     """Return the file of problems, or the text of one question."""
     if (options.file is None) == (options.problem is None):
-        raise UserError("solve what?", remedy="give either FILE, or - for standard input, or --problem TEXT")
+        raise UserError("solve what?", remedy="give FILE, or - for standard input, or --problem TEXT, or --serve")
     if options.problem is not None:
         return str(options.problem)
     return sys.stdin.read() if options.file == "-" else Path(options.file)

@@ -23,6 +23,7 @@ from typing import Any, Self
 import orjson
 from aiohttp import web
 
+from nemo_openmath.competition.serving.opening import ServiceSettings, open_service
 from nemo_openmath.competition.serving.page import CSS, HTML, JS, POLICY
 from nemo_openmath.competition.serving.service import QueueFull, SolveService
 
@@ -142,6 +143,13 @@ class SolveServer:
             if not work.cancelled():
                 work.exception()
         return response
+
+
+async def serve(settings: ServiceSettings, host: str, port: int) -> None:
+    """Open a service and serve it until this is cancelled."""
+    async with open_service(settings) as service, SolveServer(service, host=host, port=port) as server:
+        print(f"serving at {server.url}; Ctrl-C ends it", flush=True)
+        await asyncio.Event().wait()
 
 
 def _last(work: asyncio.Future[dict[str, Any]]) -> bytes:
