@@ -121,7 +121,7 @@ def _solve(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from nemo_openmath.competition.serving.opening import ServiceSettings
+    from nemo_openmath.competition.serving.opening import SolveServiceSettings
     from nemo_openmath.competition.serving.server import serve
     from nemo_openmath.core.listening import check_address
     from nemo_openmath.core.records import Mode
@@ -136,7 +136,7 @@ def _serve(options: argparse.Namespace) -> None:
     engine = {"model": str(folder.resolve())} | engine
     if "tokenizer" in engine:
         engine |= {"tokenizer": Path(engine["tokenizer"]), "urls": tuple(engine["urls"])}
-    settings = ServiceSettings(
+    settings = SolveServiceSettings(
         EngineConfig(**engine),
         folder,
         _choices(options).settings(),

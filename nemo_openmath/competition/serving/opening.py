@@ -25,7 +25,7 @@ CLOSING_SECONDS = 10.0  # for tasks that did not end when they were cancelled
 
 
 @dataclass(frozen=True)
-class ServiceSettings:
+class SolveServiceSettings:
     """What a service is opened with."""
 
     engine: EngineConfig
@@ -47,7 +47,7 @@ class ServiceSettings:
 
 
 @asynccontextmanager
-async def open_service(settings: ServiceSettings) -> AsyncIterator[SolveService]:
+async def open_service(settings: SolveServiceSettings) -> AsyncIterator[SolveService]:
     """Open a service; what it borrows is closed at the end, even where some of it fails to close.
 
     Raises UserError where the model or a setting is wrong, and EngineError where no server answers.

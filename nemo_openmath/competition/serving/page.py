@@ -27,7 +27,7 @@ list-style:none;padding:0}#solutions li{border:1px solid #c8ccd2;border-left:.4r
 overflow-wrap:anywhere}#solutions li.ended{border-left-color:#1a7f37}#solutions li.lost{border-left-color:#b42318}
 #solutions li.cut{border-left-color:#b26a00}table{border-collapse:collapse;width:100%}
 th,td{text-align:left;padding:.25rem .6rem .25rem 0;border-bottom:1px solid #d8dce1;overflow-wrap:anywhere;
-vertical-align:top}
+vertical-align:top}th,td:nth-child(n+3){white-space:nowrap}
 """
 
 JS = """'use strict';

@@ -23,7 +23,7 @@ from typing import Any, Self
 import orjson
 from aiohttp import web
 
-from nemo_openmath.competition.serving.opening import ServiceSettings, open_service
+from nemo_openmath.competition.serving.opening import SolveServiceSettings, open_service
 from nemo_openmath.competition.serving.page import CSS, HTML, JS, POLICY
 from nemo_openmath.competition.serving.service import QueueFull, SolveService
 
@@ -145,7 +145,7 @@ class SolveServer:
         return response
 
 
-async def serve(settings: ServiceSettings, host: str, port: int) -> None:
+async def serve(settings: SolveServiceSettings, host: str, port: int) -> None:
     """Open a service and serve it until this is cancelled."""
     async with open_service(settings) as service, SolveServer(service, host=host, port=port) as server:
         print(f"serving at {server.url}; Ctrl-C ends it", flush=True)
