@@ -261,12 +261,15 @@ async def decontaminate(folder: Path, count: int, size: int, texts: str) -> None
         store(ports["benchmark"], [Problem.make(text) for _, text in held])
         tokenizer = load_tokenizer(None, folder)
         with GradingPool() as pool:
-            services = Lent(InstantEngine("Why: other numbers.\nVerdict: no", same_tokens=True), tokenizer, pool)
-            _, cpu = await run(Decontaminate(DecontaminateConfig()), folder / "out", services, **ports)
-        print(
-            f"the stage over {some} problems, with prompts for a model that answers at once: "
-            f"{1e3 * cpu / some:.2f} ms CPU each"
-        )
+            for way, same_tokens in (("text", True), ("ids", False)):
+                engine = InstantEngine("Why: other numbers.\nVerdict: no", same_tokens=same_tokens)
+                services = Lent(engine, tokenizer, pool)
+                _, cpu = await run(Decontaminate(DecontaminateConfig()), folder / f"out {way}", services, **ports)
+                print(
+                    f"the stage over {some} problems, with prompts in {way} for a model that answers at once: "
+                    f"{1e3 * cpu / some:.2f} ms CPU each",
+                    flush=True,
+                )
 
 
 def in_halves(text: str) -> list[str]:

@@ -11,7 +11,8 @@ and they end no turn.
 To cut a prompt of 34,000 characters into tokens takes 10 ms, many times as long as all else that its requests need, and
 all other requests would wait for it. So a long prompt is cut elsewhere:
 
-- by the server, where its tokenizer was seen to be ours and the text becomes the same ids there;
+- by the server, where its tokenizer was seen to be ours and the text becomes the same ids there. Whether a text fits
+  into the context, the answer says, so none of its ids are needed here;
 - in a thread otherwise: the tokenizer does not hold Python's lock.
 """
 
@@ -30,6 +31,7 @@ from nemo_openmath.core.tokenizer import Message, Part, Prompt, Tokenizer
 
 RETRY_TEMPERATURE = 0.7  # at least, of a question that is asked again
 LONG = 4000  # characters; a shorter prompt is cut into tokens sooner than a thread begins
+AS_TEXT = 1000  # characters; to see that a shorter prompt may be sent as text takes as long as to cut it
 
 T = TypeVar("T")
 
@@ -93,7 +95,7 @@ class PreparedPrompt:
         asked."""
         prompt = tokenizer.prompt(messages)
         able = engine.capabilities
-        if able.token_ids and able.text_prompts and able.same_tokens and _is_long(prompt.parts):
+        if able.token_ids and able.text_prompts and able.same_tokens and _length(prompt.parts) > AS_TEXT:
             plain = not any(literal for _, literal in prompt.parts)
             if plain and (text := tokenizer.as_sent(prompt.text)) is not None:
                 return cls(engine, tokenizer, prompt, text)
@@ -154,13 +156,13 @@ def conversation_of(tokenizer: Tokenizer, messages: tuple[Message, ...]) -> str 
 
 async def token_ids(tokenizer: Tokenizer, parts: Sequence[Part]) -> list[int]:
     """Return the token ids of parts in a row. Long ones are cut in a thread, so that nothing waits for them."""
-    if _is_long(parts):
+    if _length(parts) > LONG:
         return await asyncio.to_thread(tokenizer.encode_parts, parts)
     return tokenizer.encode_parts(parts)
 
 
-def _is_long(parts: Sequence[Part]) -> bool:
-    return sum(len(text) for text, _ in parts) > LONG
+def _length(parts: Sequence[Part]) -> int:
+    return sum(len(text) for text, _ in parts)
 
 
 def text_after_thinking(text: str, tokenizer: Tokenizer, opening: str) -> str:

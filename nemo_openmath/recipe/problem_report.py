@@ -20,6 +20,7 @@ from nemo_openmath.evaluation.reports.view import Funnel
 from nemo_openmath.evaluation.two_models import model_agreement
 from nemo_openmath.grading.majority import majority
 from nemo_openmath.recipe.runner import Run
+from nemo_openmath.synthesis.problems.answers import ANOTHERS
 from nemo_openmath.synthesis.problems.classify import DOUBTED
 from nemo_openmath.synthesis.problems.decontaminate import DROPPED, Decontaminate
 from nemo_openmath.synthesis.problems.exchanges import ACCEPTED, SECOND, read_samples, read_second
@@ -45,6 +46,7 @@ _MARKED = {
     DOUBTED: "of no reply could it be read whether the problem is invalid; they go on",
     UNATTRIBUTED: "the post poses several problems, and nothing says to which of them the answer belongs; it is "
     "taken away, but where the stage has unattributed: keep",
+    ANOTHERS: "the model gave the answer to another problem of the post, in all attempts; they go on without one",
 }
 """Metrics of stages that mark problems, and what that means."""
 

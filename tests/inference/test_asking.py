@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from nemo_openmath.chat import ChatTokenizer, Message
 from nemo_openmath.core.engine import Capabilities, Completion, Finish, InvalidRequest, Request, Sampling, Usage
 from nemo_openmath.core.tokenizer import Part
-from nemo_openmath.inference.asking import LONG, PreparedPrompt
+from nemo_openmath.inference.asking import AS_TEXT, LONG, PreparedPrompt
 from tests.support.engines import LocalEngine
 
 SHORT = (Message("user", "6 * 7?"),)
@@ -64,10 +64,12 @@ async def test_how_each_kind_of_server_is_asked(tokenizer: ChatTokenizer) -> Non
 async def test_a_long_prompt_goes_as_text_only_where_the_server_makes_the_same_ids(tokenizer: ChatTokenizer) -> None:
     ids = tuple(tokenizer.prompt_ids(LONG_ONE))
     verified, text = replace(IDS, same_tokens=True), tokenizer.render(LONG_ONE)
+    middle = (Message("user", "7" * AS_TEXT),)  # as the prompts of decontamination are: too short for a thread
     for server, messages, prompts in (
         (Server(tokenizer, IDS), LONG_ONE, [ids, ids]),
         (Server(tokenizer, verified), SHORT, [tuple(tokenizer.prompt_ids(SHORT))] * 2),
         (Server(tokenizer, verified), LONG_ONE, [text] * 2),
+        (Server(tokenizer, verified), middle, [tokenizer.render(middle)] * 2),
         (Server(tokenizer, verified, refuses=True), LONG_ONE, [text, ids, ids]),
         # the answer says that the server had no room for max_tokens: ids are cut to what there is
         (Server(tokenizer, replace(verified, max_context=len(ids) + 9)), LONG_ONE, [text, ids, ids]),

@@ -8,7 +8,7 @@ import pytest
 from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.records import Problem, Thread
 from nemo_openmath.data.records.published import UNATTRIBUTED
-from nemo_openmath.synthesis.problems.answers import NOBODYS, OF_ANOTHER, ExtractAnswers, ExtractAnswersConfig
+from nemo_openmath.synthesis.problems.answers import ANOTHERS, NOBODYS, OF_ANOTHER, ExtractAnswers, ExtractAnswersConfig
 from nemo_openmath.synthesis.problems.attribution import PosedProblems, Whose
 from tests.support.services import run_stage
 
@@ -193,7 +193,9 @@ def test_paragraphs_where_several_were_extracted() -> None:
     assert posed.whose("15", SQUARE, ["15"]) is Whose.UNKNOWN
 
 
-async def test_answers_of_other_problems_are_asked_again_and_dropped(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+async def test_answers_of_other_problems_are_asked_again_and_taken_away(
+    tmp_path: Path, tokenizer: ChatTokenizer
+) -> None:
     thread = Thread.make(PAPER, "Post 1:\nisnt it 21?\n\nPost 2:\n3. The answer is 8.")
     other = Thread.make(SEVERAL, "Post 1:\n15")
     single = Thread.make("What is 2^3? " + " ".join(SINGLE[1].split("\n")[1:]), "Post 1:\n1. 2*2*2\n2. so 8")
@@ -209,18 +211,41 @@ async def test_answers_of_other_problems_are_asked_again_and_dropped(tmp_path: P
             ),
             tokenizer=tokenizer, problems=problems, threads=[thread, other, single],
         )  # fmt: skip
-        assert run.reasons == [OF_ANOTHER.reason]
-        assert {p.problem: p.extra[UNATTRIBUTED] for p in run.records if p.extra} == {
-            SUM: "21", PRIMES: "15", SQUARE: "15",
-        }  # fmt: skip
-        assert run.context.metrics[UNATTRIBUTED] == 3
-        marked = dict.fromkeys((SUM, PRIMES, SQUARE)) if choice == "drop" else {}
-        expected = {text: answer for text, answer in says.items() if text != CONE} | marked
+        assert run.reasons == []
+        guesses = {p.problem: p.extra[UNATTRIBUTED] for p in run.records if UNATTRIBUTED in p.extra}
+        assert guesses == {SUM: "21", PRIMES: "15", SQUARE: "15"}
+        (cone,) = (p for p in run.records if ANOTHERS in p.extra)
+        assert (cone.problem, cone.extra, cone.problem_type) == (CONE, {ANOTHERS: "8"}, "no_answer_extracted")
+        assert sum(f"{CONE}\n----- problem ends" in asked.question for asked in run.asked) == 2, "asked again first"
+        assert (run.context.metrics[UNATTRIBUTED], run.context.metrics[ANOTHERS]) == (3, 1)
+        expected = says | dict.fromkeys([CONE, *((SUM, PRIMES, SQUARE) if choice == "drop" else ())])
         assert {p.problem: p.expected_answer for p in run.records} == expected
-        kinds = {p.problem_type for p in run.records if p.extra}
+        kinds = {p.problem_type for p in run.records if UNATTRIBUTED in p.extra}
         assert kinds == {"no_answer_extracted" if choice == "drop" else "has_answer_extracted"}
         lines = (run.context.output / "samples-00000-of-00001.jsonl").read_text().splitlines()
-        assert sum(NOBODYS in line for line in lines) == 3
+        assert (sum(NOBODYS in line for line in lines), sum(OF_ANOTHER in line for line in lines)) == (3, 1)
+
+
+async def test_what_another_thread_says_of_the_problem_itself_counts(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    """A right answer beats another problem's, and another problem's beats a reply that cannot be read."""
+    threads = [
+        Thread.make(PAPER + end, f"Post 1:\n{said}") for end, said in (("", "3. 8"), ("!", "4. 65"), ("?", "4."))
+    ]
+    replies = {"3. 8": "Answer: 8", "4. 65": "Answer: 65", "4.": "Hm."}
+    made = {}
+    for name, pair in (("right", threads[:2]), ("unread", threads[::2]), ("neither", threads[2:])):
+        problem = Problem.make(CONE, parents=tuple(thread.id for thread in pair))
+        run = await run_stage(
+            ExtractAnswers(ExtractAnswersConfig(attempts=1)), tmp_path / name,
+            lambda question: next(reply for said, reply in replies.items() if f"\n{said}" in question),
+            tokenizer=tokenizer, problems=[problem], threads=pair,
+        )  # fmt: skip
+        made[name] = [(p.expected_answer, p.extra) for p in run.records], run.reasons
+    assert made == {
+        "right": ([("65", {})], []),
+        "unread": ([(None, {ANOTHERS: "8"})], []),
+        "neither": ([], ["the reply is no answer"]),
+    }
 
 
 @pytest.mark.parametrize("choice", ["drop", "keep"])

@@ -22,7 +22,18 @@ from nemo_openmath.synthesis.problems.prompted import Discussed, DiscussedConfig
 
 NOBODYS = "nothing says whose the answer is"
 """Under which such units are counted and shown."""
-OF_ANOTHER = Rejected("the answer is to another problem of the post")
+OF_ANOTHER = "the answer is to another problem of the post"
+"""Why a reply is asked for again, and under what units are shown for which no other came."""
+ANOTHERS = "answer_of_another"
+"""Key in ``extra`` of a problem without an answer for which the model gave the answer to another problem of the post;
+and of their number in the metrics."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOfAnother(Rejected):
+    """Stands in place of an answer that the replies give to another problem of the post alone."""
+
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -40,15 +51,16 @@ class ExtractAnswers(DiscussedStage[ExtractAnswersConfig]):
 
     The model is asked about each thread that poses the problem, and the answer of most threads holds (core/merging.py).
     An answer must pass the checks of an extracted answer (checks.py): it stands in the discussion, or follows from it.
-    Where a post poses several problems, an answer that the replies give to another one alone is rejected, too
-    (attribution.py). One of which nothing says whose it is, is taken away (``unattributed``), and counted.
+    Where a post poses several problems, an answer that the replies give to another one alone is asked for again, and
+    then taken away (attribution.py). So is one of which nothing says whose it is (``unattributed``). Both are counted.
     A problem without an answer stays, as ``no_answer_extracted``: the majority of its solutions may label it later.
+    Where no reply could be read or passed the checks, the problem is dropped.
     """
 
     kind = "problems.extract_answers"
     # 2: what is extracted is checked; 3: and is no answer to another problem of the post; 4: bold labels;
-    # 5: an answer that nothing attributes is taken away
-    version = 5
+    # 5: an answer that nothing attributes is taken away; 6: so is another problem's, which goes on without one
+    version = 6
     case = AnswerCase
     prompt = "extract-answer"
     Config = ExtractAnswersConfig
@@ -75,12 +87,17 @@ class ExtractAnswers(DiscussedStage[ExtractAnswersConfig]):
 
     async def run(self, context: StageContext) -> None:
         await super().run(context)
-        parts = (read_file(file, Problem) for file in context.own_files())
-        context.metrics[UNATTRIBUTED] = sum(bool(problem.extra.get(UNATTRIBUTED)) for part in parts for problem in part)
+        counts = dict.fromkeys((UNATTRIBUTED, ANOTHERS), 0)
+        for file in context.own_files():
+            for problem in read_file(file, Problem):
+                for name in counts:
+                    counts[name] += bool(problem.extra.get(name))
+        context.metrics.update(counts)
 
     def outcomes(self, result: Result) -> list[str]:
-        marked = any(record.extra.get(UNATTRIBUTED) for record in result.records)
-        return [*super().outcomes(result), *([NOBODYS] if marked else [])]
+        names = {UNATTRIBUTED: NOBODYS, ANOTHERS: OF_ANOTHER}
+        marks = [shown for name, shown in names.items() if any(record.extra.get(name) for record in result.records)]
+        return [*super().outcomes(result), *marks]
 
     def outcome(self, result: Result) -> str:
         record = next(iter(result.records), None)
@@ -92,6 +109,7 @@ class ExtractAnswers(DiscussedStage[ExtractAnswersConfig]):
             return Result([problem], asked=False)
         versions: list[Problem] = []
         guesses: list[Problem] = []  # whose answer nothing attributes
+        others: str | None = None  # the answer to another problem of the post
         rejected: Drop | None = None
         threads = self.discussed(problem) or [""] * len(discussions)  # a planted unit has no thread
         for number, (thread, discussion) in enumerate(zip(threads, discussions, strict=True)):
@@ -99,7 +117,9 @@ class ExtractAnswers(DiscussedStage[ExtractAnswersConfig]):
             text = await self.shown([discussion])
             parse = partial(_checked, problem.problem, text, self._posed(thread))
             answer, reply = await self.question(context, key, parse, problem=problem.problem, forum_discussions=text)
-            if isinstance(answer, Rejected):
+            if isinstance(answer, AnswerOfAnother):
+                others = answer.answer
+            elif isinstance(answer, Rejected):
                 rejected = Drop(answer.reason, reply)
             elif answer:
                 answered = problem.with_(expected_answer=answer[0], problem_type="has_answer_extracted")
@@ -111,13 +131,15 @@ class ExtractAnswers(DiscussedStage[ExtractAnswersConfig]):
         if guesses:
             given = merge(guesses, context.services.vote).expected_answer or guesses[0].expected_answer
             return Result([_marked(problem.with_(problem_type="no_answer_extracted"), given)])
+        if others is not None:
+            return Result([_marked(problem.with_(problem_type="no_answer_extracted"), others, ANOTHERS)])
         if rejected is not None:
             return Result(drops=[rejected])
         return Result([problem.with_(problem_type="no_answer_extracted")], asked=bool(discussions))
 
 
-def _marked(problem: Problem, answer: str | None) -> Problem:
-    return replace(problem, extra=problem.extra | {UNATTRIBUTED: answer})
+def _marked(problem: Problem, answer: str | None, name: str = UNATTRIBUTED) -> Problem:
+    return replace(problem, extra=problem.extra | {name: answer})
 
 
 def _problems_of_several(context: StageContext) -> dict[int, tuple[tuple[str, ...], int]]:
@@ -149,7 +171,7 @@ def _checked(
     if (failed := first_failed(OF_ANSWER, ExtractedAnswer(answer, discussion))) is not None:
         return failed
     whose = Whose.OWN if posed is None else posed.whose(answer, problem, posts(discussion))
-    return OF_ANOTHER if whose is Whose.OTHER else (answer, whose is Whose.OWN)
+    return AnswerOfAnother(OF_ANOTHER, answer) if whose is Whose.OTHER else (answer, whose is Whose.OWN)
 
 
 def parse_answer(text: str) -> str | Rejected:
