@@ -1,6 +1,6 @@
 """The index of solutions: where each lies, and what filters need of it. Columns of numbers, one row a solution.
 
-A row takes 46 bytes: 46 MB a million, and 8 MB for each order that was asked for. Texts are read from the records.
+A row takes 57 bytes with its orders: 57 MB a million. Texts are read from the records.
 """
 
 from __future__ import annotations
