@@ -43,10 +43,12 @@ GpuKind = Literal[  # those of training.planning.gpus.GPUS
     "h200",
     "h200-nvl",
     "b200",
+    "gb200",
     "a100",
     "a100-40gb",
     "a100-pcie",
     "a100-pcie-40gb",
+    "l40s",
     "l4",
 ]
 

@@ -26,6 +26,8 @@ def engine_settings(
     if not model.is_dir():
         what = "the folder of the model's tokenizer" if urls else "a model folder, or give --server URL --model NAME"
         raise UserError("no such folder", file=model, remedy=f"name {what}")
+    if not urls and not (model / "config.json").is_file():
+        raise UserError("no model here (config.json is missing)", file=model, remedy="name a Hugging Face directory")
     if urls:
         if served is None:
             raise UserError("--server is given, and --model is not", remedy="give the name that the server knows")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,17 @@ INPUTS = {
     "inspect": ["{bad}", "{base} {bad}"],
     "certify": ["{bad} {base} --output out"],
     "diagnose": ["losses.csv --certificate {bad}"],
+    "evaluate": ["{bad} --benchmark rows.jsonl --output out", "{base} --benchmark {bad} --output out"],
+    "evaluate rescore": ["{bad} --output out"],
+    "evaluate table": ["{bad} --table 6"],
+    "evaluate plan": ["--benchmark {bad} --difference 0.1"],
+    "evaluate decide": ["{bad} --output out"],
+    "benchmark prepare": ["mine --from {bad} --output out.jsonl"],
+    "contest replay": ["{bad}", "rollouts.jsonl --policy {bad}"],
+    "contest search": ["{bad} --choices choices.yaml", "rollouts.jsonl --choices {bad}"],
+    "contest loss": ["{bad}"],
+    "solve": ["{bad} --model {base} --output out", "rows.jsonl --model {bad} --output out"],
+    "view": ["{bad}"],
 }
 OUTPUTS = {
     "recipe run": "r.yaml --output {bad}",
@@ -71,6 +83,14 @@ OUTPUTS = {
     "average": "{base} {base} --output {bad}",
     "merge": "{base} {base} --output {bad}",
     "certify": "packs {base} --output {bad}",
+    "evaluate": "{base} --benchmark rows.jsonl --output {bad}",
+    "evaluate rescore": "rows.jsonl --output {bad}",
+    "evaluate decide": "decide.yaml --output {bad}",
+    "benchmark prepare": "mine --from rows.jsonl --output {bad}",
+    "contest replay": "rollouts.jsonl --speed 80 --output {bad}",
+    "contest search": "rollouts.jsonl --speed 80 --choices choices.yaml --output {bad}",
+    "contest loss": "rollouts.jsonl --speed 80 --output {bad}",
+    "solve": "rows.jsonl --model {base} --output {bad}",
 }
 WHOLE = (
     "convert",
@@ -81,10 +101,12 @@ WHOLE = (
     "data prompt",
     "data export",
 )  # they make what is new, and say that it is there
+RUNS = ("evaluate", "evaluate rescore", "solve")  # what they read is found to be wrong by their first stage
 # They write nothing of their own, or what they write is named by a file that they read.
-NO_INPUT = {"sandbox serve", "recipe reference"}
+NO_INPUT = {"sandbox serve", "recipe reference", "benchmark list"}
 NO_OUTPUT = {"convert megatron-to-hf", "sandbox exec", "sft", "plan", "inspect", "diagnose"}
 NO_OUTPUT |= {f"recipe {verb}" for verb in ("show", "status", "report", "stages")} | {"data stats", "data verify"}
+NO_OUTPUT |= {"evaluate table", "evaluate plan", "benchmark list", "view"}
 NO_OUTPUT |= {"doctor", "trace"}  # it tells what it found out of the folder, and writes a report where it is asked to
 NO_OUTPUT |= {f"jobs {verb}" for verb in ("status", "logs", "cancel", "resume", "watch")}
 NO_OUTPUT |= {f"records {verb}" for verb in ("show", "head", "grep", "check")}
@@ -124,15 +146,28 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "r.yaml").write_text("name: r\nstages:\n  a: {run: problems.read_problems, from: ./rows.jsonl}\n")
     (tmp_path / "g.yaml").write_text(f"problems: ./rows.jsonl\nengine: {{kind: embedded, model: {BASE}}}\n")
+    rollouts = [
+        {"problem_id": problem, "answer": "2", "right": True, "tokens": 9 + sample}
+        for problem in "abcd"
+        for sample in range(16)
+    ]
+    (tmp_path / "rollouts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rollouts))
+    (tmp_path / "choices.yaml").write_text("choices: {agree: [2, 4]}\n")
+    side = f"{{engine: {{kind: embedded, model: {BASE}}}}}"
+    (tmp_path / "decide.yaml").write_text(f"problems: ./rows.jsonl\na: {side}\nb: {side}\n")
     (tmp_path / "sft.yaml").write_text(f"model: {BASE}\noutput: out\ndata: {{folder: packs, steps: 1}}\n")
     return tmp_path
 
 
-def refused(words: str, bad: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> str:
-    """What is said by a command that must end with exit code 2 and one line, and leave the folder as it was."""
+def refused(words: str, bad: str, folder: Path, capfd: pytest.CaptureFixture[str], *, runs: bool = False) -> str:
+    """What is said by a command that must end with exit code 2 and one line, and leave the folder as it was; where it
+    ``runs`` stages, behind what they say and write."""
     before = {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
     assert run(words.format(bad=bad, base=BASE, cluster=CLUSTER).split()) is ExitCode.USER_ERROR, words
     said = capfd.readouterr().err
+    if runs:
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        said = said.splitlines(keepends=True)[-1]
     assert said.startswith("openmath: "), said
     assert said.count("\n") == 1, said
     assert "defect" not in said
@@ -151,7 +186,7 @@ def test_the_tables_know_every_verb() -> None:
 def test_an_input_that_cannot_be_used_is_one_line(verb: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for words in INPUTS[verb]:
         for bad in ("nowhere", "file/x", "folder", "binary", "circle", "/dev/null", "x" * 300):
-            assert bad in refused(f"{verb} {words}", bad, folder, capfd)
+            assert bad in refused(f"{verb} {words}", bad, folder, capfd, runs=verb in RUNS)
 
 
 @pytest.mark.parametrize("verb", OUTPUTS)
@@ -167,7 +202,7 @@ def test_an_output_that_cannot_be_used_is_one_line(verb: str, folder: Path, capf
 @pytest.mark.parametrize("verb", OUTPUTS)
 def test_what_somebody_else_wrote_is_left_alone(verb: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (folder / "folder" / "mine.txt").write_text("mine\n")
-    a_file = verb in ("grade", "serve", "sandbox serve", "certify")
+    a_file = verb in ("grade", "serve", "sandbox serve", "certify", "benchmark prepare")
     bad = "file" if a_file else "folder"
     said = refused(f"{verb} {OUTPUTS[verb]}", bad, folder, capfd)
     words = (

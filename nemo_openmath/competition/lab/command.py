@@ -44,6 +44,7 @@ class Asked:
         """Read the rollouts; answers are compared in processes with limits."""
         if self.output is not None:
             refuse_foreign_folder(self.output, "a folder of this laboratory", [RESULT])
+            self.output.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the work
         speed = Speed.parse(self.speed)
         with closing(GradingPool()) as pool:
             rollouts = read_rollouts(
