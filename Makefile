@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup recipe smoke real test test-slurm test-versions lint docs constraints image-test clean
+.PHONY: setup recipe smoke real test test-slurm test-browser test-versions lint docs constraints image-test clean
 
 setup: $(VENV)/.ready
 
@@ -33,6 +33,11 @@ test: setup
 test-slurm: setup
 	command -v slurmctld >/dev/null && command -v munged >/dev/null || { sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; $$sudo apt-get update -qq && $$sudo apt-get install --yes slurm-wlm munge; }
 	$(RUN)/python -m pytest -m 'manual or not manual' tests/launch
+
+# Pages in headless Chromium; Debian's package is installed where it is missing.
+test-browser: setup
+	command -v chromium >/dev/null || { sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; $$sudo apt-get update -qq && $$sudo apt-get install --yes chromium; }
+	$(RUN)/python -m pytest tests/browser
 
 # The numeric tests with the oldest and the newest torch, transformers and megatron-core; Python 3.12, 12 GB, half an hour.
 test-versions:
