@@ -128,7 +128,7 @@ async def _run(request: SolveRequest, problems: Path, output: Path) -> None:
     folder = output / PROBLEMS if PROBLEMS in content["stages"] else problems
     solved = solved_problems(folder, output / SOLVED, request.seed)
     if isinstance(request.problems, Path):
-        print_solved(Console(), solved, output)
+        print_solved(Console(width=None if Console().is_terminal else 120), solved, output)
         return
     print("\n".join(question_lines(solved[0])))
     if request.output is not None:
@@ -142,11 +142,16 @@ def solved_problems(problems: Path, solved: Path, seed: int) -> list[SolvedProbl
     return [SolvedProblem(p, submissions[key]) for p, key in keyed if key in submissions]
 
 
+_OTHER_COLUMNS = 64
+"""Characters of a line that the answer and what is said of it take."""
+
+
 def print_solved(console: Console, solved: Sequence[SolvedProblem], output: Path) -> None:
     """Print for each problem its answer, how it came about and, where one is expected, whether it is right."""
     graded = [entry for entry in solved if entry.problem.expected_answer is not None]
     table = Table(box=None, pad_edge=False)
-    table.add_column("problem", ratio=1, no_wrap=True, overflow="ellipsis")
+    room = max(16, console.width - _OTHER_COLUMNS)
+    table.add_column("problem", max_width=room, no_wrap=True, overflow="ellipsis")
     for name in ("answer", *(["verdict"] if graded else []), "votes", "seconds", "ended by"):
         table.add_column(name, no_wrap=name != "answer")
     for entry in solved:

@@ -118,8 +118,9 @@ def test_the_score_counts_an_open_verdict_as_wrong_and_names_it() -> None:
         )
         solved.append(SolvedProblem(problem, submission))
     screen = io.StringIO()
-    print_solved(Console(file=screen, width=120), solved, Path("out"))
+    print_solved(Console(file=screen, width=80), solved, Path("out"))
     told = screen.getvalue()
+    assert told.count("3 of 4  2.5 of 10.0  agreement") == len(solved)  # the problem's text leaves room for them
     assert "2 of 4 right (50.0%, 95% interval" in told
     assert "1 verdicts are open and count as wrong" in told
     assert question_lines(solved[0]) == ["1", "3 of 4 solutions, 2.5 of 10.0 s, ended by agreement"]
