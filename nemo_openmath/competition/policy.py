@@ -114,6 +114,10 @@ class Policy:
         """Return the seconds that are kept for the end: to search what is cut off, and to count."""
         return min(self.closing_seconds, 0.1 * deadline)
 
+    def requests_end(self, deadline: float) -> float:
+        """Return when requests that still run end by themselves: a little after solutions are cut off."""
+        return self.sampling_ends(deadline) + 0.1 * self.closing(deadline)
+
     def selecting_takes(self, deadline: float) -> float:
         """Return the seconds that have to be left for a selection."""
         return min(self.select_seconds, 0.5 * deadline) if self.select_reserved else self.select_seconds

@@ -234,7 +234,7 @@ class _Solving:
     def _begin(self, sample: int) -> None:
         told, policy = self._solver.told, self._settings
         # requests end by themselves a little after the policy has said that the time is over
-        ends_at = policy.sampling_ends(self._deadline) + 0.1 * policy.closing(self._deadline)
+        ends_at = policy.requests_end(self._deadline)
         watch = Watch(
             self._solver.clock,
             ends_at=self._time.began + ends_at,

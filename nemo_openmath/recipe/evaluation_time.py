@@ -47,8 +47,8 @@ class Work:
             f"tokens/s with {at_once} at once",
             f"that is about {told} where a solution has {each:,} tokens, and {seconds_text(most)} where all are as "
             "long as they may be; a server or a GPU with more at once is faster",
-            "to make it smaller: fewer --samples (wider intervals), --limit N (fewer problems), fewer --tokens; what is "
-            "made is kept, and larger numbers later add to it (not --tokens)",
+            "to make it smaller: fewer --samples (wider intervals), --limit N (fewer problems), fewer --tokens; what "
+            "is made is kept, and larger numbers later add to it (not --tokens)",
         ]
 
 

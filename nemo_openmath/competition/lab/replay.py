@@ -27,8 +27,6 @@ from nemo_openmath.competition.policy import (
     selection,
 )
 
-GRACE = 0.1
-"""Share of the seconds for the end in which requests still run, as the live solver lets them."""
 UNLIMITED = 1e9
 """Seconds that are as good as no limit. A number, for some rules compute with the time that is left."""
 
@@ -138,9 +136,7 @@ class ProblemReplay:
         heard together: those that still ended, and what can be found in the others. None: nothing is searched.
         """
         tokens, cut = 0.0, list[_End]()
-        last = (
-            now if deadline is None else self._policy.sampling_ends(deadline) + GRACE * self._policy.closing(deadline)
-        )
+        last = now if deadline is None else self._policy.requests_end(deadline)
         while machine.running and now < last:
             now, ends = machine.advance(last)
             cut += self._ends(ends)
