@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from nemo_openmath.speculative.model import ReDrafter
+from nemo_openmath.models.drafters import ReDrafter
 
 
 @dataclass(slots=True)

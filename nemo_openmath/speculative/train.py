@@ -24,9 +24,9 @@ from torch.nn.utils.rnn import pad_sequence
 from nemo_openmath.checkpoints.quantize.calibration import load_model
 from nemo_openmath.core.errors import OpenMathError
 from nemo_openmath.models.devices import DeviceChoice
+from nemo_openmath.models.drafters import DrafterShape, ReDrafter
 from nemo_openmath.models.hf_config import describe
 from nemo_openmath.models.loss import linear_cross_entropy
-from nemo_openmath.speculative.model import DrafterShape, ReDrafter
 from nemo_openmath.speculative.texts import Text
 from nemo_openmath.training.config import TrainingConfig
 from nemo_openmath.training.schedule import learning_rate

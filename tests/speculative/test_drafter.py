@@ -16,8 +16,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from nemo_openmath.chat import Author, ChatTokenizer, Message, Span, Transcript
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.core.records import Generation, RecordWriter
+from nemo_openmath.models.drafters import DrafterShape, ReDrafter
 from nemo_openmath.speculative.decode import Decoded, Tree, speculate
-from nemo_openmath.speculative.model import DrafterShape, ReDrafter
 from nemo_openmath.speculative.stage import DrafterConfig, TrainDrafter
 from nemo_openmath.speculative.texts import Text
 from nemo_openmath.speculative.train import (
