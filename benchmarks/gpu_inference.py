@@ -144,8 +144,10 @@ def sdpa(report: Report) -> None:
 
 def drafter(report: Report) -> None:
     """A drafter's loss falls."""
+    from nemo_openmath.speculative.frozen import load_base
+    from nemo_openmath.speculative.redrafter import RedrafterTraining
+    from nemo_openmath.speculative.settings import DrafterSettings
     from nemo_openmath.speculative.texts import Text
-    from nemo_openmath.speculative.train import DrafterSettings, load_base
     from nemo_openmath.speculative.train import train as train_drafter
 
     settings = DrafterSettings(batch_tokens=512, epochs=3, lr=3e-3)
@@ -156,5 +158,5 @@ def drafter(report: Report) -> None:
         random, losses = np.random.default_rng(0), list[float]()
         drawn = [random.integers(3, 20, n) for n in random.integers(20, 90, 40)]  # of 17 tokens out of 1,024
         texts = [Text(ids.astype(np.int32), np.ones(len(ids), bool)) for ids in drawn]
-        train_drafter(base, texts, settings, lambda _step, _steps, value: losses.append(value))
+        train_drafter(RedrafterTraining(base), texts, settings, lambda _step, _steps, value: losses.append(value))
         report.below("last loss over the first", losses[-1] / losses[0], 0.9, first=losses[0], steps=len(losses))

@@ -9,6 +9,9 @@ and guesses on, with a state s that starts as zeros and one head for all steps:
     guess           t+1 by h   t+2 by [h; s1] t+3 by [h; s2] ...          head([h; s])
 
 Embeddings e are the served model's own and are not kept here.
+
+With a reduced vocabulary the head's last matrix has a row for each of ``draft_ids`` alone, the tokens that the served
+model writes most. A token outside them is never guessed, and what the served model says is not changed by that.
 """
 
 from __future__ import annotations
@@ -36,6 +39,12 @@ class DrafterShape:
     vocab: int  # tokens of the served model
     layers: int = 2  # residual blocks of the head
     draft_tokens: int = 3  # guesses that it was trained for
+    draft_vocab: int = 0  # tokens that may be guessed; 0: all
+
+    @property
+    def head_rows(self) -> int:
+        """Rows of the head's last matrix."""
+        return self.draft_vocab or self.vocab
 
 
 class ResidualBlock(nn.Module):
@@ -50,7 +59,12 @@ class ResidualBlock(nn.Module):
 
 
 class ReDrafter(nn.Module):
-    """The drafter of one model. It computes in its parameters' dtype; all tensors may have any leading dimensions."""
+    """The drafter of one model. It computes in its parameters' dtype; all tensors may have any leading dimensions.
+
+    ``draft_ids`` (draft_vocab,): int64, which token each row of the head guesses, ascending; None: row i guesses i.
+    """
+
+    draft_ids: Tensor | None
 
     def __init__(self, shape: DrafterShape):
         super().__init__()
@@ -59,8 +73,20 @@ class ReDrafter(nn.Module):
         self.rnn_w = nn.Linear(shape.hidden, shape.hidden, bias=False)
         self.rnn_u = nn.Linear(shape.hidden, shape.hidden)
         self.lm_head = nn.Sequential(
-            *(ResidualBlock(width) for _ in range(shape.layers)), nn.Linear(width, shape.vocab, bias=False)
+            *(ResidualBlock(width) for _ in range(shape.layers)), nn.Linear(width, shape.head_rows, bias=False)
         )
+        self.register_buffer("draft_ids", torch.arange(shape.draft_vocab) if shape.draft_vocab else None)
+
+    def tokens(self, rows: Tensor) -> Tensor:
+        """Return the tokens that ``rows`` of the head guess."""
+        return rows if self.draft_ids is None else self.draft_ids[rows]
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        """Return the rows of the head that guess ``tokens``; -1 for those that it cannot guess."""
+        if self.draft_ids is None:
+            return tokens
+        rows = torch.searchsorted(self.draft_ids, tokens).clamp(max=len(self.draft_ids) - 1)
+        return torch.where(self.draft_ids[rows] == tokens, rows, -1)
 
     def advance(self, state: Tensor, embedding: Tensor) -> Tensor:
         """Return the state (..., hidden) after reading one more token's embedding (..., hidden)."""
@@ -73,13 +99,13 @@ class ReDrafter(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """The head's last matrix (vocab, 2 hidden)."""
+        """The head's last matrix (head_rows, 2 hidden)."""
         last = self.lm_head[-1]
         assert isinstance(last, nn.Linear)
         return last.weight
 
     def logits(self, hidden: Tensor, state: Tensor) -> Tensor:
-        """Return the logits (..., vocab) of the token after the last one read, from the served model's hidden state
+        """Return the logits (..., head_rows) of the token after the last one read, from the served model's hidden state
         and the drafter's (..., hidden)."""
         return linear(self.features(hidden, state), self.output_weight)
 
@@ -99,7 +125,7 @@ class ReDrafter(nn.Module):
             logits = self.logits(hidden.expand_as(state), state).float().log_softmax(-1)
             all_scores = (scores[:, None] + logits).flatten()
             scores, best = all_scores.topk(min(width, all_scores.numel()))
-            parent, last = best // logits.shape[-1], best % logits.shape[-1]
+            parent, last = best // logits.shape[-1], self.tokens(best % logits.shape[-1])
             beams, state = torch.cat([beams[parent], last[:, None]], dim=1), state[parent]
         return beams.tolist()
 
@@ -119,6 +145,8 @@ class ReDrafter(nn.Module):
             if config.pop("architectures") != [ARCHITECTURE]:
                 raise KeyError("architectures")
             shape = DrafterShape(**config)
+            if not 0 <= shape.draft_vocab < shape.vocab:
+                raise ValueError("draft_vocab")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 "not a drafter's config.json", file=path, remedy="give the output of a stage drafter.train"
@@ -128,4 +156,7 @@ class ReDrafter(nn.Module):
             drafter.load_state_dict(load_file(folder / TENSORS))
         except Exception as error:
             raise DamagedFile(folder / TENSORS, f"not the tensors of its config.json ({error})") from error
+        ids = drafter.draft_ids
+        if ids is not None and (not (ids.diff() > 0).all() or int(ids[0]) < 0 or int(ids[-1]) >= shape.vocab):
+            raise DamagedFile(folder / TENSORS, "draft_ids are not ascending tokens of the vocabulary")
         return drafter.eval()

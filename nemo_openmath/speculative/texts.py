@@ -57,6 +57,21 @@ def read_texts(
     return texts
 
 
+def frequent_tokens(texts: Sequence[Text], count: int, vocab: int) -> NDArray[np.int64] | None:
+    """Return the ``count`` tokens that the model wrote most in ``texts``, ascending; fewer where it wrote no more.
+
+    None stands for all of the ``vocab`` tokens: where ``count`` is 0, or not below it. Of equally frequent tokens the
+    lower id is taken.
+    """
+    if not 0 < count < vocab:
+        return None
+    written = np.zeros(vocab, np.int64)
+    for text in texts:
+        np.add.at(written, text.ids[text.loss_mask], 1)
+    order = np.argsort(-written, kind="stable")[: min(count, int(np.count_nonzero(written)))]
+    return np.sort(order)
+
+
 def _batches(generations: Iterable[Generation]) -> Iterator[Sequence[Generation]]:
     stream = iter(generations)
     while batch := list(islice(stream, _BATCH)):

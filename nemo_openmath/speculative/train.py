@@ -1,213 +1,183 @@
-"""Training a drafter on a frozen model's own generations (ReDrafter, arXiv 2403.09919).
-
-At every position the drafter reads the next i+1 tokens of the text and guesses the one after them, from that
-position's hidden state: the loss is the sum over i < draft_tokens of the mean cross-entropy of these guesses, over
-the tokens that the model itself wrote (prompts and program output are never drafted).
-
-Logits are there for a block of rows at a time (models/loss.py), and a guess is differentiated before the next one is
-made. So a step takes the memory of one guess's features, and not of ``draft_tokens`` times tokens x vocabulary.
-"""
+"""Training a drafter on a frozen model's own generations, and measuring it on others of them."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from blake3 import blake3
 
-from nemo_openmath.checkpoints.quantize.calibration import load_model
 from nemo_openmath.core.errors import OpenMathError
-from nemo_openmath.models.devices import DeviceChoice
-from nemo_openmath.models.drafters import DrafterShape, ReDrafter
-from nemo_openmath.models.hf_config import describe
-from nemo_openmath.models.loss import linear_cross_entropy
+from nemo_openmath.core.records.ids import content_id
+from nemo_openmath.speculative.acceptance import Acceptance
+from nemo_openmath.speculative.batches import batches, epoch_order, padding_share
+from nemo_openmath.speculative.frozen import Batch, KeptStates, fast_products
+from nemo_openmath.speculative.kind import DrafterTraining
+from nemo_openmath.speculative.saved_state import SavedState
+from nemo_openmath.speculative.settings import DrafterSettings
 from nemo_openmath.speculative.texts import Text
 from nemo_openmath.training.config import TrainingConfig
 from nemo_openmath.training.schedule import learning_rate
 
-_BLOCKS_BYTES = 4 << 30  # of a GPU, for blocks of logits
-_WINDOW = 32  # batches whose texts are sorted by length, so that little is padding
-
-
-@dataclass(frozen=True, slots=True)
-class DrafterSettings:
-    """How :func:`train` trains; the stage's :class:`DrafterConfig` says what each number means."""
-
-    draft_tokens: int = 3
-    layers: int = 2
-    lr: float = 1e-3
-    warmup: float = 0.1  # share of the steps in which the learning rate rises
-    epochs: int = 1
-    batch_tokens: int = 16384
-    seed: int = 0
+OnStep = Callable[[int, int, float], None]
+OnMeasured = Callable[[int, Acceptance], None]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedDrafter:
     """A new drafter, and how its training went."""
 
-    drafter: ReDrafter
+    drafter: Any
     steps: int
     loss: float  # mean over the last tenth of the steps
     tokens: int  # read, without padding
-
-
-def load_base(folder: Path, settings: DrafterSettings, device: DeviceChoice = "auto") -> Any:
-    """Return the model to draft for, frozen: a transformers causal language model on ``device``; ``auto`` is the GPU
-    where there is one with room for the model and the training of a drafter."""
-    model = describe(folder)
-    width = 2 * model.hidden_size
-    drafter = 4 * (width * (model.vocab_size + settings.layers * width) + 2 * model.hidden_size**2)
-    # a drafter is there as weights, their gradients and those of a guess, and two moments of Adam; for each token of a
-    # step there are embeddings, hidden states, and a guess's features with their gradients
-    features = 4 * settings.batch_tokens * width * (4 + 6 * settings.layers)
-    return load_model(folder, device, working=5 * drafter + features + _BLOCKS_BYTES)
-
-
-@contextmanager
-def fast_products(device: torch.device) -> Iterator[None]:
-    """Multiply fp32 matrices in TF32 within the block where ``device`` is a GPU.
-
-    Inputs of a product have 10 bits then, sums 23, and a step takes a small part of the time. On a CPU nothing changes.
-    """
-    before = torch.get_float32_matmul_precision()
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    padding: float  # share of padding among what the model read
+    targets: int  # guesses that were trained
+    outside: int  # guesses left out, of tokens that the drafter's vocabulary lacks
+    acceptance: Acceptance  # at the end, on all held-out texts
+    measured: list[dict[str, Any]] = field(default_factory=list)  # before it, on some: ``step`` and its numbers
 
 
 def train(
-    base: Any, texts: Sequence[Text], settings: DrafterSettings, on_step: Callable[[int, int, float], None]
+    kind: DrafterTraining,
+    texts: Sequence[Text],
+    settings: DrafterSettings,
+    on_step: OnStep,
+    *,
+    held_out: Sequence[Text] = (),
+    on_measured: OnMeasured = lambda *_: None,
+    state_file: Path | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> TrainedDrafter:
-    """Train a new drafter for ``base``; call ``on_step(step, steps, loss)`` after each update.
+    """Train a new drafter and measure it on ``held_out``; call ``on_step(step, steps, loss)`` after each update.
 
-    The same texts, settings and machine give the same drafter. Raises OpenMathError when the loss is not finite.
+    The same texts, settings and machine give the same drafter, also where the training was killed and goes on from
+    ``state_file``. Raises OpenMathError when the loss is not finite.
     """
-    shape = DrafterShape(base.config.hidden_size, base.config.vocab_size, settings.layers, settings.draft_tokens)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        drafter = ReDrafter(shape).to(base.device)
-    schedule = TrainingConfig(lr=settings.lr, warmup=settings.warmup, final_lr_ratio=0.0)
-    optimizer = torch.optim.AdamW(drafter.parameters(), lr=settings.lr, weight_decay=0.0)
-    plan = [batch for epoch in range(settings.epochs) for batch in batches(texts, settings, epoch)]
-    losses: list[float] = []
-    for step, batch in enumerate(plan):
-        optimizer.param_groups[0]["lr"] = learning_rate(step, len(plan), schedule)
-        optimizer.zero_grad()
-        with fast_products(base.device):
-            losses.append(add_gradients(base, drafter, [texts[i] for i in batch]))
-        if not np.isfinite(losses[-1]):
-            raise OpenMathError(f"the drafter's loss is {losses[-1]} at step {step + 1}; lower lr")
-        optimizer.step()
-        on_step(step + 1, len(plan), losses[-1])
-    tokens = settings.epochs * sum(len(text.ids) for text in texts)
-    last = losses[-max(1, len(losses) // 10) :]
-    return TrainedDrafter(drafter.eval(), len(plan), sum(last) / len(last), tokens)
+    training = _Training(kind, texts, settings, held_out, state_file)
+    saved_at = clock()
+    for step, batch in training.remaining():
+        loss = training.update(step, batch)
+        if settings.measure_every and (step + 1) % settings.measure_every == 0 and step + 1 < training.num_steps:
+            on_measured(step + 1, training.measure_during(step + 1))
+        if state_file is not None and clock() - saved_at >= settings.save_seconds:
+            training.save(state_file)
+            saved_at = clock()
+        on_step(step + 1, training.num_steps, loss)
+    acceptance = training.measure(held_out)
+    on_measured(training.num_steps, acceptance)
+    return training.result(acceptance)
 
 
-def batches(texts: Sequence[Text], settings: DrafterSettings, epoch: int) -> Iterator[list[int]]:
-    """Yield the batches of an epoch as indices of ``texts``: every text once, shuffled.
+class _Training:
+    """A training between two steps."""
 
-    A batch is texts of like length, of ``batch_tokens`` at most with padding, or a single longer one.
+    def __init__(
+        self,
+        kind: DrafterTraining,
+        texts: Sequence[Text],
+        settings: DrafterSettings,
+        held_out: Sequence[Text],
+        state_file: Path | None,
+    ):
+        self._kind, self._texts, self._settings, self._held_out = kind, texts, settings, held_out
+        self._device = kind.base.device
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self._drafter = kind.new(texts, settings).to(self._device)
+        self._optimizer = torch.optim.AdamW(self._drafter.parameters(), lr=settings.lr, weight_decay=0.0)
+        self._schedule = TrainingConfig(lr=settings.lr, warmup=settings.warmup, final_lr_ratio=0.0)
+        self._plan = batches(texts, settings.batch_tokens, settings.seed)
+        self.num_steps = settings.epochs * len(self._plan)
+        self._kept = KeptStates(settings.kept_states_bytes)
+        identity = _identity(kind, texts, settings)
+        self._state = SavedState.read(state_file, identity) or SavedState(identity)
+        if self._state.step:
+            self._drafter.load_state_dict(self._state.drafter)
+            self._optimizer.load_state_dict(self._state.optimizer)
+
+    def remaining(self) -> Iterator[tuple[int, int]]:
+        """Yield the number of each update that is still to be done, and of its batch."""
+        seed, each = self._settings.seed, len(self._plan)
+        for step in range(self._state.step, self.num_steps):
+            yield step, epoch_order(each, step // each, seed)[step % each]
+
+    def update(self, step: int, number: int) -> float:
+        """Train on a batch and return its loss. Raises OpenMathError where that is not finite."""
+        batch = Batch.of([self._texts[i] for i in self._plan[number]], self._device)
+        self._optimizer.param_groups[0]["lr"] = learning_rate(step, self.num_steps, self._schedule)
+        self._optimizer.zero_grad()
+        with fast_products(self._device):
+            states = self._kept.get(number, self._device, lambda: self._kind.states(batch.ids))
+            loss = self._kind.add_gradients(self._drafter, batch, states)
+        if not np.isfinite(loss.value):
+            raise OpenMathError(f"the drafter's loss is {loss.value} at step {step + 1}; lower lr")
+        self._optimizer.step()
+        state = self._state
+        state.step, state.targets, state.outside = step + 1, state.targets + loss.targets, state.outside + loss.outside
+        state.losses.append(loss.value)
+        return loss.value
+
+    def measure(self, held_out: Sequence[Text]) -> Acceptance:
+        """Return what the drafter's guesses would have saved of decoding these texts, the first of ``held_out``."""
+        self._drafter.eval()
+        with fast_products(self._device):
+            return measure(self._kind, self._drafter, held_out, self._kept)
+
+    def measure_during(self, step: int) -> Acceptance:
+        """Measure on a bounded number of texts, and note it."""
+        acceptance = self.measure(self._held_out[: self._settings.measured_texts])
+        self._state.measured.append({"step": step, **acceptance.to_json()})
+        self._drafter.train()
+        return acceptance
+
+    def save(self, path: Path) -> None:
+        self._state.drafter, self._state.optimizer = self._drafter.state_dict(), self._optimizer.state_dict()
+        self._state.write(path)
+
+    def result(self, acceptance: Acceptance) -> TrainedDrafter:
+        state, losses = self._state, self._state.losses
+        last = losses[-max(1, len(losses) // 10) :]
+        return TrainedDrafter(
+            drafter=self._drafter.eval(),
+            steps=self.num_steps,
+            loss=sum(last) / len(last),
+            tokens=self._settings.epochs * sum(len(text.ids) for text in self._texts),
+            padding=padding_share(self._texts, self._plan),
+            targets=state.targets,
+            outside=state.outside,
+            acceptance=acceptance,
+            measured=state.measured,
+        )
+
+
+def measure(kind: DrafterTraining, drafter: Any, texts: Sequence[Text], kept: KeptStates | None = None) -> Acceptance:
+    """Return how decoding ``texts`` would go with ``drafter``: each text stands for the model's choices.
+
+    For texts decoded greedily these are the numbers of :func:`~nemo_openmath.speculative.decode.speculate`; for sampled
+    ones, what greedy drafts would have saved.
     """
-    rng = np.random.default_rng([settings.seed, epoch])
-    order = rng.permutation(len(texts))
-    mean = sum(len(text.ids) for text in texts) / max(1, len(texts))
-    window = max(1, int(_WINDOW * settings.batch_tokens / max(1.0, mean)))
-    plan: list[list[int]] = []
-    for start in range(0, len(order), window):
-        batch: list[int] = []
-        for i in sorted(order[start : start + window].tolist(), key=lambda i: len(texts[i].ids)):
-            if batch and (len(batch) + 1) * len(texts[i].ids) > settings.batch_tokens:
-                plan.append(batch)
-                batch = []
-            batch.append(i)
-        plan.append(batch)
-    for i in rng.permutation(len(plan)).tolist():
-        yield plan[i]
+    kept = kept or KeptStates(0)
+    acceptance = Acceptance(drafter.shape.draft_tokens)
+    for number, text in enumerate(texts):
+        batch = Batch.of([text], kind.base.device)
+        states = kept.get(("held out", number), kind.base.device, lambda ids=batch.ids: kind.states(ids))
+        outside = int(((drafter.rows(batch.ids) < 0) & batch.loss_mask).sum())
+        acceptance.add(text, kind.drafts(drafter, batch.ids[0], states[0]), outside)
+    return acceptance
 
 
-def add_gradients(base: Any, drafter: ReDrafter, texts: Sequence[Text]) -> float:
-    """Return the loss of ``texts`` and add its gradients to those of the drafter's parameters.
-
-    The loss is the sum over the lookaheads of the mean cross-entropy over the target tokens; a lookahead without any
-    adds nothing.
-    """
-    rows = [torch.from_numpy(text.ids).long() for text in texts]
-    ids = pad_sequence(rows, batch_first=True).to(base.device)
-    loss_mask = pad_sequence([torch.from_numpy(text.loss_mask) for text in texts], batch_first=True).to(base.device)
-    hidden, embedded = _read(base, ids)  # padding is at the right: causal attention never sees it
-    state = torch.zeros_like(hidden)
-    loss = hidden.new_zeros(())
-    # of each lookahead: the drafter's states where a token is guessed, and the loss's gradient there
-    states: list[Tensor] = []
-    gradients: list[Tensor] = []
-    for ahead in range(min(drafter.shape.draft_tokens, ids.shape[1] - 2)):
-        # the state at t has read e(t+1) .. e(t+ahead+1); the guess is token t+ahead+2
-        state = drafter.advance(state[:, :-1], embedded[:, ahead + 1 :])
-        is_target = loss_mask[:, ahead + 2 :]
-        if is_target.any():
-            targets, guessing = ids[:, ahead + 2 :][is_target], state[:, :-1][is_target]
-            leaf = guessing.detach().requires_grad_()
-            features = drafter.features(hidden[:, : -(ahead + 2)][is_target], leaf)
-            guess_loss = linear_cross_entropy(features, drafter.output_weight, targets) / len(targets)
-            guess_loss.backward()
-            assert leaf.grad is not None
-            states.append(guessing)
-            gradients.append(leaf.grad)
-            loss += guess_loss.detach()
-    if states:
-        torch.autograd.backward(states, gradients)
-    return loss.item()
-
-
-@torch.no_grad()
-def replay(base: Any, drafter: ReDrafter, text: Text, *, chunk: int = 1024) -> tuple[int, int]:
-    """Return (steps, accepted draft tokens) of decoding the model's stretches of ``text`` with one beam.
-
-    The text stands for the model's choices. For a text decoded greedily these are the numbers of :func:`speculate`, for
-    a sampled one what greedy drafts would have saved. A step yields one token of the model and what is accepted.
-    """
-    ids = torch.as_tensor(text.ids, device=base.device).long()
-    hidden, embedded = _read(base, ids[None])
-    table = base.get_input_embeddings().weight
-    accepted_at: list[Tensor] = []  # (positions,): how many drafts in a row equal the text behind each
-    for start in range(0, len(ids) - 1, chunk):
-        seen = torch.arange(start, min(start + chunk, len(ids) - 1), device=base.device)
-        state, embedding = torch.zeros_like(hidden[0, seen]), embedded[0, seen + 1]
-        equal = torch.zeros(len(seen), drafter.shape.draft_tokens, dtype=torch.bool, device=base.device)
-        for ahead in range(drafter.shape.draft_tokens):
-            state = drafter.advance(state, embedding)
-            guess = drafter.logits(hidden[0, seen], state).argmax(-1)
-            target = seen + ahead + 2
-            equal[:, ahead] = (target < len(ids)) & (guess == ids[target.clamp(max=len(ids) - 1)])
-            embedding = table[guess].to(state.dtype)
-        accepted_at.append(equal.cumprod(1).sum(1))
-    drafted = torch.cat(accepted_at).tolist()
-    steps = accepted = 0
-    at = 1
-    while at < len(text.ids):  # ``at``: the token that the model itself decides, from the state before it
-        if not text.loss_mask[at]:
-            at += 1
-            continue
-        taken = 0
-        while taken < drafted[at - 1] and text.loss_mask[at + taken + 1]:
-            taken += 1
-        steps, accepted, at = steps + 1, accepted + taken, at + taken + 1
-    return steps, accepted
-
-
-@torch.no_grad()
-def _read(base: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return last hidden states and embeddings (rows, tokens, hidden) of the frozen model, in float32."""
-    embedded = base.get_input_embeddings()(ids)
-    return base.model(input_ids=ids, use_cache=False).last_hidden_state.float(), embedded.float()
+def _identity(kind: DrafterTraining, texts: Sequence[Text], settings: DrafterSettings) -> str:
+    """Return an id of what is trained: the kind of drafter, the texts, and the settings that change it."""
+    digest = blake3()
+    for text in texts:
+        digest.update(text.ids.tobytes())
+        digest.update(text.loss_mask.tobytes())
+    about_speed = ("kept_states_bytes", "save_seconds")
+    changing = {name: value for name, value in asdict(settings).items() if name not in about_speed}
+    return content_id("drafter", type(kind).__name__, changing, len(texts), digest.hexdigest())

@@ -29,7 +29,8 @@ from nemo_openmath.inference.embedded.weights import load_weights
 from nemo_openmath.models import hf_mapping
 from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.hf_config import FIXED, NEUTRAL, TAKEN
-from nemo_openmath.speculative.train import DrafterSettings, load_base
+from nemo_openmath.speculative.frozen import load_base
+from nemo_openmath.speculative.settings import DrafterSettings
 from tests.support import models
 
 IDS = [(7 * i + 3) % 107 for i in range(40)]

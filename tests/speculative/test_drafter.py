@@ -11,94 +11,44 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import silu
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from nemo_openmath.chat import Author, ChatTokenizer, Message, Span, Transcript
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.core.records import Generation, RecordWriter
 from nemo_openmath.models.drafters import DrafterShape, ReDrafter
+from nemo_openmath.speculative.batches import batches, epoch_order
 from nemo_openmath.speculative.decode import Decoded, Tree, speculate
+from nemo_openmath.speculative.frozen import Batch, fast_products, load_base
+from nemo_openmath.speculative.redrafter import RedrafterTraining
+from nemo_openmath.speculative.settings import DrafterSettings
 from nemo_openmath.speculative.stage import DrafterConfig, TrainDrafter
 from nemo_openmath.speculative.texts import Text
-from nemo_openmath.speculative.train import (
-    DrafterSettings,
-    add_gradients,
-    batches,
-    fast_products,
-    load_base,
-    replay,
-    train,
-)
+from nemo_openmath.speculative.train import measure, train
+from tests.speculative.served import HIDDEN, VOCAB, greedy, qwen2
 from tests.support.fake_cuda import GIB, fake_cuda
 from tests.support.live_bytes import LiveBytes
 from tests.support.services import stage_context
-
-VOCAB, HIDDEN = 48, 32
-
-
-@torch.no_grad()
-def qwen2(vocab: int = VOCAB, seed: int = 0) -> Any:
-    """A small model in float32 whose norms and biases are not the identity's."""
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=vocab,
-        hidden_size=HIDDEN,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        initializer_range=0.25,
-    )
-    model = Qwen2ForCausalLM(config)
-    for name, parameter in model.named_parameters():
-        if "norm" in name or name.endswith("bias"):
-            torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.3)
-    model.model.embed_tokens.weight *= 12  # the last token says most, others enough: what it writes can be guessed
-    return model.eval().requires_grad_(False)
-
-
-def greedy(base: Any, prompt: list[int], tokens: int) -> list[int]:
-    """The oracle: transformers' own generation."""
-    ids = torch.tensor([prompt])
-    out = base.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=tokens,
-        eos_token_id=10**6,
-        pad_token_id=0,
-    )
-    return out[0, len(prompt) :].tolist()
-
-
-@pytest.fixture(scope="module")
-def base() -> Any:
-    return qwen2()
-
-
-@pytest.fixture(scope="module")
-def texts(base: Any) -> list[Text]:
-    """Greedy generations of the base after random prompts of six tokens."""
-    prompts = torch.randint(VOCAB, (256, 6), generator=torch.Generator().manual_seed(1))
-    out = base.generate(
-        prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=40, eos_token_id=10**6,
-        pad_token_id=0,
-    )  # fmt: skip
-    own = np.arange(46) >= 6
-    return [Text(row.numpy().astype(np.int32), own) for row in out]
 
 
 @pytest.fixture(scope="module")
 def trained(base: Any, texts: list[Text]) -> ReDrafter:
     settings = DrafterSettings(epochs=12, lr=5e-3, batch_tokens=800)
-    return train(base, texts[:240], settings, lambda *_: None).drafter
+    return train(RedrafterTraining(base), texts[:240], settings, lambda *_: None).drafter
 
 
 def drafter(seed: int = 0) -> ReDrafter:
     torch.manual_seed(seed)
     return ReDrafter(DrafterShape(HIDDEN, VOCAB)).eval()
+
+
+def add_gradients(base: Any, model: ReDrafter, rows: list[Text]) -> float:
+    kind, batch = RedrafterTraining(base), Batch.of(rows, base.device)
+    return kind.add_gradients(model, batch, kind.states(batch.ids)).value
+
+
+def replay(base: Any, model: ReDrafter, text: Text) -> tuple[int, int]:
+    acceptance = measure(RedrafterTraining(base), model, [text])
+    return acceptance.steps, acceptance.accepted
 
 
 def test_loss_and_gradients_are_those_of_loops_written_by_hand(base: Any) -> None:
@@ -161,11 +111,11 @@ def test_a_drafter_is_trained_on_the_gpu_that_has_room(base: Any, texts: list[Te
         assert placed.device.type == "cuda"
         with fast_products(placed.device):
             note()
-        drafter = train(placed, texts[:8], settings, note).drafter
+        drafter = train(RedrafterTraining(placed), texts[:8], settings, note).drafter
         assert all(parameter.is_cuda for parameter in drafter.parameters())
         assert cuda.devices_in_use == {0}
     assert precisions == {"high", "highest"}
-    here = train(base, texts[:8], settings, note).drafter
+    here = train(RedrafterTraining(base), texts[:8], settings, note).drafter
     for theirs, ours in zip(drafter.parameters(), here.parameters(), strict=True):
         torch.testing.assert_close(theirs, ours)
 
@@ -203,7 +153,7 @@ def test_replay_counts_what_decoding_does(base: Any, texts: list[Text], trained:
     for text in texts[240:]:
         out: Decoded = speculate(base, trained, text.ids[:6].tolist(), max_new_tokens=40)
         assert out.ids == text.ids[6:].tolist()
-        assert replay(base, trained, text, chunk=7) == (out.steps, out.accepted)
+        assert replay(base, trained, text) == (out.steps, out.accepted)
     with_tool = Text(texts[0].ids, np.array([False] * 6 + [True] * 10 + [False] * 5 + [True] * 25))
     halves = [Text(texts[0].ids[:16], with_tool.loss_mask[:16]), Text(texts[0].ids, np.arange(46) >= 21)]
     expected = np.sum([replay(base, trained, half) for half in halves], axis=0)
@@ -221,12 +171,13 @@ def test_the_tree_merges_common_beginnings() -> None:
 def test_every_text_is_in_one_batch_of_an_epoch() -> None:
     rng = np.random.default_rng(3)
     rows = [Text(np.zeros(n, np.int32), np.ones(n, bool)) for n in rng.integers(3, 200, 500)]
-    settings = DrafterSettings(batch_tokens=150)
-    plan = list(batches(rows, settings, 0))
+    plan = batches(rows, 150, seed=0)
     assert sorted(i for batch in plan for i in batch) == list(range(500))
     sizes = [(len(batch), max(len(rows[i].ids) for i in batch)) for batch in plan]
     assert all(count == 1 or count * longest <= 150 for count, longest in sizes)
-    assert plan != list(batches(rows, settings, 1))
+    first, second = epoch_order(len(plan), 0, 0), epoch_order(len(plan), 1, 0)
+    assert first != second
+    assert sorted(first) == sorted(second) == list(range(len(plan)))
 
 
 def generations(folder: Path, tokenizer: ChatTokenizer, count: int) -> Path:
@@ -259,12 +210,13 @@ def test_the_stage(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     digests = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         output = tmp_path / name
-        inputs = {"generations": [solutions], "model": [model]}
+        inputs = {"generations": [solutions], "model": [model], "held_out": []}
         context = stage_context(inputs, output, seed=seed)
         stage = TrainDrafter(DrafterConfig(held_out=0.3, batch_tokens=300, epochs=2, max_tokens=45))
         asyncio.run(stage.run(context))
         digests.append(stage.digest(output))
-        assert {path.name for path in output.iterdir()} == {"model.safetensors", "config.json", "lineage.json"}
+        made = {"model.safetensors", "config.json", "lineage.json", "acceptance.json", "acceptance.md"}
+        assert {path.name for path in output.iterdir()} == made
         facts = context.metrics
         assert facts["generations"] == 40
         assert 0 < facts["held_out"] < 40
@@ -273,6 +225,13 @@ def test_the_stage(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
         assert facts["cut to max_tokens"] > 0
         assert 0 <= facts["accepted_per_step"] <= 3
     assert digests[0] == digests[1] != digests[2]
+    others = generations(tmp_path / "others", tokenizer, 6)
+    context = stage_context({**inputs, "held_out": [others]}, tmp_path / "d", seed=1)
+    asyncio.run(TrainDrafter(DrafterConfig(batch_tokens=300, draft_vocab=30, measure_every=5)).run(context))
+    assert context.metrics["held_out"] == context.metrics["acceptance"]["texts"] == 6
+    assert context.metrics["generations"] == 40
+    assert [row["step"] for row in context.metrics["during_training"]][:2] == [5, 10]
+    assert ReDrafter.load(tmp_path / "d").shape.draft_vocab == 30
     loaded = ReDrafter.load(tmp_path / "a")
     assert loaded.shape == DrafterShape(HIDDEN, tokenizer.vocab_size, 2, 3)
     tensors = tmp_path / "a" / "model.safetensors"
@@ -286,7 +245,7 @@ def test_the_stage(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
 def test_nothing_to_train_on_is_said(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     with RecordWriter(tmp_path / "solutions"):
         pass
-    inputs = {"generations": [tmp_path / "solutions"], "model": [tokenizer.folder]}
+    inputs = {"generations": [tmp_path / "solutions"], "model": [tokenizer.folder], "held_out": []}
     context = stage_context(inputs, tmp_path / "drafter")
     with pytest.raises(UserError, match=r"solutions: nothing to train on \(no generation\); give more"):
         asyncio.run(TrainDrafter(DrafterConfig()).run(context))

@@ -1,0 +1,39 @@
+"""What the training asks of a kind of drafter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from nemo_openmath.speculative.frozen import Batch
+from nemo_openmath.speculative.settings import DrafterSettings
+from nemo_openmath.speculative.texts import Text
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The loss of a step."""
+
+    value: float
+    targets: int  # guesses that it is the mean of
+    outside: int = 0  # guesses left out of it: their tokens are not in the drafter's vocabulary
+
+
+class DrafterTraining(Protocol):
+    """A kind of drafter for one frozen model. ``drafter`` is what :meth:`new` returns: a torch module that has
+    ``rows`` and ``save``."""
+
+    def new(self, texts: Sequence[Text], settings: DrafterSettings) -> Any:
+        """Return a drafter with random weights, from torch's generator."""
+
+    def states(self, ids: Tensor) -> Tensor:
+        """Return what the drafter reads of the frozen model for tokens (rows, tokens): (rows, tokens, width), fp32."""
+
+    def add_gradients(self, drafter: Any, batch: Batch, states: Tensor) -> Loss:
+        """Return the loss of a batch and add its gradients to those of the drafter's parameters."""
+
+    def drafts(self, drafter: Any, ids: Tensor, states: Tensor) -> list[int]:
+        """Return how many drafts in a row, made from each token (but the last), equal the text (tokens,)."""

@@ -1,0 +1,66 @@
+"""A small model to draft for, and what it writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from nemo_openmath.speculative.texts import Text
+
+VOCAB, HIDDEN = 48, 32
+
+
+@torch.no_grad()
+def qwen2(vocab: int = VOCAB, seed: int = 0) -> Any:
+    """A small model in float32 whose norms and biases are not the identity's."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=vocab,
+        hidden_size=HIDDEN,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        initializer_range=0.25,
+    )
+    model = Qwen2ForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.3)
+    model.model.embed_tokens.weight *= 12  # the last token says most, others enough: what it writes can be guessed
+    return model.eval().requires_grad_(False)
+
+
+def greedy(base: Any, prompt: list[int], tokens: int) -> list[int]:
+    """The oracle: transformers' own generation."""
+    ids = torch.tensor([prompt])
+    out = base.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=tokens,
+        eos_token_id=10**6,
+        pad_token_id=0,
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+def own_texts(base: Any, count: int = 256, prompt: int = 6, tokens: int = 40) -> list[Text]:
+    """Greedy generations of the base after random prompts."""
+    generator = torch.Generator().manual_seed(1)
+    prompts = torch.randint(base.config.vocab_size, (count, prompt), generator=generator)
+    out = base.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        do_sample=False,
+        max_new_tokens=tokens,
+        eos_token_id=10**6,
+        pad_token_id=0,
+    )
+    own = np.arange(prompt + tokens) >= prompt
+    return [Text(row.numpy().astype(np.int32), own) for row in out]
