@@ -10,6 +10,9 @@ and guesses on, with a state s that starts as zeros and one head for all steps:
 
 Embeddings e are the served model's own and are not kept here.
 
+TensorRT-LLM's engines (0.18 to 1.2, models/redrafter/drafter.py) leave the activation out, and the bias in the first
+step: s1 = W e. A drafter for them is trained with ``recurrence`` linear, whose b stays 0; then both are one.
+
 With a reduced vocabulary the head's last matrix has a row for each of ``draft_ids`` alone, the tokens that the served
 model writes most. A token outside them is never guessed, and what the served model says is not changed by that.
 """
@@ -17,8 +20,9 @@ model writes most. A token outside them is never guessed, and what the served mo
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,25 +30,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from nemo_openmath.core.errors import DamagedFile, UserError
+from nemo_openmath.models.drafter_shape import DrafterShape, Recurrence
+
+__all__ = ["DrafterShape", "ReDrafter", "ResidualBlock"]
 
 ARCHITECTURE = "ReDrafter"
 TENSORS = "model.safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class DrafterShape:
-    """The sizes of a drafter, as its config.json says them."""
-
-    hidden: int  # width of the served model
-    vocab: int  # tokens of the served model
-    layers: int = 2  # residual blocks of the head
-    draft_tokens: int = 3  # guesses that it was trained for
-    draft_vocab: int = 0  # tokens that may be guessed; 0: all
-
-    @property
-    def head_rows(self) -> int:
-        """Rows of the head's last matrix."""
-        return self.draft_vocab or self.vocab
 
 
 class ResidualBlock(nn.Module):
@@ -72,6 +63,8 @@ class ReDrafter(nn.Module):
         width = 2 * shape.hidden
         self.rnn_w = nn.Linear(shape.hidden, shape.hidden, bias=False)
         self.rnn_u = nn.Linear(shape.hidden, shape.hidden)
+        if shape.recurrence == "linear":
+            self.rnn_u.bias.requires_grad_(False).zero_()
         self.lm_head = nn.Sequential(
             *(ResidualBlock(width) for _ in range(shape.layers)), nn.Linear(width, shape.head_rows, bias=False)
         )
@@ -90,7 +83,8 @@ class ReDrafter(nn.Module):
 
     def advance(self, state: Tensor, embedding: Tensor) -> Tensor:
         """Return the state (..., hidden) after reading one more token's embedding (..., hidden)."""
-        return silu(self.rnn_w(embedding) + self.rnn_u(state))
+        read = self.rnn_w(embedding) + self.rnn_u(state)
+        return read if self.shape.recurrence == "linear" else silu(read)
 
     def features(self, hidden: Tensor, state: Tensor) -> Tensor:
         """Return what the head's last matrix is applied to (..., 2 hidden), from the served model's hidden state and
@@ -145,8 +139,8 @@ class ReDrafter(nn.Module):
             if config.pop("architectures") != [ARCHITECTURE]:
                 raise KeyError("architectures")
             shape = DrafterShape(**config)
-            if not 0 <= shape.draft_vocab < shape.vocab:
-                raise ValueError("draft_vocab")
+            if not 0 <= shape.draft_vocab < shape.vocab or shape.recurrence not in get_args(Recurrence):
+                raise ValueError("draft_vocab or recurrence")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 "not a drafter's config.json", file=path, remedy="give the output of a stage drafter.train"
@@ -156,6 +150,8 @@ class ReDrafter(nn.Module):
             drafter.load_state_dict(load_file(folder / TENSORS))
         except Exception as error:
             raise DamagedFile(folder / TENSORS, f"not the tensors of its config.json ({error})") from error
+        if shape.recurrence == "linear" and drafter.rnn_u.bias.any():
+            raise DamagedFile(folder / TENSORS, "rnn_u.bias is not 0, and the recurrence is linear")
         ids = drafter.draft_ids
         if ids is not None and (not (ids.diff() > 0).all() or int(ids[0]) < 0 or int(ids[-1]) >= shape.vocab):
             raise DamagedFile(folder / TENSORS, "draft_ids are not ascending tokens of the vocabulary")

@@ -24,7 +24,10 @@ class Loss:
 
 class DrafterTraining(Protocol):
     """A kind of drafter for one frozen model. ``drafter`` is what :meth:`new` returns: a torch module that has
-    ``rows`` and ``save``."""
+    ``rows``, ``shape`` and ``save``."""
+
+    base: Any
+    """The frozen model, of transformers."""
 
     def new(self, texts: Sequence[Text], settings: DrafterSettings) -> Any:
         """Return a drafter with random weights, from torch's generator."""

@@ -42,6 +42,7 @@ class RedrafterTraining:
             settings.layers,
             settings.draft_tokens,
             0 if ids is None else len(ids),
+            settings.recurrence,
         )
         drafter = ReDrafter(shape)
         if ids is not None:

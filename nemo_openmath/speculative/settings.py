@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-Form = Literal["redrafter", "eagle3"]
+from nemo_openmath.models.drafter_shape import Recurrence
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +15,7 @@ class DrafterSettings:
     draft_tokens: int = 3
     layers: int = 2
     draft_vocab: int = 0
+    recurrence: Recurrence = "silu"
     lr: float = 1e-3
     warmup: float = 0.1  # share of the steps in which the learning rate rises
     epochs: int = 1

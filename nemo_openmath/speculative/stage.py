@@ -21,6 +21,7 @@ from nemo_openmath.core.records import Generation
 from nemo_openmath.core.records.lineage import Lineage, digest_tree
 from nemo_openmath.core.stage import RUNTIME, Stage, StageContext
 from nemo_openmath.models.devices import DeviceChoice
+from nemo_openmath.models.drafter_shape import Recurrence
 from nemo_openmath.speculative.acceptance import Acceptance
 from nemo_openmath.speculative.settings import DrafterSettings
 from nemo_openmath.speculative.texts import Texts, read_texts
@@ -39,6 +40,9 @@ class DrafterConfig:
     draft_vocab: NonNegativeInt = 0
     """Tokens that may be guessed: those that the model wrote most. 0: all, as the paper. On a CPU the head of 152,000
     tokens costs a quarter of a pass of a 0.5B model, for each guess: 8192 are enough there."""
+    recurrence: Recurrence = "silu"
+    """``linear``: the drafter's state has no activation and no bias, which is what TensorRT-LLM's engines compute.
+    ``silu`` is the form of ReDrafter's paper."""
     lr: PositiveFloat = 1e-3
     """Highest learning rate; it falls to 0 as a cosine."""
     warmup: ShareBelowOne = 0.1
@@ -147,6 +151,7 @@ class TrainDrafter(Stage[DrafterConfig]):
             draft_tokens=config.draft_tokens,
             layers=config.layers,
             draft_vocab=config.draft_vocab,
+            recurrence=config.recurrence,
             lr=config.lr,
             warmup=config.warmup,
             epochs=config.epochs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class _Training:
         self._optimizer.param_groups[0]["lr"] = learning_rate(step, self.num_steps, self._schedule)
         self._optimizer.zero_grad()
         with fast_products(self._device):
-            states = self._kept.get(number, self._device, lambda: self._kind.states(batch.ids))
+            states = self._kept.get(number, self._device, partial(self._kind.states, batch.ids))
             loss = self._kind.add_gradients(self._drafter, batch, states)
         if not np.isfinite(loss.value):
             raise OpenMathError(f"the drafter's loss is {loss.value} at step {step + 1}; lower lr")
@@ -166,7 +167,7 @@ def measure(kind: DrafterTraining, drafter: Any, texts: Sequence[Text], kept: Ke
     acceptance = Acceptance(drafter.shape.draft_tokens)
     for number, text in enumerate(texts):
         batch = Batch.of([text], kind.base.device)
-        states = kept.get(("held out", number), kind.base.device, lambda ids=batch.ids: kind.states(ids))
+        states = kept.get(("held out", number), kind.base.device, partial(kind.states, batch.ids))
         outside = int(((drafter.rows(batch.ids) < 0) & batch.loss_mask).sum())
         acceptance.add(text, kind.drafts(drafter, batch.ids[0], states[0]), outside)
     return acceptance

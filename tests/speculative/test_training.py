@@ -82,6 +82,24 @@ def test_a_reduced_drafter_guesses_the_best_of_its_tokens(base: Any, tmp_path: P
         ReDrafter.load(tmp_path / "drafter")
 
 
+def test_the_linear_recurrence_is_what_tensorrt_llm_computes(base: Any, texts: list[Text], tmp_path: Path) -> None:
+    """There, s1 = W e, and s' = W e + U s + b: no activation, and no bias in the first step."""
+    settings = DrafterSettings(recurrence="linear", batch_tokens=400)
+    trained = train(RedrafterTraining(base), texts[:16], settings, lambda *_: None).drafter
+    w, u, b = trained.rnn_w.weight, trained.rnn_u.weight, trained.rnn_u.bias
+    first, second = torch.randn(2, HIDDEN, generator=torch.Generator().manual_seed(0))
+    expected = w @ second + u @ (w @ first) + b
+    torch.testing.assert_close(trained.advance(trained.advance(torch.zeros(HIDDEN), first), second), expected)
+    (tmp_path / "drafter").mkdir()
+    trained.save(tmp_path / "drafter")
+    assert ReDrafter.load(tmp_path / "drafter").shape.recurrence == "linear"
+    with torch.no_grad():
+        b += 1
+    trained.save(tmp_path / "drafter")
+    with pytest.raises(DamagedFile, match=r"rnn_u\.bias is not 0"):
+        ReDrafter.load(tmp_path / "drafter")
+
+
 def test_the_tokens_that_the_model_wrote_most() -> None:
     text = Text(np.array([9, 9, 9, 4, 4, 7, 2, 2], np.int32), np.array([False] * 3 + [True] * 5))
     assert frequent_tokens([text], 2, 10).tolist() == [2, 4]
@@ -106,7 +124,7 @@ def trained(base: Any, texts: list[Text], state: Path, until: int = 10**9, **cha
     )
     seconds = iter(range(10**6))
     return train(
-        RedrafterTraining(base), texts[:40], settings, on_step, held_out=texts[40:50], state_file=state,
+        RedrafterTraining(base), texts[:40], settings, on_step, held_out=texts[40:44], state_file=state,
         clock=lambda: next(seconds),
     )  # fmt: skip
 
@@ -146,19 +164,19 @@ def test_states_that_have_no_room_are_made_again() -> None:
 def test_what_is_counted_on_held_out_texts(base: Any, texts: list[Text]) -> None:
     acceptance = Acceptance(3)
     text = Text(np.arange(12, dtype=np.int32), np.arange(12) >= 2)
-    # of 10 tokens: 1 + 3, 1 + 0, 1 + 2, and the last, behind which nothing is
-    acceptance.add(text, [9, 3, 9, 9, 9, 0, 2, 9, 9, 9, 0], outside=4)
+    # of 10 tokens: 1 + 3, 1, 1 + 2, 1, and the last, behind which nothing is
+    acceptance.add(text, [1, 3, 1, 1, 1, 0, 2, 1, 1, 0, 0], outside=4)
     counted = acceptance.to_json()
-    assert counted["steps_by_accepted"] == [2, 0, 1, 1]
-    assert counted["jointly"] == [0.5, 0.5, 0.25]
-    assert counted["by_position"] == [0.5, 1.0, 0.5]
-    assert counted["accepted_per_step"] == 1.25
-    assert counted["tokens_per_step"] == 2.25
+    assert counted["steps_by_accepted"] == [3, 0, 1, 1]
+    assert counted["jointly"] == [0.4, 0.4, 0.2]
+    assert counted["by_position"] == [0.4, 1.0, 0.5]
+    assert counted["accepted_per_step"] == 1.0
+    assert counted["tokens_per_step"] == 2.0
     assert counted["outside_draft_vocab"] == 0.4
     told = page(TrainedDrafter(None, 1, 0.0, 1, 0.0, 1, 0, acceptance, [{"step": 5, **counted}]), {"steps": 1})
-    assert "| 2 | 100.0% | 50.0% |" in told
-    assert "All 3 drafts are accepted in 25% of the steps" in told
-    assert "| 5 | 1.25 | 25% | 1 |" in told
+    assert "| 2 | 100.0% | 40.0% |" in told
+    assert "All 3 drafts are accepted in 20% of the steps" in told
+    assert "| 5 | 1.00 | 20% | 1 |" in told
     random = measure(RedrafterTraining(base), pair()[1], texts[:4])
     missing = [int(i) for text in texts[:4] for i in text.ids[text.loss_mask] if i not in IDS]
     assert random.outside == len(missing)
