@@ -14,7 +14,7 @@ from nemo_openmath.speculative.texts import Text
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class StepLoss:
     """The loss of a step."""
 
     value: float
@@ -35,7 +35,7 @@ class DrafterTraining(Protocol):
     def states(self, ids: Tensor) -> Tensor:
         """Return what the drafter reads of the frozen model for tokens (rows, tokens): (rows, tokens, width), fp32."""
 
-    def add_gradients(self, drafter: Any, batch: Batch, states: Tensor) -> Loss:
+    def add_gradients(self, drafter: Any, batch: Batch, states: Tensor) -> StepLoss:
         """Return the loss of a batch and add its gradients to those of the drafter's parameters."""
 
     def drafts(self, drafter: Any, ids: Tensor, states: Tensor) -> list[int]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from nemo_openmath.models.drafters import DrafterShape, ReDrafter
 from nemo_openmath.models.loss import linear_cross_entropy
 from nemo_openmath.speculative.frozen import Batch, embed, last_states
-from nemo_openmath.speculative.kind import Loss
+from nemo_openmath.speculative.kind import StepLoss
 from nemo_openmath.speculative.settings import DrafterSettings
 from nemo_openmath.speculative.texts import Text, frequent_tokens
 
@@ -53,7 +53,7 @@ class RedrafterTraining:
         """Return what is read of the frozen model (rows, tokens, hidden)."""
         return last_states(self.base, ids)
 
-    def add_gradients(self, drafter: ReDrafter, batch: Batch, hidden: Tensor) -> Loss:
+    def add_gradients(self, drafter: ReDrafter, batch: Batch, hidden: Tensor) -> StepLoss:
         """Return the loss of a batch and add its gradients to those of the drafter's parameters.
 
         The loss is the sum over the lookaheads of the mean cross-entropy over the target tokens that the drafter can
@@ -85,7 +85,7 @@ class RedrafterTraining:
                 loss += guess_loss.detach()
         if states:
             torch.autograd.backward(states, gradients)
-        return Loss(loss.item(), targets, outside)
+        return StepLoss(loss.item(), targets, outside)
 
     @torch.no_grad()
     def drafts(self, drafter: ReDrafter, ids: Tensor, hidden: Tensor, *, chunk: int = _CHUNK) -> list[int]:
