@@ -46,6 +46,7 @@ EXAMPLES = {
     "evaluate": "./my-model --benchmark benchmark.jsonl --output runs/mine --samples 8",
     "evaluate table": "first=runs/round1 second=runs/round2 --table 6",
     "evaluate rescore": "runs/smoke --output runs/rescored --tokens 64",
+    "evaluate compare": "before=runs/first after=runs/second --output runs/compared",
     "evaluate plan": "--problems 30 --difference 0.05",
     "evaluate decide": "decide.yaml --output runs/decided",
     "solve": "benchmark.jsonl --model ./my-model --output runs/solved --base-seconds 60",

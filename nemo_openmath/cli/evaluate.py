@@ -1,4 +1,4 @@
-"""``openmath evaluate MODEL`` and its words ``plan``, ``decide``, ``rescore`` and ``table``.
+"""``openmath evaluate MODEL`` and its words ``plan``, ``decide``, ``compare``, ``rescore`` and ``table``.
 
 A first word that is none of these is a model: its folder called ``plan`` is written ``./plan``.
 """
@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.cli import evaluate_decide
+from nemo_openmath.cli import evaluate_compare, evaluate_decide
 from nemo_openmath.cli.common import AGAIN, REPLACE, CommandParser, at_least, verb
 from nemo_openmath.cli.streams import run_async
 
@@ -22,6 +22,7 @@ def add(groups: Any) -> None:
     _add_model(words)
     _add_rescore(words)
     _add_table(words)
+    evaluate_compare.add(words)
     evaluate_decide.add(words)
 
 
@@ -43,7 +44,7 @@ def counts(text: str) -> list[int]:
 # -- a model ----------------------------------------------------------------------------------------------------------
 
 _WORDS = """other words: openmath evaluate plan (what a difference needs), decide (two models, until it is decided),
-rescore (stored solutions under another grader, limit, judge), table (the paper's tables); a model folder called so is
+compare (runs on the same problems, as a page), rescore (stored solutions under another grader, limit, judge), table (the paper's tables); a model folder called so is
 written ./rescore"""
 
 

@@ -1,13 +1,13 @@
 """``openmath evaluate rescore``: stored generations are scored again, as a recipe that stands in the output folder.
 
 For each set of generations two stages: ``rescored`` (evaluation.rescore) and ``changes`` (evaluation.changes). A folder
-of a run gives the generations of each of its ``evaluation.metrics`` stages as a set of its own.
+of a run gives the generations of each of its ``evaluation.metrics`` and ``evaluation.changes`` stages as a set of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from nemo_openmath.recipe.lineage.run_stages import RunStages
 from nemo_openmath.recipe.written import run_written
 
 RECIPE = "rescore.yaml"
-_METRICS = "evaluation.metrics"
+_MEASURING = ("evaluation.metrics", "evaluation.changes")
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,23 @@ def generation_sets(paths: Sequence[Path]) -> list[GenerationSet]:
     return sets if len(sets) > 1 else [GenerationSet("", sets[0].folders, sets[0].label)]
 
 
-def _of_run(path: Path, prefix: str) -> Iterator[GenerationSet]:
-    stages = RunStages(path)
-    measured = [stage for stage in stages if stage.own and stage.kind == _METRICS and stage.manifest is not None]
-    for stage in measured:
+def measured_sets(path: Path) -> list[GenerationSet]:
+    """Return the sets that the evaluations of a run have measured, each under the name of its stage."""
+    sets = []
+    for stage in RunStages(path):
+        if not (stage.own and stage.kind in _MEASURING and stage.manifest is not None):
+            continue
         folders = [i.path for i in stage.inputs if i.path is not None and i.path.is_dir() and part_files(i.path)]
         generations = tuple(folder for folder in folders if RecordFolder(folder).kind is Generation)
-        label = str(stage.settings.get("checkpoint") or stage.name)
-        yield GenerationSet(f"{prefix}{stage.name}", generations, label)
+        sets.append(GenerationSet(stage.name, generations, str(stage.settings.get("checkpoint") or stage.name)))
+    return sets
+
+
+def _of_run(path: Path, prefix: str) -> Iterator[GenerationSet]:
+    measured = measured_sets(path)
+    yield from (replace(group, name=f"{prefix}{group.name}") for group in measured)
     if not measured:
-        own = [s for s in stages if s.own and s.begun and part_files(s.folder)]
+        own = [s for s in RunStages(path) if s.own and s.begun and part_files(s.folder)]
         those = [s for s in own if RecordFolder(s.folder).kind is Generation]
         if len(those) != 1:
             names = ", ".join(s.name for s in those[:12]) or "none"
