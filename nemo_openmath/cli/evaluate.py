@@ -44,8 +44,8 @@ def counts(text: str) -> list[int]:
 # -- a model ----------------------------------------------------------------------------------------------------------
 
 _WORDS = """other words: openmath evaluate plan (what a difference needs), decide (two models, until it is decided),
-compare (runs on the same problems, as a page), rescore (stored solutions under another grader, limit, judge), table (the paper's tables); a model folder called so is
-written ./rescore"""
+compare (runs on the same problems, as a page), rescore (stored solutions under another grader, limit, judge), table
+(the paper's tables); a model folder called so is written ./rescore"""
 
 
 class _OwnName:

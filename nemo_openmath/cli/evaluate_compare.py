@@ -18,8 +18,8 @@ def add(words: Any) -> None:
         "runs",
         nargs="+",
         metavar="[NAME=]DIR",
-        help="of an evaluation or a run, of rescored or of solved problems, or of a stage with graded solutions; of one "
-        "run its checkpoints are compared",
+        help="of an evaluation, a run, rescored or solved problems, or a stage with graded solutions; of one run its "
+        "checkpoints are compared",
     )
     compare.add_argument("--output", type=Path, required=True, metavar="DIR", help="the page, Markdown and JSON")
     compare.add_argument(

@@ -17,9 +17,8 @@ from nemo_openmath.core.records import Mode, read_manifest
 from nemo_openmath.core.records.manifest import Manifest, refuse_inside_stage
 from nemo_openmath.core.records.store import part_files
 from nemo_openmath.evaluation.comparison.build import JSON, PAGE, TEXT, compare_runs, write_comparison
-from nemo_openmath.evaluation.comparison.page import Comparison, title_of
+from nemo_openmath.evaluation.comparison.page import Comparison, difference_rows, title_of
 from nemo_openmath.evaluation.comparison.reading import NamedFolders
-from nemo_openmath.evaluation.reports import page as report_page
 from nemo_openmath.grading import GradingPool
 from nemo_openmath.recipe.rescore import GenerationSet, generation_sets, measured_sets
 
@@ -62,16 +61,19 @@ def compare(request: CompareRequest) -> None:
 
 
 def named_runs(texts: Sequence[str]) -> list[NamedFolders]:
-    """Return what ``DIR`` and ``NAME=DIR`` stand for, each under a name of its own. Raises UserError where it is no run,
-    and where one is named twice."""
+    """Return what ``DIR`` and ``NAME=DIR`` stand for, each under a name of its own. Raises UserError where one is no
+    run, or is named twice."""
     paths = [_named(text) for text in texts]
+    for _, path in paths:
+        if path.is_file():
+            raise UserError("is a file of rows", file=path, remedy=_ROWS.format(path))
     for number, (_, path) in enumerate(paths):
         if path.resolve() in [other.resolve() for _, other in paths[:number]]:
             raise UserError("named twice", file=path, remedy="name two different runs")
     plain = [name or _name_of(path) for name, path in paths]
     names = [
-        name if plain.count(name) == 1 else f"{path.resolve().parent.name}/{name}"
-        for name, (_, path) in zip(plain, paths, strict=True)
+        name if given or plain.count(name) == 1 else f"{path.resolve().parent.name}/{name}"
+        for name, (given, path) in zip(plain, paths, strict=True)
     ]
     for name in names:
         if names.count(name) > 1:
@@ -91,8 +93,6 @@ def _name_of(path: Path) -> str:
 
 
 def _folders_of(name: str, path: Path) -> NamedFolders:
-    if path.is_file():
-        raise UserError("is a file of rows", file=path, remedy=_ROWS.format(path))
     parts: dict[str, tuple[Path, ...]] = {}
     for group in _sets(path):
         for folder in group.folders:
@@ -170,7 +170,9 @@ def _versions(named: Sequence[NamedFolders]) -> list[str]:
 
 
 def _view_command(named: Sequence[NamedFolders], viewer: str) -> str:
-    """Return the command that serves the pages of the solutions at the address."""
+    """Return the command that serves the pages of the solutions at the address; "" where there is none."""
+    if not viewer:
+        return ""
     runs = dict.fromkeys(_shown(run, folder) for run in named for folders in run.parts.values() for folder in folders)
     port = viewer.rstrip("/").rpartition(":")[2]
     words = ["openmath", "view", *map(str, runs), *(["--port", port] if port.isdigit() else [])]
@@ -186,10 +188,12 @@ def _print(console: Console, comparison: Comparison, output: Path) -> None:
         console.print(f"{run.letter}  {run.name}", soft_wrap=True, highlight=False, markup=False)
     for numbers in comparison.modes:
         console.print(f"{title_of(numbers)}: {numbers.problems:,} common problems", highlight=False, markup=False)
-        for row in report_page.differences(numbers.differences):
+        for row in difference_rows(numbers):
             line = f"  {row['name']}: {row['before']}, {row['after']}: {row['value']} ({row['range']}), {row['word']}"
             console.print(line, soft_wrap=True, highlight=False, markup=False)
-        console.print(f"  {len(numbers.differing):,} problems whose verdict differs", highlight=False)
+        console.print(f"  problems whose verdict differs: {len(numbers.differing):,}", highlight=False)
     for note in comparison.notes:
         console.print(note, soft_wrap=True, highlight=False, markup=False)
-    console.print(f"{output / PAGE}: the page ({TEXT}, {JSON} beside it)", soft_wrap=True, highlight=False, markup=False)
+    console.print(
+        f"{output / PAGE}: the page ({TEXT}, {JSON} beside it)", soft_wrap=True, highlight=False, markup=False
+    )

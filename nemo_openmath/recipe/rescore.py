@@ -1,7 +1,7 @@
 """``openmath evaluate rescore``: stored generations are scored again, as a recipe that stands in the output folder.
 
 For each set of generations two stages: ``rescored`` (evaluation.rescore) and ``changes`` (evaluation.changes). A folder
-of a run gives the generations of each of its ``evaluation.metrics`` and ``evaluation.changes`` stages as a set of its own.
+of a run gives the generations of each stage that measures (evaluation.metrics, evaluation.changes) as a set of its own.
 """
 
 from __future__ import annotations

@@ -40,9 +40,7 @@ class CommonMode:
     """Letter of a run -> common problems that are in no mean, for its model could not be asked."""
 
 
-def common_modes(
-    runs: Sequence[ReadRun], modes: Sequence[Mode] | None = None
-) -> tuple[list[CommonMode], list[str]]:
+def common_modes(runs: Sequence[ReadRun], modes: Sequence[Mode] | None = None) -> tuple[list[CommonMode], list[str]]:
     """Return what can be compared, and sentences about what cannot.
 
     Raises UserError where a run has nothing in common with another one, where graders differ, and where one problem has
@@ -50,7 +48,8 @@ def common_modes(
     """
     if len(runs) < 2:
         raise UserError(
-            f"one run only ({runs[0].name if runs else 'none'})", remedy="name two or more: openmath evaluate compare A B"
+            f"one run only ({runs[0].name if runs else 'none'})",
+            remedy="name two or more: openmath evaluate compare A B",
         )
     refuse_graders(runs)
     benchmarks = _benchmarks(runs)
@@ -108,7 +107,7 @@ def _benchmarks(runs: Sequence[ReadRun]) -> list[Benchmark]:
 
 
 def _names(benchmarks: Sequence[Benchmark]) -> list[str]:
-    """Return a name for each: the label that all its parts have; a number where they have none and there are several."""
+    """Return a name for each: the label that all its parts have; a number where there are several without one."""
     names = [next(iter(b.labels)) if len(b.labels) == 1 else "" for b in benchmarks]
     if len(benchmarks) == 1:
         return names if names != ["model"] else [""]
@@ -128,7 +127,8 @@ def _common(name: str, benchmark: Benchmark, mode: Mode, runs: list[ReadRun]) ->
     asked = {i for i in shared if not any(of_run[i].untried for of_run in samples.values())}
     if not asked:
         raise UserError(
-            f"no common problem of mode {mode} for which every model could be asked", remedy="see `finish` of the records"
+            f"no common problem of mode {mode} for which every model could be asked",
+            remedy="see `finish` of the records",
         )
     return CommonMode(
         name,
@@ -147,8 +147,8 @@ def _refuse_answers(runs: Sequence[ReadRun], samples: dict[str, dict[str, Proble
             answers = [samples[r.letter][problem].expected for r in (first, run)]
             if len({None if a is None else a.strip() for a in answers}) > 1:
                 raise UserError(
-                    f"problem {problem} has the answer {answers[0]!r} in {first.name} and {answers[1]!r} in {run.name}: "
-                    "they are different benchmarks",
+                    f"problem {problem} has the answer {answers[0]!r} in {first.name} and {answers[1]!r} in "
+                    f"{run.name}: they are different benchmarks",
                     remedy="score both with the same answers: openmath evaluate rescore --problems FILE",
                 )
 

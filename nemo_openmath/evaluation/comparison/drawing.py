@@ -141,7 +141,9 @@ def _histogram(
     return Panel(title, svg.line_chart(lines, x=x, y=y, title=title, description=words))
 
 
-def _lengths(numbers: ModeComparison, colours: dict[str, int]) -> Panel:
+def _lengths(numbers: ModeComparison, colours: dict[str, int]) -> Panel | None:
+    if not numbers.lengths:
+        return None
     words = "; ".join(
         f"{letter}: half of the solutions have at most {q['median']:,.0f} tokens, nine of ten at most {q['p90']:,.0f}, "
         f"the longest {q['longest']:,.0f}"

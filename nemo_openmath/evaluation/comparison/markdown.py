@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from nemo_openmath.data.records.shown import excerpt, printable
 from nemo_openmath.evaluation.comparison.numbers import TENTHS, ModeComparison
-from nemo_openmath.evaluation.comparison.page import Comparison, curve_rows, samples_text, title_of, vote_word
-from nemo_openmath.evaluation.reports import page as report_page
+from nemo_openmath.evaluation.comparison.page import (
+    Comparison,
+    curve_rows,
+    difference_rows,
+    samples_text,
+    title_of,
+    vote_word,
+)
 
 
 def markdown(comparison: Comparison) -> str:
@@ -29,15 +36,24 @@ def _mode(numbers: ModeComparison) -> Iterator[str]:
     yield ""
     yield f"Over the {numbers.problems:,} problems that all of them have; 95% intervals over problems."
     yield ""
-    q = numbers.quantiles
     yield from _table(
-        ["run", "samples", "left out", "could not be asked", "open verdicts", "tokens, mean", "median", "p90", "longest"],
+        [
+            "run",
+            "samples",
+            "left out",
+            "could not be asked",
+            "open verdicts",
+            "tokens, mean",
+            "median",
+            "p90",
+            "longest",
+        ],
         [
             [
                 letter,
                 samples_text(numbers, letter),
                 *(f"{of[letter]:,}" for of in (numbers.left_out, numbers.not_asked, numbers.undecided)),
-                *(f"{q[letter][name]:,.0f}" for name in ("mean", "median", "p90", "longest")),
+                *_tokens(numbers, letter),
             ]
             for letter in numbers.runs
         ],
@@ -47,7 +63,7 @@ def _mode(numbers: ModeComparison) -> Iterator[str]:
         ["", "before", "after", "difference", "95% interval", "reading"],
         [
             [row["name"], row["before"], row["after"], row["value"], row["range"], row["word"]]
-            for row in report_page.differences(numbers.differences)
+            for row in difference_rows(numbers)
         ],
     )
     yield from ("", "### Curves", "")
@@ -55,7 +71,7 @@ def _mode(numbers: ModeComparison) -> Iterator[str]:
     yield from _table(["metric", *numbers.runs], rows)
     yield from ("", "### Solutions by length", "")
     edges = numbers.length_edges
-    bins = [f"{low:,.0f} to {high:,.0f}" for low, high in zip(edges, edges[1:], strict=False)]
+    bins = [f"{low:,.0f} to {high:,.0f}" for low, high in pairwise(edges)]
     yield from _counts("tokens", bins, numbers.lengths)
     if numbers.pass_rates:
         yield from ("", "### Problems by their share of right samples", "")
@@ -78,6 +94,12 @@ def _mode(numbers: ModeComparison) -> Iterator[str]:
     )
 
 
+def _tokens(numbers: ModeComparison, letter: str) -> list[str]:
+    of_run = numbers.quantiles.get(letter)
+    names = ("mean", "median", "p90", "longest")
+    return ["not known" if of_run is None else f"{of_run[name]:,.0f}" for name in names]
+
+
 def _counts(name: str, bins: Sequence[str], counts: dict[str, list[int]]) -> list[str]:
     rows = [[bin_name, *(f"{of[n]:,}" for of in counts.values())] for n, bin_name in enumerate(bins)]
     return _table([name, *counts], rows)
@@ -91,6 +113,8 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _cell(text: str) -> str:
     """Return a text that is no markup of Markdown or HTML, and stays on one line."""
     line = " ".join(printable(text).split())
-    for sign in "\\`*_[]<>|$":
+    for sign, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        line = line.replace(sign, name)
+    for sign in "\\`*_[]|$":
         line = line.replace(sign, f"\\{sign}")
-    return line.replace("&", "&amp;")
+    return line

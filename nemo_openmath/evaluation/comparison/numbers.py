@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from nemo_openmath.core.records import Mode
+from nemo_openmath.core.records import Generation, Mode
 from nemo_openmath.evaluation.comparison.common import CommonMode
 from nemo_openmath.evaluation.comparison.reading import ProblemSamples, ReadRun
 from nemo_openmath.evaluation.metrics import CompareAnswers, ProblemScores, score, split_name, summarise
 from nemo_openmath.evaluation.paired import Pair, paired_difference
 from nemo_openmath.evaluation.reports.svg import nice_ticks
+from nemo_openmath.evaluation.rescore.changes import without_unknown
+from nemo_openmath.evaluation.rescore.note import counts_known
 
 EVERY = 16
 """Up to this k curves have every k; above it, four in each doubling: an interval of many problems takes a while."""
 BINS = 24
 """Most bins of a histogram of lengths."""
 TENTHS = 10
-_COSTS = ("called", "unfinished", "tokens", "code_calls")
+PROGRESS = 256
+"""Generations between steps of the progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ class ModeComparison:
     """Rows of run, metric, k, value, low, high, problems."""
     undecided: dict[str, int]
     """Letter -> generations whose verdict is open; they count as wrong."""
+    unknown_counts: list[str]
+    """Letters of runs of whose rescored solutions some have unknown tokens and calls: these numbers are left out."""
     length_edges: list[float]
     lengths: dict[str, list[int]]
     """Letter -> solutions in each bin of tokens, the lower edge in it."""
@@ -94,16 +99,17 @@ def compare_mode(
     fewest = {letter: min(s.samples for s in of_run.values()) for letter, of_run in samples.items()}
     scores: dict[str, list[ProblemScores]] = {}
     undecided: dict[str, int] = {}
+    unknown: set[str] = set()
     results: list[dict[str, Any]] = []
     for run in common.runs:
-        scored = score(
-            _counted(run, common, advance), ks=curve_ks(fewest[run.letter]), seed=seed, compare=compare
-        )
-        scores[run.letter] = scored.problems
+        given = _counted(run, common, unknown, advance)
+        scored = score(given, ks=curve_ks(fewest[run.letter]), seed=seed, compare=compare)
+        scores[run.letter] = without_unknown(scored.problems, [mode] if run.letter in unknown else [])
         undecided[run.letter] = scored.undecided.get(mode, 0)
-        for row in summarise(scored.problems):
+        for row in summarise(scores[run.letter]):
             results.append({"run": run.letter, **{k: v for k, v in asdict(row).items() if k != "mode"}})
-    edges = _length_edges(samples)
+    known = {letter: _tokens(of_run) for letter, of_run in samples.items() if letter not in unknown}
+    edges = _length_edges(known)
     return ModeComparison(
         benchmark=common.benchmark,
         mode=mode,
@@ -114,19 +120,25 @@ def compare_mode(
         samples={letter: (fewest[letter], max(s.samples for s in samples[letter].values())) for letter in letters},
         results=results,
         undecided=undecided,
+        unknown_counts=sorted(unknown),
         length_edges=edges,
-        lengths={letter: np.histogram(_tokens(samples[letter]), edges)[0].tolist() for letter in letters},
-        quantiles={letter: _quantiles(_tokens(samples[letter])) for letter in letters},
+        lengths={letter: np.histogram(tokens, edges)[0].tolist() for letter, tokens in known.items()},
+        quantiles={letter: _quantiles(tokens) for letter, tokens in known.items()},
         pass_rates={} if mode is Mode.GENSELECT else {letter: _pass_rates(scores[letter]) for letter in letters},
         differences=_differences(mode, scores),
         differing=_differing(scores, samples),
     )
 
 
-def _counted(run: ReadRun, common: CommonMode, advance: Callable[[int], None]) -> Any:
+def _counted(
+    run: ReadRun, common: CommonMode, unknown: set[str], advance: Callable[[int], None]
+) -> Iterator[Generation]:
+    """Yield the generations of a run, and note where their counts are not known."""
     for number, generation in enumerate(run.generations(common.mode, set(common.problems)), 1):
-        if number % 256 == 0:
-            advance(256)
+        if number % PROGRESS == 0:
+            advance(PROGRESS)
+        if not counts_known(generation):
+            unknown.add(run.letter)
         yield generation
 
 
@@ -138,8 +150,8 @@ def _tokens(samples: Mapping[str, ProblemSamples]) -> np.ndarray:
     return np.fromiter((tokens for of_problem in samples.values() for tokens in of_problem.tokens), np.int64)
 
 
-def _length_edges(samples: Mapping[str, Mapping[str, ProblemSamples]]) -> list[float]:
-    longest = max(int(_tokens(of_run).max()) for of_run in samples.values())
+def _length_edges(tokens: Mapping[str, np.ndarray]) -> list[float]:
+    longest = max((int(of_run.max()) for of_run in tokens.values()), default=0)
     ticks = nice_ticks(0, max(longest, 1), BINS - 1)
     step = ticks[1] - ticks[0]
     return [*ticks, ticks[-1] + step] if ticks[-1] <= longest else ticks
@@ -180,7 +192,7 @@ def _compared_metrics(before: Sequence[ProblemScores], after: Sequence[ProblemSc
         if name in after[0].values and not (metric == "maj@k" and k == 1):
             largest[metric] = max(largest.get(metric, (0, "")), (k or 1, name))
     names = [name for _, name in largest.values()]
-    quiet = {"code_calls"} if not any(p.values["code_calls"] for p in [*before, *after]) else set()
+    quiet = {"code_calls"} if not any(p.values.get("code_calls") for p in [*before, *after]) else set()
     return [name for name in names if name not in quiet]
 
 
@@ -224,5 +236,7 @@ def _differing(
 
 def _share(problem: ProblemScores) -> float:
     """Return the share of right samples; of selections, of right rounds among the most candidates."""
-    singles = [(k or 0, name) for name in problem.values if (k := split_name(name)[1]) and name.startswith("genselect-single")]
+    singles = [
+        (k or 0, name) for name in problem.values if (k := split_name(name)[1]) and name.startswith("genselect-single")
+    ]
     return problem.values[max(singles)[1]] if singles else problem.values["pass@1"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -15,7 +14,7 @@ from markupsafe import Markup
 from nemo_openmath.data.records.shown import excerpt, printable
 from nemo_openmath.evaluation.comparison.drawing import COLOURS, panels
 from nemo_openmath.evaluation.comparison.numbers import DifferingProblem, ModeComparison
-from nemo_openmath.evaluation.metrics import UNBOUNDED, split_name
+from nemo_openmath.evaluation.metrics import split_name
 from nemo_openmath.evaluation.reports import page as report_page
 from nemo_openmath.evaluation.reports.formats import interval_text, metric_name, mode_name, value_text
 from nemo_openmath.evaluation.viewer.filters import RowFilter
@@ -49,7 +48,7 @@ class Comparison:
     viewer: str = ""
     """Address of ``openmath view``, to which problems are linked; "" for no links."""
     view_command: str = ""
-    """What serves the pages that are linked."""
+    """What serves the pages that are linked; "" likewise."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of comparison.json. Its keys and the fields of its rows are a lasting format."""
@@ -79,8 +78,7 @@ def render(comparison: Comparison) -> str:
         graders=any(run.grader for run in comparison.runs),
         sections=sections,
         notes=[printable(note) for note in comparison.notes],
-        view_command=printable(comparison.view_command) if comparison.viewer else "",
-        first=comparison.runs[0].letter,
+        view_command=printable(comparison.view_command),
     )
 
 
@@ -93,6 +91,16 @@ def samples_text(numbers: ModeComparison, letter: str) -> str:
     """Return how many samples a problem has: ``16``, or ``12 to 16``."""
     fewest, most = numbers.samples[letter]
     return f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+
+
+def difference_rows(numbers: ModeComparison) -> list[dict[str, Any]]:
+    """Return the paired differences as texts; the name of a row has no mode, for the heading says it."""
+    names = []
+    for row in numbers.differences:
+        metric, k = split_name(row["metric"])
+        names.append(f"{metric_name(metric, k)}: {row['checkpoint_before']} → {row['checkpoint_after']}")
+    rows = report_page.differences(numbers.differences)
+    return [row | {"name": name} for name, row in zip(names, rows, strict=True)]
 
 
 def vote_word(vote: float) -> str:
@@ -111,9 +119,7 @@ def _run(run: RunFacts, colours: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _section(
-    numbers: ModeComparison, comparison: Comparison, colours: dict[str, int], number: int
-) -> dict[str, Any]:
+def _section(numbers: ModeComparison, comparison: Comparison, colours: dict[str, int], number: int) -> dict[str, Any]:
     differing = numbers.differing
     return {
         "id": f"part{number}",
@@ -125,7 +131,7 @@ def _section(
         "letters": numbers.runs,
         "colours": colours,
         "curves": list(curve_rows(numbers)),
-        "differences": report_page.differences(numbers.differences),
+        "differences": difference_rows(numbers),
         "differing": [_differing(row, numbers, comparison) for row in differing[:SHOWN]],
         "more": max(0, len(differing) - SHOWN),
         "number_differing": len(differing),
@@ -133,17 +139,14 @@ def _section(
 
 
 def _facts(numbers: ModeComparison, letter: str) -> dict[str, Any]:
-    q = numbers.quantiles[letter]
+    q = {name: f"{value:,.0f}" for name, value in numbers.quantiles.get(letter, {}).items()}
     return {
         "letter": letter,
         "samples": samples_text(numbers, letter),
         "left_out": f"{numbers.left_out[letter]:,}",
         "not_asked": f"{numbers.not_asked[letter]:,}",
         "undecided": f"{numbers.undecided[letter]:,}",
-        "mean": f"{q['mean']:,.0f}",
-        "median": f"{q['median']:,.0f}",
-        "p90": f"{q['p90']:,.0f}",
-        "longest": f"{q['longest']:,.0f}",
+        "tokens": [q.get(name, "not known") for name in ("mean", "median", "p90", "longest")],
     }
 
 

@@ -114,9 +114,7 @@ def read_runs(named: NamedFolders, advance: Callable[[int], None]) -> list[ReadR
     return [ReadRun(f"{named.name}: {part.label}", [part], named.submissions, graders) for part in parts]
 
 
-def _read_part(
-    label: str, folders: Sequence[Path], named: NamedFolders, advance: Callable[[int], None]
-) -> ReadPart:
+def _read_part(label: str, folders: Sequence[Path], named: NamedFolders, advance: Callable[[int], None]) -> ReadPart:
     part = ReadPart(label, tuple(folders))
     seen: set[str] = set()
     for path in folders:
