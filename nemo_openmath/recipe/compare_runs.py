@@ -17,7 +17,7 @@ from nemo_openmath.core.records import Mode, read_manifest
 from nemo_openmath.core.records.manifest import Manifest, refuse_inside_stage
 from nemo_openmath.core.records.store import part_files
 from nemo_openmath.evaluation.comparison.build import JSON, PAGE, TEXT, compare_runs, write_comparison
-from nemo_openmath.evaluation.comparison.page import Comparison, difference_rows, title_of
+from nemo_openmath.evaluation.comparison.page import RunComparison, difference_rows, title_of
 from nemo_openmath.evaluation.comparison.reading import NamedFolders
 from nemo_openmath.grading import GradingPool
 from nemo_openmath.recipe.rescore import GenerationSet, generation_sets, measured_sets
@@ -183,7 +183,7 @@ def _shown(run: NamedFolders, folder: Path) -> Path:
     return folder.parent if any(folder.parent.glob("*/manifest.json")) else folder
 
 
-def _print(console: Console, comparison: Comparison, output: Path) -> None:
+def _print(console: Console, comparison: RunComparison, output: Path) -> None:
     for run in comparison.runs:
         console.print(f"{run.letter}  {run.name}", soft_wrap=True, highlight=False, markup=False)
     for numbers in comparison.modes:

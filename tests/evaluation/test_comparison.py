@@ -89,8 +89,8 @@ def test_curves_are_those_of_enumeration_over_the_common_problems(tmp_path):
                 wanted[letter, f"{metric}@k" if (metric, k) != ("pass", 1) else "pass@1", k] = (
                     sum(value[at] for value in values) / 6
                 )
-    found = {(r["run"], r["metric"], r["k"]): r["value"] for r in cot["results"] if r["k"] is not None}
-    assert found == pytest.approx(wanted, abs=1e-12)
+    values = {(r["run"], r["metric"], r["k"]): r["value"] for r in cot["results"] if r["k"] is not None}
+    assert values == pytest.approx(wanted, abs=1e-12)
     assert all(r["low"] <= r["value"] <= r["high"] and r["problems"] == 6 for r in cot["results"])
     tokens = {
         letter: [t for i in range(2, 8) for _, t in given[i]]
@@ -137,8 +137,8 @@ def scale(ticks: list[tuple[float, float]]) -> Any:
 def ticks_of(chart: str, anchor: str) -> list[tuple[float, float]]:
     """(pixel, number) of the ticks of an axis, from the picture alone."""
     along = "y" if anchor == "end" else "x"
-    found = re.findall(rf'<text class="tick" x="([\d.]+)" y="([\d.]+)" text-anchor="{anchor}">([\d.]+)%?</text>', chart)
-    return [(float(y) - 4 if along == "y" else float(x), float(n) / (100 if along == "y" else 1)) for x, y, n in found]
+    ticks = re.findall(rf'<text class="tick" x="([\d.]+)" y="([\d.]+)" text-anchor="{anchor}">([\d.]+)%?</text>', chart)
+    return [(float(y) - 4 if along == "y" else float(x), float(n) / (100 if along == "y" else 1)) for x, y, n in ticks]
 
 
 def test_points_of_the_pictures_are_the_numbers(tmp_path):

@@ -17,7 +17,7 @@ from nemo_openmath.data.records.stored import RecordFolder
 from nemo_openmath.evaluation.comparison.common import common_modes
 from nemo_openmath.evaluation.comparison.markdown import markdown
 from nemo_openmath.evaluation.comparison.numbers import ModeComparison, compare_mode
-from nemo_openmath.evaluation.comparison.page import Comparison, RunFacts, render
+from nemo_openmath.evaluation.comparison.page import RunComparison, RunFacts, render
 from nemo_openmath.evaluation.comparison.reading import NamedFolders, ReadRun, read_runs
 from nemo_openmath.evaluation.metrics import CompareAnswers
 from nemo_openmath.evaluation.viewer.sources import find_sources
@@ -34,7 +34,7 @@ def compare_runs(
     advance: Callable[[int], None] = lambda _: None,
     viewer: str = "",
     view_command: str = "",
-) -> Comparison:
+) -> RunComparison:
     """Return the comparison of runs. Raises UserError naming what cannot be compared, and why."""
     runs = [run for each in named for run in read_runs(each, advance)]
     if len(named) == 1:  # checkpoints of one run: their own names are enough
@@ -44,12 +44,12 @@ def compare_runs(
         raise UserError(f"{len(runs)} runs are too many for one page", remedy=f"compare {len(ascii_uppercase)} at most")
     for run, letter in zip(runs, ascii_uppercase, strict=False):
         run.letter = letter
-    found, notes = common_modes(runs, modes)
-    compared = [compare_mode(common, seed=seed, compare=compare, advance=advance) for common in found]
-    return Comparison([_facts(run) for run in runs], list(_with_texts(compared, runs)), notes, viewer, view_command)
+    commons, notes = common_modes(runs, modes)
+    compared = [compare_mode(common, seed=seed, compare=compare, advance=advance) for common in commons]
+    return RunComparison([_facts(run) for run in runs], list(_with_texts(compared, runs)), notes, viewer, view_command)
 
 
-def write_comparison(comparison: Comparison, output: Path) -> None:
+def write_comparison(comparison: RunComparison, output: Path) -> None:
     """Write the files of a comparison, each whole or not at all; the JSON, by which the folder is known, first."""
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / JSON, comparison.to_json())

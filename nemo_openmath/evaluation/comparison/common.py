@@ -15,7 +15,7 @@ _RESCORE = "score both in one way: openmath evaluate rescore, with the same opti
 
 
 @dataclass(slots=True, eq=False)
-class Benchmark:
+class JoinedBenchmark:
     """Problems that hang together: of each run those that some other run has, too, and the others of its parts."""
 
     labels: dict[str, None] = field(default_factory=dict)
@@ -54,7 +54,7 @@ def common_modes(runs: Sequence[ReadRun], modes: Sequence[Mode] | None = None) -
     refuse_graders(runs)
     benchmarks = _benchmarks(runs)
     named = _names(benchmarks)
-    found: list[CommonMode] = []
+    commons: list[CommonMode] = []
     notes: list[str] = []
     for name, benchmark in zip(named, benchmarks, strict=True):
         for mode in Mode:
@@ -62,14 +62,14 @@ def common_modes(runs: Sequence[ReadRun], modes: Sequence[Mode] | None = None) -
                 continue
             having = [run for run in benchmark.runs if run.samples(mode, benchmark.problems)]
             if len(having) > 1:
-                found.append(_common(name, benchmark, mode, having))
+                commons.append(_common(name, benchmark, mode, having))
             elif having:
                 of = f" of {name}" if name else ""
                 notes.append(f"{mode_name(mode)}{of}: only {having[0].name} has it; it is not compared")
-    compared = {run.letter for common in found for run in common.runs}
+    compared = {run.letter for common in commons for run in common.runs}
     if alone := [run for run in runs if run.letter not in compared]:
         raise _nothing_common(alone[0], runs)
-    return found, notes
+    return commons, notes
 
 
 def refuse_graders(runs: Sequence[ReadRun]) -> None:
@@ -86,14 +86,14 @@ def refuse_graders(runs: Sequence[ReadRun]) -> None:
             first = first or (folder, grader)
 
 
-def _benchmarks(runs: Sequence[ReadRun]) -> list[Benchmark]:
+def _benchmarks(runs: Sequence[ReadRun]) -> list[JoinedBenchmark]:
     """Join the parts of the runs that share problems."""
-    benchmarks: list[Benchmark] = []
+    benchmarks: list[JoinedBenchmark] = []
     for run in runs:
         for part in run.parts:
             ids = part.problems
             touching = [benchmark for benchmark in benchmarks if not benchmark.problems.isdisjoint(ids)]
-            joined = touching[0] if touching else Benchmark()
+            joined = touching[0] if touching else JoinedBenchmark()
             for other in touching[1:]:
                 joined.labels |= other.labels
                 joined.problems |= other.problems
@@ -106,7 +106,7 @@ def _benchmarks(runs: Sequence[ReadRun]) -> list[Benchmark]:
     return benchmarks
 
 
-def _names(benchmarks: Sequence[Benchmark]) -> list[str]:
+def _names(benchmarks: Sequence[JoinedBenchmark]) -> list[str]:
     """Return a name for each: the label that all its parts have; a number where there are several without one."""
     names = [next(iter(b.labels)) if len(b.labels) == 1 else "" for b in benchmarks]
     if len(benchmarks) == 1:
@@ -114,7 +114,7 @@ def _names(benchmarks: Sequence[Benchmark]) -> list[str]:
     return [name if name and names.count(name) == 1 else f"benchmark {n}" for n, name in enumerate(names, 1)]
 
 
-def _common(name: str, benchmark: Benchmark, mode: Mode, runs: list[ReadRun]) -> CommonMode:
+def _common(name: str, benchmark: JoinedBenchmark, mode: Mode, runs: list[ReadRun]) -> CommonMode:
     samples = {run.letter: run.samples(mode, benchmark.problems) for run in runs}
     shared = set.intersection(*(set(of_run) for of_run in samples.values()))
     if not shared:

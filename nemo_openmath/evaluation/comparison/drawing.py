@@ -19,7 +19,7 @@ LENGTH_TITLE, RATES_TITLE = "Length of solutions", "Problems by their share of r
 
 
 @dataclass(frozen=True, slots=True)
-class Panel:
+class Picture:
     """A picture with its title."""
 
     title: str
@@ -37,7 +37,7 @@ class NamedAxis(svg.Axis):
         return list(self.names)
 
 
-def panels(numbers: ModeComparison, colours: dict[str, int]) -> list[Panel]:
+def panels(numbers: ModeComparison, colours: dict[str, int]) -> list[Picture]:
     """Return the pictures of one benchmark and mode. ``colours``: letter of a run -> its colour."""
     drawn = [_curves(numbers, metric, colours) for metric in CURVES]
     drawn += [_by_run(numbers), _lengths(numbers, colours), _pass_rates(numbers, colours)]
@@ -67,7 +67,7 @@ def _share_axis(rows: Sequence[dict[str, Any]]) -> svg.Axis:
     return svg.Axis(0.0, min(1.0, max(0.05, highest * 1.05)), text=lambda v: f"{100 * v:.0f}%")
 
 
-def _curves(numbers: ModeComparison, metric: str, colours: dict[str, int]) -> Panel | None:
+def _curves(numbers: ModeComparison, metric: str, colours: dict[str, int]) -> Picture | None:
     """Accuracy against the number of samples, a line for each run; nothing where no run has two points."""
     rows = {letter: those for letter in numbers.runs if (those := numbers.rows(letter, metric))}
     if not any(len(those) > 1 for those in rows.values()):
@@ -83,10 +83,10 @@ def _curves(numbers: ModeComparison, metric: str, colours: dict[str, int]) -> Pa
         title=CURVES[metric],
         description=words,
     )
-    return Panel(CURVES[metric], chart)
+    return Picture(CURVES[metric], chart)
 
 
-def _by_run(numbers: ModeComparison) -> Panel | None:
+def _by_run(numbers: ModeComparison) -> Picture | None:
     """Accuracy of one run after the other, in the order in which they were named (paper Figure 4)."""
     lines, every = [], []
     for colour, metric in enumerate(("pass@k", "maj@k", "genselect@k")):
@@ -117,7 +117,7 @@ def _by_run(numbers: ModeComparison) -> Panel | None:
     words = "; ".join(note for line in lines for note in line.notes)
     names = {float(n): letter for n, letter in enumerate(numbers.runs)}
     x = NamedAxis(-0.25, len(names) - 0.75, "run", text=names.__getitem__, names=names)
-    return Panel(title, svg.line_chart(lines, x=x, y=_share_axis(every), title=title, description=words))
+    return Picture(title, svg.line_chart(lines, x=x, y=_share_axis(every), title=title, description=words))
 
 
 def _stairs(edges: Sequence[float], shares: Sequence[float], label: str, colour: int) -> svg.Line:
@@ -133,15 +133,15 @@ def _shares(counts: Sequence[int]) -> list[float]:
 
 def _histogram(
     edges: Sequence[float], counts: dict[str, list[int]], colours: dict[str, int], x: svg.Axis, title: str, words: str
-) -> Panel:
+) -> Picture:
     shares = {letter: _shares(of_run) for letter, of_run in counts.items()}
     lines = [_stairs(edges, of_run, "", colours[letter]) for letter, of_run in shares.items()]
     highest = max(max(of_run) for of_run in shares.values())
     y = svg.Axis(0.0, highest * 1.05, text=lambda v: f"{100 * v:.0f}%")
-    return Panel(title, svg.line_chart(lines, x=x, y=y, title=title, description=words))
+    return Picture(title, svg.line_chart(lines, x=x, y=y, title=title, description=words))
 
 
-def _lengths(numbers: ModeComparison, colours: dict[str, int]) -> Panel | None:
+def _lengths(numbers: ModeComparison, colours: dict[str, int]) -> Picture | None:
     if not numbers.lengths:
         return None
     words = "; ".join(
@@ -158,7 +158,7 @@ def _thousands(value: float) -> str:
     return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
 
 
-def _pass_rates(numbers: ModeComparison, colours: dict[str, int]) -> Panel | None:
+def _pass_rates(numbers: ModeComparison, colours: dict[str, int]) -> Picture | None:
     if not numbers.pass_rates:
         return None
     words = "; ".join(

@@ -8,7 +8,7 @@ from itertools import pairwise
 from nemo_openmath.data.records.shown import excerpt, printable
 from nemo_openmath.evaluation.comparison.numbers import TENTHS, ModeComparison
 from nemo_openmath.evaluation.comparison.page import (
-    Comparison,
+    RunComparison,
     curve_rows,
     difference_rows,
     samples_text,
@@ -17,9 +17,9 @@ from nemo_openmath.evaluation.comparison.page import (
 )
 
 
-def markdown(comparison: Comparison) -> str:
+def markdown(comparison: RunComparison) -> str:
     """Return the comparison as a Markdown document."""
-    lines = ["# Comparison of runs", ""]
+    lines = ["# RunComparison of runs", ""]
     rows = [
         [run.letter, run.name, ", ".join(run.models), run.grader or "not known", ", ".join(run.folders)]
         for run in comparison.runs

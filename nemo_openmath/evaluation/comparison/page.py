@@ -38,7 +38,7 @@ class RunFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class RunComparison:
     """All that is compared."""
 
     runs: list[RunFacts]
@@ -62,7 +62,7 @@ class Comparison:
         }
 
 
-def render(comparison: Comparison) -> str:
+def render(comparison: RunComparison) -> str:
     """Return the page."""
     colours = {run.letter: number % COLOURS for number, run in enumerate(comparison.runs)}
     sections = [_section(numbers, comparison, colours, n) for n, numbers in enumerate(comparison.modes)]
@@ -119,7 +119,9 @@ def _run(run: RunFacts, colours: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _section(numbers: ModeComparison, comparison: Comparison, colours: dict[str, int], number: int) -> dict[str, Any]:
+def _section(
+    numbers: ModeComparison, comparison: RunComparison, colours: dict[str, int], number: int
+) -> dict[str, Any]:
     differing = numbers.differing
     return {
         "id": f"part{number}",
@@ -170,7 +172,7 @@ def _cell(metric: str, row: dict[str, Any] | None) -> tuple[str, str]:
     return value_text(metric, row["value"]), interval_text(metric, row["low"], row["high"])
 
 
-def _differing(row: DifferingProblem, numbers: ModeComparison, comparison: Comparison) -> dict[str, Any]:
+def _differing(row: DifferingProblem, numbers: ModeComparison, comparison: RunComparison) -> dict[str, Any]:
     base, links = comparison.viewer.rstrip("/"), {}
     if base:
         address = RowFilter(problem=row.problem, mode=str(numbers.mode)).address()

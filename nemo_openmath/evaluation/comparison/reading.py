@@ -80,11 +80,11 @@ class ReadRun:
 
     def samples(self, mode: Mode, problems: set[str] | None = None) -> dict[str, ProblemSamples]:
         """Return problem -> samples in a mode; of ``problems`` alone where they are given."""
-        found: dict[str, ProblemSamples] = {}
+        of_run: dict[str, ProblemSamples] = {}
         for part in self.parts:
             of_mode = part.modes.get(mode, {})
-            found |= {i: s for i, s in of_mode.items() if problems is None or i in problems}
-        return found
+            of_run |= {i: s for i, s in of_mode.items() if problems is None or i in problems}
+        return of_run
 
     def generations(self, mode: Mode, problems: set[str]) -> Iterator[Generation]:
         """Yield the generations of a mode and of these problems, each id once."""
