@@ -17,6 +17,7 @@ REPLACE = (
     "remove stages that were made for other settings and make them again, even where hours of work lie there; in a "
     "folder that holds another run, take its place"
 )
+ALLOW_HOST = "a name under which others ask this server, beside the machine's own names; repeat it"
 NOTHING_KEPT = "nothing was left behind; run the same command again"
 
 EXIT_CODES = """exit codes: 0 done, 1 failure, 2 wrong input, 3 some items failed, 75 preempted,

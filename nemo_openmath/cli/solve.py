@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.cli.common import REPLACE, at_least, verb
+from nemo_openmath.cli.common import ALLOW_HOST, REPLACE, at_least, verb
 from nemo_openmath.cli.streams import run_async
 from nemo_openmath.core.errors import UserError
 
@@ -32,6 +32,7 @@ def _add_server(group: Any) -> None:
     )
     group.add_argument("--host", default="127.0.0.1", help="whoever reaches it may ask")
     group.add_argument("--port", type=int, default=8500, help="0: a free one, which is said")
+    group.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=ALLOW_HOST)
     group.add_argument("--waiting", type=at_least(0), default=16, metavar="N", help="questions that may wait")
 
 
@@ -123,13 +124,14 @@ def _solve(options: argparse.Namespace) -> None:
 def _serve(options: argparse.Namespace) -> None:
     from nemo_openmath.competition.serving.opening import SolveServiceSettings
     from nemo_openmath.competition.serving.server import serve
-    from nemo_openmath.core.listening import check_address
+    from nemo_openmath.core.listening import HostNames, check_address
     from nemo_openmath.core.records import Mode
     from nemo_openmath.inference.open import EngineConfig
 
     if options.file is not None or options.problem is not None or options.output is not None:
         raise UserError("--serve answers what is posted", remedy="leave out FILE, --problem and --output")
     check_address(options.host, options.port)
+    HostNames.of(options.host, options.allow_host)
     if options.base_seconds <= 0 or options.total_seconds == 0:
         raise UserError("--base-seconds and --total-seconds have to be above 0", remedy="choose more")
     folder, engine = _engine(options)
@@ -150,7 +152,7 @@ def _serve(options: argparse.Namespace) -> None:
         options.seed,
         options.waiting,
     )
-    run_async(serve(settings, options.host, options.port))
+    run_async(serve(settings, options.host, options.port, options.allow_host))
 
 
 def _problems(options: argparse.Namespace) -> Path | str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nemo_openmath.cli.common import AGAIN, verb
+from nemo_openmath.cli.common import AGAIN, ALLOW_HOST, verb
 from nemo_openmath.cli.streams import run_async
 
 
@@ -20,15 +20,17 @@ def add(groups: object) -> None:
     )
     view.add_argument("--host", default="127.0.0.1", help="address to listen on")
     view.add_argument("--port", type=int, default=0, help="0: a free one, which is said")
+    view.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=ALLOW_HOST)
     view.add_argument(
         "--no-token", action="store_true", help="show the pages to whoever asks, without the token of the address"
     )
 
 
 def _view(options: argparse.Namespace) -> None:
-    from nemo_openmath.core.listening import check_address
+    from nemo_openmath.core.listening import HostNames, check_address
 
     check_address(options.host, options.port)  # before the records are read
+    HostNames.of(options.host, options.allow_host)
     run_async(_serve(options))
 
 
@@ -48,6 +50,7 @@ async def _serve(options: argparse.Namespace) -> None:
     made = await asyncio.to_thread(index)
     title = ", ".join(folder.resolve().name for folder in options.folders)
     token = "" if options.no_token else None
-    async with ViewerServer(made, title, host=options.host, port=options.port, token=token) as server:
+    browser = ViewerServer(made, title, host=options.host, port=options.port, token=token, allowed=options.allow_host)
+    async with browser as server:
         print(f"{len(made):,} solutions at {server.url} (Ctrl-C ends it)", flush=True)
         await asyncio.Event().wait()

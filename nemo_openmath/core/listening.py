@@ -1,10 +1,14 @@
-"""Addresses to listen on, checked before anything slow begins."""
+"""Addresses to listen on, checked before anything slow begins, and the names by which a server may be asked."""
 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import random
+import re
 import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +76,70 @@ def _first_port_of_connections() -> int:
     except (OSError, ValueError, IndexError):
         return 32768
     return first if first > 2048 else 32768
+
+
+EVERYWHERE = ("", "0.0.0.0", "::")  # hosts that stand for all addresses of a machine
+_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
+
+
+@dataclass(frozen=True, slots=True)
+class HostNames:
+    """The names by which a server may be asked: any address, ``localhost``, the machine's own names, and those that its
+    user allows.
+
+    A page of the web can make a name of its own point to this machine ("DNS rebinding"), and a browser would let it
+    read what this server says. It cannot make the browser ask under an address, or under a name that is not its own.
+    """
+
+    names: frozenset[str]
+
+    @classmethod
+    def of(cls, host: str, allowed: Sequence[str] = ()) -> HostNames:
+        """Return the names of a server that listens on ``host``. Raises UserError where one that is ``allowed`` is no
+        name of a host."""
+        for name in allowed:
+            if not _NAME.fullmatch(name):
+                remedy = "write the name alone, without http:// and port, such as login-node.example.org"
+                raise UserError(f"--allow-host {name!r} is no name of a host", remedy=remedy)
+        names = {"localhost", host, *allowed}
+        if not _is_loopback(host):  # asking for the full name may take a while, and nobody else comes by it
+            names |= machine_names()
+        return cls(frozenset(name.lower().rstrip(".") for name in names if name))
+
+    def allow(self, header: str) -> bool:
+        """Return whether a request with this ``Host`` header may be answered."""
+        name = header if header.endswith("]") else header.rsplit(":", 1)[0]
+        name = name.strip("[]").lower().rstrip(".")
+        return name in self.names or _is_address(name)
+
+    def refusal(self, header: str) -> str:
+        """Return what is said to a request under a foreign name."""
+        name = header.rsplit(":", 1)[0]
+        known = _NAME.fullmatch(name) is not None
+        remedy = f"; if it is yours, start it with --allow-host {name}" if known else ""
+        return f"this server does not go by that name{remedy}\n"
+
+
+def machine_names() -> set[str]:
+    """Return the names of this machine: as it calls itself, the full name, and the first word of either."""
+    names = {socket.gethostname(), socket.getfqdn()}
+    return names | {name.partition(".")[0] for name in names if not _is_address(name)}
+
+
+def shown_host(host: str) -> str:
+    """Return what stands for a host in an address that others open: the machine's name where it is all addresses."""
+    if host in EVERYWHERE:
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)

@@ -202,3 +202,30 @@ def test_kaggle_gets_the_default_where_there_is_no_answer_or_no_time(tokenizer: 
     assert stuck.predict("b", "What?") == 42
     release.set()
     stuck.close()
+
+
+async def test_foreign_names_are_refused_and_what_runs_is_read(tokenizer: ChatTokenizer) -> None:
+    service, engine = service_of(tokenizer, lambda *_: Say(boxed("7"), 0.0, hangs=True), SystemClock(), base=600.0)
+    async with SolveServer(service, allowed=["solver.example"]) as server, ClientSession() as session:
+        for name, status in (("solver.example", 200), ("localhost:1", 200), ("evil.example", 421)):
+            async with session.get(f"{server.url}/state", headers={"Host": name}) as reply:
+                assert reply.status == status
+        heard = asyncio.Event()
+        read = service.solver.told
+        texts: dict[int, str] = {}
+
+        def told(sample: int, text: str) -> None:
+            read(sample, text)
+            texts[sample] = texts.get(sample, "") + text
+            if len(texts) == 3 and all("Well" in written for written in texts.values()):
+                heard.set()
+
+        service.solver.told = told
+        asking = asyncio.create_task(service.solve("what hangs?"))
+        await heard.wait()
+        running = service.state()["current"]["solutions"]
+        assert [one["written"] for one in running] == [len(texts[n]) for n in range(3)]
+        assert all(texts[n].endswith(one["end"]) and one["end"] for n, one in enumerate(running))
+        asking.cancel()
+        await asyncio.wait({asking})
+    assert engine.running == 0

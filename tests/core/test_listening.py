@@ -1,11 +1,15 @@
-"""Ports to listen on."""
+"""Ports to listen on, and names to be asked by."""
 
 from __future__ import annotations
 
 import socket
 from pathlib import Path
 
-from nemo_openmath.core.listening import free_port
+import pytest
+
+from nemo_openmath.core import listening
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.listening import HostNames, free_port, shown_host
 
 
 def test_a_free_port_is_none_that_a_connection_may_be_given() -> None:
@@ -16,3 +20,34 @@ def test_a_free_port_is_none_that_a_connection_may_be_given() -> None:
     for port in ports:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", port))
+
+
+def test_a_server_is_asked_by_its_own_names_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening.socket, "gethostname", lambda: "Login-Node")
+    monkeypatch.setattr(listening.socket, "getfqdn", lambda: "login-node.cluster.example")
+    everywhere = HostNames.of("0.0.0.0", ["openmath.example.org"])
+    for own in (
+        *("login-node:8080", "LOGIN-NODE", "login-node.cluster.example:8080", "login-node.cluster.example."),
+        *("localhost:1", "10.0.0.7:8080", "[::1]:8080", "[fe80::1]", "openmath.example.org:443"),
+    ):
+        assert everywhere.allow(own), own
+    for foreign in (
+        "evil.example",
+        "evil.example:8080",
+        "login-node.evil.example",
+        "xlogin-node",
+        "",
+        "10.0.0.7.evil.example",
+    ):
+        assert not everywhere.allow(foreign), foreign
+    assert "--allow-host evil.example" in everywhere.refusal("evil.example:8080")
+    assert "<" not in everywhere.refusal("<script>")
+    alone = HostNames.of("127.0.0.1")
+    assert alone.allow("localhost:8080")
+    assert not alone.allow("login-node:8080")
+    for wrong in ("http://login-node", "login-node:8080", "*", "", "-x"):
+        with pytest.raises(UserError, match="--allow-host"):
+            HostNames.of("0.0.0.0", [wrong])
+    assert [shown_host(host) for host in ("0.0.0.0", "::", "::1", "127.0.0.1")] == [
+        *("Login-Node", "Login-Node", "[::1]", "127.0.0.1"),
+    ]

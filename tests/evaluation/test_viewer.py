@@ -84,6 +84,11 @@ def test_a_solution_is_shown_with_all_that_is_known_of_it(tmp_path):
     assert "equal, unreadable" in cut
     assert f"I cannot say {HOSTILE}" in cut
     assert "unknown: not alike" in cut
+    right = pages.solution("g-right", whole=False)
+    assert "What was said: equal" in Seen(right).text
+    assert HOSTILE in Seen(right).text
+    assert "Judgement: Yes" in Seen(right).text
+    assert not Seen(right).tags & {"script", "img"}
     selection = pages.solution("selected:s-1", whole=False)
     assert [word for word in ("g-right", "g-wrong") if word in Seen(selection).text] == ["g-right", "g-wrong"]
     assert "/solution?id=graded%3Ag-right" in selection
@@ -213,3 +218,8 @@ async def test_the_server_asks_for_its_token_and_name(tmp_path):
         }.items():
             assert (await client.get(path)).status == status, path
         assert (await client.post("/solutions")).status == 405
+    named = ViewerServer(index_of(tmp_path / "run"), "run", token="", allowed=["login-node"])
+    async with TestClient(TestServer(named.app())) as client:
+        assert (await client.get("/", headers={"Host": "login-node:8080"})).status == 200
+        refused = await client.get("/", headers={"Host": "evil.example:80"})
+        assert (refused.status, await refused.text()) == (421, named._names.refusal("evil.example:80"))

@@ -66,7 +66,10 @@ def make_run(folder: Path) -> dict[str, Any]:
         "asked": 4,
         "invalid": f"I cannot say {HOSTILE}",
     }
-    (folder / "graded" / "judgements-00000-of-00001.jsonl").write_bytes(orjson.dumps(row) + b"\n")
+    said = row | {"unit": "g-right", "votes": [True], "invalid": None, "judged_reason": "judged 1 to 0"}
+    said |= {"replies": [f"Both are $\\frac{{6}}{{2}}$ {HOSTILE}\nJudgement: Yes"]}
+    lines = [orjson.dumps(line) for line in (row, said)]  # the first of an earlier version, which kept no replies
+    (folder / "graded" / "judgements-00000-of-00001.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     return {"sum": sum_, "root": root, "group": group}
 
 

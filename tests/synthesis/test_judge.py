@@ -110,6 +110,7 @@ async def test_unreadable_answers_are_asked_again_then_reported(tokenizer: ChatT
     engine = ScriptedEngine(tokenizer, lambda _: "Well...")
     judged = await judge(QUESTION, [Judge(engine, tokenizer, JudgeSettings(attempts=2))])
     assert (judged.verdict, judged.votes, judged.asked, judged.invalid) == (Verdict.UNKNOWN, (None,), 2, "Well...")
+    assert judged.replies == ("Well...",)
 
     ended = ScriptedEngine(
         tokenizer, lambda _: "Judgement: Yes<|im_end|>\n"
@@ -126,9 +127,20 @@ async def test_votes_of_several_judges(tokenizer: ChatTokenizer) -> None:
     judged = await judge(QUESTION, [yes, no, silent])
     assert (judged.verdict, judged.votes) == (Verdict.NOT_EQUAL, (True, False, False, None))
     assert judged.reason == "judged 1 to 2, 1 invalid"
+    assert judged.replies == ("Judgement: Yes", "Judgement: No", "Judgement: No", "?")
     assert (await judge(QUESTION, [yes, Judge(no.engine, tokenizer)])).verdict is Verdict.UNKNOWN
     with pytest.raises(UserError):
         Judge(yes.engine, tokenizer, JudgeSettings(votes=0))
+
+
+async def test_what_was_said_is_kept_without_the_thinking(tokenizer: ChatTokenizer) -> None:
+    said = "<think>2.0 apples are two apples.</think>\n\nBoth are two.\nJudgement: Yes"
+    judged = await judge(QUESTION, [Judge(ScriptedEngine(tokenizer, lambda _: said), tokenizer)])
+    pair = JudgedPair(QUESTION, Grade(Verdict.UNKNOWN, "apples"), judged)
+    assert pair.to_json()["replies"] == ["Both are two.\nJudgement: Yes"]
+    assert JudgedPair.from_json(pair.to_json()) == pair
+    earlier = {name: value for name, value in pair.to_json().items() if name != "replies"}
+    assert JudgedPair.from_json(earlier).judged.replies == ()
 
 
 async def test_engine_errors_are_the_callers(tokenizer: ChatTokenizer) -> None:

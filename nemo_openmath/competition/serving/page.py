@@ -48,8 +48,9 @@ function show(state) {
   at('time').value = now && now.allowed ? Math.min(1, now.seconds / now.allowed) : 0;
   at('text').textContent = now ? now.problem : '';
   at('solutions').replaceChildren(...(now ? now.solutions : []).map(one => element('li',
-    '#' + one.sample + ' ' + one.state + (one.state === 'runs' ? '' : ' at ' + one.at.toFixed(1) + ' s, '
-    + one.tokens + ' tokens') + (one.answer === null ? '' : ': ' + one.answer), one.state.split(' ')[0])));
+    '#' + one.sample + ' ' + one.state + (one.state === 'runs' ? ', ' + one.written + ' characters: ' + one.end
+    : ' at ' + one.at.toFixed(1) + ' s, ' + one.tokens + ' tokens') + (one.answer === null ? '' : ': ' + one.answer),
+    one.state.split(' ')[0])));
   at('answered').replaceChildren(...state.answered.map(one => {
     const row = document.createElement('tr');
     const cells = [one.problem, one.answer === null ? 'no answer' : one.answer, one.votes + ' of ' + one.finished,

@@ -17,7 +17,7 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self
 
 import orjson
@@ -26,6 +26,7 @@ from aiohttp import web
 from nemo_openmath.competition.serving.opening import SolveServiceSettings, open_service
 from nemo_openmath.competition.serving.page import CSS, HTML, JS, POLICY
 from nemo_openmath.competition.serving.service import QueueFull, SolveService
+from nemo_openmath.core.listening import HostNames, shown_host
 
 log = logging.getLogger(__name__)
 
@@ -64,20 +65,23 @@ def read_question(data: bytes) -> dict[str, Any]:
 
 
 class SolveServer:
-    """A service behind HTTP: ``async with SolveServer(service) as server: .. server.url``. Port 0 takes a free one."""
+    """A service behind HTTP: ``async with SolveServer(service) as server: .. server.url``. Port 0 takes a free one.
 
-    def __init__(self, service: SolveService, *, host: str = "127.0.0.1", port: int = 0):
+    ``allowed``: names of this server beside those of the machine.
+    """
+
+    def __init__(self, service: SolveService, *, host: str = "127.0.0.1", port: int = 0, allowed: Sequence[str] = ()):
         self.service, self.host, self.port = service, host, port
+        self._names = HostNames.of(host, allowed)
         self._runner: web.AppRunner | None = None
 
     @property
     def url(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"http://{shown_host(self.host)}:{self.port}"
 
     def app(self) -> web.Application:
         """Return the application alone, for those who run it in a server of their own, with handler cancellation on."""
-        app = web.Application(client_max_size=1 << 20)
+        app = web.Application(client_max_size=1 << 20, middlewares=[self._guard])
         app.router.add_post("/solve", self._solve)
         app.router.add_get("/state", self._state)
         app.router.add_get("/healthz", self._health)
@@ -97,6 +101,15 @@ class SolveServer:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+    @web.middleware
+    async def _guard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Refuse requests under a foreign name."""
+        if not self._names.allow(request.host):
+            return _json({"error": self._names.refusal(request.host).strip()}, 421)
+        return await handler(request)
 
     async def _state(self, _: web.Request) -> web.Response:
         return _json(self.service.state())
@@ -145,9 +158,9 @@ class SolveServer:
         return response
 
 
-async def serve(settings: SolveServiceSettings, host: str, port: int) -> None:
+async def serve(settings: SolveServiceSettings, host: str, port: int, allowed: Sequence[str] = ()) -> None:
     """Open a service and serve it until this is cancelled."""
-    async with open_service(settings) as service, SolveServer(service, host=host, port=port) as server:
+    async with open_service(settings) as service, SolveServer(service, host=host, port=port, allowed=allowed) as server:
         print(f"serving at {server.url}; Ctrl-C ends it", flush=True)
         await asyncio.Event().wait()
 

@@ -14,6 +14,7 @@ from nemo_openmath.competition.events import SamplingEnded, SolutionBegun, Solut
 from nemo_openmath.competition.solver import Answer, Solver
 
 KEPT = 20  # answered questions that the page shows
+SHOWN_CHARS = 160  # of what a solution has written last
 OnMessage = Callable[[str, dict[str, Any]], object]
 
 
@@ -32,10 +33,18 @@ class CurrentQuestion:
     solutions: dict[int, dict[str, Any]] = field(default_factory=dict)
     reason: str = ""
 
+    def read(self, sample: int, text: str) -> None:
+        """Take over what a solution that runs has written since."""
+        solution = self.solutions.get(sample)
+        if solution is not None and solution["state"] == "runs":
+            solution["written"] += len(text)
+            solution["end"] = (solution["end"] + text)[-SHOWN_CHARS:]
+
     def hear(self, event: SolverEvent) -> None:
         """Take over what happened."""
         if isinstance(event, SolutionBegun):
-            self.solutions[event.sample] = {"sample": event.sample, "state": "runs", "answer": None, "at": event.at}
+            begun = {"sample": event.sample, "state": "runs", "answer": None, "at": event.at, "written": 0, "end": ""}
+            self.solutions[event.sample] = begun
         elif isinstance(event, SolutionEnded):
             state = "lost" if event.lost else "ended" if event.whole else "cut off"
             self.solutions[event.sample] = asdict(event) | {"state": state}
@@ -52,6 +61,8 @@ class SolveService:
 
     def __init__(self, solver: Solver, bank: TimeBank, *, seed: int = 0, waiting_most: int = 16):
         self.solver, self.bank, self.seed, self.waiting_most = solver, bank, seed, waiting_most
+        if solver.told is None:
+            solver.told = self._read
         self.current: CurrentQuestion | None = None
         self.answered: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._queue: deque[asyncio.Event] = deque()
@@ -111,6 +122,10 @@ class SolveService:
             self._queue.remove(mine)
             if first and self._queue:
                 self._queue[0].set()
+
+    def _read(self, sample: int, text: str) -> None:
+        if self.current is not None:
+            self.current.read(sample, text)
 
     def state(self) -> dict[str, Any]:
         """Return what the page shows."""

@@ -18,7 +18,7 @@ from nemo_openmath.evaluation.reports import svg
 from nemo_openmath.evaluation.viewer.filters import ORDERS, FilteredRows, RowFilter, by_problem
 from nemo_openmath.evaluation.viewer.index import FINISHES, MODES, VERDICTS, SolutionIndex
 from nemo_openmath.evaluation.viewer.mathematics import MathWriter
-from nemo_openmath.evaluation.viewer.solution import ShownSolution, find_row, name_of, read_solution
+from nemo_openmath.evaluation.viewer.solution import Judged, ShownSolution, find_row, name_of, read_solution
 
 TEMPLATES = ("base", "macros", "home", "solutions", "problems", "solution", "compare", "error")
 ROWS = 50
@@ -205,7 +205,7 @@ class Pages:
             "reason": printable(str(values.get("verdict_reason") or "")),
             "facts": list(_facts(values)),
             "details": list(_details(values)),
-            "judged": [self._judged(judged) for judged in solution.judged],
+            "judged": [self._judged(judged, writer) for judged in solution.judged],
             "candidates": [self._candidate(c) for c in solution.candidates],
             "others": [self._version(row, solution.id) for row in solution.others],
             "selections": [self._selection(row) for row in solution.selections],
@@ -214,15 +214,17 @@ class Pages:
             "finished": solution.transcript is None or solution.transcript.finished,
         }
 
-    def _judged(self, judged: Any) -> dict[str, Any]:
-        votes = ", ".join({True: "equal", False: "not equal"}.get(v, "unreadable") for v in judged.votes)
+    def _judged(self, judged: Judged, writer: MathWriter) -> dict[str, Any]:
+        votes = ", ".join(map(_vote_word, judged.votes))
         texts = {
             "stage": judged.stage,
             "reason": judged.reason,
             "grader": judged.grader,
             "unreadable": judged.unreadable,
         }
-        return {"verdict": judged.verdict, "votes": votes} | {name: printable(text) for name, text in texts.items()}
+        replies = [_reply(vote, text, writer) for vote, text in judged.replies]
+        shown = {name: printable(text) for name, text in texts.items()}
+        return {"verdict": judged.verdict, "votes": votes, "replies": replies} | shown
 
     def _candidate(self, candidate: Any) -> dict[str, Any]:
         row = candidate.row
@@ -243,6 +245,16 @@ class Pages:
 
     def _selection(self, row: int) -> dict[str, str]:
         return self._version(row, self.index.record(row).id)
+
+
+def _vote_word(vote: bool | None) -> str:
+    return {True: "equal", False: "not equal"}.get(vote, "unreadable")  # type: ignore[arg-type]
+
+
+def _reply(vote: bool | None, text: str, writer: MathWriter) -> dict[str, Any]:
+    """What a judge said, with its beginning only where it is very long."""
+    left_out = max(0, len(text) - SHOWN)
+    return {"vote": _vote_word(vote), "text": writer.text(text[:SHOWN]), "left_out": left_out}
 
 
 def _facts(values: dict[str, Any]) -> Iterator[tuple[str, str]]:

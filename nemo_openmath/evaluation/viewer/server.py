@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Self
 from urllib.parse import urlencode
 
 from aiohttp import web
 
 from nemo_openmath.core.errors import OpenMathError, UserError
-from nemo_openmath.core.listening import check_address
+from nemo_openmath.core.listening import HostNames, check_address, shown_host
 from nemo_openmath.evaluation.viewer.filters import RowFilter
 from nemo_openmath.evaluation.viewer.index import SolutionIndex
 from nemo_openmath.evaluation.viewer.pages import Pages, style
@@ -41,12 +40,21 @@ class ViewerServer:
 
     - ``port``: 0 takes a free one.
     - ``token``: what an address must have; "" asks for none; None makes one.
+    - ``allowed``: names of this server beside those of the machine.
     """
 
     def __init__(
-        self, index: SolutionIndex, title: str, *, host: str = "127.0.0.1", port: int = 0, token: str | None = None
+        self,
+        index: SolutionIndex,
+        title: str,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        token: str | None = None,
+        allowed: Sequence[str] = (),
     ):
         self.pages = Pages(index, title)
+        self._names = HostNames.of(host, allowed)
         self.host, self.port = host, port
         self.token = secrets.token_urlsafe(16) if token is None else token
         self._runner: web.AppRunner | None = None
@@ -54,8 +62,7 @@ class ViewerServer:
     @property
     def url(self) -> str:
         """The address to open."""
-        host = f"[{self.host}]" if ":" in self.host else self.host or "127.0.0.1"
-        return f"http://{host}:{self.port}/" + (f"?token={self.token}" if self.token else "")
+        return f"http://{shown_host(self.host)}:{self.port}/" + (f"?token={self.token}" if self.token else "")
 
     def app(self) -> web.Application:
         """Return the application alone."""
@@ -123,8 +130,8 @@ class ViewerServer:
         return response
 
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not self._is_own_name(request.host):
-            return web.Response(status=421, text="this server does not go by that name\n")
+        if not self._names.allow(request.host):
+            return web.Response(status=421, text=self._names.refusal(request.host))
         if self.token and (refused := self._refusal(request)) is not None:
             return refused
         try:
@@ -149,19 +156,9 @@ class ViewerServer:
             return web.Response(status=403, text="open the address that openmath view printed: it has a token\n")
         rest = urlencode([(name, value) for name, value in request.query.items() if name != "token"])
         answer = web.Response(status=303, headers={"Location": request.path + (f"?{rest}" if rest else "")})
-        answer.set_cookie(cookie, self.token, httponly=True, samesite="Strict", path="/")
+        # Lax: a link of comparison.html leads here; what is asked by a foreign page itself has no cookie all the same
+        answer.set_cookie(cookie, self.token, httponly=True, samesite="Lax", path="/")
         return answer
-
-    def _is_own_name(self, host: str) -> bool:
-        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-        name = name.strip("[]").lower()
-        if name in ("localhost", self.host.lower()):
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
 
     def _error(self, status: int, problem: str) -> web.Response:
         return web.Response(status=status, text=self.pages.error(problem), content_type="text/html")

@@ -40,7 +40,9 @@ class Judged:
     grader: str
     """The symbolic grader's verdict and its reason."""
     unreadable: str
-    """A reply that could not be read as a vote; "" where there is none."""
+    """A reply that could not be read as a vote; "" where there is none, or it is among the replies."""
+    replies: list[tuple[bool | None, str]]
+    """Each vote with what was said with it; empty where the judgement was made before replies were kept."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +129,14 @@ def _judged(index: SolutionIndex, name: str) -> list[Judged]:
         if row.get("unit") != name:
             continue
         folder = index.files[place[0]].parent
+        votes, replies = list(row["votes"]), list(row.get("replies") or ())
         judged[folder] = Judged(  # the last one of a stage counts
             stage=folder.name,
             verdict=str(row["judged"]),
             reason=str(row["judged_reason"]),
-            votes=list(row["votes"]),
+            votes=votes,
             grader=f"{row['symbolic']}: {row['symbolic_reason']}",
-            unreadable=str(row.get("invalid") or ""),
+            unreadable="" if replies else str(row.get("invalid") or ""),
+            replies=list(zip(votes, map(str, replies), strict=False)),
         )
     return list(judged.values())

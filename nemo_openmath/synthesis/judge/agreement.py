@@ -45,15 +45,23 @@ class JudgedPair:
             "votes": list(self.judged.votes),
             "asked": self.judged.asked,
             "invalid": self.judged.invalid,
+            "replies": list(self.judged.replies),
         }
 
     @staticmethod
     def from_json(row: dict[str, Any]) -> JudgedPair:
-        """Read a row of the journal. Raises KeyError or ValueError where it is none."""
+        """Read a row of the journal, with or without replies. Raises KeyError or ValueError where it is none."""
         return JudgedPair(
             Question(row["problem"], row["predicted_answer"], row["expected_answer"]),
             Grade(Verdict(row["symbolic"]), row["symbolic_reason"]),
-            Judgement(Verdict(row["judged"]), row["judged_reason"], tuple(row["votes"]), row["asked"], row["invalid"]),
+            Judgement(
+                Verdict(row["judged"]),
+                row["judged_reason"],
+                tuple(row["votes"]),
+                row["asked"],
+                row["invalid"],
+                tuple(row.get("replies", ())),
+            ),
         )
 
 
@@ -145,12 +153,15 @@ class Agreement:
         return (self.rate - chance) / (1 - chance) if chance < 1 else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data for a report and for ``agreement.json``."""
+        """Return plain data for a report and for ``agreement.json``. Replies stay in the journal: they are long."""
         return {
             "table": {f"{a}/{b}": count for (a, b), count in sorted(self.table.items())},
             "rate": self.rate,
             "kappa": self.kappa,
             "requests": self.requests,
             "invalid_votes": self.invalid_votes,
-            "disagreements": [pair.to_json() for pair in self.disagreements],
+            "disagreements": [
+                {name: value for name, value in pair.to_json().items() if name != "replies"}
+                for pair in self.disagreements
+            ],
         }

@@ -63,10 +63,25 @@ class Judgement:
     """Requests that were made."""
     invalid: str | None = None
     """An example of a reply that could not be read."""
+    replies: tuple[str, ...] = ()
+    """What was said with each vote, without the thinking; of an invalid vote its last reply, as it was. Empty of
+    judgements of earlier versions, which did not keep it."""
 
     @property
     def grade(self) -> Grade:
         return Grade(self.verdict, self.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class CastVote:
+    """One vote of a judge."""
+
+    vote: bool | None
+    """None: no reply could be read."""
+    asked: int
+    """Requests that were made for it."""
+    reply: str
+    """What was said with it; of a vote that is None the last reply, whole."""
 
 
 @dataclass
@@ -89,18 +104,16 @@ class Judge:
             self.template = load_template("judge", self.template)
         self._slots = asyncio.Semaphore(self.settings.concurrency)
 
-    async def votes(self, question: Question) -> tuple[tuple[bool | None, ...], int, str | None]:
-        """Return the votes on a pair, the number of requests made, and an example of an invalid reply or None."""
+    async def votes(self, question: Question) -> list[CastVote]:
+        """Return the votes on a pair."""
         assert isinstance(self.template, Template)
         messages = self.template.messages(
             problem=question.problem, predicted_answer=question.predicted, expected_answer=question.expected
         )
         prompt = await PreparedPrompt.of(self.engine, self.tokenizer, messages)
-        results = await asyncio.gather(*(self._vote(prompt, question, i) for i in range(self.settings.votes)))
-        invalid = next((text for vote, _, text in results if vote is None), None)
-        return tuple(vote for vote, _, _ in results), sum(asked for _, asked, _ in results), invalid
+        return list(await asyncio.gather(*(self._vote(prompt, question, i) for i in range(self.settings.votes))))
 
-    async def _vote(self, prompt: PreparedPrompt, question: Question, index: int) -> tuple[bool | None, int, str]:
+    async def _vote(self, prompt: PreparedPrompt, question: Question, index: int) -> CastVote:
         text = ""
         for attempt in range(self.settings.attempts):
             first = index == 0 and attempt == 0
@@ -114,8 +127,8 @@ class Judge:
             text = completion.text
             answer = prompt.answer(text) if completion.finish is Finish.STOP else ""
             if (vote := parse_judgement(answer)) is not None:
-                return vote, attempt + 1, text
-        return None, self.settings.attempts, text
+                return CastVote(vote, attempt + 1, answer.strip())
+        return CastVote(None, self.settings.attempts, text)
 
 
 def _seed(seed: int, question: Question, index: int, attempt: int) -> int:
@@ -141,12 +154,12 @@ async def judge(question: Question, judges: Sequence[Judge]) -> Judgement:
     """
     if (known := without_asking(question)) is not None:
         return known
-    answers = await asyncio.gather(*(voter.votes(question) for voter in judges))
-    votes = tuple(vote for cast, _, _ in answers for vote in cast)
-    asked = sum(count for _, count, _ in answers)
-    invalid = next((text for _, _, text in answers if text is not None), None)
+    cast = [vote for of_judge in await asyncio.gather(*(j.votes(question) for j in judges)) for vote in of_judge]
+    votes, replies = tuple(vote.vote for vote in cast), tuple(vote.reply for vote in cast)
+    asked = sum(vote.asked for vote in cast)
+    invalid = next((vote.reply for vote in cast if vote.vote is None), None)
     yes, no = votes.count(True), votes.count(False)
     reason = f"judged {yes} to {no}" + (f", {votes.count(None)} invalid" if None in votes else "")
     if yes == no:
-        return Judgement(Verdict.UNKNOWN, reason, votes, asked, invalid)
-    return Judgement(Verdict.EQUAL if yes > no else Verdict.NOT_EQUAL, reason, votes, asked, invalid)
+        return Judgement(Verdict.UNKNOWN, reason, votes, asked, invalid, replies)
+    return Judgement(Verdict.EQUAL if yes > no else Verdict.NOT_EQUAL, reason, votes, asked, invalid, replies)
