@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -44,6 +45,27 @@ def compare(request: CompareRequest) -> None:
     refuse_inside_stage(request.output)
     refuse_foreign_folder(request.output, "the folder of a comparison", [JSON])
     named = named_runs(request.runs)
+    with _writable(request.output):
+        comparison = _compared(named, request)
+        write_comparison(comparison, request.output)
+    _print(Console(), comparison, request.output)
+
+
+@contextlib.contextmanager
+def _writable(output: Path) -> Iterator[None]:
+    """Make the folder, so that what cannot be written is known before the work; it goes again where the work fails."""
+    was_there = output.is_dir()
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if not was_there:
+            with contextlib.suppress(OSError):
+                output.rmdir()
+        raise
+
+
+def _compared(named: Sequence[NamedFolders], request: CompareRequest) -> RunComparison:
     with closing(GradingPool(request.workers)) as pool, Progress("compare") as progress:
         progress.begin(2 * sum(map(_records_in, _folders(named))))
         comparison = compare_runs(
@@ -56,8 +78,7 @@ def compare(request: CompareRequest) -> None:
             view_command=_view_command(named, request.viewer),
         )
         comparison.notes.extend(_versions(named))
-    write_comparison(comparison, request.output)
-    _print(Console(), comparison, request.output)
+    return comparison
 
 
 def named_runs(texts: Sequence[str]) -> list[NamedFolders]:

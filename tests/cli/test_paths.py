@@ -11,7 +11,10 @@ import pytest
 
 from nemo_openmath.cli.main import build_parser, run
 from nemo_openmath.core.errors import ExitCode, UserError
+from nemo_openmath.core.records import Problem
+from nemo_openmath.core.records.store import write_records
 from nemo_openmath.inference.http.server_pool import ServerPool
+from tests.support.solutions import solution
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 CLUSTER = Path(__file__).parents[2] / "launcher_scripts" / "slurm-pyxis.yaml"
@@ -56,6 +59,7 @@ INPUTS = {
     "diagnose": ["losses.csv --certificate {bad}"],
     "evaluate": ["{bad} --benchmark rows.jsonl --output out", "{base} --benchmark {bad} --output out"],
     "evaluate rescore": ["{bad} --output out"],
+    "evaluate compare": ["one {bad} --output out", "{bad} one --output out"],
     "evaluate table": ["{bad} --table 6"],
     "evaluate plan": ["--benchmark {bad} --difference 0.1"],
     "evaluate decide": ["{bad} --output out"],
@@ -85,6 +89,7 @@ OUTPUTS = {
     "certify": "packs {base} --output {bad}",
     "evaluate": "{base} --benchmark rows.jsonl --output {bad}",
     "evaluate rescore": "rows.jsonl --output {bad}",
+    "evaluate compare": "one two --output {bad}",
     "evaluate decide": "decide.yaml --output {bad}",
     "benchmark prepare": "mine --from rows.jsonl --output {bad}",
     "contest replay": "rollouts.jsonl --speed 80 --output {bad}",
@@ -142,6 +147,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "folder").mkdir()
     (tmp_path / "stored").mkdir()
     (tmp_path / "stored/part-00000-of-00001.jsonl").write_text('{"id": "problem-1", "problem": "1+1?"}\n')
+    for name in ("one", "two"):
+        write_records(tmp_path / name, [solution(name, Problem.make("1+1?"))])
     (tmp_path / "circle").symlink_to("circle")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "r.yaml").write_text("name: r\nstages:\n  a: {run: problems.read_problems, from: ./rows.jsonl}\n")
