@@ -16,6 +16,7 @@ from nemo_openmath.data.records.published import KAGGLE, UNATTRIBUTED, Published
 from nemo_openmath.recipe.lineage.run_stages import RunStage, RunStages
 from nemo_openmath.recipe.problem_report import stage_balance
 from nemo_openmath.recipe.teacher import Teacher
+from nemo_openmath.synthesis.problems.answers import ANOTHERS
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _SIZES = (
@@ -76,6 +77,7 @@ def dataset_card(
         *_benchmarks(stages, lineage),
         *_answers(lineage),
         *_unattributed(lineage),
+        *_of_another(lineage),
         *_pass_rate(stages, lineage, teacher),
         *_measured(stages, lineage),
         _licence(settings),
@@ -241,6 +243,17 @@ def _unattributed(lineage: Sequence[RunStage]) -> Iterator[str]:
                 f"Of {number:,} problems of stage `{stage.name}` the post poses several problems, and nothing in the "
                 "discussion says to which of them its answer belongs. "
                 + (f"They have it all the same: see `{UNATTRIBUTED}`." if kept else "Their answers were taken away.")
+            )
+
+
+def _of_another(lineage: Sequence[RunStage]) -> Iterator[str]:
+    for stage in lineage:
+        number = stage.manifest.metrics.get(ANOTHERS) if stage.manifest is not None else None
+        if number:
+            yield "## Answers to other problems"
+            yield (
+                f"For {number:,} problems of stage `{stage.name}` the model gave, in all attempts, what the discussion "
+                "says of another problem of the post. They went on without an answer."
             )
 
 

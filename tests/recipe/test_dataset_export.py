@@ -137,13 +137,14 @@ async def test_answers_that_nothing_attributes_are_said(tmp_path: Path) -> None:
     for choice, first in (("keep", [text]), ("drop", [])):
         problems = [*first, later, taken]
         run = tmp_path / choice
-        config, metrics = {"engine": "m", "unattributed": choice}, {"answer_unattributed": 1234}
+        config, metrics = {"engine": "m", "unattributed": choice}, {"answer_unattributed": 1234, "answer_of_another": 56}
         folder = finished(run / "answered", "problems.extract_answers", problems, config=config, metrics=metrics)
         export_dataset(folder, tmp_path / f"{choice}-out", CardSettings("mine"))
         marks = {row["problem"]: row.get("answer_unattributed") for row in rows_of(tmp_path / f"{choice}-out")}
         assert marks == {p.problem: (p is text if first else None) for p in problems}
         card = (tmp_path / f"{choice}-out" / "README.md").read_text()
         assert "Of 1,234 problems of stage `answered`" in card
+        assert "For 56 problems of stage `answered` the model gave" in card
         assert ("see `answer_unattributed`" in card, "Their answers were taken away" in card) == (
             bool(first),
             not first,
