@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 import weakref
 from dataclasses import replace
 
@@ -282,16 +283,27 @@ async def test_stream_is_the_completion_in_pieces(engine):
     assert len(chunks) > 20
 
 
-async def test_cancelling_frees_the_slot(engine):
-    long = Sampling(max_tokens=400, temperature=1.0)
+async def test_cancelling_frees_the_slot(engine, monkeypatch):
+    batch, told = engine._scheduler._batch, threading.Event()
+    turn = batch.turn
+
+    def turn_when_told(now, *, some_cancelled):
+        if batch.statistics.steps:  # a token has been streamed: nothing ends by itself until all are cancelled
+            told.wait()
+        turn(now, some_cancelled=some_cancelled)
+
+    monkeypatch.setattr(batch, "turn", turn_when_told)
+    long = Sampling(max_tokens=400, temperature=1.0, seed=0)
     tasks = [asyncio.create_task(engine.complete(Request(p[:9], long))) for p in prompts(20)]
     stream = engine.stream(Request((5, 6, 7), long))
     await anext(stream)
     for task in tasks:
         task.cancel()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
     await stream.aclose()
-    await until(lambda: engine._scheduler._batch.idle)
-    assert all(isinstance(r, asyncio.CancelledError) for r in await asyncio.gather(*tasks, return_exceptions=True))
+    told.set()
+    await until(lambda: batch.idle)
+    assert all(isinstance(answer, asyncio.CancelledError) for answer in answers)
     assert engine.statistics.finished[Finish.CANCELLED] == 21
 
 
