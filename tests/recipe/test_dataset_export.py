@@ -137,7 +137,10 @@ async def test_answers_that_nothing_attributes_are_said(tmp_path: Path) -> None:
     for choice, first in (("keep", [text]), ("drop", [])):
         problems = [*first, later, taken]
         run = tmp_path / choice
-        config, metrics = {"engine": "m", "unattributed": choice}, {"answer_unattributed": 1234, "answer_of_another": 56}
+        config, metrics = (
+            {"engine": "m", "unattributed": choice},
+            {"answer_unattributed": 1234, "answer_of_another": 56},
+        )
         folder = finished(run / "answered", "problems.extract_answers", problems, config=config, metrics=metrics)
         export_dataset(folder, tmp_path / f"{choice}-out", CardSettings("mine"))
         marks = {row["problem"]: row.get("answer_unattributed") for row in rows_of(tmp_path / f"{choice}-out")}
