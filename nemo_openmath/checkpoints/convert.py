@@ -11,10 +11,12 @@ from nemo_openmath.checkpoints import names
 from nemo_openmath.checkpoints.checkpoint import Checkpoint, lineage, open_checkpoint, write_checkpoint
 from nemo_openmath.checkpoints.formats import hf, step_folders, trtllm
 from nemo_openmath.checkpoints.formats.safetensors import SHARD_BYTES
+from nemo_openmath.checkpoints.formats.trtllm_redrafter import TrtllmDrafter
 from nemo_openmath.checkpoints.model_files import main_dtype, write_model_files
 from nemo_openmath.checkpoints.output import building
 from nemo_openmath.checkpoints.quantize.calibration import LINEAR
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.records.lineage import digest_tree
 from nemo_openmath.models.hf_config import describe
 from nemo_openmath.models.stop_tokens import StopTokens
 
@@ -115,11 +117,15 @@ def hf_to_trtllm(
     pp: int = 1,
     dtype: torch.dtype | None = None,
     quantization: Quantization | None = None,
+    drafter: str | Path | None = None,
+    beams: int = 5,
 ) -> Path:
     """Convert a checkpoint of any format into a TensorRT-LLM checkpoint for ``tp`` x ``pp`` ranks.
 
     ``src`` may be an FP8 folder; ``quantization`` is for the others. ``dtype``: bfloat16, float16 or float32; the
-    source's when not given. :func:`~nemo_openmath.checkpoints.formats.trtllm.commands` says how to go on.
+    source's when not given. ``drafter``: the folder of a ReDrafter, written beside the model for a search of
+    ``beams``. :func:`~nemo_openmath.checkpoints.formats.trtllm.commands` says how to go
+    on.
     """
     if quantization not in _WEIGHT_ONLY:
         raise UserError(f"quantization {quantization!r}", remedy="use int8 or int4, or leave it out")
@@ -140,13 +146,27 @@ def hf_to_trtllm(
     chosen = dtype or main_dtype(plain)
     if chosen not in (torch.bfloat16, torch.float16, torch.float32):
         raise UserError(f"{chosen} is no dtype of TensorRT-LLM", remedy="use bfloat16, float16 or float32")
+    beside = None
+    if drafter is not None:
+        beside = TrtllmDrafter.read(Path(drafter), source.model, tp=tp, pp=pp, dtype=chosen, beams=beams)
     names.to_stored(weights, source.model)  # refuses wrong names and shapes before anything is written
     tensors = tensors | {name: tensor.to(chosen) for name, tensor in plain.items()}
     with building(Path(dst)) as folder:
         write_model_files(source.model_files, folder / trtllm.TOKENIZER, source.config)
         layout = {"tp": tp, "pp": pp}
-        trtllm.write(folder, tensors, source.model, **layout, dtype=chosen, algorithm=algorithm, cache_algorithm=cache)
+        trtllm.write(
+            folder,
+            tensors,
+            source.model,
+            **layout,
+            dtype=chosen,
+            algorithm=algorithm,
+            cache_algorithm=cache,
+            drafter=beside,
+        )
         settings = {**layout, "dtype": str(chosen), "quantization": algorithm}
+        if drafter is not None:
+            settings |= {"drafter": digest_tree(Path(drafter)), "beams": beams}
         lineage("checkpoints.hf_to_trtllm", {"source": source}, **settings).write(folder)
     return Path(dst)
 

@@ -66,6 +66,8 @@ def _add_convert(groups: Any) -> None:
     to_trtllm.add_argument("--pp", type=at_least(1), default=1)
     to_trtllm.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: the source's")
     to_trtllm.add_argument("--quantization", choices=("int8", "int4"), help="weight-only, done when it is loaded")
+    to_trtllm.add_argument("--drafter", type=Path, metavar="DIR", help="a ReDrafter of this model, to decode with")
+    to_trtllm.add_argument("--beams", type=at_least(1), default=5, help="with --drafter: width of its search")
 
 
 def _add_quantize(groups: Any) -> None:
@@ -172,6 +174,8 @@ def _to_trtllm(options: argparse.Namespace) -> None:
         pp=options.pp,
         dtype=getattr(torch, options.dtype) if options.dtype else None,
         quantization=options.quantization,
+        drafter=options.drafter,
+        beams=options.beams,
     )
     print(done)
     print("then, where TensorRT-LLM is installed:", *commands(done), sep="\n  ")

@@ -10,7 +10,8 @@ attention.py   attention inside each sample, context parallel
 norm.py        RMSNorm that sequence parallelism accepts
 loss.py        output layer and cross-entropy fused, target positions only
 devices.py     where a model runs outside of a training: the CPU or a GPU with room
-drafter_shape.py  the sizes of a drafter, known without torch
+drafter_shape.py  the sizes of drafters, known without torch
+eagle3.py      the EAGLE-3 head, and its folder as engines read it
 drafters.py    ReDrafter, which drafts tokens for a model, and its folder
 stop_tokens.py where the texts of a model end, as its files say it
 build.py       the Megatron model of a layout; loading HF weights into it

@@ -7,6 +7,9 @@ batches.py       which texts a step reads together
 frozen.py        the model that is drafted for: where it runs, its hidden states
 kind.py          what the training asks of a kind of drafter
 redrafter.py     ReDrafter's loss and guesses
+eagle3.py        EAGLE-3's loss and guesses
+soft_loss.py     cross-entropy against what another head says
+settings.py      how a drafter is trained
 train.py         training on the frozen model, measuring on held-out generations
 saved_state.py   the training's state on disk: a killed one goes on
 acceptance.py    how many guesses are accepted, by position and in a step

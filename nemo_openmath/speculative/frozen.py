@@ -62,16 +62,24 @@ class KeptStates:
 def load_base(folder: Path, settings: DrafterSettings, device: DeviceChoice = "auto") -> Any:
     """Return the model to draft for, frozen: a transformers causal language model on ``device``; ``auto`` is the GPU
     where there is one with room for the model and the training of a drafter."""
-    model = describe(folder)
-    width = 2 * model.hidden_size
-    rows = settings.draft_vocab or model.vocab_size
-    drafter = 4 * (width * (rows + settings.layers * width) + 2 * model.hidden_size**2)
-    # a drafter is there as weights, their gradients and those of a guess, and two moments of Adam; for each token of a
-    # step there are embeddings, hidden states, and a guess's features with their gradients
-    features = 4 * settings.batch_tokens * width * (4 + 6 * settings.layers)
-    base = load_model(folder, device, working=5 * drafter + features + _BLOCKS_BYTES)
+    # a drafter is there as weights, their gradients and those of a guess, and two moments of Adam
+    values, features = _sizes(describe(folder), settings)
+    working = 4 * (5 * values + settings.batch_tokens * features) + _BLOCKS_BYTES
+    base = load_model(folder, device, working=working)
     # a CPU multiplies fp32 faster than bf16, and engines that run on one do so too
     return base.float() if base.device.type == "cpu" else base
+
+
+def _sizes(model: Any, settings: DrafterSettings) -> tuple[int, int]:
+    """Return how many values a drafter has, and how many a step holds for each of its tokens."""
+    hidden, rows = model.hidden_size, settings.draft_vocab or model.vocab_size
+    if settings.form == "eagle3":
+        # each unrolled step keeps queries, keys, values, states and what they were made from
+        values = hidden * (rows + 3 * hidden + 3 * model.intermediate_size + 7 * hidden)
+        return values, hidden * (8 + 14 * settings.draft_tokens) + 3 * model.intermediate_size
+    # embeddings, hidden states, and a guess's features with their gradients
+    width = 2 * hidden
+    return width * (rows + settings.layers * width) + 2 * hidden**2, width * (4 + 6 * settings.layers)
 
 
 @contextmanager
@@ -93,6 +101,27 @@ def fast_products(device: torch.device) -> Iterator[None]:
 def last_states(base: Any, ids: Tensor) -> Tensor:
     """Return the last hidden states (rows, tokens, hidden) of the frozen model, in fp32."""
     return base.model(input_ids=ids, use_cache=False).last_hidden_state.float()
+
+
+@torch.no_grad()
+def layer_states(base: Any, ids: Tensor, layers: Sequence[int]) -> Tensor:
+    """Return the inputs of ``layers``, the first layer being 0, and behind them the last hidden states (rows, tokens,
+    hidden for each), in fp32."""
+    inputs: dict[int, Tensor] = {}
+
+    def watch(number: int) -> Any:
+        def hook(_: Any, arguments: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+            inputs[number] = (arguments[0] if arguments else named["hidden_states"]).float()
+
+        return base.model.layers[number].register_forward_pre_hook(hook, with_kwargs=True)
+
+    hooks = [watch(number) for number in layers]
+    try:
+        last = last_states(base, ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat([*(inputs[number] for number in layers), last], dim=-1)
 
 
 @torch.no_grad()

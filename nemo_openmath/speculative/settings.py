@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nemo_openmath.models.drafter_shape import Recurrence
+from nemo_openmath.models.drafter_shape import DraftForm, Recurrence
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +12,7 @@ class DrafterSettings:
     """What :func:`~nemo_openmath.speculative.train.train` is asked for; the stage's
     :class:`~nemo_openmath.speculative.stage.DrafterConfig` says what each number means."""
 
+    form: DraftForm = "redrafter"
     draft_tokens: int = 3
     layers: int = 2
     draft_vocab: int = 0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from nemo_openmath.chat import ChatTokenizer
@@ -20,8 +22,9 @@ from nemo_openmath.core.errors import OpenMathError, UserError
 from nemo_openmath.core.records import Generation
 from nemo_openmath.core.records.lineage import Lineage, digest_tree
 from nemo_openmath.core.stage import RUNTIME, Stage, StageContext
+from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.devices import DeviceChoice
-from nemo_openmath.models.drafter_shape import Recurrence
+from nemo_openmath.models.drafter_shape import DraftForm, Recurrence, refuse_few_layers
 from nemo_openmath.speculative.acceptance import Acceptance
 from nemo_openmath.speculative.settings import DrafterSettings
 from nemo_openmath.speculative.texts import Texts, read_texts
@@ -33,16 +36,19 @@ _STATE = ".training.pt"
 class DrafterConfig:
     """Settings of the training of a draft model."""
 
+    form: DraftForm = "redrafter"
+    """``redrafter`` is the paper's, for TensorRT-LLM's engines and the embedded engine; ``eagle3`` makes the head that
+    vLLM, SGLang and TensorRT-LLM's PyTorch backend read (arXiv 2503.01840)."""
     draft_tokens: PositiveInt = 3
     """Tokens that are guessed at once. Paper section 6."""
     layers: NonNegativeInt = 2
-    """Residual blocks of the drafter's head."""
+    """Residual blocks of a ReDrafter's head."""
     draft_vocab: NonNegativeInt = 0
     """Tokens that may be guessed: those that the model wrote most. 0: all, as the paper. On a CPU the head of 152,000
     tokens costs a quarter of a pass of a 0.5B model, for each guess: 8192 are enough there."""
     recurrence: Recurrence = "silu"
-    """``linear``: the drafter's state has no activation and no bias, which is what TensorRT-LLM's engines compute.
-    ``silu`` is the form of ReDrafter's paper."""
+    """Of a ReDrafter. ``linear``: its state has no activation and no bias, which is what TensorRT-LLM's engines
+    compute. ``silu`` is the form of its paper."""
     lr: PositiveFloat = 1e-3
     """Highest learning rate; it falls to 0 as a cosine."""
     warmup: ShareBelowOne = 0.1
@@ -74,11 +80,13 @@ class DrafterConfig:
             raise ValueError("draft_tokens, epochs and batch_tokens are at least 1, layers 0, max_tokens 3")
         if not 0 <= self.held_out < 1:
             raise ValueError("held_out is a share: at least 0 and less than 1")
+        if self.form == "eagle3" and (self.layers != 2 or self.recurrence != "silu"):
+            raise ValueError("layers and recurrence are of a redrafter: leave them out with form: eagle3")
 
 
 class TrainDrafter(Stage[DrafterConfig]):
-    """Train a ReDrafter for one model (paper section 6), with the model frozen, and measure how many of its guesses the
-    model accepts.
+    """Train a drafter for one model (paper section 6: ReDrafter), with the model frozen, and measure how many of its
+    guesses the model accepts.
 
     It runs in one process. Killed and run again it goes on from its newest save, and makes the same drafter."""
 
@@ -94,6 +102,11 @@ class TrainDrafter(Stage[DrafterConfig]):
     encodes = ("generations", "model")
     makes = "drafter"
 
+    def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
+        for model in inputs.get("model", ()):
+            if self.config.form == "eagle3":
+                refuse_few_layers(ModelConfig.from_hf(model).num_hidden_layers, model)
+
     async def run(self, context: StageContext) -> None:
         stopped = threading.Event()
         try:
@@ -103,13 +116,15 @@ class TrainDrafter(Stage[DrafterConfig]):
 
     def _train(self, context: StageContext, stopped: threading.Event) -> None:
         from nemo_openmath.checkpoints.output import building  # torch takes seconds to import
+        from nemo_openmath.speculative.eagle3 import Eagle3Training
         from nemo_openmath.speculative.frozen import load_base
         from nemo_openmath.speculative.redrafter import RedrafterTraining
         from nemo_openmath.speculative.report import write_report
         from nemo_openmath.speculative.train import train
 
         texts, settings, model = self._texts(context), self._settings(context.seed), context.only("model")
-        kind = RedrafterTraining(load_base(model, settings, self.config.device))
+        base = load_base(model, settings, self.config.device)
+        kind = Eagle3Training(base) if self.config.form == "eagle3" else RedrafterTraining(base)
         note = _Notes(context, stopped)
         state_file = context.output / _STATE
         trained = train(
@@ -148,6 +163,7 @@ class TrainDrafter(Stage[DrafterConfig]):
     def _settings(self, seed: int) -> DrafterSettings:
         config = self.config
         return DrafterSettings(
+            form=config.form,
             draft_tokens=config.draft_tokens,
             layers=config.layers,
             draft_vocab=config.draft_vocab,

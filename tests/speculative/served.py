@@ -14,14 +14,14 @@ VOCAB, HIDDEN = 48, 32
 
 
 @torch.no_grad()
-def qwen2(vocab: int = VOCAB, seed: int = 0) -> Any:
+def qwen2(vocab: int = VOCAB, seed: int = 0, layers: int = 2) -> Any:
     """A small model in float32 whose norms and biases are not the identity's."""
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=vocab,
         hidden_size=HIDDEN,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,

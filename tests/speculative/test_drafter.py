@@ -16,6 +16,7 @@ from nemo_openmath.chat import Author, ChatTokenizer, Message, Span, Transcript
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.core.records import Generation, RecordWriter
 from nemo_openmath.models.drafters import DrafterShape, ReDrafter
+from nemo_openmath.models.eagle3 import Eagle3
 from nemo_openmath.speculative.batches import batches, epoch_order
 from nemo_openmath.speculative.decode import Decoded, Tree, speculate
 from nemo_openmath.speculative.frozen import Batch, fast_products, load_base
@@ -240,6 +241,26 @@ def test_the_stage(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
         ReDrafter.load(tmp_path / "a")
     with pytest.raises(UserError, match=r"not a drafter's config\.json; give"):
         ReDrafter.load(model)
+
+
+def test_the_stage_makes_an_eagle3_head(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    model, shallow = tmp_path / "model", tmp_path / "shallow"
+    for folder, layers in ((model, 7), (shallow, 6)):
+        qwen2(tokenizer.vocab_size, layers=layers).save_pretrained(folder)
+    for file in tokenizer.folder.glob("tokenizer*"):
+        shutil.copy(file, model)
+    solutions = generations(tmp_path / "solutions", tokenizer, 10)
+    stage = TrainDrafter(DrafterConfig(form="eagle3", held_out=0.3, batch_tokens=300, draft_vocab=20))
+    inputs = {"generations": [solutions], "model": [model], "held_out": []}
+    context = stage_context(inputs, tmp_path / "head")
+    stage.check({"model": [model]})
+    asyncio.run(stage.run(context))
+    assert Eagle3.load(tmp_path / "head").shape.draft_vocab == context.metrics["draft_vocab"] == 20
+    assert context.metrics["acceptance"]["steps"] > 0
+    with pytest.raises(UserError, match=r"shallow: has 6 layers; EAGLE-3 reads three of at least 7"):
+        stage.check({"model": [shallow]})
+    with pytest.raises(ValueError, match="layers and recurrence are of a redrafter"):
+        DrafterConfig(form="eagle3", recurrence="linear")
 
 
 def test_nothing_to_train_on_is_said(tmp_path: Path, tokenizer: ChatTokenizer) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from nemo_openmath.checkpoints.formats.safetensors import write_file
+from nemo_openmath.checkpoints.formats.trtllm_redrafter import TrtllmDrafter
 from nemo_openmath.checkpoints.lazy import Elementwise, InMemory, LazyTensor, StackedRows
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import ARCHITECTURES, ModelConfig
@@ -45,13 +46,18 @@ def write(
     dtype: torch.dtype,
     algorithm: str | None,
     cache_algorithm: str | None,
+    drafter: TrtllmDrafter | None = None,
 ) -> None:
-    """Write config.json and the files of all ranks. ``tensors``: under HF names, FP8 payloads with their scales."""
+    """Write config.json and the files of all ranks. ``tensors``: under HF names, FP8 payloads with their scales;
+    ``drafter``: is written beside the model."""
     described = _config(config, tp, pp, str(dtype).removeprefix("torch."), algorithm, cache_algorithm)
+    described = described if drafter is None else drafter.described(described)
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
     for stage in range(pp):
         for rank in range(tp):
-            write_file(folder / f"rank{stage * tp + rank}.safetensors", _rank(tensors, config, tp, pp, rank, stage))
+            stored = _rank(tensors, config, tp, pp, rank, stage)
+            stored |= {} if drafter is None else drafter.tensors(tp, rank)
+            write_file(folder / f"rank{stage * tp + rank}.safetensors", stored)
 
 
 def commands(dst: str | Path) -> list[str]:
@@ -66,6 +72,13 @@ def commands(dst: str | Path) -> list[str]:
     plugin += " --workers 8" if layout["world_size"] >= 8 else ""
     plugin += " --use_fp8_context_fmha enable" if described["quantization"]["kv_cache_quant_algo"] else ""
     sizes = f"--max_seq_len {min(described['max_position_embeddings'], 32768)} --max_batch_size 16"
+    if "redrafter_num_beams" in described:
+        return [
+            f"trtllm-build --checkpoint_dir {dst} --output_dir {engine} {plugin} {sizes} "
+            "--speculative_decoding_mode explicit_draft_tokens",
+            f"python TensorRT-LLM/examples/run.py --engine_dir {engine} --tokenizer_dir {Path(dst) / TOKENIZER} "
+            "--max_output_len 1024 --input_text 'What is 2 + 2?'",
+        ]
     return [
         f"trtllm-build --checkpoint_dir {dst} --output_dir {engine} {plugin} {sizes}",
         f"trtllm-serve {engine} --backend trt --tokenizer {Path(dst) / TOKENIZER} "
