@@ -11,7 +11,8 @@ for the fused state of the next position.
     guess        t+2             t+3                 t+4                        lm_head(norm(out))
 
 The folder is the Hugging Face form that vLLM, SGLang and TensorRT-LLM's PyTorch backend read: the tensors have these
-module's names, ``d2t[i]`` is the served model's token of row i minus i, ``t2d`` marks the tokens that have a row.
+module's names. Of a reduced vocabulary, ``d2t[i]`` is the served model's token of row i minus i, and ``t2d`` marks the
+tokens that have a row.
 Embeddings are the served model's own and are not kept here.
 """
 
@@ -139,7 +140,10 @@ class Eagle3(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into an existing folder."""
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / _TENSORS)
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        if not self.shape.draft_vocab:  # vLLM has no place for them then, and refuses the folder
+            del tensors["d2t"], tensors["t2d"]
+        save_file(tensors, folder / _TENSORS)
         dtype = str(self.lm_head.weight.dtype).removeprefix("torch.")
         (folder / "config.json").write_text(json.dumps(hf_config(self.shape, dtype), indent=2) + "\n")
 
@@ -155,7 +159,8 @@ class Eagle3(nn.Module):
             raise UserError("not an EAGLE-3 head's config.json", file=path, remedy=remedy) from error
         head = cls(shape)
         try:
-            head.load_state_dict(load_file(folder / _TENSORS))
+            whole = {} if shape.draft_vocab else {"d2t": head.d2t, "t2d": head.t2d}
+            head.load_state_dict(load_file(folder / _TENSORS) | whole)
         except Exception as error:
             raise DamagedFile(folder / _TENSORS, f"not the tensors of its config.json ({error})") from error
         marked = head.t2d.nonzero().flatten()

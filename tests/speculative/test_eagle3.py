@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,10 @@ def test_the_folder_is_what_engines_read(tmp_path: Path) -> None:
     save_file(tensors | {"t2d": ~tensors["t2d"]}, tmp_path / "model.safetensors")
     with pytest.raises(DamagedFile, match="d2t and t2d say different tokens"):
         Eagle3.load(tmp_path)
+    whole = Eagle3(replace(SHAPE, draft_vocab=0))
+    whole.save(tmp_path)
+    assert not {"d2t", "t2d"} & set(load_file(tmp_path / "model.safetensors")), "vLLM has no place for them"
+    assert Eagle3.load(tmp_path).rows(torch.arange(VOCAB)).tolist() == list(range(VOCAB))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="not an EAGLE-3 head's config"):
         Eagle3.load(tmp_path)

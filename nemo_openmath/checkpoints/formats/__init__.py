@@ -8,4 +8,5 @@ step_folders.py  the folder that a training saves: ``torch_dist`` with a manifes
 classic.py       Megatron-LM's ``mp_rank_*`` folders
 torch_file.py    files of ``torch.save``, which the two Megatron formats consist of
 trtllm.py        TensorRT-LLM checkpoints, which are written only
+trtllm_redrafter.py  a ReDrafter beside its model in one
 """
