@@ -152,7 +152,7 @@ class Page:
     async def click(self, selector: str, *, leads_on: bool = False) -> None:
         """Click in the middle of an element, as a mouse does. ``leads_on``: and wait for the page that it leads to."""
         box = await self.ask(
-            f"(e => {{ e.scrollIntoView({{block: 'center'}}); const b = e.getBoundingClientRect();"
+            f"(e => {{ e.scrollIntoView({{block: 'center', behavior: 'instant'}}); const b = e.getBoundingClientRect();"
             f"return [b.x + b.width / 2, b.y + b.height / 2]; }})(document.querySelector({json.dumps(selector)}))"
         )
         self._loaded.clear()

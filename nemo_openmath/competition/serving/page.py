@@ -13,8 +13,9 @@ HTML = """<!doctype html>
 <progress id="time" max="1" value="0"></progress></p>
 <p><b>Bank</b> <span id="bank"></span> &middot; <b>Waiting</b> <span id="waiting">0</span></p></section>
 <p id="text"></p><ol id="solutions"></ol>
-<h2>Answers</h2><table><thead><tr><th>problem</th><th>answer</th><th>votes</th><th>seconds</th><th>ended by</th></tr>
-</thead><tbody id="answered"></tbody></table>
+<h2>Answers</h2><div class="wide" tabindex="0" role="region" aria-label="Answers"><table>
+<thead><tr><th>problem</th><th>answer</th><th>votes</th><th>seconds</th><th>ended by</th></tr>
+</thead><tbody id="answered"></tbody></table></div>
 <script src="page.js"></script></body></html>
 """
 
@@ -25,7 +26,7 @@ button{font:inherit;padding:.2rem .9rem}progress{width:100%}
 #text:empty{display:none}#solutions{display:grid;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr));gap:.4rem;
 list-style:none;padding:0}#solutions li{border:1px solid #c8ccd2;border-left:.4rem solid #8a94a3;padding:.3rem .5rem;
 overflow-wrap:anywhere}#solutions li.ended{border-left-color:#1a7f37}#solutions li.lost{border-left-color:#b42318}
-#solutions li.cut{border-left-color:#b26a00}table{border-collapse:collapse;width:100%}
+#solutions li.cut{border-left-color:#b26a00}.wide{overflow-x:auto}table{border-collapse:collapse;width:100%}
 th,td{text-align:left;padding:.25rem .6rem .25rem 0;border-bottom:1px solid #d8dce1;overflow-wrap:anywhere;
 vertical-align:top}th,td:nth-child(n+3){white-space:nowrap}
 """
