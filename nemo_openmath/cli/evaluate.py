@@ -115,6 +115,7 @@ def _add_model(words: Any) -> None:
     engine.add_argument("--device", default="auto", help="cpu, cuda, cuda:N (auto: a GPU where there is one)")
     engine.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU")
     engine.add_argument("--slots", type=at_least(1), metavar="N", help="decoded at once (default: 64, or what fits)")
+    engine.add_argument("--drafter", metavar="DIR|ngram|none", help="what guesses tokens (the results stay the same)")
     engine.add_argument("--sandbox-workers", type=at_least(1), metavar="N", help="programs at once (default: cores)")
     judge = model.add_argument_group("verdicts")
     judge.add_argument("--judge", default="", metavar="DIR|URL", help="model that decides what the grader leaves open")
@@ -157,6 +158,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             device=options.device,
             dtype=options.dtype,
             slots=options.slots,
+            drafter=options.drafter,
         ),
         judge=options.judge,
         judge_server=judge_settings(options.judge, options.judge_model, options.judge_tokenizer, options.server),

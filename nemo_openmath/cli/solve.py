@@ -44,6 +44,7 @@ def _add_engine(group: Any) -> None:
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:N (auto: a GPU where there is one)")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU")
     group.add_argument("--slots", type=at_least(1), metavar="N", help="decoded at once (default: 64, or what fits)")
+    group.add_argument("--drafter", metavar="DIR|ngram|none", help="what guesses tokens (the results stay the same)")
     group.add_argument("--sandbox-workers", type=at_least(1), metavar="N", help="programs at once (default: cores)")
     group.add_argument("--workers", type=at_least(1), default=1, metavar="N", help="processes that compare answers")
 
@@ -177,7 +178,14 @@ def _engine(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     else:
         model, name = options.tokenizer, options.model
     return model, engine_settings(
-        model, options.server, name, api=options.api, device=options.device, dtype=options.dtype, slots=options.slots
+        model,
+        options.server,
+        name,
+        api=options.api,
+        device=options.device,
+        dtype=options.dtype,
+        slots=options.slots,
+        drafter=options.drafter,
     )
 
 

@@ -12,6 +12,8 @@ from nemo_openmath.core.engine import Engine
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.http.dialects import ServerKind
 
+DRAFTER_NAMES = ("ngram", "none")
+"""Values of ``EngineConfig.drafter`` that are no folders."""
 IGNORED_EFFORT = (
     "reasoning_effort would be ignored where prompts are rendered here; use api: chat, or template_options where the "
     "model's chat template reads the effort"
@@ -41,6 +43,10 @@ class EngineConfig:
     """Embedded engine: ``cpu``, ``cuda`` or ``cuda:N``."""
     prefix_cache_mib: NonNegativeInt = 1024
     """Embedded engine: MiB of memory, at most, for prefixes of requests that run no more."""
+    drafter: str | None = None
+    """Embedded engine: what guesses tokens that the model then verifies, several in one pass: ``ngram`` (what stood in
+    the text before), the folder of a trained drafter, or ``none``; null leaves it to the engine. Results are the same
+    with each."""
     urls: tuple[str, ...] = ()
     """Servers: base URLs, as ``http://host:port``."""
     urls_file: Path | None = None
@@ -98,6 +104,7 @@ async def open_engine(config: EngineConfig) -> Engine:
             dtype=config.dtype,
             device=config.device,
             prefix_cache_bytes=config.prefix_cache_mib << 20,
+            drafter=config.drafter,
         )
     if config.kind == "replay":
         from nemo_openmath.inference.replay import ReplayEngine

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.inference.open import DRAFTER_NAMES
 
 _MODES = ("cot", "tir", "genselect")
 
@@ -20,6 +21,7 @@ def engine_settings(
     device: str = "auto",
     dtype: str | None = None,
     slots: int | None = None,
+    drafter: str | None = None,
 ) -> dict[str, Any]:
     """Return the section ``student``: servers, or the model in this process. Raises UserError where what is said does
     not go together, or the folder is none."""
@@ -31,6 +33,8 @@ def engine_settings(
     if urls:
         if served is None:
             raise UserError("--server is given, and --model is not", remedy="give the name that the server knows")
+        if drafter is not None:
+            raise UserError("--drafter is of a model in this process", remedy="give it to openmath serve")
         return {"kind": "http", "urls": list(urls), "model": served, "api": api, "tokenizer": str(model.resolve())}
     if served is not None or api != "completions":
         raise UserError("--model and --api are of a server", remedy="give --server, or leave them out")
@@ -38,6 +42,8 @@ def engine_settings(
         device = "cuda" if _has_gpu() else "cpu"
     settings: dict[str, Any] = {"kind": "embedded", "device": device}
     settings["dtype"] = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    if drafter is not None:
+        settings["drafter"] = drafter if drafter in DRAFTER_NAMES else str(Path(drafter).resolve())
     return settings | ({} if slots is None else {"slots": slots})
 
 

@@ -24,7 +24,7 @@ from nemo_openmath.grading import GradingPool
 from nemo_openmath.grading.majority import majority
 from nemo_openmath.inference.http.client import HTTPEngine
 from nemo_openmath.inference.http.retrying import RetryPolicy
-from nemo_openmath.inference.open import open_engine
+from nemo_openmath.inference.open import DRAFTER_NAMES, open_engine
 from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.recipe.server_addresses import ServerAddress
 from nemo_openmath.sandbox import LocalSandbox, Sandbox
@@ -74,7 +74,11 @@ class RecipeServices(Services):
             student = address.over(student)
         served_name = student.model if student.kind != "embedded" else ""  # where one server has one model
         tokenizer = (student.tokenizer or folder) if student.kind == "http" else student.tokenizer
-        engine = await open_engine(replace(student, model=served_name or str(folder), tokenizer=tokenizer))
+        drafter = student.drafter
+        if drafter is not None and drafter not in DRAFTER_NAMES:
+            drafter = str(self._recipe.relative(drafter))
+        named = replace(student, model=served_name or str(folder), tokenizer=tokenizer, drafter=drafter)
+        engine = await open_engine(named)
         try:
             return engine, ChatTokenizer.load(folder).with_options(student.template_options, student.renders)
         except BaseException:

@@ -15,6 +15,7 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.embedded import EmbeddedEngine
 from nemo_openmath.inference.embedded.kernels import load_kernels
 from nemo_openmath.inference.embedded.sampling import RowSampling, sample, sample_on_device, uniforms
+from tests.inference.exact import exact
 from tests.support.models import save_random
 from tests.support.waiting import until
 
@@ -89,24 +90,6 @@ async def test_seeded_draws_do_not_depend_on_the_batch(engine):
         assert a.token_ids == b.token_ids == alone.token_ids
         assert a.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
     assert len({a.token_ids[:5] for a in together}) > 6  # they are not all the same anyway
-
-
-def exact(logits: np.ndarray, temperature: float, top_p: float, top_k: int, min_p: float) -> np.ndarray:
-    """The distribution, written down a second time, token by token."""
-    p = np.exp((logits - logits.max()) / temperature).astype(np.float64)
-    order = np.argsort(-p)
-    keep = order[:top_k] if top_k else order
-    q = p[keep] / p[keep].sum()
-    kept, mass = [], 0.0
-    for token, probability in zip(keep, q, strict=True):
-        if mass >= top_p:
-            break
-        kept.append(token)
-        mass += probability
-    kept = [t for t in kept if p[t] >= min_p * p.max()]
-    result = np.zeros(len(p))
-    result[kept] = p[kept] / p[kept].sum()
-    return result
 
 
 def draw_in_torch(logits: torch.Tensor, rows: RowSampling, u: np.ndarray) -> np.ndarray:

@@ -8,38 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_openmath.inference.embedded import compiled as compiled_module
 from nemo_openmath.inference.embedded import kernels as kernels_module
-from nemo_openmath.inference.embedded.compiled import CompiledDecoder, compile_decoder
+from nemo_openmath.inference.embedded.compiled import compile_decoder
 from nemo_openmath.inference.embedded.decoder import Decoder, PrefillChunk
 from nemo_openmath.inference.embedded.sampling import RowSampling
 from nemo_openmath.inference.embedded.torch_decoder import TorchDecoder
 from nemo_openmath.inference.embedded.weights import load_weights
+from tests.inference.decoders import MODELS, WAYS, compiled
 from tests.support.fake_cuda import fake_cuda
 from tests.support.models import save_random
 
 LENGTHS = (1, 16, 17, 63, 64, 65, 200)
-MODELS = [
-    ("qwen2", {}),
-    ("qwen3", {"head_dim": 32, "num_key_value_heads": 1}),
-    ("llama", {"num_key_value_heads": 4, "vocab_size": 509}),
-]
 compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-
-
-# threads; whether they divide the matrices instead of the rows. Seven could take more rows than their scratch holds
-WAYS = ((1, False), (3, False), (3, True), (7, True))
-
-
-def compiled(path, threads: int = 1, wide: bool = False, slots: int = 8) -> CompiledDecoder:
-    with pytest.MonkeyPatch.context() as patch:
-        if wide:
-            patch.setattr(compiled_module, "LARGE_BYTES", 0)
-        decoder = compile_decoder(load_weights(path), slots, threads)
-    assert decoder is not None
-    assert (decoder._few > 0) == wide
-    assert decoder._few <= decoder._kernels.most_wide
-    return decoder
 
 
 def logits_of(decoder: Decoder) -> torch.Tensor:

@@ -5,7 +5,7 @@ Each turn does the following:
 1. End requests that are cancelled or late.
 2. Give free slots to waiting requests, with the longest prefix that some slot or the prefix store holds.
 3. Compute up to ``PREFILL_TOKENS`` of their prompts, packed without padding.
-4. Compute one token for every decoding slot.
+4. Compute one token for every decoding slot, or, where guesses of the next tokens are worth it, several (drafting.py).
 
 Running requests always occupy rows 0..n-1, so that a step costs what n rows cost. Python touches a single request only
 when it starts, streams or ends; everything per token is one array operation.
@@ -19,16 +19,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from nemo_openmath.core.engine import Completion, Finish, Usage
 from nemo_openmath.inference.embedded.cache_budget import CacheBudget
-from nemo_openmath.inference.embedded.decoder import Decoder, PrefillChunk
+from nemo_openmath.inference.embedded.decoder import Decoder, DraftTree, PrefillChunk
+from nemo_openmath.inference.embedded.drafting import Drafting
+from nemo_openmath.inference.embedded.drawing import Drawing, EndedRequest
 from nemo_openmath.inference.embedded.memory import PREFILL_TOKENS
 from nemo_openmath.inference.embedded.prefix import PrefixStore
 from nemo_openmath.inference.embedded.prefix_sharing import PrefixSharing
+from nemo_openmath.inference.embedded.proposers import DraftSource
 from nemo_openmath.inference.embedded.requests import EngineRequest, Statistics
 from nemo_openmath.inference.embedded.rows import RowTable
 from nemo_openmath.inference.embedded.text import Detokenizer, StopTable
@@ -38,7 +41,7 @@ class ContinuousBatch:
     """The requests of an engine, waiting and running. All methods are called in one thread.
 
     ``slots``: requests that run at once, at most. ``prefix_bytes``: memory of the prefix store. ``cache_tokens``: the
-    budget of all running requests; None where every slot has memory for full length.
+    budget of all running requests; None where every slot has memory for full length. ``drafts``: what guesses tokens.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class ContinuousBatch:
         slots: int,
         prefix_bytes: int,
         cache_tokens: int | None,
+        drafts: DraftSource | None = None,
     ):
         self.decoder, self.store = decoder, PrefixStore(prefix_bytes)
         self.budget = CacheBudget(decoder, slots, cache_tokens)
@@ -56,7 +60,14 @@ class ContinuousBatch:
         self.running: list[EngineRequest] = []  # the request of row r at index r
         self.waiting: deque[EngineRequest] = deque()
         self._detokenizer, self._stops, self._slots = detokenizer, stops, slots
-        self._rows = RowTable(decoder.rows, decoder.capacity)
+        self._rows = RowTable(decoder.rows, decoder.capacity, 0 if drafts is None else drafts.hidden)
+        self._drawing = Drawing(decoder, self._rows, detokenizer, stops, self.running, self.statistics)
+        self._drafting: Drafting | None = None
+        if drafts is not None:
+            clock = time.thread_time if decoder.on_cpu else time.perf_counter
+            self._drafting = Drafting(drafts, self._rows, decoder.max_context, clock)
+            if drafts.hidden:
+                decoder.keep_states()
         self._sharing = PrefixSharing(decoder, self._rows, self.store)
         self._admitted = 0
         self._first_deadline = float("inf")  # of the waiting requests
@@ -80,7 +91,7 @@ class ContinuousBatch:
     def cancel_all(self) -> None:
         """Answer every request as cancelled, with what it has."""
         for request in [*self.running]:
-            self._finish(request, Finish.CANCELLED)
+            self._finish(EndedRequest(request, Finish.CANCELLED))
         for request in self.waiting:
             self.answer_waiting(request, Finish.CANCELLED)
         self.waiting.clear()
@@ -90,11 +101,11 @@ class ContinuousBatch:
     def _end_cancelled_and_late(self, now: float, some_cancelled: bool) -> None:
         if some_cancelled:
             for request in [r for r in self.running if r.cancelled]:
-                self._finish(request, Finish.CANCELLED)
+                self._finish(EndedRequest(request, Finish.CANCELLED))
         n = len(self.running)
         if n and self._rows.deadline[:n].min() <= now:
             for request in [self.running[row] for row in np.flatnonzero(self._rows.deadline[:n] <= now)]:
-                self._finish(request, Finish.TIME)
+                self._finish(EndedRequest(request, Finish.TIME))
         if self.waiting and (some_cancelled or now >= self._first_deadline):
             line, self.waiting = self.waiting, deque()
             self._first_deadline = float("inf")
@@ -121,6 +132,8 @@ class ContinuousBatch:
             self._rows.begin(
                 row, request, stop_set=stop_set, context=self.decoder.max_context, vocab=self.decoder.vocab
             )
+            if self._drafting is not None:
+                self._drafting.begin(row)
             self._sharing.take_over(request, self.running)
             self.running.append(request)
 
@@ -150,8 +163,10 @@ class ContinuousBatch:
                 ready.append(i)
         self.statistics.prefill_seconds += time.perf_counter() - began
         if ready:
-            rows = np.array([requests[i].row for i in ready])
-            self._take_tokens(logits if len(ready) == len(requests) else logits[ready], rows)
+            rows, states = np.array([requests[i].row for i in ready]), self.decoder.states
+            if len(ready) < len(requests):
+                logits, states = logits[ready], None if states is None else states[ready]
+            self._finish_all(self._drawing.next_tokens(logits, states, rows))
 
     # -- decoding --------------------------------------------------------------------------------------------------
 
@@ -168,11 +183,33 @@ class ContinuousBatch:
             if not decoding.any():
                 return
         rows = np.flatnonzero(decoding)
-        at = self._rows.length[rows] - 1
-        logits = self.decoder.decode(rows, self._rows.ids[rows, at], at)
+        trees = [] if self._drafting is None else self._drafting.trees(rows)
+        if trees and self._fits(trees):
+            logits = self.decoder.verify(trees)
+        else:
+            trees = []
+            at = self._rows.length[rows] - 1
+            logits = self.decoder.decode(rows, self._rows.ids[rows, at], at)
         self.statistics.steps += 1
         self.statistics.decode_seconds += time.perf_counter() - began
-        self._take_tokens(logits, rows)
+        states = self.decoder.states
+        if trees:
+            endings = self._drawing.verified_tokens(logits, states, trees)
+        else:
+            endings = self._drawing.next_tokens(logits, states, rows)
+            self.statistics.row_steps += len(rows)
+        if self._drafting is not None:
+            self._drafting.took(len(logits), guessed=bool(trees))
+        self._finish_all(endings)
+
+    def _fits(self, trees: Sequence[DraftTree]) -> bool:
+        """Tell whether there is memory for all nodes of ``trees``."""
+        if not self.budget.tight:
+            return True
+        lengths = self._rows.length[: len(self.running)].copy()
+        for tree in trees:
+            lengths[tree.row] += len(tree) - 1
+        return self.budget.fits(lengths)
 
     def _pause(self, request: EngineRequest) -> None:
         """Take the row of a running request, which is the first in line from now on."""
@@ -190,61 +227,15 @@ class ContinuousBatch:
         self._first_deadline = min(self._first_deadline, request.deadline)
         self.statistics.pauses += 1
 
-    def _take_tokens(self, logits: torch.Tensor, rows: np.ndarray) -> None:
-        """Draw the next token of each of ``rows`` and end the requests that it ends."""
-        began = time.perf_counter()
-        table = self._rows
-        length = table.length[rows]
-        place = length - table.prompt_length[rows]  # of the token in the completion
-        with_logprobs = bool(table.wants_logprobs[rows].any())
-        drawn, logprobs = self.decoder.sample(logits, table.sampling(rows), table.uniforms[rows, place], with_logprobs)
-        if logprobs is not None:
-            table.logprobs[rows, place] = logprobs
-        table.ids[rows, length] = drawn
-        length += 1
-        table.length[rows] = length
-        self.statistics.generated_tokens += len(rows)
-        self.statistics.sample_seconds += time.perf_counter() - began
-        for i in np.flatnonzero(table.streams[rows]).tolist():
-            request = self.running[rows[i]]
-            known = [float(logprobs[i])] if request.sampling.logprobs and logprobs is not None else []
-            assert request.on_tokens is not None
-            request.on_tokens([int(drawn[i])], known)
-        maybe = self._stops.table[table.stop_set[rows], drawn] | (length >= table.full_length[rows])
-        if maybe.any():
-            for request in [self.running[row] for row in rows[maybe]]:
-                self._end_if_over(request)
-
-    def _end_if_over(self, request: EngineRequest) -> None:
-        row = request.row
-        ids = self._rows.completion(row)
-        if ids[-1] in self._detokenizer.end_ids:
-            self._finish(request, Finish.STOP)
-        elif request.sampling.stop and (
-            match := self._detokenizer.find_stop(ids, request.sampling.stop, request.prompt)
-        ):
-            text, stop = match
-            if request.sampling.keep_stop:
-                text += stop
-            else:
-                while ids and len(self._detokenizer.text(ids[:-1], request.prompt)) >= len(text):
-                    ids.pop()
-            self._finish(request, Finish.STOP, text, ids, stop)
-        elif self._rows.length[row] >= self._rows.full_length[row]:
-            self._finish(request, Finish.LENGTH)
-
     # -- ends ------------------------------------------------------------------------------------------------------
 
-    def _finish(
-        self,
-        request: EngineRequest,
-        finish: Finish,
-        text: str | None = None,
-        ids: list[int] | None = None,
-        stop: str | None = None,
-    ) -> None:
-        """Answer a running request, keep its prefix for later, and close the gap in the rows. ``text`` and ``ids``:
-        what a stop string left of the completion."""
+    def _finish_all(self, endings: Sequence[EndedRequest]) -> None:
+        for ending in endings:
+            self._finish(ending)
+
+    def _finish(self, ending: EndedRequest) -> None:
+        """Answer a running request, keep its prefix for later, and close the gap in the rows."""
+        request, finish, text, ids, stop = ending.request, ending.finish, ending.text, ending.ids, ending.stop
         row, table = request.row, self._rows
         generated = int(table.length[row] - table.prompt_length[row])
         if ids is None:
@@ -282,6 +273,8 @@ class ContinuousBatch:
             moved = self.running[row] = self.running[last]
             self.decoder.move_row(last, row, self._rows.in_cache(moved))
             self._rows.move(last, row)
+            if self._drafting is not None:
+                self._drafting.move(last, row)
             moved.row = row
         self.running.pop()
         self._rows.clear(last)

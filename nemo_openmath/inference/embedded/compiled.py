@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nemo_openmath.inference.embedded.cache import Cache, block_tokens
-from nemo_openmath.inference.embedded.decoder import PrefillChunk
+from nemo_openmath.inference.embedded.decoder import DraftTree, PrefillChunk
 from nemo_openmath.inference.embedded.kernels import CBatch, CLayer, CModel, Kernels, load_kernels
 from nemo_openmath.inference.embedded.sampling import RowSampling
 from nemo_openmath.inference.embedded.weights import Layer, Weights
@@ -24,6 +25,37 @@ from nemo_openmath.inference.embedded.weights import Layer, Weights
 # layer, too often for a small model.
 FEW_ROWS = 16
 LARGE_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """Where what a batch's rows see lies, if not in order: ``Batch`` of forward.c says what these are."""
+
+    stored: np.ndarray
+    body: np.ndarray
+    tail: np.ndarray
+    tails: np.ndarray
+
+    @classmethod
+    def of(cls, trees: Sequence[DraftTree]) -> Branches:
+        """Lay out the nodes of ``trees``. The first branch of each lies in order, and sees no tail."""
+        stored: list[int] = []
+        body: list[int] = []
+        tail: list[int] = []
+        tails: list[int] = []
+        for tree in trees:
+            seen: list[list[int]] = []  # the tail of each node
+            bodies: list[int] = []
+            parents = range(-1, len(tree) - 1) if tree.parents is None else tree.parents.tolist()
+            for node, (parent, depth) in enumerate(zip(parents, tree.depths().tolist(), strict=True)):
+                in_order = node == depth
+                bodies.append(tree.start + node + 1 if in_order else bodies[parent])
+                seen.append([] if in_order else [*seen[parent], tree.start + node])
+                tail.append(len(tails))
+                tails += seen[-1]
+            body += bodies
+            stored += range(tree.start, tree.start + len(tree))
+        return cls(*(np.array(column, np.int64) for column in (stored, body, tail, tails)))
 
 
 class CompiledDecoder:
@@ -36,8 +68,12 @@ class CompiledDecoder:
     Rows are names of slots: moving a row renames it. Use :func:`compile_decoder`.
     """
 
+    exact = on_cpu = True
+
     def __init__(self, weights: Weights, slots: int, kernels: Kernels, tight: bool = False):
-        w, self._kernels = weights, kernels
+        w, self.kernels = weights, kernels
+        self.states: Tensor | None = None
+        self._keeps_states, self._norm = False, w.norm
         self.slots = self.rows = slots
         self.vocab = w.head.shape[0]
         self.max_context = w.max_context
@@ -104,10 +140,10 @@ class CompiledDecoder:
 
     def _pack(self, matrix: Tensor, pair: bool = False) -> int:
         out, into = matrix.shape
-        panels = -(-out // self._kernels.panel)
-        packed = torch.empty(panels * into * self._kernels.panel)
+        panels = -(-out // self.kernels.panel)
+        packed = torch.empty(panels * into * self.kernels.panel)
         matrix = matrix.contiguous()
-        self._kernels.pack(matrix.data_ptr(), out, into, int(pair), packed.data_ptr())
+        self.kernels.pack(matrix.data_ptr(), out, into, int(pair), packed.data_ptr())
         self._keep.append(packed)
         return packed.data_ptr()
 
@@ -128,46 +164,91 @@ class CompiledDecoder:
         positions = np.arange(len(tokens)) + np.repeat(np.array([s.start for s in chunks]) - ends + lengths, lengths)
         return self._forward(tokens, slots, positions, ends - 1, apart=len(tokens) == len(chunks))
 
+    def verify(self, trees: Sequence[DraftTree]) -> Tensor:
+        lengths = np.array([len(tree) for tree in trees])
+        starts = np.array([tree.start for tree in trees])
+        own_slots = self._slot[[tree.row for tree in trees]]
+        self._cache.wrote(own_slots, starts + lengths)
+        positions = np.concatenate([tree.depths() for tree in trees]) + np.repeat(starts, lengths)
+        return self._forward(
+            np.concatenate([tree.tokens for tree in trees]).astype(np.int64),
+            np.repeat(own_slots, lengths),
+            positions,
+            np.arange(len(positions)),
+            apart=len(positions) == len(trees),
+            branches=Branches.of(trees) if any(tree.parents is not None for tree in trees) else None,
+        )
+
+    def keep(self, row: int, start: int, path: Sequence[int]) -> None:
+        if list(path) == list(range(len(path))):
+            return
+        span, head = self.kernels.span, int(self._slot[row]) * self._kv_heads
+        keys = self.keys.unflatten(-1, (-1, span))[:, head : head + self._kv_heads]  # [layer, head, C / S, D, S]
+        values = self.values[:, head : head + self._kv_heads]
+        for depth, node in enumerate(path):
+            if depth != node:
+                to, source = start + depth, start + node
+                keys[:, :, to // span, :, to % span] = keys[:, :, source // span, :, source % span]
+                values[:, :, to] = values[:, :, source]
+
+    def keep_states(self) -> None:
+        self._keeps_states = True
+
     def _forward(
-        self, tokens: np.ndarray, slots: np.ndarray, positions: np.ndarray, wanted: np.ndarray, *, apart: bool
+        self,
+        tokens: np.ndarray,
+        slots: np.ndarray,
+        positions: np.ndarray,
+        wanted: np.ndarray,
+        *,
+        apart: bool,
+        branches: Branches | None = None,
     ) -> Tensor:
         """Logits [wanted, vocab]. ``apart``: no slot occurs twice, so threads need not wait for each other."""
         n, m = len(tokens), len(wanted)
+        states = torch.empty(m, self._hidden) if self._keeps_states else None
         sizes = (n * self._hidden, n * self._width, m * self._vocab_padded)
         if (size := sum(sizes)) > self._buffers.numel():
             self._buffers = torch.empty(size)
         x, qkv, logits = self._buffers[:size].split(sizes)
-        together = not apart and n >= self._kernels.threads
+        together = not apart and n >= self.kernels.threads
         batch = CBatch(
             tokens=tokens.ctypes.data,
             slots=slots.ctypes.data,
             positions=positions.ctypes.data,
+            stored=positions.ctypes.data if branches is None else branches.stored.ctypes.data,
+            body=None if branches is None else branches.body.ctypes.data,
+            tail=None if branches is None else branches.tail.ctypes.data,
+            tails=None if branches is None else branches.tails.ctypes.data,
             wanted=wanted.ctypes.data,
             logit_rows=m,
             x=x.data_ptr(),
             qkv=qkv.data_ptr(),
             logits=logits.data_ptr(),
-            barrier=self._kernels.barrier if together else None,
+            states=None if states is None else states.data_ptr(),
+            barrier=self.kernels.barrier if together else None,
         )
         model, whole = ctypes.addressof(self._model), ctypes.addressof(batch)
 
         if n < self._few:
-            shared, meeting, threads = self._shared.data_ptr(), self._meeting.ctypes.data, self._kernels.threads
+            shared, meeting, threads = self._shared.data_ptr(), self._meeting.ctypes.data, self.kernels.threads
 
             def wide(thread: int) -> None:
                 own = self._scratch[thread].data_ptr()
-                self._kernels.forward_wide(model, whole, meeting, shared, own, n, thread, threads)
+                self.kernels.forward_wide(model, whole, meeting, shared, own, n, thread, threads)
 
-            self._kernels.together(wide)
-            return logits.view(m, self._vocab_padded)[:, : self.vocab]
+            self.kernels.together(wide)
+        else:
 
-        def part(thread: int, first: int, last: int) -> None:
-            self._kernels.forward(model, whole, self._scratch[thread].data_ptr(), first, last)
+            def part(thread: int, first: int, last: int) -> None:
+                self.kernels.forward(model, whole, self._scratch[thread].data_ptr(), first, last)
 
-        if apart or together:
-            self._kernels.share(part, n)
-        else:  # fewer tokens than threads
-            part(0, 0, n)
+            if apart or together:
+                self.kernels.share(part, n)
+            else:  # fewer tokens than threads
+                part(0, 0, n)
+        if states is not None:
+            self.states = states.mul_(self._norm)
         return logits.view(m, self._vocab_padded)[:, : self.vocab]
 
     def sample(
@@ -183,9 +264,9 @@ class CompiledDecoder:
         def part(thread: int, first: int, last: int) -> None:
             room = self._room[thread].data_ptr()
             what = (logits.data_ptr(), logits.stride(0), self.vocab)
-            self._kernels.sample(*what, *addresses, first, last, room, tokens.ctypes.data, into)
+            self.kernels.sample(*what, *addresses, first, last, room, tokens.ctypes.data, into)
 
-        self._kernels.share(part, n)
+        self.kernels.share(part, n)
         return tokens, logprobs
 
     # -- rows ------------------------------------------------------------------------------------------------------
@@ -216,7 +297,7 @@ class CompiledDecoder:
     def _row(self, row: int, length: int) -> tuple[Tensor, Tensor]:
         begin = int(self._slot[row]) * self._kv_heads
         rows = slice(begin, begin + self._kv_heads)
-        return self.keys[:, rows, : -(-length // self._kernels.span)], self.values[:, rows, :length]
+        return self.keys[:, rows, : -(-length // self.kernels.span)], self.values[:, rows, :length]
 
 
 def compile_decoder(weights: Weights, slots: int, threads: int, tight: bool = False) -> CompiledDecoder | None:

@@ -21,11 +21,55 @@ class PrefillChunk:
     ids: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class DraftTree:
+    """A row's newest token, and what may follow it: node 0 is the newest token, at position ``start``; its children
+    are guesses of the next token, and so on.
+
+    ``parents``: of each node but the first an earlier node; None where each node follows the one before it.
+    """
+
+    row: int
+    start: int
+    tokens: np.ndarray
+    parents: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def depths(self) -> np.ndarray:
+        """Return the distance of each node from the first one [nodes]."""
+        depths = np.arange(len(self.tokens))
+        if self.parents is not None:
+            for node in range(1, len(depths)):
+                depths[node] = depths[self.parents[node]] + 1
+        return depths
+
+    def path(self, drawn: Sequence[int]) -> list[int]:
+        """Return the nodes that plain decoding would have come to, the first one included. ``drawn``: the token that
+        the model draws after each node. The one drawn after the path's last node is no guess of the tree."""
+        tokens, node, path = self.tokens.tolist(), 0, [0]
+        parents = range(-1, len(tokens) - 1) if self.parents is None else self.parents.tolist()
+        for child in range(1, len(tokens)):
+            if parents[child] == node and tokens[child] == drawn[node]:
+                node = child
+                path.append(node)
+        return path
+
+
 class Decoder(Protocol):
     """Computes tokens, and knows nothing of requests.
 
     A row is the place of one request. Logits are valid until the next call. All calls come from one thread.
     """
+
+    exact: bool
+    """Whether a token has the same logits however it is computed: by ``prefill``, ``decode`` or ``verify``."""
+    on_cpu: bool
+    """Whether a call computes in this thread, and in others of the process beside it."""
+    states: Tensor | None
+    """The model's last hidden state behind its last norm, of each row of the logits that were returned last
+    [logits, hidden], in float32; None unless ``keep_states`` was called."""
 
     rows: int
     capacity: int
@@ -43,6 +87,20 @@ class Decoder(Protocol):
 
     def decode(self, rows: np.ndarray, tokens: np.ndarray, positions: np.ndarray) -> Tensor:
         """Compute one token for each of ``rows`` (ascending) at its position; return the logits [len(rows), vocab]."""
+        ...
+
+    def verify(self, trees: Sequence[DraftTree]) -> Tensor:
+        """Compute the nodes of all trees at once, each of them after its ancestors alone; return the logits
+        [nodes, vocab], tree after tree. Node i takes the place of position ``start`` + i in the cache, so there must be
+        as many left. What is accepted is put in its place by :meth:`keep`."""
+        ...
+
+    def keep(self, row: int, start: int, path: Sequence[int]) -> None:
+        """Keep of a tree that was just computed the nodes of ``path``, at positions ``start``, ``start`` + 1, .. ."""
+        ...
+
+    def keep_states(self) -> None:
+        """Fill ``states`` from now on."""
         ...
 
     def sample(

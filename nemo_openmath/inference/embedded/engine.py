@@ -26,7 +26,9 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.embedded.batch import ContinuousBatch
 from nemo_openmath.inference.embedded.compiled import compile_decoder
 from nemo_openmath.inference.embedded.decoder import Decoder
+from nemo_openmath.inference.embedded.drafters import draft_source
 from nemo_openmath.inference.embedded.memory import SLOTS, MemoryPlan, Need, address_space, plan_memory
+from nemo_openmath.inference.embedded.proposers import DraftSource
 from nemo_openmath.inference.embedded.requests import EngineRequest, OnDone, Statistics
 from nemo_openmath.inference.embedded.scheduler import Scheduler
 from nemo_openmath.inference.embedded.text import Detokenizer, StopTable, TextStream
@@ -89,6 +91,7 @@ class EmbeddedEngine:
         dtype: str = "float32",
         device: str = "cpu",
         prefix_cache_bytes: int = 1 << 30,
+        drafter: str | Path | DraftSource | None = None,
         name: str | None = None,
         clock: Clock | None = None,
     ) -> EmbeddedEngine:
@@ -99,6 +102,8 @@ class EmbeddedEngine:
         - ``cache_mib``: MiB of memory for keys and values.
         - ``threads``: of each operation; default: torch's.
         - ``prefix_cache_bytes``: memory, at most, for prefixes of requests that run no more.
+        - ``drafter``: what guesses tokens that the model then verifies (drafters.py): ``ngram``, ``none``, or a folder;
+          default: ``none``.
         - ``clock``: of time limits.
 
         Slots, context and memory that are not given are chosen from what is free (memory.py). Raises UserError for a
@@ -120,6 +125,7 @@ class EmbeddedEngine:
                 decoder: Decoder = compile_decoder(weights, slots, threads, tight) or TorchDecoder(
                     weights, slots, tight
                 )
+                drafts = draft_source(drafter, decoder, weights)
             del weights
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise UserError(
@@ -128,7 +134,9 @@ class EmbeddedEngine:
             ) from error
         detokenizer = Detokenizer(tokenizer, end_ids(tokenizer))
         stops = StopTable(tokenizer, decoder.vocab, detokenizer)
-        batch = ContinuousBatch(decoder, detokenizer, stops, slots, plan.prefix_bytes, plan.cache_tokens or None)
+        batch = ContinuousBatch(
+            decoder, detokenizer, stops, slots, plan.prefix_bytes, plan.cache_tokens or None, drafts
+        )
         return cls(
             name or Path(model_dir).resolve().name,
             tokenizer,

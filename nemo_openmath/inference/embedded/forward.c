@@ -5,8 +5,7 @@
  * Every number of a row comes from the same operations in the same order whatever else is in the batch: a token has
  * the same logits, bit for bit, alone or among others, and computed again or read from the cache.
  *
- * Matrices are packed in panels, [out / PANEL][in][PANEL], so that a tile of TALL rows and one panel is computed in
- * registers with one pass over the panel. Of gate and up, a panel holds LANES of each.
+ * Matrices are packed in panels (products.h); of gate and up, a panel holds LANES of each.
  * keys    [slots, kv_heads, capacity / SPAN, HEAD_DIM, SPAN]   scores of SPAN positions at once, no sums across lanes
  * values  [slots, kv_heads, capacity, HEAD_DIM] */
 
@@ -15,10 +14,8 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#include "vectors.h"
+#include "products.h"
 
-#define TALL 6
-#define PANEL (2 * LANES)
 #define SPAN 32  /* positions; capacity is a multiple */
 #define ROWS 96  /* rows that go through a layer together: they stay in the cache of the core */
 #define MIX (HEAD_DIM % (4 * LANES) == 0 ? 4 : HEAD_DIM % (2 * LANES) == 0 ? 2 : 1)
@@ -36,18 +33,21 @@ typedef struct {
     double eps;
 } Model;
 
-/* Rows of one slot follow each other in the order of their positions. */
+/* A row is a token. It lies in the cache of its slot at `stored`, which is its position but in a tree of drafts, where
+ * several rows have one position. It sees the `body` first positions of the slot, which lie where they should, and
+ * then its ancestors and itself, position after position: tails[tail], tails[tail + 1], .. say where these lie.
+ * The rows of a slot follow each other, ancestors first. */
 typedef struct {
-    const int64_t *tokens, *slots, *positions; /* [rows] */
+    const int64_t *tokens, *slots, *positions, *stored; /* [rows] */
+    const int64_t *body, *tail, *tails;                 /* [rows], [rows], those of all rows; NULL: there is no tree */
     const int64_t *wanted;                     /* [logit_rows], ascending: rows whose logits are computed */
     int64_t logit_rows;
     float *x, *qkv;   /* [rows, hidden], [rows, kv_heads * (GROUP + 2) * HEAD_DIM] */
     float *logits;    /* [logit_rows, vocab rounded up to PANEL] */
+    float *states;    /* [logit_rows, hidden], normed but for the norm's weights; or NULL */
     pthread_barrier_t *barrier; /* NULL where no thread needs what another one computes */
 } Batch;
 
-typedef struct { int64_t first, last; } Range;
-static Range whole(int64_t n) { return (Range){0, n}; }
 static Range part(int64_t n, int64_t i, int64_t parts) { return (Range){n * i / parts, n * (i + 1) / parts}; }
 
 int64_t constant(int64_t which) { return (const int64_t[]){LANES, PANEL, SPAN, ROWS}[which]; }
@@ -78,60 +78,6 @@ void pack(const float *matrix, int64_t out, int64_t in, int64_t pair, float *pac
         }
 }
 
-/* -- matrix products ---------------------------------------------------------------------------------------------- */
-
-enum { STORE, ADD, GATE };
-
-INLINE void tile(const int tall, const int what, const float *x, const float *panel, int64_t in, const float *scale,
-                 const float *bias, float *out, int64_t stride) {
-    vec sums[TALL][2];
-    for (int r = 0; r < tall; r++) sums[r][0] = sums[r][1] = all(0.0f);
-    for (int64_t k = 0; k < in; k++) {
-        const vec a = load(panel + k * PANEL), b = load(panel + k * PANEL + LANES);
-        for (int r = 0; r < tall; r++) {
-            const vec value = all(x[r * in + k]);
-            sums[r][0] += value * a;
-            sums[r][1] += value * b;
-        }
-    }
-    /* each case in one expression: whether a product is fused with a sum must not depend on the tile's height */
-    for (int r = 0; r < tall; r++) {
-        float *o = out + r * stride;
-        const vec a = sums[r][0], b = sums[r][1];
-        if (what == GATE) {
-            const vec gate = a * scale[r], low = pick(gate < -80.0f, all(-80.0f), gate);
-            store(o, gate / (1.0f + exp_vec(-low)) * (b * scale[r]));
-        } else if (what == ADD) {
-            store(o, load(o) + (a + load(bias)));
-            store(o + LANES, load(o + LANES) + (b + load(bias + LANES)));
-        } else {
-            store(o, a * scale[r] + load(bias));
-            store(o + LANES, b * scale[r] + load(bias + LANES));
-        }
-    }
-}
-
-/* out (+)= x @ matrix.T, rows of x scaled (the norm before a matrix), gate applied: all in one pass. */
-INLINE void multiply(const int what, const float *x, int64_t rows, int64_t in, const float *matrix, Range panels,
-                     const float *scale, const float *bias, float *out, int64_t stride) {
-    const int step = what == GATE ? LANES : PANEL;
-    for (int64_t p = panels.first; p < panels.last; p++) {
-        const float *panel = matrix + p * in * PANEL, *shift = bias + p * PANEL;
-        float *o = out + p * step;
-        int64_t r = 0;
-#define TILE(tall) tile(tall, what, x + r * in, panel, in, scale ? scale + r : NULL, shift, o + r * stride, stride)
-        for (; r + TALL <= rows; r += TALL) TILE(TALL);
-        switch (rows - r) {
-            case 1: TILE(1); break;
-            case 2: TILE(2); break;
-            case 3: TILE(3); break;
-            case 4: TILE(4); break;
-            case 5: TILE(5); break;
-        }
-#undef TILE
-    }
-}
-
 /* 1 / rms of each row */
 static void scales(const float *x, int64_t rows, int64_t n, float eps, float *out) {
     for (int64_t r = 0; r < rows; r++) {
@@ -143,9 +89,10 @@ static void scales(const float *x, int64_t rows, int64_t n, float eps, float *ou
 
 /* -- attention ---------------------------------------------------------------------------------------------------- */
 
-/* Norm (Qwen3) and rotation of q_1 .. q_G and k; k and v go into the cache. */
-static void place(const Model *m, const Layer *l, float *qkv, int64_t slot, int64_t at, Range kv_heads) {
-    const float *turn = m->rotation + at * HEAD_DIM;
+/* Norm (Qwen3) and rotation of q_1 .. q_G and k of row r; k and v go into the cache. */
+static void place(const Model *m, const Layer *l, const Batch *b, float *qkv, int64_t r, Range kv_heads) {
+    const float *turn = m->rotation + b->positions[r] * HEAD_DIM;
+    const int64_t slot = b->slots[r], at = b->stored[r];
     for (int64_t h = kv_heads.first; h < kv_heads.last; h++) {
         float *head = qkv + h * (GROUP + 2) * HEAD_DIM;
         for (int g = 0; g <= GROUP; g++) {
@@ -184,38 +131,61 @@ INLINE void score(const int heads, const float *q, const float *key, float *scor
         for (int p = 0; p < SPAN / LANES; p++) store(scores + g * stride + p * LANES, sums[g][p]);
 }
 
-INLINE void mix(const int heads, const float *weights, int64_t stride, const float *values, int64_t length, float *out) {
+/* Where a slot's positions lie: the first `body` at their own places, the next `more` at tail[0], tail[1], .. */
+typedef struct { int64_t body, more; const int64_t *tail; } View;
+
+/* The keys of positions j .. j + SPAN - 1, in order, in `block`. */
+static const float *gather(const float *keys, int64_t j, View view, float *block) {
+    memcpy(block, keys + j * HEAD_DIM, SPAN * HEAD_DIM * sizeof(float));
+    for (int64_t i = view.body > j ? 0 : j - view.body; i < view.more && view.body + i < j + SPAN; i++) {
+        const float *key = keys + view.tail[i] / SPAN * SPAN * HEAD_DIM + view.tail[i] % SPAN;
+        float *to = block + view.body + i - j;
+        for (int d = 0; d < HEAD_DIM; d++) to[d * SPAN] = key[d * SPAN];
+    }
+    return block;
+}
+
+INLINE void mix(const int heads, const float *weights, int64_t stride, const float *values, View view, float *out) {
     for (int part = 0; part < HEAD_DIM; part += MIX * LANES) {
         vec sums[2][MIX];
         for (int g = 0; g < heads; g++)
             for (int p = 0; p < MIX; p++) sums[g][p] = all(0.0f);
-        for (int64_t j = 0; j < length; j++) {
-            vec v[MIX];
-            for (int p = 0; p < MIX; p++) v[p] = load(values + j * HEAD_DIM + part + p * LANES);
-            for (int g = 0; g < heads; g++) {
-                const vec weight = all(weights[g * stride + j]);
-                for (int p = 0; p < MIX; p++) sums[g][p] += weight * v[p];
-            }
-        }
+#define ADD_VALUE(j, place)                                                                                       \
+    {                                                                                                             \
+        vec v[MIX];                                                                                               \
+        for (int p = 0; p < MIX; p++) v[p] = load(values + (place) * HEAD_DIM + part + p * LANES);                \
+        for (int g = 0; g < heads; g++) {                                                                         \
+            const vec weight = all(weights[g * stride + (j)]);                                                    \
+            for (int p = 0; p < MIX; p++) sums[g][p] += weight * v[p];                                            \
+        }                                                                                                         \
+    }
+        for (int64_t j = 0; j < view.body; j++) ADD_VALUE(j, j)
+        for (int64_t i = 0; i < view.more; i++) ADD_VALUE(view.body + i, view.tail[i])
+#undef ADD_VALUE
         for (int g = 0; g < heads; g++)
             for (int p = 0; p < MIX; p++) store(out + g * HEAD_DIM + part + p * LANES, sums[g][p]);
     }
 }
 
-/* out [kv_heads, GROUP, HEAD_DIM]: attention of one token over positions 0 .. at of its slot. */
-static void attend(const Model *m, const Layer *l, const float *qkv, int64_t slot, int64_t at, Range kv_heads,
+/* out [kv_heads, GROUP, HEAD_DIM]: attention of row r over its own position and those before it. Scores and values
+ * are taken in the order of the positions, wherever they lie: so a token of a tree has the bits of a plain one. */
+static void attend(const Model *m, const Layer *l, const Batch *b, const float *qkv, int64_t r, Range kv_heads,
                    float *scores, float *out) {
-    const int64_t length = at + 1, padded = (length + SPAN - 1) / SPAN * SPAN, stride = m->capacity + SPAN;
+    const int64_t slot = b->slots[r], length = b->positions[r] + 1;
+    const int64_t padded = (length + SPAN - 1) / SPAN * SPAN, stride = m->capacity + SPAN;
+    const int64_t body = b->body ? b->body[r] : length;
+    const View view = {body, length - body, b->body ? b->tails + b->tail[r] : NULL};
+    float block[SPAN * HEAD_DIM];
     for (int64_t h = kv_heads.first; h < kv_heads.last; h++) {
         const float *q = qkv + h * (GROUP + 2) * HEAD_DIM;
         const int64_t row = (slot * m->kv_heads + h) * m->capacity;
         const float *keys = l->keys + row * HEAD_DIM, *values = l->values + row * HEAD_DIM;
         float *o = out + h * GROUP * HEAD_DIM;
         for (int64_t j = 0; j < padded; j += SPAN) {
+            const float *key = view.more && j + SPAN > body ? gather(keys, j, view, block) : keys + j * HEAD_DIM;
             int g = 0;
-            for (; g + 2 <= GROUP; g += 2)
-                score(2, q + g * HEAD_DIM, keys + j * HEAD_DIM, scores + g * stride + j, stride);
-            if (g < GROUP) score(1, q + g * HEAD_DIM, keys + j * HEAD_DIM, scores + g * stride + j, stride);
+            for (; g + 2 <= GROUP; g += 2) score(2, q + g * HEAD_DIM, key, scores + g * stride + j, stride);
+            if (g < GROUP) score(1, q + g * HEAD_DIM, key, scores + g * stride + j, stride);
         }
         float shrink[GROUP];
         for (int g = 0; g < GROUP; g++) {
@@ -232,11 +202,16 @@ static void attend(const Model *m, const Layer *l, const float *qkv, int64_t slo
             shrink[g] = 1.0f / sum(total);
         }
         int g = 0;
-        for (; g + 2 <= GROUP; g += 2) mix(2, scores + g * stride, stride, values, length, o + g * HEAD_DIM);
-        if (g < GROUP) mix(1, scores + g * stride, stride, values, length, o + g * HEAD_DIM);
+        for (; g + 2 <= GROUP; g += 2) mix(2, scores + g * stride, stride, values, view, o + g * HEAD_DIM);
+        if (g < GROUP) mix(1, scores + g * stride, stride, values, view, o + g * HEAD_DIM);
         for (g = 0; g < GROUP; g++)
             for (int d = 0; d < HEAD_DIM; d++) o[g * HEAD_DIM + d] *= shrink[g];
     }
+}
+
+static void write_states(const float *x, int64_t rows, int64_t n, const float *scale, float *out) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < n; i++) out[r * n + i] = x[r * n + i] * scale[r];
 }
 
 /* -- the whole pass ----------------------------------------------------------------------------------------------- */
@@ -260,7 +235,7 @@ void forward(const Model *m, const Batch *b, float *scratch, int64_t first, int6
             float *x = b->x + r * hidden, *qkv = b->qkv + r * width;
             scales(x, n, hidden, m->eps, scale);
             multiply(STORE, x, n, hidden, l->qkv, whole(width / PANEL), scale, l->qkv_bias, qkv, width);
-            for (int64_t j = 0; j < n; j++) place(m, l, qkv + j * width, b->slots[r + j], b->positions[r + j], kv_heads);
+            for (int64_t j = 0; j < n; j++) place(m, l, b, qkv + j * width, r + j, kv_heads);
         }
         if (b->barrier) pthread_barrier_wait(b->barrier);
         /* after the last layer's keys and values, only the wanted rows matter: they move to the front of x */
@@ -271,7 +246,7 @@ void forward(const Model *m, const Batch *b, float *scratch, int64_t first, int6
             float *x = b->x + (first + done) * hidden;
             for (int64_t j = 0; j < n; j++) {
                 const int64_t r = only ? b->wanted[begin + done + j] : first + done + j;
-                attend(m, l, b->qkv + r * width, b->slots[r], b->positions[r], kv_heads, scores, mixed + j * heads);
+                attend(m, l, b, b->qkv + r * width, r, kv_heads, scores, mixed + j * heads);
                 if (only && r != first + done + j) memcpy(x + j * hidden, b->x + r * hidden, hidden * sizeof(float));
             }
             multiply(ADD, mixed, n, heads, l->o, columns, NULL, l->o_bias, x, hidden);
@@ -285,6 +260,7 @@ void forward(const Model *m, const Batch *b, float *scratch, int64_t first, int6
         const int64_t n = end - begin - done < ROWS ? end - begin - done : ROWS;
         const float *x = b->x + (first + done) * hidden;
         scales(x, n, hidden, m->eps, scale);
+        if (b->states) write_states(x, n, hidden, scale, b->states + (begin + done) * hidden);
         multiply(STORE, x, n, hidden, m->head, whole(panels), scale, m->zeros, b->logits + (begin + done) * panels * PANEL,
                  panels * PANEL);
     }
@@ -328,13 +304,12 @@ void forward_wide(const Model *m, const Batch *b, Meeting *meeting, float *share
         scales(x, rows, hidden, m->eps, scale);
         multiply(STORE, x, rows, hidden, l->qkv, part(width / PANEL, thread, threads), scale, l->qkv_bias, b->qkv, width);
         meet(meeting, threads);
-        for (int64_t r = 0; r < rows; r++)
-            place(m, l, b->qkv + r * width, b->slots[r], b->positions[r], kv_heads);
+        for (int64_t r = 0; r < rows; r++) place(m, l, b, b->qkv + r * width, r, kv_heads);
         const int only = i + 1 == m->layers;
         n = only ? b->logit_rows : rows;
         for (int64_t j = 0; j < n; j++) {
             const int64_t r = only ? b->wanted[j] : j;
-            attend(m, l, b->qkv + r * width, b->slots[r], b->positions[r], kv_heads, scores, mixed + j * heads);
+            attend(m, l, b, b->qkv + r * width, r, kv_heads, scores, mixed + j * heads);
             if (thread == 0 && r != j) memcpy(x + j * hidden, x + r * hidden, hidden * sizeof(float));
         }
         meet(meeting, threads);
@@ -348,5 +323,6 @@ void forward_wide(const Model *m, const Batch *b, Meeting *meeting, float *share
     }
     const int64_t panels = (m->vocab + PANEL - 1) / PANEL;
     scales(x, n, hidden, m->eps, scale);
+    if (b->states && thread == 0) write_states(x, n, hidden, scale, b->states);
     multiply(STORE, x, n, hidden, m->head, part(panels, thread, threads), scale, m->zeros, b->logits, panels * PANEL);
 }

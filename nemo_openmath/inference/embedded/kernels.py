@@ -1,4 +1,4 @@
-"""Compiles forward.c and sample.c for a model's shapes, once a machine, and calls them.
+"""Compiles forward.c, sample.c and draft.c for a model's shapes, once a machine, and calls them.
 
 Without a C compiler, and in other types than float32, decoding is torch's: the same results up to rounding, several
 times slower.
@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TypeAlias
 
-SOURCES = [Path(__file__).with_name(name) for name in ("forward.c", "sample.c", "vectors.h")]
+SOURCES = [Path(__file__).with_name(name) for name in ("forward.c", "sample.c", "draft.c", "products.h", "vectors.h")]
 _BUILD = ("-O3", "-march=native", "-funroll-loops", "-shared", "-fPIC", "-pthread")
 # nothing may reorder a sum: rows are to have the same bits in every batch
 _EXACT = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast")
@@ -50,9 +50,18 @@ class CBatch(ctypes.Structure):
     """``Batch`` of forward.c."""
 
     _fields_ = [
-        *((n, _P) for n in ["tokens", "slots", "positions", "wanted"]),
+        *((n, _P) for n in ["tokens", "slots", "positions", "stored", "body", "tail", "tails", "wanted"]),
         ("logit_rows", _I),
-        *((n, _P) for n in ["x", "qkv", "logits", "barrier"]),
+        *((n, _P) for n in ["x", "qkv", "logits", "states", "barrier"]),
+    ]
+
+
+class CDrafter(ctypes.Structure):
+    """``Drafter`` of draft.c."""
+
+    _fields_ = [
+        *((n, _I) for n in ["hidden", "layers", "head_rows", "linear"]),
+        *((n, _P) for n in ["w", "u", "u_bias", "blocks", "biases", "head", "ids", "embedding", "zeros", "ones"]),
     ]
 
 
@@ -122,6 +131,8 @@ class Kernels:
         self.forward = function("forward", None, _P, _P, _P, _I, _I)
         self.forward_wide = function("forward_wide", None, _P, _P, _P, _P, _P, _I, _I, _I)
         self.sample = function("sample", None, _P, _I, _I, _P, _P, _P, _P, _P, _I, _I, _P, _P, _P)
+        self.draft = function("draft", None, _P, _P, _P, _I, _I, _I, _I, _P, _P, _P, _P)
+        self.draft_size = function("draft_size", _I, _P)
         self.scratch_size = function("scratch_size", _I, _I, _I, _I)
         self.room_size = function("room_size", _I, _I)
         constant = function("constant", _I, _I)

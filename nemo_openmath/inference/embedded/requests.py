@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nemo_openmath.core.engine import Completion, Finish, Sampling
+from nemo_openmath.inference.embedded.decoder import DraftTree
 
 OnDone = Callable[[Completion | BaseException], None]
 """Gets the completion, or what ended the engine."""
@@ -66,3 +67,18 @@ class Statistics:
     decode_seconds: float = 0.0
     sample_seconds: float = 0.0
     finished: dict[Finish, int] = field(default_factory=lambda: dict.fromkeys(Finish, 0))
+    row_steps: int = 0
+    """Steps, of each request that took part in them: each yields a token, and the guesses that were right."""
+    drafted: int = 0
+    """Guesses that were verified."""
+    accepted: list[int] = field(default_factory=list)
+    """Guesses that were right and became text, by their place in the row: the next token's, the one's after it, .. ."""
+
+    def verified(self, tree: DraftTree, taken: int) -> None:
+        """Count the guesses of a tree, of which ``taken`` - 1 became text."""
+        self.row_steps += 1
+        self.generated_tokens += taken
+        self.drafted += len(tree) - 1
+        self.accepted += [0] * (taken - 1 - len(self.accepted))
+        for place in range(taken - 1):
+            self.accepted[place] += 1

@@ -9,9 +9,12 @@ from nemo_openmath.inference.embedded.sampling import RowSampling, uniforms
 
 
 class RowTable:
-    """The arrays of ``rows`` requests of at most ``capacity`` tokens. Row r belongs to the running request r."""
+    """The arrays of ``rows`` requests of at most ``capacity`` tokens. Row r belongs to the running request r.
 
-    def __init__(self, rows: int, capacity: int):
+    ``hidden``: width of the model where its states are kept, else 0.
+    """
+
+    def __init__(self, rows: int, capacity: int, hidden: int = 0):
         self.ids = np.zeros((rows, capacity), np.int32)  # prompt and completion
         self.length = np.zeros(rows, np.int64)  # tokens in ids; the last one is not in the cache while decoding
         self.prompt_length = np.zeros(rows, np.int64)
@@ -27,6 +30,7 @@ class RowTable:
         self.wants_logprobs = np.zeros(rows, bool)
         self.logprobs = np.zeros((rows, capacity), np.float32)  # by position in the completion
         self.streams = np.zeros(rows, bool)
+        self.states = np.zeros((rows, hidden), np.float32)  # of the model where the newest token was drawn
         self._columns: list[np.ndarray] = list(vars(self).values())
 
     def set_ids(self, row: int, ids: np.ndarray) -> None:

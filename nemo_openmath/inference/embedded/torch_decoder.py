@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 from nemo_openmath.inference.embedded.cache import Cache, block_tokens
-from nemo_openmath.inference.embedded.decoder import PrefillChunk
+from nemo_openmath.inference.embedded.decoder import DraftTree, PrefillChunk
 from nemo_openmath.inference.embedded.sampling import RowSampling, logprobs, sample, sample_on_device
 from nemo_openmath.inference.embedded.weights import Weights
 
@@ -67,10 +67,15 @@ class _Step:
 class TorchDecoder:
     """A :class:`Decoder` in torch."""
 
+    exact = False  # a step and a prompt are other products: equal up to rounding
+
     def __init__(self, weights: Weights, slots: int, tight: bool = False):
         w = self.weights = weights
-        self.slots, self.vocab, self.max_context = slots, w.head.shape[0], w.max_context
         self.dtype, self.device = w.embedding.dtype, w.embedding.device
+        self.slots, self.vocab, self.max_context = slots, w.head.shape[0], w.max_context
+        self.on_cpu = self.device.type == "cpu"
+        self.states: Tensor | None = None
+        self._keeps_states = False
         self.block = block_tokens(BLOCK, w.head_dim * self.dtype.itemsize)
         self.capacity = -(-(w.max_context + 1) // self.block) * self.block  # the last column is scratch
         self.scratch = self.capacity - 1
@@ -123,6 +128,8 @@ class TorchDecoder:
         self.tokens[where] = ids
         n = int(rows[-1]) + 1
         logits = self._step(self.round_rows(n), int(positions.max()) + 1)
+        if self.states is not None:
+            self.states = self.states[where]
         return logits[:n] if n == len(rows) else logits[where]
 
     def _step(self, rows: int, longest: int) -> Tensor:
@@ -155,8 +162,18 @@ class TorchDecoder:
             torch.mm(F.rms_norm(s.x, hidden, layer.mlp_norm, eps), layer.gate_up.t(), out=s.gate_up)
             F.silu(s.gate, inplace=True).mul_(s.up)
             _add_linear(s.x, s.gate, layer.down, None)
-        torch.mm(F.rms_norm(s.x, hidden, w.norm, eps), w.head.t(), out=s.logits)
+        torch.mm(self._final(s.x), w.head.t(), out=s.logits)
         return s.logits
+
+    def _final(self, x: Tensor) -> Tensor:
+        """The states before the head [rows, hidden], which are kept where they are asked for."""
+        normed = F.rms_norm(x, x.shape[1:], self.weights.norm, self.weights.eps)
+        if self._keeps_states:
+            self.states = normed.float()
+        return normed
+
+    def keep_states(self) -> None:
+        self._keeps_states = True
 
     def _make_step(self, rows: int, length: int) -> _Step:
         w = self.weights
@@ -204,16 +221,40 @@ class TorchDecoder:
     # -- many tokens of some rows ----------------------------------------------------------------------------------
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> Tensor:
+        at = np.concatenate([np.arange(s.start, s.start + len(s.ids)) for s in chunks])
+        last = np.cumsum([len(s.ids) for s in chunks]) - 1
+        return self._ragged(chunks, at, [self._causal(s) for s in chunks], last.tolist())
+
+    def verify(self, trees: Sequence[DraftTree]) -> Tensor:
+        at = np.concatenate([tree.start + tree.depths() for tree in trees])
+        chunks = [PrefillChunk(tree.row, tree.start, tree.tokens) for tree in trees]
+        masks = [
+            self._causal(chunk) if tree.parents is None else self._ancestors(tree)
+            for chunk, tree in zip(chunks, trees, strict=True)
+        ]
+        return self._ragged(chunks, at, masks, list(range(len(at))))
+
+    def keep(self, row: int, start: int, path: Sequence[int]) -> None:
+        if list(path) == list(range(len(path))):
+            return
+        keys, values = self._row(row, self.capacity)
+        for depth, node in enumerate(path):
+            if depth != node:
+                keys[:, :, start + depth] = keys[:, :, start + node]
+                values[:, :, start + depth] = values[:, :, start + node]
+
+    def _ragged(
+        self, chunks: Sequence[PrefillChunk], at: np.ndarray, masks: Sequence[Tensor | None], wanted: list[int]
+    ) -> Tensor:
+        """Compute all chunks, whose tokens have the positions ``at``; return the logits [wanted, vocab] of some."""
         w = self.weights
         kv, group, d = w.kv_heads, w.group, w.head_dim
         ids = np.concatenate([s.ids for s in chunks])
-        at = np.concatenate([np.arange(s.start, s.start + len(s.ids)) for s in chunks])
         n = len(ids)
         padding = (0, self.round_rows(n) - n)
         tokens = torch.from_numpy(np.pad(ids, padding).astype(np.int64)).to(self.device)
         positions = torch.from_numpy(np.pad(at, padding)).to(self.device)
         bounds = np.cumsum([0, *(len(s.ids) for s in chunks)]).tolist()
-        masks = [self._causal(s) for s in chunks]
         for s in chunks:
             self._wrote(s.row, s.start + len(s.ids))
         hidden, eps = w.embedding.shape[1:], w.eps
@@ -244,9 +285,20 @@ class TorchDecoder:
             _add_linear(x, attended.view(len(tokens), -1), layer.o, layer.o_bias)
             gate, up = F.linear(F.rms_norm(x, hidden, layer.mlp_norm, eps), layer.gate_up).chunk(2, -1)
             _add_linear(x, F.silu(gate).mul_(up), layer.down, None)
-        last = [end - 1 for end in bounds[1:]]
-        last += [0] * (self.round_rows(len(last)) - len(last))
-        return F.linear(F.rms_norm(x[last], hidden, w.norm, eps), w.head)[: len(chunks)]
+        padded = wanted + [0] * (self.round_rows(len(wanted)) - len(wanted))
+        logits = F.linear(self._final(x[padded]), w.head)[: len(wanted)]
+        if self.states is not None:
+            self.states = self.states[: len(wanted)]
+        return logits
+
+    def _ancestors(self, tree: DraftTree) -> Tensor:
+        """True where a node may look: at what is before the tree, at its ancestors and at itself."""
+        n = len(tree)
+        sees = np.concatenate([np.ones((n, tree.start), bool), np.eye(n, dtype=bool)], 1)
+        assert tree.parents is not None
+        for node in range(1, n):
+            sees[node, tree.start :] |= sees[tree.parents[node], tree.start :]
+        return torch.from_numpy(sees).to(self.device)
 
     def _causal(self, s: PrefillChunk) -> Tensor | None:
         """True where a token of the chunk may look; None where plain causal attention is meant.

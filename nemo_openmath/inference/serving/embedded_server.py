@@ -38,6 +38,7 @@ async def _serve_embedded(options: argparse.Namespace) -> None:
         threads=options.threads,
         dtype=options.dtype or DTYPE,
         device=options.device or DEVICE,
+        drafter=options.drafter,
         name=options.name,
     )
     stop = asyncio.Event()

@@ -13,7 +13,8 @@ ServedEngine = Literal["embedded", "vllm", "sglang", "trtllm"]
 
 DTYPE, DEVICE = "float32", "cpu"
 NO_CHAT = "--no-chat"
-EMBEDDED_OPTIONS = ("slots", "max_context", "cache_mib", "threads", "dtype", "device", "api_key_env", "no_chat")
+_SIZES = ("slots", "max_context", "cache_mib", "threads")
+EMBEDDED_OPTIONS = (*_SIZES, "dtype", "device", "drafter", "api_key_env", "no_chat")
 
 
 def add_embedded_options(parser: argparse._ActionsContainer) -> None:
@@ -30,6 +31,7 @@ def add_embedded_options(parser: argparse._ActionsContainer) -> None:
     add("--threads", type=_positive, metavar="N", help="of each operation; default: the processors")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help=f"default: {DTYPE}")
     add("--device", help=f"cpu, cuda or cuda:N; default: {DEVICE}")
+    add("--drafter", metavar="DIR|ngram|none", help="what guesses tokens; the results are the same with each")
     add("--api-key-env", metavar="NAME", help="environment variable with the bearer token that requests must carry")
     add(NO_CHAT, action="store_true", default=None, help="serve a model without a chat template: /v1/completions alone")
 

@@ -1,0 +1,117 @@
+"""Guesses for the rows of a turn, as trees that the decoder verifies, and what is learned from how they went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nemo_openmath.inference.embedded.decoder import DraftTree
+from nemo_openmath.inference.embedded.pace import Pace
+from nemo_openmath.inference.embedded.proposers import DraftSource, Proposal
+from nemo_openmath.inference.embedded.rows import RowTable
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """Guesses whose outcome will be known when the text has grown, verified or not."""
+
+    start: int
+    """Tokens of the text before them."""
+    proposal: Proposal
+
+
+class Drafting:
+    """Makes the trees of a turn. ``room``: positions that a row has in the decoder.
+
+    ``clock``: seconds. By default they are the processor's in this thread, so that what other processes take of the
+    machine decides nothing; where another device computes, they have to be the wall's.
+    """
+
+    def __init__(self, source: DraftSource, table: RowTable, room: int, clock: Callable[[], float] = time.thread_time):
+        self._proposer = source.make(table)
+        self.pace = Pace(self._proposer.expected) if source.paced else None
+        self._table, self._room, self._clock = table, room, clock
+        self._began = 0.0  # the turn
+        self._watched: list[_Watched | None] = [None] * len(table.length)
+
+    def begin(self, row: int) -> None:
+        """Note that a row has a new request."""
+        self._watched[row] = None
+        self._proposer.begin(row)
+
+    def move(self, source: int, target: int) -> None:
+        """Note that row ``source`` is ``target`` now."""
+        self._watched[target], self._watched[source] = self._watched[source], None
+        self._proposer.move(source, target)
+
+    def took(self, tokens: int, guessed: bool) -> None:
+        """Learn what the turn took that :meth:`trees` began, and that computed ``tokens`` tokens. ``guessed``: whether
+        guesses were among them."""
+        if self.pace is not None:
+            self.pace.cost.measured(tokens, guessed, self._clock() - self._began)
+
+    def trees(self, rows: np.ndarray) -> list[DraftTree]:
+        """Return a tree for each of ``rows``, of which at least one has guesses; nothing where none is worth it."""
+        self._began, table = self._clock(), self._table
+        if self.pace is not None and not self.pace.looks(len(rows)):
+            return []
+        length = table.length[rows]
+        # the last token of a request is drawn and not computed, and what follows it is not even drawn
+        most = np.minimum(table.full_length[rows] - 1, self._room) - length
+        listed, lengths = rows.tolist(), length.tolist()
+        proposals = self._proposer.propose(listed, most.tolist())
+        for row, start, proposal in zip(listed, lengths, proposals, strict=True):
+            self._learn(row, start, proposal)
+        if self.pace is None:
+            chosen = [[] if p is None else list(range(len(p.tokens))) for p in proposals]
+        else:
+            chosen = self.pace.choose(len(listed), proposals, self._clock() - self._began)
+        if not any(chosen):
+            return []
+        return [
+            self._tree(row, start, proposal, guesses[: self._room - start])
+            for row, start, proposal, guesses in zip(listed, lengths, proposals, chosen, strict=True)
+        ]
+
+    def _tree(self, row: int, length: int, proposal: Proposal | None, guesses: Sequence[int]) -> DraftTree:
+        newest = self._table.ids[row, length - 1 : length]
+        if proposal is None or not guesses:
+            return DraftTree(row, length - 1, newest)
+        tokens = np.array([newest[0], *(proposal.tokens[guess] for guess in guesses)], np.int32)
+        node = {-1: 0} | {guess: i for i, guess in enumerate(guesses, 1)}
+        parents = [-1, *(node[proposal.parents[guess]] for guess in guesses)]
+        if parents == list(range(-1, len(guesses))):
+            return DraftTree(row, length - 1, tokens)
+        return DraftTree(row, length - 1, tokens, np.array(parents))
+
+    def _learn(self, row: int, length: int, proposal: Proposal | None) -> None:
+        """Learn from the row's guesses as far as the text has come, and watch new ones when their fate is known."""
+        watched = self._watched[row]
+        if watched is not None:
+            text = self._table.ids[row, watched.start : length].tolist()
+            if not self._outcome(watched.proposal, text):
+                return
+        self._watched[row] = None if proposal is None else _Watched(length, proposal)
+
+    def _outcome(self, proposal: Proposal, text: list[int]) -> bool:
+        """Tell whether all is known of the guesses whose place is in ``text``, and learn from it."""
+        depth = [0] * len(proposal.tokens)
+        right = [False] * len(proposal.tokens)
+        seen: list[tuple[int, bool]] = []
+        for guess, (token, parent, kind) in enumerate(
+            zip(proposal.tokens, proposal.parents, proposal.classes, strict=True)
+        ):
+            if parent >= 0 and not right[parent]:
+                continue
+            depth[guess] = 0 if parent < 0 else depth[parent] + 1
+            if depth[guess] >= len(text):
+                return False
+            right[guess] = token == text[depth[guess]]
+            seen.append((kind, right[guess]))
+        if self.pace is not None:
+            for kind, was_right in seen:
+                self.pace.chances.saw(kind, was_right)
+        return True

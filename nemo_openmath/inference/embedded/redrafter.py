@@ -1,0 +1,187 @@
+"""Guesses by a trained drafter (models/drafters.py), from the model's hidden state and its newest token.
+
+Beam search makes the tree: of each step the likeliest continuations of the last step's beams. Guesses that a later
+step gave up stay in the tree; how many of all are verified is the pace's to say, by their chances.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from bisect import bisect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.inference.embedded.kernels import CDrafter, Kernels
+from nemo_openmath.inference.embedded.proposers import Proposal
+from nemo_openmath.inference.embedded.rows import RowTable
+from nemo_openmath.models.drafters import ReDrafter, ResidualBlock
+
+BEAMS = 3  # of the search; draft.c allows 8
+SURE = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97)  # borders between classes of guesses, by the drafter's probability
+
+
+class Search(Protocol):
+    """Beam search of ``length`` steps for several rows at once."""
+
+    length: int
+    width: int
+
+    def __call__(self, states: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return of each row, step and beam [rows, length, width], the likeliest beam first: the guess, the beam of the
+        step before that it continues, and the log-probability of both. ``states`` float32 [rows, hidden]: the model's
+        where each of ``tokens`` was drawn."""
+        ...
+
+
+class TorchSearch:
+    """The search in torch."""
+
+    def __init__(self, drafter: ReDrafter, embedding: Tensor, length: int, width: int):
+        self._drafter, self._embedding = drafter.to(embedding.device).float(), embedding
+        self.length, self.width = length, min(width, drafter.shape.head_rows)
+
+    def __call__(self, states: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        drafter, rows = self._drafter, len(tokens)
+        guesses: list[Tensor] = []
+        beams: list[Tensor] = []
+        chances: list[Tensor] = []
+        hidden = torch.from_numpy(states).to(self._embedding.device)[:, None]
+        reads = torch.from_numpy(tokens.astype(np.int64)).to(hidden.device)[:, None]
+        scores, state = torch.zeros_like(reads, dtype=torch.float32), torch.zeros_like(hidden)
+        for _ in range(self.length):
+            state = drafter.advance(state, self._embedding[reads].float())
+            each = drafter.logits(hidden.expand_as(state), state).log_softmax(-1)
+            scores, best = (scores[..., None] + each).view(rows, -1).topk(self.width)
+            parents, reads = best // each.shape[-1], drafter.tokens(best % each.shape[-1])
+            state = state.gather(1, parents[..., None].expand(-1, -1, state.shape[-1]))
+            guesses.append(reads)
+            beams.append(parents)
+            chances.append(scores)
+        stacked = [torch.stack(column, 1).numpy(force=True) for column in (guesses, beams, chances)]
+        return stacked[0], stacked[1], stacked[2]
+
+
+class CompiledSearch:
+    """The search in compiled code (draft.c), for a drafter whose matrices can be packed."""
+
+    def __init__(self, drafter: ReDrafter, embedding: Tensor, length: int, width: int, kernels: Kernels):
+        self._kernels, shape = kernels, drafter.shape
+        self.length, self.width = length, min(width, shape.head_rows)
+        self._keep: list[Tensor] = []  # what the structure points to
+        blocks = [block.linear for block in drafter.lm_head if isinstance(block, ResidualBlock)]
+        matrices, biases = [self._pack(b.weight) for b in blocks], [self._hold(b.bias.float()) for b in blocks]
+        addresses = [(ctypes.c_void_p * len(blocks))(*column) for column in (matrices, biases)]
+        longest = max(2 * shape.hidden, -(-shape.head_rows // kernels.panel) * kernels.panel)
+        self._addresses = addresses
+        self._drafter = CDrafter(
+            hidden=shape.hidden,
+            layers=len(blocks),
+            head_rows=shape.head_rows,
+            linear=shape.recurrence == "linear",
+            w=self._pack(drafter.rnn_w.weight),
+            u=self._pack(drafter.rnn_u.weight),
+            u_bias=self._hold(drafter.rnn_u.bias.float()),
+            blocks=ctypes.addressof(addresses[0]),
+            biases=ctypes.addressof(addresses[1]),
+            head=self._pack(drafter.output_weight),
+            ids=None if drafter.draft_ids is None else self._hold(drafter.draft_ids),
+            embedding=self._hold(embedding),
+            zeros=self._hold(torch.zeros(longest)),
+            ones=self._hold(torch.ones(kernels.most_wide)),
+        )
+        size = kernels.draft_size(ctypes.addressof(self._drafter))
+        self._room = [torch.empty(size) for _ in range(kernels.threads)]
+
+    def _hold(self, tensor: Tensor) -> int:
+        self._keep.append(tensor.detach().contiguous())
+        return self._keep[-1].data_ptr()
+
+    def _pack(self, matrix: Tensor) -> int:
+        out, into = matrix.shape
+        packed = torch.empty(-(-out // self._kernels.panel) * into * self._kernels.panel)
+        matrix = matrix.detach().float().contiguous()
+        self._kernels.pack(matrix.data_ptr(), out, into, 0, packed.data_ptr())
+        return self._hold(packed)
+
+    def __call__(self, states: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        shape = (len(tokens), self.length, self.width)
+        guesses, parents, scores = np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.float32)
+        states, tokens = np.ascontiguousarray(states), tokens.astype(np.int64)
+        drafter, into = ctypes.addressof(self._drafter), [a.ctypes.data for a in (guesses, parents, scores)]
+        given = (drafter, states.ctypes.data, tokens.ctypes.data)
+
+        def part(thread: int, first: int, last: int) -> None:
+            room = self._room[thread].data_ptr()
+            self._kernels.draft(*given, first, last, self.length, self.width, room, *into)
+
+        self._kernels.share(part, len(tokens))
+        return guesses, parents, scores
+
+
+class RedrafterProposer:
+    """A :class:`~nemo_openmath.inference.embedded.proposers.Proposer` that asks a drafter. The class of a guess is its
+    depth and how sure the drafter is of it."""
+
+    def __init__(self, table: RowTable, search: Search):
+        self._table, self._search = table, search
+        middles = [(low + high) / 2 for low, high in zip((0.0, *SURE), (*SURE, 1.0), strict=True)]
+        self.expected: Sequence[float] = middles * search.length
+
+    def begin(self, row: int) -> None:
+        pass  # the state is a column of the table
+
+    def move(self, source: int, target: int) -> None:
+        pass
+
+    def propose(self, rows: Sequence[int], most: Sequence[int]) -> list[Proposal | None]:
+        table, asked = self._table, [row for row, n in zip(rows, most, strict=True) if n > 0]
+        if not asked:
+            return [None] * len(rows)
+        newest = table.ids[asked, table.length[asked] - 1]
+        guesses, beams, scores = (column.tolist() for column in self._search(table.states[asked], newest))
+        proposals: list[Proposal | None] = [None] * len(rows)
+        for i, place in enumerate(place for place, n in enumerate(most) if n > 0):
+            length = min(most[place], self._search.length)
+            proposals[place] = self._of(guesses[i], beams[i], scores[i], length)
+        return proposals
+
+    def _of(
+        self, guesses: list[list[int]], parents: list[list[int]], scores: list[list[float]], length: int
+    ) -> Proposal:
+        """The tree of one row. Its likeliest branch comes first: what is accepted lies in its place already."""
+        beam, branch = 0, []
+        for step in range(length - 1, -1, -1):
+            branch.append((step, beam))
+            beam = parents[step][beam]
+        branch.reverse()
+        others = [(step, beam) for step in range(length) for beam in range(self._search.width)]
+        place = {node: i for i, node in enumerate(dict.fromkeys([*branch, *others]))}
+        proposal = Proposal([], [], [])
+        for step, beam in place:
+            before = parents[step][beam]
+            chance = math.exp(scores[step][beam] - (scores[step - 1][before] if step else 0.0))
+            proposal.tokens.append(guesses[step][beam])
+            proposal.parents.append(place[step - 1, before] if step else -1)
+            proposal.classes.append(step * (len(SURE) + 1) + bisect(SURE, chance))
+        return proposal
+
+
+def load_drafter(folder: Path, embedding: Tensor) -> ReDrafter:
+    """Read the drafter of a model with this ``embedding`` [vocab, hidden]. Raises UserError for another model's."""
+    drafter = ReDrafter.load(folder)
+    vocab, hidden = embedding.shape
+    if (drafter.shape.hidden, drafter.shape.vocab) != (hidden, vocab):
+        raise UserError(
+            f"a drafter of a model with {drafter.shape.vocab} tokens and width {drafter.shape.hidden}; this model has "
+            f"{vocab} and {hidden}",
+            file=folder / "config.json",
+            remedy="give a drafter that was trained on this model (drafter.train), or ngram",
+        )
+    return drafter

@@ -1,0 +1,92 @@
+"""Proposers for tests: trees whose guesses are right now and then, or never, and the engines that have them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemo_openmath.core.engine import Completion, Request
+from nemo_openmath.inference.embedded import EmbeddedEngine
+from nemo_openmath.inference.embedded.proposers import DraftSource, Proposal
+from nemo_openmath.inference.embedded.rows import RowTable
+
+
+class RandomTrees:
+    """Random trees of at most ``nodes`` guesses. Of the prompts in ``known`` it knows the whole text, and in one branch
+    of each tree it tells the truth for a while; where that branch stands is random, too."""
+
+    expected: Sequence[float] = (0.5,)
+
+    def __init__(
+        self,
+        table: RowTable,
+        vocab: int,
+        known: Mapping[tuple[int, ...], Sequence[int]] | None = None,
+        *,
+        nodes: int = 9,
+        chains: bool = False,
+        seed: int = 0,
+    ):
+        self._table, self._vocab, self._known, self._nodes = table, vocab, known or {}, nodes
+        self._chains, self._draw = chains, np.random.default_rng(seed)
+
+    def begin(self, row: int) -> None:
+        pass
+
+    def move(self, source: int, target: int) -> None:
+        pass
+
+    def propose(self, rows: Sequence[int], most: Sequence[int]) -> list[Proposal | None]:
+        return [self._tree(row, n) for row, n in zip(rows, most, strict=True)]
+
+    def _tree(self, row: int, most: int) -> Proposal | None:
+        draw = self._draw
+        if most < 1 or draw.random() < 0.2:
+            return None
+        ids = self._table.ids[row, : self._table.length[row]].tolist()
+        prompt = tuple(ids[: self._table.prompt_length[row]])
+        truth = [*prompt, *self._known.get(prompt, ())][len(ids) :]
+        nodes = int(draw.integers(1, self._nodes + 1))
+        tokens: list[int] = []
+        parents: list[int] = []
+        depths: list[int] = []
+        path = -1  # the last guess of the true branch
+        for guess in range(nodes):
+            parent = guess - 1 if self._chains or draw.random() < 0.2 else int(draw.integers(-1, guess))
+            if not self._chains and draw.random() < 0.5:
+                parent = path  # the true branch goes on, or begins
+            depth = 0 if parent < 0 else depths[parent] + 1
+            if depth >= most:
+                break
+            right = parent == path and depth < len(truth) and draw.random() < 0.8
+            tokens.append(truth[depth] if right else int(draw.integers(self._vocab)))
+            parents.append(parent)
+            depths.append(depth)
+            if right:
+                path = guess
+        return Proposal(tokens, parents, [0] * len(tokens))
+
+
+def guessing(
+    make: Callable[[RowTable], Any], model: Path, *, paced: bool = False, hidden: int = 0, **options: Any
+) -> EmbeddedEngine:
+    """An engine whose guesses are those of ``make``; all of them are verified unless it is paced."""
+    source = DraftSource("test", make, hidden=hidden, paced=paced)
+    return EmbeddedEngine.load(model, threads=options.pop("threads", 1), drafter=source, **options)
+
+
+def result(completion: Completion) -> tuple[Any, ...]:
+    """All of a completion that may not depend on what else the engine does: not where its prompt came from."""
+    c = completion
+    return c.text, c.token_ids, c.finish, c.stop, c.usage.prompt_tokens, c.usage.completion_tokens, c.logprobs
+
+
+async def seeded(engine: EmbeddedEngine, request: Request, seeds: Iterable[int]) -> list[Completion]:
+    """The completions of one request with each of the seeds."""
+    made = [replace(request, sampling=replace(request.sampling, seed=seed)) for seed in seeds]
+    return await asyncio.gather(*(engine.complete(r) for r in made))

@@ -1,0 +1,467 @@
+"""Guessed tokens: verified in one pass, with the bits, draws and ends of plain decoding, and only where it pays."""
+
+import asyncio
+import shutil
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nemo_openmath.core.engine import Finish, Request, Sampling
+from nemo_openmath.core.errors import UserError
+from nemo_openmath.inference.embedded import EmbeddedEngine
+from nemo_openmath.inference.embedded import engine as engine_module
+from nemo_openmath.inference.embedded.decoder import DraftTree, PrefillChunk
+from nemo_openmath.inference.embedded.kernels import load_kernels
+from nemo_openmath.inference.embedded.ngrams import LONGEST, PLACES, IndexedText, Library, NgramProposer, match_length
+from nemo_openmath.inference.embedded.pace import MOST, PATIENCE, SLEEP, Pace
+from nemo_openmath.inference.embedded.proposers import Proposal
+from nemo_openmath.inference.embedded.redrafter import CompiledSearch, TorchSearch
+from nemo_openmath.inference.embedded.rows import RowTable
+from nemo_openmath.inference.embedded.torch_decoder import TorchDecoder
+from nemo_openmath.inference.embedded.weights import load_weights
+from nemo_openmath.models.drafters import DrafterShape, ReDrafter
+from tests.inference.decoders import MODELS, WAYS, compiled
+from tests.inference.exact import all_continuations, chi_square
+from tests.inference.guessing import RandomTrees, guessing, result, seeded
+from tests.support.models import save_random
+
+compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+
+
+def keys_of(decoder, row: int, length: int) -> torch.Tensor:
+    """Keys [layer, head, length, head_dim] and values of a row, position by position."""
+    keys, values = decoder.save_row(row, length)
+    if not isinstance(decoder, TorchDecoder):
+        keys = keys.unflatten(-1, (-1, 32)).transpose(-1, -2).flatten(2, 3)[:, :, :length]
+    return torch.stack([keys, values])
+
+
+def random_tree(draw, row: int, start: int, text: np.ndarray, nodes: int) -> tuple[DraftTree, list[int]]:
+    """A tree after text[:start], and its path of right guesses; wrong ones are beside and before them."""
+    tokens, parents, path = [int(text[start])], [-1], [0]
+    for node in range(1, nodes):
+        if draw.random() < 0.5 and start + len(path) < len(text):
+            tokens.append(int(text[start + len(path)]))
+            parents.append(path[-1])
+            path.append(node)
+        else:
+            tokens.append(1)  # is in no text
+            parents.append(int(draw.integers(node)))
+    return DraftTree(row, start, np.array(tokens, np.int32), np.array(parents)), path
+
+
+def check_trees(decoder, equal) -> None:
+    """Trees over the border of a span, chains, and plain rows in one pass, against one token after the other."""
+    draw = np.random.default_rng(1)
+    text = draw.integers(3, 500, 110).astype(np.int32)
+    starts = (1, 26, 31, 40, 61, 64)
+    decoder.keep_states()
+    decoder.prefill([PrefillChunk(7, 0, text[:1])])
+    plain = {0: decoder.states[0].clone()}
+    logits = {}
+    for at in range(1, 90):
+        logits[at] = decoder.decode(np.array([7]), text[at : at + 1], np.array([at]))[0].clone()
+        plain[at] = decoder.states[0].clone()
+    for _ in range(3):
+        decoder.prefill([PrefillChunk(row, 0, text[:start]) for row, start in enumerate(starts)])
+        made = [random_tree(draw, row, start, text, int(draw.integers(2, 14))) for row, start in enumerate(starts[:-1])]
+        made.append((DraftTree(5, 64, text[64:70]), list(range(6))))
+        trees = [tree for tree, _ in made]
+        got = decoder.verify(trees).clone()
+        begin = 0
+        for tree, path in made:
+            for depth, node in enumerate(path):
+                equal(got[begin + node], logits[tree.start + depth])
+                equal(decoder.states[begin + node], plain[tree.start + depth])
+            decoder.keep(tree.row, tree.start, path)
+            length = tree.start + len(path)
+            equal(keys_of(decoder, tree.row, length), keys_of(decoder, 7, length))
+            drawn = [int(text[tree.start + 1 + path.index(node)]) if node in path else 0 for node in range(len(tree))]
+            assert tree.path(drawn) == path
+            begin += len(tree)
+
+
+@compiler
+@pytest.mark.parametrize(("kind", "changes"), MODELS)
+@torch.inference_mode()
+def test_the_nodes_of_a_tree_have_the_bits_of_plain_decoding(tmp_path, kind, changes):
+    path = save_random(tmp_path / "m", kind, **changes)
+
+    def equal(a, b):
+        assert torch.equal(a, b)
+
+    for way in WAYS:
+        check_trees(compiled(path, *way), equal)
+
+
+@torch.inference_mode()
+def test_trees_in_torch_are_those_of_plain_decoding_up_to_rounding(tmp_path):
+    weights = load_weights(save_random(tmp_path / "m", "qwen3", head_dim=32))
+    check_trees(TorchDecoder(weights, 8), partial(torch.testing.assert_close, atol=1e-4, rtol=1e-5))
+
+
+def requests(n: int, seed: int = 0) -> list[Request]:
+    """Requests of all kinds: greedy and not, with stop strings, log-probabilities, and few tokens."""
+    draw = np.random.default_rng(seed)
+    made = []
+    for i in range(n):
+        sampling = Sampling(
+            max_tokens=int(draw.choice([1, 2, 7, 40, 90])),
+            temperature=float(draw.choice([0.0, 0.7, 1.5])),
+            top_p=float(draw.choice([0.9, 1.0])),
+            top_k=int(draw.choice([0, 20])),
+            min_p=float(draw.choice([0.0, 0.05])),
+            seed=i,
+            stop=("e", "st", "5")[: int(draw.integers(4))] if i % 3 == 0 else (),
+            keep_stop=bool(draw.integers(2)),
+            logprobs=i % 2 == 0,
+        )
+        prompt = tuple(draw.integers(3, 500, draw.integers(2, 70)).tolist())
+        made.append(Request(prompt, sampling, conversation=f"c{i}" if i % 4 == 0 else None))
+    return made
+
+
+async def plain_answers(model, made, **options):
+    engine = EmbeddedEngine.load(model, threads=1, drafter="none", **options)
+    answers = await asyncio.gather(*(engine.complete(r) for r in made))
+    await engine.close()
+    return answers
+
+
+@compiler
+@pytest.mark.parametrize("slots", [1, 3, 16])
+async def test_completions_are_those_of_plain_decoding(model_dir, slots):
+    """With trees, chains and n-grams; more requests than slots, so that rows are moved and refilled on the way."""
+    made = requests(40)
+    plain = await plain_answers(model_dir, made, slots=16)
+    assert {a.finish for a in plain} == {Finish.STOP, Finish.LENGTH}
+    assert len({a.stop for a in plain}) > 2
+    known = {r.prompt: a.token_ids for r, a in zip(made, plain, strict=True)}
+    for chains in (False, True):
+        engine = guessing(partial(RandomTrees, vocab=512, known=known, chains=chains), model_dir, slots=slots)
+        answers = await asyncio.gather(*(engine.complete(r) for r in made))
+        streamed = [c async for c in engine.stream(made[0])]
+        await engine.close()
+        assert list(map(result, answers)) == list(map(result, plain))
+        assert result(streamed[-1].completion) == result(plain[0])
+        statistics = engine.statistics
+        assert statistics.drafted > sum(statistics.accepted) > statistics.generated_tokens / 5
+        assert statistics.steps < statistics.generated_tokens
+    engine = EmbeddedEngine.load(model_dir, threads=1, drafter="ngram", slots=slots)
+    answers = await asyncio.gather(*(engine.complete(r) for r in made))
+    await engine.close()
+    assert list(map(result, answers)) == list(map(result, plain))
+
+
+@compiler
+async def test_guesses_share_a_memory_that_is_too_small(model_dir):
+    """Requests are paused and go on; nodes are counted while they are there, and left out where they do not fit."""
+    made = [
+        Request((i + 3, 7 + i), Sampling(max_tokens=400, temperature=1.0, seed=i, logprobs=True)) for i in range(12)
+    ]
+    plain = await plain_answers(model_dir, made, slots=8)
+    known = {r.prompt: a.token_ids for r, a in zip(made, plain, strict=True)}
+    few = {"slots": 8, "cache_mib": 1, "prefix_cache_bytes": 1 << 20}
+    engine = guessing(partial(RandomTrees, vocab=512, known=known), model_dir, **few)
+    batch = engine._scheduler._batch
+    fits, most = batch.budget.fits, []
+
+    def watched(*args, **options):
+        good = fits(*args, **options)
+        most.append(batch.decoder.memory_tokens().sum())
+        return good
+
+    batch.budget.fits = watched
+    answers = await asyncio.gather(*(engine.complete(r) for r in made))
+    await engine.close()
+    assert list(map(result, answers)) == list(map(result, plain))
+    assert engine.statistics.pauses > 0
+    assert sum(engine.statistics.accepted) > 100
+    assert max(most) <= batch.budget.tokens
+
+
+@compiler
+async def test_a_conversation_goes_on_from_the_same_keys_and_values(model_dir):
+    """What a stop string leaves in the store is what plain decoding leaves there, to the last bit."""
+    start = Request(tuple(range(10, 60)), Sampling(max_tokens=80, temperature=1.0, seed=3, stop=("call",)), "c")
+    kept = []
+    known = {}
+    for source in ("plain", "guessed"):
+        if source == "plain":
+            engine = EmbeddedEngine.load(model_dir, slots=2, threads=1, drafter="none")
+        else:
+            engine = guessing(partial(RandomTrees, vocab=512, known=known), model_dir, slots=2)
+        first = await engine.complete(start)
+        (entry,) = engine._scheduler._batch.store._entries.values()
+        keys = entry.keys.unflatten(-1, (-1, 32)).transpose(-1, -2).flatten(2, 3)[:, :, : len(entry.ids)]
+        prompt = (*start.prompt, *first.token_ids, 30, 31)
+        second = await engine.complete(Request(prompt, replace(start.sampling, max_tokens=30, stop=()), "c"))
+        kept.append((first, entry.ids.tolist(), keys, entry.values, second))
+        known |= {start.prompt: first.token_ids, prompt: second.token_ids}
+        await engine.close()
+    (first, ids, keys, values, second), (first_2, ids_2, keys_2, values_2, second_2) = kept
+    assert first.stop == "call"
+    assert (first, ids, second) == (first_2, ids_2, second_2)
+    assert second.usage.cached_tokens == len(start.prompt) + len(first.token_ids) - 1
+    assert torch.equal(keys, keys_2)
+    assert torch.equal(values, values_2)
+    assert sum(engine.statistics.accepted) > 10
+
+
+@compiler
+async def test_a_full_context_has_room_for_no_guess_beyond_it(model_dir):
+    engine = guessing(partial(RandomTrees, vocab=512, nodes=40), model_dir, slots=2, max_context=64)
+    answer = await engine.complete(Request(tuple(range(3, 60)), Sampling(max_tokens=50, temperature=0)))
+    await engine.close()
+    assert (answer.finish, len(answer.token_ids)) == (Finish.LENGTH, 7)
+
+
+@compiler
+async def test_guesses_leave_the_distribution_as_it_is(model_dir):
+    """Of four tokens, against the product of transformers' probabilities, with guesses that are right now and then."""
+    prompt, sampling = tuple(range(20, 50)), Sampling(max_tokens=4, temperature=1.3, top_k=3, top_p=0.98)
+    expected = all_continuations(model_dir, prompt, sampling)
+    known = {prompt: max(expected, key=lambda ids: expected[ids])}
+    engine = guessing(partial(RandomTrees, vocab=512, known=known), model_dir, slots=16)
+    drawn = Counter([c.token_ids for c in await seeded(engine, Request(prompt, sampling), range(1500))])
+    await engine.close()
+    assert 40 < len(expected) <= 81
+    assert engine.statistics.accepted[1] > 20
+    assert chi_square(drawn, expected) > 1e-3
+
+
+def test_ngrams_find_the_longest_match_and_of_equal_ones_the_last():
+    text = IndexedText(Library())
+    assert text.match() == (text, -1, 0)
+    text.add([1, 2, 3, 4, 9, 2, 3, 5])
+    assert text.match() == (text, -1, 0)
+    text.add([7, 2, 3])
+    assert text.match() == (text, 7, 2)  # behind the second [2, 3]
+    text.add([4, 8, 1, 2, 3])
+    assert text.match() == (text, 3, 3)  # behind [1, 2, 3], though [2, 3] came again later
+    text.add([9])
+    assert text.match() == (text, 5, 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ngrams_are_those_of_a_search_through_the_text(seed):
+    ids = np.random.default_rng(seed).integers(3, size=300).tolist()
+    text = IndexedText(Library())
+    for n in range(1, len(ids)):
+        text.add(ids[n - 1 : n])
+        places = [i for i in range(2, n) if ids[i - 2 : i] == ids[n - 2 : n]]
+        lengths = [
+            next(k for k in count(2) if k >= min(LONGEST, i) or ids[i - 1 - k] != ids[n - 1 - k]) for i in places
+        ]
+        looked = list(zip(lengths, places, strict=True))[-PLACES:]
+        last = max((i for i in range(1, n) if ids[i - 1] == ids[n - 1]), default=-1)
+        assert text.match()[1:] == max(looked, default=(int(last > 0), last))[::-1]
+
+
+def test_ngrams_look_into_other_texts_for_a_longer_match():
+    table = RowTable(3, 64)
+    table.set_ids(0, np.array([1, 2, 3, 4, 5, 6]))
+    table.set_ids(1, np.array([2, 3, 9, 1, 2, 3]))
+    proposer = NgramProposer(table)
+    (first,) = proposer.propose([0], [7])
+    (second,) = proposer.propose([1], [7])
+    assert first is None
+    assert second.tokens == [4, 5, 6]  # [1, 2, 3] is longer than the own text's [2, 3]
+    assert match_length(second) == 3
+    proposer.begin(0)  # its request is gone, the text is not
+    proposer.move(1, 2)
+    table.move(1, 2)
+    assert proposer.propose([2], [2]) == [Proposal.chain([4, 5], second.classes[:2])]
+    table.set_ids(1, np.array([4, 1, 2, 3]))
+    assert proposer.propose([1], [1])[0].tokens == [4]
+
+
+def test_a_library_forgets_before_it_is_too_large():
+    library = Library(most_tokens=50)
+    for start in range(0, 400, 10):
+        IndexedText(library).add(range(start, start + 10))
+        assert len(library.places) <= 50
+    assert library.places
+
+
+def test_ngrams_guess_that_a_circle_goes_on():
+    table = RowTable(2, 64)
+    table.set_ids(1, np.array([9, 1, 2, 3, 1, 2, 3, 1]))
+    (proposal,) = NgramProposer(table).propose([1], [7])
+    assert proposal is not None
+    assert proposal.tokens == [2, 3, 1, 2, 3, 1, 2]
+    assert proposal.classes == list(range(4, 11))
+
+
+def test_the_pace_takes_what_makes_the_most_tokens_a_second():
+    """Against all prefixes of the likeliest guesses, with costs and chances that it has seen."""
+    costs = {1: 1.0, 2: 1.1, 3: 1.2, 4: 1.35, 6: 1.7, 8: 2.2, 12: 3.0, 16: 4.5}
+    pace = Pace([0.5, 0.5])
+    for _ in range(300):
+        for tokens, seconds in costs.items():
+            pace.cost.measured(tokens, tokens > 2, seconds)
+        for i in range(10):
+            pace.chances.saw(0, i < 9)
+            pace.chances.saw(1, i < 2)
+    assert pace.cost(8, True) / pace.cost(1, False) == pytest.approx(2.2, rel=0.02)
+    assert pace.cost(7, True) / pace.cost(1, False) == pytest.approx(1.95, rel=0.02)
+    likely, unlikely = Proposal.chain([5] * 6, [0] * 6), Proposal.chain([5] * 6, [1] * 6)
+    chances = sorted([0.9**n for n in range(1, 7)] + [0.2**n for n in range(1, 7)], reverse=True)
+    rates = [(2 + sum(chances[:n])) / pace.cost(2 + n, n > 0) for n in range(13)]
+    chosen = pace.choose(2, [likely, unlikely])
+    assert sum(map(len, chosen)) == int(np.argmax(rates))
+    assert chosen[0] == list(range(len(chosen[0])))
+    assert len(chosen[0]) > len(chosen[1])
+
+
+def test_a_guess_is_taken_with_what_is_before_it():
+    pace = Pace([1.0, 1.0, 0.1])
+    (chosen,) = pace.choose(1, [Proposal([5, 6, 7, 8], [-1, -1, 1, 2], [2, 0, 1, 0])])
+    assert chosen[-3:] == [1, 2, 3]
+
+
+def test_where_no_guess_pays_the_pace_looks_rarely_and_again_with_fewer_rows():
+    pace = Pace([0.01])
+    looks = []
+    for _ in range(400):
+        looks.append(pace.looks(16))
+        if looks[-1]:
+            assert pace.choose(16, [Proposal.chain([5], [0])]) == [[]]
+    assert all(looks[:PATIENCE])
+    assert sum(looks[200:]) <= 200 // SLEEP + 1
+    assert pace.looks(2)
+    assert not Pace([0.9]).looks(MOST)
+
+
+def test_a_drafter_that_takes_longer_than_it_saves_is_asked_rarely():
+    pace = Pace([0.6])
+    pace.cost.measured(1, False, 1.0)
+    asked = 0
+    for _ in range(300):
+        if pace.looks(1):
+            asked += 1
+            assert pace.choose(1, [Proposal.chain([5], [0])], drafting=10.0) == [[0]]  # what is spent is spent
+    assert asked < 40
+
+
+@compiler
+async def test_outcomes_are_learned_without_verifying(model_dir):
+    """Guesses that were not worth a pass are held against the text all the same."""
+    engine = guessing(partial(RandomTrees, vocab=512), model_dir, paced=True, slots=1)
+    drafting = engine._scheduler._batch._drafting
+    await engine.complete(Request((5, 6, 7), Sampling(max_tokens=200, temperature=1.0)))
+    await engine.close()
+    assert drafting.pace.chances[0] < 0.1
+
+
+@compiler
+async def test_torch_verifies_guesses_too(model_dir, monkeypatch):
+    made = [r for r in requests(24) if r.sampling.temperature == 0]
+    plain = await plain_answers(model_dir, made, slots=4)
+    monkeypatch.setattr(engine_module, "compile_decoder", lambda *_: None)
+    known = {r.prompt: a.token_ids for r, a in zip(made, plain, strict=True)}
+    engine = guessing(partial(RandomTrees, vocab=512, known=known), model_dir, slots=4)
+    answers = await asyncio.gather(*(engine.complete(r) for r in made))
+    await engine.close()
+    assert sum(engine.statistics.accepted) > 50
+    assert [a.token_ids for a in answers] == [a.token_ids for a in plain]
+
+
+def test_drafters_that_are_none_are_named(model_dir):
+    with pytest.raises(UserError, match="drafter ngrams is no folder"):
+        EmbeddedEngine.load(model_dir, drafter="ngrams")
+
+
+def drafter(folder: Path, vocab: int = 512, hidden: int = 64, **shape) -> Path:
+    """A random drafter of the model ``model_dir``, but sure of what it says."""
+    torch.manual_seed(1)
+    made = ReDrafter(DrafterShape(hidden, vocab, **{"layers": 1, "draft_tokens": 4} | shape))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(0, 0.2)
+        if made.shape.recurrence == "linear":
+            made.rnn_u.bias.zero_()
+        if made.draft_ids is not None:
+            made.draft_ids.copy_(3 * torch.arange(made.shape.draft_vocab) + 1)
+    folder.mkdir()
+    made.save(folder)
+    return folder
+
+
+@compiler
+@pytest.mark.parametrize("shape", [{}, {"layers": 2, "draft_vocab": 100, "recurrence": "linear"}, {"layers": 0}])
+@torch.inference_mode()
+def test_beams_are_those_of_the_drafter(tmp_path, shape):
+    """Its own search of one row, against those of many rows in torch and in C."""
+    made = ReDrafter.load(drafter(tmp_path / "d", **shape))
+    generator = torch.Generator().manual_seed(0)
+    embedding, hidden = torch.randn(512, 64, generator=generator), torch.randn(40, 64, generator=generator)
+    tokens = np.arange(40)
+    kernels = load_kernels(32, 2, 2)
+    for width in (1, 3):
+        in_torch = TorchSearch(made, embedding, 4, width)(hidden.numpy(), tokens)
+        in_c = CompiledSearch(made, embedding, 4, width, kernels)(hidden.numpy(), tokens)
+        for ours, theirs in zip(in_c, in_torch, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-3)
+        for row in range(5):
+            beams = made.beams(hidden[row], row, embedding, 4, width)
+            for last, beam in enumerate(beams):
+                path, at = [], last
+                for step in (3, 2, 1, 0):
+                    path.append(int(in_c[0][row, step, at]))
+                    at = int(in_c[1][row, step, at])
+                assert [row, *path[::-1]] == beam
+
+
+@compiler
+async def test_a_trained_drafter_changes_nothing_but_the_speed(model_dir, tmp_path):
+    made = requests(30)
+    plain = await plain_answers(model_dir, made, slots=16)
+    folder = drafter(tmp_path / "d")
+    for paced in (True, False):
+        engine = EmbeddedEngine.load(model_dir, slots=5, threads=1, drafter=folder)
+        if not paced:
+            engine._scheduler._batch._drafting.pace = None
+        answers = await asyncio.gather(*(engine.complete(r) for r in made))
+        await engine.close()
+        assert list(map(result, answers)) == list(map(result, plain))
+    assert engine.statistics.drafted > 100
+
+
+@compiler
+async def test_the_drafter_reads_the_state_that_the_token_was_drawn_from(model_dir, tmp_path):
+    """Behind prompts, steps and trees, in rows that move: each row's state is that of a fresh computation."""
+    folder, seen = drafter(tmp_path / "d"), []
+    engine = EmbeddedEngine.load(model_dir, slots=3, threads=1, drafter=folder)
+    batch = engine._scheduler._batch
+    table, propose = batch._rows, batch._drafting._proposer.propose
+
+    def watched(rows, most):
+        seen.extend((table.ids[r, : table.length[r]].copy(), table.states[r].copy()) for r in rows)
+        return propose(rows, most)
+
+    batch._drafting._proposer.propose, batch._drafting.pace = watched, None
+    sampling = Sampling(max_tokens=12, temperature=1.0)
+    await asyncio.gather(*(engine.complete(Request((i + 3, 5, 7), replace(sampling, seed=i))) for i in range(7)))
+    await engine.close()
+    assert len(seen) > 40
+    with torch.inference_mode():
+        fresh = TorchDecoder(load_weights(model_dir), 1)
+        fresh.keep_states()
+        for ids, state in seen[::5]:
+            fresh.prefill([PrefillChunk(0, 0, ids[:-1])])
+            np.testing.assert_allclose(state, fresh.states[0].numpy(), atol=1e-4)
+
+
+def test_a_drafter_of_another_model_is_named(model_dir, tmp_path):
+    other = drafter(tmp_path / "other", vocab=100)
+    with pytest.raises(UserError, match="with 100 tokens and width 64; this model has 512 and 64"):
+        EmbeddedEngine.load(model_dir, drafter=other)
+    with pytest.raises(UserError, match=r"not a drafter's config\.json"):
+        EmbeddedEngine.load(model_dir, drafter=model_dir)
