@@ -92,6 +92,11 @@ class ReDrafter(nn.Module):
         return self.lm_head[:-1](torch.cat([hidden, state], dim=-1))
 
     @property
+    def blocks(self) -> list[ResidualBlock]:
+        """The head's residual blocks."""
+        return [block for block in self.lm_head if isinstance(block, ResidualBlock)]
+
+    @property
     def output_weight(self) -> Tensor:
         """The head's last matrix (head_rows, 2 hidden)."""
         last = self.lm_head[-1]
