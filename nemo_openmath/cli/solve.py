@@ -148,10 +148,10 @@ def _serve(options: argparse.Namespace) -> None:
         options.base_seconds,
         options.bank_seconds,
         options.total_seconds,
-        options.sandbox_workers,
-        options.workers,
-        options.seed,
-        options.waiting,
+        sandbox_workers=options.sandbox_workers,
+        workers=options.workers,
+        seed=options.seed,
+        waiting_most=options.waiting,
     )
     run_async(serve(settings, options.host, options.port, options.allow_host))
 

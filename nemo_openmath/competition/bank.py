@@ -5,7 +5,7 @@ the bank, so that one hard problem cannot ruin the rest. Unlike an even share of
 overdraw.
 
 Where the whole contest has an end, no problem may take what the others need: each that is still to come keeps
-``reserve`` seconds, or its even share where not even that is left.
+``reserve`` seconds, at most its base time, or its even share where not even that is left.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class TimeBank:
     total: float | None = None
     """Seconds of the whole contest; None: it has no end of its own."""
     reserve: float = 0.0
-    """Seconds that are kept for each problem that is still to come, and that a problem has whatever others took."""
+    """Seconds that are kept for each problem that is still to come, and that a problem has whatever others took; at
+    most the base time."""
     spent: float = 0.0
     """Seconds that are used up."""
 
@@ -36,10 +37,11 @@ class TimeBank:
 
     def allowance(self, others: int = 0) -> float:
         """Return the seconds that the next problem may take. ``others``: problems that come after it."""
-        seconds = max(self.base + min(self.saved, self.most), min(self.base, self.reserve))
+        kept = min(self.base, self.reserve)
+        seconds = max(self.base + min(self.saved, self.most), kept)
         if self.total is not None:
             left = max(0.0, self.total - self.spent)
-            seconds = min(seconds, max(left - self.reserve * others, left / (others + 1)))
+            seconds = min(seconds, max(left - kept * others, left / (others + 1)))
         return seconds
 
     def spend(self, seconds: float) -> None:

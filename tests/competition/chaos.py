@@ -5,10 +5,15 @@ ignores cancellation; a sandbox that is dead, hangs, or does not close; a grader
 jumps ahead or is set back. Held against each of them:
 
 - An answer is there by its deadline; where the clock jumped over it, at the first moment after the jump; where it was
-  set back, later by no more than that.
-- The contest does not outlast its total, but for what the clock jumped.
-- Every problem has one submission, and nothing is allowed more than the bank has.
-- Nothing runs on: no request, no session, no task.
+  set back, later by no more than that. Where sampling ended before, it is there as soon as the bounds of cancelling,
+  grading and selecting say, and a selection takes no longer than its own time.
+- The contest does not outlast its total, but for what the clock jumped; each problem has its reserve, and leaves
+  theirs to the others; verdicts hold the next problem up no longer than they may.
+- Every problem has one submission, of an answer that the contest takes, and nothing is allowed more than the bank has.
+  At the deadline every unfinished solution has the answer that stands in it.
+- Nothing runs on: no request that was not cancelled, and at the end no request, no session, no task.
+
+``python -m tests.competition.mutants`` breaks each of these, and sees this program fail.
 """
 
 from __future__ import annotations
@@ -22,14 +27,19 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.chat import ChatTokenizer
+from nemo_openmath.chat import ChatTokenizer, Transcript
 from nemo_openmath.competition.answers import AnswerRule
+from nemo_openmath.competition.events import SamplingEnded, SolverEvent
+from nemo_openmath.competition.policy import Reason
+from nemo_openmath.competition.selecting import Selectors
 from nemo_openmath.competition.solver import Answer, Solver, SolverSettings
-from nemo_openmath.competition.stage import Compete, CompeteConfig
+from nemo_openmath.competition.stage import CLOSING_SECONDS, Compete, CompeteConfig
 from nemo_openmath.core.engine import EngineError
 from nemo_openmath.core.grader import Grade
 from nemo_openmath.core.records import Generation, Mode, Problem, read_records
@@ -37,14 +47,18 @@ from nemo_openmath.core.records.notes import Submission
 from nemo_openmath.core.records.store import write_records
 from nemo_openmath.core.sandbox import SandboxError
 from nemo_openmath.core.tags import CODE_END, CODE_START
-from nemo_openmath.grading import compare
+from nemo_openmath.grading import extract_answer
 from nemo_openmath.inference.rollout import RolloutSettings
 from tests.competition.timed import FOREVER, Say, TimedEngine, TimedGrader, TimedSandbox
 from tests.support.services import Lent, stage_context
 from tests.support.virtual_time import VirtualClock, VirtualLoop, in_virtual_time
 
 SLACK = 1e-3  # seconds: steps of the simulated clock
-STUBBORN = 8.0  # seconds for which something ignores its cancellation; a contest waits 10 for it at its end
+ROUNDED = 1e-2  # seconds: of sums of what records hold, in milliseconds
+STUBBORN, STUBBORN_SESSION = 5.0, 4.0  # seconds for which requests and sessions ignore that they are cancelled; a
+# contest waits 10 for both at its end
+REACHED = ("selections", "selections that ran out of time", "left behind", "grader failures", "partial", "lost")
+"""What has to happen in many contests, so that a bound on it is tried."""
 
 
 class ChaosGrader(TimedGrader):
@@ -53,7 +67,7 @@ class ChaosGrader(TimedGrader):
     async def grade(self, predicted: str | None, expected: str | None) -> Grade:
         if self.kills is not None and predicted == self.kills:
             await asyncio.sleep(FOREVER)
-        return compare(predicted, expected)
+        return await super().grade(predicted, expected)
 
 
 class ChaosSandbox(TimedSandbox):
@@ -68,16 +82,31 @@ class ChaosSandbox(TimedSandbox):
 
 
 @dataclass
+class Solved:
+    """One problem, by the loop's time."""
+
+    began: float
+    seconds: float
+    """What it was allowed."""
+    end: float
+    stopped: float
+    """When sampling ended."""
+    answer: Answer
+
+
+@dataclass
 class ChaosContest:
     """One contest: its accidents, and what was seen of it."""
 
     seed: int
     tokenizer: ChatTokenizer
-    solved: list[tuple[float, float, float]] = field(default_factory=list)
-    """(begin, seconds allowed, end) of each problem, by the loop's time."""
+    solved: list[Solved] = field(default_factory=list)
+    selected: list[tuple[float, float]] = field(default_factory=list)
+    """(begin, end) of each round of selections."""
     jumps: list[tuple[float, float]] = field(default_factory=list)
     """(time after it, seconds) of each jump of the clock; below 0 where it was set back."""
-    answered: int = 0
+    ended: float = 0.0
+    """When the stage ended."""
 
     def run(self, folder: Path) -> str:
         """Run the contest and check it. Return how it ended. Raises AssertionError."""
@@ -92,30 +121,32 @@ class ChaosContest:
             seconds=rng.uniform(0, 2),
             dead=rng.random() < 0.1,
             hangs=rng.random() < 0.15,
-            stubborn=rng.choice([0, 0, 0, STUBBORN]),
+            stubborn=rng.choice([0, 0, 0, STUBBORN_SESSION]),
         )
         self.sandbox.rng = rng
-        grader = ChaosGrader(
+        self.grader = ChaosGrader(
             seconds=rng.choice([0.0, 0.0, 0.5, 20.0]),
             kills=rng.choice([None, None, "41", "42"]),
             raises=rng.choice([None, None, None, OSError("no worker")]),
         )
         self.config = self._draw_config(rng)
+        self.pace = self.config.base_seconds * rng.choice([0.1, 0.4, 1.0])  # mean seconds of a completion
         stage, self.clock = Compete(self.config), VirtualClock()
         stage.clock = self.clock
         lent = Lent(engine=self.engine, tokenizer=self.tokenizer, sandbox=self.sandbox)
-        lent._grading = grader  # type: ignore[assignment]
+        lent._grading = self.grader  # type: ignore[assignment]
         context = stage_context({"problems": [folder / "problems"]}, folder / "out", services=lent)
         ended = "finished"
         try:
             in_virtual_time(self._watched(stage, context))
         except (EngineError, SandboxError):  # all solutions of the first problems were lost: said by name
             ended = "engine or sandbox gone"
+        self._check_times()
         if ended == "finished":
             self._check_records(folder / "out")
+            self._check_gaps()
         else:
-            assert not self.answered
-        self._check_times()
+            assert not any(solved.answer.finished for solved in self.solved)
         assert self.engine.running == 0, "requests run on"
         assert self.sandbox.opened == self.sandbox.closed, "sessions are open"
         return ended
@@ -124,13 +155,14 @@ class ChaosContest:
         batch = rng.randint(1, 8)
         solver = SolverSettings(
             batch=batch,
-            agree=rng.randint(1, batch),
+            agree=rng.choice([batch, rng.randint(1, batch)]),
             rule=rng.choice(["votes", "bayes"]),  # type: ignore[arg-type]
             stragglers=rng.randint(0, min(2, batch - 1)),
             second=rng.choice([0, 3]),
             second_seconds=rng.choice([0.0, 20.0]),
             partial_weight=rng.choice([0.0, 0.5]),
             entropy_weight=rng.choice([0.0, 1.0]),
+            replace=rng.choice([0, 3, 16]),
             final=rng.choice(["vote", "genselect"]),  # type: ignore[arg-type]
             select_seconds=rng.choice([1.0, 10.0]),
             select_reserved=rng.random() < 0.5,
@@ -138,6 +170,7 @@ class ChaosContest:
             answers=rng.choice([AnswerRule(), AnswerRule(integers=True, most=999, modulo=1000)]),
             closing_seconds=rng.choice([0.5, 5.0]),
             grading_seconds=rng.choice([2.0, 10.0]),
+            cancel_seconds=rng.choice([0.0, 2.0]),
             rollout=RolloutSettings(max_tokens=rng.choice([20, 200]), budgets=(1, 3), code_seconds=2.0),
         )
         base = rng.choice([5.0, 40.0])
@@ -162,7 +195,7 @@ class ChaosContest:
         else:
             answer = rng.choice(["42", "42", "41", "1042", "no", "\\frac{1}{2"])
             text = rng.choice(["", "<think>or \\boxed{41}? "]) + f"so</think>It is \\boxed{{{answer}}}"
-        say = Say(text, rng.expovariate(1 / 15), rng.choice([0.0, 0.0, 3.0]), logprob=-rng.random())
+        say = Say(text, rng.expovariate(1 / self.pace), rng.choice([0.0, 0.0, 3.0]), logprob=-rng.random())
         if rng.random() < 0.5:
             return say
         now = asyncio.get_running_loop().time()
@@ -181,21 +214,44 @@ class ChaosContest:
 
     async def _watched(self, stage: Compete, context: Any) -> None:
         accidents = asyncio.ensure_future(self._move_the_clock())
-        solve, loop, contest = Solver.solve, asyncio.get_running_loop(), self
+        try:
+            with self._looked_on():
+                await stage.run(context)
+        finally:
+            self.ended = asyncio.get_running_loop().time()
+            accidents.cancel()
+
+    @contextmanager
+    def _looked_on(self) -> Iterator[None]:
+        """Note when problems and selections begin and end, and what runs on behind them."""
+        solve, select, contest, loop = Solver.solve, Selectors.select, self, asyncio.get_running_loop()
 
         async def seen(self: Solver, problem: str, *, seconds: float, seed: int) -> Answer:
-            began = loop.time()
-            answer = await solve(self, problem, seconds=seconds, seed=seed)
-            contest.solved.append((began, seconds, loop.time()))
-            contest.answered += answer.finished > 0
+            began, stopped = loop.time(), list[float]()
+
+            def hear(event: SolverEvent) -> None:
+                if isinstance(event, SamplingEnded):
+                    stopped.append(loop.time())
+                raise RuntimeError("who looks on fails")
+
+            answer = await solve(self, problem, seconds=seconds, seed=seed, on_event=hear)
+            contest.solved.append(Solved(began, seconds, loop.time(), stopped[0], answer))
+            for _ in range(20):  # what was cancelled hears of it
+                await asyncio.sleep(0)
+            assert contest.engine.running == contest.engine.held, "requests run on that nobody cancelled"
             return answer
 
-        Solver.solve = seen  # type: ignore[method-assign]
+        async def selecting(self: Selectors, *args: Any, **options: Any) -> list[int | None]:
+            began = loop.time()
+            chosen = await select(self, *args, **options)
+            contest.selected.append((began, loop.time()))
+            return chosen
+
+        Solver.solve, Selectors.select = seen, selecting  # type: ignore[method-assign, assignment]
         try:
-            await stage.run(context)
+            yield
         finally:
-            Solver.solve = solve  # type: ignore[method-assign]
-            accidents.cancel()
+            Solver.solve, Selectors.select = solve, select  # type: ignore[method-assign]
 
     async def _move_the_clock(self) -> None:
         """Let the clock jump now and then, in half of the contests."""
@@ -211,31 +267,87 @@ class ChaosContest:
                 self.clock.offset += seconds
             self.jumps.append((loop.time(), seconds))
 
+    def _moved(self, began: float, end: float) -> float:
+        """Return by how much the clock jumped in between, in either direction."""
+        return sum(abs(by) for at, by in self.jumps if began <= at <= end)
+
     def _check_times(self) -> None:
-        for began, seconds, end in self.solved:
-            mine = [(at, by) for at, by in self.jumps if began <= at <= end]
+        """A problem's deadline, and the bounds of what comes after sampling."""
+        solver = self.config.solver
+        after = solver.cancel_seconds + 2 * solver.grading_seconds  # answers that are graded, and those that came then
+        for s in self.solved:
+            mine = [(at, by) for at, by in self.jumps if s.began <= at <= s.end]
             back = -sum(by for _, by in mine if by < 0)
-            latest = max([began + seconds, *(at for at, by in mine if by > 0)]) + back
-            assert end <= latest + SLACK, f"{end - latest:.3f} s late: {began=} {seconds=} {end=} {mine}"
-        if self.solved:
-            total = self.config.total_seconds or self.config.base_seconds * len(self.problems)
-            moved = sum(abs(by) for _, by in self.jumps)
-            used = sum(end - began for began, _, end in self.solved)
-            assert used <= total + moved + SLACK * len(self.solved), f"{used} s of {total}, jumps {moved}"
+            latest = max([s.began + s.seconds, *(at for at, by in mine if by > 0)]) + back
+            assert s.end <= latest + SLACK, f"{s.end - latest:.3f} s late: {s} {mine}"
+            if s.answer.reason is not Reason.TIME:
+                selecting = sum(end - began for began, end in self.selected if s.stopped <= began <= s.end)
+                took = s.end - s.stopped - selecting - self._moved(s.stopped, s.end)
+                assert took <= after + SLACK, f"{took:.3f} s from the end of sampling to the answer: {s}"
+            assert len(s.answer.trials) <= solver.batch + solver.second + solver.replace, "too many solutions"
+        for began, end in self.selected:
+            took = end - began - self._moved(began, end)
+            assert took <= solver.select_seconds + SLACK, f"selecting took {took:.3f} s"
+
+    def _check_gaps(self) -> None:
+        """Verdicts and the end of the stage do not hold up the contest."""
+        for s, follows in itertools.pairwise([*(s.began for s in self.solved), self.ended]):
+            end = next(other.end for other in self.solved if other.began == s)
+            most = self.config.solver.grading_seconds + (CLOSING_SECONDS if follows == self.ended else 0.0)
+            took = follows - end - self._moved(end, follows)
+            assert took <= most + SLACK, f"{took:.3f} s until the next problem"
 
     def _check_records(self, folder: Path) -> None:
         records = list(read_records(folder, Generation))
         submissions = [r for r in records if r.mode == Mode.COMPETITION]
         assert [s.problem_id for s in submissions] == [p.id for p in self.problems]
-        most = self.config.base_seconds + self.config.bank_seconds
+        self._check_bank([Submission.of(s) for s in submissions])
+        solver = self.config.solver
         for submission in submissions:
-            note = Submission.of(submission)
-            assert 0 <= (note.allowed or 0) <= most + SLACK
-            mine = [r for r in records if submission.id in r.parents]
+            note, mine = Submission.of(submission), [r for r in records if submission.id in r.parents]
             answers = {r.predicted_answer for r in mine}
             assert submission.predicted_answer is None or submission.predicted_answer in answers
+            for answer in answers:
+                assert solver.answers.read(answer).answer == answer, f"{answer} cannot be submitted"
             if note.details["reason"] != "time" and any(r.finished and r.predicted_answer for r in mine):
                 assert submission.predicted_answer is not None, "there was an answer"
+            if note.details["reason"] == "time" and solver.partial_weight:
+                for attempt in mine:
+                    said = Transcript.from_json(attempt.transcript, ids=False).said
+                    there = solver.answers.read(extract_answer(said).answer).answer
+                    assert attempt.predicted_answer == there, f"{there} stands in it"
+        assert self.grader.calls or not any(r.predicted_answer for r in records), "answers are compared without limits"
+
+    def _check_bank(self, notes: list[Submission]) -> None:
+        """Return whether the bank keeps its promises, of what the records say."""
+        config, spent = self.config, 0.0
+        total = config.base_seconds * len(self.problems) if config.total_seconds is None else config.total_seconds
+        for others, note in zip(reversed(range(len(notes))), notes, strict=True):
+            assert note.allowed is not None
+            assert note.spent is not None
+            left = max(0.0, total - spent)
+            kept = min(config.base_seconds, config.reserve_seconds, left / (others + 1))
+            assert 0 <= note.allowed <= min(config.base_seconds + config.bank_seconds, left) + ROUNDED
+            assert note.allowed >= kept - ROUNDED, f"{note.allowed} s, and {kept} s are reserved"
+            assert left - note.allowed >= kept * others - ROUNDED, "no reserve is left to the others"
+            spent += note.spent
+        used, moved = sum(s.end - s.began for s in self.solved), sum(abs(by) for _, by in self.jumps)
+        assert used <= total + moved + SLACK * len(self.solved), f"{used} s of {total}, jumps {moved}"
+
+    def counts(self) -> dict[str, int]:
+        """Return what happened in it."""
+        answers, most = [s.answer for s in self.solved], self.config.solver.select_seconds
+        return {
+            "answers": len(answers),
+            "clock jumps": len(self.jumps),
+            "selections": len(self.selected),
+            "selections that ran out of time": sum(end - began >= most - SLACK for began, end in self.selected),
+            "left behind": sum(a.left_behind for a in answers),
+            "grader failures": sum(a.grader_failures for a in answers),
+            "partial": sum(a.partial for a in answers),
+            "lost": sum(a.failed for a in answers),
+            f"accident: {self.accident}": 1,
+        }
 
 
 def run(contests: int, seed: int, tokenizer: ChatTokenizer) -> collections.Counter[str]:
@@ -248,9 +360,9 @@ def run(contests: int, seed: int, tokenizer: ChatTokenizer) -> collections.Count
                 ends[contest.run(Path(folder))] += 1
             except BaseException as error:
                 raise AssertionError(f"contest {contest.seed} ({contest.accident}): {error!r}") from error
-        ends["answers"] += len(contest.solved)
-        ends["clock jumps"] += len(contest.jumps)
-        ends[f"accident: {contest.accident}"] += 1
+        ends.update(contest.counts())
+    missed = [name for name in REACHED if ends[name] < contests / 50]
+    assert not missed, f"too seldom: {missed} in {dict(ends)}"
     return ends
 
 

@@ -54,8 +54,11 @@ def test_no_contest_outlasts_its_total(
         left, allowed = max(0.0, total - bank.spent), bank.allowance(others)
         assert 0 <= allowed <= min(base + most, left) + 1e-9
         fair = left / (others + 1)
-        assert left - allowed >= min(reserve, fair) * others - 1e-6, "the others keep their reserve, or an even share"
-        assert allowed >= min(base, reserve, fair) - 1e-9, "so does this one"
+        kept = min(base, reserve, fair)
+        assert left - allowed >= kept * others - 1e-6, "the others keep their reserve, or an even share"
+        assert allowed >= kept - 1e-9, "so does this one"
+        if not late and total >= base * len(wanted):
+            assert allowed >= min(base, left) - 1e-6, "where the total suffices for all, each has its base time"
         bank.spend(min(want, allowed) + over)
         late += over
     assert bank.spent <= total + late + 1e-6
@@ -68,3 +71,16 @@ def test_the_books_balance(times: list[float], base: float) -> None:
         bank.spend(took)
     assert abs(bank.saved - (base * len(times) - sum(times))) < 1e-6
     assert abs(bank.spent - sum(times)) < 1e-6
+
+
+@given(st.floats(1, 500), st.floats(0, 300), st.floats(0, 1000), st.lists(seconds, min_size=1, max_size=20))
+def test_a_total_of_all_base_times_takes_nothing_away(
+    base: float, most: float, reserve: float, wanted: list[float]
+) -> None:
+    """Also where the reserve is above the base time: it keeps no more than that."""
+    free, ended = TimeBank(base, most), TimeBank(base, most, total=base * len(wanted), reserve=reserve)
+    for number, want in enumerate(wanted):
+        allowed = ended.allowance(len(wanted) - number - 1)
+        assert abs(allowed - free.allowance()) < 1e-6
+        for bank in (free, ended):
+            bank.spend(min(want, allowed))

@@ -196,12 +196,13 @@ def test_kaggle_gets_the_default_where_there_is_no_answer_or_no_time(tokenizer: 
     assert_default = contest_of(tokenizer, lambda p, n: Say(boxed("x"), 0.0))  # no whole number
     assert assert_default.predict("a", "What?") == 42
     assert_default.close()
-    stuck, release = contest_of(tokenizer, by_name, base=0.2), threading.Event()
-    stuck._loop.call_soon_threadsafe(release.wait, 60)  # nothing in its loop moves
+    stuck, release, released = contest_of(tokenizer, by_name, base=0.2), threading.Event(), list[bool]()
+    stuck._loop.call_soon_threadsafe(lambda: released.append(release.wait(60)))  # nothing in its loop moves
     assert stuck.predict("a", "What?") == 42
     assert stuck.predict("b", "What?") == 42
     release.set()
     stuck.close()
+    assert released == [True], "nobody waited for it"
 
 
 async def test_foreign_names_are_refused_and_what_runs_is_read(tokenizer: ChatTokenizer) -> None:

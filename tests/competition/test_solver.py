@@ -77,27 +77,34 @@ NEVER = Say(boxed("9"), 1000.0)
 
 
 @pytest.mark.parametrize(
-    ("plan", "answer", "votes", "ended", "cancelled"),
+    ("plan", "answer", "votes", "ended", "cancelled", "seconds"),
     [
         # The first three agree (1/2 is 0.5): the others are cancelled.
-        ([*says("1/2", "0.5", "\\frac12"), NEVER, NEVER], None, 3, "agreement", 2),
+        ([*says("1/2", "0.5", "\\frac12"), NEVER, NEVER], None, 3, "agreement", 2, 3.0),
         # One of the first three differs: four equal ones are needed then.
-        ([*says("1", "2", "1", "1", "1"), NEVER], "1", 4, "agreement", 1),
+        ([*says("1", "2", "1", "1", "1"), NEVER], "1", 4, "agreement", 1, 5.0),
         # Nobody agrees: all are heard, the majority wins.
-        (says("1", "2", "2", "3"), "2", 2, "finished", 0),
+        (says("1", "2", "2", "3"), "2", 2, "finished", 0, 4.0),
         # Failures are left out.
-        ([Say("", fails=LOST), Say(boxed("2"), 2), Say("", fails=LOST)], "2", 1, "finished", 0),
+        ([Say("", fails=LOST), Say(boxed("2"), 2), Say("", fails=LOST)], "2", 1, "finished", 0, 2.0),
     ],
 )
 def test_agreement(
-    tokenizer: ChatTokenizer, plan: list[Say], answer: str | None, votes: int, ended: str, cancelled: int
+    tokenizer: ChatTokenizer,
+    plan: list[Say],
+    answer: str | None,
+    votes: int,
+    ended: str,
+    cancelled: int,
+    seconds: float,
 ) -> None:
     bench = Bench(tokenizer, plan, agree=3)
     result = bench.solve()
     assert (result.votes, result.finish, bench.engine.cancelled) == (votes, ended, cancelled)
     assert result.answer == answer or (answer is None and result.answer in ("1/2", "0.5", "\\frac12"))
     assert result.failed == sum(say.fails is not None for say in plan)
-    assert bench.took <= 6
+    assert bench.took == pytest.approx(seconds, abs=1e-3), "what runs is cancelled at once"
+    assert {request.time_limit for request in bench.engine.requests} == {95.5}, "and would have ended by itself"
 
 
 def test_at_the_deadline_unfinished_solutions_are_searched(tokenizer: ChatTokenizer) -> None:

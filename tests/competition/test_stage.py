@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -18,22 +19,16 @@ from nemo_openmath.competition.solver import SolverSettings
 from nemo_openmath.competition.stage import Compete, CompeteConfig
 from nemo_openmath.competition.trials import Means
 from nemo_openmath.core.grader import Grade, Verdict
-from nemo_openmath.core.records import Generation, Mode, Problem, read_records
+from nemo_openmath.core.records import Generation, Mode, Problem, RecordWriter, read_records
 from nemo_openmath.core.records.notes import Submission, Timing
 from nemo_openmath.core.records.store import write_records
 from nemo_openmath.core.stage import StageContext
-from nemo_openmath.grading import compare
 from nemo_openmath.inference.rollout import RolloutSettings
 from tests.competition.timed import Say, TimedEngine, TimedGrader, TimedSandbox, boxed
 from tests.support.services import Lent, stage_context
 from tests.support.virtual_time import VirtualClock, in_virtual_time
 
 PROBLEMS = [Problem.make(f"What is {n} plus {n}?", expected_answer=str(2 * n)) for n in range(1, 6)]
-
-
-class StageGrader(TimedGrader):
-    async def grade(self, predicted: str | None, expected: str | None) -> Grade:
-        return compare(predicted, expected)
 
 
 def say(prompt: str, number: int) -> Say:
@@ -44,7 +39,7 @@ def say(prompt: str, number: int) -> Say:
 
 
 def compete(
-    tokenizer: ChatTokenizer, folder: Path, problems: list[Problem] = PROBLEMS, name: str = "out", **settings: Any
+    tokenizer: ChatTokenizer, folder: Path, *, name: str = "out", clock: VirtualClock | None = None, **settings: Any
 ) -> StageContext:
     given = folder / "problems"
     if not given.exists():
@@ -52,9 +47,9 @@ def compete(
     solver = {"batch": 4, "agree": 3, "rollout": RolloutSettings(max_tokens=400)} | settings.pop("solver", {})
     config = CompeteConfig(engine="m", mode=Mode.COT, solver=SolverSettings(**solver), **settings)
     stage = Compete(config)
-    stage.clock = VirtualClock()
+    stage.clock = clock or VirtualClock()
     lent = Lent(engine=TimedEngine(tokenizer, say), tokenizer=tokenizer, sandbox=TimedSandbox())
-    lent._grading = StageGrader()  # type: ignore[assignment]
+    lent._grading = TimedGrader()  # type: ignore[assignment]
     context = stage_context({"problems": [given]}, folder / name, services=lent)
     in_virtual_time(stage.run(context))
     return context
@@ -95,6 +90,22 @@ def test_nothing_exceeds_the_total(tokenizer: ChatTokenizer, tmp_path: Path) -> 
     assert [round(n.allowed or 0, 1) for n in notes[:2]] == [10.0, 9.5]
     assert all(n.seconds <= (n.allowed or 0) + 1e-3 for n in notes)
     assert min(n.allowed or 0 for n in notes) >= 0.5 - 1e-6
+
+
+def test_what_is_done_between_two_problems_is_paid_by_the_next(
+    tokenizer: ChatTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, clock = RecordWriter.commit, VirtualClock()
+
+    def slow(writer: RecordWriter, *args: Any, **options: Any) -> None:
+        commit(writer, *args, **options)
+        clock.offset += 2.0
+
+    monkeypatch.setattr(RecordWriter, "commit", slow)
+    context = compete(tokenizer, tmp_path, clock=clock, limit=3, **SETTINGS)
+    notes = [Submission.of(r) for r in read_records(context.output, Generation) if r.mode == Mode.COMPETITION]
+    assert [round(n.spent or 0) for n in notes] == [1, 2 + 2, 3 + 2]
+    assert [round(n.allowed or 0) for n in notes] == [10, 16 - 2, 16 - 2]
 
 
 CHILD = """
@@ -171,14 +182,12 @@ def test_a_batch_of_copies_is_named_before_it_begins(tokenizer: ChatTokenizer) -
 
 def test_a_grader_that_hangs_leaves_the_verdict_open(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     async def never(self: Any, predicted: str | None, expected: str | None) -> Grade:
-        import asyncio
-
         await asyncio.sleep(1e9)
         raise AssertionError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StageGrader, "grade", never)
+        patch.setattr(TimedGrader, "grade", never)
         context = compete(tokenizer, tmp_path, limit=1, **SETTINGS)
     records = list(read_records(context.output, Generation))
-    assert {r.verdict for r in records} == {Verdict.UNKNOWN}
+    assert {(r.verdict, r.verdict_reason) for r in records} == {(Verdict.UNKNOWN, "the grader did not answer in 10 s")}
     assert records[0].predicted_answer == "2"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.engine import Chunk, Completion, EngineError, Finish, Request, Usage
 from nemo_openmath.core.sandbox import Execution, Limits, SandboxError, Status
-from nemo_openmath.grading import Majority, majority
+from nemo_openmath.grading import Grade, Majority, compare, majority
 from tests.support.engines import LocalEngine
 
 FOREVER = 1e9
@@ -44,7 +45,8 @@ class TimedEngine(LocalEngine):
             self.capabilities = replace(self.capabilities, deterministic=True)
         self._says = says
         self.requests: list[Request] = []
-        self.running = self.cancelled = 0
+        self.running = self.cancelled = self.held = 0
+        """Requests that run; those that were ever cancelled; those that were, and run on all the same."""
 
     async def complete(self, request: Request) -> Completion:
         async for chunk in self.stream(request):
@@ -62,12 +64,9 @@ class TimedEngine(LocalEngine):
                 yield chunk
         except asyncio.CancelledError:
             self.cancelled += 1
-            until = asyncio.get_running_loop().time() + say.stubborn
-            while (left := until - asyncio.get_running_loop().time()) > 0:
-                try:
-                    await asyncio.sleep(left)
-                except asyncio.CancelledError:
-                    continue
+            self.held += 1
+            await _ignore_cancellation(say.stubborn)
+            self.held -= 1
             raise
         finally:
             self.running -= 1
@@ -114,6 +113,15 @@ class TimedEngine(LocalEngine):
         return Chunk("", (), completion)
 
 
+async def _ignore_cancellation(seconds: float) -> None:
+    """Go on for so long, whoever cancels."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    while (left := until - loop.time()) > 0:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(left)
+
+
 def boxed(answer: str | None, *, thought: str = "so") -> str:
     """The text of a solution."""
     return f"<think>{thought}</think>\n\nWell." + ("" if answer is None else f" \\boxed{{{answer}}}")
@@ -156,12 +164,7 @@ class _Session:
         return Execution(Status.COMPLETED, self.sandbox.output, "", self.sandbox.seconds)
 
     async def close(self) -> None:
-        until = asyncio.get_running_loop().time() + self.sandbox.stubborn
-        while (left := until - asyncio.get_running_loop().time()) > 0:
-            try:
-                await asyncio.sleep(left)
-            except asyncio.CancelledError:
-                continue
+        await _ignore_cancellation(self.sandbox.stubborn)
         self.sandbox.closed += 1
 
 
@@ -180,3 +183,6 @@ class TimedGrader:
         if self.raises is not None:
             raise self.raises
         return majority(answers)
+
+    async def grade(self, predicted: str | None, expected: str | None) -> Grade:
+        return compare(predicted, expected)

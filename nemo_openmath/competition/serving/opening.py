@@ -39,6 +39,8 @@ class SolveServiceSettings:
     bank_seconds: float = 210.0
     total_seconds: float | None = None
     """Of all questions together; None: there is no end."""
+    reserve_seconds: float = 10.0
+    """That each question keeps whatever happened before it, at most its base time."""
     sandbox_workers: int | None = None
     workers: int = 1
     """Processes that compare answers."""
@@ -53,7 +55,12 @@ async def open_service(settings: SolveServiceSettings) -> AsyncIterator[SolveSer
     Raises UserError where the model or a setting is wrong, and EngineError where no server answers.
     """
     clock = SystemClock()
-    bank = TimeBank(settings.base_seconds, settings.bank_seconds, total=settings.total_seconds)
+    bank = TimeBank(
+        settings.base_seconds,
+        settings.bank_seconds,
+        total=settings.total_seconds,
+        reserve=settings.reserve_seconds,
+    )
     template = template_of(settings.mode, settings.solver.rollout, settings.prompt)
     tokenizer = ChatTokenizer.load(settings.tokenizer)
     async with contextlib.AsyncExitStack() as stack:
