@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_openmath.cli.common import AGAIN, at_least, verb
+from nemo_openmath.core.errors import UserError
 
 if TYPE_CHECKING:
+    from nemo_openmath.competition.answers import AnswerRule
     from nemo_openmath.competition.lab.command import Asked
 
 _POLICY = "YAML with settings of a policy; default: the paper's"
@@ -59,6 +61,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--problems", type=at_least(0), default=0, metavar="N", help="of a contest; 0: all, at most 50")
     parser.add_argument("--base-seconds", type=_above_zero, default=350.0, metavar="S", help="of every problem")
     parser.add_argument("--bank-seconds", type=_seconds, default=210.0, metavar="S", help="from the bank, at most")
+    parser.add_argument("--total-seconds", type=_above_zero, metavar="S", help="of a whole contest")
+    parser.add_argument("--reserve-seconds", type=_seconds, default=10.0, metavar="S", help="that each problem keeps")
+    parser.add_argument(
+        "--modulo", type=at_least(1), metavar="N", help="answers: whole numbers, taken modulo N (AIMO-2)"
+    )
+    parser.add_argument("--most", type=at_least(0), metavar="N", help="answers: whole numbers from 0 to N (AIMO-3)")
     parser.add_argument("--contests", type=at_least(1), default=200, metavar="N", help="contests that are rehearsed")
     parser.add_argument("--draws", type=at_least(1), default=32, metavar="N", help="draws of each problem's solutions")
     parser.add_argument("--twice", action="store_true", help="run each problem twice, for half a point each (AIMO-3)")
@@ -90,6 +98,8 @@ def _asked(options: argparse.Namespace) -> Asked:
         options.problems,
         options.base_seconds,
         options.bank_seconds,
+        options.total_seconds,
+        options.reserve_seconds,
         options.contests,
         options.draws,
         options.twice,
@@ -103,7 +113,21 @@ def _asked(options: argparse.Namespace) -> Asked:
         None if options.mode is None else Mode(options.mode),
         tuple(options.selections),
         options.code_seconds,
+        _rule(options),
     )
+
+
+def _rule(options: argparse.Namespace) -> AnswerRule:
+    """Return which answers the contest takes. Raises UserError."""
+    from nemo_openmath.competition.answers import AnswerRule
+
+    if options.modulo is None and options.most is None:
+        return AnswerRule()
+    most = options.modulo - 1 if options.most is None else options.most
+    try:
+        return AnswerRule(integers=True, most=most, modulo=options.modulo)
+    except ValueError as error:
+        raise UserError(f"--most {most} and --modulo {options.modulo}: {error}") from error
 
 
 def _replay(options: argparse.Namespace) -> None:

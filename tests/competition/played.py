@@ -7,13 +7,14 @@ whenever their number changes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nemo_openmath.chat import ChatTokenizer
+from nemo_openmath.competition.answers import AnswerRule
 from nemo_openmath.competition.lab.rollouts import Glimpse, StoredSolution
 from nemo_openmath.core.engine import Chunk, Completion, Finish, Request, Usage
-from nemo_openmath.grading import extract_answer
+from nemo_openmath.grading import compare, extract_answer
 from tests.support.engines import LocalEngine
 
 LATE = 1e-9  # seconds by which a limit is overrun, as by any engine: it hears of the limit later than it was set
@@ -29,18 +30,31 @@ class Script:
     whole: bool = True
 
 
-def stored(tokenizer: ChatTokenizer, name: str, script: Script, expected: str) -> StoredSolution:
+def stored(
+    tokenizer: ChatTokenizer,
+    name: str,
+    script: Script,
+    expected: str,
+    rule: AnswerRule = AnswerRule(),  # noqa: B008  # frozen
+) -> StoredSolution:
     """What the laboratory is given of a solution."""
     ids = ids_of(tokenizer, script)
     glimpses: list[Glimpse] = []
     for number in range(len(ids) + 1):
-        answer = extract_answer(decoded(tokenizer, ids[:number])).answer
+        answer = rule.read(extract_answer(decoded(tokenizer, ids[:number])).answer).answer
         if answer != (glimpses[-1].answer if glimpses else None):
             glimpses.append(Glimpse(number, answer, -script.logprob))
-    answer = extract_answer(script.text).answer
+    answer = rule.read(extract_answer(script.text).answer).answer
     points = ((script.seconds, len(ids)),)
     return StoredSolution(
-        name, answer, answer == expected, len(ids), points, -script.logprob, script.whole, glimpses=tuple(glimpses)
+        name,
+        answer,
+        compare(answer, expected).is_equal,
+        len(ids),
+        points,
+        -script.logprob,
+        script.whole,
+        glimpses=tuple(glimpses),
     )
 
 
@@ -53,19 +67,21 @@ def decoded(tokenizer: ChatTokenizer, ids: Sequence[int]) -> str:
 
 
 class PlayedEngine(LocalEngine):
-    """Plays the n-th script for the n-th request. ``rates[n]``: tokens a second of each of n that run; None: each takes
-    its own time."""
+    """Plays the scripts of the problem that is asked, one after the other. ``rates[n]``: tokens a second of each of n
+    that run; None: each takes its own time."""
 
-    def __init__(self, tokenizer: ChatTokenizer, scripts: Sequence[Script], rates: Sequence[float] | None):
+    def __init__(
+        self, tokenizer: ChatTokenizer, scripts: Mapping[str, Sequence[Script]], rates: Sequence[float] | None
+    ):
         super().__init__(tokenizer)
         self.capabilities = replace(self.capabilities, logprobs=True)
-        self._scripts, self._rates = scripts, rates
-        self._asked = self.running = 0
+        self._scripts, self._rates = {name: iter(of_problem) for name, of_problem in scripts.items()}, rates
+        self.running = 0
         self._changed = asyncio.Event()
 
     async def complete(self, request: Request) -> Completion:
-        script = self._scripts[self._asked]
-        self._asked += 1
+        prompt = self.tokenizer.decode(request.prompt)  # type: ignore[arg-type]
+        script = next(next(scripts for name, scripts in self._scripts.items() if name in prompt))
         ids = ids_of(self.tokenizer, script)
         self.running += 1
         self._wake()

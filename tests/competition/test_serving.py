@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pandas
@@ -17,9 +18,13 @@ from nemo_openmath.chat import ChatTokenizer, load_template
 from nemo_openmath.competition import Solver, SolverSettings, TimeBank
 from nemo_openmath.competition.answers import AnswerRule
 from nemo_openmath.competition.kaggle import KaggleContest
+from nemo_openmath.competition.serving.opening import SolveServiceSettings, open_service
 from nemo_openmath.competition.serving.server import BadQuestion, SolveServer, read_question
 from nemo_openmath.competition.serving.service import QueueFull, SolveService
 from nemo_openmath.core.clock import Clock, SystemClock
+from nemo_openmath.core.records import Mode
+from nemo_openmath.grading import GradingPool
+from nemo_openmath.inference.open import EngineConfig
 from nemo_openmath.inference.rollout import RolloutSettings
 from tests.competition.timed import Say, TimedEngine, boxed
 from tests.support.virtual_time import VirtualClock, in_virtual_time
@@ -150,6 +155,19 @@ async def test_http(tokenizer: ChatTokenizer) -> None:
 def test_what_is_no_question_is_refused(body: bytes) -> None:
     with pytest.raises(BadQuestion):
         read_question(body)
+
+
+BASE = Path(__file__).parents[2] / "examples/base"
+
+
+async def test_a_service_is_opened_with_a_reserve_and_answers_are_compared_in_processes_with_limits() -> None:
+    settings = SolveServiceSettings(
+        EngineConfig(model=str(BASE)), BASE, mode=Mode.COT, base_seconds=5.0, bank_seconds=3.0, total_seconds=40.0
+    )
+    async with open_service(settings) as service:
+        assert isinstance(service.solver.vote.__self__, GradingPool)  # type: ignore[attr-defined]
+        assert (await service.solver.vote(["1/2", "0.5", None])).count == 2
+        assert service.bank == TimeBank(5.0, 3.0, total=40.0, reserve=10.0)
 
 
 # -- Kaggle ------------------------------------------------------------------------------------------------------------

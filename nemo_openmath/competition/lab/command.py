@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from nemo_openmath.competition.answers import AnswerRule
 from nemo_openmath.competition.lab.contest import ContestPlan, ContestSettings, Laboratory, Rehearsal
 from nemo_openmath.competition.lab.page import Curve, page_of
 from nemo_openmath.competition.lab.reading import Rollouts, read_rollouts
@@ -39,6 +40,7 @@ class Asked:
     mode: Mode | None = None
     selections: tuple[Path, ...] = ()
     code_seconds: float = 0.0
+    rule: AnswerRule = field(default_factory=AnswerRule)
 
     def open(self) -> tuple[Rollouts, Speed | None]:
         """Read the rollouts; answers are compared in processes with limits."""
@@ -53,6 +55,7 @@ class Asked:
                 mode=self.mode,
                 selections=self.selections,
                 code_seconds=self.code_seconds,
+                rule=self.rule,
             )
         for note in rollouts.notes:
             print(f"note: {note}", file=sys.stderr)
@@ -195,10 +198,11 @@ def _heading(rollouts: Rollouts, rehearsal: Rehearsal, speed: Speed | None, *, h
     s, number = rehearsal.settings, sum(len(p.solutions) for p in rollouts.problems)
     split = ", half of them to search on, half held out" if halves else ""
     runs = ", each problem run twice" if s.twice else ""
+    total = "" if s.total_seconds is None else f", {s.total_seconds:g} s in all"
     return [
         f"{number:,} stored solutions of {len(rollouts.problems):,} problems{split}",
         f"{len(rehearsal.points):,} contests of {rehearsal.size} problems{runs}; {s.base_seconds:g} s a problem, up to "
-        f"{s.bank_seconds:g} s from the bank; seed {s.seed}",
+        f"{s.bank_seconds:g} s from the bank{total}; seed {s.seed}",
         "speed: times as stored" if speed is None else f"speed (solutions at once:tokens/s of each): {speed}",
     ]
 
@@ -225,8 +229,12 @@ def _at_budgets(
     """Return (seconds of a problem, rehearsal) for several times of a contest."""
     points = []
     for factor in BUDGETS:
+        total = None if settings.total_seconds is None else settings.total_seconds * factor
         changed = replace(
-            settings, base_seconds=settings.base_seconds * factor, bank_seconds=settings.bank_seconds * factor
+            settings,
+            base_seconds=settings.base_seconds * factor,
+            bank_seconds=settings.bank_seconds * factor,
+            total_seconds=total,
         )
         plan = ContestPlan.make(rollouts.problems, changed)
         points.append((changed.base_seconds, laboratory.rehearse(policy, plan)))
@@ -248,6 +256,7 @@ def _write(
         "rollouts": [str(path) for path in asked.rollouts],
         "speed": asked.speed,
         "settings": asdict(asked.settings),
+        "answers": asdict(asked.rule),
         "policies": [
             {
                 "name": name,

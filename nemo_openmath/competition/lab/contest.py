@@ -11,7 +11,7 @@ problems of the share of their runs that were right, so an interval over problem
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,6 +38,11 @@ class ContestSettings:
     """Seconds of every problem. Paper section 6.3.4."""
     bank_seconds: NonNegativeFloat = 210.0
     """Seconds that a problem may have from the bank, at most. Paper section 6.3.4."""
+    total_seconds: PositiveFloat | None = None
+    """Seconds of a whole contest, of each run where problems are run twice; null: the base time of all problems, which
+    the bank keeps by itself."""
+    reserve_seconds: NonNegativeFloat = 10.0
+    """Seconds that each problem keeps whatever happened before it, at most its base time."""
     contests: PositiveInt = 200
     """Contests that are rehearsed."""
     draws: PositiveInt = 32
@@ -52,6 +57,10 @@ class ContestSettings:
     def runs(self) -> int:
         """Runs of a contest."""
         return 2 if self.twice else 1
+
+    def bank(self) -> TimeBank:
+        """Return the bank of a run."""
+        return TimeBank(self.base_seconds, self.bank_seconds, total=self.total_seconds, reserve=self.reserve_seconds)
 
 
 @dataclass(frozen=True)
@@ -190,17 +199,13 @@ class Laboratory:
         the policy asks for what is not stored."""
         self.check(policy)
         runner = _Runner(policy, self, plan)
-        settings = plan.settings
         tallies = [ProblemTally(problem.id) for problem in self.problems]
         points = []
         orders = plan.orders[: contests or len(plan.orders)]
         for runs in orders:
             right = 0
             for order in runs:
-                bank = TimeBank(settings.base_seconds, settings.bank_seconds)
-                for problem, draw in order:
-                    replayed = runner.run(problem, draw, bank.allowance())
-                    bank.spend(replayed.seconds)
+                for (problem, draw), replayed in zip(order, runner.contest(order), strict=True):
                     right += replayed.right
                     tally = tallies[problem]
                     tally.runs += 1
@@ -210,7 +215,7 @@ class Laboratory:
                     tally.unselected += replayed.unselected
                     tally.loss.add(replayed, runner.unlimited(problem, draw))
             points.append(right / len(runs))
-        return Rehearsal(policy, settings, tuple(t for t in tallies if t.runs), tuple(points), len(orders[0][0]))
+        return Rehearsal(policy, plan.settings, tuple(t for t in tallies if t.runs), tuple(points), len(orders[0][0]))
 
     def check(self, policy: Policy) -> None:
         """Raise UserError where a policy asks for what is not stored."""
@@ -243,6 +248,14 @@ class _Runner:
         self._replay = ProblemReplay(policy, rates)
         self._unlimited: dict[tuple[int, int], ReplayedProblem] = {}
         self._by_time = deadline_matters_by_time_alone(policy)
+
+    def contest(self, order: Sequence[tuple[int, int]]) -> Iterator[ReplayedProblem]:
+        """Replay the problems of one run in their order, with one bank."""
+        bank = self._plan.settings.bank()
+        for place, (problem, draw) in enumerate(order):
+            replayed = self.run(problem, draw, bank.allowance(len(order) - place - 1))
+            bank.spend(replayed.seconds)
+            yield replayed
 
     def unlimited(self, problem: int, draw: int) -> ReplayedProblem:
         """Return what becomes of a problem without a deadline."""

@@ -3,21 +3,23 @@
 A table (JSON Lines, CSV or Parquet) has a row for each solution:
 
 - ``problem_id``, ``answer`` (null or empty: none), ``right`` (true or false), ``tokens``
-- where known ``seconds``, ``entropy`` (mean negative log-probability of the answer's tokens) and ``whole`` (false: it
-  was cut off at a limit of its length)
+- where known ``seconds``, ``entropy`` (mean negative log-probability of the answer's tokens), ``whole`` (false: it
+  was cut off at a limit of its length) and ``expected_answer``
 
-Answers are compared in the grader's processes, each pair once.
+Answers are read by the rule of the contest, and what it changed is judged anew; then they are compared in the grader's
+processes, each pair once.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nemo_openmath.chat import Transcript
+from nemo_openmath.competition.answers import AnswerRule
 from nemo_openmath.competition.lab.glimpses import glimpses_of
 from nemo_openmath.competition.lab.grouping import Compare, pairs_of
 from nemo_openmath.competition.lab.rollouts import StoredProblem, StoredSelection, StoredSolution
@@ -30,7 +32,7 @@ from nemo_openmath.grading.extraction import extract_answer
 
 GradeBatch = Callable[[Iterable[tuple[str | None, str | None]]], list[Grade]]
 """Grades many pairs: ``GradingPool.grade_batch``."""
-_COLUMNS = ("problem_id", "answer", "right", "tokens", "seconds", "entropy", "whole")
+_COLUMNS = ("problem_id", "answer", "right", "tokens", "seconds", "entropy", "whole", "expected_answer")
 _REQUIRED = _COLUMNS[:4]
 
 
@@ -54,6 +56,8 @@ class _Read:
     solutions: list[StoredSolution] = field(default_factory=list)
     expected: str | None = None
     untried: bool = False
+    changed: set[str] = field(default_factory=set)
+    """Answers that whole solutions have by the rule of the contest alone."""
     selections: list[tuple[Generation, Selection]] = field(default_factory=list)
 
 
@@ -64,12 +68,14 @@ def read_rollouts(
     mode: Mode | None = None,
     selections: Sequence[Path] = (),
     code_seconds: float = 0.0,
+    rule: AnswerRule = AnswerRule(),  # noqa: B008  # frozen
 ) -> Rollouts:
     """Return the stored rollouts of folders of records, or of tables.
 
     - ``mode``: only solutions of this mode; None: there must be one mode alone.
     - ``selections``: folders of ``genselect.select`` whose candidates are among the solutions.
     - ``code_seconds``: what a run of code is taken to take where nobody kept its time.
+    - ``rule``: which answers the contest takes.
 
     Raises UserError naming the record or the row that cannot be used.
     """
@@ -92,6 +98,8 @@ def read_rollouts(
             del read[name]
     if not read:
         raise UserError("no problem is left: the model could be asked none of them", file=paths[0])
+    for name, problem in read.items():
+        _read_answers(name, problem, rule, notes)
     problems = _graded(read, grade, notes)
     lines = [f"{count:,} {text}" for text, count in sorted(notes.items()) if count]
     return Rollouts(tuple(problems), tuple(lines))
@@ -194,6 +202,7 @@ def _read_table(path: Path, read: Mapping[str, _Read]) -> None:
             None if values.get(name) in (None, "") else _number(values[name], name, file, row)
             for name in ("seconds", "entropy")
         )
+        _expect(problem, values.get("expected_answer"), file, row)
         if _flag(values["right"], "right", file, row) and answer is None:
             raise UserError("right is true, and there is no answer", file=file, row=row, remedy="mend the row")
         problem.solutions.append(
@@ -207,6 +216,16 @@ def _read_table(path: Path, read: Mapping[str, _Read]) -> None:
                 _flag(values.get("whole", True), "whole", file, row),
             )
         )
+
+
+def _expect(problem: _Read, value: Any, file: Path, row: int) -> None:
+    if value in (None, ""):
+        return
+    expected = _text(value, "expected_answer", file, row)
+    if problem.expected not in (None, expected):
+        before = f"expected_answer is {expected!r}, and {problem.expected!r} in a row before"
+        raise UserError(before, file=file, row=row, remedy="give each problem one expected answer")
+    problem.expected = expected
 
 
 def _text(value: Any, name: str, file: Path, row: int) -> str:
@@ -247,6 +266,36 @@ def _read_selections(folders: Sequence[Path], read: Mapping[str, _Read], notes: 
             read[generation.problem_id].selections.append((generation, Selection.of(generation)))
 
 
+def _read_answers(name: str, problem: _Read, rule: AnswerRule, notes: Counter[str]) -> None:
+    """Take the answers of a problem as the contest does. Raises UserError where what becomes of one is not judged."""
+    solutions = []
+    for solution in problem.solutions:
+        read = rule.read(solution.answer)
+        glimpses = tuple(replace(g, answer=rule.read(g.answer).answer) for g in solution.glimpses)
+        right = solution.right and read.answer is not None
+        solutions.append(replace(solution, answer=read.answer, right=right, glimpses=glimpses))
+        if (note := _RULED.get(read.became)) is not None:
+            notes[note] += 1
+        if read.answer is None or read.answer == solution.answer or not solution.whole:
+            continue
+        if problem.expected is not None:
+            problem.changed.add(read.answer)
+        elif read.became == "reduced":
+            raise UserError(
+                f"problem {name}: the answer {solution.answer} of {solution.id} is {read.answer} in this contest, and "
+                "what is expected is not known",
+                remedy="give the column expected_answer",
+            )
+    problem.solutions = solutions
+
+
+_RULED = {
+    "reduced": "answers are taken modulo",
+    "out_of_range": "answers out of the contest's range have no vote",
+    "not_integer": "answers that are no whole number have no vote",
+}
+
+
 def _graded(read: Mapping[str, _Read], grade: GradeBatch, notes: Counter[str]) -> Iterator[StoredProblem]:
     """Return the problems. All pairs of answers that a vote may compare, and all answers that were found in unfinished
     solutions, are graded at once."""
@@ -259,7 +308,7 @@ def _graded(read: Mapping[str, _Read], grade: GradeBatch, notes: Counter[str]) -
         partial_answers[name] = sorted({text for answer in seen if (text := answer.strip())} - whole)
         pairs += pairs_of(seen)
         if problem.expected is not None:
-            pairs += [(answer, problem.expected) for answer in partial_answers[name]]
+            pairs += [(answer, problem.expected) for answer in (*partial_answers[name], *sorted(problem.changed))]
     grades = dict(zip(pairs, grade(pairs), strict=True))
     compare: Compare = lambda a, b: grades[a, b]  # noqa: E731
     problems = []
@@ -268,6 +317,10 @@ def _graded(read: Mapping[str, _Read], grade: GradeBatch, notes: Counter[str]) -
         for answer in partial_answers[name]:
             if problem.expected is not None:
                 right[answer] = grades[answer, problem.expected].is_equal
+        problem.solutions = [
+            replace(s, right=grades[s.answer, problem.expected].is_equal) if s.answer in problem.changed else s
+            for s in problem.solutions
+        ]
         selections = _selections(name, problem, notes)
         problems.append(StoredProblem.make(name, problem.solutions, compare, glimpsed=right, selections=selections))
     return iter(problems)
