@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 
 def posterior_right(weights: Sequence[float], group: int, *, accuracy: tuple[float, float], spread: float) -> float:
@@ -78,18 +79,24 @@ def posterior_stays(
 def _level(first: float, mass: float, total: float, second: float, running: int, vote: float, unit: float) -> float:
     """Return the probability that an opponent draws level. ``mass``: what it has in the urn, of ``total``; ``second``:
     the votes that it has. What an urn of ``vote`` leaves out is a vote for neither."""
-    by_votes = [_level_at(first, mass, second, votes, unit) for votes in range(running + 1)]
     chance = 0.0
     for votes in range(running + 1):
         in_time = math.comb(running, votes) * vote**votes * (1 - vote) ** (running - votes)
         if in_time > 0:
-            rest = max(0.0, total - first - mass)
-            chance += in_time * math.fsum(
-                _beta_binomial(votes, t, first + mass, rest) * by_votes[t] for t in range(votes + 1)
-            )
+            chance += in_time * _level_of(first, mass, total, second, votes, unit)
     return min(1.0, chance)
 
 
+@lru_cache(maxsize=50_000)  # a rule looks at the clock more often than a solution ends
+def _level_of(first: float, mass: float, total: float, second: float, votes: int, unit: float) -> float:
+    """Return the probability that the opponent draws level when so many votes come."""
+    rest = max(0.0, total - first - mass)
+    return math.fsum(
+        _beta_binomial(votes, t, first + mass, rest) * _level_at(first, mass, second, t, unit) for t in range(votes + 1)
+    )
+
+
+@lru_cache(maxsize=50_000)
 def _level_at(first: float, mass: float, second: float, votes: int, unit: float) -> float:
     """Return the probability that the opponent draws level when both together get so many votes."""
     return math.fsum(

@@ -20,10 +20,10 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 from nemo_openmath.competition.bayes import arrival, posterior_right, posterior_stays
 from nemo_openmath.core.bounds import (
@@ -128,8 +128,7 @@ class Policy:
         return max(0.0, deadline - self.closing(deadline) - (self.selecting_takes(deadline) if reserved else 0.0))
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """One solution that ended."""
 
     sample: int
@@ -169,6 +168,9 @@ class Wait:
     """Wait for the next end of a solution, at most until ``until``, in seconds since the problem began."""
 
     until: float
+    ends: int = field(default=1, compare=False)
+    """Solutions that have to end, whatever their answers are, before anything else can be decided: until then a replay
+    need not ask. It holds while the groups of the answers so far stay what they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +205,19 @@ class Pick:
 def decide(policy: Policy, *, now: float, deadline: float, ended: Sequence[Ended], running: Sequence[int]) -> Decision:
     """Return what is to be done now. Of equal arguments it is the same, whatever their order."""
     ends_at = policy.sampling_ends(deadline)
-    if (reason := _enough(policy, now, deadline, ended, len(running))) is not None:
+    losses = [e.at for e in ended if e.lost]
+    heard, most = [e for e in ended if not e.lost] if losses else ended, 0
+    if policy.rule == "votes":
+        votes = [*_votes(heard).values()]
+        most = max(votes, default=0)
+        reason = Reason.AGREEMENT if _agree(votes, len(heard), policy.agree) else None
+    else:
+        reason = _sure(policy, now, deadline, ended, heard, len(running))
+    if reason is not None:
         return Stop(reason)
     if now >= ends_at:
         return Stop(Reason.TIME)
-    decision = _missing(policy, now, ends_at, ended, running)
+    decision = _missing(policy, now, ends_at, ended, losses, len(running))
     if decision is not None:
         return decision
     if not running:
@@ -215,23 +225,30 @@ def decide(policy: Policy, *, now: float, deadline: float, ended: Sequence[Ended
     if len(running) <= policy.stragglers and any(e.group is not None for e in ended):
         return Stop(Reason.STRAGGLERS)
     if policy.rule == "votes":
-        return Wait(ends_at)
+        return Wait(ends_at, 1 if losses else _quiet(policy, most, len(heard), len(running)))
     step = deadline / policy.bayes.checks
     return Wait(min(ends_at, (math.floor(now / step + 1e-6) + 1) * step))
 
 
+def _quiet(policy: Policy, most: int, heard: int, running: int) -> int:
+    """Return how many solutions have to end before the votes can say anything but wait. ``most``: votes of the leading
+    answer, of ``heard`` solutions."""
+    missing = policy.agree - heard if most == heard < policy.agree else policy.agree + 1 - most
+    return max(1, min(missing, running - policy.stragglers))
+
+
 def _missing(
-    policy: Policy, now: float, ends_at: float, ended: Sequence[Ended], running: Sequence[int]
+    policy: Policy, now: float, ends_at: float, ended: Sequence[Ended], losses: Sequence[float], running: int
 ) -> Begin | Wait | None:
-    """Return the samples that are to be begun, or until when they have to wait; None where there are none."""
-    losses = [e.at for e in ended if e.lost]
-    begun = len(ended) + len(running)
+    """Return the samples that are to be begun, or until when they have to wait; None where there are none. ``losses``:
+    when solutions were lost."""
+    begun = len(ended) + running
     counted = begun - min(len(losses), policy.replace)  # those that were lost and not yet begun again are missing
     if counted < policy.batch:
         missing, first = policy.batch - counted, begun == 0
     elif counted < policy.batch + policy.second:
         first = counted == policy.batch
-        if first and not _second_is_due(policy, ends_at - now, ended, len(running)):
+        if first and not _second_is_due(policy, ends_at - now, ended, running):
             return None
         missing = policy.batch + policy.second - counted
     else:
@@ -243,22 +260,29 @@ def _missing(
 
 
 def _second_is_due(policy: Policy, seconds: float, ended: Sequence[Ended], running: int) -> bool:
-    votes = Counter(e.group for e in ended if e.group is not None and e.whole)
-    return running <= policy.stragglers and seconds >= policy.second_seconds and max(votes.values(), default=0) < 2
+    most = max(_votes(ended).values(), default=0)
+    return running <= policy.stragglers and seconds >= policy.second_seconds and most < 2
 
 
-def _enough(policy: Policy, now: float, deadline: float, ended: Sequence[Ended], running: int) -> Reason | None:
-    """Return why the answers there are suffice, or None."""
-    heard = [e for e in ended if not e.lost]
-    if policy.rule == "votes":
-        votes = Counter(e.group for e in heard if e.group is not None and e.whole)
-        return Reason.AGREEMENT if _agree(list(votes.values()), len(heard), policy.agree) else None
+def _votes(ended: Sequence[Ended]) -> dict[int, int]:
+    """Return how many whole solutions gave each answer. A dictionary: this is counted at every decision."""
+    votes: dict[int, int] = {}
+    for e in ended:
+        if e.whole and e.group is not None:
+            votes[e.group] = votes.get(e.group, 0) + 1
+    return votes
+
+
+def _sure(
+    policy: Policy, now: float, deadline: float, ended: Sequence[Ended], heard: Sequence[Ended], running: int
+) -> Reason | None:
+    """Return why the answers there are suffice by the rule ``bayes``, or None. ``heard``: what was not lost."""
     weights = _weights(policy, heard)
     if not weights:
         return None
     groups = sorted(weights)
     values, prior = [weights[g] for g in groups], policy.bayes
-    leader = groups.index(_order(policy, heard)[0])
+    leader = groups.index(_order(heard, weights)[0])
     right = posterior_right(values, leader, accuracy=(prior.accuracy[0], prior.accuracy[1]), spread=prior.spread)
     if right >= prior.sure:
         return Reason.SURE
@@ -284,7 +308,8 @@ def _agree(votes: Sequence[int], heard: int, agree: int) -> bool:
 def choose(policy: Policy, ended: Sequence[Ended]) -> Pick:
     """Return the answer with the most weight. Of equal ones that with more solutions, then the one that was there
     first."""
-    weights, order = _weights(policy, ended), _order(policy, ended)
+    weights = _weights(policy, ended)
+    order = _order(ended, weights)
     if not order:
         return Pick(None)
     votes = sum(e.group == order[0] for e in ended)
@@ -296,28 +321,34 @@ def weight_of(policy: Policy, ended: Ended, entropy: float = 0.0) -> float:
     """Return how much the answer of a solution counts. ``entropy``: what a solution without one is taken to have."""
     if ended.group is None or ended.lost:
         return 0.0
+    weight = 1.0 if ended.whole else policy.partial_weight
+    if not policy.entropy_weight:
+        return weight
     doubt = entropy if ended.entropy is None else ended.entropy
-    return (1.0 if ended.whole else policy.partial_weight) * math.exp(-policy.entropy_weight * max(0.0, doubt))
+    return weight * math.exp(-policy.entropy_weight * max(0.0, doubt))
 
 
 def _weights(policy: Policy, ended: Sequence[Ended]) -> dict[int, float]:
     """Return the weight of each answer; those without any are left out. A solution whose log-probabilities are not
     known is taken for a mean one."""
-    known = [e.entropy for e in ended if e.entropy is not None and e.group is not None]
+    known = [e.entropy for e in ended if e.entropy is not None and e.group is not None] if policy.entropy_weight else []
     entropy = math.fsum(known) / len(known) if known else 0.0
     parts: defaultdict[int, list[float]] = defaultdict(list)
     for e in ended:
-        weight = weight_of(policy, e, entropy)
-        if e.group is not None and weight > 0:
+        if e.group is not None and (weight := weight_of(policy, e, entropy)) > 0:
             parts[e.group].append(weight)
     return {group: math.fsum(values) for group, values in parts.items()}
 
 
-def _order(policy: Policy, ended: Sequence[Ended]) -> list[int]:
+def _order(ended: Sequence[Ended], weights: Mapping[int, float]) -> list[int]:
     """Return the answers, the leading one first."""
-    weights = _weights(policy, ended)
-    votes = Counter(e.group for e in ended if e.group is not None)
-    first = {group: min((e.at, e.sample) for e in ended if e.group == group) for group in weights}
+    votes, first = dict.fromkeys(weights, 0), dict[int, tuple[float, int]]()
+    for e in ended:
+        if (group := e.group) in weights:
+            came = e.at, e.sample
+            votes[group] += 1
+            if group not in first or came < first[group]:
+                first[group] = came
     return sorted(weights, key=lambda g: (-round(weights[g], 9), -votes[g], first[g]))
 
 
@@ -350,11 +381,11 @@ def judged(policy: Policy, ended: Sequence[Ended], chosen: Sequence[int | None])
     ``chosen``: the sample of each selection, None where it names none. Without any it is the vote's."""
     groups = {e.sample: e.group for e in ended}
     marks = Counter(group for s in chosen if s is not None and (group := groups.get(s)) is not None)
-    order = _order(policy, ended)
+    weights = _weights(policy, ended)
+    order = _order(ended, weights)
     ranked = sorted((g for g in order if marks[g]), key=lambda g: (-marks[g], order.index(g)))
     if not ranked:
         return choose(policy, ended)
-    weights = _weights(policy, ended)
     second = next((g for g in [*ranked[1:], *order] if g != ranked[0]), None)
     votes = sum(e.group == ranked[0] for e in ended)
     return Pick(ranked[0], weights[ranked[0]], votes, second, 0.0 if second is None else weights[second])

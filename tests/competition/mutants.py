@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 
 TOP = Path(__file__).parents[2]
-CHAOS, CONTESTS = "chaos", 300
+CHAOS, CONTESTS = "chaos", 200
 PATIENCE = 300.0  # seconds; a mutant that hangs is caught as well
 
 

@@ -200,7 +200,7 @@ def test_a_shared_machine_is_what_small_steps_give() -> None:
         written_at_cut: dict[int, float] = {}
         while machine.running:
             at, ended = machine.advance(1e6 if written_at_cut else cut)
-            ends |= {n: at for n, _ in ended}
+            ends |= {n: ended_at for ended_at, n, _ in ended}
             if at >= cut and not written_at_cut:
                 written_at_cut = {n: machine.written(n) for n in machine.running}
 

@@ -101,6 +101,33 @@ def test_what_the_engine_lost_is_begun_again_after_a_pause() -> None:
 
 
 @given(
+    st.text("aab-!A", max_size=8), st.text("ab-A", max_size=8), st.integers(1, 8), st.integers(0, 3), st.integers(0, 3)
+)
+def test_until_a_decision_is_due_nothing_but_wait_is_said(
+    word: str, then: str, agree: int, stragglers: int, second: int
+) -> None:
+    """``Wait.ends``: whatever fewer solutions than these say, the decision is the same."""
+    policy = Policy(batch=8, agree=agree, stragglers=stragglers, second=second, second_seconds=0.0, replace_pause=0.0)
+    running = max(0, 8 - len(word)) + word.count("!")
+    first = decided(policy, word, running)
+    if isinstance(first, Wait):
+        for ends in range(1, min(first.ends, len(then) + 1, running + 1)):
+            assert decided(policy, word + then[:ends], running - ends) == first
+        assert first.ends == 1 or "!" not in word
+
+
+def test_a_decision_is_due_after_as_few_ends_as_can_bring_it() -> None:
+    assert decided(PAPER, "", 16) == Wait(95.0)
+    for word, ends in (("", 4), ("aa", 2), ("ab", 4), ("aaab", 2), ("aaaabbbb", 1), ("a" * 3 + "-" * 12, 1)):
+        what = decided(PAPER, word, 16 - len(word))
+        assert isinstance(what, Wait)
+        assert what.ends == ends, word
+    few = decided(replace(PAPER, stragglers=12), "abc", 13)
+    assert isinstance(few, Wait)
+    assert few.ends == 1
+
+
+@given(
     st.lists(st.sampled_from("abc-!A"), max_size=12),
     st.integers(0, 6),
     st.randoms(),

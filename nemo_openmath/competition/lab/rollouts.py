@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
+from math import inf
 
 from nemo_openmath.competition.lab.grouping import AnswerClasses, Compare
 
@@ -52,6 +54,11 @@ class StoredSolution:
     def seconds(self) -> float | None:
         """Seconds from its beginning to its end, as it was made; None where nobody kept them."""
         return self.points[-1][0] if self.points else None
+
+    @property
+    def length(self) -> float:
+        """Its tokens; without an end where it was cut off while it ran."""
+        return inf if self.endless else self.tokens
 
     def code(self) -> list[tuple[int, float]]:
         """Return (tokens written before, seconds) of each run of code, in order."""
@@ -127,6 +134,15 @@ class StoredProblem:
                 right |= {answer.strip(): value for answer, value in (glimpsed or {}).items()}
         judged = [s if s.whole or s.answer is None else replace(s, right=right[s.answer.strip()]) for s in solutions]
         return cls(name, tuple(judged), AnswerClasses(right, compare), right, tuple(selections))
+
+    @cached_property
+    def classes(self) -> dict[str | None, int | None] | None:
+        """The class of each answer that occurs as it is written, where it is the same whichever others there are."""
+        if (fixed := self.grouping.fixed) is None:
+            return None
+        glimpsed = (glimpse.answer for s in self.solutions for glimpse in s.glimpses)
+        written = {answer for answer in (*(s.answer for s in self.solutions), *glimpsed) if answer is not None}
+        return {None: None} | {answer: fixed[answer.strip()] for answer in written if answer.strip()}
 
     def is_right(self, answer: str | None) -> bool:
         """Tell whether an answer that occurs is right."""

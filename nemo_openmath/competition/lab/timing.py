@@ -13,7 +13,8 @@ from typing import Protocol
 
 from nemo_openmath.competition.lab.rollouts import StoredSolution
 
-Ends = list[tuple[int, StoredSolution]]
+Ends = list[tuple[float, int, StoredSolution]]
+"""(time, sample, solution) of those that ended."""
 
 
 class Machine(Protocol):
@@ -26,8 +27,9 @@ class Machine(Protocol):
         """Begin a solution now."""
         ...
 
-    def advance(self, until: float) -> tuple[float, Ends]:
-        """Go on to the next end of a solution, at most to ``until``. Return the time, and what ended then."""
+    def advance(self, until: float, least: int = 1) -> tuple[float, Ends]:
+        """Go on until so many solutions have ended, at most to ``until``. Return the time, and what ended. Those that
+        end at one moment end together."""
         ...
 
     def written(self, sample: int) -> float:
@@ -49,13 +51,14 @@ class AsMade:
         self._began[sample] = (self._now, solution)
         heappush(self._ends, (inf if solution.endless else self._now + solution.points[-1][0], sample))
 
-    def advance(self, until: float) -> tuple[float, Ends]:
-        ends, ended = self._ends, []
-        self._now = min(ends[0][0], until) if ends else until
-        while ends and ends[0][0] <= self._now:
-            _, sample = heappop(ends)
-            self.running.remove(sample)
-            ended.append((sample, self._began[sample][1]))
+    def advance(self, until: float, least: int = 1) -> tuple[float, Ends]:
+        ends, ended = self._ends, Ends()
+        while len(ended) < least and self._now < until:
+            self._now = min(ends[0][0], until) if ends else until
+            while ends and ends[0][0] <= self._now:
+                _, sample = heappop(ends)
+                self.running.remove(sample)
+                ended.append((self._now, sample, self._began[sample][1]))
         return self._now, ended
 
     def written(self, sample: int) -> float:
@@ -79,68 +82,81 @@ class Shared:
         self._now = self._tokens = 0.0
         self._due: list[tuple[float, int]] = []
         self._code: list[tuple[float, int]] = []
-        self._state: dict[int, _Progress] = {}
+        self._solutions: dict[int, StoredSolution] = {}
+        self._since: dict[int, float] = {}  # the machine's tokens when the part began that is being written
+        self._parts: dict[int, _Parts] = {}  # of solutions with code
 
     def begin(self, sample: int, solution: StoredSolution) -> None:
         self.running.append(sample)
-        state = self._state[sample] = _Progress(solution)
-        heappush(self._due, (state.next_part(self._tokens), sample))
+        self._solutions[sample] = solution
+        if len(solution.points) > 1:
+            self._parts[sample] = _Parts(solution)
+            self._write(sample)
+        else:
+            self._since[sample] = since = self._tokens
+            heappush(self._due, (since + solution.length, sample))
 
-    def advance(self, until: float) -> tuple[float, Ends]:
+    def _write(self, sample: int) -> None:
+        """Begin to write the next part of a solution with code."""
+        self._since[sample] = since = self._tokens
+        heappush(self._due, (since + self._parts[sample].next_part(), sample))
+
+    def advance(self, until: float, least: int = 1) -> tuple[float, Ends]:
         ended: Ends = []
-        due, code = self._due, self._code
-        while not ended and self._now < until:
-            rate = self._rates[len(due)] if due else 0.0
-            end = self._now + max(0.0, due[0][0] - self._tokens) / rate if due else inf
-            at = min(end, code[0][0] if code else inf, until)
-            self._tokens += (at - self._now) * rate
-            self._now = at
-            if at >= end:
-                self._tokens = max(self._tokens, due[0][0])
-            while due and due[0][0] <= self._tokens:
+        due, code, rates = self._due, self._code, self._rates
+        now, tokens = self._now, self._tokens
+        while len(ended) < least and now < until:
+            at, end = until if not code or until < code[0][0] else code[0][0], inf
+            if due:
+                first, rate = due[0][0], rates[len(due)]
+                end = now + (first - tokens) / rate if first > tokens else now
+                if end <= at:
+                    at = end
+                tokens += (at - now) * rate
+                if end <= at and tokens < first:
+                    tokens = first
+            now = self._now = at
+            self._tokens = tokens
+            while due and due[0][0] <= tokens:
                 self._end_part(heappop(due)[1], ended)
             while code and code[0][0] <= at:
-                sample = heappop(code)[1]
-                heappush(due, (self._state[sample].next_part(self._tokens), sample))
-        return self._now, ended
+                self._write(heappop(code)[1])
+        return now, ended
 
     def _end_part(self, sample: int, ended: Ends) -> None:
         """A solution calls code, or ends."""
-        state = self._state[sample]
-        if (seconds := state.end_part()) is not None:
+        parts = self._parts.get(sample)
+        if parts is not None and (seconds := parts.end_part()) is not None:
             heappush(self._code, (self._now + seconds, sample))
             return
         self.running.remove(sample)
-        ended.append((sample, state.solution))
+        ended.append((self._now, sample, self._solutions[sample]))
 
     def written(self, sample: int) -> float:
-        state = self._state[sample]
-        if state.waits:
-            return state.tokens
-        return state.tokens + self._tokens - state.since
+        parts = self._parts.get(sample)
+        if parts is None:
+            return self._tokens - self._since[sample]
+        return parts.tokens if parts.waits else parts.tokens + self._tokens - self._since[sample]
 
 
-class _Progress:
-    """A solution, and how far it is written: parts with code between them."""
+class _Parts:
+    """The parts of a solution with code between them, and how many are written."""
 
-    __slots__ = ("_code", "_part", "since", "solution", "tokens", "waits")
+    __slots__ = ("_code", "_length", "_part", "tokens", "waits")
 
     def __init__(self, solution: StoredSolution):
-        self.solution = solution
         self.tokens = 0.0
         """Of the parts that are written."""
-        self.since = 0.0
-        """The machine's tokens when the part began that is being written."""
         self.waits = False
         """Whether its code runs."""
-        self._part = 0.0
-        self._code = solution.code()[::-1] if len(solution.points) > 1 else []
+        self._part, self._length = 0.0, solution.length
+        self._code = solution.code()[::-1]
 
-    def next_part(self, since: float) -> float:
-        """Begin the next part at so many tokens of the machine, and return at how many it is due."""
-        end = self._code[-1][0] if self._code else inf if self.solution.endless else self.solution.tokens
-        self._part, self.since, self.waits = end - self.tokens, since, False
-        return since + self._part
+    def next_part(self) -> float:
+        """Begin the next part, and return its tokens."""
+        end = self._code[-1][0] if self._code else self._length
+        self._part, self.waits = end - self.tokens, False
+        return self._part
 
     def end_part(self) -> float | None:
         """Return the seconds of code behind the part that ends; None at the end of the solution."""
