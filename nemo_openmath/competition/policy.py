@@ -344,7 +344,7 @@ def _order(ended: Sequence[Ended], weights: Mapping[int, float]) -> list[int]:
     """Return the answers, the leading one first."""
     votes, first = dict.fromkeys(weights, 0), dict[int, tuple[float, int]]()
     for e in ended:
-        if (group := e.group) in weights:
+        if (group := e.group) is not None and group in weights:
             came = e.at, e.sample
             votes[group] += 1
             if group not in first or came < first[group]:

@@ -6,7 +6,7 @@ code is changed in a copy of the repository.
 
     python -m tests.competition.mutants [WORD...]    only mutants whose name, file or catchers have one of the words
 
-Some ten minutes on one core.
+Some twenty minutes on one core.
 """
 
 from __future__ import annotations
