@@ -1,11 +1,11 @@
 """The solver as a function in the shape of Kaggle's evaluation API of AIMO.
 
     contest = KaggleContest(open_my_service, problems=50)
-    kaggle_evaluation.aimo_2_inference_server.AIMO2InferenceServer(contest.predict).serve()
+    kaggle_evaluation.aimo_2_inference_server.AIMO2InferenceServer(contest.listener()).serve()
 
-The server calls ``predict`` with two frames of one row, of polars or pandas; neither is imported here. The answer comes
-back in a frame of the same kind; for plain values it is a number. ``predict`` never raises, and returns by the deadline
-whatever hangs: then the answer is ``default``.
+The server calls ``predict`` with an id and a problem, each a series or a frame of one row, of polars or pandas; neither
+is imported here. The answer comes back in a frame of the same kind; for plain values it is a number. ``predict`` never
+raises, and returns by the deadline whatever hangs: then the answer is ``default``.
 """
 
 from __future__ import annotations
@@ -58,6 +58,14 @@ class KaggleContest:
         except Exception:
             log.exception("no answer; %d is submitted", self._default)
         return like(id_, answer)
+
+    def listener(self) -> Callable[[Any, Any], Any]:
+        """Return ``predict`` as the server takes it: a plain function of that name, for it refuses methods."""
+
+        def predict(id_: Any, problem: Any) -> Any:
+            return self.predict(id_, problem)
+
+        return predict
 
     def _answer(self, question: str, problem: str) -> int:
         began, self._to_come = time.monotonic(), max(0, self._to_come - 1)

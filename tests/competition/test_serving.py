@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pandas
@@ -204,7 +205,9 @@ def test_kaggle_gets_the_frame_that_it_gave(tokenizer: ChatTokenizer) -> None:
         assert answer.to_dict("list") == {"id": ["b"], "answer": [7]}
         other = contest.predict(OtherFrame({"id": ["c"]}), OtherFrame({"problem": ["What?"]}))
         assert other.data == {"id": ["c"], "answer": [7]}
-        assert contest.predict("d", "What?") == 7, "more problems than were announced"
+        listener = contest.listener()
+        assert (type(listener), listener.__name__) == (FunctionType, "predict"), "the server takes nothing else"
+        assert listener("d", "What?") == 7, "more problems than were announced"
         assert contest.predict(pandas.DataFrame(), None) is not None, "whatever comes, it does not raise"
     finally:
         contest.close()
