@@ -54,6 +54,7 @@ EXAMPLES = {
     "contest replay": "runs/smoke/cot_graded --speed 1:110,8:72,16:51 --output replayed",
     "contest search": "rollouts.jsonl --choices choices.yaml --speed 16:51 --output searched",
     "contest loss": "rollouts.jsonl --speed 16:51 --policy policy.yaml",
+    "contest calibrate": "runs/tiny/student2_tir_graded --output calibrated",
     "benchmark list": "",
     "benchmark prepare": "mine --from problems.jsonl --output benchmark.jsonl",
     "sandbox exec": "program.py --timeout 10",

@@ -34,6 +34,15 @@ def add(groups: Any) -> None:
     loss = verb(verbs, "loss", "divide the lost points into coverage, selection and time", _loss, interrupted=AGAIN)
     _add_common(loss)
     loss.add_argument("--policy", type=Path, metavar="FILE.yaml", help=_POLICY)
+    calibrate = verb(
+        verbs,
+        "calibrate",
+        "fit the rule bayes on half of the problems, judge it on the others",
+        _calibrate,
+        interrupted=AGAIN,
+    )
+    _add_common(calibrate)
+    calibrate.add_argument("--policy", type=Path, metavar="FILE.yaml", help=_POLICY)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -146,3 +155,9 @@ def _loss(options: argparse.Namespace) -> None:
     from nemo_openmath.competition.lab.command import divide_loss
 
     print(*divide_loss(_asked(options), options.policy), sep="\n")
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from nemo_openmath.competition.lab.command import calibrate_prior
+
+    print(*calibrate_prior(_asked(options), options.policy), sep="\n")

@@ -57,6 +57,7 @@ SLACK = 1e-3  # seconds: steps of the simulated clock
 ROUNDED = 1e-2  # seconds: of sums of what records hold, in milliseconds
 STUBBORN, STUBBORN_SESSION = 5.0, 4.0  # seconds for which requests and sessions ignore that they are cancelled; a
 # contest waits 10 for both at its end
+LATEST = 20_000.0  # seconds at which the clock has jumped for the last time, whatever still hangs
 REACHED = ("selections", "selections that ran out of time", "left behind", "grader failures", "partial", "lost")
 """What has to happen in many contests, so that a bound on it is tried."""
 
@@ -257,7 +258,7 @@ class ChaosContest:
         """Let the clock jump now and then, in half of the contests."""
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
-        while self.seed % 2:
+        while self.seed % 2 and loop.time() < LATEST:
             await asyncio.sleep(self.rng.expovariate(1 / 40))
             if self.rng.random() < 0.7:
                 seconds = self.rng.choice([1.0, 30.0, 300.0])

@@ -6,5 +6,6 @@
 - ``replay.py``: one problem under one policy
 - ``contest.py``: contests with the time bank; ``loss.py``: where the points went
 - ``search.py``: the best of many policies, judged on problems that it was not chosen on
+- ``calibration.py``: the model behind the rule ``bayes``, fitted and judged
 - ``command.py``, ``page.py``: what the verbs of ``openmath contest`` print and write
 """

@@ -12,10 +12,11 @@ from typing import Any
 import orjson
 
 from nemo_openmath.competition.answers import AnswerRule
+from nemo_openmath.competition.lab.calibration import DRAWS, brier_interval, fit_prior, judge_prior
 from nemo_openmath.competition.lab.contest import ContestPlan, ContestSettings, Laboratory, Rehearsal
 from nemo_openmath.competition.lab.page import Curve, page_of
 from nemo_openmath.competition.lab.reading import Rollouts, read_rollouts
-from nemo_openmath.competition.lab.search import SearchResult, read_choices, read_policy, search
+from nemo_openmath.competition.lab.search import SearchResult, halves, read_choices, read_policy, search
 from nemo_openmath.competition.lab.speed import Speed
 from nemo_openmath.competition.policy import Policy
 from nemo_openmath.core.errors import UserError
@@ -154,6 +155,47 @@ def search_policies(asked: Asked, choices: Path) -> list[str]:
         policy = asked.output / "policy.yaml"
         policy.write_text(_yaml(outcome.winner.policy), encoding="utf-8")
         lines += ["", f"{policy}: the winner"]
+    return lines
+
+
+def calibrate_prior(asked: Asked, policy: Path | None) -> list[str]:
+    """Fit the prior of the rule ``bayes`` on half of the problems, and return the lines that judge it on the other."""
+    chosen = replace(Policy() if policy is None else read_policy(policy), rule="bayes")
+    rollouts, _ = asked.open()
+    first, second = (
+        [p for p in half if any(s.whole and s.answer is not None for s in p.solutions)]
+        for half in halves(rollouts.problems)
+    )
+    if not first or not second:
+        raise UserError("half of the problems have no answer", remedy="give solutions of more problems")
+    fitted = fit_prior(first, chosen.bayes)
+    priors = {"before": chosen.bayes, "fitted": fitted}
+    judged = {
+        name: judge_prior(second, prior, most=chosen.batch, seed=asked.settings.seed) for name, prior in priors.items()
+    }
+    lines = [
+        f"fitted on {len(first)} problems, judged on {len(second)} others, after each of the first {chosen.batch} "
+        f"answers in {DRAWS} orders",
+        "",
+        f"{'prior':<10}{'accuracy a, b':>18}{'spread':>9}{'Brier score':>13}",
+    ]
+    for name, prior in priors.items():
+        a, b = prior.accuracy
+        lines.append(f"{name:<10}{f'{a:.3g}, {b:.3g}':>18}{prior.spread:>9.3g}{judged[name].brier.mean():>13.4f}")
+    value, low, high = brier_interval(judged["before"], judged["fitted"])
+    clear = "better" if high < 0 else "worse" if low > 0 else "not clearly different"
+    lines += ["", f"fitted minus before: {value:+.4f} (95% interval over problems {low:+.4f} to {high:+.4f}): {clear}"]
+    for name, cases in judged.items():
+        lines += ["", f"{name}: probability said of the leading answer, and the share that is right"]
+        lines += [
+            f"  {low:.2f} to {high:.2f}: said {said:.3f}, right {right:.3f} ({number:,} cases of {problems} problems)"
+            for low, high, number, problems, said, right in cases.table()
+        ]
+    if asked.output is not None:
+        policy_file = asked.output / "policy.yaml"
+        _replace(policy_file, _yaml(replace(chosen, bayes=fitted)).encode())
+        _replace(asked.output / RESULT, orjson.dumps({"verb": "calibrate", "lines": lines}, option=orjson.OPT_INDENT_2))
+        lines += ["", f"{policy_file}: the policy with the fitted prior"]
     return lines
 
 
