@@ -185,7 +185,7 @@ class _Solving:
         self._grading_until = 0.0
         self._grader_failures = 0
         self._stopped = 0.0, 0.0  # when sampling was stopped, and the seconds for what is to be done after that
-        self._before = solver.leftovers.total
+        self._left_before = solver.leftovers.total
 
     async def run(self) -> Answer:
         try:
@@ -351,24 +351,24 @@ class _Solving:
         trials, name = self._trials, self._grouping.answer
         lost = [t.error for t in trials if t.error is not None]
         return Answer(
-            name(pick.group),
-            pick.votes,
-            sum(t.error is None and not t.cut for t in trials),
-            FINISHES.get(reason, Finish.AGREEMENT),
-            self._time.now(),
-            sum(t.tokens for t in trials),
-            len(lost),
-            lost[-1] if lost else None,
-            reason,
-            pick.weight,
-            name(pick.second),
-            pick.second_weight,
-            selected,
-            sum(not t.whole and t.answer.answer is not None for t in trials),
-            dict(Counter(t.answer.became for t in trials if t.written is not None)),
-            self._grader_failures,
-            self._solver.leftovers.total - self._before,
-            tuple(trials),
+            answer=name(pick.group),
+            votes=pick.votes,
+            finished=sum(t.error is None and not t.cut for t in trials),
+            finish=FINISHES.get(reason, Finish.AGREEMENT),
+            seconds=self._time.now(),
+            completion_tokens=sum(t.tokens for t in trials),
+            failed=len(lost),
+            last_error=lost[-1] if lost else None,
+            reason=reason,
+            weight=pick.weight,
+            second=name(pick.second),
+            second_weight=pick.second_weight,
+            selected=selected,
+            partial=sum(not t.whole and t.answer.answer is not None for t in trials),
+            became=dict(Counter(t.answer.became for t in trials if t.written is not None)),
+            grader_failures=self._grader_failures,
+            left_behind=self._solver.leftovers.total - self._left_before,
+            trials=tuple(trials),
         )
 
 

@@ -57,7 +57,7 @@ class StoredSolution:
 
     @property
     def length(self) -> float:
-        """Its tokens; without an end where it was cut off while it ran."""
+        """The tokens of the solution; infinite where it was cut off while it ran."""
         return inf if self.endless else self.tokens
 
     def code(self) -> list[tuple[int, float]]:
