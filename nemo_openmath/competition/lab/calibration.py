@@ -69,7 +69,7 @@ def _counts(problem: StoredProblem) -> tuple[int, int, int, int]:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedPrior:
     """What a prior said of the leading answers of problems, and what they were."""
 
     said: np.ndarray
@@ -96,7 +96,7 @@ class Judged:
         return rows
 
 
-def judge_prior(problems: Sequence[StoredProblem], prior: BayesPrior, *, most: int, seed: int = 0) -> Judged:
+def judge_prior(problems: Sequence[StoredProblem], prior: BayesPrior, *, most: int, seed: int = 0) -> JudgedPrior:
     """Return what a prior says after each of the first ``most`` answers of each problem, in ``DRAWS`` orders."""
     said, right, places = [], [], []
     known: dict[tuple[tuple[int, ...], int], float] = {}
@@ -118,10 +118,10 @@ def judge_prior(problems: Sequence[StoredProblem], prior: BayesPrior, *, most: i
                 said.append(known[key])
                 right.append(problem.is_right(answers[groups.index(leader)]))
                 places.append(place)
-    return Judged(np.array(said), np.array(right, float), np.array(places))
+    return JudgedPrior(np.array(said), np.array(right, float), np.array(places))
 
 
-def brier_interval(before: Judged, after: Judged) -> tuple[float, float, float]:
+def brier_interval(before: JudgedPrior, after: JudgedPrior) -> tuple[float, float, float]:
     """Return the mean difference of two Brier scores of the same cases, with its 95% interval: a bootstrap over
     problems. Below 0: the second is better."""
     values = after.brier - before.brier
