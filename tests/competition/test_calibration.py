@@ -34,7 +34,7 @@ def test_a_planted_prior_is_found_and_says_what_comes_true() -> None:
     assert fitted.spread == pytest.approx(1.2, rel=0.2)
     before = judge_prior(problems[500:], BayesPrior(), most=8)
     after = judge_prior(problems[500:], fitted, most=8)
-    assert len(after.said) == 200 * 32 * 8
+    assert len(after.stated) == 200 * 32 * 8
     for _, _, _, number, said, right in after.table():
         assert said == pytest.approx(right, abs=0.12 if number < 60 else 0.06)
     value, low, high = brier_interval(before, after)

@@ -57,8 +57,8 @@ def fit_prior(problems: Sequence[StoredProblem], prior: BayesPrior) -> BayesPrio
 def _least(loss: Callable[[np.ndarray], float], start: Sequence[float]) -> tuple[float, ...]:
     """Return where a loss of logarithms is least, within the bounds."""
     bounds = [(np.log(LEAST), np.log(MOST))] * len(start)
-    found = minimize(loss, np.clip(np.log(start), *bounds[0]), bounds=bounds, method="L-BFGS-B")
-    return tuple(round(float(value), 4) for value in np.exp(found.x))
+    result = minimize(loss, np.clip(np.log(start), *bounds[0]), bounds=bounds, method="L-BFGS-B")
+    return tuple(round(float(value), 4) for value in np.exp(result.x))
 
 
 def _counts(problem: StoredProblem) -> tuple[int, int, int, int]:
@@ -70,9 +70,9 @@ def _counts(problem: StoredProblem) -> tuple[int, int, int, int]:
 
 @dataclass(frozen=True)
 class JudgedPrior:
-    """What a prior said of the leading answers of problems, and what they were."""
+    """What a prior stated of the leading answers of problems, and what they were."""
 
-    said: np.ndarray
+    stated: np.ndarray
     """The probability that the leading answer is right; shape (cases,)."""
     right: np.ndarray
     """Whether it is."""
@@ -82,23 +82,23 @@ class JudgedPrior:
     @property
     def brier(self) -> np.ndarray:
         """The mean squared difference of both, by problem."""
-        errors = (self.said - self.right) ** 2
+        errors = (self.stated - self.right) ** 2
         return np.bincount(self.problem, errors) / np.bincount(self.problem)
 
     def table(self) -> list[tuple[float, float, int, int, float, float]]:
-        """Return (from, to, cases, problems, mean probability said, share right) of each bin that is not empty."""
+        """Return (from, to, cases, problems, mean probability stated, share right) of each bin that is not empty."""
         rows = []
         for low, high in pairwise(BINS):
-            inside = (self.said >= low) & ((self.said < high) | (high == 1.0))
+            inside = (self.stated >= low) & ((self.stated < high) | (high == 1.0))
             if inside.any():
-                said, right = float(self.said[inside].mean()), float(self.right[inside].mean())
-                rows.append((low, high, int(inside.sum()), len(set(self.problem[inside])), said, right))
+                stated, right = float(self.stated[inside].mean()), float(self.right[inside].mean())
+                rows.append((low, high, int(inside.sum()), len(set(self.problem[inside])), stated, right))
         return rows
 
 
 def judge_prior(problems: Sequence[StoredProblem], prior: BayesPrior, *, most: int, seed: int = 0) -> JudgedPrior:
     """Return what a prior says after each of the first ``most`` answers of each problem, in ``DRAWS`` orders."""
-    said, right, places = [], [], []
+    stated, right, places = [], [], []
     known: dict[tuple[tuple[int, ...], int], float] = {}
     for place, problem in enumerate(problems):
         answers = [s.answer for s in problem.solutions if s.whole and s.answer is not None]
@@ -115,10 +115,10 @@ def judge_prior(problems: Sequence[StoredProblem], prior: BayesPrior, *, most: i
                 if key not in known:
                     a, b = prior.accuracy
                     known[key] = posterior_right([*map(float, weights)], key[1], accuracy=(a, b), spread=prior.spread)
-                said.append(known[key])
+                stated.append(known[key])
                 right.append(problem.is_right(answers[groups.index(leader)]))
                 places.append(place)
-    return JudgedPrior(np.array(said), np.array(right, float), np.array(places))
+    return JudgedPrior(np.array(stated), np.array(right, float), np.array(places))
 
 
 def brier_interval(before: JudgedPrior, after: JudgedPrior) -> tuple[float, float, float]:

@@ -188,8 +188,8 @@ def calibrate_prior(asked: Asked, policy: Path | None) -> list[str]:
     for name, cases in judged.items():
         lines += ["", f"{name}: probability said of the leading answer, and the share that is right"]
         lines += [
-            f"  {low:.2f} to {high:.2f}: said {said:.3f}, right {right:.3f} ({number:,} cases of {problems} problems)"
-            for low, high, number, problems, said, right in cases.table()
+            f"  {low:.2f} to {high:.2f}: said {stated:.3f}, right {right:.3f} ({number:,} cases of {problems} problems)"
+            for low, high, number, problems, stated, right in cases.table()
         ]
     if asked.output is not None:
         policy_file = asked.output / "policy.yaml"
