@@ -112,6 +112,9 @@ def _add_model(words: Any) -> None:
     engine.add_argument("--server", action="append", default=[], metavar="URL", help="of the model; repeat it")
     engine.add_argument("--model", dest="served", metavar="NAME", help="under which the server knows the model")
     engine.add_argument("--api", choices=("completions", "chat"), default="completions", help="of the server")
+    engine.add_argument(
+        "--wait", type=float, default=60.0, metavar="SECONDS", help="how long servers are waited for at the beginning"
+    )
     engine.add_argument("--device", default="auto", help="cpu, cuda, cuda:N (auto: a GPU where there is one)")
     engine.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU")
     engine.add_argument("--slots", type=at_least(1), metavar="N", help="decoded at once (default: 64, or what fits)")
@@ -121,6 +124,10 @@ def _add_model(words: Any) -> None:
     judge.add_argument("--judge", default="", metavar="DIR|URL", help="model that decides what the grader leaves open")
     judge.add_argument("--judge-model", metavar="NAME", help="under which its server knows it")
     judge.add_argument("--judge-tokenizer", type=Path, metavar="DIR", help="of a judge on a server")
+    judge.add_argument("--judge-votes", type=at_least(1), default=1, metavar="N", help="of the judge on an answer")
+    judge.add_argument(
+        "--judge-attempts", type=at_least(1), default=3, metavar="N", help="at a vote, until a reply can be read"
+    )
     judge.add_argument("--workers", type=at_least(1), default=1, metavar="N", help="processes that compare answers")
     model.add_argument("--replace", action="store_true", help=REPLACE)
 
@@ -162,6 +169,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         ),
         judge=options.judge,
         judge_server=judge_settings(options.judge, options.judge_model, options.judge_tokenizer, options.server),
+        judge_votes=options.judge_votes,
+        judge_attempts=options.judge_attempts,
+        wait_s=options.wait,
         solutions=options.solutions,
         workers=options.workers,
         sandbox={} if options.sandbox_workers is None else {"workers": options.sandbox_workers},

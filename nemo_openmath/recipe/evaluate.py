@@ -29,7 +29,7 @@ from nemo_openmath.data.records.stored import RecordFolder
 from nemo_openmath.evaluation.reports.console import results_table
 from nemo_openmath.evaluation.reports.formats import apart_lines, mode_name
 from nemo_openmath.evaluation.stage import RESULTS
-from nemo_openmath.recipe.evaluation_time import say_time
+from nemo_openmath.recipe.evaluation_time import look_ahead
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.status import State
@@ -75,6 +75,12 @@ class EvaluateRequest:
     """A model folder, or the URL of a server."""
     judge_server: dict[str, Any] = field(default_factory=dict)
     """Of the section ``teacher`` of a recipe, where the judge is a server."""
+    judge_votes: int = 1
+    """Votes of the judge on each answer."""
+    judge_attempts: int = 3
+    """How often a vote is asked for until it can be read."""
+    wait_s: float = 60.0
+    """How long servers are waited for at the beginning. Those that go away later are waited for longer (patience_s)."""
     solutions: Sequence[Path] = ()
     """With mode genselect: folders of graded solutions of another model, or of its evaluation."""
     workers: int = 1
@@ -189,6 +195,8 @@ def _solved(
         "run": "judging.judge",
         "from": {"generations": f"{name}_graded", "problems": problems},
         "engine": "teacher" if request.judge_server else str(Path(request.judge).resolve()),
+        "votes": request.judge_votes,
+        "attempts": request.judge_attempts,
     }
     return SolutionSource(benchmark, str(mode), f"{name}_judged")
 
@@ -267,7 +275,7 @@ async def evaluate(request: EvaluateRequest) -> None:
         await run.execute(StageSelection(until=readers[-1], replace=request.replace))
     _refuse_unsolved(run, sources)
     open_stages = [s.name for s in run.status() if s.state is not State.FINISHED]
-    await say_time(run, open_stages)
+    await look_ahead(run, open_stages, request.wait_s)
     await run.execute(StageSelection(replace=request.replace))
     print_results(Console(), request.output, sources)
 

@@ -1,13 +1,19 @@
 """``openmath evaluate MODEL`` with a small model: what it measures is what it was asked, no problem more."""
 
 import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nemo_openmath.cli.main import run as command
 from nemo_openmath.core.errors import ExitCode
+from nemo_openmath.core.listening import free_port
 from nemo_openmath.core.records import Generation, read_records
+from nemo_openmath.recipe.evaluation_time import Learned, Work, time_lines
 
 BASE = str(Path(__file__).parents[2] / "examples" / "base")
 EASY = Path(__file__).parents[2] / "examples" / "benchmarks" / "easy-30.jsonl"
@@ -65,3 +71,71 @@ def test_what_does_not_go_together_is_refused(
     assert command(line) is ExitCode.USER_ERROR
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_servers_that_are_away_are_known_before_anything_is_generated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [
+        "evaluate",
+        BASE,
+        "--benchmark",
+        str(EASY),
+        "--limit",
+        "1",
+        "--tokens",
+        "4",
+        "--samples",
+        "1",
+        "--wait",
+        "0.1",
+    ]
+    away = f"http://127.0.0.1:{free_port('127.0.0.1')}"
+    for name, words in (
+        ("model", ["--server", away, "--model", "m"]),
+        ("judge", ["--judge", away, "--judge-model", "m", "--judge-tokenizer", BASE]),
+    ):
+        assert command([*line, *words, "--output", str(tmp_path / name)]) is ExitCode.USER_ERROR
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith(f"openmath: no answer in 0.1 s: {away}: ")
+        assert "start it (openmath serve)" in said
+        assert not (tmp_path / name / "easy-30_cot").exists()
+
+
+def test_a_server_is_evaluated_judged_and_selects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    address, output = tmp_path / "address", tmp_path / "run"
+    line = [sys.executable, "-m", "nemo_openmath.cli.main", "serve", BASE, "--port", "0", "--name", "student"]
+    with subprocess.Popen([*line, "--address-file", str(address)], stderr=subprocess.DEVNULL) as server:
+        try:
+            while not address.exists():
+                assert server.poll() is None, "it ended before it served"
+                time.sleep(0.05)
+            url = address.read_text().split()[0]
+            words = ["--server", url, "--model", "student", "--benchmark", str(EASY), "--limit", "2", "--samples", "2"]
+            words += ["--tokens", "8", "--mode", "tir", "--mode", "genselect", "--candidates", "2", "--rounds", "2"]
+            words += ["--judge", url, "--judge-model", "student", "--judge-tokenizer", BASE, "--judge-votes", "3"]
+            words += ["--judge-attempts", "2", "--output", str(output)]
+            assert command(["evaluate", BASE, *words]) is ExitCode.OK
+            assert command(["evaluate", BASE, *words, "--model", "nobody", "--samples", "3"]) is ExitCode.USER_ERROR
+            assert "no server has the model 'nobody'; it serves student" in capsys.readouterr().err
+        finally:
+            server.terminate()
+    assert rows(output, "easy-30_tir_results")["genselect", "genselect@k"] == 2
+    judged = json.loads((output / "easy-30_tir_judged" / "manifest.json").read_text())
+    assert (judged["config"]["votes"], judged["config"]["attempts"]) == (3, 2)
+
+
+def test_times_are_a_range_until_solutions_have_been_made() -> None:
+    cot, tir = Work("cot", 100, 4000, "m"), Work("tir", 100, 500, "m")
+    assert time_lines([cot, tir], 200.0, 16) == [
+        "measured: 200 tokens/s with 16 at once",
+        "cot: 8 min 20 s to 33 min 20 s for 100 solutions: of 1,000 tokens, or of all 4,000 that they may have",
+        "tir: 4 min 10 s to 12 min 30 s for 100 solutions: of 500 tokens, or of all 500 that they may have, and "
+        "programs run long",
+    ]
+    assert time_lines([replace(tir, mode="cot")], 200.0, 16)[1] == (
+        "cot: at most 4 min 10 s for 100 solutions of at most 500 tokens"
+    )
+    assert Learned(20, 6000, 90.0).line(tir) == (
+        "tir: about 7 min 30 s for 100 solutions, as the 20 that are there took: 4.50 s and 300 tokens each"
+    )

@@ -132,14 +132,22 @@ async def test_a_text_that_is_right_and_wrong_is_no_candidate(draw: Callable[...
 
 async def test_subsets_of_n_are_drawn_again_and_again(draw: Callable[..., Any]) -> None:
     solutions = [solution(f"-tir-{n}", f"way {n % 20}", n % 3 == 0, mode="tir") for n in range(64)]
-    bare = Problem.make("Nobody solved me.")
-    run = await draw(*solutions, problems=[PROBLEM, bare], sizes=(16, 16), groups=64, mixed=False)
+    bare = Problem.make("Nobody answered me.")
+    mute = solution("-tir-mute", "", False, mode="tir", problem=bare).with_(predicted_answer=None)
+    run = await draw(*solutions, mute, problems=[PROBLEM, bare], sizes=(16, 16), groups=64, mixed=False)
     groups = [group for group in run.records if group.problem_id == PROBLEM.id]
     assert len({group.id for group in groups}) == len({frozenset(group.members) for group in groups}) == 64
     assert all(len(set(group.members)) == group.k == 16 for group in groups), "equal texts are solutions, too"
     assert {len(group.members) for group in run.records} == {0, 16}
     other = await draw(*solutions, seed=2, sizes=(16, 16), groups=64, mixed=False)
     assert {g.members for g in other.records}.isdisjoint(g.members for g in groups)
+
+
+async def test_a_problem_that_nobody_has_tried_is_refused_for_inference(draw: Callable[..., Any]) -> None:
+    solutions = [solution(f"-tir-{n}", f"way {n}", n % 3 == 0, mode="tir") for n in range(8)]
+    bare = Problem.make("Nobody solved me.")
+    with pytest.raises(UserError, match=r"no solution was made of problem .* \(Nobody solved me.\)"):
+        await draw(*solutions, problems=[PROBLEM, bare], sizes=(4, 4), groups=2, mixed=False)
 
 
 async def test_long_and_foreign_texts_are_cut_at_paragraphs(draw: Callable[..., Any]) -> None:

@@ -31,7 +31,7 @@ class GroupsConfig:
     mixed: bool = True
     """For training data: each group has at least one correct and one incorrect candidate, and differs from the others
     of its problem. Turn it off for inference, where nothing about correctness may be used and every problem gets its
-    groups, even of one candidate or none."""
+    groups, even of one candidate or none; a problem that nobody has tried to solve is refused."""
     modes: Annotated[tuple[SolutionMode, ...], Length()] | None = None
     """Modes of the solutions that are grouped; a group is always of one. null: all that a problem has. For inference
     it must come to one: selections of two would be one number."""
@@ -93,6 +93,8 @@ class Groups(UnitStage[GroupsConfig, tuple[Problem, Solved]]):
     async def process(self, unit: tuple[Problem, Solved], context: StageContext) -> Result:
         problem, solved = unit
         if not self.config.mixed:
+            if not solved.by_mode:
+                raise _nobody_solved(context, problem)
             return Result(self._for_inference(problem, solved, context.seed))
         groups: list[Group] = []
         drops: list[Drop] = []
@@ -177,6 +179,15 @@ class Groups(UnitStage[GroupsConfig, tuple[Problem, Solved]]):
             correct=tuple(c.generation.correct for c in members),
             expected_answer=problem.expected_answer,
         )
+
+
+def _nobody_solved(context: StageContext, problem: Problem) -> UserError:
+    """Return the error of a problem without a single solution: its selections would count as wrong ones."""
+    text = " ".join(problem.problem.split())[:80]
+    return UserError(
+        f"{context.name}: no solution was made of problem {problem.id} ({text})",
+        remedy="run the stage that solves to its end, or give this one the problems that it solves (problems.select)",
+    )
 
 
 def refuse_several(context: StageContext, modes: Collection[Mode]) -> None:
