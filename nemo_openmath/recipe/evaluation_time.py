@@ -103,7 +103,7 @@ async def look_ahead(run: Run, stages: Sequence[str], wait_s: float) -> None:
     Raises UserError where a server does not answer, or does not have the model.
     """
     works = list(_works(run, stages))
-    learned = {work: found for work in works if (found := _learned(run, work)) is not None}
+    learned = {work: taken for work in works if (taken := _learned(run, work)) is not None}
     unknown = [work for work in works if work not in learned]
     speed = 0.0
     recipe = replace(

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.records import Problem
+from nemo_openmath.core.records import Mode, Problem
 from nemo_openmath.core.records.manifest import Manifest, write_manifest
+from nemo_openmath.core.records.notes import Selection
 from nemo_openmath.core.records.store import write_records
 from nemo_openmath.evaluation.comparison.build import compare_runs, write_comparison
 from nemo_openmath.evaluation.comparison.drawing import CURVES, LENGTH_TITLE, RATES_TITLE
 from nemo_openmath.evaluation.comparison.numbers import curve_ks
+from nemo_openmath.evaluation.comparison.page import title_of
 from nemo_openmath.evaluation.comparison.reading import NamedFolders
 from nemo_openmath.grading import compare
 from nemo_openmath.recipe.compare_runs import CompareRequest, named_runs
@@ -210,8 +212,8 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path):
     cases = {
         (one,): "one run only",
         (far, near): "far has no problem in common with near",
-        (far, one, near): "no problem of mode cot that all of far, one, near have",
-        (one, tir): "no mode in common .*one: cot; tir: tir",
+        (far, one, near): "no problem of mode CoT that all of far, one, near have",
+        (one, tir): "no mode in common .*one: CoT; tir: TIR",
         (one, other): "has the answer '.*' in one and '12' in other: they are different benchmarks",
         (one, ungraded): "has no verdict",
     }
@@ -294,3 +296,19 @@ def test_the_command_names_runs_and_refuses_two_graders(tmp_path, capsys):
     (tmp_path / "mine" / "notes.txt").write_text("x")
     with pytest.raises(UserError, match="is not the folder of a comparison"):
         compare_command(CompareRequest([str(one), str(two)], tmp_path / "mine"))
+
+
+def test_selections_among_each_mode_are_compared_by_themselves(tmp_path):
+    folders = []
+    for name, right in (("one", "tir"), ("two", "cot")):
+        records = []
+        for mode in ("cot", "tir"):
+            note = Selection(group="g", chosen="c", candidates=2, turn=0, mode=Mode(mode)).to_extra()
+            values = {"mode": "genselect", "extra": note, "verdict": "equal" if mode == right else "not_equal"}
+            records.append(solution(f"{name}-{mode}", PROBLEMS[0], **values))
+        write_records(tmp_path / name / "graded", records)
+        folders.append(tmp_path / name / "graded")
+    comparison = compared(*folders)
+    values = [(n.chosen_from, n.rows("A", "genselect@k")[0]["value"]) for n in comparison.modes]
+    assert values == [("cot", 0), ("tir", 1)]
+    assert [title_of(numbers) for numbers in comparison.modes] == ["GenSelect among CoT", "GenSelect among TIR"]

@@ -36,13 +36,18 @@ class Selection:
         extra |= {} if self.mode is None else {"of": str(self.mode)}
         return extra | ({} if self.prompt is None else {"asked": {"prompt": self.prompt}})
 
+    @staticmethod
+    def mode_in(extra: dict[str, Any]) -> Mode | None:
+        """Return how the candidates were made, as the ``extra`` of a selection says; None where it does not."""
+        return Mode(extra["of"]) if "of" in extra else None
+
     @classmethod
     def of(cls, generation: Generation) -> Selection:
         """Read a selection. Raises UserError naming the record and the key that is missing or no such value."""
         read = _Reader(generation, "selection", "does not say what it chose of how many")
         chosen = None if read.value("chosen") is None else read.of_type("chosen", str)
         extra = generation.extra
-        mode = Mode(read.of_type("of", str)) if "of" in extra else None
+        mode = cls.mode_in(extra)
         prompt = asked.get("prompt") if isinstance(asked := extra.get("asked"), dict) else None
         return cls(read.of_type("group", str), chosen, read.of_type("k", int), read.of_type("round", int), mode, prompt)
 

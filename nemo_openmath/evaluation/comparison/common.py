@@ -8,8 +8,7 @@ from pathlib import Path
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.records import Mode
-from nemo_openmath.evaluation.comparison.reading import ProblemSamples, ReadRun
-from nemo_openmath.evaluation.reports.formats import mode_name
+from nemo_openmath.evaluation.comparison.reading import ProblemSamples, ReadRun, WrittenMode
 
 _RESCORE = "score both in one way: openmath evaluate rescore, with the same options for each"
 
@@ -30,7 +29,7 @@ class CommonMode:
 
     benchmark: str
     """Its name; "" where the runs do not agree on one, and there is no other."""
-    mode: Mode
+    mode: WrittenMode
     runs: tuple[ReadRun, ...]
     """Those that have the mode."""
     problems: frozenset[str]
@@ -57,19 +56,23 @@ def common_modes(runs: Sequence[ReadRun], modes: Sequence[Mode] | None = None) -
     commons: list[CommonMode] = []
     notes: list[str] = []
     for name, benchmark in zip(named, benchmarks, strict=True):
-        for mode in Mode:
-            if modes is not None and mode not in modes:
+        for mode in _modes(benchmark.runs):
+            if modes is not None and mode.mode not in modes:
                 continue
             having = [run for run in benchmark.runs if run.samples(mode, benchmark.problems)]
             if len(having) > 1:
                 commons.append(_common(name, benchmark, mode, having))
             elif having:
                 of = f" of {name}" if name else ""
-                notes.append(f"{mode_name(mode)}{of}: only {having[0].name} has it; it is not compared")
+                notes.append(f"{mode.name}{of}: only {having[0].name} has it; it is not compared")
     compared = {run.letter for common in commons for run in common.runs}
     if alone := [run for run in runs if run.letter not in compared]:
         raise _nothing_common(alone[0], runs)
     return commons, notes
+
+
+def _modes(runs: Sequence[ReadRun]) -> list[WrittenMode]:
+    return sorted({mode for run in runs for part in run.parts for mode in part.modes}, key=lambda mode: mode.order)
 
 
 def refuse_graders(runs: Sequence[ReadRun]) -> None:
@@ -114,12 +117,12 @@ def _names(benchmarks: Sequence[JoinedBenchmark]) -> list[str]:
     return [name if name and names.count(name) == 1 else f"benchmark {n}" for n, name in enumerate(names, 1)]
 
 
-def _common(name: str, benchmark: JoinedBenchmark, mode: Mode, runs: list[ReadRun]) -> CommonMode:
+def _common(name: str, benchmark: JoinedBenchmark, mode: WrittenMode, runs: list[ReadRun]) -> CommonMode:
     samples = {run.letter: run.samples(mode, benchmark.problems) for run in runs}
     shared = set.intersection(*(set(of_run) for of_run in samples.values()))
     if not shared:
         raise UserError(
-            f"no problem of mode {mode} that all of {', '.join(run.name for run in runs)} have",
+            f"no problem of mode {mode.name} that all of {', '.join(run.name for run in runs)} have",
             remedy="compare two of them at a time, or evaluate all on one benchmark",
         )
     _refuse_answers(runs, samples, shared)
@@ -127,7 +130,7 @@ def _common(name: str, benchmark: JoinedBenchmark, mode: Mode, runs: list[ReadRu
     asked = {i for i in shared if not any(of_run[i].untried for of_run in samples.values())}
     if not asked:
         raise UserError(
-            f"no common problem of mode {mode} for which every model could be asked",
+            f"no common problem of mode {mode.name} for which every model could be asked",
             remedy="see `finish` of the records",
         )
     return CommonMode(
@@ -161,6 +164,6 @@ def _nothing_common(run: ReadRun, runs: Sequence[ReadRun]) -> UserError:
     if not shared:
         problem = f"{run.name} has no problem in common with {', '.join(other.name for other in others)}"
         return UserError(problem, remedy="compare evaluations on the same benchmark")
-    modes = {r.name: ", ".join(dict.fromkeys(str(m) for p in r.parts for m in p.modes)) for r in (run, *shared)}
+    modes = {r.name: ", ".join(mode.name for mode in _modes([r])) for r in (run, *shared)}
     told = "; ".join(f"{name}: {those}" for name, those in modes.items())
     return UserError(f"{run.name} has no mode in common with the others ({told})", remedy="evaluate both in one mode")

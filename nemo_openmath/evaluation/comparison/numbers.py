@@ -48,6 +48,8 @@ class ModeComparison:
 
     benchmark: str
     mode: Mode
+    chosen_from: Mode | None
+    """Of selections: the mode of the solutions that they chose from."""
     runs: list[str]
     """Letters."""
     problems: int
@@ -94,7 +96,7 @@ def compare_mode(
     common: CommonMode, *, seed: int, compare: CompareAnswers, advance: Callable[[int], None]
 ) -> ModeComparison:
     """Compute the numbers of one benchmark in one mode. Raises UserError naming a generation without a verdict."""
-    mode, letters = common.mode, [run.letter for run in common.runs]
+    mode, letters = common.mode.mode, [run.letter for run in common.runs]
     samples = {run.letter: _samples(run, common) for run in common.runs}
     fewest = {letter: min(s.samples for s in of_run.values()) for letter, of_run in samples.items()}
     scores: dict[str, list[ProblemScores]] = {}
@@ -113,6 +115,7 @@ def compare_mode(
     return ModeComparison(
         benchmark=common.benchmark,
         mode=mode,
+        chosen_from=common.mode.chosen_from,
         runs=letters,
         problems=len(common.problems),
         left_out=common.left_out,

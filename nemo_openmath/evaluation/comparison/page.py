@@ -14,9 +14,10 @@ from markupsafe import Markup
 from nemo_openmath.data.records.shown import excerpt, printable
 from nemo_openmath.evaluation.comparison.drawing import COLOURS, panels
 from nemo_openmath.evaluation.comparison.numbers import DifferingProblem, ModeComparison
+from nemo_openmath.evaluation.comparison.reading import WrittenMode
 from nemo_openmath.evaluation.metrics import split_name
 from nemo_openmath.evaluation.reports import page as report_page
-from nemo_openmath.evaluation.reports.formats import interval_text, metric_name, mode_name, value_text
+from nemo_openmath.evaluation.reports.formats import interval_text, metric_name, value_text
 from nemo_openmath.evaluation.viewer.filters import RowFilter
 
 SHOWN = 100
@@ -84,7 +85,8 @@ def render(comparison: RunComparison) -> str:
 
 def title_of(numbers: ModeComparison) -> str:
     """Return the heading of a benchmark and mode."""
-    return f"{numbers.benchmark}, {mode_name(numbers.mode)}" if numbers.benchmark else mode_name(numbers.mode)
+    name = WrittenMode(numbers.mode, numbers.chosen_from).name
+    return f"{numbers.benchmark}, {name}" if numbers.benchmark else name
 
 
 def samples_text(numbers: ModeComparison, letter: str) -> str:

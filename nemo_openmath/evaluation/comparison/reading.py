@@ -11,8 +11,10 @@ from nemo_openmath.core.engine import Finish
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.merging import read_merged
 from nemo_openmath.core.records import Generation, Mode
+from nemo_openmath.core.records.notes import Selection
 from nemo_openmath.core.records.types import UNTRIED
 from nemo_openmath.data.records.stored import RecordFolder
+from nemo_openmath.evaluation.reports.formats import mode_name
 from nemo_openmath.grading import majority
 
 
@@ -27,6 +29,30 @@ class NamedFolders:
     """Folders of contests: only what was submitted is compared, for attempts were cancelled when enough agreed."""
     graders: Mapping[Path, str] = field(default_factory=dict)
     """Folder -> what graded it, where its manifest says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenMode:
+    """How solutions were made; of selections, how the solutions were made that they chose from, too."""
+
+    mode: Mode
+    chosen_from: Mode | None = None
+
+    @classmethod
+    def read(cls, mode: Mode, extra: dict[str, Any] | None) -> WrittenMode:
+        """Return the mode of a generation by its ``extra``."""
+        return cls(mode, Selection.mode_in(extra or {}) if mode is Mode.GENSELECT else None)
+
+    @property
+    def name(self) -> str:
+        """Return its name for people."""
+        return mode_name(self.mode) + (f" among {mode_name(self.chosen_from)}" if self.chosen_from else "")
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Return its place in a page."""
+        modes = list(Mode)
+        return modes.index(self.mode), -1 if self.chosen_from is None else modes.index(self.chosen_from)
 
 
 @dataclass(slots=True)
@@ -49,7 +75,7 @@ class ReadPart:
 
     label: str
     folders: tuple[Path, ...]
-    modes: dict[Mode, dict[str, ProblemSamples]] = field(default_factory=dict)
+    modes: dict[WrittenMode, dict[str, ProblemSamples]] = field(default_factory=dict)
     """Mode -> problem -> its samples."""
     models: dict[str, None] = field(default_factory=dict)
 
@@ -78,7 +104,7 @@ class ReadRun:
     def models(self) -> list[str]:
         return list(dict.fromkeys(model for part in self.parts for model in part.models))
 
-    def samples(self, mode: Mode, problems: set[str] | None = None) -> dict[str, ProblemSamples]:
+    def samples(self, mode: WrittenMode, problems: set[str] | None = None) -> dict[str, ProblemSamples]:
         """Return problem -> samples in a mode; of ``problems`` alone where they are given."""
         of_run: dict[str, ProblemSamples] = {}
         for part in self.parts:
@@ -86,12 +112,13 @@ class ReadRun:
             of_run |= {i: s for i, s in of_mode.items() if problems is None or i in problems}
         return of_run
 
-    def generations(self, mode: Mode, problems: set[str]) -> Iterator[Generation]:
+    def generations(self, mode: WrittenMode, problems: set[str]) -> Iterator[Generation]:
         """Yield the generations of a mode and of these problems, each id once."""
         for part in self.parts:
             if not problems.isdisjoint(part.modes.get(mode, ())):
                 for generation in read_merged(part.folders, Generation, majority):
-                    if generation.mode is mode and generation.problem_id in problems:
+                    is_of_mode = WrittenMode.read(generation.mode, generation.extra) == mode
+                    if is_of_mode and generation.problem_id in problems:
                         yield generation
 
 
@@ -138,7 +165,7 @@ def _read_part(label: str, folders: Sequence[Path], named: NamedFolders, advance
 
 
 def _add(part: ReadPart, values: dict[str, Any]) -> None:
-    mode, finish = Mode(values["mode"]), Finish(values["finish"])
+    mode, finish = WrittenMode.read(Mode(values["mode"]), values.get("extra")), Finish(values["finish"])
     part.models[str(values.get("model", ""))] = None
     of_mode = part.modes.setdefault(mode, {})
     of_problem = of_mode.setdefault(values["problem_id"], ProblemSamples(values["id"], values.get("expected_answer")))
