@@ -11,6 +11,7 @@ raises, and returns by the deadline whatever hangs: then the answer is ``default
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -81,12 +82,24 @@ class KaggleContest:
         return self._default if body["answer"] is None else int(body["answer"])
 
     def close(self) -> None:
-        """Close the service and end the loop."""
+        """Close the service, cancel what still runs, and end the loop."""
         try:
             self._do(self._opened.__aexit__(None, None, None)).result(timeout=30)
         finally:
+            with contextlib.suppress(TimeoutError):
+                self._do(_cancel_all()).result(timeout=5)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=5)
+            if not self._loop.is_running():
+                self._loop.close()
+
+
+async def _cancel_all() -> None:
+    """Cancel all tasks of the loop but this one, and wait for them."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def first_value(value: Any) -> Any:
