@@ -45,8 +45,8 @@ class EngineConfig:
     """Embedded engine: MiB of memory, at most, for prefixes of requests that run no more."""
     drafter: str | None = None
     """Embedded engine: what guesses tokens that the model then verifies, several in one pass: ``ngram`` (what stood in
-    the text before), the folder of a trained drafter, or ``none``; null leaves it to the engine. Results are the same
-    with each."""
+    the text before), the folder of a trained drafter, or ``none``; null is ``ngram`` for models of
+    32 MiB and more. Results are the same with each."""
     urls: tuple[str, ...] = ()
     """Servers: base URLs, as ``http://host:port``."""
     urls_file: Path | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nemo_openmath.core.engine import Completion, Request
+from nemo_openmath.core.engine import Completion, Request, Sampling
 from nemo_openmath.inference.embedded import EmbeddedEngine
 from nemo_openmath.inference.embedded.proposers import DraftSource, Proposal
 from nemo_openmath.inference.embedded.rows import RowTable
@@ -90,3 +90,24 @@ async def seeded(engine: EmbeddedEngine, request: Request, seeds: Iterable[int])
     """The completions of one request with each of the seeds."""
     made = [replace(request, sampling=replace(request.sampling, seed=seed)) for seed in seeds]
     return await asyncio.gather(*(engine.complete(r) for r in made))
+
+
+def requests(n: int, seed: int = 0) -> list[Request]:
+    """Requests of all kinds: greedy and not, with stop strings, log-probabilities, and few tokens."""
+    draw = np.random.default_rng(seed)
+    made = []
+    for i in range(n):
+        sampling = Sampling(
+            max_tokens=int(draw.choice([1, 2, 7, 40, 90])),
+            temperature=float(draw.choice([0.0, 0.7, 1.5])),
+            top_p=float(draw.choice([0.9, 1.0])),
+            top_k=int(draw.choice([0, 20])),
+            min_p=float(draw.choice([0.0, 0.05])),
+            seed=i,
+            stop=("e", "st", "5")[: int(draw.integers(4))] if i % 3 == 0 else (),
+            keep_stop=bool(draw.integers(2)),
+            logprobs=i % 2 == 0,
+        )
+        prompt = tuple(draw.integers(3, 500, draw.integers(2, 70)).tolist())
+        made.append(Request(prompt, sampling, conversation=f"c{i}" if i % 4 == 0 else None))
+    return made

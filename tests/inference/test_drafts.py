@@ -11,24 +11,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from aiohttp import ClientSession
 
 from nemo_openmath.core.engine import Finish, Request, Sampling
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.embedded import EmbeddedEngine
+from nemo_openmath.inference.embedded import drafters as drafters_module
 from nemo_openmath.inference.embedded import engine as engine_module
 from nemo_openmath.inference.embedded.decoder import DraftTree, PrefillChunk
 from nemo_openmath.inference.embedded.kernels import load_kernels
 from nemo_openmath.inference.embedded.ngrams import LONGEST, PLACES, IndexedText, Library, NgramProposer, match_length
-from nemo_openmath.inference.embedded.pace import MOST, PATIENCE, SLEEP, Pace
+from nemo_openmath.inference.embedded.pace import MOST, SLEEP, Pace
 from nemo_openmath.inference.embedded.proposers import Proposal
 from nemo_openmath.inference.embedded.redrafter import CompiledSearch, TorchSearch
 from nemo_openmath.inference.embedded.rows import RowTable
 from nemo_openmath.inference.embedded.torch_decoder import TorchDecoder
 from nemo_openmath.inference.embedded.weights import load_weights
+from nemo_openmath.inference.serving.openai_server import OpenAIServer
 from nemo_openmath.models.drafters import DrafterShape, ReDrafter
 from tests.inference.decoders import MODELS, WAYS, compiled
 from tests.inference.exact import all_continuations, chi_square
-from tests.inference.guessing import RandomTrees, guessing, result, seeded
+from tests.inference.guessing import RandomTrees, guessing, requests, result, seeded
 from tests.support.models import save_random
 
 compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
@@ -104,27 +107,6 @@ def test_the_nodes_of_a_tree_have_the_bits_of_plain_decoding(tmp_path, kind, cha
 def test_trees_in_torch_are_those_of_plain_decoding_up_to_rounding(tmp_path):
     weights = load_weights(save_random(tmp_path / "m", "qwen3", head_dim=32))
     check_trees(TorchDecoder(weights, 8), partial(torch.testing.assert_close, atol=1e-4, rtol=1e-5))
-
-
-def requests(n: int, seed: int = 0) -> list[Request]:
-    """Requests of all kinds: greedy and not, with stop strings, log-probabilities, and few tokens."""
-    draw = np.random.default_rng(seed)
-    made = []
-    for i in range(n):
-        sampling = Sampling(
-            max_tokens=int(draw.choice([1, 2, 7, 40, 90])),
-            temperature=float(draw.choice([0.0, 0.7, 1.5])),
-            top_p=float(draw.choice([0.9, 1.0])),
-            top_k=int(draw.choice([0, 20])),
-            min_p=float(draw.choice([0.0, 0.05])),
-            seed=i,
-            stop=("e", "st", "5")[: int(draw.integers(4))] if i % 3 == 0 else (),
-            keep_stop=bool(draw.integers(2)),
-            logprobs=i % 2 == 0,
-        )
-        prompt = tuple(draw.integers(3, 500, draw.integers(2, 70)).tolist())
-        made.append(Request(prompt, sampling, conversation=f"c{i}" if i % 4 == 0 else None))
-    return made
 
 
 async def plain_answers(model, made, **options):
@@ -326,28 +308,33 @@ def test_a_guess_is_taken_with_what_is_before_it():
     assert chosen[-3:] == [1, 2, 3]
 
 
-def test_where_no_guess_pays_the_pace_looks_rarely_and_again_with_fewer_rows():
-    pace = Pace([0.01])
+def looks_of(pace: Pace, turns: int, *, rows: int, took: float) -> list[bool]:
+    """Whether each of some turns looks for guesses, of which each row has one; a look takes ``took`` plain passes."""
     looks = []
-    for _ in range(400):
-        looks.append(pace.looks(16))
+    for _ in range(turns):
+        looks.append(pace.looks(rows))
         if looks[-1]:
-            assert pace.choose(16, [Proposal.chain([5], [0])]) == [[]]
-    assert all(looks[:PATIENCE])
-    assert sum(looks[200:]) <= 200 // SLEEP + 1
-    assert pace.looks(2)
+            pace.choose(rows, [Proposal.chain([5], [0])] * rows)
+            pace.looked(took * pace.cost(rows, False) * pace.cost.level)
+    return looks
+
+
+def test_where_guesses_do_not_pay_the_pace_looks_rarely_and_again_with_fewer_rows():
+    pace = Pace([0.01])
+    pace.cost.measured(16, False, 1.0)
+    looks = looks_of(pace, 600, rows=16, took=0.02)
+    assert looks.index(True) == 15
+    assert sum(looks[200:]) <= 400 // SLEEP + 1
+    assert any(pace.looks(2) for _ in range(2))
     assert not Pace([0.9]).looks(MOST)
 
 
-def test_a_drafter_that_takes_longer_than_it_saves_is_asked_rarely():
-    pace = Pace([0.6])
+@pytest.mark.parametrize(("took", "always"), [(0.1, True), (10.0, False)])
+def test_a_drafter_that_takes_longer_than_it_saves_is_asked_rarely(took, always):
+    pace = Pace([0.9])
     pace.cost.measured(1, False, 1.0)
-    asked = 0
-    for _ in range(300):
-        if pace.looks(1):
-            asked += 1
-            assert pace.choose(1, [Proposal.chain([5], [0])], drafting=10.0) == [[0]]  # what is spent is spent
-    assert asked < 40
+    looks = looks_of(pace, 300, rows=1, took=took)
+    assert all(looks) if always else sum(looks) < 15
 
 
 @compiler
@@ -358,6 +345,20 @@ async def test_outcomes_are_learned_without_verifying(model_dir):
     await engine.complete(Request((5, 6, 7), Sampling(max_tokens=200, temperature=1.0)))
     await engine.close()
     assert drafting.pace.chances[0] < 0.1
+
+
+@compiler
+async def test_only_large_compiled_models_guess_unless_asked(model_dir, monkeypatch):
+    for large in (False, True):
+        if large:
+            monkeypatch.setattr(drafters_module, "LARGE_BYTES", 0)
+        engine = EmbeddedEngine.load(model_dir, slots=1, threads=1)
+        assert (engine._scheduler._batch._drafting is not None) == large
+        await engine.close()
+    monkeypatch.setattr(engine_module, "compile_decoder", lambda *_: None)
+    engine = EmbeddedEngine.load(model_dir, slots=1, threads=1)
+    assert engine._scheduler._batch._drafting is None
+    await engine.close()
 
 
 @compiler
@@ -459,9 +460,32 @@ async def test_the_drafter_reads_the_state_that_the_token_was_drawn_from(model_d
             np.testing.assert_allclose(state, fresh.states[0].numpy(), atol=1e-4)
 
 
+async def test_the_memory_of_a_drafter_is_counted(model_dir, tmp_path):
+    """Weights that fill what is free leave no room for keys and values."""
+    folder = drafter(tmp_path / "d")
+    engine = EmbeddedEngine.load(model_dir, slots=1, threads=1, drafter=folder)
+    await engine.close()
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(1 << 43)  # 8 TiB, of which the disk holds nothing
+    with pytest.raises(UserError, match="does not fit"):
+        EmbeddedEngine.load(model_dir, slots=1, threads=1, drafter=folder)
+
+
 def test_a_drafter_of_another_model_is_named(model_dir, tmp_path):
     other = drafter(tmp_path / "other", vocab=100)
     with pytest.raises(UserError, match="with 100 tokens and width 64; this model has 512 and 64"):
         EmbeddedEngine.load(model_dir, drafter=other)
     with pytest.raises(UserError, match=r"not a drafter's config\.json"):
         EmbeddedEngine.load(model_dir, drafter=model_dir)
+
+
+async def test_a_server_tells_how_many_guesses_were_right(model_dir):
+    engine = guessing(partial(RandomTrees, vocab=512, known={(5, 6, 7): range(3, 60)}), model_dir, slots=1)
+    async with OpenAIServer(engine) as server, ClientSession() as http:
+        await engine.complete(Request((5, 6, 7), Sampling(max_tokens=20, temperature=0)))
+        text = await (await http.get(f"{server.url}/metrics")).text()
+    await engine.close()
+    assert f"\nopenmath_draft_guesses_total {engine.statistics.drafted}\n" in text
+    assert f"\nopenmath_draft_row_steps_total {engine.statistics.row_steps}\n" in text
+    for place, right in enumerate(engine.statistics.accepted, 1):
+        assert f'openmath_draft_right_total{{place="{place}"}} {right}\n' in text

@@ -113,10 +113,11 @@ class CompiledDecoder:
         self._buffers = torch.empty(0)
         self._shared = torch.empty(size)  # of threads that divide the matrices among them
         self._meeting = np.zeros(2, np.int64)
-        wide = kernels.threads > 1 and self._weight_bytes() >= LARGE_BYTES
+        wide = kernels.threads > 1 and self.weight_bytes() >= LARGE_BYTES
         self._few = min(FEW_ROWS * kernels.threads, kernels.most_wide) if wide else 0
 
-    def _weight_bytes(self) -> int:
+    def weight_bytes(self) -> int:
+        """Return the memory of the weights as they are packed."""
         return sum(tensor.nbytes for tensor in self._keep)
 
     def _layer(self, layer: Layer, i: int) -> CLayer:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.inference.embedded.compiled import CompiledDecoder
+from nemo_openmath.inference.embedded.compiled import LARGE_BYTES, CompiledDecoder
 from nemo_openmath.inference.embedded.decoder import Decoder
 from nemo_openmath.inference.embedded.ngrams import NgramProposer, match_length
 from nemo_openmath.inference.embedded.proposers import DraftSource, Proposal, Proposer
@@ -21,6 +21,7 @@ from nemo_openmath.inference.embedded.redrafter import (
 )
 from nemo_openmath.inference.embedded.rows import RowTable
 from nemo_openmath.inference.embedded.weights import Weights
+from nemo_openmath.models.drafters import TENSORS
 
 NONE, NGRAM = "none", "ngram"
 LONG = 6  # tokens of a match behind which nobody else is asked
@@ -53,15 +54,27 @@ class LongestMatchFirst:
         return proposals
 
 
+def weights_bytes(drafter: str | Path | DraftSource | None) -> int:
+    """Return the memory that a drafter's weights take beside the model's; 0 where it has none."""
+    if drafter is None or isinstance(drafter, DraftSource) or not (file := Path(drafter) / TENSORS).is_file():
+        return 0
+    return file.stat().st_size
+
+
 def draft_source(drafter: str | Path | DraftSource | None, decoder: Decoder, weights: Weights) -> DraftSource | None:
     """Return what ``drafter`` names: ``none``, ``ngram``, or the folder of a trained drafter; None where nothing is
     guessed.
 
-    None means ``none``. Raises UserError for a folder that holds no drafter of this model.
+    None means ``ngram`` for a model in compiled code that does not fit a processor's cache: only the speed can change
+    there, and looking for guesses takes nothing beside a pass. For others it means ``none``. Raises UserError for a
+    folder that holds no drafter of this model.
     """
     if isinstance(drafter, DraftSource):
         return drafter
-    if drafter is None or drafter == NONE:
+    if drafter is None:
+        large = isinstance(decoder, CompiledDecoder) and decoder.weight_bytes() >= LARGE_BYTES
+        drafter = NGRAM if large else NONE
+    if drafter == NONE:
         return None
     if drafter == NGRAM:
         return DraftSource(NGRAM, NgramProposer)

@@ -13,6 +13,8 @@ from nemo_openmath.inference.embedded.pace import Pace
 from nemo_openmath.inference.embedded.proposers import DraftSource, Proposal
 from nemo_openmath.inference.embedded.rows import RowTable
 
+MOST_AHEAD, LEAST_AHEAD = 32, 2  # tokens that are guessed, of all rows together; of each
+
 
 @dataclass(frozen=True, slots=True)
 class _Watched:
@@ -34,7 +36,7 @@ class Drafting:
         self._proposer = source.make(table)
         self.pace = Pace(self._proposer.expected) if source.paced else None
         self._table, self._room, self._clock = table, room, clock
-        self._began = 0.0  # the turn
+        self._began: float | None = None  # the pass, where it was looked for guesses before
         self._watched: list[_Watched | None] = [None] * len(table.length)
 
     def begin(self, row: int) -> None:
@@ -48,19 +50,28 @@ class Drafting:
         self._proposer.move(source, target)
 
     def took(self, tokens: int, guessed: bool) -> None:
-        """Learn what the turn took that :meth:`trees` began, and that computed ``tokens`` tokens. ``guessed``: whether
-        guesses were among them."""
-        if self.pace is not None:
+        """Learn what the pass behind :meth:`trees` took, which computed ``tokens`` tokens. ``guessed``: whether guesses
+        were among them."""
+        if self.pace is not None and self._began is not None:
             self.pace.cost.measured(tokens, guessed, self._clock() - self._began)
 
     def trees(self, rows: np.ndarray) -> list[DraftTree]:
         """Return a tree for each of ``rows``, of which at least one has guesses; nothing where none is worth it."""
-        self._began, table = self._clock(), self._table
-        if self.pace is not None and not self.pace.looks(len(rows)):
+        if self.pace is None:
+            return self._look(rows)
+        if not self.pace.looks(len(rows)):
+            self._began = None if self.pace.cost.level else self._clock()
             return []
-        length = table.length[rows]
+        began = self._clock()
+        trees = self._look(rows)
+        self._began = self._clock()
+        self.pace.looked(self._began - began)
+        return trees
+
+    def _look(self, rows: np.ndarray) -> list[DraftTree]:
+        length, full = self._table.length[rows], self._table.full_length[rows]
         # the last token of a request is drawn and not computed, and what follows it is not even drawn
-        most = np.minimum(table.full_length[rows] - 1, self._room) - length
+        most = np.minimum(np.minimum(full - 1, self._room) - length, max(LEAST_AHEAD, MOST_AHEAD // len(rows)))
         listed, lengths = rows.tolist(), length.tolist()
         proposals = self._proposer.propose(listed, most.tolist())
         for row, start, proposal in zip(listed, lengths, proposals, strict=True):
@@ -68,7 +79,7 @@ class Drafting:
         if self.pace is None:
             chosen = [[] if p is None else list(range(len(p.tokens))) for p in proposals]
         else:
-            chosen = self.pace.choose(len(listed), proposals, self._clock() - self._began)
+            chosen = self.pace.choose(len(listed), proposals)
         if not any(chosen):
             return []
         return [

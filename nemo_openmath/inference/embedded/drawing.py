@@ -47,6 +47,7 @@ class Drawing:
     ):
         self._decoder, self._rows, self._running = decoder, rows, running
         self._detokenizer, self._stops, self._statistics = detokenizer, stops, statistics
+        self._keeps_states = rows.states.shape[1] > 0
 
     def next_tokens(self, logits: Tensor, states: Tensor | None, rows: np.ndarray) -> list[EndedRequest]:
         """Draw one token for each of ``rows``; return what is over."""
@@ -58,7 +59,7 @@ class Drawing:
         drawn, logprobs = self._decoder.sample(logits, table.sampling(rows), table.uniforms[rows, place], with_logprobs)
         if logprobs is not None:
             table.logprobs[rows, place] = logprobs
-        if states is not None:
+        if states is not None and self._keeps_states:
             table.states[rows] = states.numpy(force=True)
         table.ids[rows, length] = drawn
         length += 1
@@ -91,7 +92,7 @@ class Drawing:
             known = None if logprobs is None else [float(logprobs[begin + node]) for node in path]
             taken, ending = self._append(tree.row, [tokens[node] for node in path], known)
             self._decoder.keep(tree.row, tree.start, path[:taken])
-            if states is not None:
+            if states is not None and self._keeps_states:
                 table.states[tree.row] = states[begin + path[taken - 1]].numpy(force=True)
             self._statistics.verified(tree, taken)
             if ending is not None:

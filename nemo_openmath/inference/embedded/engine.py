@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.embedded.batch import ContinuousBatch
 from nemo_openmath.inference.embedded.compiled import compile_decoder
 from nemo_openmath.inference.embedded.decoder import Decoder
-from nemo_openmath.inference.embedded.drafters import draft_source
+from nemo_openmath.inference.embedded.drafters import draft_source, weights_bytes
 from nemo_openmath.inference.embedded.memory import SLOTS, MemoryPlan, Need, address_space, plan_memory
 from nemo_openmath.inference.embedded.proposers import DraftSource
 from nemo_openmath.inference.embedded.requests import EngineRequest, OnDone, Statistics
@@ -103,7 +104,7 @@ class EmbeddedEngine:
         - ``threads``: of each operation; default: torch's.
         - ``prefix_cache_bytes``: memory, at most, for prefixes of requests that run no more.
         - ``drafter``: what guesses tokens that the model then verifies (drafters.py): ``ngram``, ``none``, or a folder;
-          default: ``none``.
+          default: ``ngram`` for compiled models of 32 MiB and more, else ``none``.
         - ``clock``: of time limits.
 
         Slots, context and memory that are not given are chosen from what is free (memory.py). Raises UserError for a
@@ -113,7 +114,8 @@ class EmbeddedEngine:
             raise UserError(f"dtype {dtype!r} is unknown", remedy=f"use one of {', '.join(_DTYPES)}")
         check_device(device)
         use_steady_attention(device)
-        plan = _plan(Path(model_dir), dtype, device, slots, max_context, cache_mib, prefix_cache_bytes)
+        drafter_bytes = weights_bytes(drafter)
+        plan = _plan(Path(model_dir), dtype, device, slots, max_context, cache_mib, prefix_cache_bytes, drafter_bytes)
         threads = threads or torch.get_num_threads()
         tokenizer = ChatTokenizer.load(model_dir, chat=False)
         slots, tight = plan.slots, plan.cache_tokens < plan.slots * plan.max_context
@@ -256,6 +258,7 @@ def _plan(
     max_context: int | None,
     cache_mib: int | None,
     prefix_bytes: int,
+    drafter_bytes: int,
 ) -> MemoryPlan:
     on_cpu = torch.device(device).type == "cpu"
     compiled = on_cpu and dtype == "float32"
@@ -264,6 +267,7 @@ def _plan(
         raise UserError("no model here (config.json is missing)", file=folder, remedy="name a Hugging Face directory")
     if need is None:  # the reader of the weights will say what is wrong with the configuration
         return MemoryPlan(slots or SLOTS, 0, 0, prefix_bytes, "")
+    need = replace(need, resident=need.resident + drafter_bytes, loading=need.loading + 2 * drafter_bytes)
     free, space = _free(device), address_space()
     paged = on_cpu and space > 2 * (slots or SLOTS) * (max_context or need.limit) * need.token + need.loading
     if on_cpu and space < free.available:

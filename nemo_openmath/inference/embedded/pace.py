@@ -7,7 +7,7 @@ Two things are learned while the engine runs:
 
 A guess is reached when all before it were right, so its chance is a product, and a turn of R rows makes R tokens and
 the sum of the chances of its guesses. Of all guesses the likeliest n are taken for which this is the most a second.
-Where that is none for a while, nothing is guessed for a while, so that looking costs nothing either.
+Where looking for guesses has taken more than it saved, it rests for a while, so that it costs next to nothing.
 
 The pace decides what is computed, never what comes out.
 """
@@ -16,16 +16,19 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 from nemo_openmath.inference.embedded.proposers import Proposal
 
 MOST = 96  # tokens of a pass with guesses
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # tokens of a pass of which the cost is known
-PER_TOKEN = 0.05  # of a pass, before anything was measured: what one more token adds. Too little: dear sizes are tried
-FAST, SLOW = 0.2, 0.05  # weights of a new measurement: in the level of all costs, in that of one size
-WIDEST = 2.0  # factor by which a single measurement counts, at most: the machine may have been elsewhere
+PER_TOKEN = 0.08  # of a pass, before anything was measured: what one more token adds
+FAST, SLOW = 0.2, 0.05  # weights of a new measurement: in the level of all costs, in the share of one size at last
+FIRST = 3  # passes of a size that say nothing of the level
+WIDEST = 1.5  # factor by which a single measurement counts, at most: the machine may have been elsewhere
 MEMORY = 200.0  # guesses of a class that are remembered
-PATIENCE, SLEEP = 8, 32  # turns without a gain before looking more rarely; turns between looks, at most
+LEAST_CHANCE = 0.02  # of a guess that is thought of at all
+LOOK, SLEEP = 0.2, 63  # weight of a look in what looking is worth; turns between looks, at most
 
 
 class PassCost:
@@ -38,10 +41,12 @@ class PassCost:
     def __init__(self) -> None:
         self.level = 0.0  # seconds; 0: nothing was measured
         self._shares = {guessed: [1 + PER_TOKEN * (size - 1) for size in SIZES] for guessed in (False, True)}
+        self._seen = {guessed: [0.0] * len(SIZES) for guessed in (False, True)}  # passes of about each size
+        self._straighten()
 
     def __call__(self, tokens: int, guessed: bool) -> float:
         """Return the seconds of a pass, in units of the level."""
-        (i, weight), shares = _between(tokens), self._shares[guessed]
+        (i, weight), shares = _between(tokens), self._monotone[guessed]
         return (1 - weight) * shares[i] + weight * shares[i + 1]
 
     def measured(self, tokens: int, guessed: bool, seconds: float) -> None:
@@ -52,10 +57,30 @@ class PassCost:
         if tokens > SIZES[-1] or seconds <= 0:
             return
         error = min(WIDEST, max(1 / WIDEST, seconds / (self.level * expected)))
-        self.level *= error**FAST
-        (i, weight), shares = _between(tokens), self._shares[guessed]
-        shares[i] *= error ** (SLOW * (1 - weight))
-        shares[i + 1] *= error ** (SLOW * weight)
+        (i, weight), shares, seen = _between(tokens), self._shares[guessed], self._seen[guessed]
+        for size, part in ((i, 1 - weight), (i + 1, weight)):
+            if part > 0:
+                factor = error ** (part * max(SLOW, 1 / (2 + seen[size])))
+                shares[size] *= factor
+                if seen[size] < FIRST:
+                    self._scale_unseen(factor)
+                seen[size] += part
+        self._straighten()
+        if seen[i] > FIRST:  # what is new to a size is not news of all
+            self.level *= error**FAST
+
+    def _straighten(self) -> None:
+        """More tokens never take less: a single slow pass of a few tokens does not speak against them for ever."""
+        self._monotone = {
+            guessed: list(accumulate(reversed(shares), min))[::-1] for guessed, shares in self._shares.items()
+        }
+
+    def _scale_unseen(self, factor: float) -> None:
+        """Let what is assumed of sizes that were not measured follow what was."""
+        for guessed, seen in self._seen.items():
+            for size, passes in enumerate(seen):
+                if passes == 0:
+                    self._shares[guessed][size] *= factor
 
 
 def _between(tokens: int) -> tuple[int, float]:
@@ -85,53 +110,56 @@ class Chances:
 
 
 class Pace:
-    """Chooses the guesses of a turn."""
+    """Chooses the guesses of a turn, and the turns that have any."""
 
     def __init__(self, expected: Sequence[float]):
         self.cost, self.chances = PassCost(), Chances(expected)
-        self._idle = 0  # looks in a row without a gain
-        self._rest = 0  # turns until the next look
-        self._rows = 0  # of the last look
+        self._worth = 0.0  # of a look: what it saved of late, less what it took; in units of the level
+        self._saved = 0.0  # by the choice of this turn
+        self._rest = self._pause = 0  # turns until the next look; turns between the last two
+        self._rows = MOST  # for which the pauses are meant
 
     def looks(self, rows: int) -> bool:
         """Tell whether a turn of ``rows`` rows is to have guesses at all."""
-        if rows < self._rows:
-            self._idle = self._rest = 0  # fewer rows: each of them may pay
-        self._rows = rows
+        if 2 * rows <= self._rows or rows > 2 * self._rows:  # with few rows a guess is worth more; begin anew
+            self._worth, self._rows = 0.0, rows
+            self._rest = self._pause = rows - 1
         if self._rest:
             self._rest -= 1
             return False
         return rows < MOST
 
-    def choose(self, rows: int, proposals: Sequence[Proposal | None], drafting: float = 0.0) -> list[list[int]]:
-        """Return the guesses to verify of each proposal, in their order and with all that are before them.
-
-        ``rows``: of the turn. ``drafting``: seconds that the guesses took. They are spent, but where the gain does not
-        cover them the next look is later.
-        """
+    def choose(self, rows: int, proposals: Sequence[Proposal | None]) -> list[list[int]]:
+        """Return the guesses to verify of each proposal, in their order and with all that are before them. ``rows``: of
+        the turn."""
         nodes = []  # (chance, proposal, guess)
         for i, proposal in enumerate(proposals):
-            if proposal is not None:
-                reached: list[float] = []
-                for guess, (parent, kind) in enumerate(zip(proposal.parents, proposal.classes, strict=True)):
-                    reached.append((1.0 if parent < 0 else reached[parent]) * self.chances[kind])
-                    nodes.append((reached[-1], i, guess))
+            if proposal is None:
+                continue
+            reached: list[float] = []
+            for guess, (parent, kind) in enumerate(zip(proposal.parents, proposal.classes, strict=True)):
+                chance = (1.0 if parent < 0 else reached[parent]) * self.chances[kind]
+                reached.append(chance)
+                if chance > LEAST_CHANCE:
+                    nodes.append((chance, i, guess))
         nodes.sort(key=lambda node: -node[0])  # stable: a guess stays behind what is before it
-        plain = rows / self.cost(rows, guessed=False)
-        spent = drafting / self.cost.level if self.cost.level else 0.0
-        tokens, best, count, gain = float(rows), plain, 0, 0.0
+        a_token = self.cost(rows, guessed=False) / rows  # what plain decoding takes for one
+        tokens, best, count, self._saved = float(rows), 1 / a_token, 0, 0.0
         for n, (chance, _, _) in enumerate(nodes[: MOST - rows], 1):
             tokens += chance
             seconds = self.cost(rows + n, guessed=True)
             if tokens / seconds > best:
-                best, count, gain = tokens / seconds, n, tokens / (seconds + spent)
-        self._note(gain > plain)
+                best, count, self._saved = tokens / seconds, n, tokens * a_token - seconds
         chosen: list[list[int]] = [[] for _ in proposals]
         for _, i, guess in nodes[:count]:
             chosen[i].append(guess)
         return [sorted(guesses) for guesses in chosen]
 
-    def _note(self, gains: bool) -> None:
-        self._idle = 0 if gains else self._idle + 1
-        if self._idle > PATIENCE:
-            self._rest = min(SLEEP, 2 ** (self._idle - PATIENCE))
+    def looked(self, seconds: float) -> None:
+        """Learn what it took to guess and to choose. They are spent, but where choices do not save as much the next
+        look is later, and later again."""
+        if self.cost.level:
+            net = self._saved - seconds / self.cost.level
+            self._worth += LOOK * (net - self._worth)
+        self._pause = min(SLEEP, 2 * self._pause + 1) if self._worth < 0 else 0
+        self._rest = self._pause

@@ -74,6 +74,15 @@ class Statistics:
     accepted: list[int] = field(default_factory=list)
     """Guesses that were right and became text, by their place in the row: the next token's, the one's after it, .. ."""
 
+    def draft_metrics(self) -> list[str]:
+        """Return the totals of guesses as lines of Prometheus' text format."""
+        names = {"row_steps": self.row_steps, "guesses": self.drafted}
+        lines = []
+        for name, total in names.items():
+            lines += [f"# TYPE openmath_draft_{name}_total counter", f"openmath_draft_{name}_total {total}"]
+        lines.append("# TYPE openmath_draft_right_total counter")
+        return lines + [f'openmath_draft_right_total{{place="{i}"}} {n}' for i, n in enumerate(self.accepted, 1)]
+
     def verified(self, tree: DraftTree, taken: int) -> None:
         """Count the guesses of a tree, of which ``taken`` - 1 became text."""
         self.row_steps += 1

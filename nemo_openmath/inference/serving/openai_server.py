@@ -136,6 +136,8 @@ class OpenAIServer:
         lines = ["# TYPE openmath_requests_in_flight gauge", f"openmath_requests_in_flight {self._in_flight}"]
         for name in sorted(self._counts):
             lines += [f"# TYPE {name.partition('{')[0]} counter", f"{name} {self._counts[name]}"]
+        if (statistics := getattr(self.engine, "statistics", None)) is not None:
+            lines += statistics.draft_metrics()
         return web.Response(text="\n".join(lines) + "\n", content_type="text/plain")
 
     # -- one request -----------------------------------------------------------------------------------------------
