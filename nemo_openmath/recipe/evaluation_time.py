@@ -75,7 +75,7 @@ class Learned:
 
 def time_lines(works: Iterable[Work], tokens_per_second: float, at_once: int) -> list[str]:
     """Return what is said before anything is generated whose like was measured: a range for each mode."""
-    lines = [f"measured: {tokens_per_second:,.0f} tokens/s with {at_once} at once"]
+    lines = [f"measured: {tokens_per_second:,.0f} tokens/s with {at_once} at once; at this speed:"]
     for work in works:
         least, most = map(seconds_text, work.seconds(tokens_per_second))
         each = min(_TYPICAL, work.max_tokens)

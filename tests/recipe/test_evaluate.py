@@ -128,7 +128,7 @@ def test_a_server_is_evaluated_judged_and_selects(tmp_path: Path, capsys: pytest
 def test_times_are_a_range_until_solutions_have_been_made() -> None:
     cot, tir = Work("cot", 100, 4000, "m"), Work("tir", 100, 500, "m")
     assert time_lines([cot, tir], 200.0, 16) == [
-        "measured: 200 tokens/s with 16 at once",
+        "measured: 200 tokens/s with 16 at once; at this speed:",
         "cot: 8 min 20 s to 33 min 20 s for 100 solutions: of 1,000 tokens, or of all 4,000 that they may have",
         "tir: 4 min 10 s to 12 min 30 s for 100 solutions: of 500 tokens, or of all 500 that they may have, and "
         "programs run long",
