@@ -21,7 +21,7 @@ from nemo_openmath.inference.embedded import engine as engine_module
 from nemo_openmath.inference.embedded.decoder import DraftTree, PrefillChunk
 from nemo_openmath.inference.embedded.kernels import load_kernels
 from nemo_openmath.inference.embedded.ngrams import LONGEST, PLACES, IndexedText, Library, NgramProposer, match_length
-from nemo_openmath.inference.embedded.pace import MOST, SLEEP, Pace
+from nemo_openmath.inference.embedded.pace import MOST, PLAIN, SLEEP, Pace
 from nemo_openmath.inference.embedded.proposers import Proposal
 from nemo_openmath.inference.embedded.redrafter import CompiledSearch, TorchSearch
 from nemo_openmath.inference.embedded.rows import RowTable
@@ -334,7 +334,16 @@ def test_a_drafter_that_takes_longer_than_it_saves_is_asked_rarely(took, always)
     pace = Pace([0.9])
     pace.cost.measured(1, False, 1.0)
     looks = looks_of(pace, 300, rows=1, took=took)
-    assert all(looks) if always else sum(looks) < 15
+    assert sum(looks) == 300 - 300 // PLAIN if always else sum(looks) < 15
+
+
+def test_the_price_of_guesses_does_not_become_that_of_plain_passes():
+    """Though nearly all passes have guesses, that are dearer than was assumed."""
+    pace = Pace([0.5])
+    for turn in range(600):
+        pace.cost.measured(1 if turn % PLAIN == 0 else 6, turn % PLAIN != 0, 1.0 if turn % PLAIN == 0 else 3.0)
+    assert pace.cost(6, True) / pace.cost(1, False) == pytest.approx(3.0, rel=0.05)
+    assert pace.cost.level * pace.cost(1, False) == pytest.approx(1.0, rel=0.05)
 
 
 @compiler

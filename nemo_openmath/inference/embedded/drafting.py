@@ -60,7 +60,7 @@ class Drafting:
         if self.pace is None:
             return self._look(rows)
         if not self.pace.looks(len(rows)):
-            self._began = None if self.pace.cost.level else self._clock()
+            self._began = self._clock() if self.pace.measures else None
             return []
         began = self._clock()
         trees = self._look(rows)

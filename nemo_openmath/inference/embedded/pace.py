@@ -28,6 +28,7 @@ FIRST = 3  # passes of a size that say nothing of the level
 WIDEST = 1.5  # factor by which a single measurement counts, at most: the machine may have been elsewhere
 MEMORY = 200.0  # guesses of a class that are remembered
 LEAST_CHANCE = 0.02  # of a guess that is thought of at all
+PLAIN = 32  # of so many turns one is plain, whatever guesses are worth: they are compared with it
 LOOK, SLEEP = 0.2, 63  # weight of a look in what looking is worth; turns between looks, at most
 
 
@@ -35,13 +36,15 @@ class PassCost:
     """Seconds of a pass by its number of tokens, with guesses among them or without.
 
     They are a level that follows quickly, as texts grow, times a share for each size, which is the machine's and the
-    model's own and follows slowly.
+    model's own and follows slowly. Passes without guesses alone move the level: what guesses are compared with must not
+    follow them.
     """
 
     def __init__(self) -> None:
         self.level = 0.0  # seconds; 0: nothing was measured
         self._shares = {guessed: [1 + PER_TOKEN * (size - 1) for size in SIZES] for guessed in (False, True)}
         self._seen = {guessed: [0.0] * len(SIZES) for guessed in (False, True)}  # passes of about each size
+        self._monotone: dict[bool, list[float]] = {}
         self._straighten()
 
     def __call__(self, tokens: int, guessed: bool) -> float:
@@ -66,14 +69,18 @@ class PassCost:
                     self._scale_unseen(factor)
                 seen[size] += part
         self._straighten()
-        if seen[i] > FIRST:  # what is new to a size is not news of all
+        if not guessed and seen[i] > FIRST:  # what is new to a size is not news of all
             self.level *= error**FAST
 
     def _straighten(self) -> None:
-        """More tokens never take less: a single slow pass of a few tokens does not speak against them for ever."""
-        self._monotone = {
-            guessed: list(accumulate(reversed(shares), min))[::-1] for guessed, shares in self._shares.items()
-        }
+        """More tokens never take less: a single slow pass of a few tokens does not speak against them for ever, and
+        what is assumed of a size is no less than what was measured of a smaller one."""
+        for guessed, shares in self._shares.items():
+            line, least = list(shares), float("inf")
+            for size in reversed(range(len(line))):
+                if self._seen[guessed][size] > 0:
+                    line[size] = least = min(least, line[size])
+            self._monotone[guessed] = list(accumulate(line, max))
 
     def _scale_unseen(self, factor: float) -> None:
         """Let what is assumed of sizes that were not measured follow what was."""
@@ -118,16 +125,23 @@ class Pace:
         self._saved = 0.0  # by the choice of this turn
         self._rest = self._pause = 0  # turns until the next look; turns between the last two
         self._rows = MOST  # for which the pauses are meant
+        self._turns = 0
 
     def looks(self, rows: int) -> bool:
         """Tell whether a turn of ``rows`` rows is to have guesses at all."""
         if 2 * rows <= self._rows or rows > 2 * self._rows:  # with few rows a guess is worth more; begin anew
             self._worth, self._rows = 0.0, rows
             self._rest = self._pause = rows - 1
+        self._turns += 1
         if self._rest:
             self._rest -= 1
             return False
-        return rows < MOST
+        return rows < MOST and self._turns % PLAIN != 0
+
+    @property
+    def measures(self) -> bool:
+        """Whether to measure a turn that has no guesses: some of them, for that costs, too."""
+        return self.cost.level == 0 or self._turns % (PLAIN // 4) == 0
 
     def choose(self, rows: int, proposals: Sequence[Proposal | None]) -> list[list[int]]:
         """Return the guesses to verify of each proposal, in their order and with all that are before them. ``rows``: of
