@@ -24,7 +24,7 @@ import yaml
 
 TOP = Path(__file__).parents[2]
 CHAOS, CONTESTS = "chaos", 200
-PATIENCE = 300.0  # seconds; a mutant that hangs is caught as well
+PATIENCE = 1200.0  # seconds; a mutant that hangs is caught as well
 
 
 @dataclass(frozen=True)
