@@ -214,7 +214,7 @@ async def serve(teacher: StandInTeacher, port: int) -> None:
 
 def command(config: TeacherConfig, tokenizer: Path) -> list[str]:
     """Return the command that serves the stand-in on a free port of loopback and prints its URL."""
-    words = [sys.executable, "-m", "nemo_openmath.demo.teacher", "--tokenizer", str(tokenizer)]
+    words = [sys.executable, "-P", "-m", "nemo_openmath.demo.teacher", "--tokenizer", str(tokenizer)]
     return [*words, "--config", json.dumps(asdict(config)), "--port", "0"]
 
 

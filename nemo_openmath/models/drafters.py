@@ -146,6 +146,8 @@ class ReDrafter(nn.Module):
             shape = DrafterShape(**config)
             if not 0 <= shape.draft_vocab < shape.vocab or shape.recurrence not in get_args(Recurrence):
                 raise ValueError("draft_vocab or recurrence")
+            if shape.draft_tokens < 1 or shape.layers < 0:
+                raise ValueError("draft_tokens or layers")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 "not a drafter's config.json", file=path, remedy="give the output of a stage drafter.train"
@@ -155,6 +157,8 @@ class ReDrafter(nn.Module):
             drafter.load_state_dict(load_file(folder / TENSORS))
         except Exception as error:
             raise DamagedFile(folder / TENSORS, f"not the tensors of its config.json ({error})") from error
+        if not all(bool(tensor.isfinite().all()) for tensor in drafter.parameters()):
+            raise DamagedFile(folder / TENSORS, "a weight is not finite")
         if shape.recurrence == "linear" and drafter.rnn_u.bias.any():
             raise DamagedFile(folder / TENSORS, "rnn_u.bias is not 0, and the recurrence is linear")
         ids = drafter.draft_ids

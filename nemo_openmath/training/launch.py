@@ -65,7 +65,7 @@ def launch(
     settings = read_job(job, list(overrides))
     check_job(settings, processes)
     prepare(settings, Path(job), processes, overrides, on_line)
-    command = [sys.executable, "-m", "nemo_openmath.training.worker", str(job), *overrides]
+    command = [sys.executable, "-P", "-m", "nemo_openmath.training.worker", str(job), *overrides]
     spawn(processes, command, threads=threads, environment=environment, on_line=on_line)
 
 
@@ -77,7 +77,7 @@ async def launch_process(
     A task that is cancelled meanwhile asks the process to stop, and waits until the ranks have saved. Raises what
     :func:`launch` raises, and :class:`LaunchFailed` for its errors of other kinds.
     """
-    command = [sys.executable, "-m", "nemo_openmath.training", str(job)]
+    command = [sys.executable, "-P", "-m", "nemo_openmath.training", str(job)]
     command += ["--processes", str(processes), "--threads", str(threads)]
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=child_environment()

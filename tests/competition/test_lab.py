@@ -419,10 +419,13 @@ def test_tables_are_read_or_refused_by_row(tmp_path: Path) -> None:
         ({"answer": None}, "there is no answer"),
         ({"problem_id": None}, "problem_id is None"),
         ({"length": 3}, "unknown column 'length'"),
+        ({"right": False, "answer": " 7"}, "right is false, and the same answer to the same problem is true in row 1"),
     ):
         file.write_bytes(orjson.dumps(row) + b"\n" + orjson.dumps(row | change) + b"\n")
         with pytest.raises(UserError, match=f":2: .*{message}"):
             read_rollouts([file], grade)
+    with pytest.raises(UserError, match="is given twice"):
+        read_rollouts([file, tmp_path / "." / "rollouts.jsonl"], grade)
 
 
 def test_glimpses_follow_the_rule_for_whole_texts() -> None:

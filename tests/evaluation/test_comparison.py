@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.core.records import Mode, Problem
 from nemo_openmath.core.records.manifest import Manifest, write_manifest
 from nemo_openmath.core.records.notes import Selection
 from nemo_openmath.core.records.store import write_records
+from nemo_openmath.core.records.sums import digest_of_lines
+from nemo_openmath.data.records.stored import RecordFolder
 from nemo_openmath.evaluation.comparison.build import compare_runs, write_comparison
 from nemo_openmath.evaluation.comparison.drawing import CURVES, LENGTH_TITLE, RATES_TITLE
 from nemo_openmath.evaluation.comparison.numbers import curve_ks
@@ -128,6 +130,10 @@ def test_pass_rates_and_differing_problems_by_hand(tmp_path):
     assert cot.differing[1].vote == {"A": 1.0, "B": 0.5}, "a tie is not right"
     assert cot.differing[1].right == {"A": 0.9, "B": 0.5}
     assert cot.differing[1].first == {"A": "one-cot-3-0", "B": "two-cot-3-0"}
+    fewer = two | {2: [wrong] * 9}  # its curves end at 9 samples; all other votes stay those of ten
+    cot = compared(tmp_path / "one" / "graded", write_run(tmp_path / "fewer", fewer)).modes[0]
+    assert [row.vote for row in cot.differing] == [{"A": 1.0, "B": 0.0}, {"A": 1.0, "B": 0.5}]
+    assert cot.samples == {"A": (10, 10), "B": (9, 10)}
 
 
 def scale(ticks: list[tuple[float, float]]) -> Any:
@@ -264,7 +270,8 @@ def test_checkpoints_of_one_run_are_runs_and_benchmarks_are_not(tmp_path):
 
 
 def manifest(folder: Path, stage: str, **config: Any) -> None:
-    write_manifest(folder, Manifest(stage, "f", "d", {"records": 16, "units": 16}, config=config))
+    digest = digest_of_lines(record.line for record in RecordFolder(folder).records())
+    write_manifest(folder, Manifest(stage, "f", digest, {"records": 16, "units": 16}, config=config))
 
 
 def test_the_command_names_runs_and_refuses_two_graders(tmp_path, capsys):
@@ -289,6 +296,13 @@ def test_the_command_names_runs_and_refuses_two_graders(tmp_path, capsys):
     ):
         with pytest.raises(UserError, match=message):
             named_runs(texts)
+    part = two / "part-00000-of-00001.jsonl"
+    whole = part.read_bytes()
+    part.write_bytes(whole.replace(b'"verdict":"equal"', b'"verdict":"error"', 1))
+    assert part.read_bytes() != whole
+    with pytest.raises(DamagedFile, match="two/graded: is not what its stage wrote"):
+        compare_command(CompareRequest([str(one), str(two)], output))
+    part.write_bytes(whole)
     (one / "plan.json").write_text("{}")
     with pytest.raises(UserError, match="lies in the folder of a stage"):
         compare_command(CompareRequest([str(one), str(two)], one / "out"))

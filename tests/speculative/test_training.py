@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_openmath.core.errors import DamagedFile
+from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.models.drafters import DrafterShape, ReDrafter
 from nemo_openmath.speculative.acceptance import Acceptance
 from nemo_openmath.speculative.decode import speculate
@@ -97,6 +97,15 @@ def test_the_linear_recurrence_is_what_tensorrt_llm_computes(base: Any, texts: l
         b += 1
     trained.save(tmp_path / "drafter")
     with pytest.raises(DamagedFile, match=r"rnn_u\.bias is not 0"):
+        ReDrafter.load(tmp_path / "drafter")
+    with torch.no_grad():
+        w[0, 0] = float("nan")
+    trained.save(tmp_path / "drafter")
+    with pytest.raises(DamagedFile, match="a weight is not finite"):
+        ReDrafter.load(tmp_path / "drafter")
+    config = tmp_path / "drafter" / "config.json"
+    config.write_text(config.read_text().replace('"draft_tokens": 3', '"draft_tokens": 0'))
+    with pytest.raises(UserError, match=r"not a drafter's config\.json"):
         ReDrafter.load(tmp_path / "drafter")
 
 

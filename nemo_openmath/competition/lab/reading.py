@@ -79,6 +79,9 @@ def read_rollouts(
 
     Raises UserError naming the record or the row that cannot be used.
     """
+    for number, path in enumerate(paths):
+        if path.resolve() in [other.resolve() for other in paths[:number]]:
+            raise UserError("is given twice", file=path, remedy="name each folder and each table once")
     notes: Counter[str] = Counter()
     read: defaultdict[str, _Read] = defaultdict(_Read)
     folders = [path for path in paths if path.is_dir()]
@@ -186,6 +189,7 @@ def _spread(tokens: int, calls: int, seconds: float) -> tuple[tuple[float, int],
 
 
 def _read_table(path: Path, read: Mapping[str, _Read]) -> None:
+    judged: dict[tuple[str, str], tuple[bool, int]] = {}
     for file, row, values in read_rows(path):
         lacking = [name for name in _REQUIRED if name not in values]
         if lacking:
@@ -194,7 +198,8 @@ def _read_table(path: Path, read: Mapping[str, _Read]) -> None:
             raise UserError(
                 f"unknown column {unknown[0]!r}", file=file, row=row, remedy=f"known: {', '.join(_COLUMNS)}"
             )
-        problem = read[_text(values["problem_id"], "problem_id", file, row)]
+        name = _text(values["problem_id"], "problem_id", file, row)
+        problem = read[name]
         answer = values["answer"]
         answer = None if answer in (None, "") else _text(answer, "answer", file, row)
         tokens = int(_number(values["tokens"], "tokens", file, row))
@@ -203,13 +208,19 @@ def _read_table(path: Path, read: Mapping[str, _Read]) -> None:
             for name in ("seconds", "entropy")
         )
         _expect(problem, values.get("expected_answer"), file, row)
-        if _flag(values["right"], "right", file, row) and answer is None:
+        right = _flag(values["right"], "right", file, row)
+        if right and answer is None:
             raise UserError("right is true, and there is no answer", file=file, row=row, remedy="mend the row")
+        if answer is not None:
+            before, first = judged.setdefault((name, answer.strip()), (right, row))
+            if before != right:
+                problem_text = f"right is {right}, and the same answer to the same problem is {before} in row {first}"
+                raise UserError(problem_text.replace("True", "true").replace("False", "false"), file=file, row=row)
         problem.solutions.append(
             StoredSolution(
                 f"{file.name}:{row}",
                 answer,
-                _flag(values["right"], "right", file, row),
+                right,
                 tokens,
                 () if seconds is None else ((seconds, tokens),),
                 entropy,

@@ -19,7 +19,7 @@ from nemo_openmath.evaluation.comparison.page import (
 
 def markdown(comparison: RunComparison) -> str:
     """Return the comparison as a Markdown document."""
-    lines = ["# RunComparison of runs", ""]
+    lines = ["# Comparison of runs", ""]
     rows = [
         [run.letter, run.name, ", ".join(run.models), run.grader or "not known", ", ".join(run.folders)]
         for run in comparison.runs
@@ -34,7 +34,13 @@ def markdown(comparison: RunComparison) -> str:
 def _mode(numbers: ModeComparison) -> Iterator[str]:
     yield f"## {_cell(title_of(numbers))}"
     yield ""
-    yield f"Over the {numbers.problems:,} problems that all of them have; 95% intervals over problems."
+    cut = any(fewest < most for fewest, most in numbers.samples.values())
+    yield f"Over the {numbers.problems:,} problems that all of them have; 95% intervals over problems." + (
+        " Curves and differences go to the fewest samples that a problem has; a verdict is the vote of all samples of "
+        "its problem."
+        if cut
+        else ""
+    )
     yield ""
     yield from _table(
         [

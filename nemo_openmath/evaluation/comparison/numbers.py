@@ -100,6 +100,7 @@ def compare_mode(
     samples = {run.letter: _samples(run, common) for run in common.runs}
     fewest = {letter: min(s.samples for s in of_run.values()) for letter, of_run in samples.items()}
     scores: dict[str, list[ProblemScores]] = {}
+    votes: dict[str, dict[str, float]] = {}
     undecided: dict[str, int] = {}
     unknown: set[str] = set()
     results: list[dict[str, Any]] = []
@@ -108,6 +109,11 @@ def compare_mode(
         scored = score(given, ks=curve_ks(fewest[run.letter]), seed=seed, compare=compare)
         scores[run.letter] = without_unknown(scored.problems, [mode] if run.letter in unknown else [])
         undecided[run.letter] = scored.undecided.get(mode, 0)
+        own = _uneven(samples[run.letter]) if mode is not Mode.GENSELECT else {}
+        votes[run.letter] = {p.problem_id: vote_of(p) for p in scored.problems if p.problem_id not in own}
+        for count, problems in _by_count(own).items():
+            again = score(run.generations(common.mode, problems), ks=[count], seed=seed, compare=compare)
+            votes[run.letter] |= {p.problem_id: vote_of(p) for p in again.problems}
         for row in summarise(scores[run.letter]):
             results.append({"run": run.letter, **{k: v for k, v in asdict(row).items() if k != "mode"}})
     known = {letter: _tokens(of_run) for letter, of_run in samples.items() if letter not in unknown}
@@ -129,7 +135,7 @@ def compare_mode(
         quantiles={letter: _quantiles(tokens) for letter, tokens in known.items()},
         pass_rates={} if mode is Mode.GENSELECT else {letter: _pass_rates(scores[letter]) for letter in letters},
         differences=_differences(mode, scores),
-        differing=_differing(scores, samples),
+        differing=_differing(scores, votes, samples),
     )
 
 
@@ -147,6 +153,20 @@ def _counted(
 
 def _samples(run: ReadRun, common: CommonMode) -> dict[str, ProblemSamples]:
     return run.samples(common.mode, set(common.problems))
+
+
+def _uneven(samples: Mapping[str, ProblemSamples]) -> dict[str, int]:
+    """Return problem -> samples of those that have more samples than the problem with the fewest: the curve ends at
+    the fewest, and their votes are of all of theirs."""
+    fewest = min(of_problem.samples for of_problem in samples.values())
+    return {name: of_problem.samples for name, of_problem in samples.items() if of_problem.samples > fewest}
+
+
+def _by_count(samples: Mapping[str, int]) -> dict[int, set[str]]:
+    groups: dict[int, set[str]] = {}
+    for name, count in samples.items():
+        groups.setdefault(count, set()).add(name)
+    return groups
 
 
 def _tokens(samples: Mapping[str, ProblemSamples]) -> np.ndarray:
@@ -210,25 +230,27 @@ def _is_vote(name: str) -> bool:
 
 
 def _differing(
-    scores: Mapping[str, list[ProblemScores]], samples: Mapping[str, Mapping[str, ProblemSamples]]
+    scores: Mapping[str, list[ProblemScores]],
+    votes: Mapping[str, Mapping[str, float]],
+    samples: Mapping[str, Mapping[str, ProblemSamples]],
 ) -> list[DifferingProblem]:
     """Return the problems whose vote is right (a chance above one half) in one run and not in another, those first
-    whose shares of right samples are furthest apart."""
+    whose shares of right samples are furthest apart. ``votes``: letter -> problem -> chance that its vote is right."""
     by_problem: dict[str, dict[str, ProblemScores]] = {}
     for letter, of_run in scores.items():
         for problem in of_run:
             by_problem.setdefault(problem.problem_id, {})[letter] = problem
     rows = []
     for name, of_problem in by_problem.items():
-        votes = {letter: vote_of(problem) for letter, problem in of_problem.items()}
-        if len({value > 0.5 for value in votes.values()}) < 2:
+        chances = {letter: votes[letter][name] for letter in of_problem}
+        if len({value > 0.5 for value in chances.values()}) < 2:
             continue
         first = next(iter(of_problem))
         rows.append(
             DifferingProblem(
                 name,
                 samples[first][name].expected,
-                votes,
+                chances,
                 {letter: _share(problem) for letter, problem in of_problem.items()},
                 {letter: problem.samples for letter, problem in of_problem.items()},
                 {letter: samples[letter][name].first for letter in of_problem},

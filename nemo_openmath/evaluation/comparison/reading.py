@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.core.engine import Finish
-from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.core.merging import read_merged
 from nemo_openmath.core.records import Generation, Mode
 from nemo_openmath.core.records.notes import Selection
+from nemo_openmath.core.records.sums import digest_of_lines
 from nemo_openmath.core.records.types import UNTRIED
 from nemo_openmath.data.records.stored import RecordFolder
 from nemo_openmath.evaluation.reports.formats import mode_name
@@ -148,20 +149,31 @@ def _read_part(label: str, folders: Sequence[Path], named: NamedFolders, advance
         folder = RecordFolder(path)
         if folder.unfinished:
             raise UserError("its stage has not finished", file=path, remedy="run it to its end, then compare")
-        submitted_only = path in named.submissions
-        for number, record in enumerate(folder.records(), 1):
-            if number % 1024 == 0:
-                advance(1024)
-            if record.id in seen:  # one record, wherever it comes from twice
-                continue
-            seen.add(record.id)
-            try:
-                if submitted_only and record.fields["mode"] != Mode.COMPETITION:
-                    continue
-                _add(part, record.fields)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise record.error(f"is no generation ({type(error).__name__}: {error})") from error
+        digest = digest_of_lines(_read_lines(part, folder, seen, path in named.submissions, advance))
+        if folder.manifest is not None and digest != folder.manifest.digest:
+            raise DamagedFile(
+                path, "is not what its stage wrote", "see openmath records check, and run the stage again"
+            )
     return part
+
+
+def _read_lines(
+    part: ReadPart, folder: RecordFolder, seen: set[str], submitted_only: bool, advance: Callable[[int], None]
+) -> Iterator[bytes]:
+    """Note what the records of a folder say, and yield their lines."""
+    for number, record in enumerate(folder.records(), 1):
+        if number % 1024 == 0:
+            advance(1024)
+        yield record.line
+        if record.id in seen:  # one record, wherever it comes from twice
+            continue
+        seen.add(record.id)
+        try:
+            if submitted_only and record.fields["mode"] != Mode.COMPETITION:
+                continue
+            _add(part, record.fields)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise record.error(f"is no generation ({type(error).__name__}: {error})") from error
 
 
 def _add(part: ReadPart, values: dict[str, Any]) -> None:

@@ -95,7 +95,7 @@ def server_command(config: ServerConfig, port: int) -> list[str]:
             command = _vllm_command(config)
         case "sglang":
             _need("sglang", "sglang")
-            command = [sys.executable, "-m", "sglang.launch_server", "--model-path", config.model]
+            command = [sys.executable, "-P", "-m", "sglang.launch_server", "--model-path", config.model]
             command += ["--served-model-name", config.served_name]
         case "trtllm":
             if (program := shutil.which("trtllm-serve")) is None:
@@ -103,13 +103,13 @@ def server_command(config: ServerConfig, port: int) -> list[str]:
             command = [program, config.model]
         case "embedded":
             module = "nemo_openmath.inference.serving.embedded_server"
-            command = [sys.executable, "-m", module, config.model, "--name", config.served_name]
+            command = [sys.executable, "-P", "-m", module, config.model, "--name", config.served_name]
     return [*command, *address, *config.arguments]
 
 
 def _vllm_command(config: ServerConfig) -> list[str]:
     _need("vllm", "vllm")
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", config.model]
+    command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", config.model]
     command += ["--served-model-name", config.served_name, "--enable-prompt-tokens-details"]
     if not any(argument.split("=")[0] == "--generation-config" for argument in config.arguments):
         command += ["--generation-config", "vllm"]  # no sampling defaults of the model's own

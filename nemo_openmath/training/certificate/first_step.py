@@ -37,7 +37,7 @@ def prepare(
     been begun already. ``file`` is the job's file. Raises UserError, and what the process died of."""
     if not job.training.certify or list_checkpoints(job.output / "checkpoints"):
         return
-    command = [sys.executable, "-m", "nemo_openmath.training.certificate", str(file), *overrides]
+    command = [sys.executable, "-P", "-m", "nemo_openmath.training.certificate", str(file), *overrides]
     with tempfile.TemporaryFile("w+") as errors:  # a file takes them while the lines are read; a pipe fills up
         process = subprocess.Popen(
             [*command, "--processes", str(processes)],
