@@ -27,6 +27,7 @@ def rows() -> dict[str, list[str]]:
 ROWS = rows()
 TOP_LEVEL = ("a real teacher", "vLLM, SGLang, TensorRT-LLM")
 STAGES = ("a real forum", "your benchmark")
+DRAFTER = "a drafter, to decode faster"
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def code(name: str, start: str) -> str:
 def test_every_row_is_tried_here() -> None:
     others = {"a real student", "a GPU", "your own prompts", "a cluster", "stricter or fewer filters"}
     others |= {"several iterations", "better expected answers", "outputs of NeMo-Skills"}  # other tests have whole ones
-    assert set(ROWS) == {*TOP_LEVEL, *STAGES, *others}
+    assert set(ROWS) == {*TOP_LEVEL, *STAGES, *others, DRAFTER}
 
 
 @pytest.mark.parametrize("name", TOP_LEVEL)
@@ -70,6 +71,14 @@ def test_a_stage(name: str, folder: Path) -> None:
     (folder / "benchmark.jsonl").unlink()
     with pytest.raises(UserError, match="no such file or folder"):
         check(folder, f"extends: {EXAMPLES}/tiny.yaml\nstages:\n  {ROWS[name][0]}\n")
+
+
+def test_a_drafter(folder: Path) -> None:
+    (stage,) = ROWS[DRAFTER]
+    text = f"extends: {EXAMPLES}/tiny.yaml\nstages:\n  {stage}\n"
+    check(folder, text)
+    with pytest.raises(UserError, match="no_such"):
+        check(folder, text.replace("model: ", "model: no_such"))
 
 
 def test_a_real_student(folder: Path) -> None:

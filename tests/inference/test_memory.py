@@ -102,7 +102,7 @@ def on_a_gpu(monkeypatch, folder: Path, free: int, **asked) -> MemoryPlan:
     """The plan for a GPU with ``free`` bytes, in bfloat16."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
     given = {"slots": None, "max_context": None, "cache_mib": None} | asked
-    return engine_module._plan(folder, "bfloat16", "cuda", prefix_bytes=64 << 20, **given)
+    return engine_module._plan(folder, "bfloat16", "cuda", prefix_bytes=64 << 20, drafter_bytes=0, **given)
 
 
 @pytest.mark.parametrize(("free", "slots"), [(300 << 20, 37), (600 << 20, 64)])

@@ -234,5 +234,5 @@ def test_unknown_records_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFix
     recipe.write_text(f"extends: {EXAMPLES}/kaggle.yaml\nx-plan: null\n")
     assert run(["plan", str(recipe), "--cluster", str(file)]) == ExitCode.USER_ERROR
     message = capsys.readouterr().err
-    assert "how many records are in cot_rows, tir_rows, benchmark, contest_problems?" in message
+    assert "how many records are in cot_rows, tir_rows, benchmark, drafter_problems, contest_problems?" in message
     assert "--assume records.cot_rows=N" in message
