@@ -11,8 +11,10 @@ from nemo_openmath.core.bounds import NonNegativeFloat, NonNegativeInt, Positive
 from nemo_openmath.core.engine import Engine
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.http.dialects import ServerKind
+from nemo_openmath.models.drafter_shape import refuse_drafter
 
-DRAFTER_NAMES = ("ngram", "none")
+NGRAM, NONE = "ngram", "none"
+DRAFTER_NAMES = (NGRAM, NONE)
 """Values of ``EngineConfig.drafter`` that are no folders."""
 IGNORED_EFFORT = (
     "reasoning_effort would be ignored where prompts are rendered here; use api: chat, or template_options where the "
@@ -80,6 +82,18 @@ class EngineConfig:
     def renders(self) -> bool:
         """Whether prompts are rendered here, and not by a chat server."""
         return self.kind != "http" or self.api != "chat"
+
+
+def check_drafter(drafter: str | Path | None, model: Path | None) -> None:
+    """Raise UserError where ``drafter`` cannot guess tokens for ``model``, as far as their config.json files say.
+
+    Without a model, which may still be to be made, it is only asked whether ``drafter`` names a drafter at all.
+    """
+    if drafter is None or drafter in DRAFTER_NAMES:
+        return
+    if not Path(drafter).is_dir():
+        raise UserError(f"drafter {drafter!s} is no folder", remedy=f"use {NGRAM}, {NONE}, or the folder of a drafter")
+    refuse_drafter(Path(drafter), model)
 
 
 async def open_engine(config: EngineConfig) -> Engine:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.models.hf_config import describe
 
 Recurrence = Literal["silu", "linear"]
 DraftForm = Literal["redrafter", "eagle3"]
+ARCHITECTURE = "ReDrafter"
+EAGLE3_ARCHITECTURE = "LlamaForCausalLMEagle3"
 _LEAST_LAYERS = 7  # of a model that EAGLE-3 serves: below, the three layers are not three
 
 
@@ -28,6 +32,38 @@ class DrafterShape:
     def head_rows(self) -> int:
         """Rows of the head's last matrix."""
         return self.draft_vocab or self.vocab
+
+    @classmethod
+    def read(cls, folder: Path) -> DrafterShape:
+        """Return what ``config.json`` of a ReDrafter's folder says. Raises UserError where it is none's."""
+        path = folder / "config.json"
+        try:
+            config = json.loads(path.read_text())
+            if (architectures := config.pop("architectures")) == [EAGLE3_ARCHITECTURE]:
+                remedy = "serve it with vLLM, SGLang or TensorRT-LLM, or train one with form: redrafter"
+                raise UserError("an EAGLE-3 head, no ReDrafter", file=path, remedy=remedy)
+            if architectures != [ARCHITECTURE]:
+                raise KeyError("architectures")
+            shape = cls(**config)
+            if not 0 <= shape.draft_vocab < shape.vocab or shape.recurrence not in get_args(Recurrence):
+                raise ValueError("draft_vocab or recurrence")
+            if shape.draft_tokens < 1 or shape.layers < 0:
+                raise ValueError("draft_tokens or layers")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                "not a drafter's config.json", file=path, remedy="give the output of a stage drafter.train"
+            ) from error
+        return shape
+
+    def refuse_other_model(self, vocab: int, hidden: int, folder: Path) -> None:
+        """Raise UserError where the drafter in ``folder`` is of another model than one of these sizes."""
+        if (self.vocab, self.hidden) != (vocab, hidden):
+            raise UserError(
+                f"a drafter of a model with {self.vocab} tokens and width {self.hidden}; this model has {vocab} and "
+                f"{hidden}",
+                file=folder / "config.json",
+                remedy="give a drafter that was trained on this model (drafter.train), or ngram",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +100,12 @@ def refuse_few_layers(layers: int, folder: Path | None = None) -> None:
     if layers < _LEAST_LAYERS:
         problem = f"has {layers} layers; EAGLE-3 reads three of at least {_LEAST_LAYERS}"
         raise UserError(problem, file=folder, remedy="use form: redrafter")
+
+
+def refuse_drafter(folder: Path, model: Path | None = None) -> None:
+    """Raise UserError where the config.json files of ``folder`` and ``model`` say that the one cannot draft for the
+    other. Without a model it is only asked whether the folder is a drafter's."""
+    shape = DrafterShape.read(folder)
+    if model is not None:
+        described = describe(model, quantized=True)
+        shape.refuse_other_model(described.vocab_size, described.hidden_size, folder)

@@ -22,19 +22,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-from nemo_openmath.core.errors import DamagedFile, UserError
-from nemo_openmath.models.drafter_shape import DrafterShape, Recurrence
+from nemo_openmath.core.errors import DamagedFile
+from nemo_openmath.models.drafter_shape import ARCHITECTURE, DrafterShape
 
 __all__ = ["DrafterShape", "ReDrafter", "ResidualBlock"]
 
-ARCHITECTURE = "ReDrafter"
 TENSORS = "model.safetensors"
 
 
@@ -138,20 +136,7 @@ class ReDrafter(nn.Module):
     def load(cls, folder: Path) -> ReDrafter:
         """Read a drafter from its folder. Raises UserError where the folder holds none, DamagedFile where its tensors
         are not those of its config.json."""
-        path = folder / "config.json"
-        try:
-            config = json.loads(path.read_text())
-            if config.pop("architectures") != [ARCHITECTURE]:
-                raise KeyError("architectures")
-            shape = DrafterShape(**config)
-            if not 0 <= shape.draft_vocab < shape.vocab or shape.recurrence not in get_args(Recurrence):
-                raise ValueError("draft_vocab or recurrence")
-            if shape.draft_tokens < 1 or shape.layers < 0:
-                raise ValueError("draft_tokens or layers")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                "not a drafter's config.json", file=path, remedy="give the output of a stage drafter.train"
-            ) from error
+        shape = DrafterShape.read(folder)
         drafter = cls(shape)
         try:
             drafter.load_state_dict(load_file(folder / TENSORS))

@@ -28,9 +28,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from nemo_openmath.core.errors import DamagedFile, UserError
-from nemo_openmath.models.drafter_shape import Eagle3Shape
+from nemo_openmath.models.drafter_shape import EAGLE3_ARCHITECTURE, Eagle3Shape
 
-EAGLE3_ARCHITECTURE = "LlamaForCausalLMEagle3"
 _TENSORS = "model.safetensors"
 
 

@@ -25,7 +25,7 @@ from nemo_openmath.core.records.readers import BrokenRows, data_files, read_rows
 from nemo_openmath.core.records.store import part_files
 from nemo_openmath.evaluation.sequential.capital import DecisionRule
 from nemo_openmath.evaluation.sequential.procedure import Estimand
-from nemo_openmath.inference.open import EngineConfig
+from nemo_openmath.inference.open import DRAFTER_NAMES, EngineConfig, check_drafter
 from nemo_openmath.inference.rollout.settings import RolloutSettings
 from nemo_openmath.recipe.file import GradingSettings, SandboxSettings
 from nemo_openmath.synthesis.problems.read import ReadFilesConfig, ReadProblems
@@ -150,7 +150,14 @@ def _resolved(name: str, side: Side, builder: Builder) -> Side:
     folder = builder.base((name, "engine", "model")) / engine.model
     if not engine.model or not folder.is_dir():
         raise builder.error((name, "engine", "model"), f"no such folder: {folder}", "name a Hugging Face folder")
-    return replace(side, engine=replace(engine, model=str(folder.resolve())))
+    drafter = engine.drafter
+    if drafter is not None and drafter not in DRAFTER_NAMES:
+        drafter = str((builder.base((name, "engine", "drafter")) / drafter).resolve())
+    try:
+        check_drafter(drafter, folder)
+    except UserError as error:
+        raise builder.error((name, "engine", "drafter"), str(error)) from error
+    return replace(side, engine=replace(engine, model=str(folder.resolve()), drafter=drafter))
 
 
 def read_benchmark(path: Path) -> list[Problem]:

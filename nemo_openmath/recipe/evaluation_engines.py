@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.inference.open import DRAFTER_NAMES
+from nemo_openmath.inference.open import DRAFTER_NAMES, check_drafter
 
 _MODES = ("cot", "tir", "genselect")
 
@@ -43,6 +43,7 @@ def engine_settings(
     settings: dict[str, Any] = {"kind": "embedded", "device": device}
     settings["dtype"] = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     if drafter is not None:
+        check_drafter(drafter, model)
         settings["drafter"] = drafter if drafter in DRAFTER_NAMES else str(Path(drafter).resolve())
     return settings | ({} if slots is None else {"slots": slots})
 

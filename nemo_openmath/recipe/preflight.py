@@ -14,6 +14,7 @@ from nemo_openmath.core.errors import MissingExtra, SystemFailure, UserError, of
 from nemo_openmath.core.records.manifest import refuse_inside_stage
 from nemo_openmath.evaluation.reports.formats import bytes_text
 from nemo_openmath.inference.http.server_pool import base_url
+from nemo_openmath.inference.open import DRAFTER_NAMES, check_drafter
 from nemo_openmath.models.devices import check_device
 from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import Recipe, shown
@@ -75,6 +76,7 @@ def files_and_settings(
             yield from caught(partial(check_model, entry, recipe.relative(name), entry.engine_setting(name)))
     if models:
         yield from _student(recipe, list(models), elsewhere)
+        yield from _drafter(recipe, list(models), output)
     yield from _sandbox(recipe)
 
 
@@ -191,6 +193,26 @@ def _student(recipe: Recipe, models: Sequence[str], elsewhere: bool) -> Iterator
             "leave it out and serve each model under the path of its folder",
         )
     yield from _unset(recipe, f"{name}.api_key_env", student.api_key_env)
+
+
+def _drafter(recipe: Recipe, models: Sequence[str], output: Path) -> Iterator[UserError]:
+    """Check what guesses tokens for ``models``. A folder of this run and a model that a stage makes are not known yet:
+    opening the engine asks again."""
+    student = recipe.student
+    if student.kind != "embedded" or student.drafter is None or student.drafter in DRAFTER_NAMES:
+        return
+    drafter = recipe.relative(student.drafter)
+    if not drafter.exists() and any(drafter.absolute() == (output / name).absolute() for name in recipe.stages):
+        return
+    there = [recipe.relative(name) for name in models if name not in recipe.stages]
+    errors = caught(partial(check_drafter, drafter, None)) or [
+        error
+        for model in there
+        if (model / "config.json").is_file()
+        for error in caught(partial(check_drafter, drafter, model))
+    ]
+    for error in errors:
+        yield recipe.error(f"{_section(recipe, 'student')}.drafter", str(error))
 
 
 def _sandbox(recipe: Recipe) -> Iterator[UserError]:

@@ -17,6 +17,8 @@ from nemo_openmath.core.errors import ExitCode, UserError
 from nemo_openmath.inference.serving.launch import ServerConfig
 from nemo_openmath.inference.serving.options import server_arguments
 from nemo_openmath.inference.serving.supervise import ServerProcess
+from nemo_openmath.recipe import load_recipe
+from nemo_openmath.recipe.preflight import preflight
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 
@@ -164,3 +166,61 @@ def test_lines_before_the_last_are_shown_where_a_server_failed_and_not_for_a_mis
     assert run(["serve", "m", "--engine", "trtllm", "--port", "0"]) is exit_code
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", lines), err
+
+
+def drafter(path: Path, **changed: object) -> Path:
+    """The folder of a drafter of BASE as far as config.json says: it has no weights, and none are read."""
+    model = json.loads((BASE / "config.json").read_text())
+    config = {"architectures": ["ReDrafter"], "hidden": model["hidden_size"], "vocab": model["vocab_size"]} | changed
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def test_a_drafter_that_is_none_of_this_model_is_refused_before_anything_is_started(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    benchmark = tmp_path / "problems.jsonl"
+    benchmark.write_text('{"problem": "1+1", "expected_answer": "2"}\n')
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "name: r\nstages:\n  problems: {run: problems.read_problems, from: {files: ./problems.jsonl}}\n"
+        f"  solutions: {{run: rollout.generate, engine: {BASE}, from: {{problems: problems}}}}\n"
+        f"  drafter: {{run: drafter.train, from: {{generations: solutions, model: {BASE}}}}}\n"
+    )
+    job = tmp_path / "job.yaml"
+    job.write_text(f"problems: problems.jsonl\nengine: {{kind: embedded, model: {BASE}}}\n")
+    sides = tmp_path / "sides.yaml"
+    side = f"{{engine: {{kind: embedded, model: {BASE}}}}}"
+    sides.write_text(f"problems: problems.jsonl\ndelta: 0.1\na: {side}\nb: {side}\n")
+    output = ["--output", str(tmp_path / "out")]
+    other, sound = drafter(tmp_path / "other", hidden=8), drafter(tmp_path / "sound")
+    head = drafter(tmp_path / "head", architectures=["LlamaForCausalLMEagle3"])
+    reasons = {
+        "nosuch": "nosuch is no folder; use ngram, none, or the folder of a drafter",
+        str(BASE): f"{BASE}/config.json: not a drafter's config.json",
+        str(head): "an EAGLE-3 head, no ReDrafter",
+        str(other): "tokens and width 8; this model has",
+    }
+
+    def said(*words: str) -> str:
+        assert run(list(words)) is ExitCode.USER_ERROR
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1), out + err
+        assert not (tmp_path / "out").exists()
+        return err
+
+    for name, reason in reasons.items():
+        assert reason in said("serve", str(BASE), "--port", "0", "--drafter", name)
+        assert reason in said("serve", str(BASE), "--port", "0", "--", f"--drafter={name}")
+        assert reason in said("solve", "--problem", "1+1", "--model", str(BASE), "--drafter", name)
+        assert reason in said("evaluate", str(BASE), "--benchmark", str(benchmark), *output, "--drafter", name)
+        err = said("recipe", "run", str(recipe), f"student.drafter={name}", *output)
+        assert "override: student.drafter: " in err
+        assert reason in err
+        assert reason in said("generate", str(job), f"engine.drafter={name}", *output)
+        assert reason in said("evaluate", "decide", str(sides), f"b.engine.drafter={name}", *output)
+    for name in ("ngram", "none", str(sound)):
+        ServerConfig(str(BASE), arguments=("--drafter", name)).check()
+    to_be_made = load_recipe(recipe, [f"student.drafter={tmp_path}/out/drafter"])  # by this run
+    preflight(to_be_made, list(to_be_made.stages), tmp_path / "out")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.embedded.compiled import LARGE_BYTES, CompiledDecoder
 from nemo_openmath.inference.embedded.decoder import Decoder
 from nemo_openmath.inference.embedded.ngrams import NgramProposer, match_length
@@ -21,9 +20,9 @@ from nemo_openmath.inference.embedded.redrafter import (
 )
 from nemo_openmath.inference.embedded.rows import RowTable
 from nemo_openmath.inference.embedded.weights import Weights
+from nemo_openmath.inference.open import NGRAM, NONE
 from nemo_openmath.models.drafters import TENSORS
 
-NONE, NGRAM = "none", "ngram"
 LONG = 6  # tokens of a match behind which nobody else is asked
 
 
@@ -67,7 +66,7 @@ def draft_source(drafter: str | Path | DraftSource | None, decoder: Decoder, wei
 
     None means ``ngram`` for a model in compiled code that does not fit a processor's cache: only the speed can change
     there, and looking for guesses takes nothing beside a pass. For others it means ``none``. Raises UserError for a
-    folder that holds no drafter of this model.
+    folder that holds no drafter of this model (:func:`check_drafter` knows most of it before weights are read).
     """
     if isinstance(drafter, DraftSource):
         return drafter
@@ -79,8 +78,6 @@ def draft_source(drafter: str | Path | DraftSource | None, decoder: Decoder, wei
     if drafter == NGRAM:
         return DraftSource(NGRAM, NgramProposer)
     folder = Path(drafter)
-    if not folder.is_dir():
-        raise UserError(f"drafter {drafter!s} is no folder", remedy=f"use {NGRAM}, {NONE}, or the folder of a drafter")
     trained = load_drafter(folder, weights.embedding)
     length = trained.shape.draft_tokens
     search: Search

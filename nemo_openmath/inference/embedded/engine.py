@@ -36,6 +36,7 @@ from nemo_openmath.inference.embedded.text import Detokenizer, StopTable, TextSt
 from nemo_openmath.inference.embedded.torch_decoder import TorchDecoder
 from nemo_openmath.inference.embedded.weights import load_weights
 from nemo_openmath.inference.free_memory import Free, free_memory, show
+from nemo_openmath.inference.open import check_drafter
 from nemo_openmath.models.devices import check_device, use_steady_attention
 from nemo_openmath.models.stop_tokens import end_ids
 
@@ -116,6 +117,8 @@ class EmbeddedEngine:
         use_steady_attention(device)
         drafter_bytes = weights_bytes(drafter)
         plan = _plan(Path(model_dir), dtype, device, slots, max_context, cache_mib, prefix_cache_bytes, drafter_bytes)
+        if not isinstance(drafter, DraftSource):
+            check_drafter(drafter, Path(model_dir))
         threads = threads or torch.get_num_threads()
         tokenizer = ChatTokenizer.load(model_dir, chat=False)
         slots, tight = plan.slots, plan.cache_tokens < plan.slots * plan.max_context

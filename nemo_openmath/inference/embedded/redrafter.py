@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.embedded.kernels import CDrafter, Kernels
 from nemo_openmath.inference.embedded.proposers import Proposal
 from nemo_openmath.inference.embedded.rows import RowTable
@@ -177,11 +176,5 @@ def load_drafter(folder: Path, embedding: Tensor) -> ReDrafter:
     """Read the drafter of a model with this ``embedding`` [vocab, hidden]. Raises UserError for another model's."""
     drafter = ReDrafter.load(folder)
     vocab, hidden = embedding.shape
-    if (drafter.shape.hidden, drafter.shape.vocab) != (hidden, vocab):
-        raise UserError(
-            f"a drafter of a model with {drafter.shape.vocab} tokens and width {drafter.shape.hidden}; this model has "
-            f"{vocab} and {hidden}",
-            file=folder / "config.json",
-            remedy="give a drafter that was trained on this model (drafter.train), or ngram",
-        )
+    drafter.shape.refuse_other_model(vocab, hidden, folder)
     return drafter

@@ -11,7 +11,8 @@ from pathlib import Path
 from nemo_openmath.core.errors import MissingExtra, UserError
 from nemo_openmath.core.listening import check_address
 from nemo_openmath.core.outputs import refuse_foreign_file, refuse_unwritable_file
-from nemo_openmath.inference.serving.options import NO_CHAT, ServedEngine
+from nemo_openmath.inference.open import check_drafter
+from nemo_openmath.inference.serving.options import NO_CHAT, ServedEngine, drafter_of
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class ServerConfig:
                     file=folder,
                     remedy=f"add chat_template.jinja of the model's instruct version, or serve with {NO_CHAT}",
                 )
+            check_drafter(drafter_of(self.arguments), folder)
 
 
 def server_command(config: ServerConfig, port: int) -> list[str]:

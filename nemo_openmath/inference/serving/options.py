@@ -58,6 +58,14 @@ def server_arguments(
     return tuple(behind)
 
 
+def drafter_of(arguments: Sequence[str]) -> str | None:
+    """Return the ``--drafter`` among the arguments of an embedded engine's server (:func:`server_arguments`)."""
+    parser = _Parser(add_help=False, allow_abbrev=False, prog="")
+    add_embedded_options(parser)
+    drafter: str | None = parser.parse_args(list(arguments)).drafter
+    return drafter
+
+
 def _words(options: argparse.Namespace) -> list[str]:
     words: list[str] = []
     for name in EMBEDDED_OPTIONS:
