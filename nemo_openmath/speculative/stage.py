@@ -22,9 +22,9 @@ from nemo_openmath.core.errors import OpenMathError, UserError
 from nemo_openmath.core.records import Generation
 from nemo_openmath.core.records.lineage import Lineage, digest_tree
 from nemo_openmath.core.stage import RUNTIME, Stage, StageContext
-from nemo_openmath.models.configs import ModelConfig
 from nemo_openmath.models.devices import DeviceChoice
 from nemo_openmath.models.drafter_shape import DraftForm, Recurrence, refuse_few_layers
+from nemo_openmath.models.hf_config import describe
 from nemo_openmath.speculative.acceptance import Acceptance
 from nemo_openmath.speculative.settings import DrafterSettings
 from nemo_openmath.speculative.texts import Texts, read_texts
@@ -44,8 +44,8 @@ class DrafterConfig:
     layers: NonNegativeInt = 2
     """Residual blocks of a ReDrafter's head."""
     draft_vocab: NonNegativeInt = 0
-    """Tokens that may be guessed: those that the model wrote most. 0: all, as the paper. On a CPU the head of 152,000
-    tokens costs a quarter of a pass of a 0.5B model, for each guess: 8192 are enough there."""
+    """Tokens that may be guessed: those that the model wrote most, fewer than it has. 0: all, as the paper. On a CPU
+    the head of 152,000 tokens costs a quarter of a pass of a 0.5B model, for each guess: 8192 are enough there."""
     recurrence: Recurrence = "silu"
     """Of a ReDrafter. ``linear``: its state has no activation and no bias, which is what TensorRT-LLM's engines
     compute. ``silu`` is the form of its paper."""
@@ -104,8 +104,12 @@ class TrainDrafter(Stage[DrafterConfig]):
 
     def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
         for model in inputs.get("model", ()):
+            described = describe(model)
             if self.config.form == "eagle3":
-                refuse_few_layers(ModelConfig.from_hf(model).num_hidden_layers, model)
+                refuse_few_layers(described.num_hidden_layers, model)
+            if (rows := self.config.draft_vocab) >= described.vocab_size:
+                problem = f"draft_vocab {rows} is no part of the model's {described.vocab_size} tokens"
+                raise UserError(problem, file=model, remedy="choose fewer; 0 means all")
 
     async def run(self, context: StageContext) -> None:
         stopped = threading.Event()
@@ -123,6 +127,7 @@ class TrainDrafter(Stage[DrafterConfig]):
         from nemo_openmath.speculative.train import train
 
         texts, settings, model = self._texts(context), self._settings(context.seed), context.only("model")
+        self.check({"model": [model]})  # one that a stage made was not there when the run began
         base = load_base(model, settings, self.config.device)
         kind = Eagle3Training(base) if self.config.form == "eagle3" else RedrafterTraining(base)
         note = _Notes(context, stopped)
@@ -213,6 +218,8 @@ class _Notes:
         if self._stopped.is_set():
             raise OpenMathError(f"{self._context.name}: stopped")
         if not self._begun:
+            if step > 1:
+                self._context.progress.log(f"goes on at step {step} of {steps}: its newest save is of step {step - 1}")
             self._context.progress.begin(steps, step - 1)
             self._begun = True
         self._context.progress.advance(1, f"loss {loss:.3f}{self._accepted}")

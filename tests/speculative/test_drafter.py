@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +264,46 @@ def test_the_stage_makes_an_eagle3_head(tmp_path: Path, tokenizer: ChatTokenizer
         stage.check({"model": [shallow]})
     with pytest.raises(ValueError, match="layers and recurrence are of a redrafter"):
         DrafterConfig(form="eagle3", recurrence="linear")
+
+
+def test_a_training_says_where_it_goes_on_and_which_vocabulary_is_none(
+    tmp_path: Path, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    qwen2(tokenizer.vocab_size).save_pretrained(model)
+    for file in tokenizer.folder.glob("tokenizer*"):
+        shutil.copy(file, model)
+    inputs = {"generations": [generations(tmp_path / "solutions", tokenizer, 10)], "model": [model], "held_out": []}
+
+    class Killed(Exception):
+        pass
+
+    def run(at: int, **settings: Any) -> list[str]:
+        """Train until step ``at``, each step being saved, and return what was said."""
+        context, said, done = stage_context(inputs, tmp_path / "drafter"), list[str](), count(1)
+
+        def advance(*_: object) -> None:
+            if next(done) == at:
+                raise Killed
+
+        monkeypatch.setattr(context.progress, "log", said.append)
+        monkeypatch.setattr(context.progress, "advance", advance)
+        settings |= {"batch_tokens": 100, "held_out": 0.3, "save_minutes": 1e-9, "epochs": 5}
+        with contextlib.suppress(Killed):
+            asyncio.run(TrainDrafter(DrafterConfig(**settings)).run(context))
+        return [line for line in said if "goes on" in line]
+
+    assert run(3) == []
+    (said,) = run(10**6)
+    assert re.fullmatch(r"goes on at step 4 of \d+: its newest save is of step 3", said)
+    size = tokenizer.vocab_size
+    for rows in (size, 10 * size):
+        with pytest.raises(
+            UserError, match=f"model: draft_vocab {rows} is no part of the model's {size} tokens; .*0 means all"
+        ):
+            run(10**6, draft_vocab=rows)
+    for rows in (0, size - 1):
+        TrainDrafter(DrafterConfig(draft_vocab=rows)).check({"model": [model]})
 
 
 def test_nothing_to_train_on_is_said(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
