@@ -35,13 +35,21 @@ class TimeBank:
         if self.base <= 0 or self.most < 0 or self.reserve < 0 or (self.total is not None and self.total <= 0):
             raise ValueError("the base time and the total must be above 0, the draw and the reserve not below")
 
+    @property
+    def kept(self) -> float:
+        """Seconds that are kept for each problem that is still to come."""
+        return min(self.base, self.reserve)
+
+    def least_total(self, problems: int) -> float:
+        """Return the seconds that a contest of so many problems needs to keep for each what is said; of one, 0."""
+        return self.kept * problems if problems > 1 else 0.0
+
     def allowance(self, others: int = 0) -> float:
         """Return the seconds that the next problem may take. ``others``: problems that come after it."""
-        kept = min(self.base, self.reserve)
-        seconds = max(self.base + min(self.saved, self.most), kept)
+        seconds = max(self.base + min(self.saved, self.most), self.kept)
         if self.total is not None:
             left = max(0.0, self.total - self.spent)
-            seconds = min(seconds, max(left - kept * others, left / (others + 1)))
+            seconds = min(seconds, max(left - self.kept * others, left / (others + 1)))
         return seconds
 
     def spend(self, seconds: float) -> None:

@@ -60,6 +60,11 @@ class CompeteConfig:
     solver: SolverSettings = field(default_factory=SolverSettings)
     """How each problem is solved."""
 
+    def bank(self, problems: int) -> TimeBank:
+        """Return the bank of a contest of so many problems."""
+        total = self.base_seconds * max(1, problems) if self.total_seconds is None else self.total_seconds
+        return TimeBank(self.base_seconds, self.bank_seconds, total=total, reserve=self.reserve_seconds)
+
 
 class Compete(Stage[CompeteConfig]):
     """Problem -> its one submitted answer, judged, and the attempts behind it. Answers depend on the machine's speed,
@@ -137,8 +142,12 @@ class Contest:
         )
         if line := sameness(solver.means, config.solver.batch, context.seed):
             context.progress.log(line)
-        total = config.base_seconds * max(1, problems) if config.total_seconds is None else config.total_seconds
-        bank = TimeBank(config.base_seconds, config.bank_seconds, total=total, reserve=config.reserve_seconds)
+        bank = config.bank(problems)
+        if (bank.total or 0.0) < (least := bank.least_total(problems)):
+            context.progress.log(
+                f"{bank.total:g} s for {problems} problems are less than the {bank.kept:g} s that each keeps, "
+                f"{least:g} in all: none is sure of more than its share"
+            )
         return cls(solver, grader, config, bank, context, problems, clock.now())
 
     def recall(self, submission: Generation) -> None:

@@ -25,13 +25,19 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a value came from: ``default``, ``override``, or a file and its line."""
+    """Where a value came from: ``default``, ``override``, an option of the command line, or a file and its line."""
 
     file: str
     line: int | None = None
 
     def __str__(self) -> str:
         return self.file if self.line is None else f"{self.file}:{self.line}"
+
+    def error(self, name: str, problem: str, remedy: str = "") -> UserError:
+        """Return an error about what was written here. ``name``: what files call it; an option has a name of its
+        own."""
+        said = problem if self.file.startswith("--") else f"{name}: {problem}"
+        return UserError(said, file=self.file, row=self.line, remedy=remedy)
 
 
 DEFAULT = Origin("default")
@@ -207,7 +213,7 @@ class Builder:
         name = ".".join(self.written(key)) or "recipe"
         if origin is not OVERRIDE and key and (overridden := self.overridden(key)):
             name += f" (with override {', '.join(overridden)})"
-        return UserError(f"{name}: {problem}", file=origin.file, row=origin.line, remedy=remedy)
+        return origin.error(name, problem, remedy)
 
     def overridden(self, key: Key) -> tuple[str, ...]:
         """Return the settings below ``key`` that overrides gave, as far as they have been read."""

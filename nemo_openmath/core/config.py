@@ -101,6 +101,11 @@ class Source:
         else:
             at[key[-1]] = parsed
 
+    def rename(self, key: Key, origin: Origin) -> None:
+        """Say that ``key`` and what lies below it were written elsewhere: a command wrote this file for somebody."""
+        for at in [at for at in self._origins if at[: len(key)] == key]:
+            self._origins[at] = origin
+
     def _forget(self, key: Key) -> None:
         """Forget where ``key`` and what lies below it were written."""
         self._origins = {k: o for k, o in self._origins.items() if k[: len(key)] != key}

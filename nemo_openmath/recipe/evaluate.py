@@ -29,6 +29,7 @@ from nemo_openmath.data.records.stored import RecordFolder
 from nemo_openmath.evaluation.reports.console import results_table
 from nemo_openmath.evaluation.reports.formats import apart_lines, mode_name
 from nemo_openmath.evaluation.stage import RESULTS
+from nemo_openmath.recipe.evaluation_engines import ENGINE_OPTIONS
 from nemo_openmath.recipe.evaluation_time import look_ahead
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.selection import StageSelection
@@ -37,6 +38,29 @@ from nemo_openmath.recipe.written import write_recipe
 
 RECIPE = "evaluate.yaml"
 SOLVING = (Mode.COT, Mode.TIR)
+OPTIONS = ENGINE_OPTIONS | {
+    "teacher.url": "--judge",
+    "teacher.model": "--judge-model",
+    "teacher.tokenizer": "--judge-tokenizer",
+    "problems.select.limit": "--limit",
+    "rollout.generate.samples": "--samples",
+    "rollout.generate.temperature": "--temperature",
+    "rollout.generate.top_p": "--top-p",
+    "rollout.generate.max_tokens": "--tokens",
+    "rollout.generate.budgets": "--code-calls",
+    "rollout.generate.tool_format": "--tool-format",
+    "rollout.generate.prompt": "--prompt",
+    "judging.judge.engine": "--judge",
+    "judging.judge.votes": "--judge-votes",
+    "judging.judge.attempts": "--judge-attempts",
+    "genselect.groups.sizes": "--candidates",
+    "genselect.groups.groups": "--rounds",
+    "genselect.select.temperature": "--temperature",
+    "genselect.select.top_p": "--top-p",
+    "genselect.select.max_tokens": "--select-tokens",
+    "genselect.select.prompt": "--prompt",
+}
+"""What the command line calls the settings of the recipe (:func:`write_recipe`)."""
 _NAME = re.compile(r"[^A-Za-z0-9]+")
 
 
@@ -269,7 +293,7 @@ def _solutions_in(path: Path, benchmark: str) -> list[Path]:
 async def evaluate(request: EvaluateRequest) -> None:
     """Evaluate, or go on with it, and print the results."""
     content, sources = recipe_of(request)
-    run = Run(write_recipe(content, request.output, RECIPE), request.output)
+    run = Run(write_recipe(content, request.output, RECIPE, OPTIONS), request.output)
     kinds = ("problems.read_problems", "problems.select")
     if readers := [name for name, entry in run.recipe.stages.items() if entry.stage.kind in kinds]:
         await run.execute(StageSelection(until=readers[-1], replace=request.replace))

@@ -7,8 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.inference.http.server_pool import base_url
 from nemo_openmath.inference.open import DRAFTER_NAMES, check_drafter
+from nemo_openmath.models.devices import check_device
 
+ENGINE_OPTIONS = {
+    "seed": "--seed",
+    "student.device": "--device",
+    "student.dtype": "--dtype",
+    "student.slots": "--slots",
+    "student.drafter": "--drafter",
+    "student.urls": "--server",
+    "student.model": "--model",
+    "student.api": "--api",
+    "sandbox.workers": "--sandbox-workers",
+    "grading.workers": "--workers",
+}
+"""What the command line calls settings of the engine and of what serves it (:func:`.written.write_recipe`)."""
 _MODES = ("cot", "tir", "genselect")
 
 
@@ -31,6 +46,8 @@ def engine_settings(
     if not urls and not (model / "config.json").is_file():
         raise UserError("no model here (config.json is missing)", file=model, remedy="name a Hugging Face directory")
     if urls:
+        for url in urls:
+            base_url(url)
         if served is None:
             raise UserError("--server is given, and --model is not", remedy="give the name that the server knows")
         if drafter is not None:
@@ -40,6 +57,10 @@ def engine_settings(
         raise UserError("--model and --api are of a server", remedy="give --server, or leave them out")
     if device == "auto":
         device = "cuda" if _has_gpu() else "cpu"
+    try:
+        check_device(device)
+    except UserError as error:
+        raise UserError(error.problem, file="--device", remedy=error.remedy) from error
     settings: dict[str, Any] = {"kind": "embedded", "device": device}
     settings["dtype"] = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     if drafter is not None:

@@ -24,7 +24,7 @@ its own, and ``allow_empty: true`` where leaving nothing is no mistake. ``note: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -130,8 +130,7 @@ class Recipe:
     def error(self, setting: str, problem: str, remedy: str = "") -> UserError:
         """Return an error that names a setting (``teacher.url``) and where its value comes from: a line of the file, or
         of one that it extends, or an override."""
-        origin = self.origin(tuple(setting.split(".")))
-        return UserError(f"{setting}: {problem}", file=origin.file, row=origin.line, remedy=remedy)
+        return self.origin(tuple(setting.split("."))).error(setting, problem, remedy)
 
     def written(self, entry: StageEntry) -> str:
         """Return the name under which the file says a stage: that of a loop has one for all iterations."""
@@ -216,16 +215,21 @@ class RecipeSettings:
     them, and counts them among its drops. ``0`` allows none: one that fails ends the run, to be tried again."""
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = (), here: Path = Path()) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), here: Path = Path(), options: Mapping[Key, str] | None = None
+) -> Recipe:
     """Read and check a recipe file.
 
-    ``overrides`` are ``a.b=value``, and paths in them are relative to ``here``. The kinds of stages are those of the
-    product (registry.py) and what else was registered before.
+    ``overrides`` are ``a.b=value``, and paths in them are relative to ``here``. ``options``: what settings are called
+    on the command line that the file was written from, for errors; their paths are absolute. The kinds of stages are
+    those of the product (registry.py) and what else was registered before.
 
     Raises UserError naming file, line, setting and remedy; where several stages are wrong, it lists them.
     """
     register_stages()
     source = Source.read(path, overrides)
+    for key, option in (options or {}).items():
+        source.rename(key, Origin(option))
     path = source.path if source.snapshot is None else source.snapshot.of
     data = {k: v for k, v in source.data.items() if not k.startswith("x-")}  # x-...: a place for YAML anchors
     builder = Builder(source.origin, Path(path).parent, here, settings_types(), source.taken_out)

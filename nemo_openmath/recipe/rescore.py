@@ -23,9 +23,26 @@ from nemo_openmath.data.records.stored import RecordFolder
 from nemo_openmath.evaluation.rescore.changes_stage import CHANGES
 from nemo_openmath.evaluation.rescore.console import change_lines, metric_table, turn_lines, verdict_table
 from nemo_openmath.recipe.lineage.run_stages import RunStages
-from nemo_openmath.recipe.written import run_written
+from nemo_openmath.recipe.runner import Run
+from nemo_openmath.recipe.selection import StageSelection
+from nemo_openmath.recipe.written import write_recipe
 
 RECIPE = "rescore.yaml"
+OPTIONS = {
+    "grading.workers": "--workers",
+    "grading.time_limit": "--time-limit",
+    "evaluation.rescore.take_modulo": "--modulo",
+    "evaluation.rescore.max_tokens": "--tokens",
+    "evaluation.rescore.tokenizer": "--tokenizer",
+    "evaluation.rescore.samples": "--samples",
+    "evaluation.rescore.modes": "--mode",
+    "evaluation.rescore.where": "--where",
+    "evaluation.rescore.from.problems": "--problems",
+    "evaluation.rescore.from.judged": "--judge",
+    "evaluation.changes.ks": "--k",
+    "solutions.read_generations.model": "--model",
+}
+"""What the command line calls the settings of the recipe (:func:`write_recipe`)."""
 _MEASURING = ("evaluation.metrics", "evaluation.changes")
 
 
@@ -154,7 +171,8 @@ def _may_hold(folder: Path, modes: Sequence[str]) -> bool:
 async def rescore(request: RescoreRequest) -> None:
     """Score generations again, and print what changed."""
     sets = sets_of_modes(generation_sets(request.folders), request.settings.get("modes"))
-    await run_written(recipe_of(request, sets), request.output, RECIPE, replace=request.replace)
+    run = Run(write_recipe(recipe_of(request, sets), request.output, RECIPE, OPTIONS), request.output)
+    await run.execute(StageSelection(replace=request.replace))
     console = Console()
     for group in sets:
         path = request.output / group.stage("changes") / CHANGES

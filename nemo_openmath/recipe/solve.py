@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nemo_openmath.competition.serving.settings import SOLVER_OPTIONS
+from nemo_openmath.competition.stage import Compete
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.grader import Verdict
 from nemo_openmath.core.records import Generation, Mode, Problem, content_id, read_records
@@ -26,10 +28,23 @@ from nemo_openmath.core.records.notes import Submission
 from nemo_openmath.core.records.store import part_files
 from nemo_openmath.evaluation.share import ShareOfRight
 from nemo_openmath.recipe import identity
-from nemo_openmath.recipe.written import run_written
+from nemo_openmath.recipe.evaluation_engines import ENGINE_OPTIONS
+from nemo_openmath.recipe.runner import Run
+from nemo_openmath.recipe.selection import StageSelection
+from nemo_openmath.recipe.written import write_recipe
 
 RECIPE = "solve.yaml"
 PROBLEMS, SOLVED = "problems", "solved"
+OPTIONS = ENGINE_OPTIONS | {
+    "competition.solve.engine": "--model",
+    "competition.solve.mode": "--mode",
+    "competition.solve.prompt": "--prompt",
+    "competition.solve.base_seconds": "--base-seconds",
+    "competition.solve.bank_seconds": "--bank-seconds",
+    "competition.solve.total_seconds": "--total-seconds",
+    **{f"competition.solve.solver.{setting}": option for setting, option in SOLVER_OPTIONS.items()},
+}
+"""What the command line calls the settings of the recipe (:func:`write_recipe`)."""
 _QUESTION = ".question.jsonl"  # hidden: it is no part of what was made
 
 
@@ -124,8 +139,13 @@ def _written(question: str, output: Path) -> Path:
 
 async def _run(request: SolveRequest, problems: Path, output: Path) -> None:
     content = recipe_of(request, problems)
-    await run_written(content, output, RECIPE, replace=request.replace)
-    folder = output / PROBLEMS if PROBLEMS in content["stages"] else problems
+    run = Run(write_recipe(content, output, RECIPE, OPTIONS), output)
+    folder = output / PROBLEMS if PROBLEMS in run.recipe.stages else problems
+    if request.contest.get("total_seconds") is not None:
+        if PROBLEMS in run.recipe.stages:
+            await run.execute(StageSelection(until=PROBLEMS, replace=request.replace))
+        _refuse_short(run, sum(1 for _ in read_records(folder, Problem)))
+    await run.execute(StageSelection(replace=request.replace))
     solved = solved_problems(folder, output / SOLVED, request.seed)
     if isinstance(request.problems, Path):
         print_solved(Console(width=None if Console().is_terminal else 120), solved, output)
@@ -133,6 +153,19 @@ async def _run(request: SolveRequest, problems: Path, output: Path) -> None:
     print("\n".join(question_lines(solved[0])))
     if request.output is not None:
         print(f"all of it: {output}")
+
+
+def _refuse_short(run: Run, problems: int) -> None:
+    """Raise UserError where the whole time is less than what is kept for the problems."""
+    stage = run.recipe.entry(SOLVED).stage
+    assert isinstance(stage, Compete)
+    bank = stage.config.bank(problems)
+    assert bank.total is not None
+    if bank.total < (least := bank.least_total(problems)):
+        raise UserError(
+            f"--total-seconds {bank.total:g} are too few for {problems} problems: {bank.kept:g} s are kept for each",
+            remedy=f"choose {least:g} or more, or --base-seconds {0.99 * bank.total / problems:.3g} or less",
+        )
 
 
 def solved_problems(problems: Path, solved: Path, seed: int) -> list[SolvedProblem]:

@@ -44,7 +44,7 @@ class StageEntry:
         name = f"stages.{self.name}" + (f".{setting}" if setting else "")
         if not setting and self.overridden and origin is not OVERRIDE:
             name += f" (with override {', '.join(self.overridden)})"
-        return UserError(f"{name}: {problem}", file=origin.file, row=origin.line, remedy=remedy)
+        return origin.error(name, problem, remedy)
 
     def engine_setting(self, engine: str) -> str:
         """Return the setting that names an engine."""

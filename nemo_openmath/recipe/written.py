@@ -1,21 +1,26 @@
-"""A recipe that a command writes into its output folder and runs: what was done stands there, and can be run again."""
+"""A recipe that a command writes into its output folder: what was done stands there, and can be run again."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from nemo_openmath.core.build import Key
 from nemo_openmath.core.errors import UserError, of_the_system
 from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import Recipe, load_recipe
-from nemo_openmath.recipe.runner import Run
-from nemo_openmath.recipe.selection import StageSelection
+
+Options = Mapping[str, str]
+"""Setting -> option. A setting of a stage stands below its kind, as ``rollout.generate.top_p``: it is that of every
+stage of the kind. Others are named as in the file."""
 
 
-def write_recipe(content: dict[str, Any], output: Path, name: str) -> Recipe:
-    """Write a recipe as ``name`` into a run's folder, whole or not at all, and load it.
+def write_recipe(content: dict[str, Any], output: Path, name: str, options: Options) -> Recipe:
+    """Write a recipe as ``name`` into a run's folder, whole or not at all, and load it. ``options``: what its settings
+    are called by whom an error tells of them, who has not written this file.
 
     Raises UserError where the folder holds something else, and where the recipe is wrong.
     """
@@ -32,11 +37,13 @@ def write_recipe(content: dict[str, Any], output: Path, name: str) -> Recipe:
         temporary.replace(path)
     except OSError as error:
         raise of_the_system(error, output) or error from error
-    return load_recipe(path)
+    return load_recipe(path, options=dict(_keys(content, options)))
 
 
-async def run_written(content: dict[str, Any], output: Path, name: str, *, replace: bool = False) -> Run:
-    """Write a recipe into a run's folder and run it: what of it is done stays."""
-    run = Run(write_recipe(content, output, name), output)
-    await run.execute(StageSelection(replace=replace))
-    return run
+def _keys(content: dict[str, Any], options: Options) -> Iterator[tuple[Key, str]]:
+    yield (), "the command line"
+    for setting, option in options.items():
+        yield tuple(setting.split(".")), option
+        for name, stage in content["stages"].items():
+            if setting.startswith(f"{stage['run']}."):
+                yield ("stages", name, *setting.removeprefix(f"{stage['run']}.").split(".")), option

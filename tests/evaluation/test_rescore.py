@@ -319,3 +319,24 @@ def test_ungraded_generations_are_graded_and_have_no_before(tmp_path: Path, pool
     assert (told["not_graded_before"], told["metrics"], told["problems"]) == (1, [], [])
     assert (tmp_path / "changes/out/after/results.json").is_file()
     assert not (tmp_path / "changes/out/before").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--time-limit", "0"], "openmath: --time-limit: 0.0 is out of range; choose more than 0"),
+        (["--tokens", str(1 << 63)], "openmath: --tokens: 9223372036854775808 is beyond 64 bits"),
+        (
+            ["--grader", "exact", "--modulo", "7"],
+            "openmath: the command line: stages.rescored: take_modulo: texts have no",
+        ),
+    ],
+)
+def test_a_value_out_of_range_is_named_by_its_option(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "output-rs0.jsonl"
+    file.write_text('{"problem": "Half of 1?", "expected_answer": "1/2", "generation": "So \\\\boxed{0.5}."}\n')
+    line = ["evaluate", "rescore", str(file), "--output", str(tmp_path / "out"), "--model", "theirs", *words]
+    assert command(line) is ExitCode.USER_ERROR
+    assert message in capsys.readouterr().err

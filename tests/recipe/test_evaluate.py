@@ -73,6 +73,27 @@ def test_what_does_not_go_together_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--temperature", "-1"], "--temperature: -1.0 is out of range; choose 0 or more"),
+        (["--top-p", "2"], "--top-p: 2.0 is out of range"),
+        (["--device", "tpu"], "--device: no device 'tpu'"),
+        (["--seed", str(1 << 63)], "--seed: 9223372036854775808 is beyond 64 bits"),
+        (["--mode", "genselect", "--mode", "cot", "--select-tokens", str(1 << 63)], "--select-tokens: 92"),
+        (["--server", "ftp://x", "--model", "m"], "not a server URL: 'ftp://x'"),
+    ],
+)
+def test_a_value_out_of_range_is_named_by_its_option(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe that the command writes is none of the user's files."""
+    line = ["evaluate", BASE, "--benchmark", str(EASY), "--output", str(tmp_path / "out"), "--samples", "1", *words]
+    assert command(line) is ExitCode.USER_ERROR
+    assert message in (said := capsys.readouterr().err)
+    assert "evaluate.yaml:" not in said
+
+
 def test_servers_that_are_away_are_known_before_anything_is_generated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ import yaml
 from rich.console import Console
 
 from nemo_openmath.cli.main import run as command
+from nemo_openmath.competition.bank import TimeBank
 from nemo_openmath.competition.serving.settings import SolverChoices
 from nemo_openmath.core.engine import Finish
 from nemo_openmath.core.errors import ExitCode, UserError
@@ -70,8 +71,16 @@ def test_one_question_leaves_nothing_where_no_output_is_named(
         ([__file__], "a file of problems needs --output DIR"),
         (["--problem", " "], "the question is empty"),
         (["--problem", "y", "--agree", "3"], "3 solutions that agree cannot be in a batch of 2"),
+        (
+            ["--problem", "y", "--base-seconds", "0"],
+            "openmath: --base-seconds: 0.0 is out of range; choose more than 0",
+        ),
+        (["--problem", "y", "--total-seconds", "0"], "openmath: --total-seconds: 0.0 is out of range"),
+        (["--problem", "y", "--device", "tpu"], "openmath: --device: no device 'tpu'"),
+        (["--problem", "y", "--code-calls", str(1 << 63)], "openmath: --code-calls: 9223372036854775808 is beyond"),
+        (["--problem", "y", "--seed", str(1 << 63)], "openmath: --seed: 9223372036854775808 is beyond 64 bits"),
         (["--problem", "y", "--base-seconds", "nan"], "not a number of seconds: 'nan'"),
-        (["--problem", "y", "--temperature", "-1"], "rollout.temperature: -1.0 is out of range"),
+        (["--problem", "y", "--temperature", "-1"], "openmath: --temperature: -1.0 is out of range"),
         (["--problem", "y", "--tokenizer", BASE], "--tokenizer is of a model on a server"),
         (["--problem", "y", "--server", "http://127.0.0.1:1"], "--server is given, and --tokenizer is not"),
     ],
@@ -82,6 +91,27 @@ def test_what_does_not_go_together_is_refused(
     with contextlib.suppress(SystemExit):  # of argparse
         assert command(["solve", *QUICK, *words]) is ExitCode.USER_ERROR
     assert message in capsys.readouterr().err
+
+
+def test_a_total_in_which_nothing_can_be_solved_names_the_least(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, output = tmp_path / "problems.jsonl", str(tmp_path / "out")
+    file.write_text("".join(f'{{"problem": "{n} + 1?"}}\n' for n in range(24)))
+    line = ["solve", str(file), *QUICK, "--output", output, "--total-seconds"]
+    assert command([*line, "1"]) is ExitCode.USER_ERROR
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == (
+        "openmath: --total-seconds 1 are too few for 24 problems: 5 s are kept for each; choose 120 or more, "
+        "or --base-seconds 0.0413 or less"
+    )
+    assert not (tmp_path / "out" / "solved").exists()
+    for words in (["119.9"], ["1", "--base-seconds", "0.042"]):
+        assert command([*line, *words]) is ExitCode.USER_ERROR
+    banks = [
+        (TimeBank(base, total=total, reserve=10.0), n) for base, total, n in ((5, 120, 24), (0.0413, 1, 24), (5, 1, 1))
+    ]
+    assert all((bank.total or 0) >= bank.least_total(n) for bank, n in banks)
 
 
 def test_a_policy_file_lies_below_the_command_line(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.competition.solver import SolverSettings
-from nemo_openmath.core.build import Builder, Origin
+from nemo_openmath.core.build import Builder, Key, Origin
 from nemo_openmath.core.config import Source
 from nemo_openmath.core.errors import UserError
 
@@ -15,6 +15,17 @@ BATCH, AGREE = 16, 4  # paper section 6.3.3
 TEMPERATURE = 0.7
 """Of solutions. The paper's are greedy, on an engine that left something to chance (section 6.3.2); on one that leaves
 nothing, greedy solutions of a batch are copies."""
+SOLVER_OPTIONS = {
+    "batch": "--batch",
+    "agree": "--agree",
+    "answers": "--modulo",
+    "rollout.temperature": "--temperature",
+    "rollout.top_p": "--top-p",
+    "rollout.max_tokens": "--tokens",
+    "rollout.budgets": "--code-calls",
+    "rollout.tool_format": "--tool-format",
+}
+"""What the command line calls settings of the solver."""
 
 
 @dataclass(frozen=True)
@@ -56,4 +67,8 @@ class SolverChoices:
         return source.data
 
     def _build(self, content: dict[str, Any]) -> SolverSettings:
-        return Builder(lambda _: Origin("the command line")).build(SolverSettings, content)
+        def origin(key: Key) -> Origin:
+            names = (".".join(key[:n]) for n in range(len(key), 0, -1))
+            return Origin(next((SOLVER_OPTIONS[name] for name in names if name in SOLVER_OPTIONS), "the command line"))
+
+        return Builder(origin).build(SolverSettings, content)

@@ -96,8 +96,7 @@ class PlannedLaunch:
 
     def error(self, key: Key, problem: str, remedy: str) -> UserError:
         """Return an error that names a setting of the cluster file and the line where it was written."""
-        origin = self.origin(key)
-        return UserError(f"{'.'.join(key)}: {problem}", file=origin.file, row=origin.line, remedy=remedy)
+        return self.origin(key).error(".".join(key), problem, remedy)
 
     def layer(self, job: SlurmJob, *names: str) -> Key:
         """Return the setting of the cluster file that says, last of all, one of these numbers of a job."""
